@@ -1,0 +1,1 @@
+"""The control API: one file per noun, over one table of routes."""

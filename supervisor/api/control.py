@@ -1,0 +1,43 @@
+"""What the API needs of the daemon: the whole of it, and nothing about how it is done."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from supervisor.model.actor import Actor
+from supervisor.model.deploy import DeployRecord, Mode
+from supervisor.model.status import Status
+
+
+class Control(Protocol):
+    """The daemon, seen from the API. Every method raises `RefusedError` for what can't be done."""
+
+    def status(self) -> Status:
+        """Return everything at a glance, from memory."""
+
+    def ready(self) -> bool:
+        """Tell whether an active worker takes traffic."""
+
+    async def deploy(self, *, release: str | None, dry_run: bool, actor: Actor) -> DeployRecord:
+        """Begin a deploy, and return its record as soon as it is durable."""
+
+    async def settled(self, deploy_id: str) -> DeployRecord:
+        """Wait until the deploy has a result (not for its guard, warm time and drain)."""
+
+    async def switch(self, actor: Actor) -> DeployRecord:
+        """Go ahead with the waiting deploy; returns once it has switched, or failed to."""
+
+    async def abort(self, actor: Actor) -> DeployRecord:
+        """Give up the deploy in progress; returns once staging is stopped."""
+
+    async def rollback(self, actor: Actor) -> DeployRecord:
+        """Go back to the version before; returns once it has all the traffic."""
+
+    async def set_mode(self, mode: Mode, actor: Actor) -> Status:
+        """Set the mode durably."""
+
+    async def history(self, limit: int) -> list[DeployRecord]:
+        """Return the latest deploys, newest first."""
+
+    async def find(self, deploy_id: str) -> DeployRecord | None:
+        """Return one deploy, or None."""

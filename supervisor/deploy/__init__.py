@@ -1,0 +1,1 @@
+"""A deploy from request to end: the table, its runner, recovery and guard."""

@@ -1,0 +1,1 @@
+"""The nouns of the project: frozen, without I/O, shared by every layer above."""

@@ -1,0 +1,74 @@
+"""A deploy as it is recorded, answered and shown."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Mode(StrEnum):
+    """Whether deploys are taken. The fallback to `single` stays until an operator resets it."""
+
+    SINGLE = "single"
+    BLUEGREEN = "bluegreen"
+
+
+class Result(StrEnum):
+    """How a deploy came out, as far as its caller is concerned."""
+
+    SWITCHED = "switched"
+    AWAITING_SWITCH = "awaiting_switch"
+    DRY_RUN_PASSED = "dry_run_passed"
+    FAILED = "failed"
+    ROLLED_BACK = "rolled_back"
+    ABORTED = "aborted"
+
+
+class StepName(StrEnum):
+    """The steps of a deploy, in the order in which they come."""
+
+    PREFLIGHT = "preflight"
+    LAUNCH = "launch"
+    SMOKE = "smoke"
+    HEALTH = "health"
+    SWITCH = "switch"
+    GUARD = "guard"
+    DRAIN = "drain"
+
+
+class Step(BaseModel):
+    """One step that has ended."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: StepName
+    ok: bool
+    duration_ms: float
+    detail: dict[str, Any] = Field(
+        default_factory=dict,
+        description="The step's own findings; `message` says in words what happened.",
+    )
+
+
+class DeployRecord(BaseModel):
+    """A deploy from its request on; the answer to every call that concerns one."""
+
+    model_config = ConfigDict(frozen=True)
+
+    deploy_id: str
+    result: Result | None = Field(description="null while the deploy is in progress.")
+    dry_run: bool
+    release: str | None = Field(description="The named release, or null for the worker directory.")
+    version: str | None = Field(description="null until preflight has looked it up.")
+    active_port: int
+    staging_port: int
+    steps: list[Step]
+    reason: str | None = Field(description="Why it came out as it did, in words.")
+    phase: str = Field(description="Where it is now; `ended` once nothing more will happen.")
+    started_ts: datetime
+    ended_ts: datetime | None = Field(
+        description="When the last of it (guard, warm time and drain included) was over."
+    )

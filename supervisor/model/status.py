@@ -1,0 +1,58 @@
+"""The daemon's state at one moment, as `GET /deploy/status` answers it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from supervisor.model.deploy import DeployRecord, Mode
+from supervisor.model.slot import SlotView
+
+
+class Suggestion(BaseModel):
+    """Something an operator should know about, and what to do about it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    code: str
+    message: str
+    action: str
+
+
+class Traffic(BaseModel):
+    """Who carries the public port's connections, and to which slot."""
+
+    model_config = ConfigDict(frozen=True)
+
+    plane: str = Field(
+        description="`kernel`: workers accept by themselves; `relay`: the daemon copies bytes; "
+        "`none`: there is no public port."
+    )
+    weights: dict[str, float] = Field(description="Share of new connections per slot.")
+
+
+class Status(BaseModel):
+    """Everything at a glance."""
+
+    model_config = ConfigDict(frozen=True)
+
+    mode: Mode
+    active_port: int
+    staging_port: int
+    public_port: int | None = Field(description="null when `PUBLIC_PORT=0` turned it off.")
+    health_score: int | None = Field(
+        description="0 to 100; null in this version, which does not compute it yet."
+    )
+    version: str | None = Field(description="The version of the active instance.")
+    channel: str
+    last_deploy: DeployRecord | None
+    canary_stats: dict[str, Any] | None = Field(
+        description="null in this version, which has no feature canaries yet."
+    )
+    fallback_suggestions: list[Suggestion]
+    slots: list[SlotView]
+    traffic: Traffic
+    deploy_in_progress: str | None = Field(
+        description="The id of the deploy in progress, or null."
+    )

@@ -1,0 +1,1 @@
+"""Questions asked of a worker before and while it serves."""

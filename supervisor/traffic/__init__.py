@@ -1,0 +1,1 @@
+"""Where connections go: the listening sockets, the steering program, the relay."""

@@ -1,0 +1,1 @@
+"""The worker processes: how one is launched, kept alive, and stopped."""

@@ -1,0 +1,39 @@
+"""All that worker and supervisor must agree on, and the only thing both sides import.
+
+Standard library only: this file travels into applications' own environments.
+"""
+
+from __future__ import annotations
+
+# Environment of an instance.
+ENV_SLOT = "ATLAS_SLOT"
+ENV_PORT = "ATLAS_PORT"
+ENV_INSTANCE = "ATLAS_INSTANCE"
+ENV_VERSION = "ATLAS_VERSION"
+ENV_CHANNEL = "ATLAS_CHANNEL"
+ENV_STATE_DIR = "ATLAS_STATE_DIR"
+ENV_SUPERVISOR_SOCKET = "ATLAS_SUPERVISOR_SOCKET"
+ENV_DRAIN_TIMEOUT = "ATLAS_DRAIN_TIMEOUT_SECONDS"
+ENV_STAGING_URL = "ATLAS_STAGING_URL"  # smoke commands only
+ENV_NOTIFY_SOCKET = "NOTIFY_SOCKET"
+
+# Socket activation, as systemd defines it.
+LISTEN_FDS_START = 3
+LISTEN_FDNAMES = ("public", "private")
+
+# Notifications (sd_notify lines). The kit adds the second to its READY=1: it is how the
+# supervisor knows that this worker gives up its keep-alive clients when it is no longer active.
+NOTIFY_READY = "READY=1"
+NOTIFY_KIT = "X_ATLAS_KIT=1"
+NOTIFY_STOPPING = "STOPPING=1"
+
+# Files in STATE_DIR.
+STATE_FILE = "deploy_state.json"
+SUPERVISOR_SOCKET = "supervisor.sock"
+
+# HTTP headers. A request that carries PROBE_HEADER is the supervisor's own: the kit answers it
+# with INSTANCE_HEADER, so that an answer from the wrong instance is noticed. SMOKE_HEADER marks
+# a smoke test: whatever it writes must not outlive it.
+PROBE_HEADER = "X-Atlas-Probe"
+INSTANCE_HEADER = "X-Atlas-Instance"
+SMOKE_HEADER = "X-Atlas-Smoke"
