@@ -53,6 +53,6 @@ class Status(BaseModel):
     fallback_suggestions: list[Suggestion]
     slots: list[SlotView]
     traffic: Traffic
-    deploy_in_progress: str | None = Field(
-        description="The id of the deploy in progress, or null."
+    deploy_in_progress: bool = Field(
+        description="Whether a deploy holds the place; `last_deploy` is the one."
     )

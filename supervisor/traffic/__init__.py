@@ -1,1 +1,26 @@
 """Where connections go: the listening sockets, the steering program, the relay."""
+
+from __future__ import annotations
+
+from supervisor.model.hand_over import HandOver
+from supervisor.traffic.kernel import KernelPlane
+from supervisor.traffic.plane import Endpoints, Handed, Plane
+from supervisor.traffic.relayed import RelayPlane
+
+__all__ = ["Endpoints", "Handed", "Plane", "make_plane"]
+
+
+def make_plane(endpoints: Endpoints, hand_over: HandOver) -> Plane:
+    """Return the best plane that can carry such workers on these addresses, not yet open.
+
+    A worker that binds its own port can't be handed a socket. One that takes a single descriptor
+    is reached on its own port through loopback sources, of which IPv6 alone has but one.
+    """
+    ipv6_only = ":" in endpoints.public_host and endpoints.public_host != "::"
+    if (
+        not endpoints.public_port
+        or hand_over is HandOver.PORT
+        or (hand_over is HandOver.FD and ipv6_only)
+    ):
+        return RelayPlane(endpoints, hand_over)
+    return KernelPlane(endpoints, hand_over)

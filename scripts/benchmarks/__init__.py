@@ -1,0 +1,1 @@
+"""What the daemon costs, measured on this machine with real programs and real processes."""

@@ -1,0 +1,69 @@
+"""`./scripts/bench NAME`: runs one benchmark and prints the machine, its tables and its notes."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+
+from scripts.benchmarks import footprint, hop, rollback, switch
+from scripts.benchmarks.machine import machine
+from scripts.benchmarks.result import Benchmark, CannotRunError, Options
+
+BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
+    "hop": (hop.run, "requests/s and latency of the public port beside the slot's, HAProxy, nginx"),
+    "switch": (switch.run, "the flip, the switch step and a deploy's own overhead"),
+    "rollback": (rollback.run, "the time of a warm rollback"),
+    "footprint": (footprint.run, "the daemon's memory, CPU, descriptors, files over many deploys"),
+}
+
+
+def arguments() -> argparse.Namespace:
+    listed = "\n".join(f"  {name:10} {what}" for name, (_, what) in BENCHMARKS.items())
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description="Measures on this machine. Benchmarks:\n" + listed,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", nargs="?", choices=list(BENCHMARKS), metavar="NAME")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
+    parser.add_argument("--count", type=int, help="how many deploys or rollbacks")
+    parser.add_argument("--rounds", type=int, help="how many rounds (hop)")
+    parser.add_argument("--seconds", type=float, help="length of one measurement")
+    parsed = parser.parse_args()
+    if parsed.name is None:
+        parser.print_help()
+    return parsed
+
+
+def main() -> int:
+    chosen = arguments()
+    if chosen.name is None:
+        return 0
+    benchmark, _ = BENCHMARKS[chosen.name]
+    console = Console()
+    where, began = machine(), time.monotonic()
+    console.print("  ".join(f"{key}: {value}" for key, value in where.items()), highlight=False)
+    try:
+        result = asyncio.run(benchmark(Options(chosen.count, chosen.rounds, chosen.seconds)))
+    except CannotRunError as error:
+        print(f"bench {chosen.name}: {error}", file=sys.stderr)
+        return 1
+    for table in result.tables:
+        console.print(table)
+    for note in result.notes:
+        console.print(note, highlight=False)
+    console.print(f"took {time.monotonic() - began:.0f} s", highlight=False)
+    if chosen.json is not None:
+        document = {"benchmark": chosen.name, "machine": where, **result.data}
+        chosen.json.write_text(json.dumps(document, indent=2) + "\n")
+    return 0
+
+
+sys.exit(main())

@@ -1,0 +1,250 @@
+"""`./scripts/demo [--once]`: the whole idea in half a minute, with real load and nothing faked.
+
+A daemon of its own on free ports and throw-away state; clients on the public port all the time; a
+good release, a broken one, the operator's reset and a rollback. What counts is the last column.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tests.harness import Answer, DaemonProcess, Setting, write_release
+from tests.loadclient import Load, bundled_worker_mix
+
+IDLE_GRACE_SECONDS = 1.0
+QUIET_SECONDS = 1.0  # load alone, before and after the deploys
+
+GOOD = """\
+import runpy
+
+runpy.run_module("worker", run_name="__main__")
+"""
+# It starts and answers as it should, and only its health check tells that it must not go live.
+BROKEN = """\
+import os
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Answer(BaseHTTPRequestHandler):
+    def do_GET(self):
+        healthy = self.path != "/health"
+        body = b"ok" if healthy else b"the database is gone"
+        self.send_response(200 if healthy else 500)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+for number in range(int(os.environ["LISTEN_FDS"])):
+    handed = socket.socket(fileno=3 + number)
+    server = ThreadingHTTPServer(handed.getsockname(), Answer, bind_and_activate=False)
+    server.socket.close()
+    server.socket = handed
+    threading.Thread(target=server.serve_forever).start()
+"""
+SMOKE = """\
+[[http]]
+name = "home answers"
+path = "/"
+"""
+
+
+@dataclass
+class Act:
+    """One row of the table."""
+
+    what: str
+    outcome: str
+    right: bool
+    seconds: float
+    sent: int
+    lost: int
+
+
+@dataclass
+class Demo:
+    """The acts so far, against one daemon under one load."""
+
+    daemon: DaemonProcess
+    load: Load
+    acts: list[Act] = field(default_factory=list)
+
+    async def act(self, what: str, does: Awaitable[tuple[str, bool]]) -> None:
+        """Do one thing, and note how it came out and what the clients noticed of it."""
+        began, sent, lost = time.monotonic(), self.load.report.sent, self.lost
+        outcome, right = await does
+        took = time.monotonic() - began
+        counts = (self.load.report.sent - sent, self.lost - lost)
+        self.acts.append(Act(what, outcome, right, took, *counts))
+
+    @property
+    def lost(self) -> int:
+        return len(self.load.report.losses)
+
+    @property
+    def passed(self) -> bool:
+        return self.lost == 0 and all(act.right for act in self.acts)
+
+    # What is done.
+
+    async def serve(self) -> tuple[str, bool]:
+        await asyncio.sleep(QUIET_SECONDS)
+        version = (await self.daemon.status())["version"]
+        return f"version {version} answers", True
+
+    async def deploy(self, release: str, *, right: Callable[[Answer], bool]) -> tuple[str, bool]:
+        answer = await self.daemon.deploy(release)
+        return told(answer), right(answer)
+
+    async def reset(self) -> tuple[str, bool]:
+        before = (await self.daemon.status())["mode"]
+        answer = await self.daemon.request("POST", "/deploy/mode", json={"mode": "bluegreen"})
+        right = answer.status == 200
+        return f"mode was {before}, is {answer.json['mode'] if right else answer.json}", right
+
+    async def roll_back(self) -> tuple[str, bool]:
+        answer = await self.daemon.request("POST", "/deploy/rollback")
+        version = (await self.daemon.status())["version"]
+        return f"version {version} answers again", answer.status == 200 and version == "1.0"
+
+
+def told(answer: Answer) -> str:
+    """Return a deploy's outcome in a line."""
+    record = answer.json
+    if answer.status == 200:
+        return f"{record['result']}, version {record['version']} answers"
+    reason = record.get("reason") or record.get("error", {}).get("message", "")
+    return f"{record.get('result', answer.status)}: {reason}"
+
+
+async def play(demo: Demo) -> None:
+    """Go through all acts. The broken release must be refused, and everything else be done."""
+    await demo.act("serve release 1.0", demo.serve())
+    await demo.act(
+        "deploy release 1.1", demo.deploy("1.1", right=lambda answer: answer.status == 200)
+    )
+    await demo.act(
+        "deploy release 1.2, which is broken",
+        demo.deploy("1.2", right=lambda answer: answer.json.get("result") == "failed"),
+    )
+    await demo.act("operator's reset", demo.reset())
+    await demo.act("roll back to release 1.0", demo.roll_back())
+    await demo.act("serve on", demo.serve())
+
+
+def table(demo: Demo) -> Table:
+    shown = Table(title="ATLAS Supervisor under load", title_justify="left")
+    shown.add_column("what happened")
+    shown.add_column("how it came out", overflow="fold")
+    for column in ("took", "requests", "lost"):
+        shown.add_column(column, justify="right")
+    for act in demo.acts:
+        outcome = escape(act.outcome) if act.right else f"[red]{escape(act.outcome)}[/red]"
+        shown.add_row(act.what, outcome, f"{act.seconds:.2f} s", f"{act.sent:,}", f"{act.lost}")
+    shown.add_section()
+    colour = "green" if demo.lost == 0 else "red"
+    seconds = sum(act.seconds for act in demo.acts)
+    counts = (f"{seconds:.2f} s", f"{demo.load.report.sent:,}", f"[{colour}]{demo.lost}[/{colour}]")
+    shown.add_row("[bold]in all[/bold]", "", *counts)
+    return shown
+
+
+def hints(daemon: DaemonProcess) -> str:
+    """Return what a user can try on the running daemon."""
+    control = f"http://127.0.0.1:{daemon.control_port}"
+    client = f"./scripts/atlasctl --env-file {daemon.env_file}"
+    return "\n".join(
+        (
+            "The daemon keeps running, under load; Ctrl-C ends it. To play with:",
+            f"  curl http://127.0.0.1:{daemon.public_port}/",
+            f"  curl {control}/deploy/status",
+            f"  {client} status",
+            f"  {client} deploy 1.1",
+            f"  {client} history",
+            f"  {control}/docs",
+        )
+    )
+
+
+@asynccontextmanager
+async def stage(folder: Path) -> AsyncIterator[Demo]:
+    """Run a daemon with three releases, and clients on its public port."""
+    releases = folder / "releases"
+    for version, program in (("1.0", GOOD), ("1.1", GOOD), ("1.2", BROKEN)):
+        write_release(releases / version, version, {"serve.py": program})
+    smoke = folder / "smoke.toml"
+    smoke.write_text(SMOKE)
+    settings: dict[str, Setting] = {
+        "WORKER_COMMAND": "python serve.py",
+        "WORKER_DIRECTORY": releases / "1.0",
+        "RELEASES_DIR": releases,
+        "KEEP_WARM_SECONDS": 300,
+        "SMOKE_FILE": smoke,
+        "HEALTH_INTERVAL_SECONDS": 0.2,
+    }
+    grace = {"ATLAS_IDLE_GRACE_SECONDS": IDLE_GRACE_SECONDS}
+    mix = bundled_worker_mix(pause=0.7 * IDLE_GRACE_SECONDS)
+    async with (
+        DaemonProcess.running(folder, settings, worker_env=grace) as daemon,
+        Load("127.0.0.1", daemon.public_port, mix) as load,
+    ):
+        yield Demo(daemon, load)
+
+
+async def demonstrate(*, once: bool) -> int:
+    console = Console()
+    ended = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    with tempfile.TemporaryDirectory(prefix="atlas-demo-") as name:
+        console.print("starting a daemon on free ports, and clients on its public port …")
+        async with stage(Path(name)) as demo:
+            acts = asyncio.create_task(play(demo))
+            await first_of(acts, ended)
+            console.print(table(demo))
+            if not once and not ended.is_set():
+                console.print(hints(demo.daemon), highlight=False, soft_wrap=True)
+                await ended.wait()
+            report = await demo.load.stop()
+        console.print(report.describe(), highlight=False, markup=False, soft_wrap=True)
+    if acts.cancelled():
+        return 1
+    return 0 if demo.passed else 1
+
+
+async def first_of(acts: asyncio.Task[None], ended: asyncio.Event) -> None:
+    """Wait for the acts; a signal cuts them short."""
+    signalled = asyncio.create_task(ended.wait())
+    try:
+        await asyncio.wait({acts, signalled}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        signalled.cancel()
+        acts.cancel()  # of no effect once they are done
+        with contextlib.suppress(asyncio.CancelledError):
+            await acts
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__.split("\n\n")[1])
+    parser.add_argument("--once", action="store_true", help="end when done: 0 if all went right")
+    return asyncio.run(demonstrate(once=parser.parse_args().once))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

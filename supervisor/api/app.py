@@ -1,0 +1,148 @@
+"""From the route table to an application: what happens to every request, in order.
+
+Host and origin, who the caller is, the query, the body, the handler; whatever is refused on the
+way is answered in one shape and logged. No request reaches a handler by another way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from itertools import groupby
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from supervisor.api import answers, errors
+from supervisor.api.connection import Connection
+from supervisor.api.control import Control
+from supervisor.api.intake import MAX_BODY_BYTES, read_body, read_query
+from supervisor.api.routes import Access, AnyRoute, Call
+from supervisor.api.security import Gate
+from supervisor.errors import RefusedError
+from supervisor.model.actor import Actor
+
+log = structlog.get_logger()
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_ACTOR = web.RequestKey("actor", Actor)
+
+
+def build_app(control: Control, gate: Gate, table: Iterable[AnyRoute]) -> web.Application:
+    """Return the application that serves `table`; its connections must be `Connection`s."""
+    app = web.Application(
+        middlewares=[_admission(gate)],
+        client_max_size=MAX_BODY_BYTES,
+        handler_args={"handler_cancellation": False},
+    )
+    # Fixed paths first: /deploy/history is no deploy's id.
+    rows = sorted(table, key=lambda route: ("{" in route.path, route.path))
+    for path, group in groupby(rows, key=lambda route: route.path):
+        resource = app.router.add_resource(path)
+        methods = []
+        for route in group:
+            handler = _endpoint(route, control, gate)
+            resource.add_route(route.method, handler)
+            methods.append(route.method)
+            if route.method == "GET":
+                resource.add_route("HEAD", handler)
+                methods.append("HEAD")
+        # Without it, GET /deploy/switch would be looked up as the deploy named "switch".
+        resource.add_route("*", _wrong_method(methods))
+    return app
+
+
+def _admission(gate: Gate) -> Middleware:
+    """Return the middleware around everything: admission, the clock, refusals, bugs, the log."""
+
+    @web.middleware
+    async def admit(request: web.Request, handler: _Handler) -> web.StreamResponse:
+        connection = _connection(request)
+        connection.begin()
+        started = asyncio.get_running_loop().time()
+        headers: dict[str, str] = {}
+        try:
+            gate.check_sender(request, connection.peer)
+            request[_ACTOR] = gate.identify(request, connection.peer, Access.READ)
+            response = await handler(request)
+        except (RefusedError, web.HTTPException) as error:
+            refused = (
+                errors.of_http_exception(error) if isinstance(error, web.HTTPException) else error
+            )
+            _log(request, connection, refused, started)
+            if refused.status == 401:
+                headers["WWW-Authenticate"] = 'Bearer realm="atlas-supervisor"'
+            if isinstance(error, web.HTTPMethodNotAllowed):
+                headers["Allow"] = error.headers["Allow"]
+            # A body that nobody has read is not worth waiting for.
+            response = answers.refusal(refused, headers=headers, close=not request.content.at_eof())
+        except (asyncio.CancelledError, ConnectionError):
+            raise  # the client has left, or the daemon stops
+        except Exception as error:  # the last line: a bug must not show itself
+            log.error("api.failed", **_facts(request, connection), exc_info=error)
+            response = answers.refusal(errors.internal_error(), close=True)
+        connection.end(last=response.keep_alive is False)
+        return response
+
+    return admit
+
+
+def _endpoint(route: AnyRoute, control: Control, gate: Gate) -> _Handler:
+    """Return the handler of one row: checks, the row's own handler, its answer."""
+
+    async def endpoint(request: web.Request) -> web.StreamResponse:
+        connection = _connection(request)
+        actor = gate.identify(request, connection.peer, route.access)
+        request[_ACTOR] = actor
+        query = read_query(request, route.query)
+        body = await read_body(request, route.body, connection.deadline)
+        connection.received()
+        started = asyncio.get_running_loop().time()
+        call = Call(control=control, actor=actor, query=query, body=body, path=request.match_info)
+        reply = await route.handler(call)
+        if route.access is Access.CHANGE:
+            _log(request, connection, None, started, status=reply.status)
+        return answers.success(reply)
+
+    return endpoint
+
+
+def _connection(request: web.Request) -> Connection:
+    connection = request.protocol
+    if not isinstance(connection, Connection):
+        raise TypeError("this application is served by the listeners of this package alone")
+    return connection
+
+
+def _wrong_method(methods: list[str]) -> _Handler:
+    async def refuse(request: web.Request) -> web.StreamResponse:
+        raise web.HTTPMethodNotAllowed(request.method, sorted(methods))
+
+    return refuse
+
+
+def _facts(request: web.Request, connection: Connection) -> dict[str, str]:
+    actor = request.get(_ACTOR)
+    return {
+        "method": errors.printable(request.method),
+        "path": errors.printable(request.rel_url.raw_path)[:200],
+        "actor": actor.name if actor else "unknown",
+        "origin": connection.peer.address,
+    }
+
+
+def _log(
+    request: web.Request,
+    connection: Connection,
+    refused: RefusedError | None,
+    started: float,
+    *,
+    status: int = 0,
+) -> None:
+    milliseconds = round((asyncio.get_running_loop().time() - started) * 1000, 1)
+    facts = {**_facts(request, connection), "duration_ms": milliseconds}
+    if refused is None:
+        log.info("api.changed", status=status, **facts)
+    else:
+        log.warning("api.refused", status=refused.status, code=refused.code, **facts)

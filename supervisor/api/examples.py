@@ -1,0 +1,137 @@
+"""Examples for the document, in one place so that they tell one story."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from supervisor.api.errors import ErrorAnswer, ErrorDetail
+from supervisor.api.routes import Answer
+from supervisor.model.deploy import DeployRecord, Mode, Result, Step, StepName
+from supervisor.model.slot import Role, SlotName, SlotState, SlotView
+from supervisor.model.status import Status, Traffic
+
+_START = datetime(2026, 1, 5, 9, 30, tzinfo=UTC)
+_GATES = [
+    Step(name=StepName.PREFLIGHT, ok=True, duration_ms=12.4, detail={"version": "1.4.0"}),
+    Step(name=StepName.LAUNCH, ok=True, duration_ms=310.2, detail={"pid": 4711}),
+    Step(
+        name=StepName.SMOKE,
+        ok=True,
+        duration_ms=21.9,
+        detail={"checks": [{"name": "home answers", "ok": True}]},
+    ),
+    Step(name=StepName.HEALTH, ok=True, duration_ms=1004.0, detail={"probes": 3}),
+]
+
+SWITCHED = DeployRecord(
+    deploy_id="d-20260105-093000-4f2a",
+    result=Result.SWITCHED,
+    dry_run=False,
+    release="1.4.0",
+    version="1.4.0",
+    active_port=8792,
+    staging_port=8791,
+    steps=[*_GATES, Step(name=StepName.SWITCH, ok=True, duration_ms=18.3)],
+    reason=None,
+    phase="guard",
+    started_ts=_START,
+    ended_ts=None,
+)
+_STOPPED = {"active_port": 8791, "staging_port": 8792, "phase": "ended"}
+_ENDED = {"ended_ts": _START + timedelta(seconds=3)}
+
+BEGUN = SWITCHED.model_copy(
+    update={**_STOPPED, "result": None, "version": None, "steps": [], "phase": "preflight"}
+)
+FAILED = SWITCHED.model_copy(
+    update={
+        **_STOPPED,
+        **_ENDED,
+        "result": Result.FAILED,
+        "steps": [
+            *_GATES[:2],
+            Step(
+                name=StepName.SMOKE,
+                ok=False,
+                duration_ms=8.7,
+                detail={"message": "home answers: expected status 200, got 500"},
+            ),
+        ],
+        "reason": "smoke: home answers: expected status 200, got 500",
+    }
+)
+ABORTED = SWITCHED.model_copy(
+    update={
+        **_STOPPED,
+        **_ENDED,
+        "result": Result.ABORTED,
+        "steps": _GATES[:2],
+        "reason": "aborted by uid:0",
+    }
+)
+ROLLED_BACK = SWITCHED.model_copy(
+    update={
+        **_STOPPED,
+        **_ENDED,
+        "result": Result.ROLLED_BACK,
+        "reason": "rolled back by uid:0",
+    }
+)
+SWITCH_FAILED = SWITCHED.model_copy(
+    update={
+        **_STOPPED,
+        "result": Result.AWAITING_SWITCH,
+        "steps": [
+            *_GATES,
+            Step(
+                name=StepName.SWITCH,
+                ok=False,
+                duration_ms=4.1,
+                detail={"message": "deploy_state.json: no space left on device"},
+            ),
+        ],
+        "reason": "deploy_state.json: no space left on device",
+        "phase": "awaiting_switch",
+    }
+)
+
+
+def _slot(slot: SlotName, *, port: int, role: Role, state: SlotState, version: str) -> SlotView:
+    return SlotView(
+        slot=slot,
+        port=port,
+        role=role,
+        state=state,
+        pid=4711 if role is Role.ACTIVE else 4242,
+        version=version,
+        started_ts=_START,
+        restarts=0,
+    )
+
+
+STATUS = Status(
+    mode=Mode.BLUEGREEN,
+    active_port=8792,
+    staging_port=8791,
+    public_port=8790,
+    health_score=None,
+    version="1.4.0",
+    channel="stable",
+    last_deploy=SWITCHED,
+    canary_stats=None,
+    fallback_suggestions=[],
+    slots=[
+        _slot(SlotName.BLUE, port=8791, role=Role.STAGING, state=SlotState.WARM, version="1.3.2"),
+        _slot(
+            SlotName.GREEN, port=8792, role=Role.ACTIVE, state=SlotState.RUNNING, version="1.4.0"
+        ),
+    ],
+    traffic=Traffic(plane="kernel", weights={"blue": 0.0, "green": 1.0}),
+    deploy_in_progress=False,
+)
+
+
+def refused(status: int, code: str, message: str, hint: str) -> Answer:
+    """Return the description of a plain refusal."""
+    error = ErrorAnswer(error=ErrorDetail(code=code, message=message, hint=hint))
+    return Answer(status, f"`{code}`: {message}.", ErrorAnswer, error)

@@ -1,0 +1,79 @@
+"""The noun `history`: past deploys, and one deploy as it is now."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from supervisor.api import examples
+from supervisor.api.routes import Answer, AnyRoute, Call, Nothing, Reply, Route
+from supervisor.errors import RefusedError
+from supervisor.model.deploy import DeployRecord
+
+
+class HistoryQuery(BaseModel):
+    """How much of the history."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(default=50, ge=1, le=1000, description="At most so many, newest first.")
+
+
+class History(BaseModel):
+    """Past deploys, newest first."""
+
+    model_config = ConfigDict(frozen=True)
+
+    deploys: list[DeployRecord]
+
+
+async def _history(call: Call[HistoryQuery, Nothing]) -> Reply:
+    return Reply(History(deploys=await call.control.history(call.query.limit)))
+
+
+async def _show(call: Call[Nothing, Nothing]) -> Reply:
+    record = await call.control.find(call.path["deploy_id"])
+    if record is None:
+        raise RefusedError(
+            "deploy_not_found",
+            "there is no deploy with this id",
+            status=404,
+            hint="GET /deploy/history lists them",
+        )
+    return Reply(record)
+
+
+ROUTES: tuple[AnyRoute, ...] = (
+    Route(
+        method="GET",
+        path="/deploy/history",
+        handler=_history,
+        summary="Past deploys",
+        description="Newest first, each with its steps; one in progress included.",
+        tag="Deploy",
+        query=HistoryQuery,
+        body=Nothing,
+        answers=(
+            Answer(200, "The latest deploys.", History, History(deploys=[examples.SWITCHED])),
+        ),
+    ),
+    Route(
+        method="GET",
+        path="/deploy/{deploy_id}",
+        handler=_show,
+        summary="One deploy",
+        description="Its record as it is now: poll it to follow a deploy.",
+        tag="Deploy",
+        query=Nothing,
+        body=Nothing,
+        parameters={"deploy_id": "The `deploy_id` of a deploy's answer."},
+        answers=(
+            Answer(200, "The record.", DeployRecord, examples.SWITCHED),
+            examples.refused(
+                404,
+                "deploy_not_found",
+                "there is no deploy with this id",
+                "GET /deploy/history lists them",
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,90 @@
+"""The words of the route table: one row says all there is to know about one request.
+
+The router and the OpenAPI document are both built from the rows, so they can't disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from supervisor.api.control import Control
+from supervisor.model.actor import Actor
+
+
+class Access(Enum):
+    """What a request asks for; `security` decides who may."""
+
+    READ = "read"
+    SENSITIVE = "sensitive"
+    CHANGE = "change"
+
+
+class Nothing(BaseModel):
+    """The query or body of a request that takes none."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+Q = TypeVar("Q", bound=BaseModel)
+B = TypeVar("B", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Call(Generic[Q, B]):
+    """One admitted request, taken apart and checked."""
+
+    control: Control
+    actor: Actor
+    query: Q
+    body: B
+    path: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a handler answers: a model as JSON, or bytes of some type."""
+
+    payload: BaseModel | bytes
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content_type: str = "application/json"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer that a route can give, for the document.
+
+    A `model` of None means that the body is not JSON but of `content_type`.
+    """
+
+    status: int
+    description: str
+    model: type[BaseModel] | None
+    example: BaseModel | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content_type: str = "application/json"
+
+
+@dataclass(frozen=True)
+class Route(Generic[Q, B]):
+    """One row of the table. `parameters` describes what stands in braces in `path`."""
+
+    method: str
+    path: str
+    handler: Callable[[Call[Q, B]], Awaitable[Reply]]
+    summary: str
+    description: str
+    tag: str | None
+    query: type[Q]
+    body: type[B]
+    answers: tuple[Answer, ...]
+    access: Access = Access.READ
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+AnyRoute = Route[Any, Any]

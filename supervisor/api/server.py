@@ -1,0 +1,86 @@
+"""The way in: `serve` is all that the daemon needs of the API."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from socket import socket
+
+import structlog
+from aiohttp import web
+
+from supervisor.api import deploy, docs, health, history, mode, status
+from supervisor.api.app import build_app
+from supervisor.api.control import Control
+from supervisor.api.listeners import Acceptor, bind_tcp, bind_unix
+from supervisor.api.openapi import build_document
+from supervisor.api.options import ApiOptions
+from supervisor.api.routes import AnyRoute
+from supervisor.api.security import Gate, is_loopback
+from supervisor.errors import StartRefusedError
+
+log = structlog.get_logger()
+
+
+def table(version: str) -> tuple[AnyRoute, ...]:
+    """Return every route there is; a new noun is a file and its name here."""
+    rows = [*status.ROUTES, *deploy.ROUTES, *mode.ROUTES, *history.ROUTES, *health.ROUTES]
+    rows += docs.routes(lambda: build_document(rows, version=version))
+    return tuple(rows)
+
+
+@asynccontextmanager
+async def serve(control: Control, options: ApiOptions) -> AsyncIterator[None]:
+    """Serve the API while the context lasts, on the Unix socket and, with a port, over TCP.
+
+    Raises StartRefusedError if either can't be had, or TCP off loopback has no TLS.
+    """
+    async with AsyncExitStack() as stack:
+        unix = bind_unix(options.socket_path)
+        stack.callback(_remove, options.socket_path, options.socket_path.stat().st_ino)
+        stack.callback(unix.close)
+        tcp = await bind_tcp(options.host, options.port) if options.port else []
+        for listener in tcp:
+            stack.callback(listener.close)
+        loopback = _check_exposure(tcp, options)
+        app = build_app(control, Gate(options, loopback=loopback), table(options.version))
+        runner = web.AppRunner(
+            app, shutdown_timeout=options.shutdown_seconds, handler_cancellation=False
+        )
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        server = runner.server
+        if server is None:
+            raise RuntimeError("aiohttp's runner has no server after setup")
+        for listeners, tls in (([unix], None), (tcp, options.tls)):
+            acceptor = Acceptor(
+                server,
+                listeners,
+                tls=tls,
+                limit=options.max_connections,
+                seconds=options.receive_seconds,
+            )
+            acceptor.start()
+            stack.push_async_callback(acceptor.stop)
+        log.info("api.listening", tcp=[each.getsockname()[:2] for each in tcp])
+        yield
+
+
+def _check_exposure(tcp: list[socket], options: ApiOptions) -> bool:
+    """Return whether TCP stays on this machine; if it does not, TLS is a must."""
+    loopback = is_loopback(each.getsockname()[0] for each in tcp)
+    if not loopback and options.tls is None:
+        raise StartRefusedError(
+            f"CONTROL_HOST: {options.host} is not loopback, so CONTROL_TLS_CERT and "
+            "CONTROL_TLS_KEY must be set"
+        )
+    return loopback
+
+
+def _remove(path: Path, inode: int) -> None:
+    """Remove our socket, unless another one has taken its place."""
+    with contextlib.suppress(OSError):
+        if path.stat().st_ino == inode:
+            path.unlink()

@@ -1,0 +1,151 @@
+"""The one place that writes to a terminal, so that nothing unescaped ever gets there.
+
+Much of what is shown was written by workers: their output, their answers, their versions. It
+passes through `printable`, and rich reads no markup in it. On a terminal there are colours and
+a spinner; in a pipe there are plain lines of any length and no control codes at all.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+PIPE_WIDTH = 100_000  # in a pipe nothing is wrapped or cut: the reader is a program
+TAB_WIDTH = 4
+STEP_WIDTH = 9  # "preflight", the longest step; what runs stands in line with what has ended
+DURATION_WIDTH = 9
+
+OK = "ok"
+BAD = "bad"
+NOTE = "note"
+
+_SIGNS = {OK: ("✓", "+", "green"), BAD: ("✗", "x", "red"), NOTE: ("!", "!", "yellow")}
+
+
+def printable(text: object) -> str:
+    """Return `text` on one line, with everything that could steer a terminal escaped."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for c in str(text).expandtabs(TAB_WIDTH)
+    )
+
+
+def safe(text: object, style: str = "") -> Text:
+    """Return `text` as a renderable: escaped, and in `style`."""
+    return Text(printable(text), style=style, overflow="fold")
+
+
+def spaced(*parts: Text) -> Text:
+    """Return the parts on one line, each in its own style."""
+    return Text("  ", overflow="fold").join(parts)
+
+
+class Screen:
+    """A stream that people, or the programs behind a pipe, read."""
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        self._stream = sys.stdout if stream is None else stream
+        self.is_terminal = self._stream.isatty()
+        self.console = Console(
+            file=self._stream,
+            # FORCE_COLOR and its kin don't reach pipes: no control codes there, whatever is set.
+            force_terminal=self.is_terminal,
+            width=None if self.is_terminal else PIPE_WIDTH,
+            markup=False,
+            emoji=False,
+            highlight=False,
+        )
+        self._unicode = self.console.encoding.lower().startswith("utf")
+
+    def sign(self, kind: str) -> Text:
+        """Return the mark for `OK`, `BAD` or `NOTE`, in its colour and what the encoding has."""
+        symbol, plain, style = _SIGNS[kind]
+        return Text(symbol if self._unicode else plain, style=style)
+
+    def print(self, *what: RenderableType) -> None:
+        """Print each of `what`, a string being taken as text from the daemon."""
+        for item in what:
+            renderable = safe(item) if isinstance(item, str) else item
+            if self.is_terminal:
+                self.console.print(renderable)
+            else:
+                self._print_plainly(renderable)
+
+    def failure(self, message: str, hint: str | None) -> None:
+        """Print what went wrong and, below it, what can be done."""
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row(self.sign(BAD), safe(message))
+        if hint:
+            grid.add_row("", safe(hint, "dim"))
+        self.print(grid)
+
+    @contextmanager
+    def waiting(self, what: Callable[[], str]) -> Iterator[None]:
+        """Show a spinner, what is waited for and for how long; nothing in a pipe.
+
+        `what` is asked again at every frame; the time counts from its last change.
+        """
+        if not self.console.is_interactive:
+            yield
+            return
+        spinner = Spinner("dots" if self._unicode else "line", style="cyan")
+        seen, since = "", time.monotonic()
+
+        def frame() -> RenderableType:
+            nonlocal seen, since
+            if (now := what()) != seen:
+                seen, since = now, time.monotonic()
+            line = Table.grid(padding=(0, 1))
+            line.add_column()
+            line.add_column(min_width=STEP_WIDTH)
+            line.add_column(min_width=DURATION_WIDTH, justify="right")
+            passed = Text(f"{time.monotonic() - since:.1f} s", style="dim")
+            line.add_row(spinner, safe(now, "cyan"), passed)
+            return line
+
+        with Live(
+            get_renderable=frame,
+            console=self.console,
+            transient=True,
+            refresh_per_second=12,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        ):
+            yield
+
+    def _print_plainly(self, renderable: RenderableType) -> None:
+        with self.console.capture() as capture:
+            self.console.print(renderable)
+        lines = [line.rstrip() for line in capture.get().splitlines()]
+        self._stream.write("".join(f"{line}\n" for line in lines))
+        self._stream.flush()  # a step is to be seen when it happens, in a pipe as well
+
+
+def write_json(body: bytes) -> None:
+    """Write the daemon's own JSON to standard output, byte for byte.
+
+    On a terminal what could steer it is written as the JSON escape of the same character.
+    """
+    stream: Any = sys.stdout
+    if not stream.isatty():
+        stream.flush()
+        stream.buffer.write(body)
+        stream.buffer.flush()
+        return
+    text = body.decode("utf-8", "replace")
+    stream.write("".join(c if c.isprintable() or c in "\r\n" else _json_escape(c) for c in text))
+    stream.write("\n")
+
+
+def _json_escape(character: str) -> str:
+    utf16 = character.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{utf16[i : i + 4]}" for i in range(0, len(utf16), 4))

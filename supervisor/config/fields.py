@@ -1,0 +1,257 @@
+"""The kinds of values a setting can have.
+
+Each kind carries as its `description` the words that complete "accepted: ...": a fault line
+is made of them, so what is checked and what is said can't drift apart.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import stat
+from difflib import get_close_matches
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+
+PLACEHOLDERS = ("fd", "port", "slot")
+"""What is filled in where a worker's command has it in braces."""
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _split(value: object) -> object:
+    """Split `a, b` at its commas; pydantic-core would only take a real sequence."""
+    if not isinstance(value, str):
+        return value
+    return tuple(part.strip() for part in value.split(",")) if value.strip() else ()
+
+
+def _printable(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("it has a control character in it")
+    return value
+
+
+def _address(value: object) -> object:
+    # The name is not looked up: a resolver must not decide whether the API is on loopback.
+    return ip_address("127.0.0.1" if value == "localhost" else str(value))
+
+
+def _place(value: object, info: ValidationInfo) -> Path:
+    text = str(value)
+    if not text:
+        raise ValueError("it is empty")
+    if text.startswith("~") or "${" in text:
+        raise ValueError("~ and ${...} are not filled in, write the path out")
+    base_dir: Path = info.data["base_dir"]
+    return base_dir / _printable(text)
+
+
+def _place_or_none(value: object, info: ValidationInfo) -> Path | None:
+    return None if value in ("", None) else _place(value, info)
+
+
+def _existing_file(path: Path | None) -> Path | None:
+    if path is None:
+        return None
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    return path
+
+
+def _is_folder(path: Path) -> bool | None:
+    """Tell what is there; None is nothing."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+
+
+def _existing_folder(path: Path | None) -> Path | None:
+    if path is not None and not (there := _is_folder(path)):
+        raise ValueError(f"{path} is {'not there' if there is None else 'no folder'}")
+    return path
+
+
+def _no_folder(path: Path) -> Path:
+    if _is_folder(path):
+        raise ValueError(f"{path} is a folder")
+    return path
+
+
+def _no_file(path: Path) -> Path:
+    if _is_folder(path) is False:
+        raise ValueError(f"{path} is no folder")
+    return path
+
+
+def _command(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return tuple(shlex.split(value))
+    except ValueError as error:
+        raise ValueError(f"{str(error).lower()} in it") from error
+
+
+def _placeholders(command: tuple[str, ...]) -> tuple[str, ...]:
+    text = " ".join(command)
+    for name in re.findall(r"\{(\w+)\}", text):
+        # Braces that only look like ours would reach the worker as they are, and puzzle it.
+        near = get_close_matches(name.lower(), PLACEHOLDERS, n=1, cutoff=0.75)
+        if near and name not in PLACEHOLDERS:
+            raise ValueError(f"{{{name}}} is not known; did you mean {{{near[0]}}}?")
+    if "{fd}" in text and "{port}" in text:
+        raise ValueError("it has both {fd} and {port}")
+    return command
+
+
+def _ascending(shares: tuple[float, ...]) -> tuple[float, ...]:
+    if any(later <= earlier for earlier, later in pairwise(shares)):
+        raise ValueError("they don't ascend")
+    return shares
+
+
+def _features(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise ValueError(f"{name!r} is no such name")
+        if name == "requests":
+            raise ValueError("'requests' stands for all requests and is taken")
+        if names.count(name) > 1:
+            raise ValueError(f"{name!r} is there twice")
+    return names
+
+
+def _url(value: str) -> str:
+    if value:
+        parts = urlsplit(_printable(value))
+        # `port` raises for a port out of range.
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
+            raise ValueError("it is no such URL")
+    return value
+
+
+def _http_path(value: str) -> str:
+    if not re.fullmatch(r"/[!-~]*", value) or "#" in value:
+        raise ValueError("it is no such path")
+    return value
+
+
+Switch = Annotated[bool, Field(description="true or false")]
+Port = Annotated[int, Field(ge=1, le=65535, description="a port from 1 to 65535")]
+PortOrOff = Annotated[
+    int, Field(ge=0, le=65535, description="a port from 1 to 65535, or 0 to turn it off")
+]
+Count = Annotated[int, Field(ge=1, le=1000, description="a whole number from 1 to 1000")]
+Calls = Annotated[int, Field(ge=1, le=10**9, description="a whole number from 1 on")]
+Days = Annotated[int, Field(ge=1, le=3650, description="a whole number of days from 1 to 3650")]
+Seconds = Annotated[
+    float,
+    Field(
+        gt=0, le=86400, allow_inf_nan=False, description="seconds, more than 0 and at most 86400"
+    ),
+]
+SecondsOrZero = Annotated[
+    float, Field(ge=0, le=604800, allow_inf_nan=False, description="seconds from 0 to 604800")
+]
+Share = Annotated[
+    float, Field(ge=0, le=1, allow_inf_nan=False, description="a share from 0 to 1 (0.2 is 20 %)")
+]
+Probability = Annotated[
+    float,
+    Field(gt=0, lt=1, allow_inf_nan=False, description="a probability between 0 and 1"),
+]
+_Step = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Ramp = Annotated[
+    tuple[_Step, ...],
+    BeforeValidator(_split),
+    AfterValidator(_ascending),
+    Field(description="ascending shares above 0 and up to 1, as 0.05,0.25,1"),
+]
+Features = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_split),
+    AfterValidator(_features),
+    Field(description="names like a_name1 with commas between, each once, none 'requests'"),
+]
+Host = Annotated[
+    IPv4Address | IPv6Address,
+    BeforeValidator(_address),
+    Field(description="an IPv4 or IPv6 address, or localhost (127.0.0.1)"),
+]
+Text = Annotated[
+    str,
+    AfterValidator(_printable),
+    Field(min_length=1, max_length=200, description="a text of 1 to 200 printable characters"),
+]
+OptionalText = Annotated[
+    str,
+    AfterValidator(_printable),
+    Field(max_length=200, description="a text of up to 200 printable characters, or empty"),
+]
+OptionalUrl = Annotated[
+    str,
+    AfterValidator(_url),
+    Field(description="an http:// or https:// URL, or empty for none"),
+]
+HttpPath = Annotated[
+    str, AfterValidator(_http_path), Field(description="a path that begins with /, as /health")
+]
+Folder = Annotated[
+    Path,
+    BeforeValidator(_place),
+    AfterValidator(_existing_folder),
+    Field(description="a folder that exists"),
+]
+FolderOrNone = Annotated[
+    Path | None,
+    BeforeValidator(_place_or_none),
+    AfterValidator(_existing_folder),
+    Field(description="a folder that exists, or empty for none"),
+]
+FolderToBe = Annotated[
+    Path,
+    BeforeValidator(_place),
+    AfterValidator(_no_file),
+    Field(description="a folder, made if it is not there"),
+]
+FileToBe = Annotated[
+    Path,
+    BeforeValidator(_place),
+    AfterValidator(_no_folder),
+    Field(description="a file, made if it is not there, or empty for control.token in STATE_DIR"),
+]
+FileOrNone = Annotated[
+    Path | None,
+    BeforeValidator(_place_or_none),
+    AfterValidator(_existing_file),
+    Field(description="a file that can be read, or empty for none"),
+]
+PlaceOrNone = Annotated[
+    Path | None,
+    BeforeValidator(_place_or_none),
+    Field(description="a file that can be read, or empty for none"),
+]
+Command = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_command),
+    AfterValidator(_placeholders),
+    Field(
+        min_length=1,
+        description="a command as a shell takes it, with at most one of {fd} and {port}",
+    ),
+]
+Lower = BeforeValidator(_lower)
+"""Makes a choice out of a few words indifferent to upper case."""

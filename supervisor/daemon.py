@@ -1,0 +1,349 @@
+"""The daemon: opens everything in order, runs it in one task group, and closes it in reverse."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from supervisor import procfs
+from supervisor.api.options import ApiOptions
+from supervisor.api.server import serve
+from supervisor.api.token import load_or_create_token
+from supervisor.clock import now
+from supervisor.config import Settings, warnings
+from supervisor.deploy.activities import Activities
+from supervisor.deploy.machine import Event, Phase, Plan, step
+from supervisor.deploy.recovery import finish_interrupted, read_state
+from supervisor.deploy.runner import DeployRun
+from supervisor.deploy.service import DeployService
+from supervisor.deploy.switching import Switch
+from supervisor.errors import StartRefusedError
+from supervisor.lock import only_daemon
+from supervisor.model.actor import SUPERVISOR
+from supervisor.model.release import Release
+from supervisor.model.slot import SlotName, SlotState
+from supervisor.probes.http import HttpProber
+from supervisor.store.database import (
+    Database,
+    InstanceRow,
+    StoreError,
+    UnfinishedDeploy,
+    open_database,
+)
+from supervisor.store.state_file import StateFile
+from supervisor.store.state_keeper import StateKeeper
+from supervisor.telemetry.logs import configure_logs
+from supervisor.traffic import Endpoints, Plane, make_plane
+from supervisor.workers.instance import Instance
+from supervisor.workers.keeper import Keeper
+from supervisor.workers.orphans import end_orphans
+from supervisor.workers.releases import Releases, UnknownReleaseError
+from supervisor.workers.slot import Slot, Surroundings
+from worker.contract import STATE_FILE, SUPERVISOR_SOCKET
+
+log = structlog.get_logger(__name__)
+
+_FOLDER_MODE = 0o750
+
+
+async def run(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT, then drain and stop everything. Raises StartRefusedError."""
+    _prepare_folder(settings.state_dir)
+    with only_daemon(settings.state_dir / "supervisor.lock"):
+        configure_logs(settings.state_dir / "logs" / "supervisor.jsonl", settings.log_level)
+        _allow_many_files()
+        for warning in warnings(settings):
+            log.warning("settings_unwise", why=warning)
+        # Signals first: one that comes while we start must not leave anything behind.
+        async with _stop_signal() as stopping:
+            await Daemon(settings).run(stopping)
+        log.info("stopped")
+
+
+def _prepare_folder(state_dir: Path) -> None:
+    try:
+        for folder in (state_dir, state_dir / "logs"):
+            folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+        state_dir.chmod(_FOLDER_MODE)
+    except OSError as error:
+        raise StartRefusedError(f"STATE_DIR={state_dir} can't be used: {error}") from error
+
+
+def _allow_many_files() -> None:
+    """Lift our own limit of open files; workers are started with the one that we found."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@asynccontextmanager
+async def _stop_signal() -> AsyncIterator[anyio.Event]:
+    """Yield an event that is set by the first SIGTERM or SIGINT."""
+    stopping = anyio.Event()
+
+    async def listen() -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            armed.set()
+            async for number in signals:
+                log.info("stopping", signal=signal.Signals(number).name)
+                stopping.set()
+
+    armed = anyio.Event()
+    async with anyio.create_task_group() as group:
+        group.start_soon(listen)
+        await armed.wait()
+        try:
+            yield stopping
+        finally:
+            group.cancel_scope.cancel()
+
+
+class Daemon:
+    """All parts of one running daemon, and what connects them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._plane: Plane = make_plane(
+            Endpoints(
+                str(settings.public_host),
+                settings.public_port,
+                {SlotName.BLUE: settings.active_port, SlotName.GREEN: settings.staging_port},
+            ),
+            settings.hand_over,
+        )
+        self._releases = Releases(
+            directory=settings.worker_directory, releases_dir=settings.releases_dir
+        )
+        self._keepers: dict[SlotName, Keeper] = {}
+        self._stopped = False
+        # Made by `run`, in this order.
+        self._database: Database
+        self._state: StateKeeper
+        self._slots: dict[SlotName, Slot]
+        self._switch: Switch
+        self._service: DeployService
+
+    async def run(self, stopping: anyio.Event) -> None:
+        """Start, wait until it is time to stop, and stop.
+
+        If anything of the daemon itself fails, workers are left alone: they go on serving.
+        """
+        async with AsyncExitStack() as stack:
+            waiting = await self._open_store(stack)
+            prober = await stack.enter_async_context(HttpProber())
+            self._plane.open(self._slot_of(self._state.state.active_port))
+            stack.push_async_callback(self._plane.close)
+            async with anyio.create_task_group() as tasks:
+                self._assemble(prober, tasks)
+                async with serve(self._service, _api_options(self._settings)):
+                    tasks.start_soon(self._begin, waiting)
+                    await stopping.wait()
+                    await self._stop()
+                tasks.cancel_scope.cancel()
+
+    async def _open_store(self, stack: AsyncExitStack) -> UnfinishedDeploy | None:
+        """Open database and state file, and put in order what the last daemon left."""
+        folder = self._settings.state_dir
+        self._database, aside = await stack.enter_async_context(open_database(folder / "atlas.db"))
+        if aside is not None:
+            log.error("database_unreadable", aside=aside.name)
+            await self._database.audit(SUPERVISOR, "database", "set_aside", aside=aside.name)
+        await end_orphans(
+            folder,
+            await self._database.instances(),
+            seconds=self._settings.stop_timeout_seconds,
+        )
+        file = StateFile(folder / STATE_FILE)
+        state = await read_state(self._settings, file, self._database)
+        state, waiting = await finish_interrupted(self._database, state)
+        self._state = StateKeeper(file, self._database, state)
+        try:
+            await self._state.change()
+        except OSError as error:
+            raise StartRefusedError(f"{file.path} can't be written: {error}") from error
+        await self._state.copy_to_database()
+        return waiting
+
+    def _slot_of(self, port: int) -> SlotName:
+        return SlotName.BLUE if port == self._settings.active_port else SlotName.GREEN
+
+    def _assemble(self, prober: HttpProber, tasks: TaskGroup) -> None:
+        settings, database, state = self._settings, self._database, self._state
+        around = Surroundings(
+            settings=settings,
+            plane=self._plane,
+            prober=prober,
+            ledger=_Ledger(database),
+            tasks=tasks,
+            on_down=self._on_down,
+        )
+        slots = {
+            SlotName.BLUE: Slot(SlotName.BLUE, settings.active_port, around),
+            SlotName.GREEN: Slot(SlotName.GREEN, settings.staging_port, around),
+        }
+        self._switch = Switch(
+            settings=settings,
+            plane=self._plane,
+            slots=slots,
+            state=state,
+            active=self._slot_of(state.state.active_port),
+        )
+        for slot in slots.values():
+            self._keepers[slot.name] = Keeper(slot, wanted=partial(self._is_wanted, slot))
+        self._activities = Activities(
+            settings=settings,
+            switch=self._switch,
+            plane=self._plane,
+            prober=prober,
+            database=database,
+            state=state,
+            make_room=self._make_room,
+        )
+        self._service = DeployService(
+            settings=settings,
+            switch=self._switch,
+            plane=self._plane,
+            activities=self._activities,
+            releases=self._releases,
+            database=database,
+            state=state,
+            tasks=tasks,
+        )
+
+    async def _make_room(self) -> None:
+        await self._service.make_room()
+
+    def _is_wanted(self, slot: Slot) -> bool:
+        return self._switch.active is slot and not self._stopped
+
+    async def _begin(self, waiting: UnfinishedDeploy | None) -> None:
+        """Start the active version, and go on with a deploy that waits for its switch."""
+        recent = await self._database.deploys(1)
+        self._service.remember_last(recent[0] if recent else None)
+        active = self._switch.active
+        release = await self._active_release(active)
+        if release is not None:
+            await self._keepers[active.name].start(release)
+        self._plane.relay_into(self._switch.staging.name, active.name)
+        if waiting is not None:
+            await self._resume(waiting)
+
+    async def _active_release(self, active: Slot) -> Release | None:
+        """Return what had the traffic last, or the worker directory at the first start."""
+        rows = await self._database.versions()
+        name = rows[0].release.name if rows else None
+        try:
+            release = await anyio.to_thread.run_sync(self._releases.find, name)
+        except UnknownReleaseError as error:
+            log.critical("active_release_gone", slot=active.name, why=str(error))
+            active.state = SlotState.FAILED
+            return None
+        if not rows or rows[0].release != release:
+            await self._database.push_version(active.name, release)
+        return release
+
+    async def _resume(self, waiting: UnfinishedDeploy) -> None:
+        """Let a waiting deploy's release pass the gates once more; then it waits on."""
+        plan = Plan(dry_run=False, auto_switch=False)
+        record = waiting.record
+        cause = "the supervisor was started again; the release passes the gates once more"
+        row = step(plan, Phase.AWAITING_SWITCH, Event.SUPERVISOR_STOPPED)
+        try:
+            release = await anyio.to_thread.run_sync(self._releases.find, record.release)
+        except UnknownReleaseError as error:
+            row = step(plan, Phase.PREFLIGHT, Event.FAILED)
+            cause, release = str(error), None
+        record = record.model_copy(
+            update={
+                "phase": row.target.value,
+                "result": row.result,
+                "reason": cause if release is None else None,
+                "ended_ts": now() if release is None else None,
+                "version": release.version if release else record.version,
+            }
+        )
+        await self._database.write_transition(
+            record,
+            source=Phase.AWAITING_SWITCH,
+            event=Event.SUPERVISOR_STOPPED,
+            cause=cause,
+            step=None,
+        )
+        if release is not None:
+            self._service.resume(DeployRun(record, plan, release, self._activities, row.target))
+
+    async def _on_down(self, slot: Slot, instance: Instance, cause: str) -> None:
+        """Decide what follows when an instance went down by itself."""
+        if self._stopped:
+            return
+        log.error("worker_down", slot=slot.name, pid=instance.pid, why=cause)
+        if self._switch.active is not slot:
+            if not self._service.staging_died(cause):
+                await slot.stop()
+                self._plane.relay_into(slot.name, slot.name.other)
+            return
+        if await self._service.active_died(cause):
+            return
+        await slot.stop()
+        if self._is_wanted(slot):
+            await self._keepers[slot.name].revive(
+                instance.release, lived_seconds=instance.age.seconds
+            )
+
+    async def _stop(self) -> None:
+        """End deploys in a way that their records explain, then drain and stop the workers."""
+        self._stopped = True
+        await self._service.stop()
+        seconds = self._settings.drain_timeout_seconds
+        async with anyio.create_task_group() as group:
+            for slot in (self._switch.active, self._switch.staging):
+                group.start_soon(partial(slot.stop, drain_seconds=seconds))
+
+
+class _Ledger:
+    """Writes instances into the database; a disk that fails stops no worker."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._boot_id = procfs.boot_id()
+
+    async def launched(self, instance: Instance) -> None:
+        ticks = procfs.start_ticks(instance.pid)
+        if ticks is None:  # it is gone already
+            return
+        row = InstanceRow(instance.name, instance.slot, instance.pid, ticks, self._boot_id)
+        try:
+            await self._database.add_instance(row)
+        except StoreError as error:
+            log.error("instance_not_recorded", pid=instance.pid, why=str(error))
+
+    async def gone(self, instance: Instance) -> None:
+        try:
+            await self._database.remove_instance(instance.name)
+        except StoreError as error:
+            log.error("instance_not_recorded", pid=instance.pid, why=str(error))
+
+
+def _api_options(settings: Settings) -> ApiOptions:
+    tls = None
+    if settings.control_tls_cert and settings.control_tls_key:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(settings.control_tls_cert, settings.control_tls_key)
+    return ApiOptions(
+        socket_path=settings.state_dir / SUPERVISOR_SOCKET,
+        token=load_or_create_token(settings.control_token_file),
+        token_file=settings.control_token_file,
+        version=version("atlas-supervisor"),
+        host=str(settings.control_host),
+        port=settings.control_port,
+        tls=tls,
+    )

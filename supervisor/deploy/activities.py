@@ -1,0 +1,268 @@
+"""The deploy's world: what each effect of the table does on real slots, sockets and disks."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import anyio
+import structlog
+
+from supervisor.clock import Stopwatch
+from supervisor.config import Settings
+from supervisor.deploy.switching import Switch
+from supervisor.deploy.world import Finding
+from supervisor.errors import SettingsError
+from supervisor.model.actor import SUPERVISOR
+from supervisor.model.deploy import DeployRecord, Mode, Step
+from supervisor.model.release import Release
+from supervisor.model.verdict import Verdict
+from supervisor.probes.http import HttpProber, health_gate
+from supervisor.probes.smoke import run_smoke
+from supervisor.probes.smoke_file import SmokePlan, load_smoke_file
+from supervisor.store.database import Database, StoreError
+from supervisor.store.state_keeper import StateKeeper
+from supervisor.traffic import Plane
+from supervisor.workers.environment import worker_environment
+from supervisor.workers.slot import SETTLE_SECONDS, LaunchError
+
+log = structlog.get_logger(__name__)
+
+_SMALLEST_GUARD_INTERVAL_SECONDS = 0.5
+
+
+class Activities:
+    """Performs the effects. One for the daemon's life: deploys come one after the other."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        switch: Switch,
+        plane: Plane,
+        prober: HttpProber,
+        database: Database,
+        state: StateKeeper,
+        make_room: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._settings = settings
+        self._switch = switch
+        self._plane = plane
+        self._prober = prober
+        self._database = database
+        self._state = state
+        self._make_room = make_room
+        """Ends what the deploy before left on the staging slot; returns when the slot is free."""
+        self._warm_since = Stopwatch()
+
+    def ports(self) -> tuple[int, int]:
+        """Return the active and the staging port as they are now."""
+        return self._switch.ports()
+
+    async def preflight(self, release: Release) -> Finding:
+        """Check the release, the smoke file and the ports, and free the staging slot."""
+        watch = Stopwatch()
+        if not release.path.is_dir():
+            return Finding(ok=False, message=f"the release's folder {release.path} is gone")
+        try:
+            await self._smoke_plan()
+        except SettingsError as error:
+            return Finding(ok=False, message=str(error))
+        if strangers := await anyio.to_thread.run_sync(self._plane.strangers):
+            return Finding(
+                ok=False,
+                message=f"somebody else takes our connections: {'; '.join(strangers)}",
+                detail={"strangers": strangers},
+            )
+        await self._make_room()
+        return Finding(
+            ok=True,
+            message=f"version {release.version} can be launched on {self._switch.staging.name}",
+            detail={"version": release.version, "waited_ms": watch.milliseconds},
+        )
+
+    async def _smoke_plan(self) -> SmokePlan:
+        if self._settings.smoke_file is None:
+            return SmokePlan()
+        return await anyio.to_thread.run_sync(load_smoke_file, self._settings.smoke_file)
+
+    async def launch(self, release: Release) -> Finding:
+        """Start the release on staging; a failure carries the last lines that it printed."""
+        try:
+            detail = await self._switch.staging.start(release)
+        except LaunchError as error:
+            return Finding(ok=False, message=str(error), detail=error.detail)
+        return Finding(ok=True, message=detail["message"], detail=detail)
+
+    async def smoke(self, deploy_id: str) -> Finding:
+        """Run every smoke test against staging's own port."""
+        plan = await self._smoke_plan()
+        slot, instance = self._switch.staging, self._switch.staging.instance
+        if instance is None:
+            return Finding(ok=False, message="staging is gone", staging_died=True)
+        checks = await run_smoke(
+            plan,
+            base_url=f"http://127.0.0.1:{slot.port}",
+            env=worker_environment(
+                self._settings,
+                slot=slot.name,
+                port=slot.port,
+                instance=instance.name,
+                release=instance.release,
+            ),
+            directory=instance.release.path,
+            deploy_id=deploy_id,
+        )
+        failed = [check for check in checks if not check.ok]
+        detail = {"checks": [check.model_dump(mode="json") for check in checks]}
+        if failed:
+            names = ", ".join(f"{check.name!r}: {check.message}" for check in failed)
+            message = f"{len(failed)} of {len(checks)} smoke tests failed: {names}"
+            return Finding(False, message, {**detail, "output": slot.log.last_lines()})
+        message = f"{len(checks)} smoke tests passed" if checks else "there are no smoke tests"
+        return Finding(ok=True, message=message, detail=detail)
+
+    async def health(self) -> Finding:
+        """Probe staging; every one of the probes must pass."""
+        slot, settings = self._switch.staging, self._settings
+        gate = await health_gate(
+            self._prober,
+            slot.port,
+            settings.health_path,
+            probes=settings.health_probes,
+            interval_seconds=settings.health_interval_seconds,
+            timeout_seconds=settings.health_timeout_seconds,
+            expect_instance=slot.instance.name if slot.instance else None,
+        )
+        detail = {"probes": [probe.model_dump(mode="json") for probe in gate.probes]}
+        if gate.verdict is Verdict.PASS:
+            return Finding(ok=True, message=gate.message, detail=detail)
+        return Finding(False, gate.message, {**detail, "output": slot.log.last_lines()})
+
+    async def flip(self, release: Release, *, rollback: bool) -> Finding:
+        """Switch to staging and remember which version has the traffic now."""
+        finding = await self._switch.flip()
+        if finding.ok:
+            self._warm_since = Stopwatch()
+            await self._remember(release, rollback=rollback)
+        return finding
+
+    async def _remember(self, release: Release, *, rollback: bool) -> None:
+        try:
+            if rollback:
+                await self._database.pop_version()
+            else:
+                await self._database.push_version(self._switch.active.name, release)
+        except StoreError as error:
+            log.error("version_not_remembered", why=str(error))
+
+    async def flip_back(self) -> Finding:
+        """Switch back to the warm version, and hand it what a dead one had queued."""
+        finding = await self._switch.flip()
+        if not finding.ok:
+            return Finding(False, finding.message, finding.detail)  # it is no staging that died
+        if not self._switch.staging.alive:
+            self._rescue()
+        try:
+            await self._database.pop_version()
+        except StoreError as error:
+            log.error("version_not_remembered", why=str(error))
+        return finding
+
+    def _rescue(self) -> None:
+        self._plane.relay_into(self._switch.staging.name, self._switch.active.name)
+
+    @property
+    def _warm_seconds(self) -> float:
+        """How long the old version is kept; a foreign one can't let its clients go by itself."""
+        old = self._switch.staging.instance
+        if old is None or not (old.kit or self._settings.keep_warm_foreign):
+            return 0.0
+        return self._settings.keep_warm_seconds
+
+    async def watch(self) -> Finding:
+        """Probe the new version for the guard time; too many failures in a row fail it."""
+        settings, slot = self._settings, self._switch.active
+        seconds = min(settings.guard_seconds, self._warm_seconds)
+        if seconds <= 0:
+            why = "GUARD_SECONDS is 0" if not settings.guard_seconds else "no version is kept warm"
+            return Finding(ok=True, message=f"not guarded: {why}", detail={"guarded_seconds": 0})
+        interval = max(settings.health_interval_seconds, _SMALLEST_GUARD_INTERVAL_SECONDS)
+        failures = probes = 0
+        while (left := seconds - self._warm_since.seconds) > 0:
+            await anyio.sleep(min(interval, left))
+            result = await self._prober.probe(
+                slot.port,
+                settings.health_path,
+                timeout_seconds=settings.health_timeout_seconds,
+                expect_instance=slot.instance.name if slot.instance else None,
+            )
+            probes += 1
+            failures = failures + 1 if result.verdict is Verdict.FAIL else 0
+            if failures >= settings.liveness_failures:
+                return Finding(
+                    ok=False,
+                    message=f"the new version failed {failures} probes in a row: {result.message}",
+                    detail={"probes": probes, "output": slot.log.last_lines()},
+                )
+        return Finding(
+            ok=True,
+            message=f"{probes} probes in {seconds:g} s, no reason to revert",
+            detail={"guarded_seconds": seconds, "probes": probes},
+        )
+
+    async def keep_warm(self) -> Finding:
+        """Wait for the rest of the warm time, or for the end of the warm instance."""
+        old = self._switch.staging.instance
+        left = self._warm_seconds - self._warm_since.seconds
+        if old is not None and left > 0:
+            with anyio.move_on_after(left):
+                await old.exited.wait()
+        return Finding(ok=True, message="the warm time is over")
+
+    async def drain_staging(self) -> Finding:
+        """Drain the instance without traffic, and pass on what is still queued for its slot."""
+        slot = self._switch.staging
+        if slot.instance is None:
+            self._rescue()
+            await anyio.sleep(SETTLE_SECONDS)
+            return Finding(
+                ok=True,
+                message=f"{slot.name} had no living instance",
+                detail={"rescued": self._plane.rescued(slot.name)},
+            )
+        detail = await slot.drain()
+        self._rescue()
+        return Finding(ok=True, message=detail["message"], detail=detail)
+
+    async def stop_staging(self) -> Finding:
+        """End the instance that never had traffic."""
+        slot = self._switch.staging
+        await slot.stop()
+        self._rescue()
+        return Finding(ok=True, message=f"{slot.name} is stopped")
+
+    async def fall_back_to_single(self, reason: str) -> None:
+        """Take no more deploys until an operator resets it."""
+        log.warning("fell_back_to_single", why=reason)
+        await self._state.change(mode=Mode.SINGLE)
+        await self._state.copy_to_database()
+        await self._database.audit(SUPERVISOR, "mode", "single", reason=reason)
+
+    async def audit(self, action: str, outcome: str, record: DeployRecord, reason: str) -> None:
+        """Write an entry of the audit trail in the daemon's name."""
+        await self._database.audit(
+            SUPERVISOR,
+            action,
+            outcome,
+            subject=record.deploy_id,
+            reason=reason,
+            version=record.version,
+        )
+
+    async def journal(
+        self, record: DeployRecord, *, source: str, event: str, cause: str | None, step: Step | None
+    ) -> None:
+        """Write a transition down, durably. Raises StoreError."""
+        await self._database.write_transition(
+            record, source=source, event=event, cause=cause, step=step
+        )

@@ -1,0 +1,125 @@
+"""The switch: all traffic to the other slot, durably, or everything as it was.
+
+Who is active is three things that must agree: the program in the kernel, the state file, and
+what the daemon believes. This is the one place that changes them.
+"""
+
+from __future__ import annotations
+
+import time
+
+import anyio
+import structlog
+
+from supervisor.clock import Stopwatch, now
+from supervisor.config import Settings
+from supervisor.deploy.landing import Landing, landing
+from supervisor.deploy.world import Finding
+from supervisor.model.slot import SlotName, SlotState
+from supervisor.store.state_keeper import StateKeeper
+from supervisor.traffic import Plane
+from supervisor.workers.slot import Slot
+
+log = structlog.get_logger(__name__)
+
+
+class Switch:
+    """Knows both slots and which one is active."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        plane: Plane,
+        slots: dict[SlotName, Slot],
+        state: StateKeeper,
+        active: SlotName,
+    ) -> None:
+        self._settings = settings
+        self._plane = plane
+        self._slots = slots
+        self._state = state
+        self._active = active
+
+    @property
+    def active(self) -> Slot:
+        """The slot that has the traffic."""
+        return self._slots[self._active]
+
+    @property
+    def staging(self) -> Slot:
+        """The other one."""
+        return self._slots[self._active.other]
+
+    def ports(self) -> tuple[int, int]:
+        """Return the active and the staging port."""
+        return self.active.port, self.staging.port
+
+    async def flip(self) -> Finding:
+        """Make staging active. Not cancellable; on failure nothing has changed."""
+        with anyio.CancelScope(shield=True):
+            finding = await self._flip()
+        return finding  # noqa: RET504  # mypy takes a cancel scope for one that may swallow
+
+    async def _flip(self) -> Finding:
+        source, target = self.active, self.staging
+        if target.instance is None or not target.alive:
+            return Finding(ok=False, message=f"{target.name} is not alive", staging_died=True)
+        try:
+            began = time.perf_counter_ns()
+            self._plane.steer(target.name)
+            flip_us = (time.perf_counter_ns() - began) / 1000
+        except OSError as error:
+            return Finding(ok=False, message=f"the kernel refused the flip: {error}")
+        where, seen = await self._landing(target)
+        if where is Landing.WRONG:
+            self._steer_back(source)
+            return Finding(ok=False, message=f"a connection arrived at the wrong place: {seen}")
+        watch = Stopwatch()
+        try:
+            await self._state.change(
+                active_port=target.port, staging_port=source.port, last_switch_ts=now()
+            )
+        except OSError as error:
+            self._steer_back(source)
+            return Finding(ok=False, message=f"the state file could not be written: {error}")
+        if not target.alive:
+            return await self._withdraw(source, target)
+        self._active = target.name
+        target.state = SlotState.RUNNING
+        if source.alive:
+            source.state = SlotState.WARM
+        await self._state.copy_to_database()
+        return Finding(
+            ok=True,
+            message=f"{target.name} (port {target.port}) has all new connections",
+            detail={
+                "flip_us": round(flip_us, 1),
+                "state_file_ms": watch.milliseconds,
+                "landing": where.value,
+                "landing_detail": seen,
+            },
+        )
+
+    async def _landing(self, target: Slot) -> tuple[Landing, str]:
+        if self._plane.name != "kernel" or target.instance is None:
+            return Landing.UNSEEN, "the daemon itself accepts; there is nothing to see"
+        return await landing(
+            str(self._settings.public_host), self._settings.public_port, target.instance
+        )
+
+    def _steer_back(self, source: Slot) -> None:
+        try:
+            self._plane.steer(source.name)
+        except OSError as error:
+            log.critical("steering_uncertain", wanted=source.name, why=str(error))
+
+    async def _withdraw(self, source: Slot, target: Slot) -> Finding:
+        """Undo what was done: the new instance died in the middle of it."""
+        self._steer_back(source)
+        try:
+            await self._state.change(active_port=source.port, staging_port=target.port)
+        except OSError as error:
+            log.critical("state_file_uncertain", why=str(error))
+        message = f"{target.name} died in the moment of the switch"
+        return Finding(ok=False, message=message, staging_died=True)

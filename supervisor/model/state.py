@@ -1,0 +1,26 @@
+"""What `deploy_state.json` holds: the durable truth about who is active."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
+from supervisor.model.deploy import Mode
+
+SCHEMA_VERSION = 1
+
+
+class DeployState(BaseModel):
+    """The state file's content. `generation` grows with every write."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    schema_version: int = SCHEMA_VERSION
+    generation: int = 0
+    mode: Mode
+    active_port: PositiveInt
+    staging_port: PositiveInt
+    last_deploy_ts: datetime | None = None
+    last_switch_ts: datetime | None = None
+    canary_disabled_fallback: bool = False

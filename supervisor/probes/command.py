@@ -1,0 +1,87 @@
+"""Runs a program that may hang, flood or fork, and leaves nothing of it behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import DEVNULL, PIPE, STDOUT
+
+import anyio
+from anyio.abc import ByteReceiveStream, Process
+
+OUTPUT_LIMIT = 8 * 1024
+"""Bytes of output that are kept: the last ones, for that is where programs say what is wrong."""
+
+_LAST_WORDS_SECONDS = 0.5
+"""How long output is still read after the program has ended: a daemon it left in a session of
+its own may hold the pipe open for ever."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a program ended."""
+
+    exit_code: int | None
+    """Negative for the signal that ended it, as usual; None if its time was up."""
+    output: str
+    """The end of what it printed on both streams."""
+
+
+async def run_command(
+    run: Sequence[str], *, env: Mapping[str, str], directory: Path, timeout_seconds: float
+) -> Finished:
+    """Run a program in a session of its own and end that whole group with it.
+
+    This holds when its time is up and when this call is cancelled as well. Raises OSError if it
+    can't be started.
+    """
+    tail = bytearray()
+    exit_code = None
+    with anyio.move_on_after(timeout_seconds):
+        async with _session(run, env, directory) as process, anyio.create_task_group() as tasks:
+            assert process.stdout is not None  # noqa: S101 - it was asked for; this tells mypy
+            tasks.start_soon(_keep_tail, process.stdout, tail)
+            exit_code = await process.wait()
+            _kill_group(process)
+            tasks.cancel_scope.deadline = anyio.current_time() + _LAST_WORDS_SECONDS
+    return Finished(exit_code, tail.decode(errors="replace"))
+
+
+@asynccontextmanager
+async def _session(
+    run: Sequence[str], env: Mapping[str, str], directory: Path
+) -> AsyncIterator[Process]:
+    # Shielded: a cancellation in the midst of starting would lose the process, not prevent it.
+    with anyio.CancelScope(shield=True):
+        process = await anyio.open_process(
+            run,
+            stdin=DEVNULL,
+            stdout=PIPE,
+            stderr=STDOUT,
+            cwd=directory,
+            env=env,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        _kill_group(process)
+        with anyio.CancelScope(shield=True):
+            await process.aclose()
+
+
+def _kill_group(process: Process) -> None:
+    # The group outlives its leader while it has members, and its number is not given away.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+async def _keep_tail(stream: ByteReceiveStream, tail: bytearray) -> None:
+    async for chunk in stream:
+        tail += chunk
+        del tail[:-OUTPUT_LIMIT]

@@ -1,0 +1,147 @@
+"""Is this instance well? One request that must be answered, by the right instance and in time."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+import anyio
+from pydantic import BaseModel, ConfigDict
+
+from supervisor.model.verdict import Verdict
+from supervisor.probes.exchange import Answer, ExchangeError, exchange, open_session
+from worker.contract import INSTANCE_HEADER, PROBE_HEADER
+
+BODY_LIMIT = 64 * 1024
+"""Bytes. Health is said in fewer words, and an endless body must end somewhere."""
+
+INCONCLUSIVE_LIMIT = 5
+"""How many probes of one gate may come to nothing, through no fault of the worker."""
+
+
+class ProbeResult(BaseModel):
+    """What one probe found out."""
+
+    model_config = ConfigDict(frozen=True)
+
+    verdict: Verdict
+    status: int | None
+    """The HTTP status, or None where there was no answer."""
+    duration_ms: float
+    message: str
+
+
+class GateResult(BaseModel):
+    """What a row of probes found out."""
+
+    model_config = ConfigDict(frozen=True)
+
+    verdict: Verdict
+    probes: list[ProbeResult]
+    message: str
+
+
+class HttpProber:
+    """Probes workers on this machine; to be used as an async context manager."""
+
+    def __init__(self) -> None:
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = open_session()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def probe(
+        self, port: int, path: str, *, timeout_seconds: float, expect_instance: str | None = None
+    ) -> ProbeResult:
+        """Ask the worker on loopback `port`, on a connection of its own; never raises for it.
+
+        Passes on a complete 2xx answer in time. An answer that names another instance than
+        `expect_instance` fails: another program has got hold of the port.
+        """
+        if self._session is None:
+            raise RuntimeError("HttpProber is used outside of its context")
+        status: int | None = None
+        started = time.perf_counter()
+        try:
+            answer = await exchange(
+                self._session,
+                "GET",
+                f"http://127.0.0.1:{port}{path}",
+                headers={PROBE_HEADER: "1"},
+                timeout_seconds=timeout_seconds,
+                limit=BODY_LIMIT,
+            )
+            status = answer.status
+            verdict, message = _judge(answer, expect_instance)
+        except ExchangeError as error:
+            verdict, status, message = error.verdict, error.status, str(error)
+        return ProbeResult(
+            verdict=verdict,
+            status=status,
+            duration_ms=round((time.perf_counter() - started) * 1000, 3),
+            message=f"port {port}, {path}: {message}",
+        )
+
+
+def _judge(answer: Answer, expect_instance: str | None) -> tuple[Verdict, str]:
+    instance = answer.headers.get(INSTANCE_HEADER)
+    if instance is not None and expect_instance is not None and instance != expect_instance:
+        return (
+            Verdict.FAIL,
+            f"the wrong instance answered: {instance[:80]!r}, expected {expect_instance!r}",
+        )
+    if not 200 <= answer.status <= 299:
+        return Verdict.FAIL, f"answered {answer.status}, expected 2xx"
+    if answer.cut:
+        return Verdict.FAIL, f"answered {answer.status} with more than {BODY_LIMIT} bytes of body"
+    return Verdict.PASS, f"answered {answer.status}"
+
+
+async def health_gate(
+    prober: HttpProber,
+    port: int,
+    path: str,
+    *,
+    probes: int,
+    interval_seconds: float,
+    timeout_seconds: float,
+    expect_instance: str | None = None,
+) -> GateResult:
+    """Probe until `probes` in a row have passed; the first that fails ends it.
+
+    A probe that came to nothing is no evidence either way and is made again, a few times in all.
+    """
+    results: list[ProbeResult] = []
+
+    def seen(verdict: Verdict) -> int:
+        return sum(result.verdict is verdict for result in results)
+
+    while True:
+        result = await prober.probe(
+            port, path, timeout_seconds=timeout_seconds, expect_instance=expect_instance
+        )
+        results.append(result)
+        passed = seen(Verdict.PASS)
+        if result.verdict is Verdict.FAIL:
+            message = f"probe {passed + 1} of {probes} failed: {result.message}"
+            return GateResult(verdict=Verdict.FAIL, probes=results, message=message)
+        if passed == probes:
+            message = f"{probes} of {probes} probes passed"
+            return GateResult(verdict=Verdict.PASS, probes=results, message=message)
+        if seen(Verdict.INCONCLUSIVE) > INCONCLUSIVE_LIMIT:
+            message = f"gave up after {passed} of {probes} probes had passed: {result.message}"
+            return GateResult(verdict=Verdict.INCONCLUSIVE, probes=results, message=message)
+        await anyio.sleep(interval_seconds)

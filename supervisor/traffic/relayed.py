@@ -1,0 +1,140 @@
+"""The relay plane: the daemon accepts on the public port and copies bytes to the active slot.
+
+For workers that bind their own port, and for systems where the kernel can't steer. The price is
+a copy of every byte and a public port that dies with the daemon; the promise is the same: a
+connection stays with the version where it began, and a switch loses none.
+
+With no public port at all (`PUBLIC_PORT=0`) the same class serves the slots' own ports alone.
+"""
+
+from __future__ import annotations
+
+import socket
+
+from supervisor.model.hand_over import HandOver
+from supervisor.model.slot import SlotName
+from supervisor.procfs import describe_listeners, inode_of
+from supervisor.traffic import listeners
+from supervisor.traffic.plane import Endpoints, Handed
+from supervisor.traffic.relay import Relay, Target
+
+
+class RelayPlane:
+    """The public listener, what it relays to, and the slots' own ports."""
+
+    def __init__(self, endpoints: Endpoints, hand_over: HandOver) -> None:
+        self._endpoints = endpoints
+        self._hand_over = hand_over
+        self._active = SlotName.BLUE
+        self._public: socket.socket | None = None
+        self._relay: Relay | None = None
+        self._own: dict[SlotName, socket.socket] = {}
+        self._inner: dict[SlotName, socket.socket] = {}
+        """What a worker gets in place of the public socket; the relay connects to it."""
+        self._rescues: dict[SlotName, Relay] = {}
+
+    @property
+    def name(self) -> str:
+        """`relay`, or `none` where there is no public port."""
+        return "relay" if self._endpoints.public_port else "none"
+
+    @property
+    def active(self) -> SlotName:
+        """The slot that new connections go to."""
+        return self._active
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Share of new connections per slot."""
+        return {slot.value: 1.0 if slot is self._active else 0.0 for slot in SlotName}
+
+    def open(self, active: SlotName) -> None:
+        """Open the public listener and the slots' own ports."""
+        self._active = active
+        host, port = self._endpoints.public_host, self._endpoints.public_port
+        # A worker that binds its own port does so beside our reservation; a stranger can't.
+        open_one = listeners.bind if self._hand_over is HandOver.PORT else listeners.listen
+        self._own = listeners.open_slot_ports(self._endpoints.slot_ports, open_one)
+        if not port:
+            return
+        listeners.refuse_strangers("PUBLIC_PORT", host, port)
+        try:
+            self._public = listeners.listen(host, port)
+        except OSError as error:
+            raise listeners.explain_bind_error("PUBLIC_PORT", host, port, error) from error
+        if self._hand_over is HandOver.ACTIVATION:
+            self._inner = {slot: listeners.listen("127.0.0.1", 0) for slot in SlotName}
+        self._relay = Relay(self._public, self._target)
+        self._relay.start()
+
+    def _target(self) -> Target:
+        return self._target_of(self._active)
+
+    def _target_of(self, slot: SlotName) -> Target:
+        if slot in self._inner:
+            return Target("127.0.0.1", self._inner[slot].getsockname()[1])
+        return Target("127.0.0.1", self._endpoints.slot_ports[slot])
+
+    def handed(self, slot: SlotName) -> Handed:
+        """Return the worker's sockets; one that binds its own port gets none."""
+        if self._hand_over is HandOver.PORT:
+            return Handed({})
+        named = {"public": self._inner[slot]} if slot in self._inner else {}
+        return Handed({**named, "private": self._own[slot]})
+
+    def steer(self, slot: SlotName) -> None:
+        """Choose the slot for every connection that is accepted from now on."""
+        self._active = slot
+
+    def refresh(self, slot: SlotName) -> None:
+        """Set the queues' sizes again: the worker shares the sockets."""
+        if self._hand_over is HandOver.PORT:
+            return
+        listeners.restore_backlog(self._own[slot])
+        if slot in self._inner:
+            listeners.restore_backlog(self._inner[slot])
+
+    def _queue(self, slot: SlotName) -> socket.socket | None:
+        """Return the listener where the slot's relayed connections wait, if it is ours."""
+        if self._hand_over is HandOver.PORT:
+            return None
+        return self._inner.get(slot, self._own[slot])
+
+    def queued(self, slot: SlotName) -> int:
+        """Return how many relayed connections the slot's worker has not accepted yet."""
+        queue = self._queue(slot)
+        return listeners.queue_length(queue) if queue is not None else 0
+
+    def relay_into(self, dead: SlotName, living: SlotName) -> None:
+        """Hand what the dead slot's worker had not accepted to the living one."""
+        queue = self._queue(dead)
+        if queue is None or dead in self._rescues:
+            return
+        self._rescues[dead] = Relay(queue, lambda: self._target_of(living))
+        self._rescues[dead].start()
+
+    def stop_relay(self, slot: SlotName) -> None:
+        """Leave the slot's queue to its worker again; what was rescued is carried to its end."""
+        if rescue := self._rescues.pop(slot, None):
+            rescue.stop()
+
+    def rescued(self, slot: SlotName) -> int:
+        """Return how many connections were handed on since the slot's worker is gone."""
+        return self._rescues[slot].accepted if slot in self._rescues else 0
+
+    def strangers(self) -> list[str]:
+        """Return foreign listeners on the public port."""
+        if self._public is None:
+            return []
+        host, port = self._endpoints.public_host, self._endpoints.public_port
+        found = listeners.strangers(host, port, {inode_of(self._public)})
+        return [describe_listeners([listener]) for listener in found]
+
+    async def close(self) -> None:
+        """Close every socket and cut what is still relayed."""
+        for relay in (self._relay, *self._rescues.values()):
+            if relay is not None:
+                await relay.close()
+        for sock in (self._public, *self._own.values(), *self._inner.values()):
+            if sock is not None:
+                sock.close()

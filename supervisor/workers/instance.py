@@ -1,0 +1,185 @@
+"""One worker process, from its launch to its last descendant."""
+
+from __future__ import annotations
+
+import os
+import resource
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Collection
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
+import anyio
+from anyio.abc import Process
+
+from supervisor import procfs
+from supervisor.clock import Stopwatch, now
+from supervisor.model.release import Release
+from supervisor.model.slot import SlotName
+from supervisor.traffic import Handed
+from supervisor.workers.notify import NotifySocket
+from worker.contract import ENV_INSTANCE, ENV_NOTIFY_SOCKET
+
+LAUNCHER = Path(__file__).with_name("launcher.py")
+FIRST_DESCRIPTOR = 3
+
+_OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+"""The limit that the daemon was started with; workers get it, whatever the daemon's own is now."""
+
+_POLL_SECONDS = 0.1
+
+
+def new_instance_id(slot: SlotName) -> str:
+    """Return a name that no other process has or will have."""
+    return f"{slot}-{secrets.token_hex(8)}"
+
+
+class Instance:
+    """A running worker. Made by `launch`; ends with `stop` or by itself."""
+
+    def __init__(
+        self, *, name: str, slot: SlotName, release: Release, process: Process, notify: NotifySocket
+    ) -> None:
+        self.name = name
+        self.slot = slot
+        self.release = release
+        self.pid = process.pid
+        self.started_ts: datetime = now()
+        self.age = Stopwatch()
+        self.exited = anyio.Event()
+        self.said_ready = notify.ready
+        self.expected_to_exit = False
+        """Set before it is told to stop, so that its end is no crash."""
+        self._process = process
+        self._notify = notify
+
+    @property
+    def alive(self) -> bool:
+        """Whether the worker's first process is there."""
+        return not self.exited.is_set()
+
+    @property
+    def kit(self) -> bool:
+        """Whether it said that it gives up its clients when it is no longer active."""
+        return self._notify.kit
+
+    @property
+    def exit_text(self) -> str:
+        """How it ended, in words."""
+        code = self._process.returncode
+        if code is None:
+            return "is still running"
+        if code < 0:
+            with suppress(ValueError):
+                return f"was ended by {signal.Signals(-code).name}"
+            return f"was ended by signal {-code}"
+        return f"exited with status {code}"
+
+    async def wait(self) -> None:
+        """Wait for the worker's end, and note it. To be awaited once, by whoever minds it."""
+        try:
+            await self._process.wait()
+        finally:
+            if self._process.returncode is not None:
+                self.exited.set()
+                self._notify.close()
+
+    def terminate(self) -> None:
+        """Ask it to drain and exit."""
+        self.expected_to_exit = True
+        if self.alive:
+            with suppress(ProcessLookupError):
+                self._process.terminate()
+
+    async def stop(
+        self, *, stop_seconds: float, drain_seconds: float = 0.0, ports: Collection[int] = ()
+    ) -> bool:
+        """Ask it to drain and exit, and kill it if it does not; return whether it went by itself.
+
+        It has `drain_seconds` for its connections on `ports` to be done, and from then on
+        `stop_seconds` to exit. Nothing of it is left afterwards, whatever it started itself.
+        """
+        self.terminate()
+        if drain_seconds:
+            with anyio.move_on_after(drain_seconds):
+                await self._connections_done(ports)
+        with anyio.move_on_after(stop_seconds):
+            await self.exited.wait()
+        by_itself = not self.alive
+        await self.kill()
+        return by_itself
+
+    async def _connections_done(self, ports: Collection[int]) -> None:
+        """Wait until it has exited or holds no connection any more."""
+        while self.alive and await anyio.to_thread.run_sync(self.connections, ports) > 0:
+            with anyio.move_on_after(_POLL_SECONDS):
+                await self.exited.wait()
+
+    def connections(self, ports: Collection[int]) -> int:
+        """Return how many connections on these ports the worker and its descendants hold."""
+        return procfs.established(self.family(), ports)
+
+    def family(self) -> list[int]:
+        """Return the worker's living processes; it reads all of `/proc`, so use a thread."""
+        environment = f"{ENV_INSTANCE}={self.name}".encode()
+        return procfs.family_of(environment=environment, sessions={self.pid})
+
+    async def kill(self) -> None:
+        """Kill the worker and whatever is left of what it started."""
+        self.expected_to_exit = True
+        if self.alive:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+            await self.exited.wait()
+        # Descendants may be starting more while they are looked for.
+        while left := await anyio.to_thread.run_sync(self.family):
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            await anyio.sleep(0.01)
+
+
+async def launch(
+    *,
+    slot: SlotName,
+    release: Release,
+    name: str,
+    command: list[str],
+    environment: dict[str, str],
+    handed: Handed,
+    announce: bool,
+    output: int,
+) -> Instance:
+    """Start a worker process and return it, not yet ready. Raises OSError.
+
+    `output` is the descriptor that it prints to; it stays the caller's to close.
+    """
+    notify = NotifySocket(name)
+    descriptors = [sock.fileno() for sock in (*handed.named.values(), *handed.spare)]
+    names = {"LISTEN_FDNAMES": ":".join(handed.named)} if announce and handed.named else {}
+    try:
+        process = await anyio.open_process(
+            [
+                sys.executable,
+                *("-I", "-S", str(LAUNCHER)),
+                ",".join(map(str, descriptors)) or "-",
+                str(len(handed.named) if announce else 0),
+                str(_OPEN_FILES),
+                *command,
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=release.path,
+            env={**environment, ENV_NOTIFY_SOCKET: notify.address, **names},
+            start_new_session=True,
+            pass_fds=descriptors,
+        )
+    except OSError:
+        notify.close()
+        raise
+    return Instance(name=name, slot=slot, release=release, process=process, notify=notify)

@@ -1,0 +1,76 @@
+"""Worker processes that an earlier daemon left behind, found and ended before this one begins.
+
+They still hold the listening sockets and serve. Taking them over comes later; for now they are
+asked to drain, and then killed, so that nothing of an unknown state has the traffic.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import anyio
+import structlog
+
+from supervisor import procfs
+from supervisor.store.database import InstanceRow
+from worker.contract import ENV_STATE_DIR
+
+log = structlog.get_logger(__name__)
+
+_POLL_SECONDS = 0.05
+
+
+async def end_orphans(state_dir: Path, known: Sequence[InstanceRow], *, seconds: float) -> int:
+    """End every process of an earlier daemon on this state folder; return how many there were.
+
+    They have `seconds` to exit after SIGTERM.
+    """
+    found = await anyio.to_thread.run_sync(_find, state_dir, known)
+    if not found:
+        return 0
+    log.warning("orphans_found", pids=found)
+    _signal(found, signal.SIGTERM)
+    with anyio.move_on_after(seconds):
+        while await anyio.to_thread.run_sync(_find, state_dir, known):  # noqa: ASYNC110  # no event
+            await anyio.sleep(_POLL_SECONDS)
+    while left := await anyio.to_thread.run_sync(_find, state_dir, known):
+        _signal(left, signal.SIGKILL)
+        await anyio.sleep(_POLL_SECONDS)
+    return len(found)
+
+
+def _find(state_dir: Path, known: Sequence[InstanceRow]) -> list[int]:
+    """Return the living processes of an earlier daemon.
+
+    By what they inherited, and by what was written down: a pid counts only if it is still the
+    same process, in the same boot.
+    """
+    boot = procfs.boot_id()
+    sessions = {
+        row.pid
+        for row in known
+        if row.pid > 1 and row.boot_id == boot and procfs.start_ticks(row.pid) == row.start_ticks
+    }
+    environment = f"{ENV_STATE_DIR}={state_dir}".encode()
+    ours = _ancestors()
+    family = procfs.family_of(environment=environment, sessions=sessions)
+    return [pid for pid in family if pid not in ours]
+
+
+def _ancestors() -> set[int]:
+    """Return this process and those it descends from: a shell within a worker may start us."""
+    found, pid = {os.getpid()}, os.getppid()
+    while pid > 1:
+        found.add(pid)
+        pid = procfs.parent(pid)
+    return found
+
+
+def _signal(pids: Sequence[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)

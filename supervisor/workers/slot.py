@@ -1,0 +1,271 @@
+"""A slot: the place of one instance, and the care for it.
+
+It launches, waits until the instance is ready, watches it live, tells when it went down, and
+stops it. What follows when one went down (start it again, give up a deploy, rescue connections)
+is decided by whoever listens to `on_down`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from supervisor.clock import Stopwatch
+from supervisor.config import Settings
+from supervisor.model.hand_over import HandOver
+from supervisor.model.release import Release
+from supervisor.model.slot import Role, SlotName, SlotState, SlotView
+from supervisor.model.verdict import Verdict
+from supervisor.probes.http import HttpProber
+from supervisor.traffic import Plane
+from supervisor.workers.environment import worker_environment
+from supervisor.workers.instance import FIRST_DESCRIPTOR, Instance, launch, new_instance_id
+from supervisor.workers.output import WorkerLog
+
+log = structlog.get_logger(__name__)
+
+SETTLE_SECONDS = 0.25
+"""How long a queue must stay empty: a handshake that began before a flip still ends in it."""
+
+_POLL_SECONDS = 0.02
+_READY_RETRY_SECONDS = 0.05
+
+
+class LaunchError(Exception):
+    """The instance did not become ready; `detail` says what it did instead."""
+
+    def __init__(self, message: str, **detail: Any) -> None:
+        super().__init__(message)
+        self.detail = {"message": message, **detail}
+
+
+class InstanceLedger(Protocol):
+    """Remembers processes, so that a later daemon finds what this one may leave behind."""
+
+    async def launched(self, instance: Instance) -> None:
+        """Note that the process is there."""
+
+    async def gone(self, instance: Instance) -> None:
+        """Note that nothing of it is left."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What both slots share."""
+
+    settings: Settings
+    plane: Plane
+    prober: HttpProber
+    ledger: InstanceLedger
+    tasks: TaskGroup
+    on_down: Callable[[Slot, Instance, str], Awaitable[None]]
+    """Told when an instance ended or hangs without having been asked to, and the cause."""
+
+
+class Slot:
+    """One of the two slots."""
+
+    def __init__(self, name: SlotName, port: int, around: Surroundings) -> None:
+        self.name = name
+        self.port = port
+        self.state = SlotState.EMPTY
+        self.restarts = 0
+        self.instance: Instance | None = None
+        self.log = WorkerLog(around.settings.state_dir / "logs" / f"worker-{name}.log")
+        self._around = around
+
+    @property
+    def alive(self) -> bool:
+        """Whether an instance is there that can serve."""
+        return self.instance is not None and self.instance.alive
+
+    @property
+    def serving(self) -> bool:
+        """Whether an instance is there that has become ready."""
+        return self.alive and self.state in {SlotState.RUNNING, SlotState.WARM}
+
+    def view(self, role: Role) -> SlotView:
+        """Return the slot as the status shows it."""
+        instance = self.instance
+        return SlotView(
+            slot=self.name,
+            port=self.port,
+            role=role,
+            state=self.state,
+            pid=instance.pid if instance else None,
+            version=instance.release.version if instance else None,
+            started_ts=instance.started_ts if instance else None,
+            restarts=self.restarts,
+        )
+
+    async def start(self, release: Release) -> dict[str, Any]:
+        """Launch an instance, and return how it went once it is ready. Raises LaunchError.
+
+        After an error, or when cancelled, nothing of the instance is left.
+        """
+        self.state = SlotState.STARTING
+        try:
+            instance = await self._launch(release)
+            how = await self._ready(instance)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self.stop()
+            raise
+        self._around.plane.stop_relay(self.name)
+        self._around.plane.refresh(self.name)
+        self.state = SlotState.RUNNING
+        self._around.tasks.start_soon(self._watch_life, instance)
+        boot_ms = instance.age.milliseconds
+        log.info("worker_ready", slot=self.name, pid=instance.pid, boot_ms=boot_ms)
+        return {
+            "message": f"pid {instance.pid} was ready after {boot_ms:.0f} ms: {how}",
+            "pid": instance.pid,
+            "instance": instance.name,
+            "kit": instance.kit,
+        }
+
+    async def _launch(self, release: Release) -> Instance:
+        settings, name = self._around.settings, new_instance_id(self.name)
+        environment = worker_environment(
+            settings, slot=self.name, port=self.port, instance=name, release=release
+        )
+        command = settings.worker_argv(slot=self.name, port=self.port, fd=FIRST_DESCRIPTOR)
+        output = self.log.open()
+        try:
+            instance = await launch(
+                slot=self.name,
+                release=release,
+                name=name,
+                command=command,
+                environment=environment,
+                handed=self._around.plane.handed(self.name),
+                announce=settings.hand_over is HandOver.ACTIVATION,
+                output=output,
+            )
+        except OSError as error:
+            raise LaunchError(f"the worker could not be started: {error}") from error
+        finally:
+            os.close(output)
+        self.instance = instance
+        self._around.tasks.start_soon(self._watch_exit, instance)
+        log.info("worker_launched", slot=self.name, pid=instance.pid, version=release.version)
+        await self._around.ledger.launched(instance)
+        return instance
+
+    async def _ready(self, instance: Instance) -> str:
+        """Wait until it says so or answers; raise LaunchError if it dies or takes too long."""
+        allowed = self._around.settings.ready_timeout_seconds
+        how: list[str] = []
+
+        async def first(waiter: Callable[[], Awaitable[Any]], text: str) -> None:
+            await waiter()
+            how.append(text)
+            race.cancel_scope.cancel()
+
+        with anyio.move_on_after(allowed):
+            async with anyio.create_task_group() as race:
+                race.start_soon(first, instance.exited.wait, "exited")
+                race.start_soon(first, instance.said_ready.wait, "it said READY=1")
+                race.start_soon(first, self._first_answer, "it answered")
+        if instance.alive and how:
+            return how[0]
+        if instance.alive:
+            message = f"it was not ready within {allowed:g} s"
+        else:
+            message = f"it {instance.exit_text} before it was ready"
+        raise LaunchError(message, output=self.log.last_lines())
+
+    async def _first_answer(self) -> None:
+        """Wait for an HTTP answer of any status; the listener is open, so a request just waits."""
+        settings = self._around.settings
+        while True:
+            result = await self._around.prober.probe(
+                self.port, settings.health_path, timeout_seconds=settings.ready_timeout_seconds
+            )
+            if result.status is not None:
+                return
+            await anyio.sleep(_READY_RETRY_SECONDS)
+
+    async def _watch_exit(self, instance: Instance) -> None:
+        await instance.wait()
+        if not instance.expected_to_exit and self.state is not SlotState.STARTING:
+            await self._around.on_down(self, instance, f"it {instance.exit_text}")
+
+    async def _watch_life(self, instance: Instance) -> None:
+        """Probe the running instance, and tell when it has hung for long enough."""
+        settings = self._around.settings
+        failures = 0
+        while True:
+            with anyio.move_on_after(settings.liveness_interval_seconds):
+                await instance.exited.wait()
+            if not instance.alive or instance.expected_to_exit:
+                return
+            self.log.rotate()
+            result = await self._around.prober.probe(
+                self.port,
+                settings.health_path,
+                timeout_seconds=settings.health_timeout_seconds,
+                expect_instance=instance.name,
+            )
+            if result.verdict is Verdict.INCONCLUSIVE:
+                continue
+            failures = failures + 1 if result.verdict is Verdict.FAIL else 0
+            if failures:
+                log.warning("liveness_failed", slot=self.name, times=failures, why=result.message)
+            if failures >= settings.liveness_failures and not instance.expected_to_exit:
+                cause = f"it failed {failures} liveness probes in a row: {result.message}"
+                await self._around.on_down(self, instance, cause)
+                return
+
+    async def drain(self) -> dict[str, Any]:
+        """Let the instance finish what it has, then end it; return how that went.
+
+        To be called once nothing new is steered here. It goes on accepting until its queue has
+        been empty for a while, then has `DRAIN_TIMEOUT_SECONDS` for its connections.
+        """
+        self.state = SlotState.DRAINING
+        watch = Stopwatch()
+        settings = self._around.settings
+        with anyio.move_on_after(settings.drain_timeout_seconds):
+            await self._queue_settled()
+        by_itself = await self.stop(drain_seconds=settings.drain_timeout_seconds)
+        how = "finished by itself" if by_itself else "had to be killed"
+        return {"message": f"{self.name} {how} after {watch.seconds:.1f} s", "by_itself": by_itself}
+
+    async def _queue_settled(self) -> None:
+        quiet = Stopwatch()
+        while self.alive and quiet.seconds < SETTLE_SECONDS:
+            if self._around.plane.queued(self.name):
+                quiet = Stopwatch()
+            await anyio.sleep(_POLL_SECONDS)
+
+    async def stop(self, *, drain_seconds: float = 0.0) -> bool:
+        """End the instance, with all that it started; return whether it went by itself."""
+        instance = self.instance
+        if instance is None:
+            self.state = SlotState.EMPTY
+            return True
+        if self.state is not SlotState.STARTING:
+            self.state = SlotState.DRAINING
+        by_itself = await instance.stop(
+            stop_seconds=self._around.settings.stop_timeout_seconds,
+            drain_seconds=drain_seconds,
+            ports={self.port, self._around.settings.public_port},
+        )
+        await self.clear(instance)
+        return by_itself
+
+    async def clear(self, instance: Instance) -> None:
+        """Forget an instance that ended, and make sure that nothing of it is left."""
+        await instance.kill()
+        if self.instance is instance:
+            self.instance = None
+            self.state = SlotState.EMPTY
+        log.info("worker_gone", slot=self.name, pid=instance.pid, how=instance.exit_text)
+        await self._around.ledger.gone(instance)

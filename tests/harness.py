@@ -1,0 +1,321 @@
+"""A real daemon on free ports and throw-away state, for tests, benchmarks and the demo.
+
+The daemon is a process of its own, reached the way its users reach it. It is an async context
+manager to be used inside a test, so that its end, with its checks, is part of the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+
+Setting = str | int | float | Path
+
+START_SECONDS = 20.0
+STOP_SECONDS = 20.0
+# Below what Linux hands out to clients by itself: no outgoing connection takes a port away.
+PORTS = range(10240, 32768)
+DEFAULTS: Mapping[str, Setting] = {
+    "DEPLOY_MODE": "bluegreen",
+    "HEALTH_INTERVAL_SECONDS": 0.05,
+    "KEEP_WARM_SECONDS": 0,
+    "GUARD_SECONDS": 0,
+    "SMOKE_FILE": "",
+}
+
+
+def free_ports(count: int) -> list[int]:
+    """Return that many different TCP ports that nobody listens on, on any address."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.choice(PORTS)  # noqa: S311 - two runs at once must differ, no more
+        with socket.socket() as trial:
+            try:
+                trial.bind(("", port))
+            except OSError:
+                continue
+        if port not in found:
+            found.append(port)
+    return found
+
+
+def write_release(folder: Path, version: str, files: Mapping[str, str] | None = None) -> Path:
+    """Make a folder that a worker can run from: `VERSION`, and what else is given. Returns it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in {"VERSION": f"{version}\n", **(files or {})}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    return folder
+
+
+def processes_with(variable: str, value: str) -> list[int]:
+    """Return the pids of all living processes that were started with this in their environment."""
+    wanted = f"{variable}={value}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            environment = (entry / "environ").read_bytes()
+        except OSError:
+            continue  # it is gone, or not ours
+        if wanted in environment.split(b"\0"):
+            found.append(int(entry.name))
+    return found
+
+
+async def eventually(condition: Callable[[], Any], *, within: float = 10.0, what: str = "") -> None:
+    """Wait until a condition holds, or fail with `what` was waited for."""
+    deadline = asyncio.get_running_loop().time() + within
+    while not condition():
+        if asyncio.get_running_loop().time() > deadline:
+            raise AssertionError(f"not within {within} s: {what or condition}")
+        await asyncio.sleep(0.02)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the control API answered."""
+
+    status: int
+    json: Any
+    headers: Mapping[str, str]
+
+
+class DaemonProcess:
+    """`python -m supervisor` with settings of its own below `folder`.
+
+    `settings` are keys of atlas.env over the quick defaults, `worker_env` is what the workers get
+    besides, `version` and `files` what is in their directory. Use `running()`; `start` and `stop`
+    are for tests that restart it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Setting] | None = None,
+        *,
+        worker_env: Mapping[str, Setting] | None = None,
+        version: str = "v1",
+        files: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder = folder.resolve()
+        self.state_dir = self.folder / "state"
+        self.worker_directory = write_release(self.folder / "work", version, files)
+        ports = free_ports(4)
+        self.settings: dict[str, Setting] = {
+            "ACTIVE_PORT": ports[0],
+            "STAGING_PORT": ports[1],
+            "PUBLIC_PORT": ports[2],
+            "CONTROL_PORT": ports[3],
+            "STATE_DIR": self.state_dir,
+            "WORKER_DIRECTORY": self.worker_directory,
+            **DEFAULTS,
+            **(settings or {}),
+        }
+        if worker_env is not None:
+            path = self.folder / "worker.env"
+            path.write_text("".join(f"{key}={value}\n" for key, value in worker_env.items()))
+            self.settings["WORKER_ENV_FILE"] = path
+        self.env_file = self.folder / "atlas.env"
+        self.process: asyncio.subprocess.Process | None = None
+        self._open = AsyncExitStack()
+        self._unix: aiohttp.ClientSession | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def running(
+        cls, folder: Path, settings: Mapping[str, Setting] | None = None, **more: Any
+    ) -> AsyncIterator[Self]:
+        """Start a daemon, and stop it at the end: in time, with exit code 0, nothing left over."""
+        daemon = cls(folder, settings, **more)
+        try:
+            await daemon.start()
+            yield daemon
+            await daemon.stop()
+        except BaseException as error:
+            error.add_note(daemon.story())
+            raise
+        finally:
+            await daemon.clean_up()
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None, "the daemon has not been started"
+        return self.process.pid
+
+    @property
+    def public_port(self) -> int:
+        return int(str(self.settings["PUBLIC_PORT"]))
+
+    @property
+    def control_port(self) -> int:
+        return int(str(self.settings["CONTROL_PORT"]))
+
+    @property
+    def token(self) -> str:
+        """The bearer token for TCP."""
+        return (self.state_dir / "control.token").read_text().strip()
+
+    # The process.
+
+    async def start(self) -> None:
+        """Start the daemon and wait until an active worker takes traffic."""
+        lines = (f'{key}="{value}"\n' for key, value in self.settings.items())
+        self.env_file.write_text("".join(lines))
+        inherited = {key: os.environ[key] for key in ("PATH", "HOME", "LANG") if key in os.environ}
+        command = (sys.executable, "-m", "supervisor", "--env-file", str(self.env_file))
+        with (self.folder / "daemon.out").open("ab") as output:
+            self.process = await asyncio.create_subprocess_exec(
+                *command,
+                cwd=self.folder,
+                env=inherited,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        await self._until_ready()
+
+    async def _until_ready(self) -> None:
+        assert self.process is not None
+        deadline = asyncio.get_running_loop().time() + START_SECONDS
+        last = "no answer yet"
+        while True:
+            if self.process.returncode is not None:
+                raise AssertionError(f"the daemon ended with {self.process.returncode}")
+            if asyncio.get_running_loop().time() > deadline:
+                raise AssertionError(f"not ready within {START_SECONDS} s: {last}")
+            try:
+                answer = await self.request("GET", "/readyz")
+            except (OSError, aiohttp.ClientError) as error:
+                last = repr(error)
+            else:
+                if answer.status == 200:
+                    return
+                last = f"{answer.status} {answer.json}"
+            await asyncio.sleep(0.02)
+
+    async def stop(self) -> None:
+        """End the daemon as its users do, and check that nothing is left of it."""
+        await self._open.aclose()
+        self._unix = None
+        if self.process is None:
+            return
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            code = await asyncio.wait_for(self.process.wait(), STOP_SECONDS)
+        except TimeoutError:
+            raise AssertionError(f"the daemon did not stop within {STOP_SECONDS} s") from None
+        self.process = None
+        assert code == 0, f"the daemon ended with {code}"
+        left = self.leftovers()
+        assert not left, f"processes left over: {left}"
+
+    async def clean_up(self) -> None:
+        """Leave nothing behind, whatever happened; what should be gone by now is killed."""
+        await self._open.aclose()
+        self._unix = None
+        if self.process is not None and self.process.returncode is None:
+            self.process.terminate()
+            try:
+                await asyncio.wait_for(self.process.wait(), STOP_SECONDS)
+            except TimeoutError:
+                self.process.kill()
+                await self.process.wait()
+        for pid in self.leftovers():
+            try:
+                handle = os.pidfd_open(pid)
+                try:
+                    if pid in self.leftovers():  # still the one that was meant
+                        signal.pidfd_send_signal(handle, signal.SIGKILL)
+                finally:
+                    os.close(handle)
+            except ProcessLookupError:
+                continue
+
+    def leftovers(self) -> list[int]:
+        """Return the pids of this daemon's workers that are alive."""
+        return processes_with("ATLAS_STATE_DIR", str(self.state_dir))
+
+    def story(self) -> str:
+        """Return the ends of what the daemon and its workers wrote, for a failure's report."""
+        paths = [self.folder / "daemon.out", *sorted((self.state_dir / "logs").glob("*"))]
+        return "\n".join(
+            f"--- {path.name}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-40:])
+            for path in paths
+            if path.is_file()
+        )
+
+    # The control API.
+
+    async def request(self, method: str, path: str, **more: Any) -> Answer:
+        """Ask over the Unix socket. `more` goes to aiohttp: `json`, `params`, `headers`."""
+        if self._unix is None:
+            # A socket's path may have 107 bytes; by way of a descriptor any folder is near.
+            folder = os.open(self.state_dir, os.O_PATH | os.O_DIRECTORY)
+            self._open.callback(os.close, folder)
+            connector = aiohttp.UnixConnector(f"/proc/self/fd/{folder}/supervisor.sock")
+            session = aiohttp.ClientSession("http://localhost", connector=connector)
+            self._unix = await self._open.enter_async_context(session)
+        return await answered(self._unix, method, path, **more)
+
+    async def request_tcp(
+        self, method: str, path: str, *, token: str | None = None, **more: Any
+    ) -> Answer:
+        """Ask over TCP; with no token given, the daemon's own one."""
+        headers = {"Authorization": f"Bearer {self.token if token is None else token}"}
+        base = f"http://127.0.0.1:{self.control_port}"
+        async with aiohttp.ClientSession(base, headers=headers) as session:
+            return await answered(session, method, path, **more)
+
+    async def status(self) -> dict[str, Any]:
+        """Return `GET /deploy/status`."""
+        answer = await self.request("GET", "/deploy/status")
+        assert answer.status == 200, answer
+        status: dict[str, Any] = answer.json
+        return status
+
+    async def deploy(self, release: str | None = None, **query: Any) -> Answer:
+        """Deploy, wait for the outcome (unless `wait="false"`) and return it, good or bad."""
+        body = {} if release is None else {"json": {"release": release}}
+        return await self.request("POST", "/deploy/bluegreen", params=query, **body)
+
+    async def ended(self, deploy_id: str, *, within: float = 60.0) -> dict[str, Any]:
+        """Wait until the last of a deploy is over, the drain included, and return its record."""
+        deadline = asyncio.get_running_loop().time() + within
+        while True:
+            answer = await self.request("GET", f"/deploy/{deploy_id}")
+            assert answer.status == 200, answer
+            record: dict[str, Any] = answer.json
+            if record["phase"] == "ended":
+                return record
+            if asyncio.get_running_loop().time() > deadline:
+                raise AssertionError(f"not ended within {within} s: {record}")
+            await asyncio.sleep(0.02)
+
+
+async def answered(session: aiohttp.ClientSession, method: str, path: str, **more: Any) -> Answer:
+    """Send one request of the control API; the answer's body is parsed where it is JSON."""
+    async with session.request(method, path, **more) as response:
+        parsed = response.content_type == "application/json"
+        content = await response.json() if parsed else await response.text()
+        return Answer(response.status, content, dict(response.headers))
+
+
+def missing(*programs: str) -> list[str]:
+    """Return which of these programs are not installed."""
+    return [program for program in programs if shutil.which(program) is None]

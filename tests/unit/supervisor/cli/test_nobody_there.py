@@ -1,0 +1,166 @@
+"""Exit 3: nobody answers, or somebody else does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from supervisor.cli import client
+from tests.unit.supervisor.cli.conftest import Call, Outcome, run
+from tests.unit.supervisor.cli.played import Played, problem, serve
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def stranger(answer: bytes) -> AsyncIterator[str]:
+    """Serve something else on a free port: read a little, say `answer`, hang up."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+@contextmanager
+def public_folder() -> Iterator[Path]:
+    """Make a folder with an env file that anybody may read; pytest's own are closed to others."""
+    with TemporaryDirectory() as folder:
+        root = Path(folder)
+        root.chmod(0o755)
+        (root / "state").mkdir()
+        (root / "atlas.env").touch()
+        yield root
+
+
+def assert_nobody(outcome: Outcome, where: str) -> None:
+    assert outcome.code == 3
+    assert outcome.out == ""
+    assert f"No daemon at {where}" in outcome.err
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+async def test_a_missing_socket_is_named_and_so_is_the_way_to_start_a_daemon(
+    atlasctl: Call, env_file: Path, options: list[str]
+) -> None:
+    outcome = await atlasctl("status", *options)
+    assert_nobody(outcome, str(env_file.parent / "state" / "supervisor.sock"))
+    assert "./scripts/start" in outcome.err
+
+
+async def test_a_missing_state_folder_is_no_daemon_either(call: Call, tmp_path: Path) -> None:
+    env_file = tmp_path / "atlas.env"
+    env_file.touch()
+    outcome = await call("status", "--env-file", env_file)
+    assert_nobody(outcome, str(tmp_path / "state" / "supervisor.sock"))
+
+
+async def test_a_socket_that_a_dead_daemon_left_is_no_daemon(
+    atlasctl: Call, env_file: Path
+) -> None:
+    path = env_file.parent / "state" / "supervisor.sock"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    assert_nobody(await atlasctl("deploy"), str(path))
+
+
+async def test_a_closed_port_is_no_daemon(call: Call) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # bound, not listening: nobody else can take it meanwhile
+        url = f"http://127.0.0.1:{held.getsockname()[1]}"
+        outcome = await call("status", "--url", url)
+    assert_nobody(outcome, url)
+    assert f"{url}: Connection refused." in outcome.err
+
+
+async def test_a_host_without_an_address_is_no_daemon(call: Call) -> None:
+    outcome = await call("status", "--url", "http://nobody.invalid:8793")
+    assert_nobody(outcome, "http://nobody.invalid:8793")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\nnope",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 20000\r\n\r\n" + b"[" * 20_000,
+        b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+@pytest.mark.parametrize("options", [[], ["--json"]])
+async def test_something_else_on_the_port_is_no_daemon(
+    call: Call, answer: bytes, options: list[str]
+) -> None:
+    async with stranger(answer) as url:
+        assert_nobody(await call("status", "--url", url, *options), url)
+
+
+async def test_what_a_stranger_answers_does_not_steer_the_terminal(call: Call) -> None:
+    evil = b"HTTP/1.1 200 OK\r\nContent-Type: \x9b2Jtext\r\nContent-Length: 0\r\n\r\n"
+    async with stranger(evil) as url:
+        outcome = await call("status", "--url", url)
+    assert outcome.code == 3
+    assert outcome.err.replace("\n", "").isprintable()
+
+
+async def test_a_daemon_that_hangs_is_given_up_in_time(
+    daemon: Played, atlasctl: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "PATIENCE_SECONDS", 0.2)
+    daemon.stall("GET", "/deploy/status")
+    outcome = await atlasctl("status")
+    assert outcome.code == 3
+    assert "no answer within 0.2 s" in outcome.err
+
+
+async def test_a_change_whose_answer_is_lost_may_have_been_made_and_that_is_said(
+    call: Call,
+) -> None:
+    async with stranger(b"") as url:
+        outcome = await call("rollback", "--url", url)
+    assert outcome.code == 3
+    assert "may have been begun all the same" in outcome.err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+async def test_a_socket_that_may_not_be_entered_is_a_refusal_and_not_nobody() -> None:
+    become_nobody = (
+        "import os, sys\n"
+        "from supervisor.cli.__main__ import main\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "main(['status', '--env-file', sys.argv[1]])\n"
+    )
+    with public_folder() as root:
+        async with serve(Played(), root / "state" / "supervisor.sock"):
+            (root / "state" / "supervisor.sock").chmod(0o600)
+            outcome = await run([sys.executable, "-c", become_nobody, str(root / "atlas.env")])
+    assert outcome.code == 1
+    assert "You may not enter" in outcome.err
+    assert "--token-file" in outcome.err
+
+
+async def test_a_missing_token_is_explained_in_the_daemon_s_words(
+    daemon: Played, call: Call
+) -> None:
+    refused = problem("unauthorized", "This needs the token.", "Give --token-file.")
+    daemon.play("POST", "/deploy/mode", refused, status=401)
+    outcome = await call("mode", "single", "--url", daemon.url)
+    assert outcome.code == 1
+    assert outcome.err == "✗ This needs the token.\n  Give --token-file.\n"

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.unit.supervisor.cli.conftest import Call
+from tests.unit.supervisor.cli.played import Played, problem, record, status, step
+
+
+@pytest.mark.parametrize(
+    ("verb", "result", "said"),
+    [
+        ("switch", "switched", "✓ switched to 2.0.0 on port 8791"),
+        ("abort", "aborted", "✓ aborted"),
+        ("rollback", "rolled_back", "✓ rolled back"),
+    ],
+)
+async def test_what_was_asked_for_and_done_is_a_success(
+    daemon: Played, atlasctl: Call, verb: str, result: str, said: str
+) -> None:
+    daemon.play("POST", f"/deploy/{verb}", record(step("switch"), result=result, reason="by uid:0"))
+    outcome = await atlasctl(verb)
+    assert outcome.code == 0
+    assert said in outcome.out
+    assert "by uid:0" in outcome.out
+
+
+@pytest.mark.parametrize("verb", ["switch", "abort", "rollback"])
+async def test_a_verb_with_nothing_to_do_it_to_is_refused(
+    daemon: Played, atlasctl: Call, verb: str
+) -> None:
+    refused = problem("nothing_to_do", "There is no deploy.", "Begin one.")
+    daemon.play("POST", f"/deploy/{verb}", refused, status=409)
+    outcome = await atlasctl(verb)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err == "✗ There is no deploy.\n  Begin one.\n"
+
+
+async def test_a_switch_that_could_not_be_done_shows_its_step_and_the_hint(
+    daemon: Played, atlasctl: Call
+) -> None:
+    failed = record(step("launch"), step("switch", ok=False, message="no space left"))
+    refused = problem("switch_failed", "The switch could not be done.", "Make room; switch again.")
+    daemon.play("POST", "/deploy/switch", failed | refused, status=503)
+    outcome = await atlasctl("switch")
+    assert outcome.code == 1
+    assert "✗ switch" in outcome.out
+    assert "no space left" in outcome.out
+    assert "launch" not in outcome.out
+    assert outcome.err == "✗ The switch could not be done.\n  Make room; switch again.\n"
+
+
+async def test_with_json_a_refusal_is_the_api_s_own_answer_and_exit_1(
+    daemon: Played, atlasctl: Call
+) -> None:
+    refused = problem("nothing_waits", "No.", "")
+    daemon.play("POST", "/deploy/switch", refused, status=409)
+    outcome = await atlasctl("switch", "--json")
+    assert outcome.code == 1
+    assert json.loads(outcome.out) == refused
+    assert outcome.err == ""
+
+
+async def test_the_mode_is_set_and_told(daemon: Played, atlasctl: Call) -> None:
+    daemon.play("POST", "/deploy/mode", status(mode="single"))
+    outcome = await atlasctl("mode", "single")
+    assert outcome.code == 0
+    assert outcome.out == "✓ mode is single: one worker, no deploys are taken\n"
+    assert json.loads(daemon.asked[0].body) == {"mode": "single"}
+
+
+async def test_an_unknown_mode_is_wrong_usage_and_reaches_nobody(
+    daemon: Played, atlasctl: Call
+) -> None:
+    outcome = await atlasctl("mode", "purple")
+    assert outcome.code == 2
+    assert daemon.asked == []
+
+
+async def test_a_refusal_without_a_reason_still_says_something(
+    daemon: Played, atlasctl: Call
+) -> None:
+    daemon.play("POST", "/deploy/abort", {}, status=500)
+    outcome = await atlasctl("abort")
+    assert outcome.code == 1
+    assert "HTTP 500" in outcome.err

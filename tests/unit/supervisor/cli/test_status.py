@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tests.unit.supervisor.cli.conftest import Call
+from tests.unit.supervisor.cli.played import Played, record, slot, status
+
+
+async def test_status_tells_mode_ports_versions_slots_and_traffic(
+    daemon: Played, atlasctl: Call
+) -> None:
+    daemon.play("GET", "/deploy/status", status())
+    outcome = await atlasctl("status")
+    assert outcome.code == 0
+    assert outcome.err == ""
+    lines = [line.split() for line in outcome.out.splitlines()]
+    assert ["mode", "bluegreen"] in lines
+    assert ["active", "port", "8791", "1.0.0"] in lines
+    assert ["public", "port", "8790", "kernel", "plane"] in lines
+    assert ["traffic", "blue", "100", "%,", "green", "0", "%"] in lines
+    assert ["last", "deploy", "none", "yet"] in lines
+    assert ["green", "staging", "empty", "8792", "-", "-", "-", "0"] in lines
+
+
+async def test_status_tells_how_long_ago_the_last_deploy_was_and_how_it_ended(
+    daemon: Played, atlasctl: Call
+) -> None:
+    ended = (datetime.now(UTC) - timedelta(minutes=5, seconds=20)).isoformat()
+    last = record(result="rolled_back", ended_ts=ended.replace("+00:00", "Z"))
+    daemon.play("GET", "/deploy/status", status(last_deploy=last, deploy_in_progress=True))
+    outcome = await atlasctl("status")
+    assert "last deploy  rolled_back  2.0.0  5 min ago  d-42" in outcome.out
+    assert "deploying    d-43" in outcome.out
+
+
+async def test_status_shows_what_the_daemon_suggests_and_its_action(
+    daemon: Played, atlasctl: Call
+) -> None:
+    suggestion = {
+        "code": "mode_is_single",
+        "message": "Deploys are off.",
+        "action": "atlasctl mode bluegreen",
+    }
+    daemon.play("GET", "/deploy/status", status(mode="single", fallback_suggestions=[suggestion]))
+    outcome = await atlasctl("status")
+    assert "! Deploys are off.\n  atlasctl mode bluegreen\n" in outcome.out
+
+
+async def test_status_says_so_when_there_is_no_public_port(daemon: Played, atlasctl: Call) -> None:
+    daemon.play(
+        "GET",
+        "/deploy/status",
+        status(public_port=None, traffic={"plane": "none", "weights": {}}, version=None),
+    )
+    outcome = await atlasctl("status")
+    assert "off: clients follow the active port" in outcome.out
+    assert "None" not in outcome.out
+
+
+async def test_a_slot_that_was_started_again_shows_how_often(
+    daemon: Played, atlasctl: Call
+) -> None:
+    slots = [slot("blue", 8791, "active", "backoff", restarts=3)]
+    daemon.play("GET", "/deploy/status", status(slots=slots))
+    outcome = await atlasctl("status")
+    assert ["blue", "active", "backoff", "8791", "-", "-", "-", "3"] in [
+        line.split() for line in outcome.out.splitlines()
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["status", "--json"], ["--json", "status"], ["--json", "status", "--json"]]
+)
+async def test_json_may_stand_before_or_after_the_verb_and_is_byte_faithful(
+    daemon: Played, atlasctl: Call, arguments: list[str]
+) -> None:
+    body = '{"mode" :"bluegreen",\n "slots":[],  "version":"ü\\u001b"}'.encode()
+    daemon.play("GET", "/deploy/status", body)
+    outcome = await atlasctl(*arguments)
+    assert outcome.out.encode() == body
+    assert outcome.err == ""
+    assert outcome.code == 0
+    json.loads(outcome.out)
+
+
+async def test_nothing_that_a_worker_wrote_steers_the_terminal_or_is_read_as_markup(
+    daemon: Played, atlasctl: Call
+) -> None:
+    evil = "\x1b]0;owned\x07[red]v1[/red]\r\x9b2J\u202e:smile:"
+    daemon.play("GET", "/deploy/status", status(version=evil))
+    outcome = await atlasctl("status")
+    assert r"\x1b]0;owned\x07[red]v1[/red]\r\x9b2J\u202e:smile:" in outcome.out
+    assert not any(not c.isprintable() for c in outcome.out.replace("\n", ""))

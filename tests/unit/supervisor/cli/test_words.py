@@ -1,0 +1,68 @@
+"""Escapes, spans and moments: what all the views are made of."""
+
+from __future__ import annotations
+
+import string
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supervisor.cli.terminal import printable
+from supervisor.cli.units import age, duration, local_time, moment
+
+
+@given(st.text(st.characters()))
+def test_whatever_comes_in_only_printable_characters_go_out(text: str) -> None:
+    assert printable(text).isprintable()
+
+
+def test_what_people_write_is_left_as_it_is() -> None:
+    text = string.ascii_letters + string.digits + string.punctuation + " äöü → 日本 😀"
+    assert printable(text) == text
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "words"),
+    [
+        (-1, "0 ms"),
+        (0, "0 ms"),
+        (0.061, "0.06 ms"),
+        (12.4, "12 ms"),
+        (999, "999 ms"),
+        (1000, "1.0 s"),
+        (60_000, "1 min"),
+        (125_000, "2 min 5 s"),
+        (3_600_000 * 3 + 60_000 * 10, "3 h 10 min"),
+        (86_400_000 * 3, "3 d"),
+        (86_400_000 * 3 + 3_600_000 * 4, "3 d 4 h"),
+    ],
+)
+def test_a_span_has_the_units_that_matter(milliseconds: float, words: str) -> None:
+    assert duration(milliseconds) == words
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "words"),
+    [
+        ("2025-11-23T05:59:30Z", "30 s"),
+        ("2025-11-23T05:55:00+00:00", "5 min"),
+        ("2025-11-23T07:00:00+02:00", "1 h"),
+        ("2025-11-20T06:00:00", "3 d"),
+        ("2025-11-23T06:00:30Z", "0 s"),  # its clock is ahead of ours
+        (None, "-"),
+        ("yesterday", "-"),
+        (17, "-"),
+    ],
+)
+def test_an_age_has_one_unit_and_nonsense_has_none(timestamp: object, words: str) -> None:
+    assert age(timestamp, datetime(2025, 11, 23, 6, tzinfo=UTC)) == words
+
+
+def test_a_moment_is_shown_in_the_reader_s_own_time() -> None:
+    shown = local_time("2025-11-23T06:00:00Z")
+    then = moment("2025-11-23T06:00:00Z")
+    assert then is not None
+    assert shown == then.astimezone().strftime("%Y-%m-%d %H:%M")
+    assert local_time(None) == "-"

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from supervisor.config import describe_settings, warnings
+from tests.unit.supervisor.config.samples import KEYS_IN_ORDER, TLS, Load
+
+
+def test_the_description_can_be_read_back(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "smoke.toml").touch()
+    settings = load(
+        "ACTIVE_PORT=1000\nHEALTH_INTERVAL_SECONDS=0.05\nPUBLIC_HOST=::1\nCHANNEL='a #b'\n"
+        "LLM_MODEL=\"'it''s\"\nWORKER_COMMAND=sh -c \"exec 'a b' {fd}\"\nKEEP_WARM_SECONDS=123456.5"
+    )
+    assert load(describe_settings(settings)) == settings
+    assert [line.split("=")[0] for line in describe_settings(settings).splitlines()] == (
+        KEYS_IN_ORDER
+    )
+
+
+def test_no_secret_is_shown(load: Load) -> None:
+    settings = load("LLM_URL=https://me:hunter2@host:1/v1?key=hunter2")
+    assert "LLM_URL=https://***@host:1/v1?***" in describe_settings(settings)
+    assert "hunter2" not in describe_settings(settings) + repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("KEEP_WARM_SECONDS=10", "GUARD_SECONDS=60 is longer than KEEP_WARM_SECONDS=10"),
+        ("READY_TIMEOUT_SECONDS=2", "HEALTH_TIMEOUT_SECONDS=2 is not below"),
+        ("SMOKE_FILE=", "SMOKE_FILE"),
+        ("PUBLIC_PORT=0\nCONTROL_PORT=0", "PUBLIC_PORT=0 and CONTROL_PORT=0"),
+        ("PUBLIC_PORT=0\nWORKER_COMMAND=serve {fd}", "PUBLIC_PORT=0 leaves none"),
+        ("CONTROL_PORT=0\n" + TLS, "CONTROL_PORT=0 turns off"),
+        ("LLM_URL=http://127.0.0.1/\nLLM_API_KEY_FILE=key.pem", "in the clear"),
+    ],
+)
+@pytest.mark.usefixtures("pair")
+def test_what_is_allowed_and_hardly_meant_is_warned_about(
+    load: Load, tmp_path: Path, text: str, part: str
+) -> None:
+    (tmp_path / "smoke.toml").touch()
+    assert warnings(load()) == []
+    (warning,) = warnings(load(text))
+    assert part in warning
+
+
+def test_a_key_that_everybody_can_read_is_warned_about(
+    load: Load, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "smoke.toml").touch()
+    assert warnings(load(TLS)) == []
+    pair[1].chmod(0o644)
+    (warning,) = warnings(load(TLS))
+    assert "chmod" in warning

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from supervisor.config import Settings, describe_settings, load_worker_env
+from supervisor.config.load import NOT_BUILT_YET
+from tests.unit.supervisor.config.samples import TLS, Faults, Load
+
+
+def test_two_ports_alike_are_refused_with_both_keys(faults: Faults) -> None:
+    assert faults("STAGING_PORT=9000\nCONTROL_PORT=9000") == [
+        "STAGING_PORT=9000 and CONTROL_PORT=9000: accepted: a port of its own for each"
+    ]
+
+
+def test_a_port_alike_to_a_default_is_refused(faults: Faults) -> None:
+    (fault,) = faults("PUBLIC_PORT=8791")
+    assert "ACTIVE_PORT=8791 and PUBLIC_PORT=8791" in fault
+
+
+def test_ports_that_are_turned_off_may_be_alike(load: Load) -> None:
+    settings = load("PUBLIC_PORT=0\nCONTROL_PORT=0")
+    assert settings.public_port == settings.control_port == 0
+
+
+def test_a_bad_port_is_not_taken_for_its_default(faults: Faults) -> None:
+    (fault,) = faults("ACTIVE_PORT=x\nSTAGING_PORT=8791")
+    assert fault.startswith("ACTIVE_PORT=x")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+def test_control_off_loopback_needs_tls(
+    faults: Faults, load: Load, pair: tuple[Path, Path], host: str
+) -> None:
+    assert pair[0].exists()
+    (fault,) = faults(f"CONTROL_HOST={host}")
+    assert fault.startswith(f"CONTROL_HOST={host}: accepted: a loopback address")
+    assert str(load(f"CONTROL_HOST={host}\n{TLS}").control_host) == host
+
+
+@pytest.mark.usefixtures("pair")
+@pytest.mark.parametrize("line", TLS.split())
+def test_a_certificate_and_its_key_come_together(faults: Faults, line: str) -> None:
+    (fault,) = faults(line)
+    assert "accepted: both or neither" in fault
+
+
+def test_a_certificate_that_is_none_is_refused(faults: Faults, pair: tuple[Path, Path]) -> None:
+    pair[0].write_text("no certificate")
+    (fault,) = faults(TLS)
+    assert fault.startswith("CONTROL_TLS_CERT=")
+    pair[0].unlink()
+    (fault,) = faults(TLS)
+    assert "No such file" in fault
+
+
+def test_a_key_with_a_password_is_refused_without_asking_for_it(
+    faults: Faults, pair: tuple[Path, Path]
+) -> None:
+    command = ["openssl", "ec", "-in", str(pair[1]), "-aes256", "-passout", "pass:hunter2"]
+    subprocess.run([*command, "-out", str(pair[1])], check=True, capture_output=True)
+    (fault,) = faults(TLS)
+    assert "CONTROL_TLS_KEY" in fault
+
+
+@pytest.mark.parametrize("key", sorted(NOT_BUILT_YET))
+def test_a_key_whose_part_is_not_built_takes_its_default_only(
+    faults: Faults, load: Load, tmp_path: Path, key: str
+) -> None:
+    defaults = dict(
+        line.split("=", 1) for line in describe_settings(Settings(base_dir=tmp_path)).splitlines()
+    )
+    load(f"{key}={defaults[key]}")
+    others = {"CANARY_ENABLED": "true", "TRAFFIC_STICKY": "address", "CANARY_FEATURES": "vision"}
+    other = others.get(key, "77" if re.search("CALLS|SECONDS|DAYS", key) else "0.5")
+    (fault,) = faults(f"{key}={other}")
+    assert fault.startswith(f"{key}={other} (line 1): this version can't do that yet")
+
+
+def test_smoke_tests_are_not_needed_unless_they_were_asked_for(
+    load: Load, faults: Faults, tmp_path: Path
+) -> None:
+    assert load().smoke_file is None
+    (fault,) = faults("SMOKE_FILE=smoke.toml")
+    assert fault.startswith(f"SMOKE_FILE={tmp_path}/smoke.toml: No such file")
+
+
+def test_the_default_smoke_file_is_used_if_it_is_there(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "smoke.toml").touch()
+    assert load().smoke_file == tmp_path / "smoke.toml"
+
+
+def test_the_faults_of_the_smoke_file_are_told_with_the_others(
+    faults: Faults, tmp_path: Path
+) -> None:
+    (tmp_path / "smoke.toml").write_text("[[http]]\nname = 'a'\npath = 'no'\nstatus = 1")
+    found = faults("ACTIVE_PORT=x")
+    assert len(found) == 3
+    assert sum(fault.startswith("SMOKE_FILE=") for fault in found) == 2
+
+
+def test_the_worker_environment_is_read_literally(tmp_path: Path) -> None:
+    path = tmp_path / "worker.env"
+    path.write_text("export A='x y'\nB=${A}\nC=\n")
+    assert load_worker_env(path) == {"A": "x y", "B": "${A}", "C": ""}
+    assert load_worker_env(None) == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ATLAS_SLOT=hunter2",
+        "LISTEN_FDS=hunter2",
+        "NOTIFY_SOCKET=hunter2",
+        "hunter2",
+        "A.B=hunter2",
+        "OK=hunter2\nOK=hunter2",
+        'A="hunter2\0"',
+    ],
+)
+def test_a_bad_line_in_the_worker_environment_is_refused_without_its_value(
+    faults: Faults, tmp_path: Path, line: str
+) -> None:
+    (tmp_path / "worker.env").write_text(f"# mine\n{line}\n")
+    (fault,) = faults("WORKER_ENV_FILE=worker.env")
+    assert fault.startswith(f"WORKER_ENV_FILE={tmp_path}/worker.env line ")
+    assert "hunter2" not in fault

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address
+
+import pytest
+
+from supervisor.model.deploy import Mode
+from supervisor.model.hand_over import HandOver
+from tests.unit.supervisor.config.samples import Faults, Load
+
+BAD = {
+    "DEPLOY_MODE": ["blue-green", "true", ""],
+    "ACTIVE_PORT": ["0", "65536", "-1", "1.5", "http", "", "0x10", "9" * 5000],
+    "STAGING_PORT": ["0"],
+    "PUBLIC_PORT": ["65536", "off", ""],
+    "AUTO_SWITCH_ON_HEALTH": ["maybe", "2", ""],
+    "PUBLIC_HOST": ["example.org", "256.0.0.1", "127.0.0.1:80", "", "[::1]"],
+    "CONTROL_HOST": ["*", ""],
+    "STATE_DIR": ["", "a\tb", "/dev/null", "atlas.env", "x" * 300],
+    "CONTROL_TOKEN_FILE": ["/tmp"],
+    "WORKER_COMMAND": ["", "'open", "serve {fd} {port}", "serve {prot}", "serve {FD}"],
+    "WORKER_DIRECTORY": ["gone", "atlas.env", ""],
+    "WORKER_ENV_FILE": ["gone", "/tmp"],
+    "RELEASES_DIR": ["gone", "atlas.env"],
+    "CHANNEL": ["", "a\tb", "x" * 201],
+    "READY_TIMEOUT_SECONDS": ["0", "-1", "nan", "inf", "1e400", "30s", "", "86401"],
+    "HEALTH_PATH": ["health", "/he alth", "/h#x", "/ü", ""],
+    "HEALTH_PROBES": ["0", "1.5", "", "1001"],
+    "HEALTH_TIMEOUT_SECONDS": ["0"],
+    "KEEP_WARM_SECONDS": ["-1", "nan", "inf", ""],
+    "GUARD_SECONDS": ["-0.1", "nan"],
+    "TRAFFIC_RAMP": ["", "0,1", "0.5,0.5", "0.5,0.2", "0.5,2", "a", "0.5,,1", "nan"],
+    "TRAFFIC_STICKY": ["cookie", ""],
+    "CANARY_ENABLED": ["x"],
+    "CANARY_PERCENTAGE": ["20", "-0.1", "nan", ""],
+    "CANARY_FEATURES": ["Vision", "a,a", "requests", "a-b", "1a", "a,,b", ","],
+    "CANARY_ERROR_THRESHOLD": ["15", "inf"],
+    "CANARY_MIN_CALLS": ["0", "x"],
+    "CANARY_RAMP": ["1,0.5", "0"],
+    "CANARY_ALPHA": ["0", "1", "nan"],
+    "CANARY_RETENTION_DAYS": ["0", "forever"],
+    "LLM_URL": ["localhost:8080", "ftp://host/", "http://", "http://host:99999/"],
+    "LLM_API_KEY_FILE": ["gone"],
+    "LOG_LEVEL": ["loud", ""],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, v) for key, vs in BAD.items() for v in vs])
+def test_a_bad_value_is_refused_with_what_is_accepted(faults: Faults, key: str, value: str) -> None:
+    (fault,) = faults(f'{key}="{value}"')
+    assert fault.startswith(f"{key}=")
+    assert "accepted: " in fault
+    if value and len(value) < 50:
+        assert value.replace("\t", r"\t") in fault
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [
+        ("DEPLOY_MODE=BlueGreen", "deploy_mode", Mode.BLUEGREEN),
+        ("AUTO_SWITCH_ON_HEALTH=off", "auto_switch_on_health", False),
+        ("PUBLIC_PORT=0", "public_port", 0),
+        ("PUBLIC_HOST=localhost", "public_host", IPv4Address("127.0.0.1")),
+        ("PUBLIC_HOST=0.0.0.0", "public_host", IPv4Address("0.0.0.0")),
+        ("CONTROL_HOST=::1", "control_host", IPv6Address("::1")),
+        ("GUARD_SECONDS=0", "guard_seconds", 0),
+        ("HEALTH_INTERVAL_SECONDS=.25", "health_interval_seconds", 0.25),
+        ("HEALTH_PATH=/h?a=1", "health_path", "/h?a=1"),
+        ("LOG_LEVEL=DEBUG", "log_level", "debug"),
+        ("LLM_URL=http://127.0.0.1:8080/v1", "llm_url", "http://127.0.0.1:8080/v1"),
+        (
+            "CANARY_FEATURES=vision, web , optimizer",
+            "canary_features",
+            ("vision", "web", "optimizer"),
+        ),
+        ("SMOKE_FILE=", "smoke_file", None),
+        ("WORKER_ENV_FILE=", "worker_env_file", None),
+        ("WORKER_COMMAND=awk '{print}' \"a b\"", "worker_command", ("awk", "{print}", "a b")),
+    ],
+)
+def test_a_good_value_is_taken(load: Load, text: str, field: str, value: object) -> None:
+    assert getattr(load(text), field) == value
+
+
+@pytest.mark.parametrize(
+    ("command", "hand_over", "argv"),
+    [
+        ("serve {slot}", HandOver.ACTIVATION, ["serve", "green"]),
+        ("serve --fd={fd}", HandOver.FD, ["serve", "--fd=7"]),
+        ("serve :{port} {slot}", HandOver.PORT, ["serve", ":8792", "green"]),
+    ],
+)
+def test_the_placeholders_say_how_a_worker_gets_its_socket(
+    load: Load, command: str, hand_over: HandOver, argv: list[str]
+) -> None:
+    settings = load(f"WORKER_COMMAND={command}")
+    assert settings.hand_over is hand_over
+    assert settings.worker_argv(slot="green", port=8792, fd=7) == argv
+
+
+def test_a_command_that_takes_a_descriptor_must_get_one(load: Load) -> None:
+    with pytest.raises(ValueError, match="no descriptor"):
+        load("WORKER_COMMAND=serve {fd}").worker_argv(slot="blue", port=1)

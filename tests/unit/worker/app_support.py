@@ -1,0 +1,65 @@
+"""The bundled worker's application inside the test's own loop, on a real port."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp.test_utils import TestClient, TestServer
+
+from worker.app.application import make_app
+from worker.app.settings import AppSettings
+from worker.kit.aiohttp_server import DRAIN
+from worker.kit.drain import Drain
+from worker.kit.instance import Instance
+from worker.kit.role import Role
+
+SMOKE = {"X-Atlas-Smoke": "deploy-1"}
+
+
+class Site:
+    """A client of the application, with shorthands for what the tests ask."""
+
+    def __init__(self, client: TestClient[Any, Any], drain: Drain) -> None:
+        self.client = client
+        self.drain = drain
+
+    async def get(self, path: str) -> tuple[int, Any]:
+        async with self.client.get(path) as response:
+            return response.status, await _content(response)
+
+    async def post(
+        self, path: str, json: Any = None, *, data: bytes | None = None, smoke: bool = False
+    ) -> tuple[int, Any]:
+        headers = SMOKE if smoke else {}
+        async with self.client.post(path, json=json, data=data, headers=headers) as response:
+            return response.status, await _content(response)
+
+    async def delete(self, path: str, *, smoke: bool = False) -> tuple[int, Any]:
+        async with self.client.delete(path, headers=SMOKE if smoke else {}) as response:
+            return response.status, await _content(response)
+
+
+async def _content(response: aiohttp.ClientResponse) -> Any:
+    if response.content_type == "application/json":
+        return await response.json()
+    return await response.read()
+
+
+@contextlib.asynccontextmanager
+async def running_app(
+    state_dir: Path, *, role: Role = Role.ACTIVE, **switches: bool
+) -> AsyncIterator[Site]:
+    """Run the application; `switches` are fields of its settings."""
+    instance = Instance.from_environment(
+        {"ATLAS_STATE_DIR": str(state_dir), "ATLAS_VERSION": "1.2.3", "ATLAS_SLOT": "green"}
+    )
+    app = make_app(instance, AppSettings(state_dir / "worker", **switches))
+    drain = Drain(idle_grace=instance.idle_grace, timeout=instance.drain_timeout)
+    drain.set_role(role)
+    app[DRAIN] = drain
+    async with TestClient(TestServer(app)) as client:
+        yield Site(client, drain)

@@ -1,0 +1,226 @@
+"""Real workers for the tests: started as the supervisor starts them, with handed sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# Puts the sockets at 3 and up and execs, so that LISTEN_PID is the worker's own pid.
+LAUNCHER = """
+import os, sys
+fds = [int(fd) for fd in sys.argv[1].split(",") if fd]
+moved = [os.dup2(fd, 100 + i, inheritable=False) for i, fd in enumerate(fds)]
+for i, fd in enumerate(moved):
+    os.dup2(fd, 3 + i, inheritable=True)
+if "LISTEN_FDS" in os.environ:
+    os.environ.setdefault("LISTEN_PID", str(os.getpid()))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+async def until(condition: Callable[[], Any], *, seconds: float = 10.0) -> Any:
+    """Wait for something that offers no event; returns what the condition returned."""
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        await asyncio.sleep(0.005)
+    return result
+
+
+def listening_socket() -> socket.socket:
+    sock = socket.create_server(("127.0.0.1", 0), backlog=128)
+    sock.setblocking(False)
+    return sock
+
+
+def port_of(sock: socket.socket) -> int:
+    port: int = sock.getsockname()[1]
+    return port
+
+
+def write_state(state_dir: Path, active_port: int) -> None:
+    state_dir.mkdir(parents=True, exist_ok=True)
+    new = state_dir / "deploy_state.json.new"
+    new.write_text(json.dumps({"schema_version": 1, "active_port": active_port}))
+    new.replace(state_dir / "deploy_state.json")
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def closes(self) -> bool:
+        return self.headers.get("connection", "").lower() == "close"
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Client:
+    """One connection, spoken to in plain bytes, so that nothing is retried or hidden."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def to(cls, port: int) -> AsyncIterator[Client]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            yield cls(reader, writer)
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    def send(self, path: str, *, method: str = "GET", body: bytes = b"", **headers: str) -> None:
+        head = [f"{method} {path} HTTP/1.1", "Host: test", f"Content-Length: {len(body)}"]
+        head += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        self.writer.write("\r\n".join(head).encode() + b"\r\n\r\n" + body)
+
+    async def answer(self) -> Answer:
+        head = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        headers = {}
+        for line in head[1:-2]:
+            name, _, value = line.partition(":")
+            headers[name.lower()] = value.strip()
+        body = await self.reader.readexactly(int(headers.get("content-length", "0")))
+        return Answer(int(head[0].split()[1]), headers, body)
+
+    async def get(self, path: str = "/", **headers: str) -> Answer:
+        self.send(path, **headers)
+        return await self.answer()
+
+    async def is_closed(self) -> bool:
+        """Wait until the server closes; returns whether it did so without another byte."""
+        return await self.reader.read() == b""
+
+
+@dataclass
+class Worker:
+    """A running `python -m worker`, and the sockets that it was handed."""
+
+    process: asyncio.subprocess.Process
+    public: socket.socket
+    private: socket.socket
+    state_dir: Path
+    notifications: list[str] = field(default_factory=list)
+
+    @property
+    def port(self) -> int:
+        return port_of(self.public)
+
+    @property
+    def own_port(self) -> int:
+        return port_of(self.private)
+
+    def activate(self) -> None:
+        write_state(self.state_dir, self.own_port)
+
+    def retire(self) -> None:
+        write_state(self.state_dir, 1)
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    async def shed(self) -> None:
+        """Wait until answers on new connections carry `Connection: close`."""
+        deadline = time.monotonic() + 10
+        while not await self._closes():
+            assert time.monotonic() < deadline, "the worker does not shed its connections"
+
+    async def kept(self) -> None:
+        """Wait until answers on new connections leave them open."""
+        deadline = time.monotonic() + 10
+        while await self._closes():
+            assert time.monotonic() < deadline, "the worker still sheds its connections"
+
+    async def _closes(self) -> bool:
+        async with Client.to(self.own_port) as client:
+            return (await client.get()).closes
+
+    async def exit_code(self, *, seconds: float = 20.0) -> int:
+        return await asyncio.wait_for(self.process.wait(), seconds)
+
+
+@contextlib.asynccontextmanager
+async def running_worker(
+    tmp_path: Path, *, active: bool = True, environ: dict[str, str] | None = None
+) -> AsyncIterator[Worker]:
+    """Start a worker by socket activation and wait for its READY=1; it is gone afterwards."""
+    state_dir = tmp_path / "state"
+    address = f"@atlas-test-{os.getpid()}-{time.monotonic_ns()}"
+    with (
+        listening_socket() as public,
+        listening_socket() as private,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify,
+    ):
+        notify.bind("\0" + address[1:])
+        notify.setblocking(False)
+        if active:
+            write_state(state_dir, port_of(private))
+        process = await launch(
+            ["-m", "worker"],
+            [public, private],
+            cwd=tmp_path,
+            environ={
+                "LISTEN_FDS": "2",
+                "LISTEN_FDNAMES": "public:private",
+                "NOTIFY_SOCKET": address,
+                "ATLAS_PORT": str(port_of(private)),
+                "ATLAS_STATE_DIR": str(state_dir),
+                "ATLAS_INSTANCE": "the-instance",
+                "ATLAS_VERSION": "1.2.3",
+                "ATLAS_SLOT": "blue",
+                **(environ or {}),
+            },
+        )
+        try:
+            ready = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(notify, 4096), 30)
+            worker = Worker(process, public, private, state_dir, [ready.decode()])
+            yield worker
+        finally:
+            await end(process)
+
+
+async def launch(
+    arguments: list[str], sockets: list[socket.socket], *, cwd: Path, environ: dict[str, str]
+) -> asyncio.subprocess.Process:
+    """Start Python with the sockets at descriptors 3 and up, and nothing of our environment."""
+    fds = [sock.fileno() for sock in sockets]
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        LAUNCHER,
+        ",".join(map(str, fds)),
+        sys.executable,
+        *arguments,
+        pass_fds=fds,
+        cwd=cwd,
+        env={"PATH": os.environ["PATH"], **environ},
+        stdout=asyncio.subprocess.PIPE,
+    )
+
+
+async def end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    # Reads what is left, so that the pipe's transport is closed with the loop still running.
+    await process.communicate()

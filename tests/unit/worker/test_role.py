@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from queue import Queue
+
+import pytest
+
+from tests.unit.worker.support import write_state
+from worker.kit.role import Role, RoleWatch, next_role
+
+OWN, OTHER = 8791, 8792
+
+
+@pytest.mark.parametrize(
+    ("role", "active_port", "expected"),
+    [
+        (Role.UNKNOWN, OTHER, Role.STAGING),
+        (Role.UNKNOWN, OWN, Role.ACTIVE),
+        (Role.STAGING, OTHER, Role.STAGING),
+        (Role.STAGING, OWN, Role.ACTIVE),
+        (Role.ACTIVE, OTHER, Role.RETIRED),
+        (Role.RETIRED, OTHER, Role.RETIRED),
+        (Role.RETIRED, OWN, Role.ACTIVE),
+    ],
+)
+def test_the_role_follows_the_active_port(role: Role, active_port: int, expected: Role) -> None:
+    assert next_role(role, own_port=OWN, active_port=active_port) is expected
+
+
+class Followed:
+    """A watch on a file, and the roles that it reported."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.state_dir = state_dir
+        self.roles: Queue[Role] = Queue()
+        self.watch = RoleWatch(state_dir / "deploy_state.json", OWN, self.roles.put)
+
+    def look(self) -> Role:
+        self.watch.look()
+        return self.watch.role
+
+
+def test_no_file_is_no_role(tmp_path: Path) -> None:
+    assert Followed(tmp_path / "absent").look() is Role.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"text"',
+        b"{}",
+        b'{"active_port": null}',
+        b'{"active_port": true}',
+        b'{"active_port": "8792"}',
+        b'{"active_port": 8792.0}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+    ],
+)
+def test_a_bad_file_leaves_the_role_as_it_was(tmp_path: Path, content: bytes) -> None:
+    followed = Followed(tmp_path)
+    write_state(tmp_path, OWN)
+    assert followed.look() is Role.ACTIVE
+    (tmp_path / "deploy_state.json").write_bytes(content)
+    assert followed.look() is Role.ACTIVE
+    write_state(tmp_path, OTHER)
+    assert followed.look() is Role.RETIRED
+
+
+def test_a_file_that_vanished_leaves_the_role_as_it_was(tmp_path: Path) -> None:
+    followed = Followed(tmp_path)
+    write_state(tmp_path, OWN)
+    followed.look()
+    (tmp_path / "deploy_state.json").unlink()
+    assert followed.look() is Role.ACTIVE
+
+
+def test_only_changes_are_reported(tmp_path: Path) -> None:
+    followed = Followed(tmp_path)
+    for port in (OTHER, OTHER, OWN, OWN, OTHER, OWN):
+        write_state(tmp_path, port)
+        followed.look()
+    reported = [followed.roles.get_nowait() for _ in range(followed.roles.qsize())]
+    assert reported == [Role.STAGING, Role.ACTIVE, Role.RETIRED, Role.ACTIVE]
+
+
+def test_other_fields_of_the_file_do_not_matter(tmp_path: Path) -> None:
+    followed = Followed(tmp_path)
+    state = {"schema_version": 99, "active_port": OWN, "mode": "from the future"}
+    (tmp_path / "deploy_state.json").write_text(json.dumps(state))
+    assert followed.look() is Role.ACTIVE
+
+
+def test_the_file_is_followed_until_told_to_stop(tmp_path: Path) -> None:
+    threads = threading.active_count()
+    followed = Followed(tmp_path)
+    followed.watch.start()
+    write_state(tmp_path, OWN)
+    assert followed.roles.get(timeout=5) is Role.ACTIVE
+    write_state(tmp_path, OTHER)
+    assert followed.roles.get(timeout=5) is Role.RETIRED
+    write_state(tmp_path, OWN)
+    assert followed.roles.get(timeout=5) is Role.ACTIVE
+    followed.watch.stop()
+    assert threading.active_count() == threads
+
+
+def test_a_watch_that_never_started_can_be_stopped(tmp_path: Path) -> None:
+    Followed(tmp_path).watch.stop()

@@ -1,0 +1,140 @@
+"""How the bundled worker starts: what it needs, what it refuses, what it leaves out."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.worker.support import Client, listening_socket, port_of
+from worker import contract
+from worker.kit.instance import BadEnvironmentError, Instance
+
+ROOT = Path(__file__).parents[3]
+
+
+def start(tmp_path: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "worker", *arguments],
+        cwd=tmp_path, env={"PATH": os.environ["PATH"], **environ},
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ATLAS_PORT", "http"),
+        ("ATLAS_PORT", "70000"),
+        ("ATLAS_PORT", "0"),
+        ("ATLAS_DRAIN_TIMEOUT_SECONDS", "soon"),
+        ("ATLAS_DRAIN_TIMEOUT_SECONDS", "nan"),
+        ("ATLAS_IDLE_GRACE_SECONDS", "-1"),
+        ("SCHEDULER_ENABLED", "maybe"),
+        ("MEMORY_ENABLED", "2"),
+    ],
+)
+def test_a_bad_environment_is_refused_in_one_clear_line(
+    tmp_path: Path, name: str, value: str
+) -> None:
+    ended = start(tmp_path, "--port", "0", **{name: value})
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert ended.stderr.startswith(f"worker: {name}='{value}': ")
+
+
+@pytest.mark.parametrize("arguments", [("--port", "x"), ("--port", "70000"), ("--nonsense",)])
+def test_wrong_usage_is_refused(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    assert start(tmp_path, *arguments).returncode == 2
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    with listening_socket() as taken:
+        ended = start(tmp_path, "--port", str(port_of(taken)))
+    assert ended.returncode == 1
+    assert "Address already in use" in ended.stderr
+    assert str(port_of(taken)) in ended.stderr
+
+
+def test_a_state_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ended = start(tmp_path, "--port", "0", ATLAS_STATE_DIR="file")
+    assert ended.returncode == 1
+    assert "file/worker" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+async def test_the_worker_runs_with_no_supervisor_at_all(tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "worker", "--port", "0",
+        cwd=tmp_path, env={"PATH": os.environ["PATH"]}, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    try:
+        line = ""
+        while not (found := re.search(r"http://127\.0\.0\.1:(\d+)", line)):
+            line = (await asyncio.wait_for(process.stderr.readline(), 30)).decode()
+            assert line
+        async with Client.to(int(found[1])) as client:
+            answer = await client.get("/health")
+            assert answer.json()["status"] == "ok"
+            process.send_signal(signal.SIGTERM)
+            assert (await client.get()).status == 200
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+        assert (tmp_path / "state" / "worker" / "memory.db").is_file()
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+def test_the_kit_needs_nothing_but_the_standard_library() -> None:
+    kit = sorted(path.stem for path in (ROOT / "worker" / "kit").glob("*.py"))
+    modules = ["worker", "worker.contract"] + [
+        f"worker.kit.{name}" for name in kit if name not in ("__init__", "aiohttp_server")
+    ]
+    # -I -S: neither site-packages nor the environment can help out.
+    code = f"import sys; sys.path.append({str(ROOT)!r}); import {', '.join(modules)}; print(*sys.modules)"
+    ended = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True
+    )
+    tops = {name.partition(".")[0] for name in ended.stdout.split()}
+    assert tops - set(sys.stdlib_module_names) == {"worker", "__main__"} - set(
+        sys.stdlib_module_names
+    )
+
+
+def test_an_instance_is_what_its_environment_says(tmp_path: Path) -> None:
+    instance = Instance.from_environment(
+        {
+            contract.ENV_SLOT: "blue",
+            contract.ENV_PORT: "8791",
+            contract.ENV_INSTANCE: "i-1",
+            contract.ENV_VERSION: "2.0",
+            contract.ENV_CHANNEL: "beta",
+            contract.ENV_STATE_DIR: str(tmp_path),
+            contract.ENV_DRAIN_TIMEOUT: "12.5",
+            contract.ENV_IDLE_GRACE: "0",
+        }
+    )
+    assert (instance.id, instance.slot, instance.port) == ("i-1", "blue", 8791)
+    assert (instance.version, instance.channel) == ("2.0", "beta")
+    assert instance.state_file == tmp_path / "deploy_state.json"
+    assert (instance.drain_timeout, instance.idle_grace) == (12.5, 0)
+
+
+def test_two_instances_without_a_supervisor_have_different_names() -> None:
+    first, second = Instance.from_environment({}), Instance.from_environment({})
+    assert first.id != second.id
+    assert (first.slot, first.port, first.idle_grace) == (None, None, 5)
+
+
+def test_a_bad_variable_is_named() -> None:
+    with pytest.raises(BadEnvironmentError, match="ATLAS_PORT='x'"):
+        Instance.from_environment({"ATLAS_PORT": "x"})

@@ -1,0 +1,54 @@
+"""The bundled worker, put together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from worker.app import health, job_routes, memory, routes
+from worker.app.errors import error_middleware
+from worker.app.identity import IDENTITY, Identity
+from worker.app.job_routes import SCHEDULER
+from worker.app.jobs import JobStore
+from worker.app.memory import MEMORY, Memory
+from worker.app.scheduler import LEASE_SECONDS, Scheduler
+from worker.app.settings import AppSettings
+from worker.kit.aiohttp_server import DRAIN
+from worker.kit.instance import Instance
+
+
+def make_app(instance: Instance, settings: AppSettings) -> web.Application:
+    """Return the application; its modules open their files when it starts."""
+    app = web.Application(middlewares=[error_middleware], client_max_size=routes.ECHO_BYTES)
+    app[IDENTITY] = Identity.of(instance)
+    for table in (routes, health, memory, job_routes):
+        app.add_routes(table.routes)
+    # The order of their lives: the scheduler's jobs use the memory until the last one ends.
+    if settings.memory_enabled:
+        app[MEMORY] = Memory(settings.directory)
+        app.cleanup_ctx.append(_memory)
+    if settings.scheduler_enabled:
+        store = JobStore(settings.directory, instance=instance.id, lease_seconds=LEASE_SECONDS)
+        app[_STORE] = store
+        app.cleanup_ctx.append(_scheduler)
+    return app
+
+
+_STORE: web.AppKey[JobStore] = web.AppKey("job_store", JobStore)
+
+
+async def _memory(app: web.Application) -> AsyncIterator[None]:
+    await app[MEMORY].open()
+    yield
+    await app[MEMORY].close()
+
+
+async def _scheduler(app: web.Application) -> AsyncIterator[None]:
+    drain, store = app[DRAIN], app[_STORE]
+    await store.open()
+    app[SCHEDULER] = scheduler = Scheduler(store, app.get(MEMORY), may_claim=lambda: drain.leading)
+    scheduler.start()
+    yield
+    await scheduler.stop(drain.remaining)
+    await store.close()

@@ -1,0 +1,39 @@
+"""The bundled worker's own settings: the module switches that the supervisor hands on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from worker.kit.instance import BadEnvironmentError
+
+_WORDS = {
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "off"), False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AppSettings:
+    """Which modules run, and where their data is."""
+
+    directory: Path
+    scheduler_enabled: bool = True
+    memory_enabled: bool = True
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str], state_dir: Path) -> AppSettings:
+        """Read the switches; raises `BadEnvironmentError`."""
+        return cls(
+            directory=state_dir / "worker",
+            scheduler_enabled=_switch(environ, "SCHEDULER_ENABLED"),
+            memory_enabled=_switch(environ, "MEMORY_ENABLED"),
+        )
+
+
+def _switch(environ: Mapping[str, str], name: str) -> bool:
+    text = environ.get(name) or "true"
+    if text.lower() not in _WORDS:
+        raise BadEnvironmentError(f"{name}={text!r}: true or false is taken")
+    return _WORDS[text.lower()]

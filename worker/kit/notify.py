@@ -1,0 +1,51 @@
+"""Tell the supervisor (or systemd) how far this process is, over `NOTIFY_SOCKET`.
+
+A message that can't be delivered is dropped: whether anybody listens must never decide whether a
+worker works.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import MutableMapping
+
+from worker.contract import ENV_NOTIFY_SOCKET, NOTIFY_KIT, NOTIFY_READY, NOTIFY_STOPPING
+
+# A supervisor that is alive but stopped has a full queue at some point: don't wait for it long.
+_SEND_TIMEOUT = 0.5
+
+
+class Notifier:
+    """Sends sd_notify messages to one address; None means that nobody wants them."""
+
+    def __init__(self, address: str | None) -> None:
+        self._address = address
+
+    @classmethod
+    def from_environment(cls, environ: MutableMapping[str, str] = os.environ) -> Notifier:
+        """Take the address out of the environment, so that no child speaks in our name."""
+        return cls(environ.pop(ENV_NOTIFY_SOCKET, None) or None)
+
+    def ready(self) -> bool:
+        """Say that requests are answered now, by a worker that knows how to drain."""
+        return self.send(NOTIFY_READY, NOTIFY_KIT)
+
+    def stopping(self) -> bool:
+        """Say that the drain has begun."""
+        return self.send(NOTIFY_STOPPING)
+
+    def send(self, *lines: str) -> bool:
+        """Send the lines as one message; returns whether the kernel took it. Never raises."""
+        if self._address is None:
+            return False
+        # A leading "@" stands for the NUL byte of Linux's abstract namespace.
+        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(_SEND_TIMEOUT)
+                sock.connect(address)
+                sock.send("\n".join(lines).encode())
+        except (OSError, ValueError):
+            return False
+        return True
