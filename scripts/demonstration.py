@@ -191,17 +191,16 @@ async def stage(folder: Path) -> AsyncIterator[Demo]:
     smoke = folder / "smoke.toml"
     smoke.write_text(SMOKE)
     settings: dict[str, Setting] = {
-        "WORKER_COMMAND": "python serve.py",
+        "WORKER_COMMAND": f"env ATLAS_IDLE_GRACE_SECONDS={IDLE_GRACE_SECONDS} python serve.py",
         "WORKER_DIRECTORY": releases / "1.0",
         "RELEASES_DIR": releases,
         "KEEP_WARM_SECONDS": 300,
         "SMOKE_FILE": smoke,
         "HEALTH_INTERVAL_SECONDS": 0.2,
     }
-    grace = {"ATLAS_IDLE_GRACE_SECONDS": IDLE_GRACE_SECONDS}
     mix = bundled_worker_mix(pause=0.7 * IDLE_GRACE_SECONDS)
     async with (
-        DaemonProcess.running(folder, settings, worker_env=grace) as daemon,
+        DaemonProcess.running(folder, settings) as daemon,
         Load("127.0.0.1", daemon.public_port, mix) as load,
     ):
         yield Demo(daemon, load)

@@ -36,6 +36,15 @@ DEFAULTS: Mapping[str, Setting] = {
 }
 
 
+def bundled_worker(*, idle_grace: float) -> dict[str, Setting]:
+    """Return the setting that runs the bundled worker with this idle grace, in seconds.
+
+    By way of `env`, because WORKER_ENV_FILE takes no variable that the supervisor's own prefix
+    reserves.
+    """
+    return {"WORKER_COMMAND": f"env ATLAS_IDLE_GRACE_SECONDS={idle_grace} python -m worker"}
+
+
 def free_ports(count: int) -> list[int]:
     """Return that many different TCP ports that nobody listens on, on any address."""
     found: list[int] = []

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.benchmarks.result import Options, Result, summary, summary_table
-from tests.harness import DaemonProcess, write_release
+from tests.harness import DaemonProcess, bundled_worker, write_release
 from tests.loadclient import Load, Traffic, bundled_worker_home, echo
 
 PROBES = 3
@@ -23,11 +23,14 @@ async def run(options: Options) -> Result:
     count = options.count or 50
     walls: list[float] = []
     records: list[dict[str, Any]] = []
-    settings = {"HEALTH_PROBES": PROBES, "HEALTH_INTERVAL_SECONDS": INTERVAL_SECONDS}
+    settings = {
+        "HEALTH_PROBES": PROBES,
+        "HEALTH_INTERVAL_SECONDS": INTERVAL_SECONDS,
+        **bundled_worker(idle_grace=0.5),
+    }
     with tempfile.TemporaryDirectory(prefix="atlas-bench-") as name:
-        grace = {"ATLAS_IDLE_GRACE_SECONDS": 0.5}
         async with (
-            DaemonProcess.running(Path(name), settings, worker_env=grace) as daemon,
+            DaemonProcess.running(Path(name), settings) as daemon,
             Load("127.0.0.1", daemon.public_port, LIGHT) as load,
         ):
             for number in range(count):
@@ -47,7 +50,7 @@ async def run(options: Options) -> Result:
         {"count": count, "milliseconds": rows, "sent": report.sent, "lost": len(report.losses)},
         [
             lost,
-            f"own overhead: the whole request, less launch and {PROBES} x {INTERVAL_SECONDS} s",
+            "own overhead: the whole request, less the launch and the pauses between probes",
         ],
     )
 
@@ -63,7 +66,7 @@ def figures(records: list[dict[str, Any]], walls: list[float]) -> dict[str, dict
         for step in record["steps"]
         if step["name"] == "switch"
     ]
-    waited = PROBES * INTERVAL_SECONDS * 1000
+    waited = (PROBES - 1) * INTERVAL_SECONDS * 1000
     own = [wall - each["launch"] - waited for wall, each in zip(walls, durations, strict=True)]
     steps = {name: summary([each[name] for each in durations]) for name in durations[0]}
     return {

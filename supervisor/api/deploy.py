@@ -51,23 +51,23 @@ async def _deploy(call: Call[DeployQuery, DeployBody]) -> Reply:
     )
     if not call.query.wait:
         return outcome.accepted(record)
-    return outcome.outcome(await call.control.settled(record.deploy_id), asked=_PASSED)
+    return outcome.answer(await call.control.settled(record.deploy_id), asked=_PASSED)
 
 
 async def _switch(call: Call[Nothing, Nothing]) -> Reply:
-    return outcome.outcome(
+    return outcome.answer(
         await call.control.switch(call.actor), asked=frozenset({Result.SWITCHED})
     )
 
 
 async def _abort(call: Call[Nothing, Nothing]) -> Reply:
-    return outcome.outcome(await call.control.abort(call.actor), asked=frozenset({Result.ABORTED}))
+    return outcome.answer(await call.control.abort(call.actor), asked=frozenset({Result.ABORTED}))
 
 
 async def _rollback(call: Call[Nothing, Nothing]) -> Reply:
     # Warm, the deploy that is undone is the answer; else the one that brings the old release back.
     asked = frozenset({Result.ROLLED_BACK, Result.SWITCHED})
-    return outcome.outcome(await call.control.rollback(call.actor), asked=asked)
+    return outcome.answer(await call.control.rollback(call.actor), asked=asked)
 
 
 ROUTES: tuple[AnyRoute, ...] = (
@@ -101,6 +101,8 @@ ROUTES: tuple[AnyRoute, ...] = (
             ),
             outcome.NOT_PASSED,
             outcome.BUSY,
+            outcome.MODE_IS_SINGLE,
+            outcome.ABORTED,
             examples.refused(
                 404,
                 "release_not_found",

@@ -77,7 +77,7 @@ def routes(document: Callable[[], dict[str, Any]]) -> tuple[AnyRoute, ...]:
         return json.dumps(document()).encode()
 
     async def openapi(_call: Call[Nothing, Nothing]) -> Reply:
-        return Reply(encoded())
+        return Reply(await asyncio.to_thread(encoded))
 
     return (
         _route(

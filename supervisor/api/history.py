@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from supervisor.api import examples
 from supervisor.api.routes import Answer, AnyRoute, Call, Nothing, Reply, Route
 from supervisor.errors import RefusedError
 from supervisor.model.deploy import DeployRecord
+
+
+# Whatever else stands in a path (NUL, half a character, a novel) never reaches the database.
+_DEPLOY_ID = re.compile(r"[A-Za-z0-9._-]{1,100}", re.ASCII)
 
 
 class HistoryQuery(BaseModel):
@@ -31,7 +37,8 @@ async def _history(call: Call[HistoryQuery, Nothing]) -> Reply:
 
 
 async def _show(call: Call[Nothing, Nothing]) -> Reply:
-    record = await call.control.find(call.path["deploy_id"])
+    deploy_id = call.path["deploy_id"]
+    record = await call.control.find(deploy_id) if _DEPLOY_ID.fullmatch(deploy_id) else None
     if record is None:
         raise RefusedError(
             "deploy_not_found",

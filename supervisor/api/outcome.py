@@ -21,7 +21,7 @@ def accepted(record: DeployRecord) -> Reply:
     return Reply(record, status=202, headers={"Location": f"/deploy/{record.deploy_id}"})
 
 
-def outcome(record: DeployRecord, *, asked: frozenset[Result]) -> Reply:
+def answer(record: DeployRecord, *, asked: frozenset[Result]) -> Reply:
     """Answer with the record if what was `asked` was done, else refuse with it."""
     if record.result is None:
         return accepted(record)

@@ -35,6 +35,9 @@ log = structlog.get_logger(__name__)
 _UNINTERRUPTED = frozenset({Phase.SWITCH, Phase.REVERT})
 """Phases whose activity is short and runs to its end once it has begun."""
 
+_UNSETTLED = _UNINTERRUPTED | {Phase.UNSTAGE}
+"""Phases that end in an answer by themselves and soon."""
+
 _EXPLAINED = frozenset(
     {
         Event.FAILED,
@@ -185,7 +188,7 @@ class DeployRun:
         *side_effects, activity = row.effects or (None,)
         for effect in side_effects:
             await self._side_effect(effect, finding.message)
-        if self.record.result is not None and row.target not in {Phase.UNSTAGE, Phase.SWITCH}:
+        if self.record.result is not None and row.target not in _UNSETTLED:
             self.settled.set()
         if row.target is Phase.ENDED:
             self.ended.set()

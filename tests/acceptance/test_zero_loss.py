@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import DaemonProcess, Setting, missing, write_release
+from tests.harness import DaemonProcess, Setting, bundled_worker, missing, write_release
 from tests.loadclient import (
     Load,
     Report,
@@ -65,8 +65,8 @@ def lost(report: Report, kinds: Sequence[Traffic]) -> list[str]:
 @pytest.mark.timeout(180)
 async def test_fifty_deploys_of_the_bundled_worker_lose_no_request(tmp_path: Path) -> None:
     mix = bundled_worker_mix(pause=0.7 * IDLE_GRACE_SECONDS)
-    grace = {"ATLAS_IDLE_GRACE_SECONDS": IDLE_GRACE_SECONDS}
-    async with DaemonProcess.running(tmp_path, worker_env=grace) as daemon:
+    settings = bundled_worker(idle_grace=IDLE_GRACE_SECONDS)
+    async with DaemonProcess.running(tmp_path, settings) as daemon:
         report = await deploy_under_load(daemon, mix, deploys=50)
     assert lost(report, mix) == []
     assert all(tally.answered > 100 for tally in report.kinds.values())

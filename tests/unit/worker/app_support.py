@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,12 @@ class Site:
             return response.status, await _content(response)
 
     async def post(
-        self, path: str, json: Any = None, *, data: bytes | None = None, smoke: bool = False
+        self,
+        path: str,
+        json: Any = None,
+        *,
+        data: bytes | io.BytesIO | None = None,
+        smoke: bool = False,
     ) -> tuple[int, Any]:
         headers = SMOKE if smoke else {}
         async with self.client.post(path, json=json, data=data, headers=headers) as response:

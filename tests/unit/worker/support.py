@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
 import os
 import signal
@@ -28,13 +29,17 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-async def until(condition: Callable[[], Any], *, seconds: float = 10.0) -> Any:
+async def until(condition: Callable[[], Any], *, seconds: float = 20.0) -> Any:
     """Wait for something that offers no event; returns what the condition returned."""
     deadline = time.monotonic() + seconds
-    while not (result := condition()):
+    while True:
+        result = condition()
+        if inspect.isawaitable(result):
+            result = await result
+        if result:
+            return result
         assert time.monotonic() < deadline, "the condition did not come true in time"
         await asyncio.sleep(0.005)
-    return result
 
 
 def listening_socket() -> socket.socket:
@@ -87,9 +92,16 @@ class Client:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    def send(self, path: str, *, method: str = "GET", body: bytes = b"", **headers: str) -> None:
+    def send(
+        self,
+        path: str,
+        *,
+        method: str = "GET",
+        body: bytes = b"",
+        headers: dict[str, str] | None = None,
+    ) -> None:
         head = [f"{method} {path} HTTP/1.1", "Host: test", f"Content-Length: {len(body)}"]
-        head += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        head += [f"{name}: {value}" for name, value in (headers or {}).items()]
         self.writer.write("\r\n".join(head).encode() + b"\r\n\r\n" + body)
 
     async def answer(self) -> Answer:
@@ -101,8 +113,8 @@ class Client:
         body = await self.reader.readexactly(int(headers.get("content-length", "0")))
         return Answer(int(head[0].split()[1]), headers, body)
 
-    async def get(self, path: str = "/", **headers: str) -> Answer:
-        self.send(path, **headers)
+    async def get(self, path: str = "/", headers: dict[str, str] | None = None) -> Answer:
+        self.send(path, headers=headers)
         return await self.answer()
 
     async def is_closed(self) -> bool:
@@ -139,19 +151,18 @@ class Worker:
 
     async def shed(self) -> None:
         """Wait until answers on new connections carry `Connection: close`."""
-        deadline = time.monotonic() + 10
-        while not await self._closes():
-            assert time.monotonic() < deadline, "the worker does not shed its connections"
+        await until(self._closes)
 
     async def kept(self) -> None:
         """Wait until answers on new connections leave them open."""
-        deadline = time.monotonic() + 10
-        while await self._closes():
-            assert time.monotonic() < deadline, "the worker still sheds its connections"
+        await until(self._keeps)
 
     async def _closes(self) -> bool:
         async with Client.to(self.own_port) as client:
             return (await client.get()).closes
+
+    async def _keeps(self) -> bool:
+        return not await self._closes()
 
     async def exit_code(self, *, seconds: float = 20.0) -> int:
         return await asyncio.wait_for(self.process.wait(), seconds)

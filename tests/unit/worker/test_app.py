@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import os
 import sqlite3
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.unit.worker.app_support import Site, running_app
+from tests.unit.worker.support import until
 from worker.app.jobs import JobStore
 from worker.kit.role import Role
 
@@ -114,7 +116,7 @@ async def test_echo_answers_byte_for_byte(tmp_path: Path) -> None:
 
 async def test_an_echo_over_its_limit_is_refused(tmp_path: Path) -> None:
     async with running_app(tmp_path) as site:
-        status, body = await site.post("/echo", data=bytes(64 * 1024 * 1024 + 1))
+        status, body = await site.post("/echo", data=io.BytesIO(bytes(64 * 1024 * 1024 + 1)))
         assert status == 413
         assert body["error"]["code"] == "body_too_large"
 
@@ -173,7 +175,7 @@ async def test_a_bad_note_is_refused_and_never_a_failure(tmp_path: Path, data: b
 
 async def test_a_huge_body_is_refused_where_json_is_taken(tmp_path: Path) -> None:
     async with running_app(tmp_path) as site:
-        status, body = await site.post("/jobs", data=b" " * (1024 * 1024 + 1))
+        status, body = await site.post("/jobs", data=io.BytesIO(b" " * (1024 * 1024 + 1)))
         assert (status, body["error"]["code"]) == (413, "body_too_large")
 
 
@@ -216,11 +218,12 @@ async def test_notes_outlive_the_worker(tmp_path: Path) -> None:
 
 
 async def job_ended(site: Site, job_id: str) -> dict[str, Any]:
-    while True:
+    async def ended() -> Any:
         _, job = await site.get(f"/jobs/{job_id}")
-        if job["state"] in ("done", "failed"):
-            return dict(job)
-        await asyncio.sleep(0.01)
+        return job if job["state"] in ("done", "failed") else None
+
+    job: dict[str, Any] = await until(ended)
+    return job
 
 
 async def test_jobs_really_run(tmp_path: Path) -> None:
@@ -327,8 +330,11 @@ async def test_real_jobs_are_left_to_the_active_instance(tmp_path: Path) -> None
 async def test_a_drain_finishes_the_jobs_that_run_and_takes_no_more(tmp_path: Path) -> None:
     async with running_app(tmp_path) as site:
         _, running = await site.post("/jobs", {"kind": "wait", "payload": {"seconds": 0.3}})
-        while (await site.get(f"/jobs/{running['id']}"))[1]["state"] == "queued":
-            await asyncio.sleep(0.01)
+
+        async def has_begun() -> bool:
+            return bool((await site.get(f"/jobs/{running['id']}"))[1]["state"] == "running")
+
+        await until(has_begun)
         site.drain.stop()
         _, waiting = await site.post("/jobs", {"kind": "reindex"})
     store = JobStore(tmp_path / "worker", instance="a reader", lease_seconds=1)

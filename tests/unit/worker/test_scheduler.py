@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.worker.support import end
+from tests.unit.worker.support import end, until
 from worker.app.jobs import MAX_ATTEMPTS, JobStore
 from worker.app.memory import Memory
 from worker.app.scheduler import Scheduler
@@ -79,12 +79,16 @@ async def tell(process: asyncio.subprocess.Process) -> None:
 
 
 async def all_ended(store: JobStore, count: int) -> list[dict[str, Any]]:
-    async with asyncio.timeout(40):
-        while True:
-            jobs = await store.newest(count)
-            if len(jobs) == count and all(job["state"] in ("done", "failed") for job in jobs):
-                return jobs
-            await asyncio.sleep(0.02)
+    async def ended() -> Any:
+        jobs = await store.newest(count)
+        return len(jobs) == count and all(job["ended_at"] for job in jobs) and jobs
+
+    jobs: list[dict[str, Any]] = await until(ended, seconds=40)
+    return jobs
+
+
+async def state_of(store: JobStore, job_id: str) -> str:
+    return str((await store.get(job_id) or {})["state"])
 
 
 async def test_two_instances_never_run_the_same_job(tmp_path: Path) -> None:
@@ -114,14 +118,14 @@ async def test_a_killed_instances_job_is_taken_over_after_its_lease(tmp_path: Pa
     async with opened_store(tmp_path) as store, running_process(tmp_path, "blue", lease=1) as blue:
         job = await store.add("wait", {"seconds": 20}, run_at=None)
         await tell(blue)
-        async with asyncio.timeout(20):
-            while (await store.get(job["id"]) or {})["state"] != "running":
-                await asyncio.sleep(0.01)
+
+        async def runs() -> bool:
+            return await state_of(store, job["id"]) == "running"
+
+        await until(runs)
         assert await store.claim() is None  # the lease holds
         blue.send_signal(signal.SIGKILL)
-        async with asyncio.timeout(20):
-            while (claim := await store.claim()) is None:
-                await asyncio.sleep(0.01)
+        claim = await until(store.claim)
         assert (claim.id, claim.attempt, claim.instance) == (job["id"], 2, "a")
 
 
@@ -130,10 +134,11 @@ async def test_a_lease_is_renewed_while_the_job_runs(tmp_path: Path) -> None:
         scheduler = Scheduler(store, None, may_claim=lambda: True, lease_seconds=0.3)
         job = await store.add("wait", {"seconds": 1.2}, run_at=None)
         scheduler.start()
+        await until(scheduler.running)
         ended = False
         while not ended:
             assert await other.claim() is None
-            ended = (await other.get(job["id"]) or {})["state"] == "done"
+            ended = await state_of(other, job["id"]) == "done"
         await scheduler.stop()
         assert (await store.get(job["id"]) or {})["attempts"] == 1
 
@@ -187,8 +192,7 @@ async def test_what_is_not_done_at_the_deadline_is_given_back(tmp_path: Path) ->
         scheduler = Scheduler(store, None, may_claim=lambda: True)
         job = await store.add("wait", {"seconds": 30}, run_at=None)
         scheduler.start()
-        while scheduler.running() == 0:
-            await asyncio.sleep(0.01)
+        await until(scheduler.running)
         await scheduler.stop(timeout_seconds=0)
         found = await store.get(job["id"]) or {}
         assert (found["state"], found["instance"]) == ("queued", None)
@@ -207,7 +211,7 @@ async def test_an_instance_that_may_not_claim_leaves_jobs_alone(tmp_path: Path) 
         scheduler.start()
         await asyncio.wait_for(asked.wait(), 10)
         await scheduler.stop()
-        assert (await store.get(job["id"]) or {})["state"] == "queued"
+        assert await state_of(store, job["id"]) == "queued"
 
 
 @pytest.mark.parametrize("kind", ["from the future", "remember"])

@@ -18,8 +18,10 @@ import json, os
 from worker.kit.instance import BadEnvironmentError
 from worker.kit.sockets import take_handed
 try:
-    taken = [[l.name, l.socket.fileno(), l.socket.get_inheritable(), l.handed, l.socket.getsockname()[1]]
-             for l in take_handed()]
+    taken = [
+        [x.name, x.socket.fileno(), x.socket.get_inheritable(), x.handed, x.socket.getsockname()[1]]
+        for x in take_handed()
+    ]
 except BadEnvironmentError as error:
     taken = str(error)
 left = [name for name in os.environ if name.startswith("LISTEN_")]

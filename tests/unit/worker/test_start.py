@@ -56,10 +56,11 @@ def test_wrong_usage_is_refused(tmp_path: Path, arguments: tuple[str, ...]) -> N
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     with listening_socket() as taken:
-        ended = start(tmp_path, "--port", str(port_of(taken)))
+        port = str(port_of(taken))
+        ended = start(tmp_path, "--port", port)
     assert ended.returncode == 1
     assert "Address already in use" in ended.stderr
-    assert str(port_of(taken)) in ended.stderr
+    assert port in ended.stderr
 
 
 def test_a_state_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
@@ -100,7 +101,8 @@ def test_the_kit_needs_nothing_but_the_standard_library() -> None:
         f"worker.kit.{name}" for name in kit if name not in ("__init__", "aiohttp_server")
     ]
     # -I -S: neither site-packages nor the environment can help out.
-    code = f"import sys; sys.path.append({str(ROOT)!r}); import {', '.join(modules)}; print(*sys.modules)"
+    code = f"import sys; sys.path.append({str(ROOT)!r})\nimport {', '.join(modules)}\n"
+    code += "print(*sys.modules)"
     ended = subprocess.run(
         [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True
     )

@@ -42,7 +42,9 @@ def _refuse_long_tags(text: str) -> None:
         start = part.find("<")
         if start >= 0 and len(part) - start > TAG_CHARACTERS:
             raise bad_field(
-                "body", "holds a tag that does not end", f"tags of at most {TAG_CHARACTERS} characters"
+                "body",
+                "holds a tag that does not end",
+                f"tags of at most {TAG_CHARACTERS} characters",
             )
 
 

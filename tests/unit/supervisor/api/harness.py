@@ -1,0 +1,201 @@
+"""A real server on real sockets, with a daemon of its own making behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from supervisor.api import examples
+from supervisor.api.options import ApiOptions
+from supervisor.api.server import serve
+from supervisor.errors import RefusedError
+from supervisor.model.actor import Actor
+from supervisor.model.deploy import DeployRecord, Mode, Result
+from supervisor.model.status import Status
+
+TOKEN = "a-token-that-nobody-guesses"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+
+@dataclass
+class MemoryControl:
+    """A daemon without workers: it remembers what it was asked, and does as the test tells it."""
+
+    outcome: DeployRecord = examples.SWITCHED
+    refusal: RefusedError | None = None
+    bug: Exception | None = None
+    is_ready: bool = True
+    asked: list[tuple[str, Any, Actor]] = field(default_factory=list)
+    started: asyncio.Event = field(default_factory=asyncio.Event)
+    go_on: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    records: dict[str, DeployRecord] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.go_on.set()
+
+    def status(self) -> Status:
+        if self.bug:
+            raise self.bug
+        return examples.STATUS
+
+    def ready(self) -> bool:
+        return self.is_ready
+
+    async def deploy(self, *, release: str | None, dry_run: bool, actor: Actor) -> DeployRecord:
+        self.asked.append(("deploy", (release, dry_run), actor))
+        if self.refusal and self.refusal.code != "switch_failed":
+            raise self.refusal
+        return examples.BEGUN
+
+    async def settled(self, deploy_id: str) -> DeployRecord:
+        return await self._come_out()
+
+    async def switch(self, actor: Actor) -> DeployRecord:
+        self.asked.append(("switch", None, actor))
+        return await self._come_out()
+
+    async def abort(self, actor: Actor) -> DeployRecord:
+        self.asked.append(("abort", None, actor))
+        return await self._come_out()
+
+    async def rollback(self, actor: Actor) -> DeployRecord:
+        self.asked.append(("rollback", None, actor))
+        return await self._come_out()
+
+    async def set_mode(self, mode: Mode, actor: Actor) -> Status:
+        self.asked.append(("mode", mode, actor))
+        return examples.STATUS.model_copy(update={"mode": mode})
+
+    async def history(self, limit: int) -> list[DeployRecord]:
+        return list(self.records.values())[:limit]
+
+    async def find(self, deploy_id: str) -> DeployRecord | None:
+        return self.records.get(deploy_id)
+
+    async def _come_out(self) -> DeployRecord:
+        self.started.set()
+        await self.go_on.wait()
+        self.ended.set()
+        if self.refusal:
+            raise self.refusal
+        return self.outcome
+
+
+def with_result(result: Result | None) -> DeployRecord:
+    return examples.SWITCHED.model_copy(update={"result": result, "reason": "so it is"})
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass
+class Answer:
+    """What came back, as far as a test looks at it."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def code(self) -> str:
+        code: str = self.json["error"]["code"]
+        return code
+
+
+@dataclass
+class Server:
+    """One server that runs, and ways to talk to it."""
+
+    control: MemoryControl
+    options: ApiOptions
+
+    @property
+    def authority(self) -> str:
+        return f"127.0.0.1:{self.options.port}"
+
+    async def tcp(self, method: str, target: str, **kwargs: Any) -> Answer:
+        """Send a request over TCP by a real client."""
+        async with aiohttp.ClientSession() as session:
+            return await _send(session, method, f"http://{self.authority}{target}", **kwargs)
+
+    async def unix(self, method: str, target: str, **kwargs: Any) -> Answer:
+        """Send a request over the Unix socket by a real client."""
+        connector = aiohttp.UnixConnector(str(self.options.socket_path))
+        async with aiohttp.ClientSession(connector=connector) as session:
+            return await _send(session, method, f"http://daemon{target}", **kwargs)
+
+    async def raw(self, data: bytes, *, eof: bool = False) -> bytes:
+        """Send bytes as they are over TCP, and return all that comes until the end."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.options.port)
+        try:
+            writer.write(data)
+            if eof:
+                writer.write_eof()
+            return await _read_all(reader)
+        finally:
+            writer.close()
+
+    async def head(self, *lines: str, body: bytes = b"") -> Answer:
+        """Send a request of these lines (Host and all are the test's) and return its answer."""
+        wire = "\r\n".join([*lines, "Connection: close", "", ""]).encode("utf-8", "surrogateescape")
+        return parse(await self.raw(wire + body))
+
+
+async def _send(session: aiohttp.ClientSession, method: str, url: str, **kwargs: Any) -> Answer:
+    async with session.request(method, url, allow_redirects=False, **kwargs) as response:
+        return Answer(response.status, dict(response.headers), await response.read())
+
+
+async def _read_all(reader: asyncio.StreamReader) -> bytes:
+    data = bytearray()
+    try:
+        while chunk := await reader.read(65536):
+            data += chunk
+    except ConnectionResetError:
+        pass  # what was refused unread is reset after its answer
+    return bytes(data)
+
+
+def parse(data: bytes) -> Answer:
+    head, _, body = data.partition(b"\r\n\r\n")
+    status_line, *lines = head.decode("latin-1").split("\r\n")
+    headers = dict(line.split(": ", 1) for line in lines)
+    return Answer(int(status_line.split()[1]), headers, body)
+
+
+@asynccontextmanager
+async def running(
+    folder: Path, control: MemoryControl | None = None, **changes: Any
+) -> AsyncIterator[Server]:
+    """Run a server on a free port and a socket in `folder`; `changes` are to its options."""
+    given: dict[str, Any] = {
+        "socket_path": folder / "supervisor.sock",
+        "token": TOKEN,
+        "token_file": folder / "control.token",
+        "version": "1.2.3",
+        "port": free_port(),
+        "shutdown_seconds": 0.5,
+        "own_uid": os.geteuid(),
+        **changes,
+    }
+    server = Server(control or MemoryControl(), ApiOptions(**given))
+    async with serve(server.control, server.options):
+        yield server

@@ -1,0 +1,292 @@
+"""What each request answers."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from supervisor.api import examples
+from supervisor.errors import RefusedError
+from supervisor.model.actor import Actor
+from supervisor.model.deploy import Mode, Result
+from tests.unit.supervisor.api.harness import (
+    BEARER,
+    MemoryControl,
+    Server,
+    running,
+    with_result,
+)
+
+ROOT = Actor(name="uid:0", origin="unix")
+
+
+async def test_the_status_is_the_daemons_own(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        answer = await server.tcp("GET", "/deploy/status")
+    assert answer.status == 200
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.json == examples.STATUS.model_dump(mode="json")
+    assert answer.json["slots"][0]["started_ts"] == "2026-01-05T09:30:00Z"
+
+
+async def test_a_deploy_hands_on_what_was_asked_and_who_asked(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        await server.unix("POST", "/deploy/bluegreen?dry_run=true", json={"release": "1.4.0"})
+        await server.tcp("POST", "/deploy/bluegreen", headers=BEARER)
+    assert server.control.asked == [
+        ("deploy", ("1.4.0", True), ROOT),
+        ("deploy", (None, False), Actor(name="token", origin="127.0.0.1")),
+    ]
+
+
+@pytest.mark.parametrize("result", [Result.SWITCHED, Result.AWAITING_SWITCH, Result.DRY_RUN_PASSED])
+async def test_a_deploy_that_passed_answers_200_with_its_record(
+    tmp_path: Path, result: Result
+) -> None:
+    record = with_result(result)
+    async with running(tmp_path, MemoryControl(outcome=record)) as server:
+        answer = await server.unix("POST", "/deploy/bluegreen")
+    assert (answer.status, answer.json) == (200, record.model_dump(mode="json"))
+
+
+@pytest.mark.parametrize(
+    ("result", "status", "code"),
+    [
+        (Result.FAILED, 422, "release_did_not_pass"),
+        (Result.ROLLED_BACK, 422, "release_did_not_pass"),
+        (Result.ABORTED, 409, "deploy_aborted"),
+    ],
+)
+async def test_a_deploy_that_did_not_pass_answers_its_record_and_an_error(
+    tmp_path: Path, result: Result, status: int, code: str
+) -> None:
+    record = with_result(result)
+    async with running(tmp_path, MemoryControl(outcome=record)) as server:
+        answer = await server.unix("POST", "/deploy/bluegreen")
+    body = answer.json
+    error = body.pop("error")
+    assert (answer.status, error["code"]) == (status, code)
+    assert "so it is" in error["message"]
+    assert set(error) == {"code", "message", "hint"}
+    assert body == record.model_dump(mode="json")
+
+
+@pytest.mark.parametrize("path", ["/deploy/bluegreen", "/deploy/switch", "/deploy/rollback"])
+async def test_a_switch_that_could_not_be_done_answers_503_with_the_record(
+    tmp_path: Path, path: str
+) -> None:
+    refusal = RefusedError(
+        "switch_failed",
+        "no space left on device",
+        status=503,
+        hint="try again",
+        extra=dict(examples.SWITCH_FAILED),
+    )
+    async with running(tmp_path, MemoryControl(refusal=refusal)) as server:
+        answer = await server.unix("POST", path)
+    assert (answer.status, answer.code) == (503, "switch_failed")
+    assert answer.json["deploy_id"] == examples.SWITCH_FAILED.deploy_id
+    assert answer.json["started_ts"] == "2026-01-05T09:30:00Z"
+
+
+async def test_a_deploy_that_is_not_waited_for_answers_202_and_where_to_look(
+    tmp_path: Path,
+) -> None:
+    control = MemoryControl()
+    control.go_on.clear()
+    async with running(tmp_path, control) as server:
+        answer = await server.unix("POST", "/deploy/bluegreen?wait=false")
+    assert answer.status == 202
+    assert answer.headers["Location"] == f"/deploy/{examples.BEGUN.deploy_id}"
+    assert answer.json["result"] is None
+
+
+async def test_a_refused_deploy_says_why_and_what_to_do(tmp_path: Path) -> None:
+    refusal = RefusedError("mode_is_single", "deploys are off", status=409, hint="look first")
+    async with running(tmp_path, MemoryControl(refusal=refusal)) as server:
+        answer = await server.unix("POST", "/deploy/bluegreen")
+    assert answer.status == 409
+    assert answer.json == {
+        "error": {"code": "mode_is_single", "message": "deploys are off", "hint": "look first"}
+    }
+
+
+@pytest.mark.parametrize(
+    ("verb", "result", "status"),
+    [
+        ("switch", Result.SWITCHED, 200),
+        ("switch", Result.FAILED, 422),
+        ("switch", Result.ABORTED, 409),
+        ("abort", Result.ABORTED, 200),
+        ("abort", Result.SWITCHED, 409),
+        ("rollback", Result.ROLLED_BACK, 200),
+        ("rollback", Result.FAILED, 422),
+    ],
+)
+async def test_steering_answers_200_if_what_was_asked_was_done(
+    tmp_path: Path, verb: str, result: Result, status: int
+) -> None:
+    async with running(tmp_path, MemoryControl(outcome=with_result(result))) as server:
+        answer = await server.unix("POST", f"/deploy/{verb}")
+    assert (answer.status, answer.json["result"]) == (status, result)
+    assert ("error" in answer.json) == (status != 200)
+    assert server.control.asked == [(verb, None, ROOT)]
+
+
+@pytest.mark.parametrize("path", ["/deploy/bluegreen", "/deploy/switch"])
+async def test_what_was_begun_goes_on_when_the_client_leaves(tmp_path: Path, path: str) -> None:
+    control = MemoryControl()
+    control.go_on.clear()
+    async with running(tmp_path, control) as server:
+        request = asyncio.create_task(server.unix("POST", path))
+        await control.started.wait()
+        request.cancel()
+        await asyncio.wait([request])
+        assert (await server.unix("GET", "/livez")).status == 200  # it noticed, and goes on
+        control.go_on.set()
+        await control.ended.wait()
+
+
+async def test_a_deploy_that_takes_longer_than_a_request_may_is_not_cut(tmp_path: Path) -> None:
+    control = MemoryControl()
+    control.go_on.clear()
+    async with running(tmp_path, control, receive_seconds=0.1) as server:
+        request = asyncio.create_task(server.unix("POST", "/deploy/bluegreen"))
+        await control.started.wait()
+        asyncio.get_running_loop().call_later(0.4, control.go_on.set)
+        assert (await request).status == 200
+
+
+async def test_the_end_does_not_wait_for_a_deploy_that_does_not_end(tmp_path: Path) -> None:
+    control = MemoryControl()
+    control.go_on.clear()
+    async with asyncio.timeout(5):
+        async with running(tmp_path, control) as server:
+            request = asyncio.create_task(server.unix("POST", "/deploy/bluegreen"))
+            await control.started.wait()
+        await asyncio.wait([request])
+    assert request.exception() is not None
+
+
+async def test_the_mode_is_set_and_the_status_answered(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        answer = await server.unix("POST", "/deploy/mode", json={"mode": "single"})
+    assert (answer.status, answer.json["mode"]) == (200, "single")
+    assert server.control.asked == [("mode", Mode.SINGLE, ROOT)]
+
+
+async def test_the_history_is_as_long_as_asked(tmp_path: Path) -> None:
+    records = {
+        f"d{n}": examples.SWITCHED.model_copy(update={"deploy_id": f"d{n}"}) for n in range(60)
+    }
+    async with running(tmp_path, MemoryControl(records=records)) as server:
+        answers = [
+            (await server.tcp("GET", f"/deploy/history{query}")).json["deploys"]
+            for query in ("", "?limit=1", "?limit=1000")
+        ]
+    assert [len(answer) for answer in answers] == [50, 1, 60]
+    assert answers[1][0]["deploy_id"] == "d0"
+
+
+async def test_one_deploy_is_shown_by_its_id(tmp_path: Path) -> None:
+    async with running(tmp_path, MemoryControl(records={"d1": examples.FAILED})) as server:
+        found = await server.tcp("GET", "/deploy/d1")
+        missing = await server.tcp("GET", "/deploy/d2")
+    assert (found.status, found.json) == (200, examples.FAILED.model_dump(mode="json"))
+    assert (missing.status, missing.code) == (404, "deploy_not_found")
+
+
+async def test_readiness_is_the_active_workers_and_life_is_the_daemons(tmp_path: Path) -> None:
+    control = MemoryControl(is_ready=False)
+    async with running(tmp_path, control) as server:
+        assert (await server.tcp("GET", "/livez")).status == 200
+        refused = await server.tcp("GET", "/readyz")
+        assert (refused.status, refused.code) == (503, "not_ready")
+        control.is_ready = True
+        assert (await server.tcp("GET", "/readyz")).status == 200
+
+
+async def test_head_answers_as_get_without_the_body(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        answer = await server.tcp("HEAD", "/deploy/status")
+    assert (answer.status, answer.body) == (200, b"")
+    assert int(answer.headers["Content-Length"]) > 100
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/nope", "/deploy", "/deploy/", "/deploy/d1/steps", "/health", "/metrics", "//"]
+)
+async def test_a_path_that_is_not_there_is_404_in_the_common_shape(
+    tmp_path: Path, path: str
+) -> None:
+    async with running(tmp_path) as server:
+        answer = await server.tcp("GET", path)
+    assert (answer.status, answer.code) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("GET", "/deploy/bluegreen", "POST"),
+        ("GET", "/deploy/switch", "POST"),
+        ("DELETE", "/deploy/status", "GET,HEAD"),
+        ("POST", "/deploy/some-id", "GET,HEAD"),
+        ("PUT", "/livez", "GET,HEAD"),
+        ("OPTIONS", "/deploy/mode", "POST"),
+    ],
+)
+async def test_a_method_that_a_path_does_not_take_is_405_with_those_it_takes(
+    tmp_path: Path, method: str, path: str, allow: str
+) -> None:
+    async with running(tmp_path) as server:
+        answer = await server.tcp(method, path)
+    assert (answer.status, answer.code) == (405, "method_not_allowed")
+    assert answer.headers["Allow"] == allow
+
+
+async def test_a_bug_shows_nothing_of_itself_but_in_the_log(tmp_path: Path) -> None:
+    control = MemoryControl(bug=ZeroDivisionError("a secret of the inside"))
+    async with running(tmp_path, control) as server:
+        with structlog.testing.capture_logs() as logs:
+            answer = await server.tcp("GET", "/deploy/status")
+    assert (answer.status, answer.code) == (500, "internal_error")
+    assert b"secret" not in answer.body
+    assert b"ZeroDivision" not in answer.body
+    assert [entry["event"] for entry in logs] == ["api.failed"]
+    assert logs[0]["exc_info"] is control.bug
+
+
+async def logged(server: Server, method: str, path: str, **kwargs: Any) -> dict[str, Any]:
+    with structlog.testing.capture_logs() as logs:
+        await server.tcp(method, path, **kwargs)
+    assert len(logs) == 1, logs
+    return dict(logs[0])
+
+
+async def test_changes_and_refusals_are_logged_and_reading_is_not(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        changed = await logged(server, "POST", "/deploy/switch", headers=BEARER)
+        refused = await logged(server, "POST", "/deploy/switch")
+        with structlog.testing.capture_logs() as logs:
+            await server.tcp("GET", "/deploy/status")
+    assert (changed["event"], changed["actor"], changed["status"]) == ("api.changed", "token", 200)
+    assert (refused["event"], refused["code"]) == ("api.refused", "token_required")
+    assert (refused["path"], refused["origin"]) == ("/deploy/switch", "127.0.0.1")
+    assert logs == []
+
+
+async def test_a_log_line_can_neither_be_forged_nor_hold_the_token(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        entry = await logged(
+            server,
+            "GET",
+            "/nope%0a%1b[2J\u2028?token=x",
+            headers={"Authorization": "Bearer s3cret"},
+        )
+    assert "s3cret" not in str(entry)
+    assert entry["path"].isprintable()
+    assert entry["path"].isascii()
