@@ -23,6 +23,8 @@ from supervisor.errors import RefusedError
 
 log = structlog.get_logger()
 
+# A refusal is lost if the connection is reset while its client still sends: hear it out so long.
+_LINGER_SECONDS = 2.0
 _UCRED = struct.Struct("iII")  # pid, uid, gid
 
 
@@ -71,7 +73,7 @@ class Connection(web.RequestHandler):
             keepalive_timeout=3 * seconds,  # never before our own
             access_log_class=_Silent,
             auto_decompress=False,  # compressed bodies are refused, not inflated
-            lingering_time=min(seconds, 5.0),
+            lingering_time=min(seconds, _LINGER_SECONDS),
         )
         self._seconds = seconds
         self._closed = closed

@@ -55,9 +55,7 @@ async def _deploy(call: Call[DeployQuery, DeployBody]) -> Reply:
 
 
 async def _switch(call: Call[Nothing, Nothing]) -> Reply:
-    return outcome.answer(
-        await call.control.switch(call.actor), asked=frozenset({Result.SWITCHED})
-    )
+    return outcome.answer(await call.control.switch(call.actor), asked=frozenset({Result.SWITCHED}))
 
 
 async def _abort(call: Call[Nothing, Nothing]) -> Reply:

@@ -11,7 +11,6 @@ from supervisor.api.routes import Answer, AnyRoute, Call, Nothing, Reply, Route
 from supervisor.errors import RefusedError
 from supervisor.model.deploy import DeployRecord
 
-
 # Whatever else stands in a path (NUL, half a character, a novel) never reaches the database.
 _DEPLOY_ID = re.compile(r"[A-Za-z0-9._-]{1,100}", re.ASCII)
 

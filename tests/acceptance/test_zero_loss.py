@@ -21,7 +21,7 @@ from tests.loadclient import (
 )
 
 APPS = Path(__file__).parent / "apps"
-IDLE_GRACE_SECONDS = 1.0
+IDLE_GRACE_SECONDS = 0.8
 
 ONE_SHOT = (
     Traffic("one GET per connection", 4, echoes_token, keep_alive=False, think=(0.0, 0.02)),

@@ -116,7 +116,7 @@ def echo(name: str, loops: int, *, body_size: int, **more: Any) -> Traffic:
     )
 
 
-def bundled_worker_mix(*, think: float = 0.02, pause: float = 0.7) -> tuple[Traffic, ...]:
+def bundled_worker_mix(*, think: float = 0.04, pause: float = 0.7) -> tuple[Traffic, ...]:
     """Return every kind of traffic that a deploy must not be noticed by.
 
     `think` is the longest time between two requests of a busy client, `pause` that of one which
@@ -129,5 +129,5 @@ def bundled_worker_mix(*, think: float = 0.02, pause: float = 0.7) -> tuple[Traf
         Traffic("keep-alive GET, mostly idle", 6, bundled_worker_home, think=seldom),
         echo("keep-alive POST of 16 KB", 3, body_size=16 * 1024, think=busy),
         echo("one connection per request", 4, body_size=64, keep_alive=False, think=busy),
-        echo("slow upload", 3, body_size=16 * 1024, drip=(0.5, 2.0)),
+        echo("slow upload", 2, body_size=16 * 1024, drip=(0.5, 2.0)),
     )

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,6 +102,12 @@ def free_port(host: str = "127.0.0.1") -> int:
         return port
 
 
+async def eventually(true: Callable[[], bool]) -> None:
+    """Wait until it is true; the caller's time-out is the deadline."""
+    while not true():  # noqa: ASYNC110 # what is waited for is no event of ours
+        await asyncio.sleep(0.01)
+
+
 @dataclass
 class Answer:
     """What came back, as far as a test looks at it."""
@@ -142,13 +148,11 @@ class Server:
         async with aiohttp.ClientSession(connector=connector) as session:
             return await _send(session, method, f"http://daemon{target}", **kwargs)
 
-    async def raw(self, data: bytes, *, eof: bool = False) -> bytes:
+    async def raw(self, data: bytes) -> bytes:
         """Send bytes as they are over TCP, and return all that comes until the end."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.options.port)
         try:
             writer.write(data)
-            if eof:
-                writer.write_eof()
             return await _read_all(reader)
         finally:
             writer.close()

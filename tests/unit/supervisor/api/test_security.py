@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import stat
 import sys
 import tempfile
@@ -14,9 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.api.connection import Peer
-from supervisor.api.options import ApiOptions
-from supervisor.api.security import Gate, is_loopback
+from supervisor.api.security import is_loopback
 from tests.unit.supervisor.api.harness import BEARER, TOKEN, Server, running
 
 NOBODY = 65534
@@ -315,22 +312,6 @@ async def test_the_unix_socket_is_closed_to_strangers_by_its_mode(open_folder: P
         mode = server.options.socket_path.stat().st_mode
         assert stat.S_ISSOCK(mode)
         assert stat.S_IMODE(mode) == 0o660
-
-
-class _Request:
-    """As much of a request as the gate looks at."""
-
-
-def gate(host: str, *, loopback: bool) -> Gate:
-    options = ApiOptions(
-        socket_path=Path("s"),
-        token=TOKEN,
-        token_file=Path("control.token"),
-        version="1",
-        host=host,
-        port=8793,
-    )
-    return Gate(options, loopback=loopback)
 
 
 @pytest.mark.parametrize(

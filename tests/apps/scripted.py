@@ -1,0 +1,84 @@
+"""A worker that behaves as `behaviour.json` in its folder says: the releases that go wrong.
+
+Standard library only and by socket activation, so it is also the smallest foreign worker. Keys:
+`exit` (at start, with this status), `say` (a line to print first), `health` (status to answer),
+`health_delay` (seconds), `ignore_sigterm`, `die_on` (a path that ends the process without an
+answer), `die_after_health` (so many health answers, then the process ends itself),
+`stop_after_health` (likewise, but it only stops answering).
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+BEHAVIOUR: dict[str, Any] = {}
+SEEN = {"health": 0}
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        if self.path == BEHAVIOUR.get("die_on"):
+            os._exit(9)
+        if self.path.startswith("/health"):
+            self._health()
+        else:
+            self._answer(200, {"version": os.environ["ATLAS_VERSION"], "pid": os.getpid()})
+
+    def _health(self) -> None:
+        SEEN["health"] += 1
+        time.sleep(BEHAVIOUR.get("health_delay", 0))
+        if SEEN["health"] > BEHAVIOUR.get("stop_after_health", 1 << 30):
+            time.sleep(3600)
+        self._answer(BEHAVIOUR.get("health", 200), {"status": "whatever"})
+        if SEEN["health"] >= BEHAVIOUR.get("die_after_health", 1 << 30):
+            self.wfile.flush()
+            os._exit(7)
+
+    def _answer(self, status: int, body: dict[str, Any]) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(data)
+        self.close_connection = True
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, listener: socket.socket) -> None:
+        super().__init__(listener.getsockname()[:2], Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+
+
+def main() -> None:
+    path = Path("behaviour.json")
+    BEHAVIOUR.update(json.loads(path.read_text()) if path.exists() else {})
+    if "say" in BEHAVIOUR:
+        print(BEHAVIOUR["say"], flush=True)
+    if "exit" in BEHAVIOUR:
+        sys.exit(BEHAVIOUR["exit"])
+    if BEHAVIOUR.get("ignore_sigterm"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for descriptor in range(3, 3 + int(os.environ["LISTEN_FDS"])):
+        server = Server(socket.socket(fileno=descriptor))
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}).start()
+
+
+if __name__ == "__main__":
+    main()

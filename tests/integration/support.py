@@ -1,0 +1,98 @@
+"""A daemon whose worker is the scripted one, and what tests of deploys ask of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from tests.harness import DaemonProcess, Setting
+
+SCRIPT = Path(__file__).parent.parent / "apps" / "scripted.py"
+
+
+@asynccontextmanager
+async def scripted_daemon(
+    folder: Path, settings: dict[str, Setting] | None = None, **more: Any
+) -> AsyncIterator[DaemonProcess]:
+    """A daemon that runs the scripted worker, version v1, behaving well."""
+    command = {"WORKER_COMMAND": f"python {SCRIPT}", "STOP_TIMEOUT_SECONDS": 2}
+    async with DaemonProcess.running(folder, {**command, **(settings or {})}, **more) as daemon:
+        yield daemon
+
+
+def release(daemon: DaemonProcess, version: str, **behaviour: Any) -> None:
+    """Put another version into the worker directory."""
+    (daemon.worker_directory / "VERSION").write_text(version)
+    (daemon.worker_directory / "behaviour.json").write_text(json.dumps(behaviour))
+
+
+async def get(port: int, path: str = "/") -> tuple[int, Any]:
+    """Ask a worker, on a connection of its own."""
+    async with (
+        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session,
+        session.get(f"http://127.0.0.1:{port}{path}") as answer,
+    ):
+        return answer.status, await answer.json(content_type=None)
+
+
+async def public_version(daemon: DaemonProcess) -> str:
+    """Return the version that a user gets."""
+    status, body = await get(daemon.public_port)
+    assert status == 200
+    return str(body["version"])
+
+
+async def until_phase(daemon: DaemonProcess, phase: str, *, within: float = 10.0) -> dict[str, Any]:
+    """Wait until the last deploy is in this phase, and return its record."""
+    deadline = asyncio.get_running_loop().time() + within
+    while True:
+        last = (await daemon.status())["last_deploy"]
+        if last is not None and last["phase"] == phase:
+            record: dict[str, Any] = last
+            return record
+        assert asyncio.get_running_loop().time() < deadline, f"not in {phase}: {last}"
+        await asyncio.sleep(0.01)
+
+
+def slot(status: dict[str, Any], role: str) -> dict[str, Any]:
+    """Return the slot that has this role."""
+    (found,) = [each for each in status["slots"] if each["role"] == role]
+    view: dict[str, Any] = found
+    return view
+
+
+def rows(daemon: DaemonProcess, query: str) -> list[tuple[Any, ...]]:
+    """Read the daemon's database from outside."""
+    with sqlite3.connect(f"file:{daemon.state_dir}/atlas.db?mode=ro", uri=True) as connection:
+        found = connection.execute(query).fetchall()
+    connection.close()
+    return found
+
+
+def state_file(daemon: DaemonProcess) -> dict[str, Any]:
+    """Read the state file as anybody may, at any moment."""
+    content: dict[str, Any] = json.loads((daemon.state_dir / "deploy_state.json").read_text())
+    return content
+
+
+async def everything_agrees(daemon: DaemonProcess) -> None:
+    """Check that state file, status, steering and the last switched deploy say the same."""
+    status, file = await daemon.status(), state_file(daemon)
+    assert (status["active_port"], status["staging_port"]) == (
+        file["active_port"],
+        file["staging_port"],
+    )
+    assert status["mode"] == file["mode"]
+    active = slot(status, "active")
+    assert active["port"] == status["active_port"]
+    assert status["traffic"]["weights"][active["slot"]] == 1.0
+    through_public = (await get(daemon.public_port))[1]
+    through_own = (await get(status["active_port"]))[1]
+    assert through_public["pid"] == through_own["pid"]

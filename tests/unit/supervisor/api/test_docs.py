@@ -1,0 +1,104 @@
+"""Swagger UI comes from this machine, whole, and brings nothing foreign along."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.unit.supervisor.api.harness import running
+
+
+async def test_the_page_and_all_its_parts_are_served_from_here(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        page = await server.tcp("GET", "/docs")
+        assert page.status == 200
+        assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+        parts = re.findall(r'(?:src|href)="([^"]+)"', page.body.decode())
+        assert len(parts) >= 3
+        for part in parts:
+            assert part.startswith("/docs/")
+            answer = await server.tcp("GET", part)
+            assert answer.status == 200
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            kind = {"js": "text/javascript", "css": "text/css", "png": "image/png"}
+            assert answer.headers["Content-Type"].startswith(kind[part.rpartition(".")[2]])
+
+
+async def test_the_page_allows_no_script_or_style_but_our_own_files(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        page = await server.tcp("GET", "/docs")
+    policy = page.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src 'self';" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    assert "//" not in policy
+    text = page.body.decode()
+    assert re.findall(r"<script[^>]*>([^<]+)</script>", text) == []
+    assert "<style" not in text
+    assert " on" + "load" not in text
+    assert "http" not in text
+
+
+async def test_every_answer_has_the_headers_of_one_that_is_only_data(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        for path in ("/deploy/status", "/nope", "/deploy/switch"):
+            headers = (await server.tcp("GET", path)).headers
+            assert headers["X-Content-Type-Options"] == "nosniff"
+            assert headers["Cache-Control"] == "no-store"
+            assert headers["X-Frame-Options"] == "DENY"
+            assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+            assert "aiohttp" not in headers["Server"]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/docs/../../../../etc/passwd",
+        "/docs/..%2f..%2f..%2fetc%2fpasswd",
+        "/docs/%2e%2e/%2e%2e/etc/passwd",
+        "/docs/....//....//etc/passwd",
+        "/docs//etc/passwd",
+        "/docs/%2fetc%2fpasswd",
+        "/docs/..%5c..%5cetc%5cpasswd",
+        "/docs/swagger-ui.css%00.png",
+        "/docs/swagger-ui.css/../index.html",
+        "/docs/index.html",
+        "/docs/__init__.py",
+        "/docs/swagger-ui-bundle.js.map",
+        "/docs/.",
+        "/docs/..",
+        "/docs/",
+        "/docs/init.js/",
+        "/docs/SWAGGER-UI.CSS",
+        "/docs/" + "a/" * 2000,
+    ],
+)
+async def test_no_path_leads_out_of_the_parts_of_the_page(tmp_path: Path, target: str) -> None:
+    async with running(tmp_path) as server:
+        answer = await server.head(f"GET {target} HTTP/1.1", f"Host: {server.authority}")
+    assert (answer.status, answer.code) == (404, "not_found")
+
+
+_BROWSER = """
+const calls = [];
+globalThis.SwaggerUIBundle = (options) => calls.push(options);
+globalThis.fetch = async (url) => ({ json: async () => ({ openapi: "3.1.0", at: url }) });
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node to run the page's script")
+async def test_the_pages_script_draws_our_document(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        script = (await server.tcp("GET", "/docs/init.js")).body.decode()
+    check = "setTimeout(() => console.log(JSON.stringify(calls)), 0);"
+    node = await asyncio.create_subprocess_exec(
+        "node", "-e", _BROWSER + script + check, stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await node.communicate()
+    assert b'"at":"/openapi.json"' in output
+    assert b'"dom_id":"#swagger-ui"' in output

@@ -1,0 +1,287 @@
+"""Where the API listens: taken, stale, too long, in the way, with TLS, and gone at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import ssl
+import stat
+import subprocess
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+import supervisor.api.server
+from supervisor.errors import StartRefusedError
+from tests.unit.supervisor.api.harness import BEARER, Server, free_port, running
+
+
+def descriptors() -> set[str]:
+    """Return what is open; the descriptor that lists them has gone when it is looked at."""
+    found = list(Path("/proc/self/fd").iterdir())
+    return {f"{each.name}: {each.readlink()}" for each in found if each.is_symlink()}
+
+
+def names(folder: Path) -> list[str]:
+    return [each.name for each in folder.iterdir()]
+
+
+async def test_nothing_is_left_behind(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        await server.unix("GET", "/livez")  # whatever asyncio opens once is open now
+    before = descriptors()
+    async with running(tmp_path) as server:
+        assert (await server.tcp("GET", "/livez")).status == 200
+        mode = server.options.socket_path.stat().st_mode
+        assert (stat.S_ISSOCK(mode), stat.S_IMODE(mode)) == (True, 0o660)
+    assert descriptors() == before
+    assert names(tmp_path) == []
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", server.options.port))
+
+
+async def test_the_end_does_not_wait_for_idle_clients(tmp_path: Path) -> None:
+    async with asyncio.timeout(5), running(tmp_path, shutdown_seconds=30) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.options.port)
+        writer.write(f"GET /livez HTTP/1.1\r\nHost: {server.authority}\r\n\r\n".encode())
+        await reader.readuntil(b'"alive"}')
+        silent = await asyncio.open_connection("127.0.0.1", server.options.port)
+    assert await reader.read() == b""
+    writer.close()
+    silent[1].close()
+
+
+async def test_port_0_is_no_tcp(tmp_path: Path) -> None:
+    async with running(tmp_path, port=0) as server:
+        assert (await server.unix("GET", "/livez")).status == 200
+        foreign = {"Origin": "http://127.0.0.1:0"}
+        assert (await server.unix("GET", "/livez", headers=foreign)).status == 403
+
+
+async def test_the_mode_of_the_socket_is_what_it_is_under_any_umask(tmp_path: Path) -> None:
+    old = os.umask(0o177)
+    try:
+        async with running(tmp_path) as server:
+            assert stat.S_IMODE(server.options.socket_path.stat().st_mode) == 0o660
+    finally:
+        os.umask(old)
+
+
+async def test_a_socket_that_a_dead_daemon_left_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "supervisor.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+        dead.listen()
+    async with running(tmp_path) as server:
+        assert (await server.unix("GET", "/livez")).status == 200
+
+
+async def test_a_socket_that_somebody_listens_on_is_left_alone(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        with pytest.raises(StartRefusedError, match="another daemon listens"):
+            async with running(tmp_path):
+                pass
+        assert (await server.unix("GET", "/livez")).status == 200
+
+
+async def test_a_full_backlog_is_somebody_too(tmp_path: Path) -> None:
+    path = tmp_path / "supervisor.sock"
+    with socket.socket(socket.AF_UNIX) as other, contextlib.ExitStack() as clients:
+        other.bind(str(path))
+        other.listen(0)
+        for _ in range(2):
+            client = clients.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                client.connect(str(path))
+        with pytest.raises(StartRefusedError, match="another daemon listens"):
+            async with running(tmp_path):
+                pass
+    assert path.is_socket()
+
+
+async def test_what_is_no_socket_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "supervisor.sock"
+    path.write_text("precious")
+    with pytest.raises(StartRefusedError, match="in the way"):
+        async with running(tmp_path):
+            pass
+    assert path.read_text() == "precious"
+
+
+async def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(StartRefusedError, match="No such file"):
+        async with running(tmp_path / "missing"):
+            pass
+
+
+async def test_a_path_longer_than_the_kernel_takes_works(tmp_path: Path) -> None:
+    folder = tmp_path / ("a" * 60) / ("b" * 60)
+    folder.mkdir(parents=True)
+    assert len(str(folder / "supervisor.sock")) > 107
+    async with running(folder) as server:
+        handle = os.open(folder, os.O_PATH)
+        try:
+            short = f"/proc/self/fd/{handle}/supervisor.sock"
+            connector = aiohttp.UnixConnector(short)
+            async with (
+                aiohttp.ClientSession(connector=connector) as session,
+                session.get("http://daemon/livez") as response,
+            ):
+                assert response.status == 200
+        finally:
+            os.close(handle)
+        with pytest.raises(StartRefusedError, match="another daemon listens"):
+            async with running(folder):
+                pass
+        assert server.options.socket_path.is_socket()
+    assert names(folder) == []
+
+
+async def test_a_port_that_is_taken_is_said_and_nothing_is_left(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(StartRefusedError, match=f"CONTROL_PORT.*{port}.*in use"):
+            async with running(tmp_path, port=port):
+                pass
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "203.0.113.1"])
+async def test_a_host_that_is_not_here_is_said(tmp_path: Path, host: str) -> None:
+    with pytest.raises(StartRefusedError, match="CONTROL_"):
+        async with running(tmp_path, host=host):
+            pass
+    assert names(tmp_path) == []
+
+
+async def test_a_host_that_is_not_loopback_is_refused_without_tls(tmp_path: Path) -> None:
+    with pytest.raises(StartRefusedError, match="CONTROL_TLS_CERT"):
+        async with running(tmp_path, host="0.0.0.0"):
+            pass
+    assert names(tmp_path) == []
+
+
+async def test_ipv6_loopback_works(tmp_path: Path) -> None:
+    try:
+        port = free_port("::1")
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    async with (
+        running(tmp_path, host="::1", port=port),
+        aiohttp.ClientSession() as session,
+        session.get(f"http://[::1]:{port}/livez") as response,
+    ):
+        assert response.status == 200
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """The contexts of a server and of a client that trusts it."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl to make a certificate")
+    folder = tmp_path / "tls"
+    folder.mkdir()
+    subprocess.run(
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+            "-keyout",
+            "key.pem",
+            "-out",
+            "cert.pem",
+        ],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    return server, ssl.create_default_context(cafile=str(folder / "cert.pem"))
+
+
+async def over_tls(
+    server: Server, client: ssl.SSLContext, method: str, path: str, **headers: str
+) -> int:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.request(
+            method, f"https://{server.authority}{path}", ssl=client, headers=headers
+        ) as response,
+    ):
+        return response.status
+
+
+async def test_tls_serves_and_the_unix_socket_goes_without(
+    tmp_path: Path, tls: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> None:
+    async with running(tmp_path, tls=tls[0]) as server:
+        own = f"https://{server.authority}"
+        assert await over_tls(server, tls[1], "GET", "/livez", Origin=own) == 200
+        plain = f"http://{server.authority}"
+        assert await over_tls(server, tls[1], "GET", "/livez", Origin=plain) == 403
+        assert await over_tls(server, tls[1], "POST", "/deploy/switch") == 401
+        assert await over_tls(server, tls[1], "POST", "/deploy/switch", **BEARER) == 200
+        assert (await server.unix("GET", "/livez")).status == 200
+
+
+async def test_off_loopback_reading_needs_the_token_too(
+    tmp_path: Path,
+    tls: tuple[ssl.SSLContext, ssl.SSLContext],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Tests listen on loopback only, so it is called something else.
+    monkeypatch.setattr(supervisor.api.server, "is_loopback", lambda addresses: False)
+    async with running(tmp_path, tls=tls[0]) as server:
+        for path in ("/deploy/status", "/livez", "/docs", "/openapi.json", "/nope"):
+            assert await over_tls(server, tls[1], "GET", path) == 401
+        assert await over_tls(server, tls[1], "GET", "/deploy/status", **BEARER) == 200
+        assert (await server.unix("GET", "/deploy/status")).status == 200
+
+
+async def test_a_handshake_that_is_not_made_is_cut_off_and_counted(
+    tmp_path: Path, tls: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> None:
+    async with running(tmp_path, tls=tls[0], receive_seconds=0.3) as server:
+        async with asyncio.timeout(3):
+            assert await server.raw(b"") == b""
+            assert b"HTTP" not in await server.raw(b"GET /livez HTTP/1.1\r\n\r\n")
+    async with running(tmp_path, tls=tls[0], max_connections=2) as server:
+        silent = [await asyncio.open_connection("127.0.0.1", server.options.port) for _ in range(2)]
+        assert await over_tls(server, tls[1], "GET", "/livez") == 200
+        async with asyncio.timeout(3):
+            with contextlib.suppress(ConnectionError):
+                assert await silent[0][0].read() == b""
+        for _, writer in silent:
+            writer.close()
+
+
+async def test_dripped_headers_are_cut_off_over_tls_too(
+    tmp_path: Path, tls: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> None:
+    async with running(tmp_path, tls=tls[0], receive_seconds=0.3) as server:
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", server.options.port, ssl=tls[1], server_hostname="127.0.0.1"
+        )
+        writer.write(b"GET /livez HTTP/1.1\r\n")
+        async with asyncio.timeout(3):
+            assert (await reader.read()).startswith(b"HTTP/1.1 408")
+        writer.close()

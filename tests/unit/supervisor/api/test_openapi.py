@@ -1,0 +1,120 @@
+"""The document says what the server does, and is what it says it is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]  # it has no types
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from supervisor.api.openapi import build_document
+from supervisor.api.routes import Access, AnyRoute
+from supervisor.api.server import table
+from tests.unit.supervisor.api.harness import BEARER, running
+
+TABLE = table("1.2.3")
+DOCUMENT = build_document(TABLE, version="1.2.3")
+
+
+def operation(route: AnyRoute) -> dict[str, Any]:
+    found: dict[str, Any] = DOCUMENT["paths"][route.path][route.method.lower()]
+    return found
+
+
+def name(route: AnyRoute) -> str:
+    return f"{route.method} {route.path}"
+
+
+def resolved(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema that stands on its own, with the document's components beside it."""
+    return {**schema, "components": DOCUMENT["components"]}
+
+
+def test_it_is_openapi_3_1() -> None:
+    assert DOCUMENT["openapi"].startswith("3.1.")
+    assert DOCUMENT["info"]["version"] == "1.2.3"
+    assert [str(error) for error in OpenAPIV31SpecValidator(DOCUMENT).iter_errors()] == []
+
+
+def test_every_route_is_in_it_and_nothing_else() -> None:
+    documented = {
+        (method.upper(), path) for path, item in DOCUMENT["paths"].items() for method in item
+    }
+    assert documented == {(route.method, route.path) for route in TABLE}
+
+
+def test_its_tags_are_those_in_use_of_the_four() -> None:
+    tags = [tag["name"] for tag in DOCUMENT["tags"]]
+    used = {route.tag for route in TABLE} - {None}
+    assert tags == [tag for tag in ("Deploy", "Health", "Canary", "Metrics") if tag in used]
+
+
+def test_ids_of_operations_are_unique_words() -> None:
+    ids = [operation(route)["operationId"] for route in TABLE]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(r"[a-z_]+", each) for each in ids)
+
+
+@pytest.mark.parametrize("route", TABLE, ids=name)
+def test_each_answer_has_a_schema_and_each_example_keeps_to_it(route: AnyRoute) -> None:
+    responses = operation(route)["responses"]
+    assert {"400", "401", "403", "408", "421", "500"} <= set(responses)
+    for status, response in responses.items():
+        assert response["description"]
+        for media in response["content"].values():
+            validator = Draft202012Validator(resolved(media["schema"]))
+            if int(status) >= 300 or route.tag:
+                assert media["examples"], (status, route.path)
+            for example in media.get("examples", {}).values():
+                assert [error.message for error in validator.iter_errors(example["value"])] == []
+
+
+@pytest.mark.parametrize("route", TABLE, ids=name)
+def test_a_change_needs_the_token_and_a_read_needs_none(route: AnyRoute) -> None:
+    expected: list[dict[str, list[str]]] = [] if route.access is Access.READ else [{"token": []}]
+    assert operation(route)["security"] == expected
+    assert DOCUMENT["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
+
+
+@pytest.mark.parametrize("route", TABLE, ids=name)
+def test_what_stands_in_braces_is_described(route: AnyRoute) -> None:
+    parameters = operation(route).get("parameters", [])
+    in_path = {each["name"] for each in parameters if each["in"] == "path"}
+    assert in_path == set(re.findall(r"{(\w+)}", route.path))
+    assert all(each["description"] for each in parameters)
+
+
+def test_query_and_body_have_their_defaults_and_limits() -> None:
+    limit = DOCUMENT["paths"]["/deploy/history"]["get"]["parameters"][0]
+    assert limit["name"] == "limit"
+    assert limit["schema"]["default"] == 50
+    assert (limit["schema"]["minimum"], limit["schema"]["maximum"]) == (1, 1000)
+    body = DOCUMENT["paths"]["/deploy/mode"]["post"]["requestBody"]
+    assert body["required"] is True
+    assert DOCUMENT["paths"]["/deploy/bluegreen"]["post"]["requestBody"]["required"] is False
+
+
+def test_the_answers_of_a_deploy_that_did_not_pass_hold_record_and_error() -> None:
+    response = DOCUMENT["paths"]["/deploy/bluegreen"]["post"]["responses"]["422"]
+    example = response["content"]["application/json"]["examples"]["release_did_not_pass"]["value"]
+    assert {"deploy_id", "steps", "result", "error"} <= set(example)
+
+
+async def test_what_is_served_is_this_document_and_answers_keep_to_it(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        served = (await server.tcp("GET", "/openapi.json")).json
+        assert served == DOCUMENT
+        for method, path in (
+            ("GET", "/deploy/status"),
+            ("GET", "/deploy/history"),
+            ("POST", "/deploy/bluegreen"),
+            ("POST", "/deploy/abort"),
+            ("GET", "/readyz"),
+        ):
+            answer = await server.tcp(method, path, headers=BEARER)
+            response = served["paths"][path][method.lower()]["responses"][str(answer.status)]
+            schema = resolved(response["content"]["application/json"]["schema"])
+            assert list(Draft202012Validator(schema).iter_errors(answer.json)) == []

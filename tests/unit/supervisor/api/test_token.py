@@ -1,0 +1,89 @@
+"""The token's file: made once and whole, or refused in words."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from supervisor.api.token import load_or_create_token
+from supervisor.errors import StartRefusedError
+
+
+def test_a_token_is_made_at_the_first_start_and_stays(tmp_path: Path) -> None:
+    path = tmp_path / "control.token"
+    old = os.umask(0o077)
+    try:
+        token = load_or_create_token(path)
+    finally:
+        os.umask(old)
+    assert len(token) >= 43  # 32 bytes in base64
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert load_or_create_token(path) == token
+    assert [each.name for each in tmp_path.iterdir()] == ["control.token"]
+    assert load_or_create_token(tmp_path / "another") != token
+
+
+def test_two_that_start_at_once_have_the_same_token(tmp_path: Path) -> None:
+    path = tmp_path / "control.token"
+    tokens: list[str] = []
+    barrier = threading.Barrier(8)
+
+    def start() -> None:
+        barrier.wait()
+        tokens.append(load_or_create_token(path))
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(tokens) == 8
+    assert set(tokens) == {path.read_text().strip()}
+    assert [each.name for each in tmp_path.iterdir()] == ["control.token"]
+
+
+def test_a_token_of_ones_own_is_taken_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "control.token"
+    path.write_text("my-own-token-of-20-c\n")
+    path.chmod(0o600)
+    assert load_or_create_token(path) == "my-own-token-of-20-c"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\n",
+        b"short",
+        b"fifteen-letters\n",
+        b"\xff\xfe" * 20,
+        b"two words of enough letters",
+        b"a-token-with-a-\x00-inside-it",
+        b"a-token-on-two\nlines-of-text",
+        b"a" * 5000,
+    ],
+)
+def test_a_file_that_holds_no_usable_token_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "control.token"
+    path.write_bytes(content)
+    with pytest.raises(StartRefusedError) as refused:
+        load_or_create_token(path)
+    assert "CONTROL_TOKEN_FILE" in str(refused.value)
+    assert str(path) in str(refused.value)
+    assert content.decode("latin-1").strip() not in str(refused.value) or not content.strip()
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StartRefusedError, match="directory"):
+        load_or_create_token(tmp_path)
+    with pytest.raises(StartRefusedError, match="No such file"):
+        load_or_create_token(tmp_path / "missing" / "control.token")
+    dangling = tmp_path / "dangling"
+    dangling.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(StartRefusedError):
+        load_or_create_token(dangling)

@@ -1,0 +1,169 @@
+"""The table's promises, checked over every row and every path."""
+
+from itertools import product
+
+import pytest
+
+from supervisor.deploy.machine import (
+    FIRST_PHASE,
+    IN_PROGRESS,
+    TABLE,
+    Effect,
+    Event,
+    NotPossibleError,
+    Phase,
+    Plan,
+    diagram,
+    possible,
+    step,
+)
+from supervisor.model.deploy import Result
+
+PLANS = [Plan(dry_run=dry, auto_switch=auto) for dry, auto in product((False, True), repeat=2)]
+BEFORE_SWITCH = {Phase.PREFLIGHT, Phase.LAUNCH, Phase.SMOKE, Phase.HEALTH, Phase.AWAITING_SWITCH}
+LIVE_STAGING = {Phase.LAUNCH, Phase.SMOKE, Phase.HEALTH}
+
+
+def followers(plan: Plan, phase: Phase) -> set[Phase]:
+    return {step(plan, phase, event).target for event in Event if possible(plan, phase, event)}
+
+
+def reachable(plan: Plan, start: Phase = FIRST_PHASE) -> set[Phase]:
+    seen, frontier = {start}, [start]
+    while frontier:
+        for target in followers(plan, frontier.pop()) - seen:
+            seen.add(target)
+            frontier.append(target)
+    return seen
+
+
+def test_no_event_leads_two_ways() -> None:
+    for plan in PLANS:
+        for phase, event in product(Phase, Event):
+            rows = [r for r in TABLE if (r.phase, r.event) == (phase, event) and plan.meets(r.when)]
+            assert len(rows) <= 1, (plan, phase, event)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_every_phase_has_a_way_to_the_end(plan: Plan) -> None:
+    for phase in reachable(plan):
+        assert Phase.ENDED in reachable(plan, phase), phase
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_every_activity_that_passes_leads_on(plan: Plan) -> None:
+    waits = {Phase.AWAITING_SWITCH, Phase.ENDED}
+    for phase in reachable(plan) - waits:
+        assert possible(plan, phase, Event.PASSED), phase
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_whatever_can_fail_has_a_way_out(plan: Plan) -> None:
+    cannot_fail = {Phase.AWAITING_SWITCH, Phase.ENDED, Phase.WARM, Phase.DRAIN}
+    cannot_fail |= {Phase.DRAIN_REVERTED, Phase.UNSTAGE}
+    for phase in reachable(plan) - cannot_fail:
+        assert possible(plan, phase, Event.FAILED), phase
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_the_end_is_the_end(plan: Plan) -> None:
+    assert not followers(plan, Phase.ENDED)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_stopped_supervisor_is_an_event_everywhere(plan: Plan) -> None:
+    for phase in reachable(plan) - {Phase.ENDED}:
+        assert possible(plan, phase, Event.SUPERVISOR_STOPPED), phase
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_an_abort_is_possible_at_every_step_before_the_switch_and_at_none_after(plan: Plan) -> None:
+    for phase in reachable(plan):
+        assert possible(plan, phase, Event.ABORT_REQUESTED) == (phase in BEFORE_SWITCH), phase
+
+
+def test_only_a_release_that_passed_every_gate_is_switched_to() -> None:
+    for row in TABLE:
+        if row.target is Phase.SWITCH:
+            assert (row.phase, row.event) in {
+                (Phase.HEALTH, Event.PASSED),
+                (Phase.AWAITING_SWITCH, Event.SWITCH_REQUESTED),
+            }
+    gates = [(Phase.PREFLIGHT, Phase.LAUNCH), (Phase.LAUNCH, Phase.SMOKE)]
+    gates += [(Phase.SMOKE, Phase.HEALTH)]
+    for before, gate in gates:
+        entries = {(r.phase, r.event) for r in TABLE if r.target is gate}
+        assert entries - {(Phase.AWAITING_SWITCH, Event.SUPERVISOR_STOPPED)} == {
+            (before, Event.PASSED)
+        }
+
+
+def test_a_dry_run_never_switches_and_never_touches_the_mode() -> None:
+    for auto in (False, True):
+        plan = Plan(dry_run=True, auto_switch=auto)
+        assert Phase.SWITCH not in reachable(plan)
+        for phase, event in product(reachable(plan), Event):
+            if possible(plan, phase, event):
+                assert Effect.FALL_BACK_TO_SINGLE not in step(plan, phase, event).effects
+
+
+def test_a_release_that_fails_a_gate_falls_back_audits_and_stops_staging() -> None:
+    for phase, event in product(LIVE_STAGING, (Event.FAILED, Event.STAGING_DIED)):
+        row = step(Plan(), phase, event)
+        assert row.result is Result.FAILED
+        assert row.effects == (
+            Effect.AUDIT_ROLLBACK,
+            Effect.FALL_BACK_TO_SINGLE,
+            Effect.STOP_STAGING,
+        )
+
+
+def test_preflight_and_abort_leave_the_mode_alone() -> None:
+    for row in TABLE:
+        if row.event is Event.ABORT_REQUESTED or row.phase is Phase.PREFLIGHT:
+            assert Effect.FALL_BACK_TO_SINGLE not in row.effects
+
+
+def test_a_switch_that_could_not_be_done_leaves_the_mode_and_waits_for_a_retry() -> None:
+    row = step(Plan(), Phase.SWITCH, Event.FAILED)
+    assert row.target is Phase.AWAITING_SWITCH
+    assert Effect.FALL_BACK_TO_SINGLE not in row.effects
+    assert Effect.AUDIT_SWITCH_FAILED in row.effects
+
+
+def test_only_the_guard_falls_back_after_a_switch() -> None:
+    reverts = [row for row in TABLE if row.target is Phase.REVERT]
+    falling = {row.phase for row in reverts if Effect.FALL_BACK_TO_SINGLE in row.effects}
+    assert falling == {Phase.GUARD}
+    by_hand = step(Plan(), Phase.GUARD, Event.ROLLBACK_REQUESTED)
+    assert Effect.FALL_BACK_TO_SINGLE not in by_hand.effects
+
+
+def test_the_old_version_is_drained_only_after_the_switch() -> None:
+    for row in TABLE:
+        if Effect.DRAIN_OLD in row.effects:
+            assert row.phase in {Phase.GUARD, Phase.WARM}
+
+
+def test_a_deploy_is_in_progress_until_it_has_all_the_traffic_or_gave_up() -> None:
+    assert {Phase.GUARD, Phase.WARM, Phase.DRAIN, Phase.ENDED}.isdisjoint(IN_PROGRESS)
+    assert IN_PROGRESS >= BEFORE_SWITCH | {Phase.SWITCH, Phase.UNSTAGE}
+
+
+def test_an_event_without_a_row_is_refused() -> None:
+    with pytest.raises(NotPossibleError, match="switch_requested is not possible in launch"):
+        step(Plan(), Phase.LAUNCH, Event.SWITCH_REQUESTED)
+
+
+def test_the_last_effect_is_the_activity_of_the_phase_that_follows() -> None:
+    instant = {Effect.AUDIT_ROLLBACK, Effect.AUDIT_SWITCH_FAILED, Effect.FALL_BACK_TO_SINGLE}
+    for row in TABLE:
+        if row.target is Phase.ENDED:
+            assert not row.effects
+        else:
+            assert row.effects[-1] not in instant
+            assert set(row.effects[:-1]) <= instant
+
+
+def test_the_diagram_shows_every_row() -> None:
+    assert diagram().count("-->") == len(TABLE) + 2

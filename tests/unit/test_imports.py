@@ -1,0 +1,54 @@
+"""Holds the tree to its import contracts; they stand in pyproject.toml, each with its name."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import grimp
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+ADAPTERS = {"aiohttp_server"}
+"""Modules of the kit for applications that have the framework installed themselves."""
+KIT = sorted({path.stem for path in (ROOT / "worker/kit").glob("*.py")} - ADAPTERS - {"__init__"})
+
+
+def test_every_import_contract_is_kept() -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_kit_imports_nothing_but_itself_the_contract_and_the_standard_library() -> None:
+    graph = grimp.build_graph("worker", include_external_packages=True, cache_dir=None)
+    adapters = {f"worker.kit.{name}" for name in ADAPTERS}
+    kit = {"worker.kit", "worker.contract"} | graph.find_descendants("worker.kit")
+
+    foreign = {
+        (module, imported)
+        for module in kit - adapters
+        for imported in graph.find_modules_directly_imported_by(module)
+        if imported not in kit - adapters and imported not in sys.stdlib_module_names
+    }
+
+    assert not foreign
+
+
+@pytest.mark.parametrize("module", ["worker", "worker.contract", *(f"worker.kit.{m}" for m in KIT)])
+def test_the_kit_is_there_without_any_package_installed(module: str) -> None:
+    subprocess.run(  # -S: no site-packages, as in an application that installed nothing else
+        [sys.executable, "-S", "-W", "error", "-c", f"import {module}"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+        timeout=30,
+    )
