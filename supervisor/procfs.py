@@ -1,4 +1,4 @@
-"""What `/proc` and the kernel's socket diagnosis tell: which process holds which socket.
+"""What `/proc` tells: which processes there are, what they descend from, which sockets they hold.
 
 Asked so that a refusal can name the process that is in the way, so that a switch can check where
 a real connection landed, and so that no process of an instance is ever left over.
@@ -8,51 +8,13 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import NamedTuple
+
+from supervisor import sockdiag
+from supervisor.sockdiag import TcpSocket
 
 _PROC = Path("/proc")
-_LISTEN = "0A"
-_ESTABLISHED = "01"
-
-
-class Listener(NamedTuple):
-    """A listening TCP socket, whoever's."""
-
-    address: str
-    port: int
-    inode: int
-
-
-def listeners(port: int) -> list[Listener]:
-    """Return every TCP socket that listens on `port`, on any address."""
-    return [
-        Listener(address, local_port, inode)
-        for address, local_port, state, inode in _tcp_sockets()
-        if state == _LISTEN and local_port == port
-    ]
-
-
-def _tcp_sockets() -> Iterator[tuple[str, int, str, int]]:
-    for table in ("net/tcp", "net/tcp6"):
-        try:
-            lines = (_PROC / table).read_text().splitlines()[1:]
-        except OSError:  # no IPv6 on this machine
-            continue
-        for line in lines:
-            fields = line.split()
-            host, _, port = fields[1].rpartition(":")
-            yield _address(host), int(port, 16), fields[3], int(fields[9])
-
-
-def _address(words: str) -> str:
-    """Decode the kernel's hexadecimal: 32-bit words, each in this machine's byte order."""
-    raw = b"".join(
-        struct.pack("=I", int(words[start : start + 8], 16)) for start in range(0, len(words), 8)
-    )
-    return socket.inet_ntop(socket.AF_INET if len(raw) == 4 else socket.AF_INET6, raw)
 
 
 def inode_of(sock: socket.socket) -> int:
@@ -101,7 +63,7 @@ def describe(pid: int) -> str:
     return f"pid {pid} ({printable[:120]})" if printable else f"pid {pid}"
 
 
-def describe_listeners(found: Collection[Listener]) -> str:
+def describe_listeners(found: Collection[TcpSocket]) -> str:
     """Return who listens, for a refusal that names them."""
     parts = []
     for listener in found:
@@ -166,50 +128,9 @@ def _environment(pid: int) -> list[bytes]:
         return []
 
 
-def established(family: Collection[int], ports: Collection[int]) -> int:
-    """Return how many connections on these local ports the processes hold."""
+def connections_of(family: Collection[int], ports: Collection[int]) -> int:
+    """Return how many connections on these local ports the processes hold. Raises OSError."""
     held: set[int] = set()
     for pid in family:
         held |= sockets_of(pid)
-    return sum(
-        1
-        for _, port, state, inode in _tcp_sockets()
-        if state == _ESTABLISHED and port in ports and inode in held
-    )
-
-
-# Socket diagnosis over netlink: linux/sock_diag.h and linux/inet_diag.h.
-_NETLINK_SOCK_DIAG = 4
-_SOCK_DIAG_BY_FAMILY = 20
-_REQUEST_FLAG = 1
-_ALL_STATES = 0xFFFFFFFF
-_NO_COOKIE = 0xFFFFFFFF
-_MESSAGE_HEADER = struct.Struct("=IHHII")
-_REQUEST_HEADER = struct.Struct("=BBBBI")
-_INODE_OFFSET = _MESSAGE_HEADER.size + 4 + 48 + 16
-
-
-def accepted_inode(client: socket.socket) -> int:
-    """Return the inode of the server's end of a local connection; 0 while nobody accepted it.
-
-    Raises OSError where the kernel does not answer.
-    """
-    family = client.family
-    server, own = client.getpeername(), client.getsockname()
-    sock_id = (
-        struct.pack("!HH", server[1], own[1])
-        + socket.inet_pton(family, server[0]).ljust(16, b"\0")
-        + socket.inet_pton(family, own[0]).ljust(16, b"\0")
-        + struct.pack("=III", 0, _NO_COOKIE, _NO_COOKIE)
-    )
-    body = _REQUEST_HEADER.pack(family, socket.IPPROTO_TCP, 0, 0, _ALL_STATES) + sock_id
-    header = _MESSAGE_HEADER.pack(
-        _MESSAGE_HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, _REQUEST_FLAG, 1, 0
-    )
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
-        netlink.settimeout(1)
-        netlink.send(header + body)
-        answer = netlink.recv(8192)
-    if _MESSAGE_HEADER.unpack_from(answer)[1] != _SOCK_DIAG_BY_FAMILY:
-        return 0  # the kernel knows no such connection (any more)
-    return int(struct.unpack_from("=I", answer, _INODE_OFFSET)[0])
+    return sum(each.port in ports and each.inode in held for each in sockdiag.connections())

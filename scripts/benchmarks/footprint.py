@@ -77,10 +77,10 @@ def sample(daemon: DaemonProcess, deploys: int) -> Sample:
     """Look at the daemon from outside."""
     process = Path(f"/proc/{daemon.pid}")
     lines = (process / "status").read_text().splitlines()
-    status = {key: value.split()[0] for key, _, value in (x.partition(":") for x in lines) if value}
+    status = {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
     return Sample(
         deploys,
-        resident=int(status["VmRSS"]),
+        resident=int(status["VmRSS"].removesuffix(" kB")),
         descriptors=len(list((process / "fd").iterdir())),
         threads=int(status["Threads"]),
         logs=kib(daemon.state_dir, "logs/*"),

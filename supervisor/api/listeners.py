@@ -44,44 +44,52 @@ class Acceptor:
         self._tls = tls
         self._limit = limit
         self._seconds = seconds
-        self._loops: list[asyncio.Task[None]] = []
+        self._loop = asyncio.get_running_loop()
         self._open: dict[Connection, asyncio.Task[None]] = {}
 
     def start(self) -> None:
         """Begin to accept."""
-        self._loops = [asyncio.create_task(self._accept(each)) for each in self._listeners]
+        for listener in self._listeners:
+            self._loop.add_reader(listener, self._accept, listener)
 
     async def stop(self) -> None:
         """Accept no more; connections that are open stay so, unfinished handshakes don't."""
-        pending = [*self._loops, *self._open.values()]
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
         for listener in self._listeners:
+            self._loop.remove_reader(listener)
             listener.close()
+        await asyncio.sleep(0)  # a task that has not begun would leave its socket open
+        connecting = list(self._open.values())
+        for task in connecting:
+            task.cancel()
+        await asyncio.gather(*connecting, return_exceptions=True)
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                sock, _ = await loop.sock_accept(listener)
-            except ConnectionAbortedError:
-                continue
-            except OSError as error:
-                log.error("api.accept_failed", reason=error.strerror)
-                await asyncio.sleep(_PAUSE_SECONDS)
-                continue
-            if len(self._open) >= self._limit and not self._evict():
-                log.warning("api.connection_refused", reason="all connections are at work")
-                sock.close()
-                continue
-            connection = Connection(self._server, seconds=self._seconds, closed=self._forget)
-            self._open[connection] = asyncio.create_task(self._connect(connection, sock))
+    def _accept(self, listener: socket.socket) -> None:
+        # Not by a coroutine: one that is cancelled may have a connection in hand, and loses it.
+        try:
+            sock, _ = listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            log.error("api.accept_failed", reason=error.strerror)
+            self._loop.remove_reader(listener)
+            self._loop.call_later(_PAUSE_SECONDS, self._resume, listener)
+            return
+        if len(self._open) >= self._limit and not self._evict():
+            log.warning("api.connection_refused", reason="all connections are at work")
+            sock.close()
+            return
+        sock.setblocking(False)
+        connection = Connection(self._server, seconds=self._seconds, closed=self._forget)
+        self._open[connection] = self._loop.create_task(self._connect(connection, sock))
+
+    def _resume(self, listener: socket.socket) -> None:
+        if listener.fileno() >= 0:
+            self._loop.add_reader(listener, self._accept, listener)
 
     async def _connect(self, connection: Connection, sock: socket.socket) -> None:
         """Hand the socket to its connection, after the TLS handshake where there is one."""
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(
+            await self._loop.connect_accepted_socket(
                 lambda: connection,
                 sock,
                 ssl=self._tls,
@@ -91,8 +99,7 @@ class Acceptor:
             self._forget(connection)
             log.info("api.handshake_failed", reason=type(error).__name__)
         except asyncio.CancelledError:
-            self._forget(connection)
-            sock.close()
+            self._forget(connection)  # asyncio has closed the socket
             raise
 
     def _evict(self) -> bool:

@@ -68,7 +68,7 @@ def build_document(table: Iterable[AnyRoute], *, version: str) -> dict[str, Any]
         ),
     )
     built = construct_open_api_with_schema_class(document)
-    return built.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return built.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
 
 
 def _operation(route: AnyRoute) -> Operation:

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 import anyio
 
-from supervisor import procfs
+from supervisor import procfs, sockdiag
 from supervisor.traffic.listeners import loopback_of
 from supervisor.workers.instance import Instance
 
@@ -56,7 +56,7 @@ def _accepted(client: socket.socket) -> int:
     """Return the inode of the server's end once there is one; 0 if nobody accepted in time."""
     deadline = time.monotonic() + _ACCEPT_SECONDS
     while True:
-        inode = procfs.accepted_inode(client)
+        inode = sockdiag.accepted_inode(client)
         if inode or time.monotonic() > deadline:
             return inode
         time.sleep(_POLL_SECONDS)

@@ -15,7 +15,8 @@ import structlog
 from supervisor.errors import StartRefusedError
 from supervisor.model.hand_over import HandOver
 from supervisor.model.slot import SlotName
-from supervisor.procfs import Listener, describe_listeners, inode_of
+from supervisor.procfs import describe_listeners, inode_of
+from supervisor.sockdiag import TcpSocket
 from supervisor.traffic import listeners
 from supervisor.traffic.plane import Endpoints, Handed
 from supervisor.traffic.relay import Relay, Target
@@ -143,7 +144,7 @@ class KernelPlane:
 
     def strangers(self) -> list[str]:
         """Return foreign listeners on the public port and on the slots' own ports."""
-        found: list[Listener] = []
+        found: list[TcpSocket] = []
         ours = {inode_of(sock) for sock in (*self._public.values(), *self._own.values())}
         found += listeners.strangers(self._endpoints.public_host, self._endpoints.public_port, ours)
         for port in self._endpoints.slot_ports.values():

@@ -12,9 +12,10 @@ import socket
 import struct
 from collections.abc import Callable, Collection
 
-from supervisor import procfs
+from supervisor import procfs, sockdiag
 from supervisor.errors import StartRefusedError
 from supervisor.model.slot import SlotName
+from supervisor.sockdiag import TcpSocket
 from supervisor.traffic.steering import GROUP_ORDER, Policy, compile_policy
 
 BACKLOG = 4096
@@ -104,7 +105,7 @@ def attach(sock: socket.socket, policy: Policy) -> None:
     )
 
 
-def strangers(host: str, port: int, ours: Collection[int] = ()) -> list[procfs.Listener]:
+def strangers(host: str, port: int, ours: Collection[int] = ()) -> list[TcpSocket]:
     """Return the listeners that are not ours and would take the address or its connections.
 
     A listener on one address takes what a wildcard listener would have got, and the other way
@@ -112,7 +113,7 @@ def strangers(host: str, port: int, ours: Collection[int] = ()) -> list[procfs.L
     """
     return [
         listener
-        for listener in procfs.listeners(port)
+        for listener in sockdiag.listeners(port)
         if listener.inode not in ours
         and (
             {host, listener.address.removeprefix("::ffff:")} & _WILDCARDS

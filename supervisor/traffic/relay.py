@@ -6,7 +6,8 @@ queued for a slot whose worker is gone.
 
 Memory per connection is bounded by back-pressure: a side that can't be written to stops the
 other from being read. An end of stream is passed on as one, so a half-closed connection still
-gets its answer. Connections share nothing, so none can hold up another.
+gets its answer. A reset is passed on as a reset, so that nobody takes half an answer for a whole
+one. Connections share nothing, so none can hold up another.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import asyncio
 import contextlib
 import errno
 import socket
+import struct
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
@@ -24,9 +26,12 @@ log = structlog.get_logger(__name__)
 
 _ACCEPTS_PER_WAKE = 64  # so that a burst of connections does not starve the rest of the daemon
 _CONNECT_SECONDS = 30.0  # how long a client is kept waiting for a worker that restarts
-_FLUSH_SECONDS = 30.0  # how long a side may take to read what was left for it
+_PATIENCE_SECONDS = 30.0  # how long a client may do nothing after the server has left
 _RETRY_SECONDS = 0.05
-_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_LONGEST_RETRY_SECONDS = 0.5  # a thousand waiting clients must not keep us busy
+_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
+_IP_BIND_ADDRESS_NO_PORT = 24  # Python 3.12 is the first to name it
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER for no time at all
 
 
 class Target(NamedTuple):
@@ -42,11 +47,17 @@ class _Side(asyncio.Protocol):
 
     other: _Side
 
-    def __init__(self, lost: asyncio.Event) -> None:
+    def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
-        self.ended = False
-        self.lost = lost
-        """Set when either side is gone for good."""
+        self.ended = asyncio.Event()
+        """Set once nothing more will come from this side."""
+        self.gone = asyncio.Event()
+        """Set once the connection is closed."""
+
+    @property
+    def unwritten(self) -> int:
+        """How many bytes wait for this side to take them."""
+        return self.transport.get_write_buffer_size() if self.transport is not None else 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -60,10 +71,11 @@ class _Side(asyncio.Protocol):
         self.other.transport.write(data)
 
     def eof_received(self) -> bool:
-        self.ended = True
+        self.ended.set()
         assert self.other.transport is not None  # noqa: S101  # as above
-        if self.other.ended:
-            self.close_both()
+        if self.other.ended.is_set():
+            self.transport.close()  # type: ignore[union-attr]  # it is open: it has just read
+            self.other.transport.close()
         elif not self.other.transport.is_closing():
             with contextlib.suppress(OSError):  # it may have been reset in this very moment
                 self.other.transport.write_eof()
@@ -78,13 +90,22 @@ class _Side(asyncio.Protocol):
             self.other.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.lost.set()
+        self.gone.set()
+        if self.ended.is_set() and self.other.transport is not None:
+            self.other.transport.close()  # all that it had to say is written first
+        else:
+            self.other.cut()
+        self.ended.set()
 
-    def close_both(self) -> None:
-        """Close both once what is buffered has been written."""
-        for side in (self, self.other):
-            if side.transport is not None:
-                side.transport.close()
+    def cut(self) -> None:
+        """Close at once; as a reset, if anything is missing of what was to be written."""
+        if self.transport is None or self.gone.is_set():
+            return
+        if self.unwritten or not self.other.ended.is_set():
+            self.transport.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE
+            )
+        self.transport.abort()
 
 
 class Relay:
@@ -98,6 +119,7 @@ class Relay:
         self._choose = choose
         self._tasks: set[asyncio.Task[None]] = set()
         self._accepting = False
+        self._pausing: asyncio.TimerHandle | None = None
         self.accepted = 0
 
     @property
@@ -107,15 +129,22 @@ class Relay:
 
     def start(self) -> None:
         """Accept from now on."""
+        self._end_pause()
         if not self._accepting:
             self._accepting = True
             asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
 
     def stop(self) -> None:
         """Accept no more; what waits in the queue goes on waiting, open connections go on."""
+        self._end_pause()
         if self._accepting:
             self._accepting = False
             asyncio.get_running_loop().remove_reader(self._listener.fileno())
+
+    def _end_pause(self) -> None:
+        if self._pausing is not None:
+            self._pausing.cancel()
+            self._pausing = None
 
     async def close(self) -> None:
         """Accept no more, and cut what is open."""
@@ -143,48 +172,35 @@ class Relay:
             task.add_done_callback(self._tasks.discard)
 
     def _pause(self, error: OSError) -> None:
+        """Try again soon: the connection waits in the queue, and asking at once would spin."""
         if error.errno not in _SHORTAGES:
             log.error("relay_accept_failed", error=str(error))
-        if self._accepting:
-            self.stop()
-            asyncio.get_running_loop().call_later(_RETRY_SECONDS, self.start)
+        self.stop()
+        self._pausing = asyncio.get_running_loop().call_later(_RETRY_SECONDS, self.start)
 
     async def _carry(self, client: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        lost = asyncio.Event()
-        inside, outside = _Side(lost), _Side(lost)
+        inside, outside = _Side(), _Side()
         inside.other, outside.other = outside, inside
         server: socket.socket | None = None
         try:
             server = await self._connect()
             await loop.create_connection(lambda: inside, sock=server)
             await loop.create_connection(lambda: outside, sock=client)
-            await lost.wait()
-            await self._finish(inside, outside)
+            await inside.ended.wait()
+            await _farewell(inside, outside)
         except OSError as error:
             log.warning("relay_failed", error=str(error))
         finally:
-            for side in (inside, outside):
-                if side.transport is not None:
-                    side.transport.abort()
-            client.close()
-            if server is not None:
-                server.close()
-
-    @staticmethod
-    async def _finish(inside: _Side, outside: _Side) -> None:
-        """One side is gone: give the other what is still buffered for it, then end it."""
-        inside.close_both()
-        rest = [side.transport for side in (inside, outside) if side.transport is not None]
-        deadline = asyncio.get_running_loop().time() + _FLUSH_SECONDS
-        while any(transport.get_write_buffer_size() for transport in rest):
-            if asyncio.get_running_loop().time() > deadline:
-                return
-            await asyncio.sleep(_RETRY_SECONDS)
+            for side, sock in ((inside, server), (outside, client)):
+                side.cut()
+                if sock is not None:
+                    sock.close()
 
     async def _connect(self) -> socket.socket:
         """Return a connection to the chosen target; a worker that restarts is waited for."""
         deadline = asyncio.get_running_loop().time() + _CONNECT_SECONDS
+        pause = _RETRY_SECONDS
         while True:
             target = self._choose()
             if target is not None:
@@ -195,7 +211,23 @@ class Relay:
                         raise
             if asyncio.get_running_loop().time() > deadline:
                 raise ConnectionRefusedError("no worker took the connection in time")
-            await asyncio.sleep(_RETRY_SECONDS)
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, _LONGEST_RETRY_SECONDS)
+
+
+async def _farewell(inside: _Side, outside: _Side) -> None:
+    """Wait until both are gone, as long as the client goes on taking what is left for it.
+
+    A client that never closes would otherwise keep its connection, which the server has left.
+    """
+    before = -1
+    while before != outside.unwritten:
+        before = outside.unwritten
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                await outside.gone.wait()
+                await inside.gone.wait()
+                return
 
 
 async def _connect_to(target: Target) -> socket.socket:
@@ -205,6 +237,8 @@ async def _connect_to(target: Target) -> socket.socket:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if target.source is not None:
+            # The port is chosen at the connect, among those that are free towards this target.
+            sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
             sock.bind((target.source, 0))
         await asyncio.get_running_loop().sock_connect(sock, (target.host, target.port))
     except BaseException:

@@ -121,7 +121,7 @@ class Instance:
 
     def connections(self, ports: Collection[int]) -> int:
         """Return how many connections on these ports the worker and its descendants hold."""
-        return procfs.established(self.family(), ports)
+        return procfs.connections_of(self.family(), ports)
 
     def family(self) -> list[int]:
         """Return the worker's living processes; it reads all of `/proc`, so use a thread."""

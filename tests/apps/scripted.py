@@ -70,7 +70,8 @@ def main() -> None:
     path = Path("behaviour.json")
     BEHAVIOUR.update(json.loads(path.read_text()) if path.exists() else {})
     if "say" in BEHAVIOUR:
-        print(BEHAVIOUR["say"], flush=True)
+        sys.stdout.write(f"{BEHAVIOUR['say']}\n")
+        sys.stdout.flush()
     if "exit" in BEHAVIOUR:
         sys.exit(BEHAVIOUR["exit"])
     if BEHAVIOUR.get("ignore_sigterm"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ SCRIPT = Path(__file__).parent.parent / "apps" / "scripted.py"
 
 @asynccontextmanager
 async def scripted_daemon(
-    folder: Path, settings: dict[str, Setting] | None = None, **more: Any
+    folder: Path, settings: Mapping[str, Setting] | None = None, **more: Any
 ) -> AsyncIterator[DaemonProcess]:
     """A daemon that runs the scripted worker, version v1, behaving well."""
     command = {"WORKER_COMMAND": f"python {SCRIPT}", "STOP_TIMEOUT_SECONDS": 2}
@@ -40,6 +40,18 @@ async def get(port: int, path: str = "/") -> tuple[int, Any]:
         session.get(f"http://127.0.0.1:{port}{path}") as answer,
     ):
         return answer.status, await answer.json(content_type=None)
+
+
+async def ask_to_die(port: int) -> None:
+    """Ask a worker to end without an answer; an HTTP library would try again by itself."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /die HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    try:
+        assert await reader.read() == b""
+    except ConnectionResetError:
+        pass
+    finally:
+        writer.close()
 
 
 async def public_version(daemon: DaemonProcess) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import aiohttp
 import pytest
 
 from tests.harness import eventually
 from tests.integration.support import (
+    ask_to_die,
     everything_agrees,
     get,
     public_version,
@@ -197,8 +197,7 @@ async def test_a_waiting_version_that_dies_fails_the_deploy(tmp_path: Path) -> N
     async with scripted_daemon(tmp_path, {"AUTO_SWITCH_ON_HEALTH": "false"}) as daemon:
         release(daemon, "v2", die_on="/die")
         await daemon.deploy()
-        with pytest.raises(aiohttp.ClientError):
-            await get((await daemon.status())["staging_port"], "/die")
+        await ask_to_die((await daemon.status())["staging_port"])
         record = await until_phase(daemon, "ended")
         assert record["result"] == "failed"
         assert "exited with status 9" in record["reason"]
@@ -321,8 +320,7 @@ async def test_a_worker_that_is_killed_is_started_again(tmp_path: Path) -> None:
         release(daemon, "v1", die_on="/die")
         assert (await daemon.deploy()).status == 200
         pid = slot(await daemon.status(), "active")["pid"]
-        with pytest.raises(aiohttp.ClientError):
-            await get(daemon.public_port, "/die")
+        await ask_to_die(daemon.public_port)
         # The public port refuses nobody meanwhile: the next request just waits.
         status, body = await get(daemon.public_port)
         assert status == 200
@@ -340,17 +338,9 @@ async def test_a_worker_that_hangs_is_stopped_and_started_again(tmp_path: Path) 
         release(daemon, "v2", stop_after_health=8)
         assert (await daemon.deploy()).status == 200
         first = slot(await daemon.status(), "active")["pid"]
-        states = []
-
-        def restarted() -> bool:
-            log = (daemon.state_dir / "logs" / "supervisor.jsonl").read_text()
-            return '"event": "worker_down"' in log
-
-        await eventually(restarted, what="the hung worker is noticed")
-        for _ in range(200):
-            view = slot(await daemon.status(), "active")
-            states.append(view["state"])
-            if view["pid"] not in {None, first}:
-                break
-            await asyncio.sleep(0.05)
-        assert (await get(daemon.public_port))[0] == 200
+        log = daemon.state_dir / "logs" / "supervisor.jsonl"
+        await eventually(
+            lambda: '"event": "worker_down"' in log.read_text(), what="the hung worker is noticed"
+        )
+        # Its place is taken by another: the public port just waits for it.
+        assert (await get(daemon.public_port))[1]["pid"] != first

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import shutil
 import socket
 import ssl
@@ -14,10 +15,11 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+import structlog
 
 import supervisor.api.server
 from supervisor.errors import StartRefusedError
-from tests.unit.supervisor.api.harness import BEARER, Server, free_port, running
+from tests.unit.supervisor.api.harness import BEARER, Server, eventually, free_port, running
 
 
 def descriptors() -> set[str]:
@@ -181,6 +183,24 @@ async def test_ipv6_loopback_works(tmp_path: Path) -> None:
         assert response.status == 200
 
 
+async def test_a_lack_of_descriptors_passes_and_nobody_is_lost(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    loop = asyncio.get_running_loop()
+    async with running(tmp_path) as server, asyncio.timeout(5):
+        with socket.socket() as client, structlog.testing.capture_logs() as logs:
+            client.setblocking(False)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # what is open stays open
+            try:
+                await loop.sock_connect(client, ("127.0.0.1", server.options.port))
+                await eventually(lambda: bool(logs))
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert logs[0]["event"] == "api.accept_failed"
+            request = f"GET /livez HTTP/1.1\r\nHost: {server.authority}\r\n\r\n"
+            await loop.sock_sendall(client, request.encode())
+            assert (await loop.sock_recv(client, 100)).startswith(b"HTTP/1.1 200")
+
+
 @pytest.fixture
 def tls(tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """The contexts of a server and of a client that trusts it."""
@@ -189,26 +209,11 @@ def tls(tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     folder = tmp_path / "tls"
     folder.mkdir()
     subprocess.run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=localhost",
-            "-addext",
-            "subjectAltName=IP:127.0.0.1",
-            "-keyout",
-            "key.pem",
-            "-out",
-            "cert.pem",
-        ],
+        (
+            *("openssl", "req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
+            *("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem"),
+        ),
         cwd=folder,
         check=True,
         capture_output=True,
