@@ -144,8 +144,12 @@ class Daemon:
             stack.push_async_callback(self._plane.close)
             async with anyio.create_task_group() as tasks:
                 self._assemble(prober, tasks)
+                recent = await self._database.deploys(1)
+                self._service.remember_last(recent[0] if recent else None)
+                if waiting is not None:  # before anybody can ask for another deploy
+                    await self._resume(waiting)
                 async with serve(self._service, _api_options(self._settings)):
-                    tasks.start_soon(self._begin, waiting)
+                    tasks.start_soon(self._begin)
                     await stopping.wait()
                     await self._stop()
                 tasks.cancel_scope.cancel()
@@ -225,17 +229,12 @@ class Daemon:
     def _is_wanted(self, slot: Slot) -> bool:
         return self._switch.active is slot and not self._stopped
 
-    async def _begin(self, waiting: UnfinishedDeploy | None) -> None:
-        """Start the active version, and go on with a deploy that waits for its switch."""
-        recent = await self._database.deploys(1)
-        self._service.remember_last(recent[0] if recent else None)
+    async def _begin(self) -> None:
+        """Start the version that had the traffic last."""
         active = self._switch.active
         release = await self._active_release(active)
         if release is not None:
             await self._keepers[active.name].start(release)
-        self._plane.relay_into(self._switch.staging.name, active.name)
-        if waiting is not None:
-            await self._resume(waiting)
 
     async def _active_release(self, active: Slot) -> Release | None:
         """Return what had the traffic last, or the worker directory at the first start."""

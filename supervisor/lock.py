@@ -15,7 +15,10 @@ from supervisor.procfs import describe
 @contextmanager
 def only_daemon(path: Path) -> Iterator[None]:
     """Hold the lock. Raises StartRefusedError, naming the daemon that has it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    except OSError as error:
+        raise StartRefusedError(f"{path} can't be opened: {error.strerror}") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

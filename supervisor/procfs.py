@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from supervisor import sockdiag
@@ -119,6 +120,13 @@ def family_of(*, environment: bytes, sessions: Collection[int] = ()) -> list[int
         if int(stat[3]) in sessions or environment in _environment(pid):
             found.append(pid)
     return found
+
+
+def send_signal(pids: Collection[int], number: int) -> None:
+    """Signal the processes that are still there and ours to signal."""
+    for pid in pids:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
 
 
 def _environment(pid: int) -> list[bytes]:

@@ -8,6 +8,8 @@ The messages are those of linux/sock_diag.h and linux/inet_diag.h.
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -80,11 +82,20 @@ def _ask(family: int, flags: int, states: int, identity: bytes) -> Iterator[TcpS
         netlink.send(header + body)
         while True:
             for kind, message in _messages(netlink.recv(_ANSWER_BYTES)):
-                if kind in {_DONE, _ERROR}:  # an error is how "no such connection" is said
+                if kind == _ERROR:
+                    _refuse(message, flags)
+                if kind in {_DONE, _ERROR}:
                     return
                 yield _parsed(message)
             if not flags & _DUMP:
                 return
+
+
+def _refuse(message: bytes, flags: int) -> None:
+    """Raise the kernel's error, unless it says that there is no such connection."""
+    (code,) = struct.unpack_from("=i", message)
+    if flags & _DUMP or -code != errno.ENOENT:
+        raise OSError(-code, os.strerror(-code))
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:

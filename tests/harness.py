@@ -217,10 +217,14 @@ class DaemonProcess:
                 last = f"{answer.status} {answer.json}"
             await asyncio.sleep(0.02)
 
-    async def stop(self) -> None:
-        """End the daemon as its users do, and check that nothing is left of it."""
+    async def stop_clients(self) -> None:
+        """Let go of connections to the daemon, for instance because it is gone."""
         await self._open.aclose()
         self._unix = None
+
+    async def stop(self) -> None:
+        """End the daemon as its users do, and check that nothing is left of it."""
+        await self.stop_clients()
         if self.process is None:
             return
         if self.process.returncode is None:
@@ -236,8 +240,7 @@ class DaemonProcess:
 
     async def clean_up(self) -> None:
         """Leave nothing behind, whatever happened; what should be gone by now is killed."""
-        await self._open.aclose()
-        self._unix = None
+        await self.stop_clients()
         if self.process is not None and self.process.returncode is None:
             self.process.terminate()
             try:
@@ -263,11 +266,7 @@ class DaemonProcess:
     def story(self) -> str:
         """Return the ends of what the daemon and its workers wrote, for a failure's report."""
         paths = [self.folder / "daemon.out", *sorted((self.state_dir / "logs").glob("*"))]
-        return "\n".join(
-            f"--- {path.name}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-40:])
-            for path in paths
-            if path.is_file()
-        )
+        return "\n".join(f"--- {path.name}\n{last_lines(path)}" for path in paths if path.is_file())
 
     # The control API.
 
@@ -323,6 +322,12 @@ async def answered(session: aiohttp.ClientSession, method: str, path: str, **mor
         parsed = response.content_type == "application/json"
         content = await response.json() if parsed else await response.text()
         return Answer(response.status, content, dict(response.headers))
+
+
+def last_lines(path: Path, count: int = 40) -> str:
+    """Return the end of a log, without what the harness's own wait for readiness left in it."""
+    lines = path.read_text(errors="replace").splitlines()
+    return "\n".join([line for line in lines if "/readyz" not in line][-count:])
 
 
 def missing(*programs: str) -> list[str]:

@@ -46,7 +46,7 @@ async def run(options: Options) -> Result:
     if absent:
         raise CannotRunError(f"install the packages of these programs first: {', '.join(absent)}")
     # Many short rounds: on a machine that has other things to do, only neighbours compare.
-    rounds, seconds = options.rounds or 8, options.seconds or 1
+    rounds, seconds = options.rounds or 12, options.seconds or 1
     measured: dict[str, Rounds] = {}
     with tempfile.TemporaryDirectory(prefix="atlas-bench-") as name:
         folder = Path(name)

@@ -103,11 +103,13 @@ ROUTES: tuple[AnyRoute, ...] = (
             outcome.ABORTED,
             examples.refused(
                 404,
-                "release_not_found",
+                "unknown_release",
                 "there is no release of this name",
-                "look into RELEASES_DIR",
+                "a release is a folder below RELEASES_DIR",
             ),
             outcome.SWITCH_FAILED,
+            outcome.NOT_DURABLE,
+            outcome.STOPPING,
         ),
     ),
     Route(
@@ -123,7 +125,8 @@ ROUTES: tuple[AnyRoute, ...] = (
         answers=(
             Answer(200, "It has all the traffic.", DeployRecord, examples.SWITCHED),
             outcome.NOT_PASSED,
-            outcome.NOTHING_TO_DO,
+            outcome.ABORTED,
+            outcome.nothing_to("switch"),
             outcome.SWITCH_FAILED,
         ),
     ),
@@ -139,7 +142,8 @@ ROUTES: tuple[AnyRoute, ...] = (
         access=Access.CHANGE,
         answers=(
             Answer(200, "It is given up.", DeployRecord, examples.ABORTED),
-            outcome.NOTHING_TO_DO,
+            outcome.nothing_to("abort"),
+            outcome.TOO_LATE,
         ),
     ),
     Route(
@@ -157,6 +161,8 @@ ROUTES: tuple[AnyRoute, ...] = (
                 200, "The version before has all the traffic.", DeployRecord, examples.ROLLED_BACK
             ),
             outcome.NOT_PASSED,
+            outcome.BUSY,
+            outcome.nothing_to("roll_back"),
             examples.refused(
                 409,
                 "previous_version_gone",
@@ -164,6 +170,8 @@ ROUTES: tuple[AnyRoute, ...] = (
                 "deploy a release instead",
             ),
             outcome.SWITCH_FAILED,
+            outcome.NOT_DURABLE,
+            outcome.STOPPING,
         ),
     ),
 )

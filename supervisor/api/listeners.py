@@ -126,8 +126,9 @@ async def bind_tcp(host: str, port: int) -> list[socket.socket]:
         found = await loop.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-    except OSError as error:
-        raise StartRefusedError(f"CONTROL_HOST: {host} has no address: {error.strerror}") from error
+    except (OSError, UnicodeError) as error:  # the latter for what can't be a name at all
+        reason = error.strerror if isinstance(error, OSError) else "it is no host name"
+        raise StartRefusedError(f"CONTROL_HOST: {host} has no address: {reason}") from error
     with ExitStack() as stack:
         listeners = []
         for family, _, _, _, address in dict.fromkeys(found):

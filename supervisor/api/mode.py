@@ -37,7 +37,13 @@ ROUTES: tuple[AnyRoute, ...] = (
         access=Access.CHANGE,
         answers=(
             Answer(200, "The mode is set; the state at this moment.", Status, examples.STATUS),
-            outcome.BUSY,
+            examples.refused(
+                409,
+                "single_by_settings",
+                "DEPLOY_MODE=single in the settings always wins",
+                "set DEPLOY_MODE=bluegreen in the env file and restart the daemon",
+            ),
+            outcome.NOT_DURABLE,
         ),
     ),
 )

@@ -62,9 +62,13 @@ BUSY = refused(
     "a deploy is in progress",
     "wait for it, or give it up with POST /deploy/abort",
 )
-NOTHING_TO_DO = refused(
-    409, "nothing_to_do", "no deploy is waiting", "GET /deploy/status shows what is going on"
+NOT_DURABLE = refused(
+    503,
+    "not_durable",
+    "it could not be written down, so it was not done",
+    "see whether the disk of STATE_DIR is full or read-only",
 )
+STOPPING = refused(503, "stopping", "the supervisor is stopping", "try again later")
 SWITCH_FAILED = _with_record(
     503,
     "switch_failed",
@@ -78,4 +82,17 @@ MODE_IS_SINGLE = refused(
     "reset it with POST /deploy/mode when you know why",
 )
 ABORTED = _with_record(409, "deploy_aborted", "the deploy was aborted", examples.ABORTED)
+TOO_LATE = _with_record(
+    409, "too_late", "the deploy could not be aborted any more", examples.SWITCHED
+)
 NOT_PASSED = _with_record(422, "release_did_not_pass", "the release did not pass", examples.FAILED)
+
+
+def nothing_to(action: str) -> Answer:
+    """Describe the refusal of an action that there is no deploy for."""
+    return refused(
+        409,
+        f"nothing_to_{action}",
+        f"there is nothing to {action}: no deploy is in progress",
+        "GET /deploy/status shows what is going on",
+    )

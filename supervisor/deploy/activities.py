@@ -222,14 +222,13 @@ class Activities:
     async def drain_staging(self) -> Finding:
         """Drain the instance without traffic, and pass on what is still queued for its slot."""
         slot = self._switch.staging
-        if slot.instance is None:
+        if not slot.alive:
+            await slot.stop()  # what it started may have outlived it
             self._rescue()
             await anyio.sleep(SETTLE_SECONDS)
-            return Finding(
-                ok=True,
-                message=f"{slot.name} had no living instance",
-                detail={"rescued": self._plane.rescued(slot.name)},
-            )
+            rescued = self._plane.rescued(slot.name)
+            message = f"{slot.name} was dead; {rescued} of its connections were handed on"
+            return Finding(ok=True, message=message, detail={"rescued": rescued})
         detail = await slot.drain()
         self._rescue()
         return Finding(ok=True, message=detail["message"], detail=detail)

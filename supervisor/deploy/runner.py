@@ -188,7 +188,8 @@ class DeployRun:
         *side_effects, activity = row.effects or (None,)
         for effect in side_effects:
             await self._side_effect(effect, finding.message)
-        if self.record.result is not None and row.target not in _UNSETTLED:
+        # Whoever has asked for something meanwhile waits for what follows from that.
+        if self.record.result is not None and row.target not in _UNSETTLED and not self._news:
             self.settled.set()
         if row.target is Phase.ENDED:
             self.ended.set()

@@ -31,6 +31,9 @@ _BUSY_SECONDS = 5.0
 _VERSIONS_KEPT = 50
 _FILE_MODE = 0o640
 
+_FAILURES = (sqlite3.Error, ValueError, OverflowError)
+"""What a statement fails with: besides SQLite's own, text that is no Unicode, or a huge number."""
+
 
 def _named_queries() -> dict[str, str]:
     text = files("supervisor.store").joinpath("queries.sql").read_text()
@@ -74,7 +77,7 @@ class Database:
 
     def __init__(self, connection: aiosqlite.Connection) -> None:
         self._connection = connection
-        self._writing = anyio.Lock()
+        self._using = anyio.Lock()
 
     async def begin_deploy(self, record: DeployRecord, *, auto_switch: bool) -> None:
         """Write a new deploy down."""
@@ -200,20 +203,23 @@ class Database:
     async def _write(self, *statements: tuple[str, dict[str, Any]]) -> None:
         # Shielded and one at a time: a transaction is never left open, nor mixed with another.
         with anyio.CancelScope(shield=True):
-            async with self._writing:
+            async with self._using:
                 try:
                     for name, parameters in statements:
                         await self._connection.execute(_QUERIES[name], parameters)
                     await self._connection.commit()
-                except sqlite3.Error as error:
-                    with suppress(sqlite3.Error):  # there may be no transaction to take back
+                except BaseException as error:
+                    with suppress(*_FAILURES):  # there may be no transaction to take back
                         await self._connection.rollback()
-                    raise StoreError(f"the database could not be written: {error}") from error
+                    if isinstance(error, _FAILURES):
+                        raise StoreError(f"the database could not be written: {error}") from error
+                    raise
 
     async def _read(self, name: str, **parameters: Any) -> list[aiosqlite.Row]:
         try:
-            rows = await self._connection.execute_fetchall(_QUERIES[name], parameters)
-        except sqlite3.Error as error:
+            async with self._using:  # what is being written is not known yet
+                rows = await self._connection.execute_fetchall(_QUERIES[name], parameters)
+        except _FAILURES as error:
             raise StoreError(f"the database could not be read: {error}") from error
         return cast("list[aiosqlite.Row]", list(rows))
 
@@ -234,12 +240,15 @@ async def open_database(path: Path) -> AsyncIterator[tuple[Database, Path | None
     """
     aside: Path | None = None
     try:
-        connection = await _connect(path)
-    except sqlite3.OperationalError as error:
+        try:
+            connection = await _connect(path)
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError:  # "file is not a database", "malformed": start a new one
+            aside = await anyio.to_thread.run_sync(_set_aside, path)
+            connection = await _connect(path)
+    except (sqlite3.Error, OSError) as error:
         raise StartRefusedError(f"{path} can't be opened: {error}") from error
-    except sqlite3.DatabaseError:  # "file is not a database", "malformed": start a new one
-        aside = await anyio.to_thread.run_sync(_set_aside, path)
-        connection = await _connect(path)
     try:
         yield Database(connection), aside
     finally:
@@ -248,6 +257,7 @@ async def open_database(path: Path) -> AsyncIterator[tuple[Database, Path | None
 
 
 async def _connect(path: Path) -> aiosqlite.Connection:
+    await anyio.to_thread.run_sync(_make_private, path)
     connection = await aiosqlite.connect(path, timeout=_BUSY_SECONDS)
     try:
         connection.row_factory = aiosqlite.Row
@@ -260,7 +270,6 @@ async def _connect(path: Path) -> aiosqlite.Connection:
         schema = files("supervisor.store").joinpath("schema.sql").read_text()
         await connection.executescript(schema)
         await connection.commit()
-        await anyio.Path(path).chmod(_FILE_MODE)
     except BaseException:
         with anyio.CancelScope(shield=True):
             await connection.close()
@@ -268,10 +277,16 @@ async def _connect(path: Path) -> aiosqlite.Connection:
     return connection
 
 
+def _make_private(path: Path) -> None:
+    """Give the file its mode before SQLite opens it: its companions take after it."""
+    path.touch(mode=_FILE_MODE)
+    path.chmod(_FILE_MODE)
+
+
 def _set_aside(path: Path) -> Path:
     stamp = now().strftime("%Y%m%dT%H%M%SZ")
     aside = path.with_name(f"{path.name}.unreadable-{stamp}")
-    for suffix in ("", "-wal", "-shm"):
+    for suffix in ("-wal", "-shm", ""):  # an old log beside a new database would be applied to it
         part = path.with_name(path.name + suffix)
         if part.exists():
             part.rename(aside.with_name(aside.name + suffix))

@@ -33,15 +33,15 @@ class StateFile:
         Raises UnreadableStateError.
         """
         try:
-            text = self.path.read_text()
+            content = self.path.read_bytes()
         except FileNotFoundError:
             return None
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             raise UnreadableStateError(f"can't be read: {error}") from error
-        if not text.strip():
+        if not content.strip():
             raise UnreadableStateError("is empty")
         try:
-            state = DeployState.model_validate_json(text)
+            state = DeployState.model_validate_json(content)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the whole"

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
+import os
 import sys
+from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 
 import structlog
@@ -17,6 +20,19 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 FILE_BYTES = 10 * 1024 * 1024
 """The size at which the file is begun anew; so many older ones are kept:"""
 FILES_KEPT = 4
+
+_MODE = 0o640
+_MANY_LINES = {"exception", "stack"}
+
+
+class _PrivateFile(logging.handlers.RotatingFileHandler):
+    """Begins every new file with the mode of the first."""
+
+    def _open(self) -> TextIOWrapper:
+        private = partial(os.open, mode=_MODE)
+        file = open(self.baseFilename, self.mode, encoding=self.encoding, opener=private)  # noqa: SIM115  # Path has no opener; the handler closes it
+        assert isinstance(file, TextIOWrapper)  # noqa: S101  # what text mode gives
+        return file
 
 
 def configure_logs(path: Path, level: str) -> None:
@@ -28,10 +44,8 @@ def configure_logs(path: Path, level: str) -> None:
         structlog.processors.format_exc_info,
         _plain_values,
     ]
-    file = logging.handlers.RotatingFileHandler(
-        path, maxBytes=FILE_BYTES, backupCount=FILES_KEPT, encoding="utf-8"
-    )
-    path.chmod(0o640)
+    file = _PrivateFile(path, maxBytes=FILE_BYTES, backupCount=FILES_KEPT, encoding="utf-8")
+    path.chmod(_MODE)
     file.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -77,10 +91,11 @@ def configure_logs(path: Path, level: str) -> None:
 
 def _plain_values(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Escape control characters: what a worker or a client said must not steer a terminal."""
-    return {
-        key: value if key == "exception" or not isinstance(value, str) else _escaped(value)
-        for key, value in event.items()
-    }
+    for key, value in event.items():
+        if isinstance(value, str):
+            lines = value.split("\n") if key in _MANY_LINES else [value]
+            event[key] = "\n".join(map(_escaped, lines))
+    return event
 
 
 def _escaped(text: str) -> str:

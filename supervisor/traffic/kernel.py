@@ -20,6 +20,7 @@ from supervisor.sockdiag import TcpSocket
 from supervisor.traffic import listeners
 from supervisor.traffic.plane import Endpoints, Handed
 from supervisor.traffic.relay import Relay, Target
+from supervisor.traffic.rescue import Rescues
 from supervisor.traffic.steering import DIRECT_SOURCE, Policy
 
 log = structlog.get_logger(__name__)
@@ -39,7 +40,7 @@ class KernelPlane:
         self._public: dict[SlotName, socket.socket] = {}
         self._own: dict[SlotName, socket.socket] = {}
         self._doors: dict[SlotName, Relay] = {}
-        self._rescues: dict[SlotName, Relay] = {}
+        self._rescues = Rescues()
 
     @property
     def active(self) -> SlotName:
@@ -53,22 +54,31 @@ class KernelPlane:
 
     def open(self, active: SlotName) -> None:
         """Open the group, prove that the kernel steers it, and open the slots' own ports."""
-        host, port = self._endpoints.public_host, self._endpoints.public_port
-        listeners.refuse_strangers("PUBLIC_PORT", host, port)
-        self._policy = Policy(active, direct=self._by_descriptor)
         try:
-            self._public = listeners.open_group(host, port, self._policy)
+            self._open_sockets(Policy(active, direct=self._by_descriptor))
+            self._self_test()
         except OSError as error:
-            raise listeners.explain_bind_error("PUBLIC_PORT", host, port, error) from error
-        self._own = listeners.open_slot_ports(self._endpoints.slot_ports)
-        self.steer(active)
-        self._self_test()
+            self._close_sockets()
+            raise StartRefusedError(f"this system can't run the kernel plane: {error}") from error
+        except BaseException:
+            self._close_sockets()
+            raise
         if self._by_descriptor:
             for slot in SlotName:
                 self._open_door(slot)
 
+    def _open_sockets(self, policy: Policy) -> None:
+        host, port = self._endpoints.public_host, self._endpoints.public_port
+        listeners.refuse_strangers("PUBLIC_PORT", host, port)
+        try:
+            self._public = listeners.open_group(host, port, policy)
+        except OSError as error:
+            raise listeners.explain_bind_error("PUBLIC_PORT", host, port, error) from error
+        self._policy = policy
+        self._own = listeners.open_slot_ports(self._endpoints.slot_ports)
+
     def _self_test(self) -> None:
-        """See with real connections that the program reaches both listeners of the group.
+        """See with real connections that the program reaches both listeners. Raises OSError.
 
         Clients may be there already: they go to the active slot meanwhile, and only the
         addresses of `DIRECT_SOURCE` to a slot of their own.
@@ -85,10 +95,7 @@ class KernelPlane:
                 deadline = time.monotonic() + _SELF_TEST_SECONDS
                 while self.queued(slot) == before:
                     if time.monotonic() > deadline:
-                        raise StartRefusedError(
-                            f"the kernel did not steer a connection to {slot}: this system can't "
-                            "run the kernel plane"
-                        )
+                        raise OSError(f"a connection was not steered to {slot}")
         self.steer(self.active)
 
     def _open_door(self, slot: SlotName) -> None:
@@ -106,7 +113,13 @@ class KernelPlane:
         named = {"public": self._public[slot]}
         if not self._by_descriptor:
             named["private"] = self._own[slot]
+        for sock in named.values():
+            sock.setblocking(False)  # a flag that the worker before may have changed for all of us
         return Handed(named, spare=(self._public[slot.other],))
+
+    def ports(self, slot: SlotName) -> frozenset[int]:
+        """Return the public port and the slot's own one."""
+        return frozenset({self._endpoints.public_port, self._endpoints.slot_ports[slot]})
 
     def steer(self, slot: SlotName) -> None:
         """Attach the program that sends new connections to the slot: the switch itself."""
@@ -126,21 +139,16 @@ class KernelPlane:
 
     def relay_into(self, dead: SlotName, living: SlotName) -> None:
         """Hand the queue of a slot without a worker to the living one."""
-        if dead in self._rescues:
-            return
-        own_port = self._endpoints.slot_ports[living]
-        rescue = Relay(self._public[dead], lambda: Target("127.0.0.1", own_port))
-        self._rescues[dead] = rescue
-        rescue.start()
+        target = Target("127.0.0.1", self._endpoints.slot_ports[living])
+        self._rescues.begin(dead, self._public[dead], lambda: target)
 
     def stop_relay(self, slot: SlotName) -> None:
         """Leave the slot's queue to its worker again; what was rescued is carried to its end."""
-        if rescue := self._rescues.pop(slot, None):
-            rescue.stop()
+        self._rescues.end(slot)
 
     def rescued(self, slot: SlotName) -> int:
         """Return how many connections were handed on since the slot's worker is gone."""
-        return self._rescues[slot].accepted if slot in self._rescues else 0
+        return self._rescues.count(slot)
 
     def strangers(self) -> list[str]:
         """Return foreign listeners on the public port and on the slots' own ports."""
@@ -153,7 +161,11 @@ class KernelPlane:
 
     async def close(self) -> None:
         """Close every socket; what is still queued is reset by the kernel."""
-        for relay in (*self._doors.values(), *self._rescues.values()):
-            await relay.close()
+        await self._rescues.close()
+        for door in self._doors.values():
+            await door.close()
+        self._close_sockets()
+
+    def _close_sockets(self) -> None:
         for sock in (*self._public.values(), *self._own.values()):
             sock.close()

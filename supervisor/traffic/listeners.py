@@ -11,6 +11,7 @@ import errno
 import socket
 import struct
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 
 from supervisor import procfs, sockdiag
 from supervisor.errors import StartRefusedError
@@ -58,12 +59,16 @@ def open_group(host: str, port: int, policy: Policy) -> dict[SlotName, socket.so
     """Return the two listeners of the public port, in the order that the program indexes.
 
     The program is there before the first of them listens: without one the kernel would spread
-    early clients over both.
+    early clients over both. Raises OSError.
     """
-    group = {slot: bind(host, port, reuse_port=True) for slot in GROUP_ORDER}
-    attach(group[GROUP_ORDER[0]], policy)
-    for slot in GROUP_ORDER:
-        restore_backlog(group[slot])
+    with ExitStack() as opened:  # a failure half-way leaves none open
+        group = {
+            slot: opened.enter_context(bind(host, port, reuse_port=True)) for slot in GROUP_ORDER
+        }
+        attach(group[GROUP_ORDER[0]], policy)
+        for slot in GROUP_ORDER:
+            restore_backlog(group[slot])
+        opened.pop_all()
     return group
 
 
@@ -71,15 +76,17 @@ def open_slot_ports(
     ports: dict[SlotName, int], open_one: Callable[[str, int], socket.socket] = listen
 ) -> dict[SlotName, socket.socket]:
     """Return a socket on each slot's own port, on loopback. Raises StartRefusedError."""
-    opened = {}
-    for slot, port in ports.items():
-        label = "ACTIVE_PORT" if slot is SlotName.BLUE else "STAGING_PORT"
-        refuse_strangers(label, "127.0.0.1", port)
-        try:
-            opened[slot] = open_one("127.0.0.1", port)
-        except OSError as error:
-            raise explain_bind_error(label, "127.0.0.1", port, error) from error
-    return opened
+    found = {}
+    with ExitStack() as opened:  # a failure half-way leaves none open
+        for slot, port in ports.items():
+            label = "ACTIVE_PORT" if slot is SlotName.BLUE else "STAGING_PORT"
+            refuse_strangers(label, "127.0.0.1", port)
+            try:
+                found[slot] = opened.enter_context(open_one("127.0.0.1", port))
+            except OSError as error:
+                raise explain_bind_error(label, "127.0.0.1", port, error) from error
+        opened.pop_all()
+    return found
 
 
 def restore_backlog(sock: socket.socket) -> None:
@@ -106,20 +113,25 @@ def attach(sock: socket.socket, policy: Policy) -> None:
 
 
 def strangers(host: str, port: int, ours: Collection[int] = ()) -> list[TcpSocket]:
-    """Return the listeners that are not ours and would take the address or its connections.
-
-    A listener on one address takes what a wildcard listener would have got, and the other way
-    round the bind fails; two different addresses are in nobody's way.
-    """
+    """Return the listeners that are not ours and would take the address or its connections."""
     return [
         listener
         for listener in sockdiag.listeners(port)
         if listener.inode not in ours
-        and (
-            {host, listener.address.removeprefix("::ffff:")} & _WILDCARDS
-            or listener.address.removeprefix("::ffff:") == host
-        )
+        and _in_the_way(host, listener.address.removeprefix("::ffff:"))
     ]
+
+
+def _in_the_way(host: str, other: str) -> bool:
+    """Tell whether a listener on `other` and one on `host` concern each other, on one port.
+
+    A listener on one address takes what a wildcard listener would have got, and the other way
+    round the bind fails; two different addresses are in nobody's way. `::` may be for both
+    families.
+    """
+    if host == other or "::" in {host, other}:
+        return True
+    return (":" in host) == (":" in other) and bool({host, other} & _WILDCARDS)
 
 
 def refuse_strangers(label: str, host: str, port: int) -> None:

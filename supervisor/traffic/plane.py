@@ -56,6 +56,9 @@ class Plane(Protocol):
     def handed(self, slot: SlotName) -> Handed:
         """Return what a worker of the slot starts with."""
 
+    def ports(self, slot: SlotName) -> frozenset[int]:
+        """Return the local ports on which a worker of the slot has its clients' connections."""
+
     def steer(self, slot: SlotName) -> None:
         """Send every new connection to the slot. Raises OSError, and then nothing changed."""
 

@@ -30,7 +30,6 @@ _PATIENCE_SECONDS = 30.0  # how long a client may do nothing after the server ha
 _RETRY_SECONDS = 0.05
 _LONGEST_RETRY_SECONDS = 0.5  # a thousand waiting clients must not keep us busy
 _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
-_IP_BIND_ADDRESS_NO_PORT = 24  # Python 3.12 is the first to name it
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER for no time at all
 
 
@@ -72,9 +71,10 @@ class _Side(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self.ended.set()
+        assert self.transport is not None  # noqa: S101  # it has just read
         assert self.other.transport is not None  # noqa: S101  # as above
         if self.other.ended.is_set():
-            self.transport.close()  # type: ignore[union-attr]  # it is open: it has just read
+            self.transport.close()
             self.other.transport.close()
         elif not self.other.transport.is_closing():
             with contextlib.suppress(OSError):  # it may have been reset in this very moment
@@ -102,9 +102,10 @@ class _Side(asyncio.Protocol):
         if self.transport is None or self.gone.is_set():
             return
         if self.unwritten or not self.other.ended.is_set():
-            self.transport.get_extra_info("socket").setsockopt(
-                socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE
-            )
+            with contextlib.suppress(OSError):  # its socket may be closed in this very moment
+                self.transport.get_extra_info("socket").setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE
+                )
         self.transport.abort()
 
 
@@ -238,7 +239,7 @@ async def _connect_to(target: Target) -> socket.socket:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if target.source is not None:
             # The port is chosen at the connect, among those that are free towards this target.
-            sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_BIND_ADDRESS_NO_PORT, 1)
             sock.bind((target.source, 0))
         await asyncio.get_running_loop().sock_connect(sock, (target.host, target.port))
     except BaseException:

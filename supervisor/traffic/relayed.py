@@ -17,6 +17,7 @@ from supervisor.procfs import describe_listeners, inode_of
 from supervisor.traffic import listeners
 from supervisor.traffic.plane import Endpoints, Handed
 from supervisor.traffic.relay import Relay, Target
+from supervisor.traffic.rescue import Rescues
 
 
 class RelayPlane:
@@ -31,7 +32,7 @@ class RelayPlane:
         self._own: dict[SlotName, socket.socket] = {}
         self._inner: dict[SlotName, socket.socket] = {}
         """What a worker gets in place of the public socket; the relay connects to it."""
-        self._rescues: dict[SlotName, Relay] = {}
+        self._rescues = Rescues()
 
     @property
     def name(self) -> str:
@@ -51,8 +52,18 @@ class RelayPlane:
     def open(self, active: SlotName) -> None:
         """Open the public listener and the slots' own ports."""
         self._active = active
+        try:
+            self._open_sockets()
+        except BaseException:
+            self._close_sockets()
+            raise
+        if self._public is not None:
+            self._relay = Relay(self._public, self._target)
+            self._relay.start()
+
+    def _open_sockets(self) -> None:
         host, port = self._endpoints.public_host, self._endpoints.public_port
-        # A worker that binds its own port does so beside our reservation; a stranger can't.
+        # A worker that binds its own port does so beside our reservation (SO_REUSEADDR).
         open_one = listeners.bind if self._hand_over is HandOver.PORT else listeners.listen
         self._own = listeners.open_slot_ports(self._endpoints.slot_ports, open_one)
         if not port:
@@ -63,9 +74,8 @@ class RelayPlane:
         except OSError as error:
             raise listeners.explain_bind_error("PUBLIC_PORT", host, port, error) from error
         if self._hand_over is HandOver.ACTIVATION:
-            self._inner = {slot: listeners.listen("127.0.0.1", 0) for slot in SlotName}
-        self._relay = Relay(self._public, self._target)
-        self._relay.start()
+            for slot in SlotName:
+                self._inner[slot] = listeners.listen("127.0.0.1", 0)
 
     def _target(self) -> Target:
         return self._target_of(self._active)
@@ -80,7 +90,14 @@ class RelayPlane:
         if self._hand_over is HandOver.PORT:
             return Handed({})
         named = {"public": self._inner[slot]} if slot in self._inner else {}
-        return Handed({**named, "private": self._own[slot]})
+        named["private"] = self._own[slot]
+        for sock in named.values():
+            sock.setblocking(False)  # a flag that the worker before may have changed for all of us
+        return Handed(named)
+
+    def ports(self, slot: SlotName) -> frozenset[int]:
+        """Return the slot's own port, and the one that the relay connects to."""
+        return frozenset({self._endpoints.slot_ports[slot], self._target_of(slot).port})
 
     def steer(self, slot: SlotName) -> None:
         """Choose the slot for every connection that is accepted from now on."""
@@ -108,19 +125,16 @@ class RelayPlane:
     def relay_into(self, dead: SlotName, living: SlotName) -> None:
         """Hand what the dead slot's worker had not accepted to the living one."""
         queue = self._queue(dead)
-        if queue is None or dead in self._rescues:
-            return
-        self._rescues[dead] = Relay(queue, lambda: self._target_of(living))
-        self._rescues[dead].start()
+        if queue is not None:
+            self._rescues.begin(dead, queue, lambda: self._target_of(living))
 
     def stop_relay(self, slot: SlotName) -> None:
         """Leave the slot's queue to its worker again; what was rescued is carried to its end."""
-        if rescue := self._rescues.pop(slot, None):
-            rescue.stop()
+        self._rescues.end(slot)
 
     def rescued(self, slot: SlotName) -> int:
         """Return how many connections were handed on since the slot's worker is gone."""
-        return self._rescues[slot].accepted if slot in self._rescues else 0
+        return self._rescues.count(slot)
 
     def strangers(self) -> list[str]:
         """Return foreign listeners on the public port."""
@@ -132,9 +146,12 @@ class RelayPlane:
 
     async def close(self) -> None:
         """Close every socket and cut what is still relayed."""
-        for relay in (self._relay, *self._rescues.values()):
-            if relay is not None:
-                await relay.close()
+        if self._relay is not None:
+            await self._relay.close()
+        await self._rescues.close()
+        self._close_sockets()
+
+    def _close_sockets(self) -> None:
         for sock in (self._public, *self._own.values(), *self._inner.values()):
             if sock is not None:
                 sock.close()

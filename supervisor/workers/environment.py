@@ -11,9 +11,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from dotenv import dotenv_values
-
-from supervisor.config import Settings
+from supervisor.config import Settings, load_worker_env
 from supervisor.model.release import Release
 from supervisor.model.slot import SlotName
 from worker import contract
@@ -34,15 +32,16 @@ def worker_environment(
     release: Release,
     environ: Mapping[str, str] = os.environ,
 ) -> dict[str, str]:
-    """Return the environment of one instance."""
+    """Return the environment of one instance.
+
+    Raises SettingsError if the operator's file of extra variables can't be used any more.
+    """
     values = {
         name: value
         for name, value in environ.items()
         if name in ALLOWED or name.startswith(ALLOWED_PREFIX)
     }
-    if settings.worker_env_file is not None:
-        extra = dotenv_values(settings.worker_env_file, interpolate=False)
-        values |= {name: value for name, value in extra.items() if value is not None}
+    values |= load_worker_env(settings.worker_env_file)
     values["PATH"] = _path(release.path, values.get("PATH", os.defpath))
     values |= {
         contract.ENV_SLOT: slot.value,

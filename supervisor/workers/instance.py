@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import secrets
 import signal
@@ -14,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 import anyio
+import structlog
 from anyio.abc import Process
 
 from supervisor import procfs
@@ -24,6 +24,8 @@ from supervisor.traffic import Handed
 from supervisor.workers.notify import NotifySocket
 from worker.contract import ENV_INSTANCE, ENV_NOTIFY_SOCKET
 
+log = structlog.get_logger(__name__)
+
 LAUNCHER = Path(__file__).with_name("launcher.py")
 FIRST_DESCRIPTOR = 3
 
@@ -31,6 +33,7 @@ _OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 """The limit that the daemon was started with; workers get it, whatever the daemon's own is now."""
 
 _POLL_SECONDS = 0.1
+_KILL_SECONDS = 5.0  # a process that the kernel itself holds on to can't be waited for
 
 
 def new_instance_id(slot: SlotName) -> str:
@@ -53,7 +56,7 @@ class Instance:
         self.exited = anyio.Event()
         self.said_ready = notify.ready
         self.expected_to_exit = False
-        """Set before it is told to stop, so that its end is no crash."""
+        """Set before it is told to stop, and once its end was told: no further news of it."""
         self._process = process
         self._notify = notify
 
@@ -80,7 +83,7 @@ class Instance:
         return f"exited with status {code}"
 
     async def wait(self) -> None:
-        """Wait for the worker's end, and note it. To be awaited once, by whoever minds it."""
+        """Wait for the worker's end, and note it: whoever waits first does."""
         try:
             await self._process.wait()
         finally:
@@ -89,11 +92,12 @@ class Instance:
                 self._notify.close()
 
     def terminate(self) -> None:
-        """Ask it to drain and exit."""
+        """Ask it to drain and exit; one that was stopped is let go on, to hear it."""
         self.expected_to_exit = True
         if self.alive:
             with suppress(ProcessLookupError):
                 self._process.terminate()
+                self._process.send_signal(signal.SIGCONT)
 
     async def stop(
         self, *, stop_seconds: float, drain_seconds: float = 0.0, ports: Collection[int] = ()
@@ -108,19 +112,29 @@ class Instance:
             with anyio.move_on_after(drain_seconds):
                 await self._connections_done(ports)
         with anyio.move_on_after(stop_seconds):
-            await self.exited.wait()
+            await self.wait()
         by_itself = not self.alive
         await self.kill()
         return by_itself
 
     async def _connections_done(self, ports: Collection[int]) -> None:
         """Wait until it has exited or holds no connection any more."""
-        while self.alive and await anyio.to_thread.run_sync(self.connections, ports) > 0:
+        while self.alive and await anyio.to_thread.run_sync(self._busy, ports):
             with anyio.move_on_after(_POLL_SECONDS):
-                await self.exited.wait()
+                await self.wait()
+
+    def _busy(self, ports: Collection[int]) -> bool:
+        try:
+            return self.connections(ports) > 0
+        except OSError as error:  # whoever can't look must not cut off
+            log.warning("connections_unknown", slot=self.slot, pid=self.pid, why=str(error))
+            return True
 
     def connections(self, ports: Collection[int]) -> int:
-        """Return how many connections on these ports the worker and its descendants hold."""
+        """Return how many connections on these ports the worker and its descendants hold.
+
+        Raises OSError.
+        """
         return procfs.connections_of(self.family(), ports)
 
     def family(self) -> list[int]:
@@ -131,16 +145,17 @@ class Instance:
     async def kill(self) -> None:
         """Kill the worker and whatever is left of what it started."""
         self.expected_to_exit = True
-        if self.alive:
-            with suppress(ProcessLookupError):
-                self._process.kill()
-            await self.exited.wait()
-        # Descendants may be starting more while they are looked for.
-        while left := await anyio.to_thread.run_sync(self.family):
-            for pid in left:
+        with anyio.move_on_after(_KILL_SECONDS) as limit:
+            if self.alive:
                 with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            await anyio.sleep(0.01)
+                    self._process.kill()
+                await self.wait()
+            # Descendants may be starting more while they are looked for.
+            while left := await anyio.to_thread.run_sync(self.family):
+                procfs.send_signal(left, signal.SIGKILL)
+                await anyio.sleep(0.01)
+        if limit.cancelled_caught:
+            log.critical("processes_left", slot=self.slot, pids=self.family())
 
 
 async def launch(
@@ -162,24 +177,25 @@ async def launch(
     descriptors = [sock.fileno() for sock in (*handed.named.values(), *handed.spare)]
     names = {"LISTEN_FDNAMES": ":".join(handed.named)} if announce and handed.named else {}
     try:
-        process = await anyio.open_process(
-            [
-                sys.executable,
-                *("-I", "-S", str(LAUNCHER)),
-                ",".join(map(str, descriptors)) or "-",
-                str(len(handed.named) if announce else 0),
-                str(_OPEN_FILES),
-                *command,
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            cwd=release.path,
-            env={**environment, ENV_NOTIFY_SOCKET: notify.address, **names},
-            start_new_session=True,
-            pass_fds=descriptors,
-        )
-    except OSError:
+        with anyio.CancelScope(shield=True):  # a process that nobody knows of would be left over
+            process = await anyio.open_process(
+                [
+                    sys.executable,
+                    *("-I", "-S", str(LAUNCHER)),
+                    ",".join(map(str, descriptors)) or "-",
+                    str(len(handed.named) if announce else 0),
+                    str(_OPEN_FILES),
+                    *command,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=release.path,
+                env={**environment, ENV_NOTIFY_SOCKET: notify.address, **names},
+                start_new_session=True,
+                pass_fds=descriptors,
+            )
+    except BaseException:
         notify.close()
         raise
     return Instance(name=name, slot=slot, release=release, process=process, notify=notify)

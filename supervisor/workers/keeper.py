@@ -48,6 +48,8 @@ class Keeper:
                 return
             slot.state = SlotState.BACKOFF
             await anyio.sleep(delay)
+            if slot.state is not SlotState.BACKOFF:
+                return  # somebody else has begun to use the slot meanwhile
             if not self._wanted():
                 break
             slot.restarts += 1

@@ -16,6 +16,7 @@ import anyio
 from worker.contract import NOTIFY_KIT, NOTIFY_READY
 
 _MESSAGE_LIMIT = 4096
+_MESSAGES_PER_WAKE = 16  # a worker that never stops talking must not hold up the daemon
 _CREDENTIALS = struct.Struct("=iII")
 
 
@@ -29,12 +30,16 @@ class NotifySocket:
         self._socket = socket.socket(
             socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         )
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        self._socket.bind("\0" + self.address[1:])
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            self._socket.bind("\0" + self.address[1:])
+        except OSError:
+            self._socket.close()
+            raise
         asyncio.get_running_loop().add_reader(self._socket.fileno(), self._read)
 
     def _read(self) -> None:
-        while True:
+        for _ in range(_MESSAGES_PER_WAKE):
             try:
                 data, ancillary, _flags, _sender = self._socket.recvmsg(
                     _MESSAGE_LIMIT, socket.CMSG_SPACE(_CREDENTIALS.size)

@@ -9,37 +9,43 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import anyio
 import structlog
 
 from supervisor import procfs
+from supervisor.errors import StartRefusedError
 from supervisor.store.database import InstanceRow
 from worker.contract import ENV_STATE_DIR
 
 log = structlog.get_logger(__name__)
 
 _POLL_SECONDS = 0.05
+_KILL_SECONDS = 5.0
 
 
 async def end_orphans(state_dir: Path, known: Sequence[InstanceRow], *, seconds: float) -> int:
     """End every process of an earlier daemon on this state folder; return how many there were.
 
-    They have `seconds` to exit after SIGTERM.
+    They have `seconds` to exit after SIGTERM. Raises StartRefusedError if one can't be ended.
     """
     found = await anyio.to_thread.run_sync(_find, state_dir, known)
     if not found:
         return 0
     log.warning("orphans_found", pids=found)
-    _signal(found, signal.SIGTERM)
+    procfs.send_signal(found, signal.SIGTERM)
     with anyio.move_on_after(seconds):
         while await anyio.to_thread.run_sync(_find, state_dir, known):  # noqa: ASYNC110  # no event
             await anyio.sleep(_POLL_SECONDS)
-    while left := await anyio.to_thread.run_sync(_find, state_dir, known):
-        _signal(left, signal.SIGKILL)
-        await anyio.sleep(_POLL_SECONDS)
+    left = found
+    with anyio.move_on_after(_KILL_SECONDS):
+        while left := await anyio.to_thread.run_sync(_find, state_dir, known):
+            procfs.send_signal(left, signal.SIGKILL)
+            await anyio.sleep(_POLL_SECONDS)
+    if left:
+        who = ", ".join(procfs.describe(pid) for pid in left)
+        raise StartRefusedError(f"workers of an earlier daemon can't be ended: {who}")
     return len(found)
 
 
@@ -68,9 +74,3 @@ def _ancestors() -> set[int]:
         found.add(pid)
         pid = procfs.parent(pid)
     return found
-
-
-def _signal(pids: Sequence[int], number: signal.Signals) -> None:
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)

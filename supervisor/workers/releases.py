@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from datetime import UTC, datetime
@@ -65,9 +66,16 @@ def _git_description(path: Path) -> str | None:
     if not (path / ".git").exists():  # a folder within somebody's repository is not a release of it
         return None
     command = ["git", "-C", str(path), "describe", "--tags", "--always", "--dirty"]
+    # Whoever starts the daemon from a git hook has variables set that name another repository.
+    environment = {name: value for name, value in os.environ.items() if name[:4] != "GIT_"}
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_GIT_SECONDS, check=True
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_GIT_SECONDS,
+            check=True,
+            env=environment,
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -18,12 +18,15 @@ from anyio.abc import TaskGroup
 
 from supervisor.clock import Stopwatch
 from supervisor.config import Settings
+from supervisor.errors import SettingsError
 from supervisor.model.hand_over import HandOver
 from supervisor.model.release import Release
 from supervisor.model.slot import Role, SlotName, SlotState, SlotView
 from supervisor.model.verdict import Verdict
 from supervisor.probes.http import HttpProber
+from supervisor.procfs import describe_listeners
 from supervisor.traffic import Plane
+from supervisor.traffic.listeners import strangers
 from supervisor.workers.environment import worker_environment
 from supervisor.workers.instance import FIRST_DESCRIPTOR, Instance, launch, new_instance_id
 from supervisor.workers.output import WorkerLog
@@ -110,15 +113,18 @@ class Slot:
         After an error, or when cancelled, nothing of the instance is left.
         """
         self.state = SlotState.STARTING
+        # From now on the queue is the new worker's; else a probe of it would reach the other slot.
+        self._around.plane.stop_relay(self.name)
         try:
             instance = await self._launch(release)
             how = await self._ready(instance)
-        except BaseException:
+            self._around.plane.refresh(self.name)
+        except BaseException as error:
             with anyio.CancelScope(shield=True):
                 await self.stop()
+            if isinstance(error, OSError):  # no descriptors left, a full disk, a folder gone
+                raise LaunchError(f"the worker could not be started: {error}") from error
             raise
-        self._around.plane.stop_relay(self.name)
-        self._around.plane.refresh(self.name)
         self.state = SlotState.RUNNING
         self._around.tasks.start_soon(self._watch_life, instance)
         boot_ms = instance.age.milliseconds
@@ -132,11 +138,15 @@ class Slot:
 
     async def _launch(self, release: Release) -> Instance:
         settings, name = self._around.settings, new_instance_id(self.name)
-        environment = worker_environment(
-            settings, slot=self.name, port=self.port, instance=name, release=release
-        )
+        await anyio.to_thread.run_sync(self._refuse_taken_port)
         command = settings.worker_argv(slot=self.name, port=self.port, fd=FIRST_DESCRIPTOR)
-        output = self.log.open()
+        try:
+            environment = worker_environment(
+                settings, slot=self.name, port=self.port, instance=name, release=release
+            )
+        except SettingsError as error:  # the file of extra variables was changed since the start
+            raise LaunchError(f"the worker's environment can't be had: {error}") from error
+        output = await anyio.to_thread.run_sync(self.log.open)
         try:
             instance = await launch(
                 slot=self.name,
@@ -148,8 +158,6 @@ class Slot:
                 announce=settings.hand_over is HandOver.ACTIVATION,
                 output=output,
             )
-        except OSError as error:
-            raise LaunchError(f"the worker could not be started: {error}") from error
         finally:
             os.close(output)
         self.instance = instance
@@ -157,6 +165,13 @@ class Slot:
         log.info("worker_launched", slot=self.name, pid=instance.pid, version=release.version)
         await self._around.ledger.launched(instance)
         return instance
+
+    def _refuse_taken_port(self) -> None:
+        """Raise LaunchError if a stranger listens where the worker is going to bind by itself."""
+        if self._around.settings.hand_over is not HandOver.PORT:
+            return
+        if found := strangers("127.0.0.1", self.port):
+            raise LaunchError(f"port {self.port} is taken: {describe_listeners(found)}")
 
     async def _ready(self, instance: Instance) -> str:
         """Wait until it says so or answers; raise LaunchError if it dies or takes too long."""
@@ -194,8 +209,14 @@ class Slot:
 
     async def _watch_exit(self, instance: Instance) -> None:
         await instance.wait()
-        if not instance.expected_to_exit and self.state is not SlotState.STARTING:
-            await self._around.on_down(self, instance, f"it {instance.exit_text}")
+        if self.state is not SlotState.STARTING:
+            await self._tell_down(instance, f"it {instance.exit_text}")
+
+    async def _tell_down(self, instance: Instance, cause: str) -> None:
+        """Tell it once: an instance that hangs may end before anybody has come to stop it."""
+        if not instance.expected_to_exit:
+            instance.expected_to_exit = True
+            await self._around.on_down(self, instance, cause)
 
     async def _watch_life(self, instance: Instance) -> None:
         """Probe the running instance, and tell when it has hung for long enough."""
@@ -206,7 +227,7 @@ class Slot:
                 await instance.exited.wait()
             if not instance.alive or instance.expected_to_exit:
                 return
-            self.log.rotate()
+            await anyio.to_thread.run_sync(self.log.rotate)
             result = await self._around.prober.probe(
                 self.port,
                 settings.health_path,
@@ -218,9 +239,9 @@ class Slot:
             failures = failures + 1 if result.verdict is Verdict.FAIL else 0
             if failures:
                 log.warning("liveness_failed", slot=self.name, times=failures, why=result.message)
-            if failures >= settings.liveness_failures and not instance.expected_to_exit:
+            if failures >= settings.liveness_failures:
                 cause = f"it failed {failures} liveness probes in a row: {result.message}"
-                await self._around.on_down(self, instance, cause)
+                await self._tell_down(instance, cause)
                 return
 
     async def drain(self) -> dict[str, Any]:
@@ -256,7 +277,7 @@ class Slot:
         by_itself = await instance.stop(
             stop_seconds=self._around.settings.stop_timeout_seconds,
             drain_seconds=drain_seconds,
-            ports={self.port, self._around.settings.public_port},
+            ports=self._around.plane.ports(self.name),
         )
         await self.clear(instance)
         return by_itself

@@ -62,7 +62,7 @@ def lost(report: Report, kinds: Sequence[Traffic]) -> list[str]:
     return [str(loss) for kind in kinds for loss in report.kinds[kind.name].losses]
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(240)  # it takes about 90 s on two cores that have nothing else to do
 async def test_fifty_deploys_of_the_bundled_worker_lose_no_request(tmp_path: Path) -> None:
     mix = bundled_worker_mix(pause=0.7 * IDLE_GRACE_SECONDS)
     settings = bundled_worker(idle_grace=IDLE_GRACE_SECONDS)
@@ -71,6 +71,25 @@ async def test_fifty_deploys_of_the_bundled_worker_lose_no_request(tmp_path: Pat
     assert lost(report, mix) == []
     assert all(tally.answered > 100 for tally in report.kinds.values())
     assert report.kinds["keep-alive GET, mostly idle"].announced_closes > 0
+
+
+async def test_rollbacks_to_a_warm_version_lose_no_request(tmp_path: Path) -> None:
+    mix = bundled_worker_mix(pause=0.7 * IDLE_GRACE_SECONDS)
+    settings = {**bundled_worker(idle_grace=IDLE_GRACE_SECONDS), "KEEP_WARM_SECONDS": 60}
+    async with (
+        DaemonProcess.running(tmp_path, settings) as daemon,
+        Load("127.0.0.1", daemon.public_port, mix) as load,
+    ):
+        for number in range(2, 6):
+            write_release(daemon.worker_directory, f"v{number}")
+            deployed = await daemon.deploy()
+            assert deployed.json["result"] == "switched", deployed
+            answer = await daemon.request("POST", "/deploy/rollback")
+            assert (answer.status, answer.json["result"]) == (200, "rolled_back"), answer
+            assert (await daemon.status())["version"] == "v1"
+        report = await load.stop()
+    assert lost(report, mix) == []
+    assert report.total().answered_by["v1"] > 100
 
 
 @pytest.mark.timeout(90)

@@ -22,7 +22,7 @@ async def scripted_daemon(
     folder: Path, settings: Mapping[str, Setting] | None = None, **more: Any
 ) -> AsyncIterator[DaemonProcess]:
     """A daemon that runs the scripted worker, version v1, behaving well."""
-    command = {"WORKER_COMMAND": f"python {SCRIPT}", "STOP_TIMEOUT_SECONDS": 2}
+    command: dict[str, Setting] = {"WORKER_COMMAND": f"python {SCRIPT}", "STOP_TIMEOUT_SECONDS": 2}
     async with DaemonProcess.running(folder, {**command, **(settings or {})}, **more) as daemon:
         yield daemon
 
@@ -86,6 +86,19 @@ def rows(daemon: DaemonProcess, query: str) -> list[tuple[Any, ...]]:
         found = connection.execute(query).fetchall()
     connection.close()
     return found
+
+
+def write(daemon: DaemonProcess, statement: str) -> None:
+    """Change the database of a daemon that is stopped."""
+    with sqlite3.connect(daemon.state_dir / "atlas.db") as connection:
+        connection.execute(statement)
+    connection.close()
+
+
+def rewrite(daemon: DaemonProcess, **changes: Any) -> None:
+    """Change the state file of a daemon that is stopped."""
+    path = daemon.state_dir / "deploy_state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def state_file(daemon: DaemonProcess) -> dict[str, Any]:

@@ -149,6 +149,11 @@ class Worker:
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
 
+    def open_files(self) -> set[str]:
+        """Return what its descriptors refer to, as the kernel names it."""
+        descriptors = Path(f"/proc/{self.process.pid}/fd").iterdir()
+        return {str(descriptor.readlink()) for descriptor in descriptors}
+
     async def shed(self) -> None:
         """Wait until answers on new connections carry `Connection: close`."""
         await until(self._closes)

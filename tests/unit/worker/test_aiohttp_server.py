@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from tests.unit.worker.support import (
     Client,
@@ -23,7 +24,8 @@ from tests.unit.worker.support import (
     running_worker,
     until,
 )
-from worker.kit.sockets import Listener
+from worker.kit.aiohttp_server import _Listening
+from worker.kit.sockets import Listener, open_listener
 
 GRACE = "0.6"
 PATIENT = {"ATLAS_IDLE_GRACE_SECONDS": "60"}
@@ -185,9 +187,8 @@ async def test_pipelined_requests_are_all_answered_before_the_connection_closes(
     ):
         worker.retire()
         await worker.shed()
-        client.send("/")
-        client.send("/")
-        client.send("/")
+        # In one piece, so that the worker has all of them before it answers the first.
+        client.writer.write(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n" * 3)
         answers = [await client.answer() for _ in range(3)]
         assert [answer.closes for answer in answers] == [False, False, True]
 
@@ -225,6 +226,48 @@ async def test_the_handed_sockets_outlive_the_worker(tmp_path: Path) -> None:
             conn.close()
 
 
+async def test_a_draining_worker_holds_the_handed_sockets_until_its_end(tmp_path: Path) -> None:
+    async with running_worker(tmp_path, environ=BRIEF) as worker, Client.to(worker.port) as client:
+        client.send("/slow?seconds=30")
+        worker.terminate()
+        queue = Listener("public", worker.public, handed=True)
+
+        async def accepts_no_more() -> bool:
+            with socket.create_connection(("127.0.0.1", worker.port)):
+                await asyncio.sleep(0.05)
+                return queue.queue_length() > 0
+
+        await until(accepts_no_more)
+        held = worker.open_files()
+        for sock in (worker.public, worker.private):
+            assert f"socket:[{os.fstat(sock.fileno()).st_ino}]" in held
+
+
+async def test_a_connection_with_an_unread_request_is_not_closed() -> None:
+    runner = web.AppRunner(web.Application())
+    await runner.setup()
+    assert runner.server is not None
+    listener = open_listener("127.0.0.1", 0)
+    listening = _Listening(runner.server, [listener])
+    await listening.start()
+    try:
+        with socket.create_connection(listener.socket.getsockname()) as client:
+            client.setblocking(False)
+            await until(lambda: any(c.idle_since() for c in listening.connections()))
+            (connection,) = listening.connections()
+            # In the kernel's buffer, and this loop had no chance yet to read it.
+            client.send(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+            connection.close_if_unread()
+            answer = await asyncio.get_running_loop().sock_recv(client, 4096)
+            assert answer.startswith(b"HTTP/1.1 404 ")
+            await until(connection.idle_since)
+            connection.close_if_unread()
+            assert await asyncio.get_running_loop().sock_recv(client, 4096) == b""
+    finally:
+        listening.stop_accepting()
+        await runner.cleanup()
+
+
 async def test_a_drain_without_connections_is_fast(tmp_path: Path) -> None:
     async with running_worker(tmp_path) as worker:
         await worker.kept()
@@ -232,7 +275,7 @@ async def test_a_drain_without_connections_is_fast(tmp_path: Path) -> None:
         worker.terminate()
         assert await worker.exit_code() == 0
         # 0.25 s of settling and the interpreter's own end; the bound allows for a busy machine.
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 3
 
 
 async def test_the_hard_deadline_ends_what_does_not_end_by_itself(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ class Server:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.options.port)
         try:
             writer.write(data)
-            return await _read_all(reader)
+            return await read_all(reader)
         finally:
             writer.close()
 
@@ -168,7 +168,8 @@ async def _send(session: aiohttp.ClientSession, method: str, url: str, **kwargs:
         return Answer(response.status, dict(response.headers), await response.read())
 
 
-async def _read_all(reader: asyncio.StreamReader) -> bytes:
+async def read_all(reader: asyncio.StreamReader) -> bytes:
+    """Return what comes until the end, and what came before a reset."""
     data = bytearray()
     try:
         while chunk := await reader.read(65536):

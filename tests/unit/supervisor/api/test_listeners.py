@@ -155,7 +155,7 @@ async def test_a_port_that_is_taken_is_said_and_nothing_is_left(tmp_path: Path) 
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("host", ["no-such-host.invalid", "203.0.113.1"])
+@pytest.mark.parametrize("host", ["no..host", "203.0.113.1"])
 async def test_a_host_that_is_not_here_is_said(tmp_path: Path, host: str) -> None:
     with pytest.raises(StartRefusedError, match="CONTROL_"):
         async with running(tmp_path, host=host):
@@ -282,11 +282,11 @@ async def test_a_handshake_that_is_not_made_is_cut_off_and_counted(
 async def test_dripped_headers_are_cut_off_over_tls_too(
     tmp_path: Path, tls: tuple[ssl.SSLContext, ssl.SSLContext]
 ) -> None:
-    async with running(tmp_path, tls=tls[0], receive_seconds=0.3) as server:
+    async with running(tmp_path, tls=tls[0], receive_seconds=1.0) as server:
         reader, writer = await asyncio.open_connection(
             "127.0.0.1", server.options.port, ssl=tls[1], server_hostname="127.0.0.1"
         )
         writer.write(b"GET /livez HTTP/1.1\r\n")
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(5):
             assert (await reader.read()).startswith(b"HTTP/1.1 408")
         writer.close()

@@ -154,10 +154,10 @@ async def test_what_was_begun_goes_on_when_the_client_leaves(tmp_path: Path, pat
 async def test_a_deploy_that_takes_longer_than_a_request_may_is_not_cut(tmp_path: Path) -> None:
     control = MemoryControl()
     control.go_on.clear()
-    async with running(tmp_path, control, receive_seconds=0.1) as server:
+    async with running(tmp_path, control, receive_seconds=0.4) as server:
         request = asyncio.create_task(server.unix("POST", "/deploy/bluegreen"))
         await control.started.wait()
-        asyncio.get_running_loop().call_later(0.4, control.go_on.set)
+        asyncio.get_running_loop().call_later(0.8, control.go_on.set)
         assert (await request).status == 200
 
 

@@ -1,0 +1,302 @@
+"""The supervisor is killed in the middle of a deploy; the next one brings everything to an end.
+
+Afterwards file, database and steering agree, no process is left over, and the record explains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness import DaemonProcess
+from tests.integration.support import (
+    everything_agrees,
+    public_version,
+    release,
+    rewrite,
+    rows,
+    scripted_daemon,
+    state_file,
+    until_phase,
+    write,
+)
+
+SLOW_SMOKE = '[[command]]\nname = "long"\nrun = ["sleep", "30"]\n'
+
+
+async def kill(daemon: DaemonProcess) -> None:
+    assert daemon.process is not None
+    daemon.process.kill()
+    await daemon.process.wait()
+
+
+async def start_again(daemon: DaemonProcess) -> dict[str, Any]:
+    """Start the next daemon, and return the last deploy as it now stands."""
+    await daemon.stop_clients()
+    await daemon.start()
+    record: dict[str, Any] = (await daemon.status())["last_deploy"]
+    return record
+
+
+async def begin(daemon: DaemonProcess) -> asyncio.Task[Any]:
+    task = asyncio.create_task(daemon.deploy())
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return task
+
+
+@pytest.mark.parametrize("phase", ["launch", "smoke", "health"])
+async def test_killed_before_the_switch_the_deploy_is_aborted_and_the_old_version_serves(
+    tmp_path: Path, phase: str
+) -> None:
+    smoke = tmp_path / "smoke.toml"
+    smoke.write_text(SLOW_SMOKE if phase == "smoke" else "")
+    settings = {"SMOKE_FILE": smoke, "HEALTH_TIMEOUT_SECONDS": 30}
+    async with scripted_daemon(tmp_path, settings) as daemon:
+        release(daemon, "v2", health_delay={"launch": 20, "smoke": 0, "health": 0.5}[phase])
+        await begin(daemon)
+        await until_phase(daemon, phase)
+        await kill(daemon)
+        release(daemon, "v1")
+        record = await start_again(daemon)
+        assert record["result"] == "aborted"
+        assert record["reason"] == f"the supervisor ended during {phase}"
+        assert record["phase"] == "ended"
+        assert await public_version(daemon) == "v1"
+        assert (await daemon.status())["mode"] == "bluegreen"
+        assert len(daemon.leftovers()) == 1
+        await everything_agrees(daemon)
+
+
+async def test_killed_while_a_version_waits_it_goes_on_waiting(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path, {"AUTO_SWITCH_ON_HEALTH": "false"}) as daemon:
+        release(daemon, "v2")
+        waiting = (await daemon.deploy()).json
+        await kill(daemon)
+        await start_again(daemon)
+        record = await until_phase(daemon, "awaiting_switch")
+        assert record["deploy_id"] == waiting["deploy_id"]
+        switched = await daemon.request("POST", "/deploy/switch")
+        assert (switched.status, switched.json["result"]) == (200, "switched")
+        assert await public_version(daemon) == "v2"
+        await everything_agrees(daemon)
+
+
+async def test_stopped_while_a_version_waits_it_goes_on_waiting(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path, {"AUTO_SWITCH_ON_HEALTH": "false"}) as daemon:
+        release(daemon, "v2")
+        waiting = (await daemon.deploy()).json
+        await daemon.stop()
+        await daemon.start()
+        record = await until_phase(daemon, "awaiting_switch")
+        assert record["deploy_id"] == waiting["deploy_id"]
+        aborted = await daemon.request("POST", "/deploy/abort")
+        assert (aborted.status, aborted.json["result"]) == (200, "aborted")
+
+
+async def test_stopped_in_mid_deploy_the_record_says_so(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        release(daemon, "v2", health_delay=20)
+        await begin(daemon)
+        await until_phase(daemon, "launch")
+        await daemon.stop()
+        release(daemon, "v1")
+        await daemon.start()
+        record = (await daemon.status())["last_deploy"]
+        assert record["result"] == "aborted"
+        assert "the supervisor was stopped" in record["reason"]
+
+
+@pytest.mark.parametrize("phase", ["guard", "warm"])
+async def test_killed_after_the_switch_the_new_version_stays(tmp_path: Path, phase: str) -> None:
+    settings = {
+        "KEEP_WARM_FOREIGN": "true",
+        "KEEP_WARM_SECONDS": 60,
+        "GUARD_SECONDS": 30 if phase == "guard" else 0,
+    }
+    async with scripted_daemon(tmp_path, settings) as daemon:
+        release(daemon, "v2")
+        assert (await daemon.deploy()).json["result"] == "switched"
+        await until_phase(daemon, phase)
+        before = state_file(daemon)
+        await kill(daemon)
+        record = await start_again(daemon)
+        assert (record["result"], record["phase"]) == ("switched", "ended")
+        assert state_file(daemon)["active_port"] == before["active_port"]
+        assert await public_version(daemon) == "v2"
+        assert len(daemon.leftovers()) == 1
+        await everything_agrees(daemon)
+
+
+async def test_killed_between_the_intent_and_the_state_file_the_switch_is_taken_back(
+    tmp_path: Path,
+) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        release(daemon, "v2")
+        deploy_id = (await daemon.deploy()).json["deploy_id"]
+        await daemon.ended(deploy_id)
+        await daemon.stop()
+        # What a daemon leaves that dies right after it wrote its intent down.
+        write(
+            daemon,
+            "UPDATE deploys SET phase = 'switch', result = NULL, ended_ts = NULL,"
+            " active_port = staging_port, staging_port = active_port",
+        )
+        file = state_file(daemon)
+        rewrite(daemon, active_port=file["staging_port"], staging_port=file["active_port"])
+        await daemon.start()
+        record = (await daemon.status())["last_deploy"]
+        assert (record["result"], record["phase"]) == ("aborted", "ended")
+        await everything_agrees(daemon)
+
+
+async def test_killed_after_the_state_file_was_durable_the_switch_counts(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        release(daemon, "v2")
+        deploy_id = (await daemon.deploy()).json["deploy_id"]
+        await daemon.ended(deploy_id)
+        await daemon.stop()
+        write(
+            daemon,
+            "UPDATE deploys SET phase = 'switch', result = NULL, ended_ts = NULL,"
+            " active_port = staging_port, staging_port = active_port",
+        )
+        await daemon.start()
+        record = (await daemon.status())["last_deploy"]
+        assert (record["result"], record["phase"]) == ("switched", "ended")
+        assert record["active_port"] == state_file(daemon)["active_port"]
+        assert await public_version(daemon) == "v2"
+        await everything_agrees(daemon)
+
+
+async def test_killed_before_the_fallback_was_written_it_is_made_up_for(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        release(daemon, "v2", health=500)
+        assert (await daemon.deploy()).status == 422
+        await daemon.stop()
+        write(daemon, "UPDATE deploys SET phase = 'unstage', ended_ts = NULL")
+        write(daemon, "DELETE FROM transitions WHERE phase = 'unstage'")
+        rewrite(daemon, mode="bluegreen")
+        release(daemon, "v1")
+        await daemon.start()
+        assert (await daemon.status())["mode"] == "single"
+        assert (await daemon.status())["last_deploy"]["result"] == "failed"
+
+
+async def test_workers_live_on_when_the_supervisor_is_killed(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        await kill(daemon)
+        for _ in range(20):
+            assert await public_version(daemon) == "v1"
+        await start_again(daemon)
+        assert await public_version(daemon) == "v1"
+        assert len(daemon.leftovers()) == 1
+
+
+async def test_a_second_daemon_refuses_names_the_first_and_touches_nothing(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "supervisor", "--env-file", str(daemon.env_file)),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, said = await process.communicate()
+        assert process.returncode == 1
+        assert f"pid {daemon.pid}" in said.decode()
+        assert await public_version(daemon) == "v1"
+        await everything_agrees(daemon)
+
+
+async def test_a_port_held_by_a_stranger_is_refused_with_its_name(tmp_path: Path) -> None:
+    daemon = DaemonProcess(tmp_path)
+    stranger = await asyncio.start_server(lambda _r, w: w.close(), "127.0.0.1", daemon.public_port)
+    async with stranger:
+        with pytest.raises(AssertionError, match="ended with 1"):
+            await daemon.start()
+        said = (tmp_path / "daemon.out").read_text()
+        assert f"PUBLIC_PORT={daemon.public_port} is taken" in said
+        assert f"pid {os.getpid()}" in said
+    await daemon.clean_up()
+
+
+async def test_a_stray_listener_on_the_public_port_stops_a_deploy_and_is_named(
+    tmp_path: Path,
+) -> None:
+    async with scripted_daemon(tmp_path, {"PUBLIC_HOST": "0.0.0.0"}) as daemon:
+        stray = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            "import socket,sys; s=socket.socket(); s.setsockopt(1,15,1); s.setsockopt(1,2,1);"
+            f"s.bind(('127.0.0.1',{daemon.public_port})); s.listen(); print(flush=True);"
+            "sys.stdin.read()",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert stray.stdout is not None
+        await stray.stdout.readline()
+        try:
+            release(daemon, "v2")
+            answer = await daemon.deploy()
+            assert answer.status == 422
+            assert [step["name"] for step in answer.json["steps"]] == ["preflight"]
+            assert f"pid {stray.pid}" in answer.json["reason"]
+            assert (await daemon.status())["mode"] == "bluegreen"
+        finally:
+            stray.send_signal(signal.SIGKILL)
+            await stray.communicate()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe garbage", b'{"schema_version": 99}', b'{"mode": "purple"}']
+)
+async def test_an_unusable_state_file_is_set_aside_and_rebuilt(
+    tmp_path: Path, content: bytes
+) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        release(daemon, "v2")
+        assert (await daemon.deploy()).status == 200
+        before = state_file(daemon)
+        await daemon.stop()
+        (daemon.state_dir / "deploy_state.json").write_bytes(content)
+        await daemon.start()
+        after = state_file(daemon)
+        assert after["active_port"] == before["active_port"]
+        assert after["last_switch_ts"] == before["last_switch_ts"]
+        aside = list(daemon.state_dir.glob("deploy_state.json.unreadable-*"))
+        assert [path.read_bytes() for path in aside] == [content]
+        audited = rows(daemon, "SELECT outcome FROM audit WHERE action = 'state_file'")
+        assert audited == [("rebuilt",)]
+        await everything_agrees(daemon)
+
+
+async def test_a_corrupt_database_is_set_aside_and_the_state_file_counts(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        release(daemon, "v2")
+        assert (await daemon.deploy()).status == 200
+        before = state_file(daemon)
+        await daemon.stop()
+        for name in ("atlas.db-wal", "atlas.db-shm"):
+            (daemon.state_dir / name).unlink(missing_ok=True)
+        (daemon.state_dir / "atlas.db").write_bytes(b"no database" * 1000)
+        await daemon.start()
+        assert state_file(daemon)["active_port"] == before["active_port"]
+        assert len(list(daemon.state_dir.glob("atlas.db.unreadable-*"))) == 1
+        release(daemon, "v3")
+        assert (await daemon.deploy()).status == 200
+        await everything_agrees(daemon)
+
+
+async def test_an_active_port_that_is_none_of_ours_falls_back_to_the_first(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        await daemon.stop()
+        rewrite(daemon, active_port=1)
+        await daemon.start()
+        assert state_file(daemon)["active_port"] == daemon.settings["ACTIVE_PORT"]
+        assert rows(daemon, "SELECT outcome FROM audit WHERE action = 'active_port'") == [
+            ("reset",)
+        ]
+        await everything_agrees(daemon)

@@ -1,0 +1,247 @@
+"""Going back: at once while the old version is warm, through the gates when it is not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness import DaemonProcess, Setting, eventually, write_release
+from tests.integration.support import (
+    everything_agrees,
+    get,
+    public_version,
+    release,
+    rows,
+    scripted_daemon,
+    slot,
+    until_phase,
+)
+
+WARM: dict[str, Setting] = {"KEEP_WARM_FOREIGN": "true", "KEEP_WARM_SECONDS": 60}
+
+
+async def roll_back(daemon: DaemonProcess) -> Any:
+    return await daemon.request("POST", "/deploy/rollback")
+
+
+async def test_a_warm_version_takes_over_at_once_and_the_bad_one_is_drained(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path, WARM) as daemon:
+        release(daemon, "v2")
+        deploy_id = (await daemon.deploy()).json["deploy_id"]
+        await until_phase(daemon, "warm")
+        assert slot(await daemon.status(), "staging")["state"] == "warm"
+        warm_pid = slot(await daemon.status(), "staging")["pid"]
+        answer = await roll_back(daemon)
+        assert (answer.status, answer.json["result"]) == (200, "rolled_back")
+        assert answer.json["deploy_id"] == deploy_id
+        assert await public_version(daemon) == "v1"
+        await daemon.ended(deploy_id)
+        status = await daemon.status()
+        assert slot(status, "active")["pid"] == warm_pid
+        assert slot(status, "staging")["state"] == "empty"
+        assert status["mode"] == "bluegreen"
+        await everything_agrees(daemon)
+
+
+async def test_with_no_version_before_there_is_nothing_to_roll_back(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        answer = await roll_back(daemon)
+        assert (answer.status, answer.json["error"]["code"]) == (409, "nothing_to_roll_back")
+
+
+async def test_a_version_whose_folder_holds_another_one_now_is_gone(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        release(daemon, "v2")
+        await daemon.ended((await daemon.deploy()).json["deploy_id"])
+        answer = await roll_back(daemon)
+        assert (answer.status, answer.json["error"]["code"]) == (409, "previous_version_gone")
+        assert await public_version(daemon) == "v2"
+
+
+def releases(folder: Path, *names: str) -> Path:
+    """Make a folder of releases that can run the scripted worker."""
+    for name in names:
+        write_release(folder / "releases" / name, name)
+    return folder / "releases"
+
+
+async def test_a_cold_version_passes_the_gates_again_and_the_next_rollback_goes_one_further(
+    tmp_path: Path,
+) -> None:
+    folder = releases(tmp_path, "r1", "r2", "r3")
+    async with scripted_daemon(tmp_path, {"RELEASES_DIR": folder}) as daemon:
+        for name in ("r1", "r2", "r3"):
+            await daemon.ended((await daemon.deploy(name)).json["deploy_id"])
+        first = await roll_back(daemon)
+        assert (first.status, first.json["result"], first.json["release"]) == (
+            200,
+            "switched",
+            "r2",
+        )
+        assert [step["name"] for step in first.json["steps"]][:4] == [
+            "preflight",
+            "launch",
+            "smoke",
+            "health",
+        ]
+        await daemon.ended(first.json["deploy_id"])
+        second = await roll_back(daemon)
+        assert (second.json["result"], second.json["release"]) == ("switched", "r1")
+        assert await public_version(daemon) == "r1"
+        await everything_agrees(daemon)
+
+
+async def test_a_release_deleted_before_the_rollback_is_said_to_be_gone(tmp_path: Path) -> None:
+    folder = releases(tmp_path, "r1", "r2")
+    async with scripted_daemon(tmp_path, {"RELEASES_DIR": folder}) as daemon:
+        for name in ("r1", "r2"):
+            await daemon.ended((await daemon.deploy(name)).json["deploy_id"])
+        shutil.rmtree(folder / "r1")
+        answer = await roll_back(daemon)
+        assert (answer.status, answer.json["error"]["code"]) == (409, "previous_version_gone")
+        assert await public_version(daemon) == "r2"
+        assert (await daemon.status())["mode"] == "bluegreen"
+
+
+async def test_a_named_release_runs_in_its_own_folder_and_comes_back_after_a_restart(
+    tmp_path: Path,
+) -> None:
+    folder = releases(tmp_path, "r1")
+    async with scripted_daemon(tmp_path, {"RELEASES_DIR": folder}) as daemon:
+        answer = await daemon.deploy("r1")
+        assert (answer.json["release"], answer.json["version"]) == ("r1", "r1")
+        await daemon.stop()
+        await daemon.start()
+        assert await public_version(daemon) == "r1"
+        assert (await daemon.status())["version"] == "r1"
+
+
+@pytest.mark.parametrize("name", ["../work", "..", "a/b", "link", ".hidden", "none", "r1/../r1"])
+async def test_no_name_leads_out_of_the_folder_of_releases(tmp_path: Path, name: str) -> None:
+    folder = releases(tmp_path, "r1", ".hidden")
+    (folder / "link").symlink_to(tmp_path / "work")
+    async with scripted_daemon(tmp_path, {"RELEASES_DIR": folder}) as daemon:
+        answer = await daemon.deploy(name)
+        assert answer.status in {400, 404, 422}
+        assert "error" in answer.json
+        assert rows(daemon, "SELECT * FROM deploys") == []
+
+
+async def test_the_guard_reverts_a_version_whose_health_fails_after_the_switch(
+    tmp_path: Path,
+) -> None:
+    settings = {
+        **WARM,
+        "GUARD_SECONDS": 30,
+        "HEALTH_TIMEOUT_SECONDS": 0.3,
+        "LIVENESS_FAILURES": 2,
+        "HEALTH_PROBES": 1,
+    }
+    async with scripted_daemon(tmp_path, settings) as daemon:
+        release(daemon, "v2", stop_after_health=3)
+        answer = await daemon.deploy()
+        assert answer.json["result"] == "switched"
+        record = await daemon.ended(answer.json["deploy_id"])
+        assert record["result"] == "rolled_back"
+        assert record["reason"].startswith("guard: ")
+        assert [(s["name"], s["ok"]) for s in record["steps"]][-2:] == [
+            ("guard", False),
+            ("drain", True),
+        ]
+        assert await public_version(daemon) == "v1"
+        assert (await daemon.status())["mode"] == "single"
+        assert len(rows(daemon, "SELECT * FROM audit WHERE action = 'rollback'")) == 1
+        await everything_agrees(daemon)
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+async def test_a_version_that_is_killed_while_the_old_one_is_warm_is_reverted_at_once(
+    tmp_path: Path, guarded: bool
+) -> None:
+    settings = {**WARM, "GUARD_SECONDS": 30 if guarded else 0}
+    async with scripted_daemon(tmp_path, settings) as daemon:
+        release(daemon, "v2")
+        deploy_id = (await daemon.deploy()).json["deploy_id"]
+        await until_phase(daemon, "guard" if guarded else "warm")
+        os.kill(slot(await daemon.status(), "active")["pid"], signal.SIGKILL)
+        record = await daemon.ended(deploy_id)
+        assert record["result"] == "rolled_back"
+        assert "was ended by SIGKILL" in record["reason"]
+        assert await public_version(daemon) == "v1"
+        assert (await daemon.status())["mode"] == ("single" if guarded else "bluegreen")
+        await everything_agrees(daemon)
+
+
+async def test_what_waited_in_the_dead_version_s_queue_is_answered_by_the_warm_one(
+    tmp_path: Path,
+) -> None:
+    async with scripted_daemon(tmp_path, WARM) as daemon:
+        release(daemon, "v2")
+        deploy_id = (await daemon.deploy()).json["deploy_id"]
+        await until_phase(daemon, "warm")
+        pid = slot(await daemon.status(), "active")["pid"]
+        os.kill(pid, signal.SIGSTOP)  # so that connections stay in its queue
+        waiting = [asyncio.create_task(get(daemon.public_port)) for _ in range(20)]
+        await asyncio.wait(waiting, timeout=0.3)
+        assert not any(task.done() for task in waiting)
+        os.kill(pid, signal.SIGKILL)
+        answers = await asyncio.gather(*waiting)
+        assert {(status, body["version"]) for status, body in answers} == {(200, "v1")}
+        record = await daemon.ended(deploy_id)
+        assert record["steps"][-1]["detail"]["rescued"] == 20
+
+
+async def test_a_warm_version_that_ends_by_itself_is_no_reason_to_revert(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path, WARM) as daemon:
+        release(daemon, "v2")
+        deploy_id = (await daemon.deploy()).json["deploy_id"]
+        await until_phase(daemon, "warm")
+        os.kill(slot(await daemon.status(), "staging")["pid"], signal.SIGKILL)
+        record = await daemon.ended(deploy_id)
+        assert record["result"] == "switched"
+        assert await public_version(daemon) == "v2"
+
+
+async def test_the_next_deploy_ends_the_warm_time_of_the_one_before(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path, {**WARM, "GUARD_SECONDS": 30}) as daemon:
+        release(daemon, "v2")
+        first = (await daemon.deploy()).json["deploy_id"]
+        release(daemon, "v3")
+        second = await daemon.deploy()
+        assert second.json["result"] == "switched"
+        record = (await daemon.request("GET", f"/deploy/{first}")).json
+        assert (record["result"], record["phase"]) == ("switched", "ended")
+        assert [step["ok"] for step in record["steps"]] == [True] * 7
+        assert await public_version(daemon) == "v3"
+
+
+async def test_a_foreign_version_is_drained_at_the_switch_unless_it_is_to_be_kept(
+    tmp_path: Path,
+) -> None:
+    async with scripted_daemon(tmp_path, {"KEEP_WARM_SECONDS": 60}) as daemon:
+        release(daemon, "v2")
+        await daemon.ended((await daemon.deploy()).json["deploy_id"])
+        assert slot(await daemon.status(), "staging")["state"] == "empty"
+
+
+async def test_a_crash_loop_backs_off_and_says_so(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        release(daemon, "v1", exit=1)
+        os.kill(slot(await daemon.status(), "active")["pid"], signal.SIGKILL)
+
+        log = daemon.state_dir / "logs" / "supervisor.jsonl"
+        await eventually(lambda: log.read_text().count("worker_failed") >= 2, what="two restarts")
+        status = await daemon.status()
+        assert slot(status, "active")["state"] in {"backoff", "starting"}
+        assert slot(status, "active")["restarts"] >= 2
+        # A version that works ends it.
+        release(daemon, "v2")
+        answer = await daemon.deploy()
+        assert (answer.status, answer.json["result"]) == (200, "switched")
+        assert await public_version(daemon) == "v2"
