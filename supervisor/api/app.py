@@ -20,7 +20,7 @@ from supervisor.api.control import Control
 from supervisor.api.intake import MAX_BODY_BYTES, read_body, read_query
 from supervisor.api.routes import Access, AnyRoute, Call
 from supervisor.api.security import Gate
-from supervisor.errors import RefusedError
+from supervisor.errors import AtlasError, RefusedError
 from supervisor.model.actor import Actor
 
 log = structlog.get_logger()
@@ -79,6 +79,9 @@ def _admission(gate: Gate) -> Middleware:
             response = answers.refusal(refused, headers=headers, close=not request.content.at_eof())
         except (asyncio.CancelledError, ConnectionError):
             raise  # the client has left, or the daemon stops
+        except AtlasError as error:  # the database, for one
+            log.error("api.unavailable", **_facts(request, connection), why=str(error))
+            response = answers.refusal(errors.unavailable(str(error)), close=True)
         except Exception as error:  # the last line: a bug must not show itself
             log.error("api.failed", **_facts(request, connection), exc_info=error)
             response = answers.refusal(errors.internal_error(), close=True)
@@ -145,4 +148,7 @@ def _log(
     if refused is None:
         log.info("api.changed", status=status, **facts)
     else:
-        log.warning("api.refused", status=refused.status, code=refused.code, **facts)
+        # A reader that was told "not ready" or "not found" is no news; an attack or a change is.
+        harmless = request.method in {"GET", "HEAD"} and refused.status in {404, 405, 503}
+        say = log.debug if harmless else log.warning
+        say("api.refused", status=refused.status, code=refused.code, **facts)

@@ -94,6 +94,17 @@ def body_of(error: RefusedError) -> dict[str, Any]:
     return {**to_jsonable_python(extra), "error": detail}
 
 
+def unavailable(why: str) -> RefusedError:
+    """Return the answer where the daemon's own storage does not do its part."""
+    return RefusedError(
+        "unavailable",
+        why,
+        status=503,
+        hint="see whether the disk of STATE_DIR is full, read-only or locked; traffic is not "
+        "concerned",
+    )
+
+
 def internal_error() -> RefusedError:
     """Return the answer to a bug: it tells nothing about the inside."""
     return RefusedError(

@@ -182,6 +182,7 @@ def _common(route: AnyRoute) -> tuple[Answer, ...]:
         refused(413, "body_too_large", "request entity too large", "a body may have 65536 bytes"),
         refused(421, "wrong_host", "this host name is not ours", "use the host of CONTROL_HOST"),
         refused(500, "internal_error", "the daemon failed to answer", "the log has the details"),
+        refused(503, "unavailable", "the database could not be read", "see whether a disk is full"),
         refused(401, "token_required", "this request needs the token", "or use atlasctl"),
     ]
     if route.body is not Nothing:

@@ -279,11 +279,17 @@ class DeployService:
             record = await self._answer(run)
             outcome = record.result.value if record.result else "unknown"
         finally:
-            try:
-                await self._database.audit(actor, action, outcome, subject=run.record.deploy_id)
-            except StoreError as error:
-                log.error("audit_failed", action=action, why=str(error))
+            await self._audit(actor, action, outcome, subject=run.record.deploy_id)
         return record
+
+    async def _audit(
+        self, actor: Actor, action: str, outcome: str, *, subject: str | None = None
+    ) -> None:
+        """Audit what has happened already; a failure can't take it back, so it is only logged."""
+        try:
+            await self._database.audit(actor, action, outcome, subject=subject)
+        except StoreError as error:
+            log.error("audit_failed", action=action, why=str(error))
 
     async def rollback(self, actor: Actor) -> DeployRecord:
         """Go back to the version before: at once if it is warm, else through the gates."""
@@ -334,7 +340,7 @@ class DeployService:
                 hint="see whether the disk of STATE_DIR is full or read-only",
             ) from error
         await self._state.copy_to_database()
-        await self._database.audit(actor, "mode", mode.value)
+        await self._audit(actor, "mode", mode.value)
         return self.status()
 
     # What happens by itself.
