@@ -6,6 +6,7 @@ from typing import Protocol
 
 from supervisor.model.actor import Actor
 from supervisor.model.deploy import DeployRecord, Mode
+from supervisor.model.release import ReleaseView
 from supervisor.model.status import Status
 
 
@@ -38,6 +39,9 @@ class Control(Protocol):
 
     async def history(self, limit: int) -> list[DeployRecord]:
         """Return the latest deploys, newest first."""
+
+    async def releases(self) -> list[ReleaseView]:
+        """Return the named releases that exist, by name."""
 
     async def find(self, deploy_id: str) -> DeployRecord | None:
         """Return one deploy, or None."""

@@ -11,7 +11,7 @@ from socket import socket
 import structlog
 from aiohttp import web
 
-from supervisor.api import deploy, docs, health, history, mode, status
+from supervisor.api import deploy, docs, health, history, mode, releases, status
 from supervisor.api.app import build_app
 from supervisor.api.control import Control
 from supervisor.api.listeners import Acceptor, bind_tcp, bind_unix
@@ -26,7 +26,14 @@ log = structlog.get_logger()
 
 def table(version: str) -> tuple[AnyRoute, ...]:
     """Return every route there is; a new noun is a file and its name here."""
-    rows = [*status.ROUTES, *deploy.ROUTES, *mode.ROUTES, *history.ROUTES, *health.ROUTES]
+    rows = [
+        *status.ROUTES,
+        *deploy.ROUTES,
+        *mode.ROUTES,
+        *history.ROUTES,
+        *releases.ROUTES,
+        *health.ROUTES,
+    ]
     rows += docs.routes(lambda: build_document(rows, version=version))
     return tuple(rows)
 

@@ -15,11 +15,12 @@ from supervisor.cli.decide import abort, rollback, switch
 from supervisor.cli.deploy import deploy
 from supervisor.cli.history import history
 from supervisor.cli.mode import mode
+from supervisor.cli.releases import releases
 from supervisor.cli.session import common_options
 from supervisor.cli.show import show
 from supervisor.cli.status import status
 
-VERBS = (status, deploy, switch, abort, rollback, mode, history, show)
+VERBS = (status, deploy, switch, abort, rollback, mode, history, show, releases)
 
 
 class InOrder(click.Group):

@@ -22,7 +22,7 @@ from supervisor.deploy.switching import Switch
 from supervisor.errors import RefusedError
 from supervisor.model.actor import Actor
 from supervisor.model.deploy import DeployRecord, Mode, Result
-from supervisor.model.release import Release
+from supervisor.model.release import Release, ReleaseView
 from supervisor.model.slot import Role, SlotName
 from supervisor.model.status import Status, Traffic
 from supervisor.store.database import Database, StoreError
@@ -100,6 +100,25 @@ class DeployService:
         if deploy_id in self._runs:
             return self._runs[deploy_id].record
         return await self._database.deploy(deploy_id)
+
+    async def releases(self) -> list[ReleaseView]:
+        """Return the named releases that exist, by name."""
+        found = await anyio.to_thread.run_sync(self._releases.all)
+        last = await self._database.last_deploys_by_release()
+        slots = (self._switch.active, self._switch.staging)
+        return [
+            ReleaseView(
+                name=release.name or "",
+                version=release.version,
+                slots=[
+                    slot.name
+                    for slot in slots
+                    if slot.instance and slot.instance.release.name == release.name
+                ],
+                last_deploy=last.get(release.name or ""),
+            )
+            for release in found
+        ]
 
     def _fresh(self, record: DeployRecord) -> DeployRecord:
         run = self._runs.get(record.deploy_id)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from supervisor.model.deploy import Result
+from supervisor.model.slot import SlotName
 
 
 class Release(BaseModel):
@@ -16,3 +20,26 @@ class Release(BaseModel):
     """Its name below `RELEASES_DIR`; None is `WORKER_DIRECTORY`."""
     path: Path
     version: str
+
+
+class LastDeploy(BaseModel):
+    """The latest deploy of one release."""
+
+    model_config = ConfigDict(frozen=True)
+
+    deploy_id: str
+    started_ts: datetime
+    result: Result | None
+
+
+class ReleaseView(BaseModel):
+    """A release as the list of them shows it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    version: str
+    slots: list[SlotName] = Field(description="Where it runs now; empty if nowhere.")
+    last_deploy: LastDeploy | None = Field(
+        description="When it was deployed last, and how that ended; null if it never was."
+    )

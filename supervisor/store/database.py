@@ -23,7 +23,7 @@ from supervisor.clock import now
 from supervisor.errors import AtlasError, StartRefusedError
 from supervisor.model.actor import Actor
 from supervisor.model.deploy import DeployRecord, Result, Step
-from supervisor.model.release import Release
+from supervisor.model.release import LastDeploy, Release
 from supervisor.model.slot import SlotName
 from supervisor.model.state import DeployState
 
@@ -120,6 +120,17 @@ class Database:
             UnfinishedDeploy(await self._record(row), bool(row["auto_switch"]))
             for row in await self._read("unfinished_deploys")
         ]
+
+    async def last_deploys_by_release(self) -> dict[str, LastDeploy]:
+        """Return the latest deploy of every release that ever was deployed."""
+        return {
+            row["release"]: LastDeploy(
+                deploy_id=row["deploy_id"],
+                started_ts=datetime.fromisoformat(row["started_ts"]),
+                result=Result(row["result"]) if row["result"] else None,
+            )
+            for row in await self._read("last_deploys_by_release")
+        }
 
     async def last_transition(self, deploy_id: str) -> tuple[str, str] | None:
         """Return phase and event of the deploy's last transition."""

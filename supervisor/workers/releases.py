@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -39,6 +40,14 @@ class Releases:
             known = ", ".join(self.names()[:20]) or "none"
             raise UnknownReleaseError(f"there is no release {name!r}; there is: {known}")
         return Release(name=name, path=path, version=version_of(path))
+
+    def all(self) -> list[Release]:
+        """Return every named release, by name; one that goes away meanwhile is left out."""
+        found = []
+        for name in self.names():
+            with suppress(UnknownReleaseError, OSError):
+                found.append(self.find(name))
+        return found
 
     def names(self) -> list[str]:
         """Return the names of the releases that there are, sorted."""

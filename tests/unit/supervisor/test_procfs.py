@@ -12,7 +12,7 @@ import pytest
 
 from supervisor import procfs, sockdiag
 from supervisor.traffic.listeners import listen
-from tests.harness import eventually, free_ports
+from tests.harness import free_ports
 
 
 @contextmanager
@@ -101,20 +101,15 @@ def test_a_family_is_found_by_its_session_though_its_environment_is_gone() -> No
         procfs.send_signal(found, signal.SIGKILL)
 
 
-async def test_a_zombie_belongs_to_no_family() -> None:
-    wanted = f"ZOMBIE_MARK=zombie-{os.getpid()}".encode()
-    child = subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(60)"],
-        env={"ZOMBIE_MARK": f"zombie-{os.getpid()}"},
-        start_new_session=True,
-    )
-    try:
-        await eventually(lambda: procfs.family_of(environment=wanted) == [child.pid])
+def test_a_zombie_belongs_to_no_family() -> None:
+    mark = f"zombie-{os.getpid()}"
+    with process("", env={"ZOMBIE_MARK": mark}, start_new_session=True) as child:
+        wanted = f"ZOMBIE_MARK={mark}".encode()
+        assert procfs.family_of(environment=wanted, sessions={child.pid}) == [child.pid]
         child.kill()
-        await eventually(lambda: "Z" in procfs._stat(child.pid)[0])  # type: ignore[index]
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, and not reaped
+        assert procfs.start_ticks(child.pid) is not None
         assert procfs.family_of(environment=wanted, sessions={child.pid}) == []
-    finally:
-        child.wait()
 
 
 def test_the_start_of_a_process_tells_it_from_a_later_one() -> None:

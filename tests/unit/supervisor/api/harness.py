@@ -20,6 +20,7 @@ from supervisor.api.server import serve
 from supervisor.errors import RefusedError
 from supervisor.model.actor import Actor
 from supervisor.model.deploy import DeployRecord, Mode, Result
+from supervisor.model.release import ReleaseView
 from supervisor.model.status import Status
 
 TOKEN = "a-token-that-nobody-guesses"
@@ -75,6 +76,9 @@ class MemoryControl:
     async def set_mode(self, mode: Mode, actor: Actor) -> Status:
         self.asked.append(("mode", mode, actor))
         return examples.STATUS.model_copy(update={"mode": mode})
+
+    async def releases(self) -> list[ReleaseView]:
+        return []
 
     async def history(self, limit: int) -> list[DeployRecord]:
         return list(self.records.values())[:limit]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
 from supervisor.model.hand_over import HandOver
 from supervisor.model.slot import SlotName
@@ -23,7 +23,7 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def reset(sock: socket.socket) -> None:

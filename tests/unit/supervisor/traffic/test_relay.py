@@ -1,0 +1,333 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from supervisor.traffic import listeners, relay
+from supervisor.traffic.relay import Relay, Target
+from tests.harness import eventually, free_ports
+from tests.unit.supervisor.traffic.support import (
+    Session,
+    echo,
+    naming,
+    open_files,
+    reset,
+    serving,
+    who,
+)
+
+
+@asynccontextmanager
+async def relaying(choose: Callable[[], Target | None]) -> AsyncIterator[tuple[Relay, int]]:
+    (port,) = free_ports(1)
+    with listeners.listen("127.0.0.1", port) as sock:
+        running = Relay(sock, choose)
+        running.start()
+        try:
+            yield running, port
+        finally:
+            await running.close()
+
+
+@asynccontextmanager
+async def relaying_to(session: Session) -> AsyncIterator[tuple[Relay, int]]:
+    async with serving(session) as server_port:
+        target = Target("127.0.0.1", server_port)
+        async with relaying(lambda: target) as (running, port):
+            yield running, port
+
+
+async def test_bytes_go_both_ways_unchanged() -> None:
+    sent = os.urandom(3_000_000)
+    async with relaying_to(echo) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+
+        async def send() -> None:
+            writer.write(sent)
+            await writer.drain()
+            writer.write_eof()
+
+        received, _ = await asyncio.gather(reader.read(), send())
+        writer.close()
+    assert received == sent
+
+
+async def test_who_has_said_all_still_gets_the_answer() -> None:
+    async def count(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(str(len(await reader.read())).encode())
+
+    async with relaying_to(count) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"x" * 100_000)
+        writer.write_eof()
+        assert await reader.read() == b"100000"
+        writer.close()
+
+
+async def test_an_answer_ends_where_the_server_ends_it() -> None:
+    async with relaying_to(naming("server")) as (running, port):
+        assert await who(port) == "server"
+        await eventually(lambda: running.open_connections == 0)
+
+
+async def test_a_client_that_does_not_read_stops_the_server_and_fills_no_memory() -> None:
+    written = 0
+
+    async def flood(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal written
+        while True:
+            writer.write(bytes(65536))
+            await writer.drain()
+            written += 65536
+
+    async with relaying_to(flood) as (_, port):
+        # The stream takes twice its limit by itself, and stops when nobody reads it.
+        _reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while True:  # until nothing moves any more
+            before = written
+            await asyncio.sleep(0.2)
+            if written == before > 0:
+                break
+        assert len(sides := _transports_of(port)) == 1
+        assert all(side.get_write_buffer_size() < 1_000_000 for side in sides)
+        writer.transport.abort()
+
+
+def _transports_of(port: int) -> list[asyncio.Transport]:
+    """Return the relay's ends of its clients' connections."""
+    found = []
+    for task in asyncio.all_tasks():
+        frame = task.get_stack(limit=1)
+        if frame and frame[0].f_code.co_name == "_carry":
+            transport = frame[0].f_locals["outside"].transport
+            if transport is not None and transport.get_extra_info("sockname")[1] == port:
+                found.append(transport)
+    return found
+
+
+async def test_a_stuck_connection_holds_up_no_other() -> None:
+    async def stuck_or_not(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if await reader.read(1) == b"s":
+            while True:
+                writer.write(bytes(65536))
+                await writer.drain()
+        writer.write(b"fine")
+
+    async with relaying_to(stuck_or_not) as (_, port):
+        _reader, stuck = await asyncio.open_connection("127.0.0.1", port)
+        stuck.write(b"s")
+        answers = await asyncio.wait_for(asyncio.gather(*(who(port) for _ in range(50))), 10)
+        assert set(answers) == {"fine"}
+        stuck.transport.abort()
+
+
+async def test_a_server_that_resets_is_seen_as_one_that_resets() -> None:
+    async def half_an_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.0 200 OK\r\n\r\nhalf of what")
+        await writer.drain()
+        await reader.read(1)  # the client has seen that much
+        sock = writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, relay._RESET_ON_CLOSE)
+        writer.transport.abort()
+
+    async with relaying_to(half_an_answer) as (running, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"?")
+        await reader.readuntil(b"half of what")
+        writer.write(b"!")
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        writer.close()
+        await eventually(lambda: running.open_connections == 0)
+
+
+async def test_a_client_that_resets_ends_the_servers_work() -> None:
+    cut = asyncio.Event()
+
+    async def works(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"begun")
+        try:
+            await reader.read()
+        except ConnectionResetError:
+            cut.set()
+
+    async with relaying_to(works) as (running, port):
+        client = socket.create_connection(("127.0.0.1", port))
+        assert await asyncio.to_thread(client.recv, 5) == b"begun"
+        reset(client)
+        await asyncio.wait_for(cut.wait(), 5)
+        await eventually(lambda: running.open_connections == 0)
+
+
+async def test_the_end_of_a_long_answer_reaches_a_slow_reader_though_the_server_is_gone() -> None:
+    answer = os.urandom(8_000_000)
+
+    async def tell(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        await writer.drain()
+
+    async with relaying_to(tell) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=4096)
+        received = bytearray()
+        while piece := await reader.read(100_000):
+            received += piece
+        writer.close()
+    assert received == answer
+
+
+async def test_a_client_that_never_closes_is_left_once_the_server_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(relay, "_PATIENCE_SECONDS", 0.1)
+    async with relaying_to(naming("server")) as (running, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"?")
+        assert await reader.read() == b"server"
+        await eventually(lambda: running.open_connections == 0)
+        writer.close()
+
+
+async def test_a_target_that_refuses_is_waited_for() -> None:
+    (server_port,) = free_ports(1)
+    async with relaying(lambda: Target("127.0.0.1", server_port)) as (_, port):
+        waiting = [asyncio.create_task(who(port)) for _ in range(20)]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"?")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(reader.read(1), 0.2)
+        writer.close()
+        async with serving(naming("restarted"), port=server_port):
+            assert set(await asyncio.gather(*waiting)) == {"restarted"}
+
+
+async def test_having_nowhere_to_go_is_waited_out_and_then_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(relay, "_CONNECT_SECONDS", 0.1)
+    before = open_files()
+    async with relaying(lambda: None) as (running, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+        await eventually(lambda: running.open_connections == 0)
+    await eventually(lambda: open_files() <= before)
+
+
+async def test_each_connection_is_asked_for_once_and_stays_where_it_began() -> None:
+    async with serving(echo) as first, serving(naming("second")) as second:
+        current = first
+        async with relaying(lambda: Target("127.0.0.1", current)) as (_, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"one")
+            assert await reader.readexactly(3) == b"one"
+            current = second
+            assert await who(port) == "second"
+            writer.write(b"two")
+            assert await reader.readexactly(3) == b"two"
+            writer.close()
+
+
+async def test_a_shortage_of_descriptors_makes_clients_wait_and_no_longer() -> None:
+    async with relaying_to(naming("server")) as (_, port):
+        clients = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        await eventually(lambda: len(_transports_of(port)) == 3)
+        late = socket.create_connection(("127.0.0.1", port))
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        hoard: list[int] = []
+        resource.setrlimit(resource.RLIMIT_NOFILE, (open_files() + 20, hard))
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    hoard.append(os.dup(0))
+            for reader, writer in clients:  # those that are open go on
+                writer.write(b"?")
+                assert await reader.read() == b"server"
+        finally:
+            for number in hoard:
+                os.close(number)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        late.setblocking(False)
+        reader, writer = await asyncio.open_connection(sock=late)
+        writer.write(b"?")
+        assert await asyncio.wait_for(reader.read(), 5) == b"server"
+        for _, each in (*clients, (reader, writer)):
+            each.close()
+
+
+async def test_a_relay_that_was_stopped_in_a_shortage_does_not_begin_again() -> None:
+    async with relaying_to(naming("server")) as (running, port):
+        running._pause(OSError(24, "Too many open files"))
+        running.stop()
+        with socket.create_connection(("127.0.0.1", port)):
+            await asyncio.sleep(relay._RETRY_SECONDS * 3)  # longer than the pause would have been
+            assert running.accepted == 0
+
+
+async def test_a_worker_that_made_the_shared_socket_blocking_does_not_block_the_daemon() -> None:
+    async with serving(naming("server")) as server_port:
+        (port,) = free_ports(1)
+        with listeners.listen("127.0.0.1", port) as sock:
+            running = Relay(sock, lambda: Target("127.0.0.1", server_port))
+            running.start()
+            sock.setblocking(True)
+            assert await asyncio.wait_for(who(port), 5) == "server"
+            await running.close()
+
+
+async def test_stopping_accepts_no_more_and_carries_on_what_is_open() -> None:
+    async with relaying_to(echo) as (running, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"one")
+        assert await reader.readexactly(3) == b"one"
+        running.stop()
+        with socket.create_connection(("127.0.0.1", port)):
+            writer.write(b"two")
+            assert await reader.readexactly(3) == b"two"
+            assert running.accepted == 1
+            assert listeners.queue_length(running._listener) == 1
+            running.start()
+            await eventually(lambda: running.accepted == 2)
+        writer.close()
+
+
+async def test_closing_resets_what_is_open_and_leaves_no_task() -> None:
+    tasks = asyncio.all_tasks()
+    async with relaying_to(echo) as (running, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"one")
+        assert await reader.readexactly(3) == b"one"
+        await running.close()
+        with pytest.raises(ConnectionResetError):  # the answer is not whole, and says so
+            await reader.read()
+        writer.close()
+    assert asyncio.all_tasks() == tasks
+
+
+async def test_a_thousand_connections_leave_no_descriptor_behind() -> None:
+    async with relaying_to(naming("server")) as (running, port):
+        before = open_files()
+        for _ in range(10):
+            answers = await asyncio.gather(*(who(port) for _ in range(100)))
+            assert set(answers) == {"server"}
+        await eventually(lambda: running.open_connections == 0)
+        await eventually(lambda: open_files() <= before)
+        assert running.accepted == 1000
+
+
+async def test_a_connection_comes_from_the_source_that_was_asked_for() -> None:
+    async def tell_source(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(writer.get_extra_info("peername")[0].encode())
+
+    async with serving(tell_source) as server_port:
+        target = Target("127.0.0.1", server_port, source="127.83.0.2")
+        async with relaying(lambda: target) as (_, port):
+            assert await who(port) == "127.83.0.2"

@@ -1,0 +1,177 @@
+"""Workers made of a few lines, and the slots that they run in."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from supervisor.config import Settings
+from supervisor.model.release import Release
+from supervisor.model.slot import SlotName
+from supervisor.probes.http import HttpProber
+from supervisor.traffic import Endpoints, Handed, Plane, make_plane
+from supervisor.workers.instance import Instance, launch, new_instance_id
+from supervisor.workers.slot import Slot, Surroundings
+from tests.harness import free_ports
+
+BLUE, GREEN = SlotName.BLUE, SlotName.GREEN
+
+READY = """
+import os, socket
+def notify(text):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+        s.sendto(text.encode(), "\\0" + os.environ["NOTIFY_SOCKET"][1:])
+"""
+SLEEP = "import time\ntime.sleep(600)\n"
+READY_AND_SLEEP = f"{READY}notify('READY=1')\n{SLEEP}"
+DEAF = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+SERVE = """
+import http.server, os, socket, threading
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = os.environ["ATLAS_INSTANCE"].encode()
+        self.send_response(STATUS)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Atlas-Instance", os.environ["ATLAS_INSTANCE"])
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *args): pass
+def serve(number):
+    server = http.server.ThreadingHTTPServer(("", 0), Handler, bind_and_activate=False)
+    server.socket.close()
+    server.socket = socket.socket(fileno=number)
+    server.serve_forever()
+for number in range(3, 3 + int(os.environ.get("LISTEN_FDS", "1"))):
+    threading.Thread(target=serve, args=(number,)).start()
+"""
+
+
+def serving(status: int = 200) -> str:
+    """Return a worker that answers every request with this status and its instance's name."""
+    return SERVE.replace("STATUS", str(status))
+
+
+def release(folder: Path, code: str, version: str = "v1") -> Release:
+    """Return a release whose `app.py` is this code."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "app.py").write_text(code)
+    return Release(name=None, path=folder, version=version)
+
+
+def make_settings(folder: Path, **changes: Any) -> Settings:
+    blue, green, public = free_ports(3)
+    values: dict[str, Any] = {
+        "active_port": blue,
+        "staging_port": green,
+        "public_port": public,
+        "worker_command": (sys.executable, "app.py"),
+        "ready_timeout_seconds": 10,
+        "drain_timeout_seconds": 5,
+        "stop_timeout_seconds": 5,
+        "smoke_file": None,
+    }
+    (folder / "state" / "logs").mkdir(parents=True, exist_ok=True)
+    return Settings(base_dir=folder, **{**values, "state_dir": folder / "state", **changes})
+
+
+@asynccontextmanager
+async def launched(folder: Path, code: str, **more: Any) -> AsyncIterator[Instance]:
+    """Launch an instance of the code, without sockets unless told; nothing of it is left."""
+    name = new_instance_id(BLUE)
+    output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    options: dict[str, Any] = {
+        "slot": BLUE,
+        "release": release(folder / "release", code),
+        "name": name,
+        "command": [sys.executable, "app.py"],
+        "environment": {"PATH": os.environ["PATH"], "ATLAS_INSTANCE": name},
+        "handed": Handed({}),
+        "announce": False,
+        "output": output,
+    }
+    try:
+        instance = await launch(**{**options, **more})
+    finally:
+        os.close(output)
+    try:
+        yield instance
+    finally:
+        await instance.kill()
+
+
+class Ledger:
+    """Remembers what it was told, in order."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[str, str]] = []
+
+    async def launched(self, instance: Instance) -> None:
+        self.entries.append(("launched", instance.name))
+
+    async def gone(self, instance: Instance) -> None:
+        self.entries.append(("gone", instance.name))
+
+
+@dataclass
+class Bench:
+    """Both slots on a plane of their own, and what they said."""
+
+    settings: Settings
+    plane: Plane
+    slots: dict[SlotName, Slot]
+    ledger: Ledger
+    tasks: anyio.abc.TaskGroup
+    down: list[tuple[SlotName, str]] = field(default_factory=list)
+    downs: anyio.Event = field(default_factory=anyio.Event)
+    wait_when_down: anyio.Event | None = None
+
+    @property
+    def blue(self) -> Slot:
+        return self.slots[BLUE]
+
+    @property
+    def green(self) -> Slot:
+        return self.slots[GREEN]
+
+
+@asynccontextmanager
+async def bench(
+    folder: Path, make_prober: Callable[[], HttpProber] = HttpProber, **changes: Any
+) -> AsyncIterator[Bench]:
+    """Open a plane and two slots; everything is gone afterwards."""
+    settings = make_settings(folder, **changes)
+    ports = {BLUE: settings.active_port, GREEN: settings.staging_port}
+    plane = make_plane(
+        Endpoints(str(settings.public_host), settings.public_port, ports), settings.hand_over
+    )
+    plane.open(BLUE)
+    try:
+        async with make_prober() as prober, anyio.create_task_group() as tasks:
+
+            async def on_down(slot: Slot, _instance: Instance, cause: str) -> None:
+                made.down.append((slot.name, cause))
+                made.downs.set()
+                if made.wait_when_down is not None:
+                    await made.wait_when_down.wait()
+
+            ledger = Ledger()
+            around = Surroundings(settings, plane, prober, ledger, tasks, on_down)
+            slots = {name: Slot(name, port, around) for name, port in ports.items()}
+            made = Bench(settings, plane, slots, ledger, tasks)
+            try:
+                yield made
+            finally:
+                with anyio.CancelScope(shield=True):
+                    for slot in slots.values():
+                        if slot.instance is not None:
+                            await slot.instance.kill()
+                tasks.cancel_scope.cancel()
+    finally:
+        await plane.close()

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import array
+import asyncio
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from supervisor.workers.notify import NotifySocket
+from tests.harness import eventually
+
+
+@contextmanager
+def listening(name: str) -> Iterator[tuple[NotifySocket, socket.socket]]:
+    notify = NotifySocket(f"{name}-{os.getpid()}")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+        client.connect("\0" + notify.address[1:])
+        try:
+            yield notify, client
+        finally:
+            notify.close()
+
+
+async def test_ready_and_kit_are_heard() -> None:
+    with listening("both") as (notify, client):
+        client.send(b"STATUS=booting")
+        client.send(b"READY=1\nX_ATLAS_KIT=1\nSTATUS=done")
+        await asyncio.wait_for(notify.ready.wait(), 5)
+        assert notify.kit
+
+
+async def test_ready_alone_is_no_kit_and_the_kit_alone_is_not_ready() -> None:
+    with listening("one") as (notify, client):
+        client.send(b"READY=1")
+        await asyncio.wait_for(notify.ready.wait(), 5)
+        assert not notify.kit
+    with listening("other") as (notify, client):
+        client.send(b"X_ATLAS_KIT=1")
+        await eventually(lambda: notify.kit)
+        assert not notify.ready.is_set()
+
+
+@pytest.mark.parametrize("message", [b"", b"READY=0", b"NOT_READY=1", b"\xff\xfe\x00", b"x" * 9000])
+async def test_what_means_nothing_is_ignored(message: bytes) -> None:
+    with listening("noise") as (notify, client):
+        client.send(message)
+        client.send(b"X_ATLAS_KIT=1")  # it comes after the noise
+        await eventually(lambda: notify.kit)
+        assert not notify.ready.is_set()
+
+
+async def test_messages_of_another_user_are_ignored() -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can speak as somebody else")
+    with listening("users") as (notify, client):
+        pid = os.fork()
+        if pid == 0:
+            os.setuid(65534)
+            client.send(b"READY=1")
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        client.send(b"X_ATLAS_KIT=1")
+        await eventually(lambda: notify.kit)
+        assert not notify.ready.is_set()
+
+
+async def test_descriptors_that_are_sent_along_are_not_kept() -> None:
+    with listening("descriptors") as (notify, client):
+        before = sorted(os.listdir("/proc/self/fd"))
+        numbers = array.array("i", [client.fileno()] * 10)
+        client.sendmsg([b"X_ATLAS_KIT=1"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)])
+        await eventually(lambda: notify.kit)
+        assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_worker_that_never_stops_talking_does_not_hold_up_the_loop() -> None:
+    with listening("flood") as (notify, client):
+        stop = asyncio.Event()
+
+        def flood() -> None:
+            while not stop.is_set():
+                client.send(b"STATUS=talking")
+
+        talking = asyncio.create_task(asyncio.to_thread(flood))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        client.send(b"READY=1")
+        await asyncio.wait_for(notify.ready.wait(), 5)
+        stop.set()
+        await talking
+
+
+async def test_it_can_be_closed_twice_and_its_name_is_free_again() -> None:
+    notify = NotifySocket(f"again-{os.getpid()}")
+    notify.close()
+    notify.close()
+    NotifySocket(f"again-{os.getpid()}").close()
+
+
+async def test_a_name_that_is_taken_leaves_no_descriptor() -> None:
+    with listening("taken") as (notify, _):
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(OSError, match="in use"):
+            NotifySocket(notify.address.removeprefix("@atlas-notify-"))
+        assert len(os.listdir("/proc/self/fd")) == before

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from supervisor.workers import output
+from supervisor.workers.output import WorkerLog, printable
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkerLog:
+    monkeypatch.setattr(output, "LIMIT_BYTES", 1000)
+    return WorkerLog(tmp_path / "worker-blue.log")
+
+
+def say(log: WorkerLog, *texts: bytes) -> int:
+    descriptor = log.open()
+    for text in texts:
+        os.write(descriptor, text)
+    return descriptor
+
+
+def test_the_last_lines_are_those_of_this_instance(log: WorkerLog) -> None:
+    os.close(say(log, b"old\n"))
+    os.close(say(log, b"".join(b"line %d\n" % number for number in range(30))))
+    assert log.last_lines(3) == ["line 27", "line 28", "line 29"]
+    assert len(log.last_lines()) == 20
+    os.close(say(log))
+    assert log.last_lines() == []
+
+
+def test_there_are_no_lines_before_the_first_launch(log: WorkerLog) -> None:
+    assert log.last_lines() == []
+    assert not log.rotate()
+
+
+def test_a_file_below_its_limit_is_left_alone(log: WorkerLog) -> None:
+    os.close(say(log, b"x" * 1000))
+    assert not log.rotate()
+    assert log.path.stat().st_size == 1000
+
+
+def test_a_full_file_is_cut_and_its_last_part_kept(log: WorkerLog) -> None:
+    descriptor = say(log, b"a" * 2500, b"b" * 700)
+    assert log.rotate()
+    assert (log.path.parent / "worker-blue.log.1").read_bytes() == b"a" * 300 + b"b" * 700
+    os.write(descriptor, b"after\n")  # the same descriptor writes on, from the beginning
+    os.close(descriptor)
+    assert log.path.read_bytes() == b"after\n"
+    assert log.last_lines() == ["after"]
+
+
+def test_a_reader_that_follows_sees_what_comes_after_the_cut(log: WorkerLog) -> None:
+    descriptor = say(log, b"x" * 1500 + b"\n")
+    command = ["tail", "-n", "0", "-f", str(log.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as tail:
+        assert tail.stdout is not None
+        assert tail.stderr is not None
+        try:
+            os.write(descriptor, b"before the cut\n")
+            assert tail.stdout.readline() == b"before the cut\n"
+            assert log.rotate()
+            assert b"truncated" in tail.stderr.readline()
+            os.write(descriptor, b"after the cut\n")
+            assert tail.stdout.readline() == b"after the cut\n"
+        finally:
+            tail.kill()
+    os.close(descriptor)
+
+
+def test_both_files_are_for_the_group_at_most(log: WorkerLog) -> None:
+    before = os.umask(0)
+    try:
+        os.close(say(log, b"x" * 2000))
+        log.rotate()
+    finally:
+        os.umask(before)
+    for path in (log.path, log.path.with_name("worker-blue.log.1")):
+        assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_part_that_cannot_be_kept_is_given_up(log: WorkerLog) -> None:
+    os.close(say(log, b"x" * 2000))
+    (log.path.parent / "worker-blue.log.1").symlink_to("/dev/full")  # as a full disk says it
+    assert log.rotate()
+    assert log.path.stat().st_size == 0
+    assert not (log.path.parent / "worker-blue.log.1").is_symlink()
+
+
+def test_a_file_that_cannot_be_cut_is_no_reason_to_fail(log: WorkerLog, tmp_path: Path) -> None:
+    log.path = tmp_path / "a-folder"
+    log.path.mkdir()
+    for number in range(60):  # a folder's own size grows
+        (log.path / f"{'x' * 50}{number}").touch()
+    assert not log.rotate()
+    assert log.last_lines() == []
+
+
+def test_what_it_prints_is_escaped_and_shortened(log: WorkerLog) -> None:
+    os.close(say(log, b"\x1b[31mred\x07\x00\ttab \xff\n", b"x" * 3000))
+    lines = log.last_lines()
+    assert lines[0] == "\\x1b[31mred\\x07\\x00\ttab �"
+    assert lines[1] == "x" * 500 + "…"
+
+
+def test_a_line_of_a_hundred_megabytes_is_not_read_whole(log: WorkerLog) -> None:
+    descriptor = say(log)
+    os.truncate(log.path, 100_000_000)
+    os.write(descriptor, b"end\nlast\n")
+    os.close(descriptor)
+    assert log.last_lines(1) == ["last"]
+    assert len(log.last_lines()[0]) <= 501 * len("\\x00")
+
+
+def test_printable_keeps_what_is() -> None:
+    assert printable("grüße\t1") == "grüße\t1"

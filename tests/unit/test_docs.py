@@ -1,0 +1,201 @@
+"""What the documents say is held against the code: routes, codes, settings, links, commands."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts.documentation import GENERATED
+from supervisor.api.errors import _BY_STATUS
+from supervisor.api.server import table
+from supervisor.cli.__main__ import VERBS
+from supervisor.config.settings import FIELD_OF_KEY
+from supervisor.model.deploy import Result, StepName
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+API = (ROOT / "docs/api.md").read_text()
+README = (ROOT / "README.md").read_text()
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def prose(text: str) -> str:
+    """Return a document without its code blocks."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+# Generated documents.
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_a_generated_document_is_up_to_date(name: str) -> None:
+    write: Callable[[], str] = GENERATED[name]
+
+    assert (ROOT / name).read_text() == write(), "run ./scripts/generate-docs"
+
+
+# The control API.
+
+
+def test_every_route_is_documented_and_no_other() -> None:
+    documented = re.findall(r"^### `([A-Z]+) (\S+)`$", API, re.MULTILINE)
+
+    assert sorted(documented) == sorted((route.method, route.path) for route in table("1"))
+
+
+def test_every_result_and_step_of_a_deploy_is_documented() -> None:
+    assert not [word for word in (*Result, *StepName) if f"`{word}`" not in API]
+
+
+def raised_codes() -> Iterator[tuple[str, str]]:
+    """Yield where a RefusedError is made and its code; `{…}` stands for what is filled in."""
+    for path in sorted((ROOT / "supervisor").rglob("*.py")):
+        module = ast.parse(path.read_text())
+        for node in ast.walk(module):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "RefusedError":
+                where = f"{name_of(path)}:{node.lineno}"
+                for code in codes_in(node.args[0], module):
+                    yield where, code
+
+
+def codes_in(node: ast.expr, module: ast.Module) -> set[str]:
+    """Return the texts that an expression can stand for, names looked up in its module."""
+    if isinstance(node, ast.Constant):
+        return {str(node.value)}
+    if isinstance(node, ast.JoinedStr):
+        parts = (str(p.value) if isinstance(p, ast.Constant) else "{…}" for p in node.values)
+        return {"".join(parts)}
+    assert isinstance(node, ast.Name), ast.unparse(node)
+    found: set[str] = set()
+    for other in ast.walk(module):
+        if isinstance(other, ast.Assign):
+            found |= assigned(node.id, other)
+        elif isinstance(other, ast.FunctionDef):
+            names = [argument.arg for argument in other.args.args if argument.arg != "self"]
+            if node.id in names:
+                found |= passed(other.name, names.index(node.id), module)
+    return found
+
+
+def assigned(name: str, node: ast.Assign) -> set[str]:
+    """Return the text that the assignment gives to the name, if it is one."""
+    target, value = node.targets[0], node.value
+    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+        pairs = list(zip(target.elts, value.elts, strict=True))
+    else:
+        pairs = [(target, value)]
+    return {
+        str(given.value)
+        for taken, given in pairs
+        if isinstance(taken, ast.Name) and taken.id == name and isinstance(given, ast.Constant)
+    }
+
+
+def passed(function: str, position: int, module: ast.Module) -> set[str]:
+    """Return the texts that calls of the function in its own module give for a parameter."""
+    calls = (node for node in ast.walk(module) if isinstance(node, ast.Call))
+    given = (
+        call.args[position]
+        for call in calls
+        if ast.unparse(call.func).removeprefix("self.") == function and len(call.args) > position
+    )
+    return {str(value.value) for value in given if isinstance(value, ast.Constant)}
+
+
+def test_every_code_of_a_refusal_is_documented() -> None:
+    codes = [*raised_codes(), *(("aiohttp's own", code) for code, _ in _BY_STATUS.values())]
+    undocumented = [
+        (where, code)
+        for where, code in codes
+        if not re.search(f"`{re.escape(code).replace(re.escape('{…}'), '[a-z_]+')}`", API)
+    ]
+
+    assert len(codes) > 25
+    assert undocumented == []
+
+
+def test_no_code_is_documented_that_nobody_raises() -> None:
+    known = {code for _, code in raised_codes()} | {code for code, _ in _BY_STATUS.values()}
+    patterns = [re.escape(code).replace(re.escape("{…}"), "[a-z_]+") for code in known]
+    errors = API.partition("## Errors")[2]
+    documented = {
+        code
+        for cell in re.findall(r"^\| (`.+?) \| (?:\d|other)", errors, re.MULTILINE)
+        for code in re.findall(r"`([a-z_]+)`", cell)
+    }
+    assert documented
+
+    unknown = {code for code in documented if not any(re.fullmatch(p, code) for p in patterns)}
+    assert unknown == {"refused"}  # for any other status that aiohttp may refuse with
+
+
+# Settings and commands.
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_every_setting_that_is_named_exists(path: Path) -> None:
+    known = {
+        *FIELD_OF_KEY,
+        *re.findall(r'= "([A-Z_]+)"', (ROOT / "worker/contract.py").read_text()),
+    }
+    families = ("ACTIVE_", "CANARY_", "CONTROL_", "HEALTH_", "KEEP_", "LLM_", "PUBLIC_", "WORKER_")
+    named = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", path.read_text()))
+
+    assert not {name for name in named if name.startswith(families)} - known
+
+
+def test_the_settings_that_are_not_built_yet_are_named_in_the_readme() -> None:
+    assert "TRAFFIC_RAMP" in README
+    assert "CANARY_" in README
+
+
+def test_every_verb_of_the_client_is_in_the_readme() -> None:
+    assert not [verb.name for verb in VERBS if f"atlasctl {verb.name}" not in README]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_every_command_of_ours_that_is_named_exists(path: Path) -> None:
+    named = set(re.findall(r"(?<![\w/])(?:\./)?(scripts/[a-z_-]+|\.ci/run)", path.read_text()))
+
+    assert not {name for name in named if not (ROOT / name).exists()}
+
+
+# Links and places.
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the names that a forge gives to a document's headings."""
+    headings = re.findall(r"^#+ (.+)$", prose(path.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_every_link_within_the_repository_leads_somewhere(path: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(path.read_text())):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = path.parent / name if name else path
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_every_file_that_is_named_exists(path: Path) -> None:
+    text = prose(path.read_text())
+    named = re.findall(r"`((?:supervisor|worker|tests|docs|scripts)/[\w./-]+)`", text)
+
+    assert not {name for name in named if not (ROOT / name).exists()}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_no_path_of_the_writers_machine_is_left_in(path: Path) -> None:
+    assert not re.findall(r"/(?:work|root|home|tmp)/\S+", path.read_text())
