@@ -144,6 +144,7 @@ class Daemon:
             stack.push_async_callback(self._plane.close)
             async with anyio.create_task_group() as tasks:
                 self._assemble(prober, tasks)
+                self._plane.relay_into(self._switch.staging.name, self._switch.active.name)
                 recent = await self._database.deploys(1)
                 self._service.remember_last(recent[0] if recent else None)
                 if waiting is not None:  # before anybody can ask for another deploy

@@ -41,6 +41,8 @@ class KernelPlane:
         self._own: dict[SlotName, socket.socket] = {}
         self._doors: dict[SlotName, Relay] = {}
         self._rescues = Rescues()
+        self._refusals = Rescues()
+        self._vacant: set[SlotName] = set()
 
     @property
     def active(self) -> SlotName:
@@ -105,7 +107,7 @@ class KernelPlane:
             self._endpoints.public_port,
             source=str(DIRECT_SOURCE[slot]),
         )
-        self._doors[slot] = Relay(self._own[slot], lambda: target)
+        self._doors[slot] = Relay(self._own[slot], lambda: None if slot in self._vacant else target)
         self._doors[slot].start()
 
     def handed(self, slot: SlotName) -> Handed:
@@ -138,13 +140,18 @@ class KernelPlane:
         return listeners.queue_length(self._public[slot])
 
     def relay_into(self, dead: SlotName, living: SlotName) -> None:
-        """Hand the queue of a slot without a worker to the living one."""
+        """Hand the queue of a slot without a worker to the living one; refuse on its own port."""
+        self._vacant.add(dead)
         target = Target("127.0.0.1", self._endpoints.slot_ports[living])
         self._rescues.begin(dead, self._public[dead], lambda: target)
+        if not self._by_descriptor:
+            self._refusals.begin(dead, self._own[dead], lambda: None)
 
     def stop_relay(self, slot: SlotName) -> None:
-        """Leave the slot's queue to its worker again; what was rescued is carried to its end."""
+        """Leave the slot's queues to its worker again; what was rescued is carried to its end."""
+        self._vacant.discard(slot)
         self._rescues.end(slot)
+        self._refusals.end(slot)
 
     def rescued(self, slot: SlotName) -> int:
         """Return how many connections were handed on since the slot's worker is gone."""
@@ -162,6 +169,7 @@ class KernelPlane:
     async def close(self) -> None:
         """Close every socket; what is still queued is reset by the kernel."""
         await self._rescues.close()
+        await self._refusals.close()
         for door in self._doors.values():
             await door.close()
         self._close_sockets()

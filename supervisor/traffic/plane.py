@@ -69,7 +69,11 @@ class Plane(Protocol):
         """Return how many of the slot's connections wait to be accepted."""
 
     def relay_into(self, dead: SlotName, living: SlotName) -> None:
-        """Accept what is queued for a slot without a worker, and relay it to the living one."""
+        """Take over the queues of a slot without a worker.
+
+        What comes by the public port is relayed to the living slot; what comes by the slot's own
+        port is closed at once, since the instance that it is for is not there.
+        """
 
     def stop_relay(self, slot: SlotName) -> None:
         """Leave the slot's queue to its worker again."""

@@ -112,7 +112,8 @@ class _Side(asyncio.Protocol):
 class Relay:
     """Accepts on one listening socket and copies each connection to where `choose` says.
 
-    `choose` is asked once per connection, so a connection stays where it began.
+    `choose` is asked once per connection, so a connection stays where it began; if it says None,
+    nobody is there and the connection is closed at once.
     """
 
     def __init__(self, listener: socket.socket, choose: Callable[[], Target | None]) -> None:
@@ -186,6 +187,8 @@ class Relay:
         server: socket.socket | None = None
         try:
             server = await self._connect()
+            if server is None:
+                return
             await loop.create_connection(lambda: inside, sock=server)
             await loop.create_connection(lambda: outside, sock=client)
             await inside.ended.wait()
@@ -198,18 +201,19 @@ class Relay:
                 if sock is not None:
                     sock.close()
 
-    async def _connect(self) -> socket.socket:
+    async def _connect(self) -> socket.socket | None:
         """Return a connection to the chosen target; a worker that restarts is waited for."""
         deadline = asyncio.get_running_loop().time() + _CONNECT_SECONDS
         pause = _RETRY_SECONDS
         while True:
             target = self._choose()
-            if target is not None:
-                try:
-                    return await _connect_to(target)
-                except OSError as error:
-                    if not isinstance(error, ConnectionError) and error.errno not in _SHORTAGES:
-                        raise
+            if target is None:
+                return None
+            try:
+                return await _connect_to(target)
+            except OSError as error:
+                if not isinstance(error, ConnectionError) and error.errno not in _SHORTAGES:
+                    raise
             if asyncio.get_running_loop().time() > deadline:
                 raise ConnectionRefusedError("no worker took the connection in time")
             await asyncio.sleep(pause)

@@ -33,6 +33,7 @@ class RelayPlane:
         self._inner: dict[SlotName, socket.socket] = {}
         """What a worker gets in place of the public socket; the relay connects to it."""
         self._rescues = Rescues()
+        self._refusals = Rescues()
 
     @property
     def name(self) -> str:
@@ -127,10 +128,13 @@ class RelayPlane:
         queue = self._queue(dead)
         if queue is not None:
             self._rescues.begin(dead, queue, lambda: self._target_of(living))
+        if dead in self._inner:
+            self._refusals.begin(dead, self._own[dead], lambda: None)
 
     def stop_relay(self, slot: SlotName) -> None:
-        """Leave the slot's queue to its worker again; what was rescued is carried to its end."""
+        """Leave the slot's queues to its worker again; what was rescued is carried to its end."""
         self._rescues.end(slot)
+        self._refusals.end(slot)
 
     def rescued(self, slot: SlotName) -> int:
         """Return how many connections were handed on since the slot's worker is gone."""
@@ -149,6 +153,7 @@ class RelayPlane:
         if self._relay is not None:
             await self._relay.close()
         await self._rescues.close()
+        await self._refusals.close()
         self._close_sockets()
 
     def _close_sockets(self) -> None:

@@ -21,7 +21,9 @@ class Rescues:
         self._ending: list[Relay] = []
         """Those that accept no more, and still carry what they have accepted."""
 
-    def begin(self, dead: SlotName, queue: socket.socket, choose: Callable[[], Target]) -> None:
+    def begin(
+        self, dead: SlotName, queue: socket.socket, choose: Callable[[], Target | None]
+    ) -> None:
         """Relay what comes into the slot's queue from now on; does nothing if that is so."""
         if dead not in self._running:
             self._running[dead] = Relay(queue, choose)

@@ -67,7 +67,7 @@ def version_of(path: Path) -> str:
     except OSError:
         first = []
     if first and first[0].isprintable():
-        return first[0][:100]
+        return first[0].strip()[:100]
     return _git_description(path) or _changed(path)
 
 

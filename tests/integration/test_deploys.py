@@ -225,6 +225,15 @@ async def test_a_deploy_can_be_aborted_at_every_step(tmp_path: Path, phase: str)
         assert await public_version(daemon) == "v1"
 
 
+async def test_nobody_answers_on_the_own_port_of_an_empty_slot(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", (await daemon.status())["staging_port"]
+        )
+        assert await reader.read() == b""
+        writer.close()
+
+
 async def test_two_deploys_at_once_are_one_deploy_and_a_refusal(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         release(daemon, "v2")

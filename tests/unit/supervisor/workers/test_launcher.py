@@ -39,6 +39,8 @@ numbers = [int(number) for number in sys.argv[1].split(",")]
 away = [os.dup2(fd, 100 + index) for index, fd in enumerate(source)]
 for fd, number in zip(away, numbers):
     os.dup2(fd, number)
+for fd in [*away, *(fd for fd in source if fd not in numbers)]:
+    os.close(fd)
 launcher.place(numbers)
 print(*(os.fstat(3 + index).st_ino for index in range(len(numbers))))
 print(*sorted(set(map(int, os.listdir("/proc/self/fd"))) - {{0, 1, 2}})[:-1])
@@ -78,9 +80,7 @@ def test_descriptors_land_in_order_whatever_their_numbers(
     )
     inodes, left = done.stdout.splitlines()
     assert [int(inode) for inode in inodes.split()] == [path.stat().st_ino for path in paths]
-    assert [int(number) for number in left.split()] == [
-        number for number in range(3, 3 + len(numbers))
-    ]
+    assert [int(number) for number in left.split()] == list(range(3, 3 + len(numbers)))
 
 
 def test_the_worker_finds_its_sockets_announced_to_itself() -> None:

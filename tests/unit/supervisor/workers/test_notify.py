@@ -4,6 +4,7 @@ import array
 import asyncio
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,7 @@ import pytest
 
 from supervisor.workers.notify import NotifySocket
 from tests.harness import eventually
+from tests.unit.supervisor.traffic.support import open_files
 
 
 @contextmanager
@@ -56,12 +58,11 @@ async def test_messages_of_another_user_are_ignored() -> None:
     if os.getuid() != 0:
         pytest.skip("only root can speak as somebody else")
     with listening("users") as (notify, client):
-        pid = os.fork()
-        if pid == 0:
-            os.setuid(65534)
-            client.send(b"READY=1")
-            os._exit(0)
-        assert os.waitpid(pid, 0)[1] == 0
+        code = "import socket; socket.socket(fileno=0).send(b'READY=1')"
+        other = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", "-c", code), stdin=client, user=65534
+        )
+        assert await other.wait() == 0
         client.send(b"X_ATLAS_KIT=1")
         await eventually(lambda: notify.kit)
         assert not notify.ready.is_set()
@@ -69,11 +70,11 @@ async def test_messages_of_another_user_are_ignored() -> None:
 
 async def test_descriptors_that_are_sent_along_are_not_kept() -> None:
     with listening("descriptors") as (notify, client):
-        before = sorted(os.listdir("/proc/self/fd"))
+        before = open_files()
         numbers = array.array("i", [client.fileno()] * 10)
         client.sendmsg([b"X_ATLAS_KIT=1"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)])
         await eventually(lambda: notify.kit)
-        assert sorted(os.listdir("/proc/self/fd")) == before
+        assert open_files() == before
 
 
 async def test_a_worker_that_never_stops_talking_does_not_hold_up_the_loop() -> None:
@@ -102,7 +103,7 @@ async def test_it_can_be_closed_twice_and_its_name_is_free_again() -> None:
 
 async def test_a_name_that_is_taken_leaves_no_descriptor() -> None:
     with listening("taken") as (notify, _):
-        before = len(os.listdir("/proc/self/fd"))
+        before = open_files()
         with pytest.raises(OSError, match="in use"):
             NotifySocket(notify.address.removeprefix("@atlas-notify-"))
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert open_files() == before

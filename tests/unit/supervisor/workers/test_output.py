@@ -55,11 +55,12 @@ def test_a_full_file_is_cut_and_its_last_part_kept(log: WorkerLog) -> None:
 
 def test_a_reader_that_follows_sees_what_comes_after_the_cut(log: WorkerLog) -> None:
     descriptor = say(log, b"x" * 1500 + b"\n")
-    command = ["tail", "-n", "0", "-f", str(log.path)]
+    command = ["tail", "-n", "1", "-f", str(log.path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as tail:
         assert tail.stdout is not None
         assert tail.stderr is not None
         try:
+            assert tail.stdout.readline() == b"x" * 1500 + b"\n"
             os.write(descriptor, b"before the cut\n")
             assert tail.stdout.readline() == b"before the cut\n"
             assert log.rotate()

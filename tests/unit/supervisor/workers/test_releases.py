@@ -46,7 +46,7 @@ def test_only_plain_folders_with_plain_names_are_releases(releases: Releases) ->
      "with space", "-dash", "v2\n", "v2\0", "x" * 300, "\udcff"],
 )  # fmt: skip
 def test_no_other_name_leads_anywhere(releases: Releases, name: str) -> None:
-    with pytest.raises(UnknownReleaseError, match="there is: 2024.1, v2"):
+    with pytest.raises(UnknownReleaseError, match=r"there is: 2024\.1, v2"):
         releases.find(name)
 
 
