@@ -143,17 +143,8 @@ class Activities:
         finding = await self._switch.flip()
         if finding.ok:
             self._warm_since = Stopwatch()
-            await self._remember(release, rollback=rollback)
+            await self._remember(None if rollback else release)
         return finding
-
-    async def _remember(self, release: Release, *, rollback: bool) -> None:
-        try:
-            if rollback:
-                await self._database.pop_version()
-            else:
-                await self._database.push_version(self._switch.active.name, release)
-        except StoreError as error:
-            log.error("version_not_remembered", why=str(error))
 
     async def flip_back(self) -> Finding:
         """Switch back to the warm version, and hand it what a dead one had queued."""
@@ -162,11 +153,19 @@ class Activities:
             return Finding(False, finding.message, finding.detail)  # it is no staging that died
         if not self._switch.staging.alive:
             self._rescue()
+        await self._remember(None)
+        return finding
+
+    async def _remember(self, release: Release | None) -> None:
+        """Note the version that has the traffic now; None: the one before, which has it again."""
+        state = self._state.state
         try:
-            await self._database.pop_version()
+            if release is None:
+                await self._database.pop_version(state)
+            else:
+                await self._database.push_version(self._switch.active.name, release, state)
         except StoreError as error:
             log.error("version_not_remembered", why=str(error))
-        return finding
 
     def _rescue(self) -> None:
         self._plane.relay_into(self._switch.staging.name, self._switch.active.name)

@@ -89,7 +89,6 @@ class Switch:
         target.state = SlotState.RUNNING
         if source.alive:
             source.state = SlotState.WARM
-        await self._state.copy_to_database()
         return Finding(
             ok=True,
             message=f"{target.name} (port {target.port}) has all new connections",

@@ -170,15 +170,19 @@ class Database:
         entry |= {"action": action, "outcome": outcome, "detail": json.dumps(detail)}
         await self._write(("add_audit", {**entry, "subject": subject}))
 
-    async def push_version(self, slot: SlotName, release: Release) -> None:
-        """Note that the release has the traffic from now on, and forget very old ones."""
+    async def push_version(
+        self, slot: SlotName, release: Release, state: DeployState | None = None
+    ) -> None:
+        """Note that the release has the traffic from now on, and the state that says so."""
         row = {"ts": now().isoformat(), "slot": slot, "release": release.name}
         row |= {"directory": str(release.path), "version": release.version}
-        await self._write(("push_version", row), ("trim_versions", {"kept": _VERSIONS_KEPT}))
+        await self._write(
+            ("push_version", row), ("trim_versions", {"kept": _VERSIONS_KEPT}), *_saved(state)
+        )
 
-    async def pop_version(self) -> None:
-        """Note that the last version was rolled back."""
-        await self._write(("pop_version", {}))
+    async def pop_version(self, state: DeployState | None = None) -> None:
+        """Note that the last version was rolled back, and the state that says so."""
+        await self._write(("pop_version", {}), *_saved(state))
 
     async def versions(self) -> list[VersionRow]:
         """Return the versions that had the traffic, the active one first."""
@@ -192,7 +196,7 @@ class Database:
 
     async def save_state(self, state: DeployState) -> None:
         """Keep a copy of the state file's content."""
-        await self._write(("save_state", {"state": state.model_dump_json()}))
+        await self._write(*_saved(state))
 
     async def last_state(self) -> DeployState | None:
         """Return that copy."""
@@ -233,6 +237,10 @@ class Database:
         except _FAILURES as error:
             raise StoreError(f"the database could not be read: {error}") from error
         return cast("list[aiosqlite.Row]", list(rows))
+
+
+def _saved(state: DeployState | None) -> list[tuple[str, dict[str, Any]]]:
+    return [("save_state", {"state": state.model_dump_json()})] if state else []
 
 
 def _columns(record: DeployRecord) -> dict[str, Any]:

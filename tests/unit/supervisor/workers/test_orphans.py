@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from supervisor import procfs
+from supervisor.errors import StartRefusedError
+from supervisor.store.database import InstanceRow
+from supervisor.workers import orphans
+from supervisor.workers.orphans import end_orphans
+from tests.unit.supervisor.workers.support import DEAF
+
+WAIT = "print('so far', flush=True)\nimport time\ntime.sleep(600)\n"
+
+
+@contextmanager
+def worker(code: str = "", **environ: str) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", code + WAIT],
+        env=environ,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "so far\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def row(pid: int, *, start_ticks: int | None = None, boot_id: str | None = None) -> InstanceRow:
+    return InstanceRow(
+        "blue-1",
+        "blue",
+        pid,
+        procfs.start_ticks(pid) or 0 if start_ticks is None else start_ticks,
+        boot_id or procfs.boot_id(),
+    )
+
+
+async def test_where_nothing_was_left_nothing_is_done(tmp_path: Path) -> None:
+    assert await end_orphans(tmp_path, [], seconds=1) == 0
+
+
+async def test_workers_of_this_state_folder_are_ended_and_no_others(tmp_path: Path) -> None:
+    ours = {"ATLAS_STATE_DIR": str(tmp_path)}
+    with (
+        worker(**ours) as one,
+        worker(DEAF, **ours) as deaf,
+        worker(ATLAS_STATE_DIR=f"{tmp_path}2") as other,
+    ):
+        assert await end_orphans(tmp_path, [], seconds=0.3) == 2
+        assert one.wait(5) == -signal.SIGTERM
+        assert deaf.wait(5) == -signal.SIGKILL
+        assert other.poll() is None
+
+
+async def test_one_that_wrote_over_its_environment_is_known_by_its_record(tmp_path: Path) -> None:
+    with worker() as known, worker() as stranger:
+        assert await end_orphans(tmp_path, [row(known.pid)], seconds=5) == 1
+        assert known.wait(5) == -signal.SIGTERM
+        assert stranger.poll() is None
+
+
+@pytest.mark.parametrize("pid", [0, 1, -1])
+async def test_a_record_of_nobody_ends_nobody(tmp_path: Path, pid: int) -> None:
+    assert await end_orphans(tmp_path, [row(pid, start_ticks=0)], seconds=1) == 0
+
+
+async def test_a_pid_that_is_used_again_is_left_alone(tmp_path: Path) -> None:
+    with worker() as stranger:
+        ticks = procfs.start_ticks(stranger.pid)
+        assert ticks is not None
+        rows = [
+            row(stranger.pid, start_ticks=ticks - 1),
+            row(stranger.pid, boot_id="another boot"),
+        ]
+        assert await end_orphans(tmp_path, rows, seconds=1) == 0
+        assert stranger.poll() is None
+
+
+async def test_the_asking_process_and_its_ancestors_are_spared(tmp_path: Path) -> None:
+    code = (
+        "import asyncio, sys\n"
+        "from pathlib import Path\n"
+        "from supervisor.workers.orphans import end_orphans\n"
+        "print(asyncio.run(end_orphans(Path(sys.argv[1]), [], seconds=1)))\n"
+    )
+    shell = 'true; "$@"; true'  # the shell stays: it is started with the same environment
+    process = await asyncio.create_subprocess_exec(
+        *("sh", "-c", shell, "sh", sys.executable, "-c", code, str(tmp_path)),
+        env={**os.environ, "ATLAS_STATE_DIR": str(tmp_path)},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    output, _ = await process.communicate()
+    assert output.splitlines()[-1] == b"0"
+    assert process.returncode == 0
+
+
+async def test_one_that_cannot_be_ended_refuses_the_start_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orphans, "_KILL_SECONDS", 0.2)
+    monkeypatch.setattr(procfs, "send_signal", lambda _pids, _number: None)  # as another uid's
+    with (
+        worker(ATLAS_STATE_DIR=str(tmp_path)) as stuck,
+        pytest.raises(StartRefusedError, match=f"pid {stuck.pid} "),
+    ):
+        with anyio.fail_after(5):
+            await end_orphans(tmp_path, [], seconds=0.1)
+
+
+async def test_many_are_ended_together(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(worker(ATLAS_STATE_DIR=str(tmp_path)))
+        with anyio.fail_after(10):
+            assert await end_orphans(tmp_path, [], seconds=8) == 5
