@@ -180,10 +180,14 @@ class DaemonProcess:
 
     # The process.
 
-    async def start(self) -> None:
-        """Start the daemon and wait until an active worker takes traffic."""
+    def write_settings(self) -> None:
+        """Write the env file as `start` does."""
         lines = (f'{key}="{value}"\n' for key, value in self.settings.items())
         self.env_file.write_text("".join(lines))
+
+    async def start(self) -> None:
+        """Start the daemon and wait until an active worker takes traffic."""
+        self.write_settings()
         inherited = {key: os.environ[key] for key in ("PATH", "HOME", "LANG") if key in os.environ}
         command = (sys.executable, "-m", "supervisor", "--env-file", str(self.env_file))
         with (self.folder / "daemon.out").open("ab") as output:

@@ -10,7 +10,7 @@ import json
 import re
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
@@ -249,6 +249,21 @@ def _columns(record: DeployRecord) -> dict[str, Any]:
         "started_ts": record.started_ts.isoformat(),
         "ended_ts": record.ended_ts.isoformat() if record.ended_ts else None,
     }
+
+
+def active_release(path: Path) -> str | None:
+    """Return the name of the release that had the traffic last, without a daemon.
+
+    None if it had none, or nothing can be read. Blocks on the disk.
+    """
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+            row = connection.execute(
+                "SELECT release FROM versions ORDER BY id DESC LIMIT 1"
+            ).fetchone()
+    except sqlite3.Error:
+        return None
+    return row[0] if row else None
 
 
 @asynccontextmanager

@@ -158,6 +158,21 @@ class Instance:
             log.critical("processes_left", slot=self.slot, pids=self.family())
 
 
+def launcher_command(descriptors: list[int], announced: int, command: list[str]) -> list[str]:
+    """Return what to execute so that the process becomes `command` with these descriptors.
+
+    They land at 3 and onwards; the first `announced` of them are for socket activation.
+    """
+    return [
+        sys.executable,
+        *("-I", "-S", str(LAUNCHER)),
+        ",".join(map(str, descriptors)) or "-",
+        str(announced),
+        str(_OPEN_FILES),
+        *command,
+    ]
+
+
 async def launch(
     *,
     slot: SlotName,
@@ -179,14 +194,7 @@ async def launch(
     try:
         with anyio.CancelScope(shield=True):  # a process that nobody knows of would be left over
             process = await anyio.open_process(
-                [
-                    sys.executable,
-                    *("-I", "-S", str(LAUNCHER)),
-                    ",".join(map(str, descriptors)) or "-",
-                    str(len(handed.named) if announce else 0),
-                    str(_OPEN_FILES),
-                    *command,
-                ],
+                launcher_command(descriptors, len(handed.named) if announce else 0, command),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import DaemonProcess
+from tests.harness import DaemonProcess, Setting
 from tests.integration.support import (
     everything_agrees,
     public_version,
@@ -56,7 +56,7 @@ async def test_killed_before_the_switch_the_deploy_is_aborted_and_the_old_versio
 ) -> None:
     smoke = tmp_path / "smoke.toml"
     smoke.write_text(SLOW_SMOKE if phase == "smoke" else "")
-    settings = {"SMOKE_FILE": smoke, "HEALTH_TIMEOUT_SECONDS": 30}
+    settings: dict[str, Setting] = {"SMOKE_FILE": smoke, "HEALTH_TIMEOUT_SECONDS": 30}
     async with scripted_daemon(tmp_path, settings) as daemon:
         release(daemon, "v2", health_delay={"launch": 20, "smoke": 0, "health": 0.5}[phase])
         await begin(daemon)
@@ -114,7 +114,7 @@ async def test_stopped_in_mid_deploy_the_record_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("phase", ["guard", "warm"])
 async def test_killed_after_the_switch_the_new_version_stays(tmp_path: Path, phase: str) -> None:
-    settings = {
+    settings: dict[str, Setting] = {
         "KEEP_WARM_FOREIGN": "true",
         "KEEP_WARM_SECONDS": 60,
         "GUARD_SECONDS": 30 if phase == "guard" else 0,

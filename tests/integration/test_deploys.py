@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import eventually
+from tests.harness import Setting, eventually
 from tests.integration.support import (
     ask_to_die,
     everything_agrees,
@@ -103,7 +103,7 @@ async def test_a_version_that_dies_at_its_start_says_why_in_its_last_words(tmp_p
 
 
 async def test_a_version_that_dies_during_its_gates_is_refused(tmp_path: Path) -> None:
-    settings = {"HEALTH_PROBES": 20}
+    settings: dict[str, Setting] = {"HEALTH_PROBES": 20}
     async with scripted_daemon(tmp_path, settings) as daemon:
         release(daemon, "v2", die_after_health=4)
         answer = await daemon.deploy()
@@ -210,7 +210,7 @@ async def test_a_deploy_can_be_aborted_at_every_step(tmp_path: Path, phase: str)
     smoke.write_text(
         '[[command]]\nname = "long"\nrun = ["sleep", "20"]\n' if phase == "smoke" else ""
     )
-    settings = {"SMOKE_FILE": smoke, "HEALTH_TIMEOUT_SECONDS": 30}
+    settings: dict[str, Setting] = {"SMOKE_FILE": smoke, "HEALTH_TIMEOUT_SECONDS": 30}
     async with scripted_daemon(tmp_path, settings) as daemon:
         delay = {"launch": 20.0, "smoke": 0.0, "health": 0.3}[phase]
         release(daemon, "v2", health_delay=delay)
@@ -338,7 +338,7 @@ async def test_a_worker_that_is_killed_is_started_again(tmp_path: Path) -> None:
 
 
 async def test_a_worker_that_hangs_is_stopped_and_started_again(tmp_path: Path) -> None:
-    settings = {
+    settings: dict[str, Setting] = {
         "LIVENESS_INTERVAL_SECONDS": 0.1,
         "LIVENESS_FAILURES": 2,
         "HEALTH_TIMEOUT_SECONDS": 0.2,

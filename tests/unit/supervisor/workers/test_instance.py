@@ -60,10 +60,6 @@ client.close()
 """
 
 
-def status_of(pid: int) -> str:
-    return (Path("/proc") / str(pid) / "status").read_text()
-
-
 async def test_it_exits_when_it_is_asked_to(tmp_path: Path) -> None:
     async with launched(tmp_path, READY_AND_SLEEP) as instance:
         with anyio.fail_after(10):

@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from functools import partial
+from pathlib import Path
+
+import anyio
+import pytest
+
+from supervisor import procfs
+from supervisor.model.slot import Role, SlotState
+from supervisor.model.verdict import Verdict
+from supervisor.probes.http import HttpProber, ProbeResult
+from supervisor.workers.slot import LaunchError
+from tests.harness import eventually
+from tests.unit.supervisor.traffic.support import open_files, stranger
+from tests.unit.supervisor.workers.support import (
+    BLUE,
+    DEAF,
+    GREEN,
+    READY,
+    READY_AND_SLEEP,
+    SLEEP,
+    bench,
+    release,
+    serving,
+)
+
+QUICK = {"liveness_interval_seconds": 0.1, "liveness_failures": 2, "health_timeout_seconds": 0.3}
+
+
+async def asked(port: int) -> str:
+    """Return the name of the instance that answers on the port."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET / HTTP/1.0\r\n\r\n")
+    answer = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    return answer.rpartition(b"\r\n")[2].decode()
+
+
+async def test_an_instance_that_says_ready_is_running(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        assert made.blue.state is SlotState.EMPTY
+        how = await made.blue.start(release(tmp_path / "r", READY_AND_SLEEP))
+        instance = made.blue.instance
+        assert instance is not None
+        assert "it said READY=1" in how["message"]
+        assert (how["pid"], how["instance"], how["kit"]) == (instance.pid, instance.name, False)
+        assert made.blue.serving
+        view = made.blue.view(Role.ACTIVE)
+        assert (view.state, view.pid, view.version) == (SlotState.RUNNING, instance.pid, "v1")
+        assert made.ledger.entries == [("launched", instance.name)]
+        assert await made.blue.stop()
+        assert made.ledger.entries[1:] == [("gone", instance.name)]
+        assert made.blue.state is SlotState.EMPTY
+        assert made.blue.view(Role.ACTIVE).pid is None
+        assert made.down == []
+
+
+@pytest.mark.parametrize("status", [200, 404, 500])
+async def test_an_instance_that_answers_anything_is_running(tmp_path: Path, status: int) -> None:
+    async with bench(tmp_path) as made:
+        how = await made.blue.start(release(tmp_path / "r", serving(status)))
+        assert "it answered" in how["message"]
+        assert made.blue.instance is not None
+        for port in (made.settings.active_port, made.settings.public_port):
+            assert await asked(port) == made.blue.instance.name
+
+
+async def test_a_worker_that_binds_its_own_port_is_waited_for(tmp_path: Path) -> None:
+    command = ("python", "-m", "http.server", "{port}", "--bind", "127.0.0.1")
+    async with bench(tmp_path, worker_command=command) as made:
+        how = await made.blue.start(release(tmp_path / "r", ""))
+        assert "it answered" in how["message"]
+
+
+async def test_a_worker_that_binds_its_own_port_does_not_share_it_with_a_stranger(
+    tmp_path: Path,
+) -> None:
+    command = ("python", "-m", "http.server", "{port}", "--bind", "127.0.0.1")
+    async with bench(tmp_path, worker_command=command) as made:
+        with stranger(made.blue.port) as other:
+            with pytest.raises(LaunchError, match=rf"is taken: pid {other.pid} "):
+                await made.blue.start(release(tmp_path / "r", ""))
+            assert other.poll() is None
+        assert made.blue.state is SlotState.EMPTY
+
+
+async def test_a_new_descriptor_worker_is_not_taken_for_ready_by_the_other_ones_answer(
+    tmp_path: Path,
+) -> None:
+    command = ("python", "app.py", "{fd}")
+    async with bench(tmp_path, worker_command=command, ready_timeout_seconds=0.7) as made:
+        await made.blue.start(release(tmp_path / "good", serving()))
+        made.plane.relay_into(GREEN, BLUE)  # as the daemon does for a slot without a worker
+        with pytest.raises(LaunchError, match=r"not ready within 0\.7 s"):
+            await made.green.start(release(tmp_path / "slow", SLEEP))
+
+
+async def test_one_that_dies_before_it_is_ready_is_told_with_what_it_printed(
+    tmp_path: Path,
+) -> None:
+    async with bench(tmp_path) as made:
+        code = "print('reading the settings')\nraise ValueError('no settings')"
+        with pytest.raises(LaunchError, match="exited with status 1 before it was ready") as failed:
+            await made.blue.start(release(tmp_path / "r", code))
+        assert failed.value.detail["output"][-1] == "ValueError: no settings"
+        assert "reading the settings" in failed.value.detail["output"]
+        assert made.blue.state is SlotState.EMPTY
+        assert [what for what, _ in made.ledger.entries] == ["launched", "gone"]
+        assert made.down == []
+
+
+async def test_one_that_is_not_ready_in_time_is_ended(tmp_path: Path) -> None:
+    async with bench(tmp_path, ready_timeout_seconds=0.5, stop_timeout_seconds=0.1) as made:
+        with pytest.raises(LaunchError, match=r"not ready within 0\.5 s"):
+            await made.blue.start(release(tmp_path / "r", DEAF + SLEEP))
+        assert made.blue.instance is None
+        assert made.blue.state is SlotState.EMPTY
+        assert made.down == []
+
+
+async def test_a_launch_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        launching = asyncio.create_task(made.blue.start(release(tmp_path / "r", SLEEP)))
+        await eventually(lambda: made.blue.instance is not None)
+        instance = made.blue.instance
+        assert instance is not None
+        launching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await launching
+        assert made.blue.instance is None
+        assert instance.family() == []
+        assert procfs.start_ticks(instance.pid) is None
+
+
+async def test_a_launch_ends_even_when_everything_is_cancelled_at_once(tmp_path: Path) -> None:
+    with anyio.fail_after(20):
+        async with bench(tmp_path) as made:
+            made.tasks.start_soon(made.blue.start, release(tmp_path / "r", SLEEP))
+            await eventually(lambda: made.blue.instance is not None)
+            instance = made.blue.instance
+            assert instance is not None
+            made.tasks.cancel_scope.cancel()  # its watcher is cancelled with it
+    assert instance.family() == []
+
+
+async def test_a_release_that_is_gone_is_a_failed_launch(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        gone = release(tmp_path / "r", SLEEP).model_copy(update={"path": tmp_path / "gone"})
+        before = open_files()
+        with pytest.raises(LaunchError, match="could not be started"):
+            await made.blue.start(gone)
+        assert made.blue.state is SlotState.EMPTY
+        await eventually(lambda: open_files() <= before)
+
+
+@pytest.mark.parametrize("spoil", ["log", "environment"])
+async def test_what_the_daemon_cannot_do_is_a_failed_launch_too(tmp_path: Path, spoil: str) -> None:
+    extra = tmp_path / "worker.env"
+    extra.touch()
+    async with bench(tmp_path, worker_env_file=extra) as made:
+        if spoil == "log":
+            made.blue.log.path.mkdir()
+        else:
+            extra.write_bytes(b"\xff")
+        with pytest.raises(LaunchError):
+            await made.blue.start(release(tmp_path / "r", READY_AND_SLEEP))
+        assert made.blue.state is SlotState.EMPTY
+
+
+async def test_one_that_dies_while_it_runs_is_told_once(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        await made.blue.start(release(tmp_path / "r", READY_AND_SLEEP))
+        assert made.blue.instance is not None
+        os.kill(made.blue.instance.pid, signal.SIGKILL)
+        with anyio.fail_after(5):
+            await made.downs.wait()
+        assert made.down == [(BLUE, "it was ended by SIGKILL")]
+        assert not made.blue.alive
+        await made.blue.stop()
+        assert len(made.down) == 1
+
+
+async def test_one_that_hangs_is_noticed_and_told_once_even_if_it_ends_meanwhile(
+    tmp_path: Path,
+) -> None:
+    async with bench(tmp_path, **QUICK) as made:
+        made.wait_when_down = anyio.Event()
+        await made.blue.start(release(tmp_path / "r", serving()))
+        instance = made.blue.instance
+        assert instance is not None
+        os.kill(instance.pid, signal.SIGSTOP)
+        with anyio.fail_after(10):
+            await made.downs.wait()
+        ((slot, cause),) = made.down
+        assert slot is BLUE
+        assert "failed 2 liveness probes in a row" in cause
+        os.kill(instance.pid, signal.SIGKILL)
+        with anyio.fail_after(5):
+            await instance.exited.wait()
+        await asyncio.sleep(0.1)  # time to be told twice in
+        assert len(made.down) == 1
+        made.wait_when_down.set()
+
+
+class Unsure(HttpProber):
+    """Can't find out anything, after the first answer."""
+
+    probes = 0
+
+    async def probe(
+        self, port: int, path: str, *, timeout_seconds: float, expect_instance: str | None = None
+    ) -> ProbeResult:
+        if expect_instance is None:
+            return await super().probe(port, path, timeout_seconds=timeout_seconds)
+        Unsure.probes += 1
+        return ProbeResult(
+            verdict=Verdict.INCONCLUSIVE, status=None, duration_ms=0, message="no descriptors"
+        )
+
+
+async def test_the_probers_own_error_is_not_held_against_the_worker(tmp_path: Path) -> None:
+    Unsure.probes = 0
+    async with bench(tmp_path, Unsure, **{**QUICK, "liveness_interval_seconds": 0.02}) as made:
+        await made.blue.start(release(tmp_path / "r", serving()))
+        await eventually(lambda: Unsure.probes > 10)
+        assert made.blue.serving
+        assert made.down == []
+
+
+async def test_another_instances_answer_counts_as_a_failure(tmp_path: Path) -> None:
+    code = "import os\nos.environ['ATLAS_INSTANCE'] = 'somebody-else'\n" + serving()
+    async with bench(tmp_path, **QUICK) as made:
+        await made.blue.start(release(tmp_path / "r", code))
+        with anyio.fail_after(10):
+            await made.downs.wait()
+        assert "wrong instance" in made.down[0][1]
+
+
+async def test_a_drain_takes_what_is_queued_first(tmp_path: Path) -> None:
+    code = READY + "notify('READY=1')\nimport time\ntime.sleep(0.5)\n" + serving()
+    async with bench(tmp_path) as made:
+        await made.blue.start(release(tmp_path / "r", code))
+        assert made.blue.instance is not None
+        name = made.blue.instance.name
+        queued = [asyncio.create_task(asked(made.settings.public_port)) for _ in range(10)]
+        await eventually(lambda: made.plane.queued(BLUE) >= 10)
+        made.plane.steer(GREEN)
+        how = await made.blue.drain()
+        assert how["by_itself"]
+        assert set(await asyncio.gather(*queued)) == {name}
+        assert made.blue.state is SlotState.EMPTY
+        assert made.down == []
+
+
+async def test_a_drain_that_never_ends_is_ended(tmp_path: Path) -> None:
+    async with bench(tmp_path, drain_timeout_seconds=0.2, stop_timeout_seconds=0.1) as made:
+        await made.blue.start(release(tmp_path / "r", DEAF + READY_AND_SLEEP))
+        with anyio.fail_after(10):
+            how = await made.blue.drain()
+        assert not how["by_itself"]
+        assert "had to be killed" in how["message"]
+        assert made.blue.instance is None
+
+
+async def test_stopping_an_empty_slot_does_nothing(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        assert await made.blue.stop()
+        assert made.ledger.entries == []
+
+
+async def test_stopped_twice_at_once_it_ends_once(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        await made.blue.start(release(tmp_path / "r", READY_AND_SLEEP))
+        async with anyio.create_task_group() as group:
+            group.start_soon(partial(made.blue.stop, drain_seconds=1))
+            group.start_soon(made.blue.drain)
+        assert made.blue.state is SlotState.EMPTY
+        assert made.down == []
+
+
+async def test_a_worker_that_fills_its_log_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("supervisor.workers.output.LIMIT_BYTES", 10_000)
+    code = "import threading, time\ndef flood():\n    while True:\n        print('x' * 100)\n"
+    code += "        time.sleep(0.0005)\nthreading.Thread(target=flood).start()\n" + serving()
+    async with bench(tmp_path, **{**QUICK, "health_timeout_seconds": 2}) as made:
+        await made.blue.start(release(tmp_path / "r", code))
+        older = made.blue.log.path.with_name("worker-blue.log.1")
+        await eventually(older.exists)
+        await eventually(lambda: older.stat().st_size == 10_000)
+        assert made.blue.serving
