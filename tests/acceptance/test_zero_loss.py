@@ -22,6 +22,7 @@ from tests.loadclient import (
 
 APPS = Path(__file__).parent / "apps"
 IDLE_GRACE_SECONDS = 0.8
+RELAY_DEPLOYS = 30
 
 ONE_SHOT = (
     Traffic("one GET per connection", 4, echoes_token, keep_alive=False, think=(0.0, 0.02)),
@@ -111,4 +112,12 @@ async def test_gunicorn_by_socket_activation_loses_no_request(tmp_path: Path) ->
 @pytest.mark.skipif(bool(missing("node")), reason="Node.js is not installed")
 async def test_node_by_socket_activation_loses_no_request(tmp_path: Path) -> None:
     report = await deploy_foreign(tmp_path, "node server.js", "server.js", ONE_SHOT, 5)
+    assert lost(report, ONE_SHOT) == []
+
+
+async def test_a_worker_that_binds_its_own_port_loses_no_request_on_the_relay(
+    tmp_path: Path,
+) -> None:
+    command = "uvicorn --port {port} --no-access-log --lifespan off asgi_app:app"
+    report = await deploy_foreign(tmp_path, command, "asgi_app.py", ONE_SHOT, RELAY_DEPLOYS)
     assert lost(report, ONE_SHOT) == []

@@ -162,7 +162,9 @@ def test_every_verb_of_the_client_is_in_the_readme() -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_every_command_of_ours_that_is_named_exists(path: Path) -> None:
-    named = set(re.findall(r"(?<![\w/])(?:\./)?(scripts/[a-z_-]+|\.ci/run)", path.read_text()))
+    named = set(
+        re.findall(r"(?<![\w/])(?:\./)?(scripts/[a-z_-]+(?:\.py)?|\.ci/run)", path.read_text())
+    )
 
     assert not {name for name in named if not (ROOT / name).exists()}
 

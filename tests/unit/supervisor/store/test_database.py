@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from supervisor.errors import StartRefusedError
+from supervisor.model.actor import SUPERVISOR
+from supervisor.model.deploy import Result, StepName
+from supervisor.model.release import Release
+from supervisor.store import database as module
+from supervisor.store.database import Database, InstanceRow, StoreError, VersionRow, open_database
+from tests.unit.supervisor.store.samples import WHEN, a_deploy, a_state, a_step
+from tests.unit.supervisor.traffic.support import open_files
+from tests.unit.supervisor.workers.support import BLUE, GREEN
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "atlas.db"
+
+
+def rows(path: Path, query: str) -> list[tuple[object, ...]]:
+    """Ask from outside, on a connection of our own."""
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(query).fetchall()
+
+
+@contextmanager
+def locked_by_another_process(path: Path) -> Iterator[None]:
+    code = (
+        "import sqlite3, sys\n"
+        "c = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "c.execute('BEGIN EXCLUSIVE')\n"
+        "print('locked', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "locked\n"
+            yield
+        finally:
+            process.kill()
+
+
+async def transition(database: Database, deploy_id: str, **changes: object) -> None:
+    await database.write_transition(
+        a_deploy(deploy_id, **changes),
+        source="preflight",
+        event="passed",
+        cause=None,
+        step=a_step(),
+    )
+
+
+async def test_a_deploy_comes_back_as_it_was_written(path: Path) -> None:
+    async with open_database(path) as (database, aside):
+        assert aside is None
+        await database.begin_deploy(a_deploy(), auto_switch=False)
+        (unfinished,) = await database.unfinished()
+        assert unfinished.record == a_deploy()
+        assert not unfinished.auto_switch
+        steps = [a_step(), a_step(StepName.LAUNCH, output=["a", "ü\0\x1b"])]
+        for count, phase in ((1, "launch"), (2, "smoke")):
+            await database.write_transition(
+                a_deploy(phase=phase, version="v2"),
+                source="whatever", event="passed", cause="why", step=steps[count - 1],
+            )  # fmt: skip
+        assert await database.last_transition("d1") == ("whatever", "passed")
+        ended = {"phase": "ended", "result": Result.FAILED, "reason": "it broke", "ended_ts": WHEN}
+        await database.write_transition(
+            a_deploy(version="v2", **ended), source="smoke", event="failed", cause=None, step=None
+        )
+        assert await database.unfinished() == []
+    async with open_database(path) as (database, _):
+        found = await database.deploy("d1")
+        assert found == a_deploy(version="v2", **ended, steps=steps)
+        assert await database.deploys(10) == [found]
+        assert await database.deploy("d2") is None
+        assert await database.last_transition("d2") is None
+
+
+async def test_the_latest_deploys_come_first(path: Path) -> None:
+    async with open_database(path) as (database, _):
+        for number in range(5):
+            await database.begin_deploy(a_deploy(f"d{number}"), auto_switch=True)
+        assert [each.deploy_id for each in await database.deploys(3)] == ["d4", "d3", "d2"]
+
+
+async def test_the_other_records_come_back_too(path: Path) -> None:
+    one = Release(name=None, path=Path("/srv/work"), version="v1")
+    two = Release(name="v2", path=Path("/srv/releases/v2"), version="v2")
+    row = InstanceRow("blue-1", "blue", 12, 34, "boot")
+    async with open_database(path) as (database, _):
+        await database.push_version(BLUE, one)
+        await database.push_version(GREEN, two)
+        assert await database.versions() == [VersionRow(GREEN, two), VersionRow(BLUE, one)]
+        await database.pop_version()
+        assert await database.versions() == [VersionRow(BLUE, one)]
+        await database.add_instance(row)
+        assert await database.instances() == [row]
+        await database.remove_instance("blue-1")
+        await database.remove_instance("never-there")
+        assert await database.instances() == []
+        await database.save_state(a_state(generation=1))
+        await database.save_state(a_state(generation=2))
+        assert await database.last_state() == a_state(generation=2)
+        await database.audit(SUPERVISOR, "mode", "single", subject="d1", reason="because")
+    ((action, detail),) = rows(path, "SELECT action, detail FROM audit")
+    assert action == "mode"
+    assert json.loads(str(detail)) == {"reason": "because"}
+
+
+async def test_old_versions_are_forgotten(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_VERSIONS_KEPT", 3)
+    async with open_database(path) as (database, _):
+        for number in range(10):
+            release = Release(name=f"v{number}", path=Path("/srv"), version=f"v{number}")
+            await database.push_version(BLUE, release)
+        assert [each.release.name for each in await database.versions()] == ["v9", "v8", "v7"]
+
+
+async def test_what_was_written_is_seen_from_outside_at_once(path: Path) -> None:
+    async with open_database(path) as (database, _):
+        await database.begin_deploy(a_deploy(), auto_switch=True)
+        assert rows(path, "SELECT deploy_id FROM deploys") == [("d1",)]
+        ((synchronous,),) = await database._connection.execute_fetchall("PRAGMA synchronous")
+        ((journal,),) = await database._connection.execute_fetchall("PRAGMA journal_mode")
+        assert (synchronous, journal) == (2, "wal")
+
+
+async def test_a_write_that_fails_half_way_leaves_nothing_of_it(path: Path) -> None:
+    async with open_database(path) as (database, _):
+        await database.begin_deploy(a_deploy(), auto_switch=True)
+        for bad in ({"reason": "\udcff"}, {"active_port": 1 << 70}):
+            # The transition itself is fine; what follows in the same transaction is not.
+            with pytest.raises(StoreError, match="could not be written"):
+                await transition(database, "d1", **bad)
+            assert not database._connection.in_transaction
+        with pytest.raises(StoreError, match="FOREIGN KEY"):
+            await transition(database, "nobody")
+        await database.audit(SUPERVISOR, "after", "done")
+        assert rows(path, "SELECT count(*) FROM transitions") == [(0,)]
+        assert rows(path, "SELECT count(*) FROM audit") == [(1,)]
+
+
+async def test_writers_at_once_do_not_mix_their_transactions(path: Path) -> None:
+    async with open_database(path) as (database, _):
+        for number in range(5):
+            await database.begin_deploy(a_deploy(f"d{number}"), auto_switch=True)
+        known = [transition(database, f"d{number}") for number in range(5) for _ in range(10)]
+        unknown = [transition(database, f"nobody{number}") for number in range(20)]
+        outcomes = await asyncio.gather(
+            *(each for pair in zip(known, unknown, strict=False) for each in pair),
+            *known[20:],
+            return_exceptions=True,
+        )
+        assert sum(isinstance(outcome, StoreError) for outcome in outcomes) == 20
+        assert sum(outcome is None for outcome in outcomes) == 50
+        for deploy in await database.deploys(10):
+            assert len(deploy.steps) == 10
+        assert rows(path, "SELECT count(*) FROM transitions") == [(50,)]
+
+
+async def test_readers_see_no_transaction_that_is_still_open(path: Path) -> None:
+    async with open_database(path) as (database, _):
+        await database.begin_deploy(a_deploy(), auto_switch=True)
+
+        async def read() -> None:
+            for _ in range(50):
+                found = await database.deploy("d1")
+                assert found is not None
+                assert found.version != "to be taken back"
+
+        async def write() -> None:
+            for _ in range(20):
+                with pytest.raises(StoreError):
+                    await transition(database, "d1", version="to be taken back", reason="\udcff")
+
+        await asyncio.gather(read(), read(), write())
+
+
+@pytest.mark.parametrize("native", [True, False])
+async def test_a_writer_that_is_cancelled_leaves_no_transaction_open(
+    path: Path, native: bool
+) -> None:
+    async with open_database(path) as (database, _):
+        await database.begin_deploy(a_deploy(), auto_switch=True)
+        for steps in range(12):
+            if native:
+                task = asyncio.create_task(transition(database, "d1"))
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.wait([task])
+            else:
+                with anyio.move_on_after(steps * 0.0002):
+                    await transition(database, "d1")
+            assert not database._connection.in_transaction
+        await database.audit(SUPERVISOR, "after", "done")
+        ((transitions, written),) = rows(
+            path, "SELECT (SELECT count(*) FROM transitions), (SELECT count(*) FROM steps)"
+        )
+        assert transitions == written  # each is there as a whole or not at all
+
+
+async def test_a_database_that_another_process_holds_is_an_error_and_then_fine(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BUSY_SECONDS", 0.1)
+    async with open_database(path) as (database, _):
+        with locked_by_another_process(path), pytest.raises(StoreError, match="locked"):
+            await database.begin_deploy(a_deploy(), auto_switch=True)
+        await database.begin_deploy(a_deploy(), auto_switch=True)
+
+
+async def test_a_database_that_is_held_at_the_start_refuses_it_and_is_left_alone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BUSY_SECONDS", 0.1)
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE theirs (x)")
+    before = open_files()
+    with locked_by_another_process(path), pytest.raises(StartRefusedError, match="locked"):
+        async with open_database(path):
+            pass
+    assert [each.name for each in path.parent.iterdir() if "unreadable" in each.name] == []
+    assert open_files() <= before
+
+
+@pytest.mark.parametrize("damage", ["garbage", "header", "middle", "truncated"])
+async def test_a_damaged_file_is_set_aside_and_a_new_one_begun(path: Path, damage: str) -> None:
+    async with open_database(path) as (database, _):
+        for number in range(50):
+            await database.begin_deploy(a_deploy(f"d{number}"), auto_switch=True)
+    content = bytearray(path.read_bytes())
+    if damage == "garbage":
+        content = bytearray(b"this is no database at all\n" * 100)
+    elif damage == "header":
+        content[:100] = bytes(range(100))
+    elif damage == "middle":
+        content[4096:] = b"\xa5" * (len(content) - 4096)
+    else:
+        del content[len(content) // 2 :]
+    path.write_bytes(content)
+    path.with_name("atlas.db-wal").write_bytes(b"an old log")
+    async with open_database(path) as (database, aside):
+        assert aside is not None
+        assert aside.read_bytes() == content
+        assert await database.deploys(10) == []
+        await database.begin_deploy(a_deploy(), auto_switch=True)
+    async with open_database(path) as (database, aside):
+        assert aside is None
+        assert len(await database.deploys(10)) == 1
+
+
+async def test_a_log_that_is_gone_leaves_what_was_in_the_file(path: Path, tmp_path: Path) -> None:
+    async with open_database(path) as (database, _):
+        await database.begin_deploy(a_deploy("d1"), auto_switch=True)
+        await database._connection.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+        await database.begin_deploy(a_deploy("d2"), auto_switch=True)
+        copy = tmp_path / "crashed" / "atlas.db"  # as a SIGKILL would have left it, without the log
+        copy.parent.mkdir()
+        copy.write_bytes(path.read_bytes())
+    async with open_database(copy) as (database, aside):
+        assert aside is None
+        assert [each.deploy_id for each in await database.deploys(10)] == ["d1"]
+
+
+async def test_a_crash_loses_nothing_that_was_written(path: Path, tmp_path: Path) -> None:
+    async with open_database(path) as (database, _):
+        await database.begin_deploy(a_deploy("d1"), auto_switch=True)
+        crashed = tmp_path / "crashed"
+        crashed.mkdir()
+        for part in ("atlas.db", "atlas.db-wal"):
+            (crashed / part).write_bytes((tmp_path / part).read_bytes())
+    async with open_database(crashed / "atlas.db") as (database, _):
+        assert [each.deploy_id for each in await database.deploys(10)] == ["d1"]
+
+
+async def test_a_place_that_cannot_hold_a_database_refuses_the_start(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for place in (tmp_path / "folder", tmp_path / "gone" / "atlas.db"):
+        with pytest.raises(StartRefusedError, match="can't be opened"):
+            async with open_database(place):
+                pass
+
+
+async def test_its_files_are_for_the_group_at_most(path: Path) -> None:
+    async with open_database(path) as (database, _):
+        await database.begin_deploy(a_deploy(), auto_switch=True)
+        found = {each.name: each.stat().st_mode & 0o777 for each in path.parent.iterdir()}
+    assert found == dict.fromkeys(("atlas.db", "atlas.db-wal", "atlas.db-shm"), 0o640)
+
+
+async def test_a_closed_database_says_so(path: Path) -> None:
+    async with open_database(path) as (database, _):
+        pass
+    with pytest.raises(StoreError):
+        await database.begin_deploy(a_deploy(), auto_switch=True)
+    with pytest.raises(StoreError):
+        await database.deploys(1)

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from supervisor.model.slot import SlotName
+from supervisor.telemetry import logs
+from supervisor.telemetry.logs import configure_logs
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Iterator[Path]:
+    """Configure the process's logging for one test, and put it back as it was."""
+    root = logging.getLogger()
+    level, quiet = root.level, {n: logging.getLogger(n).level for n in ("aiosqlite", "asyncio")}
+    handlers = root.handlers[:]
+    root.handlers.clear()  # pytest's own are not ours to close
+    configure_logs(tmp_path / "supervisor.jsonl", "info")
+    yield tmp_path / "supervisor.jsonl"
+    for handler in root.handlers[:]:
+        root.removeHandler(handler)
+        handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name, before in quiet.items():
+        logging.getLogger(name).setLevel(before)
+    structlog.reset_defaults()
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_line_is_an_object_with_what_the_contract_names(path: Path) -> None:
+    structlog.get_logger("t").info("worker_ready", slot=SlotName.BLUE, pid=12, deploy_id="d1")
+    (line,) = lines(path)
+    moment = datetime.fromisoformat(line.pop("ts"))
+    assert moment.utcoffset() is not None
+    expected = {"level": "info", "event": "worker_ready", "slot": "blue", "pid": 12}
+    assert line == {**expected, "deploy_id": "d1"}
+
+
+def test_libraries_write_into_the_same_file(path: Path) -> None:
+    logging.getLogger("some.library").warning("it is %s", "late")
+    logging.getLogger("asyncio").info("chatter")
+    (line,) = lines(path)
+    assert (line["event"], line["level"]) == ("it is late", "warning")
+
+
+def test_lines_below_the_level_are_left_out(path: Path) -> None:
+    log = structlog.get_logger("t")
+    log.debug("small")
+    log.error("large")
+    assert [line["event"] for line in lines(path)] == ["large"]
+
+
+def test_control_characters_steer_no_terminal(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "\x1b[31mred\x07\r\nforged line\x00\x9b"
+    configure_logs(path, "info")  # now with the captured standard error
+    log = structlog.get_logger("t")
+    log.error("said", text=evil, many=[evil])
+    logging.getLogger("library").error(evil)
+    try:
+        raise ValueError(evil)
+    except ValueError:
+        log.exception("failed")
+    shown = capsys.readouterr().err
+    for text in (path.read_text(), shown):
+        assert not any(character in text for character in "\x1b\x07\r\x00\x9b")
+    assert "\nforged line" not in path.read_text()
+    assert lines(path)[0]["text"] == "\\x1b[31mred\\x07\\r\\nforged line\\x00\\x9b"
+    traceback = lines(path)[2]["exception"]
+    assert traceback.startswith("Traceback (most recent call last):\n")
+    assert "Traceback (most recent call last):\n" in shown
+
+
+def test_what_is_no_json_is_written_all_the_same(path: Path) -> None:
+    structlog.get_logger("t").info("odd", where=Path("/x"), what={1, 2}, text="\udcff")
+    (line,) = lines(path)
+    assert "/x" in line["where"]
+
+
+def test_the_file_is_bounded_and_its_parts_are_for_the_group_at_most(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "FILE_BYTES", 5000)
+    monkeypatch.setattr(logs, "FILES_KEPT", 2)
+    before = os.umask(0)
+    try:
+        configure_logs(path, "info")
+        for number in range(500):
+            structlog.get_logger("t").info("flood", number=number)
+    finally:
+        os.umask(before)
+    found = {each.name: each.stat() for each in path.parent.iterdir()}
+    assert set(found) == {f"supervisor.jsonl{suffix}" for suffix in ("", ".1", ".2")}
+    assert all(each.st_size <= 5000 for each in found.values())
+    assert all(each.st_mode & 0o777 == 0o640 for each in found.values())
+    assert lines(path)[-1]["number"] == 499
+
+
+def test_configured_again_it_writes_each_line_once(path: Path) -> None:
+    configure_logs(path, "info")
+    configure_logs(path, "info")
+    structlog.get_logger("t").info("once")
+    assert len(lines(path)) == 1
+
+
+def test_a_full_disk_stops_nobody(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.unlink()
+    path.symlink_to("/dev/full")
+    monkeypatch.setattr(Path, "chmod", lambda _path, _mode: None)  # it is the machine's device
+    configure_logs(path, "info")
+    structlog.get_logger("t").info("lost")
+    path.unlink()
+    configure_logs(path, "info")
+    structlog.get_logger("t").info("written")
+    assert [line["event"] for line in lines(path)] == ["written"]
+
+
+def test_a_folder_that_is_gone_is_an_error_of_the_disk(tmp_path: Path, path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        configure_logs(tmp_path / "gone" / "supervisor.jsonl", "info")
+    structlog.get_logger("t").info("still here")
+    assert len(lines(path)) == 1
