@@ -26,13 +26,17 @@ _MANY_LINES = {"exception", "stack"}
 
 
 class _PrivateFile(logging.handlers.RotatingFileHandler):
-    """Begins every new file with the mode of the first."""
+    """Begins every new file with the mode of the first, and says in a line what goes wrong."""
 
     def _open(self) -> TextIOWrapper:
         private = partial(os.open, mode=_MODE)
         file = open(self.baseFilename, self.mode, encoding=self.encoding, opener=private)  # noqa: SIM115  # Path has no opener; the handler closes it
         assert isinstance(file, TextIOWrapper)  # noqa: S101  # what text mode gives
         return file
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the base's
+        name, error = Path(self.baseFilename).name, sys.exception()
+        print(f"{name} can't be written: {error}", file=sys.stderr)  # noqa: T201  # where else
 
 
 def configure_logs(path: Path, level: str) -> None:

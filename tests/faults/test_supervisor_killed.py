@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import DaemonProcess, Setting
+from tests.harness import DaemonProcess, Setting, eventually
 from tests.integration.support import (
     everything_agrees,
     public_version,
@@ -60,7 +60,8 @@ async def test_killed_before_the_switch_the_deploy_is_aborted_and_the_old_versio
     async with scripted_daemon(tmp_path, settings) as daemon:
         release(daemon, "v2", health_delay={"launch": 20, "smoke": 0, "health": 0.5}[phase])
         await begin(daemon)
-        await until_phase(daemon, phase)
+        # The journal counts, not what the daemon says: it writes a moment later.
+        await eventually(lambda: rows(daemon, "SELECT phase FROM deploys") == [(phase,)])
         await kill(daemon)
         release(daemon, "v1")
         record = await start_again(daemon)

@@ -40,9 +40,9 @@ def another_daemon(path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_second_daemon_is_refused_and_told_who_the_first_is(tmp_path: Path) -> None:
     path = tmp_path / "supervisor.lock"
     with another_daemon(path) as first:
-        with pytest.raises(StartRefusedError, match=rf"pid {first.pid} \(.* holds {path}"):
-            with only_daemon(path):
-                pass
+        refused = pytest.raises(StartRefusedError, match=rf"pid {first.pid} \(.* holds {path}")
+        with refused, only_daemon(path):
+            pass
         assert path.read_text() == f"{first.pid}\n"
 
 
@@ -75,9 +75,9 @@ def test_whatever_the_file_says_only_the_lock_counts(tmp_path: Path, content: by
     path.write_bytes(content)
     with only_daemon(path):
         path.write_bytes(content)
-        with pytest.raises(StartRefusedError, match="another supervisor runs"):
-            with only_daemon(path):
-                pass
+        refused = pytest.raises(StartRefusedError, match="another supervisor runs")
+        with refused, only_daemon(path):
+            pass
 
 
 def test_a_place_that_cannot_be_locked_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -57,7 +58,32 @@ def locked_by_another_process(path: Path) -> Iterator[None]:
             process.kill()
 
 
-async def transition(database: Database, deploy_id: str, **changes: object) -> None:
+def damaged(path: Path, damage: str) -> bytes:
+    """Damage the file, leave an old log beside it, and return what the file holds now."""
+    content = bytearray(path.read_bytes())
+    if damage == "garbage":
+        content = bytearray(b"this is no database at all\n" * 100)
+    elif damage == "header":
+        content[:100] = bytes(range(100))
+    elif damage == "middle":
+        content[4096:] = b"\xa5" * (len(content) - 4096)
+    else:
+        del content[len(content) // 2 :]
+    path.write_bytes(content)
+    path.with_name("atlas.db-wal").write_bytes(b"an old log")
+    return bytes(content)
+
+
+def crashed(path: Path, *parts: str) -> Path:
+    """Copy the parts of an open database, as a SIGKILL would have left them."""
+    folder = path.parent / "crashed"
+    folder.mkdir()
+    for part in parts:
+        (folder / part).write_bytes((path.parent / part).read_bytes())
+    return folder / path.name
+
+
+async def transition(database: Database, deploy_id: str, **changes: Any) -> None:
     await database.write_transition(
         a_deploy(deploy_id, **changes),
         source="preflight",
@@ -81,7 +107,12 @@ async def test_a_deploy_comes_back_as_it_was_written(path: Path) -> None:
                 source="whatever", event="passed", cause="why", step=steps[count - 1],
             )  # fmt: skip
         assert await database.last_transition("d1") == ("whatever", "passed")
-        ended = {"phase": "ended", "result": Result.FAILED, "reason": "it broke", "ended_ts": WHEN}
+        ended: dict[str, Any] = {
+            "phase": "ended",
+            "result": Result.FAILED,
+            "reason": "it broke",
+            "ended_ts": WHEN,
+        }
         await database.write_transition(
             a_deploy(version="v2", **ended), source="smoke", event="failed", cause=None, step=None
         )
@@ -247,17 +278,7 @@ async def test_a_damaged_file_is_set_aside_and_a_new_one_begun(path: Path, damag
     async with open_database(path) as (database, _):
         for number in range(50):
             await database.begin_deploy(a_deploy(f"d{number}"), auto_switch=True)
-    content = bytearray(path.read_bytes())
-    if damage == "garbage":
-        content = bytearray(b"this is no database at all\n" * 100)
-    elif damage == "header":
-        content[:100] = bytes(range(100))
-    elif damage == "middle":
-        content[4096:] = b"\xa5" * (len(content) - 4096)
-    else:
-        del content[len(content) // 2 :]
-    path.write_bytes(content)
-    path.with_name("atlas.db-wal").write_bytes(b"an old log")
+    content = damaged(path, damage)
     async with open_database(path) as (database, aside):
         assert aside is not None
         assert aside.read_bytes() == content
@@ -268,27 +289,22 @@ async def test_a_damaged_file_is_set_aside_and_a_new_one_begun(path: Path, damag
         assert len(await database.deploys(10)) == 1
 
 
-async def test_a_log_that_is_gone_leaves_what_was_in_the_file(path: Path, tmp_path: Path) -> None:
+async def test_a_log_that_is_gone_leaves_what_was_in_the_file(path: Path) -> None:
     async with open_database(path) as (database, _):
         await database.begin_deploy(a_deploy("d1"), auto_switch=True)
         await database._connection.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
         await database.begin_deploy(a_deploy("d2"), auto_switch=True)
-        copy = tmp_path / "crashed" / "atlas.db"  # as a SIGKILL would have left it, without the log
-        copy.parent.mkdir()
-        copy.write_bytes(path.read_bytes())
+        copy = crashed(path, "atlas.db")
     async with open_database(copy) as (database, aside):
         assert aside is None
         assert [each.deploy_id for each in await database.deploys(10)] == ["d1"]
 
 
-async def test_a_crash_loses_nothing_that_was_written(path: Path, tmp_path: Path) -> None:
+async def test_a_crash_loses_nothing_that_was_written(path: Path) -> None:
     async with open_database(path) as (database, _):
         await database.begin_deploy(a_deploy("d1"), auto_switch=True)
-        crashed = tmp_path / "crashed"
-        crashed.mkdir()
-        for part in ("atlas.db", "atlas.db-wal"):
-            (crashed / part).write_bytes((tmp_path / part).read_bytes())
-    async with open_database(crashed / "atlas.db") as (database, _):
+        copy = crashed(path, "atlas.db", "atlas.db-wal")
+    async with open_database(copy) as (database, _):
         assert [each.deploy_id for each in await database.deploys(10)] == ["d1"]
 
 

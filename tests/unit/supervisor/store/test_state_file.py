@@ -3,7 +3,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
 import threading
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 from supervisor.model.state import SCHEMA_VERSION
 from supervisor.store.state_file import StateFile, UnreadableStateError
+from tests.unit.supervisor.disk import fill, small_disk
 from tests.unit.supervisor.store.samples import a_state
 
 
@@ -143,18 +143,10 @@ def test_what_a_crash_left_half_written_is_no_obstacle(file: StateFile) -> None:
 
 
 def test_a_full_disk_leaves_the_old_content(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small file system is not possible here")
-    try:
+    with small_disk(tmp_path / "disk") as disk:
         file = StateFile(disk / "deploy_state.json")
         file.write(a_state(generation=1))
-        filler = disk / "filler"
-        with pytest.raises(OSError, match="No space"), filler.open("wb", buffering=0) as stream:
-            while True:
-                stream.write(bytes(512))
+        filler = fill(disk)
         with pytest.raises(OSError, match="No space"):
             file.write(a_state(generation=2))
         assert file.read() == a_state(generation=1)
@@ -162,8 +154,6 @@ def test_a_full_disk_leaves_the_old_content(tmp_path: Path) -> None:
         filler.unlink()
         file.write(a_state(generation=2))
         assert file.read() == a_state(generation=2)
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_disk_that_does_not_take_it_leaves_the_old_content(

@@ -14,6 +14,7 @@ import structlog
 from supervisor.model.slot import SlotName
 from supervisor.telemetry import logs
 from supervisor.telemetry.logs import configure_logs
+from tests.unit.supervisor.disk import fill, small_disk
 
 
 @pytest.fixture
@@ -116,16 +117,19 @@ def test_configured_again_it_writes_each_line_once(path: Path) -> None:
     assert len(lines(path)) == 1
 
 
-def test_a_full_disk_stops_nobody(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path.unlink()
-    path.symlink_to("/dev/full")
-    monkeypatch.setattr(Path, "chmod", lambda _path, _mode: None)  # it is the machine's device
-    configure_logs(path, "info")
-    structlog.get_logger("t").info("lost")
-    path.unlink()
-    configure_logs(path, "info")
-    structlog.get_logger("t").info("written")
-    assert [line["event"] for line in lines(path)] == ["written"]
+def test_a_full_disk_stops_nobody_and_is_told_in_a_line(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        configure_logs(disk / "supervisor.jsonl", "info")
+        filler = fill(disk)
+        structlog.get_logger("t").info("while it is full", text="x" * 10_000)
+        (told,) = [line for line in capsys.readouterr().err.splitlines() if "No space" in line]
+        assert told.startswith("supervisor.jsonl can't be written: ")
+        filler.unlink()
+        structlog.get_logger("t").info("written")
+        assert lines(disk / "supervisor.jsonl")[-1]["event"] == "written"
+        configure_logs(path, "info")  # nothing is open on that disk any more
 
 
 def test_a_folder_that_is_gone_is_an_error_of_the_disk(tmp_path: Path, path: Path) -> None:

@@ -123,6 +123,24 @@ async def test_a_dead_slots_queue_is_handed_to_the_living_one(hand_over: HandOve
             assert plane.queued(BLUE) == 1  # it waits for the slot's own worker again
 
 
+@pytest.mark.parametrize("hand_over", [HandOver.ACTIVATION, HandOver.FD])
+async def test_the_own_port_of_a_slot_without_a_worker_refuses_at_once(
+    hand_over: HandOver,
+) -> None:
+    async with opened(hand_over) as (plane, at), contextlib.AsyncExitStack() as stack:
+        for slot in (BLUE, GREEN):
+            for sock in plane.handed(slot).named.values():
+                await stack.enter_async_context(serving(naming(slot.value), sock))
+        assert await who(at.slot_ports[BLUE]) == "blue"
+        await stack.aclose()
+        plane.relay_into(BLUE, GREEN)
+        with contextlib.suppress(ConnectionResetError):
+            assert await asyncio.wait_for(who(at.slot_ports[BLUE]), 5) == ""
+        plane.stop_relay(BLUE)
+        with pytest.raises(TimeoutError):  # whoever asks now waits for the next worker
+            await asyncio.wait_for(who(at.slot_ports[BLUE]), 0.2)
+
+
 async def test_what_was_rescued_outlives_the_rescue_and_ends_with_the_plane() -> None:
     tasks = asyncio.all_tasks()
     async with opened(HandOver.ACTIVATION) as (plane, at):
@@ -210,7 +228,8 @@ async def test_closing_leaves_nothing_open() -> None:
     before, tasks = open_files(), asyncio.all_tasks()
     async with opened(HandOver.FD) as (plane, at):
         plane.relay_into(GREEN, BLUE)
-        with socket.create_connection(("127.0.0.1", at.slot_ports[GREEN])):
-            await eventually(lambda: plane.rescued(GREEN) == 2)
+        plane.steer(GREEN)
+        with socket.create_connection(("127.0.0.1", at.public_port)):
+            await eventually(lambda: plane.rescued(GREEN) == 2)  # one is the self-test's
     await eventually(lambda: asyncio.all_tasks() <= tasks)
     await eventually(lambda: open_files() <= before)

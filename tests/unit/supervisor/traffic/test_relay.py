@@ -208,17 +208,24 @@ async def test_a_target_that_refuses_is_waited_for() -> None:
             assert set(await asyncio.gather(*waiting)) == {"restarted"}
 
 
-async def test_having_nowhere_to_go_is_waited_out_and_then_given_up(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_target_that_never_comes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "_CONNECT_SECONDS", 0.1)
+    (nobody,) = free_ports(1)
     before = open_files()
-    async with relaying(lambda: None) as (running, port):
+    async with relaying(lambda: Target("127.0.0.1", nobody)) as (running, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         assert await asyncio.wait_for(reader.read(), 5) == b""
         writer.close()
         await eventually(lambda: running.open_connections == 0)
     await eventually(lambda: open_files() <= before)
+
+
+async def test_where_nobody_is_the_connection_is_closed_at_once() -> None:
+    async with relaying(lambda: None) as (running, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+        await eventually(lambda: running.open_connections == 0)
 
 
 async def test_each_connection_is_asked_for_once_and_stays_where_it_began() -> None:

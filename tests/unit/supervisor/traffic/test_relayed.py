@@ -17,6 +17,7 @@ from tests.harness import eventually, free_ports
 from tests.unit.supervisor.traffic.support import (
     BLUE,
     GREEN,
+    echo,
     naming,
     open_files,
     opened,
@@ -134,17 +135,16 @@ async def test_a_workers_relayed_clients_come_to_the_ports_that_are_told() -> No
 async def test_a_connection_stays_with_the_slot_where_it_began() -> None:
     async with (
         opened(HandOver.PORT) as (plane, at),
-        serving(naming("blue"), port=at.slot_ports[BLUE]),
+        serving(echo, port=at.slot_ports[BLUE]),
         serving(naming("green"), port=at.slot_ports[GREEN]),
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", at.public_port)
-        relay = plane._relay  # type: ignore[attr-defined]  # a relay plane has one
-        await eventually(lambda: relay.accepted == 1)
-        await asyncio.sleep(0.05)  # it is connected to blue by now
+        writer.write(b"one")
+        assert await reader.readexactly(3) == b"one"
         plane.steer(GREEN)
         assert await who(at.public_port) == "green"
-        writer.write(b"?")
-        assert await reader.read() == b"blue"
+        writer.write(b"two")
+        assert await reader.readexactly(3) == b"two"
         writer.close()
 
 
@@ -248,10 +248,11 @@ async def test_closing_leaves_nothing_open() -> None:
     plane: Plane
     async with (
         relay_plane(HandOver.ACTIVATION) as (plane, at),
-        serving(naming("blue"), plane.handed(BLUE).named["public"]),
+        serving(echo, plane.handed(BLUE).named["public"]),
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", at.public_port)
-        await asyncio.sleep(0.05)
+        writer.write(b"one")
+        assert await reader.readexactly(3) == b"one"
         await plane.close()
         with pytest.raises(ConnectionResetError):
             await reader.read()

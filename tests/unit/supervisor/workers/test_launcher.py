@@ -50,7 +50,7 @@ print(*sorted(set(map(int, os.listdir("/proc/self/fd"))) - {{0, 1, 2}})[:-1])
 def run(
     *arguments: str, pass_fds: tuple[int, ...] = (), **more: object
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    done: subprocess.CompletedProcess[str] = subprocess.run(
         [sys.executable, "-I", "-S", str(LAUNCHER), *arguments],
         capture_output=True,
         text=True,
@@ -59,6 +59,7 @@ def run(
         timeout=20,
         **more,  # type: ignore[call-overload]  # what run() takes
     )
+    return done
 
 
 @pytest.mark.parametrize(

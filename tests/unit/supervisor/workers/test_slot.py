@@ -5,6 +5,7 @@ import os
 import signal
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -28,7 +29,11 @@ from tests.unit.supervisor.workers.support import (
     serving,
 )
 
-QUICK = {"liveness_interval_seconds": 0.1, "liveness_failures": 2, "health_timeout_seconds": 0.3}
+QUICK: dict[str, Any] = {
+    "liveness_interval_seconds": 0.1,
+    "liveness_failures": 2,
+    "health_timeout_seconds": 0.3,
+}
 
 
 async def asked(port: int) -> str:
