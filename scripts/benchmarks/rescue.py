@@ -23,7 +23,7 @@ async def run(options: Options) -> Result:
         rescue.report.total(),
         Counter(str(loss.reason) for loss in rescue.report.losses),
     )
-    facts = {
+    facts: dict[str, int | str] = {
         "kills": count,
         "requests sent": total.sent,
         "requests lost": len(rescue.report.losses),

@@ -63,11 +63,11 @@ def _facts(data: Record) -> RenderableType:
     grid.add_row("public", _public(data))
     grid.add_row("traffic", safe(_weights(data)))
     grid.add_row("channel", safe(_or_missing(data.get("channel"))))
-    if data.get("deploy_in_progress"):
-        grid.add_row(
-            "deploying", safe((data.get("last_deploy") or {}).get("deploy_id", "yes"), "cyan")
-        )
-    grid.add_row("last deploy", _last_deploy(data.get("last_deploy")))
+    last = data.get("last_deploy")
+    if data.get("deploy_in_progress") and isinstance(last, dict):
+        grid.add_row("deploying", _line(str(last.get("deploy_id")), last.get("phase")))
+    else:
+        grid.add_row("last deploy", _last_deploy(last))
     return grid
 
 

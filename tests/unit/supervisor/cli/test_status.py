@@ -30,10 +30,17 @@ async def test_status_tells_how_long_ago_the_last_deploy_was_and_how_it_ended(
 ) -> None:
     ended = (datetime.now(UTC) - timedelta(minutes=5, seconds=20)).isoformat()
     last = record(result="rolled_back", ended_ts=ended.replace("+00:00", "Z"))
-    daemon.play("GET", "/deploy/status", status(last_deploy=last, deploy_in_progress=True))
+    daemon.play("GET", "/deploy/status", status(last_deploy=last))
     outcome = await atlasctl("status")
     assert "last deploy  rolled_back  2.0.0  5 min ago  d-42" in outcome.out
-    assert "deploying    d-43" in outcome.out
+
+
+async def test_status_tells_how_far_a_deploy_in_progress_is(daemon: Played, atlasctl: Call) -> None:
+    last = record(result=None, phase="health", ended_ts=None)
+    daemon.play("GET", "/deploy/status", status(last_deploy=last, deploy_in_progress=True))
+    outcome = await atlasctl("status")
+    assert "deploying  d-42  health" in outcome.out
+    assert "last deploy" not in outcome.out
 
 
 async def test_status_shows_what_the_daemon_suggests_and_its_action(
