@@ -27,6 +27,9 @@ START_SECONDS = 20.0
 STOP_SECONDS = 20.0
 # Below what Linux hands out to clients by itself: no outgoing connection takes a port away.
 PORTS = range(10240, 32768)
+# Tests that run side by side each choose from ports of their own: between choosing and binding
+# a port, another one could take it.
+SHARES = 16
 DEFAULTS: Mapping[str, Setting] = {
     "DEPLOY_MODE": "bluegreen",
     "HEALTH_INTERVAL_SECONDS": 0.05,
@@ -48,8 +51,9 @@ def bundled_worker(*, idle_grace: float) -> dict[str, Setting]:
 def free_ports(count: int) -> list[int]:
     """Return that many different TCP ports that nobody listens on, on any address."""
     found: list[int] = []
+    share = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % SHARES
     while len(found) < count:
-        port = random.choice(PORTS)  # noqa: S311 - two runs at once must differ, no more
+        port = random.choice(PORTS[share::SHARES])  # noqa: S311 - two runs at once must differ, no more
         with socket.socket() as trial:
             try:
                 trial.bind(("", port))
