@@ -136,9 +136,9 @@ def _environment(pid: int) -> list[bytes]:
         return []
 
 
-def connections_of(family: Collection[int], ports: Collection[int]) -> int:
-    """Return how many connections on these local ports the processes hold. Raises OSError."""
+def connections_of(family: Collection[int], ports: Collection[int]) -> list[sockdiag.Connection]:
+    """Return the connections on these local ports that the processes hold. Raises OSError."""
     held: set[int] = set()
     for pid in family:
         held |= sockets_of(pid)
-    return sum(each.port in ports and each.inode in held for each in sockdiag.connections())
+    return [each for each in sockdiag.connections() if each.port in ports and each.inode in held]

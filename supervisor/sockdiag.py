@@ -31,7 +31,21 @@ _REQUEST_BODY = struct.Struct("=BBBBI")  # family, protocol, extensions, padding
 _ID = struct.Struct("!HH16s16s")  # ports and addresses, as on the wire
 _MESSAGE = struct.Struct("=BBBB")  # family, state, timer, retransmits
 _ID_BYTES = 48
-_INODE_OFFSET = _MESSAGE.size + _ID_BYTES + 16
+_QUEUES = struct.Struct("=III")  # expiry, bytes to be read, bytes to be taken by the other end
+_QUEUES_OFFSET = _MESSAGE.size + _ID_BYTES
+_INODE_OFFSET = _QUEUES_OFFSET + 16
+_MESSAGE_BYTES = _INODE_OFFSET + 4
+
+# `struct tcp_info`, asked for as an extension: milliseconds since data was sent
+# and received, and how often it was.
+_ATTRIBUTE = struct.Struct("=HH")  # length, type
+_TCP_INFO = 2
+_WITH_TCP_INFO = 1 << (_TCP_INFO - 1)
+_LAST_SENT_OFFSET, _LAST_RECEIVED_OFFSET = 44, 52
+_SEGMENTS = struct.Struct("=II")  # with data: received, sent
+_SEGMENTS_OFFSET = 152
+_PAUSE_MS = 1000
+"""A pause in an answer may be as long before the answer counts as given."""
 
 
 class TcpSocket(NamedTuple):
@@ -42,17 +56,31 @@ class TcpSocket(NamedTuple):
     inode: int
 
 
+class Connection(NamedTuple):
+    """Our end of a connection."""
+
+    port: int
+    inode: int
+    busy: bool
+    """Whether an answer is owed or under way, as far as the kernel can tell without reading it."""
+
+
 def listeners(port: int) -> list[TcpSocket]:
     """Return every socket that listens on `port`, on any address. Raises OSError."""
-    return [found for found in _dump((_LISTEN,)) if found.port == port]
+    found = (_parsed(message) for message in _dump((_LISTEN,)))
+    return [each for each in found if each.port == port]
 
 
-def connections() -> list[TcpSocket]:
+def connections() -> list[Connection]:
     """Return our ends of all connections on which something may still come or go.
 
     Raises OSError.
     """
-    return list(_dump((_ESTABLISHED, _CLOSE_WAIT, _FIN_WAIT_1, _FIN_WAIT_2)))
+    found = []
+    for message in _dump((_ESTABLISHED, _CLOSE_WAIT, _FIN_WAIT_1, _FIN_WAIT_2), _WITH_TCP_INFO):
+        _, port, inode = _parsed(message)
+        found.append(Connection(port, inode, _busy(message)))
+    return found
 
 
 def accepted_inode(client: socket.socket) -> int:
@@ -63,19 +91,21 @@ def accepted_inode(client: socket.socket) -> int:
     server, own = client.getpeername(), client.getsockname()
     packed = [socket.inet_pton(client.family, end[0]).ljust(16, b"\0") for end in (server, own)]
     identity = _ID.pack(server[1], own[1], *packed) + struct.pack("=III", 0, *[_NO_COOKIE] * 2)
-    for found in _ask(client.family, _REQUEST, _ALL_STATES, identity):
-        return found.inode
+    for message in _ask(client.family, _REQUEST, _ALL_STATES, identity):
+        return _parsed(message).inode
     return 0  # the kernel knows no such connection (any more)
 
 
-def _dump(states: tuple[int, ...]) -> Iterator[TcpSocket]:
+def _dump(states: tuple[int, ...], extensions: int = 0) -> Iterator[bytes]:
     mask = sum(1 << state for state in states)
     for family in (socket.AF_INET, socket.AF_INET6):
-        yield from _ask(family, _REQUEST | _DUMP, mask, bytes(_ID_BYTES))
+        yield from _ask(family, _REQUEST | _DUMP, mask, bytes(_ID_BYTES), extensions)
 
 
-def _ask(family: int, flags: int, states: int, identity: bytes) -> Iterator[TcpSocket]:
-    body = _REQUEST_BODY.pack(family, socket.IPPROTO_TCP, 0, 0, states) + identity
+def _ask(
+    family: int, flags: int, states: int, identity: bytes, extensions: int = 0
+) -> Iterator[bytes]:
+    body = _REQUEST_BODY.pack(family, socket.IPPROTO_TCP, extensions, 0, states) + identity
     header = _HEADER.pack(_HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, flags, 1, 0)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
         netlink.settimeout(_ANSWER_SECONDS)
@@ -86,7 +116,7 @@ def _ask(family: int, flags: int, states: int, identity: bytes) -> Iterator[TcpS
                     _refuse(message, flags)
                 if kind in {_DONE, _ERROR}:
                     return
-                yield _parsed(message)
+                yield message
             if not flags & _DUMP:
                 return
 
@@ -112,3 +142,33 @@ def _parsed(message: bytes) -> TcpSocket:
     (inode,) = struct.unpack_from("=I", message, _INODE_OFFSET)
     size = 4 if family == socket.AF_INET else 16
     return TcpSocket(socket.inet_ntop(family, address[:size]), port, inode)
+
+
+def _busy(message: bytes) -> bool:
+    """Tell whether something is unread or untaken, or was received and not answered yet.
+
+    An answer is taken for given once data was sent after the last that was received, and nothing
+    more for a while.
+    """
+    _, unread, untaken = _QUEUES.unpack_from(message, _QUEUES_OFFSET)
+    if unread or untaken:
+        return True
+    info = _tcp_info(message)
+    if info is None or len(info) < _SEGMENTS_OFFSET + _SEGMENTS.size:
+        return True
+    received_at_all, sent_at_all = _SEGMENTS.unpack_from(info, _SEGMENTS_OFFSET)
+    if not received_at_all or not sent_at_all:
+        return bool(received_at_all)  # the times below begin with the connection
+    (sent,) = struct.unpack_from("=I", info, _LAST_SENT_OFFSET)
+    (received,) = struct.unpack_from("=I", info, _LAST_RECEIVED_OFFSET)
+    return bool(sent > received or sent < _PAUSE_MS)
+
+
+def _tcp_info(message: bytes) -> bytes | None:
+    offset = _MESSAGE_BYTES
+    while offset + _ATTRIBUTE.size <= len(message):
+        length, kind = _ATTRIBUTE.unpack_from(message, offset)
+        if kind == _TCP_INFO:
+            return message[offset + _ATTRIBUTE.size : offset + length]
+        offset += max(length + 3 & ~3, _ATTRIBUTE.size)
+    return None

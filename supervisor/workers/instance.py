@@ -20,6 +20,7 @@ from supervisor import procfs
 from supervisor.clock import Stopwatch, now
 from supervisor.model.release import Release
 from supervisor.model.slot import SlotName
+from supervisor.sockdiag import Connection
 from supervisor.traffic import Handed
 from supervisor.workers.notify import NotifySocket
 from worker.contract import ENV_INSTANCE, ENV_NOTIFY_SOCKET
@@ -119,19 +120,33 @@ class Instance:
 
     async def _connections_done(self, ports: Collection[int]) -> None:
         """Wait until it has exited or holds no connection any more."""
+        while self.alive and await anyio.to_thread.run_sync(self._connected, ports):
+            with anyio.move_on_after(_POLL_SECONDS):
+                await self.wait()
+
+    async def answers_given(self, ports: Collection[int]) -> None:
+        """Wait until it has exited or owes no answer on any connection."""
         while self.alive and await anyio.to_thread.run_sync(self._busy, ports):
             with anyio.move_on_after(_POLL_SECONDS):
                 await self.wait()
 
+    def _connected(self, ports: Collection[int]) -> bool:
+        found = self._look(ports)
+        return found is None or bool(found)
+
     def _busy(self, ports: Collection[int]) -> bool:
+        found = self._look(ports)
+        return found is None or any(each.busy for each in found)
+
+    def _look(self, ports: Collection[int]) -> list[Connection] | None:
         try:
-            return self.connections(ports) > 0
+            return self.connections(ports)
         except OSError as error:  # whoever can't look must not cut off
             log.warning("connections_unknown", slot=self.slot, pid=self.pid, why=str(error))
-            return True
+            return None
 
-    def connections(self, ports: Collection[int]) -> int:
-        """Return how many connections on these ports the worker and its descendants hold.
+    def connections(self, ports: Collection[int]) -> list[Connection]:
+        """Return the connections on these ports that the worker and its descendants hold.
 
         Raises OSError.
         """

@@ -36,6 +36,9 @@ log = structlog.get_logger(__name__)
 SETTLE_SECONDS = 0.25
 """How long a queue must stay empty: a handshake that began before a flip still ends in it."""
 
+HURRY_SECONDS = 1.0
+"""How much longer a drain waits for a foreign worker's clients once the next deploy has begun."""
+
 _POLL_SECONDS = 0.02
 _READY_RETRY_SECONDS = 0.05
 
@@ -82,6 +85,7 @@ class Slot:
         self.instance: Instance | None = None
         self.log = WorkerLog(around.settings.state_dir / "logs" / f"worker-{name}.log")
         self._around = around
+        self._drain_limit: anyio.CancelScope | None = None
 
     @property
     def alive(self) -> bool:
@@ -114,7 +118,7 @@ class Slot:
         """
         self.state = SlotState.STARTING
         # From now on the queue is the new worker's; else a probe of it would reach the other slot.
-        self._around.plane.stop_relay(self.name)
+        self._around.plane.occupy(self.name)
         try:
             instance = await self._launch(release)
             how = await self._ready(instance)
@@ -248,16 +252,29 @@ class Slot:
         """Let the instance finish what it has, then end it; return how that went.
 
         To be called once nothing new is steered here. It goes on accepting until its queue has
-        been empty for a while, then has `DRAIN_TIMEOUT_SECONDS` for its connections.
+        been empty for a while, and has `DRAIN_TIMEOUT_SECONDS` in all for its connections. A
+        worker with the kit knows when it is done; for any other, whose SIGTERM may cut answers
+        off, we look ourselves and wait until it owes none.
         """
         self.state = SlotState.DRAINING
-        watch = Stopwatch()
-        settings = self._around.settings
-        with anyio.move_on_after(settings.drain_timeout_seconds):
+        watch, settings = Stopwatch(), self._around.settings
+        instance = self.instance
+        with anyio.move_on_after(settings.drain_timeout_seconds) as limit:
+            self._drain_limit = limit
             await self._queue_settled()
-        by_itself = await self.stop(drain_seconds=settings.drain_timeout_seconds)
+            if instance is not None and not instance.kit:
+                await instance.answers_given(self._around.plane.ports(self.name))
+        self._drain_limit = None
+        left = max(settings.drain_timeout_seconds - watch.seconds, 0.0)
+        by_itself = await self.stop(drain_seconds=left)
         how = "finished by itself" if by_itself else "had to be killed"
         return {"message": f"{self.name} {how} after {watch.seconds:.1f} s", "by_itself": by_itself}
+
+    def hurry(self) -> None:
+        """Put a deadline on a drain that waits for clients: the slot is needed."""
+        if self._drain_limit is not None:
+            soon = anyio.current_time() + HURRY_SECONDS
+            self._drain_limit.deadline = min(self._drain_limit.deadline, soon)
 
     async def _queue_settled(self) -> None:
         quiet = Stopwatch()

@@ -4,7 +4,8 @@ Standard library only and by socket activation, so it is also the smallest forei
 `exit` (at start, with this status), `say` (a line to print first), `health` (status to answer),
 `health_delay` (seconds), `ignore_sigterm`, `die_on` (a path that ends the process without an
 answer), `die_after_health` (so many health answers, then the process ends itself),
-`stop_after_health` (likewise, but it only stops answering).
+`stop_after_health` (likewise, but it only stops answering). `/slow` takes its time. It knows
+nothing of SIGTERM, so that cuts off whatever it is doing.
 """
 
 import json
@@ -28,6 +29,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == BEHAVIOUR.get("die_on"):
             os._exit(9)
+        if self.path == "/slow":
+            time.sleep(1.5)
         if self.path.startswith("/health"):
             self._health()
         else:

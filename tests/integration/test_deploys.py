@@ -308,6 +308,34 @@ async def test_a_stubborn_old_version_is_killed_in_the_end(tmp_path: Path) -> No
         assert len(daemon.leftovers()) == 1
 
 
+async def test_a_worker_that_dies_at_sigterm_gives_its_answers_before_it_gets_one(
+    tmp_path: Path,
+) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        slow = asyncio.create_task(get(daemon.public_port, "/slow"))
+        release(daemon, "v2")
+        answer = await daemon.deploy()
+        assert answer.json["result"] == "switched"
+        status, body = await slow
+        assert (status, body["version"]) == (200, "v1")
+        await daemon.ended(answer.json["deploy_id"])
+
+
+async def test_a_client_that_never_ends_delays_no_next_deploy(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        _, writer = await asyncio.open_connection("127.0.0.1", daemon.public_port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: half a requ")
+        await writer.drain()
+        release(daemon, "v2")
+        first = await daemon.deploy()
+        record = await until_phase(daemon, "drain")
+        release(daemon, "v3")
+        second = await daemon.deploy()
+        assert (record["deploy_id"], second.json["result"]) == (first.json["deploy_id"], "switched")
+        assert second.json["steps"][0]["detail"]["waited_ms"] < 10_000
+        writer.close()
+
+
 async def test_in_single_mode_no_deploy_is_taken(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path, {"DEPLOY_MODE": "single"}) as daemon:
         answer = await daemon.deploy()

@@ -70,14 +70,14 @@ def test_connections_are_counted_while_anything_may_still_come() -> None:
     (port,) = free_ports(1)
     mine = [os.getpid()]
     with listen("127.0.0.1", port) as sock, socket.create_connection(("127.0.0.1", port)) as client:
-        assert procfs.connections_of(mine, {port}) == 0  # it waits in the queue
+        assert procfs.connections_of(mine, {port}) == []  # it waits in the queue
         with sock.accept()[0]:
-            assert procfs.connections_of(mine, {port}) == 1
-            assert procfs.connections_of([], {port}) == 0
-            assert procfs.connections_of(mine, {port + 1}) == 0
+            assert len(procfs.connections_of(mine, {port})) == 1
+            assert procfs.connections_of([], {port}) == []
+            assert procfs.connections_of(mine, {port + 1}) == []
             client.shutdown(socket.SHUT_WR)  # its answer is still to come
-            assert procfs.connections_of(mine, {port}) == 1
-        assert procfs.connections_of(mine, {port}) == 0
+            assert len(procfs.connections_of(mine, {port})) == 1
+        assert procfs.connections_of(mine, {port}) == []
 
 
 def test_a_family_is_found_by_what_it_inherited_even_in_a_session_of_its_own() -> None:

@@ -179,7 +179,7 @@ async def test_draining_waits_for_its_connections_and_no_longer(tmp_path: Path) 
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             with anyio.fail_after(10):
                 await instance.said_ready.wait()
-            assert instance.connections({port}) == 1
+            assert len(instance.connections({port})) == 1
             stopping = asyncio.create_task(
                 instance.stop(stop_seconds=0.3, drain_seconds=20, ports={port})
             )

@@ -99,7 +99,7 @@ async def test_a_new_descriptor_worker_is_not_taken_for_ready_by_the_other_ones_
     command = ("python", "app.py", "{fd}")
     async with bench(tmp_path, worker_command=command, ready_timeout_seconds=0.7) as made:
         await made.blue.start(release(tmp_path / "good", serving()))
-        made.plane.relay_into(GREEN, BLUE)  # as the daemon does for a slot without a worker
+        made.plane.vacate(GREEN, BLUE)  # as the daemon does for a slot without a worker
         with pytest.raises(LaunchError, match=r"not ready within 0\.7 s"):
             await made.green.start(release(tmp_path / "slow", SLEEP))
 
