@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Setting, eventually
+from tests.harness import Setting
 from tests.integration.support import (
     ask_to_die,
     everything_agrees,
@@ -350,34 +350,3 @@ async def test_an_unknown_release_is_not_found(tmp_path: Path) -> None:
         answer = await daemon.deploy("v9")
         assert (answer.status, answer.json["error"]["code"]) == (404, "unknown_release")
         assert rows(daemon, "SELECT * FROM deploys") == []
-
-
-async def test_a_worker_that_is_killed_is_started_again(tmp_path: Path) -> None:
-    async with scripted_daemon(tmp_path) as daemon:
-        release(daemon, "v1", die_on="/die")
-        assert (await daemon.deploy()).status == 200
-        pid = slot(await daemon.status(), "active")["pid"]
-        await ask_to_die(daemon.public_port)
-        # The public port refuses nobody meanwhile: the next request just waits.
-        status, body = await get(daemon.public_port)
-        assert status == 200
-        assert body["pid"] != pid
-        assert slot(await daemon.status(), "active")["restarts"] == 1
-
-
-async def test_a_worker_that_hangs_is_stopped_and_started_again(tmp_path: Path) -> None:
-    settings: dict[str, Setting] = {
-        "LIVENESS_INTERVAL_SECONDS": 0.1,
-        "LIVENESS_FAILURES": 2,
-        "HEALTH_TIMEOUT_SECONDS": 0.2,
-    }
-    async with scripted_daemon(tmp_path, settings) as daemon:
-        release(daemon, "v2", stop_after_health=8)
-        assert (await daemon.deploy()).status == 200
-        first = slot(await daemon.status(), "active")["pid"]
-        log = daemon.state_dir / "logs" / "supervisor.jsonl"
-        await eventually(
-            lambda: '"event": "worker_down"' in log.read_text(), what="the hung worker is noticed"
-        )
-        # Its place is taken by another: the public port just waits for it.
-        assert (await get(daemon.public_port))[1]["pid"] != first

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import DaemonProcess, Setting, eventually, write_release
+from tests.harness import DaemonProcess, Setting, write_release
 from tests.integration.support import (
     everything_agrees,
     get,
@@ -228,20 +228,3 @@ async def test_a_foreign_version_is_drained_at_the_switch_unless_it_is_to_be_kep
         release(daemon, "v2")
         await daemon.ended((await daemon.deploy()).json["deploy_id"])
         assert slot(await daemon.status(), "staging")["state"] == "empty"
-
-
-async def test_a_crash_loop_backs_off_and_says_so(tmp_path: Path) -> None:
-    async with scripted_daemon(tmp_path) as daemon:
-        release(daemon, "v1", exit=1)
-        os.kill(slot(await daemon.status(), "active")["pid"], signal.SIGKILL)
-
-        log = daemon.state_dir / "logs" / "supervisor.jsonl"
-        await eventually(lambda: log.read_text().count("worker_failed") >= 2, what="two restarts")
-        status = await daemon.status()
-        assert slot(status, "active")["state"] in {"backoff", "starting"}
-        assert slot(status, "active")["restarts"] >= 2
-        # A version that works ends it.
-        release(daemon, "v2")
-        answer = await daemon.deploy()
-        assert (answer.status, answer.json["result"]) == (200, "switched")
-        assert await public_version(daemon) == "v2"

@@ -1,0 +1,65 @@
+"""The active worker dies, hangs or can't be started: what becomes of it, and what users see."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from tests.harness import Setting, eventually
+from tests.integration.support import (
+    ask_to_die,
+    get,
+    public_version,
+    release,
+    scripted_daemon,
+    slot,
+)
+
+
+async def test_a_worker_that_is_killed_is_started_again(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        release(daemon, "v1", die_on="/die")
+        assert (await daemon.deploy()).status == 200
+        pid = slot(await daemon.status(), "active")["pid"]
+        await ask_to_die(daemon.public_port)
+        # The public port refuses nobody meanwhile: the next request just waits.
+        status, body = await get(daemon.public_port)
+        assert status == 200
+        assert body["pid"] != pid
+        assert slot(await daemon.status(), "active")["restarts"] == 1
+
+
+async def test_a_worker_that_hangs_is_stopped_and_started_again(tmp_path: Path) -> None:
+    settings: dict[str, Setting] = {
+        "LIVENESS_INTERVAL_SECONDS": 0.1,
+        "LIVENESS_FAILURES": 2,
+        "HEALTH_TIMEOUT_SECONDS": 0.2,
+    }
+    async with scripted_daemon(tmp_path, settings) as daemon:
+        release(daemon, "v2", stop_after_health=8)
+        assert (await daemon.deploy()).status == 200
+        first = slot(await daemon.status(), "active")["pid"]
+        log = daemon.state_dir / "logs" / "supervisor.jsonl"
+        await eventually(
+            lambda: '"event": "worker_down"' in log.read_text(), what="the hung worker is noticed"
+        )
+        # Its place is taken by another: the public port just waits for it.
+        assert (await get(daemon.public_port))[1]["pid"] != first
+
+
+async def test_a_crash_loop_backs_off_and_says_so(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        release(daemon, "v1", exit=1)
+        os.kill(slot(await daemon.status(), "active")["pid"], signal.SIGKILL)
+
+        log = daemon.state_dir / "logs" / "supervisor.jsonl"
+        await eventually(lambda: log.read_text().count("worker_failed") >= 2, what="two restarts")
+        status = await daemon.status()
+        assert slot(status, "active")["state"] in {"backoff", "starting"}
+        assert slot(status, "active")["restarts"] >= 2
+        # A version that works ends it.
+        release(daemon, "v2")
+        answer = await daemon.deploy()
+        assert (answer.status, answer.json["result"]) == (200, "switched")
+        assert await public_version(daemon) == "v2"
