@@ -29,6 +29,8 @@ from supervisor.model.state import DeployState
 
 _BUSY_SECONDS = 5.0
 _VERSIONS_KEPT = 50
+DEPLOYS_KEPT = 1000
+"""As many as `GET /deploy/history` can list. The audit trail is kept whole."""
 _FILE_MODE = 0o640
 
 _FAILURES = (sqlite3.Error, ValueError, OverflowError)
@@ -80,8 +82,12 @@ class Database:
         self._using = anyio.Lock()
 
     async def begin_deploy(self, record: DeployRecord, *, auto_switch: bool) -> None:
-        """Write a new deploy down."""
-        await self._write(("begin_deploy", {**_columns(record), "auto_switch": auto_switch}))
+        """Write a new deploy down, and forget the oldest of very many."""
+        kept = {"kept": DEPLOYS_KEPT}
+        await self._write(
+            ("begin_deploy", {**_columns(record), "auto_switch": auto_switch}),
+            *((name, kept) for name in ("trim_steps", "trim_transitions", "trim_deploys")),
+        )
 
     async def write_transition(
         self,

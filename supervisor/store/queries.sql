@@ -4,6 +4,15 @@
 INSERT INTO deploys (deploy_id, release, version, dry_run, auto_switch, active_port, staging_port, phase, started_ts)
 VALUES (:deploy_id, :release, :version, :dry_run, :auto_switch, :active_port, :staging_port, :phase, :started_ts);
 
+-- name: trim_steps
+DELETE FROM steps WHERE deploy_id IN (SELECT deploy_id FROM deploys ORDER BY rowid DESC LIMIT -1 OFFSET :kept);
+
+-- name: trim_transitions
+DELETE FROM transitions WHERE deploy_id IN (SELECT deploy_id FROM deploys ORDER BY rowid DESC LIMIT -1 OFFSET :kept);
+
+-- name: trim_deploys
+DELETE FROM deploys WHERE rowid IN (SELECT rowid FROM deploys ORDER BY rowid DESC LIMIT -1 OFFSET :kept);
+
 -- name: add_transition
 INSERT INTO transitions (deploy_id, ts, phase, event, target, cause)
 VALUES (:deploy_id, :ts, :source, :event, :target, :cause);

@@ -330,3 +330,19 @@ async def test_a_closed_database_says_so(path: Path) -> None:
         await database.begin_deploy(a_deploy(), auto_switch=True)
     with pytest.raises(StoreError):
         await database.deploys(1)
+
+
+async def test_the_oldest_deploys_are_forgotten_with_all_that_belongs_to_them(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "DEPLOYS_KEPT", 3)
+    async with open_database(path) as (database, _):
+        for number in range(5):
+            record = a_deploy(f"d{number}")
+            await database.begin_deploy(record, auto_switch=True)
+            await database.write_transition(
+                record, source="launch", event="passed", cause=None, step=a_step()
+            )
+        assert [each.deploy_id for each in await database.deploys(10)] == ["d4", "d3", "d2"]
+    assert rows(path, "SELECT count(DISTINCT deploy_id) FROM steps") == [(3,)]
+    assert rows(path, "SELECT count(DISTINCT deploy_id) FROM transitions") == [(3,)]
