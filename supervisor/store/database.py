@@ -318,9 +318,13 @@ async def _connect(path: Path) -> aiosqlite.Connection:
 
 
 def _make_private(path: Path) -> None:
-    """Give the file its mode before SQLite opens it: its companions take after it."""
+    """Give the file its mode before SQLite opens it: its companions take after it.
+
+    Tries to open it, too: where that can't be done, aiosqlite would leave its thread behind.
+    """
     path.touch(mode=_FILE_MODE)
     path.chmod(_FILE_MODE)
+    sqlite3.connect(path).close()
 
 
 def _set_aside(path: Path) -> Path:
