@@ -13,12 +13,14 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
@@ -84,11 +86,14 @@ class Demo:
     daemon: DaemonProcess
     load: Load
     acts: list[Act] = field(default_factory=list)
+    doing: str | None = None
 
     async def act(self, what: str, does: Awaitable[tuple[str, bool]]) -> None:
         """Do one thing, and note how it came out and what the clients noticed of it."""
         began, sent, lost = time.monotonic(), self.load.report.sent, self.lost
+        self.doing = what
         outcome, right = await does
+        self.doing = None
         took = time.monotonic() - began
         counts = (self.load.report.sent - sent, self.lost - lost)
         self.acts.append(Act(what, outcome, right, took, *counts))
@@ -157,6 +162,8 @@ def table(demo: Demo) -> Table:
     for act in demo.acts:
         outcome = escape(act.outcome) if act.right else f"[red]{escape(act.outcome)}[/red]"
         shown.add_row(act.what, outcome, f"{act.seconds:.2f} s", f"{act.sent:,}", f"{act.lost}")
+    if demo.doing:
+        shown.add_row(f"[cyan]{escape(demo.doing)}[/cyan]", "…")
     shown.add_section()
     colour = "green" if demo.lost == 0 else "red"
     seconds = sum(act.seconds for act in demo.acts)
@@ -206,6 +213,17 @@ async def stage(folder: Path) -> AsyncIterator[Demo]:
         yield Demo(daemon, load)
 
 
+@contextmanager
+def growing(console: Console, demo: Demo) -> Iterator[None]:
+    """Show the table row by row as it grows; in a pipe once, at the end."""
+    if console.is_terminal:
+        with Live(get_renderable=partial(table, demo), console=console):
+            yield
+    else:
+        yield
+        console.print(table(demo))
+
+
 async def demonstrate(*, once: bool) -> int:
     console = Console()
     ended = asyncio.Event()
@@ -215,8 +233,8 @@ async def demonstrate(*, once: bool) -> int:
         console.print("starting a daemon on free ports, and clients on its public port …")
         async with stage(Path(name)) as demo:
             acts = asyncio.create_task(play(demo))
-            await first_of(acts, ended)
-            console.print(table(demo))
+            with growing(console, demo):
+                await first_of(acts, ended)
             if not once and not ended.is_set():
                 console.print(hints(demo.daemon), highlight=False, soft_wrap=True)
                 await ended.wait()

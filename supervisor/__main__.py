@@ -12,7 +12,7 @@ from pathlib import Path
 import anyio
 
 from supervisor import daemon
-from supervisor.config import describe_settings, load_settings, warnings
+from supervisor.config import Settings, describe_settings, load_settings, warnings
 from supervisor.errors import SettingsError, StartRefusedError
 
 _REFUSED, _BAD_SETTINGS = 1, 2
@@ -28,9 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(fault, file=sys.stderr)  # noqa: T201  # before there is a log
         return _BAD_SETTINGS
     if options.check:
-        print(describe_settings(settings))  # noqa: T201  # what --check is for
-        for warning in warnings(settings):
-            print(f"warning: {warning}", file=sys.stderr)  # noqa: T201  # the same
+        _show(settings)
         return 0
     refusals: list[str] = []
     try:
@@ -40,6 +38,16 @@ def main(arguments: list[str] | None = None) -> int:
     for refusal in refusals:
         print(f"atlas-supervisor can't start: {refusal}", file=sys.stderr)  # noqa: T201  # the same
     return _REFUSED if refusals else 0
+
+
+def _show(settings: Settings) -> None:
+    """Print the effective settings, and what is unwise about them."""
+    try:
+        print(describe_settings(settings), flush=True)  # noqa: T201  # what --check is for
+    except BrokenPipeError:  # whoever reads has seen enough, as `head` does; not an error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for warning in warnings(settings):
+        print(f"warning: {warning}", file=sys.stderr)  # noqa: T201  # before there is a log
 
 
 def _leaves(group: BaseExceptionGroup[StartRefusedError]) -> Iterator[StartRefusedError]:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import resource
 import signal
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
 import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from supervisor import procfs
 from supervisor.api.options import ApiOptions
 from supervisor.api.server import serve
 from supervisor.api.token import load_or_create_token
-from supervisor.clock import now
 from supervisor.config import Settings, warnings
 from supervisor.deploy.activities import Activities
-from supervisor.deploy.machine import Event, Phase, Plan, step
-from supervisor.deploy.recovery import finish_interrupted, read_state
-from supervisor.deploy.runner import DeployRun
+from supervisor.deploy.recovery import finish_interrupted, read_state, resumed
 from supervisor.deploy.service import DeployService
 from supervisor.deploy.switching import Switch
 from supervisor.errors import StartRefusedError
@@ -35,7 +34,6 @@ from supervisor.model.slot import SlotName, SlotState
 from supervisor.probes.http import HttpProber
 from supervisor.store.database import (
     Database,
-    InstanceRow,
     StoreError,
     UnfinishedDeploy,
     open_database,
@@ -46,6 +44,7 @@ from supervisor.telemetry.logs import configure_logs
 from supervisor.traffic import Endpoints, Plane, make_plane
 from supervisor.workers.instance import Instance
 from supervisor.workers.keeper import Keeper
+from supervisor.workers.ledger import Ledger
 from supervisor.workers.orphans import end_orphans
 from supervisor.workers.releases import Releases, UnknownReleaseError
 from supervisor.workers.slot import Slot, Surroundings
@@ -54,6 +53,8 @@ from worker.contract import STATE_FILE, SUPERVISOR_SOCKET
 log = structlog.get_logger(__name__)
 
 _FOLDER_MODE = 0o750
+_FAILED = 70
+"""Exit status of a daemon that failed by itself (EX_SOFTWARE)."""
 
 
 async def run(settings: Settings) -> None:
@@ -66,8 +67,39 @@ async def run(settings: Settings) -> None:
             log.warning("settings_unwise", why=warning)
         # Signals first: one that comes while we start must not leave anything behind.
         async with _stop_signal() as stopping:
-            await Daemon(settings).run(stopping)
+            try:
+                await Daemon(settings).run(stopping)
+            except Exception as error:
+                if not _is_refusal(error):
+                    _leave(error)
+                raise
         log.info("stopped")
+
+
+def _is_refusal(error: Exception) -> bool:
+    if isinstance(error, ExceptionGroup):  # task groups wrap what is raised inside of them
+        return error.split(StartRefusedError)[1] is None
+    return isinstance(error, StartRefusedError)
+
+
+def _leave(error: Exception) -> NoReturn:
+    """End this process at once: half a daemon is worse than none.
+
+    Workers live on and serve. They would not if Python ended in order: closing the event loop
+    kills the processes that it has started.
+    """
+    log.critical("daemon_failed", why=repr(error), exc_info=error)
+    logging.shutdown()
+    os._exit(_FAILED)
+
+
+@contextmanager
+def _refused_by_store() -> Iterator[None]:
+    """Refuse to start on a database that can't be read or written."""
+    try:
+        yield
+    except StoreError as error:
+        raise StartRefusedError(str(error)) from error
 
 
 def _prepare_folder(state_dir: Path) -> None:
@@ -138,19 +170,20 @@ class Daemon:
         If anything of the daemon itself fails, workers are left alone: they go on serving.
         """
         async with AsyncExitStack() as stack:
-            waiting = await self._open_store(stack)
+            with _refused_by_store():
+                waiting = await self._open_store(stack)
             prober = await stack.enter_async_context(HttpProber())
             self._plane.open(self._slot_of(self._state.state.active_port))
             stack.push_async_callback(self._plane.close)
             async with anyio.create_task_group() as tasks:
                 self._assemble(prober, tasks)
-                self._plane.relay_into(self._switch.staging.name, self._switch.active.name)
-                recent = await self._database.deploys(1)
-                self._service.remember_last(recent[0] if recent else None)
-                if waiting is not None:  # before anybody can ask for another deploy
-                    await self._resume(waiting)
+                self._plane.vacate(self._switch.staging.name, self._switch.active.name)
+                with _refused_by_store():
+                    await self._resume(waiting)  # before anybody can ask for another deploy
+                    release = await self._active_release(self._switch.active)
                 async with serve(self._service, _api_options(self._settings)):
-                    tasks.start_soon(self._begin)
+                    if release is not None:
+                        tasks.start_soon(self._keepers[self._switch.active.name].start, release)
                     await stopping.wait()
                     await self._stop()
                 tasks.cancel_scope.cancel()
@@ -162,14 +195,13 @@ class Daemon:
         if aside is not None:
             log.error("database_unreadable", aside=aside.name)
             await self._database.audit(SUPERVISOR, "database", "set_aside", aside=aside.name)
-        await end_orphans(
-            folder,
-            await self._database.instances(),
-            seconds=self._settings.stop_timeout_seconds,
-        )
+        known = await self._database.instances()
+        await end_orphans(folder, known, seconds=self._settings.stop_timeout_seconds)
+        for row in known:
+            await self._database.remove_instance(row.instance)
         file = StateFile(folder / STATE_FILE)
         state = await read_state(self._settings, file, self._database)
-        state, waiting = await finish_interrupted(self._database, state)
+        state, waiting = await finish_interrupted(self._database, state, self._settings)
         self._state = StateKeeper(file, self._database, state)
         try:
             await self._state.change()
@@ -187,7 +219,7 @@ class Daemon:
             settings=settings,
             plane=self._plane,
             prober=prober,
-            ledger=_Ledger(database),
+            ledger=Ledger(database),
             tasks=tasks,
             on_down=self._on_down,
         )
@@ -212,6 +244,7 @@ class Daemon:
             database=database,
             state=state,
             make_room=self._make_room,
+            let_go=self._let_go,
         )
         self._service = DeployService(
             settings=settings,
@@ -230,12 +263,8 @@ class Daemon:
     def _is_wanted(self, slot: Slot) -> bool:
         return self._switch.active is slot and not self._stopped
 
-    async def _begin(self) -> None:
-        """Start the version that had the traffic last."""
-        active = self._switch.active
-        release = await self._active_release(active)
-        if release is not None:
-            await self._keepers[active.name].start(release)
+    async def _let_go(self, slot: SlotName) -> None:
+        await self._keepers[slot].let_go()
 
     async def _active_release(self, active: Slot) -> Release | None:
         """Return what had the traffic last, or the worker directory at the first start."""
@@ -248,89 +277,52 @@ class Daemon:
             active.state = SlotState.FAILED
             return None
         if not rows or rows[0].release != release:
-            await self._database.push_version(active.name, release)
+            try:
+                await self._database.push_version(active.name, release)
+            except StoreError as error:  # it can serve all the same
+                log.error("version_not_remembered", why=str(error))
         return release
 
-    async def _resume(self, waiting: UnfinishedDeploy) -> None:
-        """Let a waiting deploy's release pass the gates once more; then it waits on."""
-        plan = Plan(dry_run=False, auto_switch=False)
-        record = waiting.record
-        cause = "the supervisor was started again; the release passes the gates once more"
-        row = step(plan, Phase.AWAITING_SWITCH, Event.SUPERVISOR_STOPPED)
-        try:
-            release = await anyio.to_thread.run_sync(self._releases.find, record.release)
-        except UnknownReleaseError as error:
-            row = step(plan, Phase.PREFLIGHT, Event.FAILED)
-            cause, release = str(error), None
-        record = record.model_copy(
-            update={
-                "phase": row.target.value,
-                "result": row.result,
-                "reason": cause if release is None else None,
-                "ended_ts": now() if release is None else None,
-                "version": release.version if release else record.version,
-            }
-        )
-        await self._database.write_transition(
-            record,
-            source=Phase.AWAITING_SWITCH,
-            event=Event.SUPERVISOR_STOPPED,
-            cause=cause,
-            step=None,
-        )
-        if release is not None:
-            self._service.resume(DeployRun(record, plan, release, self._activities, row.target))
+    async def _resume(self, waiting: UnfinishedDeploy | None) -> None:
+        """Let a waiting deploy go on, and show the latest one."""
+        database = self._database
+        if waiting is not None:
+            run = await resumed(database, waiting, self._releases, self._activities)
+            if run is not None:
+                self._service.resume(run)
+                return
+        recent = await database.deploys(1)
+        self._service.remember_last(recent[0] if recent else None)
 
     async def _on_down(self, slot: Slot, instance: Instance, cause: str) -> None:
         """Decide what follows when an instance went down by itself."""
         if self._stopped:
             return
         log.error("worker_down", slot=slot.name, pid=instance.pid, why=cause)
-        if self._switch.active is not slot:
-            if not self._service.staging_died(cause):
-                await slot.stop()
-                self._plane.relay_into(slot.name, slot.name.other)
-            return
-        if await self._service.active_died(cause):
-            return
-        await slot.stop()
+        concerned = await self._service.went_down(slot, cause)
+        if concerned and self._switch.active is not slot:
+            return  # the deploy ends what is left of it
+        if slot.instance is instance:
+            await slot.stop()
+        if slot.state is not SlotState.EMPTY or self._stopped:
+            return  # somebody else has begun to use the slot meanwhile
         if self._is_wanted(slot):
             await self._keepers[slot.name].revive(
                 instance.release, lived_seconds=instance.age.seconds
             )
+        else:
+            self._plane.vacate(slot.name, slot.name.other)
 
     async def _stop(self) -> None:
         """End deploys in a way that their records explain, then drain and stop the workers."""
         self._stopped = True
         await self._service.stop()
+        for keeper in self._keepers.values():
+            await keeper.let_go()
         seconds = self._settings.drain_timeout_seconds
         async with anyio.create_task_group() as group:
             for slot in (self._switch.active, self._switch.staging):
                 group.start_soon(partial(slot.stop, drain_seconds=seconds))
-
-
-class _Ledger:
-    """Writes instances into the database; a disk that fails stops no worker."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._boot_id = procfs.boot_id()
-
-    async def launched(self, instance: Instance) -> None:
-        ticks = procfs.start_ticks(instance.pid)
-        if ticks is None:  # it is gone already
-            return
-        row = InstanceRow(instance.name, instance.slot, instance.pid, ticks, self._boot_id)
-        try:
-            await self._database.add_instance(row)
-        except StoreError as error:
-            log.error("instance_not_recorded", pid=instance.pid, why=str(error))
-
-    async def gone(self, instance: Instance) -> None:
-        try:
-            await self._database.remove_instance(instance.name)
-        except StoreError as error:
-            log.error("instance_not_recorded", pid=instance.pid, why=str(error))
 
 
 def _api_options(settings: Settings) -> ApiOptions:

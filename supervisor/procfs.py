@@ -71,7 +71,7 @@ def describe_listeners(found: Collection[TcpSocket]) -> str:
         who = ", ".join(describe(pid) for pid in holders(listener.inode)) or "an unknown process"
         host = f"[{listener.address}]" if ":" in listener.address else listener.address
         parts.append(f"{who} listens on {host}:{listener.port}")
-    return "; ".join(parts)
+    return "; ".join(dict.fromkeys(parts))  # sockets of one group read alike
 
 
 def start_ticks(pid: int) -> int | None:

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scripts.benchmarks import footprint, hop, rescue, rollback, switch
+from scripts.benchmarks import footprint, hop, relay, rescue, rollback, switch
 from scripts.benchmarks.machine import machine
 from scripts.benchmarks.result import Benchmark, CannotRunError, Options
 
 BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
     "hop": (hop.run, "requests/s and latency of the public port beside the slot's, HAProxy, nginx"),
+    "relay": (relay.run, "the relay plane beside HAProxy in TCP mode and socat, and its memory"),
     "switch": (switch.run, "the flip, the switch step and a deploy's own overhead"),
     "rollback": (rollback.run, "the time of a warm rollback"),
     "rescue": (rescue.run, "what is lost when the active worker is killed under load"),

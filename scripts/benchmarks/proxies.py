@@ -1,4 +1,8 @@
-"""HAProxy and nginx before one backend, set up as their manuals advise: kept-alive upstreams."""
+"""Proxies before one backend, set up as their manuals advise.
+
+HAProxy and nginx as HTTP proxies keep their upstream connections; HAProxy in TCP mode and socat
+copy bytes and know nothing of HTTP.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,21 @@ frontend public
     default_backend worker
 backend worker
     server worker 127.0.0.1:{backend} maxconn 1024
+"""
+
+HAPROXY_TCP = """
+global
+    maxconn 4096
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+frontend public
+    bind 127.0.0.1:{port}
+    default_backend worker
+backend worker
+    server worker 127.0.0.1:{backend}
 """
 
 NGINX = """
@@ -66,6 +85,23 @@ async def haproxy(folder: Path, port: int, backend: int) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
+async def haproxy_tcp(folder: Path, port: int, backend: int) -> AsyncIterator[int]:
+    """Run HAProxy as a copier of bytes; yields its pid."""
+    config = folder / "haproxy-tcp.cfg"
+    config.write_text(HAPROXY_TCP.format(port=port, backend=backend))
+    async with _serving(port, "haproxy", "-db", "-q", "-f", str(config)) as pid:
+        yield pid
+
+
+@asynccontextmanager
+async def socat(port: int, backend: int) -> AsyncIterator[int]:
+    """Run socat, which forks for each connection; yields its pid."""
+    listen = f"TCP-LISTEN:{port},bind=127.0.0.1,reuseaddr,fork,backlog=4096,nodelay"
+    async with _serving(port, "socat", listen, f"TCP:127.0.0.1:{backend},nodelay") as pid:
+        yield pid
+
+
+@asynccontextmanager
 async def nginx(folder: Path, port: int, backend: int) -> AsyncIterator[None]:
     """Run nginx on `port` in front of `backend`."""
     config = folder / "nginx.conf"
@@ -76,14 +112,14 @@ async def nginx(folder: Path, port: int, backend: int) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _serving(port: int, *command: str) -> AsyncIterator[None]:
+async def _serving(port: int, *command: str) -> AsyncIterator[int]:
     process = await asyncio.create_subprocess_exec(*command)
     try:
         while not _listens(port):
             if process.returncode is not None:
                 raise RuntimeError(f"{command[0]} ended with {process.returncode}")
             await asyncio.sleep(0.02)
-        yield
+        yield process.pid
     finally:
         if process.returncode is None:
             process.terminate()

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from openapi_ui_bundles import swagger_ui
 from pydantic import BaseModel, ConfigDict
-from swagger_ui_bundle import swagger_ui_path  # type: ignore[import-untyped]  # it has no types
 
 from supervisor.api import examples
 from supervisor.api.routes import Answer, AnyRoute, Call, Nothing, Reply, Route
@@ -35,16 +35,12 @@ _PAGE = """<!DOCTYPE html>
 </html>
 """
 
-# The bundled Swagger UI draws OpenAPI 3.0 and refuses a document labelled 3.1, though it draws
-# all that ours contains; so the label, and only that, is changed on its way into the page.
 _INIT = """"use strict";
-fetch("/openapi.json").then((answer) => answer.json()).then((document) => {
-  SwaggerUIBundle({
-    spec: { ...document, openapi: "3.0.3" },
-    dom_id: "#swagger-ui",
-    deepLinking: true,
-    validatorUrl: null,
-  });
+SwaggerUIBundle({
+  url: "/openapi.json",
+  dom_id: "#swagger-ui",
+  deepLinking: true,
+  validatorUrl: null,
 });
 """
 
@@ -139,5 +135,5 @@ async def _asset(call: Call[Nothing, Nothing]) -> Reply:
         return Reply(_INIT.encode(), content_type="text/javascript")
     if name not in _ASSETS:  # names are looked up, never joined to a path as they come
         raise RefusedError(_CODE, _MESSAGE, status=404, hint=_HINT)
-    data = await asyncio.to_thread((swagger_ui_path / name).read_bytes)
+    data = await asyncio.to_thread((swagger_ui.static_path / name).read_bytes)
     return Reply(data, content_type=_ASSETS[name])

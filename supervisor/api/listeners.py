@@ -17,8 +17,10 @@ from pathlib import Path
 import structlog
 from aiohttp import web
 
+from supervisor import sockdiag
 from supervisor.api.connection import Connection
 from supervisor.errors import StartRefusedError
+from supervisor.procfs import describe_listeners
 
 log = structlog.get_logger()
 
@@ -143,14 +145,21 @@ async def bind_tcp(host: str, port: int) -> list[socket.socket]:
             except OSError as error:
                 if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and len(found) > 1:
                     continue  # `localhost` has an IPv6 address on machines without IPv6
-                raise StartRefusedError(
-                    f"CONTROL_PORT: {host} port {port} can't be had: {error.strerror}"
-                ) from error
+                raise StartRefusedError(_why_not(host, port, error)) from error
             listeners.append(listener)
         if not listeners:
             raise StartRefusedError(f"CONTROL_HOST: {host} is no address of this machine")
         stack.pop_all()
     return listeners
+
+
+def _why_not(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE and (found := sockdiag.listeners(port)):
+        return (
+            f"CONTROL_PORT={port} is taken: {describe_listeners(found)}. "
+            "Stop it, or choose another CONTROL_PORT."
+        )
+    return f"CONTROL_PORT={port} on {host} can't be had: {error.strerror}"
 
 
 def bind_unix(path: Path) -> socket.socket:

@@ -10,6 +10,7 @@ from socket import socket
 
 import structlog
 from aiohttp import web
+from yarl import URL
 
 from supervisor.api import deploy, docs, health, history, mode, releases, status
 from supervisor.api.app import build_app
@@ -71,7 +72,7 @@ async def serve(control: Control, options: ApiOptions) -> AsyncIterator[None]:
             )
             acceptor.start()
             stack.push_async_callback(acceptor.stop)
-        log.info("api.listening", tcp=[each.getsockname()[:2] for each in tcp])
+        log.info("api.listening", urls=[_url(each, options) for each in tcp])
         yield
 
 
@@ -91,3 +92,9 @@ def _remove(path: Path, inode: int) -> None:
     with contextlib.suppress(OSError):
         if path.stat().st_ino == inode:
             path.unlink()
+
+
+def _url(listener: socket, options: ApiOptions) -> str:
+    """Return where it listens, as an address to click on."""
+    host, port = listener.getsockname()[:2]
+    return str(URL.build(scheme="https" if options.tls else "http", host=host, port=port))

@@ -21,7 +21,7 @@ CONNECT_SECONDS = 5.0
 PATIENCE_SECONDS = 10.0
 
 START_HINT = "Start one with ./scripts/start, or name another with --env-file or --url."
-UNSURE_HINT = "What was asked may have been begun all the same; `status` shows it."
+UNSURE_HINT = "What was asked may have been begun all the same; `atlasctl status` shows it."
 
 
 @dataclass(frozen=True)

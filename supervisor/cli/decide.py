@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from supervisor.cli.records import findings, outcome, step_line
+from contextlib import suppress
+
+from supervisor.cli.client import Record
+from supervisor.cli.errors import FailedError
+from supervisor.cli.records import AFTERWARDS, findings, outcome, step_line
 from supervisor.cli.session import Session, refusal, verb
+from supervisor.cli.terminal import safe
 
 
 @verb
@@ -25,24 +30,33 @@ async def rollback(session: Session) -> None:
     It takes the traffic at once if it is still warm; else its release is launched and has to
     pass the gates again.
     """
-    await _decide(session, "rollback", "going back to the version before")
+    record = await _decide(session, "rollback", "going back to the version before")
+    if session.json or record.get("result") != "rolled_back":
+        return  # what was launched again has told its version and port
+    with suppress(FailedError):  # it is done, whether or not we can tell what serves now
+        status = session.expect(await session.daemon.get("/deploy/status"), "active_port")
+        serving = f"  {status.get('version')} on port {status['active_port']} has all the traffic"
+        session.screen.print(safe(serving))
 
 
-async def _decide(session: Session, action: str, doing: str) -> None:
-    session.parting = f"Interrupted. The {action} goes on if it has begun; `status` shows it."
+async def _decide(session: Session, action: str, doing: str) -> Record:
+    """Ask for `action` and show how it came out; return the deploy's record if it was done."""
+    session.parting = (
+        f"Interrupted. The {action} goes on if it has begun; `atlasctl status` shows it."
+    )
     screen = session.screen
     if session.json:
         answer = await session.daemon.post(f"/deploy/{action}", patience=None)
         session.report_json(answer, "deploy_id")
-        return
+        return answer.data
     with screen.waiting(lambda: doing):
         answer = await session.daemon.post(f"/deploy/{action}", patience=None)
     record = answer.data
     if answer.ok:
         session.expect(answer, "deploy_id")
         screen.print(outcome(screen, record, ok=True))
-        return
+        return record
     for step in record.get("steps") or []:
-        if not step.get("ok"):
+        if not step.get("ok") and step.get("name") not in AFTERWARDS:
             screen.print(step_line(screen, step), *findings(screen, step))
     raise refusal(answer)

@@ -32,7 +32,7 @@ async def deploy(session: Session, release: str | None, dry_run: bool, no_wait: 
     Ends with 0 if it switched, waits for `switch`, or passed its dry run; else with 1. Ctrl-C
     stops watching: the deploy goes on.
     """
-    session.parting = "Interrupted. A deploy that has begun goes on; `status` shows it."
+    session.parting = "Interrupted. A deploy that has begun goes on; `atlasctl status` shows it."
     wait = session.json and not no_wait  # no progress is shown then: the daemon does the waiting
     answer = await session.daemon.post(
         "/deploy/bluegreen",
@@ -45,7 +45,7 @@ async def deploy(session: Session, release: str | None, dry_run: bool, no_wait: 
         return
     record = session.expect(answer, "deploy_id")
     deploy_id = str(record["deploy_id"])
-    session.parting = f"The deploy goes on; `show {deploy_id}` tells how it comes out."
+    session.parting = f"The deploy goes on; `atlasctl show {deploy_id}` tells how it comes out."
     session.screen.print(title(record))
     if no_wait:
         session.screen.print(safe(session.parting, "dim"))

@@ -20,9 +20,10 @@ from supervisor.cli.units import duration
 
 SUCCESSES = frozenset({"switched", "awaiting_switch", "dry_run_passed"})
 BUSY = frozenset({"switch", "revert", "unstage"})  # a next deploy would be refused until it is over
+GO_AHEAD = "Go ahead with `atlasctl switch`, or give it up with `atlasctl abort`."
 AFTERWARDS = frozenset({"guard", "drain"})  # they go on after the deploy has its result
 
-_SHOWN_APART = frozenset({"message", "checks", "output"})
+_SHOWN_APART = frozenset({"message", "checks", "output", "probes"})
 _RESULT_STYLES = {"failed": "red", "rolled_back": "red", "aborted": "yellow"}
 _CHECK_FIELDS = ("expected", "got")
 
@@ -50,6 +51,11 @@ def switch_failed(record: Record) -> bool:
         and last.get("name") == "switch"
         and not last.get("ok")
     )
+
+
+def awaits_switch(record: Record) -> bool:
+    """Tell whether the deploy waits for an operator's word."""
+    return record.get("result") == "awaiting_switch" and record.get("phase") != "ended"
 
 
 def took(record: Record) -> str:
@@ -109,6 +115,8 @@ def findings(screen: Screen, step: Record, *, everything: bool = False) -> Itera
     detail = _detail(step)
     if everything:
         yield from _fields(detail)
+        for probe in _objects(detail.get("probes")):
+            yield _indented(_probe(screen, probe))
     for check in _objects(detail.get("checks")):
         if everything or not check.get("ok"):
             yield _indented(_check(screen, check))
@@ -131,11 +139,16 @@ def outcome(screen: Screen, record: Record, *, ok: bool) -> RenderableType:
 def suggestions(screen: Screen, status: Record) -> Iterator[RenderableType]:
     """Yield what the daemon suggests to an operator, and the action for it."""
     for suggestion in _objects(status.get("fallback_suggestions")):
-        grid = Table.grid(padding=(0, 1))
-        grid.add_row(screen.sign(NOTE), safe(suggestion.get("message")))
-        if suggestion.get("action"):
-            grid.add_row("", safe(suggestion["action"], "dim"))
-        yield grid
+        yield note(screen, suggestion.get("message"), suggestion.get("action"))
+
+
+def note(screen: Screen, message: object, action: object) -> RenderableType:
+    """Return what an operator should know and, below it, what can be done."""
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(screen.sign(NOTE), safe(message))
+    if action:
+        grid.add_row("", safe(action, "dim"))
+    return grid
 
 
 def _headline(record: Record) -> str:
@@ -156,9 +169,12 @@ def _headline(record: Record) -> str:
 
 def _advice(record: Record) -> str | None:
     if switch_failed(record):
-        return "The new version stays up: try again with `switch`, or give up with `abort`."
-    if record.get("result") == "awaiting_switch":
-        return "Go ahead with `switch`, or give up with `abort`."
+        return (
+            "The new version stays up: try again with `atlasctl switch`, or give up with "
+            "`atlasctl abort`."
+        )
+    if awaits_switch(record):
+        return GO_AHEAD
     return None
 
 
@@ -177,9 +193,19 @@ def _check(screen: Screen, check: Record) -> RenderableType:
     if check.get("message"):
         body.add_row(safe("message", "dim"), safe(check["message"], "red"))
     for name in _CHECK_FIELDS:
-        if check.get(name) is not None:
+        if check.get(name) not in (None, ""):
             body.add_row(safe(name, "dim"), safe(_words(check[name])))
     return Group(head, _indented(body, 2))
+
+
+def _probe(screen: Screen, probe: Record) -> RenderableType:
+    line = Table.grid(padding=(0, 1))
+    line.add_row(
+        screen.sign(OK if probe.get("verdict") == "pass" else BAD),
+        safe(probe.get("message") or probe.get("verdict")),
+        Text(duration(probe.get("duration_ms", 0)), style="dim"),
+    )
+    return line
 
 
 def _output(output: Any) -> RenderableType:

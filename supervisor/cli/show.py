@@ -27,7 +27,7 @@ class DeployId(click.ParamType[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the id; fails on anything that could not be one."""
         if not _DEPLOY_ID.fullmatch(str(value)):
-            self.fail(f"{value!r} is no deploy's id; `history` lists them.", param, ctx)
+            self.fail(f"{value!r} is no deploy's id; `atlasctl history` lists them.", param, ctx)
         return str(value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich import box
@@ -11,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from supervisor.cli.client import Record
-from supervisor.cli.records import result_text, suggestions
+from supervisor.cli.records import GO_AHEAD, awaits_switch, doing, note, result_text, suggestions
 from supervisor.cli.session import Session, verb
 from supervisor.cli.terminal import Screen, safe, spaced
 from supervisor.cli.units import MISSING, age
@@ -37,7 +38,7 @@ async def status(session: Session) -> None:
 def overview(screen: Screen, data: Record) -> RenderableType:
     """Return the status for people: in a frame on a terminal, as plain lines in a pipe."""
     parts: list[RenderableType] = [_facts(data), Text(), _slots(data)]
-    notes = list(suggestions(screen, data))
+    notes = [*_waiting(screen, data), *suggestions(screen, data)]
     if notes:
         parts += [Text(), *notes]
     if not screen.is_terminal:
@@ -53,6 +54,13 @@ def overview(screen: Screen, data: Record) -> RenderableType:
     )
 
 
+def _waiting(screen: Screen, data: Record) -> Iterator[RenderableType]:
+    """Yield what to do if a deploy waits for an operator: it would wait for ever."""
+    last = data.get("last_deploy")
+    if data.get("deploy_in_progress") and isinstance(last, dict) and awaits_switch(last):
+        yield note(screen, f"{last.get('version')} passed its gates and waits.", GO_AHEAD)
+
+
 def _facts(data: Record) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
@@ -65,7 +73,7 @@ def _facts(data: Record) -> RenderableType:
     grid.add_row("channel", safe(_or_missing(data.get("channel"))))
     last = data.get("last_deploy")
     if data.get("deploy_in_progress") and isinstance(last, dict):
-        grid.add_row("deploying", _line(str(last.get("deploy_id")), last.get("phase")))
+        grid.add_row("deploying", _line(str(last.get("deploy_id")), doing(last)))
     else:
         grid.add_row("last deploy", _last_deploy(last))
     return grid

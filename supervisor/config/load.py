@@ -110,7 +110,10 @@ def _faults_of_file(found: EnvFile, path: Path) -> list[str]:
 
 
 def _validate(base_dir: Path, given: Mapping[str, _Given]) -> tuple[Settings, dict[str, str]]:
-    """Return settings with defaults in place of bad values, and a fault for each bad key."""
+    """Return settings with defaults in place of bad values, and a fault for each bad key.
+
+    Raises SettingsError where a default itself is bad: the token's file follows from STATE_DIR.
+    """
     bad: dict[str, str] = {}
     while True:
         values: dict[str, Any] = {
@@ -122,12 +125,21 @@ def _validate(base_dir: Path, given: Mapping[str, _Given]) -> tuple[Settings, di
             found = {
                 key: fault
                 for details in reversed(error.errors())
-                if (key := str(details["loc"][0]).upper()) in given
+                if (key := str(details["loc"][0]).upper()) in given and key not in bad
                 for fault in [_fault(key, given[key], details)]
             }
             if not found:
-                raise
+                raise SettingsError(_faults_of_defaults(bad, error)) from error
             bad |= found
+
+
+def _faults_of_defaults(bad: Mapping[str, str], error: ValidationError) -> list[str]:
+    faults = dict(bad)
+    for details in error.errors():
+        key = str(details["loc"][0]).upper() if details["loc"] else "settings"
+        reason = details["msg"].removeprefix("Value error, ")
+        faults[key] = f"{key}={shown(key, str(details['input']))} (the default): {reason}"
+    return list(faults.values())
 
 
 def _fault(key: str, given: _Given, details: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import anyio
 import structlog
@@ -15,6 +16,7 @@ from supervisor.errors import SettingsError
 from supervisor.model.actor import SUPERVISOR
 from supervisor.model.deploy import DeployRecord, Mode, Step
 from supervisor.model.release import Release
+from supervisor.model.slot import SlotName
 from supervisor.model.verdict import Verdict
 from supervisor.probes.http import HttpProber, health_gate
 from supervisor.probes.smoke import run_smoke
@@ -23,11 +25,12 @@ from supervisor.store.database import Database, StoreError
 from supervisor.store.state_keeper import StateKeeper
 from supervisor.traffic import Plane
 from supervisor.workers.environment import worker_environment
-from supervisor.workers.slot import SETTLE_SECONDS, LaunchError
+from supervisor.workers.slot import SETTLE_SECONDS, LaunchError, Slot
 
 log = structlog.get_logger(__name__)
 
 _SMALLEST_GUARD_INTERVAL_SECONDS = 0.5
+_ALONE_POLL_SECONDS = 0.05
 
 
 class Activities:
@@ -43,6 +46,7 @@ class Activities:
         database: Database,
         state: StateKeeper,
         make_room: Callable[[], Awaitable[None]],
+        let_go: Callable[[SlotName], Awaitable[None]],
     ) -> None:
         self._settings = settings
         self._switch = switch
@@ -52,7 +56,12 @@ class Activities:
         self._state = state
         self._make_room = make_room
         """Ends what the deploy before left on the staging slot; returns when the slot is free."""
+        self._let_go = let_go
+        """Ends the care for a slot that had the traffic; returns when nobody starts it again."""
         self._warm_since = Stopwatch()
+        self._was_rollback = False
+        """Whether the last flip went to the version before, so that a revert undoes that."""
+        self._unremembered: list[Callable[[], Awaitable[None]]] = []
 
     def ports(self) -> tuple[int, int]:
         """Return the active and the staging port as they are now."""
@@ -74,6 +83,10 @@ class Activities:
                 detail={"strangers": strangers},
             )
         await self._make_room()
+        staging = self._switch.staging
+        await self._let_go(staging.name)
+        if staging.instance is not None:  # left behind by a step that failed
+            await staging.stop()
         return Finding(
             ok=True,
             message=f"version {release.version} can be launched on {self._switch.staging.name}",
@@ -143,6 +156,7 @@ class Activities:
         finding = await self._switch.flip()
         if finding.ok:
             self._warm_since = Stopwatch()
+            self._was_rollback = rollback
             await self._remember(None if rollback else release)
         return finding
 
@@ -151,24 +165,35 @@ class Activities:
         finding = await self._switch.flip()
         if not finding.ok:
             return Finding(False, finding.message, finding.detail)  # it is no staging that died
-        if not self._switch.staging.alive:
+        if _given_up(self._switch.staging):
             self._rescue()
-        await self._remember(None)
+        back = self._switch.active.instance
+        await self._remember(back.release if self._was_rollback and back else None)
+        self._was_rollback = False
         return finding
 
     async def _remember(self, release: Release | None) -> None:
         """Note the version that has the traffic now; None: the one before, which has it again."""
-        state = self._state.state
+        state, slot = self._state.state, self._switch.active.name
+        database = self._database
+        self._unremembered.append(
+            partial(database.pop_version, state)
+            if release is None
+            else partial(database.push_version, slot, release, state)
+        )
         try:
-            if release is None:
-                await self._database.pop_version(state)
-            else:
-                await self._database.push_version(self._switch.active.name, release, state)
+            await self._catch_up()
         except StoreError as error:
             log.error("version_not_remembered", why=str(error))
 
+    async def _catch_up(self) -> None:
+        """Write the versions that are not written yet, in order. Raises StoreError."""
+        while self._unremembered:
+            await self._unremembered[0]()
+            self._unremembered.pop(0)
+
     def _rescue(self) -> None:
-        self._plane.relay_into(self._switch.staging.name, self._switch.active.name)
+        self._plane.vacate(self._switch.staging.name, self._switch.active.name)
 
     @property
     def _warm_seconds(self) -> float:
@@ -180,6 +205,7 @@ class Activities:
 
     async def watch(self) -> Finding:
         """Probe the new version for the guard time; too many failures in a row fail it."""
+        await self._let_go(self._switch.staging.name)
         settings, slot = self._settings, self._switch.active
         seconds = min(settings.guard_seconds, self._warm_seconds)
         if seconds <= 0:
@@ -210,19 +236,26 @@ class Activities:
         )
 
     async def keep_warm(self) -> Finding:
-        """Wait for the rest of the warm time, or for the end of the warm instance."""
+        """Wait for the rest of the warm time, or for the end of the warm instance.
+
+        It does not end while the old version is the only one that lives.
+        """
         old = self._switch.staging.instance
         left = self._warm_seconds - self._warm_since.seconds
         if old is not None and left > 0:
             with anyio.move_on_after(left):
                 await old.exited.wait()
+        while self._switch.staging.serving and not self._switch.active.serving:  # noqa: ASYNC110  # several states, no one event
+            await anyio.sleep(_ALONE_POLL_SECONDS)
         return Finding(ok=True, message="the warm time is over")
 
     async def drain_staging(self) -> Finding:
         """Drain the instance without traffic, and pass on what is still queued for its slot."""
         slot = self._switch.staging
-        if not slot.alive:
-            await slot.stop()  # what it started may have outlived it
+        await self._let_go(slot.name)
+        if _given_up(slot):
+            self._rescue()
+            await slot.stop()  # it may hang, and what it started may have outlived it
             self._rescue()
             await anyio.sleep(SETTLE_SECONDS)
             rescued = self._plane.rescued(slot.name)
@@ -260,7 +293,16 @@ class Activities:
     async def journal(
         self, record: DeployRecord, *, source: str, event: str, cause: str | None, step: Step | None
     ) -> None:
-        """Write a transition down, durably. Raises StoreError."""
+        """Write a transition down, durably. Raises StoreError.
+
+        Never before the version that it brought is written: recovery goes by the journal.
+        """
+        await self._catch_up()
         await self._database.write_transition(
             record, source=source, event=event, cause=cause, step=step
         )
+
+
+def _given_up(slot: Slot) -> bool:
+    """Tell whether the slot's instance is dead, or hung and was told to be down."""
+    return not slot.alive or (slot.instance is not None and slot.instance.expected_to_exit)

@@ -189,15 +189,20 @@ TABLE: tuple[Row, ...] = (
     Row(_P.WARM, _E.ROLLBACK_REQUESTED, _P.REVERT, (_F.FLIP_BACK,)),
     Row(_P.WARM, _E.SUPERSEDED, _P.DRAIN, (_F.DRAIN_OLD,)),
     Row(_P.WARM, _E.SUPERVISOR_STOPPED, _P.ENDED),
+    # What only tidies up can't change the outcome, and always leads to the end.
+    Row(_P.WARM, _E.FAILED, _P.DRAIN, (_F.DRAIN_OLD,)),
     Row(_P.DRAIN, _E.PASSED, _P.ENDED),
+    Row(_P.DRAIN, _E.FAILED, _P.ENDED),
     Row(_P.DRAIN, _E.SUPERVISOR_STOPPED, _P.ENDED),
     Row(_P.REVERT, _E.PASSED, _P.DRAIN_REVERTED, (_F.DRAIN_NEW,), _R.ROLLED_BACK),
     # The old version could not take over: the new one keeps the traffic.
     Row(_P.REVERT, _E.FAILED, _P.WARM, (_F.AUDIT_SWITCH_FAILED, _F.KEEP_WARM), _R.SWITCHED),
     Row(_P.REVERT, _E.SUPERVISOR_STOPPED, _P.ENDED),
     Row(_P.DRAIN_REVERTED, _E.PASSED, _P.ENDED),
+    Row(_P.DRAIN_REVERTED, _E.FAILED, _P.ENDED),
     Row(_P.DRAIN_REVERTED, _E.SUPERVISOR_STOPPED, _P.ENDED),
     Row(_P.UNSTAGE, _E.PASSED, _P.ENDED),
+    Row(_P.UNSTAGE, _E.FAILED, _P.ENDED),
     Row(_P.UNSTAGE, _E.SUPERVISOR_STOPPED, _P.ENDED),
 )
 

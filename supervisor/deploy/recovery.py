@@ -7,19 +7,28 @@ under way is brought to an end that its record explains, or goes on waiting.
 
 from __future__ import annotations
 
+import anyio
 import structlog
 
 from supervisor.clock import now
 from supervisor.config import Settings
 from supervisor.deploy.machine import TABLE, Effect, Event, Phase, Plan, step
+from supervisor.deploy.runner import DeployRun
+from supervisor.deploy.world import World
 from supervisor.errors import StartRefusedError
 from supervisor.model.actor import SUPERVISOR
 from supervisor.model.deploy import DeployRecord, Mode, Result
+from supervisor.model.release import Release
+from supervisor.model.slot import SlotName
 from supervisor.model.state import DeployState
 from supervisor.store.database import Database, UnfinishedDeploy
 from supervisor.store.state_file import StateFile, UnreadableStateError
+from supervisor.workers.releases import Releases, UnknownReleaseError
 
 log = structlog.get_logger(__name__)
+
+_FLIPS = frozenset({Phase.SWITCH, Phase.REVERT})
+_AFTER_SWITCH = frozenset({Phase.GUARD, Phase.WARM})
 
 
 async def read_state(settings: Settings, file: StateFile, database: Database) -> DeployState:
@@ -65,19 +74,58 @@ async def _fitted(state: DeployState, settings: Settings, database: Database) ->
 
 
 async def finish_interrupted(
-    database: Database, state: DeployState
+    database: Database, state: DeployState, settings: Settings
 ) -> tuple[DeployState, UnfinishedDeploy | None]:
-    """End what was under way; return the state that follows, and the deploy that still waits."""
+    """End what was under way; return the state that follows, and the deploy that still waits.
+
+    Afterwards the first of the database's versions is the one that has the traffic.
+    """
     waiting: UnfinishedDeploy | None = None
+    newest = {record.deploy_id for record in await database.deploys(1)}
     for unfinished in await database.unfinished():
-        phase = Phase(unfinished.record.phase)
-        if phase is Phase.AWAITING_SWITCH:
+        record, phase = unfinished.record, Phase(unfinished.record.phase)
+        latest = record.deploy_id in newest
+        may_wait = latest and settings.deploy_mode is not Mode.SINGLE
+        if phase is Phase.AWAITING_SWITCH and may_wait:
             waiting = unfinished
             continue
-        if Effect.FALL_BACK_TO_SINGLE in await _last_effects(database, unfinished.record):
+        if Effect.FALL_BACK_TO_SINGLE in await _last_effects(database, record):
             state = state.model_copy(update={"mode": Mode.SINGLE})
-        await _end(database, unfinished, phase, state)
+        # Only the latest one's switch can be what the file tells of.
+        ended = await _end(database, unfinished, phase, state if latest else None)
+        if latest:
+            await _mend_versions(database, ended, state, settings)
     return state, waiting
+
+
+async def _mend_versions(
+    database: Database, record: DeployRecord, state: DeployState, settings: Settings
+) -> None:
+    """Make up for a switch, or for its revert, that was durable before its version was noted."""
+    rows = await database.versions()
+    blue = state.active_port == settings.active_port
+    active = SlotName.BLUE if blue else SlotName.GREEN
+    first = rows[0] if rows else None
+    is_first = first is not None and (first.release.name, first.release.version) == (
+        record.release,
+        record.version,
+    )
+    in_active = first is not None and first.slot is active
+    if record.result is Result.SWITCHED and not (is_first and in_active):
+        await database.push_version(active, _release_of(record, settings), state)
+    elif record.result is not Result.SWITCHED and is_first and not in_active and len(rows) > 1:
+        await database.pop_version(state)
+    else:
+        return
+    log.warning("versions_mended", deploy_id=record.deploy_id, result=record.result)
+
+
+def _release_of(record: DeployRecord, settings: Settings) -> Release:
+    """Return what the record deployed; its folder may be gone by now."""
+    path = settings.worker_directory
+    if record.release is not None and settings.releases_dir is not None:
+        path = settings.releases_dir / record.release
+    return Release(name=record.release, path=path, version=record.version or "unknown")
 
 
 async def _last_effects(database: Database, record: DeployRecord) -> set[Effect]:
@@ -94,30 +142,39 @@ async def _last_effects(database: Database, record: DeployRecord) -> set[Effect]
     }
 
 
-async def _end(
-    database: Database, unfinished: UnfinishedDeploy, phase: Phase, state: DeployState
-) -> None:
-    record = unfinished.record
-    plan = Plan(dry_run=record.dry_run, auto_switch=unfinished.auto_switch)
+def _outcome(
+    unfinished: UnfinishedDeploy, phase: Phase, *, turned: bool
+) -> tuple[Result | None, str]:
+    """Return the result, and why; `turned`: the ports are now the other way round."""
+    plan = Plan(dry_run=unfinished.record.dry_run, auto_switch=unfinished.auto_switch)
     cause = f"the supervisor ended during {phase.value}"
+    if turned and phase in _FLIPS:
+        return step(plan, phase, Event.PASSED).result, f"{cause}, after the switch was durable"
+    if turned and phase in _AFTER_SWITCH:  # a revert whose own transition could not be written
+        return Result.ROLLED_BACK, f"{cause}, after the switch back was durable"
+    if phase is Phase.AWAITING_SWITCH:
+        return Result.ABORTED, f"{cause}, and can't go on waiting"
+    return step(plan, phase, Event.SUPERVISOR_STOPPED).result or unfinished.record.result, cause
+
+
+async def _end(
+    database: Database, unfinished: UnfinishedDeploy, phase: Phase, state: DeployState | None
+) -> DeployRecord:
+    """End it; `state` is where its switch would show, None if a later one hides that."""
+    record = unfinished.record
     # The record's ports are those from before the flip that was intended.
-    flipped = phase in {Phase.SWITCH, Phase.REVERT} and state.active_port == record.staging_port
-    if flipped:
-        result: Result | None = step(plan, phase, Event.PASSED).result
-        cause += ", after the switch was durable"
-    else:
-        result = step(plan, phase, Event.SUPERVISOR_STOPPED).result or record.result
+    turned = state is not None and state.active_port == record.staging_port
+    result, cause = _outcome(unfinished, phase, turned=turned)
+    ports: dict[str, int] = {}
+    if state is not None and turned and phase in _FLIPS | _AFTER_SWITCH:
+        ports = {"active_port": state.active_port, "staging_port": state.staging_port}
     ended = record.model_copy(
         update={
             "result": result,
             "phase": Phase.ENDED.value,
             "reason": record.reason or cause,
             "ended_ts": now(),
-            **(
-                {"active_port": state.active_port, "staging_port": state.staging_port}
-                if flipped
-                else {}
-            ),
+            **ports,
         }
     )
     log.warning("deploy_interrupted", deploy_id=record.deploy_id, phase=phase, result=result)
@@ -128,3 +185,39 @@ async def _end(
         SUPERVISOR, "deploy", result.value if result else "ended", subject=record.deploy_id,
         reason=cause,
     )  # fmt: skip
+    return ended
+
+
+async def resumed(
+    database: Database, waiting: UnfinishedDeploy, releases: Releases, world: World
+) -> DeployRun | None:
+    """Return the waiting deploy, about to pass its gates once more; None: its release is gone."""
+    plan = Plan(dry_run=False, auto_switch=False)
+    record, release = waiting.record, None
+    cause = "the supervisor was started again; the release passes the gates once more"
+    row = step(plan, Phase.AWAITING_SWITCH, Event.SUPERVISOR_STOPPED)
+    try:
+        release = await anyio.to_thread.run_sync(releases.find, record.release)
+    except UnknownReleaseError as error:
+        row = step(plan, Phase.PREFLIGHT, Event.FAILED)
+        cause = str(error)
+    record = record.model_copy(
+        update={
+            "phase": row.target.value,
+            "result": row.result,
+            "reason": None if release else cause,
+            "ended_ts": None if release else now(),
+            "version": release.version if release else record.version,
+        }
+    )
+    await database.write_transition(
+        record,
+        source=Phase.AWAITING_SWITCH,
+        event=Event.SUPERVISOR_STOPPED,
+        cause=cause,
+        step=None,
+    )
+    if release is None:
+        await database.audit(SUPERVISOR, "deploy", "failed", subject=record.deploy_id, reason=cause)
+        return None
+    return DeployRun(record, plan, release, world, row.target)

@@ -8,7 +8,7 @@ the table's decision alone.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from functools import partial
 
 import anyio
 import structlog
@@ -51,13 +51,13 @@ _EXPLAINED = frozenset(
 
 _AFTER_SWITCH = frozenset({Phase.GUARD, Phase.WARM, Phase.DRAIN, Phase.DRAIN_REVERTED})
 
+_TIDYING = frozenset({Phase.WARM, Phase.DRAIN, Phase.DRAIN_REVERTED, Phase.UNSTAGE})
+"""Phases whose failure is shown in their step, and does not change why it came out as it did."""
 
-class _JournalEntry(NamedTuple):
-    record: DeployRecord
-    source: Phase
-    event: Event
-    cause: str
-    step: Step | None
+_PORTS_CHANGE = frozenset({Phase.PREFLIGHT, Phase.SWITCH, Phase.REVERT})
+"""Phases after which the ports may be others; during preflight the deploy before may revert."""
+
+_WRITE_AGAIN_SECONDS = 1.0
 
 
 class DeployRun:
@@ -78,16 +78,31 @@ class DeployRun:
         self._world = world
         self._news: tuple[Event, str] | None = None
         self._news_came = anyio.Event()
-        self._unwritten: list[_JournalEntry] = []
+        self._changed = anyio.Event()
+        self._owed: list[Callable[[], Awaitable[None]]] = []
+        """What is to be written yet, in order: so the journal never says more than was done."""
 
     @property
     def in_progress(self) -> bool:
-        """Whether it holds the place, so that no other deploy may begin."""
-        return self.phase in IN_PROGRESS
+        """Whether it holds the place, or is about to, so that no other deploy may begin."""
+        if self._news is None:
+            return self.phase in IN_PROGRESS
+        following = step(self.plan, self.phase, self._news[0]).target
+        return self.phase in IN_PROGRESS or following in IN_PROGRESS
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for the operator, who has not said anything yet."""
+        return self.phase is Phase.AWAITING_SWITCH and self._news is None
 
     def accepts(self, event: Event) -> bool:
         """Tell whether the event has a row in this phase, and no other is being handled."""
-        return self._news is None and possible(self.plan, self.phase, event)
+        return self._news is None and self._possible(event)
+
+    def _possible(self, event: Event) -> bool:
+        if event is Event.SUPERVISOR_STOPPED and self.phase is Phase.AWAITING_SWITCH:
+            return False  # it goes on waiting; the next daemon takes that row
+        return possible(self.plan, self.phase, event)
 
     def offer(self, event: Event, cause: str) -> bool:
         """Let something happen to the deploy; return whether it was taken."""
@@ -100,13 +115,22 @@ class DeployRun:
         self._news_came.set()
         return True
 
+    async def finish(self, event: Event, cause: str) -> None:
+        """Let the event end it as soon as it can be taken; return once it has ended, or waits."""
+        while not (self.ended.is_set() or self.waits):
+            changed = self._changed  # from here on: a change must not go unseen
+            self.offer(event, cause)
+            await changed.wait()
+
     async def drive(self, effect: Effect) -> None:
-        """Perform the effect and whatever follows from it, until the deploy has ended."""
+        """Perform the effect and whatever follows, until the deploy has ended and is written."""
         following: Effect | None = effect
         while following is not None:
             watch = Stopwatch()
             event, finding = await self._outcome(following)
             following = await self._advance(event, finding, watch.milliseconds)
+        while not await self._write_owed():  # noqa: ASYNC110  # a disk tells nobody that it is well
+            await anyio.sleep(_WRITE_AGAIN_SECONDS)
 
     async def _outcome(self, effect: Effect) -> tuple[Event, Finding]:
         """Return what ended the phase: its activity, or news from outside."""
@@ -123,7 +147,7 @@ class DeployRun:
                 group.cancel_scope.cancel()
         if findings:  # it counts before news of the same moment, which may still fit afterwards
             finding = findings[0]
-            if finding.staging_died:
+            if finding.staging_died and possible(self.plan, self.phase, Event.STAGING_DIED):
                 return Event.STAGING_DIED, finding
             return (Event.PASSED if finding.ok else Event.FAILED), finding
         assert self._news is not None  # noqa: S101  # nothing else ends the group without an error
@@ -140,7 +164,7 @@ class DeployRun:
 
     async def _guarded(self, effect: Effect) -> Finding:
         """Run the activity; a failing disk, or a bug of ours, is a failure of the phase."""
-        if effect is Effect.FLIP and self._unwritten:
+        if effect is Effect.FLIP and self._owed:
             return Finding(ok=False, message="the intent to switch could not be written down")
         try:
             return await self._activity(effect)()
@@ -181,19 +205,16 @@ class DeployRun:
             target=row.target,
             why=finding.message,
         )
-        self._unwritten.append(
-            _JournalEntry(self.record, source, event, finding.message, ended_step)
-        )
-        await self._write_journal()
-        *side_effects, activity = row.effects or (None,)
-        for effect in side_effects:
-            await self._side_effect(effect, finding.message)
+        self._owe(row, event, finding.message, ended_step)
+        await self._write_owed()
         # Whoever has asked for something meanwhile waits for what follows from that.
         if self.record.result is not None and row.target not in _UNSETTLED and not self._news:
             self.settled.set()
         if row.target is Phase.ENDED:
             self.ended.set()
-        return activity
+        self._changed.set()
+        self._changed = anyio.Event()
+        return row.effects[-1] if row.effects else None
 
     def _ended_step(self, finding: Finding, duration_ms: float) -> Step | None:
         name = STEP_OF.get(self.phase)
@@ -208,9 +229,9 @@ class DeployRun:
         """Return the record as it is after the transition."""
         record, changes = self.record, dict[str, object]()
         active_port, staging_port = self._world.ports()
-        explains = event in _EXPLAINED or (
-            event is Event.SUPERVISOR_STOPPED and row.phase not in _AFTER_SWITCH
-        )
+        explains = (
+            event in _EXPLAINED and not (event is Event.FAILED and row.phase in _TIDYING)
+        ) or (event is Event.SUPERVISOR_STOPPED and row.phase not in _AFTER_SWITCH | _TIDYING)
         if explains:
             changes["reason"] = f"{row.phase.value}: {finding.message}"
         elif row.phase is Phase.SWITCH:
@@ -219,7 +240,7 @@ class DeployRun:
             changes["ended_ts"] = now()
         if row.result is not None:
             changes["result"] = row.result
-        if row.phase is Phase.SWITCH or row.phase is Phase.REVERT:
+        if row.phase in _PORTS_CHANGE:
             changes |= {"active_port": active_port, "staging_port": staging_port}
         return record.model_copy(
             update={
@@ -236,39 +257,40 @@ class DeployRun:
         event, cause = self._news
         if event is Event.STAGING_DIED and possible(self.plan, self.phase, Event.ACTIVE_DIED):
             self._news = (Event.ACTIVE_DIED, cause)  # it died as the traffic came to it
-        elif not possible(self.plan, self.phase, event):
+        elif not self._possible(event):
             log.info("deploy_event_too_late", happening=event, phase=self.phase)
             self._forget_news()
 
-    async def _write_journal(self) -> None:
-        """Write what is not written yet, in order; a disk that fails is tried again later."""
-        while self._unwritten:
-            entry = self._unwritten[0]
-            try:
-                await self._world.journal(
-                    entry.record,
-                    source=entry.source,
-                    event=entry.event,
-                    cause=entry.cause,
-                    step=entry.step,
-                )
-            except AtlasError as error:
-                log.error("journal_failed", why=str(error))
-                return
-            self._unwritten.pop(0)
-
-    async def _side_effect(self, effect: Effect | None, why: str) -> None:
-        reason = self.record.reason or why
-        try:
+    def _owe(self, row: Row, event: Event, cause: str, ended_step: Step | None) -> None:
+        """Note what must be written of a transition: first itself, then what it brings about."""
+        world, record = self._world, self.record
+        reason = record.reason or cause
+        self._owed.append(
+            partial(
+                world.journal, record, source=row.phase, event=event, cause=cause, step=ended_step
+            )
+        )
+        for effect in row.effects[:-1]:
             if effect is Effect.FALL_BACK_TO_SINGLE:
-                await self._world.fall_back_to_single(reason)
+                self._owed.append(partial(world.fall_back_to_single, reason))
             elif effect is Effect.AUDIT_ROLLBACK:
-                await self._world.audit("rollback", "done", self.record, reason)
+                self._owed.append(partial(world.audit, "rollback", "done", record, reason))
             elif effect is Effect.AUDIT_SWITCH_FAILED:
-                self.switch_failure = why
-                await self._world.audit("switch", "failed", self.record, reason)
-        except (AtlasError, OSError) as error:
-            log.error("deploy_side_effect_failed", effect=effect, why=str(error))
+                self.switch_failure = cause
+                self._owed.append(partial(world.audit, "switch", "failed", record, reason))
+
+    async def _write_owed(self) -> bool:
+        """Write what is owed, in order; return whether that is all. A failing disk has time."""
+        while self._owed:
+            try:
+                await self._owed[0]()
+            except (AtlasError, OSError) as error:
+                log.error("deploy_not_written", owed=len(self._owed), why=str(error))
+                return False
+            except Exception:
+                log.exception("deploy_not_writable")  # a bug: trying again would not help
+            self._owed.pop(0)
+        return True
 
 
 async def _wait_for_operator() -> Finding:

@@ -13,11 +13,14 @@ from supervisor.workers.slot import Slot
 def suggestions(settings: Settings, state: DeployState, active: Slot) -> list[Suggestion]:
     """Return what is wrong and what would mend it; empty when all is well."""
     found = []
+    logs = settings.state_dir / "logs"
+    log = logs / f"worker-{active.name}.log"
     if state.mode is Mode.SINGLE and settings.deploy_mode is Mode.BLUEGREEN:
         found.append(
             Suggestion(
                 code="mode_is_single",
-                message="A deploy did not pass or was reverted, so no deploys are taken.",
+                message="No deploys are taken: one did not pass or was reverted, or an operator "
+                "has set the mode.",
                 action="Look at it with `atlasctl history` and `atlasctl show`, then reset: "
                 "`atlasctl mode bluegreen`.",
             )
@@ -26,8 +29,10 @@ def suggestions(settings: Settings, state: DeployState, active: Slot) -> list[Su
         found.append(
             Suggestion(
                 code="active_worker_crashes",
-                message=f"The active worker keeps dying; {active.restarts} restarts so far.",
-                action=f"Look at logs/worker-{active.name}.log; `atlasctl rollback` goes back.",
+                message="The active worker keeps dying, or does not answer 2xx on "
+                f"{settings.health_path}; {active.restarts} restarts so far.",
+                action=f"{logs / 'supervisor.jsonl'} says why, {log} what it printed; "
+                "`atlasctl rollback` goes back.",
             )
         )
     if active.state is SlotState.FAILED:
@@ -35,7 +40,7 @@ def suggestions(settings: Settings, state: DeployState, active: Slot) -> list[Su
             Suggestion(
                 code="active_worker_given_up",
                 message="The active worker died too often and was given up: nobody serves.",
-                action=f"Look at logs/worker-{active.name}.log; deploy a version that works "
+                action=f"Look at {log}; deploy a version that works "
                 "(`atlasctl deploy`), or restart the daemon once the cause is mended.",
             )
         )

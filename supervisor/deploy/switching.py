@@ -7,6 +7,7 @@ what the daemon believes. This is the one place that changes them.
 from __future__ import annotations
 
 import time
+from datetime import datetime
 
 import anyio
 import structlog
@@ -63,7 +64,7 @@ class Switch:
 
     async def _flip(self) -> Finding:
         source, target = self.active, self.staging
-        if target.instance is None or not target.alive:
+        if not _can_serve(target):
             return Finding(ok=False, message=f"{target.name} is not alive", staging_died=True)
         try:
             began = time.perf_counter_ns()
@@ -71,29 +72,44 @@ class Switch:
             flip_us = (time.perf_counter_ns() - began) / 1000
         except OSError as error:
             return Finding(ok=False, message=f"the kernel refused the flip: {error}")
+        finding = Finding(ok=False, message="it was not finished")
+        try:
+            finding = await self._make_durable(source, target)
+        finally:  # whatever it was, a bug included: nobody may be left at a half-made switch
+            if not finding.ok:
+                self._steer_back(source)
+        if not finding.ok:
+            return finding
+        self._active = target.name
+        target.state = SlotState.RUNNING
+        if source.serving:
+            source.state = SlotState.WARM
+        finding.detail["flip_us"] = round(flip_us, 1)
+        return finding
+
+    async def _make_durable(self, source: Slot, target: Slot) -> Finding:
+        """Look where connections arrive, then write it down; on failure the file is as before."""
         where, seen = await self._landing(target)
         if where is Landing.WRONG:
-            self._steer_back(source)
             return Finding(ok=False, message=f"a connection arrived at the wrong place: {seen}")
-        watch = Stopwatch()
+        died = Finding(False, f"{target.name} died in the moment of the switch", staging_died=True)
+        if not _can_serve(target):
+            return died
+        watch, before = Stopwatch(), self._state.state.last_switch_ts
         try:
             await self._state.change(
                 active_port=target.port, staging_port=source.port, last_switch_ts=now()
             )
         except OSError as error:
-            self._steer_back(source)
             return Finding(ok=False, message=f"the state file could not be written: {error}")
-        if not target.alive:
-            return await self._withdraw(source, target)
-        self._active = target.name
-        target.state = SlotState.RUNNING
-        if source.alive:
-            source.state = SlotState.WARM
+        if not _can_serve(target):
+            if await self._withdraw(source, target, before):
+                return died
+            log.error("switched_to_a_dead_one", slot=target.name)  # the file's word counts
         return Finding(
             ok=True,
             message=f"{target.name} (port {target.port}) has all new connections",
             detail={
-                "flip_us": round(flip_us, 1),
                 "state_file_ms": watch.milliseconds,
                 "landing": where.value,
                 "landing_detail": seen,
@@ -113,12 +129,18 @@ class Switch:
         except OSError as error:
             log.critical("steering_uncertain", wanted=source.name, why=str(error))
 
-    async def _withdraw(self, source: Slot, target: Slot) -> Finding:
-        """Undo what was done: the new instance died in the middle of it."""
-        self._steer_back(source)
+    async def _withdraw(self, source: Slot, target: Slot, before: datetime | None) -> bool:
+        """Take back what the file says; return whether that was possible."""
         try:
-            await self._state.change(active_port=source.port, staging_port=target.port)
+            await self._state.change(
+                active_port=source.port, staging_port=target.port, last_switch_ts=before
+            )
         except OSError as error:
-            log.critical("state_file_uncertain", why=str(error))
-        message = f"{target.name} died in the moment of the switch"
-        return Finding(ok=False, message=message, staging_died=True)
+            log.error("switch_not_withdrawn", why=str(error))
+            return False
+        return True
+
+
+def _can_serve(slot: Slot) -> bool:
+    """Tell whether the slot's instance is ready, and nobody has given it up."""
+    return slot.serving and slot.instance is not None and not slot.instance.expected_to_exit

@@ -288,7 +288,10 @@ async def open_database(path: Path) -> AsyncIterator[tuple[Database, Path | None
             aside = await anyio.to_thread.run_sync(_set_aside, path)
             connection = await _connect(path)
     except (sqlite3.Error, OSError) as error:
-        raise StartRefusedError(f"{path} can't be opened: {error}") from error
+        raise StartRefusedError(
+            f"{path} can't be opened: {error}. Is the disk full or read-only, or the file another "
+            "user's?"
+        ) from error
     try:
         yield Database(connection), aside
     finally:

@@ -67,7 +67,10 @@ def configure_logs(path: Path, level: str) -> None:
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 _readable_time,
                 structlog.dev.ConsoleRenderer(
-                    colors=sys.stderr.isatty(), timestamp_key="ts", pad_event_to=26
+                    colors=sys.stderr.isatty(),
+                    timestamp_key="ts",
+                    pad_event_to=26,
+                    sort_keys=False,  # the order in which they were said reads best
                 ),
             ],
         )

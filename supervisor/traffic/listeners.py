@@ -10,6 +10,7 @@ import ctypes
 import errno
 import socket
 import struct
+import time
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 
@@ -17,7 +18,7 @@ from supervisor import procfs, sockdiag
 from supervisor.errors import StartRefusedError
 from supervisor.model.slot import SlotName
 from supervisor.sockdiag import TcpSocket
-from supervisor.traffic.steering import GROUP_ORDER, Policy, compile_policy
+from supervisor.traffic.steering import DIRECT_SOURCE, GROUP_ORDER, Policy, compile_policy
 
 BACKLOG = 4096
 """Connections that may wait in one listener's queue (the kernel's somaxconn may cut it)."""
@@ -25,6 +26,8 @@ BACKLOG = 4096
 _SO_ATTACH_REUSEPORT_CBPF = 51
 _QUEUE_LENGTH_OFFSET = 24  # tcpi_unacked, which a listening socket uses for its queue's length
 _INSTRUCTION_BYTES = 8
+_TRIALS = 8  # connections by chance alone pass once in four thousand million times
+_TRIAL_SECONDS = 2.0
 _WILDCARDS = {"0.0.0.0", "::"}  # noqa: S104  # compared, not bound
 
 
@@ -56,15 +59,16 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
 
 
 def open_group(host: str, port: int, policy: Policy) -> dict[SlotName, socket.socket]:
-    """Return the two listeners of the public port, in the order that the program indexes.
+    """Return two listeners on one port (0: any free one), in the order that the program indexes.
 
     The program is there before the first of them listens: without one the kernel would spread
     early clients over both. Raises OSError.
     """
+    group = {}
     with ExitStack() as opened:  # a failure half-way leaves none open
-        group = {
-            slot: opened.enter_context(bind(host, port, reuse_port=True)) for slot in GROUP_ORDER
-        }
+        for slot in GROUP_ORDER:
+            group[slot] = opened.enter_context(bind(host, port, reuse_port=True))
+            port = group[slot].getsockname()[1]
         attach(group[GROUP_ORDER[0]], policy)
         for slot in GROUP_ORDER:
             restore_backlog(group[slot])
@@ -110,6 +114,39 @@ def attach(sock: socket.socket, policy: Policy) -> None:
         _SO_ATTACH_REUSEPORT_CBPF,
         struct.pack("@HP", count, ctypes.addressof(code)),
     )
+
+
+def prove_steering() -> None:
+    """See with real connections that this kernel steers, by policy and by source. Raises OSError.
+
+    It is seen on a group that nobody else knows, so that no client is ever part of the trial. A
+    kernel that takes the program and ignores it spreads connections: chance must not pass for it.
+    """
+    with ExitStack() as opened:
+        group = open_group("127.0.0.1", 0, Policy(GROUP_ORDER[0]))
+        for listener in group.values():
+            opened.enter_context(listener)
+        arrived = dict.fromkeys(GROUP_ORDER, 0)
+        for slot in GROUP_ORDER * _TRIALS:
+            by_policy = Policy(slot), "127.0.0.1"
+            by_source = Policy(slot.other, direct=True), str(DIRECT_SOURCE[slot])
+            for policy, source in (by_policy, by_source):
+                attach(group[slot], policy)
+                address = group[slot].getsockname()
+                opened.enter_context(socket.create_connection(address, _TRIAL_SECONDS, (source, 0)))
+                arrived[slot] += 1
+                _await_queues(group, arrived)
+
+
+def _await_queues(group: dict[SlotName, socket.socket], expected: dict[SlotName, int]) -> None:
+    """Wait until as many connections arrived as expected, and see that they did so rightly."""
+    deadline = time.monotonic() + _TRIAL_SECONDS
+    while True:
+        found = {slot: queue_length(listener) for slot, listener in group.items()}
+        if found == expected:
+            return
+        if sum(found.values()) == sum(expected.values()) or time.monotonic() > deadline:
+            raise OSError("it takes the steering program and does not heed it")
 
 
 def strangers(host: str, port: int, ours: Collection[int] = ()) -> list[TcpSocket]:

@@ -68,15 +68,15 @@ class Plane(Protocol):
     def queued(self, slot: SlotName) -> int:
         """Return how many of the slot's connections wait to be accepted."""
 
-    def relay_into(self, dead: SlotName, living: SlotName) -> None:
+    def vacate(self, slot: SlotName, heir: SlotName) -> None:
         """Take over the queues of a slot without a worker.
 
-        What comes by the public port is relayed to the living slot; what comes by the slot's own
-        port is closed at once, since the instance that it is for is not there.
+        What comes by the public port is relayed to the heir; what comes by the slot's own port is
+        closed at once, since the instance that it is for is not there.
         """
 
-    def stop_relay(self, slot: SlotName) -> None:
-        """Leave the slot's queue to its worker again."""
+    def occupy(self, slot: SlotName) -> None:
+        """Leave the slot's queues to its worker again."""
 
     def rescued(self, slot: SlotName) -> int:
         """Return how many of the slot's connections were handed on since its worker is gone."""

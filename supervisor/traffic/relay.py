@@ -1,13 +1,10 @@
-"""Copies bytes between two connections, both ways, for whoever the kernel can't route.
+"""Accepts connections and carries them on to a worker, for whoever the kernel can't route.
 
 It serves three purposes: the public port of workers that bind their own port, the own port of
 workers that were handed nothing but the public socket, and the rescue of connections that were
 queued for a slot whose worker is gone.
 
-Memory per connection is bounded by back-pressure: a side that can't be written to stops the
-other from being read. An end of stream is passed on as one, so a half-closed connection still
-gets its answer. A reset is passed on as a reset, so that nobody takes half an answer for a whole
-one. Connections share nothing, so none can hold up another.
+How bytes are copied is in `pair`. Connections share nothing, so none can hold up another.
 """
 
 from __future__ import annotations
@@ -16,21 +13,21 @@ import asyncio
 import contextlib
 import errno
 import socket
-import struct
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import structlog
+
+from supervisor.traffic.pair import Pair
 
 log = structlog.get_logger(__name__)
 
 _ACCEPTS_PER_WAKE = 64  # so that a burst of connections does not starve the rest of the daemon
 _CONNECT_SECONDS = 30.0  # how long a client is kept waiting for a worker that restarts
-_PATIENCE_SECONDS = 30.0  # how long a client may do nothing after the server has left
+_HANDSHAKE_SECONDS = 0.5  # then the choice is made anew: traffic may have been switched
 _RETRY_SECONDS = 0.05
 _LONGEST_RETRY_SECONDS = 0.5  # a thousand waiting clients must not keep us busy
 _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER for no time at all
 
 
 class Target(NamedTuple):
@@ -39,74 +36,6 @@ class Target(NamedTuple):
     host: str
     port: int
     source: str | None = None
-
-
-class _Side(asyncio.Protocol):
-    """One of the two connections of a pair; what it reads is written to `other`."""
-
-    other: _Side
-
-    def __init__(self) -> None:
-        self.transport: asyncio.Transport | None = None
-        self.ended = asyncio.Event()
-        """Set once nothing more will come from this side."""
-        self.gone = asyncio.Event()
-        """Set once the connection is closed."""
-
-    @property
-    def unwritten(self) -> int:
-        """How many bytes wait for this side to take them."""
-        return self.transport.get_write_buffer_size() if self.transport is not None else 0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)
-        if self.other.transport is None:
-            self.transport.pause_reading()  # until there is somewhere to write to
-        else:
-            self.other.transport.resume_reading()
-
-    def data_received(self, data: bytes) -> None:
-        assert self.other.transport is not None  # noqa: S101  # reading is paused until then
-        self.other.transport.write(data)
-
-    def eof_received(self) -> bool:
-        self.ended.set()
-        assert self.transport is not None  # noqa: S101  # it has just read
-        assert self.other.transport is not None  # noqa: S101  # as above
-        if self.other.ended.is_set():
-            self.transport.close()
-            self.other.transport.close()
-        elif not self.other.transport.is_closing():
-            with contextlib.suppress(OSError):  # it may have been reset in this very moment
-                self.other.transport.write_eof()
-        return True  # our own direction stays open: the answer is still to come
-
-    def pause_writing(self) -> None:
-        if self.other.transport is not None:
-            self.other.transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        if self.other.transport is not None:
-            self.other.transport.resume_reading()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.gone.set()
-        if self.ended.is_set() and self.other.transport is not None:
-            self.other.transport.close()  # all that it had to say is written first
-        else:
-            self.other.cut()
-        self.ended.set()
-
-    def cut(self) -> None:
-        """Close at once; as a reset, if anything is missing of what was to be written."""
-        if self.transport is None or self.gone.is_set():
-            return
-        if self.unwritten or not self.other.ended.is_set():
-            with contextlib.suppress(OSError):  # its socket may be closed in this very moment
-                self.transport.get_extra_info("socket").setsockopt(
-                    socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE
-                )
-        self.transport.abort()
 
 
 class Relay:
@@ -119,7 +48,9 @@ class Relay:
     def __init__(self, listener: socket.socket, choose: Callable[[], Target | None]) -> None:
         self._listener = listener
         self._choose = choose
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._pairs: dict[Pair, Target] = {}
+        self._waiting: set[asyncio.Task[None]] = set()
+        """Connections for which no worker has been found yet."""
         self._accepting = False
         self._pausing: asyncio.TimerHandle | None = None
         self.accepted = 0
@@ -127,7 +58,16 @@ class Relay:
     @property
     def open_connections(self) -> int:
         """How many connections are being relayed now."""
-        return len(self._tasks)
+        return len(self._pairs) + len(self._waiting)
+
+    def unanswered(self, target: Target) -> int:
+        """Return how many clients have asked this target something and heard nothing at all yet.
+
+        As far as can be told from here, its worker has not accepted them.
+        """
+        return sum(
+            at == target and pair.asked and not pair.answered for pair, at in self._pairs.items()
+        )
 
     def start(self) -> None:
         """Accept from now on."""
@@ -151,10 +91,12 @@ class Relay:
     async def close(self) -> None:
         """Accept no more, and cut what is open."""
         self.stop()
-        tasks = list(self._tasks)
-        for task in tasks:
+        waiting = list(self._waiting)
+        for task in waiting:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*waiting, return_exceptions=True)
+        for pair in list(self._pairs):
+            pair.abort()
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTS_PER_WAKE):
@@ -169,9 +111,7 @@ class Relay:
                 return
             client.setblocking(False)
             self.accepted += 1
-            task = asyncio.get_running_loop().create_task(self._carry(client))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._carry(client)
 
     def _pause(self, error: OSError) -> None:
         """Try again soon: the connection waits in the queue, and asking at once would spin."""
@@ -180,28 +120,42 @@ class Relay:
         self.stop()
         self._pausing = asyncio.get_running_loop().call_later(_RETRY_SECONDS, self.start)
 
-    async def _carry(self, client: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        inside, outside = _Side(), _Side()
-        inside.other, outside.other = outside, inside
-        server: socket.socket | None = None
+    def _carry(self, client: socket.socket) -> None:
+        target = self._choose()
+        if target is None:
+            client.close()
+            return
         try:
-            server = await self._connect()
-            if server is None:
-                return
-            await loop.create_connection(lambda: inside, sock=server)
-            await loop.create_connection(lambda: outside, sock=client)
-            await inside.ended.wait()
-            await _farewell(inside, outside)
-        except OSError as error:
-            log.warning("relay_failed", error=str(error))
-        finally:
-            for side, sock in ((inside, server), (outside, client)):
-                side.cut()
-                if sock is not None:
-                    sock.close()
+            server = _connect_at_once(target)
+        except OSError:
+            task = asyncio.get_running_loop().create_task(self._carry_later(client))
+            self._waiting.add(task)
+            task.add_done_callback(self._waiting.discard)
+        else:
+            self._begin(client, server, target)
 
-    async def _connect(self) -> socket.socket | None:
+    def _begin(self, client: socket.socket, server: socket.socket, target: Target) -> None:
+        pair = Pair(client, server, on_close=self._forget)
+        self._pairs[pair] = target
+        pair.start()
+
+    def _forget(self, pair: Pair) -> None:
+        del self._pairs[pair]
+
+    async def _carry_later(self, client: socket.socket) -> None:
+        """Carry a connection whose worker could not be reached at once."""
+        with contextlib.ExitStack() as ours:
+            ours.enter_context(client)
+            try:
+                found = await self._connect()
+            except OSError as error:
+                log.warning("relay_failed", error=str(error))
+                return
+            if found is not None:
+                ours.pop_all()
+                self._begin(client, *found)
+
+    async def _connect(self) -> tuple[socket.socket, Target] | None:
         """Return a connection to the chosen target; a worker that restarts is waited for."""
         deadline = asyncio.get_running_loop().time() + _CONNECT_SECONDS
         pause = _RETRY_SECONDS
@@ -210,9 +164,10 @@ class Relay:
             if target is None:
                 return None
             try:
-                return await _connect_to(target)
+                return await _connect_in_time(target), target
             except OSError as error:
-                if not isinstance(error, ConnectionError) and error.errno not in _SHORTAGES:
+                waits = isinstance(error, ConnectionError | TimeoutError)
+                if not waits and error.errno not in _SHORTAGES:
                     raise
             if asyncio.get_running_loop().time() > deadline:
                 raise ConnectionRefusedError("no worker took the connection in time")
@@ -220,22 +175,8 @@ class Relay:
             pause = min(pause * 1.5, _LONGEST_RETRY_SECONDS)
 
 
-async def _farewell(inside: _Side, outside: _Side) -> None:
-    """Wait until both are gone, as long as the client goes on taking what is left for it.
-
-    A client that never closes would otherwise keep its connection, which the server has left.
-    """
-    before = -1
-    while before != outside.unwritten:
-        before = outside.unwritten
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE_SECONDS):
-                await outside.gone.wait()
-                await inside.gone.wait()
-                return
-
-
-async def _connect_to(target: Target) -> socket.socket:
+def _socket_for(target: Target) -> socket.socket:
+    """Return a socket that is not connected yet, from the right source."""
     family = socket.AF_INET6 if ":" in target.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -245,7 +186,35 @@ async def _connect_to(target: Target) -> socket.socket:
             # The port is chosen at the connect, among those that are free towards this target.
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_BIND_ADDRESS_NO_PORT, 1)
             sock.bind((target.source, 0))
-        await asyncio.get_running_loop().sock_connect(sock, (target.host, target.port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _connect_at_once(target: Target) -> socket.socket:
+    """Return a connection without waiting. Raises OSError.
+
+    On this machine the handshake is over when the call returns, unless the queue is full; but
+    the kernel answers the first call before it has looked at what came of it.
+    """
+    sock = _socket_for(target)
+    try:
+        address = target.host, target.port
+        if sock.connect_ex(address) == errno.EINPROGRESS:
+            sock.connect(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _connect_in_time(target: Target) -> socket.socket:
+    """Return a connection. Raises OSError, TimeoutError where the worker's queue is full."""
+    sock = _socket_for(target)
+    try:
+        async with asyncio.timeout(_HANDSHAKE_SECONDS):
+            await asyncio.get_running_loop().sock_connect(sock, (target.host, target.port))
     except BaseException:
         sock.close()
         raise

@@ -15,6 +15,7 @@ from supervisor.model.hand_over import HandOver
 from supervisor.model.slot import SlotName
 from supervisor.procfs import describe_listeners, inode_of
 from supervisor.traffic import listeners
+from supervisor.traffic.own_ports import OwnPorts
 from supervisor.traffic.plane import Endpoints, Handed
 from supervisor.traffic.relay import Relay, Target
 from supervisor.traffic.rescue import Rescues
@@ -32,8 +33,8 @@ class RelayPlane:
         self._own: dict[SlotName, socket.socket] = {}
         self._inner: dict[SlotName, socket.socket] = {}
         """What a worker gets in place of the public socket; the relay connects to it."""
+        self._own_ports: OwnPorts
         self._rescues = Rescues()
-        self._refusals = Rescues()
 
     @property
     def name(self) -> str:
@@ -58,6 +59,7 @@ class RelayPlane:
         except BaseException:
             self._close_sockets()
             raise
+        self._own_ports = self._serve_own_ports()
         if self._public is not None:
             self._relay = Relay(self._public, self._target)
             self._relay.start()
@@ -74,9 +76,16 @@ class RelayPlane:
             self._public = listeners.listen(host, port)
         except OSError as error:
             raise listeners.explain_bind_error("PUBLIC_PORT", host, port, error) from error
-        if self._hand_over is HandOver.ACTIVATION:
+        if self._hand_over is not HandOver.PORT:
             for slot in SlotName:
                 self._inner[slot] = listeners.listen("127.0.0.1", 0)
+
+    def _serve_own_ports(self) -> OwnPorts:
+        if self._hand_over is HandOver.PORT:
+            return OwnPorts({}, {})
+        if self._hand_over is HandOver.ACTIVATION or not self._inner:
+            return OwnPorts(self._own, {})
+        return OwnPorts(self._own, {slot: self._target_of(slot) for slot in SlotName})
 
     def _target(self) -> Target:
         return self._target_of(self._active)
@@ -87,11 +96,12 @@ class RelayPlane:
         return Target("127.0.0.1", self._endpoints.slot_ports[slot])
 
     def handed(self, slot: SlotName) -> Handed:
-        """Return the worker's sockets; one that binds its own port gets none."""
+        """Return the worker's sockets: none if it binds its own port, one if it takes only one."""
         if self._hand_over is HandOver.PORT:
             return Handed({})
         named = {"public": self._inner[slot]} if slot in self._inner else {}
-        named["private"] = self._own[slot]
+        if self._hand_over is HandOver.ACTIVATION or not named:
+            named["private"] = self._own[slot]
         for sock in named.values():
             sock.setblocking(False)  # a flag that the worker before may have changed for all of us
         return Handed(named)
@@ -112,29 +122,26 @@ class RelayPlane:
         if slot in self._inner:
             listeners.restore_backlog(self._inner[slot])
 
-    def _queue(self, slot: SlotName) -> socket.socket | None:
-        """Return the listener where the slot's relayed connections wait, if it is ours."""
-        if self._hand_over is HandOver.PORT:
-            return None
-        return self._inner.get(slot, self._own[slot])
-
     def queued(self, slot: SlotName) -> int:
-        """Return how many relayed connections the slot's worker has not accepted yet."""
-        queue = self._queue(slot)
-        return listeners.queue_length(queue) if queue is not None else 0
+        """Return how many relayed connections the slot's worker has not accepted yet.
 
-    def relay_into(self, dead: SlotName, living: SlotName) -> None:
-        """Hand what the dead slot's worker had not accepted to the living one."""
-        queue = self._queue(dead)
-        if queue is not None:
-            self._rescues.begin(dead, queue, lambda: self._target_of(living))
-        if dead in self._inner:
-            self._refusals.begin(dead, self._own[dead], lambda: None)
+        The queue of one that binds its own port is not ours to look at: those count that have
+        asked and heard nothing.
+        """
+        if self._hand_over is not HandOver.PORT:
+            return listeners.queue_length(self._inner.get(slot, self._own[slot]))
+        return self._relay.unanswered(self._target_of(slot)) if self._relay is not None else 0
 
-    def stop_relay(self, slot: SlotName) -> None:
+    def vacate(self, slot: SlotName, heir: SlotName) -> None:
+        """Hand what the slot's last worker had not accepted to the heir; refuse on its own port."""
+        if slot in self._inner:
+            self._rescues.begin(slot, self._inner[slot], lambda: self._target_of(heir))
+        self._own_ports.vacate(slot)
+
+    def occupy(self, slot: SlotName) -> None:
         """Leave the slot's queues to its worker again; what was rescued is carried to its end."""
         self._rescues.end(slot)
-        self._refusals.end(slot)
+        self._own_ports.occupy(slot)
 
     def rescued(self, slot: SlotName) -> int:
         """Return how many connections were handed on since the slot's worker is gone."""
@@ -153,7 +160,7 @@ class RelayPlane:
         if self._relay is not None:
             await self._relay.close()
         await self._rescues.close()
-        await self._refusals.close()
+        await self._own_ports.close()
         self._close_sockets()
 
     def _close_sockets(self) -> None:

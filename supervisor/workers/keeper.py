@@ -1,8 +1,13 @@
-"""Keeps the active slot's instance alive: starts it again when it died, ever later, not forever."""
+"""Keeps the active slot's instance alive: starts it again when it died, ever later, not forever.
+
+A slot that is no longer active may be needed for something else at once: `let_go` ends whatever
+is under way and says when the slot is free.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import anyio
 import structlog
@@ -25,17 +30,54 @@ class Keeper:
         self._wanted = wanted
         self._policy = policy or RestartPolicy()
         self._crashes = CrashCount()
+        self._scope: anyio.CancelScope | None = None
+        self._idle = anyio.Event()
+        self._idle.set()
 
     async def start(self, release: Release) -> None:
         """Start the instance; if it can't be, go on trying."""
+        await self._alone(partial(self._start, release))
+
+    async def revive(self, release: Release, *, lived_seconds: float) -> None:
+        """Start the instance again after it died; returns once it runs or was given up."""
+        await self._alone(partial(self._revive, release, lived_seconds))
+
+    async def let_go(self) -> None:
+        """Try no more, and return once nothing of an instance half started is left."""
+        if self._scope is not None:
+            self._scope.cancel()
+        await self._idle.wait()
+
+    async def _alone(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do one thing at a time; what comes later replaces what is under way."""
+        while not self._idle.is_set():
+            await self.let_go()
+        self._idle = anyio.Event()
+        try:
+            with anyio.CancelScope() as self._scope:
+                await work()
+        finally:
+            self._scope = None
+            if self._slot.instance is None and self._slot.state is SlotState.BACKOFF:
+                self._slot.state = SlotState.EMPTY
+            self._idle.set()
+
+    async def _start(self, release: Release) -> None:
         try:
             await self._slot.start(release)
         except LaunchError as error:
             log.error("worker_failed", slot=self._slot.name, **_loggable(error))
-            await self.revive(release, lived_seconds=0.0)
+            await self._revive(release, 0.0)
+        else:
+            await self._check_wanted()
 
-    async def revive(self, release: Release, *, lived_seconds: float) -> None:
-        """Start the instance again after it died; returns once it runs or was given up."""
+    async def _check_wanted(self) -> None:
+        """End it again if it came too late: another slot has the traffic, or the daemon stops."""
+        if not self._wanted():
+            with anyio.CancelScope(shield=True):
+                await self._slot.stop()
+
+    async def _revive(self, release: Release, lived_seconds: float) -> None:
         slot = self._slot
         self._crashes = self._crashes.after(lived_seconds, self._policy)
         while self._wanted():
@@ -59,6 +101,7 @@ class Keeper:
                 log.error("worker_failed", slot=slot.name, **_loggable(error))
                 self._crashes = self._crashes.after(0.0, self._policy)
             else:
+                await self._check_wanted()
                 return
         if slot.instance is None:
             slot.state = SlotState.EMPTY

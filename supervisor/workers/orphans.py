@@ -33,7 +33,7 @@ async def end_orphans(state_dir: Path, known: Sequence[InstanceRow], *, seconds:
     found = await anyio.to_thread.run_sync(_find, state_dir, known)
     if not found:
         return 0
-    log.warning("orphans_found", pids=found)
+    log.warning("orphans_found", pids=found, why="a dead daemon left them; they are ended first")
     procfs.send_signal(found, signal.SIGTERM)
     with anyio.move_on_after(seconds):
         while await anyio.to_thread.run_sync(_find, state_dir, known):  # noqa: ASYNC110  # no event

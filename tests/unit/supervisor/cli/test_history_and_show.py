@@ -56,8 +56,10 @@ async def test_show_tells_every_step_with_its_time_checks_and_further_fields(
     daemon: Played, atlasctl: Call
 ) -> None:
     check = {"name": "home", "kind": "http", "ok": True, "duration_ms": 3.2}
+    probe = {"verdict": "pass", "duration_ms": 3.6, "message": "/health: answered 200"}
     steps = [
         step("launch", duration_ms=840.0, message="ready on port 8792", pid=77),
+        step("health", message="1 of 1 probes passed", probes=[probe]),
         step("smoke", message="1 of 1 passed", checks=[check]),
         step("switch", duration_ms=0.06, message="flipped", rescued={"n": 0}),
     ]
@@ -71,6 +73,7 @@ async def test_show_tells_every_step_with_its_time_checks_and_further_fields(
     assert "d-42  release v2  dry run\n" in outcome.out
     assert "✓ launch       840 ms  ready on port 8792\n    pid  77\n" in outcome.out
     assert "    ✓ home http 3 ms\n" in outcome.out
+    assert "    ✓ /health: answered 200 4 ms\n" in outcome.out
     assert '    rescued  {"n": 0}\n' in outcome.out
     assert "0.06 ms" in outcome.out
     assert "ended" in outcome.out

@@ -26,6 +26,15 @@ async def test_what_was_asked_for_and_done_is_a_success(
     assert "by uid:0" in outcome.out
 
 
+async def test_a_rollback_tells_which_version_has_the_traffic_now(
+    daemon: Played, atlasctl: Call
+) -> None:
+    daemon.play("POST", "/deploy/rollback", record(result="rolled_back", reason="by uid:0"))
+    daemon.play("GET", "/deploy/status", status(version="1.9.0", active_port=8791))
+    outcome = await atlasctl("rollback")
+    assert outcome.out.endswith("  1.9.0 on port 8791 has all the traffic\n")
+
+
 @pytest.mark.parametrize("verb", ["switch", "abort", "rollback"])
 async def test_a_verb_with_nothing_to_do_it_to_is_refused(
     daemon: Played, atlasctl: Call, verb: str

@@ -43,6 +43,16 @@ async def test_status_tells_how_far_a_deploy_in_progress_is(daemon: Played, atla
     assert "last deploy" not in outcome.out
 
 
+async def test_status_says_how_to_go_on_with_a_deploy_that_waits(
+    daemon: Played, atlasctl: Call
+) -> None:
+    last = record(result="awaiting_switch", phase="awaiting_switch", ended_ts=None)
+    daemon.play("GET", "/deploy/status", status(last_deploy=last, deploy_in_progress=True))
+    outcome = await atlasctl("status")
+    assert "deploying  d-42  awaiting switch" in outcome.out
+    assert "! 2.0.0 passed its gates and waits.\n  Go ahead with `atlasctl switch`" in outcome.out
+
+
 async def test_status_shows_what_the_daemon_suggests_and_its_action(
     daemon: Played, atlasctl: Call
 ) -> None:

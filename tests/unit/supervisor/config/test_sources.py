@@ -22,6 +22,16 @@ def test_an_empty_file_gives_the_defaults(load: Load, tmp_path: Path) -> None:
     assert settings.worker_directory == settings.base_dir == tmp_path
 
 
+@pytest.mark.parametrize("text", ["", "CONTROL_TOKEN_FILE="])
+def test_a_default_that_can_not_be_used_is_a_fault_too(
+    faults: Faults, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "state" / "control.token").mkdir(parents=True)
+    (fault,) = faults(text)
+    assert fault.startswith("CONTROL_TOKEN_FILE=state/control.token (the default): ")
+    assert fault.endswith("control.token is a folder")
+
+
 def test_the_process_environment_wins_over_the_file(load: Load) -> None:
     settings = load("ACTIVE_PORT=1000\nCHANNEL=file", {"ACTIVE_PORT": "2000", "PATH": "/bin"})
     assert (settings.active_port, settings.channel) == (2000, "file")

@@ -106,16 +106,15 @@ async def test_a_dead_slots_queue_is_handed_to_the_living_one(hand_over: HandOve
         for sock in plane.handed(GREEN).named.values():
             await stack.enter_async_context(serving(naming("living"), sock))
         waiting = [asyncio.create_task(who(at.public_port)) for _ in range(20)]
-        left_by_the_self_test = 1
-        await eventually(lambda: plane.queued(BLUE) == 20 + left_by_the_self_test)
+        await eventually(lambda: plane.queued(BLUE) == 20)
         plane.steer(GREEN)
         assert plane.rescued(BLUE) == 0
-        plane.relay_into(BLUE, GREEN)
-        plane.relay_into(BLUE, GREEN)  # said twice is meant once
+        plane.vacate(BLUE, GREEN)
+        plane.vacate(BLUE, GREEN)  # said twice is meant once
         assert set(await asyncio.gather(*waiting)) == {"living"}
-        assert plane.rescued(BLUE) == 20 + left_by_the_self_test
-        plane.stop_relay(BLUE)
-        plane.stop_relay(BLUE)
+        assert plane.rescued(BLUE) == 20
+        plane.occupy(BLUE)
+        plane.occupy(BLUE)
         assert plane.rescued(BLUE) == 0
         plane.steer(BLUE)
         with socket.create_connection(("127.0.0.1", at.public_port)):
@@ -133,10 +132,10 @@ async def test_the_own_port_of_a_slot_without_a_worker_refuses_at_once(
                 await stack.enter_async_context(serving(naming(slot.value), sock))
         assert await who(at.slot_ports[BLUE]) == "blue"
         await stack.aclose()
-        plane.relay_into(BLUE, GREEN)
+        plane.vacate(BLUE, GREEN)
         with contextlib.suppress(ConnectionResetError):
             assert await asyncio.wait_for(who(at.slot_ports[BLUE]), 5) == ""
-        plane.stop_relay(BLUE)
+        plane.occupy(BLUE)
         with pytest.raises(TimeoutError):  # whoever asks now waits for the next worker
             await asyncio.wait_for(who(at.slot_ports[BLUE]), 0.2)
 
@@ -147,9 +146,9 @@ async def test_what_was_rescued_outlives_the_rescue_and_ends_with_the_plane() ->
         own = plane.handed(GREEN).named["private"]
         async with serving(naming("living"), own):
             reader, writer = await asyncio.open_connection("127.0.0.1", at.public_port)
-            plane.relay_into(BLUE, GREEN)
+            plane.vacate(BLUE, GREEN)
             await eventually(lambda: plane.queued(BLUE) == 0)
-            plane.stop_relay(BLUE)
+            plane.occupy(BLUE)
             writer.write(b"?")
             assert await reader.readexactly(6) == b"living"
             await plane.close()
@@ -202,18 +201,6 @@ async def test_an_address_that_is_not_ours_is_refused() -> None:
         KernelPlane(some_endpoints("192.0.2.1"), HandOver.ACTIVATION).open(BLUE)
 
 
-async def test_a_kernel_that_does_not_steer_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = open_files()
-    monkeypatch.setattr("supervisor.traffic.kernel._SELF_TEST_SECONDS", 0.05)
-    monkeypatch.setattr(listeners, "attach", lambda _sock, _policy: None)
-    for _ in range(3):  # unsteered, the kernel spreads: it may hit the right slot by chance
-        with contextlib.suppress(StartRefusedError):
-            plane = KernelPlane(some_endpoints(), HandOver.ACTIVATION)
-            plane.open(BLUE)
-            await plane.close()
-    assert open_files() == before
-
-
 async def test_a_stray_listener_that_comes_later_is_named() -> None:
     async with opened(HandOver.ACTIVATION, host="0.0.0.0") as (plane, at):
         assert plane.strangers() == []
@@ -227,9 +214,9 @@ async def test_a_stray_listener_that_comes_later_is_named() -> None:
 async def test_closing_leaves_nothing_open() -> None:
     before, tasks = open_files(), asyncio.all_tasks()
     async with opened(HandOver.FD) as (plane, at):
-        plane.relay_into(GREEN, BLUE)
+        plane.vacate(GREEN, BLUE)
         plane.steer(GREEN)
         with socket.create_connection(("127.0.0.1", at.public_port)):
-            await eventually(lambda: plane.rescued(GREEN) == 2)  # one is the self-test's
+            await eventually(lambda: plane.rescued(GREEN) == 1)
     await eventually(lambda: asyncio.all_tasks() <= tasks)
     await eventually(lambda: open_files() <= before)

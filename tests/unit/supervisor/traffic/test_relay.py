@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from supervisor.traffic import listeners, relay
+from supervisor.traffic import listeners, pair, relay
 from supervisor.traffic.relay import Relay, Target
 from tests.harness import eventually, free_ports
 from tests.unit.supervisor.traffic.support import (
@@ -87,7 +87,7 @@ async def test_a_client_that_does_not_read_stops_the_server_and_fills_no_memory(
             await writer.drain()
             written += 65536
 
-    async with relaying_to(flood) as (_, port):
+    async with relaying_to(flood) as (running, port):
         # The stream takes twice its limit by itself, and stops when nobody reads it.
         _reader, writer = await asyncio.open_connection("127.0.0.1", port)
         while True:  # until nothing moves any more
@@ -95,21 +95,10 @@ async def test_a_client_that_does_not_read_stops_the_server_and_fills_no_memory(
             await asyncio.sleep(0.2)
             if written == before > 0:
                 break
-        assert len(sides := _transports_of(port)) == 1
-        assert all(side.get_write_buffer_size() < 1_000_000 for side in sides)
+        (one,) = running._pairs
+        assert 0 < len(one.client.unsent) <= len(pair._BUFFER)
+        assert not one.server.unsent
         writer.transport.abort()
-
-
-def _transports_of(port: int) -> list[asyncio.Transport]:
-    """Return the relay's ends of its clients' connections."""
-    found = []
-    for task in asyncio.all_tasks():
-        frame = task.get_stack(limit=1)
-        if frame and frame[0].f_code.co_name == "_carry":
-            transport = frame[0].f_locals["outside"].transport
-            if transport is not None and transport.get_extra_info("sockname")[1] == port:
-                found.append(transport)
-    return found
 
 
 async def test_a_stuck_connection_holds_up_no_other() -> None:
@@ -135,7 +124,7 @@ async def test_a_server_that_resets_is_seen_as_one_that_resets() -> None:
         await writer.drain()
         await reader.read(1)  # the client has seen that much
         sock = writer.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, relay._RESET_ON_CLOSE)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, pair.RESET_ON_CLOSE)
         writer.transport.abort()
 
     async with relaying_to(half_an_answer) as (running, port):
@@ -186,7 +175,7 @@ async def test_the_end_of_a_long_answer_reaches_a_slow_reader_though_the_server_
 async def test_a_client_that_never_closes_is_left_once_the_server_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(relay, "_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(pair, "_PATIENCE_SECONDS", 0.1)
     async with relaying_to(naming("server")) as (running, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"?")
@@ -243,9 +232,9 @@ async def test_each_connection_is_asked_for_once_and_stays_where_it_began() -> N
 
 
 async def test_a_shortage_of_descriptors_makes_clients_wait_and_no_longer() -> None:
-    async with relaying_to(naming("server")) as (_, port):
+    async with relaying_to(naming("server")) as (running, port):
         clients = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
-        await eventually(lambda: len(_transports_of(port)) == 3)
+        await eventually(lambda: running.open_connections == 3)
         late = socket.create_connection(("127.0.0.1", port))
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         hoard: list[int] = []
@@ -338,3 +327,35 @@ async def test_a_connection_comes_from_the_source_that_was_asked_for() -> None:
         target = Target("127.0.0.1", server_port, source="127.83.0.2")
         async with relaying(lambda: target) as (_, port):
             assert await who(port) == "127.83.0.2"
+
+
+async def test_an_answer_to_an_upload_that_the_server_did_not_read_is_passed_on() -> None:
+    async def refuse(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"too large")
+        writer.write_eof()
+        await asyncio.sleep(0.2)
+        reset(writer.get_extra_info("socket").dup())
+        writer.transport.abort()
+
+    async with relaying_to(refuse) as (running, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(bytes(20_000_000))
+        assert await asyncio.wait_for(reader.read(), 5) == b"too large"
+        writer.write_eof()
+        await writer.drain()  # the rest of it goes nowhere, and holds up nobody
+        await eventually(lambda: running.open_connections == 0)
+        writer.close()
+
+
+async def test_a_full_queue_is_waited_for_and_the_choice_is_made_anew() -> None:
+    with socket.socket() as full, contextlib.ExitStack() as stack:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        stack.enter_context(socket.create_connection(full.getsockname(), 5))
+        async with serving(naming("other")) as other:
+            target = Target(*full.getsockname())
+            async with relaying(lambda: target) as (running, port):
+                asking = asyncio.create_task(who(port))
+                await eventually(lambda: running.accepted == 1)
+                target = Target("127.0.0.1", other)
+                assert await asyncio.wait_for(asking, 5) == "other"

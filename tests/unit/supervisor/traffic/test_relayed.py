@@ -2,17 +2,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import sys
+from collections.abc import AsyncIterator, Callable
 
 import pytest
+import structlog
 
 from supervisor.errors import StartRefusedError
 from supervisor.model.hand_over import HandOver
 from supervisor.model.slot import SlotName
-from supervisor.traffic import Endpoints, Plane, make_plane
+from supervisor.traffic import Endpoints, Plane, listeners, make_plane
 from supervisor.traffic.kernel import KernelPlane
 from supervisor.traffic.relayed import RelayPlane
+from supervisor.traffic.steering import Policy
 from tests.harness import eventually, free_ports
 from tests.unit.supervisor.traffic.support import (
     BLUE,
@@ -48,10 +52,49 @@ def test_the_best_plane_is_made(
     assert plane.name == name
 
 
+def ignore(_sock: socket.socket, _policy: Policy) -> None:
+    """Take the program and do nothing."""
+
+
+def refuse(_sock: socket.socket, _policy: Policy) -> None:
+    raise OSError(errno.ENOPROTOOPT, "Protocol not available")
+
+
+# No kernel at hand refuses it, so this is one of the few places where it is made to.
+@pytest.mark.parametrize(
+    ("attach", "why"), [(refuse, "Protocol not available"), (ignore, "does not heed it")]
+)
+async def test_where_the_kernel_does_not_steer_the_relay_carries_and_the_log_says_so(
+    attach: Callable[[socket.socket, Policy], None], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = open_files()
+    monkeypatch.setattr(listeners, "attach", attach)
+    monkeypatch.setattr(listeners, "_TRIAL_SECONDS", 0.2)
+    with structlog.testing.capture_logs() as logged:
+        async with (
+            opened(HandOver.ACTIVATION) as (plane, at),
+            serving(naming("blue"), plane.handed(BLUE).named["public"]),
+        ):
+            assert plane.name == "relay"
+            assert await who(at.public_port) == "blue"
+    (warning,) = [each for each in logged if each["event"] == "kernel_does_not_steer"]
+    assert warning["log_level"] == "warning"
+    assert why in warning["why"]
+    await eventually(lambda: open_files() <= before)
+
+
+def test_this_kernel_steers_and_the_proof_leaves_nothing_open() -> None:
+    before = open_files()
+    listeners.prove_steering()
+    assert open_files() == before
+
+
 @contextlib.asynccontextmanager
-async def relay_plane(hand_over: HandOver, host: str = "127.0.0.1"):  # type: ignore[no-untyped-def]  # a tuple
-    public, blue, green = free_ports(3)
-    at = Endpoints(host, public, {BLUE: blue, GREEN: green})
+async def relay_plane(
+    hand_over: HandOver, host: str = "127.0.0.1", *, public: bool = True
+) -> AsyncIterator[tuple[Plane, Endpoints]]:
+    public_port, blue, green = free_ports(3)
+    at = Endpoints(host, public_port if public else 0, {BLUE: blue, GREEN: green})
     plane = RelayPlane(at, hand_over)
     plane.open(BLUE)
     try:
@@ -106,7 +149,7 @@ async def test_a_reserved_port_refuses_clients_until_the_worker_listens() -> Non
 async def test_workers_that_are_handed_sockets_are_relayed_to(
     hand_over: HandOver, host: str
 ) -> None:
-    names = ["private"] if hand_over is HandOver.FD else ["public", "private"]
+    names = ["public"] if hand_over is HandOver.FD else ["public", "private"]
     async with relay_plane(hand_over, host) as (plane, at), contextlib.AsyncExitStack() as stack:
         for slot in (BLUE, GREEN):
             handed = plane.handed(slot)
@@ -118,9 +161,9 @@ async def test_workers_that_are_handed_sockets_are_relayed_to(
             assert plane.active is active
             assert plane.weights[active.value] == 1.0
             address = "127.0.0.1" if host == "::" else host
-            assert await who(at.public_port, address) == f"{active} {names[0]}"
-        for slot, port in at.slot_ports.items():
-            assert await who(port) == f"{slot} private"
+            assert await who(at.public_port, address) == f"{active} public"
+            for slot, port in at.slot_ports.items():
+                assert await who(port) == f"{slot} {names[-1]}"
 
 
 async def test_a_workers_relayed_clients_come_to_the_ports_that_are_told() -> None:
@@ -178,17 +221,67 @@ async def test_a_dead_slots_queue_is_handed_to_the_living_one(hand_over: HandOve
         waiting = [asyncio.create_task(who(at.public_port)) for _ in range(10)]
         await eventually(lambda: plane.queued(BLUE) == 10)
         plane.steer(GREEN)
-        plane.relay_into(BLUE, GREEN)
+        plane.vacate(BLUE, GREEN)
         assert set(await asyncio.gather(*waiting)) == {"living"}
         assert plane.rescued(BLUE) == 10
-        plane.stop_relay(BLUE)
+        plane.occupy(BLUE)
         assert plane.rescued(BLUE) == 0
+
+
+@pytest.mark.parametrize("public", [True, False])
+@pytest.mark.parametrize("hand_over", [HandOver.ACTIVATION, HandOver.FD])
+async def test_the_own_port_of_a_slot_without_a_worker_is_never_answered_by_the_other(
+    hand_over: HandOver, public: bool
+) -> None:
+    async with (
+        relay_plane(hand_over, public=public) as (plane, at),
+        contextlib.AsyncExitStack() as stack,
+    ):
+        for sock in plane.handed(GREEN).named.values():
+            await stack.enter_async_context(serving(naming("green"), sock))
+        early = asyncio.create_task(who(at.slot_ports[BLUE]))
+        plane.vacate(BLUE, GREEN)
+        for asking in (early, asyncio.create_task(who(at.slot_ports[BLUE]))):
+            with contextlib.suppress(ConnectionResetError):
+                assert await asyncio.wait_for(asking, 5) == ""
+        plane.occupy(BLUE)
+        for sock in plane.handed(BLUE).named.values():
+            await stack.enter_async_context(serving(naming("blue"), sock))
+        assert await who(at.slot_ports[BLUE]) == "blue"
+        assert await who(at.slot_ports[GREEN]) == "green"
+
+
+async def test_who_asked_a_worker_of_a_port_and_heard_nothing_counts_as_queued() -> None:
+    answer = asyncio.Event()
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(1):
+            await answer.wait()
+            writer.write(b"!")
+
+    async with opened(HandOver.PORT) as (plane, at), serving(slow, port=at.slot_ports[BLUE]):
+        silent = await asyncio.open_connection("127.0.0.1", at.public_port)
+        asking = [await asyncio.open_connection("127.0.0.1", at.public_port) for _ in range(3)]
+        for _, writer in asking:
+            writer.write(b"?")
+        await eventually(lambda: plane.queued(BLUE) == 3)
+        assert plane.queued(GREEN) == 0
+        answer.set()
+        for reader, _ in asking:
+            assert await reader.readexactly(1) == b"!"
+        await eventually(lambda: plane.queued(BLUE) == 0)
+        answer.clear()
+        asking[0][1].write(b"?")  # it has been accepted, as is known by now
+        await asyncio.sleep(0.05)
+        assert plane.queued(BLUE) == 0
+        for _, writer in (*asking, silent):
+            writer.close()
 
 
 async def test_a_worker_of_a_port_has_no_queue_of_ours() -> None:
     async with opened(HandOver.PORT) as (plane, _):
         assert plane.queued(BLUE) == 0
-        plane.relay_into(BLUE, GREEN)
+        plane.vacate(BLUE, GREEN)
         assert plane.rescued(BLUE) == 0
         plane.refresh(BLUE)
 

@@ -9,7 +9,7 @@ from supervisor.model.slot import SlotState
 from supervisor.workers.keeper import Keeper
 from supervisor.workers.restart import RestartPolicy
 from tests.harness import eventually
-from tests.unit.supervisor.workers.support import READY_AND_SLEEP, bench, release
+from tests.unit.supervisor.workers.support import READY_AND_SLEEP, SLEEP, bench, release
 
 QUICK = RestartPolicy(delays_seconds=(0.0, 0.05, 0.1))
 NEVER_ENDS = RestartPolicy(delays_seconds=(3600.0,))
@@ -109,3 +109,35 @@ async def test_a_full_disk_is_tried_again_like_a_crash(tmp_path: Path) -> None:
         with anyio.fail_after(10):
             await keeper.start(release(tmp_path / "r", READY_AND_SLEEP))
         assert made.blue.state is SlotState.FAILED
+
+
+async def test_let_go_it_tries_no_more_and_the_slot_is_free(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        keeper = Keeper(made.blue, wanted=lambda: True, policy=NEVER_ENDS)
+        reviving = asyncio.create_task(
+            keeper.revive(release(tmp_path / "r", READY_AND_SLEEP), lived_seconds=1)
+        )
+        await eventually(lambda: made.blue.state is SlotState.BACKOFF)
+        await asyncio.wait_for(keeper.let_go(), 5)
+        await asyncio.wait_for(reviving, 5)
+        assert made.blue.state is SlotState.EMPTY
+        await keeper.let_go()  # nothing is under way
+
+
+async def test_let_go_while_it_starts_one_nothing_of_that_is_left(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        keeper = Keeper(made.blue, wanted=lambda: True)
+        starting = asyncio.create_task(keeper.start(release(tmp_path / "r", SLEEP)))
+        await eventually(lambda: made.ledger.entries != [])
+        await asyncio.wait_for(keeper.let_go(), 10)
+        await asyncio.wait_for(starting, 5)
+        assert made.blue.instance is None
+        assert [what for what, _ in made.ledger.entries] == ["launched", "gone"]
+
+
+async def test_one_that_starts_too_late_to_be_wanted_is_ended_again(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        keeper = Keeper(made.blue, wanted=lambda: False)
+        await keeper.start(release(tmp_path / "r", READY_AND_SLEEP))
+        assert made.blue.instance is None
+        assert made.blue.state is SlotState.EMPTY

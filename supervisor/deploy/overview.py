@@ -1,0 +1,65 @@
+"""What the status shows, put together from whoever knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from supervisor.config import Settings
+from supervisor.deploy.suggestions import suggestions
+from supervisor.deploy.switching import Switch
+from supervisor.model.deploy import DeployRecord
+from supervisor.model.release import LastDeploy, Release, ReleaseView
+from supervisor.model.slot import Role, SlotName
+from supervisor.model.state import DeployState
+from supervisor.model.status import Status, Traffic
+from supervisor.traffic import Plane
+
+
+def overview(
+    settings: Settings,
+    state: DeployState,
+    switch: Switch,
+    plane: Plane,
+    *,
+    last_deploy: DeployRecord | None,
+    in_progress: bool,
+) -> Status:
+    """Return everything at a glance, from memory."""
+    active, staging = switch.active, switch.staging
+    roles = {active.name: Role.ACTIVE, staging.name: Role.STAGING}
+    slots = {slot.name: slot for slot in (active, staging)}
+    return Status(
+        mode=state.mode,
+        active_port=state.active_port,
+        staging_port=state.staging_port,
+        public_port=settings.public_port or None,
+        health_score=None,
+        version=active.instance.release.version if active.instance else None,
+        channel=settings.channel,
+        last_deploy=last_deploy,
+        canary_stats=None,
+        fallback_suggestions=suggestions(settings, state, active),
+        slots=[slots[name].view(roles[name]) for name in SlotName],
+        traffic=Traffic(plane=plane.name, weights=plane.weights),
+        deploy_in_progress=in_progress,
+    )
+
+
+def release_views(
+    found: Sequence[Release], switch: Switch, last: dict[str, LastDeploy]
+) -> list[ReleaseView]:
+    """Return the named releases with where they run and how their last deploy ended."""
+    slots = (switch.active, switch.staging)
+    return [
+        ReleaseView(
+            name=release.name or "",
+            version=release.version,
+            slots=[
+                slot.name
+                for slot in slots
+                if slot.instance and slot.instance.release.name == release.name
+            ],
+            last_deploy=last.get(release.name or ""),
+        )
+        for release in found
+    ]

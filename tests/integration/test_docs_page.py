@@ -1,0 +1,59 @@
+"""The API's page in a real browser: it is drawn, in peace, from this machine alone."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.integration.chromium import PROGRAM, blank_page
+from tests.unit.supervisor.api.harness import eventually, running
+
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")
+
+_PATHS = "[...document.querySelectorAll('.opblock-summary-path')].map((it) => it.dataset.path)"
+_DOCUMENT = "fetch('/openapi.json').then((answer) => answer.json())"
+_DEPLOY = "#operations-Deploy-post_deploy_bluegreen"
+
+
+async def test_the_page_shows_all_operations_and_asks_nobody_else(tmp_path: Path) -> None:
+    async with running(tmp_path) as server, blank_page(tmp_path) as page:
+        host = f"http://{server.authority}/"
+        await page.open(f"{host}docs")
+        await page.until(f"{_PATHS}.length")
+        shown, document = await page.evaluate(_PATHS), await page.evaluate(_DOCUMENT)
+        methods = [path for path, operations in document["paths"].items() for _ in operations]
+        assert sorted(shown) == sorted(methods)
+        assert f"{host}docs/swagger-ui-bundle.js" in page.requests
+        assert [url for url in page.requests if not url.startswith((host, "data:"))] == []
+        assert page.complaints == []
+
+
+async def test_an_operation_opens_with_its_parameters_answers_and_types(tmp_path: Path) -> None:
+    async with running(tmp_path) as server, blank_page(tmp_path) as page:
+        await page.open(f"http://{server.authority}/docs")
+        await page.until(f"!!document.querySelector('{_DEPLOY} button')")
+        await page.evaluate(f"document.querySelector('{_DEPLOY} button').click()")
+        text = f"document.querySelector('{_DEPLOY}').innerText"
+        await page.until(f"{text}.includes('deploy_in_progress')")
+        shown = await page.evaluate(text)
+        for each in ("dry_run", "wait", "200", "202", "404", "409", "422", '"deploy_id"'):
+            assert each in shown
+        tabs = f"[...document.querySelectorAll('{_DEPLOY} .tablinks')]"
+        await page.evaluate(f"{tabs}.find((it) => it.innerText === 'Schema').click()")
+        await page.until(f"{text}.includes('string | null')")
+        assert page.complaints == []
+
+
+async def test_the_browser_tells_of_a_page_that_breaks_its_policy(tmp_path: Path) -> None:
+    # Else its silence above would mean nothing.
+    async with running(tmp_path) as server, blank_page(tmp_path) as page:
+        await page.open(f"http://{server.authority}/docs")
+        await page.until(f"{_PATHS}.length")
+        await page.evaluate(
+            "document.body.append(Object.assign(document.createElement('img'), "
+            "{src: 'http://198.51.100.1/pixel.png'}))"
+        )
+        await asyncio.wait_for(eventually(lambda: bool(page.complaints)), 30)
+        assert "Content Security Policy" in page.complaints[0]

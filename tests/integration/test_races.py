@@ -1,0 +1,123 @@
+"""What only shows with real processes: two things at one moment, and a daemon that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.harness import DaemonProcess, eventually
+from tests.integration.support import (
+    SCRIPT,
+    everything_agrees,
+    public_version,
+    release,
+    scripted_daemon,
+    slot,
+    until_phase,
+)
+from tests.integration.test_rollback import WARM, releases, roll_back
+
+# A daemon with a bug: its care for the running worker breaks.
+BROKEN = """
+import sys
+from supervisor.__main__ import main
+from supervisor.workers.slot import Slot
+async def broken(self, instance):
+    await instance.exited.wait() if self.name == "green" else None
+    raise ZeroDivisionError("a bug")
+Slot._watch_life = broken
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+async def test_a_daemon_that_fails_by_itself_says_so_and_leaves_its_workers_serving(
+    tmp_path: Path,
+) -> None:
+    daemon = DaemonProcess(tmp_path, {"WORKER_COMMAND": f"python {SCRIPT}"})
+    daemon.write_settings()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", BROKEN, "--env-file", str(daemon.env_file)),
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        assert await asyncio.wait_for(process.wait(), 20) == 70
+        assert await public_version(daemon) == "v1"
+        log = (daemon.state_dir / "logs" / "supervisor.jsonl").read_text()
+        assert '"daemon_failed"' in log
+        assert "ZeroDivisionError" in log
+        await daemon.start()  # and the next one is well
+        await everything_agrees(daemon)
+        await daemon.stop()
+    finally:
+        await daemon.clean_up()
+
+
+@pytest.mark.parametrize("moment", ["worker_launched", "worker_failed"])
+async def test_stopped_right_after_its_start_it_leaves_nothing(tmp_path: Path, moment: str) -> None:
+    daemon = DaemonProcess(tmp_path, {"WORKER_COMMAND": f"python {SCRIPT}"})
+    behaviour = {"exit": 1} if moment == "worker_failed" else {"health_delay": 20}
+    release(daemon, "v1", **behaviour)
+    daemon.write_settings()
+    log = daemon.state_dir / "logs" / "supervisor.jsonl"
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "supervisor", "--env-file", str(daemon.env_file)),
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        await eventually(lambda: log.exists() and f'"{moment}"' in log.read_text())
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+        assert daemon.leftovers() == []
+    finally:
+        await daemon.clean_up()
+
+
+async def test_the_active_one_dies_while_the_next_one_passes_its_gates(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path, WARM) as daemon:
+        release(daemon, "v2", health_delay=0.3)
+        deploying = asyncio.create_task(daemon.deploy())
+        await until_phase(daemon, "health")
+        os.kill(slot(await daemon.status(), "active")["pid"], signal.SIGKILL)
+        answer = await deploying
+        assert (answer.status, answer.json["result"]) == (200, "switched")
+        assert await public_version(daemon) == "v2"
+        await everything_agrees(daemon)
+
+
+async def test_two_rollbacks_at_once_go_back_once(tmp_path: Path) -> None:
+    folder = releases(tmp_path, "r1", "r2", "r3")
+    async with scripted_daemon(tmp_path, {**WARM, "RELEASES_DIR": folder}) as daemon:
+        for name in ("r1", "r2", "r3"):
+            assert (await daemon.deploy(name)).status == 200
+        answers = await asyncio.gather(roll_back(daemon), roll_back(daemon))
+        assert sorted(answer.status for answer in answers) == [200, 409]
+        (refused,) = [answer for answer in answers if answer.status == 409]
+        assert refused.json["error"]["code"] == "deploy_in_progress"
+        assert await public_version(daemon) == "r2"
+        await everything_agrees(daemon)
+
+
+async def test_a_rollback_that_is_itself_reverted_leaves_the_right_version_for_the_next_start(
+    tmp_path: Path,
+) -> None:
+    folder = releases(tmp_path, "r1", "r2")
+    async with scripted_daemon(tmp_path, {**WARM, "RELEASES_DIR": folder}) as daemon:
+        for name in ("r1", "r2"):
+            assert (await daemon.deploy(name)).status == 200
+        os.kill(slot(await daemon.status(), "staging")["pid"], signal.SIGKILL)
+        await until_phase(daemon, "ended")
+        cold = await roll_back(daemon)
+        assert cold.json["result"] == "switched"
+        assert await public_version(daemon) == "r1"
+        undone = await roll_back(daemon)
+        assert undone.json["result"] == "rolled_back"
+        assert await public_version(daemon) == "r2"
+        await daemon.stop()
+        await daemon.start()
+        assert await public_version(daemon) == "r2"

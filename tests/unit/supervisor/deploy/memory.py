@@ -1,0 +1,175 @@
+"""A world in memory: what the runner may ask of the real one, with faults on demand."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import anyio
+import anyio.lowlevel
+
+from supervisor.deploy.machine import FIRST_EFFECT, FIRST_PHASE, Event, Phase, Plan
+from supervisor.deploy.runner import DeployRun
+from supervisor.deploy.world import Finding
+from supervisor.errors import AtlasError
+from supervisor.model.deploy import DeployRecord, Step
+from supervisor.model.release import Release
+from tests.unit.supervisor.store.samples import a_deploy
+
+BLUE, GREEN = 8791, 8792
+RELEASE = Release(name="v2", path=Path("releases/v2"), version="2")
+LIMIT_SECONDS = 5.0
+
+PASS = Finding(ok=True, message="fine")
+FAIL = Finding(ok=False, message="not good enough")
+DIED = Finding(ok=False, message="it is dead", staging_died=True)
+Outcome = Finding | Exception
+
+
+class Transition(NamedTuple):
+    source: str
+    event: str
+    target: str
+
+
+class World:
+    """Every activity passes at once, unless `outcomes` or `held` say otherwise."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, list[Outcome]] = {}
+        """How an activity ends, call by call; it passes when there is nothing more."""
+        self.held: dict[str, anyio.Event] = {}
+        """Activities that do not end before their event is set."""
+        self.when_begun: dict[str, Callable[[], object]] = {}
+        self.when_ending: dict[str, Callable[[], object]] = {}
+        self.done: list[str] = []
+        self.journaled: list[Transition] = []
+        self.record: DeployRecord | None = None
+        self.audits: list[tuple[str, str]] = []
+        self.mode = "bluegreen"
+        self.active, self.staging = BLUE, GREEN
+        self.disk_fails: Callable[[], bool] = lambda: False
+
+    def ports(self) -> tuple[int, int]:
+        return self.active, self.staging
+
+    async def _do(self, name: str) -> Finding:
+        if begun := self.when_begun.pop(name, None):
+            begun()
+        if name in self.held:
+            await self.held[name].wait()
+        await anyio.lowlevel.checkpoint()
+        if ending := self.when_ending.pop(name, None):
+            ending()
+        self.done.append(name)
+        outcome = self.outcomes[name].pop(0) if self.outcomes.get(name) else PASS
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async def preflight(self, release: Release) -> Finding:
+        return await self._do("preflight")
+
+    async def launch(self, release: Release) -> Finding:
+        return await self._do("launch")
+
+    async def smoke(self, deploy_id: str) -> Finding:
+        return await self._do("smoke")
+
+    async def health(self) -> Finding:
+        return await self._do("health")
+
+    async def flip(self, release: Release, *, rollback: bool) -> Finding:
+        assert self.journaled[-1].target == Phase.SWITCH, "the intent is not durable"
+        return self._turned(await self._do("flip"))
+
+    async def flip_back(self) -> Finding:
+        return self._turned(await self._do("flip_back"))
+
+    def _turned(self, finding: Finding) -> Finding:
+        if finding.ok:
+            self.active, self.staging = self.staging, self.active
+        return finding
+
+    async def watch(self) -> Finding:
+        return await self._do("watch")
+
+    async def keep_warm(self) -> Finding:
+        return await self._do("keep_warm")
+
+    async def drain_staging(self) -> Finding:
+        return await self._do("drain_staging")
+
+    async def stop_staging(self) -> Finding:
+        return await self._do("stop_staging")
+
+    async def fall_back_to_single(self, reason: str) -> None:
+        self._write()
+        self.mode = "single"
+
+    async def audit(self, action: str, outcome: str, record: DeployRecord, reason: str) -> None:
+        self._write()
+        self.audits.append((action, outcome))
+
+    async def journal(
+        self, record: DeployRecord, *, source: str, event: str, cause: str | None, step: Step | None
+    ) -> None:
+        await anyio.lowlevel.checkpoint()
+        self._write()
+        self.journaled.append(Transition(source, event, record.phase))
+        self.record = record
+
+    def _write(self) -> None:
+        if self.disk_fails():
+            raise AtlasError("no space left on device")
+
+
+@asynccontextmanager
+async def driven(world: World, plan: Plan | None = None) -> AsyncIterator[DeployRun]:
+    """Run a deploy in this world; afterwards it has ended, in time, and everything is written."""
+    run = DeployRun(a_deploy(), plan or Plan(), RELEASE, world, FIRST_PHASE)
+    with anyio.fail_after(LIMIT_SECONDS):
+        async with anyio.create_task_group() as group:
+            group.start_soon(run.drive, FIRST_EFFECT)
+            yield run
+    check_end(world, run)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the others go on until the condition holds; the caller has a time limit."""
+    while not condition():  # there is no event for every condition
+        await anyio.lowlevel.checkpoint()
+
+
+async def until_phase(run: DeployRun, phase: Phase) -> None:
+    await until(lambda: run.phase is phase)
+
+
+async def to_the_end(run: DeployRun) -> None:
+    """Give it up should it wait for an operator, and wait for its end."""
+    while not run.ended.is_set():
+        if run.waits:
+            run.offer(Event.ABORT_REQUESTED, "the test is over")
+        await anyio.lowlevel.checkpoint()
+
+
+def check_end(world: World, run: DeployRun) -> None:
+    """Check what must be true of every deploy that has ended, whatever has happened."""
+    assert run.ended.is_set()
+    assert run.settled.is_set()
+    assert run.phase is Phase.ENDED
+    assert world.record == run.record
+    assert run.record.ended_ts is not None
+    sources = [each.source for each in world.journaled]
+    targets = [each.target for each in world.journaled]
+    assert sources == [FIRST_PHASE, *targets[:-1]]
+    result = run.record.result
+    assert result is not None
+    assert result != "awaiting_switch"
+    assert (world.active == GREEN) == (result == "switched"), result
+    if result != "switched":
+        assert run.record.reason or result == "dry_run_passed"
+    ports = (world.active, world.staging)
+    assert (run.record.active_port, run.record.staging_port) == ports

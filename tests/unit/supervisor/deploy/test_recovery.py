@@ -1,0 +1,270 @@
+"""What a dead daemon left in file and database, and what the next one makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor.config import Settings
+from supervisor.deploy.machine import Event, Phase
+from supervisor.deploy.recovery import finish_interrupted, read_state, resumed
+from supervisor.model.deploy import DeployRecord, Mode
+from supervisor.model.release import Release
+from supervisor.model.slot import SlotName
+from supervisor.model.state import DeployState
+from supervisor.store.database import Database, UnfinishedDeploy, open_database
+from supervisor.store.state_file import StateFile
+from supervisor.workers.releases import Releases
+from tests.harness import write_release
+from tests.unit.supervisor.deploy.memory import World
+from tests.unit.supervisor.store.samples import a_deploy, a_state
+
+BLUE, GREEN = SlotName.BLUE, SlotName.GREEN
+PORT = {BLUE: 8791, GREEN: 8792}
+BEFORE_SWITCH = [Phase.PREFLIGHT, Phase.LAUNCH, Phase.SMOKE, Phase.HEALTH]
+AFTER_SWITCH = [Phase.GUARD, Phase.WARM, Phase.DRAIN]
+
+
+@dataclass
+class Left:
+    """What was left, in a real database."""
+
+    database: Database
+    settings: Settings
+    folder: Path
+
+    def release(self, name: str) -> Release:
+        return Release(name=name, path=self.folder / "releases" / name, version=name)
+
+    async def versions(self, *names: tuple[str, SlotName]) -> None:
+        for name, slot in names:
+            await self.database.push_version(slot, self.release(name))
+
+    async def deploy(
+        self,
+        phase: Phase,
+        deploy_id: str = "d1",
+        *,
+        release: str = "v2",
+        event: Event = Event.PASSED,
+        **changes: Any,
+    ) -> DeployRecord:
+        record = a_deploy(deploy_id, release=release, version=release)
+        await self.database.begin_deploy(record, auto_switch=True)
+        if phase in {*AFTER_SWITCH, Phase.REVERT}:
+            ports = {"active_port": PORT[GREEN], "staging_port": PORT[BLUE], "result": "switched"}
+            changes = {**ports, **changes}
+        record = DeployRecord(**{**record.model_dump(), "phase": phase.value, **changes})
+        await self.database.write_transition(
+            record, source=Phase.HEALTH, event=event, cause="", step=None
+        )
+        return record
+
+    async def recover(self, active: SlotName, **changes: Any) -> tuple[DeployState, Any]:
+        ports = {"active_port": PORT[active], "staging_port": PORT[active.other]}
+        state = a_state(**ports, **changes)
+        return await finish_interrupted(self.database, state, self.settings)
+
+    async def stack(self) -> list[tuple[str | None, SlotName]]:
+        """Return the versions, the first one last, as they were pushed."""
+        return [(row.release.name, row.slot) for row in reversed(await self.database.versions())]
+
+    async def ended(self, deploy_id: str = "d1") -> DeployRecord:
+        record = await self.database.deploy(deploy_id)
+        assert record is not None
+        assert record.phase == "ended"
+        assert record.ended_ts is not None
+        assert record.reason
+        return record
+
+
+@asynccontextmanager
+async def left(folder: Path, **changes: Any) -> AsyncIterator[Left]:
+    for name in ("v1", "v2"):
+        write_release(folder / "releases" / name, name)
+    settings = Settings(
+        base_dir=folder,
+        **{
+            "active_port": PORT[BLUE],
+            "staging_port": PORT[GREEN],
+            "releases_dir": folder / "releases",
+            "deploy_mode": Mode.BLUEGREEN,
+            **changes,
+        },
+    )
+    async with open_database(folder / "atlas.db") as (database, _):
+        yield Left(database, settings, folder)
+
+
+@pytest.mark.parametrize("phase", BEFORE_SWITCH)
+async def test_before_the_switch_it_is_aborted_and_the_version_stays(
+    tmp_path: Path, phase: Phase
+) -> None:
+    async with left(tmp_path) as it:
+        await it.versions(("v1", BLUE))
+        await it.deploy(phase)
+        state, waiting = await it.recover(BLUE)
+        assert (waiting, state.mode) == (None, Mode.BLUEGREEN)
+        record = await it.ended()
+        assert (record.result, record.reason) == ("aborted", f"the supervisor ended during {phase}")
+        assert await it.stack() == [("v1", BLUE)]
+
+
+@pytest.mark.parametrize("noted", [True, False])
+async def test_a_switch_that_the_file_tells_of_counts_and_its_version_is_noted(
+    tmp_path: Path, noted: bool
+) -> None:
+    async with left(tmp_path) as it:
+        await it.versions(("v1", BLUE), *([("v2", GREEN)] if noted else []))
+        await it.deploy(Phase.SWITCH)
+        await it.recover(GREEN)
+        record = await it.ended()
+        assert (record.result, record.active_port) == ("switched", PORT[GREEN])
+        assert await it.stack() == [("v1", BLUE), ("v2", GREEN)]
+
+
+async def test_a_switch_that_the_file_does_not_tell_of_is_none(tmp_path: Path) -> None:
+    async with left(tmp_path) as it:
+        await it.versions(("v1", BLUE))
+        await it.deploy(Phase.SWITCH)
+        await it.recover(BLUE)
+        record = await it.ended()
+        assert (record.result, record.active_port) == ("aborted", PORT[BLUE])
+        assert await it.stack() == [("v1", BLUE)]
+
+
+@pytest.mark.parametrize("noted", [True, False])
+@pytest.mark.parametrize("phase", AFTER_SWITCH)
+async def test_after_the_switch_the_new_version_stays(
+    tmp_path: Path, phase: Phase, noted: bool
+) -> None:
+    async with left(tmp_path) as it:
+        await it.versions(("v1", BLUE), *([("v2", GREEN)] if noted else []))
+        await it.deploy(phase)
+        await it.recover(GREEN)
+        assert (await it.ended()).result == "switched"
+        assert await it.stack() == [("v1", BLUE), ("v2", GREEN)]
+
+
+@pytest.mark.parametrize("noted", [True, False])
+@pytest.mark.parametrize("phase", [Phase.REVERT, Phase.GUARD, Phase.WARM])
+async def test_a_revert_that_the_file_tells_of_counts_whatever_the_journal_missed(
+    tmp_path: Path, phase: Phase, noted: bool
+) -> None:
+    async with left(tmp_path) as it:
+        await it.versions(("v1", BLUE), *([] if noted else [("v2", GREEN)]))
+        await it.deploy(phase)
+        await it.recover(BLUE)
+        record = await it.ended()
+        assert (record.result, record.active_port) == ("rolled_back", PORT[BLUE])
+        assert await it.stack() == [("v1", BLUE)]
+
+
+async def test_a_revert_that_was_only_intended_is_none(tmp_path: Path) -> None:
+    async with left(tmp_path) as it:
+        await it.versions(("v1", BLUE), ("v2", GREEN))
+        await it.deploy(Phase.REVERT)
+        await it.recover(GREEN)
+        assert (await it.ended()).result == "switched"
+        assert await it.stack() == [("v1", BLUE), ("v2", GREEN)]
+
+
+async def test_the_same_version_deployed_again_is_noted_once_more(tmp_path: Path) -> None:
+    async with left(tmp_path) as it:
+        await it.versions(("v2", BLUE))
+        await it.deploy(Phase.SWITCH)
+        await it.recover(GREEN)
+        assert await it.stack() == [("v2", BLUE), ("v2", GREEN)]
+
+
+async def test_the_first_switch_of_all_is_noted_where_nothing_was(tmp_path: Path) -> None:
+    async with left(tmp_path) as it:
+        await it.deploy(Phase.SWITCH)
+        await it.recover(GREEN)
+        assert await it.stack() == [("v2", GREEN)]
+
+
+async def test_of_two_only_the_later_one_s_switch_is_what_the_file_tells_of(tmp_path: Path) -> None:
+    async with left(tmp_path) as it:
+        await it.versions(("v1", BLUE), ("v2", GREEN))
+        await it.deploy(Phase.WARM, "d1")
+        await it.deploy(
+            Phase.SWITCH,
+            "d2",
+            release="v1",
+            active_port=PORT[GREEN],
+            staging_port=PORT[BLUE],
+        )
+        await it.recover(BLUE)
+        assert (await it.ended("d1")).result == "switched"
+        assert (await it.ended("d2")).result == "switched"
+        assert await it.stack() == [("v1", BLUE), ("v2", GREEN), ("v1", BLUE)]
+
+
+async def test_a_waiting_deploy_waits_on_and_nothing_else_does(tmp_path: Path) -> None:
+    async with left(tmp_path) as it:
+        await it.deploy(Phase.AWAITING_SWITCH, "d1", result="awaiting_switch")
+        await it.deploy(Phase.AWAITING_SWITCH, "d2", result="awaiting_switch")
+        _, waiting = await it.recover(BLUE)
+        assert waiting.record.deploy_id == "d2"
+        assert (await it.ended("d1")).result == "aborted"
+
+
+async def test_in_single_mode_by_the_settings_nothing_waits(tmp_path: Path) -> None:
+    async with left(tmp_path, deploy_mode=Mode.SINGLE) as it:
+        await it.deploy(Phase.AWAITING_SWITCH, result="awaiting_switch")
+        _, waiting = await it.recover(BLUE, mode=Mode.SINGLE)
+        assert waiting is None
+        assert (await it.ended()).result == "aborted"
+
+
+async def test_a_fallback_that_was_not_performed_is_made_up_for(tmp_path: Path) -> None:
+    async with left(tmp_path) as it:
+        await it.deploy(Phase.UNSTAGE, event=Event.FAILED, result="failed", reason="health: 500")
+        state, _ = await it.recover(BLUE)
+        assert state.mode is Mode.SINGLE
+        record = await it.ended()
+        assert (record.result, record.reason) == ("failed", "health: 500")
+
+
+async def test_a_waiting_release_goes_through_its_gates_again(tmp_path: Path) -> None:
+    async with left(tmp_path) as it:
+        record = await it.deploy(Phase.AWAITING_SWITCH, result="awaiting_switch")
+        releases = Releases(directory=tmp_path, releases_dir=tmp_path / "releases")
+        waiting = UnfinishedDeploy(record, auto_switch=False)
+        run = await resumed(it.database, waiting, releases, World())
+        assert run is not None
+        assert (run.phase, run.record.result, run.release.name) == (Phase.LAUNCH, None, "v2")
+        assert not run.settled.is_set()
+
+
+async def test_a_waiting_release_that_is_gone_fails_its_deploy(tmp_path: Path) -> None:
+    async with left(tmp_path) as it:
+        record = await it.deploy(Phase.AWAITING_SWITCH, result="awaiting_switch")
+        releases = Releases(directory=tmp_path, releases_dir=tmp_path / "elsewhere")
+        waiting = UnfinishedDeploy(record, auto_switch=False)
+        assert await resumed(it.database, waiting, releases, World()) is None
+        ended = await it.ended()
+        assert ended.result == "failed"
+        assert "no release 'v2'" in (ended.reason or "")
+
+
+async def test_recovering_twice_changes_nothing_more(tmp_path: Path) -> None:
+    async with left(tmp_path) as it:
+        await it.versions(("v1", BLUE))
+        await it.deploy(Phase.SWITCH)
+        await it.recover(GREEN)
+        once = (await it.ended(), await it.stack())
+        await it.recover(GREEN)
+        assert (await it.ended(), await it.stack()) == once
+
+
+async def test_without_a_file_the_settings_say_where_to_begin(tmp_path: Path) -> None:
+    async with left(tmp_path) as it:
+        state = await read_state(it.settings, StateFile(tmp_path / "none.json"), it.database)
+        assert (state.active_port, state.staging_port) == (PORT[BLUE], PORT[GREEN])

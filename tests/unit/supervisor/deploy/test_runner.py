@@ -1,0 +1,310 @@
+"""Histories of events, at every moment of every activity: each deploy reaches a right end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from functools import partial
+from itertools import product
+from unittest.mock import ANY
+
+import anyio
+import pytest
+import structlog
+
+from supervisor.deploy import runner
+from supervisor.deploy.machine import Event, Phase, Plan
+from supervisor.errors import AtlasError
+from supervisor.model.deploy import DeployRecord
+from tests.unit.supervisor.deploy.memory import (
+    BLUE,
+    DIED,
+    FAIL,
+    GREEN,
+    Outcome,
+    World,
+    driven,
+    to_the_end,
+    until,
+    until_phase,
+)
+
+NEWS = [
+    Event.ABORT_REQUESTED,
+    Event.STAGING_DIED,
+    Event.ACTIVE_DIED,
+    Event.SUPERSEDED,
+    Event.ROLLBACK_REQUESTED,
+    Event.SUPERVISOR_STOPPED,
+    Event.SWITCH_REQUESTED,
+]
+# Which activities have to fail for this one to begin.
+WAYS: dict[str, dict[str, Outcome]] = {
+    "preflight": {},
+    "launch": {},
+    "smoke": {},
+    "health": {},
+    "flip": {},
+    "watch": {},
+    "keep_warm": {},
+    "drain_staging": {},
+    "stop_staging": {"health": FAIL},
+    "flip_back": {"watch": FAIL},
+}
+FAILURES = [FAIL, AtlasError("the disk is full"), OSError(28, "no space"), ZeroDivisionError("bug")]
+
+
+def world_on_the_way_to(activity: str) -> World:
+    world = World()
+    world.outcomes = {name: [outcome] for name, outcome in WAYS[activity].items()}
+    return world
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(runner, "_WRITE_AGAIN_SECONDS", 0.001)
+    # Thousands of histories; to format what is logged of them would take most of the time.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    yield
+    structlog.reset_defaults()
+
+
+async def test_a_good_release_goes_through_every_phase() -> None:
+    world = World()
+    async with driven(world) as run:
+        await run.ended.wait()
+    assert run.record.result == "switched"
+    assert [step.name for step in run.record.steps] == [
+        *("preflight", "launch", "smoke", "health", "switch", "guard", "drain")
+    ]
+    assert all(step.ok for step in run.record.steps)
+    assert world.mode == "bluegreen"
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize(
+    ("activity", "result", "mode"),
+    [
+        ("preflight", "failed", "bluegreen"),
+        ("launch", "failed", "single"),
+        ("smoke", "failed", "single"),
+        ("health", "failed", "single"),
+        ("flip", "aborted", "bluegreen"),
+        ("watch", "rolled_back", "single"),
+        ("keep_warm", "switched", "bluegreen"),
+        ("drain_staging", "switched", "bluegreen"),
+        ("stop_staging", "failed", "single"),
+        ("flip_back", "switched", "single"),
+    ],
+)
+async def test_whatever_fails_however_the_deploy_ends_as_it_should(
+    activity: str, result: str, mode: str, failure: Outcome
+) -> None:
+    world = world_on_the_way_to(activity)
+    world.outcomes[activity] = [failure]
+    async with driven(world) as run:
+        await to_the_end(run)
+    assert (run.record.result, world.mode) == (result, mode)
+
+
+async def test_a_failure_to_tidy_up_does_not_hide_why_it_failed() -> None:
+    world = world_on_the_way_to("stop_staging")
+    world.outcomes["stop_staging"] = [OSError(5, "input/output error")]
+    async with driven(world) as run:
+        await run.ended.wait()
+    assert run.record.reason == "health: not good enough"
+
+
+@pytest.mark.parametrize("moment", ["before", "as_it_begins", "as_it_ends"])
+@pytest.mark.parametrize("activity", WAYS)
+async def test_any_news_at_any_moment_leads_to_an_end(activity: str, moment: str) -> None:
+    for event, more in product(NEWS, [None, *NEWS]):
+        world = world_on_the_way_to(activity)
+        async with driven(world) as run:
+
+            def happen(run: runner.DeployRun = run, news: object = (event, more)) -> None:
+                for each in NEWS:
+                    if each in news:  # type: ignore[operator]  # a default binds it to this turn
+                        run.offer(each, f"{each} in the test")
+
+            if moment == "before":
+                world.held[activity] = anyio.Event()
+                world.when_begun[activity] = world.held[activity].set
+                happen()
+            elif moment == "as_it_begins":
+                world.when_begun[activity] = happen
+            else:
+                world.when_ending[activity] = happen
+            await to_the_end(run)
+
+
+@pytest.mark.parametrize("plan", [Plan(dry_run=True), Plan(auto_switch=False), Plan(rollback=True)])
+@pytest.mark.parametrize("activity", ["launch", "smoke", "health", "stop_staging"])
+async def test_the_same_goes_for_other_plans(plan: Plan, activity: str) -> None:
+    for event, outcome in product(NEWS, (FAIL, DIED, None)):
+        world = world_on_the_way_to(activity)
+        if outcome is not None:
+            world.outcomes[activity] = [outcome]
+        async with driven(world, plan) as run:
+            world.when_ending[activity] = partial(run.offer, event, "it came")
+            await to_the_end(run)
+        assert world.mode == "bluegreen" or not plan.dry_run
+
+
+@pytest.mark.parametrize("lasts", [1, 2, 5])
+async def test_a_disk_that_fails_at_any_write_delays_and_loses_nothing(lasts: int) -> None:
+    for activity, first in product(WAYS, range(12)):
+        world = world_on_the_way_to(activity)
+        failing = iter([False] * first + [True] * lasts)
+        world.disk_fails = partial(next, failing, False)
+        async with driven(world) as run:
+            await to_the_end(run)
+        if activity in {"stop_staging", "flip_back"} and run.record.result != "aborted":
+            assert world.mode == "single"
+            assert ("rollback", "done") in world.audits
+
+
+async def test_nothing_is_switched_while_the_intent_can_not_be_written() -> None:
+    world, broken = World(), True
+    world.disk_fails = lambda: broken
+    async with driven(world) as run:
+        await run.settled.wait()
+        assert (run.phase, run.record.result) == (Phase.AWAITING_SWITCH, "awaiting_switch")
+        assert run.switch_failure == "the intent to switch could not be written down"
+        assert "flip" not in world.done
+        broken = False
+        assert run.offer(Event.SWITCH_REQUESTED, "try again")
+        await run.settled.wait()
+        assert run.record.result == "switched"
+        await run.ended.wait()
+    assert ("switch", "failed") in world.audits
+
+
+async def test_a_deploy_has_ended_before_its_record_could_be_written() -> None:
+    world, broken = World(), False
+    world.disk_fails = lambda: broken
+    world.held["drain_staging"] = anyio.Event()
+    async with driven(world) as run:
+        await until(lambda: world.journaled[-1:] == [("warm", "passed", "drain")])
+        broken = True
+        world.held["drain_staging"].set()
+        await run.ended.wait()  # so that the next deploy can begin
+        assert world.journaled[-1].target == Phase.DRAIN
+        broken = False
+    assert world.journaled[-1].target == Phase.ENDED
+
+
+async def test_everybody_who_waits_gets_the_answer_and_none_too_early() -> None:
+    world = World()
+    world.held["flip"] = anyio.Event()
+    world.held["watch"] = anyio.Event()
+    answers: list[DeployRecord] = []
+    async with driven(world) as run, anyio.create_task_group() as waiters:
+
+        async def wait() -> None:
+            await run.settled.wait()
+            answers.append(run.record)
+
+        for _ in range(3):
+            waiters.start_soon(wait)
+        await until_phase(run, Phase.SWITCH)
+        assert not answers
+        world.held["flip"].set()
+        await until(lambda: len(answers) == 3)
+        assert {answer.result for answer in answers} == {"switched"}
+        assert run.offer(Event.ROLLBACK_REQUESTED, "by hand")
+        assert not run.settled.is_set()
+        await wait()
+        assert answers[-1].result == "rolled_back"
+        world.held["watch"].set()
+
+
+async def test_a_rollback_that_is_asked_for_holds_the_place_at_once() -> None:
+    world = World()
+    world.held["watch"] = anyio.Event()
+    async with driven(world) as run:
+        await until_phase(run, Phase.GUARD)
+        assert not run.in_progress
+        assert run.offer(Event.ROLLBACK_REQUESTED, "by hand")
+        assert run.in_progress
+        assert not run.offer(Event.ROLLBACK_REQUESTED, "by somebody else")
+        await run.ended.wait()
+    assert run.record.result == "rolled_back"
+
+
+async def test_a_version_that_dies_as_it_gets_the_traffic_is_reverted() -> None:
+    world = World()
+    async with driven(world) as run:
+        world.when_ending["flip"] = lambda: run.offer(Event.STAGING_DIED, "it was ended by SIGKILL")
+        await run.ended.wait()
+    assert run.record.result == "rolled_back"
+    assert run.record.reason == "guard: it was ended by SIGKILL"
+
+
+@pytest.mark.parametrize("activity", WAYS)
+async def test_a_supervisor_that_stops_brings_every_activity_to_an_end(activity: str) -> None:
+    world = world_on_the_way_to(activity)
+    world.held[activity] = anyio.Event()
+    if activity in {"flip", "flip_back"}:  # these are short, and run to their end
+        world.when_begun[activity] = world.held[activity].set
+    async with driven(world) as run:
+        await until(lambda: activity in world.held and run.phase is not Phase.ENDED)
+        await run.finish(Event.SUPERVISOR_STOPPED, "the supervisor was stopped")
+        assert run.ended.is_set()
+
+
+async def test_a_waiting_deploy_waits_on_when_the_supervisor_stops() -> None:
+    world = World()
+    async with driven(world, Plan(auto_switch=False)) as run:
+        await until_phase(run, Phase.HEALTH)
+        await run.finish(Event.SUPERVISOR_STOPPED, "the supervisor was stopped")
+        if not run.ended.is_set():
+            assert run.waits
+        await to_the_end(run)
+    world = World()
+    async with driven(world, Plan(auto_switch=False)) as run:
+        await run.settled.wait()
+        await run.finish(Event.SUPERVISOR_STOPPED, "the supervisor was stopped")
+        assert run.waits
+        assert world.record == run.record
+        await to_the_end(run)
+
+
+async def test_the_next_deploy_gets_its_place_though_the_revert_fails_meanwhile() -> None:
+    world = World()
+    world.held = {"watch": anyio.Event(), "flip_back": anyio.Event(), "keep_warm": anyio.Event()}
+    world.outcomes["flip_back"] = [FAIL]
+    async with driven(world) as run:
+        await until_phase(run, Phase.GUARD)
+        run.offer(Event.ACTIVE_DIED, "it was ended by SIGKILL")
+        await until_phase(run, Phase.REVERT)
+        world.held["flip_back"].set()
+        await run.finish(Event.SUPERSEDED, "the next deploy has begun")
+    assert world.done[-1] == "drain_staging"
+
+
+async def test_ports_that_a_revert_changed_during_preflight_stand_in_the_record() -> None:
+    world = World()
+    world.active, world.staging = GREEN, BLUE
+    world.outcomes["launch"] = [FAIL]
+
+    def revert() -> None:
+        world.active, world.staging = BLUE, GREEN
+
+    world.when_ending["preflight"] = revert
+    async with driven(world) as run:
+        await run.ended.wait()
+    assert run.record.active_port == BLUE
+
+
+async def test_a_step_tells_how_it_ended() -> None:
+    world = World()
+    world.outcomes["smoke"] = [ZeroDivisionError("bug")]
+    async with driven(world) as run:
+        await run.ended.wait()
+    assert run.record.steps[-1].model_dump() == {
+        "name": "smoke",
+        "ok": False,
+        "duration_ms": ANY,
+        "detail": {"message": "internal error: ZeroDivisionError: bug"},
+    }

@@ -1,0 +1,49 @@
+"""`python -m supervisor --check`, as a shell runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_CHECK = [sys.executable, "-m", "supervisor", "--check", "--env-file"]
+
+
+@pytest.fixture
+def env_file(tmp_path: Path) -> Path:
+    path = tmp_path / "atlas.env"
+    path.write_text("SMOKE_FILE=\n")
+    return path
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(env_file: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)  # as `head` does; here before the first line, so that nothing is left to chance
+    try:
+        done = subprocess.run(
+            [*_CHECK, env_file], stdout=write, stderr=subprocess.PIPE, text=True, check=False
+        )
+    finally:
+        os.close(write)
+    assert done.returncode == 0
+    assert "Error" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_effective_settings_are_shown_and_what_is_unwise_about_them(env_file: Path) -> None:
+    done = subprocess.run([*_CHECK, env_file], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "PUBLIC_PORT=8790\n" in done.stdout
+    assert "warning: SMOKE_FILE" in done.stderr
+
+
+def test_what_is_wrong_is_said_and_the_exit_status_is_2(env_file: Path) -> None:
+    env_file.write_text("PUBLC_PORT=1\n")
+    done = subprocess.run([*_CHECK, env_file], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "PUBLC_PORT=1" in done.stderr
+    assert "PUBLIC_PORT" in done.stderr
+    assert done.stdout == ""
