@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import anyio
 import structlog
 from anyio.abc import TaskGroup
+from structlog.contextvars import clear_contextvars
 
 from supervisor.clock import Stopwatch
 from supervisor.config import Settings
@@ -212,6 +213,7 @@ class Slot:
             await anyio.sleep(_READY_RETRY_SECONDS)
 
     async def _watch_exit(self, instance: Instance) -> None:
+        clear_contextvars()  # an instance outlives the deploy that its log lines would name
         await instance.wait()
         if self.state is not SlotState.STARTING:
             await self._tell_down(instance, f"it {instance.exit_text}")
@@ -224,6 +226,7 @@ class Slot:
 
     async def _watch_life(self, instance: Instance) -> None:
         """Probe the running instance, and tell when it has hung for long enough."""
+        clear_contextvars()  # as above
         settings = self._around.settings
         failures = 0
         while True:
