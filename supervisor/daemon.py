@@ -160,7 +160,6 @@ class Daemon:
         # Made by `run`, in this order.
         self._database: Database
         self._state: StateKeeper
-        self._slots: dict[SlotName, Slot]
         self._switch: Switch
         self._service: DeployService
 

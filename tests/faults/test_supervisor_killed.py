@@ -50,6 +50,19 @@ async def begin(daemon: DaemonProcess) -> asyncio.Task[Any]:
     return task
 
 
+async def stopped_at_the_switch(daemon: DaemonProcess) -> None:
+    """Leave what a daemon leaves that dies after it wrote down its intent to switch to v2."""
+    release(daemon, "v2")
+    deploy_id = (await daemon.deploy()).json["deploy_id"]
+    await daemon.ended(deploy_id)
+    await daemon.stop()
+    write(
+        daemon,
+        "UPDATE deploys SET phase = 'switch', result = NULL, ended_ts = NULL,"
+        " active_port = staging_port, staging_port = active_port",
+    )
+
+
 @pytest.mark.parametrize("phase", ["launch", "smoke", "health"])
 async def test_killed_before_the_switch_the_deploy_is_aborted_and_the_old_version_serves(
     tmp_path: Path, phase: str
@@ -138,16 +151,7 @@ async def test_killed_between_the_intent_and_the_state_file_the_switch_is_taken_
     tmp_path: Path,
 ) -> None:
     async with scripted_daemon(tmp_path) as daemon:
-        release(daemon, "v2")
-        deploy_id = (await daemon.deploy()).json["deploy_id"]
-        await daemon.ended(deploy_id)
-        await daemon.stop()
-        # What a daemon leaves that dies right after it wrote its intent down.
-        write(
-            daemon,
-            "UPDATE deploys SET phase = 'switch', result = NULL, ended_ts = NULL,"
-            " active_port = staging_port, staging_port = active_port",
-        )
+        await stopped_at_the_switch(daemon)
         file = state_file(daemon)
         rewrite(daemon, active_port=file["staging_port"], staging_port=file["active_port"])
         await daemon.start()
@@ -158,15 +162,7 @@ async def test_killed_between_the_intent_and_the_state_file_the_switch_is_taken_
 
 async def test_killed_after_the_state_file_was_durable_the_switch_counts(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
-        release(daemon, "v2")
-        deploy_id = (await daemon.deploy()).json["deploy_id"]
-        await daemon.ended(deploy_id)
-        await daemon.stop()
-        write(
-            daemon,
-            "UPDATE deploys SET phase = 'switch', result = NULL, ended_ts = NULL,"
-            " active_port = staging_port, staging_port = active_port",
-        )
+        await stopped_at_the_switch(daemon)
         await daemon.start()
         record = (await daemon.status())["last_deploy"]
         assert (record["result"], record["phase"]) == ("switched", "ended")
