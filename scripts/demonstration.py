@@ -9,23 +9,29 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from supervisor.cli.client import Daemon
+from supervisor.cli.endpoint import Endpoint
+from supervisor.cli.follow import events
+from supervisor.cli.terminal import printable
 from tests.harness import Answer, DaemonProcess, Setting, write_release
-from tests.loadclient import Load, bundled_worker_mix
+from tests.loadclient import Kind, Load, bundled_worker_mix, streams
 
 IDLE_GRACE_SECONDS = 1.0
 QUIET_SECONDS = 1.0  # load alone, before and after the deploys
@@ -76,6 +82,7 @@ class Act:
     right: bool
     seconds: float
     sent: int
+    told: int
     lost: int
 
 
@@ -90,17 +97,23 @@ class Demo:
 
     async def act(self, what: str, does: Awaitable[tuple[str, bool]]) -> None:
         """Do one thing, and note how it came out and what the clients noticed of it."""
-        began, sent, lost = time.monotonic(), self.load.report.sent, self.lost
+        began = time.monotonic()
+        sent, told_to_go, lost = self.load.report.sent, self.told_to_go, self.lost
         self.doing = what
         outcome, right = await does
         self.doing = None
         took = time.monotonic() - began
-        counts = (self.load.report.sent - sent, self.lost - lost)
+        counts = (self.load.report.sent - sent, self.told_to_go - told_to_go, self.lost - lost)
         self.acts.append(Act(what, outcome, right, took, *counts))
 
     @property
     def lost(self) -> int:
         return len(self.load.report.losses)
+
+    @property
+    def told_to_go(self) -> int:
+        """How many WebSockets and event streams were ended properly, to begin anew."""
+        return sum(tally.goodbyes.total() for tally in self.load.report.kinds.values())
 
     @property
     def passed(self) -> bool:
@@ -153,22 +166,44 @@ async def play(demo: Demo) -> None:
     await demo.act("serve on", demo.serve())
 
 
+async def tell(demo: Demo, console: Console) -> None:
+    """Print what happens to deploys as it happens, by the daemon's own events."""
+    began = time.monotonic()
+    socket = demo.daemon.state_dir / "supervisor.sock"
+    async with (
+        Daemon(Endpoint(base="http://localhost", socket=socket)) as daemon,
+        aclosing(events(daemon)) as news,
+    ):
+        async for event in news:
+            if event is not None and event.kind == "transition":
+                line = printable(described(json.loads(event.data)))
+                passed = f"{time.monotonic() - began:7.2f} s  "
+                console.print(passed + line, highlight=False, markup=False, soft_wrap=True)
+
+
+def described(event: dict[str, Any]) -> str:
+    """Return a transition in a line."""
+    happened = event["event"] if event["source"] is None else f"{event['source']} {event['event']}"
+    return f"{event['release'] or '-'}  {happened.replace('_', ' ')}: {event['cause']}"
+
+
 def table(demo: Demo) -> Table:
     shown = Table(title="ATLAS Supervisor under load", title_justify="left")
     shown.add_column("what happened")
     shown.add_column("how it came out", overflow="fold")
-    for column in ("took", "requests", "lost"):
+    for column in ("took", "requests", "moved", "lost"):
         shown.add_column(column, justify="right")
     for act in demo.acts:
         outcome = escape(act.outcome) if act.right else f"[red]{escape(act.outcome)}[/red]"
-        shown.add_row(act.what, outcome, f"{act.seconds:.2f} s", f"{act.sent:,}", f"{act.lost}")
+        numbers = (f"{act.seconds:.2f} s", f"{act.sent:,}", f"{act.told}", f"{act.lost}")
+        shown.add_row(act.what, outcome, *numbers)
     if demo.doing:
         shown.add_row(f"[cyan]{escape(demo.doing)}[/cyan]", "…")
     shown.add_section()
     colour = "green" if demo.lost == 0 else "red"
     seconds = sum(act.seconds for act in demo.acts)
-    counts = (f"{seconds:.2f} s", f"{demo.load.report.sent:,}", f"[{colour}]{demo.lost}[/{colour}]")
-    shown.add_row("[bold]in all[/bold]", "", *counts)
+    counts = (f"{seconds:.2f} s", f"{demo.load.report.sent:,}", f"{demo.told_to_go}")
+    shown.add_row("[bold]in all[/bold]", "", *counts, f"[{colour}]{demo.lost}[/{colour}]")
     return shown
 
 
@@ -202,10 +237,11 @@ async def stage(folder: Path) -> AsyncIterator[Demo]:
         "WORKER_DIRECTORY": releases / "1.0",
         "RELEASES_DIR": releases,
         "KEEP_WARM_SECONDS": 300,
+        "DRAIN_TIMEOUT_SECONDS": 5,  # streams are told to go within a share of it
         "SMOKE_FILE": smoke,
         "HEALTH_INTERVAL_SECONDS": 0.2,
     }
-    mix = bundled_worker_mix(pause=0.7 * IDLE_GRACE_SECONDS)
+    mix: tuple[Kind, ...] = (*bundled_worker_mix(pause=0.7 * IDLE_GRACE_SECONDS), *streams())
     async with (
         DaemonProcess.running(folder, settings) as daemon,
         Load("127.0.0.1", daemon.public_port, mix) as load,
@@ -233,11 +269,13 @@ async def demonstrate(*, once: bool) -> int:
         console.print("starting a daemon on free ports, and clients on its public port …")
         async with stage(Path(name)) as demo:
             acts = asyncio.create_task(play(demo))
+            lines = asyncio.create_task(tell(demo, console))
             with growing(console, demo):
                 await first_of(acts, ended)
             if not once and not ended.is_set():
                 console.print(hints(demo.daemon), highlight=False, soft_wrap=True)
                 await ended.wait()
+            await cancelled(lines)
             report = await demo.load.stop()
         console.print(report.describe(), highlight=False, markup=False, soft_wrap=True)
     if acts.cancelled():
@@ -252,9 +290,14 @@ async def first_of(acts: asyncio.Task[None], ended: asyncio.Event) -> None:
         await asyncio.wait({acts, signalled}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         signalled.cancel()
-        acts.cancel()  # of no effect once they are done
-        with contextlib.suppress(asyncio.CancelledError):
-            await acts
+        await cancelled(acts)  # of no effect once they are done
+
+
+async def cancelled(task: asyncio.Task[None]) -> None:
+    """Cancel a task, and raise what went wrong in it."""
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 def main() -> int:

@@ -22,7 +22,9 @@ from supervisor.api.options import ApiOptions
 from supervisor.api.server import serve
 from supervisor.api.token import load_or_create_token
 from supervisor.config import Settings, warnings
+from supervisor.deploy.active import last_active
 from supervisor.deploy.activities import Activities
+from supervisor.deploy.events import Events
 from supervisor.deploy.recovery import finish_interrupted, read_state, resumed
 from supervisor.deploy.service import DeployService
 from supervisor.deploy.switching import Switch
@@ -32,16 +34,14 @@ from supervisor.model.actor import SUPERVISOR
 from supervisor.model.release import Release
 from supervisor.model.slot import SlotName, SlotState
 from supervisor.probes.http import HttpProber
-from supervisor.store.database import (
-    Database,
-    StoreError,
-    UnfinishedDeploy,
-    open_database,
-)
+from supervisor.store.database import Database, open_database
+from supervisor.store.deploys import UnfinishedDeploy
 from supervisor.store.state_file import StateFile
 from supervisor.store.state_keeper import StateKeeper
+from supervisor.store.statements import StoreError
 from supervisor.telemetry.logs import configure_logs
 from supervisor.traffic import Endpoints, Plane, make_plane
+from supervisor.workers.departures import Departures
 from supervisor.workers.instance import Instance
 from supervisor.workers.keeper import Keeper
 from supervisor.workers.ledger import Ledger
@@ -156,6 +156,7 @@ class Daemon:
             directory=settings.worker_directory, releases_dir=settings.releases_dir
         )
         self._keepers: dict[SlotName, Keeper] = {}
+        self._departures = Departures()
         self._stopped = False
         # Made by `run`, in this order.
         self._database: Database
@@ -221,6 +222,7 @@ class Daemon:
             ledger=Ledger(database),
             tasks=tasks,
             on_down=self._on_down,
+            departures=self._departures,
         )
         slots = {
             SlotName.BLUE: Slot(SlotName.BLUE, settings.active_port, around),
@@ -235,12 +237,14 @@ class Daemon:
         )
         for slot in slots.values():
             self._keepers[slot.name] = Keeper(slot, wanted=partial(self._is_wanted, slot))
+        events = Events(database)
         self._activities = Activities(
             settings=settings,
             switch=self._switch,
             plane=self._plane,
             prober=prober,
             database=database,
+            events=events,
             state=state,
             make_room=self._make_room,
             let_go=self._let_go,
@@ -252,6 +256,7 @@ class Daemon:
             activities=self._activities,
             releases=self._releases,
             database=database,
+            events=events,
             state=state,
             tasks=tasks,
         )
@@ -266,21 +271,13 @@ class Daemon:
         await self._keepers[slot].let_go()
 
     async def _active_release(self, active: Slot) -> Release | None:
-        """Return what had the traffic last, or the worker directory at the first start."""
-        rows = await self._database.versions()
-        name = rows[0].release.name if rows else None
+        """Return what had the traffic last; None if it is gone."""
         try:
-            release = await anyio.to_thread.run_sync(self._releases.find, name)
+            return await last_active(self._database, self._state, self._releases, active.name)
         except UnknownReleaseError as error:
             log.critical("active_release_gone", slot=active.name, why=str(error))
             active.state = SlotState.FAILED
             return None
-        if not rows or rows[0].release != release:
-            try:
-                await self._database.push_version(active.name, release)
-            except StoreError as error:  # it can serve all the same
-                log.error("version_not_remembered", why=str(error))
-        return release
 
     async def _resume(self, waiting: UnfinishedDeploy | None) -> None:
         """Let a waiting deploy go on, and show the latest one."""
@@ -320,6 +317,7 @@ class Daemon:
             await keeper.let_go()
         seconds = self._settings.drain_timeout_seconds
         async with anyio.create_task_group() as group:
+            group.start_soon(self._departures.all_gone)
             for slot in (self._switch.active, self._switch.staging):
                 group.start_soon(partial(slot.stop, drain_seconds=seconds))
 

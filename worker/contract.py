@@ -27,6 +27,13 @@ LISTEN_FDNAMES = ("public", "private")
 NOTIFY_READY = "READY=1"
 NOTIFY_KIT = "X_ATLAS_KIT=1"
 NOTIFY_STOPPING = "STOPPING=1"
+# During its drain a worker with the kit says that it accepts nothing more (so the next instance
+# may be launched in its slot beside it), what is left, and at its hard deadline what it cut off.
+# The last two are followed by a JSON object with the four counts of LEFT_KINDS.
+NOTIFY_NOT_ACCEPTING = "X_ATLAS_ACCEPTING=0"
+NOTIFY_LEFT = "X_ATLAS_LEFT="
+NOTIFY_CUT = "X_ATLAS_CUT="
+LEFT_KINDS = ("requests", "websockets", "event_streams", "idle")
 
 # Files in STATE_DIR.
 STATE_FILE = "deploy_state.json"

@@ -12,14 +12,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scripts.benchmarks import footprint, hop, relay, rescue, rollback, switch
+from scripts.benchmarks import acceptance, events, footprint, hop, relay, rescue, rollback, switch
 from scripts.benchmarks.machine import machine
 from scripts.benchmarks.result import Benchmark, CannotRunError, Options
 
 BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
+    "acceptance": (acceptance.run, "deploys and rollbacks under every kind of load, each worker"),
     "hop": (hop.run, "requests/s and latency of the public port beside the slot's, HAProxy, nginx"),
     "relay": (relay.run, "the relay plane beside HAProxy in TCP mode and socat, and its memory"),
-    "switch": (switch.run, "the flip, the switch step and a deploy's own overhead"),
+    "switch": (
+        switch.run,
+        "the flip, a deploy's own overhead, the longest request with and without",
+    ),
+    "events": (events.run, "what 200 watchers cost a deploy and the daemon, 20 of them stuck"),
     "rollback": (rollback.run, "the time of a warm rollback"),
     "rescue": (rescue.run, "what is lost when the active worker is killed under load"),
     "footprint": (footprint.run, "the daemon's memory, CPU, descriptors, files over many deploys"),

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from scripts.benchmarks import longest
 from scripts.benchmarks.result import Options, Result, summary, summary_table
 from tests.harness import DaemonProcess, bundled_worker, write_release
 from tests.loadclient import Load, Traffic, bundled_worker_home, echo
@@ -43,11 +44,21 @@ async def run(options: Options) -> Result:
                 # The drain is over before the next one begins, and so is in no figure.
                 records.append(await daemon.ended(answer.json["deploy_id"]))
             report = await load.stop()
+        with_and_without = await longest.measure(Path(name) / "longest", options)
     rows = figures(records, walls)
     lost = f"{report.sent} requests were sent meanwhile, {len(report.losses)} lost"
     return Result(
-        [summary_table(f"{count} deploys under light load", "ms", rows)],
-        {"count": count, "milliseconds": rows, "sent": report.sent, "lost": len(report.losses)},
+        [
+            summary_table(f"{count} deploys under light load", "ms", rows),
+            longest.table(with_and_without),
+        ],
+        {
+            "count": count,
+            "milliseconds": rows,
+            "sent": report.sent,
+            "lost": len(report.losses),
+            "longest_request": longest.figures(with_and_without),
+        },
         [
             lost,
             "own overhead: the whole request, less the launch and the pauses between probes",

@@ -10,7 +10,7 @@ from aiohttp import web
 from pydantic import BaseModel
 
 from supervisor.api.errors import body_of
-from supervisor.api.routes import Reply
+from supervisor.api.routes import Reply, StreamReply
 from supervisor.errors import RefusedError
 
 _HEADERS = {
@@ -24,13 +24,23 @@ _HEADERS = {
 }
 
 
-def success(reply: Reply) -> web.Response:
-    """Return a handler's reply as a response."""
+def success(reply: Reply, *, headers: Mapping[str, str]) -> web.Response:
+    """Return a handler's reply as a response, with these headers besides its own."""
     payload = reply.payload
     data = payload.model_dump_json().encode() if isinstance(payload, BaseModel) else payload
     return web.Response(
-        body=data, status=reply.status, headers=_headers(reply.content_type, reply.headers)
+        body=data,
+        status=reply.status,
+        headers=_headers(reply.content_type, {**reply.headers, **headers}),
     )
+
+
+def stream(reply: StreamReply) -> web.StreamResponse:
+    """Return the beginning of an answer that goes on; the connection ends with it."""
+    headers = {**_HEADERS, **reply.headers, "Content-Type": reply.content_type}
+    response = web.StreamResponse(headers=headers)
+    response.force_close()
+    return response
 
 
 def refusal(

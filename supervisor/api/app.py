@@ -17,16 +17,19 @@ from aiohttp.typedefs import Middleware
 from supervisor.api import answers, errors
 from supervisor.api.connection import Connection
 from supervisor.api.control import Control
-from supervisor.api.intake import MAX_BODY_BYTES, read_body, read_query
-from supervisor.api.routes import Access, AnyRoute, Call
+from supervisor.api.intake import MAX_BODY_BYTES, read_body, read_headers, read_key, read_query
+from supervisor.api.routes import Access, AnyRoute, Call, StreamReply
 from supervisor.api.security import Gate
+from supervisor.api.streams import send
 from supervisor.errors import AtlasError, RefusedError
 from supervisor.model.actor import Actor
+from supervisor.model.key import Key
 
 log = structlog.get_logger()
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _ACTOR = web.RequestKey("actor", Actor)
+_KEY = web.RequestKey("key", Key)
 
 
 def build_app(control: Control, gate: Gate, table: Iterable[AnyRoute]) -> web.Application:
@@ -75,6 +78,7 @@ def _admission(gate: Gate) -> Middleware:
                 headers["WWW-Authenticate"] = 'Bearer realm="atlas-supervisor"'
             if isinstance(error, web.HTTPMethodNotAllowed):
                 headers["Allow"] = error.headers["Allow"]
+            headers |= _repeated(request)
             # A body that nobody has read is not worth waiting for.
             response = answers.refusal(refused, headers=headers, close=not request.content.at_eof())
         except (asyncio.CancelledError, ConnectionError):
@@ -99,16 +103,37 @@ def _endpoint(route: AnyRoute, control: Control, gate: Gate) -> _Handler:
         actor = gate.identify(request, connection.peer, route.access)
         request[_ACTOR] = actor
         query = read_query(request, route.query)
+        headers = read_headers(request, route.headers)
         body = await read_body(request, route.body, connection.deadline)
         connection.received()
         started = asyncio.get_running_loop().time()
-        call = Call(control=control, actor=actor, query=query, body=body, path=request.match_info)
+        path = request.match_info
+        key = read_key(request, actor, query, body) if route.keyed else None
+        if key is not None:
+            request[_KEY] = key
+        call = Call(
+            control=control,
+            actor=actor,
+            query=query,
+            body=body,
+            path=path,
+            key=key,
+            headers=headers,
+        )
         reply = await route.handler(call)
+        if isinstance(reply, StreamReply):
+            return await send(request, connection, reply)
         if route.access is Access.CHANGE:
             _log(request, connection, None, started, status=reply.status)
-        return answers.success(reply)
+        return answers.success(reply, headers=_repeated(request))
 
     return endpoint
+
+
+def _repeated(request: web.Request) -> dict[str, str]:
+    """Return the header that says of an answer that nothing was done for it now."""
+    key = request.get(_KEY)
+    return {"Idempotency-Replayed": "true"} if key and key.repeated else {}
 
 
 def _connection(request: web.Request) -> Connection:

@@ -23,6 +23,8 @@ from supervisor.errors import RefusedError
 
 log = structlog.get_logger()
 
+# What a stream that is to end still has to be read, before its client loses the rest.
+_LAST_SECONDS = 0.5
 # A refusal is lost if the connection is reset while its client still sends: hear it out so long.
 _LINGER_SECONDS = 2.0
 _UCRED = struct.Struct("iII")  # pid, uid, gid
@@ -64,7 +66,12 @@ class Connection(web.RequestHandler):
     """aiohttp's connection with a clock. `seconds` is what a client has for each of its moves."""
 
     def __init__(
-        self, server: web.Server, *, seconds: float, closed: Callable[[Connection], None]
+        self,
+        server: web.Server,
+        *,
+        seconds: float,
+        closed: Callable[[Connection], None],
+        streams: Callable[[Connection], None],
     ) -> None:
         self._clock = asyncio.get_running_loop()
         super().__init__(
@@ -77,6 +84,8 @@ class Connection(web.RequestHandler):
         )
         self._seconds = seconds
         self._closed = closed
+        self._streams = streams
+        self._close_source: Callable[[], None] | None = None
         self._turn = _Turn.FRESH
         self._early = False
         self._answering = False
@@ -101,6 +110,8 @@ class Connection(web.RequestHandler):
         self._disarm()
         super().connection_lost(exc)
         self._closed(self)
+        if self._close_source is not None:
+            self._close_source()
 
     def data_received(self, data: bytes) -> None:
         """Note whose move it is; a request has its whole time from its first byte on."""
@@ -130,6 +141,37 @@ class Connection(web.RequestHandler):
         else:
             self._turn = _Turn.RECEIVING if self._early else _Turn.IDLE
         self._arm(self._clock.time() + self._seconds)
+
+    def open_stream(self, close: Callable[[], None]) -> None:
+        """Answer without an end from now on; `close` is called when that must end all the same.
+
+        Raises RefusedError if no more streams are let in, ConnectionError if the client has left.
+        """
+        if self.transport is None:
+            raise ConnectionResetError("the client has left")
+        self._streams(self)
+        self._close_source = close
+        # Each part is to be read before the next one: what waits does so in the source, which has
+        # its bounds. Not 0, with which asyncio's TLS pauses and goes on at every other look.
+        self.transport.set_write_buffer_limits(high=1, low=0)
+
+    async def send(
+        self, request: web.BaseRequest, response: web.StreamResponse, part: bytes
+    ) -> None:
+        """Send a part of a stream; who does not read it in time is cut off."""
+        self._arm(self._clock.time() + self._seconds)  # writing may wait for the client as well
+        try:
+            await response.write(part)
+            await request.writer.drain()
+        finally:
+            self._disarm()
+
+    def end_stream(self) -> None:
+        """End a stream, as its protocol does; who does not read has little time left to do so."""
+        if self._close_source is not None:
+            self._close_source()
+        if self.transport is not None and self.transport.get_write_buffer_size():
+            self._arm(self._clock.time() + min(self._seconds, _LAST_SECONDS))
 
     def handle_error(
         self,
@@ -180,8 +222,12 @@ class Connection(web.RequestHandler):
         if transport is None:
             return
         if self._answering or transport.get_write_buffer_size():
+            if self._close_source is not None:
+                log.info("api.stream_not_read", origin=self.peer.address)
             self._abort()  # it does not read
             return
+        if self._turn is _Turn.HANDLING:
+            return  # a part of a stream was read at the last moment
         if self._turn is _Turn.RECEIVING:
             log.warning("api.refused", status=408, code="too_slow", origin=self.peer.address)
             transport.write(answers.raw_timeout())

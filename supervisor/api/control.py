@@ -6,6 +6,8 @@ from typing import Protocol
 
 from supervisor.model.actor import Actor
 from supervisor.model.deploy import DeployRecord, Mode
+from supervisor.model.event import EventFeed, Transition
+from supervisor.model.key import Key
 from supervisor.model.release import ReleaseView
 from supervisor.model.status import Status
 
@@ -19,22 +21,27 @@ class Control(Protocol):
     def ready(self) -> bool:
         """Tell whether an active worker takes traffic."""
 
-    async def deploy(self, *, release: str | None, dry_run: bool, actor: Actor) -> DeployRecord:
+    # What was done under a key before is not done again: the call then returns what came of it,
+    # and says so in the key.
+
+    async def deploy(
+        self, *, release: str | None, dry_run: bool, actor: Actor, key: Key | None = None
+    ) -> DeployRecord:
         """Begin a deploy, and return its record as soon as it is durable."""
 
     async def settled(self, deploy_id: str) -> DeployRecord:
         """Wait until the deploy has a result (not for its guard, warm time and drain)."""
 
-    async def switch(self, actor: Actor) -> DeployRecord:
+    async def switch(self, actor: Actor, key: Key | None = None) -> DeployRecord:
         """Go ahead with the waiting deploy; returns once it has switched, or failed to."""
 
-    async def abort(self, actor: Actor) -> DeployRecord:
+    async def abort(self, actor: Actor, key: Key | None = None) -> DeployRecord:
         """Give up the deploy in progress; returns once staging is stopped."""
 
-    async def rollback(self, actor: Actor) -> DeployRecord:
+    async def rollback(self, actor: Actor, key: Key | None = None) -> DeployRecord:
         """Go back to the version before; returns once it has all the traffic."""
 
-    async def set_mode(self, mode: Mode, actor: Actor) -> Status:
+    async def set_mode(self, mode: Mode, actor: Actor, key: Key | None = None) -> Status:
         """Set the mode durably."""
 
     async def history(self, limit: int) -> list[DeployRecord]:
@@ -45,3 +52,12 @@ class Control(Protocol):
 
     async def find(self, deploy_id: str) -> DeployRecord | None:
         """Return one deploy, or None."""
+
+    async def transitions(self, deploy_id: str) -> list[Transition]:
+        """Return the transitions of one deploy, in order."""
+
+    async def events(self, *, after: int | None, deploy_id: str | None) -> EventFeed:
+        """Return what happens to deploys, or to one, from now on or after an id.
+
+        Whoever asks closes it.
+        """

@@ -47,7 +47,10 @@ class DeployBody(BaseModel):
 
 async def _deploy(call: Call[DeployQuery, DeployBody]) -> Reply:
     record = await call.control.deploy(
-        release=call.body.release, dry_run=call.query.dry_run, actor=call.actor
+        release=call.body.release,
+        dry_run=call.query.dry_run,
+        actor=call.actor,
+        key=call.key,
     )
     if not call.query.wait:
         return outcome.accepted(record)
@@ -55,17 +58,19 @@ async def _deploy(call: Call[DeployQuery, DeployBody]) -> Reply:
 
 
 async def _switch(call: Call[Nothing, Nothing]) -> Reply:
-    return outcome.answer(await call.control.switch(call.actor), asked=frozenset({Result.SWITCHED}))
+    record = await call.control.switch(call.actor, call.key)
+    return outcome.answer(record, asked=frozenset({Result.SWITCHED}))
 
 
 async def _abort(call: Call[Nothing, Nothing]) -> Reply:
-    return outcome.answer(await call.control.abort(call.actor), asked=frozenset({Result.ABORTED}))
+    record = await call.control.abort(call.actor, call.key)
+    return outcome.answer(record, asked=frozenset({Result.ABORTED}))
 
 
 async def _rollback(call: Call[Nothing, Nothing]) -> Reply:
     # Warm, the deploy that is undone is the answer; else the one that brings the old release back.
     asked = frozenset({Result.ROLLED_BACK, Result.SWITCHED})
-    return outcome.answer(await call.control.rollback(call.actor), asked=asked)
+    return outcome.answer(await call.control.rollback(call.actor, call.key), asked=asked)
 
 
 ROUTES: tuple[AnyRoute, ...] = (
@@ -83,6 +88,7 @@ ROUTES: tuple[AnyRoute, ...] = (
         query=DeployQuery,
         body=DeployBody,
         access=Access.CHANGE,
+        keyed=True,
         answers=(
             Answer(
                 200,
@@ -122,6 +128,7 @@ ROUTES: tuple[AnyRoute, ...] = (
         query=Nothing,
         body=Nothing,
         access=Access.CHANGE,
+        keyed=True,
         answers=(
             Answer(200, "It has all the traffic.", DeployRecord, examples.SWITCHED),
             outcome.NOT_PASSED,
@@ -140,6 +147,7 @@ ROUTES: tuple[AnyRoute, ...] = (
         query=Nothing,
         body=Nothing,
         access=Access.CHANGE,
+        keyed=True,
         answers=(
             Answer(200, "It is given up.", DeployRecord, examples.ABORTED),
             outcome.nothing_to("abort"),
@@ -156,6 +164,7 @@ ROUTES: tuple[AnyRoute, ...] = (
         query=Nothing,
         body=Nothing,
         access=Access.CHANGE,
+        keyed=True,
         answers=(
             Answer(
                 200, "The version before has all the traffic.", DeployRecord, examples.ROLLED_BACK

@@ -78,6 +78,17 @@ def unreadable(what: str, message: str, *, field: str | None = None) -> RefusedE
     )
 
 
+def bad_header(name: str, message: str) -> RefusedError:
+    """Return the refusal of a header's value, naming the header."""
+    return RefusedError(
+        "invalid_header",
+        f"{name}: {message}",
+        status=400,
+        hint="GET /docs shows what this request takes",
+        extra={"field": name},
+    )
+
+
 def of_http_exception(error: web.HTTPException) -> RefusedError:
     """Return aiohttp's own refusal in our words."""
     code, hint = _BY_STATUS.get(error.status, ("refused", "GET /docs shows what is there"))

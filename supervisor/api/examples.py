@@ -6,7 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 from supervisor.api.errors import ErrorAnswer, ErrorDetail
 from supervisor.api.routes import Answer
+from supervisor.model.departing import DepartingView, Left
 from supervisor.model.deploy import DeployRecord, Mode, Result, Step, StepName
+from supervisor.model.event import DeployEvent, Transition
 from supervisor.model.slot import Role, SlotName, SlotState, SlotView
 from supervisor.model.status import Status, Traffic
 
@@ -36,6 +38,24 @@ SWITCHED = DeployRecord(
     phase="guard",
     started_ts=_START,
     ended_ts=None,
+)
+TRANSITION = Transition(
+    id=42,
+    ts=_START,
+    source="launch",
+    event="passed",
+    target="smoke",
+    cause="staging is ready",
+    duration_ms=310.2,
+)
+EVENT = DeployEvent.of(
+    SWITCHED.model_copy(update={"phase": "smoke", "result": None, "steps": _GATES[:2]}),
+    ts=_START,
+    source="launch",
+    event="passed",
+    cause="staging is ready",
+    duration_ms=310.2,
+    step=_GATES[1],
 )
 _STOPPED = {"active_port": 8791, "staging_port": 8792, "phase": "ended"}
 _ENDED = {"ended_ts": _START + timedelta(seconds=3)}
@@ -125,6 +145,18 @@ STATUS = Status(
         _slot(
             SlotName.GREEN, port=8792, role=Role.ACTIVE, state=SlotState.RUNNING, version="1.4.0"
         ),
+    ],
+    draining=[
+        DepartingView(
+            slot=SlotName.GREEN,
+            instance="green-5f0c2d9a1b7e4836",
+            pid=4177,
+            version="1.3.1",
+            since_ts=_START,
+            deadline_ts=_START + timedelta(seconds=30),
+            left=Left(requests=1, websockets=12, event_streams=3, idle=0),
+            connections=16,
+        )
     ],
     traffic=Traffic(plane="kernel", weights={"blue": 0.0, "green": 1.0}),
     deploy_in_progress=False,

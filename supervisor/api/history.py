@@ -10,6 +10,7 @@ from supervisor.api import examples
 from supervisor.api.routes import Answer, AnyRoute, Call, Nothing, Reply, Route
 from supervisor.errors import RefusedError
 from supervisor.model.deploy import DeployRecord
+from supervisor.model.event import Transition
 
 # Whatever else stands in a path (NUL, half a character, a novel) never reaches the database.
 _DEPLOY_ID = re.compile(r"[A-Za-z0-9._-]{1,100}", re.ASCII)
@@ -31,6 +32,12 @@ class History(BaseModel):
     deploys: list[DeployRecord]
 
 
+class DeployStory(DeployRecord):
+    """One deploy, with all that happened to it."""
+
+    transitions: list[Transition]
+
+
 async def _history(call: Call[HistoryQuery, Nothing]) -> Reply:
     return Reply(History(deploys=await call.control.history(call.query.limit)))
 
@@ -45,8 +52,11 @@ async def _show(call: Call[Nothing, Nothing]) -> Reply:
             status=404,
             hint="GET /deploy/history lists them",
         )
-    return Reply(record)
+    transitions = await call.control.transitions(deploy_id)
+    return Reply(DeployStory(**dict(record), transitions=transitions))
 
+
+_STORY = DeployStory(**dict(examples.SWITCHED), transitions=[examples.TRANSITION])
 
 ROUTES: tuple[AnyRoute, ...] = (
     Route(
@@ -67,13 +77,13 @@ ROUTES: tuple[AnyRoute, ...] = (
         path="/deploy/{deploy_id}",
         handler=_show,
         summary="One deploy",
-        description="Its record as it is now: poll it to follow a deploy.",
+        description="Its record as it is now, with its transitions.",
         tag="Deploy",
         query=Nothing,
         body=Nothing,
         parameters={"deploy_id": "The `deploy_id` of a deploy's answer."},
         answers=(
-            Answer(200, "The record.", DeployRecord, examples.SWITCHED),
+            Answer(200, "The record.", DeployStory, _STORY),
             examples.refused(
                 404,
                 "deploy_not_found",

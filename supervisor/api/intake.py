@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import re
+from collections.abc import Iterable
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import parse_qsl
 
@@ -11,11 +14,18 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
 from supervisor.api.answers import too_slow
-from supervisor.api.errors import invalid, unreadable
+from supervisor.api.errors import bad_header, invalid, unreadable
 from supervisor.errors import RefusedError
+from supervisor.model.actor import Actor
+from supervisor.model.key import Key
 
 MAX_BODY_BYTES = 64 * 1024
 _MAX_QUERY_FIELDS = 32
+
+IDEMPOTENCY_KEY = "Idempotency-Key"
+_KEY = re.compile(r"[!-~]{1,255}", re.ASCII)
+_NOT_ASKED_FOR = {"wait"}
+"""Query fields that say how to answer, not what to do."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -55,6 +65,45 @@ async def read_body(request: web.Request, model: type[M], deadline: float) -> M:
         return model.model_validate_json(text, strict=True)
     except ValidationError as error:
         raise invalid("body", error) from error
+
+
+def read_key(
+    request: web.BaseRequest, actor: Actor, query: BaseModel, body: BaseModel
+) -> Key | None:
+    """Return the `Idempotency-Key` with what the request asks for; None if it has none.
+
+    Raises RefusedError (400). In quotes, as the IETF's draft has it, or bare, it is the same key.
+    """
+    given = request.headers.getall(IDEMPOTENCY_KEY, [])
+    if not given:
+        return None
+    value = given[0]
+    if len(value) > 1 and value[0] == value[-1] == '"':
+        value = value[1:-1]
+    if len(given) > 1 or not _KEY.fullmatch(value):
+        raise RefusedError(
+            "invalid_header",
+            f"{IDEMPOTENCY_KEY}: one key of 1 to 255 visible ASCII characters is taken",
+            status=400,
+            hint="a UUID is a good key: a new one for each request, the same one to repeat it",
+            extra={"field": IDEMPOTENCY_KEY},
+        )
+    asked = query.model_dump(mode="json", exclude=_NOT_ASKED_FOR)
+    request_of_key = [request.method, request.path, asked, body.model_dump(mode="json"), actor.name]
+    said = json.dumps(request_of_key, sort_keys=True)
+    return Key(value, hashlib.sha256(said.encode()).hexdigest())
+
+
+def read_headers(request: web.BaseRequest, names: Iterable[str]) -> dict[str, str]:
+    """Return those of these headers that were given. Raises RefusedError (400) for one twice."""
+    found: dict[str, str] = {}
+    for name in names:
+        given = request.headers.getall(name, [])
+        if len(given) > 1:
+            raise bad_header(name, "it is given twice")
+        if given:
+            found[name] = given[0]
+    return found
 
 
 async def _read(request: web.Request, deadline: float) -> bytes:

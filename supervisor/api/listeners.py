@@ -19,13 +19,15 @@ from aiohttp import web
 
 from supervisor import sockdiag
 from supervisor.api.connection import Connection
-from supervisor.errors import StartRefusedError
+from supervisor.errors import RefusedError, StartRefusedError
 from supervisor.procfs import describe_listeners
 
 log = structlog.get_logger()
 
 _BACKLOG = 128
 _SOCKET_MODE = 0o660
+MAX_STREAMS = 512
+"""Of each acceptor. They don't count as connections: they must not lock anybody out."""
 _PAUSE_SECONDS = 0.1  # after a lack (of descriptors, say) that may pass
 
 
@@ -48,6 +50,8 @@ class Acceptor:
         self._seconds = seconds
         self._loop = asyncio.get_running_loop()
         self._open: dict[Connection, asyncio.Task[None]] = {}
+        self._streams: set[Connection] = set()
+        self._stopping = False
 
     def start(self) -> None:
         """Begin to accept."""
@@ -55,7 +59,8 @@ class Acceptor:
             self._loop.add_reader(listener, self._accept, listener)
 
     async def stop(self) -> None:
-        """Accept no more; connections that are open stay so, unfinished handshakes don't."""
+        """Accept no more; connections stay open, but unfinished handshakes and streams don't."""
+        self._stopping = True
         for listener in self._listeners:
             self._loop.remove_reader(listener)
             listener.close()
@@ -64,6 +69,8 @@ class Acceptor:
         for task in connecting:
             task.cancel()
         await asyncio.gather(*connecting, return_exceptions=True)
+        for connection in list(self._streams):
+            connection.end_stream()
 
     def _accept(self, listener: socket.socket) -> None:
         # Not by a coroutine: one that is cancelled may have a connection in hand, and loses it.
@@ -81,7 +88,12 @@ class Acceptor:
             sock.close()
             return
         sock.setblocking(False)
-        connection = Connection(self._server, seconds=self._seconds, closed=self._forget)
+        connection = Connection(
+            self._server,
+            seconds=self._seconds,
+            closed=self._forget,
+            streams=self._count_as_stream,
+        )
         self._open[connection] = self._loop.create_task(self._connect(connection, sock))
 
     def _resume(self, listener: socket.socket) -> None:
@@ -116,6 +128,23 @@ class Acceptor:
 
     def _forget(self, connection: Connection) -> None:
         self._open.pop(connection, None)
+        self._streams.discard(connection)
+
+    def _count_as_stream(self, connection: Connection) -> None:
+        """Let a connection become a stream. Raises RefusedError if it can't."""
+        if self._stopping:
+            raise RefusedError(
+                "stopping", "the supervisor is stopping", status=503, hint="try again later"
+            )
+        if len(self._streams) >= MAX_STREAMS:
+            raise RefusedError(
+                "too_many_streams",
+                f"{MAX_STREAMS} streams of events are open already",
+                status=503,
+                hint="close some, or poll GET /deploy/status",
+            )
+        self._forget(connection)
+        self._streams.add(connection)
 
 
 async def bind_tcp(host: str, port: int) -> list[socket.socket]:

@@ -21,7 +21,7 @@ class ModeBody(BaseModel):
 
 
 async def _mode(call: Call[Nothing, ModeBody]) -> Reply:
-    return Reply(await call.control.set_mode(call.body.mode, call.actor))
+    return Reply(await call.control.set_mode(call.body.mode, call.actor, call.key))
 
 
 ROUTES: tuple[AnyRoute, ...] = (
@@ -35,6 +35,7 @@ ROUTES: tuple[AnyRoute, ...] = (
         query=Nothing,
         body=ModeBody,
         access=Access.CHANGE,
+        keyed=True,
         answers=(
             Answer(200, "The mode is set; the state at this moment.", Status, examples.STATUS),
             examples.refused(

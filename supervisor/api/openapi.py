@@ -27,6 +27,7 @@ from openapi_pydantic.util import PydanticSchema, construct_open_api_with_schema
 from pydantic import BaseModel
 
 from supervisor.api.examples import refused
+from supervisor.api.intake import IDEMPOTENCY_KEY
 from supervisor.api.routes import Access, Answer, AnyRoute, Nothing
 
 _TAGS = {
@@ -40,6 +41,12 @@ _DESCRIPTION = """Blue-green deploys on one machine.
 Over the Unix socket, root and the daemon's own user may do everything, other users may read. Over
 TCP, reading is open on loopback; off loopback it needs the token too. A change needs
 `Authorization: Bearer TOKEN`, always. Every error has the shape of `ErrorAnswer`."""
+
+_KEY = (
+    "A key of your own for this request, 1 to 255 visible ASCII characters. Sent again with the "
+    "same key, nothing is done twice: the answer is that of the first one, with "
+    "`Idempotency-Replayed: true`."
+)
 
 _SECURITY: list[dict[str, list[str]]] = [{"token": []}]
 
@@ -93,6 +100,13 @@ def _parameters(route: AnyRoute) -> list[Parameter | Reference]:
     parameters = [
         _parameter("path", name, {"type": "string", "description": text}, required=True)
         for name, text in route.parameters.items()
+    ]
+    if route.keyed:
+        schema = {"type": "string", "maxLength": 257, "description": _KEY}
+        parameters.append(_parameter("header", IDEMPOTENCY_KEY, schema, required=False))
+    parameters += [
+        _parameter("header", name, dict(schema), required=False)
+        for name, schema in route.headers.items()
     ]
     shape = route.query.model_json_schema()
     for name, schema in shape.get("properties", {}).items():
@@ -166,6 +180,9 @@ def _examples(answers: list[Answer]) -> dict[str, Example | Reference]:
         example = answer.example
         if example is None:
             continue
+        if isinstance(example, str):
+            found["example"] = Example(value=example)
+            continue
         value = example.model_dump(mode="json")
         name = value.get("error", {}).get("code") or value.get("result") or "example"
         found[str(name)] = Example(value=value)
@@ -189,6 +206,13 @@ def _common(route: AnyRoute) -> tuple[Answer, ...]:
         found += [
             refused(400, "invalid_body", "the body is not valid JSON", see),
             refused(415, "unsupported_media_type", "a body is JSON in UTF-8", "send JSON"),
+        ]
+    for name in route.headers:
+        found.append(refused(400, "invalid_header", f"{name}: it is given twice", see))
+    if route.keyed:
+        found += [
+            refused(400, "invalid_header", "one key of 1 to 255 visible characters is taken", _KEY),
+            refused(422, "idempotency_key_reused", "it was given with another request", _KEY),
         ]
     if route.access is not Access.READ:
         found.append(refused(403, "not_permitted", "uid 1000 may read, and no more", "be root"))

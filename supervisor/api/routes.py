@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from supervisor.api.control import Control
 from supervisor.model.actor import Actor
+from supervisor.model.key import Key
 
 
 class Access(Enum):
@@ -43,6 +44,10 @@ class Call(Generic[Q, B]):
     query: Q
     body: B
     path: Mapping[str, str]
+    key: Key | None = None
+    """The request's `Idempotency-Key`, where the route takes one."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Those of the route's header parameters that were given."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,25 @@ class Reply:
     content_type: str = "application/json"
 
 
+class Source(Protocol):
+    """Where the parts of an answer without an end come from."""
+
+    async def next(self) -> bytes | None:
+        """Wait for the next part; None: there is no more."""
+
+    def close(self) -> None:
+        """End it, from anywhere and at any time; whoever waits for the next is told at once."""
+
+
+@dataclass(frozen=True)
+class StreamReply:
+    """What a handler answers that goes on. Whoever gets it closes its source."""
+
+    source: Source
+    content_type: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Answer:
     """One answer that a route can give, for the document.
@@ -65,18 +89,22 @@ class Answer:
     status: int
     description: str
     model: type[BaseModel] | None
-    example: BaseModel | None = None
+    example: BaseModel | str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     content_type: str = "application/json"
 
 
 @dataclass(frozen=True)
 class Route(Generic[Q, B]):
-    """One row of the table. `parameters` describes what stands in braces in `path`."""
+    """One row of the table.
+
+    `parameters` describes what stands in braces in `path`; `headers` has the JSON schema of each
+    header that is a parameter.
+    """
 
     method: str
     path: str
-    handler: Callable[[Call[Q, B]], Awaitable[Reply]]
+    handler: Callable[[Call[Q, B]], Awaitable[Reply | StreamReply]]
     summary: str
     description: str
     tag: str | None
@@ -85,6 +113,9 @@ class Route(Generic[Q, B]):
     answers: tuple[Answer, ...]
     access: Access = Access.READ
     parameters: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    keyed: bool = False
+    """Whether it takes an `Idempotency-Key`: asked for again, it does nothing twice."""
 
 
 AnyRoute = Route[Any, Any]

@@ -7,16 +7,16 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from socket import socket
+from typing import Any
 
 import structlog
 from aiohttp import web
 from yarl import URL
 
-from supervisor.api import deploy, docs, health, history, mode, releases, status
+from supervisor.api import deploy, docs, events, health, history, mode, releases, status
 from supervisor.api.app import build_app
 from supervisor.api.control import Control
 from supervisor.api.listeners import Acceptor, bind_tcp, bind_unix
-from supervisor.api.openapi import build_document
 from supervisor.api.options import ApiOptions
 from supervisor.api.routes import AnyRoute
 from supervisor.api.security import Gate, is_loopback
@@ -32,10 +32,18 @@ def table(version: str) -> tuple[AnyRoute, ...]:
         *deploy.ROUTES,
         *mode.ROUTES,
         *history.ROUTES,
+        *events.ROUTES,
         *releases.ROUTES,
         *health.ROUTES,
     ]
-    rows += docs.routes(lambda: build_document(rows, version=version))
+
+    def document() -> dict[str, Any]:
+        # An eighth of the daemon's start is this module's import; few ever ask for the document.
+        from supervisor.api.openapi import build_document  # noqa: PLC0415  # see above
+
+        return build_document(rows, version=version)
+
+    rows += docs.routes(document)
     return tuple(rows)
 
 

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
 
 from supervisor.cli.endpoint import Endpoint
-from supervisor.cli.errors import FailedError, NoDaemonError
+from supervisor.cli.errors import BrokenError, FailedError, NoDaemonError, NoStreamError
 
 Record = dict[str, Any]
 """A JSON object of the API. Fields are read with `.get`: an older daemon may lack some."""
 
+SERVER_ERROR = 500
+"""From this status on it is the daemon that can't, at least for now."""
+
 CONNECT_SECONDS = 5.0
 PATIENCE_SECONDS = 10.0
+QUIET_SECONDS = 45.0
+"""A stream that says nothing for so long is dead: the daemon says something every 15 s."""
+RESTART_SECONDS = 15.0
+"""How long a daemon that restarts is waited for."""
+_RETRY_PAUSE_SECONDS = 0.2
 
 START_HINT = "Start one with ./scripts/start, or name another with --env-file or --url."
 UNSURE_HINT = "What was asked may have been begun all the same; `atlasctl status` shows it."
@@ -76,9 +88,74 @@ class Daemon:
         query: Mapping[str, str] | None = None,
         body: Record | None = None,
         patience: float | None = PATIENCE_SECONDS,
+        key: str | None = None,
     ) -> Answer:
-        """Ask for a change. `patience` is in seconds; None waits for as long as it takes."""
-        return await self._request("POST", path, query=query, body=body, patience=patience)
+        """Ask for a change. `patience` is in seconds; None waits for as long as it takes.
+
+        With a `key`, under which the daemon does it only once, it is asked once more where the
+        connection broke before the answer; a daemon that restarts meanwhile is waited for.
+        """
+        headers = {} if key is None else {"Idempotency-Key": key}
+        ask = partial(
+            self._request,
+            "POST",
+            path,
+            patience=patience,
+            query=query,
+            body=body,
+            headers=headers,
+        )
+        try:
+            return await ask()
+        except BrokenError:
+            if key is None:
+                raise
+        return await self._ask_again(ask)
+
+    async def _ask_again(self, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Ask once more, when there is a daemon that takes it; it may be just restarting."""
+        deadline = time.monotonic() + RESTART_SECONDS
+        while True:
+            try:
+                answer = await ask()
+                if not _stops(answer) or time.monotonic() > deadline:
+                    return answer
+            except BrokenError:
+                raise
+            except NoDaemonError as error:
+                if time.monotonic() > deadline:
+                    error.hint = UNSURE_HINT
+                    raise
+            await asyncio.sleep(_RETRY_PAUSE_SECONDS)
+
+    @asynccontextmanager
+    async def stream(
+        self, path: str, *, query: Mapping[str, str], last_id: str = ""
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Open a stream of events, and yield its bytes as they come, up to its proper end.
+
+        Raises `NoStreamError` where there are no events to be had, `NoDaemonError` where they
+        can't be had now, the stream broke, or nothing came for 45 s.
+        """
+        headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
+        if last_id:
+            headers["Last-Event-ID"] = last_id
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=CONNECT_SECONDS, sock_read=QUIET_SECONDS
+        )
+        with self._explained("GET", QUIET_SECONDS):
+            async with self._session().get(
+                self.endpoint.base + path,
+                params=query,
+                headers=headers,
+                allow_redirects=False,
+                timeout=timeout,
+            ) as response:
+                if response.status >= SERVER_ERROR:
+                    raise self._nobody(f"no events for now (HTTP {response.status})")
+                if response.status != 200 or response.content_type != "text/event-stream":
+                    raise NoStreamError(f"{self.endpoint} tells no events.")
+                yield response.content.iter_any()
 
     def _connector(self) -> aiohttp.BaseConnector:
         if self.endpoint.socket is None:
@@ -92,6 +169,11 @@ class Daemon:
             raise self._unreachable(error) from error
         return aiohttp.UnixConnector(f"/proc/self/fd/{self._folder}/{self.endpoint.socket.name}")
 
+    def _session(self) -> aiohttp.ClientSession:
+        if self._http is None:
+            raise RuntimeError("the daemon is used outside its `async with`")
+        return self._http
+
     async def _request(
         self,
         method: str,
@@ -100,20 +182,26 @@ class Daemon:
         patience: float | None,
         query: Mapping[str, str] | None = None,
         body: Record | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Answer:
-        if self._http is None:
-            raise RuntimeError("the daemon is used outside its `async with`")
-        try:
-            async with self._http.request(
+        with self._explained(method, patience):
+            async with self._session().request(
                 method,
                 self.endpoint.base + path,
                 params=query,
                 json=body,
+                headers=headers,
                 # A redirect is no answer of the daemon, and must not carry the token away.
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=patience, sock_connect=CONNECT_SECONDS),
             ) as response:
                 return self._answer(response, await response.read())
+
+    @contextmanager
+    def _explained(self, method: str, patience: float | None) -> Iterator[None]:
+        """Raise what goes wrong on the way as `NoDaemonError`, in words."""
+        try:
+            yield
         except aiohttp.ClientConnectorCertificateError as error:
             raise self._nobody(f"its certificate is not trusted: {error.certificate_error}") from (
                 error
@@ -125,8 +213,10 @@ class Daemon:
         except aiohttp.ClientConnectorError as error:
             raise self._unreachable(error.os_error) from error
         except (aiohttp.ClientError, OSError) as error:
-            why = f"the connection broke before an answer ({error})"
-            raise self._nobody(why, _unsure(method)) from error
+            raise BrokenError(
+                f"No daemon at {self.endpoint}: the connection broke before an answer ({error}).",
+                _unsure(method),
+            ) from error
 
     def _answer(self, response: aiohttp.ClientResponse, body: bytes) -> Answer:
         try:
@@ -154,6 +244,12 @@ class Daemon:
 
     def _nobody(self, why: str, hint: str = START_HINT) -> NoDaemonError:
         return NoDaemonError(f"No daemon at {self.endpoint}: {why}.", hint)
+
+
+def _stops(answer: Answer) -> bool:
+    """Tell whether the daemon is on its way out, and can't tell what came of an earlier request."""
+    error = answer.data.get("error")
+    return not answer.ok and isinstance(error, dict) and error.get("code") == "stopping"
 
 
 def _unsure(method: str) -> str:

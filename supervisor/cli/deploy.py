@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from contextlib import aclosing, suppress
 
 import click
@@ -39,6 +40,7 @@ async def deploy(session: Session, release: str | None, dry_run: bool, no_wait: 
         query={"wait": _flag(wait), "dry_run": _flag(dry_run)},
         body={} if release is None else {"release": release},
         patience=None,
+        key=str(uuid.uuid4()),  # asked for again, because the answer was lost, it begins no second
     )
     if session.json:
         session.report_json(answer, "deploy_id")

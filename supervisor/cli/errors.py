@@ -34,6 +34,14 @@ class NoDaemonError(FailedError):
     exit_code = 3
 
 
+class BrokenError(NoDaemonError):
+    """The connection broke before the answer: what was asked for may have been done."""
+
+
+class NoStreamError(NoDaemonError):
+    """Whoever answers there tells no events, as a daemon of an earlier version."""
+
+
 class InterruptedByUserError(FailedError):
     """Ctrl-C. The exit code is the shell's own for it, so that loops in scripts end as well."""
 

@@ -5,16 +5,16 @@ The same pieces serve `deploy`, which shows them as they happen, and `show`, whi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.padding import Padding
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from supervisor.cli.client import Record
+from supervisor.cli.evidence import check_lines, hint_line, in_words, indented, probe_lines, quoted
+from supervisor.cli.hints import hint
 from supervisor.cli.terminal import BAD, DURATION_WIDTH, NOTE, OK, STEP_WIDTH, Screen, safe, spaced
 from supervisor.cli.units import duration
 
@@ -23,9 +23,8 @@ BUSY = frozenset({"switch", "revert", "unstage"})  # a next deploy would be refu
 GO_AHEAD = "Go ahead with `atlasctl switch`, or give it up with `atlasctl abort`."
 AFTERWARDS = frozenset({"guard", "drain"})  # they go on after the deploy has its result
 
-_SHOWN_APART = frozenset({"message", "checks", "output", "probes"})
+_SHOWN_APART = frozenset({"message", "checks", "output", "probes", "failed_probe"})
 _RESULT_STYLES = {"failed": "red", "rolled_back": "red", "aborted": "yellow"}
-_CHECK_FIELDS = ("expected", "got")
 
 
 def succeeded(record: Record) -> bool:
@@ -97,7 +96,7 @@ def step_line(screen: Screen, step: Record) -> RenderableType:
     line.add_column(width=STEP_WIDTH)
     line.add_column(width=DURATION_WIDTH, justify="right")
     line.add_column(overflow="fold")
-    message = _detail(step).get("message")
+    message = brief(step)
     line.add_row(
         screen.sign(OK if step.get("ok") else BAD),
         safe(step.get("name")),
@@ -115,13 +114,18 @@ def findings(screen: Screen, step: Record, *, everything: bool = False) -> Itera
     detail = _detail(step)
     if everything:
         yield from _fields(detail)
-        for probe in _objects(detail.get("probes")):
-            yield _indented(_probe(screen, probe))
+    if not step.get("ok") and (words := hint(brief(step))):
+        yield hint_line(words)
+    for probe in [*_objects(detail.get("probes")), *_objects([detail.get("failed_probe")])]:
+        if everything or (probe.get("verdict") != "pass" and probe.get("excerpt")):
+            yield indented(probe_lines(screen, probe))
     for check in _objects(detail.get("checks")):
         if everything or not check.get("ok"):
-            yield _indented(_check(screen, check))
-    if output := detail.get("output"):
-        yield _indented(_output(output))
+            yield indented(check_lines(screen, check))
+    if detail.get("output") == []:
+        yield indented(safe("the worker printed nothing", "dim"))
+    elif output := detail.get("output"):
+        yield indented(quoted("last output of the worker", output))
 
 
 def outcome(screen: Screen, record: Record, *, ok: bool) -> RenderableType:
@@ -130,7 +134,7 @@ def outcome(screen: Screen, record: Record, *, ok: bool) -> RenderableType:
     text = safe(_headline(record), "bold")
     grid.add_row(screen.sign(OK if ok else BAD), text)
     if record.get("reason"):
-        grid.add_row("", safe(record["reason"], "" if ok else "red"))
+        grid.add_row("", safe(_reason(record), "" if ok else "red"))
     if advice := _advice(record):
         grid.add_row("", safe(advice, "dim"))
     return grid
@@ -167,6 +171,29 @@ def _headline(record: Record) -> str:
     return str(result).replace("_", " ")
 
 
+def brief(step: Record) -> str | None:
+    """Return what a step says of itself, without what the lines below it tell of its checks."""
+    message = _detail(step).get("message")
+    if message is None or not _failed_checks(step):
+        return message
+    return str(message).split(": ", 1)[0]
+
+
+def _reason(record: Record) -> str:
+    """Return why it came out so; of smoke tests the names alone, for each has its own lines."""
+    reason = str(record["reason"])
+    for step in _objects(record.get("steps")):
+        message = str(_detail(step).get("message"))
+        if (failed := _failed_checks(step)) and reason.endswith(message):
+            names = ", ".join(repr(str(check.get("name"))) for check in failed)
+            return f"{reason.removesuffix(message)}{brief(step)}: {names}"
+    return reason
+
+
+def _failed_checks(step: Record) -> list[Record]:
+    return [check for check in _objects(_detail(step).get("checks")) if not check.get("ok")]
+
+
 def _advice(record: Record) -> str | None:
     if switch_failed(record):
         return (
@@ -178,55 +205,14 @@ def _advice(record: Record) -> str | None:
     return None
 
 
-def _check(screen: Screen, check: Record) -> RenderableType:
-    ok = bool(check.get("ok"))
-    head = Table.grid(padding=(0, 1))
-    head.add_row(
-        screen.sign(OK if ok else BAD),
-        safe(check.get("name")),
-        safe(check.get("kind"), "dim"),
-        Text(duration(check.get("duration_ms", 0)), style="dim"),
-    )
-    if ok:
-        return head
-    body = Table.grid(padding=(0, 2))
-    if check.get("message"):
-        body.add_row(safe("message", "dim"), safe(check["message"], "red"))
-    for name in _CHECK_FIELDS:
-        if check.get(name) not in (None, ""):
-            body.add_row(safe(name, "dim"), safe(_words(check[name])))
-    return Group(head, _indented(body, 2))
-
-
-def _probe(screen: Screen, probe: Record) -> RenderableType:
-    line = Table.grid(padding=(0, 1))
-    line.add_row(
-        screen.sign(OK if probe.get("verdict") == "pass" else BAD),
-        safe(probe.get("message") or probe.get("verdict")),
-        Text(duration(probe.get("duration_ms", 0)), style="dim"),
-    )
-    return line
-
-
-def _output(output: Any) -> RenderableType:
-    lines = output if isinstance(output, list) else str(output).splitlines()
-    bar = Table.grid(padding=(0, 1))
-    for line in lines:
-        bar.add_row(Text("|", style="dim"), safe(str(line).rstrip("\r\n")))
-    return Group(Text("last output of the worker", style="dim"), bar)
-
-
 def _fields(detail: Record) -> Iterator[RenderableType]:
-    further = {name: value for name, value in detail.items() if name not in _SHOWN_APART}
+    further = {
+        name.replace("_", " "): in_words(value)
+        for name, value in detail.items()
+        if name not in _SHOWN_APART and value is not None
+    }
     if further:
-        grid = Table.grid(padding=(0, 2))
-        for name, value in further.items():
-            grid.add_row(safe(name.replace("_", " "), "dim"), safe(_words(value)))
-        yield _indented(grid)
-
-
-def _words(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        yield indented(safe(", ".join(" ".join(pair) for pair in further.items()), "dim"))
 
 
 def _detail(step: Record) -> Record:
@@ -236,7 +222,3 @@ def _detail(step: Record) -> Record:
 
 def _objects(value: Any) -> list[Record]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
-def _indented(renderable: RenderableType, by: int = 4) -> Padding:
-    return Padding(renderable, (0, 0, 0, by), expand=False)

@@ -38,6 +38,7 @@ async def status(session: Session) -> None:
 def overview(screen: Screen, data: Record) -> RenderableType:
     """Return the status for people: in a frame on a terminal, as plain lines in a pipe."""
     parts: list[RenderableType] = [_facts(data), Text(), _slots(data)]
+    parts += [*_exits(data), *_draining(data)]
     notes = [*_waiting(screen, data), *suggestions(screen, data)]
     if notes:
         parts += [Text(), *notes]
@@ -121,6 +122,26 @@ def _slots(data: Record) -> Table:
             safe(slot.get("restarts"), "yellow" if slot.get("restarts") else ""),
         )
     return table
+
+
+def _exits(data: Record) -> Iterator[RenderableType]:
+    """Yield why an instance had to be started again, or was given up."""
+    for slot in data.get("slots") or []:
+        troubled = slot.get("restarts") or slot.get("state") in {"backoff", "failed"}
+        if troubled and slot.get("last_exit"):
+            yield safe(f"{slot.get('slot')}: the last time, {slot['last_exit']}", "yellow")
+
+
+def _draining(data: Record) -> Iterator[RenderableType]:
+    """Yield a line for each instance that finishes what it has."""
+    for each in data.get("draining") or []:
+        left = each.get("left") or {"connections": each.get("connections")}
+        counts = ", ".join(
+            f"{count} {kind.replace('_', ' ')}" for kind, count in left.items() if count is not None
+        )
+        text = f"{each.get('slot')} drains: {each.get('version')}, pid {each.get('pid')}"
+        since = f"for {age(each.get('since_ts'))}"
+        yield spaced(safe(text, "yellow"), safe(since, "dim"), safe(counts or MISSING))
 
 
 def _line(first: str, second: Any) -> Text:

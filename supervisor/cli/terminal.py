@@ -27,8 +27,14 @@ DURATION_WIDTH = 9
 OK = "ok"
 BAD = "bad"
 NOTE = "note"
+EVENT = "event"
 
-_SIGNS = {OK: ("✓", "+", "green"), BAD: ("✗", "x", "red"), NOTE: ("!", "!", "yellow")}
+_SIGNS = {
+    OK: ("✓", "+", "green"),
+    BAD: ("✗", "x", "red"),
+    NOTE: ("!", "!", "yellow"),
+    EVENT: ("·", "-", "dim"),
+}
 
 
 def printable(text: object) -> str:
@@ -67,7 +73,7 @@ class Screen:
         self._unicode = self.console.encoding.lower().startswith("utf")
 
     def sign(self, kind: str) -> Text:
-        """Return the mark for `OK`, `BAD` or `NOTE`, in its colour and what the encoding has."""
+        """Return the mark of this kind, in its colour and what the encoding has."""
         symbol, plain, style = _SIGNS[kind]
         return Text(symbol if self._unicode else plain, style=style)
 
@@ -89,10 +95,13 @@ class Screen:
         self.print(grid)
 
     @contextmanager
-    def waiting(self, what: Callable[[], str]) -> Iterator[None]:
+    def waiting(
+        self, what: Callable[[], str], already: Callable[[], float] = lambda: 0.0
+    ) -> Iterator[None]:
         """Show a spinner, what is waited for and for how long; nothing in a pipe.
 
-        `what` is asked again at every frame; the time counts from its last change.
+        `what` is asked again at every frame; the time counts from its last change. `already` tells
+        for how many seconds it had gone on by then.
         """
         if not self.console.is_interactive:
             yield
@@ -103,7 +112,7 @@ class Screen:
         def frame() -> RenderableType:
             nonlocal seen, since
             if (now := what()) != seen:
-                seen, since = now, time.monotonic()
+                seen, since = now, time.monotonic() - already()
             line = Table.grid(padding=(0, 1))
             line.add_column()
             line.add_column(min_width=STEP_WIDTH)

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Any
 
 import anyio
 import structlog
 
 from supervisor.clock import Stopwatch
 from supervisor.config import Settings
+from supervisor.deploy.events import Events
 from supervisor.deploy.switching import Switch
 from supervisor.deploy.world import Finding
 from supervisor.errors import SettingsError
 from supervisor.model.actor import SUPERVISOR
-from supervisor.model.deploy import DeployRecord, Mode, Step
+from supervisor.model.deploy import DeployRecord, Mode
+from supervisor.model.event import Announcement, DeployEvent
 from supervisor.model.release import Release
 from supervisor.model.slot import SlotName
 from supervisor.model.verdict import Verdict
 from supervisor.probes.http import HttpProber, health_gate
 from supervisor.probes.smoke import run_smoke
 from supervisor.probes.smoke_file import SmokePlan, load_smoke_file
-from supervisor.store.database import Database, StoreError
+from supervisor.store.database import Database
 from supervisor.store.state_keeper import StateKeeper
+from supervisor.store.statements import StoreError
 from supervisor.traffic import Plane
+from supervisor.workers.departures import counts
 from supervisor.workers.environment import worker_environment
-from supervisor.workers.slot import SETTLE_SECONDS, LaunchError, Slot
+from supervisor.workers.readiness import LaunchError
+from supervisor.workers.slot import SETTLE_SECONDS, Slot
 
 log = structlog.get_logger(__name__)
 
@@ -44,6 +50,7 @@ class Activities:
         plane: Plane,
         prober: HttpProber,
         database: Database,
+        events: Events,
         state: StateKeeper,
         make_room: Callable[[], Awaitable[None]],
         let_go: Callable[[SlotName], Awaitable[None]],
@@ -53,6 +60,7 @@ class Activities:
         self._plane = plane
         self._prober = prober
         self._database = database
+        self._events = events
         self._state = state
         self._make_room = make_room
         """Ends what the deploy before left on the staging slot; returns when the slot is free."""
@@ -61,6 +69,7 @@ class Activities:
         self._warm_since = Stopwatch()
         self._was_rollback = False
         """Whether the last flip went to the version before, so that a revert undoes that."""
+        self._catching_up = anyio.Lock()
         self._unremembered: list[Callable[[], Awaitable[None]]] = []
 
     def ports(self) -> tuple[int, int]:
@@ -187,10 +196,14 @@ class Activities:
             log.error("version_not_remembered", why=str(error))
 
     async def _catch_up(self) -> None:
-        """Write the versions that are not written yet, in order. Raises StoreError."""
-        while self._unremembered:
-            await self._unremembered[0]()
-            self._unremembered.pop(0)
+        """Write the versions that are not written yet, in order. Raises StoreError.
+
+        One at a time: a deploy whose old version lingers may write beside the next one.
+        """
+        async with self._catching_up:
+            while self._unremembered:
+                await self._unremembered[0]()
+                self._unremembered.pop(0)
 
     def _rescue(self) -> None:
         self._plane.vacate(self._switch.staging.name, self._switch.active.name)
@@ -227,7 +240,11 @@ class Activities:
                 return Finding(
                     ok=False,
                     message=f"the new version failed {failures} probes in a row: {result.message}",
-                    detail={"probes": probes, "output": slot.log.last_lines()},
+                    detail={
+                        "probes": probes,
+                        "failed_probe": result.model_dump(mode="json"),
+                        "output": slot.log.last_lines(),
+                    },
                 )
         return Finding(
             ok=True,
@@ -249,9 +266,9 @@ class Activities:
             await anyio.sleep(_ALONE_POLL_SECONDS)
         return Finding(ok=True, message="the warm time is over")
 
-    async def drain_staging(self) -> Finding:
+    async def drain_staging(self, freed: Callable[[], None], known: dict[str, Any]) -> Finding:
         """Drain the instance without traffic, and pass on what is still queued for its slot."""
-        slot = self._switch.staging
+        slot, old = self._switch.staging, self._switch.staging.instance
         await self._let_go(slot.name)
         if _given_up(slot):
             self._rescue()
@@ -260,9 +277,17 @@ class Activities:
             await anyio.sleep(SETTLE_SECONDS)
             rescued = self._plane.rescued(slot.name)
             message = f"{slot.name} was dead; {rescued} of its connections were handed on"
+            freed()
             return Finding(ok=True, message=message, detail={"rescued": rescued})
-        detail = await slot.drain()
-        self._rescue()
+
+        def leave() -> None:  # from here on the queues may be another instance's at any moment
+            self._plane.vacate(slot.name, slot.name.other)
+            freed()
+
+        try:
+            detail = await slot.drain(leave)
+        finally:
+            known |= counts(old) if old else {}
         return Finding(ok=True, message=detail["message"], detail=detail)
 
     async def stop_staging(self) -> Finding:
@@ -290,17 +315,25 @@ class Activities:
             version=record.version,
         )
 
-    async def journal(
-        self, record: DeployRecord, *, source: str, event: str, cause: str | None, step: Step | None
-    ) -> None:
-        """Write a transition down, durably. Raises StoreError.
+    async def journal(self, record: DeployRecord, event: DeployEvent) -> int:
+        """Write a transition down, durably; return its id in the journal. Raises StoreError.
 
         Never before the version that it brought is written: recovery goes by the journal.
         """
         await self._catch_up()
-        await self._database.write_transition(
-            record, source=source, event=event, cause=cause, step=step
+        return await self._database.write_transition(
+            record,
+            source=event.source or "",
+            event=event.event,
+            cause=event.cause,
+            step=event.step,
+            duration_ms=event.duration_ms,
+            ts=event.ts,
         )
+
+    def tell(self, announcement: Announcement, journal_id: int | None) -> None:
+        """Tell whoever listens; None: it could not be written, but it has happened."""
+        self._events.tell(announcement, journal_id)
 
 
 def _given_up(slot: Slot) -> bool:

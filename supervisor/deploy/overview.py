@@ -40,6 +40,7 @@ def overview(
         canary_stats=None,
         fallback_suggestions=suggestions(settings, state, active),
         slots=[slots[name].view(roles[name]) for name in SlotName],
+        draining=active.departures.views(),
         traffic=Traffic(plane=plane.name, weights=plane.weights),
         deploy_in_progress=in_progress,
     )

@@ -21,7 +21,8 @@ from supervisor.model.deploy import DeployRecord, Mode, Result
 from supervisor.model.release import Release
 from supervisor.model.slot import SlotName
 from supervisor.model.state import DeployState
-from supervisor.store.database import Database, UnfinishedDeploy
+from supervisor.store.database import Database
+from supervisor.store.deploys import UnfinishedDeploy
 from supervisor.store.state_file import StateFile, UnreadableStateError
 from supervisor.workers.releases import Releases, UnknownReleaseError
 
@@ -93,8 +94,11 @@ async def finish_interrupted(
             state = state.model_copy(update={"mode": Mode.SINGLE})
         # Only the latest one's switch can be what the file tells of.
         ended = await _end(database, unfinished, phase, state if latest else None)
-        if latest:
+        if latest and unfinished.rollback:
+            await _mend_versions_of_rollback(database, ended, state, settings)
+        elif latest:
             await _mend_versions(database, ended, state, settings)
+    await database.forget_undone_keys()
     return state, waiting
 
 
@@ -103,16 +107,12 @@ async def _mend_versions(
 ) -> None:
     """Make up for a switch, or for its revert, that was durable before its version was noted."""
     rows = await database.versions()
-    blue = state.active_port == settings.active_port
-    active = SlotName.BLUE if blue else SlotName.GREEN
-    first = rows[0] if rows else None
-    is_first = first is not None and (first.release.name, first.release.version) == (
-        record.release,
-        record.version,
-    )
-    in_active = first is not None and first.slot is active
+    active = _active_slot(state, settings)
+    is_first = bool(rows) and _is(rows[0].release, record.release, record.version)
+    in_active = bool(rows) and rows[0].slot is active
     if record.result is Result.SWITCHED and not (is_first and in_active):
-        await database.push_version(active, _release_of(record, settings), state)
+        release = _release(record.release, record.version, settings)
+        await database.push_version(active, release, state)
     elif record.result is not Result.SWITCHED and is_first and not in_active and len(rows) > 1:
         await database.pop_version(state)
     else:
@@ -120,12 +120,40 @@ async def _mend_versions(
     log.warning("versions_mended", deploy_id=record.deploy_id, result=record.result)
 
 
-def _release_of(record: DeployRecord, settings: Settings) -> Release:
-    """Return what the record deployed; its folder may be gone by now."""
+async def _mend_versions_of_rollback(
+    database: Database, record: DeployRecord, state: DeployState, settings: Settings
+) -> None:
+    """Do the same for a deploy of the version before, which takes one away and does not add one.
+
+    Reverted, what it had taken away has the traffic again; the state file tells what that was.
+    """
+    rows, known = await database.versions(), state.active_release
+    brought_back = bool(rows) and _is(rows[0].release, record.release, record.version)
+    if record.result is Result.SWITCHED and not brought_back and len(rows) > 1:
+        await database.pop_version(state)
+    elif record.result is Result.ROLLED_BACK and brought_back and known is not None:
+        release = _release(known.name, known.version, settings)
+        await database.push_version(_active_slot(state, settings), release, state)
+    else:
+        return
+    log.warning("versions_mended", deploy_id=record.deploy_id, result=record.result)
+
+
+def _active_slot(state: DeployState, settings: Settings) -> SlotName:
+    blue = state.active_port == settings.active_port
+    return SlotName.BLUE if blue else SlotName.GREEN
+
+
+def _is(release: Release, name: str | None, version: str | None) -> bool:
+    return (release.name, release.version) == (name, version)
+
+
+def _release(name: str | None, version: str | None, settings: Settings) -> Release:
+    """Return what was deployed; its folder may be gone by now."""
     path = settings.worker_directory
-    if record.release is not None and settings.releases_dir is not None:
-        path = settings.releases_dir / record.release
-    return Release(name=record.release, path=path, version=record.version or "unknown")
+    if name is not None and settings.releases_dir is not None:
+        path = settings.releases_dir / name
+    return Release(name=name, path=path, version=version or "unknown")
 
 
 async def _last_effects(database: Database, record: DeployRecord) -> set[Effect]:
@@ -192,7 +220,7 @@ async def resumed(
     database: Database, waiting: UnfinishedDeploy, releases: Releases, world: World
 ) -> DeployRun | None:
     """Return the waiting deploy, about to pass its gates once more; None: its release is gone."""
-    plan = Plan(dry_run=False, auto_switch=False)
+    plan = Plan(dry_run=False, auto_switch=False, rollback=waiting.rollback)
     record, release = waiting.record, None
     cause = "the supervisor was started again; the release passes the gates once more"
     row = step(plan, Phase.AWAITING_SWITCH, Event.SUPERVISOR_STOPPED)

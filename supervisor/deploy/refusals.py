@@ -6,6 +6,7 @@ from supervisor.deploy.machine import Phase
 from supervisor.deploy.runner import DeployRun
 from supervisor.errors import RefusedError
 from supervisor.model.deploy import DeployRecord
+from supervisor.model.key import Key
 from supervisor.model.release import Release
 
 
@@ -58,6 +59,17 @@ def in_progress(run: DeployRun) -> RefusedError:
     )
 
 
+def key_reused(key: Key) -> RefusedError:
+    """Say that this key stands for another request."""
+    return RefusedError(
+        "idempotency_key_reused",
+        f"the Idempotency-Key {key.value!r} was given with another request before",
+        status=422,
+        hint="a key stands for one request (method, path, query, body and who asks); take a new "
+        "one for another",
+    )
+
+
 def not_durable(what: str, error: Exception) -> RefusedError:
     """Say that it was not done, because it could not be written down; `what` is its beginning."""
     return RefusedError(
@@ -95,7 +107,7 @@ def too_late(record: DeployRecord) -> RefusedError:
 
 def nothing_to(action: str, run: DeployRun | None) -> RefusedError:
     """Say that no deploy is there, or in a phase, to do this to."""
-    what = f"the deploy is in {run.phase}" if run else "no deploy is in progress"
+    what = f"the deploy is in {run.whereabouts}" if run else "no deploy is in progress"
     return RefusedError(
         f"nothing_to_{action}",
         f"there is nothing to {action}: {what}",
@@ -121,4 +133,14 @@ def previous_gone(release: Release, why: str) -> RefusedError:
         f"version {release.version} can't be launched again: {why}",
         status=409,
         hint="with RELEASES_DIR every release keeps its own folder, and can be gone back to",
+    )
+
+
+def deploy_not_found() -> RefusedError:
+    """Say that there is no such deploy."""
+    return RefusedError(
+        "deploy_not_found",
+        "there is no deploy with this id",
+        status=404,
+        hint="GET /deploy/history lists them",
     )

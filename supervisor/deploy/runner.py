@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Any
 
 import anyio
 import structlog
@@ -25,9 +26,11 @@ from supervisor.deploy.machine import (
     possible,
     step,
 )
+from supervisor.deploy.reasons import AFTER_SWITCH, explains
 from supervisor.deploy.world import Finding, World
 from supervisor.errors import AtlasError
-from supervisor.model.deploy import DeployRecord, Step
+from supervisor.model.deploy import DeployRecord, Result, Step
+from supervisor.model.event import Announcement, DeployEvent
 from supervisor.model.release import Release
 
 log = structlog.get_logger(__name__)
@@ -37,22 +40,6 @@ _UNINTERRUPTED = frozenset({Phase.SWITCH, Phase.REVERT})
 
 _UNSETTLED = _UNINTERRUPTED | {Phase.UNSTAGE}
 """Phases that end in an answer by themselves and soon."""
-
-_EXPLAINED = frozenset(
-    {
-        Event.FAILED,
-        Event.STAGING_DIED,
-        Event.ACTIVE_DIED,
-        Event.ABORT_REQUESTED,
-        Event.ROLLBACK_REQUESTED,
-    }
-)
-"""Events whose cause becomes the deploy's reason."""
-
-_AFTER_SWITCH = frozenset({Phase.GUARD, Phase.WARM, Phase.DRAIN, Phase.DRAIN_REVERTED})
-
-_TIDYING = frozenset({Phase.WARM, Phase.DRAIN, Phase.DRAIN_REVERTED, Phase.UNSTAGE})
-"""Phases whose failure is shown in their step, and does not change why it came out as it did."""
 
 _PORTS_CHANGE = frozenset({Phase.PREFLIGHT, Phase.SWITCH, Phase.REVERT})
 """Phases after which the ports may be others; during preflight the deploy before may revert."""
@@ -79,8 +66,14 @@ class DeployRun:
         self._news: tuple[Event, str] | None = None
         self._news_came = anyio.Event()
         self._changed = anyio.Event()
+        self._left_slot = False
+        """Whether only an instance that lingers is left of it."""
+        self._known: dict[str, Any] = {}
+        """What the news came with, and what the activity knew that it cancelled."""
         self._owed: list[Callable[[], Awaitable[None]]] = []
         """What is to be written yet, in order: so the journal never says more than was done."""
+        self._unwritten: list[Announcement] = []
+        """The transitions among them."""
 
     @property
     def in_progress(self) -> bool:
@@ -91,24 +84,48 @@ class DeployRun:
         return self.phase in IN_PROGRESS or following in IN_PROGRESS
 
     @property
+    def whereabouts(self) -> str:
+        """Its phase, and what is about to lead out of it."""
+        return f"{self.phase}, and {self._news[0]} came first" if self._news else self.phase.value
+
+    @property
     def waits(self) -> bool:
         """Whether it waits for the operator, who has not said anything yet."""
         return self.phase is Phase.AWAITING_SWITCH and self._news is None
 
     def accepts(self, event: Event) -> bool:
-        """Tell whether the event has a row in this phase, and no other is being handled."""
-        return self._news is None and self._possible(event)
+        """Tell whether the event has a row in this phase, and no other is being handled.
+
+        What is being done already is taken once more: both who asked for it get the answer.
+        """
+        return self._does(event) or (self._news is None and self._possible(event))
+
+    def _does(self, event: Event) -> bool:
+        """Tell whether a switch, or to be given up, is what it was told and has not settled yet."""
+        if event is Event.SWITCH_REQUESTED:
+            doing = self.phase is Phase.SWITCH
+        elif event is Event.ABORT_REQUESTED:
+            doing = self.phase is Phase.UNSTAGE and self.record.result is Result.ABORTED
+        else:
+            return False
+        return doing or (self._news is not None and self._news[0] is event)
 
     def _possible(self, event: Event) -> bool:
         if event is Event.SUPERVISOR_STOPPED and self.phase is Phase.AWAITING_SWITCH:
             return False  # it goes on waiting; the next daemon takes that row
         return possible(self.plan, self.phase, event)
 
-    def offer(self, event: Event, cause: str) -> bool:
-        """Let something happen to the deploy; return whether it was taken."""
+    def offer(self, event: Event, cause: str, **detail: Any) -> bool:
+        """Let something happen to the deploy; return whether it was taken.
+
+        `detail` goes into the step that ends by it, if one does.
+        """
+        if self._does(event):
+            return True
         if not self.accepts(event):
             return False
         self._news = (event, cause)
+        self._known |= detail
         if self.settled.is_set():
             self.settled = anyio.Event()  # whoever asks from now on waits for what follows
         self.switch_failure = None
@@ -121,6 +138,21 @@ class DeployRun:
             changed = self._changed  # from here on: a change must not go unseen
             self.offer(event, cause)
             await changed.wait()
+
+    async def make_way(self, event: Event, cause: str) -> None:
+        """Let the event bring it to its drain; return once it needs the staging slot no more."""
+        while not (self.ended.is_set() or self._left_slot):
+            changed = self._changed  # as above
+            self.offer(event, cause)
+            await changed.wait()
+
+    def _leave_slot(self) -> None:
+        self._left_slot = True
+        self._tell_change()
+
+    def _tell_change(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
 
     async def drive(self, effect: Effect) -> None:
         """Perform the effect and whatever follows, until the deploy has ended and is written."""
@@ -151,15 +183,15 @@ class DeployRun:
                 return Event.STAGING_DIED, finding
             return (Event.PASSED if finding.ok else Event.FAILED), finding
         assert self._news is not None  # noqa: S101  # nothing else ends the group without an error
-        event, cause = self._news
+        (event, cause), known = self._news, self._known
         self._forget_news()
         harmless = event is Event.SUPERSEDED or (
-            event is Event.SUPERVISOR_STOPPED and self.phase in _AFTER_SWITCH
+            event is Event.SUPERVISOR_STOPPED and self.phase in AFTER_SWITCH
         )
-        return event, Finding(ok=harmless, message=cause)
+        return event, Finding(ok=harmless, message=cause, detail=known)
 
     def _forget_news(self) -> None:
-        self._news = None
+        self._news, self._known = None, {}
         self._news_came = anyio.Event()
 
     async def _guarded(self, effect: Effect) -> Finding:
@@ -186,8 +218,8 @@ class DeployRun:
             Effect.FLIP_BACK: world.flip_back,
             Effect.WATCH: world.watch,
             Effect.KEEP_WARM: world.keep_warm,
-            Effect.DRAIN_OLD: world.drain_staging,
-            Effect.DRAIN_NEW: world.drain_staging,
+            Effect.DRAIN_OLD: lambda: world.drain_staging(self._leave_slot, self._known),
+            Effect.DRAIN_NEW: lambda: world.drain_staging(self._leave_slot, self._known),
             Effect.STOP_STAGING: world.stop_staging,
         }[effect]
 
@@ -205,15 +237,14 @@ class DeployRun:
             target=row.target,
             why=finding.message,
         )
-        self._owe(row, event, finding.message, ended_step)
+        self._owe(row, event, finding.message, ended_step, duration_ms)
         await self._write_owed()
         # Whoever has asked for something meanwhile waits for what follows from that.
         if self.record.result is not None and row.target not in _UNSETTLED and not self._news:
             self.settled.set()
         if row.target is Phase.ENDED:
             self.ended.set()
-        self._changed.set()
-        self._changed = anyio.Event()
+        self._tell_change()
         return row.effects[-1] if row.effects else None
 
     def _ended_step(self, finding: Finding, duration_ms: float) -> Step | None:
@@ -229,10 +260,7 @@ class DeployRun:
         """Return the record as it is after the transition."""
         record, changes = self.record, dict[str, object]()
         active_port, staging_port = self._world.ports()
-        explains = (
-            event in _EXPLAINED and not (event is Event.FAILED and row.phase in _TIDYING)
-        ) or (event is Event.SUPERVISOR_STOPPED and row.phase not in _AFTER_SWITCH | _TIDYING)
-        if explains:
+        if explains(row.phase, event):
             changes["reason"] = f"{row.phase.value}: {finding.message}"
         elif row.phase is Phase.SWITCH:
             changes["reason"] = None  # an earlier attempt may have failed
@@ -261,15 +289,25 @@ class DeployRun:
             log.info("deploy_event_too_late", happening=event, phase=self.phase)
             self._forget_news()
 
-    def _owe(self, row: Row, event: Event, cause: str, ended_step: Step | None) -> None:
+    def _owe(
+        self, row: Row, event: Event, cause: str, ended_step: Step | None, duration_ms: float
+    ) -> None:
         """Note what must be written of a transition: first itself, then what it brings about."""
         world, record = self._world, self.record
         reason = record.reason or cause
-        self._owed.append(
-            partial(
-                world.journal, record, source=row.phase, event=event, cause=cause, step=ended_step
+        announcement = Announcement(
+            DeployEvent.of(
+                record,
+                ts=now(),
+                source=row.phase,
+                event=event,
+                cause=cause,
+                duration_ms=duration_ms,
+                step=ended_step,
             )
         )
+        self._unwritten.append(announcement)
+        self._owed.append(partial(self._journal, record, announcement))
         for effect in row.effects[:-1]:
             if effect is Effect.FALL_BACK_TO_SINGLE:
                 self._owed.append(partial(world.fall_back_to_single, reason))
@@ -279,6 +317,11 @@ class DeployRun:
                 self.switch_failure = cause
                 self._owed.append(partial(world.audit, "switch", "failed", record, reason))
 
+    async def _journal(self, record: DeployRecord, announcement: Announcement) -> None:
+        journal_id = await self._world.journal(record, announcement.event)
+        self._world.tell(announcement, journal_id)  # at once, so that ids are told in order
+        self._unwritten.remove(announcement)
+
     async def _write_owed(self) -> bool:
         """Write what is owed, in order; return whether that is all. A failing disk has time."""
         while self._owed:
@@ -286,11 +329,18 @@ class DeployRun:
                 await self._owed[0]()
             except (AtlasError, OSError) as error:
                 log.error("deploy_not_written", owed=len(self._owed), why=str(error))
+                self._tell_unwritten()
                 return False
             except Exception:
                 log.exception("deploy_not_writable")  # a bug: trying again would not help
+                self._tell_unwritten()
             self._owed.pop(0)
         return True
+
+    def _tell_unwritten(self) -> None:
+        """Tell what has happened although the disk does not take it: nobody is kept waiting."""
+        for announcement in self._unwritten:
+            self._world.tell(announcement, None)
 
 
 async def _wait_for_operator() -> Finding:

@@ -1,4 +1,4 @@
-"""The daemon as the API sees it: what may begin now, what must be refused, and the status.
+"""The daemon as the API sees it: what may begin now, and what must be refused.
 
 It implements `api.control.Control`. It decides whether a request can be done and lets the one
 deploy at hand do it; what a deploy does is the table's affair.
@@ -6,26 +6,30 @@ deploy at hand do it; what a deploy does is the table's affair.
 
 from __future__ import annotations
 
-import secrets
-
 import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from supervisor.clock import now
 from supervisor.config import Settings
 from supervisor.deploy import refusals
 from supervisor.deploy.activities import Activities
-from supervisor.deploy.machine import FIRST_EFFECT, FIRST_PHASE, Effect, Event, Phase, Plan
-from supervisor.deploy.overview import overview, release_views
+from supervisor.deploy.beginning import new_record, write_down
+from supervisor.deploy.events import Events
+from supervisor.deploy.knowledge import DeployKnowledge
+from supervisor.deploy.machine import FIRST_EFFECT, FIRST_PHASE, Effect, Event, Plan
+from supervisor.deploy.previous import previous_release
+from supervisor.deploy.repeats import Repeats
 from supervisor.deploy.runner import DeployRun
 from supervisor.deploy.switching import Switch
 from supervisor.model.actor import Actor
 from supervisor.model.deploy import DeployRecord, Mode, Result
-from supervisor.model.release import Release, ReleaseView
+from supervisor.model.key import Key
+from supervisor.model.release import Release
 from supervisor.model.status import Status
-from supervisor.store.database import Database, StoreError
+from supervisor.store.database import Database
+from supervisor.store.keys import KeyRow
 from supervisor.store.state_keeper import StateKeeper
+from supervisor.store.statements import StoreError
 from supervisor.traffic import Plane
 from supervisor.workers.releases import Releases, UnknownReleaseError
 from supervisor.workers.slot import Slot
@@ -34,10 +38,8 @@ log = structlog.get_logger(__name__)
 
 _HURRY_AGAIN_SECONDS = 0.1
 
-_HURRY_SECONDS = 0.1
 
-
-class DeployService:
+class DeployService(DeployKnowledge):
     """Begins deploys and answers for them; there is one at a time."""
 
     def __init__(
@@ -49,78 +51,43 @@ class DeployService:
         activities: Activities,
         releases: Releases,
         database: Database,
+        events: Events,
         state: StateKeeper,
         tasks: TaskGroup,
     ) -> None:
-        self._settings = settings
-        self._switch = switch
-        self._plane = plane
-        self._activities = activities
-        self._releases = releases
-        self._database = database
-        self._state = state
-        self._tasks = tasks
-        self._runs: dict[str, DeployRun] = {}
-        """Deploys that have not ended; at most one of them is in progress."""
-        self._last: DeployRecord | None = None
-        self._beginning = anyio.Lock()
-        self._stopping = False
-
-    # What is known.
-
-    def status(self) -> Status:
-        """Return everything at a glance, from memory."""
-        return overview(
-            self._settings,
-            self._state.state,
-            self._switch,
-            self._plane,
-            last_deploy=self._fresh(self._last) if self._last else None,
-            in_progress=self._current() is not None,
+        super().__init__(
+            settings=settings,
+            switch=switch,
+            plane=plane,
+            releases=releases,
+            database=database,
+            events=events,
+            state=state,
         )
-
-    def ready(self) -> bool:
-        """Tell whether an active worker takes traffic."""
-        return self._switch.active.serving
-
-    async def history(self, limit: int) -> list[DeployRecord]:
-        """Return the latest deploys, newest first."""
-        records = await self._database.deploys(limit)
-        return [self._fresh(record) for record in records]
-
-    async def find(self, deploy_id: str) -> DeployRecord | None:
-        """Return one deploy, or None."""
-        if deploy_id in self._runs:
-            return self._runs[deploy_id].record
-        return await self._database.deploy(deploy_id)
-
-    async def releases(self) -> list[ReleaseView]:
-        """Return the named releases that exist, by name."""
-        found = await anyio.to_thread.run_sync(self._releases.all)
-        last = await self._database.last_deploys_by_release()
-        return release_views(found, self._switch, last)
-
-    def _fresh(self, record: DeployRecord) -> DeployRecord:
-        run = self._runs.get(record.deploy_id)
-        return run.record if run else record
-
-    def _current(self) -> DeployRun | None:
-        """Return the deploy that holds the place, if any."""
-        return next((run for run in self._runs.values() if run.in_progress), None)
+        self._activities = activities
+        self._tasks = tasks
+        self._repeats = Repeats(database)
+        self._beginning = anyio.Lock()
 
     # What can be asked for.
 
-    async def deploy(self, *, release: str | None, dry_run: bool, actor: Actor) -> DeployRecord:
+    async def deploy(
+        self, *, release: str | None, dry_run: bool, actor: Actor, key: Key | None = None
+    ) -> DeployRecord:
         """Begin a deploy, and return its record as soon as it is durable."""
-        if self._state.state.mode is Mode.SINGLE:
-            raise refusals.mode_is_single()
-        plan = Plan(dry_run=dry_run, auto_switch=self._settings.auto_switch_on_health)
-        try:
-            found = await anyio.to_thread.run_sync(self._releases.find, release)
-        except UnknownReleaseError as error:
-            raise refusals.unknown_release(str(error)) from error
         async with self._beginning:
-            run = await self._begin(found, plan, actor)
+            before = await self._repeats.find(key)
+            if before is not None and before.deploy_id is not None:
+                return await self._known(before.deploy_id)
+            if self._state.state.mode is Mode.SINGLE:
+                raise refusals.mode_is_single()
+            self._refuse_if_busy()
+            plan = Plan(dry_run=dry_run, auto_switch=self._settings.auto_switch_on_health)
+            try:
+                found = await anyio.to_thread.run_sync(self._releases.find, release)
+            except UnknownReleaseError as error:
+                raise refusals.unknown_release(str(error)) from error
+            run = await self._begin(found, plan, actor, key)
         return run.record
 
     def _refuse_if_busy(self) -> None:
@@ -129,64 +96,19 @@ class DeployService:
         if (current := self._current()) is not None:
             raise refusals.in_progress(current)
 
-    async def _begin(self, release: Release, plan: Plan, actor: Actor) -> DeployRun:
+    async def _begin(
+        self, release: Release, plan: Plan, actor: Actor, key: Key | None
+    ) -> DeployRun:
         """Write a new deploy down and let it run; to be called with `_beginning` held."""
         self._refuse_if_busy()
-        active_port, staging_port = self._switch.ports()
-        record = DeployRecord(
-            deploy_id=f"{now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
-            result=None,
-            dry_run=plan.dry_run,
-            release=release.name,
-            version=release.version,
-            active_port=active_port,
-            staging_port=staging_port,
-            steps=[],
-            reason=None,
-            phase=FIRST_PHASE.value,
-            started_ts=now(),
-            ended_ts=None,
-        )
-        action = "rollback" if plan.rollback else "dry_run" if plan.dry_run else "deploy"
+        record = new_record(release, plan, self._switch.ports())
         with anyio.CancelScope(shield=True):  # written down and begun, or neither
-            await self._write_down(record, plan, actor, action)
+            await write_down(
+                self._database, self._state, record, plan, actor=actor, key=key, events=self._events
+            )
             run = DeployRun(record, plan, release, self._activities, FIRST_PHASE)
             self._adopt(run, FIRST_EFFECT)
         return run
-
-    async def _write_down(
-        self, record: DeployRecord, plan: Plan, actor: Actor, action: str
-    ) -> None:
-        begun = False
-        try:
-            await self._database.begin_deploy(record, auto_switch=plan.auto_switch)
-            begun = True
-            await self._database.audit(
-                actor, action, "begun", subject=record.deploy_id, release=record.release
-            )
-            await self._state.change(last_deploy_ts=record.started_ts)
-        except (StoreError, OSError) as error:
-            what = "the deploy could not be written down, so it was not begun"
-            if begun:
-                await self._end_unbegun(record, f"{what}: {error}")
-            raise refusals.not_durable(what, error) from error
-
-    async def _end_unbegun(self, record: DeployRecord, why: str) -> None:
-        """Say of a deploy that was half written down that it never began."""
-        ended = record.model_copy(
-            update={
-                "phase": Phase.ENDED.value,
-                "result": Result.FAILED,
-                "reason": why,
-                "ended_ts": now(),
-            }
-        )
-        try:
-            await self._database.write_transition(
-                ended, source=FIRST_PHASE, event=Event.FAILED, cause=why, step=None
-            )
-        except StoreError as error:  # the next daemon says that it was interrupted
-            log.error("deploy_not_ended", deploy_id=record.deploy_id, why=str(error))
 
     def _adopt(self, run: DeployRun, effect: Effect) -> None:
         self._runs[run.record.deploy_id] = run
@@ -209,12 +131,15 @@ class DeployService:
         del self._runs[run.record.deploy_id]
 
     async def make_room(self) -> None:
-        """End the guard, warm time and drain of the deploys before; return when they are over."""
+        """End the guard and warm time of the deploys before; return when the slot is free.
+
+        What they drain may go on beside the next instance, see `workers.departures`.
+        """
         async with anyio.create_task_group() as group:
             group.start_soon(self._hurry)
             for run in list(self._runs.values()):
                 if run.phase is not FIRST_PHASE:
-                    await run.finish(Event.SUPERSEDED, "the next deploy has begun")
+                    await run.make_way(Event.SUPERSEDED, "the next deploy has begun")
             group.cancel_scope.cancel()
 
     async def _hurry(self) -> None:
@@ -227,11 +152,18 @@ class DeployService:
         """Wait until the deploy has a result."""
         run = self._runs.get(deploy_id)
         if run is None:
-            record = await self._database.deploy(deploy_id)
-            if record is None:
-                raise LookupError(deploy_id)
-            return record
+            return await self._known(deploy_id)
+        await run.settled.wait()
+        if run.record.result is Result.SWITCHED:
+            return run.record  # what failed, if anything, was to go back again
         return await self._answer(run)
+
+    async def _known(self, deploy_id: str) -> DeployRecord:
+        """Return the deploy as it is now. Raises LookupError."""
+        record = await self.find(deploy_id)
+        if record is None:
+            raise LookupError(deploy_id)
+        return record
 
     async def _answer(self, run: DeployRun) -> DeployRecord:
         await run.settled.wait()
@@ -239,23 +171,45 @@ class DeployService:
             raise refusals.switch_failed(run)
         return run.record
 
-    async def switch(self, actor: Actor) -> DeployRecord:
+    async def switch(self, actor: Actor, key: Key | None = None) -> DeployRecord:
         """Go ahead with the waiting deploy; returns once it has switched, or failed to."""
-        return await self._tell_current(Event.SWITCH_REQUESTED, "switch", actor)
+        return await self._tell_current(Event.SWITCH_REQUESTED, "switch", actor, key)
 
-    async def abort(self, actor: Actor) -> DeployRecord:
+    async def abort(self, actor: Actor, key: Key | None = None) -> DeployRecord:
         """Give up the deploy in progress; returns once staging is stopped."""
-        record = await self._tell_current(Event.ABORT_REQUESTED, "abort", actor)
-        if record.result is not Result.ABORTED:
-            raise refusals.too_late(record)
+        async with self._repeats.forgotten_if_refused(key):
+            record = await self._tell_current(Event.ABORT_REQUESTED, "abort", actor, key)
+            if record.result is not Result.ABORTED:
+                raise refusals.too_late(record)
         return record
 
-    async def _tell_current(self, event: Event, action: str, actor: Actor) -> DeployRecord:
+    async def _tell_current(
+        self, event: Event, action: str, actor: Actor, key: Key | None
+    ) -> DeployRecord:
+        if key is None:  # a disk that fails must not stand between an operator and an abort
+            return await self._audited(await self._told(event, action, actor, key), action, actor)
+        async with self._beginning:
+            before = await self._repeats.find(key)
+            run = await self._told(event, action, actor, key) if before is None else None
+        if run is not None:
+            async with self._repeats.forgotten_if_refused(key):
+                return await self._audited(run, action, actor)
+        return await self._repeated(before)
+
+    async def _repeated(self, before: KeyRow | None) -> DeployRecord:
+        """Return what came of a request that is made once more."""
+        if before is None or before.deploy_id is None:
+            raise LookupError("this key is no deploy's")
+        run = self._runs.get(before.deploy_id)
+        return await (self._answer(run) if run else self._known(before.deploy_id))
+
+    async def _told(self, event: Event, action: str, actor: Actor, key: Key | None) -> DeployRun:
+        """Return the deploy that has taken the event. Raises RefusedError if none does."""
         if self._stopping:
             raise refusals.stopping()
-        for run in self._runs.values():
-            if run.offer(event, f"{action} requested by {actor.name}"):
-                return await self._audited(run, action, actor)
+        for run in list(self._runs.values()):
+            if await self._repeats.steer(run, event, f"{action} requested by {actor.name}", key):
+                return run
         raise refusals.nothing_to(action, self._current())
 
     async def _audited(self, run: DeployRun, action: str, actor: Actor) -> DeployRecord:
@@ -276,37 +230,41 @@ class DeployService:
         except StoreError as error:
             log.error("audit_failed", action=action, why=str(error))
 
-    async def rollback(self, actor: Actor) -> DeployRecord:
+    async def rollback(self, actor: Actor, key: Key | None = None) -> DeployRecord:
         """Go back to the version before: at once if it is warm, else through the gates."""
+        run = warm = None
         async with self._beginning:  # two at once are not to go back twice
-            self._refuse_if_busy()
-            cause = f"rollback requested by {actor.name}"
-            runs = self._runs.values() if self._switch.staging.serving else ()
-            warm = next((run for run in runs if run.offer(Event.ROLLBACK_REQUESTED, cause)), None)
-            if warm is None:
-                release = await self._previous_release()
-                run = await self._begin(release, Plan(rollback=True), actor)
+            before = await self._repeats.find(key)
+            if before is None:
+                self._refuse_if_busy()
+                warm = await self._rolled_back_warm(actor, key)
+            if before is None and warm is None:
+                release = await previous_release(self._database, self._releases)
+                run = await self._begin(release, Plan(rollback=True), actor, key)
         if warm is not None:
-            return await self._audited(warm, "rollback", actor)
-        return await self._answer(run)
+            async with self._repeats.forgotten_if_refused(key):
+                return await self._audited(warm, "rollback", actor)
+        return await (self.settled(run.record.deploy_id) if run else self._repeated(before))
 
-    async def _previous_release(self) -> Release:
-        """Return what ran before, if it can be launched again. Raises RefusedError."""
-        rows = await self._database.versions()
-        if len(rows) < 2:
-            raise refusals.nothing_to_roll_back()
-        before = rows[1].release
-        try:
-            found = await anyio.to_thread.run_sync(self._releases.find, before.name)
-        except UnknownReleaseError as error:
-            raise refusals.previous_gone(before, str(error)) from error
-        if found.name is None and found.version != before.version:
-            why = f"{found.path} now holds version {found.version}"
-            raise refusals.previous_gone(before, why)
-        return found
+    async def _rolled_back_warm(self, actor: Actor, key: Key | None) -> DeployRun | None:
+        """Return the deploy that goes back to its warm version, if there is one."""
+        if not self._switch.staging.serving:
+            return None
+        event, cause = Event.ROLLBACK_REQUESTED, f"rollback requested by {actor.name}"
+        for run in list(self._runs.values()):
+            if await self._repeats.steer(run, event, cause, key):
+                return run
+        return None
 
-    async def set_mode(self, mode: Mode, actor: Actor) -> Status:
+    async def set_mode(self, mode: Mode, actor: Actor, key: Key | None = None) -> Status:
         """Set the mode durably."""
+        async with self._beginning:  # not while a deploy is on its way past the check of it
+            if await self._repeats.find(key) is None:
+                await self._set_mode(mode, actor)
+                await self._repeats.mode_set(key)
+        return self.status()
+
+    async def _set_mode(self, mode: Mode, actor: Actor) -> None:
         if mode is Mode.BLUEGREEN and self._settings.deploy_mode is Mode.SINGLE:
             raise refusals.single_by_settings()
         try:
@@ -316,7 +274,6 @@ class DeployService:
             raise refusals.not_durable(what, error) from error
         await self._state.copy_to_database()
         await self._audit(actor, "mode", mode.value)
-        return self.status()
 
     # What happens by itself.
 
@@ -331,7 +288,8 @@ class DeployService:
             return False  # nobody is there to take over
         role = "active" if active else "staging"
         for run in self._runs.values():
-            if run.offer(event, f"the {role} instance went down: {cause}"):
+            cause_in_words = f"the {role} instance went down: {cause}"
+            if run.offer(event, cause_in_words, output=slot.log.last_lines()):
                 await run.settled.wait()
                 return True
         return False
@@ -342,3 +300,4 @@ class DeployService:
             self._stopping = True
         for run in list(self._runs.values()):
             await run.finish(Event.SUPERVISOR_STOPPED, "the supervisor was stopped")
+        self._events.close()

@@ -7,7 +7,6 @@ what the daemon believes. This is the one place that changes them.
 from __future__ import annotations
 
 import time
-from datetime import datetime
 
 import anyio
 import structlog
@@ -17,6 +16,7 @@ from supervisor.config import Settings
 from supervisor.deploy.landing import Landing, landing
 from supervisor.deploy.world import Finding
 from supervisor.model.slot import SlotName, SlotState
+from supervisor.model.state import ActiveRelease, DeployState
 from supervisor.store.state_keeper import StateKeeper
 from supervisor.traffic import Plane
 from supervisor.workers.slot import Slot
@@ -95,15 +95,18 @@ class Switch:
         died = Finding(False, f"{target.name} died in the moment of the switch", staging_died=True)
         if not _can_serve(target):
             return died
-        watch, before = Stopwatch(), self._state.state.last_switch_ts
+        watch, before = Stopwatch(), self._state.state
         try:
             await self._state.change(
-                active_port=target.port, staging_port=source.port, last_switch_ts=now()
+                active_port=target.port,
+                staging_port=source.port,
+                last_switch_ts=now(),
+                active_release=_release_of(target),
             )
         except OSError as error:
             return Finding(ok=False, message=f"the state file could not be written: {error}")
         if not _can_serve(target):
-            if await self._withdraw(source, target, before):
+            if await self._withdraw(before):
                 return died
             log.error("switched_to_a_dead_one", slot=target.name)  # the file's word counts
         return Finding(
@@ -129,16 +132,26 @@ class Switch:
         except OSError as error:
             log.critical("steering_uncertain", wanted=source.name, why=str(error))
 
-    async def _withdraw(self, source: Slot, target: Slot, before: datetime | None) -> bool:
+    async def _withdraw(self, before: DeployState) -> bool:
         """Take back what the file says; return whether that was possible."""
         try:
             await self._state.change(
-                active_port=source.port, staging_port=target.port, last_switch_ts=before
+                active_port=before.active_port,
+                staging_port=before.staging_port,
+                last_switch_ts=before.last_switch_ts,
+                active_release=before.active_release,
             )
         except OSError as error:
             log.error("switch_not_withdrawn", why=str(error))
             return False
         return True
+
+
+def _release_of(slot: Slot) -> ActiveRelease | None:
+    if slot.instance is None:
+        return None
+    release = slot.instance.release
+    return ActiveRelease(name=release.name, version=release.version)
 
 
 def _can_serve(slot: Slot) -> bool:

@@ -5,10 +5,12 @@ The runner knows the table and this; `activities` does the work on real slots an
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from supervisor.model.deploy import DeployRecord, Step
+from supervisor.model.deploy import DeployRecord
+from supervisor.model.event import Announcement, DeployEvent
 from supervisor.model.release import Release
 
 
@@ -50,8 +52,12 @@ class World(Protocol):
     async def keep_warm(self) -> Finding:
         """Keep the old version alive for the rest of its warm time."""
 
-    async def drain_staging(self) -> Finding:
-        """Let the version that has no traffic any more finish, and end it."""
+    async def drain_staging(self, freed: Callable[[], None], known: dict[str, Any]) -> Finding:
+        """Let the version that has no traffic any more finish, and end it.
+
+        `freed` is called as soon as the staging slot can be used again; the version may linger.
+        `known` gets what is known of it by then, should this be cancelled.
+        """
 
     async def stop_staging(self) -> Finding:
         """End the instance that never had traffic."""
@@ -62,10 +68,11 @@ class World(Protocol):
     async def audit(self, action: str, outcome: str, record: DeployRecord, reason: str) -> None:
         """Write an entry of the audit trail in the daemon's name."""
 
-    async def journal(
-        self, record: DeployRecord, *, source: str, event: str, cause: str | None, step: Step | None
-    ) -> None:
-        """Write a transition down, durably. Raises StoreError."""
+    async def journal(self, record: DeployRecord, event: DeployEvent) -> int:
+        """Write a transition down, durably; return its id in the journal. Raises StoreError."""
+
+    def tell(self, announcement: Announcement, journal_id: int | None) -> None:
+        """Tell whoever listens; None: it could not be written, but it has happened."""
 
     def ports(self) -> tuple[int, int]:
         """Return the active and the staging port as they are now."""

@@ -57,3 +57,8 @@ class SlotView(BaseModel):
     version: str | None
     started_ts: datetime | None
     restarts: int = Field(description="How often the instance was started again by itself.")
+    last_exit: str | None = Field(
+        default=None,
+        description="How an instance here last went down, or failed to start, without having been "
+        "asked to end; null if none did since the daemon was started.",
+    )

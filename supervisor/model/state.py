@@ -11,6 +11,16 @@ from supervisor.model.deploy import Mode
 SCHEMA_VERSION = 1
 
 
+class ActiveRelease(BaseModel):
+    """What runs on the active port."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str | None
+    """Its name below `RELEASES_DIR`; None is `WORKER_DIRECTORY`."""
+    version: str
+
+
 class DeployState(BaseModel):
     """The state file's content. `generation` grows with every write."""
 
@@ -21,6 +31,9 @@ class DeployState(BaseModel):
     mode: Mode
     active_port: PositiveInt
     staging_port: PositiveInt
+    active_release: ActiveRelease | None = None
+    """Written with the port that it has, so that it is known without the database. None in files
+    from before it was written."""
     last_deploy_ts: datetime | None = None
     last_switch_ts: datetime | None = None
     canary_disabled_fallback: bool = False

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from supervisor.model.departing import DepartingView
 from supervisor.model.deploy import DeployRecord, Mode
 from supervisor.model.slot import SlotView
 
@@ -52,6 +53,11 @@ class Status(BaseModel):
     )
     fallback_suggestions: list[Suggestion]
     slots: list[SlotView]
+    draining: list[DepartingView] = Field(
+        default=[],
+        description="Instances that finish what they have, oldest first. Up to four linger beside "
+        "the instances in the slots.",
+    )
     traffic: Traffic
     deploy_in_progress: bool = Field(
         description="Whether a deploy holds the place; `last_deploy` is the one."

@@ -36,6 +36,15 @@ _STALL_SECONDS = 1.0
 """A time-out noticed this late was not waited for: the supervisor itself stood still."""
 
 
+EXCERPT_LIMIT = 600
+"""Characters of foreign text that go into a record."""
+
+
+def printable(text: str) -> str:
+    """Return foreign text safe to print: it must not move a terminal's cursor."""
+    return "".join(c if c == "\n" or c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 @dataclass(frozen=True)
 class Answer:
     """What came back."""
@@ -45,6 +54,17 @@ class Answer:
     body: bytes
     cut: bool
     """The body goes on after `body`; the rest was not read."""
+
+    @property
+    def excerpt(self) -> str:
+        """The body's beginning, printable; `…` stands for what follows."""
+        # Four bytes are the most that a character takes; a body may be large.
+        text = self.body[: 4 * EXCERPT_LIMIT].decode(errors="replace").replace("\r\n", "\n").strip()
+        shown = printable(text[:EXCERPT_LIMIT])
+        left = self.cut or len(self.body) > 4 * EXCERPT_LIMIT or len(text) > EXCERPT_LIMIT
+        if len(shown) > EXCERPT_LIMIT:  # escapes are longer than what they stand for
+            return shown[:EXCERPT_LIMIT] + "…"
+        return shown + ("…" if left else "")
 
 
 class ExchangeError(Exception):

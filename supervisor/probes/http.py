@@ -31,6 +31,8 @@ class ProbeResult(BaseModel):
     """The HTTP status, or None where there was no answer."""
     duration_ms: float
     message: str
+    excerpt: str | None = None
+    """The beginning of a failing answer's body: many say there what is wrong."""
 
 
 class GateResult(BaseModel):
@@ -74,6 +76,7 @@ class HttpProber:
         if self._session is None:
             raise RuntimeError("HttpProber is used outside of its context")
         status: int | None = None
+        excerpt = None
         started = time.perf_counter()
         try:
             answer = await exchange(
@@ -86,6 +89,8 @@ class HttpProber:
             )
             status = answer.status
             verdict, message = _judge(answer, expect_instance)
+            if verdict is not Verdict.PASS:
+                excerpt = answer.excerpt or None
         except ExchangeError as error:
             verdict, status, message = error.verdict, error.status, str(error)
         return ProbeResult(
@@ -93,6 +98,7 @@ class HttpProber:
             status=status,
             duration_ms=round((time.perf_counter() - started) * 1000, 3),
             message=f"port {port}, {path}: {message}",
+            excerpt=excerpt,
         )
 
 

@@ -7,8 +7,10 @@ that is wrong with it.
 from __future__ import annotations
 
 import errno
+import signal
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -20,14 +22,23 @@ from supervisor.config.smoke_file import CommandCheck, HttpCheck, SmokePlan
 from supervisor.model.verdict import Verdict
 from supervisor.probes import expectation
 from supervisor.probes.command import run_command
-from supervisor.probes.exchange import ExchangeError, exchange, open_session
+from supervisor.probes.exchange import (
+    EXCERPT_LIMIT,
+    Answer,
+    ExchangeError,
+    exchange,
+    open_session,
+    printable,
+)
 from worker.contract import ENV_STAGING_URL, SMOKE_HEADER
 
 BODY_LIMIT = 1024 * 1024
 """Bytes of an answer that are looked at."""
 
-_SHOWN = 600
-"""Characters of an answer or of a program's output that go into the record."""
+_TELLING = ("Location", "WWW-Authenticate", "Allow", "Retry-After", "Content-Type")
+"""Headers that tell why an answer is another one than was expected."""
+
+_HEADER_LIMIT = 200
 
 _OWN_ERRORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 
@@ -46,6 +57,10 @@ class CheckResult(BaseModel):
     got: str
     duration_ms: float
     message: str
+    problems: list[str] = []
+    """Each thing that is not as expected, for itself; `message` has them all."""
+    headers: dict[str, str] = {}
+    """Of an answer that failed: those headers that may tell why."""
 
 
 async def run_smoke(
@@ -69,6 +84,7 @@ async def _run_http(
     headers = CIMultiDict(check.headers)
     headers[SMOKE_HEADER] = deploy_id
     started = time.perf_counter()
+    shown: dict[str, str] = {}
     try:
         answer = await exchange(
             session,
@@ -87,8 +103,8 @@ async def _run_http(
         duration_ms = _since(started)
         found = list(expectation.problems(check.expect, answer, duration_ms))
         verdict = Verdict.FAIL if found else Verdict.PASS
-        body = _printable(answer.body[:_SHOWN].decode(errors="replace"))
-        got = f"status {answer.status} in {duration_ms:.0f} ms: {body}"
+        got = f"status {answer.status} in {duration_ms:.0f} ms: {answer.excerpt}"
+        shown = _telling(answer) if found else {}
     return CheckResult(
         name=check.name,
         kind="http",
@@ -98,6 +114,8 @@ async def _run_http(
         got=got,
         duration_ms=duration_ms,
         message=f"{check.method} {check.path}: {'; '.join(found) or 'as expected'}",
+        problems=found,
+        headers=shown,
     )
 
 
@@ -113,7 +131,7 @@ async def _run_command(check: CommandCheck, env: Mapping[str, str], directory: P
         got, message = "not started", _not_started(error, program, directory)
     else:
         verdict = Verdict.PASS if finished.exit_code == 0 else Verdict.FAIL
-        got = _printable(finished.output[-_SHOWN:].strip())
+        got = printable(finished.output.strip())[-EXCERPT_LIMIT:]
         message = f"{program}: {_ending(finished.exit_code, check.timeout_seconds)}"
     return CheckResult(
         name=check.name,
@@ -125,6 +143,14 @@ async def _run_command(check: CommandCheck, env: Mapping[str, str], directory: P
         duration_ms=_since(started),
         message=message,
     )
+
+
+def _telling(answer: Answer) -> dict[str, str]:
+    return {
+        name: printable(answer.headers[name])[:_HEADER_LIMIT]
+        for name in _TELLING
+        if name in answer.headers
+    }
 
 
 def _not_started(error: OSError, program: str, directory: Path) -> str:
@@ -141,14 +167,11 @@ def _ending(exit_code: int | None, timeout_seconds: float) -> str:
     if exit_code is None:
         return f"not done within {timeout_seconds:g} s, and stopped"
     if exit_code < 0:
+        with suppress(ValueError):
+            return f"ended by {signal.Signals(-exit_code).name}"
         return f"ended by signal {-exit_code}"
     return f"exit {exit_code}"
 
 
 def _since(started: float) -> float:
     return round((time.perf_counter() - started) * 1000, 3)
-
-
-def _printable(text: str) -> str:
-    """Make foreign output safe to print: it must not move a terminal's cursor."""
-    return "".join(c if c == "\n" or c.isprintable() else repr(c)[1:-1] for c in text)

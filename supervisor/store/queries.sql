@@ -1,21 +1,46 @@
 -- Every statement that the daemon runs, by name.
 
 -- name: begin_deploy
-INSERT INTO deploys (deploy_id, release, version, dry_run, auto_switch, active_port, staging_port, phase, started_ts)
-VALUES (:deploy_id, :release, :version, :dry_run, :auto_switch, :active_port, :staging_port, :phase, :started_ts);
+INSERT INTO deploys (deploy_id, release, version, dry_run, auto_switch, rollback, active_port, staging_port,
+                     phase, started_ts)
+VALUES (:deploy_id, :release, :version, :dry_run, :auto_switch, :rollback, :active_port, :staging_port, :phase, :started_ts);
 
 -- name: trim_steps
-DELETE FROM steps WHERE deploy_id IN (SELECT deploy_id FROM deploys ORDER BY rowid DESC LIMIT -1 OFFSET :kept);
+DELETE FROM steps
+WHERE deploy_id IN (SELECT deploy_id FROM deploys ORDER BY rowid DESC LIMIT -1 OFFSET :kept)
+AND deploy_id NOT IN (SELECT deploy_id FROM idempotency_keys WHERE ts > :since AND deploy_id IS NOT NULL);
 
 -- name: trim_transitions
-DELETE FROM transitions WHERE deploy_id IN (SELECT deploy_id FROM deploys ORDER BY rowid DESC LIMIT -1 OFFSET :kept);
+DELETE FROM transitions
+WHERE deploy_id IN (SELECT deploy_id FROM deploys ORDER BY rowid DESC LIMIT -1 OFFSET :kept)
+AND deploy_id NOT IN (SELECT deploy_id FROM idempotency_keys WHERE ts > :since AND deploy_id IS NOT NULL);
 
 -- name: trim_deploys
-DELETE FROM deploys WHERE rowid IN (SELECT rowid FROM deploys ORDER BY rowid DESC LIMIT -1 OFFSET :kept);
+DELETE FROM deploys
+WHERE deploy_id IN (SELECT deploy_id FROM deploys ORDER BY rowid DESC LIMIT -1 OFFSET :kept)
+AND deploy_id NOT IN (SELECT deploy_id FROM idempotency_keys WHERE ts > :since AND deploy_id IS NOT NULL);
 
 -- name: add_transition
-INSERT INTO transitions (deploy_id, ts, phase, event, target, cause)
-VALUES (:deploy_id, :ts, :source, :event, :target, :cause);
+INSERT INTO transitions (deploy_id, ts, phase, event, target, cause, duration_ms, step_position, outcome)
+VALUES (:deploy_id, :ts, :source, :event, :target, :cause, :duration_ms, :step_position, :outcome);
+
+-- name: newest_transition
+SELECT coalesce(max(id), 0) AS id FROM transitions;
+
+-- name: transition_known
+SELECT 1 FROM transitions WHERE id = :id;
+
+-- name: transitions_after
+SELECT transitions.*, deploys.release, deploys.dry_run, deploys.version, deploys.result, deploys.reason,
+       deploys.active_port, deploys.staging_port,
+       steps.name, steps.ok, steps.duration_ms AS step_duration_ms, steps.detail
+FROM transitions JOIN deploys USING (deploy_id)
+LEFT JOIN steps ON steps.deploy_id = transitions.deploy_id AND steps.position = transitions.step_position
+WHERE transitions.id > :id AND (:deploy_id IS NULL OR transitions.deploy_id = :deploy_id)
+ORDER BY transitions.id LIMIT :limit;
+
+-- name: transitions_of
+SELECT * FROM transitions WHERE deploy_id = :deploy_id ORDER BY id;
 
 -- name: update_deploy
 UPDATE deploys
@@ -74,8 +99,25 @@ DELETE FROM instances WHERE instance = :instance;
 SELECT instance, slot, pid, start_ticks, boot_id FROM instances;
 
 -- name: last_transition
-SELECT phase, event FROM transitions WHERE deploy_id = :deploy_id ORDER BY id DESC LIMIT 1;
+SELECT phase, event FROM transitions WHERE deploy_id = :deploy_id AND phase <> '' ORDER BY id DESC LIMIT 1;
 
 -- name: last_deploys_by_release
 SELECT release, deploy_id, started_ts, result, max(started_ts) FROM deploys
 WHERE release IS NOT NULL GROUP BY release;
+
+-- name: add_key
+INSERT INTO idempotency_keys (key, ts, fingerprint, deploy_id, asked)
+VALUES (:key, :ts, :fingerprint, :deploy_id, :asked);
+
+-- name: key
+SELECT fingerprint, deploy_id FROM idempotency_keys WHERE key = :key;
+
+-- name: forget_key
+DELETE FROM idempotency_keys WHERE key = :key;
+
+-- name: forget_undone_keys
+DELETE FROM idempotency_keys WHERE asked IS NOT NULL
+AND asked IS NOT (SELECT result FROM deploys WHERE deploys.deploy_id = idempotency_keys.deploy_id);
+
+-- name: trim_keys
+DELETE FROM idempotency_keys WHERE deploy_id IS NULL AND ts <= :since;

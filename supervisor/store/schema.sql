@@ -1,4 +1,8 @@
--- The schema of atlas.db, version 1. Every statement can be run again.
+-- The schema of atlas.db, a section for each version; `migrations.py` runs those that a file has
+-- not had yet. A section that was released is never changed: what follows is a new one.
+
+-- version: 1
+-- Every statement can be run again: files from before there were versions have all of it.
 
 CREATE TABLE IF NOT EXISTS deploys (
     deploy_id    TEXT PRIMARY KEY,
@@ -77,3 +81,24 @@ CREATE TABLE IF NOT EXISTS versions (
     directory    TEXT NOT NULL,
     version      TEXT NOT NULL
 ) STRICT;
+
+-- version: 2
+-- A deploy of the version before the active one, because that was no longer warm.
+ALTER TABLE deploys ADD COLUMN rollback INTEGER NOT NULL DEFAULT 0;
+
+ALTER TABLE transitions ADD COLUMN duration_ms REAL;        -- of the phase that it ended
+
+ALTER TABLE transitions ADD COLUMN step_position INTEGER;   -- of the step that ended by it, if any
+
+ALTER TABLE transitions ADD COLUMN outcome TEXT;            -- JSON: result, reason, version, ports as of then
+
+-- What was asked for under an Idempotency-Key, and what came of it.
+CREATE TABLE idempotency_keys (
+    key          TEXT PRIMARY KEY,
+    ts           TEXT NOT NULL,
+    fingerprint  TEXT NOT NULL,     -- of the request
+    deploy_id    TEXT REFERENCES deploys (deploy_id) ON DELETE CASCADE,     -- null: it changed the mode
+    asked        TEXT               -- the result that a steered deploy was to come to; null: begun
+) STRICT;
+
+CREATE INDEX idempotency_keys_by_deploy ON idempotency_keys (deploy_id);

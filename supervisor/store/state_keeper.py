@@ -11,8 +11,9 @@ import anyio
 import structlog
 
 from supervisor.model.state import DeployState
-from supervisor.store.database import Database, StoreError
+from supervisor.store.database import Database
 from supervisor.store.state_file import StateFile, UnreadableStateError
+from supervisor.store.statements import StoreError
 
 log = structlog.get_logger(__name__)
 

@@ -56,10 +56,14 @@ class Instance:
         self.age = Stopwatch()
         self.exited = anyio.Event()
         self.said_ready = notify.ready
+        self.said = notify
+        """What it has told about itself."""
+        self.connected: int | None = None
+        """How many connections it had when that was last looked at."""
         self.expected_to_exit = False
         """Set before it is told to stop, and once its end was told: no further news of it."""
         self._process = process
-        self._notify = notify
+        self._told = False
 
     @property
     def alive(self) -> bool:
@@ -69,7 +73,12 @@ class Instance:
     @property
     def kit(self) -> bool:
         """Whether it said that it gives up its clients when it is no longer active."""
-        return self._notify.kit
+        return self.said.kit
+
+    @property
+    def exit_status(self) -> int | None:
+        """Its exit status, negative for the signal that ended it; None while it lives."""
+        return self._process.returncode
 
     @property
     def exit_text(self) -> str:
@@ -90,38 +99,82 @@ class Instance:
         finally:
             if self._process.returncode is not None:
                 self.exited.set()
-                self._notify.close()
+                self.said.close()
 
     def terminate(self) -> None:
-        """Ask it to drain and exit; one that was stopped is let go on, to hear it."""
+        """Ask it to drain and exit; one that was stopped is let go on, to hear it.
+
+        It is asked once, because a second SIGTERM says something else: see `hurry`.
+        """
         self.expected_to_exit = True
         if self.alive:
-            with suppress(ProcessLookupError):
-                self._process.terminate()
-                self._process.send_signal(signal.SIGCONT)
+            if not self._told:
+                self._told = True
+                self._signal(signal.SIGTERM)
+            self._signal(signal.SIGCONT)
+
+    def hurry(self) -> bool:
+        """Tell one that drains that its place is needed; return whether it was told.
+
+        It concerns streams alone. One that has none left may be at its own tidying up by now,
+        where nobody listens to a second SIGTERM and the first would end it.
+        """
+        left = self.said.left
+        if not (self.alive and self._told and left and (left.websockets or left.event_streams)):
+            return False
+        self._signal(signal.SIGTERM)
+        return True
+
+    def _signal(self, number: int) -> None:
+        """Signal it if it is there.
+
+        Not by way of the process object: that looks whether the process has ended, which takes
+        its exit status from whoever waits for it, who would then make one up.
+        """
+        procfs.send_signal([self.pid], number)
+
+    async def accepts_no_more(self, ports: Collection[int]) -> bool:
+        """Ask it to drain, and return whether it said that it takes no more connections.
+
+        It may end, or have no connection left, without having said so.
+        """
+        self.terminate()
+        said = self.said.not_accepting
+        while self.alive and not said.is_set():
+            if not await anyio.to_thread.run_sync(self._connected, ports):
+                break
+            with anyio.move_on_after(_POLL_SECONDS):
+                await said.wait()
+        return self.alive and said.is_set()
 
     async def stop(
-        self, *, stop_seconds: float, drain_seconds: float = 0.0, ports: Collection[int] = ()
+        self,
+        *,
+        stop_seconds: float,
+        drain_seconds: float = 0.0,
+        ports: Collection[int] = (),
+        look_seconds: float = _POLL_SECONDS,
     ) -> bool:
         """Ask it to drain and exit, and kill it if it does not; return whether it went by itself.
 
         It has `drain_seconds` for its connections on `ports` to be done, and from then on
         `stop_seconds` to exit. Nothing of it is left afterwards, whatever it started itself.
+        Every `look_seconds` its connections are looked for, which reads all of `/proc`.
         """
         self.terminate()
         if drain_seconds:
             with anyio.move_on_after(drain_seconds):
-                await self._connections_done(ports)
+                await self._connections_done(ports, look_seconds)
         with anyio.move_on_after(stop_seconds):
             await self.wait()
         by_itself = not self.alive
         await self.kill()
         return by_itself
 
-    async def _connections_done(self, ports: Collection[int]) -> None:
+    async def _connections_done(self, ports: Collection[int], look_seconds: float) -> None:
         """Wait until it has exited or holds no connection any more."""
         while self.alive and await anyio.to_thread.run_sync(self._connected, ports):
-            with anyio.move_on_after(_POLL_SECONDS):
+            with anyio.move_on_after(look_seconds):
                 await self.wait()
 
     async def answers_given(self, ports: Collection[int]) -> None:
@@ -140,10 +193,12 @@ class Instance:
 
     def _look(self, ports: Collection[int]) -> list[Connection] | None:
         try:
-            return self.connections(ports)
+            found = self.connections(ports)
         except OSError as error:  # whoever can't look must not cut off
             log.warning("connections_unknown", slot=self.slot, pid=self.pid, why=str(error))
             return None
+        self.connected = len(found)
+        return found
 
     def connections(self, ports: Collection[int]) -> list[Connection]:
         """Return the connections on these ports that the worker and its descendants hold.
@@ -162,8 +217,7 @@ class Instance:
         self.expected_to_exit = True
         with anyio.move_on_after(_KILL_SECONDS) as limit:
             if self.alive:
-                with suppress(ProcessLookupError):
-                    self._process.kill()
+                self._signal(signal.SIGKILL)
                 await self.wait()
             # Descendants may be starting more while they are looked for.
             while left := await anyio.to_thread.run_sync(self.family):

@@ -14,8 +14,9 @@ import structlog
 
 from supervisor.model.release import Release
 from supervisor.model.slot import SlotState
+from supervisor.workers.readiness import LaunchError
 from supervisor.workers.restart import CrashCount, RestartPolicy
-from supervisor.workers.slot import LaunchError, Slot
+from supervisor.workers.slot import Slot
 
 log = structlog.get_logger(__name__)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import structlog
 
 from supervisor import procfs
-from supervisor.store.database import Database, InstanceRow, StoreError
+from supervisor.store.database import Database
+from supervisor.store.instances import InstanceRow
+from supervisor.store.statements import StoreError
 from supervisor.workers.instance import Instance
 
 log = structlog.get_logger(__name__)

@@ -16,7 +16,7 @@ import structlog
 
 from supervisor import procfs
 from supervisor.errors import StartRefusedError
-from supervisor.store.database import InstanceRow
+from supervisor.store.instances import InstanceRow
 from worker.contract import ENV_STATE_DIR
 
 log = structlog.get_logger(__name__)

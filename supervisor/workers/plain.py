@@ -16,6 +16,7 @@ from supervisor.errors import StartRefusedError
 from supervisor.model.deploy import Mode
 from supervisor.model.hand_over import HandOver
 from supervisor.model.slot import SlotName
+from supervisor.model.state import DeployState
 from supervisor.store.database import active_release
 from supervisor.store.state_file import StateFile, UnreadableStateError
 from supervisor.traffic.listeners import explain_bind_error, listen, refuse_strangers
@@ -29,11 +30,9 @@ _LABEL = "the worker's port"
 
 def become_worker(settings: Settings, environ: Mapping[str, str]) -> NoReturn:
     """Execute the worker in place of this process. Raises StartRefusedError."""
-    port = _port(settings)
+    port, name = _active(settings)
     slot = SlotName.BLUE if port == settings.active_port else SlotName.GREEN
     releases = Releases(directory=settings.worker_directory, releases_dir=settings.releases_dir)
-    blue_green = settings.deploy_mode is Mode.BLUEGREEN
-    name = active_release(settings.state_dir / "atlas.db") if blue_green else None
     try:
         release = releases.find(name)
     except UnknownReleaseError as error:
@@ -66,15 +65,21 @@ def become_worker(settings: Settings, environ: Mapping[str, str]) -> NoReturn:
     os.execve(launcher[0], launcher, environment)  # noqa: S606  # no shell is what is wanted
 
 
-def _port(settings: Settings) -> int:
-    """Return the port that was active last, if there is one and deploys are on."""
+def _active(settings: Settings) -> tuple[int, str | None]:
+    """Return port and name of the release that was active last, if deploys are on."""
     if settings.deploy_mode is not Mode.BLUEGREEN:
-        return settings.active_port
+        return settings.active_port, None
+    state = _last_state(settings)
+    named = state.active_release if state else None
+    name = named.name if named else active_release(settings.state_dir / "atlas.db")
+    if state and state.active_port in {settings.active_port, settings.staging_port}:
+        return state.active_port, name
+    return settings.active_port, name
+
+
+def _last_state(settings: Settings) -> DeployState | None:
     try:
-        state = StateFile(settings.state_dir / STATE_FILE).read()
+        return StateFile(settings.state_dir / STATE_FILE).read()
     except (UnreadableStateError, OSError) as error:
         sys.stderr.write(f"the state file {error}; taking ACTIVE_PORT\n")
-        return settings.active_port
-    if state and state.active_port in {settings.active_port, settings.staging_port}:
-        return state.active_port
-    return settings.active_port
+        return None

@@ -28,9 +28,11 @@ from supervisor.probes.http import HttpProber
 from supervisor.procfs import describe_listeners
 from supervisor.traffic import Plane
 from supervisor.traffic.listeners import strangers
+from supervisor.workers.departures import Departure, Departures
 from supervisor.workers.environment import worker_environment
 from supervisor.workers.instance import FIRST_DESCRIPTOR, Instance, launch, new_instance_id
 from supervisor.workers.output import WorkerLog
+from supervisor.workers.readiness import LaunchError, until_ready
 
 log = structlog.get_logger(__name__)
 
@@ -41,15 +43,7 @@ HURRY_SECONDS = 1.0
 """How much longer a drain waits for a foreign worker's clients once the next deploy has begun."""
 
 _POLL_SECONDS = 0.02
-_READY_RETRY_SECONDS = 0.05
-
-
-class LaunchError(Exception):
-    """The instance did not become ready; `detail` says what it did instead."""
-
-    def __init__(self, message: str, **detail: Any) -> None:
-        super().__init__(message)
-        self.detail = {"message": message, **detail}
+_LINGERING_LOOK_SECONDS = 1.0  # one with the kit ends by itself; this is for who looks at it
 
 
 class InstanceLedger(Protocol):
@@ -73,6 +67,7 @@ class Surroundings:
     tasks: TaskGroup
     on_down: Callable[[Slot, Instance, str], Awaitable[None]]
     """Told when an instance ended or hangs without having been asked to, and the cause."""
+    departures: Departures
 
 
 class Slot:
@@ -83,8 +78,12 @@ class Slot:
         self.port = port
         self.state = SlotState.EMPTY
         self.restarts = 0
+        self.last_exit: str | None = None
+        """How an instance last went down, or did not come up, without having been asked to."""
         self.instance: Instance | None = None
         self.log = WorkerLog(around.settings.state_dir / "logs" / f"worker-{name}.log")
+        self.departures = around.departures
+        """All instances that drain, those of the other slot included."""
         self._around = around
         self._drain_limit: anyio.CancelScope | None = None
 
@@ -110,6 +109,7 @@ class Slot:
             version=instance.release.version if instance else None,
             started_ts=instance.started_ts if instance else None,
             restarts=self.restarts,
+            last_exit=self.last_exit,
         )
 
     async def start(self, release: Release) -> dict[str, Any]:
@@ -122,13 +122,18 @@ class Slot:
         self._around.plane.occupy(self.name)
         try:
             instance = await self._launch(release)
-            how = await self._ready(instance)
+            how = await until_ready(
+                instance, self.port, self.log, self._around.prober, self._around.settings
+            )
             self._around.plane.refresh(self.name)
         except BaseException as error:
             with anyio.CancelScope(shield=True):
                 await self.stop()
             if isinstance(error, OSError):  # no descriptors left, a full disk, a folder gone
-                raise LaunchError(f"the worker could not be started: {error}") from error
+                self.last_exit = f"the worker could not be started: {error}"
+                raise LaunchError(self.last_exit) from error
+            if isinstance(error, LaunchError):
+                self.last_exit = str(error)
             raise
         self.state = SlotState.RUNNING
         self._around.tasks.start_soon(self._watch_life, instance)
@@ -178,40 +183,6 @@ class Slot:
         if found := strangers("127.0.0.1", self.port):
             raise LaunchError(f"port {self.port} is taken: {describe_listeners(found)}")
 
-    async def _ready(self, instance: Instance) -> str:
-        """Wait until it says so or answers; raise LaunchError if it dies or takes too long."""
-        allowed = self._around.settings.ready_timeout_seconds
-        how: list[str] = []
-
-        async def first(waiter: Callable[[], Awaitable[Any]], text: str) -> None:
-            await waiter()
-            how.append(text)
-            race.cancel_scope.cancel()
-
-        with anyio.move_on_after(allowed):
-            async with anyio.create_task_group() as race:
-                race.start_soon(first, instance.exited.wait, "exited")
-                race.start_soon(first, instance.said_ready.wait, "it said READY=1")
-                race.start_soon(first, self._first_answer, "it answered")
-        if instance.alive and how:
-            return how[0]
-        if instance.alive:
-            message = f"it was not ready within {allowed:g} s"
-        else:
-            message = f"it {instance.exit_text} before it was ready"
-        raise LaunchError(message, output=self.log.last_lines())
-
-    async def _first_answer(self) -> None:
-        """Wait for an HTTP answer of any status; the listener is open, so a request just waits."""
-        settings = self._around.settings
-        while True:
-            result = await self._around.prober.probe(
-                self.port, settings.health_path, timeout_seconds=settings.ready_timeout_seconds
-            )
-            if result.status is not None:
-                return
-            await anyio.sleep(_READY_RETRY_SECONDS)
-
     async def _watch_exit(self, instance: Instance) -> None:
         clear_contextvars()  # an instance outlives the deploy that its log lines would name
         await instance.wait()
@@ -222,6 +193,7 @@ class Slot:
         """Tell it once: an instance that hangs may end before anybody has come to stop it."""
         if not instance.expected_to_exit:
             instance.expected_to_exit = True
+            self.last_exit = cause
             await self._around.on_down(self, instance, cause)
 
     async def _watch_life(self, instance: Instance) -> None:
@@ -251,30 +223,96 @@ class Slot:
                 await self._tell_down(instance, cause)
                 return
 
-    async def drain(self) -> dict[str, Any]:
+    async def drain(self, freed: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """Let the instance finish what it has, then end it; return how that went.
 
         To be called once nothing new is steered here. It goes on accepting until its queue has
         been empty for a while, and has `DRAIN_TIMEOUT_SECONDS` in all for its connections. A
         worker with the kit knows when it is done; for any other, whose SIGTERM may cut answers
         off, we look ourselves and wait until it owes none.
+
+        `freed` is called once, as soon as another instance may be started here: at the end, or
+        when this one has said that it accepts nothing more and may linger.
         """
         self.state = SlotState.DRAINING
-        watch, settings = Stopwatch(), self._around.settings
-        instance = self.instance
-        with anyio.move_on_after(settings.drain_timeout_seconds) as limit:
+        instance, settings = self.instance, self._around.settings
+        if instance is None:
+            await self.stop()
+            freed()
+            return {"message": f"{self.name} was empty", "by_itself": True}
+        ports = self._around.plane.ports(self.name)
+        departure = Departure(instance, ports, settings.drain_timeout_seconds)
+        self.departures.begin(departure)
+        try:
+            await self._settle(departure)
+            if await self._can_linger(departure):
+                return await self._linger(departure, freed)
+            departure.stays = True
+            departure.by_itself = await self.stop(drain_seconds=departure.seconds_left)
+        finally:
+            if not departure.leaves_alone:
+                self.departures.end(departure)
+        freed()
+        return departure.story()
+
+    async def _settle(self, departure: Departure) -> None:
+        """Wait until its queue is empty, and a foreign one owes no answer."""
+        with anyio.move_on_after(departure.seconds_left) as limit:
             self._drain_limit = limit
             await self._queue_settled()
-            if instance is not None and not instance.kit:
-                await instance.answers_given(self._around.plane.ports(self.name))
+            if not departure.instance.kit:
+                await departure.instance.answers_given(departure.ports)
         self._drain_limit = None
-        left = max(settings.drain_timeout_seconds - watch.seconds, 0.0)
-        by_itself = await self.stop(drain_seconds=left)
-        how = "finished by itself" if by_itself else "had to be killed"
-        return {"message": f"{self.name} {how} after {watch.seconds:.1f} s", "by_itself": by_itself}
+
+    async def _can_linger(self, departure: Departure) -> bool:
+        """Ask it to drain, and tell whether it leaves the sockets of the slot alone from now on.
+
+        One that binds its port by itself can't be told from the next one on it.
+        """
+        if not departure.instance.kit or self._around.settings.hand_over is HandOver.PORT:
+            return False
+        with anyio.move_on_after(departure.seconds_left):
+            return await departure.instance.accepts_no_more(departure.ports)
+        return False
+
+    async def _linger(self, departure: Departure, freed: Callable[[], None]) -> dict[str, Any]:
+        """Leave the slot as soon as one more may linger; return once the instance is gone.
+
+        It ends in a task of the daemon's: should our caller be cancelled, it still has its time.
+        """
+        departure.leaves_alone = True
+        self._around.tasks.start_soon(self._see_off, departure)
+        # It may have to wait for its place to linger: nobody is to wait in its queues for that.
+        self._around.plane.vacate(self.name, self.name.other)
+        if await self.departures.linger(departure) and self.instance is departure.instance:
+            self.instance = None
+            self.state = SlotState.EMPTY
+            log.info("worker_lingers", slot=self.name, pid=departure.instance.pid)
+            freed()
+        else:
+            await departure.gone.wait()
+            freed()
+        await departure.gone.wait()
+        return departure.story()
+
+    async def _see_off(self, departure: Departure) -> None:
+        """End an instance that accepts nothing more, wherever its slot is by then."""
+        clear_contextvars()  # as above
+        instance = departure.instance
+        try:
+            departure.by_itself = await instance.stop(
+                stop_seconds=self._around.settings.stop_timeout_seconds,
+                drain_seconds=departure.seconds_left,
+                ports=departure.ports,
+                look_seconds=_LINGERING_LOOK_SECONDS,
+            )
+            await self.clear(instance)
+        finally:
+            self.departures.end(departure)
 
     def hurry(self) -> None:
-        """Put a deadline on a drain that waits for clients: the slot is needed."""
+        """Bound a drain that waits for foreign clients, or for a place: the slot is needed."""
+        self.departures.hurry()
         if self._drain_limit is not None:
             soon = anyio.current_time() + HURRY_SECONDS
             self._drain_limit.deadline = min(self._drain_limit.deadline, soon)

@@ -6,6 +6,9 @@ Standard library only and by socket activation, so it is also the smallest forei
 answer), `die_after_health` (so many health answers, then the process ends itself),
 `stop_after_health` (likewise, but it only stops answering). `/slow` takes its time. It knows
 nothing of SIGTERM, so that cuts off whatever it is doing.
+
+With `kit` it plays a worker with the kit: at SIGTERM it accepts nothing more, says so, and ends
+once `/held` has been answered, which it is when the file `let_go` is in the worker's folder.
 """
 
 import json
@@ -20,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 BEHAVIOUR: dict[str, Any] = {}
-SEEN = {"health": 0}
+SEEN = {"health": 0, "held": 0}
+SERVERS: "list[Server]" = []
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -29,6 +33,13 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == BEHAVIOUR.get("die_on"):
             os._exit(9)
+        if self.path == "/held":
+            SEEN["held"] += 1
+            while not Path("let_go").exists():
+                time.sleep(0.02)
+            self._answer(200, {"version": os.environ["ATLAS_VERSION"]})
+            SEEN["held"] -= 1
+            return
         if self.path == "/slow":
             time.sleep(1.5)
         if self.path.startswith("/health"):
@@ -69,6 +80,21 @@ class Server(ThreadingHTTPServer):
         self.socket = listener
 
 
+def notify(*lines: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.sendto("\n".join(lines).encode(), "\0" + os.environ["NOTIFY_SOCKET"][1:])
+
+
+def drain() -> None:
+    for server in SERVERS:
+        server.shutdown()
+    left = {"requests": SEEN["held"], "websockets": 0, "event_streams": 0, "idle": 0}
+    notify("X_ATLAS_ACCEPTING=0", f"X_ATLAS_LEFT={json.dumps(left)}")
+    while SEEN["held"]:
+        time.sleep(0.02)
+    os._exit(0)
+
+
 def main() -> None:
     path = Path("behaviour.json")
     BEHAVIOUR.update(json.loads(path.read_text()) if path.exists() else {})
@@ -81,7 +107,13 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for descriptor in range(3, 3 + int(os.environ["LISTEN_FDS"])):
         server = Server(socket.socket(fileno=descriptor))
+        SERVERS.append(server)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}).start()
+    if BEHAVIOUR.get("kit"):
+        once = threading.Thread(target=drain)
+        signal.signal(signal.SIGTERM, lambda *_: None if once.ident else once.start())
+        notify("READY=1", "X_ATLAS_KIT=1")
+        once.join() if once.ident else threading.Event().wait()
 
 
 if __name__ == "__main__":

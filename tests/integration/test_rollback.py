@@ -154,6 +154,7 @@ async def test_the_guard_reverts_a_version_whose_health_fails_after_the_switch(
             ("guard", False),
             ("drain", True),
         ]
+        assert "no answer within" in record["steps"][-2]["detail"]["failed_probe"]["message"]
         assert await public_version(daemon) == "v1"
         assert (await daemon.status())["mode"] == "single"
         assert len(rows(daemon, "SELECT * FROM audit WHERE action = 'rollback'")) == 1

@@ -9,7 +9,8 @@ meets a request already on its way is a loss.
 Shared by the acceptance tests, the benchmarks and the demo.
 """
 
-from tests.loadclient.load import Load
+from tests.loadclient.eventstream import EventTraffic
+from tests.loadclient.load import Kind, Load
 from tests.loadclient.report import Loss, Report, Tally
 from tests.loadclient.traffic import (
     Check,
@@ -20,11 +21,15 @@ from tests.loadclient.traffic import (
     echo,
     echoes_body,
     echoes_token,
+    streams,
 )
+from tests.loadclient.websocket import WebSocketTraffic
 from tests.loadclient.wire import LostError, Reason, Response, Wire
 
 __all__ = [
     "Check",
+    "EventTraffic",
+    "Kind",
     "Load",
     "Loss",
     "LostError",
@@ -34,10 +39,12 @@ __all__ = [
     "Response",
     "Tally",
     "Traffic",
+    "WebSocketTraffic",
     "Wire",
     "bundled_worker_home",
     "bundled_worker_mix",
     "echo",
     "echoes_body",
     "echoes_token",
+    "streams",
 ]

@@ -9,12 +9,14 @@ from random import Random
 from types import TracebackType
 from typing import Self
 
-from tests.loadclient.report import Loss, Report, Tally
+from tests.loadclient.eventstream import EventTraffic
+from tests.loadclient.report import Report, Tally
+from tests.loadclient.session import Session
 from tests.loadclient.traffic import Request, Traffic
+from tests.loadclient.websocket import WebSocketTraffic
 from tests.loadclient.wire import LostError, Reason, Response, Wire
 
-# A client that is refused does not hammer; the server is given this long, in seconds.
-PAUSE_AFTER_LOSS = 0.01
+Kind = Traffic | WebSocketTraffic | EventTraffic
 
 
 class Load:
@@ -24,7 +26,7 @@ class Load:
     is a fault of the client itself.
     """
 
-    def __init__(self, host: str, port: int, mix: Sequence[Traffic], *, seed: int = 0) -> None:
+    def __init__(self, host: str, port: int, mix: Sequence[Kind], *, seed: int = 0) -> None:
         self.report = Report({traffic.name: Tally() for traffic in mix})
         self._address = (host, port)
         self._mix = mix
@@ -37,9 +39,9 @@ class Load:
     async def __aenter__(self) -> Self:
         self._began = asyncio.get_running_loop().time()
         self._tasks = [
-            asyncio.create_task(self._client(traffic, self._random(f"{traffic.name}/{n}")))
-            for traffic in self._mix
-            for n in range(traffic.loops)
+            asyncio.create_task(self._client(kind, n))
+            for kind in self._mix
+            for n in range(kind.loops)
         ]
         return self
 
@@ -64,70 +66,70 @@ class Load:
             task.result()
         return self.report
 
-    def _random(self, client: str) -> Random:
-        return Random(f"{self._seed}/{client}")  # noqa: S311 - load is no secret
+    async def _client(self, kind: Kind, number: int) -> None:
+        session = Session(
+            kind.name,
+            *self._address,
+            tally=self.report.kinds[kind.name],
+            random=Random(f"{self._seed}/{kind.name}/{number}"),  # noqa: S311 - load is no secret
+            tokens=self._tokens,
+            stopping=self._stopping,
+            began=self._began,
+        )
+        if isinstance(kind, Traffic):
+            await http_client(kind, session)
+        else:
+            await kind.client(session)
 
-    async def _client(self, traffic: Traffic, random: Random) -> None:
-        """Behave as one client: a request at a time, on one connection as long as it may."""
-        tally = self.report.kinds[traffic.name]
-        wire: Wire | None = None
-        who = ""
-        try:
-            while not self._stopping.is_set():
-                if wire is not None and not await wire.reusable():
-                    tally.idle_closes += 1
-                    wire.close()
-                    wire = None
-                if wire is None:
-                    wire, who = Wire(), ""
-                    tally.connections += 1
-                request = traffic.request(f"t{next(self._tokens)}", random)
-                try:
-                    who, closes = await self._one(traffic, tally, request, wire, who)
-                    tally.announced_closes += closes and traffic.keep_alive
-                    keep = traffic.keep_alive and not closes
-                except LostError as error:
-                    now = asyncio.get_running_loop().time() - self._began
-                    loss = (request.token, error.reason, error.detail, wire.exchanges)
-                    tally.losses.append(Loss(now, traffic.name, *loss))
-                    keep = False
-                    await asyncio.sleep(PAUSE_AFTER_LOSS)
-                if not keep:
-                    wire.close()
-                    wire = None
-                await self._think(random.uniform(*traffic.think))
-        finally:
-            if wire is not None:
+
+async def http_client(traffic: Traffic, session: Session) -> None:
+    """Behave as one client: a request at a time, on one connection as long as it may."""
+    tally, random = session.tally, session.random
+    wire: Wire | None = None
+    who = ""
+    try:
+        while not session.stopping.is_set():
+            if wire is not None and not await wire.reusable():
+                tally.idle_closes += 1
                 wire.close()
+                wire = None
+            if wire is None:
+                wire, who = Wire(), ""
+                tally.connections += 1
+            request = traffic.request(session.token(), random)
+            try:
+                who, closes = await one(traffic, session, request, wire, who)
+                tally.announced_closes += closes and traffic.keep_alive
+                keep = traffic.keep_alive and not closes
+            except LostError as error:
+                await session.lose(request.token, error, wire.exchanges)
+                keep = False
+            if not keep:
+                wire.close()
+                wire = None
+            await session.think(random.uniform(*traffic.think))
+    finally:
+        if wire is not None:
+            wire.close()
 
-    async def _one(
-        self, traffic: Traffic, tally: Tally, request: Request, wire: Wire, before: str
-    ) -> tuple[str, bool]:
-        """Send one request; return who answered, and whether the connection ends with it."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        tally.sent += 1
-        try:
-            async with asyncio.timeout(traffic.timeout):
-                if not wire.connected:
-                    await wire.connect(*self._address)
-                response = await wire.exchange(request.head, request.pieces, request.pause)
-        except TimeoutError:
-            raise LostError(Reason.TIMEOUT, f"after {traffic.timeout} s") from None
-        who = judged(traffic, request, response, before)
-        tally.answered += 1
-        tally.answered_by[who] += 1
-        tally.latencies.append((loop.time() - began) * 1000)
-        return who, response.closes
 
-    async def _think(self, seconds: float) -> None:
-        if not seconds:
-            return
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        except TimeoutError:
-            return
+async def one(
+    traffic: Traffic, session: Session, request: Request, wire: Wire, before: str
+) -> tuple[str, bool]:
+    """Send one request; return who answered, and whether the connection ends with it."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    session.tally.sent += 1
+    try:
+        async with asyncio.timeout(traffic.timeout):
+            if not wire.connected:
+                await wire.connect(session.host, session.port)
+            response = await wire.exchange(request.head, request.pieces, request.pause)
+    except TimeoutError:
+        raise LostError(Reason.TIMEOUT, f"after {traffic.timeout} s") from None
+    who = judged(traffic, request, response, before)
+    session.answered(who, loop.time() - began)
+    return who, response.closes
 
 
 def judged(traffic: Traffic, request: Request, response: Response, before: str) -> str:

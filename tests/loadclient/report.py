@@ -31,7 +31,12 @@ class Loss:
 
 @dataclass
 class Tally:
-    """One kind of traffic. `latencies` are those of answered requests, in milliseconds."""
+    """One kind of traffic. `latencies` are those of answered requests, in milliseconds.
+
+    A message on a WebSocket and an event count as a request each. `goodbyes` are the streams that
+    the server ended properly, by close code, or 0 for server-sent events; `crossed` the messages
+    that met the server's close frame on their way, which is nobody's fault.
+    """
 
     sent: int = 0
     answered: int = 0
@@ -39,6 +44,8 @@ class Tally:
     idle_closes: int = 0
     announced_closes: int = 0
     losses: list[Loss] = field(default_factory=list)
+    crossed: int = 0
+    goodbyes: Counter[int] = field(default_factory=Counter)
     answered_by: Counter[str] = field(default_factory=Counter)
     latencies: array[float] = field(default_factory=lambda: array("d"))
 
@@ -77,7 +84,7 @@ class Report:
             f"{name}: {tally.sent} sent, {len(tally.losses)} lost, {tally.connections} connections"
             f" ({tally.announced_closes} closes announced, {tally.idle_closes} closed while idle),"
             f" p50 {tally.latency_ms(0.5):.1f} ms, p99 {tally.latency_ms(0.99):.1f} ms,"
-            f" max {tally.latency_ms(1):.1f} ms"
+            f" max {tally.latency_ms(1):.1f} ms{goodbyes(tally)}"
             for name, tally in self.kinds.items()
         ]
         losses = self.losses
@@ -85,6 +92,14 @@ class Report:
         if len(losses) > 20:
             lines.append(f"  … and {len(losses) - 20} more")
         return "\n".join(lines)
+
+
+def goodbyes(tally: Tally) -> str:
+    """Return how the server ended streams, for people; nothing where it ended none."""
+    if not tally.goodbyes:
+        return ""
+    told = ", ".join(f"{count} by {code or 'their end'}" for code, count in tally.goodbyes.items())
+    return f"; streams told to go: {told}; {tally.crossed} messages crossed"
 
 
 def summed(tallies: Iterable[Tally]) -> Tally:
@@ -96,6 +111,8 @@ def summed(tallies: Iterable[Tally]) -> Tally:
         total.connections += tally.connections
         total.idle_closes += tally.idle_closes
         total.announced_closes += tally.announced_closes
+        total.crossed += tally.crossed
+        total.goodbyes += tally.goodbyes
         total.losses += tally.losses
         total.answered_by += tally.answered_by
         total.latencies.extend(tally.latencies)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from tests.loadclient.eventstream import EventTraffic
+from tests.loadclient.websocket import WebSocketTraffic
 from tests.loadclient.wire import LostError, Reason, Response
 
 UPLOAD_PIECES = 8
@@ -131,3 +133,8 @@ def bundled_worker_mix(*, think: float = 0.04, pause: float = 0.7) -> tuple[Traf
         echo("one connection per request", 4, body_size=64, keep_alive=False, think=busy),
         echo("slow upload", 2, body_size=16 * 1024, drip=(0.5, 2.0)),
     )
+
+
+def streams() -> tuple[WebSocketTraffic, EventTraffic]:
+    """Return the traffic that does not end by itself and has to be told to go."""
+    return WebSocketTraffic("WebSocket", 4), EventTraffic("server-sent events", 4)

@@ -27,6 +27,11 @@ class Reason(StrEnum):
     WRONG_STATUS = "wrong status"
     WRONG_BODY = "wrong body"
     TIMEOUT = "timed out"
+    HANDSHAKE = "no WebSocket handshake"
+    NO_GOODBYE = "ended without a close frame"
+    WRONG_GOODBYE = "wrong close code"
+    UNANSWERED = "closed with an answer owed"
+    OUT_OF_ORDER = "event missing or repeated"
 
 
 class LostError(Exception):
@@ -133,6 +138,37 @@ class Wire(asyncio.Protocol):
             raise LostError(Reason.SURPLUS, f"{bytes(self._buffer[:80])!r} after the answer")
         return response
 
+    async def open_stream(self, head: bytes) -> dict[str, str]:
+        """Send a request and read the head of its answer, which must be 200 and in chunks.
+
+        The body is then read by `chunk`. Raises `LostError`.
+        """
+        assert self._transport is not None
+        self.exchanges += 1
+        self._transport.write(head)
+        _, status, headers = parse_head(await self._until(b"\r\n\r\n", "before the answer"))
+        if status != 200:
+            raise LostError(Reason.WRONG_STATUS, f"{status}")
+        if headers.get("transfer-encoding", "").lower() != "chunked":
+            raise LostError(Reason.MALFORMED, f"a stream must come in chunks: {headers}")
+        return headers
+
+    async def chunk(self) -> bytes:
+        """Return the next chunk of a body; empty at its proper end. Raises `LostError`."""
+        line = (await self._until(b"\r\n", "in a chunk's size")).split(b";")[0].strip()
+        try:
+            size = int(line, 16)
+        except ValueError:
+            raise LostError(Reason.MALFORMED, f"chunk size {line!r}") from None
+        if size == 0:
+            while await self._until(b"\r\n", "in the trailers"):
+                pass
+            return b""
+        found = await self._exactly(size, "in a chunk")
+        if await self._exactly(2, "after a chunk") != b"\r\n":
+            raise LostError(Reason.MALFORMED, "a chunk longer than its size")
+        return found
+
     def close(self) -> None:
         """End the connection."""
         if self._transport is not None:
@@ -222,19 +258,8 @@ class Wire(asyncio.Protocol):
 
     async def _chunks(self) -> bytes:
         body = bytearray()
-        while True:
-            line = (await self._until(b"\r\n", "in a chunk's size")).split(b";")[0].strip()
-            try:
-                size = int(line, 16)
-            except ValueError:
-                raise LostError(Reason.MALFORMED, f"chunk size {line!r}") from None
-            body += await self._exactly(size, "in a chunk")
-            if size == 0:
-                break
-            if await self._exactly(2, "after a chunk") != b"\r\n":
-                raise LostError(Reason.MALFORMED, "a chunk longer than its size")
-        while await self._until(b"\r\n", "in the trailers"):
-            pass
+        while piece := await self.chunk():
+            body += piece
         return bytes(body)
 
 

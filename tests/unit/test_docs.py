@@ -15,6 +15,7 @@ from supervisor.api.server import table
 from supervisor.cli.__main__ import VERBS
 from supervisor.config.settings import FIELD_OF_KEY
 from supervisor.model.deploy import Result, StepName
+from worker import contract
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -134,6 +135,25 @@ def test_no_code_is_documented_that_nobody_raises() -> None:
 
     unknown = {code for code in documented if not any(re.fullmatch(p, code) for p in patterns)}
     assert unknown == {"refused"}  # for any other status that aiohttp may refuse with
+
+
+# The worker contract.
+
+
+def test_every_word_to_the_supervisor_is_documented() -> None:
+    text = (ROOT / "docs/worker-contract.md").read_text()
+    words = [value for name, value in vars(contract).items() if name.startswith("NOTIFY_")]
+
+    assert len(words) > 5
+    assert not [word for word in (*words, *contract.LEFT_KINDS) if word not in text]
+
+
+def test_every_adapters_page_is_in_the_adapters_index() -> None:
+    pages = {path.name for path in (ROOT / "docs/adapters").glob("*.md")} - {"README.md"}
+    index = (ROOT / "docs/adapters/README.md").read_text()
+
+    assert pages
+    assert not [page for page in pages if f"({page})" not in index]
 
 
 # Settings and commands.

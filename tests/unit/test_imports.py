@@ -12,7 +12,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-ADAPTERS = {"aiohttp_server"}
+ADAPTERS = {
+    "aiohttp",
+    "aiohttp_streams",
+    "gunicorn",
+    "asgi.__main__",
+    "asgi.protocols",
+    "asgi.runner",
+    "asgi.settings",
+}
 """Modules of the kit for applications that have the framework installed themselves."""
 KIT = sorted({path.stem for path in (ROOT / "worker/kit").glob("*.py")} - ADAPTERS - {"__init__"})
 
@@ -44,7 +52,10 @@ def test_the_kit_imports_nothing_but_itself_the_contract_and_the_standard_librar
     assert not foreign
 
 
-@pytest.mark.parametrize("module", ["worker", "worker.contract", *(f"worker.kit.{m}" for m in KIT)])
+@pytest.mark.parametrize(
+    "module",
+    ["worker", "worker.contract", "worker.kit.asgi", *(f"worker.kit.{m}" for m in KIT)],
+)
 def test_the_kit_is_there_without_any_package_installed(module: str) -> None:
     subprocess.run(  # -S: no site-packages, as in an application that installed nothing else
         [sys.executable, "-S", "-W", "error", "-c", f"import {module}"],

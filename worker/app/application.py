@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from worker.app import health, job_routes, memory, routes
+from worker.app import health, job_routes, memory, routes, streams
 from worker.app.errors import error_middleware
 from worker.app.identity import IDENTITY, Identity
 from worker.app.job_routes import SCHEDULER
@@ -14,7 +14,7 @@ from worker.app.jobs import JobStore
 from worker.app.memory import MEMORY, Memory
 from worker.app.scheduler import LEASE_SECONDS, Scheduler
 from worker.app.settings import AppSettings
-from worker.kit.aiohttp_server import DRAIN
+from worker.kit.aiohttp import DRAIN
 from worker.kit.instance import Instance
 
 
@@ -22,7 +22,7 @@ def make_app(instance: Instance, settings: AppSettings) -> web.Application:
     """Return the application; its modules open their files when it starts."""
     app = web.Application(middlewares=[error_middleware], client_max_size=routes.ECHO_BYTES)
     app[IDENTITY] = Identity.of(instance)
-    for table in (routes, health, memory, job_routes):
+    for table in (routes, streams, health, memory, job_routes):
         app.add_routes(table.routes)
     # The order of their lives: the scheduler's jobs use the memory until the last one ends.
     if settings.memory_enabled:

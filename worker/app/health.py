@@ -14,7 +14,7 @@ from worker.app.identity import IDENTITY
 from worker.app.job_routes import SCHEDULER
 from worker.app.memory import MEMORY, Memory
 from worker.app.scheduler import Scheduler
-from worker.kit.aiohttp_server import DRAIN
+from worker.kit.aiohttp import DRAIN
 
 _MEMORY_SECONDS = 1.0
 # The scheduler turns twice a second; its database may make it wait for some seconds.

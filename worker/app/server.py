@@ -11,10 +11,9 @@ from collections.abc import Sequence
 
 from worker.app.application import make_app
 from worker.app.settings import AppSettings
-from worker.kit.aiohttp_server import run
+from worker.kit.aiohttp import DEFAULT_PORT, run_app
 from worker.kit.instance import BadEnvironmentError, Instance
-
-DEFAULT_PORT = 8080
+from worker.kit.sockets import find_listeners
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,14 +25,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         instance = Instance.from_environment(os.environ)
         settings = AppSettings.from_environment(os.environ, instance.state_dir)
-        run(
-            make_app(instance, settings),
-            instance,
+        listeners = find_listeners(
+            os.environ,
             host=options.host,
             port=options.port,
             fd=options.fd,
-            default_port=DEFAULT_PORT,
+            own_port=instance.port or DEFAULT_PORT,
         )
+        app = make_app(instance, settings)
+        run_app(app, instance=instance, listeners=listeners, print=None)
     except BadEnvironmentError as error:
         return _complain(str(error), 2)
     except (OSError, sqlite3.Error) as error:

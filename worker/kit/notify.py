@@ -6,11 +6,20 @@ worker works.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
-from worker.contract import ENV_NOTIFY_SOCKET, NOTIFY_KIT, NOTIFY_READY, NOTIFY_STOPPING
+from worker.contract import (
+    ENV_NOTIFY_SOCKET,
+    NOTIFY_CUT,
+    NOTIFY_KIT,
+    NOTIFY_LEFT,
+    NOTIFY_NOT_ACCEPTING,
+    NOTIFY_READY,
+    NOTIFY_STOPPING,
+)
 
 # A supervisor that is alive but stopped has a full queue at some point: don't wait for it long.
 _SEND_TIMEOUT = 0.5
@@ -35,15 +44,30 @@ class Notifier:
         """Say that the drain has begun."""
         return self.send(NOTIFY_STOPPING)
 
-    def send(self, *lines: str) -> bool:
-        """Send the lines as one message; returns whether the kernel took it. Never raises."""
+    def not_accepting(self) -> bool:
+        """Say that no connection is accepted any more: another instance may serve this slot."""
+        return self.send(NOTIFY_NOT_ACCEPTING)
+
+    def left(self, counts: Mapping[str, int]) -> bool:
+        """Say what the drain still waits for. Never waits: it is said often."""
+        return self.send(NOTIFY_LEFT + json.dumps(counts), timeout=0.0)
+
+    def cut(self, counts: Mapping[str, int]) -> bool:
+        """Say what is cut off, because the drain time is over."""
+        return self.send(NOTIFY_CUT + json.dumps(counts))
+
+    def send(self, *lines: str, timeout: float = _SEND_TIMEOUT) -> bool:
+        """Send the lines as one message; returns whether the kernel took it. Never raises.
+
+        `timeout` (seconds) is how long it waits for room in the receiver's queue.
+        """
         if self._address is None:
             return False
         # A leading "@" stands for the NUL byte of Linux's abstract namespace.
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-                sock.settimeout(_SEND_TIMEOUT)
+                sock.settimeout(timeout)
                 sock.connect(address)
                 sock.send("\n".join(lines).encode())
         except (OSError, ValueError):

@@ -101,6 +101,8 @@ def take_handed(environ: MutableMapping[str, str] = os.environ) -> list[Listener
 
 def adopt(fd: int, name: str = "public") -> Listener:
     """Wrap an inherited descriptor; raises `BadEnvironmentError` if it is no listening socket."""
+    if fd < 0:
+        raise BadEnvironmentError(f"descriptor {fd} ({name}): a number from 0 is taken")
     try:
         sock = socket.socket(fileno=fd)
     except OSError as error:

@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from worker.app.application import make_app
 from worker.app.settings import AppSettings
-from worker.kit.aiohttp_server import DRAIN
+from worker.kit.aiohttp import DRAIN
 from worker.kit.drain import Drain
 from worker.kit.instance import Instance
 from worker.kit.role import Role

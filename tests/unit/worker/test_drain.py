@@ -3,8 +3,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from worker.kit.drain import Drain
+from worker.kit.drain import TELLING_SHARE, Drain, Left, StreamKind
 from worker.kit.role import Role
 
 GRACE, SETTLE, TIMEOUT = 5.0, 0.25, 30.0
@@ -24,14 +26,30 @@ class FakeConnection:
             self.server.open.remove(self)
 
 
+@dataclass(eq=False)
+class FakeStream:
+    kind: StreamKind = StreamKind.WEBSOCKET
+    told: list[bool] = field(default_factory=list)
+
+    def tell_to_go(self, *, replaced: bool) -> None:
+        self.told.append(replaced)
+
+
 @dataclass
 class FakeServer:
     open: list[FakeConnection] = field(default_factory=list)
+    running: list[FakeStream] = field(default_factory=list)
     queue: int = 0
     accepting: bool = True
 
     def connections(self) -> list[FakeConnection]:
         return self.open
+
+    def streams(self) -> list[FakeStream]:
+        return self.running
+
+    def told(self) -> int:
+        return sum(len(stream.told) for stream in self.running)
 
     def queue_length(self) -> int:
         return self.queue
@@ -202,3 +220,129 @@ def test_background_work_is_the_active_instances(scene: Scene, role: Role, leadi
     assert scene.drain.leading is leading
     scene.drain.stop()
     assert not scene.drain.leading
+
+
+TELLING = TELLING_SHARE * TIMEOUT
+
+
+# No deadline for an example: the machine may be busy.
+@settings(deadline=None, max_examples=30)
+@given(count=st.integers(1, 300), step=st.floats(0.01, 2.0))
+def test_streams_are_told_evenly_over_their_share_of_the_drain_time(
+    count: int, step: float
+) -> None:
+    scene = Scene()
+    scene.server.running = [FakeStream() for _ in range(count)]
+    scene.drain.stop()
+    while (elapsed := scene.now - 100.0) < TELLING:
+        scene.drain.tick(scene.server)
+        line = 1 + (count - 1) * elapsed / TELLING
+        assert line - 1 - 1e-6 <= scene.server.told() <= line + 1e-6
+        scene.now += step
+    scene.drain.tick(scene.server)
+    assert [stream.told for stream in scene.server.running] == [[False]] * count
+
+
+@settings(deadline=None, max_examples=30)
+@given(arrivals=st.lists(st.floats(0, 14), max_size=40))
+def test_streams_that_come_during_the_telling_are_told_in_time(arrivals: list[float]) -> None:
+    scene = Scene()
+    scene.drain.set_role(Role.ACTIVE)
+    scene.drain.set_role(Role.RETIRED)
+    waiting = sorted(arrivals)
+    while scene.now - 100.0 < TELLING:
+        while waiting and waiting[0] <= scene.now - 100.0:
+            waiting.pop(0)
+            scene.server.running.append(FakeStream())
+        scene.after(0.05)
+    assert [stream.told for stream in scene.server.running] == [[True]] * len(arrivals)
+
+
+def test_a_single_stream_is_told_at_once(scene: Scene) -> None:
+    scene.server.running = [FakeStream()]
+    scene.drain.stop()
+    scene.after(0)
+    assert scene.server.told() == 1
+
+
+def test_a_worker_that_is_active_again_tells_no_more_streams(scene: Scene) -> None:
+    scene.server.running = [FakeStream() for _ in range(10)]
+    scene.drain.set_role(Role.RETIRED)
+    scene.after(TELLING / 2)
+    told = scene.server.told()
+    assert 0 < told < 10
+    scene.drain.set_role(Role.ACTIVE)
+    scene.after(TELLING)
+    assert scene.server.told() == told
+    scene.drain.set_role(Role.RETIRED)
+    scene.after(TELLING)
+    assert [len(stream.told) for stream in scene.server.running] == [1] * 10
+
+
+@pytest.mark.parametrize(
+    ("role", "replaced"),
+    [(Role.UNKNOWN, False), (Role.ACTIVE, False), (Role.STAGING, True), (Role.RETIRED, True)],
+)
+def test_streams_are_told_whether_another_instance_has_the_traffic(
+    scene: Scene, role: Role, replaced: bool
+) -> None:
+    scene.server.running = [FakeStream()]
+    scene.drain.set_role(role)
+    scene.drain.stop()
+    scene.after(0)
+    assert scene.server.running[0].told == [replaced]
+
+
+def test_what_becomes_of_its_port_after_it_has_left_its_slot_is_not_its_affair(
+    scene: Scene,
+) -> None:
+    scene.server.running += [FakeStream(), FakeStream()]
+    scene.drain.set_role(Role.ACTIVE)
+    scene.drain.set_role(Role.RETIRED)
+    scene.drain.stop()
+    while scene.server.accepting:
+        scene.after(SETTLE)
+    scene.drain.set_role(Role.ACTIVE)  # the next instance in this slot
+    scene.after(TIMEOUT)
+    assert [stream.told for stream in scene.server.running] == [[True], [True]]
+
+
+def test_a_stream_that_cannot_be_told_keeps_no_other_from_it(scene: Scene) -> None:
+    class Faulty(FakeStream):
+        def tell_to_go(self, *, replaced: bool) -> None:
+            super().tell_to_go(replaced=replaced)
+            raise RuntimeError("the adapter's fault")
+
+    scene.server.running = [Faulty(), FakeStream(), Faulty()]
+    scene.drain.stop()
+    scene.drain.hurry_streams()
+    assert not scene.after(0)
+    scene.after(1)
+    assert [len(stream.told) for stream in scene.server.running] == [1, 1, 1]
+
+
+def test_hurried_streams_are_told_at_once_and_the_deadline_stays(scene: Scene) -> None:
+    scene.server.running = [FakeStream() for _ in range(10)]
+    scene.server.connect(idle_at=None)
+    scene.drain.stop()
+    scene.drain.hurry_streams()
+    assert not scene.after(0.5)
+    assert scene.server.told() == 10
+    assert scene.drain.remaining == pytest.approx(TIMEOUT - 0.5)
+
+
+def test_a_drain_waits_for_streams_until_the_deadline(scene: Scene) -> None:
+    scene.server.running = [FakeStream()]
+    scene.drain.stop()
+    scene.after(1)
+    assert not scene.after(TIMEOUT - 1.01)
+    assert scene.after(0.02)
+
+
+def test_what_is_left_is_counted_by_kind(scene: Scene) -> None:
+    scene.server.running = [FakeStream(), FakeStream(), FakeStream(StreamKind.EVENTS)]
+    for idle_at in (None, None, None, None, 1.0):
+        scene.server.connect(idle_at=idle_at)
+    left = scene.drain.left(scene.server)
+    assert left == Left(requests=1, websockets=2, event_streams=1, idle=1)
+    assert left.owed == 4

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.test_imports import ADAPTERS
 from tests.unit.worker.support import Client, listening_socket, port_of
 from worker import contract
 from worker.app.server import main
@@ -108,7 +109,7 @@ async def test_the_worker_runs_with_no_supervisor_at_all(tmp_path: Path) -> None
 def test_the_kit_needs_nothing_but_the_standard_library() -> None:
     kit = sorted(path.stem for path in (ROOT / "worker" / "kit").glob("*.py"))
     modules = ["worker", "worker.contract"] + [
-        f"worker.kit.{name}" for name in kit if name not in ("__init__", "aiohttp_server")
+        f"worker.kit.{name}" for name in kit if name not in ADAPTERS | {"__init__"}
     ]
     # -I -S: neither site-packages nor the environment can help out.
     code = f"import sys; sys.path.append({str(ROOT)!r})\nimport {', '.join(modules)}\n"

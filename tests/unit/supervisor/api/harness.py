@@ -20,11 +20,42 @@ from supervisor.api.server import serve
 from supervisor.errors import RefusedError
 from supervisor.model.actor import Actor
 from supervisor.model.deploy import DeployRecord, Mode, Result
+from supervisor.model.event import Announcement, EventFeed, Transition
+from supervisor.model.key import Key
 from supervisor.model.release import ReleaseView
 from supervisor.model.status import Status
 
 TOKEN = "a-token-that-nobody-guesses"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+
+@dataclass
+class MemoryFeed:
+    """A feed of what a test puts into it."""
+
+    after: int | None
+    deploy_id: str | None
+    resumes_at: int | None = 7
+    reset: str | None = None
+    waiting: asyncio.Queue[Announcement | Exception | None] = field(default_factory=asyncio.Queue)
+    closed: bool = False
+
+    def tell(self, transition_id: int | None, **changes: Any) -> None:
+        event = examples.EVENT.model_copy(update=changes)
+        self.waiting.put_nowait(Announcement(event, id=transition_id))
+
+    async def next(self) -> Announcement | None:
+        told = None if self.closed else await self.waiting.get()
+        if isinstance(told, Exception):
+            raise told
+        return told
+
+    def ready(self) -> Announcement | None:
+        return None  # each event comes by itself
+
+    def close(self) -> None:
+        self.closed = True
+        self.waiting.put_nowait(None)
 
 
 @dataclass
@@ -36,10 +67,13 @@ class MemoryControl:
     bug: Exception | None = None
     is_ready: bool = True
     asked: list[tuple[str, Any, Actor]] = field(default_factory=list)
+    keys: list[Key | None] = field(default_factory=list)
     started: asyncio.Event = field(default_factory=asyncio.Event)
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     records: dict[str, DeployRecord] = field(default_factory=dict)
+    feeds: list[MemoryFeed] = field(default_factory=list)
+    prepare: Callable[[MemoryFeed], None] | None = None
 
     def __post_init__(self) -> None:
         self.go_on.set()
@@ -52,7 +86,10 @@ class MemoryControl:
     def ready(self) -> bool:
         return self.is_ready
 
-    async def deploy(self, *, release: str | None, dry_run: bool, actor: Actor) -> DeployRecord:
+    async def deploy(
+        self, *, release: str | None, dry_run: bool, actor: Actor, key: Key | None = None
+    ) -> DeployRecord:
+        self.keys.append(key)
         self.asked.append(("deploy", (release, dry_run), actor))
         if self.refusal and self.refusal.code != "switch_failed":
             raise self.refusal
@@ -61,19 +98,19 @@ class MemoryControl:
     async def settled(self, deploy_id: str) -> DeployRecord:
         return await self._come_out()
 
-    async def switch(self, actor: Actor) -> DeployRecord:
+    async def switch(self, actor: Actor, key: Key | None = None) -> DeployRecord:
         self.asked.append(("switch", None, actor))
         return await self._come_out()
 
-    async def abort(self, actor: Actor) -> DeployRecord:
+    async def abort(self, actor: Actor, key: Key | None = None) -> DeployRecord:
         self.asked.append(("abort", None, actor))
         return await self._come_out()
 
-    async def rollback(self, actor: Actor) -> DeployRecord:
+    async def rollback(self, actor: Actor, key: Key | None = None) -> DeployRecord:
         self.asked.append(("rollback", None, actor))
         return await self._come_out()
 
-    async def set_mode(self, mode: Mode, actor: Actor) -> Status:
+    async def set_mode(self, mode: Mode, actor: Actor, key: Key | None = None) -> Status:
         self.asked.append(("mode", mode, actor))
         return examples.STATUS.model_copy(update={"mode": mode})
 
@@ -82,6 +119,17 @@ class MemoryControl:
 
     async def history(self, limit: int) -> list[DeployRecord]:
         return list(self.records.values())[:limit]
+
+    async def transitions(self, deploy_id: str) -> list[Transition]:
+        return [examples.TRANSITION]
+
+    async def events(self, *, after: int | None, deploy_id: str | None) -> EventFeed:
+        if self.refusal:
+            raise self.refusal
+        self.feeds.append(MemoryFeed(after=after, deploy_id=deploy_id))
+        if self.prepare:
+            self.prepare(self.feeds[-1])
+        return self.feeds[-1]
 
     async def find(self, deploy_id: str) -> DeployRecord | None:
         return self.records.get(deploy_id)

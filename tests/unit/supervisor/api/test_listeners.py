@@ -237,6 +237,25 @@ async def over_tls(
         return response.status
 
 
+async def test_events_come_through_tls_one_by_one_and_end_properly(
+    tmp_path: Path, tls: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> None:
+    async with running(tmp_path, tls=tls[0]) as server:
+        port = server.options.port
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls[1], limit=2**20)
+        async with asyncio.timeout(5):
+            head = f"GET /deploy/events HTTP/1.1\r\nHost: {server.authority}\r\n\r\n"
+            writer.write(head.encode())
+            await reader.readuntil(b"id: 7\n\n")
+            (feed,) = server.control.feeds
+            for number in (8, 9, 10):
+                feed.tell(number, cause="x" * 100_000)
+                await reader.readuntil(b"id: %d\n" % number)
+            feed.waiting.put_nowait(None)
+            assert (await reader.read()).endswith(b"\r\n0\r\n\r\n")
+        writer.close()
+
+
 async def test_tls_serves_and_the_unix_socket_goes_without(
     tmp_path: Path, tls: tuple[ssl.SSLContext, ssl.SSLContext]
 ) -> None:

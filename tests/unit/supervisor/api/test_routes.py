@@ -196,7 +196,9 @@ async def test_one_deploy_is_shown_by_its_id(tmp_path: Path) -> None:
     async with running(tmp_path, MemoryControl(records={"d1": examples.FAILED})) as server:
         found = await server.tcp("GET", "/deploy/d1")
         missing = await server.tcp("GET", "/deploy/d2")
-    assert (found.status, found.json) == (200, examples.FAILED.model_dump(mode="json"))
+    story = examples.FAILED.model_dump(mode="json")
+    story["transitions"] = [examples.TRANSITION.model_dump(mode="json")]
+    assert (found.status, found.json) == (200, story)
     assert (missing.status, missing.code) == (404, "deploy_not_found")
 
 

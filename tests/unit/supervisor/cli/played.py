@@ -7,10 +7,13 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+
+from tests.harness import eventually
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,23 @@ class Asked:
     body: str
 
 
+BREAK = object()
+"""In a stream: the connection breaks here."""
+STAY = object()
+"""In a stream: nothing more comes, and it does not end."""
+
+
 @dataclass
 class Played:
-    """The answers by method and path: each list is played in order, and its last one stays."""
+    """The answers by method and path: each list is played in order, and its last one stays.
+
+    Events are told only if `play_events` says so; else the path is not there.
+    """
 
     answers: dict[tuple[str, str], list[web.Response | asyncio.Event]] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
+    streams: list[tuple[bytes | object, ...]] | None = None
+    breaks: int = 0
     url: str = ""
     heard: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -52,9 +66,49 @@ class Played:
             for body in bodies
         ]
 
+    def play_also(self, method: str, path: str, body: Any, *, status: int) -> None:
+        """Answer with this as well, after what is played there already."""
+        before = self.answers[method, path]
+        self.play(method, path, body, status=status)
+        self.answers[method, path][:0] = before
+
     def stall(self, method: str, path: str) -> None:
         """Take this request and never answer it."""
         self.answers[method, path] = [asyncio.Event()]
+
+    def play_events(self, *streams: tuple[bytes | object, ...]) -> None:
+        """Tell events: each connection gets the pieces of one stream, and those after it `STAY`.
+
+        A piece that is a number waits until that many requests have come.
+        """
+        self.streams = list(streams)
+
+    def break_first(self, times: int = 1) -> None:
+        """Take that many requests, and break their connections before the answer."""
+        self.breaks = times
+
+    def has_heard(self, requests: int) -> bool:
+        """Tell whether that many requests have come."""
+        return len(self.asked) >= requests
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        """Play the next stream."""
+        assert self.streams is not None
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for piece in self.streams.pop(0) if self.streams else (STAY,):
+            if piece is BREAK:
+                assert request.transport is not None
+                request.transport.abort()
+                return response
+            if piece is STAY:
+                await asyncio.Event().wait()
+            if isinstance(piece, int):
+                await eventually(partial(self.has_heard, piece), what=f"{piece} requests")
+                continue
+            assert isinstance(piece, bytes)
+            await response.write(piece)
+        return response
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Play the next answer."""
@@ -62,6 +116,13 @@ class Played:
         body = await request.text()
         self.asked.append(Asked(request.method, request.path, dict(request.query), headers, body))
         self.heard.set()
+        if self.breaks:
+            self.breaks -= 1
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
+        if self.streams is not None and request.path == "/deploy/events":
+            return await self.stream(request)
         line = self.answers.get((request.method, request.path))
         if line is None:
             return web.json_response(problem("not_found", f"no {request.path} here"), status=404)
@@ -89,6 +150,13 @@ async def serve(played: Played, socket: Path) -> AsyncIterator[Played]:
         await runner.cleanup()
 
 
+def told(number: int | None = None, **fields: Any) -> bytes:
+    """Return an event as the daemon tells it."""
+    lines = [] if number is None else [f"id: {number}"]
+    lines += ["event: transition", f"data: {json.dumps({'deploy_id': 'd-42', **fields})}", "", ""]
+    return "\n".join(lines).encode()
+
+
 def problem(code: str, message: str, hint: str = "") -> dict[str, Any]:
     """Return an error as the API has it."""
     return {"error": {"code": code, "message": message, "hint": hint}}
@@ -114,6 +182,20 @@ def record(*steps: dict[str, Any], **fields: Any) -> dict[str, Any]:
         "phase": "ended" if fields.get("result") else "preflight",
         "started_ts": "2025-11-23T06:00:00Z",
         "ended_ts": None,
+        **fields,
+    }
+
+
+def transition(number: int, source: str | None, target: str, **fields: Any) -> dict[str, Any]:
+    """Return a transition of the record, a second after the one with the number before."""
+    return {
+        "id": number,
+        "ts": f"2025-11-23T06:00:{number:02}Z",
+        "source": source,
+        "event": "passed" if source else "begun",
+        "target": target,
+        "cause": "",
+        "duration_ms": 1000.0 if source else None,
         **fields,
     }
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.cli import follow
+from supervisor.cli import client
 from tests.unit.supervisor.cli.conftest import Call
 from tests.unit.supervisor.cli.played import Played, problem, record, status, step
 
@@ -98,7 +98,7 @@ async def test_a_failed_smoke_test_is_shown_with_what_was_expected_and_what_came
     assert outcome.code == 1
     assert "✗ smoke         1.2 s  1 of 2 checks failed\n" in outcome.out
     assert "    ✗ notes work http 40 ms\n" in outcome.out
-    assert "      message   wrong status\n" in outcome.out
+    assert "      wrong     wrong status\n" in outcome.out
     assert '      expected  {"status": 201}\n' in outcome.out
     assert "      got       status 500\\x1b[2J\n" in outcome.out
     assert "home answers" not in outcome.out
@@ -251,7 +251,7 @@ async def test_watching_outlasts_a_restart_of_the_daemon(daemon: Played, atlasct
 async def test_watching_gives_up_on_a_daemon_that_stays_away(
     daemon: Played, atlasctl: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow, "RESTART_SECONDS", 0.2)
+    monkeypatch.setattr(client, "RESTART_SECONDS", 0.2)
     begin(daemon, b"not ours")
     outcome = await atlasctl("deploy")
     assert outcome.code == 3

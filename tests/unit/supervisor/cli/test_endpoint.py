@@ -175,7 +175,7 @@ async def test_a_url_that_can_not_be_one_is_wrong_usage(call: Call, url: str) ->
         ["status", "--env-file", "{env}", "--token-file", "{env}"],
         ["status", "--env-file", "{env}.missing"],
         ["status", "extra"],
-        ["show"],
+        ["show", "d-1", "d-2"],
         ["mode"],
         ["stats"],
         ["--bad"],

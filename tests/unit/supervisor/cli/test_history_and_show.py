@@ -71,10 +71,10 @@ async def test_show_tells_every_step_with_its_time_checks_and_further_fields(
     outcome = await atlasctl("show", "d-42")
     assert outcome.code == 0
     assert "d-42  release v2  dry run\n" in outcome.out
-    assert "✓ launch       840 ms  ready on port 8792\n    pid  77\n" in outcome.out
+    assert "✓ launch       840 ms  ready on port 8792\n    pid 77\n" in outcome.out
     assert "    ✓ home http 3 ms\n" in outcome.out
     assert "    ✓ /health: answered 200 4 ms\n" in outcome.out
-    assert '    rescued  {"n": 0}\n' in outcome.out
+    assert '    rescued {"n": 0}\n' in outcome.out
     assert "0.06 ms" in outcome.out
     assert "ended" in outcome.out
 

@@ -167,7 +167,7 @@ async def test_ctrl_c_leaves_the_deploy_running_and_says_so(daemon: Played, env_
     _, err = await process.communicate()
     assert process.returncode == 130
     assert err.decode() == "The deploy goes on; `atlasctl show d-42` tells how it comes out.\n"
-    assert {asked.path for asked in daemon.asked} == {"/deploy/bluegreen", "/deploy/d-42"}
+    assert [asked.path for asked in daemon.asked if asked.method == "POST"] == ["/deploy/bluegreen"]
 
 
 async def test_ctrl_c_before_the_answer_claims_nothing(daemon: Played, env_file: Path) -> None:

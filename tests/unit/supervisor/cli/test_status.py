@@ -111,3 +111,20 @@ async def test_nothing_that_a_worker_wrote_steers_the_terminal_or_is_read_as_mar
     outcome = await atlasctl("status")
     assert r"\x1b]0;owned\x07[red]v1[/red]\r\x9b2J\u202e:smile:" in outcome.out
     assert not any(not c.isprintable() for c in outcome.out.replace("\n", ""))
+
+
+async def test_status_tells_what_drains_and_why_an_instance_went_down(
+    daemon: Played, atlasctl: Call
+) -> None:
+    leaving = {"slot": "green", "version": "0.9", "pid": 77, "since_ts": None}
+    left = {"requests": 1, "websockets": 3, "event_streams": 0, "idle": 2}
+    slots = [
+        slot("blue", 8791, "active", "backoff", restarts=3, last_exit="it was ended by SIGBUS")
+    ]
+    draining = [{**leaving, "left": left}, {**leaving, "left": None, "connections": 5}]
+    daemon.play("GET", "/deploy/status", status(slots=slots, draining=draining))
+    outcome = await atlasctl("status")
+    assert "blue: the last time, it was ended by SIGBUS" in outcome.out
+    assert "green drains: 0.9, pid 77" in outcome.out
+    assert "1 requests, 3 websockets, 0 event streams, 2 idle" in outcome.out
+    assert "5 connections" in outcome.out

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import anyio
 import anyio.lowlevel
@@ -14,7 +14,8 @@ from supervisor.deploy.machine import FIRST_EFFECT, FIRST_PHASE, Event, Phase, P
 from supervisor.deploy.runner import DeployRun
 from supervisor.deploy.world import Finding
 from supervisor.errors import AtlasError
-from supervisor.model.deploy import DeployRecord, Step
+from supervisor.model.deploy import DeployRecord
+from supervisor.model.event import Announcement, DeployEvent
 from supervisor.model.release import Release
 from tests.unit.supervisor.store.samples import a_deploy
 
@@ -46,11 +47,15 @@ class World:
         self.when_ending: dict[str, Callable[[], object]] = {}
         self.done: list[str] = []
         self.journaled: list[Transition] = []
+        self.told: list[tuple[DeployEvent, int | None]] = []
         self.record: DeployRecord | None = None
         self.audits: list[tuple[str, str]] = []
         self.mode = "bluegreen"
         self.active, self.staging = BLUE, GREEN
         self.disk_fails: Callable[[], bool] = lambda: False
+        self.freed: Callable[[], None] = lambda: None
+        """Says that the version that is drained needs its slot no more."""
+        self.known: dict[str, Any] = {}
 
     def ports(self) -> tuple[int, int]:
         return self.active, self.staging
@@ -99,7 +104,10 @@ class World:
     async def keep_warm(self) -> Finding:
         return await self._do("keep_warm")
 
-    async def drain_staging(self) -> Finding:
+    async def drain_staging(self, freed: Callable[[], None], known: dict[str, Any]) -> Finding:
+        self.freed = freed
+        self.known = known
+        known["left"] = "a WebSocket"
         return await self._do("drain_staging")
 
     async def stop_staging(self) -> Finding:
@@ -113,13 +121,16 @@ class World:
         self._write()
         self.audits.append((action, outcome))
 
-    async def journal(
-        self, record: DeployRecord, *, source: str, event: str, cause: str | None, step: Step | None
-    ) -> None:
+    async def journal(self, record: DeployRecord, event: DeployEvent) -> int:
         await anyio.lowlevel.checkpoint()
         self._write()
-        self.journaled.append(Transition(source, event, record.phase))
+        assert event.source  # the beginning is written elsewhere
+        self.journaled.append(Transition(event.source, event.event, record.phase))
         self.record = record
+        return len(self.journaled)
+
+    def tell(self, announcement: Announcement, journal_id: int | None) -> None:
+        self.told.append((announcement.event, journal_id))
 
     def _write(self) -> None:
         if self.disk_fails():
@@ -165,6 +176,11 @@ def check_end(world: World, run: DeployRun) -> None:
     sources = [each.source for each in world.journaled]
     targets = [each.target for each in world.journaled]
     assert sources == [FIRST_PHASE, *targets[:-1]]
+    # Each transition is told: in order, and in the end under the journal's id.
+    told = list(dict.fromkeys((event.source, event.target) for event, _ in world.told))
+    assert told == list(dict.fromkeys(zip(sources, targets, strict=True)))
+    ids = [journal_id for _, journal_id in world.told if journal_id is not None]
+    assert ids == list(range(1, len(world.journaled) + 1))
     result = run.record.result
     assert result is not None
     assert result != "awaiting_switch"

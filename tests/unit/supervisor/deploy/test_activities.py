@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 
 from supervisor.deploy.activities import Activities
+from supervisor.deploy.events import Events
 from supervisor.deploy.switching import Switch
+from supervisor.model.event import DeployEvent
 from supervisor.model.release import Release
 from supervisor.model.slot import SlotName, SlotState
 from supervisor.probes.http import HttpProber
-from supervisor.store.database import Database, StoreError
+from supervisor.store.database import Database
+from supervisor.store.statements import StoreError
 from tests.harness import eventually
 from tests.unit.supervisor.deploy.test_switching import Ready, kill, ready
 from tests.unit.supervisor.store.samples import a_deploy
@@ -60,6 +63,7 @@ async def stage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
             plane=it.bench.plane,
             prober=prober,
             database=database,
+            events=Events(database),
             state=it.state,
             make_room=_nothing,
             let_go=note,
@@ -103,6 +107,7 @@ async def test_a_version_that_could_not_be_noted_is_noted_before_the_journal_goe
         record = a_deploy()
         await on.database.begin_deploy(record, auto_switch=True)
 
+        event = DeployEvent.of(record, ts=record.started_ts, source="s", event="e", cause="")
         push, locked = on.database.push_version, True
 
         async def tried(*noted: Any) -> None:
@@ -113,10 +118,10 @@ async def test_a_version_that_could_not_be_noted_is_noted_before_the_journal_goe
         monkeypatch.setattr(on.database, "push_version", tried)
         assert (await on.activities.flip(on.release(GREEN), rollback=False)).ok
         with pytest.raises(StoreError):
-            await on.activities.journal(record, source="s", event="e", cause="", step=None)
+            await on.activities.journal(record, event)
         assert await on.database.last_transition(record.deploy_id) is None
         locked = False
-        await on.activities.journal(record, source="s", event="e", cause="", step=None)
+        await on.activities.journal(record, event)
         assert await on.database.last_transition(record.deploy_id) == ("s", "e")
         assert await on.stack() == ["blue", "green"]
 
@@ -140,7 +145,7 @@ async def test_nobody_cares_for_the_old_slot_any_more_once_it_is_drained(
 ) -> None:
     async with stage(tmp_path, monkeypatch) as on:
         assert (await on.activities.flip(on.release(GREEN), rollback=False)).ok
-        assert (await on.activities.drain_staging()).ok
+        assert (await on.activities.drain_staging(lambda: None, {})).ok
         assert on.let_go == [BLUE]
         assert on.it.bench.blue.state is SlotState.EMPTY
 
@@ -153,7 +158,7 @@ async def test_a_hung_version_is_ended_without_waiting_for_its_clients(
         instance = on.it.bench.blue.instance
         assert instance is not None
         instance.expected_to_exit = True  # so does whoever found that it hangs
-        finding = await on.activities.drain_staging()
+        finding = await on.activities.drain_staging(lambda: None, {})
         assert "was dead" in finding.message
         await eventually(lambda: not instance.alive)
 

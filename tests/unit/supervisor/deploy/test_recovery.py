@@ -17,7 +17,8 @@ from supervisor.model.deploy import DeployRecord, Mode
 from supervisor.model.release import Release
 from supervisor.model.slot import SlotName
 from supervisor.model.state import DeployState
-from supervisor.store.database import Database, UnfinishedDeploy, open_database
+from supervisor.store.database import Database, open_database
+from supervisor.store.deploys import UnfinishedDeploy
 from supervisor.store.state_file import StateFile
 from supervisor.workers.releases import Releases
 from tests.harness import write_release
@@ -52,10 +53,11 @@ class Left:
         *,
         release: str = "v2",
         event: Event = Event.PASSED,
+        rollback: bool = False,
         **changes: Any,
     ) -> DeployRecord:
         record = a_deploy(deploy_id, release=release, version=release)
-        await self.database.begin_deploy(record, auto_switch=True)
+        await self.database.begin_deploy(record, auto_switch=True, rollback=rollback)
         if phase in {*AFTER_SWITCH, Phase.REVERT}:
             ports = {"active_port": PORT[GREEN], "staging_port": PORT[BLUE], "result": "switched"}
             changes = {**ports, **changes}

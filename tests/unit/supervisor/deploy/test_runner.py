@@ -190,6 +190,8 @@ async def test_a_deploy_has_ended_before_its_record_could_be_written() -> None:
         world.held["drain_staging"].set()
         await run.ended.wait()  # so that the next deploy can begin
         assert world.journaled[-1].target == Phase.DRAIN
+        event, journal_id = world.told[-1]  # and whoever listens knows it
+        assert (event.target, journal_id) == (Phase.ENDED, None)
         broken = False
     assert world.journaled[-1].target == Phase.ENDED
 
@@ -253,6 +255,18 @@ async def test_a_supervisor_that_stops_brings_every_activity_to_an_end(activity:
         assert run.ended.is_set()
 
 
+async def test_a_drain_that_the_supervisor_s_end_interrupts_tells_what_is_known() -> None:
+    world = World()
+    world.held["drain_staging"] = anyio.Event()
+    async with driven(world) as run:
+        await until_phase(run, Phase.DRAIN)
+        await until(lambda: world.known != {})
+        await run.finish(Event.SUPERVISOR_STOPPED, "the supervisor was stopped")
+    drain = run.record.steps[-1]
+    assert (drain.name, drain.ok) == ("drain", True)
+    assert drain.detail == {"message": "the supervisor was stopped", "left": "a WebSocket"}
+
+
 async def test_a_waiting_deploy_waits_on_when_the_supervisor_stops() -> None:
     world = World()
     async with driven(world, Plan(auto_switch=False)) as run:
@@ -308,3 +322,15 @@ async def test_a_step_tells_how_it_ended() -> None:
         "duration_ms": ANY,
         "detail": {"message": "internal error: ZeroDivisionError: bug"},
     }
+
+
+async def test_a_death_leaves_its_last_words_in_the_step_that_it_ends() -> None:
+    world = World()
+    world.held["watch"] = anyio.Event()
+    async with driven(world) as run:
+        await until_phase(run, Phase.GUARD)
+        run.offer(Event.ACTIVE_DIED, "it died", output=["Traceback", "MemoryError"])
+        await run.ended.wait()
+    guard, drain = run.record.steps[-2:]
+    assert (guard.name, guard.detail["output"]) == ("guard", ["Traceback", "MemoryError"])
+    assert (drain.name, "output" in drain.detail) == ("drain", False)

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from supervisor.model.verdict import Verdict
+from supervisor.probes.exchange import EXCERPT_LIMIT
 from supervisor.probes.http import INCONCLUSIVE_LIMIT, HttpProber, ProbeResult, health_gate
 from tests.unit.supervisor.probes.servers import (
     Handler,
@@ -287,3 +288,28 @@ async def test_the_gate_gives_up_when_too_much_came_to_nothing() -> None:
     assert result.verdict is Verdict.INCONCLUSIVE
     assert len(result.probes) == INCONCLUSIVE_LIMIT + 1
     assert "the supervisor itself" in result.message
+
+
+async def test_a_failing_answer_is_kept_with_the_beginning_of_its_body() -> None:
+    body = b'{"status": "fail",\r\n "why": "\x1b[2Jdisk full"}'
+    async with serve(answer(body, status="503 Service Unavailable")) as server:
+        failed = await probe(server.port)
+    async with serve(answer(body)) as server:
+        passed = await probe(server.port)
+    assert failed.excerpt == '{"status": "fail",\n "why": "\\x1b[2Jdisk full"}'
+    assert passed.excerpt is None
+
+
+@pytest.mark.parametrize("body", [b"x" * 50_000, "\N{GRINNING FACE}".encode() * 700, b"\x00" * 700])
+async def test_of_a_long_or_binary_body_little_is_kept(body: bytes) -> None:
+    async with serve(answer(body, status="500 Oops")) as server:
+        result = await probe(server.port)
+    assert result.excerpt is not None
+    assert 300 <= len(result.excerpt) <= EXCERPT_LIMIT + 1
+    assert result.excerpt.isprintable()
+    assert result.excerpt.endswith("…")
+
+
+async def test_an_answer_without_a_body_has_nothing_to_keep() -> None:
+    async with serve(answer(b" \r\n", status="500 Oops")) as server:
+        assert (await probe(server.port)).excerpt is None

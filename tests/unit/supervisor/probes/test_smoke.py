@@ -141,6 +141,29 @@ async def test_what_is_not_as_expected_is_said(expect: dict[str, Any], words: st
     assert "status 200" in result.got
 
 
+async def test_each_thing_that_is_wrong_is_a_problem_of_its_own() -> None:
+    async with serve(answer(JSON.encode())) as server:
+        failed, passed = await run_http(
+            server, {"expect": {"status": 201, "json": {"status": "fail"}}}, {}
+        )
+    assert failed.problems == [
+        "status is 200, expected 201",
+        'json.status is "ok", expected "fail"',
+    ]
+    assert failed.message == f"GET /: {'; '.join(failed.problems)}"
+    assert passed.problems == []
+
+
+async def test_a_failing_answer_is_kept_with_the_headers_that_may_tell_why() -> None:
+    headers = f"location: /sign-in\r\nSet-Cookie: secret\r\nAllow: {'GET, ' * 100}\r\n"
+    async with serve(answer(status="302 Found", headers=headers)) as server:
+        failed, passed = await run_http(server, {}, {"expect": {"status": 302}})
+    assert failed.headers["Location"] == "/sign-in"
+    assert set(failed.headers) == {"Location", "Allow"}
+    assert len(failed.headers["Allow"]) == 200
+    assert passed.headers == {}
+
+
 async def test_a_redirect_is_an_answer_and_not_followed() -> None:
     async with serve(answer(status="302 Found", headers="Location: /x\r\n")) as server:
         (result,) = await run_http(server, {"expect": {"status": 302}})
@@ -275,7 +298,7 @@ async def test_a_program_that_can_not_be_started_is_a_clear_failure(tmp_path: Pa
 async def test_a_command_ended_by_a_signal_fails(tmp_path: Path) -> None:
     result = await run_command("sh", "-c", "kill -9 $$", directory=tmp_path)
     assert not result.ok
-    assert result.message == "sh: ended by signal 9"
+    assert result.message == "sh: ended by SIGKILL"
 
 
 FAMILY = """

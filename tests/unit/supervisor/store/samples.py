@@ -1,8 +1,11 @@
-"""A state and a deploy to write down."""
+"""A state and a deploy to write down, and what is in the database then."""
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from supervisor.model.deploy import DeployRecord, Mode, Step, StepName
@@ -42,3 +45,9 @@ def a_deploy(deploy_id: str = "d1", **changes: Any) -> DeployRecord:
 
 def a_step(name: StepName = StepName.PREFLIGHT, **detail: Any) -> Step:
     return Step(name=name, ok=True, duration_ms=1.5, detail={"message": "fine", **detail})
+
+
+def rows(path: Path, query: str) -> list[tuple[object, ...]]:
+    """Ask from outside, on a connection of our own."""
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(query).fetchall()

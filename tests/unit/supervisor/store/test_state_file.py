@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.model.state import SCHEMA_VERSION
+from supervisor.model.state import SCHEMA_VERSION, ActiveRelease
 from supervisor.store.state_file import StateFile, UnreadableStateError
 from tests.unit.supervisor.disk import fill, small_disk
 from tests.unit.supervisor.store.samples import a_state
@@ -33,7 +33,7 @@ def test_what_was_written_is_read(file: StateFile) -> None:
 
 
 def test_the_file_holds_what_the_contract_names(file: StateFile) -> None:
-    file.write(a_state())
+    file.write(a_state(active_release=ActiveRelease(name="r1", version="v1")))
     content = json.loads(file.path.read_text())
     assert content == {
         "schema_version": SCHEMA_VERSION,
@@ -41,6 +41,7 @@ def test_the_file_holds_what_the_contract_names(file: StateFile) -> None:
         "mode": "bluegreen",
         "active_port": 8791,
         "staging_port": 8792,
+        "active_release": {"name": "r1", "version": "v1"},
         "last_deploy_ts": None,
         "last_switch_ts": "2026-01-02T03:04:05.678901Z",
         "canary_disabled_fallback": False,
@@ -124,7 +125,7 @@ def test_a_reader_never_sees_half_of_it(file: StateFile) -> None:
 
     reader = threading.Thread(target=read)
     reader.start()
-    for generation in range(1, 1001):
+    for generation in range(1, 301):
         file.write(a_state(generation=generation))
     done.set()
     reader.join()

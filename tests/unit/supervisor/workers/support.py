@@ -17,6 +17,7 @@ from supervisor.model.release import Release
 from supervisor.model.slot import SlotName
 from supervisor.probes.http import HttpProber
 from supervisor.traffic import Endpoints, Handed, Plane, make_plane
+from supervisor.workers.departures import Departures
 from supervisor.workers.instance import Instance, launch, new_instance_id
 from supervisor.workers.slot import Slot, Surroundings
 from tests.harness import free_ports
@@ -162,7 +163,7 @@ async def bench(
                     await made.wait_when_down.wait()
 
             ledger = Ledger()
-            around = Surroundings(settings, plane, prober, ledger, tasks, on_down)
+            around = Surroundings(settings, plane, prober, ledger, tasks, on_down, Departures())
             slots = {name: Slot(name, port, around) for name, port in ports.items()}
             made = Bench(settings, plane, slots, ledger, tasks)
             try:

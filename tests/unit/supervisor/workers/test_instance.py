@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import time
 from functools import partial
 from pathlib import Path
 
@@ -70,6 +71,18 @@ async def test_it_exits_when_it_is_asked_to(tmp_path: Path) -> None:
         assert not instance.alive
         assert instance.exit_text == "was ended by SIGTERM"
         assert procfs.start_ticks(instance.pid) is None  # not even a zombie
+
+
+async def test_one_that_dies_while_it_is_signalled_is_told_of_as_it_died(tmp_path: Path) -> None:
+    for _ in range(10):
+        async with launched(tmp_path, SLEEP) as instance:
+            os.kill(instance.pid, signal.SIGKILL)
+            dead = time.perf_counter() + 0.001
+            while time.perf_counter() < dead:
+                pass  # busy, so that the thread that waits for the process does not come first
+            instance.terminate()
+            await instance.wait()
+            assert instance.exit_text == "was ended by SIGKILL"
 
 
 async def test_one_that_ignores_sigterm_is_killed_in_time(tmp_path: Path) -> None:

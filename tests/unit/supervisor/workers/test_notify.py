@@ -54,6 +54,35 @@ async def test_what_means_nothing_is_ignored(message: bytes) -> None:
         assert not notify.ready.is_set()
 
 
+COUNTS = '{"requests":1,"websockets":%s,"event_streams":0,"idle":2}'
+
+
+async def test_what_is_left_and_what_was_cut_is_heard() -> None:
+    with listening("left") as (notify, client):
+        client.send(b"X_ATLAS_ACCEPTING=0")
+        client.send(b"X_ATLAS_LEFT=" + (COUNTS % 7).encode())
+        client.send(
+            b"X_ATLAS_LEFT=" + (COUNTS % 3).encode() + b"\nX_ATLAS_CUT=" + (COUNTS % 1).encode()
+        )
+        await eventually(lambda: notify.cut is not None)
+        assert notify.not_accepting.is_set()
+        assert (notify.left and notify.left.websockets) == 3
+        assert (notify.most and notify.most.websockets) == 7
+        assert (notify.cut and notify.cut.websockets) == 1
+
+
+@pytest.mark.parametrize(
+    "counts",
+    ["", "{", "[]", "null", "[" * 3000, "{}", COUNTS % "true", COUNTS % -1, COUNTS % '"1"'],
+)
+async def test_counts_that_are_none_are_ignored(counts: str) -> None:
+    with listening("counts") as (notify, client):
+        client.send(f"X_ATLAS_LEFT={counts}\nX_ATLAS_CUT={counts}".encode())
+        client.send(b"X_ATLAS_KIT=1")  # it comes after the noise
+        await eventually(lambda: notify.kit)
+        assert (notify.left, notify.most, notify.cut) == (None, None, None)
+
+
 async def test_messages_of_another_user_are_ignored() -> None:
     if os.getuid() != 0:
         pytest.skip("only root can speak as somebody else")

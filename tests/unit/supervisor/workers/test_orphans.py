@@ -14,7 +14,7 @@ import pytest
 
 from supervisor import procfs
 from supervisor.errors import StartRefusedError
-from supervisor.store.database import InstanceRow
+from supervisor.store.instances import InstanceRow
 from supervisor.workers import orphans
 from supervisor.workers.orphans import end_orphans
 from tests.unit.supervisor.workers.support import DEAF

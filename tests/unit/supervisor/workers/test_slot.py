@@ -14,7 +14,7 @@ from supervisor import procfs
 from supervisor.model.slot import Role, SlotState
 from supervisor.model.verdict import Verdict
 from supervisor.probes.http import HttpProber, ProbeResult
-from supervisor.workers.slot import LaunchError
+from supervisor.workers.readiness import LaunchError
 from tests.harness import eventually
 from tests.unit.supervisor.traffic.support import open_files, stranger
 from tests.unit.supervisor.workers.support import (

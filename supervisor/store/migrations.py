@@ -1,0 +1,40 @@
+"""Brings a database to the schema that this version knows, whatever version wrote it.
+
+`schema.sql` has one section for each version, in order; the file's `user_version` says which it
+has. What was written before there were versions says 0 and has all of section 1, which can
+therefore be run again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import aiosqlite
+
+from supervisor.errors import StartRefusedError
+from supervisor.store.statements import sections
+
+_STEPS = {int(version): script for version, script in sections("schema.sql", "version").items()}
+SCHEMA_VERSION = max(_STEPS)
+
+
+async def migrate(connection: aiosqlite.Connection, path: Path) -> None:
+    """Run the steps that the database at `path` has not had: all in one transaction, or none.
+
+    Raises StartRefusedError if a newer version wrote it. Nobody else is writing: the lock of the
+    state folder is held.
+    """
+    ((present,),) = await connection.execute_fetchall("PRAGMA user_version")
+    if present > SCHEMA_VERSION:
+        raise StartRefusedError(
+            f"{path} has schema version {present} and this supervisor knows versions up to "
+            f"{SCHEMA_VERSION}: a newer supervisor wrote it. Start that one again, or move the "
+            "file and its -wal and -shm companions away: the active release stays, the history "
+            "is lost"
+        )
+    if present == SCHEMA_VERSION:
+        return
+    steps = "\n".join(script for version, script in _STEPS.items() if version > present)
+    await connection.executescript(
+        f"BEGIN IMMEDIATE;\n{steps}\nPRAGMA user_version = {SCHEMA_VERSION};\nCOMMIT;"
+    )

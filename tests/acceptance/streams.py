@@ -1,0 +1,86 @@
+"""Deploys and rollbacks under every kind of traffic, WebSockets and server-sent events included."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.harness import DaemonProcess, Setting, write_release
+from tests.loadclient import Kind, Load, Report, bundled_worker_mix, streams
+
+APPS = Path(__file__).parent / "apps"
+IDLE_GRACE_SECONDS = 0.8
+# What stands in the worker directory, and how it is run there.
+WORKERS: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "bundled": ((), "python -m worker"),
+    "asgi": (("asgi_kit_app.py",), "python -m worker.kit.asgi asgi_kit_app:app"),
+    "aiohttp": (("aiohttp_kit_app.py",), "python aiohttp_kit_app.py"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of it; `seconds` are those of the deploys and of the rollbacks."""
+
+    report: Report
+    deploys: int
+    rollbacks: int
+    seconds: tuple[float, float]
+
+    def describe(self) -> str:
+        """Return the whole for people."""
+        took = (
+            f"{self.deploys} deploys in {self.seconds[0]:.1f} s",
+            f"{self.rollbacks} rollbacks, each after a deploy, in {self.seconds[1]:.1f} s",
+        )
+        return "\n".join((*took, self.report.describe()))
+
+    def faults(self) -> list[str]:
+        """Return what was lost, and every goodbye that is not as it should be; empty is right."""
+        found = [str(loss) for loss in self.report.losses]
+        for kind in streams():
+            told = self.report.kinds[kind.name].goodbyes
+            if told.total() < self.deploys + self.rollbacks:
+                found.append(f"{kind.name}: only {told.total()} were told to go")
+        return found
+
+
+async def deploys_and_rollbacks(folder: Path, worker: str, *, deploys: int, rollbacks: int) -> Run:
+    """Deploy, then deploy and roll back, so many times, under load; each must be done."""
+    names, command = WORKERS[worker]
+    mix: list[Kind] = [*bundled_worker_mix(think=0.08, pause=0.7 * IDLE_GRACE_SECONDS), *streams()]
+    # The old versions are warm while their streams are told to go, until the next deploy.
+    settings: dict[str, Setting] = {
+        "WORKER_COMMAND": f"env ATLAS_IDLE_GRACE_SECONDS={IDLE_GRACE_SECONDS} {command}",
+        "DRAIN_TIMEOUT_SECONDS": 4,
+        "HEALTH_PROBES": 1,
+        "KEEP_WARM_SECONDS": 60,
+    }
+    files = {name: (APPS / name).read_text() for name in names}
+    async with (
+        DaemonProcess.running(folder, settings, files=files) as daemon,
+        Load("127.0.0.1", daemon.public_port, mix) as load,
+    ):
+        began = time.monotonic()
+        for number in range(2, deploys + 2):
+            await deploy(daemon, f"v{number}")
+        half = time.monotonic()
+        for number in range(1, rollbacks + 1):
+            before = (await daemon.status())["version"]
+            await deploy(daemon, f"bad{number}")
+            answer = await daemon.request("POST", "/deploy/rollback")
+            assert (answer.status, answer.json["result"]) == (200, "rolled_back"), answer
+            assert (await daemon.status())["version"] == before
+        ended = time.monotonic()
+        report = await load.stop()
+    return Run(report, deploys, rollbacks, (half - began, ended - half))
+
+
+async def deploy(daemon: DaemonProcess, version: str) -> None:
+    """Deploy once; it must be switched to."""
+    write_release(daemon.worker_directory, version)
+    answer = await daemon.deploy()
+    assert answer.json["result"] == "switched", answer
+    assert answer.json["version"] == version

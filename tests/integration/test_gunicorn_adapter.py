@@ -1,0 +1,56 @@
+"""A WSGI application of one's own, served by gunicorn with the kit under a real daemon."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.harness import DaemonProcess, Setting
+from tests.integration.support import get, slot, until_phase
+from tests.loadclient import Load, Traffic, echoes_token
+
+APP = """
+import json, os
+
+def app(environ, start_response):
+    token, version = environ.get("HTTP_X_REQUEST_ID", "-"), os.environ["ATLAS_VERSION"]
+    body = f"{token} {version}"
+    if environ["PATH_INFO"] == "/instance":
+        body = json.dumps(os.environ["ATLAS_INSTANCE"])
+    headers = [("Content-Length", str(len(body))), ("X-Atlas-Version", version)]
+    start_response("200 OK", headers)
+    return [body.encode()]
+"""
+SETTINGS: dict[str, Setting] = {
+    "WORKER_COMMAND": "gunicorn --config python:worker.kit.gunicorn --workers 2 kit_app:app",
+    "KEEP_WARM_SECONDS": 60,
+    "STOP_TIMEOUT_SECONDS": 5,
+}
+
+
+@pytest.mark.timeout(90)
+async def test_it_is_kept_warm_and_rolled_back_at_once_and_no_request_is_lost(
+    tmp_path: Path,
+) -> None:
+    mix = [
+        Traffic("keep-alive GET", 2, echoes_token, think=(0.0, 0.02)),
+        Traffic("one GET per connection", 2, echoes_token, keep_alive=False, think=(0.0, 0.02)),
+    ]
+    files = {"kit_app.py": APP}
+    async with DaemonProcess.running(tmp_path, SETTINGS, files=files) as daemon:
+        old = (await get(daemon.public_port, "/instance"))[1]
+        async with Load("127.0.0.1", daemon.public_port, mix) as load:
+            deploy = await daemon.deploy()
+            assert (deploy.status, deploy.json["result"]) == (200, "switched")
+            assert (await get(daemon.public_port, "/instance"))[1] != old
+            await until_phase(daemon, "warm")
+            assert slot(await daemon.status(), "staging")["state"] == "warm"
+            back = await daemon.request("POST", "/deploy/rollback")
+            assert (back.status, back.json["result"]) == (200, "rolled_back")
+            assert (await get(daemon.public_port, "/instance"))[1] == old
+            record = await daemon.ended(deploy.json["deploy_id"])
+            report = await load.stop()
+        assert record["result"] == "rolled_back"
+        assert [str(loss) for kind in report.kinds.values() for loss in kind.losses] == []
+        assert report.kinds["keep-alive GET"].announced_closes > 0

@@ -1,0 +1,102 @@
+"""A deploy of the version before the active one, left by a dead daemon: whose turn it is then.
+
+Such a deploy takes a version away from the list of those that had the traffic. v2 runs in green
+and v1 is brought back in blue; reverted, v2 has the traffic again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor.deploy.machine import Phase
+from supervisor.model.deploy import Mode
+from supervisor.model.state import ActiveRelease
+from tests.unit.supervisor.deploy.test_recovery import (
+    AFTER_SWITCH,
+    BEFORE_SWITCH,
+    BLUE,
+    GREEN,
+    PORT,
+    Left,
+    left,
+)
+
+V1, V2 = ("v1", BLUE), ("v2", GREEN)
+BEFORE = {"active_port": PORT[GREEN], "staging_port": PORT[BLUE]}
+AFTER = {"active_port": PORT[BLUE], "staging_port": PORT[GREEN]}
+V2_RUNS = {"active_release": ActiveRelease(name="v2", version="v2")}
+
+
+async def rolling_back(it: Left, phase: Phase, **changes: Any) -> None:
+    await it.deploy(phase, release="v1", rollback=True, **changes)
+
+
+@pytest.mark.parametrize("phase", [*BEFORE_SWITCH, Phase.SWITCH])
+async def test_before_its_switch_nothing_is_taken_away(tmp_path: Path, phase: Phase) -> None:
+    async with left(tmp_path) as it:
+        await it.versions(V1, V2)
+        await rolling_back(it, phase, **BEFORE)
+        state, waiting = await it.recover(GREEN, **V2_RUNS)
+        assert (waiting, state.mode) == (None, Mode.BLUEGREEN)
+        assert (await it.ended()).result == "aborted"
+        assert await it.stack() == [V1, V2]
+
+
+@pytest.mark.parametrize("noted", [True, False])
+@pytest.mark.parametrize("phase", [Phase.SWITCH, *AFTER_SWITCH])
+async def test_once_it_has_switched_the_version_that_it_replaces_is_taken_away_once(
+    tmp_path: Path, phase: Phase, noted: bool
+) -> None:
+    async with left(tmp_path) as it:
+        await it.versions(V1, *([] if noted else [V2]))
+        await rolling_back(it, phase, **(BEFORE if phase is Phase.SWITCH else AFTER))
+        await it.recover(BLUE, active_release=ActiveRelease(name="v1", version="v1"))
+        record = await it.ended()
+        assert (record.result, record.active_port) == ("switched", PORT[BLUE])
+        assert await it.stack() == [V1]
+
+
+@pytest.mark.parametrize("noted", [True, False])
+@pytest.mark.parametrize("phase", [Phase.REVERT, Phase.GUARD, Phase.WARM])
+async def test_reverted_what_it_took_away_has_the_traffic_again(
+    tmp_path: Path, phase: Phase, noted: bool
+) -> None:
+    async with left(tmp_path) as it:
+        await it.versions(V1, *([V2] if noted else []))
+        await rolling_back(it, phase, **AFTER)
+        await it.recover(GREEN, **V2_RUNS)
+        record = await it.ended()
+        assert (record.result, record.active_port) == ("rolled_back", PORT[GREEN])
+        assert await it.stack() == [V1, V2]
+        kept = await it.database.last_state()
+        assert noted or (kept is not None and kept.active_release == V2_RUNS["active_release"])
+
+
+async def test_a_revert_that_was_only_intended_is_none(tmp_path: Path) -> None:
+    async with left(tmp_path) as it:
+        await it.versions(V1)
+        await rolling_back(it, Phase.REVERT, **AFTER)
+        await it.recover(BLUE, active_release=ActiveRelease(name="v1", version="v1"))
+        assert (await it.ended()).result == "switched"
+        assert await it.stack() == [V1]
+
+
+async def test_a_file_that_names_no_release_gives_nothing_to_note(tmp_path: Path) -> None:
+    async with left(tmp_path) as it:
+        await it.versions(V1)
+        await rolling_back(it, Phase.REVERT, **AFTER)
+        await it.recover(GREEN)
+        assert (await it.ended()).result == "rolled_back"
+        assert await it.stack() == [V1]
+
+
+async def test_recovering_twice_takes_nothing_more_away(tmp_path: Path) -> None:
+    async with left(tmp_path) as it:
+        await it.versions(("v0", GREEN), V1, V2)
+        await rolling_back(it, Phase.SWITCH, **BEFORE)
+        for _ in range(2):
+            await it.recover(BLUE)
+            assert await it.stack() == [("v0", GREEN), V1]
