@@ -23,6 +23,7 @@ import aiohttp
 
 Setting = str | int | float | Path
 
+INHERITED = ("PATH", "HOME", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR")
 START_SECONDS = 20.0
 STOP_SECONDS = 20.0
 # Below what Linux hands out to clients by itself: no outgoing connection takes a port away.
@@ -192,7 +193,7 @@ class DaemonProcess:
     async def start(self) -> None:
         """Start the daemon and wait until an active worker takes traffic."""
         self.write_settings()
-        inherited = {key: os.environ[key] for key in ("PATH", "HOME", "LANG") if key in os.environ}
+        inherited = {key: os.environ[key] for key in INHERITED if key in os.environ}
         command = (sys.executable, "-m", "supervisor", "--env-file", str(self.env_file))
         with (self.folder / "daemon.out").open("ab") as output:
             self.process = await asyncio.create_subprocess_exec(

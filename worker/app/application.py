@@ -6,11 +6,15 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from worker.app import health, job_routes, memory, routes, streams
+from worker.app import ask, health, job_routes, memory, routes, streams
+from worker.app.ask import LANGUAGE_MODEL
 from worker.app.errors import error_middleware
+from worker.app.health import INTEGRITY
 from worker.app.identity import IDENTITY, Identity
+from worker.app.integrity import Integrity
 from worker.app.job_routes import SCHEDULER
 from worker.app.jobs import JobStore
+from worker.app.llm import LanguageModel
 from worker.app.memory import MEMORY, Memory
 from worker.app.scheduler import LEASE_SECONDS, Scheduler
 from worker.app.settings import AppSettings
@@ -22,7 +26,7 @@ def make_app(instance: Instance, settings: AppSettings) -> web.Application:
     """Return the application; its modules open their files when it starts."""
     app = web.Application(middlewares=[error_middleware], client_max_size=routes.ECHO_BYTES)
     app[IDENTITY] = Identity.of(instance)
-    for table in (routes, streams, health, memory, job_routes):
+    for table in (routes, streams, ask, health, memory, job_routes):
         app.add_routes(table.routes)
     # The order of their lives: the scheduler's jobs use the memory until the last one ends.
     if settings.memory_enabled:
@@ -31,7 +35,11 @@ def make_app(instance: Instance, settings: AppSettings) -> web.Application:
     if settings.scheduler_enabled:
         store = JobStore(settings.directory, instance=instance.id, lease_seconds=LEASE_SECONDS)
         app[_STORE] = store
+        app[INTEGRITY] = Integrity(store.path)
         app.cleanup_ctx.append(_scheduler)
+    if settings.model is not None:
+        app[LANGUAGE_MODEL] = LanguageModel(settings.model)
+        app.cleanup_ctx.append(_language_model)
     return app
 
 
@@ -51,4 +59,11 @@ async def _scheduler(app: web.Application) -> AsyncIterator[None]:
     scheduler.start()
     yield
     await scheduler.stop(drain.remaining)
+    await app[INTEGRITY].stop()
     await store.close()
+
+
+async def _language_model(app: web.Application) -> AsyncIterator[None]:
+    await app[LANGUAGE_MODEL].open()
+    yield
+    await app[LANGUAGE_MODEL].close()

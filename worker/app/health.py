@@ -1,82 +1,55 @@
-"""Named checks of the worker's own parts, cheap enough to be asked for all the time."""
+"""`GET /health`: what only the worker can see of itself, cheap enough to be asked all the time."""
 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from aiohttp import web
 
+from worker.app import checks
+from worker.app.ask import LANGUAGE_MODEL
 from worker.app.identity import IDENTITY
+from worker.app.integrity import Integrity
 from worker.app.job_routes import SCHEDULER
-from worker.app.memory import MEMORY, Memory
-from worker.app.scheduler import Scheduler
+from worker.app.memory import MEMORY
 from worker.kit.aiohttp import DRAIN
 
-_MEMORY_SECONDS = 1.0
-# The scheduler turns twice a second; its database may make it wait for some seconds.
-_SILENT_WARN, _SILENT_FAIL = 5.0, 30.0
+INTEGRITY: web.AppKey[Integrity] = web.AppKey("integrity", Integrity)
+
+_MAY_BE_CURED = ("scheduler", "memory")
+"""Checks whose failure is answered with 503, because a new instance may do better.
+
+A broken file stays broken and a model that is down stays down whoever asks: an instance that is
+stopped and started again for it serves nobody in the meantime.
+"""
 
 routes = web.RouteTableDef()
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One check's finding; `status` is pass, warn, fail or skipped."""
-
-    status: str
-    value: float | None = None
-    unit: str | None = None
-    message: str = ""
-
-
 @routes.get("/health")
 async def get_health(request: web.Request) -> web.Response:
-    """Answer 200 unless a check fails, then 503."""
-    identity = request.app[IDENTITY]
-    checks = {
-        "scheduler": _scheduler(request.app.get(SCHEDULER), leading=request.app[DRAIN].leading),
-        "memory": await _memory(request.app.get(MEMORY)),
+    """Answer with every check: 200, or 503 if one fails that a restart may cure."""
+    app, identity = request.app, request.app[IDENTITY]
+    memory, integrity = await asyncio.gather(
+        checks.memory(app.get(MEMORY)), checks.db_integrity(app.get(INTEGRITY))
+    )
+    found = {
+        "llm_latency": checks.llm_latency(app.get(LANGUAGE_MODEL)),
+        "scheduler": checks.scheduler(app.get(SCHEDULER), leading=app[DRAIN].leading),
+        "memory": memory,
+        "db_integrity": integrity,
     }
-    found = {check.status for check in checks.values()}
-    status = "fail" if "fail" in found else "degraded" if "warn" in found else "ok"
+    words = {check.status for check in found.values()}
     body: dict[str, Any] = {
-        "status": status,
-        "checks": {name: asdict(check) for name, check in checks.items()},
+        "status": "fail" if "fail" in words else "degraded" if "warn" in words else "ok",
+        "checks": {name: asdict(check) for name, check in found.items()},
         "version": identity.version,
         "slot": identity.slot,
         "instance": identity.instance,
         "uptime_seconds": round(time.monotonic() - identity.started, 3),
     }
-    return web.json_response(body, status=503 if status == "fail" else 200)
-
-
-def _scheduler(scheduler: Scheduler | None, *, leading: bool) -> Check:
-    if scheduler is None:
-        return Check("skipped", message="SCHEDULER_ENABLED is false")
-    silence = scheduler.silence()
-    if silence == float("inf"):
-        return Check("fail", None, "s", "the scheduler has ended")
-    value = round(silence, 3)
-    if silence > _SILENT_FAIL:
-        return Check("fail", value, "s", f"no turn for {silence:.0f} s")
-    if silence > _SILENT_WARN:
-        return Check("warn", value, "s", f"no turn for {silence:.0f} s")
-    waiting = "takes jobs" if leading else "leaves jobs to the active instance"
-    return Check("pass", value, "s", f"{waiting}, {scheduler.running()} running")
-
-
-async def _memory(memory: Memory | None) -> Check:
-    if memory is None:
-        return Check("skipped", message="MEMORY_ENABLED is false")
-    try:
-        async with asyncio.timeout(_MEMORY_SECONDS):
-            count = await memory.count()
-    except TimeoutError:
-        return Check("warn", None, "notes", f"no answer within {_MEMORY_SECONDS:g} s")
-    except sqlite3.Error as error:
-        return Check("fail", None, "notes", f"the database failed: {error}")
-    return Check("pass", count, "notes", "readable")
+    sick = any(found[name].status == "fail" for name in _MAY_BE_CURED)
+    return web.json_response(body, status=503 if sick else 200)

@@ -65,7 +65,8 @@ class JobStore:
     """The jobs of all instances, in one file. Leases are in seconds."""
 
     def __init__(self, directory: Path, *, instance: str, lease_seconds: float) -> None:
-        self._database = Database(directory / "scheduler.db", MIGRATIONS)
+        self.path = directory / "scheduler.db"
+        self._database = Database(self.path, MIGRATIONS)
         self._instance = instance
         self._lease_seconds = lease_seconds
         self._boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

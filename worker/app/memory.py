@@ -1,8 +1,11 @@
-"""The memory: notes that are kept, found by a part of their text, and forgotten on request."""
+"""The memory: notes that are kept, found by their words, and forgotten on request."""
 
 from __future__ import annotations
 
+import asyncio
+import re
 import sqlite3
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,26 @@ MIGRATIONS = (
         source TEXT UNIQUE,
         words INTEGER
     )""",
+    # The index is kept by triggers, so that notes of a version that knows nothing of it are in it.
+    """CREATE VIRTUAL TABLE notes_index USING fts5(
+        text, content = 'notes', content_rowid = 'id', tokenize = 'unicode61 remove_diacritics 2'
+    )""",
+    """CREATE TRIGGER notes_indexed AFTER INSERT ON notes BEGIN
+        INSERT INTO notes_index (rowid, text) VALUES (new.id, new.text);
+    END""",
+    """CREATE TRIGGER notes_forgotten AFTER DELETE ON notes BEGIN
+        INSERT INTO notes_index (notes_index, rowid, text) VALUES ('delete', old.id, old.text);
+    END""",
+    """CREATE TRIGGER notes_changed AFTER UPDATE OF text ON notes BEGIN
+        INSERT INTO notes_index (notes_index, rowid, text) VALUES ('delete', old.id, old.text);
+        INSERT INTO notes_index (rowid, text) VALUES (new.id, new.text);
+    END""",
+    "INSERT INTO notes_index (notes_index) VALUES ('rebuild')",
+    # One row that the health check writes.
+    "CREATE TABLE touched (id INTEGER PRIMARY KEY CHECK (id = 1), ts REAL NOT NULL)",
 )
+
+_WORD = re.compile(r"\w+")
 
 
 class Memory:
@@ -34,6 +56,7 @@ class Memory:
 
     def __init__(self, directory: Path) -> None:
         self._database = Database(directory / "memory.db", MIGRATIONS)
+        self._trying: asyncio.Task[float] | None = None
 
     async def open(self) -> None:
         """Open the file; raises sqlite3.Error or OSError."""
@@ -41,6 +64,8 @@ class Memory:
 
     async def close(self) -> None:
         """Let go of the file."""
+        if self._trying is not None:
+            await asyncio.wait({self._trying})
         await self._database.close()
 
     async def remember(
@@ -49,26 +74,38 @@ class Memory:
         """Keep a note and return it; a `source` that has left one before gets that one."""
 
         def work(db: sqlite3.Connection) -> dict[str, Any]:
-            db.execute(
+            row = db.execute(
                 "INSERT INTO notes (text, created_ts, source, words) VALUES (?, ?, ?, ?)"
-                " ON CONFLICT (source) DO NOTHING",
+                " ON CONFLICT (source) DO NOTHING RETURNING *",
                 (text, datetime.now(UTC).isoformat(), source, len(text.split())),
-            )
-            last = "id = last_insert_rowid()" if source is None else "source = :source"
-            row = db.execute(f"SELECT * FROM notes WHERE {last}", {"source": source})  # noqa: S608 - one of two constants
-            return _note(row.fetchone())
+            ).fetchone()
+            if row is None:
+                row = db.execute("SELECT * FROM notes WHERE source = ?", (source,)).fetchone()
+            return _note(row)
 
         return await self._database.write(work, keep=keep)
 
     async def find(self, text: str, limit: int) -> list[dict[str, Any]]:
-        """Return the newest notes that contain the text, ASCII letters in either case."""
+        """Return the notes that hold every word of the text, or a longer one, the best first.
+
+        Case and accents don't count. A text without a word in it gives the newest notes that
+        contain it as it is.
+        """
+        terms = " ".join(f'"{word}"*' for word in _WORD.findall(text.replace("_", " ")))
         pattern = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 
         def work(db: sqlite3.Connection) -> list[dict[str, Any]]:
-            rows = db.execute(
-                "SELECT * FROM notes WHERE text LIKE ? ESCAPE '\\' ORDER BY id DESC LIMIT ?",
-                (f"%{pattern}%", limit),
-            )
+            if terms:
+                rows = db.execute(
+                    "SELECT notes.* FROM notes_index JOIN notes ON notes.id = notes_index.rowid"
+                    " WHERE notes_index MATCH ? ORDER BY rank, notes.id DESC LIMIT ?",
+                    (terms, limit),
+                )
+            else:
+                rows = db.execute(
+                    "SELECT * FROM notes WHERE text LIKE ? ESCAPE '\\' ORDER BY id DESC LIMIT ?",
+                    (f"%{pattern}%", limit),
+                )
             return [_note(row) for row in rows]
 
         return await self._database.read(work)
@@ -90,16 +127,25 @@ class Memory:
 
         return await self._database.write(work, keep=keep)
 
-    async def count(self) -> int:
-        """Return how many notes there are."""
+    async def try_write(self) -> float:
+        """Write something that stays, and return how long it took, in seconds.
 
-        def work(db: sqlite3.Connection) -> int:
-            return int(db.execute("SELECT count(*) FROM notes").fetchone()[0])
+        One write serves all who ask meanwhile: on a locked file they would pile up.
+        """
+        if self._trying is None or self._trying.done():
+            self._trying = asyncio.create_task(self._touch(), name="memory-touch")
+        return await asyncio.shield(self._trying)
 
-        return await self._database.read(work)
+    async def _touch(self) -> float:
+        def work(db: sqlite3.Connection) -> None:
+            db.execute("INSERT OR REPLACE INTO touched (id, ts) VALUES (1, ?)", (time.time(),))
+
+        begun = time.monotonic()
+        await self._database.write(work)
+        return time.monotonic() - begun
 
     async def reindex(self, *, keep: bool = True) -> int:
-        """Count each note's words anew; returns how many notes were not up to date."""
+        """Count each note's words and build the index anew; returns how many were not counted."""
 
         def work(db: sqlite3.Connection) -> int:
             stale = [
@@ -108,6 +154,7 @@ class Memory:
                 if row["words"] != len(row["text"].split())
             ]
             db.executemany("UPDATE notes SET words = ? WHERE id = ?", stale)
+            db.execute("INSERT INTO notes_index (notes_index) VALUES ('rebuild')")
             return len(stale)
 
         return await self._database.write(work, keep=keep)

@@ -57,13 +57,13 @@ async def _content(response: aiohttp.ClientResponse) -> Any:
 
 @contextlib.asynccontextmanager
 async def running_app(
-    state_dir: Path, *, role: Role = Role.ACTIVE, **switches: bool
+    state_dir: Path, *, role: Role = Role.ACTIVE, **settings: Any
 ) -> AsyncIterator[Site]:
-    """Run the application; `switches` are fields of its settings."""
+    """Run the application; `settings` are fields of its own settings."""
     instance = Instance.from_environment(
         {"ATLAS_STATE_DIR": str(state_dir), "ATLAS_VERSION": "1.2.3", "ATLAS_SLOT": "green"}
     )
-    app = make_app(instance, AppSettings(state_dir / "worker", **switches))
+    app = make_app(instance, AppSettings(state_dir / "worker", **settings))
     drain = Drain(idle_grace=instance.idle_grace, timeout=instance.drain_timeout)
     drain.set_role(role)
     app[DRAIN] = drain

@@ -13,6 +13,7 @@ import pytest
 from tests.unit.worker.app_support import Site, running_app
 from tests.unit.worker.support import until
 from worker.app.jobs import JobStore
+from worker.app.memory import MIGRATIONS
 from worker.kit.role import Role
 
 
@@ -37,8 +38,10 @@ async def test_health_names_its_checks(tmp_path: Path) -> None:
         assert status == 200
         assert body["status"] == "ok"
         assert {name: check["status"] for name, check in body["checks"].items()} == {
+            "llm_latency": "skipped",
             "scheduler": "pass",
             "memory": "pass",
+            "db_integrity": "pass",
         }
         for check in body["checks"].values():
             assert check.keys() == {"status", "value", "unit", "message"}
@@ -65,9 +68,35 @@ async def test_jobs_that_need_a_memory_that_is_off_are_refused(tmp_path: Path) -
         assert body["error"]["hint"] == "kind is one of checksum, wait"
 
 
+async def test_notes_of_a_version_without_the_index_are_found(tmp_path: Path) -> None:
+    async with running_app(tmp_path) as site:
+        await site.post("/memory/notes", {"text": "Crème brûlée, twice"})
+        with sqlite3.connect(tmp_path / "worker" / "memory.db") as db:
+            db.execute("INSERT INTO notes (text, created_ts) VALUES ('a note from before', 'now')")
+            db.execute("UPDATE notes SET text = 'Creme brulee, once' WHERE id = 1")
+        db.close()
+        for query, found in (("before", 1), ("brûlée", 1), ("BRULEE once", 1), ("twice", 0)):
+            _, body = await site.get(f"/memory/notes?q={query}")
+            assert len(body["notes"]) == found, query
+
+
+async def test_notes_from_before_the_index_are_in_it(tmp_path: Path) -> None:
+    folder = tmp_path / "worker"
+    folder.mkdir()
+    with sqlite3.connect(folder / "memory.db") as db:
+        db.execute(MIGRATIONS[0])
+        db.execute("INSERT INTO notes (text, created_ts) VALUES ('old but gold', 'then')")
+        db.execute("PRAGMA user_version = 1")
+    db.close()
+    async with running_app(tmp_path) as site:
+        _, body = await site.get("/memory/notes?q=gold")
+        assert [note["text"] for note in body["notes"]] == ["old but gold"]
+
+
 async def test_a_broken_database_fails_the_health_check(tmp_path: Path) -> None:
     async with running_app(tmp_path) as site:
         with sqlite3.connect(tmp_path / "worker" / "memory.db") as db:
+            db.execute("DROP TABLE touched")
             db.execute("DROP TABLE notes")
         db.close()
         status, body = await site.get("/health")
@@ -191,9 +220,11 @@ async def test_notes_are_kept_found_and_forgotten(tmp_path: Path) -> None:
             return [note["text"] for note in body["notes"]]
 
         assert await texts("q=QUICK") == ["The quick brown fox"]
+        assert await texts("q=brown the") == ["The quick brown fox"]
+        assert await texts("q=the bro") == ["The quick brown fox"]
+        assert await texts("q=rown") == []
         assert await texts("q=%25") == ["100% of the dog_s"]
-        assert await texts("q=g_s") == ["100% of the dog_s"]
-        assert await texts("q=o_er") == []
+        assert await texts('q="NEAR(%22*') == []
         assert await texts("limit=1") == ["100% of the dog_s"]
         assert (await site.delete(f"/memory/notes/{note['id']}"))[0] == 204
         assert (await site.delete(f"/memory/notes/{note['id']}"))[0] == 404

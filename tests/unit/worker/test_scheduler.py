@@ -186,7 +186,7 @@ async def test_a_note_of_a_job_that_runs_again_is_kept_once(tmp_path: Path) -> N
     await memory.open()
     first = await memory.remember("once", source="job:1")
     assert await memory.remember("once", source="job:1") == first
-    assert await memory.count() == 1
+    assert len(await memory.find("once", 10)) == 1
     await memory.close()
 
 
