@@ -1,4 +1,4 @@
-"""The acceptance test in full for each worker: what the suite has no time for."""
+"""The acceptance test with its numbers, one worker after the other, or longer than the suite's."""
 
 from __future__ import annotations
 

@@ -75,19 +75,20 @@ async def asked(daemon: DaemonProcess, path: str) -> AsyncIterator[asyncio.Task[
     assert (await task)[0] == 200
 
 
+WAITING: dict[str, Setting] = {
+    "AUTO_SWITCH_ON_HEALTH": "false",
+    "HEALTH_PROBES": 2,
+    "HEALTH_TIMEOUT_SECONDS": 20,
+    "STOP_TIMEOUT_SECONDS": 0.5,
+}
+
+
 async def test_it_can_be_given_up_at_every_step_and_only_until_it_has_switched(
     tmp_path: Path,
 ) -> None:
     smoke = tmp_path / "smoke.toml"
     smoke.write_text(NO_SMOKE)
-    settings: dict[str, Setting] = {
-        "AUTO_SWITCH_ON_HEALTH": "false",
-        "HEALTH_PROBES": 2,
-        "HEALTH_TIMEOUT_SECONDS": 20,
-        "SMOKE_FILE": smoke,
-        "STOP_TIMEOUT_SECONDS": 0.5,
-    }
-    async with scripted_daemon(tmp_path, settings) as daemon:
+    async with scripted_daemon(tmp_path, {**WAITING, "SMOKE_FILE": smoke}) as daemon:
         scenes: list[tuple[str, str, dict[str, Any]]] = [
             ("launch", NO_SMOKE, {"health_delay": 30}),
             ("smoke", COMMAND, {}),

@@ -83,6 +83,8 @@ def _parser() -> argparse.ArgumentParser:
         "--host", default="127.0.0.1", help="the address that --port is opened on (%(default)s)"
     )
     _add_protocols(parser)
+    _add_websockets(parser)
+    _add_application(parser)
     _add_answers(parser)
     parser.add_argument(
         "--log-level",
@@ -116,6 +118,22 @@ def _add_protocols(parser: argparse.ArgumentParser) -> None:
         help="who reads HTTP; auto takes httptools if it is installed",
     )
     parser.add_argument(
+        "--timeout-keep-alive",
+        metavar="SECONDS",
+        type=int,
+        default=5,
+        help="of an idle connection (%(default)s)",
+    )
+    parser.add_argument(
+        "--limit-concurrency", metavar="COUNT", type=int, help="answer 503 above it"
+    )
+    parser.add_argument(
+        "--h11-max-incomplete-event-size", metavar="BYTES", type=int, help="of a head, under h11"
+    )
+
+
+def _add_websockets(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--ws",
         choices=("auto", "none", "websockets", "websockets-sansio", "wsproto"),
         default="auto",
@@ -144,6 +162,9 @@ def _add_protocols(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="compress messages (true)",
     )
+
+
+def _add_application(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lifespan",
         choices=("auto", "on", "off"),
@@ -155,19 +176,6 @@ def _add_protocols(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "asgi3", "asgi2", "wsgi"),
         default="auto",
         help="how the application is called",
-    )
-    parser.add_argument(
-        "--timeout-keep-alive",
-        metavar="SECONDS",
-        type=int,
-        default=5,
-        help="of an idle connection (%(default)s)",
-    )
-    parser.add_argument(
-        "--limit-concurrency", metavar="COUNT", type=int, help="answer 503 above it"
-    )
-    parser.add_argument(
-        "--h11-max-incomplete-event-size", metavar="BYTES", type=int, help="of a head, under h11"
     )
 
 
