@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 # No test talks to a host that has a public certificate, and to load the machine's is a tenth of
 # the start of every process that imports aiohttp: hundreds of them in one run.
 os.environ["SSL_CERT_FILE"] = os.devnull
 os.environ["SSL_CERT_DIR"] = os.devnull
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Spread the long tests over the list.
+
+    Each of the processes that run side by side begins with a stretch of it, and all that stand
+    together would fall to one of them.
+    """
+    long = [item for item in items if "zero_loss" in item.nodeid]
+    rest = [item for item in items if item not in long]
+    for number, item in enumerate(long):
+        rest.insert(number * len(items) // max(len(long), 5), item)
+    items[:] = rest

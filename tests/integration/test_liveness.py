@@ -20,7 +20,9 @@ from tests.integration.support import (
 async def test_a_worker_that_is_killed_is_started_again(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         release(daemon, "v1", die_on="/die")
-        assert (await daemon.deploy()).status == 200
+        deployed = await daemon.deploy()
+        assert deployed.status == 200
+        await daemon.ended(deployed.json["deploy_id"])  # or the old version would take over
         pid = slot(await daemon.status(), "active")["pid"]
         await ask_to_die(daemon.public_port)
         # The public port refuses nobody meanwhile: the next request just waits.
