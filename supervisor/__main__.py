@@ -11,7 +11,7 @@ from pathlib import Path
 
 import anyio
 
-from supervisor import daemon
+from supervisor import process
 from supervisor.config import Settings, describe_settings, load_settings, warnings
 from supervisor.errors import SettingsError, StartRefusedError
 
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     refusals: list[str] = []
     try:
-        anyio.run(daemon.run, settings)
+        anyio.run(process.run, settings)
     except* StartRefusedError as refused:  # task groups wrap what is raised inside of them
         refusals = [str(refusal) for refusal in _leaves(refused)]
     for refusal in refusals:

@@ -1,27 +1,25 @@
-"""The daemon: opens everything in order, runs it in one task group, and closes it in reverse."""
+"""The daemon: opens everything in order, runs it in one task group, and closes it in reverse.
+
+The process around it (lock, log, signals) is `process`.
+"""
 
 from __future__ import annotations
 
-import logging
-import os
-import resource
-import signal
 import ssl
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
-from typing import NoReturn
 
 import anyio
 import structlog
 from anyio.abc import TaskGroup
 
+from supervisor.api.control import Control
 from supervisor.api.options import ApiOptions
 from supervisor.api.server import serve
 from supervisor.api.token import load_or_create_token
-from supervisor.config import Settings, warnings
+from supervisor.config import Settings
 from supervisor.deploy.active import last_active
 from supervisor.deploy.activities import Activities
 from supervisor.deploy.events import Events
@@ -29,7 +27,6 @@ from supervisor.deploy.recovery import finish_interrupted, read_state, resumed
 from supervisor.deploy.service import DeployService
 from supervisor.deploy.switching import Switch
 from supervisor.errors import StartRefusedError
-from supervisor.lock import only_daemon
 from supervisor.model.actor import SUPERVISOR
 from supervisor.model.release import Release
 from supervisor.model.slot import SlotName, SlotState
@@ -39,7 +36,6 @@ from supervisor.store.deploys import UnfinishedDeploy
 from supervisor.store.state_file import StateFile
 from supervisor.store.state_keeper import StateKeeper
 from supervisor.store.statements import StoreError
-from supervisor.telemetry.logs import configure_logs
 from supervisor.traffic import Endpoints, Plane, make_plane
 from supervisor.workers.departures import Departures
 from supervisor.workers.instance import Instance
@@ -52,46 +48,6 @@ from worker.contract import STATE_FILE, SUPERVISOR_SOCKET
 
 log = structlog.get_logger(__name__)
 
-_FOLDER_MODE = 0o750
-_FAILED = 70
-"""Exit status of a daemon that failed by itself (EX_SOFTWARE)."""
-
-
-async def run(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT, then drain and stop everything. Raises StartRefusedError."""
-    _prepare_folder(settings.state_dir)
-    with only_daemon(settings.state_dir / "supervisor.lock"):
-        configure_logs(settings.state_dir / "logs" / "supervisor.jsonl", settings.log_level)
-        _allow_many_files()
-        for warning in warnings(settings):
-            log.warning("settings_unwise", why=warning)
-        # Signals first: one that comes while we start must not leave anything behind.
-        async with _stop_signal() as stopping:
-            try:
-                await Daemon(settings).run(stopping)
-            except Exception as error:
-                if not _is_refusal(error):
-                    _leave(error)
-                raise
-        log.info("stopped")
-
-
-def _is_refusal(error: Exception) -> bool:
-    if isinstance(error, ExceptionGroup):  # task groups wrap what is raised inside of them
-        return error.split(StartRefusedError)[1] is None
-    return isinstance(error, StartRefusedError)
-
-
-def _leave(error: Exception) -> NoReturn:
-    """End this process at once: half a daemon is worse than none.
-
-    Workers live on and serve. They would not if Python ended in order: closing the event loop
-    kills the processes that it has started.
-    """
-    log.critical("daemon_failed", why=repr(error), exc_info=error)
-    logging.shutdown()
-    os._exit(_FAILED)
-
 
 @contextmanager
 def _refused_by_store() -> Iterator[None]:
@@ -100,43 +56,6 @@ def _refused_by_store() -> Iterator[None]:
         yield
     except StoreError as error:
         raise StartRefusedError(str(error)) from error
-
-
-def _prepare_folder(state_dir: Path) -> None:
-    try:
-        for folder in (state_dir, state_dir / "logs"):
-            folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
-        state_dir.chmod(_FOLDER_MODE)
-    except OSError as error:
-        raise StartRefusedError(f"STATE_DIR={state_dir} can't be used: {error}") from error
-
-
-def _allow_many_files() -> None:
-    """Lift our own limit of open files; workers are started with the one that we found."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-@asynccontextmanager
-async def _stop_signal() -> AsyncIterator[anyio.Event]:
-    """Yield an event that is set by the first SIGTERM or SIGINT."""
-    stopping = anyio.Event()
-
-    async def listen() -> None:
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            armed.set()
-            async for number in signals:
-                log.info("stopping", signal=signal.Signals(number).name)
-                stopping.set()
-
-    armed = anyio.Event()
-    async with anyio.create_task_group() as group:
-        group.start_soon(listen)
-        await armed.wait()
-        try:
-            yield stopping
-        finally:
-            group.cancel_scope.cancel()
 
 
 class Daemon:
@@ -181,7 +100,7 @@ class Daemon:
                 with _refused_by_store():
                     await self._resume(waiting)  # before anybody can ask for another deploy
                     release = await self._active_release(self._switch.active)
-                async with serve(self._service, _api_options(self._settings)):
+                async with serve(Control(deploys=self._service), _api_options(self._settings)):
                     if release is not None:
                         tasks.start_soon(self._keepers[self._switch.active.name].start, release)
                     await stopping.wait()

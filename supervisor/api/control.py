@@ -1,7 +1,12 @@
-"""What the API needs of the daemon: the whole of it, and nothing about how it is done."""
+"""What the API needs of the daemon, noun by noun, and nothing about how it is done.
+
+Every method raises `RefusedError` for what can't be done, and AtlasError where the daemon's own
+storage fails.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from supervisor.model.actor import Actor
@@ -12,8 +17,8 @@ from supervisor.model.release import ReleaseView
 from supervisor.model.status import Status
 
 
-class Control(Protocol):
-    """The daemon, seen from the API. Every method raises `RefusedError` for what can't be done."""
+class Deploys(Protocol):
+    """Deploys, and the state that they lead to."""
 
     def status(self) -> Status:
         """Return everything at a glance, from memory."""
@@ -61,3 +66,10 @@ class Control(Protocol):
 
         Whoever asks closes it.
         """
+
+
+@dataclass(frozen=True)
+class Control:
+    """The daemon, seen from the API."""
+
+    deploys: Deploys

@@ -46,7 +46,7 @@ class DeployBody(BaseModel):
 
 
 async def _deploy(call: Call[DeployQuery, DeployBody]) -> Reply:
-    record = await call.control.deploy(
+    record = await call.control.deploys.deploy(
         release=call.body.release,
         dry_run=call.query.dry_run,
         actor=call.actor,
@@ -54,23 +54,23 @@ async def _deploy(call: Call[DeployQuery, DeployBody]) -> Reply:
     )
     if not call.query.wait:
         return outcome.accepted(record)
-    return outcome.answer(await call.control.settled(record.deploy_id), asked=_PASSED)
+    return outcome.answer(await call.control.deploys.settled(record.deploy_id), asked=_PASSED)
 
 
 async def _switch(call: Call[Nothing, Nothing]) -> Reply:
-    record = await call.control.switch(call.actor, call.key)
+    record = await call.control.deploys.switch(call.actor, call.key)
     return outcome.answer(record, asked=frozenset({Result.SWITCHED}))
 
 
 async def _abort(call: Call[Nothing, Nothing]) -> Reply:
-    record = await call.control.abort(call.actor, call.key)
+    record = await call.control.deploys.abort(call.actor, call.key)
     return outcome.answer(record, asked=frozenset({Result.ABORTED}))
 
 
 async def _rollback(call: Call[Nothing, Nothing]) -> Reply:
     # Warm, the deploy that is undone is the answer; else the one that brings the old release back.
     asked = frozenset({Result.ROLLED_BACK, Result.SWITCHED})
-    return outcome.answer(await call.control.rollback(call.actor, call.key), asked=asked)
+    return outcome.answer(await call.control.deploys.rollback(call.actor, call.key), asked=asked)
 
 
 ROUTES: tuple[AnyRoute, ...] = (

@@ -95,7 +95,7 @@ async def _events(call: Call[EventsQuery, Nothing]) -> StreamReply:
         if not _ID.fullmatch(given) or int(given) > _MAX_ID:
             raise bad_header(LAST_EVENT_ID, "it is the id of an event, a number")
         after = int(given)
-    feed = await call.control.events(after=after, deploy_id=call.query.deploy_id)
+    feed = await call.control.deploys.events(after=after, deploy_id=call.query.deploy_id)
     return StreamReply(
         _Frames(feed),
         content_type="text/event-stream",

@@ -22,7 +22,7 @@ async def _livez(_call: Call[Nothing, Nothing]) -> Reply:
 
 
 async def _readyz(call: Call[Nothing, Nothing]) -> Reply:
-    if not call.control.ready():
+    if not call.control.deploys.ready():
         raise RefusedError(_CODE, _MESSAGE, status=503, hint=_HINT)
     return Reply(Alive(status="ready"))
 

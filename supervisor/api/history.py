@@ -39,12 +39,12 @@ class DeployStory(DeployRecord):
 
 
 async def _history(call: Call[HistoryQuery, Nothing]) -> Reply:
-    return Reply(History(deploys=await call.control.history(call.query.limit)))
+    return Reply(History(deploys=await call.control.deploys.history(call.query.limit)))
 
 
 async def _show(call: Call[Nothing, Nothing]) -> Reply:
     deploy_id = call.path["deploy_id"]
-    record = await call.control.find(deploy_id) if _DEPLOY_ID.fullmatch(deploy_id) else None
+    record = await call.control.deploys.find(deploy_id) if _DEPLOY_ID.fullmatch(deploy_id) else None
     if record is None:
         raise RefusedError(
             "deploy_not_found",
@@ -52,7 +52,7 @@ async def _show(call: Call[Nothing, Nothing]) -> Reply:
             status=404,
             hint="GET /deploy/history lists them",
         )
-    transitions = await call.control.transitions(deploy_id)
+    transitions = await call.control.deploys.transitions(deploy_id)
     return Reply(DeployStory(**dict(record), transitions=transitions))
 
 

@@ -21,7 +21,7 @@ class ModeBody(BaseModel):
 
 
 async def _mode(call: Call[Nothing, ModeBody]) -> Reply:
-    return Reply(await call.control.set_mode(call.body.mode, call.actor, call.key))
+    return Reply(await call.control.deploys.set_mode(call.body.mode, call.actor, call.key))
 
 
 ROUTES: tuple[AnyRoute, ...] = (

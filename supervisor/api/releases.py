@@ -19,7 +19,7 @@ class ReleaseList(BaseModel):
 
 
 async def _releases(call: Call[Nothing, Nothing]) -> Reply:
-    return Reply(ReleaseList(releases=await call.control.releases()))
+    return Reply(ReleaseList(releases=await call.control.deploys.releases()))
 
 
 _EXAMPLE = ReleaseView(

@@ -8,7 +8,7 @@ from supervisor.model.status import Status
 
 
 async def _status(call: Call[Nothing, Nothing]) -> Reply:
-    return Reply(call.control.status())
+    return Reply(call.control.deploys.status())
 
 
 ROUTES: tuple[AnyRoute, ...] = (

@@ -1,6 +1,6 @@
 """The daemon as the API sees it: what may begin now, and what must be refused.
 
-It implements `api.control.Control`. It decides whether a request can be done and lets the one
+It implements `api.control.Deploys`. It decides whether a request can be done and lets the one
 deploy at hand do it; what a deploy does is the table's affair.
 """
 

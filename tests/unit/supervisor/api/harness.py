@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 
 from supervisor.api import examples
+from supervisor.api.control import Control
 from supervisor.api.options import ApiOptions
 from supervisor.api.server import serve
 from supervisor.errors import RefusedError
@@ -254,5 +255,5 @@ async def running(
         **changes,
     }
     server = Server(control or MemoryControl(), ApiOptions(**given))
-    async with serve(server.control, server.options):
+    async with serve(Control(deploys=server.control), server.options):
         yield server
