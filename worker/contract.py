@@ -5,6 +5,8 @@ Standard library only: this file travels into applications' own environments.
 
 from __future__ import annotations
 
+import math
+
 # Environment of an instance.
 ENV_SLOT = "ATLAS_SLOT"
 ENV_PORT = "ATLAS_PORT"
@@ -45,3 +47,25 @@ SUPERVISOR_SOCKET = "supervisor.sock"
 PROBE_HEADER = "X-Atlas-Probe"
 INSTANCE_HEADER = "X-Atlas-Instance"
 SMOKE_HEADER = "X-Atlas-Smoke"
+
+# Latencies are counted in buckets whose bounds grow by this ratio, so that a bucket's middle is
+# within 1 % of every latency in it. Bucket 0 begins at one microsecond and has what is quicker,
+# too; the last one has what is over all bounds.
+LATENCY_RATIO = 1.02
+LATENCY_BUCKETS = 2048
+_QUICKEST_MS = 0.001
+_PER_BUCKET = math.log(LATENCY_RATIO)
+
+
+def latency_bucket(milliseconds: float) -> int:
+    """Return the bucket of a latency; what is no latency (negative, NaN) counts as quickest."""
+    if not milliseconds > _QUICKEST_MS:
+        return 0
+    if milliseconds == math.inf:
+        return LATENCY_BUCKETS - 1
+    return min(int(math.log(milliseconds / _QUICKEST_MS) / _PER_BUCKET), LATENCY_BUCKETS - 1)
+
+
+def bucket_milliseconds(bucket: int) -> float:
+    """Return the geometric middle of a bucket's two bounds, in milliseconds."""
+    return _QUICKEST_MS * LATENCY_RATIO ** (bucket + 0.5)

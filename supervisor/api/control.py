@@ -83,9 +83,7 @@ class Canaries(Protocol):
     ) -> FeatureView:
         """Do something to a feature's ramp."""
 
-    async def reset(
-        self, feature: str | None, actor: Actor, key: Key | None = None
-    ) -> CanaryView:
+    async def reset(self, feature: str | None, actor: Actor, key: Key | None = None) -> CanaryView:
         """Reset one feature to the settings; without one, the fallback."""
 
     async def report(self, hours: int) -> CanaryReport:

@@ -83,7 +83,7 @@ class Calls:
         there = self._open.setdefault(ring, {})
         there[group, kind] = there.get((group, kind), 0) + count
         self._tally(group).assigned += count
-        self._windows.assign(group, count, key=_of(ring, key))
+        self._windows.assign(group, count, asked=asked, key=_of(ring, key))
 
     def end(
         self,
@@ -148,7 +148,7 @@ class Calls:
         else:
             self._count(group, count, Outcome.ERROR, bucket)
         if kind.keyed:
-            self._windows.give_up_keys(ring, group, bucket, failed=not kind.asked)
+            self._windows.give_up_keys(ring, group, bucket, asked=kind.asked)
         elif kind.asked:
             self._windows.forget(group, count)
         else:

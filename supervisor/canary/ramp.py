@@ -210,4 +210,3 @@ def _to(feature: Feature, stage: Stage, why: str) -> Next | None:
         return None
     said = {"reason": why} if stage in (Stage.PROMOTED, Stage.ROLLED_BACK) else {}
     return Next(feature.model_copy(update={"stage": stage, **said}), why)
-

@@ -87,8 +87,8 @@ class Windows:
     def __init__(self) -> None:
         self._ramp_of: dict[int, int] = {}
         self._ramps: dict[int, _Ramp] = {}
-        self._units: set[tuple[RingKey, Group]] = set()
-        """Keys whose first call is open."""
+        self._units: dict[tuple[RingKey, Group], bool] = {}
+        """Keys whose first call is open, and whether that only asked."""
         self._new_keys: list[tuple[int, int]] = []
         self.late = 0
         """Calls that came too late for their window."""
@@ -99,30 +99,34 @@ class Windows:
         """Tell which epochs belong to which ramp; a ramp that is not named is forgotten."""
         self._ramp_of = dict(ramp_of)
         ramps = set(ramp_of.values())
-        self._ramps = {
-            ramp: self._ramps.get(ramp, _Ramp()) for ramp in ramps
+        self._ramps = {ramp: self._ramps.get(ramp, _Ramp()) for ramp in ramps}
+        self._units = {
+            unit: asked for unit, asked in self._units.items() if unit[1].epoch in ramp_of
         }
-        self._units = {unit for unit in self._units if unit[1].epoch in ramp_of}
 
-    def assign(self, group: Group, count: int, *, key: RingKey | None = None) -> None:
+    def assign(
+        self, group: Group, count: int, *, asked: bool = False, key: RingKey | None = None
+    ) -> None:
         """Note calls that were assigned; of a key only the first one of its ramp counts."""
+        if group.epoch not in self._ramp_of:
+            return
+        if key is not None:
+            if not self._is_first(group, key[1]):
+                return
+            self._units[key, group] = asked
         pending = self._pending(group, create=True)
         if pending is None:
-            self.late += count if group.epoch in self._ramp_of else 0
-        elif key is None:
+            self.late += count
+        else:
             pending.open += count
-        elif self._is_first(group, key[1]):
-            pending.open += 1
-            self._units.add((key, group))
 
     def end(
         self, group: Group, count: int, bucket: int, *, failed: bool, key: RingKey | None = None
     ) -> None:
         """Note how long calls took and whether they failed."""
         if key is not None:
-            if (key, group) not in self._units:
+            if self._units.pop((key, group), None) is None:
                 return
-            self._units.remove((key, group))
             count = 1
         pending = self._pending(group)
         if pending is None:
@@ -138,14 +142,19 @@ class Windows:
         if (pending := self._pending(group)) is not None:
             pending.open -= count
 
-    def give_up_keys(self, ring: str, group: Group, bucket: int, *, failed: bool) -> None:
-        """Give up what a process has open of keys in this group."""
-        for key, of in [unit for unit in self._units if unit[0][0] == ring and unit[1] == group]:
-            if failed:
-                self.end(group, 1, bucket, failed=True, key=key)
-            else:
-                self._units.remove((key, of))
+    def give_up_keys(self, ring: str, group: Group, bucket: int, *, asked: bool) -> None:
+        """Give up what a process has open of keys in this group: what had begun has failed."""
+        mine = [
+            unit
+            for unit, only_asked in self._units.items()
+            if unit[0][0] == ring and unit[1] == group and only_asked is asked
+        ]
+        for unit in mine:
+            if asked:
+                del self._units[unit]
                 self.forget(group, 1)
+            else:
+                self.end(group, 1, bucket, failed=True, key=unit[0])
 
     def seal(self, now: int) -> list[Sealed]:
         """Hand out what is complete, in order; `now` is the slice that is not over yet."""
@@ -156,7 +165,9 @@ class Windows:
                 if at[0] >= horizon or ramp.pending[at].open:
                     horizon = min(horizon, at[0])
                     break
-                sealed.append(_sealed(number, at, ramp.pending.pop(at)))
+                pending = ramp.pending.pop(at)
+                if pending.canary.calls or pending.stable.calls:
+                    sealed.append(_sealed(number, at, pending))
             ramp.closed_before = max(ramp.closed_before, horizon)
         return sealed
 
@@ -204,7 +215,7 @@ class Windows:
                 [number, ramp.closed_before, [_kept(at, it) for at, it in ramp.pending.items()]]
                 for number, ramp in self._ramps.items()
             ],
-            "units": [[*key, *group] for key, group in self._units],
+            "units": [[*key, *group, asked] for (key, group), asked in self._units.items()],
             "late": self.late,
             "overflown": self.overflown,
         }
@@ -219,9 +230,9 @@ class Windows:
                 ramp = windows._ramps[number]
                 ramp.closed_before = closed_before
                 ramp.pending = dict(_restored(each) for each in pending)
-        for ring, key, epoch, piece, canary in kept["units"]:
+        for ring, key, epoch, piece, canary, asked in kept["units"]:
             if epoch in ramp_of:
-                windows._units.add(((ring, key), Group(epoch, piece, canary)))
+                windows._units[(ring, key), Group(epoch, piece, canary)] = asked
         windows.late, windows.overflown = kept["late"], kept["overflown"]
         return windows
 
@@ -240,7 +251,9 @@ def _sealed(ramp: int, at: tuple[int, int], pending: _Pending) -> Sealed:
 
 
 def _kept(at: tuple[int, int], pending: _Pending) -> list[Any]:
-    sides = [[side.calls, side.errors, list(side.latency)] for side in (pending.canary, pending.stable)]
+    sides = [
+        [side.calls, side.errors, list(side.latency)] for side in (pending.canary, pending.stable)
+    ]
     return [*at, pending.open, *sides]
 
 

@@ -90,7 +90,9 @@ class Evidence:
         now: Moment,
     ) -> None:
         """Take in what one process has told: first all that began, then what ended."""
-        unwrapped = [(self._group(event, now), event, count, None) for event, count in events.items()]
+        unwrapped = [
+            (self._group(event, now), event, count, None) for event, count in events.items()
+        ]
         unwrapped += [(self._group(event, now), event, 1, key) for event, key in keyed]
         for group, event, count, key in unwrapped:
             if event.kind in (Kind.BEGUN, Kind.ASKED):

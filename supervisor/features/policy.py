@@ -108,7 +108,5 @@ def with_epochs(
 def going_on(policy: CanaryPolicy) -> dict[str, int]:
     """Return the ramps whose evidence goes on: those that draw calls, by feature."""
     return {
-        name: feature.ramp
-        for name, feature in policy.features.items()
-        if 0 < feature.share < 1
+        name: feature.ramp for name, feature in policy.features.items() if 0 < feature.share < 1
     }

@@ -242,9 +242,7 @@ class FeatureCanaries:
             await self._written()
         return self._feature_view(self._known(feature))
 
-    async def reset(
-        self, feature: str | None, actor: Actor, key: Key | None = None
-    ) -> CanaryView:
+    async def reset(self, feature: str | None, actor: Actor, key: Key | None = None) -> CanaryView:
         """Reset one feature to the settings; without one, the fallback. Raises RefusedError."""
         async with self._deciding:
             if feature is not None:
