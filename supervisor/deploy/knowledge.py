@@ -7,7 +7,7 @@ import anyio
 from supervisor.config import Settings
 from supervisor.deploy import refusals
 from supervisor.deploy.events import Events
-from supervisor.deploy.overview import overview, release_views
+from supervisor.deploy.overview import Canaries, overview, release_views
 from supervisor.deploy.runner import DeployRun
 from supervisor.deploy.switching import Switch
 from supervisor.model.deploy import DeployRecord
@@ -33,6 +33,7 @@ class DeployKnowledge:
         database: Database,
         events: Events,
         state: StateKeeper,
+        canaries: Canaries,
     ) -> None:
         self._settings = settings
         self._switch = switch
@@ -41,6 +42,7 @@ class DeployKnowledge:
         self._database = database
         self._events = events
         self._state = state
+        self._canaries = canaries
         self._runs: dict[str, DeployRun] = {}
         """Deploys that have not ended; at most one of them is in progress."""
         self._last: DeployRecord | None = None
@@ -55,6 +57,7 @@ class DeployKnowledge:
             self._plane,
             last_deploy=self._fresh(self._last) if self._last else None,
             in_progress=self._current() is not None,
+            canaries=self._canaries,
         )
 
     def ready(self) -> bool:

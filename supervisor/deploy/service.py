@@ -17,6 +17,7 @@ from supervisor.deploy.beginning import new_record, write_down
 from supervisor.deploy.events import Events
 from supervisor.deploy.knowledge import DeployKnowledge
 from supervisor.deploy.machine import FIRST_EFFECT, FIRST_PHASE, Effect, Event, Plan
+from supervisor.deploy.overview import Canaries
 from supervisor.deploy.previous import previous_release
 from supervisor.deploy.repeats import Repeats
 from supervisor.deploy.runner import DeployRun
@@ -53,6 +54,7 @@ class DeployService(DeployKnowledge):
         database: Database,
         events: Events,
         state: StateKeeper,
+        canaries: Canaries,
         tasks: TaskGroup,
     ) -> None:
         super().__init__(
@@ -63,6 +65,7 @@ class DeployService(DeployKnowledge):
             database=database,
             events=events,
             state=state,
+            canaries=canaries,
         )
         self._activities = activities
         self._tasks = tasks

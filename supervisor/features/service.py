@@ -33,6 +33,8 @@ from supervisor.features.evidence import Evidence, Moment
 from supervisor.features.intake import Intake
 from supervisor.features.ledger import Ledger
 from supervisor.features.policy import going_on, policy_of, rules_of, with_epochs
+from supervisor.features.suggestions import suggestions
+from supervisor.features.views import Glance
 from supervisor.model.actor import SUPERVISOR, Actor
 from supervisor.model.canary import (
     ArmCounts,
@@ -45,6 +47,7 @@ from supervisor.model.canary import (
     FeatureView,
 )
 from supervisor.model.key import Key
+from supervisor.model.status import Suggestion
 from supervisor.store.state_keeper import StateKeeper
 from worker.contract import slice_now
 
@@ -76,6 +79,8 @@ class FeatureCanaries:
         self._intake = intake
         self._ledger = ledger
         self._deciding = anyio.Lock()
+        self._glance: Glance | None = None
+        """What the last hour looked like when somebody asked last; None: not any more."""
 
     # What happens by itself.
 
@@ -112,6 +117,7 @@ class FeatureCanaries:
                     if told.ended:
                         self._evidence.gone(told.ring, moment)
                 changed = self._evidence.settle(moment)
+                self._glance = self._glance if not changed else None
                 if changed or self._intake.news:
                     self._ledger.owe_counts(at_once=at_once)
                 await self._decide(moment)
@@ -280,7 +286,11 @@ class FeatureCanaries:
 
     def stats(self) -> CanaryStats:
         """Return the last hour's numbers, from memory."""
-        return views.stats(self._evidence, time.time())
+        return self._last_hour().stats
+
+    def suggestions(self) -> list[Suggestion]:
+        """Return what an operator should do about canaries, if anything; from memory."""
+        return list(suggestions(self.view()))
 
     def view(self) -> CanaryView:
         """Return every feature's canary as it is now, from memory."""
@@ -293,6 +303,13 @@ class FeatureCanaries:
             late_calls=self._evidence.late,
             features=[self._feature_view(feature) for feature in self._features.values()],
         )
+
+    def _last_hour(self) -> Glance:
+        """Return the last hour's numbers; they are put together once in a look, or minute."""
+        minute = int(time.time() / 60)
+        if self._glance is None or self._glance.minute != minute:
+            self._glance = views.glance(self._evidence, minute)
+        return self._glance
 
     async def report(self, hours: int) -> CanaryReport:
         """Return the last hours' numbers of every feature. Raises StoreError."""
@@ -326,7 +343,12 @@ class FeatureCanaries:
 
     def _feature_view(self, feature: Feature) -> FeatureView:
         return views.feature_view(
-            feature, self._share(feature), self._rules, self._evidence, time.time()
+            feature,
+            self._share(feature),
+            self._rules,
+            self._evidence,
+            time.time(),
+            warnings=self._last_hour().warnings.get(feature.name, []),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from supervisor.canary.judgement import Judgement
 from supervisor.canary.ramp import Feature, Rules, Stage, waits_for
@@ -13,21 +14,44 @@ from supervisor.features.evidence import Evidence
 from supervisor.model.canary import CanaryReport, CanaryStats, EpochRow, FeatureView
 
 
-def stats(evidence: Evidence, now: float) -> CanaryStats:
-    """Return the last hour's numbers; `now` is Unix time."""
-    return canary_stats(evidence.last_hour(now))
+class Glance(NamedTuple):
+    """The last hour's numbers, and why those of a feature are not to be trusted."""
+
+    minute: int
+    """When it was put together, in minutes of Unix time."""
+    stats: CanaryStats
+    warnings: Mapping[str, list[str]]
+
+
+def glance(evidence: Evidence, minute: int) -> Glance:
+    """Return the last hour's numbers."""
+    tallies = evidence.spans.last_hour(minute * 60, lambda _epoch: True)
+    epochs = evidence.epochs()
+    features = {row.feature for row in epochs}
+    return Glance(
+        minute,
+        canary_stats(evidence.last_hour(minute * 60)),
+        {
+            name: warnings_of([row for row in epochs if row.feature == name], tallies)
+            for name in features
+        },
+    )
 
 
 def feature_view(
-    feature: Feature, share: float, rules: Rules, evidence: Evidence, now: float
+    feature: Feature,
+    share: float,
+    rules: Rules,
+    evidence: Evidence,
+    now: float,
+    *,
+    warnings: list[str],
 ) -> FeatureView:
     """Return one feature's canary as it is now."""
     judgement = evidence.judgement(feature.name)
     epoch = evidence.epoch(feature.epoch)
-    mine = [row for row in evidence.epochs() if row.feature == feature.name]
     calls = evidence.step_calls(feature.epoch)
     ramps = feature.stage in (Stage.RAMPING, Stage.PAUSED)
-    hour = evidence.spans.last_hour(now, {row.epoch for row in mine}.__contains__)
     return FeatureView(
         feature=feature.name,
         share=share,
@@ -42,7 +66,7 @@ def feature_view(
         waits_for=waits_for(feature, judgement, calls, rules, now),
         judgement=judgement_view(judgement),
         pending_calls=evidence.pending(feature.ramp),
-        warnings=warnings_of(mine, hour),
+        warnings=warnings,
     )
 
 
