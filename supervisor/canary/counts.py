@@ -45,9 +45,24 @@ class Window:
 
     @property
     def both(self) -> Arm:
+        """The calls of both arms together."""
         return self.canary + self.stable
 
     @property
     def is_drawn(self) -> bool:
         """Whether both arms could be drawn; a window in which they could not compares nothing."""
         return 0 < self.share < 1
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the calls to come are expected to be like; the share is within (0, 1)."""
+
+    share: float
+    canary: float
+    stable: float
+
+    @property
+    def stable_calls(self) -> float:
+        """How many stable calls come with each canary call."""
+        return (1 - self.share) / self.share

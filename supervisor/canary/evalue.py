@@ -11,8 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from supervisor.canary.counts import Arm
-
 _LARGEST = 700.0  # exp() of more than 709 does not fit a float
 
 
@@ -27,14 +25,14 @@ def exponential(log: float) -> float:
     return math.exp(min(log, _LARGEST))
 
 
-def log_ratio(arm: Arm, rate: float, against: float) -> float:
-    """Return the logarithm of how much likelier an arm's counts are under one rate than another.
+def log_ratio(calls: float, errors: float, rate: float, against: float) -> float:
+    """Return the logarithm of how much likelier counts are under one rate than another.
 
-    Both rates are within (0, 1).
+    Both rates are within (0, 1). Counts that are expected rather than seen need not be whole.
     """
     failed = math.log(rate / against)
     worked = math.log1p(-rate) - math.log1p(-against)
-    return arm.errors * failed + (arm.calls - arm.errors) * worked
+    return errors * failed + (calls - errors) * worked
 
 
 def check_alpha(alpha: float) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from supervisor.canary.counts import Window
+from supervisor.canary.counts import Rates, Window
 from supervisor.canary.evalue import check_alpha, exponential, log_ratio
 from supervisor.canary.past import Past, Prior
 
@@ -56,6 +56,14 @@ class PromotionEvidence:
         """Whether the e-value has ever reached 1/alpha: promote."""
         return self._highest >= -math.log(self.alpha)
 
+    def needs(self, rates: Rates) -> float | None:
+        """Return about how many canary calls more it takes, if the rates are these."""
+        stable = nearest_stable_rate(self.rate, self.margin, rates.share)
+        in_canary = log_ratio(1, rates.canary, self.rate, stable + self.margin)
+        in_stable = log_ratio(1, rates.stable, self.rate, stable)
+        pace = in_canary + rates.stable_calls * in_stable
+        return max(-math.log(self.alpha) - self._log, 0) / pace if pace > 0 else None
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON has it, without loss."""
         return {
@@ -78,8 +86,8 @@ class PromotionEvidence:
 def log_factor(window: Window, rate: float, margin: float) -> float:
     """Return the logarithm of what a window multiplies the evidence by."""
     stable = nearest_stable_rate(rate, margin, window.share)
-    against_canary = log_ratio(window.canary, rate, stable + margin)
-    return against_canary + log_ratio(window.stable, rate, stable)
+    in_canary = log_ratio(window.canary.calls, window.canary.errors, rate, stable + margin)
+    return in_canary + log_ratio(window.stable.calls, window.stable.errors, rate, stable)
 
 
 def nearest_stable_rate(rate: float, margin: float, share: float) -> float:

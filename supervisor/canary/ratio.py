@@ -1,5 +1,7 @@
-"""Whether calls were assigned as the share says. If not, something is wrong with the canary's
-surroundings, and no comparison is to be trusted.
+"""Whether calls were assigned as the share says.
+
+If not, something is wrong around the canary, and no comparison of the arms is to be trusted. The
+same check of the calls that were assigned and never reported tells whether one arm swallows them.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from supervisor.canary.counts import Window
+from supervisor.canary.counts import Rates, Window
 from supervisor.canary.evalue import check_alpha, exponential, log_ratio, log_sum
 from supervisor.canary.past import Past, Prior
 
@@ -79,6 +79,18 @@ class RollbackEvidence:
         """Whether the e-value has ever reached 1/alpha: roll back."""
         return self._highest >= -math.log(self.alpha)
 
+    def needs(self, rates: Rates, extra: float = 0.0) -> float | None:
+        """Return about how many canary calls more it takes, if the rates are these.
+
+        `extra` is what the logarithm must grow beyond 1/alpha.
+        """
+        missing = [extra - math.log(self.alpha) - log for log in self._logs]
+        paces = [growth(rates, ratio, self.rate) for ratio in RISK_RATIOS]
+        return min(
+            (max(much, 0) / pace for much, pace in zip(missing, paces, strict=True) if pace > 0),
+            default=None,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON has it, without loss."""
         return {
@@ -92,7 +104,9 @@ class RollbackEvidence:
 
     @classmethod
     def from_dict(cls, kept: dict[str, Any]) -> RollbackEvidence:
-        """Return what was kept."""
+        """Return what was kept. Raises ValueError if that was by a version with other bets."""
+        if len(kept["logs"]) != len(RISK_RATIOS):
+            raise ValueError("this evidence was kept by another version of the supervisor")
         evidence = cls(kept["alpha"])
         evidence._past = Past.from_dict(kept["past"])
         evidence._canary_calls = kept["canary_calls"]
@@ -117,4 +131,13 @@ def log_factor(window: Window, ratio: float, rate: float) -> float:
     """Return the logarithm of what a window multiplies the bet on a risk ratio by."""
     canary, stable = bet(ratio, rate, window.share)
     pooled = window.share * canary + (1 - window.share) * stable
-    return log_ratio(window.canary, canary, pooled) + log_ratio(window.stable, stable, pooled)
+    in_canary = log_ratio(window.canary.calls, window.canary.errors, canary, pooled)
+    return in_canary + log_ratio(window.stable.calls, window.stable.errors, stable, pooled)
+
+
+def growth(rates: Rates, ratio: float, rate: float) -> float:
+    """Return by how much a bet's logarithm grows for each canary call, if rates are these."""
+    canary, stable = bet(ratio, rate, rates.share)
+    pooled = rates.share * canary + (1 - rates.share) * stable
+    in_canary = log_ratio(1, rates.canary, canary, pooled)
+    return in_canary + rates.stable_calls * log_ratio(1, rates.stable, stable, pooled)
