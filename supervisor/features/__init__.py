@@ -1,0 +1,1 @@
+"""Feature canaries: what workers tell of their calls, and what follows from it."""
