@@ -83,6 +83,12 @@ def start_ticks(pid: int) -> int | None:
     return int(stat[19]) if stat else None
 
 
+def is_alive(pid: int, started: int) -> bool:
+    """Whether the process with this number and these start ticks still runs; a zombie does not."""
+    stat = _stat(pid)
+    return bool(stat) and stat[0] not in "ZX" and int(stat[19]) == started
+
+
 def parent(pid: int) -> int:
     """Return the parent's pid; 0 if the process is gone."""
     stat = _stat(pid)
