@@ -27,6 +27,8 @@ from supervisor.deploy.recovery import finish_interrupted, read_state, resumed
 from supervisor.deploy.service import DeployService
 from supervisor.deploy.switching import Switch
 from supervisor.errors import StartRefusedError
+from supervisor.features.opening import open_canaries
+from supervisor.features.service import FeatureCanaries
 from supervisor.model.actor import SUPERVISOR
 from supervisor.model.release import Release
 from supervisor.model.slot import SlotName, SlotState
@@ -80,6 +82,7 @@ class Daemon:
         # Made by `run`, in this order.
         self._database: Database
         self._state: StateKeeper
+        self._canaries: FeatureCanaries
         self._switch: Switch
         self._service: DeployService
 
@@ -95,12 +98,17 @@ class Daemon:
             self._plane.open(self._slot_of(self._state.state.active_port))
             stack.push_async_callback(self._plane.close)
             async with anyio.create_task_group() as tasks:
+                with _refused_by_store():
+                    self._canaries = await open_canaries(
+                        self._settings, self._state, self._database
+                    )
                 self._assemble(prober, tasks)
+                tasks.start_soon(self._canaries.run)
                 self._plane.vacate(self._switch.staging.name, self._switch.active.name)
                 with _refused_by_store():
                     await self._resume(waiting)  # before anybody can ask for another deploy
                     release = await self._active_release(self._switch.active)
-                async with serve(Control(deploys=self._service), _api_options(self._settings)):
+                async with serve(self._control(), _api_options(self._settings)):
                     if release is not None:
                         tasks.start_soon(self._keepers[self._switch.active.name].start, release)
                     await stopping.wait()
@@ -177,8 +185,12 @@ class Daemon:
             database=database,
             events=events,
             state=state,
+            canaries=self._canaries,
             tasks=tasks,
         )
+
+    def _control(self) -> Control:
+        return Control(deploys=self._service, canary=self._canaries)
 
     async def _make_room(self) -> None:
         await self._service.make_room()

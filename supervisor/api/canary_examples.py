@@ -39,7 +39,7 @@ _STABLE = ArmView(
 _BOTH = BothArms(canary=_CANARY, stable=_STABLE)
 _JUDGEMENT = JudgementView(
     verdict="inconclusive",
-    kind="none",
+    kind="waiting",
     reason="vision: nothing speaks against the canary so far, and not enough for it",
     numbers={"canary_calls": 412, "stable_calls": 3690},
     needs=900,

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
-from supervisor.canary.judge import Judgement
+from supervisor.canary.judgement import Judgement
 from supervisor.canary.words import percent
 from supervisor.model.verdict import Verdict
 
@@ -137,8 +137,14 @@ def judge_ramp(
         return None
     if judgement.verdict is Verdict.FAIL:
         return _to(feature, Stage.ROLLED_BACK, judgement.reason)
-    if feature.stage is not Stage.RAMPING or now - feature.step_since < rules.step_seconds:
-        return None
+    if feature.stage is Stage.RAMPING and now - feature.step_since >= rules.step_seconds:
+        return _after_its_time(feature, judgement, calls_on_step, rules, now)
+    return None
+
+
+def _after_its_time(
+    feature: Feature, judgement: Judgement, calls_on_step: int, rules: Rules, now: float
+) -> Next | None:
     if feature.step < rules.last:
         if calls_on_step < rules.least_calls:
             return None

@@ -13,7 +13,7 @@ from datetime import datetime
 from supervisor.canary.calls import Tally
 from supervisor.canary.counts import Arm
 from supervisor.canary.intervals import Interval, difference, stratified_difference, wilson
-from supervisor.canary.judge import Judgement
+from supervisor.canary.judgement import Judgement
 from supervisor.canary.ratio import Assigned, check_ratio
 from supervisor.canary.spans import Both
 from supervisor.canary.words import percent

@@ -7,8 +7,9 @@ or counted twice over a crash. A reboot alone loses the windows of the last seco
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from supervisor import procfs
 from supervisor.canary.calls import SLICES_PER_SECOND, Calls, Outcome
@@ -20,8 +21,7 @@ from supervisor.canary.spans import Both, Spans
 from supervisor.canary.windows import GRACE_SLICES, Group, Sealed, Windows
 from supervisor.config import Settings
 from supervisor.model.canary import CountsRow, EpochRow
-from worker import contract
-from worker.contract import Event, Kind
+from worker.contract.ring import SLICE_SECONDS, SLICES, Event, Kind
 
 _OUTCOMES = {0: Outcome.OK, 1: Outcome.ERROR, 2: Outcome.CANCELLED}
 
@@ -31,6 +31,11 @@ class Moment(NamedTuple):
 
     slice: int
     unix: float
+
+    @classmethod
+    def now(cls) -> Self:
+        """Read both clocks."""
+        return cls(int(time.monotonic() / SLICE_SECONDS), time.time())
 
     def unix_of(self, piece: int) -> float:
         """Return when a slice was, in Unix time."""
@@ -90,26 +95,26 @@ class Evidence:
         now: Moment,
     ) -> None:
         """Take in what one process has told: first all that began, then what ended."""
-        unwrapped = [
+        unwrapped: list[tuple[Group, Event, int, int | None]] = [
             (self._group(event, now), event, count, None) for event, count in events.items()
         ]
         unwrapped += [(self._group(event, now), event, 1, key) for event, key in keyed]
         for group, event, count, key in unwrapped:
             if event.kind in (Kind.BEGUN, Kind.ASKED):
-                self._calls.begin(ring, group, count, asked=event.kind is Kind.ASKED, key=key)
+                self._calls.begin(ring, group, count, asked=event.kind == Kind.ASKED, key=key)
         for group, event, count, key in unwrapped:
             outcome = _OUTCOMES.get(event.outcome, Outcome.ERROR)
-            if event.kind is Kind.RECORDED:
+            if event.kind == Kind.RECORDED:
                 self._calls.record(group, count, outcome, event.bucket)
             elif event.kind in (Kind.ENDED, Kind.TOLD):
-                asked = event.kind is Kind.TOLD
+                asked = event.kind == Kind.TOLD
                 self._calls.end(ring, group, count, outcome, event.bucket, asked=asked, key=key)
 
     def _group(self, event: Event, now: Moment) -> Group:
-        behind = (now.slice - event.slice) % contract.SLICES
-        if behind > contract.SLICES // 2:  # ahead of us: its clock was read later than ours
-            behind = max(behind - contract.SLICES, -GRACE_SLICES)
-        return Group(event.epoch, now.slice - behind, bool(event.canary))
+        behind = (now.slice - event.slice_number) % SLICES
+        if behind > SLICES // 2:  # ahead of us: its clock was read later than ours
+            behind = max(behind - SLICES, -GRACE_SLICES)
+        return Group(event.epoch, now.slice - behind, event.is_canary)
 
     def gone(self, ring: str, now: Moment) -> None:
         """Note that a process is gone, and all of its events were taken in."""

@@ -43,7 +43,7 @@ class Ledger:
         self._urgent = False
         self._epochs: list[EpochRow] = []
         self._keys: list[tuple[int, int]] = []
-        self._ramps: Collection[int] | None = None
+        self._ramps: list[int] | None = None
         self._audits: list[tuple[Actor, str, str, str | None, dict[str, Any]]] = []
         self._since_write = Stopwatch()
         self._since_trim: Stopwatch | None = None

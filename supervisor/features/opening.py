@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import time
-
 import structlog
 
 from supervisor.config import Settings
 from supervisor.errors import StartRefusedError
-from supervisor.features.evidence import Evidence
+from supervisor.features.evidence import Evidence, Moment
 from supervisor.features.intake import Intake
 from supervisor.features.ledger import Ledger, kept_by, newest_epoch
 from supervisor.features.policy import first_features
 from supervisor.features.service import FeatureCanaries
 from supervisor.store.database import Database
 from supervisor.store.state_keeper import StateKeeper
-from worker.contract import RINGS_FOLDER
+from worker.contract import RINGS_DIRECTORY
 
 log = structlog.get_logger(__name__)
 
@@ -29,13 +27,13 @@ async def open_canaries(
 
     Raises StartRefusedError, StoreError.
     """
-    kept, features = await kept_by(database, time.time())
+    kept, features = await kept_by(database, Moment.now().unix)
     try:
         evidence = Evidence(settings, kept)
     except (ValueError, LookupError, TypeError) as error:
         log.error("canary_progress_unreadable", why=repr(error), instead="evidence begins anew")
         evidence = Evidence(settings, kept._replace(progress={}))
-    folder = settings.state_dir / RINGS_FOLDER
+    folder = settings.state_dir / RINGS_DIRECTORY
     policy = state.state.canary
     try:
         folder.mkdir(mode=_FOLDER_MODE, exist_ok=True)

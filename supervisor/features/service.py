@@ -6,7 +6,6 @@ workers go by; then the database together with the counts; then the audit trail.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -49,7 +48,6 @@ from supervisor.model.canary import (
 from supervisor.model.key import Key
 from supervisor.model.status import Suggestion
 from supervisor.store.state_keeper import StateKeeper
-from worker.contract import slice_now
 
 log = structlog.get_logger(__name__)
 
@@ -111,7 +109,7 @@ class FeatureCanaries:
         """Read what processes tell, decide, and write it all down, `at_once` if not in time."""
         with anyio.CancelScope(shield=True):  # what was read is taken in, or read again
             async with self._deciding:
-                moment = Moment(slice_now(), time.time())
+                moment = Moment.now()
                 for told in await anyio.to_thread.run_sync(self._intake.look):
                     self._evidence.take_in(told.ring, told.events, told.keyed, moment)
                     if told.ended:
@@ -214,6 +212,10 @@ class FeatureCanaries:
         self._evidence.begin_epoch(row, fresh=fresh)
         self._ledger.owe_epoch(row)
 
+    def close(self) -> None:
+        """Let the rings go; what they hold is read by the next daemon."""
+        self._intake.close()
+
     # What can be asked for.
 
     async def set_percentage(self, feature: str, percentage: float, actor: Actor) -> FeatureView:
@@ -230,7 +232,9 @@ class FeatureCanaries:
             known, following = self._known(feature), None
             if not await self._ledger.done_before(key):
                 try:
-                    following = act(known, Action(action), self._rules, time.time(), actor.name)
+                    following = act(
+                        known, Action(action), self._rules, Moment.now().unix, actor.name
+                    )
                 except RampError as error:
                     raise refusals.ramp(error) from error
             view = await self._asked(feature, following, actor, action)
@@ -275,11 +279,11 @@ class FeatureCanaries:
         feature = self._known(name)
         if whole:
             return reset(feature, self._settings.canary_percentage, actor.name)
-        since = {"step_since": time.time()}
+        since = {"step_since": Moment.now().unix}
         return Next(feature.model_copy(update=since), f"fallback reset by {actor.name}", fresh=True)
 
     async def _written(self) -> None:
-        moment = Moment(slice_now(), time.time())
+        moment = Moment.now()
         await self._ledger.write(self._evidence, self._features, self._intake, moment)
 
     # What there is to know.
@@ -306,7 +310,7 @@ class FeatureCanaries:
 
     def _last_hour(self) -> Glance:
         """Return the last hour's numbers; they are put together once in a look, or minute."""
-        minute = int(time.time() / 60)
+        minute = int(Moment.now().unix / 60)
         if self._glance is None or self._glance.minute != minute:
             self._glance = views.glance(self._evidence, minute)
         return self._glance
@@ -315,7 +319,7 @@ class FeatureCanaries:
         """Return the last hours' numbers of every feature. Raises StoreError."""
         with suppress(OSError):  # it is about what is known
             await self._look(at_once=True)
-        until = datetime.now(UTC)
+        until = datetime.fromtimestamp(Moment.now().unix, UTC)
         tallies, epochs = await self._ledger.tallies(until.timestamp(), hours)
         return await anyio.to_thread.run_sync(
             views.report,
@@ -347,7 +351,7 @@ class FeatureCanaries:
             self._share(feature),
             self._rules,
             self._evidence,
-            time.time(),
+            Moment.now().unix,
             warnings=self._last_hour().warnings.get(feature.name, []),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -144,9 +144,9 @@ class JudgementView(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     verdict: str = Field(description="`pass`: promote, `fail`: roll back, `inconclusive`: hold.")
-    kind: str = Field(description="`errors`, `latency`, `promotion` or `none`.")
+    kind: str = Field(description="`errors`, `latency`, `promotion`, `ratio` or `waiting`.")
     reason: str
-    numbers: dict[str, float | int | str | None]
+    numbers: dict[str, Any]
     needs: int | None = Field(description="About how many more canary calls it takes, if known.")
 
 

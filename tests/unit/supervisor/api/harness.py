@@ -25,6 +25,7 @@ from supervisor.model.event import Announcement, EventFeed, Transition
 from supervisor.model.key import Key
 from supervisor.model.release import ReleaseView
 from supervisor.model.status import Status
+from tests.unit.supervisor.api.played_canaries import PlayedCanaries
 
 TOKEN = "a-token-that-nobody-guesses"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -75,6 +76,7 @@ class MemoryControl:
     records: dict[str, DeployRecord] = field(default_factory=dict)
     feeds: list[MemoryFeed] = field(default_factory=list)
     prepare: Callable[[MemoryFeed], None] | None = None
+    canaries: PlayedCanaries = field(default_factory=PlayedCanaries)
 
     def __post_init__(self) -> None:
         self.go_on.set()
@@ -255,5 +257,6 @@ async def running(
         **changes,
     }
     server = Server(control or MemoryControl(), ApiOptions(**given))
-    async with serve(Control(deploys=server.control), server.options):
+    served = Control(deploys=server.control, canary=server.control.canaries)
+    async with serve(served, server.options):
         yield server

@@ -20,9 +20,9 @@ from supervisor.canary.ramp import (
 from supervisor.model.verdict import Verdict
 
 RULES = Rules(steps=(0.05, 0.25, 1.0), step_seconds=300, least_calls=20)
-HOLD = Judgement(Verdict.INCONCLUSIVE, Kind.NONE, "not enough is known", needs=120)
-BAD = Judgement(Verdict.FAIL, Kind.ERRORS, "it fails more often")
-GOOD = Judgement(Verdict.PASS, Kind.PROMOTION, "it is no worse")
+HOLD = Judgement(Verdict.INCONCLUSIVE, Kind.WAITING, "not enough is known", {}, needs=120)
+BAD = Judgement(Verdict.FAIL, Kind.ERRORS, "it fails more often", {})
+GOOD = Judgement(Verdict.PASS, Kind.PROMOTION, "it is no worse", {})
 
 
 def a_feature(**changes: object) -> Feature:
@@ -30,7 +30,7 @@ def a_feature(**changes: object) -> Feature:
 
 
 def ramping(step: int = 0, **changes: object) -> Feature:
-    return a_feature(stage=Stage.RAMPING, step=step, step_since=1000.0, **changes)
+    return a_feature(**{"stage": Stage.RAMPING, "step": step, "step_since": 1000.0, **changes})
 
 
 def test_a_started_ramp_is_on_its_first_step_with_evidence_of_its_own() -> None:
@@ -45,7 +45,7 @@ def test_a_started_ramp_is_on_its_first_step_with_evidence_of_its_own() -> None:
 
 @pytest.mark.parametrize("stage", [Stage.RAMPING, Stage.PAUSED])
 def test_to_start_a_ramp_that_is_under_way_changes_nothing(stage: Stage) -> None:
-    assert act(ramping(1, **{"stage": stage}), Action.START, RULES, 0, "x") is None
+    assert act(ramping(1, stage=stage), Action.START, RULES, 0, "x") is None
 
 
 def test_without_steps_there_is_no_ramp_to_start() -> None:
