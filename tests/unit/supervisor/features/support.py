@@ -77,31 +77,31 @@ class Process:
         outcome: Outcome = Outcome.OK,
         ms: float = 10.0,
         key: int | None = None,
-        at: int | None = None,
+        times: int = 1,
     ) -> None:
+        """Write an event as often as told."""
         word = layout.encode(
             kind,
             is_canary=canary,
             epoch=self.policy().features[feature].epoch,
-            slice_number=(self.clock.slice if at is None else at) % layout.SLICES,
+            slice_number=self.clock.slice % layout.SLICES,
             outcome=outcome,
             bucket=latency_bucket(ms),
         )
         with self.path.open("rb+") as file:
             if key is None:
                 file.seek(layout.HEADER_BYTES + self.index * layout.WORD_BYTES)
-                file.write(struct.pack("<Q", word))
-                self.index += 1
+                file.write(struct.pack("<Q", word) * times)
+                self.index += times
             else:
                 file.seek(layout.KEYED_OFFSET + self.keyed_index * WORDS.size)
-                file.write(WORDS.pack(word, key))
-                self.keyed_index += 1
+                file.write(WORDS.pack(word, key) * times)
+                self.keyed_index += times
 
     def calls(self, count: int, *, failed: int = 0, **more: Any) -> None:
         """Tell calls that are over, the first of them failed."""
-        for number in range(count):
-            outcome = Outcome.ERROR if number < failed else Outcome.OK
-            self.tell(Kind.RECORDED, outcome=outcome, **more)
+        self.tell(Kind.RECORDED, outcome=Outcome.ERROR, times=failed, **more)
+        self.tell(Kind.RECORDED, times=count - failed, **more)
 
     def die(self) -> None:
         """Be a process that is not there any more."""
