@@ -12,7 +12,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scripts.benchmarks import acceptance, events, footprint, hop, relay, rescue, rollback, switch
+from scripts.benchmarks import (
+    acceptance,
+    canary_daemon,
+    events,
+    footprint,
+    hop,
+    relay,
+    rescue,
+    rollback,
+    switch,
+)
 from scripts.benchmarks.machine import machine
 from scripts.benchmarks.result import Benchmark, CannotRunError, Options
 
@@ -27,12 +37,16 @@ BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
     "events": (events.run, "what 200 watchers cost a deploy and the daemon, 20 of them stuck"),
     "rollback": (rollback.run, "the time of a warm rollback"),
     "rescue": (rescue.run, "what is lost when the active worker is killed under load"),
+    "canary-daemon": (
+        canary_daemon.run,
+        "feature canaries: the daemon's CPU, how fast they go off, a day's report",
+    ),
     "footprint": (footprint.run, "the daemon's memory, CPU, descriptors, files over many deploys"),
 }
 
 
 def arguments() -> argparse.Namespace:
-    listed = "\n".join(f"  {name:10} {what}" for name, (_, what) in BENCHMARKS.items())
+    listed = "\n".join(f"  {name:17} {what}" for name, (_, what) in BENCHMARKS.items())
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
         description="Measures on this machine. Benchmarks:\n" + listed,
