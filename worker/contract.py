@@ -54,6 +54,7 @@ SMOKE_HEADER = "X-Atlas-Smoke"
 LATENCY_RATIO = 1.02
 LATENCY_BUCKETS = 2048
 _QUICKEST_MS = 0.001
+_LOG_QUICKEST = math.log(_QUICKEST_MS)
 _PER_BUCKET = math.log(LATENCY_RATIO)
 
 
@@ -63,9 +64,10 @@ def latency_bucket(milliseconds: float) -> int:
         return 0
     if milliseconds == math.inf:
         return LATENCY_BUCKETS - 1
-    return min(int(math.log(milliseconds / _QUICKEST_MS) / _PER_BUCKET), LATENCY_BUCKETS - 1)
+    bucket = int((math.log(milliseconds) - _LOG_QUICKEST) / _PER_BUCKET)
+    return min(bucket, LATENCY_BUCKETS - 1)
 
 
 def bucket_milliseconds(bucket: int) -> float:
     """Return the geometric middle of a bucket's two bounds, in milliseconds."""
-    return _QUICKEST_MS * LATENCY_RATIO ** (bucket + 0.5)
+    return _QUICKEST_MS * math.pow(LATENCY_RATIO, bucket + 0.5)
