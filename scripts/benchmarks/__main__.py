@@ -12,7 +12,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scripts.benchmarks import acceptance, events, footprint, hop, relay, rescue, rollback, switch
+from scripts.benchmarks import (
+    acceptance,
+    canary_statistics,
+    events,
+    footprint,
+    hop,
+    relay,
+    rescue,
+    rollback,
+    switch,
+)
 from scripts.benchmarks.machine import machine
 from scripts.benchmarks.result import Benchmark, CannotRunError, Options
 
@@ -27,12 +37,16 @@ BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
     "events": (events.run, "what 200 watchers cost a deploy and the daemon, 20 of them stuck"),
     "rollback": (rollback.run, "the time of a warm rollback"),
     "rescue": (rescue.run, "what is lost when the active worker is killed under load"),
+    "canary-statistics": (
+        canary_statistics.run,
+        "how often the canary's evidence errs, and how soon it finds what is bad",
+    ),
     "footprint": (footprint.run, "the daemon's memory, CPU, descriptors, files over many deploys"),
 }
 
 
 def arguments() -> argparse.Namespace:
-    listed = "\n".join(f"  {name:10} {what}" for name, (_, what) in BENCHMARKS.items())
+    listed = "\n".join(f"  {name:17} {what}" for name, (_, what) in BENCHMARKS.items())
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
         description="Measures on this machine. Benchmarks:\n" + listed,
@@ -40,7 +54,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("name", nargs="?", choices=list(BENCHMARKS), metavar="NAME")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
-    parser.add_argument("--count", type=int, help="how many deploys or rollbacks")
+    parser.add_argument("--count", type=int, help="how many deploys, rollbacks or runs")
     parser.add_argument("--rounds", type=int, help="how many rounds (hop)")
     parser.add_argument("--seconds", type=float, help="length of one measurement")
     parsed = parser.parse_args()

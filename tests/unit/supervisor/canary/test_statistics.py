@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from supervisor.canary.counts import Window
+from supervisor.canary.histogram import Histogram
+from supervisor.canary.latency import LatencyEvidence
 from supervisor.canary.past import Prior
 from supervisor.canary.promotion import PromotionEvidence
 from supervisor.canary.rollback import RollbackEvidence
@@ -31,6 +33,7 @@ from tests.unit.supervisor.canary.simulated import (
     unequal_calls,
     worse,
 )
+from worker.contract import latency_bucket
 
 ALPHA = 0.05
 RUNS = 50
@@ -104,3 +107,25 @@ def test_an_equal_canary_is_promoted_and_not_rolled_back() -> None:
     rng, story = seeded(6), worse(0.01, 0.01)
 
     assert sum(errs(rng, PromotionEvidence(0.02, 0.05), story, 200, 50) for _ in range(20)) >= 18
+
+
+def test_a_canary_as_quick_as_stable_is_seldom_called_slower() -> None:
+    """Three thresholds, placed by little past, while both arms become slower for a while."""
+    rng, wrong = seeded(9), 0
+
+    def latencies(calls: int, times: float = 1.0) -> Histogram:
+        drawn = (times * rng.lognormvariate(3, 0.5) for _ in range(calls))
+        return Histogram((latency_bucket(each), 1) for each in drawn)
+
+    for _ in range(RUNS):
+        evidence = LatencyEvidence(ALPHA)
+        assert evidence.fix_thresholds(latencies(200))
+        for number in range(40):
+            window = draw(rng, 40, Moment(0.2, 0, 0))
+            times = 2.0 if 15 < number < 25 else 1.0
+            canary = latencies(window.canary.calls, times)
+            stable = latencies(window.stable.calls, times)
+            evidence.update(window, evidence.slow(canary, stable))
+        wrong += evidence.reached
+
+    assert wrong <= most_by_chance(RUNS, ALPHA)
