@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from supervisor.canary import promotion, rollback
 from supervisor.canary.counts import Arm, Rates, Window
+from supervisor.canary.histogram import Histogram
+from supervisor.canary.latency import LatencyEvidence, Slow
 from supervisor.canary.past import HIGHEST, LOWEST, Past, Prior
 from supervisor.canary.promotion import PromotionEvidence, nearest_stable_rate
 from supervisor.canary.rollback import RISK_RATIOS, RollbackEvidence, share_started
@@ -160,6 +162,25 @@ def test_a_window_multiplies_by_the_ratios_of_the_design() -> None:
 
 def test_with_an_even_share_and_rate_the_worse_canary_lies_around_the_middle() -> None:
     assert nearest_stable_rate(0.5, 0.2, 0.5) == pytest.approx(0.4)
+
+
+def test_a_window_is_judged_by_what_was_known_before_it() -> None:
+    evidence, window = RollbackEvidence(0.01), Window(0.1, Arm(20, 6), Arm(180, 9))
+    evidence.update(window)
+
+    factors = [math.exp(rollback.log_factor(window, ratio, 0.02)) for ratio in RISK_RATIOS]
+    assert evidence.e_value == pytest.approx(0.9 * sum(factors) / len(factors) + 0.1)
+    assert evidence.rate == pytest.approx((0.04 + 15) / 202)
+
+
+def test_latency_evidence_is_the_mean_over_its_thresholds() -> None:
+    evidence = LatencyEvidence(0.01)
+    assert evidence.fix_thresholds(Histogram((bucket, 1) for bucket in range(500, 800)))
+    evidence.update(Window(0.5, Arm(50), Arm(50)), [Slow(40, 20), Slow(20, 2), Slow(0, 0)])
+
+    each = [test.e_value for test in evidence._tests]
+    assert each[0] > 10 > each[2]
+    assert evidence.e_value == pytest.approx(sum(each) / 3)
 
 
 # What it must withstand.

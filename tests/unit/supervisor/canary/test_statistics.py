@@ -36,13 +36,13 @@ from tests.unit.supervisor.canary.simulated import (
 from worker.contract import latency_bucket
 
 ALPHA = 0.05
-RUNS = 50
+RUNS = 40
 
 
 @pytest.mark.parametrize("story", list(ALIKE.values()), ids=list(ALIKE))
 def test_a_canary_that_is_no_worse_is_seldom_rolled_back(story: Story) -> None:
     rng = seeded(1)
-    wrong = sum(errs(rng, RollbackEvidence(ALPHA), story, 120, 50) for _ in range(RUNS))
+    wrong = sum(errs(rng, RollbackEvidence(ALPHA), story, 100, 50) for _ in range(RUNS))
 
     assert wrong <= most_by_chance(RUNS, ALPHA)
 
@@ -86,7 +86,7 @@ def test_counting_calls_as_they_end_would_roll_it_back() -> None:
 )
 def test_a_worse_canary_is_found_soon(canary: float, prior: Prior | None, at_most: int) -> None:
     rng, truth = seeded(4), Moment(0.1, canary, 0.01)
-    found = statistics.median(calls_until_found(rng, truth, prior) for _ in range(50))
+    found = statistics.median(calls_until_found(rng, truth, prior) for _ in range(40))
 
     assert found <= at_most
 
