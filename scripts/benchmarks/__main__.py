@@ -15,6 +15,7 @@ from rich.console import Console
 from scripts.benchmarks import (
     acceptance,
     canary_daemon,
+    canary_statistics,
     events,
     footprint,
     hop,
@@ -41,6 +42,10 @@ BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
         canary_daemon.run,
         "feature canaries: the daemon's CPU, how fast they go off, a day's report",
     ),
+    "canary-statistics": (
+        canary_statistics.run,
+        "how often the canary's evidence errs, and how soon it finds what is bad",
+    ),
     "footprint": (footprint.run, "the daemon's memory, CPU, descriptors, files over many deploys"),
 }
 
@@ -54,7 +59,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("name", nargs="?", choices=list(BENCHMARKS), metavar="NAME")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
-    parser.add_argument("--count", type=int, help="how many deploys or rollbacks")
+    parser.add_argument("--count", type=int, help="how many deploys, rollbacks or runs")
     parser.add_argument("--rounds", type=int, help="how many rounds (hop)")
     parser.add_argument("--seconds", type=float, help="length of one measurement")
     parsed = parser.parse_args()

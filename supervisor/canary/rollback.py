@@ -16,7 +16,7 @@ RISK_RATIOS = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0)
 """How many times as often as stable the canary may fail: one bet on each, all alike."""
 
 _WORST = 0.999  # no bet says that every canary call fails: one that works would end it
-_AT_FIRST = 0.5  # the part of alpha that bets from the first call on
+_AT_FIRST = 0.9  # the part of alpha that bets from the first call on
 _RESTARTS_FROM = 100  # canary calls over which the restarts begin to thin out
 
 
@@ -117,7 +117,7 @@ class RollbackEvidence:
 
 
 def share_started(canary_calls: int) -> float:
-    """Return the part of alpha that bets after this many canary calls, in [1/2, 1)."""
+    """Return the part of alpha that bets after this many canary calls, in [0.9, 1)."""
     return 1 - (1 - _AT_FIRST) / (1 + math.log1p(canary_calls / _RESTARTS_FROM))
 
 
