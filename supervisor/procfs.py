@@ -86,7 +86,7 @@ def start_ticks(pid: int) -> int | None:
 def is_alive(pid: int, started: int) -> bool:
     """Whether the process with this number and these start ticks still runs; a zombie does not."""
     stat = _stat(pid)
-    return bool(stat) and stat[0] not in "ZX" and int(stat[19]) == started
+    return stat is not None and stat[0] not in "ZX" and int(stat[19]) == started
 
 
 def parent(pid: int) -> int:

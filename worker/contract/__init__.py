@@ -40,6 +40,7 @@ LEFT_KINDS = ("requests", "websockets", "event_streams", "idle")
 
 # Files in STATE_DIR.
 STATE_FILE = "deploy_state.json"
+STATE_SCHEMA_VERSION = 1  # of the state file; a worker does not read one that is newer
 SUPERVISOR_SOCKET = "supervisor.sock"
 RINGS_DIRECTORY = "canary"  # made by the daemon, mode 0700; one ring for each process of a worker
 
