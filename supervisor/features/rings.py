@@ -118,7 +118,12 @@ class Ring:
         return Positions(self._cell(layout.TAIL_OFFSET), self._cell(layout.KEYED_TAIL_OFFSET))
 
     def advance(self, positions: Positions) -> None:
-        """Give what was read back to the process. Only what is kept durably may be given back."""
+        """Give what was read back to the process. Only what is kept durably may be given back.
+
+        A dead process gets nothing back: where its tail stood tells how far it can have come.
+        """
+        if not self.alive():
+            return
         try:
             os.pwrite(self._descriptor, struct.pack("<Q", positions.main), layout.TAIL_OFFSET)
             keyed = struct.pack("<Q", positions.keyed)
@@ -134,8 +139,8 @@ class Ring:
         """
         alive = self.alive()  # asked first: what it wrote until its death is then all there
         tail = self.tail
-        main = self._follow(_MAIN, max(positions.main, tail.main), over_gaps=not alive)
-        keyed = self._follow(_KEYED, max(positions.keyed, tail.keyed), over_gaps=not alive)
+        main = self._follow(_MAIN, positions.main, tail.main, over_gaps=not alive)
+        keyed = self._follow(_KEYED, positions.keyed, tail.keyed, over_gaps=not alive)
         return Batch(
             events=_counted(main.columns[0]),
             keyed=_pairs(*keyed.columns),
@@ -144,10 +149,10 @@ class Ring:
             alive=alive,
         )
 
-    def _follow(self, shape: _Shape, start: int, *, over_gaps: bool) -> _Found:
+    def _follow(self, shape: _Shape, position: int, tail: int, *, over_gaps: bool) -> _Found:
         columns: list[list[int]] = [[] for _ in range(shape.width)]
-        index = end = start
-        limit = start + shape.capacity
+        index = end = start = max(position, tail)
+        limit = tail + shape.capacity  # the process can't have come further
         while index < limit:
             place = index % shape.capacity
             count = min(_CHUNK, shape.capacity - place, limit - index)
@@ -208,6 +213,8 @@ def _written(parts: list[tuple[int, ...]], *, lap: int, over_gaps: bool) -> Sequ
     def is_written(number: int) -> bool:
         return all(low <= part[number] < high for part, low in zip(parts, lows, strict=False))
 
+    if max(parts[0]) < lows[0] or min(parts[0]) >= high:
+        return ()
     if over_gaps:
         return [number for number in range(count) if is_written(number)]
     return range(next(number for number in range(count) if not is_written(number)))

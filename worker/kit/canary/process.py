@@ -81,9 +81,12 @@ class Process:
             self._started = True
 
     def _follow(self) -> None:
+        lock = self._lock
         while True:
             time.sleep(POLL_SECONDS)
-            with self._lock:
+            with lock:
+                if self._lock is not lock:  # it has begun anew, with a thread of its own
+                    return
                 self._look()
 
     def _look(self) -> None:
