@@ -217,8 +217,8 @@ def test_a_record_that_can_not_be_understood_is_ignored(
 
 @pytest.mark.parametrize(
     ("latency", "bucket"),
-    [(math.nan, 0), (-5.0, 0), (0, 0), (math.inf, LATENCY_BUCKETS - 1), (1e300, 2047), (10**400, 2047),
-     (Decimal("1.5"), latency_bucket(1.5)), (True, latency_bucket(1.0))],
+    [(math.nan, 0), (-5.0, 0), (0, 0), (math.inf, LATENCY_BUCKETS - 1), (1e300, 2047),
+     (10**400, 2047), (Decimal("1.5"), latency_bucket(1.5)), (True, latency_bucket(1.0))],
 )  # fmt: skip
 def test_an_odd_latency_harms_nothing(canaries: Canaries, latency: Any, bucket: int) -> None:
     canaries.decide({"vision": 1})
