@@ -12,7 +12,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scripts.benchmarks import acceptance, events, footprint, hop, relay, rescue, rollback, switch
+from scripts.benchmarks import (
+    acceptance,
+    canary,
+    events,
+    footprint,
+    hop,
+    relay,
+    rescue,
+    rollback,
+    switch,
+)
 from scripts.benchmarks.machine import machine
 from scripts.benchmarks.result import Benchmark, CannotRunError, Options
 
@@ -27,6 +37,7 @@ BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
     "events": (events.run, "what 200 watchers cost a deploy and the daemon, 20 of them stuck"),
     "rollback": (rollback.run, "the time of a warm rollback"),
     "rescue": (rescue.run, "what is lost when the active worker is killed under load"),
+    "canary": (canary.run, "a feature canary's decision, record and call beside three flag SDKs"),
     "footprint": (footprint.run, "the daemon's memory, CPU, descriptors, files over many deploys"),
 }
 

@@ -84,7 +84,9 @@ def _ask_with_key(rule: Rule, key: str) -> bool:
 def _decide_by_key(rule: Rule, key: object) -> tuple[bool, int]:
     """Return whether the canary serves a key, and the key's hash word; 0 for no usable key."""
     try:
-        digest = rule.digest(key if type(key) is str else str(key))
+        hasher = rule.hasher.copy()
+        hasher.update((key if type(key) is str else str(key)).encode())
+        digest = hasher.digest()
     except Exception:  # noqa: BLE001 - whatever a foreign `__str__` or half a surrogate pair does
         return False, 0
     return digest < rule.threshold, key_word(digest)

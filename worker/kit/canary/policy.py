@@ -28,6 +28,7 @@ class BadPolicyError(ValueError):
 class Rule:
     """One feature under one epoch. `share` is that of the canary arm, from 0 to 1.
 
+    A key has the canary if the digest of `hasher`, fed with it, is below `threshold`.
     `canary` and `stable` hold the words of the events ASKED, BEGUN and RECORDED in the present
     slice: `set_slice` renews them.
     """
@@ -55,12 +56,6 @@ class Rule:
             (asked | shifted, begun | shifted, recorded | shifted)
             for asked, begun, recorded in self._first
         )
-
-    def digest(self, key: str) -> bytes:
-        """Return the eight bytes that decide for a key: canary iff below `threshold`."""
-        hasher = self.hasher.copy()
-        hasher.update(key.encode())
-        return hasher.digest()
 
 
 class Policy:
