@@ -5,8 +5,7 @@ The names are loaded when they are asked for: to import any part of the worker c
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # as in `typing`, whose import costs more than all else here
 if TYPE_CHECKING:
     from worker.kit import canary
     from worker.kit.canary import is_canary_enabled, record_canary_call, use_canary_version

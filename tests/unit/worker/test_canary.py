@@ -363,3 +363,23 @@ def test_a_route_that_can_not_be_measured_is_refused_when_it_is_decorated() -> N
     for new, stable in ((waits, print), (print, waits), (gives, gives), (print, 7)):
         with pytest.raises(TypeError):
             canary.route("vision", stable=stable)(new)  # type: ignore[arg-type]  # on purpose
+
+
+# The package.
+
+
+def test_to_import_the_worker_loads_nothing_else(tmp_path: Path) -> None:
+    code = """
+import subprocess, sys
+code = "import sys, __future__; old = set(sys.modules); import worker; print(*set(sys.modules) - old)"
+print(subprocess.check_output([sys.executable, "-S", "-c", code], text=True), end="")
+"""
+    assert output(tmp_path, code) == "worker\n"
+
+
+def test_the_worker_has_no_other_names() -> None:
+    import worker
+
+    assert worker.canary is canary
+    with pytest.raises(AttributeError, match="nosuch"):
+        _ = worker.nosuch

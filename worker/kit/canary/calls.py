@@ -32,7 +32,6 @@ from worker.kit.canary.ring import Lane
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_ASKED, _BEGUN, _RECORDED = range(3)  # in a rule's words
 _ENDS = Kind.ENDED - Kind.BEGUN << KIND_SHIFT
 _TELLS = Kind.TOLD - Kind.ASKED << KIND_SHIFT
 _FAILED = Outcome.ERROR << OUTCOME_SHIFT
@@ -62,22 +61,30 @@ def use_canary_version(feature: str, *, key: str | None = None) -> bool:
     if key is not None:
         return _ask_with_key(rule, key)
     used = process.random() < rule.share
-    word = (rule.canary if used else rule.stable)[_ASKED]
+    word = (rule.canary if used else rule.stable).asked
     lane = process.main
     for place in lane.free:  # `Lane.write`, without the call
         lane.words[place] = word if place >= 0 else word | LAP
         break
     else:
         word = lane.write_late(word) and word
-    rule.asked.set([word])
+    rule.set_asked([word])
     return used
 
 
 def _ask_with_key(rule: Rule, key: str) -> bool:
     used, hashed = _decide_by_key(rule, key)
-    if hashed:
-        word = (rule.canary if used else rule.stable)[_ASKED]
-        rule.asked.set([(word if process.keyed.write(word, hashed) else 0, hashed)])
+    if not hashed:
+        return False
+    word = (rule.canary if used else rule.stable).asked
+    lane = process.keyed
+    for place in lane.free:  # `Lane.write`, without the call
+        lane.words[place + place + 1] = hashed if place >= 0 else hashed | LAP
+        lane.words[place + place] = word if place >= 0 else word | LAP
+        break
+    else:
+        word = lane.write_late(word, hashed) and word
+    rule.set_asked([(word, hashed)])
     return used
 
 
@@ -118,7 +125,7 @@ def record_canary_call(feature: str, used_canary: bool, ok: bool, latency_ms: fl
             told = None
         if told is not None and _tell(rule, told, used, end):
             return
-    process.main.write((rule.canary if used else rule.stable)[_RECORDED] | end)
+    process.main.write((rule.canary if used else rule.stable).recorded | end)
 
 
 def _tell(rule: Rule, told: Assignment, used: bool, end: int) -> bool:
@@ -126,7 +133,7 @@ def _tell(rule: Rule, told: Assignment, used: bool, end: int) -> bool:
     word, key = (told, 0) if isinstance(told, int) else told
     if word == 0:
         return True  # the question found no room, so the whole call is dropped
-    age = rule.stable[_ASKED] - word >> SLICE_SHIFT & SLICES - 1
+    age = rule.stable.asked - word >> SLICE_SHIFT & SLICES - 1
     if used != word >> ARM_SHIFT & 1 or age > _FORGOTTEN_SLICES:
         return False
     _end(process.keyed if key else process.main, word + _TELLS | end, key)
@@ -180,7 +187,7 @@ class Call:
         self.is_canary = used = process.random() < rule.share
         self._hash = 0
         self._lane = lane = process.main
-        word = (rule.canary if used else rule.stable)[_BEGUN]
+        word = (rule.canary if used else rule.stable).begun
         self._began = _now()
         for place in lane.free:  # `Lane.write`, without the call
             lane.words[place] = word if place >= 0 else word | LAP
@@ -195,7 +202,7 @@ class Call:
         self._lane = process.keyed
         self._began = _now()
         if self._hash:
-            word = (rule.canary if self.is_canary else rule.stable)[_BEGUN]
+            word = (rule.canary if self.is_canary else rule.stable).begun
             if self._lane.write(word, self._hash):
                 self._word = word
 

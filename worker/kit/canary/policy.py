@@ -25,36 +25,41 @@ class BadPolicyError(ValueError):
     """The state file holds no policy that can be understood."""
 
 
+class Words:
+    """What one arm's events ASKED, BEGUN and RECORDED are in one slice."""
+
+    __slots__ = ("asked", "begun", "recorded")
+
+    def __init__(self, asked: int, begun: int, recorded: int) -> None:
+        self.asked = asked
+        self.begun = begun
+        self.recorded = recorded
+
+
 class Rule:
     """One feature under one epoch. `share` is that of the canary arm, from 0 to 1.
 
     A key has the canary if the digest of `hasher`, fed with it, is below `threshold`.
-    `canary` and `stable` hold the words of the events ASKED, BEGUN and RECORDED in the present
-    slice: `set_slice` renews them.
+    `canary` and `stable` are the words of the present slice: `set_slice` renews them.
     """
 
-    __slots__ = ("_first", "asked", "canary", "hasher", "share", "stable", "threshold")
+    __slots__ = ("_first", "asked", "canary", "hasher", "set_asked", "share", "stable", "threshold")
 
     def __init__(self, feature: str, share: float, epoch: int, salt: str, asked: Asked) -> None:
         self.share = share
         self.asked = asked
+        self.set_asked = asked.set  # bound once
         self.hasher = blake2b(f"{salt}\0{feature}\0".encode(errors="surrogatepass"), digest_size=8)
         self.threshold = key_threshold(share)
-        self._first = tuple(
-            tuple(
-                encode(kind, is_canary=is_canary, epoch=epoch, slice_number=0)
-                for kind in (Kind.ASKED, Kind.BEGUN, Kind.RECORDED)
-            )
-            for is_canary in (False, True)
-        )
+        self._first = (_words(False, epoch), _words(True, epoch))
         self.set_slice(0)
 
     def set_slice(self, number: int) -> None:
         """Let what is assigned from now on belong to this slice."""
         shifted = number << SLICE_SHIFT
         self.stable, self.canary = (
-            (asked | shifted, begun | shifted, recorded | shifted)
-            for asked, begun, recorded in self._first
+            Words(first.asked | shifted, first.begun | shifted, first.recorded | shifted)
+            for first in self._first
         )
 
 
@@ -64,6 +69,15 @@ class Policy:
     def __init__(self, *, enabled: bool, rules: dict[str, Rule]) -> None:
         self.enabled = enabled
         self.rules = rules
+
+
+def _words(is_canary: bool, epoch: int) -> Words:
+    return Words(
+        *(
+            encode(kind, is_canary=is_canary, epoch=epoch, slice_number=0)
+            for kind in (Kind.ASKED, Kind.BEGUN, Kind.RECORDED)
+        )
+    )
 
 
 def key_threshold(share: float) -> bytes:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import secrets
 import sys
 import threading
 from collections.abc import Iterator
@@ -163,7 +162,7 @@ def make_ring(folder: Path, dropped: tuple[int, int]) -> Ring:
     if sum(1 for _ in os.scandir(folder)) >= layout.RINGS_LIMIT:
         raise OSError(f"{folder} is full of rings that nobody reads")
     owner = _this_process()
-    path = folder / f"{owner.pid}-{owner.start_ticks}-{secrets.token_hex(4)}{layout.RING_SUFFIX}"
+    path = folder / f"{owner.pid}-{owner.start_ticks}-{os.urandom(4).hex()}{layout.RING_SUFFIX}"
     # A file is whole before it has the name of a ring.
     unfinished = path.with_name(f".{path.name}.new")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
