@@ -14,6 +14,7 @@ from rich.console import Console
 
 from scripts.benchmarks import (
     acceptance,
+    canary,
     canary_daemon,
     canary_statistics,
     events,
@@ -46,6 +47,7 @@ BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
         canary_statistics.run,
         "how often the canary's evidence errs, and how soon it finds what is bad",
     ),
+    "canary": (canary.run, "a feature canary's decision, record and call beside three flag SDKs"),
     "footprint": (footprint.run, "the daemon's memory, CPU, descriptors, files over many deploys"),
 }
 

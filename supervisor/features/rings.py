@@ -11,7 +11,7 @@ import os
 import stat
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,7 +118,12 @@ class Ring:
         return Positions(self._cell(layout.TAIL_OFFSET), self._cell(layout.KEYED_TAIL_OFFSET))
 
     def advance(self, positions: Positions) -> None:
-        """Give what was read back to the process. Only what is kept durably may be given back."""
+        """Give what was read back to the process. Only what is kept durably may be given back.
+
+        A dead process gets nothing back: where its tail stood tells how far it can have come.
+        """
+        if not self.alive():
+            return
         try:
             os.pwrite(self._descriptor, struct.pack("<Q", positions.main), layout.TAIL_OFFSET)
             keyed = struct.pack("<Q", positions.keyed)
@@ -134,8 +139,8 @@ class Ring:
         """
         alive = self.alive()  # asked first: what it wrote until its death is then all there
         tail = self.tail
-        main = self._follow(_MAIN, max(positions.main, tail.main), over_gaps=not alive)
-        keyed = self._follow(_KEYED, max(positions.keyed, tail.keyed), over_gaps=not alive)
+        main = self._follow(_MAIN, positions.main, tail.main, over_gaps=not alive)
+        keyed = self._follow(_KEYED, positions.keyed, tail.keyed, over_gaps=not alive)
         return Batch(
             events=_counted(main.columns[0]),
             keyed=_pairs(*keyed.columns),
@@ -144,10 +149,10 @@ class Ring:
             alive=alive,
         )
 
-    def _follow(self, shape: _Shape, start: int, *, over_gaps: bool) -> _Found:
+    def _follow(self, shape: _Shape, position: int, tail: int, *, over_gaps: bool) -> _Found:
         columns: list[list[int]] = [[] for _ in range(shape.width)]
-        index = end = start
-        limit = start + shape.capacity
+        index = end = start = max(position, tail)
+        limit = tail + shape.capacity  # the process can't have come further
         while index < limit:
             place = index % shape.capacity
             count = min(_CHUNK, shape.capacity - place, limit - index)
@@ -155,7 +160,7 @@ class Ring:
             parts = [chunk[column :: shape.width] for column in range(shape.width)]
             written = _written(parts, lap=index // shape.capacity & 1, over_gaps=over_gaps)
             for column, part in zip(columns, parts, strict=True):
-                column.extend(part[number] for number in written)
+                column.extend(_picked(part, written))
             if written:
                 end = index + written[-1] + 1
             if len(written) < count and not over_gaps:
@@ -199,18 +204,32 @@ def _written(parts: list[tuple[int, ...]], *, lap: int, over_gaps: bool) -> Sequ
 
     The first word of a unit is an event, the second a hash; neither is 0 once it is written.
     """
-    count = len(parts[0])
     high = (lap + 1) << 63
     lows = ((lap << 63) + (1 << layout.KIND_SHIFT), (lap << 63) + 1)
-    if all(min(part) >= low and max(part) < high for part, low in zip(parts, lows, strict=False)):
-        return range(count)
+    bounds = list(zip(parts, lows, strict=False))
 
-    def is_written(number: int) -> bool:
-        return all(low <= part[number] < high for part, low in zip(parts, lows, strict=False))
+    def are_written(first: int, last: int) -> bool:
+        return all(
+            min(part[first:last]) >= low and max(part[first:last]) < high for part, low in bounds
+        )
 
-    if over_gaps:
-        return [number for number in range(count) if is_written(number)]
-    return range(next(number for number in range(count) if not is_written(number)))
+    # Whole stretches are looked at, in ever smaller halves: a step for each word costs more.
+    first, last = 0, len(parts[0])
+    while first < last:
+        middle = (first + last + 1) // 2 if first or last < len(parts[0]) else last
+        if are_written(first, middle):
+            first = middle
+        else:
+            last = middle - 1
+    if not over_gaps or first == len(parts[0]):
+        return range(first)
+    if max(parts[0]) < lows[0] or min(parts[0]) >= high:
+        return ()
+    return [number for number in range(len(parts[0])) if are_written(number, number + 1)]
+
+
+def _picked(part: tuple[int, ...], written: Sequence[int]) -> Iterable[int]:
+    return part[: len(written)] if isinstance(written, range) else [part[one] for one in written]
 
 
 def _counted(words: list[int]) -> Counter[int]:
