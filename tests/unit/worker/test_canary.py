@@ -371,7 +371,7 @@ def test_a_route_that_can_not_be_measured_is_refused_when_it_is_decorated() -> N
 def test_to_import_the_worker_loads_nothing_else(tmp_path: Path) -> None:
     code = """
 import subprocess, sys
-code = "import sys, __future__; old = set(sys.modules); import worker; print(*set(sys.modules) - old)"
+code = "import sys, __future__; old = {*sys.modules}; import worker; print(*{*sys.modules} - old)"
 print(subprocess.check_output([sys.executable, "-S", "-c", code], text=True), end="")
 """
     assert output(tmp_path, code) == "worker\n"
