@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervisor.canary import promotion, rollback
@@ -61,6 +61,7 @@ def expectation(
 # What makes the guarantee: no bet can be expected to grow while the canary is good.
 
 
+@settings(deadline=None)
 @given(st.sampled_from(RISK_RATIOS), RATES, SHARES, TRUTHS)
 def test_a_rollback_bet_is_fair_whatever_rate_both_arms_share(
     ratio: float, rate: float, share: float, truth: float
@@ -70,6 +71,7 @@ def test_a_rollback_bet_is_fair_whatever_rate_both_arms_share(
     assert expected == pytest.approx(1, rel=1e-9)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(RISK_RATIOS), RATES, SHARES, TRUTHS, TRUTHS)
 def test_a_rollback_bet_can_only_lose_while_the_canary_fails_less(
     ratio: float, rate: float, share: float, one: float, other: float
@@ -80,6 +82,7 @@ def test_a_rollback_bet_can_only_lose_while_the_canary_fails_less(
     assert expected <= 1 + 1e-9
 
 
+@settings(deadline=None)
 @given(RATES, SHARES, MARGINS, TRUTHS)
 def test_a_promotion_bet_is_fair_where_the_canary_is_worse_by_the_margin(
     rate: float, share: float, margin: float, truth: float
@@ -92,6 +95,7 @@ def test_a_promotion_bet_is_fair_where_the_canary_is_worse_by_the_margin(
     assert expected == pytest.approx(1, rel=1e-6)
 
 
+@settings(deadline=None)
 @given(RATES, SHARES, MARGINS, TRUTHS, TRUTHS)
 def test_a_promotion_bet_can_only_lose_where_the_canary_is_worse_by_more(
     rate: float, share: float, margin: float, truth: float, more: float
@@ -104,6 +108,7 @@ def test_a_promotion_bet_can_only_lose_where_the_canary_is_worse_by_more(
 
 
 @pytest.mark.parametrize(("make", "worse"), list(zip(MAKERS, (0.0, MARGIN), strict=True)))
+@settings(deadline=None, max_examples=40)
 @given(history=HISTORIES, share=SHARES, truth=TRUTHS)
 def test_after_any_past_the_next_call_is_expected_to_change_nothing(
     make: Callable[[], Any], worse: float, history: list[Window], share: float, truth: float
@@ -130,6 +135,7 @@ def test_the_bets_have_a_part_of_alpha_each_and_never_more_than_all_of_it() -> N
     assert parts[-1] < 1
 
 
+@settings(deadline=None)
 @given(RATES, MARGINS, SHARES)
 def test_the_nearest_worse_canary_is_nearer_than_its_neighbours(
     rate: float, margin: float, share: float
@@ -244,6 +250,7 @@ def test_what_was_reached_stays_reached() -> None:
 
 
 @pytest.mark.parametrize("make", MAKERS)
+@settings(deadline=None, max_examples=40)
 @given(history=HISTORIES, then=HISTORIES)
 def test_evidence_that_was_kept_goes_on_as_if_nothing_had_happened(
     make: Callable[[], Any], history: list[Window], then: list[Window]
@@ -267,6 +274,7 @@ def test_evidence_that_was_kept_with_other_bets_is_refused() -> None:
         RollbackEvidence.from_dict({**kept, "logs": kept["logs"][1:]})
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**7), st.integers(0, 10**7))
 def test_the_pooled_rate_is_never_certain(calls: int, errors: int) -> None:
     past = Past(Prior(), max(calls, errors), errors)

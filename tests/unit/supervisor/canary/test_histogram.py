@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervisor.canary.histogram import Histogram
@@ -16,6 +16,7 @@ COUNTS = st.lists(st.tuples(BUCKETS, st.integers(1, 10**9)), max_size=20)
 # The buckets of the contract.
 
 
+@settings(deadline=None)
 @given(st.floats(0.001, 1e14))
 def test_the_middle_of_its_bucket_is_within_1_percent_of_a_latency(milliseconds: float) -> None:
     middle = bucket_milliseconds(latency_bucket(milliseconds))
@@ -23,6 +24,7 @@ def test_the_middle_of_its_bucket_is_within_1_percent_of_a_latency(milliseconds:
     assert middle == pytest.approx(milliseconds, rel=0.01)
 
 
+@settings(deadline=None)
 @given(st.floats(0, math.inf), st.floats(0, math.inf))
 def test_what_is_slower_is_never_in_a_quicker_bucket(one: float, other: float) -> None:
     quick, slow = sorted((one, other))
@@ -47,6 +49,7 @@ def test_a_bucket_has_its_own_middle() -> None:
 # Histograms.
 
 
+@settings(deadline=None)
 @given(COUNTS, st.floats(0, 1))
 def test_a_quantile_is_that_of_all_calls_in_order(counts: list[tuple[int, int]], q: float) -> None:
     few = [(bucket, count % 7 + 1) for bucket, count in counts]
@@ -60,6 +63,7 @@ def test_a_quantile_is_that_of_all_calls_in_order(counts: list[tuple[int, int]],
         assert histogram.over(calls[rank - 1]) == sum(b >= calls[rank - 1] for b in calls)
 
 
+@settings(deadline=None)
 @given(COUNTS, COUNTS)
 def test_histograms_add_up(some: list[tuple[int, int]], more: list[tuple[int, int]]) -> None:
     merged = Histogram(some)
@@ -68,6 +72,7 @@ def test_histograms_add_up(some: list[tuple[int, int]], more: list[tuple[int, in
     assert merged == Histogram(some + more)
 
 
+@settings(deadline=None)
 @given(COUNTS)
 def test_what_was_packed_is_the_same_when_unpacked(counts: list[tuple[int, int]]) -> None:
     histogram = Histogram(counts)
@@ -81,6 +86,7 @@ def test_a_histogram_of_ordinary_latencies_is_packed_into_few_bytes() -> None:
     assert len(histogram.to_bytes()) <= 2 + 2 * 100
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40))
 def test_any_bytes_are_a_histogram_or_refused(packed: bytes) -> None:
     try:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervisor.canary.counts import Arm
@@ -42,6 +42,7 @@ def test_the_difference_is_that_of_newcombes_table(
     assert (round(found.low, 4), round(found.high, 4)) == (low, high)
 
 
+@settings(deadline=None)
 @given(arms(), arms())
 def test_an_interval_holds_its_estimate_and_stays_within_what_can_be(one: Arm, other: Arm) -> None:
     rate, by = wilson(one), difference(one, other)
@@ -52,6 +53,7 @@ def test_an_interval_holds_its_estimate_and_stays_within_what_can_be(one: Arm, o
     assert -1 <= by.low <= by.estimate <= by.high <= 1
 
 
+@settings(deadline=None)
 @given(arms(), arms())
 def test_the_other_way_round_the_difference_has_the_other_sign(one: Arm, other: Arm) -> None:
     there, back = difference(one, other), difference(other, one)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervisor.canary.ratio import Assigned, check_ratio
@@ -36,6 +36,7 @@ def test_one_arm_that_swallows_reports_is_noticed_in_what_is_unreported() -> Non
     assert not check_ratio([Assigned(0.1, 20, 0)]).fits
 
 
+@settings(deadline=None)
 @given(st.floats(0.001, 0.999), st.integers(0, 10**7), st.integers(0, 10**7))
 def test_any_counts_give_a_number(share: float, canary: int, stable: int) -> None:
     check = check_ratio([Assigned(share, canary, stable)])
@@ -44,6 +45,7 @@ def test_any_counts_give_a_number(share: float, canary: int, stable: int) -> Non
     assert check.e_value >= 0
 
 
+@settings(deadline=None)
 @given(st.floats(0.01, 0.99), st.integers(0, 500), st.integers(0, 500))
 def test_the_next_draw_is_expected_to_change_nothing(
     share: float, canary: int, stable: int
