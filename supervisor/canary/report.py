@@ -14,7 +14,7 @@ from supervisor.canary.calls import Tally
 from supervisor.canary.counts import Arm
 from supervisor.canary.intervals import Interval, difference, stratified_difference, wilson
 from supervisor.canary.judgement import Judgement
-from supervisor.canary.ratio import Assigned, check_ratio
+from supervisor.canary.ratio import RatioCheck
 from supervisor.canary.spans import Both
 from supervisor.canary.words import percent
 from supervisor.model.canary import (
@@ -82,6 +82,7 @@ def feature_report(
     epochs: Iterable[EpochRow],
     tallies: Mapping[int, Both],
     judgement: Judgement,
+    ratio: RatioCheck,
 ) -> FeatureReport:
     """Return one feature's report; `tallies` are by epoch."""
     mine = [epoch for epoch in epochs if epoch.feature == feature and epoch.epoch in tallies]
@@ -98,7 +99,7 @@ def feature_report(
         judgement=judgement_view(judgement),
         verdict=judgement.verdict.value,
         reason=judgement.reason,
-        warnings=warnings_of(mine, tallies),
+        warnings=warnings_of(total, ratio),
     )
 
 
@@ -108,29 +109,25 @@ def arms_of(both: Both) -> tuple[Arm, Arm]:
     return Arm(canary.calls, canary.errors), Arm(stable.calls, stable.errors)
 
 
-def warnings_of(epochs: Iterable[EpochRow], tallies: Mapping[int, Both]) -> list[str]:
-    """Return why numbers are not to be trusted: calls were drawn wrongly, or not reported."""
+def warnings_of(total: Both, ratio: RatioCheck) -> list[str]:
+    """Return why numbers are not to be trusted: calls were drawn wrongly, or not reported.
+
+    `ratio` is that of the ramp's evidence, in which a key counts once: a key that calls often is
+    given one arm for all its calls, as it should be.
+    """
     found = []
-    known = [(epoch.share, tallies[epoch.epoch]) for epoch in epochs if epoch.epoch in tallies]
-    ratio = check_ratio(
-        Assigned(share, both.canary.assigned, both.stable.assigned) for share, both in known
-    )
     if not ratio.fits and ratio.observed is not None and ratio.expected is not None:
         found.append(
             f"the canary was given {percent(ratio.observed)} of the calls and not "
             f"{percent(ratio.expected)}: something chooses who gets it, so the arms can't be "
             "compared"
         )
-    for name, sides in (
-        ("canary", [both.canary for _, both in known]),
-        ("stable", [both.stable for _, both in known]),
-    ):
-        assigned = sum(side.assigned for side in sides)
-        unreported = sum(side.unreported for side in sides)
-        if assigned >= _FEW and unreported > _UNREPORTED_SHARE * assigned:
+    for name, side in (("canary", total.canary), ("stable", total.stable)):
+        if side.assigned >= _FEW and side.unreported > _UNREPORTED_SHARE * side.assigned:
+            share = percent(side.unreported / side.assigned)
             found.append(
-                f"{percent(unreported / assigned)} of the {name} arm's decisions were never "
-                "reported: whoever asks use_canary_version is to call record_canary_call"
+                f"{share} of the {name} arm's decisions were never reported: whoever asks "
+                "use_canary_version is to call record_canary_call"
             )
     return found
 

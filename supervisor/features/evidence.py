@@ -17,6 +17,7 @@ from supervisor.canary.counts import Arm, Window
 from supervisor.canary.histogram import Histogram
 from supervisor.canary.judge import Judge
 from supervisor.canary.judgement import Judgement
+from supervisor.canary.ratio import RatioCheck
 from supervisor.canary.spans import Both, Spans
 from supervisor.canary.windows import GRACE_SLICES, Group, Sealed, Windows
 from supervisor.config import Settings
@@ -153,6 +154,10 @@ class Evidence:
     def judgement(self, feature: str) -> Judgement:
         """Return what the evidence of a feature's ramp says."""
         return self._judges[feature].verdict()
+
+    def ratio(self, feature: str) -> RatioCheck:
+        """Return whether the arms of a feature's ramp get their shares."""
+        return self._judges[feature].totals.ratio()
 
     def step_calls(self, epoch: int) -> int:
         """Return how many canary calls of an epoch are part of the evidence."""

@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import structlog
 
+from supervisor import procfs
 from supervisor.features.rings import Positions, Ring, RingRefusedError, ring_files
 from supervisor.model.canary import RingRow
-from worker.contract.ring import Event, decode
+from worker.contract.ring import RING_SUFFIX, Event, decode
 
 log = structlog.get_logger(__name__)
 
@@ -64,6 +65,13 @@ class Intake:
         """Whether something is to be written down."""
         moved = (each.read != each.accounted or each.ended for each in self._followed.values())
         return bool(self._gone) or any(moved)
+
+    def tidy(self) -> None:
+        """Remove files that processes began to make and did not live to finish."""
+        for path in self._folder.glob(f".*{RING_SUFFIX}.new"):
+            pid = path.name.lstrip(".").partition("-")[0]
+            if not pid.isdecimal() or procfs.start_ticks(int(pid)) is None:
+                path.unlink(missing_ok=True)
 
     def look(self) -> list[Told]:
         """Return what is new in every ring."""

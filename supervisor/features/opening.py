@@ -37,12 +37,14 @@ async def open_canaries(
     policy = state.state.canary
     try:
         folder.mkdir(mode=_FOLDER_MODE, exist_ok=True)
+        intake = Intake(folder, await database.canary_rings())
+        intake.tidy()
         canaries = FeatureCanaries(
             settings=settings,
             state=state,
             evidence=evidence,
             features=first_features(settings, features, policy),
-            intake=Intake(folder, await database.canary_rings()),
+            intake=intake,
             ledger=Ledger(database, settings, newest_epoch(kept, policy)),
         )
         await canaries.start()

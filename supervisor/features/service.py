@@ -327,7 +327,10 @@ class FeatureCanaries:
             hours,
             epochs,
             tallies,
-            {name: self._evidence.judgement(name) for name in self._features},
+            {
+                name: (self._evidence.judgement(name), self._evidence.ratio(name))
+                for name in self._features
+            },
         )
 
     @property

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from supervisor.canary.judgement import Judgement
 from supervisor.canary.ramp import Feature, Rules, Stage, waits_for
+from supervisor.canary.ratio import RatioCheck
 from supervisor.canary.report import canary_stats, feature_report, judgement_view, warnings_of
 from supervisor.canary.spans import Both
 from supervisor.features.evidence import Evidence
@@ -25,17 +26,9 @@ class Glance(NamedTuple):
 
 def glance(evidence: Evidence, minute: int) -> Glance:
     """Return the last hour's numbers."""
-    tallies = evidence.spans.last_hour(minute * 60, lambda _epoch: True)
-    epochs = evidence.epochs()
-    features = {row.feature for row in epochs}
-    return Glance(
-        minute,
-        canary_stats(evidence.last_hour(minute * 60)),
-        {
-            name: warnings_of([row for row in epochs if row.feature == name], tallies)
-            for name in features
-        },
-    )
+    tallies = evidence.last_hour(minute * 60)
+    warnings = {name: warnings_of(both, evidence.ratio(name)) for name, both in tallies.items()}
+    return Glance(minute, canary_stats(tallies), warnings)
 
 
 def feature_view(
@@ -75,7 +68,7 @@ def report(
     hours: int,
     epochs: list[EpochRow],
     tallies: Mapping[int, Both],
-    judgements: Mapping[str, Judgement],
+    judged: Mapping[str, tuple[Judgement, RatioCheck]],
 ) -> CanaryReport:
     """Return every feature over the last hours."""
     return CanaryReport(
@@ -83,7 +76,7 @@ def report(
         since_ts=until - timedelta(hours=hours),
         until_ts=until,
         features=[
-            feature_report(name, epochs, tallies, judgement)
-            for name, judgement in judgements.items()
+            feature_report(name, epochs, tallies, judgement, ratio)
+            for name, (judgement, ratio) in judged.items()
         ],
     )

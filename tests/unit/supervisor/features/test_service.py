@@ -485,7 +485,7 @@ async def test_arms_that_do_not_get_their_shares_are_warned_about(
         process = canaries.process()
         process.calls(100)
         process.calls(100, canary=False)
-        await canaries.look()
+        await canaries.look(after=5)
         (warning,) = canaries.feature().warnings
         assert "50.0 %" in warning
         assert "20.0 %" in warning
@@ -494,12 +494,27 @@ async def test_arms_that_do_not_get_their_shares_are_warned_about(
         assert report.features[0].warnings == [warning]
 
 
+async def test_a_few_keys_that_call_often_are_no_reason_to_distrust_the_draw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        process = canaries.process()
+        for key in range(1, 11):
+            process.tell(Kind.BEGUN, canary=key < 3, key=key, times=100)
+            process.tell(Kind.ENDED, canary=key < 3, key=key, times=100)
+        await canaries.look(after=5)
+        assert canaries.service.stats().canary.calls == 200
+        assert canaries.feature().judgement.numbers["canary"]["calls"] == 2
+        assert canaries.feature().warnings == []
+
+
 async def test_decisions_that_nobody_reports_are_warned_about(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
         process = canaries.process()
-        process.tell(Kind.ASKED, times=60)
+        process.tell(Kind.ASKED, times=80)
+        process.tell(Kind.TOLD, times=20)
         process.tell(Kind.ASKED, canary=False, times=240)
         process.tell(Kind.TOLD, canary=False, times=240)
         await canaries.look(after=70)
