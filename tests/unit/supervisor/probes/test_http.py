@@ -6,6 +6,7 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
 
@@ -256,15 +257,8 @@ async def test_what_came_to_nothing_is_tried_again() -> None:
     shortage = ExitStack()
 
     class EndsTheShortage(HttpProber):
-        async def probe(
-            self,
-            port: int,
-            path: str,
-            *,
-            timeout_seconds: float,
-            expect_instance: str | None = None,
-        ) -> ProbeResult:
-            result = await super().probe(port, path, timeout_seconds=timeout_seconds)
+        async def probe(self, port: int, path: str, **more: Any) -> ProbeResult:
+            result = await super().probe(port, path, **more)
             shortage.close()
             return result
 
