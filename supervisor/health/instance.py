@@ -66,7 +66,6 @@ class InstanceLooks:
                 self._settings.health_path,
                 timeout_seconds=self._settings.health_timeout_seconds,
                 expect_instance=subject.instance,
-                complaint=complaint,
                 by=by,
             )
 
