@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import anyio
 from yarl import URL
@@ -36,14 +36,12 @@ class Subject:
 
 @dataclass(frozen=True)
 class InstanceLook:
-    """What was seen of one instance."""
+    """What was seen of one instance; read once, however often it is told."""
 
     subject: Subject
-    own: Look | None = None
-    """None: nobody was there to be asked."""
-    public: Look | None = None
-    """None: there is no public port."""
-    age: Stopwatch = field(default_factory=Stopwatch)
+    checks: dict[str, Check]
+    age: Stopwatch | None = None
+    """None: nobody was there to be looked at."""
 
 
 class InstanceLooks:
@@ -57,7 +55,7 @@ class InstanceLooks:
     async def look(self, subject: Subject) -> InstanceLook:
         """Look once; never raises for what the instance does."""
         if subject.instance is None:
-            return InstanceLook(subject)
+            return nobody(subject)
         found: dict[str, Look] = {}
 
         async def ask(way: str, by: URL | None) -> None:
@@ -73,7 +71,10 @@ class InstanceLooks:
             both.start_soon(ask, "own", None)
             if self._public is not None:
                 both.start_soon(ask, "public", self._public)
-        return InstanceLook(subject, found["own"], found.get("public"))
+        own, public = found["own"], found.get("public")
+        told = read(own.answer) if own.answer else skipped("the active instance did not answer")
+        checks = {**told, "port_active": port_active(subject, own, public)}
+        return InstanceLook(subject, checks, Stopwatch())
 
 
 def public_url(host: str, port: int) -> URL | None:
@@ -81,37 +82,38 @@ def public_url(host: str, port: int) -> URL | None:
     return URL.build(scheme="http", host=loopback_of(host), port=port) if port else None
 
 
-def worker_checks(look: InstanceLook) -> dict[str, Check]:
-    """Return what the instance tells of itself."""
-    if look.own is None:
-        return skipped("there is no instance to ask")
-    if look.own.answer is None:
-        return skipped("the active instance did not answer")
-    return read(look.own.answer)
+def nobody(subject: Subject) -> InstanceLook:
+    """Return what there is to see where no instance serves."""
+    checks = skipped("there is no instance to ask")
+    return InstanceLook(
+        subject, {**checks, "port_active": _port(CheckStatus.FAIL, subject.absence)}
+    )
 
 
-def port_active(look: InstanceLook) -> Check:
-    """Tell whether the active instance answers on its own port and through the public port."""
-    if look.own is None:
-        return _port(CheckStatus.FAIL, look.subject.absence)
-    ways = [way for way in (look.own, look.public) if way is not None]
+def not_seen_yet(subject: Subject, seconds: float) -> InstanceLook:
+    """Return what there is to see of an instance that has not answered its first look yet."""
+    checks = skipped("the active instance has not been looked at yet")
+    message = f"the active instance has not answered yet, for {seconds:.1f} s"
+    return InstanceLook(subject, {**checks, "port_active": _port(CheckStatus.WARN, message)})
+
+
+def port_active(subject: Subject, own: Look, public: Look | None) -> Check:
+    """Tell whether the active instance answers on its own port and through the public port.
+
+    `public` is None where there is no public port.
+    """
+    ways = [way for way in (own, public) if way is not None]
     slowest = max(way.result.duration_ms for way in ways)
     for way in ways:
         if way.answer is None:
             unsure = way.result.verdict is Verdict.INCONCLUSIVE
             return _port(CheckStatus.WARN if unsure else CheckStatus.FAIL, way.result.message)
-    own = look.own
     if own.result.verdict is not Verdict.PASS:
         # What it tells of itself says more than its status: that check fails, and this one warns.
         told = own.answer is not None and complaint(own.answer)
         return _port(CheckStatus.WARN if told else CheckStatus.FAIL, own.result.message, slowest)
-    where = "on its own port and the public one" if look.public else "on its own port; no other"
-    return _port(CheckStatus.PASS, f"{look.subject.slot} answers {where}", slowest)
-
-
-def not_seen_yet(seconds: float) -> Check:
-    """Return the check of an instance that has not answered the first look yet."""
-    return _port(CheckStatus.WARN, f"the active instance has not answered yet, for {seconds:.1f} s")
+    where = "on its own port and the public one" if public else "on its own port; no other"
+    return _port(CheckStatus.PASS, f"{subject.slot} answers {where}", slowest)
 
 
 def _port(status: CheckStatus, message: str, value: float | None = None) -> Check:

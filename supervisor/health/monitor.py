@@ -19,12 +19,10 @@ from supervisor.health.instance import (
     InstanceLook,
     InstanceLooks,
     Subject,
+    nobody,
     not_seen_yet,
-    port_active,
-    worker_checks,
 )
 from supervisor.health.looker import Looker
-from supervisor.health.reading import skipped
 from supervisor.health.score import score, status_of
 from supervisor.model.health import Check, CheckStatus, Health
 from supervisor.model.slot import SlotName
@@ -125,14 +123,12 @@ class Monitor:
     def health(self) -> Health:
         """Return how everything is, from memory."""
         subject = self._subject()
-        look = InstanceLook(subject) if subject.instance is None else self._seen(subject)
+        look = nobody(subject) if subject.instance is None else self._seen(subject)
         if look is None:
-            checks = skipped("the active instance has not been looked at yet")
-            checks["port_active"] = not_seen_yet(self._instance.waiting_seconds)
-        else:
-            checks = {**worker_checks(look), "port_active": port_active(look)}
+            look = not_seen_yet(subject, self._instance.waiting_seconds)
         up = round(self._up.seconds, 3)
-        checks["uptime"] = Check(status=CheckStatus.PASS, value=up, unit="s", message=_UP)
+        uptime = Check(status=CheckStatus.PASS, value=up, unit="s", message=_UP)
+        checks = {**look.checks, "uptime": uptime}
         checks |= {name: _own(looker) for name, looker in self._own.items()}
         points = score({name: check.status for name, check in checks.items()})
         return Health(
@@ -141,7 +137,7 @@ class Monitor:
             checks=checks,
             slot=subject.slot,
             version=subject.version,
-            age_seconds=round(look.age.seconds, 3) if look and look.own else None,
+            age_seconds=round(look.age.seconds, 3) if look.age else None,
         )
 
 
