@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+
 from tests.harness import DaemonProcess, Setting, eventually
 from tests.integration.support import (
     everything_agrees,
@@ -20,6 +22,7 @@ from tests.integration.support import (
     slot,
     state_file,
 )
+from tests.unit.worker.language_model import language_model
 
 OWN = {"database", "disk_free", "steering", "port_active", "uptime"}
 TOLD = {"llm_latency", "scheduler", "memory", "db_integrity"}
@@ -50,6 +53,14 @@ async def until(daemon: DaemonProcess, check: str, status: str) -> dict[str, Any
             await asyncio.sleep(0.02)
 
 
+async def ask(port: int) -> dict[str, Any]:
+    """Ask the bundled worker's language model something."""
+    url = f"http://127.0.0.1:{port}/ask"
+    async with aiohttp.ClientSession() as session, session.post(url, json={"prompt": "?"}) as got:
+        answer: dict[str, Any] = await got.json()
+        return answer
+
+
 async def asked(daemon: DaemonProcess) -> int:
     """Return how often the active worker was asked for its health."""
     count: int = (await get(daemon.public_port))[1]["health_asked"]
@@ -73,6 +84,26 @@ async def test_the_bundled_worker_tells_all_that_it_sees_and_is_healthy(tmp_path
         assert (await daemon.status())["health_score"] == 100
         over_tcp = await daemon.request_tcp("GET", "/health", token="")
         assert over_tcp.json["score"] == 100  # reading is open
+
+
+async def test_the_language_models_latency_comes_through_and_its_failure_stops_no_deploy(
+    tmp_path: Path,
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("sesame")
+    async with language_model() as model:
+        settings: dict[str, Setting] = {"LLM_URL": model.url, "LLM_API_KEY_FILE": key}
+        async with DaemonProcess.running(tmp_path, settings) as daemon:
+            assert (await ask(daemon.public_port))["answer"] == "Forty-two."
+            assert model.keys == ["Bearer sesame"]
+            told = await until(daemon, "llm_latency", "pass")
+            assert told["checks"]["llm_latency"]["value"] > 0
+            model.behaviour = "500"
+            for _ in range(3):
+                assert (await ask(daemon.public_port))["error"]["code"] == "llm_failed"
+            told = await until(daemon, "llm_latency", "fail")
+            assert (told["score"], told["status"]) == (75, "degraded")
+            assert (await daemon.deploy()).status == 200
 
 
 async def test_the_integrity_check_is_skipped_when_the_scheduler_is_off(tmp_path: Path) -> None:
