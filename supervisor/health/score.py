@@ -44,7 +44,7 @@ WEIGHTS: Mapping[str, Weight] = {
     "db_integrity": Weight(fail=0.6),
     # Somebody else's service, and the application goes on without it.
     "llm_latency": Weight(fail=0.75),
-    # Clients are served; no deploy can begin, or soon none can. Both together are degraded.
+    # Clients are served; no deploy can begin, or soon none can. Both together stay degraded.
     "database": Weight(fail=0.75),
     "disk_free": Weight(fail=0.7),
     # It tells, and judges nothing.
