@@ -23,10 +23,12 @@ from supervisor.config import Settings
 from supervisor.deploy.active import last_active
 from supervisor.deploy.activities import Activities
 from supervisor.deploy.events import Events
+from supervisor.deploy.overview import subject
 from supervisor.deploy.recovery import finish_interrupted, read_state, resumed
 from supervisor.deploy.service import DeployService
 from supervisor.deploy.switching import Switch
 from supervisor.errors import StartRefusedError
+from supervisor.health.monitor import Monitor
 from supervisor.model.actor import SUPERVISOR
 from supervisor.model.release import Release
 from supervisor.model.slot import SlotName, SlotState
@@ -81,6 +83,7 @@ class Daemon:
         self._database: Database
         self._state: StateKeeper
         self._switch: Switch
+        self._monitor: Monitor
         self._service: DeployService
 
     async def run(self, stopping: anyio.Event) -> None:
@@ -96,11 +99,13 @@ class Daemon:
             stack.push_async_callback(self._plane.close)
             async with anyio.create_task_group() as tasks:
                 self._assemble(prober, tasks)
+                tasks.start_soon(self._monitor.run)
                 self._plane.vacate(self._switch.staging.name, self._switch.active.name)
                 with _refused_by_store():
                     await self._resume(waiting)  # before anybody can ask for another deploy
                     release = await self._active_release(self._switch.active)
-                async with serve(Control(deploys=self._service), _api_options(self._settings)):
+                control = Control(deploys=self._service, health=self._monitor)
+                async with serve(control, _api_options(self._settings)):
                     if release is not None:
                         tasks.start_soon(self._keepers[self._switch.active.name].start, release)
                     await stopping.wait()
@@ -147,12 +152,21 @@ class Daemon:
             SlotName.BLUE: Slot(SlotName.BLUE, settings.active_port, around),
             SlotName.GREEN: Slot(SlotName.GREEN, settings.staging_port, around),
         }
+        self._monitor = Monitor(
+            settings=settings,
+            prober=prober,
+            plane=self._plane,
+            database=database,
+            state=state,
+            subject=lambda: subject(self._switch.active),
+        )
         self._switch = Switch(
             settings=settings,
             plane=self._plane,
             slots=slots,
             state=state,
             active=self._slot_of(state.state.active_port),
+            changed=self._monitor.notice,
         )
         for slot in slots.values():
             self._keepers[slot.name] = Keeper(slot, wanted=partial(self._is_wanted, slot))
@@ -177,6 +191,7 @@ class Daemon:
             database=database,
             events=events,
             state=state,
+            health_score=lambda: self._monitor.health().score,
             tasks=tasks,
         )
 

@@ -12,6 +12,7 @@ from typing import Protocol
 from supervisor.model.actor import Actor
 from supervisor.model.deploy import DeployRecord, Mode
 from supervisor.model.event import EventFeed, Transition
+from supervisor.model.health import Health
 from supervisor.model.key import Key
 from supervisor.model.release import ReleaseView
 from supervisor.model.status import Status
@@ -68,8 +69,19 @@ class Deploys(Protocol):
         """
 
 
+class HealthReports(Protocol):
+    """How everything is."""
+
+    async def looked(self) -> None:
+        """Wait, for a tenth of a second at most, until the active instance was looked at."""
+
+    async def report(self) -> Health:
+        """Return how everything is, after the same wait."""
+
+
 @dataclass(frozen=True)
 class Control:
     """The daemon, seen from the API."""
 
     deploys: Deploys
+    health: HealthReports

@@ -13,6 +13,7 @@ import click
 
 from supervisor.cli.decide import abort, rollback, switch
 from supervisor.cli.deploy import deploy
+from supervisor.cli.health import health
 from supervisor.cli.history import history
 from supervisor.cli.mode import mode
 from supervisor.cli.releases import releases
@@ -20,7 +21,7 @@ from supervisor.cli.session import common_options
 from supervisor.cli.show import show
 from supervisor.cli.status import status
 
-VERBS = (status, deploy, switch, abort, rollback, mode, history, show, releases)
+VERBS = (status, health, deploy, switch, abort, rollback, mode, history, show, releases)
 
 
 class InOrder(click.Group):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import anyio
 
 from supervisor.config import Settings
@@ -33,6 +35,7 @@ class DeployKnowledge:
         database: Database,
         events: Events,
         state: StateKeeper,
+        health_score: Callable[[], int],
     ) -> None:
         self._settings = settings
         self._switch = switch
@@ -41,6 +44,7 @@ class DeployKnowledge:
         self._database = database
         self._events = events
         self._state = state
+        self._health_score = health_score
         self._runs: dict[str, DeployRun] = {}
         """Deploys that have not ended; at most one of them is in progress."""
         self._last: DeployRecord | None = None
@@ -53,6 +57,7 @@ class DeployKnowledge:
             self._state.state,
             self._switch,
             self._plane,
+            health_score=self._health_score(),
             last_deploy=self._fresh(self._last) if self._last else None,
             in_progress=self._current() is not None,
         )

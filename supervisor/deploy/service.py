@@ -6,6 +6,8 @@ deploy at hand do it; what a deploy does is the table's affair.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import anyio
 import structlog
 from anyio.abc import TaskGroup
@@ -53,6 +55,7 @@ class DeployService(DeployKnowledge):
         database: Database,
         events: Events,
         state: StateKeeper,
+        health_score: Callable[[], int],
         tasks: TaskGroup,
     ) -> None:
         super().__init__(
@@ -63,6 +66,7 @@ class DeployService(DeployKnowledge):
             database=database,
             events=events,
             state=state,
+            health_score=health_score,
         )
         self._activities = activities
         self._tasks = tasks

@@ -22,6 +22,7 @@ from supervisor.errors import RefusedError
 from supervisor.model.actor import Actor
 from supervisor.model.deploy import DeployRecord, Mode, Result
 from supervisor.model.event import Announcement, EventFeed, Transition
+from supervisor.model.health import Health
 from supervisor.model.key import Key
 from supervisor.model.release import ReleaseView
 from supervisor.model.status import Status
@@ -67,6 +68,7 @@ class MemoryControl:
     refusal: RefusedError | None = None
     bug: Exception | None = None
     is_ready: bool = True
+    health: Health = examples.HEALTH
     asked: list[tuple[str, Any, Actor]] = field(default_factory=list)
     keys: list[Key | None] = field(default_factory=list)
     started: asyncio.Event = field(default_factory=asyncio.Event)
@@ -83,6 +85,12 @@ class MemoryControl:
         if self.bug:
             raise self.bug
         return examples.STATUS
+
+    async def looked(self) -> None:
+        pass
+
+    async def report(self) -> Health:
+        return self.health
 
     def ready(self) -> bool:
         return self.is_ready
@@ -255,5 +263,6 @@ async def running(
         **changes,
     }
     server = Server(control or MemoryControl(), ApiOptions(**given))
-    async with serve(Control(deploys=server.control), server.options):
+    parts = Control(deploys=server.control, health=server.control)
+    async with serve(parts, server.options):
         yield server

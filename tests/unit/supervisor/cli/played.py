@@ -222,7 +222,7 @@ def status(**fields: Any) -> dict[str, Any]:
         "active_port": 8791,
         "staging_port": 8792,
         "public_port": 8790,
-        "health_score": None,
+        "health_score": 100,
         "version": "1.0.0",
         "channel": "stable",
         "last_deploy": None,

@@ -216,11 +216,9 @@ class Unsure(HttpProber):
 
     probes = 0
 
-    async def probe(
-        self, port: int, path: str, *, timeout_seconds: float, expect_instance: str | None = None
-    ) -> ProbeResult:
-        if expect_instance is None:
-            return await super().probe(port, path, timeout_seconds=timeout_seconds)
+    async def probe(self, port: int, path: str, **more: Any) -> ProbeResult:
+        if more.get("expect_instance") is None:
+            return await super().probe(port, path, **more)
         Unsure.probes += 1
         return ProbeResult(
             verdict=Verdict.INCONCLUSIVE, status=None, duration_ms=0, message="no descriptors"
