@@ -73,7 +73,7 @@ class HealthReports(Protocol):
     """How everything is."""
 
     async def looked(self) -> None:
-        """Wait, for a tenth of a second at most, until the active instance was looked at."""
+        """Wait for the first look after the start, for a tenth of a second at most."""
 
     async def report(self) -> Health:
         """Return how everything is, after the same wait."""

@@ -90,11 +90,15 @@ def nobody(subject: Subject) -> InstanceLook:
     )
 
 
-def not_seen_yet(subject: Subject, seconds: float) -> InstanceLook:
-    """Return what there is to see of an instance that has not answered its first look yet."""
+def not_seen_yet(subject: Subject, seconds: float, *, fresh: bool) -> InstanceLook:
+    """Return what there is to see of an instance that has not answered its first look yet.
+
+    One that is `fresh` was ready a moment ago, so that is not held against it.
+    """
+    status = CheckStatus.SKIPPED if fresh else CheckStatus.WARN
     checks = skipped("the active instance has not been looked at yet")
     message = f"the active instance has not answered yet, for {seconds:.1f} s"
-    return InstanceLook(subject, {**checks, "port_active": _port(CheckStatus.WARN, message)})
+    return InstanceLook(subject, {**checks, "port_active": _port(status, message)})
 
 
 def port_active(subject: Subject, own: Look, public: Look | None) -> Check:

@@ -38,7 +38,8 @@ INTERVAL_SECONDS = 2.0
 DATABASE_INTERVAL_SECONDS = 5.0
 """The same for the database: each look is a durable write."""
 PATIENCE_SECONDS = 0.1
-"""How long an answer waits, at most, for the first look at an instance."""
+"""How long an answer waits, at most, for the first look of all; a later instance's first look may
+take as long before it is held against it."""
 OVERDUE_WARN_SECONDS, OVERDUE_FAIL_SECONDS = 2.0, 10.0
 """A look at the daemon's own that takes so long is a finding by itself."""
 
@@ -109,11 +110,21 @@ class Monitor:
                 await self._instance.next()
 
     def _awaited(self) -> bool:
-        subject, at = self._subject(), self._looking_at
-        if subject.instance is None or self._seen(subject) is not None:
+        """Tell whether to wait for the daemon's first look; after a switch nobody has to."""
+        subject = self._subject()
+        if subject.instance is None or self._switched_from():
+            self.notice()
             return False
-        begun = at is not None and at.is_same(subject)
-        return not begun or self._instance.waiting_seconds < PATIENCE_SECONDS
+        return self._seen(subject) is None and self._waited_for(subject) < PATIENCE_SECONDS
+
+    def _switched_from(self) -> bool:
+        """Tell whether an instance was looked at before, whichever it was."""
+        return self._instance.last is not None and self._instance.last.age is not None
+
+    def _waited_for(self, subject: Subject) -> float:
+        """Return for how many seconds the look at this very instance goes on."""
+        at = self._looking_at
+        return self._instance.waiting_seconds if at is not None and at.is_same(subject) else 0.0
 
     async def report(self) -> Health:
         """Return how everything is, in `PATIENCE_SECONDS` at most."""
@@ -125,7 +136,9 @@ class Monitor:
         subject = self._subject()
         look = nobody(subject) if subject.instance is None else self._seen(subject)
         if look is None:
-            look = not_seen_yet(subject, self._instance.waiting_seconds)
+            waited = self._waited_for(subject)
+            fresh = self._switched_from() and waited < PATIENCE_SECONDS
+            look = not_seen_yet(subject, waited, fresh=fresh)
         up = round(self._up.seconds, 3)
         uptime = Check(status=CheckStatus.PASS, value=up, unit="s", message=_UP)
         checks = {**look.checks, "uptime": uptime}

@@ -51,6 +51,7 @@ class Watched:
                 health = await self.monitor.report()
                 if health.age_seconds is not None and self._has_looked():
                     return health
+                await anyio.sleep(0.005)
 
     def _has_looked(self) -> bool:
         return all(looker.last is not None for looker in self.monitor._own.values())
