@@ -39,5 +39,7 @@ class TurnedAway:
             return
         self._may -= 1
         left_out, self._left_out = self._left_out, 0
-        detail = {"method": method, "path": path, "code": refused.code, "left_out": left_out}
-        self._audit.audit_soon(actor, "request", "refused", **detail)
+        self._audit.audit_soon(
+            actor, "request", "refused",
+            method=method, path=path, code=refused.code, left_out=left_out,
+        )  # fmt: skip

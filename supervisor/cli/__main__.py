@@ -11,6 +11,7 @@ from io import TextIOWrapper
 
 import click
 
+from supervisor.cli.audit import audit
 from supervisor.cli.decide import abort, rollback, switch
 from supervisor.cli.deploy import deploy
 from supervisor.cli.history import history
@@ -20,7 +21,7 @@ from supervisor.cli.session import common_options
 from supervisor.cli.show import show
 from supervisor.cli.status import status
 
-VERBS = (status, deploy, switch, abort, rollback, mode, history, show, releases)
+VERBS = (status, deploy, switch, abort, rollback, mode, history, show, releases, audit)
 
 
 class InOrder(click.Group):
