@@ -32,6 +32,7 @@ _BAD_OUTCOMES = frozenset({"failed", "refused", "rolled_back", "aborted"})
 @click.option("--verify", is_flag=True, help="Look the whole trail over instead; exit 1: broken.")
 async def audit(
     session: Session,
+    *,
     limit: int,
     before: int | None,
     action: str | None,

@@ -1,4 +1,4 @@
-"""Schemathesis asks a daemon for everything in its document, well and badly, and judges the answers.
+"""Schemathesis asks a daemon for all that its document has, well and badly, and judges the answers.
 
 All operations are tried, those that change something included. What is found wrong is mended in
 the code, or in the route table that the document is made of; never here.
@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-
 
 from tests.harness import DaemonProcess, Setting
 from tests.integration.cut_streams import ending_streams
@@ -123,5 +122,3 @@ async def test_without_the_token_every_answer_is_documented_and_nothing_is_chang
             ("daemon", "started"),
             ("request", "refused"),
         }
-
-

@@ -22,6 +22,10 @@ from tests.harness import eventually
 from tests.unit.supervisor.store.samples import rows
 
 ROOT = Actor(name="uid:0", origin="unix")
+COPY = (
+    "INSERT INTO audit SELECT {id}, ts, actor, origin, action, subject, outcome, detail, "
+    "previous_hash, hash FROM audit WHERE id = 1"
+)
 
 
 @pytest.fixture
@@ -36,6 +40,24 @@ async def trail(path: Path, entries: int = 0) -> AsyncIterator[Database]:
         for number in range(entries):
             await database.audit(ROOT, "mode", "single", subject=f"d{number}", number=number)
         yield database
+
+
+def note(path: Path) -> str:
+    """Return what is noted beside the database."""
+    return path.with_name(HEAD_FILE).read_text()
+
+
+def write_note(path: Path, content: str) -> None:
+    path.with_name(HEAD_FILE).write_bytes(content.encode("utf-8", "surrogateescape"))
+
+
+def take_away(*paths: Path) -> None:
+    for each in paths:
+        each.unlink()
+
+
+def damage(path: Path) -> None:
+    path.write_bytes(b"this is no database at all" * 100)
 
 
 def tamper(path: Path, *statements: str) -> None:
@@ -192,12 +214,10 @@ async def test_what_is_owed_is_bounded_and_the_oldest_are_lost(
         ("DELETE FROM audit WHERE id > 3", (4, Problem.CUT_OFF)),
         ("DELETE FROM audit", (1, Problem.CUT_OFF)),
         ("UPDATE audit SET id = 9 WHERE id = 4", (4, Problem.MISSING)),
-        ("INSERT INTO audit SELECT 0, ts, actor, origin, action, subject, outcome, detail, "
-         "previous_hash, hash FROM audit WHERE id = 1", (0, Problem.FOREIGN)),
-        ("INSERT INTO audit SELECT 9, ts, actor, origin, action, subject, outcome, detail, "
-         "previous_hash, hash FROM audit WHERE id = 1", (6, Problem.FOREIGN)),
+        (COPY.format(id=0), (0, Problem.FOREIGN)),
+        (COPY.format(id=9), (6, Problem.FOREIGN)),
     ],
-)  # fmt: skip
+)
 async def test_what_is_done_behind_the_daemons_back_is_found_now_and_ever_after(
     path: Path, statement: str, expected: tuple[int, Problem]
 ) -> None:
@@ -229,13 +249,11 @@ async def test_a_tail_that_is_cut_off_while_no_daemon_runs_stays_missing(path: P
 async def test_a_trail_that_was_written_anew_contradicts_the_note(path: Path) -> None:
     async with trail(path, 3):
         pass
-    note = path.with_name(HEAD_FILE)
-    noted = note.read_text()
-    path.unlink()
-    note.unlink()
+    noted = note(path)
+    take_away(path, path.with_name(HEAD_FILE))
     async with trail(path, 3):
         pass
-    note.write_text(noted)
+    write_note(path, noted)
     async with trail(path) as database:
         assert broken(await database.verify_audit()) == (3, Problem.OUT_OF_PLACE)
         await database.audit(ROOT, "mode", "single")
@@ -245,7 +263,7 @@ async def test_a_trail_that_was_written_anew_contradicts_the_note(path: Path) ->
 async def test_a_database_that_is_taken_away_leaves_its_entries_missing(path: Path) -> None:
     async with trail(path, 3):
         pass
-    path.unlink()
+    take_away(path)
     async with trail(path, 1) as database:
         assert broken(await database.verify_audit()) == (1, Problem.MISSING)
         assert [each.id for each in await listed(database)] == [4]
@@ -253,11 +271,10 @@ async def test_a_database_that_is_taken_away_leaves_its_entries_missing(path: Pa
 
 async def test_a_note_that_is_behind_is_no_fault(path: Path) -> None:
     async with trail(path, 2):
-        note = path.with_name(HEAD_FILE)
-        noted = note.read_text()
+        noted = note(path)
     async with trail(path, 2):
         pass
-    note.write_text(noted)  # as if the daemon had been killed before it noted the last two
+    write_note(path, noted)  # as if the daemon had been killed before it noted the last two
     async with trail(path, 1) as database:
         found = await database.verify_audit()
         assert (found.ok, found.entries) == (True, 5)
@@ -267,15 +284,14 @@ async def test_a_note_that_is_behind_is_no_fault(path: Path) -> None:
 async def test_a_note_that_can_not_be_read_is_made_anew(path: Path, content: str | None) -> None:
     async with trail(path, 2):
         pass
-    note = path.with_name(HEAD_FILE)
     if content is None:
-        note.unlink()
+        take_away(path.with_name(HEAD_FILE))
     else:
-        note.write_bytes(content.encode("utf-8", "surrogateescape"))
+        write_note(path, content)
     async with trail(path, 1) as database:
         found = await database.verify_audit()
         assert (found.ok, found.entries) == (True, 3)
-    assert found.head in note.read_text()
+    assert found.head in note(path)
 
 
 async def test_a_note_that_can_not_be_written_stops_nobody(path: Path) -> None:
@@ -287,7 +303,7 @@ async def test_a_note_that_can_not_be_written_stops_nobody(path: Path) -> None:
 async def test_after_a_damaged_database_was_set_aside_the_chain_goes_on(path: Path) -> None:
     async with trail(path, 3) as database:
         before = (await database.verify_audit()).head
-    path.write_bytes(b"this is no database at all" * 100)
+    damage(path)
     async with open_database(path) as (database, aside):
         assert aside is not None
         await database.audit(SUPERVISOR, "database", "set_aside", aside=aside.name)
