@@ -34,7 +34,7 @@ def ask(method: str, path: str, body: dict[str, Any] | None = None) -> dict[str,
 
 @schemathesis.hook
 def before_call(
-    context: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict[str, Any]
+    context: schemathesis.HookContext, case: schemathesis.Case[Any], kwargs: dict[str, Any]
 ) -> None:
     """Prepare what a valid request needs to be done."""
     path = case.operation.path

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sqlite3
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -21,6 +24,7 @@ from supervisor.store.statements import StoreError
 from tests.harness import eventually
 from tests.unit.supervisor.store.samples import rows
 
+AUDIT_MD = (Path(__file__).parents[4] / "docs" / "audit.md").read_text()
 ROOT = Actor(name="uid:0", origin="unix")
 COPY = (
     "INSERT INTO audit SELECT {id}, ts, actor, origin, action, subject, outcome, detail, "
@@ -196,6 +200,27 @@ async def test_what_is_owed_is_bounded_and_the_oldest_are_lost(
         assert [each.outcome for each in reversed(await listed(database))] == [
             *("o2", "o3", "o4", "single"),
         ]
+
+
+async def test_the_script_of_the_documentation_finds_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "atlas.db"
+    path.parent.mkdir()
+    async with trail(path, 3) as database:
+        head = (await database.verify_audit()).head
+    (script,) = re.findall(r"^```python\n(.*?)^```", AUDIT_MD, re.MULTILINE | re.DOTALL)
+    code, out, _ = await run_script(script, tmp_path)
+    assert (code, out) == (0, f"3 {head}\n")
+    tamper(path, "UPDATE audit SET actor = 'uid:7' WHERE id = 2")
+    code, _, err = await run_script(script, tmp_path)
+    assert (code, "entry 2 was changed" in err) == (1, True)
+
+
+async def run_script(script: str, folder: Path) -> tuple[int | None, str, str]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", script), cwd=folder, stdout=PIPE, stderr=PIPE
+    )
+    out, err = await process.communicate()
+    return process.returncode, out.decode(), err.decode()
 
 
 # What is found.
