@@ -239,7 +239,7 @@ class DeployRun:
         )
         self._owe(row, event, finding.message, ended_step, duration_ms)
         if self.record.result not in (None, before):
-            self._owe_result(self.record)
+            self._owed.append(partial(self._world.audit_result, self.record))
         await self._write_owed()
         # Whoever has asked for something meanwhile waits for what follows from that.
         if self.record.result is not None and row.target not in _UNSETTLED and not self._news:
@@ -318,11 +318,6 @@ class DeployRun:
             elif effect is Effect.AUDIT_SWITCH_FAILED:
                 self.switch_failure = cause
                 self._owed.append(partial(world.audit, "switch", "failed", record, reason))
-
-    def _owe_result(self, record: DeployRecord) -> None:
-        """Note that what the deploy has come to is to be audited."""
-        reason = record.reason or ""
-        self._owed.append(partial(self._world.audit, "deploy", str(record.result), record, reason))
 
     async def _journal(self, record: DeployRecord, announcement: Announcement) -> None:
         journal_id = await self._world.journal(record, announcement.event)
