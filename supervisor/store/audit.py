@@ -23,8 +23,8 @@ from supervisor.store.statements import Statements, StoreError
 
 log = structlog.get_logger(__name__)
 
-_PAGE = 200
-"""Rows that are looked over at a time: a millisecond of the event loop, and of the database."""
+_PAGE = 50
+"""Rows that are looked over at a time: about two milliseconds, in which nobody else has a turn."""
 
 _OWED_LIMIT = 1000
 """Entries that wait for the disk; the oldest of more than these are lost, which is logged."""
