@@ -5,6 +5,7 @@ The process around it (lock, log, signals) is `process`.
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -98,13 +99,14 @@ class Daemon:
             self._plane.open(self._slot_of(self._state.state.active_port))
             stack.push_async_callback(self._plane.close)
             async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._database.keep_auditing)
                 self._assemble(prober, tasks)
                 tasks.start_soon(self._monitor.run)
                 self._plane.vacate(self._switch.staging.name, self._switch.active.name)
                 with _refused_by_store():
                     await self._resume(waiting)  # before anybody can ask for another deploy
                     release = await self._active_release(self._switch.active)
-                control = Control(deploys=self._service, health=self._monitor)
+                control = Control(deploys=self._service, health=self._monitor, audit=self._database)
                 async with serve(control, _api_options(self._settings)):
                     if release is not None:
                         tasks.start_soon(self._keepers[self._switch.active.name].start, release)
@@ -119,6 +121,9 @@ class Daemon:
         if aside is not None:
             log.error("database_unreadable", aside=aside.name)
             await self._database.audit(SUPERVISOR, "database", "set_aside", aside=aside.name)
+        await self._database.audit_happened(
+            SUPERVISOR, "daemon", "started", pid=os.getpid(), version=version("atlas-supervisor")
+        )
         known = await self._database.instances()
         await end_orphans(folder, known, seconds=self._settings.stop_timeout_seconds)
         for row in known:
@@ -254,6 +259,7 @@ class Daemon:
             group.start_soon(self._departures.all_gone)
             for slot in (self._switch.active, self._switch.staging):
                 group.start_soon(partial(slot.stop, drain_seconds=seconds))
+        await self._database.audit_happened(SUPERVISOR, "daemon", "stopped", pid=os.getpid())
 
 
 def _api_options(settings: Settings) -> ApiOptions:

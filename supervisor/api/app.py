@@ -7,7 +7,7 @@ way is answered in one shape and logged. No request reaches a handler by another
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from itertools import groupby
 
 import structlog
@@ -21,6 +21,7 @@ from supervisor.api.intake import MAX_BODY_BYTES, read_body, read_headers, read_
 from supervisor.api.routes import Access, AnyRoute, Call, StreamReply
 from supervisor.api.security import Gate
 from supervisor.api.streams import send
+from supervisor.api.turned_away import TurnedAway
 from supervisor.errors import AtlasError, RefusedError
 from supervisor.model.actor import Actor
 from supervisor.model.key import Key
@@ -34,8 +35,9 @@ _KEY = web.RequestKey("key", Key)
 
 def build_app(control: Control, gate: Gate, table: Iterable[AnyRoute]) -> web.Application:
     """Return the application that serves `table`; its connections must be `Connection`s."""
+    changes: dict[_Handler, str] = {}
     app = web.Application(
-        middlewares=[_admission(gate)],
+        middlewares=[_admission(gate, TurnedAway(control.audit), changes)],
         client_max_size=MAX_BODY_BYTES,
         handler_args={"handler_cancellation": False},
     )
@@ -48,6 +50,8 @@ def build_app(control: Control, gate: Gate, table: Iterable[AnyRoute]) -> web.Ap
             handler = _endpoint(route, control, gate)
             resource.add_route(route.method, handler)
             methods.append(route.method)
+            if route.access is Access.CHANGE:
+                changes[handler] = path
             if route.method == "GET":
                 resource.add_route("HEAD", handler)
                 methods.append("HEAD")
@@ -56,8 +60,11 @@ def build_app(control: Control, gate: Gate, table: Iterable[AnyRoute]) -> web.Ap
     return app
 
 
-def _admission(gate: Gate) -> Middleware:
-    """Return the middleware around everything: admission, the clock, refusals, bugs, the log."""
+def _admission(gate: Gate, turned_away: TurnedAway, changes: Mapping[_Handler, str]) -> Middleware:
+    """Return the middleware around everything: admission, the clock, refusals, bugs, the log.
+
+    `changes` has the handlers of routes that change something, with their paths.
+    """
 
     @web.middleware
     async def admit(request: web.Request, handler: _Handler) -> web.StreamResponse:
@@ -74,6 +81,9 @@ def _admission(gate: Gate) -> Middleware:
                 errors.of_http_exception(error) if isinstance(error, web.HTTPException) else error
             )
             _log(request, connection, refused, started)
+            path = changes.get(request.match_info.handler)
+            if path is not None and refused.status in turned_away.STATUSES:
+                turned_away.tell(_caller(request, connection), request.method, path, refused)
             if refused.status == 401:
                 headers["WWW-Authenticate"] = 'Bearer realm="atlas-supervisor"'
             if isinstance(error, web.HTTPMethodNotAllowed):
@@ -148,6 +158,13 @@ def _wrong_method(methods: list[str]) -> _Handler:
         raise web.HTTPMethodNotAllowed(request.method, sorted(methods))
 
     return refuse
+
+
+def _caller(request: web.Request, connection: Connection) -> Actor:
+    """Return who asks, let in or not."""
+    peer = connection.peer
+    name = "anonymous" if peer.uid is None else f"uid:{peer.uid}"
+    return request.get(_ACTOR) or Actor(name=name, origin=peer.address)
 
 
 def _facts(request: web.Request, connection: Connection) -> dict[str, str]:

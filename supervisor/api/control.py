@@ -7,9 +7,10 @@ storage fails.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from supervisor.model.actor import Actor
+from supervisor.model.audit import AuditEntry, Verification
 from supervisor.model.deploy import DeployRecord, Mode
 from supervisor.model.event import EventFeed, Transition
 from supervisor.model.health import Health
@@ -79,9 +80,27 @@ class HealthReports(Protocol):
         """Return how everything is, after the same wait."""
 
 
+class AuditTrail(Protocol):
+    """Who did what, when, to what effect."""
+
+    async def audit_entries(
+        self, *, limit: int, before: int | None, action: str | None, subject: str | None
+    ) -> list[AuditEntry]:
+        """Return the newest entries, newest first: with an id below, of an action, on a subject."""
+
+    async def verify_audit(self) -> Verification:
+        """Look the whole of it over."""
+
+    def audit_soon(
+        self, actor: Actor, action: str, outcome: str, *, subject: str | None = None, **detail: Any
+    ) -> None:
+        """Have an entry written, without waiting for it."""
+
+
 @dataclass(frozen=True)
 class Control:
     """The daemon, seen from the API."""
 
     deploys: Deploys
     health: HealthReports
+    audit: AuditTrail

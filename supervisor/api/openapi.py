@@ -27,7 +27,7 @@ from openapi_pydantic.util import PydanticSchema, construct_open_api_with_schema
 from pydantic import BaseModel
 
 from supervisor.api.examples import refused
-from supervisor.api.intake import IDEMPOTENCY_KEY
+from supervisor.api.intake import IDEMPOTENCY_KEY, KEY_PATTERN
 from supervisor.api.routes import Access, Answer, AnyRoute, Nothing
 
 _TAGS = {
@@ -102,7 +102,7 @@ def _parameters(route: AnyRoute) -> list[Parameter | Reference]:
         for name, text in route.parameters.items()
     ]
     if route.keyed:
-        schema = {"type": "string", "maxLength": 257, "description": _KEY}
+        schema = {"type": "string", "pattern": KEY_PATTERN, "description": _KEY}
         parameters.append(_parameter("header", IDEMPOTENCY_KEY, schema, required=False))
     parameters += [
         _parameter("header", name, dict(schema), required=False)

@@ -11,6 +11,7 @@ from io import TextIOWrapper
 
 import click
 
+from supervisor.cli.audit import audit
 from supervisor.cli.decide import abort, rollback, switch
 from supervisor.cli.deploy import deploy
 from supervisor.cli.health import health
@@ -21,7 +22,7 @@ from supervisor.cli.session import common_options
 from supervisor.cli.show import show
 from supervisor.cli.status import status
 
-VERBS = (status, health, deploy, switch, abort, rollback, mode, history, show, releases)
+VERBS = (status, health, deploy, switch, abort, rollback, mode, history, show, releases, audit)
 
 
 class InOrder(click.Group):

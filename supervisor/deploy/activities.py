@@ -317,6 +317,20 @@ class Activities:
             version=record.version,
         )
 
+    async def audit_result(self, record: DeployRecord) -> None:
+        """Have it audited what the deploy has come to; nobody waits for that.
+
+        Should the daemon die first, the next one audits the end that it gives the deploy.
+        """
+        self._database.audit_soon(
+            SUPERVISOR,
+            "deploy",
+            str(record.result),
+            subject=record.deploy_id,
+            reason=record.reason,
+            version=record.version,
+        )
+
     async def journal(self, record: DeployRecord, event: DeployEvent) -> int:
         """Write a transition down, durably; return its id in the journal. Raises StoreError.
 

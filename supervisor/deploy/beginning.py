@@ -10,7 +10,7 @@ from supervisor.clock import now
 from supervisor.deploy import refusals
 from supervisor.deploy.events import Events
 from supervisor.deploy.machine import FIRST_PHASE, Event, Phase, Plan
-from supervisor.model.actor import Actor
+from supervisor.model.actor import SUPERVISOR, Actor
 from supervisor.model.deploy import DeployRecord, Result
 from supervisor.model.event import BEGUN, Announcement, DeployEvent
 from supervisor.model.key import Key
@@ -87,6 +87,7 @@ async def _end_unbegun(
     )
     event = DeployEvent.of(ended, ts=now(), source=FIRST_PHASE, event=Event.FAILED, cause=why)
     announcement = Announcement(event)
+    database.audit_soon(SUPERVISOR, "deploy", "failed", subject=record.deploy_id, reason=why)
     try:
         journal_id = await database.write_transition(
             ended, source=FIRST_PHASE, event=Event.FAILED, cause=why, step=None

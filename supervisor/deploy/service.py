@@ -31,7 +31,6 @@ from supervisor.model.status import Status
 from supervisor.store.database import Database
 from supervisor.store.keys import KeyRow
 from supervisor.store.state_keeper import StateKeeper
-from supervisor.store.statements import StoreError
 from supervisor.traffic import Plane
 from supervisor.workers.releases import Releases, UnknownReleaseError
 from supervisor.workers.slot import Slot
@@ -222,17 +221,9 @@ class DeployService(DeployKnowledge):
             record = await self._answer(run)
             outcome = record.result.value if record.result else "unknown"
         finally:
-            await self._audit(actor, action, outcome, subject=run.record.deploy_id)
+            database, subject = self._database, run.record.deploy_id
+            await database.audit_happened(actor, action, outcome, subject=subject)
         return record
-
-    async def _audit(
-        self, actor: Actor, action: str, outcome: str, *, subject: str | None = None
-    ) -> None:
-        """Audit what has happened already; a failure can't take it back, so it is only logged."""
-        try:
-            await self._database.audit(actor, action, outcome, subject=subject)
-        except StoreError as error:
-            log.error("audit_failed", action=action, why=str(error))
 
     async def rollback(self, actor: Actor, key: Key | None = None) -> DeployRecord:
         """Go back to the version before: at once if it is warm, else through the gates."""
@@ -277,7 +268,7 @@ class DeployService(DeployKnowledge):
             what = "the mode could not be written down, so it is as before"
             raise refusals.not_durable(what, error) from error
         await self._state.copy_to_database()
-        await self._audit(actor, "mode", mode.value)
+        await self._database.audit_happened(actor, "mode", mode.value)
 
     # What happens by itself.
 

@@ -16,6 +16,7 @@ import anyio
 from supervisor.clock import now
 from supervisor.errors import StartRefusedError
 from supervisor.store.audit import Audit
+from supervisor.store.audit_head import HEAD_FILE, HeadFile
 from supervisor.store.deploys import Deploys
 from supervisor.store.instances import Instances
 from supervisor.store.journal import Journal
@@ -66,8 +67,10 @@ async def open_database(path: Path) -> AsyncIterator[tuple[Database, Path | None
             f"{path} can't be opened: {error}. Is the disk full or read-only, or the file another "
             "user's?"
         ) from error
+    database = Database(connection)
     try:
-        yield Database(connection), aside
+        await database.begin_audit(HeadFile(path.with_name(HEAD_FILE)), set_aside=aside is not None)
+        yield database, aside
     finally:
         with anyio.CancelScope(shield=True):
             await connection.close()

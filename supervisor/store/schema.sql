@@ -102,3 +102,14 @@ CREATE TABLE idempotency_keys (
 ) STRICT;
 
 CREATE INDEX idempotency_keys_by_deploy ON idempotency_keys (deploy_id);
+
+-- version: 3
+-- Every audit entry is chained to the one before it; `chain.py` says how. The hashes of entries
+-- from before are filled in by `migrations.py`, because SQLite knows no SHA-256.
+ALTER TABLE audit ADD COLUMN previous_hash TEXT NOT NULL DEFAULT '';
+
+ALTER TABLE audit ADD COLUMN hash TEXT NOT NULL DEFAULT '';
+
+CREATE INDEX audit_by_action ON audit (action);
+
+CREATE INDEX audit_by_subject ON audit (subject);

@@ -14,12 +14,13 @@ from typing import Any
 
 import aiohttp
 
-from supervisor.api import examples
+from supervisor.api import audit, examples
 from supervisor.api.control import Control
 from supervisor.api.options import ApiOptions
 from supervisor.api.server import serve
 from supervisor.errors import RefusedError
 from supervisor.model.actor import Actor
+from supervisor.model.audit import AuditEntry, Verification
 from supervisor.model.deploy import DeployRecord, Mode, Result
 from supervisor.model.event import Announcement, EventFeed, Transition
 from supervisor.model.health import Health
@@ -152,6 +153,28 @@ class MemoryControl:
         return self.outcome
 
 
+@dataclass
+class MemoryAudit:
+    """An audit trail in memory."""
+
+    entries: list[AuditEntry] = field(default_factory=list)
+    told: list[tuple[Actor, str, str, dict[str, Any]]] = field(default_factory=list)
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    found: Verification = audit.WHOLE
+
+    async def audit_entries(self, **asked: Any) -> list[AuditEntry]:
+        self.asked.append(asked)
+        return self.entries
+
+    async def verify_audit(self) -> Verification:
+        return self.found
+
+    def audit_soon(
+        self, actor: Actor, action: str, outcome: str, *, subject: str | None = None, **detail: Any
+    ) -> None:
+        self.told.append((actor, action, outcome, detail))
+
+
 def with_result(result: Result | None) -> DeployRecord:
     return examples.SWITCHED.model_copy(update={"result": result, "reason": "so it is"})
 
@@ -193,6 +216,7 @@ class Server:
 
     control: MemoryControl
     options: ApiOptions
+    audit: MemoryAudit = field(default_factory=MemoryAudit)
 
     @property
     def authority(self) -> str:
@@ -263,6 +287,6 @@ async def running(
         **changes,
     }
     server = Server(control or MemoryControl(), ApiOptions(**given))
-    parts = Control(deploys=server.control, health=server.control)
+    parts = Control(deploys=server.control, health=server.control, audit=server.audit)
     async with serve(parts, server.options):
         yield server
