@@ -13,7 +13,7 @@ import structlog
 from aiohttp import web
 from yarl import URL
 
-from supervisor.api import deploy, docs, events, health, history, mode, releases, status
+from supervisor.api import deploy, docs, events, health, history, logs, mode, releases, status
 from supervisor.api.app import build_app
 from supervisor.api.control import Control
 from supervisor.api.listeners import Acceptor, bind_tcp, bind_unix
@@ -34,6 +34,7 @@ def table(version: str) -> tuple[AnyRoute, ...]:
         *history.ROUTES,
         *events.ROUTES,
         *releases.ROUTES,
+        *logs.ROUTES,
         *health.ROUTES,
     ]
 

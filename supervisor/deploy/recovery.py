@@ -117,7 +117,7 @@ async def _mend_versions(
         await database.pop_version(state)
     else:
         return
-    log.warning("versions_mended", deploy_id=record.deploy_id, result=record.result)
+    log.warning("versions_mended", **record.facts, result=record.result)
 
 
 async def _mend_versions_of_rollback(
@@ -136,7 +136,7 @@ async def _mend_versions_of_rollback(
         await database.push_version(_active_slot(state, settings), release, state)
     else:
         return
-    log.warning("versions_mended", deploy_id=record.deploy_id, result=record.result)
+    log.warning("versions_mended", **record.facts, result=record.result)
 
 
 def _active_slot(state: DeployState, settings: Settings) -> SlotName:
@@ -205,7 +205,7 @@ async def _end(
             **ports,
         }
     )
-    log.warning("deploy_interrupted", deploy_id=record.deploy_id, phase=phase, result=result)
+    log.warning("deploy_interrupted", **record.facts, phase=phase, result=result)
     await database.write_transition(
         ended, source=phase, event=Event.SUPERVISOR_STOPPED, cause=cause, step=None
     )

@@ -124,7 +124,7 @@ class DeployService(DeployKnowledge):
         self._last = record
 
     async def _drive(self, run: DeployRun, effect: Effect) -> None:
-        with structlog.contextvars.bound_contextvars(deploy_id=run.record.deploy_id):
+        with structlog.contextvars.bound_contextvars(**run.record.facts):
             await run.drive(effect)
         if self._last and self._last.deploy_id == run.record.deploy_id:
             self._last = run.record
@@ -228,7 +228,7 @@ class DeployService(DeployKnowledge):
         try:
             await self._database.audit(actor, action, outcome, subject=subject)
         except StoreError as error:
-            log.error("audit_failed", action=action, why=str(error))
+            log.error("audit_failed", action=action, deploy_id=subject, why=str(error))
 
     async def rollback(self, actor: Actor, key: Key | None = None) -> DeployRecord:
         """Go back to the version before: at once if it is warm, else through the gates."""

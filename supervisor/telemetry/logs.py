@@ -17,6 +17,8 @@ from supervisor.telemetry.console import console
 from supervisor.telemetry.line_file import LineFile
 from supervisor.telemetry.plain import in_order, plain_event
 
+OWN_LOG = "supervisor.jsonl"
+
 _FINE: list[Processor] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,

@@ -29,9 +29,14 @@ def keep_secret(values: Iterable[str]) -> None:
     _known.update(value for value in values if len(value) >= _SHORTEST)
 
 
+def is_secret(key: str) -> bool:
+    """Tell whether a field or variable of this name holds a secret."""
+    return masked(key, "x") != "x"
+
+
 def without_secrets(key: str, text: str) -> str:
     """Return the text of a field with anything secret in it replaced by `***`."""
-    if "://" not in text and masked(key, text) != text:
+    if text and is_secret(key):
         return MASK
     for value in list(_known):
         if value in text:

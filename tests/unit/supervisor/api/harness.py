@@ -19,6 +19,7 @@ from supervisor.api.control import Control
 from supervisor.api.options import ApiOptions
 from supervisor.api.server import serve
 from supervisor.errors import RefusedError
+from supervisor.logs.book import LogBook
 from supervisor.model.actor import Actor
 from supervisor.model.deploy import DeployRecord, Mode, Result
 from supervisor.model.event import Announcement, EventFeed, Transition
@@ -241,7 +242,10 @@ def parse(data: bytes) -> Answer:
 
 @asynccontextmanager
 async def running(
-    folder: Path, control: MemoryControl | None = None, **changes: Any
+    folder: Path,
+    control: MemoryControl | None = None,
+    logs: LogBook | None = None,
+    **changes: Any,
 ) -> AsyncIterator[Server]:
     """Run a server on a free port and a socket in `folder`; `changes` are to its options."""
     given: dict[str, Any] = {
@@ -255,5 +259,6 @@ async def running(
         **changes,
     }
     server = Server(control or MemoryControl(), ApiOptions(**given))
-    async with serve(Control(deploys=server.control), server.options):
+    logs = logs or LogBook(folder / "supervisor.jsonl", {})
+    async with serve(Control(deploys=server.control, logs=logs), server.options):
         yield server

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import json
 import logging
 import os
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 import structlog
@@ -15,29 +12,7 @@ from supervisor.model.slot import SlotName
 from supervisor.telemetry import line_file
 from supervisor.telemetry.logs import configure_logs
 from tests.unit.supervisor.disk import fill, small_disk
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Iterator[Path]:
-    """Configure the process's logging for one test, and put it back as it was."""
-    root = logging.getLogger()
-    level, quiet = root.level, {n: logging.getLogger(n).level for n in ("aiosqlite", "asyncio")}
-    handlers = root.handlers[:]
-    root.handlers.clear()  # pytest's own are not ours to close
-    configure_logs(tmp_path / "supervisor.jsonl", "info")
-    yield tmp_path / "supervisor.jsonl"
-    for handler in root.handlers[:]:
-        root.removeHandler(handler)
-        handler.close()
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for name, before in quiet.items():
-        logging.getLogger(name).setLevel(before)
-    structlog.reset_defaults()
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+from tests.unit.supervisor.telemetry.conftest import lines
 
 
 def on_console(capfd: pytest.CaptureFixture[str]) -> str:

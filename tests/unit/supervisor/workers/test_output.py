@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from supervisor.model.slot import SlotName
 from supervisor.workers import output
 from supervisor.workers.output import WorkerLog, printable
 
@@ -13,7 +14,7 @@ from supervisor.workers.output import WorkerLog, printable
 @pytest.fixture
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkerLog:
     monkeypatch.setattr(output, "LIMIT_BYTES", 1000)
-    return WorkerLog(tmp_path / "worker-blue.log")
+    return WorkerLog(tmp_path / "worker-blue.log", SlotName.BLUE)
 
 
 def say(log: WorkerLog, *texts: bytes) -> int:
@@ -44,13 +45,13 @@ def test_a_file_below_its_limit_is_left_alone(log: WorkerLog) -> None:
 
 
 def test_a_full_file_is_cut_and_its_last_part_kept(log: WorkerLog) -> None:
-    descriptor = say(log, b"a" * 2500, b"b" * 700)
+    descriptor = say(log, b"a" * 2500, b"b" * 699 + b"\n")
     assert log.rotate()
-    assert (log.path.parent / "worker-blue.log.1").read_bytes() == b"a" * 300 + b"b" * 700
+    assert (log.path.parent / "worker-blue.log.1").read_bytes() == b"a" * 300 + b"b" * 699 + b"\n"
     os.write(descriptor, b"after\n")  # the same descriptor writes on, from the beginning
     os.close(descriptor)
     assert log.path.read_bytes() == b"after\n"
-    assert log.last_lines() == ["after"]
+    assert log.last_lines() == ["a" * 300 + "b" * 200 + "…", "after"]  # a moment ago it was there
 
 
 def test_a_reader_that_follows_sees_what_comes_after_the_cut(log: WorkerLog) -> None:
