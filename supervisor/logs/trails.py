@@ -7,6 +7,7 @@ finds out anew what has become of that file. All of this blocks, so it belongs i
 from __future__ import annotations
 
 import os
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -16,6 +17,8 @@ from pathlib import Path
 from supervisor.logs.lines import PIECE_BYTES, stands_there
 from supervisor.telemetry.line_file import FILES_KEPT, older
 from supervisor.workers.output import WorkerLog
+
+_TELLING_BYTES = 40  # the time of the first line, and less than any whole line has
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Trail(ABC):
 
     @abstractmethod
     def _parts(self) -> Iterable[tuple[Path, int | None, int]]:
-        """Return all files there may be, newest first: path, number (None: its inode's), begin."""
+        """Return all files there may be, newest first: path, number (None: its own), begin."""
 
     @contextmanager
     def stretches(self) -> Iterator[list[Stretch]]:
@@ -77,11 +80,10 @@ class Trail(ABC):
                     with suppress(FileNotFoundError):
                         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                         stack.callback(os.close, descriptor)
-                        status = os.fstat(descriptor)
-                        file = status.st_ino if number is None else number
-                        found.setdefault(
-                            file, Stretch(descriptor, file, begin, begin + status.st_size)
-                        )
+                        size = os.fstat(descriptor).st_size
+                        file = _number(descriptor) if number is None else number
+                        if file is not None:
+                            found.setdefault(file, Stretch(descriptor, file, begin, begin + size))
             yield list(found.values())
 
     def read(self, position: Position) -> Piece:
@@ -119,6 +121,18 @@ class Trail(ABC):
         """Return the beginning of the newest file."""
         with self._lock, self.stretches() as found:
             return Position(found[0].file, found[0].begin) if found else Position(0, 0)
+
+
+def _number(descriptor: int) -> int | None:
+    """Return what tells a file that is renamed from all others; None if it is hardly begun.
+
+    The inode alone does not: a file system may give that of one just removed to the next one.
+    Its first line says when it was begun.
+    """
+    head = os.pread(descriptor, _TELLING_BYTES, 0)
+    if len(head) < _TELLING_BYTES:
+        return None
+    return zlib.crc32(b"%d %s" % (os.fstat(descriptor).st_ino, head))
 
 
 class RenamedTrail(Trail):

@@ -44,7 +44,7 @@ def run(folder: Path, journal: str | None) -> list[str]:
     with ours, theirs:
         subprocess.run(
             [sys.executable, "-c", SCRIPT, str(folder / "supervisor.jsonl")],
-            stderr=theirs,
+            stderr=theirs.fileno(),
             env=environment,
             check=True,
             timeout=30,
