@@ -12,7 +12,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scripts.benchmarks import acceptance, events, footprint, hop, relay, rescue, rollback, switch
+from scripts.benchmarks import (
+    acceptance,
+    events,
+    footprint,
+    hop,
+    logs,
+    relay,
+    rescue,
+    rollback,
+    switch,
+)
 from scripts.benchmarks.machine import machine
 from scripts.benchmarks.result import Benchmark, CannotRunError, Options
 
@@ -25,6 +35,7 @@ BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
         "the flip, a deploy's own overhead, the longest request with and without",
     ),
     "events": (events.run, "what 200 watchers cost a deploy and the daemon, 20 of them stuck"),
+    "logs": (logs.run, "what a worker that floods its log costs in disk, memory and time"),
     "rollback": (rollback.run, "the time of a warm rollback"),
     "rescue": (rescue.run, "what is lost when the active worker is killed under load"),
     "footprint": (footprint.run, "the daemon's memory, CPU, descriptors, files over many deploys"),

@@ -179,5 +179,12 @@ def _log(
         # A reader that was told "not ready" or "not found" is no news; an attack or a change is.
         harmless = request.method in {"GET", "HEAD"} and refused.status in {404, 405, 503}
         say = log.debug if harmless else log.warning
-        about = {key: refused.extra[key] for key in ("deploy_id",) if key in refused.extra}
-        say("api.refused", status=refused.status, code=refused.code, **facts, **about)
+        say("api.refused", status=refused.status, code=refused.code, **facts, **_about(refused))
+
+
+def _about(refused: RefusedError) -> dict[str, str]:
+    """Return what says which deploy was refused to go on, where its record is in the answer."""
+    deploy_id, release = refused.extra.get("deploy_id"), refused.extra.get("release")
+    if deploy_id is None:
+        return {}
+    return {"deploy_id": deploy_id, "release": release or refused.extra.get("version") or ""}
