@@ -30,6 +30,7 @@ from supervisor.deploy.service import DeployService
 from supervisor.deploy.switching import Switch
 from supervisor.errors import StartRefusedError
 from supervisor.health.monitor import Monitor
+from supervisor.logs.book import LogBook
 from supervisor.model.actor import SUPERVISOR
 from supervisor.model.release import Release
 from supervisor.model.slot import SlotName, SlotState
@@ -39,12 +40,15 @@ from supervisor.store.deploys import UnfinishedDeploy
 from supervisor.store.state_file import StateFile
 from supervisor.store.state_keeper import StateKeeper
 from supervisor.store.statements import StoreError
+from supervisor.telemetry.logs import OWN_LOG
+from supervisor.telemetry.secrets import keep_secret
 from supervisor.traffic import Endpoints, Plane, make_plane
 from supervisor.workers.departures import Departures
 from supervisor.workers.instance import Instance
 from supervisor.workers.keeper import Keeper
 from supervisor.workers.ledger import Ledger
 from supervisor.workers.orphans import end_orphans
+from supervisor.workers.output import keep_bounded
 from supervisor.workers.releases import Releases, UnknownReleaseError
 from supervisor.workers.slot import Slot, Surroundings
 from worker.contract import STATE_FILE, SUPERVISOR_SOCKET
@@ -106,8 +110,7 @@ class Daemon:
                 with _refused_by_store():
                     await self._resume(waiting)  # before anybody can ask for another deploy
                     release = await self._active_release(self._switch.active)
-                control = Control(deploys=self._service, health=self._monitor, audit=self._database)
-                async with serve(control, _api_options(self._settings)):
+                async with serve(self._control(), _api_options(self._settings)):
                     if release is not None:
                         tasks.start_soon(self._keepers[self._switch.active.name].start, release)
                     await stopping.wait()
@@ -187,6 +190,7 @@ class Daemon:
             make_room=self._make_room,
             let_go=self._let_go,
         )
+        tasks.start_soon(keep_bounded, [slot.log for slot in slots.values()])
         self._service = DeployService(
             settings=settings,
             switch=self._switch,
@@ -199,6 +203,12 @@ class Daemon:
             health_score=lambda: self._monitor.health().score,
             tasks=tasks,
         )
+
+    def _control(self) -> Control:
+        slots = (self._switch.active, self._switch.staging)
+        folder = self._settings.state_dir / "logs"
+        logs = LogBook(folder / OWN_LOG, {slot.name: slot.log for slot in slots})
+        return Control(deploys=self._service, health=self._monitor, audit=self._database, logs=logs)
 
     async def _make_room(self) -> None:
         await self._service.make_room()
@@ -233,7 +243,7 @@ class Daemon:
         """Decide what follows when an instance went down by itself."""
         if self._stopped:
             return
-        log.error("worker_down", slot=slot.name, pid=instance.pid, why=cause)
+        log.error("worker_down", **instance.facts, pid=instance.pid, why=cause)
         concerned = await self._service.went_down(slot, cause)
         if concerned and self._switch.active is not slot:
             return  # the deploy ends what is left of it
@@ -267,9 +277,11 @@ def _api_options(settings: Settings) -> ApiOptions:
     if settings.control_tls_cert and settings.control_tls_key:
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         tls.load_cert_chain(settings.control_tls_cert, settings.control_tls_key)
+    token = load_or_create_token(settings.control_token_file)
+    keep_secret([token])
     return ApiOptions(
         socket_path=settings.state_dir / SUPERVISOR_SOCKET,
-        token=load_or_create_token(settings.control_token_file),
+        token=token,
         token_file=settings.control_token_file,
         version=version("atlas-supervisor"),
         host=str(settings.control_host),

@@ -24,6 +24,7 @@ from supervisor.api.streams import send
 from supervisor.api.turned_away import TurnedAway
 from supervisor.errors import AtlasError, RefusedError
 from supervisor.model.actor import Actor
+from supervisor.model.deploy import DeployRecord
 from supervisor.model.key import Key
 
 log = structlog.get_logger()
@@ -134,7 +135,8 @@ def _endpoint(route: AnyRoute, control: Control, gate: Gate) -> _Handler:
         if isinstance(reply, StreamReply):
             return await send(request, connection, reply)
         if route.access is Access.CHANGE:
-            _log(request, connection, None, started, status=reply.status)
+            record = reply.payload if isinstance(reply.payload, DeployRecord) else None
+            _log(request, connection, None, started, status=reply.status, record=record)
         return answers.success(reply, headers=_repeated(request))
 
     return endpoint
@@ -184,13 +186,22 @@ def _log(
     started: float,
     *,
     status: int = 0,
+    record: DeployRecord | None = None,
 ) -> None:
     milliseconds = round((asyncio.get_running_loop().time() - started) * 1000, 1)
     facts = {**_facts(request, connection), "duration_ms": milliseconds}
     if refused is None:
-        log.info("api.changed", status=status, **facts)
+        log.info("api.changed", status=status, **facts, **(record.facts if record else {}))
     else:
         # A reader that was told "not ready" or "not found" is no news; an attack or a change is.
         harmless = request.method in {"GET", "HEAD"} and refused.status in {404, 405, 503}
         say = log.debug if harmless else log.warning
-        say("api.refused", status=refused.status, code=refused.code, **facts)
+        say("api.refused", status=refused.status, code=refused.code, **facts, **_about(refused))
+
+
+def _about(refused: RefusedError) -> dict[str, str]:
+    """Return what says which deploy was refused to go on, where its record is in the answer."""
+    deploy_id, release = refused.extra.get("deploy_id"), refused.extra.get("release")
+    if deploy_id is None:
+        return {}
+    return {"deploy_id": deploy_id, "release": release or refused.extra.get("version") or ""}

@@ -15,6 +15,7 @@ from supervisor.model.deploy import DeployRecord, Mode
 from supervisor.model.event import EventFeed, Transition
 from supervisor.model.health import Health
 from supervisor.model.key import Key
+from supervisor.model.log import LogFeed, LogSource, WantedLines
 from supervisor.model.release import ReleaseView
 from supervisor.model.status import Status
 
@@ -97,6 +98,18 @@ class AuditTrail(Protocol):
         """Have an entry written, without waiting for it."""
 
 
+class Logs(Protocol):
+    """The daemon's own log, and what the workers print."""
+
+    async def read(
+        self, source: LogSource, wanted: WantedLines, *, lines: int, follow: bool, after: str | None
+    ) -> LogFeed:
+        """Return the last lines, or those after a place, and with `follow` what comes then.
+
+        Whoever asks closes it.
+        """
+
+
 @dataclass(frozen=True)
 class Control:
     """The daemon, seen from the API."""
@@ -104,3 +117,4 @@ class Control:
     deploys: Deploys
     health: HealthReports
     audit: AuditTrail
+    logs: Logs

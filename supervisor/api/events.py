@@ -156,7 +156,7 @@ ROUTES: tuple[AnyRoute, ...] = (
             examples.refused(
                 503,
                 "too_many_streams",
-                "512 streams of events are open already",
+                "512 streams are open already",
                 "close some, or poll GET /deploy/status",
             ),
             examples.refused(503, "stopping", "the supervisor is stopping", "try again later"),

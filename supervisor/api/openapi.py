@@ -39,7 +39,7 @@ _TAGS = {
 _DESCRIPTION = """Blue-green deploys on one machine.
 
 Over the Unix socket, root and the daemon's own user may do everything, other users may read. Over
-TCP, reading is open on loopback; off loopback it needs the token too. A change needs
+TCP, reading is open on loopback; off loopback it needs the token too. A change and logs need
 `Authorization: Bearer TOKEN`, always. Every error has the shape of `ErrorAnswer`."""
 
 _KEY = (

@@ -13,7 +13,18 @@ import structlog
 from aiohttp import web
 from yarl import URL
 
-from supervisor.api import audit, deploy, docs, events, health, history, mode, releases, status
+from supervisor.api import (
+    audit,
+    deploy,
+    docs,
+    events,
+    health,
+    history,
+    logs,
+    mode,
+    releases,
+    status,
+)
 from supervisor.api.app import build_app
 from supervisor.api.control import Control
 from supervisor.api.listeners import Acceptor, bind_tcp, bind_unix
@@ -35,6 +46,7 @@ def table(version: str) -> tuple[AnyRoute, ...]:
         *audit.ROUTES,
         *events.ROUTES,
         *releases.ROUTES,
+        *logs.ROUTES,
         *health.ROUTES,
     ]
 

@@ -16,13 +16,27 @@ from supervisor.cli.decide import abort, rollback, switch
 from supervisor.cli.deploy import deploy
 from supervisor.cli.health import health
 from supervisor.cli.history import history
+from supervisor.cli.logs import logs
 from supervisor.cli.mode import mode
 from supervisor.cli.releases import releases
 from supervisor.cli.session import common_options
 from supervisor.cli.show import show
 from supervisor.cli.status import status
 
-VERBS = (status, health, deploy, switch, abort, rollback, mode, history, show, releases, audit)
+VERBS = (
+    status,
+    health,
+    deploy,
+    switch,
+    abort,
+    rollback,
+    mode,
+    history,
+    show,
+    releases,
+    logs,
+    audit,
+)
 
 
 class InOrder(click.Group):

@@ -60,3 +60,12 @@ def local_time(timestamp: object) -> str:
     """Return a timestamp in the reader's own time zone, to the minute."""
     then = moment(timestamp)
     return MISSING if then is None else then.astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def clock_time(timestamp: object) -> str:
+    """Return a timestamp in the reader's own time zone, to the millisecond, without the year."""
+    then = moment(timestamp)
+    if then is None:
+        return MISSING
+    local = then.astimezone()
+    return f"{local:%m-%d %H:%M:%S}.{local.microsecond // 1000:03}"

@@ -97,4 +97,4 @@ async def _end_unbegun(
             await database.forget_key(key)
     except StoreError as error:  # the next daemon says that it was interrupted
         events.tell(announcement, None)
-        log.error("deploy_not_ended", deploy_id=record.deploy_id, why=str(error))
+        log.error("deploy_not_ended", **record.facts, why=str(error))

@@ -131,7 +131,7 @@ async def _mend_versions(
 
 
 async def _tell_mended(database: Database, record: DeployRecord) -> None:
-    log.warning("versions_mended", deploy_id=record.deploy_id, result=record.result)
+    log.warning("versions_mended", **record.facts, result=record.result)
     await database.audit(
         SUPERVISOR, "versions", "mended", subject=record.deploy_id, result=record.result
     )
@@ -238,7 +238,7 @@ async def _end(
             **ports,
         }
     )
-    log.warning("deploy_interrupted", deploy_id=record.deploy_id, phase=phase, result=result)
+    log.warning("deploy_interrupted", **record.facts, phase=phase, result=result)
     await database.write_transition(
         ended, source=phase, event=Event.SUPERVISOR_STOPPED, cause=cause, step=None
     )

@@ -127,7 +127,7 @@ class DeployService(DeployKnowledge):
         self._last = record
 
     async def _drive(self, run: DeployRun, effect: Effect) -> None:
-        with structlog.contextvars.bound_contextvars(deploy_id=run.record.deploy_id):
+        with structlog.contextvars.bound_contextvars(**run.record.facts):
             await run.drive(effect)
         if self._last and self._last.deploy_id == run.record.deploy_id:
             self._last = run.record

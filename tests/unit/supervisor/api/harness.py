@@ -19,6 +19,7 @@ from supervisor.api.control import Control
 from supervisor.api.options import ApiOptions
 from supervisor.api.server import serve
 from supervisor.errors import RefusedError
+from supervisor.logs.book import LogBook
 from supervisor.model.actor import Actor
 from supervisor.model.audit import AuditEntry, Verification
 from supervisor.model.deploy import DeployRecord, Mode, Result
@@ -273,7 +274,10 @@ def parse(data: bytes) -> Answer:
 
 @asynccontextmanager
 async def running(
-    folder: Path, control: MemoryControl | None = None, **changes: Any
+    folder: Path,
+    control: MemoryControl | None = None,
+    logs: LogBook | None = None,
+    **changes: Any,
 ) -> AsyncIterator[Server]:
     """Run a server on a free port and a socket in `folder`; `changes` are to its options."""
     given: dict[str, Any] = {
@@ -287,6 +291,7 @@ async def running(
         **changes,
     }
     server = Server(control or MemoryControl(), ApiOptions(**given))
-    parts = Control(deploys=server.control, health=server.control, audit=server.audit)
+    logs = logs or LogBook(folder / "supervisor.jsonl", {})
+    parts = Control(deploys=server.control, health=server.control, audit=server.audit, logs=logs)
     async with serve(parts, server.options):
         yield server
