@@ -68,8 +68,19 @@ class Deploys(Protocol):
         """
 
 
+class Metrics(Protocol):
+    """Numbers for Prometheus."""
+
+    async def text(self) -> bytes:
+        """Return all of them in the text format, version 0.0.4."""
+
+    def answered(self, method: str, route: str, status: int, seconds: float | None) -> None:
+        """Count an answer of the API; None: it was a stream. Method and route are bounded."""
+
+
 @dataclass(frozen=True)
 class Control:
     """The daemon, seen from the API."""
 
     deploys: Deploys
+    metrics: Metrics

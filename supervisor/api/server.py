@@ -13,7 +13,7 @@ import structlog
 from aiohttp import web
 from yarl import URL
 
-from supervisor.api import deploy, docs, events, health, history, mode, releases, status
+from supervisor.api import deploy, docs, events, health, history, metrics, mode, releases, status
 from supervisor.api.app import build_app
 from supervisor.api.control import Control
 from supervisor.api.listeners import Acceptor, bind_tcp, bind_unix
@@ -35,6 +35,7 @@ def table(version: str) -> tuple[AnyRoute, ...]:
         *events.ROUTES,
         *releases.ROUTES,
         *health.ROUTES,
+        *metrics.ROUTES,
     ]
 
     def document() -> dict[str, Any]:

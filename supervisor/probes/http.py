@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -48,7 +49,11 @@ class GateResult(BaseModel):
 class HttpProber:
     """Probes workers on this machine; to be used as an async context manager."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, probed: Callable[[int, ProbeResult], None] = lambda _port, _result: None
+    ) -> None:
+        self._probed = probed
+        """Told the port and the result of every probe."""
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -93,13 +98,15 @@ class HttpProber:
                 excerpt = answer.excerpt or None
         except ExchangeError as error:
             verdict, status, message = error.verdict, error.status, str(error)
-        return ProbeResult(
+        result = ProbeResult(
             verdict=verdict,
             status=status,
             duration_ms=round((time.perf_counter() - started) * 1000, 3),
             message=f"port {port}, {path}: {message}",
             excerpt=excerpt,
         )
+        self._probed(port, result)
+        return result
 
 
 def _judge(answer: Answer, expect_instance: str | None) -> tuple[Verdict, str]:

@@ -21,6 +21,7 @@ from supervisor.store.instances import Instances
 from supervisor.store.journal import Journal
 from supervisor.store.keys import Keys
 from supervisor.store.migrations import migrate
+from supervisor.store.statements import Timed, untimed
 from supervisor.store.versions import Versions
 
 _BUSY_SECONDS = 5.0
@@ -47,7 +48,9 @@ def active_release(path: Path) -> str | None:
 
 
 @asynccontextmanager
-async def open_database(path: Path) -> AsyncIterator[tuple[Database, Path | None]]:
+async def open_database(
+    path: Path, timed: Timed = untimed
+) -> AsyncIterator[tuple[Database, Path | None]]:
     """Open the database; a damaged one is set aside first, and where it went is told.
 
     Raises StartRefusedError if it can't be had, for instance while another process holds it.
@@ -67,7 +70,7 @@ async def open_database(path: Path) -> AsyncIterator[tuple[Database, Path | None
             "user's?"
         ) from error
     try:
-        yield Database(connection), aside
+        yield Database(connection, timed), aside
     finally:
         with anyio.CancelScope(shield=True):
             await connection.close()

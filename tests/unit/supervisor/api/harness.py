@@ -144,6 +144,19 @@ class MemoryControl:
         return self.outcome
 
 
+@dataclass
+class MemoryMetrics:
+    """Metrics that say one thing, and remember what was counted."""
+
+    counted: list[tuple[str, str, int, float | None]] = field(default_factory=list)
+
+    async def text(self) -> bytes:
+        return b"atlas_ready 1.0\n"
+
+    def answered(self, method: str, route: str, status: int, seconds: float | None) -> None:
+        self.counted.append((method, route, status, seconds))
+
+
 def with_result(result: Result | None) -> DeployRecord:
     return examples.SWITCHED.model_copy(update={"result": result, "reason": "so it is"})
 
@@ -185,6 +198,7 @@ class Server:
 
     control: MemoryControl
     options: ApiOptions
+    metrics: MemoryMetrics = field(default_factory=MemoryMetrics)
 
     @property
     def authority(self) -> str:
@@ -255,5 +269,6 @@ async def running(
         **changes,
     }
     server = Server(control or MemoryControl(), ApiOptions(**given))
-    async with serve(Control(deploys=server.control), server.options):
+    control_all = Control(deploys=server.control, metrics=server.metrics)
+    async with serve(control_all, server.options):
         yield server
