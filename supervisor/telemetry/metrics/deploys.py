@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from supervisor.model.deploy import Result
 from supervisor.model.event import BEGUN, Announcement, DeployEvent
 
 _FLIPS = frozenset({"switch", "revert"})
@@ -66,8 +67,10 @@ class DeployMetrics:
             ["kind", "result"],
             registry=registry,
         )
-        for kind in _Kind.ALL:
+        for kind in _Kind.ALL:  # an alert sees a number grow only if it was there before
             self._begun.labels(kind)
+            for result in Result:
+                self._results.labels(kind, result.value)
         self._under_way: dict[str, _Deploy] = {}
 
     def told(self, announcement: Announcement) -> None:
