@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from supervisor.api import examples
-from supervisor.model.departing import DepartingView, Left
+from supervisor.model.departing import Left
 from supervisor.model.slot import SlotName, SlotState
 from supervisor.model.verdict import Verdict
 from supervisor.telemetry.metrics import loop
@@ -138,9 +138,11 @@ def test_health_is_absent_until_there_is_a_score() -> None:
 
 def test_connections_in_drain_are_those_that_the_worker_counts_else_those_last_seen() -> None:
     left = Left(requests=1, websockets=2, event_streams=0, idle=4)
-    view = DepartingView.model_construct(slot=SlotName.BLUE, left=left, connections=99)
-    foreign = DepartingView.model_construct(slot=SlotName.BLUE, left=None, connections=5)
-    families = seen(examples.STATUS.model_copy(update={"draining": [view, foreign]}))
+    with_kit = examples.STATUS.draining[0].model_copy(
+        update={"slot": SlotName.BLUE, "left": left, "connections": 99}
+    )
+    foreign = with_kit.model_copy(update={"left": None, "connections": 5})
+    families = seen(examples.STATUS.model_copy(update={"draining": [with_kit, foreign]}))
 
     assert gauge("atlas_draining_instances", families, slot="blue") == 2
     assert gauge("atlas_draining_connections", families, slot="blue") == 12
