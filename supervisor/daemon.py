@@ -24,6 +24,7 @@ from supervisor.config import Settings
 from supervisor.deploy.active import last_active
 from supervisor.deploy.activities import Activities
 from supervisor.deploy.events import Events
+from supervisor.deploy.lookout import Lookout
 from supervisor.deploy.overview import subject
 from supervisor.deploy.recovery import finish_interrupted, read_state, resumed
 from supervisor.deploy.service import DeployService
@@ -34,13 +35,15 @@ from supervisor.logs.book import LogBook
 from supervisor.model.actor import SUPERVISOR
 from supervisor.model.release import Release
 from supervisor.model.slot import SlotName, SlotState
-from supervisor.probes.http import HttpProber
+from supervisor.probes.http import HttpProber, ProbeResult
 from supervisor.store.database import Database, open_database
 from supervisor.store.deploys import UnfinishedDeploy
 from supervisor.store.state_file import StateFile
 from supervisor.store.state_keeper import StateKeeper
 from supervisor.store.statements import StoreError
 from supervisor.telemetry.logs import OWN_LOG
+from supervisor.telemetry.metrics import Metrics
+from supervisor.telemetry.metrics.exposition import Exposition
 from supervisor.telemetry.secrets import keep_secret
 from supervisor.traffic import Endpoints, Plane, make_plane
 from supervisor.workers.departures import Departures
@@ -81,6 +84,11 @@ class Daemon:
         self._releases = Releases(
             directory=settings.worker_directory, releases_dir=settings.releases_dir
         )
+        self._metrics = Metrics(
+            version=version("atlas-supervisor"),
+            features=settings.canary_features,
+            state_dir=settings.state_dir,
+        )
         self._keepers: dict[SlotName, Keeper] = {}
         self._departures = Departures()
         self._stopped = False
@@ -90,6 +98,7 @@ class Daemon:
         self._switch: Switch
         self._monitor: Monitor
         self._service: DeployService
+        self._exposition: Exposition
 
     async def run(self, stopping: anyio.Event) -> None:
         """Start, wait until it is time to stop, and stop.
@@ -99,13 +108,14 @@ class Daemon:
         async with AsyncExitStack() as stack:
             with _refused_by_store():
                 waiting = await self._open_store(stack)
-            prober = await stack.enter_async_context(HttpProber())
+            prober = await stack.enter_async_context(HttpProber(self._probed))
             self._plane.open(self._slot_of(self._state.state.active_port))
             stack.push_async_callback(self._plane.close)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._database.keep_auditing)
                 self._assemble(prober, tasks)
                 tasks.start_soon(self._monitor.run)
+                tasks.start_soon(self._metrics.loop.sample)
                 self._plane.vacate(self._switch.staging.name, self._switch.active.name)
                 with _refused_by_store():
                     await self._resume(waiting)  # before anybody can ask for another deploy
@@ -120,7 +130,10 @@ class Daemon:
     async def _open_store(self, stack: AsyncExitStack) -> UnfinishedDeploy | None:
         """Open database and state file, and put in order what the last daemon left."""
         folder = self._settings.state_dir
-        self._database, aside = await stack.enter_async_context(open_database(folder / "atlas.db"))
+        storage = self._metrics.storage
+        self._database, aside = await stack.enter_async_context(
+            open_database(folder / "atlas.db", storage.database.written)
+        )
         if aside is not None:
             log.error("database_unreadable", aside=aside.name)
             await self._database.audit(SUPERVISOR, "database", "set_aside", aside=aside.name)
@@ -134,13 +147,17 @@ class Daemon:
         file = StateFile(folder / STATE_FILE)
         state = await read_state(self._settings, file, self._database)
         state, waiting = await finish_interrupted(self._database, state, self._settings)
-        self._state = StateKeeper(file, self._database, state)
+        self._state = StateKeeper(file, self._database, state, storage.state_file.written)
         try:
             await self._state.change()
         except OSError as error:
             raise StartRefusedError(f"{file.path} can't be written: {error}") from error
         await self._state.copy_to_database()
         return waiting
+
+    def _probed(self, port: int, result: ProbeResult) -> None:
+        slot = self._slot_of(port)
+        self._metrics.probes.probed(slot, result.verdict, result.duration_ms / 1000)
 
     def _slot_of(self, port: int) -> SlotName:
         return SlotName.BLUE if port == self._settings.active_port else SlotName.GREEN
@@ -178,7 +195,7 @@ class Daemon:
         )
         for slot in slots.values():
             self._keepers[slot.name] = Keeper(slot, wanted=partial(self._is_wanted, slot))
-        events = Events(database)
+        events = Events(database, self._metrics.deploys.told)
         self._activities = Activities(
             settings=settings,
             switch=self._switch,
@@ -203,12 +220,25 @@ class Daemon:
             health_score=lambda: self._monitor.health().score,
             tasks=tasks,
         )
+        self._exposition = Lookout(
+            knowledge=self._service,
+            switch=self._switch,
+            plane=self._plane,
+            events=events,
+            state=state,
+        ).exposition(self._metrics)
 
     def _control(self) -> Control:
         slots = (self._switch.active, self._switch.staging)
         folder = self._settings.state_dir / "logs"
         logs = LogBook(folder / OWN_LOG, {slot.name: slot.log for slot in slots})
-        return Control(deploys=self._service, health=self._monitor, audit=self._database, logs=logs)
+        return Control(
+            deploys=self._service,
+            health=self._monitor,
+            audit=self._database,
+            logs=logs,
+            metrics=self._exposition,
+        )
 
     async def _make_room(self) -> None:
         await self._service.make_room()

@@ -7,6 +7,7 @@ a real connection landed, and so that no process of an instance is ever left ove
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from collections.abc import Collection, Iterator
 from contextlib import suppress
@@ -81,6 +82,15 @@ def start_ticks(pid: int) -> int | None:
     """
     stat = _stat(pid)
     return int(stat[19]) if stat else None
+
+
+def usage(pid: int) -> tuple[int, float] | None:
+    """Return a process's resident memory in bytes and its CPU time in seconds; None: it is gone."""
+    stat = _stat(pid)
+    if not stat:
+        return None
+    ticks = int(stat[11]) + int(stat[12])
+    return int(stat[21]) * resource.getpagesize(), ticks / os.sysconf("SC_CLK_TCK")
 
 
 def parent(pid: int) -> int:

@@ -7,7 +7,7 @@ way is answered in one shape and logged. No request reaches a handler by another
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from itertools import groupby
 
 import structlog
@@ -16,12 +16,13 @@ from aiohttp.typedefs import Middleware
 
 from supervisor.api import answers, errors
 from supervisor.api.connection import Connection
-from supervisor.api.control import Control
+from supervisor.api.control import Control, Metrics
 from supervisor.api.intake import MAX_BODY_BYTES, read_body, read_headers, read_key, read_query
 from supervisor.api.routes import Access, AnyRoute, Call, StreamReply
 from supervisor.api.security import Gate
 from supervisor.api.streams import send
 from supervisor.api.turned_away import TurnedAway
+from supervisor.clock import Stopwatch
 from supervisor.errors import AtlasError, RefusedError
 from supervisor.model.actor import Actor
 from supervisor.model.deploy import DeployRecord
@@ -30,15 +31,20 @@ from supervisor.model.key import Key
 log = structlog.get_logger()
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_CLIENT_LEFT = 499
+"""No answer of ours: how requests are counted whose client left before its end, as nginx does."""
 _ACTOR = web.RequestKey("actor", Actor)
 _KEY = web.RequestKey("key", Key)
 
 
 def build_app(control: Control, gate: Gate, table: Iterable[AnyRoute]) -> web.Application:
     """Return the application that serves `table`; its connections must be `Connection`s."""
+    table = tuple(table)
+    known = {route.method for route in table} | {"HEAD"}
     changes: dict[_Handler, str] = {}
+    admission = _admission(gate, TurnedAway(control.audit), changes)
     app = web.Application(
-        middlewares=[_admission(gate, TurnedAway(control.audit), changes)],
+        middlewares=[_counting(control.metrics, known), admission],
         client_max_size=MAX_BODY_BYTES,
         handler_args={"handler_cancellation": False},
     )
@@ -59,6 +65,27 @@ def build_app(control: Control, gate: Gate, table: Iterable[AnyRoute]) -> web.Ap
         # Without it, GET /deploy/switch would be looked up as the deploy named "switch".
         resource.add_route("*", _wrong_method(methods))
     return app
+
+
+def _counting(metrics: Metrics, methods: Collection[str]) -> Middleware:
+    """Return the middleware that counts answers, by words of the table and not of the client."""
+
+    @web.middleware
+    async def count(request: web.Request, handler: _Handler) -> web.StreamResponse:
+        method = request.method if request.method in methods else "other"
+        resource = request.match_info.route.resource
+        route = resource.canonical if resource is not None else "unknown"
+        watch = Stopwatch()
+        try:
+            response = await handler(request)
+        except (asyncio.CancelledError, ConnectionError):
+            metrics.answered(method, route, _CLIENT_LEFT, None)
+            raise
+        whole = isinstance(response, web.Response)  # else its client decides how long it goes on
+        metrics.answered(method, route, response.status, watch.seconds if whole else None)
+        return response
+
+    return count
 
 
 def _admission(gate: Gate, turned_away: TurnedAway, changes: Mapping[_Handler, str]) -> Middleware:

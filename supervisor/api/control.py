@@ -110,6 +110,16 @@ class Logs(Protocol):
         """
 
 
+class Metrics(Protocol):
+    """Numbers for Prometheus."""
+
+    async def text(self) -> bytes:
+        """Return all of them in the text format, version 0.0.4."""
+
+    def answered(self, method: str, route: str, status: int, seconds: float | None) -> None:
+        """Count an answer of the API; None: it was a stream. Method and route are bounded."""
+
+
 @dataclass(frozen=True)
 class Control:
     """The daemon, seen from the API."""
@@ -118,3 +128,4 @@ class Control:
     health: HealthReports
     audit: AuditTrail
     logs: Logs
+    metrics: Metrics

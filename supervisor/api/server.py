@@ -21,6 +21,7 @@ from supervisor.api import (
     health,
     history,
     logs,
+    metrics,
     mode,
     releases,
     status,
@@ -48,6 +49,7 @@ def table(version: str) -> tuple[AnyRoute, ...]:
         *releases.ROUTES,
         *logs.ROUTES,
         *health.ROUTES,
+        *metrics.ROUTES,
     ]
 
     def document() -> dict[str, Any]:

@@ -60,7 +60,7 @@ async def write_down(
             record, auto_switch=plan.auto_switch, rollback=plan.rollback, key=key, cause=cause
         )
         event = DeployEvent.of(record, ts=record.started_ts, source=None, event=BEGUN, cause=cause)
-        events.tell(Announcement(event), journal_id)
+        events.tell(Announcement(event, rollback=plan.rollback), journal_id)
         begun = True
         await database.audit(
             actor, action, "begun", subject=record.deploy_id, release=record.release

@@ -64,7 +64,11 @@ class GateResult(BaseModel):
 class HttpProber:
     """Probes workers on this machine; to be used as an async context manager."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, probed: Callable[[int, ProbeResult], None] = lambda _port, _result: None
+    ) -> None:
+        self._probed = probed
+        """Told the port and the result of every probe."""
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -150,6 +154,7 @@ class HttpProber:
             message=f"port {by.port if by else port}, {path}: {message}",
             excerpt=excerpt,
         )
+        self._probed(port, result)
         return Look(result, answer)
 
 

@@ -19,7 +19,7 @@ from supervisor.model.actor import Actor
 from supervisor.model.audit import AuditEntry, Verification
 from supervisor.store.audit_head import HeadFile
 from supervisor.store.chain import NOTHING, ChainRow, Fault, Head, Walk, hash_of
-from supervisor.store.statements import Statements, StoreError
+from supervisor.store.statements import Statements, StoreError, Timed, untimed
 
 log = structlog.get_logger(__name__)
 
@@ -49,8 +49,8 @@ class _Owed(NamedTuple):
 class Audit(Statements):
     """What is audited."""
 
-    def __init__(self, connection: aiosqlite.Connection) -> None:
-        super().__init__(connection)
+    def __init__(self, connection: aiosqlite.Connection, timed: Timed = untimed) -> None:
+        super().__init__(connection, timed)
         self._head = NOTHING
         self._head_file: HeadFile | None = None
         self._auditing = anyio.Lock()

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 import aiosqlite
 import anyio
 
+from supervisor.clock import Stopwatch
 from supervisor.errors import AtlasError
 
 T = TypeVar("T")
@@ -37,6 +38,14 @@ def sections(file: str, word: str) -> dict[str, str]:
 _QUERIES = sections("queries.sql", "name")
 
 
+Timed = Callable[[float, bool], None]
+"""Told how many seconds a durable write took, and whether it was done."""
+
+
+def untimed(_seconds: float, _done: bool) -> None:
+    """Take no notice."""
+
+
 class StoreError(AtlasError):
     """The database did not take or give something; the text says why."""
 
@@ -44,8 +53,9 @@ class StoreError(AtlasError):
 class Statements:
     """Runs named queries on the one connection of the process. Raises StoreError."""
 
-    def __init__(self, connection: aiosqlite.Connection) -> None:
+    def __init__(self, connection: aiosqlite.Connection, timed: Timed = untimed) -> None:
         self._connection = connection
+        self._timed = timed
         self._using = anyio.Lock()
 
     async def _write(self, *statements: Statement) -> list[int | None]:
@@ -70,15 +80,18 @@ class Statements:
         # Shielded and one at a time: a transaction is never left open, nor mixed with another.
         with anyio.CancelScope(shield=True):
             async with self._using:
+                watch = Stopwatch()
                 try:
                     done = await work()
                     await self._connection.commit()
                 except BaseException as error:
                     with suppress(*_FAILURES):  # there may be no transaction to take back
                         await self._connection.rollback()
+                    self._timed(watch.seconds, False)
                     if isinstance(error, _FAILURES):
                         raise StoreError(f"the database could not be written: {error}") from error
                     raise
+                self._timed(watch.seconds, True)
         return done  # mypy takes a cancel scope for one that may swallow
 
     async def _read(self, name: str, **parameters: Any) -> list[aiosqlite.Row]:

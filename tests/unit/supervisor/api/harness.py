@@ -176,6 +176,19 @@ class MemoryAudit:
         self.told.append((actor, action, outcome, detail))
 
 
+@dataclass
+class MemoryMetrics:
+    """Metrics that say one thing, and remember what was counted."""
+
+    counted: list[tuple[str, str, int, float | None]] = field(default_factory=list)
+
+    async def text(self) -> bytes:
+        return b"atlas_ready 1.0\n"
+
+    def answered(self, method: str, route: str, status: int, seconds: float | None) -> None:
+        self.counted.append((method, route, status, seconds))
+
+
 def with_result(result: Result | None) -> DeployRecord:
     return examples.SWITCHED.model_copy(update={"result": result, "reason": "so it is"})
 
@@ -218,6 +231,7 @@ class Server:
     control: MemoryControl
     options: ApiOptions
     audit: MemoryAudit = field(default_factory=MemoryAudit)
+    metrics: MemoryMetrics = field(default_factory=MemoryMetrics)
 
     @property
     def authority(self) -> str:
@@ -292,6 +306,12 @@ async def running(
     }
     server = Server(control or MemoryControl(), ApiOptions(**given))
     logs = logs or LogBook(folder / "supervisor.jsonl", {})
-    parts = Control(deploys=server.control, health=server.control, audit=server.audit, logs=logs)
+    parts = Control(
+        deploys=server.control,
+        health=server.control,
+        audit=server.audit,
+        logs=logs,
+        metrics=server.metrics,
+    )
     async with serve(parts, server.options):
         yield server
