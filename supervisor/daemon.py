@@ -5,6 +5,7 @@ The process around it (lock, log, signals) is `process`.
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -23,27 +24,36 @@ from supervisor.config import Settings
 from supervisor.deploy.active import last_active
 from supervisor.deploy.activities import Activities
 from supervisor.deploy.events import Events
+from supervisor.deploy.lookout import Lookout
+from supervisor.deploy.overview import subject
 from supervisor.deploy.recovery import finish_interrupted, read_state, resumed
 from supervisor.deploy.service import DeployService
 from supervisor.deploy.switching import Switch
 from supervisor.errors import StartRefusedError
 from supervisor.features.opening import open_canaries
 from supervisor.features.service import FeatureCanaries
+from supervisor.health.monitor import Monitor
+from supervisor.logs.book import LogBook
 from supervisor.model.actor import SUPERVISOR
 from supervisor.model.release import Release
 from supervisor.model.slot import SlotName, SlotState
-from supervisor.probes.http import HttpProber
+from supervisor.probes.http import HttpProber, ProbeResult
 from supervisor.store.database import Database, open_database
 from supervisor.store.deploys import UnfinishedDeploy
 from supervisor.store.state_file import StateFile
 from supervisor.store.state_keeper import StateKeeper
 from supervisor.store.statements import StoreError
+from supervisor.telemetry.logs import OWN_LOG
+from supervisor.telemetry.metrics import Metrics
+from supervisor.telemetry.metrics.exposition import Exposition
+from supervisor.telemetry.secrets import keep_secret
 from supervisor.traffic import Endpoints, Plane, make_plane
 from supervisor.workers.departures import Departures
 from supervisor.workers.instance import Instance
 from supervisor.workers.keeper import Keeper
 from supervisor.workers.ledger import Ledger
 from supervisor.workers.orphans import end_orphans
+from supervisor.workers.output import keep_bounded
 from supervisor.workers.releases import Releases, UnknownReleaseError
 from supervisor.workers.slot import Slot, Surroundings
 from worker.contract import STATE_FILE, SUPERVISOR_SOCKET
@@ -76,6 +86,11 @@ class Daemon:
         self._releases = Releases(
             directory=settings.worker_directory, releases_dir=settings.releases_dir
         )
+        self._metrics = Metrics(
+            version=version("atlas-supervisor"),
+            features=settings.canary_features,
+            state_dir=settings.state_dir,
+        )
         self._keepers: dict[SlotName, Keeper] = {}
         self._departures = Departures()
         self._stopped = False
@@ -84,7 +99,9 @@ class Daemon:
         self._state: StateKeeper
         self._canaries: FeatureCanaries
         self._switch: Switch
+        self._monitor: Monitor
         self._service: DeployService
+        self._exposition: Exposition
 
     async def run(self, stopping: anyio.Event) -> None:
         """Start, wait until it is time to stop, and stop.
@@ -94,16 +111,19 @@ class Daemon:
         async with AsyncExitStack() as stack:
             with _refused_by_store():
                 waiting = await self._open_store(stack)
-            prober = await stack.enter_async_context(HttpProber())
+                self._canaries = await open_canaries(
+                    self._settings, self._state, self._database, self._metrics.canaries.observe
+                )
+            stack.callback(self._canaries.close)
+            prober = await stack.enter_async_context(HttpProber(self._probed))
             self._plane.open(self._slot_of(self._state.state.active_port))
             stack.push_async_callback(self._plane.close)
             async with anyio.create_task_group() as tasks:
-                with _refused_by_store():
-                    self._canaries = await open_canaries(
-                        self._settings, self._state, self._database
-                    )
+                tasks.start_soon(self._database.keep_auditing)
                 self._assemble(prober, tasks)
                 tasks.start_soon(self._canaries.run)
+                tasks.start_soon(self._monitor.run)
+                tasks.start_soon(self._metrics.loop.sample)
                 self._plane.vacate(self._switch.staging.name, self._switch.active.name)
                 with _refused_by_store():
                     await self._resume(waiting)  # before anybody can ask for another deploy
@@ -118,10 +138,16 @@ class Daemon:
     async def _open_store(self, stack: AsyncExitStack) -> UnfinishedDeploy | None:
         """Open database and state file, and put in order what the last daemon left."""
         folder = self._settings.state_dir
-        self._database, aside = await stack.enter_async_context(open_database(folder / "atlas.db"))
+        storage = self._metrics.storage
+        self._database, aside = await stack.enter_async_context(
+            open_database(folder / "atlas.db", storage.database.written)
+        )
         if aside is not None:
             log.error("database_unreadable", aside=aside.name)
             await self._database.audit(SUPERVISOR, "database", "set_aside", aside=aside.name)
+        await self._database.audit_happened(
+            SUPERVISOR, "daemon", "started", pid=os.getpid(), version=version("atlas-supervisor")
+        )
         known = await self._database.instances()
         await end_orphans(folder, known, seconds=self._settings.stop_timeout_seconds)
         for row in known:
@@ -129,13 +155,17 @@ class Daemon:
         file = StateFile(folder / STATE_FILE)
         state = await read_state(self._settings, file, self._database)
         state, waiting = await finish_interrupted(self._database, state, self._settings)
-        self._state = StateKeeper(file, self._database, state)
+        self._state = StateKeeper(file, self._database, state, storage.state_file.written)
         try:
             await self._state.change()
         except OSError as error:
             raise StartRefusedError(f"{file.path} can't be written: {error}") from error
         await self._state.copy_to_database()
         return waiting
+
+    def _probed(self, port: int, result: ProbeResult) -> None:
+        slot = self._slot_of(port)
+        self._metrics.probes.probed(slot, result.verdict, result.duration_ms / 1000)
 
     def _slot_of(self, port: int) -> SlotName:
         return SlotName.BLUE if port == self._settings.active_port else SlotName.GREEN
@@ -155,16 +185,25 @@ class Daemon:
             SlotName.BLUE: Slot(SlotName.BLUE, settings.active_port, around),
             SlotName.GREEN: Slot(SlotName.GREEN, settings.staging_port, around),
         }
+        self._monitor = Monitor(
+            settings=settings,
+            prober=prober,
+            plane=self._plane,
+            database=database,
+            state=state,
+            subject=lambda: subject(self._switch.active),
+        )
         self._switch = Switch(
             settings=settings,
             plane=self._plane,
             slots=slots,
             state=state,
             active=self._slot_of(state.state.active_port),
+            changed=self._monitor.notice,
         )
         for slot in slots.values():
             self._keepers[slot.name] = Keeper(slot, wanted=partial(self._is_wanted, slot))
-        events = Events(database)
+        events = Events(database, self._metrics.deploys.told)
         self._activities = Activities(
             settings=settings,
             switch=self._switch,
@@ -176,6 +215,7 @@ class Daemon:
             make_room=self._make_room,
             let_go=self._let_go,
         )
+        tasks.start_soon(keep_bounded, [slot.log for slot in slots.values()])
         self._service = DeployService(
             settings=settings,
             switch=self._switch,
@@ -186,11 +226,29 @@ class Daemon:
             events=events,
             state=state,
             canaries=self._canaries,
+            health_score=lambda: self._monitor.health().score,
             tasks=tasks,
         )
+        self._exposition = Lookout(
+            knowledge=self._service,
+            switch=self._switch,
+            plane=self._plane,
+            events=events,
+            state=state,
+        ).exposition(self._metrics)
 
     def _control(self) -> Control:
-        return Control(deploys=self._service, canary=self._canaries)
+        slots = (self._switch.active, self._switch.staging)
+        folder = self._settings.state_dir / "logs"
+        logs = LogBook(folder / OWN_LOG, {slot.name: slot.log for slot in slots})
+        return Control(
+            deploys=self._service,
+            canary=self._canaries,
+            health=self._monitor,
+            audit=self._database,
+            logs=logs,
+            metrics=self._exposition,
+        )
 
     async def _make_room(self) -> None:
         await self._service.make_room()
@@ -225,7 +283,7 @@ class Daemon:
         """Decide what follows when an instance went down by itself."""
         if self._stopped:
             return
-        log.error("worker_down", slot=slot.name, pid=instance.pid, why=cause)
+        log.error("worker_down", **instance.facts, pid=instance.pid, why=cause)
         concerned = await self._service.went_down(slot, cause)
         if concerned and self._switch.active is not slot:
             return  # the deploy ends what is left of it
@@ -251,6 +309,7 @@ class Daemon:
             group.start_soon(self._departures.all_gone)
             for slot in (self._switch.active, self._switch.staging):
                 group.start_soon(partial(slot.stop, drain_seconds=seconds))
+        await self._database.audit_happened(SUPERVISOR, "daemon", "stopped", pid=os.getpid())
 
 
 def _api_options(settings: Settings) -> ApiOptions:
@@ -258,9 +317,11 @@ def _api_options(settings: Settings) -> ApiOptions:
     if settings.control_tls_cert and settings.control_tls_key:
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         tls.load_cert_chain(settings.control_tls_cert, settings.control_tls_key)
+    token = load_or_create_token(settings.control_token_file)
+    keep_secret([token])
     return ApiOptions(
         socket_path=settings.state_dir / SUPERVISOR_SOCKET,
-        token=load_or_create_token(settings.control_token_file),
+        token=token,
         token_file=settings.control_token_file,
         version=version("atlas-supervisor"),
         host=str(settings.control_host),

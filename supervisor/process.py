@@ -18,7 +18,7 @@ from supervisor.config import Settings, warnings
 from supervisor.daemon import Daemon
 from supervisor.errors import StartRefusedError
 from supervisor.lock import only_daemon
-from supervisor.telemetry.logs import configure_logs
+from supervisor.telemetry.logs import OWN_LOG, configure_logs
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +31,7 @@ async def run(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT, then drain and stop everything. Raises StartRefusedError."""
     _prepare_folder(settings.state_dir)
     with only_daemon(settings.state_dir / "supervisor.lock"):
-        configure_logs(settings.state_dir / "logs" / "supervisor.jsonl", settings.log_level)
+        configure_logs(settings.state_dir / "logs" / OWN_LOG, settings.log_level)
         _allow_many_files()
         for warning in warnings(settings):
             log.warning("settings_unwise", why=warning)

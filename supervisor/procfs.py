@@ -7,6 +7,7 @@ a real connection landed, and so that no process of an instance is ever left ove
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from collections.abc import Collection, Iterator
 from contextlib import suppress
@@ -87,6 +88,15 @@ def is_alive(pid: int, started: int) -> bool:
     """Whether the process with this number and these start ticks still runs; a zombie does not."""
     stat = _stat(pid)
     return stat is not None and stat[0] not in "ZX" and int(stat[19]) == started
+
+
+def usage(pid: int) -> tuple[int, float] | None:
+    """Return a process's resident memory in bytes and its CPU time in seconds; None: it is gone."""
+    stat = _stat(pid)
+    if not stat:
+        return None
+    ticks = int(stat[11]) + int(stat[12])
+    return int(stat[21]) * resource.getpagesize(), ticks / os.sysconf("SC_CLK_TCK")
 
 
 def parent(pid: int) -> int:

@@ -19,7 +19,9 @@ from scripts.benchmarks import (
     canary_statistics,
     events,
     footprint,
+    health,
     hop,
+    logs,
     relay,
     rescue,
     rollback,
@@ -37,6 +39,8 @@ BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
         "the flip, a deploy's own overhead, the longest request with and without",
     ),
     "events": (events.run, "what 200 watchers cost a deploy and the daemon, 20 of them stuck"),
+    "health": (health.run, "answers of health, status and metrics while deploys run under load"),
+    "logs": (logs.run, "what a worker that floods its log costs in disk, memory and time"),
     "rollback": (rollback.run, "the time of a warm rollback"),
     "rescue": (rescue.run, "what is lost when the active worker is killed under load"),
     "canary-daemon": (

@@ -7,7 +7,7 @@ way is answered in one shape and logged. No request reaches a handler by another
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from itertools import groupby
 
 import structlog
@@ -16,26 +16,35 @@ from aiohttp.typedefs import Middleware
 
 from supervisor.api import answers, errors
 from supervisor.api.connection import Connection
-from supervisor.api.control import Control
+from supervisor.api.control import Control, Metrics
 from supervisor.api.intake import MAX_BODY_BYTES, read_body, read_headers, read_key, read_query
 from supervisor.api.routes import Access, AnyRoute, Call, StreamReply
 from supervisor.api.security import Gate
 from supervisor.api.streams import send
+from supervisor.api.turned_away import TurnedAway
+from supervisor.clock import Stopwatch
 from supervisor.errors import AtlasError, RefusedError
 from supervisor.model.actor import Actor
+from supervisor.model.deploy import DeployRecord
 from supervisor.model.key import Key
 
 log = structlog.get_logger()
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_CLIENT_LEFT = 499
+"""No answer of ours: how requests are counted whose client left before its end, as nginx does."""
 _ACTOR = web.RequestKey("actor", Actor)
 _KEY = web.RequestKey("key", Key)
 
 
 def build_app(control: Control, gate: Gate, table: Iterable[AnyRoute]) -> web.Application:
     """Return the application that serves `table`; its connections must be `Connection`s."""
+    table = tuple(table)
+    known = {route.method for route in table} | {"HEAD"}
+    changes: dict[_Handler, str] = {}
+    admission = _admission(gate, TurnedAway(control.audit), changes)
     app = web.Application(
-        middlewares=[_admission(gate)],
+        middlewares=[_counting(control.metrics, known), admission],
         client_max_size=MAX_BODY_BYTES,
         handler_args={"handler_cancellation": False},
     )
@@ -48,6 +57,8 @@ def build_app(control: Control, gate: Gate, table: Iterable[AnyRoute]) -> web.Ap
             handler = _endpoint(route, control, gate)
             resource.add_route(route.method, handler)
             methods.append(route.method)
+            if route.access is Access.CHANGE:
+                changes[handler] = path
             if route.method == "GET":
                 resource.add_route("HEAD", handler)
                 methods.append("HEAD")
@@ -56,8 +67,32 @@ def build_app(control: Control, gate: Gate, table: Iterable[AnyRoute]) -> web.Ap
     return app
 
 
-def _admission(gate: Gate) -> Middleware:
-    """Return the middleware around everything: admission, the clock, refusals, bugs, the log."""
+def _counting(metrics: Metrics, methods: Collection[str]) -> Middleware:
+    """Return the middleware that counts answers, by words of the table and not of the client."""
+
+    @web.middleware
+    async def count(request: web.Request, handler: _Handler) -> web.StreamResponse:
+        method = request.method if request.method in methods else "other"
+        resource = request.match_info.route.resource
+        route = resource.canonical if resource is not None else "unknown"
+        watch = Stopwatch()
+        try:
+            response = await handler(request)
+        except (asyncio.CancelledError, ConnectionError):
+            metrics.answered(method, route, _CLIENT_LEFT, None)
+            raise
+        whole = isinstance(response, web.Response)  # else its client decides how long it goes on
+        metrics.answered(method, route, response.status, watch.seconds if whole else None)
+        return response
+
+    return count
+
+
+def _admission(gate: Gate, turned_away: TurnedAway, changes: Mapping[_Handler, str]) -> Middleware:
+    """Return the middleware around everything: admission, the clock, refusals, bugs, the log.
+
+    `changes` has the handlers of routes that change something, with their paths.
+    """
 
     @web.middleware
     async def admit(request: web.Request, handler: _Handler) -> web.StreamResponse:
@@ -74,6 +109,9 @@ def _admission(gate: Gate) -> Middleware:
                 errors.of_http_exception(error) if isinstance(error, web.HTTPException) else error
             )
             _log(request, connection, refused, started)
+            path = changes.get(request.match_info.handler)
+            if path is not None and refused.status in turned_away.STATUSES:
+                turned_away.tell(_caller(request, connection), request.method, path, refused)
             if refused.status == 401:
                 headers["WWW-Authenticate"] = 'Bearer realm="atlas-supervisor"'
             if isinstance(error, web.HTTPMethodNotAllowed):
@@ -124,7 +162,8 @@ def _endpoint(route: AnyRoute, control: Control, gate: Gate) -> _Handler:
         if isinstance(reply, StreamReply):
             return await send(request, connection, reply)
         if route.access is Access.CHANGE:
-            _log(request, connection, None, started, status=reply.status)
+            record = reply.payload if isinstance(reply.payload, DeployRecord) else None
+            _log(request, connection, None, started, status=reply.status, record=record)
         return answers.success(reply, headers=_repeated(request))
 
     return endpoint
@@ -150,6 +189,13 @@ def _wrong_method(methods: list[str]) -> _Handler:
     return refuse
 
 
+def _caller(request: web.Request, connection: Connection) -> Actor:
+    """Return who asks, let in or not."""
+    peer = connection.peer
+    name = "anonymous" if peer.uid is None else f"uid:{peer.uid}"
+    return request.get(_ACTOR) or Actor(name=name, origin=peer.address)
+
+
 def _facts(request: web.Request, connection: Connection) -> dict[str, str]:
     actor = request.get(_ACTOR)
     return {
@@ -167,13 +213,22 @@ def _log(
     started: float,
     *,
     status: int = 0,
+    record: DeployRecord | None = None,
 ) -> None:
     milliseconds = round((asyncio.get_running_loop().time() - started) * 1000, 1)
     facts = {**_facts(request, connection), "duration_ms": milliseconds}
     if refused is None:
-        log.info("api.changed", status=status, **facts)
+        log.info("api.changed", status=status, **facts, **(record.facts if record else {}))
     else:
         # A reader that was told "not ready" or "not found" is no news; an attack or a change is.
         harmless = request.method in {"GET", "HEAD"} and refused.status in {404, 405, 503}
         say = log.debug if harmless else log.warning
-        say("api.refused", status=refused.status, code=refused.code, **facts)
+        say("api.refused", status=refused.status, code=refused.code, **facts, **_about(refused))
+
+
+def _about(refused: RefusedError) -> dict[str, str]:
+    """Return what says which deploy was refused to go on, where its record is in the answer."""
+    deploy_id, release = refused.extra.get("deploy_id"), refused.extra.get("release")
+    if deploy_id is None:
+        return {}
+    return {"deploy_id": deploy_id, "release": release or refused.extra.get("version") or ""}

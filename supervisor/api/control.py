@@ -7,13 +7,16 @@ storage fails.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from supervisor.model.actor import Actor
+from supervisor.model.audit import AuditEntry, Verification
 from supervisor.model.canary import CanaryReport, CanaryView, FeatureView
 from supervisor.model.deploy import DeployRecord, Mode
 from supervisor.model.event import EventFeed, Transition
+from supervisor.model.health import Health
 from supervisor.model.key import Key
+from supervisor.model.log import LogFeed, LogSource, WantedLines
 from supervisor.model.release import ReleaseView
 from supervisor.model.status import Status
 
@@ -90,9 +93,62 @@ class Canaries(Protocol):
         """Return the last hours' numbers of every feature."""
 
 
+class HealthReports(Protocol):
+    """How everything is."""
+
+    async def looked(self) -> None:
+        """Wait for the first look after the start, for a tenth of a second at most."""
+
+    async def report(self) -> Health:
+        """Return how everything is, after the same wait."""
+
+
+class AuditTrail(Protocol):
+    """Who did what, when, to what effect."""
+
+    async def audit_entries(
+        self, *, limit: int, before: int | None, action: str | None, subject: str | None
+    ) -> list[AuditEntry]:
+        """Return the newest entries, newest first: with an id below, of an action, on a subject."""
+
+    async def verify_audit(self) -> Verification:
+        """Look the whole of it over."""
+
+    def audit_soon(
+        self, actor: Actor, action: str, outcome: str, *, subject: str | None = None, **detail: Any
+    ) -> None:
+        """Have an entry written, without waiting for it."""
+
+
+class Logs(Protocol):
+    """The daemon's own log, and what the workers print."""
+
+    async def read(
+        self, source: LogSource, wanted: WantedLines, *, lines: int, follow: bool, after: str | None
+    ) -> LogFeed:
+        """Return the last lines, or those after a place, and with `follow` what comes then.
+
+        Whoever asks closes it.
+        """
+
+
+class Metrics(Protocol):
+    """Numbers for Prometheus."""
+
+    async def text(self) -> bytes:
+        """Return all of them in the text format, version 0.0.4."""
+
+    def answered(self, method: str, route: str, status: int, seconds: float | None) -> None:
+        """Count an answer of the API; None: it was a stream. Method and route are bounded."""
+
+
 @dataclass(frozen=True)
 class Control:
     """The daemon, seen from the API."""
 
     deploys: Deploys
     canary: Canaries
+    health: HealthReports
+    audit: AuditTrail
+    logs: Logs
+    metrics: Metrics

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -38,6 +39,16 @@ class EventsQuery(BaseModel):
         le=_MAX_ID,
         description="As `Last-Event-ID`, for clients that can't set headers. The header wins.",
     )
+
+
+class StreamedEvent(BaseModel):
+    """One server-sent event, by its fields. The stream is one after the other."""
+
+    model_config = ConfigDict(frozen=True)
+
+    event: Literal["transition", "reset"]
+    data: str = Field(description="JSON on one line: a `DeployEvent`, or a `message`.")
+    id: str = Field(default="", description="Where to resume; not there if it is not written yet.")
 
 
 class _Frames:
@@ -103,11 +114,7 @@ async def _events(call: Call[EventsQuery, Nothing]) -> StreamReply:
     )
 
 
-_EXAMPLE = (
-    "retry: 1000\nid: 41\n\n"
-    f"id: 42\nevent: transition\ndata: {examples.EVENT.model_dump_json()}\n\n"
-    ": still here\n\n"
-)
+_EXAMPLE = StreamedEvent(event="transition", data=examples.EVENT.model_dump_json(), id="42")
 
 ROUTES: tuple[AnyRoute, ...] = (
     Route(
@@ -133,7 +140,13 @@ ROUTES: tuple[AnyRoute, ...] = (
             }
         },
         answers=(
-            Answer(200, "The stream.", None, _EXAMPLE, content_type="text/event-stream"),
+            Answer(
+                200,
+                "The stream; this is one event of it.",
+                StreamedEvent,
+                _EXAMPLE,
+                content_type="text/event-stream",
+            ),
             examples.refused(
                 404,
                 "deploy_not_found",
@@ -143,7 +156,7 @@ ROUTES: tuple[AnyRoute, ...] = (
             examples.refused(
                 503,
                 "too_many_streams",
-                "512 streams of events are open already",
+                "512 streams are open already",
                 "close some, or poll GET /deploy/status",
             ),
             examples.refused(503, "stopping", "the supervisor is stopping", "try again later"),

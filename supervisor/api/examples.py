@@ -10,6 +10,7 @@ from supervisor.api.routes import Answer
 from supervisor.model.departing import DepartingView, Left
 from supervisor.model.deploy import DeployRecord, Mode, Result, Step, StepName
 from supervisor.model.event import DeployEvent, Transition
+from supervisor.model.health import Check, CheckStatus, Health, HealthStatus
 from supervisor.model.slot import Role, SlotName, SlotState, SlotView
 from supervisor.model.status import Status, Traffic
 
@@ -130,12 +131,50 @@ def _slot(slot: SlotName, *, port: int, role: Role, state: SlotState, version: s
     )
 
 
+def _check(
+    status: CheckStatus, message: str, value: float | None = None, unit: str | None = None
+) -> Check:
+    return Check(status=status, value=value, unit=unit, message=message)
+
+
+_PASS, _SKIPPED = CheckStatus.PASS, CheckStatus.SKIPPED
+HEALTH = Health(
+    score=92,
+    status=HealthStatus.DEGRADED,
+    checks={
+        "llm_latency": _check(CheckStatus.WARN, "slow to its first word; 12 calls", 11800, "ms"),
+        "scheduler": _check(_PASS, "takes jobs, 1 running", 0.2, "s"),
+        "memory": _check(_PASS, "it took a write", 1.4, "ms"),
+        "db_integrity": _check(_PASS, "whole when looked at 3 s ago", 3.1, "s"),
+        "port_active": _check(_PASS, "green answers on its own port and the public one", 2.9, "ms"),
+        "uptime": _check(_PASS, "since the daemon was started", 86400.5, "s"),
+        "database": _check(_PASS, "it took a write and gave it back", 3.2, "ms"),
+        "disk_free": _check(_PASS, "free in STATE_DIR", 18211, "MiB"),
+        "steering": _check(_PASS, "new connections go to green, as the state file says"),
+    },
+    slot=SlotName.GREEN,
+    version="1.4.0",
+    age_seconds=1.2,
+)
+_GONE = _check(_SKIPPED, "there is no instance to ask")
+_TOLD = ("llm_latency", "scheduler", "memory", "db_integrity")
+_NOBODY = _check(CheckStatus.FAIL, "green is backoff; the last time, it was ended by SIGKILL")
+UNHEALTHY = HEALTH.model_copy(
+    update={
+        "score": 0,
+        "status": HealthStatus.UNHEALTHY,
+        "checks": {**HEALTH.checks, **dict.fromkeys(_TOLD, _GONE), "port_active": _NOBODY},
+        "version": None,
+        "age_seconds": None,
+    }
+)
+
 STATUS = Status(
     mode=Mode.BLUEGREEN,
     active_port=8792,
     staging_port=8791,
     public_port=8790,
-    health_score=None,
+    health_score=HEALTH.score,
     version="1.4.0",
     channel="stable",
     last_deploy=SWITCHED,

@@ -1,4 +1,4 @@
-"""The noun `health`: what a process manager or a load balancer asks."""
+"""The noun `health`: what a process manager, a load balancer or a worried person asks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from supervisor.api import examples
 from supervisor.api.routes import Answer, AnyRoute, Call, Nothing, Reply, Route
 from supervisor.errors import RefusedError
+from supervisor.model.health import Health, HealthStatus
 
 
 class Alive(BaseModel):
@@ -15,6 +16,11 @@ class Alive(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     status: str
+
+
+async def _health(call: Call[Nothing, Nothing]) -> Reply:
+    health = await call.control.health.report()
+    return Reply(health, status=503 if health.status is HealthStatus.UNHEALTHY else 200)
 
 
 async def _livez(_call: Call[Nothing, Nothing]) -> Reply:
@@ -31,6 +37,23 @@ _CODE, _MESSAGE = "not_ready", "no active worker takes traffic"
 _HINT = "GET /deploy/status shows the slots, the worker's log says why"
 
 ROUTES: tuple[AnyRoute, ...] = (
+    Route(
+        method="GET",
+        path="/health",
+        handler=_health,
+        summary="How well everything is",
+        description=(
+            "A score over the checks that apply, and each check. It is answered from memory: the "
+            "active instance is looked at every two seconds and after each switch."
+        ),
+        tag="Health",
+        query=Nothing,
+        body=Nothing,
+        answers=(
+            Answer(200, "Healthy or degraded.", Health, examples.HEALTH),
+            Answer(503, "Unhealthy.", Health, examples.UNHEALTHY),
+        ),
+    ),
     Route(
         method="GET",
         path="/livez",

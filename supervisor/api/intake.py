@@ -23,7 +23,9 @@ MAX_BODY_BYTES = 64 * 1024
 _MAX_QUERY_FIELDS = 32
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
-_KEY = re.compile(r"[!-~]{1,255}", re.ASCII)
+KEY_PATTERN = r'^(?:"[!-~]{1,255}"|(?!""$)[!-~]{1,255})$'
+"""In quotes, as the IETF's draft has it, or bare."""
+_KEY = re.compile(KEY_PATTERN, re.ASCII)
 _NOT_ASKED_FOR = {"wait"}
 """Query fields that say how to answer, not what to do."""
 
@@ -72,14 +74,12 @@ def read_key(
 ) -> Key | None:
     """Return the `Idempotency-Key` with what the request asks for; None if it has none.
 
-    Raises RefusedError (400). In quotes, as the IETF's draft has it, or bare, it is the same key.
+    Raises RefusedError (400). In quotes or bare, it is the same key.
     """
     given = request.headers.getall(IDEMPOTENCY_KEY, [])
     if not given:
         return None
     value = given[0]
-    if len(value) > 1 and value[0] == value[-1] == '"':
-        value = value[1:-1]
     if len(given) > 1 or not _KEY.fullmatch(value):
         raise RefusedError(
             "invalid_header",
@@ -88,6 +88,8 @@ def read_key(
             hint="a UUID is a good key: a new one for each request, the same one to repeat it",
             extra={"field": IDEMPOTENCY_KEY},
         )
+    if len(value) > 1 and value[0] == value[-1] == '"':
+        value = value[1:-1]
     asked = query.model_dump(mode="json", exclude=_NOT_ASKED_FOR)
     request_of_key = [request.method, request.path, asked, body.model_dump(mode="json"), actor.name]
     said = json.dumps(request_of_key, sort_keys=True)

@@ -139,7 +139,7 @@ class Acceptor:
         if len(self._streams) >= MAX_STREAMS:
             raise RefusedError(
                 "too_many_streams",
-                f"{MAX_STREAMS} streams of events are open already",
+                f"{MAX_STREAMS} streams are open already",
                 status=503,
                 hint="close some, or poll GET /deploy/status",
             )

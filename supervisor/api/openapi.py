@@ -27,7 +27,7 @@ from openapi_pydantic.util import PydanticSchema, construct_open_api_with_schema
 from pydantic import BaseModel
 
 from supervisor.api.examples import refused
-from supervisor.api.intake import IDEMPOTENCY_KEY
+from supervisor.api.intake import IDEMPOTENCY_KEY, KEY_PATTERN
 from supervisor.api.routes import Access, Answer, AnyRoute, Nothing
 
 _TAGS = {
@@ -39,7 +39,7 @@ _TAGS = {
 _DESCRIPTION = """Blue-green deploys on one machine.
 
 Over the Unix socket, root and the daemon's own user may do everything, other users may read. Over
-TCP, reading is open on loopback; off loopback it needs the token too. A change needs
+TCP, reading is open on loopback; off loopback it needs the token too. A change and logs need
 `Authorization: Bearer TOKEN`, always. Every error has the shape of `ErrorAnswer`."""
 
 _KEY = (
@@ -102,7 +102,7 @@ def _parameters(route: AnyRoute) -> list[Parameter | Reference]:
         for name, text in route.parameters.items()
     ]
     if route.keyed:
-        schema = {"type": "string", "maxLength": 257, "description": _KEY}
+        schema = {"type": "string", "pattern": KEY_PATTERN, "description": _KEY}
         parameters.append(_parameter("header", IDEMPOTENCY_KEY, schema, required=False))
     parameters += [
         _parameter("header", name, dict(schema), required=False)

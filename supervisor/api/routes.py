@@ -83,7 +83,8 @@ class StreamReply:
 class Answer:
     """One answer that a route can give, for the document.
 
-    A `model` of None means that the body is not JSON but of `content_type`.
+    A `model` of None means that the body is not JSON but of `content_type`. That of server-sent
+    events is one event.
     """
 
     status: int

@@ -13,7 +13,20 @@ import structlog
 from aiohttp import web
 from yarl import URL
 
-from supervisor.api import canary, deploy, docs, events, health, history, mode, releases, status
+from supervisor.api import (
+    audit,
+    canary,
+    deploy,
+    docs,
+    events,
+    health,
+    history,
+    logs,
+    metrics,
+    mode,
+    releases,
+    status,
+)
 from supervisor.api.app import build_app
 from supervisor.api.control import Control
 from supervisor.api.listeners import Acceptor, bind_tcp, bind_unix
@@ -32,10 +45,13 @@ def table(version: str) -> tuple[AnyRoute, ...]:
         *deploy.ROUTES,
         *mode.ROUTES,
         *history.ROUTES,
+        *audit.ROUTES,
         *events.ROUTES,
         *releases.ROUTES,
         *canary.ROUTES,
+        *logs.ROUTES,
         *health.ROUTES,
+        *metrics.ROUTES,
     ]
 
     def document() -> dict[str, Any]:

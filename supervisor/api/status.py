@@ -8,6 +8,7 @@ from supervisor.model.status import Status
 
 
 async def _status(call: Call[Nothing, Nothing]) -> Reply:
+    await call.control.health.looked()  # just after a start there is no score to tell yet
     return Reply(call.control.deploys.status())
 
 

@@ -11,17 +11,34 @@ from io import TextIOWrapper
 
 import click
 
+from supervisor.cli.audit import audit
 from supervisor.cli.canary import canary
 from supervisor.cli.decide import abort, rollback, switch
 from supervisor.cli.deploy import deploy
+from supervisor.cli.health import health
 from supervisor.cli.history import history
+from supervisor.cli.logs import logs
 from supervisor.cli.mode import mode
 from supervisor.cli.releases import releases
 from supervisor.cli.session import Verbs
 from supervisor.cli.show import show
 from supervisor.cli.status import status
 
-VERBS = (status, deploy, switch, abort, rollback, mode, history, show, releases, canary)
+VERBS = (
+    status,
+    health,
+    deploy,
+    switch,
+    abort,
+    rollback,
+    mode,
+    history,
+    show,
+    releases,
+    logs,
+    canary,
+    audit,
+)
 
 
 @click.group(

@@ -177,7 +177,8 @@ class Daemon:
                 if response.status >= SERVER_ERROR:
                     raise self._nobody(f"no events for now (HTTP {response.status})")
                 if response.status != 200 or response.content_type != "text/event-stream":
-                    raise NoStreamError(f"{self.endpoint} tells no events.")
+                    answer = self._refusal(response, await response.read())
+                    raise NoStreamError(f"{self.endpoint} tells no events.", answer)
                 yield response.content.iter_any()
 
     def _connector(self) -> aiohttp.BaseConnector:
@@ -253,6 +254,13 @@ class Daemon:
                 "the API)"
             )
         return Answer(response.status, body, data)
+
+    def _refusal(self, response: aiohttp.ClientResponse, body: bytes) -> Answer | None:
+        try:
+            answer = self._answer(response, body)
+        except NoDaemonError:
+            return None
+        return answer if "error" in answer.data else None
 
     def _unreachable(self, error: OSError) -> FailedError:
         if isinstance(error, PermissionError):

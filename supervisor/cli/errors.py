@@ -39,7 +39,14 @@ class BrokenError(NoDaemonError):
 
 
 class NoStreamError(NoDaemonError):
-    """Whoever answers there tells no events, as a daemon of an earlier version."""
+    """Whoever answers there tells no events, as a daemon of an earlier version.
+
+    `answer` is what it said instead, if that was an answer of the API.
+    """
+
+    def __init__(self, message: str, answer: Any = None) -> None:
+        super().__init__(message)
+        self.answer = answer
 
 
 class InterruptedByUserError(FailedError):
@@ -49,4 +56,5 @@ class InterruptedByUserError(FailedError):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print what goes on without the client, as a plain line: it is no failure."""
-        Screen(file or sys.stderr).print(self.message)
+        if self.message:
+            Screen(file or sys.stderr).print(self.message)

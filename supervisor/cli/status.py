@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from supervisor.cli.client import Record
+from supervisor.cli.health import score_text
 from supervisor.cli.records import GO_AHEAD, awaits_switch, doing, note, result_text, suggestions
 from supervisor.cli.session import Session, verb
 from supervisor.cli.terminal import Screen, safe, spaced
@@ -71,6 +72,7 @@ def _facts(data: Record) -> RenderableType:
     grid.add_row("active", _line(f"port {data.get('active_port')}", data.get("version")))
     grid.add_row("public", _public(data))
     grid.add_row("traffic", safe(_weights(data)))
+    grid.add_row("health", score_text(data.get("health_score")))
     grid.add_row("channel", safe(_or_missing(data.get("channel"))))
     last = data.get("last_deploy")
     if data.get("deploy_in_progress") and isinstance(last, dict):

@@ -117,3 +117,12 @@ def _number(value: object) -> float | None:
     except OverflowError:
         return None
     return number if math.isfinite(number) else None
+
+
+def clock_time(timestamp: object) -> str:
+    """Return a timestamp in the reader's own time zone, to the millisecond, without the year."""
+    then = moment(timestamp)
+    if then is None:
+        return MISSING
+    local = then.astimezone()
+    return f"{local:%m-%d %H:%M:%S}.{local.microsecond // 1000:03}"

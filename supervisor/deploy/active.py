@@ -32,7 +32,7 @@ async def last_active(
         try:
             await database.push_version(slot, release)
         except StoreError as error:  # it can serve all the same
-            log.error("version_not_remembered", why=str(error))
+            log.error("version_not_remembered", slot=slot, release=release.label, why=str(error))
     await _name(release, state)
     return release
 
@@ -45,6 +45,6 @@ async def _name(release: Release, state: StateKeeper) -> None:
     try:
         await state.change(active_release=named)
     except OSError as error:
-        log.error("active_release_not_named", why=str(error))
+        log.error("active_release_not_named", release=release.label, why=str(error))
     else:
         await state.copy_to_database()

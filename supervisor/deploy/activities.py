@@ -15,6 +15,7 @@ from supervisor.deploy.events import Events
 from supervisor.deploy.switching import Switch
 from supervisor.deploy.world import Finding
 from supervisor.errors import SettingsError
+from supervisor.health.reading import complaint
 from supervisor.model.actor import SUPERVISOR
 from supervisor.model.deploy import DeployRecord, Mode
 from supervisor.model.event import Announcement, DeployEvent
@@ -144,7 +145,7 @@ class Activities:
         return Finding(ok=True, message=message, detail=detail)
 
     async def health(self) -> Finding:
-        """Probe staging; every one of the probes must pass."""
+        """Probe staging; every one of the probes must pass, and complain of nothing itself."""
         slot, settings = self._switch.staging, self._settings
         gate = await health_gate(
             self._prober,
@@ -154,6 +155,7 @@ class Activities:
             interval_seconds=settings.health_interval_seconds,
             timeout_seconds=settings.health_timeout_seconds,
             expect_instance=slot.instance.name if slot.instance else None,
+            complaint=complaint,
         )
         detail = {"probes": [probe.model_dump(mode="json") for probe in gate.probes]}
         if gate.verdict is Verdict.PASS:
@@ -312,6 +314,20 @@ class Activities:
             outcome,
             subject=record.deploy_id,
             reason=reason,
+            version=record.version,
+        )
+
+    async def audit_result(self, record: DeployRecord) -> None:
+        """Have it audited what the deploy has come to; nobody waits for that.
+
+        Should the daemon die first, the next one audits the end that it gives the deploy.
+        """
+        self._database.audit_soon(
+            SUPERVISOR,
+            "deploy",
+            str(record.result),
+            subject=record.deploy_id,
+            reason=record.reason,
             version=record.version,
         )
 

@@ -10,7 +10,7 @@ from supervisor.clock import now
 from supervisor.deploy import refusals
 from supervisor.deploy.events import Events
 from supervisor.deploy.machine import FIRST_PHASE, Event, Phase, Plan
-from supervisor.model.actor import Actor
+from supervisor.model.actor import SUPERVISOR, Actor
 from supervisor.model.deploy import DeployRecord, Result
 from supervisor.model.event import BEGUN, Announcement, DeployEvent
 from supervisor.model.key import Key
@@ -60,7 +60,7 @@ async def write_down(
             record, auto_switch=plan.auto_switch, rollback=plan.rollback, key=key, cause=cause
         )
         event = DeployEvent.of(record, ts=record.started_ts, source=None, event=BEGUN, cause=cause)
-        events.tell(Announcement(event), journal_id)
+        events.tell(Announcement(event, rollback=plan.rollback), journal_id)
         begun = True
         await database.audit(
             actor, action, "begun", subject=record.deploy_id, release=record.release
@@ -87,6 +87,7 @@ async def _end_unbegun(
     )
     event = DeployEvent.of(ended, ts=now(), source=FIRST_PHASE, event=Event.FAILED, cause=why)
     announcement = Announcement(event)
+    database.audit_soon(SUPERVISOR, "deploy", "failed", subject=record.deploy_id, reason=why)
     try:
         journal_id = await database.write_transition(
             ended, source=FIRST_PHASE, event=Event.FAILED, cause=why, step=None
@@ -96,4 +97,4 @@ async def _end_unbegun(
             await database.forget_key(key)
     except StoreError as error:  # the next daemon says that it was interrupted
         events.tell(announcement, None)
-        log.error("deploy_not_ended", deploy_id=record.deploy_id, why=str(error))
+        log.error("deploy_not_ended", **record.facts, why=str(error))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 import anyio
@@ -46,8 +47,12 @@ class Journal(Protocol):
 class Events:
     """The one place where events are told. To be used in the event loop's thread only."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(
+        self, journal: Journal, count: Callable[[Announcement], None] = lambda _told: None
+    ) -> None:
         self._journal = journal
+        self._count = count
+        """Told each event once, before any listener."""
         self._listeners: set[_Queue] = set()
         self._unwritten: deque[Announcement] = deque(maxlen=_UNWRITTEN_KEPT)
         self._reading = anyio.Lock()
@@ -70,6 +75,7 @@ class Events:
             return
         announcement.told = True
         announcement.id = journal_id
+        self._count(announcement)
         if journal_id is None:
             self._unwritten.append(announcement)
         for listener in list(self._listeners):
@@ -78,6 +84,11 @@ class Events:
         if self._asleep and not self._waking:
             self._waking = True
             asyncio.get_running_loop().call_soon(self._wake_some)
+
+    @property
+    def listeners(self) -> int:
+        """How many listen now."""
+        return len(self._listeners)
 
     def _wake_some(self) -> None:
         """Wake a few listeners, and the next ones a little later.

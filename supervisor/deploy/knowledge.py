@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import anyio
 
 from supervisor.config import Settings
@@ -34,6 +36,7 @@ class DeployKnowledge:
         events: Events,
         state: StateKeeper,
         canaries: Canaries,
+        health_score: Callable[[], int],
     ) -> None:
         self._settings = settings
         self._switch = switch
@@ -43,6 +46,7 @@ class DeployKnowledge:
         self._events = events
         self._state = state
         self._canaries = canaries
+        self._health_score = health_score
         self._runs: dict[str, DeployRun] = {}
         """Deploys that have not ended; at most one of them is in progress."""
         self._last: DeployRecord | None = None
@@ -55,6 +59,7 @@ class DeployKnowledge:
             self._state.state,
             self._switch,
             self._plane,
+            health_score=self._health_score(),
             last_deploy=self._fresh(self._last) if self._last else None,
             in_progress=self._current() is not None,
             canaries=self._canaries,

@@ -8,6 +8,7 @@ from typing import Protocol
 from supervisor.config import Settings
 from supervisor.deploy.suggestions import suggestions
 from supervisor.deploy.switching import Switch
+from supervisor.health.instance import Subject
 from supervisor.model.canary import CanaryStats
 from supervisor.model.deploy import DeployRecord
 from supervisor.model.release import LastDeploy, Release, ReleaseView
@@ -15,6 +16,7 @@ from supervisor.model.slot import Role, SlotName
 from supervisor.model.state import DeployState
 from supervisor.model.status import Status, Suggestion, Traffic
 from supervisor.traffic import Plane
+from supervisor.workers.slot import Slot
 
 
 class Canaries(Protocol):
@@ -33,6 +35,7 @@ def overview(
     switch: Switch,
     plane: Plane,
     *,
+    health_score: int,
     last_deploy: DeployRecord | None,
     in_progress: bool,
     canaries: Canaries,
@@ -46,7 +49,7 @@ def overview(
         active_port=state.active_port,
         staging_port=state.staging_port,
         public_port=settings.public_port or None,
-        health_score=None,
+        health_score=health_score,
         version=active.instance.release.version if active.instance else None,
         channel=settings.channel,
         last_deploy=last_deploy,
@@ -57,6 +60,18 @@ def overview(
         traffic=Traffic(plane=plane.name, weights=plane.weights),
         deploy_in_progress=in_progress,
     )
+
+
+def subject(active: Slot) -> Subject:
+    """Return whom the health is about."""
+    instance = active.instance
+    version = instance.release.version if instance else None
+    if instance is not None and active.serving:
+        return Subject(active.name, active.port, instance.name, version)
+    why = f"{active.name} is {active.state}"
+    if active.last_exit:
+        why += f"; the last time, {active.last_exit}"
+    return Subject(active.name, active.port, None, version, absence=why)
 
 
 def release_views(

@@ -30,6 +30,10 @@ log = structlog.get_logger(__name__)
 
 _FLIPS = frozenset({Phase.SWITCH, Phase.REVERT})
 _AFTER_SWITCH = frozenset({Phase.GUARD, Phase.WARM})
+_AUDITED = (
+    (Effect.AUDIT_ROLLBACK, "rollback", "done"),
+    (Effect.AUDIT_SWITCH_FAILED, "switch", "failed"),
+)
 
 
 async def read_state(settings: Settings, file: StateFile, database: Database) -> DeployState:
@@ -58,6 +62,9 @@ async def read_state(settings: Settings, file: StateFile, database: Database) ->
 async def _fitted(state: DeployState, settings: Settings, database: Database) -> DeployState:
     """Return the state with what the settings have the last word on."""
     mode = Mode.SINGLE if settings.deploy_mode is Mode.SINGLE else state.mode
+    if mode is not state.mode:
+        reason = "DEPLOY_MODE=single in the settings always wins"
+        await database.audit(SUPERVISOR, "mode", mode.value, reason=reason)
     ports = {settings.active_port, settings.staging_port}
     active = state.active_port
     if active not in ports:
@@ -90,8 +97,11 @@ async def finish_interrupted(
         if phase is Phase.AWAITING_SWITCH and may_wait:
             waiting = unfinished
             continue
-        if Effect.FALL_BACK_TO_SINGLE in await _last_effects(database, record):
+        effects = await _last_effects(database, record)
+        await _make_up_for_audit(database, record, effects)
+        if Effect.FALL_BACK_TO_SINGLE in effects and state.mode is not Mode.SINGLE:
             state = state.model_copy(update={"mode": Mode.SINGLE})
+            await database.audit(SUPERVISOR, "mode", "single", reason=record.reason)
         # Only the latest one's switch can be what the file tells of.
         ended = await _end(database, unfinished, phase, state if latest else None)
         if latest and unfinished.rollback:
@@ -117,7 +127,14 @@ async def _mend_versions(
         await database.pop_version(state)
     else:
         return
-    log.warning("versions_mended", deploy_id=record.deploy_id, result=record.result)
+    await _tell_mended(database, record)
+
+
+async def _tell_mended(database: Database, record: DeployRecord) -> None:
+    log.warning("versions_mended", **record.facts, result=record.result)
+    await database.audit(
+        SUPERVISOR, "versions", "mended", subject=record.deploy_id, result=record.result
+    )
 
 
 async def _mend_versions_of_rollback(
@@ -136,7 +153,7 @@ async def _mend_versions_of_rollback(
         await database.push_version(_active_slot(state, settings), release, state)
     else:
         return
-    log.warning("versions_mended", deploy_id=record.deploy_id, result=record.result)
+    await _tell_mended(database, record)
 
 
 def _active_slot(state: DeployState, settings: Settings) -> SlotName:
@@ -168,6 +185,22 @@ async def _last_effects(database: Database, record: DeployRecord) -> set[Effect]
         if (row.phase.value, row.event.value) == last and plan.meets(row.when)
         for effect in row.effects
     }
+
+
+async def _make_up_for_audit(
+    database: Database, record: DeployRecord, effects: set[Effect]
+) -> None:
+    """Write those entries of the last transition that the last daemon did not get to."""
+    for effect, action, outcome in _AUDITED:
+        if effect in effects and not await database.audited(record.deploy_id, action, outcome):
+            await database.audit(
+                SUPERVISOR,
+                action,
+                outcome,
+                subject=record.deploy_id,
+                reason=record.reason,
+                version=record.version,
+            )
 
 
 def _outcome(
@@ -205,7 +238,7 @@ async def _end(
             **ports,
         }
     )
-    log.warning("deploy_interrupted", deploy_id=record.deploy_id, phase=phase, result=result)
+    log.warning("deploy_interrupted", **record.facts, phase=phase, result=result)
     await database.write_transition(
         ended, source=phase, event=Event.SUPERVISOR_STOPPED, cause=cause, step=None
     )

@@ -227,7 +227,7 @@ class DeployRun:
         """Make the transition: journal, then side effects; return the next activity."""
         source, row = self.phase, step(self.plan, self.phase, event)
         ended_step = self._ended_step(finding, duration_ms)
-        self.record = self._updated(row, event, finding, ended_step)
+        before, self.record = self.record.result, self._updated(row, event, finding, ended_step)
         self.phase = row.target
         self._settle_news()
         log.info(
@@ -238,6 +238,8 @@ class DeployRun:
             why=finding.message,
         )
         self._owe(row, event, finding.message, ended_step, duration_ms)
+        if self.record.result not in (None, before):
+            self._owed.append(partial(self._world.audit_result, self.record))
         await self._write_owed()
         # Whoever has asked for something meanwhile waits for what follows from that.
         if self.record.result is not None and row.target not in _UNSETTLED and not self._news:

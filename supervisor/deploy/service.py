@@ -6,6 +6,8 @@ deploy at hand do it; what a deploy does is the table's affair.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import anyio
 import structlog
 from anyio.abc import TaskGroup
@@ -30,7 +32,6 @@ from supervisor.model.status import Status
 from supervisor.store.database import Database
 from supervisor.store.keys import KeyRow
 from supervisor.store.state_keeper import StateKeeper
-from supervisor.store.statements import StoreError
 from supervisor.traffic import Plane
 from supervisor.workers.releases import Releases, UnknownReleaseError
 from supervisor.workers.slot import Slot
@@ -55,6 +56,7 @@ class DeployService(DeployKnowledge):
         events: Events,
         state: StateKeeper,
         canaries: Canaries,
+        health_score: Callable[[], int],
         tasks: TaskGroup,
     ) -> None:
         super().__init__(
@@ -66,6 +68,7 @@ class DeployService(DeployKnowledge):
             events=events,
             state=state,
             canaries=canaries,
+            health_score=health_score,
         )
         self._activities = activities
         self._tasks = tasks
@@ -127,7 +130,7 @@ class DeployService(DeployKnowledge):
         self._last = record
 
     async def _drive(self, run: DeployRun, effect: Effect) -> None:
-        with structlog.contextvars.bound_contextvars(deploy_id=run.record.deploy_id):
+        with structlog.contextvars.bound_contextvars(**run.record.facts):
             await run.drive(effect)
         if self._last and self._last.deploy_id == run.record.deploy_id:
             self._last = run.record
@@ -221,17 +224,9 @@ class DeployService(DeployKnowledge):
             record = await self._answer(run)
             outcome = record.result.value if record.result else "unknown"
         finally:
-            await self._audit(actor, action, outcome, subject=run.record.deploy_id)
+            database, subject = self._database, run.record.deploy_id
+            await database.audit_happened(actor, action, outcome, subject=subject)
         return record
-
-    async def _audit(
-        self, actor: Actor, action: str, outcome: str, *, subject: str | None = None
-    ) -> None:
-        """Audit what has happened already; a failure can't take it back, so it is only logged."""
-        try:
-            await self._database.audit(actor, action, outcome, subject=subject)
-        except StoreError as error:
-            log.error("audit_failed", action=action, why=str(error))
 
     async def rollback(self, actor: Actor, key: Key | None = None) -> DeployRecord:
         """Go back to the version before: at once if it is warm, else through the gates."""
@@ -276,7 +271,7 @@ class DeployService(DeployKnowledge):
             what = "the mode could not be written down, so it is as before"
             raise refusals.not_durable(what, error) from error
         await self._state.copy_to_database()
-        await self._audit(actor, "mode", mode.value)
+        await self._database.audit_happened(actor, "mode", mode.value)
 
     # What happens by itself.
 

@@ -7,6 +7,7 @@ what the daemon believes. This is the one place that changes them.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import anyio
 import structlog
@@ -35,12 +36,15 @@ class Switch:
         slots: dict[SlotName, Slot],
         state: StateKeeper,
         active: SlotName,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._plane = plane
         self._slots = slots
         self._state = state
         self._active = active
+        self._changed = changed
+        """Called after each flip."""
 
     @property
     def active(self) -> Slot:
@@ -85,6 +89,7 @@ class Switch:
         if source.serving:
             source.state = SlotState.WARM
         finding.detail["flip_us"] = round(flip_us, 1)
+        self._changed()
         return finding
 
     async def _make_durable(self, source: Slot, target: Slot) -> Finding:

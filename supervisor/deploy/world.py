@@ -68,6 +68,9 @@ class World(Protocol):
     async def audit(self, action: str, outcome: str, record: DeployRecord, reason: str) -> None:
         """Write an entry of the audit trail in the daemon's name."""
 
+    async def audit_result(self, record: DeployRecord) -> None:
+        """Have it audited what the deploy has come to; nobody waits for that."""
+
     async def journal(self, record: DeployRecord, event: DeployEvent) -> int:
         """Write a transition down, durably; return its id in the journal. Raises StoreError."""
 

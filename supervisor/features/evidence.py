@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, Self
 
 from supervisor import procfs
@@ -22,9 +22,18 @@ from supervisor.canary.spans import Both, Spans
 from supervisor.canary.windows import GRACE_SLICES, Group, Sealed, Windows
 from supervisor.config import Settings
 from supervisor.model.canary import CountsRow, EpochRow
+from worker.contract import bucket_milliseconds
 from worker.contract.ring import SLICE_SECONDS, SLICES, Event, Kind
 
 _OUTCOMES = {0: Outcome.OK, 1: Outcome.ERROR, 2: Outcome.CANCELLED}
+
+
+Observe = Callable[[str, str, float, int], None]
+"""Told the feature, the arm (`canary` or `stable`), seconds, and how many calls took them."""
+
+
+def unobserved(_feature: str, _arm: str, _seconds: float, _count: int) -> None:
+    """Tell nobody."""
 
 
 class Moment(NamedTuple):
@@ -55,8 +64,9 @@ class Kept(NamedTuple):
 class Evidence:
     """Takes events in, and answers what they amount to."""
 
-    def __init__(self, settings: Settings, kept: Kept) -> None:
+    def __init__(self, settings: Settings, kept: Kept, observe: Observe = unobserved) -> None:
         self._settings = settings
+        self._observe = observe
         self._epochs = {row.epoch: row for row in kept.epochs}
         self._windows = Windows()
         self._calls = Calls(self._windows)
@@ -126,9 +136,12 @@ class Evidence:
         self._calls.expire(now.slice)
         news = self._calls.take()
         for group, tally in news.items():
-            if group.epoch in self._epochs:
+            if (row := self._epochs.get(group.epoch)) is not None:
                 at = now.unix_of(group.slice)
                 self.spans.add(at, now.unix, group.epoch, tally, canary=group.canary)
+                arm = "canary" if group.canary else "stable"
+                for bucket, count in tally.latency:
+                    self._observe(row.feature, arm, bucket_milliseconds(bucket) / 1000, count)
         sealed = self._windows.seal(now.slice)
         for window in sealed:
             self._multiply(window)

@@ -6,7 +6,7 @@ import structlog
 
 from supervisor.config import Settings
 from supervisor.errors import StartRefusedError
-from supervisor.features.evidence import Evidence, Moment
+from supervisor.features.evidence import Evidence, Moment, Observe, unobserved
 from supervisor.features.intake import Intake
 from supervisor.features.ledger import Ledger, kept_by, newest_epoch
 from supervisor.features.policy import first_features
@@ -21,7 +21,10 @@ _FOLDER_MODE = 0o700
 
 
 async def open_canaries(
-    settings: Settings, state: StateKeeper, database: Database
+    settings: Settings,
+    state: StateKeeper,
+    database: Database,
+    observe: Observe = unobserved,
 ) -> FeatureCanaries:
     """Return the canaries as they were left; workers are told what holds now.
 
@@ -29,10 +32,10 @@ async def open_canaries(
     """
     kept, features = await kept_by(database, Moment.now().unix)
     try:
-        evidence = Evidence(settings, kept)
+        evidence = Evidence(settings, kept, observe)
     except (ValueError, LookupError, TypeError) as error:
         log.error("canary_progress_unreadable", why=repr(error), instead="evidence begins anew")
-        evidence = Evidence(settings, kept._replace(progress={}))
+        evidence = Evidence(settings, kept._replace(progress={}), observe)
     folder = settings.state_dir / RINGS_DIRECTORY
     policy = state.state.canary
     try:

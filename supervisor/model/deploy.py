@@ -72,3 +72,9 @@ class DeployRecord(BaseModel):
     ended_ts: datetime | None = Field(
         description="When the last of it (guard, warm time and drain included) was over."
     )
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What every log line about it says."""
+        release = self.release or self.version
+        return {"deploy_id": self.deploy_id, **({"release": release} if release else {})}

@@ -98,6 +98,8 @@ class Announcement:
     journal_id: int | None = None
     """Its id in the journal as far as it is known by now."""
     told: bool = False
+    rollback: bool = False
+    """At the beginning: whether it launches the version before again, because of a rollback."""
 
     @cached_property
     def data(self) -> bytes:

@@ -21,6 +21,11 @@ class Release(BaseModel):
     path: Path
     version: str
 
+    @property
+    def label(self) -> str:
+        """What the log calls it: its name, else its version."""
+        return self.name or self.version
+
 
 class LastDeploy(BaseModel):
     """The latest deploy of one release."""

@@ -41,9 +41,7 @@ class Status(BaseModel):
     active_port: int
     staging_port: int
     public_port: int | None = Field(description="null when `PUBLIC_PORT=0` turned it off.")
-    health_score: int | None = Field(
-        description="0 to 100; null in this version, which does not compute it yet."
-    )
+    health_score: int = Field(ge=0, le=100, description="The `score` of `GET /health`.")
     version: str | None = Field(description="The version of the active instance.")
     channel: str
     last_deploy: DeployRecord | None

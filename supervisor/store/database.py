@@ -16,12 +16,14 @@ import anyio
 from supervisor.clock import now
 from supervisor.errors import StartRefusedError
 from supervisor.store.audit import Audit
+from supervisor.store.audit_head import HEAD_FILE, HeadFile
 from supervisor.store.canary import Canary
 from supervisor.store.deploys import Deploys
 from supervisor.store.instances import Instances
 from supervisor.store.journal import Journal
 from supervisor.store.keys import Keys
 from supervisor.store.migrations import migrate
+from supervisor.store.statements import Timed, untimed
 from supervisor.store.versions import Versions
 
 _BUSY_SECONDS = 5.0
@@ -48,7 +50,9 @@ def active_release(path: Path) -> str | None:
 
 
 @asynccontextmanager
-async def open_database(path: Path) -> AsyncIterator[tuple[Database, Path | None]]:
+async def open_database(
+    path: Path, timed: Timed = untimed
+) -> AsyncIterator[tuple[Database, Path | None]]:
     """Open the database; a damaged one is set aside first, and where it went is told.
 
     Raises StartRefusedError if it can't be had, for instance while another process holds it.
@@ -67,8 +71,10 @@ async def open_database(path: Path) -> AsyncIterator[tuple[Database, Path | None
             f"{path} can't be opened: {error}. Is the disk full or read-only, or the file another "
             "user's?"
         ) from error
+    database = Database(connection, timed)
     try:
-        yield Database(connection), aside
+        await database.begin_audit(HeadFile(path.with_name(HEAD_FILE)), set_aside=aside is not None)
+        yield database, aside
     finally:
         with anyio.CancelScope(shield=True):
             await connection.close()

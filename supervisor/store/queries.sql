@@ -65,8 +65,38 @@ SELECT * FROM deploys WHERE ended_ts IS NULL ORDER BY rowid;
 SELECT * FROM steps WHERE deploy_id = :deploy_id ORDER BY position;
 
 -- name: add_audit
-INSERT INTO audit (ts, actor, origin, action, subject, outcome, detail)
-VALUES (:ts, :actor, :origin, :action, :subject, :outcome, :detail);
+INSERT INTO audit (id, ts, actor, origin, action, subject, outcome, detail, previous_hash, hash)
+VALUES (:id, :ts, :actor, :origin, :action, :subject, :outcome, :detail, :previous_hash, :hash);
+
+-- name: newest_audit
+SELECT id, hash FROM audit ORDER BY id DESC LIMIT 1;
+
+-- name: audit_hash
+SELECT hash FROM audit WHERE id = :id;
+
+-- name: audit_known
+SELECT 1 FROM audit WHERE subject = :subject AND action = :action AND outcome = :outcome LIMIT 1;
+
+-- name: audit_ids_from
+SELECT id FROM audit WHERE id BETWEEN :id AND :until ORDER BY id LIMIT :limit;
+
+-- name: audit_ids
+SELECT id FROM audit WHERE id < :before ORDER BY id DESC LIMIT :limit;
+
+-- name: audit_ids_of_action
+SELECT id FROM audit WHERE action = :action AND id < :before ORDER BY id DESC LIMIT :limit;
+
+-- name: audit_ids_of_subject
+SELECT id FROM audit
+WHERE subject = :subject AND (:action IS NULL OR action = :action) AND id < :before
+ORDER BY id DESC LIMIT :limit;
+
+-- name: audit_rows
+-- Texts as bytes: what somebody has tampered with may be no text at all.
+SELECT id, CAST(ts AS BLOB), CAST(actor AS BLOB), CAST(origin AS BLOB), CAST(action AS BLOB),
+       CAST(subject AS BLOB), CAST(outcome AS BLOB), CAST(detail AS BLOB),
+       CAST(previous_hash AS BLOB), CAST(hash AS BLOB)
+FROM audit WHERE id IN (SELECT value FROM json_each(:ids)) ORDER BY id;
 
 -- name: push_version
 INSERT INTO versions (ts, slot, release, directory, version)

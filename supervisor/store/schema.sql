@@ -103,6 +103,17 @@ CREATE TABLE idempotency_keys (
 
 CREATE INDEX idempotency_keys_by_deploy ON idempotency_keys (deploy_id);
 
+-- version: 3
+-- Every audit entry is chained to the one before it; `chain.py` says how. The hashes of entries
+-- from before are filled in by `migrations.py`, because SQLite knows no SHA-256.
+ALTER TABLE audit ADD COLUMN previous_hash TEXT NOT NULL DEFAULT '';
+
+ALTER TABLE audit ADD COLUMN hash TEXT NOT NULL DEFAULT '';
+
+CREATE INDEX audit_by_action ON audit (action);
+
+CREATE INDEX audit_by_subject ON audit (subject);
+
 -- version: 4
 -- Feature canaries. Counts are kept in spans of a minute for the last days, and of an hour.
 CREATE TABLE canary_epochs (

@@ -13,8 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from supervisor.model.state import SCHEMA_VERSION, DeployState
-
-_MODE = 0o640
+from supervisor.store.replace import replace
 
 
 class UnreadableStateError(Exception):
@@ -60,18 +59,7 @@ class StateFile:
         failed, what was to be written.
         """
         content = json.dumps(state.model_dump(mode="json"), indent=2) + "\n"
-        temporary = self.path.with_name(f".{self.path.name}.new")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _MODE)
-        try:
-            with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123  # a descriptor
-                os.fchmod(file.fileno(), _MODE)  # whatever the umask made of it
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        replace(self.path, content)
         self._sync_folder()
 
     def set_aside(self, stamp: str) -> Path:

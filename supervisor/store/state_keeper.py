@@ -10,10 +10,11 @@ from typing import Any
 import anyio
 import structlog
 
+from supervisor.clock import Stopwatch
 from supervisor.model.state import DeployState
 from supervisor.store.database import Database
 from supervisor.store.state_file import StateFile, UnreadableStateError
-from supervisor.store.statements import StoreError
+from supervisor.store.statements import StoreError, Timed, untimed
 
 log = structlog.get_logger(__name__)
 
@@ -21,10 +22,13 @@ log = structlog.get_logger(__name__)
 class StateKeeper:
     """The one writer of the state file."""
 
-    def __init__(self, file: StateFile, database: Database, state: DeployState) -> None:
+    def __init__(
+        self, file: StateFile, database: Database, state: DeployState, timed: Timed = untimed
+    ) -> None:
         self._file = file
         self._database = database
         self._state = state
+        self._timed = timed
         self._changing = anyio.Lock()
 
     @property
@@ -38,11 +42,14 @@ class StateKeeper:
             async with self._changing:
                 before = self._state
                 after = before.model_copy(update={**changes, "generation": before.generation + 1})
+                watch = Stopwatch()
                 try:
                     await anyio.to_thread.run_sync(self._file.write, after)
                 except OSError:
+                    self._timed(watch.seconds, False)
                     await self._restore(before)
                     raise
+                self._timed(watch.seconds, True)
                 self._state = after
         return after
 

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from importlib.resources import files
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import aiosqlite
 import anyio
 
+from supervisor.clock import Stopwatch
 from supervisor.errors import AtlasError
+
+T = TypeVar("T")
 
 Statement = tuple[str, dict[str, Any]]
 """The name of a query, and its parameters."""
@@ -34,6 +38,14 @@ def sections(file: str, word: str) -> dict[str, str]:
 _QUERIES = sections("queries.sql", "name")
 
 
+Timed = Callable[[float, bool], None]
+"""Told how many seconds a durable write took, and whether it was done."""
+
+
+def untimed(_seconds: float, _done: bool) -> None:
+    """Take no notice."""
+
+
 class StoreError(AtlasError):
     """The database did not take or give something; the text says why."""
 
@@ -41,8 +53,9 @@ class StoreError(AtlasError):
 class Statements:
     """Runs named queries on the one connection of the process. Raises StoreError."""
 
-    def __init__(self, connection: aiosqlite.Connection) -> None:
+    def __init__(self, connection: aiosqlite.Connection, timed: Timed = untimed) -> None:
         self._connection = connection
+        self._timed = timed
         self._using = anyio.Lock()
 
     async def _write(self, *statements: Statement) -> list[int | None]:
@@ -51,23 +64,35 @@ class Statements:
         Returns the id of the row that each one has added. Whoever gets them goes on before the
         next write ends, so what is done at once with two ids is done in their order.
         """
-        added = []
+
+        async def run() -> list[int | None]:
+            return [await self._run(*statement) for statement in statements]
+
+        return await self._transaction(run)
+
+    async def _run(self, name: str, parameters: dict[str, Any]) -> int | None:
+        """Run one statement of a transaction; return the id of the row that it has added."""
+        async with self._connection.execute(_QUERIES[name], parameters) as cursor:
+            return cursor.lastrowid
+
+    async def _transaction(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do the work in one transaction and return what it returns; likewise."""
         # Shielded and one at a time: a transaction is never left open, nor mixed with another.
         with anyio.CancelScope(shield=True):
             async with self._using:
+                watch = Stopwatch()
                 try:
-                    for name, parameters in statements:
-                        cursor = await self._connection.execute(_QUERIES[name], parameters)
-                        added.append(cursor.lastrowid)
-                        await cursor.close()
+                    done = await work()
                     await self._connection.commit()
                 except BaseException as error:
                     with suppress(*_FAILURES):  # there may be no transaction to take back
                         await self._connection.rollback()
+                    self._timed(watch.seconds, False)
                     if isinstance(error, _FAILURES):
                         raise StoreError(f"the database could not be written: {error}") from error
                     raise
-        return added
+                self._timed(watch.seconds, True)
+        return done  # mypy takes a cancel scope for one that may swallow
 
     async def _read(self, name: str, **parameters: Any) -> list[aiosqlite.Row]:
         try:

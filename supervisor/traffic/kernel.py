@@ -15,7 +15,7 @@ from supervisor.procfs import describe_listeners, inode_of
 from supervisor.sockdiag import TcpSocket
 from supervisor.traffic import listeners
 from supervisor.traffic.own_ports import OwnPorts
-from supervisor.traffic.plane import Endpoints, Handed
+from supervisor.traffic.plane import Endpoints, Handed, Relayed
 from supervisor.traffic.relay import Target
 from supervisor.traffic.rescue import Rescues
 from supervisor.traffic.steering import DIRECT_SOURCE, Policy
@@ -116,6 +116,10 @@ class KernelPlane:
     def rescued(self, slot: SlotName) -> int:
         """Return how many connections were handed on since the slot's worker is gone."""
         return self._rescues.count(slot)
+
+    def relayed(self) -> dict[str, Relayed]:
+        """Return what the daemon carries: rescues, and the own ports of `{fd}` workers."""
+        return {"own_port": self._own_ports.relayed(), "rescue": self._rescues.relayed()}
 
     def strangers(self) -> list[str]:
         """Return foreign listeners on the public port and on the slots' own ports."""

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from functools import partial
 
 from supervisor.model.slot import SlotName
+from supervisor.traffic.pair import Carried
+from supervisor.traffic.plane import Relayed
 from supervisor.traffic.relay import Relay, Target
 
 
@@ -26,8 +28,9 @@ class OwnPorts:
     ) -> None:
         self._ways_in = ways_in
         self._vacant: set[SlotName] = set()
+        self._carried = Carried()
         self._relays = {
-            slot: Relay(listener, partial(self._way_into, slot))
+            slot: Relay(listener, partial(self._way_into, slot), self._carried)
             for slot, listener in listeners.items()
         }
         for slot in ways_in:
@@ -47,6 +50,11 @@ class OwnPorts:
         self._vacant.discard(slot)
         if slot in self._relays and slot not in self._ways_in:
             self._relays[slot].stop()
+
+    def relayed(self) -> Relayed:
+        """Return what both carry, and have carried; who is refused counts as accepted."""
+        open_now = sum(relay.open_connections for relay in self._relays.values())
+        return Relayed.of(self._carried, open_now)
 
     async def close(self) -> None:
         """Accept no more, and cut what is open. The listeners stay open."""

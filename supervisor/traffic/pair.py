@@ -24,6 +24,18 @@ _PATIENCE_SECONDS = 30.0  # how long nothing may move after the server has left
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER for no time at all
 
 
+class Carried:
+    """What was carried so far for one purpose, in all; it only grows."""
+
+    __slots__ = ("connections", "from_clients", "to_clients")
+
+    def __init__(self) -> None:
+        self.connections = 0
+        """Accepted, whatever became of them."""
+        self.from_clients = self.to_clients = 0
+        """Bytes."""
+
+
 class _Side:
     """One of the two connections."""
 
@@ -57,7 +69,7 @@ class _Side:
             self._pair.abort()
             return
         if count:
-            self._pair.moved(self)
+            self._pair.moved(self, count)
             self.other.send(_BUFFER[:count])
         else:
             self._end()
@@ -143,15 +155,21 @@ class Pair:
         "_patience",
         "answered",
         "asked",
+        "carried",
         "client",
         "server",
     )
 
     def __init__(
-        self, client: socket.socket, server: socket.socket, on_close: Callable[[Pair], None]
+        self,
+        client: socket.socket,
+        server: socket.socket,
+        on_close: Callable[[Pair], None],
+        carried: Carried,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_close: Callable[[Pair], None] | None = on_close
+        self.carried = carried
         self._moves = 0
         self._patience: asyncio.TimerHandle | None = None
         self.asked = self.answered = False
@@ -166,13 +184,15 @@ class Pair:
         self.client.listen()
         self.client.read()  # a client rarely connects to say nothing
 
-    def moved(self, source: _Side) -> None:
-        """Note that bytes came from this side."""
+    def moved(self, source: _Side, count: int = 0) -> None:
+        """Note that bytes came from this side, and how many of them are new."""
         self._moves += 1
         if source is self.client:
             self.asked = True
+            self.carried.from_clients += count
         else:
             self.answered = True
+            self.carried.to_clients += count
 
     def side_ended(self, side: _Side) -> None:
         """Begin to lose patience once the server has left: its client may never close."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol, Self
 
 from supervisor.model.slot import SlotName
+from supervisor.traffic.pair import Carried
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,22 @@ class Handed:
 
     named: dict[str, socket.socket]
     spare: tuple[socket.socket, ...] = ()
+
+
+class Relayed(NamedTuple):
+    """What the daemon itself carries for one purpose."""
+
+    open_connections: int
+    connections: int
+    """Accepted so far."""
+    from_clients: int
+    to_clients: int
+    """Bytes so far."""
+
+    @classmethod
+    def of(cls, carried: Carried, open_connections: int) -> Self:
+        """Return what was carried so far, and how many connections are open now."""
+        return cls(open_connections, carried.connections, carried.from_clients, carried.to_clients)
 
 
 class Plane(Protocol):
@@ -80,6 +97,9 @@ class Plane(Protocol):
 
     def rescued(self, slot: SlotName) -> int:
         """Return how many of the slot's connections were handed on since its worker is gone."""
+
+    def relayed(self) -> dict[str, Relayed]:
+        """Return what the daemon carries, by purpose: `public`, `own_port`, `rescue`."""
 
     def strangers(self) -> list[str]:
         """Return who else listens where our clients go, in words."""

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import structlog
 
-from supervisor.traffic.pair import Pair
+from supervisor.traffic.pair import Carried, Pair
 
 log = structlog.get_logger(__name__)
 
@@ -45,9 +45,16 @@ class Relay:
     nobody is there and the connection is closed at once.
     """
 
-    def __init__(self, listener: socket.socket, choose: Callable[[], Target | None]) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        choose: Callable[[], Target | None],
+        carried: Carried | None = None,
+    ) -> None:
         self._listener = listener
         self._choose = choose
+        self.carried = carried or Carried()
+        """What it has carried, together with others that count on the same."""
         self._pairs: dict[Pair, Target] = {}
         self._waiting: set[asyncio.Task[None]] = set()
         """Connections for which no worker has been found yet."""
@@ -111,6 +118,7 @@ class Relay:
                 return
             client.setblocking(False)
             self.accepted += 1
+            self.carried.connections += 1
             self._carry(client)
 
     def _pause(self, error: OSError) -> None:
@@ -135,7 +143,7 @@ class Relay:
             self._begin(client, server, target)
 
     def _begin(self, client: socket.socket, server: socket.socket, target: Target) -> None:
-        pair = Pair(client, server, on_close=self._forget)
+        pair = Pair(client, server, on_close=self._forget, carried=self.carried)
         self._pairs[pair] = target
         pair.start()
 

@@ -16,7 +16,7 @@ from supervisor.model.slot import SlotName
 from supervisor.procfs import describe_listeners, inode_of
 from supervisor.traffic import listeners
 from supervisor.traffic.own_ports import OwnPorts
-from supervisor.traffic.plane import Endpoints, Handed
+from supervisor.traffic.plane import Endpoints, Handed, Relayed
 from supervisor.traffic.relay import Relay, Target
 from supervisor.traffic.rescue import Rescues
 
@@ -146,6 +146,13 @@ class RelayPlane:
     def rescued(self, slot: SlotName) -> int:
         """Return how many connections were handed on since the slot's worker is gone."""
         return self._rescues.count(slot)
+
+    def relayed(self) -> dict[str, Relayed]:
+        """Return what the daemon carries: all of the public port, and the rest."""
+        found = {"own_port": self._own_ports.relayed(), "rescue": self._rescues.relayed()}
+        if self._relay is not None:
+            found["public"] = Relayed.of(self._relay.carried, self._relay.open_connections)
+        return found
 
     def strangers(self) -> list[str]:
         """Return foreign listeners on the public port."""

@@ -10,6 +10,8 @@ import socket
 from collections.abc import Callable
 
 from supervisor.model.slot import SlotName
+from supervisor.traffic.pair import Carried
+from supervisor.traffic.plane import Relayed
 from supervisor.traffic.relay import Relay, Target
 
 
@@ -20,13 +22,14 @@ class Rescues:
         self._running: dict[SlotName, Relay] = {}
         self._ending: list[Relay] = []
         """Those that accept no more, and still carry what they have accepted."""
+        self._carried = Carried()
 
     def begin(
         self, dead: SlotName, queue: socket.socket, choose: Callable[[], Target | None]
     ) -> None:
         """Relay what comes into the slot's queue from now on; does nothing if that is so."""
         if dead not in self._running:
-            self._running[dead] = Relay(queue, choose)
+            self._running[dead] = Relay(queue, choose, self._carried)
             self._running[dead].start()
 
     def end(self, slot: SlotName) -> None:
@@ -38,6 +41,11 @@ class Rescues:
     def count(self, slot: SlotName) -> int:
         """Return how many connections were handed on since the slot's worker is gone."""
         return self._running[slot].accepted if slot in self._running else 0
+
+    def relayed(self) -> Relayed:
+        """Return what all of them carry, and have carried."""
+        relays = (*self._running.values(), *self._ending)
+        return Relayed.of(self._carried, sum(relay.open_connections for relay in relays))
 
     async def close(self) -> None:
         """Accept no more, and cut what is open."""

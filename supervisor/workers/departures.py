@@ -59,7 +59,7 @@ class Departure:
         """Tell it that its place is needed; once."""
         if not self._hurried and self.instance.hurry():
             self._hurried = True
-            log.info("worker_hurried", slot=self.instance.slot, pid=self.instance.pid)
+            log.info("worker_hurried", **self.instance.facts, pid=self.instance.pid)
 
     def view(self) -> DepartingView:
         """Return it as the status shows it."""

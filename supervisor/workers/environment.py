@@ -14,6 +14,7 @@ from pathlib import Path
 from supervisor.config import Settings, load_worker_env
 from supervisor.model.release import Release
 from supervisor.model.slot import SlotName
+from supervisor.telemetry.secrets import is_secret, keep_secret
 from worker import contract
 
 ALLOWED = (
@@ -41,7 +42,9 @@ def worker_environment(
         for name, value in environ.items()
         if name in ALLOWED or name.startswith(ALLOWED_PREFIX)
     }
-    values |= load_worker_env(settings.worker_env_file)
+    own = load_worker_env(settings.worker_env_file)
+    keep_secret(value for key, value in own.items() if is_secret(key))
+    values |= own
     values["PATH"] = _path(release.path, values.get("PATH", os.defpath))
     values |= {
         contract.ENV_SLOT: slot.value,

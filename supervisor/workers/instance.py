@@ -71,6 +71,11 @@ class Instance:
         return not self.exited.is_set()
 
     @property
+    def facts(self) -> dict[str, str]:
+        """What every log line about it says; never more, for it outlives the deploy it is of."""
+        return {"slot": self.slot, "instance": self.name, "release": self.release.label}
+
+    @property
     def kit(self) -> bool:
         """Whether it said that it gives up its clients when it is no longer active."""
         return self.said.kit
@@ -195,7 +200,7 @@ class Instance:
         try:
             found = self.connections(ports)
         except OSError as error:  # whoever can't look must not cut off
-            log.warning("connections_unknown", slot=self.slot, pid=self.pid, why=str(error))
+            log.warning("connections_unknown", **self.facts, pid=self.pid, why=str(error))
             return None
         self.connected = len(found)
         return found
@@ -224,7 +229,7 @@ class Instance:
                 procfs.send_signal(left, signal.SIGKILL)
                 await anyio.sleep(0.01)
         if limit.cancelled_caught:
-            log.critical("processes_left", slot=self.slot, pids=self.family())
+            log.critical("processes_left", **self.facts, pids=self.family())
 
 
 def launcher_command(descriptors: list[int], announced: int, command: list[str]) -> list[str]:

@@ -67,7 +67,7 @@ class Keeper:
         try:
             await self._slot.start(release)
         except LaunchError as error:
-            log.error("worker_failed", slot=self._slot.name, **_loggable(error))
+            log.error("worker_failed", **_facts(self._slot, release, error))
             await self._revive(release, 0.0)
         else:
             await self._check_wanted()
@@ -86,7 +86,10 @@ class Keeper:
             if delay is None:
                 slot.state = SlotState.FAILED
                 log.critical(
-                    "worker_given_up", slot=slot.name, short_lives=self._crashes.short_lives
+                    "worker_given_up",
+                    slot=slot.name,
+                    release=release.label,
+                    short_lives=self._crashes.short_lives,
                 )
                 return
             slot.state = SlotState.BACKOFF
@@ -99,7 +102,7 @@ class Keeper:
             try:
                 await slot.start(release)
             except LaunchError as error:
-                log.error("worker_failed", slot=slot.name, **_loggable(error))
+                log.error("worker_failed", **_facts(slot, release, error))
                 self._crashes = self._crashes.after(0.0, self._policy)
             else:
                 await self._check_wanted()
@@ -108,6 +111,10 @@ class Keeper:
             slot.state = SlotState.EMPTY
 
 
-def _loggable(error: LaunchError) -> dict[str, str]:
-    output = error.detail.get("output", [])
-    return {"why": str(error), "output": " | ".join(output[-3:])}
+def _facts(slot: Slot, release: Release, error: LaunchError) -> dict[str, str]:
+    facts = {"slot": slot.name, "release": release.label, "why": str(error)}
+    if (instance := error.detail.get("instance")) is not None:
+        facts["instance"] = instance
+    if output := error.detail.get("output"):
+        facts["output"] = " | ".join(output[-3:])
+    return facts

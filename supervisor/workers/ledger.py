@@ -29,11 +29,11 @@ class Ledger:
         try:
             await self._database.add_instance(row)
         except StoreError as error:
-            log.error("instance_not_recorded", pid=instance.pid, why=str(error))
+            log.error("instance_not_recorded", **instance.facts, pid=instance.pid, why=str(error))
 
     async def gone(self, instance: Instance) -> None:
         """Note that nothing of it is left."""
         try:
             await self._database.remove_instance(instance.name)
         except StoreError as error:
-            log.error("instance_not_recorded", pid=instance.pid, why=str(error))
+            log.error("instance_not_recorded", **instance.facts, pid=instance.pid, why=str(error))

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import anyio
 import structlog
 from anyio.abc import TaskGroup
-from structlog.contextvars import clear_contextvars
+from structlog.contextvars import bind_contextvars, bound_contextvars, clear_contextvars
 
 from supervisor.clock import Stopwatch
 from supervisor.config import Settings
@@ -81,7 +81,7 @@ class Slot:
         self.last_exit: str | None = None
         """How an instance last went down, or did not come up, without having been asked to."""
         self.instance: Instance | None = None
-        self.log = WorkerLog(around.settings.state_dir / "logs" / f"worker-{name}.log")
+        self.log = WorkerLog(around.settings.state_dir / "logs" / f"worker-{name}.log", name)
         self.departures = around.departures
         """All instances that drain, those of the other slot included."""
         self._around = around
@@ -117,11 +117,16 @@ class Slot:
 
         After an error, or when cancelled, nothing of the instance is left.
         """
+        name = new_instance_id(self.name)
+        with bound_contextvars(slot=self.name, instance=name, release=release.label):
+            return await self._start(release, name)
+
+    async def _start(self, release: Release, name: str) -> dict[str, Any]:
         self.state = SlotState.STARTING
         # From now on the queue is the new worker's; else a probe of it would reach the other slot.
         self._around.plane.occupy(self.name)
         try:
-            instance = await self._launch(release)
+            instance = await self._launch(release, name)
             how = await until_ready(
                 instance, self.port, self.log, self._around.prober, self._around.settings
             )
@@ -131,14 +136,15 @@ class Slot:
                 await self.stop()
             if isinstance(error, OSError):  # no descriptors left, a full disk, a folder gone
                 self.last_exit = f"the worker could not be started: {error}"
-                raise LaunchError(self.last_exit) from error
+                raise LaunchError(self.last_exit, instance=name) from error
             if isinstance(error, LaunchError):
                 self.last_exit = str(error)
+                error.detail.setdefault("instance", name)
             raise
         self.state = SlotState.RUNNING
         self._around.tasks.start_soon(self._watch_life, instance)
         boot_ms = instance.age.milliseconds
-        log.info("worker_ready", slot=self.name, pid=instance.pid, boot_ms=boot_ms)
+        log.info("worker_ready", pid=instance.pid, boot_ms=boot_ms)
         return {
             "message": f"pid {instance.pid} was ready after {boot_ms:.0f} ms: {how}",
             "pid": instance.pid,
@@ -146,8 +152,8 @@ class Slot:
             "kit": instance.kit,
         }
 
-    async def _launch(self, release: Release) -> Instance:
-        settings, name = self._around.settings, new_instance_id(self.name)
+    async def _launch(self, release: Release, name: str) -> Instance:
+        settings = self._around.settings
         await anyio.to_thread.run_sync(self._refuse_taken_port)
         command = settings.worker_argv(slot=self.name, port=self.port, fd=FIRST_DESCRIPTOR)
         try:
@@ -172,7 +178,7 @@ class Slot:
             os.close(output)
         self.instance = instance
         self._around.tasks.start_soon(self._watch_exit, instance)
-        log.info("worker_launched", slot=self.name, pid=instance.pid, version=release.version)
+        log.info("worker_launched", pid=instance.pid, version=release.version)
         await self._around.ledger.launched(instance)
         return instance
 
@@ -206,7 +212,6 @@ class Slot:
                 await instance.exited.wait()
             if not instance.alive or instance.expected_to_exit:
                 return
-            await anyio.to_thread.run_sync(self.log.rotate)
             result = await self._around.prober.probe(
                 self.port,
                 settings.health_path,
@@ -217,7 +222,7 @@ class Slot:
                 continue
             failures = failures + 1 if result.verdict is Verdict.FAIL else 0
             if failures:
-                log.warning("liveness_failed", slot=self.name, times=failures, why=result.message)
+                log.warning("liveness_failed", **instance.facts, times=failures, why=result.message)
             if failures >= settings.liveness_failures:
                 cause = f"it failed {failures} liveness probes in a row: {result.message}"
                 await self._tell_down(instance, cause)
@@ -287,7 +292,7 @@ class Slot:
         if await self.departures.linger(departure) and self.instance is departure.instance:
             self.instance = None
             self.state = SlotState.EMPTY
-            log.info("worker_lingers", slot=self.name, pid=departure.instance.pid)
+            log.info("worker_lingers", **departure.instance.facts, pid=departure.instance.pid)
             freed()
         else:
             await departure.gone.wait()
@@ -299,6 +304,7 @@ class Slot:
         """End an instance that accepts nothing more, wherever its slot is by then."""
         clear_contextvars()  # as above
         instance = departure.instance
+        bind_contextvars(**instance.facts)
         try:
             departure.by_itself = await instance.stop(
                 stop_seconds=self._around.settings.stop_timeout_seconds,
@@ -346,5 +352,5 @@ class Slot:
         if self.instance is instance:
             self.instance = None
             self.state = SlotState.EMPTY
-        log.info("worker_gone", slot=self.name, pid=instance.pid, how=instance.exit_text)
+        log.info("worker_gone", **instance.facts, pid=instance.pid, how=instance.exit_text)
         await self._around.ledger.gone(instance)

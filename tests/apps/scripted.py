@@ -4,8 +4,10 @@ Standard library only and by socket activation, so it is also the smallest forei
 `exit` (at start, with this status), `say` (a line to print first), `health` (status to answer),
 `health_delay` (seconds), `ignore_sigterm`, `die_on` (a path that ends the process without an
 answer), `die_after_health` (so many health answers, then the process ends itself),
-`stop_after_health` (likewise, but it only stops answering). `/slow` takes its time. It knows
-nothing of SIGTERM, so that cuts off whatever it is doing.
+`stop_after_health` (likewise, but it only stops answering), `health_body` (what it tells there:
+text as it is, else JSON). `/slow` takes its time, and every other answer tells how often its health
+was asked for. While a file `hang` is in its folder, its health is not answered. It knows nothing of
+SIGTERM, so that cuts off whatever it is doing.
 
 With `kit` it plays a worker with the kit: at SIGTERM it accepts nothing more, says so, and ends
 once `/held` has been answered, which it is when the file `let_go` is in the worker's folder.
@@ -45,20 +47,24 @@ class Handler(BaseHTTPRequestHandler):
         if self.path.startswith("/health"):
             self._health()
         else:
-            self._answer(200, {"version": os.environ["ATLAS_VERSION"], "pid": os.getpid()})
+            told = {"version": os.environ["ATLAS_VERSION"], "pid": os.getpid()}
+            self._answer(200, {**told, "health_asked": SEEN["health"]})
 
     def _health(self) -> None:
         SEEN["health"] += 1
         time.sleep(BEHAVIOUR.get("health_delay", 0))
         if SEEN["health"] > BEHAVIOUR.get("stop_after_health", 1 << 30):
             time.sleep(3600)
-        self._answer(BEHAVIOUR.get("health", 200), {"status": "whatever"})
+        while Path("hang").exists():
+            time.sleep(0.02)
+        told = BEHAVIOUR.get("health_body", {"status": "whatever"})
+        self._answer(BEHAVIOUR.get("health", 200), told)
         if SEEN["health"] >= BEHAVIOUR.get("die_after_health", 1 << 30):
             self.wfile.flush()
             os._exit(7)
 
-    def _answer(self, status: int, body: dict[str, Any]) -> None:
-        data = json.dumps(body).encode()
+    def _answer(self, status: int, body: Any) -> None:
+        data = (body if isinstance(body, str) else json.dumps(body)).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))

@@ -15,6 +15,7 @@ from supervisor.api.errors import _BY_STATUS
 from supervisor.api.server import table
 from supervisor.cli.__main__ import VERBS
 from supervisor.config.settings import FIELD_OF_KEY
+from supervisor.health.score import DEGRADED_BELOW, UNHEALTHY_BELOW, WEIGHTS, Weight
 from supervisor.model.deploy import Result, StepName
 from worker import contract
 
@@ -155,6 +156,21 @@ def test_every_adapters_page_is_in_the_adapters_index() -> None:
 
     assert pages
     assert not [page for page in pages if f"({page})" not in index]
+
+
+# Health.
+
+
+def test_every_checks_weight_is_documented_as_it_is() -> None:
+    text = (ROOT / "docs/health.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) % \| (\d+) % \|", text, re.MULTILINE)
+
+    assert {name: Weight(int(fail) / 100, int(warn) / 100) for name, warn, fail in rows} == WEIGHTS
+    assert f"| {DEGRADED_BELOW} to 100 | `healthy`" in text
+    assert f"| {UNHEALTHY_BELOW} to {DEGRADED_BELOW - 1} | `degraded`" in text
+    assert set(re.findall(r"^\| `(\w+)` \| the (?:worker|daemon)", text, re.MULTILINE)) == set(
+        WEIGHTS
+    )
 
 
 # Settings and commands.

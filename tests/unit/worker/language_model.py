@@ -12,6 +12,8 @@ from typing import Any
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+SLOW_SECONDS = 0.15
+"""How long a `slow` one takes for its first word, and for each word of a stream."""
 WORDS = ("Forty", "-", "two", ".")
 
 
@@ -32,6 +34,8 @@ class Played:
         self.keys.append(request.headers.get("Authorization"))
         if self.behaviour == "silent":
             await asyncio.sleep(3600)
+        if self.behaviour == "slow":
+            await asyncio.sleep(SLOW_SECONDS)
         if self.behaviour.isdecimal():
             return web.json_response({"error": "no"}, status=int(self.behaviour))
         if self.behaviour == "garbage":
@@ -50,6 +54,8 @@ class Played:
         for number, word in enumerate(WORDS):
             if number == 1 and self.behaviour == "halting":
                 await self.first_read.wait()
+            if self.behaviour == "slow":
+                await asyncio.sleep(SLOW_SECONDS)
             if number == 2 and self.behaviour == "breaks off":
                 return response
             if number == 2 and self.behaviour == "silent later":

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.unit.worker.app_support import Site, running_app
-from tests.unit.worker.language_model import WORDS, Played, language_model
+from tests.unit.worker.language_model import SLOW_SECONDS, WORDS, Played, language_model
 from worker.app import checks, llm
 from worker.app.llm import LanguageModel, Latencies, Model
 from worker.app.settings import AppSettings
@@ -120,6 +120,24 @@ async def test_a_model_that_fails_is_answered_for_by_name(
         assert (check["status"], check["value"]) == ("fail", None)
         # A model that is down is no reason to stop and start the worker.
         assert (await site.get("/health"))[0] == 200
+
+
+async def test_a_slow_model_is_waited_for_while_it_is_not_silent_and_its_latency_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Shorter than the whole stream, longer than each of its pauses.
+    limit = 3 * SLOW_SECONDS
+    monkeypatch.setattr(llm.LanguageModel.__init__, "__kwdefaults__", {"silence_seconds": limit})
+    async with asking(tmp_path, "slow") as (site, _):
+        status, body = await site.post("/ask", QUESTION)
+        assert (status, body["answer"]) == (200, "".join(WORDS))
+        *words, last = await events_of(site)
+        assert [data["text"] for _, data in words] == list(WORDS)
+        assert last[0] == "done"
+        assert last[1]["latency_ms"] > 1000 * limit
+        check = await llm_check(site)
+        assert check["status"] == "pass"
+        assert check["value"] >= 1000 * SLOW_SECONDS
 
 
 async def test_a_model_that_nobody_serves_is_answered_for(tmp_path: Path) -> None:

@@ -14,14 +14,17 @@ from typing import Any
 
 import aiohttp
 
-from supervisor.api import examples
+from supervisor.api import audit, examples
 from supervisor.api.control import Control
 from supervisor.api.options import ApiOptions
 from supervisor.api.server import serve
 from supervisor.errors import RefusedError
+from supervisor.logs.book import LogBook
 from supervisor.model.actor import Actor
+from supervisor.model.audit import AuditEntry, Verification
 from supervisor.model.deploy import DeployRecord, Mode, Result
 from supervisor.model.event import Announcement, EventFeed, Transition
+from supervisor.model.health import Health
 from supervisor.model.key import Key
 from supervisor.model.release import ReleaseView
 from supervisor.model.status import Status
@@ -68,6 +71,7 @@ class MemoryControl:
     refusal: RefusedError | None = None
     bug: Exception | None = None
     is_ready: bool = True
+    health: Health = examples.HEALTH
     asked: list[tuple[str, Any, Actor]] = field(default_factory=list)
     keys: list[Key | None] = field(default_factory=list)
     started: asyncio.Event = field(default_factory=asyncio.Event)
@@ -85,6 +89,12 @@ class MemoryControl:
         if self.bug:
             raise self.bug
         return examples.STATUS
+
+    async def looked(self) -> None:
+        pass
+
+    async def report(self) -> Health:
+        return self.health
 
     def ready(self) -> bool:
         return self.is_ready
@@ -146,6 +156,41 @@ class MemoryControl:
         return self.outcome
 
 
+@dataclass
+class MemoryAudit:
+    """An audit trail in memory."""
+
+    entries: list[AuditEntry] = field(default_factory=list)
+    told: list[tuple[Actor, str, str, dict[str, Any]]] = field(default_factory=list)
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    found: Verification = audit.WHOLE
+
+    async def audit_entries(self, **asked: Any) -> list[AuditEntry]:
+        self.asked.append(asked)
+        return self.entries
+
+    async def verify_audit(self) -> Verification:
+        return self.found
+
+    def audit_soon(
+        self, actor: Actor, action: str, outcome: str, *, subject: str | None = None, **detail: Any
+    ) -> None:
+        self.told.append((actor, action, outcome, detail))
+
+
+@dataclass
+class MemoryMetrics:
+    """Metrics that say one thing, and remember what was counted."""
+
+    counted: list[tuple[str, str, int, float | None]] = field(default_factory=list)
+
+    async def text(self) -> bytes:
+        return b"atlas_ready 1.0\n"
+
+    def answered(self, method: str, route: str, status: int, seconds: float | None) -> None:
+        self.counted.append((method, route, status, seconds))
+
+
 def with_result(result: Result | None) -> DeployRecord:
     return examples.SWITCHED.model_copy(update={"result": result, "reason": "so it is"})
 
@@ -187,6 +232,8 @@ class Server:
 
     control: MemoryControl
     options: ApiOptions
+    audit: MemoryAudit = field(default_factory=MemoryAudit)
+    metrics: MemoryMetrics = field(default_factory=MemoryMetrics)
 
     @property
     def authority(self) -> str:
@@ -243,7 +290,10 @@ def parse(data: bytes) -> Answer:
 
 @asynccontextmanager
 async def running(
-    folder: Path, control: MemoryControl | None = None, **changes: Any
+    folder: Path,
+    control: MemoryControl | None = None,
+    logs: LogBook | None = None,
+    **changes: Any,
 ) -> AsyncIterator[Server]:
     """Run a server on a free port and a socket in `folder`; `changes` are to its options."""
     given: dict[str, Any] = {
@@ -257,6 +307,14 @@ async def running(
         **changes,
     }
     server = Server(control or MemoryControl(), ApiOptions(**given))
-    served = Control(deploys=server.control, canary=server.control.canaries)
-    async with serve(served, server.options):
+    logs = logs or LogBook(folder / "supervisor.jsonl", {})
+    parts = Control(
+        deploys=server.control,
+        canary=server.control.canaries,
+        health=server.control,
+        audit=server.audit,
+        logs=logs,
+        metrics=server.metrics,
+    )
+    async with serve(parts, server.options):
         yield server

@@ -113,6 +113,7 @@ async def test_what_is_served_is_this_document_and_answers_keep_to_it(tmp_path: 
             ("POST", "/deploy/bluegreen"),
             ("POST", "/deploy/abort"),
             ("GET", "/readyz"),
+            ("GET", "/health"),
         ):
             answer = await server.tcp(method, path, headers=BEARER)
             response = served["paths"][path][method.lower()]["responses"][str(answer.status)]

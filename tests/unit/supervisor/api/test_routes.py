@@ -220,7 +220,7 @@ async def test_head_answers_as_get_without_the_body(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/nope", "/deploy", "/deploy/", "/deploy/d1/steps", "/health", "/metrics", "//"]
+    "path", ["/", "/nope", "/deploy", "/deploy/", "/deploy/d1/steps", "/healthz", "//"]
 )
 async def test_a_path_that_is_not_there_is_404_in_the_common_shape(
     tmp_path: Path, path: str

@@ -43,6 +43,7 @@ class Played:
     answers: dict[tuple[str, str], list[web.Response | asyncio.Event]] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
     streams: list[tuple[bytes | object, ...]] | None = None
+    stream_path: str = ""
     breaks: int = 0
     url: str = ""
     heard: asyncio.Event = field(default_factory=asyncio.Event)
@@ -76,12 +77,15 @@ class Played:
         """Take this request and never answer it."""
         self.answers[method, path] = [asyncio.Event()]
 
-    def play_events(self, *streams: tuple[bytes | object, ...]) -> None:
+    def play_events(
+        self, *streams: tuple[bytes | object, ...], path: str = "/deploy/events"
+    ) -> None:
         """Tell events: each connection gets the pieces of one stream, and those after it `STAY`.
 
         A piece that is a number waits until that many requests have come.
         """
         self.streams = list(streams)
+        self.stream_path = path
 
     def break_first(self, times: int = 1) -> None:
         """Take that many requests, and break their connections before the answer."""
@@ -121,7 +125,7 @@ class Played:
             assert request.transport is not None
             request.transport.abort()
             return web.Response()
-        if self.streams is not None and request.path == "/deploy/events":
+        if self.streams is not None and request.path == self.stream_path:
             return await self.stream(request)
         line = self.answers.get((request.method, request.path))
         if line is None:
@@ -222,7 +226,7 @@ def status(**fields: Any) -> dict[str, Any]:
         "active_port": 8791,
         "staging_port": 8792,
         "public_port": 8790,
-        "health_score": None,
+        "health_score": 100,
         "version": "1.0.0",
         "channel": "stable",
         "last_deploy": None,

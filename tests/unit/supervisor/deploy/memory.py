@@ -121,6 +121,9 @@ class World:
         self._write()
         self.audits.append((action, outcome))
 
+    async def audit_result(self, record: DeployRecord) -> None:
+        self.audits.append(("deploy", str(record.result)))
+
     async def journal(self, record: DeployRecord, event: DeployEvent) -> int:
         await anyio.lowlevel.checkpoint()
         self._write()

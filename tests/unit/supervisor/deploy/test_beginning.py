@@ -14,7 +14,7 @@ from supervisor.deploy.beginning import new_record, write_down
 from supervisor.deploy.events import Events
 from supervisor.deploy.machine import Plan
 from supervisor.errors import RefusedError
-from supervisor.model.actor import Actor
+from supervisor.model.actor import SUPERVISOR, Actor
 from supervisor.model.deploy import DeployRecord
 from supervisor.model.event import EventFeed
 from supervisor.model.key import Key
@@ -117,6 +117,11 @@ async def test_half_written_down_it_is_ended_and_its_key_can_be_given_again(
         assert transitions == [(1, "begun", "preflight"), (2, "failed", "ended")]
         assert await told(feed) == transitions
         assert it.state.state.last_deploy_ts is None
+        monkeypatch.undo()
+        await it.database.audit(SUPERVISOR, "later", "done")  # what is owed comes first
+        begun, failed = ("deploy", "begun"), ("deploy", "failed")
+        known = [failed] if failing == "audit" else [begun, failed]
+        assert it.rows("SELECT action, outcome FROM audit") == [*known, ("later", "done")]
 
 
 async def test_a_disk_that_takes_nothing_more_leaves_the_end_to_the_next_daemon(

@@ -13,6 +13,7 @@ import pytest
 from supervisor.config import Settings
 from supervisor.deploy.machine import Event, Phase
 from supervisor.deploy.recovery import finish_interrupted, read_state, resumed
+from supervisor.model.actor import SUPERVISOR
 from supervisor.model.deploy import DeployRecord, Mode
 from supervisor.model.release import Release
 from supervisor.model.slot import SlotName
@@ -52,6 +53,7 @@ class Left:
         deploy_id: str = "d1",
         *,
         release: str = "v2",
+        source: Phase = Phase.HEALTH,
         event: Event = Event.PASSED,
         rollback: bool = False,
         **changes: Any,
@@ -63,7 +65,7 @@ class Left:
             changes = {**ports, **changes}
         record = DeployRecord(**{**record.model_dump(), "phase": phase.value, **changes})
         await self.database.write_transition(
-            record, source=Phase.HEALTH, event=event, cause="", step=None
+            record, source=source, event=event, cause="", step=None
         )
         return record
 
@@ -75,6 +77,13 @@ class Left:
     async def stack(self) -> list[tuple[str | None, SlotName]]:
         """Return the versions, the first one last, as they were pushed."""
         return [(row.release.name, row.slot) for row in reversed(await self.database.versions())]
+
+    async def audited(self) -> list[tuple[str, str]]:
+        """Return action and outcome of every entry, in order."""
+        entries = await self.database.audit_entries(
+            limit=100, before=None, action=None, subject=None
+        )
+        return [(each.action, each.outcome) for each in reversed(entries)]
 
     async def ended(self, deploy_id: str = "d1") -> DeployRecord:
         record = await self.database.deploy(deploy_id)
@@ -232,6 +241,48 @@ async def test_a_fallback_that_was_not_performed_is_made_up_for(tmp_path: Path) 
         assert state.mode is Mode.SINGLE
         record = await it.ended()
         assert (record.result, record.reason) == ("failed", "health: 500")
+
+
+async def test_a_fallback_is_audited_once_whether_or_not_it_was_performed(tmp_path: Path) -> None:
+    for mode in (Mode.BLUEGREEN, Mode.SINGLE):
+        folder = tmp_path / mode
+        folder.mkdir()
+        async with left(folder) as it:
+            record = await it.deploy(
+                Phase.UNSTAGE, event=Event.FAILED, result="failed", reason="health: 500"
+            )
+            if mode is Mode.SINGLE:  # the last daemon got that far
+                await it.database.audit(SUPERVISOR, "rollback", "done", subject=record.deploy_id)
+                await it.database.audit(SUPERVISOR, "mode", "single")
+            await it.recover(BLUE, mode=mode)
+            assert await it.audited() == [
+                *(("rollback", "done"), ("mode", "single"), ("deploy", "failed")),
+            ]
+
+
+async def test_a_failed_switch_that_was_not_audited_is_made_up_for(tmp_path: Path) -> None:
+    async with left(tmp_path) as it:
+        await it.deploy(Phase.UNSTAGE, source=Phase.SWITCH, event=Event.STAGING_DIED)
+        await it.recover(BLUE)
+        assert ("switch", "failed") in await it.audited()
+
+
+async def test_versions_that_were_mended_are_audited(tmp_path: Path) -> None:
+    async with left(tmp_path) as it:
+        await it.versions(("v1", BLUE))
+        await it.deploy(Phase.SWITCH)
+        await it.recover(GREEN)
+        assert await it.audited() == [("deploy", "switched"), ("versions", "mended")]
+
+
+async def test_a_mode_that_the_settings_overrule_is_audited_once(tmp_path: Path) -> None:
+    async with left(tmp_path, deploy_mode=Mode.SINGLE) as it:
+        file = StateFile(tmp_path / "deploy_state.json")
+        file.write(a_state())
+        file.write(await read_state(it.settings, file, it.database))
+        assert await it.audited() == [("mode", "single")]
+        assert (await read_state(it.settings, file, it.database)).mode is Mode.SINGLE
+        assert await it.audited() == [("mode", "single")]
 
 
 async def test_a_waiting_release_goes_through_its_gates_again(tmp_path: Path) -> None:

@@ -164,6 +164,26 @@ async def test_a_disk_that_fails_at_any_write_delays_and_loses_nothing(lasts: in
             assert ("rollback", "done") in world.audits
 
 
+@pytest.mark.parametrize(
+    ("activity", "came_to"),
+    [
+        ("", ["switched"]),
+        ("preflight", ["failed"]),
+        ("smoke", ["failed"]),
+        ("watch", ["switched", "rolled_back"]),
+        ("flip", ["awaiting_switch", "aborted"]),
+    ],
+)
+async def test_what_a_deploy_comes_to_is_audited_once(activity: str, came_to: list[str]) -> None:
+    world = World()
+    world.outcomes[activity] = [FAIL]
+    async with driven(world) as run:
+        await run.settled.wait()
+        run.offer(Event.ABORT_REQUESTED, "given up")
+        await to_the_end(run)
+    assert [outcome for action, outcome in world.audits if action == "deploy"] == came_to
+
+
 async def test_nothing_is_switched_while_the_intent_can_not_be_written() -> None:
     world, broken = World(), True
     world.disk_fails = lambda: broken

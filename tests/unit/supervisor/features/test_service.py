@@ -514,7 +514,7 @@ async def test_decisions_that_nobody_reports_are_warned_about(
     async with running(tmp_path, monkeypatch) as canaries:
         process = canaries.process()
         process.tell(Kind.ASKED, times=80)
-        process.tell(Kind.TOLD, times=20)
+        process.tell(Kind.TOLD, times=60)
         process.tell(Kind.ASKED, canary=False, times=240)
         process.tell(Kind.TOLD, canary=False, times=240)
         await canaries.look(after=70)

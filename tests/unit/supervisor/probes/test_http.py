@@ -6,11 +6,13 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
+from yarl import URL
 
 from supervisor.model.verdict import Verdict
-from supervisor.probes.exchange import EXCERPT_LIMIT
+from supervisor.probes.exchange import EXCERPT_LIMIT, Answer
 from supervisor.probes.http import INCONCLUSIVE_LIMIT, HttpProber, ProbeResult, health_gate
 from tests.unit.supervisor.probes.servers import (
     Handler,
@@ -256,15 +258,8 @@ async def test_what_came_to_nothing_is_tried_again() -> None:
     shortage = ExitStack()
 
     class EndsTheShortage(HttpProber):
-        async def probe(
-            self,
-            port: int,
-            path: str,
-            *,
-            timeout_seconds: float,
-            expect_instance: str | None = None,
-        ) -> ProbeResult:
-            result = await super().probe(port, path, timeout_seconds=timeout_seconds)
+        async def probe(self, port: int, path: str, **more: Any) -> ProbeResult:
+            result = await super().probe(port, path, **more)
             shortage.close()
             return result
 
@@ -313,3 +308,56 @@ async def test_of_a_long_or_binary_body_little_is_kept(body: bytes) -> None:
 async def test_an_answer_without_a_body_has_nothing_to_keep() -> None:
     async with serve(answer(b" \r\n", status="500 Oops")) as server:
         assert (await probe(server.port)).excerpt is None
+
+
+def says_broken(answer: Answer) -> str | None:
+    return answer.body.decode() if b"broken" in answer.body else None
+
+
+async def test_an_answer_that_says_itself_what_is_broken_fails_with_these_words() -> None:
+    async with serve(answer(b"memory is broken")) as server, HttpProber() as prober:
+        result = await prober.probe(server.port, "/", timeout_seconds=5, complaint=says_broken)
+    assert (result.verdict, result.status) == (Verdict.FAIL, 200)
+    assert result.message.endswith("/: answered 200, and says that memory is broken")
+    assert result.excerpt == "memory is broken"
+
+
+async def test_an_answer_of_another_status_is_told_with_what_it_says_is_broken() -> None:
+    broken = answer(b"memory is broken", status="503 Service Unavailable")
+    async with serve(broken) as server, HttpProber() as prober:
+        result = await prober.probe(server.port, "/", timeout_seconds=5, complaint=says_broken)
+    assert result.message.endswith("answered 503, expected 2xx: memory is broken")
+
+
+async def test_the_gate_fails_at_the_first_probe_that_complains() -> None:
+    async with serve(answer(b"broken")) as server, HttpProber() as prober:
+        gate = await health_gate(
+            prober,
+            server.port,
+            "/",
+            probes=3,
+            interval_seconds=0,
+            timeout_seconds=5,
+            complaint=says_broken,
+        )
+    assert gate.verdict is Verdict.FAIL
+    assert len(gate.probes) == 1
+    assert "says that broken" in gate.message
+
+
+async def test_a_look_has_the_answer_and_one_of_the_wrong_instance_is_not_it() -> None:
+    handler = answer(b"fine", headers="X-Atlas-Instance: a\r\n")
+    async with serve(handler) as server, HttpProber() as prober:
+        right = await prober.look(server.port, "/", timeout_seconds=5, expect_instance="a")
+        wrong = await prober.look(server.port, "/", timeout_seconds=5, expect_instance="b")
+    assert right.answer is not None
+    assert right.answer.body == b"fine"
+    assert (wrong.answer, wrong.result.verdict) == (None, Verdict.FAIL)
+
+
+async def test_a_look_by_another_address_sends_the_same_request_there() -> None:
+    async with serve(answer()) as own, serve(answer()) as other, HttpProber() as prober:
+        await prober.look(own.port, "/health", timeout_seconds=5)
+        look = await prober.look(own.port, "/health", timeout_seconds=5, by=URL(other.url))
+    assert other.requests == own.requests
+    assert f"port {other.port}, /health" in look.result.message

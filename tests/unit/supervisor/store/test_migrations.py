@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.errors import StartRefusedError
+from supervisor.model.actor import SUPERVISOR
 from supervisor.model.deploy import Result
 from supervisor.store import migrations
 from supervisor.store.database import open_database
@@ -16,17 +17,20 @@ from tests.unit.supervisor.store.samples import a_deploy, a_step
 VERSION_1 = Path(__file__).with_name("version_1.sql")
 """A real database, as the code wrote it before its schema had a version."""
 
+VERSION_2 = Path(__file__).with_name("version_2.sql")
+"""Likewise, before its audit trail was chained."""
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "atlas.db"
 
 
-def old_database(path: Path) -> dict[str, list[dict[str, object]]]:
+def old_database(path: Path, script: Path = VERSION_1) -> dict[str, list[dict[str, object]]]:
     """Make the file that the older code left, and return all that is in it."""
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.executescript(VERSION_1.read_text())
+        connection.executescript(script.read_text())
     return content(path)
 
 
@@ -86,6 +90,54 @@ async def test_an_old_database_is_brought_up_to_date_and_nothing_of_it_is_lost(p
             a_deploy(phase="launch"), source="preflight", event="passed", cause=None, step=a_step()
         )
         assert (await database.unfinished())[0].rollback
+    assert version(path) == SCHEMA_VERSION
+
+
+@pytest.mark.parametrize("script", [VERSION_1, VERSION_2], ids=["version 1", "version 2"])
+async def test_entries_from_before_there_was_a_chain_are_chained_as_they_stand(
+    path: Path, script: Path
+) -> None:
+    before = old_database(path, script)["audit"]
+    assert len(before) > 4
+    async with open_database(path) as (database, _):
+        found = await database.verify_audit()
+        assert (found.ok, found.entries) == (True, len(before))
+        await database.audit(SUPERVISOR, "daemon", "started")
+        assert (await database.verify_audit()).entries == len(before) + 1
+    after = content(path)["audit"]
+    assert [{name: row[name] for name in before[0]} for row in after[:-1]] == before
+    assert version(path) == SCHEMA_VERSION
+
+
+async def test_a_database_of_version_2_keeps_what_it_knows(path: Path) -> None:
+    before = old_database(path, VERSION_2)
+    assert version(path) == 2
+    async with open_database(path) as (database, _):
+        assert await database.key("first") is not None
+        failed, switched = await database.deploys(10)
+        assert (failed.result, switched.result) == (Result.FAILED, Result.SWITCHED)
+    after = content(path)
+    for table in before.keys() - {"audit"}:
+        assert after[table] == before[table], table
+
+
+async def test_entries_that_can_not_be_chained_leave_the_old_database_as_it_was(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = old_database(path, VERSION_2)
+
+    def fails(*_: object) -> str:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(migrations, "hash_of", fails)
+        with pytest.raises(MemoryError):
+            async with open_database(path):
+                pass
+    assert content(path) == before
+    assert version(path) == 2
+    async with open_database(path):
+        pass
     assert version(path) == SCHEMA_VERSION
 
 

@@ -1,43 +1,25 @@
 from __future__ import annotations
 
-import json
 import logging
 import os
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 import structlog
 
 from supervisor.model.slot import SlotName
-from supervisor.telemetry import logs
+from supervisor.telemetry import line_file
 from supervisor.telemetry.logs import configure_logs
 from tests.unit.supervisor.disk import fill, small_disk
+from tests.unit.supervisor.telemetry.conftest import lines
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Iterator[Path]:
-    """Configure the process's logging for one test, and put it back as it was."""
-    root = logging.getLogger()
-    level, quiet = root.level, {n: logging.getLogger(n).level for n in ("aiosqlite", "asyncio")}
-    handlers = root.handlers[:]
-    root.handlers.clear()  # pytest's own are not ours to close
-    configure_logs(tmp_path / "supervisor.jsonl", "info")
-    yield tmp_path / "supervisor.jsonl"
-    for handler in root.handlers[:]:
-        root.removeHandler(handler)
-        handler.close()
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for name, before in quiet.items():
-        logging.getLogger(name).setLevel(before)
-    structlog.reset_defaults()
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def on_console(capfd: pytest.CaptureFixture[str]) -> str:
+    """Return what was told on standard error, all of it written by now."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+    return capfd.readouterr().err
 
 
 def test_a_line_is_an_object_with_what_the_contract_names(path: Path) -> None:
@@ -64,10 +46,9 @@ def test_lines_below_the_level_are_left_out(path: Path) -> None:
 
 
 def test_control_characters_steer_no_terminal(
-    path: Path, capsys: pytest.CaptureFixture[str]
+    path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     evil = "\x1b[31mred\x07\r\nforged line\x00\x9b"
-    configure_logs(path, "info")  # now with the captured standard error
     log = structlog.get_logger("t")
     log.error("said", text=evil, many=[evil])
     logging.getLogger("library").error(evil)
@@ -75,7 +56,7 @@ def test_control_characters_steer_no_terminal(
         raise ValueError(evil)
     except ValueError:
         log.exception("failed")
-    shown = capsys.readouterr().err
+    shown = on_console(capfd)
     for text in (path.read_text(), shown):
         assert not any(character in text for character in "\x1b\x07\r\x00\x9b")
     assert "\nforged line" not in path.read_text()
@@ -94,8 +75,8 @@ def test_what_is_no_json_is_written_all_the_same(path: Path) -> None:
 def test_the_file_is_bounded_and_its_parts_are_for_the_group_at_most(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs, "FILE_BYTES", 5000)
-    monkeypatch.setattr(logs, "FILES_KEPT", 2)
+    monkeypatch.setattr(line_file, "FILE_BYTES", 5000)
+    monkeypatch.setattr(line_file, "FILES_KEPT", 2)
     before = os.umask(0)
     try:
         configure_logs(path, "info")
@@ -118,17 +99,20 @@ def test_configured_again_it_writes_each_line_once(path: Path) -> None:
 
 
 def test_a_full_disk_stops_nobody_and_is_told_in_a_line(
-    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with small_disk(tmp_path / "disk") as disk:
         configure_logs(disk / "supervisor.jsonl", "info")
         filler = fill(disk)
-        structlog.get_logger("t").info("while it is full", text="x" * 10_000)
-        (told,) = [line for line in capsys.readouterr().err.splitlines() if "No space" in line]
+        for _ in range(3):
+            structlog.get_logger("t").info("while it is full", text="x" * 10_000)
+        (told,) = [line for line in on_console(capfd).splitlines() if "No space" in line]
         assert told.startswith("supervisor.jsonl can't be written: ")
         filler.unlink()
         structlog.get_logger("t").info("written")
-        assert lines(disk / "supervisor.jsonl")[-1]["event"] == "written"
+        written, missed = lines(disk / "supervisor.jsonl")
+        assert written["event"] == "written"
+        assert (missed["event"], missed["lines"]) == ("log_lines_missed", 3)
         configure_logs(path, "info")  # nothing is open on that disk any more
 
 

@@ -1,19 +1,23 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from supervisor.model.slot import SlotName
 from supervisor.workers import output
-from supervisor.workers.output import WorkerLog, printable
+from supervisor.workers.output import WorkerLog, keep_bounded, printable
+from tests.harness import eventually
+from tests.unit.supervisor.disk import fill, small_disk
 
 
 @pytest.fixture
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkerLog:
     monkeypatch.setattr(output, "LIMIT_BYTES", 1000)
-    return WorkerLog(tmp_path / "worker-blue.log")
+    return WorkerLog(tmp_path / "worker-blue.log", SlotName.BLUE)
 
 
 def say(log: WorkerLog, *texts: bytes) -> int:
@@ -44,13 +48,13 @@ def test_a_file_below_its_limit_is_left_alone(log: WorkerLog) -> None:
 
 
 def test_a_full_file_is_cut_and_its_last_part_kept(log: WorkerLog) -> None:
-    descriptor = say(log, b"a" * 2500, b"b" * 700)
+    descriptor = say(log, b"a" * 2500, b"b" * 699 + b"\n")
     assert log.rotate()
-    assert (log.path.parent / "worker-blue.log.1").read_bytes() == b"a" * 300 + b"b" * 700
+    assert (log.path.parent / "worker-blue.log.1").read_bytes() == b"a" * 300 + b"b" * 699 + b"\n"
     os.write(descriptor, b"after\n")  # the same descriptor writes on, from the beginning
     os.close(descriptor)
     assert log.path.read_bytes() == b"after\n"
-    assert log.last_lines() == ["after"]
+    assert log.last_lines() == ["a" * 300 + "b" * 200 + "…", "after"]  # a moment ago it was there
 
 
 def test_a_reader_that_follows_sees_what_comes_after_the_cut(log: WorkerLog) -> None:
@@ -83,12 +87,50 @@ def test_both_files_are_for_the_group_at_most(log: WorkerLog) -> None:
         assert path.stat().st_mode & 0o777 == 0o640
 
 
-def test_a_part_that_cannot_be_kept_is_given_up(log: WorkerLog) -> None:
-    os.close(say(log, b"x" * 2000))
-    (log.path.parent / "worker-blue.log.1").symlink_to("/dev/full")  # as a full disk says it
-    assert log.rotate()
-    assert log.path.stat().st_size == 0
-    assert not (log.path.parent / "worker-blue.log.1").is_symlink()
+def test_a_part_that_cannot_be_kept_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "LIMIT_BYTES", 1000)
+    with small_disk(tmp_path / "disk") as disk:
+        log = WorkerLog(disk / "worker-blue.log", SlotName.BLUE)
+        os.close(say(log, b"x" * 2000))
+        filler = fill(disk)
+        assert log.rotate() == 2000
+        assert (log.size(), log.aside.exists()) == (0, False)
+        filler.unlink()
+
+
+def test_a_flood_is_cut_to_its_end_and_told_once(
+    log: WorkerLog, capsys: pytest.CaptureFixture[str]
+) -> None:
+    descriptor = log.open()
+    for number in range(5):
+        os.write(descriptor, b"\0" * 50_000 + b"%d" % number)
+        assert log.rotate() == 50_001
+        assert log.aside.stat().st_size == 1000
+    os.close(descriptor)
+    assert capsys.readouterr().out.count("worker_log_cut") == 1
+
+
+def test_one_that_writes_on_where_it_was_is_not_cut_again_and_again(
+    log: WorkerLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "LIMIT_BYTES", 20_000)  # some pages: a hole has no parts of them
+    log.path.touch()
+    with log.path.open("wb", buffering=0) as stream:  # as `open("/dev/stdout", "w")` does
+        stream.write(b"x" * 100_000)
+        assert log.rotate()
+        stream.write(b"after\n")
+        assert log.path.stat().st_size > 100_000
+        assert not log.rotate()  # there is nothing in it but a hole
+
+
+async def test_what_grew_while_no_daemon_was_there_is_cut_at_once(log: WorkerLog) -> None:
+    log.path.write_bytes(b"x" * 5000)
+    looking = asyncio.create_task(keep_bounded([log]))
+    await eventually(lambda: log.size() == 0)
+    looking.cancel()
+    assert log.aside.stat().st_size == 1000
 
 
 def test_a_file_that_cannot_be_cut_is_no_reason_to_fail(log: WorkerLog, tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""The promised metrics of feature canaries: how many calls, and how long each arm takes."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.core import HistogramMetricFamily
+
+_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
+"""Seconds. A call that takes longer than the last counts as one that never ends."""
+
+ARMS = ("canary", "stable")
+
+
+class CanaryMetrics:
+    """`canary_requests`, and one histogram `canary_<feature>` with the label `arm`.
+
+    Calls come in sums: a window of evidence has many of the same latency, so they are added at
+    once, which prometheus_client's own histogram can't do.
+    """
+
+    def __init__(self, registry: CollectorRegistry, features: Iterable[str]) -> None:
+        self._requests = Gauge(
+            "canary_requests",
+            "Calls of features that were answered by their canary.",
+            registry=registry,
+        )
+        self._arms = {
+            feature: {arm: _Latencies() for arm in ARMS} for feature in dict.fromkeys(features)
+        }
+        registry.register(self)
+
+    def observe(self, feature: str, arm: str, seconds: float, count: int = 1) -> None:
+        """Add `count` calls that took `seconds` each. Raises KeyError for an unknown name."""
+        self._arms[feature][arm].add(seconds, count)
+        if arm == "canary":
+            self._requests.inc(count)
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """Yield the histograms, as prometheus_client asks for them."""
+        for feature, arms in self._arms.items():
+            family = HistogramMetricFamily(
+                f"canary_{feature}",
+                f"Latency in seconds of calls of {feature}, by arm.",
+                labels=["arm"],
+            )
+            for arm, latencies in arms.items():
+                family.add_metric([arm], latencies.buckets(), latencies.sum)
+            yield family
+
+
+class _Latencies:
+    """The latencies of one arm. Added to by one thread, read by any."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(_BOUNDS) + 1)
+        self.sum = 0.0
+
+    def add(self, seconds: float, count: int) -> None:
+        self._counts[bisect_left(_BOUNDS, seconds)] += count
+        self.sum += seconds * count
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Return each upper bound with how many calls were not slower."""
+        bounds = [*(str(float(bound)) for bound in _BOUNDS), "+Inf"]
+        return list(zip(bounds, map(float, accumulate(list(self._counts))), strict=True))

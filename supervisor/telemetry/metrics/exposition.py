@@ -1,0 +1,46 @@
+"""Writes what is known as Prometheus' text: what the loop knows is read there, the rest is not.
+
+Gauges are read on the event loop, whose objects they look at. The text is put together in a
+thread, because it looks at `/proc` and the disk.
+
+It is the plain text format whatever a client prefers: OpenMetrics would have nothing more to say,
+and demands suffixes that the promised names lack.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+
+from supervisor.telemetry.metrics import Metrics
+
+Look = Callable[[], Iterable[Metric]]
+"""Reads gauges from memory, in the event loop's thread."""
+
+
+class Exposition:
+    """The registry and what is read when somebody scrapes; it satisfies `api.control.Metrics`."""
+
+    def __init__(self, metrics: Metrics, look: Look) -> None:
+        self._registry = metrics.registry
+        self._look = look
+        self.answered = metrics.requests.answered
+
+    async def text(self) -> bytes:
+        """Return everything at this moment in the text format, version 0.0.4."""
+        seen = _Together(self._registry, list(self._look()))
+        return await asyncio.to_thread(generate_latest, seen)
+
+
+class _Together:
+    """A registry and some families besides, as one."""
+
+    def __init__(self, registry: CollectorRegistry, seen: list[Metric]) -> None:
+        self._registry = registry
+        self._seen = seen
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._registry.collect()
+        yield from self._seen

@@ -1,0 +1,126 @@
+"""What may stand in a log line, whoever said it: bounded, printable, without a secret.
+
+Much of the log was said by others: workers, clients, exceptions of libraries. A line must stay one
+line of bounded length, must not steer the terminal that it is read on, and must never fail to be
+written because of what is in it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from structlog.typing import EventDict, WrappedLogger
+
+from supervisor.telemetry.secrets import without_secrets
+
+LONGEST_TEXT = 4096
+LONGEST_TRACEBACK = 16 * 1024
+MOST_VALUES = 64
+"""In one mapping or list; also the number of fields of a line."""
+DEEPEST = 4
+
+_MANY_LINES = frozenset({"exception", "stack"})
+_FIRST = ("ts", "level", "event", "deploy_id", "slot", "instance", "release")
+"""What is kept whatever else has to go, in the order in which a line tells it."""
+# Looked at one by one: control characters, those that reorder or part lines (U+202E, U+2028) and
+# halves of characters are unprintable to Python, too.
+_SUSPECT = re.compile(r"[^ -~]")
+_LONGEST_LINE = 32 * 1024  # characters; in JSON and UTF-8 at most four times as many bytes
+_SHORT = 80
+
+
+def plain_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Return the event with nothing in it but short, printable, harmless JSON values."""
+    pairs = list(event.items())
+    cleaned = {
+        key: value if key.startswith("_") else _plain(key, value, 0)  # structlog's own of the chain
+        for key, value in pairs[:MOST_VALUES]
+    }
+    budget = _LONGEST_LINE - sum(_weight(cleaned.get(key)) for key in _FIRST)
+    for key, value in list(cleaned.items()):
+        if key in _FIRST or key.startswith("_"):
+            continue
+        budget -= _weight(key) + _weight(value)
+        if budget < 0:
+            del cleaned[key]
+            cleaned["left_out"] = [*cleaned.get("left_out", ()), key[:_SHORT]]
+    return cleaned
+
+
+def _weight(value: Any) -> int:
+    """Return about how many characters a plain value takes, its punctuation included."""
+    if isinstance(value, str):
+        return len(value) + 4
+    if isinstance(value, dict):
+        return sum(_weight(key) + _weight(each) for key, each in value.items()) + 2
+    if isinstance(value, list):
+        return sum(map(_weight, value)) + 2
+    return 24
+
+
+def in_order(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Return the fields that every line has first, so that lines can be read below each other."""
+    first = {key: event[key] for key in _FIRST if key in event}
+    return first | {key: value for key, value in event.items() if key not in first}
+
+
+def _plain(key: str, value: Any, depth: int) -> Any:
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)  # JSON knows no infinity
+    if isinstance(value, str):
+        return _text(key, value)
+    if depth < DEEPEST and isinstance(value, Mapping):
+        return {
+            _text("", each)[:_SHORT]: _plain(str(each), inner, depth + 1)
+            for each, inner in _some(value.items())
+        }
+    if depth < DEEPEST and isinstance(value, list | tuple | set | frozenset):
+        return [_plain(key, inner, depth + 1) for inner in _some(value)]
+    return _text(key, value)
+
+
+def _some(values: Iterable[Any]) -> list[Any]:
+    return [value for _, value in zip(range(MOST_VALUES), values, strict=False)]
+
+
+def _text(key: str, value: Any) -> str:
+    try:
+        text = value if isinstance(value, str) else str(value)
+    except Exception:  # noqa: BLE001  # whose `__str__` fails must not silence the line
+        text = f"<{type(value).__name__} that can't be shown>"
+    many = key in _MANY_LINES
+    text = _shortened(without_secrets(key, _cut(text, many=many)), many=many)
+    return "\n".join(map(escaped, text.split("\n"))) if many else escaped(text)
+
+
+def _cut(text: str, *, many: bool) -> str:
+    """Bound what is looked through for secrets; more than is kept, so that none is cut in two."""
+    room = 4 * (LONGEST_TRACEBACK if many else LONGEST_TEXT)
+    if len(text) <= room:
+        return text
+    return f"{text[: room // 2]}…{text[-room // 2 :]}"
+
+
+def _shortened(text: str, *, many: bool) -> str:
+    """Cut the middle out: a text begins with what it is about, and an error ends with its cause."""
+    limit = LONGEST_TRACEBACK if many else LONGEST_TEXT
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit // 4]}…{text[-(limit - limit // 4) :]}"
+
+
+def escaped(text: str) -> str:
+    """Return the text on one line, with everything escaped that could steer a terminal."""
+    if text.isprintable():
+        return str(text)  # of an enumeration's member, the plain text
+    return _SUSPECT.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    character = found[0]
+    return character if character.isprintable() else repr(character)[1:-1]

@@ -1,0 +1,132 @@
+"""The logs of a real daemon: what its lines say, and what a worker that floods its log does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from supervisor.workers.output import LIMIT_BYTES
+from tests.harness import DaemonProcess, eventually
+from tests.integration.support import release, scripted_daemon
+
+FLOOD_BYTES = 100_000_000
+FLOODING = f"""
+import os, sys, threading
+from pathlib import Path
+
+def flood():
+    while not Path("flood").exists():
+        threading.Event().wait(0.01)
+    piece = bytes(1 << 20)
+    left = {FLOOD_BYTES}
+    while left:
+        left -= os.write(1, piece[:left])
+    os.write(1, b"\\nafter the flood\\n")
+    Path("flooded").touch()
+
+threading.Thread(target=flood, daemon=True).start()
+script = Path(sys.argv[1])
+sys.argv = [str(script)]
+exec(compile(script.read_text(), str(script), "exec"))
+"""
+
+
+def lines(daemon: DaemonProcess) -> list[dict[str, Any]]:
+    text = (daemon.state_dir / "logs" / "supervisor.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+async def test_every_line_about_a_deploy_or_an_instance_says_so(tmp_path: Path) -> None:
+    quick: dict[str, Any] = {"LIVENESS_INTERVAL_SECONDS": 0.1, "KEEP_WARM_SECONDS": 60}
+    async with scripted_daemon(tmp_path, {**quick, "KEEP_WARM_FOREIGN": "true"}) as daemon:
+        release(daemon, "v2")
+        good = (await daemon.deploy()).json
+        release(daemon, "v3", exit=3, say="my password=hunter2 http://me:pw@host/")
+        bad = (await daemon.deploy()).json
+        await daemon.request("POST", "/deploy/mode", json={"mode": "bluegreen"})
+        slots = {slot["slot"]: slot for slot in (await daemon.status())["slots"]}
+        os.kill(slots["green"]["pid"], 9)  # and what is to take its place prints a secret
+        await eventually(lambda: "worker_failed" in [line["event"] for line in lines(daemon)])
+        await daemon.ended(good["deploy_id"])
+    told = lines(daemon)
+    assert told
+    events = Counter(line["event"] for line in told)
+    assert events["worker_launched"] >= 4
+    assert events["deploy_transition"] >= 8
+    for line in told:
+        event = line["event"]
+        if event.startswith("worker_"):
+            assert line["slot"] in ("blue", "green"), line
+            assert line["release"] in ("v1", "v2", "v3"), line
+            assert line["instance"].startswith(f"{line['slot']}-"), line
+        if event in ("deploy_transition", "fell_back_to_single") or "deploy/bluegreen" in str(line):
+            assert line["deploy_id"] in (good["deploy_id"], bad["deploy_id"]), line
+            assert line["release"] in ("v2", "v3"), line
+    launched = {line["instance"]: line for line in told if line["event"] == "worker_launched"}
+    of_v3 = next(line for line in launched.values() if line["release"] == "v3")
+    assert of_v3["deploy_id"] == bad["deploy_id"]
+    # An instance outlives its deploy: what becomes of it later is no news of that one.
+    (down,) = [line for line in told if line["event"] == "worker_down"]
+    assert "deploy_id" not in down
+    assert down["release"] == "v2"
+    failed = next(line for line in told if line["event"] == "worker_failed")
+    assert failed["output"] == "my password=*** http://***@host/"
+    everything = (tmp_path / "daemon.out").read_text() + json.dumps(told)
+    assert "hunter2" not in everything
+    assert daemon.token not in everything
+
+
+async def followed(daemon: DaemonProcess, source: str, until: str) -> list[str]:
+    """Follow a log with a client of its own, and return its lines up to one that ends so."""
+    connector = aiohttp.UnixConnector(str(daemon.state_dir / "supervisor.sock"))
+    async with (
+        aiohttp.ClientSession("http://localhost", connector=connector) as session,
+        session.get(f"/deploy/logs/{source}?follow=true") as response,
+    ):
+        assert response.status == 200
+        found: list[str] = []
+        async for raw in response.content:
+            found.append(raw.decode().rstrip("\n"))
+            if found[-1].endswith(until):
+                return found
+    raise AssertionError(f"it ended after {found}")
+
+
+async def test_a_hundred_megabytes_in_one_line_of_nul_bytes_stall_nobody(tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "apps" / "scripted.py"
+    settings: dict[str, Any] = {"WORKER_COMMAND": f"python flooding.py {script}"}
+    files = {"flooding.py": FLOODING}
+    async with scripted_daemon(tmp_path, settings, files=files) as daemon:
+        logs, work = daemon.state_dir / "logs", daemon.worker_directory
+        following = asyncio.create_task(followed(daemon, "blue", "after the flood"))
+        before = resident(daemon.pid)
+        (work / "flood").touch()
+        while not (work / "flooded").exists():  # the worker's own word
+            assert (await daemon.request("GET", "/deploy/status")).status == 200
+            await asyncio.sleep(0.005)
+        *_, end = await following
+        assert end == "after the flood"
+        await eventually(lambda: (logs / "worker-blue.log").stat().st_size <= LIMIT_BYTES)
+        assert (logs / "worker-blue.log.1").stat().st_size <= LIMIT_BYTES + 3 * 2**20
+        assert resident(daemon.pid) - before < 40_000  # KiB
+        answer = await daemon.request("GET", "/deploy/logs/blue?lines=2")
+        assert re.fullmatch(r"(?:.*\n)?after the flood\n", answer.json)
+        assert len(answer.json) < 100_000
+        (cut,) = [line for line in lines(daemon) if line["event"] == "worker_log_cut"]
+        assert cut["slot"] == "blue"
+        assert (await daemon.status())["slots"][0]["restarts"] == 0
+
+
+def resident(pid: int) -> int:
+    """Return the memory that a process takes, in KiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
+    assert found is not None
+    return int(found[1])

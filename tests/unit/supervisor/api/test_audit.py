@@ -1,0 +1,119 @@
+"""The audit trail over HTTP, and what is written of callers who were turned away."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor.api.audit import ENTRY
+from supervisor.api.turned_away import AT_ONCE, SECONDS_EACH, TurnedAway
+from supervisor.errors import RefusedError
+from supervisor.model.actor import Actor
+from tests.unit.supervisor.api.harness import BEARER, MemoryAudit, running
+
+FOREIGN = {"Origin": "http://evil.example"}
+
+
+async def test_entries_are_answered_as_they_are_and_what_was_asked_for_is_passed_on(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path) as server:
+        server.audit.entries = [ENTRY]
+        answer = await server.unix("GET", "/deploy/audit")
+        assert answer.json == {"entries": [ENTRY.model_dump(mode="json")]}
+        await server.unix("GET", "/deploy/audit?limit=5&before=9&action=mode&subject=d-1")
+        assert server.audit.asked == [
+            {"limit": 100, "before": None, "action": None, "subject": None},
+            {"limit": 5, "before": 9, "action": "mode", "subject": "d-1"},
+        ]
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["limit=0", "limit=1001", "before=0", "before=9223372036854775808", "action=", "subject=%00"],
+)
+async def test_what_can_not_be_asked_for_is_refused_by_name(tmp_path: Path, query: str) -> None:
+    async with running(tmp_path) as server:
+        answer = await server.unix("GET", f"/deploy/audit?{query}")
+        assert (answer.status, answer.code) == (400, "invalid_query")
+        assert answer.json["error"]["field"] == query.partition("=")[0]
+        assert server.audit.asked == []
+
+
+@pytest.mark.parametrize("path", ["/deploy/audit", "/deploy/audit/verify"])
+async def test_it_is_read_by_nobody_who_may_only_read(tmp_path: Path, path: str) -> None:
+    async with running(tmp_path) as server:
+        assert (await server.tcp("GET", path)).code == "token_required"
+        assert (await server.tcp("GET", path, headers=BEARER)).status == 200
+    async with running(tmp_path, own_uid=os.geteuid() + 1) as server:
+        allowed = os.geteuid() == 0
+        assert (await server.unix("GET", path)).status == (200 if allowed else 403)
+
+
+async def test_a_broken_trail_is_an_answer_and_no_error(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        server.audit.found = server.audit.found.model_copy(update={"ok": False, "broken_id": 5})
+        answer = await server.unix("GET", "/deploy/audit/verify")
+        assert (answer.status, answer.json["ok"], answer.json["broken_id"]) == (200, False, 5)
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "code"),
+    [
+        ("/deploy/abort", {}, "token_required"),
+        ("/deploy/abort", {"Authorization": "Bearer guessed"}, "token_wrong"),
+        ("/deploy/mode", {**BEARER, **FOREIGN}, "foreign_origin"),
+    ],
+)
+async def test_who_may_not_change_anything_is_written_down_with_what_was_asked(
+    tmp_path: Path, path: str, headers: dict[str, str], code: str
+) -> None:
+    async with running(tmp_path) as server:
+        assert (await server.tcp("POST", f"{path}?x=1", headers=headers)).code == code
+        assert server.audit.told == [
+            (
+                Actor(name="anonymous", origin="127.0.0.1"),
+                "request",
+                "refused",
+                {"method": "POST", "path": path, "code": code, "left_out": 0},
+            )
+        ]
+
+
+async def test_other_refusals_are_not_written_down(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        await server.tcp("GET", "/deploy/audit")
+        await server.tcp("GET", "/deploy/status", headers=FOREIGN)
+        await server.tcp("POST", "/nowhere")
+        await server.tcp("DELETE", "/deploy/abort")
+        await server.tcp("POST", "/deploy/mode", headers=BEARER, json={"mode": "x"})
+        assert server.audit.told == []
+
+
+async def test_an_attacker_can_not_fill_the_disk_and_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, audit = 1000.0, MemoryAudit()
+    loop = asyncio.get_running_loop()
+    real = loop.time
+    monkeypatch.setattr(loop, "time", lambda: now)
+    gate = TurnedAway(audit)
+
+    def ask(times: int) -> list[dict[str, Any]]:
+        """Ask so often, and return the details of what was written of it."""
+        audit.told.clear()
+        refused = RefusedError("token_wrong", "this is not the token", status=401, hint="")
+        for _ in range(times):
+            gate.tell(Actor(name="anonymous", origin="::1"), "POST", "/deploy/mode", refused)
+        return [detail for *_, detail in audit.told]
+
+    assert [each["left_out"] for each in ask(500)] == [0] * AT_ONCE
+    now += SECONDS_EACH
+    assert [each["left_out"] for each in ask(3)] == [500 - AT_ONCE]
+    now += 100 * SECONDS_EACH
+    assert [each["left_out"] for each in ask(500)] == [2] + [0] * (AT_ONCE - 1)
+    monkeypatch.setattr(loop, "time", real)

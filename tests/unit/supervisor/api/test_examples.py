@@ -1,0 +1,16 @@
+"""The examples of the document tell what the code would tell."""
+
+from __future__ import annotations
+
+import pytest
+
+from supervisor.api import examples
+from supervisor.health.score import WEIGHTS, score, status_of
+from supervisor.model.health import Health
+
+
+@pytest.mark.parametrize("health", [examples.HEALTH, examples.UNHEALTHY])
+def test_an_examples_score_is_that_of_its_checks(health: Health) -> None:
+    assert set(health.checks) == set(WEIGHTS)
+    assert health.score == score({name: each.status for name, each in health.checks.items()})
+    assert health.status == status_of(health.score)

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.unit.supervisor.cli.conftest import Call
+from tests.unit.supervisor.cli.played import Played, problem
+
+HEAD = "ab" * 32
+
+
+def entry(number: int, **fields: Any) -> dict[str, Any]:
+    return {
+        "id": number,
+        "ts": "2025-11-23T06:00:00.123456+00:00",
+        "actor": "uid:0",
+        "origin": "unix",
+        "action": "deploy",
+        "subject": "d-42",
+        "outcome": "begun",
+        "detail": {"release": None},
+        "hash": HEAD,
+        "previous_hash": "0" * 64,
+        **fields,
+    }
+
+
+def found(**fields: Any) -> dict[str, Any]:
+    return {
+        "ok": True,
+        "entries": 7,
+        "head": HEAD,
+        "head_id": 7,
+        "broken_id": None,
+        "problem": None,
+        "message": "every entry is there as it was written",
+        **fields,
+    }
+
+
+BROKEN = found(
+    ok=False,
+    entries=4,
+    broken_id=5,
+    problem="missing",
+    message="entries 5 to 6 are missing",
+)
+
+
+async def test_it_lists_who_did_what_from_where_and_how_it_came_out(
+    daemon: Played, atlasctl: Call
+) -> None:
+    detail = {"method": "POST", "path": "/deploy/mode", "left_out": 0, "why": None}
+    refused = entry(
+        2, actor="anonymous", origin="127.0.0.1", action="request", subject=None,
+        outcome="refused", detail=detail,
+    )  # fmt: skip
+    daemon.play("GET", "/deploy/audit", {"entries": [refused, entry(1)]})
+    outcome = await atlasctl("audit")
+    assert outcome.code == 0
+    header, first, second = outcome.out.splitlines()
+    assert header.split() == ["id", "when", "who", "from", "what", "subject", "outcome", "detail"]
+    assert first.split()[0] == "2"
+    assert first.split()[3:] == [
+        *("anonymous", "127.0.0.1", "request", "-", "refused"),
+        *("method", "POST,", "path", "/deploy/mode,", "left_out", "0"),
+    ]
+    assert second.split()[3:] == ["uid:0", "unix", "deploy", "d-42", "begun"]
+    assert daemon.asked[0].query == {"limit": "20"}
+
+
+async def test_what_was_asked_for_reaches_the_daemon(daemon: Played, atlasctl: Call) -> None:
+    daemon.play("GET", "/deploy/audit", {"entries": []})
+    asked = ("--limit", "5", "--before", "9", "--action", "mode", "--subject", "d-42")
+    assert (await atlasctl("audit", *asked)).out == "no such entries\n"
+    assert daemon.asked[0].query == {
+        "limit": "5",
+        "before": "9",
+        "action": "mode",
+        "subject": "d-42",
+    }
+
+
+async def test_what_stands_in_an_entry_can_not_steer_a_terminal(
+    daemon: Played, atlasctl: Call
+) -> None:
+    daemon.play("GET", "/deploy/audit", {"entries": [entry(1, actor="\x1b[31mred\n")]})
+    out = (await atlasctl("audit")).out
+    assert "\\x1b[31mred\\n" in out
+    assert len(out.splitlines()) == 2
+
+
+async def test_a_trail_that_is_whole_exits_with_0_and_tells_the_hash_to_note(
+    daemon: Played, atlasctl: Call
+) -> None:
+    daemon.play("GET", "/deploy/audit/verify", found())
+    outcome = await atlasctl("audit", "--verify")
+    assert outcome.code == 0
+    assert "✓ the audit trail is whole: 7 entries" in outcome.out
+    assert f"entry 7, its hash is {HEAD}" in outcome.out
+
+
+async def test_a_trail_that_is_broken_exits_with_1_and_names_the_first_broken_entry(
+    daemon: Played, atlasctl: Call
+) -> None:
+    daemon.play("GET", "/deploy/audit/verify", BROKEN)
+    outcome = await atlasctl("audit", "--verify")
+    assert outcome.code == 1
+    assert "✗ the audit trail is broken at entry 5: entries 5 to 6 are missing" in outcome.out
+    assert "4 entries before it" in outcome.out
+
+
+@pytest.mark.parametrize("answer", [found(), BROKEN])
+async def test_with_json_the_answer_is_as_it_came_and_the_exit_status_tells_as_well(
+    daemon: Played, atlasctl: Call, answer: dict[str, Any]
+) -> None:
+    daemon.play("GET", "/deploy/audit/verify", answer)
+    outcome = await atlasctl("audit", "--verify", "--json")
+    assert json.loads(outcome.out) == answer
+    assert outcome.code == (0 if answer["ok"] else 1)
+
+
+@pytest.mark.parametrize("more", [(), ("--verify",)])
+async def test_without_the_right_to_read_it_the_daemons_hint_is_shown(
+    daemon: Played, atlasctl: Call, more: tuple[str, ...]
+) -> None:
+    refused = problem("not_permitted", "uid 1000 may read the status.", "Run it as root.")
+    for path in ("/deploy/audit", "/deploy/audit/verify"):
+        daemon.play("GET", path, refused, status=403)
+    outcome = await atlasctl("audit", *more)
+    assert outcome.code == 1
+    assert "Run it as root." in outcome.err
+
+
+async def test_somebody_else_who_answers_is_no_daemon(daemon: Played, atlasctl: Call) -> None:
+    daemon.play("GET", "/deploy/audit/verify", {"fine": True})
+    assert (await atlasctl("audit", "--verify")).code == 3

@@ -1,0 +1,100 @@
+"""A monitor that runs, on a real database and real servers; who is active is the test's to say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from supervisor.health.instance import Subject
+from supervisor.health.monitor import Monitor
+from supervisor.model.health import Health
+from supervisor.model.slot import SlotName
+from supervisor.probes.http import HttpProber
+from supervisor.store.database import Database, open_database
+from supervisor.store.state_file import StateFile
+from supervisor.store.state_keeper import StateKeeper
+from tests.unit.supervisor.probes.servers import Handler, answer
+from tests.unit.supervisor.store.samples import a_state
+from tests.unit.supervisor.workers.support import make_settings
+
+BLUE, GREEN = SlotName.BLUE, SlotName.GREEN
+
+
+@dataclass
+class Steered:
+    """As much of a plane as is looked at."""
+
+    active: SlotName = BLUE
+
+
+@dataclass
+class Watched:
+    """A running monitor, and what it looks at."""
+
+    monitor: Monitor
+    subject: Subject
+    database: Database
+    state: StateKeeper
+    file: StateFile
+    plane: Steered
+
+    async def seen(self) -> Health:
+        """Return a report once everything was looked at: a busy machine may need its time."""
+        with anyio.fail_after(5):
+            while True:
+                health = await self.monitor.report()
+                if health.age_seconds is not None and self._has_looked():
+                    return health
+                await anyio.sleep(0.005)
+
+    def _has_looked(self) -> bool:
+        return all(looker.last is not None for looker in self.monitor._own.values())
+
+    async def told(self, check: str, status: str, *, within: float = 5.0) -> Health:
+        """Wait until a check has this status, and return the report."""
+        with anyio.fail_after(within):
+            while True:
+                health = await self.monitor.report()
+                if health.checks[check].status == status:
+                    return health
+                await anyio.sleep(0.01)
+
+
+@asynccontextmanager
+async def watched(folder: Path, port: int, **changes: Any) -> AsyncIterator[Watched]:
+    """Run a monitor of blue on this port; `changes` are to the settings."""
+    settings = make_settings(folder, **{"public_port": 0, "active_port": port, **changes})
+    async with open_database(folder / "atlas.db") as (database, _), HttpProber() as prober:
+        ports = {"active_port": port, "staging_port": settings.staging_port}
+        file = StateFile(settings.state_dir / "deploy_state.json")
+        state = StateKeeper(file, database, a_state(**ports))
+        await state.change()
+        plane: Any = Steered()
+        monitor = Monitor(
+            settings=settings,
+            prober=prober,
+            plane=plane,
+            database=database,
+            state=state,
+            subject=lambda: it.subject,
+        )
+        it = Watched(monitor, Subject(BLUE, port, "blue-1", "v1"), database, state, file, plane)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(monitor.run)
+            try:
+                yield it
+            finally:
+                tasks.cancel_scope.cancel()
+
+
+def telling(status: str = "200 OK", instance: str | None = None, **checks: Any) -> Handler:
+    """Return a handler that answers with these checks, as a worker does."""
+    body = json.dumps({"checks": {name: {"status": word} for name, word in checks.items()}})
+    headers = f"X-Atlas-Instance: {instance}\r\n" if instance else ""
+    return answer(body.encode(), status=status, headers=headers)

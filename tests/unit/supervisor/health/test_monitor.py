@@ -1,0 +1,246 @@
+"""What is told of an instance, and that nobody waits for one that hangs."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import anyio
+import pytest
+
+from supervisor.health import monitor as monitor_module
+from supervisor.health.instance import Subject
+from supervisor.model.health import CheckStatus, HealthStatus
+from supervisor.store.state_file import UnreadableStateError
+from tests.harness import eventually
+from tests.unit.supervisor.health.support import BLUE, GREEN, telling, watched
+from tests.unit.supervisor.probes.servers import answer, raw, serve, unused_port
+
+PASS, WARN, FAIL, SKIPPED = (
+    CheckStatus.PASS,
+    CheckStatus.WARN,
+    CheckStatus.FAIL,
+    CheckStatus.SKIPPED,
+)
+SILENT = raw(b"", hold=True)
+ALL_WELL = dict.fromkeys(("llm_latency", "scheduler", "memory", "db_integrity"), "pass")
+
+
+async def test_where_all_is_well_it_is_100_with_every_check_of_the_contract(tmp_path: Path) -> None:
+    async with serve(telling(**ALL_WELL)) as server, watched(tmp_path, server.port) as it:
+        health = await it.seen()
+    assert (health.score, health.status) == (100, HealthStatus.HEALTHY)
+    assert list(health.checks)[:6] == [*ALL_WELL, "port_active", "uptime"]
+    assert set(health.checks) == {
+        *ALL_WELL, "port_active", "uptime", "database", "disk_free", "steering"
+    }  # fmt: skip
+    assert {check.status for check in health.checks.values()} == {PASS}
+    assert (health.slot, health.version) == (BLUE, "v1")
+    assert health.age_seconds is not None
+
+
+async def test_a_foreign_server_is_scored_on_what_is_seen_from_outside(tmp_path: Path) -> None:
+    async with serve(answer(b"<html>")) as server, watched(tmp_path, server.port) as it:
+        health = await it.seen()
+    assert {health.checks[name].status for name in ALL_WELL} == {SKIPPED}
+    assert health.score == 100
+
+
+async def test_what_the_worker_tells_lowers_the_score_and_says_what(tmp_path: Path) -> None:
+    handler = telling(**{**ALL_WELL, "memory": "fail", "scheduler": "skipped"})
+    async with serve(handler) as server, watched(tmp_path, server.port) as it:
+        health = await it.seen()
+    assert (health.score, health.status) == (60, HealthStatus.DEGRADED)
+    assert health.checks["memory"].status is FAIL
+
+
+async def test_the_worker_is_asked_on_its_own_port_and_through_the_public_one(
+    tmp_path: Path,
+) -> None:
+    async with (
+        serve(answer()) as own,
+        serve(answer()) as public,
+        watched(tmp_path, own.port, public_port=public.port) as it,
+    ):
+        health = await it.seen()
+        assert public.requests == own.requests  # the same one, with the same Host
+    assert health.checks["port_active"].status is PASS
+    assert f"Host: 127.0.0.1:{own.port}\r\n".encode() in own.requests[0]
+
+
+async def test_a_public_port_that_leads_nowhere_is_unhealthy(tmp_path: Path) -> None:
+    nowhere = unused_port()
+    async with serve(answer()) as own, watched(tmp_path, own.port, public_port=nowhere) as it:
+        health = await it.seen()
+    assert (health.score, health.status) == (0, HealthStatus.UNHEALTHY)
+    assert health.checks["port_active"].message.startswith(f"port {nowhere}, /health: ")
+
+
+async def test_a_public_port_on_which_another_instance_answers_is_unhealthy(
+    tmp_path: Path,
+) -> None:
+    async with (
+        serve(telling(instance="blue-1", **ALL_WELL)) as own,
+        serve(telling(instance="green-7", **ALL_WELL)) as public,
+        watched(tmp_path, own.port, public_port=public.port) as it,
+    ):
+        health = await it.seen()
+    assert health.checks["port_active"].status is FAIL
+    assert "'green-7', expected 'blue-1'" in health.checks["port_active"].message
+    assert health.checks["memory"].status is PASS
+
+
+async def test_nothing_is_believed_of_an_instance_that_should_not_be_there(tmp_path: Path) -> None:
+    handler = telling(instance="somebody", **ALL_WELL)
+    async with serve(handler) as server, watched(tmp_path, server.port) as it:
+        health = await it.seen()
+    assert health.checks["port_active"].status is FAIL
+    assert health.checks["memory"].status is SKIPPED
+
+
+async def test_a_worker_that_answers_503_and_says_why_is_not_a_dead_port(tmp_path: Path) -> None:
+    handler = telling("503 Service Unavailable", **{**ALL_WELL, "scheduler": "fail"})
+    async with serve(handler) as server, watched(tmp_path, server.port) as it:
+        health = await it.seen()
+    assert health.checks["scheduler"].status is FAIL
+    assert health.checks["port_active"].status is WARN
+    assert "answered 503" in health.checks["port_active"].message
+    assert health.status is HealthStatus.DEGRADED
+
+
+async def test_a_foreign_server_that_answers_503_fails(tmp_path: Path) -> None:
+    broken = answer(b"no", status="503 Service Unavailable")
+    async with serve(broken) as server, watched(tmp_path, server.port) as it:
+        health = await it.seen()
+    assert health.status is HealthStatus.UNHEALTHY
+
+
+async def test_nobody_waits_for_a_worker_that_hangs_and_nothing_piles_up(tmp_path: Path) -> None:
+    async with (
+        serve(SILENT) as own,
+        serve(SILENT) as public,
+        watched(tmp_path, own.port, public_port=public.port, health_timeout_seconds=60) as it,
+    ):
+        with anyio.fail_after(10):
+            reports = await asyncio.gather(*(it.monitor.report() for _ in range(200)))
+            for _ in range(200):
+                await it.monitor.report()
+        assert (own.connections, public.connections) == (1, 1)
+    assert {health.checks["port_active"].status for health in reports} == {WARN}
+    assert "has not answered yet" in reports[0].checks["port_active"].message
+    assert reports[0].age_seconds is None
+
+
+async def test_a_worker_that_hangs_is_found_out_after_the_time_out(tmp_path: Path) -> None:
+    async with (
+        serve(SILENT) as server,
+        watched(tmp_path, server.port, health_timeout_seconds=0.2) as it,
+    ):
+        health = await it.told("port_active", "fail")
+    assert "no answer within 0.2 s" in health.checks["port_active"].message
+    assert health.status is HealthStatus.UNHEALTHY
+
+
+async def test_the_last_look_is_told_while_the_next_one_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitor_module, "INTERVAL_SECONDS", 0.01)
+    handlers = iter([telling(**ALL_WELL)])
+
+    async def then_silent(request: bytes, writer: asyncio.StreamWriter) -> None:
+        await next(handlers, SILENT)(request, writer)
+
+    async with (
+        serve(then_silent) as server,
+        watched(tmp_path, server.port, health_timeout_seconds=60) as it,
+    ):
+        first = await it.seen()
+        await eventually(lambda: server.connections == 2)
+        second = await it.seen()
+    assert second.checks["memory"].status is PASS
+    assert (second.age_seconds or 0) > (first.age_seconds or 0)
+
+
+async def test_after_a_switch_the_next_answer_is_about_the_new_instance(tmp_path: Path) -> None:
+    async with (
+        serve(telling(memory="fail")) as old,
+        serve(telling(memory="pass")) as new,
+        watched(tmp_path, old.port) as it,
+    ):
+        assert (await it.seen()).checks["memory"].status is FAIL
+        it.subject = Subject(GREEN, new.port, "green-1", "v2")
+        assert it.monitor.health().checks["memory"].status is SKIPPED  # not the old one's
+        health = await it.seen()
+    assert (health.slot, health.version) == (GREEN, "v2")
+    assert health.checks["memory"].status is PASS
+
+
+async def test_a_switch_away_from_a_worker_that_hangs_does_not_wait_for_it(tmp_path: Path) -> None:
+    async with (
+        serve(SILENT) as old,
+        serve(telling(memory="pass")) as new,
+        watched(tmp_path, old.port, health_timeout_seconds=60) as it,
+    ):
+        await eventually(lambda: old.connections == 1)
+        it.subject = Subject(GREEN, new.port, "green-1", "v2")
+        it.monitor.notice()
+        assert (await it.seen()).checks["memory"].status is PASS
+
+
+async def test_the_same_slot_with_another_instance_is_looked_at_anew(tmp_path: Path) -> None:
+    async with serve(answer()) as server, watched(tmp_path, server.port) as it:
+        await it.seen()
+        it.subject = Subject(BLUE, server.port, "blue-2", "v1")
+        await it.seen()
+        assert server.connections == 2
+
+
+async def test_with_nobody_there_it_is_unhealthy_at_once_and_says_why(tmp_path: Path) -> None:
+    async with serve(answer()) as server, watched(tmp_path, server.port) as it:
+        assert (await it.seen()).score == 100
+        it.subject = Subject(BLUE, server.port, None, absence="blue is backoff")
+        health = await it.monitor.report()
+    assert (health.score, health.status) == (0, HealthStatus.UNHEALTHY)
+    assert health.checks["port_active"].message == "blue is backoff"
+    assert {health.checks[name].status for name in ALL_WELL} == {SKIPPED}
+    assert health.age_seconds is None
+
+
+async def test_before_the_first_look_nothing_is_claimed(tmp_path: Path) -> None:
+    async with serve(SILENT) as server, watched(tmp_path, server.port) as it:
+        health = it.monitor.health()  # its task has not had a turn yet
+    assert health.checks["database"].status is SKIPPED
+    assert health.checks["port_active"].status is WARN
+    assert health.status is HealthStatus.DEGRADED
+
+
+async def test_a_database_that_does_not_come_back_is_told_without_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitor_module, "OVERDUE_WARN_SECONDS", 0.05)
+    monkeypatch.setattr(monitor_module, "OVERDUE_FAIL_SECONDS", 0.3)
+    async with serve(answer()) as server, watched(tmp_path, server.port) as it:
+        async with it.database._using:  # a long write of somebody else's
+            it.monitor._own["database"].again()
+            warned = await it.told("database", "warn")
+            failed = await it.told("database", "fail")
+        await it.told("database", "pass")
+    assert "no end of it" in warned.checks["database"].message
+    assert warned.checks["steering"].status is PASS
+    assert failed.status is HealthStatus.DEGRADED
+
+
+async def test_the_monitor_survives_a_folder_that_can_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitor_module, "INTERVAL_SECONDS", 0.01)
+    async with serve(answer()) as server, watched(tmp_path, server.port) as it:
+        await it.told("steering", "pass")
+        it.file.path.write_bytes(b"{")
+        health = await it.told("steering", "fail")
+        with pytest.raises(UnreadableStateError):
+            it.file.read()
+        await it.state.change()
+        await it.told("steering", "pass")
+    assert "the state file is no valid state" in health.checks["steering"].message
+    assert health.status is HealthStatus.UNHEALTHY

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from supervisor.telemetry import secrets
+from supervisor.telemetry.logs import configure_logs
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Configure the process's logging for one test, and put it back as it was."""
+    monkeypatch.setattr(secrets, "_known", set())
+    root = logging.getLogger()
+    level, quiet = root.level, {n: logging.getLogger(n).level for n in ("aiosqlite", "asyncio")}
+    handlers = root.handlers[:]
+    root.handlers.clear()  # pytest's own are not ours to close
+    configure_logs(tmp_path / "supervisor.jsonl", "info")
+    yield tmp_path / "supervisor.jsonl"
+    for handler in root.handlers[:]:
+        root.removeHandler(handler)
+        handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name, before in quiet.items():
+        logging.getLogger(name).setLevel(before)
+    structlog.reset_defaults()
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,90 @@
+"""Every metric that there is, each with a value: what documents and rules are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from prometheus_client import Metric
+
+from supervisor.api import examples
+from supervisor.clock import now
+from supervisor.config import Settings
+from supervisor.deploy.gauges import Sight, gauges
+from supervisor.model.canary import CanaryPolicy, FeaturePolicy
+from supervisor.model.deploy import DeployRecord, Mode
+from supervisor.model.event import BEGUN, Announcement, DeployEvent
+from supervisor.model.slot import SlotName
+from supervisor.model.state import DeployState
+from supervisor.model.status import Status
+from supervisor.model.verdict import Verdict
+from supervisor.telemetry.metrics import Metrics
+from supervisor.telemetry.metrics.usage import Running, WorkerUsage
+from supervisor.traffic.plane import Relayed
+
+
+def made(folder: Path) -> Metrics:
+    features = Settings.model_fields["canary_features"].default
+    return Metrics(version="1.2.3", features=features, state_dir=folder)
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, labels)
+
+
+def told(
+    record: DeployRecord,
+    *,
+    source: str | None = None,
+    event: str = BEGUN,
+    rollback: bool = False,
+) -> Announcement:
+    """Return the announcement of a transition that led to `record` as it is."""
+    step = record.steps[-1] if record.steps else None
+    happened = DeployEvent.of(
+        record, ts=now(), source=source, event=event, cause="a test", step=step
+    )
+    return Announcement(happened, rollback=rollback)
+
+
+def seen(status: Status = examples.STATUS, **changes: object) -> list[Metric]:
+    """Return the gauges of a daemon in this state."""
+    given = {
+        "status": status,
+        "state": DeployState(
+            mode=Mode.BLUEGREEN,
+            active_port=8791,
+            staging_port=8792,
+            last_deploy_ts=now(),
+            last_switch_ts=now(),
+            canary=CanaryPolicy(
+                enabled=True, salt="", features={"vision": FeaturePolicy(share=0.1, epoch=1)}
+            ),
+        ),
+        "ready": True,
+        "queued": dict.fromkeys(SlotName, 0),
+        "relayed": {"public": Relayed(1, 2, 3, 4)},
+        "listeners": 0,
+    }
+    return list(gauges(Sight(**{**given, **changes})))  # type: ignore[arg-type]  # by its name
+
+
+def everything(folder: Path, pid: int) -> list[Metric]:
+    """Return every family that a daemon can show, each with a sample at least."""
+    metrics = made(folder)
+    WorkerUsage(metrics.registry, lambda: [Running("blue", "1.4.0", pid)])
+    metrics.deploys.told(told(examples.BEGUN))
+    metrics.deploys.told(told(examples.SWITCHED, source="switch", event="passed"))
+    metrics.probes.probed(SlotName.BLUE, Verdict.PASS, 0.1)
+    metrics.requests.answered("GET", "/livez", 200, 0.1)
+    status = examples.STATUS.model_copy(update={"health_score": 97})
+    return [*metrics.registry.collect(), *seen(status)]
+
+
+def sample_names(families: Iterable[Metric]) -> set[str]:
+    return {sample.name for family in families for sample in family.samples}
+
+
+def exposed_name(family: Metric) -> str:
+    """Return a family's name as the text format has it."""
+    return f"{family.name}_total" if family.type == "counter" else family.name

@@ -1,0 +1,133 @@
+"""The console of a real process, its standard error a pipe or a socket as under systemd."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from supervisor.telemetry.console import is_journal
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import structlog
+from supervisor.telemetry.logs import configure_logs
+configure_logs(Path(sys.argv[1]), "debug")
+log = structlog.get_logger("t")
+log.debug("small")
+log.info("worker_ready", slot="blue", pid=3, instance="blue-1", release="v1", deploy_id="d1")
+log.warning("odd", why="so it is")
+try:
+    raise ValueError("two\\nlines")
+except ValueError:
+    log.exception("failed")
+log.critical("end")
+"""
+
+
+def run(folder: Path, journal: str | None) -> list[str]:
+    """Run the script with a socket for standard error; `{}` in `journal` is its name."""
+    ours, theirs = socket.socketpair()
+    status = os.fstat(theirs.fileno())
+    name = f"{status.st_dev}:{status.st_ino}"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])}
+    environment.pop("JOURNAL_STREAM", None)
+    if journal is not None:
+        environment["JOURNAL_STREAM"] = journal.format(name)
+    with ours, theirs:
+        subprocess.run(
+            [sys.executable, "-c", SCRIPT, str(folder / "supervisor.jsonl")],
+            stderr=theirs.fileno(),
+            env=environment,
+            check=True,
+            timeout=30,
+        )
+        theirs.close()
+        text = b"".join(iter(lambda: ours.recv(65536), b"")).decode()
+    return text.splitlines()
+
+
+def test_the_journal_gets_priorities_and_no_time_of_ours(tmp_path: Path) -> None:
+    lines = run(tmp_path, "{}")
+    assert lines[0] == "<7>small"
+    assert lines[1].startswith("<6>worker_ready ")
+    assert "deploy_id=d1 slot=blue instance=blue-1 release=v1 pid=3" in lines[1]
+    assert re.fullmatch(r"<4>odd +why='so it is'", lines[2])
+    assert all(line.startswith("<3>") for line in lines[3:-1])  # each line of the traceback
+    assert "<3>ValueError: two" in lines
+    assert lines[-1] == "<2>end"
+    assert not [line for line in lines if re.search(r"\d\d:\d\d:\d\d|\x1b", line)]
+
+
+@pytest.mark.parametrize("journal", [None, "", "1:2", "nonsense"])
+def test_whoever_only_inherited_the_journals_name_gets_lines_for_people(
+    tmp_path: Path, journal: str | None
+) -> None:
+    lines = run(tmp_path, journal)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3} \[debug    \] small", lines[0])
+    assert lines[1].endswith("slot=blue pid=3 deploy_id=d1")
+    assert "\x1b" not in "".join(lines)
+
+
+def test_a_descriptor_that_is_closed_is_no_journal() -> None:
+    assert not is_journal(12345, {"JOURNAL_STREAM": "1:2"})
+
+
+BLOCKED = """
+import sys, time
+from pathlib import Path
+import structlog
+from supervisor.telemetry.logs import configure_logs
+configure_logs(Path(sys.argv[1]), "info")
+log = structlog.get_logger("t")
+for number in range(3000):
+    log.info("flood", number=number, text="x" * 200)
+print("not held up", flush=True)
+sys.stdin.read()
+log.info("last")
+"""
+
+
+def test_a_reader_that_reads_no_more_holds_nobody_up(tmp_path: Path) -> None:
+    path = tmp_path / "supervisor.jsonl"
+    with subprocess.Popen(
+        [sys.executable, "-c", BLOCKED, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"not held up\n"
+        _, told = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert path.read_text().count("\n") == 3001
+    assert re.search(rb"\d+ lines were not shown: nobody read them in time", told)
+    assert b"number=0 " in told
+
+
+def test_a_reader_that_never_reads_again_does_not_keep_it_from_ending(tmp_path: Path) -> None:
+    path, began = tmp_path / "supervisor.jsonl", time.monotonic()
+    reading, writing = os.pipe()
+    try:
+        subprocess.run(
+            [sys.executable, "-c", BLOCKED, str(path)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=writing,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])},
+            check=True,
+            timeout=30,
+        )
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert time.monotonic() - began < 30
+    assert path.read_text().count("\n") == 3001

@@ -1,0 +1,171 @@
+"""Deploys and switches are counted from the transitions of the table itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from supervisor.api import examples
+from supervisor.deploy.events import Events
+from supervisor.deploy.machine import TABLE, Effect, Event, Phase, Plan
+from supervisor.model.deploy import Result
+from supervisor.model.event import Announcement
+from supervisor.telemetry.metrics import Metrics, deploys
+from tests.unit.supervisor.deploy.memory import DIED, FAIL, World, driven
+from tests.unit.supervisor.deploy.test_events import MemoryJournal
+from tests.unit.supervisor.telemetry.instruments import made, told, value
+
+PROMISED = (
+    "deploy_switch_total",
+    "deploy_switch_success",
+    "deploy_switch_fail",
+    "deploy_bluegreen_runs",
+)
+
+
+def promised(metrics: Metrics) -> tuple[float | None, ...]:
+    return tuple(value(metrics, name) for name in PROMISED)
+
+
+async def after(metrics: Metrics, world: World, plan: Plan | None = None) -> None:
+    """Run a deploy in this world, and count what it tells as the daemon does."""
+    events, listed = Events(MemoryJournal(), metrics.deploys.told), world.tell
+
+    def tell(announcement: Announcement, journal_id: int | None) -> None:
+        listed(announcement, journal_id)
+        events.tell(announcement, journal_id)
+
+    world.tell = tell  # type: ignore[method-assign]  # the world's own only keeps a list
+    async with driven(world, plan) as run:
+        run.record = run.record.model_copy(update={"dry_run": run.plan.dry_run})
+        events.tell(told(run.record, rollback=run.plan.rollback), None)
+
+
+def results(metrics: Metrics, kind: str) -> dict[str, float]:
+    found = {
+        result.value: value(metrics, "atlas_deploy_results_total", kind=kind, result=result.value)
+        for result in Result
+    }
+    return {result: count for result, count in found.items() if count}
+
+
+def test_the_promised_counters_are_there_from_the_start_and_carry_no_label(tmp_path: Path) -> None:
+    assert promised(made(tmp_path)) == (0, 0, 0, 0)
+
+
+def test_the_phases_that_count_as_a_switch_are_those_that_flip() -> None:
+    flips = {row.target for row in TABLE if {Effect.FLIP, Effect.FLIP_BACK} & set(row.effects)}
+
+    assert {phase.value for phase in flips} == deploys._FLIPS
+    assert (Phase.ENDED.value, Event.PASSED.value) == (deploys._ENDED, deploys._PASSED)
+
+
+async def test_a_deploy_that_switches_is_one_run_and_one_switch(tmp_path: Path) -> None:
+    metrics = made(tmp_path)
+    await after(metrics, World())
+
+    assert promised(metrics) == (1, 1, 0, 1)
+    assert results(metrics, "deploy") == {"switched": 1}
+    for step in ("preflight", "launch", "smoke", "health", "switch", "guard", "drain"):
+        count = "atlas_deploy_step_duration_seconds_count"
+        assert value(metrics, count, step=step, outcome="passed") == 1
+    assert value(metrics, "atlas_last_deploy_duration_seconds", kind="deploy", result="switched")
+
+
+async def test_a_dry_run_is_a_run_and_no_switch(tmp_path: Path) -> None:
+    metrics = made(tmp_path)
+    await after(metrics, World(), Plan(dry_run=True))
+
+    assert promised(metrics) == (0, 0, 0, 1)
+    assert results(metrics, "dry_run") == {"dry_run_passed": 1}
+    assert results(metrics, "deploy") == {}
+
+
+async def test_a_release_that_does_not_pass_is_a_run_and_no_switch(tmp_path: Path) -> None:
+    metrics, world = made(tmp_path), World()
+    world.outcomes["smoke"] = [FAIL]
+    await after(metrics, world)
+
+    assert promised(metrics) == (0, 0, 0, 1)
+    assert results(metrics, "deploy") == {"failed": 1}
+    name = "atlas_deploy_step_duration_seconds_count"
+    assert value(metrics, name, step="smoke", outcome="failed") == 1
+
+
+async def test_a_switch_onto_a_dead_instance_is_one_that_failed(tmp_path: Path) -> None:
+    metrics, world = made(tmp_path), World()
+    world.outcomes["flip"] = [DIED]
+    await after(metrics, world)
+
+    assert promised(metrics) == (1, 0, 1, 1)
+
+
+async def test_a_revert_is_a_switch_too_and_gives_the_deploy_a_second_result(
+    tmp_path: Path,
+) -> None:
+    metrics, world = made(tmp_path), World()
+    world.outcomes["watch"] = [FAIL]
+    await after(metrics, world)
+
+    assert promised(metrics) == (2, 2, 0, 1)
+    assert results(metrics, "deploy") == {"switched": 1, "rolled_back": 1}
+
+
+async def test_a_revert_that_fails_is_a_switch_that_failed_and_no_new_result(
+    tmp_path: Path,
+) -> None:
+    metrics, world = made(tmp_path), World()
+    world.outcomes["watch"], world.outcomes["flip_back"] = [FAIL], [FAIL]
+    await after(metrics, world)
+
+    assert promised(metrics) == (2, 1, 1, 1)
+    assert results(metrics, "deploy") == {"switched": 1}
+
+
+async def test_a_rollback_through_the_gates_is_a_switch_and_no_run(tmp_path: Path) -> None:
+    metrics = made(tmp_path)
+    await after(metrics, World(), Plan(rollback=True))
+
+    assert promised(metrics) == (1, 1, 0, 0)
+    assert value(metrics, "atlas_deploys_total", kind="rollback") == 1
+    assert results(metrics, "rollback") == {"switched": 1}
+
+
+async def test_what_a_failing_disk_keeps_from_the_journal_is_counted_once(tmp_path: Path) -> None:
+    metrics, world = made(tmp_path), World()
+    failures = iter([True] * 2)
+    world.disk_fails = lambda: world.done == ["preflight"] and next(failures, False)
+    await after(metrics, world)
+
+    assert results(metrics, "deploy")
+    total, success, fail, runs = promised(metrics)
+    assert total == (success or 0) + (fail or 0) > 0
+    assert runs == 1
+    name = "atlas_deploy_step_duration_seconds_count"
+    assert value(metrics, name, step="preflight", outcome="passed") == 1
+
+
+def test_nothing_is_remembered_of_a_deploy_that_has_ended(tmp_path: Path) -> None:
+    metrics = made(tmp_path)
+    for number in range(100):
+        name = {"deploy_id": f"d-{number}"}
+        metrics.deploys.told(told(examples.BEGUN.model_copy(update=name)))
+        ended = examples.FAILED.model_copy(update=name)
+        metrics.deploys.told(told(ended, source="unstage", event="passed"))
+
+    assert metrics.deploys._under_way == {}
+    assert results(metrics, "deploy") == {"failed": 100}
+
+
+@pytest.mark.parametrize("event", ["passed", "failed"])
+def test_a_deploy_that_an_earlier_daemon_began_counts_its_result_and_has_no_duration(
+    tmp_path: Path, event: str
+) -> None:
+    metrics = made(tmp_path)
+    metrics.deploys.told(told(examples.SWITCHED, source="switch", event=event))
+
+    assert results(metrics, "deploy") == {"switched": 1}
+    assert value(metrics, "deploy_bluegreen_runs") == 0
+    took = "atlas_last_deploy_duration_seconds"
+    assert value(metrics, took, kind="deploy", result="switched") is None

@@ -1,0 +1,147 @@
+"""What stands in docs/monitoring is held against the metrics that there are, in both directions."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]  # its types are a package of their own
+from prometheus_client import Metric
+
+from tests.harness import missing
+from tests.unit.supervisor.telemetry.instruments import everything, exposed_name, sample_names
+
+FOLDER = Path(__file__).parents[2] / "docs/monitoring"
+ALERTS = FOLDER / "alerts.yml"
+ALERTS_TEST = FOLDER / "alerts.test.yml"
+PROMETHEUS_OWN = {"up"}
+"""Series that Prometheus makes by itself."""
+
+FUNCTIONS = re.compile(
+    r"\b(?:absent|by|changes|histogram_quantile|increase|min_over_time|or|rate|sum)\b"
+)
+
+
+@pytest.fixture
+def families(tmp_path: Path) -> list[Metric]:
+    return everything(tmp_path, os.getpid())
+
+
+def documented() -> dict[str, tuple[str, set[str]]]:
+    """Return type and labels of each metric in the table."""
+    found = {}
+    for line in (FOLDER / "README.md").read_text().splitlines():
+        if not line.startswith("| `"):
+            continue
+        names, kind, labels, _ = (cell.strip() for cell in line.strip("|").split("|", 3))
+        for name in re.findall(r"`(\w+)`", names):
+            assert name not in found, name
+            found[name] = kind, set(re.findall(r"`(\w+)`", labels))
+    return found
+
+
+def test_every_metric_is_documented_with_its_type_and_labels_and_no_other(
+    families: list[Metric],
+) -> None:
+    real = {
+        exposed_name(family): (
+            family.type,
+            {label for sample in family.samples for label in sample.labels} - {"le"},
+        )
+        for family in families
+    }
+
+    assert len(real) == len(families)
+    assert documented() == real
+
+
+def test_every_metric_but_the_promised_ones_has_our_prefix(families: list[Metric]) -> None:
+    promised = {
+        *("deploy_switch_total", "deploy_switch_success", "deploy_switch_fail"),
+        *("deploy_bluegreen_runs", "canary_requests"),
+        *("canary_vision", "canary_web", "canary_optimizer"),
+    }
+    names = {exposed_name(family) for family in families}
+
+    assert {name for name in names if not name.startswith("atlas_")} == promised
+
+
+# Alerts and dashboard.
+
+
+def rules() -> list[dict[str, Any]]:
+    groups = yaml.safe_load(ALERTS.read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def panels() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((FOLDER / "dashboard.json").read_text())["panels"]
+    return found
+
+
+def expressions() -> Iterator[str]:
+    yield from (rule["expr"] for rule in rules())
+    dashboard = json.loads((FOLDER / "dashboard.json").read_text())
+    yield from (each["expr"] for each in dashboard["annotations"]["list"])
+    yield from (target["expr"] for panel in panels() for target in panel.get("targets", []))
+
+
+def metrics_in(expression: str) -> set[str]:
+    """Return the names in an expression of PromQL that are neither labels nor its own words."""
+    bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\bby \([^)]*\)|\"[^\"]*\"", "", expression)
+    return set(re.findall(r"[a-zA-Z_]\w*", FUNCTIONS.sub("", bare)))
+
+
+def test_every_metric_that_an_alert_or_a_panel_asks_for_exists(families: list[Metric]) -> None:
+    asked = set().union(*map(metrics_in, expressions()))
+
+    assert len(asked) > 40
+    assert asked - sample_names(families) == PROMETHEUS_OWN
+
+
+def test_the_dashboards_panels_have_ids_of_their_own_and_do_not_overlap() -> None:
+    ids = Counter(panel["id"] for panel in panels())
+    assert set(ids.values()) == {1}
+    taken = Counter(
+        (x, y)
+        for panel in panels()
+        for place in [panel["gridPos"]]
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    )
+    assert set(taken.values()) == {1}
+    assert max(x for x, _ in taken) < 24
+
+
+def test_every_alert_says_what_to_do_and_is_tried() -> None:
+    tried = Counter(
+        (case["alertname"], bool(case["exp_alerts"]))
+        for test in yaml.safe_load(ALERTS_TEST.read_text())["tests"]
+        for case in test["alert_rule_test"]
+    )
+    for rule in rules():
+        assert set(rule["annotations"]) == {"summary", "action"}, rule["alert"]
+        assert rule["labels"]["severity"] in {"warning", "critical"}
+        assert tried[rule["alert"], True], rule["alert"]
+        assert tried[rule["alert"], False], rule["alert"]
+
+
+@pytest.mark.skipif(bool(missing("promtool")), reason="promtool is not installed")
+def test_the_alerts_fire_when_they_should_and_not_else() -> None:
+    done = subprocess.run(
+        ["promtool", "test", "rules", ALERTS_TEST.name],
+        cwd=FOLDER,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
