@@ -202,13 +202,14 @@ async def a_day_of_counts(count: int) -> dict[str, Any]:
 def fill(path: Path) -> None:
     """Write what a day of calls leaves behind, as the daemon writes it."""
     now = int(time.time())
-    with closing(sqlite3.connect(path, timeout=10)) as database, database:
+    with closing(sqlite3.connect(path, timeout=10)) as database:
         epochs = [row[0] for row in database.execute("SELECT epoch FROM canary_epochs")]
-        for span in (60, 3600):
-            database.executemany(
-                "INSERT OR REPLACE INTO canary_counts VALUES (?, ?, ?, ?, ?, 0, ?, ?, 0, ?)",
-                rows(span, now, epochs),
-            )
+        with database:
+            for span in (60, 3600):
+                database.executemany(
+                    "INSERT OR REPLACE INTO canary_counts VALUES (?, ?, ?, ?, ?, 0, ?, ?, 0, ?)",
+                    rows(span, now, epochs),
+                )
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
