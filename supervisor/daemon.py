@@ -30,6 +30,8 @@ from supervisor.deploy.recovery import finish_interrupted, read_state, resumed
 from supervisor.deploy.service import DeployService
 from supervisor.deploy.switching import Switch
 from supervisor.errors import StartRefusedError
+from supervisor.features.opening import open_canaries
+from supervisor.features.service import FeatureCanaries
 from supervisor.health.monitor import Monitor
 from supervisor.logs.book import LogBook
 from supervisor.model.actor import SUPERVISOR
@@ -95,6 +97,7 @@ class Daemon:
         # Made by `run`, in this order.
         self._database: Database
         self._state: StateKeeper
+        self._canaries: FeatureCanaries
         self._switch: Switch
         self._monitor: Monitor
         self._service: DeployService
@@ -108,12 +111,17 @@ class Daemon:
         async with AsyncExitStack() as stack:
             with _refused_by_store():
                 waiting = await self._open_store(stack)
+                self._canaries = await open_canaries(
+                    self._settings, self._state, self._database, self._metrics.canaries.observe
+                )
+            stack.callback(self._canaries.close)
             prober = await stack.enter_async_context(HttpProber(self._probed))
             self._plane.open(self._slot_of(self._state.state.active_port))
             stack.push_async_callback(self._plane.close)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._database.keep_auditing)
                 self._assemble(prober, tasks)
+                tasks.start_soon(self._canaries.run)
                 tasks.start_soon(self._monitor.run)
                 tasks.start_soon(self._metrics.loop.sample)
                 self._plane.vacate(self._switch.staging.name, self._switch.active.name)
@@ -217,6 +225,7 @@ class Daemon:
             database=database,
             events=events,
             state=state,
+            canaries=self._canaries,
             health_score=lambda: self._monitor.health().score,
             tasks=tasks,
         )
@@ -234,6 +243,7 @@ class Daemon:
         logs = LogBook(folder / OWN_LOG, {slot.name: slot.log for slot in slots})
         return Control(
             deploys=self._service,
+            canary=self._canaries,
             health=self._monitor,
             audit=self._database,
             logs=logs,

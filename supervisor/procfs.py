@@ -84,6 +84,12 @@ def start_ticks(pid: int) -> int | None:
     return int(stat[19]) if stat else None
 
 
+def is_alive(pid: int, started: int) -> bool:
+    """Whether the process with this number and these start ticks still runs; a zombie does not."""
+    stat = _stat(pid)
+    return stat is not None and stat[0] not in "ZX" and int(stat[19]) == started
+
+
 def usage(pid: int) -> tuple[int, float] | None:
     """Return a process's resident memory in bytes and its CPU time in seconds; None: it is gone."""
     stat = _stat(pid)

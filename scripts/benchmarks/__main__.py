@@ -14,6 +14,9 @@ from rich.console import Console
 
 from scripts.benchmarks import (
     acceptance,
+    canary,
+    canary_daemon,
+    canary_statistics,
     events,
     footprint,
     health,
@@ -40,12 +43,21 @@ BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
     "logs": (logs.run, "what a worker that floods its log costs in disk, memory and time"),
     "rollback": (rollback.run, "the time of a warm rollback"),
     "rescue": (rescue.run, "what is lost when the active worker is killed under load"),
+    "canary-daemon": (
+        canary_daemon.run,
+        "feature canaries: the daemon's CPU, how fast they go off, a day's report",
+    ),
+    "canary-statistics": (
+        canary_statistics.run,
+        "how often the canary's evidence errs, and how soon it finds what is bad",
+    ),
+    "canary": (canary.run, "a feature canary's decision, record and call beside three flag SDKs"),
     "footprint": (footprint.run, "the daemon's memory, CPU, descriptors, files over many deploys"),
 }
 
 
 def arguments() -> argparse.Namespace:
-    listed = "\n".join(f"  {name:10} {what}" for name, (_, what) in BENCHMARKS.items())
+    listed = "\n".join(f"  {name:17} {what}" for name, (_, what) in BENCHMARKS.items())
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
         description="Measures on this machine. Benchmarks:\n" + listed,
@@ -53,7 +65,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("name", nargs="?", choices=list(BENCHMARKS), metavar="NAME")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
-    parser.add_argument("--count", type=int, help="how many deploys or rollbacks")
+    parser.add_argument("--count", type=int, help="how many deploys, rollbacks or runs")
     parser.add_argument("--rounds", type=int, help="how many rounds (hop)")
     parser.add_argument("--seconds", type=float, help="length of one measurement")
     parsed = parser.parse_args()

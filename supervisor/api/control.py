@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from supervisor.model.actor import Actor
 from supervisor.model.audit import AuditEntry, Verification
+from supervisor.model.canary import CanaryReport, CanaryView, FeatureView
 from supervisor.model.deploy import DeployRecord, Mode
 from supervisor.model.event import EventFeed, Transition
 from supervisor.model.health import Health
@@ -71,6 +72,27 @@ class Deploys(Protocol):
         """
 
 
+class Canaries(Protocol):
+    """Feature canaries: their shares, and the evidence on them."""
+
+    def view(self) -> CanaryView:
+        """Return every feature's canary as it is now, from memory."""
+
+    async def set_percentage(self, feature: str, percentage: float, actor: Actor) -> FeatureView:
+        """Give a feature a share of its own."""
+
+    async def ramp(
+        self, feature: str, action: str, actor: Actor, key: Key | None = None
+    ) -> FeatureView:
+        """Do something to a feature's ramp."""
+
+    async def reset(self, feature: str | None, actor: Actor, key: Key | None = None) -> CanaryView:
+        """Reset one feature to the settings; without one, the fallback."""
+
+    async def report(self, hours: int) -> CanaryReport:
+        """Return the last hours' numbers of every feature."""
+
+
 class HealthReports(Protocol):
     """How everything is."""
 
@@ -125,6 +147,7 @@ class Control:
     """The daemon, seen from the API."""
 
     deploys: Deploys
+    canary: Canaries
     health: HealthReports
     audit: AuditTrail
     logs: Logs

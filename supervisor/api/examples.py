@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+from supervisor.api import canary_examples
 from supervisor.api.errors import ErrorAnswer, ErrorDetail
 from supervisor.api.routes import Answer
 from supervisor.model.departing import DepartingView, Left
@@ -177,7 +178,7 @@ STATUS = Status(
     version="1.4.0",
     channel="stable",
     last_deploy=SWITCHED,
-    canary_stats=None,
+    canary_stats=canary_examples.STATS,
     fallback_suggestions=[],
     slots=[
         _slot(SlotName.BLUE, port=8791, role=Role.STAGING, state=SlotState.WARM, version="1.3.2"),

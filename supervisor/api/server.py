@@ -15,6 +15,7 @@ from yarl import URL
 
 from supervisor.api import (
     audit,
+    canary,
     deploy,
     docs,
     events,
@@ -47,6 +48,7 @@ def table(version: str) -> tuple[AnyRoute, ...]:
         *audit.ROUTES,
         *events.ROUTES,
         *releases.ROUTES,
+        *canary.ROUTES,
         *logs.ROUTES,
         *health.ROUTES,
         *metrics.ROUTES,

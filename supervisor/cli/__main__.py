@@ -12,6 +12,7 @@ from io import TextIOWrapper
 import click
 
 from supervisor.cli.audit import audit
+from supervisor.cli.canary import canary
 from supervisor.cli.decide import abort, rollback, switch
 from supervisor.cli.deploy import deploy
 from supervisor.cli.health import health
@@ -19,7 +20,7 @@ from supervisor.cli.history import history
 from supervisor.cli.logs import logs
 from supervisor.cli.mode import mode
 from supervisor.cli.releases import releases
-from supervisor.cli.session import common_options
+from supervisor.cli.session import Verbs
 from supervisor.cli.show import show
 from supervisor.cli.status import status
 
@@ -35,22 +36,14 @@ VERBS = (
     show,
     releases,
     logs,
+    canary,
     audit,
 )
 
 
-class InOrder(click.Group):
-    """A group that lists its verbs in the order of their use, not of the alphabet."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names as they were added."""
-        return list(self.commands)
-
-
 @click.group(
-    cls=InOrder,
-    params=common_options(),
-    commands={name: command for command in VERBS if (name := command.name)},
+    cls=Verbs,
+    verbs=VERBS,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 def main() -> None:

@@ -33,7 +33,20 @@ RESTART_SECONDS = 15.0
 _RETRY_PAUSE_SECONDS = 0.2
 
 START_HINT = "Start one with ./scripts/start, or name another with --env-file or --url."
-UNSURE_HINT = "What was asked may have been begun all the same; `atlasctl status` shows it."
+UNSURE_HINT = (
+    "What was asked may have been begun all the same; `atlasctl status`, or `atlasctl canary "
+    "status`, shows it."
+)
+
+
+def mapping(value: object) -> Record:
+    """Return a value of the API as an object; an empty one where it is none."""
+    return value if isinstance(value, dict) else {}
+
+
+def objects(value: object) -> list[Record]:
+    """Return the objects of a list of the API; none where it is no list."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 @dataclass(frozen=True)
@@ -105,12 +118,22 @@ class Daemon:
             body=body,
             headers=headers,
         )
+        return await (ask() if key is None else self._ask_insistently(ask))
+
+    async def put(self, path: str, *, body: Record) -> Answer:
+        """Ask for something to be so; within 10 s, and once more if the connection broke.
+
+        Done twice it comes to the same, so it needs no key.
+        """
+        ask = partial(self._request, "PUT", path, patience=PATIENCE_SECONDS, body=body)
+        return await self._ask_insistently(ask)
+
+    async def _ask_insistently(self, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Ask, and once more where the connection broke before the answer."""
         try:
             return await ask()
         except BrokenError:
-            if key is None:
-                raise
-        return await self._ask_again(ask)
+            return await self._ask_again(ask)
 
     async def _ask_again(self, ask: Callable[[], Awaitable[Answer]]) -> Answer:
         """Ask once more, when there is a daemon that takes it; it may be just restarting."""

@@ -6,13 +6,12 @@ The same pieces serve `deploy`, which shows them as they happen, and `show`, whi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from supervisor.cli.client import Record
+from supervisor.cli.client import Record, objects
 from supervisor.cli.evidence import check_lines, hint_line, in_words, indented, probe_lines, quoted
 from supervisor.cli.hints import hint
 from supervisor.cli.terminal import BAD, DURATION_WIDTH, NOTE, OK, STEP_WIDTH, Screen, safe, spaced
@@ -116,10 +115,10 @@ def findings(screen: Screen, step: Record, *, everything: bool = False) -> Itera
         yield from _fields(detail)
     if not step.get("ok") and (words := hint(brief(step))):
         yield hint_line(words)
-    for probe in [*_objects(detail.get("probes")), *_objects([detail.get("failed_probe")])]:
+    for probe in [*objects(detail.get("probes")), *objects([detail.get("failed_probe")])]:
         if everything or (probe.get("verdict") != "pass" and probe.get("excerpt")):
             yield indented(probe_lines(screen, probe))
-    for check in _objects(detail.get("checks")):
+    for check in objects(detail.get("checks")):
         if everything or not check.get("ok"):
             yield indented(check_lines(screen, check))
     if detail.get("output") == []:
@@ -142,7 +141,7 @@ def outcome(screen: Screen, record: Record, *, ok: bool) -> RenderableType:
 
 def suggestions(screen: Screen, status: Record) -> Iterator[RenderableType]:
     """Yield what the daemon suggests to an operator, and the action for it."""
-    for suggestion in _objects(status.get("fallback_suggestions")):
+    for suggestion in objects(status.get("fallback_suggestions")):
         yield note(screen, suggestion.get("message"), suggestion.get("action"))
 
 
@@ -182,7 +181,7 @@ def brief(step: Record) -> str | None:
 def _reason(record: Record) -> str:
     """Return why it came out so; of smoke tests the names alone, for each has its own lines."""
     reason = str(record["reason"])
-    for step in _objects(record.get("steps")):
+    for step in objects(record.get("steps")):
         message = str(_detail(step).get("message"))
         if (failed := _failed_checks(step)) and reason.endswith(message):
             names = ", ".join(repr(str(check.get("name"))) for check in failed)
@@ -191,7 +190,7 @@ def _reason(record: Record) -> str:
 
 
 def _failed_checks(step: Record) -> list[Record]:
-    return [check for check in _objects(_detail(step).get("checks")) if not check.get("ok")]
+    return [check for check in objects(_detail(step).get("checks")) if not check.get("ok")]
 
 
 def _advice(record: Record) -> str | None:
@@ -218,7 +217,3 @@ def _fields(detail: Record) -> Iterator[RenderableType]:
 def _detail(step: Record) -> Record:
     detail = step.get("detail")
     return detail if isinstance(detail, dict) else {}
-
-
-def _objects(value: Any) -> list[Record]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

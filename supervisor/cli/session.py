@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
@@ -97,6 +97,19 @@ def verb(body: Callable[Concatenate[Session, P], Awaitable[None]]) -> click.Comm
     made = click.command()(command)
     made.params += common_options()
     return made
+
+
+class Verbs(click.Group):
+    """Verbs under one word. The common options may stand before the verb as well."""
+
+    def __init__(self, *, verbs: Sequence[click.Command], **attributes: Any) -> None:
+        named = {name: each for each in verbs if (name := each.name)}
+        attributes["params"] = [*attributes.get("params", ()), *common_options()]
+        super().__init__(commands=named, **attributes)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of their use, not of the alphabet."""
+        return list(self.commands)
 
 
 def common_options() -> list[click.Parameter]:

@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from supervisor.cli.client import Record
+from supervisor.cli.client import Record, objects
 from supervisor.cli.evidence import hint_line
 from supervisor.cli.hints import hint
 from supervisor.cli.records import brief, findings, step_line
@@ -51,8 +51,8 @@ def story(
 
     `least` are the smallest widths of its columns, for a story that is told in parts.
     """
-    steps = _objects(record.get("steps"))
-    transitions = _objects(record.get("transitions"))
+    steps = objects(record.get("steps"))
+    transitions = objects(record.get("transitions"))
     lines = [_Line(screen, record, transition) for transition in transitions]
     widths = [max([least[n], *(len(line.cells[n]) for line in lines)]) for n in range(3)]
     for line in lines:
@@ -141,7 +141,3 @@ def _take(steps: list[Record], name: Any) -> tuple[list[Record], Record | None]:
 def _step(screen: Screen, step: Record) -> Iterator[RenderableType]:
     yield step_line(screen, step)
     yield from findings(screen, step, everything=True)
-
-
-def _objects(value: Any) -> list[Record]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 
 MISSING = "-"
@@ -10,6 +11,8 @@ SECOND = 1000.0  # in milliseconds, as are all spans here
 MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE
 DAY = 24 * HOUR
+
+_LEAST_PERCENT = 0.0001
 
 
 def duration(milliseconds: float) -> str:
@@ -60,6 +63,60 @@ def local_time(timestamp: object) -> str:
     """Return a timestamp in the reader's own time zone, to the minute."""
     then = moment(timestamp)
     return MISSING if then is None else then.astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def latency(milliseconds: object) -> str:
+    """Return a span with three digits, to compare it with others: `1.48 ms`, `74.1 ms`."""
+    number = _number(milliseconds)
+    if number is None:
+        return MISSING
+    if number >= SECOND - 0.5:  # three digits of what is right below it are a second
+        return duration(max(number, SECOND))
+    return f"{number:.3g} ms" if number >= 0.1 else f"{round(max(number, 0), 3):g} ms"
+
+
+def amount(count: object) -> str:
+    """Return a number of things: `12,345`."""
+    number = _number(count)
+    return MISSING if number is None else f"{number:,.0f}"
+
+
+def percent(rate: object) -> str:
+    """Return a rate, 0 to 1, in percent: `12.3 %`; of a small one two digits: `0.052 %`.
+
+    What is less than all is never `100 %`, and what is more than nothing never `0 %`.
+    """
+    number = _number(rate)
+    if number is None:
+        return MISSING
+    value = abs(number) * 100
+    short = min(value, abs(100 - value))  # of nothing or of all, whichever is nearer
+    if 0 < short < _LEAST_PERCENT:
+        return f"under {_LEAST_PERCENT} %" if value < 1 else f"over {100 - _LEAST_PERCENT} %"
+    decimals = max(1, 1 - math.floor(math.log10(short))) if short else 0
+    digits = f"{value:.{decimals}f}"
+    return f"{digits.rstrip('0').rstrip('.') if decimals else digits} %"
+
+
+def change(rate: object) -> str:
+    """Return a difference of two rates with its sign: `+1.7 %`, `-0.7 %`, `0 %`."""
+    number = _number(rate)
+    if number is None:
+        return MISSING
+    if abs(number) * 100 < _LEAST_PERCENT:
+        return "0 %"
+    return f"{'+' if number > 0 else '-'}{percent(abs(number))}"
+
+
+def _number(value: object) -> float | None:
+    """Return a number of the API; None for anything else, and for what is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def clock_time(timestamp: object) -> str:

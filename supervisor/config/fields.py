@@ -131,6 +131,9 @@ def _features(names: tuple[str, ...]) -> tuple[str, ...]:
             raise ValueError("'requests' stands for all requests and is taken")
         if names.count(name) > 1:
             raise ValueError(f"{name!r} is there twice")
+        stem, _, part = name.rpartition("_")
+        if stem in names and part in {"bucket", "count", "created", "sum"}:
+            raise ValueError(f"{name!r} is a part of the metric canary_{stem}")
     return names
 
 

@@ -24,17 +24,6 @@ from supervisor.errors import SettingsError
 
 NOT_BUILT_YET = frozenset(
     {
-        "CANARY_ENABLED",
-        "CANARY_PERCENTAGE",
-        "CANARY_FEATURES",
-        "CANARY_ERROR_THRESHOLD",
-        "CANARY_MIN_CALLS",
-        "CANARY_RAMP",
-        "CANARY_STEP_SECONDS",
-        "CANARY_ALPHA",
-        "CANARY_PROMOTE_ALPHA",
-        "CANARY_MARGIN",
-        "CANARY_RETENTION_DAYS",
         "TRAFFIC_RAMP",
         "TRAFFIC_STICKY",
     }

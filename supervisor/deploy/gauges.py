@@ -42,6 +42,7 @@ def gauges(sight: Sight) -> Iterator[Metric]:
     yield from _workers(sight.status.slots)
     yield from _draining(sight.status.draining)
     yield from _traffic(sight)
+    yield from _canaries(sight.state)
 
 
 def _deploys(sight: Sight) -> Iterator[Metric]:
@@ -164,6 +165,21 @@ def _traffic(sight: Sight) -> Iterator[Metric]:
         "slot",
     )
     yield from _relay(sight.relayed)
+
+
+def _canaries(state: DeployState) -> Iterator[Metric]:
+    yield _one(
+        "atlas_canary_disabled_fallback",
+        "1 while the fallback keeps all feature canaries off.",
+        state.canary_disabled_fallback,
+    )
+    features = state.canary.features if state.canary else {}
+    yield _gauge(
+        "atlas_canary_share_ratio",
+        "Share of the feature's calls that its canary gets, 0 to 1.",
+        {(name,): policy.share for name, policy in features.items()},
+        "feature",
+    )
 
 
 def _relay(relayed: Mapping[str, Relayed]) -> Iterator[Metric]:

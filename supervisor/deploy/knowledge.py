@@ -9,7 +9,7 @@ import anyio
 from supervisor.config import Settings
 from supervisor.deploy import refusals
 from supervisor.deploy.events import Events
-from supervisor.deploy.overview import overview, release_views
+from supervisor.deploy.overview import Canaries, overview, release_views
 from supervisor.deploy.runner import DeployRun
 from supervisor.deploy.switching import Switch
 from supervisor.model.deploy import DeployRecord
@@ -35,6 +35,7 @@ class DeployKnowledge:
         database: Database,
         events: Events,
         state: StateKeeper,
+        canaries: Canaries,
         health_score: Callable[[], int],
     ) -> None:
         self._settings = settings
@@ -44,6 +45,7 @@ class DeployKnowledge:
         self._database = database
         self._events = events
         self._state = state
+        self._canaries = canaries
         self._health_score = health_score
         self._runs: dict[str, DeployRun] = {}
         """Deploys that have not ended; at most one of them is in progress."""
@@ -60,6 +62,7 @@ class DeployKnowledge:
             health_score=self._health_score(),
             last_deploy=self._fresh(self._last) if self._last else None,
             in_progress=self._current() is not None,
+            canaries=self._canaries,
         )
 
     def ready(self) -> bool:

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from supervisor.config import Settings
 from supervisor.deploy.suggestions import suggestions
 from supervisor.deploy.switching import Switch
 from supervisor.health.instance import Subject
+from supervisor.model.canary import CanaryStats
 from supervisor.model.deploy import DeployRecord
 from supervisor.model.release import LastDeploy, Release, ReleaseView
 from supervisor.model.slot import Role, SlotName
 from supervisor.model.state import DeployState
-from supervisor.model.status import Status, Traffic
+from supervisor.model.status import Status, Suggestion, Traffic
 from supervisor.traffic import Plane
 from supervisor.workers.slot import Slot
+
+
+class Canaries(Protocol):
+    """What the status shows of feature canaries, from memory."""
+
+    def stats(self) -> CanaryStats:
+        """Return the last hour's numbers."""
+
+    def suggestions(self) -> list[Suggestion]:
+        """Return what an operator should do about them, if anything."""
 
 
 def overview(
@@ -26,6 +38,7 @@ def overview(
     health_score: int,
     last_deploy: DeployRecord | None,
     in_progress: bool,
+    canaries: Canaries,
 ) -> Status:
     """Return everything at a glance, from memory."""
     active, staging = switch.active, switch.staging
@@ -40,8 +53,8 @@ def overview(
         version=active.instance.release.version if active.instance else None,
         channel=settings.channel,
         last_deploy=last_deploy,
-        canary_stats=None,
-        fallback_suggestions=suggestions(settings, state, active),
+        canary_stats=canaries.stats(),
+        fallback_suggestions=[*suggestions(settings, state, active), *canaries.suggestions()],
         slots=[slots[name].view(roles[name]) for name in SlotName],
         draining=active.departures.views(),
         traffic=Traffic(plane=plane.name, weights=plane.weights),

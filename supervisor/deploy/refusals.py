@@ -6,7 +6,6 @@ from supervisor.deploy.machine import Phase
 from supervisor.deploy.runner import DeployRun
 from supervisor.errors import RefusedError
 from supervisor.model.deploy import DeployRecord
-from supervisor.model.key import Key
 from supervisor.model.release import Release
 
 
@@ -56,17 +55,6 @@ def in_progress(run: DeployRun) -> RefusedError:
         f"deploy {run.record.deploy_id} is in progress ({run.phase})",
         status=409,
         hint="wait for it, or POST /deploy/abort (atlasctl abort) gives it up",
-    )
-
-
-def key_reused(key: Key) -> RefusedError:
-    """Say that this key stands for another request."""
-    return RefusedError(
-        "idempotency_key_reused",
-        f"the Idempotency-Key {key.value!r} was given with another request before",
-        status=422,
-        hint="a key stands for one request (method, path, query, body and who asks); take a new "
-        "one for another",
     )
 
 

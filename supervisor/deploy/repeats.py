@@ -42,13 +42,7 @@ class Repeats:
 
         Raises RefusedError if it came with another request then.
         """
-        row = await self._database.key(key.value) if key else None
-        if key is None or row is None:
-            return None
-        if row.fingerprint != key.fingerprint:
-            raise refusals.key_reused(key)
-        key.repeated = True
-        return row
+        return await self._database.find_key(key)
 
     async def steer(self, run: DeployRun, event: Event, cause: str, key: Key | None) -> bool:
         """Offer the event to the run, under the key; return whether it was taken."""

@@ -19,6 +19,7 @@ from supervisor.deploy.beginning import new_record, write_down
 from supervisor.deploy.events import Events
 from supervisor.deploy.knowledge import DeployKnowledge
 from supervisor.deploy.machine import FIRST_EFFECT, FIRST_PHASE, Effect, Event, Plan
+from supervisor.deploy.overview import Canaries
 from supervisor.deploy.previous import previous_release
 from supervisor.deploy.repeats import Repeats
 from supervisor.deploy.runner import DeployRun
@@ -54,6 +55,7 @@ class DeployService(DeployKnowledge):
         database: Database,
         events: Events,
         state: StateKeeper,
+        canaries: Canaries,
         health_score: Callable[[], int],
         tasks: TaskGroup,
     ) -> None:
@@ -65,6 +67,7 @@ class DeployService(DeployKnowledge):
             database=database,
             events=events,
             state=state,
+            canaries=canaries,
             health_score=health_score,
         )
         self._activities = activities

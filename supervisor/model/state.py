@@ -6,6 +6,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
+from supervisor.model.canary import CanaryPolicy
 from supervisor.model.deploy import Mode
 
 SCHEMA_VERSION = 1
@@ -37,3 +38,5 @@ class DeployState(BaseModel):
     last_deploy_ts: datetime | None = None
     last_switch_ts: datetime | None = None
     canary_disabled_fallback: bool = False
+    canary: CanaryPolicy | None = None
+    """None until the first start of a daemon that knows of canaries."""

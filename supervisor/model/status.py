@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict, Field
 
+from supervisor.model.canary import CanaryStats
 from supervisor.model.departing import DepartingView
 from supervisor.model.deploy import DeployRecord, Mode
 from supervisor.model.slot import SlotView
@@ -46,9 +45,7 @@ class Status(BaseModel):
     version: str | None = Field(description="The version of the active instance.")
     channel: str
     last_deploy: DeployRecord | None
-    canary_stats: dict[str, Any] | None = Field(
-        description="null in this version, which has no feature canaries yet."
-    )
+    canary_stats: CanaryStats = Field(description="Feature canaries, over the last hour.")
     fallback_suggestions: list[Suggestion]
     slots: list[SlotView]
     draining: list[DepartingView] = Field(

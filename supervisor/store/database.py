@@ -17,6 +17,7 @@ from supervisor.clock import now
 from supervisor.errors import StartRefusedError
 from supervisor.store.audit import Audit
 from supervisor.store.audit_head import HEAD_FILE, HeadFile
+from supervisor.store.canary import Canary
 from supervisor.store.deploys import Deploys
 from supervisor.store.instances import Instances
 from supervisor.store.journal import Journal
@@ -29,7 +30,7 @@ _BUSY_SECONDS = 5.0
 _FILE_MODE = 0o640
 
 
-class Database(Deploys, Journal, Keys, Versions, Instances, Audit):
+class Database(Deploys, Journal, Keys, Versions, Instances, Audit, Canary):
     """The open database. Every method raises StoreError and leaves nothing half-written."""
 
 

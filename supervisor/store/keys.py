@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from supervisor.clock import now
+from supervisor.errors import RefusedError
 from supervisor.model.deploy import Result
 from supervisor.model.key import Key
 from supervisor.store.statements import Statement, Statements
@@ -29,6 +30,19 @@ class Keys(Statements):
         """Return what is known of the key."""
         rows = await self._read("key", key=value)
         return KeyRow(rows[0]["fingerprint"], rows[0]["deploy_id"]) if rows else None
+
+    async def find_key(self, key: Key | None) -> KeyRow | None:
+        """Return what came of this key, if it was given before; the key is told so.
+
+        Raises RefusedError if it came with another request then.
+        """
+        row = await self.key(key.value) if key else None
+        if key is None or row is None:
+            return None
+        if row.fingerprint != key.fingerprint:
+            raise _reused(key)
+        key.repeated = True
+        return row
 
     async def add_key(
         self, key: Key, *, deploy_id: str | None = None, asked: Result | None = None
@@ -59,3 +73,14 @@ def trim_keys() -> Statement:
 def kept_since() -> str:
     """Return the time from which on every key is kept."""
     return (now() - KEYS_KEPT).isoformat()
+
+
+def _reused(key: Key) -> RefusedError:
+    """Say that this key stands for another request."""
+    return RefusedError(
+        "idempotency_key_reused",
+        f"the Idempotency-Key {key.value!r} was given with another request before",
+        status=422,
+        hint="a key stands for one request (method, path, query, body and who asks); take a new "
+        "one for another",
+    )

@@ -151,3 +151,51 @@ AND asked IS NOT (SELECT result FROM deploys WHERE deploys.deploy_id = idempoten
 
 -- name: trim_keys
 DELETE FROM idempotency_keys WHERE deploy_id IS NULL AND ts <= :since;
+
+-- name: add_canary_epoch
+INSERT OR REPLACE INTO canary_epochs (epoch, feature, ramp, share, ts, cause)
+VALUES (:epoch, :feature, :ramp, :share, :ts, :cause);
+
+-- name: canary_epochs
+SELECT epoch, feature, ramp, share, ts, cause FROM canary_epochs WHERE epoch IN (
+    SELECT epoch FROM canary_counts WHERE start + span > :since UNION SELECT max(epoch) FROM canary_epochs GROUP BY feature
+) ORDER BY epoch;
+
+-- name: put_canary_counts
+INSERT OR REPLACE INTO canary_counts (span, start, epoch, canary, assigned, unreported, calls, errors, cancelled, latency)
+VALUES (:span, :start, :epoch, :canary, :assigned, :unreported, :calls, :errors, :cancelled, :latency);
+
+-- name: canary_counts
+SELECT span, start, epoch, canary, assigned, unreported, calls, errors, cancelled, latency FROM canary_counts
+WHERE span = :span AND start >= :since AND start < :until ORDER BY start;
+
+-- name: trim_canary_counts
+DELETE FROM canary_counts WHERE (span = 60 AND start < :minutes_since) OR (span = 3600 AND start < :hours_since);
+
+-- name: trim_canary_epochs
+DELETE FROM canary_epochs WHERE ts < :before AND epoch NOT IN (SELECT epoch FROM canary_counts)
+AND epoch NOT IN (SELECT max(epoch) FROM canary_epochs GROUP BY feature);
+
+-- name: put_canary_ring
+INSERT OR REPLACE INTO canary_rings (ring, tail, keyed_tail, dropped) VALUES (:ring, :tail, :keyed_tail, :dropped);
+
+-- name: forget_canary_ring
+DELETE FROM canary_rings WHERE ring = :ring;
+
+-- name: canary_rings
+SELECT ring, tail, keyed_tail, dropped FROM canary_rings;
+
+-- name: add_canary_key
+INSERT OR IGNORE INTO canary_keys (ramp, key) VALUES (:ramp, :key);
+
+-- name: forget_canary_keys
+DELETE FROM canary_keys WHERE ramp NOT IN (SELECT value FROM json_each(:ramps));
+
+-- name: canary_keys
+SELECT ramp, key FROM canary_keys;
+
+-- name: put_canary_progress
+INSERT OR REPLACE INTO canary_progress (name, value) VALUES (:name, :value);
+
+-- name: canary_progress
+SELECT name, value FROM canary_progress;

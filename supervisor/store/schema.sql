@@ -113,3 +113,49 @@ ALTER TABLE audit ADD COLUMN hash TEXT NOT NULL DEFAULT '';
 CREATE INDEX audit_by_action ON audit (action);
 
 CREATE INDEX audit_by_subject ON audit (subject);
+
+-- version: 4
+-- Feature canaries. Counts are kept in spans of a minute for the last days, and of an hour.
+CREATE TABLE canary_epochs (
+    epoch        INTEGER PRIMARY KEY,
+    feature      TEXT NOT NULL,
+    ramp         INTEGER NOT NULL,  -- the first epoch of its evidence
+    share        REAL NOT NULL,
+    ts           TEXT NOT NULL,
+    cause        TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE canary_counts (
+    span         INTEGER NOT NULL,  -- seconds: 60 or 3600
+    start        INTEGER NOT NULL,  -- Unix time
+    epoch        INTEGER NOT NULL,
+    canary       INTEGER NOT NULL,
+    assigned     INTEGER NOT NULL,
+    unreported   INTEGER NOT NULL,
+    calls        INTEGER NOT NULL,
+    errors       INTEGER NOT NULL,
+    cancelled    INTEGER NOT NULL,
+    latency      BLOB NOT NULL,     -- a histogram
+    PRIMARY KEY (span, start, epoch, canary)
+) STRICT, WITHOUT ROWID;
+
+-- How far the rings of worker processes are accounted for in all of these tables.
+CREATE TABLE canary_rings (
+    ring         TEXT PRIMARY KEY,
+    tail         INTEGER NOT NULL,
+    keyed_tail   INTEGER NOT NULL,
+    dropped      INTEGER NOT NULL
+) STRICT;
+
+-- Keys that have had their first call in a ramp that goes on.
+CREATE TABLE canary_keys (
+    ramp         INTEGER NOT NULL,
+    key          INTEGER NOT NULL,
+    PRIMARY KEY (ramp, key)
+) STRICT, WITHOUT ROWID;
+
+-- What else there is to go on with after a restart, by name: JSON.
+CREATE TABLE canary_progress (
+    name         TEXT PRIMARY KEY,
+    value        TEXT NOT NULL
+) STRICT;

@@ -40,7 +40,9 @@ def test_every_import_contract_is_kept() -> None:
 def test_the_kit_imports_nothing_but_itself_the_contract_and_the_standard_library() -> None:
     graph = grimp.build_graph("worker", include_external_packages=True, cache_dir=None)
     adapters = {f"worker.kit.{name}" for name in ADAPTERS}
-    kit = {"worker.kit", "worker.contract"} | graph.find_descendants("worker.kit")
+    kit = {"worker.kit", "worker.contract"}.union(
+        *(graph.find_descendants(package) for package in ("worker.kit", "worker.contract"))
+    )
 
     foreign = {
         (module, imported)
@@ -54,7 +56,13 @@ def test_the_kit_imports_nothing_but_itself_the_contract_and_the_standard_librar
 
 @pytest.mark.parametrize(
     "module",
-    ["worker", "worker.contract", "worker.kit.asgi", *(f"worker.kit.{m}" for m in KIT)],
+    [
+        "worker",
+        "worker.contract.ring",
+        "worker.kit.asgi",
+        "worker.kit.canary",
+        *(f"worker.kit.{m}" for m in KIT),
+    ],
 )
 def test_the_kit_is_there_without_any_package_installed(module: str) -> None:
     subprocess.run(  # -S: no site-packages, as in an application that installed nothing else

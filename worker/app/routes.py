@@ -8,6 +8,7 @@ from aiohttp import web
 
 from worker.app.features import optimizer, vision
 from worker.app.features import web as pages
+from worker.app.features.arms import serve
 from worker.app.identity import IDENTITY
 from worker.app.requests import query_number, read_body, read_object
 
@@ -59,7 +60,9 @@ async def get_slow(request: web.Request) -> web.Response:
 async def post_vision(request: web.Request) -> web.Response:
     """Look at a posted image."""
     image = await read_body(request, vision.IMAGE_BYTES)
-    return web.json_response(await asyncio.to_thread(vision.look_at, image))
+    return web.json_response(
+        await asyncio.to_thread(serve, "vision", vision.look_at, vision.look_at_quickly, image)
+    )
 
 
 @routes.post("/features/web")
@@ -67,7 +70,9 @@ async def post_web(request: web.Request) -> web.Response:
     """Read a posted web page."""
     page = await read_body(request, pages.PAGE_BYTES)
     return web.json_response(
-        await asyncio.to_thread(pages.read_page, page, request.charset or "utf-8")
+        await asyncio.to_thread(
+            serve, "web", pages.read_page, pages.read_page_at_once, page, request.charset or "utf-8"
+        )
     )
 
 
@@ -76,4 +81,8 @@ async def post_optimizer(request: web.Request) -> web.Response:
     """Solve a posted problem."""
     fields = frozenset({"problem", "capacity", "items", "coefficients", "interval"})
     body = await read_object(request, fields=fields)
-    return web.json_response(await asyncio.to_thread(optimizer.optimize, body))
+    return web.json_response(
+        await asyncio.to_thread(
+            serve, "optimizer", optimizer.optimize, optimizer.optimize_by_steps, body
+        )
+    )

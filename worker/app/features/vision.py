@@ -7,9 +7,11 @@ with a note, where the image is too large or stored in a way that is not decoded
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,6 +28,8 @@ _NETPBM_HEADER = re.compile(
 # PNG colour type -> samples per pixel, and how many of them are colour.
 _PNG_COLOURS = {0: (1, 1), 2: (3, 3), 3: (1, 0), 4: (2, 1), 6: (4, 3)}
 
+_UnfilterRow = Callable[[int, bytearray, bytearray, int], None]
+
 
 @dataclass(frozen=True, slots=True)
 class Sight:
@@ -40,8 +44,17 @@ class Sight:
 
 def look_at(image: bytes) -> dict[str, Any]:
     """Return what is seen; raises `RequestError` if it is no image that is understood."""
+    return _look_at(image, _unfilter_row)
+
+
+def look_at_quickly(image: bytes) -> dict[str, Any]:
+    """Do the same, with the rows of a PNG taken as a whole where their filter allows it."""
+    return _look_at(image, _unfilter_row_as_a_whole)
+
+
+def _look_at(image: bytes, unfilter_row: _UnfilterRow) -> dict[str, Any]:
     if image.startswith(_PNG_MAGIC):
-        return asdict(_look_at_png(image))
+        return asdict(_look_at_png(image, unfilter_row))
     if image[:2] in _NETPBM:
         return asdict(_look_at_netpbm(image))
     raise _refused("the body is no PNG, PGM or PPM image", status=415)
@@ -91,7 +104,7 @@ def _sum_of_bytes(data: bytes, count: int, size: int, most: int) -> int:
     return total
 
 
-def _look_at_png(image: bytes) -> Sight:
+def _look_at_png(image: bytes, unfilter_row: _UnfilterRow) -> Sight:
     header, pixels = _png_chunks(image)
     width, height, depth, colour, compression, filtering, interlace = header
     if not (width and height and colour in _PNG_COLOURS and compression == filtering == 0):
@@ -104,7 +117,7 @@ def _look_at_png(image: bytes) -> Sight:
     stride = width * samples
     if (stride + 1) * height > _DECODED_BYTES:
         return Sight("png", width, height, None, f"larger than {_DECODED_BYTES} bytes when decoded")
-    rows = _unfilter(_inflate(pixels, (stride + 1) * height), stride, samples)
+    rows = _unfilter(_inflate(pixels, (stride + 1) * height), stride, samples, unfilter_row)
     total = sum(sum(row[offset::samples]) for row in rows for offset in range(colours))
     return Sight("png", width, height, round(total / (width * height * colours * 255), 6))
 
@@ -143,13 +156,13 @@ def _inflate(data: bytes, size: int) -> bytes:
     return inflated
 
 
-def _unfilter(data: bytes, stride: int, step: int) -> list[bytearray]:
+def _unfilter(data: bytes, stride: int, step: int, unfilter_row: _UnfilterRow) -> list[bytearray]:
     """Undo the filter of each row, as the PNG specification defines them (section 9)."""
     rows: list[bytearray] = []
     above = bytearray(stride)
     for start in range(0, len(data), stride + 1):
         row = bytearray(data[start + 1 : start + 1 + stride])
-        _unfilter_row(data[start], row, above, step)
+        unfilter_row(data[start], row, above, step)
         rows.append(row)
         above = row
     return rows
@@ -172,6 +185,17 @@ def _unfilter_row(method: int, row: bytearray, above: bytearray, step: int) -> N
         else:
             predicted = _paeth(left, up, above[index - step] if index >= step else 0)
         row[index] = (row[index] + predicted) & 0xFF
+
+
+def _unfilter_row_as_a_whole(method: int, row: bytearray, above: bytearray, step: int) -> None:
+    if method == 1:  # each sample is its difference from the one before
+        for channel in range(step):
+            sums = itertools.accumulate(row[channel::step])
+            row[channel::step] = bytes([total & 0xFF for total in sums])
+    elif method == 2:  # from the one above
+        row[:] = bytes([(one + up) & 0xFF for one, up in zip(row, above, strict=True)])
+    else:
+        _unfilter_row(method, row, above, step)
 
 
 def _paeth(left: int, up: int, corner: int) -> int:

@@ -15,6 +15,15 @@ _UNSEEN = ("script", "style", "template", "noscript")
 
 def read_page(page: bytes, charset: str) -> dict[str, Any]:
     """Return what the page holds; raises `RequestError` if there is no page or no such charset."""
+    return _read(page, charset, _Reader())
+
+
+def read_page_at_once(page: bytes, charset: str) -> dict[str, Any]:
+    """Do the same, and count the words of all texts together at the end."""
+    return _read(page, charset, _GatheringReader())
+
+
+def _read(page: bytes, charset: str, reader: _Reader) -> dict[str, Any]:
     try:
         text = page.decode(charset, errors="replace")
     except (LookupError, ValueError):
@@ -22,7 +31,6 @@ def read_page(page: bytes, charset: str) -> dict[str, Any]:
     if not text.strip():
         raise bad_field("body", "is empty", "an HTML page")
     _refuse_long_tags(text)
-    reader = _Reader()
     try:
         reader.feed(text)
         reader.close()
@@ -77,4 +85,23 @@ class _Reader(HTMLParser):
         if self._in_title:
             self.title.append(data)
         elif not self._unseen:
-            self.words += len(data.split())
+            self.read(data)
+
+    def read(self, text: str) -> None:
+        """Take a text that a reader of the page sees."""
+        self.words += len(text.split())
+
+
+class _GatheringReader(_Reader):
+    """Keeps the texts until the page ends. A word never goes on from one to the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._texts: list[str] = []
+
+    def read(self, text: str) -> None:
+        self._texts.append(text)
+
+    def close(self) -> None:
+        super().close()
+        self.words = len(" ".join(self._texts).split())

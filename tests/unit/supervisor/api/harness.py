@@ -28,6 +28,7 @@ from supervisor.model.health import Health
 from supervisor.model.key import Key
 from supervisor.model.release import ReleaseView
 from supervisor.model.status import Status
+from tests.unit.supervisor.api.played_canaries import PlayedCanaries
 
 TOKEN = "a-token-that-nobody-guesses"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -79,6 +80,7 @@ class MemoryControl:
     records: dict[str, DeployRecord] = field(default_factory=dict)
     feeds: list[MemoryFeed] = field(default_factory=list)
     prepare: Callable[[MemoryFeed], None] | None = None
+    canaries: PlayedCanaries = field(default_factory=PlayedCanaries)
 
     def __post_init__(self) -> None:
         self.go_on.set()
@@ -308,6 +310,7 @@ async def running(
     logs = logs or LogBook(folder / "supervisor.jsonl", {})
     parts = Control(
         deploys=server.control,
+        canary=server.control.canaries,
         health=server.control,
         audit=server.audit,
         logs=logs,

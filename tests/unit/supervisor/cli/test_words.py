@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.cli.terminal import printable
-from supervisor.cli.units import age, duration, local_time, moment
+from supervisor.cli.units import (
+    age,
+    amount,
+    change,
+    duration,
+    latency,
+    local_time,
+    moment,
+    percent,
+)
 
 
 @given(st.text(st.characters()))
@@ -66,3 +75,57 @@ def test_a_moment_is_shown_in_the_reader_s_own_time() -> None:
     assert then is not None
     assert shown == then.astimezone().strftime("%Y-%m-%d %H:%M")
     assert local_time(None) == "-"
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [
+        (0, "0 %"),
+        (1, "100 %"),
+        (0.1, "10 %"),
+        (0.125, "12.5 %"),
+        (5 / 412, "1.2 %"),
+        (0.0052, "0.52 %"),
+        (0.000041, "0.0041 %"),
+        (0.9996, "99.96 %"),
+        (1e-9, "under 0.0001 %"),
+        (1 - 1e-9, "over 99.9999 %"),
+    ],
+)
+def test_a_rate_has_the_digits_that_say_something(rate: float, words: str) -> None:
+    assert percent(rate) == words
+
+
+@given(st.floats(0, 1, exclude_min=True, exclude_max=True))
+def test_something_is_never_shown_as_nothing_nor_less_than_all_as_all(rate: float) -> None:
+    assert percent(rate) not in ("0 %", "100 %")
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [(0.017, "+1.7 %"), (-0.007, "-0.7 %"), (0.0, "0 %"), (-1e-12, "0 %"), (-1, "-100 %")],
+)
+def test_a_difference_has_its_sign(rate: float, words: str) -> None:
+    assert change(rate) == words
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "words"),
+    [
+        (0.00123, "0.001 ms"),
+        (0.0612, "0.061 ms"),
+        (1.4849, "1.48 ms"),
+        (74.1, "74.1 ms"),
+        (999.4, "999 ms"),
+        (999.9, "1.0 s"),
+        (1234.5, "1.2 s"),
+        (125_000, "2 min 5 s"),
+    ],
+)
+def test_a_latency_has_three_digits(milliseconds: float, words: str) -> None:
+    assert latency(milliseconds) == words
+
+
+@pytest.mark.parametrize("nonsense", [None, "1", True, [], float("nan"), float("inf"), 10**400])
+def test_what_is_no_number_is_missing(nonsense: object) -> None:
+    assert {percent(nonsense), change(nonsense), amount(nonsense), latency(nonsense)} == {"-"}

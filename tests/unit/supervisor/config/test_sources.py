@@ -161,7 +161,7 @@ def test_a_foreign_key_in_the_process_environment_is_none_of_our_business(load: 
 def test_all_faults_are_told_at_once(faults: Faults) -> None:
     found = faults(
         "nonsense\nACTIVE_PORT=a\nSTAGING_PORT=8790\nTYPO=1\nCHANNEL=x\nCHANNEL=y\n"
-        "CONTROL_HOST=0.0.0.0\nCANARY_ENABLED=true\nSMOKE_FILE=gone.toml\nGUARD_SECONDS=-1",
+        "CONTROL_HOST=0.0.0.0\nTRAFFIC_STICKY=address\nSMOKE_FILE=gone.toml\nGUARD_SECONDS=-1",
         {"HEALTH_PATH": "health"},
     )
     for part in (
@@ -171,7 +171,7 @@ def test_all_faults_are_told_at_once(faults: Faults) -> None:
         "TYPO=1",
         "CHANNEL=y",
         "CONTROL_HOST=0.0.0.0",
-        "CANARY_ENABLED=true",
+        "TRAFFIC_STICKY=address",
         "SMOKE_FILE=",
         "GUARD_SECONDS=-1",
         "HEALTH_PATH=health",

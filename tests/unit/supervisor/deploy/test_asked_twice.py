@@ -101,6 +101,7 @@ async def test_a_deploy_that_has_switched_has_though_it_could_not_go_back() -> N
         database=nobody,
         events=nobody,
         state=nobody,
+        canaries=nobody,
         health_score=nobody,
         tasks=nobody,
     )

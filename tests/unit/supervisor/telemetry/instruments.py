@@ -11,6 +11,7 @@ from supervisor.api import examples
 from supervisor.clock import now
 from supervisor.config import Settings
 from supervisor.deploy.gauges import Sight, gauges
+from supervisor.model.canary import CanaryPolicy, FeaturePolicy
 from supervisor.model.deploy import DeployRecord, Mode
 from supervisor.model.event import BEGUN, Announcement, DeployEvent
 from supervisor.model.slot import SlotName
@@ -56,6 +57,9 @@ def seen(status: Status = examples.STATUS, **changes: object) -> list[Metric]:
             staging_port=8792,
             last_deploy_ts=now(),
             last_switch_ts=now(),
+            canary=CanaryPolicy(
+                enabled=True, salt="", features={"vision": FeaturePolicy(share=0.1, epoch=1)}
+            ),
         ),
         "ready": True,
         "queued": dict.fromkeys(SlotName, 0),

@@ -1,9 +1,12 @@
 """All that worker and supervisor must agree on, and the only thing both sides import.
 
-Standard library only: this file travels into applications' own environments.
+Standard library only: it travels into applications' own environments. `ring` beside it is the
+layout of the files that canary calls are told by.
 """
 
 from __future__ import annotations
+
+import math
 
 # Environment of an instance.
 ENV_SLOT = "ATLAS_SLOT"
@@ -37,7 +40,9 @@ LEFT_KINDS = ("requests", "websockets", "event_streams", "idle")
 
 # Files in STATE_DIR.
 STATE_FILE = "deploy_state.json"
+STATE_SCHEMA_VERSION = 1  # of the state file; a worker does not read one that is newer
 SUPERVISOR_SOCKET = "supervisor.sock"
+RINGS_DIRECTORY = "canary"  # made by the daemon, mode 0700; one ring for each process of a worker
 
 # HTTP headers. A request that carries PROBE_HEADER is the supervisor's own: the kit answers it
 # with INSTANCE_HEADER, so that an answer from the wrong instance is noticed. SMOKE_HEADER marks
@@ -45,3 +50,28 @@ SUPERVISOR_SOCKET = "supervisor.sock"
 PROBE_HEADER = "X-Atlas-Probe"
 INSTANCE_HEADER = "X-Atlas-Instance"
 SMOKE_HEADER = "X-Atlas-Smoke"
+
+# Latencies are counted in buckets that grow by this ratio, from a microsecond on: what is told of
+# one is right within 1 %. The last bucket holds all that is slower.
+LATENCY_RATIO = 1.02
+LATENCY_BUCKETS = 2048
+_FIRST_MILLISECONDS = 0.001
+_BUCKETS_PER_E = 1 / math.log(LATENCY_RATIO)
+_OFFSET = 1 - math.log(_FIRST_MILLISECONDS) * _BUCKETS_PER_E
+_LAST_MILLISECONDS = _FIRST_MILLISECONDS * LATENCY_RATIO ** (LATENCY_BUCKETS - 2)
+
+
+def latency_bucket(milliseconds: float) -> int:
+    """Return the bucket of a latency: 0 up to a microsecond, and for negatives and NaN."""
+    if not milliseconds > _FIRST_MILLISECONDS:
+        return 0
+    if milliseconds >= _LAST_MILLISECONDS:
+        return LATENCY_BUCKETS - 1
+    return int(math.log(milliseconds) * _BUCKETS_PER_E + _OFFSET)
+
+
+def bucket_milliseconds(bucket: int) -> float:
+    """Return the latency that stands for a bucket: the geometric middle of its bounds."""
+    if bucket <= 0:
+        return _FIRST_MILLISECONDS
+    return float(_FIRST_MILLISECONDS * LATENCY_RATIO ** (bucket - 0.5))

@@ -1,0 +1,57 @@
+"""A worker process that calls canaries at a steady rate, or watches for the moment they go off.
+
+`canary_caller.py calls RATE SECONDS` and `canary_caller.py watch`; a line on standard output when
+it is ready, and one at its end. `ATLAS_STATE_DIR` says where the daemon is.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from worker import canary, is_canary_enabled, record_canary_call
+
+BURST_SECONDS = 0.01
+
+
+def calls(rate: float, seconds: float) -> None:
+    """Make so many calls a second, in small bursts, one in a hundred of them failing."""
+    begun, made = time.monotonic(), 0
+    print("ready", flush=True)
+    while (passed := time.monotonic() - begun) < seconds:
+        while made < passed * rate:
+            made += 1
+            try:
+                with canary.call("vision"):
+                    if made % 100 == 0:
+                        raise ValueError
+            except ValueError:
+                pass
+        time.sleep(BURST_SECONDS)
+    print(made, flush=True)
+
+
+def watch() -> None:
+    """Say when canaries are off, in nanoseconds of Unix time."""
+    while not is_canary_enabled():
+        time.sleep(0.001)
+    print("ready", flush=True)
+    while is_canary_enabled():
+        time.sleep(0.0005)
+    print(time.time_ns(), flush=True)
+
+
+def fail(count: int) -> None:
+    """Tell so many failures of the canary."""
+    for _ in range(count):
+        record_canary_call("vision", True, False, 5.0)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "calls":
+        calls(float(sys.argv[2]), float(sys.argv[3]))
+    elif sys.argv[1] == "watch":
+        watch()
+    else:
+        fail(int(sys.argv[2]))
+        sys.stdin.read()

@@ -1,0 +1,159 @@
+"""How often the canary's evidence errs, and after how many calls it finds what is bad or good.
+
+Simulated traffic with known rates, told to the daemon's own classes. The seeds are fixed, so two
+runs of the same length give the same numbers.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.table import Table
+
+from scripts.benchmarks.result import Options, Result
+from supervisor.canary.counts import Window
+from supervisor.canary.past import Prior
+from supervisor.canary.promotion import PromotionEvidence
+from supervisor.canary.rollback import RollbackEvidence
+from tests.unit.supervisor.canary.simulated import (
+    ALIKE,
+    Call,
+    Moment,
+    Story,
+    as_they_end,
+    calls_until_found,
+    draw,
+    errs,
+    in_order,
+    ramp,
+    seeded,
+    unequal_calls,
+    worse,
+)
+
+RUNS = 500
+WINDOWS, CALLS = 200, 100  # of each run: 20,000 calls
+ALPHA, PROMOTE_ALPHA, MARGIN = 0.01, 0.05, 0.02
+SPEED_SHARE, SPEED_RATE, SPEED_CALLS = 0.3, 0.2, 2_000
+KNOWN = 1e6  # a prior worth this many calls is as good as known
+
+Order = Callable[[list[Call], float, int], Iterator[Window]]
+
+
+async def run(options: Options) -> Result:
+    runs = options.count or RUNS
+    wrong = {
+        **{f"rollback, {name}": rollbacks(story, runs) for name, story in ALIKE.items()},
+        "rollback, canary only slower": by_speed(in_order, runs),
+        "(the same, counted as calls end)": by_speed(as_they_end, runs),
+    }
+    promoted = {
+        f"promotion, stable {rate * 100:g} %, {name}": promotions(story, runs)
+        for rate in (0.001, 0.01, 0.05, 0.3)
+        for name, story in at_the_margin(rate).items()
+    }
+    found = detection(runs)
+    tables = [
+        rates_table(f"wrong, of {runs} runs of {WINDOWS * CALLS} calls", wrong, ALPHA),
+        rates_table("wrong, at the margin", promoted, PROMOTE_ALPHA),
+        found_table(found),
+    ]
+    data: dict[str, Any] = {"runs": runs, "wrong": {**wrong, **promoted}, "canary_calls": found}
+    return Result(tables, data, ["each row looks after every window; medians of canary calls"])
+
+
+def rollbacks(story: Story, runs: int) -> float:
+    """Return the share of runs in which a canary that is no worse is rolled back."""
+    rng = seeded(1)
+    return (
+        sum(errs(rng, RollbackEvidence(ALPHA), story, WINDOWS, CALLS) for _ in range(runs)) / runs
+    )
+
+
+def promotions(story: Story, runs: int) -> float:
+    """Return the share of runs in which a canary that is worse by the margin is promoted."""
+    rng = seeded(2)
+    evidence = (PromotionEvidence(MARGIN, PROMOTE_ALPHA) for _ in range(runs))
+    return sum(errs(rng, each, story, WINDOWS, CALLS) for each in evidence) / runs
+
+
+def at_the_margin(rate: float) -> dict[str, Story]:
+    """Return stories of a canary that is worse by just the margin."""
+    story = worse(rate + MARGIN, rate)
+    return {"one share": story, "ramp": ramp(story)}
+
+
+def by_speed(order: Order, runs: int) -> float:
+    """Return the share of runs in which a canary that is only slower is rolled back."""
+    rng, wrong = seeded(3), 0
+    for _ in range(runs):
+        evidence = RollbackEvidence(ALPHA)
+        calls = list(unequal_calls(rng, SPEED_CALLS, SPEED_RATE, SPEED_SHARE))
+        for window in order(calls, SPEED_SHARE, 20):
+            evidence.update(window)
+        wrong += evidence.reached
+    return wrong / runs
+
+
+def detection(runs: int) -> dict[str, float]:
+    """Return the medians of canary calls until a verdict, at a share of 10 %, windows of 20."""
+    found: dict[str, float] = {}
+    for canary, known in ((0.15, 0.024), (0.05, 0.014)):
+        truth, words = Moment(0.1, canary, 0.01), f"1 % to {canary * 100:g} %"
+        for name, prior in ((words, None), (f"{words}, rate known", Prior(known, KNOWN))):
+            rng = seeded(4)
+            found[name] = statistics.median(
+                calls_until_found(rng, truth, prior) for _ in range(runs)
+            )
+    for good in (10_000, 100_000, 1_000_000):
+        found[f"1 % to 5 % after {good:,} good calls"] = late(good, runs)
+    found["1 % and 1 %, until promoted"] = until_promoted(runs)
+    return found
+
+
+def late(good: int, runs: int) -> float:
+    """Return the median for a canary that turns bad late; ten different pasts."""
+    rng, found = seeded(5), []
+    for _ in range(10):
+        evidence = RollbackEvidence(ALPHA)
+        for _ in range(good // 100):
+            evidence.update(draw(rng, 100, Moment(0.1, 0.01, 0.01)))
+        kept, truth = evidence.to_dict(), Moment(0.1, 0.05, 0.01)
+        found += [
+            calls_until_found(rng, truth, after=RollbackEvidence.from_dict(kept))
+            for _ in range(max(1, runs // 10))
+        ]
+    return statistics.median(found)
+
+
+def until_promoted(runs: int) -> float:
+    """Return the median of canary calls until a canary as good as stable is promoted."""
+    rng, found = seeded(6), []
+    for _ in range(runs):
+        evidence, seen = PromotionEvidence(MARGIN, PROMOTE_ALPHA), 0
+        while not evidence.reached:
+            window = draw(rng, 20, Moment(0.1, 0.01, 0.01))
+            evidence.update(window)
+            seen += window.canary.calls
+        found.append(seen)
+    return statistics.median(found)
+
+
+def rates_table(title: str, rows: dict[str, float], bound: float) -> Table:
+    table = Table(title=f"{title}; at most {bound * 100:g} %", title_justify="left")
+    table.add_column("")
+    table.add_column("wrong, %", justify="right")
+    for name, rate in rows.items():
+        table.add_row(name, f"{rate * 100:.1f}")
+    return table
+
+
+def found_table(rows: dict[str, float]) -> Table:
+    table = Table(title="canary calls until a verdict, median", title_justify="left")
+    table.add_column("")
+    table.add_column("calls", justify="right")
+    for name, calls in rows.items():
+        table.add_row(name, f"{calls:,.0f}")
+    return table

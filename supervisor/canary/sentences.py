@@ -1,0 +1,64 @@
+"""The reasons of a judgement, for a person who knows no statistics."""
+
+from __future__ import annotations
+
+from supervisor.canary.counts import Arm
+from supervisor.canary.ratio import RatioCheck
+from supervisor.canary.totals import Totals
+from supervisor.canary.words import amount, odds, percent
+
+
+def compared(totals: Totals) -> str:
+    """Return both error rates and over how many calls."""
+    canary = totals.canary
+    own = "nothing yet" if canary.rate is None else f"{percent(canary.rate)} of calls"
+    stable = "none known" if totals.stable_rate is None else percent(totals.stable_rate)
+    return f"the canary fails {own}, stable {stable}, over {amount(canary.calls)} canary calls"
+
+
+def fails_more(feature: str, totals: Totals, alpha: float) -> str:
+    """Return why a canary is rolled back that fails more often."""
+    return f"{feature}: {compared(totals)}; odds against chance are {odds(1 / alpha)}"
+
+
+def is_slower(feature: str, milliseconds: float, seen: tuple[Arm, Arm], alpha: float) -> str:
+    """Return why a canary is rolled back that is slow more often, by the clearest threshold."""
+    canary, stable = seen
+    return (
+        f"{feature}: {percent(canary.rate or 0)} of canary calls take over "
+        f"{milliseconds:.3g} ms, {percent(stable.rate or 0)} of stable ones, over "
+        f"{amount(canary.calls)} canary calls; odds against chance are {odds(1 / alpha)}"
+    )
+
+
+def is_no_worse(feature: str, totals: Totals, margin: float, alpha: float) -> str:
+    """Return why a canary is promoted, with the margin beside it."""
+    return (
+        f"{feature}: {compared(totals)}; that its rate is higher by {points(margin)} or more is "
+        f"ruled out at odds of {odds(1 / alpha)}"
+    )
+
+
+def wrong_ratio(feature: str, ratio: RatioCheck) -> str:
+    """Return why nothing is promoted while the arms do not get their shares."""
+    return (
+        f"{feature}: {percent(ratio.observed or 0)} of calls are the canary's where "
+        f"{percent(ratio.expected or 0)} should be, so the arms can't be compared; it holds"
+    )
+
+
+def waits(feature: str, totals: Totals, needs: int | None) -> str:
+    """Return what an undecided canary waits for."""
+    if not totals.canary.calls:
+        return f"{feature}: there are no canary calls to judge by yet; it holds"
+    more = (
+        "how many more calls it takes can't be told yet"
+        if needs is None
+        else f"about {amount(needs)} more canary calls are needed"
+    )
+    return f"{feature}: {compared(totals)}; not enough to tell, {more}"
+
+
+def points(margin: float) -> str:
+    """Return a difference of rates as "2 percentage points"."""
+    return f"{margin * 100:.3g} percentage point{'' if margin == 0.01 else 's'}"

@@ -1,0 +1,113 @@
+"""Tallies per minute and per hour, as the store keeps them, and the sum of the last hour. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from supervisor.canary.calls import Tally
+from supervisor.canary.histogram import Histogram
+from supervisor.model.canary import CountsRow
+
+MINUTE, HOUR = 60, 3600
+
+
+class Both(NamedTuple):
+    """The tallies of both arms."""
+
+    canary: Tally
+    stable: Tally
+
+    @classmethod
+    def none(cls) -> Both:
+        """Return two empty ones."""
+        return cls(Tally(), Tally())
+
+    def side(self, *, canary: bool) -> Tally:
+        """Return one of them."""
+        return self.canary if canary else self.stable
+
+    def add(self, other: Both) -> None:
+        """Add what the other two have."""
+        self.canary.add(other.canary)
+        self.stable.add(other.stable)
+
+
+class _Key(NamedTuple):
+    span: int
+    start: int
+    epoch: int
+    canary: bool
+
+
+class Spans:
+    """The spans that may still change, and those of the last hour. Times are Unix seconds."""
+
+    def __init__(self, rows: Iterable[CountsRow] = ()) -> None:
+        self._tallies = {_Key(*row[:4]): tally_of(row) for row in rows}
+        self._changed: set[_Key] = set()
+
+    def add(self, at: float, now: float, epoch: int, tally: Tally, *, canary: bool) -> None:
+        """Add calls that were assigned at `at`; what is older than is held here counts as now."""
+        for span in (MINUTE, HOUR):
+            start = _start(at if at >= now - HOUR else now, span)
+            key = _Key(span, start, epoch, canary)
+            self._tallies.setdefault(key, Tally()).add(tally)
+            self._changed.add(key)
+
+    def changed(self) -> list[CountsRow]:
+        """Return what has changed since `written` was last called, whole."""
+        return [row_of(key, self._tallies[key]) for key in sorted(self._changed)]
+
+    def written(self, rows: Iterable[CountsRow]) -> None:
+        """Note that these rows are written; what has changed since then is still to be."""
+        for row in rows:
+            key = _Key(*row[:4])
+            if key in self._changed and row_of(key, self._tallies[key]) == row:
+                self._changed.discard(key)
+
+    def forget(self, now: float) -> None:
+        """Forget what is older than an hour and written."""
+        oldest = {MINUTE: _start(now - HOUR, MINUTE), HOUR: _start(now - HOUR, HOUR)}
+        for key in [key for key in self._tallies if key.start < oldest[key.span]]:
+            if key not in self._changed:
+                del self._tallies[key]
+
+    def last_hour(self, now: float, counted: Callable[[int], bool]) -> Mapping[int, Both]:
+        """Return the tallies of the last 60 minutes by epoch, of the epochs that are `counted`."""
+        since = _start(now, MINUTE) - HOUR + MINUTE
+        found: dict[int, Both] = {}
+        for key, tally in self._tallies.items():
+            if key.span == MINUTE and key.start >= since and counted(key.epoch):
+                both = found.setdefault(key.epoch, Both.none())
+                both.side(canary=key.canary).add(tally)
+        return found
+
+
+def row_of(key: _Key, tally: Tally) -> CountsRow:
+    """Return a tally as the store keeps it."""
+    return CountsRow(
+        *key,
+        tally.assigned,
+        tally.unreported,
+        tally.calls,
+        tally.errors,
+        tally.cancelled,
+        tally.latency.to_bytes(),
+    )
+
+
+def tally_of(row: CountsRow) -> Tally:
+    """Return what the store has kept."""
+    return Tally(
+        assigned=row.assigned,
+        unreported=row.unreported,
+        calls=row.calls,
+        errors=row.errors,
+        cancelled=row.cancelled,
+        latency=Histogram.from_bytes(row.latency),
+    )
+
+
+def _start(at: float, span: int) -> int:
+    return int(at) // span * span

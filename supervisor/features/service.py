@@ -1,0 +1,363 @@
+"""Feature canaries as the API sees them, and the task that looks after them.
+
+It implements `api.control.Canaries`. Whatever changes goes one way: the state file first, which
+workers go by; then the database together with the counts; then the audit trail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+
+import anyio
+import structlog
+
+from supervisor.canary.counts import Arm
+from supervisor.canary.fallback import Fallback
+from supervisor.canary.ramp import (
+    Action,
+    Feature,
+    Next,
+    RampError,
+    act,
+    judge_ramp,
+    reset,
+    set_percentage,
+)
+from supervisor.clock import now
+from supervisor.config import Settings
+from supervisor.features import refusals, views
+from supervisor.features.evidence import Evidence, Moment
+from supervisor.features.intake import Intake
+from supervisor.features.ledger import Ledger
+from supervisor.features.policy import going_on, policy_of, rules_of, with_epochs
+from supervisor.features.suggestions import suggestions
+from supervisor.features.views import Glance
+from supervisor.model.actor import SUPERVISOR, Actor
+from supervisor.model.canary import (
+    ArmCounts,
+    CanaryPolicy,
+    CanaryReport,
+    CanaryStats,
+    CanaryView,
+    EpochRow,
+    FallbackView,
+    FeatureView,
+)
+from supervisor.model.key import Key
+from supervisor.model.status import Suggestion
+from supervisor.store.state_keeper import StateKeeper
+
+log = structlog.get_logger(__name__)
+
+LOOK_SECONDS = 0.25
+"""How often the rings are read."""
+
+
+class FeatureCanaries:
+    """Knows every feature's canary, decides about it, and answers for it."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        state: StateKeeper,
+        evidence: Evidence,
+        features: Mapping[str, Feature],
+        intake: Intake,
+        ledger: Ledger,
+    ) -> None:
+        self._settings = settings
+        self._rules = rules_of(settings)
+        self._fallback = Fallback(settings.canary_error_threshold, settings.canary_min_calls)
+        self._state = state
+        self._evidence = evidence
+        self._features = dict(features)
+        self._intake = intake
+        self._ledger = ledger
+        self._deciding = anyio.Lock()
+        self._glance: Glance | None = None
+        """What the last hour looked like when somebody asked last; None: not any more."""
+
+    # What happens by itself.
+
+    async def start(self) -> None:
+        """Tell workers what holds now: the settings may be others than at the last start."""
+        async with self._deciding:
+            fallback = self._policy.fallback if self._state.state.canary else None
+            if fallback is None and self._state.state.canary_disabled_fallback:
+                fallback = FallbackView(
+                    since_ts=now(),
+                    reason="the state file says so; the numbers are lost",
+                    canary=_counts(Arm()),
+                    stable=_counts(Arm()),
+                )
+            await self._adopt({}, fallback=fallback)
+            self._evidence.follow(going_on(self._policy))
+
+    async def run(self) -> None:
+        """Look after the canaries until cancelled."""
+        while True:
+            try:
+                await self._look()
+            except OSError as error:  # the state file can't be written: tried again
+                log.error("canary_look_failed", why=str(error))
+            await anyio.sleep(LOOK_SECONDS)
+
+    async def _look(self, *, at_once: bool = False) -> None:
+        """Read what processes tell, decide, and write it all down, `at_once` if not in time."""
+        with anyio.CancelScope(shield=True):  # what was read is taken in, or read again
+            async with self._deciding:
+                moment = Moment.now()
+                for told in await anyio.to_thread.run_sync(self._intake.look):
+                    self._evidence.take_in(told.ring, told.events, told.keyed, moment)
+                    if told.ended:
+                        self._evidence.gone(told.ring, moment)
+                changed = self._evidence.settle(moment)
+                self._glance = self._glance if not changed else None
+                if changed or self._intake.news:
+                    self._ledger.owe_counts(at_once=at_once)
+                await self._decide(moment)
+                await self._ledger.write(self._evidence, self._features, self._intake, moment)
+
+    async def _decide(self, moment: Moment) -> None:
+        """Let the fallback, and each feature's evidence, lead to what they lead to."""
+        policy = self._policy
+        if not policy.enabled or policy.fallback is not None:
+            return
+        canary, stable = self._evidence.arms(moment.unix, policy.counted_from)
+        decision = self._fallback.decide(canary, stable)
+        if decision.latch:
+            await self._latch(canary, stable, decision.reason)
+            return
+        for feature in list(self._features.values()):
+            judgement = self._evidence.judgement(feature.name)
+            calls = self._evidence.step_calls(feature.epoch)
+            following = judge_ramp(feature, judgement, calls, self._rules, moment.unix)
+            if following is not None:
+                await self._follow(following, SUPERVISOR, following.feature.stage.value)
+
+    async def _latch(self, canary: Arm, stable: Arm, reason: str) -> None:
+        fallback = FallbackView(
+            since_ts=now(), reason=reason, canary=_counts(canary), stable=_counts(stable)
+        )
+        log.error("canary_fallback", why=reason)
+        await self._adopt({}, fallback=fallback, cause="the fallback")
+        self._ledger.owe_audit(
+            SUPERVISOR, "canary_fallback", "latched", None, **fallback.model_dump(mode="json")
+        )
+
+    async def _follow(self, following: Next, actor: Actor, outcome: str) -> None:
+        feature = following.feature
+        log.warning("canary_changed", feature=feature.name, stage=feature.stage, why=following.why)
+        await self._adopt({feature.name: following}, fallback=self._policy.fallback)
+        self._ledger.owe_audit(
+            actor, "canary", outcome, feature.name, reason=following.why, share=self._share(feature)
+        )
+
+    async def _adopt(
+        self,
+        changes: Mapping[str, Next],
+        *,
+        fallback: FallbackView | None,
+        cause: str = "the settings",
+        forget: bool = False,
+    ) -> None:
+        """Make the changes hold: for workers first, then for ourselves. Raises OSError."""
+        before, newest = self._state.state.canary, self._ledger.newest_epoch
+        fresh = frozenset(name for name, each in changes.items() if each.fresh)
+        features = with_epochs(
+            {**self._features, **{name: each.feature for name, each in changes.items()}},
+            self._settings,
+            before,
+            latched=fallback is not None,
+            fresh=fresh,
+            new_epoch=self._ledger.new_epoch,
+        )
+        oldest = min((feature.epoch for feature in features.values()), default=0)
+        counted_from = oldest if forget else (before.counted_from if before else 0)
+        policy = policy_of(
+            features.values(),
+            self._settings,
+            before,
+            fallback=fallback,
+            counted_from=counted_from,
+        )
+        if policy != before or (fallback is None) == self._state.state.canary_disabled_fallback:
+            try:
+                await self._state.change(
+                    canary=policy, canary_disabled_fallback=fallback is not None
+                )
+            except OSError:
+                self._ledger.take_back(newest)
+                raise
+        for name, feature in features.items():
+            if self._evidence.epoch(feature.epoch) is None:
+                why = changes[name].why if name in changes else cause
+                self._begin(policy, feature, why, fresh=feature.epoch == feature.ramp)
+        self._features = features
+        self._evidence.follow(going_on(policy))
+        self._ledger.owe_features(going_on(policy).values())
+
+    def _begin(self, policy: CanaryPolicy, feature: Feature, why: str, *, fresh: bool) -> None:
+        row = EpochRow(
+            epoch=feature.epoch,
+            feature=feature.name,
+            ramp=feature.ramp,
+            share=policy.features[feature.name].share,
+            ts=now().isoformat(),
+            cause=why,
+        )
+        self._evidence.begin_epoch(row, fresh=fresh)
+        self._ledger.owe_epoch(row)
+
+    def close(self) -> None:
+        """Let the rings go; what they hold is read by the next daemon."""
+        self._intake.close()
+
+    # What can be asked for.
+
+    async def set_percentage(self, feature: str, percentage: float, actor: Actor) -> FeatureView:
+        """Give a feature a share of its own. Raises RefusedError."""
+        async with self._deciding:
+            following = set_percentage(self._known(feature), percentage, actor.name)
+            return await self._asked(feature, following, actor, "set")
+
+    async def ramp(
+        self, feature: str, action: str, actor: Actor, key: Key | None = None
+    ) -> FeatureView:
+        """Do something to a feature's ramp. Raises RefusedError."""
+        async with self._deciding:
+            known, following = self._known(feature), None
+            if not await self._ledger.done_before(key):
+                try:
+                    following = act(
+                        known, Action(action), self._rules, Moment.now().unix, actor.name
+                    )
+                except RampError as error:
+                    raise refusals.ramp(error) from error
+            view = await self._asked(feature, following, actor, action)
+            await self._ledger.remember(key)
+            return view
+
+    async def _asked(
+        self, feature: str, following: Next | None, actor: Actor, outcome: str
+    ) -> FeatureView:
+        if following is not None:
+            try:
+                await self._follow(following, actor, outcome)
+            except OSError as error:
+                raise refusals.not_durable(error) from error
+            await self._written()
+        return self._feature_view(self._known(feature))
+
+    async def reset(self, feature: str | None, actor: Actor, key: Key | None = None) -> CanaryView:
+        """Reset one feature to the settings; without one, the fallback. Raises RefusedError."""
+        async with self._deciding:
+            if feature is not None:
+                self._known(feature)
+            if not await self._ledger.done_before(key):
+                await self._do_reset(feature, actor)
+                await self._ledger.remember(key)
+            return self.view()
+
+    async def _do_reset(self, feature: str | None, actor: Actor) -> None:
+        names = [feature] if feature else list(self._features)
+        changes = {name: self._reset(name, actor, whole=feature is not None) for name in names}
+        fallback = self._policy.fallback if feature else None
+        try:
+            await self._adopt(changes, fallback=fallback, forget=feature is None)
+        except OSError as error:
+            raise refusals.not_durable(error) from error
+        subject = feature or "fallback"
+        log.info("canary_reset", subject=subject, by=actor.name)
+        self._ledger.owe_audit(actor, "canary_reset", "done", subject)
+        await self._written()
+
+    def _reset(self, name: str, actor: Actor, *, whole: bool) -> Next:
+        feature = self._known(name)
+        if whole:
+            return reset(feature, self._settings.canary_percentage, actor.name)
+        since = {"step_since": Moment.now().unix}
+        return Next(feature.model_copy(update=since), f"fallback reset by {actor.name}", fresh=True)
+
+    async def _written(self) -> None:
+        moment = Moment.now()
+        await self._ledger.write(self._evidence, self._features, self._intake, moment)
+
+    # What there is to know.
+
+    def stats(self) -> CanaryStats:
+        """Return the last hour's numbers, from memory."""
+        return self._last_hour().stats
+
+    def suggestions(self) -> list[Suggestion]:
+        """Return what an operator should do about canaries, if anything; from memory."""
+        return list(suggestions(self.view()))
+
+    def view(self) -> CanaryView:
+        """Return every feature's canary as it is now, from memory."""
+        policy = self._policy
+        return CanaryView(
+            enabled=policy.enabled and policy.fallback is None,
+            canary_disabled_fallback=policy.fallback is not None,
+            fallback=policy.fallback,
+            dropped_events=self._intake.dropped,
+            late_calls=self._evidence.late,
+            features=[self._feature_view(feature) for feature in self._features.values()],
+        )
+
+    def _last_hour(self) -> Glance:
+        """Return the last hour's numbers; they are put together once in a look, or minute."""
+        minute = int(Moment.now().unix / 60)
+        if self._glance is None or self._glance.minute != minute:
+            self._glance = views.glance(self._evidence, minute)
+        return self._glance
+
+    async def report(self, hours: int) -> CanaryReport:
+        """Return the last hours' numbers of every feature. Raises StoreError."""
+        with suppress(OSError):  # it is about what is known
+            await self._look(at_once=True)
+        until = datetime.fromtimestamp(Moment.now().unix, UTC)
+        tallies, epochs = await self._ledger.tallies(until.timestamp(), hours)
+        return await anyio.to_thread.run_sync(
+            views.report,
+            until,
+            hours,
+            epochs,
+            tallies,
+            {
+                name: (self._evidence.judgement(name), self._evidence.ratio(name))
+                for name in self._features
+            },
+        )
+
+    @property
+    def _policy(self) -> CanaryPolicy:
+        policy = self._state.state.canary
+        if policy is None:
+            raise RuntimeError("canaries are asked about before they were started")
+        return policy
+
+    def _share(self, feature: Feature) -> float:
+        return self._policy.features[feature.name].share
+
+    def _known(self, name: str) -> Feature:
+        if name not in self._features:
+            raise refusals.unknown_feature(name, list(self._features))
+        return self._features[name]
+
+    def _feature_view(self, feature: Feature) -> FeatureView:
+        return views.feature_view(
+            feature,
+            self._share(feature),
+            self._rules,
+            self._evidence,
+            Moment.now().unix,
+            warnings=self._last_hour().warnings.get(feature.name, []),
+        )
+
+
+def _counts(arm: Arm) -> ArmCounts:
+    return ArmCounts(calls=arm.calls, errors=arm.errors, error_rate=arm.rate or 0.0)

@@ -1,0 +1,45 @@
+"""Feature canaries that remember what they were asked, for tests of the API."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from supervisor.api import canary_examples
+from supervisor.errors import RefusedError
+from supervisor.model.actor import Actor
+from supervisor.model.canary import CanaryReport, CanaryView, FeatureView
+from supervisor.model.key import Key
+
+
+@dataclass
+class PlayedCanaries:
+    """Answers with the document's examples."""
+
+    refusal: RefusedError | None = None
+    asked: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def view(self) -> CanaryView:
+        return canary_examples.VIEW
+
+    async def set_percentage(self, feature: str, percentage: float, actor: Actor) -> FeatureView:
+        return self._answer("set", feature, percentage, actor.name)
+
+    async def ramp(
+        self, feature: str, action: str, actor: Actor, key: Key | None = None
+    ) -> FeatureView:
+        return self._answer("ramp", feature, action, actor.name, key and key.value)
+
+    async def reset(self, feature: str | None, actor: Actor, key: Key | None = None) -> CanaryView:
+        self._answer("reset", feature, actor.name, key and key.value)
+        return canary_examples.VIEW
+
+    async def report(self, hours: int) -> CanaryReport:
+        self._answer("report", hours)
+        return canary_examples.REPORT
+
+    def _answer(self, *asked: Any) -> FeatureView:
+        self.asked.append(asked)
+        if self.refusal:
+            raise self.refusal
+        return canary_examples.FEATURE

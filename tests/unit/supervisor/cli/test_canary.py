@@ -1,0 +1,273 @@
+"""`atlasctl canary …`: what is asked of the daemon, and what an operator's word has done."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from supervisor.api import canary_examples as examples
+from tests.unit.supervisor.cli.conftest import Call
+from tests.unit.supervisor.cli.played import Played, problem
+
+FEATURE: dict[str, Any] = examples.FEATURE.model_dump(mode="json")
+VIEW: dict[str, Any] = examples.VIEW.model_dump(mode="json")
+REPORT: dict[str, Any] = examples.REPORT.model_dump(mode="json")
+UNKNOWN = problem("unknown_feature", "there is no feature 'speech'", "CANARY_FEATURES lists them")
+
+
+def steady(**fields: Any) -> dict[str, Any]:
+    """Return a feature without a ramp."""
+    return {**FEATURE, "stage": "steady", "step": None, "waits_for": None, **fields}
+
+
+@pytest.mark.parametrize(
+    ("written", "share"),
+    [("0.1", 0.1), ("10%", 0.1), ("7 %", 0.07), (".5", 0.5), ("0.05%", 0.0005), ("0", 0), ("1", 1)],
+)
+async def test_a_share_is_set_however_it_is_written(
+    daemon: Played, atlasctl: Call, written: str, share: float
+) -> None:
+    daemon.play("PUT", "/deploy/canary/vision", steady(share=share, percentage=share))
+    outcome = await atlasctl("canary", "set", "vision", written)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert [json.loads(asked.body) for asked in daemon.asked] == [{"percentage": share}]
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("10", "is it 10%?"),
+        ("101%", "'101%' is more than all calls: a share is 0 to 1, or 0% to 100%."),
+        ("1000", "a share is 0 to 1, or 0% to 100%."),
+        ("0,1", "'0,1' is no share: write 0.1 or 10% for a tenth of calls."),
+        ("nan", "'nan' is no share"),
+        ("1e-3", "'1e-3' is no share"),
+        ("\u0660.\u0661", "is no share"),  # digits, but of no number that we write
+        ("%", "'%' is no share"),
+        ("", "'' is no share"),
+        ("9" * 5000, "is no share"),
+    ],
+)
+async def test_what_is_no_share_is_wrong_usage_and_reaches_nobody(
+    daemon: Played, atlasctl: Call, written: str, said: str
+) -> None:
+    outcome = await atlasctl("canary", "set", "vision", written)
+    assert outcome.code == 2
+    assert said in outcome.err
+    assert daemon.asked == []
+
+
+@pytest.mark.parametrize("name", ["Vision", "../mode", "vision/ramp", "1st", "v" * 101, "ä"])
+@pytest.mark.parametrize("sub_verb", [["report"], ["set"], ["ramp"], ["reset"]])
+async def test_what_is_no_feature_s_name_is_wrong_usage_and_reaches_nobody(
+    daemon: Played, atlasctl: Call, name: str, sub_verb: list[str]
+) -> None:
+    more = {"set": ["0.1"], "ramp": ["start"]}.get(sub_verb[0], [])
+    outcome = await atlasctl("canary", *sub_verb, name, *more)
+    assert outcome.code == 2
+    assert "is no feature's name" in outcome.err
+    assert "`atlasctl canary status` lists them" in outcome.err
+    assert daemon.asked == []
+
+
+async def test_a_share_that_is_set_is_told(daemon: Played, atlasctl: Call) -> None:
+    daemon.play("PUT", "/deploy/canary/vision", steady(share=0.125, percentage=0.125))
+    outcome = await atlasctl("canary", "set", "vision", "12.5%")
+    assert outcome.out == "✓ vision: 12.5 % of calls go to the canary (steady)\n"
+
+
+async def test_a_share_set_while_canaries_are_off_says_that_it_is_not_in_force(
+    daemon: Played, atlasctl: Call
+) -> None:
+    daemon.play("PUT", "/deploy/canary/vision", steady(share=0.0, percentage=0.1))
+    outcome = await atlasctl("canary", "set", "vision", "0.1")
+    assert outcome.code == 0
+    assert "vision: 10 % of calls go to the canary" in outcome.out
+    assert "Canaries are off, so for now every call is stable." in outcome.out
+
+
+async def test_a_share_whose_answer_was_lost_is_set_once_more(
+    daemon: Played, atlasctl: Call
+) -> None:
+    daemon.play("PUT", "/deploy/canary/vision", steady(share=0.1, percentage=0.1))
+    daemon.break_first()
+    outcome = await atlasctl("canary", "set", "vision", "0.1")
+    assert outcome.code == 0
+    assert [asked.body for asked in daemon.asked] == ['{"percentage": 0.1}'] * 2
+
+
+@pytest.mark.parametrize(
+    ("action", "now", "said"),
+    [
+        ("start", {"step": 0, "share": 0.02}, "2 % of calls go to the canary (ramping, step 1 of"),
+        ("pause", {"stage": "paused"}, "10 % of calls go to the canary (paused, step 2 of 4)"),
+        ("resume", {}, "10 % of calls go to the canary (ramping, step 2 of 4)"),
+        ("advance", {"step": 2, "share": 0.5}, "50 % of calls go to the canary (ramping, step 3"),
+        ("promote", {"stage": "promoted", "step": None, "share": 1.0}, "all calls go to the"),
+        ("rollback", {"stage": "rolled_back", "step": None, "share": 0.0}, "no calls go to the"),
+    ],
+)
+async def test_a_ramp_is_steered_under_a_key_of_its_own_and_what_came_of_it_is_told(
+    daemon: Played, atlasctl: Call, action: str, now: dict[str, Any], said: str
+) -> None:
+    daemon.play("POST", "/deploy/canary/vision/ramp", {**FEATURE, **now})
+    outcome = await atlasctl("canary", "ramp", "vision", action)
+    assert outcome.code == 0
+    assert f"✓ vision: {said}" in outcome.out
+    assert ("waits for 120 s more" in outcome.out) == (now.get("step", 1) is not None)
+    assert "Canaries are off" not in outcome.out
+    [asked] = daemon.asked
+    assert json.loads(asked.body) == {"action": action}
+    assert asked.headers["idempotency-key"]
+
+
+@pytest.mark.parametrize("words", [["ramp", "vision", "advance"], ["reset"]])
+async def test_what_is_asked_for_again_because_the_answer_was_lost_has_the_same_key(
+    daemon: Played, atlasctl: Call, words: list[str]
+) -> None:
+    daemon.play("POST", "/deploy/canary/vision/ramp", FEATURE)
+    daemon.play("POST", "/deploy/canary/reset", VIEW)
+    daemon.break_first()
+    assert (await atlasctl("canary", *words)).code == 0
+    first, second = (asked.headers["idempotency-key"] for asked in daemon.asked)
+    assert first == second != ""
+
+
+async def test_an_unknown_action_is_wrong_usage(daemon: Played, atlasctl: Call) -> None:
+    outcome = await atlasctl("canary", "ramp", "vision", "faster")
+    assert outcome.code == 2
+    assert "'promote'" in outcome.err
+    assert daemon.asked == []
+
+
+async def test_a_ramp_that_can_t_be_steered_is_refused_with_the_hint(
+    daemon: Played, atlasctl: Call
+) -> None:
+    refused = problem("ramp_not_possible", "vision is steady: no ramp is under way", "start one")
+    daemon.play("POST", "/deploy/canary/vision/ramp", refused, status=409)
+    outcome = await atlasctl("canary", "ramp", "vision", "pause")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err == "✗ vision is steady: no ramp is under way\n  start one\n"
+
+
+async def test_a_reset_of_the_fallback_says_what_it_did(daemon: Played, atlasctl: Call) -> None:
+    daemon.play("POST", "/deploy/canary/reset", VIEW)
+    outcome = await atlasctl("canary", "reset")
+    assert outcome.code == 0
+    assert outcome.out.startswith("✓ the fallback is reset; calls until now are forgotten")
+    assert "canaries are on\n" in outcome.out
+    assert json.loads(daemon.asked[0].body) == {}
+
+
+async def test_a_reset_leaves_no_doubt_that_the_settings_keep_canaries_off(
+    daemon: Played, atlasctl: Call
+) -> None:
+    daemon.play("POST", "/deploy/canary/reset", {**VIEW, "enabled": False})
+    outcome = await atlasctl("canary", "reset")
+    assert "canaries are off: CANARY_ENABLED in the env file is false" in outcome.out
+
+
+async def test_a_feature_that_is_reset_tells_the_share_of_the_settings(
+    daemon: Played, atlasctl: Call
+) -> None:
+    view = {**VIEW, "features": [steady(share=0.2, percentage=0.2)]}
+    daemon.play("POST", "/deploy/canary/reset", view)
+    outcome = await atlasctl("canary", "reset", "vision")
+    assert "✓ vision is back to the settings: 20 % of calls go to the canary" in outcome.out
+    assert json.loads(daemon.asked[0].body) == {"feature": "vision"}
+
+
+@pytest.mark.parametrize(
+    ("words", "method", "path"),
+    [
+        (["set", "speech", "0.1"], "PUT", "/deploy/canary/speech"),
+        (["ramp", "speech", "start"], "POST", "/deploy/canary/speech/ramp"),
+        (["reset", "speech"], "POST", "/deploy/canary/reset"),
+    ],
+)
+async def test_an_unknown_feature_is_refused_with_the_daemon_s_hint(
+    daemon: Played, atlasctl: Call, words: list[str], method: str, path: str
+) -> None:
+    daemon.play(method, path, UNKNOWN, status=404)
+    outcome = await atlasctl("canary", *words)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err == "✗ there is no feature 'speech'\n  CANARY_FEATURES lists them\n"
+
+
+@pytest.mark.parametrize("option", [[], ["--json"]])
+async def test_a_report_on_an_unknown_feature_is_refused_and_names_the_known(
+    daemon: Played, atlasctl: Call, option: list[str]
+) -> None:
+    daemon.play("GET", "/deploy/canary/report", REPORT)
+    outcome = await atlasctl("canary", "report", "speech", *option)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err == "✗ There is no feature 'speech'.\n  CANARY_FEATURES lists: vision\n"
+
+
+@pytest.mark.parametrize("words", [["status"], ["report"], ["set", "vision", "0"], ["reset"]])
+async def test_a_daemon_from_before_canaries_is_told_apart_from_an_unknown_feature(
+    daemon: Played, atlasctl: Call, words: list[str]
+) -> None:
+    # An older daemon takes `canary` for the id of a deploy.
+    daemon.play("GET", "/deploy/canary", problem("unknown_deploy", "no 'canary'"), status=404)
+    outcome = await atlasctl("canary", *words)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "This daemon knows no feature canaries." in outcome.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--json", "canary", "status"],
+        ["canary", "--json", "status"],
+        ["canary", "status", "--json"],
+    ],
+)
+async def test_json_may_stand_before_or_after_each_word_and_is_byte_faithful(
+    daemon: Played, atlasctl: Call, words: list[str]
+) -> None:
+    body = b'{ "enabled":true,\n"features":[] , "new": "\\u0007"}'
+    daemon.play("GET", "/deploy/canary", body)
+    outcome = await atlasctl(*words)
+    assert (outcome.code, outcome.out) == (0, body.decode())
+
+
+async def test_the_url_may_stand_between_the_words(
+    daemon: Played, call: Call, tmp_path: Any
+) -> None:
+    daemon.play("GET", "/deploy/canary", VIEW)
+    outcome = await call("canary", "--url", daemon.url, "status")
+    assert outcome.code == 0
+    assert "canaries are on" in outcome.out
+
+
+async def test_with_json_a_refusal_is_the_api_s_own_answer_and_exit_1(
+    daemon: Played, atlasctl: Call
+) -> None:
+    daemon.play("PUT", "/deploy/canary/speech", UNKNOWN, status=404)
+    outcome = await atlasctl("canary", "set", "speech", "0.1", "--json")
+    assert (outcome.code, outcome.err) == (1, "")
+    assert json.loads(outcome.out) == UNKNOWN
+
+
+async def test_something_else_that_answers_there_is_no_daemon(
+    daemon: Played, atlasctl: Call
+) -> None:
+    daemon.play("GET", "/deploy/canary", {"hello": "world"})
+    outcome = await atlasctl("canary", "status")
+    assert outcome.code == 3
+    assert "has no 'features'" in outcome.err
+
+
+async def test_hours_outside_of_a_month_are_wrong_usage(daemon: Played, atlasctl: Call) -> None:
+    for hours in ("0", "721", "x"):
+        assert (await atlasctl("canary", "report", "--hours", hours)).code == 2
+    assert daemon.asked == []
+
+
+async def test_the_sub_verbs_are_listed_in_the_order_of_their_use(atlasctl: Call) -> None:
+    outcome = await atlasctl("canary", "--help")
+    words = [line.split()[0] for line in outcome.out.splitlines() if line.startswith("  ")]
+    assert words[-5:] == ["status", "report", "set", "ramp", "reset"]

@@ -1,0 +1,147 @@
+"""A state folder with a policy, rings that are read, and programs that use canaries."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor.features.rings import Batch, Positions, Ring, ring_files
+from worker.contract.ring import Event, Kind, decode
+from worker.kit.canary.process import process
+
+ROOT = Path(__file__).parents[3]
+SALT = "5a" * 16
+
+
+@dataclass
+class Canaries:
+    """What the daemon would do: write the policy, read the rings."""
+
+    folder: Path
+    _read: dict[Path, Positions] = field(default_factory=dict)
+
+    @property
+    def state_file(self) -> Path:
+        return self.folder / "deploy_state.json"
+
+    def decide(
+        self, shares: dict[str, Any], *, epoch: int = 17, enabled: bool = True,
+        latched: bool = False, schema: int = 1,
+    ) -> None:  # fmt: skip
+        features = {name: {"share": share, "epoch": epoch} for name, share in shares.items()}
+        self.replace(
+            json.dumps(
+                {
+                    "schema_version": schema,
+                    "canary_disabled_fallback": latched,
+                    "canary": {"enabled": enabled, "salt": SALT, "features": features},
+                }
+            ).encode()
+        )
+
+    def replace(self, content: bytes) -> None:
+        new = self.folder / ".new"
+        new.write_bytes(content)
+        new.replace(self.state_file)
+
+    @property
+    def rings(self) -> list[Path]:
+        return ring_files(self.folder / "canary")
+
+    def drain(self) -> list[tuple[Path, Batch]]:
+        """Read what is new in every ring, and give its room back."""
+        batches = []
+        for path in self.rings:
+            ring = Ring.open(path)
+            batch = ring.read(self._read.get(path, Positions()))
+            ring.advance(batch.next)
+            ring.close()
+            self._read[path] = batch.next
+            batches.append((path, batch))
+        return batches
+
+    def events(self) -> list[Event]:
+        """Return all new events of all rings without keys, equal ones together."""
+        return [
+            decode(word)
+            for _, batch in self.drain()
+            for word, count in batch.events.items()
+            for _ in range(count)
+        ]
+
+    def kinds(self) -> Counter[Kind]:
+        return Counter(Kind(event.kind) for event in self.events())
+
+    def dropped(self) -> int:
+        total = 0
+        for path in self.rings:
+            ring = Ring.open(path)
+            total += ring.dropped
+            ring.close()
+        return total
+
+
+@pytest.fixture
+def canaries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Canaries]:
+    """Give this process a beginning of its own, with a state folder that a daemon has made."""
+    (tmp_path / "canary").mkdir(mode=0o700)
+    monkeypatch.setenv("ATLAS_STATE_DIR", str(tmp_path))
+    begin_anew()
+    yield Canaries(tmp_path)
+    begin_anew()
+
+
+def begin_anew() -> None:
+    """Let this process know nothing, as a forked child does; its helper thread ends."""
+    with process._lock:
+        process.after_fork()
+    for thread in threading.enumerate():
+        if thread.name == "atlas-canary":
+            thread.join(10)
+
+
+def eventually(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    """Wait until the condition holds; fails when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to hold"
+        time.sleep(0.002)
+
+
+@contextmanager
+def program(folder: Path, code: str) -> Iterator[subprocess.Popen[str]]:
+    """Run Python code in a process of its own; it is killed at the end."""
+    child = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", "from worker import *\n" + code],
+        env={**os.environ, "ATLAS_STATE_DIR": str(folder), "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with child:
+        try:
+            yield child
+        finally:
+            if child.poll() is None:
+                child.send_signal(signal.SIGKILL)
+
+
+def output(folder: Path, code: str) -> str:
+    """Return what the code prints; it must end by itself and well."""
+    with program(folder, code) as child:
+        out, _ = child.communicate(timeout=30)
+        assert child.returncode == 0
+        return out

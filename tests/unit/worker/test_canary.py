@@ -1,0 +1,385 @@
+"""What an application sees: decisions, calls and records, and what is told of them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.worker.canary_support import Canaries, canaries, eventually, output
+from worker import canary, is_canary_enabled, record_canary_call, use_canary_version
+from worker.contract import LATENCY_BUCKETS, bucket_milliseconds, latency_bucket
+from worker.contract.ring import Event, Kind, Outcome
+from worker.kit.canary.process import process
+
+__all__ = ["canaries"]
+
+
+def outcomes(events: list[Event]) -> Counter[tuple[int, int]]:
+    return Counter((event.kind, event.outcome) for event in events)
+
+
+# No supervisor.
+
+
+@pytest.mark.parametrize("left", ["nothing", "no ring folder", "no state file"])
+def test_with_no_supervisor_everything_is_stable_and_nothing_is_raised(
+    canaries: Canaries, left: str
+) -> None:
+    if left != "no state file":
+        (canaries.folder / "canary").rmdir()
+    if left == "no ring folder":
+        canaries.decide({"vision": 1})
+
+    assert is_canary_enabled() is (left == "no ring folder")
+    assert use_canary_version("vision", key="me") is (left == "no ring folder")
+    record_canary_call("vision", True, True, 1.0)
+    with canary.call("vision") as call:
+        assert call.is_canary is (left == "no ring folder")
+    assert canaries.rings == []
+
+
+def test_what_could_not_be_written_is_counted_once_there_is_a_ring(canaries: Canaries) -> None:
+    (canaries.folder / "canary").rmdir()
+    canaries.decide({"vision": 1})
+    for _ in range(3):
+        with canary.call("vision"):
+            pass
+    (canaries.folder / "canary").mkdir(mode=0o700)
+
+    eventually(lambda: canaries.rings)
+
+    assert canaries.dropped() == 3
+    with canary.call("vision"):
+        pass
+    eventually(lambda: process.main.capacity)
+    with canary.call("vision"):
+        pass
+    assert canaries.kinds()[Kind.ENDED] >= 1
+
+
+# The first answer, and the ones after it.
+
+
+def test_the_first_answer_is_right_in_every_thread(tmp_path: Path) -> None:
+    (tmp_path / "canary").mkdir()
+    Canaries(tmp_path).decide({"vision": 1})
+    code = """
+import threading
+answers = []
+start = threading.Barrier(8)
+def ask():
+    start.wait()
+    answers.append(use_canary_version("vision"))
+threads = [threading.Thread(target=ask) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(answers.count(True))
+"""
+    assert output(tmp_path, code) == "8\n"
+    assert Canaries(tmp_path).kinds() == {Kind.ASKED: 8}
+
+
+def test_the_share_is_kept_for_small_shares_too(canaries: Canaries) -> None:
+    canaries.decide({"vision": 0.005})
+
+    drawn = sum(use_canary_version("vision") for _ in range(20_000))
+
+    assert 100 - 6 * 10 < drawn < 100 + 6 * 10  # six standard deviations
+    events = canaries.events()
+    assert sum(event.is_canary for event in events) == drawn
+    assert {event.epoch for event in events} == {17}
+
+
+@pytest.mark.parametrize(
+    "name", ["nosuch", "", None, 7, ["vision"], b"vision", "vision\0", "x" * 10_000]
+)
+def test_a_feature_that_is_not_listed_is_stable_and_not_recorded(
+    canaries: Canaries, name: Any
+) -> None:
+    canaries.decide({"vision": 1})
+
+    assert use_canary_version(name) is False
+    assert use_canary_version(name, key="me") is False
+    record_canary_call(name, True, True, 1.0)
+    with canary.call(name) as call:
+        assert not call.is_canary
+
+    assert canaries.kinds() == {}
+
+
+# Telling how it went.
+
+
+def test_a_question_and_its_record_are_one_call(canaries: Canaries) -> None:
+    canaries.decide({"vision": 1, "web": 0})
+
+    use_canary_version("vision")
+    use_canary_version("web")
+    record_canary_call("vision", True, False, 20.0)
+    record_canary_call("web", False, True, 5.0)
+    record_canary_call("web", False, True, 5.0)
+
+    events = canaries.events()
+    assert outcomes(events) == {
+        (Kind.ASKED, 0): 2,
+        (Kind.TOLD, Outcome.OK): 1,
+        (Kind.TOLD, Outcome.ERROR): 1,
+        (Kind.RECORDED, Outcome.OK): 1,  # the same answer is not told twice
+    }
+    failed = next(event for event in events if event.outcome == Outcome.ERROR)
+    assert failed.is_canary
+    assert failed.bucket == latency_bucket(20.0)
+
+
+def test_a_record_of_the_other_arm_counts_by_itself(canaries: Canaries) -> None:
+    canaries.decide({"vision": 1})
+
+    use_canary_version("vision")
+    record_canary_call("vision", False, True, 1.0)
+    record_canary_call("vision", True, True, 1.0)
+
+    recorded = [event for event in canaries.events() if event.kind == Kind.RECORDED]
+    assert sorted(event.is_canary for event in recorded) == [False, True]
+
+
+def test_a_record_keeps_the_epoch_of_its_question(canaries: Canaries) -> None:
+    canaries.decide({"vision": 1}, epoch=1)
+    use_canary_version("vision")
+    canaries.decide({"vision": 0}, epoch=2)
+    eventually(lambda: not use_canary_version("vision", key="probe"))
+
+    record_canary_call("vision", True, True, 1.0)  # the one with a key is asked last
+    canaries.decide({"vision": 1}, epoch=3)
+    eventually(lambda: use_canary_version("vision"))
+    canaries.decide({"vision": 0}, epoch=4)
+    eventually(lambda: process.rules["vision"].share == 0)
+    record_canary_call("vision", True, True, 1.0)
+
+    told = [event for event in canaries.events() if event.kind == Kind.TOLD]
+    assert [event.epoch for event in told] == [3]
+
+
+async def test_tasks_do_not_take_each_others_questions(canaries: Canaries) -> None:
+    canaries.decide({"vision": 0.5})
+
+    async def work() -> None:
+        used = use_canary_version("vision")
+        await asyncio.sleep(0)
+        record_canary_call("vision", used, True, 1.0)
+
+    await asyncio.gather(*(work() for _ in range(200)))
+
+    assert canaries.kinds() == {Kind.ASKED: 200, Kind.TOLD: 200}
+
+
+async def test_a_question_that_was_copied_into_two_tasks_is_told_once(canaries: Canaries) -> None:
+    canaries.decide({"vision": 1})
+    use_canary_version("vision")
+
+    await asyncio.gather(
+        *(asyncio.to_thread(record_canary_call, "vision", True, True, 1.0) for _ in range(4))
+    )
+
+    assert canaries.kinds() == {Kind.ASKED: 1, Kind.TOLD: 1, Kind.RECORDED: 3}
+
+
+class Odd:
+    """Raises wherever it is touched."""
+
+    def __bool__(self) -> bool:
+        raise RuntimeError("no")
+
+    __gt__ = __ge__ = __float__ = __str__ = __bool__  # type: ignore[assignment]  # as it is
+
+
+@pytest.mark.parametrize(
+    ("ok", "latency"),
+    [(True, None), (True, "12"), (True, []), (True, Odd()), (Odd(), 1.0), (True, 1j)],
+)
+def test_a_record_that_can_not_be_understood_is_ignored(
+    canaries: Canaries, ok: Any, latency: Any
+) -> None:
+    canaries.decide({"vision": 1})
+
+    record_canary_call("vision", True, ok, latency)
+    record_canary_call("vision", Odd(), True, 1.0)  # type: ignore[arg-type]  # on purpose
+
+    assert canaries.kinds() == {}
+
+
+@pytest.mark.parametrize(
+    ("latency", "bucket"),
+    [(math.nan, 0), (-5.0, 0), (0, 0), (math.inf, LATENCY_BUCKETS - 1), (1e300, 2047),
+     (10**400, 2047), (Decimal("1.5"), latency_bucket(1.5)), (True, latency_bucket(1.0))],
+)  # fmt: skip
+def test_an_odd_latency_harms_nothing(canaries: Canaries, latency: Any, bucket: int) -> None:
+    canaries.decide({"vision": 1})
+
+    record_canary_call("vision", True, True, latency)
+
+    assert [(event.kind, event.bucket) for event in canaries.events()] == [(Kind.RECORDED, bucket)]
+
+
+@pytest.mark.parametrize("key", ["", "ü", 7, b"k", Odd(), ("a", 1), "x" * 100_000])
+def test_no_key_breaks_a_decision(canaries: Canaries, key: Any) -> None:
+    canaries.decide({"vision": 1})
+
+    with canary.call("vision", key) as call:
+        assert call.is_canary is not isinstance(key, Odd)  # there is none then: stable
+    use_canary_version("vision", key=key)
+
+
+def test_a_bucket_tells_a_latency_within_one_percent() -> None:
+    for exponent in range(-29, 200):
+        latency = 1.11**exponent
+        assert bucket_milliseconds(latency_bucket(latency)) == pytest.approx(latency, rel=0.0101)
+    assert all(latency_bucket(bucket_milliseconds(one)) == one for one in range(LATENCY_BUCKETS))
+
+
+# Calls.
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (None, Outcome.OK),
+        (ValueError, Outcome.ERROR),
+        (TimeoutError, Outcome.ERROR),
+        (SystemExit, Outcome.ERROR),
+        (asyncio.CancelledError, Outcome.CANCELLED),
+        (KeyboardInterrupt, Outcome.CANCELLED),
+        (GeneratorExit, Outcome.CANCELLED),
+    ],
+)
+async def test_a_call_tells_its_outcome_and_passes_the_exception_on(
+    canaries: Canaries, error: type[BaseException] | None, outcome: Outcome
+) -> None:
+    canaries.decide({"vision": 1})
+
+    def plain() -> None:
+        with canary.call("vision"):
+            if error:
+                raise error
+
+    async def in_a_task() -> None:
+        async with canary.call("vision", key="me") as call:
+            assert call.is_canary
+            if error:
+                raise error
+
+    if error is None:
+        plain()
+        await in_a_task()
+    else:
+        with pytest.raises(error):
+            plain()
+        with pytest.raises(error):
+            await in_a_task()
+
+    [(_, batch)] = canaries.drain()
+    from worker.contract.ring import decode
+
+    for words in (list(batch.events), [word for word, _ in batch.keyed]):
+        assert outcomes([decode(word) for word in words]) == {
+            (Kind.BEGUN, 0): 1,
+            (Kind.ENDED, outcome): 1,
+        }
+    assert len({key for _, key in batch.keyed}) == 1
+
+
+def test_a_calls_latency_is_measured(canaries: Canaries) -> None:
+    canaries.decide({"vision": 1})
+
+    with canary.call("vision"):
+        threading.Event().wait(0.02)
+
+    ended = next(event for event in canaries.events() if event.kind == Kind.ENDED)
+    assert 19 < bucket_milliseconds(ended.bucket) < 5000
+
+
+def test_a_call_may_be_used_again_and_within_itself_of_others(canaries: Canaries) -> None:
+    canaries.decide({"vision": 1, "web": 0})
+    call = canary.call("vision")
+
+    for _ in range(2):
+        with call, canary.call("web") as inner:
+            assert (call.arm, inner.arm) == ("canary", "stable")
+
+    assert canaries.kinds() == {Kind.BEGUN: 4, Kind.ENDED: 4}
+
+
+# Routes.
+
+
+def test_a_route_calls_the_arm_that_was_decided(canaries: Canaries) -> None:
+    canaries.decide({"vision": 0.5})
+
+    def old(number: int, *, twice: bool = False) -> str:
+        return f"old {number} {twice}"
+
+    @canary.route("vision", stable=old)
+    def new(number: int, *, twice: bool = False) -> str:
+        """Documented."""
+        return f"new {number} {twice}"
+
+    assert new.__doc__ == "Documented."
+    assert {new(1, twice=True) for _ in range(200)} == {"old 1 True", "new 1 True"}
+    assert canaries.kinds() == {Kind.BEGUN: 200, Kind.ENDED: 200}
+
+
+async def test_an_async_route_measures_the_work_and_not_its_beginning(canaries: Canaries) -> None:
+    canaries.decide({"vision": 1})
+
+    async def old() -> str:
+        return "old"
+
+    @canary.route("vision", stable=old)
+    async def new() -> str:
+        await asyncio.sleep(0.02)
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        await new()
+
+    ended = next(event for event in canaries.events() if event.kind == Kind.ENDED)
+    assert ended.outcome == Outcome.ERROR
+    assert bucket_milliseconds(ended.bucket) > 19
+
+
+def test_a_route_that_can_not_be_measured_is_refused_when_it_is_decorated() -> None:
+    async def waits() -> None: ...
+
+    def gives() -> Iterator[int]:
+        yield 1
+
+    for new, stable in ((waits, print), (print, waits), (gives, gives), (print, 7)):
+        with pytest.raises(TypeError):
+            canary.route("vision", stable=stable)(new)  # type: ignore[arg-type]  # on purpose
+
+
+# The package.
+
+
+def test_to_import_the_worker_loads_nothing_else(tmp_path: Path) -> None:
+    code = """
+import subprocess, sys
+code = "import sys, __future__; old = {*sys.modules}; import worker; print(*{*sys.modules} - old)"
+print(subprocess.check_output([sys.executable, "-S", "-c", code], text=True), end="")
+"""
+    assert output(tmp_path, code) == "worker\n"
+
+
+def test_the_worker_has_no_other_names() -> None:
+    import worker
+
+    assert worker.canary is canary
+    with pytest.raises(AttributeError, match="nosuch"):
+        _ = worker.nosuch

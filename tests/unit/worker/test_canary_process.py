@@ -1,0 +1,411 @@
+"""Threads, forks, deaths, a full ring, and a policy that changes or breaks; real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from supervisor.features.rings import Positions, Ring
+from supervisor.model.state import SCHEMA_VERSION
+from tests.unit.worker.canary_support import (
+    SALT,
+    Canaries,
+    canaries,
+    eventually,
+    output,
+    program,
+)
+from worker import canary, is_canary_enabled, record_canary_call, use_canary_version
+from worker.contract import STATE_SCHEMA_VERSION
+from worker.contract import ring as layout
+from worker.contract.ring import Kind, decode
+from worker.kit.canary.policy import BadPolicyError, Rule, key_threshold, read_policy
+from worker.kit.canary.process import process
+from worker.kit.canary.ring import make_ring
+
+__all__ = ["canaries"]
+
+
+# Threads.
+
+
+def use_one_way_or_another(number: int) -> None:
+    if number % 3 == 0:
+        record_canary_call("vision", use_canary_version("vision"), True, 1.0)
+    elif number % 3 == 1:
+        with canary.call("vision"):
+            pass
+    elif number % 30 == 2:
+        with canary.call("vision", key="me"):
+            pass
+
+
+def test_sixteen_threads_lose_no_event_while_the_ring_turns(canaries: Canaries) -> None:
+    canaries.decide({"vision": 0.5})
+    each, threads = 8000, 16
+    told: Counter[Kind] = Counter()
+    keyed = 0
+
+    def hammer() -> None:
+        for number in range(each):
+            use_one_way_or_another(number)
+
+    def drain() -> None:
+        nonlocal keyed
+        for _, batch in canaries.drain():
+            for word, count in batch.events.items():
+                told[Kind(decode(word).kind)] += count
+            keyed += len(batch.keyed)
+
+    running = [threading.Thread(target=hammer) for _ in range(threads)]
+    for thread in running:
+        thread.start()
+    while any(thread.is_alive() for thread in running):
+        drain()
+        running[0].join(0.01)
+    drain()
+
+    assert told[Kind.ASKED] == told[Kind.TOLD]
+    assert told[Kind.BEGUN] == told[Kind.ENDED]
+    calls = threads * (len(range(0, each, 3)) + len(range(1, each, 3)))
+    # A reader that the threads kept from reading may have let the ring run full.
+    assert told[Kind.ASKED] + told[Kind.BEGUN] + canaries.dropped() == calls
+    assert keyed == 2 * threads * len(range(2, each, 30))
+
+
+# A full ring.
+
+
+def test_a_full_ring_drops_whole_calls_and_recovers_when_it_is_read(canaries: Canaries) -> None:
+    canaries.decide({"vision": 1})
+    open_calls = [canary.call("vision") for _ in range(1000)]
+    for call in open_calls:
+        call.__enter__()
+    for _ in range(layout.MAIN_WORDS):
+        record_canary_call("vision", True, True, 1.0)
+    with canary.call("vision"):
+        pass
+    use_canary_version("vision")
+    record_canary_call("vision", True, True, 1.0)  # its question was dropped, so it is, too
+
+    for call in open_calls:
+        call.__exit__(None, None, None)
+
+    room = layout.MAIN_WORDS // 4 * 3
+    assert canaries.dropped() == 1000 + layout.MAIN_WORDS - room + 2
+    assert canaries.kinds() == {
+        Kind.BEGUN: 1000,
+        Kind.RECORDED: room - 1000,
+        Kind.ENDED: 1000,
+    }
+    for _ in range(3):
+        with canary.call("vision"):
+            pass
+    assert canaries.kinds() == {Kind.BEGUN: 3, Kind.ENDED: 3}
+
+
+def test_a_full_keyed_ring_drops_and_recovers(canaries: Canaries) -> None:
+    canaries.decide({"vision": 1})
+    room = layout.KEYED_ENTRIES // 4 * 3
+    for number in range(room + 5):
+        use_canary_version("vision", key=str(number))
+
+    [(path, batch)] = canaries.drain()
+
+    assert len({key for _, key in batch.keyed}) == room
+    ring = Ring.open(path)
+    assert ring.keyed_dropped == 5
+    ring.close()
+    use_canary_version("vision", key="me")
+    assert len(canaries.drain()[0][1].keyed) == 1
+
+
+def test_what_records_in_a_signal_handler_breaks_nothing(canaries: Canaries) -> None:
+    canaries.decide({"vision": 1})
+    use_canary_version("vision")  # one that comes in the middle of the first use finds it stable
+    handled = 0
+
+    def handle(*_: object) -> None:
+        nonlocal handled
+        handled += 1
+        use_canary_version("vision")
+
+    before = signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    seen, asked = 0, 1
+    try:
+        while handled < 100:
+            use_canary_version("vision")
+            asked += 1
+            if asked % 20_000 == 0:
+                seen += canaries.kinds()[Kind.ASKED]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+    assert seen + canaries.kinds()[Kind.ASKED] + canaries.dropped() == asked + handled
+
+
+# Deaths and forks.
+
+
+def test_a_process_that_is_killed_in_mid_call_has_told_all_it_did(canaries: Canaries) -> None:
+    canaries.decide({"vision": 1})
+    code = """
+import sys
+for _ in range(5000):
+    with canary.call("vision"): pass
+with canary.call("vision"):
+    with canary.call("vision", key="me"):
+        print("open", flush=True)
+        sys.stdin.read()
+"""
+    with program(canaries.folder, code) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "open\n"
+        child.kill()
+        child.wait(10)
+
+    [(path, batch)] = canaries.drain()
+    kinds = {Kind(decode(word).kind): 0 for word in batch.events}
+    for word, count in batch.events.items():
+        kinds[Kind(decode(word).kind)] += count
+    assert kinds == {Kind.BEGUN: 5001, Kind.ENDED: 5000}
+    assert [decode(word).kind for word, _ in batch.keyed] == [Kind.BEGUN]
+    assert not batch.alive
+    assert batch.skipped == 0
+    assert path.name.startswith(f"{child.pid}-")
+
+
+def test_a_forked_child_has_a_ring_of_its_own_and_none_of_the_parents_calls(
+    canaries: Canaries,
+) -> None:
+    canaries.decide({"vision": 1})
+    code = """
+import os, random, time
+random.seed(1)
+call = canary.call("vision").__enter__()
+use_canary_version("vision")
+children = []
+for _ in range(2):
+    pid = os.fork()
+    if pid == 0:
+        call.__exit__(None, None, None)
+        record_canary_call("vision", True, True, 1.0)
+        call = canary.call("vision").__enter__()
+        call.__exit__(None, None, None)
+        while is_canary_enabled(): time.sleep(0.005)
+        os._exit(0)
+    children.append(pid)
+print("forked", flush=True)
+assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0]
+call.__exit__(None, None, None)
+record_canary_call("vision", True, True, 1.0)
+"""
+    with program(canaries.folder, code) as child:
+        eventually(lambda: len(canaries.rings) == 3)
+        canaries.decide({"vision": 0}, epoch=18, latched=True)  # their helper threads hear of it
+        assert child.wait(20) == 0
+
+    told = {}
+    for path in canaries.rings:
+        ring = Ring.open(path)
+        words = ring.read(Positions()).events
+        told[ring.owner.pid] = sorted(Kind(decode(word).kind).name for word in words)
+        ring.close()
+    assert told.pop(child.pid) == ["ASKED", "BEGUN", "ENDED", "TOLD"]
+    assert list(told.values()) == [["BEGUN", "ENDED", "RECORDED"]] * 2
+
+
+def test_forked_children_do_not_draw_alike(canaries: Canaries) -> None:
+    canaries.decide({"vision": 0.5})
+    code = """
+import os
+use_canary_version("vision")
+for _ in range(2):
+    pid = os.fork()
+    if pid == 0:
+        os.write(1, bytes(48 + use_canary_version("vision") for _ in range(64)) + b"\\n")
+        os._exit(0)
+    os.waitpid(pid, 0)
+"""
+    first, second = output(canaries.folder, code).split()
+    assert first != second
+
+
+def test_the_helper_keeps_no_process_from_ending(canaries: Canaries) -> None:
+    canaries.decide({"vision": 1})
+    assert output(canaries.folder, "print(use_canary_version('vision'))") == "True\n"
+
+
+# The policy.
+
+
+def test_a_latch_is_heard_and_its_end_too(canaries: Canaries) -> None:
+    canaries.decide({"vision": 1})
+    assert is_canary_enabled()
+
+    canaries.decide({"vision": 0}, epoch=18, latched=True)
+    eventually(lambda: not is_canary_enabled())
+    assert not use_canary_version("vision")
+    canaries.decide({"vision": 1}, epoch=19)
+    eventually(is_canary_enabled)
+    assert use_canary_version("vision")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\0" * 100,
+        b"[" * 100_000,
+        b'{"schema_version": 1, "canary_disabled_fallback": false}',
+        b'{"schema_version": 1, "canary_disabled_fallback": false, "canary": {"enabled": true}}',
+    ],
+)
+def test_a_broken_state_file_keeps_the_last_good_policy(canaries: Canaries, content: bytes) -> None:
+    canaries.decide({"vision": 1, "web": 0})
+    assert use_canary_version("vision")
+
+    canaries.replace(content)
+    process._look()
+    assert use_canary_version("vision")
+    canaries.state_file.unlink()
+    process._look()
+    assert use_canary_version("vision")
+    assert is_canary_enabled()
+
+    canaries.decide({"vision": 0, "web": 1}, epoch=18)
+    eventually(lambda: use_canary_version("web"))
+    assert not use_canary_version("vision")
+
+
+def test_a_state_file_from_the_future_is_not_read(canaries: Canaries) -> None:
+    assert STATE_SCHEMA_VERSION == SCHEMA_VERSION
+    canaries.decide({"vision": 1})
+    assert use_canary_version("vision")
+
+    canaries.decide({"vision": 0}, schema=SCHEMA_VERSION + 1)
+    process._look()
+
+    assert use_canary_version("vision")
+
+
+def test_a_fifo_in_place_of_the_state_file_keeps_nobody_waiting(canaries: Canaries) -> None:
+    os.mkfifo(canaries.state_file)
+    assert not use_canary_version("vision")
+
+
+def test_a_file_that_gives_a_share_though_canaries_are_off_is_stable_and_not_recorded(
+    canaries: Canaries,
+) -> None:
+    canaries.decide({"vision": 1, "web": 0}, enabled=False)
+
+    assert not use_canary_version("vision")
+    assert not use_canary_version("web")
+    assert not is_canary_enabled()
+    assert canaries.kinds() == {Kind.ASKED: 1}
+
+
+@pytest.mark.parametrize(
+    "feature",
+    [
+        {"share": -0.1, "epoch": 1},
+        {"share": 1.1, "epoch": 1},
+        {"share": True, "epoch": 1},
+        {"share": "1", "epoch": 1},
+        {"share": 1},
+        {"share": 1, "epoch": -1},
+        {"share": 1, "epoch": layout.EPOCHS},
+        {"share": 1, "epoch": 1.0},
+        7,
+    ],
+)
+def test_a_policy_that_is_not_whole_is_refused(feature: Any) -> None:
+    import json
+
+    document = {
+        "schema_version": 1,
+        "canary_disabled_fallback": False,
+        "canary": {"enabled": True, "salt": SALT, "features": {"vision": feature}},
+    }
+    with pytest.raises(BadPolicyError):
+        read_policy(json.dumps(document).encode(), {})
+
+
+# Keys.
+
+
+@given(
+    st.text(st.characters(exclude_categories=["Cs"])),
+    st.lists(st.floats(0, 1), min_size=2, max_size=6),
+)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_a_key_stays_in_as_the_share_grows(key: str, shares: list[float]) -> None:
+    from contextvars import ContextVar
+    from hashlib import blake2b
+
+    digest = blake2b(f"{SALT}\0vision\0{key}".encode(), digest_size=8).digest()
+    inside = []
+    for share in sorted(shares):
+        rule = Rule("vision", share, 1, SALT, ContextVar("asked"))
+        hasher = rule.hasher.copy()
+        hasher.update(key.encode())
+        assert hasher.digest() == digest
+        inside.append(digest < rule.threshold)
+        assert inside[-1] == (int.from_bytes(digest) / 2**64 < share or share == 1)
+    assert inside == sorted(inside)
+
+
+@given(st.floats(0, 1, exclude_max=True))
+def test_the_threshold_is_where_the_formula_turns(share: float) -> None:
+    turn = int.from_bytes(key_threshold(share))
+    assert turn == 0 or (turn - 1) / 2**64 < share
+    assert turn / 2**64 >= share
+
+
+def test_the_same_key_gets_the_same_answer_in_every_process(canaries: Canaries) -> None:
+    canaries.decide({"vision": 0.5})
+    code = "print([use_canary_version('vision', key=f'user-{n}') for n in range(50)])"
+    here = [use_canary_version("vision", key=f"user-{n}") for n in range(50)]
+
+    assert output(canaries.folder, code) == f"{here}\n"
+    assert 10 < sum(here) < 40
+    hashes = [[key for _, key in batch.keyed] for _, batch in canaries.drain()]
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes[0])) == 50
+
+
+# The file.
+
+
+def test_a_disk_without_room_costs_the_record_and_not_the_call(
+    canaries: Canaries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    canaries.decide({"vision": 1})
+
+    assert use_canary_version("vision")
+    assert process.main.dropped == 1
+    assert list((canaries.folder / "canary").iterdir()) == []
+
+
+def test_a_folder_full_of_rings_gets_no_more(canaries: Canaries) -> None:
+    folder = canaries.folder / "canary"
+    for number in range(layout.RINGS_LIMIT):
+        (folder / f"{number}.ring").touch()
+
+    with pytest.raises(OSError, match="nobody reads"):
+        make_ring(folder, (0, 0))

@@ -1,0 +1,138 @@
+"""What the daemon decided about each feature, as workers find it in the state file.
+
+It is made ready for the callers: what can be computed once is not computed for each call.
+"""
+
+from __future__ import annotations
+
+import json
+from contextvars import ContextVar
+from hashlib import blake2b
+from typing import Any
+
+from worker.contract import STATE_SCHEMA_VERSION
+from worker.contract.ring import EPOCHS, SLICE_SHIFT, Kind, encode
+
+Assignment = int | tuple[int, int]
+Asked = ContextVar[list[Assignment]]
+"""An assignment that is not told yet: its event word, with a key that and the hash word. It is
+taken out of the list when it is told, in whichever context that list was copied to."""
+
+_WHOLE = 2**64
+
+
+class BadPolicyError(ValueError):
+    """The state file holds no policy that can be understood."""
+
+
+class Words:
+    """What one arm's events ASKED, BEGUN and RECORDED are in one slice."""
+
+    __slots__ = ("asked", "begun", "recorded")
+
+    def __init__(self, asked: int, begun: int, recorded: int) -> None:
+        self.asked = asked
+        self.begun = begun
+        self.recorded = recorded
+
+
+class Rule:
+    """One feature under one epoch. `share` is that of the canary arm, from 0 to 1.
+
+    A key has the canary if the digest of `hasher`, fed with it, is below `threshold`.
+    `canary` and `stable` are the words of the present slice: `set_slice` renews them.
+    """
+
+    __slots__ = ("_first", "asked", "canary", "hasher", "set_asked", "share", "stable", "threshold")
+
+    def __init__(self, feature: str, share: float, epoch: int, salt: str, asked: Asked) -> None:
+        self.share = share
+        self.asked = asked
+        self.set_asked = asked.set  # bound once
+        self.hasher = blake2b(f"{salt}\0{feature}\0".encode(errors="surrogatepass"), digest_size=8)
+        self.threshold = key_threshold(share)
+        self._first = (_words(False, epoch), _words(True, epoch))
+        self.set_slice(0)
+
+    def set_slice(self, number: int) -> None:
+        """Let what is assigned from now on belong to this slice."""
+        shifted = number << SLICE_SHIFT
+        self.stable, self.canary = (
+            Words(first.asked | shifted, first.begun | shifted, first.recorded | shifted)
+            for first in self._first
+        )
+
+
+class Policy:
+    """All features that are listed, and whether canaries are on at all."""
+
+    def __init__(self, *, enabled: bool, rules: dict[str, Rule]) -> None:
+        self.enabled = enabled
+        self.rules = rules
+
+
+def _words(is_canary: bool, epoch: int) -> Words:
+    return Words(
+        *(
+            encode(kind, is_canary=is_canary, epoch=epoch, slice_number=0)
+            for kind in (Kind.ASKED, Kind.BEGUN, Kind.RECORDED)
+        )
+    )
+
+
+def key_threshold(share: float) -> bytes:
+    """Return the lowest digest that is not in the canary arm: of which `number / 2**64 >= share`.
+
+    The division rounds, so the number next to `share * 2**64` is searched for. A whole share takes
+    every key, also those few whose quotient rounds to 1.
+    """
+    if share >= 1:
+        return b"\xff" * 9  # greater than any digest of eight bytes
+    low, high = 0, _WHOLE
+    while low < high:
+        middle = (low + high) // 2
+        if middle / _WHOLE < share:
+            low = middle + 1
+        else:
+            high = middle
+    return low.to_bytes(8)
+
+
+def read_policy(content: bytes, asked: dict[str, Asked]) -> Policy:
+    """Return the policy in a state file; raises BadPolicyError.
+
+    `asked` keeps each feature's context variable over the renewals.
+    """
+    try:
+        document = json.loads(content)
+        if document["schema_version"] > STATE_SCHEMA_VERSION:
+            raise BadPolicyError("a newer supervisor wrote the state file")
+        canary = document["canary"]
+        latched = _of(bool, document["canary_disabled_fallback"])
+        enabled = _of(bool, canary["enabled"]) and not latched
+        salt = _of(str, canary["salt"])
+        listed = {_of(str, name): _checked(one) for name, one in canary["features"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BadPolicyError(f"the state file has no policy: {error!r}") from error
+    rules = {}
+    for name, (share, epoch) in listed.items():
+        # Off means share 0. A file that says otherwise has no epoch for it: nothing is recorded.
+        if enabled or share == 0:
+            variable = asked.setdefault(name, ContextVar(f"asked_{name}"))
+            rules[name] = Rule(name, share, epoch, salt, variable)
+    return Policy(enabled=enabled, rules=rules)
+
+
+def _checked(feature: Any) -> tuple[float, int]:
+    share, epoch = feature["share"], feature["epoch"]
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise BadPolicyError(f"{share!r} is no share")
+    if not 0 <= _of(int, epoch) < EPOCHS:
+        raise BadPolicyError(f"{epoch!r} is no epoch")
+    return float(share), epoch
+
+
+def _of(kind: type, value: Any) -> Any:
+    if type(value) is not kind:  # a bool is an int to isinstance
+        raise BadPolicyError(f"{value!r} is no {kind.__name__}")
+    return value
