@@ -169,12 +169,12 @@ async def test_one_in_the_slot_is_not_hurried_before_it_was_told_to_go(tmp_path:
 async def test_what_becomes_of_one_that_lingers_concerns_the_next_in_its_slot_in_no_way(
     tmp_path: Path,
 ) -> None:
-    async with street(tmp_path, drain_timeout_seconds=1.5, stop_timeout_seconds=0.3) as it:
+    async with street(tmp_path, drain_timeout_seconds=6, stop_timeout_seconds=0.3) as it:
         killed, hung, _deaf = [await it.leave(kit()) for _ in range(3)]
         os.kill(killed.pid, signal.SIGKILL)
         os.kill(hung.pid, signal.SIGSTOP)
         following = await it.add(kit())
-        died, *ended = await asyncio.wait_for(asyncio.gather(*it.drains), 10)
+        died, *ended = await asyncio.wait_for(asyncio.gather(*it.drains), 30)
         assert "did not finish: it was ended by SIGKILL" in died["message"]
         for how in ended:
             assert not how["by_itself"]
