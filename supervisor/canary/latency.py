@@ -15,13 +15,21 @@ from supervisor.canary.evalue import check_alpha, exponential, log_sum
 from supervisor.canary.histogram import Histogram
 from supervisor.canary.past import Prior
 from supervisor.canary.rollback import RollbackEvidence
-from worker.contract import LATENCY_BUCKETS, LATENCY_RATIO
+from worker.contract import (
+    LATENCY_BUCKETS,
+    LATENCY_RATIO,
+    bucket_milliseconds,
+    latency_bucket,
+)
 
 QUANTILES = (0.5, 0.95, 0.99)
 """Where in the stable arm's latencies the thresholds lie."""
 
 SLACK = 1.1
 """Thresholds lie this much higher: a canary that is slower by less is not slower to a person."""
+
+SLACK_MS = 1.0
+"""And at least this much: microseconds are seen by nobody, however sure they are."""
 
 LEAST_CALLS = 200
 """How many stable calls it takes to place thresholds: its slowest 1 % are two of them."""
@@ -57,10 +65,7 @@ class LatencyEvidence:
         calls = stable.count
         if calls < LEAST_CALLS:
             return False
-        quantiles = (stable.quantile_bucket(q) or 0 for q in QUANTILES)
-        self.thresholds = tuple(
-            min(bucket + 1 + _SLACK_BUCKETS, LATENCY_BUCKETS - 1) for bucket in quantiles
-        )
+        self.thresholds = tuple(_above(stable.quantile_bucket(q) or 0) for q in QUANTILES)
         self.seen = [(Arm(), Arm())] * len(self.thresholds)
         for test, threshold in zip(self._tests, self.thresholds, strict=True):
             test.believe(Prior((stable.over(threshold) + 0.5) / (calls + 1), _PRIOR_CALLS))
@@ -133,3 +138,10 @@ class LatencyEvidence:
         evidence._tests = [RollbackEvidence.from_dict(each) for each in kept["tests"]]
         evidence._highest = kept["highest"]
         return evidence
+
+
+def _above(bucket: int) -> int:
+    """Return the threshold for a quantile in this bucket: clearly above it."""
+    by_ratio = bucket + 1 + _SLACK_BUCKETS
+    by_time = latency_bucket(bucket_milliseconds(bucket) + SLACK_MS) + 1
+    return min(max(by_ratio, by_time), LATENCY_BUCKETS - 1)

@@ -85,7 +85,8 @@ class Evidence:
         self._epochs[row.epoch] = row
         if fresh or row.feature not in self._judges:
             self._judges[row.feature] = self._new_judge(row.feature)
-        if self._judges[row.feature].fix_thresholds(self._stable_of(row.feature)):
+        drawn = 0 < row.share < 1
+        if drawn and self._judges[row.feature].fix_thresholds(self._stable_of(row.feature)):
             self._stable[row.feature] = Histogram()  # the next epoch goes by this one's calls
 
     def follow(self, ramps: Mapping[str, int]) -> None:

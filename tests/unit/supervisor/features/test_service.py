@@ -343,6 +343,7 @@ async def test_a_canary_that_fails_more_often_is_rolled_back_and_the_others_stay
         view = canaries.feature()
         assert (view.stage, view.share) == ("rolled_back", 0.0)
         assert "vision" in view.reason
+        assert view.judgement.reason == view.reason  # what spoke against it is not forgotten
         assert canaries.feature("web").share == 0.2
         assert ("canary", "rolled_back", "vision") in await canaries.audited()
         assert not canaries.written.canary_disabled_fallback
