@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 
+import hypothesis
 import pytest
 
 # No test talks to a host that has a public certificate, and to load the machine's is a tenth of
 # the start of every process that imports aiohttp: hundreds of them in one run.
 os.environ["SSL_CERT_FILE"] = os.devnull
 os.environ["SSL_CERT_DIR"] = os.devnull
+
+# How long an example takes is the machine's affair; every test has a time limit as a whole.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

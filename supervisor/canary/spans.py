@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from supervisor.canary.calls import Tally
+from supervisor.canary.counts import Arm
 from supervisor.canary.histogram import Histogram
 from supervisor.model.canary import CountsRow
 
 MINUTE, HOUR = 60, 3600
+
+_LIVELY = 2 * MINUTE  # a call is assigned in a minute, and over a minute later at the most
 
 
 class Both(NamedTuple):
@@ -46,6 +49,8 @@ class Spans:
     def __init__(self, rows: Iterable[CountsRow] = ()) -> None:
         self._tallies = {_Key(*row[:4]): tally_of(row) for row in rows}
         self._changed: set[_Key] = set()
+        self._older: tuple[int, int, dict[int, Both]] = (0, 0, {})
+        """From one minute to another, which hardly change any more: their sum by epoch."""
 
     def add(self, at: float, now: float, epoch: int, tally: Tally, *, canary: bool) -> None:
         """Add calls that were assigned at `at`; what is older than is held here counts as now."""
@@ -54,6 +59,8 @@ class Spans:
             key = _Key(span, start, epoch, canary)
             self._tallies.setdefault(key, Tally()).add(tally)
             self._changed.add(key)
+            if span == MINUTE and start < self._older[1]:
+                self._older = (0, 0, {})
 
     def changed(self) -> list[CountsRow]:
         """Return what has changed since `written` was last called, whole."""
@@ -73,15 +80,36 @@ class Spans:
             if key not in self._changed:
                 del self._tallies[key]
 
-    def last_hour(self, now: float, counted: Callable[[int], bool]) -> Mapping[int, Both]:
-        """Return the tallies of the last 60 minutes by epoch, of the epochs that are `counted`."""
+    def last_hour(self, now: float) -> Mapping[int, Both]:
+        """Return the tallies of the last 60 minutes by epoch."""
         since = _start(now, MINUTE) - HOUR + MINUTE
+        until = _start(now, MINUTE) - _LIVELY
+        if self._older[:2] != (since, until):
+            self._older = (since, until, self._sum(since, until))
+        found = self._sum(until, _start(now, MINUTE) + HOUR)
+        for epoch, both in self._older[2].items():
+            found.setdefault(epoch, Both.none()).add(both)
+        return found
+
+    def _sum(self, since: int, until: int) -> dict[int, Both]:
+        """Return the tallies of the minutes that begin in `[since, until)`, by epoch."""
         found: dict[int, Both] = {}
         for key, tally in self._tallies.items():
-            if key.span == MINUTE and key.start >= since and counted(key.epoch):
+            if key.span == MINUTE and since <= key.start < until:
                 both = found.setdefault(key.epoch, Both.none())
                 both.side(canary=key.canary).add(tally)
         return found
+
+    def arms(self, now: float, counted_from: int) -> tuple[Arm, Arm]:
+        """Return the last hour's calls and errors, from an epoch on: the canary's and stable's."""
+        since = _start(now, MINUTE) - HOUR + MINUTE
+        counts = {True: [0, 0], False: [0, 0]}
+        for key, tally in self._tallies.items():
+            if key.span == MINUTE and key.start >= since and key.epoch >= counted_from:
+                side = counts[bool(key.canary)]
+                side[0] += tally.calls
+                side[1] += tally.errors
+        return Arm(*counts[True]), Arm(*counts[False])
 
 
 def row_of(key: _Key, tally: Tally) -> CountsRow:
@@ -107,6 +135,14 @@ def tally_of(row: CountsRow) -> Tally:
         cancelled=row.cancelled,
         latency=Histogram.from_bytes(row.latency),
     )
+
+
+def by_epoch(rows: Iterable[CountsRow]) -> dict[int, Both]:
+    """Return the sum of what the store has kept, by epoch."""
+    found: dict[int, Both] = {}
+    for row in rows:
+        found.setdefault(row.epoch, Both.none()).side(canary=bool(row.canary)).add(tally_of(row))
+    return found
 
 
 def _start(at: float, span: int) -> int:

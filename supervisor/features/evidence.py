@@ -13,7 +13,7 @@ from typing import NamedTuple, Self
 
 from supervisor import procfs
 from supervisor.canary.calls import SLICES_PER_SECOND, Calls, Outcome
-from supervisor.canary.counts import Arm, Window
+from supervisor.canary.counts import Window
 from supervisor.canary.histogram import Histogram
 from supervisor.canary.judge import Judge
 from supervisor.canary.judgement import Judgement
@@ -194,19 +194,12 @@ class Evidence:
         """Return all epochs that are known, the oldest first."""
         return [self._epochs[number] for number in sorted(self._epochs)]
 
-    def last_hour(self, now: float, counted_from: int = 0) -> dict[str, Both]:
-        """Return the tallies of the last hour by feature, from an epoch on."""
+    def last_hour(self, now: float) -> dict[str, Both]:
+        """Return the tallies of the last hour by feature; `now` is Unix time."""
         found = {feature: Both.none() for feature in self._judges}
-        for epoch, both in self.spans.last_hour(now, lambda each: each >= counted_from).items():
+        for epoch, both in self.spans.last_hour(now).items():
             found.setdefault(self._epochs[epoch].feature, Both.none()).add(both)
         return found
-
-    def arms(self, now: float, counted_from: int) -> tuple[Arm, Arm]:
-        """Return the last hour's calls of all features: the canary's and the stable arm's."""
-        both = list(self.last_hour(now, counted_from).values())
-        canary = Arm(sum(b.canary.calls for b in both), sum(b.canary.errors for b in both))
-        stable = Arm(sum(b.stable.calls for b in both), sum(b.stable.errors for b in both))
-        return canary, stable
 
     # What is written down.
 

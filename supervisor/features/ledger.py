@@ -13,13 +13,13 @@ from typing import Any
 import structlog
 
 from supervisor.canary.ramp import Feature
-from supervisor.canary.spans import HOUR, MINUTE, Both, tally_of
+from supervisor.canary.spans import HOUR, MINUTE
 from supervisor.clock import Stopwatch
 from supervisor.config import Settings
 from supervisor.features.evidence import Evidence, Kept, Moment
 from supervisor.features.intake import Intake
 from supervisor.model.actor import Actor
-from supervisor.model.canary import CanaryPolicy, EpochRow
+from supervisor.model.canary import CanaryPolicy, CountsRow, EpochRow
 from supervisor.model.key import Key
 from supervisor.store.canary import MINUTES_KEPT_SECONDS, CanaryCommit
 from supervisor.store.database import Database
@@ -156,8 +156,8 @@ class Ledger:
         except StoreError as error:
             log.error("key_not_remembered", why=str(error))
 
-    async def tallies(self, now: float, hours: int) -> tuple[dict[int, Both], list[EpochRow]]:
-        """Return the last hours' tallies by epoch, as far as they are written, and the epochs.
+    async def counts(self, now: float, hours: int) -> tuple[list[CountsRow], list[EpochRow]]:
+        """Return what is written down of the last hours, and the epochs.
 
         Whole hours where there are, and the minutes of the first one that is not whole. Raises
         StoreError.
@@ -168,11 +168,7 @@ class Ledger:
         if since >= now - MINUTES_KEPT_SECONDS:
             first_minute = -(-since // MINUTE) * MINUTE
             rows += await self._database.canary_counts(MINUTE, first_minute, first_hour)
-        found: dict[int, Both] = {}
-        for row in rows:
-            both = found.setdefault(row.epoch, Both.none())
-            both.side(canary=bool(row.canary)).add(tally_of(row))
-        return found, await self._database.canary_epochs(since)
+        return rows, await self._database.canary_epochs(since)
 
 
 async def kept_by(database: Database, now: float) -> tuple[Kept, dict[str, Feature]]:

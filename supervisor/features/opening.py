@@ -7,6 +7,7 @@ import structlog
 from supervisor.config import Settings
 from supervisor.errors import StartRefusedError
 from supervisor.features.evidence import Evidence, Moment, Observe, unobserved
+from supervisor.features.holding import Holding
 from supervisor.features.intake import Intake
 from supervisor.features.ledger import Ledger, kept_by, newest_epoch
 from supervisor.features.policy import first_features
@@ -38,17 +39,19 @@ async def open_canaries(
         evidence = Evidence(settings, kept._replace(progress={}), observe)
     folder = settings.state_dir / RINGS_DIRECTORY
     policy = state.state.canary
+    ledger = Ledger(database, settings, newest_epoch(kept, policy))
     try:
         folder.mkdir(mode=_FOLDER_MODE, exist_ok=True)
         intake = Intake(folder, await database.canary_rings())
         intake.tidy()
         canaries = FeatureCanaries(
             settings=settings,
-            state=state,
+            holding=Holding(
+                settings, state, evidence, ledger, first_features(settings, features, policy)
+            ),
             evidence=evidence,
-            features=first_features(settings, features, policy),
             intake=intake,
-            ledger=Ledger(database, settings, newest_epoch(kept, policy)),
+            ledger=ledger,
         )
         await canaries.start()
     except OSError as error:

@@ -1,12 +1,10 @@
 """Feature canaries as the API sees them, and the task that looks after them.
 
-It implements `api.control.Canaries`. Whatever changes goes one way: the state file first, which
-workers go by; then the database together with the counts; then the audit trail.
+It implements `api.control.Canaries`: reads what workers tell, decides, and does what is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -29,30 +27,30 @@ from supervisor.clock import now
 from supervisor.config import Settings
 from supervisor.features import refusals, views
 from supervisor.features.evidence import Evidence, Moment
+from supervisor.features.holding import Holding
 from supervisor.features.intake import Intake
 from supervisor.features.ledger import Ledger
-from supervisor.features.policy import going_on, policy_of, rules_of, with_epochs
+from supervisor.features.policy import rules_of
 from supervisor.features.suggestions import suggestions
 from supervisor.features.views import Glance
 from supervisor.model.actor import SUPERVISOR, Actor
 from supervisor.model.canary import (
     ArmCounts,
-    CanaryPolicy,
     CanaryReport,
     CanaryStats,
     CanaryView,
-    EpochRow,
     FallbackView,
     FeatureView,
 )
 from supervisor.model.key import Key
 from supervisor.model.status import Suggestion
-from supervisor.store.state_keeper import StateKeeper
 
 log = structlog.get_logger(__name__)
 
 LOOK_SECONDS = 0.25
 """How often the rings are read."""
+
+_AFTER_A_BUG_SECONDS = 10.0
 
 
 class FeatureCanaries:
@@ -62,18 +60,16 @@ class FeatureCanaries:
         self,
         *,
         settings: Settings,
-        state: StateKeeper,
+        holding: Holding,
         evidence: Evidence,
-        features: Mapping[str, Feature],
         intake: Intake,
         ledger: Ledger,
     ) -> None:
         self._settings = settings
         self._rules = rules_of(settings)
         self._fallback = Fallback(settings.canary_error_threshold, settings.canary_min_calls)
-        self._state = state
+        self._holding = holding
         self._evidence = evidence
-        self._features = dict(features)
         self._intake = intake
         self._ledger = ledger
         self._deciding = anyio.Lock()
@@ -85,16 +81,15 @@ class FeatureCanaries:
     async def start(self) -> None:
         """Tell workers what holds now: the settings may be others than at the last start."""
         async with self._deciding:
-            fallback = self._policy.fallback if self._state.state.canary else None
-            if fallback is None and self._state.state.canary_disabled_fallback:
+            fallback = self._holding.last_fallback
+            if fallback is None and self._holding.is_latched:
                 fallback = FallbackView(
                     since_ts=now(),
                     reason="the state file says so; the numbers are lost",
                     canary=_counts(Arm()),
                     stable=_counts(Arm()),
                 )
-            await self._adopt({}, fallback=fallback)
-            self._evidence.follow(going_on(self._policy))
+            await self._holding.adopt({}, fallback=fallback)
 
     async def run(self) -> None:
         """Look after the canaries until cancelled."""
@@ -103,6 +98,9 @@ class FeatureCanaries:
                 await self._look()
             except OSError as error:  # the state file can't be written: tried again
                 log.error("canary_look_failed", why=str(error))
+            except Exception:  # a bug of ours, and deploys must go on
+                log.exception("canary_look_failed")
+                await anyio.sleep(_AFTER_A_BUG_SECONDS)
             await anyio.sleep(LOOK_SECONDS)
 
     async def _look(self, *, at_once: bool = False) -> None:
@@ -119,19 +117,19 @@ class FeatureCanaries:
                 if changed or self._intake.news:
                     self._ledger.owe_counts(at_once=at_once)
                 await self._decide(moment)
-                await self._ledger.write(self._evidence, self._features, self._intake, moment)
+                await self._write(moment)
 
     async def _decide(self, moment: Moment) -> None:
         """Let the fallback, and each feature's evidence, lead to what they lead to."""
-        policy = self._policy
+        policy = self._holding.policy
         if not policy.enabled or policy.fallback is not None:
             return
-        canary, stable = self._evidence.arms(moment.unix, policy.counted_from)
+        canary, stable = self._evidence.spans.arms(moment.unix, policy.counted_from)
         decision = self._fallback.decide(canary, stable)
         if decision.latch:
             await self._latch(canary, stable, decision.reason)
             return
-        for feature in list(self._features.values()):
+        for feature in list(self._holding.features.values()):
             judgement = self._evidence.judgement(feature.name)
             calls = self._evidence.step_calls(feature.epoch)
             following = judge_ramp(feature, judgement, calls, self._rules, moment.unix)
@@ -143,7 +141,7 @@ class FeatureCanaries:
             since_ts=now(), reason=reason, canary=_counts(canary), stable=_counts(stable)
         )
         log.error("canary_fallback", why=reason)
-        await self._adopt({}, fallback=fallback, cause="the fallback")
+        await self._holding.adopt({}, fallback=fallback, cause="the fallback")
         self._ledger.owe_audit(
             SUPERVISOR, "canary_fallback", "latched", None, **fallback.model_dump(mode="json")
         )
@@ -151,66 +149,12 @@ class FeatureCanaries:
     async def _follow(self, following: Next, actor: Actor, outcome: str) -> None:
         feature = following.feature
         log.warning("canary_changed", feature=feature.name, stage=feature.stage, why=following.why)
-        await self._adopt({feature.name: following}, fallback=self._policy.fallback)
+        holding = self._holding
+        await holding.adopt({feature.name: following}, fallback=holding.policy.fallback)
+        share = holding.share(feature.name)
         self._ledger.owe_audit(
-            actor, "canary", outcome, feature.name, reason=following.why, share=self._share(feature)
+            actor, "canary", outcome, feature.name, reason=following.why, share=share
         )
-
-    async def _adopt(
-        self,
-        changes: Mapping[str, Next],
-        *,
-        fallback: FallbackView | None,
-        cause: str = "the settings",
-        forget: bool = False,
-    ) -> None:
-        """Make the changes hold: for workers first, then for ourselves. Raises OSError."""
-        before, newest = self._state.state.canary, self._ledger.newest_epoch
-        fresh = frozenset(name for name, each in changes.items() if each.fresh)
-        features = with_epochs(
-            {**self._features, **{name: each.feature for name, each in changes.items()}},
-            self._settings,
-            before,
-            latched=fallback is not None,
-            fresh=fresh,
-            new_epoch=self._ledger.new_epoch,
-        )
-        oldest = min((feature.epoch for feature in features.values()), default=0)
-        counted_from = oldest if forget else (before.counted_from if before else 0)
-        policy = policy_of(
-            features.values(),
-            self._settings,
-            before,
-            fallback=fallback,
-            counted_from=counted_from,
-        )
-        if policy != before or (fallback is None) == self._state.state.canary_disabled_fallback:
-            try:
-                await self._state.change(
-                    canary=policy, canary_disabled_fallback=fallback is not None
-                )
-            except OSError:
-                self._ledger.take_back(newest)
-                raise
-        for name, feature in features.items():
-            if self._evidence.epoch(feature.epoch) is None:
-                why = changes[name].why if name in changes else cause
-                self._begin(policy, feature, why, fresh=feature.epoch == feature.ramp)
-        self._features = features
-        self._evidence.follow(going_on(policy))
-        self._ledger.owe_features(going_on(policy).values())
-
-    def _begin(self, policy: CanaryPolicy, feature: Feature, why: str, *, fresh: bool) -> None:
-        row = EpochRow(
-            epoch=feature.epoch,
-            feature=feature.name,
-            ramp=feature.ramp,
-            share=policy.features[feature.name].share,
-            ts=now().isoformat(),
-            cause=why,
-        )
-        self._evidence.begin_epoch(row, fresh=fresh)
-        self._ledger.owe_epoch(row)
 
     def close(self) -> None:
         """Let the rings go; what they hold is read by the next daemon."""
@@ -249,7 +193,7 @@ class FeatureCanaries:
                 await self._follow(following, actor, outcome)
             except OSError as error:
                 raise refusals.not_durable(error) from error
-            await self._written()
+            await self._write(Moment.now())
         return self._feature_view(self._known(feature))
 
     async def reset(self, feature: str | None, actor: Actor, key: Key | None = None) -> CanaryView:
@@ -263,17 +207,17 @@ class FeatureCanaries:
             return self.view()
 
     async def _do_reset(self, feature: str | None, actor: Actor) -> None:
-        names = [feature] if feature else list(self._features)
+        names = [feature] if feature else list(self._holding.features)
         changes = {name: self._reset(name, actor, whole=feature is not None) for name in names}
-        fallback = self._policy.fallback if feature else None
+        fallback = self._holding.policy.fallback if feature else None
         try:
-            await self._adopt(changes, fallback=fallback, forget=feature is None)
+            await self._holding.adopt(changes, fallback=fallback, forget=feature is None)
         except OSError as error:
             raise refusals.not_durable(error) from error
         subject = feature or "fallback"
         log.info("canary_reset", subject=subject, by=actor.name)
         self._ledger.owe_audit(actor, "canary_reset", "done", subject)
-        await self._written()
+        await self._write(Moment.now())
 
     def _reset(self, name: str, actor: Actor, *, whole: bool) -> Next:
         feature = self._known(name)
@@ -282,9 +226,9 @@ class FeatureCanaries:
         since = {"step_since": Moment.now().unix}
         return Next(feature.model_copy(update=since), f"fallback reset by {actor.name}", fresh=True)
 
-    async def _written(self) -> None:
-        moment = Moment.now()
-        await self._ledger.write(self._evidence, self._features, self._intake, moment)
+    async def _write(self, moment: Moment) -> None:
+        features = self._holding.features
+        await self._ledger.write(self._evidence, features, self._intake, moment)
 
     # What there is to know.
 
@@ -298,14 +242,14 @@ class FeatureCanaries:
 
     def view(self) -> CanaryView:
         """Return every feature's canary as it is now, from memory."""
-        policy = self._policy
+        policy = self._holding.policy
         return CanaryView(
             enabled=policy.enabled and policy.fallback is None,
             canary_disabled_fallback=policy.fallback is not None,
             fallback=policy.fallback,
             dropped_events=self._intake.dropped,
             late_calls=self._evidence.late,
-            features=[self._feature_view(feature) for feature in self._features.values()],
+            features=[self._feature_view(feature) for feature in self._holding.features.values()],
         )
 
     def _last_hour(self) -> Glance:
@@ -320,38 +264,28 @@ class FeatureCanaries:
         with suppress(OSError):  # it is about what is known
             await self._look(at_once=True)
         until = datetime.fromtimestamp(Moment.now().unix, UTC)
-        tallies, epochs = await self._ledger.tallies(until.timestamp(), hours)
+        counts, epochs = await self._ledger.counts(until.timestamp(), hours)
         return await anyio.to_thread.run_sync(
             views.report,
             until,
             hours,
             epochs,
-            tallies,
+            counts,
             {
                 name: (self._evidence.judgement(name), self._evidence.ratio(name))
-                for name in self._features
+                for name in self._holding.features
             },
         )
 
-    @property
-    def _policy(self) -> CanaryPolicy:
-        policy = self._state.state.canary
-        if policy is None:
-            raise RuntimeError("canaries are asked about before they were started")
-        return policy
-
-    def _share(self, feature: Feature) -> float:
-        return self._policy.features[feature.name].share
-
     def _known(self, name: str) -> Feature:
-        if name not in self._features:
-            raise refusals.unknown_feature(name, list(self._features))
-        return self._features[name]
+        if name not in self._holding.features:
+            raise refusals.unknown_feature(name, list(self._holding.features))
+        return self._holding.features[name]
 
     def _feature_view(self, feature: Feature) -> FeatureView:
         return views.feature_view(
             feature,
-            self._share(feature),
+            self._holding.share(feature.name),
             self._rules,
             self._evidence,
             Moment.now().unix,

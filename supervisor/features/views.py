@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -10,9 +10,9 @@ from supervisor.canary.judgement import Judgement
 from supervisor.canary.ramp import Feature, Rules, Stage, waits_for
 from supervisor.canary.ratio import RatioCheck
 from supervisor.canary.report import canary_stats, feature_report, judgement_view, warnings_of
-from supervisor.canary.spans import Both
+from supervisor.canary.spans import by_epoch
 from supervisor.features.evidence import Evidence
-from supervisor.model.canary import CanaryReport, CanaryStats, EpochRow, FeatureView
+from supervisor.model.canary import CanaryReport, CanaryStats, CountsRow, EpochRow, FeatureView
 
 
 class Glance(NamedTuple):
@@ -67,10 +67,11 @@ def report(
     until: datetime,
     hours: int,
     epochs: list[EpochRow],
-    tallies: Mapping[int, Both],
+    counts: Iterable[CountsRow],
     judged: Mapping[str, tuple[Judgement, RatioCheck]],
 ) -> CanaryReport:
-    """Return every feature over the last hours."""
+    """Return every feature over the last hours. It takes its time: to be run in a thread."""
+    tallies = by_epoch(counts)
     return CanaryReport(
         hours=hours,
         since_ts=until - timedelta(hours=hours),

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.canary.calls import Tally
+from supervisor.canary.counts import Arm
 from supervisor.canary.histogram import Histogram
 from supervisor.canary.spans import HOUR, MINUTE, Spans, tally_of
 
@@ -12,10 +13,6 @@ NOON = 1_800_000_000 // HOUR * HOUR
 
 def a_tally(calls: int = 1, errors: int = 0) -> Tally:
     return Tally(calls, 0, calls, errors, 0, Histogram([(300, calls)]))
-
-
-def everything(_epoch: int) -> bool:
-    return True
 
 
 def test_calls_are_counted_in_their_minute_and_in_their_hour() -> None:
@@ -45,16 +42,29 @@ def test_the_last_hour_is_sixty_minutes_the_one_that_is_not_over_included() -> N
         at = NOON + 60 * minute
         spans.add(at, at, 5, a_tally(), canary=False)
 
-    both = spans.last_hour(NOON + 120 * 60 - 1, everything)[5]
+    both = spans.last_hour(NOON + 120 * 60 - 1)[5]
     assert (both.stable.calls, both.canary.calls) == (60, 0)
 
 
-def test_only_epochs_that_count_are_in_the_last_hour() -> None:
+def test_the_arms_are_counted_from_an_epoch_on() -> None:
     spans = Spans()
     for epoch in (4, 5):
-        spans.add(NOON, NOON, epoch, a_tally(), canary=True)
+        spans.add(NOON, NOON, epoch, a_tally(3, 1), canary=True)
+    spans.add(NOON, NOON, 5, a_tally(7), canary=False)
+    spans.add(NOON - 3599, NOON - 3599, 5, a_tally(7), canary=False)
 
-    assert list(spans.last_hour(NOON, lambda epoch: epoch >= 5)) == [5]
+    assert spans.arms(NOON, 5) == (Arm(3, 1), Arm(7, 0))
+    assert spans.arms(NOON, 0) == (Arm(6, 2), Arm(7, 0))
+
+
+def test_a_late_call_of_an_older_minute_is_in_the_last_hour() -> None:
+    spans = Spans()
+    spans.add(NOON, NOON, 5, a_tally(), canary=True)
+    assert spans.last_hour(NOON + 600)[5].canary.calls == 1
+
+    spans.add(NOON + 1, NOON + 600, 5, a_tally(), canary=True)
+    assert spans.last_hour(NOON + 600)[5].canary.calls == 2
+    assert spans.last_hour(NOON + 600)[5].canary.calls == 2
 
 
 def test_what_is_old_and_written_is_forgotten_and_what_is_not_written_is_kept() -> None:
@@ -65,7 +75,7 @@ def test_what_is_old_and_written_is_forgotten_and_what_is_not_written_is_kept() 
 
     spans.written(spans.changed())
     spans.forget(NOON + 3 * HOUR)
-    assert spans.last_hour(NOON, everything) == {}
+    assert spans.last_hour(NOON) == {}
 
 
 def test_calls_of_long_ago_count_as_now_so_that_no_closed_span_changes() -> None:
