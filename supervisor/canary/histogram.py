@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from worker.contract import LATENCY_BUCKETS, bucket_milliseconds
 
@@ -62,14 +62,24 @@ class Histogram:
 
     def quantile_bucket(self, q: float) -> int | None:
         """Return the bucket of the quantile (nearest rank), 0 <= q <= 1; None without calls."""
-        if not 0 <= q <= 1:
-            raise ValueError(f"a quantile is between 0 and 1, not {q}")
-        rank, below = max(1, math.ceil(q * self.count)), 0
+        return self._quantile_buckets((q,))[0]
+
+    def quantiles(self, *qs: float) -> list[float | None]:
+        """Return several quantiles, in ascending order, in one go; likewise in milliseconds."""
+        buckets = self._quantile_buckets(qs)
+        return [None if bucket is None else bucket_milliseconds(bucket) for bucket in buckets]
+
+    def _quantile_buckets(self, qs: Sequence[float]) -> list[int | None]:
+        if any(not 0 <= q <= 1 for q in qs):
+            raise ValueError(f"a quantile is between 0 and 1, not as in {qs}")
+        calls, below = self.count, 0
+        ranks = [max(1, math.ceil(q * calls)) for q in qs]
+        found: list[int | None] = []
         for bucket, count in self:
             below += count
-            if below >= rank:
-                return bucket
-        return None
+            while len(found) < len(ranks) and below >= ranks[len(found)]:
+                found.append(bucket)
+        return found + [None] * (len(ranks) - len(found))
 
     def quantile(self, q: float) -> float | None:
         """Return the quantile (nearest rank) in milliseconds, within 1 %; None without calls."""

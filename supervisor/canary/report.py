@@ -42,15 +42,16 @@ def arm_view(tally: Tally) -> ArmView:
 
 def _fields(tally: Tally) -> dict[str, object]:
     latency = tally.latency
+    p50, p95, p99 = latency.quantiles(0.5, 0.95, 0.99)
     return {
         "calls": tally.calls,
         "errors": tally.errors,
         "error_rate": tally.errors / tally.calls if tally.calls else 0.0,
         "latency_ms": LatencyView(
             avg=_rounded(latency.mean_ms),
-            p50=_rounded(latency.quantile(0.5)),
-            p95=_rounded(latency.quantile(0.95)),
-            p99=_rounded(latency.quantile(0.99)),
+            p50=_rounded(p50),
+            p95=_rounded(p95),
+            p99=_rounded(p99),
         ),
         "assigned": tally.assigned,
         "unreported": tally.unreported,
