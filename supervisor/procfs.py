@@ -119,12 +119,15 @@ def boot_id() -> str:
     return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
 
 
-def family_of(*, environment: bytes, sessions: Collection[int] = ()) -> list[int]:
+def family_of(
+    *, environment: bytes, beside: bytes = b"", sessions: Collection[int] = ()
+) -> list[int]:
     """Return the living processes that belong to an instance or a daemon.
 
     A process belongs if it was started with `environment` (`KEY=value`; inherited by every
-    descendant, even one that has left its session), or is in one of `sessions` (for programs that
-    write over their environment). Zombies don't count, nor does the asking process.
+    descendant, even one that has left its session) and with something that begins with `beside`,
+    or is in one of `sessions` (for programs that write over their environment). Zombies don't
+    count, nor does the asking process.
     """
     found = []
     for pid in pids():
@@ -133,7 +136,11 @@ def family_of(*, environment: bytes, sessions: Collection[int] = ()) -> list[int
         stat = _stat(pid)
         if not stat or stat[0] in "ZX":
             continue
-        if int(stat[3]) in sessions or environment in _environment(pid):
+        started_with = _environment(pid)
+        inherited = environment in started_with and any(
+            each.startswith(beside) for each in started_with
+        )
+        if inherited or int(stat[3]) in sessions:
             found.append(pid)
     return found
 

@@ -17,7 +17,7 @@ import structlog
 from supervisor import procfs
 from supervisor.errors import StartRefusedError
 from supervisor.store.instances import InstanceRow
-from worker.contract import ENV_STATE_DIR
+from worker.contract import ENV_INSTANCE, ENV_STATE_DIR
 
 log = structlog.get_logger(__name__)
 
@@ -61,9 +61,13 @@ def _find(state_dir: Path, known: Sequence[InstanceRow]) -> list[int]:
         for row in known
         if row.pid > 1 and row.boot_id == boot and procfs.start_ticks(row.pid) == row.start_ticks
     }
-    environment = f"{ENV_STATE_DIR}={state_dir}".encode()
     ours = _ancestors()
-    family = procfs.family_of(environment=environment, sessions=sessions)
+    # Not whoever knows of this folder: a program may tell its canary calls without being a worker.
+    family = procfs.family_of(
+        environment=f"{ENV_STATE_DIR}={state_dir}".encode(),
+        beside=f"{ENV_INSTANCE}=".encode(),
+        sessions=sessions,
+    )
     return [pid for pid in family if pid not in ours]
 
 

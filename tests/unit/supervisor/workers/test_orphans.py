@@ -49,21 +49,28 @@ def row(pid: int, *, start_ticks: int | None = None, boot_id: str | None = None)
     )
 
 
+def of_a_worker(state_dir: object) -> dict[str, str]:
+    """Return what a worker of this folder finds in its environment, as far as it matters here."""
+    return {"ATLAS_STATE_DIR": str(state_dir), "ATLAS_INSTANCE": "blue-0123456789abcdef"}
+
+
 async def test_where_nothing_was_left_nothing_is_done(tmp_path: Path) -> None:
     assert await end_orphans(tmp_path, [], seconds=1) == 0
 
 
 async def test_workers_of_this_state_folder_are_ended_and_no_others(tmp_path: Path) -> None:
-    ours = {"ATLAS_STATE_DIR": str(tmp_path)}
+    ours = of_a_worker(tmp_path)
     with (
         worker(**ours) as one,
         worker(DEAF, **ours) as deaf,
-        worker(ATLAS_STATE_DIR=f"{tmp_path}2") as other,
+        worker(**of_a_worker(f"{tmp_path}2")) as other,
+        worker(ATLAS_STATE_DIR=str(tmp_path)) as caller,  # it may tell its canary calls, no more
     ):
         assert await end_orphans(tmp_path, [], seconds=0.3) == 2
         assert one.wait(5) == -signal.SIGTERM
         assert deaf.wait(5) == -signal.SIGKILL
         assert other.poll() is None
+        assert caller.poll() is None
 
 
 async def test_one_that_wrote_over_its_environment_is_known_by_its_record(tmp_path: Path) -> None:
@@ -100,7 +107,7 @@ async def test_the_asking_process_and_its_ancestors_are_spared(tmp_path: Path) -
     shell = 'true; "$@"; true'  # the shell stays: it is started with the same environment
     process = await asyncio.create_subprocess_exec(
         *("sh", "-c", shell, "sh", sys.executable, "-c", code, str(tmp_path)),
-        env={**os.environ, "ATLAS_STATE_DIR": str(tmp_path)},
+        env={**os.environ, **of_a_worker(tmp_path)},
         stdout=asyncio.subprocess.PIPE,
     )
     output, _ = await process.communicate()
@@ -114,7 +121,7 @@ async def test_one_that_cannot_be_ended_refuses_the_start_and_is_named(
     monkeypatch.setattr(orphans, "_KILL_SECONDS", 0.2)
     monkeypatch.setattr(procfs, "send_signal", lambda _pids, _number: None)  # as another uid's
     with (
-        worker(ATLAS_STATE_DIR=str(tmp_path)) as stuck,
+        worker(**of_a_worker(tmp_path)) as stuck,
         pytest.raises(StartRefusedError, match=f"pid {stuck.pid} "),
     ):
         with anyio.fail_after(5):
@@ -124,6 +131,6 @@ async def test_one_that_cannot_be_ended_refuses_the_start_and_is_named(
 async def test_many_are_ended_together(tmp_path: Path) -> None:
     with ExitStack() as stack:
         for _ in range(5):
-            stack.enter_context(worker(ATLAS_STATE_DIR=str(tmp_path)))
+            stack.enter_context(worker(**of_a_worker(tmp_path)))
         with anyio.fail_after(10):
             assert await end_orphans(tmp_path, [], seconds=8) == 5

@@ -1,0 +1,210 @@
+"""Feature canaries end to end: real processes with the kit, a real daemon, its API and client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.harness import DaemonProcess, Setting, eventually
+
+ROOT = Path(__file__).parents[2]
+ON: dict[str, Setting] = {"CANARY_ENABLED": "true", "CANARY_PERCENTAGE": 0.5}
+
+CALLER = """
+import sys
+from worker import canary, is_canary_enabled, record_canary_call, use_canary_version
+
+for line in sys.stdin:
+    word, *rest = line.split()
+    if word == "calls":
+        for number in range(int(rest[0])):
+            try:
+                with canary.call("vision") as call:
+                    if call.is_canary and rest[1] == "bad":
+                        raise ValueError
+            except ValueError:
+                pass
+        print("done", flush=True)
+    elif word == "open":
+        call = canary.call("vision")
+        call.__enter__()
+        print(call.arm, flush=True)
+    elif word == "enabled":
+        print(is_canary_enabled(), flush=True)
+    elif word == "keys":
+        used = [use_canary_version("web", key=str(number)) for number in range(int(rest[0]))]
+        print(sum(used), flush=True)
+"""
+
+
+class Caller:
+    """A process that calls features when it is told to."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+
+    async def tell(self, *words: object) -> str:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{' '.join(map(str, words))}\n".encode())
+        return (await asyncio.wait_for(self.process.stdout.readline(), 20)).decode().strip()
+
+    async def until(self, word: str, answer: str) -> None:
+        """Ask until this is the answer."""
+        async with asyncio.timeout(10):
+            while await self.tell(word) != answer:
+                pass
+
+
+@asynccontextmanager
+async def caller(daemon: DaemonProcess) -> AsyncIterator[Caller]:
+    environment = {"ATLAS_STATE_DIR": str(daemon.state_dir), "PATH": os.environ["PATH"]}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-c", CALLER),
+        cwd=ROOT,
+        env=environment,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield Caller(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+def state_of(daemon: DaemonProcess) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((daemon.state_dir / "deploy_state.json").read_text())
+    return state
+
+
+async def arms(daemon: DaemonProcess) -> dict[str, Any]:
+    stats: dict[str, Any] = (await daemon.status())["canary_stats"]
+    return stats
+
+
+async def until_counted(daemon: DaemonProcess, calls: int) -> dict[str, Any]:
+    """Wait until so many calls of both arms are known, and return the statistics."""
+    async with asyncio.timeout(20):
+        while True:
+            stats = await arms(daemon)
+            if stats["canary"]["calls"] + stats["stable"]["calls"] >= calls:
+                return stats
+            await asyncio.sleep(0.05)
+
+
+async def test_calls_of_a_process_show_in_the_status_the_report_and_the_metrics(
+    tmp_path: Path,
+) -> None:
+    async with DaemonProcess.running(tmp_path, ON) as daemon, caller(daemon) as process:
+        assert await process.tell("calls", 400, "good") == "done"
+        stats = await until_counted(daemon, 400)
+        canary, stable = stats["canary"], stats["stable"]
+        assert canary["calls"] + stable["calls"] == 400
+        assert canary["errors"] == stable["errors"] == 0
+        assert stats["features"]["vision"] == {"canary": canary, "stable": stable}
+        assert 0 < canary["latency_ms"]["p50"] <= canary["latency_ms"]["p99"]
+        report = (await daemon.request("GET", "/deploy/canary/report", params={"hours": 1})).json
+        vision = next(each for each in report["features"] if each["feature"] == "vision")
+        assert vision["canary"]["calls"] == canary["calls"]
+        assert vision["strata"][0]["share"] == 0.5
+        metrics = (await daemon.request("GET", "/metrics")).json
+        assert f"canary_requests {canary['calls']}.0" in metrics
+        assert f'canary_vision_count{{arm="stable"}} {stable["calls"]}.0' in metrics
+
+
+async def test_the_fallback_reaches_processes_survives_a_killed_daemon_and_is_reset_by_hand(
+    tmp_path: Path,
+) -> None:
+    async with DaemonProcess.running(tmp_path, ON) as daemon, caller(daemon) as process:
+        assert await process.tell("enabled") == "True"
+        assert await process.tell("calls", 200, "bad") == "done"
+        await eventually(lambda: state_of(daemon)["canary_disabled_fallback"])
+        os.kill(daemon.pid, signal.SIGKILL)
+        assert daemon.process is not None
+        await daemon.process.wait()
+        await daemon.stop_clients()
+        await process.until("enabled", "False")
+
+        await daemon.start()
+        view = (await daemon.request("GET", "/deploy/canary")).json
+        assert view["canary_disabled_fallback"]
+        assert view["fallback"]["canary"]["error_rate"] == 1.0
+        assert view["fallback"]["stable"]["errors"] == 0
+        codes = [each["code"] for each in (await daemon.status())["fallback_suggestions"]]
+        assert codes == ["canary_fallback"]
+        assert await process.tell("calls", 50, "bad") == "done"
+        assert (await daemon.request("POST", "/deploy/canary/reset")).json["enabled"]
+        await process.until("enabled", "True")
+        audit = (await daemon.request("GET", "/deploy/audit")).json["entries"]
+        done = [(each["action"], each["outcome"]) for each in audit]
+        assert ("canary_fallback", "latched") in done
+        assert ("canary_reset", "done") in done
+
+
+async def test_a_call_that_dies_with_its_process_has_failed(tmp_path: Path) -> None:
+    async with DaemonProcess.running(tmp_path, ON) as daemon, caller(daemon) as process:
+        opened = [await process.tell("open") for _ in range(6)]
+        process.process.kill()
+        stats = await until_counted(daemon, 6)
+        assert stats["canary"]["errors"] == opened.count("canary")
+        assert stats["stable"]["errors"] == opened.count("stable")
+
+
+async def test_nothing_is_lost_while_the_daemon_is_away(tmp_path: Path) -> None:
+    async with DaemonProcess.running(tmp_path, ON) as daemon, caller(daemon) as process:
+        assert await process.tell("calls", 100, "good") == "done"
+        await until_counted(daemon, 100)
+        os.kill(daemon.pid, signal.SIGKILL)
+        assert daemon.process is not None
+        await daemon.process.wait()
+        await daemon.stop_clients()
+        assert await process.tell("calls", 1000, "good") == "done"
+
+        await daemon.start()
+        stats = await until_counted(daemon, 1100)
+        assert stats["canary"]["calls"] + stats["stable"]["calls"] == 1100
+        assert (await daemon.request("GET", "/deploy/canary")).json["dropped_events"] == 0
+
+
+async def test_a_raised_share_takes_no_key_out(tmp_path: Path) -> None:
+    async with DaemonProcess.running(tmp_path, ON) as daemon, caller(daemon) as process:
+        before = int(await process.tell("keys", 500))
+        answer = await daemon.request("PUT", "/deploy/canary/web", json={"percentage": 0.8})
+        assert answer.json["share"] == 0.8
+        after = before
+        async with asyncio.timeout(10):
+            while after == before:
+                after = int(await process.tell("keys", 500))
+        assert 180 < before < 320
+        assert 350 < after < 450
+
+
+async def test_a_canary_is_steered_over_http_and_bad_input_is_refused(tmp_path: Path) -> None:
+    ramp: dict[str, Setting] = {**ON, "CANARY_RAMP": "0.1,0.5,1"}
+    async with DaemonProcess.running(tmp_path, ramp) as daemon:
+        path = "/deploy/canary/vision/ramp"
+        started = await daemon.request("POST", path, json={"action": "start"})
+        assert (started.json["share"], started.json["stage"]) == (0.1, "ramping")
+        assert state_of(daemon)["canary"]["features"]["vision"]["share"] == 0.1
+        promoted = await daemon.request("POST", path, json={"action": "promote"})
+        assert promoted.json["share"] == 1.0
+        for answer, status in (
+            (await daemon.request("POST", path, json={"action": "pause"}), 409),
+            (await daemon.request("POST", path, json={"action": "explode"}), 400),
+            (await daemon.request("PUT", "/deploy/canary/nope", json={"percentage": 0.1}), 404),
+            (await daemon.request("PUT", "/deploy/canary/vision", json={"percentage": 1.5}), 400),
+            (await daemon.request("PUT", "/deploy/canary/vision", json={}), 400),
+            (await daemon.request("GET", "/deploy/canary/report", params={"hours": 721}), 400),
+        ):
+            assert answer.status == status, answer
+            assert answer.json["error"]["hint"]
