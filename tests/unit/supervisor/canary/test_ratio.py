@@ -46,7 +46,7 @@ def test_any_counts_give_a_number(share: float, canary: int, stable: int) -> Non
 
 
 @settings(deadline=None)
-@given(st.floats(0.01, 0.99), st.integers(0, 500), st.integers(0, 500))
+@given(st.floats(0.01, 0.99), st.integers(0, 100), st.integers(0, 100))
 def test_the_next_draw_is_expected_to_change_nothing(
     share: float, canary: int, stable: int
 ) -> None:
