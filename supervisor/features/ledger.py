@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -18,8 +19,8 @@ from supervisor.clock import Stopwatch
 from supervisor.config import Settings
 from supervisor.features.evidence import Evidence, Kept, Moment
 from supervisor.features.intake import Intake
-from supervisor.model.actor import Actor
-from supervisor.model.canary import CanaryPolicy, CountsRow, EpochRow
+from supervisor.model.actor import SUPERVISOR, Actor
+from supervisor.model.canary import CanaryPolicy, CountsRow, EpochRow, FallbackView
 from supervisor.model.key import Key
 from supervisor.store.canary import MINUTES_KEPT_SECONDS, CanaryCommit
 from supervisor.store.database import Database
@@ -30,6 +31,7 @@ log = structlog.get_logger(__name__)
 _COUNTS_SECONDS = 1.0
 """Counts alone are written so often: each time the disk is waited for."""
 _TRIM_SECONDS = 600.0
+_LATCH = "canary_fallback"
 
 
 class Ledger:
@@ -45,6 +47,8 @@ class Ledger:
         self._keys: list[tuple[int, int]] = []
         self._ramps: list[int] | None = None
         self._audits: list[tuple[Actor, str, str, str | None, dict[str, Any]]] = []
+        self._fallback_told = ""
+        """When the fallback turned canaries off that the audit trail knows of."""
         self._since_write = Stopwatch()
         self._since_trim: Stopwatch | None = None
 
@@ -84,6 +88,29 @@ class Ledger:
         self._audits.append((actor, action, outcome, subject, detail))
         self._urgent = True
 
+    def owe_fallback(self, fallback: FallbackView) -> None:
+        """Note that the fallback has turned canaries off, for the audit trail."""
+        told = fallback.model_dump(mode="json")
+        self.owe_audit(SUPERVISOR, _LATCH, "latched", None, **told)
+
+    def make_up(
+        self,
+        policy: CanaryPolicy | None,
+        kept: Mapping[str, Feature],
+        progress: Mapping[str, str],
+    ) -> None:
+        """Owe what the state file says and a daemon that was killed did not get to audit."""
+        self._fallback_told = json.loads(progress.get("fallback_told", '""'))
+        if policy is None:
+            return
+        if policy.fallback and policy.fallback.since_ts.isoformat() != self._fallback_told:
+            self.owe_fallback(policy.fallback)
+        for name, told in policy.features.items():
+            known = kept.get(name) or Feature(name=name, percentage=told.share)
+            if told.epoch > known.epoch and told.stage != known.stage:
+                why = "decided right before the daemon was killed"
+                self.owe_audit(SUPERVISOR, "canary", told.stage, name, reason=why, share=told.share)
+
     async def write(
         self, evidence: Evidence, features: Mapping[str, Feature], intake: Intake, now: Moment
     ) -> None:
@@ -100,7 +127,11 @@ class Ledger:
             epochs=list(self._epochs),
             keys=list(self._keys),
             ramps=self._ramps,
-            progress={**evidence.progress(), "features": _features_text(features)},
+            progress={
+                **evidence.progress(),
+                **self._told(),
+                "features": _features_text(features),
+            },
         )
         try:
             await self._database.commit_canary(commit)
@@ -110,6 +141,9 @@ class Ledger:
         self._settle(commit, evidence, intake, now)
         await self._write_audits()
         await self._trim(now)
+
+    def _told(self) -> dict[str, str]:
+        return {"fallback_told": json.dumps(self._fallback_told)}
 
     def _settle(
         self, commit: CanaryCommit, evidence: Evidence, intake: Intake, now: Moment
@@ -128,6 +162,9 @@ class Ledger:
             actor, action, outcome, subject, detail = self._audits[0]
             try:
                 await self._database.audit(actor, action, outcome, subject=subject, **detail)
+                if action == _LATCH:
+                    self._fallback_told = datetime.fromisoformat(detail["since_ts"]).isoformat()
+                    await self._database.commit_canary(CanaryCommit(progress=self._told()))
             except StoreError as error:
                 self._urgent = True
                 log.error("audit_failed", action=action, why=str(error))

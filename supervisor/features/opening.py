@@ -40,6 +40,7 @@ async def open_canaries(
     folder = settings.state_dir / RINGS_DIRECTORY
     policy = state.state.canary
     ledger = Ledger(database, settings, newest_epoch(kept, policy))
+    ledger.make_up(policy, features, kept.progress)
     try:
         folder.mkdir(mode=_FOLDER_MODE, exist_ok=True)
         intake = Intake(folder, await database.canary_rings())

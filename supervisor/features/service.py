@@ -142,9 +142,7 @@ class FeatureCanaries:
         )
         log.error("canary_fallback", why=reason)
         await self._holding.adopt({}, fallback=fallback, cause="the fallback")
-        self._ledger.owe_audit(
-            SUPERVISOR, "canary_fallback", "latched", None, **fallback.model_dump(mode="json")
-        )
+        self._ledger.owe_fallback(fallback)
 
     async def _follow(self, following: Next, actor: Actor, outcome: str) -> None:
         feature = following.feature

@@ -301,6 +301,27 @@ async def test_a_latch_in_the_state_file_alone_is_kept(
         assert canaries.service.view().canary_disabled_fallback
 
 
+async def test_a_latch_right_before_a_kill_is_audited_by_the_next_daemon_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: Any) -> None:
+        raise StoreError("the database could not be written")
+
+    async with running(tmp_path, monkeypatch) as canaries:
+        with monkeypatch.context() as patch:
+            patch.setattr(canaries.database, "commit_canary", fails)
+            canaries.process().calls(20, failed=20)
+            await canaries.look()
+        assert canaries.written.canary_disabled_fallback
+        assert await canaries.audited() == []
+    for _ in range(3):
+        async with running(tmp_path, monkeypatch) as canaries:
+            await canaries.look(after=2)
+            canaries.process().calls(1, canary=False)
+            await canaries.look(after=2)
+            assert await canaries.audited() == [("canary_fallback", "latched", None)]
+
+
 async def test_a_full_disk_delays_the_latch_and_does_not_prevent_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -470,8 +491,11 @@ async def test_the_state_file_wins_over_a_database_that_was_not_written(
             patch.setattr(canaries.database, "commit_canary", fails)
             await canaries.service.ramp("vision", "rollback", OPERATOR)
         epoch = canaries.policy.features["vision"].epoch
+        assert await canaries.audited() == []
     async with running(tmp_path, monkeypatch, **RAMP) as canaries:
         assert (canaries.feature().stage, canaries.feature().share) == ("rolled_back", 0.0)
+        await canaries.look()
+        assert await canaries.audited() == [("canary", "rolled_back", "vision")]
         view = await canaries.service.ramp("vision", "start", OPERATOR)
         assert view.epoch > epoch
 
