@@ -9,7 +9,7 @@ from itertools import accumulate
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.core import HistogramMetricFamily
 
-_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
+_BOUNDS = (0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0, 60.0)
 """Seconds. A call that takes longer than the last counts as one that never ends."""
 
 ARMS = ("canary", "stable")

@@ -10,11 +10,13 @@ and demands suffixes that the promised names lack.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from itertools import chain
 
-from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client import Metric
 
 from supervisor.telemetry.metrics import Metrics
+from supervisor.telemetry.metrics.text import TextWriter
 
 Look = Callable[[], Iterable[Metric]]
 """Reads gauges from memory, in the event loop's thread."""
@@ -26,21 +28,15 @@ class Exposition:
     def __init__(self, metrics: Metrics, look: Look) -> None:
         self._registry = metrics.registry
         self._look = look
+        self._writer = TextWriter()
+        self._writing = asyncio.Lock()
         self.answered = metrics.requests.answered
 
     async def text(self) -> bytes:
         """Return everything at this moment in the text format, version 0.0.4."""
-        seen = _Together(self._registry, list(self._look()))
-        return await asyncio.to_thread(generate_latest, seen)
+        seen = list(self._look())
+        async with self._writing:
+            return await asyncio.to_thread(self._written, seen)
 
-
-class _Together:
-    """A registry and some families besides, as one."""
-
-    def __init__(self, registry: CollectorRegistry, seen: list[Metric]) -> None:
-        self._registry = registry
-        self._seen = seen
-
-    def collect(self) -> Iterator[Metric]:
-        yield from self._registry.collect()
-        yield from self._seen
+    def _written(self, seen: list[Metric]) -> bytes:
+        return self._writer.write(chain(self._registry.collect(), seen))

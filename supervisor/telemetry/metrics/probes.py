@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from supervisor.model.slot import SlotName
 from supervisor.model.verdict import Verdict
 
-_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 10.0)
+_SECONDS = (0.005, 0.05, 0.5, 2.5, 10.0)
 
 
 class ProbeMetrics:

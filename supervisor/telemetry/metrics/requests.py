@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-_SECONDS = (0.005, 0.02, 0.1, 0.5, 2.5, 10.0, 60.0)
+_SECONDS = (0.01, 0.1, 1.0, 10.0)
 
 
 class RequestMetrics:
