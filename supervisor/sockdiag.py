@@ -46,6 +46,8 @@ _SEGMENTS = struct.Struct("=II")  # with data: received, sent
 _SEGMENTS_OFFSET = 152
 _PAUSE_MS = 1000
 """A pause in an answer may be as long before the answer counts as given."""
+_ABOUT_TO_ASK_MS = 1000
+"""Who has connected so shortly ago is about to ask: a busy client takes a moment for it."""
 
 
 class TcpSocket(NamedTuple):
@@ -145,7 +147,7 @@ def _parsed(message: bytes) -> TcpSocket:
 
 
 def _busy(message: bytes) -> bool:
-    """Tell whether something is unread or untaken, or was received and not answered yet.
+    """Tell whether something is unread, untaken, received and not answered yet, or about to come.
 
     An answer is taken for given once data was sent after the last that was received, and nothing
     more for a while.
@@ -157,10 +159,10 @@ def _busy(message: bytes) -> bool:
     if info is None or len(info) < _SEGMENTS_OFFSET + _SEGMENTS.size:
         return True
     received_at_all, sent_at_all = _SEGMENTS.unpack_from(info, _SEGMENTS_OFFSET)
-    if not received_at_all or not sent_at_all:
-        return bool(received_at_all)  # the times below begin with the connection
     (sent,) = struct.unpack_from("=I", info, _LAST_SENT_OFFSET)
     (received,) = struct.unpack_from("=I", info, _LAST_RECEIVED_OFFSET)
+    if not received_at_all or not sent_at_all:  # these times begin with the connection
+        return bool(received_at_all or received < _ABOUT_TO_ASK_MS)
     return bool(sent > received or sent < _PAUSE_MS)
 
 

@@ -22,7 +22,7 @@ from supervisor.features.intake import Intake
 from supervisor.model.actor import SUPERVISOR, Actor
 from supervisor.model.canary import CanaryPolicy, CountsRow, EpochRow, FallbackView
 from supervisor.model.key import Key
-from supervisor.store.canary import MINUTES_KEPT_SECONDS, CanaryCommit
+from supervisor.store.canary import CanaryCommit
 from supervisor.store.database import Database
 from supervisor.store.statements import StoreError
 
@@ -202,9 +202,8 @@ class Ledger:
         since = int(now) - hours * HOUR
         first_hour = -(-since // HOUR) * HOUR
         rows = await self._database.canary_counts(HOUR, first_hour, int(now) + HOUR)
-        if since >= now - MINUTES_KEPT_SECONDS:
-            first_minute = -(-since // MINUTE) * MINUTE
-            rows += await self._database.canary_counts(MINUTE, first_minute, first_hour)
+        first_minute = -(-since // MINUTE) * MINUTE
+        rows += await self._database.canary_counts(MINUTE, first_minute, first_hour)
         return rows, await self._database.canary_epochs(since)
 
 

@@ -10,9 +10,6 @@ from datetime import UTC, datetime
 from supervisor.model.canary import CountsRow, EpochRow, RingRow
 from supervisor.store.statements import Statement, Statements
 
-MINUTES_KEPT_SECONDS = 48 * 3600
-"""After that only the hours are left."""
-
 
 @dataclass
 class CanaryCommit:
@@ -53,11 +50,11 @@ class Canary(Statements):
 
     async def trim_canary(self, now: float, *, kept_days: float) -> None:
         """Forget what is too old; `now` is Unix time."""
-        hours_since = int(now - kept_days * 86400)
-        minutes_since = max(int(now) - MINUTES_KEPT_SECONDS, hours_since)
-        since = {"minutes_since": minutes_since, "hours_since": hours_since}
-        before = datetime.fromtimestamp(hours_since, UTC).isoformat()
-        await self._write(("trim_canary_counts", since), ("trim_canary_epochs", {"before": before}))
+        since = int(now - kept_days * 86400)
+        before = datetime.fromtimestamp(since, UTC).isoformat()
+        await self._write(
+            ("trim_canary_counts", {"since": since}), ("trim_canary_epochs", {"before": before})
+        )
 
     async def canary_counts(self, span: int, since: int, until: int) -> list[CountsRow]:
         """Return the spans of this length that begin in `[since, until)`, Unix time."""

@@ -170,7 +170,7 @@ SELECT span, start, epoch, canary, assigned, unreported, calls, errors, cancelle
 WHERE span = :span AND start >= :since AND start < :until ORDER BY start;
 
 -- name: trim_canary_counts
-DELETE FROM canary_counts WHERE (span = 60 AND start < :minutes_since) OR (span = 3600 AND start < :hours_since);
+DELETE FROM canary_counts WHERE (span = 60 AND start < :since - 60) OR (span = 3600 AND start < :since - 3600);
 
 -- name: trim_canary_epochs
 DELETE FROM canary_epochs WHERE ts < :before AND epoch NOT IN (SELECT epoch FROM canary_counts)

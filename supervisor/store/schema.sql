@@ -115,7 +115,7 @@ CREATE INDEX audit_by_action ON audit (action);
 CREATE INDEX audit_by_subject ON audit (subject);
 
 -- version: 4
--- Feature canaries. Counts are kept in spans of a minute for the last days, and of an hour.
+-- Feature canaries. Counts are kept in spans of a minute, and of an hour for reports of many.
 CREATE TABLE canary_epochs (
     epoch        INTEGER PRIMARY KEY,
     feature      TEXT NOT NULL,

@@ -155,6 +155,7 @@ class Pair:
         "_patience",
         "answered",
         "asked",
+        "born",
         "carried",
         "client",
         "server",
@@ -172,6 +173,7 @@ class Pair:
         self.carried = carried
         self._moves = 0
         self._patience: asyncio.TimerHandle | None = None
+        self.born = self._loop.time()
         self.asked = self.answered = False
         """Whether the client, and whether the server, has said anything yet."""
         self.client = _Side(self, client, self._loop)

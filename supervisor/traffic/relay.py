@@ -27,6 +27,7 @@ _CONNECT_SECONDS = 30.0  # how long a client is kept waiting for a worker that r
 _HANDSHAKE_SECONDS = 0.5  # then the choice is made anew: traffic may have been switched
 _RETRY_SECONDS = 0.05
 _LONGEST_RETRY_SECONDS = 0.5  # a thousand waiting clients must not keep us busy
+_ABOUT_TO_ASK_SECONDS = 1.0
 _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
 
 
@@ -70,10 +71,13 @@ class Relay:
     def unanswered(self, target: Target) -> int:
         """Return how many clients have asked this target something and heard nothing at all yet.
 
-        As far as can be told from here, its worker has not accepted them.
+        As far as can be told from here, its worker has not accepted them. Who has only just come is
+        about to ask: a client on a busy machine may take a moment between the two.
         """
+        since = asyncio.get_running_loop().time() - _ABOUT_TO_ASK_SECONDS
         return sum(
-            at == target and pair.asked and not pair.answered for pair, at in self._pairs.items()
+            at == target and not pair.answered and (pair.asked or pair.born > since)
+            for pair, at in self._pairs.items()
         )
 
     def start(self) -> None:

@@ -192,7 +192,9 @@ async def test_a_client_that_never_says_goodbye_is_cut_at_the_deadline_and_count
 
 
 async def test_one_that_binds_its_own_port_is_hurried_by_the_next_deploy(tmp_path: Path) -> None:
-    settings = {**QUICK, "WORKER_COMMAND": f"{sys.executable} -m worker --port {{port}}"}
+    command = f"{sys.executable} -m worker --port {{port}}"
+    # Time to exit in: what is in question is when its clients are told.
+    settings = {**QUICK, "WORKER_COMMAND": command, "STOP_TIMEOUT_SECONDS": 10}
     async with (
         DaemonProcess.running(tmp_path, settings) as daemon,
         sockets(daemon, 5) as clients,

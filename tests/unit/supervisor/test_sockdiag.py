@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -29,9 +30,12 @@ def busy(server: socket.socket) -> bool:
     return found.busy
 
 
-def test_a_connection_that_was_never_used_owes_nothing() -> None:
+def test_a_connection_that_was_never_used_is_about_to_be_and_soon_owes_nothing() -> None:
     with connection() as (_, server):
-        assert not busy(server)
+        assert busy(server)
+        deadline = time.monotonic() + 10
+        while busy(server):
+            assert time.monotonic() < deadline
 
 
 def test_a_request_that_waits_to_be_read_is_owed_an_answer() -> None:
