@@ -122,7 +122,8 @@ class Audit(Statements):
         with anyio.CancelScope(shield=True):
             async with self._auditing:
                 owed, self._owed = self._owed, deque()
-                self._owing = anyio.Event()
+                if self._owing.is_set():  # else somebody waits for this very one
+                    self._owing = anyio.Event()
 
                 async def write() -> Head:
                     return await self._chained([*owed, *entries])
