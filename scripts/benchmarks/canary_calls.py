@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -27,59 +28,47 @@ POLICY = {
     },
 }
 KEY = "user-1234567"
-Step = Callable[[], object]
-
-
-def with_call() -> None:
-    with canary.call("vision"):
-        pass
-
-
-def with_keyed_call() -> None:
-    with canary.call("vision", key=KEY):
-        pass
-
-
-OURS: dict[str, Step] = {
-    "decision": lambda: use_canary_version("vision"),
-    "decision with a key": lambda: use_canary_version("vision", key=KEY),
-    "record": lambda: record_canary_call("vision", False, True, 12.5),
-    "decision and record": lambda: record_canary_call(
-        "vision", use_canary_version("vision"), True, 12.5
+NAMES: dict[str, Any] = {
+    "canary": canary,
+    "record_canary_call": record_canary_call,
+    "use_canary_version": use_canary_version,
+    "KEY": KEY,
+    "run_in_new_context": lambda step: copy_context().run(step),
+    "decide": lambda: use_canary_version("vision"),
+    "nothing": lambda: None,
+}
+# Statements, as `timeit` takes them: no call around what is measured.
+OURS = {
+    "decision": 'use_canary_version("vision")',
+    "decision with a key": 'use_canary_version("vision", key=KEY)',
+    "record": 'record_canary_call("vision", False, True, 12.5)',
+    "decision and record": (
+        'record_canary_call("vision", use_canary_version("vision"), True, 12.5)'
     ),
-    "canary.call, all of it": with_call,
-    "canary.call with a key": with_keyed_call,
+    "canary.call, all of it": 'with canary.call("vision"): pass',
+    "canary.call with a key": 'with canary.call("vision", key=KEY): pass',
+    "decision in a context of its own": "run_in_new_context(decide)",
+    "such a context alone": "run_in_new_context(nothing)",
 }
 
 
-def answering(step: Step, *expected: bool) -> Step:
-    """Return the step if it answers as it was set up; else something else would be measured."""
-    answer = step()
-    if answer not in expected:
-        raise RuntimeError(f"the flag is {answer!r}")
-    return step
-
-
-def openfeature() -> Step:
+def openfeature() -> dict[str, Any]:
     api = importlib.import_module("openfeature.api")
     memory = importlib.import_module("openfeature.provider.in_memory_provider")
     context = importlib.import_module("openfeature.evaluation_context").EvaluationContext(KEY)
     flag = memory.InMemoryFlag("on", {"on": True, "off": False})
     api.set_provider(memory.InMemoryProvider({"vision": flag}))
-    client = api.get_client()
-    return answering(lambda: client.get_boolean_value("vision", False, context), True)
+    return {"client": api.get_client(), "context": context}
 
 
-def growthbook() -> Step:
+def growthbook() -> dict[str, Any]:
     rule = {"force": True, "coverage": 0.2, "hashAttribute": "id"}
     features = {"vision": {"defaultValue": False, "rules": [rule]}}
-    client = importlib.import_module("growthbook").GrowthBook(
-        attributes={"id": KEY}, features=features
-    )
-    return answering(lambda: client.is_on("vision"), True, False)
+    module = importlib.import_module("growthbook")
+    return {"client": module.GrowthBook(attributes={"id": KEY}, features=features)}
 
 
-def launchdarkly() -> Step:
+def launchdarkly() -> dict[str, Any]:
     client_module = importlib.import_module("ldclient")
     data = importlib.import_module("ldclient.integrations.test_data").TestData.data_source()
     data.update(data.flag("vision").variation_for_all(True))
@@ -87,15 +76,29 @@ def launchdarkly() -> Step:
         "sdk-key", update_processor_class=data, send_events=False
     )
     client = client_module.LDClient(config=config)
-    context = client_module.Context.create(KEY)
-    return answering(lambda: client.variation("vision", context, False), True)
+    return {"client": client, "context": client_module.Context.create(KEY)}
 
 
-OTHERS: dict[str, Callable[[], Step]] = {
-    "OpenFeature, in memory: decision": openfeature,
-    "GrowthBook: decision with a key": growthbook,
-    "LaunchDarkly, test data: decision": launchdarkly,
+OTHERS: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
+    "OpenFeature, in memory: decision": (
+        'client.get_boolean_value("vision", False, context)',
+        openfeature,
+    ),
+    "GrowthBook: decision with a key": ('client.is_on("vision")', growthbook),
+    "LaunchDarkly, test data: decision": (
+        'client.variation("vision", context, False)',
+        launchdarkly,
+    ),
 }
+
+
+def checked(name: str, statement: str, names: dict[str, Any]) -> Callable[[int], None]:
+    """Return its loop if it answers as it was set up; else something else would be measured."""
+    answer = eval(statement, names)  # noqa: S307 - our own
+    expected = (True, False) if name.startswith("GrowthBook") else (True,)
+    if answer not in expected:
+        raise RuntimeError(f"{name}: the flag is {answer!r}")
+    return loop(statement, names)
 
 
 class Reader:
@@ -117,8 +120,16 @@ class Reader:
         self.positions = batch.next
 
 
-def nanoseconds(step: Step, threads: int) -> float:
-    """Return the CPU time of one call, over all threads at once."""
+def loop(statement: str, names: dict[str, Any]) -> Callable[[int], None]:
+    """Return a function that runs the statement so many times."""
+    made: dict[str, Any] = dict(names)
+    exec(f"def run(count):\n for _ in range(count):\n  {statement}", made)  # noqa: S102 - our own
+    run: Callable[[int], None] = made["run"]
+    return run
+
+
+def nanoseconds(run: Callable[[int], None], threads: int) -> float:
+    """Return the CPU time of one call, over all threads at once; each has a context of its own."""
     each = CALLS // threads
     spent = [0.0] * threads
     start = threading.Barrier(threads)
@@ -126,8 +137,7 @@ def nanoseconds(step: Step, threads: int) -> float:
     def work(number: int) -> None:
         start.wait()
         began = time.thread_time()
-        for _ in range(each):
-            step()
+        run(each)
         spent[number] = time.thread_time() - began
 
     running = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
@@ -145,11 +155,11 @@ def resident_kib() -> int:
 
 def memory(reader: Reader, calls: int) -> dict[str, int]:
     before = 0
+    run = loop(OURS["canary.call, all of it"], NAMES)
     for done in range(0, calls + 40_000, 40_000):
         if done == 40_000:
             before = resident_kib()  # once everything was used
-        for _ in range(40_000):
-            with_call()
+        run(40_000)
         reader.drain()
     return {
         "calls": calls,
@@ -165,17 +175,17 @@ def main(folder: Path, rounds: int, calls: int) -> dict[str, Any]:
     os.environ["ATLAS_STATE_DIR"] = str(folder)
     use_canary_version("vision")
     reader = Reader(folder / "canary")
-    steps = dict(OURS)
-    for name, make in OTHERS.items():
+    loops = {name: loop(statement, NAMES) for name, statement in OURS.items()}
+    for name, (statement, make) in OTHERS.items():
         try:
-            steps[name] = make()
+            loops[name] = checked(name, statement, make())
         except ImportError:
             continue
-    best: dict[str, dict[int, float]] = {name: {} for name in steps}
+    best: dict[str, dict[int, float]] = {name: {} for name in loops}
     for _ in range(rounds):
-        for name, step in steps.items():
+        for name, run in loops.items():
             for threads in THREADS:
-                spent = nanoseconds(step, threads)
+                spent = nanoseconds(run, threads)
                 best[name][threads] = min(spent, best[name].get(threads, spent))
                 reader.drain()
     rows = [{"name": name, "cpu_ns": found} for name, found in best.items()]

@@ -119,18 +119,6 @@ def decode(word: int) -> Event:
     )
 
 
-_EVEN_SPREAD = 0x9E3779B97F4A7C15  # 2**64 / the golden ratio: Fibonacci hashing (Knuth, 6.4)
-
-
-def key_word(digest: bytes) -> int:
-    """Return the hash word of a key, without the lap bit, from the eight bytes that decide.
-
-    The multiplication is one to one and moves the bits that decided the arm away from the top. The
-    lowest bit is always set: a hash word that is 0 was not written.
-    """
-    return int.from_bytes(digest) * _EVEN_SPREAD & LAP - 1 | 1
-
-
 def pack_header(owner: Owner) -> bytes:
     """Return the beginning of the file."""
     return _HEADER.pack(

@@ -139,32 +139,62 @@ def test_a_question_and_its_record_are_one_call(canaries: Canaries) -> None:
     assert failed.bucket == latency_bucket(20.0)
 
 
-def test_a_record_of_the_other_arm_counts_by_itself(canaries: Canaries) -> None:
+def test_a_record_of_the_other_arm_counts_by_itself_and_takes_no_question(
+    canaries: Canaries,
+) -> None:
     canaries.decide({"vision": 1})
 
     use_canary_version("vision")
     record_canary_call("vision", False, True, 1.0)
     record_canary_call("vision", True, True, 1.0)
 
-    recorded = [event for event in canaries.events() if event.kind == Kind.RECORDED]
-    assert sorted(event.is_canary for event in recorded) == [False, True]
+    told = {(event.kind, event.is_canary) for event in canaries.events()}
+    assert told == {(Kind.ASKED, True), (Kind.RECORDED, False), (Kind.TOLD, True)}
 
 
 def test_a_record_keeps_the_epoch_of_its_question(canaries: Canaries) -> None:
     canaries.decide({"vision": 1}, epoch=1)
     use_canary_version("vision")
     canaries.decide({"vision": 0}, epoch=2)
-    eventually(lambda: not use_canary_version("vision", key="probe"))
-
-    record_canary_call("vision", True, True, 1.0)  # the one with a key is asked last
-    canaries.decide({"vision": 1}, epoch=3)
-    eventually(lambda: use_canary_version("vision"))
-    canaries.decide({"vision": 0}, epoch=4)
     eventually(lambda: process.rules["vision"].share == 0)
+
     record_canary_call("vision", True, True, 1.0)
+    use_canary_version("vision")
+    canaries.decide({"vision": 1}, epoch=3)
+    eventually(lambda: process.rules["vision"].share == 1)
+    record_canary_call("vision", False, True, 1.0)
 
     told = [event for event in canaries.events() if event.kind == Kind.TOLD]
-    assert [event.epoch for event in told] == [3]
+    assert sorted((event.epoch, event.is_canary) for event in told) == [(1, True), (2, False)]
+
+
+async def test_each_task_tells_the_question_it_was_started_with(canaries: Canaries) -> None:
+    canaries.decide({"vision": 0.5})
+
+    async def work(used: bool) -> None:
+        record_canary_call("vision", used, True, 1.0)
+
+    tasks = []
+    for _ in range(200):
+        tasks.append(asyncio.create_task(work(use_canary_version("vision"))))
+        if len(tasks) % 7 == 0:
+            await asyncio.sleep(0)  # some tell before the next question, some after it
+    await asyncio.gather(*tasks)
+
+    assert canaries.kinds() == {Kind.ASKED: 200, Kind.TOLD: 200}
+
+
+def test_questions_that_nobody_tells_are_forgotten_with_their_slice(canaries: Canaries) -> None:
+    canaries.decide({"vision": 1})
+    for _ in range(1_000):
+        use_canary_version("vision")
+    first = process.rules["vision"].canary
+
+    eventually(lambda: process.rules["vision"].canary is not first)
+    use_canary_version("vision")
+
+    untold = first.untold(None)
+    assert untold == [process.rules["vision"].canary.asked]
 
 
 async def test_tasks_do_not_take_each_others_questions(canaries: Canaries) -> None:

@@ -357,7 +357,7 @@ def test_a_key_stays_in_as_the_share_grows(key: str, shares: list[float]) -> Non
     digest = blake2b(f"{SALT}\0vision\0{key}".encode(), digest_size=8).digest()
     inside = []
     for share in sorted(shares):
-        rule = Rule("vision", share, 1, SALT, ContextVar("asked"))
+        rule = Rule("vision", share, 1, SALT, (ContextVar("stable"), ContextVar("canary")))
         hasher = rule.hasher.copy()
         hasher.update(key.encode())
         assert hasher.digest() == digest

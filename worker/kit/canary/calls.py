@@ -14,7 +14,6 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from worker.contract import latency_bucket
 from worker.contract.ring import (
-    ARM_SHIFT,
     KIND_SHIFT,
     LAP,
     OUTCOME_SHIFT,
@@ -23,9 +22,8 @@ from worker.contract.ring import (
     SLICES,
     Kind,
     Outcome,
-    key_word,
 )
-from worker.kit.canary.policy import Assignment, Rule
+from worker.kit.canary.policy import Arm, Question, Rule
 from worker.kit.canary.process import process
 from worker.kit.canary.ring import Lane
 
@@ -37,7 +35,9 @@ _TELLS = Kind.TOLD - Kind.ASKED << KIND_SHIFT
 _FAILED = Outcome.ERROR << OUTCOME_SHIFT
 _CANCELLED = Outcome.CANCELLED << OUTCOME_SHIFT
 _FORGOTTEN_SLICES = int(60 / SLICE_SECONDS)  # the daemon has closed the window by then
+_UNDER_LAP = LAP - 1
 _now = time.monotonic
+_number = int.from_bytes
 
 
 def is_canary_enabled() -> bool:
@@ -60,15 +60,22 @@ def use_canary_version(feature: str, *, key: str | None = None) -> bool:
         rule = found
     if key is not None:
         return _ask_with_key(rule, key)
-    used = process.random() < rule.share
-    word = (rule.canary if used else rule.stable).asked
+    draw = process.random
+    used = draw() < rule.share
+    arm = rule.canary if used else rule.stable
+    word = arm.asked
     lane = process.main
     for place in lane.free:  # `Lane.write`, without the call
         lane.words[place] = word if place >= 0 else word | LAP
         break
     else:
         word = lane.write_late(word) and word
-    rule.set_asked([word])
+    find = arm.untold
+    untold = find(None)
+    if untold is None or (untold and untold[0] is not word):
+        arm.set_untold([word])
+    else:  # a context variable is dear to set: equal questions share a list
+        untold.append(word)
     return used
 
 
@@ -76,15 +83,16 @@ def _ask_with_key(rule: Rule, key: str) -> bool:
     used, hashed = _decide_by_key(rule, key)
     if not hashed:
         return False
-    word = (rule.canary if used else rule.stable).asked
+    arm = rule.canary if used else rule.stable
+    word = arm.asked
     lane = process.keyed
     for place in lane.free:  # `Lane.write`, without the call
-        lane.words[place + place + 1] = hashed if place >= 0 else hashed | LAP
-        lane.words[place + place] = word if place >= 0 else word | LAP
+        lane.keys[place] = hashed if place >= 0 else hashed | LAP
+        lane.words[place] = word if place >= 0 else word | LAP
         break
     else:
         word = lane.write_late(word, hashed) and word
-    rule.set_asked([(word, hashed)])
+    arm.set_untold([(word, hashed)])
     return used
 
 
@@ -96,7 +104,7 @@ def _decide_by_key(rule: Rule, key: object) -> tuple[bool, int]:
         digest = hasher.digest()
     except Exception:  # noqa: BLE001 - whatever a foreign `__str__` or half a surrogate pair does
         return False, 0
-    return digest < rule.threshold, key_word(digest)
+    return digest < rule.threshold, _number(digest) & _UNDER_LAP or 1
 
 
 def record_canary_call(feature: str, used_canary: bool, ok: bool, latency_ms: float) -> None:
@@ -117,24 +125,24 @@ def record_canary_call(feature: str, used_canary: bool, ok: bool, latency_ms: fl
         end = latency_bucket(latency_ms) | (0 if ok else _FAILED)
     except Exception:  # noqa: BLE001 - whatever a foreign object does when it is compared
         return
-    asked = rule.asked.get(None)
-    if asked:
+    arm = rule.canary if used else rule.stable
+    untold = arm.untold(None)
+    if untold:
         try:
-            told = asked.pop()
+            question = untold.pop()
         except IndexError:  # told in another thread, a moment ago
-            told = None
-        if told is not None and _tell(rule, told, used, end):
+            question = None
+        if question is not None and _tell(arm, question, end):
             return
-    process.main.write((rule.canary if used else rule.stable).recorded | end)
+    process.main.write(arm.recorded | end)
 
 
-def _tell(rule: Rule, told: Assignment, used: bool, end: int) -> bool:
+def _tell(arm: Arm, question: Question, end: int) -> bool:
     """Write the end of what was asked; returns False if the record is not about it."""
-    word, key = (told, 0) if isinstance(told, int) else told
+    word, key = (question, 0) if isinstance(question, int) else question
     if word == 0:
         return True  # the question found no room, so the whole call is dropped
-    age = rule.stable.asked - word >> SLICE_SHIFT & SLICES - 1
-    if used != word >> ARM_SHIFT & 1 or age > _FORGOTTEN_SLICES:
+    if arm.asked - word >> SLICE_SHIFT & SLICES - 1 > _FORGOTTEN_SLICES:
         return False
     _end(process.keyed if key else process.main, word + _TELLS | end, key)
     return True
@@ -142,13 +150,10 @@ def _tell(rule: Rule, told: Assignment, used: bool, end: int) -> bool:
 
 def _end(lane: Lane, word: int, key: int) -> None:
     """Write an event that ends something: it may use the room that is kept for it."""
-    words = lane.words
     for place in lane.free:
         if key:
-            words[place + place + 1] = key if place >= 0 else key | LAP
-            words[place + place] = word if place >= 0 else word | LAP
-        else:
-            words[place] = word if place >= 0 else word | LAP
+            lane.keys[place] = key if place >= 0 else key | LAP
+        lane.words[place] = word if place >= 0 else word | LAP
         return
     lane.write_late(word, key, ending=True)
 

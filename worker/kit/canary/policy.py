@@ -11,12 +11,13 @@ from hashlib import blake2b
 from typing import Any
 
 from worker.contract import STATE_SCHEMA_VERSION
-from worker.contract.ring import EPOCHS, SLICE_SHIFT, Kind, encode
+from worker.contract.ring import EPOCHS, Kind, encode
 
-Assignment = int | tuple[int, int]
-Asked = ContextVar[list[Assignment]]
-"""An assignment that is not told yet: its event word, with a key that and the hash word. It is
-taken out of the list when it is told, in whichever context that list was copied to."""
+Question = int | tuple[int, int]
+"""The event word of an assignment, with a key that and the hash word."""
+Untold = ContextVar[list[Question]]
+"""What was asked in a context and not told yet, of one arm. A question is taken out of the list
+when it is told, in whichever context the list was copied to. Equal ones are in one list."""
 
 _WHOLE = 2**64
 
@@ -25,42 +26,46 @@ class BadPolicyError(ValueError):
     """The state file holds no policy that can be understood."""
 
 
-class Words:
-    """What one arm's events ASKED, BEGUN and RECORDED are in one slice."""
+class Arm:
+    """One arm of a feature in one slice: its words of ASKED, BEGUN and RECORDED.
 
-    __slots__ = ("asked", "begun", "recorded")
+    `untold` and `set_untold` get and set the context's questions.
+    """
 
-    def __init__(self, asked: int, begun: int, recorded: int) -> None:
-        self.asked = asked
-        self.begun = begun
-        self.recorded = recorded
+    __slots__ = ("asked", "begun", "recorded", "set_untold", "untold")
+
+    def __init__(self, is_canary: bool, epoch: int, slice_number: int, untold: Untold) -> None:
+        self.asked, self.begun, self.recorded = (
+            encode(kind, is_canary=is_canary, epoch=epoch, slice_number=slice_number)
+            for kind in (Kind.ASKED, Kind.BEGUN, Kind.RECORDED)
+        )
+        self.untold, self.set_untold = untold.get, untold.set
 
 
 class Rule:
     """One feature under one epoch. `share` is that of the canary arm, from 0 to 1.
 
     A key has the canary if the digest of `hasher`, fed with it, is below `threshold`.
-    `canary` and `stable` are the words of the present slice: `set_slice` renews them.
+    `canary` and `stable` are the arms in the present slice: `set_slice` renews them.
     """
 
-    __slots__ = ("_first", "asked", "canary", "hasher", "set_asked", "share", "stable", "threshold")
+    __slots__ = ("_epoch", "_untold", "canary", "hasher", "share", "stable", "threshold")
 
-    def __init__(self, feature: str, share: float, epoch: int, salt: str, asked: Asked) -> None:
+    def __init__(
+        self, feature: str, share: float, epoch: int, salt: str, untold: tuple[Untold, Untold]
+    ) -> None:
         self.share = share
-        self.asked = asked
-        self.set_asked = asked.set  # bound once
         self.hasher = blake2b(f"{salt}\0{feature}\0".encode(errors="surrogatepass"), digest_size=8)
         self.threshold = key_threshold(share)
-        self._first = (_words(False, epoch), _words(True, epoch))
+        self._epoch = epoch
+        self._untold = untold  # of the stable arm, of the canary
         self.set_slice(0)
 
     def set_slice(self, number: int) -> None:
         """Let what is assigned from now on belong to this slice."""
-        shifted = number << SLICE_SHIFT
-        self.stable, self.canary = (
-            Words(first.asked | shifted, first.begun | shifted, first.recorded | shifted)
-            for first in self._first
-        )
+        stable, canary = self._untold
+        self.stable = Arm(False, self._epoch, number, stable)
+        self.canary = Arm(True, self._epoch, number, canary)
 
 
 class Policy:
@@ -69,15 +74,6 @@ class Policy:
     def __init__(self, *, enabled: bool, rules: dict[str, Rule]) -> None:
         self.enabled = enabled
         self.rules = rules
-
-
-def _words(is_canary: bool, epoch: int) -> Words:
-    return Words(
-        *(
-            encode(kind, is_canary=is_canary, epoch=epoch, slice_number=0)
-            for kind in (Kind.ASKED, Kind.BEGUN, Kind.RECORDED)
-        )
-    )
 
 
 def key_threshold(share: float) -> bytes:
@@ -98,10 +94,10 @@ def key_threshold(share: float) -> bytes:
     return low.to_bytes(8)
 
 
-def read_policy(content: bytes, asked: dict[str, Asked]) -> Policy:
+def read_policy(content: bytes, untold: dict[str, tuple[Untold, Untold]]) -> Policy:
     """Return the policy in a state file; raises BadPolicyError.
 
-    `asked` keeps each feature's context variable over the renewals.
+    `untold` keeps each feature's context variables over the renewals.
     """
     try:
         document = json.loads(content)
@@ -118,8 +114,9 @@ def read_policy(content: bytes, asked: dict[str, Asked]) -> Policy:
     for name, (share, epoch) in listed.items():
         # Off means share 0. A file that says otherwise has no epoch for it: nothing is recorded.
         if enabled or share == 0:
-            variable = asked.setdefault(name, ContextVar(f"asked_{name}"))
-            rules[name] = Rule(name, share, epoch, salt, variable)
+            if name not in untold:
+                untold[name] = (ContextVar(f"{name}_stable"), ContextVar(f"{name}_canary"))
+            rules[name] = Rule(name, share, epoch, salt, untold[name])
     return Policy(enabled=enabled, rules=rules)
 
 

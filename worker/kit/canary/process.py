@@ -16,7 +16,7 @@ from pathlib import Path
 
 from worker.contract import ENV_STATE_DIR, RINGS_DIRECTORY, STATE_FILE
 from worker.contract.ring import SLICE_SECONDS, SLICES
-from worker.kit.canary.policy import Asked, BadPolicyError, Rule, read_policy
+from worker.kit.canary.policy import BadPolicyError, Rule, Untold, read_policy
 from worker.kit.canary.ring import Ring, make_ring
 
 POLL_SECONDS = 0.05
@@ -27,8 +27,8 @@ _STATE_BYTES = 1024 * 1024  # the daemon's own is a few kilobytes
 class Process:
     """The canaries of one process. `rules` are the features that are listed and decided."""
 
-    __slots__ = ("_asked", "_folder", "_lock", "_retry", "_ring", "_seen", "_slice", "_started",
-                 "_starting", "enabled", "keyed", "main", "random", "rules")  # fmt: skip
+    __slots__ = ("_folder", "_lock", "_retry", "_ring", "_seen", "_slice", "_started", "_starting",
+                 "_untold", "enabled", "keyed", "main", "random", "rules")  # fmt: skip
 
     def __init__(self) -> None:
         self.begin()
@@ -40,7 +40,7 @@ class Process:
         self.random = random.Random().random  # noqa: S311 - a draw, no secret
         self._lock = threading.RLock()
         self._started = self._starting = False
-        self._asked: dict[str, Asked] = {}
+        self._untold: dict[str, tuple[Untold, Untold]] = {}
         self._folder = Path()
         self._seen: tuple[int, int, int] | None = None
         self._slice = -1
@@ -102,7 +102,7 @@ class Process:
             status = os.stat(self._folder / STATE_FILE)  # noqa: PTH116 - the plain call is cheaper
             seen = (status.st_mtime_ns, status.st_ino, status.st_size)
             if seen != self._seen:
-                policy = read_policy(_content(self._folder / STATE_FILE), self._asked)
+                policy = read_policy(_content(self._folder / STATE_FILE), self._untold)
                 rules, enabled = policy.rules, policy.enabled
                 self._seen = seen
         except (OSError, BadPolicyError):

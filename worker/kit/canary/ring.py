@@ -28,15 +28,16 @@ class Lane:
     """
 
     __slots__ = ("_closed", "_dropped", "_header", "_lock", "_next", "_refilling",
-                 "_tail", "capacity", "free", "words")  # fmt: skip
+                 "_tail", "capacity", "free", "keys", "words")  # fmt: skip
 
     def __init__(
-        self, words: memoryview, header: memoryview, *, capacity: int, tail: int, dropped: int
+        self, words: memoryview, keys: memoryview, header: memoryview, *, tail: int, dropped: int
     ) -> None:
         self.words = words
+        self.keys = keys  # empty if the lane has none
         self.free: Iterator[int] = iter(())
         self._header = header
-        self.capacity = capacity
+        self.capacity = len(words)
         self._tail = tail // layout.WORD_BYTES
         self._dropped = dropped // layout.WORD_BYTES
         self._next = 0
@@ -59,13 +60,10 @@ class Lane:
 
         `key` is the hash word of a keyed lane's event.
         """
-        words = self.words
         for place in self.free:
             if key:
-                words[place + place + 1] = key if place >= 0 else key | LAP
-                words[place + place] = word if place >= 0 else word | LAP
-            else:
-                words[place] = word if place >= 0 else word | LAP
+                self.keys[place] = key if place >= 0 else key | LAP
+            self.words[place] = word if place >= 0 else word | LAP
             return True
         return self.write_late(word, key)
 
@@ -115,10 +113,8 @@ class Lane:
     def _put(self, place: int, word: int, key: int) -> None:
         lap = LAP if place < 0 else 0
         if key:
-            self.words[place * 2 + 1] = key | lap
-            self.words[place * 2] = word | lap
-        else:
-            self.words[place] = word | lap
+            self.keys[place] = key | lap
+        self.words[place] = word | lap
 
 
 class Ring:
@@ -130,16 +126,12 @@ class Ring:
         main = view[layout.HEADER_BYTES : layout.KEYED_OFFSET].cast("Q")
         keyed = view[layout.KEYED_OFFSET :].cast("Q")
         self.main = Lane(
-            main,
-            header,
-            capacity=len(main),
-            tail=layout.TAIL_OFFSET,
-            dropped=layout.DROPPED_OFFSET,
+            main, main[:0], header, tail=layout.TAIL_OFFSET, dropped=layout.DROPPED_OFFSET
         )
         self.keyed = Lane(
-            keyed,
+            keyed[::2],
+            keyed[1::2],
             header,
-            capacity=len(keyed) // 2,
             tail=layout.KEYED_TAIL_OFFSET,
             dropped=layout.KEYED_DROPPED_OFFSET,
         )

@@ -14,7 +14,7 @@ import pytest
 from supervisor import procfs
 from supervisor.features.rings import Positions, Ring, RingRefusedError, ring_files
 from worker.contract import ring as layout
-from worker.contract.ring import Kind, Owner, decode, encode, key_word
+from worker.contract.ring import Kind, Owner, decode, encode
 
 DEAD = Owner(2**22 + 5, 1, "another boot", "green-1", "1.2")
 
@@ -97,13 +97,13 @@ def test_a_ring_tells_whose_it_is(ring: Ring) -> None:
 def test_equal_events_are_counted_and_voids_left_out(writer: Writer, ring: Ring) -> None:
     for index, word in enumerate((asked(1), asked(2), asked(1), Kind.VOID << 60, asked(1))):
         writer.main(index, word)
-    writer.keyed(0, asked(3), key_word(b"12345678"))
+    writer.keyed(0, asked(3), 77)
     writer.keyed(1, Kind.VOID << 60, 1)
 
     batch = ring.read(Positions())
 
     assert batch.events == {asked(1): 3, asked(2): 1}
-    assert batch.keyed == [(asked(3), key_word(b"12345678"))]
+    assert batch.keyed == [(asked(3), 77)]
     assert batch.next == Positions(5, 2)
     assert ring.read(batch.next).events == {}
 
