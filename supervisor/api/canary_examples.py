@@ -68,6 +68,7 @@ VIEW = CanaryView(
     fallback=None,
     dropped_events=0,
     late_calls=0,
+    overflown_calls=0,
     features=[FEATURE],
 )
 STATS = CanaryStats(**_BOTH.model_dump(), features={"vision": _BOTH})

@@ -14,7 +14,7 @@ from supervisor.canary.judgement import Judgement, Kind
 from supervisor.canary.latency import LatencyEvidence, Slow
 from supervisor.canary.past import Prior
 from supervisor.canary.promotion import PromotionEvidence
-from supervisor.canary.ratio import RatioCheck
+from supervisor.canary.ratio import Draws, Ratios
 from supervisor.canary.rollback import RollbackEvidence
 from supervisor.canary.totals import Totals, expected
 from supervisor.model.verdict import Verdict
@@ -53,6 +53,10 @@ class Judge:
         self.latency = LatencyEvidence(own * (1 - ERRORS_PART))
         self.promotion = PromotionEvidence(margin, promote_alpha, prior)
         self.totals = Totals()
+        self.assigned = Draws()
+        """All calls that were drawn in this ramp, those without an outcome included."""
+        self.unreported = Draws()
+        """Of these, the questions whose outcome nobody told."""
 
     @property
     def thresholds(self) -> tuple[int, ...]:
@@ -84,12 +88,12 @@ class Judge:
     def verdict(self) -> Judgement:
         """Return what the evidence says now; once it said `fail`, it says so for ever.
 
-        While the arms do not get their shares, `pass` is withheld: something is wrong around the
+        While the arms do not get or do not report their shares, `pass` is withheld: something is wrong around the
         canary. `fail` is not: that would keep a bad canary in traffic.
         """
-        ratio = self.totals.ratio()
-        numbers = self._numbers(ratio)
-        found = next(self._findings(ratio), None)
+        ratios = self.ratios()
+        numbers = self._numbers(ratios)
+        found = next(self._findings(ratios), None)
         if found is not None:
             verdict, kind, reason = found
             return Judgement(verdict, kind, reason, numbers)
@@ -97,7 +101,11 @@ class Judge:
         reason = sentences.waits(self.feature, self.totals, needs)
         return Judgement(Verdict.INCONCLUSIVE, Kind.WAITING, reason, numbers, needs)
 
-    def _findings(self, ratio: RatioCheck) -> Iterator[tuple[Verdict, Kind, str]]:
+    def ratios(self) -> Ratios:
+        """Return whether the arms get their shares, and report as much of them."""
+        return Ratios(self.assigned.check(), self.unreported.check())
+
+    def _findings(self, ratios: Ratios) -> Iterator[tuple[Verdict, Kind, str]]:
         """Yield what is decided, the weightiest first."""
         name, totals = self.feature, self.totals
         if self.errors.reached:
@@ -105,8 +113,9 @@ class Judge:
             yield Verdict.FAIL, Kind.ERRORS, sentences.fails_more(name, totals, alpha)
         if self.latency.reached:
             yield Verdict.FAIL, Kind.LATENCY, self._is_slower()
-        if not ratio.fits:
-            yield Verdict.INCONCLUSIVE, Kind.RATIO, sentences.wrong_ratio(name, ratio)
+        if not ratios.fit:
+            reason = f"{name}: {sentences.wrong_ratio(ratios)}; it holds"
+            yield Verdict.INCONCLUSIVE, Kind.RATIO, reason
         if self.promotion.reached:
             margin, alpha = self.promotion.margin, self.promotion.alpha
             reason = sentences.is_no_worse(name, totals, margin, alpha)
@@ -133,7 +142,7 @@ class Judge:
         least = min((each for each in forecasts if each is not None), default=math.inf)
         return math.ceil(least) if least <= _FURTHEST else None
 
-    def _numbers(self, ratio: RatioCheck) -> dict[str, Any]:
+    def _numbers(self, ratios: Ratios) -> dict[str, Any]:
         totals, difference = self.totals, self.totals.difference()
         return {
             "canary": {"calls": totals.canary.calls, "errors": totals.canary.errors},
@@ -150,7 +159,8 @@ class Judge:
                     (Kind.PROMOTION.value, self.promotion),
                 )
             },
-            "sample_ratio": asdict(ratio),
+            "sample_ratio": asdict(ratios.assigned),
+            "unreported_ratio": asdict(ratios.unreported),
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -161,6 +171,8 @@ class Judge:
             "latency": self.latency.to_dict(),
             "promotion": self.promotion.to_dict(),
             "totals": self.totals.to_list(),
+            "assigned": self.assigned.to_list(),
+            "unreported": self.unreported.to_list(),
         }
 
     @classmethod
@@ -171,4 +183,6 @@ class Judge:
         judge.latency = LatencyEvidence.from_dict(kept["latency"])
         judge.promotion = PromotionEvidence.from_dict(kept["promotion"])
         judge.totals = Totals.from_list(kept["totals"])
+        judge.assigned = Draws.from_list(kept.get("assigned", ()))
+        judge.unreported = Draws.from_list(kept.get("unreported", ()))
         return judge

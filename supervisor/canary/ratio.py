@@ -1,14 +1,14 @@
-"""Whether calls were assigned as the share says.
+"""Whether calls were assigned as the share says, and both arms report as much of them.
 
-If not, something is wrong around the canary, and no comparison of the arms is to be trusted. The
-same check of the calls that were assigned and never reported tells whether one arm swallows them.
+If not, something is wrong around the canary, and no comparison of the arms is to be trusted. A few
+calls that one arm swallows do not show among those it reports; among the unreported they do.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from supervisor.canary.evalue import exponential, log_sum
@@ -38,6 +38,47 @@ class RatioCheck:
     e_value: float
     expected: float | None
     observed: float | None
+
+
+class Ratios(NamedTuple):
+    """The check of all calls that were assigned, and that of those which nobody reported."""
+
+    assigned: RatioCheck
+    unreported: RatioCheck
+
+    @property
+    def fit(self) -> bool:
+        """Whether the arms can be compared."""
+        return self.assigned.fits and self.unreported.fits
+
+
+@dataclass
+class Draws:
+    """How many calls each arm was given, the canary first, by the share they were drawn with.
+
+    A key is drawn once, with its first call.
+    """
+
+    by_share: dict[float, tuple[int, int]] = field(default_factory=dict)
+
+    def add(self, share: float, count: int, *, canary: bool) -> None:
+        """Add calls of one arm; where nothing is drawn they are left out."""
+        if 0 < share < 1:
+            mine, others = self.by_share.get(share, (0, 0))
+            self.by_share[share] = (mine + count, others) if canary else (mine, others + count)
+
+    def check(self) -> RatioCheck:
+        """Return whether they fit the shares."""
+        return check_ratio(Assigned(share, *counts) for share, counts in self.by_share.items())
+
+    def to_list(self) -> list[list[float]]:
+        """Return it as JSON has it."""
+        return [[share, *counts] for share, counts in self.by_share.items()]
+
+    @classmethod
+    def from_list(cls, kept: Iterable[Iterable[float]]) -> Draws:
+        """Return what was kept."""
+        return cls({share: (int(canary), int(stable)) for share, canary, stable in kept})
 
 
 def check_ratio(epochs: Iterable[Assigned], alpha: float = ALPHA) -> RatioCheck:

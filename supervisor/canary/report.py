@@ -14,8 +14,9 @@ from supervisor.canary.calls import Tally
 from supervisor.canary.counts import Arm
 from supervisor.canary.intervals import Interval, difference, stratified_difference, wilson
 from supervisor.canary.judgement import Judgement
-from supervisor.canary.ratio import RatioCheck
+from supervisor.canary.ratio import Ratios
 from supervisor.canary.spans import Both
+from supervisor.canary.sentences import wrong_ratio
 from supervisor.canary.words import percent
 from supervisor.model.canary import (
     ArmReport,
@@ -83,7 +84,7 @@ def feature_report(
     epochs: Iterable[EpochRow],
     tallies: Mapping[int, Both],
     judgement: Judgement,
-    ratio: RatioCheck,
+    ratios: Ratios,
 ) -> FeatureReport:
     """Return one feature's report; `tallies` are by epoch."""
     mine = [epoch for epoch in epochs if epoch.feature == feature and epoch.epoch in tallies]
@@ -100,7 +101,7 @@ def feature_report(
         judgement=judgement_view(judgement),
         verdict=judgement.verdict.value,
         reason=judgement.reason,
-        warnings=warnings_of(total, ratio),
+        warnings=warnings_of(total, ratios),
     )
 
 
@@ -110,19 +111,13 @@ def arms_of(both: Both) -> tuple[Arm, Arm]:
     return Arm(canary.calls, canary.errors), Arm(stable.calls, stable.errors)
 
 
-def warnings_of(total: Both, ratio: RatioCheck) -> list[str]:
+def warnings_of(total: Both, ratios: Ratios) -> list[str]:
     """Return why numbers are not to be trusted: calls were drawn wrongly, or not reported.
 
-    `ratio` is that of the ramp's evidence, in which a key counts once: a key that calls often is
-    given one arm for all its calls, as it should be.
+    `ratios` are of the whole ramp, and a key counts once in them: a key that calls often is given
+    one arm for all its calls, as it should be.
     """
-    found = []
-    if not ratio.fits and ratio.observed is not None and ratio.expected is not None:
-        found.append(
-            f"the canary was given {percent(ratio.observed)} of the calls and not "
-            f"{percent(ratio.expected)}: something chooses who gets it, so the arms can't be "
-            "compared"
-        )
+    found = [] if ratios.fit else [wrong_ratio(ratios)]
     for name, side in (("canary", total.canary), ("stable", total.stable)):
         if side.assigned >= _FEW and side.unreported > _UNREPORTED_SHARE * side.assigned:
             share = percent(side.unreported / side.assigned)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from supervisor.canary.counts import Arm
-from supervisor.canary.ratio import RatioCheck
+from supervisor.canary.ratio import Ratios
 from supervisor.canary.totals import Totals
 from supervisor.canary.words import amount, odds, percent
 
@@ -39,11 +39,19 @@ def is_no_worse(feature: str, totals: Totals, margin: float, alpha: float) -> st
     )
 
 
-def wrong_ratio(feature: str, ratio: RatioCheck) -> str:
-    """Return why nothing is promoted while the arms do not get their shares."""
+def wrong_ratio(ratios: Ratios) -> str:
+    """Return why the arms can't be compared while they do not get or report their shares."""
+    assigned, unreported = ratios
+    if not assigned.fits:
+        return (
+            f"the canary was given {percent(assigned.observed or 0)} of the calls and not "
+            f"{percent(assigned.expected or 0)}: something chooses who gets it, so the arms can't "
+            "be compared"
+        )
+    fewer = "canary" if (unreported.observed or 0) > (unreported.expected or 0) else "stable"
     return (
-        f"{feature}: {percent(ratio.observed or 0)} of calls are the canary's where "
-        f"{percent(ratio.expected or 0)} should be, so the arms can't be compared; it holds"
+        f"the {fewer} arm reports fewer of its decisions than the other one, so the arms can't be "
+        "compared: whoever asks use_canary_version is to call record_canary_call however it ends"
     )
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from supervisor.canary.counts import Arm, Rates, Window
 from supervisor.canary.intervals import Interval, stratified_difference
-from supervisor.canary.ratio import Assigned, RatioCheck, check_ratio
 
 
 @dataclass
@@ -48,13 +47,6 @@ class Totals:
     def difference(self) -> Interval | None:
         """Return by how much the canary's error rate is higher, with its interval of 95 %."""
         return stratified_difference(self.by_share.values())
-
-    def ratio(self) -> RatioCheck:
-        """Return whether the arms had the calls that the shares say."""
-        return check_ratio(
-            Assigned(share, canary.calls, stable.calls)
-            for share, (canary, stable) in self.by_share.items()
-        )
 
     def to_list(self) -> list[list[float]]:
         """Return it as JSON has it, without loss; the last share comes last."""

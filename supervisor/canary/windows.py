@@ -8,6 +8,7 @@ that is quicker.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -30,6 +31,16 @@ class Group(NamedTuple):
     epoch: int
     slice: int
     canary: bool
+
+
+class Drawn(NamedTuple):
+    """How many calls were assigned, by epoch and whether to the canary; a key counts once.
+
+    `unreported` are those of them that stay without an outcome.
+    """
+
+    assigned: Counter[tuple[int, bool]]
+    unreported: Counter[tuple[int, bool]]
 
 
 class Sealed(NamedTuple):
@@ -90,6 +101,7 @@ class Windows:
         self._units: dict[tuple[RingKey, Group], bool] = {}
         """Keys whose first call is open, and whether that only asked."""
         self._new_keys: list[tuple[int, int]] = []
+        self._drawn = Drawn(Counter(), Counter())
         self.late = 0
         """Calls that came too late for their window."""
         self.overflown = 0
@@ -103,6 +115,9 @@ class Windows:
         self._units = {
             unit: asked for unit, asked in self._units.items() if unit[1].epoch in ramp_of
         }
+        for counts in self._drawn:
+            for drawn in [drawn for drawn in counts if drawn[0] not in ramp_of]:
+                del counts[drawn]
 
     def assign(
         self, group: Group, count: int, *, asked: bool = False, key: RingKey | None = None
@@ -114,6 +129,7 @@ class Windows:
             if not self._is_first(group, key[1]):
                 return
             self._units[key, group] = asked
+        self._drawn.assigned[group.epoch, group.canary] += count
         pending = self._pending(group, create=True)
         if pending is None:
             self.late += count
@@ -139,6 +155,8 @@ class Windows:
 
     def forget(self, group: Group, count: int) -> None:
         """Note that calls stay without an outcome: they were questions, and are no evidence."""
+        if group.epoch in self._ramp_of:
+            self._drawn.unreported[group.epoch, group.canary] += count
         if (pending := self._pending(group)) is not None:
             pending.open -= count
 
@@ -170,6 +188,11 @@ class Windows:
                     sealed.append(_sealed(number, at, pending))
             ramp.closed_before = max(ramp.closed_before, horizon)
         return sealed
+
+    def take_drawn(self) -> Drawn:
+        """Return what was drawn since it was last taken."""
+        drawn, self._drawn = self._drawn, Drawn(Counter(), Counter())
+        return drawn
 
     def take_keys(self) -> list[tuple[int, int]]:
         """Return the keys, each with its ramp, that are new since they were last taken."""
@@ -209,7 +232,10 @@ class Windows:
         return ramp.pending.get(at)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what is pending as JSON has it; keys are kept apart, see `take_keys`."""
+        """Return what is pending as JSON has it.
+
+        Keys and draws are to be taken before: they are kept elsewhere.
+        """
         return {
             "ramps": [
                 [number, ramp.closed_before, [_kept(at, it) for at, it in ramp.pending.items()]]

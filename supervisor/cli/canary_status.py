@@ -99,6 +99,11 @@ def _whole(screen: Screen, data: Record) -> Iterator[RenderableType]:
     if data.get("late_calls"):
         late = f"{amount(data['late_calls'])} outcomes came too late to be evidence"
         yield note(screen, late, None)
+    if data.get("overflown_calls"):
+        beyond = (
+            f"{amount(data['overflown_calls'])} calls are of keys beyond those a ramp remembers"
+        )
+        yield note(screen, f"{beyond}: they are counted, and no evidence", None)
 
 
 def _fallback(screen: Screen, fallback: Record) -> Iterator[RenderableType]:

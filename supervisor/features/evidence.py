@@ -17,7 +17,7 @@ from supervisor.canary.counts import Window
 from supervisor.canary.histogram import Histogram
 from supervisor.canary.judge import Judge
 from supervisor.canary.judgement import Judgement
-from supervisor.canary.ratio import RatioCheck
+from supervisor.canary.ratio import Ratios
 from supervisor.canary.spans import Both, Spans
 from supervisor.canary.windows import GRACE_SLICES, Group, Sealed, Windows
 from supervisor.config import Settings
@@ -143,10 +143,20 @@ class Evidence:
                 arm = "canary" if group.canary else "stable"
                 for bucket, count in tally.latency:
                     self._observe(row.feature, arm, bucket_milliseconds(bucket) / 1000, count)
+        self._note_drawn()
         sealed = self._windows.seal(now.slice)
         for window in sealed:
             self._multiply(window)
         return bool(news or sealed)
+
+    def _note_drawn(self) -> None:
+        assigned, unreported = self._windows.take_drawn()
+        for (epoch, canary), count in assigned.items():
+            row = self._epochs[epoch]
+            self._judges[row.feature].assigned.add(row.share, count, canary=canary)
+        for (epoch, canary), count in unreported.items():
+            row = self._epochs[epoch]
+            self._judges[row.feature].unreported.add(row.share, count, canary=canary)
 
     def _multiply(self, sealed: Sealed) -> None:
         row = self._epochs[sealed.epoch]
@@ -169,9 +179,9 @@ class Evidence:
         """Return what the evidence of a feature's ramp says."""
         return self._judges[feature].verdict()
 
-    def ratio(self, feature: str) -> RatioCheck:
-        """Return whether the arms of a feature's ramp get their shares."""
-        return self._judges[feature].totals.ratio()
+    def ratios(self, feature: str) -> Ratios:
+        """Return whether the arms of a feature's ramp get their shares, and report them."""
+        return self._judges[feature].ratios()
 
     def step_calls(self, epoch: int) -> int:
         """Return how many canary calls of an epoch are part of the evidence."""
@@ -185,6 +195,11 @@ class Evidence:
     def late(self) -> int:
         """How many calls came too late to count, or for their window."""
         return self._calls.late + self._windows.late
+
+    @property
+    def overflown(self) -> int:
+        """How many calls were of keys beyond those that a ramp remembers."""
+        return self._windows.overflown
 
     def epoch(self, number: int) -> EpochRow | None:
         """Return an epoch; None if it is not known."""

@@ -247,6 +247,7 @@ class FeatureCanaries:
             fallback=policy.fallback,
             dropped_events=self._intake.dropped,
             late_calls=self._evidence.late,
+            overflown_calls=self._evidence.overflown,
             features=[self._feature_view(feature) for feature in self._holding.features.values()],
         )
 
@@ -270,7 +271,7 @@ class FeatureCanaries:
             epochs,
             counts,
             {
-                name: (self._evidence.judgement(name), self._evidence.ratio(name))
+                name: (self._evidence.judgement(name), self._evidence.ratios(name))
                 for name in self._holding.features
             },
         )

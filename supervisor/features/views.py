@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from supervisor.canary.judgement import Judgement
 from supervisor.canary.ramp import Feature, Rules, Stage, waits_for
-from supervisor.canary.ratio import RatioCheck
+from supervisor.canary.ratio import Ratios
 from supervisor.canary.report import canary_stats, feature_report, judgement_view, warnings_of
 from supervisor.canary.spans import by_epoch
 from supervisor.features.evidence import Evidence
@@ -27,7 +27,7 @@ class Glance(NamedTuple):
 def glance(evidence: Evidence, minute: int) -> Glance:
     """Return the last hour's numbers."""
     tallies = evidence.last_hour(minute * 60)
-    warnings = {name: warnings_of(both, evidence.ratio(name)) for name, both in tallies.items()}
+    warnings = {name: warnings_of(both, evidence.ratios(name)) for name, both in tallies.items()}
     return Glance(minute, canary_stats(tallies), warnings)
 
 
@@ -68,7 +68,7 @@ def report(
     hours: int,
     epochs: list[EpochRow],
     counts: Iterable[CountsRow],
-    judged: Mapping[str, tuple[Judgement, RatioCheck]],
+    judged: Mapping[str, tuple[Judgement, Ratios]],
 ) -> CanaryReport:
     """Return every feature over the last hours. It takes its time: to be run in a thread."""
     tallies = by_epoch(counts)
@@ -77,7 +77,7 @@ def report(
         since_ts=until - timedelta(hours=hours),
         until_ts=until,
         features=[
-            feature_report(name, epochs, tallies, judgement, ratio)
-            for name, (judgement, ratio) in judged.items()
+            feature_report(name, epochs, tallies, judgement, ratios)
+            for name, (judgement, ratios) in judged.items()
         ],
     )

@@ -183,6 +183,9 @@ class CanaryView(BaseModel):
     fallback: FallbackView | None = Field(description="Why the fallback turned canaries off.")
     dropped_events: int = Field(description="Events that processes had no room for.")
     late_calls: int = Field(description="Outcomes after 60 s, or too late for their window.")
+    overflown_calls: int = Field(
+        description="Calls of keys beyond the 100,000 that a ramp remembers: counted, no evidence."
+    )
     features: list[FeatureView]
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 
 import pytest
 
@@ -142,12 +143,32 @@ def test_while_the_arms_do_not_get_their_shares_nothing_is_promoted() -> None:
     for _ in range(200):
         window = draw(rng, 40, Moment(0.2, 0.01, 0.01))
         judge.update(Window(0.1, window.canary, window.stable))
+        judge.assigned.add(0.1, window.canary.calls, canary=True)
+        judge.assigned.add(0.1, window.stable.calls, canary=False)
 
     judgement = judge.verdict()
 
     assert judge.promotion.reached
     assert (judgement.verdict, judgement.kind) == (Verdict.INCONCLUSIVE, Kind.RATIO)
-    assert "of calls are the canary's where 10.0 % should be" in judgement.reason
+    assert re.search(r"given \d\d\.\d % of the calls and not 10\.0 %.*it holds", judgement.reason)
+
+
+def test_while_one_arm_swallows_a_few_of_its_calls_nothing_is_promoted() -> None:
+    rng, judge = seeded(6), Judge("vision")
+    for _ in range(600):
+        window = draw(rng, 40, Moment(0.1, 0.01, 0.01))
+        judge.update(window)
+        judge.assigned.add(0.1, window.canary.calls, canary=True)
+        judge.assigned.add(0.1, window.stable.calls, canary=False)
+    judge.assigned.add(0.1, 10, canary=True)
+    judge.unreported.add(0.1, 10, canary=True)
+
+    judgement = judge.verdict()
+
+    assert judge.promotion.reached
+    assert judge.ratios().assigned.fits
+    assert (judgement.verdict, judgement.kind) == (Verdict.INCONCLUSIVE, Kind.RATIO)
+    assert "the canary arm reports fewer of its decisions" in judgement.reason
 
 
 def test_stable_is_shown_as_it_was_while_the_canary_had_its_calls() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supervisor.canary.ratio import Assigned, check_ratio
+from supervisor.canary.ratio import Assigned, Draws, check_ratio
 from tests.unit.supervisor.canary.simulated import binomial, most_by_chance, seeded
 
 
@@ -70,3 +70,13 @@ def test_a_true_share_is_seldom_called_wrong_though_one_looks_all_the_time() -> 
                 break
 
     assert wrong <= most_by_chance(100, 0.05)
+
+
+def test_draws_add_up_by_share_and_survive_being_kept() -> None:
+    draws = Draws()
+    for share, count, canary in ((0.1, 3, True), (0.1, 30, False), (0.5, 7, True), (1, 9, True)):
+        draws.add(share, count, canary=canary)
+    draws.add(0.1, 2, canary=True)
+
+    assert draws.by_share == {0.1: (5, 30), 0.5: (7, 0)}
+    assert Draws.from_list(draws.to_list()) == draws

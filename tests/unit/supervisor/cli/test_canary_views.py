@@ -145,11 +145,14 @@ async def test_the_settings_that_keep_canaries_off_are_named(
 
 
 async def test_what_makes_the_numbers_doubtful_is_shown(daemon: Played, atlasctl: Call) -> None:
-    view = {**VIEW, "dropped_events": 1234, "late_calls": 3}
+    view = {**VIEW, "dropped_events": 1234, "late_calls": 3, "overflown_calls": 2}
     warned = {**FEATURE, "warnings": ["the arms do not get their shares"]}
     lines = await shown(daemon, atlasctl, {**view, "features": [warned]})
     assert lines[1] == "! 1,234 events had no room and are not counted"
     assert lines[2] == "! 3 outcomes came too late to be evidence"
+    assert lines[3] == (
+        "! 2 calls are of keys beyond those a ramp remembers: they are counted, and no evidence"
+    )
     assert lines[-1] == "  ! the arms do not get their shares"
 
 

@@ -543,8 +543,41 @@ async def test_decisions_that_nobody_reports_are_warned_about(
         process.tell(Kind.ASKED, canary=False, times=240)
         process.tell(Kind.TOLD, canary=False, times=240)
         await canaries.look(after=70)
-        (warning,) = canaries.feature().warnings
-        assert "canary arm's decisions were never reported" in warning
+        unequal, many = canaries.feature().warnings
+        assert "the canary arm reports fewer of its decisions" in unequal
+        assert "25.0 % of the canary arm's decisions were never reported" in many
+
+
+async def test_all_that_was_assigned_is_compared_with_the_share_not_what_was_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        process = canaries.process()
+        for key in range(1, 301):
+            process.tell(Kind.ASKED, canary=key <= 60, key=key)
+        process.tell(Kind.ASKED, times=40)
+        process.tell(Kind.ASKED, canary=False, times=160)
+        process.tell(Kind.TOLD, times=40)
+        await canaries.look(after=5)
+        ratio = canaries.feature().judgement.numbers["sample_ratio"]
+        assert (ratio["observed"], ratio["fits"]) == (0.2, True)
+
+
+async def test_draws_of_a_ramp_are_forgotten_with_it_and_kept_over_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        process = canaries.process()
+        process.calls(200)
+        process.tell(Kind.ASKED, times=50)
+        await canaries.look(after=5)
+    async with running(tmp_path, monkeypatch) as canaries:
+        assert canaries.feature().judgement.kind == "ratio"
+        await canaries.look(after=70)  # the questions of before the restart were never told
+        assert canaries.feature().judgement.numbers["unreported_ratio"]["observed"] == 1.0
+        await canaries.service.set_percentage("vision", 0, OPERATOR)
+        await canaries.service.set_percentage("vision", 0.2, OPERATOR)
+        assert canaries.feature().judgement.numbers["sample_ratio"]["observed"] is None
 
 
 async def test_the_report_compares_within_epochs(
