@@ -189,6 +189,18 @@ async def test_what_is_owed_is_written_as_soon_as_the_disk_takes_it(
         group.cancel_scope.cancel()
 
 
+async def test_what_is_owed_after_an_entry_that_was_waited_for_is_written_at_once(
+    path: Path,
+) -> None:
+    async with trail(path) as database, anyio.create_task_group() as group:
+        group.start_soon(database.keep_auditing)
+        await anyio.wait_all_tasks_blocked()  # it waits for something that is owed
+        await database.audit(ROOT, "mode", "single")
+        database.audit_soon(ROOT, "deploy", "switched")
+        await eventually(lambda: rows(path, "SELECT count(*) FROM audit") == [(2,)])
+        group.cancel_scope.cancel()
+
+
 async def test_what_is_owed_is_bounded_and_the_oldest_are_lost(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
