@@ -27,6 +27,7 @@ from tests.unit.supervisor.canary.simulated import (
     draw,
     errs,
     in_order,
+    most_by_chance,
     ramp,
     seeded,
     unequal_calls,
@@ -56,8 +57,8 @@ async def run(options: Options) -> Result:
     }
     found = detection(runs)
     tables = [
-        rates_table(f"wrong, of {runs} runs of {WINDOWS * CALLS} calls", wrong, ALPHA),
-        rates_table("wrong, at the margin", promoted, PROMOTE_ALPHA),
+        rates_table(f"wrong, of {runs} runs of {WINDOWS * CALLS} calls", wrong, ALPHA, runs),
+        rates_table("wrong, at the margin", promoted, PROMOTE_ALPHA, runs),
         found_table(found),
     ]
     data: dict[str, Any] = {"runs": runs, "wrong": {**wrong, **promoted}, "canary_calls": found}
@@ -141,8 +142,10 @@ def until_promoted(runs: int) -> float:
     return statistics.median(found)
 
 
-def rates_table(title: str, rows: dict[str, float], bound: float) -> Table:
-    table = Table(title=f"{title}; at most {bound * 100:g} %", title_justify="left")
+def rates_table(title: str, rows: dict[str, float], bound: float, runs: int) -> Table:
+    chance = most_by_chance(runs, bound, 0.01) / runs
+    words = f"{title}; at most {bound * 100:g} %, or {chance * 100:.1f} % by chance"
+    table = Table(title=words, title_justify="left")
     table.add_column("")
     table.add_column("wrong, %", justify="right")
     for name, rate in rows.items():
