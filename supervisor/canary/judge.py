@@ -88,8 +88,8 @@ class Judge:
     def verdict(self) -> Judgement:
         """Return what the evidence says now; once it said `fail`, it says so for ever.
 
-        While the arms do not get or do not report their shares, `pass` is withheld: something is wrong around the
-        canary. `fail` is not: that would keep a bad canary in traffic.
+        While the arms do not get or do not report their shares, `pass` is withheld: something is
+        wrong around the canary. `fail` is not: that would keep a bad canary in traffic.
         """
         ratios = self.ratios()
         numbers = self._numbers(ratios)

@@ -15,8 +15,8 @@ from supervisor.canary.counts import Arm
 from supervisor.canary.intervals import Interval, difference, stratified_difference, wilson
 from supervisor.canary.judgement import Judgement
 from supervisor.canary.ratio import Ratios
-from supervisor.canary.spans import Both
 from supervisor.canary.sentences import wrong_ratio
+from supervisor.canary.spans import Both
 from supervisor.canary.words import percent
 from supervisor.model.canary import (
     ArmReport,
