@@ -1,80 +1,52 @@
-"""`python -m supervisor`: checks the settings, then runs the daemon or says why it can't."""
+"""`python -m supervisor`: imports the program without what a start need not wait for, and runs it.
+
+Users wait for a start: after a crash nobody but the old workers is there until the daemon is back.
+"""
 
 from __future__ import annotations
 
-import argparse
+import gc
 import os
 import sys
 from collections.abc import Iterator
-from importlib.metadata import version
-from pathlib import Path
-
-import anyio
-
-from supervisor import process
-from supervisor.config import Settings, describe_settings, load_settings, warnings
-from supervisor.errors import SettingsError, StartRefusedError
-
-_REFUSED, _BAD_SETTINGS = 1, 2
+from contextlib import contextmanager
 
 
-def main(arguments: list[str] | None = None) -> int:
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Import without the garbage collector, which would look through all modules again and again.
+
+    What is there afterwards lives as long as the process, and is never looked at any more.
+    """
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
+
+
+@contextmanager
+def _without_certificates() -> Iterator[None]:
+    """Let aiohttp, which makes a TLS client at its import, not read the machine's certificates.
+
+    The daemon is no TLS client. Workers get the environment as it was.
+    """
+    before = {name: os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")}
+    os.environ.update(dict.fromkeys(before, os.devnull))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def main() -> int:
     """Run the daemon; return the exit status."""
-    options = _parser().parse_args(arguments)
-    try:
-        settings = load_settings(options.env_file.absolute(), os.environ)
-    except SettingsError as error:
-        for fault in error.faults:
-            print(fault, file=sys.stderr)  # noqa: T201  # before there is a log
-        return _BAD_SETTINGS
-    if options.check:
-        _show(settings)
-        return 0
-    refusals: list[str] = []
-    try:
-        anyio.run(process.run, settings)
-    except* StartRefusedError as refused:  # task groups wrap what is raised inside of them
-        refusals = [str(refusal) for refusal in _leaves(refused)]
-    for refusal in refusals:
-        print(f"atlas-supervisor can't start: {refusal}", file=sys.stderr)  # noqa: T201  # the same
-    return _REFUSED if refusals else 0
-
-
-def _show(settings: Settings) -> None:
-    """Print the effective settings, and what is unwise about them."""
-    try:
-        print(describe_settings(settings), flush=True)  # noqa: T201  # what --check is for
-    except BrokenPipeError:  # whoever reads has seen enough, as `head` does; not an error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    for warning in warnings(settings):
-        print(f"warning: {warning}", file=sys.stderr)  # noqa: T201  # before there is a log
-
-
-def _leaves(group: BaseExceptionGroup[StartRefusedError]) -> Iterator[StartRefusedError]:
-    for each in group.exceptions:
-        if isinstance(each, BaseExceptionGroup):
-            yield from _leaves(each)
-        else:
-            yield each
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m supervisor", description="The ATLAS Supervisor daemon."
-    )
-    parser.add_argument(
-        "--env-file",
-        type=Path,
-        default=Path("atlas.env"),
-        help="the settings (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="check the settings, print the effective ones (secrets masked) and exit: 0, or 2",
-    )
-    parser.add_argument("--version", action="version", version=version("atlas-supervisor"))
-    return parser
+    with _without_collector(), _without_certificates():
+        from supervisor import program  # noqa: PLC0415 - within these alone
+    return program.main()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,8 +112,8 @@ class DaemonProcess:
     """`python -m supervisor` with settings of its own below `folder`.
 
     `settings` are keys of atlas.env over the quick defaults, `worker_env` is what the workers get
-    besides, `version` and `files` what is in their directory. Use `running()`; `start` and `stop`
-    are for tests that restart it.
+    besides, `version` and `files` what is in their directory, `program` how Python is told to run
+    the daemon. Use `running()`; `start` and `stop` are for tests that restart it.
     """
 
     def __init__(
@@ -124,7 +124,9 @@ class DaemonProcess:
         worker_env: Mapping[str, Setting] | None = None,
         version: str = "v1",
         files: Mapping[str, str] | None = None,
+        program: Sequence[str] = ("-m", "supervisor"),
     ) -> None:
+        self.program = program
         self.folder = folder.resolve()
         self.state_dir = self.folder / "state"
         self.worker_directory = write_release(self.folder / "work", version, files)
@@ -194,7 +196,7 @@ class DaemonProcess:
         """Start the daemon and wait until an active worker takes traffic."""
         self.write_settings()
         inherited = {key: os.environ[key] for key in INHERITED if key in os.environ}
-        command = (sys.executable, "-m", "supervisor", "--env-file", str(self.env_file))
+        command = (sys.executable, *self.program, "--env-file", str(self.env_file))
         with (self.folder / "daemon.out").open("ab") as output:
             self.process = await asyncio.create_subprocess_exec(
                 *command,

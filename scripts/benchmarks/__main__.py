@@ -25,6 +25,7 @@ from scripts.benchmarks import (
     relay,
     rescue,
     rollback,
+    start,
     switch,
 )
 from scripts.benchmarks.machine import machine
@@ -52,6 +53,7 @@ BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
         "how often the canary's evidence errs, and how soon it finds what is bad",
     ),
     "canary": (canary.run, "a feature canary's decision, record and call beside three flag SDKs"),
+    "start": (start.run, "the time and CPU until the daemon is ready"),
     "footprint": (footprint.run, "the daemon's memory, CPU, descriptors, files over many deploys"),
 }
 

@@ -25,7 +25,7 @@ from tests.integration.test_rollback import WARM, releases, roll_back
 # A daemon with a bug: its care for the running worker breaks.
 BROKEN = """
 import sys
-from supervisor.__main__ import main
+from supervisor.program import main
 from supervisor.workers.slot import Slot
 async def broken(self, instance):
     await instance.exited.wait() if self.name == "green" else None

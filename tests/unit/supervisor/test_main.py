@@ -47,3 +47,23 @@ def test_what_is_wrong_is_said_and_the_exit_status_is_2(env_file: Path) -> None:
     assert "PUBLC_PORT=1" in done.stderr
     assert "PUBLIC_PORT" in done.stderr
     assert done.stdout == ""
+
+
+def test_what_makes_the_start_quick_is_undone_before_the_daemon_runs() -> None:
+    code = """
+import gc, os, sys
+import supervisor.__main__, supervisor.program
+
+def run():
+    print(gc.isenabled(), gc.get_freeze_count() > 0)
+    print(os.environ["SSL_CERT_FILE"], os.environ.get("SSL_CERT_DIR"))
+    return 7
+
+supervisor.program.main = run
+sys.exit(supervisor.__main__.main())
+"""
+    environment = {"PATH": os.environ["PATH"], "SSL_CERT_FILE": "/the/machine's"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (7, "")
+    assert done.stdout == "True True\n/the/machine's None\n"
