@@ -34,19 +34,24 @@ _SHORT = 80
 
 def plain_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Return the event with nothing in it but short, printable, harmless JSON values."""
-    pairs = list(event.items())
-    cleaned = {
-        key: value if key.startswith("_") else _plain(key, value, 0)  # structlog's own of the chain
-        for key, value in pairs[:MOST_VALUES]
-    }
-    budget = _LONGEST_LINE - sum(_weight(cleaned.get(key)) for key in _FIRST)
-    for key, value in list(cleaned.items()):
-        if key in _FIRST or key.startswith("_"):
-            continue
-        budget -= _weight(key) + _weight(value)
-        if budget < 0:
-            del cleaned[key]
-            cleaned["left_out"] = [*cleaned.get("left_out", ()), key[:_SHORT]]
+    first = {key: _plain(key, event[key], 0) for key in _FIRST if key in event}
+    budget = _LONGEST_LINE - sum(map(_weight, first.values()))
+    cleaned: EventDict = {}
+    left_out: list[str] = []
+    for key, value in _some(event.items()):
+        if key.startswith("_"):  # structlog's own of the chain
+            cleaned[key] = value
+        elif key in first:
+            cleaned[key] = first[key]
+        else:
+            fits = None if budget < 0 else _plain(key, value, 0)
+            budget -= _weight(key) + _weight(fits)
+            if budget < 0:
+                left_out.append(key[:_SHORT])
+            else:
+                cleaned[key] = fits
+    if left_out:
+        cleaned["left_out"] = left_out
     return cleaned
 
 
