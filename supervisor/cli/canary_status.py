@@ -69,10 +69,12 @@ def own_words(feature: object, sentence: object) -> str:
 
 
 def warnings(screen: Screen, feature: Record) -> Iterator[RenderableType]:
-    """Yield why a feature's numbers are not to be trusted."""
+    """Yield why a feature's numbers are not to be trusted, unless its verdict says so already."""
     found = feature.get("warnings")
+    told = str(mapping(feature.get("judgement")).get("reason"))
     for each in found if isinstance(found, list) else ():
-        yield indented(note(screen, each, None), 2)
+        if str(each) not in told:
+            yield indented(note(screen, each, None), 2)
 
 
 def facts(rows: dict[str, Text]) -> RenderableType:

@@ -156,6 +156,16 @@ async def test_what_makes_the_numbers_doubtful_is_shown(daemon: Played, atlasctl
     assert lines[-1] == "  ! the arms do not get their shares"
 
 
+async def test_what_a_verdict_says_already_is_no_warning_besides(
+    daemon: Played, atlasctl: Call
+) -> None:
+    why = "something chooses who gets it"
+    judgement = {**FEATURE["judgement"], "reason": f"vision: {why}; it holds"}
+    warned = {**FEATURE, "judgement": judgement, "warnings": [why, "mind this"]}
+    lines = await shown(daemon, atlasctl, {**VIEW, "features": [warned]})
+    assert [line for line in lines if "!" in line] == ["  ! mind this"]
+
+
 async def test_a_report_has_both_arms_the_difference_and_the_verdict(
     daemon: Played, atlasctl: Call
 ) -> None:
