@@ -295,10 +295,10 @@ async def test_what_could_steer_a_terminal_is_escaped(
     daemon: Played, atlasctl: Call, place: str
 ) -> None:
     evil = "\x1b]0;owned\x07[red]"
-    feature = {**FEATURE, "feature": evil, "stage": evil, "reason": evil, "warnings": [evil]}
+    feature = {**FEATURE, "feature": evil, "stage": evil, "reason": evil, "warnings": [evil + "!"]}
     judgement = {**FEATURE["judgement"], "reason": evil + evil, "verdict": evil}
     strata = [{**STRATUM, "cause": evil}] * 2
-    told = {"feature": evil, "verdict": evil, "reason": evil, "warnings": [evil]}
+    told = {"feature": evil, "verdict": evil, "reason": evil, "warnings": [evil + "!"]}
     view = latched(reason=evil) | {"features": [{**feature, "judgement": judgement}]}
     answer = report({**OF_VISION, **told, "strata": strata})
     daemon.play("GET", "/deploy/canary", view)
