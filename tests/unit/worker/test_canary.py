@@ -17,6 +17,7 @@ from tests.unit.worker.canary_support import Canaries, canaries, eventually, out
 from worker import canary, is_canary_enabled, record_canary_call, use_canary_version
 from worker.contract import LATENCY_BUCKETS, bucket_milliseconds, latency_bucket
 from worker.contract.ring import Event, Kind, Outcome
+from worker.kit.canary import calls, policy
 from worker.kit.canary.process import process
 
 __all__ = ["canaries"]
@@ -184,17 +185,47 @@ async def test_each_task_tells_the_question_it_was_started_with(canaries: Canari
     assert canaries.kinds() == {Kind.ASKED: 200, Kind.TOLD: 200}
 
 
-def test_questions_that_nobody_tells_are_forgotten_with_their_slice(canaries: Canaries) -> None:
+def test_questions_of_several_slices_are_all_told(canaries: Canaries) -> None:
     canaries.decide({"vision": 1})
-    for _ in range(1_000):
+    for _ in range(3):
         use_canary_version("vision")
-    first = process.rules["vision"].canary
+        use_canary_version("vision")
+        slice_of_question = process.rules["vision"].canary
+        eventually(lambda asked=slice_of_question: process.rules["vision"].canary is not asked)
+        record_canary_call("vision", True, True, 1.0)
+    for _ in range(4):
+        record_canary_call("vision", True, True, 1.0)
 
-    eventually(lambda: process.rules["vision"].canary is not first)
-    use_canary_version("vision")
+    events = canaries.events()
+    assert outcomes(events) == {
+        (Kind.ASKED, 0): 6,
+        (Kind.TOLD, Outcome.OK): 6,
+        (Kind.RECORDED, Outcome.OK): 1,
+    }
+    slices = Counter(event.slice_number for event in events if event.kind == Kind.ASKED)
+    assert slices == Counter(event.slice_number for event in events if event.kind == Kind.TOLD)
 
-    untold = first.untold(None)
-    assert untold == [process.rules["vision"].canary.asked]
+
+@pytest.mark.parametrize("ring", [True, False])
+def test_questions_that_nobody_tells_are_bounded(
+    canaries: Canaries, ring: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "UNTOLD_MOST", 30)
+    monkeypatch.setattr(policy, "UNTOLD_MOST", 30)
+    if not ring:
+        (canaries.folder / "canary").rmdir()
+    canaries.decide({"vision": 1})
+    for _ in range(3):
+        for _ in range(100):
+            use_canary_version("vision")
+        arm = process.rules["vision"].canary
+        eventually(lambda asked=arm: process.rules["vision"].canary is not asked)
+
+    remembered, untold = 0, process.rules["vision"].canary.untold(None)
+    while untold is not None:
+        remembered += len(untold)
+        untold = getattr(untold, "older", None)
+    assert remembered == (60 if ring else 1)  # of this slice, and of those before
 
 
 async def test_tasks_do_not_take_each_others_questions(canaries: Canaries) -> None:

@@ -23,7 +23,7 @@ from worker.contract.ring import (
     Kind,
     Outcome,
 )
-from worker.kit.canary.policy import Arm, Question, Rule
+from worker.kit.canary.policy import UNTOLD_MOST, Arm, Later, Question, Rule, newest_question
 from worker.kit.canary.process import process
 from worker.kit.canary.ring import Lane
 
@@ -72,9 +72,11 @@ def use_canary_version(feature: str, *, key: str | None = None) -> bool:
         word = lane.write_late(word) and word
     find = arm.untold
     untold = find(None)
-    if untold is None or (untold and untold[0] is not word):
+    if untold is None or not word:
         arm.set_untold([word])
-    else:  # a context variable is dear to set: equal questions share a list
+    elif untold and untold[0] is not word:
+        arm.set_untold(Later.after(untold, word))
+    elif len(untold) < UNTOLD_MOST:  # a context variable is dear to set: equal ones share a list
         untold.append(word)
     return used
 
@@ -126,14 +128,9 @@ def record_canary_call(feature: str, used_canary: bool, ok: bool, latency_ms: fl
     except Exception:  # noqa: BLE001 - whatever a foreign object does when it is compared
         return
     arm = rule.canary if used else rule.stable
-    untold = arm.untold(None)
-    if untold:
-        try:
-            question = untold.pop()
-        except IndexError:  # told in another thread, a moment ago
-            question = None
-        if question is not None and _tell(arm, question, end):
-            return
+    question = newest_question(arm.untold(None))
+    if question is not None and _tell(arm, question, end):
+        return
     process.main.write(arm.recorded | end)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from contextvars import ContextVar
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Self
 
 from worker.contract import STATE_SCHEMA_VERSION
 from worker.contract.ring import EPOCHS, Kind, encode
@@ -18,8 +18,44 @@ Question = int | tuple[int, int]
 Untold = ContextVar[list[Question]]
 """What was asked in a context and not told yet, of one arm. A question is taken out of the list
 when it is told, in whichever context the list was copied to. Equal ones are in one list."""
-
 _WHOLE = 2**64
+UNTOLD_MOST = 10_000
+"""So many questions of one context and arm are remembered."""
+
+
+class Later(list[Question]):
+    """Questions of a slice in which older ones were still untold: `older` are those."""
+
+    __slots__ = ("older",)
+    older: list[Question] | None
+
+    @classmethod
+    def after(cls, older: list[Question], question: Question) -> Self:
+        """Return the list of a question; of the older ones what is told or too much is let go."""
+        new = cls((question,))
+        new.older = older
+        later: Later = new
+        count = 0
+        while later.older is not None:
+            if not later.older:
+                later.older = getattr(later.older, "older", None)
+            elif (count := count + len(later.older)) > UNTOLD_MOST:
+                later.older = None
+            elif isinstance(later.older, Later):
+                later = later.older
+            else:
+                break
+        return new
+
+
+def newest_question(untold: list[Question] | None) -> Question | None:
+    """Take out the question that was asked last; None if all are told."""
+    while untold is not None:
+        try:
+            return untold.pop()
+        except IndexError:  # perhaps told in another thread, a moment ago
+            untold = getattr(untold, "older", None)
+    return None
 
 
 class BadPolicyError(ValueError):
