@@ -117,7 +117,7 @@ ROUTES: tuple[AnyRoute, ...] = (
         handler=_set,
         summary="Set a feature's share",
         description="A new epoch begins, and the share survives a restart. A ramp ends; its "
-        "evidence goes on, unless the feature was promoted or rolled back.",
+        "evidence goes on, or begins anew if all calls or none were the canary's.",
         tag="Canary",
         query=Nothing,
         body=PercentageBody,

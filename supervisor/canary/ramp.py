@@ -177,18 +177,14 @@ def waits_for(
 
 
 def set_percentage(feature: Feature, percentage: float, who: str) -> Next | None:
-    """Return the feature at a share of its own; evidence goes on where a canary was at work."""
+    """Return the feature at a share of its own; its ramp is over."""
     if feature.stage is Stage.STEADY and feature.percentage == percentage:
         if feature.own_percentage:
             return None
         return Next(feature.model_copy(update={"own_percentage": True}), f"set by {who}")
     changed = {"stage": Stage.STEADY, "percentage": percentage, "own_percentage": True}
-    fresh = feature.stage in (Stage.PROMOTED, Stage.ROLLED_BACK) or feature.percentage == 0
-    return Next(
-        feature.model_copy(update={**changed, "reason": ""}),
-        f"set to {percent(percentage)} by {who}",
-        fresh=fresh,
-    )
+    after = feature.model_copy(update={**changed, "reason": ""})
+    return Next(after, f"set to {percent(percentage)} by {who}")
 
 
 def reset(feature: Feature, percentage: float, who: str) -> Next:

@@ -237,16 +237,21 @@ class Evidence:
         return {name: json.dumps(value) for name, value in kept.items()}
 
     def _restore(self, kept: Kept) -> None:
-        if "boot" not in kept.progress:
-            return
-        found = {name: json.loads(text) for name, text in kept.progress.items()}
         ramp_of = {row.epoch: row.ramp for row in self._epochs.values()}
-        if found["boot"] == procfs.boot_id():  # slices are of a clock that a reboot sets to 0
-            self._windows = Windows.from_dict(found["windows"], ramp_of)
-            self._calls = Calls.from_list(self._windows, found["calls"])
+        if "boot" in kept.progress:
+            self._restore_progress(kept.progress, ramp_of)
         self._windows.follow(ramp_of)
         for ramp in set(ramp_of.values()):
             self._windows.know_keys(ramp, (key for of, key in kept.keys if of == ramp))
+        missing = set(self._settings.canary_features) - set(self._judges)
+        for name in missing & {row.feature for row in self._epochs.values()}:
+            self._judges[name] = self._new_judge(name)
+
+    def _restore_progress(self, progress: Mapping[str, str], ramp_of: Mapping[int, int]) -> None:
+        found = {name: json.loads(text) for name, text in progress.items()}
+        if found["boot"] == procfs.boot_id():  # slices are of a clock that a reboot sets to 0
+            self._windows = Windows.from_dict(found["windows"], ramp_of)
+            self._calls = Calls.from_list(self._windows, found["calls"])
         self._judges = {name: Judge.from_dict(each) for name, each in found["judges"].items()}
         self._stable = {name: Histogram(each) for name, each in found["stable"].items()}
         self._step_calls = dict(found["step_calls"])

@@ -90,7 +90,8 @@ def with_epochs(
 ) -> dict[str, Feature]:
     """Return the features with a new epoch for each whose share is another one now.
 
-    Of the `fresh` ones the evidence begins anew with it.
+    Evidence begins anew with it for the `fresh` ones, and where calls are drawn that were not
+    before: who is drawn now may have been in that ramp already, and would count once more.
     """
     off = not settings.canary_enabled or latched
     found = {}
@@ -99,7 +100,8 @@ def with_epochs(
         policy = before.features.get(name) if before else None
         if policy is None or policy.share != share or name in fresh:
             epoch = new_epoch()
-            ramp = epoch if policy is None or name in fresh else feature.ramp
+            anew = policy is None or name in fresh or (0 < share < 1 and not 0 < policy.share < 1)
+            ramp = epoch if anew else feature.ramp
             feature = feature.model_copy(update={"epoch": epoch, "ramp": ramp})  # noqa: PLW2901  # the same feature, later
         found[name] = feature
     return found

@@ -150,21 +150,6 @@ def test_a_share_of_its_own_ends_a_ramp_and_keeps_its_evidence() -> None:
     assert set_percentage(following.feature, 0.3, "uid:0") is None
 
 
-@pytest.mark.parametrize(
-    "before",
-    [
-        a_feature(stage=Stage.ROLLED_BACK),
-        a_feature(stage=Stage.PROMOTED),
-        a_feature(percentage=0.0),
-    ],
-)
-def test_a_share_after_none_or_all_begins_the_evidence_anew(before: Feature) -> None:
-    following = set_percentage(before, 0.3, "x")
-
-    assert following is not None
-    assert following.fresh
-
-
 def test_the_share_of_the_settings_set_by_hand_is_kept_when_the_settings_change() -> None:
     following = set_percentage(a_feature(), 0.2, "x")
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import itertools
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -498,6 +500,75 @@ async def test_the_state_file_wins_over_a_database_that_was_not_written(
         assert await canaries.audited() == [("canary", "rolled_back", "vision")]
         view = await canaries.service.ramp("vision", "start", OPERATOR)
         assert view.epoch > epoch
+
+
+# Which evidence goes on, and which begins anew.
+
+
+def first_calls_of_keys(process: Process) -> None:
+    for key in range(1, 31):
+        process.tell(Kind.BEGUN, canary=key <= 6, key=key)
+        process.tell(Kind.ENDED, canary=key <= 6, key=key)
+
+
+@pytest.mark.parametrize("between", [0.0, 1.0])
+async def test_where_no_calls_were_drawn_evidence_begins_anew_with_the_next_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: float
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        first_calls_of_keys(canaries.process())
+        await canaries.look(after=5)
+        before = canaries.feature()
+        assert before.judgement.numbers["canary"]["calls"] == 6
+        await canaries.service.set_percentage("vision", between, OPERATOR)
+        await canaries.service.set_percentage("vision", 0.2, OPERATOR)
+        assert canaries.feature().ramp == canaries.feature().epoch > before.epoch
+        assert canaries.feature().judgement.numbers["canary"]["calls"] == 0
+        first_calls_of_keys(canaries.process())
+        await canaries.look(after=5)
+        assert canaries.feature().judgement.numbers["canary"]["calls"] == 6
+
+
+async def test_after_canaries_were_off_evidence_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        first_calls_of_keys(canaries.process())
+        await canaries.look(after=5)
+        ramp = canaries.feature().ramp
+    async with running(tmp_path, monkeypatch, canary_enabled=False) as canaries:
+        assert canaries.feature().ramp == ramp
+    async with running(tmp_path, monkeypatch) as canaries:
+        assert canaries.feature().ramp > ramp
+        assert canaries.feature().judgement.numbers["canary"]["calls"] == 0
+
+
+async def test_a_share_set_in_mid_ramp_keeps_the_evidence_whatever_the_settings_share_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch, **RAMP, canary_percentage=0.0) as canaries:
+        await canaries.service.ramp("vision", "start", OPERATOR)
+        ramp = canaries.feature().ramp
+        await canaries.service.set_percentage("vision", 0.3, OPERATOR)
+        assert (canaries.feature().share, canaries.feature().ramp) == (0.3, ramp)
+
+
+async def test_evidence_that_can_not_be_read_begins_anew_and_all_else_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        canaries.process().calls(40)
+        await canaries.look(after=5)
+    unreadable = "UPDATE canary_progress SET value = '{\"vision\": {}}' WHERE name = 'judges'"
+    with closing(sqlite3.connect(tmp_path / "atlas.db")) as connection, connection:
+        connection.execute(unreadable)
+    async with running(tmp_path, monkeypatch) as canaries:
+        assert canaries.feature().judgement.numbers["canary"]["calls"] == 0
+        assert canaries.service.stats().canary.calls == 40
+        canaries.process().calls(10)
+        await canaries.look(after=5)
+        assert canaries.feature().judgement.numbers["canary"]["calls"] == 10
+        assert (await canaries.service.report(1)).features[0].canary.calls == 50
 
 
 # Numbers that are not to be trusted, and the report.
