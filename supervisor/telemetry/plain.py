@@ -30,29 +30,35 @@ _FIRST = ("ts", "level", "event", "deploy_id", "slot", "instance", "release")
 _SUSPECT = re.compile(r"[^ -~]")
 _LONGEST_LINE = 32 * 1024  # characters; in JSON and UTF-8 at most four times as many bytes
 _SHORT = 80
+_LARGEST = 2**64  # beyond, JSON's readers get it wrong, and Python may refuse to write it
 
 
 def plain_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Return the event with nothing in it but short, printable, harmless JSON values."""
-    first = {key: _plain(key, event[key], 0) for key in _FIRST if key in event}
-    budget = _LONGEST_LINE - sum(map(_weight, first.values()))
-    cleaned: EventDict = {}
+    cleaned: EventDict = {key: _shown(key, event[key]) for key in _FIRST if key in event}
+    budget = _LONGEST_LINE - sum(map(_weight, cleaned.values()))
     left_out: list[str] = []
-    for key, value in _some(event.items()):
+    others = [key for key in event if key not in cleaned]
+    for key in _some(sorted(others, key=lambda each: each not in _MANY_LINES)):
         if key.startswith("_"):  # structlog's own of the chain
-            cleaned[key] = value
-        elif key in first:
-            cleaned[key] = first[key]
+            cleaned[key] = event[key]
+            continue
+        fits = None if budget < 0 else _shown(key, event[key])
+        budget -= _weight(key) + _weight(fits)
+        if budget < 0:
+            left_out.append(key[:_SHORT])
         else:
-            fits = None if budget < 0 else _plain(key, value, 0)
-            budget -= _weight(key) + _weight(fits)
-            if budget < 0:
-                left_out.append(key[:_SHORT])
-            else:
-                cleaned[key] = fits
+            cleaned[key] = fits
     if left_out:
         cleaned["left_out"] = left_out
     return cleaned
+
+
+def _shown(key: str, value: Any) -> Any:
+    try:
+        return _plain(key, value, 0)
+    except Exception:  # noqa: BLE001  # a value that can't be looked into must not silence the line
+        return f"<{type(value).__name__} that can't be shown>"
 
 
 def _weight(value: Any) -> int:
@@ -73,7 +79,7 @@ def in_order(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDic
 
 
 def _plain(key: str, value: Any, depth: int) -> Any:
-    if value is None or isinstance(value, bool | int):
+    if value is None or (isinstance(value, int) and -_LARGEST <= value <= _LARGEST):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)  # JSON knows no infinity

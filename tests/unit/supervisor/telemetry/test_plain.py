@@ -102,6 +102,31 @@ def test_a_line_is_bounded_whatever_is_in_it() -> None:
     assert event["left_out"]
 
 
+def test_what_a_line_is_about_and_its_traceback_stay_whatever_comes_before() -> None:
+    many = {f"k{n}": "x" * 4000 for n in range(70)}
+    event = plain(**many, event="e", level="error", ts="t", exception="Traceback\nError: it")
+    assert (event["event"], event["level"], event["ts"]) == ("e", "error", "t")
+    assert event["exception"] == "Traceback\nError: it"
+    assert "k60" in event["left_out"]
+
+
+class Closed(dict[str, int]):
+    def items(self) -> Any:
+        raise RuntimeError("closed")
+
+
+class Nameless:
+    def __str__(self) -> str:
+        raise RuntimeError("no name")
+
+
+def test_what_can_not_be_looked_into_silences_no_line() -> None:
+    event = plain(event="e", n=10**5000, closed=Closed(a=1), named={Nameless(): 1}, ok=2**64)
+    assert json.loads(json.dumps(event))["ok"] == 2**64
+    assert "can't be shown" in event["n"]
+    assert "can't be shown" in event["closed"]
+
+
 def test_many_values_are_cut_and_deep_ones_become_text() -> None:
     deep: Any = "end"
     for _ in range(50):
