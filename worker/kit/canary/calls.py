@@ -70,21 +70,28 @@ def use_canary_version(feature: str, *, key: str | None = None) -> bool:
         break
     else:
         word = lane.write_late(word) and word
+        if not word or len(arm.untold([])) > UNTOLD_MOST:  # looked at now and then
+            arm.set_untold([])
     find = arm.untold
     untold = find(None)
-    if untold is None or not word:
+    if untold is None:
         arm.set_untold([word])
     elif untold and untold[0] is not word:
         arm.set_untold(Later.after(untold, word))
-    elif len(untold) < UNTOLD_MOST:  # a context variable is dear to set: equal ones share a list
+    else:  # a context variable is dear to set: equal questions share a list
         untold.append(word)
     return used
 
 
 def _ask_with_key(rule: Rule, key: str) -> bool:
-    used, hashed = _decide_by_key(rule, key)
-    if not hashed:
+    try:  # `_decide_by_key`, without the call
+        hasher = rule.hasher.copy()
+        hasher.update((key if type(key) is str else str(key)).encode())
+        digest = hasher.digest()
+    except Exception:  # noqa: BLE001 - as there
         return False
+    used = digest < rule.threshold
+    hashed = _number(digest) & _UNDER_LAP or 1
     arm = rule.canary if used else rule.stable
     word = arm.asked
     lane = process.keyed

@@ -20,7 +20,7 @@ Untold = ContextVar[list[Question]]
 when it is told, in whichever context the list was copied to. Equal ones are in one list."""
 _WHOLE = 2**64
 UNTOLD_MOST = 10_000
-"""So many questions of one context and arm are remembered."""
+"""So many older questions of one context and arm are remembered, besides those of this slice."""
 
 
 class Later(list[Question]):
