@@ -5,17 +5,14 @@ It starts on a state folder of its own with a tiny worker, and is ready when `/r
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
+from scripts.benchmarks.footprint import SETTINGS, WORKER, cpu_seconds
 from scripts.benchmarks.result import Options, Result, summary, summary_table
-from tests.harness import DaemonProcess, Setting
+from tests.harness import DaemonProcess
 
-WORKER = Path(__file__).with_name("tiny_worker.py")
-SETTINGS: Mapping[str, Setting] = {"WORKER_COMMAND": "python -S tiny_worker.py", "HEALTH_PROBES": 1}
 WAYS = {
     "python -m supervisor": ("-m", "supervisor"),
     "imported plainly": ("-c", "import sys; from supervisor.program import main; sys.exit(main())"),
@@ -50,13 +47,8 @@ async def start(arguments: tuple[str, ...]) -> tuple[float, float]:
         try:
             await daemon.start()
             wall = (time.monotonic() - began) * 1000
-            cpu = cpu_milliseconds(daemon.pid)
+            cpu = cpu_seconds(daemon.pid) * 1000
             await daemon.stop()
         finally:
             await daemon.clean_up()
     return wall, cpu
-
-
-def cpu_milliseconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * 1000 / os.sysconf("SC_CLK_TCK")
