@@ -26,10 +26,10 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from supervisor.cli.client import Daemon
-from supervisor.cli.endpoint import Endpoint
-from supervisor.cli.follow import events
-from supervisor.cli.terminal import printable
+from atlas_supervisor.cli.client import Daemon
+from atlas_supervisor.cli.endpoint import Endpoint
+from atlas_supervisor.cli.follow import events
+from atlas_supervisor.cli.terminal import printable
 from tests.harness import Answer, DaemonProcess, Setting, write_release
 from tests.loadclient import Kind, Load, bundled_worker_mix, streams
 
@@ -39,7 +39,7 @@ QUIET_SECONDS = 1.0  # load alone, before and after the deploys
 GOOD = """\
 import runpy
 
-runpy.run_module("worker", run_name="__main__")
+runpy.run_module("atlas_worker", run_name="__main__")
 """
 # It starts and answers as it should, and only its health check tells that it must not go live.
 BROKEN = """\

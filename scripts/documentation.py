@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from supervisor.deploy.machine import FIRST_PHASE, IN_PROGRESS, TABLE, Phase, Row, diagram
+from atlas_supervisor.deploy.machine import FIRST_PHASE, IN_PROGRESS, TABLE, Phase, Row, diagram
 
 ROOT = Path(__file__).resolve().parents[1]
 
 DEPLOY_MACHINE = """\
 # The deploy as a table
 
-<!-- Generated from supervisor/deploy/machine.py by ./scripts/generate-docs; do not edit. -->
+<!-- Drawn from the table in deploy/machine.py by ./scripts/generate-docs; do not edit. -->
 
 A deploy begins in `{first}` and ends in `{last}`. In every phase one activity runs. It passes or
 fails, or something else happens meanwhile (an operator asks for something, a worker dies, the next

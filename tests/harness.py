@@ -46,7 +46,7 @@ def bundled_worker(*, idle_grace: float) -> dict[str, Setting]:
     By way of `env`, because WORKER_ENV_FILE takes no variable that the supervisor's own prefix
     reserves.
     """
-    return {"WORKER_COMMAND": f"env ATLAS_IDLE_GRACE_SECONDS={idle_grace} python -m worker"}
+    return {"WORKER_COMMAND": f"env ATLAS_IDLE_GRACE_SECONDS={idle_grace} python -m atlas_worker"}
 
 
 def free_ports(count: int) -> list[int]:
@@ -109,7 +109,7 @@ class Answer:
 
 
 class DaemonProcess:
-    """`python -m supervisor` with settings of its own below `folder`.
+    """`python -m atlas_supervisor` with settings of its own below `folder`.
 
     `settings` are keys of atlas.env over the quick defaults, `worker_env` is what the workers get
     besides, `version` and `files` what is in their directory, `program` how Python is told to run
@@ -124,7 +124,7 @@ class DaemonProcess:
         worker_env: Mapping[str, Setting] | None = None,
         version: str = "v1",
         files: Mapping[str, str] | None = None,
-        program: Sequence[str] = ("-m", "supervisor"),
+        program: Sequence[str] = ("-m", "atlas_supervisor"),
     ) -> None:
         self.program = program
         self.folder = folder.resolve()

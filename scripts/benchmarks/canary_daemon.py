@@ -23,11 +23,11 @@ from typing import Any
 
 from rich.table import Table
 
+from atlas_supervisor.canary.stats.histogram import Histogram
+from atlas_worker.contract import latency_bucket
 from scripts.benchmarks.footprint import WORKER, cpu_seconds
 from scripts.benchmarks.result import Options, Result, quantile
-from supervisor.canary.histogram import Histogram
 from tests.harness import DaemonProcess, Setting, eventually
-from worker.contract import latency_bucket
 
 CALLER = Path(__file__).with_name("canary_caller.py")
 ROOT = Path(__file__).parents[2]
@@ -93,7 +93,7 @@ async def callers(
             str(CALLER),
             *arguments,
             cwd=ROOT,
-            env={**environment, "PYTHONPATH": str(ROOT)},
+            env={**environment, "PYTHONPATH": str(ROOT / "worker")},
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )

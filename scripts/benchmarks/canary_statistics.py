@@ -12,12 +12,12 @@ from typing import Any
 
 from rich.table import Table
 
+from atlas_supervisor.canary.stats.baseline import Prior
+from atlas_supervisor.canary.stats.counts import Window
+from atlas_supervisor.canary.stats.promotion_evidence import PromotionEvidence
+from atlas_supervisor.canary.stats.rollback_evidence import RollbackEvidence
 from scripts.benchmarks.result import Options, Result
-from supervisor.canary.counts import Window
-from supervisor.canary.past import Prior
-from supervisor.canary.promotion import PromotionEvidence
-from supervisor.canary.rollback import RollbackEvidence
-from tests.unit.supervisor.canary.simulated import (
+from tests.unit.supervisor.canary.stats.simulated import (
     ALIKE,
     Call,
     Moment,

@@ -14,8 +14,8 @@ APPS = Path(__file__).parent / "apps"
 IDLE_GRACE_SECONDS = 0.8
 # What stands in the worker directory, and how it is run there.
 WORKERS: Mapping[str, tuple[tuple[str, ...], str]] = {
-    "bundled": ((), "python -m worker"),
-    "asgi": (("asgi_kit_app.py",), "python -m worker.kit.asgi asgi_kit_app:app"),
+    "bundled": ((), "python -m atlas_worker"),
+    "asgi": (("asgi_kit_app.py",), "python -m atlas_worker.asgi asgi_kit_app:app"),
     "aiohttp": (("aiohttp_kit_app.py",), "python aiohttp_kit_app.py"),
 }
 

@@ -23,7 +23,7 @@ def app(environ, start_response):
     return [body.encode()]
 """
 SETTINGS: dict[str, Setting] = {
-    "WORKER_COMMAND": "gunicorn --config python:worker.kit.gunicorn --workers 2 kit_app:app",
+    "WORKER_COMMAND": "gunicorn --config python:atlas_worker.gunicorn --workers 2 kit_app:app",
     "KEEP_WARM_SECONDS": 60,
     "STOP_TIMEOUT_SECONDS": 5,
 }

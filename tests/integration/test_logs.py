@@ -12,7 +12,7 @@ from typing import Any
 
 import aiohttp
 
-from supervisor.workers.output import LIMIT_BYTES
+from atlas_supervisor.workers.output import LIMIT_BYTES
 from tests.harness import DaemonProcess, eventually
 from tests.integration.support import release, scripted_daemon
 

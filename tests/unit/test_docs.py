@@ -10,14 +10,14 @@ from pathlib import Path
 import click
 import pytest
 
+from atlas_supervisor.api.responses import _BY_STATUS
+from atlas_supervisor.api.server import table
+from atlas_supervisor.cli.__main__ import VERBS
+from atlas_supervisor.config.settings import FIELD_OF_KEY
+from atlas_supervisor.health.score import DEGRADED_BELOW, UNHEALTHY_BELOW, WEIGHTS, Weight
+from atlas_supervisor.model.deploy import Result, StepName
+from atlas_worker import contract
 from scripts.documentation import GENERATED
-from supervisor.api.errors import _BY_STATUS
-from supervisor.api.server import table
-from supervisor.cli.__main__ import VERBS
-from supervisor.config.settings import FIELD_OF_KEY
-from supervisor.health.score import DEGRADED_BELOW, UNHEALTHY_BELOW, WEIGHTS, Weight
-from supervisor.model.deploy import Result, StepName
-from worker import contract
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -180,7 +180,9 @@ def test_every_checks_weight_is_documented_as_it_is() -> None:
 def test_every_setting_that_is_named_exists(path: Path) -> None:
     known = {
         *FIELD_OF_KEY,
-        *re.findall(r'= "([A-Z_]+)"', (ROOT / "worker/contract/__init__.py").read_text()),
+        *re.findall(
+            r'= "([A-Z_]+)"', (ROOT / "worker/atlas_worker/contract/__init__.py").read_text()
+        ),
     }
     families = ("ACTIVE_", "CANARY_", "CONTROL_", "HEALTH_", "KEEP_", "LLM_", "PUBLIC_", "WORKER_")
     named = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", path.read_text()))

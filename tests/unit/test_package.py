@@ -63,9 +63,9 @@ def test_the_environment_has_no_other_distribution(python: Path, tmp_path: Path)
 
 
 WALK = """
-import importlib, json, pkgutil, worker.kit
+import importlib, json, pkgutil, atlas_worker
 missing = {}
-for module in pkgutil.walk_packages(worker.kit.__path__, "worker.kit."):
+for module in pkgutil.walk_packages(atlas_worker.__path__, "atlas_worker."):
     try:
         importlib.import_module(module.name)
         missing[module.name] = None
@@ -74,12 +74,12 @@ for module in pkgutil.walk_packages(worker.kit.__path__, "worker.kit."):
 print(json.dumps(missing))
 """
 SERVERS = {
-    "worker.kit.aiohttp": "aiohttp",
-    "worker.kit.aiohttp_streams": "aiohttp",
-    "worker.kit.gunicorn": "gunicorn",
-    "worker.kit.asgi.protocols": "h11",  # comes with uvicorn
-    "worker.kit.asgi.runner": "uvicorn",
-    "worker.kit.asgi.settings": "uvicorn",
+    "atlas_worker.aiohttp": "aiohttp",
+    "atlas_worker.aiohttp_streams": "aiohttp",
+    "atlas_worker.gunicorn": "gunicorn",
+    "atlas_worker.asgi.protocols": "h11",  # comes with uvicorn
+    "atlas_worker.asgi.runner": "uvicorn",
+    "atlas_worker.asgi.settings": "uvicorn",
 }
 
 
@@ -95,9 +95,9 @@ def test_every_module_of_the_kit_is_importable_but_for_the_servers_of_the_adapte
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("-c", "import worker.kit.aiohttp"), "worker.kit.aiohttp needs aiohttp"),
-        (("-c", "import worker.kit.gunicorn"), "worker.kit.gunicorn needs gunicorn"),
-        (("-m", "worker.kit.asgi", "main:app"), "-m pip install 'uvicorn[standard]'"),
+        (("-c", "import atlas_worker.aiohttp"), "atlas_worker.aiohttp needs aiohttp"),
+        (("-c", "import atlas_worker.gunicorn"), "atlas_worker.gunicorn needs gunicorn"),
+        (("-m", "atlas_worker.asgi", "main:app"), "-m pip install 'uvicorn[standard]'"),
     ],
     ids=["aiohttp", "gunicorn", "asgi"],
 )
@@ -119,9 +119,9 @@ def test_an_adapter_without_its_server_says_what_to_install(
 
 def test_the_daemons_extra_brings_what_the_daemon_and_the_bundled_worker_import() -> None:
     graph = grimp.build_graph(
-        "supervisor", "worker", include_external_packages=True, cache_dir=None
+        "atlas_supervisor", "atlas_worker", include_external_packages=True, cache_dir=None
     )
-    ours = {"supervisor", "worker.app"}
+    ours = {"atlas_supervisor", "atlas_worker.app"}
     modules = ours.union(*(graph.find_descendants(package) for package in ours))
     imported = {
         name.partition(".")[0]
@@ -131,7 +131,7 @@ def test_the_daemons_extra_brings_what_the_daemon_and_the_bundled_worker_import(
     distributions = packages_distributions()
     needed = {
         canonical(distributions[name][0])
-        for name in imported - set(sys.stdlib_module_names) - {"supervisor", "worker"}
+        for name in imported - set(sys.stdlib_module_names) - {"atlas_supervisor", "atlas_worker"}
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extra = {distribution_in(one) for one in project["optional-dependencies"]["daemon"]}

@@ -11,12 +11,12 @@ from typing import Any
 import aiohttp
 from aiohttp.test_utils import TestClient, TestServer
 
-from worker.app.application import make_app
-from worker.app.settings import AppSettings
-from worker.kit.aiohttp import DRAIN
-from worker.kit.drain import Drain
-from worker.kit.instance import Instance
-from worker.kit.role import Role
+from atlas_worker.aiohttp import DRAIN
+from atlas_worker.app.application import make_app
+from atlas_worker.app.settings import AppSettings
+from atlas_worker.drain import Drain
+from atlas_worker.instance import Instance
+from atlas_worker.role import Role
 
 SMOKE = {"X-Atlas-Smoke": "deploy-1"}
 

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from supervisor.features.rings import Batch, Positions, Ring, ring_files
-from worker.contract.ring import Event, Kind, decode
-from worker.kit.canary.process import process
+from atlas_supervisor.canary.ring_reader import Batch, Positions, Ring, ring_files
+from atlas_worker.canary.process import process
+from atlas_worker.contract.ring import Event, Kind, decode
 
 ROOT = Path(__file__).parents[3]
 SALT = "5a" * 16
@@ -126,7 +126,7 @@ def program(folder: Path, code: str) -> Iterator[subprocess.Popen[str]]:
     """Run Python code in a process of its own; it is killed at the end."""
     child = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", "from worker import *\n" + code],
-        env={**os.environ, "ATLAS_STATE_DIR": str(folder), "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "ATLAS_STATE_DIR": str(folder), "PYTHONPATH": str(ROOT / "worker")},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

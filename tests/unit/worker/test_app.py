@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from atlas_worker.app.jobs import JobStore
+from atlas_worker.role import Role
 from tests.unit.worker.app_support import Site, running_app
 from tests.unit.worker.support import until
-from worker.app.jobs import JobStore
-from worker.kit.role import Role
 
 
 async def test_home_says_who_answers(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from atlas_worker.asgi import options
+from atlas_worker.asgi.__main__ import main
 from tests.unit.worker.asgi_support import APPS, RUNNER, running, wrong
 from tests.unit.worker.support import Client, listening_socket, port_of
-from worker.kit.asgi import options
-from worker.kit.asgi.__main__ import main
 
 
 @pytest.mark.parametrize(
@@ -46,14 +46,14 @@ def test_what_is_wrong_is_said_in_the_last_line(
     monkeypatch.setattr(os, "environ", {})
     importlib.invalidate_caches()
     if "--fd" not in arguments:
-        monkeypatch.setattr("worker.kit.asgi.__main__.find_listeners", lambda *_, **__: [])
+        monkeypatch.setattr("atlas_worker.asgi.__main__.find_listeners", lambda *_, **__: [])
     try:
         ended = main(arguments)
     except SystemExit as error:
         ended = int(error.code or 0)
     printed = capsys.readouterr().err
     last = printed.strip().splitlines()[-1]
-    assert (ended, last.startswith("python -m worker.kit.asgi: ")) == (code, True), printed
+    assert (ended, last.startswith("python -m atlas_worker.asgi: ")) == (code, True), printed
     assert said in last
 
 
@@ -69,7 +69,7 @@ async def test_a_start_that_fails_says_so_in_the_last_line(
 ) -> None:
     ended, printed = await wrong(tmp_path, *arguments, "--port", "0")
     last = printed.strip().splitlines()[-1]
-    assert (ended, last.startswith("python -m worker.kit.asgi: ")) == (1, True), printed
+    assert (ended, last.startswith("python -m atlas_worker.asgi: ")) == (1, True), printed
     assert said in printed
 
 
@@ -106,7 +106,7 @@ def test_options_of_uvicorn_that_the_drain_cannot_keep_are_refused_by_name(
     assert ended.value.code == 2
     printed = capsys.readouterr().err
     assert printed.startswith(
-        f"python -m worker.kit.asgi: {refused.partition('=')[0]} is not taken"
+        f"python -m atlas_worker.asgi: {refused.partition('=')[0]} is not taken"
     )
     assert printed.count("\n") == 1
 

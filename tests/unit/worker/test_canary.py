@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
+from atlas_worker import canary, is_canary_enabled, record_canary_call, use_canary_version
+from atlas_worker.canary import calls, policy
+from atlas_worker.canary.process import process
+from atlas_worker.contract import LATENCY_BUCKETS, bucket_milliseconds, latency_bucket
+from atlas_worker.contract.ring import Event, Kind, Outcome
 from tests.unit.worker.canary_support import Canaries, canaries, eventually, output
-from worker import canary, is_canary_enabled, record_canary_call, use_canary_version
-from worker.contract import LATENCY_BUCKETS, bucket_milliseconds, latency_bucket
-from worker.contract.ring import Event, Kind, Outcome
-from worker.kit.canary import calls, policy
-from worker.kit.canary.process import process
 
 __all__ = ["canaries"]
 
@@ -349,7 +349,7 @@ async def test_a_call_tells_its_outcome_and_passes_the_exception_on(
             await in_a_task()
 
     [(_, batch)] = canaries.drain()
-    from worker.contract.ring import decode
+    from atlas_worker.contract.ring import decode
 
     for words in (list(batch.events), [word for word, _ in batch.keyed]):
         assert outcomes([decode(word) for word in words]) == {
@@ -435,15 +435,15 @@ def test_a_route_that_can_not_be_measured_is_refused_when_it_is_decorated() -> N
 def test_to_import_the_worker_loads_nothing_else(tmp_path: Path) -> None:
     code = """
 import subprocess, sys
-code = "import sys, __future__; old = {*sys.modules}; import worker; print(*{*sys.modules} - old)"
+code = "import sys, __future__; a = {*sys.modules}; import atlas_worker; print(*{*sys.modules} - a)"
 print(subprocess.check_output([sys.executable, "-S", "-c", code], text=True), end="")
 """
-    assert output(tmp_path, code) == "worker\n"
+    assert output(tmp_path, code) == "atlas_worker\n"
 
 
 def test_the_worker_has_no_other_names() -> None:
-    import worker
+    import atlas_worker
 
-    assert worker.canary is canary
+    assert atlas_worker.canary is canary
     with pytest.raises(AttributeError, match="nosuch"):
-        _ = worker.nosuch
+        _ = atlas_worker.nosuch

@@ -12,23 +12,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from supervisor.features.rings import Positions, Ring
-from supervisor.model.state import SCHEMA_VERSION
-from tests.unit.worker.canary_support import (
-    SALT,
-    Canaries,
-    canaries,
-    eventually,
-    output,
-    program,
-)
-from worker import canary, is_canary_enabled, record_canary_call, use_canary_version
-from worker.contract import STATE_SCHEMA_VERSION
-from worker.contract import ring as layout
-from worker.contract.ring import Kind, decode
-from worker.kit.canary.policy import BadPolicyError, Rule, key_threshold, read_policy
-from worker.kit.canary.process import process
-from worker.kit.canary.ring import make_ring
+from atlas_supervisor.canary.ring_reader import Positions, Ring
+from atlas_supervisor.model.state import SCHEMA_VERSION
+from atlas_worker import canary, is_canary_enabled, record_canary_call, use_canary_version
+from atlas_worker.canary.policy import BadPolicyError, Rule, key_threshold, read_policy
+from atlas_worker.canary.process import process
+from atlas_worker.canary.ring import make_ring
+from atlas_worker.contract import STATE_SCHEMA_VERSION
+from atlas_worker.contract import ring as layout
+from atlas_worker.contract.ring import Kind, decode
+from tests.unit.worker.canary_support import SALT, Canaries, canaries, eventually, output, program
 
 __all__ = ["canaries"]
 

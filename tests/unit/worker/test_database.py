@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.app.database import Database
+from atlas_worker.app.database import Database
 
 TABLE = "CREATE TABLE things (name TEXT)"
 MORE = "ALTER TABLE things ADD COLUMN size INTEGER"

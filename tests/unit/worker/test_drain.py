@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.kit.drain import TELLING_SHARE, Drain, Left, StreamKind
-from worker.kit.role import Role
+from atlas_worker.drain import TELLING_SHARE, Drain, Left, StreamKind
+from atlas_worker.role import Role
 
 GRACE, SETTLE, TIMEOUT = 5.0, 0.25, 30.0
 

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from atlas_worker.app.errors import RequestError
+from atlas_worker.app.features.arms import serve
+from atlas_worker.app.features.optimizer import fill_knapsack, fill_knapsack_by_steps
+from atlas_worker.app.features.vision import look_at, look_at_quickly
+from atlas_worker.app.features.web import read_page, read_page_at_once
+from atlas_worker.contract.ring import Kind, Outcome
 from tests.unit.worker.app_support import running_app
 from tests.unit.worker.canary_support import Canaries, canaries
 from tests.unit.worker.test_features import filtered, png
-from worker.app.errors import RequestError
-from worker.app.features.arms import serve
-from worker.app.features.optimizer import fill_knapsack, fill_knapsack_by_steps
-from worker.app.features.vision import look_at, look_at_quickly
-from worker.app.features.web import read_page, read_page_at_once
-from worker.contract.ring import Kind, Outcome
 
 __all__ = ["canaries"]
 

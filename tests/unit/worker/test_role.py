@@ -7,8 +7,8 @@ from queue import Queue
 
 import pytest
 
+from atlas_worker.role import Role, RoleWatch, next_role
 from tests.unit.worker.support import write_state
-from worker.kit.role import Role, RoleWatch, next_role
 
 OWN, OTHER = 8791, 8792
 

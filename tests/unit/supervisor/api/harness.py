@@ -14,20 +14,20 @@ from typing import Any
 
 import aiohttp
 
-from supervisor.api import audit, examples
-from supervisor.api.control import Control
-from supervisor.api.options import ApiOptions
-from supervisor.api.server import serve
-from supervisor.errors import RefusedError
-from supervisor.logs.book import LogBook
-from supervisor.model.actor import Actor
-from supervisor.model.audit import AuditEntry, Verification
-from supervisor.model.deploy import DeployRecord, Mode, Result
-from supervisor.model.event import Announcement, EventFeed, Transition
-from supervisor.model.health import Health
-from supervisor.model.key import Key
-from supervisor.model.release import ReleaseView
-from supervisor.model.status import Status
+from atlas_supervisor.api import audit, examples
+from atlas_supervisor.api.options import ApiOptions
+from atlas_supervisor.api.ports import Control
+from atlas_supervisor.api.server import serve
+from atlas_supervisor.errors import RefusedError
+from atlas_supervisor.logs.log_service import LogBook
+from atlas_supervisor.model.actor import Actor
+from atlas_supervisor.model.audit import AuditEntry, Verification
+from atlas_supervisor.model.deploy import DeployRecord, Mode, Result
+from atlas_supervisor.model.event import Announcement, EventFeed, Transition
+from atlas_supervisor.model.health import Health
+from atlas_supervisor.model.idempotency_key import Key
+from atlas_supervisor.model.release import ReleaseView
+from atlas_supervisor.model.status import Status
 from tests.unit.supervisor.api.played_canaries import PlayedCanaries
 
 TOKEN = "a-token-that-nobody-guesses"

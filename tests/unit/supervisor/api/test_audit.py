@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from supervisor.api.audit import ENTRY
-from supervisor.api.turned_away import AT_ONCE, SECONDS_EACH, TurnedAway
-from supervisor.errors import RefusedError
-from supervisor.model.actor import Actor
+from atlas_supervisor.api.audit import ENTRY
+from atlas_supervisor.api.denied_audit import AT_ONCE, SECONDS_EACH, TurnedAway
+from atlas_supervisor.errors import RefusedError
+from atlas_supervisor.model.actor import Actor
 from tests.unit.supervisor.api.harness import BEARER, MemoryAudit, running
 
 FOREIGN = {"Origin": "http://evil.example"}

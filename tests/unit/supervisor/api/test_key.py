@@ -8,11 +8,11 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
-from supervisor.api.deploy import DeployBody, DeployQuery
-from supervisor.api.intake import IDEMPOTENCY_KEY, read_key
-from supervisor.errors import RefusedError
-from supervisor.model.actor import Actor
-from supervisor.model.key import Key
+from atlas_supervisor.api.deploy import DeployBody, DeployQuery
+from atlas_supervisor.api.parsing import IDEMPOTENCY_KEY, read_key
+from atlas_supervisor.errors import RefusedError
+from atlas_supervisor.model.actor import Actor
+from atlas_supervisor.model.idempotency_key import Key
 
 ALICE = Actor(name="uid:1000", origin="unix")
 

@@ -17,8 +17,8 @@ import aiohttp
 import pytest
 import structlog
 
-import supervisor.api.server
-from supervisor.errors import StartRefusedError
+import atlas_supervisor.api.server
+from atlas_supervisor.errors import StartRefusedError
 from tests.unit.supervisor.api.harness import BEARER, Server, eventually, free_port, running
 
 
@@ -275,7 +275,7 @@ async def test_off_loopback_reading_needs_the_token_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Tests listen on loopback only, so it is called something else.
-    monkeypatch.setattr(supervisor.api.server, "is_loopback", lambda addresses: False)
+    monkeypatch.setattr(atlas_supervisor.api.server, "is_loopback", lambda addresses: False)
     async with running(tmp_path, tls=tls[0]) as server:
         for path in ("/deploy/status", "/livez", "/docs", "/openapi.json", "/nope"):
             assert await over_tls(server, tls[1], "GET", path) == 401

@@ -10,9 +10,9 @@ import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]  # it has no types
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from supervisor.api.openapi import build_document
-from supervisor.api.routes import Access, AnyRoute
-from supervisor.api.server import table
+from atlas_supervisor.api.openapi import build_document
+from atlas_supervisor.api.routes import Access, AnyRoute
+from atlas_supervisor.api.server import table
 from tests.unit.supervisor.api.harness import BEARER, running
 
 TABLE = table("1.2.3")

@@ -9,17 +9,11 @@ from typing import Any
 import pytest
 import structlog
 
-from supervisor.api import examples
-from supervisor.errors import RefusedError
-from supervisor.model.actor import Actor
-from supervisor.model.deploy import Mode, Result
-from tests.unit.supervisor.api.harness import (
-    BEARER,
-    MemoryControl,
-    Server,
-    running,
-    with_result,
-)
+from atlas_supervisor.api import examples
+from atlas_supervisor.errors import RefusedError
+from atlas_supervisor.model.actor import Actor
+from atlas_supervisor.model.deploy import Mode, Result
+from tests.unit.supervisor.api.harness import BEARER, MemoryControl, Server, running, with_result
 
 ROOT = Actor(name="uid:0", origin="unix")
 

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from supervisor.cli import client
+from atlas_supervisor.cli import client
 from tests.unit.supervisor.cli.conftest import Call, Outcome, run
 from tests.unit.supervisor.cli.played import Played, problem, serve
 
@@ -143,7 +143,7 @@ async def test_a_change_whose_answer_is_lost_may_have_been_made_and_that_is_said
 async def test_a_socket_that_may_not_be_entered_is_a_refusal_and_not_nobody() -> None:
     become_nobody = (
         "import os, sys\n"
-        "from supervisor.cli.__main__ import main\n"
+        "from atlas_supervisor.cli.__main__ import main\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "main(['status', '--env-file', sys.argv[1]])\n"
     )

@@ -4,8 +4,8 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
-from supervisor.model.deploy import Mode
-from supervisor.model.hand_over import HandOver
+from atlas_supervisor.model.deploy import Mode
+from atlas_supervisor.model.socket_passing import HandOver
 from tests.unit.supervisor.config.samples import Faults, Load
 
 BAD = {

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import anyio
 import anyio.lowlevel
 
-from supervisor.deploy.machine import FIRST_EFFECT, FIRST_PHASE, Event, Phase, Plan
-from supervisor.deploy.runner import DeployRun
-from supervisor.deploy.world import Finding
-from supervisor.errors import AtlasError
-from supervisor.model.deploy import DeployRecord
-from supervisor.model.event import Announcement, DeployEvent
-from supervisor.model.release import Release
+from atlas_supervisor.deploy.effects import Finding
+from atlas_supervisor.deploy.machine import FIRST_EFFECT, FIRST_PHASE, Event, Phase, Plan
+from atlas_supervisor.deploy.runner import DeployRun
+from atlas_supervisor.errors import AtlasError
+from atlas_supervisor.model.deploy import DeployRecord
+from atlas_supervisor.model.event import Announcement, DeployEvent
+from atlas_supervisor.model.release import Release
 from tests.unit.supervisor.store.samples import a_deploy
 
 BLUE, GREEN = 8791, 8792

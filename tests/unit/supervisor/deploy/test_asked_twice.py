@@ -7,10 +7,10 @@ from typing import Any
 import anyio
 import pytest
 
-from supervisor.deploy import refusals
-from supervisor.deploy.machine import Event, Phase, Plan
-from supervisor.deploy.service import DeployService
-from supervisor.errors import RefusedError
+from atlas_supervisor.deploy import errors
+from atlas_supervisor.deploy.machine import Event, Phase, Plan
+from atlas_supervisor.deploy.service import DeployService
+from atlas_supervisor.errors import RefusedError
 from tests.unit.supervisor.deploy.memory import FAIL, World, driven, to_the_end, until_phase
 
 ABORT, SWITCH = Event.ABORT_REQUESTED, Event.SWITCH_REQUESTED
@@ -67,7 +67,7 @@ async def test_of_two_different_wishes_the_first_one_counts_and_the_other_one_is
             await run.settled.wait()
             assert run.offer(first, "by one")
             assert not run.offer(second, "by another")
-            refused = str(refusals.nothing_to("do this to", run))
+            refused = str(errors.nothing_to("do this to", run))
             assert f"the deploy is in awaiting_switch, and {first} came first" in refused
             await to_the_end(run)
         assert run.record.result == result

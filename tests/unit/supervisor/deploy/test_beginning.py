@@ -10,19 +10,18 @@ from typing import NoReturn
 
 import pytest
 
-from supervisor.deploy.beginning import new_record, write_down
-from supervisor.deploy.events import Events
-from supervisor.deploy.machine import Plan
-from supervisor.errors import RefusedError
-from supervisor.model.actor import SUPERVISOR, Actor
-from supervisor.model.deploy import DeployRecord
-from supervisor.model.event import EventFeed
-from supervisor.model.key import Key
-from supervisor.model.release import Release
-from supervisor.store.database import Database, open_database
-from supervisor.store.state_file import StateFile
-from supervisor.store.state_keeper import StateKeeper
-from supervisor.store.statements import StoreError
+from atlas_supervisor.deploy.event_hub import Events
+from atlas_supervisor.deploy.machine import Plan
+from atlas_supervisor.deploy.service import new_record, write_down
+from atlas_supervisor.errors import RefusedError
+from atlas_supervisor.model.actor import SUPERVISOR, Actor
+from atlas_supervisor.model.deploy import DeployRecord
+from atlas_supervisor.model.event import EventFeed
+from atlas_supervisor.model.idempotency_key import Key
+from atlas_supervisor.model.release import Release
+from atlas_supervisor.store.database import Database, open_database
+from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
+from atlas_supervisor.store.statements import StoreError
 from tests.unit.supervisor.store.samples import a_state, rows
 
 RELEASE = Release(name="v2", path=Path("releases/v2"), version="2")

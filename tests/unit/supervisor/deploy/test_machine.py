@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from supervisor.deploy.machine import (
+from atlas_supervisor.deploy.machine import (
     FIRST_PHASE,
     IN_PROGRESS,
     TABLE,
@@ -17,7 +17,7 @@ from supervisor.deploy.machine import (
     possible,
     step,
 )
-from supervisor.model.deploy import Result
+from atlas_supervisor.model.deploy import Result
 
 PLANS = [Plan(dry_run=dry, auto_switch=auto) for dry, auto in product((False, True), repeat=2)]
 BEFORE_SWITCH = {Phase.PREFLIGHT, Phase.LAUNCH, Phase.SMOKE, Phase.HEALTH, Phase.AWAITING_SWITCH}

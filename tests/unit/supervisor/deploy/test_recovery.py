@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from supervisor.config import Settings
-from supervisor.deploy.machine import Event, Phase
-from supervisor.deploy.recovery import finish_interrupted, read_state, resumed
-from supervisor.model.actor import SUPERVISOR
-from supervisor.model.deploy import DeployRecord, Mode
-from supervisor.model.release import Release
-from supervisor.model.slot import SlotName
-from supervisor.model.state import DeployState
-from supervisor.store.database import Database, open_database
-from supervisor.store.deploys import UnfinishedDeploy
-from supervisor.store.state_file import StateFile
-from supervisor.workers.releases import Releases
+from atlas_supervisor.config import Settings
+from atlas_supervisor.deploy.machine import Event, Phase
+from atlas_supervisor.deploy.recovery import finish_interrupted, read_state, resumed
+from atlas_supervisor.model.actor import SUPERVISOR
+from atlas_supervisor.model.deploy import DeployRecord, Mode
+from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.model.state import DeployState
+from atlas_supervisor.store.database import Database, open_database
+from atlas_supervisor.store.deploys import UnfinishedDeploy
+from atlas_supervisor.store.state_keeper import StateFile
+from atlas_supervisor.workers.releases import Releases
 from tests.harness import write_release
 from tests.unit.supervisor.deploy.memory import World
 from tests.unit.supervisor.store.samples import a_deploy, a_state

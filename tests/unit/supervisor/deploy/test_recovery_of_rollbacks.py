@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from supervisor.deploy.machine import Phase
-from supervisor.model.deploy import Mode
-from supervisor.model.state import ActiveRelease
+from atlas_supervisor.deploy.machine import Phase
+from atlas_supervisor.model.deploy import Mode
+from atlas_supervisor.model.state import ActiveRelease
 from tests.unit.supervisor.deploy.test_recovery import (
     AFTER_SWITCH,
     BEFORE_SWITCH,

@@ -12,10 +12,10 @@ import anyio
 import pytest
 import structlog
 
-from supervisor.deploy import runner
-from supervisor.deploy.machine import Event, Phase, Plan
-from supervisor.errors import AtlasError
-from supervisor.model.deploy import DeployRecord
+from atlas_supervisor.deploy import runner
+from atlas_supervisor.deploy.machine import Event, Phase, Plan
+from atlas_supervisor.errors import AtlasError
+from atlas_supervisor.model.deploy import DeployRecord
 from tests.unit.supervisor.deploy.memory import (
     BLUE,
     DIED,

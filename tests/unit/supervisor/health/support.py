@@ -11,14 +11,13 @@ from typing import Any
 
 import anyio
 
-from supervisor.health.instance import Subject
-from supervisor.health.monitor import Monitor
-from supervisor.model.health import Health
-from supervisor.model.slot import SlotName
-from supervisor.probes.http import HttpProber
-from supervisor.store.database import Database, open_database
-from supervisor.store.state_file import StateFile
-from supervisor.store.state_keeper import StateKeeper
+from atlas_supervisor.health.monitor import Monitor
+from atlas_supervisor.health.worker_checks import Subject
+from atlas_supervisor.model.health import Health
+from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.probes.health_probe import HttpProber
+from atlas_supervisor.store.database import Database, open_database
+from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
 from tests.unit.supervisor.probes.servers import Handler, answer
 from tests.unit.supervisor.store.samples import a_state
 from tests.unit.supervisor.workers.support import make_settings

@@ -8,10 +8,10 @@ from pathlib import Path
 import anyio
 import pytest
 
-from supervisor.health import monitor as monitor_module
-from supervisor.health.instance import Subject
-from supervisor.model.health import CheckStatus, HealthStatus
-from supervisor.store.state_file import UnreadableStateError
+from atlas_supervisor.health import monitor as monitor_module
+from atlas_supervisor.health.worker_checks import Subject
+from atlas_supervisor.model.health import CheckStatus, HealthStatus
+from atlas_supervisor.store.state_keeper import UnreadableStateError
 from tests.harness import eventually
 from tests.unit.supervisor.health.support import BLUE, GREEN, telling, watched
 from tests.unit.supervisor.probes.servers import answer, raw, serve, unused_port

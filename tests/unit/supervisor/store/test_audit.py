@@ -15,12 +15,12 @@ from typing import Any
 import anyio
 import pytest
 
-from supervisor.model.actor import SUPERVISOR, Actor
-from supervisor.model.audit import AuditEntry, Problem, Verification
-from supervisor.store import audit as module
-from supervisor.store.audit_head import HEAD_FILE
-from supervisor.store.database import Database, open_database
-from supervisor.store.statements import StoreError
+from atlas_supervisor.model.actor import SUPERVISOR, Actor
+from atlas_supervisor.model.audit import AuditEntry, Problem, Verification
+from atlas_supervisor.store import audit as module
+from atlas_supervisor.store.chain import HEAD_FILE
+from atlas_supervisor.store.database import Database, open_database
+from atlas_supervisor.store.statements import StoreError
 from tests.harness import eventually
 from tests.unit.supervisor.store.samples import rows
 

@@ -9,8 +9,8 @@ from typing import Any
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from supervisor.model.audit import Problem
-from supervisor.store.chain import NOTHING, ChainRow, Fault, Head, Walk, hash_of
+from atlas_supervisor.model.audit import Problem
+from atlas_supervisor.store.chain import NOTHING, ChainRow, Fault, Head, Walk, hash_of
 
 TEXTS = st.text(max_size=8)
 FIELDS = st.tuples(TEXTS, TEXTS, TEXTS, TEXTS, st.none() | TEXTS, TEXTS, TEXTS)

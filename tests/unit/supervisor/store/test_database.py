@@ -13,15 +13,15 @@ from typing import Any
 import anyio
 import pytest
 
-from supervisor.errors import StartRefusedError
-from supervisor.model.actor import SUPERVISOR
-from supervisor.model.release import Release
-from supervisor.store import database as module
-from supervisor.store import versions
-from supervisor.store.database import Database, open_database
-from supervisor.store.instances import InstanceRow
-from supervisor.store.statements import StoreError
-from supervisor.store.versions import VersionRow
+from atlas_supervisor.errors import StartRefusedError
+from atlas_supervisor.model.actor import SUPERVISOR
+from atlas_supervisor.model.release import Release
+from atlas_supervisor.store import database as module
+from atlas_supervisor.store import versions
+from atlas_supervisor.store.database import Database, open_database
+from atlas_supervisor.store.instances import InstanceRow
+from atlas_supervisor.store.statements import StoreError
+from atlas_supervisor.store.versions import VersionRow
 from tests.unit.supervisor.store.samples import a_deploy, a_state, a_step, rows
 from tests.unit.supervisor.traffic.support import open_files
 from tests.unit.supervisor.workers.support import BLUE, GREEN

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from supervisor.model.deploy import Result, StepName
-from supervisor.store import deploys
-from supervisor.store.database import open_database
+from atlas_supervisor.model.deploy import Result, StepName
+from atlas_supervisor.store import deploys
+from atlas_supervisor.store.database import open_database
 from tests.unit.supervisor.store.samples import WHEN, a_deploy, a_step, rows
 
 

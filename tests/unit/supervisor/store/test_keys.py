@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.model.deploy import Result
-from supervisor.model.key import Key
-from supervisor.store import deploys, keys
-from supervisor.store.database import Database, open_database
-from supervisor.store.keys import KEYS_KEPT, KeyRow
-from supervisor.store.statements import StoreError
+from atlas_supervisor.model.deploy import Result
+from atlas_supervisor.model.idempotency_key import Key
+from atlas_supervisor.store import deploys, keys
+from atlas_supervisor.store.database import Database, open_database
+from atlas_supervisor.store.keys import KEYS_KEPT, KeyRow
+from atlas_supervisor.store.statements import StoreError
 from tests.unit.supervisor.store.samples import WHEN, a_deploy, a_step
 
 

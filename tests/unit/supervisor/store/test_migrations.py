@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.errors import StartRefusedError
-from supervisor.model.actor import SUPERVISOR
-from supervisor.model.deploy import Result
-from supervisor.store import migrations
-from supervisor.store.database import open_database
-from supervisor.store.migrations import SCHEMA_VERSION
+from atlas_supervisor.errors import StartRefusedError
+from atlas_supervisor.model.actor import SUPERVISOR
+from atlas_supervisor.model.deploy import Result
+from atlas_supervisor.store import migrations
+from atlas_supervisor.store.database import open_database
+from atlas_supervisor.store.migrations import SCHEMA_VERSION
 from tests.unit.supervisor.store.samples import a_deploy, a_step
 
 VERSION_1 = Path(__file__).with_name("version_1.sql")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.model.state import SCHEMA_VERSION, ActiveRelease
-from supervisor.store.state_file import StateFile, UnreadableStateError
+from atlas_supervisor.model.state import SCHEMA_VERSION, ActiveRelease
+from atlas_supervisor.store.state_keeper import StateFile, UnreadableStateError
 from tests.unit.supervisor.disk import fill, small_disk
 from tests.unit.supervisor.store.samples import a_state
 

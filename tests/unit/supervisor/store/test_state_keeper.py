@@ -11,10 +11,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from supervisor.model.deploy import Mode
-from supervisor.store.database import Database, open_database
-from supervisor.store.state_file import StateFile
-from supervisor.store.state_keeper import StateKeeper
+from atlas_supervisor.model.deploy import Mode
+from atlas_supervisor.store.database import Database, open_database
+from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
 from tests.unit.supervisor.store.samples import a_state
 
 

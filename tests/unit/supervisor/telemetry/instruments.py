@@ -7,20 +7,20 @@ from pathlib import Path
 
 from prometheus_client import Metric
 
-from supervisor.api import examples
-from supervisor.clock import now
-from supervisor.config import Settings
-from supervisor.deploy.gauges import Sight, gauges
-from supervisor.model.canary import CanaryPolicy, FeaturePolicy
-from supervisor.model.deploy import DeployRecord, Mode
-from supervisor.model.event import BEGUN, Announcement, DeployEvent
-from supervisor.model.slot import SlotName
-from supervisor.model.state import DeployState
-from supervisor.model.status import Status
-from supervisor.model.verdict import Verdict
-from supervisor.telemetry.metrics import Metrics
-from supervisor.telemetry.metrics.usage import Running, WorkerUsage
-from supervisor.traffic.plane import Relayed
+from atlas_supervisor.api import examples
+from atlas_supervisor.config import Settings
+from atlas_supervisor.deploy.collector import Sight, gauges
+from atlas_supervisor.model.canary import CanaryPolicy, FeaturePolicy
+from atlas_supervisor.model.deploy import DeployRecord, Mode
+from atlas_supervisor.model.event import BEGUN, Announcement, DeployEvent
+from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.model.state import DeployState
+from atlas_supervisor.model.status import Status
+from atlas_supervisor.model.verdict import Verdict
+from atlas_supervisor.system.clock import now
+from atlas_supervisor.telemetry.metrics import Metrics
+from atlas_supervisor.telemetry.metrics.machine import Running, WorkerUsage
+from atlas_supervisor.traffic.plane import Relayed
 
 
 def made(folder: Path) -> Metrics:

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.telemetry.console import is_journal
+from atlas_supervisor.telemetry.console import is_journal
 
 SCRIPT = """
 import sys
 from pathlib import Path
 import structlog
-from supervisor.telemetry.logs import configure_logs
+from atlas_supervisor.telemetry.logging_setup import configure_logs
 configure_logs(Path(sys.argv[1]), "debug")
 log = structlog.get_logger("t")
 log.debug("small")
@@ -37,7 +37,7 @@ def run(folder: Path, journal: str | None) -> list[str]:
     ours, theirs = socket.socketpair()
     status = os.fstat(theirs.fileno())
     name = f"{status.st_dev}:{status.st_ino}"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[4] / "supervisor")}
     environment.pop("JOURNAL_STREAM", None)
     if journal is not None:
         environment["JOURNAL_STREAM"] = journal.format(name)
@@ -84,7 +84,7 @@ BLOCKED = """
 import sys, time
 from pathlib import Path
 import structlog
-from supervisor.telemetry.logs import configure_logs
+from atlas_supervisor.telemetry.logging_setup import configure_logs
 configure_logs(Path(sys.argv[1]), "info")
 log = structlog.get_logger("t")
 for number in range(3000):
@@ -102,7 +102,7 @@ def test_a_reader_that_reads_no_more_holds_nobody_up(tmp_path: Path) -> None:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[4] / "supervisor")},
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"not held up\n"
@@ -122,7 +122,7 @@ def test_a_reader_that_never_reads_again_does_not_keep_it_from_ending(tmp_path: 
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=writing,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])},
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[4] / "supervisor")},
             check=True,
             timeout=30,
         )

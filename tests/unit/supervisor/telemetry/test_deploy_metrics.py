@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.api import examples
-from supervisor.deploy.events import Events
-from supervisor.deploy.machine import TABLE, Effect, Event, Phase, Plan
-from supervisor.model.deploy import Result
-from supervisor.model.event import Announcement
-from supervisor.telemetry.metrics import Metrics, deploys
+from atlas_supervisor.api import examples
+from atlas_supervisor.deploy.event_hub import Events
+from atlas_supervisor.deploy.machine import TABLE, Effect, Event, Phase, Plan
+from atlas_supervisor.model.deploy import Result
+from atlas_supervisor.model.event import Announcement
+from atlas_supervisor.telemetry.metrics import Metrics, deploys
 from tests.unit.supervisor.deploy.memory import DIED, FAIL, World, driven
-from tests.unit.supervisor.deploy.test_events import MemoryJournal
+from tests.unit.supervisor.deploy.test_event_hub import MemoryJournal
 from tests.unit.supervisor.telemetry.instruments import made, told, value
 
 PROMISED = (

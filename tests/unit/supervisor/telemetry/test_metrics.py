@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from supervisor.api import examples
-from supervisor.model.departing import Left
-from supervisor.model.slot import SlotName, SlotState
-from supervisor.model.verdict import Verdict
-from supervisor.telemetry.metrics import loop
-from supervisor.telemetry.metrics.exposition import Exposition
-from supervisor.telemetry.metrics.usage import Running, WorkerUsage
+from atlas_supervisor.api import examples
+from atlas_supervisor.model.drain import Left
+from atlas_supervisor.model.slot import SlotName, SlotState
+from atlas_supervisor.model.verdict import Verdict
+from atlas_supervisor.telemetry.metrics import machine
+from atlas_supervisor.telemetry.metrics.exposition import Exposition
+from atlas_supervisor.telemetry.metrics.machine import Running, WorkerUsage
 from tests.unit.supervisor.api.harness import eventually
 from tests.unit.supervisor.telemetry.instruments import made, seen, value
 
@@ -88,7 +88,7 @@ def test_a_write_that_failed_counts_as_a_write_and_as_a_failure(tmp_path: Path) 
 async def test_a_loop_that_was_held_up_shows_by_how_much(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "SAMPLE_SECONDS", 0.01)
+    monkeypatch.setattr(machine, "SAMPLE_SECONDS", 0.01)
     metrics = made(tmp_path)
     sampling = asyncio.create_task(metrics.loop.sample())
     await asyncio.sleep(0)

@@ -11,8 +11,8 @@ import pytest
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
-from supervisor.telemetry.metrics import text
-from supervisor.telemetry.metrics.text import TextWriter
+from atlas_supervisor.telemetry.metrics import exposition
+from atlas_supervisor.telemetry.metrics.exposition import TextWriter
 from tests.unit.supervisor.telemetry.instruments import everything
 
 HOSTILE = 'a\\b"c\nd{e}=f,\u202e'
@@ -55,7 +55,7 @@ def test_labels_that_differ_are_series_of_their_own() -> None:
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text, "_SERIES_KEPT", 10)
+    monkeypatch.setattr(exposition, "_SERIES_KEPT", 10)
     writer = TextWriter()
     for number in range(100):
         writer.write([gauge(number, str(number))])

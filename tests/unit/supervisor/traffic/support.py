@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from supervisor.model.hand_over import HandOver
-from supervisor.model.slot import SlotName
-from supervisor.traffic import Endpoints, Plane, make_plane
+from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.model.socket_passing import HandOver
+from atlas_supervisor.traffic import Endpoints, Plane, make_plane
 from tests.harness import free_ports
 
 BLUE, GREEN = SlotName.BLUE, SlotName.GREEN

@@ -7,10 +7,10 @@ from contextlib import ExitStack
 
 import pytest
 
-from supervisor.errors import StartRefusedError
-from supervisor.procfs import inode_of
-from supervisor.traffic import listeners
-from supervisor.traffic.steering import Policy
+from atlas_supervisor.errors import StartRefusedError
+from atlas_supervisor.system.procfs import inode_of
+from atlas_supervisor.traffic import listeners
+from atlas_supervisor.traffic.steering import Policy
 from tests.harness import free_ports
 from tests.unit.supervisor.traffic.support import BLUE, GREEN, open_files, stranger
 

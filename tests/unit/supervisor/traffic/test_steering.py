@@ -8,9 +8,9 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from supervisor.model.slot import SlotName
-from supervisor.traffic import listeners
-from supervisor.traffic.steering import DIRECT_SOURCE, Policy
+from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.traffic import listeners
+from atlas_supervisor.traffic.steering import DIRECT_SOURCE, Policy
 from tests.harness import free_ports
 from tests.unit.supervisor.traffic.support import BLUE, GREEN
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import anyio
 
-from supervisor.config import Settings
-from supervisor.model.release import Release
-from supervisor.model.slot import SlotName
-from supervisor.probes.http import HttpProber
-from supervisor.traffic import Endpoints, Handed, Plane, make_plane
-from supervisor.workers.departures import Departures
-from supervisor.workers.instance import Instance, launch, new_instance_id
-from supervisor.workers.slot import Slot, Surroundings
+from atlas_supervisor.config import Settings
+from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.probes.health_probe import HttpProber
+from atlas_supervisor.traffic import Endpoints, Handed, Plane, make_plane
+from atlas_supervisor.workers.drain import Departures
+from atlas_supervisor.workers.process import Instance, launch, new_instance_id
+from atlas_supervisor.workers.slot import Slot, Surroundings
 from tests.harness import free_ports
 
 BLUE, GREEN = SlotName.BLUE, SlotName.GREEN

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.model.slot import SlotName
-from supervisor.workers import output
-from supervisor.workers.output import WorkerLog, keep_bounded, printable
+from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.workers import output
+from atlas_supervisor.workers.output import WorkerLog, keep_bounded, printable
 from tests.harness import eventually
 from tests.unit.supervisor.disk import fill, small_disk
 

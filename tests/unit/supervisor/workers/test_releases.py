@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.workers.releases import Releases, UnknownReleaseError, version_of
+from atlas_supervisor.workers.releases import Releases, UnknownReleaseError, version_of
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -1,0 +1,101 @@
+"""The noun `audit`: who did what, when, to what effect; and whether all of it is still there."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from atlas_supervisor.api.routes import Access, Answer, AnyRoute, Call, Nothing, Reply, Route
+from atlas_supervisor.model.audit import AuditEntry, Verification
+
+_MAX_ID = 2**63 - 1
+_WORD = r"^[ -~]{1,100}$"
+
+
+class AuditQuery(BaseModel):
+    """Which entries."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(default=100, ge=1, le=1000, description="At most so many, newest first.")
+    before: int | None = Field(
+        default=None, ge=1, le=_MAX_ID, description="Only entries with an id below: the next page."
+    )
+    action: str | None = Field(default=None, pattern=_WORD, description="Only of this action.")
+    subject: str | None = Field(default=None, pattern=_WORD, description="Only of this deploy.")
+
+
+class AuditPage(BaseModel):
+    """Entries of the audit trail, newest first."""
+
+    model_config = ConfigDict(frozen=True)
+
+    entries: list[AuditEntry]
+
+
+async def _audit(call: Call[AuditQuery, Nothing]) -> Reply:
+    asked = call.query
+    entries = await call.control.audit.audit_entries(
+        limit=asked.limit, before=asked.before, action=asked.action, subject=asked.subject
+    )
+    return Reply(AuditPage(entries=entries))
+
+
+async def _verify(call: Call[Nothing, Nothing]) -> Reply:
+    return Reply(await call.control.audit.verify_audit())
+
+
+_HASHES = (
+    "c0a3d5e1b2f4968778695a4b3c2d1e0ff0e1d2c3b4a5968778695a4b3c2d1e0f",
+    "5b8e0c4f7a1d3926b5e8c1f40a7d29364fb5e8c10a7d3926b5e8c1f40a7d2936",
+)
+ENTRY = AuditEntry(
+    id=7,
+    ts="2026-01-05T09:30:00.123456+00:00",
+    actor="uid:0",
+    origin="unix",
+    action="deploy",
+    subject="d-20260105-093000-4f2a",
+    outcome="begun",
+    detail={"release": "1.4.0"},
+    hash=_HASHES[1],
+    previous_hash=_HASHES[0],
+)
+WHOLE = Verification(
+    ok=True,
+    entries=7,
+    head=_HASHES[1],
+    head_id=7,
+    broken_id=None,
+    problem=None,
+    message="every entry is there as it was written",
+)
+
+ROUTES: tuple[AnyRoute, ...] = (
+    Route(
+        method="GET",
+        path="/deploy/audit",
+        handler=_audit,
+        summary="The audit trail",
+        description="Who did what, when, from where, and to what effect; newest first.",
+        tag="Deploy",
+        query=AuditQuery,
+        body=Nothing,
+        access=Access.SENSITIVE,
+        answers=(Answer(200, "The entries.", AuditPage, AuditPage(entries=[ENTRY])),),
+    ),
+    Route(
+        method="GET",
+        path="/deploy/audit/verify",
+        handler=_verify,
+        summary="Whether the audit trail is whole",
+        description=(
+            "Looks every entry over, from the first to the last: whether it is as it was written, "
+            "and follows the one before it. 200 in either case; `ok` tells."
+        ),
+        tag="Deploy",
+        query=Nothing,
+        body=Nothing,
+        access=Access.SENSITIVE,
+        answers=(Answer(200, "What was found.", Verification, WHOLE),),
+    ),
+)

@@ -1,0 +1,233 @@
+"""The sockets of the API, and the loop that lets connections in, a bounded number at a time.
+
+asyncio's own accept loop counts nothing, and with TLS hands a connection over only after its
+handshake; a stranger could hold every descriptor of the daemon by never shaking hands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import ssl
+from contextlib import ExitStack
+from pathlib import Path
+
+import structlog
+from aiohttp import web
+
+from atlas_supervisor.api.connection import Connection
+from atlas_supervisor.errors import RefusedError, StartRefusedError
+from atlas_supervisor.system import sockdiag
+from atlas_supervisor.system.procfs import describe_listeners
+
+log = structlog.get_logger()
+
+_BACKLOG = 128
+_SOCKET_MODE = 0o660
+MAX_STREAMS = 512
+"""Of each acceptor. They don't count as connections: they must not lock anybody out."""
+_PAUSE_SECONDS = 0.1  # after a lack (of descriptors, say) that may pass
+
+
+class Acceptor:
+    """Accepts on some sockets for one `web.Server`. Start it with `start`, end it with `stop`."""
+
+    def __init__(
+        self,
+        server: web.Server,
+        listeners: list[socket.socket],
+        *,
+        tls: ssl.SSLContext | None,
+        limit: int,
+        seconds: float,
+    ) -> None:
+        self._server = server
+        self._listeners = listeners
+        self._tls = tls
+        self._limit = limit
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._open: dict[Connection, asyncio.Task[None]] = {}
+        self._streams: set[Connection] = set()
+        self._stopping = False
+
+    def start(self) -> None:
+        """Begin to accept."""
+        for listener in self._listeners:
+            self._loop.add_reader(listener, self._accept, listener)
+
+    async def stop(self) -> None:
+        """Accept no more; connections stay open, but unfinished handshakes and streams don't."""
+        self._stopping = True
+        for listener in self._listeners:
+            self._loop.remove_reader(listener)
+            listener.close()
+        await asyncio.sleep(0)  # a task that has not begun would leave its socket open
+        connecting = list(self._open.values())
+        for task in connecting:
+            task.cancel()
+        await asyncio.gather(*connecting, return_exceptions=True)
+        for connection in list(self._streams):
+            connection.end_stream()
+
+    def _accept(self, listener: socket.socket) -> None:
+        # Not by a coroutine: one that is cancelled may have a connection in hand, and loses it.
+        try:
+            sock, _ = listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            log.error("api.accept_failed", reason=error.strerror)
+            self._loop.remove_reader(listener)
+            self._loop.call_later(_PAUSE_SECONDS, self._resume, listener)
+            return
+        if len(self._open) >= self._limit and not self._evict():
+            log.warning("api.connection_refused", reason="all connections are at work")
+            sock.close()
+            return
+        sock.setblocking(False)
+        connection = Connection(
+            self._server,
+            seconds=self._seconds,
+            closed=self._forget,
+            streams=self._count_as_stream,
+        )
+        self._open[connection] = self._loop.create_task(self._connect(connection, sock))
+
+    def _resume(self, listener: socket.socket) -> None:
+        if listener.fileno() >= 0:
+            self._loop.add_reader(listener, self._accept, listener)
+
+    async def _connect(self, connection: Connection, sock: socket.socket) -> None:
+        """Hand the socket to its connection, after the TLS handshake where there is one."""
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: connection,
+                sock,
+                ssl=self._tls,
+                ssl_handshake_timeout=self._seconds if self._tls else None,
+            )
+        except OSError as error:  # ssl.SSLError and a time-out are some
+            self._forget(connection)
+            log.info("api.handshake_failed", reason=type(error).__name__)
+        except asyncio.CancelledError:
+            self._forget(connection)  # asyncio has closed the socket
+            raise
+
+    def _evict(self) -> bool:
+        """Close the connection that has been doing nothing for us the longest."""
+        for connection, task in self._open.items():
+            if not connection.busy:
+                task.cancel()
+                connection.force_close()
+                self._forget(connection)
+                return True
+        return False
+
+    def _forget(self, connection: Connection) -> None:
+        self._open.pop(connection, None)
+        self._streams.discard(connection)
+
+    def _count_as_stream(self, connection: Connection) -> None:
+        """Let a connection become a stream. Raises RefusedError if it can't."""
+        if self._stopping:
+            raise RefusedError(
+                "stopping", "the supervisor is stopping", status=503, hint="try again later"
+            )
+        if len(self._streams) >= MAX_STREAMS:
+            raise RefusedError(
+                "too_many_streams",
+                f"{MAX_STREAMS} streams are open already",
+                status=503,
+                hint="close some, or poll GET /deploy/status",
+            )
+        self._forget(connection)
+        self._streams.add(connection)
+
+
+async def bind_tcp(host: str, port: int) -> list[socket.socket]:
+    """Return sockets that listen on every address of `host`.
+
+    Raises StartRefusedError if the name has none, or one can't be had.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except (OSError, UnicodeError) as error:  # the latter for what can't be a name at all
+        reason = error.strerror if isinstance(error, OSError) else "it is no host name"
+        raise StartRefusedError(f"CONTROL_HOST: {host} has no address: {reason}") from error
+    with ExitStack() as stack:
+        listeners = []
+        for family, _, _, _, address in dict.fromkeys(found):
+            try:
+                listener = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                listener.setblocking(False)
+                listener.bind(address)
+                listener.listen(_BACKLOG)
+            except OSError as error:
+                if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and len(found) > 1:
+                    continue  # `localhost` has an IPv6 address on machines without IPv6
+                raise StartRefusedError(_why_not(host, port, error)) from error
+            listeners.append(listener)
+        if not listeners:
+            raise StartRefusedError(f"CONTROL_HOST: {host} is no address of this machine")
+        stack.pop_all()
+    return listeners
+
+
+def _why_not(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE and (found := sockdiag.listeners(port)):
+        return (
+            f"CONTROL_PORT={port} is taken: {describe_listeners(found)}. "
+            "Stop it, or choose another CONTROL_PORT."
+        )
+    return f"CONTROL_PORT={port} on {host} can't be had: {error.strerror}"
+
+
+def bind_unix(path: Path) -> socket.socket:
+    """Return a socket that listens at `path`, mode 0660; one that a dead daemon left is replaced.
+
+    Raises StartRefusedError if another daemon listens there, or something else is in the way.
+    """
+    with ExitStack() as stack:
+        try:
+            folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, folder)
+            # Not by the path itself: the kernel takes 107 bytes of one, and STATE_DIR may be deep.
+            name = f"/proc/self/fd/{folder}/{path.name}"
+            _remove_stale(name, path)
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            with ExitStack() as undo:
+                undo.callback(listener.close)
+                listener.bind(name)
+                Path(name).chmod(_SOCKET_MODE)  # nobody can connect before listen
+                listener.setblocking(False)
+                listener.listen(_BACKLOG)
+                undo.pop_all()
+        except OSError as error:
+            raise StartRefusedError(f"{path} can't be had: {error.strerror}") from error
+    return listener
+
+
+def _remove_stale(name: str, path: Path) -> None:
+    try:
+        if not Path(name).is_socket():
+            if Path(name).exists() or Path(name).is_symlink():
+                raise StartRefusedError(f"{path} is in the way, and is not a socket; remove it")
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
+            probe.connect(name)
+    except (ConnectionRefusedError, FileNotFoundError):
+        Path(name).unlink(missing_ok=True)
+    except BlockingIOError:
+        raise StartRefusedError(f"{path}: another daemon listens there") from None
+    else:
+        raise StartRefusedError(f"{path}: another daemon listens there")

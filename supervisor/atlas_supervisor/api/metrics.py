@@ -1,0 +1,38 @@
+"""The noun `metrics`: numbers for Prometheus, in its own text format."""
+
+from __future__ import annotations
+
+from atlas_supervisor.api.routes import Answer, AnyRoute, Call, Nothing, Reply, Route
+
+_FORMAT = "text/plain; version=0.0.4"
+
+_EXAMPLE = """\
+# HELP deploy_switch_total Attempts to send all traffic to the other slot.
+# TYPE deploy_switch_total gauge
+deploy_switch_total 3.0
+# HELP atlas_slot_state 1 for the state that the slot is in, 0 for the others.
+# TYPE atlas_slot_state gauge
+atlas_slot_state{slot="blue",state="running"} 1.0
+"""
+
+
+async def _metrics(call: Call[Nothing, Nothing]) -> Reply:
+    return Reply(await call.control.metrics.text(), content_type=_FORMAT)
+
+
+ROUTES: tuple[AnyRoute, ...] = (
+    Route(
+        method="GET",
+        path="/metrics",
+        handler=_metrics,
+        summary="Numbers for Prometheus",
+        description=(
+            "The text format, version 0.0.4, whatever the request accepts. What each one means "
+            "stands in `docs/monitoring/README.md`."
+        ),
+        tag="Metrics",
+        query=Nothing,
+        body=Nothing,
+        answers=(Answer(200, "All metrics.", None, _EXAMPLE, content_type="text/plain"),),
+    ),
+)
