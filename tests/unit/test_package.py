@@ -66,6 +66,8 @@ WALK = """
 import importlib, json, pkgutil, atlas_worker
 missing = {}
 for module in pkgutil.walk_packages(atlas_worker.__path__, "atlas_worker."):
+    if module.name.startswith(("atlas_worker.app", "atlas_worker.__main__")):
+        continue  # the bundled worker, which needs aiohttp
     try:
         importlib.import_module(module.name)
         missing[module.name] = None

@@ -125,7 +125,7 @@ def eventually(condition: Callable[[], object], seconds: float = 10.0) -> None:
 def program(folder: Path, code: str) -> Iterator[subprocess.Popen[str]]:
     """Run Python code in a process of its own; it is killed at the end."""
     child = subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", "from worker import *\n" + code],
+        [sys.executable, "-W", "error", "-c", "from atlas_worker import *\n" + code],
         env={**os.environ, "ATLAS_STATE_DIR": str(folder), "PYTHONPATH": str(ROOT / "worker")},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -14,7 +14,7 @@ from atlas_supervisor.system.lock import only_daemon
 HOLD = """
 import sys
 from pathlib import Path
-from supervisor.lock import only_daemon
+from atlas_supervisor.system.lock import only_daemon
 with only_daemon(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
