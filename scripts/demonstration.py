@@ -26,7 +26,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from atlas_supervisor.cli.client import Daemon
+from atlas_supervisor.cli.client import DaemonClient
 from atlas_supervisor.cli.endpoint import Endpoint
 from atlas_supervisor.cli.follow import events
 from atlas_supervisor.cli.terminal import printable
@@ -171,7 +171,7 @@ async def tell(demo: Demo, console: Console) -> None:
     began = time.monotonic()
     socket = demo.daemon.state_dir / "supervisor.sock"
     async with (
-        Daemon(Endpoint(base="http://localhost", socket=socket)) as daemon,
+        DaemonClient(Endpoint(base="http://localhost", socket=socket)) as daemon,
         aclosing(events(daemon)) as news,
     ):
         async for event in news:

@@ -13,7 +13,7 @@ from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
-from atlas_supervisor.canary.ring_reader import Positions, Ring, ring_files
+from atlas_supervisor.canary.ring_reader import Positions, RingReader, ring_files
 from atlas_worker import canary, record_canary_call, use_canary_version
 
 THREADS = (1, 4, 16)
@@ -106,7 +106,7 @@ class Reader:
 
     def __init__(self, folder: Path) -> None:
         [path] = ring_files(folder)
-        self.ring = Ring.open(path)
+        self.ring = RingReader.open(path)
         self.positions = Positions()
         self.events = 0
         self.seconds = 0.0

@@ -22,16 +22,16 @@ from atlas_supervisor.api.server import serve
 from atlas_supervisor.api.token import load_or_create_token
 from atlas_supervisor.canary.service import FeatureCanaries, open_canaries
 from atlas_supervisor.config import Settings
-from atlas_supervisor.deploy.collector import Lookout
-from atlas_supervisor.deploy.event_hub import Events
-from atlas_supervisor.deploy.executor import Activities
+from atlas_supervisor.deploy.collector import GaugeCollector
+from atlas_supervisor.deploy.event_hub import EventHub
+from atlas_supervisor.deploy.executor import Executor
 from atlas_supervisor.deploy.recovery import finish_interrupted, last_active, read_state, resumed
 from atlas_supervisor.deploy.service import DeployService
 from atlas_supervisor.deploy.status import subject
 from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.errors import StartRefusedError
-from atlas_supervisor.health.monitor import Monitor
-from atlas_supervisor.logs.log_service import LogBook
+from atlas_supervisor.health.monitor import HealthMonitor
+from atlas_supervisor.logs.log_service import LogService
 from atlas_supervisor.model.actor import SUPERVISOR
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import SlotName, SlotState
@@ -45,13 +45,13 @@ from atlas_supervisor.telemetry.metrics import Metrics
 from atlas_supervisor.telemetry.metrics.exposition import Exposition
 from atlas_supervisor.telemetry.sanitize import keep_secret
 from atlas_supervisor.traffic import Endpoints, Plane, make_plane
-from atlas_supervisor.workers.drain import Departures
+from atlas_supervisor.workers.drain import Drains
 from atlas_supervisor.workers.output import keep_bounded
-from atlas_supervisor.workers.process import Instance
-from atlas_supervisor.workers.registry import Ledger, end_orphans
+from atlas_supervisor.workers.process import WorkerProcess
+from atlas_supervisor.workers.registry import WorkerRegistry, end_orphans
 from atlas_supervisor.workers.releases import Releases, UnknownReleaseError
-from atlas_supervisor.workers.restarts import Keeper
-from atlas_supervisor.workers.slot import Slot, Surroundings
+from atlas_supervisor.workers.restarts import Restarter
+from atlas_supervisor.workers.slot import Slot, SlotContext
 from atlas_worker.contract import STATE_FILE, SUPERVISOR_SOCKET
 
 log = structlog.get_logger(__name__)
@@ -87,15 +87,15 @@ class Daemon:
             features=settings.canary_features,
             state_dir=settings.state_dir,
         )
-        self._keepers: dict[SlotName, Keeper] = {}
-        self._departures = Departures()
+        self._keepers: dict[SlotName, Restarter] = {}
+        self._departures = Drains()
         self._stopped = False
         # Made by `run`, in this order.
         self._database: Database
         self._state: StateKeeper
         self._canaries: FeatureCanaries
         self._switch: Switch
-        self._monitor: Monitor
+        self._monitor: HealthMonitor
         self._service: DeployService
         self._exposition: Exposition
 
@@ -168,11 +168,11 @@ class Daemon:
 
     def _assemble(self, prober: HttpProber, tasks: TaskGroup) -> None:
         settings, database, state = self._settings, self._database, self._state
-        around = Surroundings(
+        around = SlotContext(
             settings=settings,
             plane=self._plane,
             prober=prober,
-            ledger=Ledger(database),
+            ledger=WorkerRegistry(database),
             tasks=tasks,
             on_down=self._on_down,
             departures=self._departures,
@@ -181,7 +181,7 @@ class Daemon:
             SlotName.BLUE: Slot(SlotName.BLUE, settings.active_port, around),
             SlotName.GREEN: Slot(SlotName.GREEN, settings.staging_port, around),
         }
-        self._monitor = Monitor(
+        self._monitor = HealthMonitor(
             settings=settings,
             prober=prober,
             plane=self._plane,
@@ -198,9 +198,9 @@ class Daemon:
             changed=self._monitor.notice,
         )
         for slot in slots.values():
-            self._keepers[slot.name] = Keeper(slot, wanted=partial(self._is_wanted, slot))
-        events = Events(database, self._metrics.deploys.told)
-        self._activities = Activities(
+            self._keepers[slot.name] = Restarter(slot, wanted=partial(self._is_wanted, slot))
+        events = EventHub(database, self._metrics.deploys.told)
+        self._activities = Executor(
             settings=settings,
             switch=self._switch,
             plane=self._plane,
@@ -225,7 +225,7 @@ class Daemon:
             health_score=lambda: self._monitor.health().score,
             tasks=tasks,
         )
-        self._exposition = Lookout(
+        self._exposition = GaugeCollector(
             knowledge=self._service,
             switch=self._switch,
             plane=self._plane,
@@ -236,7 +236,7 @@ class Daemon:
     def _control(self) -> Control:
         slots = (self._switch.active, self._switch.staging)
         folder = self._settings.state_dir / "logs"
-        logs = LogBook(folder / OWN_LOG, {slot.name: slot.log for slot in slots})
+        logs = LogService(folder / OWN_LOG, {slot.name: slot.log for slot in slots})
         return Control(
             deploys=self._service,
             canary=self._canaries,
@@ -275,7 +275,7 @@ class Daemon:
         recent = await database.deploys(1)
         self._service.remember_last(recent[0] if recent else None)
 
-    async def _on_down(self, slot: Slot, instance: Instance, cause: str) -> None:
+    async def _on_down(self, slot: Slot, instance: WorkerProcess, cause: str) -> None:
         """Decide what follows when an instance went down by itself."""
         if self._stopped:
             return

@@ -37,7 +37,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from atlas_worker.aiohttp_streams import EventStream, WebSocket
 from atlas_worker.contract import INSTANCE_HEADER, PROBE_HEADER
-from atlas_worker.drain import Drain, Stream
+from atlas_worker.drain import DrainController, Stream
 from atlas_worker.events import is_event_stream
 from atlas_worker.instance import Instance
 from atlas_worker.notify import Notifier
@@ -45,7 +45,7 @@ from atlas_worker.serving import new_drain
 from atlas_worker.serving import serve as serve_until_drained
 from atlas_worker.sockets import BACKLOG, Listener, find_listeners
 
-DRAIN: web.AppKey[Drain] = web.AppKey("atlas_drain", Drain)
+DRAIN: web.AppKey[DrainController] = web.AppKey("atlas_drain", DrainController)
 """Handlers and background work find the drain at `app[DRAIN]`."""
 
 _log = logging.getLogger("atlas.worker")
@@ -68,7 +68,9 @@ class _Connection(RequestHandler):
         self._head_begun = False
         self.stream: WebSocket | EventStream | None = None
 
-    def notice(self, request: web.Request, response: web.StreamResponse, drain: Drain) -> None:
+    def notice(
+        self, request: web.Request, response: web.StreamResponse, drain: DrainController
+    ) -> None:
         """Take note of an answer that begins, in case that it is a stream."""
         if isinstance(response, web.WebSocketResponse):
             self.stream = WebSocket(response, lambda: drain.remaining)
@@ -223,7 +225,7 @@ async def serve(
         await runner.cleanup()
 
 
-def _marker(drain: Drain, instance_id: str) -> Callable[..., Awaitable[None]]:
+def _marker(drain: DrainController, instance_id: str) -> Callable[..., Awaitable[None]]:
     """Return the hook that puts the kit's headers on each answer, and takes note of streams."""
 
     async def mark(request: web.Request, response: web.StreamResponse) -> None:

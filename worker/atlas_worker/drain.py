@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from atlas_worker.role import Role
+from atlas_worker.role import InstanceRole
 
 _log = logging.getLogger("atlas.worker")
 
@@ -65,7 +65,7 @@ class Stream(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class RemainingWork:
     """What a server still has: how many of each kind."""
 
     requests: int
@@ -102,7 +102,7 @@ class Server(Protocol):
         """Accept nothing more; what was accepted is served."""
 
 
-class Drain:
+class DrainController:
     """Where this worker is between serving everybody and being gone. Times are seconds."""
 
     def __init__(
@@ -113,7 +113,7 @@ class Drain:
         settle: float = SETTLE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.role = Role.UNKNOWN
+        self.role = InstanceRole.UNKNOWN
         self.stopping = False
         self.shedding = False
         """Whether answers must carry `Connection: close`; a plain attribute, read per answer."""
@@ -132,19 +132,19 @@ class Drain:
     @property
     def leading(self) -> bool:
         """Whether background work is this instance's to take: not if another one is active."""
-        return not self.stopping and self.role in (Role.ACTIVE, Role.UNKNOWN)
+        return not self.stopping and self.role in (InstanceRole.ACTIVE, InstanceRole.UNKNOWN)
 
     @property
     def replaced(self) -> bool:
         """Whether another instance has the traffic."""
-        return self.role in (Role.STAGING, Role.RETIRED)
+        return self.role in (InstanceRole.STAGING, InstanceRole.RETIRED)
 
     @property
     def remaining(self) -> float:
         """Seconds until the hard deadline; infinite before `stop`."""
         return max(0.0, self._deadline - self._clock())
 
-    def set_role(self, role: Role) -> None:
+    def set_role(self, role: InstanceRole) -> None:
         """Begin to shed connections when retired, and stop doing so when active again.
 
         Once it accepts nothing more, another instance may be in its slot, and what is told of
@@ -153,7 +153,7 @@ class Drain:
         if not self.accepting:
             return
         self.role = role
-        self._shed(self.stopping or role is Role.RETIRED)
+        self._shed(self.stopping or role is InstanceRole.RETIRED)
 
     def stop(self) -> None:
         """Begin the end of this process. A second call changes nothing."""
@@ -170,11 +170,11 @@ class Drain:
         """Move the hard deadline to now."""
         self._deadline = min(self._deadline, self._clock())
 
-    def left(self, server: Server) -> Left:
+    def left(self, server: Server) -> RemainingWork:
         """Count what the server still has."""
         kinds = [stream.kind for stream in server.streams()]
         idle = [connection.idle_since() is not None for connection in server.connections()]
-        return Left(
+        return RemainingWork(
             requests=max(0, idle.count(False) - len(kinds)),
             websockets=kinds.count(StreamKind.WEBSOCKET),
             event_streams=kinds.count(StreamKind.EVENTS),

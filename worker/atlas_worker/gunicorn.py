@@ -34,7 +34,7 @@ except ImportError as error:
 from atlas_worker.drain import SETTLE_SECONDS
 from atlas_worker.instance import Instance
 from atlas_worker.notify import Notifier
-from atlas_worker.role import Role, RoleWatch
+from atlas_worker.role import InstanceRole, RoleWatcher
 from atlas_worker.sockets import Listener
 
 __all__ = [
@@ -85,17 +85,17 @@ class _Leaving:
         if isinstance(worker, gthread.ThreadWorker):
             self._look_after_connections()
         if _instance.port is not None:
-            RoleWatch(_instance.state_file, _instance.port, self._set_role).start()
+            RoleWatcher(_instance.state_file, _instance.port, self._set_role).start()
 
     @property
     def shedding(self) -> bool:
         """Whether an answer must give its connection up."""
         return self.stopping or self.retired
 
-    def _set_role(self, role: Role) -> None:
-        if role is Role.RETIRED and not self.shedding:
+    def _set_role(self, role: InstanceRole) -> None:
+        if role is InstanceRole.RETIRED and not self.shedding:
             self._since = time.monotonic()
-        self.retired = role is Role.RETIRED
+        self.retired = role is InstanceRole.RETIRED
 
     def _on_sigterm(self, sig: int, frame: FrameType | None) -> None:
         if self._passed_on:

@@ -17,7 +17,7 @@ from pathlib import Path
 POLL_SECONDS = 0.05
 
 
-class Role(StrEnum):
+class InstanceRole(StrEnum):
     """What this instance is for. `UNKNOWN`: no state file so far, or no supervisor at all."""
 
     UNKNOWN = "unknown"
@@ -26,20 +26,24 @@ class Role(StrEnum):
     RETIRED = "retired"
 
 
-def next_role(role: Role, *, own_port: int, active_port: int) -> Role:
+def next_role(role: InstanceRole, *, own_port: int, active_port: int) -> InstanceRole:
     """Return the role after the state file said which port is active."""
     if active_port == own_port:
-        return Role.ACTIVE
-    return Role.RETIRED if role in (Role.ACTIVE, Role.RETIRED) else Role.STAGING
+        return InstanceRole.ACTIVE
+    return (
+        InstanceRole.RETIRED
+        if role in (InstanceRole.ACTIVE, InstanceRole.RETIRED)
+        else InstanceRole.STAGING
+    )
 
 
-class RoleWatch:
+class RoleWatcher:
     """Follows the state file and calls `on_change`, in the helper thread, when the role changes."""
 
     def __init__(
-        self, state_file: Path, own_port: int, on_change: Callable[[Role], object]
+        self, state_file: Path, own_port: int, on_change: Callable[[InstanceRole], object]
     ) -> None:
-        self.role = Role.UNKNOWN
+        self.role = InstanceRole.UNKNOWN
         self._state_file = state_file
         self._own_port = own_port
         self._on_change = on_change

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Protocol
 
-from atlas_worker.drain import Drain, Left, Server
+from atlas_worker.drain import DrainController, RemainingWork, Server
 from atlas_worker.instance import Instance
 from atlas_worker.notify import Notifier
-from atlas_worker.role import Role, RoleWatch
+from atlas_worker.role import InstanceRole, RoleWatcher
 
 _log = logging.getLogger("atlas.worker")
 
@@ -40,17 +40,17 @@ class AsyncServer(Server, Protocol):
         """Return where it is reached, for people."""
 
 
-Signals = Callable[[Drain, Notifier, asyncio.Event], AbstractContextManager[None]]
+Signals = Callable[[DrainController, Notifier, asyncio.Event], AbstractContextManager[None]]
 """What has signals stop the drain, and sets the event whenever one has come."""
 
 
-def new_drain(instance: Instance) -> Drain:
+def new_drain(instance: Instance) -> DrainController:
     """Return the drain of an instance, with its times."""
-    return Drain(idle_grace=instance.idle_grace, timeout=instance.drain_timeout)
+    return DrainController(idle_grace=instance.idle_grace, timeout=instance.drain_timeout)
 
 
 async def serve(
-    drain: Drain,
+    drain: DrainController,
     server: AsyncServer,
     instance: Instance,
     notifier: Notifier,
@@ -75,22 +75,22 @@ async def serve(
 
 
 @contextmanager
-def _role(drain: Drain, instance: Instance, changed: asyncio.Event) -> Iterator[None]:
+def _role(drain: DrainController, instance: Instance, changed: asyncio.Event) -> Iterator[None]:
     """Follow the role of this instance; without a port of its own there is none to follow."""
     if instance.port is None:
         yield
         return
     loop = asyncio.get_running_loop()
 
-    def take(role: Role) -> None:
+    def take(role: InstanceRole) -> None:
         _log.info("the role of this instance is now: %s", role)
         drain.set_role(role)
         changed.set()
 
-    def report(role: Role) -> None:
+    def report(role: InstanceRole) -> None:
         loop.call_soon_threadsafe(take, role)
 
-    watch = RoleWatch(instance.state_file, instance.port, report)
+    watch = RoleWatcher(instance.state_file, instance.port, report)
     watch.start()
     try:
         yield
@@ -99,7 +99,7 @@ def _role(drain: Drain, instance: Instance, changed: asyncio.Event) -> Iterator[
 
 
 @contextmanager
-def _signals(drain: Drain, notifier: Notifier, changed: asyncio.Event) -> Iterator[None]:
+def _signals(drain: DrainController, notifier: Notifier, changed: asyncio.Event) -> Iterator[None]:
     """Stop at the first SIGTERM or SIGINT.
 
     A second SIGTERM says that this place is needed: all streams are told to go at once. A second
@@ -119,7 +119,7 @@ def _signals(drain: Drain, notifier: Notifier, changed: asyncio.Event) -> Iterat
             loop.remove_signal_handler(number)
 
 
-def begin_drain(drain: Drain, notifier: Notifier) -> None:
+def begin_drain(drain: DrainController, notifier: Notifier) -> None:
     """Begin the end of this process, and say so; a second call changes nothing."""
     if not drain.stopping:
         _log.info("draining")
@@ -140,7 +140,7 @@ def _in_turn(
 
 
 async def _attend(
-    drain: Drain, server: AsyncServer, notifier: Notifier, changed: asyncio.Event
+    drain: DrainController, server: AsyncServer, notifier: Notifier, changed: asyncio.Event
 ) -> None:
     """Let the drain do what is due until it says that the process may end."""
     reporter = _Reporter(drain, server, notifier)
@@ -160,7 +160,7 @@ async def _attend(
     reporter.report_end()
 
 
-def _pause(drain: Drain, took: float) -> float | None:
+def _pause(drain: DrainController, took: float) -> float | None:
     """Return how long to wait after a turn that took `took` seconds; None until something comes."""
     if not (drain.stopping or drain.shedding):
         return None
@@ -171,12 +171,12 @@ def _pause(drain: Drain, took: float) -> float | None:
 class _Reporter:
     """Tells the supervisor how far the drain is."""
 
-    def __init__(self, drain: Drain, server: Server, notifier: Notifier) -> None:
+    def __init__(self, drain: DrainController, server: Server, notifier: Notifier) -> None:
         self._drain = drain
         self._server = server
         self._notifier = notifier
         self._accepting = True
-        self._left: Left | None = None
+        self._left: RemainingWork | None = None
         self._next = 0.0
 
     def report(self) -> None:

@@ -17,8 +17,8 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from atlas_supervisor.api import responses
-from atlas_supervisor.api.connection import Connection
-from atlas_supervisor.api.denied_audit import TurnedAway
+from atlas_supervisor.api.connection import TimedConnection
+from atlas_supervisor.api.denied_audit import DeniedRequests
 from atlas_supervisor.api.parsing import (
     MAX_BODY_BYTES,
     read_body,
@@ -26,20 +26,20 @@ from atlas_supervisor.api.parsing import (
     read_key,
     read_query,
 )
-from atlas_supervisor.api.ports import Control, Metrics
-from atlas_supervisor.api.routes import Access, AnyRoute, Call, StreamReply
+from atlas_supervisor.api.ports import Control, MetricsPort
+from atlas_supervisor.api.routes import Access, AnyRoute, Request, StreamReply
 from atlas_supervisor.api.security import Gate
 from atlas_supervisor.errors import AtlasError, RefusedError
 from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.deploy import DeployRecord
-from atlas_supervisor.model.idempotency_key import Key
+from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.system.clock import Stopwatch
 
 log = structlog.get_logger()
 
 
 async def send(
-    request: web.Request, connection: Connection, reply: StreamReply
+    request: web.Request, connection: TimedConnection, reply: StreamReply
 ) -> web.StreamResponse:
     """Send what there is until there is no more, and return what was begun.
 
@@ -73,15 +73,15 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _CLIENT_LEFT = 499
 """No answer of ours: how requests are counted whose client left before its end, as nginx does."""
 _ACTOR = web.RequestKey("actor", Actor)
-_KEY = web.RequestKey("key", Key)
+_KEY = web.RequestKey("key", IdempotencyKey)
 
 
 def build_app(control: Control, gate: Gate, table: Iterable[AnyRoute]) -> web.Application:
-    """Return the application that serves `table`; its connections must be `Connection`s."""
+    """Return the application that serves `table`; its connections must be `TimedConnection`s."""
     table = tuple(table)
     known = {route.method for route in table} | {"HEAD"}
     changes: dict[_Handler, str] = {}
-    admission = _admission(gate, TurnedAway(control.audit), changes)
+    admission = _admission(gate, DeniedRequests(control.audit), changes)
     app = web.Application(
         middlewares=[_counting(control.metrics, known), admission],
         client_max_size=MAX_BODY_BYTES,
@@ -106,7 +106,7 @@ def build_app(control: Control, gate: Gate, table: Iterable[AnyRoute]) -> web.Ap
     return app
 
 
-def _counting(metrics: Metrics, methods: Collection[str]) -> Middleware:
+def _counting(metrics: MetricsPort, methods: Collection[str]) -> Middleware:
     """Return the middleware that counts answers, by words of the table and not of the client."""
 
     @web.middleware
@@ -127,7 +127,9 @@ def _counting(metrics: Metrics, methods: Collection[str]) -> Middleware:
     return count
 
 
-def _admission(gate: Gate, turned_away: TurnedAway, changes: Mapping[_Handler, str]) -> Middleware:
+def _admission(
+    gate: Gate, turned_away: DeniedRequests, changes: Mapping[_Handler, str]
+) -> Middleware:
     """Return the middleware around everything: admission, the clock, refusals, bugs, the log.
 
     `changes` has the handlers of routes that change something, with their paths.
@@ -192,7 +194,7 @@ def _endpoint(route: AnyRoute, control: Control, gate: Gate) -> _Handler:
         key = read_key(request, actor, query, body) if route.keyed else None
         if key is not None:
             request[_KEY] = key
-        call = Call(
+        call = Request(
             control=control,
             actor=actor,
             query=query,
@@ -218,9 +220,9 @@ def _repeated(request: web.Request) -> dict[str, str]:
     return {"Idempotency-Replayed": "true"} if key and key.repeated else {}
 
 
-def _connection(request: web.Request) -> Connection:
+def _connection(request: web.Request) -> TimedConnection:
     connection = request.protocol
-    if not isinstance(connection, Connection):
+    if not isinstance(connection, TimedConnection):
         raise TypeError("this application is served by the listeners of this package alone")
     return connection
 
@@ -232,14 +234,14 @@ def _wrong_method(methods: list[str]) -> _Handler:
     return refuse
 
 
-def _caller(request: web.Request, connection: Connection) -> Actor:
+def _caller(request: web.Request, connection: TimedConnection) -> Actor:
     """Return who asks, let in or not."""
     peer = connection.peer
     name = "anonymous" if peer.uid is None else f"uid:{peer.uid}"
     return request.get(_ACTOR) or Actor(name=name, origin=peer.address)
 
 
-def _facts(request: web.Request, connection: Connection) -> dict[str, str]:
+def _facts(request: web.Request, connection: TimedConnection) -> dict[str, str]:
     actor = request.get(_ACTOR)
     return {
         "method": responses.printable(request.method),
@@ -251,7 +253,7 @@ def _facts(request: web.Request, connection: Connection) -> dict[str, str]:
 
 def _log(
     request: web.Request,
-    connection: Connection,
+    connection: TimedConnection,
     refused: RefusedError | None,
     started: float,
     *,

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from atlas_supervisor.api.routes import Access, Answer, AnyRoute, Call, Nothing, Reply, Route
+from atlas_supervisor.api.routes import (
+    Access,
+    AnyRoute,
+    Nothing,
+    Reply,
+    Request,
+    ResponseSpec,
+    Route,
+)
 from atlas_supervisor.model.audit import AuditEntry, Verification
 
 _MAX_ID = 2**63 - 1
@@ -32,7 +40,7 @@ class AuditPage(BaseModel):
     entries: list[AuditEntry]
 
 
-async def _audit(call: Call[AuditQuery, Nothing]) -> Reply:
+async def _audit(call: Request[AuditQuery, Nothing]) -> Reply:
     asked = call.query
     entries = await call.control.audit.audit_entries(
         limit=asked.limit, before=asked.before, action=asked.action, subject=asked.subject
@@ -40,7 +48,7 @@ async def _audit(call: Call[AuditQuery, Nothing]) -> Reply:
     return Reply(AuditPage(entries=entries))
 
 
-async def _verify(call: Call[Nothing, Nothing]) -> Reply:
+async def _verify(call: Request[Nothing, Nothing]) -> Reply:
     return Reply(await call.control.audit.verify_audit())
 
 
@@ -81,7 +89,7 @@ ROUTES: tuple[AnyRoute, ...] = (
         query=AuditQuery,
         body=Nothing,
         access=Access.SENSITIVE,
-        answers=(Answer(200, "The entries.", AuditPage, AuditPage(entries=[ENTRY])),),
+        answers=(ResponseSpec(200, "The entries.", AuditPage, AuditPage(entries=[ENTRY])),),
     ),
     Route(
         method="GET",
@@ -96,6 +104,6 @@ ROUTES: tuple[AnyRoute, ...] = (
         query=Nothing,
         body=Nothing,
         access=Access.SENSITIVE,
-        answers=(Answer(200, "What was found.", Verification, WHOLE),),
+        answers=(ResponseSpec(200, "What was found.", Verification, WHOLE),),
     ),
 )

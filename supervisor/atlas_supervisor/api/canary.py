@@ -10,7 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from atlas_supervisor.api import examples
 from atlas_supervisor.api.examples import refused
-from atlas_supervisor.api.routes import Access, Answer, AnyRoute, Call, Nothing, Reply, Route
+from atlas_supervisor.api.routes import (
+    Access,
+    AnyRoute,
+    Nothing,
+    Reply,
+    Request,
+    ResponseSpec,
+    Route,
+)
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.canary import CanaryReport, CanaryView, FeatureView
 
@@ -66,25 +74,25 @@ def _feature(path: Mapping[str, str]) -> str:
     return name
 
 
-async def _view(call: Call[Nothing, Nothing]) -> Reply:
+async def _view(call: Request[Nothing, Nothing]) -> Reply:
     return Reply(call.control.canary.view())
 
 
-async def _set(call: Call[Nothing, PercentageBody]) -> Reply:
+async def _set(call: Request[Nothing, PercentageBody]) -> Reply:
     feature, percentage = _feature(call.path), call.body.percentage
     return Reply(await call.control.canary.set_percentage(feature, percentage, call.actor))
 
 
-async def _ramp(call: Call[Nothing, RampBody]) -> Reply:
+async def _ramp(call: Request[Nothing, RampBody]) -> Reply:
     feature, action = _feature(call.path), call.body.action
     return Reply(await call.control.canary.ramp(feature, action, call.actor, call.key))
 
 
-async def _reset(call: Call[Nothing, ResetBody]) -> Reply:
+async def _reset(call: Request[Nothing, ResetBody]) -> Reply:
     return Reply(await call.control.canary.reset(call.body.feature, call.actor, call.key))
 
 
-async def _report(call: Call[ReportQuery, Nothing]) -> Reply:
+async def _report(call: Request[ReportQuery, Nothing]) -> Reply:
     return Reply(await call.control.canary.report(call.query.hours))
 
 
@@ -109,7 +117,7 @@ ROUTES: tuple[AnyRoute, ...] = (
         tag="Canary",
         query=Nothing,
         body=Nothing,
-        answers=(Answer(200, "The canaries as they are now.", CanaryView, examples.VIEW),),
+        answers=(ResponseSpec(200, "The canaries as they are now.", CanaryView, examples.VIEW),),
     ),
     Route(
         method="PUT",
@@ -124,7 +132,7 @@ ROUTES: tuple[AnyRoute, ...] = (
         parameters=_PATH,
         access=Access.CHANGE,
         answers=(
-            Answer(200, "The feature as it is now.", FeatureView, examples.FEATURE),
+            ResponseSpec(200, "The feature as it is now.", FeatureView, examples.FEATURE),
             _UNKNOWN_FEATURE,
             _NOT_DURABLE,
         ),
@@ -142,7 +150,7 @@ ROUTES: tuple[AnyRoute, ...] = (
         access=Access.CHANGE,
         keyed=True,
         answers=(
-            Answer(200, "The feature as it is now.", FeatureView, examples.FEATURE),
+            ResponseSpec(200, "The feature as it is now.", FeatureView, examples.FEATURE),
             _UNKNOWN_FEATURE,
             refused(
                 409,
@@ -167,7 +175,7 @@ ROUTES: tuple[AnyRoute, ...] = (
         access=Access.CHANGE,
         keyed=True,
         answers=(
-            Answer(200, "The canaries as they are now.", CanaryView, examples.VIEW),
+            ResponseSpec(200, "The canaries as they are now.", CanaryView, examples.VIEW),
             _UNKNOWN_FEATURE,
             _NOT_DURABLE,
         ),
@@ -182,6 +190,6 @@ ROUTES: tuple[AnyRoute, ...] = (
         tag="Canary",
         query=ReportQuery,
         body=Nothing,
-        answers=(Answer(200, "The report.", CanaryReport, examples.REPORT),),
+        answers=(ResponseSpec(200, "The report.", CanaryReport, examples.REPORT),),
     ),
 )

@@ -62,7 +62,7 @@ class _Silent(AbstractAccessLogger):
         """Log nothing."""
 
 
-class Connection(web.RequestHandler):
+class TimedConnection(web.RequestHandler):
     """aiohttp's connection with a clock. `seconds` is what a client has for each of its moves."""
 
     def __init__(
@@ -70,8 +70,8 @@ class Connection(web.RequestHandler):
         server: web.Server,
         *,
         seconds: float,
-        closed: Callable[[Connection], None],
-        streams: Callable[[Connection], None],
+        closed: Callable[[TimedConnection], None],
+        streams: Callable[[TimedConnection], None],
     ) -> None:
         self._clock = asyncio.get_running_loop()
         super().__init__(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from atlas_supervisor.api.ports import AuditTrail
+from atlas_supervisor.api.ports import AuditPort
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.actor import Actor
 
@@ -18,12 +18,12 @@ AT_ONCE = 10
 SECONDS_EACH = 60.0
 
 
-class TurnedAway:
+class DeniedRequests:
     """Writes them down, as long as there are not too many."""
 
     STATUSES = frozenset({401, 403})
 
-    def __init__(self, audit: AuditTrail) -> None:
+    def __init__(self, audit: AuditPort) -> None:
         self._audit = audit
         self._may = float(AT_ONCE)
         self._since = asyncio.get_running_loop().time()

@@ -14,7 +14,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from atlas_supervisor.api import examples
 from atlas_supervisor.api.examples import refused
 from atlas_supervisor.api.responses import ErrorDetail
-from atlas_supervisor.api.routes import Access, Answer, AnyRoute, Call, Nothing, Reply, Route
+from atlas_supervisor.api.routes import (
+    Access,
+    AnyRoute,
+    Nothing,
+    Reply,
+    Request,
+    ResponseSpec,
+    Route,
+)
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.deploy import DeployRecord, Mode, Result
 from atlas_supervisor.model.status import Status
@@ -56,12 +64,12 @@ def answer(record: DeployRecord, *, asked: frozenset[Result]) -> Reply:
     )
 
 
-def _with_record(status: int, code: str, description: str, record: DeployRecord) -> Answer:
+def _with_record(status: int, code: str, description: str, record: DeployRecord) -> ResponseSpec:
     error = ErrorDetail(
         code=code, message=f"{description}: {record.reason}", hint="atlasctl show tells more"
     )
     example = RefusedDeploy(**record.model_dump(), error=error)
-    return Answer(
+    return ResponseSpec(
         status, f"`{code}`: {description}; the record, and `error`.", RefusedDeploy, example
     )
 
@@ -98,7 +106,7 @@ TOO_LATE = _with_record(
 NOT_PASSED = _with_record(422, "release_did_not_pass", "the release did not pass", examples.FAILED)
 
 
-def nothing_to(action: str) -> Answer:
+def nothing_to(action: str) -> ResponseSpec:
     """Describe the refusal of an action that there is no deploy for."""
     return refused(
         409,
@@ -143,7 +151,7 @@ class DeployBody(BaseModel):
     )
 
 
-async def _deploy(call: Call[DeployQuery, DeployBody]) -> Reply:
+async def _deploy(call: Request[DeployQuery, DeployBody]) -> Reply:
     record = await call.control.deploys.deploy(
         release=call.body.release,
         dry_run=call.query.dry_run,
@@ -155,17 +163,17 @@ async def _deploy(call: Call[DeployQuery, DeployBody]) -> Reply:
     return answer(await call.control.deploys.settled(record.deploy_id), asked=_PASSED)
 
 
-async def _switch(call: Call[Nothing, Nothing]) -> Reply:
+async def _switch(call: Request[Nothing, Nothing]) -> Reply:
     record = await call.control.deploys.switch(call.actor, call.key)
     return answer(record, asked=frozenset({Result.SWITCHED}))
 
 
-async def _abort(call: Call[Nothing, Nothing]) -> Reply:
+async def _abort(call: Request[Nothing, Nothing]) -> Reply:
     record = await call.control.deploys.abort(call.actor, call.key)
     return answer(record, asked=frozenset({Result.ABORTED}))
 
 
-async def _rollback(call: Call[Nothing, Nothing]) -> Reply:
+async def _rollback(call: Request[Nothing, Nothing]) -> Reply:
     # Warm, the deploy that is undone is the answer; else the one that brings the old release back.
     asked = frozenset({Result.ROLLED_BACK, Result.SWITCHED})
     return answer(await call.control.deploys.rollback(call.actor, call.key), asked=asked)
@@ -188,13 +196,13 @@ _DEPLOY_ROUTES: tuple[AnyRoute, ...] = (
         access=Access.CHANGE,
         keyed=True,
         answers=(
-            Answer(
+            ResponseSpec(
                 200,
                 "It switched, waits for the switch, or passed its dry run.",
                 DeployRecord,
                 examples.SWITCHED,
             ),
-            Answer(
+            ResponseSpec(
                 202,
                 "It has begun (`wait=false`).",
                 DeployRecord,
@@ -228,7 +236,7 @@ _DEPLOY_ROUTES: tuple[AnyRoute, ...] = (
         access=Access.CHANGE,
         keyed=True,
         answers=(
-            Answer(200, "It has all the traffic.", DeployRecord, examples.SWITCHED),
+            ResponseSpec(200, "It has all the traffic.", DeployRecord, examples.SWITCHED),
             NOT_PASSED,
             ABORTED,
             nothing_to("switch"),
@@ -247,7 +255,7 @@ _DEPLOY_ROUTES: tuple[AnyRoute, ...] = (
         access=Access.CHANGE,
         keyed=True,
         answers=(
-            Answer(200, "It is given up.", DeployRecord, examples.ABORTED),
+            ResponseSpec(200, "It is given up.", DeployRecord, examples.ABORTED),
             nothing_to("abort"),
             TOO_LATE,
         ),
@@ -264,7 +272,7 @@ _DEPLOY_ROUTES: tuple[AnyRoute, ...] = (
         access=Access.CHANGE,
         keyed=True,
         answers=(
-            Answer(
+            ResponseSpec(
                 200, "The version before has all the traffic.", DeployRecord, examples.ROLLED_BACK
             ),
             NOT_PASSED,
@@ -294,7 +302,7 @@ class ModeBody(BaseModel):
     )
 
 
-async def _mode(call: Call[Nothing, ModeBody]) -> Reply:
+async def _mode(call: Request[Nothing, ModeBody]) -> Reply:
     return Reply(await call.control.deploys.set_mode(call.body.mode, call.actor, call.key))
 
 
@@ -311,7 +319,9 @@ _MODE_ROUTES: tuple[AnyRoute, ...] = (
         access=Access.CHANGE,
         keyed=True,
         answers=(
-            Answer(200, "The mode is set; the state at this moment.", Status, examples.STATUS),
+            ResponseSpec(
+                200, "The mode is set; the state at this moment.", Status, examples.STATUS
+            ),
             examples.refused(
                 409,
                 "single_by_settings",

@@ -16,7 +16,7 @@ from openapi_ui_bundles import swagger_ui
 from pydantic import BaseModel, ConfigDict
 
 from atlas_supervisor.api import examples
-from atlas_supervisor.api.routes import Answer, AnyRoute, Call, Nothing, Reply, Route
+from atlas_supervisor.api.routes import AnyRoute, Nothing, Reply, Request, ResponseSpec, Route
 from atlas_supervisor.errors import RefusedError
 
 _PAGE = """<!DOCTYPE html>
@@ -72,7 +72,7 @@ def routes(document: Callable[[], dict[str, Any]]) -> tuple[AnyRoute, ...]:
     def encoded() -> bytes:
         return json.dumps(document()).encode()
 
-    async def openapi(_call: Call[Nothing, Nothing]) -> Reply:
+    async def openapi(_call: Request[Nothing, Nothing]) -> Reply:
         return Reply(await asyncio.to_thread(encoded))
 
     return (
@@ -80,10 +80,13 @@ def routes(document: Callable[[], dict[str, Any]]) -> tuple[AnyRoute, ...]:
             "/openapi.json",
             openapi,
             "This document",
-            Answer(200, "OpenAPI 3.1.", Document),
+            ResponseSpec(200, "OpenAPI 3.1.", Document),
         ),
         _route(
-            "/docs", _page, "Swagger UI", Answer(200, "A page.", None, content_type="text/html")
+            "/docs",
+            _page,
+            "Swagger UI",
+            ResponseSpec(200, "A page.", None, content_type="text/html"),
         ),
         Route(
             method="GET",
@@ -97,7 +100,7 @@ def routes(document: Callable[[], dict[str, Any]]) -> tuple[AnyRoute, ...]:
             parameters={"asset": "The file's name."},
             answers=(
                 *(
-                    Answer(200, f"`{name}`.", None, content_type=content_type)
+                    ResponseSpec(200, f"`{name}`.", None, content_type=content_type)
                     for name, content_type in {**_ASSETS, "init.js": "text/javascript"}.items()
                 ),
                 examples.refused(404, _CODE, _MESSAGE, _HINT),
@@ -110,7 +113,10 @@ _CODE, _MESSAGE, _HINT = "not_found", "Swagger UI has no such part", "see GET /d
 
 
 def _route(
-    path: str, handler: Callable[[Call[Nothing, Nothing]], Any], summary: str, answer: Answer
+    path: str,
+    handler: Callable[[Request[Nothing, Nothing]], Any],
+    summary: str,
+    answer: ResponseSpec,
 ) -> AnyRoute:
     return Route(
         method="GET",
@@ -125,11 +131,11 @@ def _route(
     )
 
 
-async def _page(_call: Call[Nothing, Nothing]) -> Reply:
+async def _page(_call: Request[Nothing, Nothing]) -> Reply:
     return Reply(_PAGE.encode(), headers=_POLICY, content_type="text/html")
 
 
-async def _asset(call: Call[Nothing, Nothing]) -> Reply:
+async def _asset(call: Request[Nothing, Nothing]) -> Reply:
     name = call.path["asset"]
     if name == "init.js":
         return Reply(_INIT.encode(), content_type="text/javascript")

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from atlas_supervisor.api import examples
 from atlas_supervisor.api.responses import bad_header
-from atlas_supervisor.api.routes import Answer, AnyRoute, Call, Nothing, Route, StreamReply
-from atlas_supervisor.model.event import Announcement, EventFeed
+from atlas_supervisor.api.routes import AnyRoute, Nothing, Request, ResponseSpec, Route, StreamReply
+from atlas_supervisor.model.event import EventFeed, PublishedEvent
 
 LAST_EVENT_ID = "Last-Event-ID"
 SILENCE_SECONDS = 15.0
@@ -70,7 +70,7 @@ class _Frames:
             return _STILL_HERE
         return None if told is None else self._blocks(told)
 
-    def _blocks(self, first: Announcement) -> bytes:
+    def _blocks(self, first: PublishedEvent) -> bytes:
         """Return an event together with what is there behind it: one write instead of many."""
         blocks = [_block(first)]
         size = len(blocks[0])
@@ -94,12 +94,12 @@ def _opening(feed: EventFeed) -> bytes:
     return blocks.encode()
 
 
-def _block(told: Announcement) -> bytes:
+def _block(told: PublishedEvent) -> bytes:
     name = b"" if told.id is None else b"id: %d\n" % told.id
     return name + b"event: transition\ndata: " + told.data + b"\n\n"
 
 
-async def _events(call: Call[EventsQuery, Nothing]) -> StreamReply:
+async def _events(call: Request[EventsQuery, Nothing]) -> StreamReply:
     after = call.query.after
     given = call.headers.get(LAST_EVENT_ID)
     if given is not None:
@@ -140,7 +140,7 @@ ROUTES: tuple[AnyRoute, ...] = (
             }
         },
         answers=(
-            Answer(
+            ResponseSpec(
                 200,
                 "The stream; this is one event of it.",
                 StreamedEvent,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from atlas_supervisor.api.responses import ErrorAnswer, ErrorDetail
-from atlas_supervisor.api.routes import Answer
+from atlas_supervisor.api.routes import ResponseSpec
 from atlas_supervisor.model.canary import (
     ArmReport,
     ArmView,
@@ -24,7 +24,7 @@ from atlas_supervisor.model.canary import (
     StratumView,
 )
 from atlas_supervisor.model.deploy import DeployRecord, Mode, Result, Step, StepName
-from atlas_supervisor.model.drain import DepartingView, Left
+from atlas_supervisor.model.drain import DrainCounts, DrainingView
 from atlas_supervisor.model.event import DeployEvent, Transition
 from atlas_supervisor.model.health import Check, CheckStatus, Health, HealthStatus
 from atlas_supervisor.model.slot import Role, SlotName, SlotState, SlotView
@@ -296,14 +296,14 @@ STATUS = Status(
         ),
     ],
     draining=[
-        DepartingView(
+        DrainingView(
             slot=SlotName.GREEN,
             instance="green-5f0c2d9a1b7e4836",
             pid=4177,
             version="1.3.1",
             since_ts=_START,
             deadline_ts=_START + timedelta(seconds=30),
-            left=Left(requests=1, websockets=12, event_streams=3, idle=0),
+            left=DrainCounts(requests=1, websockets=12, event_streams=3, idle=0),
             connections=16,
         )
     ],
@@ -312,7 +312,7 @@ STATUS = Status(
 )
 
 
-def refused(status: int, code: str, message: str, hint: str) -> Answer:
+def refused(status: int, code: str, message: str, hint: str) -> ResponseSpec:
     """Return the description of a plain refusal."""
     error = ErrorAnswer(error=ErrorDetail(code=code, message=message, hint=hint))
-    return Answer(status, f"`{code}`: {message}.", ErrorAnswer, error)
+    return ResponseSpec(status, f"`{code}`: {message}.", ErrorAnswer, error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from atlas_supervisor.api import examples
-from atlas_supervisor.api.routes import Answer, AnyRoute, Call, Nothing, Reply, Route
+from atlas_supervisor.api.routes import AnyRoute, Nothing, Reply, Request, ResponseSpec, Route
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.health import Health, HealthStatus
 
@@ -18,16 +18,16 @@ class Alive(BaseModel):
     status: str
 
 
-async def _health(call: Call[Nothing, Nothing]) -> Reply:
+async def _health(call: Request[Nothing, Nothing]) -> Reply:
     health = await call.control.health.report()
     return Reply(health, status=503 if health.status is HealthStatus.UNHEALTHY else 200)
 
 
-async def _livez(_call: Call[Nothing, Nothing]) -> Reply:
+async def _livez(_call: Request[Nothing, Nothing]) -> Reply:
     return Reply(Alive(status="alive"))
 
 
-async def _readyz(call: Call[Nothing, Nothing]) -> Reply:
+async def _readyz(call: Request[Nothing, Nothing]) -> Reply:
     if not call.control.deploys.ready():
         raise RefusedError(_CODE, _MESSAGE, status=503, hint=_HINT)
     return Reply(Alive(status="ready"))
@@ -50,8 +50,8 @@ ROUTES: tuple[AnyRoute, ...] = (
         query=Nothing,
         body=Nothing,
         answers=(
-            Answer(200, "Healthy or degraded.", Health, examples.HEALTH),
-            Answer(503, "Unhealthy.", Health, examples.UNHEALTHY),
+            ResponseSpec(200, "Healthy or degraded.", Health, examples.HEALTH),
+            ResponseSpec(503, "Unhealthy.", Health, examples.UNHEALTHY),
         ),
     ),
     Route(
@@ -63,7 +63,7 @@ ROUTES: tuple[AnyRoute, ...] = (
         tag="Health",
         query=Nothing,
         body=Nothing,
-        answers=(Answer(200, "It does.", Alive, Alive(status="alive")),),
+        answers=(ResponseSpec(200, "It does.", Alive, Alive(status="alive")),),
     ),
     Route(
         method="GET",
@@ -75,7 +75,7 @@ ROUTES: tuple[AnyRoute, ...] = (
         query=Nothing,
         body=Nothing,
         answers=(
-            Answer(200, "One does.", Alive, Alive(status="ready")),
+            ResponseSpec(200, "One does.", Alive, Alive(status="ready")),
             examples.refused(503, _CODE, _MESSAGE, _HINT),
         ),
     ),

@@ -12,7 +12,7 @@ import re
 from pydantic import BaseModel, ConfigDict, Field
 
 from atlas_supervisor.api import examples
-from atlas_supervisor.api.routes import Answer, AnyRoute, Call, Nothing, Reply, Route
+from atlas_supervisor.api.routes import AnyRoute, Nothing, Reply, Request, ResponseSpec, Route
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.deploy import DeployRecord
 from atlas_supervisor.model.event import Transition
@@ -46,11 +46,11 @@ class DeployStory(DeployRecord):
     transitions: list[Transition]
 
 
-async def _history(call: Call[HistoryQuery, Nothing]) -> Reply:
+async def _history(call: Request[HistoryQuery, Nothing]) -> Reply:
     return Reply(History(deploys=await call.control.deploys.history(call.query.limit)))
 
 
-async def _show(call: Call[Nothing, Nothing]) -> Reply:
+async def _show(call: Request[Nothing, Nothing]) -> Reply:
     deploy_id = call.path["deploy_id"]
     record = await call.control.deploys.find(deploy_id) if _DEPLOY_ID.fullmatch(deploy_id) else None
     if record is None:
@@ -77,7 +77,7 @@ _HISTORY_ROUTES: tuple[AnyRoute, ...] = (
         query=HistoryQuery,
         body=Nothing,
         answers=(
-            Answer(200, "The latest deploys.", History, History(deploys=[examples.SWITCHED])),
+            ResponseSpec(200, "The latest deploys.", History, History(deploys=[examples.SWITCHED])),
         ),
     ),
     Route(
@@ -91,7 +91,7 @@ _HISTORY_ROUTES: tuple[AnyRoute, ...] = (
         body=Nothing,
         parameters={"deploy_id": "The `deploy_id` of a deploy's answer."},
         answers=(
-            Answer(200, "The record.", DeployStory, _STORY),
+            ResponseSpec(200, "The record.", DeployStory, _STORY),
             examples.refused(
                 404,
                 "deploy_not_found",
@@ -103,7 +103,7 @@ _HISTORY_ROUTES: tuple[AnyRoute, ...] = (
 )
 
 
-async def _status(call: Call[Nothing, Nothing]) -> Reply:
+async def _status(call: Request[Nothing, Nothing]) -> Reply:
     await call.control.health.looked()  # just after a start there is no score to tell yet
     return Reply(call.control.deploys.status())
 
@@ -118,7 +118,7 @@ _STATUS_ROUTES: tuple[AnyRoute, ...] = (
         tag="Deploy",
         query=Nothing,
         body=Nothing,
-        answers=(Answer(200, "The state at this moment.", Status, examples.STATUS),),
+        answers=(ResponseSpec(200, "The state at this moment.", Status, examples.STATUS),),
     ),
 )
 
@@ -131,7 +131,7 @@ class ReleaseList(BaseModel):
     releases: list[ReleaseView]
 
 
-async def _releases(call: Call[Nothing, Nothing]) -> Reply:
+async def _releases(call: Request[Nothing, Nothing]) -> Reply:
     return Reply(ReleaseList(releases=await call.control.deploys.releases()))
 
 
@@ -157,7 +157,9 @@ _RELEASE_ROUTES: tuple[AnyRoute, ...] = (
         tag="Deploy",
         query=Nothing,
         body=Nothing,
-        answers=(Answer(200, "The releases.", ReleaseList, ReleaseList(releases=[_EXAMPLE])),),
+        answers=(
+            ResponseSpec(200, "The releases.", ReleaseList, ReleaseList(releases=[_EXAMPLE])),
+        ),
     ),
 )
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 from aiohttp import web
 
-from atlas_supervisor.api.connection import Connection
+from atlas_supervisor.api.connection import TimedConnection
 from atlas_supervisor.errors import RefusedError, StartRefusedError
 from atlas_supervisor.system import sockdiag
 from atlas_supervisor.system.procfs import describe_listeners
@@ -49,8 +49,8 @@ class Acceptor:
         self._limit = limit
         self._seconds = seconds
         self._loop = asyncio.get_running_loop()
-        self._open: dict[Connection, asyncio.Task[None]] = {}
-        self._streams: set[Connection] = set()
+        self._open: dict[TimedConnection, asyncio.Task[None]] = {}
+        self._streams: set[TimedConnection] = set()
         self._stopping = False
 
     def start(self) -> None:
@@ -88,7 +88,7 @@ class Acceptor:
             sock.close()
             return
         sock.setblocking(False)
-        connection = Connection(
+        connection = TimedConnection(
             self._server,
             seconds=self._seconds,
             closed=self._forget,
@@ -100,7 +100,7 @@ class Acceptor:
         if listener.fileno() >= 0:
             self._loop.add_reader(listener, self._accept, listener)
 
-    async def _connect(self, connection: Connection, sock: socket.socket) -> None:
+    async def _connect(self, connection: TimedConnection, sock: socket.socket) -> None:
         """Hand the socket to its connection, after the TLS handshake where there is one."""
         try:
             await self._loop.connect_accepted_socket(
@@ -126,11 +126,11 @@ class Acceptor:
                 return True
         return False
 
-    def _forget(self, connection: Connection) -> None:
+    def _forget(self, connection: TimedConnection) -> None:
         self._open.pop(connection, None)
         self._streams.discard(connection)
 
-    def _count_as_stream(self, connection: Connection) -> None:
+    def _count_as_stream(self, connection: TimedConnection) -> None:
         """Let a connection become a stream. Raises RefusedError if it can't."""
         if self._stopping:
             raise RefusedError(

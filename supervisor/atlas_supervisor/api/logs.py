@@ -11,7 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from atlas_supervisor.api import examples
 from atlas_supervisor.api.events import LAST_EVENT_ID
 from atlas_supervisor.api.responses import bad_header, unreadable
-from atlas_supervisor.api.routes import Access, Answer, AnyRoute, Call, Nothing, Route, StreamReply
+from atlas_supervisor.api.routes import (
+    Access,
+    AnyRoute,
+    Nothing,
+    Request,
+    ResponseSpec,
+    Route,
+    StreamReply,
+)
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.log import LogFeed, LogLevel, LogLine, LogSource, WantedLines
 from atlas_supervisor.model.slot import SlotName
@@ -97,7 +105,7 @@ def _event(line: LogLine) -> str:
     return f"id: {line.place}\n{kind}data: {line.text}\n\n"
 
 
-async def _logs(call: Call[LogsQuery, Nothing]) -> StreamReply:
+async def _logs(call: Request[LogsQuery, Nothing]) -> StreamReply:
     query = call.query
     try:
         source = LogSource(call.path["source"])
@@ -128,7 +136,7 @@ async def _logs(call: Call[LogsQuery, Nothing]) -> StreamReply:
     )
 
 
-def _after(call: Call[LogsQuery, Nothing]) -> str | None:
+def _after(call: Request[LogsQuery, Nothing]) -> str | None:
     given = call.headers.get(LAST_EVENT_ID)
     if given is None:
         return call.query.after
@@ -173,9 +181,11 @@ ROUTES: tuple[AnyRoute, ...] = (
             }
         },
         answers=(
-            Answer(200, "The lines.", None, _OWN_EXAMPLE, content_type=_NDJSON),
-            Answer(200, "A worker's lines.", None, _WORKER_EXAMPLE, content_type="text/plain"),
-            Answer(200, "The same as events.", None, _EVENTS_EXAMPLE, content_type=_EVENTS),
+            ResponseSpec(200, "The lines.", None, _OWN_EXAMPLE, content_type=_NDJSON),
+            ResponseSpec(
+                200, "A worker's lines.", None, _WORKER_EXAMPLE, content_type="text/plain"
+            ),
+            ResponseSpec(200, "The same as events.", None, _EVENTS_EXAMPLE, content_type=_EVENTS),
             examples.refused(404, _CODE, _MESSAGE, _HINT),
             examples.refused(
                 503,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from atlas_supervisor.api.routes import Answer, AnyRoute, Call, Nothing, Reply, Route
+from atlas_supervisor.api.routes import AnyRoute, Nothing, Reply, Request, ResponseSpec, Route
 
 _FORMAT = "text/plain; version=0.0.4"
 
@@ -16,7 +16,7 @@ atlas_slot_state{slot="blue",state="running"} 1.0
 """
 
 
-async def _metrics(call: Call[Nothing, Nothing]) -> Reply:
+async def _metrics(call: Request[Nothing, Nothing]) -> Reply:
     return Reply(await call.control.metrics.text(), content_type=_FORMAT)
 
 
@@ -33,6 +33,6 @@ ROUTES: tuple[AnyRoute, ...] = (
         tag="Metrics",
         query=Nothing,
         body=Nothing,
-        answers=(Answer(200, "All metrics.", None, _EXAMPLE, content_type="text/plain"),),
+        answers=(ResponseSpec(200, "All metrics.", None, _EXAMPLE, content_type="text/plain"),),
     ),
 )

@@ -28,7 +28,7 @@ from pydantic import BaseModel
 
 from atlas_supervisor.api.examples import refused
 from atlas_supervisor.api.parsing import IDEMPOTENCY_KEY, KEY_PATTERN
-from atlas_supervisor.api.routes import Access, Answer, AnyRoute, Nothing
+from atlas_supervisor.api.routes import Access, AnyRoute, Nothing, ResponseSpec
 
 _TAGS = {
     "Deploy": "Run deploys, steer them, look at them.",
@@ -136,7 +136,7 @@ def _request_body(model: type[BaseModel]) -> RequestBody | None:
     return RequestBody(required=required, content={"application/json": media})
 
 
-def _responses(answers: Sequence[Answer]) -> dict[str, Response | Reference]:
+def _responses(answers: Sequence[ResponseSpec]) -> dict[str, Response | Reference]:
     """Return one response for each status; answers that share one are told apart by example."""
     rows = sorted(answers, key=lambda answer: answer.status)
     return {
@@ -145,7 +145,7 @@ def _responses(answers: Sequence[Answer]) -> dict[str, Response | Reference]:
     }
 
 
-def _response(answers: list[Answer]) -> Response:
+def _response(answers: list[ResponseSpec]) -> Response:
     headers = {
         name: Header(description=text, param_schema=Schema(type="string"))
         for answer in answers
@@ -164,7 +164,7 @@ def _response(answers: list[Answer]) -> Response:
     )
 
 
-def _schema(answers: list[Answer]) -> Schema:
+def _schema(answers: list[ResponseSpec]) -> Schema:
     models = list(dict.fromkeys(answer.model for answer in answers if answer.model))
     schemas: list[Reference | Schema] = [PydanticSchema(schema_class=model) for model in models]
     if not schemas:
@@ -174,7 +174,7 @@ def _schema(answers: list[Answer]) -> Schema:
     return Schema(anyOf=schemas)
 
 
-def _examples(answers: list[Answer]) -> dict[str, Example | Reference]:
+def _examples(answers: list[ResponseSpec]) -> dict[str, Example | Reference]:
     found: dict[str, Example | Reference] = {}
     for answer in answers:
         example = answer.example
@@ -189,7 +189,7 @@ def _examples(answers: list[Answer]) -> dict[str, Example | Reference]:
     return found
 
 
-def _common(route: AnyRoute) -> tuple[Answer, ...]:
+def _common(route: AnyRoute) -> tuple[ResponseSpec, ...]:
     """Return what any request of this kind can be refused with."""
     see = "GET /docs shows what this request takes"
     found = [

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from atlas_supervisor.api.responses import bad_header, invalid, too_slow, unreadable
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.actor import Actor
-from atlas_supervisor.model.idempotency_key import Key
+from atlas_supervisor.model.idempotency_key import IdempotencyKey
 
 MAX_BODY_BYTES = 64 * 1024
 _MAX_QUERY_FIELDS = 32
@@ -70,7 +70,7 @@ async def read_body(request: web.Request, model: type[M], deadline: float) -> M:
 
 def read_key(
     request: web.BaseRequest, actor: Actor, query: BaseModel, body: BaseModel
-) -> Key | None:
+) -> IdempotencyKey | None:
     """Return the `Idempotency-Key` with what the request asks for; None if it has none.
 
     Raises RefusedError (400). In quotes or bare, it is the same key.
@@ -92,7 +92,7 @@ def read_key(
     asked = query.model_dump(mode="json", exclude=_NOT_ASKED_FOR)
     request_of_key = [request.method, request.path, asked, body.model_dump(mode="json"), actor.name]
     said = json.dumps(request_of_key, sort_keys=True)
-    return Key(value, hashlib.sha256(said.encode()).hexdigest())
+    return IdempotencyKey(value, hashlib.sha256(said.encode()).hexdigest())
 
 
 def read_headers(request: web.BaseRequest, names: Iterable[str]) -> dict[str, str]:

@@ -15,13 +15,13 @@ from atlas_supervisor.model.canary import CanaryReport, CanaryView, FeatureView
 from atlas_supervisor.model.deploy import DeployRecord, Mode
 from atlas_supervisor.model.event import EventFeed, Transition
 from atlas_supervisor.model.health import Health
-from atlas_supervisor.model.idempotency_key import Key
+from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.log import LogFeed, LogSource, WantedLines
 from atlas_supervisor.model.release import ReleaseView
 from atlas_supervisor.model.status import Status
 
 
-class Deploys(Protocol):
+class DeployPort(Protocol):
     """Deploys, and the state that they lead to."""
 
     def status(self) -> Status:
@@ -34,23 +34,23 @@ class Deploys(Protocol):
     # and says so in the key.
 
     async def deploy(
-        self, *, release: str | None, dry_run: bool, actor: Actor, key: Key | None = None
+        self, *, release: str | None, dry_run: bool, actor: Actor, key: IdempotencyKey | None = None
     ) -> DeployRecord:
         """Begin a deploy, and return its record as soon as it is durable."""
 
     async def settled(self, deploy_id: str) -> DeployRecord:
         """Wait until the deploy has a result (not for its guard, warm time and drain)."""
 
-    async def switch(self, actor: Actor, key: Key | None = None) -> DeployRecord:
+    async def switch(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
         """Go ahead with the waiting deploy; returns once it has switched, or failed to."""
 
-    async def abort(self, actor: Actor, key: Key | None = None) -> DeployRecord:
+    async def abort(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
         """Give up the deploy in progress; returns once staging is stopped."""
 
-    async def rollback(self, actor: Actor, key: Key | None = None) -> DeployRecord:
+    async def rollback(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
         """Go back to the version before; returns once it has all the traffic."""
 
-    async def set_mode(self, mode: Mode, actor: Actor, key: Key | None = None) -> Status:
+    async def set_mode(self, mode: Mode, actor: Actor, key: IdempotencyKey | None = None) -> Status:
         """Set the mode durably."""
 
     async def history(self, limit: int) -> list[DeployRecord]:
@@ -72,7 +72,7 @@ class Deploys(Protocol):
         """
 
 
-class Canaries(Protocol):
+class CanaryPort(Protocol):
     """Feature canaries: their shares, and the evidence on them."""
 
     def view(self) -> CanaryView:
@@ -82,18 +82,20 @@ class Canaries(Protocol):
         """Give a feature a share of its own."""
 
     async def ramp(
-        self, feature: str, action: str, actor: Actor, key: Key | None = None
+        self, feature: str, action: str, actor: Actor, key: IdempotencyKey | None = None
     ) -> FeatureView:
         """Do something to a feature's ramp."""
 
-    async def reset(self, feature: str | None, actor: Actor, key: Key | None = None) -> CanaryView:
+    async def reset(
+        self, feature: str | None, actor: Actor, key: IdempotencyKey | None = None
+    ) -> CanaryView:
         """Reset one feature to the settings; without one, the fallback."""
 
     async def report(self, hours: int) -> CanaryReport:
         """Return the last hours' numbers of every feature."""
 
 
-class HealthReports(Protocol):
+class HealthPort(Protocol):
     """How everything is."""
 
     async def looked(self) -> None:
@@ -103,7 +105,7 @@ class HealthReports(Protocol):
         """Return how everything is, after the same wait."""
 
 
-class AuditTrail(Protocol):
+class AuditPort(Protocol):
     """Who did what, when, to what effect."""
 
     async def audit_entries(
@@ -120,7 +122,7 @@ class AuditTrail(Protocol):
         """Have an entry written, without waiting for it."""
 
 
-class Logs(Protocol):
+class LogPort(Protocol):
     """The daemon's own log, and what the workers print."""
 
     async def read(
@@ -132,7 +134,7 @@ class Logs(Protocol):
         """
 
 
-class Metrics(Protocol):
+class MetricsPort(Protocol):
     """Numbers for Prometheus."""
 
     async def text(self) -> bytes:
@@ -146,9 +148,9 @@ class Metrics(Protocol):
 class Control:
     """The daemon, seen from the API."""
 
-    deploys: Deploys
-    canary: Canaries
-    health: HealthReports
-    audit: AuditTrail
-    logs: Logs
-    metrics: Metrics
+    deploys: DeployPort
+    canary: CanaryPort
+    health: HealthPort
+    audit: AuditPort
+    logs: LogPort
+    metrics: MetricsPort

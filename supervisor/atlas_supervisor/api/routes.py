@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from atlas_supervisor.api.ports import Control
 from atlas_supervisor.model.actor import Actor
-from atlas_supervisor.model.idempotency_key import Key
+from atlas_supervisor.model.idempotency_key import IdempotencyKey
 
 
 class Access(Enum):
@@ -36,7 +36,7 @@ B = TypeVar("B", bound=BaseModel)
 
 
 @dataclass(frozen=True)
-class Call(Generic[Q, B]):
+class Request(Generic[Q, B]):
     """One admitted request, taken apart and checked."""
 
     control: Control
@@ -44,7 +44,7 @@ class Call(Generic[Q, B]):
     query: Q
     body: B
     path: Mapping[str, str]
-    key: Key | None = None
+    key: IdempotencyKey | None = None
     """The request's `Idempotency-Key`, where the route takes one."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Those of the route's header parameters that were given."""
@@ -60,7 +60,7 @@ class Reply:
     content_type: str = "application/json"
 
 
-class Source(Protocol):
+class StreamSource(Protocol):
     """Where the parts of an answer without an end come from."""
 
     async def next(self) -> bytes | None:
@@ -74,13 +74,13 @@ class Source(Protocol):
 class StreamReply:
     """What a handler answers that goes on. Whoever gets it closes its source."""
 
-    source: Source
+    source: StreamSource
     content_type: str
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Answer:
+class ResponseSpec:
     """One answer that a route can give, for the document.
 
     A `model` of None means that the body is not JSON but of `content_type`. That of server-sent
@@ -105,13 +105,13 @@ class Route(Generic[Q, B]):
 
     method: str
     path: str
-    handler: Callable[[Call[Q, B]], Awaitable[Reply | StreamReply]]
+    handler: Callable[[Request[Q, B]], Awaitable[Reply | StreamReply]]
     summary: str
     description: str
     tag: str | None
     query: type[Q]
     body: type[B]
-    answers: tuple[Answer, ...]
+    answers: tuple[ResponseSpec, ...]
     access: Access = Access.READ
     parameters: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

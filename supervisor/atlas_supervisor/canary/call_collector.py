@@ -13,43 +13,43 @@ from typing import NamedTuple
 
 import structlog
 
-from atlas_supervisor.canary.ring_reader import Positions, Ring, RingRefusedError, ring_files
+from atlas_supervisor.canary.ring_reader import Positions, RingReader, RingRefusedError, ring_files
 from atlas_supervisor.model.canary import RingRow
 from atlas_supervisor.system import procfs
-from atlas_worker.contract.ring import RING_SUFFIX, Event, decode
+from atlas_worker.contract.ring import RING_SUFFIX, RingEvent, decode
 
 log = structlog.get_logger(__name__)
 
 
-class Told(NamedTuple):
+class CollectedEvents(NamedTuple):
     """What one process has told since it was read last."""
 
     ring: str
-    events: Mapping[Event, int]
-    keyed: Iterable[tuple[Event, int]]
+    events: Mapping[RingEvent, int]
+    keyed: Iterable[tuple[RingEvent, int]]
     ended: bool
     """Whether the process is gone, so that nothing more will come."""
 
 
 @dataclass
-class _Followed:
+class _TrackedRing:
     """A ring that is being read."""
 
-    ring: Ring
+    ring: RingReader
     read: Positions
     accounted: Positions
     dropped: int = 0
     ended: bool = False
 
 
-class Intake:
+class CallCollector:
     """The rings in one folder. `look` blocks on the disk, as do `accounted` and `close`."""
 
     def __init__(self, folder: Path, known: Iterable[RingRow]) -> None:
         self._folder = folder
         self._known = {row.ring: row for row in known}
         """Positions that the last daemon wrote down, of rings that were not opened yet."""
-        self._followed: dict[str, _Followed] = {}
+        self._followed: dict[str, _TrackedRing] = {}
         self._refused: set[str] = set()
         self._gone: list[str] = []
         """Rings whose files are removed, and of which nothing is to be kept any more."""
@@ -73,12 +73,12 @@ class Intake:
             if not pid.isdecimal() or procfs.start_ticks(int(pid)) is None:
                 path.unlink(missing_ok=True)
 
-    def look(self) -> list[Told]:
+    def look(self) -> list[CollectedEvents]:
         """Return what is new in every ring."""
         self._open_new()
         told = [self._read(name, each) for name, each in list(self._followed.items())]
         # A ring that the last daemon knew and that is not there any more: its process is, too.
-        lost = [Told(name, {}, (), ended=True) for name in self._known]
+        lost = [CollectedEvents(name, {}, (), ended=True) for name in self._known]
         self._gone += self._known
         self._known.clear()
         return [each for each in (*told, *lost) if each is not None]
@@ -90,7 +90,7 @@ class Intake:
             if name in self._followed or name in self._refused:
                 continue
             try:
-                ring = Ring.open(path)
+                ring = RingReader.open(path)
                 before = self._known.pop(name, None)
                 tail = ring.tail
             except RingRefusedError as error:
@@ -98,9 +98,9 @@ class Intake:
                 log.warning("canary_ring_refused", why=str(error))
                 continue
             start = Positions(before.tail, before.keyed_tail) if before else tail
-            self._followed[name] = _Followed(ring, start, start)
+            self._followed[name] = _TrackedRing(ring, start, start)
 
-    def _read(self, name: str, followed: _Followed) -> Told | None:
+    def _read(self, name: str, followed: _TrackedRing) -> CollectedEvents | None:
         if followed.ended:
             return None
         ring = followed.ring
@@ -110,12 +110,12 @@ class Intake:
         except RingRefusedError as error:
             log.warning("canary_ring_refused", why=str(error))
             followed.ended = True
-            return Told(name, {}, (), ended=True)
+            return CollectedEvents(name, {}, (), ended=True)
         followed.read = batch.next
         followed.ended = not batch.alive
         if not (batch.events or batch.keyed or followed.ended):
             return None
-        return Told(
+        return CollectedEvents(
             name,
             {decode(word): count for word, count in batch.events.items()},
             [(decode(word), key) for word, key in batch.keyed],
@@ -147,7 +147,7 @@ class Intake:
             if followed.ended:
                 self._remove(row.ring, followed)
 
-    def _remove(self, name: str, followed: _Followed) -> None:
+    def _remove(self, name: str, followed: _TrackedRing) -> None:
         """Remove a file that was read to its end; its position is kept until it is gone."""
         try:
             followed.ring.path.unlink(missing_ok=True)

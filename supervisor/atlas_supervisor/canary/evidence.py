@@ -12,19 +12,19 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, Self
 
 from atlas_supervisor.canary.stats.counts import Window
-from atlas_supervisor.canary.stats.decision import Judge, Judgement
+from atlas_supervisor.canary.stats.decision import Decision, RampEvidence
 from atlas_supervisor.canary.stats.histogram import Histogram
-from atlas_supervisor.canary.stats.outcomes import SLICES_PER_SECOND, Calls, Outcome
-from atlas_supervisor.canary.stats.rollups import Both, Spans
-from atlas_supervisor.canary.stats.sample_ratio import Ratios
+from atlas_supervisor.canary.stats.outcomes import SLICES_PER_SECOND, CallOutcome, CallTracker
+from atlas_supervisor.canary.stats.rollups import ArmTallies, Rollups
+from atlas_supervisor.canary.stats.sample_ratio import SampleRatios
 from atlas_supervisor.canary.stats.windows import GRACE_SLICES, Group, Sealed, Windows
 from atlas_supervisor.config import Settings
 from atlas_supervisor.model.canary import CountsRow, EpochRow
 from atlas_supervisor.system import procfs
 from atlas_worker.contract import bucket_milliseconds
-from atlas_worker.contract.ring import SLICE_SECONDS, SLICES, Event, Kind
+from atlas_worker.contract.ring import SLICE_SECONDS, SLICES, EventKind, RingEvent
 
-_OUTCOMES = {0: Outcome.OK, 1: Outcome.ERROR, 2: Outcome.CANCELLED}
+_OUTCOMES = {0: CallOutcome.OK, 1: CallOutcome.ERROR, 2: CallOutcome.CANCELLED}
 
 
 Observe = Callable[[str, str, float, int], None]
@@ -68,9 +68,9 @@ class Evidence:
         self._observe = observe
         self._epochs = {row.epoch: row for row in kept.epochs}
         self._windows = Windows()
-        self._calls = Calls(self._windows)
-        self.spans = Spans(kept.counts)
-        self._judges: dict[str, Judge] = {}
+        self._calls = CallTracker(self._windows)
+        self.spans = Rollups(kept.counts)
+        self._judges: dict[str, RampEvidence] = {}
         self._stable: dict[str, Histogram] = {}
         """How long stable calls took, as far as windows tell: what is slow follows from it."""
         self._step_calls: dict[int, int] = {}
@@ -101,27 +101,27 @@ class Evidence:
     def take_in(
         self,
         ring: str,
-        events: Mapping[Event, int],
-        keyed: Iterable[tuple[Event, int]],
+        events: Mapping[RingEvent, int],
+        keyed: Iterable[tuple[RingEvent, int]],
         now: Moment,
     ) -> None:
         """Take in what one process has told: first all that began, then what ended."""
-        unwrapped: list[tuple[Group, Event, int, int | None]] = [
+        unwrapped: list[tuple[Group, RingEvent, int, int | None]] = [
             (self._group(event, now), event, count, None) for event, count in events.items()
         ]
         unwrapped += [(self._group(event, now), event, 1, key) for event, key in keyed]
         for group, event, count, key in unwrapped:
-            if event.kind in (Kind.BEGUN, Kind.ASKED):
-                self._calls.begin(ring, group, count, asked=event.kind == Kind.ASKED, key=key)
+            if event.kind in (EventKind.BEGUN, EventKind.ASKED):
+                self._calls.begin(ring, group, count, asked=event.kind == EventKind.ASKED, key=key)
         for group, event, count, key in unwrapped:
-            outcome = _OUTCOMES.get(event.outcome, Outcome.ERROR)
-            if event.kind == Kind.RECORDED:
+            outcome = _OUTCOMES.get(event.outcome, CallOutcome.ERROR)
+            if event.kind == EventKind.RECORDED:
                 self._calls.record(group, count, outcome, event.bucket)
-            elif event.kind in (Kind.ENDED, Kind.TOLD):
-                asked = event.kind == Kind.TOLD
+            elif event.kind in (EventKind.ENDED, EventKind.TOLD):
+                asked = event.kind == EventKind.TOLD
                 self._calls.end(ring, group, count, outcome, event.bucket, asked=asked, key=key)
 
-    def _group(self, event: Event, now: Moment) -> Group:
+    def _group(self, event: RingEvent, now: Moment) -> Group:
         behind = (now.slice - event.slice_number) % SLICES
         if behind > SLICES // 2:  # ahead of us: its clock was read later than ours
             behind = max(behind - SLICES, -GRACE_SLICES)
@@ -174,11 +174,11 @@ class Evidence:
 
     # What is known.
 
-    def judgement(self, feature: str) -> Judgement:
+    def judgement(self, feature: str) -> Decision:
         """Return what the evidence of a feature's ramp says."""
         return self._judges[feature].verdict()
 
-    def ratios(self, feature: str) -> Ratios:
+    def ratios(self, feature: str) -> SampleRatios:
         """Return whether the arms of a feature's ramp get their shares, and report them."""
         return self._judges[feature].ratios()
 
@@ -208,11 +208,11 @@ class Evidence:
         """Return all epochs that are known, the oldest first."""
         return [self._epochs[number] for number in sorted(self._epochs)]
 
-    def last_hour(self, now: float) -> dict[str, Both]:
+    def last_hour(self, now: float) -> dict[str, ArmTallies]:
         """Return the tallies of the last hour by feature; `now` is Unix time."""
-        found = {feature: Both.none() for feature in self._judges}
+        found = {feature: ArmTallies.none() for feature in self._judges}
         for epoch, both in self.spans.last_hour(now).items():
-            found.setdefault(self._epochs[epoch].feature, Both.none()).add(both)
+            found.setdefault(self._epochs[epoch].feature, ArmTallies.none()).add(both)
         return found
 
     # What is written down.
@@ -250,14 +250,16 @@ class Evidence:
         found = {name: json.loads(text) for name, text in progress.items()}
         if found["boot"] == procfs.boot_id():  # slices are of a clock that a reboot sets to 0
             self._windows = Windows.from_dict(found["windows"], ramp_of)
-            self._calls = Calls.from_list(self._windows, found["calls"])
-        self._judges = {name: Judge.from_dict(each) for name, each in found["judges"].items()}
+            self._calls = CallTracker.from_list(self._windows, found["calls"])
+        self._judges = {
+            name: RampEvidence.from_dict(each) for name, each in found["judges"].items()
+        }
         self._stable = {name: Histogram(each) for name, each in found["stable"].items()}
         self._step_calls = dict(found["step_calls"])
 
-    def _new_judge(self, feature: str) -> Judge:
+    def _new_judge(self, feature: str) -> RampEvidence:
         settings = self._settings
-        return Judge(
+        return RampEvidence(
             feature,
             alpha=settings.canary_alpha,
             promote_alpha=settings.canary_promote_alpha,

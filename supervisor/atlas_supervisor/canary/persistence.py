@@ -13,14 +13,14 @@ from typing import Any
 
 import structlog
 
-from atlas_supervisor.canary.call_collector import Intake
+from atlas_supervisor.canary.call_collector import CallCollector
 from atlas_supervisor.canary.evidence import Evidence, Kept, Moment
 from atlas_supervisor.canary.stats.ramp import Feature
 from atlas_supervisor.canary.stats.rollups import HOUR, MINUTE
 from atlas_supervisor.config import Settings
 from atlas_supervisor.model.actor import SUPERVISOR, Actor
 from atlas_supervisor.model.canary import CanaryPolicy, CountsRow, EpochRow, FallbackView
-from atlas_supervisor.model.idempotency_key import Key
+from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.store.canary import CanaryCommit
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.statements import StoreError
@@ -34,7 +34,7 @@ _TRIM_SECONDS = 600.0
 _LATCH = "canary_fallback"
 
 
-class Ledger:
+class CanaryPersistence:
     """What is owed to the database, and the numbers of epochs, of which each is given once."""
 
     def __init__(self, database: Database, settings: Settings, newest_epoch: int) -> None:
@@ -112,7 +112,11 @@ class Ledger:
                 self.owe_audit(SUPERVISOR, "canary", told.stage, name, reason=why, share=told.share)
 
     async def write(
-        self, evidence: Evidence, features: Mapping[str, Feature], intake: Intake, now: Moment
+        self,
+        evidence: Evidence,
+        features: Mapping[str, Feature],
+        intake: CallCollector,
+        now: Moment,
     ) -> None:
         """Write what is owed, if it is time; a failing disk is logged, and tried again."""
         due = self._urgent or (self._owed and self._since_write.seconds >= _COUNTS_SECONDS)
@@ -146,7 +150,7 @@ class Ledger:
         return {"fallback_told": json.dumps(self._fallback_told)}
 
     def _settle(
-        self, commit: CanaryCommit, evidence: Evidence, intake: Intake, now: Moment
+        self, commit: CanaryCommit, evidence: Evidence, intake: CallCollector, now: Moment
     ) -> None:
         """Note that a commit is on the disk."""
         intake.accounted(commit.rings, commit.gone)
@@ -180,11 +184,11 @@ class Ledger:
         except StoreError as error:
             log.error("canary_not_trimmed", why=str(error))
 
-    async def done_before(self, key: Key | None) -> bool:
+    async def done_before(self, key: IdempotencyKey | None) -> bool:
         """Tell whether this was asked for before under its key. Raises RefusedError, StoreError."""
         return await self._database.find_key(key) is not None
 
-    async def remember(self, key: Key | None) -> None:
+    async def remember(self, key: IdempotencyKey | None) -> None:
         """Remember the key of what was done; without it, it would be done once more."""
         if key is None or key.repeated:
             return

@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 
 from atlas_supervisor.canary.evidence import Evidence
-from atlas_supervisor.canary.persistence import Ledger
+from atlas_supervisor.canary.persistence import CanaryPersistence
 from atlas_supervisor.canary.stats.ramp import Feature, Next, Rules, Stage
 from atlas_supervisor.config import Settings
 from atlas_supervisor.model.canary import CanaryPolicy, EpochRow, FallbackView, FeaturePolicy
@@ -123,7 +123,7 @@ def going_on(policy: CanaryPolicy) -> dict[str, int]:
     }
 
 
-class Holding:
+class PolicyStore:
     """The one place that changes a share."""
 
     def __init__(
@@ -131,7 +131,7 @@ class Holding:
         settings: Settings,
         state: StateKeeper,
         evidence: Evidence,
-        ledger: Ledger,
+        ledger: CanaryPersistence,
         features: Mapping[str, Feature],
     ) -> None:
         self._settings = settings

@@ -16,10 +16,10 @@ from atlas_supervisor.canary.stats.comparison import (
     judgement_view,
     warnings_of,
 )
-from atlas_supervisor.canary.stats.decision import Judgement
+from atlas_supervisor.canary.stats.decision import Decision
 from atlas_supervisor.canary.stats.ramp import Feature, Rules, Stage, waits_for
 from atlas_supervisor.canary.stats.rollups import by_epoch
-from atlas_supervisor.canary.stats.sample_ratio import Ratios
+from atlas_supervisor.canary.stats.sample_ratio import SampleRatios
 from atlas_supervisor.model.canary import (
     CanaryReport,
     CanaryStats,
@@ -31,7 +31,7 @@ from atlas_supervisor.model.canary import (
 from atlas_supervisor.model.status import Suggestion
 
 
-class Glance(NamedTuple):
+class RecentStats(NamedTuple):
     """The last hour's numbers, and why those of a feature are not to be trusted."""
 
     minute: int
@@ -40,11 +40,11 @@ class Glance(NamedTuple):
     warnings: Mapping[str, list[str]]
 
 
-def glance(evidence: Evidence, minute: int) -> Glance:
+def glance(evidence: Evidence, minute: int) -> RecentStats:
     """Return the last hour's numbers."""
     tallies = evidence.last_hour(minute * 60)
     warnings = {name: warnings_of(both, evidence.ratios(name)) for name, both in tallies.items()}
-    return Glance(minute, canary_stats(tallies), warnings)
+    return RecentStats(minute, canary_stats(tallies), warnings)
 
 
 def feature_view(
@@ -84,7 +84,7 @@ def report(
     hours: int,
     epochs: list[EpochRow],
     counts: Iterable[CountsRow],
-    judged: Mapping[str, tuple[Judgement, Ratios]],
+    judged: Mapping[str, tuple[Decision, SampleRatios]],
 ) -> CanaryReport:
     """Return every feature over the last hours. It takes its time: to be run in a thread."""
     tallies = by_epoch(counts)

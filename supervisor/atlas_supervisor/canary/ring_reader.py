@@ -58,7 +58,7 @@ def ring_files(folder: Path) -> list[Path]:
         return []
 
 
-class Ring:
+class RingReader:
     """One process's ring, as the daemon sees it. Its calls read a file; they may block briefly.
 
     Every read raises RingRefusedError once the file can't be read or is cut short.
@@ -71,7 +71,7 @@ class Ring:
         self._same_boot = owner.boot_id == procfs.boot_id()
 
     @classmethod
-    def open(cls, path: Path) -> Ring:
+    def open(cls, path: Path) -> RingReader:
         """Open a ring; raises RingRefusedError for whatever is not a whole ring of this uid's."""
         # A FIFO must not make the daemon wait, and a link may lead anywhere.
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -250,7 +250,7 @@ def _pairs(words: list[int], hashes: list[int]) -> list[tuple[int, int]]:
 
 
 def _is_void(word: int) -> bool:
-    return word >> layout.KIND_SHIFT & 7 == layout.Kind.VOID
+    return word >> layout.KIND_SHIFT & 7 == layout.EventKind.VOID
 
 
 def _check(status: os.stat_result) -> None:

@@ -15,11 +15,11 @@ import structlog
 
 from atlas_supervisor.canary import errors
 from atlas_supervisor.canary import report as views
-from atlas_supervisor.canary.call_collector import Intake
+from atlas_supervisor.canary.call_collector import CallCollector
 from atlas_supervisor.canary.evidence import Evidence, Moment, Observe, unobserved
-from atlas_supervisor.canary.persistence import Ledger, kept_by, newest_epoch
-from atlas_supervisor.canary.policy import Holding, first_features, rules_of
-from atlas_supervisor.canary.report import Glance, suggestions
+from atlas_supervisor.canary.persistence import CanaryPersistence, kept_by, newest_epoch
+from atlas_supervisor.canary.policy import PolicyStore, first_features, rules_of
+from atlas_supervisor.canary.report import RecentStats, suggestions
 from atlas_supervisor.canary.stats.counts import Arm
 from atlas_supervisor.canary.stats.fallback import Fallback
 from atlas_supervisor.canary.stats.ramp import (
@@ -43,7 +43,7 @@ from atlas_supervisor.model.canary import (
     FallbackView,
     FeatureView,
 )
-from atlas_supervisor.model.idempotency_key import Key
+from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.status import Suggestion
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.state_keeper import StateKeeper
@@ -65,10 +65,10 @@ class FeatureCanaries:
         self,
         *,
         settings: Settings,
-        holding: Holding,
+        holding: PolicyStore,
         evidence: Evidence,
-        intake: Intake,
-        ledger: Ledger,
+        intake: CallCollector,
+        ledger: CanaryPersistence,
     ) -> None:
         self._settings = settings
         self._rules = rules_of(settings)
@@ -78,7 +78,7 @@ class FeatureCanaries:
         self._intake = intake
         self._ledger = ledger
         self._deciding = anyio.Lock()
-        self._glance: Glance | None = None
+        self._glance: RecentStats | None = None
         """What the last hour looked like when somebody asked last; None: not any more."""
 
     # What happens by itself.
@@ -172,7 +172,7 @@ class FeatureCanaries:
             return await self._asked(feature, following, actor, "set")
 
     async def ramp(
-        self, feature: str, action: str, actor: Actor, key: Key | None = None
+        self, feature: str, action: str, actor: Actor, key: IdempotencyKey | None = None
     ) -> FeatureView:
         """Do something to a feature's ramp. Raises RefusedError."""
         async with self._deciding:
@@ -199,7 +199,9 @@ class FeatureCanaries:
             await self._write(Moment.now())
         return self._feature_view(self._known(feature))
 
-    async def reset(self, feature: str | None, actor: Actor, key: Key | None = None) -> CanaryView:
+    async def reset(
+        self, feature: str | None, actor: Actor, key: IdempotencyKey | None = None
+    ) -> CanaryView:
         """Reset one feature to the settings; without one, the fallback. Raises RefusedError."""
         async with self._deciding:
             if feature is not None:
@@ -256,7 +258,7 @@ class FeatureCanaries:
             features=[self._feature_view(feature) for feature in self._holding.features.values()],
         )
 
-    def _last_hour(self) -> Glance:
+    def _last_hour(self) -> RecentStats:
         """Return the last hour's numbers; they are put together once in a look, or minute."""
         minute = int(Moment.now().unix / 60)
         if self._glance is None or self._glance.minute != minute:
@@ -322,15 +324,15 @@ async def open_canaries(
         evidence = Evidence(settings, kept._replace(progress={}), observe)
     folder = settings.state_dir / RINGS_DIRECTORY
     policy = state.state.canary
-    ledger = Ledger(database, settings, newest_epoch(kept, policy))
+    ledger = CanaryPersistence(database, settings, newest_epoch(kept, policy))
     ledger.make_up(policy, features, kept.progress)
     try:
         folder.mkdir(mode=_FOLDER_MODE, exist_ok=True)
-        intake = Intake(folder, await database.canary_rings())
+        intake = CallCollector(folder, await database.canary_rings())
         intake.tidy()
         canaries = FeatureCanaries(
             settings=settings,
-            holding=Holding(
+            holding=PolicyStore(
                 settings, state, evidence, ledger, first_features(settings, features, policy)
             ),
             evidence=evidence,

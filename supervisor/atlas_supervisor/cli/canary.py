@@ -12,7 +12,7 @@ import click
 
 from atlas_supervisor.cli.canary_report import report_view
 from atlas_supervisor.cli.canary_status import canaries, changed, restored
-from atlas_supervisor.cli.client import Answer, Record, mapping, objects
+from atlas_supervisor.cli.client import ApiResponse, Record, mapping, objects
 from atlas_supervisor.cli.errors import FailedError
 from atlas_supervisor.cli.session import Session, Verbs, View, verb
 
@@ -167,7 +167,7 @@ def _known(data: Record, feature: str) -> None:
         raise FailedError(f"There is no feature {feature!r}.", f"CANARY_FEATURES lists: {listed}")
 
 
-def _report(session: Session, answer: Answer, view: View, *fields: str) -> None:
+def _report(session: Session, answer: ApiResponse, view: View, *fields: str) -> None:
     """Show the answer; a daemon without canaries takes our paths for a deploy's, or for nothing."""
     code = mapping(answer.data.get("error")).get("code")
     if answer.status == 404 and code != "unknown_feature" and not session.json:

@@ -50,7 +50,7 @@ def objects(value: object) -> list[Record]:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ApiResponse:
     """What the daemon said: the status, the body as it came, and what it holds."""
 
     status: int
@@ -63,7 +63,7 @@ class Answer:
         return 200 <= self.status < 300
 
 
-class Daemon:
+class DaemonClient:
     """A connection to one daemon. Raises `NoDaemonError` where nobody answers as one does."""
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -90,7 +90,7 @@ class Daemon:
             os.close(self._folder)
             self._folder = None
 
-    async def get(self, path: str, *, query: Mapping[str, str] | None = None) -> Answer:
+    async def get(self, path: str, *, query: Mapping[str, str] | None = None) -> ApiResponse:
         """Read from the daemon; a read that takes over 10 s counts as nobody there."""
         return await self._request("GET", path, query=query, patience=PATIENCE_SECONDS)
 
@@ -102,7 +102,7 @@ class Daemon:
         body: Record | None = None,
         patience: float | None = PATIENCE_SECONDS,
         key: str | None = None,
-    ) -> Answer:
+    ) -> ApiResponse:
         """Ask for a change. `patience` is in seconds; None waits for as long as it takes.
 
         With a `key`, under which the daemon does it only once, it is asked once more where the
@@ -120,7 +120,7 @@ class Daemon:
         )
         return await (ask() if key is None else self._ask_insistently(ask))
 
-    async def put(self, path: str, *, body: Record) -> Answer:
+    async def put(self, path: str, *, body: Record) -> ApiResponse:
         """Ask for something to be so; within 10 s, and once more if the connection broke.
 
         Done twice it comes to the same, so it needs no key.
@@ -128,14 +128,14 @@ class Daemon:
         ask = partial(self._request, "PUT", path, patience=PATIENCE_SECONDS, body=body)
         return await self._ask_insistently(ask)
 
-    async def _ask_insistently(self, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def _ask_insistently(self, ask: Callable[[], Awaitable[ApiResponse]]) -> ApiResponse:
         """Ask, and once more where the connection broke before the answer."""
         try:
             return await ask()
         except BrokenError:
             return await self._ask_again(ask)
 
-    async def _ask_again(self, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def _ask_again(self, ask: Callable[[], Awaitable[ApiResponse]]) -> ApiResponse:
         """Ask once more, when there is a daemon that takes it; it may be just restarting."""
         deadline = time.monotonic() + RESTART_SECONDS
         while True:
@@ -207,7 +207,7 @@ class Daemon:
         query: Mapping[str, str] | None = None,
         body: Record | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> Answer:
+    ) -> ApiResponse:
         with self._explained(method, patience):
             async with self._session().request(
                 method,
@@ -242,7 +242,7 @@ class Daemon:
                 _unsure(method),
             ) from error
 
-    def _answer(self, response: aiohttp.ClientResponse, body: bytes) -> Answer:
+    def _answer(self, response: aiohttp.ClientResponse, body: bytes) -> ApiResponse:
         try:
             data = json.loads(body)
         except (ValueError, RecursionError):
@@ -253,9 +253,9 @@ class Daemon:
                 f"something else answers there (HTTP {response.status}, {kind}, not an object of "
                 "the API)"
             )
-        return Answer(response.status, body, data)
+        return ApiResponse(response.status, body, data)
 
-    def _refusal(self, response: aiohttp.ClientResponse, body: bytes) -> Answer | None:
+    def _refusal(self, response: aiohttp.ClientResponse, body: bytes) -> ApiResponse | None:
         try:
             answer = self._answer(response, body)
         except NoDaemonError:
@@ -277,7 +277,7 @@ class Daemon:
         return NoDaemonError(f"No daemon at {self.endpoint}: {why}.", hint)
 
 
-def _stops(answer: Answer) -> bool:
+def _stops(answer: ApiResponse) -> bool:
     """Tell whether the daemon is on its way out, and can't tell what came of an earlier request."""
     error = answer.data.get("error")
     return not answer.ok and isinstance(error, dict) and error.get("code") == "stopping"

@@ -26,7 +26,7 @@ _ROOT = Path(__file__).resolve().parents[3]
 
 
 @dataclass
-class Given:
+class ConnectionOptions:
     """What the caller said about the daemon, before the verb or after it."""
 
     env_file: Path | None = None
@@ -47,7 +47,7 @@ class Endpoint:
         return self.base if self.socket is None else str(self.socket)
 
 
-def find_endpoint(given: Given) -> Endpoint:
+def find_endpoint(given: ConnectionOptions) -> Endpoint:
     """Return where the daemon should be; raises `click.UsageError` if that can't be told."""
     if given.url is None:
         if given.token_file is not None:
@@ -58,7 +58,7 @@ def find_endpoint(given: Given) -> Endpoint:
     return Endpoint(base=_base(given.url), token=_token(given))
 
 
-def _state_dir(given: Given) -> Path:
+def _state_dir(given: ConnectionOptions) -> Path:
     env_file = _env_file(given)
     try:
         settings = dotenv_values(env_file, interpolate=False, encoding="utf-8")
@@ -68,7 +68,7 @@ def _state_dir(given: Given) -> Path:
     return env_file.absolute().parent.resolve() / chosen
 
 
-def _env_file(given: Given) -> Path:
+def _env_file(given: ConnectionOptions) -> Path:
     if given.env_file is not None:
         return given.env_file
     if named := os.environ.get(ENV_ENV_FILE):
@@ -98,7 +98,7 @@ def _base(given: str) -> str:
     return str(url).rstrip("/")
 
 
-def _token(given: Given) -> str | None:
+def _token(given: ConnectionOptions) -> str | None:
     source, token = ENV_TOKEN, os.environ.get(ENV_TOKEN, "")
     if given.token_file is not None:
         source = str(given.token_file)

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from atlas_supervisor.cli import client
-from atlas_supervisor.cli.client import SERVER_ERROR, Daemon, Record
+from atlas_supervisor.cli.client import SERVER_ERROR, DaemonClient, Record
 from atlas_supervisor.cli.errors import FailedError, NoDaemonError, NoStreamError
 from atlas_supervisor.cli.render_deploy import settled
 from atlas_supervisor.cli.session import Session, refusal
@@ -61,7 +61,7 @@ async def follow(
 
 
 async def events(
-    daemon: Daemon, deploy_id: str | None = None
+    daemon: DaemonClient, deploy_id: str | None = None
 ) -> AsyncGenerator[ServerEvent | None, None]:
     """Yield each event of a deploy, or of all, and never end; None where one should look oneself.
 

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from atlas_supervisor.cli.client import Answer, Record
+from atlas_supervisor.cli.client import ApiResponse, Record
 from atlas_supervisor.cli.errors import FailedError
 from atlas_supervisor.cli.session import Session, verb
 from atlas_supervisor.cli.terminal import BAD, EVENT, NOTE, OK, Screen, safe, spaced
@@ -50,7 +50,7 @@ async def health(session: Session) -> None:
     raise click.exceptions.Exit(FailedError.exit_code)
 
 
-def _is_unhealthy(answer: Answer) -> bool:
+def _is_unhealthy(answer: ApiResponse) -> bool:
     return not answer.ok and isinstance(answer.data.get("checks"), dict)
 
 

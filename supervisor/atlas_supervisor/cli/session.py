@@ -17,8 +17,8 @@ import click
 from click.core import ParameterSource
 from rich.console import RenderableType
 
-from atlas_supervisor.cli.client import Answer, Daemon, Record
-from atlas_supervisor.cli.endpoint import ENV_ENV_FILE, ENV_TOKEN, Given, find_endpoint
+from atlas_supervisor.cli.client import ApiResponse, DaemonClient, Record
+from atlas_supervisor.cli.endpoint import ENV_ENV_FILE, ENV_TOKEN, ConnectionOptions, find_endpoint
 from atlas_supervisor.cli.errors import FailedError, InterruptedByUserError, NoDaemonError
 from atlas_supervisor.cli.terminal import Screen, write_json
 
@@ -31,13 +31,13 @@ View = Callable[[Record], RenderableType]
 class Session:
     """One call of the client: whom it talks to, and how it shows what comes back."""
 
-    daemon: Daemon
+    daemon: DaemonClient
     screen: Screen
     json: bool
     parting: str = "Interrupted."
     """What Ctrl-C leaves behind, in words; a verb that starts something says what goes on."""
 
-    def expect(self, answer: Answer, *fields: str) -> Record:
+    def expect(self, answer: ApiResponse, *fields: str) -> Record:
         """Return the answer's object if the daemon did what was asked; else raise its refusal.
 
         Raises `NoDaemonError` where `fields` are missing: then it is no daemon of ours.
@@ -51,14 +51,14 @@ class Session:
             )
         return answer.data
 
-    def report(self, answer: Answer, view: View, *fields: str) -> None:
+    def report(self, answer: ApiResponse, view: View, *fields: str) -> None:
         """Show the answer, for people by `view`; a refusal ends the call with exit 1."""
         if self.json:
             self.report_json(answer, *fields)
         else:
             self.screen.print(view(self.expect(answer, *fields)))
 
-    def report_json(self, answer: Answer, *fields: str) -> None:
+    def report_json(self, answer: ApiResponse, *fields: str) -> None:
         """Write the answer as it came; a refusal ends the call with exit 1, without a word."""
         if answer.ok:
             self.expect(answer, *fields)
@@ -67,7 +67,7 @@ class Session:
             raise click.exceptions.Exit(FailedError.exit_code)
 
 
-def refusal(answer: Answer) -> FailedError:
+def refusal(answer: ApiResponse) -> FailedError:
     """Return the error that the daemon's answer holds, with its hint."""
     error = answer.data.get("error")
     if not isinstance(error, dict):
@@ -82,8 +82,8 @@ def verb(body: Callable[Concatenate[Session, P], Awaitable[None]]) -> click.Comm
 
     @functools.wraps(body)
     def command(*args: P.args, **kwargs: P.kwargs) -> None:
-        given = click.get_current_context().ensure_object(Given)
-        session = Session(Daemon(find_endpoint(given)), Screen(), given.json)
+        given = click.get_current_context().ensure_object(ConnectionOptions)
+        session = Session(DaemonClient(find_endpoint(given)), Screen(), given.json)
 
         async def conduct() -> None:
             async with session.daemon:
@@ -138,6 +138,6 @@ def _option(name: str, **attributes: Any) -> click.Option:
 
 def _remember(context: click.Context, parameter: click.Parameter, value: Any) -> None:
     """Keep what was said; the group and the verb share one object, and the later word wins."""
-    given = context.ensure_object(Given)
+    given = context.ensure_object(ConnectionOptions)
     if parameter.name and context.get_parameter_source(parameter.name) != ParameterSource.DEFAULT:
         setattr(given, parameter.name, value)

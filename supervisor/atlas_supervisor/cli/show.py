@@ -43,7 +43,7 @@ async def tell(session: Session, deploy_id: str) -> Record:
     """
     session.parting = f"The deploy goes on; `atlasctl show -f {deploy_id}` watches it again."
     record: Record = {}
-    teller = Teller(session.screen)
+    teller = RecordPrinter(session.screen)
     with session.screen.waiting(lambda: doing(record), lambda: already(record)):
         async with aclosing(follow(session, deploy_id, ended)) as records:
             async for record in records:
@@ -70,7 +70,7 @@ def already(record: Record) -> float:
     return 0.0 if began is None else max(0.0, (datetime.now(UTC) - began).total_seconds())
 
 
-class Teller:
+class RecordPrinter:
     """Prints of each record what the ones before did not have."""
 
     def __init__(self, screen: Screen) -> None:

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Any
 
 from atlas_supervisor.config.settings import FIELD_OF_KEY, Settings
-from atlas_supervisor.model.socket_passing import HandOver
+from atlas_supervisor.model.socket_passing import SocketPassing
 
 _SECRET_KEY = re.compile(r"(?i)(?:TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|API_?KEY)$")
 _USERINFO = re.compile(r"(?<=://)[^/?#\s]*@")
@@ -103,7 +103,7 @@ def _warnings(settings: Settings) -> Iterator[str]:
     key = settings.control_tls_key
     if key and key.stat().st_mode & 0o007:
         yield f"CONTROL_TLS_KEY={key} is open to every user of this machine; chmod o= it"
-    if settings.hand_over is HandOver.FD and settings.public_port == 0:
+    if settings.hand_over is SocketPassing.FD and settings.public_port == 0:
         yield "WORKER_COMMAND takes {fd}, the public socket, and PUBLIC_PORT=0 leaves none"
     if settings.llm_api_key_file and settings.llm_url.startswith("http://"):
         yield "LLM_URL is http://: the key in LLM_API_KEY_FILE goes over the network in the clear"

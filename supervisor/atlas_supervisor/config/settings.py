@@ -37,7 +37,7 @@ from atlas_supervisor.config.fields import (
     Text,
 )
 from atlas_supervisor.model.deploy import Mode
-from atlas_supervisor.model.socket_passing import HandOver
+from atlas_supervisor.model.socket_passing import SocketPassing
 
 DEFAULT_TOKEN_FILE = "control.token"  # noqa: S105 - the name of a file
 DEFAULT_SMOKE_FILE = Path("smoke.toml")
@@ -129,19 +129,19 @@ class Settings(BaseModel):
         return {**data, "control_token_file": state_dir / DEFAULT_TOKEN_FILE}
 
     @property
-    def hand_over(self) -> HandOver:
+    def hand_over(self) -> SocketPassing:
         """How workers get their socket, as the placeholders in their command say."""
         command = " ".join(self.worker_command)
         if "{port}" in command:
-            return HandOver.PORT
-        return HandOver.FD if "{fd}" in command else HandOver.ACTIVATION
+            return SocketPassing.PORT
+        return SocketPassing.FD if "{fd}" in command else SocketPassing.ACTIVATION
 
     def worker_argv(self, *, slot: str, port: int, fd: int | None = None) -> list[str]:
         """Return the worker's command with `{slot}`, `{port}` and `{fd}` filled in.
 
         Raises ValueError if the command asks for a descriptor and `fd` is None.
         """
-        if fd is None and self.hand_over is HandOver.FD:
+        if fd is None and self.hand_over is SocketPassing.FD:
             raise ValueError("WORKER_COMMAND has {fd} in it, and no descriptor was given")
         values = {"{slot}": slot, "{port}": str(port), "{fd}": str(fd)}
         argv = list(self.worker_command)

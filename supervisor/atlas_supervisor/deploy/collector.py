@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from atlas_supervisor.deploy.event_hub import Events
-from atlas_supervisor.deploy.status import DeployKnowledge
+from atlas_supervisor.deploy.event_hub import EventHub
+from atlas_supervisor.deploy.status import DeployQueries
 from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.model.deploy import Mode
-from atlas_supervisor.model.drain import DepartingView
+from atlas_supervisor.model.drain import DrainingView
 from atlas_supervisor.model.slot import Role, SlotName, SlotState, SlotView
 from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.model.status import Status
@@ -25,13 +25,13 @@ from atlas_supervisor.telemetry.metrics import Metrics
 from atlas_supervisor.telemetry.metrics.exposition import Exposition
 from atlas_supervisor.telemetry.metrics.machine import Running, WorkerUsage
 from atlas_supervisor.traffic import Plane
-from atlas_supervisor.traffic.plane import Relayed
+from atlas_supervisor.traffic.plane import RelayTraffic
 
 _SERVING = frozenset({SlotState.RUNNING, SlotState.WARM})
 
 
 @dataclass(frozen=True)
-class Sight:
+class Snapshot:
     """What is looked at: the status, and the little that it does not show."""
 
     status: Status
@@ -40,12 +40,12 @@ class Sight:
     """Whether an active worker takes traffic."""
     queued: Mapping[SlotName, int]
     """Connections that wait to be accepted."""
-    relayed: Mapping[str, Relayed]
+    relayed: Mapping[str, RelayTraffic]
     listeners: int
     """Who follows `GET /deploy/events`."""
 
 
-def gauges(sight: Sight) -> Iterator[Metric]:
+def gauges(sight: Snapshot) -> Iterator[Metric]:
     """Yield everything as it stands now."""
     yield from _deploys(sight)
     yield from _slots(sight.status.slots)
@@ -55,7 +55,7 @@ def gauges(sight: Sight) -> Iterator[Metric]:
     yield from _canaries(sight.state)
 
 
-def _deploys(sight: Sight) -> Iterator[Metric]:
+def _deploys(sight: Snapshot) -> Iterator[Metric]:
     status, state = sight.status, sight.state
     modes: dict[tuple[str, ...], float] = {(mode,): mode is status.mode for mode in Mode}
     yield _gauge(
@@ -128,7 +128,7 @@ def _workers(slots: Iterable[SlotView]) -> Iterator[Metric]:
     )
 
 
-def _draining(draining: Iterable[DepartingView]) -> Iterator[Metric]:
+def _draining(draining: Iterable[DrainingView]) -> Iterator[Metric]:
     instances: dict[tuple[str, ...], float] = {(slot.value,): 0 for slot in SlotName}
     connections = dict(instances)
     for view in draining:
@@ -148,13 +148,13 @@ def _draining(draining: Iterable[DepartingView]) -> Iterator[Metric]:
     )
 
 
-def _left_of(view: DepartingView) -> int:
+def _left_of(view: DrainingView) -> int:
     if view.left is not None:
         return sum(count for _, count in view.left)
     return view.connections or 0
 
 
-def _traffic(sight: Sight) -> Iterator[Metric]:
+def _traffic(sight: Snapshot) -> Iterator[Metric]:
     traffic = sight.status.traffic
     yield _gauge(
         "atlas_traffic_weight_ratio",
@@ -192,7 +192,7 @@ def _canaries(state: DeployState) -> Iterator[Metric]:
     )
 
 
-def _relay(relayed: Mapping[str, Relayed]) -> Iterator[Metric]:
+def _relay(relayed: Mapping[str, RelayTraffic]) -> Iterator[Metric]:
     yield _gauge(
         "atlas_relay_open_connections",
         "Connections that the daemon relays now.",
@@ -228,16 +228,16 @@ def _gauge(name: str, text: str, values: Mapping[tuple[str, ...], float], *label
     return family
 
 
-class Lookout:
+class GaugeCollector:
     """Sees everything that is so at a moment, from memory."""
 
     def __init__(
         self,
         *,
-        knowledge: DeployKnowledge,
+        knowledge: DeployQueries,
         switch: Switch,
         plane: Plane,
-        events: Events,
+        events: EventHub,
         state: StateKeeper,
     ) -> None:
         self._knowledge = knowledge
@@ -253,7 +253,7 @@ class Lookout:
 
     def _look(self) -> Iterator[Metric]:
         return gauges(
-            Sight(
+            Snapshot(
                 status=self._knowledge.status(),
                 state=self._state.state,
                 ready=self._knowledge.ready(),

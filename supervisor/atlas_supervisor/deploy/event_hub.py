@@ -16,7 +16,7 @@ from typing import Protocol
 import anyio
 import structlog
 
-from atlas_supervisor.model.event import Announcement, DeployEvent
+from atlas_supervisor.model.event import DeployEvent, PublishedEvent
 
 log = structlog.get_logger(__name__)
 
@@ -29,7 +29,7 @@ _WOKEN_AT_ONCE = 2
 _WAKE_AGAIN_SECONDS = 0.001
 
 
-class Journal(Protocol):
+class EventJournal(Protocol):
     """Where events are kept. Reading raises AtlasError."""
 
     async def newest_transition(self) -> int:
@@ -40,21 +40,21 @@ class Journal(Protocol):
 
     async def transitions_after(
         self, transition_id: int, *, deploy_id: str | None, limit: int
-    ) -> list[Announcement]:
+    ) -> list[PublishedEvent]:
         """Return the first events after the id, of one deploy or of all, in order."""
 
 
-class Events:
+class EventHub:
     """The one place where events are told. To be used in the event loop's thread only."""
 
     def __init__(
-        self, journal: Journal, count: Callable[[Announcement], None] = lambda _told: None
+        self, journal: EventJournal, count: Callable[[PublishedEvent], None] = lambda _told: None
     ) -> None:
         self._journal = journal
         self._count = count
         """Told each event once, before any listener."""
         self._listeners: set[_Queue] = set()
-        self._unwritten: deque[Announcement] = deque(maxlen=_UNWRITTEN_KEPT)
+        self._unwritten: deque[PublishedEvent] = deque(maxlen=_UNWRITTEN_KEPT)
         self._reading = anyio.Lock()
         """One reads the journal at a time: many who come at once are not to delay a deploy."""
         self._closed = False
@@ -62,7 +62,7 @@ class Events:
         """Those who have got an event and are to be woken for it."""
         self._waking = False
 
-    def tell(self, announcement: Announcement, journal_id: int | None) -> None:
+    def tell(self, announcement: PublishedEvent, journal_id: int | None) -> None:
         """Tell everybody, with the id that the journal gave it; None: it could not be written.
 
         To be called without a pause after the journal was written, so that ids are told in order.
@@ -107,12 +107,12 @@ class Events:
         events = [each.event for each in self._unwritten]
         return [event for event in events if event.deploy_id == deploy_id]
 
-    async def feed(self, *, after: int | None, deploy_id: str | None) -> Feed:
+    async def feed(self, *, after: int | None, deploy_id: str | None) -> Subscription:
         """Return what happens from now on; before it, what the journal has after an id.
 
         0 stands before the first id. Raises AtlasError if the journal can't be read.
         """
-        feed = Feed(self, deploy_id)
+        feed = Subscription(self, deploy_id)
         try:
             await feed.open(after)
         except BaseException:
@@ -154,7 +154,7 @@ class Events:
         async with self._reading:
             return await self._journal.knows_transition(transition_id)
 
-    async def page(self, transition_id: int, deploy_id: str | None) -> list[Announcement]:
+    async def page(self, transition_id: int, deploy_id: str | None) -> list[PublishedEvent]:
         """Return the next events after an id; fewer than `_PAGE`: these are the last."""
         async with self._reading:
             return await self._journal.transitions_after(
@@ -162,14 +162,14 @@ class Events:
             )
 
 
-class Feed:
+class Subscription:
     """What one listener gets: first from the journal, if asked for, then as it happens."""
 
-    def __init__(self, events: Events, deploy_id: str | None) -> None:
+    def __init__(self, events: EventHub, deploy_id: str | None) -> None:
         self._events = events
         self._deploy_id = deploy_id
         self._queue = events.listen(deploy_id, unwritten=False)
-        self._page: deque[Announcement] = deque()
+        self._page: deque[PublishedEvent] = deque()
         self._replaying = False
         self._closed = False
         self._known = 0
@@ -191,7 +191,7 @@ class Feed:
             )
         self.resumes_at = self._known = await self._events.newest()
 
-    async def next(self) -> Announcement | None:
+    async def next(self) -> PublishedEvent | None:
         """Wait for the next event; None: there is no more. Raises AtlasError."""
         while not self._closed:
             if self._page:
@@ -206,7 +206,7 @@ class Feed:
                 return told
         return None
 
-    def ready(self) -> Announcement | None:
+    def ready(self) -> PublishedEvent | None:
         """Take the next event if it is there already."""
         if self._closed or self._replaying:
             return None
@@ -217,7 +217,7 @@ class Feed:
                 return told
         return None
 
-    def _is_new(self, told: Announcement) -> bool:
+    def _is_new(self, told: PublishedEvent) -> bool:
         return told.journal_id is None or told.journal_id > self._known
 
     async def _read_page(self) -> None:
@@ -243,12 +243,12 @@ class _Queue:
 
     def __init__(self, deploy_id: str | None) -> None:
         self._deploy_id = deploy_id
-        self._waiting: deque[Announcement] = deque()
+        self._waiting: deque[PublishedEvent] = deque()
         self._bytes = 0
         self._over = False
         self._news = anyio.Event()
 
-    def offer(self, told: Announcement) -> bool:
+    def offer(self, told: PublishedEvent) -> bool:
         """Add an event, and tell whether who reads is to be woken for it.
 
         If there is no room for it, drop all and end.
@@ -268,7 +268,7 @@ class _Queue:
         """Let who reads see that there is something."""
         self._news.set()
 
-    def ready(self) -> Announcement | None:
+    def ready(self) -> PublishedEvent | None:
         """Take the next event if it is there already."""
         if not self._waiting:
             return None
@@ -276,7 +276,7 @@ class _Queue:
         self._bytes -= len(told.data)
         return told
 
-    async def next(self) -> Announcement | None:
+    async def next(self) -> PublishedEvent | None:
         """Wait for an event and take it; None: there is no more."""
         while (told := self.ready()) is None:
             if self._over:

@@ -11,14 +11,14 @@ import structlog
 
 from atlas_supervisor.config import Settings
 from atlas_supervisor.config.smoke_file import SmokePlan, load_smoke_file
-from atlas_supervisor.deploy.effects import Finding
-from atlas_supervisor.deploy.event_hub import Events
+from atlas_supervisor.deploy.effects import StepOutcome
+from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.errors import SettingsError
 from atlas_supervisor.health.worker_report import complaint
 from atlas_supervisor.model.actor import SUPERVISOR
 from atlas_supervisor.model.deploy import DeployRecord, Mode
-from atlas_supervisor.model.event import Announcement, DeployEvent
+from atlas_supervisor.model.event import DeployEvent, PublishedEvent
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.verdict import Verdict
@@ -40,7 +40,7 @@ _SMALLEST_GUARD_INTERVAL_SECONDS = 0.5
 _ALONE_POLL_SECONDS = 0.05
 
 
-class Activities:
+class Executor:
     """Performs the effects. One for the daemon's life: deploys come one after the other."""
 
     def __init__(
@@ -51,7 +51,7 @@ class Activities:
         plane: Plane,
         prober: HttpProber,
         database: Database,
-        events: Events,
+        events: EventHub,
         state: StateKeeper,
         make_room: Callable[[], Awaitable[None]],
         let_go: Callable[[SlotName], Awaitable[None]],
@@ -77,17 +77,17 @@ class Activities:
         """Return the active and the staging port as they are now."""
         return self._switch.ports()
 
-    async def preflight(self, release: Release) -> Finding:
+    async def preflight(self, release: Release) -> StepOutcome:
         """Check the release, the smoke file and the ports, and free the staging slot."""
         watch = Stopwatch()
         if not release.path.is_dir():
-            return Finding(ok=False, message=f"the release's folder {release.path} is gone")
+            return StepOutcome(ok=False, message=f"the release's folder {release.path} is gone")
         try:
             await self._smoke_plan()
         except SettingsError as error:
-            return Finding(ok=False, message=str(error))
+            return StepOutcome(ok=False, message=str(error))
         if strangers := await anyio.to_thread.run_sync(self._plane.strangers):
-            return Finding(
+            return StepOutcome(
                 ok=False,
                 message=f"somebody else takes our connections: {'; '.join(strangers)}",
                 detail={"strangers": strangers},
@@ -97,7 +97,7 @@ class Activities:
         await self._let_go(staging.name)
         if staging.instance is not None:  # left behind by a step that failed
             await staging.stop()
-        return Finding(
+        return StepOutcome(
             ok=True,
             message=f"version {release.version} can be launched on {self._switch.staging.name}",
             detail={"version": release.version, "waited_ms": watch.milliseconds},
@@ -108,20 +108,20 @@ class Activities:
             return SmokePlan()
         return await anyio.to_thread.run_sync(load_smoke_file, self._settings.smoke_file)
 
-    async def launch(self, release: Release) -> Finding:
+    async def launch(self, release: Release) -> StepOutcome:
         """Start the release on staging; a failure carries the last lines that it printed."""
         try:
             detail = await self._switch.staging.start(release)
         except LaunchError as error:
-            return Finding(ok=False, message=str(error), detail=error.detail)
-        return Finding(ok=True, message=detail["message"], detail=detail)
+            return StepOutcome(ok=False, message=str(error), detail=error.detail)
+        return StepOutcome(ok=True, message=detail["message"], detail=detail)
 
-    async def smoke(self, deploy_id: str) -> Finding:
+    async def smoke(self, deploy_id: str) -> StepOutcome:
         """Run every smoke test against staging's own port."""
         plan = await self._smoke_plan()
         slot, instance = self._switch.staging, self._switch.staging.instance
         if instance is None:
-            return Finding(ok=False, message="staging is gone", staging_died=True)
+            return StepOutcome(ok=False, message="staging is gone", staging_died=True)
         checks = await run_smoke(
             plan,
             base_url=f"http://127.0.0.1:{slot.port}",
@@ -140,11 +140,11 @@ class Activities:
         if failed:
             names = ", ".join(f"{check.name!r}: {check.message}" for check in failed)
             message = f"{len(failed)} of {len(checks)} smoke tests failed: {names}"
-            return Finding(False, message, {**detail, "output": slot.log.last_lines()})
+            return StepOutcome(False, message, {**detail, "output": slot.log.last_lines()})
         message = f"{len(checks)} smoke tests passed" if checks else "there are no smoke tests"
-        return Finding(ok=True, message=message, detail=detail)
+        return StepOutcome(ok=True, message=message, detail=detail)
 
-    async def health(self) -> Finding:
+    async def health(self) -> StepOutcome:
         """Probe staging; every one of the probes must pass, and complain of nothing itself."""
         slot, settings = self._switch.staging, self._settings
         gate = await health_gate(
@@ -159,10 +159,10 @@ class Activities:
         )
         detail = {"probes": [probe.model_dump(mode="json") for probe in gate.probes]}
         if gate.verdict is Verdict.PASS:
-            return Finding(ok=True, message=gate.message, detail=detail)
-        return Finding(False, gate.message, {**detail, "output": slot.log.last_lines()})
+            return StepOutcome(ok=True, message=gate.message, detail=detail)
+        return StepOutcome(False, gate.message, {**detail, "output": slot.log.last_lines()})
 
-    async def flip(self, release: Release, *, rollback: bool) -> Finding:
+    async def flip(self, release: Release, *, rollback: bool) -> StepOutcome:
         """Switch to staging and remember which version has the traffic now."""
         finding = await self._switch.flip()
         if finding.ok:
@@ -171,11 +171,11 @@ class Activities:
             await self._remember(None if rollback else release)
         return finding
 
-    async def flip_back(self) -> Finding:
+    async def flip_back(self) -> StepOutcome:
         """Switch back to the warm version, and hand it what a dead one had queued."""
         finding = await self._switch.flip()
         if not finding.ok:
-            return Finding(False, finding.message, finding.detail)  # it is no staging that died
+            return StepOutcome(False, finding.message, finding.detail)  # it is no staging that died
         if _given_up(self._switch.staging):
             self._rescue()
         back = self._switch.active.instance
@@ -218,14 +218,16 @@ class Activities:
             return 0.0
         return self._settings.keep_warm_seconds
 
-    async def watch(self) -> Finding:
+    async def watch(self) -> StepOutcome:
         """Probe the new version for the guard time; too many failures in a row fail it."""
         await self._let_go(self._switch.staging.name)
         settings, slot = self._settings, self._switch.active
         seconds = min(settings.guard_seconds, self._warm_seconds)
         if seconds <= 0:
             why = "GUARD_SECONDS is 0" if not settings.guard_seconds else "no version is kept warm"
-            return Finding(ok=True, message=f"not guarded: {why}", detail={"guarded_seconds": 0})
+            return StepOutcome(
+                ok=True, message=f"not guarded: {why}", detail={"guarded_seconds": 0}
+            )
         interval = max(settings.health_interval_seconds, _SMALLEST_GUARD_INTERVAL_SECONDS)
         failures = probes = 0
         while (left := seconds - self._warm_since.seconds) > 0:
@@ -239,7 +241,7 @@ class Activities:
             probes += 1
             failures = failures + 1 if result.verdict is Verdict.FAIL else 0
             if failures >= settings.liveness_failures:
-                return Finding(
+                return StepOutcome(
                     ok=False,
                     message=f"the new version failed {failures} probes in a row: {result.message}",
                     detail={
@@ -248,13 +250,13 @@ class Activities:
                         "output": slot.log.last_lines(),
                     },
                 )
-        return Finding(
+        return StepOutcome(
             ok=True,
             message=f"{probes} probes in {seconds:g} s, no reason to revert",
             detail={"guarded_seconds": seconds, "probes": probes},
         )
 
-    async def keep_warm(self) -> Finding:
+    async def keep_warm(self) -> StepOutcome:
         """Wait for the rest of the warm time, or for the end of the warm instance.
 
         It does not end while the old version is the only one that lives.
@@ -266,9 +268,9 @@ class Activities:
                 await old.exited.wait()
         while self._switch.staging.serving and not self._switch.active.serving:  # noqa: ASYNC110  # several states, no one event
             await anyio.sleep(_ALONE_POLL_SECONDS)
-        return Finding(ok=True, message="the warm time is over")
+        return StepOutcome(ok=True, message="the warm time is over")
 
-    async def drain_staging(self, freed: Callable[[], None], known: dict[str, Any]) -> Finding:
+    async def drain_staging(self, freed: Callable[[], None], known: dict[str, Any]) -> StepOutcome:
         """Drain the instance without traffic, and pass on what is still queued for its slot."""
         slot, old = self._switch.staging, self._switch.staging.instance
         await self._let_go(slot.name)
@@ -280,7 +282,7 @@ class Activities:
             rescued = self._plane.rescued(slot.name)
             message = f"{slot.name} was dead; {rescued} of its connections were handed on"
             freed()
-            return Finding(ok=True, message=message, detail={"rescued": rescued})
+            return StepOutcome(ok=True, message=message, detail={"rescued": rescued})
 
         def leave() -> None:  # from here on the queues may be another instance's at any moment
             self._plane.vacate(slot.name, slot.name.other)
@@ -290,14 +292,14 @@ class Activities:
             detail = await slot.drain(leave)
         finally:
             known |= counts(old) if old else {}
-        return Finding(ok=True, message=detail["message"], detail=detail)
+        return StepOutcome(ok=True, message=detail["message"], detail=detail)
 
-    async def stop_staging(self) -> Finding:
+    async def stop_staging(self) -> StepOutcome:
         """End the instance that never had traffic."""
         slot = self._switch.staging
         await slot.stop()
         self._rescue()
-        return Finding(ok=True, message=f"{slot.name} is stopped")
+        return StepOutcome(ok=True, message=f"{slot.name} is stopped")
 
     async def fall_back_to_single(self, reason: str) -> None:
         """Take no more deploys until an operator resets it."""
@@ -347,7 +349,7 @@ class Activities:
             ts=event.ts,
         )
 
-    def tell(self, announcement: Announcement, journal_id: int | None) -> None:
+    def tell(self, announcement: PublishedEvent, journal_id: int | None) -> None:
         """Tell whoever listens; None: it could not be written, but it has happened."""
         self._events.tell(announcement, journal_id)
 

@@ -17,7 +17,7 @@ from atlas_supervisor.deploy.machine import Event
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.deploy import Result
-from atlas_supervisor.model.idempotency_key import Key
+from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.keys import KeyRow
 from atlas_supervisor.store.statements import StoreError
@@ -31,20 +31,22 @@ _ASKED = {
 }
 
 
-class Repeats:
+class IdempotentRequests:
     """Knows which keys were given before. To be asked while nothing else can begin."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def find(self, key: Key | None) -> KeyRow | None:
+    async def find(self, key: IdempotencyKey | None) -> KeyRow | None:
         """Return what came of this key, if it was given before; the key is told so.
 
         Raises RefusedError if it came with another request then.
         """
         return await self._database.find_key(key)
 
-    async def steer(self, run: DeployRun, event: Event, cause: str, key: Key | None) -> bool:
+    async def steer(
+        self, run: DeployRun, event: Event, cause: str, key: IdempotencyKey | None
+    ) -> bool:
         """Offer the event to the run, under the key; return whether it was taken."""
         if key is None:
             return run.offer(event, cause)
@@ -61,7 +63,7 @@ class Repeats:
         return False
 
     @asynccontextmanager
-    async def forgotten_if_refused(self, key: Key | None) -> AsyncIterator[None]:
+    async def forgotten_if_refused(self, key: IdempotencyKey | None) -> AsyncIterator[None]:
         """Forget the key if what is done inside comes out as a refusal."""
         try:
             yield
@@ -70,7 +72,7 @@ class Repeats:
                 await self._forget(key)
             raise
 
-    async def mode_set(self, key: Key | None) -> None:
+    async def mode_set(self, key: IdempotencyKey | None) -> None:
         """Remember the key of a mode that was set; without it, it would be set once more."""
         if key is None:
             return
@@ -79,7 +81,7 @@ class Repeats:
         except StoreError as error:
             log.error("key_not_remembered", why=str(error))
 
-    async def _forget(self, key: Key) -> None:
+    async def _forget(self, key: IdempotencyKey) -> None:
         try:
             await self._database.forget_key(key)
         except StoreError as error:

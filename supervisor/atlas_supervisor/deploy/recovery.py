@@ -13,7 +13,7 @@ import anyio
 import structlog
 
 from atlas_supervisor.config import Settings
-from atlas_supervisor.deploy.effects import World
+from atlas_supervisor.deploy.effects import Effects
 from atlas_supervisor.deploy.machine import TABLE, Effect, Event, Phase, Plan, step
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.errors import StartRefusedError
@@ -253,7 +253,7 @@ async def _end(
 
 
 async def resumed(
-    database: Database, waiting: UnfinishedDeploy, releases: Releases, world: World
+    database: Database, waiting: UnfinishedDeploy, releases: Releases, world: Effects
 ) -> DeployRun | None:
     """Return the waiting deploy, about to pass its gates once more; None: its release is gone."""
     plan = Plan(dry_run=False, auto_switch=False, rollback=waiting.rollback)

@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import structlog
 
-from atlas_supervisor.deploy.effects import Finding, World
+from atlas_supervisor.deploy.effects import Effects, StepOutcome
 from atlas_supervisor.deploy.machine import (
     AFTER_SWITCH,
     IN_PROGRESS,
@@ -30,7 +30,7 @@ from atlas_supervisor.deploy.machine import (
 )
 from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.model.deploy import DeployRecord, Result, Step
-from atlas_supervisor.model.event import Announcement, DeployEvent
+from atlas_supervisor.model.event import DeployEvent, PublishedEvent
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.system.clock import Stopwatch, now
 
@@ -52,7 +52,7 @@ class DeployRun:
     """One deploy, from its first transition to its last."""
 
     def __init__(
-        self, record: DeployRecord, plan: Plan, release: Release, world: World, phase: Phase
+        self, record: DeployRecord, plan: Plan, release: Release, world: Effects, phase: Phase
     ) -> None:
         self.record = record
         self.plan = plan
@@ -73,7 +73,7 @@ class DeployRun:
         """What the news came with, and what the activity knew that it cancelled."""
         self._owed: list[Callable[[], Awaitable[None]]] = []
         """What is to be written yet, in order: so the journal never says more than was done."""
-        self._unwritten: list[Announcement] = []
+        self._unwritten: list[PublishedEvent] = []
         """The transitions among them."""
 
     @property
@@ -165,9 +165,9 @@ class DeployRun:
         while not await self._write_owed():  # noqa: ASYNC110  # a disk tells nobody that it is well
             await anyio.sleep(_WRITE_AGAIN_SECONDS)
 
-    async def _outcome(self, effect: Effect) -> tuple[Event, Finding]:
+    async def _outcome(self, effect: Effect) -> tuple[Event, StepOutcome]:
         """Return what ended the phase: its activity, or news from outside."""
-        findings: list[Finding] = []
+        findings: list[StepOutcome] = []
 
         async def run() -> None:
             findings.append(await self._guarded(effect))
@@ -189,25 +189,25 @@ class DeployRun:
         harmless = event is Event.SUPERSEDED or (
             event is Event.SUPERVISOR_STOPPED and self.phase in AFTER_SWITCH
         )
-        return event, Finding(ok=harmless, message=cause, detail=known)
+        return event, StepOutcome(ok=harmless, message=cause, detail=known)
 
     def _forget_news(self) -> None:
         self._news, self._known = None, {}
         self._news_came = anyio.Event()
 
-    async def _guarded(self, effect: Effect) -> Finding:
+    async def _guarded(self, effect: Effect) -> StepOutcome:
         """Run the activity; a failing disk, or a bug of ours, is a failure of the phase."""
         if effect is Effect.FLIP and self._owed:
-            return Finding(ok=False, message="the intent to switch could not be written down")
+            return StepOutcome(ok=False, message="the intent to switch could not be written down")
         try:
             return await self._activity(effect)()
         except AtlasError as error:
-            return Finding(ok=False, message=str(error))
+            return StepOutcome(ok=False, message=str(error))
         except Exception as error:
             log.exception("deploy_activity_failed", phase=self.phase)
-            return Finding(ok=False, message=f"internal error: {type(error).__name__}: {error}")
+            return StepOutcome(ok=False, message=f"internal error: {type(error).__name__}: {error}")
 
-    def _activity(self, effect: Effect) -> Callable[[], Awaitable[Finding]]:
+    def _activity(self, effect: Effect) -> Callable[[], Awaitable[StepOutcome]]:
         world = self._world
         return {
             Effect.CHECK_PREFLIGHT: lambda: world.preflight(self.release),
@@ -224,7 +224,9 @@ class DeployRun:
             Effect.STOP_STAGING: world.stop_staging,
         }[effect]
 
-    async def _advance(self, event: Event, finding: Finding, duration_ms: float) -> Effect | None:
+    async def _advance(
+        self, event: Event, finding: StepOutcome, duration_ms: float
+    ) -> Effect | None:
         """Make the transition: journal, then side effects; return the next activity."""
         source, row = self.phase, step(self.plan, self.phase, event)
         ended_step = self._ended_step(finding, duration_ms)
@@ -250,7 +252,7 @@ class DeployRun:
         self._tell_change()
         return row.effects[-1] if row.effects else None
 
-    def _ended_step(self, finding: Finding, duration_ms: float) -> Step | None:
+    def _ended_step(self, finding: StepOutcome, duration_ms: float) -> Step | None:
         name = STEP_OF.get(self.phase)
         if name is None:
             return None
@@ -258,7 +260,7 @@ class DeployRun:
         return Step(name=name, ok=finding.ok, duration_ms=duration_ms, detail=detail)
 
     def _updated(
-        self, row: Row, event: Event, finding: Finding, ended_step: Step | None
+        self, row: Row, event: Event, finding: StepOutcome, ended_step: Step | None
     ) -> DeployRecord:
         """Return the record as it is after the transition."""
         record, changes = self.record, dict[str, object]()
@@ -298,7 +300,7 @@ class DeployRun:
         """Note what must be written of a transition: first itself, then what it brings about."""
         world, record = self._world, self.record
         reason = record.reason or cause
-        announcement = Announcement(
+        announcement = PublishedEvent(
             DeployEvent.of(
                 record,
                 ts=now(),
@@ -320,7 +322,7 @@ class DeployRun:
                 self.switch_failure = cause
                 self._owed.append(partial(world.audit, "switch", "failed", record, reason))
 
-    async def _journal(self, record: DeployRecord, announcement: Announcement) -> None:
+    async def _journal(self, record: DeployRecord, announcement: PublishedEvent) -> None:
         journal_id = await self._world.journal(record, announcement.event)
         self._world.tell(announcement, journal_id)  # at once, so that ids are told in order
         self._unwritten.remove(announcement)
@@ -346,6 +348,6 @@ class DeployRun:
             self._world.tell(announcement, None)
 
 
-async def _wait_for_operator() -> Finding:
+async def _wait_for_operator() -> StepOutcome:
     await anyio.sleep_forever()
     raise AssertionError  # pragma: no cover  # cancelled by the news that it waits for

@@ -19,17 +19,17 @@ from anyio.abc import TaskGroup
 
 from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy import errors
-from atlas_supervisor.deploy.event_hub import Events
-from atlas_supervisor.deploy.executor import Activities
-from atlas_supervisor.deploy.idempotency import Repeats
+from atlas_supervisor.deploy.event_hub import EventHub
+from atlas_supervisor.deploy.executor import Executor
+from atlas_supervisor.deploy.idempotency import IdempotentRequests
 from atlas_supervisor.deploy.machine import FIRST_EFFECT, FIRST_PHASE, Effect, Event, Phase, Plan
 from atlas_supervisor.deploy.runner import DeployRun
-from atlas_supervisor.deploy.status import Canaries, DeployKnowledge
+from atlas_supervisor.deploy.status import CanaryOverview, DeployQueries
 from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.model.actor import SUPERVISOR, Actor
 from atlas_supervisor.model.deploy import DeployRecord, Mode, Result
-from atlas_supervisor.model.event import BEGUN, Announcement, DeployEvent
-from atlas_supervisor.model.idempotency_key import Key
+from atlas_supervisor.model.event import BEGUN, DeployEvent, PublishedEvent
+from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.status import Status
 from atlas_supervisor.store.database import Database
@@ -70,8 +70,8 @@ async def write_down(
     plan: Plan,
     *,
     actor: Actor,
-    key: Key | None,
-    events: Events,
+    key: IdempotencyKey | None,
+    events: EventHub,
 ) -> None:
     """Write a new deploy down wherever it shows. Raises RefusedError; then it has not begun."""
     action = "rollback" if plan.rollback else "dry_run" if plan.dry_run else "deploy"
@@ -82,7 +82,7 @@ async def write_down(
             record, auto_switch=plan.auto_switch, rollback=plan.rollback, key=key, cause=cause
         )
         event = DeployEvent.of(record, ts=record.started_ts, source=None, event=BEGUN, cause=cause)
-        events.tell(Announcement(event, rollback=plan.rollback), journal_id)
+        events.tell(PublishedEvent(event, rollback=plan.rollback), journal_id)
         begun = True
         await database.audit(
             actor, action, "begun", subject=record.deploy_id, release=record.release
@@ -96,7 +96,7 @@ async def write_down(
 
 
 async def _end_unbegun(
-    database: Database, record: DeployRecord, why: str, key: Key | None, events: Events
+    database: Database, record: DeployRecord, why: str, key: IdempotencyKey | None, events: EventHub
 ) -> None:
     """Say of a deploy that was half written down that it never began."""
     ended = record.model_copy(
@@ -108,7 +108,7 @@ async def _end_unbegun(
         }
     )
     event = DeployEvent.of(ended, ts=now(), source=FIRST_PHASE, event=Event.FAILED, cause=why)
-    announcement = Announcement(event)
+    announcement = PublishedEvent(event)
     database.audit_soon(SUPERVISOR, "deploy", "failed", subject=record.deploy_id, reason=why)
     try:
         journal_id = await database.write_transition(
@@ -141,7 +141,7 @@ async def previous_release(database: Database, releases: Releases) -> Release:
 _HURRY_AGAIN_SECONDS = 0.1
 
 
-class DeployService(DeployKnowledge):
+class DeployService(DeployQueries):
     """Begins deploys and answers for them; there is one at a time."""
 
     def __init__(
@@ -150,12 +150,12 @@ class DeployService(DeployKnowledge):
         settings: Settings,
         switch: Switch,
         plane: Plane,
-        activities: Activities,
+        activities: Executor,
         releases: Releases,
         database: Database,
-        events: Events,
+        events: EventHub,
         state: StateKeeper,
-        canaries: Canaries,
+        canaries: CanaryOverview,
         health_score: Callable[[], int],
         tasks: TaskGroup,
     ) -> None:
@@ -172,13 +172,13 @@ class DeployService(DeployKnowledge):
         )
         self._activities = activities
         self._tasks = tasks
-        self._repeats = Repeats(database)
+        self._repeats = IdempotentRequests(database)
         self._beginning = anyio.Lock()
 
     # What can be asked for.
 
     async def deploy(
-        self, *, release: str | None, dry_run: bool, actor: Actor, key: Key | None = None
+        self, *, release: str | None, dry_run: bool, actor: Actor, key: IdempotencyKey | None = None
     ) -> DeployRecord:
         """Begin a deploy, and return its record as soon as it is durable."""
         async with self._beginning:
@@ -203,7 +203,7 @@ class DeployService(DeployKnowledge):
             raise errors.in_progress(current)
 
     async def _begin(
-        self, release: Release, plan: Plan, actor: Actor, key: Key | None
+        self, release: Release, plan: Plan, actor: Actor, key: IdempotencyKey | None
     ) -> DeployRun:
         """Write a new deploy down and let it run; to be called with `_beginning` held."""
         self._refuse_if_busy()
@@ -277,11 +277,11 @@ class DeployService(DeployKnowledge):
             raise errors.switch_failed(run)
         return run.record
 
-    async def switch(self, actor: Actor, key: Key | None = None) -> DeployRecord:
+    async def switch(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
         """Go ahead with the waiting deploy; returns once it has switched, or failed to."""
         return await self._tell_current(Event.SWITCH_REQUESTED, "switch", actor, key)
 
-    async def abort(self, actor: Actor, key: Key | None = None) -> DeployRecord:
+    async def abort(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
         """Give up the deploy in progress; returns once staging is stopped."""
         async with self._repeats.forgotten_if_refused(key):
             record = await self._tell_current(Event.ABORT_REQUESTED, "abort", actor, key)
@@ -290,7 +290,7 @@ class DeployService(DeployKnowledge):
         return record
 
     async def _tell_current(
-        self, event: Event, action: str, actor: Actor, key: Key | None
+        self, event: Event, action: str, actor: Actor, key: IdempotencyKey | None
     ) -> DeployRecord:
         if key is None:  # a disk that fails must not stand between an operator and an abort
             return await self._audited(await self._told(event, action, actor, key), action, actor)
@@ -309,7 +309,9 @@ class DeployService(DeployKnowledge):
         run = self._runs.get(before.deploy_id)
         return await (self._answer(run) if run else self._known(before.deploy_id))
 
-    async def _told(self, event: Event, action: str, actor: Actor, key: Key | None) -> DeployRun:
+    async def _told(
+        self, event: Event, action: str, actor: Actor, key: IdempotencyKey | None
+    ) -> DeployRun:
         """Return the deploy that has taken the event. Raises RefusedError if none does."""
         if self._stopping:
             raise errors.stopping()
@@ -328,7 +330,7 @@ class DeployService(DeployKnowledge):
             await database.audit_happened(actor, action, outcome, subject=subject)
         return record
 
-    async def rollback(self, actor: Actor, key: Key | None = None) -> DeployRecord:
+    async def rollback(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
         """Go back to the version before: at once if it is warm, else through the gates."""
         run = warm = None
         async with self._beginning:  # two at once are not to go back twice
@@ -344,7 +346,7 @@ class DeployService(DeployKnowledge):
                 return await self._audited(warm, "rollback", actor)
         return await (self.settled(run.record.deploy_id) if run else self._repeated(before))
 
-    async def _rolled_back_warm(self, actor: Actor, key: Key | None) -> DeployRun | None:
+    async def _rolled_back_warm(self, actor: Actor, key: IdempotencyKey | None) -> DeployRun | None:
         """Return the deploy that goes back to its warm version, if there is one."""
         if not self._switch.staging.serving:
             return None
@@ -354,7 +356,7 @@ class DeployService(DeployKnowledge):
                 return run
         return None
 
-    async def set_mode(self, mode: Mode, actor: Actor, key: Key | None = None) -> Status:
+    async def set_mode(self, mode: Mode, actor: Actor, key: IdempotencyKey | None = None) -> Status:
         """Set the mode durably."""
         async with self._beginning:  # not while a deploy is on its way past the check of it
             if await self._repeats.find(key) is None:

@@ -14,10 +14,10 @@ import anyio
 
 from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy import errors
-from atlas_supervisor.deploy.event_hub import Events
+from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.deploy.switch import Switch
-from atlas_supervisor.health.worker_checks import Subject
+from atlas_supervisor.health.worker_checks import ActiveWorker
 from atlas_supervisor.model.canary import CanaryStats
 from atlas_supervisor.model.deploy import DeployRecord, Mode
 from atlas_supervisor.model.event import EventFeed, Transition, as_transition
@@ -69,7 +69,7 @@ def suggestions(settings: Settings, state: DeployState, active: Slot) -> list[Su
     return found
 
 
-class Canaries(Protocol):
+class CanaryOverview(Protocol):
     """What the status shows of feature canaries, from memory."""
 
     def stats(self) -> CanaryStats:
@@ -88,7 +88,7 @@ def overview(
     health_score: int,
     last_deploy: DeployRecord | None,
     in_progress: bool,
-    canaries: Canaries,
+    canaries: CanaryOverview,
 ) -> Status:
     """Return everything at a glance, from memory."""
     active, staging = switch.active, switch.staging
@@ -112,16 +112,16 @@ def overview(
     )
 
 
-def subject(active: Slot) -> Subject:
+def subject(active: Slot) -> ActiveWorker:
     """Return whom the health is about."""
     instance = active.instance
     version = instance.release.version if instance else None
     if instance is not None and active.serving:
-        return Subject(active.name, active.port, instance.name, version)
+        return ActiveWorker(active.name, active.port, instance.name, version)
     why = f"{active.name} is {active.state}"
     if active.last_exit:
         why += f"; the last time, {active.last_exit}"
-    return Subject(active.name, active.port, None, version, absence=why)
+    return ActiveWorker(active.name, active.port, None, version, absence=why)
 
 
 def release_views(
@@ -144,7 +144,7 @@ def release_views(
     ]
 
 
-class DeployKnowledge:
+class DeployQueries:
     """Answers questions; `service.DeployService` adds what can be asked for."""
 
     def __init__(
@@ -155,9 +155,9 @@ class DeployKnowledge:
         plane: Plane,
         releases: Releases,
         database: Database,
-        events: Events,
+        events: EventHub,
         state: StateKeeper,
-        canaries: Canaries,
+        canaries: CanaryOverview,
         health_score: Callable[[], int],
     ) -> None:
         self._settings = settings

@@ -20,7 +20,7 @@ import anyio
 import structlog
 
 from atlas_supervisor.config import Settings
-from atlas_supervisor.deploy.effects import Finding
+from atlas_supervisor.deploy.effects import StepOutcome
 from atlas_supervisor.model.slot import SlotName, SlotState
 from atlas_supervisor.model.state import ActiveRelease, DeployState
 from atlas_supervisor.store.state_keeper import StateKeeper
@@ -28,7 +28,7 @@ from atlas_supervisor.system import procfs, sockdiag
 from atlas_supervisor.system.clock import Stopwatch, now
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.traffic.listeners import loopback_of
-from atlas_supervisor.workers.process import Instance
+from atlas_supervisor.workers.process import WorkerProcess
 from atlas_supervisor.workers.slot import Slot
 
 log = structlog.get_logger(__name__)
@@ -46,12 +46,12 @@ class Landing(StrEnum):
     """Nobody accepted it in time: the worker is busy, or what we may look at does not tell."""
 
 
-async def landing(host: str, port: int, instance: Instance) -> tuple[Landing, str]:
+async def landing(host: str, port: int, instance: WorkerProcess) -> tuple[Landing, str]:
     """Connect to the public port, and tell whether `instance` got the connection."""
     return await anyio.to_thread.run_sync(_look, loopback_of(host), port, instance)
 
 
-def _look(host: str, port: int, instance: Instance) -> tuple[Landing, str]:
+def _look(host: str, port: int, instance: WorkerProcess) -> tuple[Landing, str]:
     try:
         with socket.create_connection((host, port), _ACCEPT_SECONDS) as client:
             inode = _accepted(client)
@@ -114,23 +114,23 @@ class Switch:
         """Return the active and the staging port."""
         return self.active.port, self.staging.port
 
-    async def flip(self) -> Finding:
+    async def flip(self) -> StepOutcome:
         """Make staging active. Not cancellable; on failure nothing has changed."""
         with anyio.CancelScope(shield=True):
             finding = await self._flip()
         return finding  # noqa: RET504  # mypy takes a cancel scope for one that may swallow
 
-    async def _flip(self) -> Finding:
+    async def _flip(self) -> StepOutcome:
         source, target = self.active, self.staging
         if not _can_serve(target):
-            return Finding(ok=False, message=f"{target.name} is not alive", staging_died=True)
+            return StepOutcome(ok=False, message=f"{target.name} is not alive", staging_died=True)
         try:
             began = time.perf_counter_ns()
             self._plane.steer(target.name)
             flip_us = (time.perf_counter_ns() - began) / 1000
         except OSError as error:
-            return Finding(ok=False, message=f"the kernel refused the flip: {error}")
-        finding = Finding(ok=False, message="it was not finished")
+            return StepOutcome(ok=False, message=f"the kernel refused the flip: {error}")
+        finding = StepOutcome(ok=False, message="it was not finished")
         try:
             finding = await self._make_durable(source, target)
         finally:  # whatever it was, a bug included: nobody may be left at a half-made switch
@@ -146,12 +146,14 @@ class Switch:
         self._changed()
         return finding
 
-    async def _make_durable(self, source: Slot, target: Slot) -> Finding:
+    async def _make_durable(self, source: Slot, target: Slot) -> StepOutcome:
         """Look where connections arrive, then write it down; on failure the file is as before."""
         where, seen = await self._landing(target)
         if where is Landing.WRONG:
-            return Finding(ok=False, message=f"a connection arrived at the wrong place: {seen}")
-        died = Finding(False, f"{target.name} died in the moment of the switch", staging_died=True)
+            return StepOutcome(ok=False, message=f"a connection arrived at the wrong place: {seen}")
+        died = StepOutcome(
+            False, f"{target.name} died in the moment of the switch", staging_died=True
+        )
         if not _can_serve(target):
             return died
         watch, before = Stopwatch(), self._state.state
@@ -163,12 +165,12 @@ class Switch:
                 active_release=_release_of(target),
             )
         except OSError as error:
-            return Finding(ok=False, message=f"the state file could not be written: {error}")
+            return StepOutcome(ok=False, message=f"the state file could not be written: {error}")
         if not _can_serve(target):
             if await self._withdraw(before):
                 return died
             log.error("switched_to_a_dead_one", slot=target.name)  # the file's word counts
-        return Finding(
+        return StepOutcome(
             ok=True,
             message=f"{target.name} (port {target.port}) has all new connections",
             detail={

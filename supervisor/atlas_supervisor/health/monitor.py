@@ -14,12 +14,12 @@ import anyio
 
 from atlas_supervisor.config import Settings
 from atlas_supervisor.health import daemon_checks
-from atlas_supervisor.health.poller import Looker
+from atlas_supervisor.health.poller import Poller
 from atlas_supervisor.health.score import score, status_of
 from atlas_supervisor.health.worker_checks import (
-    InstanceLook,
-    InstanceLooks,
-    Subject,
+    ActiveWorker,
+    WorkerChecks,
+    WorkerReading,
     nobody,
     not_seen_yet,
 )
@@ -45,7 +45,7 @@ OVERDUE_WARN_SECONDS, OVERDUE_FAIL_SECONDS = 2.0, 10.0
 _UP = "since the daemon was started"
 
 
-class Monitor:
+class HealthMonitor:
     """Looks, and tells what it has seen."""
 
     def __init__(
@@ -56,23 +56,23 @@ class Monitor:
         plane: Plane,
         database: Database,
         state: StateKeeper,
-        subject: Callable[[], Subject],
+        subject: Callable[[], ActiveWorker],
     ) -> None:
         self._subject = subject
         self._up = Stopwatch()
-        self._looks = InstanceLooks(settings, prober)
-        self._looking_at: Subject | None = None
-        self._instance = Looker(self._look_at_instance, interval=INTERVAL_SECONDS)
+        self._looks = WorkerChecks(settings, prober)
+        self._looking_at: ActiveWorker | None = None
+        self._instance = Poller(self._look_at_instance, interval=INTERVAL_SECONDS)
         folder = settings.state_dir
         ports = {SlotName.BLUE: settings.active_port, SlotName.GREEN: settings.staging_port}
         self._own = {
-            "database": Looker(
+            "database": Poller(
                 partial(daemon_checks.database, state, database), interval=DATABASE_INTERVAL_SECONDS
             ),
-            "disk_free": Looker(
+            "disk_free": Poller(
                 partial(daemon_checks.disk_free, folder), interval=INTERVAL_SECONDS
             ),
-            "steering": Looker(
+            "steering": Poller(
                 partial(daemon_checks.steering, plane, StateFile(folder / STATE_FILE), ports),
                 interval=INTERVAL_SECONDS,
             ),
@@ -85,11 +85,11 @@ class Monitor:
             for looker in self._own.values():
                 tasks.start_soon(looker.run)
 
-    async def _look_at_instance(self) -> InstanceLook:
+    async def _look_at_instance(self) -> WorkerReading:
         self._looking_at = self._subject()
         return await self._looks.look(self._looking_at)
 
-    def _seen(self, subject: Subject) -> InstanceLook | None:
+    def _seen(self, subject: ActiveWorker) -> WorkerReading | None:
         """Return the last look, if it is about this very instance."""
         last = self._instance.last
         return last if last is not None and last.subject.is_same(subject) else None
@@ -122,7 +122,7 @@ class Monitor:
         """Tell whether an instance was looked at before, whichever it was."""
         return self._instance.last is not None and self._instance.last.age is not None
 
-    def _waited_for(self, subject: Subject) -> float:
+    def _waited_for(self, subject: ActiveWorker) -> float:
         """Return for how many seconds the look at this very instance goes on."""
         at = self._looking_at
         return self._instance.waiting_seconds if at is not None and at.is_same(subject) else 0.0
@@ -155,7 +155,7 @@ class Monitor:
         )
 
 
-def _own(looker: Looker[Check]) -> Check:
+def _own(looker: Poller[Check]) -> Check:
     """Return what was seen last, unless the next look does not come to an end."""
     waited = looker.waiting_seconds
     if waited > OVERDUE_WARN_SECONDS:

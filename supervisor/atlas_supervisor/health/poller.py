@@ -15,7 +15,7 @@ from atlas_supervisor.system.clock import Stopwatch
 T = TypeVar("T")
 
 
-class Looker(Generic[T]):
+class Poller(Generic[T]):
     """Calls `look`, pauses for `interval` seconds, and so on."""
 
     def __init__(self, look: Callable[[], Awaitable[T]], *, interval: float) -> None:

@@ -12,13 +12,13 @@ from atlas_supervisor.health.worker_report import complaint, read, skipped
 from atlas_supervisor.model.health import Check, CheckStatus
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.verdict import Verdict
-from atlas_supervisor.probes.health_probe import HttpProber, Look
+from atlas_supervisor.probes.health_probe import HttpProber, ProbedResponse
 from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.traffic.listeners import loopback_of
 
 
 @dataclass(frozen=True)
-class Subject:
+class ActiveWorker:
     """The active slot at one moment, and who is in it."""
 
     slot: SlotName
@@ -29,22 +29,22 @@ class Subject:
     absence: str = ""
     """Why nobody serves, in words."""
 
-    def is_same(self, other: Subject) -> bool:
+    def is_same(self, other: ActiveWorker) -> bool:
         """Tell whether it is the same instance in the same slot."""
         return (self.slot, self.instance) == (other.slot, other.instance)
 
 
 @dataclass(frozen=True)
-class InstanceLook:
+class WorkerReading:
     """What was seen of one instance; read once, however often it is told."""
 
-    subject: Subject
+    subject: ActiveWorker
     checks: dict[str, Check]
     age: Stopwatch | None = None
     """None: nobody was there to be looked at."""
 
 
-class InstanceLooks:
+class WorkerChecks:
     """Asks an instance on both ways at once, each in `HEALTH_TIMEOUT_SECONDS` at most."""
 
     def __init__(self, settings: Settings, prober: HttpProber) -> None:
@@ -52,11 +52,11 @@ class InstanceLooks:
         self._prober = prober
         self._public = public_url(str(settings.public_host), settings.public_port)
 
-    async def look(self, subject: Subject) -> InstanceLook:
+    async def look(self, subject: ActiveWorker) -> WorkerReading:
         """Look once; never raises for what the instance does."""
         if subject.instance is None:
             return nobody(subject)
-        found: dict[str, Look] = {}
+        found: dict[str, ProbedResponse] = {}
 
         async def ask(way: str, by: URL | None) -> None:
             found[way] = await self._prober.look(
@@ -74,7 +74,7 @@ class InstanceLooks:
         own, public = found["own"], found.get("public")
         told = read(own.answer) if own.answer else skipped("the active instance did not answer")
         checks = {**told, "port_active": port_active(subject, own, public)}
-        return InstanceLook(subject, checks, Stopwatch())
+        return WorkerReading(subject, checks, Stopwatch())
 
 
 def public_url(host: str, port: int) -> URL | None:
@@ -82,15 +82,15 @@ def public_url(host: str, port: int) -> URL | None:
     return URL.build(scheme="http", host=loopback_of(host), port=port) if port else None
 
 
-def nobody(subject: Subject) -> InstanceLook:
+def nobody(subject: ActiveWorker) -> WorkerReading:
     """Return what there is to see where no instance serves."""
     checks = skipped("there is no instance to ask")
-    return InstanceLook(
+    return WorkerReading(
         subject, {**checks, "port_active": _port(CheckStatus.FAIL, subject.absence)}
     )
 
 
-def not_seen_yet(subject: Subject, seconds: float, *, fresh: bool) -> InstanceLook:
+def not_seen_yet(subject: ActiveWorker, seconds: float, *, fresh: bool) -> WorkerReading:
     """Return what there is to see of an instance that has not answered its first look yet.
 
     One that is `fresh` was ready a moment ago, so that is not held against it.
@@ -98,10 +98,10 @@ def not_seen_yet(subject: Subject, seconds: float, *, fresh: bool) -> InstanceLo
     status = CheckStatus.SKIPPED if fresh else CheckStatus.WARN
     checks = skipped("the active instance has not been looked at yet")
     message = f"the active instance has not answered yet, for {seconds:.1f} s"
-    return InstanceLook(subject, {**checks, "port_active": _port(status, message)})
+    return WorkerReading(subject, {**checks, "port_active": _port(status, message)})
 
 
-def port_active(subject: Subject, own: Look, public: Look | None) -> Check:
+def port_active(subject: ActiveWorker, own: ProbedResponse, public: ProbedResponse | None) -> Check:
     """Tell whether the active instance answers on its own port and through the public port.
 
     `public` is None where there is no public port.

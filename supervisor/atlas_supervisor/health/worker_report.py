@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 from atlas_supervisor.model.health import Check, CheckStatus
-from atlas_supervisor.probes.http_client import Answer, printable
+from atlas_supervisor.probes.http_client import HttpResponse, printable
 
 TOLD = ("llm_latency", "scheduler", "memory", "db_integrity")
 """What only the worker can see; nothing else is read of its answer."""
@@ -24,13 +24,13 @@ UNIT_LIMIT = 16
 """Characters that are kept of a worker's words."""
 
 
-def read(answer: Answer) -> dict[str, Check]:
+def read(answer: HttpResponse) -> dict[str, Check]:
     """Return every check of `TOLD`; those that the answer does not tell are skipped."""
     told = _checks(answer)
     return {name: _check(name, told.get(name)) for name in TOLD}
 
 
-def complaint(answer: Answer) -> str | None:
+def complaint(answer: HttpResponse) -> str | None:
     """Return what an answer itself says is broken, in words; None if nothing that counts."""
     found = read(answer)
     failed = [name for name in AT_THE_GATE if found[name].status is CheckStatus.FAIL]
@@ -42,7 +42,7 @@ def skipped(why: str) -> dict[str, Check]:
     return {name: Check(status=CheckStatus.SKIPPED, message=why) for name in TOLD}
 
 
-def _checks(answer: Answer) -> dict[str, Any]:
+def _checks(answer: HttpResponse) -> dict[str, Any]:
     if answer.cut:
         return {}
     try:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from atlas_supervisor.logs.lines import LineCutter, RawLine, TornError, backwards
-from atlas_supervisor.logs.rotation import Position, Stretch, Trail
+from atlas_supervisor.logs.rotation import Position, RotatingLog, Segment
 from atlas_supervisor.model.log import LogLevel, LogLine, WantedLines
 from atlas_supervisor.telemetry.sanitize import escaped
 
@@ -97,10 +97,10 @@ def position_of(place: str) -> tuple[Position, int]:
     return Position(file, offset), check
 
 
-class Reader:
+class LogReader:
     """Reads one log for one client: first what is there, then what comes."""
 
-    def __init__(self, trail: Trail, show: Show, *, longest: int, gap: str) -> None:
+    def __init__(self, trail: RotatingLog, show: Show, *, longest: int, gap: str) -> None:
         self._trail = trail
         self._show = show
         self._longest = longest
@@ -185,7 +185,7 @@ class Reader:
         return LogLine(self._gap, self.place, gap=True)
 
 
-def _backwards(stretches: list[Stretch], longest: int) -> Iterator[tuple[Stretch, RawLine]]:
+def _backwards(stretches: list[Segment], longest: int) -> Iterator[tuple[Segment, RawLine]]:
     for stretch in stretches:
         for line in backwards(stretch.descriptor, stretch.end - stretch.begin, longest):
             yield stretch, line

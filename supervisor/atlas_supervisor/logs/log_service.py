@@ -18,11 +18,11 @@ from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.logs.log_reader import (
     LONGEST_OWN_LINE,
     LONGEST_WORKER_LINE,
-    Reader,
+    LogReader,
     show_own_line,
     show_worker_line,
 )
-from atlas_supervisor.logs.rotation import CutTrail, RenamedTrail, Trail
+from atlas_supervisor.logs.rotation import RenamedLog, RotatingLog, TruncatedLog
 from atlas_supervisor.model.log import LogFeed, LogLine, LogSource, WantedLines
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.system.clock import Stopwatch
@@ -44,7 +44,7 @@ class LogUnreadableError(AtlasError):
     """A log can't be read; the text says why."""
 
 
-class LogBook:
+class LogService:
     """The daemon's own log at `path`, and those of the slots."""
 
     def __init__(self, path: Path, workers: Mapping[SlotName, WorkerLog]) -> None:
@@ -68,16 +68,16 @@ class LogBook:
             await feed.begin(partial(reader.resume, after))
         return feed
 
-    def _reader(self, source: LogSource, wanted: WantedLines) -> tuple[Trail, Reader]:
+    def _reader(self, source: LogSource, wanted: WantedLines) -> tuple[RotatingLog, LogReader]:
         if source is LogSource.SUPERVISOR:
-            own = RenamedTrail(self._path)
+            own = RenamedLog(self._path)
             gap = f'{{"ts": null, "level": "warning", "event": "log_lines_lost", "why": "{_LOST}"}}'
             show = show_own_line(wanted)
-            return own, Reader(own, show, longest=LONGEST_OWN_LINE, gap=gap)
-        trail = CutTrail(self._workers[SlotName(source.value)])
+            return own, LogReader(own, show, longest=LONGEST_OWN_LINE, gap=gap)
+        trail = TruncatedLog(self._workers[SlotName(source.value)])
         gap = f"[atlas-supervisor] {_LOST}"
         show = show_worker_line(wanted)
-        return trail, Reader(trail, show, longest=LONGEST_WORKER_LINE, gap=gap)
+        return trail, LogReader(trail, show, longest=LONGEST_WORKER_LINE, gap=gap)
 
 
 class _Feed:
@@ -85,8 +85,8 @@ class _Feed:
 
     def __init__(
         self,
-        trail: Trail,
-        reader: Reader,
+        trail: RotatingLog,
+        reader: LogReader,
         limiter: anyio.CapacityLimiter,
         *,
         follow: bool,

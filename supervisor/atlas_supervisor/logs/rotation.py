@@ -41,7 +41,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Segment:
     """An open file that is part of a log. Its first byte has the offset `begin`."""
 
     descriptor: int
@@ -59,7 +59,7 @@ class Stretch:
         return within and stands_there(self.descriptor, offset - self.begin, check)
 
 
-class Trail(ABC):
+class RotatingLog(ABC):
     """One log, wherever its parts are; they may be moved while the lock is not held."""
 
     def __init__(self, path: Path, lock: AbstractContextManager[object]) -> None:
@@ -71,9 +71,9 @@ class Trail(ABC):
         """Return all files there may be, newest first: path, number (None: its own), begin."""
 
     @contextmanager
-    def stretches(self) -> Iterator[list[Stretch]]:
+    def stretches(self) -> Iterator[list[Segment]]:
         """Open the files that there are, the newest first. Raises OSError."""
-        found: dict[int, Stretch] = {}
+        found: dict[int, Segment] = {}
         with ExitStack() as stack:
             with self._lock:
                 for path, number, begin in self._parts():
@@ -83,7 +83,7 @@ class Trail(ABC):
                         size = os.fstat(descriptor).st_size
                         file = _number(descriptor) if number is None else number
                         if file is not None:
-                            found.setdefault(file, Stretch(descriptor, file, begin, begin + size))
+                            found.setdefault(file, Segment(descriptor, file, begin, begin + size))
             yield list(found.values())
 
     def read(self, position: Position) -> Piece:
@@ -135,7 +135,7 @@ def _number(descriptor: int) -> int | None:
     return zlib.crc32(b"%d %s" % (os.fstat(descriptor).st_ino, head))
 
 
-class RenamedTrail(Trail):
+class RenamedLog(RotatingLog):
     """A log whose full files are renamed. They only become older, so in order none slips by."""
 
     def __init__(self, path: Path) -> None:
@@ -147,7 +147,7 @@ class RenamedTrail(Trail):
             yield older(self.path, number), None, 0
 
 
-class CutTrail(Trail):
+class TruncatedLog(RotatingLog):
     """A log whose file is cut, its last part kept aside; a file's number counts the cuts."""
 
     def __init__(self, log: WorkerLog) -> None:

@@ -12,7 +12,7 @@ from atlas_supervisor.model.slot import SlotName
 Count = Annotated[int, Field(strict=True, ge=0, le=1_000_000_000)]
 
 
-class Left(BaseModel):
+class DrainCounts(BaseModel):
     """What a draining worker with the kit still has, by its own count."""
 
     model_config = ConfigDict(frozen=True)
@@ -22,15 +22,15 @@ class Left(BaseModel):
     event_streams: Count = Field(description="Answers of server-sent events.")
     idle: Count = Field(description="Connections on which nothing is under way.")
 
-    def most(self, other: Left | None) -> Left:
+    def most(self, other: DrainCounts | None) -> DrainCounts:
         """Return the greater count of each kind."""
         if other is None:
             return self
         theirs = other.model_dump()
-        return Left(**{kind: max(count, theirs[kind]) for kind, count in self})
+        return DrainCounts(**{kind: max(count, theirs[kind]) for kind, count in self})
 
 
-class DepartingView(BaseModel):
+class DrainingView(BaseModel):
     """An instance that finishes what it has and then ends."""
 
     model_config = ConfigDict(frozen=True)
@@ -41,7 +41,7 @@ class DepartingView(BaseModel):
     version: str
     since_ts: datetime = Field(description="When its drain began.")
     deadline_ts: datetime = Field(description="When what it still has then is cut off.")
-    left: Left | None = Field(
+    left: DrainCounts | None = Field(
         description="What it says that it still has; null if it has not said, as a worker without "
         "the kit never does."
     )

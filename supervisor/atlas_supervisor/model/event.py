@@ -89,7 +89,7 @@ class DeployEvent(BaseModel):
 
 
 @dataclass(eq=False)
-class Announcement:
+class PublishedEvent:
     """An event on its way to those who listen; all of them share the one object."""
 
     event: DeployEvent
@@ -115,10 +115,10 @@ class EventFeed(Protocol):
     reset: str | None
     """Why it can't go on where it was asked to, in words."""
 
-    async def next(self) -> Announcement | None:
+    async def next(self) -> PublishedEvent | None:
         """Wait for the next event; None: there is no more. Raises AtlasError."""
 
-    def ready(self) -> Announcement | None:
+    def ready(self) -> PublishedEvent | None:
         """Take the next event if it is there already."""
 
     def close(self) -> None:

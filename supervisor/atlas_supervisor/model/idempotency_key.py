@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass
-class Key:
+class IdempotencyKey:
     """A key, and what was asked for under it."""
 
     value: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 
-class HandOver(StrEnum):
+class SocketPassing(StrEnum):
     """The three ways of section 6 of the contract."""
 
     ACTIVATION = "activation"

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from atlas_supervisor.model.canary import CanaryStats
 from atlas_supervisor.model.deploy import DeployRecord, Mode
-from atlas_supervisor.model.drain import DepartingView
+from atlas_supervisor.model.drain import DrainingView
 from atlas_supervisor.model.slot import SlotView
 
 
@@ -48,7 +48,7 @@ class Status(BaseModel):
     canary_stats: CanaryStats = Field(description="Feature canaries, over the last hour.")
     fallback_suggestions: list[Suggestion]
     slots: list[SlotView]
-    draining: list[DepartingView] = Field(
+    draining: list[DrainingView] = Field(
         default=[],
         description="Instances that finish what they have, oldest first. Up to four linger beside "
         "the instances in the slots.",

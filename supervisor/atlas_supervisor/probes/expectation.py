@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pydantic import JsonValue
 
 from atlas_supervisor.config.smoke_file import Expectation
-from atlas_supervisor.probes.http_client import Answer
+from atlas_supervisor.probes.http_client import HttpResponse
 
 
 def describe(expect: Expectation) -> str:
@@ -23,7 +23,7 @@ def describe(expect: Expectation) -> str:
     return ", ".join(parts)
 
 
-def problems(expect: Expectation, answer: Answer, duration_ms: float) -> Iterator[str]:
+def problems(expect: Expectation, answer: HttpResponse, duration_ms: float) -> Iterator[str]:
     """Yield a line for everything that is not as expected."""
     if answer.status != expect.status:
         yield f"status is {answer.status}, expected {expect.status}"
@@ -36,7 +36,7 @@ def problems(expect: Expectation, answer: Answer, duration_ms: float) -> Iterato
         yield f"took {duration_ms:.0f} ms, expected at most {expect.max_ms:g} ms"
 
 
-def _json_problems(expected: JsonValue, answer: Answer) -> Iterator[str]:
+def _json_problems(expected: JsonValue, answer: HttpResponse) -> Iterator[str]:
     if answer.cut:
         yield f"the body is longer than {len(answer.body)} bytes and was not read as JSON"
         return

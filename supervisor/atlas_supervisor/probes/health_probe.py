@@ -14,7 +14,12 @@ from pydantic import BaseModel, ConfigDict
 from yarl import URL
 
 from atlas_supervisor.model.verdict import Verdict
-from atlas_supervisor.probes.http_client import Answer, ExchangeError, exchange, open_session
+from atlas_supervisor.probes.http_client import (
+    HttpExchangeError,
+    HttpResponse,
+    exchange,
+    open_session,
+)
 from atlas_worker.contract import INSTANCE_HEADER, PROBE_HEADER
 
 BODY_LIMIT = 64 * 1024
@@ -39,15 +44,15 @@ class ProbeResult(BaseModel):
 
 
 @dataclass(frozen=True)
-class Look:
+class ProbedResponse:
     """A probe together with the answer that it is about."""
 
     result: ProbeResult
-    answer: Answer | None
+    answer: HttpResponse | None
     """None where no whole answer came from the instance that was asked."""
 
 
-Complaint = Callable[[Answer], str | None]
+Complaint = Callable[[HttpResponse], str | None]
 """Returns what an answer itself says is broken, or None."""
 
 
@@ -118,7 +123,7 @@ class HttpProber:
         expect_instance: str | None = None,
         complaint: Complaint | None = None,
         by: URL | None = None,
-    ) -> Look:
+    ) -> ProbedResponse:
         """Do what `probe` does, and return the answer besides.
 
         `by` is another address that leads to the worker; it gets the same request there.
@@ -145,7 +150,7 @@ class HttpProber:
                 excerpt = answer.excerpt or None
             if wrong:
                 answer = None
-        except ExchangeError as error:
+        except HttpExchangeError as error:
             verdict, status, message = error.verdict, error.status, str(error)
         result = ProbeResult(
             verdict=verdict,
@@ -155,17 +160,17 @@ class HttpProber:
             excerpt=excerpt,
         )
         self._probed(port, result)
-        return Look(result, answer)
+        return ProbedResponse(result, answer)
 
 
-def _wrong_instance(answer: Answer, expected: str | None) -> str | None:
+def _wrong_instance(answer: HttpResponse, expected: str | None) -> str | None:
     instance = answer.headers.get(INSTANCE_HEADER)
     if instance is None or expected is None or instance == expected:
         return None
     return f"the wrong instance answered: {instance[:80]!r}, expected {expected!r}"
 
 
-def _judge(answer: Answer, complaint: Complaint | None) -> tuple[Verdict, str]:
+def _judge(answer: HttpResponse, complaint: Complaint | None) -> tuple[Verdict, str]:
     said = complaint(answer) if complaint else None
     if not 200 <= answer.status <= 299:
         why = f": {said}" if said else ""

@@ -46,7 +46,7 @@ def printable(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Answer:
+class HttpResponse:
     """What came back."""
 
     status: int
@@ -67,7 +67,7 @@ class Answer:
         return shown + ("…" if left else "")
 
 
-class ExchangeError(Exception):
+class HttpExchangeError(Exception):
     """There is no whole answer to judge. The text says why, to a person.
 
     `status` is set where the answer began, and broke off later.
@@ -102,7 +102,7 @@ async def exchange(
     limit: int,
     body: str | None = None,
     json: JsonValue = None,
-) -> Answer:
+) -> HttpResponse:
     """Send a request and return its answer with at most `limit` bytes of body.
 
     `timeout_seconds` covers all of it, from connecting to the body's last byte. Redirects are
@@ -129,7 +129,7 @@ async def exchange(
         raise _too_late(status, timeout_seconds, time.monotonic() - started) from error
     except (aiohttp.ClientError, OSError) as error:
         raise _broken(status, error) from error
-    return Answer(status, response.headers, read, cut)
+    return HttpResponse(status, response.headers, read, cut)
 
 
 async def _read(content: aiohttp.StreamReader, limit: int) -> tuple[bytes, bool]:
@@ -141,23 +141,23 @@ async def _read(content: aiohttp.StreamReader, limit: int) -> tuple[bytes, bool]
     return bytes(body), False
 
 
-def _too_late(status: int | None, allowed: float, waited: float) -> ExchangeError:
+def _too_late(status: int | None, allowed: float, waited: float) -> HttpExchangeError:
     if waited > allowed + _STALL_SECONDS:
-        return ExchangeError(
+        return HttpExchangeError(
             f"the supervisor itself stood still: {waited:.1f} s went by in a wait of {allowed:g} s",
             verdict=Verdict.INCONCLUSIVE,
         )
     if status is None:
-        return ExchangeError(f"no answer within {allowed:g} s")
+        return HttpExchangeError(f"no answer within {allowed:g} s")
     message = f"answered {status}, but the body did not end within {allowed:g} s"
-    return ExchangeError(message, status=status)
+    return HttpExchangeError(message, status=status)
 
 
-def _broken(status: int | None, error: Exception) -> ExchangeError:
+def _broken(status: int | None, error: Exception) -> HttpExchangeError:
     number = error.errno if isinstance(error, OSError) else None
     if number in _OWN_ERRORS:
         message = f"the supervisor itself could not connect: {_reason(error)}"
-        return ExchangeError(message, verdict=Verdict.INCONCLUSIVE)
+        return HttpExchangeError(message, verdict=Verdict.INCONCLUSIVE)
     if number == errno.ECONNREFUSED:
         message = "connection refused: nothing listens there"
     elif status is not None:
@@ -170,7 +170,7 @@ def _broken(status: int | None, error: Exception) -> ExchangeError:
         message = f"answered with something that is not HTTP ({_reason(error)})"
     else:
         message = f"no answer ({_reason(error)})"
-    return ExchangeError(message, status=status)
+    return HttpExchangeError(message, status=status)
 
 
 def _reason(error: Exception) -> str:

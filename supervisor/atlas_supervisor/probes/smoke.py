@@ -24,8 +24,8 @@ from atlas_supervisor.probes import expectation
 from atlas_supervisor.probes.command import run_command
 from atlas_supervisor.probes.http_client import (
     EXCERPT_LIMIT,
-    Answer,
-    ExchangeError,
+    HttpExchangeError,
+    HttpResponse,
     exchange,
     open_session,
     printable,
@@ -96,7 +96,7 @@ async def _run_http(
             timeout_seconds=check.timeout_seconds,
             limit=BODY_LIMIT,
         )
-    except ExchangeError as error:
+    except HttpExchangeError as error:
         verdict, got, found = error.verdict, "no complete answer", [str(error)]
         duration_ms = _since(started)
     else:
@@ -145,7 +145,7 @@ async def _run_command(check: CommandCheck, env: Mapping[str, str], directory: P
     )
 
 
-def _telling(answer: Answer) -> dict[str, str]:
+def _telling(answer: HttpResponse) -> dict[str, str]:
     return {
         name: printable(answer.headers[name])[:_HEADER_LIMIT]
         for name in _TELLING

@@ -16,7 +16,15 @@ import structlog
 
 from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.audit import AuditEntry, Verification
-from atlas_supervisor.store.chain import NOTHING, ChainRow, Fault, Head, HeadFile, Walk, hash_of
+from atlas_supervisor.store.chain import (
+    NOTHING,
+    ChainBreak,
+    ChainRow,
+    Head,
+    HeadFile,
+    Walk,
+    hash_of,
+)
 from atlas_supervisor.store.statements import Statements, StoreError, Timed, untimed
 from atlas_supervisor.system.clock import now
 
@@ -33,7 +41,7 @@ _FIRST, _END = -(2**63), 2**63 - 1
 """Between these is every id that SQLite knows; ours begin at 1."""
 
 
-class _Owed(NamedTuple):
+class _PendingEntry(NamedTuple):
     """An entry that has no place in the chain yet: `ts` to `detail`, in their order."""
 
     ts: str
@@ -45,7 +53,7 @@ class _Owed(NamedTuple):
     detail: str
 
 
-class Audit(Statements):
+class AuditStore(Statements):
     """What is audited."""
 
     def __init__(self, connection: aiosqlite.Connection, timed: Timed = untimed) -> None:
@@ -54,7 +62,7 @@ class Audit(Statements):
         self._head_file: HeadFile | None = None
         self._auditing = anyio.Lock()
         self._verifying = anyio.Lock()
-        self._owed: deque[_Owed] = deque()
+        self._owed: deque[_PendingEntry] = deque()
         self._owing = anyio.Event()
 
     async def begin_audit(self, file: HeadFile, *, set_aside: bool) -> None:
@@ -109,14 +117,14 @@ class Audit(Statements):
             except StoreError:
                 await anyio.sleep(_WRITE_AGAIN_SECONDS)
 
-    def _owe(self, entry: _Owed) -> None:
+    def _owe(self, entry: _PendingEntry) -> None:
         if len(self._owed) >= _OWED_LIMIT:
             lost = self._owed.popleft()
             log.error("audit_lost", **lost._asdict())
         self._owed.append(entry)
         self._owing.set()
 
-    async def _append(self, *entries: _Owed) -> None:
+    async def _append(self, *entries: _PendingEntry) -> None:
         """Write what is owed and then these, in one transaction."""
         with anyio.CancelScope(shield=True):
             async with self._auditing:
@@ -137,7 +145,7 @@ class Audit(Statements):
                     raise
                 await self._note_head()
 
-    async def _chained(self, entries: list[_Owed]) -> Head:
+    async def _chained(self, entries: list[_PendingEntry]) -> Head:
         """Add the entries to the chain, within a transaction; return its new end."""
         await self._connection.execute("BEGIN IMMEDIATE")
         head, newest = self._head, await self._newest_id()
@@ -203,9 +211,11 @@ class Audit(Statements):
 
 def _owed(
     actor: Actor, action: str, outcome: str, subject: str | None, detail: dict[str, Any]
-) -> _Owed:
+) -> _PendingEntry:
     written = json.dumps(detail)
-    return _Owed(now().isoformat(), actor.name, actor.origin, action, subject, outcome, written)
+    return _PendingEntry(
+        now().isoformat(), actor.name, actor.origin, action, subject, outcome, written
+    )
 
 
 def _row(row: aiosqlite.Row) -> ChainRow:
@@ -234,7 +244,7 @@ def _shown(value: Any) -> Any:
     return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _found(walk: Walk, head: Head, fault: Fault | None) -> Verification:
+def _found(walk: Walk, head: Head, fault: ChainBreak | None) -> Verification:
     return Verification(
         ok=fault is None,
         entries=walk.entries,

@@ -28,7 +28,7 @@ class CanaryCommit:
     """JSON by name."""
 
 
-class Canary(Statements):
+class CanaryStore(Statements):
     """What is known of canaries, for as long as `CANARY_RETENTION_DAYS`."""
 
     async def commit_canary(self, commit: CanaryCommit) -> None:

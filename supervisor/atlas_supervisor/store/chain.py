@@ -62,7 +62,7 @@ class ChainRow(NamedTuple):
         return (self.action, self.outcome) == ("database", "set_aside")
 
 
-class Fault(NamedTuple):
+class ChainBreak(NamedTuple):
     """The first break in a chain."""
 
     id: int
@@ -83,7 +83,7 @@ class Walk:
         self.end = NOTHING
         self.entries = 0
 
-    def step(self, row: ChainRow) -> Fault | None:
+    def step(self, row: ChainRow) -> ChainBreak | None:
         """Take the next entry, in the order of ids; return what is wrong, and then end the walk."""
         if fault := self._fault(row):
             return fault
@@ -91,40 +91,40 @@ class Walk:
         self.entries += 1
         return None
 
-    def _fault(self, row: ChainRow) -> Fault | None:
+    def _fault(self, row: ChainRow) -> ChainBreak | None:
         before, whole = self.end, row.hash == row.computed_hash()
         if row.id <= before.id:  # below 1: SQLite has no id twice
-            return Fault(row.id, Problem.FOREIGN, f"no supervisor writes an entry {row.id}")
+            return ChainBreak(row.id, Problem.FOREIGN, f"no supervisor writes an entry {row.id}")
         if self.entries == 0 and row.begins_a_file and whole:
             return None
         if row.id > before.id + 1:
-            return Fault(before.id + 1, Problem.MISSING, _missing(before.id + 1, row.id - 1))
+            return ChainBreak(before.id + 1, Problem.MISSING, _missing(before.id + 1, row.id - 1))
         if not whole:
             message = f"entry {row.id} is not as it was written"
-            return Fault(row.id, Problem.CHANGED, message)
+            return ChainBreak(row.id, Problem.CHANGED, message)
         if row.previous_hash != before.hash:
             after = f"entry {before.id}" if before.id else "none"
             message = (
                 f"entry {row.id} was written after another one than {after} as it stands: what "
                 "comes before it was changed, exchanged or taken out"
             )
-            return Fault(row.id, Problem.OUT_OF_PLACE, message)
+            return ChainBreak(row.id, Problem.OUT_OF_PLACE, message)
         return None
 
-    def arrived(self, head: Head, newest_id: int) -> Fault | None:
+    def arrived(self, head: Head, newest_id: int) -> ChainBreak | None:
         """Tell what is wrong at the end, where the last entry must be `head`.
 
         `newest_id` is the highest id that there is.
         """
         if self.end.id < head.id:
             message = f"{_missing(self.end.id + 1, head.id)} at the end: it was cut off"
-            return Fault(self.end.id + 1, Problem.CUT_OFF, message)
+            return ChainBreak(self.end.id + 1, Problem.CUT_OFF, message)
         if self.end != head:
             message = f"entry {head.id} is another one than the last that was written"
-            return Fault(head.id, Problem.OUT_OF_PLACE, message)
+            return ChainBreak(head.id, Problem.OUT_OF_PLACE, message)
         if newest_id > head.id:
             message = f"entry {head.id + 1} and what follows were not written by this supervisor"
-            return Fault(head.id + 1, Problem.FOREIGN, message)
+            return ChainBreak(head.id + 1, Problem.FOREIGN, message)
         return None
 
 

@@ -14,22 +14,30 @@ import aiosqlite
 import anyio
 
 from atlas_supervisor.errors import StartRefusedError
-from atlas_supervisor.store.audit import Audit
-from atlas_supervisor.store.canary import Canary
+from atlas_supervisor.store.audit import AuditStore
+from atlas_supervisor.store.canary import CanaryStore
 from atlas_supervisor.store.chain import HEAD_FILE, HeadFile
-from atlas_supervisor.store.deploys import Deploys, Journal
-from atlas_supervisor.store.instances import Instances
-from atlas_supervisor.store.keys import Keys
+from atlas_supervisor.store.deploys import DeployStore, TransitionStore
+from atlas_supervisor.store.instances import InstanceStore
+from atlas_supervisor.store.keys import IdempotencyStore
 from atlas_supervisor.store.migrations import migrate
 from atlas_supervisor.store.statements import Timed, untimed
-from atlas_supervisor.store.versions import Versions
+from atlas_supervisor.store.versions import VersionStore
 from atlas_supervisor.system.clock import now
 
 _BUSY_SECONDS = 5.0
 _FILE_MODE = 0o640
 
 
-class Database(Deploys, Journal, Keys, Versions, Instances, Audit, Canary):
+class Database(
+    DeployStore,
+    TransitionStore,
+    IdempotencyStore,
+    VersionStore,
+    InstanceStore,
+    AuditStore,
+    CanaryStore,
+):
     """The open database. Every method raises StoreError and leaves nothing half-written."""
 
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import aiosqlite
 
 from atlas_supervisor.model.deploy import DeployRecord, Result, Step
-from atlas_supervisor.model.event import BEGUN, Announcement, DeployEvent, Transition
-from atlas_supervisor.model.idempotency_key import Key
+from atlas_supervisor.model.event import BEGUN, DeployEvent, PublishedEvent, Transition
+from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.release import LastDeploy
 from atlas_supervisor.store.keys import kept_since, key_added, trim_keys
 from atlas_supervisor.store.statements import Statement, Statements
@@ -26,7 +26,7 @@ _OUTCOME = ("result", "reason", "version", "active_port", "staging_port")
 """What of a deploy changes on its way; a row keeps it as it was then."""
 
 
-class Journal(Statements):
+class TransitionStore(Statements):
     """What happened to deploys; it satisfies `deploy.event_hub.Journal`."""
 
     async def newest_transition(self) -> int:
@@ -39,13 +39,14 @@ class Journal(Statements):
 
     async def transitions_after(
         self, transition_id: int, *, deploy_id: str | None, limit: int
-    ) -> list[Announcement]:
+    ) -> list[PublishedEvent]:
         """Return the first events after the id, of one deploy or of all, in order."""
         rows = await self._read(
             "transitions_after", id=transition_id, deploy_id=deploy_id, limit=limit
         )
         return [
-            Announcement(_event(row), id=row["id"], journal_id=row["id"], told=True) for row in rows
+            PublishedEvent(_event(row), id=row["id"], journal_id=row["id"], told=True)
+            for row in rows
         ]
 
     async def transitions(self, deploy_id: str) -> list[Transition]:
@@ -147,7 +148,7 @@ class UnfinishedDeploy(NamedTuple):
     """Whether it brings back the version before the active one."""
 
 
-class Deploys(Statements):
+class DeployStore(Statements):
     """What was deployed, and how it came out."""
 
     async def begin_deploy(
@@ -156,7 +157,7 @@ class Deploys(Statements):
         *,
         auto_switch: bool,
         rollback: bool = False,
-        key: Key | None = None,
+        key: IdempotencyKey | None = None,
         cause: str = "",
     ) -> int:
         """Write a new deploy down, with the key it was asked for under; forget very old ones.

@@ -18,7 +18,7 @@ class InstanceRow(NamedTuple):
     boot_id: str
 
 
-class Instances(Statements):
+class InstanceStore(Statements):
     """Which processes were launched and not forgotten."""
 
     async def add_instance(self, row: InstanceRow) -> None:

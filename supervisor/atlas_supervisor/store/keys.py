@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.deploy import Result
-from atlas_supervisor.model.idempotency_key import Key
+from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.store.statements import Statement, Statements
 from atlas_supervisor.system.clock import now
 
@@ -23,7 +23,7 @@ class KeyRow(NamedTuple):
     """The deploy that began, or was steered; None if the mode was set."""
 
 
-class Keys(Statements):
+class IdempotencyStore(Statements):
     """The keys, in the database: a repetition is known over a restart."""
 
     async def key(self, value: str) -> KeyRow | None:
@@ -31,7 +31,7 @@ class Keys(Statements):
         rows = await self._read("key", key=value)
         return KeyRow(rows[0]["fingerprint"], rows[0]["deploy_id"]) if rows else None
 
-    async def find_key(self, key: Key | None) -> KeyRow | None:
+    async def find_key(self, key: IdempotencyKey | None) -> KeyRow | None:
         """Return what came of this key, if it was given before; the key is told so.
 
         Raises RefusedError if it came with another request then.
@@ -45,12 +45,12 @@ class Keys(Statements):
         return row
 
     async def add_key(
-        self, key: Key, *, deploy_id: str | None = None, asked: Result | None = None
+        self, key: IdempotencyKey, *, deploy_id: str | None = None, asked: Result | None = None
     ) -> None:
         """Remember a key; `asked` is the result that a request steered its deploy to."""
         await self._write(key_added(key, deploy_id=deploy_id, asked=asked), trim_keys())
 
-    async def forget_key(self, key: Key) -> None:
+    async def forget_key(self, key: IdempotencyKey) -> None:
         """Forget the key of a request that was refused after all."""
         await self._write(("forget_key", {"key": key.value}))
 
@@ -59,7 +59,9 @@ class Keys(Statements):
         await self._write(("forget_undone_keys", {}))
 
 
-def key_added(key: Key, *, deploy_id: str | None = None, asked: Result | None = None) -> Statement:
+def key_added(
+    key: IdempotencyKey, *, deploy_id: str | None = None, asked: Result | None = None
+) -> Statement:
     """Return the statement that remembers a key."""
     row = {"key": key.value, "fingerprint": key.fingerprint, "ts": now().isoformat()}
     return "add_key", {**row, "deploy_id": deploy_id, "asked": asked}
@@ -75,7 +77,7 @@ def kept_since() -> str:
     return (now() - KEYS_KEPT).isoformat()
 
 
-def _reused(key: Key) -> RefusedError:
+def _reused(key: IdempotencyKey) -> RefusedError:
     """Say that this key stands for another request."""
     return RefusedError(
         "idempotency_key_reused",

@@ -21,7 +21,7 @@ class VersionRow(NamedTuple):
     release: Release
 
 
-class Versions(Statements):
+class VersionStore(Statements):
     """What ran when. A rollback goes back to what stands before the last."""
 
     async def push_version(

@@ -159,7 +159,7 @@ def _environment(pid: int) -> list[bytes]:
         return []
 
 
-def connections_of(family: Collection[int], ports: Collection[int]) -> list[sockdiag.Connection]:
+def connections_of(family: Collection[int], ports: Collection[int]) -> list[sockdiag.TcpConnection]:
     """Return the connections on these local ports that the processes hold. Raises OSError."""
     held: set[int] = set()
     for pid in family:

@@ -58,7 +58,7 @@ class TcpSocket(NamedTuple):
     inode: int
 
 
-class Connection(NamedTuple):
+class TcpConnection(NamedTuple):
     """Our end of a connection."""
 
     port: int
@@ -73,7 +73,7 @@ def listeners(port: int) -> list[TcpSocket]:
     return [each for each in found if each.port == port]
 
 
-def connections() -> list[Connection]:
+def connections() -> list[TcpConnection]:
     """Return our ends of all connections on which something may still come or go.
 
     Raises OSError.
@@ -81,7 +81,7 @@ def connections() -> list[Connection]:
     found = []
     for message in _dump((_ESTABLISHED, _CLOSE_WAIT, _FIN_WAIT_1, _FIN_WAIT_2), _WITH_TCP_INFO):
         _, port, inode = _parsed(message)
-        found.append(Connection(port, inode, _busy(message)))
+        found.append(TcpConnection(port, inode, _busy(message)))
     return found
 
 

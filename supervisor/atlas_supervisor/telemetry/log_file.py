@@ -29,7 +29,7 @@ def older(path: Path, number: int) -> Path:
     return path.with_name(f"{path.name}.{number}")
 
 
-class LineFile(logging.Handler):
+class LogFile(logging.Handler):
     """Appends each record's line to the file at `path`. Raises OSError if it can't be opened.
 
     `complain` is told in words when the file can't be written, and not again until it could.

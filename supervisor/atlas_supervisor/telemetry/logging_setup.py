@@ -14,7 +14,7 @@ import structlog
 from structlog.typing import Processor
 
 from atlas_supervisor.telemetry.console import console
-from atlas_supervisor.telemetry.log_file import LineFile
+from atlas_supervisor.telemetry.log_file import LogFile
 from atlas_supervisor.telemetry.sanitize import in_order, plain_event
 
 OWN_LOG = "supervisor.jsonl"
@@ -33,7 +33,7 @@ _FINE: list[Processor] = [
 def configure_logs(path: Path, level: str) -> None:
     """Send every log line to `path` and to standard error. Raises OSError."""
     shown = console()
-    kept = LineFile(path, complain=shown.complain)
+    kept = LogFile(path, complain=shown.complain)
     kept.setFormatter(_formatter(structlog.processors.JSONRenderer(serializer=_json)))
     shown.setFormatter(_formatter(*shown.processors))
     root = logging.getLogger()

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import structlog
 
-from atlas_supervisor.model.socket_passing import HandOver
+from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.traffic import listeners
 from atlas_supervisor.traffic.kernel_plane import KernelPlane
-from atlas_supervisor.traffic.plane import Endpoints, Handed, Plane
+from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, Plane
 from atlas_supervisor.traffic.relay_plane import RelayPlane
 
-__all__ = ["Endpoints", "Handed", "Plane", "make_plane"]
+__all__ = ["Endpoints", "InheritedSockets", "Plane", "make_plane"]
 
 log = structlog.get_logger(__name__)
 
 
-def make_plane(endpoints: Endpoints, hand_over: HandOver) -> Plane:
+def make_plane(endpoints: Endpoints, hand_over: SocketPassing) -> Plane:
     """Return the best plane that can carry such workers on these addresses, not yet open.
 
     A worker that binds its own port can't be handed a socket. One that takes a single descriptor
@@ -25,8 +25,8 @@ def make_plane(endpoints: Endpoints, hand_over: HandOver) -> Plane:
     ipv6_only = ":" in endpoints.public_host and endpoints.public_host != "::"
     if (
         not endpoints.public_port
-        or hand_over is HandOver.PORT
-        or (hand_over is HandOver.FD and ipv6_only)
+        or hand_over is SocketPassing.PORT
+        or (hand_over is SocketPassing.FD and ipv6_only)
     ):
         return RelayPlane(endpoints, hand_over)
     try:

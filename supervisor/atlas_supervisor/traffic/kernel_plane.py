@@ -10,15 +10,15 @@ from __future__ import annotations
 import socket
 
 from atlas_supervisor.model.slot import SlotName
-from atlas_supervisor.model.socket_passing import HandOver
+from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.system.procfs import describe_listeners, inode_of
 from atlas_supervisor.system.sockdiag import TcpSocket
 from atlas_supervisor.traffic import listeners
-from atlas_supervisor.traffic.plane import Endpoints, Handed, Relayed
+from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, RelayTraffic
 from atlas_supervisor.traffic.relay import Target
 from atlas_supervisor.traffic.rescue import Rescues
-from atlas_supervisor.traffic.slot_ports import OwnPorts
-from atlas_supervisor.traffic.steering import DIRECT_SOURCE, Policy
+from atlas_supervisor.traffic.slot_ports import SlotPorts
+from atlas_supervisor.traffic.steering import DIRECT_SOURCE, SteeringPolicy
 
 
 class KernelPlane:
@@ -26,13 +26,13 @@ class KernelPlane:
 
     name = "kernel"
 
-    def __init__(self, endpoints: Endpoints, hand_over: HandOver) -> None:
+    def __init__(self, endpoints: Endpoints, hand_over: SocketPassing) -> None:
         self._endpoints = endpoints
-        self._by_descriptor = hand_over is HandOver.FD
-        self._policy = Policy(SlotName.BLUE, direct=self._by_descriptor)
+        self._by_descriptor = hand_over is SocketPassing.FD
+        self._policy = SteeringPolicy(SlotName.BLUE, direct=self._by_descriptor)
         self._public: dict[SlotName, socket.socket] = {}
         self._own: dict[SlotName, socket.socket] = {}
-        self._own_ports: OwnPorts
+        self._own_ports: SlotPorts
         self._rescues = Rescues()
 
     @property
@@ -48,14 +48,14 @@ class KernelPlane:
     def open(self, active: SlotName) -> None:
         """Open the group and the slots' own ports."""
         try:
-            self._open_sockets(Policy(active, direct=self._by_descriptor))
+            self._open_sockets(SteeringPolicy(active, direct=self._by_descriptor))
         except BaseException:
             self._close_sockets()
             raise
         ways_in = {slot: self._way_into(slot) for slot in SlotName} if self._by_descriptor else {}
-        self._own_ports = OwnPorts(self._own, ways_in)
+        self._own_ports = SlotPorts(self._own, ways_in)
 
-    def _open_sockets(self, policy: Policy) -> None:
+    def _open_sockets(self, policy: SteeringPolicy) -> None:
         host, port = self._endpoints.public_host, self._endpoints.public_port
         listeners.refuse_strangers("PUBLIC_PORT", host, port)
         try:
@@ -73,14 +73,14 @@ class KernelPlane:
             source=str(DIRECT_SOURCE[slot]),
         )
 
-    def handed(self, slot: SlotName) -> Handed:
+    def handed(self, slot: SlotName) -> InheritedSockets:
         """Return the slot's public listener, its own one if it can take two, and the spare."""
         named = {"public": self._public[slot]}
         if not self._by_descriptor:
             named["private"] = self._own[slot]
         for sock in named.values():
             sock.setblocking(False)  # a flag that the worker before may have changed for all of us
-        return Handed(named, spare=(self._public[slot.other],))
+        return InheritedSockets(named, spare=(self._public[slot.other],))
 
     def ports(self, slot: SlotName) -> frozenset[int]:
         """Return the public port and the slot's own one."""
@@ -88,7 +88,7 @@ class KernelPlane:
 
     def steer(self, slot: SlotName) -> None:
         """Attach the program that sends new connections to the slot: the switch itself."""
-        policy = Policy(slot, direct=self._by_descriptor)
+        policy = SteeringPolicy(slot, direct=self._by_descriptor)
         listeners.attach(self._public[slot], policy)
         self._policy = policy
 
@@ -117,7 +117,7 @@ class KernelPlane:
         """Return how many connections were handed on since the slot's worker is gone."""
         return self._rescues.count(slot)
 
-    def relayed(self) -> dict[str, Relayed]:
+    def relayed(self) -> dict[str, RelayTraffic]:
         """Return what the daemon carries: rescues, and the own ports of `{fd}` workers."""
         return {"own_port": self._own_ports.relayed(), "rescue": self._rescues.relayed()}
 

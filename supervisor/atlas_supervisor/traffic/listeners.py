@@ -18,7 +18,12 @@ from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.system import procfs, sockdiag
 from atlas_supervisor.system.sockdiag import TcpSocket
-from atlas_supervisor.traffic.steering import DIRECT_SOURCE, GROUP_ORDER, Policy, compile_policy
+from atlas_supervisor.traffic.steering import (
+    DIRECT_SOURCE,
+    GROUP_ORDER,
+    SteeringPolicy,
+    compile_policy,
+)
 
 BACKLOG = 4096
 """Connections that may wait in one listener's queue (the kernel's somaxconn may cut it)."""
@@ -58,7 +63,7 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
     return sock
 
 
-def open_group(host: str, port: int, policy: Policy) -> dict[SlotName, socket.socket]:
+def open_group(host: str, port: int, policy: SteeringPolicy) -> dict[SlotName, socket.socket]:
     """Return two listeners on one port (0: any free one), in the order that the program indexes.
 
     The program is there before the first of them listens: without one the kernel would spread
@@ -104,7 +109,7 @@ def queue_length(sock: socket.socket) -> int:
     return int(struct.unpack_from("=I", info, _QUEUE_LENGTH_OFFSET)[0])
 
 
-def attach(sock: socket.socket, policy: Policy) -> None:
+def attach(sock: socket.socket, policy: SteeringPolicy) -> None:
     """Make the kernel steer the socket's whole group by the policy. Raises OSError."""
     program = compile_policy(policy)
     code = ctypes.create_string_buffer(program, len(program))
@@ -123,13 +128,13 @@ def prove_steering() -> None:
     kernel that takes the program and ignores it spreads connections: chance must not pass for it.
     """
     with ExitStack() as opened:
-        group = open_group("127.0.0.1", 0, Policy(GROUP_ORDER[0]))
+        group = open_group("127.0.0.1", 0, SteeringPolicy(GROUP_ORDER[0]))
         for listener in group.values():
             opened.enter_context(listener)
         arrived = dict.fromkeys(GROUP_ORDER, 0)
         for slot in GROUP_ORDER * _TRIALS:
-            by_policy = Policy(slot), "127.0.0.1"
-            by_source = Policy(slot.other, direct=True), str(DIRECT_SOURCE[slot])
+            by_policy = SteeringPolicy(slot), "127.0.0.1"
+            by_source = SteeringPolicy(slot.other, direct=True), str(DIRECT_SOURCE[slot])
             for policy, source in (by_policy, by_source):
                 attach(group[slot], policy)
                 address = group[slot].getsockname()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self
 
 from atlas_supervisor.model.slot import SlotName
-from atlas_supervisor.traffic.relay_connection import Carried
+from atlas_supervisor.traffic.relay_connection import RelayCounters
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Endpoints:
 
 
 @dataclass(frozen=True)
-class Handed:
+class InheritedSockets:
     """The sockets that a worker starts with, from descriptor 3 on.
 
     `spare` are carried but never touched, so that one living worker keeps the whole group open.
@@ -36,7 +36,7 @@ class Handed:
     spare: tuple[socket.socket, ...] = ()
 
 
-class Relayed(NamedTuple):
+class RelayTraffic(NamedTuple):
     """What the daemon itself carries for one purpose."""
 
     open_connections: int
@@ -47,7 +47,7 @@ class Relayed(NamedTuple):
     """Bytes so far."""
 
     @classmethod
-    def of(cls, carried: Carried, open_connections: int) -> Self:
+    def of(cls, carried: RelayCounters, open_connections: int) -> Self:
         """Return what was carried so far, and how many connections are open now."""
         return cls(open_connections, carried.connections, carried.from_clients, carried.to_clients)
 
@@ -70,7 +70,7 @@ class Plane(Protocol):
     def open(self, active: SlotName) -> None:
         """Open every listening socket. Raises StartRefusedError."""
 
-    def handed(self, slot: SlotName) -> Handed:
+    def handed(self, slot: SlotName) -> InheritedSockets:
         """Return what a worker of the slot starts with."""
 
     def ports(self, slot: SlotName) -> frozenset[int]:
@@ -98,7 +98,7 @@ class Plane(Protocol):
     def rescued(self, slot: SlotName) -> int:
         """Return how many of the slot's connections were handed on since its worker is gone."""
 
-    def relayed(self) -> dict[str, Relayed]:
+    def relayed(self) -> dict[str, RelayTraffic]:
         """Return what the daemon carries, by purpose: `public`, `own_port`, `rescue`."""
 
     def strangers(self) -> list[str]:

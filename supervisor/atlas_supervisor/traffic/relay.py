@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import structlog
 
-from atlas_supervisor.traffic.relay_connection import Carried, Pair
+from atlas_supervisor.traffic.relay_connection import RelayConnection, RelayCounters
 
 log = structlog.get_logger(__name__)
 
@@ -50,13 +50,13 @@ class Relay:
         self,
         listener: socket.socket,
         choose: Callable[[], Target | None],
-        carried: Carried | None = None,
+        carried: RelayCounters | None = None,
     ) -> None:
         self._listener = listener
         self._choose = choose
-        self.carried = carried or Carried()
+        self.carried = carried or RelayCounters()
         """What it has carried, together with others that count on the same."""
-        self._pairs: dict[Pair, Target] = {}
+        self._pairs: dict[RelayConnection, Target] = {}
         self._waiting: set[asyncio.Task[None]] = set()
         """Connections for which no worker has been found yet."""
         self._accepting = False
@@ -147,11 +147,11 @@ class Relay:
             self._begin(client, server, target)
 
     def _begin(self, client: socket.socket, server: socket.socket, target: Target) -> None:
-        pair = Pair(client, server, on_close=self._forget, carried=self.carried)
+        pair = RelayConnection(client, server, on_close=self._forget, carried=self.carried)
         self._pairs[pair] = target
         pair.start()
 
-    def _forget(self, pair: Pair) -> None:
+    def _forget(self, pair: RelayConnection) -> None:
         del self._pairs[pair]
 
     async def _carry_later(self, client: socket.socket) -> None:

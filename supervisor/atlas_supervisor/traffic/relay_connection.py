@@ -24,7 +24,7 @@ _PATIENCE_SECONDS = 30.0  # how long nothing may move after the server has left
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER for no time at all
 
 
-class Carried:
+class RelayCounters:
     """What was carried so far for one purpose, in all; it only grows."""
 
     __slots__ = ("connections", "from_clients", "to_clients")
@@ -43,7 +43,9 @@ class _Side:
 
     other: _Side
 
-    def __init__(self, pair: Pair, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, pair: RelayConnection, sock: socket.socket, loop: asyncio.AbstractEventLoop
+    ) -> None:
         self._pair = pair
         self._loop = loop
         self.sock = sock
@@ -142,7 +144,7 @@ class _Side:
         self.sock.close()
 
 
-class Pair:
+class RelayConnection:
     """A client's connection and the server's that it is relayed to. Both sockets are its own.
 
     `on_close` is told once, when both are closed.
@@ -165,11 +167,11 @@ class Pair:
         self,
         client: socket.socket,
         server: socket.socket,
-        on_close: Callable[[Pair], None],
-        carried: Carried,
+        on_close: Callable[[RelayConnection], None],
+        carried: RelayCounters,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._on_close: Callable[[Pair], None] | None = on_close
+        self._on_close: Callable[[RelayConnection], None] | None = on_close
         self.carried = carried
         self._moves = 0
         self._patience: asyncio.TimerHandle | None = None

@@ -12,19 +12,19 @@ from __future__ import annotations
 import socket
 
 from atlas_supervisor.model.slot import SlotName
-from atlas_supervisor.model.socket_passing import HandOver
+from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.system.procfs import describe_listeners, inode_of
 from atlas_supervisor.traffic import listeners
-from atlas_supervisor.traffic.plane import Endpoints, Handed, Relayed
+from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, RelayTraffic
 from atlas_supervisor.traffic.relay import Relay, Target
 from atlas_supervisor.traffic.rescue import Rescues
-from atlas_supervisor.traffic.slot_ports import OwnPorts
+from atlas_supervisor.traffic.slot_ports import SlotPorts
 
 
 class RelayPlane:
     """The public listener, what it relays to, and the slots' own ports."""
 
-    def __init__(self, endpoints: Endpoints, hand_over: HandOver) -> None:
+    def __init__(self, endpoints: Endpoints, hand_over: SocketPassing) -> None:
         self._endpoints = endpoints
         self._hand_over = hand_over
         self._active = SlotName.BLUE
@@ -33,7 +33,7 @@ class RelayPlane:
         self._own: dict[SlotName, socket.socket] = {}
         self._inner: dict[SlotName, socket.socket] = {}
         """What a worker gets in place of the public socket; the relay connects to it."""
-        self._own_ports: OwnPorts
+        self._own_ports: SlotPorts
         self._rescues = Rescues()
 
     @property
@@ -67,7 +67,7 @@ class RelayPlane:
     def _open_sockets(self) -> None:
         host, port = self._endpoints.public_host, self._endpoints.public_port
         # A worker that binds its own port does so beside our reservation (SO_REUSEADDR).
-        open_one = listeners.bind if self._hand_over is HandOver.PORT else listeners.listen
+        open_one = listeners.bind if self._hand_over is SocketPassing.PORT else listeners.listen
         self._own = listeners.open_slot_ports(self._endpoints.slot_ports, open_one)
         if not port:
             return
@@ -76,16 +76,16 @@ class RelayPlane:
             self._public = listeners.listen(host, port)
         except OSError as error:
             raise listeners.explain_bind_error("PUBLIC_PORT", host, port, error) from error
-        if self._hand_over is not HandOver.PORT:
+        if self._hand_over is not SocketPassing.PORT:
             for slot in SlotName:
                 self._inner[slot] = listeners.listen("127.0.0.1", 0)
 
-    def _serve_own_ports(self) -> OwnPorts:
-        if self._hand_over is HandOver.PORT:
-            return OwnPorts({}, {})
-        if self._hand_over is HandOver.ACTIVATION or not self._inner:
-            return OwnPorts(self._own, {})
-        return OwnPorts(self._own, {slot: self._target_of(slot) for slot in SlotName})
+    def _serve_own_ports(self) -> SlotPorts:
+        if self._hand_over is SocketPassing.PORT:
+            return SlotPorts({}, {})
+        if self._hand_over is SocketPassing.ACTIVATION or not self._inner:
+            return SlotPorts(self._own, {})
+        return SlotPorts(self._own, {slot: self._target_of(slot) for slot in SlotName})
 
     def _target(self) -> Target:
         return self._target_of(self._active)
@@ -95,16 +95,16 @@ class RelayPlane:
             return Target("127.0.0.1", self._inner[slot].getsockname()[1])
         return Target("127.0.0.1", self._endpoints.slot_ports[slot])
 
-    def handed(self, slot: SlotName) -> Handed:
+    def handed(self, slot: SlotName) -> InheritedSockets:
         """Return the worker's sockets: none if it binds its own port, one if it takes only one."""
-        if self._hand_over is HandOver.PORT:
-            return Handed({})
+        if self._hand_over is SocketPassing.PORT:
+            return InheritedSockets({})
         named = {"public": self._inner[slot]} if slot in self._inner else {}
-        if self._hand_over is HandOver.ACTIVATION or not named:
+        if self._hand_over is SocketPassing.ACTIVATION or not named:
             named["private"] = self._own[slot]
         for sock in named.values():
             sock.setblocking(False)  # a flag that the worker before may have changed for all of us
-        return Handed(named)
+        return InheritedSockets(named)
 
     def ports(self, slot: SlotName) -> frozenset[int]:
         """Return the slot's own port, and the one that the relay connects to."""
@@ -116,7 +116,7 @@ class RelayPlane:
 
     def refresh(self, slot: SlotName) -> None:
         """Set the queues' sizes again: the worker shares the sockets."""
-        if self._hand_over is HandOver.PORT:
+        if self._hand_over is SocketPassing.PORT:
             return
         listeners.restore_backlog(self._own[slot])
         if slot in self._inner:
@@ -128,7 +128,7 @@ class RelayPlane:
         The queue of one that binds its own port is not ours to look at: those count that have
         asked and heard nothing.
         """
-        if self._hand_over is not HandOver.PORT:
+        if self._hand_over is not SocketPassing.PORT:
             return listeners.queue_length(self._inner.get(slot, self._own[slot]))
         return self._relay.unanswered(self._target_of(slot)) if self._relay is not None else 0
 
@@ -147,11 +147,11 @@ class RelayPlane:
         """Return how many connections were handed on since the slot's worker is gone."""
         return self._rescues.count(slot)
 
-    def relayed(self) -> dict[str, Relayed]:
+    def relayed(self) -> dict[str, RelayTraffic]:
         """Return what the daemon carries: all of the public port, and the rest."""
         found = {"own_port": self._own_ports.relayed(), "rescue": self._rescues.relayed()}
         if self._relay is not None:
-            found["public"] = Relayed.of(self._relay.carried, self._relay.open_connections)
+            found["public"] = RelayTraffic.of(self._relay.carried, self._relay.open_connections)
         return found
 
     def strangers(self) -> list[str]:

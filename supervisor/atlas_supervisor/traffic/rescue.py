@@ -10,9 +10,9 @@ import socket
 from collections.abc import Callable
 
 from atlas_supervisor.model.slot import SlotName
-from atlas_supervisor.traffic.plane import Relayed
+from atlas_supervisor.traffic.plane import RelayTraffic
 from atlas_supervisor.traffic.relay import Relay, Target
-from atlas_supervisor.traffic.relay_connection import Carried
+from atlas_supervisor.traffic.relay_connection import RelayCounters
 
 
 class Rescues:
@@ -22,7 +22,7 @@ class Rescues:
         self._running: dict[SlotName, Relay] = {}
         self._ending: list[Relay] = []
         """Those that accept no more, and still carry what they have accepted."""
-        self._carried = Carried()
+        self._carried = RelayCounters()
 
     def begin(
         self, dead: SlotName, queue: socket.socket, choose: Callable[[], Target | None]
@@ -42,10 +42,10 @@ class Rescues:
         """Return how many connections were handed on since the slot's worker is gone."""
         return self._running[slot].accepted if slot in self._running else 0
 
-    def relayed(self) -> Relayed:
+    def relayed(self) -> RelayTraffic:
         """Return what all of them carry, and have carried."""
         relays = (*self._running.values(), *self._ending)
-        return Relayed.of(self._carried, sum(relay.open_connections for relay in relays))
+        return RelayTraffic.of(self._carried, sum(relay.open_connections for relay in relays))
 
     async def close(self) -> None:
         """Accept no more, and cut what is open."""

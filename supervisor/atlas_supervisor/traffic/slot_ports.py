@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from functools import partial
 
 from atlas_supervisor.model.slot import SlotName
-from atlas_supervisor.traffic.plane import Relayed
+from atlas_supervisor.traffic.plane import RelayTraffic
 from atlas_supervisor.traffic.relay import Relay, Target
-from atlas_supervisor.traffic.relay_connection import Carried
+from atlas_supervisor.traffic.relay_connection import RelayCounters
 
 
-class OwnPorts:
+class SlotPorts:
     """Both slots' own listeners. `ways_in` says where a slot's worker is reached, if we relay.
 
     Workers that bind the ports by themselves leave nothing to do: then there are no listeners.
@@ -28,7 +28,7 @@ class OwnPorts:
     ) -> None:
         self._ways_in = ways_in
         self._vacant: set[SlotName] = set()
-        self._carried = Carried()
+        self._carried = RelayCounters()
         self._relays = {
             slot: Relay(listener, partial(self._way_into, slot), self._carried)
             for slot, listener in listeners.items()
@@ -51,10 +51,10 @@ class OwnPorts:
         if slot in self._relays and slot not in self._ways_in:
             self._relays[slot].stop()
 
-    def relayed(self) -> Relayed:
+    def relayed(self) -> RelayTraffic:
         """Return what both carry, and have carried; who is refused counts as accepted."""
         open_now = sum(relay.open_connections for relay in self._relays.values())
-        return Relayed.of(self._carried, open_now)
+        return RelayTraffic.of(self._carried, open_now)
 
     async def close(self) -> None:
         """Accept no more, and cut what is open. The listeners stay open."""

@@ -40,7 +40,7 @@ _INSTRUCTION = struct.Struct("=HBBI")
 
 
 @dataclass(frozen=True)
-class Policy:
+class SteeringPolicy:
     """What should happen to new connections: `active` gets them.
 
     With `direct`, connections from a slot's `DIRECT_SOURCE` go to that slot instead.
@@ -55,7 +55,7 @@ class Policy:
         return {slot.value: 1.0 if slot is self.active else 0.0 for slot in GROUP_ORDER}
 
 
-def compile_policy(policy: Policy) -> bytes:
+def compile_policy(policy: SteeringPolicy) -> bytes:
     """Return the policy as an array of `struct sock_filter`."""
     program: list[tuple[int, int, int, int]] = []
     if policy.direct:

@@ -15,9 +15,9 @@ from typing import Any
 import anyio
 import structlog
 
-from atlas_supervisor.model.drain import DepartingView, Left
+from atlas_supervisor.model.drain import DrainCounts, DrainingView
 from atlas_supervisor.system.clock import Stopwatch, now
-from atlas_supervisor.workers.process import Instance
+from atlas_supervisor.workers.process import WorkerProcess
 
 log = structlog.get_logger(__name__)
 
@@ -31,10 +31,10 @@ _IN_ORDER = frozenset({0, -signal.SIGTERM, 128 + signal.SIGTERM})
 _NAMES = {"requests": "request", "websockets": "WebSocket", "event_streams": "event stream"}
 
 
-class Departure:
+class Drain:
     """One instance's drain. `seconds` is the time that its connections have, in all."""
 
-    def __init__(self, instance: Instance, ports: Collection[int], seconds: float) -> None:
+    def __init__(self, instance: WorkerProcess, ports: Collection[int], seconds: float) -> None:
         self.instance = instance
         self.ports = ports
         self.leaves_alone = False
@@ -61,10 +61,10 @@ class Departure:
             self._hurried = True
             log.info("worker_hurried", **self.instance.facts, pid=self.instance.pid)
 
-    def view(self) -> DepartingView:
+    def view(self) -> DrainingView:
         """Return it as the status shows it."""
         instance = self.instance
-        return DepartingView(
+        return DrainingView(
             slot=instance.slot,
             instance=instance.name,
             pid=instance.pid,
@@ -99,13 +99,13 @@ class Departure:
         return f"left {took}: " + (f"told to go: {told}; {end}" if told else end)
 
 
-def counts(instance: Instance) -> dict[str, Any]:
+def counts(instance: WorkerProcess) -> dict[str, Any]:
     """Return what it says that it still has, and what it has cut; None where it has not said."""
     left, cut = instance.said.left, instance.said.cut
     return {"left": left and left.model_dump(), "cut": cut and cut.model_dump()}
 
 
-def in_words(left: Left | None) -> str:
+def in_words(left: DrainCounts | None) -> str:
     """Return what is not idle as a person would say it; empty if that is nothing."""
     found = [
         f"{count} {_NAMES[kind]}{'' if count == 1 else 's'}"
@@ -115,20 +115,20 @@ def in_words(left: Left | None) -> str:
     return " and ".join(filter(None, (", ".join(found[:-1]), *found[-1:])))
 
 
-class Departures:
+class Drains:
     """All departures of the daemon, in the order in which they began."""
 
     def __init__(self) -> None:
-        self._all: list[Departure] = []
+        self._all: list[Drain] = []
         self._changed = anyio.Event()
         self._someone_waits = False
 
-    def begin(self, departure: Departure) -> Departure:
+    def begin(self, departure: Drain) -> Drain:
         """Note that an instance's drain has begun."""
         self._all.append(departure)
         return departure
 
-    def end(self, departure: Departure) -> None:
+    def end(self, departure: Drain) -> None:
         """Note that it is gone; does nothing a second time."""
         if departure in self._all:
             self._all.remove(departure)
@@ -136,11 +136,11 @@ class Departures:
             self._changed.set()
             self._changed = anyio.Event()
 
-    def views(self) -> list[DepartingView]:
+    def views(self) -> list[DrainingView]:
         """Return all of them as the status shows them, from memory."""
         return [departure.view() for departure in self._all]
 
-    async def linger(self, departure: Departure) -> bool:
+    async def linger(self, departure: Drain) -> bool:
         """Wait until one more may linger, and let it; false if it went before that."""
         self._someone_waits = True
         try:
@@ -164,5 +164,5 @@ class Departures:
         while any(departure.leaves_alone for departure in self._all):
             await self._changed.wait()
 
-    def _lingering(self) -> list[Departure]:
+    def _lingering(self) -> list[Drain]:
         return [departure for departure in self._all if departure.lingers]

@@ -14,7 +14,7 @@ import struct
 import anyio
 from pydantic import ValidationError
 
-from atlas_supervisor.model.drain import Left
+from atlas_supervisor.model.drain import DrainCounts
 from atlas_worker.contract import (
     NOTIFY_CUT,
     NOTIFY_KIT,
@@ -36,11 +36,11 @@ class NotifySocket:
         self.kit = False
         self.not_accepting = anyio.Event()
         """Set once it takes no more connections; it never goes back on that."""
-        self.left: Left | None = None
+        self.left: DrainCounts | None = None
         """What it still had when it last said so."""
-        self.most: Left | None = None
+        self.most: DrainCounts | None = None
         """The most of each kind that it has told of."""
-        self.cut: Left | None = None
+        self.cut: DrainCounts | None = None
         """What it cut off at its hard deadline; None if it did not say that it cut anything."""
         self.address = f"@atlas-notify-{instance}"
         self._socket = socket.socket(
@@ -86,10 +86,10 @@ class NotifySocket:
             self._socket.close()
 
 
-def _counts(line: str, prefix: str) -> Left | None:
+def _counts(line: str, prefix: str) -> DrainCounts | None:
     """Return what a worker counted; None for anything but counts: a worker is not trusted."""
     try:
-        return Left.model_validate_json(line.removeprefix(prefix))
+        return DrainCounts.model_validate_json(line.removeprefix(prefix))
     except ValidationError:
         return None
 

@@ -20,8 +20,8 @@ from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.system import procfs
 from atlas_supervisor.system.clock import Stopwatch, now
-from atlas_supervisor.system.sockdiag import Connection
-from atlas_supervisor.traffic import Handed
+from atlas_supervisor.system.sockdiag import TcpConnection
+from atlas_supervisor.traffic import InheritedSockets
 from atlas_supervisor.workers.notify import NotifySocket
 from atlas_worker.contract import ENV_INSTANCE, ENV_NOTIFY_SOCKET
 
@@ -42,7 +42,7 @@ def new_instance_id(slot: SlotName) -> str:
     return f"{slot}-{secrets.token_hex(8)}"
 
 
-class Instance:
+class WorkerProcess:
     """A running worker. Made by `launch`; ends with `stop` or by itself."""
 
     def __init__(
@@ -196,7 +196,7 @@ class Instance:
         found = self._look(ports)
         return found is None or any(each.busy for each in found)
 
-    def _look(self, ports: Collection[int]) -> list[Connection] | None:
+    def _look(self, ports: Collection[int]) -> list[TcpConnection] | None:
         try:
             found = self.connections(ports)
         except OSError as error:  # whoever can't look must not cut off
@@ -205,7 +205,7 @@ class Instance:
         self.connected = len(found)
         return found
 
-    def connections(self, ports: Collection[int]) -> list[Connection]:
+    def connections(self, ports: Collection[int]) -> list[TcpConnection]:
         """Return the connections on these ports that the worker and its descendants hold.
 
         Raises OSError.
@@ -254,10 +254,10 @@ async def launch(
     name: str,
     command: list[str],
     environment: dict[str, str],
-    handed: Handed,
+    handed: InheritedSockets,
     announce: bool,
     output: int,
-) -> Instance:
+) -> WorkerProcess:
     """Start a worker process and return it, not yet ready. Raises OSError.
 
     `output` is the descriptor that it prints to; it stays the caller's to close.
@@ -280,4 +280,4 @@ async def launch(
     except BaseException:
         notify.close()
         raise
-    return Instance(name=name, slot=slot, release=release, process=process, notify=notify)
+    return WorkerProcess(name=name, slot=slot, release=release, process=process, notify=notify)

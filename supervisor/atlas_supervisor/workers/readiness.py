@@ -10,7 +10,7 @@ import anyio
 from atlas_supervisor.config import Settings
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.workers.output import WorkerLog
-from atlas_supervisor.workers.process import Instance
+from atlas_supervisor.workers.process import WorkerProcess
 
 _RETRY_SECONDS = 0.05
 
@@ -24,7 +24,7 @@ class LaunchError(Exception):
 
 
 async def until_ready(
-    instance: Instance, port: int, output: WorkerLog, prober: HttpProber, settings: Settings
+    instance: WorkerProcess, port: int, output: WorkerLog, prober: HttpProber, settings: Settings
 ) -> str:
     """Wait until it says so or answers on its port, and return which it was.
 

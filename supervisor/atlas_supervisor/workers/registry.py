@@ -21,20 +21,20 @@ from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.instances import InstanceRow
 from atlas_supervisor.store.statements import StoreError
 from atlas_supervisor.system import procfs
-from atlas_supervisor.workers.process import Instance
+from atlas_supervisor.workers.process import WorkerProcess
 from atlas_worker.contract import ENV_INSTANCE, ENV_STATE_DIR
 
 log = structlog.get_logger(__name__)
 
 
-class Ledger:
+class WorkerRegistry:
     """Writes instances into the database; a disk that fails stops no worker."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._boot_id = procfs.boot_id()
 
-    async def launched(self, instance: Instance) -> None:
+    async def launched(self, instance: WorkerProcess) -> None:
         """Note that the process is there."""
         ticks = procfs.start_ticks(instance.pid)
         if ticks is None:  # it is gone already
@@ -45,7 +45,7 @@ class Ledger:
         except StoreError as error:
             log.error("instance_not_recorded", **instance.facts, pid=instance.pid, why=str(error))
 
-    async def gone(self, instance: Instance) -> None:
+    async def gone(self, instance: WorkerProcess) -> None:
         """Note that nothing of it is left."""
         try:
             await self._database.remove_instance(instance.name)

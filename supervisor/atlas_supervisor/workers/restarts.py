@@ -57,7 +57,7 @@ class CrashCount:
         return policy.delays_seconds[max(self.short_lives - 1, 0)]
 
 
-class Keeper:
+class Restarter:
     """Starts one slot's instance again and again while `wanted` says that it should run."""
 
     def __init__(

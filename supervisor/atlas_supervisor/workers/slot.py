@@ -21,17 +21,22 @@ from atlas_supervisor.config import Settings
 from atlas_supervisor.errors import SettingsError
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import Role, SlotName, SlotState, SlotView
-from atlas_supervisor.model.socket_passing import HandOver
+from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.system.procfs import describe_listeners
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.traffic.listeners import strangers
-from atlas_supervisor.workers.drain import Departure, Departures
+from atlas_supervisor.workers.drain import Drain, Drains
 from atlas_supervisor.workers.environment import worker_environment
 from atlas_supervisor.workers.output import WorkerLog
-from atlas_supervisor.workers.process import FIRST_DESCRIPTOR, Instance, launch, new_instance_id
+from atlas_supervisor.workers.process import (
+    FIRST_DESCRIPTOR,
+    WorkerProcess,
+    launch,
+    new_instance_id,
+)
 from atlas_supervisor.workers.readiness import LaunchError, until_ready
 
 log = structlog.get_logger(__name__)
@@ -46,41 +51,41 @@ _POLL_SECONDS = 0.02
 _LINGERING_LOOK_SECONDS = 1.0  # one with the kit ends by itself; this is for who looks at it
 
 
-class InstanceLedger(Protocol):
+class InstanceRegistry(Protocol):
     """Remembers processes, so that a later daemon finds what this one may leave behind."""
 
-    async def launched(self, instance: Instance) -> None:
+    async def launched(self, instance: WorkerProcess) -> None:
         """Note that the process is there."""
 
-    async def gone(self, instance: Instance) -> None:
+    async def gone(self, instance: WorkerProcess) -> None:
         """Note that nothing of it is left."""
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class SlotContext:
     """What both slots share."""
 
     settings: Settings
     plane: Plane
     prober: HttpProber
-    ledger: InstanceLedger
+    ledger: InstanceRegistry
     tasks: TaskGroup
-    on_down: Callable[[Slot, Instance, str], Awaitable[None]]
+    on_down: Callable[[Slot, WorkerProcess, str], Awaitable[None]]
     """Told when an instance ended or hangs without having been asked to, and the cause."""
-    departures: Departures
+    departures: Drains
 
 
 class Slot:
     """One of the two slots."""
 
-    def __init__(self, name: SlotName, port: int, around: Surroundings) -> None:
+    def __init__(self, name: SlotName, port: int, around: SlotContext) -> None:
         self.name = name
         self.port = port
         self.state = SlotState.EMPTY
         self.restarts = 0
         self.last_exit: str | None = None
         """How an instance last went down, or did not come up, without having been asked to."""
-        self.instance: Instance | None = None
+        self.instance: WorkerProcess | None = None
         self.log = WorkerLog(around.settings.state_dir / "logs" / f"worker-{name}.log", name)
         self.departures = around.departures
         """All instances that drain, those of the other slot included."""
@@ -152,7 +157,7 @@ class Slot:
             "kit": instance.kit,
         }
 
-    async def _launch(self, release: Release, name: str) -> Instance:
+    async def _launch(self, release: Release, name: str) -> WorkerProcess:
         settings = self._around.settings
         await anyio.to_thread.run_sync(self._refuse_taken_port)
         command = settings.worker_argv(slot=self.name, port=self.port, fd=FIRST_DESCRIPTOR)
@@ -171,7 +176,7 @@ class Slot:
                 command=command,
                 environment=environment,
                 handed=self._around.plane.handed(self.name),
-                announce=settings.hand_over is HandOver.ACTIVATION,
+                announce=settings.hand_over is SocketPassing.ACTIVATION,
                 output=output,
             )
         finally:
@@ -184,25 +189,25 @@ class Slot:
 
     def _refuse_taken_port(self) -> None:
         """Raise LaunchError if a stranger listens where the worker is going to bind by itself."""
-        if self._around.settings.hand_over is not HandOver.PORT:
+        if self._around.settings.hand_over is not SocketPassing.PORT:
             return
         if found := strangers("127.0.0.1", self.port):
             raise LaunchError(f"port {self.port} is taken: {describe_listeners(found)}")
 
-    async def _watch_exit(self, instance: Instance) -> None:
+    async def _watch_exit(self, instance: WorkerProcess) -> None:
         clear_contextvars()  # an instance outlives the deploy that its log lines would name
         await instance.wait()
         if self.state is not SlotState.STARTING:
             await self._tell_down(instance, f"it {instance.exit_text}")
 
-    async def _tell_down(self, instance: Instance, cause: str) -> None:
+    async def _tell_down(self, instance: WorkerProcess, cause: str) -> None:
         """Tell it once: an instance that hangs may end before anybody has come to stop it."""
         if not instance.expected_to_exit:
             instance.expected_to_exit = True
             self.last_exit = cause
             await self._around.on_down(self, instance, cause)
 
-    async def _watch_life(self, instance: Instance) -> None:
+    async def _watch_life(self, instance: WorkerProcess) -> None:
         """Probe the running instance, and tell when it has hung for long enough."""
         clear_contextvars()  # as above
         settings = self._around.settings
@@ -246,7 +251,7 @@ class Slot:
             freed()
             return {"message": f"{self.name} was empty", "by_itself": True}
         ports = self._around.plane.ports(self.name)
-        departure = Departure(instance, ports, settings.drain_timeout_seconds)
+        departure = Drain(instance, ports, settings.drain_timeout_seconds)
         self.departures.begin(departure)
         try:
             await self._settle(departure)
@@ -260,7 +265,7 @@ class Slot:
         freed()
         return departure.story()
 
-    async def _settle(self, departure: Departure) -> None:
+    async def _settle(self, departure: Drain) -> None:
         """Wait until its queue is empty, and a foreign one owes no answer."""
         with anyio.move_on_after(departure.seconds_left) as limit:
             self._drain_limit = limit
@@ -269,18 +274,18 @@ class Slot:
                 await departure.instance.answers_given(departure.ports)
         self._drain_limit = None
 
-    async def _can_linger(self, departure: Departure) -> bool:
+    async def _can_linger(self, departure: Drain) -> bool:
         """Ask it to drain, and tell whether it leaves the sockets of the slot alone from now on.
 
         One that binds its port by itself can't be told from the next one on it.
         """
-        if not departure.instance.kit or self._around.settings.hand_over is HandOver.PORT:
+        if not departure.instance.kit or self._around.settings.hand_over is SocketPassing.PORT:
             return False
         with anyio.move_on_after(departure.seconds_left):
             return await departure.instance.accepts_no_more(departure.ports)
         return False
 
-    async def _linger(self, departure: Departure, freed: Callable[[], None]) -> dict[str, Any]:
+    async def _linger(self, departure: Drain, freed: Callable[[], None]) -> dict[str, Any]:
         """Leave the slot as soon as one more may linger; return once the instance is gone.
 
         It ends in a task of the daemon's: should our caller be cancelled, it still has its time.
@@ -300,7 +305,7 @@ class Slot:
         await departure.gone.wait()
         return departure.story()
 
-    async def _see_off(self, departure: Departure) -> None:
+    async def _see_off(self, departure: Drain) -> None:
         """End an instance that accepts nothing more, wherever its slot is by then."""
         clear_contextvars()  # as above
         instance = departure.instance
@@ -346,7 +351,7 @@ class Slot:
         await self.clear(instance)
         return by_itself
 
-    async def clear(self, instance: Instance) -> None:
+    async def clear(self, instance: WorkerProcess) -> None:
         """Forget an instance that ended, and make sure that nothing of it is left."""
         await instance.kill()
         if self.instance is instance:

@@ -15,7 +15,7 @@ from atlas_supervisor.config import Settings
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.deploy import Mode
 from atlas_supervisor.model.slot import SlotName
-from atlas_supervisor.model.socket_passing import HandOver
+from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.store.database import active_release
 from atlas_supervisor.store.state_keeper import StateFile, UnreadableStateError
@@ -47,14 +47,14 @@ def become_worker(settings: Settings, environ: Mapping[str, str]) -> NoReturn:
         environ=environ,
     )
     descriptors: list[int] = []
-    if settings.hand_over is not HandOver.PORT:
+    if settings.hand_over is not SocketPassing.PORT:
         try:
             listener = listen("127.0.0.1", port)
         except OSError as error:
             raise explain_bind_error(_LABEL, "127.0.0.1", port, error) from error
         descriptors.append(listener.detach())
         os.set_inheritable(descriptors[0], True)
-    announced = len(descriptors) if settings.hand_over is HandOver.ACTIVATION else 0
+    announced = len(descriptors) if settings.hand_over is SocketPassing.ACTIVATION else 0
     if announced:
         environment["LISTEN_FDNAMES"] = "private"
     command = settings.worker_argv(slot=slot, port=port, fd=FIRST_DESCRIPTOR)

@@ -20,7 +20,7 @@ _FAILED_IN_A_ROW = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class ModuleCheck:
     """One check's finding; `status` is pass, warn, fail or skipped."""
 
     status: str
@@ -29,64 +29,64 @@ class Check:
     message: str = ""
 
 
-def llm_latency(model: LanguageModel | None) -> Check:
+def llm_latency(model: LanguageModel | None) -> ModuleCheck:
     """Judge the model by the calls of the last quarter of an hour."""
     if model is None:
-        return Check("skipped", message="LLM_URL is empty")
+        return ModuleCheck("skipped", message="LLM_URL is empty")
     calls = model.latencies.recent()
     if not calls:
-        return Check("skipped", None, "ms", "nobody has asked it in the last 15 minutes")
+        return ModuleCheck("skipped", None, "ms", "nobody has asked it in the last 15 minutes")
     times = [seconds for seconds in calls if seconds is not None]
     average = sum(times) / len(times) if times else None
     value = None if average is None else round(average * 1000, 1)
     lost = len(calls) - len(times)
     said = f"{len(calls)} calls, {lost} failed"
     if len(calls) >= _FAILED_IN_A_ROW and not any(calls[-_FAILED_IN_A_ROW:]):
-        return Check("fail", value, "ms", f"the last {_FAILED_IN_A_ROW} calls failed; {said}")
+        return ModuleCheck("fail", value, "ms", f"the last {_FAILED_IN_A_ROW} calls failed; {said}")
     if average is not None and average > _SLOW_SECONDS:
-        return Check("warn", value, "ms", f"slow to its first word; {said}")
-    return Check("warn" if lost * 2 > len(calls) else "pass", value, "ms", said)
+        return ModuleCheck("warn", value, "ms", f"slow to its first word; {said}")
+    return ModuleCheck("warn" if lost * 2 > len(calls) else "pass", value, "ms", said)
 
 
-def scheduler(running: Scheduler | None, *, leading: bool) -> Check:
+def scheduler(running: Scheduler | None, *, leading: bool) -> ModuleCheck:
     """Tell whether the scheduler takes its turns; each of them reads its database."""
     if running is None:
-        return Check("skipped", message="SCHEDULER_ENABLED is false")
+        return ModuleCheck("skipped", message="SCHEDULER_ENABLED is false")
     silence = running.silence()
     if silence == float("inf"):
-        return Check("fail", None, "s", "the scheduler has ended")
+        return ModuleCheck("fail", None, "s", "the scheduler has ended")
     value = round(silence, 3)
     if silence > _SILENT_FAIL:
-        return Check("fail", value, "s", f"no turn for {silence:.0f} s")
+        return ModuleCheck("fail", value, "s", f"no turn for {silence:.0f} s")
     if silence > _SILENT_WARN:
-        return Check("warn", value, "s", f"no turn for {silence:.0f} s")
+        return ModuleCheck("warn", value, "s", f"no turn for {silence:.0f} s")
     waiting = "takes jobs" if leading else "leaves jobs to the active instance"
-    return Check("pass", value, "s", f"{waiting}, {running.running()} running")
+    return ModuleCheck("pass", value, "s", f"{waiting}, {running.running()} running")
 
 
-async def memory(notes: Memory | None) -> Check:
+async def memory(notes: Memory | None) -> ModuleCheck:
     """Tell whether the memory takes a write."""
     if notes is None:
-        return Check("skipped", message="MEMORY_ENABLED is false")
+        return ModuleCheck("skipped", message="MEMORY_ENABLED is false")
     try:
         async with asyncio.timeout(_MEMORY_SECONDS):
             seconds = await notes.try_write()
     except TimeoutError:
-        return Check("warn", None, "ms", f"it took no write within {_MEMORY_SECONDS:g} s")
+        return ModuleCheck("warn", None, "ms", f"it took no write within {_MEMORY_SECONDS:g} s")
     except sqlite3.Error as error:
-        return Check("fail", None, "ms", f"the database failed: {error}")
-    return Check("pass", round(seconds * 1000, 1), "ms", "it took a write")
+        return ModuleCheck("fail", None, "ms", f"the database failed: {error}")
+    return ModuleCheck("pass", round(seconds * 1000, 1), "ms", "it took a write")
 
 
-async def db_integrity(integrity: Integrity | None) -> Check:
+async def db_integrity(integrity: Integrity | None) -> ModuleCheck:
     """Tell what SQLite's quick check of the scheduler's database found last."""
     if integrity is None:
-        return Check("skipped", message="SCHEDULER_ENABLED is false")
+        return ModuleCheck("skipped", message="SCHEDULER_ENABLED is false")
     finding = await integrity.finding()
     if finding is None:
-        return Check("skipped", None, "s", "the first check of a large file is under way")
+        return ModuleCheck("skipped", None, "s", "the first check of a large file is under way")
     age = round(integrity.age(finding), 1)
     if finding.problem is not None:
-        return Check("fail", age, "s", f"the scheduler's database: {finding.problem}")
+        return ModuleCheck("fail", age, "s", f"the scheduler's database: {finding.problem}")
     ago = "just now" if age < 1 else f"{age:.0f} s ago"
-    return Check("pass", age, "s", f"whole when looked at {ago}")
+    return ModuleCheck("pass", age, "s", f"whole when looked at {ago}")

@@ -21,7 +21,7 @@ Work = Callable[[sqlite3.Connection], T]
 BUSY_SECONDS = 5.0
 
 
-class Database:
+class ModuleDatabase:
     """One file with its schema. `open` before use, `close` after it."""
 
     def __init__(self, path: Path, migrations: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ _BUSY_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class IntegrityResult:
     """What the last check found. `problem` is None if the database is whole."""
 
     problem: str | None
@@ -33,10 +33,10 @@ class Integrity:
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
         self._clock = clock
-        self._last: Finding | None = None
+        self._last: IntegrityResult | None = None
         self._checking: asyncio.Task[None] | None = None
 
-    async def finding(self) -> Finding | None:
+    async def finding(self) -> IntegrityResult | None:
         """Return what is known, at most `PATIENCE_SECONDS` later; None if nothing is yet."""
         if self._due() and (self._checking is None or self._checking.done()):
             self._checking = asyncio.create_task(self._check(), name="integrity")
@@ -51,7 +51,7 @@ class Integrity:
         if self._checking is not None:
             await asyncio.wait({self._checking})
 
-    def age(self, finding: Finding) -> float:
+    def age(self, finding: IntegrityResult) -> float:
         """Return how many seconds ago it was made."""
         return self._clock() - finding.made
 
@@ -64,7 +64,7 @@ class Integrity:
     async def _check(self) -> None:
         begun = self._clock()
         problem = await asyncio.to_thread(quick_check, self._path)
-        self._last = Finding(problem, self._clock(), self._clock() - begun)
+        self._last = IntegrityResult(problem, self._clock(), self._clock() - begun)
 
 
 def quick_check(path: Path) -> str | None:

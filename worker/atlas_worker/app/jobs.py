@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from atlas_worker.app.database import Database
+from atlas_worker.app.database import ModuleDatabase
 
 MAX_ATTEMPTS = 5
 KEEP_FINISHED_SECONDS = 7 * 24 * 3600.0
@@ -66,7 +66,7 @@ class JobStore:
 
     def __init__(self, directory: Path, *, instance: str, lease_seconds: float) -> None:
         self.path = directory / "scheduler.db"
-        self._database = Database(self.path, MIGRATIONS)
+        self._database = ModuleDatabase(self.path, MIGRATIONS)
         self._instance = instance
         self._lease_seconds = lease_seconds
         self._boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -32,7 +32,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class JobKind:
     """A kind of job. `check` raises `RequestError`; `run` returns what JSON can hold."""
 
     check: Callable[[Payload], None]
@@ -94,9 +94,9 @@ def _memory(run: Run) -> Memory:
     return run.memory
 
 
-KINDS: dict[str, Kind] = {
-    "checksum": Kind(_check_text(TEXT_CHARACTERS), _checksum),
-    "remember": Kind(_check_text(NOTE_CHARACTERS), _remember, needs_memory=True),
-    "reindex": Kind(_only, _reindex, needs_memory=True),
-    "wait": Kind(_check_wait, _wait),
+KINDS: dict[str, JobKind] = {
+    "checksum": JobKind(_check_text(TEXT_CHARACTERS), _checksum),
+    "remember": JobKind(_check_text(NOTE_CHARACTERS), _remember, needs_memory=True),
+    "reindex": JobKind(_only, _reindex, needs_memory=True),
+    "wait": JobKind(_check_wait, _wait),
 }

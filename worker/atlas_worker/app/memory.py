@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from atlas_worker.app.database import Database
+from atlas_worker.app.database import ModuleDatabase
 from atlas_worker.app.errors import RequestError, bad_field
 from atlas_worker.app.requests import is_smoke, is_storable, query_count, read_object, text_field
 
@@ -55,7 +55,7 @@ class Memory:
     """The notes of all instances, in one file."""
 
     def __init__(self, directory: Path) -> None:
-        self._database = Database(directory / "memory.db", MIGRATIONS)
+        self._database = ModuleDatabase(directory / "memory.db", MIGRATIONS)
         self._trying: asyncio.Task[float] | None = None
 
     async def open(self) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Protocol
 
 from atlas_worker.asgi.streams import (
-    EventStream,
+    AsgiEventStream,
     GoneError,
     Message,
     Receive,
@@ -17,7 +17,7 @@ from atlas_worker.asgi.streams import (
     WebSocketStream,
 )
 from atlas_worker.contract import INSTANCE_HEADER, PROBE_HEADER
-from atlas_worker.drain import Drain, Stream
+from atlas_worker.drain import DrainController, Stream
 from atlas_worker.events import is_event_stream
 
 Scope = MutableMapping[str, Any]
@@ -31,7 +31,7 @@ _PROBE = PROBE_HEADER.lower().encode()
 _INSTANCE = INSTANCE_HEADER.lower().encode()
 
 
-class Connection(Protocol):
+class ExchangeConnection(Protocol):
     """What a server's adapter knows of the connection that an exchange is on."""
 
     def can_close(self) -> bool:
@@ -54,7 +54,7 @@ class _Plain:
 class Exchange:
     """One call of the application: a request or a WebSocket."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: ExchangeConnection) -> None:
         self.connection = connection
         self.stream: Stream | None = None
 
@@ -62,7 +62,7 @@ class Exchange:
 class Exchanges:
     """An ASGI application around another one; knows what is under way and marks the answers."""
 
-    def __init__(self, app: App, drain: Drain, instance_id: str) -> None:
+    def __init__(self, app: App, drain: DrainController, instance_id: str) -> None:
         self._app = app
         self._drain = drain
         self._instance = instance_id.encode("latin-1", "replace")
@@ -81,7 +81,7 @@ class Exchanges:
         await self.serve(_Plain(), scope, receive, send)
 
     async def serve(
-        self, connection: Connection, scope: Scope, receive: Receive, send: Send
+        self, connection: ExchangeConnection, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Serve one exchange of this connection."""
         wrap: Callable[[Exchange, Scope, Send], Send]
@@ -103,7 +103,7 @@ class Exchanges:
             self._running.discard(exchange)
 
     def _http(self, exchange: Exchange, scope: Scope, send: Send) -> Send:
-        stream: EventStream | None = None
+        stream: AsgiEventStream | None = None
 
         async def send_marked(message: Message) -> None:
             nonlocal stream
@@ -119,7 +119,7 @@ class Exchanges:
 
     def _begun(
         self, exchange: Exchange, scope: Scope, message: Message, send: Send
-    ) -> EventStream | None:
+    ) -> AsgiEventStream | None:
         headers = {name.lower(): value for name, value in message.get("headers", ())}
         content_type = headers.get(b"content-type", b"").decode("latin-1")
         # To a HEAD the application sends events without end as well, and nobody ever sees them.
@@ -128,7 +128,7 @@ class Exchanges:
         if b"content-length" in headers or not is_event_stream(method, content_type):
             return None
         encoding = headers.get(b"content-encoding", b"identity")
-        stream = EventStream(
+        stream = AsgiEventStream(
             send,
             encoded=encoding != b"identity",
             last=exchange.connection.close_after_answer,
@@ -136,7 +136,7 @@ class Exchanges:
         exchange.stream = stream
         return stream
 
-    def _marked(self, connection: Connection, scope: Scope, message: Message) -> Message:
+    def _marked(self, connection: ExchangeConnection, scope: Scope, message: Message) -> Message:
         """Put the kit's headers on an answer."""
         probed = any(name == _PROBE for name, _ in scope["headers"])
         # HTTP/2 and later have no such header; there the server itself says when it goes.

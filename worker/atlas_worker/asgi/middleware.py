@@ -18,7 +18,7 @@ from typing import Any
 
 from atlas_worker.asgi.exchanges import LED_BY_KIT, App, Exchanges, Scope
 from atlas_worker.asgi.streams import Message, Receive, Send
-from atlas_worker.drain import Connection, Drain, Stream
+from atlas_worker.drain import Connection, DrainController, Stream
 from atlas_worker.instance import Instance
 from atlas_worker.notify import Notifier
 from atlas_worker.serving import begin_drain, new_drain, serve
@@ -132,7 +132,9 @@ class _HeldStop:
         self._came = False
 
     @contextmanager
-    def hold(self, drain: Drain, notifier: Notifier, changed: asyncio.Event) -> Iterator[None]:
+    def hold(
+        self, drain: DrainController, notifier: Notifier, changed: asyncio.Event
+    ) -> Iterator[None]:
         theirs = _replaceable_handler()
         if theirs is None:
             _log.warning(
@@ -183,7 +185,7 @@ def _replaceable_handler() -> Handler | None:
 class _View:
     """The server as the middleware sees it: exchanges, and one stand-in for idle connections."""
 
-    def __init__(self, exchanges: Exchanges, drain: Drain) -> None:
+    def __init__(self, exchanges: Exchanges, drain: DrainController) -> None:
         self._exchanges = exchanges
         self._idle = _IdleOnes()
         self._drain = drain

@@ -78,7 +78,7 @@ class WebSocketStream:
         await self._send(message)
 
 
-class EventStream:
+class AsgiEventStream:
     """An answer of server-sent events; it ends after an event, never within one.
 
     `encoded`: compressed below us, so events can't be told apart; whoever compresses events sends

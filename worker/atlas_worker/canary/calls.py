@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
-from atlas_worker.canary.policy import UNTOLD_MOST, Arm, Later, Question, Rule, newest_question
+from atlas_worker.canary.policy import UNTOLD_MOST, ArmWords, Later, Question, Rule, newest_question
 from atlas_worker.canary.process import process
 from atlas_worker.canary.ring import Lane
 from atlas_worker.contract import latency_bucket
@@ -23,15 +23,15 @@ from atlas_worker.contract.ring import (
     SLICE_SECONDS,
     SLICE_SHIFT,
     SLICES,
-    Kind,
+    EventKind,
     Outcome,
 )
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_ENDS = Kind.ENDED - Kind.BEGUN << KIND_SHIFT
-_TELLS = Kind.TOLD - Kind.ASKED << KIND_SHIFT
+_ENDS = EventKind.ENDED - EventKind.BEGUN << KIND_SHIFT
+_TELLS = EventKind.TOLD - EventKind.ASKED << KIND_SHIFT
 _FAILED = Outcome.ERROR << OUTCOME_SHIFT
 _CANCELLED = Outcome.CANCELLED << OUTCOME_SHIFT
 _FORGOTTEN_SLICES = int(60 / SLICE_SECONDS)  # the daemon has closed the window by then
@@ -141,7 +141,7 @@ def record_canary_call(feature: str, used_canary: bool, ok: bool, latency_ms: fl
     process.main.write(arm.recorded | end)
 
 
-def _tell(arm: Arm, question: Question, end: int) -> bool:
+def _tell(arm: ArmWords, question: Question, end: int) -> bool:
     """Write the end of what was asked; returns False if the record is not about it."""
     word, key = (question, 0) if isinstance(question, int) else question
     if word == 0:

@@ -11,7 +11,7 @@ from hashlib import blake2b
 from typing import Any, Self
 
 from atlas_worker.contract import STATE_SCHEMA_VERSION
-from atlas_worker.contract.ring import EPOCHS, Kind, encode
+from atlas_worker.contract.ring import EPOCHS, EventKind, encode
 
 Question = int | tuple[int, int]
 """The event word of an assignment, with a key that and the hash word."""
@@ -62,7 +62,7 @@ class BadPolicyError(ValueError):
     """The state file holds no policy that can be understood."""
 
 
-class Arm:
+class ArmWords:
     """One arm of a feature in one slice: its words of ASKED, BEGUN and RECORDED.
 
     `untold` and `set_untold` get and set the context's questions.
@@ -73,7 +73,7 @@ class Arm:
     def __init__(self, is_canary: bool, epoch: int, slice_number: int, untold: Untold) -> None:
         self.asked, self.begun, self.recorded = (
             encode(kind, is_canary=is_canary, epoch=epoch, slice_number=slice_number)
-            for kind in (Kind.ASKED, Kind.BEGUN, Kind.RECORDED)
+            for kind in (EventKind.ASKED, EventKind.BEGUN, EventKind.RECORDED)
         )
         self.untold, self.set_untold = untold.get, untold.set
 
@@ -100,11 +100,11 @@ class Rule:
     def set_slice(self, number: int) -> None:
         """Let what is assigned from now on belong to this slice."""
         stable, canary = self._untold
-        self.stable = Arm(False, self._epoch, number, stable)
-        self.canary = Arm(True, self._epoch, number, canary)
+        self.stable = ArmWords(False, self._epoch, number, stable)
+        self.canary = ArmWords(True, self._epoch, number, canary)
 
 
-class Policy:
+class CanaryRules:
     """All features that are listed, and whether canaries are on at all."""
 
     def __init__(self, *, enabled: bool, rules: dict[str, Rule]) -> None:
@@ -130,7 +130,7 @@ def key_threshold(share: float) -> bytes:
     return low.to_bytes(8)
 
 
-def read_policy(content: bytes, untold: dict[str, tuple[Untold, Untold]]) -> Policy:
+def read_policy(content: bytes, untold: dict[str, tuple[Untold, Untold]]) -> CanaryRules:
     """Return the policy in a state file; raises BadPolicyError.
 
     `untold` keeps each feature's context variables over the renewals.
@@ -153,7 +153,7 @@ def read_policy(content: bytes, untold: dict[str, tuple[Untold, Untold]]) -> Pol
             if name not in untold:
                 untold[name] = (ContextVar(f"{name}_stable"), ContextVar(f"{name}_canary"))
             rules[name] = Rule(name, share, epoch, salt, untold[name])
-    return Policy(enabled=enabled, rules=rules)
+    return CanaryRules(enabled=enabled, rules=rules)
 
 
 def _checked(feature: Any) -> tuple[float, int]:

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from atlas_worker.canary.policy import BadPolicyError, Rule, Untold, read_policy
-from atlas_worker.canary.ring import Ring, make_ring
+from atlas_worker.canary.ring import RingWriter, make_ring
 from atlas_worker.contract import ENV_STATE_DIR, RINGS_DIRECTORY, STATE_FILE
 from atlas_worker.contract.ring import SLICE_SECONDS, SLICES
 
@@ -24,7 +24,7 @@ _RING_RETRY_SECONDS = 1.0
 _STATE_BYTES = 1024 * 1024  # the daemon's own is a few kilobytes
 
 
-class Process:
+class CanaryProcess:
     """The canaries of one process. `rules` are the features that are listed and decided."""
 
     __slots__ = ("_folder", "_lock", "_retry", "_ring", "_seen", "_slice", "_started", "_starting",
@@ -45,7 +45,7 @@ class Process:
         self._seen: tuple[int, int, int] | None = None
         self._slice = -1
         self._retry = 0.0
-        self._use(Ring.shut())
+        self._use(RingWriter.shut())
 
     def after_fork(self) -> None:
         """Let go of what is the parent's: its file, its thread, its open calls."""
@@ -123,7 +123,7 @@ class Process:
         with contextlib.suppress(OSError, ValueError):
             self._use(make_ring(self._folder / RINGS_DIRECTORY, dropped))
 
-    def _use(self, ring: Ring) -> None:
+    def _use(self, ring: RingWriter) -> None:
         self._ring = ring
         self.main, self.keyed = ring.main, ring.keyed
 
@@ -137,5 +137,5 @@ def _content(path: Path) -> bytes:
         os.close(descriptor)
 
 
-process = Process()
+process = CanaryProcess()
 os.register_at_fork(after_in_child=process.after_fork)

@@ -117,7 +117,7 @@ class Lane:
         self.words[place] = word | lap
 
 
-class Ring:
+class RingWriter:
     """Both lanes of this process's file; without a file they count what they drop."""
 
     def __init__(self, file: bytearray | mmap.mmap) -> None:
@@ -137,7 +137,7 @@ class Ring:
         )
 
     @classmethod
-    def shut(cls) -> Ring:
+    def shut(cls) -> RingWriter:
         """Return a ring of no room at all."""
         return cls(bytearray(layout.HEADER_BYTES))
 
@@ -147,7 +147,7 @@ class Ring:
         self.keyed.close()
 
 
-def make_ring(folder: Path, dropped: tuple[int, int]) -> Ring:
+def make_ring(folder: Path, dropped: tuple[int, int]) -> RingWriter:
     """Make this process's file, known to have dropped so many already; raises OSError."""
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         raise OSError("rings need an interpreter with a global lock")
@@ -164,7 +164,7 @@ def make_ring(folder: Path, dropped: tuple[int, int]) -> Ring:
         # as it would by SIGBUS.
         os.posix_fallocate(descriptor, 0, layout.RING_BYTES)
         os.pwrite(descriptor, layout.pack_header(owner), 0)
-        ring = Ring(mmap.mmap(descriptor, layout.RING_BYTES))
+        ring = RingWriter(mmap.mmap(descriptor, layout.RING_BYTES))
         ring.main.dropped, ring.keyed.dropped = dropped
         unfinished.rename(path)
     except BaseException:

@@ -48,7 +48,7 @@ SLICE_SECONDS = 0.5
 """A slice is `int(time.monotonic() / SLICE_SECONDS) % SLICES`: the clock of the whole machine."""
 
 
-class Kind(IntEnum):
+class EventKind(IntEnum):
     """What an event tells. ENDED and TOLD carry epoch, arm and slice of the assignment.
 
     TOLD ends an ASKED, RECORDED was assigned and ended at once. A VOID fills an index that was
@@ -72,7 +72,7 @@ class Outcome(IntEnum):
     CANCELLED = 2
 
 
-class Event(NamedTuple):
+class RingEvent(NamedTuple):
     """One event, taken apart."""
 
     kind: int
@@ -107,9 +107,9 @@ def encode(
     )
 
 
-def decode(word: int) -> Event:
+def decode(word: int) -> RingEvent:
     """Take a word apart; the lap bit does not matter."""
-    return Event(
+    return RingEvent(
         word >> KIND_SHIFT & 7,
         bool(word >> ARM_SHIFT & 1),
         word >> OUTCOME_SHIFT & 3,

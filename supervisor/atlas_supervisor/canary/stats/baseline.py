@@ -31,7 +31,7 @@ class Prior:
 
 
 @dataclass
-class Past:
+class Baseline:
     """The calls so far, with the prior."""
 
     prior: Prior
@@ -55,6 +55,6 @@ class Past:
         return {"prior": prior, "calls": self.calls, "errors": self.errors}
 
     @classmethod
-    def from_dict(cls, kept: dict[str, Any]) -> Past:
+    def from_dict(cls, kept: dict[str, Any]) -> Baseline:
         """Return what was kept."""
         return cls(Prior(**kept["prior"]), kept["calls"], kept["errors"])

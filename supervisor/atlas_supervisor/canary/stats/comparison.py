@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from atlas_supervisor.canary.stats.counts import Arm
-from atlas_supervisor.canary.stats.decision import Judgement
+from atlas_supervisor.canary.stats.decision import Decision
 from atlas_supervisor.canary.stats.explain import percent, wrong_ratio
 from atlas_supervisor.canary.stats.intervals import (
     Interval,
@@ -20,8 +20,8 @@ from atlas_supervisor.canary.stats.intervals import (
     wilson,
 )
 from atlas_supervisor.canary.stats.outcomes import Tally
-from atlas_supervisor.canary.stats.rollups import Both
-from atlas_supervisor.canary.stats.sample_ratio import Ratios
+from atlas_supervisor.canary.stats.rollups import ArmTallies
+from atlas_supervisor.canary.stats.sample_ratio import SampleRatios
 from atlas_supervisor.model.canary import (
     ArmReport,
     ArmView,
@@ -63,14 +63,14 @@ def _fields(tally: Tally) -> dict[str, object]:
     }
 
 
-def both_arms(both: Both) -> BothArms:
+def both_arms(both: ArmTallies) -> BothArms:
     """Return two arms as the status shows them."""
     return BothArms(canary=arm_view(both.canary), stable=arm_view(both.stable))
 
 
-def canary_stats(features: Mapping[str, Both]) -> CanaryStats:
+def canary_stats(features: Mapping[str, ArmTallies]) -> CanaryStats:
     """Return the tallies of the features, and all of them together."""
-    total = Both.none()
+    total = ArmTallies.none()
     for both in features.values():
         total.add(both)
     shown = {name: both_arms(both) for name, both in features.items()}
@@ -86,13 +86,13 @@ def arm_report(tally: Tally) -> ArmReport:
 def feature_report(
     feature: str,
     epochs: Iterable[EpochRow],
-    tallies: Mapping[int, Both],
-    judgement: Judgement,
-    ratios: Ratios,
+    tallies: Mapping[int, ArmTallies],
+    judgement: Decision,
+    ratios: SampleRatios,
 ) -> FeatureReport:
     """Return one feature's report; `tallies` are by epoch."""
     mine = [epoch for epoch in epochs if epoch.feature == feature and epoch.epoch in tallies]
-    total = Both.none()
+    total = ArmTallies.none()
     for epoch in mine:
         total.add(tallies[epoch.epoch])
     compared = [arms_of(tallies[epoch.epoch]) for epoch in mine]
@@ -109,13 +109,13 @@ def feature_report(
     )
 
 
-def arms_of(both: Both) -> tuple[Arm, Arm]:
+def arms_of(both: ArmTallies) -> tuple[Arm, Arm]:
     """Return tallies as counts that can be compared: the canary's and the stable arm's."""
     canary, stable = both
     return Arm(canary.calls, canary.errors), Arm(stable.calls, stable.errors)
 
 
-def warnings_of(total: Both, ratios: Ratios) -> list[str]:
+def warnings_of(total: ArmTallies, ratios: SampleRatios) -> list[str]:
     """Return why numbers are not to be trusted: calls were drawn wrongly, or not reported.
 
     `ratios` are of the whole ramp, and a key counts once in them: a key that calls often is given
@@ -132,7 +132,7 @@ def warnings_of(total: Both, ratios: Ratios) -> list[str]:
     return found
 
 
-def judgement_view(judgement: Judgement) -> JudgementView:
+def judgement_view(judgement: Decision) -> JudgementView:
     """Return a judgement as the API shows it."""
     return JudgementView(
         verdict=judgement.verdict.value,
@@ -143,7 +143,7 @@ def judgement_view(judgement: Judgement) -> JudgementView:
     )
 
 
-def _stratum(epoch: EpochRow, both: Both) -> StratumView:
+def _stratum(epoch: EpochRow, both: ArmTallies) -> StratumView:
     return StratumView(
         epoch=epoch.epoch,
         since_ts=datetime.fromisoformat(epoch.ts),

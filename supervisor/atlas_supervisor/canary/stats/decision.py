@@ -18,13 +18,13 @@ from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.latency_evidence import LatencyEvidence, Slow
 from atlas_supervisor.canary.stats.promotion_evidence import PromotionEvidence
 from atlas_supervisor.canary.stats.rollback_evidence import RollbackEvidence
-from atlas_supervisor.canary.stats.sample_ratio import Draws, Ratios
-from atlas_supervisor.canary.stats.strata import Totals, expected
+from atlas_supervisor.canary.stats.sample_ratio import Draws, SampleRatios
+from atlas_supervisor.canary.stats.strata import Strata, expected
 from atlas_supervisor.model.verdict import Verdict
 from atlas_worker.contract import bucket_milliseconds
 
 
-class Kind(StrEnum):
+class EvidenceKind(StrEnum):
     """What a verdict is about."""
 
     ERRORS = "errors"
@@ -37,7 +37,7 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Decision:
     """`pass` means promote, `fail` roll back, and `inconclusive` hold: never ship.
 
     `reason` is one sentence for a person. `numbers` is as JSON has it. `needs` is about how many
@@ -46,7 +46,7 @@ class Judgement:
     """
 
     verdict: Verdict
-    kind: Kind
+    kind: EvidenceKind
     reason: str
     numbers: Mapping[str, Any]
     needs: int | None = None
@@ -59,7 +59,7 @@ _LEAST_CALLS = 20  # canary calls before anything is said about how many more it
 _FURTHEST = 10_000_000  # a forecast beyond this many calls is none
 
 
-class Judge:
+class RampEvidence:
     """Weighs the windows of one feature over one ramp; its evidence carries over the steps.
 
     `alpha` is the probability of a wrongful rollback in the ramps of all `features` together,
@@ -84,7 +84,7 @@ class Judge:
         self.errors = RollbackEvidence(own * ERRORS_PART, prior)
         self.latency = LatencyEvidence(own * (1 - ERRORS_PART))
         self.promotion = PromotionEvidence(margin, promote_alpha, prior)
-        self.totals = Totals()
+        self.totals = Strata()
         self.assigned = Draws()
         """All calls that were drawn in this ramp, those without an outcome included."""
         self.unreported = Draws()
@@ -117,7 +117,7 @@ class Judge:
         self.promotion.update(window)
         self.totals.add(window)
 
-    def verdict(self) -> Judgement:
+    def verdict(self) -> Decision:
         """Return what the evidence says now; once it said `fail`, it says so for ever.
 
         While the arms do not get or do not report their shares, `pass` is withheld: something is
@@ -128,30 +128,30 @@ class Judge:
         found = next(self._findings(ratios), None)
         if found is not None:
             verdict, kind, reason = found
-            return Judgement(verdict, kind, reason, numbers)
+            return Decision(verdict, kind, reason, numbers)
         needs = self._needs()
         reason = explain.waits(self.feature, self.totals, needs)
-        return Judgement(Verdict.INCONCLUSIVE, Kind.WAITING, reason, numbers, needs)
+        return Decision(Verdict.INCONCLUSIVE, EvidenceKind.WAITING, reason, numbers, needs)
 
-    def ratios(self) -> Ratios:
+    def ratios(self) -> SampleRatios:
         """Return whether the arms get their shares, and report as much of them."""
-        return Ratios(self.assigned.check(), self.unreported.check())
+        return SampleRatios(self.assigned.check(), self.unreported.check())
 
-    def _findings(self, ratios: Ratios) -> Iterator[tuple[Verdict, Kind, str]]:
+    def _findings(self, ratios: SampleRatios) -> Iterator[tuple[Verdict, EvidenceKind, str]]:
         """Yield what is decided, the weightiest first."""
         name, totals = self.feature, self.totals
         if self.errors.reached:
             alpha = self.errors.alpha
-            yield Verdict.FAIL, Kind.ERRORS, explain.fails_more(name, totals, alpha)
+            yield Verdict.FAIL, EvidenceKind.ERRORS, explain.fails_more(name, totals, alpha)
         if self.latency.reached:
-            yield Verdict.FAIL, Kind.LATENCY, self._is_slower()
+            yield Verdict.FAIL, EvidenceKind.LATENCY, self._is_slower()
         if not ratios.fit:
             reason = f"{name}: {explain.wrong_ratio(ratios)}; it holds"
-            yield Verdict.INCONCLUSIVE, Kind.RATIO, reason
+            yield Verdict.INCONCLUSIVE, EvidenceKind.RATIO, reason
         if self.promotion.reached:
             margin, alpha = self.promotion.margin, self.promotion.alpha
             reason = explain.is_no_worse(name, totals, margin, alpha)
-            yield Verdict.PASS, Kind.PROMOTION, reason
+            yield Verdict.PASS, EvidenceKind.PROMOTION, reason
 
     def _is_slower(self) -> str:
         clearest = self.latency.clearest
@@ -174,7 +174,7 @@ class Judge:
         least = min((each for each in forecasts if each is not None), default=math.inf)
         return math.ceil(least) if least <= _FURTHEST else None
 
-    def _numbers(self, ratios: Ratios) -> dict[str, Any]:
+    def _numbers(self, ratios: SampleRatios) -> dict[str, Any]:
         totals, difference = self.totals, self.totals.difference()
         return {
             "canary": {"calls": totals.canary.calls, "errors": totals.canary.errors},
@@ -186,9 +186,9 @@ class Judge:
             "evidence": {
                 kind: {"e_value": each.e_value, "needed": 1 / each.alpha}
                 for kind, each in (
-                    (Kind.ERRORS.value, self.errors),
-                    (Kind.LATENCY.value, self.latency),
-                    (Kind.PROMOTION.value, self.promotion),
+                    (EvidenceKind.ERRORS.value, self.errors),
+                    (EvidenceKind.LATENCY.value, self.latency),
+                    (EvidenceKind.PROMOTION.value, self.promotion),
                 )
             },
             "sample_ratio": asdict(ratios.assigned),
@@ -208,13 +208,13 @@ class Judge:
         }
 
     @classmethod
-    def from_dict(cls, kept: dict[str, Any]) -> Judge:
+    def from_dict(cls, kept: dict[str, Any]) -> RampEvidence:
         """Return what was kept. Raises ValueError if that was by a version with other tests."""
         judge = cls(kept["feature"])
         judge.errors = RollbackEvidence.from_dict(kept["errors"])
         judge.latency = LatencyEvidence.from_dict(kept["latency"])
         judge.promotion = PromotionEvidence.from_dict(kept["promotion"])
-        judge.totals = Totals.from_list(kept["totals"])
+        judge.totals = Strata.from_list(kept["totals"])
         judge.assigned = Draws.from_list(kept.get("assigned", ()))
         judge.unreported = Draws.from_list(kept.get("unreported", ()))
         return judge

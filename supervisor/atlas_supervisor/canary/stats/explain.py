@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 
 from atlas_supervisor.canary.stats.counts import Arm
-from atlas_supervisor.canary.stats.sample_ratio import Ratios
-from atlas_supervisor.canary.stats.strata import Totals
+from atlas_supervisor.canary.stats.sample_ratio import SampleRatios
+from atlas_supervisor.canary.stats.strata import Strata
 
 
 def percent(rate: float) -> str:
@@ -34,7 +34,7 @@ def odds(e_value: float) -> str:
     return f"over {whole // step * step:,} to 1"
 
 
-def compared(totals: Totals) -> str:
+def compared(totals: Strata) -> str:
     """Return both error rates and over how many calls."""
     canary = totals.canary
     own = "nothing yet" if canary.rate is None else f"{percent(canary.rate)} of calls"
@@ -42,7 +42,7 @@ def compared(totals: Totals) -> str:
     return f"the canary fails {own}, stable {stable}, over {amount(canary.calls)} canary calls"
 
 
-def fails_more(feature: str, totals: Totals, alpha: float) -> str:
+def fails_more(feature: str, totals: Strata, alpha: float) -> str:
     """Return why a canary is rolled back that fails more often."""
     return f"{feature}: {compared(totals)}; odds against chance are {odds(1 / alpha)}"
 
@@ -57,7 +57,7 @@ def is_slower(feature: str, milliseconds: float, seen: tuple[Arm, Arm], alpha: f
     )
 
 
-def is_no_worse(feature: str, totals: Totals, margin: float, alpha: float) -> str:
+def is_no_worse(feature: str, totals: Strata, margin: float, alpha: float) -> str:
     """Return why a canary is promoted, with the margin beside it."""
     return (
         f"{feature}: {compared(totals)}; that its rate is higher by {points(margin)} or more is "
@@ -65,7 +65,7 @@ def is_no_worse(feature: str, totals: Totals, margin: float, alpha: float) -> st
     )
 
 
-def wrong_ratio(ratios: Ratios) -> str:
+def wrong_ratio(ratios: SampleRatios) -> str:
     """Return why the arms can't be compared while they do not get or report their shares."""
     assigned, unreported = ratios
     if not assigned.fits:
@@ -81,7 +81,7 @@ def wrong_ratio(ratios: Ratios) -> str:
     )
 
 
-def waits(feature: str, totals: Totals, needs: int | None) -> str:
+def waits(feature: str, totals: Strata, needs: int | None) -> str:
     """Return what an undecided canary waits for."""
     if not totals.canary.calls:
         return f"{feature}: there are no canary calls to judge by yet; it holds"

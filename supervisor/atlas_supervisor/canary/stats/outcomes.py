@@ -20,7 +20,7 @@ TIMEOUT_SLICES = 60 * SLICES_PER_SECOND
 """A call that has not ended so long after its slice has failed."""
 
 
-class Outcome(Enum):
+class CallOutcome(Enum):
     """How a call ended."""
 
     OK = "ok"
@@ -52,19 +52,19 @@ class Tally:
         self.latency.merge(other.latency)
 
 
-class Kind(NamedTuple):
+class CallKind(NamedTuple):
     """How a call came about: whether it only asked, and whether it has a key."""
 
     asked: bool
     keyed: bool
 
 
-class Calls:
+class CallTracker:
     """All calls that are known and not over, and the tallies since they were last taken."""
 
     def __init__(self, windows: Windows) -> None:
         self._windows = windows
-        self._open: dict[str, dict[tuple[Group, Kind], int]] = {}
+        self._open: dict[str, dict[tuple[Group, CallKind], int]] = {}
         """For each process, by the name of its ring."""
         self._news: dict[Group, Tally] = {}
         self.late = 0
@@ -79,7 +79,7 @@ class Calls:
         self, ring: str, group: Group, count: int, *, asked: bool, key: int | None = None
     ) -> None:
         """Note calls that were assigned; with `asked` it may stay a question."""
-        kind = Kind(asked, key is not None)
+        kind = CallKind(asked, key is not None)
         there = self._open.setdefault(ring, {})
         there[group, kind] = there.get((group, kind), 0) + count
         self._tally(group).assigned += count
@@ -90,26 +90,26 @@ class Calls:
         ring: str,
         group: Group,
         count: int,
-        outcome: Outcome,
+        outcome: CallOutcome,
         bucket: int,
         *,
         asked: bool,
         key: int | None = None,
     ) -> None:
         """Note the outcome of calls that were assigned before; what was given up is late."""
-        known = self._close(ring, group, Kind(asked, key is not None), count)
+        known = self._close(ring, group, CallKind(asked, key is not None), count)
         self.late += count - known
         if known:
             self._count(group, known, outcome, bucket)
-            failed = outcome is Outcome.ERROR
+            failed = outcome is CallOutcome.ERROR
             self._windows.end(group, known, bucket, failed=failed, key=_of(ring, key))
 
-    def record(self, group: Group, count: int, outcome: Outcome, bucket: int) -> None:
+    def record(self, group: Group, count: int, outcome: CallOutcome, bucket: int) -> None:
         """Note calls that are told as a whole: assigned and over."""
         self._tally(group).assigned += count
         self._count(group, count, outcome, bucket)
         self._windows.assign(group, count)
-        self._windows.end(group, count, bucket, failed=outcome is Outcome.ERROR)
+        self._windows.end(group, count, bucket, failed=outcome is CallOutcome.ERROR)
 
     def gone(self, ring: str, now: int) -> None:
         """Give up what is open in a process that is gone: what had begun has failed."""
@@ -129,7 +129,7 @@ class Calls:
         news, self._news = self._news, {}
         return news
 
-    def _close(self, ring: str, group: Group, kind: Kind, count: int) -> int:
+    def _close(self, ring: str, group: Group, kind: CallKind, count: int) -> int:
         """Return how many of these were open, and take them off."""
         there = self._open.get(ring, {})
         left = there.get((group, kind), 0)
@@ -140,13 +140,13 @@ class Calls:
             there[group, kind] = left - known
         return known
 
-    def _give_up(self, ring: str, group: Group, kind: Kind, count: int, now: int) -> None:
+    def _give_up(self, ring: str, group: Group, kind: CallKind, count: int, now: int) -> None:
         seconds = max(now - group.slice, 0) / SLICES_PER_SECOND
         bucket = latency_bucket(seconds * 1000)
         if kind.asked:
             self._tally(group).unreported += count
         else:
-            self._count(group, count, Outcome.ERROR, bucket)
+            self._count(group, count, CallOutcome.ERROR, bucket)
         if kind.keyed:
             self._windows.give_up_keys(ring, group, bucket, asked=kind.asked)
         elif kind.asked:
@@ -154,11 +154,11 @@ class Calls:
         else:
             self._windows.end(group, count, bucket, failed=True)
 
-    def _count(self, group: Group, count: int, outcome: Outcome, bucket: int) -> None:
+    def _count(self, group: Group, count: int, outcome: CallOutcome, bucket: int) -> None:
         tally = self._tally(group)
         tally.calls += count
-        tally.errors += count if outcome is Outcome.ERROR else 0
-        tally.cancelled += count if outcome is Outcome.CANCELLED else 0
+        tally.errors += count if outcome is CallOutcome.ERROR else 0
+        tally.cancelled += count if outcome is CallOutcome.CANCELLED else 0
         tally.latency.add(bucket, count)
 
     def _tally(self, group: Group) -> Tally:
@@ -168,18 +168,18 @@ class Calls:
         """Return what is open as JSON has it; the tallies are to be taken before."""
         return [[ring, *group, *kind, count] for ring, group, kind, count in self._entries()]
 
-    def _entries(self) -> Iterator[tuple[str, Group, Kind, int]]:
+    def _entries(self) -> Iterator[tuple[str, Group, CallKind, int]]:
         for ring, there in self._open.items():
             for (group, kind), count in there.items():
                 yield ring, group, kind, count
 
     @classmethod
-    def from_list(cls, windows: Windows, kept: Iterable[Any]) -> Calls:
+    def from_list(cls, windows: Windows, kept: Iterable[Any]) -> CallTracker:
         """Return what was kept."""
         calls = cls(windows)
         for ring, epoch, piece, canary, asked, keyed, count in kept:
             there = calls._open.setdefault(ring, {})
-            there[Group(epoch, piece, canary), Kind(asked, keyed)] = count
+            there[Group(epoch, piece, canary), CallKind(asked, keyed)] = count
         return calls
 
 

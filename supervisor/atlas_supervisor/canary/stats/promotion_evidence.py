@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from atlas_supervisor.canary.stats.baseline import Past, Prior
+from atlas_supervisor.canary.stats.baseline import Baseline, Prior
 from atlas_supervisor.canary.stats.counts import Rates, Window
 from atlas_supervisor.canary.stats.evalue import check_alpha, exponential, log_ratio
 
@@ -26,7 +26,7 @@ class PromotionEvidence:
         if not 0 < margin < 1:
             raise ValueError(f"the margin is between 0 and 1, not {margin}")
         self.margin, self.alpha = margin, alpha
-        self._past = Past(prior or Prior())
+        self._past = Baseline(prior or Prior())
         self._log = self._highest = 0.0
 
     def update(self, window: Window) -> None:
@@ -78,7 +78,7 @@ class PromotionEvidence:
     def from_dict(cls, kept: dict[str, Any]) -> PromotionEvidence:
         """Return what was kept."""
         evidence = cls(kept["margin"], kept["alpha"])
-        evidence._past = Past.from_dict(kept["past"])
+        evidence._past = Baseline.from_dict(kept["past"])
         evidence._log, evidence._highest = kept["log"], kept["highest"]
         return evidence
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
-from atlas_supervisor.canary.stats.decision import Judgement
+from atlas_supervisor.canary.stats.decision import Decision
 from atlas_supervisor.canary.stats.explain import percent
 from atlas_supervisor.model.verdict import Verdict
 
@@ -130,7 +130,7 @@ def act(feature: Feature, action: Action, rules: Rules, now: float, who: str) ->
 
 
 def judge_ramp(
-    feature: Feature, judgement: Judgement, calls_on_step: int, rules: Rules, now: float
+    feature: Feature, judgement: Decision, calls_on_step: int, rules: Rules, now: float
 ) -> Next | None:
     """Return what the evidence leads to; None if all stays as it is."""
     if feature.stage in (Stage.PROMOTED, Stage.ROLLED_BACK):
@@ -143,7 +143,7 @@ def judge_ramp(
 
 
 def _after_its_time(
-    feature: Feature, judgement: Judgement, calls_on_step: int, rules: Rules, now: float
+    feature: Feature, judgement: Decision, calls_on_step: int, rules: Rules, now: float
 ) -> Next | None:
     if feature.step < rules.last:
         if calls_on_step < rules.least_calls:
@@ -155,7 +155,7 @@ def _after_its_time(
 
 
 def waits_for(
-    feature: Feature, judgement: Judgement, calls_on_step: int, rules: Rules, now: float
+    feature: Feature, judgement: Decision, calls_on_step: int, rules: Rules, now: float
 ) -> str | None:
     """Return what a feature waits for, in words; None if it waits for nothing."""
     if feature.stage is Stage.PAUSED:

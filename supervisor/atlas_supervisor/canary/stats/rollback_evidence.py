@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from atlas_supervisor.canary.stats.baseline import Past, Prior
+from atlas_supervisor.canary.stats.baseline import Baseline, Prior
 from atlas_supervisor.canary.stats.counts import Rates, Window
 from atlas_supervisor.canary.stats.evalue import check_alpha, exponential, log_ratio, log_sum
 
@@ -30,7 +30,7 @@ class RollbackEvidence:
     def __init__(self, alpha: float, prior: Prior | None = None) -> None:
         check_alpha(alpha)
         self.alpha = alpha
-        self._past = Past(prior or Prior())
+        self._past = Baseline(prior or Prior())
         self._canary_calls = 0
         self._started = _AT_FIRST
         self._logs = [math.log(_AT_FIRST / len(RISK_RATIOS))] * len(RISK_RATIOS)
@@ -57,7 +57,7 @@ class RollbackEvidence:
 
     def believe(self, prior: Prior) -> None:
         """Begin the pooled rate anew, for what counts as an error changed; the evidence stays."""
-        self._past = Past(prior)
+        self._past = Baseline(prior)
 
     @property
     def rate(self) -> float:
@@ -108,7 +108,7 @@ class RollbackEvidence:
         if len(kept["logs"]) != len(RISK_RATIOS):
             raise ValueError("this evidence was kept by another version of the supervisor")
         evidence = cls(kept["alpha"])
-        evidence._past = Past.from_dict(kept["past"])
+        evidence._past = Baseline.from_dict(kept["past"])
         evidence._canary_calls = kept["canary_calls"]
         evidence._started = kept["started"]
         evidence._logs = list(kept["logs"])

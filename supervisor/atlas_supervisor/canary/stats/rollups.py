@@ -15,14 +15,14 @@ MINUTE, HOUR = 60, 3600
 _LIVELY = 2 * MINUTE  # a call is assigned in a minute, and over a minute later at the most
 
 
-class Both(NamedTuple):
+class ArmTallies(NamedTuple):
     """The tallies of both arms."""
 
     canary: Tally
     stable: Tally
 
     @classmethod
-    def none(cls) -> Both:
+    def none(cls) -> ArmTallies:
         """Return two empty ones."""
         return cls(Tally(), Tally())
 
@@ -30,7 +30,7 @@ class Both(NamedTuple):
         """Return one of them."""
         return self.canary if canary else self.stable
 
-    def add(self, other: Both) -> None:
+    def add(self, other: ArmTallies) -> None:
         """Add what the other two have."""
         self.canary.add(other.canary)
         self.stable.add(other.stable)
@@ -43,13 +43,13 @@ class _Key(NamedTuple):
     canary: bool
 
 
-class Spans:
+class Rollups:
     """The spans that may still change, and those of the last hour. Times are Unix seconds."""
 
     def __init__(self, rows: Iterable[CountsRow] = ()) -> None:
         self._tallies = {_Key(*row[:4]): tally_of(row) for row in rows}
         self._changed: set[_Key] = set()
-        self._older: tuple[int, int, dict[int, Both]] = (0, 0, {})
+        self._older: tuple[int, int, dict[int, ArmTallies]] = (0, 0, {})
         """From one minute to another, which hardly change any more: their sum by epoch."""
 
     def add(self, at: float, now: float, epoch: int, tally: Tally, *, canary: bool) -> None:
@@ -80,7 +80,7 @@ class Spans:
             if key not in self._changed:
                 del self._tallies[key]
 
-    def last_hour(self, now: float) -> Mapping[int, Both]:
+    def last_hour(self, now: float) -> Mapping[int, ArmTallies]:
         """Return the tallies of the last 60 minutes by epoch."""
         since = _start(now, MINUTE) - HOUR + MINUTE
         until = _start(now, MINUTE) - _LIVELY
@@ -88,15 +88,15 @@ class Spans:
             self._older = (since, until, self._sum(since, until))
         found = self._sum(until, _start(now, MINUTE) + HOUR)
         for epoch, both in self._older[2].items():
-            found.setdefault(epoch, Both.none()).add(both)
+            found.setdefault(epoch, ArmTallies.none()).add(both)
         return found
 
-    def _sum(self, since: int, until: int) -> dict[int, Both]:
+    def _sum(self, since: int, until: int) -> dict[int, ArmTallies]:
         """Return the tallies of the minutes that begin in `[since, until)`, by epoch."""
-        found: dict[int, Both] = {}
+        found: dict[int, ArmTallies] = {}
         for key, tally in self._tallies.items():
             if key.span == MINUTE and since <= key.start < until:
-                both = found.setdefault(key.epoch, Both.none())
+                both = found.setdefault(key.epoch, ArmTallies.none())
                 both.side(canary=key.canary).add(tally)
         return found
 
@@ -137,11 +137,13 @@ def tally_of(row: CountsRow) -> Tally:
     )
 
 
-def by_epoch(rows: Iterable[CountsRow]) -> dict[int, Both]:
+def by_epoch(rows: Iterable[CountsRow]) -> dict[int, ArmTallies]:
     """Return the sum of what the store has kept, by epoch."""
-    found: dict[int, Both] = {}
+    found: dict[int, ArmTallies] = {}
     for row in rows:
-        found.setdefault(row.epoch, Both.none()).side(canary=bool(row.canary)).add(tally_of(row))
+        found.setdefault(row.epoch, ArmTallies.none()).side(canary=bool(row.canary)).add(
+            tally_of(row)
+        )
     return found
 
 

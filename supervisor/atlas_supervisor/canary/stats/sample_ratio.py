@@ -28,7 +28,7 @@ class Assigned(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RatioCheck:
+class SampleRatioCheck:
     """Whether the counts fit the shares, with the canary's share as it was and should have been.
 
     The two shares are None where nothing was drawn.
@@ -40,11 +40,11 @@ class RatioCheck:
     observed: float | None
 
 
-class Ratios(NamedTuple):
+class SampleRatios(NamedTuple):
     """The check of all calls that were assigned, and that of those which nobody reported."""
 
-    assigned: RatioCheck
-    unreported: RatioCheck
+    assigned: SampleRatioCheck
+    unreported: SampleRatioCheck
 
     @property
     def fit(self) -> bool:
@@ -67,7 +67,7 @@ class Draws:
             mine, others = self.by_share.get(share, (0, 0))
             self.by_share[share] = (mine + count, others) if canary else (mine, others + count)
 
-    def check(self) -> RatioCheck:
+    def check(self) -> SampleRatioCheck:
         """Return whether they fit the shares."""
         return check_ratio(Assigned(share, *counts) for share, counts in self.by_share.items())
 
@@ -81,7 +81,7 @@ class Draws:
         return cls({share: (int(canary), int(stable)) for share, canary, stable in kept})
 
 
-def check_ratio(epochs: Iterable[Assigned], alpha: float = ALPHA) -> RatioCheck:
+def check_ratio(epochs: Iterable[Assigned], alpha: float = ALPHA) -> SampleRatioCheck:
     """Compare what was assigned with the shares; epochs of share 0 or 1 are left out.
 
     A beta-binomial mixture against the binomial, after Lindon and Malek (2020), "Anytime-valid
@@ -90,10 +90,10 @@ def check_ratio(epochs: Iterable[Assigned], alpha: float = ALPHA) -> RatioCheck:
     drawn = [each for each in epochs if 0 < each.share < 1 and each.canary + each.stable]
     calls = sum(each.canary + each.stable for each in drawn)
     if not calls:
-        return RatioCheck(True, 1.0, None, None)
+        return SampleRatioCheck(True, 1.0, None, None)
     bets = [sum(_log_bet(each, much) for each in drawn) for much in _CONCENTRATIONS]
     log_e = log_sum(bets) - math.log(len(_CONCENTRATIONS))
-    return RatioCheck(
+    return SampleRatioCheck(
         fits=log_e < -math.log(alpha),
         e_value=exponential(log_e),
         expected=sum(each.share * (each.canary + each.stable) for each in drawn) / calls,

@@ -13,7 +13,7 @@ from atlas_supervisor.canary.stats.intervals import Interval, stratified_differe
 
 
 @dataclass
-class Totals:
+class Strata:
     """The calls of both arms, for each share at which both were drawn."""
 
     by_share: dict[float, tuple[Arm, Arm]] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Totals:
         ]
 
     @classmethod
-    def from_list(cls, kept: list[list[float]]) -> Totals:
+    def from_list(cls, kept: list[list[float]]) -> Strata:
         """Return what was kept."""
         totals = cls()
         for share, *counts in kept:

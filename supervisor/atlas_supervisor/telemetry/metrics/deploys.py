@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from atlas_supervisor.model.deploy import Result
-from atlas_supervisor.model.event import BEGUN, Announcement, DeployEvent
+from atlas_supervisor.model.event import BEGUN, DeployEvent, PublishedEvent
 
 _FLIPS = frozenset({"switch", "revert"})
 """Phases that send all traffic to the other slot; each end of one is an attempted switch."""
@@ -73,7 +73,7 @@ class DeployMetrics:
                 self._results.labels(kind, result.value)
         self._under_way: dict[str, _Deploy] = {}
 
-    def told(self, announcement: Announcement) -> None:
+    def told(self, announcement: PublishedEvent) -> None:
         """Count one transition."""
         event = announcement.event
         if event.event == BEGUN:

@@ -9,7 +9,7 @@ from atlas_supervisor.api import examples
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.canary import CanaryReport, CanaryView, FeatureView
-from atlas_supervisor.model.idempotency_key import Key
+from atlas_supervisor.model.idempotency_key import IdempotencyKey
 
 
 @dataclass
@@ -26,11 +26,13 @@ class PlayedCanaries:
         return self._answer("set", feature, percentage, actor.name)
 
     async def ramp(
-        self, feature: str, action: str, actor: Actor, key: Key | None = None
+        self, feature: str, action: str, actor: Actor, key: IdempotencyKey | None = None
     ) -> FeatureView:
         return self._answer("ramp", feature, action, actor.name, key and key.value)
 
-    async def reset(self, feature: str | None, actor: Actor, key: Key | None = None) -> CanaryView:
+    async def reset(
+        self, feature: str | None, actor: Actor, key: IdempotencyKey | None = None
+    ) -> CanaryView:
         self._answer("reset", feature, actor.name, key and key.value)
         return examples.VIEW
 

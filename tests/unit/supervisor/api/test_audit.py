@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from atlas_supervisor.api.audit import ENTRY
-from atlas_supervisor.api.denied_audit import AT_ONCE, SECONDS_EACH, TurnedAway
+from atlas_supervisor.api.denied_audit import AT_ONCE, SECONDS_EACH, DeniedRequests
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.actor import Actor
 from tests.unit.supervisor.api.harness import BEARER, MemoryAudit, running
@@ -101,7 +101,7 @@ async def test_an_attacker_can_not_fill_the_disk_and_is_counted(
     loop = asyncio.get_running_loop()
     real = loop.time
     monkeypatch.setattr(loop, "time", lambda: now)
-    gate = TurnedAway(audit)
+    gate = DeniedRequests(audit)
 
     def ask(times: int) -> list[dict[str, Any]]:
         """Ask so often, and return the details of what was written of it."""

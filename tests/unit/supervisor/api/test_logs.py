@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 
 from atlas_supervisor.logs import log_service
-from atlas_supervisor.logs.log_service import LogBook
+from atlas_supervisor.logs.log_service import LogService
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.workers import output
 from atlas_supervisor.workers.output import WorkerLog
@@ -36,7 +36,7 @@ def blue(tmp_path: Path) -> WorkerLog:
 @asynccontextmanager
 async def serving(folder: Path, blue: WorkerLog, **changes: Any) -> AsyncIterator[Server]:
     green = WorkerLog(folder / "worker-green.log", SlotName.GREEN)
-    logs = LogBook(folder / "supervisor.jsonl", {SlotName.BLUE: blue, SlotName.GREEN: green})
+    logs = LogService(folder / "supervisor.jsonl", {SlotName.BLUE: blue, SlotName.GREEN: green})
     async with running(folder, logs=logs, **changes) as server:
         yield server
 

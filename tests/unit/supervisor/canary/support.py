@@ -25,7 +25,7 @@ from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
 from atlas_supervisor.system import procfs
 from atlas_worker.contract import RINGS_DIRECTORY, STATE_FILE, latency_bucket
 from atlas_worker.contract import ring as layout
-from atlas_worker.contract.ring import Kind, Outcome
+from atlas_worker.contract.ring import EventKind, Outcome
 
 OPERATOR = Actor(name="uid:7", origin="unix")
 NO_PID = 2**22 + 7  # above the largest pid that Linux gives
@@ -68,7 +68,7 @@ class Process:
 
     def tell(
         self,
-        kind: Kind,
+        kind: EventKind,
         *,
         canary: bool = True,
         feature: str = "vision",
@@ -98,8 +98,8 @@ class Process:
 
     def calls(self, count: int, *, failed: int = 0, **more: Any) -> None:
         """Tell calls that are over, the first of them failed."""
-        self.tell(Kind.RECORDED, outcome=Outcome.ERROR, times=failed, **more)
-        self.tell(Kind.RECORDED, times=count - failed, **more)
+        self.tell(EventKind.RECORDED, outcome=Outcome.ERROR, times=failed, **more)
+        self.tell(EventKind.RECORDED, times=count - failed, **more)
 
     def die(self) -> None:
         """Be a process that is not there any more."""

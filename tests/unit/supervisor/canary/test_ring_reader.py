@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from atlas_supervisor.canary.ring_reader import Positions, Ring, RingRefusedError, ring_files
+from atlas_supervisor.canary.ring_reader import Positions, RingReader, RingRefusedError, ring_files
 from atlas_supervisor.system import procfs
 from atlas_worker.contract import ring as layout
-from atlas_worker.contract.ring import Kind, Owner, decode, encode
+from atlas_worker.contract.ring import EventKind, Owner, decode, encode
 
 DEAD = Owner(2**22 + 5, 1, "another boot", "green-1", "1.2")
 
@@ -66,14 +66,14 @@ def dead(tmp_path: Path) -> Writer:
 
 
 @pytest.fixture
-def ring(writer: Writer) -> Iterator[Ring]:
-    opened = Ring.open(writer.path)
+def ring(writer: Writer) -> Iterator[RingReader]:
+    opened = RingReader.open(writer.path)
     yield opened
     opened.close()
 
 
 def asked(epoch: int) -> int:
-    return encode(Kind.ASKED, is_canary=True, epoch=epoch, slice_number=5)
+    return encode(EventKind.ASKED, is_canary=True, epoch=epoch, slice_number=5)
 
 
 def epochs(words: object) -> list[int]:
@@ -82,23 +82,28 @@ def epochs(words: object) -> list[int]:
 
 def test_a_word_holds_every_field_to_its_width() -> None:
     word = encode(
-        Kind.VOID, is_canary=True, outcome=3, epoch=2**20 - 1, slice_number=2**26 - 1, bucket=2047
+        EventKind.VOID,
+        is_canary=True,
+        outcome=3,
+        epoch=2**20 - 1,
+        slice_number=2**26 - 1,
+        bucket=2047,
     )
     assert word == 2**63 - 1
     assert decode(word | layout.LAP) == (7, True, 3, 2**20 - 1, 2**26 - 1, 2047)
 
 
-def test_a_ring_tells_whose_it_is(ring: Ring) -> None:
+def test_a_ring_tells_whose_it_is(ring: RingReader) -> None:
     assert ring.owner == living()
     assert ring.alive()
     assert ring.of_this_boot
 
 
-def test_equal_events_are_counted_and_voids_left_out(writer: Writer, ring: Ring) -> None:
-    for index, word in enumerate((asked(1), asked(2), asked(1), Kind.VOID << 60, asked(1))):
+def test_equal_events_are_counted_and_voids_left_out(writer: Writer, ring: RingReader) -> None:
+    for index, word in enumerate((asked(1), asked(2), asked(1), EventKind.VOID << 60, asked(1))):
         writer.main(index, word)
     writer.keyed(0, asked(3), 77)
-    writer.keyed(1, Kind.VOID << 60, 1)
+    writer.keyed(1, EventKind.VOID << 60, 1)
 
     batch = ring.read(Positions())
 
@@ -108,7 +113,7 @@ def test_equal_events_are_counted_and_voids_left_out(writer: Writer, ring: Ring)
     assert ring.read(batch.next).events == {}
 
 
-def test_a_ring_is_followed_over_many_laps(writer: Writer, ring: Ring) -> None:
+def test_a_ring_is_followed_over_many_laps(writer: Writer, ring: RingReader) -> None:
     batch = ring.read(Positions())
     step = layout.MAIN_WORDS // 4 * 3
     for first in range(0, 3 * layout.MAIN_WORDS, step):
@@ -123,7 +128,7 @@ def test_a_ring_is_followed_over_many_laps(writer: Writer, ring: Ring) -> None:
     assert ring.tail == batch.next
 
 
-def test_what_the_tail_has_passed_is_not_read_again(writer: Writer, ring: Ring) -> None:
+def test_what_the_tail_has_passed_is_not_read_again(writer: Writer, ring: RingReader) -> None:
     for index in range(4):
         writer.main(index, asked(index))
     ring.advance(Positions(3, 0))
@@ -131,7 +136,7 @@ def test_what_the_tail_has_passed_is_not_read_again(writer: Writer, ring: Ring) 
     assert epochs(ring.read(Positions()).events) == [3]
 
 
-def test_a_gap_of_a_living_process_is_waited_for(writer: Writer, ring: Ring) -> None:
+def test_a_gap_of_a_living_process_is_waited_for(writer: Writer, ring: RingReader) -> None:
     writer.main(0, asked(0))
     writer.main(2, asked(2))
     writer.keyed(0, asked(0), 0)  # its hash is not written yet
@@ -154,7 +159,7 @@ def test_gaps_of_a_dead_process_are_skipped_and_counted(dead: Writer) -> None:
     dead.keyed(0, asked(1), 0)
     dead.keyed(1, 0, 5)
     dead.keyed(2, asked(2), 5)
-    ring = Ring.open(dead.path)
+    ring = RingReader.open(dead.path)
 
     dead.put(layout.TAIL_OFFSET, 2)
     batch = ring.read(Positions())
@@ -181,7 +186,7 @@ def test_gaps_of_a_dead_process_are_skipped_and_counted(dead: Writer) -> None:
     ids=["pid used again", "another boot", "gone"],
 )
 def test_a_process_that_is_not_the_one_is_dead(tmp_path: Path, owner: Owner) -> None:
-    ring = Ring.open(Writer(tmp_path / "a.ring", owner).path)
+    ring = RingReader.open(Writer(tmp_path / "a.ring", owner).path)
     assert not ring.alive()
     ring.close()
 
@@ -205,7 +210,7 @@ def test_a_zombie_is_dead(tmp_path: Path) -> None:
 
 def refused(path: Path) -> str:
     with pytest.raises(RingRefusedError) as caught:
-        Ring.open(path)
+        RingReader.open(path)
     return str(caught.value)
 
 
@@ -241,7 +246,9 @@ def test_a_ring_of_another_uid_is_refused(writer: Writer) -> None:
     assert "uid 65534" in refused(writer.path)
 
 
-def test_a_file_that_is_cut_short_while_it_is_open_is_refused(writer: Writer, ring: Ring) -> None:
+def test_a_file_that_is_cut_short_while_it_is_open_is_refused(
+    writer: Writer, ring: RingReader
+) -> None:
     for index in range(10):
         writer.main(index, asked(1))
     os.truncate(writer.path, layout.HEADER_BYTES + 16)
@@ -261,7 +268,7 @@ def test_a_ring_of_noise_is_read_without_harm(tmp_path: Path) -> None:
         content = bytearray(writer.path.read_bytes())
         content[256:] = os.urandom(len(content) - 256)
         writer.path.write_bytes(content)
-        ring = Ring.open(writer.path)
+        ring = RingReader.open(writer.path)
 
         batch = ring.read(Positions(5, 2**63))
 
@@ -269,7 +276,7 @@ def test_a_ring_of_noise_is_read_without_harm(tmp_path: Path) -> None:
         ring.close()
 
 
-def test_a_closed_ring_is_not_read(ring: Ring) -> None:
+def test_a_closed_ring_is_not_read(ring: RingReader) -> None:
     ring.close()
     ring.close()
     with pytest.raises(RingRefusedError):

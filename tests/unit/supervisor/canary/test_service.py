@@ -11,9 +11,9 @@ import pytest
 
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.canary import CanaryStats
-from atlas_supervisor.model.idempotency_key import Key
+from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.store.statements import StoreError
-from atlas_worker.contract.ring import Kind
+from atlas_worker.contract.ring import EventKind
 from tests.unit.supervisor.canary.support import OPERATOR, Canaries, Clock, Process, running
 
 RAMP: dict[str, Any] = {"canary_ramp": (0.1, 0.5, 1.0), "canary_step_seconds": 60.0}
@@ -187,8 +187,8 @@ async def test_what_a_dead_process_had_open_has_failed_and_its_ring_is_removed(
     async with running(tmp_path, monkeypatch) as canaries:
         process = canaries.process()
         process.calls(2)
-        process.tell(Kind.BEGUN)
-        process.tell(Kind.ASKED)
+        process.tell(EventKind.BEGUN)
+        process.tell(EventKind.ASKED)
         process.die()
         await canaries.look()
         await canaries.look()
@@ -203,10 +203,10 @@ async def test_a_process_that_died_while_the_daemon_was_away_is_told_by_its_ring
 ) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
         process = canaries.process()
-        process.tell(Kind.BEGUN)
+        process.tell(EventKind.BEGUN)
         await canaries.look()
-    process.tell(Kind.ENDED)
-    process.tell(Kind.BEGUN)
+    process.tell(EventKind.ENDED)
+    process.tell(EventKind.BEGUN)
     process.die()
     async with running(tmp_path, monkeypatch) as canaries:
         await canaries.look()
@@ -218,7 +218,7 @@ async def test_a_ring_that_was_removed_while_the_daemon_was_away_had_failed(
 ) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
         process = canaries.process()
-        process.tell(Kind.BEGUN)
+        process.tell(EventKind.BEGUN)
         await canaries.look()
     process.path.unlink()
     async with running(tmp_path, monkeypatch) as canaries:
@@ -447,7 +447,7 @@ async def test_an_action_under_a_key_is_done_once(
     async with running(tmp_path, monkeypatch, **more) as canaries:
         await canaries.service.ramp("vision", "start", OPERATOR)
         for _ in range(2):
-            key = Key("k1", "the request")
+            key = IdempotencyKey("k1", "the request")
             view = await canaries.service.ramp("vision", "advance", OPERATOR, key)
         assert view.step == 1
         assert key.repeated
@@ -507,8 +507,8 @@ async def test_the_state_file_wins_over_a_database_that_was_not_written(
 
 def first_calls_of_keys(process: Process) -> None:
     for key in range(1, 31):
-        process.tell(Kind.BEGUN, canary=key <= 6, key=key)
-        process.tell(Kind.ENDED, canary=key <= 6, key=key)
+        process.tell(EventKind.BEGUN, canary=key <= 6, key=key)
+        process.tell(EventKind.ENDED, canary=key <= 6, key=key)
 
 
 @pytest.mark.parametrize("between", [0.0, 1.0])
@@ -596,8 +596,8 @@ async def test_a_few_keys_that_call_often_are_no_reason_to_distrust_the_draw(
     async with running(tmp_path, monkeypatch) as canaries:
         process = canaries.process()
         for key in range(1, 11):
-            process.tell(Kind.BEGUN, canary=key < 3, key=key, times=100)
-            process.tell(Kind.ENDED, canary=key < 3, key=key, times=100)
+            process.tell(EventKind.BEGUN, canary=key < 3, key=key, times=100)
+            process.tell(EventKind.ENDED, canary=key < 3, key=key, times=100)
         await canaries.look(after=5)
         assert canaries.service.stats().canary.calls == 200
         assert canaries.feature().judgement.numbers["canary"]["calls"] == 2
@@ -609,10 +609,10 @@ async def test_decisions_that_nobody_reports_are_warned_about(
 ) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
         process = canaries.process()
-        process.tell(Kind.ASKED, times=80)
-        process.tell(Kind.TOLD, times=60)
-        process.tell(Kind.ASKED, canary=False, times=240)
-        process.tell(Kind.TOLD, canary=False, times=240)
+        process.tell(EventKind.ASKED, times=80)
+        process.tell(EventKind.TOLD, times=60)
+        process.tell(EventKind.ASKED, canary=False, times=240)
+        process.tell(EventKind.TOLD, canary=False, times=240)
         await canaries.look(after=70)
         unequal, many = canaries.feature().warnings
         assert "the canary arm reports fewer of its decisions" in unequal
@@ -625,10 +625,10 @@ async def test_all_that_was_assigned_is_compared_with_the_share_not_what_was_rep
     async with running(tmp_path, monkeypatch) as canaries:
         process = canaries.process()
         for key in range(1, 301):
-            process.tell(Kind.ASKED, canary=key <= 60, key=key)
-        process.tell(Kind.ASKED, times=40)
-        process.tell(Kind.ASKED, canary=False, times=160)
-        process.tell(Kind.TOLD, times=40)
+            process.tell(EventKind.ASKED, canary=key <= 60, key=key)
+        process.tell(EventKind.ASKED, times=40)
+        process.tell(EventKind.ASKED, canary=False, times=160)
+        process.tell(EventKind.TOLD, times=40)
         await canaries.look(after=5)
         ratio = canaries.feature().judgement.numbers["sample_ratio"]
         assert (ratio["observed"], ratio["fits"]) == (0.2, True)
@@ -640,7 +640,7 @@ async def test_draws_of_a_ramp_are_forgotten_with_it_and_kept_over_a_restart(
     async with running(tmp_path, monkeypatch) as canaries:
         process = canaries.process()
         process.calls(200)
-        process.tell(Kind.ASKED, times=50)
+        process.tell(EventKind.ASKED, times=50)
         await canaries.look(after=5)
     async with running(tmp_path, monkeypatch) as canaries:
         assert canaries.feature().judgement.kind == "ratio"

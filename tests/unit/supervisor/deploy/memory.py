@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import anyio
 import anyio.lowlevel
 
-from atlas_supervisor.deploy.effects import Finding
+from atlas_supervisor.deploy.effects import StepOutcome
 from atlas_supervisor.deploy.machine import FIRST_EFFECT, FIRST_PHASE, Event, Phase, Plan
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.model.deploy import DeployRecord
-from atlas_supervisor.model.event import Announcement, DeployEvent
+from atlas_supervisor.model.event import DeployEvent, PublishedEvent
 from atlas_supervisor.model.release import Release
 from tests.unit.supervisor.store.samples import a_deploy
 
@@ -23,10 +23,10 @@ BLUE, GREEN = 8791, 8792
 RELEASE = Release(name="v2", path=Path("releases/v2"), version="2")
 LIMIT_SECONDS = 5.0
 
-PASS = Finding(ok=True, message="fine")
-FAIL = Finding(ok=False, message="not good enough")
-DIED = Finding(ok=False, message="it is dead", staging_died=True)
-Outcome = Finding | Exception
+PASS = StepOutcome(ok=True, message="fine")
+FAIL = StepOutcome(ok=False, message="not good enough")
+DIED = StepOutcome(ok=False, message="it is dead", staging_died=True)
+Outcome = StepOutcome | Exception
 
 
 class Transition(NamedTuple):
@@ -60,7 +60,7 @@ class World:
     def ports(self) -> tuple[int, int]:
         return self.active, self.staging
 
-    async def _do(self, name: str) -> Finding:
+    async def _do(self, name: str) -> StepOutcome:
         if begun := self.when_begun.pop(name, None):
             begun()
         if name in self.held:
@@ -74,43 +74,43 @@ class World:
             raise outcome
         return outcome
 
-    async def preflight(self, release: Release) -> Finding:
+    async def preflight(self, release: Release) -> StepOutcome:
         return await self._do("preflight")
 
-    async def launch(self, release: Release) -> Finding:
+    async def launch(self, release: Release) -> StepOutcome:
         return await self._do("launch")
 
-    async def smoke(self, deploy_id: str) -> Finding:
+    async def smoke(self, deploy_id: str) -> StepOutcome:
         return await self._do("smoke")
 
-    async def health(self) -> Finding:
+    async def health(self) -> StepOutcome:
         return await self._do("health")
 
-    async def flip(self, release: Release, *, rollback: bool) -> Finding:
+    async def flip(self, release: Release, *, rollback: bool) -> StepOutcome:
         assert self.journaled[-1].target == Phase.SWITCH, "the intent is not durable"
         return self._turned(await self._do("flip"))
 
-    async def flip_back(self) -> Finding:
+    async def flip_back(self) -> StepOutcome:
         return self._turned(await self._do("flip_back"))
 
-    def _turned(self, finding: Finding) -> Finding:
+    def _turned(self, finding: StepOutcome) -> StepOutcome:
         if finding.ok:
             self.active, self.staging = self.staging, self.active
         return finding
 
-    async def watch(self) -> Finding:
+    async def watch(self) -> StepOutcome:
         return await self._do("watch")
 
-    async def keep_warm(self) -> Finding:
+    async def keep_warm(self) -> StepOutcome:
         return await self._do("keep_warm")
 
-    async def drain_staging(self, freed: Callable[[], None], known: dict[str, Any]) -> Finding:
+    async def drain_staging(self, freed: Callable[[], None], known: dict[str, Any]) -> StepOutcome:
         self.freed = freed
         self.known = known
         known["left"] = "a WebSocket"
         return await self._do("drain_staging")
 
-    async def stop_staging(self) -> Finding:
+    async def stop_staging(self) -> StepOutcome:
         return await self._do("stop_staging")
 
     async def fall_back_to_single(self, reason: str) -> None:
@@ -132,7 +132,7 @@ class World:
         self.record = record
         return len(self.journaled)
 
-    def tell(self, announcement: Announcement, journal_id: int | None) -> None:
+    def tell(self, announcement: PublishedEvent, journal_id: int | None) -> None:
         self.told.append((announcement.event, journal_id))
 
     def _write(self) -> None:

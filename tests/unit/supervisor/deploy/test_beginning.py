@@ -10,14 +10,14 @@ from typing import NoReturn
 
 import pytest
 
-from atlas_supervisor.deploy.event_hub import Events
+from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.machine import Plan
 from atlas_supervisor.deploy.service import new_record, write_down
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.actor import SUPERVISOR, Actor
 from atlas_supervisor.model.deploy import DeployRecord
 from atlas_supervisor.model.event import EventFeed
-from atlas_supervisor.model.idempotency_key import Key
+from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
@@ -25,7 +25,7 @@ from atlas_supervisor.store.statements import StoreError
 from tests.unit.supervisor.store.samples import a_state, rows
 
 RELEASE = Release(name="v2", path=Path("releases/v2"), version="2")
-KEY = Key("k1", "the request")
+KEY = IdempotencyKey("k1", "the request")
 
 
 async def broken(*_: object, **__: object) -> NoReturn:
@@ -36,7 +36,7 @@ async def broken(*_: object, **__: object) -> NoReturn:
 class Scene:
     folder: Path
     database: Database
-    events: Events
+    events: EventHub
     state: StateKeeper
 
     async def begin(self, plan: Plan | None = None) -> DeployRecord:
@@ -69,7 +69,7 @@ class Scene:
 async def scene(folder: Path) -> AsyncIterator[Scene]:
     async with open_database(folder / "atlas.db") as (database, _):
         state = StateKeeper(StateFile(folder / "deploy_state.json"), database, a_state())
-        yield Scene(folder, database, Events(database), state)
+        yield Scene(folder, database, EventHub(database), state)
 
 
 async def told(feed: EventFeed) -> list[tuple[int | None, str, str]]:

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 import pytest
 
 from atlas_supervisor.deploy import event_hub as hub
-from atlas_supervisor.deploy.event_hub import Events
-from atlas_supervisor.model.event import Announcement, DeployEvent, EventFeed
+from atlas_supervisor.deploy.event_hub import EventHub
+from atlas_supervisor.model.event import DeployEvent, EventFeed, PublishedEvent
 from tests.unit.supervisor.store.samples import a_deploy
 
 WHEN = datetime(2026, 1, 5, tzinfo=UTC)
@@ -19,7 +19,7 @@ class MemoryJournal:
     """Ids from 1 on; a read takes a turn of the loop, in which more may be written."""
 
     def __init__(self) -> None:
-        self.rows: list[Announcement] = []
+        self.rows: list[PublishedEvent] = []
 
     async def newest_transition(self) -> int:
         await asyncio.sleep(0)
@@ -31,10 +31,10 @@ class MemoryJournal:
 
     async def transitions_after(
         self, transition_id: int, *, deploy_id: str | None, limit: int
-    ) -> list[Announcement]:
+    ) -> list[PublishedEvent]:
         await asyncio.sleep(0)
         found = [
-            Announcement(row.event, id=number, journal_id=number, told=True)
+            PublishedEvent(row.event, id=number, journal_id=number, told=True)
             for number, row in enumerate(self.rows, 1)
             if number > transition_id and deploy_id in (None, row.event.deploy_id)
         ]
@@ -47,22 +47,22 @@ class Scene:
 
     def __init__(self) -> None:
         self.journal = MemoryJournal()
-        self.events = Events(self.journal)
+        self.events = EventHub(self.journal)
         self.count = 0
 
-    def happens(self, deploy_id: str = "d", *, written: bool = True) -> Announcement:
+    def happens(self, deploy_id: str = "d", *, written: bool = True) -> PublishedEvent:
         self.count += 1
         event = DeployEvent.of(
             a_deploy(deploy_id), ts=WHEN, source="launch", event="passed", cause=f"{self.count}"
         )
-        announcement = Announcement(event)
+        announcement = PublishedEvent(event)
         if written:
             self.write(announcement)
         else:
             self.events.tell(announcement, None)
         return announcement
 
-    def write(self, announcement: Announcement) -> None:
+    def write(self, announcement: PublishedEvent) -> None:
         self.journal.rows.append(announcement)
         self.events.tell(announcement, len(self.journal.rows))
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from atlas_supervisor.deploy.event_hub import Events
-from atlas_supervisor.deploy.executor import Activities
+from atlas_supervisor.deploy.event_hub import EventHub
+from atlas_supervisor.deploy.executor import Executor
 from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.model.event import DeployEvent
 from atlas_supervisor.model.release import Release
@@ -30,7 +30,7 @@ BLUE, GREEN = SlotName.BLUE, SlotName.GREEN
 @dataclass
 class Stage:
     it: Ready
-    activities: Activities
+    activities: Executor
     database: Database
     let_go: list[SlotName]
 
@@ -57,13 +57,13 @@ async def stage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
             let_go.append(slot)
 
         database = it.state._database
-        activities = Activities(
+        activities = Executor(
             settings=it.bench.settings.model_copy(update={"keep_warm_seconds": 0}),
             switch=it.switch,
             plane=it.bench.plane,
             prober=prober,
             database=database,
-            events=Events(database),
+            events=EventHub(database),
             state=it.state,
             make_room=_nothing,
             let_go=note,

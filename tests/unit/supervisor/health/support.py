@@ -11,8 +11,8 @@ from typing import Any
 
 import anyio
 
-from atlas_supervisor.health.monitor import Monitor
-from atlas_supervisor.health.worker_checks import Subject
+from atlas_supervisor.health.monitor import HealthMonitor
+from atlas_supervisor.health.worker_checks import ActiveWorker
 from atlas_supervisor.model.health import Health
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.probes.health_probe import HttpProber
@@ -36,8 +36,8 @@ class Steered:
 class Watched:
     """A running monitor, and what it looks at."""
 
-    monitor: Monitor
-    subject: Subject
+    monitor: HealthMonitor
+    subject: ActiveWorker
     database: Database
     state: StateKeeper
     file: StateFile
@@ -75,7 +75,7 @@ async def watched(folder: Path, port: int, **changes: Any) -> AsyncIterator[Watc
         state = StateKeeper(file, database, a_state(**ports))
         await state.change()
         plane: Any = Steered()
-        monitor = Monitor(
+        monitor = HealthMonitor(
             settings=settings,
             prober=prober,
             plane=plane,
@@ -83,7 +83,9 @@ async def watched(folder: Path, port: int, **changes: Any) -> AsyncIterator[Watc
             state=state,
             subject=lambda: it.subject,
         )
-        it = Watched(monitor, Subject(BLUE, port, "blue-1", "v1"), database, state, file, plane)
+        it = Watched(
+            monitor, ActiveWorker(BLUE, port, "blue-1", "v1"), database, state, file, plane
+        )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(monitor.run)
             try:

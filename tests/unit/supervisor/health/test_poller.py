@@ -7,15 +7,15 @@ from contextlib import asynccontextmanager
 
 import anyio
 
-from atlas_supervisor.health.poller import Looker
+from atlas_supervisor.health.poller import Poller
 from tests.harness import eventually
 
 
 @asynccontextmanager
 async def running(
     look: Callable[[], Awaitable[int]], interval: float = 60
-) -> AsyncIterator[Looker[int]]:
-    looker = Looker(look, interval=interval)
+) -> AsyncIterator[Poller[int]]:
+    looker = Poller(look, interval=interval)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(looker.run)
         yield looker

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from atlas_supervisor.health.worker_report import MESSAGE_LIMIT, TOLD, UNIT_LIMIT, complaint, read
 from atlas_supervisor.model.health import Check, CheckStatus
 from atlas_supervisor.probes.health_probe import BODY_LIMIT
-from atlas_supervisor.probes.http_client import Answer
+from atlas_supervisor.probes.http_client import HttpResponse
 
 FAIL, SKIPPED = CheckStatus.FAIL, CheckStatus.SKIPPED
 DEEP = b'{"checks": {"memory": ' + b"[" * 30_000
@@ -32,9 +32,9 @@ CHECK_OF_SORTS = st.fixed_dictionaries(
 )
 
 
-def answer(body: bytes | dict[str, Any], *, cut: bool = False) -> Answer:
+def answer(body: bytes | dict[str, Any], *, cut: bool = False) -> HttpResponse:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return Answer(200, {}, data, cut)
+    return HttpResponse(200, {}, data, cut)
 
 
 def one(name: str, check: Any) -> Check:

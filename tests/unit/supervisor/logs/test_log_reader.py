@@ -14,12 +14,12 @@ import pytest
 
 from atlas_supervisor.logs import log_reader
 from atlas_supervisor.logs.lines import PIECE_BYTES, LineCutter, RawLine, backwards
-from atlas_supervisor.logs.log_reader import Reader, show_own_line, show_worker_line
-from atlas_supervisor.logs.rotation import CutTrail, RenamedTrail
+from atlas_supervisor.logs.log_reader import LogReader, show_own_line, show_worker_line
+from atlas_supervisor.logs.rotation import RenamedLog, TruncatedLog
 from atlas_supervisor.model.log import LogLevel, WantedLines
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.telemetry import log_file
-from atlas_supervisor.telemetry.log_file import LineFile
+from atlas_supervisor.telemetry.log_file import LogFile
 from atlas_supervisor.workers import output
 from atlas_supervisor.workers.output import WorkerLog
 
@@ -32,19 +32,19 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkerLog:
     return WorkerLog(tmp_path / "worker-blue.log", SlotName.BLUE)
 
 
-def of_worker(log: WorkerLog, wanted: WantedLines = EVERY) -> Reader:
-    return Reader(CutTrail(log), show_worker_line(wanted), longest=100, gap="GAP")
+def of_worker(log: WorkerLog, wanted: WantedLines = EVERY) -> LogReader:
+    return LogReader(TruncatedLog(log), show_worker_line(wanted), longest=100, gap="GAP")
 
 
-def of_daemon(path: Path, wanted: WantedLines = EVERY) -> Reader:
-    return Reader(RenamedTrail(path), show_own_line(wanted), longest=10_000, gap="GAP")
+def of_daemon(path: Path, wanted: WantedLines = EVERY) -> LogReader:
+    return LogReader(RenamedLog(path), show_own_line(wanted), longest=10_000, gap="GAP")
 
 
-def last(reader: Reader, lines: int = 100, *, unfinished: bool = True) -> list[str]:
+def last(reader: LogReader, lines: int = 100, *, unfinished: bool = True) -> list[str]:
     return [line.text for line in reader.last(lines, unfinished=unfinished)]
 
 
-def rest(reader: Reader) -> list[str]:
+def rest(reader: LogReader) -> list[str]:
     """Return all that came since."""
     found, more = [], True
     while more:
@@ -92,7 +92,7 @@ def test_a_line_of_a_hundred_megabytes_takes_no_memory_to_speak_of(tmp_path: Pat
     say(log, b"\nlast\n")
     tracemalloc.start()
     try:
-        reader = Reader(CutTrail(log), show_worker_line(EVERY), longest=8192, gap="GAP")
+        reader = LogReader(TruncatedLog(log), show_worker_line(EVERY), longest=8192, gap="GAP")
         found = last(reader, 3)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -165,7 +165,11 @@ def test_there_is_a_bound_to_what_is_returned_at_once(
     monkeypatch.setattr(log_reader, "SEARCHED_BYTES", 5000)
     log = WorkerLog(tmp_path / "worker-blue.log", SlotName.BLUE)
     say(log, b"only here\n" + b"x" * 99 + b"\n" * 1 + (b"y" * 99 + b"\n") * 100)
-    assert 10 <= len(last(Reader(CutTrail(log), show_worker_line(EVERY), longest=100, gap=""))) < 15
+    assert (
+        10
+        <= len(last(LogReader(TruncatedLog(log), show_worker_line(EVERY), longest=100, gap="")))
+        < 15
+    )
     assert last(of_worker(log, WantedLines(contains="only here"))) == []
 
 
@@ -227,14 +231,14 @@ def test_one_that_somebody_else_has_emptied_is_read_from_its_beginning(log: Work
     assert rest(reader) == ["GAP", "new"]
 
 
-def handler(path: Path, monkeypatch: pytest.MonkeyPatch) -> LineFile:
+def handler(path: Path, monkeypatch: pytest.MonkeyPatch) -> LogFile:
     monkeypatch.setattr(log_file, "FILE_BYTES", 300)
-    made = LineFile(path, complain=pytest.fail)
+    made = LogFile(path, complain=pytest.fail)
     made.setFormatter(logging.Formatter("%(message)s"))
     return made
 
 
-def write(file: LineFile, number: int) -> str:
+def write(file: LogFile, number: int) -> str:
     text = own(ts=f"2026-01-05T09:30:00.{number:06}Z", number=number)
     file.handle(logging.LogRecord("t", logging.INFO, "f", 1, text, (), None))
     return text

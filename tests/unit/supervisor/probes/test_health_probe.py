@@ -18,7 +18,7 @@ from atlas_supervisor.probes.health_probe import (
     ProbeResult,
     health_gate,
 )
-from atlas_supervisor.probes.http_client import EXCERPT_LIMIT, Answer
+from atlas_supervisor.probes.http_client import EXCERPT_LIMIT, HttpResponse
 from tests.unit.supervisor.probes.servers import (
     Handler,
     answer,
@@ -315,7 +315,7 @@ async def test_an_answer_without_a_body_has_nothing_to_keep() -> None:
         assert (await probe(server.port)).excerpt is None
 
 
-def says_broken(answer: Answer) -> str | None:
+def says_broken(answer: HttpResponse) -> str | None:
     return answer.body.decode() if b"broken" in answer.body else None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from atlas_supervisor.model.deploy import Result
-from atlas_supervisor.model.idempotency_key import Key
+from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.store import deploys, keys
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.keys import KEYS_KEPT, KeyRow
@@ -38,11 +38,11 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
         yield database
 
 
-def a_key(value: str = "k1") -> Key:
-    return Key(value, f"the request under {value}")
+def a_key(value: str = "k1") -> IdempotencyKey:
+    return IdempotencyKey(value, f"the request under {value}")
 
 
-async def begin(database: Database, deploy_id: str, key: Key | None = None) -> None:
+async def begin(database: Database, deploy_id: str, key: IdempotencyKey | None = None) -> None:
     await database.begin_deploy(a_deploy(deploy_id), auto_switch=True, key=key)
     await database.write_transition(
         a_deploy(deploy_id), source="preflight", event="passed", cause=None, step=a_step()

@@ -9,10 +9,10 @@ from prometheus_client import Metric
 
 from atlas_supervisor.api import examples
 from atlas_supervisor.config import Settings
-from atlas_supervisor.deploy.collector import Sight, gauges
+from atlas_supervisor.deploy.collector import Snapshot, gauges
 from atlas_supervisor.model.canary import CanaryPolicy, FeaturePolicy
 from atlas_supervisor.model.deploy import DeployRecord, Mode
-from atlas_supervisor.model.event import BEGUN, Announcement, DeployEvent
+from atlas_supervisor.model.event import BEGUN, DeployEvent, PublishedEvent
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.model.status import Status
@@ -20,7 +20,7 @@ from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.system.clock import now
 from atlas_supervisor.telemetry.metrics import Metrics
 from atlas_supervisor.telemetry.metrics.machine import Running, WorkerUsage
-from atlas_supervisor.traffic.plane import Relayed
+from atlas_supervisor.traffic.plane import RelayTraffic
 
 
 def made(folder: Path) -> Metrics:
@@ -38,13 +38,13 @@ def told(
     source: str | None = None,
     event: str = BEGUN,
     rollback: bool = False,
-) -> Announcement:
+) -> PublishedEvent:
     """Return the announcement of a transition that led to `record` as it is."""
     step = record.steps[-1] if record.steps else None
     happened = DeployEvent.of(
         record, ts=now(), source=source, event=event, cause="a test", step=step
     )
-    return Announcement(happened, rollback=rollback)
+    return PublishedEvent(happened, rollback=rollback)
 
 
 def seen(status: Status = examples.STATUS, **changes: object) -> list[Metric]:
@@ -63,10 +63,10 @@ def seen(status: Status = examples.STATUS, **changes: object) -> list[Metric]:
         ),
         "ready": True,
         "queued": dict.fromkeys(SlotName, 0),
-        "relayed": {"public": Relayed(1, 2, 3, 4)},
+        "relayed": {"public": RelayTraffic(1, 2, 3, 4)},
         "listeners": 0,
     }
-    return list(gauges(Sight(**{**given, **changes})))  # type: ignore[arg-type]  # by its name
+    return list(gauges(Snapshot(**{**given, **changes})))  # type: ignore[arg-type]  # by its name
 
 
 def everything(folder: Path, pid: int) -> list[Metric]:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from atlas_supervisor.api import examples
-from atlas_supervisor.deploy.event_hub import Events
+from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.machine import TABLE, Effect, Event, Phase, Plan
 from atlas_supervisor.model.deploy import Result
-from atlas_supervisor.model.event import Announcement
+from atlas_supervisor.model.event import PublishedEvent
 from atlas_supervisor.telemetry.metrics import Metrics, deploys
 from tests.unit.supervisor.deploy.memory import DIED, FAIL, World, driven
 from tests.unit.supervisor.deploy.test_event_hub import MemoryJournal
@@ -30,9 +30,9 @@ def promised(metrics: Metrics) -> tuple[float | None, ...]:
 
 async def after(metrics: Metrics, world: World, plan: Plan | None = None) -> None:
     """Run a deploy in this world, and count what it tells as the daemon does."""
-    events, listed = Events(MemoryJournal(), metrics.deploys.told), world.tell
+    events, listed = EventHub(MemoryJournal(), metrics.deploys.told), world.tell
 
-    def tell(announcement: Announcement, journal_id: int | None) -> None:
+    def tell(announcement: PublishedEvent, journal_id: int | None) -> None:
         listed(announcement, journal_id)
         events.tell(announcement, journal_id)
 

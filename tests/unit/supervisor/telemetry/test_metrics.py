@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from atlas_supervisor.api import examples
-from atlas_supervisor.model.drain import Left
+from atlas_supervisor.model.drain import DrainCounts
 from atlas_supervisor.model.slot import SlotName, SlotState
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.telemetry.metrics import machine
@@ -137,7 +137,7 @@ def test_health_is_absent_until_there_is_a_score() -> None:
 
 
 def test_connections_in_drain_are_those_that_the_worker_counts_else_those_last_seen() -> None:
-    left = Left(requests=1, websockets=2, event_streams=0, idle=4)
+    left = DrainCounts(requests=1, websockets=2, event_streams=0, idle=4)
     with_kit = examples.STATUS.draining[0].model_copy(
         update={"slot": SlotName.BLUE, "left": left, "connections": 99}
     )

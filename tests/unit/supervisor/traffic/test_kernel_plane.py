@@ -9,10 +9,10 @@ import pytest
 
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.slot import SlotName
-from atlas_supervisor.model.socket_passing import HandOver
+from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.traffic import Endpoints, listeners
 from atlas_supervisor.traffic.kernel_plane import KernelPlane
-from atlas_supervisor.traffic.steering import Policy
+from atlas_supervisor.traffic.steering import SteeringPolicy
 from tests.harness import eventually, free_ports
 from tests.unit.supervisor.traffic.support import (
     BLUE,
@@ -35,7 +35,7 @@ def some_endpoints(host: str = "127.0.0.1") -> Endpoints:
 async def test_each_workers_sockets_reach_it_and_the_public_port_the_active_one(host: str) -> None:
     address = "127.0.0.1" if host in {"0.0.0.0", "::"} else host
     async with (
-        opened(HandOver.ACTIVATION, host=host) as (plane, at),
+        opened(SocketPassing.ACTIVATION, host=host) as (plane, at),
         contextlib.AsyncExitStack() as s,
     ):
         assert plane.name == "kernel"
@@ -57,7 +57,7 @@ async def test_each_workers_sockets_reach_it_and_the_public_port_the_active_one(
 
 @pytest.mark.parametrize("active", [BLUE, GREEN])
 async def test_it_opens_with_the_slot_active_that_was_active(active: SlotName) -> None:
-    async with opened(HandOver.ACTIVATION, active=active) as (plane, at):
+    async with opened(SocketPassing.ACTIVATION, active=active) as (plane, at):
         assert plane.active is active
         before = plane.queued(active)
         with socket.create_connection(("127.0.0.1", at.public_port), 2):
@@ -65,7 +65,10 @@ async def test_it_opens_with_the_slot_active_that_was_active(active: SlotName) -
 
 
 async def test_a_switch_under_connections_loses_none() -> None:
-    async with opened(HandOver.ACTIVATION) as (plane, at), contextlib.AsyncExitStack() as stack:
+    async with (
+        opened(SocketPassing.ACTIVATION) as (plane, at),
+        contextlib.AsyncExitStack() as stack,
+    ):
         for slot in (BLUE, GREEN):
             public = plane.handed(slot).named["public"]
             await stack.enter_async_context(serving(naming(slot.value), public))
@@ -88,7 +91,7 @@ async def test_a_switch_under_connections_loses_none() -> None:
 
 
 async def test_a_descriptor_worker_is_reached_on_its_own_port_by_way_of_the_public_socket() -> None:
-    async with opened(HandOver.FD) as (plane, at), contextlib.AsyncExitStack() as stack:
+    async with opened(SocketPassing.FD) as (plane, at), contextlib.AsyncExitStack() as stack:
         for slot in (BLUE, GREEN):
             handed = plane.handed(slot)
             assert list(handed.named) == ["public"]
@@ -100,8 +103,8 @@ async def test_a_descriptor_worker_is_reached_on_its_own_port_by_way_of_the_publ
                 assert await who(port) == slot.value
 
 
-@pytest.mark.parametrize("hand_over", [HandOver.ACTIVATION, HandOver.FD])
-async def test_a_dead_slots_queue_is_handed_to_the_living_one(hand_over: HandOver) -> None:
+@pytest.mark.parametrize("hand_over", [SocketPassing.ACTIVATION, SocketPassing.FD])
+async def test_a_dead_slots_queue_is_handed_to_the_living_one(hand_over: SocketPassing) -> None:
     async with opened(hand_over) as (plane, at), contextlib.AsyncExitStack() as stack:
         for sock in plane.handed(GREEN).named.values():
             await stack.enter_async_context(serving(naming("living"), sock))
@@ -122,9 +125,9 @@ async def test_a_dead_slots_queue_is_handed_to_the_living_one(hand_over: HandOve
             assert plane.queued(BLUE) == 1  # it waits for the slot's own worker again
 
 
-@pytest.mark.parametrize("hand_over", [HandOver.ACTIVATION, HandOver.FD])
+@pytest.mark.parametrize("hand_over", [SocketPassing.ACTIVATION, SocketPassing.FD])
 async def test_the_own_port_of_a_slot_without_a_worker_refuses_at_once(
-    hand_over: HandOver,
+    hand_over: SocketPassing,
 ) -> None:
     async with opened(hand_over) as (plane, at), contextlib.AsyncExitStack() as stack:
         for slot in (BLUE, GREEN):
@@ -142,7 +145,7 @@ async def test_the_own_port_of_a_slot_without_a_worker_refuses_at_once(
 
 async def test_what_was_rescued_outlives_the_rescue_and_ends_with_the_plane() -> None:
     tasks = asyncio.all_tasks()
-    async with opened(HandOver.ACTIVATION) as (plane, at):
+    async with opened(SocketPassing.ACTIVATION) as (plane, at):
         own = plane.handed(GREEN).named["private"]
         async with serving(naming("living"), own):
             reader, writer = await asyncio.open_connection("127.0.0.1", at.public_port)
@@ -157,11 +160,11 @@ async def test_what_was_rescued_outlives_the_rescue_and_ends_with_the_plane() ->
 
 
 async def test_what_a_worker_did_to_the_sockets_is_put_right() -> None:
-    async with opened(HandOver.ACTIVATION) as (plane, at):
+    async with opened(SocketPassing.ACTIVATION) as (plane, at):
         handed = plane.handed(BLUE)
         for sock in handed.named.values():
             sock.listen(1)
-        listeners.attach(handed.named["public"], Policy(GREEN))
+        listeners.attach(handed.named["public"], SteeringPolicy(GREEN))
         plane.refresh(BLUE)
         before = {slot: plane.queued(slot) for slot in (BLUE, GREEN)}
         with ExitStack() as stack:
@@ -174,7 +177,7 @@ async def test_what_a_worker_did_to_the_sockets_is_put_right() -> None:
 
 
 async def test_the_next_worker_gets_sockets_that_do_not_block_whatever_the_last_one_did() -> None:
-    async with opened(HandOver.ACTIVATION) as (plane, _):
+    async with opened(SocketPassing.ACTIVATION) as (plane, _):
         for sock in plane.handed(BLUE).named.values():
             sock.setblocking(True)
         assert not any(sock.getblocking() for sock in plane.handed(BLUE).named.values())
@@ -191,18 +194,18 @@ async def test_a_port_that_is_taken_is_refused_naming_who_has_it(which: str) -> 
     before = open_files()
     with stranger(ports[which], reuse_port=True) as process:
         with pytest.raises(StartRefusedError, match=rf"{which}=.* taken: pid {process.pid} "):
-            KernelPlane(at, HandOver.ACTIVATION).open(BLUE)
+            KernelPlane(at, SocketPassing.ACTIVATION).open(BLUE)
         assert process.poll() is None
     assert open_files() == before
 
 
 async def test_an_address_that_is_not_ours_is_refused() -> None:
     with pytest.raises(StartRefusedError, match=r"no address 192\.0\.2\.1, which PUBLIC_PORT"):
-        KernelPlane(some_endpoints("192.0.2.1"), HandOver.ACTIVATION).open(BLUE)
+        KernelPlane(some_endpoints("192.0.2.1"), SocketPassing.ACTIVATION).open(BLUE)
 
 
 async def test_a_stray_listener_that_comes_later_is_named() -> None:
-    async with opened(HandOver.ACTIVATION, host="0.0.0.0") as (plane, at):
+    async with opened(SocketPassing.ACTIVATION, host="0.0.0.0") as (plane, at):
         assert plane.strangers() == []
         with stranger(at.public_port, "127.0.0.1", reuse_port=True) as process:
             (found,) = plane.strangers()
@@ -213,7 +216,7 @@ async def test_a_stray_listener_that_comes_later_is_named() -> None:
 
 async def test_closing_leaves_nothing_open() -> None:
     before, tasks = open_files(), asyncio.all_tasks()
-    async with opened(HandOver.FD) as (plane, at):
+    async with opened(SocketPassing.FD) as (plane, at):
         plane.vacate(GREEN, BLUE)
         plane.steer(GREEN)
         with socket.create_connection(("127.0.0.1", at.public_port)):

@@ -12,11 +12,11 @@ import structlog
 
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.slot import SlotName
-from atlas_supervisor.model.socket_passing import HandOver
+from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.traffic import Endpoints, Plane, listeners, make_plane
 from atlas_supervisor.traffic.kernel_plane import KernelPlane
 from atlas_supervisor.traffic.relay_plane import RelayPlane
-from atlas_supervisor.traffic.steering import Policy
+from atlas_supervisor.traffic.steering import SteeringPolicy
 from tests.harness import eventually, free_ports
 from tests.unit.supervisor.traffic.support import (
     BLUE,
@@ -34,29 +34,29 @@ from tests.unit.supervisor.traffic.support import (
 @pytest.mark.parametrize(
     ("host", "public_port", "hand_over", "expected", "name"),
     [
-        ("127.0.0.1", 8790, HandOver.ACTIVATION, KernelPlane, "kernel"),
-        ("::1", 8790, HandOver.ACTIVATION, KernelPlane, "kernel"),
-        ("127.0.0.1", 8790, HandOver.FD, KernelPlane, "kernel"),
-        ("::", 8790, HandOver.FD, KernelPlane, "kernel"),
-        ("::1", 8790, HandOver.FD, RelayPlane, "relay"),
-        ("127.0.0.1", 8790, HandOver.PORT, RelayPlane, "relay"),
-        ("127.0.0.1", 0, HandOver.ACTIVATION, RelayPlane, "none"),
-        ("127.0.0.1", 0, HandOver.PORT, RelayPlane, "none"),
+        ("127.0.0.1", 8790, SocketPassing.ACTIVATION, KernelPlane, "kernel"),
+        ("::1", 8790, SocketPassing.ACTIVATION, KernelPlane, "kernel"),
+        ("127.0.0.1", 8790, SocketPassing.FD, KernelPlane, "kernel"),
+        ("::", 8790, SocketPassing.FD, KernelPlane, "kernel"),
+        ("::1", 8790, SocketPassing.FD, RelayPlane, "relay"),
+        ("127.0.0.1", 8790, SocketPassing.PORT, RelayPlane, "relay"),
+        ("127.0.0.1", 0, SocketPassing.ACTIVATION, RelayPlane, "none"),
+        ("127.0.0.1", 0, SocketPassing.PORT, RelayPlane, "none"),
     ],
 )
 def test_the_best_plane_is_made(
-    host: str, public_port: int, hand_over: HandOver, expected: type, name: str
+    host: str, public_port: int, hand_over: SocketPassing, expected: type, name: str
 ) -> None:
     plane = make_plane(Endpoints(host, public_port, {BLUE: 1, GREEN: 2}), hand_over)
     assert isinstance(plane, expected)
     assert plane.name == name
 
 
-def ignore(_sock: socket.socket, _policy: Policy) -> None:
+def ignore(_sock: socket.socket, _policy: SteeringPolicy) -> None:
     """Take the program and do nothing."""
 
 
-def refuse(_sock: socket.socket, _policy: Policy) -> None:
+def refuse(_sock: socket.socket, _policy: SteeringPolicy) -> None:
     raise OSError(errno.ENOPROTOOPT, "Protocol not available")
 
 
@@ -65,14 +65,16 @@ def refuse(_sock: socket.socket, _policy: Policy) -> None:
     ("attach", "why"), [(refuse, "Protocol not available"), (ignore, "does not heed it")]
 )
 async def test_where_the_kernel_does_not_steer_the_relay_carries_and_the_log_says_so(
-    attach: Callable[[socket.socket, Policy], None], why: str, monkeypatch: pytest.MonkeyPatch
+    attach: Callable[[socket.socket, SteeringPolicy], None],
+    why: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = open_files()
     monkeypatch.setattr(listeners, "attach", attach)
     monkeypatch.setattr(listeners, "_TRIAL_SECONDS", 0.2)
     with structlog.testing.capture_logs() as logged:
         async with (
-            opened(HandOver.ACTIVATION) as (plane, at),
+            opened(SocketPassing.ACTIVATION) as (plane, at),
             serving(naming("blue"), plane.handed(BLUE).named["public"]),
         ):
             assert plane.name == "relay"
@@ -91,7 +93,7 @@ def test_this_kernel_steers_and_the_proof_leaves_nothing_open() -> None:
 
 @contextlib.asynccontextmanager
 async def relay_plane(
-    hand_over: HandOver, host: str = "127.0.0.1", *, public: bool = True
+    hand_over: SocketPassing, host: str = "127.0.0.1", *, public: bool = True
 ) -> AsyncIterator[tuple[Plane, Endpoints]]:
     public_port, blue, green = free_ports(3)
     at = Endpoints(host, public_port if public else 0, {BLUE: blue, GREEN: green})
@@ -104,7 +106,7 @@ async def relay_plane(
 
 
 async def test_http_server_is_served_by_the_relay(tmp_path_factory: pytest.TempPathFactory) -> None:
-    async with opened(HandOver.PORT) as (plane, at):
+    async with opened(SocketPassing.PORT) as (plane, at):
         assert plane.handed(BLUE).named == {}
         assert plane.handed(BLUE).spare == ()
         servers = []
@@ -135,7 +137,7 @@ async def test_http_server_is_served_by_the_relay(tmp_path_factory: pytest.TempP
 
 
 async def test_a_reserved_port_refuses_clients_until_the_worker_listens() -> None:
-    async with opened(HandOver.PORT) as (_, at):
+    async with opened(SocketPassing.PORT) as (_, at):
         with pytest.raises(ConnectionRefusedError):
             await who(at.slot_ports[BLUE])
         with pytest.raises(OSError, match="in use"), socket.socket() as other:
@@ -145,11 +147,11 @@ async def test_a_reserved_port_refuses_clients_until_the_worker_listens() -> Non
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::"])
-@pytest.mark.parametrize("hand_over", [HandOver.ACTIVATION, HandOver.FD])
+@pytest.mark.parametrize("hand_over", [SocketPassing.ACTIVATION, SocketPassing.FD])
 async def test_workers_that_are_handed_sockets_are_relayed_to(
-    hand_over: HandOver, host: str
+    hand_over: SocketPassing, host: str
 ) -> None:
-    names = ["public"] if hand_over is HandOver.FD else ["public", "private"]
+    names = ["public"] if hand_over is SocketPassing.FD else ["public", "private"]
     async with relay_plane(hand_over, host) as (plane, at), contextlib.AsyncExitStack() as stack:
         for slot in (BLUE, GREEN):
             handed = plane.handed(slot)
@@ -167,17 +169,17 @@ async def test_workers_that_are_handed_sockets_are_relayed_to(
 
 
 async def test_a_workers_relayed_clients_come_to_the_ports_that_are_told() -> None:
-    async with relay_plane(HandOver.ACTIVATION) as (plane, at):
+    async with relay_plane(SocketPassing.ACTIVATION) as (plane, at):
         inner = plane.handed(BLUE).named["public"].getsockname()[1]
         assert plane.ports(BLUE) == {at.slot_ports[BLUE], inner}
         assert not plane.ports(BLUE) & plane.ports(GREEN)
-    async with relay_plane(HandOver.PORT) as (plane, at):
+    async with relay_plane(SocketPassing.PORT) as (plane, at):
         assert plane.ports(BLUE) == {at.slot_ports[BLUE]}
 
 
 async def test_a_connection_stays_with_the_slot_where_it_began() -> None:
     async with (
-        opened(HandOver.PORT) as (plane, at),
+        opened(SocketPassing.PORT) as (plane, at),
         serving(echo, port=at.slot_ports[BLUE]),
         serving(naming("green"), port=at.slot_ports[GREEN]),
     ):
@@ -193,7 +195,7 @@ async def test_a_connection_stays_with_the_slot_where_it_began() -> None:
 
 async def test_a_switch_under_connections_loses_none() -> None:
     async with (
-        opened(HandOver.PORT) as (plane, at),
+        opened(SocketPassing.PORT) as (plane, at),
         serving(naming("blue"), port=at.slot_ports[BLUE]),
         serving(naming("green"), port=at.slot_ports[GREEN]),
     ):
@@ -206,15 +208,15 @@ async def test_a_switch_under_connections_loses_none() -> None:
 
 
 async def test_clients_wait_for_a_worker_that_restarts() -> None:
-    async with opened(HandOver.PORT) as (_, at):
+    async with opened(SocketPassing.PORT) as (_, at):
         waiting = [asyncio.create_task(who(at.public_port)) for _ in range(10)]
         await asyncio.sleep(0.1)
         async with serving(naming("restarted"), port=at.slot_ports[BLUE]):
             assert set(await asyncio.gather(*waiting)) == {"restarted"}
 
 
-@pytest.mark.parametrize("hand_over", [HandOver.ACTIVATION, HandOver.FD])
-async def test_a_dead_slots_queue_is_handed_to_the_living_one(hand_over: HandOver) -> None:
+@pytest.mark.parametrize("hand_over", [SocketPassing.ACTIVATION, SocketPassing.FD])
+async def test_a_dead_slots_queue_is_handed_to_the_living_one(hand_over: SocketPassing) -> None:
     async with relay_plane(hand_over) as (plane, at), contextlib.AsyncExitStack() as stack:
         for sock in plane.handed(GREEN).named.values():
             await stack.enter_async_context(serving(naming("living"), sock))
@@ -229,9 +231,9 @@ async def test_a_dead_slots_queue_is_handed_to_the_living_one(hand_over: HandOve
 
 
 @pytest.mark.parametrize("public", [True, False])
-@pytest.mark.parametrize("hand_over", [HandOver.ACTIVATION, HandOver.FD])
+@pytest.mark.parametrize("hand_over", [SocketPassing.ACTIVATION, SocketPassing.FD])
 async def test_the_own_port_of_a_slot_without_a_worker_is_never_answered_by_the_other(
-    hand_over: HandOver, public: bool
+    hand_over: SocketPassing, public: bool
 ) -> None:
     async with (
         relay_plane(hand_over, public=public) as (plane, at),
@@ -259,7 +261,7 @@ async def test_who_asked_a_worker_of_a_port_and_heard_nothing_counts_as_queued()
             await answer.wait()
             writer.write(b"!")
 
-    async with opened(HandOver.PORT) as (plane, at), serving(slow, port=at.slot_ports[BLUE]):
+    async with opened(SocketPassing.PORT) as (plane, at), serving(slow, port=at.slot_ports[BLUE]):
         silent = await asyncio.open_connection("127.0.0.1", at.public_port)
         asking = [await asyncio.open_connection("127.0.0.1", at.public_port) for _ in range(3)]
         for _, writer in asking:
@@ -279,7 +281,7 @@ async def test_who_asked_a_worker_of_a_port_and_heard_nothing_counts_as_queued()
 
 
 async def test_a_worker_of_a_port_has_no_queue_of_ours() -> None:
-    async with opened(HandOver.PORT) as (plane, _):
+    async with opened(SocketPassing.PORT) as (plane, _):
         assert plane.queued(BLUE) == 0
         plane.vacate(BLUE, GREEN)
         assert plane.rescued(BLUE) == 0
@@ -287,7 +289,7 @@ async def test_a_worker_of_a_port_has_no_queue_of_ours() -> None:
 
 
 async def test_a_queue_that_the_worker_shrank_is_restored() -> None:
-    async with relay_plane(HandOver.ACTIVATION) as (plane, _):
+    async with relay_plane(SocketPassing.ACTIVATION) as (plane, _):
         handed = plane.handed(BLUE).named
         for sock in handed.values():
             sock.listen(1)
@@ -298,12 +300,14 @@ async def test_a_queue_that_the_worker_shrank_is_restored() -> None:
                     stack.enter_context(socket.create_connection(sock.getsockname(), 2))
 
 
-@pytest.mark.parametrize("hand_over", [HandOver.ACTIVATION, HandOver.FD, HandOver.PORT])
-async def test_without_a_public_port_the_slots_own_ports_serve(hand_over: HandOver) -> None:
+@pytest.mark.parametrize(
+    "hand_over", [SocketPassing.ACTIVATION, SocketPassing.FD, SocketPassing.PORT]
+)
+async def test_without_a_public_port_the_slots_own_ports_serve(hand_over: SocketPassing) -> None:
     async with opened(hand_over, public=False) as (plane, at), contextlib.AsyncExitStack() as stack:
         assert plane.name == "none"
         assert plane.strangers() == []
-        if hand_over is HandOver.PORT:
+        if hand_over is SocketPassing.PORT:
             await stack.enter_async_context(serving(naming("blue"), port=at.slot_ports[BLUE]))
         else:
             assert list(plane.handed(BLUE).named) == ["private"]
@@ -323,12 +327,12 @@ async def test_a_port_that_is_taken_is_refused_and_nothing_stays_open(which: str
         stranger(public if which == "PUBLIC_PORT" else green) as process,
         pytest.raises(StartRefusedError, match=rf"{which}=.* taken: pid {process.pid} "),
     ):
-        RelayPlane(at, HandOver.PORT).open(BLUE)
+        RelayPlane(at, SocketPassing.PORT).open(BLUE)
     assert open_files() == before
 
 
 async def test_a_stray_listener_that_comes_later_is_named() -> None:
-    async with opened(HandOver.PORT, host="0.0.0.0") as (plane, at):
+    async with opened(SocketPassing.PORT, host="0.0.0.0") as (plane, at):
         assert plane.strangers() == []
         own = SlotName.BLUE
         async with serving(naming("worker"), port=at.slot_ports[own]):
@@ -340,7 +344,7 @@ async def test_closing_leaves_nothing_open() -> None:
     before, tasks = open_files(), asyncio.all_tasks()
     plane: Plane
     async with (
-        relay_plane(HandOver.ACTIVATION) as (plane, at),
+        relay_plane(SocketPassing.ACTIVATION) as (plane, at),
         serving(echo, plane.handed(BLUE).named["public"]),
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", at.public_port)

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from atlas_supervisor.model.drain import Left
+from atlas_supervisor.model.drain import DrainCounts
 from atlas_supervisor.model.slot import SlotState
 from atlas_supervisor.workers.drain import LINGERING_LIMIT, in_words
-from atlas_supervisor.workers.process import Instance
+from atlas_supervisor.workers.process import WorkerProcess
 from tests.harness import eventually
 from tests.unit.supervisor.workers.support import BLUE, READY, Bench, bench, release
 
@@ -59,12 +59,12 @@ class Street:
     def __init__(self, made: Bench, folder: Path) -> None:
         self.made = made
         self.folder = folder
-        self.instances: list[Instance] = []
+        self.instances: list[WorkerProcess] = []
         self.clients: list[asyncio.StreamWriter] = []
         self.drains: list[asyncio.Task[dict[str, Any]]] = []
         self.freed: list[asyncio.Event] = []
 
-    async def add(self, code: str) -> Instance:
+    async def add(self, code: str) -> WorkerProcess:
         """Start the next one in the slot that the last has left, and give it a client."""
         number = len(self.instances)
         await self.made.blue.start(release(self.folder / str(number), code, f"v{number}"))
@@ -82,7 +82,7 @@ class Street:
         self.freed.append(freed)
         self.drains.append(asyncio.create_task(self.made.blue.drain(freed.set)))
 
-    async def leave(self, code: str) -> Instance:
+    async def leave(self, code: str) -> WorkerProcess:
         """Let one more come and linger."""
         instance = await self.add(code)
         self.drain()
@@ -200,8 +200,10 @@ async def test_whoever_no_longer_waits_for_it_leaves_it_its_time(tmp_path: Path)
         assert it.names() == []
 
 
-def kinds(requests: int, websockets: int, event_streams: int) -> Left:
-    return Left(requests=requests, websockets=websockets, event_streams=event_streams, idle=9)
+def kinds(requests: int, websockets: int, event_streams: int) -> DrainCounts:
+    return DrainCounts(
+        requests=requests, websockets=websockets, event_streams=event_streams, idle=9
+    )
 
 
 @pytest.mark.parametrize(
@@ -214,5 +216,5 @@ def kinds(requests: int, websockets: int, event_streams: int) -> Left:
         (kinds(3, 1, 2), "3 requests, 1 WebSocket and 2 event streams"),
     ],
 )
-def test_counts_are_told_as_a_person_would(left: Left | None, words: str) -> None:
+def test_counts_are_told_as_a_person_would(left: DrainCounts | None, words: str) -> None:
     assert in_words(left) == words

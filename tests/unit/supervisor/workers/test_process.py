@@ -14,9 +14,9 @@ import anyio
 import pytest
 
 from atlas_supervisor.system import procfs
-from atlas_supervisor.traffic import Handed
+from atlas_supervisor.traffic import InheritedSockets
 from atlas_supervisor.traffic.listeners import listen
-from atlas_supervisor.workers.process import Instance, launch, new_instance_id
+from atlas_supervisor.workers.process import WorkerProcess, launch, new_instance_id
 from tests.harness import eventually, free_ports
 from tests.unit.supervisor.traffic.support import open_files
 from tests.unit.supervisor.workers.support import (
@@ -187,7 +187,7 @@ async def test_draining_waits_for_its_connections_and_no_longer(tmp_path: Path) 
     (port,) = free_ports(1)
     with listen("127.0.0.1", port) as sock:
         async with launched(
-            tmp_path, READY + HOLD_ONE, handed=Handed({"public": sock}), announce=True
+            tmp_path, READY + HOLD_ONE, handed=InheritedSockets({"public": sock}), announce=True
         ) as instance:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             with anyio.fail_after(10):
@@ -208,7 +208,7 @@ async def test_a_drain_that_never_ends_is_ended(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     with listen("127.0.0.1", port) as sock:
         async with launched(
-            tmp_path, READY + HOLD_ONE, handed=Handed({"public": sock}), announce=True
+            tmp_path, READY + HOLD_ONE, handed=InheritedSockets({"public": sock}), announce=True
         ) as instance:
             _reader, writer = await asyncio.open_connection("127.0.0.1", port)
             with anyio.fail_after(10):
@@ -229,7 +229,7 @@ print(json.dumps([os.getpid(), os.getsid(0), names, fds, environ]))
     ports = free_ports(3)
     with contextlib.ExitStack() as stack:
         public, own, spare = (stack.enter_context(listen("127.0.0.1", port)) for port in ports)
-        handed = Handed({"public": public, "private": own}, spare=(spare,))
+        handed = InheritedSockets({"public": public, "private": own}, spare=(spare,))
         async with launched(tmp_path, code, handed=handed, announce=True) as instance:
             with anyio.fail_after(10):
                 await instance.wait()
@@ -256,7 +256,7 @@ async def test_a_folder_that_is_gone_leaves_nothing_open(tmp_path: Path) -> None
 
 async def test_a_launch_that_is_cancelled_is_known_and_can_be_ended(tmp_path: Path) -> None:
     name = new_instance_id(BLUE)
-    made: list[Instance] = []
+    made: list[WorkerProcess] = []
     with (tmp_path / "output").open("wb") as output, anyio.CancelScope() as scope:
         scope.cancel()
         made.append(
@@ -266,7 +266,7 @@ async def test_a_launch_that_is_cancelled_is_known_and_can_be_ended(tmp_path: Pa
                 name=name,
                 command=["sleep", "600"],
                 environment={"PATH": os.environ["PATH"], "ATLAS_INSTANCE": name},
-                handed=Handed({}),
+                handed=InheritedSockets({}),
                 announce=False,
                 output=output.fileno(),
             )

@@ -6,7 +6,7 @@ from pathlib import Path
 import anyio
 
 from atlas_supervisor.model.slot import SlotState
-from atlas_supervisor.workers.restarts import Keeper, RestartPolicy
+from atlas_supervisor.workers.restarts import Restarter, RestartPolicy
 from tests.harness import eventually
 from tests.unit.supervisor.workers.support import READY_AND_SLEEP, SLEEP, bench, release
 
@@ -25,14 +25,16 @@ if lives < 2:
 
 async def test_one_that_starts_is_started_once(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
-        await Keeper(made.blue, wanted=lambda: True).start(release(tmp_path / "r", READY_AND_SLEEP))
+        await Restarter(made.blue, wanted=lambda: True).start(
+            release(tmp_path / "r", READY_AND_SLEEP)
+        )
         assert made.blue.serving
         assert made.blue.restarts == 0
 
 
 async def test_one_that_dies_at_first_is_started_until_it_lives(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
-        keeper = Keeper(made.blue, wanted=lambda: True, policy=QUICK)
+        keeper = Restarter(made.blue, wanted=lambda: True, policy=QUICK)
         await keeper.start(release(tmp_path / "r", DIES_TWICE + READY_AND_SLEEP))
         assert made.blue.serving
         assert made.blue.restarts == 2
@@ -40,7 +42,7 @@ async def test_one_that_dies_at_first_is_started_until_it_lives(tmp_path: Path) 
 
 async def test_one_that_dies_again_and_again_is_given_up(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
-        keeper = Keeper(made.blue, wanted=lambda: True, policy=QUICK)
+        keeper = Restarter(made.blue, wanted=lambda: True, policy=QUICK)
         with anyio.fail_after(20):
             await keeper.start(release(tmp_path / "r", DIES))
         assert made.blue.state is SlotState.FAILED
@@ -50,7 +52,7 @@ async def test_one_that_dies_again_and_again_is_given_up(tmp_path: Path) -> None
 
 async def test_it_waits_between_lives_and_says_so(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
-        keeper = Keeper(made.blue, wanted=lambda: True, policy=NEVER_ENDS)
+        keeper = Restarter(made.blue, wanted=lambda: True, policy=NEVER_ENDS)
         reviving = asyncio.create_task(
             keeper.revive(release(tmp_path / "r", READY_AND_SLEEP), lived_seconds=1)
         )
@@ -62,7 +64,7 @@ async def test_it_waits_between_lives_and_says_so(tmp_path: Path) -> None:
 async def test_one_that_lived_long_is_started_again_at_once(tmp_path: Path) -> None:
     policy = RestartPolicy(delays_seconds=(0.0, 3600.0), stable_seconds=30)
     async with bench(tmp_path) as made:
-        keeper = Keeper(made.blue, wanted=lambda: True, policy=policy)
+        keeper = Restarter(made.blue, wanted=lambda: True, policy=policy)
         good = release(tmp_path / "r", READY_AND_SLEEP)
         for _ in range(3):
             with anyio.fail_after(10):
@@ -75,7 +77,7 @@ async def test_one_that_is_no_longer_wanted_is_not_started(tmp_path: Path) -> No
     wanted = True
     policy = RestartPolicy(delays_seconds=(0.2,))
     async with bench(tmp_path) as made:
-        keeper = Keeper(made.blue, wanted=lambda: wanted, policy=policy)
+        keeper = Restarter(made.blue, wanted=lambda: wanted, policy=policy)
         reviving = asyncio.create_task(
             keeper.revive(release(tmp_path / "r", READY_AND_SLEEP), lived_seconds=0)
         )
@@ -90,7 +92,7 @@ async def test_a_slot_that_somebody_else_has_begun_to_use_is_left_to_them(tmp_pa
     policy = RestartPolicy(delays_seconds=(0.5,))
     async with bench(tmp_path) as made:
         good = release(tmp_path / "r", READY_AND_SLEEP)
-        keeper = Keeper(made.blue, wanted=lambda: True, policy=policy)
+        keeper = Restarter(made.blue, wanted=lambda: True, policy=policy)
         reviving = asyncio.create_task(keeper.revive(good, lived_seconds=0))
         await eventually(lambda: made.blue.state is SlotState.BACKOFF)
         await made.blue.start(good)
@@ -104,7 +106,7 @@ async def test_a_slot_that_somebody_else_has_begun_to_use_is_left_to_them(tmp_pa
 async def test_a_full_disk_is_tried_again_like_a_crash(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
         made.blue.log.path.mkdir()  # its log can't be opened
-        keeper = Keeper(made.blue, wanted=lambda: True, policy=QUICK)
+        keeper = Restarter(made.blue, wanted=lambda: True, policy=QUICK)
         with anyio.fail_after(10):
             await keeper.start(release(tmp_path / "r", READY_AND_SLEEP))
         assert made.blue.state is SlotState.FAILED
@@ -112,7 +114,7 @@ async def test_a_full_disk_is_tried_again_like_a_crash(tmp_path: Path) -> None:
 
 async def test_let_go_it_tries_no_more_and_the_slot_is_free(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
-        keeper = Keeper(made.blue, wanted=lambda: True, policy=NEVER_ENDS)
+        keeper = Restarter(made.blue, wanted=lambda: True, policy=NEVER_ENDS)
         reviving = asyncio.create_task(
             keeper.revive(release(tmp_path / "r", READY_AND_SLEEP), lived_seconds=1)
         )
@@ -125,7 +127,7 @@ async def test_let_go_it_tries_no_more_and_the_slot_is_free(tmp_path: Path) -> N
 
 async def test_let_go_while_it_starts_one_nothing_of_that_is_left(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
-        keeper = Keeper(made.blue, wanted=lambda: True)
+        keeper = Restarter(made.blue, wanted=lambda: True)
         starting = asyncio.create_task(keeper.start(release(tmp_path / "r", SLEEP)))
         await eventually(lambda: made.ledger.entries != [])
         await asyncio.wait_for(keeper.let_go(), 10)
@@ -136,7 +138,7 @@ async def test_let_go_while_it_starts_one_nothing_of_that_is_left(tmp_path: Path
 
 async def test_one_that_starts_too_late_to_be_wanted_is_ended_again(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
-        keeper = Keeper(made.blue, wanted=lambda: False)
+        keeper = Restarter(made.blue, wanted=lambda: False)
         await keeper.start(release(tmp_path / "r", READY_AND_SLEEP))
         assert made.blue.instance is None
         assert made.blue.state is SlotState.EMPTY

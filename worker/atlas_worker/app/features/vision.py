@@ -32,7 +32,7 @@ _UnfilterRow = Callable[[int, bytearray, bytearray, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class ImageFacts:
     """What is seen in an image."""
 
     format: str
@@ -60,7 +60,7 @@ def _look_at(image: bytes, unfilter_row: _UnfilterRow) -> dict[str, Any]:
     raise _refused("the body is no PNG, PGM or PPM image", status=415)
 
 
-def _look_at_netpbm(image: bytes) -> Sight:
+def _look_at_netpbm(image: bytes) -> ImageFacts:
     header = _NETPBM_HEADER.match(image)
     if header is None:
         raise _refused("the image's header is broken")
@@ -74,7 +74,7 @@ def _look_at_netpbm(image: bytes) -> Sight:
         total = _sum_of_text(data, count, most)
     else:
         total = _sum_of_bytes(data, count, 2 if most > 255 else 1, most)
-    return Sight(name, width, height, round(total / (count * most), 6))
+    return ImageFacts(name, width, height, round(total / (count * most), 6))
 
 
 def _sum_of_text(data: bytes, count: int, most: int) -> int:
@@ -104,22 +104,24 @@ def _sum_of_bytes(data: bytes, count: int, size: int, most: int) -> int:
     return total
 
 
-def _look_at_png(image: bytes, unfilter_row: _UnfilterRow) -> Sight:
+def _look_at_png(image: bytes, unfilter_row: _UnfilterRow) -> ImageFacts:
     header, pixels = _png_chunks(image)
     width, height, depth, colour, compression, filtering, interlace = header
     if not (width and height and colour in _PNG_COLOURS and compression == filtering == 0):
         raise _refused("the image's header is broken")
     samples, colours = _PNG_COLOURS[colour]
     if depth != 8 or interlace or not colours:
-        return Sight(
+        return ImageFacts(
             "png", width, height, None, "only 8-bit, plain PNGs without a palette are read"
         )
     stride = width * samples
     if (stride + 1) * height > _DECODED_BYTES:
-        return Sight("png", width, height, None, f"larger than {_DECODED_BYTES} bytes when decoded")
+        return ImageFacts(
+            "png", width, height, None, f"larger than {_DECODED_BYTES} bytes when decoded"
+        )
     rows = _unfilter(_inflate(pixels, (stride + 1) * height), stride, samples, unfilter_row)
     total = sum(sum(row[offset::samples]) for row in rows for offset in range(colours))
-    return Sight("png", width, height, round(total / (width * height * colours * 255), 6))
+    return ImageFacts("png", width, height, round(total / (width * height * colours * 255), 6))
 
 
 def _png_chunks(image: bytes) -> tuple[tuple[int, ...], bytes]:

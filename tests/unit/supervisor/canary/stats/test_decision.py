@@ -7,7 +7,7 @@ import re
 import pytest
 
 from atlas_supervisor.canary.stats.counts import Arm, Window
-from atlas_supervisor.canary.stats.decision import Judge, Judgement, Kind
+from atlas_supervisor.canary.stats.decision import Decision, EvidenceKind, RampEvidence
 from atlas_supervisor.canary.stats.explain import odds, percent
 from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.model.verdict import Verdict
@@ -21,7 +21,9 @@ def latencies(rng: random.Random, calls: int, times: float = 1.0) -> Histogram:
     )
 
 
-def tell(judge: Judge, rng: random.Random, truth: Moment, windows: int, times: float = 1.0) -> int:
+def tell(
+    judge: RampEvidence, rng: random.Random, truth: Moment, windows: int, times: float = 1.0
+) -> int:
     """Feed windows until there is a verdict; return the canary calls that it took."""
     for _ in range(windows):
         window = draw(rng, 40, truth)
@@ -33,13 +35,13 @@ def tell(judge: Judge, rng: random.Random, truth: Moment, windows: int, times: f
 
 
 def test_a_canary_that_fails_more_is_rolled_back_with_a_reason_for_a_person() -> None:
-    judge = Judge("vision", alpha=0.01)
+    judge = RampEvidence("vision", alpha=0.01)
     for _ in range(3):
         judge.update(Window(0.5, Arm(100, 20), Arm(100, 1)))
 
     judgement = judge.verdict()
 
-    assert (judgement.verdict, judgement.kind) == (Verdict.FAIL, Kind.ERRORS)
+    assert (judgement.verdict, judgement.kind) == (Verdict.FAIL, EvidenceKind.ERRORS)
     assert judgement.reason == (
         "vision: the canary fails 20.0 % of calls, stable 1.0 %, over 300 canary calls; "
         "odds against chance are over 130 to 1"
@@ -48,39 +50,39 @@ def test_a_canary_that_fails_more_is_rolled_back_with_a_reason_for_a_person() ->
 
 
 def test_a_canary_that_is_slower_is_rolled_back_by_its_latency() -> None:
-    rng, judge = seeded(1), Judge("web")
+    rng, judge = seeded(1), RampEvidence("web")
     assert judge.fix_thresholds(latencies(rng, 2_000))
     tell(judge, rng, Moment(0.1, 0.01, 0.01), 200, times=2.0)
 
     judgement = judge.verdict()
 
-    assert (judgement.verdict, judgement.kind) == (Verdict.FAIL, Kind.LATENCY)
+    assert (judgement.verdict, judgement.kind) == (Verdict.FAIL, EvidenceKind.LATENCY)
     assert "of canary calls take over" in judgement.reason
     assert judge.totals.canary.calls < 200
 
 
 def test_a_canary_that_is_slower_by_less_than_a_person_would_notice_is_left_alone() -> None:
-    rng, judge = seeded(2), Judge("web", promote_alpha=1e-9)
+    rng, judge = seeded(2), RampEvidence("web", promote_alpha=1e-9)
     assert judge.fix_thresholds(latencies(rng, 2_000))
     tell(judge, rng, Moment(0.1, 0.01, 0.01), 300, times=1.05)
 
-    assert judge.verdict().kind is Kind.WAITING
+    assert judge.verdict().kind is EvidenceKind.WAITING
 
 
 def test_a_canary_that_is_no_worse_is_promoted_with_the_margin_beside_it() -> None:
-    rng, judge = seeded(3), Judge("vision")
+    rng, judge = seeded(3), RampEvidence("vision")
     tell(judge, rng, Moment(0.1, 0.01, 0.01), 1_000)
 
     judgement = judge.verdict()
 
-    assert (judgement.verdict, judgement.kind) == (Verdict.PASS, Kind.PROMOTION)
+    assert (judgement.verdict, judgement.kind) == (Verdict.PASS, EvidenceKind.PROMOTION)
     assert "higher by 2 percentage points or more is ruled out at odds of over 20 to 1" in (
         judgement.reason
     )
 
 
 def test_after_a_promotion_is_due_a_canary_that_turns_bad_is_still_rolled_back() -> None:
-    rng, judge = seeded(4), Judge("vision")
+    rng, judge = seeded(4), RampEvidence("vision")
     tell(judge, rng, Moment(0.1, 0.01, 0.01), 1_000)
     for _ in range(200):
         judge.update(draw(rng, 40, Moment(0.1, 0.3, 0.01)))
@@ -89,7 +91,7 @@ def test_after_a_promotion_is_due_a_canary_that_turns_bad_is_still_rolled_back()
 
 
 def test_once_it_said_roll_back_it_says_so_for_ever() -> None:
-    rng, judge = seeded(5), Judge("vision")
+    rng, judge = seeded(5), RampEvidence("vision")
     tell(judge, rng, Moment(0.1, 0.3, 0.01), 300)
     for _ in range(50):
         judge.update(draw(rng, 5_000, Moment(0.1, 0.01, 0.01)))
@@ -98,7 +100,7 @@ def test_once_it_said_roll_back_it_says_so_for_ever() -> None:
 
 
 def test_without_canary_calls_it_holds() -> None:
-    judge = Judge("vision")
+    judge = RampEvidence("vision")
     for _ in range(5):
         judge.update(Window(0.01, Arm(), Arm(20, 1)))
 
@@ -109,8 +111,8 @@ def test_without_canary_calls_it_holds() -> None:
     assert judgement.reason == "vision: there are no canary calls to judge by yet; it holds"
 
 
-def undecided() -> Judgement:
-    judge = Judge("vision", features=3)
+def undecided() -> Decision:
+    judge = RampEvidence("vision", features=3)
     judge.update(Window(0.1, Arm(50, 1), Arm(450, 9)))
     return judge.verdict()
 
@@ -118,7 +120,7 @@ def undecided() -> Judgement:
 def test_an_undecided_canary_says_about_how_many_more_calls_it_takes() -> None:
     judgement = undecided()
 
-    assert judgement.kind is Kind.WAITING
+    assert judgement.kind is EvidenceKind.WAITING
     assert judgement.needs is not None
     assert 100 < judgement.needs < 2_000
     assert judgement.reason == (
@@ -128,7 +130,7 @@ def test_an_undecided_canary_says_about_how_many_more_calls_it_takes() -> None:
 
 
 def test_it_does_not_pretend_to_know_how_many_more_it_takes() -> None:
-    judge = Judge("vision")
+    judge = RampEvidence("vision")
     judge.update(Window(0.1, Arm(5, 1), Arm(45, 1)))
 
     judgement = judge.verdict()
@@ -138,7 +140,7 @@ def test_it_does_not_pretend_to_know_how_many_more_it_takes() -> None:
 
 
 def test_while_the_arms_do_not_get_their_shares_nothing_is_promoted() -> None:
-    rng, judge = seeded(6), Judge("vision")
+    rng, judge = seeded(6), RampEvidence("vision")
     for _ in range(200):
         window = draw(rng, 40, Moment(0.2, 0.01, 0.01))
         judge.update(Window(0.1, window.canary, window.stable))
@@ -148,12 +150,12 @@ def test_while_the_arms_do_not_get_their_shares_nothing_is_promoted() -> None:
     judgement = judge.verdict()
 
     assert judge.promotion.reached
-    assert (judgement.verdict, judgement.kind) == (Verdict.INCONCLUSIVE, Kind.RATIO)
+    assert (judgement.verdict, judgement.kind) == (Verdict.INCONCLUSIVE, EvidenceKind.RATIO)
     assert re.search(r"given \d\d\.\d % of the calls and not 10\.0 %.*it holds", judgement.reason)
 
 
 def test_while_one_arm_swallows_a_few_of_its_calls_nothing_is_promoted() -> None:
-    rng, judge = seeded(6), Judge("vision")
+    rng, judge = seeded(6), RampEvidence("vision")
     for _ in range(600):
         window = draw(rng, 40, Moment(0.1, 0.01, 0.01))
         judge.update(window)
@@ -166,12 +168,12 @@ def test_while_one_arm_swallows_a_few_of_its_calls_nothing_is_promoted() -> None
 
     assert judge.promotion.reached
     assert judge.ratios().assigned.fits
-    assert (judgement.verdict, judgement.kind) == (Verdict.INCONCLUSIVE, Kind.RATIO)
+    assert (judgement.verdict, judgement.kind) == (Verdict.INCONCLUSIVE, EvidenceKind.RATIO)
     assert "the canary arm reports fewer of its decisions" in judgement.reason
 
 
 def test_stable_is_shown_as_it_was_while_the_canary_had_its_calls() -> None:
-    judge = Judge("vision")
+    judge = RampEvidence("vision")
     judge.update(Window(0.01, Arm(100, 1), Arm(9_900, 99)))
     judge.update(Window(0.5, Arm(5_000, 500), Arm(5_000, 500)))
 
@@ -181,13 +183,13 @@ def test_stable_is_shown_as_it_was_while_the_canary_had_its_calls() -> None:
 
 
 def test_alpha_is_shared_out_over_features_and_between_errors_and_latency() -> None:
-    judge = Judge("vision", alpha=0.01, features=4)
+    judge = RampEvidence("vision", alpha=0.01, features=4)
 
     assert judge.errors.alpha + judge.latency.alpha == pytest.approx(0.01 / 4)
 
 
 def test_too_few_stable_calls_place_no_thresholds() -> None:
-    judge = Judge("vision")
+    judge = RampEvidence("vision")
 
     assert not judge.fix_thresholds(latencies(seeded(1), 199))
     assert judge.thresholds == ()
@@ -195,7 +197,7 @@ def test_too_few_stable_calls_place_no_thresholds() -> None:
 
 
 def test_counts_by_other_thresholds_are_refused_before_anything_is_counted() -> None:
-    judge = Judge("vision")
+    judge = RampEvidence("vision")
     judge.fix_thresholds(latencies(seeded(1), 500))
     before = judge.to_dict()
 
@@ -206,7 +208,7 @@ def test_counts_by_other_thresholds_are_refused_before_anything_is_counted() -> 
 
 
 def test_thresholds_fixed_anew_leave_the_evidence() -> None:
-    rng, judge = seeded(7), Judge("web")
+    rng, judge = seeded(7), RampEvidence("web")
     judge.fix_thresholds(latencies(rng, 500))
     tell(judge, rng, Moment(0.1, 0.01, 0.01), 5, times=2.0)
     before = judge.latency.log_e
@@ -218,11 +220,11 @@ def test_thresholds_fixed_anew_leave_the_evidence() -> None:
 
 
 def test_a_judge_that_was_kept_goes_on_as_if_nothing_had_happened() -> None:
-    rng, judge = seeded(8), Judge("web", alpha=0.02, margin=0.03, features=2)
+    rng, judge = seeded(8), RampEvidence("web", alpha=0.02, margin=0.03, features=2)
     judge.fix_thresholds(latencies(rng, 500))
     tell(judge, rng, Moment(0.1, 0.02, 0.01), 20)
     tell(judge, rng, Moment(0.25, 0.02, 0.01), 5)
-    kept = Judge.from_dict(json.loads(json.dumps(judge.to_dict(), allow_nan=False)))
+    kept = RampEvidence.from_dict(json.loads(json.dumps(judge.to_dict(), allow_nan=False)))
     window = Window(0.25, Arm(20, 3), Arm(60, 1))
     slow = judge.slow(latencies(rng, 20), latencies(rng, 60))
     for each in (judge, kept):
@@ -238,7 +240,7 @@ def test_the_numbers_of_a_judgement_are_as_json_has_them() -> None:
 
 def test_a_judge_of_no_feature_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
-        Judge("vision", features=0)
+        RampEvidence("vision", features=0)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas_supervisor.canary.stats import promotion_evidence, rollback_evidence
-from atlas_supervisor.canary.stats.baseline import HIGHEST, LOWEST, Past, Prior
+from atlas_supervisor.canary.stats.baseline import HIGHEST, LOWEST, Baseline, Prior
 from atlas_supervisor.canary.stats.counts import Arm, Rates, Window
 from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.latency_evidence import LatencyEvidence, Slow
@@ -287,7 +287,7 @@ def test_evidence_that_was_kept_with_other_bets_is_refused() -> None:
 @settings(deadline=None)
 @given(st.integers(0, 10**7), st.integers(0, 10**7))
 def test_the_pooled_rate_is_never_certain(calls: int, errors: int) -> None:
-    past = Past(Prior(), max(calls, errors), errors)
+    past = Baseline(Prior(), max(calls, errors), errors)
 
     assert LOWEST <= past.rate <= HIGHEST
 

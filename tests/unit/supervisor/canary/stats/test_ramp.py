@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atlas_supervisor.canary.stats.decision import Judgement, Kind
+from atlas_supervisor.canary.stats.decision import Decision, EvidenceKind
 from atlas_supervisor.canary.stats.ramp import (
     Action,
     Feature,
@@ -20,9 +20,9 @@ from atlas_supervisor.canary.stats.ramp import (
 from atlas_supervisor.model.verdict import Verdict
 
 RULES = Rules(steps=(0.05, 0.25, 1.0), step_seconds=300, least_calls=20)
-HOLD = Judgement(Verdict.INCONCLUSIVE, Kind.WAITING, "not enough is known", {}, needs=120)
-BAD = Judgement(Verdict.FAIL, Kind.ERRORS, "it fails more often", {})
-GOOD = Judgement(Verdict.PASS, Kind.PROMOTION, "it is no worse", {})
+HOLD = Decision(Verdict.INCONCLUSIVE, EvidenceKind.WAITING, "not enough is known", {}, needs=120)
+BAD = Decision(Verdict.FAIL, EvidenceKind.ERRORS, "it fails more often", {})
+GOOD = Decision(Verdict.PASS, EvidenceKind.PROMOTION, "it is no worse", {})
 
 
 def a_feature(**changes: object) -> Feature:
@@ -189,7 +189,7 @@ def test_a_ramp_says_what_it_waits_for() -> None:
     )
 )
 def test_whatever_happens_a_share_is_a_share_and_what_was_asked_twice_is_done_once(
-    story: list[Action | float | Judgement],
+    story: list[Action | float | Decision],
 ) -> None:
     feature, now = a_feature(), 0.0
     for happening in story:
@@ -197,7 +197,7 @@ def test_whatever_happens_a_share_is_a_share_and_what_was_asked_twice_is_done_on
         try:
             if isinstance(happening, Action):
                 following = act(feature, happening, RULES, now, "x")
-            elif isinstance(happening, Judgement):
+            elif isinstance(happening, Decision):
                 following = judge_ramp(feature, happening, 50, RULES, now)
             else:
                 following = set_percentage(feature, happening, "x")

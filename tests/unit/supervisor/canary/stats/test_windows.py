@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from atlas_supervisor.canary.stats import windows as windows_module
 from atlas_supervisor.canary.stats.counts import Arm
-from atlas_supervisor.canary.stats.outcomes import TIMEOUT_SLICES, Calls, Outcome
+from atlas_supervisor.canary.stats.outcomes import TIMEOUT_SLICES, CallOutcome, CallTracker
 from atlas_supervisor.canary.stats.windows import GRACE_SLICES, Group, Sealed, Windows
 
 RAMP = 7
@@ -18,22 +18,27 @@ CANARY, STABLE = Group(7, 100, canary=True), Group(7, 100, canary=False)
 OVER = 100 + 1 + GRACE_SLICES
 
 
-def following(*epochs: int) -> tuple[Windows, Calls]:
+def following(*epochs: int) -> tuple[Windows, CallTracker]:
     windows = Windows()
     windows.follow(dict.fromkeys(epochs or (7,), RAMP))
-    return windows, Calls(windows)
+    return windows, CallTracker(windows)
 
 
 def arms(sealed: list[Sealed]) -> list[tuple[int, Arm, Arm]]:
     return [(each.slice, each.canary, each.stable) for each in sealed]
 
 
-def begin(calls: Calls, group: Group, count: int = 1, ring: str = "r") -> None:
+def begin(calls: CallTracker, group: Group, count: int = 1, ring: str = "r") -> None:
     calls.begin(ring, group, count, asked=False)
 
 
 def end(
-    calls: Calls, group: Group, count: int = 1, *, outcome: Outcome = Outcome.OK, ring: str = "r"
+    calls: CallTracker,
+    group: Group,
+    count: int = 1,
+    *,
+    outcome: CallOutcome = CallOutcome.OK,
+    ring: str = "r",
 ) -> None:
     calls.end(ring, group, count, outcome, 300, asked=False)
 
@@ -42,7 +47,7 @@ def test_a_window_is_handed_out_once_its_calls_are_over_and_its_time_is() -> Non
     windows, calls = following()
     begin(calls, CANARY, 2)
     begin(calls, STABLE, 3)
-    end(calls, CANARY, 2, outcome=Outcome.ERROR)
+    end(calls, CANARY, 2, outcome=CallOutcome.ERROR)
     end(calls, STABLE, 3)
 
     assert windows.seal(OVER - 1) == []
@@ -94,7 +99,7 @@ def test_calls_of_several_processes_are_one_window() -> None:
         end(calls, CANARY, ring=ring)
 
     assert windows.seal(OVER) == []
-    end(calls, CANARY, ring="c", outcome=Outcome.ERROR)
+    end(calls, CANARY, ring="c", outcome=CallOutcome.ERROR)
     assert arms(windows.seal(OVER)) == [(100, Arm(3, 1), Arm())]
 
 
@@ -141,7 +146,7 @@ def test_what_a_dead_process_had_begun_has_failed_and_what_it_asked_is_unreporte
 def test_a_question_waits_for_its_answer_and_is_no_evidence_without_one() -> None:
     windows, calls = following()
     calls.begin("r", CANARY, 2, asked=True)
-    calls.end("r", CANARY, 1, Outcome.ERROR, 300, asked=True)
+    calls.end("r", CANARY, 1, CallOutcome.ERROR, 300, asked=True)
     assert windows.seal(OVER + 10) == []
 
     calls.expire(1000)
@@ -152,7 +157,7 @@ def test_a_question_waits_for_its_answer_and_is_no_evidence_without_one() -> Non
 def test_a_cancelled_call_is_a_call_and_no_failure() -> None:
     windows, calls = following()
     begin(calls, CANARY)
-    end(calls, CANARY, outcome=Outcome.CANCELLED)
+    end(calls, CANARY, outcome=CallOutcome.CANCELLED)
 
     assert arms(windows.seal(OVER)) == [(100, Arm(1, 0), Arm())]
     tally = calls.take()[CANARY]
@@ -161,7 +166,7 @@ def test_a_cancelled_call_is_a_call_and_no_failure() -> None:
 
 def test_what_is_recorded_as_a_whole_is_assigned_and_over_at_once() -> None:
     windows, calls = following()
-    calls.record(CANARY, 4, Outcome.ERROR, 300)
+    calls.record(CANARY, 4, CallOutcome.ERROR, 300)
 
     assert calls.open == 0
     assert arms(windows.seal(OVER)) == [(100, Arm(4, 4), Arm())]
@@ -175,7 +180,7 @@ def test_what_comes_for_a_window_already_handed_out_is_counted_and_no_evidence()
     windows.seal(OVER)
     calls.take()
     begin(calls, CANARY)
-    end(calls, CANARY, outcome=Outcome.ERROR)
+    end(calls, CANARY, outcome=CallOutcome.ERROR)
 
     assert windows.seal(1000) == []
     assert windows.late == 1
@@ -209,7 +214,7 @@ def test_a_ramp_that_ends_is_forgotten_with_all_that_was_open() -> None:
     calls.begin("r", CANARY, 1, asked=False, key=5)
     windows.follow({})
     end(calls, CANARY)
-    calls.end("r", CANARY, 1, Outcome.ERROR, 300, asked=False, key=5)
+    calls.end("r", CANARY, 1, CallOutcome.ERROR, 300, asked=False, key=5)
 
     assert windows.seal(1000) == []
     assert windows.waiting(RAMP) == 0
@@ -220,7 +225,7 @@ def test_of_a_key_the_first_call_of_a_ramp_is_evidence_and_every_call_is_counted
     for piece in (100, 101, 102):
         group = CANARY._replace(slice=piece)
         calls.begin("r", group, 1, asked=False, key=0)
-        calls.end("r", group, 1, Outcome.ERROR, 300, asked=False, key=0)
+        calls.end("r", group, 1, CallOutcome.ERROR, 300, asked=False, key=0)
 
     assert sum(each.canary.calls for each in windows.seal(1000)) == 1
     assert sum(tally.calls for tally in calls.take().values()) == 3
@@ -235,8 +240,8 @@ def test_the_first_outcome_of_a_key_is_that_of_its_first_call_even_if_a_later_on
     later = CANARY._replace(slice=101)
     calls.begin("r", CANARY, 1, asked=False, key=5)
     calls.begin("r", later, 1, asked=False, key=5)
-    calls.end("r", later, 1, Outcome.OK, 300, asked=False, key=5)
-    calls.end("r", CANARY, 1, Outcome.ERROR, 300, asked=False, key=5)
+    calls.end("r", later, 1, CallOutcome.OK, 300, asked=False, key=5)
+    calls.end("r", CANARY, 1, CallOutcome.ERROR, 300, asked=False, key=5)
 
     assert arms(windows.seal(1000)) == [(100, Arm(1, 1), Arm())]
 
@@ -245,7 +250,7 @@ def test_a_key_is_one_over_all_processes() -> None:
     windows, calls = following()
     for ring in ("a", "b"):
         calls.begin(ring, CANARY, 1, asked=False, key=5)
-        calls.end(ring, CANARY, 1, Outcome.OK, 300, asked=False, key=5)
+        calls.end(ring, CANARY, 1, CallOutcome.OK, 300, asked=False, key=5)
 
     assert arms(windows.seal(OVER)) == [(100, Arm(1, 0), Arm())]
 
@@ -267,7 +272,7 @@ def test_keys_beyond_what_can_be_remembered_are_no_evidence(
     windows, calls = following()
     for key in range(5):
         calls.begin("r", CANARY, 1, asked=False, key=key)
-        calls.end("r", CANARY, 1, Outcome.OK, 300, asked=False, key=key)
+        calls.end("r", CANARY, 1, CallOutcome.OK, 300, asked=False, key=key)
 
     assert arms(windows.seal(OVER)) == [(100, Arm(2, 0), Arm())]
     assert windows.overflown == 3
@@ -303,11 +308,11 @@ def test_written_down_at_any_moment_it_goes_on_as_if_it_had_not_been(
                 keys += windows.take_keys()
                 windows = Windows.from_dict(kept[0], {7: RAMP})
                 windows.know_keys(RAMP, (each for _, each in keys))
-                calls = Calls.from_list(windows, kept[1])
+                calls = CallTracker.from_list(windows, kept[1])
             group = Group(7, piece, canary)
             calls.begin(ring, group, 1, asked=asked, key=key)
             if how:
-                outcome = Outcome.OK if how == 1 else Outcome.ERROR
+                outcome = CallOutcome.OK if how == 1 else CallOutcome.ERROR
                 calls.end(ring, group, 1, outcome, 300, asked=asked, key=key)
             sealed += windows.seal(piece)
         calls.gone("a", 120)
