@@ -1,6 +1,6 @@
 """What a deploy needs of the world, and nothing about how it is done.
 
-The runner knows the table and this; `activities` does the work on real slots and sockets.
+The runner knows the table and this; `executor` does the work on real slots and sockets.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class StepOutcome:
 
 
 class Effects(Protocol):
-    """Performs the effects of the table. What it does is undone if it is cancelled half-way."""
+    """One activity for each phase. An activity that is cancelled half-way undoes what it did."""
 
     async def preflight(self, release: Release) -> StepOutcome:
         """Check everything that can be checked before anything is started."""
@@ -40,26 +40,26 @@ class Effects(Protocol):
     async def health(self) -> StepOutcome:
         """Run the health gate against staging."""
 
-    async def flip(self, release: Release, *, rollback: bool) -> StepOutcome:
+    async def switch(self, release: Release, *, rollback: bool) -> StepOutcome:
         """Send all traffic to staging, durably; on failure everything is as it was."""
 
-    async def flip_back(self) -> StepOutcome:
+    async def revert(self) -> StepOutcome:
         """Send all traffic back to the warm version, durably; likewise."""
 
-    async def watch(self) -> StepOutcome:
+    async def guard(self) -> StepOutcome:
         """Watch the new version for the guard time."""
 
-    async def keep_warm(self) -> StepOutcome:
+    async def warm(self) -> StepOutcome:
         """Keep the old version alive for the rest of its warm time."""
 
-    async def drain_staging(self, freed: Callable[[], None], known: dict[str, Any]) -> StepOutcome:
+    async def drain(self, freed: Callable[[], None], known: dict[str, Any]) -> StepOutcome:
         """Let the version that has no traffic any more finish, and end it.
 
         `freed` is called as soon as the staging slot can be used again; the version may linger.
         `known` gets what is known of it by then, should this be cancelled.
         """
 
-    async def stop_staging(self) -> StepOutcome:
+    async def unstage(self) -> StepOutcome:
         """End the instance that never had traffic."""
 
     async def fall_back_to_single(self, reason: str) -> None:

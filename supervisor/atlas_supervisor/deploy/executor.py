@@ -162,7 +162,7 @@ class Executor:
             return StepOutcome(ok=True, message=gate.message, detail=detail)
         return StepOutcome(False, gate.message, {**detail, "output": slot.log.last_lines()})
 
-    async def flip(self, release: Release, *, rollback: bool) -> StepOutcome:
+    async def switch(self, release: Release, *, rollback: bool) -> StepOutcome:
         """Switch to staging and remember which version has the traffic now."""
         finding = await self._switch.flip()
         if finding.ok:
@@ -171,7 +171,7 @@ class Executor:
             await self._remember(None if rollback else release)
         return finding
 
-    async def flip_back(self) -> StepOutcome:
+    async def revert(self) -> StepOutcome:
         """Switch back to the warm version, and hand it what a dead one had queued."""
         finding = await self._switch.flip()
         if not finding.ok:
@@ -218,7 +218,7 @@ class Executor:
             return 0.0
         return self._settings.keep_warm_seconds
 
-    async def watch(self) -> StepOutcome:
+    async def guard(self) -> StepOutcome:
         """Probe the new version for the guard time; too many failures in a row fail it."""
         await self._let_go(self._switch.staging.name)
         settings, slot = self._settings, self._switch.active
@@ -256,7 +256,7 @@ class Executor:
             detail={"guarded_seconds": seconds, "probes": probes},
         )
 
-    async def keep_warm(self) -> StepOutcome:
+    async def warm(self) -> StepOutcome:
         """Wait for the rest of the warm time, or for the end of the warm instance.
 
         It does not end while the old version is the only one that lives.
@@ -270,7 +270,7 @@ class Executor:
             await anyio.sleep(_ALONE_POLL_SECONDS)
         return StepOutcome(ok=True, message="the warm time is over")
 
-    async def drain_staging(self, freed: Callable[[], None], known: dict[str, Any]) -> StepOutcome:
+    async def drain(self, freed: Callable[[], None], known: dict[str, Any]) -> StepOutcome:
         """Drain the instance without traffic, and pass on what is still queued for its slot."""
         slot, old = self._switch.staging, self._switch.staging.instance
         await self._let_go(slot.name)
@@ -294,7 +294,7 @@ class Executor:
             known |= counts(old) if old else {}
         return StepOutcome(ok=True, message=detail["message"], detail=detail)
 
-    async def stop_staging(self) -> StepOutcome:
+    async def unstage(self) -> StepOutcome:
         """End the instance that never had traffic."""
         slot = self._switch.staging
         await slot.stop()

@@ -17,9 +17,10 @@ import structlog
 from atlas_supervisor.deploy.effects import Effects, StepOutcome
 from atlas_supervisor.deploy.machine import (
     AFTER_SWITCH,
+    FLIPS,
     IN_PROGRESS,
     STEP_OF,
-    Effect,
+    Consequence,
     Event,
     Phase,
     Plan,
@@ -36,13 +37,10 @@ from atlas_supervisor.system.clock import Stopwatch, now
 
 log = structlog.get_logger(__name__)
 
-_UNINTERRUPTED = frozenset({Phase.SWITCH, Phase.REVERT})
-"""Phases whose activity is short and runs to its end once it has begun."""
-
-_UNSETTLED = _UNINTERRUPTED | {Phase.UNSTAGE}
+_UNSETTLED = FLIPS | {Phase.UNSTAGE}
 """Phases that end in an answer by themselves and soon."""
 
-_PORTS_CHANGE = frozenset({Phase.PREFLIGHT, Phase.SWITCH, Phase.REVERT})
+_PORTS_CHANGE = FLIPS | {Phase.PREFLIGHT}
 """Phases after which the ports may be others; during preflight the deploy before may revert."""
 
 _WRITE_AGAIN_SECONDS = 1.0
@@ -155,27 +153,26 @@ class DeployRun:
         self._changed.set()
         self._changed = anyio.Event()
 
-    async def drive(self, effect: Effect) -> None:
-        """Perform the effect and whatever follows, until the deploy has ended and is written."""
-        following: Effect | None = effect
-        while following is not None:
+    async def drive(self) -> None:
+        """Run the activity of each phase until the deploy has ended and is written."""
+        while self.phase is not Phase.ENDED:
             watch = Stopwatch()
-            event, finding = await self._outcome(following)
-            following = await self._advance(event, finding, watch.milliseconds)
+            event, finding = await self._outcome()
+            await self._advance(event, finding, watch.milliseconds)
         while not await self._write_owed():  # noqa: ASYNC110  # a disk tells nobody that it is well
             await anyio.sleep(_WRITE_AGAIN_SECONDS)
 
-    async def _outcome(self, effect: Effect) -> tuple[Event, StepOutcome]:
+    async def _outcome(self) -> tuple[Event, StepOutcome]:
         """Return what ended the phase: its activity, or news from outside."""
         findings: list[StepOutcome] = []
 
         async def run() -> None:
-            findings.append(await self._guarded(effect))
+            findings.append(await self._guarded())
             group.cancel_scope.cancel()
 
         async with anyio.create_task_group() as group:
             group.start_soon(run)
-            if self.phase not in _UNINTERRUPTED:
+            if self.phase not in FLIPS:
                 await self._news_came.wait()
                 group.cancel_scope.cancel()
         if findings:  # it counts before news of the same moment, which may still fit afterwards
@@ -195,39 +192,37 @@ class DeployRun:
         self._news, self._known = None, {}
         self._news_came = anyio.Event()
 
-    async def _guarded(self, effect: Effect) -> StepOutcome:
+    async def _guarded(self) -> StepOutcome:
         """Run the activity; a failing disk, or a bug of ours, is a failure of the phase."""
-        if effect is Effect.FLIP and self._owed:
+        if self.phase is Phase.SWITCH and self._owed:
             return StepOutcome(ok=False, message="the intent to switch could not be written down")
         try:
-            return await self._activity(effect)()
+            return await self._activity()()
         except AtlasError as error:
             return StepOutcome(ok=False, message=str(error))
         except Exception as error:
             log.exception("deploy_activity_failed", phase=self.phase)
             return StepOutcome(ok=False, message=f"internal error: {type(error).__name__}: {error}")
 
-    def _activity(self, effect: Effect) -> Callable[[], Awaitable[StepOutcome]]:
+    def _activity(self) -> Callable[[], Awaitable[StepOutcome]]:
         world = self._world
         return {
-            Effect.CHECK_PREFLIGHT: lambda: world.preflight(self.release),
-            Effect.LAUNCH_STAGING: lambda: world.launch(self.release),
-            Effect.RUN_SMOKE_TESTS: lambda: world.smoke(self.record.deploy_id),
-            Effect.PROBE_HEALTH: world.health,
-            Effect.WAIT_FOR_OPERATOR: _wait_for_operator,
-            Effect.FLIP: lambda: world.flip(self.release, rollback=self.plan.rollback),
-            Effect.FLIP_BACK: world.flip_back,
-            Effect.WATCH: world.watch,
-            Effect.KEEP_WARM: world.keep_warm,
-            Effect.DRAIN_OLD: lambda: world.drain_staging(self._leave_slot, self._known),
-            Effect.DRAIN_NEW: lambda: world.drain_staging(self._leave_slot, self._known),
-            Effect.STOP_STAGING: world.stop_staging,
-        }[effect]
+            Phase.PREFLIGHT: lambda: world.preflight(self.release),
+            Phase.LAUNCH: lambda: world.launch(self.release),
+            Phase.SMOKE: lambda: world.smoke(self.record.deploy_id),
+            Phase.HEALTH: world.health,
+            Phase.AWAITING_SWITCH: _wait_for_operator,
+            Phase.SWITCH: lambda: world.switch(self.release, rollback=self.plan.rollback),
+            Phase.GUARD: world.guard,
+            Phase.WARM: world.warm,
+            Phase.DRAIN: lambda: world.drain(self._leave_slot, self._known),
+            Phase.REVERT: world.revert,
+            Phase.DRAIN_REVERTED: lambda: world.drain(self._leave_slot, self._known),
+            Phase.UNSTAGE: world.unstage,
+        }[self.phase]
 
-    async def _advance(
-        self, event: Event, finding: StepOutcome, duration_ms: float
-    ) -> Effect | None:
-        """Make the transition: journal, then side effects; return the next activity."""
+    async def _advance(self, event: Event, finding: StepOutcome, duration_ms: float) -> None:
+        """Make the transition: write it down, then what it demands."""
         source, row = self.phase, step(self.plan, self.phase, event)
         ended_step = self._ended_step(finding, duration_ms)
         before, self.record = self.record.result, self._updated(row, event, finding, ended_step)
@@ -250,7 +245,6 @@ class DeployRun:
         if row.target is Phase.ENDED:
             self.ended.set()
         self._tell_change()
-        return row.effects[-1] if row.effects else None
 
     def _ended_step(self, finding: StepOutcome, duration_ms: float) -> Step | None:
         name = STEP_OF.get(self.phase)
@@ -313,12 +307,12 @@ class DeployRun:
         )
         self._unwritten.append(announcement)
         self._owed.append(partial(self._journal, record, announcement))
-        for effect in row.effects[:-1]:
-            if effect is Effect.FALL_BACK_TO_SINGLE:
+        for demand in row.demands:
+            if demand is Consequence.SINGLE_MODE:
                 self._owed.append(partial(world.fall_back_to_single, reason))
-            elif effect is Effect.AUDIT_ROLLBACK:
+            elif demand is Consequence.ROLLBACK_AUDITED:
                 self._owed.append(partial(world.audit, "rollback", "done", record, reason))
-            elif effect is Effect.AUDIT_SWITCH_FAILED:
+            elif demand is Consequence.SWITCH_FAILURE_AUDITED:
                 self.switch_failure = cause
                 self._owed.append(partial(world.audit, "switch", "failed", record, reason))
 

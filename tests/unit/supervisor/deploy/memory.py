@@ -11,7 +11,7 @@ import anyio
 import anyio.lowlevel
 
 from atlas_supervisor.deploy.effects import StepOutcome
-from atlas_supervisor.deploy.machine import FIRST_EFFECT, FIRST_PHASE, Event, Phase, Plan
+from atlas_supervisor.deploy.machine import FIRST_PHASE, Event, Phase, Plan
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.model.deploy import DeployRecord
@@ -86,32 +86,32 @@ class World:
     async def health(self) -> StepOutcome:
         return await self._do("health")
 
-    async def flip(self, release: Release, *, rollback: bool) -> StepOutcome:
+    async def switch(self, release: Release, *, rollback: bool) -> StepOutcome:
         assert self.journaled[-1].target == Phase.SWITCH, "the intent is not durable"
-        return self._turned(await self._do("flip"))
+        return self._turned(await self._do("switch"))
 
-    async def flip_back(self) -> StepOutcome:
-        return self._turned(await self._do("flip_back"))
+    async def revert(self) -> StepOutcome:
+        return self._turned(await self._do("revert"))
 
     def _turned(self, finding: StepOutcome) -> StepOutcome:
         if finding.ok:
             self.active, self.staging = self.staging, self.active
         return finding
 
-    async def watch(self) -> StepOutcome:
-        return await self._do("watch")
+    async def guard(self) -> StepOutcome:
+        return await self._do("guard")
 
-    async def keep_warm(self) -> StepOutcome:
-        return await self._do("keep_warm")
+    async def warm(self) -> StepOutcome:
+        return await self._do("warm")
 
-    async def drain_staging(self, freed: Callable[[], None], known: dict[str, Any]) -> StepOutcome:
+    async def drain(self, freed: Callable[[], None], known: dict[str, Any]) -> StepOutcome:
         self.freed = freed
         self.known = known
         known["left"] = "a WebSocket"
-        return await self._do("drain_staging")
+        return await self._do("drain")
 
-    async def stop_staging(self) -> StepOutcome:
-        return await self._do("stop_staging")
+    async def unstage(self) -> StepOutcome:
+        return await self._do("unstage")
 
     async def fall_back_to_single(self, reason: str) -> None:
         self._write()
@@ -146,7 +146,7 @@ async def driven(world: World, plan: Plan | None = None) -> AsyncIterator[Deploy
     run = DeployRun(a_deploy(), plan or Plan(), RELEASE, world, FIRST_PHASE)
     with anyio.fail_after(LIMIT_SECONDS):
         async with anyio.create_task_group() as group:
-            group.start_soon(run.drive, FIRST_EFFECT)
+            group.start_soon(run.drive)
             yield run
     check_end(world, run)
 

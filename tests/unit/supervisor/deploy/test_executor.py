@@ -81,9 +81,9 @@ async def test_a_switch_notes_its_version_and_a_revert_takes_it_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with stage(tmp_path, monkeypatch) as on:
-        assert (await on.activities.flip(on.release(GREEN), rollback=False)).ok
+        assert (await on.activities.switch(on.release(GREEN), rollback=False)).ok
         assert await on.stack() == ["blue", "green"]
-        assert (await on.activities.flip_back()).ok
+        assert (await on.activities.revert()).ok
         assert await on.stack() == ["blue"]
 
 
@@ -94,9 +94,9 @@ async def test_a_rollback_takes_a_version_back_and_its_revert_notes_it_again(
         await on.database.versions.pop()
         await on.database.versions.push(GREEN, on.release(GREEN))
         await on.database.versions.push(BLUE, on.release(BLUE))
-        assert (await on.activities.flip(on.release(GREEN), rollback=True)).ok
+        assert (await on.activities.switch(on.release(GREEN), rollback=True)).ok
         assert await on.stack() == ["green"]
-        assert (await on.activities.flip_back()).ok
+        assert (await on.activities.revert()).ok
         assert await on.stack() == ["green", "blue"]
 
 
@@ -116,7 +116,7 @@ async def test_a_version_that_could_not_be_noted_is_noted_before_the_journal_goe
             await push(*noted)
 
         monkeypatch.setattr(on.database.versions, "push", tried)
-        assert (await on.activities.flip(on.release(GREEN), rollback=False)).ok
+        assert (await on.activities.switch(on.release(GREEN), rollback=False)).ok
         with pytest.raises(StoreError):
             await on.activities.journal(record, event)
         assert await on.database.transitions.last(record.deploy_id) is None
@@ -130,9 +130,9 @@ async def test_the_old_version_stays_while_it_is_the_only_one_that_lives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with stage(tmp_path, monkeypatch) as on:
-        assert (await on.activities.flip(on.release(GREEN), rollback=False)).ok
+        assert (await on.activities.switch(on.release(GREEN), rollback=False)).ok
         await kill(on.it.bench.green)
-        warm = asyncio.create_task(on.activities.keep_warm())
+        warm = asyncio.create_task(on.activities.warm())
         done, _ = await asyncio.wait([warm], timeout=0.3)
         assert not done
         await on.it.bench.green.stop()
@@ -144,8 +144,8 @@ async def test_nobody_cares_for_the_old_slot_any_more_once_it_is_drained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with stage(tmp_path, monkeypatch) as on:
-        assert (await on.activities.flip(on.release(GREEN), rollback=False)).ok
-        assert (await on.activities.drain_staging(lambda: None, {})).ok
+        assert (await on.activities.switch(on.release(GREEN), rollback=False)).ok
+        assert (await on.activities.drain(lambda: None, {})).ok
         assert on.let_go == [BLUE]
         assert on.it.bench.blue.state is SlotState.EMPTY
 
@@ -154,11 +154,11 @@ async def test_a_hung_version_is_ended_without_waiting_for_its_clients(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with stage(tmp_path, monkeypatch) as on:
-        assert (await on.activities.flip(on.release(GREEN), rollback=False)).ok
+        assert (await on.activities.switch(on.release(GREEN), rollback=False)).ok
         instance = on.it.bench.blue.instance
         assert instance is not None
         instance.expected_to_exit = True  # so does whoever found that it hangs
-        finding = await on.activities.drain_staging(lambda: None, {})
+        finding = await on.activities.drain(lambda: None, {})
         assert "was dead" in finding.message
         await eventually(lambda: not instance.alive)
 
