@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from atlas_supervisor.model.deploy import Result, StepName
+from atlas_supervisor.model.deploy import Result
+from atlas_supervisor.model.step import StepName
 
 
 class Phase(StrEnum):
@@ -244,6 +245,13 @@ def diagram() -> str:
 
 AFTER_SWITCH = frozenset({Phase.GUARD, Phase.WARM, Phase.DRAIN, Phase.DRAIN_REVERTED})
 """Phases that the supervisor's stop may cut short without any harm."""
+
+
+def succeeded(phase: Phase, event: Event) -> bool:
+    """Return whether the step of a phase that ends by the event did what it was to do."""
+    cut_short = event is Event.SUPERVISOR_STOPPED and phase in AFTER_SWITCH
+    return cut_short or event in {Event.PASSED, Event.SUPERSEDED}
+
 
 _EXPLAINED = frozenset(
     {

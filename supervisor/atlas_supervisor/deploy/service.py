@@ -32,6 +32,7 @@ from atlas_supervisor.model.event import BEGUN, DeployEvent, PublishedEvent
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.status import Status
+from atlas_supervisor.model.step import StepDetail
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.keys import KeyRow
 from atlas_supervisor.store.state_keeper import StateKeeper
@@ -389,7 +390,7 @@ class DeployService(DeployQueries):
         role = "active" if active else "staging"
         for run in self._runs.values():
             cause_in_words = f"the {role} instance went down: {cause}"
-            if run.offer(event, cause_in_words, output=slot.log.last_lines()):
+            if run.offer(event, cause_in_words, StepDetail(output=slot.log.last_lines())):
                 await run.settled.wait()
                 return True
         return False

@@ -13,14 +13,18 @@ import pytest
 import structlog
 
 from atlas_supervisor.deploy import runner
+from atlas_supervisor.deploy.effects import StepOutcome
 from atlas_supervisor.deploy.machine import Event, Phase, Plan
 from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.model.deploy import DeployRecord
+from atlas_supervisor.model.step import StepDetail
 from tests.unit.supervisor.deploy.memory import (
     BLUE,
     DIED,
     FAIL,
     GREEN,
+    LEFT,
+    RELEASE,
     Outcome,
     World,
     driven,
@@ -28,6 +32,7 @@ from tests.unit.supervisor.deploy.memory import (
     until,
     until_phase,
 )
+from tests.unit.supervisor.store.samples import a_deploy
 
 NEWS = [
     Event.ABORT_REQUESTED,
@@ -277,16 +282,21 @@ async def test_a_supervisor_that_stops_brings_every_activity_to_an_end(activity:
         assert run.ended.is_set()
 
 
-async def test_a_drain_that_the_supervisor_s_end_interrupts_tells_what_is_known() -> None:
+async def test_a_drain_that_the_supervisor_interrupts_records_what_was_left() -> None:
     world = World()
     world.held["drain"] = anyio.Event()
+    begun = anyio.Event()
+    world.when_begun["drain"] = begun.set
     async with driven(world) as run:
-        await until_phase(run, Phase.DRAIN)
-        await until(lambda: world.known != {})
+        await begun.wait()
         await run.finish(Event.SUPERVISOR_STOPPED, "the supervisor was stopped")
     drain = run.record.steps[-1]
     assert (drain.name, drain.ok) == ("drain", True)
-    assert drain.detail == {"message": "the supervisor was stopped", "left": "a WebSocket"}
+    assert drain.detail == {
+        "message": "the supervisor was stopped",
+        "left": LEFT.model_dump(),
+        "cut": None,
+    }
 
 
 async def test_a_waiting_deploy_waits_on_when_the_supervisor_stops() -> None:
@@ -351,8 +361,57 @@ async def test_a_death_leaves_its_last_words_in_the_step_that_it_ends() -> None:
     world.held["guard"] = anyio.Event()
     async with driven(world) as run:
         await until_phase(run, Phase.GUARD)
-        run.offer(Event.ACTIVE_DIED, "it died", output=["Traceback", "MemoryError"])
+        run.offer(Event.ACTIVE_DIED, "it died", StepDetail(output=["Traceback", "MemoryError"]))
         await run.ended.wait()
     guard, drain = run.record.steps[-2:]
     assert (guard.name, guard.detail["output"]) == ("guard", ["Traceback", "MemoryError"])
     assert (drain.name, "output" in drain.detail) == ("drain", False)
+
+
+# Events from outside that are dropped in a phase, because there they mean nothing. Every other
+# pair of phase and event has a row.
+_ASKED = {Event.ROLLBACK_REQUESTED, Event.SWITCH_REQUESTED, Event.ABORT_REQUESTED}
+_DEATHS = {Event.STAGING_DIED, Event.ACTIVE_DIED}
+_BEFORE = {Event.ROLLBACK_REQUESTED, Event.SWITCH_REQUESTED, Event.ACTIVE_DIED, Event.SUPERSEDED}
+_AFTER = {Event.SWITCH_REQUESTED, Event.ABORT_REQUESTED, Event.STAGING_DIED}
+_CLEANING = _ASKED | _DEATHS | {Event.SUPERSEDED}
+DROPPED: dict[Phase, set[Event]] = {
+    # No staging instance is there yet.
+    Phase.PREFLIGHT: _BEFORE | {Event.STAGING_DIED},
+    # The active version's death is for its restarts: the deploy goes on.
+    Phase.LAUNCH: _BEFORE,
+    Phase.SMOKE: _BEFORE,
+    Phase.HEALTH: _BEFORE,
+    # The daemon's stop leaves it waiting; the next daemon takes that row.
+    Phase.AWAITING_SWITCH: _BEFORE - {Event.SWITCH_REQUESTED} | {Event.SUPERVISOR_STOPPED},
+    # The flip is short and runs to its end. Its outcome says whether staging died.
+    Phase.SWITCH: _ASKED | {Event.ACTIVE_DIED, Event.SUPERSEDED},
+    Phase.REVERT: _CLEANING,
+    # Warm, the old version may end: nothing of it is needed but a rollback, which is then slow.
+    Phase.GUARD: _AFTER,
+    Phase.WARM: _AFTER,
+    # What only cleans up goes to its end.
+    Phase.DRAIN: _CLEANING,
+    Phase.DRAIN_REVERTED: _CLEANING,
+    Phase.UNSTAGE: _CLEANING,
+    Phase.ENDED: set(NEWS),
+}
+
+
+@pytest.mark.parametrize("phase", Phase)
+async def test_every_event_in_a_phase_has_a_row_or_is_dropped_on_purpose(phase: Phase) -> None:
+    for plan in (Plan(), Plan(auto_switch=False), Plan(dry_run=True), Plan(rollback=True)):
+        for event in NEWS:
+            run = runner.DeployRun(a_deploy(), plan, RELEASE, World(), phase)
+            # Asked for once more, what is being done is no second event.
+            accepted = run.accepts(event) and not run._does(event)
+            assert accepted == (event not in DROPPED[phase]), (plan, phase, event)
+
+
+@pytest.mark.parametrize("activity", WAYS)
+async def test_an_activity_may_end_in_any_event_and_the_deploy_still_ends(activity: str) -> None:
+    for event in Event:
+        world = world_on_the_way_to(activity)
+        world.outcomes[activity] = [StepOutcome(event, "it ended so")]
+        async with driven(world) as run:
+            await to_the_end(run)
