@@ -11,7 +11,7 @@ from typing import Protocol, Self
 from atlas_supervisor.deploy.machine import Event, Plan
 from atlas_supervisor.model.deploy import DeployRecord
 from atlas_supervisor.model.event import DeployEvent, PublishedEvent
-from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.release import Release, VersionChange
 from atlas_supervisor.model.step import StepDetail
 
 _NO_DETAIL = StepDetail()
@@ -24,6 +24,8 @@ class StepOutcome:
     event: Event
     message: str
     detail: StepDetail = _NO_DETAIL
+    versions: VersionChange | None = None
+    """How a flip changed the versions; to be written with the transition."""
 
     @classmethod
     def passed(cls, message: str, detail: StepDetail = _NO_DETAIL) -> Self:
@@ -102,7 +104,9 @@ class Effects(Protocol):
     async def audit_result(self, record: DeployRecord) -> None:
         """Have it audited what the deploy has come to; nobody waits for that."""
 
-    async def journal(self, record: DeployRecord, event: DeployEvent) -> int:
+    async def journal(
+        self, record: DeployRecord, event: DeployEvent, versions: VersionChange | None
+    ) -> int:
         """Write a transition down, durably; return its id in the journal. Raises StoreError."""
 
     def tell(self, announcement: PublishedEvent, journal_id: int | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from functools import partial
+from dataclasses import replace
 
 import anyio
 import structlog
@@ -18,7 +18,7 @@ from atlas_supervisor.health.worker_report import complaint
 from atlas_supervisor.model.actor import SUPERVISOR
 from atlas_supervisor.model.deploy import DeployRecord, Mode
 from atlas_supervisor.model.event import DeployEvent, PublishedEvent
-from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.release import Version, VersionChange
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.step import (
     DrainDetail,
@@ -33,7 +33,6 @@ from atlas_supervisor.probes.health_probe import HttpProber, health_gate
 from atlas_supervisor.probes.smoke import run_smoke
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.state_keeper import StateKeeper
-from atlas_supervisor.store.statements import StoreError
 from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.drain import counts
@@ -75,8 +74,6 @@ class Executor:
         self._let_go = let_go
         """Ends the care for a slot that had the traffic; returns when nobody starts it again."""
         self._warm_since = Stopwatch()
-        self._catching_up = anyio.Lock()
-        self._unremembered: list[Callable[[], Awaitable[None]]] = []
 
     def ports(self) -> tuple[int, int]:
         """Return the active and the staging port as they are now."""
@@ -166,12 +163,13 @@ class Executor:
         return StepOutcome.failed(gate.message, detail)
 
     async def switch(self, deploy: ActiveDeploy) -> StepOutcome:
-        """Switch to staging and remember which version has the traffic now."""
+        """Switch to staging; the deployed version has the traffic from now on."""
         outcome = await self._switch.flip()
-        if outcome.has_passed:
-            self._warm_since = Stopwatch()
-            await self._remember(None if deploy.plan.rollback else deploy.release)
-        return outcome
+        if not outcome.has_passed:
+            return outcome
+        self._warm_since = Stopwatch()
+        added = Version(self._switch.active.name, deploy.release)
+        return replace(outcome, versions=VersionChange(None if deploy.plan.rollback else added))
 
     async def revert(self, deploy: ActiveDeploy) -> StepOutcome:
         """Switch back to the warm version, and pass on what a dead one had queued."""
@@ -180,33 +178,10 @@ class Executor:
             return StepOutcome.failed(outcome.message, outcome.detail)  # no staging has died
         if _given_up(self._switch.staging):
             self._rescue()
-        back = self._switch.active.instance
-        await self._remember(back.release if deploy.plan.rollback and back else None)
-        return outcome
-
-    async def _remember(self, release: Release | None) -> None:
-        """Note the version that has the traffic now; None: the one before, which has it again."""
-        state, slot = self._state.state, self._switch.active.name
-        database = self._database
-        self._unremembered.append(
-            partial(database.versions.pop, state)
-            if release is None
-            else partial(database.versions.push, slot, release, state)
-        )
-        try:
-            await self._catch_up()
-        except StoreError as error:
-            log.error("version_not_remembered", why=str(error))
-
-    async def _catch_up(self) -> None:
-        """Write the versions that are not written yet, in order. Raises StoreError.
-
-        One at a time: a deploy whose old version lingers may write beside the next one.
-        """
-        async with self._catching_up:
-            while self._unremembered:
-                await self._unremembered[0]()
-                self._unremembered.pop(0)
+        slot, back = self._switch.active, None
+        if deploy.plan.rollback and slot.instance:  # what it had taken away has the traffic again
+            back = Version(slot.name, slot.instance.release)
+        return replace(outcome, versions=VersionChange(back))
 
     def _rescue(self) -> None:
         self._plane.vacate(self._switch.staging.name, self._switch.active.name)
@@ -332,12 +307,10 @@ class Executor:
             version=record.version,
         )
 
-    async def journal(self, record: DeployRecord, event: DeployEvent) -> int:
-        """Write a transition down, durably; return its id in the journal. Raises StoreError.
-
-        Never before the version that it brought is written: recovery goes by the journal.
-        """
-        await self._catch_up()
+    async def journal(
+        self, record: DeployRecord, event: DeployEvent, versions: VersionChange | None
+    ) -> int:
+        """Write a transition down, durably; return its id in the journal. Raises StoreError."""
         return await self._database.deploys.write_transition(
             record,
             source=event.source or "",
@@ -346,6 +319,8 @@ class Executor:
             step=event.step,
             duration_ms=event.duration_ms,
             ts=event.ts,
+            versions=versions,
+            state=self._state.state if versions else None,
         )
 
     def tell(self, announcement: PublishedEvent, journal_id: int | None) -> None:

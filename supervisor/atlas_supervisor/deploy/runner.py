@@ -32,7 +32,7 @@ from atlas_supervisor.deploy.machine import (
 from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.model.deploy import DeployRecord, Result
 from atlas_supervisor.model.event import DeployEvent, PublishedEvent
-from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.release import Release, VersionChange
 from atlas_supervisor.model.step import Step, StepDetail
 from atlas_supervisor.system.clock import Stopwatch, now
 
@@ -241,7 +241,7 @@ class DeployRun:
             target=row.target,
             why=outcome.message,
         )
-        self._owe(row, outcome.message, ended_step, duration_ms)
+        self._owe(row, outcome, ended_step, duration_ms)
         if self.record.result not in (None, before):
             self._owed.append(partial(self._world.audit_result, self.record))
         await self._write_owed()
@@ -297,9 +297,11 @@ class DeployRun:
             log.info("deploy_event_too_late", happening=event, phase=self.phase)
             self._forget_news()
 
-    def _owe(self, row: Row, cause: str, ended_step: Step | None, duration_ms: float) -> None:
+    def _owe(
+        self, row: Row, outcome: StepOutcome, ended_step: Step | None, duration_ms: float
+    ) -> None:
         """Note what must be written of a transition: first itself, then what it brings about."""
-        world, record = self._world, self.record
+        world, record, cause = self._world, self.record, outcome.message
         reason = record.reason or cause
         announcement = PublishedEvent(
             DeployEvent.of(
@@ -313,7 +315,7 @@ class DeployRun:
             )
         )
         self._unwritten.append(announcement)
-        self._owed.append(partial(self._journal, record, announcement))
+        self._owed.append(partial(self._journal, record, announcement, outcome.versions))
         for demand in row.demands:
             if demand is Consequence.SINGLE_MODE:
                 self._owed.append(partial(world.fall_back_to_single, reason))
@@ -323,8 +325,10 @@ class DeployRun:
                 self.switch_failure = cause
                 self._owed.append(partial(world.audit, "switch", "failed", record, reason))
 
-    async def _journal(self, record: DeployRecord, announcement: PublishedEvent) -> None:
-        journal_id = await self._world.journal(record, announcement.event)
+    async def _journal(
+        self, record: DeployRecord, announcement: PublishedEvent, versions: VersionChange | None
+    ) -> None:
+        journal_id = await self._world.journal(record, announcement.event, versions)
         self._world.tell(announcement, journal_id)  # at once, so that ids are told in order
         self._unwritten.remove(announcement)
 

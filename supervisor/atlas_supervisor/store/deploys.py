@@ -17,10 +17,13 @@ import aiosqlite
 from atlas_supervisor.model.deploy import DeployRecord, Result
 from atlas_supervisor.model.event import BEGUN, DeployEvent, PublishedEvent, Transition
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
-from atlas_supervisor.model.release import LastDeploy
+from atlas_supervisor.model.release import LastDeploy, VersionChange
+from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.model.step import Step
 from atlas_supervisor.store.keys import kept_since, key_added, trim_keys
+from atlas_supervisor.store.state_keeper import state_saved
 from atlas_supervisor.store.statements import Statement, Statements
+from atlas_supervisor.store.versions import versions_changed
 from atlas_supervisor.system.clock import now
 
 _OUTCOME = ("result", "reason", "version", "active_port", "staging_port")
@@ -192,10 +195,13 @@ class DeployStore:
         step: Step | None,
         duration_ms: float | None = None,
         ts: datetime | None = None,
+        versions: VersionChange | None = None,
+        state: DeployState | None = None,
     ) -> int:
         """Write a transition, the step that ended with it, and the deploy as it now stands.
 
-        Returns its id in the journal. `ts` is now if not given.
+        With it, in the same transaction: how a flip changes the versions, and the copy of the
+        state file. Return its id in the journal. `ts` is now if not given.
         """
         statements: list[Statement] = [
             transition_row(
@@ -212,6 +218,10 @@ class DeployStore:
         if step is not None:
             row = {**step.model_dump(), "detail": json.dumps(step.detail)}
             statements.append(("add_step", {**row, "deploy_id": record.deploy_id}))
+        if versions is not None:
+            statements += versions_changed(versions)
+        if state is not None:
+            statements.append(state_saved(state))
         return (await self._statements.write(*statements))[0] or 0
 
     async def latest(self, limit: int) -> list[DeployRecord]:

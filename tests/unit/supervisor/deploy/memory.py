@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,8 @@ from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.model.deploy import DeployRecord
 from atlas_supervisor.model.drain import DrainCounts
 from atlas_supervisor.model.event import DeployEvent, PublishedEvent
-from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.release import Release, Version, VersionChange
+from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.step import DrainDetail
 from tests.unit.supervisor.store.samples import a_deploy
 
@@ -30,6 +32,9 @@ PASS = StepOutcome.passed("fine")
 FAIL = StepOutcome.failed("not good enough")
 DIED = StepOutcome.staging_died("it is dead")
 Outcome = StepOutcome | Exception
+
+
+FLIPPED = {(Phase.SWITCH, Event.PASSED), (Phase.REVERT, Event.PASSED)}
 
 
 class Transition(NamedTuple):
@@ -51,6 +56,7 @@ class World:
         self.done: list[str] = []
         self.journaled: list[Transition] = []
         self.told: list[tuple[DeployEvent, int | None]] = []
+        self.versions: list[VersionChange] = []
         self.record: DeployRecord | None = None
         self.audits: list[tuple[str, str]] = []
         self.mode = "bluegreen"
@@ -98,6 +104,8 @@ class World:
     def _turned(self, outcome: StepOutcome) -> StepOutcome:
         if outcome.has_passed:
             self.active, self.staging = self.staging, self.active
+            added = None if self.active == BLUE else Version(SlotName.GREEN, RELEASE)
+            return replace(outcome, versions=VersionChange(added))
         return outcome
 
     async def guard(self, deploy: ActiveDeploy) -> StepOutcome:
@@ -125,11 +133,15 @@ class World:
     async def audit_result(self, record: DeployRecord) -> None:
         self.audits.append(("deploy", str(record.result)))
 
-    async def journal(self, record: DeployRecord, event: DeployEvent) -> int:
+    async def journal(
+        self, record: DeployRecord, event: DeployEvent, versions: VersionChange | None
+    ) -> int:
         await anyio.lowlevel.checkpoint()
         self._write()
         assert event.source  # the beginning is written elsewhere
         self.journaled.append(Transition(event.source, event.event, record.phase))
+        if versions is not None:
+            self.versions.append(versions)
         self.record = record
         return len(self.journaled)
 
@@ -191,5 +203,8 @@ def check_end(world: World, run: DeployRun) -> None:
     assert (world.active == GREEN) == (result == "switched"), result
     if result != "switched":
         assert run.record.reason or result == "dry_run_passed"
+    # Each flip that is in the journal has changed the versions, and nothing else has.
+    flips = [each for each in world.journaled if each[:2] in FLIPPED]
+    assert len(world.versions) == len(flips)
     ports = (world.active, world.staging)
     assert (run.record.active_port, run.record.staging_port) == ports

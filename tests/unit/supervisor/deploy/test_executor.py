@@ -17,11 +17,10 @@ from atlas_supervisor.deploy.machine import FIRST_PHASE, Plan
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.model.event import DeployEvent
-from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.release import Release, Version, VersionChange
 from atlas_supervisor.model.slot import SlotName, SlotState
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.store.database import Database
-from atlas_supervisor.store.statements import StoreError
 from tests.harness import eventually
 from tests.unit.supervisor.deploy.test_switch import Ready, kill, ready
 from tests.unit.supervisor.store.samples import a_deploy
@@ -51,10 +50,6 @@ class Stage:
         plan = Plan(rollback=rollback)
         return DeployRun(a_deploy(), plan, self.release(GREEN), unused, FIRST_PHASE)
 
-    async def stack(self) -> list[str]:
-        """Return the folders of the versions, the first one last."""
-        return [row.release.path.name for row in reversed(await self.database.versions.all())]
-
 
 @asynccontextmanager
 async def stage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
@@ -76,62 +71,47 @@ async def stage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
             make_room=_nothing,
             let_go=note,
         )
-        made = Stage(it, activities, database, let_go)
-        await database.versions.push(BLUE, made.release(BLUE))
-        yield made
+        yield Stage(it, activities, database, let_go)
 
 
 async def _nothing() -> None:
     pass
 
 
-async def test_a_switch_notes_its_version_and_a_revert_takes_it_back(
+@pytest.mark.parametrize("rollback", [False, True])
+async def test_a_switch_adds_its_version_and_a_rollback_takes_one_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rollback: bool
+) -> None:
+    async with stage(tmp_path, monkeypatch) as on:
+        blue, green = Version(BLUE, on.release(BLUE)), Version(GREEN, on.release(GREEN))
+        switched = await on.activities.switch(on.deploy(rollback=rollback))
+        assert switched.versions == VersionChange(None if rollback else green)
+        reverted = await on.activities.revert(on.deploy(rollback=rollback))
+        assert reverted.versions == VersionChange(blue if rollback else None)
+
+
+async def test_a_flip_that_failed_changes_no_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with stage(tmp_path, monkeypatch) as on:
-        assert (await on.activities.switch(on.deploy())).has_passed
-        assert await on.stack() == ["blue", "green"]
-        assert (await on.activities.revert(on.deploy())).has_passed
-        assert await on.stack() == ["blue"]
+        await kill(on.it.bench.green)
+        for flip in (on.activities.switch, on.activities.revert):
+            outcome = await flip(on.deploy())
+            assert (outcome.has_passed, outcome.versions) == (False, None)
 
 
-async def test_a_rollback_takes_a_version_back_and_its_revert_notes_it_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with stage(tmp_path, monkeypatch) as on:
-        await on.database.versions.pop()
-        await on.database.versions.push(GREEN, on.release(GREEN))
-        await on.database.versions.push(BLUE, on.release(BLUE))
-        assert (await on.activities.switch(on.deploy(rollback=True))).has_passed
-        assert await on.stack() == ["green"]
-        assert (await on.activities.revert(on.deploy(rollback=True))).has_passed
-        assert await on.stack() == ["green", "blue"]
-
-
-async def test_a_version_that_could_not_be_noted_is_noted_before_the_journal_goes_on(
+async def test_a_version_is_written_with_its_transition_and_the_state_of_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with stage(tmp_path, monkeypatch) as on:
         record = a_deploy()
         await on.database.deploys.begin(record, auto_switch=True)
-
+        switched = await on.activities.switch(on.deploy())
+        assert await on.database.versions.all() == []
         event = DeployEvent.of(record, ts=record.started_ts, source="s", event="e", cause="")
-        push, locked = on.database.versions.push, True
-
-        async def tried(*noted: Any) -> None:
-            if locked:
-                raise StoreError("the database is locked")
-            await push(*noted)
-
-        monkeypatch.setattr(on.database.versions, "push", tried)
-        assert (await on.activities.switch(on.deploy())).has_passed
-        with pytest.raises(StoreError):
-            await on.activities.journal(record, event)
-        assert await on.database.transitions.last(record.deploy_id) is None
-        locked = False
-        await on.activities.journal(record, event)
-        assert await on.database.transitions.last(record.deploy_id) == ("s", "e")
-        assert await on.stack() == ["blue", "green"]
+        await on.activities.journal(record, event, switched.versions)
+        assert await on.database.versions.all() == [Version(GREEN, on.release(GREEN))]
+        assert await on.database.state.load() == on.it.state.state
 
 
 async def test_the_old_version_stays_while_it_is_the_only_one_that_lives(
