@@ -174,9 +174,9 @@ SERVERS = {
     "atlas_worker.aiohttp": "aiohttp",
     "atlas_worker.aiohttp_streams": "aiohttp",
     "atlas_worker.gunicorn": "gunicorn",
-    "atlas_worker.asgi.protocols": "h11",  # comes with uvicorn
+    "atlas_worker.asgi.command": "click",  # comes with uvicorn
+    "atlas_worker.asgi.protocols": "h11",  # the same
     "atlas_worker.asgi.runner": "uvicorn",
-    "atlas_worker.asgi.settings": "uvicorn",
 }
 
 
