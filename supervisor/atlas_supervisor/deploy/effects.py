@@ -5,7 +5,6 @@ The runner knows the table and this; `activities` does the work on real slots an
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -23,6 +22,8 @@ class StepOutcome:
     detail: dict[str, Any] = field(default_factory=dict)
     staging_died: bool = False
     """It failed because the staging instance ended."""
+    superseded: bool = False
+    """It ended early because the next deploy needs the staging slot."""
 
 
 class Effects(Protocol):
@@ -52,10 +53,9 @@ class Effects(Protocol):
     async def keep_warm(self) -> StepOutcome:
         """Keep the old version alive for the rest of its warm time."""
 
-    async def drain_staging(self, freed: Callable[[], None], known: dict[str, Any]) -> StepOutcome:
+    async def drain_staging(self, known: dict[str, Any]) -> StepOutcome:
         """Let the version that has no traffic any more finish, and end it.
 
-        `freed` is called as soon as the staging slot can be used again; the version may linger.
         `known` gets what is known of it by then, should this be cancelled.
         """
 

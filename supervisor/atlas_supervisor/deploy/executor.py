@@ -20,7 +20,6 @@ from atlas_supervisor.model.actor import SUPERVISOR
 from atlas_supervisor.model.deploy import DeployRecord, Mode
 from atlas_supervisor.model.event import DeployEvent, PublishedEvent
 from atlas_supervisor.model.release import Release
-from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.health_probe import HttpProber, health_gate
 from atlas_supervisor.probes.smoke import run_smoke
@@ -32,7 +31,7 @@ from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.drain import counts
 from atlas_supervisor.workers.environment import worker_environment
 from atlas_supervisor.workers.readiness import LaunchError
-from atlas_supervisor.workers.slot import SETTLE_SECONDS, Slot
+from atlas_supervisor.workers.slots import Slots
 
 log = structlog.get_logger(__name__)
 
@@ -47,26 +46,22 @@ class Executor:
         self,
         *,
         settings: Settings,
+        slots: Slots,
         switch: Switch,
         plane: Plane,
         prober: HttpProber,
         database: Database,
         events: EventHub,
         state: StateKeeper,
-        make_room: Callable[[], Awaitable[None]],
-        let_go: Callable[[SlotName], Awaitable[None]],
     ) -> None:
         self._settings = settings
+        self._slots = slots
         self._switch = switch
         self._plane = plane
         self._prober = prober
         self._database = database
         self._events = events
         self._state = state
-        self._make_room = make_room
-        """Ends what the deploy before left on the staging slot; returns when the slot is free."""
-        self._let_go = let_go
-        """Ends the care for a slot that had the traffic; returns when nobody starts it again."""
         self._warm_since = Stopwatch()
         self._was_rollback = False
         """Whether the last flip went to the version before, so that a revert undoes that."""
@@ -75,7 +70,7 @@ class Executor:
 
     def ports(self) -> tuple[int, int]:
         """Return the active and the staging port as they are now."""
-        return self._switch.ports()
+        return self._slots.ports()
 
     async def preflight(self, release: Release) -> StepOutcome:
         """Check the release, the smoke file and the ports, and free the staging slot."""
@@ -92,14 +87,10 @@ class Executor:
                 message=f"somebody else takes our connections: {'; '.join(strangers)}",
                 detail={"strangers": strangers},
             )
-        await self._make_room()
-        staging = self._switch.staging
-        await self._let_go(staging.name)
-        if staging.instance is not None:  # left behind by a step that failed
-            await staging.stop()
+        await self._slots.free_staging()
         return StepOutcome(
             ok=True,
-            message=f"version {release.version} can be launched on {self._switch.staging.name}",
+            message=f"version {release.version} can be launched on {self._slots.staging.name}",
             detail={"version": release.version, "waited_ms": watch.milliseconds},
         )
 
@@ -111,7 +102,7 @@ class Executor:
     async def launch(self, release: Release) -> StepOutcome:
         """Start the release on staging; a failure carries the last lines that it printed."""
         try:
-            detail = await self._switch.staging.start(release)
+            detail = await self._slots.staging.start(release)
         except LaunchError as error:
             return StepOutcome(ok=False, message=str(error), detail=error.detail)
         return StepOutcome(ok=True, message=detail["message"], detail=detail)
@@ -119,7 +110,7 @@ class Executor:
     async def smoke(self, deploy_id: str) -> StepOutcome:
         """Run every smoke test against staging's own port."""
         plan = await self._smoke_plan()
-        slot, instance = self._switch.staging, self._switch.staging.instance
+        slot, instance = self._slots.staging, self._slots.staging.instance
         if instance is None:
             return StepOutcome(ok=False, message="staging is gone", staging_died=True)
         checks = await run_smoke(
@@ -146,7 +137,7 @@ class Executor:
 
     async def health(self) -> StepOutcome:
         """Probe staging; every one of the probes must pass, and complain of nothing itself."""
-        slot, settings = self._switch.staging, self._settings
+        slot, settings = self._slots.staging, self._settings
         gate = await health_gate(
             self._prober,
             slot.port,
@@ -176,16 +167,16 @@ class Executor:
         finding = await self._switch.flip()
         if not finding.ok:
             return StepOutcome(False, finding.message, finding.detail)  # it is no staging that died
-        if _given_up(self._switch.staging):
-            self._rescue()
-        back = self._switch.active.instance
+        if self._slots.staging.is_down:
+            self._slots.vacate_staging()
+        back = self._slots.active.instance
         await self._remember(back.release if self._was_rollback and back else None)
         self._was_rollback = False
         return finding
 
     async def _remember(self, release: Release | None) -> None:
         """Note the version that has the traffic now; None: the one before, which has it again."""
-        state, slot = self._state.state, self._switch.active.name
+        state, slot = self._state.state, self._slots.active.name
         database = self._database
         self._unremembered.append(
             partial(database.pop_version, state)
@@ -207,21 +198,36 @@ class Executor:
                 await self._unremembered[0]()
                 self._unremembered.pop(0)
 
-    def _rescue(self) -> None:
-        self._plane.vacate(self._switch.staging.name, self._switch.active.name)
-
     @property
     def _warm_seconds(self) -> float:
         """How long the old version is kept; a foreign one can't let its clients go by itself."""
-        old = self._switch.staging.instance
+        old = self._slots.staging.instance
         if old is None or not (old.kit or self._settings.keep_warm_foreign):
             return 0.0
         return self._settings.keep_warm_seconds
 
+    async def _until_needed(self, activity: Callable[[], Awaitable[StepOutcome]]) -> StepOutcome:
+        """Run an activity, and end it as soon as the next deploy needs the staging slot."""
+        outcome = StepOutcome(ok=True, message="the next deploy has begun", superseded=True)
+
+        async def run() -> None:
+            nonlocal outcome
+            outcome = await activity()
+            group.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(run)
+            await self._slots.staging_needed.wait()
+            group.cancel_scope.cancel()
+        return outcome
+
     async def watch(self) -> StepOutcome:
         """Probe the new version for the guard time; too many failures in a row fail it."""
-        await self._let_go(self._switch.staging.name)
-        settings, slot = self._settings, self._switch.active
+        await self._slots.cancel_staging_restarts()
+        return await self._until_needed(self._watch)
+
+    async def _watch(self) -> StepOutcome:
+        settings, slot = self._settings, self._slots.active
         seconds = min(settings.guard_seconds, self._warm_seconds)
         if seconds <= 0:
             why = "GUARD_SECONDS is 0" if not settings.guard_seconds else "no version is kept warm"
@@ -259,46 +265,33 @@ class Executor:
     async def keep_warm(self) -> StepOutcome:
         """Wait for the rest of the warm time, or for the end of the warm instance.
 
-        It does not end while the old version is the only one that lives.
+        It does not end by itself while the old version is the only one that lives.
         """
-        old = self._switch.staging.instance
+        return await self._until_needed(self._keep_warm)
+
+    async def _keep_warm(self) -> StepOutcome:
+        old = self._slots.staging.instance
         left = self._warm_seconds - self._warm_since.seconds
         if old is not None and left > 0:
             with anyio.move_on_after(left):
                 await old.exited.wait()
-        while self._switch.staging.serving and not self._switch.active.serving:  # noqa: ASYNC110  # several states, no one event
+        while self._slots.staging.serving and not self._slots.active.serving:  # noqa: ASYNC110  # several states, no one event
             await anyio.sleep(_ALONE_POLL_SECONDS)
         return StepOutcome(ok=True, message="the warm time is over")
 
-    async def drain_staging(self, freed: Callable[[], None], known: dict[str, Any]) -> StepOutcome:
-        """Drain the instance without traffic, and pass on what is still queued for its slot."""
-        slot, old = self._switch.staging, self._switch.staging.instance
-        await self._let_go(slot.name)
-        if _given_up(slot):
-            self._rescue()
-            await slot.stop()  # it may hang, and what it started may have outlived it
-            self._rescue()
-            await anyio.sleep(SETTLE_SECONDS)
-            rescued = self._plane.rescued(slot.name)
-            message = f"{slot.name} was dead; {rescued} of its connections were handed on"
-            freed()
-            return StepOutcome(ok=True, message=message, detail={"rescued": rescued})
-
-        def leave() -> None:  # from here on the queues may be another instance's at any moment
-            self._plane.vacate(slot.name, slot.name.other)
-            freed()
-
+    async def drain_staging(self, known: dict[str, Any]) -> StepOutcome:
+        """Drain the version without traffic."""
+        old = self._slots.staging.instance
         try:
-            detail = await slot.drain(leave)
+            detail = await self._slots.drain_staging()
         finally:
             known |= counts(old) if old else {}
         return StepOutcome(ok=True, message=detail["message"], detail=detail)
 
     async def stop_staging(self) -> StepOutcome:
         """End the instance that never had traffic."""
-        slot = self._switch.staging
-        await slot.stop()
-        self._rescue()
+        slot = self._slots.staging
+        await self._slots.stop_staging()
         return StepOutcome(ok=True, message=f"{slot.name} is stopped")
 
     async def fall_back_to_single(self, reason: str) -> None:
@@ -352,8 +345,3 @@ class Executor:
     def tell(self, announcement: PublishedEvent, journal_id: int | None) -> None:
         """Tell whoever listens; None: it could not be written, but it has happened."""
         self._events.tell(announcement, journal_id)
-
-
-def _given_up(slot: Slot) -> bool:
-    """Tell whether the slot's instance is dead, or hung and was told to be down."""
-    return not slot.alive or (slot.instance is not None and slot.instance.expected_to_exit)

@@ -67,8 +67,6 @@ class DeployRun:
         self._news: tuple[Event, str] | None = None
         self._news_came = anyio.Event()
         self._changed = anyio.Event()
-        self._left_slot = False
-        """Whether only an instance that lingers is left of it."""
         self._known: dict[str, Any] = {}
         """What the news came with, and what the activity knew that it cancelled."""
         self._owed: list[Callable[[], Awaitable[None]]] = []
@@ -140,17 +138,6 @@ class DeployRun:
             self.offer(event, cause)
             await changed.wait()
 
-    async def make_way(self, event: Event, cause: str) -> None:
-        """Let the event bring it to its drain; return once it needs the staging slot no more."""
-        while not (self.ended.is_set() or self._left_slot):
-            changed = self._changed  # as above
-            self.offer(event, cause)
-            await changed.wait()
-
-    def _leave_slot(self) -> None:
-        self._left_slot = True
-        self._tell_change()
-
     def _tell_change(self) -> None:
         self._changed.set()
         self._changed = anyio.Event()
@@ -182,6 +169,8 @@ class DeployRun:
             finding = findings[0]
             if finding.staging_died and possible(self.plan, self.phase, Event.STAGING_DIED):
                 return Event.STAGING_DIED, finding
+            if finding.superseded and possible(self.plan, self.phase, Event.SUPERSEDED):
+                return Event.SUPERSEDED, finding
             return (Event.PASSED if finding.ok else Event.FAILED), finding
         assert self._news is not None  # noqa: S101  # nothing else ends the group without an error
         (event, cause), known = self._news, self._known
@@ -219,8 +208,8 @@ class DeployRun:
             Effect.FLIP_BACK: world.flip_back,
             Effect.WATCH: world.watch,
             Effect.KEEP_WARM: world.keep_warm,
-            Effect.DRAIN_OLD: lambda: world.drain_staging(self._leave_slot, self._known),
-            Effect.DRAIN_NEW: lambda: world.drain_staging(self._leave_slot, self._known),
+            Effect.DRAIN_OLD: lambda: world.drain_staging(self._known),
+            Effect.DRAIN_NEW: lambda: world.drain_staging(self._known),
             Effect.STOP_STAGING: world.stop_staging,
         }[effect]
 

@@ -53,8 +53,6 @@ class World:
         self.mode = "bluegreen"
         self.active, self.staging = BLUE, GREEN
         self.disk_fails: Callable[[], bool] = lambda: False
-        self.freed: Callable[[], None] = lambda: None
-        """Says that the version that is drained needs its slot no more."""
         self.known: dict[str, Any] = {}
 
     def ports(self) -> tuple[int, int]:
@@ -104,8 +102,7 @@ class World:
     async def keep_warm(self) -> StepOutcome:
         return await self._do("keep_warm")
 
-    async def drain_staging(self, freed: Callable[[], None], known: dict[str, Any]) -> StepOutcome:
-        self.freed = freed
+    async def drain_staging(self, known: dict[str, Any]) -> StepOutcome:
         self.known = known
         known["left"] = "a WebSocket"
         return await self._do("drain_staging")

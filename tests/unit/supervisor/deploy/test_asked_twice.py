@@ -94,7 +94,7 @@ async def test_a_deploy_that_has_switched_has_though_it_could_not_go_back() -> N
     nobody: Any = None  # it asks nobody but the deploy at hand
     service = DeployService(
         settings=nobody,
-        switch=nobody,
+        slots=nobody,
         plane=nobody,
         activities=nobody,
         releases=nobody,

@@ -32,7 +32,6 @@ class Stage:
     it: Ready
     activities: Executor
     database: Database
-    let_go: list[SlotName]
 
     @property
     def switch(self) -> Switch:
@@ -51,30 +50,20 @@ class Stage:
 @asynccontextmanager
 async def stage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
     async with ready(folder, monkeypatch) as it, HttpProber() as prober:
-        let_go: list[SlotName] = []
-
-        async def note(slot: SlotName) -> None:
-            let_go.append(slot)
-
         database = it.state._database
         activities = Executor(
             settings=it.bench.settings.model_copy(update={"keep_warm_seconds": 0}),
+            slots=it.bench.slots,
             switch=it.switch,
             plane=it.bench.plane,
             prober=prober,
             database=database,
             events=EventHub(database),
             state=it.state,
-            make_room=_nothing,
-            let_go=note,
         )
-        made = Stage(it, activities, database, let_go)
+        made = Stage(it, activities, database)
         await database.push_version(BLUE, made.release(BLUE))
         yield made
-
-
-async def _nothing() -> None:
-    pass
 
 
 async def test_a_switch_notes_its_version_and_a_revert_takes_it_back(
@@ -140,13 +129,12 @@ async def test_the_old_version_stays_while_it_is_the_only_one_that_lives(
         assert (await asyncio.wait_for(warm, 5)).ok
 
 
-async def test_nobody_cares_for_the_old_slot_any_more_once_it_is_drained(
+async def test_a_drain_empties_the_old_slot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with stage(tmp_path, monkeypatch) as on:
         assert (await on.activities.flip(on.release(GREEN), rollback=False)).ok
-        assert (await on.activities.drain_staging(lambda: None, {})).ok
-        assert on.let_go == [BLUE]
+        assert (await on.activities.drain_staging({})).ok
         assert on.it.bench.blue.state is SlotState.EMPTY
 
 
@@ -158,15 +146,14 @@ async def test_a_hung_version_is_ended_without_waiting_for_its_clients(
         instance = on.it.bench.blue.instance
         assert instance is not None
         instance.expected_to_exit = True  # so does whoever found that it hangs
-        finding = await on.activities.drain_staging(lambda: None, {})
+        finding = await on.activities.drain_staging({})
         assert "was dead" in finding.message
         await eventually(lambda: not instance.alive)
 
 
-async def test_what_a_failed_step_left_on_staging_is_ended_by_the_next_preflight(
+async def test_the_next_preflight_ends_a_worker_that_a_failed_step_left_on_staging(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with stage(tmp_path, monkeypatch) as on:
         assert (await on.activities.preflight(on.release(GREEN))).ok
-        assert on.let_go == [GREEN]
         assert on.it.bench.green.instance is None
