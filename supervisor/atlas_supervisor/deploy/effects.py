@@ -55,9 +55,6 @@ class ActiveDeploy(Protocol):
     plan: Plan
     release: Release
 
-    def leave_slot(self) -> None:
-        """Note that the staging slot can be used again; its old version may linger."""
-
     def note(self, detail: StepDetail) -> None:
         """Note what the step is to record should the activity be interrupted."""
 

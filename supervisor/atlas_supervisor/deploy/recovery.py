@@ -9,6 +9,7 @@ Which release to start when the daemon starts: the one that had the traffic last
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -30,6 +31,7 @@ from atlas_supervisor.store.state_keeper import StateFile, StateKeeper, Unreadab
 from atlas_supervisor.store.statements import StoreError
 from atlas_supervisor.system.clock import now
 from atlas_supervisor.workers.releases import Releases, UnknownReleaseError
+from atlas_worker.contract import STATE_FILE
 
 log = structlog.get_logger(__name__)
 
@@ -38,6 +40,25 @@ _AUDITED = (
     (Consequence.ROLLBACK_AUDITED, "rollback", "done"),
     (Consequence.SWITCH_FAILURE_AUDITED, "switch", "failed"),
 )
+
+
+async def recover(
+    settings: Settings, database: Database, written: Callable[[float, bool], None]
+) -> tuple[StateKeeper, UnfinishedDeploy | None]:
+    """Return the state after what the last daemon left unfinished, and the deploy that still waits.
+
+    Raises StartRefusedError if the state file can't be written, and StoreError.
+    """
+    file = StateFile(settings.state_dir / STATE_FILE)
+    state = await read_state(settings, file, database)
+    state, waiting = await finish_interrupted(database, state, settings)
+    keeper = StateKeeper(file, database.state, state, written)
+    try:
+        await keeper.change()
+    except OSError as error:
+        raise StartRefusedError(f"{file.path} can't be written: {error}") from error
+    await keeper.copy_to_database()
+    return keeper, waiting
 
 
 async def read_state(settings: Settings, file: StateFile, database: Database) -> DeployState:
@@ -290,6 +311,17 @@ async def last_active(
             log.error("version_not_remembered", slot=slot, release=release.label, why=str(error))
     await _name(release, state)
     return release
+
+
+async def active_release(
+    database: Database, state: StateKeeper, releases: Releases, slot: SlotName
+) -> Release | None:
+    """Return what had the traffic last; None if it is gone. Raises StoreError."""
+    try:
+        return await last_active(database, state, releases, slot)
+    except UnknownReleaseError as error:
+        log.critical("active_release_gone", slot=slot, why=str(error))
+        return None
 
 
 async def _name(release: Release, state: StateKeeper) -> None:

@@ -66,8 +66,6 @@ class DeployRun:
         self._news: StepOutcome | None = None
         self._news_came = anyio.Event()
         self._changed = anyio.Event()
-        self._left_slot = False
-        """Whether only an instance that lingers is left of it."""
         self._noted = StepDetail()
         """What the step records should its activity be interrupted."""
         self._owed: list[Callable[[], Awaitable[None]]] = []
@@ -143,18 +141,6 @@ class DeployRun:
             changed = self._changed  # from here on: a change must not go unseen
             self.offer(event, cause)
             await changed.wait()
-
-    async def make_way(self, event: Event, cause: str) -> None:
-        """Let the event bring it to its drain; return once it needs the staging slot no more."""
-        while not (self.ended.is_set() or self._left_slot):
-            changed = self._changed  # as above
-            self.offer(event, cause)
-            await changed.wait()
-
-    def leave_slot(self) -> None:
-        """Note that the deploy needs the staging slot no more."""
-        self._left_slot = True
-        self._tell_change()
 
     def _tell_change(self) -> None:
         self._changed.set()

@@ -23,9 +23,9 @@ from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.executor import Executor
 from atlas_supervisor.deploy.idempotency import IdempotentRequests
 from atlas_supervisor.deploy.machine import FIRST_PHASE, Event, Phase, Plan
+from atlas_supervisor.deploy.recovery import resumed
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.deploy.status import CanaryOverview, DeployQueries
-from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.model.actor import SUPERVISOR, Actor
 from atlas_supervisor.model.deploy import DeployRecord, Mode, Result
 from atlas_supervisor.model.event import BEGUN, DeployEvent, PublishedEvent
@@ -34,6 +34,7 @@ from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.status import Status
 from atlas_supervisor.model.step import StepDetail
 from atlas_supervisor.store.database import Database
+from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.keys import KeyRow
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.store.statements import StoreError
@@ -41,6 +42,7 @@ from atlas_supervisor.system.clock import now
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.releases import Releases, UnknownReleaseError
 from atlas_supervisor.workers.slot import Slot
+from atlas_supervisor.workers.slots import Slots
 
 log = structlog.get_logger(__name__)
 
@@ -139,9 +141,6 @@ async def previous_release(database: Database, releases: Releases) -> Release:
     return found
 
 
-_HURRY_AGAIN_SECONDS = 0.1
-
-
 class DeployService(DeployQueries):
     """Begins deploys and answers for them; there is one at a time."""
 
@@ -149,7 +148,7 @@ class DeployService(DeployQueries):
         self,
         *,
         settings: Settings,
-        switch: Switch,
+        slots: Slots,
         plane: Plane,
         activities: Executor,
         releases: Releases,
@@ -162,7 +161,7 @@ class DeployService(DeployQueries):
     ) -> None:
         super().__init__(
             settings=settings,
-            switch=switch,
+            slots=slots,
             plane=plane,
             releases=releases,
             database=database,
@@ -208,7 +207,7 @@ class DeployService(DeployQueries):
     ) -> DeployRun:
         """Write a new deploy down and let it run; to be called with `_beginning` held."""
         self._refuse_if_busy()
-        record = new_record(release, plan, self._switch.ports())
+        record = new_record(release, plan, self._slots.ports())
         with anyio.CancelScope(shield=True):  # written down and begun, or neither
             await write_down(
                 self._database, self._state, record, plan, actor=actor, key=key, events=self._events
@@ -222,13 +221,14 @@ class DeployService(DeployQueries):
         self._last = run.record
         self._tasks.start_soon(self._drive, run)
 
-    def resume(self, run: DeployRun) -> None:
-        """Go on with a deploy that waited for its switch when the last daemon ended."""
-        self._adopt(run)
-
-    def remember_last(self, record: DeployRecord | None) -> None:
-        """Show this deploy as the last one until there is another."""
-        self._last = record
+    async def resume(self, waiting: UnfinishedDeploy | None) -> None:
+        """Show the last deploy, and go on with one that waited when the last daemon ended."""
+        if waiting is not None:
+            run = await resumed(self._database, waiting, self._releases, self._activities)
+            if run is not None:
+                self._adopt(run)
+                return
+        self._last = next(iter(await self._database.deploys.latest(1)), None)
 
     async def _drive(self, run: DeployRun) -> None:
         with structlog.contextvars.bound_contextvars(**run.record.facts):
@@ -236,24 +236,6 @@ class DeployService(DeployQueries):
         if self._last and self._last.deploy_id == run.record.deploy_id:
             self._last = run.record
         del self._runs[run.record.deploy_id]
-
-    async def make_room(self) -> None:
-        """End the guard and warm time of the deploys before; return when the slot is free.
-
-        What they drain may go on beside the next instance, see `workers.drain`.
-        """
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._hurry)
-            for run in list(self._runs.values()):
-                if run.phase is not FIRST_PHASE:
-                    await run.make_way(Event.SUPERSEDED, "the next deploy has begun")
-            group.cancel_scope.cancel()
-
-    async def _hurry(self) -> None:
-        """Bound whatever drain there is, or will be: the first call sets its deadline."""
-        while True:
-            self._switch.staging.hurry()
-            await anyio.sleep(_HURRY_AGAIN_SECONDS)
 
     async def settled(self, deploy_id: str) -> DeployRecord:
         """Wait until the deploy has a result."""
@@ -349,7 +331,7 @@ class DeployService(DeployQueries):
 
     async def _rolled_back_warm(self, actor: Actor, key: IdempotencyKey | None) -> DeployRun | None:
         """Return the deploy that goes back to its warm version, if there is one."""
-        if not self._switch.staging.serving:
+        if not self._slots.staging.serving:
             return None
         event, cause = Event.ROLLBACK_REQUESTED, f"rollback requested by {actor.name}"
         for run in list(self._runs.values()):
@@ -378,14 +360,14 @@ class DeployService(DeployQueries):
 
     # What happens by itself.
 
-    async def went_down(self, slot: Slot, cause: str) -> bool:
+    async def worker_down(self, slot: Slot, cause: str) -> bool:
         """Tell the deploys that an instance went down or hangs; return whether it concerned one.
 
         Returns once that deploy has come to an answer: it may have reverted to a warm version.
         """
-        active = self._switch.active is slot
+        active = self._slots.active is slot
         event = Event.ACTIVE_DIED if active else Event.STAGING_DIED
-        if active and not self._switch.staging.serving:
+        if active and not self._slots.staging.serving:
             return False  # nobody is there to take over
         role = "active" if active else "staging"
         for run in self._runs.values():

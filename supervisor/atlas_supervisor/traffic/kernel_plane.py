@@ -73,7 +73,7 @@ class KernelPlane:
             source=str(DIRECT_SOURCE[slot]),
         )
 
-    def handed(self, slot: SlotName) -> InheritedSockets:
+    def inherited(self, slot: SlotName) -> InheritedSockets:
         """Return the slot's public listener, its own one if it can take two, and the spare."""
         named = {"public": self._public[slot]}
         if not self._by_descriptor:

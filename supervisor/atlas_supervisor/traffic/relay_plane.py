@@ -95,7 +95,7 @@ class RelayPlane:
             return Target("127.0.0.1", self._inner[slot].getsockname()[1])
         return Target("127.0.0.1", self._endpoints.slot_ports[slot])
 
-    def handed(self, slot: SlotName) -> InheritedSockets:
+    def inherited(self, slot: SlotName) -> InheritedSockets:
         """Return the worker's sockets: none if it binds its own port, one if it takes only one."""
         if self._hand_over is SocketPassing.PORT:
             return InheritedSockets({})

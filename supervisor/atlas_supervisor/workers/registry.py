@@ -33,6 +33,16 @@ class WorkerRegistry:
         self._instances = instances
         self._boot_id = procfs.boot_id()
 
+    async def clear(self, state_dir: Path, *, seconds: float) -> None:
+        """End and forget what an earlier daemon left behind.
+
+        Raises StartRefusedError if a process can't be ended, and StoreError.
+        """
+        known = await self._instances.all()
+        await end_orphans(state_dir, known, seconds=seconds)
+        for row in known:
+            await self._instances.remove(row.instance)
+
     async def launched(self, instance: WorkerProcess) -> None:
         """Note that the process is there."""
         ticks = procfs.start_ticks(instance.pid)

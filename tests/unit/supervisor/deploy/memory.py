@@ -62,8 +62,6 @@ class World:
         self.mode = "bluegreen"
         self.active, self.staging = BLUE, GREEN
         self.disk_fails: Callable[[], bool] = lambda: False
-        self.freed: Callable[[], None] = lambda: None
-        """Says that the version that is drained needs its slot no more."""
 
     def ports(self) -> tuple[int, int]:
         return self.active, self.staging
@@ -115,7 +113,6 @@ class World:
         return await self._do("warm")
 
     async def drain(self, deploy: ActiveDeploy) -> StepOutcome:
-        self.freed = deploy.leave_slot
         deploy.note(DrainDetail(left=LEFT, cut=None))
         return await self._do("drain")
 

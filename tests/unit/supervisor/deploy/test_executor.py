@@ -33,7 +33,6 @@ class Stage:
     it: Ready
     activities: Executor
     database: Database
-    let_go: list[SlotName]
 
     @property
     def switch(self) -> Switch:
@@ -54,28 +53,18 @@ class Stage:
 @asynccontextmanager
 async def stage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
     async with ready(folder, monkeypatch) as it, HttpProber() as prober:
-        let_go: list[SlotName] = []
-
-        async def note(slot: SlotName) -> None:
-            let_go.append(slot)
-
         database = it.database
         activities = Executor(
             settings=it.bench.settings.model_copy(update={"keep_warm_seconds": 0}),
+            slots=it.bench.slots,
             switch=it.switch,
             plane=it.bench.plane,
             prober=prober,
             database=database,
             events=EventHub(database.transitions),
             state=it.state,
-            make_room=_nothing,
-            let_go=note,
         )
-        yield Stage(it, activities, database, let_go)
-
-
-async def _nothing() -> None:
-    pass
+        yield Stage(it, activities, database)
 
 
 @pytest.mark.parametrize("rollback", [False, True])
@@ -128,13 +117,12 @@ async def test_the_old_version_stays_while_it_is_the_only_one_that_lives(
         assert (await asyncio.wait_for(warm, 5)).has_passed
 
 
-async def test_nobody_cares_for_the_old_slot_any_more_once_it_is_drained(
+async def test_a_drain_empties_the_old_slot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with stage(tmp_path, monkeypatch) as on:
         assert (await on.activities.switch(on.deploy())).has_passed
         assert (await on.activities.drain(on.deploy())).has_passed
-        assert on.let_go == [BLUE]
         assert on.it.bench.blue.state is SlotState.EMPTY
 
 
@@ -145,16 +133,15 @@ async def test_a_hung_version_is_ended_without_waiting_for_its_clients(
         assert (await on.activities.switch(on.deploy())).has_passed
         instance = on.it.bench.blue.instance
         assert instance is not None
-        instance.expected_to_exit = True  # so does whoever found that it hangs
+        instance.expected_to_exit = True  # as a failed liveness check does
         outcome = await on.activities.drain(on.deploy())
         assert "was dead" in outcome.message
         await eventually(lambda: not instance.alive)
 
 
-async def test_what_a_failed_step_left_on_staging_is_ended_by_the_next_preflight(
+async def test_the_next_preflight_ends_a_worker_that_a_failed_step_left_on_staging(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with stage(tmp_path, monkeypatch) as on:
         assert (await on.activities.preflight(on.deploy())).has_passed
-        assert on.let_go == [GREEN]
         assert on.it.bench.green.instance is None
