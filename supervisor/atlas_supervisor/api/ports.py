@@ -118,7 +118,7 @@ class AuditPort(Protocol):
 
     def enqueue(
         self, actor: Actor, action: str, outcome: str, *, subject: str | None = None, **detail: Any
-    ) -> None:
+    ) -> object:
         """Have an entry written, without waiting for it."""
 
 

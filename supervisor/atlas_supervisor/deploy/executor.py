@@ -11,14 +11,10 @@ import structlog
 from atlas_supervisor.config import Settings
 from atlas_supervisor.config.smoke_file import SmokePlan, load_smoke_file
 from atlas_supervisor.deploy.effects import ActiveDeploy, StepOutcome
-from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.machine import Event
 from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.errors import SettingsError
 from atlas_supervisor.health.worker_report import complaint
-from atlas_supervisor.model.actor import SUPERVISOR
-from atlas_supervisor.model.deploy import DeployRecord, Mode
-from atlas_supervisor.model.event import DeployEvent, PublishedEvent
 from atlas_supervisor.model.release import Version, VersionChange
 from atlas_supervisor.model.step import (
     DrainDetail,
@@ -31,8 +27,6 @@ from atlas_supervisor.model.step import (
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.health_probe import HttpProber, health_gate
 from atlas_supervisor.probes.smoke import run_smoke
-from atlas_supervisor.store.database import Database
-from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.drain import counts
@@ -57,18 +51,12 @@ class Executor:
         switch: Switch,
         plane: Plane,
         prober: HttpProber,
-        database: Database,
-        events: EventHub,
-        state: StateKeeper,
     ) -> None:
         self._settings = settings
         self._slots = slots
         self._switch = switch
         self._plane = plane
         self._prober = prober
-        self._database = database
-        self._events = events
-        self._state = state
         self._warm_since = Stopwatch()
 
     def ports(self) -> tuple[int, int]:
@@ -264,55 +252,3 @@ class Executor:
         slot = self._slots.staging
         await self._slots.stop_staging()
         return StepOutcome.passed(f"{slot.name} is stopped")
-
-    async def fall_back_to_single(self, reason: str) -> None:
-        """Take no more deploys until an operator resets it."""
-        log.warning("fell_back_to_single", why=reason)
-        await self._state.change(mode=Mode.SINGLE)
-        await self._state.copy_to_database()
-        await self._database.audit.write(SUPERVISOR, "mode", "single", reason=reason)
-
-    async def audit(self, action: str, outcome: str, record: DeployRecord, reason: str) -> None:
-        """Write an entry of the audit trail in the daemon's name."""
-        await self._database.audit.write(
-            SUPERVISOR,
-            action,
-            outcome,
-            subject=record.deploy_id,
-            reason=reason,
-            version=record.version,
-        )
-
-    async def audit_result(self, record: DeployRecord) -> None:
-        """Have it audited what the deploy has come to; nobody waits for that.
-
-        Should the daemon die first, the next one audits the end that it gives the deploy.
-        """
-        self._database.audit.enqueue(
-            SUPERVISOR,
-            "deploy",
-            str(record.result),
-            subject=record.deploy_id,
-            reason=record.reason,
-            version=record.version,
-        )
-
-    async def journal(
-        self, record: DeployRecord, event: DeployEvent, versions: VersionChange | None
-    ) -> int:
-        """Write a transition down, durably; return its id in the journal. Raises StoreError."""
-        return await self._database.deploys.write_transition(
-            record,
-            source=event.source or "",
-            event=event.event,
-            cause=event.cause,
-            step=event.step,
-            duration_ms=event.duration_ms,
-            ts=event.ts,
-            versions=versions,
-            state=self._state.state if versions else None,
-        )
-
-    def tell(self, announcement: PublishedEvent, journal_id: int | None) -> None:
-        """Tell whoever listens; None: it could not be written, but it has happened."""
-        self._events.tell(announcement, journal_id)

@@ -16,7 +16,7 @@ import anyio
 import structlog
 
 from atlas_supervisor.config import Settings
-from atlas_supervisor.deploy.effects import Effects
+from atlas_supervisor.deploy.effects import Effects, TransitionLog
 from atlas_supervisor.deploy.machine import FLIPS, TABLE, Consequence, Event, Phase, Plan, step
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.errors import StartRefusedError
@@ -256,7 +256,12 @@ def _is(release: Release, other: ActiveRelease) -> bool:
 
 
 async def resumed(
-    database: Database, waiting: UnfinishedDeploy, releases: Releases, world: Effects
+    database: Database,
+    waiting: UnfinishedDeploy,
+    releases: Releases,
+    *,
+    effects: Effects,
+    transitions: TransitionLog,
 ) -> DeployRun | None:
     """Return the waiting deploy, about to pass its gates once more; None: its release is gone."""
     plan = Plan(dry_run=False, auto_switch=False, rollback=waiting.rollback)
@@ -289,7 +294,9 @@ async def resumed(
             SUPERVISOR, "deploy", "failed", subject=record.deploy_id, reason=cause
         )
         return None
-    return DeployRun(record, plan, release, world, row.target)
+    return DeployRun(
+        record, plan, release, effects=effects, transitions=transitions, phase=row.target
+    )
 
 
 async def last_active(

@@ -100,6 +100,7 @@ async def test_a_deploy_that_has_switched_has_though_it_could_not_go_back(tmp_pa
             slots=unused,
             plane=unused,
             activities=unused,
+            recorder=unused,
             releases=unused,
             database=database,
             events=unused,

@@ -11,16 +11,13 @@ from typing import Any
 
 import pytest
 
-from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.executor import Executor
-from atlas_supervisor.deploy.machine import FIRST_PHASE, Plan
+from atlas_supervisor.deploy.machine import Plan
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.deploy.switch import Switch
-from atlas_supervisor.model.event import DeployEvent
 from atlas_supervisor.model.release import Release, Version, VersionChange
 from atlas_supervisor.model.slot import SlotName, SlotState
 from atlas_supervisor.probes.health_probe import HttpProber
-from atlas_supervisor.store.database import Database
 from tests.harness import eventually
 from tests.unit.supervisor.deploy.test_switch import Ready, kill, ready
 from tests.unit.supervisor.store.samples import a_deploy
@@ -32,7 +29,6 @@ BLUE, GREEN = SlotName.BLUE, SlotName.GREEN
 class Stage:
     it: Ready
     activities: Executor
-    database: Database
 
     @property
     def switch(self) -> Switch:
@@ -47,24 +43,20 @@ class Stage:
         """Return a deploy of what is on green; only its activities are run."""
         unused: Any = None
         plan = Plan(rollback=rollback)
-        return DeployRun(a_deploy(), plan, self.release(GREEN), unused, FIRST_PHASE)
+        return DeployRun(a_deploy(), plan, self.release(GREEN), effects=unused, transitions=unused)
 
 
 @asynccontextmanager
 async def stage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
     async with ready(folder, monkeypatch) as it, HttpProber() as prober:
-        database = it.database
         activities = Executor(
             settings=it.bench.settings.model_copy(update={"keep_warm_seconds": 0}),
             slots=it.bench.slots,
             switch=it.switch,
             plane=it.bench.plane,
             prober=prober,
-            database=database,
-            events=EventHub(database.transitions),
-            state=it.state,
         )
-        yield Stage(it, activities, database)
+        yield Stage(it, activities)
 
 
 @pytest.mark.parametrize("rollback", [False, True])
@@ -87,20 +79,6 @@ async def test_a_flip_that_failed_changes_no_version(
         for flip in (on.activities.switch, on.activities.revert):
             outcome = await flip(on.deploy())
             assert (outcome.has_passed, outcome.versions) == (False, None)
-
-
-async def test_a_version_is_written_with_its_transition_and_the_state_of_then(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with stage(tmp_path, monkeypatch) as on:
-        record = a_deploy()
-        await on.database.deploys.begin(record, auto_switch=True)
-        switched = await on.activities.switch(on.deploy())
-        assert await on.database.versions.all() == []
-        event = DeployEvent.of(record, ts=record.started_ts, source="s", event="e", cause="")
-        await on.activities.journal(record, event, switched.versions)
-        assert await on.database.versions.all() == [Version(GREEN, on.release(GREEN))]
-        assert await on.database.state.load() == on.it.state.state
 
 
 async def test_the_old_version_stays_while_it_is_the_only_one_that_lives(

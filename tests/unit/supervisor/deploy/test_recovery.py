@@ -296,7 +296,7 @@ async def test_a_waiting_release_goes_through_its_gates_again(tmp_path: Path) ->
         record = await it.deploy(Phase.AWAITING_SWITCH, result="awaiting_switch")
         releases = Releases(directory=tmp_path, releases_dir=tmp_path / "releases")
         waiting = UnfinishedDeploy(record, auto_switch=False)
-        run = await resumed(it.database, waiting, releases, World())
+        run = await resumed(it.database, waiting, releases, effects=World(), transitions=World())
         assert run is not None
         assert (run.phase, run.record.result, run.release.name) == (Phase.LAUNCH, None, "v2")
         assert not run.settled.is_set()
@@ -307,7 +307,10 @@ async def test_a_waiting_release_that_is_gone_fails_its_deploy(tmp_path: Path) -
         record = await it.deploy(Phase.AWAITING_SWITCH, result="awaiting_switch")
         releases = Releases(directory=tmp_path, releases_dir=tmp_path / "elsewhere")
         waiting = UnfinishedDeploy(record, auto_switch=False)
-        assert await resumed(it.database, waiting, releases, World()) is None
+        assert (
+            await resumed(it.database, waiting, releases, effects=World(), transitions=World())
+            is None
+        )
         ended = await it.ended()
         assert ended.result == "failed"
         assert "no release 'v2'" in (ended.reason or "")
