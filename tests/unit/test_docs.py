@@ -22,6 +22,7 @@ from scripts.documentation import GENERATED
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 API = (ROOT / "docs/api.md").read_text()
+COMMANDS = (ROOT / "docs/commands.md").read_text()
 README = (ROOT / "README.md").read_text()
 
 
@@ -190,9 +191,10 @@ def test_every_setting_that_is_named_exists(path: Path) -> None:
     assert not {name for name in named if name.startswith(families)} - known
 
 
-def test_the_settings_that_are_not_built_yet_are_named_in_the_readme() -> None:
-    assert "TRAFFIC_RAMP" in README
-    assert "CANARY_" in README
+def test_the_settings_that_take_only_their_defaults_are_named_as_limits() -> None:
+    text = (ROOT / "docs/limits.md").read_text()
+
+    assert "`TRAFFIC_RAMP` and `TRAFFIC_STICKY` accept only their defaults" in text
 
 
 def command_lines(verbs: Iterable[click.Command], word: str = "atlasctl") -> Iterator[str]:
@@ -205,11 +207,11 @@ def command_lines(verbs: Iterable[click.Command], word: str = "atlasctl") -> Ite
             yield line
 
 
-def test_every_verb_of_the_client_is_in_the_readme() -> None:
+def test_every_verb_of_the_client_is_documented() -> None:
     lines = list(command_lines(VERBS))
 
     assert "atlasctl canary set" in lines
-    assert not [line for line in lines if not re.search(rf"{line}(?![\w-])", README)]
+    assert not [line for line in lines if not re.search(rf"{line}(?![\w-])", COMMANDS)]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
@@ -219,6 +221,21 @@ def test_every_command_of_ours_that_is_named_exists(path: Path) -> None:
     )
 
     assert not {name for name in named if not (ROOT / name).exists()}
+
+
+# What a reader has time for.
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.split()) <= 1400
+
+
+def test_every_document_is_in_the_index() -> None:
+    index = (ROOT / "docs/README.md").read_text()
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    pages |= {f"{path.parent.name}/README.md" for path in (ROOT / "docs").glob("*/README.md")}
+
+    assert not [page for page in pages if f"({page})" not in index]
 
 
 # Links and places.
