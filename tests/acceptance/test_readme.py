@@ -1,4 +1,4 @@
-"""Every command of the README, run as it stands by one shell, in the README's order."""
+"""Every command of the README, run as it stands, in the README's order."""
 
 from __future__ import annotations
 
@@ -56,9 +56,10 @@ def plain(block: str) -> Iterator[Command]:
 
 
 class Shell:
-    """A reader's terminal: bash in a fresh copy of the repository, at home in a fresh folder."""
+    """A reader's terminal: bash with a home folder and ports of its own, and no settings else."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, where: Path, **environment: str) -> None:
+        self._where, self._environment = where, environment
         self.ports = dict(
             zip(
                 ("ACTIVE_PORT", "STAGING_PORT", "PUBLIC_PORT", "CONTROL_PORT"),
@@ -79,14 +80,14 @@ class Shell:
         (programs / "python3").symlink_to(sys.executable)
         self._process = await asyncio.create_subprocess_exec(
             "bash",
-            cwd=ROOT,
+            cwd=self._where,
             env={
                 "HOME": str(self._home),
                 "PATH": f"{programs}:/usr/local/bin:/usr/bin:/bin",
                 "PIP_NO_INDEX": "1",
                 "PIP_NO_BUILD_ISOLATION": "0",  # pip's way to say: without isolation
                 "HEALTH_INTERVAL_SECONDS": "0.05",
-                "STATE_DIR": str(self._folder / "state"),
+                **self._environment,
                 **{key: str(port) for key, port in self.ports.items()},
             },
             stdin=asyncio.subprocess.PIPE,
@@ -150,23 +151,23 @@ def offer_packages(environment: Path) -> None:
             shutil.rmtree(bundled)
 
 
-def missing_lines(shown: list[str], output: str) -> list[str]:
+def missing_steps(shown: list[str], output: str) -> list[str]:
     """Return the steps that the README shows and the command did not print: mark and word."""
     steps = (" ".join(line.split()[:2]) for line in shown if line[:1] in ("✓", "✗"))
     return [step for step in steps if step not in output]
 
 
-async def test_every_command_of_the_readme_works_as_it_stands(tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*NOT_IN_A_COPY))
-    shell = Shell(tmp_path)
-    await shell.open()
+def section(title: str) -> str:
+    """Return one section of the README."""
+    return README.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+async def run_all(shell: Shell, home: Path, text: str) -> list[str]:
+    """Run a text's commands in one shell; return them. Every one must succeed."""
     ran = []
+    await shell.open()
     try:
-        for command in commands(README):
-            if command.text.startswith("mkdir ~/shop"):  # from here on it is another folder
-                await shell.stop_daemon()
-                await shell.run(f"cd '{copy}'; unset STATE_DIR")
+        for command in commands(text):
             if command.text == SUITE:
                 continue
             ran.append(command.text)
@@ -175,13 +176,36 @@ async def test_every_command_of_the_readme_works_as_it_stands(tmp_path: Path) ->
                 continue
             status, output = await shell.run(command.text)
             assert status == 0, f"{command.text}\n{output}"
-            assert not missing_lines(command.shown, output), output
+            assert not missing_steps(command.shown, output), output
             if " -m venv " in command.text:
-                offer_packages(Path(command.text.split()[-1].replace("~", str(tmp_path / "home"))))
+                offer_packages(Path(command.text.split()[-1].replace("~", str(home))))
         await shell.stop_daemon()
     finally:
         await shell.close()
+    return ran
 
-    assert {*DAEMONS, "./scripts/demo --once", "atlasctl deploy"} <= set(ran)
-    for state in (tmp_path / "state", tmp_path / "home/shop/state"):
-        assert not processes_with("ATLAS_STATE_DIR", str(state))
+
+async def test_the_commands_to_try_it_work_as_they_stand(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    shell = Shell(tmp_path, ROOT, STATE_DIR=str(state))
+
+    ran = await run_all(shell, tmp_path / "home", section("Try it"))
+
+    assert {"./scripts/demo --once", "./scripts/start", "./scripts/atlasctl deploy"} <= {*ran}
+    assert not processes_with("ATLAS_STATE_DIR", str(state))
+
+
+async def test_the_commands_for_a_fastapi_application_work_as_they_stand(tmp_path: Path) -> None:
+    copy, home = tmp_path / "copy", tmp_path / "home"  # a build may leave files behind
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*NOT_IN_A_COPY))
+
+    ran = await run_all(Shell(tmp_path, copy), home, section("Your own FastAPI application"))
+
+    assert {"atlas-supervisor --check", "atlas-supervisor", "atlasctl deploy"} <= {*ran}
+    assert not processes_with("ATLAS_STATE_DIR", str(home / "shop/state"))
+
+
+def test_no_command_of_the_readme_is_outside_of_these_sections() -> None:
+    tested = section("Try it") + section("Your own FastAPI application")
+
+    assert len(list(commands(README))) == len(list(commands(tested))) > 10
