@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from scripts.documentation import GENERATED
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 API = (ROOT / "docs/api.md").read_text()
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
 COMMANDS = (ROOT / "docs/commands.md").read_text()
 README = (ROOT / "README.md").read_text()
 
@@ -265,6 +267,26 @@ def test_every_file_that_is_named_exists(path: Path) -> None:
     named = re.findall(r"`((?:supervisor|worker|tests|docs|scripts)/[\w./-]+)`", text)
 
     assert not {name for name in named if not (ROOT / name).exists()}
+
+
+def test_every_module_that_the_architecture_names_exists() -> None:
+    roots = (ROOT, ROOT / "supervisor/atlas_supervisor", ROOT / "worker")
+    named = re.findall(r"`([\w/]+(?:\.py|/))`", ARCHITECTURE)
+
+    assert len(named) > 40
+    assert not [name for name in named if not any((root / name).exists() for root in roots)]
+
+
+def test_the_layers_are_documented_as_the_linter_holds_them() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    contracts = project["tool"]["importlinter"]["contracts"]
+    layers = next(
+        each["layers"] for each in contracts if each["containers"] == ["atlas_supervisor"]
+    )
+    shown = re.search(r"^__main__ → .*?^```", ARCHITECTURE, re.MULTILINE | re.DOTALL)
+
+    assert shown is not None
+    assert shown[0].removesuffix("```").split() == " → ".join(layers).split()
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
