@@ -16,6 +16,7 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from atlas_supervisor import errors
 from atlas_supervisor.api import responses
 from atlas_supervisor.api.connection import TimedConnection
 from atlas_supervisor.api.denied_audit import DeniedRequests
@@ -168,10 +169,10 @@ def _admission(
             raise  # the client has left, or the daemon stops
         except AtlasError as error:  # the database, for one
             log.error("api.unavailable", **_facts(request, connection), why=str(error))
-            response = responses.refusal(responses.unavailable(str(error)), close=True)
+            response = responses.refusal(errors.UNAVAILABLE.error(problem=error), close=True)
         except Exception as error:  # the last line: a bug must not show itself
             log.error("api.failed", **_facts(request, connection), exc_info=error)
-            response = responses.refusal(responses.internal_error(), close=True)
+            response = responses.refusal(errors.INTERNAL_ERROR.error(), close=True)
         connection.end(last=response.keep_alive is False)
         return response
 

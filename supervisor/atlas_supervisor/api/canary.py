@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from atlas_supervisor import errors
 from atlas_supervisor.api import examples
-from atlas_supervisor.api.examples import refused
 from atlas_supervisor.api.routes import (
     Access,
     AnyRoute,
@@ -19,7 +18,6 @@ from atlas_supervisor.api.routes import (
     ResponseSpec,
     Route,
 )
-from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.canary import CanaryReport, CanaryView, FeatureView
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,99}", re.ASCII)
@@ -67,24 +65,17 @@ class ReportQuery(BaseModel):
     hours: int = Field(default=24, ge=1, le=720, description="Of the last so many hours.")
 
 
-def _feature(path: Mapping[str, str]) -> str:
-    name = path["feature"]
-    if not _NAME.fullmatch(name):
-        raise RefusedError(_UNKNOWN, "there is no such feature", status=404, hint=_UNKNOWN_HINT)
-    return name
-
-
 async def _view(call: Request[Nothing, Nothing]) -> Reply:
     return Reply(call.control.canary.view())
 
 
 async def _set(call: Request[Nothing, PercentageBody]) -> Reply:
-    feature, percentage = _feature(call.path), call.body.percentage
+    feature, percentage = call.path["feature"], call.body.percentage
     return Reply(await call.control.canary.set_percentage(feature, percentage, call.actor))
 
 
 async def _ramp(call: Request[Nothing, RampBody]) -> Reply:
-    feature, action = _feature(call.path), call.body.action
+    feature, action = call.path["feature"], call.body.action
     return Reply(await call.control.canary.ramp(feature, action, call.actor, call.key))
 
 
@@ -96,14 +87,6 @@ async def _report(call: Request[ReportQuery, Nothing]) -> Reply:
     return Reply(await call.control.canary.report(call.query.hours))
 
 
-_UNKNOWN, _UNKNOWN_HINT = "unknown_feature", "CANARY_FEATURES lists them"
-_UNKNOWN_FEATURE = refused(404, _UNKNOWN, "there is no feature 'speech'", _UNKNOWN_HINT)
-_NOT_DURABLE = refused(
-    503,
-    "not_durable",
-    "the canaries' policy could not be written down, so it is as before",
-    "see whether the disk of STATE_DIR is full or read-only",
-)
 _PATH = {"feature": "One of CANARY_FEATURES."}
 
 ROUTES: tuple[AnyRoute, ...] = (
@@ -131,11 +114,8 @@ ROUTES: tuple[AnyRoute, ...] = (
         body=PercentageBody,
         parameters=_PATH,
         access=Access.CHANGE,
-        answers=(
-            ResponseSpec(200, "The feature as it is now.", FeatureView, examples.FEATURE),
-            _UNKNOWN_FEATURE,
-            _NOT_DURABLE,
-        ),
+        answers=(ResponseSpec(200, "The feature as it is now.", FeatureView, examples.FEATURE),),
+        errors=(errors.UNKNOWN_FEATURE, errors.NOT_DURABLE),
     ),
     Route(
         method="POST",
@@ -149,17 +129,8 @@ ROUTES: tuple[AnyRoute, ...] = (
         parameters=_PATH,
         access=Access.CHANGE,
         keyed=True,
-        answers=(
-            ResponseSpec(200, "The feature as it is now.", FeatureView, examples.FEATURE),
-            _UNKNOWN_FEATURE,
-            refused(
-                409,
-                "ramp_not_possible",
-                "vision is steady: no ramp is under way",
-                "start one first",
-            ),
-            _NOT_DURABLE,
-        ),
+        answers=(ResponseSpec(200, "The feature as it is now.", FeatureView, examples.FEATURE),),
+        errors=(errors.UNKNOWN_FEATURE, errors.RAMP_NOT_POSSIBLE, errors.NOT_DURABLE),
     ),
     Route(
         method="POST",
@@ -174,11 +145,8 @@ ROUTES: tuple[AnyRoute, ...] = (
         body=ResetBody,
         access=Access.CHANGE,
         keyed=True,
-        answers=(
-            ResponseSpec(200, "The canaries as they are now.", CanaryView, examples.VIEW),
-            _UNKNOWN_FEATURE,
-            _NOT_DURABLE,
-        ),
+        answers=(ResponseSpec(200, "The canaries as they are now.", CanaryView, examples.VIEW),),
+        errors=(errors.UNKNOWN_FEATURE, errors.NOT_DURABLE),
     ),
     Route(
         method="GET",

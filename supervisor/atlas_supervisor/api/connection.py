@@ -18,8 +18,8 @@ import structlog
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
+from atlas_supervisor import errors
 from atlas_supervisor.api import responses
-from atlas_supervisor.errors import RefusedError
 
 log = structlog.get_logger()
 
@@ -186,12 +186,10 @@ class TimedConnection(web.RequestHandler):
             raise ConnectionError("the answer has begun; it can't become another one")
         if status == 500:
             log.error("api.failed", origin=self.peer.address, exc_info=exc)
-            refusal = responses.internal_error()
+            refusal = errors.INTERNAL_ERROR.error()
         else:
             log.warning("api.refused", status=status, code="bad_request", origin=self.peer.address)
-            refusal = RefusedError(
-                "bad_request", "this is not valid HTTP", status=status, hint="check your client"
-            )
+            refusal = errors.BAD_REQUEST.error(status=status)
         return responses.refusal(refusal, close=True)
 
     async def finish_response(

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from atlas_supervisor import errors
 from atlas_supervisor.api import examples
 from atlas_supervisor.api.responses import bad_header
 from atlas_supervisor.api.routes import AnyRoute, Nothing, Request, ResponseSpec, Route, StreamReply
@@ -147,19 +148,7 @@ ROUTES: tuple[AnyRoute, ...] = (
                 _EXAMPLE,
                 content_type="text/event-stream",
             ),
-            examples.refused(
-                404,
-                "deploy_not_found",
-                "there is no deploy with this id",
-                "GET /deploy/history lists them",
-            ),
-            examples.refused(
-                503,
-                "too_many_streams",
-                "512 streams are open already",
-                "close some, or poll GET /deploy/status",
-            ),
-            examples.refused(503, "stopping", "the supervisor is stopping", "try again later"),
         ),
+        errors=(errors.DEPLOY_NOT_FOUND, errors.TOO_MANY_STREAMS, errors.STOPPING),
     ),
 )

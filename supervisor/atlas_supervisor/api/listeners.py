@@ -17,8 +17,9 @@ from pathlib import Path
 import structlog
 from aiohttp import web
 
+from atlas_supervisor import errors
 from atlas_supervisor.api.connection import TimedConnection
-from atlas_supervisor.errors import RefusedError, StartRefusedError
+from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.system import sockdiag
 from atlas_supervisor.system.procfs import describe_listeners
 
@@ -133,16 +134,9 @@ class Acceptor:
     def _count_as_stream(self, connection: TimedConnection) -> None:
         """Let a connection become a stream. Raises RefusedError if it can't."""
         if self._stopping:
-            raise RefusedError(
-                "stopping", "the supervisor is stopping", status=503, hint="try again later"
-            )
+            raise errors.STOPPING.error()
         if len(self._streams) >= MAX_STREAMS:
-            raise RefusedError(
-                "too_many_streams",
-                f"{MAX_STREAMS} streams are open already",
-                status=503,
-                hint="close some, or poll GET /deploy/status",
-            )
+            raise errors.TOO_MANY_STREAMS.error(limit=MAX_STREAMS)
         self._forget(connection)
         self._streams.add(connection)
 

@@ -8,9 +8,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from atlas_supervisor.api import examples
+from atlas_supervisor import errors
 from atlas_supervisor.api.events import LAST_EVENT_ID
-from atlas_supervisor.api.responses import bad_header, unreadable
+from atlas_supervisor.api.responses import bad_field, bad_header
 from atlas_supervisor.api.routes import (
     Access,
     AnyRoute,
@@ -20,7 +20,6 @@ from atlas_supervisor.api.routes import (
     Route,
     StreamReply,
 )
-from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.log import LogFeed, LogLevel, LogLine, LogSource, WantedLines
 from atlas_supervisor.model.slot import SlotName
 
@@ -28,6 +27,7 @@ MOST_LINES = 10_000
 
 _PLACE = r"^[0-9]{1,20}-[0-9]{1,20}-[0-9]{1,10}$"
 _OWN_ALONE = ("level", "deploy_id", "slot")
+_SUPERVISOR_ONLY = "a worker's lines have no such field; use contains"
 _NDJSON, _TEXT, _EVENTS = "application/x-ndjson", "text/plain; charset=utf-8", "text/event-stream"
 _RETRY_MILLISECONDS = 1000
 
@@ -110,12 +110,11 @@ async def _logs(call: Request[LogsQuery, Nothing]) -> StreamReply:
     try:
         source = LogSource(call.path["source"])
     except ValueError:
-        raise RefusedError(_CODE, _MESSAGE, status=404, hint=_HINT) from None
+        raise errors.LOG_NOT_FOUND.error() from None
     if source is not LogSource.SUPERVISOR:
         for name in _OWN_ALONE:
             if getattr(query, name) is not None:
-                what = f"{name}: a worker's lines have no such thing; use contains"
-                raise unreadable("query", what, field=name)
+                raise bad_field(errors.INVALID_QUERY, name, _SUPERVISOR_ONLY)
     feed = await call.control.logs.read(
         source,
         WantedLines(
@@ -144,9 +143,6 @@ def _after(call: Request[LogsQuery, Nothing]) -> str | None:
         raise bad_header(LAST_EVENT_ID, "it is the id of a line of this log")
     return given
 
-
-_CODE, _MESSAGE = "log_not_found", "there is no log of this name"
-_HINT = "there are supervisor, blue and green"
 
 _OWN_EXAMPLE = (
     '{"ts": "2026-01-05T09:30:01.204116Z", "level": "info", "event": "deploy_transition", '
@@ -186,14 +182,7 @@ ROUTES: tuple[AnyRoute, ...] = (
                 200, "A worker's lines.", None, _WORKER_EXAMPLE, content_type="text/plain"
             ),
             ResponseSpec(200, "The same as events.", None, _EVENTS_EXAMPLE, content_type=_EVENTS),
-            examples.refused(404, _CODE, _MESSAGE, _HINT),
-            examples.refused(
-                503,
-                "too_many_streams",
-                "512 streams are open already",
-                "close some, or poll GET /deploy/status",
-            ),
-            examples.refused(503, "stopping", "the supervisor is stopping", "try again later"),
         ),
+        errors=(errors.LOG_NOT_FOUND, errors.TOO_MANY_STREAMS, errors.STOPPING),
     ),
 )

@@ -106,7 +106,7 @@ class MemoryControl:
         self.asked.append(("deploy", (release, dry_run), actor))
         if self.refusal and self.refusal.code != "switch_failed":
             raise self.refusal
-        return examples.BEGUN
+        return examples.STARTED
 
     async def settled(self, deploy_id: str) -> DeployRecord:
         return await self._come_out()

@@ -95,7 +95,7 @@ async def test_a_deploy_that_is_not_waited_for_answers_202_and_where_to_look(
     async with running(tmp_path, control) as server:
         answer = await server.unix("POST", "/deploy/bluegreen?wait=false")
     assert answer.status == 202
-    assert answer.headers["Location"] == f"/deploy/{examples.BEGUN.deploy_id}"
+    assert answer.headers["Location"] == f"/deploy/{examples.STARTED.deploy_id}"
     assert answer.json["result"] is None
 
 
