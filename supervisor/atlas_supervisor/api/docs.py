@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from openapi_ui_bundles import swagger_ui
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from atlas_supervisor import errors
 from atlas_supervisor.api.routes import AnyRoute, Nothing, Reply, Request, ResponseSpec, Route
@@ -61,7 +61,7 @@ class Document(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    openapi: str
+    openapi: str = Field(description="Version of the OpenAPI specification.")
 
 
 def routes(document: Callable[[], dict[str, Any]]) -> tuple[AnyRoute, ...]:

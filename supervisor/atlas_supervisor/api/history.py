@@ -31,13 +31,13 @@ class History(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    deploys: list[DeployRecord]
+    deploys: list[DeployRecord] = Field(description="The deploys, newest first.")
 
 
 class DeployWithTransitions(DeployRecord):
     """The record of one deploy, with its transitions so far."""
 
-    transitions: list[Transition]
+    transitions: list[Transition] = Field(description="Its transitions so far, in order.")
 
 
 class ReleaseList(BaseModel):
@@ -45,7 +45,7 @@ class ReleaseList(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    releases: list[ReleaseView]
+    releases: list[ReleaseView] = Field(description="The releases, by name.")
 
 
 async def _status(call: Request[Nothing, Nothing]) -> Reply:

@@ -24,7 +24,7 @@ from openapi_pydantic import (
     Tag,
 )
 from openapi_pydantic.util import PydanticSchema, construct_open_api_with_schema_class
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from atlas_supervisor.api import examples
 from atlas_supervisor.api.parsing import IDEMPOTENCY_KEY, KEY_PATTERN
@@ -55,7 +55,7 @@ _KEY = (
 class RefusedDeploy(DeployRecord):
     """A deploy that did not do what was asked: its record, and the error."""
 
-    error: ErrorDetail
+    error: ErrorDetail = Field(description="Why it did not.")
 
 
 _SECURITY: list[dict[str, list[str]]] = [{"token": []}]

@@ -60,7 +60,7 @@ class ErrorAnswer(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    error: ErrorDetail
+    error: ErrorDetail = Field(description="What went wrong.")
 
 
 # Responses.

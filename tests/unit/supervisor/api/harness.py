@@ -163,7 +163,7 @@ class MemoryAudit:
     entries: list[AuditEntry] = field(default_factory=list)
     told: list[tuple[Actor, str, str, dict[str, Any]]] = field(default_factory=list)
     asked: list[dict[str, Any]] = field(default_factory=list)
-    found: Verification = audit.WHOLE
+    found: Verification = audit.VERIFIED
 
     async def audit_entries(self, **asked: Any) -> list[AuditEntry]:
         self.asked.append(asked)
