@@ -138,7 +138,7 @@ IDEMPOTENCY_KEY_REUSED = ErrorSpec(
 )
 REFUSED = ErrorSpec(
     "refused",
-    0,  # whatever status the HTTP library refuses with
+    0,  # the status that the HTTP library chose
     "{phrase}",
     "GET /docs shows what this API offers",
     {"phrase": "any other refusal by the HTTP library"},

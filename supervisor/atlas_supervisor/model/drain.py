@@ -31,7 +31,7 @@ class DrainCounts(BaseModel):
 
 
 class DrainingView(BaseModel):
-    """An instance that finishes what it has and then ends."""
+    """A worker that finishes its connections and then exits."""
 
     model_config = ConfigDict(frozen=True)
 
