@@ -1,6 +1,6 @@
-"""`./scripts/generate-docs`: the documents that are drawn from the code, so that they are right.
+"""`./scripts/generate-docs`: writes the documents that are generated from the code.
 
-`tests/unit/test_docs.py` compares what stands in `docs/` with what this would write.
+`tests/unit/test_docs.py` compares the files in `docs/` with what this would write.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from atlas_supervisor.deploy.machine import (
     Row,
     diagram,
 )
+from scripts.api_reference import api_reference
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -78,7 +79,7 @@ def table_row(row: Row) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-GENERATED = {"docs/deploy-machine.md": deploy_machine}
+GENERATED = {"docs/api.md": api_reference, "docs/deploy-machine.md": deploy_machine}
 """By path below the repository: what returns the document's text."""
 
 
