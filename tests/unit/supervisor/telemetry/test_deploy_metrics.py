@@ -142,7 +142,7 @@ def test_nothing_is_remembered_of_a_deploy_that_has_ended(tmp_path: Path) -> Non
     metrics = made(tmp_path)
     for number in range(100):
         name = {"deploy_id": f"d-{number}"}
-        metrics.deploys.told(told(examples.BEGUN.model_copy(update=name)))
+        metrics.deploys.told(told(examples.STARTED.model_copy(update=name)))
         ended = examples.FAILED.model_copy(update=name)
         metrics.deploys.told(told(ended, source="unstage", event="passed"))
 
