@@ -33,7 +33,8 @@ from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.health.monitor import HealthMonitor
 from atlas_supervisor.logs.log_service import LogService
 from atlas_supervisor.model.actor import SUPERVISOR
-from atlas_supervisor.probes.health_probe import HttpProber, ProbeResult
+from atlas_supervisor.model.probe import ProbeResult
+from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.state_keeper import StateKeeper
@@ -120,11 +121,11 @@ class Daemon:
         self._database = database
         if aside is not None:
             log.error("database_unreadable", aside=aside.name)
-            await database.audit(SUPERVISOR, "database", "set_aside", aside=aside.name)
-        await database.audit_happened(
+            await database.audit.write(SUPERVISOR, "database", "set_aside", aside=aside.name)
+        await database.audit.record(
             SUPERVISOR, "daemon", "started", pid=os.getpid(), version=version("atlas-supervisor")
         )
-        self._registry = WorkerRegistry(database)
+        self._registry = WorkerRegistry(database.instances)
         await self._registry.clear(folder, seconds=self._settings.stop_timeout_seconds)
         self._state, waiting = await recover(self._settings, database, storage.state_file.written)
         return waiting
@@ -139,11 +140,11 @@ class Daemon:
     ) -> None:
         """Run everything on the open sockets and files until it is time to stop."""
         monitor = self._monitor(slots, prober)
-        events = EventHub(self._database, self._metrics.deploys.told)
+        events = EventHub(self._database.transitions, self._metrics.deploys.told)
         service = self._deploys(slots, prober, monitor, events, tasks)
         slots.on_worker_down = service.worker_down
         for background in (
-            self._database.keep_auditing,
+            self._database.audit.run,
             self._canaries.run,
             monitor.run,
             self._metrics.loop.sample,
@@ -164,7 +165,7 @@ class Daemon:
             slots.begin_stop()
             await service.stop()
             await slots.stop()
-            await self._database.audit_happened(SUPERVISOR, "daemon", "stopped", pid=os.getpid())
+            await self._database.audit.record(SUPERVISOR, "daemon", "stopped", pid=os.getpid())
 
     def _monitor(self, slots: Slots, prober: HttpProber) -> HealthMonitor:
         return HealthMonitor(
@@ -226,7 +227,7 @@ class Daemon:
             deploys=service,
             canary=self._canaries,
             health=monitor,
-            audit=self._database,
+            audit=self._database.audit,
             logs=LogService(own_log, {slot.name: slot.log for slot in slots}),
             metrics=collector.exposition(self._metrics),
         )

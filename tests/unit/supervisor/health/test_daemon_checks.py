@@ -30,7 +30,7 @@ PORTS = {BLUE: 8791, GREEN: 8792}
 async def store(folder: Path) -> AsyncIterator[tuple[StateKeeper, Database]]:
     async with open_database(folder / "atlas.db") as (database, _):
         file = StateFile(folder / "deploy_state.json")
-        yield StateKeeper(file, database, a_state()), database
+        yield StateKeeper(file, database.state, a_state()), database
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def fill(path: Path) -> None:
 async def test_a_database_that_takes_a_write_and_gives_it_back_passes(tmp_path: Path) -> None:
     async with store(tmp_path) as (keeper, database):
         check = await daemon_checks.database(keeper, database)
-        assert await database.last_state() == keeper.state
+        assert await database.state.load() == keeper.state
     assert check.status is PASS
     assert (check.value or 0) > 0
 
@@ -94,7 +94,7 @@ async def test_a_database_that_gives_nonsense_back_fails(
             other.execute("INSERT OR REPLACE INTO last_state (id, state) VALUES (1, '{')")
             other.close()
 
-        monkeypatch.setattr(database, "save_state", spoils)
+        monkeypatch.setattr(database.state, "save", spoils)
         check = await daemon_checks.database(keeper, database)
     assert check.status is FAIL
     assert "nonsense" in check.message
