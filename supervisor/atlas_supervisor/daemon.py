@@ -7,7 +7,6 @@ log, signals) is in `main`.
 from __future__ import annotations
 
 import os
-import ssl
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
@@ -17,10 +16,9 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from atlas_supervisor.api.options import ApiOptions
+from atlas_supervisor.api.options import api_options
 from atlas_supervisor.api.ports import Control
 from atlas_supervisor.api.server import serve
-from atlas_supervisor.api.token import load_or_create_token
 from atlas_supervisor.canary.service import FeatureCanaries, open_canaries
 from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy.collector import GaugeCollector
@@ -42,13 +40,11 @@ from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.store.statements import StoreError
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG
 from atlas_supervisor.telemetry.metrics import Metrics
-from atlas_supervisor.telemetry.sanitize import keep_secret
 from atlas_supervisor.traffic import Endpoints, Plane, make_plane
 from atlas_supervisor.workers.output import keep_bounded
 from atlas_supervisor.workers.registry import WorkerRegistry
 from atlas_supervisor.workers.releases import Releases
 from atlas_supervisor.workers.slots import Slots
-from atlas_worker.contract import SUPERVISOR_SOCKET
 
 log = structlog.get_logger(__name__)
 
@@ -159,7 +155,7 @@ class Daemon:
                 self._database, self._state, self._releases, slots.active.name
             )
         async with serve(
-            self._control(slots, service, monitor, events), _api_options(self._settings)
+            self._control(slots, service, monitor, events), api_options(self._settings)
         ):
             tasks.start_soon(slots.start_active, release)
             await stopping.wait()
@@ -234,21 +230,3 @@ class Daemon:
     def _observe_probe(self, port: int, result: ProbeResult) -> None:
         slot = self._settings.slot_of_port(port)
         self._metrics.probes.probed(slot, result.verdict, result.duration_ms / 1000)
-
-
-def _api_options(settings: Settings) -> ApiOptions:
-    tls = None
-    if settings.control_tls_cert and settings.control_tls_key:
-        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        tls.load_cert_chain(settings.control_tls_cert, settings.control_tls_key)
-    token = load_or_create_token(settings.control_token_file)
-    keep_secret([token])
-    return ApiOptions(
-        socket_path=settings.state_dir / SUPERVISOR_SOCKET,
-        token=token,
-        token_file=settings.control_token_file,
-        version=version("atlas-supervisor"),
-        host=str(settings.control_host),
-        port=settings.control_port,
-        tls=tls,
-    )

@@ -171,7 +171,9 @@ class Executor:
             return 0.0
         return self._settings.keep_warm_seconds
 
-    async def _until_needed(self, activity: Callable[[], Awaitable[StepOutcome]]) -> StepOutcome:
+    async def _until_superseded(
+        self, activity: Callable[[], Awaitable[StepOutcome]]
+    ) -> StepOutcome:
         """Run an activity, and end it as soon as the next deploy needs the staging slot."""
         outcome = StepOutcome(Event.SUPERSEDED, "the next deploy has begun")
 
@@ -189,7 +191,7 @@ class Executor:
     async def guard(self, _deploy: ActiveDeploy) -> StepOutcome:
         """Probe the new version for the guard time; too many failures in a row fail it."""
         await self._slots.cancel_staging_restarts()
-        return await self._until_needed(self._guard)
+        return await self._until_superseded(self._guard)
 
     async def _guard(self) -> StepOutcome:
         settings, slot = self._settings, self._slots.active
@@ -225,9 +227,9 @@ class Executor:
 
         It does not end by itself while the old version is the only one that lives.
         """
-        return await self._until_needed(self._warm)
+        return await self._until_superseded(self._keep_warm)
 
-    async def _warm(self) -> StepOutcome:
+    async def _keep_warm(self) -> StepOutcome:
         old = self._slots.staging.instance
         left = self._warm_seconds - self._warm_since.seconds
         if old is not None and left > 0:

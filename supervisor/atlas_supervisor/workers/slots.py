@@ -178,7 +178,7 @@ class Slots:
         self.vacate_staging()
         await anyio.sleep(SETTLE_SECONDS)
         rescued = self._plane.rescued(slot.name)
-        message = f"{slot.name} was dead; {rescued} of its connections were handed on"
+        message = f"{slot.name} was dead; {rescued} of its connections were passed on"
         return {"message": message, "rescued": rescued}
 
     async def stop_staging(self) -> None:

@@ -10,6 +10,7 @@ import pytest
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
+from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import Endpoints, listeners
 from atlas_supervisor.traffic.kernel_plane import KernelPlane
 from atlas_supervisor.traffic.steering import SteeringPolicy
@@ -173,7 +174,7 @@ async def test_what_a_worker_did_to_the_sockets_is_put_right() -> None:
                     stack.enter_context(socket.create_connection(("127.0.0.1", port), 2))
             assert plane.queued(GREEN) == before[GREEN]
             assert plane.queued(BLUE) == before[BLUE] + 20
-            assert listeners.queue_length(handed.named["private"]) == 20
+            assert queue_length(handed.named["private"]) == 20
 
 
 async def test_the_next_worker_gets_sockets_that_do_not_block_whatever_the_last_one_did() -> None:

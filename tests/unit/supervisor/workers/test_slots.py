@@ -188,10 +188,7 @@ async def test_a_dead_version_is_cleared_and_not_drained(tmp_path: Path) -> None
         kill(made.blue)
         await made.downs.wait()
         how = await made.slots.drain_staging()
-        assert how == {
-            "message": "blue was dead; 0 of its connections were handed on",
-            "rescued": 0,
-        }
+        assert (how["rescued"], "blue was dead" in how["message"]) == (0, True)
         assert made.blue.state is SlotState.EMPTY
 
 
