@@ -106,15 +106,15 @@ class HealthPort(Protocol):
 class AuditPort(Protocol):
     """The audit trail."""
 
-    async def audit_entries(
+    async def entries(
         self, *, limit: int, before: int | None, action: str | None, subject: str | None
     ) -> list[AuditEntry]:
         """Return the newest entries that match, newest first; `before` is an id."""
 
-    async def verify_audit(self) -> Verification:
+    async def verify(self) -> Verification:
         """Verify the whole trail."""
 
-    def audit_soon(
+    def enqueue(
         self, actor: Actor, action: str, outcome: str, *, subject: str | None = None, **detail: Any
     ) -> None:
         """Queue an entry, without waiting until it is written."""

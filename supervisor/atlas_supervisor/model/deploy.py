@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from atlas_supervisor.model.step import Step
 
 
 class Mode(StrEnum):
@@ -25,32 +26,6 @@ class Result(StrEnum):
     FAILED = "failed"
     ROLLED_BACK = "rolled_back"
     ABORTED = "aborted"
-
-
-class StepName(StrEnum):
-    """The steps of a deploy, in order."""
-
-    PREFLIGHT = "preflight"
-    LAUNCH = "launch"
-    SMOKE = "smoke"
-    HEALTH = "health"
-    SWITCH = "switch"
-    GUARD = "guard"
-    DRAIN = "drain"
-
-
-class Step(BaseModel):
-    """One step that has ended."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: StepName = Field(description="The step. Steps are listed in this order, as far as run.")
-    ok: bool = Field(description="Whether it passed.")
-    duration_ms: float = Field(description="How long it took.")
-    detail: dict[str, Any] = Field(
-        default_factory=dict,
-        description="`message` says in words what happened; the other fields depend on the step.",
-    )
 
 
 class DeployRecord(BaseModel):
