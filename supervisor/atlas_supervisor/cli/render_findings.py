@@ -61,7 +61,7 @@ def _of_failed_check(check: Record) -> Iterator[RenderableType]:
         grid.add_row("", safe(f"{name}: {value}", "dim"))
     yield grid
     if body.strip():
-        what = "its last output" if check.get("kind") == "command" else "start of the body"
+        what = "its last output" if check.get("kind") == "command" else "body starts with"
         yield quoted(what, body)
 
 
@@ -82,7 +82,7 @@ def probe_lines(screen: Screen, probe: Record) -> RenderableType:
     )
     if not probe.get("excerpt"):
         return line
-    return Group(line, indented(quoted("start of the body", probe["excerpt"]), 2))
+    return Group(line, indented(quoted("body starts with", probe["excerpt"]), 2))
 
 
 def hint_line(words: str) -> RenderableType:

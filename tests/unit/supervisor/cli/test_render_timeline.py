@@ -16,7 +16,7 @@ from tests.unit.supervisor.cli.conftest import Call
 from tests.unit.supervisor.cli.played import Played, problem, record, status, step
 
 STARTED = datetime(2025, 11, 23, 6, 0, tzinfo=UTC)
-SINGLE = {"code": "mode_is_single", "message": "No deploys are taken.", "action": "mend, then mode"}
+SINGLE = {"code": "mode_is_single", "message": "Deploys are disabled.", "action": "fix, then mode"}
 BEGUN = (0.0, None, "begun", "deploy requested by uid:0")
 LAUNCHED = (0.3, "launch", "passed", "pid 77 was ready")
 
@@ -123,14 +123,14 @@ async def test_a_failed_smoke_test_tells_what_was_wrong_expected_and_got(
         '      expected  status 200, json {"db": {"up": true}}\n'
         "      got       status 302 in 6 ms\n"
         "                Location: /sign-in\n"
-        "      start of the body\n"
+        "      body starts with\n"
         "      | <p>\n"
         '      | \\x1b[2J{"db": 1}\n'
         "    last output of the worker\n"
         "    | request /notes\n"
     ) in out
     assert "✗ failed\n  smoke: 1 of 2 smoke tests failed: 'notes'\n" in out
-    assert out.endswith("! No deploys are taken.\n  mend, then mode\n")
+    assert out.endswith("! Deploys are disabled.\n  fix, then mode\n")
 
 
 async def test_a_failed_command_tells_its_ending_and_its_last_lines(
@@ -172,7 +172,7 @@ async def test_a_failed_probe_tells_what_the_answer_said(
     daemon.play("GET", "/deploy/d-42", deploy)
     result = await (atlasctl("show", "d-42") if verb == "show" else atlasctl("deploy"))
     assert (
-        f"    ✗ {message} 2 ms\n      start of the body\n      | disk\n      |  is full\n"
+        f"    ✗ {message} 2 ms\n      body starts with\n      | disk\n      |  is full\n"
     ) in result.out
 
 
@@ -183,7 +183,7 @@ async def test_a_guard_that_reverts_shows_the_probe_that_failed_last(
     probe = {"verdict": "fail", "duration_ms": 2, "message": "answered 503", "excerpt": "no disk"}
     guard = step("guard", ok=False, message=message, probes=9, failed_probe=probe, output=["Oh."])
     out = await shown(daemon, atlasctl, record(guard, result="rolled_back"))
-    assert "    ✗ answered 503 2 ms\n      start of the body\n      | no disk\n" in out
+    assert "    ✗ answered 503 2 ms\n      body starts with\n      | no disk\n" in out
     assert "    | Oh.\n" in out
 
 
