@@ -1,7 +1,4 @@
-"""`atlasctl history`: past deploys, newest first.
-
-`atlasctl releases`: what can be deployed by name, what of it runs, how it went last.
-"""
+"""`atlasctl history` and `releases`: past deploys, and the releases that exist."""
 
 from __future__ import annotations
 
@@ -22,15 +19,22 @@ from atlas_supervisor.cli.units import MISSING, local_time
     type=click.IntRange(1, 1000),
     default=20,
     show_default=True,
-    help="How many deploys, the newest first.",
+    help="Maximum number of deploys.",
 )
 async def history(session: Session, limit: int) -> None:
-    """List past deploys, the newest first."""
+    """List past deploys, newest first."""
     answer = await session.daemon.get("/deploy/history", query={"limit": str(limit)})
-    session.report(answer, lambda data: _table(session.screen, data), "deploys")
+    session.report(answer, lambda data: _history_table(session.screen, data), "deploys")
 
 
-def _table(screen: Screen, data: Record) -> RenderableType:
+@verb
+async def releases(session: Session) -> None:
+    """List the releases, where they run and how they were deployed last."""
+    answer = await session.daemon.get("/deploy/releases")
+    session.report(answer, _release_table, "releases")
+
+
+def _history_table(screen: Screen, data: Record) -> RenderableType:
     deploys = data.get("deploys") or []
     if not deploys:
         return safe("no deploys yet", "dim")
@@ -43,7 +47,7 @@ def _table(screen: Screen, data: Record) -> RenderableType:
     )
     for name in ("deploy", "started", "result", "version", "took"):
         table.add_column(name, no_wrap=True)
-    # What the others leave of the line; `show` has the whole of it.
+    # Takes the rest of the line; `show` has all of it.
     table.add_column("reason", overflow="ellipsis", no_wrap=True, ratio=1)
     for record in deploys:
         table.add_row(
@@ -55,13 +59,6 @@ def _table(screen: Screen, data: Record) -> RenderableType:
             safe(record.get("reason") or "", "dim"),
         )
     return table
-
-
-@verb
-async def releases(session: Session) -> None:
-    """List the releases that exist."""
-    answer = await session.daemon.get("/deploy/releases")
-    session.report(answer, _release_table, "releases")
 
 
 def _release_table(data: Record) -> RenderableType:
