@@ -24,9 +24,12 @@ from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy.collector import GaugeCollector
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.executor import Executor
+from atlas_supervisor.deploy.initial_state import active_release
 from atlas_supervisor.deploy.recorder import Recorder
-from atlas_supervisor.deploy.recovery import active_release, recover
+from atlas_supervisor.deploy.recovery import recover
+from atlas_supervisor.deploy.runs import Runs
 from atlas_supervisor.deploy.service import DeployService
+from atlas_supervisor.deploy.status import DeployQueries
 from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.health.monitor import HealthMonitor
@@ -138,7 +141,7 @@ class Daemon:
         """Run everything on the open sockets and files until it is time to stop."""
         monitor = self._monitor(slots, prober)
         events = EventHub(self._database.transitions, self._metrics.deploys.told)
-        service = self._deploys(slots, prober, monitor, events, tasks)
+        service, queries = self._deploys(slots, prober, monitor, events, tasks)
         slots.on_worker_down = service.worker_down
         for background in (
             self._database.outbox.run,
@@ -155,7 +158,7 @@ class Daemon:
                 self._database, self._state, self._releases, slots.active.name
             )
         async with serve(
-            self._control(slots, service, monitor, events), api_options(self._settings)
+            self._control(slots, service, queries, monitor, events), api_options(self._settings)
         ):
             tasks.start_soon(slots.start_active, release)
             await stopping.wait()
@@ -181,7 +184,7 @@ class Daemon:
         monitor: HealthMonitor,
         events: EventHub,
         tasks: TaskGroup,
-    ) -> DeployService:
+    ) -> tuple[DeployService, DeployQueries]:
         switch = Switch(
             settings=self._settings,
             plane=self._plane,
@@ -196,30 +199,49 @@ class Daemon:
             plane=self._plane,
             prober=prober,
         )
-        return DeployService(
+        runs = Runs()
+        queries = DeployQueries(
             settings=self._settings,
             slots=slots,
             plane=self._plane,
-            activities=executor,
+            releases=self._releases,
+            database=self._database,
+            events=events,
+            state=self._state,
+            runs=runs,
+            canaries=self._canaries,
+            health_score=lambda: monitor.health().score,
+        )
+        service = DeployService(
+            settings=self._settings,
+            slots=slots,
+            executor=executor,
             recorder=Recorder(self._database, self._state, events),
             releases=self._releases,
             database=self._database,
             events=events,
             state=self._state,
-            canaries=self._canaries,
-            health_score=lambda: monitor.health().score,
+            runs=runs,
+            queries=queries,
             tasks=tasks,
         )
+        return service, queries
 
     def _control(
-        self, slots: Slots, service: DeployService, monitor: HealthMonitor, events: EventHub
+        self,
+        slots: Slots,
+        service: DeployService,
+        queries: DeployQueries,
+        monitor: HealthMonitor,
+        events: EventHub,
     ) -> Control:
         own_log = self._settings.state_dir / "logs" / OWN_LOG
         collector = GaugeCollector(
-            knowledge=service, slots=slots, plane=self._plane, events=events, state=self._state
+            queries=queries, slots=slots, plane=self._plane, events=events, state=self._state
         )
         return Control(
             deploys=service,
+            queries=queries,
             canary=self._canaries,
             health=monitor,
             audit=self._database.audit,

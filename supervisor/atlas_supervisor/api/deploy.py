@@ -97,7 +97,8 @@ async def _rollback(call: Request[Nothing, Nothing]) -> Reply:
 
 
 async def _mode(call: Request[Nothing, ModeBody]) -> Reply:
-    return Reply(await call.control.deploys.set_mode(call.body.mode, call.actor, call.key))
+    await call.control.deploys.set_mode(call.body.mode, call.actor, call.key)
+    return Reply(call.control.queries.status())
 
 
 def _accepted(record: DeployRecord) -> Reply:

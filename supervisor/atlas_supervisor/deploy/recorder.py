@@ -30,10 +30,11 @@ from atlas_supervisor.system.clock import now
 
 log = structlog.get_logger(__name__)
 
-_AUDITED = {
+AUDITED = {
     Consequence.ROLLBACK_AUDITED: ("rollback", "done"),
     Consequence.SWITCH_FAILURE_AUDITED: ("switch", "failed"),
 }
+"""Action and outcome of the entries that a row may demand."""
 
 
 def new_record(release: Release, plan: Plan, ports: tuple[int, int]) -> DeployRecord:
@@ -124,7 +125,7 @@ class Recorder:
     def _demand(self, demand: Consequence, record: DeployRecord, reason: str) -> PendingWrite:
         """Put what a row demands into the outbox; return its last entry."""
         if demand is not Consequence.SINGLE_MODE:
-            return self._audit(*_AUDITED[demand], record, reason)
+            return self._audit(*AUDITED[demand], record, reason)
         self._database.outbox.put(partial(self._fall_back_to_single, reason))
         return self._database.audit.enqueue(SUPERVISOR, "mode", Mode.SINGLE.value, reason=reason)
 

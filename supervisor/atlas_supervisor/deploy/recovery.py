@@ -1,10 +1,9 @@
-"""What the last daemon left behind, put in order before this one begins.
+"""What the last daemon left unfinished, ended before this one begins.
 
-The journal says what was intended, the state file what was done; where they differ, the file is
-right, because a switch counts from the moment when the file is durable. Every deploy that was
-under way is brought to an end that its record explains, or goes on waiting.
-
-Which release to start when the daemon starts: the one that had the traffic last.
+The journal says what was intended, the state file what was done. Where they differ the file is
+right, because a switch counts from the moment when the file is durable. Every deploy that was in
+progress is brought to an end that its record explains, or goes on waiting. What the last
+transition demanded is written if it was not.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ import structlog
 
 from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy.effects import Effects, TransitionLog
+from atlas_supervisor.deploy.initial_state import read_state
 from atlas_supervisor.deploy.machine import FLIPS, TABLE, Consequence, Event, Phase, Plan, step
+from atlas_supervisor.deploy.recorder import AUDITED
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.actor import SUPERVISOR
 from atlas_supervisor.model.deploy import DeployRecord, Mode, Result
 from atlas_supervisor.model.release import Release, Version, VersionChange
-from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.state import ActiveRelease, DeployState
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.deploys import UnfinishedDeploy
-from atlas_supervisor.store.state_keeper import StateFile, StateKeeper, UnreadableStateError
-from atlas_supervisor.store.statements import StoreError
+from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
 from atlas_supervisor.system.clock import now
 from atlas_supervisor.workers.releases import Releases, UnknownReleaseError
 from atlas_worker.contract import STATE_FILE
@@ -36,10 +35,6 @@ from atlas_worker.contract import STATE_FILE
 log = structlog.get_logger(__name__)
 
 _AFTER_SWITCH = frozenset({Phase.GUARD, Phase.WARM})
-_AUDITED = (
-    (Consequence.ROLLBACK_AUDITED, "rollback", "done"),
-    (Consequence.SWITCH_FAILURE_AUDITED, "switch", "failed"),
-)
 
 
 async def recover(
@@ -61,81 +56,56 @@ async def recover(
     return keeper, waiting
 
 
-async def read_state(settings: Settings, file: StateFile, database: Database) -> DeployState:
-    """Return the state to begin with, from the file, else its copy, else the settings."""
-    try:
-        known = file.read()
-    except UnreadableStateError as error:
-        aside = file.set_aside(now().strftime("%Y%m%dT%H%M%SZ"))
-        known = await database.state.load()
-        source = "its copy in the database" if known else "the settings"
-        log.error("state_file_unreadable", why=str(error), aside=aside.name, rebuilt_from=source)
-        await database.audit.write(
-            SUPERVISOR, "state_file", "rebuilt", reason=str(error), aside=aside.name, source=source
-        )
-    except OSError as error:
-        raise StartRefusedError(f"{file.path} can't be read: {error}") from error
-    if known is None:
-        return DeployState(
-            mode=settings.deploy_mode,
-            active_port=settings.active_port,
-            staging_port=settings.staging_port,
-        )
-    return await _fitted(known, settings, database)
-
-
-async def _fitted(state: DeployState, settings: Settings, database: Database) -> DeployState:
-    """Return the state with what the settings have the last word on."""
-    mode = Mode.SINGLE if settings.deploy_mode is Mode.SINGLE else state.mode
-    if mode is not state.mode:
-        reason = "DEPLOY_MODE=single in the settings always wins"
-        await database.audit.write(SUPERVISOR, "mode", mode.value, reason=reason)
-    ports = {settings.active_port, settings.staging_port}
-    active = state.active_port
-    if active not in ports:
-        log.warning("active_port_unknown", active_port=active, configured=sorted(ports))
-        await database.audit.write(
-            SUPERVISOR,
-            "active_port",
-            "reset",
-            reason=f"{active} in the state file is none of the two configured ports",
-            active_port=settings.active_port,
-        )
-        active = settings.active_port
-    (staging,) = ports - {active}
-    return state.model_copy(update={"mode": mode, "active_port": active, "staging_port": staging})
-
-
 async def finish_interrupted(
     database: Database, state: DeployState, settings: Settings
 ) -> tuple[DeployState, UnfinishedDeploy | None]:
-    """End what was under way; return the state that follows, and the deploy that still waits.
+    """End what was in progress; return the state that follows, and the deploy that still waits.
 
     Afterwards the newest of the database's versions is the one that has the traffic.
     """
     waiting: UnfinishedDeploy | None = None
     newest = {record.deploy_id for record in await database.deploys.latest(1)}
     for unfinished in await database.deploys.unfinished():
-        record, phase = unfinished.record, Phase(unfinished.record.phase)
+        record = unfinished.record
         latest = record.deploy_id in newest
         may_wait = latest and settings.deploy_mode is not Mode.SINGLE
-        if phase is Phase.AWAITING_SWITCH and may_wait:
+        if record.phase == Phase.AWAITING_SWITCH and may_wait:
             waiting = unfinished
             continue
-        demands = await _last_demands(database, record)
-        await _make_up_for_audit(database, record, demands)
-        if Consequence.SINGLE_MODE in demands and state.mode is not Mode.SINGLE:
-            state = state.model_copy(update={"mode": Mode.SINGLE})
-            await database.audit.write(SUPERVISOR, "mode", "single", reason=record.reason)
+        state = await _write_demands(database, record, state)
         # Only the latest one's switch can be what the file tells of.
         await _end(database, unfinished, state if latest else None, settings)
     await database.keys.forget_undone()
     return state, waiting
 
 
-def _active_slot(state: DeployState, settings: Settings) -> SlotName:
-    blue = state.active_port == settings.active_port
-    return SlotName.BLUE if blue else SlotName.GREEN
+async def _write_demands(
+    database: Database, record: DeployRecord, state: DeployState
+) -> DeployState:
+    """Write what the last transition demands, unless it is written; return the state then."""
+    for demand in await _last_demands(database, record):
+        if demand is not Consequence.SINGLE_MODE:
+            action, outcome = AUDITED[demand]
+            if not await database.audit.contains(record.deploy_id, action, outcome):
+                await database.audit.write(
+                    SUPERVISOR,
+                    action,
+                    outcome,
+                    subject=record.deploy_id,
+                    reason=record.reason,
+                    version=record.version,
+                )
+        elif state.mode is not Mode.SINGLE:
+            state = state.model_copy(update={"mode": Mode.SINGLE})
+            await database.audit.write(SUPERVISOR, "mode", "single", reason=record.reason)
+    return state
+
+
+async def _last_demands(database: Database, record: DeployRecord) -> tuple[Consequence, ...]:
+    """Return what the last transition demands, in order."""
+    last, plan = await database.transitions.last(record.deploy_id), Plan(dry_run=record.dry_run)
+    rows = (row for row in TABLE if (row.phase.value, row.event.value) == last)
+    return next((row.demands for row in rows if plan.meets(row.when)), ())
 
 
 def _release(serving: ActiveRelease, settings: Settings) -> Release:
@@ -144,38 +114,6 @@ def _release(serving: ActiveRelease, settings: Settings) -> Release:
     if serving.name is not None and settings.releases_dir is not None:
         path = settings.releases_dir / serving.name
     return Release(name=serving.name, path=path, version=serving.version)
-
-
-async def _last_demands(database: Database, record: DeployRecord) -> set[Consequence]:
-    """Return what the last transition demands: it may not have been written."""
-    last = await database.transitions.last(record.deploy_id)
-    if last is None:
-        return set()
-    plan = Plan(dry_run=record.dry_run)
-    return {
-        demand
-        for row in TABLE
-        if (row.phase.value, row.event.value) == last and plan.meets(row.when)
-        for demand in row.demands
-    }
-
-
-async def _make_up_for_audit(
-    database: Database, record: DeployRecord, demands: set[Consequence]
-) -> None:
-    """Write those entries of the last transition that the last daemon did not get to."""
-    for demand, action, outcome in _AUDITED:
-        if demand in demands and not await database.audit.contains(
-            record.deploy_id, action, outcome
-        ):
-            await database.audit.write(
-                SUPERVISOR,
-                action,
-                outcome,
-                subject=record.deploy_id,
-                reason=record.reason,
-                version=record.version,
-            )
 
 
 def _outcome(
@@ -239,7 +177,7 @@ async def _version_change(
     wrote the version first, apart from the transition: then there may be nothing left to change.
     """
     record, switched = unfinished.record, result is Result.SWITCHED
-    slot, serving = _active_slot(state, settings), state.active_release
+    slot, serving = settings.slot_of_port(state.active_port), state.active_release
     if switched:
         serving = ActiveRelease(name=record.release, version=record.version or "unknown")
     rows = await database.versions.all()
@@ -297,48 +235,3 @@ async def resumed(
     return DeployRun(
         record, plan, release, effects=effects, transitions=transitions, phase=row.target
     )
-
-
-async def last_active(
-    database: Database, state: StateKeeper, releases: Releases, slot: SlotName
-) -> Release:
-    """Return what had the traffic last, or the worker directory at the first start.
-
-    The state file's word counts: it is written with the port, and lives without the database.
-    Both are told what is about to run. Raises UnknownReleaseError, and StoreError if nothing
-    can be read.
-    """
-    rows, named = await database.versions.all(), state.state.active_release
-    last = named or (rows[0].release if rows else None)
-    release = await anyio.to_thread.run_sync(releases.find, last.name if last else None)
-    if not rows or rows[0].release != release:
-        try:
-            await database.versions.push(slot, release)
-        except StoreError as error:  # it can serve all the same
-            log.error("version_not_remembered", slot=slot, release=release.label, why=str(error))
-    await _name(release, state)
-    return release
-
-
-async def active_release(
-    database: Database, state: StateKeeper, releases: Releases, slot: SlotName
-) -> Release | None:
-    """Return what had the traffic last; None if it is gone. Raises StoreError."""
-    try:
-        return await last_active(database, state, releases, slot)
-    except UnknownReleaseError as error:
-        log.critical("active_release_gone", slot=slot, why=str(error))
-        return None
-
-
-async def _name(release: Release, state: StateKeeper) -> None:
-    """Let the state file name the release; it can serve all the same without."""
-    named = ActiveRelease(name=release.name, version=release.version)
-    if state.state.active_release == named:
-        return
-    try:
-        await state.change(active_release=named)
-    except OSError as error:
-        log.error("active_release_not_named", release=release.label, why=str(error))
-    else:
-        await state.copy_to_database()

@@ -1,16 +1,14 @@
-"""The daemon as the API sees it: what may begin now, and what must be refused.
+"""Deploys as an operator steers them: what may begin now, and what must be refused.
 
-It implements `api.ports.Deploys`. It decides whether a request can be done and lets the one
-deploy at hand do it; what a deploy does is the table's affair.
+The service decides whether a request can be done. Then it begins a deploy, or gives the request to
+the deploy that it concerns as an event; what follows is the table's decision (`machine`).
 
-The moment in which a deploy begins: written down as a whole, or not begun.
-
-What a rollback goes back to when the version before is no longer warm.
+Two things begin one at a time, under one lock: the check that no other deploy is in progress holds
+until the new one is written down. A request with an `Idempotency-Key` takes the lock, too, so that
+of two that are the same one is done and the other one gets its answer.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import anyio
 import structlog
@@ -25,23 +23,20 @@ from atlas_supervisor.deploy.machine import Event, Plan
 from atlas_supervisor.deploy.recorder import Recorder, new_record
 from atlas_supervisor.deploy.recovery import resumed
 from atlas_supervisor.deploy.runner import DeployRun
-from atlas_supervisor.deploy.status import CanaryOverview, DeployQueries
+from atlas_supervisor.deploy.runs import Runs
+from atlas_supervisor.deploy.status import DeployQueries
 from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.deploy import DeployRecord, Mode, Result
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.release import Release
-from atlas_supervisor.model.status import Status
 from atlas_supervisor.model.step import StepDetail
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.keys import KeyRow
 from atlas_supervisor.store.state_keeper import StateKeeper
-from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.releases import Releases, UnknownReleaseError
 from atlas_supervisor.workers.slot import Slot
 from atlas_supervisor.workers.slots import Slots
-
-log = structlog.get_logger(__name__)
 
 
 async def previous_release(database: Database, releases: Releases) -> Release:
@@ -61,50 +56,46 @@ async def previous_release(database: Database, releases: Releases) -> Release:
     return found
 
 
-class DeployService(DeployQueries):
-    """Begins deploys and answers for them; there is one at a time."""
+class DeployService:
+    """Begins and steers deploys; it satisfies `api.ports.DeployPort`."""
 
     def __init__(
         self,
         *,
         settings: Settings,
         slots: Slots,
-        plane: Plane,
-        activities: Executor,
+        executor: Executor,
         recorder: Recorder,
         releases: Releases,
         database: Database,
         events: EventHub,
         state: StateKeeper,
-        canaries: CanaryOverview,
-        health_score: Callable[[], int],
+        runs: Runs,
+        queries: DeployQueries,
         tasks: TaskGroup,
     ) -> None:
-        super().__init__(
-            settings=settings,
-            slots=slots,
-            plane=plane,
-            releases=releases,
-            database=database,
-            events=events,
-            state=state,
-            canaries=canaries,
-            health_score=health_score,
-        )
-        self._activities = activities
+        self._settings = settings
+        self._slots = slots
+        self._executor = executor
         self._recorder = recorder
+        self._releases = releases
+        self._database = database
+        self._events = events
+        self._state = state
+        self._runs = runs
+        self._queries = queries
         self._tasks = tasks
-        self._repeats = IdempotentRequests(database.keys)
+        self._requests = IdempotentRequests(database.keys)
         self._beginning = anyio.Lock()
 
-    # What can be asked for.
+    # To begin a deploy.
 
     async def deploy(
         self, *, release: str | None, dry_run: bool, actor: Actor, key: IdempotencyKey | None = None
     ) -> DeployRecord:
-        """Begin a deploy, and return its record as soon as it is durable."""
+        """Start a deploy; return its record as soon as it is durable."""
         async with self._beginning:
-            before = await self._repeats.find(key)
+            before = await self._requests.find(key)
             if before is not None and before.deploy_id is not None:
                 return await self._known(before.deploy_id)
             if self._state.state.mode is Mode.SINGLE:
@@ -119,9 +110,9 @@ class DeployService(DeployQueries):
         return run.record
 
     def _refuse_if_busy(self) -> None:
-        if self._stopping:
+        if self._runs.stopping:
             raise errors.stopping()
-        if (current := self._current()) is not None:
+        if (current := self._runs.current) is not None:
             raise errors.in_progress(current)
 
     async def _begin(
@@ -133,37 +124,36 @@ class DeployService(DeployQueries):
         with anyio.CancelScope(shield=True):  # written down and begun, or neither
             await self._recorder.begin(record, plan, actor=actor, key=key)
             run = DeployRun(
-                record, plan, release, effects=self._activities, transitions=self._recorder
+                record, plan, release, effects=self._executor, transitions=self._recorder
             )
-            self._adopt(run)
+            self._start(run)
         return run
 
-    def _adopt(self, run: DeployRun) -> None:
-        self._runs[run.record.deploy_id] = run
-        self._last = run.record
+    def _start(self, run: DeployRun) -> None:
+        self._runs.add(run)
         self._tasks.start_soon(self._drive, run)
 
+    async def _drive(self, run: DeployRun) -> None:
+        with structlog.contextvars.bound_contextvars(**run.record.facts):
+            await run.drive()
+        self._runs.remove(run)
+
     async def resume(self, waiting: UnfinishedDeploy | None) -> None:
-        """Show the last deploy, and go on with one that waited when the last daemon ended."""
+        """Show the latest deploy, and go on with one that waited when the last daemon ended."""
         if waiting is not None:
             run = await resumed(
                 self._database,
                 waiting,
                 self._releases,
-                effects=self._activities,
+                effects=self._executor,
                 transitions=self._recorder,
             )
             if run is not None:
-                self._adopt(run)
+                self._start(run)
                 return
-        self._last = next(iter(await self._database.deploys.latest(1)), None)
+        self._runs.show(next(iter(await self._database.deploys.latest(1)), None))
 
-    async def _drive(self, run: DeployRun) -> None:
-        with structlog.contextvars.bound_contextvars(**run.record.facts):
-            await run.drive()
-        if self._last and self._last.deploy_id == run.record.deploy_id:
-            self._last = run.record
-        del self._runs[run.record.deploy_id]
+    # The answers.
 
     async def settled(self, deploy_id: str) -> DeployRecord:
         """Wait until the deploy has a result."""
@@ -172,12 +162,12 @@ class DeployService(DeployQueries):
             return await self._known(deploy_id)
         await run.settled.wait()
         if run.record.result is Result.SWITCHED:
-            return run.record  # what failed, if anything, was to go back again
+            return run.record  # a switch that failed then was one back
         return await self._answer(run)
 
     async def _known(self, deploy_id: str) -> DeployRecord:
         """Return the deploy as it is now. Raises LookupError."""
-        record = await self.find(deploy_id)
+        record = await self._queries.find(deploy_id)
         if record is None:
             raise LookupError(deploy_id)
         return record
@@ -188,92 +178,93 @@ class DeployService(DeployQueries):
             raise errors.switch_failed(run)
         return run.record
 
-    async def switch(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
-        """Go ahead with the waiting deploy; returns once it has switched, or failed to."""
-        return await self._tell_current(Event.SWITCH_REQUESTED, "switch", actor, key)
-
-    async def abort(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
-        """Give up the deploy in progress; returns once staging is stopped."""
-        async with self._repeats.forgotten_if_refused(key):
-            record = await self._tell_current(Event.ABORT_REQUESTED, "abort", actor, key)
-            if record.result is not Result.ABORTED:
-                raise errors.too_late(record)
+    async def _audited(self, run: DeployRun, action: str, actor: Actor) -> DeployRecord:
+        """Return the answer to a request that the deploy has accepted; audit the request."""
+        outcome, subject = "failed", run.record.deploy_id
+        try:
+            record = await self._answer(run)
+            outcome = record.result.value if record.result else "unknown"
+        finally:
+            await self._database.audit.record(actor, action, outcome, subject=subject)
         return record
 
-    async def _tell_current(
-        self, event: Event, action: str, actor: Actor, key: IdempotencyKey | None
-    ) -> DeployRecord:
-        if key is None:  # a disk that fails must not stand between an operator and an abort
-            return await self._audited(await self._told(event, action, actor, key), action, actor)
-        async with self._beginning:
-            before = await self._repeats.find(key)
-            run = await self._told(event, action, actor, key) if before is None else None
-        if run is not None:
-            async with self._repeats.forgotten_if_refused(key):
-                return await self._audited(run, action, actor)
-        return await self._repeated(before)
-
     async def _repeated(self, before: KeyRow | None) -> DeployRecord:
-        """Return what came of a request that is made once more."""
+        """Return the answer to a request that was made before under the same key."""
         if before is None or before.deploy_id is None:
             raise LookupError("this key is no deploy's")
         run = self._runs.get(before.deploy_id)
         return await (self._answer(run) if run else self._known(before.deploy_id))
 
-    async def _told(
-        self, event: Event, action: str, actor: Actor, key: IdempotencyKey | None
-    ) -> DeployRun:
-        """Return the deploy that has taken the event. Raises RefusedError if none does."""
-        if self._stopping:
-            raise errors.stopping()
-        for run in list(self._runs.values()):
-            if await self._repeats.steer(run, event, f"{action} requested by {actor.name}", key):
-                return run
-        raise errors.nothing_to(action, self._current())
+    # To steer a deploy.
 
-    async def _audited(self, run: DeployRun, action: str, actor: Actor) -> DeployRecord:
-        outcome = "failed"
-        try:
-            record = await self._answer(run)
-            outcome = record.result.value if record.result else "unknown"
-        finally:
-            database, subject = self._database, run.record.deploy_id
-            await database.audit.record(actor, action, outcome, subject=subject)
+    async def switch(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
+        """Switch to the waiting deploy; return once that has succeeded or failed."""
+        return await self._steer(Event.SWITCH_REQUESTED, "switch", actor, key)
+
+    async def abort(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
+        """Abort the deploy in progress; return once staging is stopped."""
+        async with self._requests.forgotten_if_refused(key):
+            record = await self._steer(Event.ABORT_REQUESTED, "abort", actor, key)
+            if record.result is not Result.ABORTED:
+                raise errors.too_late(record)
         return record
+
+    async def _steer(
+        self, event: Event, action: str, actor: Actor, key: IdempotencyKey | None
+    ) -> DeployRecord:
+        if key is None:  # a failing disk must not stand between an operator and an abort
+            return await self._audited(await self._taker(event, action, actor), action, actor)
+        async with self._beginning:
+            before = await self._requests.find(key)
+            run = await self._taker(event, action, actor, key) if before is None else None
+        if run is None:
+            return await self._repeated(before)
+        async with self._requests.forgotten_if_refused(key):
+            return await self._audited(run, action, actor)
+
+    async def _taker(
+        self, event: Event, action: str, actor: Actor, key: IdempotencyKey | None = None
+    ) -> DeployRun:
+        """Return the deploy that has accepted the event. Raises RefusedError if none does."""
+        if self._runs.stopping:
+            raise errors.stopping()
+        run = await self._offered(event, f"{action} requested by {actor.name}", key)
+        if run is None:
+            raise errors.nothing_to(action, self._runs.current)
+        return run
+
+    async def _offered(
+        self, event: Event, cause: str, key: IdempotencyKey | None
+    ) -> DeployRun | None:
+        for run in self._runs:
+            if await self._requests.steer(run, event, cause, key):
+                return run
+        return None
 
     async def rollback(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
         """Go back to the version before: at once if it is warm, else through the gates."""
         run = warm = None
         async with self._beginning:  # two at once are not to go back twice
-            before = await self._repeats.find(key)
+            before = await self._requests.find(key)
             if before is None:
                 self._refuse_if_busy()
-                warm = await self._rolled_back_warm(actor, key)
+                if self._slots.staging.serving:
+                    cause = f"rollback requested by {actor.name}"
+                    warm = await self._offered(Event.ROLLBACK_REQUESTED, cause, key)
             if before is None and warm is None:
                 release = await previous_release(self._database, self._releases)
                 run = await self._begin(release, Plan(rollback=True), actor, key)
         if warm is not None:
-            async with self._repeats.forgotten_if_refused(key):
+            async with self._requests.forgotten_if_refused(key):
                 return await self._audited(warm, "rollback", actor)
         return await (self.settled(run.record.deploy_id) if run else self._repeated(before))
 
-    async def _rolled_back_warm(self, actor: Actor, key: IdempotencyKey | None) -> DeployRun | None:
-        """Return the deploy that goes back to its warm version, if there is one."""
-        if not self._slots.staging.serving:
-            return None
-        event, cause = Event.ROLLBACK_REQUESTED, f"rollback requested by {actor.name}"
-        for run in list(self._runs.values()):
-            if await self._repeats.steer(run, event, cause, key):
-                return run
-        return None
-
-    async def set_mode(self, mode: Mode, actor: Actor, key: IdempotencyKey | None = None) -> Status:
+    async def set_mode(self, mode: Mode, actor: Actor, key: IdempotencyKey | None = None) -> None:
         """Set the mode durably."""
-        async with self._beginning:  # not while a deploy is on its way past the check of it
-            if await self._repeats.find(key) is None:
+        async with self._beginning:  # not between a deploy's check of it and its beginning
+            if await self._requests.find(key) is None:
                 await self._set_mode(mode, actor)
-                await self._repeats.mode_set(key)
-        return self.status()
+                await self._requests.mode_set(key)
 
     async def _set_mode(self, mode: Mode, actor: Actor) -> None:
         if mode is Mode.BLUEGREEN and self._settings.deploy_mode is Mode.SINGLE:
@@ -289,16 +280,16 @@ class DeployService(DeployQueries):
     # What happens by itself.
 
     async def worker_down(self, slot: Slot, cause: str) -> bool:
-        """Tell the deploys that an instance went down or hangs; return whether it concerned one.
+        """Offer a worker's end, or that it hangs, to the deploys; return whether one accepts it.
 
-        Returns once that deploy has come to an answer: it may have reverted to a warm version.
+        Return once that deploy has settled: it may have reverted to a warm version.
         """
         active = self._slots.active is slot
         event = Event.ACTIVE_DIED if active else Event.STAGING_DIED
         if active and not self._slots.staging.serving:
-            return False  # nobody is there to take over
+            return False  # no other version can take over
         role = "active" if active else "staging"
-        for run in self._runs.values():
+        for run in self._runs:
             cause_in_words = f"the {role} instance went down: {cause}"
             if run.offer(event, cause_in_words, StepDetail(output=slot.log.last_lines())):
                 await run.settled.wait()
@@ -306,9 +297,9 @@ class DeployService(DeployQueries):
         return False
 
     async def stop(self) -> None:
-        """Bring every deploy to an end that its record explains; a waiting one goes on waiting."""
+        """End every deploy in a way that its record explains; a waiting one goes on waiting."""
         async with self._beginning:
-            self._stopping = True
-        for run in list(self._runs.values()):
+            self._runs.stopping = True
+        for run in self._runs:
             await run.finish(Event.SUPERVISOR_STOPPED, "the supervisor was stopped")
         self._events.close()

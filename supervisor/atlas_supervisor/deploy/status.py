@@ -1,13 +1,11 @@
-"""What the status shows, put together from whoever knows it.
+"""What there is to know about deploys: the status, the history, the journal, the events.
 
-What an operator should do about the state that the daemon is in, if anything.
-
-What there is to know about deploys: the half of the daemon that answers and changes nothing.
+Nothing here changes anything. The status is put together from memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 import anyio
@@ -15,11 +13,11 @@ import anyio
 from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy import errors
 from atlas_supervisor.deploy.event_hub import EventHub
-from atlas_supervisor.deploy.runner import DeployRun
+from atlas_supervisor.deploy.runs import Runs
 from atlas_supervisor.model.canary import CanaryStats
 from atlas_supervisor.model.deploy import DeployRecord, Mode, Result
 from atlas_supervisor.model.event import EventFeed, Transition, as_transition
-from atlas_supervisor.model.release import LastDeploy, Release, ReleaseView
+from atlas_supervisor.model.release import ReleaseView
 from atlas_supervisor.model.slot import SlotState
 from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.model.status import Status, Suggestion, Traffic
@@ -95,61 +93,8 @@ class CanaryOverview(Protocol):
         """Return what an operator should do about them, if anything."""
 
 
-def overview(
-    settings: Settings,
-    state: DeployState,
-    slots: Slots,
-    plane: Plane,
-    *,
-    health_score: int,
-    last_deploy: DeployRecord | None,
-    in_progress: bool,
-    canaries: CanaryOverview,
-) -> Status:
-    """Return everything at a glance, from memory."""
-    active = slots.active
-    return Status(
-        mode=state.mode,
-        active_port=state.active_port,
-        staging_port=state.staging_port,
-        public_port=settings.public_port or None,
-        health_score=health_score,
-        version=active.instance.release.version if active.instance else None,
-        channel=settings.channel,
-        last_deploy=last_deploy,
-        canary_stats=canaries.stats(),
-        fallback_suggestions=[
-            *suggestions(settings, state, active, last_deploy),
-            *canaries.suggestions(),
-        ],
-        slots=slots.views(),
-        draining=slots.drains.views(),
-        traffic=Traffic(plane=plane.name, weights=plane.weights),
-        deploy_in_progress=in_progress,
-    )
-
-
-def release_views(
-    found: Sequence[Release], slots: Slots, last: dict[str, LastDeploy]
-) -> list[ReleaseView]:
-    """Return the named releases with where they run and how their last deploy ended."""
-    return [
-        ReleaseView(
-            name=release.name or "",
-            version=release.version,
-            slots=[
-                slot.name
-                for slot in slots
-                if slot.instance and slot.instance.release.name == release.name
-            ],
-            last_deploy=last.get(release.name or ""),
-        )
-        for release in found
-    ]
-
-
 class DeployQueries:
-    """Answers questions; `service.DeployService` adds what can be asked for."""
+    """Answers questions about deploys; it satisfies `api.ports.QueryPort`."""
 
     def __init__(
         self,
@@ -161,6 +106,7 @@ class DeployQueries:
         database: Database,
         events: EventHub,
         state: StateKeeper,
+        runs: Runs,
         canaries: CanaryOverview,
         health_score: Callable[[], int],
     ) -> None:
@@ -171,75 +117,84 @@ class DeployQueries:
         self._database = database
         self._events = events
         self._state = state
+        self._runs = runs
         self._canaries = canaries
         self._health_score = health_score
-        self._runs: dict[str, DeployRun] = {}
-        """Deploys that have not ended; at most one of them is in progress."""
-        self._last: DeployRecord | None = None
-        self._stopping = False
 
     def status(self) -> Status:
-        """Return everything at a glance, from memory."""
-        return overview(
-            self._settings,
-            self._state.state,
-            self._slots,
-            self._plane,
+        """Return the current status, from memory."""
+        settings, state, latest = self._settings, self._state.state, self._runs.latest
+        active = self._slots.active
+        return Status(
+            mode=state.mode,
+            active_port=state.active_port,
+            staging_port=state.staging_port,
+            public_port=settings.public_port or None,
             health_score=self._health_score(),
-            last_deploy=self._fresh(self._last) if self._last else None,
-            in_progress=self._current() is not None,
-            canaries=self._canaries,
+            version=active.instance.release.version if active.instance else None,
+            channel=settings.channel,
+            last_deploy=latest,
+            canary_stats=self._canaries.stats(),
+            fallback_suggestions=[
+                *suggestions(settings, state, active, latest),
+                *self._canaries.suggestions(),
+            ],
+            slots=self._slots.views(),
+            draining=self._slots.drains.views(),
+            traffic=Traffic(plane=self._plane.name, weights=self._plane.weights),
+            deploy_in_progress=self._runs.current is not None,
         )
 
     def ready(self) -> bool:
-        """Tell whether an active worker takes traffic."""
+        """Return whether an active worker takes traffic."""
         return self._slots.active.serving
 
     async def history(self, limit: int) -> list[DeployRecord]:
         """Return the latest deploys, newest first."""
         records = await self._database.deploys.latest(limit)
-        return [self._fresh(record) for record in records]
+        return [self._runs.fresh(record) for record in records]
 
     async def find(self, deploy_id: str) -> DeployRecord | None:
         """Return one deploy, or None."""
-        if deploy_id in self._runs:
-            return self._runs[deploy_id].record
-        return await self._database.deploys.find(deploy_id)
+        run = self._runs.get(deploy_id)
+        return run.record if run else await self._database.deploys.find(deploy_id)
 
     async def transitions(self, deploy_id: str) -> list[Transition]:
-        """Return a deploy's story so far; what is not in the journal yet has no id."""
+        """Return a deploy's transitions so far; one that is not in the journal yet has no id."""
         pending = self._database.transitions.pending()
         written = await self._database.transitions.of_deploy(deploy_id)
-        last = written[-1].id if written else None
-        return [
-            *written,
-            # One that was written meanwhile may be among those that were read.
-            *(
-                as_transition(each)
-                for each in pending
-                if each.event.deploy_id == deploy_id
-                and (each.journal_id is None or each.journal_id > (last or 0))
-            ),
+        last = (written[-1].id or 0) if written else 0
+        # One that was written while we read may be among those that were read.
+        missing = [
+            event
+            for event in pending
+            if event.event.deploy_id == deploy_id
+            and (event.journal_id is None or event.journal_id > last)
         ]
+        return [*written, *map(as_transition, missing)]
 
     async def events(self, *, after: int | None, deploy_id: str | None) -> EventFeed:
         """Return what happens to deploys, or to one, from now on or after an id."""
-        if self._stopping:
+        if self._runs.stopping:
             raise errors.stopping()
         if deploy_id is not None and await self.find(deploy_id) is None:
             raise errors.deploy_not_found()
-        return await self._events.feed(after=after, deploy_id=deploy_id)
+        return await self._events.subscribe(after=after, deploy_id=deploy_id)
 
     async def releases(self) -> list[ReleaseView]:
         """Return the named releases that exist, by name."""
         found = await anyio.to_thread.run_sync(self._releases.all)
         last = await self._database.deploys.last_by_release()
-        return release_views(found, self._slots, last)
-
-    def _fresh(self, record: DeployRecord) -> DeployRecord:
-        run = self._runs.get(record.deploy_id)
-        return run.record if run else record
-
-    def _current(self) -> DeployRun | None:
-        """Return the deploy that holds the place, if any."""
-        return next((run for run in self._runs.values() if run.in_progress), None)
+        return [
+            ReleaseView(
+                name=release.name or "",
+                version=release.version,
+                slots=[
+                    slot.name
+                    for slot in self._slots
+                    if slot.instance and slot.instance.release.name == release.name
+                ],
+                last_deploy=last.get(release.name or ""),
+            )
+            for release in found
+        ]

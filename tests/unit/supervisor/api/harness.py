@@ -71,6 +71,7 @@ class MemoryControl:
     refusal: RefusedError | None = None
     bug: Exception | None = None
     is_ready: bool = True
+    mode: Mode | None = None
     health: Health = examples.HEALTH
     asked: list[tuple[str, Any, Actor]] = field(default_factory=list)
     keys: list[IdempotencyKey | None] = field(default_factory=list)
@@ -88,7 +89,7 @@ class MemoryControl:
     def status(self) -> Status:
         if self.bug:
             raise self.bug
-        return examples.STATUS
+        return examples.STATUS.model_copy(update={"mode": self.mode} if self.mode else {})
 
     async def looked(self) -> None:
         pass
@@ -123,9 +124,9 @@ class MemoryControl:
         self.asked.append(("rollback", None, actor))
         return await self._come_out()
 
-    async def set_mode(self, mode: Mode, actor: Actor, key: IdempotencyKey | None = None) -> Status:
+    async def set_mode(self, mode: Mode, actor: Actor, key: IdempotencyKey | None = None) -> None:
         self.asked.append(("mode", mode, actor))
-        return examples.STATUS.model_copy(update={"mode": mode})
+        self.mode = mode
 
     async def releases(self) -> list[ReleaseView]:
         return []
@@ -310,6 +311,7 @@ async def running(
     logs = logs or LogService(folder / "supervisor.jsonl", {})
     parts = Control(
         deploys=server.control,
+        queries=server.control,
         canary=server.control.canaries,
         health=server.control,
         audit=server.audit,

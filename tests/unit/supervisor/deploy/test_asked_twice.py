@@ -10,6 +10,7 @@ import pytest
 
 from atlas_supervisor.deploy import errors
 from atlas_supervisor.deploy.machine import Event, Phase, Plan
+from atlas_supervisor.deploy.runs import Runs
 from atlas_supervisor.deploy.service import DeployService
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.store.database import open_database
@@ -95,21 +96,21 @@ async def test_a_deploy_that_has_switched_has_though_it_could_not_go_back(tmp_pa
     world.outcomes["revert"] = [FAIL]
     unused: Any = None  # the service asks the deploy at hand alone
     async with open_database(tmp_path / "atlas.db") as (database, _), driven(world) as run:
+        runs = Runs()
         service = DeployService(
             settings=unused,
             slots=unused,
-            plane=unused,
-            activities=unused,
+            executor=unused,
             recorder=unused,
             releases=unused,
             database=database,
             events=unused,
             state=unused,
-            canaries=unused,
-            health_score=unused,
+            runs=runs,
+            queries=unused,
             tasks=unused,
         )
-        service._runs[run.record.deploy_id] = run
+        runs.add(run)
         world.when_ending["switch"] = lambda: run.offer(Event.STAGING_DIED, "ended by SIGKILL")
         deployed = await service.settled(run.record.deploy_id)
         assert deployed.result == "switched"

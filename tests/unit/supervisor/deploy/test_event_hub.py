@@ -97,7 +97,7 @@ async def test_who_resumes_misses_nothing_and_gets_nothing_twice(written: int) -
             scene = Scene()
             for _ in range(written):
                 scene.happens()
-            coming = asyncio.create_task(scene.events.feed(after=after, deploy_id=None))
+            coming = asyncio.create_task(scene.events.subscribe(after=after, deploy_id=None))
             for _ in range(turns):
                 await asyncio.sleep(0)
             scene.happens()
@@ -112,7 +112,7 @@ async def test_who_resumes_misses_nothing_and_gets_nothing_twice(written: int) -
 async def test_who_does_not_resume_gets_what_happens_from_now_on() -> None:
     scene = Scene()
     scene.happens()
-    feed = await scene.events.feed(after=None, deploy_id=None)
+    feed = await scene.events.subscribe(after=None, deploy_id=None)
     assert (feed.resumes_at, feed.reset) == (1, None)
     await nothing_more(scene, feed)
 
@@ -120,7 +120,7 @@ async def test_who_does_not_resume_gets_what_happens_from_now_on() -> None:
 async def test_an_id_that_the_journal_does_not_have_is_told_and_the_rest_is_live() -> None:
     scene = Scene()
     scene.happens()
-    feed = await scene.events.feed(after=99, deploy_id=None)
+    feed = await scene.events.subscribe(after=99, deploy_id=None)
     assert feed.resumes_at == 1
     assert "99" in str(feed.reset)
     await nothing_more(scene, feed)
@@ -130,7 +130,7 @@ async def test_one_deploy_can_be_listened_to() -> None:
     scene = Scene()
     for deploy_id in ("a", "b", "a"):
         scene.happens(deploy_id)
-    feed = await scene.events.feed(after=0, deploy_id="a")
+    feed = await scene.events.subscribe(after=0, deploy_id="a")
     scene.happens("b")
     scene.happens("a")
     assert await taken(feed, 3) == ["1", "3", "5"]
@@ -138,12 +138,12 @@ async def test_one_deploy_can_be_listened_to() -> None:
 
 async def test_what_can_not_be_written_is_told_all_the_same_and_once() -> None:
     scene = Scene()
-    feed = await scene.events.feed(after=0, deploy_id=None)
+    feed = await scene.events.subscribe(after=0, deploy_id=None)
     unwritten = scene.happens(written=False)
     told = await feed.next()
     assert told is not None
     assert (told.event.cause, told.id) == ("1", None)
-    late = await scene.events.feed(after=0, deploy_id=None)
+    late = await scene.events.subscribe(after=0, deploy_id=None)
     assert await taken(late, 1) == ["1"]
     scene.write(unwritten)
     await nothing_more(scene, feed)
@@ -154,13 +154,13 @@ async def test_who_does_not_take_its_events_loses_its_feed_and_resumes(
 ) -> None:
     monkeypatch.setattr(hub, "MAX_EVENTS", 3)
     scene = Scene()
-    slow = await scene.events.feed(after=None, deploy_id=None)
-    quick = await scene.events.feed(after=None, deploy_id=None)
+    slow = await scene.events.subscribe(after=None, deploy_id=None)
+    quick = await scene.events.subscribe(after=None, deploy_id=None)
     for number in range(1, 6):
         scene.happens()
         assert await taken(quick, 1) == [str(number)]
     assert await slow.next() is None
-    again = await scene.events.feed(after=0, deploy_id=None)
+    again = await scene.events.subscribe(after=0, deploy_id=None)
     assert await taken(again, 5) == ["1", "2", "3", "4", "5"]
 
 
@@ -169,7 +169,7 @@ async def test_what_a_listener_leaves_lying_is_bounded_in_bytes(
 ) -> None:
     scene = Scene()
     monkeypatch.setattr(hub, "MAX_BYTES", 2 * len(scene.happens().data) + 10)
-    feed = await scene.events.feed(after=None, deploy_id=None)
+    feed = await scene.events.subscribe(after=None, deploy_id=None)
     for _ in range(3):
         scene.happens()
     assert await feed.next() is None
@@ -177,18 +177,18 @@ async def test_what_a_listener_leaves_lying_is_bounded_in_bytes(
 
 async def test_the_end_of_the_hub_comes_after_the_last_event() -> None:
     scene = Scene()
-    feed = await scene.events.feed(after=None, deploy_id=None)
+    feed = await scene.events.subscribe(after=None, deploy_id=None)
     scene.happens()
     scene.events.close()
     assert await taken(feed, 1) == ["1"]
     assert await feed.next() is None
-    late = await scene.events.feed(after=None, deploy_id=None)
+    late = await scene.events.subscribe(after=None, deploy_id=None)
     assert await late.next() is None
 
 
 async def test_a_feed_that_is_closed_wakes_who_waits_for_it() -> None:
     scene = Scene()
-    feed = await scene.events.feed(after=None, deploy_id=None)
+    feed = await scene.events.subscribe(after=None, deploy_id=None)
     waiting = asyncio.create_task(feed.next())
     await asyncio.sleep(0)
     feed.close()

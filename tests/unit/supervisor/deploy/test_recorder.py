@@ -101,7 +101,7 @@ async def test_half_written_down_it_is_ended_and_its_key_can_be_given_again(
             monkeypatch.setattr(it.database.audit, "write", broken)
         else:
             (tmp_path / ".deploy_state.json.new").mkdir()
-        feed = await it.events.feed(after=None, deploy_id=None)
+        feed = await it.events.subscribe(after=None, deploy_id=None)
         record = await it.refused()
         assert (record.result, record.phase) == ("failed", "ended")
         assert "so it was not begun" in (record.reason or "")
@@ -125,7 +125,7 @@ async def test_on_a_disk_that_takes_nothing_more_its_end_is_published_and_writte
     async with scene(tmp_path) as it:
         monkeypatch.setattr(it.database.audit, "write", broken)
         monkeypatch.setattr(it.database.deploys, "write_transition", broken)
-        feed = await it.events.feed(after=None, deploy_id=None)
+        feed = await it.events.subscribe(after=None, deploy_id=None)
         record = await it.refused()
         (unfinished,) = await it.database.deploys.unfinished()
         assert (unfinished.record, record.phase) == (record, "preflight")
@@ -217,7 +217,7 @@ async def test_a_transition_that_no_database_takes_is_published_and_blocks_no_ot
 ) -> None:
     async with scene(tmp_path) as it:
         record = await it.begin()
-        feed = await it.events.feed(after=None, deploy_id=None)
+        feed = await it.events.subscribe(after=None, deploy_id=None)
         bad = happened(record, demands=(), has_new_result=False)
         unknown = bad.record.model_copy(update={"deploy_id": "trimmed"})
         await it.recorder.write(replace(bad, record=unknown))

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from atlas_supervisor.config import Settings
+from atlas_supervisor.deploy.initial_state import read_state
 from atlas_supervisor.deploy.machine import Event, Phase
-from atlas_supervisor.deploy.recovery import finish_interrupted, read_state, resumed
+from atlas_supervisor.deploy.recovery import finish_interrupted, resumed
 from atlas_supervisor.model.actor import SUPERVISOR
 from atlas_supervisor.model.deploy import DeployRecord, Mode
 from atlas_supervisor.model.release import Release
