@@ -23,10 +23,10 @@ LOCKS = ("requirements.lock", "requirements-dev.lock")
 
 COMMANDS = ("atlas_worker.app.server", "scripts.demonstration", "scripts.documentation")
 IMPORTED = f"""
-import importlib, json, pkgutil, sys, supervisor, atlas_worker.app
+import importlib, json, pkgutil, sys, atlas_supervisor, atlas_worker.app
 for name in {COMMANDS}:
     importlib.import_module(name)
-for package in (supervisor, atlas_worker.app):
+for package in (atlas_supervisor, atlas_worker.app):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)
 print(json.dumps(sorted({{name.partition(".")[0] for name in sys.modules}})))
@@ -179,6 +179,7 @@ def test_the_environment_is_built_once_in_layers_and_anew_where_it_was_moved(
     assert repository.run("dev") == (0, "")
 
     repository.folder = repository.folder.rename(tmp_path / "elsewhere")
+    repository.index.rename(tmp_path / "gone")
     status, said = repository.run()
-    assert (status, "making .venv" in said) == (0, True), said
-    assert repository.installed() == daemon
+    assert (status, "making .venv" in said, "pip failed" in said) == (1, True, True), said
+    assert not list(repository.folder.glob(".venv/.made-*"))
