@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -15,13 +16,16 @@ from atlas_supervisor.api.server import table
 from atlas_supervisor.cli.__main__ import VERBS
 from atlas_supervisor.config.settings import FIELD_OF_KEY
 from atlas_supervisor.health.score import DEGRADED_BELOW, UNHEALTHY_BELOW, WEIGHTS, Weight
-from atlas_supervisor.model.deploy import Result, StepName
+from atlas_supervisor.model.deploy import Result
+from atlas_supervisor.model.step import StepName
 from atlas_worker import contract
 from scripts.documentation import GENERATED
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 API = (ROOT / "docs/api.md").read_text()
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
+COMMANDS = (ROOT / "docs/commands.md").read_text()
 README = (ROOT / "README.md").read_text()
 
 
@@ -190,9 +194,10 @@ def test_every_setting_that_is_named_exists(path: Path) -> None:
     assert not {name for name in named if name.startswith(families)} - known
 
 
-def test_the_settings_that_are_not_built_yet_are_named_in_the_readme() -> None:
-    assert "TRAFFIC_RAMP" in README
-    assert "CANARY_" in README
+def test_the_settings_that_take_only_their_defaults_are_named_as_limits() -> None:
+    text = (ROOT / "docs/limits.md").read_text()
+
+    assert "`TRAFFIC_RAMP` and `TRAFFIC_STICKY` accept only their defaults" in text
 
 
 def command_lines(verbs: Iterable[click.Command], word: str = "atlasctl") -> Iterator[str]:
@@ -205,11 +210,11 @@ def command_lines(verbs: Iterable[click.Command], word: str = "atlasctl") -> Ite
             yield line
 
 
-def test_every_verb_of_the_client_is_in_the_readme() -> None:
+def test_every_verb_of_the_client_is_documented() -> None:
     lines = list(command_lines(VERBS))
 
     assert "atlasctl canary set" in lines
-    assert not [line for line in lines if not re.search(rf"{line}(?![\w-])", README)]
+    assert not [line for line in lines if not re.search(rf"{line}(?![\w-])", COMMANDS)]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
@@ -219,6 +224,21 @@ def test_every_command_of_ours_that_is_named_exists(path: Path) -> None:
     )
 
     assert not {name for name in named if not (ROOT / name).exists()}
+
+
+# What a reader has time for.
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.split()) <= 1400
+
+
+def test_every_document_is_in_the_index() -> None:
+    index = (ROOT / "docs/README.md").read_text()
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    pages |= {f"{path.parent.name}/README.md" for path in (ROOT / "docs").glob("*/README.md")}
+
+    assert not [page for page in pages if f"({page})" not in index]
 
 
 # Links and places.
@@ -248,6 +268,26 @@ def test_every_file_that_is_named_exists(path: Path) -> None:
     named = re.findall(r"`((?:supervisor|worker|tests|docs|scripts)/[\w./-]+)`", text)
 
     assert not {name for name in named if not (ROOT / name).exists()}
+
+
+def test_every_module_that_the_architecture_names_exists() -> None:
+    roots = (ROOT, ROOT / "supervisor/atlas_supervisor", ROOT / "worker")
+    named = re.findall(r"`([\w/]+(?:\.py|/))`", ARCHITECTURE)
+
+    assert len(named) > 40
+    assert not [name for name in named if not any((root / name).exists() for root in roots)]
+
+
+def test_the_layers_are_documented_as_the_linter_holds_them() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    contracts = project["tool"]["importlinter"]["contracts"]
+    layers = next(
+        each["layers"] for each in contracts if each["containers"] == ["atlas_supervisor"]
+    )
+    shown = re.search(r"^__main__ → .*?^```", ARCHITECTURE, re.MULTILINE | re.DOTALL)
+
+    assert shown is not None
+    assert shown[0].removesuffix("```").split() == " → ".join(layers).split()
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)

@@ -138,7 +138,7 @@ class CanaryPersistence:
             },
         )
         try:
-            await self._database.commit_canary(commit)
+            await self._database.canary.commit(commit)
         except StoreError as error:
             log.error("canary_not_written", why=str(error))
             return
@@ -165,10 +165,10 @@ class CanaryPersistence:
         while self._audits:
             actor, action, outcome, subject, detail = self._audits[0]
             try:
-                await self._database.audit(actor, action, outcome, subject=subject, **detail)
+                await self._database.audit.write(actor, action, outcome, subject=subject, **detail)
                 if action == _LATCH:
                     self._fallback_told = datetime.fromisoformat(detail["since_ts"]).isoformat()
-                    await self._database.commit_canary(CanaryCommit(progress=self._told()))
+                    await self._database.canary.commit(CanaryCommit(progress=self._told()))
             except StoreError as error:
                 self._urgent = True
                 log.error("audit_failed", action=action, why=str(error))
@@ -180,20 +180,20 @@ class CanaryPersistence:
             return
         self._since_trim = Stopwatch()
         try:
-            await self._database.trim_canary(now.unix, kept_days=self._kept_days)
+            await self._database.canary.trim(now.unix, kept_days=self._kept_days)
         except StoreError as error:
             log.error("canary_not_trimmed", why=str(error))
 
     async def done_before(self, key: IdempotencyKey | None) -> bool:
         """Tell whether this was asked for before under its key. Raises RefusedError, StoreError."""
-        return await self._database.find_key(key) is not None
+        return await self._database.keys.find(key) is not None
 
     async def remember(self, key: IdempotencyKey | None) -> None:
         """Remember the key of what was done; without it, it would be done once more."""
         if key is None or key.repeated:
             return
         try:
-            await self._database.add_key(key)
+            await self._database.keys.add(key)
         except StoreError as error:
             log.error("key_not_remembered", why=str(error))
 
@@ -205,22 +205,22 @@ class CanaryPersistence:
         """
         since = int(now) - hours * HOUR
         first_hour = -(-since // HOUR) * HOUR
-        rows = await self._database.canary_counts(HOUR, first_hour, int(now) + HOUR)
+        rows = await self._database.canary.counts(HOUR, first_hour, int(now) + HOUR)
         first_minute = -(-since // MINUTE) * MINUTE
-        rows += await self._database.canary_counts(MINUTE, first_minute, first_hour)
-        return rows, await self._database.canary_epochs(since)
+        rows += await self._database.canary.counts(MINUTE, first_minute, first_hour)
+        return rows, await self._database.canary.epochs(since)
 
 
 async def kept_by(database: Database, now: float) -> tuple[Kept, dict[str, Feature]]:
     """Return what was written down by the last daemon. Raises StoreError."""
-    progress = await database.canary_progress()
+    progress = await database.canary.progress()
     kept = Kept(
         counts=[
-            *await database.canary_counts(MINUTE, int(now) - HOUR - MINUTE, int(now) + MINUTE),
-            *await database.canary_counts(HOUR, int(now) - 2 * HOUR, int(now) + HOUR),
+            *await database.canary.counts(MINUTE, int(now) - HOUR - MINUTE, int(now) + MINUTE),
+            *await database.canary.counts(HOUR, int(now) - 2 * HOUR, int(now) + HOUR),
         ],
-        epochs=await database.canary_epochs(int(now) - 2 * HOUR),
-        keys=await database.canary_keys(),
+        epochs=await database.canary.epochs(int(now) - 2 * HOUR),
+        keys=await database.canary.keys(),
         progress=progress,
     )
     features = [Feature.model_validate(each) for each in json.loads(progress.get("features", "[]"))]

@@ -328,7 +328,7 @@ async def open_canaries(
     ledger.make_up(policy, features, kept.progress)
     try:
         folder.mkdir(mode=_FOLDER_MODE, exist_ok=True)
-        intake = CallCollector(folder, await database.canary_rings())
+        intake = CallCollector(folder, await database.canary.rings())
         intake.tidy()
         canaries = FeatureCanaries(
             settings=settings,

@@ -22,7 +22,7 @@ from atlas_supervisor.deploy import errors
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.executor import Executor
 from atlas_supervisor.deploy.idempotency import IdempotentRequests
-from atlas_supervisor.deploy.machine import FIRST_EFFECT, FIRST_PHASE, Effect, Event, Phase, Plan
+from atlas_supervisor.deploy.machine import FIRST_PHASE, Event, Phase, Plan
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.deploy.status import CanaryOverview, DeployQueries
 from atlas_supervisor.deploy.switch import Switch
@@ -32,6 +32,7 @@ from atlas_supervisor.model.event import BEGUN, DeployEvent, PublishedEvent
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.status import Status
+from atlas_supervisor.model.step import StepDetail
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.keys import KeyRow
 from atlas_supervisor.store.state_keeper import StateKeeper
@@ -78,13 +79,13 @@ async def write_down(
     begun = False
     try:
         cause = f"{action.replace('_', ' ')} requested by {actor.name}"
-        journal_id = await database.begin_deploy(
+        journal_id = await database.deploys.begin(
             record, auto_switch=plan.auto_switch, rollback=plan.rollback, key=key, cause=cause
         )
         event = DeployEvent.of(record, ts=record.started_ts, source=None, event=BEGUN, cause=cause)
         events.tell(PublishedEvent(event, rollback=plan.rollback), journal_id)
         begun = True
-        await database.audit(
+        await database.audit.write(
             actor, action, "begun", subject=record.deploy_id, release=record.release
         )
         await state.change(last_deploy_ts=record.started_ts)
@@ -109,14 +110,14 @@ async def _end_unbegun(
     )
     event = DeployEvent.of(ended, ts=now(), source=FIRST_PHASE, event=Event.FAILED, cause=why)
     announcement = PublishedEvent(event)
-    database.audit_soon(SUPERVISOR, "deploy", "failed", subject=record.deploy_id, reason=why)
+    database.audit.enqueue(SUPERVISOR, "deploy", "failed", subject=record.deploy_id, reason=why)
     try:
-        journal_id = await database.write_transition(
+        journal_id = await database.deploys.write_transition(
             ended, source=FIRST_PHASE, event=Event.FAILED, cause=why, step=None
         )
         events.tell(announcement, journal_id)
         if key is not None:
-            await database.forget_key(key)
+            await database.keys.forget(key)
     except StoreError as error:  # the next daemon says that it was interrupted
         events.tell(announcement, None)
         log.error("deploy_not_ended", **record.facts, why=str(error))
@@ -124,7 +125,7 @@ async def _end_unbegun(
 
 async def previous_release(database: Database, releases: Releases) -> Release:
     """Return what ran before, if it can be launched again. Raises RefusedError."""
-    rows = await database.versions()
+    rows = await database.versions.all()
     if len(rows) < 2:
         raise errors.nothing_to_roll_back()
     before = rows[1].release
@@ -172,7 +173,7 @@ class DeployService(DeployQueries):
         )
         self._activities = activities
         self._tasks = tasks
-        self._repeats = IdempotentRequests(database)
+        self._repeats = IdempotentRequests(database.keys)
         self._beginning = anyio.Lock()
 
     # What can be asked for.
@@ -213,25 +214,25 @@ class DeployService(DeployQueries):
                 self._database, self._state, record, plan, actor=actor, key=key, events=self._events
             )
             run = DeployRun(record, plan, release, self._activities, FIRST_PHASE)
-            self._adopt(run, FIRST_EFFECT)
+            self._adopt(run)
         return run
 
-    def _adopt(self, run: DeployRun, effect: Effect) -> None:
+    def _adopt(self, run: DeployRun) -> None:
         self._runs[run.record.deploy_id] = run
         self._last = run.record
-        self._tasks.start_soon(self._drive, run, effect)
+        self._tasks.start_soon(self._drive, run)
 
     def resume(self, run: DeployRun) -> None:
         """Go on with a deploy that waited for its switch when the last daemon ended."""
-        self._adopt(run, Effect.LAUNCH_STAGING)
+        self._adopt(run)
 
     def remember_last(self, record: DeployRecord | None) -> None:
         """Show this deploy as the last one until there is another."""
         self._last = record
 
-    async def _drive(self, run: DeployRun, effect: Effect) -> None:
+    async def _drive(self, run: DeployRun) -> None:
         with structlog.contextvars.bound_contextvars(**run.record.facts):
-            await run.drive(effect)
+            await run.drive()
         if self._last and self._last.deploy_id == run.record.deploy_id:
             self._last = run.record
         del self._runs[run.record.deploy_id]
@@ -327,7 +328,7 @@ class DeployService(DeployQueries):
             outcome = record.result.value if record.result else "unknown"
         finally:
             database, subject = self._database, run.record.deploy_id
-            await database.audit_happened(actor, action, outcome, subject=subject)
+            await database.audit.record(actor, action, outcome, subject=subject)
         return record
 
     async def rollback(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
@@ -373,7 +374,7 @@ class DeployService(DeployQueries):
             what = "the mode could not be written down, so it is as before"
             raise errors.not_durable(what, error) from error
         await self._state.copy_to_database()
-        await self._database.audit_happened(actor, "mode", mode.value)
+        await self._database.audit.record(actor, "mode", mode.value)
 
     # What happens by itself.
 
@@ -389,7 +390,7 @@ class DeployService(DeployQueries):
         role = "active" if active else "staging"
         for run in self._runs.values():
             cause_in_words = f"the {role} instance went down: {cause}"
-            if run.offer(event, cause_in_words, output=slot.log.last_lines()):
+            if run.offer(event, cause_in_words, StepDetail(output=slot.log.last_lines())):
                 await run.settled.wait()
                 return True
         return False

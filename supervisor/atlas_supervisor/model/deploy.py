@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from atlas_supervisor.model.step import Step
 
 
 class Mode(StrEnum):
@@ -25,32 +26,6 @@ class Result(StrEnum):
     FAILED = "failed"
     ROLLED_BACK = "rolled_back"
     ABORTED = "aborted"
-
-
-class StepName(StrEnum):
-    """The steps of a deploy, in the order in which they come."""
-
-    PREFLIGHT = "preflight"
-    LAUNCH = "launch"
-    SMOKE = "smoke"
-    HEALTH = "health"
-    SWITCH = "switch"
-    GUARD = "guard"
-    DRAIN = "drain"
-
-
-class Step(BaseModel):
-    """One step that has ended."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: StepName
-    ok: bool
-    duration_ms: float
-    detail: dict[str, Any] = Field(
-        default_factory=dict,
-        description="The step's own findings; `message` says in words what happened.",
-    )
 
 
 class DeployRecord(BaseModel):

@@ -9,7 +9,8 @@ from typing import Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from atlas_supervisor.model.deploy import DeployRecord, Result, Step
+from atlas_supervisor.model.deploy import DeployRecord, Result
+from atlas_supervisor.model.step import Step
 
 BEGUN = "begun"
 """The event with which every deploy's story begins; it has no source."""
