@@ -1,4 +1,4 @@
-"""The console of a real process, its standard error a pipe or a socket as under systemd."""
+"""The console of a real process: its standard error is a pipe, or a socket as under systemd."""
 
 from __future__ import annotations
 
