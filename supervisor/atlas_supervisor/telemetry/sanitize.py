@@ -27,7 +27,7 @@ DEEPEST = 4
 
 _SHORTEST_SECRET = 6
 """A shorter value is not a secret, and would be found in the middle of ordinary words."""
-_LONGEST_LINE = 32 * 1024  # characters, then one text more; in JSON and UTF-8 up to four times that
+_LONGEST_LINE = 24 * 1024  # characters, then one text more; in JSON and UTF-8 up to four bytes each
 _SHORT = 80
 _LARGEST = 2**64  # JSON readers get larger numbers wrong, and Python may refuse to write them
 
