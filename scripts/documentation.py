@@ -44,7 +44,7 @@ The effects of a row are performed in their order; the last one is the activity 
 
 
 def deploy_machine() -> str:
-    """Return what `docs/deploy-machine.md` should hold."""
+    """Return the text of `docs/deploy-machine.md`."""
     return DEPLOY_MACHINE.format(
         first=FIRST_PHASE,
         last=Phase.ENDED,

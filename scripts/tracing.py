@@ -144,7 +144,7 @@ class Remote:
         self._say("start")
 
     def stop(self) -> Recorded:
-        """Return what each task entered, round by round."""
+        """Return the functions that each task entered, round by round."""
         return {
             label: [{(file, name) for file, name in entries} for entries in rounds]
             for label, rounds in self._say("stop").items()
