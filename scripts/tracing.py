@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -294,6 +295,8 @@ def function_lengths(source: str) -> Iterator[int]:
 def show(spans: list[Span], *, names: bool) -> None:
     for span in spans:
         print(f"{span.name}: {len(span.files)} files, {len(span.entered)} functions")
+        rooms = Counter(Path(file).parent.as_posix() for file in span.files)
+        print("  " + ", ".join(f"{Path(room).name} {count}" for room, count in rooms.items()))
         if span.background:
             background = span.background_files
             print(f"  besides, in the background: {len(background)} files")
