@@ -16,6 +16,7 @@ import json
 import os
 import re
 import runpy
+import signal
 import socket
 import statistics
 import sys
@@ -336,6 +337,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader such as `head` may leave early
     if not options.tree:
         spans = asyncio.run(measure(options))
         show(spans, names=options.functions)
