@@ -12,8 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from atlas_supervisor.canary.stats.baseline import Prior
-from atlas_supervisor.canary.stats.counts import Window
+from atlas_supervisor.canary.stats.counts import Prior, Window
 from atlas_supervisor.canary.stats.promotion_evidence import PromotionEvidence
 from atlas_supervisor.canary.stats.rollback_evidence import RollbackEvidence
 from scripts.benchmarks.result import Options, Result

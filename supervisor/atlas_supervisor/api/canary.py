@@ -101,7 +101,7 @@ _UNKNOWN_FEATURE = refused(404, _UNKNOWN, "there is no feature 'speech'", _UNKNO
 _NOT_DURABLE = refused(
     503,
     "not_durable",
-    "the canaries' policy could not be written down, so it is as before",
+    "the canary policy could not be written and is unchanged",
     "see whether the disk of STATE_DIR is full or read-only",
 )
 _PATH = {"feature": "One of CANARY_FEATURES."}
@@ -155,7 +155,7 @@ ROUTES: tuple[AnyRoute, ...] = (
             refused(
                 409,
                 "ramp_not_possible",
-                "vision is steady: no ramp is under way",
+                "vision is steady: no ramp in progress",
                 "start one first",
             ),
             _NOT_DURABLE,

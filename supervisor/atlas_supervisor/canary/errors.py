@@ -1,4 +1,4 @@
-"""What a request about canaries is refused with, and what the caller can do about it."""
+"""Refusals of canary requests: code, message and hint."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from atlas_supervisor.errors import RefusedError
 
 
 def unknown_feature(name: str, known: list[str]) -> RefusedError:
-    """Say that there is no such feature."""
+    """Return the refusal of a feature that CANARY_FEATURES does not list."""
     listed = ", ".join(known) or "none"
     return RefusedError(
         "unknown_feature",
@@ -17,16 +17,16 @@ def unknown_feature(name: str, known: list[str]) -> RefusedError:
     )
 
 
-def ramp(error: RampError) -> RefusedError:
-    """Say that a ramp can't do this now."""
+def ramp_not_possible(error: RampError) -> RefusedError:
+    """Return the refusal of an action that the ramp's stage does not allow."""
     return RefusedError("ramp_not_possible", str(error), status=409, hint=error.hint)
 
 
 def not_durable(error: Exception) -> RefusedError:
-    """Say that it was not done, because it could not be written down."""
+    """Return the refusal of a change that could not be written to the state file."""
     return RefusedError(
         "not_durable",
-        f"the canaries' policy could not be written down, so it is as before: {error}",
+        f"the canary policy could not be written and is unchanged: {error}",
         status=503,
-        hint="see whether the disk of STATE_DIR is full or read-only",
+        hint="check whether the disk of STATE_DIR is full or read-only",
     )

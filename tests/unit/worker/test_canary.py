@@ -136,8 +136,8 @@ def test_a_question_and_its_record_are_one_call(canaries: Canaries) -> None:
     events = canaries.events()
     assert outcomes(events) == {
         (EventKind.ASKED, 0): 2,
-        (EventKind.TOLD, Outcome.OK): 1,
-        (EventKind.TOLD, Outcome.ERROR): 1,
+        (EventKind.REPORTED, Outcome.OK): 1,
+        (EventKind.REPORTED, Outcome.ERROR): 1,
         (EventKind.RECORDED, Outcome.OK): 1,  # the same answer is not told twice
     }
     failed = next(event for event in events if event.outcome == Outcome.ERROR)
@@ -155,7 +155,11 @@ def test_a_record_of_the_other_arm_counts_by_itself_and_takes_no_question(
     record_canary_call("vision", True, True, 1.0)
 
     told = {(event.kind, event.is_canary) for event in canaries.events()}
-    assert told == {(EventKind.ASKED, True), (EventKind.RECORDED, False), (EventKind.TOLD, True)}
+    assert told == {
+        (EventKind.ASKED, True),
+        (EventKind.RECORDED, False),
+        (EventKind.REPORTED, True),
+    }
 
 
 def test_a_record_keeps_the_epoch_of_its_question(canaries: Canaries) -> None:
@@ -170,7 +174,7 @@ def test_a_record_keeps_the_epoch_of_its_question(canaries: Canaries) -> None:
     eventually(lambda: process.rules["vision"].share == 1)
     record_canary_call("vision", False, True, 1.0)
 
-    told = [event for event in canaries.events() if event.kind == EventKind.TOLD]
+    told = [event for event in canaries.events() if event.kind == EventKind.REPORTED]
     assert sorted((event.epoch, event.is_canary) for event in told) == [(1, True), (2, False)]
 
 
@@ -187,7 +191,7 @@ async def test_each_task_tells_the_question_it_was_started_with(canaries: Canari
             await asyncio.sleep(0)  # some tell before the next question, some after it
     await asyncio.gather(*tasks)
 
-    assert canaries.kinds() == {EventKind.ASKED: 200, EventKind.TOLD: 200}
+    assert canaries.kinds() == {EventKind.ASKED: 200, EventKind.REPORTED: 200}
 
 
 def test_questions_of_several_slices_are_all_told(canaries: Canaries) -> None:
@@ -203,11 +207,13 @@ def test_questions_of_several_slices_are_all_told(canaries: Canaries) -> None:
     events = canaries.events()
     assert outcomes(events) == {
         (EventKind.ASKED, 0): 6,
-        (EventKind.TOLD, Outcome.OK): 6,
+        (EventKind.REPORTED, Outcome.OK): 6,
         (EventKind.RECORDED, Outcome.OK): 1,
     }
     slices = Counter(event.slice_number for event in events if event.kind == EventKind.ASKED)
-    assert slices == Counter(event.slice_number for event in events if event.kind == EventKind.TOLD)
+    assert slices == Counter(
+        event.slice_number for event in events if event.kind == EventKind.REPORTED
+    )
 
 
 @pytest.mark.parametrize("ring", [True, False])
@@ -241,7 +247,7 @@ async def test_tasks_do_not_take_each_others_questions(canaries: Canaries) -> No
 
     await asyncio.gather(*(work() for _ in range(200)))
 
-    assert canaries.kinds() == {EventKind.ASKED: 200, EventKind.TOLD: 200}
+    assert canaries.kinds() == {EventKind.ASKED: 200, EventKind.REPORTED: 200}
 
 
 async def test_a_question_that_was_copied_into_two_tasks_is_told_once(canaries: Canaries) -> None:
@@ -252,7 +258,7 @@ async def test_a_question_that_was_copied_into_two_tasks_is_told_once(canaries: 
         *(asyncio.to_thread(record_canary_call, "vision", True, True, 1.0) for _ in range(4))
     )
 
-    assert canaries.kinds() == {EventKind.ASKED: 1, EventKind.TOLD: 1, EventKind.RECORDED: 3}
+    assert canaries.kinds() == {EventKind.ASKED: 1, EventKind.REPORTED: 1, EventKind.RECORDED: 3}
 
 
 class Odd:
@@ -355,7 +361,7 @@ async def test_a_call_tells_its_outcome_and_passes_the_exception_on(
 
     for words in (list(batch.events), [word for word, _ in batch.keyed]):
         assert outcomes([decode(word) for word in words]) == {
-            (EventKind.BEGUN, 0): 1,
+            (EventKind.STARTED, 0): 1,
             (EventKind.ENDED, outcome): 1,
         }
     assert len({key for _, key in batch.keyed}) == 1
@@ -379,7 +385,7 @@ def test_a_call_may_be_used_again_and_within_itself_of_others(canaries: Canaries
         with call, canary.call("web") as inner:
             assert (call.arm, inner.arm) == ("canary", "stable")
 
-    assert canaries.kinds() == {EventKind.BEGUN: 4, EventKind.ENDED: 4}
+    assert canaries.kinds() == {EventKind.STARTED: 4, EventKind.ENDED: 4}
 
 
 # Routes.
@@ -398,7 +404,7 @@ def test_a_route_calls_the_arm_that_was_decided(canaries: Canaries) -> None:
 
     assert new.__doc__ == "Documented."
     assert {new(1, twice=True) for _ in range(200)} == {"old 1 True", "new 1 True"}
-    assert canaries.kinds() == {EventKind.BEGUN: 200, EventKind.ENDED: 200}
+    assert canaries.kinds() == {EventKind.STARTED: 200, EventKind.ENDED: 200}
 
 
 async def test_an_async_route_measures_the_work_and_not_its_beginning(canaries: Canaries) -> None:

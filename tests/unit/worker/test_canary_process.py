@@ -65,11 +65,11 @@ def test_sixteen_threads_lose_no_event_while_the_ring_turns(canaries: Canaries) 
         running[0].join(0.01)
     drain()
 
-    assert told[EventKind.ASKED] == told[EventKind.TOLD]
-    assert told[EventKind.BEGUN] == told[EventKind.ENDED]
+    assert told[EventKind.ASKED] == told[EventKind.REPORTED]
+    assert told[EventKind.STARTED] == told[EventKind.ENDED]
     calls = threads * (len(range(0, each, 3)) + len(range(1, each, 3)))
     # A reader that the threads kept from reading may have let the ring run full.
-    assert told[EventKind.ASKED] + told[EventKind.BEGUN] + canaries.dropped() == calls
+    assert told[EventKind.ASKED] + told[EventKind.STARTED] + canaries.dropped() == calls
     assert keyed == 2 * threads * len(range(2, each, 30))
 
 
@@ -94,14 +94,14 @@ def test_a_full_ring_drops_whole_calls_and_recovers_when_it_is_read(canaries: Ca
     room = layout.MAIN_WORDS // 4 * 3
     assert canaries.dropped() == 1000 + layout.MAIN_WORDS - room + 2
     assert canaries.kinds() == {
-        EventKind.BEGUN: 1000,
+        EventKind.STARTED: 1000,
         EventKind.RECORDED: room - 1000,
         EventKind.ENDED: 1000,
     }
     for _ in range(3):
         with canary.call("vision"):
             pass
-    assert canaries.kinds() == {EventKind.BEGUN: 3, EventKind.ENDED: 3}
+    assert canaries.kinds() == {EventKind.STARTED: 3, EventKind.ENDED: 3}
 
 
 def test_a_full_keyed_ring_drops_and_recovers(canaries: Canaries) -> None:
@@ -170,8 +170,8 @@ with canary.call("vision"):
     kinds = {EventKind(decode(word).kind): 0 for word in batch.events}
     for word, count in batch.events.items():
         kinds[EventKind(decode(word).kind)] += count
-    assert kinds == {EventKind.BEGUN: 5001, EventKind.ENDED: 5000}
-    assert [decode(word).kind for word, _ in batch.keyed] == [EventKind.BEGUN]
+    assert kinds == {EventKind.STARTED: 5001, EventKind.ENDED: 5000}
+    assert [decode(word).kind for word, _ in batch.keyed] == [EventKind.STARTED]
     assert not batch.alive
     assert batch.skipped == 0
     assert path.name.startswith(f"{child.pid}-")
@@ -213,8 +213,8 @@ record_canary_call("vision", True, True, 1.0)
         words = ring.read(Positions()).events
         told[ring.owner.pid] = sorted(EventKind(decode(word).kind).name for word in words)
         ring.close()
-    assert told.pop(child.pid) == ["ASKED", "BEGUN", "ENDED", "TOLD"]
-    assert list(told.values()) == [["BEGUN", "ENDED", "RECORDED"]] * 2
+    assert told.pop(child.pid) == ["ASKED", "ENDED", "REPORTED", "STARTED"]
+    assert list(told.values()) == [["ENDED", "RECORDED", "STARTED"]] * 2
 
 
 def test_forked_children_do_not_draw_alike(canaries: Canaries) -> None:

@@ -30,8 +30,8 @@ from atlas_worker.contract.ring import (
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_ENDS = EventKind.ENDED - EventKind.BEGUN << KIND_SHIFT
-_TELLS = EventKind.TOLD - EventKind.ASKED << KIND_SHIFT
+_ENDS = EventKind.ENDED - EventKind.STARTED << KIND_SHIFT
+_TELLS = EventKind.REPORTED - EventKind.ASKED << KIND_SHIFT
 _FAILED = Outcome.ERROR << OUTCOME_SHIFT
 _CANCELLED = Outcome.CANCELLED << OUTCOME_SHIFT
 _FORGOTTEN_SLICES = int(60 / SLICE_SECONDS)  # the daemon has closed the window by then

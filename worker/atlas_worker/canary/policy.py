@@ -73,7 +73,7 @@ class ArmWords:
     def __init__(self, is_canary: bool, epoch: int, slice_number: int, untold: Untold) -> None:
         self.asked, self.begun, self.recorded = (
             encode(kind, is_canary=is_canary, epoch=epoch, slice_number=slice_number)
-            for kind in (EventKind.ASKED, EventKind.BEGUN, EventKind.RECORDED)
+            for kind in (EventKind.ASKED, EventKind.STARTED, EventKind.RECORDED)
         )
         self.untold, self.set_untold = untold.get, untold.set
 

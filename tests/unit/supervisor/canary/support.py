@@ -138,7 +138,7 @@ class Canaries:
 
     async def look(self, *, after: float = 0.0) -> None:
         self.clock.pass_seconds(after)
-        await self.service._look(at_once=True)
+        await self.service._poll(at_once=True)
 
     def feature(self, name: str = "vision") -> FeatureView:
         return next(each for each in self.service.view().features if each.feature == name)

@@ -96,7 +96,6 @@ def test_a_word_holds_every_field_to_its_width() -> None:
 def test_a_ring_tells_whose_it_is(ring: RingReader) -> None:
     assert ring.owner == living()
     assert ring.alive()
-    assert ring.of_this_boot
 
 
 def test_equal_events_are_counted_and_voids_left_out(writer: Writer, ring: RingReader) -> None:

@@ -187,7 +187,7 @@ async def test_what_a_dead_process_had_open_has_failed_and_its_ring_is_removed(
     async with running(tmp_path, monkeypatch) as canaries:
         process = canaries.process()
         process.calls(2)
-        process.tell(EventKind.BEGUN)
+        process.tell(EventKind.STARTED)
         process.tell(EventKind.ASKED)
         process.die()
         await canaries.look()
@@ -203,10 +203,10 @@ async def test_a_process_that_died_while_the_daemon_was_away_is_told_by_its_ring
 ) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
         process = canaries.process()
-        process.tell(EventKind.BEGUN)
+        process.tell(EventKind.STARTED)
         await canaries.look()
     process.tell(EventKind.ENDED)
-    process.tell(EventKind.BEGUN)
+    process.tell(EventKind.STARTED)
     process.die()
     async with running(tmp_path, monkeypatch) as canaries:
         await canaries.look()
@@ -218,7 +218,7 @@ async def test_a_ring_that_was_removed_while_the_daemon_was_away_had_failed(
 ) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
         process = canaries.process()
-        process.tell(EventKind.BEGUN)
+        process.tell(EventKind.STARTED)
         await canaries.look()
     process.path.unlink()
     async with running(tmp_path, monkeypatch) as canaries:
@@ -507,7 +507,7 @@ async def test_the_state_file_wins_over_a_database_that_was_not_written(
 
 def first_calls_of_keys(process: Process) -> None:
     for key in range(1, 31):
-        process.tell(EventKind.BEGUN, canary=key <= 6, key=key)
+        process.tell(EventKind.STARTED, canary=key <= 6, key=key)
         process.tell(EventKind.ENDED, canary=key <= 6, key=key)
 
 
@@ -596,7 +596,7 @@ async def test_a_few_keys_that_call_often_are_no_reason_to_distrust_the_draw(
     async with running(tmp_path, monkeypatch) as canaries:
         process = canaries.process()
         for key in range(1, 11):
-            process.tell(EventKind.BEGUN, canary=key < 3, key=key, times=100)
+            process.tell(EventKind.STARTED, canary=key < 3, key=key, times=100)
             process.tell(EventKind.ENDED, canary=key < 3, key=key, times=100)
         await canaries.look(after=5)
         assert canaries.service.stats().canary.calls == 200
@@ -610,9 +610,9 @@ async def test_decisions_that_nobody_reports_are_warned_about(
     async with running(tmp_path, monkeypatch) as canaries:
         process = canaries.process()
         process.tell(EventKind.ASKED, times=80)
-        process.tell(EventKind.TOLD, times=60)
+        process.tell(EventKind.REPORTED, times=60)
         process.tell(EventKind.ASKED, canary=False, times=240)
-        process.tell(EventKind.TOLD, canary=False, times=240)
+        process.tell(EventKind.REPORTED, canary=False, times=240)
         await canaries.look(after=70)
         unequal, many = canaries.feature().warnings
         assert "the canary arm reports fewer of its decisions" in unequal
@@ -628,7 +628,7 @@ async def test_all_that_was_assigned_is_compared_with_the_share_not_what_was_rep
             process.tell(EventKind.ASKED, canary=key <= 60, key=key)
         process.tell(EventKind.ASKED, times=40)
         process.tell(EventKind.ASKED, canary=False, times=160)
-        process.tell(EventKind.TOLD, times=40)
+        process.tell(EventKind.REPORTED, times=40)
         await canaries.look(after=5)
         ratio = canaries.feature().judgement.numbers["sample_ratio"]
         assert (ratio["observed"], ratio["fits"]) == (0.2, True)

@@ -8,8 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from atlas_supervisor.canary.stats.baseline import Prior
-from atlas_supervisor.canary.stats.counts import Arm, Window
+from atlas_supervisor.canary.stats.counts import Arm, Prior, Window
 from atlas_supervisor.canary.stats.promotion_evidence import PromotionEvidence
 from atlas_supervisor.canary.stats.rollback_evidence import RollbackEvidence
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from atlas_supervisor.canary.stats.counts import Arm, Window
-from atlas_supervisor.canary.stats.decision import Decision, EvidenceKind, RampEvidence
+from atlas_supervisor.canary.stats.decision import Decision, EvidenceKind, Fallback, RampEvidence
 from atlas_supervisor.canary.stats.explain import odds, percent
 from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.model.verdict import Verdict
@@ -29,7 +29,7 @@ def tell(
         window = draw(rng, 40, truth)
         canary = latencies(rng, window.canary.calls, times)
         judge.update(window, judge.slow(canary, latencies(rng, window.stable.calls)))
-        if judge.verdict().verdict is not Verdict.INCONCLUSIVE:
+        if judge.decision().verdict is not Verdict.INCONCLUSIVE:
             break
     return judge.totals.canary.calls
 
@@ -39,11 +39,11 @@ def test_a_canary_that_fails_more_is_rolled_back_with_a_reason_for_a_person() ->
     for _ in range(3):
         judge.update(Window(0.5, Arm(100, 20), Arm(100, 1)))
 
-    judgement = judge.verdict()
+    judgement = judge.decision()
 
     assert (judgement.verdict, judgement.kind) == (Verdict.FAIL, EvidenceKind.ERRORS)
     assert judgement.reason == (
-        "vision: the canary fails 20.0 % of calls, stable 1.0 %, over 300 canary calls; "
+        "vision: canary error rate 20.0 %, stable 1.0 %, over 300 canary calls; "
         "odds against chance are over 130 to 1"
     )
     assert judgement.needs is None
@@ -54,10 +54,10 @@ def test_a_canary_that_is_slower_is_rolled_back_by_its_latency() -> None:
     assert judge.fix_thresholds(latencies(rng, 2_000))
     tell(judge, rng, Moment(0.1, 0.01, 0.01), 200, times=2.0)
 
-    judgement = judge.verdict()
+    judgement = judge.decision()
 
     assert (judgement.verdict, judgement.kind) == (Verdict.FAIL, EvidenceKind.LATENCY)
-    assert "of canary calls take over" in judgement.reason
+    assert re.search(r"of stable calls take over [\d.]+ ms", judgement.reason)
     assert judge.totals.canary.calls < 200
 
 
@@ -66,18 +66,18 @@ def test_a_canary_that_is_slower_by_less_than_a_person_would_notice_is_left_alon
     assert judge.fix_thresholds(latencies(rng, 2_000))
     tell(judge, rng, Moment(0.1, 0.01, 0.01), 300, times=1.05)
 
-    assert judge.verdict().kind is EvidenceKind.WAITING
+    assert judge.decision().kind is EvidenceKind.WAITING
 
 
 def test_a_canary_that_is_no_worse_is_promoted_with_the_margin_beside_it() -> None:
     rng, judge = seeded(3), RampEvidence("vision")
     tell(judge, rng, Moment(0.1, 0.01, 0.01), 1_000)
 
-    judgement = judge.verdict()
+    judgement = judge.decision()
 
     assert (judgement.verdict, judgement.kind) == (Verdict.PASS, EvidenceKind.PROMOTION)
-    assert "higher by 2 percentage points or more is ruled out at odds of over 20 to 1" in (
-        judgement.reason
+    assert judgement.reason.endswith(
+        "a rate higher by 2 percentage points or more is ruled out at odds of over 20 to 1"
     )
 
 
@@ -87,7 +87,7 @@ def test_after_a_promotion_is_due_a_canary_that_turns_bad_is_still_rolled_back()
     for _ in range(200):
         judge.update(draw(rng, 40, Moment(0.1, 0.3, 0.01)))
 
-    assert judge.verdict().verdict is Verdict.FAIL
+    assert judge.decision().verdict is Verdict.FAIL
 
 
 def test_once_it_said_roll_back_it_says_so_for_ever() -> None:
@@ -96,7 +96,7 @@ def test_once_it_said_roll_back_it_says_so_for_ever() -> None:
     for _ in range(50):
         judge.update(draw(rng, 5_000, Moment(0.1, 0.01, 0.01)))
 
-    assert judge.verdict().verdict is Verdict.FAIL
+    assert judge.decision().verdict is Verdict.FAIL
 
 
 def test_without_canary_calls_it_holds() -> None:
@@ -104,17 +104,17 @@ def test_without_canary_calls_it_holds() -> None:
     for _ in range(5):
         judge.update(Window(0.01, Arm(), Arm(20, 1)))
 
-    judgement = judge.verdict()
+    judgement = judge.decision()
 
     assert judgement.verdict is Verdict.INCONCLUSIVE
     assert judgement.needs is None
-    assert judgement.reason == "vision: there are no canary calls to judge by yet; it holds"
+    assert judgement.reason == "vision: no canary calls yet, share unchanged"
 
 
 def undecided() -> Decision:
     judge = RampEvidence("vision", features=3)
     judge.update(Window(0.1, Arm(50, 1), Arm(450, 9)))
-    return judge.verdict()
+    return judge.decision()
 
 
 def test_an_undecided_canary_says_about_how_many_more_calls_it_takes() -> None:
@@ -124,8 +124,8 @@ def test_an_undecided_canary_says_about_how_many_more_calls_it_takes() -> None:
     assert judgement.needs is not None
     assert 100 < judgement.needs < 2_000
     assert judgement.reason == (
-        "vision: the canary fails 2.0 % of calls, stable 2.0 %, over 50 canary calls; not enough "
-        f"to tell, about {judgement.needs:,} more canary calls are needed"
+        "vision: canary error rate 2.0 %, stable 2.0 %, over 50 canary calls; not enough data, "
+        f"about {judgement.needs:,} more canary calls are needed"
     )
 
 
@@ -133,10 +133,10 @@ def test_it_does_not_pretend_to_know_how_many_more_it_takes() -> None:
     judge = RampEvidence("vision")
     judge.update(Window(0.1, Arm(5, 1), Arm(45, 1)))
 
-    judgement = judge.verdict()
+    judgement = judge.decision()
 
     assert judgement.needs is None
-    assert "can't be told yet" in judgement.reason
+    assert "too early to forecast" in judgement.reason
 
 
 def test_while_the_arms_do_not_get_their_shares_nothing_is_promoted() -> None:
@@ -147,11 +147,13 @@ def test_while_the_arms_do_not_get_their_shares_nothing_is_promoted() -> None:
         judge.assigned.add(0.1, window.canary.calls, canary=True)
         judge.assigned.add(0.1, window.stable.calls, canary=False)
 
-    judgement = judge.verdict()
+    judgement = judge.decision()
 
     assert judge.promotion.reached
     assert (judgement.verdict, judgement.kind) == (Verdict.INCONCLUSIVE, EvidenceKind.RATIO)
-    assert re.search(r"given \d\d\.\d % of the calls and not 10\.0 %.*it holds", judgement.reason)
+    assert re.search(
+        r"got \d\d\.\d % of the calls instead of 10\.0 %.*no promotion meanwhile", judgement.reason
+    )
 
 
 def test_while_one_arm_swallows_a_few_of_its_calls_nothing_is_promoted() -> None:
@@ -164,7 +166,7 @@ def test_while_one_arm_swallows_a_few_of_its_calls_nothing_is_promoted() -> None
     judge.assigned.add(0.1, 10, canary=True)
     judge.unreported.add(0.1, 10, canary=True)
 
-    judgement = judge.verdict()
+    judgement = judge.decision()
 
     assert judge.promotion.reached
     assert judge.ratios().assigned.fits
@@ -177,7 +179,7 @@ def test_stable_is_shown_as_it_was_while_the_canary_had_its_calls() -> None:
     judge.update(Window(0.01, Arm(100, 1), Arm(9_900, 99)))
     judge.update(Window(0.5, Arm(5_000, 500), Arm(5_000, 500)))
 
-    numbers = judge.verdict().numbers
+    numbers = judge.decision().numbers
 
     assert numbers["stable_error_rate"] == pytest.approx(numbers["canary_error_rate"])
 
@@ -231,7 +233,7 @@ def test_a_judge_that_was_kept_goes_on_as_if_nothing_had_happened() -> None:
         each.update(window, slow)
 
     assert kept.to_dict() == judge.to_dict()
-    assert kept.verdict() == judge.verdict()
+    assert kept.decision() == judge.decision()
 
 
 def test_the_numbers_of_a_judgement_are_as_json_has_them() -> None:
@@ -261,3 +263,44 @@ def test_odds_are_rounded_down(e_value: float, words: str) -> None:
 
 def test_odds_beyond_a_million_are_called_that() -> None:
     assert odds(1e12) == "over a million to 1"
+
+
+@pytest.mark.parametrize(
+    ("canary", "latch"),
+    [
+        (Arm(), False),
+        (Arm(19, 19), False),  # below the minimum
+        (Arm(20, 3), False),  # at the threshold
+        (Arm(20, 4), True),
+        (Arm(1000, 150), False),
+        (Arm(1000, 151), True),
+    ],
+)
+def test_fallback_latches_above_the_threshold_once_the_minimum_is_reached(
+    canary: Arm, latch: bool
+) -> None:
+    assert (Fallback(0.15, 20).reason(canary, Arm(100)) is not None) is latch
+
+
+def test_fallback_reason_has_both_arms() -> None:
+    assert Fallback().reason(Arm(100, 20), Arm(900, 9)) == (
+        "20.0 % of 100 canary calls failed, more than 15.0 %; stable: 1.0 % of 900"
+    )
+
+
+def test_fallback_reason_names_the_case_that_both_arms_fail() -> None:
+    reason = Fallback().reason(Arm(100, 20), Arm(900, 300))
+
+    assert reason is not None
+    assert reason.endswith("both arms fail, so the canary may not be the cause")
+
+
+def test_fallback_reason_without_stable_calls() -> None:
+    reason = Fallback().reason(Arm(20, 20), Arm())
+
+    assert reason is not None
+    assert "no stable calls" in reason
+
+
+def test_fallback_without_a_minimum_does_not_latch_without_calls() -> None:
+    assert Fallback(0.15, 0).reason(Arm(), Arm()) is None

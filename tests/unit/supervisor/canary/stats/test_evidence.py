@@ -10,8 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas_supervisor.canary.stats import promotion_evidence, rollback_evidence
-from atlas_supervisor.canary.stats.baseline import HIGHEST, LOWEST, Baseline, Prior
-from atlas_supervisor.canary.stats.counts import Arm, Rates, Window
+from atlas_supervisor.canary.stats.counts import (
+    MAX_RATE,
+    MIN_RATE,
+    Arm,
+    Baseline,
+    Prior,
+    Rates,
+    Window,
+)
 from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.latency_evidence import LatencyEvidence, Slow
 from atlas_supervisor.canary.stats.promotion_evidence import PromotionEvidence, nearest_stable_rate
@@ -23,7 +30,7 @@ from atlas_supervisor.canary.stats.rollback_evidence import (
 
 MARGIN = 0.02
 SHARES = st.floats(0.001, 0.999)
-RATES = st.floats(LOWEST, HIGHEST)
+RATES = st.floats(MIN_RATE, MAX_RATE)
 TRUTHS = st.floats(0, 1)
 MARGINS = st.floats(0.001, 0.5)
 
@@ -289,7 +296,7 @@ def test_evidence_that_was_kept_with_other_bets_is_refused() -> None:
 def test_the_pooled_rate_is_never_certain(calls: int, errors: int) -> None:
     past = Baseline(Prior(), max(calls, errors), errors)
 
-    assert LOWEST <= past.rate <= HIGHEST
+    assert MIN_RATE <= past.rate <= MAX_RATE
 
 
 def test_another_belief_changes_the_rate_and_not_the_evidence() -> None:
@@ -297,7 +304,7 @@ def test_another_belief_changes_the_rate_and_not_the_evidence() -> None:
     evidence.update(Window(0.5, Arm(50, 5), Arm(50, 0)))
     before = evidence.log_e
 
-    evidence.believe(Prior(0.5, 10))
+    evidence.reset_baseline(Prior(0.5, 10))
 
     assert evidence.log_e == before
     assert evidence.rate == pytest.approx(0.5)
@@ -306,9 +313,13 @@ def test_another_belief_changes_the_rate_and_not_the_evidence() -> None:
 @pytest.mark.parametrize(
     ("needs", "low", "high"),
     [
-        (RollbackEvidence(0.01, Prior(0.014, 1e6)).needs(Rates(0.1, 0.05, 0.01)), 120, 220),
-        (RollbackEvidence(0.01, Prior(0.024, 1e6)).needs(Rates(0.1, 0.15, 0.01)), 20, 45),
-        (PromotionEvidence(0.02, 0.05, Prior(0.01, 1e6)).needs(Rates(0.1, 0.01, 0.01)), 150, 400),
+        (RollbackEvidence(0.01, Prior(0.014, 1e6)).calls_needed(Rates(0.1, 0.05, 0.01)), 120, 220),
+        (RollbackEvidence(0.01, Prior(0.024, 1e6)).calls_needed(Rates(0.1, 0.15, 0.01)), 20, 45),
+        (
+            PromotionEvidence(0.02, 0.05, Prior(0.01, 1e6)).calls_needed(Rates(0.1, 0.01, 0.01)),
+            150,
+            400,
+        ),
     ],
 )
 def test_the_forecast_is_near_what_it_takes(needs: float, low: int, high: int) -> None:
@@ -316,8 +327,8 @@ def test_the_forecast_is_near_what_it_takes(needs: float, low: int, high: int) -
 
 
 def test_no_forecast_is_made_of_what_will_not_come() -> None:
-    assert RollbackEvidence(0.01).needs(Rates(0.1, 0.01, 0.01)) is None
-    worse = PromotionEvidence(0.02, 0.05, Prior(0.013, 1e6)).needs(Rates(0.1, 0.04, 0.01))
+    assert RollbackEvidence(0.01).calls_needed(Rates(0.1, 0.01, 0.01)) is None
+    worse = PromotionEvidence(0.02, 0.05, Prior(0.013, 1e6)).calls_needed(Rates(0.1, 0.04, 0.01))
     assert worse is None
 
 

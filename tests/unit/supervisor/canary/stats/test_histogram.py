@@ -98,7 +98,7 @@ def test_any_bytes_are_a_histogram_or_refused(packed: bytes) -> None:
 
 @pytest.mark.parametrize("packed", [b"\x80", b"\x01", b"\x01\x02\x03", b"\xff\xff\x7f\x01"])
 def test_damaged_bytes_are_refused(packed: bytes) -> None:
-    with pytest.raises(ValueError, match=r"no histogram|no latency bucket"):
+    with pytest.raises(ValueError, match=r"not a packed|no latency bucket"):
         Histogram.from_bytes(packed)
 
 

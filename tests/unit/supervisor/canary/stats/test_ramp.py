@@ -73,7 +73,7 @@ def test_a_paused_ramp_is_rolled_back_by_evidence_all_the_same() -> None:
 @pytest.mark.parametrize("action", [Action.PAUSE, Action.RESUME, Action.ADVANCE])
 @pytest.mark.parametrize("stage", [Stage.STEADY, Stage.PROMOTED, Stage.ROLLED_BACK])
 def test_what_needs_a_ramp_is_refused_without_one(action: Action, stage: Stage) -> None:
-    with pytest.raises(RampError, match="no ramp is under way"):
+    with pytest.raises(RampError, match="no ramp in progress"):
         act(a_feature(stage=stage), action, RULES, 0, "x")
 
 
@@ -177,7 +177,7 @@ def test_a_ramp_says_what_it_waits_for() -> None:
     )
     assert waits_for(a_feature(), HOLD, 0, RULES, 0) is None
     paused = waits_for(a_feature(stage=Stage.PAUSED), HOLD, 0, RULES, 0)
-    assert paused == "it is paused: an operator resumes it"
+    assert paused == "paused until an operator resumes it"
 
 
 @given(

@@ -19,18 +19,18 @@ def test_calls_are_counted_in_their_minute_and_in_their_hour() -> None:
     spans = Rollups()
     spans.add(NOON + 61.5, NOON + 62, 5, a_tally(3, 1), canary=True)
 
-    found = {(row.span, row.start): (row.epoch, row.canary, row.calls) for row in spans.changed()}
+    found = {(row.span, row.start): (row.epoch, row.canary, row.calls) for row in spans.unwritten()}
     assert found == {(MINUTE, NOON + 60): (5, True, 3), (HOUR, NOON): (5, True, 3)}
 
 
 def test_what_is_written_is_not_written_again_until_it_changes() -> None:
     spans = Rollups()
     spans.add(NOON, NOON, 5, a_tally(), canary=True)
-    rows = spans.changed()
+    rows = spans.unwritten()
     spans.add(NOON + 61, NOON + 61, 5, a_tally(), canary=True)
-    spans.written(rows)
+    spans.mark_written(rows)
 
-    assert [(row.span, row.start, row.calls) for row in spans.changed()] == [
+    assert [(row.span, row.start, row.calls) for row in spans.unwritten()] == [
         (MINUTE, NOON + 60, 1),
         (HOUR, NOON, 2),
     ]
@@ -70,11 +70,11 @@ def test_a_late_call_of_an_older_minute_is_in_the_last_hour() -> None:
 def test_what_is_old_and_written_is_forgotten_and_what_is_not_written_is_kept() -> None:
     spans = Rollups()
     spans.add(NOON, NOON, 5, a_tally(), canary=True)
-    spans.forget(NOON + 3 * HOUR)
-    assert len(spans.changed()) == 2
+    spans.forget_old(NOON + 3 * HOUR)
+    assert len(spans.unwritten()) == 2
 
-    spans.written(spans.changed())
-    spans.forget(NOON + 3 * HOUR)
+    spans.mark_written(spans.unwritten())
+    spans.forget_old(NOON + 3 * HOUR)
     assert spans.last_hour(NOON) == {}
 
 
@@ -82,16 +82,16 @@ def test_calls_of_long_ago_count_as_now_so_that_no_closed_span_changes() -> None
     spans = Rollups()
     spans.add(NOON - 5 * HOUR, NOON, 5, a_tally(), canary=True)
 
-    assert {row.start for row in spans.changed()} == {NOON}
+    assert {row.start for row in spans.unwritten()} == {NOON}
 
 
 def test_a_restart_in_the_middle_of_a_minute_goes_on_with_it() -> None:
     spans = Rollups()
     spans.add(NOON, NOON, 5, a_tally(2), canary=True)
-    again = Rollups(spans.changed())
+    again = Rollups(spans.unwritten())
     again.add(NOON + 1, NOON + 1, 5, a_tally(3), canary=True)
 
-    assert {row.calls for row in again.changed()} == {5}
+    assert {row.calls for row in again.unwritten()} == {5}
 
 
 @given(st.lists(st.tuples(st.integers(0, 7200), st.booleans(), st.integers(0, 9)), max_size=30))
@@ -101,6 +101,6 @@ def test_minutes_and_hours_hold_the_same_calls(story: list[tuple[int, bool, int]
         spans.add(NOON + at, NOON + at, 5, a_tally(calls), canary=canary)
 
     for span in (MINUTE, HOUR):
-        rows = [row for row in spans.changed() if row.span == span]
+        rows = [row for row in spans.unwritten() if row.span == span]
         assert sum(row.calls for row in rows) == sum(calls for _, _, calls in story)
         assert sum(tally_of(row).latency.count for row in rows) == sum(row.calls for row in rows)

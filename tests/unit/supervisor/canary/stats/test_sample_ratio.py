@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas_supervisor.canary.stats.sample_ratio import Assigned, Draws, check_ratio
+from atlas_supervisor.canary.stats.counts import Draws
+from atlas_supervisor.canary.stats.sample_ratio import Assigned, check_ratio
 from tests.unit.supervisor.canary.stats.simulated import binomial, most_by_chance, seeded
 
 

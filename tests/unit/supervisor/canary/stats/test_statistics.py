@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from atlas_supervisor.canary.stats.baseline import Prior
-from atlas_supervisor.canary.stats.counts import Window
+from atlas_supervisor.canary.stats.counts import Prior, Window
 from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.latency_evidence import LatencyEvidence
 from atlas_supervisor.canary.stats.promotion_evidence import PromotionEvidence
