@@ -21,7 +21,7 @@ def main() -> int:
     options = parser.parse_args()
     if Path(sys.prefix) != ROOT / ".venv":
         subprocess.run(
-            ["bash", "-c", 'source "$0"', str(ROOT / "scripts" / "_setup")],
+            ["bash", "-c", 'source "$0" && setup', str(ROOT / "scripts" / "_setup")],
             check=True,
             stdout=sys.stderr,
         )

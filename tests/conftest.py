@@ -17,6 +17,12 @@ hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs root where another user runs the suite."""
+    if os.geteuid() != 0 and item.get_closest_marker("needs_root"):
+        pytest.skip("needs root")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Spread the long tests over the list.
 

@@ -115,7 +115,7 @@ class Daemon:
             self._plane.open(self._slot_of(self._state.state.active_port))
             stack.push_async_callback(self._plane.close)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._database.keep_auditing)
+                tasks.start_soon(self._database.audit.run)
                 self._assemble(prober, tasks)
                 tasks.start_soon(self._canaries.run)
                 tasks.start_soon(self._monitor.run)
@@ -140,18 +140,18 @@ class Daemon:
         )
         if aside is not None:
             log.error("database_unreadable", aside=aside.name)
-            await self._database.audit(SUPERVISOR, "database", "set_aside", aside=aside.name)
-        await self._database.audit_happened(
+            await self._database.audit.write(SUPERVISOR, "database", "set_aside", aside=aside.name)
+        await self._database.audit.record(
             SUPERVISOR, "daemon", "started", pid=os.getpid(), version=version("atlas-supervisor")
         )
-        known = await self._database.instances()
+        known = await self._database.instances.all()
         await end_orphans(folder, known, seconds=self._settings.stop_timeout_seconds)
         for row in known:
-            await self._database.remove_instance(row.instance)
+            await self._database.instances.remove(row.instance)
         file = StateFile(folder / STATE_FILE)
         state = await read_state(self._settings, file, self._database)
         state, waiting = await finish_interrupted(self._database, state, self._settings)
-        self._state = StateKeeper(file, self._database, state, storage.state_file.written)
+        self._state = StateKeeper(file, self._database.state, state, storage.state_file.written)
         try:
             await self._state.change()
         except OSError as error:
@@ -172,7 +172,7 @@ class Daemon:
             settings=settings,
             plane=self._plane,
             prober=prober,
-            ledger=WorkerRegistry(database),
+            ledger=WorkerRegistry(database.instances),
             tasks=tasks,
             on_down=self._on_down,
             departures=self._departures,
@@ -199,7 +199,7 @@ class Daemon:
         )
         for slot in slots.values():
             self._keepers[slot.name] = Restarter(slot, wanted=partial(self._is_wanted, slot))
-        events = EventHub(database, self._metrics.deploys.told)
+        events = EventHub(database.transitions, self._metrics.deploys.told)
         self._activities = Executor(
             settings=settings,
             switch=self._switch,
@@ -241,7 +241,7 @@ class Daemon:
             deploys=self._service,
             canary=self._canaries,
             health=self._monitor,
-            audit=self._database,
+            audit=self._database.audit,
             logs=logs,
             metrics=self._exposition,
         )
@@ -272,7 +272,7 @@ class Daemon:
             if run is not None:
                 self._service.resume(run)
                 return
-        recent = await database.deploys(1)
+        recent = await database.deploys.latest(1)
         self._service.remember_last(recent[0] if recent else None)
 
     async def _on_down(self, slot: Slot, instance: WorkerProcess, cause: str) -> None:
@@ -305,7 +305,7 @@ class Daemon:
             group.start_soon(self._departures.all_gone)
             for slot in (self._switch.active, self._switch.staging):
                 group.start_soon(partial(slot.stop, drain_seconds=seconds))
-        await self._database.audit_happened(SUPERVISOR, "daemon", "stopped", pid=os.getpid())
+        await self._database.audit.record(SUPERVISOR, "daemon", "stopped", pid=os.getpid())
 
 
 def _api_options(settings: Settings) -> ApiOptions:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import DaemonProcess, free_ports
-from tests.integration.support import SCRIPT, get, release, scripted_daemon
+from tests.integration.support import SCRIPTED, get, release, scripted_daemon
 
 LAUNCHER = Path(__file__).parents[2] / "scripts" / "service_launcher.py"
 
@@ -63,8 +63,7 @@ async def test_with_no_state_it_takes_the_active_port(tmp_path: Path, mode: str)
     port, other = free_ports(2)
     env_file = tmp_path / "atlas.env"
     env_file.write_text(
-        f"DEPLOY_MODE={mode}\nACTIVE_PORT={port}\nSTAGING_PORT={other}\n"
-        f"WORKER_COMMAND=python {SCRIPT}\n"
+        f"DEPLOY_MODE={mode}\nACTIVE_PORT={port}\nSTAGING_PORT={other}\nWORKER_COMMAND={SCRIPTED}\n"
     )
     async with plain_worker(env_file) as process:
         assert process.stderr is not None

@@ -39,7 +39,7 @@ class DeniedRequests:
             return
         self._may -= 1
         left_out, self._left_out = self._left_out, 0
-        self._audit.audit_soon(
+        self._audit.enqueue(
             actor, "request", "refused",
             method=method, path=path, code=refused.code, left_out=left_out,
         )  # fmt: skip

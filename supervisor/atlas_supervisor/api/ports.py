@@ -108,15 +108,15 @@ class HealthPort(Protocol):
 class AuditPort(Protocol):
     """Who did what, when, to what effect."""
 
-    async def audit_entries(
+    async def entries(
         self, *, limit: int, before: int | None, action: str | None, subject: str | None
     ) -> list[AuditEntry]:
         """Return the newest entries, newest first: with an id below, of an action, on a subject."""
 
-    async def verify_audit(self) -> Verification:
+    async def verify(self) -> Verification:
         """Look the whole of it over."""
 
-    def audit_soon(
+    def enqueue(
         self, actor: Actor, action: str, outcome: str, *, subject: str | None = None, **detail: Any
     ) -> None:
         """Have an entry written, without waiting for it."""

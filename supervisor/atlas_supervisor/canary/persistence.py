@@ -141,7 +141,7 @@ class CanaryPersistence:
             },
         )
         try:
-            await self._database.commit_canary(commit)
+            await self._database.canary.commit(commit)
         except StoreError as error:
             log.error("canary_write_failed", why=str(error))
             return
@@ -167,12 +167,12 @@ class CanaryPersistence:
         while self._audits:
             actor, action, outcome, subject, detail = self._audits[0]
             try:
-                await self._database.audit(actor, action, outcome, subject=subject, **detail)
+                await self._database.audit.write(actor, action, outcome, subject=subject, **detail)
                 if action == _FALLBACK_ACTION:
                     since = datetime.fromisoformat(detail["since_ts"])
                     self._audited_fallback = since.isoformat()
                     commit = CanaryCommit(progress=self._fallback_progress())
-                    await self._database.commit_canary(commit)
+                    await self._database.canary.commit(commit)
             except StoreError as error:
                 self._urgent = True
                 log.error("audit_failed", action=action, why=str(error))
@@ -184,20 +184,20 @@ class CanaryPersistence:
             return
         self._since_trim = Stopwatch()
         try:
-            await self._database.trim_canary(now.unix, kept_days=self._retention_days)
+            await self._database.canary.trim(now.unix, kept_days=self._retention_days)
         except StoreError as error:
             log.error("canary_trim_failed", why=str(error))
 
     async def is_repeated(self, key: IdempotencyKey | None) -> bool:
         """Return whether this request was done before. Raises RefusedError, StoreError."""
-        return await self._database.find_key(key) is not None
+        return await self._database.keys.find(key) is not None
 
     async def remember(self, key: IdempotencyKey | None) -> None:
         """Store the key of a request that was done; a failure is logged."""
         if key is None or key.repeated:
             return
         try:
-            await self._database.add_key(key)
+            await self._database.keys.add(key)
         except StoreError as error:
             log.error("key_not_remembered", why=str(error))
 
@@ -208,22 +208,22 @@ class CanaryPersistence:
         """
         since = int(now) - hours * HOUR
         first_hour = -(-since // HOUR) * HOUR
-        rows = await self._database.canary_counts(HOUR, first_hour, int(now) + HOUR)
+        rows = await self._database.canary.counts(HOUR, first_hour, int(now) + HOUR)
         first_minute = -(-since // MINUTE) * MINUTE
-        rows += await self._database.canary_counts(MINUTE, first_minute, first_hour)
-        return rows, await self._database.canary_epochs(since)
+        rows += await self._database.canary.counts(MINUTE, first_minute, first_hour)
+        return rows, await self._database.canary.epochs(since)
 
 
 async def read_saved(database: Database, now: float) -> tuple[SavedState, dict[str, Feature]]:
     """Return the state that the last daemon has saved. Raises StoreError."""
-    progress = await database.canary_progress()
+    progress = await database.canary.progress()
     saved = SavedState(
         counts=[
-            *await database.canary_counts(MINUTE, int(now) - HOUR - MINUTE, int(now) + MINUTE),
-            *await database.canary_counts(HOUR, int(now) - 2 * HOUR, int(now) + HOUR),
+            *await database.canary.counts(MINUTE, int(now) - HOUR - MINUTE, int(now) + MINUTE),
+            *await database.canary.counts(HOUR, int(now) - 2 * HOUR, int(now) + HOUR),
         ],
-        epochs=await database.canary_epochs(int(now) - 2 * HOUR),
-        keys=await database.canary_keys(),
+        epochs=await database.canary.epochs(int(now) - 2 * HOUR),
+        keys=await database.canary.keys(),
         progress=progress,
     )
     features = [Feature.model_validate(each) for each in json.loads(progress.get("features", "[]"))]

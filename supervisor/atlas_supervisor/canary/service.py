@@ -322,7 +322,7 @@ async def open_canaries(
     folder = settings.state_dir / RINGS_DIRECTORY
     try:
         folder.mkdir(mode=_RINGS_MODE, exist_ok=True)
-        collector = CallCollector(folder, await database.canary_rings())
+        collector = CallCollector(folder, await database.canary.rings())
         collector.remove_unfinished()
         canaries = FeatureCanaries(
             settings=settings,

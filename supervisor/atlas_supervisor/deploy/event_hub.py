@@ -32,13 +32,13 @@ _WAKE_AGAIN_SECONDS = 0.001
 class EventJournal(Protocol):
     """Where events are kept. Reading raises AtlasError."""
 
-    async def newest_transition(self) -> int:
+    async def newest(self) -> int:
         """Return the id of the last event; 0 if there is none."""
 
-    async def knows_transition(self, transition_id: int) -> bool:
+    async def knows(self, transition_id: int) -> bool:
         """Tell whether an event has this id."""
 
-    async def transitions_after(
+    async def after(
         self, transition_id: int, *, deploy_id: str | None, limit: int
     ) -> list[PublishedEvent]:
         """Return the first events after the id, of one deploy or of all, in order."""
@@ -145,21 +145,19 @@ class EventHub:
     async def newest(self) -> int:
         """Return the last id of the journal."""
         async with self._reading:
-            return await self._journal.newest_transition()
+            return await self._journal.newest()
 
     async def knows(self, transition_id: int) -> bool:
         """Tell whether one can go on after this id."""
         if transition_id == 0:
             return True
         async with self._reading:
-            return await self._journal.knows_transition(transition_id)
+            return await self._journal.knows(transition_id)
 
     async def page(self, transition_id: int, deploy_id: str | None) -> list[PublishedEvent]:
         """Return the next events after an id; fewer than `_PAGE`: these are the last."""
         async with self._reading:
-            return await self._journal.transitions_after(
-                transition_id, deploy_id=deploy_id, limit=_PAGE
-            )
+            return await self._journal.after(transition_id, deploy_id=deploy_id, limit=_PAGE)
 
 
 class Subscription:

@@ -188,9 +188,9 @@ class Executor:
         state, slot = self._state.state, self._switch.active.name
         database = self._database
         self._unremembered.append(
-            partial(database.pop_version, state)
+            partial(database.versions.pop, state)
             if release is None
-            else partial(database.push_version, slot, release, state)
+            else partial(database.versions.push, slot, release, state)
         )
         try:
             await self._catch_up()
@@ -306,11 +306,11 @@ class Executor:
         log.warning("fell_back_to_single", why=reason)
         await self._state.change(mode=Mode.SINGLE)
         await self._state.copy_to_database()
-        await self._database.audit(SUPERVISOR, "mode", "single", reason=reason)
+        await self._database.audit.write(SUPERVISOR, "mode", "single", reason=reason)
 
     async def audit(self, action: str, outcome: str, record: DeployRecord, reason: str) -> None:
         """Write an entry of the audit trail in the daemon's name."""
-        await self._database.audit(
+        await self._database.audit.write(
             SUPERVISOR,
             action,
             outcome,
@@ -324,7 +324,7 @@ class Executor:
 
         Should the daemon die first, the next one audits the end that it gives the deploy.
         """
-        self._database.audit_soon(
+        self._database.audit.enqueue(
             SUPERVISOR,
             "deploy",
             str(record.result),
@@ -339,7 +339,7 @@ class Executor:
         Never before the version that it brought is written: recovery goes by the journal.
         """
         await self._catch_up()
-        return await self._database.write_transition(
+        return await self._database.deploys.write_transition(
             record,
             source=event.source or "",
             event=event.event,

@@ -18,8 +18,7 @@ from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.deploy import Result
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
-from atlas_supervisor.store.database import Database
-from atlas_supervisor.store.keys import KeyRow
+from atlas_supervisor.store.keys import KeyRow, KeyStore
 from atlas_supervisor.store.statements import StoreError
 
 log = structlog.get_logger(__name__)
@@ -34,15 +33,15 @@ _ASKED = {
 class IdempotentRequests:
     """Knows which keys were given before. To be asked while nothing else can begin."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, keys: KeyStore) -> None:
+        self._keys = keys
 
     async def find(self, key: IdempotencyKey | None) -> KeyRow | None:
         """Return what came of this key, if it was given before; the key is told so.
 
         Raises RefusedError if it came with another request then.
         """
-        return await self._database.find_key(key)
+        return await self._keys.find(key)
 
     async def steer(
         self, run: DeployRun, event: Event, cause: str, key: IdempotencyKey | None
@@ -53,7 +52,7 @@ class IdempotentRequests:
         if not run.accepts(event):
             return False
         try:
-            await self._database.add_key(key, deploy_id=run.record.deploy_id, asked=_ASKED[event])
+            await self._keys.add(key, deploy_id=run.record.deploy_id, asked=_ASKED[event])
         except StoreError as error:
             what = "the request could not be written down, so it was not done"
             raise errors.not_durable(what, error) from error
@@ -77,12 +76,12 @@ class IdempotentRequests:
         if key is None:
             return
         try:
-            await self._database.add_key(key)
+            await self._keys.add(key)
         except StoreError as error:
             log.error("key_not_remembered", why=str(error))
 
     async def _forget(self, key: IdempotencyKey) -> None:
         try:
-            await self._database.forget_key(key)
+            await self._keys.forget(key)
         except StoreError as error:
             log.error("key_not_forgotten", why=str(error))

@@ -45,10 +45,10 @@ async def read_state(settings: Settings, file: StateFile, database: Database) ->
         known = file.read()
     except UnreadableStateError as error:
         aside = file.set_aside(now().strftime("%Y%m%dT%H%M%SZ"))
-        known = await database.last_state()
+        known = await database.state.load()
         source = "its copy in the database" if known else "the settings"
         log.error("state_file_unreadable", why=str(error), aside=aside.name, rebuilt_from=source)
-        await database.audit(
+        await database.audit.write(
             SUPERVISOR, "state_file", "rebuilt", reason=str(error), aside=aside.name, source=source
         )
     except OSError as error:
@@ -67,12 +67,12 @@ async def _fitted(state: DeployState, settings: Settings, database: Database) ->
     mode = Mode.SINGLE if settings.deploy_mode is Mode.SINGLE else state.mode
     if mode is not state.mode:
         reason = "DEPLOY_MODE=single in the settings always wins"
-        await database.audit(SUPERVISOR, "mode", mode.value, reason=reason)
+        await database.audit.write(SUPERVISOR, "mode", mode.value, reason=reason)
     ports = {settings.active_port, settings.staging_port}
     active = state.active_port
     if active not in ports:
         log.warning("active_port_unknown", active_port=active, configured=sorted(ports))
-        await database.audit(
+        await database.audit.write(
             SUPERVISOR,
             "active_port",
             "reset",
@@ -92,8 +92,8 @@ async def finish_interrupted(
     Afterwards the first of the database's versions is the one that has the traffic.
     """
     waiting: UnfinishedDeploy | None = None
-    newest = {record.deploy_id for record in await database.deploys(1)}
-    for unfinished in await database.unfinished():
+    newest = {record.deploy_id for record in await database.deploys.latest(1)}
+    for unfinished in await database.deploys.unfinished():
         record, phase = unfinished.record, Phase(unfinished.record.phase)
         latest = record.deploy_id in newest
         may_wait = latest and settings.deploy_mode is not Mode.SINGLE
@@ -104,14 +104,14 @@ async def finish_interrupted(
         await _make_up_for_audit(database, record, effects)
         if Effect.FALL_BACK_TO_SINGLE in effects and state.mode is not Mode.SINGLE:
             state = state.model_copy(update={"mode": Mode.SINGLE})
-            await database.audit(SUPERVISOR, "mode", "single", reason=record.reason)
+            await database.audit.write(SUPERVISOR, "mode", "single", reason=record.reason)
         # Only the latest one's switch can be what the file tells of.
         ended = await _end(database, unfinished, phase, state if latest else None)
         if latest and unfinished.rollback:
             await _mend_versions_of_rollback(database, ended, state, settings)
         elif latest:
             await _mend_versions(database, ended, state, settings)
-    await database.forget_undone_keys()
+    await database.keys.forget_undone()
     return state, waiting
 
 
@@ -119,15 +119,15 @@ async def _mend_versions(
     database: Database, record: DeployRecord, state: DeployState, settings: Settings
 ) -> None:
     """Make up for a switch, or for its revert, that was durable before its version was noted."""
-    rows = await database.versions()
+    rows = await database.versions.all()
     active = _active_slot(state, settings)
     is_first = bool(rows) and _is(rows[0].release, record.release, record.version)
     in_active = bool(rows) and rows[0].slot is active
     if record.result is Result.SWITCHED and not (is_first and in_active):
         release = _release(record.release, record.version, settings)
-        await database.push_version(active, release, state)
+        await database.versions.push(active, release, state)
     elif record.result is not Result.SWITCHED and is_first and not in_active and len(rows) > 1:
-        await database.pop_version(state)
+        await database.versions.pop(state)
     else:
         return
     await _tell_mended(database, record)
@@ -135,7 +135,7 @@ async def _mend_versions(
 
 async def _tell_mended(database: Database, record: DeployRecord) -> None:
     log.warning("versions_mended", **record.facts, result=record.result)
-    await database.audit(
+    await database.audit.write(
         SUPERVISOR, "versions", "mended", subject=record.deploy_id, result=record.result
     )
 
@@ -147,13 +147,13 @@ async def _mend_versions_of_rollback(
 
     Reverted, what it had taken away has the traffic again; the state file tells what that was.
     """
-    rows, known = await database.versions(), state.active_release
+    rows, known = await database.versions.all(), state.active_release
     brought_back = bool(rows) and _is(rows[0].release, record.release, record.version)
     if record.result is Result.SWITCHED and not brought_back and len(rows) > 1:
-        await database.pop_version(state)
+        await database.versions.pop(state)
     elif record.result is Result.ROLLED_BACK and brought_back and known is not None:
         release = _release(known.name, known.version, settings)
-        await database.push_version(_active_slot(state, settings), release, state)
+        await database.versions.push(_active_slot(state, settings), release, state)
     else:
         return
     await _tell_mended(database, record)
@@ -178,7 +178,7 @@ def _release(name: str | None, version: str | None, settings: Settings) -> Relea
 
 async def _last_effects(database: Database, record: DeployRecord) -> set[Effect]:
     """Return the effects of the last transition: they may not have been performed."""
-    last = await database.last_transition(record.deploy_id)
+    last = await database.transitions.last(record.deploy_id)
     if last is None:
         return set()
     plan = Plan(dry_run=record.dry_run)
@@ -195,8 +195,10 @@ async def _make_up_for_audit(
 ) -> None:
     """Write those entries of the last transition that the last daemon did not get to."""
     for effect, action, outcome in _AUDITED:
-        if effect in effects and not await database.audited(record.deploy_id, action, outcome):
-            await database.audit(
+        if effect in effects and not await database.audit.contains(
+            record.deploy_id, action, outcome
+        ):
+            await database.audit.write(
                 SUPERVISOR,
                 action,
                 outcome,
@@ -242,10 +244,10 @@ async def _end(
         }
     )
     log.warning("deploy_interrupted", **record.facts, phase=phase, result=result)
-    await database.write_transition(
+    await database.deploys.write_transition(
         ended, source=phase, event=Event.SUPERVISOR_STOPPED, cause=cause, step=None
     )
-    await database.audit(
+    await database.audit.write(
         SUPERVISOR, "deploy", result.value if result else "ended", subject=record.deploy_id,
         reason=cause,
     )  # fmt: skip
@@ -274,7 +276,7 @@ async def resumed(
             "version": release.version if release else record.version,
         }
     )
-    await database.write_transition(
+    await database.deploys.write_transition(
         record,
         source=Phase.AWAITING_SWITCH,
         event=Event.SUPERVISOR_STOPPED,
@@ -282,7 +284,9 @@ async def resumed(
         step=None,
     )
     if release is None:
-        await database.audit(SUPERVISOR, "deploy", "failed", subject=record.deploy_id, reason=cause)
+        await database.audit.write(
+            SUPERVISOR, "deploy", "failed", subject=record.deploy_id, reason=cause
+        )
         return None
     return DeployRun(record, plan, release, world, row.target)
 
@@ -296,12 +300,12 @@ async def last_active(
     Both are told what is about to run. Raises UnknownReleaseError, and StoreError if nothing
     can be read.
     """
-    rows, named = await database.versions(), state.state.active_release
+    rows, named = await database.versions.all(), state.state.active_release
     last = named or (rows[0].release if rows else None)
     release = await anyio.to_thread.run_sync(releases.find, last.name if last else None)
     if not rows or rows[0].release != release:
         try:
-            await database.push_version(slot, release)
+            await database.versions.push(slot, release)
         except StoreError as error:  # it can serve all the same
             log.error("version_not_remembered", slot=slot, release=release.label, why=str(error))
     await _name(release, state)

@@ -78,13 +78,13 @@ async def write_down(
     begun = False
     try:
         cause = f"{action.replace('_', ' ')} requested by {actor.name}"
-        journal_id = await database.begin_deploy(
+        journal_id = await database.deploys.begin(
             record, auto_switch=plan.auto_switch, rollback=plan.rollback, key=key, cause=cause
         )
         event = DeployEvent.of(record, ts=record.started_ts, source=None, event=BEGUN, cause=cause)
         events.tell(PublishedEvent(event, rollback=plan.rollback), journal_id)
         begun = True
-        await database.audit(
+        await database.audit.write(
             actor, action, "begun", subject=record.deploy_id, release=record.release
         )
         await state.change(last_deploy_ts=record.started_ts)
@@ -109,14 +109,14 @@ async def _end_unbegun(
     )
     event = DeployEvent.of(ended, ts=now(), source=FIRST_PHASE, event=Event.FAILED, cause=why)
     announcement = PublishedEvent(event)
-    database.audit_soon(SUPERVISOR, "deploy", "failed", subject=record.deploy_id, reason=why)
+    database.audit.enqueue(SUPERVISOR, "deploy", "failed", subject=record.deploy_id, reason=why)
     try:
-        journal_id = await database.write_transition(
+        journal_id = await database.deploys.write_transition(
             ended, source=FIRST_PHASE, event=Event.FAILED, cause=why, step=None
         )
         events.tell(announcement, journal_id)
         if key is not None:
-            await database.forget_key(key)
+            await database.keys.forget(key)
     except StoreError as error:  # the next daemon says that it was interrupted
         events.tell(announcement, None)
         log.error("deploy_not_ended", **record.facts, why=str(error))
@@ -124,7 +124,7 @@ async def _end_unbegun(
 
 async def previous_release(database: Database, releases: Releases) -> Release:
     """Return what ran before, if it can be launched again. Raises RefusedError."""
-    rows = await database.versions()
+    rows = await database.versions.all()
     if len(rows) < 2:
         raise errors.nothing_to_roll_back()
     before = rows[1].release
@@ -172,7 +172,7 @@ class DeployService(DeployQueries):
         )
         self._activities = activities
         self._tasks = tasks
-        self._repeats = IdempotentRequests(database)
+        self._repeats = IdempotentRequests(database.keys)
         self._beginning = anyio.Lock()
 
     # What can be asked for.
@@ -327,7 +327,7 @@ class DeployService(DeployQueries):
             outcome = record.result.value if record.result else "unknown"
         finally:
             database, subject = self._database, run.record.deploy_id
-            await database.audit_happened(actor, action, outcome, subject=subject)
+            await database.audit.record(actor, action, outcome, subject=subject)
         return record
 
     async def rollback(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
@@ -373,7 +373,7 @@ class DeployService(DeployQueries):
             what = "the mode could not be written down, so it is as before"
             raise errors.not_durable(what, error) from error
         await self._state.copy_to_database()
-        await self._database.audit_happened(actor, "mode", mode.value)
+        await self._database.audit.record(actor, "mode", mode.value)
 
     # What happens by itself.
 

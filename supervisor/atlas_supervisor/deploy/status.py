@@ -193,18 +193,18 @@ class DeployQueries:
 
     async def history(self, limit: int) -> list[DeployRecord]:
         """Return the latest deploys, newest first."""
-        records = await self._database.deploys(limit)
+        records = await self._database.deploys.latest(limit)
         return [self._fresh(record) for record in records]
 
     async def find(self, deploy_id: str) -> DeployRecord | None:
         """Return one deploy, or None."""
         if deploy_id in self._runs:
             return self._runs[deploy_id].record
-        return await self._database.deploy(deploy_id)
+        return await self._database.deploys.find(deploy_id)
 
     async def transitions(self, deploy_id: str) -> list[Transition]:
         """Return a deploy's story so far; what is not in the journal yet has no id."""
-        written = await self._database.transitions(deploy_id)
+        written = await self._database.transitions.of_deploy(deploy_id)
         return [*written, *map(as_transition, self._events.unwritten(deploy_id))]
 
     async def events(self, *, after: int | None, deploy_id: str | None) -> EventFeed:
@@ -218,7 +218,7 @@ class DeployQueries:
     async def releases(self) -> list[ReleaseView]:
         """Return the named releases that exist, by name."""
         found = await anyio.to_thread.run_sync(self._releases.all)
-        last = await self._database.last_deploys_by_release()
+        last = await self._database.deploys.last_by_release()
         return release_views(found, self._switch, last)
 
     def _fresh(self, record: DeployRecord) -> DeployRecord:

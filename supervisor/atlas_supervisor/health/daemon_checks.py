@@ -38,8 +38,8 @@ async def database(keeper: StateKeeper, store: Database) -> Check:
     """
     watch = Stopwatch()
     try:
-        await store.save_state(keeper.state)
-        read = await store.last_state()
+        await store.state.save(keeper.state)
+        read = await store.state.load()
     except StoreError as error:
         return Check(status=CheckStatus.FAIL, unit="ms", message=str(error))
     except ValueError as error:

@@ -25,7 +25,7 @@ from atlas_supervisor.store.chain import (
     Walk,
     hash_of,
 )
-from atlas_supervisor.store.statements import Statements, StoreError, Timed, untimed
+from atlas_supervisor.store.statements import Statements, StoreError
 from atlas_supervisor.system.clock import now
 
 log = structlog.get_logger(__name__)
@@ -53,11 +53,11 @@ class _PendingEntry(NamedTuple):
     detail: str
 
 
-class AuditStore(Statements):
+class AuditStore:
     """What is audited."""
 
-    def __init__(self, connection: aiosqlite.Connection, timed: Timed = untimed) -> None:
-        super().__init__(connection, timed)
+    def __init__(self, statements: Statements) -> None:
+        self._statements = statements
         self._head = NOTHING
         self._head_file: HeadFile | None = None
         self._auditing = anyio.Lock()
@@ -65,19 +65,19 @@ class AuditStore(Statements):
         self._owed: deque[_PendingEntry] = deque()
         self._owing = anyio.Event()
 
-    async def begin_audit(self, file: HeadFile, *, set_aside: bool) -> None:
+    async def open(self, file: HeadFile, *, set_aside: bool) -> None:
         """Go on where the chain ended; `file` is what keeps its end beside the database.
 
         If the two contradict each other, the chain goes on from what the file says: the break
         stays, and is found. Of a database that was set aside that is no fault. Raises StoreError.
         """
         noted = await anyio.to_thread.run_sync(file.read)
-        rows = await self._read("newest_audit")
+        rows = await self._statements.read("newest_audit")
         newest = Head(rows[0]["id"], rows[0]["hash"]) if rows else NOTHING
         self._head, self._head_file = newest, file
         if noted is None:
             return
-        known = await self._read("audit_hash", id=noted.id)
+        known = await self._statements.read("audit_hash", id=noted.id)
         if known and known[0]["hash"] == noted.hash:
             return  # written by an earlier daemon, which may have died before it noted the last
         self._head = Head(max(noted.id, newest.id), noted.hash)
@@ -85,13 +85,13 @@ class AuditStore(Statements):
             why = f"entry {noted.id} is not the one that {file.path.name} tells of"
             log.critical("audit_trail_broken", why=why, newest=newest.id)
 
-    async def audit(
+    async def write(
         self, actor: Actor, action: str, outcome: str, *, subject: str | None = None, **detail: Any
     ) -> None:
         """Write an entry of the audit trail, and what is owed before it. Raises StoreError."""
         await self._append(_owed(actor, action, outcome, subject, detail))
 
-    async def audit_happened(
+    async def record(
         self, actor: Actor, action: str, outcome: str, *, subject: str | None = None, **detail: Any
     ) -> None:
         """Audit what has happened already: if it can't be written now, it is made up for later."""
@@ -102,13 +102,13 @@ class AuditStore(Statements):
             log.error("audit_failed", action=action, why=str(error))
             self._owe(entry)
 
-    def audit_soon(
+    def enqueue(
         self, actor: Actor, action: str, outcome: str, *, subject: str | None = None, **detail: Any
     ) -> None:
-        """Audit without waiting for the disk; `keep_auditing` writes it."""
+        """Audit without waiting for the disk; `run` writes it."""
         self._owe(_owed(actor, action, outcome, subject, detail))
 
-    async def keep_auditing(self) -> None:
+    async def run(self) -> None:
         """Write what is owed as soon as the disk takes it, for ever."""
         while True:
             await self._owing.wait()
@@ -136,7 +136,7 @@ class AuditStore(Statements):
                     return await self._chained([*owed, *entries])
 
                 try:
-                    self._head = await self._transaction(write)
+                    self._head = await self._statements.transaction(write)
                 except BaseException:
                     for entry in reversed(owed):
                         self._owed.appendleft(entry)
@@ -147,17 +147,19 @@ class AuditStore(Statements):
 
     async def _chained(self, entries: list[_PendingEntry]) -> Head:
         """Add the entries to the chain, within a transaction; return its new end."""
-        await self._connection.execute("BEGIN IMMEDIATE")
+        await self._statements.connection.execute("BEGIN IMMEDIATE")
         head, newest = self._head, await self._newest_id()
         for number, entry in enumerate(entries, start=max(head.id, newest) + 1):
             row = hash_of(head.hash, (number, *entry))
             parameters = {"id": number, **entry._asdict(), "previous_hash": head.hash, "hash": row}
-            await self._run("add_audit", parameters)
+            await self._statements.run("add_audit", parameters)
             head = Head(number, row)
         return head
 
     async def _newest_id(self) -> int:
-        rows = await self._connection.execute_fetchall("SELECT ifnull(max(id), 0) FROM audit")
+        rows = await self._statements.connection.execute_fetchall(
+            "SELECT ifnull(max(id), 0) FROM audit"
+        )
         return int(next(iter(rows))[0])
 
     async def _note_head(self) -> None:
@@ -169,7 +171,7 @@ class AuditStore(Statements):
         except OSError as error:
             log.error("audit_head_not_noted", why=str(error))
 
-    async def audit_entries(
+    async def entries(
         self, *, limit: int, before: int | None, action: str | None, subject: str | None
     ) -> list[AuditEntry]:
         """Return the newest entries, newest first: with an id below, of an action, on a subject."""
@@ -180,15 +182,15 @@ class AuditStore(Statements):
 
     async def _rows(self, name: str, **asked: Any) -> list[ChainRow]:
         """Return the entries whose ids a query names, in the order of ids."""
-        ids = json.dumps([row["id"] for row in await self._read(name, **asked)])
-        return [_row(row) for row in await self._read("audit_rows", ids=ids)]
+        ids = json.dumps([row["id"] for row in await self._statements.read(name, **asked)])
+        return [_row(row) for row in await self._statements.read("audit_rows", ids=ids)]
 
-    async def audited(self, subject: str, action: str, outcome: str) -> bool:
+    async def contains(self, subject: str, action: str, outcome: str) -> bool:
         """Tell whether there is such an entry."""
         asked = {"subject": subject, "action": action, "outcome": outcome}
-        return bool(await self._read("audit_known", **asked))
+        return bool(await self._statements.read("audit_known", **asked))
 
-    async def verify_audit(self) -> Verification:
+    async def verify(self) -> Verification:
         """Look the whole chain over, page by page; others read and write meanwhile."""
         async with self._verifying:
             head, walk = self._head, Walk()
@@ -203,7 +205,7 @@ class AuditStore(Statements):
                     break
             if fault is None:
                 async with self._auditing:  # nothing of our own is on its way
-                    ours, newest = self._head, (await self._read("newest_audit"))
+                    ours, newest = self._head, (await self._statements.read("newest_audit"))
                 beyond = newest[0]["id"] - ours.id if newest else 0
                 fault = walk.arrived(head, head.id + beyond if beyond > 0 else head.id)
             return _found(walk, head, fault)

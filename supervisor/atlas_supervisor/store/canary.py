@@ -28,10 +28,13 @@ class CanaryCommit:
     """JSON by name."""
 
 
-class CanaryStore(Statements):
+class CanaryStore:
     """What is known of canaries, for as long as `CANARY_RETENTION_DAYS`."""
 
-    async def commit_canary(self, commit: CanaryCommit) -> None:
+    def __init__(self, statements: Statements) -> None:
+        self._statements = statements
+
+    async def commit(self, commit: CanaryCommit) -> None:
         """Write it all, or nothing."""
         statements: list[Statement] = [
             *(("put_canary_counts", row._asdict()) for row in commit.counts),
@@ -46,33 +49,33 @@ class CanaryStore(Statements):
         ]
         if commit.ramps is not None:
             statements.append(("forget_canary_keys", {"ramps": json.dumps(list(commit.ramps))}))
-        await self._write(*statements)
+        await self._statements.write(*statements)
 
-    async def trim_canary(self, now: float, *, kept_days: float) -> None:
+    async def trim(self, now: float, *, kept_days: float) -> None:
         """Forget what is too old; `now` is Unix time."""
         since = int(now - kept_days * 86400)
         before = datetime.fromtimestamp(since, UTC).isoformat()
-        await self._write(
+        await self._statements.write(
             ("trim_canary_counts", {"since": since}), ("trim_canary_epochs", {"before": before})
         )
 
-    async def canary_counts(self, span: int, since: int, until: int) -> list[CountsRow]:
+    async def counts(self, span: int, since: int, until: int) -> list[CountsRow]:
         """Return the spans of this length that begin in `[since, until)`, Unix time."""
-        rows = await self._read("canary_counts", span=span, since=since, until=until)
+        rows = await self._statements.read("canary_counts", span=span, since=since, until=until)
         return [CountsRow(*row) for row in rows]
 
-    async def canary_epochs(self, since: int) -> list[EpochRow]:
+    async def epochs(self, since: int) -> list[EpochRow]:
         """Return the epochs that had calls since then, and the last one of each feature."""
-        return [EpochRow(*row) for row in await self._read("canary_epochs", since=since)]
+        return [EpochRow(*row) for row in await self._statements.read("canary_epochs", since=since)]
 
-    async def canary_rings(self) -> list[RingRow]:
+    async def rings(self) -> list[RingRow]:
         """Return how far each ring is accounted for."""
-        return [RingRow(*row) for row in await self._read("canary_rings")]
+        return [RingRow(*row) for row in await self._statements.read("canary_rings")]
 
-    async def canary_keys(self) -> list[tuple[int, int]]:
+    async def keys(self) -> list[tuple[int, int]]:
         """Return the keys that have had their first call, each with its ramp."""
-        return [(row["ramp"], row["key"]) for row in await self._read("canary_keys")]
+        return [(row["ramp"], row["key"]) for row in await self._statements.read("canary_keys")]
 
-    async def canary_progress(self) -> dict[str, str]:
+    async def progress(self) -> dict[str, str]:
         """Return what else was kept, by name."""
-        return {row["name"]: row["value"] for row in await self._read("canary_progress")}
+        return {row["name"]: row["value"] for row in await self._statements.read("canary_progress")}

@@ -1,4 +1,4 @@
-"""`atlas.db`: opened, looked over, brought to this version's schema; and all its nouns together.
+"""`atlas.db`: opened, looked over, brought to this version's schema; and its stores.
 
 Write-ahead log with `synchronous=FULL`: when a call returns, what it wrote survives a power cut.
 """
@@ -19,9 +19,10 @@ from atlas_supervisor.store.canary import CanaryStore
 from atlas_supervisor.store.chain import HEAD_FILE, HeadFile
 from atlas_supervisor.store.deploys import DeployStore, TransitionStore
 from atlas_supervisor.store.instances import InstanceStore
-from atlas_supervisor.store.keys import IdempotencyStore
+from atlas_supervisor.store.keys import KeyStore
 from atlas_supervisor.store.migrations import migrate
-from atlas_supervisor.store.statements import Timed, untimed
+from atlas_supervisor.store.state_keeper import StateCopy
+from atlas_supervisor.store.statements import Statements, Timed, untimed
 from atlas_supervisor.store.versions import VersionStore
 from atlas_supervisor.system.clock import now
 
@@ -29,16 +30,19 @@ _BUSY_SECONDS = 5.0
 _FILE_MODE = 0o640
 
 
-class Database(
-    DeployStore,
-    TransitionStore,
-    IdempotencyStore,
-    VersionStore,
-    InstanceStore,
-    AuditStore,
-    CanaryStore,
-):
-    """The open database. Every method raises StoreError and leaves nothing half-written."""
+class Database:
+    """The open database, noun by noun. Every method raises StoreError and writes all or nothing."""
+
+    def __init__(self, connection: aiosqlite.Connection, timed: Timed = untimed) -> None:
+        self.statements = Statements(connection, timed)
+        self.deploys = DeployStore(self.statements)
+        self.transitions = TransitionStore(self.statements)
+        self.versions = VersionStore(self.statements)
+        self.state = StateCopy(self.statements)
+        self.keys = KeyStore(self.statements)
+        self.instances = InstanceStore(self.statements)
+        self.audit = AuditStore(self.statements)
+        self.canary = CanaryStore(self.statements)
 
 
 def active_release(path: Path) -> str | None:
@@ -80,7 +84,7 @@ async def open_database(
         ) from error
     database = Database(connection, timed)
     try:
-        await database.begin_audit(HeadFile(path.with_name(HEAD_FILE)), set_aside=aside is not None)
+        await database.audit.open(HeadFile(path.with_name(HEAD_FILE)), set_aside=aside is not None)
         yield database, aside
     finally:
         with anyio.CancelScope(shield=True):

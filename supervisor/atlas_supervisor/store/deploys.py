@@ -26,22 +26,25 @@ _OUTCOME = ("result", "reason", "version", "active_port", "staging_port")
 """What of a deploy changes on its way; a row keeps it as it was then."""
 
 
-class TransitionStore(Statements):
+class TransitionStore:
     """What happened to deploys; it satisfies `deploy.event_hub.Journal`."""
 
-    async def newest_transition(self) -> int:
+    def __init__(self, statements: Statements) -> None:
+        self._statements = statements
+
+    async def newest(self) -> int:
         """Return the id of the last event; 0 if there is none."""
-        return int((await self._read("newest_transition"))[0]["id"])
+        return int((await self._statements.read("newest_transition"))[0]["id"])
 
-    async def knows_transition(self, transition_id: int) -> bool:
+    async def knows(self, transition_id: int) -> bool:
         """Tell whether an event has this id."""
-        return bool(await self._read("transition_known", id=transition_id))
+        return bool(await self._statements.read("transition_known", id=transition_id))
 
-    async def transitions_after(
+    async def after(
         self, transition_id: int, *, deploy_id: str | None, limit: int
     ) -> list[PublishedEvent]:
         """Return the first events after the id, of one deploy or of all, in order."""
-        rows = await self._read(
+        rows = await self._statements.read(
             "transitions_after", id=transition_id, deploy_id=deploy_id, limit=limit
         )
         return [
@@ -49,7 +52,7 @@ class TransitionStore(Statements):
             for row in rows
         ]
 
-    async def transitions(self, deploy_id: str) -> list[Transition]:
+    async def of_deploy(self, deploy_id: str) -> list[Transition]:
         """Return a deploy's story so far."""
         return [
             Transition(
@@ -61,12 +64,12 @@ class TransitionStore(Statements):
                 cause=row["cause"] or "",
                 duration_ms=row["duration_ms"],
             )
-            for row in await self._read("transitions_of", deploy_id=deploy_id)
+            for row in await self._statements.read("transitions_of", deploy_id=deploy_id)
         ]
 
-    async def last_transition(self, deploy_id: str) -> tuple[str, str] | None:
+    async def last(self, deploy_id: str) -> tuple[str, str] | None:
         """Return phase and event of the deploy's last transition; None if it has only begun."""
-        rows = await self._read("last_transition", deploy_id=deploy_id)
+        rows = await self._statements.read("last_transition", deploy_id=deploy_id)
         return (rows[0]["phase"], rows[0]["event"]) if rows else None
 
 
@@ -148,10 +151,13 @@ class UnfinishedDeploy(NamedTuple):
     """Whether it brings back the version before the active one."""
 
 
-class DeployStore(Statements):
+class DeployStore:
     """What was deployed, and how it came out."""
 
-    async def begin_deploy(
+    def __init__(self, statements: Statements) -> None:
+        self._statements = statements
+
+    async def begin(
         self,
         record: DeployRecord,
         *,
@@ -166,7 +172,7 @@ class DeployStore(Statements):
         """
         kept = {"kept": DEPLOYS_KEPT, "since": kept_since()}
         plan = {"auto_switch": auto_switch, "rollback": rollback}
-        _, begun, *_ = await self._write(
+        _, begun, *_ = await self._statements.write(
             ("begin_deploy", {**_columns(record), **plan}),
             begun_row(record, cause),
             *([key_added(key, deploy_id=record.deploy_id)] if key else []),
@@ -205,15 +211,18 @@ class DeployStore(Statements):
         if step is not None:
             row = {**step.model_dump(), "detail": json.dumps(step.detail)}
             statements.append(("add_step", {**row, "deploy_id": record.deploy_id}))
-        return (await self._write(*statements))[0] or 0
+        return (await self._statements.write(*statements))[0] or 0
 
-    async def deploys(self, limit: int) -> list[DeployRecord]:
+    async def latest(self, limit: int) -> list[DeployRecord]:
         """Return the latest deploys with their steps, newest first."""
-        return [await self._record(row) for row in await self._read("latest_deploys", limit=limit)]
+        return [
+            await self._record(row)
+            for row in await self._statements.read("latest_deploys", limit=limit)
+        ]
 
-    async def deploy(self, deploy_id: str) -> DeployRecord | None:
+    async def find(self, deploy_id: str) -> DeployRecord | None:
         """Return one deploy with its steps."""
-        rows = await self._read("deploy", deploy_id=deploy_id)
+        rows = await self._statements.read("deploy", deploy_id=deploy_id)
         return await self._record(rows[0]) if rows else None
 
     async def unfinished(self) -> list[UnfinishedDeploy]:
@@ -222,10 +231,10 @@ class DeployStore(Statements):
             UnfinishedDeploy(
                 await self._record(row), bool(row["auto_switch"]), bool(row["rollback"])
             )
-            for row in await self._read("unfinished_deploys")
+            for row in await self._statements.read("unfinished_deploys")
         ]
 
-    async def last_deploys_by_release(self) -> dict[str, LastDeploy]:
+    async def last_by_release(self) -> dict[str, LastDeploy]:
         """Return the latest deploy of every release that ever was deployed."""
         return {
             row["release"]: LastDeploy(
@@ -233,7 +242,7 @@ class DeployStore(Statements):
                 started_ts=datetime.fromisoformat(row["started_ts"]),
                 result=Result(row["result"]) if row["result"] else None,
             )
-            for row in await self._read("last_deploys_by_release")
+            for row in await self._statements.read("last_deploys_by_release")
         }
 
     async def _record(self, row: aiosqlite.Row) -> DeployRecord:
@@ -244,7 +253,7 @@ class DeployStore(Statements):
                 duration_ms=step["duration_ms"],
                 detail=json.loads(step["detail"]),
             )
-            for step in await self._read("steps", deploy_id=row["deploy_id"])
+            for step in await self._statements.read("steps", deploy_id=row["deploy_id"])
         ]
         return DeployRecord(
             deploy_id=row["deploy_id"],

@@ -18,17 +18,22 @@ class InstanceRow(NamedTuple):
     boot_id: str
 
 
-class InstanceStore(Statements):
+class InstanceStore:
     """Which processes were launched and not forgotten."""
 
-    async def add_instance(self, row: InstanceRow) -> None:
+    def __init__(self, statements: Statements) -> None:
+        self._statements = statements
+
+    async def add(self, row: InstanceRow) -> None:
         """Remember a worker process."""
-        await self._write(("add_instance", {**row._asdict(), "started_ts": now().isoformat()}))
+        await self._statements.write(
+            ("add_instance", {**row._asdict(), "started_ts": now().isoformat()})
+        )
 
-    async def remove_instance(self, instance: str) -> None:
+    async def remove(self, instance: str) -> None:
         """Forget a worker process that is gone."""
-        await self._write(("remove_instance", {"instance": instance}))
+        await self._statements.write(("remove_instance", {"instance": instance}))
 
-    async def instances(self) -> list[InstanceRow]:
+    async def all(self) -> list[InstanceRow]:
         """Return the worker processes that were not forgotten."""
-        return [InstanceRow(*row) for row in await self._read("instances")]
+        return [InstanceRow(*row) for row in await self._statements.read("instances")]

@@ -23,20 +23,23 @@ class KeyRow(NamedTuple):
     """The deploy that began, or was steered; None if the mode was set."""
 
 
-class IdempotencyStore(Statements):
+class KeyStore:
     """The keys, in the database: a repetition is known over a restart."""
 
-    async def key(self, value: str) -> KeyRow | None:
+    def __init__(self, statements: Statements) -> None:
+        self._statements = statements
+
+    async def get(self, value: str) -> KeyRow | None:
         """Return what is known of the key."""
-        rows = await self._read("key", key=value)
+        rows = await self._statements.read("key", key=value)
         return KeyRow(rows[0]["fingerprint"], rows[0]["deploy_id"]) if rows else None
 
-    async def find_key(self, key: IdempotencyKey | None) -> KeyRow | None:
+    async def find(self, key: IdempotencyKey | None) -> KeyRow | None:
         """Return what came of this key, if it was given before; the key is told so.
 
         Raises RefusedError if it came with another request then.
         """
-        row = await self.key(key.value) if key else None
+        row = await self.get(key.value) if key else None
         if key is None or row is None:
             return None
         if row.fingerprint != key.fingerprint:
@@ -44,19 +47,19 @@ class IdempotencyStore(Statements):
         key.repeated = True
         return row
 
-    async def add_key(
+    async def add(
         self, key: IdempotencyKey, *, deploy_id: str | None = None, asked: Result | None = None
     ) -> None:
         """Remember a key; `asked` is the result that a request steered its deploy to."""
-        await self._write(key_added(key, deploy_id=deploy_id, asked=asked), trim_keys())
+        await self._statements.write(key_added(key, deploy_id=deploy_id, asked=asked), trim_keys())
 
-    async def forget_key(self, key: IdempotencyKey) -> None:
+    async def forget(self, key: IdempotencyKey) -> None:
         """Forget the key of a request that was refused after all."""
-        await self._write(("forget_key", {"key": key.value}))
+        await self._statements.write(("forget_key", {"key": key.value}))
 
-    async def forget_undone_keys(self) -> None:
+    async def forget_undone(self) -> None:
         """Forget the keys of requests to steer a deploy that the last daemon did not get to."""
-        await self._write(("forget_undone_keys", {}))
+        await self._statements.write(("forget_undone_keys", {}))
 
 
 def key_added(

@@ -20,8 +20,7 @@ import structlog
 from pydantic import ValidationError
 
 from atlas_supervisor.model.state import SCHEMA_VERSION, DeployState
-from atlas_supervisor.store.database import Database
-from atlas_supervisor.store.statements import StoreError, Timed, untimed
+from atlas_supervisor.store.statements import Statement, Statements, StoreError, Timed, untimed
 from atlas_supervisor.system.atomic_file import replace
 from atlas_supervisor.system.clock import Stopwatch
 
@@ -89,14 +88,35 @@ class StateFile:
             os.close(folder)
 
 
+class StateCopy:
+    """The copy of the state in the database, from which a damaged file is rebuilt."""
+
+    def __init__(self, statements: Statements) -> None:
+        self._statements = statements
+
+    async def save(self, state: DeployState) -> None:
+        """Replace the copy. Raises StoreError."""
+        await self._statements.write(state_saved(state))
+
+    async def load(self) -> DeployState | None:
+        """Return the copy; None if there is none. Raises StoreError."""
+        rows = await self._statements.read("last_state")
+        return DeployState.model_validate_json(rows[0]["state"]) if rows else None
+
+
+def state_saved(state: DeployState) -> Statement:
+    """Return the statement that replaces the copy."""
+    return "save_state", {"state": state.model_dump_json()}
+
+
 class StateKeeper:
     """The one writer of the state file."""
 
     def __init__(
-        self, file: StateFile, database: Database, state: DeployState, timed: Timed = untimed
+        self, file: StateFile, copy: StateCopy, state: DeployState, timed: Timed = untimed
     ) -> None:
         self._file = file
-        self._database = database
+        self._copy = copy
         self._state = state
         self._timed = timed
         self._changing = anyio.Lock()
@@ -134,6 +154,6 @@ class StateKeeper:
     async def copy_to_database(self) -> None:
         """Keep a copy where the file can be rebuilt from; a failure is logged, not raised."""
         try:
-            await self._database.save_state(self._state)
+            await self._copy.save(self._state)
         except StoreError as error:
             log.error("state_copy_failed", why=str(error))

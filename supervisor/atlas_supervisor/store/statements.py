@@ -1,7 +1,7 @@
 """The connection to `atlas.db` and the statements of `queries.sql`: one at a time, all or nothing.
 
-Every noun of the store (deploys, versions, the audit trail, ...) is a class upon this one, in a
-file of its own; `database.Database` is all of them together.
+Every noun of the store (deploys, versions, the audit trail, …) is a class that uses this one, in
+a file of its own; `database.Database` holds one of each.
 """
 
 from __future__ import annotations
@@ -39,54 +39,54 @@ _QUERIES = sections("queries.sql", "name")
 
 
 Timed = Callable[[float, bool], None]
-"""Told how many seconds a durable write took, and whether it was done."""
+"""Called with the seconds that a durable write took, and whether it succeeded."""
 
 
 def untimed(_seconds: float, _done: bool) -> None:
-    """Take no notice."""
+    """Ignore the measurement."""
 
 
 class StoreError(AtlasError):
-    """The database did not take or give something; the text says why."""
+    """The database could not be read or written; the text says why."""
 
 
 class Statements:
     """Runs named queries on the one connection of the process. Raises StoreError."""
 
     def __init__(self, connection: aiosqlite.Connection, timed: Timed = untimed) -> None:
-        self._connection = connection
+        self.connection = connection
         self._timed = timed
         self._using = anyio.Lock()
 
-    async def _write(self, *statements: Statement) -> list[int | None]:
+    async def write(self, *statements: Statement) -> list[int | None]:
         """Run the statements in one transaction; if one fails, nothing of it is left.
 
-        Returns the id of the row that each one has added. Whoever gets them goes on before the
-        next write ends, so what is done at once with two ids is done in their order.
+        Return the id of the row that each one has added. The caller continues before the next
+        write ends, so what it does with two ids without a pause is done in their order.
         """
 
-        async def run() -> list[int | None]:
-            return [await self._run(*statement) for statement in statements]
+        async def work() -> list[int | None]:
+            return [await self.run(*statement) for statement in statements]
 
-        return await self._transaction(run)
+        return await self.transaction(work)
 
-    async def _run(self, name: str, parameters: dict[str, Any]) -> int | None:
-        """Run one statement of a transaction; return the id of the row that it has added."""
-        async with self._connection.execute(_QUERIES[name], parameters) as cursor:
+    async def run(self, name: str, parameters: dict[str, Any]) -> int | None:
+        """Run one statement within a transaction; return the id of the row that it has added."""
+        async with self.connection.execute(_QUERIES[name], parameters) as cursor:
             return cursor.lastrowid
 
-    async def _transaction(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do the work in one transaction and return what it returns; likewise."""
+    async def transaction(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do the work in one transaction, all or nothing; return its result."""
         # Shielded and one at a time: a transaction is never left open, nor mixed with another.
         with anyio.CancelScope(shield=True):
             async with self._using:
                 watch = Stopwatch()
                 try:
                     done = await work()
-                    await self._connection.commit()
+                    await self.connection.commit()
                 except BaseException as error:
-                    with suppress(*_FAILURES):  # there may be no transaction to take back
-                        await self._connection.rollback()
+                    with suppress(*_FAILURES):  # there may be no open transaction
+                        await self.connection.rollback()
                     self._timed(watch.seconds, False)
                     if isinstance(error, _FAILURES):
                         raise StoreError(f"the database could not be written: {error}") from error
@@ -94,10 +94,11 @@ class Statements:
                 self._timed(watch.seconds, True)
         return done  # mypy takes a cancel scope for one that may swallow
 
-    async def _read(self, name: str, **parameters: Any) -> list[aiosqlite.Row]:
+    async def read(self, name: str, **parameters: Any) -> list[aiosqlite.Row]:
+        """Return the rows of a query. Never sees a transaction that is still open."""
         try:
-            async with self._using:  # what is being written is not known yet
-                rows = await self._connection.execute_fetchall(_QUERIES[name], parameters)
+            async with self._using:  # not while a transaction is open
+                rows = await self.connection.execute_fetchall(_QUERIES[name], parameters)
         except _FAILURES as error:
             raise StoreError(f"the database could not be read: {error}") from error
         return cast("list[aiosqlite.Row]", list(rows))

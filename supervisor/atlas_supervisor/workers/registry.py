@@ -17,8 +17,7 @@ import anyio
 import structlog
 
 from atlas_supervisor.errors import StartRefusedError
-from atlas_supervisor.store.database import Database
-from atlas_supervisor.store.instances import InstanceRow
+from atlas_supervisor.store.instances import InstanceRow, InstanceStore
 from atlas_supervisor.store.statements import StoreError
 from atlas_supervisor.system import procfs
 from atlas_supervisor.workers.process import WorkerProcess
@@ -30,8 +29,8 @@ log = structlog.get_logger(__name__)
 class WorkerRegistry:
     """Writes instances into the database; a disk that fails stops no worker."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, instances: InstanceStore) -> None:
+        self._instances = instances
         self._boot_id = procfs.boot_id()
 
     async def launched(self, instance: WorkerProcess) -> None:
@@ -41,14 +40,14 @@ class WorkerRegistry:
             return
         row = InstanceRow(instance.name, instance.slot, instance.pid, ticks, self._boot_id)
         try:
-            await self._database.add_instance(row)
+            await self._instances.add(row)
         except StoreError as error:
             log.error("instance_not_recorded", **instance.facts, pid=instance.pid, why=str(error))
 
     async def gone(self, instance: WorkerProcess) -> None:
         """Note that nothing of it is left."""
         try:
-            await self._database.remove_instance(instance.name)
+            await self._instances.remove(instance.name)
         except StoreError as error:
             log.error("instance_not_recorded", **instance.facts, pid=instance.pid, why=str(error))
 

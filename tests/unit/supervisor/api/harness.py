@@ -160,19 +160,19 @@ class MemoryControl:
 class MemoryAudit:
     """An audit trail in memory."""
 
-    entries: list[AuditEntry] = field(default_factory=list)
+    written: list[AuditEntry] = field(default_factory=list)
     told: list[tuple[Actor, str, str, dict[str, Any]]] = field(default_factory=list)
     asked: list[dict[str, Any]] = field(default_factory=list)
     found: Verification = audit.WHOLE
 
-    async def audit_entries(self, **asked: Any) -> list[AuditEntry]:
+    async def entries(self, **asked: Any) -> list[AuditEntry]:
         self.asked.append(asked)
-        return self.entries
+        return self.written
 
-    async def verify_audit(self) -> Verification:
+    async def verify(self) -> Verification:
         return self.found
 
-    def audit_soon(
+    def enqueue(
         self, actor: Actor, action: str, outcome: str, *, subject: str | None = None, **detail: Any
     ) -> None:
         self.told.append((actor, action, outcome, detail))

@@ -22,7 +22,7 @@ async def test_entries_are_answered_as_they_are_and_what_was_asked_for_is_passed
     tmp_path: Path,
 ) -> None:
     async with running(tmp_path) as server:
-        server.audit.entries = [ENTRY]
+        server.audit.written = [ENTRY]
         answer = await server.unix("GET", "/deploy/audit")
         assert answer.json == {"entries": [ENTRY.model_dump(mode="json")]}
         await server.unix("GET", "/deploy/audit?limit=5&before=9&action=mode&subject=d-1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.deploy import Mode, Result
 from tests.unit.supervisor.api.harness import BEARER, MemoryControl, Server, running, with_result
 
-ROOT = Actor(name="uid:0", origin="unix")
+USER = Actor(name=f"uid:{os.geteuid()}", origin="unix")
 
 
 async def test_the_status_is_the_daemons_own(tmp_path: Path) -> None:
@@ -32,7 +33,7 @@ async def test_a_deploy_hands_on_what_was_asked_and_who_asked(tmp_path: Path) ->
         await server.unix("POST", "/deploy/bluegreen?dry_run=true", json={"release": "1.4.0"})
         await server.tcp("POST", "/deploy/bluegreen", headers=BEARER)
     assert server.control.asked == [
-        ("deploy", ("1.4.0", True), ROOT),
+        ("deploy", ("1.4.0", True), USER),
         ("deploy", (None, False), Actor(name="token", origin="127.0.0.1")),
     ]
 
@@ -128,7 +129,7 @@ async def test_steering_answers_200_if_what_was_asked_was_done(
         answer = await server.unix("POST", f"/deploy/{verb}")
     assert (answer.status, answer.json["result"]) == (status, result)
     assert ("error" in answer.json) == (status != 200)
-    assert server.control.asked == [(verb, None, ROOT)]
+    assert server.control.asked == [(verb, None, USER)]
 
 
 @pytest.mark.parametrize("path", ["/deploy/bluegreen", "/deploy/switch"])
@@ -170,7 +171,7 @@ async def test_the_mode_is_set_and_the_status_answered(tmp_path: Path) -> None:
     async with running(tmp_path) as server:
         answer = await server.unix("POST", "/deploy/mode", json={"mode": "single"})
     assert (answer.status, answer.json["mode"]) == (200, "single")
-    assert server.control.asked == [("mode", Mode.SINGLE, ROOT)]
+    assert server.control.asked == [("mode", Mode.SINGLE, USER)]
 
 
 async def test_the_history_is_as_long_as_asked(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ class Canaries:
         return next(each for each in self.service.view().features if each.feature == name)
 
     async def audited(self) -> list[tuple[str, str, str | None]]:
-        rows = await self.database._connection.execute_fetchall(
+        rows = await self.database.statements.connection.execute_fetchall(
             "SELECT action, outcome, subject FROM audit ORDER BY id"
         )
         return [(row[0], row[1], row[2]) for row in rows]
@@ -166,7 +166,7 @@ async def running(
     async with open_database(folder / "atlas.db") as (database, _):
         file = StateFile(folder / STATE_FILE)
         first = DeployState(mode=Mode.BLUEGREEN, active_port=8791, staging_port=8792)
-        state = StateKeeper(file, database, file.read() or first)
+        state = StateKeeper(file, database.state, file.read() or first)
         service = await open_canaries(settings, state, database)
         try:
             yield Canaries(service, settings, database, state, clock)

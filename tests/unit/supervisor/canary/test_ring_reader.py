@@ -239,7 +239,7 @@ def test_what_is_no_ring_is_refused(tmp_path: Path, writer: Writer) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
+@pytest.mark.needs_root
 def test_a_ring_of_another_uid_is_refused(writer: Writer) -> None:
     os.chown(writer.path, 65534, 65534)
     assert "uid 65534" in refused(writer.path)

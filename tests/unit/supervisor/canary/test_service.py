@@ -149,7 +149,7 @@ async def test_what_was_read_and_not_written_before_a_crash_is_read_again(
             raise StoreError("the database could not be written")
 
         with monkeypatch.context() as patch:
-            patch.setattr(canaries.database, "commit_canary", fails)
+            patch.setattr(canaries.database.canary, "commit", fails)
             await canaries.look()
         assert totals(canaries.service.stats()) == (8, 0, 0, 0)
     async with running(tmp_path, monkeypatch) as canaries:
@@ -170,7 +170,7 @@ async def test_a_commit_that_failed_is_made_up_for(
             raise StoreError("the database could not be written")
 
         with monkeypatch.context() as patch:
-            patch.setattr(canaries.database, "commit_canary", fails)
+            patch.setattr(canaries.database.canary, "commit", fails)
             await canaries.look()
         process.calls(4)
         await canaries.look()
@@ -195,7 +195,7 @@ async def test_what_a_dead_process_had_open_has_failed_and_its_ring_is_removed(
         arm = canaries.service.stats().canary
         assert (arm.calls, arm.errors, arm.unreported, arm.assigned) == (3, 1, 1, 4)
         assert not process.path.exists()
-        assert await canaries.database.canary_rings() == []
+        assert await canaries.database.canary.rings() == []
 
 
 async def test_a_process_that_died_while_the_daemon_was_away_is_told_by_its_ring(
@@ -225,7 +225,7 @@ async def test_a_ring_that_was_removed_while_the_daemon_was_away_had_failed(
         await canaries.look()
         await canaries.look()
         assert totals(canaries.service.stats()) == (1, 1, 0, 0)
-        assert await canaries.database.canary_rings() == []
+        assert await canaries.database.canary.rings() == []
 
 
 async def test_whatever_else_is_in_the_folder_is_refused_and_disturbs_nobody(
@@ -311,7 +311,7 @@ async def test_a_latch_right_before_a_kill_is_audited_by_the_next_daemon_and_onc
 
     async with running(tmp_path, monkeypatch) as canaries:
         with monkeypatch.context() as patch:
-            patch.setattr(canaries.database, "commit_canary", fails)
+            patch.setattr(canaries.database.canary, "commit", fails)
             canaries.process().calls(20, failed=20)
             await canaries.look()
         assert canaries.written.canary_disabled_fallback
@@ -490,7 +490,7 @@ async def test_the_state_file_wins_over_a_database_that_was_not_written(
             raise StoreError("the database could not be written")
 
         with monkeypatch.context() as patch:
-            patch.setattr(canaries.database, "commit_canary", fails)
+            patch.setattr(canaries.database.canary, "commit", fails)
             await canaries.service.ramp("vision", "rollback", OPERATOR)
         epoch = canaries.policy.features["vision"].epoch
         assert await canaries.audited() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -11,6 +12,7 @@ from atlas_supervisor.deploy import errors
 from atlas_supervisor.deploy.machine import Event, Phase, Plan
 from atlas_supervisor.deploy.service import DeployService
 from atlas_supervisor.errors import RefusedError
+from atlas_supervisor.store.database import open_database
 from tests.unit.supervisor.deploy.memory import FAIL, World, driven, to_the_end, until_phase
 
 ABORT, SWITCH = Event.ABORT_REQUESTED, Event.SWITCH_REQUESTED
@@ -87,30 +89,30 @@ async def test_who_asks_while_the_last_probe_passes_is_told_how_it_came_out() ->
         assert run.record.result == "switched"
 
 
-async def test_a_deploy_that_has_switched_has_though_it_could_not_go_back() -> None:
+async def test_a_deploy_that_has_switched_has_though_it_could_not_go_back(tmp_path: Path) -> None:
     world = World()
     world.held["keep_warm"] = anyio.Event()
     world.outcomes["flip_back"] = [FAIL]
-    nobody: Any = None  # it asks nobody but the deploy at hand
-    service = DeployService(
-        settings=nobody,
-        switch=nobody,
-        plane=nobody,
-        activities=nobody,
-        releases=nobody,
-        database=nobody,
-        events=nobody,
-        state=nobody,
-        canaries=nobody,
-        health_score=nobody,
-        tasks=nobody,
-    )
-    async with driven(world) as run:
+    unused: Any = None  # the service asks the deploy at hand alone
+    async with open_database(tmp_path / "atlas.db") as (database, _), driven(world) as run:
+        service = DeployService(
+            settings=unused,
+            switch=unused,
+            plane=unused,
+            activities=unused,
+            releases=unused,
+            database=database,
+            events=unused,
+            state=unused,
+            canaries=unused,
+            health_score=unused,
+            tasks=unused,
+        )
         service._runs[run.record.deploy_id] = run
         world.when_ending["flip"] = lambda: run.offer(Event.STAGING_DIED, "ended by SIGKILL")
         deployed = await service.settled(run.record.deploy_id)
         assert deployed.result == "switched"
         assert "revert" in {each.source for each in world.journaled}
         with pytest.raises(RefusedError, match="the switch could not be done"):
-            await service._answer(run)  # what whoever asks for the rollback gets
+            await service._answer(run)  # the answer to the request for a rollback
         world.held["keep_warm"].set()

@@ -21,15 +21,15 @@ class MemoryJournal:
     def __init__(self) -> None:
         self.rows: list[PublishedEvent] = []
 
-    async def newest_transition(self) -> int:
+    async def newest(self) -> int:
         await asyncio.sleep(0)
         return len(self.rows)
 
-    async def knows_transition(self, transition_id: int) -> bool:
+    async def knows(self, transition_id: int) -> bool:
         await asyncio.sleep(0)
         return 1 <= transition_id <= len(self.rows)
 
-    async def transitions_after(
+    async def after(
         self, transition_id: int, *, deploy_id: str | None, limit: int
     ) -> list[PublishedEvent]:
         await asyncio.sleep(0)

@@ -45,7 +45,7 @@ class Stage:
 
     async def stack(self) -> list[str]:
         """Return the folders of the versions, the first one last."""
-        return [row.release.path.name for row in reversed(await self.database.versions())]
+        return [row.release.path.name for row in reversed(await self.database.versions.all())]
 
 
 @asynccontextmanager
@@ -56,20 +56,20 @@ async def stage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
         async def note(slot: SlotName) -> None:
             let_go.append(slot)
 
-        database = it.state._database
+        database = it.database
         activities = Executor(
             settings=it.bench.settings.model_copy(update={"keep_warm_seconds": 0}),
             switch=it.switch,
             plane=it.bench.plane,
             prober=prober,
             database=database,
-            events=EventHub(database),
+            events=EventHub(database.transitions),
             state=it.state,
             make_room=_nothing,
             let_go=note,
         )
         made = Stage(it, activities, database, let_go)
-        await database.push_version(BLUE, made.release(BLUE))
+        await database.versions.push(BLUE, made.release(BLUE))
         yield made
 
 
@@ -91,9 +91,9 @@ async def test_a_rollback_takes_a_version_back_and_its_revert_notes_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with stage(tmp_path, monkeypatch) as on:
-        await on.database.pop_version()
-        await on.database.push_version(GREEN, on.release(GREEN))
-        await on.database.push_version(BLUE, on.release(BLUE))
+        await on.database.versions.pop()
+        await on.database.versions.push(GREEN, on.release(GREEN))
+        await on.database.versions.push(BLUE, on.release(BLUE))
         assert (await on.activities.flip(on.release(GREEN), rollback=True)).ok
         assert await on.stack() == ["green"]
         assert (await on.activities.flip_back()).ok
@@ -105,24 +105,24 @@ async def test_a_version_that_could_not_be_noted_is_noted_before_the_journal_goe
 ) -> None:
     async with stage(tmp_path, monkeypatch) as on:
         record = a_deploy()
-        await on.database.begin_deploy(record, auto_switch=True)
+        await on.database.deploys.begin(record, auto_switch=True)
 
         event = DeployEvent.of(record, ts=record.started_ts, source="s", event="e", cause="")
-        push, locked = on.database.push_version, True
+        push, locked = on.database.versions.push, True
 
         async def tried(*noted: Any) -> None:
             if locked:
                 raise StoreError("the database is locked")
             await push(*noted)
 
-        monkeypatch.setattr(on.database, "push_version", tried)
+        monkeypatch.setattr(on.database.versions, "push", tried)
         assert (await on.activities.flip(on.release(GREEN), rollback=False)).ok
         with pytest.raises(StoreError):
             await on.activities.journal(record, event)
-        assert await on.database.last_transition(record.deploy_id) is None
+        assert await on.database.transitions.last(record.deploy_id) is None
         locked = False
         await on.activities.journal(record, event)
-        assert await on.database.last_transition(record.deploy_id) == ("s", "e")
+        assert await on.database.transitions.last(record.deploy_id) == ("s", "e")
         assert await on.stack() == ["blue", "green"]
 
 

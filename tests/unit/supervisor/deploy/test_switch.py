@@ -16,7 +16,7 @@ import pytest
 from atlas_supervisor.deploy import switch as switching
 from atlas_supervisor.deploy.switch import Landing, Switch
 from atlas_supervisor.model.slot import SlotName, SlotState
-from atlas_supervisor.store.database import open_database
+from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
 from atlas_supervisor.workers.slot import Slot
 from tests.unit.supervisor.store.samples import a_state
@@ -33,6 +33,7 @@ class Ready:
     switch: Switch
     file: StateFile
     state: StateKeeper
+    database: Database
 
     def has(self, active: SlotName) -> bool:
         """Tell whether steering, file and memory all say that this slot is active."""
@@ -54,14 +55,14 @@ async def ready(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     async with bench(folder) as made, open_database(folder / "atlas.db") as (database, _):
         ports = {"active_port": made.blue.port, "staging_port": made.green.port}
         file = StateFile(folder / "deploy_state.json")
-        state = StateKeeper(file, database, a_state(**ports))
+        state = StateKeeper(file, database.state, a_state(**ports))
         await state.change()
         for slot in (made.blue, made.green):
             await slot.start(release(folder / slot.name, READY_AND_SLEEP))
         switch = Switch(
             settings=made.settings, plane=made.plane, slots=made.slots, state=state, active=BLUE
         )
-        yield Ready(made, switch, file, state)
+        yield Ready(made, switch, file, state, database)
 
 
 async def kill(slot: Slot) -> None:

@@ -72,7 +72,7 @@ async def watched(folder: Path, port: int, **changes: Any) -> AsyncIterator[Watc
     async with open_database(folder / "atlas.db") as (database, _), HttpProber() as prober:
         ports = {"active_port": port, "staging_port": settings.staging_port}
         file = StateFile(settings.state_dir / "deploy_state.json")
-        state = StateKeeper(file, database, a_state(**ports))
+        state = StateKeeper(file, database.state, a_state(**ports))
         await state.change()
         plane: Any = Steered()
         monitor = HealthMonitor(

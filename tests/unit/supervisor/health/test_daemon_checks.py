@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sqlite3
-import subprocess
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from atlas_supervisor.model.health import CheckStatus
 from atlas_supervisor.store import database as database_module
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
+from tests.unit.supervisor.disk import fill, mounted
 from tests.unit.supervisor.health.support import BLUE, GREEN, Steered
 from tests.unit.supervisor.store.samples import a_state
 
@@ -30,38 +29,13 @@ PORTS = {BLUE: 8791, GREEN: 8792}
 async def store(folder: Path) -> AsyncIterator[tuple[StateKeeper, Database]]:
     async with open_database(folder / "atlas.db") as (database, _):
         file = StateFile(folder / "deploy_state.json")
-        yield StateKeeper(file, database, a_state()), database
-
-
-@contextmanager
-def mounted(folder: Path, options: str) -> Iterator[Path]:
-    """Mount a small file system in a folder; needs root, and a kernel that lets it."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("no file system can be mounted here: that needs root")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
-def fill(path: Path) -> None:
-    """Write until there is no room left."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
-    try:
-        while os.write(descriptor, b"x" * 4096):
-            pass
-    except OSError as error:
-        assert error.errno == errno.ENOSPC  # noqa: PT017  # there is no end without it
-    finally:
-        os.close(descriptor)
+        yield StateKeeper(file, database.state, a_state()), database
 
 
 async def test_a_database_that_takes_a_write_and_gives_it_back_passes(tmp_path: Path) -> None:
     async with store(tmp_path) as (keeper, database):
         check = await daemon_checks.database(keeper, database)
-        assert await database.last_state() == keeper.state
+        assert await database.state.load() == keeper.state
     assert check.status is PASS
     assert (check.value or 0) > 0
 
@@ -94,7 +68,7 @@ async def test_a_database_that_gives_nonsense_back_fails(
             other.execute("INSERT OR REPLACE INTO last_state (id, state) VALUES (1, '{')")
             other.close()
 
-        monkeypatch.setattr(database, "save_state", spoils)
+        monkeypatch.setattr(database.state, "save", spoils)
         check = await daemon_checks.database(keeper, database)
     assert check.status is FAIL
     assert "nonsense" in check.message
@@ -110,6 +84,7 @@ async def test_room_enough_passes_and_tells_how_much(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "status"), [("size=400m", PASS), ("size=200m", WARN), ("size=32m", FAIL)]
 )
+@pytest.mark.needs_root
 async def test_little_room_warns_and_hardly_any_fails(
     tmp_path: Path, options: str, status: CheckStatus
 ) -> None:
@@ -117,6 +92,7 @@ async def test_little_room_warns_and_hardly_any_fails(
         assert (await daemon_checks.disk_free(folder)).status is status
 
 
+@pytest.mark.needs_root
 async def test_room_that_fills_up_is_noticed(tmp_path: Path) -> None:
     with mounted(tmp_path / "small", "size=300m") as folder:
         assert (await daemon_checks.disk_free(folder)).status is PASS
@@ -127,17 +103,19 @@ async def test_room_that_fills_up_is_noticed(tmp_path: Path) -> None:
     assert "make room" in check.message
 
 
+@pytest.mark.needs_root
 async def test_a_full_disk_fails_the_database(tmp_path: Path) -> None:
     with mounted(tmp_path / "small", "size=4m") as folder:
         async with store(folder) as (keeper, database):
-            fill(folder / "big")
+            filler = fill(folder)
             check = await daemon_checks.database(keeper, database)
             assert check.status is FAIL
-            (folder / "big").unlink()
+            filler.unlink()
             assert (await daemon_checks.database(keeper, database)).status is PASS
     assert "full" in check.message
 
 
+@pytest.mark.needs_root
 async def test_no_room_for_a_file_fails_though_there_are_bytes(tmp_path: Path) -> None:
     with mounted(tmp_path / "small", "size=400m,nr_inodes=50") as folder:
         check = await daemon_checks.disk_free(folder)

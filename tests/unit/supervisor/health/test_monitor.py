@@ -221,7 +221,7 @@ async def test_a_database_that_does_not_come_back_is_told_without_waiting(
     monkeypatch.setattr(monitor_module, "OVERDUE_WARN_SECONDS", 0.05)
     monkeypatch.setattr(monitor_module, "OVERDUE_FAIL_SECONDS", 0.3)
     async with serve(answer()) as server, watched(tmp_path, server.port) as it:
-        async with it.database._using:  # a long write of somebody else's
+        async with it.database.statements._using:  # a long write of somebody else's
             it.monitor._own["database"].again()
             warned = await it.told("database", "warn")
             failed = await it.told("database", "fail")

@@ -11,7 +11,7 @@ import structlog
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.telemetry import log_file
 from atlas_supervisor.telemetry.logging_setup import configure_logs
-from tests.unit.supervisor.disk import fill, small_disk
+from tests.unit.supervisor.disk import fill, mounted
 from tests.unit.supervisor.telemetry.conftest import lines
 
 
@@ -98,10 +98,11 @@ def test_configured_again_it_writes_each_line_once(path: Path) -> None:
     assert len(lines(path)) == 1
 
 
+@pytest.mark.needs_root
 def test_a_full_disk_stops_nobody_and_is_told_in_a_line(
     path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with small_disk(tmp_path / "disk") as disk:
+    with mounted(tmp_path / "disk", "size=32k") as disk:
         configure_logs(disk / "supervisor.jsonl", "info")
         filler = fill(disk)
         for _ in range(3):
