@@ -1,4 +1,4 @@
-"""Feature canaries: what workers are told, what is counted, and what a reader is shown."""
+"""Feature canaries: the policy for workers, the rows of the database, the views of the API."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class FeaturePolicy(BaseModel):
-    """What workers need to decide a call of one feature, and how it came to that."""
+    """The policy of one feature: what workers need to decide a call, and its stage."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     share: float = Field(ge=0, le=1)
-    """Share of calls that go to the canary, all told: 0 where canaries are off."""
+    """The effective share of calls that go to the canary: 0 while canaries are off."""
     epoch: int
-    """Given once: all that is decided under one epoch has one share."""
+    """Unique; all decisions under one epoch have one share."""
     ramp: int = 0
-    """The first epoch that its evidence counts from."""
+    """The first epoch of its evidence."""
     stage: str = "steady"
 
 
 class ArmCounts(BaseModel):
-    """Calls of one arm, and how many of them failed."""
+    """Calls and errors of one arm."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -33,34 +33,34 @@ class ArmCounts(BaseModel):
 
 
 class FallbackView(BaseModel):
-    """The latch that turned all canaries off, with the numbers of that moment."""
+    """The fallback that turned all canaries off, with the numbers at that time."""
 
     model_config = ConfigDict(frozen=True)
 
     since_ts: datetime
     reason: str
     canary: ArmCounts = Field(description="All canary calls of the hour before, over all features.")
-    stable: ArmCounts = Field(description="The stable arm's at the same time.")
+    stable: ArmCounts = Field(description="All stable calls of the same hour.")
 
 
 class CanaryPolicy(BaseModel):
-    """The part of `deploy_state.json` that workers go by."""
+    """The canary section of `deploy_state.json`, which workers read."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     enabled: bool
     salt: str
-    """Mixed into the hash of keys, so that another installation draws other keys."""
+    """Part of the hash of keys, so that each installation draws other keys."""
     features: dict[str, FeaturePolicy]
     fallback: FallbackView | None = None
     counted_from: int = 0
-    """The fallback looks at calls of this epoch and later ones: a reset forgets what was before."""
+    """The first epoch that the fallback counts; a reset of the fallback moves it."""
 
 
 class CountsRow(NamedTuple):
-    """What is known of the calls of one epoch and arm in a span of time.
+    """The counts of one epoch and arm in a span of time.
 
-    `span` is its length and `start` its beginning, in seconds (Unix time).
+    `span` is its length and `start` its start, in seconds (Unix time).
     """
 
     span: int
@@ -77,7 +77,7 @@ class CountsRow(NamedTuple):
 
 
 class EpochRow(NamedTuple):
-    """A span of one policy of one feature."""
+    """An epoch: the time in which a feature has one share."""
 
     epoch: int
     feature: str
@@ -88,7 +88,7 @@ class EpochRow(NamedTuple):
 
 
 class RingRow(NamedTuple):
-    """How far the events of one process were read, and are accounted for."""
+    """The position up to which the events of one ring are in the database."""
 
     ring: str
     tail: int
@@ -97,7 +97,7 @@ class RingRow(NamedTuple):
 
 
 class LatencyView(BaseModel):
-    """Milliseconds, within 1 %; null without calls."""
+    """Latencies in milliseconds, accurate within 1 %; null without calls."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -112,14 +112,12 @@ class ArmView(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    calls: int = Field(default=0, description="Calls whose outcome is known.")
+    calls: int = Field(default=0, description="Calls with an outcome.")
     errors: int = 0
     error_rate: float = Field(default=0.0, description="Of the calls; 0 without calls.")
     latency_ms: LatencyView = LatencyView()
-    assigned: int = Field(default=0, description="Decisions, those that wait included.")
-    unreported: int = Field(
-        default=0, description="Decisions that were asked for and whose outcome nobody told."
-    )
+    assigned: int = Field(default=0, description="Decisions, those without an outcome included.")
+    unreported: int = Field(default=0, description="Decisions whose outcome was never reported.")
 
 
 class BothArms(BaseModel):
@@ -132,14 +130,14 @@ class BothArms(BaseModel):
 
 
 class CanaryStats(BothArms):
-    """All canary calls of the last hour, and those of each feature."""
+    """The calls of the last hour, of each feature and in total."""
 
     window_seconds: int = 3600
     features: dict[str, BothArms]
 
 
 class JudgementView(BaseModel):
-    """What the evidence says."""
+    """The verdict of the evidence."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -147,50 +145,54 @@ class JudgementView(BaseModel):
     kind: str = Field(description="`errors`, `latency`, `promotion`, `ratio` or `waiting`.")
     reason: str
     numbers: dict[str, Any]
-    needs: int | None = Field(description="About how many more canary calls it takes, if known.")
+    needs: int | None = Field(
+        description="A forecast of the canary calls until a verdict, if there is one."
+    )
 
 
 class FeatureView(BaseModel):
-    """One feature's canary as it is now."""
+    """The present state of one feature's canary."""
 
     model_config = ConfigDict(frozen=True)
 
     feature: str
-    share: float = Field(description="Share of calls that go to the canary, all told.")
-    percentage: float = Field(description="The share it has when it is steady.")
+    share: float = Field(description="Effective share of calls that go to the canary.")
+    percentage: float = Field(description="The share while steady.")
     stage: str = Field(
         description="`steady`, `ramping`, `paused`, `promoted` (all calls) or `rolled_back` (none)."
     )
-    step: int | None = Field(description="The step of its ramp, from 0; null without one.")
+    step: int | None = Field(description="The step of its ramp, from 0; null without a ramp.")
     steps: list[float] = Field(description="The shares of a ramp (CANARY_RAMP).")
     since_ts: datetime = Field(description="When the epoch began.")
     epoch: int
-    ramp: int = Field(description="The epoch that its evidence counts from.")
-    reason: str = Field(description="Why it came to this, in words.")
-    waits_for: str | None = Field(description="What a ramp waits for; null if for nothing.")
+    ramp: int = Field(description="The first epoch of its evidence.")
+    reason: str = Field(description="The reason for this stage or share.")
+    waits_for: str | None = Field(
+        description="The condition of the ramp's next step; null without one."
+    )
     judgement: JudgementView
-    pending_calls: int = Field(description="Calls that are not part of the evidence yet.")
-    warnings: list[str] = Field(description="Why the numbers are not to be trusted, if so.")
+    pending_calls: int = Field(description="Calls that are not evidence yet.")
+    warnings: list[str] = Field(description="Reasons to distrust the numbers.")
 
 
 class CanaryView(BaseModel):
-    """All of it at a glance."""
+    """The present state of all canaries."""
 
     model_config = ConfigDict(frozen=True)
 
     enabled: bool = Field(description="CANARY_ENABLED, and no fallback.")
     canary_disabled_fallback: bool
-    fallback: FallbackView | None = Field(description="Why the fallback turned canaries off.")
-    dropped_events: int = Field(description="Events that processes had no room for.")
-    late_calls: int = Field(description="Outcomes after 60 s, or too late for their window.")
+    fallback: FallbackView | None = Field(description="The fallback that turned canaries off.")
+    dropped_events: int = Field(description="Events that found no room in a ring.")
+    late_calls: int = Field(description="Outcomes after 60 s, or after their window was closed.")
     overflown_calls: int = Field(
-        description="Calls of keys beyond the 100,000 that a ramp remembers: counted, no evidence."
+        description="Calls of keys beyond the 100,000 that a ramp remembers: counted, not evidence."
     )
     features: list[FeatureView]
 
 
 class IntervalView(BaseModel):
-    """An estimate with its 95 % interval."""
+    """An estimate with its 95 % confidence interval."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -200,13 +202,13 @@ class IntervalView(BaseModel):
 
 
 class ArmReport(ArmView):
-    """One arm in the report."""
+    """One arm in a report."""
 
     error_rate_interval: IntervalView | None = Field(description="95 %, Wilson; null: no calls.")
 
 
 class StratumView(BaseModel):
-    """The calls of one epoch: all were assigned by one share."""
+    """The calls of one epoch, all assigned by one share."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -220,7 +222,7 @@ class StratumView(BaseModel):
 
 
 class FeatureReport(BaseModel):
-    """One feature over the span of a report."""
+    """One feature in a report."""
 
     model_config = ConfigDict(frozen=True)
 

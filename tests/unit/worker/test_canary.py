@@ -220,8 +220,8 @@ def test_questions_of_several_slices_are_all_told(canaries: Canaries) -> None:
 def test_questions_that_nobody_tells_are_bounded(
     canaries: Canaries, ring: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calls, "UNTOLD_MOST", 30)
-    monkeypatch.setattr(policy, "UNTOLD_MOST", 30)
+    monkeypatch.setattr(calls, "MAX_UNREPORTED", 30)
+    monkeypatch.setattr(policy, "MAX_UNREPORTED", 30)
     if not ring:
         (canaries.folder / "canary").rmdir()
     canaries.decide({"vision": 1})
@@ -230,10 +230,10 @@ def test_questions_that_nobody_tells_are_bounded(
             use_canary_version("vision")
         until_next_slice()
 
-    remembered, untold = 0, process.rules["vision"].canary.untold(None)
-    while untold is not None:
-        remembered += len(untold)
-        untold = getattr(untold, "older", None)
+    remembered, unreported = 0, process.rules["vision"].canary.unreported(None)
+    while unreported is not None:
+        remembered += len(unreported)
+        unreported = getattr(unreported, "older", None)
     assert 0 < remembered <= (130 if ring else 1)  # all of this slice, and some of those before
 
 

@@ -270,10 +270,10 @@ def test_a_broken_state_file_keeps_the_last_good_policy(canaries: Canaries, cont
     assert use_canary_version("vision")
 
     canaries.replace(content)
-    process._look()
+    process._try_refresh()
     assert use_canary_version("vision")
     canaries.state_file.unlink()
-    process._look()
+    process._try_refresh()
     assert use_canary_version("vision")
     assert is_canary_enabled()
 
@@ -288,7 +288,7 @@ def test_a_state_file_from_the_future_is_not_read(canaries: Canaries) -> None:
     assert use_canary_version("vision")
 
     canaries.decide({"vision": 0}, schema=SCHEMA_VERSION + 1)
-    process._look()
+    process._try_refresh()
 
     assert use_canary_version("vision")
 
@@ -400,5 +400,5 @@ def test_a_folder_full_of_rings_gets_no_more(canaries: Canaries) -> None:
     for number in range(layout.RINGS_LIMIT):
         (folder / f"{number}.ring").touch()
 
-    with pytest.raises(OSError, match="nobody reads"):
+    with pytest.raises(OSError, match="unread rings"):
         make_ring(folder, (0, 0))
