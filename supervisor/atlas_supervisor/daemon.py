@@ -33,9 +33,10 @@ from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.health.monitor import HealthMonitor
 from atlas_supervisor.logs.log_service import LogService
 from atlas_supervisor.model.actor import SUPERVISOR
+from atlas_supervisor.model.probe import ProbeResult
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import SlotName, SlotState
-from atlas_supervisor.probes.health_probe import HttpProber, ProbeResult
+from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.state_keeper import StateFile, StateKeeper

@@ -17,9 +17,9 @@ ADAPTERS = {
     "aiohttp_streams",
     "gunicorn",
     "asgi.__main__",
+    "asgi.command",
     "asgi.protocols",
     "asgi.runner",
-    "asgi.settings",
 }
 """Modules of the kit for applications that have the framework installed themselves."""
 SOURCE = ROOT / "worker"

@@ -23,13 +23,15 @@ LOCKS = ("requirements.lock", "requirements-dev.lock")
 
 COMMANDS = ("atlas_worker.app.server", "scripts.demonstration", "scripts.documentation")
 IMPORTED = f"""
-import importlib, json, pkgutil, sys, supervisor, atlas_worker.app
+import sys
+before = {{*sys.modules}}  # what .pth files of installed packages import at every start
+import importlib, json, pkgutil, atlas_supervisor, atlas_worker.app
 for name in {COMMANDS}:
     importlib.import_module(name)
-for package in (supervisor, atlas_worker.app):
+for package in (atlas_supervisor, atlas_worker.app):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)
-print(json.dumps(sorted({{name.partition(".")[0] for name in sys.modules}})))
+print(json.dumps(sorted({{name.partition(".")[0] for name in {{*sys.modules}} - before}})))
 """
 
 BACKEND = """
@@ -105,7 +107,7 @@ class Repository:
         shutil.copy(ROOT / "scripts" / "_setup", self.folder / "scripts")
         (self.folder / "pyproject.toml").write_text(PROJECT)
         (self.folder / "backend.py").write_text(BACKEND)
-        self.lock("requirements.lock", self.wheel("setuptools") + self.wheel("needed"))
+        self.lock("requirements.lock", self.wheel("builder") + self.wheel("needed"))
         self.lock("requirements-dev.lock", self.wheel("tool"))
 
     def wheel(self, name: str) -> str:
@@ -160,7 +162,7 @@ def test_the_environment_is_built_once_in_layers_and_anew_where_it_was_moved(
     wrote = [process.communicate(timeout=50)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], wrote
     assert "".join(wrote).count("making .venv") == 1, wrote
-    daemon = {"setuptools", "needed", "project"}
+    daemon = {"builder", "needed", "project"}
     assert repository.installed() == daemon
     assert repository.run() == (0, "")
 

@@ -1,6 +1,7 @@
-"""What an application imports to be a good worker.
+"""The worker kit: what an application imports to be deployed without losing a request.
 
-The names are loaded when they are asked for: to import any part of the worker costs nothing more.
+The canary is loaded at the first use of one of its names, so that an application without canaries
+does not pay for its import.
 """
 
 from __future__ import annotations
@@ -16,9 +17,7 @@ __all__ = ["canary", "is_canary_enabled", "record_canary_call", "use_canary_vers
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module  # noqa: PLC0415  # see above
+    import atlas_worker.canary as module  # noqa: PLC0415  # see above
 
-    module = import_module("atlas_worker.canary")
     value: object = module if name == "canary" else getattr(module, name)
-    globals()[name] = value  # asked once
-    return value
+    return globals().setdefault(name, value)

@@ -23,5 +23,5 @@ Four times a second `service.py` runs this pipeline:
                         only then is the space in the rings released
 
 What readers see: `report` (status, report, suggestions), with `stats/comparison` and
-`stats/explain`; refusals are in `errors`.
+`stats/explain`.
 """

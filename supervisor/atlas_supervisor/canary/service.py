@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import anyio
 import structlog
 
-from atlas_supervisor.canary import errors
+from atlas_supervisor import errors
 from atlas_supervisor.canary.call_collector import CallCollector
 from atlas_supervisor.canary.evidence import Evidence, Moment, Observe, unobserved
 from atlas_supervisor.canary.persistence import CanaryPersistence, newest_epoch, read_saved
@@ -33,7 +33,7 @@ from atlas_supervisor.canary.stats.ramp import (
     set_percentage,
 )
 from atlas_supervisor.config import Settings
-from atlas_supervisor.errors import StartRefusedError
+from atlas_supervisor.errors import RefusedError, StartRefusedError
 from atlas_supervisor.model.actor import SUPERVISOR, Actor
 from atlas_supervisor.model.canary import (
     ArmCounts,
@@ -56,6 +56,7 @@ POLL_SECONDS = 0.25
 """How often the rings are read."""
 
 _AFTER_BUG_SECONDS = 10.0
+_MAX_NAME = 100  # characters of an unknown feature's name that are quoted
 _RINGS_MODE = 0o700
 
 
@@ -188,7 +189,9 @@ class FeatureCanaries:
                 try:
                     change = act(known, Action(action), self._rules, unix, actor.name)
                 except RampError as error:
-                    raise errors.ramp_not_possible(error) from error
+                    raise errors.RAMP_NOT_POSSIBLE.error(
+                        problem=str(error), hint=error.hint
+                    ) from error
             view = await self._requested(feature, change, actor, action)
             await self._persistence.remember(key)
             return view
@@ -200,7 +203,7 @@ class FeatureCanaries:
             try:
                 await self._change(change, actor, outcome)
             except OSError as error:
-                raise errors.not_durable(error) from error
+                raise _not_durable(error) from error
             await self._write(Moment.now())
         return self._feature_view(self._known(feature))
 
@@ -231,7 +234,7 @@ class FeatureCanaries:
         try:
             await self._policies.apply(changes, fallback=fallback, forget=feature is None)
         except OSError as error:
-            raise errors.not_durable(error) from error
+            raise _not_durable(error) from error
         subject = feature or "fallback"
         log.info("canary_reset", subject=subject, by=actor.name)
         self._persistence.queue_audit(actor, "canary_reset", "done", subject)
@@ -281,7 +284,8 @@ class FeatureCanaries:
 
     def _known(self, name: str) -> Feature:
         if name not in self._policies.features:
-            raise errors.unknown_feature(name, list(self._policies.features))
+            listed = ", ".join(self._policies.features) or "none"
+            raise errors.UNKNOWN_FEATURE.error(name=name[:_MAX_NAME], known=listed)
         return self._policies.features[name]
 
     def _feature_view(self, feature: Feature) -> FeatureView:
@@ -293,6 +297,11 @@ class FeatureCanaries:
             Moment.now().unix,
             warnings=self._last_hour().warnings.get(feature.name, []),
         )
+
+
+def _not_durable(error: Exception) -> RefusedError:
+    problem = "the canary policy could not be saved and is unchanged"
+    return errors.NOT_DURABLE.error(problem=problem, error=error)
 
 
 def _counts(arm: Arm) -> ArmCounts:

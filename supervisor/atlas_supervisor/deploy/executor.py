@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
 
 import anyio
 import structlog
 
 from atlas_supervisor.config import Settings
 from atlas_supervisor.config.smoke_file import SmokePlan, load_smoke_file
-from atlas_supervisor.deploy.effects import StepOutcome
+from atlas_supervisor.deploy.effects import ActiveDeploy, StepOutcome
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.errors import SettingsError
@@ -21,6 +20,14 @@ from atlas_supervisor.model.deploy import DeployRecord, Mode
 from atlas_supervisor.model.event import DeployEvent, PublishedEvent
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.model.step import (
+    DrainDetail,
+    GuardDetail,
+    HealthDetail,
+    LaunchDetail,
+    PreflightDetail,
+    SmokeDetail,
+)
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.health_probe import HttpProber, health_gate
 from atlas_supervisor.probes.smoke import run_smoke
@@ -68,8 +75,6 @@ class Executor:
         self._let_go = let_go
         """Ends the care for a slot that had the traffic; returns when nobody starts it again."""
         self._warm_since = Stopwatch()
-        self._was_rollback = False
-        """Whether the last flip went to the version before, so that a revert undoes that."""
         self._catching_up = anyio.Lock()
         self._unremembered: list[Callable[[], Awaitable[None]]] = []
 
@@ -77,30 +82,28 @@ class Executor:
         """Return the active and the staging port as they are now."""
         return self._switch.ports()
 
-    async def preflight(self, release: Release) -> StepOutcome:
+    async def preflight(self, deploy: ActiveDeploy) -> StepOutcome:
         """Check the release, the smoke file and the ports, and free the staging slot."""
-        watch = Stopwatch()
+        watch, release = Stopwatch(), deploy.release
         if not release.path.is_dir():
-            return StepOutcome(ok=False, message=f"the release's folder {release.path} is gone")
+            return StepOutcome.failed(f"the release's folder {release.path} is gone")
         try:
             await self._smoke_plan()
         except SettingsError as error:
-            return StepOutcome(ok=False, message=str(error))
+            return StepOutcome.failed(str(error))
         if strangers := await anyio.to_thread.run_sync(self._plane.strangers):
-            return StepOutcome(
-                ok=False,
-                message=f"somebody else takes our connections: {'; '.join(strangers)}",
-                detail={"strangers": strangers},
+            return StepOutcome.failed(
+                f"another program receives our connections: {'; '.join(strangers)}",
+                PreflightDetail(strangers=strangers),
             )
         await self._make_room()
         staging = self._switch.staging
         await self._let_go(staging.name)
         if staging.instance is not None:  # left behind by a step that failed
             await staging.stop()
-        return StepOutcome(
-            ok=True,
-            message=f"version {release.version} can be launched on {self._switch.staging.name}",
-            detail={"version": release.version, "waited_ms": watch.milliseconds},
+        return StepOutcome.passed(
+            f"version {release.version} can be launched on {self._switch.staging.name}",
+            PreflightDetail(version=release.version, waited_ms=watch.milliseconds),
         )
 
     async def _smoke_plan(self) -> SmokePlan:
@@ -108,20 +111,20 @@ class Executor:
             return SmokePlan()
         return await anyio.to_thread.run_sync(load_smoke_file, self._settings.smoke_file)
 
-    async def launch(self, release: Release) -> StepOutcome:
+    async def launch(self, deploy: ActiveDeploy) -> StepOutcome:
         """Start the release on staging; a failure carries the last lines that it printed."""
         try:
-            detail = await self._switch.staging.start(release)
+            detail = LaunchDetail.model_validate(await self._switch.staging.start(deploy.release))
         except LaunchError as error:
-            return StepOutcome(ok=False, message=str(error), detail=error.detail)
-        return StepOutcome(ok=True, message=detail["message"], detail=detail)
+            return StepOutcome.failed(str(error), LaunchDetail.model_validate(error.detail))
+        return StepOutcome.passed(detail.message, detail)
 
-    async def smoke(self, deploy_id: str) -> StepOutcome:
+    async def smoke(self, deploy: ActiveDeploy) -> StepOutcome:
         """Run every smoke test against staging's own port."""
         plan = await self._smoke_plan()
         slot, instance = self._switch.staging, self._switch.staging.instance
         if instance is None:
-            return StepOutcome(ok=False, message="staging is gone", staging_died=True)
+            return StepOutcome.staging_died("staging is gone")
         checks = await run_smoke(
             plan,
             base_url=f"http://127.0.0.1:{slot.port}",
@@ -133,18 +136,18 @@ class Executor:
                 release=instance.release,
             ),
             directory=instance.release.path,
-            deploy_id=deploy_id,
+            deploy_id=deploy.record.deploy_id,
         )
-        failed = [check for check in checks if not check.ok]
-        detail = {"checks": [check.model_dump(mode="json") for check in checks]}
-        if failed:
+        if failed := [check for check in checks if not check.ok]:
             names = ", ".join(f"{check.name!r}: {check.message}" for check in failed)
-            message = f"{len(failed)} of {len(checks)} smoke tests failed: {names}"
-            return StepOutcome(False, message, {**detail, "output": slot.log.last_lines()})
+            return StepOutcome.failed(
+                f"{len(failed)} of {len(checks)} smoke tests failed: {names}",
+                SmokeDetail(checks=checks, output=slot.log.last_lines()),
+            )
         message = f"{len(checks)} smoke tests passed" if checks else "there are no smoke tests"
-        return StepOutcome(ok=True, message=message, detail=detail)
+        return StepOutcome.passed(message, SmokeDetail(checks=checks))
 
-    async def health(self) -> StepOutcome:
+    async def health(self, _deploy: ActiveDeploy) -> StepOutcome:
         """Probe staging; every one of the probes must pass, and complain of nothing itself."""
         slot, settings = self._switch.staging, self._settings
         gate = await health_gate(
@@ -157,31 +160,29 @@ class Executor:
             expect_instance=slot.instance.name if slot.instance else None,
             complaint=complaint,
         )
-        detail = {"probes": [probe.model_dump(mode="json") for probe in gate.probes]}
         if gate.verdict is Verdict.PASS:
-            return StepOutcome(ok=True, message=gate.message, detail=detail)
-        return StepOutcome(False, gate.message, {**detail, "output": slot.log.last_lines()})
+            return StepOutcome.passed(gate.message, HealthDetail(probes=gate.probes))
+        detail = HealthDetail(probes=gate.probes, output=slot.log.last_lines())
+        return StepOutcome.failed(gate.message, detail)
 
-    async def flip(self, release: Release, *, rollback: bool) -> StepOutcome:
+    async def switch(self, deploy: ActiveDeploy) -> StepOutcome:
         """Switch to staging and remember which version has the traffic now."""
-        finding = await self._switch.flip()
-        if finding.ok:
+        outcome = await self._switch.flip()
+        if outcome.has_passed:
             self._warm_since = Stopwatch()
-            self._was_rollback = rollback
-            await self._remember(None if rollback else release)
-        return finding
+            await self._remember(None if deploy.plan.rollback else deploy.release)
+        return outcome
 
-    async def flip_back(self) -> StepOutcome:
-        """Switch back to the warm version, and hand it what a dead one had queued."""
-        finding = await self._switch.flip()
-        if not finding.ok:
-            return StepOutcome(False, finding.message, finding.detail)  # it is no staging that died
+    async def revert(self, deploy: ActiveDeploy) -> StepOutcome:
+        """Switch back to the warm version, and pass on what a dead one had queued."""
+        outcome = await self._switch.flip()
+        if not outcome.has_passed:
+            return StepOutcome.failed(outcome.message, outcome.detail)  # no staging has died
         if _given_up(self._switch.staging):
             self._rescue()
         back = self._switch.active.instance
-        await self._remember(back.release if self._was_rollback and back else None)
-        self._was_rollback = False
-        return finding
+        await self._remember(back.release if deploy.plan.rollback and back else None)
+        return outcome
 
     async def _remember(self, release: Release | None) -> None:
         """Note the version that has the traffic now; None: the one before, which has it again."""
@@ -218,16 +219,14 @@ class Executor:
             return 0.0
         return self._settings.keep_warm_seconds
 
-    async def watch(self) -> StepOutcome:
+    async def guard(self, _deploy: ActiveDeploy) -> StepOutcome:
         """Probe the new version for the guard time; too many failures in a row fail it."""
         await self._let_go(self._switch.staging.name)
         settings, slot = self._settings, self._switch.active
         seconds = min(settings.guard_seconds, self._warm_seconds)
         if seconds <= 0:
             why = "GUARD_SECONDS is 0" if not settings.guard_seconds else "no version is kept warm"
-            return StepOutcome(
-                ok=True, message=f"not guarded: {why}", detail={"guarded_seconds": 0}
-            )
+            return StepOutcome.passed(f"not guarded: {why}", GuardDetail(guarded_seconds=0))
         interval = max(settings.health_interval_seconds, _SMALLEST_GUARD_INTERVAL_SECONDS)
         failures = probes = 0
         while (left := seconds - self._warm_since.seconds) > 0:
@@ -241,22 +240,17 @@ class Executor:
             probes += 1
             failures = failures + 1 if result.verdict is Verdict.FAIL else 0
             if failures >= settings.liveness_failures:
-                return StepOutcome(
-                    ok=False,
-                    message=f"the new version failed {failures} probes in a row: {result.message}",
-                    detail={
-                        "probes": probes,
-                        "failed_probe": result.model_dump(mode="json"),
-                        "output": slot.log.last_lines(),
-                    },
+                output = slot.log.last_lines()
+                return StepOutcome.failed(
+                    f"the new version failed {failures} probes in a row: {result.message}",
+                    GuardDetail(probes=probes, failed_probe=result, output=output),
                 )
-        return StepOutcome(
-            ok=True,
-            message=f"{probes} probes in {seconds:g} s, no reason to revert",
-            detail={"guarded_seconds": seconds, "probes": probes},
+        return StepOutcome.passed(
+            f"{probes} probes in {seconds:g} s, no reason to revert",
+            GuardDetail(guarded_seconds=seconds, probes=probes),
         )
 
-    async def keep_warm(self) -> StepOutcome:
+    async def warm(self, _deploy: ActiveDeploy) -> StepOutcome:
         """Wait for the rest of the warm time, or for the end of the warm instance.
 
         It does not end while the old version is the only one that lives.
@@ -268,38 +262,43 @@ class Executor:
                 await old.exited.wait()
         while self._switch.staging.serving and not self._switch.active.serving:  # noqa: ASYNC110  # several states, no one event
             await anyio.sleep(_ALONE_POLL_SECONDS)
-        return StepOutcome(ok=True, message="the warm time is over")
+        return StepOutcome.passed("the warm time is over")
 
-    async def drain_staging(self, freed: Callable[[], None], known: dict[str, Any]) -> StepOutcome:
+    async def drain(self, deploy: ActiveDeploy) -> StepOutcome:
         """Drain the instance without traffic, and pass on what is still queued for its slot."""
         slot, old = self._switch.staging, self._switch.staging.instance
         await self._let_go(slot.name)
         if _given_up(slot):
-            self._rescue()
-            await slot.stop()  # it may hang, and what it started may have outlived it
-            self._rescue()
-            await anyio.sleep(SETTLE_SECONDS)
-            rescued = self._plane.rescued(slot.name)
-            message = f"{slot.name} was dead; {rescued} of its connections were handed on"
-            freed()
-            return StepOutcome(ok=True, message=message, detail={"rescued": rescued})
+            return await self._end_dead(slot, deploy)
 
         def leave() -> None:  # from here on the queues may be another instance's at any moment
             self._plane.vacate(slot.name, slot.name.other)
-            freed()
+            deploy.leave_slot()
 
         try:
-            detail = await slot.drain(leave)
+            detail = DrainDetail.model_validate(await slot.drain(leave))
         finally:
-            known |= counts(old) if old else {}
-        return StepOutcome(ok=True, message=detail["message"], detail=detail)
+            if old is not None:
+                deploy.note(DrainDetail.model_validate(counts(old)))
+        return StepOutcome.passed(detail.message, detail)
 
-    async def stop_staging(self) -> StepOutcome:
+    async def _end_dead(self, slot: Slot, deploy: ActiveDeploy) -> StepOutcome:
+        """End the rest of a dead instance; its connections go to the other slot."""
+        self._rescue()
+        await slot.stop()  # it may hang, and what it started may have outlived it
+        self._rescue()
+        await anyio.sleep(SETTLE_SECONDS)
+        rescued = self._plane.rescued(slot.name)
+        deploy.leave_slot()
+        message = f"{slot.name} was dead; {rescued} of its connections were passed on"
+        return StepOutcome.passed(message, DrainDetail(rescued=rescued))
+
+    async def unstage(self, _deploy: ActiveDeploy) -> StepOutcome:
         """End the instance that never had traffic."""
         slot = self._switch.staging
         await slot.stop()
         self._rescue()
-        return StepOutcome(ok=True, message=f"{slot.name} is stopped")
+        return StepOutcome.passed(f"{slot.name} is stopped")
 
     async def fall_back_to_single(self, reason: str) -> None:
         """Take no more deploys until an operator resets it."""

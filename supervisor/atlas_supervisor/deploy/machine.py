@@ -1,9 +1,9 @@
 """The deploy as one table: every phase, what can happen in it, and what follows. Pure.
 
-This file is the whole of what a deploy can do. The runner performs the effects and feeds what
-happens back in as events; the diagram in `docs/deploy-machine.md` is drawn from the same rows.
-
-Which of the things that happen to a deploy are the reason why it came out as it did.
+This file is the whole of what a deploy can do. A phase is its activity: the runner starts the
+activity of the phase that a row leads to, and its end is the next event. To add a phase is to add
+its rows, its activity (`effects.Effects`) and its words (`ACTIVITIES`). The diagram in
+`docs/deploy-machine.md` is drawn from the same rows.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from atlas_supervisor.model.deploy import Result, StepName
+from atlas_supervisor.model.deploy import Result
+from atlas_supervisor.model.step import StepName
 
 
 class Phase(StrEnum):
@@ -46,28 +47,16 @@ class Event(StrEnum):
     SUPERVISOR_STOPPED = "supervisor_stopped"
 
 
-class Effect(StrEnum):
-    """What the runner is to do. The last effect of a transition is the new phase's activity."""
+class Consequence(StrEnum):
+    """What a transition demands besides its target's activity, once it is in the journal."""
 
-    CHECK_PREFLIGHT = "check preflight"
-    LAUNCH_STAGING = "launch staging"
-    RUN_SMOKE_TESTS = "run smoke tests"
-    PROBE_HEALTH = "probe health"
-    WAIT_FOR_OPERATOR = "wait for the operator"
-    FLIP = "flip to staging"
-    WATCH = "watch the new version"
-    KEEP_WARM = "keep the old version warm"
-    DRAIN_OLD = "drain the old version"
-    FLIP_BACK = "flip back"
-    DRAIN_NEW = "drain the new version"
-    STOP_STAGING = "stop staging"
-    FALL_BACK_TO_SINGLE = "fall back to single"
-    AUDIT_ROLLBACK = "audit a rollback"
-    AUDIT_SWITCH_FAILED = "audit a failed switch"
+    ROLLBACK_AUDITED = "a rollback is audited"
+    SINGLE_MODE = "the mode falls back to single"
+    SWITCH_FAILURE_AUDITED = "a failed switch is audited"
 
 
 class When(StrEnum):
-    """A condition on the deploy's plan, where the same event can lead two ways."""
+    """A condition on the deploy's plan, where one event can lead two ways."""
 
     ALWAYS = ""
     DRY_RUN = "dry run"
@@ -78,15 +67,15 @@ class When(StrEnum):
 
 @dataclass(frozen=True)
 class Plan:
-    """What was asked for; it does not change while the deploy runs."""
+    """What was requested; it does not change while the deploy runs."""
 
     dry_run: bool = False
     auto_switch: bool = True
     rollback: bool = False
-    """It deploys the version before the active one, because that is no longer warm."""
+    """It launches the version before the active one again, because that is no longer warm."""
 
     def meets(self, condition: When) -> bool:
-        """Tell whether a row with this condition applies."""
+        """Return whether a row with this condition applies."""
         return {
             When.ALWAYS: True,
             When.DRY_RUN: self.dry_run,
@@ -98,107 +87,80 @@ class Plan:
 
 @dataclass(frozen=True)
 class Row:
-    """In `phase`, `event` leads to `target`: perform `effects`; `result` is known from now on."""
+    """In `phase`, `event` leads to `target`, whose activity starts; `result` is then known."""
 
     phase: Phase
     event: Event
     target: Phase
-    effects: tuple[Effect, ...] = ()
     result: Result | None = None
     when: When = When.ALWAYS
+    demands: tuple[Consequence, ...] = ()
 
 
 class NotPossibleError(Exception):
     """The event has no row in this phase."""
 
 
-_P, _E, _F, _R = Phase, Event, Effect, Result
-_REJECT = (_F.AUDIT_ROLLBACK, _F.FALL_BACK_TO_SINGLE, _F.STOP_STAGING)
+_P, _E, _R = Phase, Event, Result
+_REJECTED = (Consequence.ROLLBACK_AUDITED, Consequence.SINGLE_MODE)
+_ROLLED_BACK = (Consequence.ROLLBACK_AUDITED,)
+_NOT_SWITCHED = (Consequence.SWITCH_FAILURE_AUDITED,)
 
 
 def _gate(phase: Phase) -> tuple[Row, ...]:
-    """Return what every gate with a live staging instance shares: how it can go wrong."""
+    """Return the rows of every gate with a live staging instance: how it can go wrong."""
     return (
-        Row(phase, _E.FAILED, _P.UNSTAGE, _REJECT, _R.FAILED, When.LIVE),
-        Row(phase, _E.FAILED, _P.UNSTAGE, (_F.STOP_STAGING,), _R.FAILED, When.DRY_RUN),
-        Row(phase, _E.STAGING_DIED, _P.UNSTAGE, _REJECT, _R.FAILED, When.LIVE),
-        Row(phase, _E.STAGING_DIED, _P.UNSTAGE, (_F.STOP_STAGING,), _R.FAILED, When.DRY_RUN),
-        Row(phase, _E.ABORT_REQUESTED, _P.UNSTAGE, (_F.STOP_STAGING,), _R.ABORTED),
-        Row(phase, _E.SUPERVISOR_STOPPED, _P.ENDED, (), _R.ABORTED),
+        Row(phase, _E.FAILED, _P.UNSTAGE, _R.FAILED, When.LIVE, _REJECTED),
+        Row(phase, _E.FAILED, _P.UNSTAGE, _R.FAILED, When.DRY_RUN),
+        Row(phase, _E.STAGING_DIED, _P.UNSTAGE, _R.FAILED, When.LIVE, _REJECTED),
+        Row(phase, _E.STAGING_DIED, _P.UNSTAGE, _R.FAILED, When.DRY_RUN),
+        Row(phase, _E.ABORT_REQUESTED, _P.UNSTAGE, _R.ABORTED),
+        Row(phase, _E.SUPERVISOR_STOPPED, _P.ENDED, _R.ABORTED),
     )
 
 
 TABLE: tuple[Row, ...] = (
-    Row(_P.PREFLIGHT, _E.PASSED, _P.LAUNCH, (_F.LAUNCH_STAGING,)),
-    Row(_P.PREFLIGHT, _E.FAILED, _P.ENDED, (), _R.FAILED),
-    Row(_P.PREFLIGHT, _E.ABORT_REQUESTED, _P.ENDED, (), _R.ABORTED),
-    Row(_P.PREFLIGHT, _E.SUPERVISOR_STOPPED, _P.ENDED, (), _R.ABORTED),
-    Row(_P.LAUNCH, _E.PASSED, _P.SMOKE, (_F.RUN_SMOKE_TESTS,)),
+    Row(_P.PREFLIGHT, _E.PASSED, _P.LAUNCH),
+    Row(_P.PREFLIGHT, _E.FAILED, _P.ENDED, _R.FAILED),
+    Row(_P.PREFLIGHT, _E.ABORT_REQUESTED, _P.ENDED, _R.ABORTED),
+    Row(_P.PREFLIGHT, _E.SUPERVISOR_STOPPED, _P.ENDED, _R.ABORTED),
+    Row(_P.LAUNCH, _E.PASSED, _P.SMOKE),
     *_gate(_P.LAUNCH),
-    Row(_P.SMOKE, _E.PASSED, _P.HEALTH, (_F.PROBE_HEALTH,)),
+    Row(_P.SMOKE, _E.PASSED, _P.HEALTH),
     *_gate(_P.SMOKE),
-    Row(_P.HEALTH, _E.PASSED, _P.SWITCH, (_F.FLIP,), when=When.AUTO),
-    Row(
-        _P.HEALTH,
-        _E.PASSED,
-        _P.AWAITING_SWITCH,
-        (_F.WAIT_FOR_OPERATOR,),
-        _R.AWAITING_SWITCH,
-        When.MANUAL,
-    ),
-    Row(_P.HEALTH, _E.PASSED, _P.UNSTAGE, (_F.STOP_STAGING,), _R.DRY_RUN_PASSED, When.DRY_RUN),
+    Row(_P.HEALTH, _E.PASSED, _P.SWITCH, when=When.AUTO),
+    Row(_P.HEALTH, _E.PASSED, _P.AWAITING_SWITCH, _R.AWAITING_SWITCH, When.MANUAL),
+    Row(_P.HEALTH, _E.PASSED, _P.UNSTAGE, _R.DRY_RUN_PASSED, When.DRY_RUN),
     *_gate(_P.HEALTH),
-    Row(_P.AWAITING_SWITCH, _E.SWITCH_REQUESTED, _P.SWITCH, (_F.FLIP,)),
-    Row(_P.AWAITING_SWITCH, _E.ABORT_REQUESTED, _P.UNSTAGE, (_F.STOP_STAGING,), _R.ABORTED),
-    Row(_P.AWAITING_SWITCH, _E.STAGING_DIED, _P.UNSTAGE, _REJECT, _R.FAILED),
+    Row(_P.AWAITING_SWITCH, _E.SWITCH_REQUESTED, _P.SWITCH),
+    Row(_P.AWAITING_SWITCH, _E.ABORT_REQUESTED, _P.UNSTAGE, _R.ABORTED),
+    Row(_P.AWAITING_SWITCH, _E.STAGING_DIED, _P.UNSTAGE, _R.FAILED, demands=_REJECTED),
     # It goes on waiting over a restart of the daemon: its release passes the gates once more.
-    Row(_P.AWAITING_SWITCH, _E.SUPERVISOR_STOPPED, _P.LAUNCH, (_F.LAUNCH_STAGING,)),
-    Row(_P.SWITCH, _E.PASSED, _P.GUARD, (_F.WATCH,), _R.SWITCHED),
-    Row(
-        _P.SWITCH,
-        _E.FAILED,
-        _P.AWAITING_SWITCH,
-        (_F.AUDIT_SWITCH_FAILED, _F.WAIT_FOR_OPERATOR),
-        _R.AWAITING_SWITCH,
-    ),
-    Row(
-        _P.SWITCH,
-        _E.STAGING_DIED,
-        _P.UNSTAGE,
-        (_F.AUDIT_SWITCH_FAILED, _F.STOP_STAGING),
-        _R.FAILED,
-    ),
-    Row(_P.SWITCH, _E.SUPERVISOR_STOPPED, _P.ENDED, (), _R.ABORTED),
-    Row(_P.GUARD, _E.PASSED, _P.WARM, (_F.KEEP_WARM,)),
-    Row(
-        _P.GUARD,
-        _E.FAILED,
-        _P.REVERT,
-        (_F.AUDIT_ROLLBACK, _F.FALL_BACK_TO_SINGLE, _F.FLIP_BACK),
-    ),
-    Row(
-        _P.GUARD,
-        _E.ACTIVE_DIED,
-        _P.REVERT,
-        (_F.AUDIT_ROLLBACK, _F.FALL_BACK_TO_SINGLE, _F.FLIP_BACK),
-    ),
-    # Whoever asks for it is audited with the request.
-    Row(_P.GUARD, _E.ROLLBACK_REQUESTED, _P.REVERT, (_F.FLIP_BACK,)),
-    Row(_P.GUARD, _E.SUPERSEDED, _P.DRAIN, (_F.DRAIN_OLD,)),
+    Row(_P.AWAITING_SWITCH, _E.SUPERVISOR_STOPPED, _P.LAUNCH),
+    Row(_P.SWITCH, _E.PASSED, _P.GUARD, _R.SWITCHED),
+    Row(_P.SWITCH, _E.FAILED, _P.AWAITING_SWITCH, _R.AWAITING_SWITCH, demands=_NOT_SWITCHED),
+    Row(_P.SWITCH, _E.STAGING_DIED, _P.UNSTAGE, _R.FAILED, demands=_NOT_SWITCHED),
+    Row(_P.SWITCH, _E.SUPERVISOR_STOPPED, _P.ENDED, _R.ABORTED),
+    Row(_P.GUARD, _E.PASSED, _P.WARM),
+    Row(_P.GUARD, _E.FAILED, _P.REVERT, demands=_REJECTED),
+    Row(_P.GUARD, _E.ACTIVE_DIED, _P.REVERT, demands=_REJECTED),
+    # A request for a rollback is audited by itself, with its actor.
+    Row(_P.GUARD, _E.ROLLBACK_REQUESTED, _P.REVERT),
+    Row(_P.GUARD, _E.SUPERSEDED, _P.DRAIN),
     Row(_P.GUARD, _E.SUPERVISOR_STOPPED, _P.ENDED),
-    Row(_P.WARM, _E.PASSED, _P.DRAIN, (_F.DRAIN_OLD,)),
-    Row(_P.WARM, _E.ACTIVE_DIED, _P.REVERT, (_F.AUDIT_ROLLBACK, _F.FLIP_BACK)),
-    Row(_P.WARM, _E.ROLLBACK_REQUESTED, _P.REVERT, (_F.FLIP_BACK,)),
-    Row(_P.WARM, _E.SUPERSEDED, _P.DRAIN, (_F.DRAIN_OLD,)),
+    Row(_P.WARM, _E.PASSED, _P.DRAIN),
+    Row(_P.WARM, _E.ACTIVE_DIED, _P.REVERT, demands=_ROLLED_BACK),
+    Row(_P.WARM, _E.ROLLBACK_REQUESTED, _P.REVERT),
+    Row(_P.WARM, _E.SUPERSEDED, _P.DRAIN),
     Row(_P.WARM, _E.SUPERVISOR_STOPPED, _P.ENDED),
-    # What only tidies up can't change the outcome, and always leads to the end.
-    Row(_P.WARM, _E.FAILED, _P.DRAIN, (_F.DRAIN_OLD,)),
+    # Phases that only clean up can't change the result, and always lead to the end.
+    Row(_P.WARM, _E.FAILED, _P.DRAIN),
     Row(_P.DRAIN, _E.PASSED, _P.ENDED),
     Row(_P.DRAIN, _E.FAILED, _P.ENDED),
     Row(_P.DRAIN, _E.SUPERVISOR_STOPPED, _P.ENDED),
-    Row(_P.REVERT, _E.PASSED, _P.DRAIN_REVERTED, (_F.DRAIN_NEW,), _R.ROLLED_BACK),
+    Row(_P.REVERT, _E.PASSED, _P.DRAIN_REVERTED, _R.ROLLED_BACK),
     # The old version could not take over: the new one keeps the traffic.
-    Row(_P.REVERT, _E.FAILED, _P.WARM, (_F.AUDIT_SWITCH_FAILED, _F.KEEP_WARM), _R.SWITCHED),
+    Row(_P.REVERT, _E.FAILED, _P.WARM, _R.SWITCHED, demands=_NOT_SWITCHED),
     Row(_P.REVERT, _E.SUPERVISOR_STOPPED, _P.ENDED),
     Row(_P.DRAIN_REVERTED, _E.PASSED, _P.ENDED),
     Row(_P.DRAIN_REVERTED, _E.FAILED, _P.ENDED),
@@ -209,7 +171,22 @@ TABLE: tuple[Row, ...] = (
 )
 
 FIRST_PHASE = Phase.PREFLIGHT
-FIRST_EFFECT = Effect.CHECK_PREFLIGHT
+
+ACTIVITIES = {
+    Phase.PREFLIGHT: "check the release, the smoke file and the ports; free the staging slot",
+    Phase.LAUNCH: "start the release on staging and wait until it is ready",
+    Phase.SMOKE: "run the smoke tests against staging",
+    Phase.HEALTH: "run the health gate against staging",
+    Phase.AWAITING_SWITCH: "wait for the operator",
+    Phase.SWITCH: "send all traffic to staging, durably",
+    Phase.GUARD: "watch the new version for the guard time",
+    Phase.WARM: "keep the old version alive for the rest of its warm time",
+    Phase.DRAIN: "drain and end the old version",
+    Phase.REVERT: "send all traffic back to the old version, durably",
+    Phase.DRAIN_REVERTED: "drain and end the new version",
+    Phase.UNSTAGE: "end the instance that never had traffic",
+}
+"""What the activity of each phase does, in words."""
 
 IN_PROGRESS = frozenset(
     {
@@ -223,7 +200,10 @@ IN_PROGRESS = frozenset(
         Phase.REVERT,
     }
 )
-"""Phases in which the deploy holds the place: a second one is refused."""
+"""Phases in which the deploy is in progress: a second one is refused."""
+
+FLIPS = frozenset({Phase.SWITCH, Phase.REVERT})
+"""Phases whose activity moves all traffic to the other slot: short, and never interrupted."""
 
 STEP_OF = {
     Phase.PREFLIGHT: StepName.PREFLIGHT,
@@ -247,7 +227,7 @@ def step(plan: Plan, phase: Phase, event: Event) -> Row:
 
 
 def possible(plan: Plan, phase: Phase, event: Event) -> bool:
-    """Tell whether the event has a row in this phase."""
+    """Return whether the event has a row in this phase."""
     return any(row.phase is phase and row.event is event and plan.meets(row.when) for row in TABLE)
 
 
@@ -266,6 +246,13 @@ def diagram() -> str:
 AFTER_SWITCH = frozenset({Phase.GUARD, Phase.WARM, Phase.DRAIN, Phase.DRAIN_REVERTED})
 """Phases that the supervisor's stop may cut short without any harm."""
 
+
+def succeeded(phase: Phase, event: Event) -> bool:
+    """Return whether the step of a phase that ends by the event did what it was to do."""
+    cut_short = event is Event.SUPERVISOR_STOPPED and phase in AFTER_SWITCH
+    return cut_short or event in {Event.PASSED, Event.SUPERSEDED}
+
+
 _EXPLAINED = frozenset(
     {
         Event.FAILED,
@@ -277,11 +264,11 @@ _EXPLAINED = frozenset(
 )
 
 _TIDYING = frozenset({Phase.WARM, Phase.DRAIN, Phase.DRAIN_REVERTED, Phase.UNSTAGE})
-"""Phases whose failure is shown in their step, and does not change why it came out as it did."""
+"""Phases that only clean up: their failure is shown in their step and is not the reason."""
 
 
 def explains(phase: Phase, event: Event) -> bool:
-    """Tell whether the cause of the event, in this phase, becomes the deploy's reason."""
+    """Return whether the cause of the event, in this phase, becomes the deploy's reason."""
     if event is Event.SUPERVISOR_STOPPED:
         return phase not in AFTER_SWITCH | _TIDYING
     return event in _EXPLAINED and not (event is Event.FAILED and phase in _TIDYING)

@@ -14,7 +14,7 @@ import structlog
 
 from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy.effects import Effects
-from atlas_supervisor.deploy.machine import TABLE, Effect, Event, Phase, Plan, step
+from atlas_supervisor.deploy.machine import FLIPS, TABLE, Consequence, Event, Phase, Plan, step
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.actor import SUPERVISOR
@@ -31,11 +31,10 @@ from atlas_supervisor.workers.releases import Releases, UnknownReleaseError
 
 log = structlog.get_logger(__name__)
 
-_FLIPS = frozenset({Phase.SWITCH, Phase.REVERT})
 _AFTER_SWITCH = frozenset({Phase.GUARD, Phase.WARM})
 _AUDITED = (
-    (Effect.AUDIT_ROLLBACK, "rollback", "done"),
-    (Effect.AUDIT_SWITCH_FAILED, "switch", "failed"),
+    (Consequence.ROLLBACK_AUDITED, "rollback", "done"),
+    (Consequence.SWITCH_FAILURE_AUDITED, "switch", "failed"),
 )
 
 
@@ -100,9 +99,9 @@ async def finish_interrupted(
         if phase is Phase.AWAITING_SWITCH and may_wait:
             waiting = unfinished
             continue
-        effects = await _last_effects(database, record)
-        await _make_up_for_audit(database, record, effects)
-        if Effect.FALL_BACK_TO_SINGLE in effects and state.mode is not Mode.SINGLE:
+        demands = await _last_demands(database, record)
+        await _make_up_for_audit(database, record, demands)
+        if Consequence.SINGLE_MODE in demands and state.mode is not Mode.SINGLE:
             state = state.model_copy(update={"mode": Mode.SINGLE})
             await database.audit.write(SUPERVISOR, "mode", "single", reason=record.reason)
         # Only the latest one's switch can be what the file tells of.
@@ -176,26 +175,26 @@ def _release(name: str | None, version: str | None, settings: Settings) -> Relea
     return Release(name=name, path=path, version=version or "unknown")
 
 
-async def _last_effects(database: Database, record: DeployRecord) -> set[Effect]:
-    """Return the effects of the last transition: they may not have been performed."""
+async def _last_demands(database: Database, record: DeployRecord) -> set[Consequence]:
+    """Return what the last transition demands: it may not have been written."""
     last = await database.transitions.last(record.deploy_id)
     if last is None:
         return set()
     plan = Plan(dry_run=record.dry_run)
     return {
-        effect
+        demand
         for row in TABLE
         if (row.phase.value, row.event.value) == last and plan.meets(row.when)
-        for effect in row.effects
+        for demand in row.demands
     }
 
 
 async def _make_up_for_audit(
-    database: Database, record: DeployRecord, effects: set[Effect]
+    database: Database, record: DeployRecord, demands: set[Consequence]
 ) -> None:
     """Write those entries of the last transition that the last daemon did not get to."""
-    for effect, action, outcome in _AUDITED:
-        if effect in effects and not await database.audit.contains(
+    for demand, action, outcome in _AUDITED:
+        if demand in demands and not await database.audit.contains(
             record.deploy_id, action, outcome
         ):
             await database.audit.write(
@@ -214,7 +213,7 @@ def _outcome(
     """Return the result, and why; `turned`: the ports are now the other way round."""
     plan = Plan(dry_run=unfinished.record.dry_run, auto_switch=unfinished.auto_switch)
     cause = f"the supervisor ended during {phase.value}"
-    if turned and phase in _FLIPS:
+    if turned and phase in FLIPS:
         return step(plan, phase, Event.PASSED).result, f"{cause}, after the switch was durable"
     if turned and phase in _AFTER_SWITCH:  # a revert whose own transition could not be written
         return Result.ROLLED_BACK, f"{cause}, after the switch back was durable"
@@ -232,7 +231,7 @@ async def _end(
     turned = state is not None and state.active_port == record.staging_port
     result, cause = _outcome(unfinished, phase, turned=turned)
     ports: dict[str, int] = {}
-    if state is not None and turned and phase in _FLIPS | _AFTER_SWITCH:
+    if state is not None and turned and phase in FLIPS | _AFTER_SWITCH:
         ports = {"active_port": state.active_port, "staging_port": state.staging_port}
     ended = record.model_copy(
         update={

@@ -8,18 +8,18 @@ the table's decision alone.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import anyio
 import structlog
 
-from atlas_supervisor.deploy.effects import Effects, StepOutcome
+from atlas_supervisor.deploy.effects import ActiveDeploy, Effects, StepOutcome
 from atlas_supervisor.deploy.machine import (
-    AFTER_SWITCH,
+    FLIPS,
     IN_PROGRESS,
     STEP_OF,
-    Effect,
+    Consequence,
     Event,
     Phase,
     Plan,
@@ -27,22 +27,21 @@ from atlas_supervisor.deploy.machine import (
     explains,
     possible,
     step,
+    succeeded,
 )
 from atlas_supervisor.errors import AtlasError
-from atlas_supervisor.model.deploy import DeployRecord, Result, Step
+from atlas_supervisor.model.deploy import DeployRecord, Result
 from atlas_supervisor.model.event import DeployEvent, PublishedEvent
 from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.step import Step, StepDetail
 from atlas_supervisor.system.clock import Stopwatch, now
 
 log = structlog.get_logger(__name__)
 
-_UNINTERRUPTED = frozenset({Phase.SWITCH, Phase.REVERT})
-"""Phases whose activity is short and runs to its end once it has begun."""
-
-_UNSETTLED = _UNINTERRUPTED | {Phase.UNSTAGE}
+_UNSETTLED = FLIPS | {Phase.UNSTAGE}
 """Phases that end in an answer by themselves and soon."""
 
-_PORTS_CHANGE = frozenset({Phase.PREFLIGHT, Phase.SWITCH, Phase.REVERT})
+_PORTS_CHANGE = FLIPS | {Phase.PREFLIGHT}
 """Phases after which the ports may be others; during preflight the deploy before may revert."""
 
 _WRITE_AGAIN_SECONDS = 1.0
@@ -64,13 +63,13 @@ class DeployRun:
         self.switch_failure: str | None = None
         """Why the last switch could not be done; None if it was, or there was none."""
         self._world = world
-        self._news: tuple[Event, str] | None = None
+        self._news: StepOutcome | None = None
         self._news_came = anyio.Event()
         self._changed = anyio.Event()
         self._left_slot = False
         """Whether only an instance that lingers is left of it."""
-        self._known: dict[str, Any] = {}
-        """What the news came with, and what the activity knew that it cancelled."""
+        self._noted = StepDetail()
+        """What the step records should its activity be interrupted."""
         self._owed: list[Callable[[], Awaitable[None]]] = []
         """What is to be written yet, in order: so the journal never says more than was done."""
         self._unwritten: list[PublishedEvent] = []
@@ -81,13 +80,15 @@ class DeployRun:
         """Whether it holds the place, or is about to, so that no other deploy may begin."""
         if self._news is None:
             return self.phase in IN_PROGRESS
-        following = step(self.plan, self.phase, self._news[0]).target
+        following = step(self.plan, self.phase, self._news.event).target
         return self.phase in IN_PROGRESS or following in IN_PROGRESS
 
     @property
     def whereabouts(self) -> str:
         """Its phase, and what is about to lead out of it."""
-        return f"{self.phase}, and {self._news[0]} came first" if self._news else self.phase.value
+        return (
+            f"{self.phase}, and {self._news.event} came first" if self._news else self.phase.value
+        )
 
     @property
     def waits(self) -> bool:
@@ -109,15 +110,15 @@ class DeployRun:
             doing = self.phase is Phase.UNSTAGE and self.record.result is Result.ABORTED
         else:
             return False
-        return doing or (self._news is not None and self._news[0] is event)
+        return doing or (self._news is not None and self._news.event is event)
 
     def _possible(self, event: Event) -> bool:
         if event is Event.SUPERVISOR_STOPPED and self.phase is Phase.AWAITING_SWITCH:
             return False  # it goes on waiting; the next daemon takes that row
         return possible(self.plan, self.phase, event)
 
-    def offer(self, event: Event, cause: str, **detail: Any) -> bool:
-        """Let something happen to the deploy; return whether it was taken.
+    def offer(self, event: Event, cause: str, detail: StepDetail | None = None) -> bool:
+        """Let something happen to the deploy; return whether it was accepted.
 
         `detail` goes into the step that ends by it, if one does.
         """
@@ -125,13 +126,16 @@ class DeployRun:
             return True
         if not self.accepts(event):
             return False
-        self._news = (event, cause)
-        self._known |= detail
+        self._news = StepOutcome(event, cause, detail or StepDetail())
         if self.settled.is_set():
-            self.settled = anyio.Event()  # whoever asks from now on waits for what follows
+            self.settled = anyio.Event()  # a caller from now on waits for what follows
         self.switch_failure = None
         self._news_came.set()
         return True
+
+    def note(self, detail: StepDetail) -> None:
+        """Note what the step is to record should its activity be interrupted."""
+        self._noted = detail
 
     async def finish(self, event: Event, cause: str) -> None:
         """Let the event end it as soon as it can be taken; return once it has ended, or waits."""
@@ -147,7 +151,8 @@ class DeployRun:
             self.offer(event, cause)
             await changed.wait()
 
-    def _leave_slot(self) -> None:
+    def leave_slot(self) -> None:
+        """Note that the deploy needs the staging slot no more."""
         self._left_slot = True
         self._tell_change()
 
@@ -155,92 +160,88 @@ class DeployRun:
         self._changed.set()
         self._changed = anyio.Event()
 
-    async def drive(self, effect: Effect) -> None:
-        """Perform the effect and whatever follows, until the deploy has ended and is written."""
-        following: Effect | None = effect
-        while following is not None:
+    async def drive(self) -> None:
+        """Run the activity of each phase until the deploy has ended and is written."""
+        while self.phase is not Phase.ENDED:
             watch = Stopwatch()
-            event, finding = await self._outcome(following)
-            following = await self._advance(event, finding, watch.milliseconds)
+            await self._advance(await self._outcome(), watch.milliseconds)
         while not await self._write_owed():  # noqa: ASYNC110  # a disk tells nobody that it is well
             await anyio.sleep(_WRITE_AGAIN_SECONDS)
 
-    async def _outcome(self, effect: Effect) -> tuple[Event, StepOutcome]:
+    async def _outcome(self) -> StepOutcome:
         """Return what ended the phase: its activity, or news from outside."""
-        findings: list[StepOutcome] = []
+        outcomes: list[StepOutcome] = []
+        self._noted = StepDetail()
 
         async def run() -> None:
-            findings.append(await self._guarded(effect))
+            outcomes.append(await self._guarded())
             group.cancel_scope.cancel()
 
         async with anyio.create_task_group() as group:
             group.start_soon(run)
-            if self.phase not in _UNINTERRUPTED:
+            if self.phase not in FLIPS:
                 await self._news_came.wait()
                 group.cancel_scope.cancel()
-        if findings:  # it counts before news of the same moment, which may still fit afterwards
-            finding = findings[0]
-            if finding.staging_died and possible(self.plan, self.phase, Event.STAGING_DIED):
-                return Event.STAGING_DIED, finding
-            return (Event.PASSED if finding.ok else Event.FAILED), finding
+        if outcomes:  # it counts before news of the same moment, which may still fit afterwards
+            return outcomes[0]
         assert self._news is not None  # noqa: S101  # nothing else ends the group without an error
-        (event, cause), known = self._news, self._known
+        news, interrupted = self._news, self._noted
         self._forget_news()
-        harmless = event is Event.SUPERSEDED or (
-            event is Event.SUPERVISOR_STOPPED and self.phase in AFTER_SWITCH
-        )
-        return event, StepOutcome(ok=harmless, message=cause, detail=known)
+        detail = news.detail if news.detail.model_fields_set else interrupted
+        return StepOutcome(news.event, news.message, detail)
 
     def _forget_news(self) -> None:
-        self._news, self._known = None, {}
+        self._news = None
         self._news_came = anyio.Event()
 
-    async def _guarded(self, effect: Effect) -> StepOutcome:
+    async def _guarded(self) -> StepOutcome:
         """Run the activity; a failing disk, or a bug of ours, is a failure of the phase."""
-        if effect is Effect.FLIP and self._owed:
-            return StepOutcome(ok=False, message="the intent to switch could not be written down")
+        if self.phase is Phase.SWITCH and self._owed:
+            return StepOutcome.failed("the intent to switch could not be written down")
         try:
-            return await self._activity(effect)()
+            outcome = await self._activity()(self)
         except AtlasError as error:
-            return StepOutcome(ok=False, message=str(error))
+            return StepOutcome.failed(str(error))
         except Exception as error:
             log.exception("deploy_activity_failed", phase=self.phase)
-            return StepOutcome(ok=False, message=f"internal error: {type(error).__name__}: {error}")
+            return StepOutcome.failed(f"internal error: {type(error).__name__}: {error}")
+        if possible(self.plan, self.phase, outcome.event):
+            return outcome
+        return replace(outcome, event=Event.FAILED)  # staging died where that is no event
 
-    def _activity(self, effect: Effect) -> Callable[[], Awaitable[StepOutcome]]:
-        world = self._world
+    def _activity(self) -> Callable[[ActiveDeploy], Awaitable[StepOutcome]]:
+        """Return the activity of the phase."""
+        effects = self._world
         return {
-            Effect.CHECK_PREFLIGHT: lambda: world.preflight(self.release),
-            Effect.LAUNCH_STAGING: lambda: world.launch(self.release),
-            Effect.RUN_SMOKE_TESTS: lambda: world.smoke(self.record.deploy_id),
-            Effect.PROBE_HEALTH: world.health,
-            Effect.WAIT_FOR_OPERATOR: _wait_for_operator,
-            Effect.FLIP: lambda: world.flip(self.release, rollback=self.plan.rollback),
-            Effect.FLIP_BACK: world.flip_back,
-            Effect.WATCH: world.watch,
-            Effect.KEEP_WARM: world.keep_warm,
-            Effect.DRAIN_OLD: lambda: world.drain_staging(self._leave_slot, self._known),
-            Effect.DRAIN_NEW: lambda: world.drain_staging(self._leave_slot, self._known),
-            Effect.STOP_STAGING: world.stop_staging,
-        }[effect]
+            Phase.PREFLIGHT: effects.preflight,
+            Phase.LAUNCH: effects.launch,
+            Phase.SMOKE: effects.smoke,
+            Phase.HEALTH: effects.health,
+            Phase.AWAITING_SWITCH: _wait_for_operator,
+            Phase.SWITCH: effects.switch,
+            Phase.GUARD: effects.guard,
+            Phase.WARM: effects.warm,
+            Phase.DRAIN: effects.drain,
+            Phase.REVERT: effects.revert,
+            Phase.DRAIN_REVERTED: effects.drain,
+            Phase.UNSTAGE: effects.unstage,
+        }[self.phase]
 
-    async def _advance(
-        self, event: Event, finding: StepOutcome, duration_ms: float
-    ) -> Effect | None:
-        """Make the transition: journal, then side effects; return the next activity."""
-        source, row = self.phase, step(self.plan, self.phase, event)
-        ended_step = self._ended_step(finding, duration_ms)
-        before, self.record = self.record.result, self._updated(row, event, finding, ended_step)
+    async def _advance(self, outcome: StepOutcome, duration_ms: float) -> None:
+        """Make the transition: write it down, then what it demands."""
+        source, row = self.phase, step(self.plan, self.phase, outcome.event)
+        ended_step = self._ended_step(outcome, duration_ms)
+        before, self.record = self.record.result, self._updated(row, outcome.message, ended_step)
         self.phase = row.target
         self._settle_news()
         log.info(
             "deploy_transition",
             source=source,
-            happening=event,
+            happening=outcome.event,
             target=row.target,
-            why=finding.message,
+            why=outcome.message,
         )
-        self._owe(row, event, finding.message, ended_step, duration_ms)
+        self._owe(row, outcome.message, ended_step, duration_ms)
         if self.record.result not in (None, before):
             self._owed.append(partial(self._world.audit_result, self.record))
         await self._write_owed()
@@ -250,23 +251,24 @@ class DeployRun:
         if row.target is Phase.ENDED:
             self.ended.set()
         self._tell_change()
-        return row.effects[-1] if row.effects else None
 
-    def _ended_step(self, finding: StepOutcome, duration_ms: float) -> Step | None:
+    def _ended_step(self, outcome: StepOutcome, duration_ms: float) -> Step | None:
         name = STEP_OF.get(self.phase)
         if name is None:
             return None
-        detail = {"message": finding.message, **finding.detail}
-        return Step(name=name, ok=finding.ok, duration_ms=duration_ms, detail=detail)
+        return Step(
+            name=name,
+            ok=succeeded(self.phase, outcome.event),
+            duration_ms=duration_ms,
+            detail=outcome.detail.recorded(outcome.message),
+        )
 
-    def _updated(
-        self, row: Row, event: Event, finding: StepOutcome, ended_step: Step | None
-    ) -> DeployRecord:
+    def _updated(self, row: Row, cause: str, ended_step: Step | None) -> DeployRecord:
         """Return the record as it is after the transition."""
         record, changes = self.record, dict[str, object]()
         active_port, staging_port = self._world.ports()
-        if explains(row.phase, event):
-            changes["reason"] = f"{row.phase.value}: {finding.message}"
+        if explains(row.phase, row.event):
+            changes["reason"] = f"{row.phase.value}: {cause}"
         elif row.phase is Phase.SWITCH:
             changes["reason"] = None  # an earlier attempt may have failed
         if row.target is Phase.ENDED:
@@ -287,16 +289,15 @@ class DeployRun:
         """Keep news that came during a transition only if it means something in the new phase."""
         if self._news is None:
             return
-        event, cause = self._news
+        event = self._news.event
         if event is Event.STAGING_DIED and possible(self.plan, self.phase, Event.ACTIVE_DIED):
-            self._news = (Event.ACTIVE_DIED, cause)  # it died as the traffic came to it
+            # It died just as it received the traffic.
+            self._news = replace(self._news, event=Event.ACTIVE_DIED)
         elif not self._possible(event):
             log.info("deploy_event_too_late", happening=event, phase=self.phase)
             self._forget_news()
 
-    def _owe(
-        self, row: Row, event: Event, cause: str, ended_step: Step | None, duration_ms: float
-    ) -> None:
+    def _owe(self, row: Row, cause: str, ended_step: Step | None, duration_ms: float) -> None:
         """Note what must be written of a transition: first itself, then what it brings about."""
         world, record = self._world, self.record
         reason = record.reason or cause
@@ -305,7 +306,7 @@ class DeployRun:
                 record,
                 ts=now(),
                 source=row.phase,
-                event=event,
+                event=row.event,
                 cause=cause,
                 duration_ms=duration_ms,
                 step=ended_step,
@@ -313,12 +314,12 @@ class DeployRun:
         )
         self._unwritten.append(announcement)
         self._owed.append(partial(self._journal, record, announcement))
-        for effect in row.effects[:-1]:
-            if effect is Effect.FALL_BACK_TO_SINGLE:
+        for demand in row.demands:
+            if demand is Consequence.SINGLE_MODE:
                 self._owed.append(partial(world.fall_back_to_single, reason))
-            elif effect is Effect.AUDIT_ROLLBACK:
+            elif demand is Consequence.ROLLBACK_AUDITED:
                 self._owed.append(partial(world.audit, "rollback", "done", record, reason))
-            elif effect is Effect.AUDIT_SWITCH_FAILED:
+            elif demand is Consequence.SWITCH_FAILURE_AUDITED:
                 self.switch_failure = cause
                 self._owed.append(partial(world.audit, "switch", "failed", record, reason))
 
@@ -348,6 +349,6 @@ class DeployRun:
             self._world.tell(announcement, None)
 
 
-async def _wait_for_operator() -> StepOutcome:
+async def _wait_for_operator(_deploy: ActiveDeploy) -> StepOutcome:
     await anyio.sleep_forever()
     raise AssertionError  # pragma: no cover  # cancelled by the news that it waits for

@@ -22,7 +22,7 @@ from atlas_supervisor.deploy import errors
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.executor import Executor
 from atlas_supervisor.deploy.idempotency import IdempotentRequests
-from atlas_supervisor.deploy.machine import FIRST_EFFECT, FIRST_PHASE, Effect, Event, Phase, Plan
+from atlas_supervisor.deploy.machine import FIRST_PHASE, Event, Phase, Plan
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.deploy.status import CanaryOverview, DeployQueries
 from atlas_supervisor.deploy.switch import Switch
@@ -32,6 +32,7 @@ from atlas_supervisor.model.event import BEGUN, DeployEvent, PublishedEvent
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.status import Status
+from atlas_supervisor.model.step import StepDetail
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.keys import KeyRow
 from atlas_supervisor.store.state_keeper import StateKeeper
@@ -213,25 +214,25 @@ class DeployService(DeployQueries):
                 self._database, self._state, record, plan, actor=actor, key=key, events=self._events
             )
             run = DeployRun(record, plan, release, self._activities, FIRST_PHASE)
-            self._adopt(run, FIRST_EFFECT)
+            self._adopt(run)
         return run
 
-    def _adopt(self, run: DeployRun, effect: Effect) -> None:
+    def _adopt(self, run: DeployRun) -> None:
         self._runs[run.record.deploy_id] = run
         self._last = run.record
-        self._tasks.start_soon(self._drive, run, effect)
+        self._tasks.start_soon(self._drive, run)
 
     def resume(self, run: DeployRun) -> None:
         """Go on with a deploy that waited for its switch when the last daemon ended."""
-        self._adopt(run, Effect.LAUNCH_STAGING)
+        self._adopt(run)
 
     def remember_last(self, record: DeployRecord | None) -> None:
         """Show this deploy as the last one until there is another."""
         self._last = record
 
-    async def _drive(self, run: DeployRun, effect: Effect) -> None:
+    async def _drive(self, run: DeployRun) -> None:
         with structlog.contextvars.bound_contextvars(**run.record.facts):
-            await run.drive(effect)
+            await run.drive()
         if self._last and self._last.deploy_id == run.record.deploy_id:
             self._last = run.record
         del self._runs[run.record.deploy_id]
@@ -389,7 +390,7 @@ class DeployService(DeployQueries):
         role = "active" if active else "staging"
         for run in self._runs.values():
             cause_in_words = f"the {role} instance went down: {cause}"
-            if run.offer(event, cause_in_words, output=slot.log.last_lines()):
+            if run.offer(event, cause_in_words, StepDetail(output=slot.log.last_lines())):
                 await run.settled.wait()
                 return True
         return False

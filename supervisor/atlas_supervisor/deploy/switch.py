@@ -23,6 +23,7 @@ from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy.effects import StepOutcome
 from atlas_supervisor.model.slot import SlotName, SlotState
 from atlas_supervisor.model.state import ActiveRelease, DeployState
+from atlas_supervisor.model.step import SwitchDetail
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.system import procfs, sockdiag
 from atlas_supervisor.system.clock import Stopwatch, now
@@ -117,43 +118,40 @@ class Switch:
     async def flip(self) -> StepOutcome:
         """Make staging active. Not cancellable; on failure nothing has changed."""
         with anyio.CancelScope(shield=True):
-            finding = await self._flip()
-        return finding  # noqa: RET504  # mypy takes a cancel scope for one that may swallow
+            outcome = await self._flip()
+        return outcome  # noqa: RET504  # mypy takes a cancel scope for one that may swallow
 
     async def _flip(self) -> StepOutcome:
         source, target = self.active, self.staging
         if not _can_serve(target):
-            return StepOutcome(ok=False, message=f"{target.name} is not alive", staging_died=True)
+            return StepOutcome.staging_died(f"{target.name} is not alive")
         try:
             began = time.perf_counter_ns()
             self._plane.steer(target.name)
-            flip_us = (time.perf_counter_ns() - began) / 1000
+            flip_us = round((time.perf_counter_ns() - began) / 1000, 1)
         except OSError as error:
-            return StepOutcome(ok=False, message=f"the kernel refused the flip: {error}")
-        finding = StepOutcome(ok=False, message="it was not finished")
+            return StepOutcome.failed(f"the kernel refused the flip: {error}")
+        outcome = StepOutcome.failed("it was not finished")
         try:
-            finding = await self._make_durable(source, target)
-        finally:  # whatever it was, a bug included: nobody may be left at a half-made switch
-            if not finding.ok:
+            outcome = await self._make_durable(source, target, flip_us)
+        finally:  # after a bug, too: no caller may be left at a half-made switch
+            if not outcome.has_passed:
                 self._steer_back(source)
-        if not finding.ok:
-            return finding
+        if not outcome.has_passed:
+            return outcome
         self._active = target.name
         target.state = SlotState.RUNNING
         if source.serving:
             source.state = SlotState.WARM
-        finding.detail["flip_us"] = round(flip_us, 1)
         self._changed()
-        return finding
+        return outcome
 
-    async def _make_durable(self, source: Slot, target: Slot) -> StepOutcome:
+    async def _make_durable(self, source: Slot, target: Slot, flip_us: float) -> StepOutcome:
         """Look where connections arrive, then write it down; on failure the file is as before."""
         where, seen = await self._landing(target)
         if where is Landing.WRONG:
-            return StepOutcome(ok=False, message=f"a connection arrived at the wrong place: {seen}")
-        died = StepOutcome(
-            False, f"{target.name} died in the moment of the switch", staging_died=True
-        )
+            return StepOutcome.failed(f"a connection arrived at the wrong place: {seen}")
+        died = StepOutcome.staging_died(f"{target.name} died in the moment of the switch")
         if not _can_serve(target):
             return died
         watch, before = Stopwatch(), self._state.state
@@ -165,19 +163,19 @@ class Switch:
                 active_release=_release_of(target),
             )
         except OSError as error:
-            return StepOutcome(ok=False, message=f"the state file could not be written: {error}")
+            return StepOutcome.failed(f"the state file could not be written: {error}")
         if not _can_serve(target):
             if await self._withdraw(before):
                 return died
             log.error("switched_to_a_dead_one", slot=target.name)  # the file's word counts
-        return StepOutcome(
-            ok=True,
-            message=f"{target.name} (port {target.port}) has all new connections",
-            detail={
-                "state_file_ms": watch.milliseconds,
-                "landing": where.value,
-                "landing_detail": seen,
-            },
+        return StepOutcome.passed(
+            f"{target.name} (port {target.port}) now receives all new connections",
+            SwitchDetail(
+                state_file_ms=watch.milliseconds,
+                landing=where.value,
+                landing_detail=seen,
+                flip_us=flip_us,
+            ),
         )
 
     async def _landing(self, target: Slot) -> tuple[Landing, str]:

@@ -1,4 +1,4 @@
-"""Feature canaries: the policy for workers, the rows of the database, the views of the API."""
+"""Feature canaries: the policy for workers, the counted calls, and the views for readers."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class FeaturePolicy(BaseModel):
-    """The policy of one feature: what workers need to decide a call, and its stage."""
+    """What a worker needs to decide a call of one feature."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     share: float = Field(ge=0, le=1)
-    """The effective share of calls that go to the canary: 0 while canaries are off."""
+    """Effective share of calls that go to the canary: 0 where canaries are off."""
     epoch: int
-    """Unique; all decisions under one epoch have one share."""
+    """Never reused: all calls decided in one epoch had the same share."""
     ramp: int = 0
-    """The first epoch of its evidence."""
+    """The first epoch whose calls count as evidence."""
     stage: str = "steady"
 
 
@@ -27,40 +27,40 @@ class ArmCounts(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    calls: int
-    errors: int
-    error_rate: float
+    calls: int = Field(description="Number of calls.")
+    errors: int = Field(description="Number of calls that failed.")
+    error_rate: float = Field(description="Share of calls that failed.")
 
 
 class FallbackView(BaseModel):
-    """The fallback that turned all canaries off, with the numbers at that time."""
+    """The latch that turned all canaries off, with the numbers at that time."""
 
     model_config = ConfigDict(frozen=True)
 
-    since_ts: datetime
-    reason: str
-    canary: ArmCounts = Field(description="All canary calls of the hour before, over all features.")
-    stable: ArmCounts = Field(description="All stable calls of the same hour.")
+    since_ts: datetime = Field(description="When canaries were turned off.")
+    reason: str = Field(description="Why, in words.")
+    canary: ArmCounts = Field(description="Canary calls of the hour before, over all features.")
+    stable: ArmCounts = Field(description="Stable calls of the same hour.")
 
 
 class CanaryPolicy(BaseModel):
-    """The canary section of `deploy_state.json`, which workers read."""
+    """The part of `deploy_state.json` that workers read."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     enabled: bool
     salt: str
-    """Part of the hash of keys, so that each installation draws other keys."""
+    """Mixed into the hash of keys, so that each installation selects different keys."""
     features: dict[str, FeaturePolicy]
     fallback: FallbackView | None = None
     counted_from: int = 0
-    """The first epoch that the fallback counts; a reset of the fallback moves it."""
+    """The fallback counts calls from this epoch on; a reset moves it forward."""
 
 
 class CountsRow(NamedTuple):
-    """The counts of one epoch and arm in a span of time.
+    """Counted calls of one epoch and arm in a span of time.
 
-    `span` is its length and `start` its start, in seconds (Unix time).
+    `start` is the beginning of the span (Unix time) and `span` its length, in seconds.
     """
 
     span: int
@@ -77,7 +77,7 @@ class CountsRow(NamedTuple):
 
 
 class EpochRow(NamedTuple):
-    """An epoch: the time in which a feature has one share."""
+    """A period in which one feature had one policy."""
 
     epoch: int
     feature: str
@@ -88,7 +88,7 @@ class EpochRow(NamedTuple):
 
 
 class RingRow(NamedTuple):
-    """The position up to which the events of one ring are in the database."""
+    """How far the events of one process were read and counted."""
 
     ring: str
     tail: int
@@ -97,27 +97,27 @@ class RingRow(NamedTuple):
 
 
 class LatencyView(BaseModel):
-    """Latencies in milliseconds, accurate within 1 %; null without calls."""
+    """Latency in milliseconds, exact to 1 %; null without calls."""
 
     model_config = ConfigDict(frozen=True)
 
-    avg: float | None = None
-    p50: float | None = None
-    p95: float | None = None
-    p99: float | None = None
+    avg: float | None = Field(default=None, description="Mean.")
+    p50: float | None = Field(default=None, description="Median.")
+    p95: float | None = Field(default=None, description="95th percentile.")
+    p99: float | None = Field(default=None, description="99th percentile.")
 
 
 class ArmView(BaseModel):
-    """One arm over a span of time."""
+    """One arm's calls over a span of time; docs/canary-in-code.md says what counts."""
 
     model_config = ConfigDict(frozen=True)
 
-    calls: int = Field(default=0, description="Calls with an outcome.")
-    errors: int = 0
-    error_rate: float = Field(default=0.0, description="Of the calls; 0 without calls.")
-    latency_ms: LatencyView = LatencyView()
-    assigned: int = Field(default=0, description="Decisions, those without an outcome included.")
-    unreported: int = Field(default=0, description="Decisions whose outcome was never reported.")
+    calls: int = Field(default=0, description="Calls with a known outcome.")
+    errors: int = Field(default=0, description="Calls that failed.")
+    error_rate: float = Field(default=0.0, description="Share that failed; 0 without calls.")
+    latency_ms: LatencyView = Field(default=LatencyView(), description="Latency of the calls.")
+    assigned: int = Field(default=0, description="Decisions, pending ones included.")
+    unreported: int = Field(default=0, description="Decisions without a reported outcome.")
 
 
 class BothArms(BaseModel):
@@ -125,127 +125,129 @@ class BothArms(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    canary: ArmView
-    stable: ArmView
+    canary: ArmView = Field(description="Calls of the new code.")
+    stable: ArmView = Field(description="Calls of the old code.")
 
 
 class CanaryStats(BothArms):
-    """The calls of the last hour, of each feature and in total."""
+    """The canary calls of the last hour: of all features, and of each."""
 
-    window_seconds: int = 3600
-    features: dict[str, BothArms]
+    window_seconds: int = Field(default=3600, description="Length of the window.")
+    features: dict[str, BothArms] = Field(description="The same for each feature, by name.")
 
 
 class JudgementView(BaseModel):
-    """The verdict of the evidence."""
+    """What the evidence says about a canary."""
 
     model_config = ConfigDict(frozen=True)
 
-    verdict: str = Field(description="`pass`: promote, `fail`: roll back, `inconclusive`: hold.")
-    kind: str = Field(description="`errors`, `latency`, `promotion`, `ratio` or `waiting`.")
-    reason: str
-    numbers: dict[str, Any]
+    verdict: str = Field(description="`pass`: promote; `fail`: roll back; `inconclusive`: hold.")
+    kind: str = Field(
+        description="What decided: `errors`, `latency`, `promotion`, `ratio` or `waiting`."
+    )
+    reason: str = Field(description="The verdict in words.")
+    numbers: dict[str, Any] = Field(description="The numbers behind it, see docs/canary.md.")
     needs: int | None = Field(
-        description="A forecast of the canary calls until a verdict, if there is one."
+        description="About how many more canary calls a verdict needs; null if unknown."
     )
 
 
 class FeatureView(BaseModel):
-    """The present state of one feature's canary."""
+    """One feature's canary, currently."""
 
     model_config = ConfigDict(frozen=True)
 
-    feature: str
+    feature: str = Field(description="The feature's name.")
     share: float = Field(description="Effective share of calls that go to the canary.")
-    percentage: float = Field(description="The share while steady.")
+    percentage: float = Field(description="The configured share, used when `steady`.")
     stage: str = Field(
         description="`steady`, `ramping`, `paused`, `promoted` (all calls) or `rolled_back` (none)."
     )
-    step: int | None = Field(description="The step of its ramp, from 0; null without a ramp.")
-    steps: list[float] = Field(description="The shares of a ramp (CANARY_RAMP).")
+    step: int | None = Field(description="Current step of the ramp, from 0; null without a ramp.")
+    steps: list[float] = Field(description="The shares of the ramp (CANARY_RAMP).")
     since_ts: datetime = Field(description="When the epoch began.")
-    epoch: int
-    ramp: int = Field(description="The first epoch of its evidence.")
-    reason: str = Field(description="The reason for this stage or share.")
-    waits_for: str | None = Field(
-        description="The condition of the ramp's next step; null without one."
-    )
-    judgement: JudgementView
-    pending_calls: int = Field(description="Calls that are not evidence yet.")
-    warnings: list[str] = Field(description="Reasons to distrust the numbers.")
+    epoch: int = Field(description="Number of the epoch; a changed share begins a new one.")
+    ramp: int = Field(description="The first epoch whose calls count as evidence.")
+    reason: str = Field(description="What led to this stage, in words.")
+    waits_for: str | None = Field(description="What the ramp waits for; null if for nothing.")
+    judgement: JudgementView = Field(description="What the evidence says.")
+    pending_calls: int = Field(description="Calls that are not part of the evidence yet.")
+    warnings: list[str] = Field(description="Reasons not to trust the numbers.")
 
 
 class CanaryView(BaseModel):
-    """The present state of all canaries."""
+    """Every feature's canary, currently."""
 
     model_config = ConfigDict(frozen=True)
 
-    enabled: bool = Field(description="CANARY_ENABLED, and no fallback.")
-    canary_disabled_fallback: bool
-    fallback: FallbackView | None = Field(description="The fallback that turned canaries off.")
-    dropped_events: int = Field(description="Events that found no room in a ring.")
-    late_calls: int = Field(description="Outcomes after 60 s, or after their window was closed.")
+    enabled: bool = Field(description="Whether canaries are on: CANARY_ENABLED, and no fallback.")
+    canary_disabled_fallback: bool = Field(description="Whether the fallback turned canaries off.")
+    fallback: FallbackView | None = Field(description="When and why it did; null if it did not.")
+    dropped_events: int = Field(description="Events lost because a process's buffer was full.")
+    late_calls: int = Field(description="Outcomes reported after 60 s or after their window.")
     overflown_calls: int = Field(
         description="Calls of keys beyond the 100,000 that a ramp remembers: counted, not evidence."
     )
-    features: list[FeatureView]
+    features: list[FeatureView] = Field(description="One entry for each of CANARY_FEATURES.")
 
 
 class IntervalView(BaseModel):
-    """An estimate with its 95 % confidence interval."""
+    """An estimate with its 95 % interval."""
 
     model_config = ConfigDict(frozen=True)
 
-    estimate: float
-    low: float
-    high: float
+    estimate: float = Field(description="The estimate.")
+    low: float = Field(description="Lower end of the interval.")
+    high: float = Field(description="Upper end of the interval.")
 
 
 class ArmReport(ArmView):
-    """One arm in a report."""
+    """One arm in the report."""
 
-    error_rate_interval: IntervalView | None = Field(description="95 %, Wilson; null: no calls.")
+    error_rate_interval: IntervalView | None = Field(
+        description="95 % interval (Wilson); null without calls."
+    )
 
 
 class StratumView(BaseModel):
-    """The calls of one epoch, all assigned by one share."""
+    """The calls of one epoch, all assigned by the same share."""
 
     model_config = ConfigDict(frozen=True)
 
-    epoch: int
-    since_ts: datetime
-    share: float
-    cause: str
-    canary: ArmReport
-    stable: ArmReport
+    epoch: int = Field(description="Number of the epoch.")
+    since_ts: datetime = Field(description="When it began.")
+    share: float = Field(description="Share of calls that went to the canary.")
+    cause: str = Field(description="What began the epoch, in words.")
+    canary: ArmReport = Field(description="Calls of the new code.")
+    stable: ArmReport = Field(description="Calls of the old code.")
     difference: IntervalView | None = Field(description="Canary's error rate minus stable's.")
 
 
 class FeatureReport(BaseModel):
-    """One feature in a report."""
+    """One feature over the span of a report."""
 
     model_config = ConfigDict(frozen=True)
 
-    feature: str
-    canary: ArmReport
-    stable: ArmReport
+    feature: str = Field(description="The feature's name.")
+    canary: ArmReport = Field(description="Calls of the new code.")
+    stable: ArmReport = Field(description="Calls of the old code.")
     difference: IntervalView | None = Field(
         description="Canary's error rate minus stable's, stratified by epoch (Mantel-Haenszel); "
-        "null where they can't be compared."
+        "null if they can't be compared."
     )
-    strata: list[StratumView]
-    judgement: JudgementView
-    verdict: str
-    reason: str
-    warnings: list[str]
+    strata: list[StratumView] = Field(description="The same for each epoch.")
+    judgement: JudgementView = Field(description="What the evidence says now.")
+    verdict: str = Field(description="The `verdict` of `judgement`.")
+    reason: str = Field(description="The `reason` of `judgement`.")
+    warnings: list[str] = Field(description="Reasons not to trust the numbers.")
 
 
 class CanaryReport(BaseModel):
-    """Every feature over the last hours."""
+    """Every feature, over the last hours."""
 
     model_config = ConfigDict(frozen=True)
 
-    hours: int
-    since_ts: datetime
-    until_ts: datetime
-    features: list[FeatureReport]
+    hours: int = Field(description="Length of the report's span.")
+    since_ts: datetime = Field(description="Its beginning.")
+    until_ts: datetime = Field(description="Its end.")
+    features: list[FeatureReport] = Field(description="One entry for each feature.")

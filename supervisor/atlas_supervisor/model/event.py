@@ -9,7 +9,8 @@ from typing import Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from atlas_supervisor.model.deploy import DeployRecord, Result, Step
+from atlas_supervisor.model.deploy import DeployRecord, Result
+from atlas_supervisor.model.step import Step
 
 BEGUN = "begun"
 """The event with which every deploy's story begins; it has no source."""
@@ -21,40 +22,40 @@ class Transition(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: int | None = Field(
-        description="Its place in the journal, for `Last-Event-ID`; null while it is not written."
+        description="Its id in the journal, for `Last-Event-ID`; null while it is not written."
     )
-    ts: datetime
-    source: str | None = Field(description="The phase that ended by it; null at the beginning.")
-    event: str = Field(description="What happened: `begun`, or an event of the table.")
+    ts: datetime = Field(description="When it happened.")
+    source: str | None = Field(description="The phase that ended; null at the beginning.")
+    event: str = Field(description="`begun`, or an event of docs/deploy-machine.md.")
     target: str = Field(description="The phase that follows.")
     cause: str = Field(description="What happened, in words.")
     duration_ms: float | None = Field(
-        description="How long the phase lasted; null at the beginning, and where the daemon ended."
+        description="How long the phase took; null at the beginning and after a restart."
     )
 
 
 class DeployEvent(BaseModel):
-    """One transition as it is told, with the deploy as it stood afterwards."""
+    """One transition as it is published, with the deploy's state after it."""
 
     model_config = ConfigDict(frozen=True)
 
-    deploy_id: str
-    ts: datetime
-    source: str | None = Field(description="The phase that ended by it; null at the beginning.")
-    event: str = Field(description="What happened: `begun`, or an event of the table.")
+    deploy_id: str = Field(description="The deploy's name.")
+    ts: datetime = Field(description="When it happened.")
+    source: str | None = Field(description="The phase that ended; null at the beginning.")
+    event: str = Field(description="`begun`, or an event of docs/deploy-machine.md.")
     target: str = Field(description="The phase that follows.")
     cause: str = Field(description="What happened, in words.")
     duration_ms: float | None = Field(
-        description="How long the phase lasted; null at the beginning, and where the daemon ended."
+        description="How long the phase took; null at the beginning and after a restart."
     )
-    step: Step | None = Field(description="The step that ended by it, or null.")
-    result: Result | None
-    reason: str | None
-    release: str | None
-    version: str | None
-    dry_run: bool
-    active_port: int
-    staging_port: int
+    step: Step | None = Field(description="The step that ended, or null.")
+    result: Result | None = Field(description="The deploy's `result` afterwards.")
+    reason: str | None = Field(description="Its `reason` afterwards.")
+    release: str | None = Field(description="Its `release`.")
+    version: str | None = Field(description="Its `version` afterwards.")
+    dry_run: bool = Field(description="Its `dry_run`.")
+    active_port: int = Field(description="Its `active_port` afterwards.")
+    staging_port: int = Field(description="Its `staging_port` afterwards.")
 
     @classmethod
     def of(

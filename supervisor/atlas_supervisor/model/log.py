@@ -1,4 +1,4 @@
-"""Reading the logs: sources, filters, lines and feeds."""
+"""Log sources, line filters, and feeds of lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LogSource(StrEnum):
 
 
 class LogLevel(StrEnum):
-    """The level of a line in the daemon's own log, the lowest first."""
+    """The level of a line of the daemon's own log, lowest first."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -29,7 +29,7 @@ class LogLevel(StrEnum):
 
 @dataclass(frozen=True)
 class WantedLines:
-    """A filter of lines; all given conditions must hold.
+    """A filter for log lines; every condition must hold.
 
     A worker's lines are plain text, so only `contains` applies to them.
     """
@@ -43,24 +43,24 @@ class WantedLines:
 
 @dataclass(frozen=True)
 class LogLine:
-    """One line for a client: printable, of bounded length, without its newline."""
+    """One line, ready to show: printable, of bounded length, without its line end."""
 
     text: str
     cursor: str
-    """The position after this line, for a client that resumes."""
+    """Position in the log after this line, to resume from."""
     gap: bool = False
-    """Whether it is a note that lines are missing here."""
+    """Not a line of the log: a note that lines are missing here."""
 
 
 class LogFeed(Protocol):
-    """A stream of lines. The caller must close it."""
+    """A stream of log lines. Its receiver closes it."""
 
     async def next(self) -> list[LogLine] | None:
-        """Return the next lines; an empty list after a silence, None at the end."""
+        """Return the next lines, an empty list after a silence, None at the end."""
 
     @property
     def cursor(self) -> str:
-        """The position after all returned lines and those that the filter excluded."""
+        """Position in the log after all lines returned or skipped so far."""
 
     def close(self) -> None:
-        """End the feed, from any task at any time; a pending `next` returns at once."""
+        """End the feed at any time; a pending `next` returns at once."""

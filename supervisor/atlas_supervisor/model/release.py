@@ -32,9 +32,9 @@ class LastDeploy(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    deploy_id: str
-    started_ts: datetime
-    result: Result | None
+    deploy_id: str = Field(description="The deploy's name.")
+    started_ts: datetime = Field(description="When it was requested.")
+    result: Result | None = Field(description="Its outcome; null while it is in progress.")
 
 
 class ReleaseView(BaseModel):
@@ -42,9 +42,9 @@ class ReleaseView(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    name: str
-    version: str
-    slots: list[SlotName] = Field(description="Where it runs now; empty if nowhere.")
+    name: str = Field(description="Name of the folder below RELEASES_DIR.")
+    version: str = Field(description="The release's version.")
+    slots: list[SlotName] = Field(description="The slots it runs in; empty if none.")
     last_deploy: LastDeploy | None = Field(
-        description="When it was deployed last, and how that ended; null if it never was."
+        description="Its latest deploy; null if it was never deployed."
     )

@@ -13,6 +13,7 @@ import anyio
 from pydantic import BaseModel, ConfigDict
 from yarl import URL
 
+from atlas_supervisor.model.probe import ProbeResult
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.http_client import (
     HttpExchangeError,
@@ -27,20 +28,6 @@ BODY_LIMIT = 64 * 1024
 
 INCONCLUSIVE_LIMIT = 5
 """How many probes of one gate may come to nothing, through no fault of the worker."""
-
-
-class ProbeResult(BaseModel):
-    """What one probe found out."""
-
-    model_config = ConfigDict(frozen=True)
-
-    verdict: Verdict
-    status: int | None
-    """The HTTP status, or None where there was no answer."""
-    duration_ms: float
-    message: str
-    excerpt: str | None = None
-    """The beginning of a failing answer's body: many say there what is wrong."""
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,12 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
 
 import aiohttp
 from multidict import CIMultiDict
-from pydantic import BaseModel, ConfigDict
 
 from atlas_supervisor.config.smoke_file import CommandCheck, HttpCheck, SmokePlan
+from atlas_supervisor.model.probe import CheckResult
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes import expectation
 from atlas_supervisor.probes.command import run_command
@@ -41,26 +40,6 @@ _TELLING = ("Location", "WWW-Authenticate", "Allow", "Retry-After", "Content-Typ
 _HEADER_LIMIT = 200
 
 _OWN_ERRORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
-
-
-class CheckResult(BaseModel):
-    """What one smoke test found out."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    kind: Literal["http", "command"]
-    ok: bool
-    verdict: Verdict
-    """`inconclusive` where the supervisor could not run the test; `ok` is false then, too."""
-    expected: str
-    got: str
-    duration_ms: float
-    message: str
-    problems: list[str] = []
-    """Each thing that is not as expected, for itself; `message` has them all."""
-    headers: dict[str, str] = {}
-    """Of an answer that failed: those headers that may tell why."""
 
 
 async def run_smoke(

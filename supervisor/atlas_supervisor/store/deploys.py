@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import aiosqlite
 
-from atlas_supervisor.model.deploy import DeployRecord, Result, Step
+from atlas_supervisor.model.deploy import DeployRecord, Result
 from atlas_supervisor.model.event import BEGUN, DeployEvent, PublishedEvent, Transition
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.release import LastDeploy
+from atlas_supervisor.model.step import Step
 from atlas_supervisor.store.keys import kept_since, key_added, trim_keys
 from atlas_supervisor.store.statements import Statement, Statements
 from atlas_supervisor.system.clock import now

@@ -1,4 +1,4 @@
-"""`python -m atlas_worker.asgi module:app`: uvicorn's place taken by ours."""
+"""`python -m atlas_worker.asgi module:app`: uvicorn's place taken by the kit."""
 
 from __future__ import annotations
 
@@ -7,47 +7,45 @@ import os
 import sys
 from collections.abc import Sequence
 
-from atlas_worker.asgi.loading import AppNameError, load_app
-from atlas_worker.asgi.options import PROGRAM, parse
 from atlas_worker.instance import BadEnvironmentError, Instance
 from atlas_worker.notify import Notifier
 from atlas_worker.sockets import find_listeners
 
+PROGRAM = "python -m atlas_worker.asgi"
 DEFAULT_PORT = 8000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve; returns the process's exit code: 0, 1 (can't start), 2 (misuse)."""
-    options = parse(sys.argv[1:] if argv is None else argv)
+    """Serve; returns the process's exit code: 0, 1 (can't start), 2 (wrong usage)."""
     try:
-        # Only now: whatever else is wrong should be said first where it can be.
-        from atlas_worker.asgi.settings import make_config  # noqa: PLC0415 - needs uvicorn
+        import click  # noqa: PLC0415 - comes with uvicorn, which may be missing
+
+        from atlas_worker.asgi import command  # noqa: PLC0415 - the same
+        from atlas_worker.asgi.runner import StartupError, run  # noqa: PLC0415 - the same
     except ImportError as error:
-        return _complain(
-            f"{error.name} is missing in {sys.executable}: "
-            f"{sys.executable} -m pip install 'uvicorn[standard]'",
-            1,
-        )
+        install = f"{sys.executable} -m pip install 'uvicorn[standard]'"
+        return _complain(f"uvicorn can't be imported ({error}): {install}", 1)
     try:
+        settings = command.parse(PROGRAM, sys.argv[1:] if argv is None else argv)
         instance = Instance.from_environment(os.environ)
         listeners = find_listeners(
             os.environ,
-            host=options.host,
-            port=options.port,
-            fd=options.fd,
+            host=settings["host"],
+            port=settings["port"],
+            fd=settings["fd"],
             own_port=instance.port or DEFAULT_PORT,
         )
         notifier = Notifier.from_environment(os.environ)
-        app = load_app(options.app, options.app_dir)
-        config = make_config(app, options)
-        from atlas_worker.asgi.runner import StartupError, run  # noqa: PLC0415 - needs uvicorn
-    except (BadEnvironmentError, AppNameError) as error:
-        return _complain(str(error), 2)
-    except (OSError, ImportError) as error:
-        return _complain(f"can't start: {error}", 1)
-    try:
+        app = command.load_app(settings["app"], settings["app_dir"])
+        config = command.make_config(app, settings)
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as loop:
             loop.run(run(config, listeners, instance, notifier))
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.ClickException as error:
+        return _complain(error.format_message(), 2)
+    except BadEnvironmentError as error:
+        return _complain(str(error), 2)
     except (OSError, ImportError, StartupError) as error:
         return _complain(f"can't start: {error}", 1)
     return 0

@@ -117,7 +117,7 @@ async def run(
     server.lifespan = config.lifespan_class(config)
     await server.lifespan.startup()
     if server.lifespan.should_exit:
-        raise StartupError("the application did not start (its own words are above)")
+        raise StartupError("the application did not start; its message is above")
     listening = _Listening(server, exchanges, listeners)
     dates = asyncio.create_task(_keep_dates(server))
     try:
@@ -133,7 +133,7 @@ def _load(config: uvicorn.Config) -> None:
     try:
         config.load()
     except SystemExit:
-        raise StartupError("uvicorn can't use the application (its own words are above)") from None
+        raise StartupError("uvicorn can't use the application; its message is above") from None
     except ImportError:
         raise
     except Exception as error:

@@ -114,7 +114,7 @@ def act(feature: Feature, action: Action, rules: Rules, now: float, who: str) ->
         return _to(feature, Stage.ROLLED_BACK, f"rolled back by {who}")
     if not ramps:
         raise RampError(
-            f"{feature.name} is {feature.stage.replace('_', ' ')}: no ramp in progress",
+            f"{feature.name} is {feature.stage.replace('_', ' ')}: no ramp is in progress",
             "start one first",
         )
     if action is Action.PAUSE:

@@ -13,6 +13,8 @@ import pytest
 
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.executor import Executor
+from atlas_supervisor.deploy.machine import FIRST_PHASE, Plan
+from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.model.event import DeployEvent
 from atlas_supervisor.model.release import Release
@@ -42,6 +44,12 @@ class Stage:
         instance = self.it.bench.slots[slot].instance
         assert instance is not None
         return instance.release
+
+    def deploy(self, *, rollback: bool = False) -> DeployRun:
+        """Return a deploy of what is on green; only its activities are run."""
+        unused: Any = None
+        plan = Plan(rollback=rollback)
+        return DeployRun(a_deploy(), plan, self.release(GREEN), unused, FIRST_PHASE)
 
     async def stack(self) -> list[str]:
         """Return the folders of the versions, the first one last."""
@@ -81,9 +89,9 @@ async def test_a_switch_notes_its_version_and_a_revert_takes_it_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with stage(tmp_path, monkeypatch) as on:
-        assert (await on.activities.flip(on.release(GREEN), rollback=False)).ok
+        assert (await on.activities.switch(on.deploy())).has_passed
         assert await on.stack() == ["blue", "green"]
-        assert (await on.activities.flip_back()).ok
+        assert (await on.activities.revert(on.deploy())).has_passed
         assert await on.stack() == ["blue"]
 
 
@@ -94,9 +102,9 @@ async def test_a_rollback_takes_a_version_back_and_its_revert_notes_it_again(
         await on.database.versions.pop()
         await on.database.versions.push(GREEN, on.release(GREEN))
         await on.database.versions.push(BLUE, on.release(BLUE))
-        assert (await on.activities.flip(on.release(GREEN), rollback=True)).ok
+        assert (await on.activities.switch(on.deploy(rollback=True))).has_passed
         assert await on.stack() == ["green"]
-        assert (await on.activities.flip_back()).ok
+        assert (await on.activities.revert(on.deploy(rollback=True))).has_passed
         assert await on.stack() == ["green", "blue"]
 
 
@@ -116,7 +124,7 @@ async def test_a_version_that_could_not_be_noted_is_noted_before_the_journal_goe
             await push(*noted)
 
         monkeypatch.setattr(on.database.versions, "push", tried)
-        assert (await on.activities.flip(on.release(GREEN), rollback=False)).ok
+        assert (await on.activities.switch(on.deploy())).has_passed
         with pytest.raises(StoreError):
             await on.activities.journal(record, event)
         assert await on.database.transitions.last(record.deploy_id) is None
@@ -130,22 +138,22 @@ async def test_the_old_version_stays_while_it_is_the_only_one_that_lives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with stage(tmp_path, monkeypatch) as on:
-        assert (await on.activities.flip(on.release(GREEN), rollback=False)).ok
+        assert (await on.activities.switch(on.deploy())).has_passed
         await kill(on.it.bench.green)
-        warm = asyncio.create_task(on.activities.keep_warm())
+        warm = asyncio.create_task(on.activities.warm(on.deploy()))
         done, _ = await asyncio.wait([warm], timeout=0.3)
         assert not done
         await on.it.bench.green.stop()
         await on.it.bench.green.start(on.release(BLUE))
-        assert (await asyncio.wait_for(warm, 5)).ok
+        assert (await asyncio.wait_for(warm, 5)).has_passed
 
 
 async def test_nobody_cares_for_the_old_slot_any_more_once_it_is_drained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with stage(tmp_path, monkeypatch) as on:
-        assert (await on.activities.flip(on.release(GREEN), rollback=False)).ok
-        assert (await on.activities.drain_staging(lambda: None, {})).ok
+        assert (await on.activities.switch(on.deploy())).has_passed
+        assert (await on.activities.drain(on.deploy())).has_passed
         assert on.let_go == [BLUE]
         assert on.it.bench.blue.state is SlotState.EMPTY
 
@@ -154,12 +162,12 @@ async def test_a_hung_version_is_ended_without_waiting_for_its_clients(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with stage(tmp_path, monkeypatch) as on:
-        assert (await on.activities.flip(on.release(GREEN), rollback=False)).ok
+        assert (await on.activities.switch(on.deploy())).has_passed
         instance = on.it.bench.blue.instance
         assert instance is not None
         instance.expected_to_exit = True  # so does whoever found that it hangs
-        finding = await on.activities.drain_staging(lambda: None, {})
-        assert "was dead" in finding.message
+        outcome = await on.activities.drain(on.deploy())
+        assert "was dead" in outcome.message
         await eventually(lambda: not instance.alive)
 
 
@@ -167,6 +175,6 @@ async def test_what_a_failed_step_left_on_staging_is_ended_by_the_next_preflight
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with stage(tmp_path, monkeypatch) as on:
-        assert (await on.activities.preflight(on.release(GREEN))).ok
+        assert (await on.activities.preflight(on.deploy())).has_passed
         assert on.let_go == [GREEN]
         assert on.it.bench.green.instance is None

@@ -14,6 +14,7 @@ import anyio
 import pytest
 
 from atlas_supervisor.deploy import switch as switching
+from atlas_supervisor.deploy.machine import Event
 from atlas_supervisor.deploy.switch import Landing, Switch
 from atlas_supervisor.model.slot import SlotName, SlotState
 from atlas_supervisor.store.database import Database, open_database
@@ -76,11 +77,11 @@ async def test_a_switch_changes_everything_and_keeps_the_old_one_warm(
 ) -> None:
     async with ready(tmp_path, monkeypatch) as it:
         before = it.state.state.last_switch_ts
-        assert (await it.switch.flip()).ok
+        assert (await it.switch.flip()).has_passed
         assert it.has(GREEN)
         assert (it.bench.green.state, it.bench.blue.state) == (SlotState.RUNNING, SlotState.WARM)
         assert it.state.state.last_switch_ts != before
-        assert (await it.switch.flip()).ok
+        assert (await it.switch.flip()).has_passed
         assert it.has(BLUE)
 
 
@@ -90,13 +91,13 @@ async def test_a_file_that_can_not_be_written_leaves_everything_and_a_retry_succ
     async with ready(tmp_path, monkeypatch) as it:
         in_the_way = tmp_path / ".deploy_state.json.new"
         in_the_way.mkdir()
-        finding = await it.switch.flip()
-        assert (finding.ok, finding.staging_died) == (False, False)
-        assert "the state file could not be written" in finding.message
+        outcome = await it.switch.flip()
+        assert outcome.event is Event.FAILED
+        assert "the state file could not be written" in outcome.message
         assert it.has(BLUE)
         assert it.bench.blue.state is SlotState.RUNNING
         in_the_way.rmdir()
-        assert (await it.switch.flip()).ok
+        assert (await it.switch.flip()).has_passed
         assert it.has(GREEN)
 
 
@@ -112,7 +113,7 @@ async def test_a_rename_that_can_not_be_made_durable_is_taken_back(
             sync()
 
         monkeypatch.setattr(it.file, "_sync_folder", fails_once)
-        assert not (await it.switch.flip()).ok
+        assert not (await it.switch.flip()).has_passed
         assert it.has(BLUE)
 
 
@@ -126,8 +127,8 @@ async def test_a_kernel_that_refuses_leaves_everything(
 
         with monkeypatch.context() as during:
             during.setattr(it.bench.plane, "steer", refuses)
-            finding = await it.switch.flip()
-        assert "the kernel refused the flip" in finding.message
+            outcome = await it.switch.flip()
+        assert "the kernel refused the flip" in outcome.message
         assert it.has(BLUE)
 
 
@@ -140,8 +141,8 @@ async def test_a_connection_that_arrives_at_a_stranger_s_is_no_switch(
             return Landing.WRONG, "pid 1 accepted it"
 
         monkeypatch.setattr(switching, "landing", wrong)
-        finding = await it.switch.flip()
-        assert "wrong place: pid 1" in finding.message
+        outcome = await it.switch.flip()
+        assert "wrong place: pid 1" in outcome.message
         assert it.has(BLUE)
 
 
@@ -181,8 +182,8 @@ async def test_an_instance_that_dies_in_the_middle_gets_no_traffic(
             monkeypatch.setattr(switching, "landing", dies_at_landing)
         else:
             monkeypatch.setattr(it.state, "change", dies_at_write)
-        finding = await it.switch.flip()
-        assert (finding.ok, finding.staging_died) == (False, True)
+        outcome = await it.switch.flip()
+        assert outcome.event is Event.STAGING_DIED
         assert it.has(BLUE)
         assert it.state.state.last_switch_ts == before
 
@@ -199,7 +200,7 @@ async def test_where_a_dead_one_s_switch_can_not_be_withdrawn_the_file_counts(
             await kill(it.bench.green)
 
         monkeypatch.setattr(it.state, "change", dies_and_fills_the_disk)
-        assert (await it.switch.flip()).ok
+        assert (await it.switch.flip()).has_passed
         assert it.has(GREEN)
 
 
@@ -210,10 +211,10 @@ async def test_one_that_hangs_or_only_starts_is_not_switched_to(
         instance = it.bench.green.instance
         assert instance is not None
         it.bench.green.state = SlotState.STARTING
-        assert (await it.switch.flip()).staging_died
+        assert (await it.switch.flip()).event is Event.STAGING_DIED
         it.bench.green.state = SlotState.RUNNING
         instance.expected_to_exit = True
-        assert (await it.switch.flip()).staging_died
+        assert (await it.switch.flip()).event is Event.STAGING_DIED
         assert it.has(BLUE)
 
 
@@ -222,7 +223,7 @@ async def test_a_dead_active_one_is_switched_away_from_and_not_called_warm(
 ) -> None:
     async with ready(tmp_path, monkeypatch) as it:
         await kill(it.bench.blue)
-        assert (await it.switch.flip()).ok
+        assert (await it.switch.flip()).has_passed
         assert it.has(GREEN)
         assert it.bench.blue.state is not SlotState.WARM
 

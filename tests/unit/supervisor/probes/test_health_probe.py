@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from yarl import URL
 
+from atlas_supervisor.model.probe import ProbeResult
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.health_probe import (
     INCONCLUSIVE_LIMIT,
     HttpProber,
-    ProbeResult,
     health_gate,
 )
 from atlas_supervisor.probes.http_client import EXCERPT_LIMIT, HttpResponse

@@ -13,8 +13,9 @@ import anyio
 import pytest
 
 from atlas_supervisor.config.smoke_file import SmokePlan
+from atlas_supervisor.model.probe import CheckResult
 from atlas_supervisor.model.verdict import Verdict
-from atlas_supervisor.probes.smoke import CheckResult, run_smoke
+from atlas_supervisor.probes.smoke import run_smoke
 
 NOWHERE = "http://127.0.0.1:1"
 

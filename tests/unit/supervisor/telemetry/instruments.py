@@ -73,7 +73,7 @@ def everything(folder: Path, pid: int) -> list[Metric]:
     """Return every family that a daemon can show, each with a sample at least."""
     metrics = made(folder)
     WorkerUsage(metrics.registry, lambda: [Running("blue", "1.4.0", pid)])
-    metrics.deploys.told(told(examples.BEGUN))
+    metrics.deploys.told(told(examples.STARTED))
     metrics.deploys.told(told(examples.SWITCHED, source="switch", event="passed"))
     metrics.probes.probed(SlotName.BLUE, Verdict.PASS, 0.1)
     metrics.requests.answered("GET", "/livez", 200, 0.1)

@@ -8,7 +8,7 @@ import pytest
 
 from atlas_supervisor.api import examples
 from atlas_supervisor.deploy.event_hub import EventHub
-from atlas_supervisor.deploy.machine import TABLE, Effect, Event, Phase, Plan
+from atlas_supervisor.deploy.machine import FLIPS, Event, Phase, Plan
 from atlas_supervisor.model.deploy import Result
 from atlas_supervisor.model.event import PublishedEvent
 from atlas_supervisor.telemetry.metrics import Metrics, deploys
@@ -55,9 +55,7 @@ def test_the_promised_counters_are_there_from_the_start_and_carry_no_label(tmp_p
 
 
 def test_the_phases_that_count_as_a_switch_are_those_that_flip() -> None:
-    flips = {row.target for row in TABLE if {Effect.FLIP, Effect.FLIP_BACK} & set(row.effects)}
-
-    assert {phase.value for phase in flips} == deploys._FLIPS
+    assert {phase.value for phase in FLIPS} == deploys._FLIPS
     assert (Phase.ENDED.value, Event.PASSED.value) == (deploys._ENDED, deploys._PASSED)
 
 
@@ -95,7 +93,7 @@ async def test_a_release_that_does_not_pass_is_a_run_and_no_switch(tmp_path: Pat
 
 async def test_a_switch_onto_a_dead_instance_is_one_that_failed(tmp_path: Path) -> None:
     metrics, world = made(tmp_path), World()
-    world.outcomes["flip"] = [DIED]
+    world.outcomes["switch"] = [DIED]
     await after(metrics, world)
 
     assert promised(metrics) == (1, 0, 1, 1)
@@ -105,7 +103,7 @@ async def test_a_revert_is_a_switch_too_and_gives_the_deploy_a_second_result(
     tmp_path: Path,
 ) -> None:
     metrics, world = made(tmp_path), World()
-    world.outcomes["watch"] = [FAIL]
+    world.outcomes["guard"] = [FAIL]
     await after(metrics, world)
 
     assert promised(metrics) == (2, 2, 0, 1)
@@ -116,7 +114,7 @@ async def test_a_revert_that_fails_is_a_switch_that_failed_and_no_new_result(
     tmp_path: Path,
 ) -> None:
     metrics, world = made(tmp_path), World()
-    world.outcomes["watch"], world.outcomes["flip_back"] = [FAIL], [FAIL]
+    world.outcomes["guard"], world.outcomes["revert"] = [FAIL], [FAIL]
     await after(metrics, world)
 
     assert promised(metrics) == (2, 1, 1, 1)
@@ -150,7 +148,7 @@ def test_nothing_is_remembered_of_a_deploy_that_has_ended(tmp_path: Path) -> Non
     metrics = made(tmp_path)
     for number in range(100):
         name = {"deploy_id": f"d-{number}"}
-        metrics.deploys.told(told(examples.BEGUN.model_copy(update=name)))
+        metrics.deploys.told(told(examples.STARTED.model_copy(update=name)))
         ended = examples.FAILED.model_copy(update=name)
         metrics.deploys.told(told(ended, source="unstage", event="passed"))
 

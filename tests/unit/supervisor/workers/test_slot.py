@@ -10,9 +10,10 @@ from typing import Any
 import anyio
 import pytest
 
+from atlas_supervisor.model.probe import ProbeResult
 from atlas_supervisor.model.slot import Role, SlotState
 from atlas_supervisor.model.verdict import Verdict
-from atlas_supervisor.probes.health_probe import HttpProber, ProbeResult
+from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.system import procfs
 from atlas_supervisor.workers.output import keep_bounded
 from atlas_supervisor.workers.readiness import LaunchError

@@ -73,7 +73,7 @@ def test_a_paused_ramp_is_rolled_back_by_evidence_all_the_same() -> None:
 @pytest.mark.parametrize("action", [Action.PAUSE, Action.RESUME, Action.ADVANCE])
 @pytest.mark.parametrize("stage", [Stage.STEADY, Stage.PROMOTED, Stage.ROLLED_BACK])
 def test_what_needs_a_ramp_is_refused_without_one(action: Action, stage: Stage) -> None:
-    with pytest.raises(RampError, match="no ramp in progress"):
+    with pytest.raises(RampError, match="no ramp is in progress"):
         act(a_feature(stage=stage), action, RULES, 0, "x")
 
 
