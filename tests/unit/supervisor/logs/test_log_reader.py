@@ -1,4 +1,4 @@
-"""Reading logs while they are rotated, cut and flooded, without the daemon around it."""
+"""Reading logs while they are rotated, truncated and flooded, without a daemon."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def last(reader: LogReader, lines: int = 100, *, unfinished: bool = True) -> lis
 
 
 def rest(reader: LogReader) -> list[str]:
-    """Return all that came since."""
+    """Return all new lines."""
     found, more = [], True
     while more:
         lines, more = reader.more()
@@ -202,7 +202,7 @@ def test_no_line_is_lost_or_repeated_while_the_file_is_truncated(log: WorkerLog)
         line = f"line {number} {'x' * (number % 90)}"
         written.append(line)
         half = len(line) // 2
-        os.write(descriptor, line[:half].encode())  # a cut may come between
+        os.write(descriptor, line[:half].encode())  # a truncation may come between
         if number % 3 == 0:
             log.rotate()
         os.write(descriptor, line[half:].encode() + b"\n")

@@ -15,7 +15,7 @@ def a_tally(calls: int = 1, errors: int = 0) -> Tally:
     return Tally(calls, 0, calls, errors, 0, Histogram([(300, calls)]))
 
 
-def test_calls_are_counted_in_their_minute_and_in_their_hour() -> None:
+def test_calls_are_counted_in_their_minute_and_their_hour() -> None:
     spans = Rollups()
     spans.add(NOON + 61.5, NOON + 62, 5, a_tally(3, 1), canary=True)
 
@@ -23,7 +23,7 @@ def test_calls_are_counted_in_their_minute_and_in_their_hour() -> None:
     assert found == {(MINUTE, NOON + 60): (5, True, 3), (HOUR, NOON): (5, True, 3)}
 
 
-def test_what_is_written_is_not_written_again_until_it_changes() -> None:
+def test_written_rows_are_written_again_only_after_a_change() -> None:
     spans = Rollups()
     spans.add(NOON, NOON, 5, a_tally(), canary=True)
     rows = spans.unwritten()
@@ -36,7 +36,7 @@ def test_what_is_written_is_not_written_again_until_it_changes() -> None:
     ]
 
 
-def test_the_last_hour_is_sixty_minutes_the_one_that_is_not_over_included() -> None:
+def test_the_last_hour_is_sixty_minutes_including_the_current_one() -> None:
     spans = Rollups()
     for minute in range(120):
         at = NOON + 60 * minute
@@ -46,7 +46,7 @@ def test_the_last_hour_is_sixty_minutes_the_one_that_is_not_over_included() -> N
     assert (both.stable.calls, both.canary.calls) == (60, 0)
 
 
-def test_the_arms_are_counted_from_an_epoch_on() -> None:
+def test_arms_leave_out_epochs_before_the_given_one() -> None:
     spans = Rollups()
     for epoch in (4, 5):
         spans.add(NOON, NOON, epoch, a_tally(3, 1), canary=True)
@@ -67,7 +67,7 @@ def test_a_late_call_of_an_older_minute_is_in_the_last_hour() -> None:
     assert spans.last_hour(NOON + 600)[5].canary.calls == 2
 
 
-def test_what_is_old_and_written_is_forgotten_and_what_is_not_written_is_kept() -> None:
+def test_old_rows_are_forgotten_once_written() -> None:
     spans = Rollups()
     spans.add(NOON, NOON, 5, a_tally(), canary=True)
     spans.forget_old(NOON + 3 * HOUR)
@@ -78,14 +78,14 @@ def test_what_is_old_and_written_is_forgotten_and_what_is_not_written_is_kept() 
     assert spans.last_hour(NOON) == {}
 
 
-def test_calls_of_long_ago_count_as_now_so_that_no_closed_span_changes() -> None:
+def test_calls_over_an_hour_late_count_as_now() -> None:
     spans = Rollups()
     spans.add(NOON - 5 * HOUR, NOON, 5, a_tally(), canary=True)
 
     assert {row.start for row in spans.unwritten()} == {NOON}
 
 
-def test_a_restart_in_the_middle_of_a_minute_goes_on_with_it() -> None:
+def test_a_restart_within_a_minute_continues_that_minute() -> None:
     spans = Rollups()
     spans.add(NOON, NOON, 5, a_tally(2), canary=True)
     again = Rollups(spans.unwritten())

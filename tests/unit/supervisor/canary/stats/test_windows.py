@@ -43,7 +43,7 @@ def end(
     calls.end(ring, group, count, outcome, 300, asked=False)
 
 
-def test_a_window_is_handed_out_once_its_calls_are_over_and_its_time_is() -> None:
+def test_a_window_closes_after_its_calls_and_its_grace_have_ended() -> None:
     windows, calls = following()
     begin(calls, CANARY, 2)
     begin(calls, STABLE, 3)
@@ -55,7 +55,7 @@ def test_a_window_is_handed_out_once_its_calls_are_over_and_its_time_is() -> Non
     assert windows.pop_closed(OVER + 1) == []
 
 
-def test_an_open_call_holds_back_its_window_and_every_later_one() -> None:
+def test_an_open_call_blocks_its_window_and_all_later_ones() -> None:
     windows, calls = following()
     begin(calls, CANARY)
     later = CANARY._replace(slice=101)
@@ -67,7 +67,7 @@ def test_an_open_call_holds_back_its_window_and_every_later_one() -> None:
     assert [each.slice for each in windows.pop_closed(OVER + 50)] == [100, 101]
 
 
-def test_windows_come_in_the_order_of_assignment_whatever_the_order_of_outcomes() -> None:
+def test_windows_close_in_order_of_assignment_for_any_order_of_outcomes() -> None:
     windows, calls = following()
     groups = [CANARY._replace(slice=piece) for piece in range(100, 160)]
     for group in groups:
@@ -81,7 +81,7 @@ def test_windows_come_in_the_order_of_assignment_whatever_the_order_of_outcomes(
     assert seen == [group.slice for group in groups]
 
 
-def test_the_epochs_of_one_ramp_are_one_order() -> None:
+def test_the_epochs_of_a_ramp_close_in_one_order() -> None:
     windows, calls = following(7, 8)
     for group in (Group(8, 101, canary=True), Group(7, 101, canary=True), CANARY):
         begin(calls, group)
@@ -103,7 +103,7 @@ def test_calls_of_several_processes_are_one_window() -> None:
     assert arms(windows.pop_closed(OVER)) == [(100, Arm(3, 1), Arm())]
 
 
-def test_a_call_that_never_ends_has_failed_after_its_time() -> None:
+def test_a_call_that_never_ends_fails_after_its_timeout() -> None:
     windows, calls = following()
     begin(calls, CANARY)
     begin(calls, STABLE)
@@ -116,7 +116,7 @@ def test_a_call_that_never_ends_has_failed_after_its_time() -> None:
     assert calls.pop_tallies()[CANARY].errors == 1
 
 
-def test_an_outcome_after_its_time_is_late_and_counts_nowhere() -> None:
+def test_an_outcome_after_the_timeout_is_late_and_not_counted() -> None:
     windows, calls = following()
     begin(calls, CANARY)
     calls.expire(1000)
@@ -128,7 +128,7 @@ def test_an_outcome_after_its_time_is_late_and_counts_nowhere() -> None:
     assert arms(windows.pop_closed(1000)) == [(100, Arm(1, 1), Arm())]
 
 
-def test_what_a_dead_process_had_begun_has_failed_and_what_it_asked_is_unreported() -> None:
+def test_after_a_process_exit_started_calls_have_failed_and_decisions_are_unreported() -> None:
     windows, calls = following()
     begin(calls, CANARY, 2, ring="dead")
     calls.begin("dead", STABLE, 3, asked=True)
@@ -143,7 +143,7 @@ def test_what_a_dead_process_had_begun_has_failed_and_what_it_asked_is_unreporte
     assert tallies[STABLE].calls == 1
 
 
-def test_a_question_waits_for_its_answer_and_is_no_evidence_without_one() -> None:
+def test_a_decision_without_an_outcome_is_not_evidence() -> None:
     windows, calls = following()
     calls.begin("r", CANARY, 2, asked=True)
     calls.end("r", CANARY, 1, CallOutcome.ERROR, 300, asked=True)
@@ -154,7 +154,7 @@ def test_a_question_waits_for_its_answer_and_is_no_evidence_without_one() -> Non
     assert calls.pop_tallies()[CANARY].unreported == 1
 
 
-def test_a_cancelled_call_is_a_call_and_no_failure() -> None:
+def test_a_cancelled_call_counts_and_is_not_a_failure() -> None:
     windows, calls = following()
     begin(calls, CANARY)
     end(calls, CANARY, outcome=CallOutcome.CANCELLED)
@@ -164,7 +164,7 @@ def test_a_cancelled_call_is_a_call_and_no_failure() -> None:
     assert (tally.calls, tally.errors, tally.cancelled, tally.latency.count) == (1, 0, 1, 1)
 
 
-def test_what_is_recorded_as_a_whole_is_assigned_and_over_at_once() -> None:
+def test_a_recorded_call_is_assigned_and_ended_at_once() -> None:
     windows, calls = following()
     calls.record(CANARY, 4, CallOutcome.ERROR, 300)
 
@@ -173,7 +173,7 @@ def test_what_is_recorded_as_a_whole_is_assigned_and_over_at_once() -> None:
     assert calls.pop_tallies()[CANARY].assigned == 4
 
 
-def test_what_comes_for_a_window_already_handed_out_is_counted_and_no_evidence() -> None:
+def test_calls_of_a_closed_window_are_counted_and_not_evidence() -> None:
     windows, calls = following()
     begin(calls, CANARY)
     end(calls, CANARY)
@@ -187,7 +187,7 @@ def test_what_comes_for_a_window_already_handed_out_is_counted_and_no_evidence()
     assert calls.pop_tallies()[CANARY].errors == 1
 
 
-def test_an_empty_slice_is_handed_out_too_so_that_late_comers_can_not_jump_the_queue() -> None:
+def test_an_empty_slice_closes_too_so_late_calls_do_not_reopen_it() -> None:
     windows, calls = following()
     begin(calls, CANARY._replace(slice=200))
     end(calls, CANARY._replace(slice=200))
@@ -197,7 +197,7 @@ def test_an_empty_slice_is_handed_out_too_so_that_late_comers_can_not_jump_the_q
     assert windows.late == 1
 
 
-def test_an_epoch_of_no_ramp_is_counted_and_no_evidence() -> None:
+def test_calls_of_an_epoch_without_a_ramp_are_counted_and_not_evidence() -> None:
     windows, calls = following()
     other = CANARY._replace(epoch=99)
     begin(calls, other)
@@ -208,7 +208,7 @@ def test_an_epoch_of_no_ramp_is_counted_and_no_evidence() -> None:
     assert calls.pop_tallies()[other].calls == 1
 
 
-def test_a_ramp_that_ends_is_forgotten_with_all_that_was_open() -> None:
+def test_a_ramp_that_ends_is_dropped_with_its_open_calls() -> None:
     windows, calls = following()
     begin(calls, CANARY)
     calls.begin("r", CANARY, 1, asked=False, key=5)
@@ -220,7 +220,7 @@ def test_a_ramp_that_ends_is_forgotten_with_all_that_was_open() -> None:
     assert windows.pending_calls(RAMP) == 0
 
 
-def test_of_a_key_the_first_call_of_a_ramp_is_evidence_and_every_call_is_counted() -> None:
+def test_the_first_call_of_a_key_is_evidence_and_all_its_calls_are_counted() -> None:
     windows, calls = following()
     for piece in (100, 101, 102):
         group = CANARY._replace(slice=piece)
@@ -233,9 +233,7 @@ def test_of_a_key_the_first_call_of_a_ramp_is_evidence_and_every_call_is_counted
     assert windows.pop_new_keys() == []
 
 
-def test_the_first_outcome_of_a_key_is_that_of_its_first_call_even_if_a_later_one_ends_first() -> (
-    None
-):
+def test_the_outcome_of_a_key_is_that_of_its_first_call_even_if_a_later_one_ends_first() -> None:
     windows, calls = following()
     later = CANARY._replace(slice=101)
     calls.begin("r", CANARY, 1, asked=False, key=5)
@@ -246,7 +244,7 @@ def test_the_first_outcome_of_a_key_is_that_of_its_first_call_even_if_a_later_on
     assert arms(windows.pop_closed(1000)) == [(100, Arm(1, 1), Arm())]
 
 
-def test_a_key_is_one_over_all_processes() -> None:
+def test_a_key_counts_once_over_all_processes() -> None:
     windows, calls = following()
     for ring in ("a", "b"):
         calls.begin(ring, CANARY, 1, asked=False, key=5)
@@ -255,7 +253,7 @@ def test_a_key_is_one_over_all_processes() -> None:
     assert arms(windows.pop_closed(OVER)) == [(100, Arm(1, 0), Arm())]
 
 
-def test_the_first_call_of_a_key_that_dies_with_its_process_has_failed() -> None:
+def test_the_first_call_of_a_key_fails_with_its_process() -> None:
     windows, calls = following()
     calls.begin("r", CANARY, 1, asked=False, key=5)
     calls.begin("r", CANARY, 1, asked=False, key=5)
@@ -265,7 +263,7 @@ def test_the_first_call_of_a_key_that_dies_with_its_process_has_failed() -> None
     assert arms(windows.pop_closed(OVER)) == [(100, Arm(1, 1), Arm())]
 
 
-def test_keys_beyond_what_can_be_remembered_are_no_evidence(
+def test_keys_beyond_the_limit_are_not_evidence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(windows_module, "MAX_KEYS", 2)
@@ -295,7 +293,7 @@ Doing = tuple[str, int, bool, bool, "int | None", int]
     ),
     st.integers(0, 40),
 )
-def test_written_down_at_any_moment_it_goes_on_as_if_it_had_not_been(
+def test_saved_and_restored_at_any_moment_it_continues_unchanged(
     story: list[Doing], pause: int
 ) -> None:
     def play(*, interrupted: bool) -> tuple[list[ClosedWindow], int, int]:
