@@ -60,7 +60,7 @@ What a row demands is written in its order, after the transition and before the 
 
 
 def deploy_machine() -> str:
-    """Return what `docs/deploy-machine.md` should hold."""
+    """Return the text of `docs/deploy-machine.md`."""
     return DEPLOY_MACHINE.format(
         first=FIRST_PHASE,
         last=Phase.ENDED,

@@ -1,6 +1,6 @@
 """Error rates of the canary's evidence, and the calls until it detects a bad or a good canary.
 
-Simulated traffic with known rates, given to the daemon's own classes. The seeds are fixed, so two
+Simulated traffic with known rates, passed to the daemon's own classes. The seeds are fixed, so two
 runs of the same length give the same numbers.
 """
 

@@ -200,7 +200,7 @@ class Daemon:
         )
         for slot in slots.values():
             self._keepers[slot.name] = Restarter(slot, wanted=partial(self._is_wanted, slot))
-        events = EventHub(database.transitions, self._metrics.deploys.told)
+        events = EventHub(database.transitions, self._metrics.deploys.count)
         self._activities = Executor(
             settings=settings,
             switch=self._switch,

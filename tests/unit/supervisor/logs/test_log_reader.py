@@ -235,7 +235,7 @@ def test_a_file_emptied_by_another_program_is_read_from_its_start(log: WorkerLog
 
 def handler(path: Path, monkeypatch: pytest.MonkeyPatch) -> LogFile:
     monkeypatch.setattr(log_file, "FILE_BYTES", 300)
-    made = LogFile(path, complain=pytest.fail)
+    made = LogFile(path, on_failure=lambda error: pytest.fail(str(error)))
     made.setFormatter(logging.Formatter("%(message)s"))
     return made
 
