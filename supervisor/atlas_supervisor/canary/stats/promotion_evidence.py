@@ -3,7 +3,7 @@
 Theory (after Grünwald, de Heide and Koolen, arXiv 1906.07801; docs/canary.md tells what a margin
 means). "No worse" can't be shown, only "not worse by δ": this is a non-inferiority test.
 
-Null hypothesis: the canary's rate is at least δ above stable's, whatever stable's rate is. Of all
+Null hypothesis: the canary's rate is at least δ above stable's, for any rate of stable. Of all
 such pairs (s + δ, s) the one that is hardest to tell from "both arms have the pooled rate m" is
 
     s = argmin  p·KL(m‖s+δ) + (1-p)·KL(m‖s)      KL(a‖b) = a·ln(a/b) + (1-a)·ln((1-a)/(1-b))

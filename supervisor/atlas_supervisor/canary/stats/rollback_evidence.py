@@ -3,7 +3,7 @@
 Theory (after Turner, Ly and Grünwald, arXiv 2106.02693; restarts after Shin, Ramdas and Rinaldo,
 arXiv 2203.03532; docs/canary.md has the guarantees and the simulations).
 
-Null hypothesis: the canary fails no more often than stable, whatever stable's rate is. Let p be the
+Null hypothesis: the canary fails no more often than stable, for any rate of stable. Let p be the
 canary's share, m the pooled error rate before the window (`counts.Baseline`), and r a risk ratio:
 
     θs = m / (p·r + 1 - p)      θc = min(r·θs, 0.999)      θ̄ = p·θc + (1 - p)·θs
