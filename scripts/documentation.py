@@ -62,7 +62,7 @@ What a row demands is written in its order, after the transition and before the 
 
 
 def deploy_machine() -> str:
-    """Return what `docs/deploy-machine.md` should hold."""
+    """Return the text of `docs/deploy-machine.md`."""
     return DEPLOY_MACHINE.format(
         first=FIRST_PHASE,
         last=Phase.ENDED,
@@ -120,7 +120,7 @@ SLOT_STATES = {
 
 
 def slot_document() -> str:
-    """Return what `docs/slot-machine.md` should hold."""
+    """Return the text of `docs/slot-machine.md`."""
     return SLOT_MACHINE.format(
         first=slot_machine.INITIAL,
         diagram=slot_machine.diagram(),

@@ -140,7 +140,7 @@ class Daemon:
     ) -> None:
         """Run everything on the open sockets and files until it is time to stop."""
         monitor = self._monitor(slots, prober)
-        events = EventHub(self._database.transitions, self._metrics.deploys.told)
+        events = EventHub(self._database.transitions, self._metrics.deploys.count)
         service, queries = self._deploys(slots, prober, monitor, events, tasks)
         slots.on_worker_down = service.worker_down
         for background in (

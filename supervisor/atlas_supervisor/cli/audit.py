@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from atlas_supervisor.cli.client import Record
 from atlas_supervisor.cli.errors import FailedError
+from atlas_supervisor.cli.listing import listing
 from atlas_supervisor.cli.session import Session, verb
 from atlas_supervisor.cli.terminal import BAD, OK, Screen, safe
-from atlas_supervisor.cli.units import MISSING, local_time
+from atlas_supervisor.cli.units import MISSING, amount, local_time
 
 _BAD_OUTCOMES = frozenset({"failed", "refused", "rolled_back", "aborted"})
 
@@ -41,10 +41,10 @@ async def audit(
     subject: str | None,
     verify: bool,
 ) -> None:
-    """List who did what, when, from where and with which outcome, newest first.
+    """List or verify the audit trail: who did what, and when.
 
-    --verify checks every entry. Keep a copy of the hash that it prints elsewhere: a trail that has
-    this entry later also has all entries before it.
+    Newest first. --verify checks every entry. Keep a copy of the hash that it prints elsewhere: a
+    trail that has this entry later also has all entries before it.
     """
     if verify:
         await _verify(session)
@@ -63,44 +63,37 @@ async def _verify(session: Session) -> None:
 
 
 def _verdict(screen: Screen, found: Record) -> RenderableType:
-    entries, head = found.get("entries"), found.get("head")
+    entries = amount(found.get("entries"))
     if found["ok"]:
         sign, message = OK, f"the audit trail is intact: {entries} entries, all unchanged"
-        detail = f"last entry {found.get('head_id')}, hash {head}"
+        details = [f"hash of entry {found.get('head_id')}, the last one:", str(found.get("head"))]
     else:
         problem = f"entry {found.get('broken_id')}: {found.get('message')}"
         sign, message = BAD, f"the audit trail is broken at {problem}"
-        detail = f"{entries} entries before it are unchanged"
-    return Group(Text.assemble(screen.sign(sign), " ", safe(message)), safe(f"  {detail}", "dim"))
+        details = [f"{entries} entries before it are unchanged"]
+    lines = (safe(f"  {line}", "dim") for line in details)
+    return Group(Text.assemble(screen.sign(sign), " ", safe(message)), *lines)
 
 
 def _table(screen: Screen, data: Record) -> RenderableType:
     entries = data.get("entries") or []
     if not entries:
         return safe("no matching entries", "dim")
-    table = Table(
-        box=None,
-        padding=(0, 2, 0, 0),
-        pad_edge=False,
-        header_style="dim",
-        expand=screen.is_terminal,
-    )
-    for name in ("id", "when", "who", "from", "what", "subject", "outcome"):
-        table.add_column(name, no_wrap=True)
-    # Takes the rest of the line; --json has all of it.
-    table.add_column("detail", overflow="ellipsis", no_wrap=True, ratio=1)
-    for entry in entries:
-        table.add_row(
+    rows = [
+        [
             safe(entry.get("id"), "dim"),
             safe(local_time(entry.get("ts"))),
             safe(entry.get("actor")),
             safe(entry.get("origin"), "dim"),
             safe(entry.get("action")),
-            safe(entry.get("subject") or MISSING),
             _outcome(entry),
+            safe(entry.get("subject") or MISSING),
             safe(_detail(entry.get("detail")), "dim"),
-        )
-    return table
+        ]
+        for entry in entries
+    ]
+    names = ("id", "when", "who", "from", "what", "outcome", "subject", "detail")
+    return listing(screen, names, rows, kept=6)
 
 
 def _outcome(entry: Record) -> Text:

@@ -72,7 +72,7 @@ class Share(click.ParamType[float]):
 
 @verb
 async def status(session: Session) -> None:
-    """Show every feature's canary: its share, its ramp, and the evidence.
+    """Show every feature's share, ramp and evidence.
 
     The first line says whether canaries are on, and why not if the fallback turned them off.
     """
@@ -107,7 +107,7 @@ async def report(session: Session, feature: str | None, hours: int, strata: bool
 @click.argument("feature", type=FeatureName())
 @click.argument("percentage", type=Share())
 async def set_share(session: Session, feature: str, percentage: float) -> None:
-    """Set the share of FEATURE's calls that go to its canary: 0.1 or 10%.
+    """Set the share of FEATURE's calls for its canary: 0.1 or 10%.
 
     A ramp ends. The share survives a restart; `reset` goes back to the settings.
     """

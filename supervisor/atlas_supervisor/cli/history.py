@@ -7,6 +7,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from atlas_supervisor.cli.client import Record
+from atlas_supervisor.cli.listing import listing
 from atlas_supervisor.cli.render_deploy import result_text, took
 from atlas_supervisor.cli.session import Session, verb
 from atlas_supervisor.cli.terminal import Screen, safe
@@ -29,7 +30,7 @@ async def history(session: Session, limit: int) -> None:
 
 @verb
 async def releases(session: Session) -> None:
-    """List the releases, where they run and how they were deployed last."""
+    """List the releases, where they run and their last deploys."""
     answer = await session.daemon.get("/deploy/releases")
     session.report(answer, _release_table, "releases")
 
@@ -38,27 +39,19 @@ def _history_table(screen: Screen, data: Record) -> RenderableType:
     deploys = data.get("deploys") or []
     if not deploys:
         return safe("no deploys yet", "dim")
-    table = Table(
-        box=None,
-        padding=(0, 2, 0, 0),
-        pad_edge=False,
-        header_style="dim",
-        expand=screen.is_terminal,
-    )
-    for name in ("deploy", "started", "result", "version", "took"):
-        table.add_column(name, no_wrap=True)
-    # Takes the rest of the line; `show` has all of it.
-    table.add_column("reason", overflow="ellipsis", no_wrap=True, ratio=1)
-    for record in deploys:
-        table.add_row(
+    rows = [
+        [
             safe(record.get("deploy_id")),
             safe(local_time(record.get("started_ts")), "dim"),
             result_text(record),
             safe(record.get("version") or MISSING),
             safe(took(record), "dim"),
             safe(record.get("reason") or "", "dim"),
-        )
-    return table
+        ]
+        for record in deploys
+    ]
+    names = ("deploy", "started", "result", "version", "took", "reason")
+    return listing(screen, names, rows, kept=5)
 
 
 def _release_table(data: Record) -> RenderableType:

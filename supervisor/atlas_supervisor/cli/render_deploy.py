@@ -6,6 +6,7 @@ Used by `deploy` as things happen, and by `show` afterwards.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -39,6 +40,7 @@ GO_AHEAD = "Switch to it with `atlasctl switch`, or abort with `atlasctl abort`.
 AFTERWARDS = frozenset({"guard", "drain"})  # they run after the deploy has its result
 
 _SHOWN_APART = frozenset({"message", "checks", "output", "probes", "failed_probe"})
+_UNITS = {"_us": 0.001, "_ms": 1.0, "_seconds": 1000.0}
 _RESULT_STYLES = {"failed": "red", "rolled_back": "red", "aborted": "yellow"}
 
 
@@ -221,13 +223,21 @@ def _advice(record: Record) -> str | None:
 
 
 def _fields(detail: Record) -> Iterator[RenderableType]:
-    further = {
-        name.replace("_", " "): in_words(value)
+    further = [
+        _field(name, value)
         for name, value in detail.items()
         if name not in _SHOWN_APART and value is not None
-    }
+    ]
     if further:
-        yield indented(safe(", ".join(" ".join(pair) for pair in further.items()), "dim"))
+        yield indented(safe(", ".join(further), "dim"))
+
+
+def _field(name: str, value: Any) -> str:
+    """Return a field of a step's detail in words: `pid 77`, `waited 12 ms`."""
+    for unit, milliseconds in _UNITS.items():
+        if name.endswith(unit) and isinstance(value, int | float):
+            return f"{name.removesuffix(unit).replace('_', ' ')} {duration(value * milliseconds)}"
+    return f"{name.replace('_', ' ')} {in_words(value)}"
 
 
 def _detail(step: Record) -> Record:

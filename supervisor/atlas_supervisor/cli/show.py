@@ -52,7 +52,7 @@ class DeployId(click.ParamType[str]):
 @click.argument("deploy_id", type=DeployId(), required=False)
 @click.option("-f", "--follow", is_flag=True, help="Continue until the deploy has ended.")
 async def show(session: Session, deploy_id: str | None, follow: bool) -> None:
-    """Show a deploy: what happened when and why, what the steps found, and what to do.
+    """Show one deploy: its timeline, findings and what to do.
 
     Without DEPLOY_ID, the latest one. With --follow, also what happens from now on, up to the end
     of guard, warm time and drain; with --json as well, the record once that has ended. Ctrl-C

@@ -51,7 +51,7 @@ async def rollback(session: Session) -> None:
 @verb
 @click.argument("mode", type=click.Choice(list(_MEANING)))
 async def mode(session: Session, mode: str) -> None:
-    """Set the mode: `bluegreen` enables deploys, `single` disables them.
+    """Enable deploys (`bluegreen`) or disable them (`single`).
 
     `bluegreen` is the reset after a failed deploy.
     """
