@@ -199,7 +199,7 @@ class CanaryPersistence:
         try:
             await self._database.keys.add(key)
         except StoreError as error:
-            log.error("key_not_remembered", why=str(error))
+            log.error("key_not_saved", why=str(error))
 
     async def counts(self, now: float, hours: int) -> tuple[list[CountsRow], list[EpochRow]]:
         """Return the counts of the last hours, and the epochs. Raises StoreError.

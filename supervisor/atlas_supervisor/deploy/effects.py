@@ -29,12 +29,12 @@ class StepOutcome:
 
     @classmethod
     def passed(cls, message: str, detail: StepDetail = _NO_DETAIL) -> Self:
-        """Return that the activity did what it was to do."""
+        """Return that the activity succeeded."""
         return cls(Event.PASSED, message, detail)
 
     @classmethod
     def failed(cls, message: str, detail: StepDetail = _NO_DETAIL) -> Self:
-        """Return that it did not."""
+        """Return that it failed."""
         return cls(Event.FAILED, message, detail)
 
     @classmethod
@@ -44,7 +44,7 @@ class StepOutcome:
 
     @property
     def has_passed(self) -> bool:
-        """Whether the activity did what it was to do."""
+        """Whether the activity succeeded."""
         return self.event is Event.PASSED
 
 

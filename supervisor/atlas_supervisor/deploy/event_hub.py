@@ -1,4 +1,4 @@
-"""Publishes what happens to deploys, and never waits for a subscriber.
+"""Publishes the events of deploys, and never waits for a subscriber.
 
 1. Each transition is published once. Normally that is when the journal has it, with its id there;
    if the disk fails, it is published without an id (`id: null`) and its id is noted when it is
@@ -124,7 +124,7 @@ class EventHub:
         return subscription
 
     def close(self) -> None:
-        """End every subscription after what it has untaken; new ones end at once."""
+        """End every subscription after its last event; new ones end at once."""
         self._closed = True
         for queue in list(self._queues):
             queue.end()

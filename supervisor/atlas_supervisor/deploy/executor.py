@@ -1,4 +1,4 @@
-"""The deploy's world: what each effect of the table does on real slots, sockets and disks."""
+"""The activities of the phases, on real slots, sockets and files; it satisfies `Effects`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _ALONE_POLL_SECONDS = 0.05
 
 
 class Executor:
-    """Performs the effects. One for the daemon's life: deploys come one after the other."""
+    """Performs the activities. There is one for the daemon's life: deploys follow one another."""
 
     def __init__(
         self,

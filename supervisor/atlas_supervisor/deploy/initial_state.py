@@ -49,7 +49,7 @@ async def read_state(settings: Settings, file: StateFile, database: Database) ->
 
 
 async def _fitted(state: DeployState, settings: Settings, database: Database) -> DeployState:
-    """Return the state with what the settings have the last word on."""
+    """Return the state after what the settings override."""
     mode = Mode.SINGLE if settings.deploy_mode is Mode.SINGLE else state.mode
     if mode is not state.mode:
         reason = "DEPLOY_MODE=single in the settings always wins"
@@ -73,11 +73,11 @@ async def _fitted(state: DeployState, settings: Settings, database: Database) ->
 async def last_active(
     database: Database, state: StateKeeper, releases: Releases, slot: SlotName
 ) -> Release:
-    """Return what had the traffic last, or the worker directory at the first start.
+    """Return the release that had the traffic last, or the worker directory at the first start.
 
-    The state file's word counts: it is written with the port, and lives without the database.
-    Both are told what is about to run. Raises UnknownReleaseError, and StoreError if nothing
-    can be read.
+    The state file decides: it is written with every switch, and is there without the database.
+    Both then name the release that is about to run. Raises UnknownReleaseError, and StoreError if
+    the database can't be read.
     """
     rows, named = await database.versions.all(), state.state.active_release
     last = named or (rows[0].release if rows else None)
@@ -85,8 +85,8 @@ async def last_active(
     if not rows or rows[0].release != release:
         try:
             await database.versions.push(slot, release)
-        except StoreError as error:  # it can serve all the same
-            log.error("version_not_remembered", slot=slot, release=release.label, why=str(error))
+        except StoreError as error:  # it can serve without
+            log.error("version_not_saved", slot=slot, release=release.label, why=str(error))
     await _name(release, state)
     return release
 
@@ -94,7 +94,7 @@ async def last_active(
 async def active_release(
     database: Database, state: StateKeeper, releases: Releases, slot: SlotName
 ) -> Release | None:
-    """Return what had the traffic last; None if it is gone. Raises StoreError."""
+    """Return the release that had the traffic last; None if it is gone. Raises StoreError."""
     try:
         return await last_active(database, state, releases, slot)
     except UnknownReleaseError as error:
@@ -103,13 +103,13 @@ async def active_release(
 
 
 async def _name(release: Release, state: StateKeeper) -> None:
-    """Let the state file name the release; it can serve all the same without."""
+    """Name the release in the state file; it can serve without."""
     named = ActiveRelease(name=release.name, version=release.version)
     if state.state.active_release == named:
         return
     try:
         await state.change(active_release=named)
     except OSError as error:
-        log.error("active_release_not_named", release=release.label, why=str(error))
+        log.error("active_release_not_saved", release=release.label, why=str(error))
     else:
         await state.copy_to_database()

@@ -1,9 +1,9 @@
 """Writes what happens to deploys: to the journal, to the audit trail, to the state file.
 
-A deploy begins as a whole or not at all: the request is refused if it can't be written. From then
-on what happens can't be refused; it goes through the outbox (`store.outbox`), which keeps its order
-and tries again. Of a transition this order is: itself, in one transaction with its step and its
-versions; its event; what its row demands; the audit of a new result.
+A deploy starts as a whole or not at all: the request is refused if it can't be written. Later
+events can't be refused; they go through the outbox (`store.outbox`), which keeps their order and
+retries. A transition is written in this order: itself, in one transaction with its step and its
+versions; then its event is published; then what its row demands; then the audit of a new result.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ AUDITED = {
 
 
 def new_record(release: Release, plan: Plan, ports: tuple[int, int]) -> DeployRecord:
-    """Return the record of a deploy that is about to begin."""
+    """Return the record of a deploy that is about to start."""
     active_port, staging_port = ports
     return DeployRecord(
         deploy_id=f"{now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
@@ -67,32 +67,32 @@ class Recorder:
     async def begin(
         self, record: DeployRecord, plan: Plan, *, actor: Actor, key: IdempotencyKey | None
     ) -> None:
-        """Write a new deploy down wherever it shows. Raises RefusedError; then it has not begun."""
+        """Write a new deploy to all three. Raises RefusedError; then it has not started."""
         action = "rollback" if plan.rollback else "dry_run" if plan.dry_run else "deploy"
         cause = f"{action.replace('_', ' ')} requested by {actor.name}"
         event = DeployEvent.of(record, ts=record.started_ts, source=None, event=BEGUN, cause=cause)
-        begun = False
+        is_written = False
         try:
             await self._database.outbox.flush()
             journal_id = await self._database.deploys.begin(
                 record, auto_switch=plan.auto_switch, rollback=plan.rollback, key=key, cause=cause
             )
             self._events.publish(PublishedEvent(event, rollback=plan.rollback), journal_id)
-            begun = True
+            is_written = True
             await self._database.audit.write(
                 actor, action, "begun", subject=record.deploy_id, release=record.release
             )
             await self._state.change(last_deploy_ts=record.started_ts)
         except (StoreError, OSError) as error:
-            what = "the deploy could not be written down, so it was not begun"
-            if begun:
-                await self._end_unbegun(record, f"{what}: {error}", key)
+            what = "the deploy could not be saved, so it was not started"
+            if is_written:
+                await self._end_unstarted(record, f"{what}: {error}", key)
             raise errors.not_durable(what, error) from error
 
-    async def _end_unbegun(
+    async def _end_unstarted(
         self, record: DeployRecord, why: str, key: IdempotencyKey | None
     ) -> None:
-        """End a deploy that was written down in part, and let its key be used again."""
+        """End a deploy that was written in part, and let its key be used again."""
         failed = {"phase": Phase.ENDED.value, "result": Result.FAILED, "reason": why}
         ended = record.model_copy(update={**failed, "ended_ts": now()})
         event = DeployEvent.of(ended, ts=now(), source=FIRST_PHASE, event=Event.FAILED, cause=why)

@@ -102,14 +102,14 @@ async def _write_demands(
 
 
 async def _last_demands(database: Database, record: DeployRecord) -> tuple[Consequence, ...]:
-    """Return what the last transition demands, in order."""
+    """Return the demands of the last transition, in order."""
     last, plan = await database.transitions.last(record.deploy_id), Plan(dry_run=record.dry_run)
     rows = (row for row in TABLE if (row.phase.value, row.event.value) == last)
     return next((row.demands for row in rows if plan.meets(row.when)), ())
 
 
 def _release(serving: ActiveRelease, settings: Settings) -> Release:
-    """Return what has the traffic; its folder may be gone by now."""
+    """Return the release that has the traffic; its folder may be gone by now."""
     path = settings.worker_directory
     if serving.name is not None and settings.releases_dir is not None:
         path = settings.releases_dir / serving.name
@@ -127,7 +127,7 @@ def _outcome(
     if turned and phase in _AFTER_SWITCH:  # a revert whose own transition could not be written
         return Result.ROLLED_BACK, f"{cause}, after the switch back was durable"
     if phase is Phase.AWAITING_SWITCH:
-        return Result.ABORTED, f"{cause}, and can't go on waiting"
+        return Result.ABORTED, f"{cause}, and can't wait any longer"
     return step(plan, phase, Event.SUPERVISOR_STOPPED).result or unfinished.record.result, cause
 
 

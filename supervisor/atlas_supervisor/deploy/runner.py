@@ -15,8 +15,8 @@ cancelled and has undone what it did. The table alone decides what follows.
 4. A failing disk delays the journal, and neither the deploy nor its callers: the transition stays
    in the outbox and is published without an id. The one exception: without a written intent there
    is no switch.
-5. Whatever an activity does, a bug included, is an event with a row: every phase that can be
-   reached has a row for PASSED or waits, for FAILED, and a way to the end (`test_machine`).
+5. However an activity ends, by a bug too, that is an event with a row: every phase that can be
+   reached has a row for PASSED or waits, one for FAILED, and a way to the end (`test_machine`).
 6. `settled` is set while there is an answer for the last request: a result is known, the phase does
    not bring another by itself soon, and no event waits. `ended` is set when nothing more follows;
    `drive` returns once all of it is on the disk.
@@ -211,7 +211,7 @@ class DeployRun:
     async def _guarded(self) -> StepOutcome:
         """Run the activity; a failing disk, or a bug of ours, is a failure of the phase."""
         if self.phase is Phase.SWITCH and self._last is not None and not self._last.written:
-            return StepOutcome.failed("the intent to switch could not be written down")
+            return StepOutcome.failed("the intent to switch could not be saved")
         try:
             outcome = await self._activity()(self)
         except AtlasError as error:

@@ -1,11 +1,11 @@
-"""Deploys as an operator steers them: what may begin now, and what must be refused.
+"""Deploys as an operator steers them: what may start now, and what must be refused.
 
-The service decides whether a request can be done. Then it begins a deploy, or gives the request to
-the deploy that it concerns as an event; what follows is the table's decision (`machine`).
+The service decides whether a request is possible. Then it starts a deploy, or offers the request as
+an event to the deploy that it concerns; what follows is decided by the table (`machine`).
 
-Two things begin one at a time, under one lock: the check that no other deploy is in progress holds
-until the new one is written down. A request with an `Idempotency-Key` takes the lock, too, so that
-of two that are the same one is done and the other one gets its answer.
+Deploys start one at a time, under a lock: the check that no other deploy is in progress holds
+until the new one is written. A request with an `Idempotency-Key` takes the lock, too, so that of
+two equal requests one has an effect and the other one gets its answer.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from atlas_supervisor.workers.slots import Slots
 
 
 async def previous_release(database: Database, releases: Releases) -> Release:
-    """Return what ran before, if it can be launched again. Raises RefusedError."""
+    """Return the release that ran before, if it can be launched again. Raises RefusedError."""
     await database.outbox.flush()  # a switch that is not written yet would be passed over
     rows = await database.versions.all()
     if len(rows) < 2:
@@ -57,7 +57,7 @@ async def previous_release(database: Database, releases: Releases) -> Release:
 
 
 class DeployService:
-    """Begins and steers deploys; it satisfies `api.ports.DeployPort`."""
+    """Starts and steers deploys; it satisfies `api.ports.DeployPort`."""
 
     def __init__(
         self,
@@ -86,15 +86,15 @@ class DeployService:
         self._queries = queries
         self._tasks = tasks
         self._requests = IdempotentRequests(database.keys)
-        self._beginning = anyio.Lock()
+        self._starting = anyio.Lock()
 
-    # To begin a deploy.
+    # Starting a deploy.
 
     async def deploy(
         self, *, release: str | None, dry_run: bool, actor: Actor, key: IdempotencyKey | None = None
     ) -> DeployRecord:
         """Start a deploy; return its record as soon as it is durable."""
-        async with self._beginning:
+        async with self._starting:
             before = await self._requests.find(key)
             if before is not None and before.deploy_id is not None:
                 return await self._known(before.deploy_id)
@@ -118,10 +118,10 @@ class DeployService:
     async def _begin(
         self, release: Release, plan: Plan, actor: Actor, key: IdempotencyKey | None
     ) -> DeployRun:
-        """Write a new deploy down and let it run; to be called with `_beginning` held."""
+        """Write a new deploy and start it; to be called with `_starting` held."""
         self._refuse_if_busy()
         record = new_record(release, plan, self._slots.ports())
-        with anyio.CancelScope(shield=True):  # written down and begun, or neither
+        with anyio.CancelScope(shield=True):  # written and started, or neither
             await self._recorder.begin(record, plan, actor=actor, key=key)
             run = DeployRun(
                 record, plan, release, effects=self._executor, transitions=self._recorder
@@ -139,7 +139,7 @@ class DeployService:
         self._runs.remove(run)
 
     async def resume(self, waiting: UnfinishedDeploy | None) -> None:
-        """Show the latest deploy, and go on with one that waited when the last daemon ended."""
+        """Show the latest deploy, and resume one that waited when the last daemon ended."""
         if waiting is not None:
             run = await resumed(
                 self._database,
@@ -153,7 +153,7 @@ class DeployService:
                 return
         self._runs.show(next(iter(await self._database.deploys.latest(1)), None))
 
-    # The answers.
+    # Answering.
 
     async def settled(self, deploy_id: str) -> DeployRecord:
         """Wait until the deploy has a result."""
@@ -195,7 +195,7 @@ class DeployService:
         run = self._runs.get(before.deploy_id)
         return await (self._answer(run) if run else self._known(before.deploy_id))
 
-    # To steer a deploy.
+    # Steering a deploy.
 
     async def switch(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
         """Switch to the waiting deploy; return once that has succeeded or failed."""
@@ -212,9 +212,9 @@ class DeployService:
     async def _steer(
         self, event: Event, action: str, actor: Actor, key: IdempotencyKey | None
     ) -> DeployRecord:
-        if key is None:  # a failing disk must not stand between an operator and an abort
+        if key is None:  # a failing disk must not prevent an abort
             return await self._audited(await self._taker(event, action, actor), action, actor)
-        async with self._beginning:
+        async with self._starting:
             before = await self._requests.find(key)
             run = await self._taker(event, action, actor, key) if before is None else None
         if run is None:
@@ -244,7 +244,7 @@ class DeployService:
     async def rollback(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
         """Go back to the version before: at once if it is warm, else through the gates."""
         run = warm = None
-        async with self._beginning:  # two at once are not to go back twice
+        async with self._starting:  # two requests at once must not go back twice
             before = await self._requests.find(key)
             if before is None:
                 self._refuse_if_busy()
@@ -261,7 +261,7 @@ class DeployService:
 
     async def set_mode(self, mode: Mode, actor: Actor, key: IdempotencyKey | None = None) -> None:
         """Set the mode durably."""
-        async with self._beginning:  # not between a deploy's check of it and its beginning
+        async with self._starting:  # not between a deploy's check of the mode and its start
             if await self._requests.find(key) is None:
                 await self._set_mode(mode, actor)
                 await self._requests.mode_set(key)
@@ -272,15 +272,15 @@ class DeployService:
         try:
             await self._state.change(mode=mode)
         except OSError as error:
-            what = "the mode could not be written down, so it is as before"
+            what = "the mode could not be saved, so it is unchanged"
             raise errors.not_durable(what, error) from error
         await self._state.copy_to_database()
         await self._database.audit.record(actor, "mode", mode.value)
 
-    # What happens by itself.
+    # Events that no request causes.
 
     async def worker_down(self, slot: Slot, cause: str) -> bool:
-        """Offer a worker's end, or that it hangs, to the deploys; return whether one accepts it.
+        """Offer to the deploys that a worker ended or hangs; return whether one accepts it.
 
         Return once that deploy has settled: it may have reverted to a warm version.
         """
@@ -298,7 +298,7 @@ class DeployService:
 
     async def stop(self) -> None:
         """End every deploy in a way that its record explains; a waiting one goes on waiting."""
-        async with self._beginning:
+        async with self._starting:
             self._runs.stopping = True
         for run in self._runs:
             await run.finish(Event.SUPERVISOR_STOPPED, "the supervisor was stopped")

@@ -1,6 +1,6 @@
-"""What there is to know about deploys: the status, the history, the journal, the events.
+"""Questions about deploys: the status, the history, the transitions, the events.
 
-Nothing here changes anything. The status is put together from memory.
+Nothing here changes anything. The status comes from memory.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def why_disabled(last: DeployRecord | None) -> str:
 def suggestions(
     settings: Settings, state: DeployState, active: Slot, last: DeployRecord | None
 ) -> list[Suggestion]:
-    """Return what is wrong and what would fix it; empty when all is well."""
+    """Return problems and their fixes; empty if there are none."""
     found = []
     logs = settings.state_dir / "logs"
     log = logs / f"worker-{active.name}.log"
@@ -174,7 +174,7 @@ class DeployQueries:
         return [*written, *map(as_transition, missing)]
 
     async def events(self, *, after: int | None, deploy_id: str | None) -> EventFeed:
-        """Return what happens to deploys, or to one, from now on or after an id."""
+        """Return the events of all deploys, or of one, from now on or after an id."""
         if self._runs.stopping:
             raise errors.stopping()
         if deploy_id is not None and await self.find(deploy_id) is None:

@@ -1,4 +1,4 @@
-"""What happens to deploys, as it is told to whoever listens and as the journal keeps it."""
+"""The events of deploys, as they are published and as the journal keeps them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from atlas_supervisor.model.deploy import DeployRecord, Result
 from atlas_supervisor.model.step import Step
 
 BEGUN = "begun"
-"""The event with which every deploy's story begins; it has no source."""
+"""The first event of every deploy; it has no source."""
 
 
 class Transition(BaseModel):
@@ -109,7 +109,7 @@ class PublishedEvent:
 
 
 class EventFeed(Protocol):
-    """What one listener gets, in order. To be closed by whoever asked for it."""
+    """The events of one subscriber, in order. To be closed by the subscriber."""
 
     resumes_at: int | None
     """The id after which it goes on; None if only the events themselves can tell."""
@@ -123,7 +123,7 @@ class EventFeed(Protocol):
         """Take the next event if it is there already."""
 
     def close(self) -> None:
-        """End it, from anywhere and at any time; whoever waits for the next is told at once."""
+        """End it, from anywhere and at any time; a call of `next` that waits returns None."""
 
 
 def as_transition(published: PublishedEvent) -> Transition:

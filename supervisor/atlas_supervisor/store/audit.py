@@ -177,12 +177,12 @@ class AuditStore:
         return [_row(row) for row in await self._statements.read("audit_rows", ids=ids)]
 
     async def contains(self, subject: str, action: str, outcome: str) -> bool:
-        """Tell whether there is such an entry."""
+        """Return whether there is such an entry."""
         asked = {"subject": subject, "action": action, "outcome": outcome}
         return bool(await self._statements.read("audit_known", **asked))
 
     async def verify(self) -> Verification:
-        """Look the whole chain over, page by page; others read and write meanwhile."""
+        """Verify the whole chain, page by page; others read and write meanwhile."""
         async with self._verifying:
             head, walk = self._head, Walk()
             fault, since = None, _FIRST
@@ -195,7 +195,7 @@ class AuditStore:
                 if len(rows) < _PAGE:
                     break
             if fault is None:
-                async with self._auditing:  # nothing of our own is on its way
+                async with self._auditing:  # no entry of ours is being written
                     ours, newest = self._head, (await self._statements.read("newest_audit"))
                 beyond = newest[0]["id"] - ours.id if newest else 0
                 fault = walk.arrived(head, head.id + beyond if beyond > 0 else head.id)

@@ -66,7 +66,7 @@ def active_release(path: Path) -> str | None:
 async def open_database(
     path: Path, timed: Timed = untimed
 ) -> AsyncIterator[tuple[Database, Path | None]]:
-    """Open the database; a damaged one is set aside first, and where it went is told.
+    """Open the database; a damaged one is set aside first, and its new path is returned.
 
     Raises StartRefusedError if it can't be had, for instance while another process holds it.
     """

@@ -1,9 +1,8 @@
-"""Deploys with their steps; what happens to one is written together with its journal.
+"""Deploys with their steps, and the journal: every transition of every deploy, in order.
 
-The journal: every transition of every deploy, in the order in which they happened.
-
-An id is given once and grows, over restarts of the daemon too. The beginning of a deploy is a row
-as well, with an empty phase before it.
+A transition is written in one transaction with the deploy as it then is, the step that ended and
+the version that it brought. Its id is unique and grows, over restarts of the daemon too. The start
+of a deploy is a row of the journal as well, with an empty phase before it.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from atlas_supervisor.store.versions import versions_changed
 from atlas_supervisor.system.clock import now
 
 _OUTCOME = ("result", "reason", "version", "active_port", "staging_port")
-"""What of a deploy changes on its way; a row keeps it as it was then."""
+"""The fields of a deploy that change; a row of the journal keeps them as they were then."""
 
 
 class TransitionStore:
@@ -51,7 +50,7 @@ class TransitionStore:
         return int((await self._statements.read("newest_transition"))[0]["id"])
 
     async def knows(self, transition_id: int) -> bool:
-        """Tell whether an event has this id."""
+        """Return whether an event has this id."""
         return bool(await self._statements.read("transition_known", id=transition_id))
 
     async def after(
@@ -67,7 +66,7 @@ class TransitionStore:
         ]
 
     async def of_deploy(self, deploy_id: str) -> list[Transition]:
-        """Return a deploy's story so far."""
+        """Return the transitions of a deploy so far."""
         return [
             Transition(
                 id=row["id"],
@@ -82,13 +81,13 @@ class TransitionStore:
         ]
 
     async def last(self, deploy_id: str) -> tuple[str, str] | None:
-        """Return phase and event of the deploy's last transition; None if it has only begun."""
+        """Return phase and event of the deploy's last transition; None if it has only started."""
         rows = await self._statements.read("last_transition", deploy_id=deploy_id)
         return (rows[0]["phase"], rows[0]["event"]) if rows else None
 
 
 def begun_row(record: DeployRecord, cause: str) -> Statement:
-    """Return what writes the beginning of a deploy."""
+    """Return the statement that writes the start of a deploy."""
     return transition_row(
         record, source="", event=BEGUN, cause=cause, step=None, ts=record.started_ts
     )
@@ -104,7 +103,7 @@ def transition_row(
     duration_ms: float | None = None,
     ts: datetime | None = None,
 ) -> Statement:
-    """Return what writes a transition; `record` is the deploy after it."""
+    """Return the statement that writes a transition; `record` is the deploy after it."""
     outcome = record.model_dump(mode="json", include=set(_OUTCOME))
     return "add_transition", {
         "deploy_id": record.deploy_id,
@@ -147,7 +146,7 @@ def _step(row: aiosqlite.Row) -> Step | None:
 
 
 def _outcome(row: aiosqlite.Row) -> dict[str, Any]:
-    """Return what the deploy had come to; of a row from before this was kept, what it came to."""
+    """Return the deploy's fields as of then; of an old row, which has none, those of today."""
     kept = json.loads(row["outcome"]) if row["outcome"] else {name: row[name] for name in _OUTCOME}
     return {**kept, "result": Result(kept["result"]) if kept["result"] else None}
 
@@ -157,7 +156,7 @@ DEPLOYS_KEPT = 1000
 
 
 class UnfinishedDeploy(NamedTuple):
-    """A deploy that the last daemon did not bring to its end."""
+    """A deploy that has not ended."""
 
     record: DeployRecord
     auto_switch: bool
@@ -209,9 +208,9 @@ class DeployStore:
         key: IdempotencyKey | None = None,
         cause: str = "",
     ) -> int:
-        """Write a new deploy down, with the key it was asked for under; forget very old ones.
+        """Write a new deploy, with the key of its request; forget very old ones.
 
-        Returns its beginning's id in the journal.
+        Return the id of its start in the journal.
         """
         kept = {"kept": DEPLOYS_KEPT, "since": kept_since()}
         plan = {"auto_switch": auto_switch, "rollback": rollback}
@@ -292,7 +291,7 @@ class DeployStore:
         return await self._record(rows[0]) if rows else None
 
     async def unfinished(self) -> list[UnfinishedDeploy]:
-        """Return the deploys that never came to their end, oldest first."""
+        """Return the deploys that have not ended, oldest first."""
         return [
             UnfinishedDeploy(
                 await self._record(row), bool(row["auto_switch"]), bool(row["rollback"])

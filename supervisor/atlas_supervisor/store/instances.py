@@ -1,4 +1,4 @@
-"""The worker processes there are, for a daemon that comes after a crash."""
+"""The worker processes, recorded for the daemon that follows after a crash."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class InstanceRow(NamedTuple):
 
 
 class InstanceStore:
-    """Which processes were launched and not forgotten."""
+    """The processes that were launched and not removed."""
 
     def __init__(self, statements: Statements) -> None:
         self._statements = statements
 
     async def add(self, row: InstanceRow) -> None:
-        """Remember a worker process."""
+        """Record a worker process."""
         await self._statements.write(
             ("add_instance", {**row._asdict(), "started_ts": now().isoformat()})
         )
 
     async def remove(self, instance: str) -> None:
-        """Forget a worker process that is gone."""
+        """Remove a worker process that has ended."""
         await self._statements.write(("remove_instance", {"instance": instance}))
 
     async def all(self) -> list[InstanceRow]:
-        """Return the worker processes that were not forgotten."""
+        """Return the recorded worker processes."""
         return [InstanceRow(*row) for row in await self._statements.read("instances")]

@@ -16,7 +16,7 @@ KEYS_KEPT = timedelta(hours=24)
 
 
 class KeyRow(NamedTuple):
-    """What is known of a key."""
+    """What a key stands for."""
 
     fingerprint: str
     deploy_id: str | None
@@ -30,14 +30,14 @@ class KeyStore:
         self._statements = statements
 
     async def get(self, value: str) -> KeyRow | None:
-        """Return what is known of the key."""
+        """Return what the key stands for; None if it is unknown."""
         rows = await self._statements.read("key", key=value)
         return KeyRow(rows[0]["fingerprint"], rows[0]["deploy_id"]) if rows else None
 
     async def find(self, key: IdempotencyKey | None) -> KeyRow | None:
-        """Return what came of this key, if it was given before; the key is told so.
+        """Return what this key stands for, if it was used before, and mark it as repeated.
 
-        Raises RefusedError if it came with another request then.
+        Raises RefusedError if it was used for another request.
         """
         row = await self.get(key.value) if key else None
         if key is None or row is None:
@@ -58,7 +58,7 @@ class KeyStore:
         await self._statements.write(("forget_key", {"key": key.value}))
 
     async def forget_undone(self) -> None:
-        """Forget the keys of requests to steer a deploy that the last daemon did not get to."""
+        """Forget the keys of requests that the last daemon did not carry out."""
         await self._statements.write(("forget_undone_keys", {}))
 
 

@@ -10,7 +10,7 @@ was rejected. They can't be refused when the disk fails; they are written as soo
    that the database refuses) is dropped, because it would block all others; and of audit entries,
    which any client can cause, the oldest are dropped beyond a limit (`audit.AuditStore`).
 3. No caller waits for a failing disk: `flush` raises at the first failure, `attempt` returns. Every
-   entry is then told once that it is delayed, in order; a transition is published without an id.
+   entry is then marked as delayed, once and in order; a transition is published without an id.
 4. A daemon that is killed loses its pending entries. That is safe, because the journal then says
    less than was done, never more: recovery goes by the state file and the journal.
 

@@ -92,7 +92,7 @@ WHERE subject = :subject AND (:action IS NULL OR action = :action) AND id < :bef
 ORDER BY id DESC LIMIT :limit;
 
 -- name: audit_rows
--- Texts as bytes: what somebody has tampered with may be no text at all.
+-- Texts as bytes: after tampering they may be no valid text.
 SELECT id, CAST(ts AS BLOB), CAST(actor AS BLOB), CAST(origin AS BLOB), CAST(action AS BLOB),
        CAST(subject AS BLOB), CAST(outcome AS BLOB), CAST(detail AS BLOB),
        CAST(previous_hash AS BLOB), CAST(hash AS BLOB)

@@ -207,7 +207,7 @@ async def to_the_end(run: DeployRun) -> None:
 
 
 def check_end(world: World, run: DeployRun) -> None:
-    """Check what must be true of every deploy that has ended, whatever has happened."""
+    """Check what must be true of every deploy that has ended."""
     assert run.ended.is_set()
     assert run.settled.is_set()
     assert run.phase is Phase.ENDED

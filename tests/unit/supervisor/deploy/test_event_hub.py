@@ -1,4 +1,4 @@
-"""The hub of events: nobody misses one, nobody gets one twice, and nobody is waited for."""
+"""The hub of events: none is missed or repeated, and no subscriber is waited for."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class MemoryJournal:
 
 
 class Scene:
-    """A hub, and a journal that events are written to before they are told."""
+    """A hub, and a journal that events are written to before they are published."""
 
     def __init__(self) -> None:
         self.journal = MemoryJournal()
@@ -78,9 +78,9 @@ async def taken(feed: EventFeed, count: int) -> list[str]:
     """Take that many events; return their causes, which number them."""
     found = []
     for _ in range(count):
-        told = await asyncio.wait_for(feed.next(), 5)
-        assert told is not None
-        found.append(told.event.cause)
+        event = await asyncio.wait_for(feed.next(), 5)
+        assert event is not None
+        found.append(event.event.cause)
     return found
 
 
@@ -91,7 +91,7 @@ async def nothing_more(scene: Scene, feed: EventFeed) -> None:
 
 
 @pytest.mark.parametrize("written", [0, 1, 15, 16, 17, 40])
-async def test_who_resumes_misses_nothing_and_gets_nothing_twice(written: int) -> None:
+async def test_a_subscriber_that_resumes_misses_no_event_and_gets_none_twice(written: int) -> None:
     for after in range(written + 1):
         for turns in range(6):  # the moment of its coming at which more happens
             scene = Scene()
@@ -109,7 +109,7 @@ async def test_who_resumes_misses_nothing_and_gets_nothing_twice(written: int) -
             feed.close()
 
 
-async def test_who_does_not_resume_gets_what_happens_from_now_on() -> None:
+async def test_a_subscriber_that_does_not_resume_gets_events_from_now_on() -> None:
     scene = Scene()
     scene.happens()
     feed = await scene.events.subscribe(after=None, deploy_id=None)
@@ -117,7 +117,7 @@ async def test_who_does_not_resume_gets_what_happens_from_now_on() -> None:
     await nothing_more(scene, feed)
 
 
-async def test_an_id_that_the_journal_does_not_have_is_told_and_the_rest_is_live() -> None:
+async def test_an_unknown_id_resets_the_subscription_which_is_then_live() -> None:
     scene = Scene()
     scene.happens()
     feed = await scene.events.subscribe(after=99, deploy_id=None)
@@ -126,7 +126,7 @@ async def test_an_id_that_the_journal_does_not_have_is_told_and_the_rest_is_live
     await nothing_more(scene, feed)
 
 
-async def test_one_deploy_can_be_listened_to() -> None:
+async def test_a_subscription_can_be_for_one_deploy() -> None:
     scene = Scene()
     for deploy_id in ("a", "b", "a"):
         scene.happens(deploy_id)
@@ -136,20 +136,20 @@ async def test_one_deploy_can_be_listened_to() -> None:
     assert await taken(feed, 3) == ["1", "3", "5"]
 
 
-async def test_what_can_not_be_written_is_told_all_the_same_and_once() -> None:
+async def test_an_event_that_can_not_be_written_is_published_once_and_without_an_id() -> None:
     scene = Scene()
     feed = await scene.events.subscribe(after=0, deploy_id=None)
     unwritten = scene.happens(written=False)
-    told = await feed.next()
-    assert told is not None
-    assert (told.event.cause, told.id) == ("1", None)
+    event = await feed.next()
+    assert event is not None
+    assert (event.event.cause, event.id) == ("1", None)
     late = await scene.events.subscribe(after=0, deploy_id=None)
     assert await taken(late, 1) == ["1"]
     scene.write(unwritten)
     await nothing_more(scene, feed)
 
 
-async def test_who_does_not_take_its_events_loses_its_feed_and_resumes(
+async def test_a_subscriber_that_does_not_take_its_events_is_ended_and_resumes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(hub, "MAX_EVENTS", 3)
@@ -164,7 +164,7 @@ async def test_who_does_not_take_its_events_loses_its_feed_and_resumes(
     assert await taken(again, 5) == ["1", "2", "3", "4", "5"]
 
 
-async def test_what_a_listener_leaves_lying_is_bounded_in_bytes(
+async def test_untaken_events_are_bounded_in_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scene = Scene()
@@ -175,7 +175,7 @@ async def test_what_a_listener_leaves_lying_is_bounded_in_bytes(
     assert await feed.next() is None
 
 
-async def test_the_end_of_the_hub_comes_after_the_last_event() -> None:
+async def test_a_closed_hub_ends_subscriptions_after_the_last_event() -> None:
     scene = Scene()
     feed = await scene.events.subscribe(after=None, deploy_id=None)
     scene.happens()
@@ -186,7 +186,7 @@ async def test_the_end_of_the_hub_comes_after_the_last_event() -> None:
     assert await late.next() is None
 
 
-async def test_a_feed_that_is_closed_wakes_who_waits_for_it() -> None:
+async def test_closing_a_subscription_wakes_its_reader() -> None:
     scene = Scene()
     feed = await scene.events.subscribe(after=None, deploy_id=None)
     waiting = asyncio.create_task(feed.next())

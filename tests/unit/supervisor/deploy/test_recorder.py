@@ -1,4 +1,4 @@
-"""Deploys are written down in order, or have not begun; with disks that fail in between."""
+"""Deploys start as a whole or not at all, and transitions keep their order, on failing disks."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class Scene:
         return record
 
     async def refused(self) -> DeployRecord:
-        """Begin in vain; return the record that is left."""
-        with pytest.raises(RefusedError, match="so it was not begun") as refused:
+        """Start a deploy that is refused; return the record that is left."""
+        with pytest.raises(RefusedError, match="so it was not started") as refused:
             await self.begin()
         assert (refused.value.status, refused.value.code) == (503, "not_durable")
         (record,) = await self.database.deploys.latest(10)
@@ -78,7 +78,7 @@ async def published(feed: EventFeed) -> list[tuple[int | None, str, str]]:
     ("plan", "action"),
     [(Plan(), "deploy"), (Plan(dry_run=True), "dry_run"), (Plan(rollback=True), "rollback")],
 )
-async def test_it_is_in_the_database_with_its_key_in_the_audit_trail_and_in_the_file(
+async def test_a_deploy_that_starts_is_in_database_audit_trail_and_state_file(
     tmp_path: Path, plan: Plan, action: str
 ) -> None:
     async with scene(tmp_path) as it:
@@ -93,7 +93,7 @@ async def test_it_is_in_the_database_with_its_key_in_the_audit_trail_and_in_the_
 
 
 @pytest.mark.parametrize("failing", ["audit", "file"])
-async def test_half_written_down_it_is_ended_and_its_key_can_be_given_again(
+async def test_a_deploy_written_in_part_is_ended_and_its_key_can_be_used_again(
     tmp_path: Path, failing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with scene(tmp_path) as it:
@@ -104,7 +104,7 @@ async def test_half_written_down_it_is_ended_and_its_key_can_be_given_again(
         feed = await it.events.subscribe(after=None, deploy_id=None)
         record = await it.refused()
         assert (record.result, record.phase) == ("failed", "ended")
-        assert "so it was not begun" in (record.reason or "")
+        assert "so it was not started" in (record.reason or "")
         assert record.ended_ts is not None
         assert await it.database.deploys.unfinished() == []
         assert await it.database.keys.get("k1") is None
@@ -119,7 +119,7 @@ async def test_half_written_down_it_is_ended_and_its_key_can_be_given_again(
         assert it.rows("SELECT action, outcome FROM audit") == [*known, ("later", "done")]
 
 
-async def test_on_a_disk_that_takes_nothing_more_its_end_is_published_and_written_later(
+async def test_on_a_failing_disk_that_end_is_published_and_written_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with scene(tmp_path) as it:
@@ -138,12 +138,12 @@ async def test_on_a_disk_that_takes_nothing_more_its_end_is_published_and_writte
         assert it.database.transitions.pending() == []
 
 
-async def test_what_could_not_be_written_at_all_has_left_nothing(
+async def test_a_deploy_that_could_not_be_written_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with scene(tmp_path) as it:
         monkeypatch.setattr(it.database.statements, "write", broken)
-        with pytest.raises(RefusedError, match="so it was not begun"):
+        with pytest.raises(RefusedError, match="so it was not started"):
             await it.begin()
         assert await it.database.deploys.latest(10) == []
         assert await it.database.keys.get("k1") is None
@@ -189,7 +189,7 @@ async def test_a_demand_that_can_not_be_written_holds_back_what_follows_it(
         assert it.rows("SELECT event FROM transitions ORDER BY id") == [("begun",), ("failed",)]
         later = await it.recorder.write(happened(record, demands=(), has_new_result=False))
         assert not later.written
-        with pytest.raises(RefusedError, match="so it was not begun"):
+        with pytest.raises(RefusedError, match="so it was not started"):
             await it.begin()
         obstacle.rmdir()
         await it.database.outbox.flush()

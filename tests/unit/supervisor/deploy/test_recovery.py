@@ -142,7 +142,7 @@ async def test_a_switch_that_the_state_file_shows_counts_and_its_version_is_adde
         assert await it.stack() == [("v1", BLUE), ("v2", GREEN)]
 
 
-async def test_a_switch_that_the_file_does_not_tell_of_is_none(tmp_path: Path) -> None:
+async def test_a_switch_that_the_state_file_does_not_show_is_none(tmp_path: Path) -> None:
     async with left(tmp_path) as it:
         await it.versions(("v1", BLUE))
         await it.deploy(Phase.SWITCH)
@@ -164,7 +164,7 @@ async def test_after_the_switch_the_new_version_stays(tmp_path: Path, phase: Pha
 
 @pytest.mark.parametrize("noted", [True, False])
 @pytest.mark.parametrize("phase", [Phase.REVERT, Phase.GUARD, Phase.WARM])
-async def test_a_revert_that_the_file_tells_of_counts_whatever_the_journal_missed(
+async def test_a_revert_that_the_state_file_shows_counts_though_the_journal_lacks_it(
     tmp_path: Path, phase: Phase, noted: bool
 ) -> None:
     async with left(tmp_path) as it:
@@ -200,7 +200,9 @@ async def test_the_first_switch_of_all_is_noted_where_nothing_was(tmp_path: Path
         assert await it.stack() == [("v2", GREEN)]
 
 
-async def test_of_two_only_the_later_one_s_switch_is_what_the_file_tells_of(tmp_path: Path) -> None:
+async def test_of_two_unfinished_deploys_the_state_file_shows_the_later_one_s_switch(
+    tmp_path: Path,
+) -> None:
     async with left(tmp_path) as it:
         await it.versions(("v1", BLUE), ("v2", GREEN))
         await it.deploy(Phase.WARM, "d1")
@@ -217,7 +219,7 @@ async def test_of_two_only_the_later_one_s_switch_is_what_the_file_tells_of(tmp_
         assert await it.stack() == [("v1", BLUE), ("v2", GREEN), ("v1", BLUE)]
 
 
-async def test_a_waiting_deploy_waits_on_and_nothing_else_does(tmp_path: Path) -> None:
+async def test_only_the_latest_waiting_deploy_goes_on_waiting(tmp_path: Path) -> None:
     async with left(tmp_path) as it:
         await it.deploy(Phase.AWAITING_SWITCH, "d1", result="awaiting_switch")
         await it.deploy(Phase.AWAITING_SWITCH, "d2", result="awaiting_switch")
@@ -234,7 +236,7 @@ async def test_in_single_mode_by_the_settings_nothing_waits(tmp_path: Path) -> N
         assert (await it.ended()).result == "aborted"
 
 
-async def test_a_fallback_that_was_not_performed_is_made_up_for(tmp_path: Path) -> None:
+async def test_a_fallback_that_was_not_written_is_written_by_recovery(tmp_path: Path) -> None:
     async with left(tmp_path) as it:
         await it.deploy(Phase.UNSTAGE, event=Event.FAILED, result="failed", reason="health: 500")
         state, _ = await it.recover(BLUE)
@@ -262,7 +264,7 @@ async def test_a_fallback_is_audited_once_whether_or_not_it_was_performed(tmp_pa
             ]
 
 
-async def test_a_failed_switch_that_was_not_audited_is_made_up_for(tmp_path: Path) -> None:
+async def test_a_failed_switch_that_was_not_audited_is_audited_by_recovery(tmp_path: Path) -> None:
     async with left(tmp_path) as it:
         await it.deploy(Phase.UNSTAGE, source=Phase.SWITCH, event=Event.STAGING_DIED)
         await it.recover(BLUE)

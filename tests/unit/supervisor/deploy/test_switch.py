@@ -39,7 +39,7 @@ class Ready:
     database: Database
 
     def has(self, active: SlotName) -> bool:
-        """Tell whether steering, file and memory all say that this slot is active."""
+        """Return whether steering, file and memory all say that this slot is active."""
         port = self.bench.slots[active].port
         held = self.file.read()
         assert held is not None
@@ -132,7 +132,7 @@ async def test_a_kernel_that_refuses_leaves_everything(
         assert it.has(BLUE)
 
 
-async def test_a_connection_that_arrives_at_a_stranger_s_is_no_switch(
+async def test_a_connection_that_arrives_at_a_foreign_listener_undoes_the_switch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with ready(tmp_path, monkeypatch) as it:
@@ -169,7 +169,7 @@ async def test_an_instance_that_dies_in_the_middle_gets_no_traffic(
 
         async def dies_at_landing(*_: Any) -> tuple[Landing, str]:
             await kill(it.bench.green)
-            return Landing.UNSEEN, "nobody accepted it"
+            return Landing.UNSEEN, "it was not accepted"
 
         async def dies_at_write(**changes: Any) -> None:
             await change(**changes)
@@ -188,7 +188,7 @@ async def test_an_instance_that_dies_in_the_middle_gets_no_traffic(
         assert it.state.state.last_switch_ts == before
 
 
-async def test_where_a_dead_one_s_switch_can_not_be_withdrawn_the_file_counts(
+async def test_a_switch_to_a_dead_worker_that_can_not_be_undone_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with ready(tmp_path, monkeypatch) as it:
@@ -204,7 +204,7 @@ async def test_where_a_dead_one_s_switch_can_not_be_withdrawn_the_file_counts(
         assert it.has(GREEN)
 
 
-async def test_one_that_hangs_or_only_starts_is_not_switched_to(
+async def test_a_worker_that_hangs_or_only_starts_gets_no_traffic(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with ready(tmp_path, monkeypatch) as it:
@@ -222,7 +222,7 @@ async def test_one_that_hangs_or_only_starts_is_not_switched_to(
         await asyncio.wait([starting])
 
 
-async def test_a_dead_active_one_is_switched_away_from_and_not_called_warm(
+async def test_after_a_switch_away_from_a_dead_worker_its_slot_is_not_warm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with ready(tmp_path, monkeypatch) as it:

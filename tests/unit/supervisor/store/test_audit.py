@@ -1,4 +1,4 @@
-"""The audit trail in a real database, and what is found when somebody has been at it."""
+"""The audit trail in a real database, and how tampering is found."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ async def test_the_chain_goes_on_over_a_restart(path: Path) -> None:
         assert (found.ok, found.entries, found.head_id) == (True, 4, 4)
 
 
-async def test_a_long_trail_is_looked_over_page_by_page_while_others_write(
+async def test_a_long_trail_is_verified_page_by_page_while_others_write(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_PAGE", 3)
@@ -240,7 +240,7 @@ async def run_script(script: str, folder: Path) -> tuple[int | None, str, str]:
         (COPY.format(id=9), (6, Problem.FOREIGN)),
     ],
 )
-async def test_what_is_done_behind_the_daemons_back_is_found_now_and_ever_after(
+async def test_tampering_is_found_at_once_and_after_later_entries(
     path: Path, statement: str, expected: tuple[int, Problem]
 ) -> None:
     async with trail(path, 5) as database:
@@ -282,7 +282,7 @@ async def test_a_trail_that_was_written_anew_contradicts_the_note(path: Path) ->
         assert broken(await database.audit.verify()) == (4, Problem.OUT_OF_PLACE)
 
 
-async def test_a_database_that_is_taken_away_leaves_its_entries_missing(path: Path) -> None:
+async def test_a_removed_database_leaves_its_entries_missing(path: Path) -> None:
     async with trail(path, 3):
         pass
     take_away(path)
@@ -316,7 +316,7 @@ async def test_a_note_that_can_not_be_read_is_made_anew(path: Path, content: str
     assert found.head in note(path)
 
 
-async def test_a_note_that_can_not_be_written_stops_nobody(path: Path) -> None:
+async def test_a_note_that_can_not_be_written_stops_no_entry(path: Path) -> None:
     path.with_name(f".{HEAD_FILE}.new").mkdir()
     async with trail(path, 2) as database:
         assert (await database.audit.verify()).entries == 2

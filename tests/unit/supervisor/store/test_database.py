@@ -96,7 +96,7 @@ async def transition(
     )
 
 
-async def test_the_other_records_come_back_too(path: Path) -> None:
+async def test_versions_instances_and_state_come_back_as_written(path: Path) -> None:
     one = Release(name=None, path=Path("/srv/work"), version="v1")
     two = Release(name="v2", path=Path("/srv/releases/v2"), version="v2")
     row = InstanceRow("blue-1", "blue", 12, 34, "boot")
@@ -130,7 +130,7 @@ async def test_old_versions_are_forgotten(path: Path, monkeypatch: pytest.Monkey
         assert [each.release.name for each in await database.versions.all()] == ["v9", "v8", "v7"]
 
 
-async def test_what_was_written_is_seen_from_outside_at_once(path: Path) -> None:
+async def test_a_write_is_visible_from_outside_at_once(path: Path) -> None:
     async with open_database(path) as (database, _):
         await database.deploys.begin(a_deploy(), auto_switch=True)
         assert rows(path, "SELECT deploy_id FROM deploys") == [("d1",)]
@@ -150,7 +150,7 @@ async def test_a_write_that_fails_half_way_leaves_nothing_of_it(path: Path) -> N
                 await transition(database, "d1", **bad)
             assert not database.statements.connection.in_transaction
         with pytest.raises(StoreError, match="FOREIGN KEY"):
-            await transition(database, "nobody")
+            await transition(database, "unknown")
         await database.audit.write(SUPERVISOR, "after", "done")
         assert rows(path, TRANSITIONS) == [(0,)]
         assert rows(path, "SELECT count(*) FROM audit") == [(1,)]
@@ -176,7 +176,7 @@ async def test_writers_at_once_do_not_mix_their_transactions(path: Path) -> None
         for number in range(5):
             await database.deploys.begin(a_deploy(f"d{number}"), auto_switch=True)
         known = [transition(database, f"d{number}") for number in range(5) for _ in range(10)]
-        unknown = [transition(database, f"nobody{number}") for number in range(20)]
+        unknown = [transition(database, f"unknown{number}") for number in range(20)]
         outcomes = await asyncio.gather(
             *(each for pair in zip(known, unknown, strict=False) for each in pair),
             *known[20:],
@@ -254,7 +254,7 @@ async def test_a_database_that_is_held_at_the_start_refuses_it_and_is_left_alone
 
 
 @pytest.mark.parametrize("damage", ["garbage", "header", "middle", "truncated"])
-async def test_a_damaged_file_is_set_aside_and_a_new_one_begun(path: Path, damage: str) -> None:
+async def test_a_damaged_file_is_set_aside_and_a_new_one_made(path: Path, damage: str) -> None:
     async with open_database(path) as (database, _):
         for number in range(50):
             await database.deploys.begin(a_deploy(f"d{number}"), auto_switch=True)

@@ -30,9 +30,9 @@ async def test_a_deploy_comes_back_as_it_was_written(path: Path) -> None:
         for count, phase in ((1, "launch"), (2, "smoke")):
             await database.deploys.write_transition(
                 a_deploy(phase=phase, version="v2"),
-                source="whatever", event="passed", cause="why", step=steps[count - 1],
+                source="preflight", event="passed", cause="why", step=steps[count - 1],
             )  # fmt: skip
-        assert await database.transitions.last("d1") == ("whatever", "passed")
+        assert await database.transitions.last("d1") == ("preflight", "passed")
         ended: dict[str, Any] = {
             "phase": "ended",
             "result": Result.FAILED,

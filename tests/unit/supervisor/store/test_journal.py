@@ -24,7 +24,7 @@ async def a_story(database: Database, deploy_id: str = "d1") -> None:
     )
 
 
-async def test_the_journal_tells_each_transition_as_it_was_then(tmp_path: Path) -> None:
+async def test_the_journal_keeps_each_transition_as_it_was_then(tmp_path: Path) -> None:
     async with open_database(tmp_path / "atlas.db") as (database, _):
         await a_story(database)
         begun, passed, switched = await database.transitions.after(0, deploy_id=None, limit=9)
@@ -50,7 +50,7 @@ async def test_the_journal_is_read_from_an_id_on_for_all_or_for_one(tmp_path: Pa
         assert not await database.transitions.knows(7)
 
 
-async def test_a_deploys_story_is_listed(tmp_path: Path) -> None:
+async def test_the_transitions_of_a_deploy_are_listed(tmp_path: Path) -> None:
     async with open_database(tmp_path / "atlas.db") as (database, _):
         await a_story(database)
         story = await database.transitions.of_deploy("d1")

@@ -49,7 +49,7 @@ async def begin(database: Database, deploy_id: str, key: IdempotencyKey | None =
     )
 
 
-async def test_a_key_comes_back_with_what_it_began(database: Database) -> None:
+async def test_a_key_comes_back_with_the_deploy_that_it_started(database: Database) -> None:
     assert await database.keys.get("k1") is None
     await begin(database, "d1", a_key("k1"))
     await database.keys.add(a_key("k2"))
@@ -59,7 +59,7 @@ async def test_a_key_comes_back_with_what_it_began(database: Database) -> None:
     assert await database.keys.get("k1") is None
 
 
-async def test_a_key_that_is_taken_begins_no_second_deploy(database: Database) -> None:
+async def test_a_used_key_starts_no_second_deploy(database: Database) -> None:
     await begin(database, "d1", a_key("k1"))
     with pytest.raises(StoreError, match="UNIQUE"):
         await begin(database, "d2", a_key("k1"))
@@ -101,7 +101,7 @@ async def test_the_key_of_a_deploy_is_kept_as_long_as_its_record_and_for_a_day_a
     assert await database.keys.get("k7") == KeyRow("the request under k7", "d7")
 
 
-async def test_a_request_to_steer_that_the_last_daemon_did_not_get_to_can_be_made_again(
+async def test_a_request_that_the_last_daemon_did_not_carry_out_can_be_made_again(
     database: Database,
 ) -> None:
     for deploy_id, result in (("d1", Result.SWITCHED), ("d2", Result.ABORTED), ("d3", None)):

@@ -109,7 +109,7 @@ async def test_entries_from_before_there_was_a_chain_are_chained_as_they_stand(
     assert version(path) == SCHEMA_VERSION
 
 
-async def test_a_database_of_version_2_keeps_what_it_knows(path: Path) -> None:
+async def test_a_database_of_version_2_keeps_its_content(path: Path) -> None:
     before = old_database(path, VERSION_2)
     assert version(path) == 2
     async with open_database(path) as (database, _):

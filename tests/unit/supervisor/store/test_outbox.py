@@ -75,7 +75,7 @@ async def test_a_failure_stops_the_flush_delays_all_entries_once_and_loses_none(
     assert (disk.written, disk.delayed) == (["a", "b", "c"], ["a", "b"])
 
 
-async def test_what_fails_is_tried_again_until_it_is_written(
+async def test_an_entry_that_fails_is_tried_again_until_it_is_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "_RETRY_SECONDS", 0.001)
