@@ -110,11 +110,11 @@ async def test_a_latched_fallback_stands_on_top_with_both_arms_and_the_way_out(
 ) -> None:
     lines = await shown(daemon, atlasctl, latched())
     assert lines[:5] == [
-        "✗ canaries are off: the fallback turned all of them off 1 h ago",
+        "✗ canaries are off: turned off by the fallback 1 h ago",
         "  19.2 % of 120 canary calls failed, more than 15.0 %",
         "  canary  19.2 %  23 of 120 calls failed",
         "  stable  1 %     98 of 9,800 calls failed",
-        "  Once the cause is mended, `atlasctl canary reset` turns them on again.",
+        "  Fix the cause, then turn them on again with `atlasctl canary reset`.",
     ]
     assert lines[6].startswith("vision  no calls (10 % when on)  ramping, step 2 of 4")
 
@@ -131,7 +131,7 @@ async def test_a_fallback_whose_numbers_are_lost_is_shown_all_the_same(
     daemon: Played, atlasctl: Call
 ) -> None:
     lines = await shown(daemon, atlasctl, latched() | {"fallback": None})
-    assert lines[0] == "✗ canaries are off: the fallback turned all of them off"
+    assert lines[0] == "✗ canaries are off: turned off by the fallback"
     assert "`atlasctl canary reset`" in lines[1]
 
 
@@ -140,7 +140,7 @@ async def test_the_settings_that_keep_canaries_off_are_named(
 ) -> None:
     lines = await shown(daemon, atlasctl, {**VIEW, "enabled": False, "features": []})
     assert lines == [
-        "canaries are off: CANARY_ENABLED in the env file is false, so every call is stable",
+        "canaries are off: CANARY_ENABLED=false in the env file, so every call is stable",
         "no features; CANARY_FEATURES in the env file lists them",
     ]
 
@@ -149,10 +149,10 @@ async def test_what_makes_the_numbers_doubtful_is_shown(daemon: Played, atlasctl
     view = {**VIEW, "dropped_events": 1234, "late_calls": 3, "overflown_calls": 2}
     warned = {**FEATURE, "warnings": ["the arms do not get their shares"]}
     lines = await shown(daemon, atlasctl, {**view, "features": [warned]})
-    assert lines[1] == "! 1,234 events had no room and are not counted"
+    assert lines[1] == "! 1,234 events were lost and are not counted"
     assert lines[2] == "! 3 outcomes came too late to be evidence"
     assert lines[3] == (
-        "! 2 calls are of keys beyond those a ramp remembers: they are counted, and no evidence"
+        "! 2 calls are of keys beyond the limit of a ramp: counted, but not evidence"
     )
     assert lines[-1] == "  ! the arms do not get their shares"
 
@@ -208,7 +208,7 @@ async def test_an_arm_without_calls_has_no_rate_and_no_difference(
         daemon, atlasctl, report({**OF_VISION, "canary": none, "difference": None})
     )
     assert ["canary", "0", "-", "-", "-", "-"] in [line.split() for line in lines]
-    assert "  difference  none to tell: the arms can't be compared" in lines
+    assert "  difference  none: the arms can't be compared" in lines
 
 
 async def test_a_report_on_one_feature_leaves_out_the_others(
@@ -244,7 +244,7 @@ async def test_epochs_are_shown_if_they_are_few_or_asked_for(
     line = "  canary 1.2 % of 412  stable 1.1 % of 3,690  +0.1 % (-0.7 % to +1.7 %)"
     assert lines.count(line) == seen
     assert len([each for each in lines if "10 % of calls  step time elapsed" in each]) == seen
-    hint = "  6 epochs, each compared by itself; --strata shows them"
+    hint = "  6 epochs, compared separately; --strata shows them"
     assert (hint in lines) == (epochs > 5 and not seen)
 
 
