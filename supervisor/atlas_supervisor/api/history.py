@@ -104,7 +104,7 @@ _HISTORY_ROUTES: tuple[AnyRoute, ...] = (
 
 
 async def _status(call: Request[Nothing, Nothing]) -> Reply:
-    await call.control.health.looked()  # just after a start there is no score to tell yet
+    await call.control.health.first_checks()  # just after a start there is no score to tell yet
     return Reply(call.control.deploys.status())
 
 

@@ -98,7 +98,7 @@ class CanaryPort(Protocol):
 class HealthPort(Protocol):
     """How everything is."""
 
-    async def looked(self) -> None:
+    async def first_checks(self) -> None:
         """Wait for the first look after the start, for a tenth of a second at most."""
 
     async def report(self) -> Health:

@@ -1,4 +1,4 @@
-"""How well everything is, as `GET /health` answers it: a word and a number per check."""
+"""The health as `GET /health` answers it: a status and a value per check."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from atlas_supervisor.model.slot import SlotName
 
 
 class CheckStatus(StrEnum):
-    """What a check found."""
+    """The result of a check."""
 
     PASS = "pass"  # noqa: S105 - a finding, not a password
     WARN = "warn"
     FAIL = "fail"
     SKIPPED = "skipped"
-    """It does not apply here, or nobody can tell: no evidence either way."""
+    """It does not apply here, or could not be made: no evidence either way."""
 
 
 class Check(BaseModel):
-    """One check's finding."""
+    """One check's result."""
 
     model_config = ConfigDict(frozen=True)
 
     status: CheckStatus = Field(
-        description="`skipped`: it does not apply, or nobody can tell; it does not lower the score."
+        description="`skipped`: it does not apply, or could not be made; the score is not lowered."
     )
     value: float | None = None
     unit: str | None = None
@@ -33,7 +33,7 @@ class Check(BaseModel):
 
 
 class HealthStatus(StrEnum):
-    """The whole, in one word."""
+    """The overall health, in one word."""
 
     HEALTHY = "healthy"
     DEGRADED = "degraded"
@@ -41,16 +41,16 @@ class HealthStatus(StrEnum):
 
 
 class Health(BaseModel):
-    """Every check, and what they come to."""
+    """Every check, and the score that follows."""
 
     model_config = ConfigDict(frozen=True)
 
     score: int = Field(ge=0, le=100, description="Over the checks that apply; 100 is all well.")
     status: HealthStatus
-    checks: dict[str, Check] = Field(description="By name; docs/health.md tells what each means.")
-    slot: SlotName = Field(description="The active slot, whose instance was looked at.")
+    checks: dict[str, Check] = Field(description="By name; docs/health.md describes each.")
+    slot: SlotName = Field(description="The active slot, whose instance was checked.")
     version: str | None = Field(description="Of the active instance; null if there is none.")
     age_seconds: float | None = Field(
-        description="How long ago the active instance was looked at; null if that was not yet, or "
-        "none is there."
+        description="How long ago the active instance was checked; null if it was not yet, or "
+        "there is none."
     )

@@ -58,7 +58,7 @@ class KernelPlane:
 
     def _open_sockets(self, policy: SteeringPolicy) -> None:
         host, port = self._endpoints.public_host, self._endpoints.public_port
-        listeners.refuse_strangers("PUBLIC_PORT", host, port)
+        listeners.refuse_foreign_listeners("PUBLIC_PORT", host, port)
         try:
             self._public = listeners.open_group(host, port, policy)
         except OSError as error:
@@ -122,13 +122,15 @@ class KernelPlane:
         """Return what the daemon carries: rescues, and the own ports of `{fd}` workers."""
         return {"own_port": self._own_ports.relayed(), "rescue": self._rescues.relayed()}
 
-    def strangers(self) -> list[str]:
+    def foreign_listeners(self) -> list[str]:
         """Return foreign listeners on the public port and on the slots' own ports."""
         found: list[TcpSocket] = []
         ours = {inode_of(sock) for sock in (*self._public.values(), *self._own.values())}
-        found += listeners.strangers(self._endpoints.public_host, self._endpoints.public_port, ours)
+        found += listeners.foreign_listeners(
+            self._endpoints.public_host, self._endpoints.public_port, ours
+        )
         for port in self._endpoints.slot_ports.values():
-            found += listeners.strangers("127.0.0.1", port, ours)
+            found += listeners.foreign_listeners("127.0.0.1", port, ours)
         return [describe_listeners([listener]) for listener in found]
 
     async def close(self) -> None:

@@ -89,7 +89,7 @@ def open_slot_ports(
     with ExitStack() as opened:  # a failure half-way leaves none open
         for slot, port in ports.items():
             label = "ACTIVE_PORT" if slot is SlotName.BLUE else "STAGING_PORT"
-            refuse_strangers(label, "127.0.0.1", port)
+            refuse_foreign_listeners(label, "127.0.0.1", port)
             try:
                 found[slot] = opened.enter_context(open_one("127.0.0.1", port))
             except OSError as error:
@@ -148,7 +148,7 @@ def _await_queues(group: dict[SlotName, socket.socket], expected: dict[SlotName,
             raise OSError("it takes the steering program and does not heed it")
 
 
-def strangers(host: str, port: int, ours: Collection[int] = ()) -> list[TcpSocket]:
+def foreign_listeners(host: str, port: int, ours: Collection[int] = ()) -> list[TcpSocket]:
     """Return the listeners that are not ours and would take the address or its connections."""
     return [
         listener
@@ -170,9 +170,9 @@ def _in_the_way(host: str, other: str) -> bool:
     return (":" in host) == (":" in other) and bool({host, other} & _WILDCARDS)
 
 
-def refuse_strangers(label: str, host: str, port: int) -> None:
+def refuse_foreign_listeners(label: str, host: str, port: int) -> None:
     """Raise StartRefusedError, naming the process, if somebody listens on the address."""
-    if found := strangers(host, port):
+    if found := foreign_listeners(host, port):
         raise StartRefusedError(
             f"{label}={port} is taken: {procfs.describe_listeners(found)}. "
             f"Stop it, or choose another {label}."

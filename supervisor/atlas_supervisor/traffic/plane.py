@@ -101,7 +101,7 @@ class Plane(Protocol):
     def relayed(self) -> dict[str, RelayTraffic]:
         """Return what the daemon carries, by purpose: `public`, `own_port`, `rescue`."""
 
-    def strangers(self) -> list[str]:
+    def foreign_listeners(self) -> list[str]:
         """Return who else listens where our clients go, in words."""
 
     async def close(self) -> None:

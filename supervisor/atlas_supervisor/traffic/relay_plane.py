@@ -72,7 +72,7 @@ class RelayPlane:
         self._own = listeners.open_slot_ports(self._endpoints.slot_ports, open_one)
         if not port:
             return
-        listeners.refuse_strangers("PUBLIC_PORT", host, port)
+        listeners.refuse_foreign_listeners("PUBLIC_PORT", host, port)
         try:
             self._public = listeners.listen(host, port)
         except OSError as error:
@@ -155,12 +155,12 @@ class RelayPlane:
             found["public"] = RelayTraffic.of(self._relay.carried, self._relay.open_connections)
         return found
 
-    def strangers(self) -> list[str]:
+    def foreign_listeners(self) -> list[str]:
         """Return foreign listeners on the public port."""
         if self._public is None:
             return []
         host, port = self._endpoints.public_host, self._endpoints.public_port
-        found = listeners.strangers(host, port, {inode_of(self._public)})
+        found = listeners.foreign_listeners(host, port, {inode_of(self._public)})
         return [describe_listeners([listener]) for listener in found]
 
     async def close(self) -> None:

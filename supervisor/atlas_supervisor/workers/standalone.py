@@ -18,7 +18,7 @@ from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.store.database import active_release
 from atlas_supervisor.store.state_keeper import StateFile, UnreadableStateError
-from atlas_supervisor.traffic.listeners import explain_bind_error, listen, refuse_strangers
+from atlas_supervisor.traffic.listeners import explain_bind_error, listen, refuse_foreign_listeners
 from atlas_supervisor.workers.environment import worker_environment
 from atlas_supervisor.workers.launch import FIRST_DESCRIPTOR, launcher_command, new_instance_id
 from atlas_supervisor.workers.releases import Releases, UnknownReleaseError
@@ -36,7 +36,7 @@ def become_worker(settings: Settings, environ: Mapping[str, str]) -> NoReturn:
         release = releases.find(name)
     except UnknownReleaseError as error:
         raise StartRefusedError(f"the active release can't be run: {error}") from error
-    refuse_strangers(_LABEL, "127.0.0.1", port)
+    refuse_foreign_listeners(_LABEL, "127.0.0.1", port)
     environment = worker_environment(
         settings,
         slot=slot,

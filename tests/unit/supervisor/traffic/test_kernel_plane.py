@@ -18,11 +18,11 @@ from tests.harness import eventually, free_ports
 from tests.unit.supervisor.traffic.support import (
     BLUE,
     GREEN,
+    foreign_listener,
     naming,
     open_files,
     opened,
     serving,
-    stranger,
     who,
 )
 
@@ -193,7 +193,7 @@ async def test_a_port_that_is_taken_is_refused_naming_who_has_it(which: str) -> 
         "STAGING_PORT": at.slot_ports[GREEN],
     }
     before = open_files()
-    with stranger(ports[which], reuse_port=True) as process:
+    with foreign_listener(ports[which], reuse_port=True) as process:
         with pytest.raises(StartRefusedError, match=rf"{which}=.* taken: pid {process.pid} "):
             KernelPlane(at, SocketPassing.ACTIVATION).open(BLUE)
         assert process.poll() is None
@@ -207,12 +207,12 @@ async def test_an_address_that_is_not_ours_is_refused() -> None:
 
 async def test_a_stray_listener_that_comes_later_is_named() -> None:
     async with opened(SocketPassing.ACTIVATION, host="0.0.0.0") as (plane, at):
-        assert plane.strangers() == []
-        with stranger(at.public_port, "127.0.0.1", reuse_port=True) as process:
-            (found,) = plane.strangers()
+        assert plane.foreign_listeners() == []
+        with foreign_listener(at.public_port, "127.0.0.1", reuse_port=True) as process:
+            (found,) = plane.foreign_listeners()
             assert f"pid {process.pid} " in found
             assert f"listens on 127.0.0.1:{at.public_port}" in found
-        assert plane.strangers() == []
+        assert plane.foreign_listeners() == []
 
 
 async def test_closing_leaves_nothing_open() -> None:

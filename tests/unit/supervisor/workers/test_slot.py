@@ -18,7 +18,7 @@ from atlas_supervisor.system import procfs
 from atlas_supervisor.workers.output import keep_bounded
 from atlas_supervisor.workers.readiness import LaunchError
 from tests.harness import eventually
-from tests.unit.supervisor.traffic.support import open_files, stranger
+from tests.unit.supervisor.traffic.support import foreign_listener, open_files
 from tests.unit.supervisor.workers.support import (
     BLUE,
     DEAF,
@@ -88,7 +88,7 @@ async def test_a_worker_that_binds_its_own_port_does_not_share_it_with_a_strange
 ) -> None:
     command = ("python", "-m", "http.server", "{port}", "--bind", "127.0.0.1")
     async with bench(tmp_path, worker_command=command) as made:
-        with stranger(made.blue.port) as other:
+        with foreign_listener(made.blue.port) as other:
             with pytest.raises(LaunchError, match=rf"is taken: pid {other.pid} "):
                 await made.blue.start(release(tmp_path / "r", ""))
             assert other.poll() is None
