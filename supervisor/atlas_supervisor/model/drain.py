@@ -1,4 +1,4 @@
-"""An instance on its way out, as the status shows it, and what it says that it still has."""
+"""A draining worker as the status shows it, and its own counts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Count = Annotated[int, Field(strict=True, ge=0, le=1_000_000_000)]
 
 
 class DrainCounts(BaseModel):
-    """What a draining worker with the kit still has, by its own count."""
+    """The connections of a draining worker, as it reports them itself (with the kit)."""
 
     model_config = ConfigDict(frozen=True)
 
-    requests: Count = Field(description="Requests that are being answered.")
+    requests: Count = Field(description="Requests in flight.")
     websockets: Count
-    event_streams: Count = Field(description="Answers of server-sent events.")
-    idle: Count = Field(description="Connections on which nothing is under way.")
+    event_streams: Count = Field(description="Responses of server-sent events.")
+    idle: Count = Field(description="Connections without a request in flight.")
 
     def most(self, other: DrainCounts | None) -> DrainCounts:
         """Return the greater count of each kind."""
@@ -31,7 +31,7 @@ class DrainCounts(BaseModel):
 
 
 class DrainingView(BaseModel):
-    """An instance that finishes what it has and then ends."""
+    """A worker that finishes its connections and then ends."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -40,11 +40,11 @@ class DrainingView(BaseModel):
     pid: int
     version: str
     since_ts: datetime = Field(description="When its drain began.")
-    deadline_ts: datetime = Field(description="When what it still has then is cut off.")
+    deadline_ts: datetime = Field(description="When its remaining connections are cut off.")
     left: DrainCounts | None = Field(
-        description="What it says that it still has; null if it has not said, as a worker without "
-        "the kit never does."
+        description="Its remaining connections as it reports them; null without a report, which "
+        "only a worker with the kit sends."
     )
     connections: int | None = Field(
-        description="How many connections it had when that was last looked at; null if it was not."
+        description="Its connections when they were last counted; null if they were not."
     )

@@ -1,4 +1,4 @@
-"""What is deployed: a folder, with a name where it has one, and a version."""
+"""Releases: a folder with a version, and a name unless it is `WORKER_DIRECTORY`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from atlas_supervisor.model.slot import SlotName
 
 
 class Release(BaseModel):
-    """A folder to run workers from, as it was when it was looked up."""
+    """A folder to run workers from, as it was found."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -23,7 +23,7 @@ class Release(BaseModel):
 
     @property
     def label(self) -> str:
-        """What the log calls it: its name, else its version."""
+        """Its name in the log: the name, else the version."""
         return self.name or self.version
 
 
@@ -38,7 +38,7 @@ class LastDeploy(BaseModel):
 
 
 class ReleaseView(BaseModel):
-    """A release as the list of them shows it."""
+    """A release as `GET /releases` shows it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -46,5 +46,5 @@ class ReleaseView(BaseModel):
     version: str
     slots: list[SlotName] = Field(description="Where it runs now; empty if nowhere.")
     last_deploy: LastDeploy | None = Field(
-        description="When it was deployed last, and how that ended; null if it never was."
+        description="Its last deploy and the result; null if it was never deployed."
     )

@@ -1,4 +1,4 @@
-"""The two slots and what a reader of the status sees of each."""
+"""The two slots, and each slot's state as the status shows it."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class SlotName(StrEnum):
-    """A slot's name. Blue owns `ACTIVE_PORT`, green `STAGING_PORT`, for good: roles move."""
+    """A slot's name. Blue always owns `ACTIVE_PORT`, green `STAGING_PORT`; roles change."""
 
     BLUE = "blue"
     GREEN = "green"
 
     @property
     def other(self) -> SlotName:
-        """The slot that this one takes turns with."""
+        """The other slot."""
         return SlotName.GREEN if self is SlotName.BLUE else SlotName.BLUE
 
 
 class Role(StrEnum):
-    """What a slot is for at the moment."""
+    """A slot's role at the moment."""
 
     ACTIVE = "active"
     STAGING = "staging"
 
 
 class SlotState(StrEnum):
-    """How far the slot's instance is in its life."""
+    """The state of a slot; `workers.slot_machine` has the transitions."""
 
     EMPTY = "empty"
     STARTING = "starting"
@@ -49,16 +49,16 @@ class SlotView(BaseModel):
     role: Role
     state: SlotState = Field(
         description="`empty`: no instance; `starting`: launched, not ready yet; `running`; `warm`: "
-        "out of traffic, kept for an instant rollback; `draining`: finishing its connections; "
-        "`backoff`: it died and is started again after a pause; `failed`: it died too often and "
+        "without traffic, kept for an instant rollback; `draining`: finishing its connections; "
+        "`backoff`: it crashed and is restarted after a delay; `failed`: it crashed too often and "
         "was given up."
     )
     pid: int | None
     version: str | None
     started_ts: datetime | None
-    restarts: int = Field(description="How often the instance was started again by itself.")
+    restarts: int = Field(description="How often the worker was restarted after a crash.")
     last_exit: str | None = Field(
         default=None,
-        description="How an instance here last went down, or failed to start, without having been "
-        "asked to end; null if none did since the daemon was started.",
+        description="How a worker here last crashed, hung or failed to start; null if none did "
+        "since the daemon was started.",
     )

@@ -181,7 +181,7 @@ class Slot:
                 settings, slot=self.name, port=self.port, instance=name, release=release
             )
         except SettingsError as error:  # the file of extra variables was changed since the start
-            raise LaunchError(f"the worker's environment can't be had: {error}") from error
+            raise LaunchError(f"the worker's environment can't be loaded: {error}") from error
         output = await anyio.to_thread.run_sync(self.log.open)
         try:
             instance = await launch(

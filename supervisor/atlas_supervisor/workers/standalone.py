@@ -1,7 +1,7 @@
-"""One plain worker without the supervisor: for a machine that must serve while the daemon can't.
+"""Runs one worker without the supervisor, for a machine that must serve while the daemon can't.
 
-It listens on the port that was active last, runs what was active last, and has the same
-environment; there is no public port, no restart and no deploy. The process becomes the worker.
+The worker runs the last active release on the last active port, in the same environment. There
+is no public port, no restart and no deploy. The process becomes the worker.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LABEL = "the worker's port"
 
 
 def become_worker(settings: Settings, environ: Mapping[str, str]) -> NoReturn:
-    """Execute the worker in place of this process. Raises StartRefusedError."""
+    """Replace this process with the worker. Raises StartRefusedError."""
     port, name = _active(settings)
     slot = settings.slot_of_port(port)
     releases = Releases(directory=settings.worker_directory, releases_dir=settings.releases_dir)
@@ -61,11 +61,11 @@ def become_worker(settings: Settings, environ: Mapping[str, str]) -> NoReturn:
     sys.stderr.write(f"version {release.version} on 127.0.0.1:{port}, without the supervisor\n")
     sys.stderr.flush()
     launcher = launcher_command(descriptors, announced, command)
-    os.execve(launcher[0], launcher, environment)  # noqa: S606  # no shell is what is wanted
+    os.execve(launcher[0], launcher, environment)  # noqa: S606  # without a shell on purpose
 
 
 def _active(settings: Settings) -> tuple[int, str | None]:
-    """Return port and name of the release that was active last, if deploys are on."""
+    """Return the last active port and release, or the settings' if deploys are off."""
     if settings.deploy_mode is not Mode.BLUEGREEN:
         return settings.active_port, None
     state = _last_state(settings)

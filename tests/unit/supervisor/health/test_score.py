@@ -1,4 +1,4 @@
-"""The score, by property: what must hold whatever the checks found."""
+"""The score, by property: what must hold for every result of the checks."""
 
 from __future__ import annotations
 

@@ -58,8 +58,8 @@ def harmless(checks: dict[str, Check]) -> None:
 
 
 def test_a_check_is_reported_as_the_worker_reports_it() -> None:
-    told = {"status": "warn", "value": 11.5, "unit": "s", "message": "no turn for 11 s"}
-    assert one("scheduler", told) == Check(
+    reported = {"status": "warn", "value": 11.5, "unit": "s", "message": "no turn for 11 s"}
+    assert one("scheduler", reported) == Check(
         status=CheckStatus.WARN, value=11.5, unit="s", message="no turn for 11 s"
     )
 
@@ -138,8 +138,8 @@ def test_checks_of_other_names_are_not_read() -> None:
 
 @pytest.mark.parametrize("name", ["scheduler", "memory", "db_integrity"])
 def test_a_failed_gate_check_is_a_complaint(name: str) -> None:
-    told = {"status": "fail", "message": "the file is gone"}
-    body = {"checks": {name: told, "llm_latency": {"status": "pass"}}}
+    reported = {"status": "fail", "message": "the file is gone"}
+    body = {"checks": {name: reported, "llm_latency": {"status": "pass"}}}
     assert complaint(answer(body)) == f"{name} failed: the file is gone"
 
 

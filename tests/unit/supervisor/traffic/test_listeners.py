@@ -16,7 +16,7 @@ from tests.harness import free_ports
 from tests.unit.supervisor.traffic.support import BLUE, GREEN, foreign_listener, open_files
 
 
-def test_the_queue_length_counts_what_nobody_has_accepted() -> None:
+def test_the_queue_length_counts_connections_that_are_not_accepted() -> None:
     (port,) = free_ports(1)
     with listeners.listen("127.0.0.1", port) as sock, ExitStack() as stack:
         assert queue_length(sock) == 0
@@ -92,14 +92,14 @@ def test_a_listener_in_the_way_is_refused_and_named(host: str, other: str) -> No
         ("::1", "127.0.0.1"),
     ],
 )
-def test_a_listener_on_another_address_is_in_nobodys_way(host: str, other: str) -> None:
+def test_a_listener_on_another_address_does_not_conflict(host: str, other: str) -> None:
     (port,) = free_ports(1)
     with foreign_listener(port, other):
         assert listeners.foreign_listeners(host, port) == []
         listeners.listen(host, port).close()  # and the kernel is of the same opinion
 
 
-def test_our_own_listeners_are_no_strangers() -> None:
+def test_our_own_listeners_are_not_foreign() -> None:
     (port,) = free_ports(1)
     with listeners.listen("127.0.0.1", port) as sock:
         assert listeners.foreign_listeners("127.0.0.1", port, {inode_of(sock)}) == []

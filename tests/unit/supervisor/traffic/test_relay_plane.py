@@ -62,9 +62,9 @@ def refuse(_sock: socket.socket, _policy: SteeringPolicy) -> None:
 
 # No kernel at hand refuses it, so this is one of the few places where it is made to.
 @pytest.mark.parametrize(
-    ("attach", "why"), [(refuse, "Protocol not available"), (ignore, "does not heed it")]
+    ("attach", "why"), [(refuse, "Protocol not available"), (ignore, "ignores it")]
 )
-async def test_where_the_kernel_does_not_steer_the_relay_carries_and_the_log_says_so(
+async def test_a_kernel_that_does_not_steer_selects_the_relay_plane_with_a_warning(
     attach: Callable[[socket.socket, SteeringPolicy], None],
     why: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -168,7 +168,7 @@ async def test_workers_that_are_handed_sockets_are_relayed_to(
                 assert await who(port) == f"{slot} {names[-1]}"
 
 
-async def test_a_workers_relayed_clients_come_to_the_ports_that_are_told() -> None:
+async def test_ports_include_those_of_relayed_clients() -> None:
     async with relay_plane(SocketPassing.ACTIVATION) as (plane, at):
         inner = plane.inherited(BLUE).named["public"].getsockname()[1]
         assert plane.ports(BLUE) == {at.slot_ports[BLUE], inner}
