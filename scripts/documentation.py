@@ -1,6 +1,6 @@
-"""`./scripts/generate-docs`: the documents that are drawn from the code, so that they are right.
+"""`./scripts/generate-docs`: writes the documents that are generated from the code.
 
-`tests/unit/test_docs.py` compares what stands in `docs/` with what this would write.
+`tests/unit/test_docs.py` compares the files in `docs/` with what this would write.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from atlas_supervisor.deploy.machine import (
 )
 from atlas_supervisor.model.slot import SlotState
 from atlas_supervisor.workers import slot_machine
+from scripts.api_reference import api_reference
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -61,7 +62,7 @@ What a row demands is written in its order, after the transition and before the 
 
 
 def deploy_machine() -> str:
-    """Return what `docs/deploy-machine.md` should hold."""
+    """Return the text of `docs/deploy-machine.md`."""
     return DEPLOY_MACHINE.format(
         first=FIRST_PHASE,
         last=Phase.ENDED,
@@ -119,7 +120,7 @@ SLOT_STATES = {
 
 
 def slot_document() -> str:
-    """Return what `docs/slot-machine.md` should hold."""
+    """Return the text of `docs/slot-machine.md`."""
     return SLOT_MACHINE.format(
         first=slot_machine.INITIAL,
         diagram=slot_machine.diagram(),
@@ -131,7 +132,11 @@ def slot_document() -> str:
     )
 
 
-GENERATED = {"docs/deploy-machine.md": deploy_machine, "docs/slot-machine.md": slot_document}
+GENERATED = {
+    "docs/api.md": api_reference,
+    "docs/deploy-machine.md": deploy_machine,
+    "docs/slot-machine.md": slot_document,
+}
 """By path below the repository: what returns the document's text."""
 
 

@@ -169,7 +169,7 @@ async def time_to_go_off(rounds: int) -> dict[str, float]:
 
 
 async def restart(running: DaemonProcess) -> None:
-    """Start a killed daemon again, so that it ends what it had started."""
+    """Start a killed daemon again, so that it stops its workers."""
     if running.process is not None:
         await running.process.wait()
     await running.stop_clients()

@@ -1,6 +1,6 @@
 """How often the canary's evidence errs, and after how many calls it finds what is bad or good.
 
-Simulated traffic with known rates, told to the daemon's own classes. The seeds are fixed, so two
+Simulated traffic with known rates, passed to the daemon's own classes. The seeds are fixed, so two
 runs of the same length give the same numbers.
 """
 

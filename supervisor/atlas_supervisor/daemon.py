@@ -24,6 +24,7 @@ from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy.collector import GaugeCollector
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.executor import Executor
+from atlas_supervisor.deploy.recorder import Recorder
 from atlas_supervisor.deploy.recovery import active_release, recover
 from atlas_supervisor.deploy.service import DeployService
 from atlas_supervisor.deploy.switch import Switch
@@ -136,11 +137,11 @@ class Daemon:
     ) -> None:
         """Run everything on the open sockets and files until it is time to stop."""
         monitor = self._monitor(slots, prober)
-        events = EventHub(self._database.transitions, self._metrics.deploys.told)
+        events = EventHub(self._database.transitions, self._metrics.deploys.count)
         service = self._deploys(slots, prober, monitor, events, tasks)
         slots.on_worker_down = service.worker_down
         for background in (
-            self._database.audit.run,
+            self._database.outbox.run,
             self._canaries.run,
             monitor.run,
             self._metrics.loop.sample,
@@ -194,15 +195,13 @@ class Daemon:
             switch=switch,
             plane=self._plane,
             prober=prober,
-            database=self._database,
-            events=events,
-            state=self._state,
         )
         return DeployService(
             settings=self._settings,
             slots=slots,
             plane=self._plane,
             activities=executor,
+            recorder=Recorder(self._database, self._state, events),
             releases=self._releases,
             database=self._database,
             events=events,

@@ -1,4 +1,4 @@
-"""What the API must be told; the daemon fills it in from the settings."""
+"""The API's options; the daemon takes them from the settings."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from atlas_worker.contract import SUPERVISOR_SOCKET
 
 @dataclass(frozen=True)
 class ApiOptions:
-    """Where to listen, whom to let in, and the limits."""
+    """Where to listen, whom to admit, and the limits."""
 
     socket_path: Path
-    """The Unix socket; its folder exists. Any length will do."""
+    """The Unix socket, a path of any length; its folder exists."""
     token: str
     token_file: Path
-    """Where the token stands; only its name is ever shown."""
+    """The file with the token; only its name is shown."""
     version: str
     """The daemon's own version, for the OpenAPI document."""
     host: str = "127.0.0.1"
     port: int = 0
     """0 turns TCP off."""
     allowed_hosts: tuple[str, ...] = ()
-    """Further names by which clients may call this host."""
+    """Further host names that clients may use."""
     tls: ssl.SSLContext | None = None
     own_uid: int = field(default_factory=os.geteuid)
     receive_seconds: float = 20.0
-    """For a request's headers and body in all, a TLS handshake included; also the longest that a
-    connection may idle, and that an answer may take to be read."""
+    """Limit for a request's headers and body together, a TLS handshake included; also for an idle
+    connection, and for reading an answer."""
     max_connections: int = 256
-    """On each of the two, Unix socket and TCP."""
+    """On the Unix socket, and again on TCP."""
     shutdown_seconds: float = 2.0
-    """How long requests that are being handled are waited for at the end."""
+    """How long to wait for requests in progress when stopping."""
 
 
 def api_options(settings: Settings) -> ApiOptions:

@@ -1,32 +1,26 @@
-"""What a request about canaries is refused with, and what the caller can do about it."""
+"""Fills the rows of the error catalogue that concern canaries."""
 
 from __future__ import annotations
 
+from atlas_supervisor import errors
 from atlas_supervisor.canary.stats.ramp import RampError
 from atlas_supervisor.errors import RefusedError
 
+_LONGEST_NAME = 100
+
 
 def unknown_feature(name: str, known: list[str]) -> RefusedError:
-    """Say that there is no such feature."""
+    """Return the error for a feature that the settings don't name."""
     listed = ", ".join(known) or "none"
-    return RefusedError(
-        "unknown_feature",
-        f"there is no feature {name!r}",
-        status=404,
-        hint=f"CANARY_FEATURES lists them: {listed}",
-    )
+    return errors.UNKNOWN_FEATURE.error(name=name[:_LONGEST_NAME], known=listed)
 
 
 def ramp(error: RampError) -> RefusedError:
-    """Say that a ramp can't do this now."""
-    return RefusedError("ramp_not_possible", str(error), status=409, hint=error.hint)
+    """Return the error for an action that a ramp can't do now."""
+    return errors.RAMP_NOT_POSSIBLE.error(problem=str(error), hint=error.hint)
 
 
 def not_durable(error: Exception) -> RefusedError:
-    """Say that it was not done, because it could not be written down."""
-    return RefusedError(
-        "not_durable",
-        f"the canaries' policy could not be written down, so it is as before: {error}",
-        status=503,
-        hint="see whether the disk of STATE_DIR is full or read-only",
-    )
+    """Return the error for a canary policy that could not be saved."""
+    problem = "the canary policy could not be saved and is unchanged"
+    return errors.NOT_DURABLE.error(problem=problem, error=error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from functools import partial
+from dataclasses import replace
 
 import anyio
 import structlog
@@ -11,15 +11,11 @@ import structlog
 from atlas_supervisor.config import Settings
 from atlas_supervisor.config.smoke_file import SmokePlan, load_smoke_file
 from atlas_supervisor.deploy.effects import ActiveDeploy, StepOutcome
-from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.machine import Event
 from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.errors import SettingsError
 from atlas_supervisor.health.worker_report import complaint
-from atlas_supervisor.model.actor import SUPERVISOR
-from atlas_supervisor.model.deploy import DeployRecord, Mode
-from atlas_supervisor.model.event import DeployEvent, PublishedEvent
-from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.release import Version, VersionChange
 from atlas_supervisor.model.step import (
     DrainDetail,
     GuardDetail,
@@ -31,9 +27,6 @@ from atlas_supervisor.model.step import (
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.health_probe import HttpProber, health_gate
 from atlas_supervisor.probes.smoke import run_smoke
-from atlas_supervisor.store.database import Database
-from atlas_supervisor.store.state_keeper import StateKeeper
-from atlas_supervisor.store.statements import StoreError
 from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.drain import counts
@@ -58,21 +51,13 @@ class Executor:
         switch: Switch,
         plane: Plane,
         prober: HttpProber,
-        database: Database,
-        events: EventHub,
-        state: StateKeeper,
     ) -> None:
         self._settings = settings
         self._slots = slots
         self._switch = switch
         self._plane = plane
         self._prober = prober
-        self._database = database
-        self._events = events
-        self._state = state
         self._warm_since = Stopwatch()
-        self._catching_up = anyio.Lock()
-        self._unremembered: list[Callable[[], Awaitable[None]]] = []
 
     def ports(self) -> tuple[int, int]:
         """Return the active and the staging port as they are now."""
@@ -158,12 +143,13 @@ class Executor:
         return StepOutcome.failed(gate.message, detail)
 
     async def switch(self, deploy: ActiveDeploy) -> StepOutcome:
-        """Switch to staging and remember which version has the traffic now."""
+        """Switch to staging; the deployed version has the traffic from now on."""
         outcome = await self._switch.flip()
-        if outcome.has_passed:
-            self._warm_since = Stopwatch()
-            await self._remember(None if deploy.plan.rollback else deploy.release)
-        return outcome
+        if not outcome.has_passed:
+            return outcome
+        self._warm_since = Stopwatch()
+        added = Version(self._slots.active.name, deploy.release)
+        return replace(outcome, versions=VersionChange(None if deploy.plan.rollback else added))
 
     async def revert(self, deploy: ActiveDeploy) -> StepOutcome:
         """Switch back to the warm version, and pass on what a dead one had queued."""
@@ -172,33 +158,10 @@ class Executor:
             return StepOutcome.failed(outcome.message, outcome.detail)  # no staging has died
         if self._slots.staging.is_down:
             self._slots.vacate_staging()
-        back = self._slots.active.instance
-        await self._remember(back.release if deploy.plan.rollback and back else None)
-        return outcome
-
-    async def _remember(self, release: Release | None) -> None:
-        """Note the version that has the traffic now; None: the one before, which has it again."""
-        state, slot = self._state.state, self._slots.active.name
-        database = self._database
-        self._unremembered.append(
-            partial(database.versions.pop, state)
-            if release is None
-            else partial(database.versions.push, slot, release, state)
-        )
-        try:
-            await self._catch_up()
-        except StoreError as error:
-            log.error("version_not_remembered", why=str(error))
-
-    async def _catch_up(self) -> None:
-        """Write the versions that are not written yet, in order. Raises StoreError.
-
-        One at a time: a deploy whose old version lingers may write beside the next one.
-        """
-        async with self._catching_up:
-            while self._unremembered:
-                await self._unremembered[0]()
-                self._unremembered.pop(0)
+        slot, back = self._slots.active, None
+        if deploy.plan.rollback and slot.instance:  # what it had taken away has the traffic again
+            back = Version(slot.name, slot.instance.release)
+        return replace(outcome, versions=VersionChange(back))
 
     @property
     def _warm_seconds(self) -> float:
@@ -291,55 +254,3 @@ class Executor:
         slot = self._slots.staging
         await self._slots.stop_staging()
         return StepOutcome.passed(f"{slot.name} is stopped")
-
-    async def fall_back_to_single(self, reason: str) -> None:
-        """Take no more deploys until an operator resets it."""
-        log.warning("fell_back_to_single", why=reason)
-        await self._state.change(mode=Mode.SINGLE)
-        await self._state.copy_to_database()
-        await self._database.audit.write(SUPERVISOR, "mode", "single", reason=reason)
-
-    async def audit(self, action: str, outcome: str, record: DeployRecord, reason: str) -> None:
-        """Write an entry of the audit trail in the daemon's name."""
-        await self._database.audit.write(
-            SUPERVISOR,
-            action,
-            outcome,
-            subject=record.deploy_id,
-            reason=reason,
-            version=record.version,
-        )
-
-    async def audit_result(self, record: DeployRecord) -> None:
-        """Have it audited what the deploy has come to; nobody waits for that.
-
-        Should the daemon die first, the next one audits the end that it gives the deploy.
-        """
-        self._database.audit.enqueue(
-            SUPERVISOR,
-            "deploy",
-            str(record.result),
-            subject=record.deploy_id,
-            reason=record.reason,
-            version=record.version,
-        )
-
-    async def journal(self, record: DeployRecord, event: DeployEvent) -> int:
-        """Write a transition down, durably; return its id in the journal. Raises StoreError.
-
-        Never before the version that it brought is written: recovery goes by the journal.
-        """
-        await self._catch_up()
-        return await self._database.deploys.write_transition(
-            record,
-            source=event.source or "",
-            event=event.event,
-            cause=event.cause,
-            step=event.step,
-            duration_ms=event.duration_ms,
-            ts=event.ts,
-        )
-
-    def tell(self, announcement: PublishedEvent, journal_id: int | None) -> None:
-        """Tell whoever listens; None: it could not be written, but it has happened."""
-        self._events.tell(announcement, journal_id)

@@ -10,7 +10,6 @@ What a rollback goes back to when the version before is no longer warm.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 
 import anyio
@@ -22,13 +21,13 @@ from atlas_supervisor.deploy import errors
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.executor import Executor
 from atlas_supervisor.deploy.idempotency import IdempotentRequests
-from atlas_supervisor.deploy.machine import FIRST_PHASE, Event, Phase, Plan
+from atlas_supervisor.deploy.machine import Event, Plan
+from atlas_supervisor.deploy.recorder import Recorder, new_record
 from atlas_supervisor.deploy.recovery import resumed
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.deploy.status import CanaryOverview, DeployQueries
-from atlas_supervisor.model.actor import SUPERVISOR, Actor
+from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.deploy import DeployRecord, Mode, Result
-from atlas_supervisor.model.event import BEGUN, DeployEvent, PublishedEvent
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.status import Status
@@ -37,8 +36,6 @@ from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.keys import KeyRow
 from atlas_supervisor.store.state_keeper import StateKeeper
-from atlas_supervisor.store.statements import StoreError
-from atlas_supervisor.system.clock import now
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.releases import Releases, UnknownReleaseError
 from atlas_supervisor.workers.slot import Slot
@@ -47,86 +44,9 @@ from atlas_supervisor.workers.slots import Slots
 log = structlog.get_logger(__name__)
 
 
-def new_record(release: Release, plan: Plan, ports: tuple[int, int]) -> DeployRecord:
-    """Return the record of a deploy that is about to begin."""
-    active_port, staging_port = ports
-    return DeployRecord(
-        deploy_id=f"{now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
-        result=None,
-        dry_run=plan.dry_run,
-        release=release.name,
-        version=release.version,
-        active_port=active_port,
-        staging_port=staging_port,
-        steps=[],
-        reason=None,
-        phase=FIRST_PHASE.value,
-        started_ts=now(),
-        ended_ts=None,
-    )
-
-
-async def write_down(
-    database: Database,
-    state: StateKeeper,
-    record: DeployRecord,
-    plan: Plan,
-    *,
-    actor: Actor,
-    key: IdempotencyKey | None,
-    events: EventHub,
-) -> None:
-    """Write a new deploy down wherever it shows. Raises RefusedError; then it has not begun."""
-    action = "rollback" if plan.rollback else "dry_run" if plan.dry_run else "deploy"
-    begun = False
-    try:
-        cause = f"{action.replace('_', ' ')} requested by {actor.name}"
-        journal_id = await database.deploys.begin(
-            record, auto_switch=plan.auto_switch, rollback=plan.rollback, key=key, cause=cause
-        )
-        event = DeployEvent.of(record, ts=record.started_ts, source=None, event=BEGUN, cause=cause)
-        events.tell(PublishedEvent(event, rollback=plan.rollback), journal_id)
-        begun = True
-        await database.audit.write(
-            actor, action, "begun", subject=record.deploy_id, release=record.release
-        )
-        await state.change(last_deploy_ts=record.started_ts)
-    except (StoreError, OSError) as error:
-        what = "the deploy could not be written down, so it was not begun"
-        if begun:
-            await _end_unbegun(database, record, f"{what}: {error}", key, events)
-        raise errors.not_durable(what, error) from error
-
-
-async def _end_unbegun(
-    database: Database, record: DeployRecord, why: str, key: IdempotencyKey | None, events: EventHub
-) -> None:
-    """Say of a deploy that was half written down that it never began."""
-    ended = record.model_copy(
-        update={
-            "phase": Phase.ENDED.value,
-            "result": Result.FAILED,
-            "reason": why,
-            "ended_ts": now(),
-        }
-    )
-    event = DeployEvent.of(ended, ts=now(), source=FIRST_PHASE, event=Event.FAILED, cause=why)
-    announcement = PublishedEvent(event)
-    database.audit.enqueue(SUPERVISOR, "deploy", "failed", subject=record.deploy_id, reason=why)
-    try:
-        journal_id = await database.deploys.write_transition(
-            ended, source=FIRST_PHASE, event=Event.FAILED, cause=why, step=None
-        )
-        events.tell(announcement, journal_id)
-        if key is not None:
-            await database.keys.forget(key)
-    except StoreError as error:  # the next daemon says that it was interrupted
-        events.tell(announcement, None)
-        log.error("deploy_not_ended", **record.facts, why=str(error))
-
-
 async def previous_release(database: Database, releases: Releases) -> Release:
     """Return what ran before, if it can be launched again. Raises RefusedError."""
+    await database.outbox.flush()  # a switch that is not written yet would be passed over
     rows = await database.versions.all()
     if len(rows) < 2:
         raise errors.nothing_to_roll_back()
@@ -151,6 +71,7 @@ class DeployService(DeployQueries):
         slots: Slots,
         plane: Plane,
         activities: Executor,
+        recorder: Recorder,
         releases: Releases,
         database: Database,
         events: EventHub,
@@ -171,6 +92,7 @@ class DeployService(DeployQueries):
             health_score=health_score,
         )
         self._activities = activities
+        self._recorder = recorder
         self._tasks = tasks
         self._repeats = IdempotentRequests(database.keys)
         self._beginning = anyio.Lock()
@@ -209,10 +131,10 @@ class DeployService(DeployQueries):
         self._refuse_if_busy()
         record = new_record(release, plan, self._slots.ports())
         with anyio.CancelScope(shield=True):  # written down and begun, or neither
-            await write_down(
-                self._database, self._state, record, plan, actor=actor, key=key, events=self._events
+            await self._recorder.begin(record, plan, actor=actor, key=key)
+            run = DeployRun(
+                record, plan, release, effects=self._activities, transitions=self._recorder
             )
-            run = DeployRun(record, plan, release, self._activities, FIRST_PHASE)
             self._adopt(run)
         return run
 
@@ -224,7 +146,13 @@ class DeployService(DeployQueries):
     async def resume(self, waiting: UnfinishedDeploy | None) -> None:
         """Show the last deploy, and go on with one that waited when the last daemon ended."""
         if waiting is not None:
-            run = await resumed(self._database, waiting, self._releases, self._activities)
+            run = await resumed(
+                self._database,
+                waiting,
+                self._releases,
+                effects=self._activities,
+                transitions=self._recorder,
+            )
             if run is not None:
                 self._adopt(run)
                 return

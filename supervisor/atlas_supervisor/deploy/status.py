@@ -188,8 +188,19 @@ class DeployQueries:
 
     async def transitions(self, deploy_id: str) -> list[Transition]:
         """Return a deploy's story so far; what is not in the journal yet has no id."""
+        pending = self._database.transitions.pending()
         written = await self._database.transitions.of_deploy(deploy_id)
-        return [*written, *map(as_transition, self._events.unwritten(deploy_id))]
+        last = written[-1].id if written else None
+        return [
+            *written,
+            # One that was written meanwhile may be among those that were read.
+            *(
+                as_transition(each)
+                for each in pending
+                if each.event.deploy_id == deploy_id
+                and (each.journal_id is None or each.journal_id > (last or 0))
+            ),
+        ]
 
     async def events(self, *, after: int | None, deploy_id: str | None) -> EventFeed:
         """Return what happens to deploys, or to one, from now on or after an id."""

@@ -91,7 +91,7 @@ def _compared(
             f"{state.active_port}"
         )
         return CheckStatus.FAIL, message
-    return CheckStatus.PASS, f"new connections go to {active}, as the state file says"
+    return CheckStatus.PASS, f"new connections go to {active}, as in the state file"
 
 
 def _steering(status: CheckStatus, message: str) -> Check:

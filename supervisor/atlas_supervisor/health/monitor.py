@@ -41,7 +41,7 @@ before a missing result is held against it."""
 OVERDUE_WARN_SECONDS, OVERDUE_FAIL_SECONDS = 2.0, 10.0
 """A check of the daemon itself that runs for so long warns, or fails."""
 
-_UPTIME = "since the daemon was started"
+_UPTIME = "since the start of the daemon"
 
 
 class HealthMonitor:

@@ -12,7 +12,7 @@ from typing import Any
 from atlas_supervisor.logs.lines import LineCutter, RawLine, TornError, backwards
 from atlas_supervisor.logs.rotation import Position, RotatingLog, Segment
 from atlas_supervisor.model.log import LogLevel, LogLine, WantedLines
-from atlas_supervisor.telemetry.sanitize import escaped
+from atlas_supervisor.system.text import escaped
 
 LONGEST_WORKER_LINE = 8 * 1024
 LONGEST_OWN_LINE = 256 * 1024

@@ -1,4 +1,4 @@
-"""A draining worker as the status shows it, and its own counts."""
+"""An instance on its way out, as the status shows it, and what it says that it still has."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Count = Annotated[int, Field(strict=True, ge=0, le=1_000_000_000)]
 
 
 class DrainCounts(BaseModel):
-    """The connections of a draining worker, as it reports them itself (with the kit)."""
+    """What a draining worker with the kit still has, by its own count."""
 
     model_config = ConfigDict(frozen=True)
 
-    requests: Count = Field(description="Requests in flight.")
-    websockets: Count
-    event_streams: Count = Field(description="Responses of server-sent events.")
-    idle: Count = Field(description="Connections without a request in flight.")
+    requests: Count = Field(description="Requests in progress.")
+    websockets: Count = Field(description="Open WebSockets.")
+    event_streams: Count = Field(description="Open streams of server-sent events.")
+    idle: Count = Field(description="Idle connections.")
 
     def most(self, other: DrainCounts | None) -> DrainCounts:
         """Return the greater count of each kind."""
@@ -31,20 +31,20 @@ class DrainCounts(BaseModel):
 
 
 class DrainingView(BaseModel):
-    """A worker that finishes its connections and then ends."""
+    """A worker that finishes its connections and then exits."""
 
     model_config = ConfigDict(frozen=True)
 
-    slot: SlotName = Field(description="The slot that it served in; another may be there by now.")
-    instance: str
-    pid: int
-    version: str
-    since_ts: datetime = Field(description="When its drain began.")
-    deadline_ts: datetime = Field(description="When its remaining connections are cut off.")
+    slot: SlotName = Field(description="The slot it served in; another worker may be there by now.")
+    instance: str = Field(description="Unique name of the worker process.")
+    pid: int = Field(description="Its process id.")
+    version: str = Field(description="Its version.")
+    since_ts: datetime = Field(description="When the drain started.")
+    deadline_ts: datetime = Field(description="When its remaining connections are closed.")
     left: DrainCounts | None = Field(
-        description="Its remaining connections as it reports them; null without a report, which "
-        "only a worker with the kit sends."
+        description="Remaining work as the worker reports it; null without a report (a worker "
+        "without the kit never reports)."
     )
     connections: int | None = Field(
-        description="Its connections when they were last counted; null if they were not."
+        description="Connections at the last check by the kernel's count; null if not checked yet."
     )

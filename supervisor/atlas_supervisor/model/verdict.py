@@ -1,4 +1,4 @@
-"""The outcome of a check, where "unknown" must not count as "broken"."""
+"""The outcome of a check, where a check that could not run is no evidence of a fault."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ class Verdict(StrEnum):
     PASS = "pass"  # noqa: S105 - a verdict, not a password
     FAIL = "fail"
     INCONCLUSIVE = "inconclusive"
-    """The check itself failed (no descriptors left, for example): no evidence either way."""
+    """The check itself could not run (no file descriptors left, for example)."""

@@ -233,7 +233,7 @@ def test_one_that_somebody_else_has_emptied_is_read_from_its_beginning(log: Work
 
 def handler(path: Path, monkeypatch: pytest.MonkeyPatch) -> LogFile:
     monkeypatch.setattr(log_file, "FILE_BYTES", 300)
-    made = LogFile(path, complain=pytest.fail)
+    made = LogFile(path, on_failure=lambda error: pytest.fail(str(error)))
     made.setFormatter(logging.Formatter("%(message)s"))
     return made
 
