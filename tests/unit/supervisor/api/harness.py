@@ -91,7 +91,7 @@ class MemoryControl:
             raise self.bug
         return examples.STATUS.model_copy(update={"mode": self.mode} if self.mode else {})
 
-    async def looked(self) -> None:
+    async def first_checks(self) -> None:
         pass
 
     async def report(self) -> Health:
