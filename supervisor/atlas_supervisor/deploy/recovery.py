@@ -23,6 +23,7 @@ from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.actor import SUPERVISOR
 from atlas_supervisor.model.deploy import DeployRecord, Mode, Result
+from atlas_supervisor.model.event import DeployEvent
 from atlas_supervisor.model.release import Release, Version, VersionChange
 from atlas_supervisor.model.state import ActiveRelease, DeployState
 from atlas_supervisor.store.database import Database
@@ -150,18 +151,22 @@ async def _end(
         changes |= {"active_port": state.active_port, "staging_port": state.staging_port}
         versions = await _version_change(database, unfinished, result, state, settings)
     log.warning("deploy_interrupted", **record.facts, phase=phase, result=result)
+    ended = record.model_copy(update=changes)
     await database.deploys.write_transition(
-        record.model_copy(update=changes),
-        source=phase,
-        event=Event.SUPERVISOR_STOPPED,
-        cause=cause,
-        step=None,
+        ended,
+        _stopped(ended, phase, cause),
         versions=versions,
         state=state if versions else None,
     )
     outcome = result.value if result else "ended"
     subject = record.deploy_id
     await database.audit.write(SUPERVISOR, "deploy", outcome, subject=subject, reason=cause)
+
+
+def _stopped(record: DeployRecord, source: Phase, cause: str) -> DeployEvent:
+    """Return the event that the last daemon's end is for a deploy; `record` is the deploy after."""
+    stopped = Event.SUPERVISOR_STOPPED
+    return DeployEvent.of(record, ts=now(), source=source, event=stopped, cause=cause)
 
 
 async def _version_change(
@@ -220,13 +225,8 @@ async def resumed(
             "version": release.version if release else record.version,
         }
     )
-    await database.deploys.write_transition(
-        record,
-        source=Phase.AWAITING_SWITCH,
-        event=Event.SUPERVISOR_STOPPED,
-        cause=cause,
-        step=None,
-    )
+    stopped = _stopped(record, Phase.AWAITING_SWITCH, cause)
+    await database.deploys.write_transition(record, stopped)
     if release is None:
         await database.audit.write(
             SUPERVISOR, "deploy", "failed", subject=record.deploy_id, reason=cause

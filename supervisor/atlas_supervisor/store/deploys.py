@@ -26,7 +26,6 @@ from atlas_supervisor.store.outbox import Outbox, PendingWrite
 from atlas_supervisor.store.state_keeper import state_saved
 from atlas_supervisor.store.statements import Statement, Statements
 from atlas_supervisor.store.versions import versions_changed
-from atlas_supervisor.system.clock import now
 
 _OUTCOME = ("result", "reason", "version", "active_port", "staging_port")
 """The fields of a deploy that change; a row of the journal keeps them as they were then."""
@@ -86,34 +85,17 @@ class TransitionStore:
         return (rows[0]["phase"], rows[0]["event"]) if rows else None
 
 
-def begun_row(record: DeployRecord, cause: str) -> Statement:
-    """Return the statement that writes the start of a deploy."""
-    return transition_row(
-        record, source="", event=BEGUN, cause=cause, step=None, ts=record.started_ts
-    )
-
-
-def transition_row(
-    record: DeployRecord,
-    *,
-    source: str,
-    event: str,
-    cause: str | None,
-    step: Step | None,
-    duration_ms: float | None = None,
-    ts: datetime | None = None,
-) -> Statement:
-    """Return the statement that writes a transition; `record` is the deploy after it."""
+def _transition_row(record: DeployRecord, event: DeployEvent) -> Statement:
     outcome = record.model_dump(mode="json", include=set(_OUTCOME))
     return "add_transition", {
         "deploy_id": record.deploy_id,
-        "ts": (ts or now()).isoformat(),
-        "source": source,
-        "event": event,
+        "ts": event.ts.isoformat(),
+        "source": event.source or "",
+        "event": event.event,
         "target": record.phase,
-        "cause": cause or "",
-        "duration_ms": duration_ms,
-        "step_position": len(record.steps) - 1 if step is not None else None,
+        "cause": event.cause,
+        "duration_ms": event.duration_ms,
+        "step_position": len(record.steps) - 1 if event.step is not None else None,
         "outcome": json.dumps(outcome),
     }
 
@@ -177,15 +159,9 @@ class TransitionWrite:
 
     async def __call__(self) -> None:
         """Write it, and publish its event."""
-        event = self.event.event
         journal_id = await self.store.write_transition(
             self.record,
-            source=event.source or "",
-            event=event.event,
-            cause=event.cause,
-            step=event.step,
-            duration_ms=event.duration_ms,
-            ts=event.ts,
+            self.event.event,
             versions=self.versions,
             state=self.state() if self.versions else None,
         )
@@ -214,9 +190,10 @@ class DeployStore:
         """
         kept = {"kept": DEPLOYS_KEPT, "since": kept_since()}
         plan = {"auto_switch": auto_switch, "rollback": rollback}
+        event = DeployEvent.of(record, ts=record.started_ts, source=None, event=BEGUN, cause=cause)
         _, begun, *_ = await self._statements.write(
             ("begin_deploy", {**_columns(record), **plan}),
-            begun_row(record, cause),
+            _transition_row(record, event),
             *([key_added(key, deploy_id=record.deploy_id)] if key else []),
             *((name, kept) for name in ("trim_steps", "trim_transitions", "trim_deploys")),
             trim_keys(),
@@ -226,34 +203,18 @@ class DeployStore:
     async def write_transition(
         self,
         record: DeployRecord,
+        event: DeployEvent,
         *,
-        source: str,
-        event: str,
-        cause: str | None,
-        step: Step | None,
-        duration_ms: float | None = None,
-        ts: datetime | None = None,
         versions: VersionChange | None = None,
         state: DeployState | None = None,
     ) -> int:
         """Write a transition, the step that ended with it, and the deploy as it now stands.
 
         With it, in the same transaction: how a flip changes the versions, and the copy of the
-        state file. Return its id in the journal. `ts` is now if not given.
+        state file. Return its id in the journal.
         """
-        statements: list[Statement] = [
-            transition_row(
-                record,
-                source=source,
-                event=event,
-                cause=cause,
-                step=step,
-                duration_ms=duration_ms,
-                ts=ts,
-            ),
-            ("update_deploy", _columns(record)),
-        ]
-        if step is not None:
+        statements = [_transition_row(record, event), ("update_deploy", _columns(record))]
+        if (step := event.step) is not None:
             row = {**step.model_dump(), "detail": json.dumps(step.detail)}
             statements.append(("add_step", {**row, "deploy_id": record.deploy_id}))
         if versions is not None:

@@ -25,7 +25,7 @@ from atlas_supervisor.store.state_keeper import StateFile
 from atlas_supervisor.workers.releases import Releases
 from tests.harness import write_release
 from tests.unit.supervisor.deploy.memory import World
-from tests.unit.supervisor.store.samples import a_deploy, a_state
+from tests.unit.supervisor.store.samples import a_deploy, a_state, moved
 
 BLUE, GREEN = SlotName.BLUE, SlotName.GREEN
 PORT = {BLUE: 8791, GREEN: 8792}
@@ -65,9 +65,7 @@ class Left:
             ports = {"active_port": PORT[GREEN], "staging_port": PORT[BLUE], "result": "switched"}
             changes = {**ports, **changes}
         record = DeployRecord(**{**record.model_dump(), "phase": phase.value, **changes})
-        await self.database.deploys.write_transition(
-            record, source=source, event=event, cause="", step=None
-        )
+        await self.database.deploys.write_transition(*moved(record, source=source, event=event))
         return record
 
     async def recover(self, active: SlotName, **changes: Any) -> tuple[DeployState, Any]:

@@ -21,7 +21,7 @@ from atlas_supervisor.store import versions
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.instances import InstanceRow
 from atlas_supervisor.store.statements import StoreError
-from tests.unit.supervisor.store.samples import a_deploy, a_state, a_step, rows
+from tests.unit.supervisor.store.samples import a_deploy, a_state, a_step, moved, rows
 from tests.unit.supervisor.traffic.support import open_files
 from tests.unit.supervisor.workers.support import BLUE, GREEN
 
@@ -86,11 +86,7 @@ async def transition(
     database: Database, deploy_id: str, versions: VersionChange | None = None, **changes: Any
 ) -> None:
     await database.deploys.write_transition(
-        a_deploy(deploy_id, **changes),
-        source="preflight",
-        event="passed",
-        cause=None,
-        step=a_step(),
+        *moved(a_deploy(deploy_id, **changes), source="preflight", event="passed", step=a_step()),
         versions=versions,
         state=a_state(generation=9) if versions else None,
     )

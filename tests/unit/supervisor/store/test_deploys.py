@@ -11,7 +11,7 @@ from atlas_supervisor.model.deploy import Result
 from atlas_supervisor.model.step import StepName
 from atlas_supervisor.store import deploys
 from atlas_supervisor.store.database import open_database
-from tests.unit.supervisor.store.samples import WHEN, a_deploy, a_step, rows
+from tests.unit.supervisor.store.samples import WHEN, a_deploy, a_step, moved, rows
 
 
 @pytest.fixture
@@ -29,9 +29,14 @@ async def test_a_deploy_comes_back_as_it_was_written(path: Path) -> None:
         steps = [a_step(), a_step(StepName.LAUNCH, output=["a", "ü\0\x1b"])]
         for count, phase in ((1, "launch"), (2, "smoke")):
             await database.deploys.write_transition(
-                a_deploy(phase=phase, version="v2"),
-                source="preflight", event="passed", cause="why", step=steps[count - 1],
-            )  # fmt: skip
+                *moved(
+                    a_deploy(phase=phase, version="v2"),
+                    source="preflight",
+                    event="passed",
+                    cause="why",
+                    step=steps[count - 1],
+                )
+            )
         assert await database.transitions.last("d1") == ("preflight", "passed")
         ended: dict[str, Any] = {
             "phase": "ended",
@@ -40,7 +45,7 @@ async def test_a_deploy_comes_back_as_it_was_written(path: Path) -> None:
             "ended_ts": WHEN,
         }
         await database.deploys.write_transition(
-            a_deploy(version="v2", **ended), source="smoke", event="failed", cause=None, step=None
+            *moved(a_deploy(version="v2", **ended), source="smoke", event="failed")
         )
         assert await database.deploys.unfinished() == []
     async with open_database(path) as (database, _):
@@ -67,7 +72,7 @@ async def test_the_oldest_deploys_are_forgotten_with_all_that_belongs_to_them(
             record = a_deploy(f"d{number}")
             await database.deploys.begin(record, auto_switch=True)
             await database.deploys.write_transition(
-                record, source="launch", event="passed", cause=None, step=a_step()
+                *moved(record, source="launch", event="passed", step=a_step())
             )
         assert [each.deploy_id for each in await database.deploys.latest(10)] == ["d4", "d3", "d2"]
     assert rows(path, "SELECT count(DISTINCT deploy_id) FROM steps") == [(3,)]

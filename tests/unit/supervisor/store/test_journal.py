@@ -5,7 +5,7 @@ from pathlib import Path
 from atlas_supervisor.model.deploy import Result
 from atlas_supervisor.model.event import BEGUN
 from atlas_supervisor.store.database import Database, open_database
-from tests.unit.supervisor.store.samples import a_deploy, a_step
+from tests.unit.supervisor.store.samples import a_deploy, a_step, moved
 
 
 async def a_story(database: Database, deploy_id: str = "d1") -> None:
@@ -16,12 +16,10 @@ async def a_story(database: Database, deploy_id: str = "d1") -> None:
         deploy_id, phase="awaiting_switch", result=Result.AWAITING_SWITCH, steps=[step]
     )
     await database.deploys.write_transition(
-        waiting, source="health", event="passed", cause="well", step=step, duration_ms=12.5
+        *moved(waiting, source="health", event="passed", cause="well", step=step, duration_ms=12.5)
     )
     done = waiting.model_copy(update={"phase": "ended", "result": Result.SWITCHED})
-    await database.deploys.write_transition(
-        done, source="switch", event="passed", cause=None, step=None
-    )
+    await database.deploys.write_transition(*moved(done, source="switch", event="passed"))
 
 
 async def test_the_journal_keeps_each_transition_as_it_was_then(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from atlas_supervisor.store import deploys, keys
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.keys import KEYS_KEPT, KeyRow
 from atlas_supervisor.store.statements import StoreError
-from tests.unit.supervisor.store.samples import WHEN, a_deploy, a_step
+from tests.unit.supervisor.store.samples import WHEN, a_deploy, a_step, moved
 
 
 class Clock:
@@ -45,7 +45,7 @@ def a_key(value: str = "k1") -> IdempotencyKey:
 async def begin(database: Database, deploy_id: str, key: IdempotencyKey | None = None) -> None:
     await database.deploys.begin(a_deploy(deploy_id), auto_switch=True, key=key)
     await database.deploys.write_transition(
-        a_deploy(deploy_id), source="preflight", event="passed", cause=None, step=a_step()
+        *moved(a_deploy(deploy_id), source="preflight", event="passed", step=a_step())
     )
 
 
@@ -110,7 +110,7 @@ async def test_a_request_that_the_last_daemon_did_not_carry_out_can_be_made_agai
             a_key(f"abort-{deploy_id}"), deploy_id=deploy_id, asked=Result.ABORTED
         )
         await database.deploys.write_transition(
-            a_deploy(deploy_id, result=result), source="health", event="x", cause=None, step=None
+            *moved(a_deploy(deploy_id, result=result), source="health", event="x")
         )
     await database.keys.add(a_key("mode"))
     await database.keys.forget_undone()

@@ -12,7 +12,7 @@ from atlas_supervisor.model.deploy import Result
 from atlas_supervisor.store import migrations
 from atlas_supervisor.store.database import open_database
 from atlas_supervisor.store.migrations import SCHEMA_VERSION
-from tests.unit.supervisor.store.samples import a_deploy, a_step
+from tests.unit.supervisor.store.samples import a_deploy, a_step, moved
 
 VERSION_1 = Path(__file__).with_name("version_1.sql")
 """A real database, as the code wrote it before its schema had a version."""
@@ -87,7 +87,7 @@ async def test_an_old_database_is_brought_up_to_date_and_nothing_of_it_is_lost(p
         # What follows is written beside it.
         await database.deploys.begin(a_deploy(), auto_switch=True, rollback=True)
         await database.deploys.write_transition(
-            a_deploy(phase="launch"), source="preflight", event="passed", cause=None, step=a_step()
+            *moved(a_deploy(phase="launch"), source="preflight", event="passed", step=a_step())
         )
         assert (await database.deploys.unfinished())[0].rollback
     assert version(path) == SCHEMA_VERSION
