@@ -30,7 +30,7 @@ from atlas_supervisor.model.release import ReleaseView
 from atlas_supervisor.model.status import Status
 from tests.unit.supervisor.api.played_canaries import PlayedCanaries
 
-TOKEN = "a-token-that-nobody-guesses"
+TOKEN = "a-token-hard-to-guess"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 
@@ -50,10 +50,10 @@ class MemoryFeed:
         self.waiting.put_nowait(PublishedEvent(event, id=transition_id))
 
     async def next(self) -> PublishedEvent | None:
-        told = None if self.closed else await self.waiting.get()
-        if isinstance(told, Exception):
-            raise told
-        return told
+        recorded = None if self.closed else await self.waiting.get()
+        if isinstance(recorded, Exception):
+            raise recorded
+        return recorded
 
     def ready(self) -> PublishedEvent | None:
         return None  # each event comes by itself
@@ -161,7 +161,7 @@ class MemoryAudit:
     """An audit trail in memory."""
 
     written: list[AuditEntry] = field(default_factory=list)
-    told: list[tuple[Actor, str, str, dict[str, Any]]] = field(default_factory=list)
+    recorded: list[tuple[Actor, str, str, dict[str, Any]]] = field(default_factory=list)
     asked: list[dict[str, Any]] = field(default_factory=list)
     found: Verification = audit.VERIFIED
 
@@ -175,7 +175,7 @@ class MemoryAudit:
     def enqueue(
         self, actor: Actor, action: str, outcome: str, *, subject: str | None = None, **detail: Any
     ) -> None:
-        self.told.append((actor, action, outcome, detail))
+        self.recorded.append((actor, action, outcome, detail))
 
 
 @dataclass

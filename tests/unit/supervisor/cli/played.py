@@ -37,7 +37,7 @@ STAY = object()
 class Played:
     """The answers by method and path: each list is played in order, and its last one stays.
 
-    Events are told only if `play_events` says so; else the path is not there.
+    Events are event only if `play_events` says so; else the path is not there.
     """
 
     answers: dict[tuple[str, str], list[web.Response | asyncio.Event]] = field(default_factory=dict)
@@ -154,7 +154,7 @@ async def serve(played: Played, socket: Path) -> AsyncIterator[Played]:
         await runner.cleanup()
 
 
-def told(number: int | None = None, **fields: Any) -> bytes:
+def event(number: int | None = None, **fields: Any) -> bytes:
     """Return an event as the daemon tells it."""
     lines = [] if number is None else [f"id: {number}"]
     lines += ["event: transition", f"data: {json.dumps({'deploy_id': 'd-42', **fields})}", "", ""]
