@@ -7,10 +7,10 @@ from atlas_supervisor.api.routes import AnyRoute, Nothing, Reply, Request, Respo
 _FORMAT = "text/plain; version=0.0.4"
 
 _EXAMPLE = """\
-# HELP deploy_switch_total Attempts to send all traffic to the other slot.
+# HELP deploy_switch_total Attempted switches of all traffic, by deploys and rollbacks.
 # TYPE deploy_switch_total gauge
 deploy_switch_total 3.0
-# HELP atlas_slot_state 1 for the state that the slot is in, 0 for the others.
+# HELP atlas_slot_state 1 for the state of the slot, 0 for the others.
 # TYPE atlas_slot_state gauge
 atlas_slot_state{slot="blue",state="running"} 1.0
 """

@@ -116,7 +116,7 @@ class AuditPort(Protocol):
 
     def enqueue(
         self, actor: Actor, action: str, outcome: str, *, subject: str | None = None, **detail: Any
-    ) -> None:
+    ) -> object:
         """Queue an entry, without waiting until it is written."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from atlas_supervisor.config.settings import FIELD_OF_KEY, Settings
 from atlas_supervisor.model.socket_passing import SocketPassing
+from atlas_supervisor.system.text import escaped
 
 _SECRET_KEY = re.compile(r"(?i)(?:TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|API_?KEY)$")
 _USERINFO = re.compile(r"(?<=://)[^/?#\s]*@")
@@ -37,7 +38,7 @@ def shown(key: str, value: str) -> str:
     text = masked(key, value)
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST - 1]}…"
-    return text if text.isprintable() else repr(text)[1:-1]
+    return escaped(text)
 
 
 def describe_settings(settings: Settings) -> str:
@@ -69,8 +70,8 @@ def _quoted(text: str) -> str:
     """Quote what the file's syntax would otherwise cut short."""
     if not re.search(r"^['\"]|^\s|\s$|\s#|\n", text):
         return text
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+    inner = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{inner}'"
 
 
 def warnings(settings: Settings) -> list[str]:

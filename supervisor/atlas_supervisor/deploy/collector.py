@@ -14,7 +14,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.status import DeployQueries
-from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.model.deploy import Mode
 from atlas_supervisor.model.drain import DrainingView
 from atlas_supervisor.model.slot import Role, SlotName, SlotState, SlotView
@@ -26,6 +25,7 @@ from atlas_supervisor.telemetry.metrics.exposition import Exposition
 from atlas_supervisor.telemetry.metrics.machine import Running, WorkerUsage
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.traffic.plane import RelayTraffic
+from atlas_supervisor.workers.slots import Slots
 
 _SERVING = frozenset({SlotState.RUNNING, SlotState.WARM})
 
@@ -58,46 +58,42 @@ def gauges(sight: Snapshot) -> Iterator[Metric]:
 def _deploys(sight: Snapshot) -> Iterator[Metric]:
     status, state = sight.status, sight.state
     modes: dict[tuple[str, ...], float] = {(mode,): mode is status.mode for mode in Mode}
-    yield _gauge(
-        "atlas_mode", "1 for the mode that the daemon is in, 0 for the other.", modes, "mode"
-    )
-    yield _one("atlas_ready", "1 while an active worker takes traffic.", sight.ready)
+    yield _gauge("atlas_mode", "1 for the current mode, 0 for the other.", modes, "mode")
+    yield _one("atlas_ready", "1 while an active worker receives traffic.", sight.ready)
     yield _one(
-        "atlas_deploy_in_progress", "1 while a deploy holds the place.", status.deploy_in_progress
+        "atlas_deploy_in_progress", "1 while a deploy is in progress.", status.deploy_in_progress
     )
-    yield _one(
-        "atlas_state_generation", "How often deploy_state.json was changed.", state.generation
-    )
+    yield _one("atlas_state_generation", "Changes of deploy_state.json.", state.generation)
     yield _one("atlas_event_stream_listeners", "Open streams of deploy events.", sight.listeners)
-    for name, what, ts in (
-        ("deploy", "begun", state.last_deploy_ts),
-        ("switch", "done", state.last_switch_ts),
+    for name, moment, ts in (
+        ("deploy", "start", state.last_deploy_ts),
+        ("switch", "end", state.last_switch_ts),
     ):
         if ts is not None:
-            text = f"When the last {name} was {what}; absent if none ever was."
+            text = f"Time of the last {name}'s {moment}. Absent without a {name}."
             yield _one(f"atlas_last_{name}_timestamp_seconds", text, ts.timestamp())
     if status.health_score is not None:
-        yield _one("atlas_health_score", "0 to 100, as the status shows it.", status.health_score)
+        yield _one("atlas_health_score", "Health score, from 0 to 100.", status.health_score)
 
 
 def _slots(slots: Iterable[SlotView]) -> Iterator[Metric]:
     views = list(slots)
     yield _gauge(
         "atlas_slot_state",
-        "1 for the state that the slot is in, 0 for the others.",
+        "1 for the state of the slot, 0 for the others.",
         {(view.slot, state.value): view.state is state for view in views for state in SlotState},
         "slot",
         "state",
     )
     yield _gauge(
         "atlas_slot_active",
-        "1 for the slot that has the traffic, 0 for the other one.",
+        "1 for the active slot, 0 for the other.",
         {(view.slot,): view.role is Role.ACTIVE for view in views},
         "slot",
     )
     restarts = CounterMetricFamily(
         "atlas_worker_restarts",
-        "How often an instance was started again because it died, since the daemon's start.",
+        "Restarts of crashed workers, since the daemon's start.",
         labels=["slot"],
     )
     for view in views:
@@ -110,14 +106,14 @@ def _workers(slots: Iterable[SlotView]) -> Iterator[Metric]:
     labels = [(view.slot, view.version or "") for view in there]
     yield _gauge(
         "atlas_worker_up",
-        "1 if the slot's instance is ready and alive, 0 if it is not; absent if there is none.",
+        "1 if the worker in the slot is ready, 0 if it is not. Absent without a worker.",
         {key: view.state in _SERVING for key, view in zip(labels, there, strict=True)},
         "slot",
         "version",
     )
     yield _gauge(
         "atlas_worker_start_time_seconds",
-        "When the slot's instance was launched.",
+        "Start time of the worker in the slot.",
         {
             key: view.started_ts.timestamp()
             for key, view in zip(labels, there, strict=True)
@@ -136,13 +132,13 @@ def _draining(draining: Iterable[DrainingView]) -> Iterator[Metric]:
         connections[view.slot,] += _left_of(view)
     yield _gauge(
         "atlas_draining_instances",
-        "Instances that finish what they have, by the slot that they served in.",
+        "Draining instances, by their slot.",
         instances,
         "slot",
     )
     yield _gauge(
         "atlas_draining_connections",
-        "Connections of draining instances: as they say themselves, else as last seen.",
+        "Connections of draining instances, as reported or else as last observed.",
         connections,
         "slot",
     )
@@ -158,19 +154,19 @@ def _traffic(sight: Snapshot) -> Iterator[Metric]:
     traffic = sight.status.traffic
     yield _gauge(
         "atlas_traffic_weight_ratio",
-        "Share of new connections that the slot gets, 0 to 1.",
+        "Share of new connections that the slot receives, from 0 to 1.",
         {(slot,): share for slot, share in traffic.weights.items()},
         "slot",
     )
     yield _gauge(
         "atlas_traffic_plane_info",
-        "Always 1; who carries the public port's connections stands in the label.",
+        "Traffic plane in the label. Always 1.",
         {(traffic.plane,): 1},
         "plane",
     )
     yield _gauge(
         "atlas_listener_queue_connections",
-        "Connections that wait for the slot's worker to accept them.",
+        "Connections that wait to be accepted.",
         {(slot.value,): count for slot, count in sight.queued.items()},
         "slot",
     )
@@ -180,13 +176,13 @@ def _traffic(sight: Snapshot) -> Iterator[Metric]:
 def _canaries(state: DeployState) -> Iterator[Metric]:
     yield _one(
         "atlas_canary_disabled_fallback",
-        "1 while the fallback keeps all feature canaries off.",
+        "1 while the fallback disables all feature canaries.",
         state.canary_disabled_fallback,
     )
     features = state.canary.features if state.canary else {}
     yield _gauge(
         "atlas_canary_share_ratio",
-        "Share of the feature's calls that its canary gets, 0 to 1.",
+        "Share of the feature's calls that its canary receives, from 0 to 1.",
         {(name,): policy.share for name, policy in features.items()},
         "feature",
     )
@@ -195,18 +191,18 @@ def _canaries(state: DeployState) -> Iterator[Metric]:
 def _relay(relayed: Mapping[str, RelayTraffic]) -> Iterator[Metric]:
     yield _gauge(
         "atlas_relay_open_connections",
-        "Connections that the daemon relays now.",
+        "Connections that the daemon relays.",
         {(purpose,): each.open_connections for purpose, each in relayed.items()},
         "purpose",
     )
     accepted = CounterMetricFamily(
         "atlas_relay_connections",
-        "Connections that the daemon has accepted in a worker's place; rescue: for a dead one.",
+        "Connections accepted by the daemon. Purpose rescue: in place of a dead worker.",
         labels=["purpose"],
     )
     moved = CounterMetricFamily(
         "atlas_relay_bytes",
-        "Bytes that the daemon has relayed.",
+        "Bytes relayed by the daemon.",
         labels=["purpose", "direction"],
     )
     for purpose, each in relayed.items():
@@ -235,13 +231,13 @@ class GaugeCollector:
         self,
         *,
         knowledge: DeployQueries,
-        switch: Switch,
+        slots: Slots,
         plane: Plane,
         events: EventHub,
         state: StateKeeper,
     ) -> None:
         self._knowledge = knowledge
-        self._switch = switch
+        self._slots = slots
         self._plane = plane
         self._events = events
         self._state = state
@@ -265,6 +261,6 @@ class GaugeCollector:
 
     def _running(self) -> Iterator[Running]:
         """Yield the workers in the slots. From any thread: it reads each attribute once."""
-        for slot in (self._switch.active, self._switch.staging):
+        for slot in self._slots:
             if (instance := slot.instance) is not None:
                 yield Running(slot.name.value, instance.release.version, instance.pid)

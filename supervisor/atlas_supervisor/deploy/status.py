@@ -16,13 +16,11 @@ from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy import errors
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.runner import DeployRun
-from atlas_supervisor.deploy.switch import Switch
-from atlas_supervisor.health.worker_checks import ActiveWorker
 from atlas_supervisor.model.canary import CanaryStats
 from atlas_supervisor.model.deploy import DeployRecord, Mode, Result
 from atlas_supervisor.model.event import EventFeed, Transition, as_transition
 from atlas_supervisor.model.release import LastDeploy, Release, ReleaseView
-from atlas_supervisor.model.slot import Role, SlotName, SlotState
+from atlas_supervisor.model.slot import SlotState
 from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.model.status import Status, Suggestion, Traffic
 from atlas_supervisor.model.step import StepName
@@ -31,6 +29,7 @@ from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.releases import Releases
 from atlas_supervisor.workers.slot import Slot
+from atlas_supervisor.workers.slots import Slots
 
 _GATES = {StepName.LAUNCH, StepName.SMOKE, StepName.HEALTH}
 """The steps whose failure sets the mode to `single`, besides the guard."""
@@ -99,7 +98,7 @@ class CanaryOverview(Protocol):
 def overview(
     settings: Settings,
     state: DeployState,
-    switch: Switch,
+    slots: Slots,
     plane: Plane,
     *,
     health_score: int,
@@ -108,9 +107,7 @@ def overview(
     canaries: CanaryOverview,
 ) -> Status:
     """Return everything at a glance, from memory."""
-    active, staging = switch.active, switch.staging
-    roles = {active.name: Role.ACTIVE, staging.name: Role.STAGING}
-    slots = {slot.name: slot for slot in (active, staging)}
+    active = slots.active
     return Status(
         mode=state.mode,
         active_port=state.active_port,
@@ -125,30 +122,17 @@ def overview(
             *suggestions(settings, state, active, last_deploy),
             *canaries.suggestions(),
         ],
-        slots=[slots[name].view(roles[name]) for name in SlotName],
-        draining=active.departures.views(),
+        slots=slots.views(),
+        draining=slots.drains.views(),
         traffic=Traffic(plane=plane.name, weights=plane.weights),
         deploy_in_progress=in_progress,
     )
 
 
-def subject(active: Slot) -> ActiveWorker:
-    """Return whom the health is about."""
-    instance = active.instance
-    version = instance.release.version if instance else None
-    if instance is not None and active.serving:
-        return ActiveWorker(active.name, active.port, instance.name, version)
-    why = f"{active.name} is {active.state}"
-    if active.last_exit:
-        why += f"; the last time, {active.last_exit}"
-    return ActiveWorker(active.name, active.port, None, version, absence=why)
-
-
 def release_views(
-    found: Sequence[Release], switch: Switch, last: dict[str, LastDeploy]
+    found: Sequence[Release], slots: Slots, last: dict[str, LastDeploy]
 ) -> list[ReleaseView]:
     """Return the named releases with where they run and how their last deploy ended."""
-    slots = (switch.active, switch.staging)
     return [
         ReleaseView(
             name=release.name or "",
@@ -171,7 +155,7 @@ class DeployQueries:
         self,
         *,
         settings: Settings,
-        switch: Switch,
+        slots: Slots,
         plane: Plane,
         releases: Releases,
         database: Database,
@@ -181,7 +165,7 @@ class DeployQueries:
         health_score: Callable[[], int],
     ) -> None:
         self._settings = settings
-        self._switch = switch
+        self._slots = slots
         self._plane = plane
         self._releases = releases
         self._database = database
@@ -199,7 +183,7 @@ class DeployQueries:
         return overview(
             self._settings,
             self._state.state,
-            self._switch,
+            self._slots,
             self._plane,
             health_score=self._health_score(),
             last_deploy=self._fresh(self._last) if self._last else None,
@@ -209,7 +193,7 @@ class DeployQueries:
 
     def ready(self) -> bool:
         """Tell whether an active worker takes traffic."""
-        return self._switch.active.serving
+        return self._slots.active.serving
 
     async def history(self, limit: int) -> list[DeployRecord]:
         """Return the latest deploys, newest first."""
@@ -224,8 +208,19 @@ class DeployQueries:
 
     async def transitions(self, deploy_id: str) -> list[Transition]:
         """Return a deploy's story so far; what is not in the journal yet has no id."""
+        pending = self._database.transitions.pending()
         written = await self._database.transitions.of_deploy(deploy_id)
-        return [*written, *map(as_transition, self._events.unwritten(deploy_id))]
+        last = written[-1].id if written else None
+        return [
+            *written,
+            # One that was written meanwhile may be among those that were read.
+            *(
+                as_transition(each)
+                for each in pending
+                if each.event.deploy_id == deploy_id
+                and (each.journal_id is None or each.journal_id > (last or 0))
+            ),
+        ]
 
     async def events(self, *, after: int | None, deploy_id: str | None) -> EventFeed:
         """Return what happens to deploys, or to one, from now on or after an id."""
@@ -239,7 +234,7 @@ class DeployQueries:
         """Return the named releases that exist, by name."""
         found = await anyio.to_thread.run_sync(self._releases.all)
         last = await self._database.deploys.last_by_release()
-        return release_views(found, self._switch, last)
+        return release_views(found, self._slots, last)
 
     def _fresh(self, record: DeployRecord) -> DeployRecord:
         run = self._runs.get(record.deploy_id)

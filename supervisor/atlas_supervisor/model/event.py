@@ -91,14 +91,14 @@ class DeployEvent(BaseModel):
 
 @dataclass(eq=False)
 class PublishedEvent:
-    """An event on its way to those who listen; all of them share the one object."""
+    """An event on its way to its subscribers, who share the one object."""
 
     event: DeployEvent
     id: int | None = None
-    """Its id as it is told; None if it had to be told before it could be written."""
+    """Its id as it is published; None if it was published before it could be written."""
     journal_id: int | None = None
     """Its id in the journal as far as it is known by now."""
-    told: bool = False
+    is_published: bool = False
     rollback: bool = False
     """At the beginning: whether it launches the version before again, because of a rollback."""
 
@@ -126,6 +126,7 @@ class EventFeed(Protocol):
         """End it, from anywhere and at any time; whoever waits for the next is told at once."""
 
 
-def as_transition(event: DeployEvent) -> Transition:
-    """Return an event that is not in the journal yet as the deploy's record lists it."""
-    return Transition(id=None, **event.model_dump(include=set(Transition.model_fields) - {"id"}))
+def as_transition(published: PublishedEvent) -> Transition:
+    """Return an event as the deploy's record lists it."""
+    fields = published.event.model_dump(include=set(Transition.model_fields) - {"id"})
+    return Transition(id=published.journal_id, **fields)

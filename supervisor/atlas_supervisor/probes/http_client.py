@@ -18,6 +18,7 @@ from pydantic import JsonValue
 from yarl import URL
 
 from atlas_supervisor.model.verdict import Verdict
+from atlas_supervisor.system.text import escaped
 
 _OWN_ERRORS = frozenset(
     {
@@ -42,7 +43,7 @@ EXCERPT_LIMIT = 600
 
 def printable(text: str) -> str:
     """Return foreign text safe to print: it must not move a terminal's cursor."""
-    return "".join(c if c == "\n" or c.isprintable() else repr(c)[1:-1] for c in text)
+    return escaped(text, keep="\n")
 
 
 @dataclass(frozen=True)

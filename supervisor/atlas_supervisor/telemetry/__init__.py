@@ -1,1 +1,1 @@
-"""What people see of a running daemon."""
+"""The daemon's log and metrics."""

@@ -1,120 +1,126 @@
-"""The log for whoever started the daemon: a person at a terminal, or systemd's journal.
+"""The log on standard error, for a person at a terminal or for systemd's journal.
 
-Whoever reads standard error may stop to read (a pager, a stopped terminal, a journal that hangs),
-and then a write to it waits for ever. So lines go through a queue of bounded length and a thread
-of their own: the daemon never waits, and what could not be told is counted and told later.
+The reader of standard error may stop reading (a pager, a stopped terminal, a journal that hangs),
+and a write to it then blocks. So a bounded queue and a thread stand between: the daemon never
+waits, and lines that find the queue full are counted and reported.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
-from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from logging.handlers import QueueHandler, QueueListener
+from queue import SimpleQueue
+from typing import Any
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 QUEUED_LINES = 1000
 CLOSE_SECONDS = 1.0
-"""How long the end of the daemon waits for a reader."""
+"""How long the daemon's exit waits for a reader."""
 
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}  # as in syslog(3)
 _EVENT_WIDTH = 26
 _STANDARD_ERROR = 2
-_IN_THE_FILE_ALONE = ("instance", "release")
+_FILE_ONLY = ("instance", "release")
 _LAST = ("why", "deploy_id")
 
 
-class ConsoleHandler(logging.Handler):
-    """Writes to a descriptor without ever making the caller wait.
+class ConsoleHandler(QueueHandler):
+    """Queues formatted lines for a thread that writes them; the caller never waits.
 
-    `processors` make its lines; the last one renders.
+    `processors` make the lines; the last one renders.
     """
 
     def __init__(self, descriptor: int, processors: Sequence[Processor]) -> None:
-        super().__init__()
+        # Unlike Queue, this one may be put into by a finalizer that interrupts a put.
+        self._lines: SimpleQueue[logging.LogRecord | threading.Event | None] = SimpleQueue()
+        super().__init__(self._lines)
         self.processors = processors
-        self._mark = f"<{_PRIORITIES['error']}>" if is_journal(descriptor) else ""
-        self._descriptor = descriptor
-        self._waiting: deque[str] = deque()
-        self._dropped = 0
-        self._writing = False
-        self._changed = threading.Condition()
-        self._ended = False
-        self._thread: threading.Thread | None = None
+        self.dropped = 0
+        """Lines that found the queue full; only ever grows."""
+        self._writer = _Writer(descriptor, self)
+        self._writer.start()
+        self._closed = False
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Queue the record's line; called with the handler's lock held."""
-        try:
-            self._say(self.format(record))
-        except Exception as error:  # noqa: BLE001  # as logging has it: its user is not stopped
-            self.complain(f"a line of the log can't be shown: {error}")
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Queue a line, or count it as dropped; called with the handler's lock held."""
+        if self._lines.qsize() < QUEUED_LINES:
+            self._lines.put(record)
+        else:
+            self.dropped += 1
 
-    def complain(self, message: str) -> None:
-        """Tell in a line what is wrong with the log itself."""
-        self._say(f"{self._mark}{message}")
+    def report(self, event: str, **fields: Any) -> None:
+        """Log an error of the log itself, here only."""
+        self.handle(_record(logging.ERROR, event, fields))
 
-    def _say(self, line: str) -> None:
-        """Queue a line; one too many is dropped and counted."""
-        with self._changed:
-            if self._ended:
-                return
-            if len(self._waiting) >= QUEUED_LINES:
-                self._dropped += 1
-                return
-            self._waiting.append(line)
-            if self._thread is None:  # not before there is something to say
-                name = "console"
-                self._thread = threading.Thread(target=self._write_all, name=name, daemon=True)
-                self._thread.start()
-            self._changed.notify_all()
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Report a line that can't be formatted; logging's own way is a write that may block."""
+        fields = {"logger": record.name, "error": sys.exc_info()[1]}
+        self.enqueue(_record(logging.ERROR, "log_line_not_formatted", fields))
 
     def flush(self) -> None:
-        """Wait until all is written, but not for long."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: not (self._waiting or self._writing) or self._ended, CLOSE_SECONDS
-            )
+        """Wait until all lines are written, for a second at most."""
+        if not self._closed:
+            self._drained()
 
     def close(self) -> None:
-        """Write what there is to be written, if somebody reads, and end."""
-        self.flush()
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
+        """Write what is queued, unless the reader has stopped reading."""
+        if not self._closed:
+            self._closed = True
+            if self._drained():
+                self._writer.stop()
         super().close()
 
-    def _write_all(self) -> None:
-        while (text := self._next()) is not None:
-            try:
-                data = text.encode(errors="backslashreplace")
-                while data:
-                    data = data[os.write(self._descriptor, data) :]
-            except OSError:
-                continue  # nobody is there any more; the file has it
+    def _drained(self) -> bool:
+        written = threading.Event()
+        self._lines.put(written)
+        return written.wait(CLOSE_SECONDS)
 
-    def _next(self) -> str | None:
-        with self._changed:
-            self._writing = False
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: self._waiting or self._ended)
-            if not self._waiting:
-                return None
-            self._writing = True
-            text = f"{self._waiting.popleft()}\n"
-            if self._dropped:
-                missing = f"{self._dropped} lines were not shown: nobody read them in time"
-                text += f"{self._mark}{missing}\n"
-                self._dropped = 0
-            return text
+
+class _Writer(QueueListener):
+    """The thread that writes, and that may block at any write."""
+
+    def __init__(self, descriptor: int, console: ConsoleHandler) -> None:
+        super().__init__(console.queue)
+        self._descriptor = descriptor
+        self._console = console
+        self._reported = 0
+
+    def handle(self, record: logging.LogRecord | threading.Event) -> None:
+        """Write one line; an event in its place is set once all before it are written."""
+        if isinstance(record, threading.Event):
+            record.set()
+            return
+        self._write(record.getMessage())
+        if lines := self._console.dropped - self._reported:
+            self._reported += lines
+            notice = _record(logging.WARNING, "console_lines_dropped", {"lines": lines})
+            self._write(self._console.format(notice))
+
+    def _write(self, line: str) -> None:
+        data = f"{line}\n".encode(errors="backslashreplace")
+        # Not by a stream object: the interpreter's exit would wait for its lock.
+        with suppress(OSError):  # the reader is gone; the file has the line
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+
+
+def _record(level: int, event: str, fields: dict[str, Any]) -> logging.LogRecord:
+    name = logging.getLevelName(level)
+    text = " ".join([event, *(f"{key}={value}" for key, value in fields.items())])
+    return logging.makeLogRecord({"levelno": level, "levelname": name, "msg": text})
 
 
 def is_journal(descriptor: int, environ: Mapping[str, str] = os.environ) -> bool:
-    """Tell whether the descriptor leads to systemd's journal, as `JOURNAL_STREAM` names it.
+    """Return whether the descriptor leads to systemd's journal, as `JOURNAL_STREAM` names it.
 
-    The variable is inherited by those whose standard error is something else by now.
+    Children inherit the variable even if their standard error leads elsewhere.
     """
     device, _, inode = environ.get("JOURNAL_STREAM", "").partition(":")
     try:
@@ -126,8 +132,8 @@ def is_journal(descriptor: int, environ: Mapping[str, str] = os.environ) -> bool
 
 def console() -> ConsoleHandler:
     """Return the handler for this process's standard error, with its processors."""
-    fitting = _for_journal() if is_journal(_STANDARD_ERROR) else _for_people()
-    return ConsoleHandler(_STANDARD_ERROR, fitting)
+    processors = _for_journal() if is_journal(_STANDARD_ERROR) else _for_people()
+    return ConsoleHandler(_STANDARD_ERROR, processors)
 
 
 def _for_people() -> list[Processor]:
@@ -136,7 +142,7 @@ def _for_people() -> list[Processor]:
 
 
 def _for_journal() -> list[Processor]:
-    """Return what leaves out whatever the journal notes by itself: time, level, program."""
+    """Return processors that leave out what the journal records itself: time and level."""
     render = _renderer(colours=False)
 
     def prioritised(logger: WrappedLogger, method: str, event: EventDict) -> str:
@@ -154,15 +160,15 @@ def _renderer(*, colours: bool) -> structlog.dev.ConsoleRenderer:
         colors=colours,
         timestamp_key="ts",
         pad_event_to=_EVENT_WIDTH,
-        sort_keys=False,  # the order in which they were said reads best
+        sort_keys=False,  # the order of the call reads best
     )
 
 
 def _arranged(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Arrange a line for a glance: the time of day, and long names last or in the file alone."""
+    """Arrange a line for reading: the time of day, and long names last or in the file only."""
     event["ts"] = str(event.get("ts", ""))[11:23]
     if "pid" in event or "deploy_id" in event:
-        for name in _IN_THE_FILE_ALONE:
+        for name in _FILE_ONLY:
             event.pop(name, None)
     for name in _LAST:
         if name in event:

@@ -1,6 +1,6 @@
-"""The daemon's own log: JSON lines in a file for machines, readable lines for who started it.
+"""Configures the daemon's own log: JSON lines in a file, readable lines on standard error.
 
-Both come from one event, which is made fit for a log before either sees it.
+Both are rendered from one event, which is sanitized before.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from atlas_supervisor.telemetry.sanitize import in_order, plain_event
 
 OWN_LOG = "supervisor.jsonl"
 
-_FINE: list[Processor] = [
+_SHARED: list[Processor] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
@@ -27,20 +27,24 @@ _FINE: list[Processor] = [
     plain_event,
     in_order,
 ]
-"""What every line goes through, those of libraries as well."""
+"""Processors of every line, those of libraries included."""
 
 
 def configure_logs(path: Path, level: str) -> None:
     """Send every log line to `path` and to standard error. Raises OSError."""
+
+    def report(error: Exception) -> None:
+        shown.report("log_line_not_written", file=path.name, error=error)
+
+    file = LogFile(path, on_failure=report)
     shown = console()
-    kept = LogFile(path, complain=shown.complain)
-    kept.setFormatter(_formatter(structlog.processors.JSONRenderer(serializer=_json)))
     shown.setFormatter(_formatter(*shown.processors))
+    file.setFormatter(_formatter(structlog.processors.JSONRenderer(serializer=_json)))
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
         old.close()
-    root.addHandler(kept)
+    root.addHandler(file)
     root.addHandler(shown)
     root.setLevel(level.upper())
     for noisy in ("aiosqlite", "asyncio"):
@@ -48,7 +52,7 @@ def configure_logs(path: Path, level: str) -> None:
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
-            *_FINE,
+            *_SHARED,
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -59,11 +63,11 @@ def configure_logs(path: Path, level: str) -> None:
 
 def _formatter(*processors: Processor) -> logging.Formatter:
     return structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=_FINE,
+        foreign_pre_chain=_SHARED,
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *processors],
     )
 
 
 def _json(event: dict[str, Any], **_more: Any) -> str:
-    """Write the event as people read it, too: all that is unprintable in it is escaped already."""
+    """Leave printable characters as they are: the rest is escaped already."""
     return json.dumps(event, ensure_ascii=False)

@@ -1,56 +1,67 @@
-"""What may stand in a log line, whoever said it: bounded, printable, without a secret.
+"""Sanitizes events before they are logged: bounded, printable, without secrets.
 
-Much of the log was said by others: workers, clients, exceptions of libraries. A line must stay one
-line of bounded length, must not steer the terminal that it is read on, and must never fail to be
-written because of what is in it.
-
-Keeping secrets out of the log: by their names, by where they stand, and by their very values.
-
-A value can reach a line in many ways: as a field, in a URL, in the text of somebody's exception.
+Much of an event comes from others: workers, clients, exceptions of libraries. Its line must have a
+bounded length, must not steer the terminal that shows it, must not contain a secret (which a field,
+a URL or an exception's text may carry), and must be written whatever its values are. The work is
+linear in what is kept, and what is kept is bounded.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from structlog.typing import EventDict, WrappedLogger
 
 from atlas_supervisor.config.describe import masked
+from atlas_supervisor.system.text import escaped
 
 MASK = "***"
+LONGEST_TEXT = 4096
+LONGEST_TRACEBACK = 16 * 1024
+MOST_VALUES = 64
+"""In one mapping or list; also the number of fields of a line."""
+DEEPEST = 4
 
-_SHORTEST = 6
-"""A shorter value is no secret, and would be found in the middle of ordinary words."""
+_SHORTEST_SECRET = 6
+"""A shorter value is not a secret, and would be found in the middle of ordinary words."""
+_LONGEST_LINE = 24 * 1024  # characters, then one text more; in JSON and UTF-8 up to four bytes each
+_SHORT = 80
+_LARGEST = 2**64  # JSON readers get larger numbers wrong, and Python may refuse to write them
 
+_FIRST = ("ts", "level", "event", "deploy_id", "slot", "instance", "release")
+"""Fields that are always kept, in the order of a line."""
+_MANY_LINES = frozenset({"exception", "stack"})
+
+# Each begins at the start of a word and does not look at it twice: a long text must not cost more
+# than its length.
 _NAME = r"[\w-]*(?:token|secret|password|passwd|credentials?|api[_-]?key)"
-_ASSIGNED = re.compile(rf"(?i)\b({_NAME}=)(\"[^\"]*\"|'[^']*'|[^\s\"'&,;)\]}}]+)")
+_ASSIGNED = re.compile(rf"(?i)(?<![\w-])({_NAME}=)(\"[^\"]*\"|'[^']*'|[^\s\"'&,;)\]}}]+)")
 _QUOTED = re.compile(rf"(?i)([\"']{_NAME}[\"']\s*[:=]\s*)(\"[^\"]*\"|'[^']*')")
 _HEADER = re.compile(r"(?i)\b(authorization[\"']?\s*[:=]\s*[\"']?\w+\s+|bearer\s+)[\w.~+/=-]{6,}")
-_URL = re.compile(r"\w+://[^\s\"'<>]+")
+_URL = re.compile(r"\b\w++://[^\s\"'<>]+")
 
-_known: set[str] = set()
+_secrets: set[str] = set()
 
 
 def keep_secret(values: Iterable[str]) -> None:
-    """Mask these values from now on, wherever they turn up; short ones are left alone."""
-    _known.update(value for value in values if len(value) >= _SHORTEST)
+    """Mask these values in every event from now on; short ones are ignored."""
+    _secrets.update(value for value in values if len(value) >= _SHORTEST_SECRET)
 
 
 def is_secret(key: str) -> bool:
-    """Tell whether a field or variable of this name holds a secret."""
+    """Return whether a field or variable of this name holds a secret."""
     return masked(key, "x") != "x"
 
 
 def without_secrets(key: str, text: str) -> str:
-    """Return the text of a field with anything secret in it replaced by `***`."""
+    """Return the text of a field with every secret in it replaced by `***`."""
     if text and is_secret(key):
         return MASK
-    for value in list(_known):
-        if value in text:
-            text = text.replace(value, MASK)
+    for value in sorted(_secrets, key=len, reverse=True):  # one may contain another
+        text = text.replace(value, MASK)
     if "://" in text:
         text = _URL.sub(lambda found: masked("", found[0]), text)
     text = _ASSIGNED.sub(rf"\1{MASK}", text)
@@ -58,122 +69,103 @@ def without_secrets(key: str, text: str) -> str:
     return _HEADER.sub(rf"\1{MASK}", text)
 
 
-LONGEST_TEXT = 4096
-LONGEST_TRACEBACK = 16 * 1024
-MOST_VALUES = 64
-"""In one mapping or list; also the number of fields of a line."""
-DEEPEST = 4
-
-_MANY_LINES = frozenset({"exception", "stack"})
-_FIRST = ("ts", "level", "event", "deploy_id", "slot", "instance", "release")
-"""What is kept whatever else has to go, in the order in which a line tells it."""
-# Looked at one by one: control characters, those that reorder or part lines (U+202E, U+2028) and
-# halves of characters are unprintable to Python, too.
-_SUSPECT = re.compile(r"[^ -~]")
-_LONGEST_LINE = 32 * 1024  # characters; in JSON and UTF-8 at most four times as many bytes
-_SHORT = 80
-_LARGEST = 2**64  # beyond, JSON's readers get it wrong, and Python may refuse to write it
-
-
 def plain_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Return the event with nothing in it but short, printable, harmless JSON values."""
-    cleaned: EventDict = {key: _shown(key, event[key]) for key in _FIRST if key in event}
-    budget = _LONGEST_LINE - sum(map(_weight, cleaned.values()))
+    """Return the event with short, printable, harmless JSON values only.
+
+    Fields that find the line full are named in `left_out`.
+    """
+    line = _Line()
+    cleaned: EventDict = {key: line.field(key, event[key]) for key in _FIRST if key in event}
     left_out: list[str] = []
-    others = [key for key in event if key not in cleaned]
-    for key in _some(sorted(others, key=lambda each: each not in _MANY_LINES)):
+    others = sorted((key for key in event if key not in cleaned), key=_after_tracebacks)
+    for key in others[:MOST_VALUES]:
         if key.startswith("_"):  # structlog's own of the chain
             cleaned[key] = event[key]
-            continue
-        fits = None if budget < 0 else _shown(key, event[key])
-        budget -= _weight(key) + _weight(fits)
-        if budget < 0:
-            left_out.append(key[:_SHORT])
+        elif line.room > 0:
+            cleaned[key] = line.field(key, event[key])
         else:
-            cleaned[key] = fits
+            left_out.append(key[:_SHORT])
     if left_out:
         cleaned["left_out"] = left_out
     return cleaned
 
 
-def _shown(key: str, value: Any) -> Any:
-    try:
-        return _plain(key, value, 0)
-    except Exception:  # noqa: BLE001  # a value that can't be looked into must not silence the line
-        return f"<{type(value).__name__} that can't be shown>"
-
-
-def _weight(value: Any) -> int:
-    """Return about how many characters a plain value takes, its punctuation included."""
-    if isinstance(value, str):
-        return len(value) + 4
-    if isinstance(value, dict):
-        return sum(_weight(key) + _weight(each) for key, each in value.items()) + 2
-    if isinstance(value, list):
-        return sum(map(_weight, value)) + 2
-    return 24
-
-
 def in_order(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Return the fields that every line has first, so that lines can be read below each other."""
+    """Return the event with the fields of every line first, so that lines are easy to compare."""
     first = {key: event[key] for key in _FIRST if key in event}
     return first | {key: value for key, value in event.items() if key not in first}
 
 
-def _plain(key: str, value: Any, depth: int) -> Any:
-    if value is None or (isinstance(value, int) and -_LARGEST <= value <= _LARGEST):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)  # JSON knows no infinity
-    if isinstance(value, str):
-        return _text(key, value)
-    if depth < DEEPEST and isinstance(value, Mapping):
-        return {
-            _text("", each)[:_SHORT]: _plain(str(each), inner, depth + 1)
-            for each, inner in _some(value.items())
-        }
-    if depth < DEEPEST and isinstance(value, list | tuple | set | frozenset):
-        return [_plain(key, inner, depth + 1) for inner in _some(value)]
-    return _text(key, value)
+def _after_tracebacks(key: str) -> bool:
+    return key not in _MANY_LINES
 
 
-def _some(values: Iterable[Any]) -> list[Any]:
-    return [value for _, value in zip(range(MOST_VALUES), values, strict=False)]
+class _Line:
+    """Makes the values of one line, and counts the room that is left for them."""
+
+    def __init__(self) -> None:
+        self.room = _LONGEST_LINE
+
+    def field(self, key: str, value: Any) -> Any:
+        """Return a field's value as JSON can hold it."""
+        self.room -= len(key)
+        try:
+            return self._plain(key, value, 0)
+        except Exception:  # noqa: BLE001  # a value that can't be read must not lose the line
+            return _unreadable(value)
+
+    def _plain(self, key: str, value: Any, depth: int) -> Any:
+        if isinstance(value, str):
+            return self._text(key, value)
+        if depth < DEEPEST and isinstance(value, Mapping):
+            named = ((self._text("", each), inner) for each, inner in self._some(value.items()))
+            return {name[:_SHORT]: self._plain(name, inner, depth + 1) for name, inner in named}
+        if depth < DEEPEST and isinstance(value, list | tuple | set | frozenset):
+            return [self._plain(key, inner, depth + 1) for inner in self._some(value)]
+        if value is None or (isinstance(value, int) and -_LARGEST <= value <= _LARGEST):
+            return value
+        if isinstance(value, float):
+            return value if math.isfinite(value) else str(value)  # JSON has no infinity
+        return self._text(key, value)
+
+    def _some(self, values: Iterable[Any]) -> Iterator[Any]:
+        """Yield the first values, while there is room."""
+        for _, value in zip(range(MOST_VALUES), values, strict=False):
+            if self.room <= 0:
+                return
+            self.room -= 8  # punctuation, and a number
+            yield value
+
+    def _text(self, key: str, value: Any) -> str:
+        many = key in _MANY_LINES
+        text = escaped(_short(key, _as_text(value), many=many), keep="\n" if many else "")
+        self.room -= len(text)
+        return text
 
 
-def _text(key: str, value: Any) -> str:
+def _as_text(value: Any) -> str:
     try:
-        text = value if isinstance(value, str) else str(value)
-    except Exception:  # noqa: BLE001  # whose `__str__` fails must not silence the line
-        text = f"<{type(value).__name__} that can't be shown>"
-    many = key in _MANY_LINES
-    text = _shortened(without_secrets(key, _cut(text, many=many)), many=many)
-    return "\n".join(map(escaped, text.split("\n"))) if many else escaped(text)
+        return value if isinstance(value, str) else str(value)
+    except Exception:  # noqa: BLE001  # a failing `__str__` must not lose the line
+        return _unreadable(value)
 
 
-def _cut(text: str, *, many: bool) -> str:
-    """Bound what is looked through for secrets; more than is kept, so that none is cut in two."""
-    room = 4 * (LONGEST_TRACEBACK if many else LONGEST_TEXT)
-    if len(text) <= room:
-        return text
-    return f"{text[: room // 2]}…{text[-room // 2 :]}"
+def _unreadable(value: Any) -> str:
+    return f"<{type(value).__name__} that can't be shown>"
 
 
-def _shortened(text: str, *, many: bool) -> str:
-    """Cut the middle out: a text begins with what it is about, and an error ends with its cause."""
+def _short(key: str, text: str, *, many: bool) -> str:
+    """Return the text without secrets, and without its middle if it is long.
+
+    A text begins with its subject, and an error ends with its cause.
+    """
     limit = LONGEST_TRACEBACK if many else LONGEST_TEXT
-    if len(text) <= limit:
+    # More than is kept is searched for secrets, so that none is cut in two and missed.
+    text = without_secrets(key, _without_middle(text, 2 * limit, 2 * limit))
+    return _without_middle(text, limit // 4, limit - limit // 4)
+
+
+def _without_middle(text: str, first: int, last: int) -> str:
+    if len(text) <= first + last:
         return text
-    return f"{text[: limit // 4]}…{text[-(limit - limit // 4) :]}"
-
-
-def escaped(text: str) -> str:
-    """Return the text on one line, with everything escaped that could steer a terminal."""
-    if text.isprintable():
-        return str(text)  # of an enumeration's member, the plain text
-    return _SUSPECT.sub(_escape, text)
-
-
-def _escape(found: re.Match[str]) -> str:
-    character = found[0]
-    return character if character.isprintable() else repr(character)[1:-1]
+    return f"{text[:first]}…{text[-last:]}"

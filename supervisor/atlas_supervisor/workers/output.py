@@ -20,6 +20,7 @@ import structlog
 
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.system.clock import Stopwatch
+from atlas_supervisor.system.text import escaped
 
 log = structlog.get_logger(__name__)
 
@@ -184,8 +185,4 @@ def _private(path: str | Path, flags: int) -> int:
 
 def printable(text: str, limit: int = 500) -> str:
     """Return the text with control characters escaped, cut to `limit` characters."""
-    escaped = "".join(
-        character if character.isprintable() or character == "\t" else repr(character)[1:-1]
-        for character in text[:limit]
-    )
-    return escaped + ("…" if len(text) > limit else "")
+    return escaped(text[:limit], keep="\t") + ("…" if len(text) > limit else "")

@@ -1,8 +1,7 @@
-"""Numbers for Prometheus: instruments that are told what happened, one file per family.
+"""Metrics for Prometheus: instruments that count events, one file for each family.
 
-Whoever observes something calls a plain method here and knows nothing of Prometheus. What is not
-counted but simply so (a slot's state, a queue's length) is read when somebody scrapes, from
-whoever knows it: see `deploy.collector` and `exposition`.
+The rest of the daemon calls their plain methods and does not depend on Prometheus. Current values
+(a slot's state, a queue's length) are not counted but read at a scrape: see `deploy.collector`.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from atlas_supervisor.telemetry.metrics.storage import StorageMetrics
 
 
 class Metrics:
-    """All instruments of one daemon, over a registry of their own."""
+    """All instruments of one daemon, in their own registry."""
 
     def __init__(self, *, version: str, features: Iterable[str], state_dir: Path) -> None:
-        # A second series for each one, which Prometheus has no use for.
+        # Creation times would be a second series for each counter, without use for Prometheus.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no types upstream
         self.registry = CollectorRegistry()
         self.deploys = DeployMetrics(self.registry)

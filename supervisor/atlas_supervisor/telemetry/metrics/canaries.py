@@ -1,4 +1,4 @@
-"""The promised metrics of feature canaries: how many calls, and how long each arm takes."""
+"""Metrics of feature canaries: calls, and their latency by arm."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.core import HistogramMetricFamily
 
 _BOUNDS = (0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0, 60.0)
-"""Seconds. A call that takes longer than the last counts as one that never ends."""
+"""Seconds. A call that takes longer than the last bound counts as one that never ends."""
 
 ARMS = ("canary", "stable")
 
@@ -18,14 +18,14 @@ ARMS = ("canary", "stable")
 class CanaryMetrics:
     """`canary_requests`, and one histogram `canary_<feature>` with the label `arm`.
 
-    Calls come in sums: a window of evidence has many of the same latency, so they are added at
-    once, which prometheus_client's own histogram can't do.
+    A window of evidence has many calls of the same latency. They are added at once, which
+    prometheus_client's own histogram can't do.
     """
 
     def __init__(self, registry: CollectorRegistry, features: Iterable[str]) -> None:
         self._requests = Gauge(
             "canary_requests",
-            "Calls of features that were answered by their canary.",
+            "Feature calls served by a canary.",
             registry=registry,
         )
         self._arms = {
@@ -44,7 +44,7 @@ class CanaryMetrics:
         for feature, arms in self._arms.items():
             family = HistogramMetricFamily(
                 f"canary_{feature}",
-                f"Latency in seconds of calls of {feature}, by arm.",
+                f"Latency of {feature} calls in seconds, by arm.",
                 labels=["arm"],
             )
             for arm, latencies in arms.items():
@@ -53,7 +53,7 @@ class CanaryMetrics:
 
 
 class _Latencies:
-    """The latencies of one arm. Added to by one thread, read by any."""
+    """The latencies of one arm; one thread adds, any thread reads."""
 
     def __init__(self) -> None:
         self._counts = [0] * (len(_BOUNDS) + 1)
@@ -64,6 +64,6 @@ class _Latencies:
         self.sum += seconds * count
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Return each upper bound with how many calls were not slower."""
+        """Return each upper bound with the number of calls up to it."""
         bounds = [*(str(float(bound)) for bound in _BOUNDS), "+Inf"]
         return list(zip(bounds, map(float, accumulate(list(self._counts))), strict=True))

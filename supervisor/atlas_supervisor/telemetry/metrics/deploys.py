@@ -1,4 +1,4 @@
-"""Deploys and switches, counted from the transitions that everybody else is told, too."""
+"""Deploys and switches, counted from the published transitions of deploys."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from atlas_supervisor.model.deploy import Result
 from atlas_supervisor.model.event import BEGUN, DeployEvent, PublishedEvent
 
 _FLIPS = frozenset({"switch", "revert"})
-"""Phases that send all traffic to the other slot; each end of one is an attempted switch."""
+"""Phases that switch all traffic; the end of each counts as an attempted switch."""
 
 _ENDED = "ended"
 _PASSED = "passed"
@@ -16,17 +16,17 @@ _STEP_SECONDS = (0.1, 0.5, 2.5, 10, 60)
 
 
 class _Kind:
-    """What a deploy was asked for as."""
+    """The kinds of deploys, as the label has them."""
 
     DEPLOY, DRY_RUN, ROLLBACK = "deploy", "dry_run", "rollback"
     ALL = (DEPLOY, DRY_RUN, ROLLBACK)
 
 
 class DeployMetrics:
-    """To be told every transition once, in order. It counts from the daemon's start on.
+    """Counts transitions since the daemon's start; each is passed in once, in order.
 
-    The names without our prefix are promised elsewhere. They are gauges, since prometheus_client
-    would add `_total` to a counter's name, and only ever grow.
+    The names without a prefix are a promise of the API. They are gauges, because prometheus_client
+    would add `_total` to a counter's name, and they never decrease.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -35,49 +35,50 @@ class DeployMetrics:
 
         self._switches = promised(
             "deploy_switch_total",
-            "Attempts to send all traffic to the other slot, by a deploy or a rollback.",
+            "Attempted switches of all traffic, by deploys and rollbacks.",
         )
-        self._switched = promised("deploy_switch_success", "Attempts that sent it there.")
-        self._not_switched = promised("deploy_switch_fail", "Attempts that left all as it was.")
+        self._switched = promised("deploy_switch_success", "Switches that succeeded.")
+        self._not_switched = promised("deploy_switch_fail", "Switches that failed.")
         self._runs = promised(
-            "deploy_bluegreen_runs", "Deploys that were begun, dry runs included, rollbacks not."
+            "deploy_bluegreen_runs",
+            "Deploys started, dry runs included. Rollbacks are not counted.",
         )
-        self._begun = Counter(
+        self._started = Counter(
             "atlas_deploys_total",
-            "Deploys that were begun; a rollback to a version that is still warm is none.",
+            "Deploys started. Rollbacks to a warm version are not counted.",
             ["kind"],
             registry=registry,
         )
         self._results = Counter(
             "atlas_deploy_results_total",
-            "Results that deploys came to; one that was reverted had two.",
+            "Results of deploys. A deploy that is reverted counts twice.",
             ["kind", "result"],
             registry=registry,
         )
         self._steps = Histogram(
             "atlas_deploy_step_duration_seconds",
-            "How long a step of a deploy took.",
+            "Duration of a deploy step.",
             ["step", "outcome"],
             buckets=_STEP_SECONDS,
             registry=registry,
         )
         self._took = Gauge(
             "atlas_last_deploy_duration_seconds",
-            "From the beginning of the latest deploy that has a result to its first result.",
+            "Duration of the last deploy, from its start to its first result.",
             ["kind", "result"],
             registry=registry,
         )
         for kind in _Kind.ALL:  # an alert sees a number grow only if it was there before
-            self._begun.labels(kind)
+            self._started.labels(kind)
             for result in Result:
                 self._results.labels(kind, result.value)
-        self._under_way: dict[str, _Deploy] = {}
+        self._running: dict[str, _Deploy] = {}
 
-    def told(self, announcement: PublishedEvent) -> None:
+    def count(self, published: PublishedEvent) -> None:
         """Count one transition."""
-        event = announcement.event
+        event = published.event
         if event.event == BEGUN:
-            self._begin(event, rollback=announcement.rollback)
+            self._note_start(event, rollback=published.rollback)
         if event.source in _FLIPS:
             self._switches.inc()
             (self._switched if event.event == _PASSED else self._not_switched).inc()
@@ -87,34 +88,34 @@ class DeployMetrics:
             self._steps.labels(event.step.name.value, outcome).observe(seconds)
         self._note_result(event)
 
-    def _begin(self, event: DeployEvent, *, rollback: bool) -> None:
+    def _note_start(self, event: DeployEvent, *, rollback: bool) -> None:
         kind = _Kind.ROLLBACK if rollback else _kind_of(event)
         if kind != _Kind.ROLLBACK:
             self._runs.inc()
-        self._begun.labels(kind).inc()
-        self._under_way[event.deploy_id] = _Deploy(kind, event.ts.timestamp())
+        self._started.labels(kind).inc()
+        self._running[event.deploy_id] = _Deploy(kind, event.ts.timestamp())
 
     def _note_result(self, event: DeployEvent) -> None:
-        """Count a result when it is new; it is told again with whatever follows."""
-        known = self._under_way.setdefault(event.deploy_id, _Deploy(_kind_of(event), None))
+        """Count a result when it is new; later transitions carry it again."""
+        known = self._running.setdefault(event.deploy_id, _Deploy(_kind_of(event), None))
         result = event.result.value if event.result else None
         if result is not None and result != known.result:
             self._results.labels(known.kind, result).inc()
-            if known.result is None and known.begun is not None:
+            if known.result is None and known.started is not None:
                 self._took.clear()
-                seconds = max(event.ts.timestamp() - known.begun, 0.0)
+                seconds = max(event.ts.timestamp() - known.started, 0.0)
                 self._took.labels(known.kind, result).set(seconds)
             known.result = result
         if event.target == _ENDED:
-            del self._under_way[event.deploy_id]
+            del self._running[event.deploy_id]
 
 
 class _Deploy:
-    """What is remembered of one that has not ended. `begun` is None if an earlier daemon did."""
+    """A deploy that has not ended. `started` is None if an earlier daemon started it."""
 
-    def __init__(self, kind: str, begun: float | None) -> None:
+    def __init__(self, kind: str, started: float | None) -> None:
         self.kind = kind
-        self.begun = begun
+        self.started = started
         self.result: str | None = None
 
 

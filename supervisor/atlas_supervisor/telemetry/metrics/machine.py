@@ -1,8 +1,7 @@
-"""What the process itself and its disk look like, read from the system when somebody scrapes.
+"""Usage of the machine by the daemon and its workers: process, disk, memory, CPU, event loop.
 
-What the workers take of the machine, read from `/proc` when somebody scrapes, in a thread.
-
-How late the event loop comes to what it has to do: the first sign of a daemon that chokes.
+All of it is read from the system at a scrape, in a thread, except the event loop's lag, which is
+sampled: it is the first sign of an overloaded daemon.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ _PREFIX = "atlas"
 
 
 def register_machine(registry: CollectorRegistry, *, version: str, state_dir: Path) -> None:
-    """Register build, process, garbage collector and disk. All of it is read in a thread."""
+    """Register build, process, garbage collector and disk."""
     build = Gauge(
         "atlas_build_info",
-        "Always 1; what runs stands in the labels.",
+        "Build information in the labels. Always 1.",
         ["version", "python"],
         registry=registry,
     )
@@ -38,7 +37,7 @@ def register_machine(registry: CollectorRegistry, *, version: str, state_dir: Pa
 
 
 class _GarbageCollector:
-    """prometheus_client's collector under our prefix, which it does not offer by itself."""
+    """prometheus_client's collector with the prefix of this daemon, which it has no option for."""
 
     def __init__(self) -> None:
         self._original = GCCollector(CollectorRegistry())
@@ -52,7 +51,7 @@ class _GarbageCollector:
 
 
 class _Disk:
-    """The file system of `STATE_DIR`: without space there, nothing can be made durable."""
+    """The file system of `STATE_DIR`; without space there, no write is durable."""
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
@@ -65,7 +64,7 @@ class _Disk:
         return [
             GaugeMetricFamily(
                 "atlas_state_dir_free_bytes",
-                "Free space for the daemon's user on the file system of STATE_DIR.",
+                "Free space on the file system of STATE_DIR, for the daemon's user.",
                 disk.f_bavail * disk.f_frsize,
             ),
             GaugeMetricFamily(
@@ -77,7 +76,7 @@ class _Disk:
 
 
 class Running(NamedTuple):
-    """A worker's first process."""
+    """A worker's main process."""
 
     slot: str
     version: str
@@ -85,7 +84,7 @@ class Running(NamedTuple):
 
 
 class WorkerUsage:
-    """Memory and CPU time of each worker's first process, without what it has started itself."""
+    """Memory and CPU time of each worker's main process, without its children."""
 
     def __init__(
         self, registry: CollectorRegistry, running: Callable[[], Iterable[Running]]
@@ -97,12 +96,12 @@ class WorkerUsage:
         """Yield both families, as prometheus_client asks for them."""
         memory = GaugeMetricFamily(
             "atlas_worker_resident_memory_bytes",
-            "Resident memory of the worker's first process.",
+            "Resident memory of the worker's main process.",
             labels=["slot", "version"],
         )
         cpu = CounterMetricFamily(
             "atlas_worker_cpu_seconds",
-            "CPU time of the worker's first process, of the system and of its own.",
+            "CPU time of the worker's main process, user and system.",
             labels=["slot", "version"],
         )
         for worker in self._running():
@@ -118,18 +117,18 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 
 
 class LoopMetrics:
-    """Sleeps again and again, and notes by how much it was woken too late."""
+    """Samples how late the event loop wakes a sleeping task."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._lag = Histogram(
             "atlas_event_loop_lag_seconds",
-            f"How late the event loop was, sampled every {SAMPLE_SECONDS:g} s.",
+            f"Event loop lag, sampled every {SAMPLE_SECONDS:g} s.",
             buckets=_SECONDS,
             registry=registry,
         )
 
     async def sample(self) -> None:
-        """Go on until cancelled."""
+        """Sample until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + SAMPLE_SECONDS

@@ -1,4 +1,4 @@
-"""Probes of workers: how long they take and what they find."""
+"""Health probes of workers: their duration and their verdicts."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ _SECONDS = (0.005, 0.05, 0.5, 2.5, 10.0)
 
 
 class ProbeMetrics:
-    """Every probe, whoever asks: while an instance starts, at the gate, in the guard, for life."""
+    """All health probes: during a start, at the gate, in the guard, and of liveness."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._seconds = Histogram(
             "atlas_probe_duration_seconds",
-            "How long a probe of the slot's instance took; of one that starts, until it answered.",
+            "Duration of a health probe. During a start: until the first answer.",
             ["slot"],
             buckets=_SECONDS,
             registry=registry,
         )
         self._count = Counter(
             "atlas_probes_total",
-            "Probes of the slot's instance, by what they found.",
+            "Health probes, by verdict.",
             ["slot", "verdict"],
             registry=registry,
         )

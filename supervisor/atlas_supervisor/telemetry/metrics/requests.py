@@ -1,4 +1,4 @@
-"""Requests of the control API, by the table's own words: never by what a client has made up."""
+"""Requests of the control API, labelled from the route table and never by a client's text."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ _SECONDS = (0.01, 0.1, 1.0, 10.0)
 
 
 class RequestMetrics:
-    """How many there were, and how long they took."""
+    """Counts responses and measures their duration."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._count = Counter(
             "atlas_api_requests_total",
-            "Requests of the control API that were answered, streams once they have ended.",
+            "Responses of the control API. Streams count when they end.",
             ["method", "route", "status"],
             registry=registry,
         )
         self._seconds = Histogram(
             "atlas_api_request_duration_seconds",
-            "From a request's headers to its answer. A deploy is waited for; streams are left out.",
+            "Duration from a request's headers to its response. Streams are excluded.",
             ["method", "route"],
             buckets=_SECONDS,
             registry=registry,
         )
 
     def answered(self, method: str, route: str, status: int, seconds: float | None) -> None:
-        """Count one answer. `seconds` is None for a stream, whose client decides how long it is.
+        """Count one response. `seconds` is None for a stream, whose length its client decides.
 
-        `method` and `route` have to be bounded by whoever calls.
+        The caller must bound the values of `method` and `route`.
         """
         self._count.labels(method, route, str(status)).inc()
         if seconds is not None:

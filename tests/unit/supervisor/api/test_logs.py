@@ -120,7 +120,7 @@ async def test_following_continues_over_a_truncated_file(
     tmp_path: Path, blue: WorkerLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output, "LIMIT_BYTES", 2000)
-    monkeypatch.setattr(log_service, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(log_service, "POLL_SECONDS", 0.01)
     descriptor = blue.open()
     os.write(descriptor, b"before\n")
     async with serving(tmp_path, blue) as server, following(server, f"{BLUE}?follow=true") as lines:
@@ -143,7 +143,7 @@ async def test_following_continues_over_a_truncated_file(
 async def test_filters_apply_to_new_lines_as_well(
     tmp_path: Path, blue: WorkerLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_service, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(log_service, "POLL_SECONDS", 0.01)
     path = tmp_path / "supervisor.jsonl"
     path.write_text(f"{own(1)}\n{own(2, level='error')}\n")
     target = f"{OWN}?follow=true&level=warning"

@@ -145,11 +145,11 @@ async def test_an_unknown_action_is_wrong_usage(daemon: Played, atlasctl: Call) 
 async def test_an_impossible_ramp_action_is_refused_with_a_hint(
     daemon: Played, atlasctl: Call
 ) -> None:
-    refused = problem("ramp_not_possible", "vision is steady: no ramp is under way", "start one")
+    refused = problem("ramp_not_possible", "vision is steady: no ramp is in progress", "start one")
     daemon.play("POST", "/deploy/canary/vision/ramp", refused, status=409)
     outcome = await atlasctl("canary", "ramp", "vision", "pause")
     assert (outcome.code, outcome.out) == (1, "")
-    assert outcome.err == "✗ vision is steady: no ramp is under way\n  start one\n"
+    assert outcome.err == "✗ vision is steady: no ramp is in progress\n  start one\n"
 
 
 async def test_a_reset_of_the_fallback_shows_its_effect(daemon: Played, atlasctl: Call) -> None:

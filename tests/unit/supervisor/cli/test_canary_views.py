@@ -18,6 +18,7 @@ from tests.unit.supervisor.cli.test_program import on_terminal
 
 OF_VISION = REPORT["features"][0]
 STRATUM = OF_VISION["strata"][0]
+EVIDENCE = FEATURE["judgement"]["reason"].removeprefix("vision: ")
 NONSENSE: tuple[Any, ...] = (None, [[]], {"a": 1}, "x", 1e999)
 
 
@@ -71,8 +72,8 @@ async def test_a_feature_shows_share_step_evidence_and_what_it_waits_for(
         "  why        ramp started by uid:0",
         "  ramp       2 %  [10 %]  50 %  100 %",
         "  verdict    inconclusive: hold",
-        "  evidence   nothing speaks against the canary so far, and not enough for it",
-        f"  waits for  {FEATURE['waits_for']}; about 900 more canary calls to a verdict",
+        f"  evidence   {EVIDENCE}",
+        f"  waits for  {FEATURE['waits_for']}",
         "  pending    7 calls, not evidence yet",
     ]
 
@@ -155,8 +156,8 @@ async def test_reasons_to_doubt_the_numbers_are_shown(daemon: Played, atlasctl: 
 async def test_a_warning_that_repeats_the_verdict_is_not_shown(
     daemon: Played, atlasctl: Call
 ) -> None:
-    why = "something chooses who gets it"
-    judgement = {**FEATURE["judgement"], "reason": f"vision: {why}; it holds"}
+    why = "sample ratio mismatch"
+    judgement = {**FEATURE["judgement"], "reason": f"vision: {why}; no promotion meanwhile"}
     warned = {**FEATURE, "judgement": judgement, "warnings": [why, "mind this"]}
     lines = await shown(daemon, atlasctl, {**VIEW, "features": [warned]})
     assert [line for line in lines if "!" in line] == ["  ! mind this"]
@@ -174,7 +175,7 @@ async def test_a_report_has_both_arms_the_difference_and_the_verdict(
         "  stable  3,690  1.1 % (0.82 % to 1.5 %)  83.5 ms  161 ms  240 ms",
         "  difference  0.1 % more (-0.7 % to +1.7 %) of the canary's calls fail",
         "  verdict     inconclusive: hold",
-        "  reason      nothing speaks against the canary so far, and not enough for it",
+        f"  reason      {EVIDENCE}",
     ]
     assert daemon.asked[0].query == {"hours": "24"}
 
@@ -238,7 +239,7 @@ async def test_epochs_are_shown_if_they_are_few_or_asked_for(
     lines = await reported(daemon, atlasctl, answer, *words)
     line = "  canary 1.2 % of 412  stable 1.1 % of 3,690  +0.1 % (-0.7 % to +1.7 %)"
     assert lines.count(line) == seen
-    assert len([each for each in lines if "10 % of calls  the step's time is over" in each]) == seen
+    assert len([each for each in lines if "10 % of calls  step time elapsed" in each]) == seen
     hint = "  6 epochs, compared separately; --strata shows them"
     assert (hint in lines) == (epochs > 5 and not seen)
 

@@ -97,9 +97,10 @@ async def test_a_deploy_that_has_switched_has_though_it_could_not_go_back(tmp_pa
     async with open_database(tmp_path / "atlas.db") as (database, _), driven(world) as run:
         service = DeployService(
             settings=unused,
-            switch=unused,
+            slots=unused,
             plane=unused,
             activities=unused,
+            recorder=unused,
             releases=unused,
             database=database,
             events=unused,

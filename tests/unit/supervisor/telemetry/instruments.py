@@ -1,4 +1,4 @@
-"""Every metric that there is, each with a value: what documents and rules are held against."""
+"""Every metric of the daemon with a value, for tests of documents and rules."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(name, labels)
 
 
-def told(
+def published(
     record: DeployRecord,
     *,
     source: str | None = None,
     event: str = BEGUN,
     rollback: bool = False,
 ) -> PublishedEvent:
-    """Return the announcement of a transition that led to `record` as it is."""
+    """Return the published transition that led to `record`."""
     step = record.steps[-1] if record.steps else None
     happened = DeployEvent.of(
         record, ts=now(), source=source, event=event, cause="a test", step=step
@@ -47,7 +47,7 @@ def told(
     return PublishedEvent(happened, rollback=rollback)
 
 
-def seen(status: Status = examples.STATUS, **changes: object) -> list[Metric]:
+def read_gauges(status: Status = examples.STATUS, **changes: object) -> list[Metric]:
     """Return the gauges of a daemon in this state."""
     given = {
         "status": status,
@@ -70,15 +70,15 @@ def seen(status: Status = examples.STATUS, **changes: object) -> list[Metric]:
 
 
 def everything(folder: Path, pid: int) -> list[Metric]:
-    """Return every family that a daemon can show, each with a sample at least."""
+    """Return every family of a daemon, each with a sample."""
     metrics = made(folder)
     WorkerUsage(metrics.registry, lambda: [Running("blue", "1.4.0", pid)])
-    metrics.deploys.told(told(examples.STARTED))
-    metrics.deploys.told(told(examples.SWITCHED, source="switch", event="passed"))
+    metrics.deploys.count(published(examples.STARTED))
+    metrics.deploys.count(published(examples.SWITCHED, source="switch", event="passed"))
     metrics.probes.probed(SlotName.BLUE, Verdict.PASS, 0.1)
     metrics.requests.answered("GET", "/livez", 200, 0.1)
     status = examples.STATUS.model_copy(update={"health_score": 97})
-    return [*metrics.registry.collect(), *seen(status)]
+    return [*metrics.registry.collect(), *read_gauges(status)]
 
 
 def sample_names(families: Iterable[Metric]) -> set[str]:

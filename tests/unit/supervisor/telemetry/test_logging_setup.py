@@ -16,13 +16,13 @@ from tests.unit.supervisor.telemetry.conftest import lines
 
 
 def on_console(capfd: pytest.CaptureFixture[str]) -> str:
-    """Return what was told on standard error, all of it written by now."""
+    """Return all output on standard error."""
     for handler in logging.getLogger().handlers:
         handler.flush()
     return capfd.readouterr().err
 
 
-def test_a_line_is_an_object_with_what_the_contract_names(path: Path) -> None:
+def test_a_line_has_the_fields_of_the_contract(path: Path) -> None:
     structlog.get_logger("t").info("worker_ready", slot=SlotName.BLUE, pid=12, deploy_id="d1")
     (line,) = lines(path)
     moment = datetime.fromisoformat(line.pop("ts"))
@@ -31,7 +31,7 @@ def test_a_line_is_an_object_with_what_the_contract_names(path: Path) -> None:
     assert line == {**expected, "deploy_id": "d1"}
 
 
-def test_libraries_write_into_the_same_file(path: Path) -> None:
+def test_libraries_log_to_the_same_file(path: Path) -> None:
     logging.getLogger("some.library").warning("it is %s", "late")
     logging.getLogger("asyncio").info("chatter")
     (line,) = lines(path)
@@ -45,7 +45,7 @@ def test_lines_below_the_level_are_left_out(path: Path) -> None:
     assert [line["event"] for line in lines(path)] == ["large"]
 
 
-def test_control_characters_steer_no_terminal(
+def test_control_characters_are_escaped_in_file_and_console(
     path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     evil = "\x1b[31mred\x07\r\nforged line\x00\x9b"
@@ -66,13 +66,13 @@ def test_control_characters_steer_no_terminal(
     assert "Traceback (most recent call last):\n" in shown
 
 
-def test_what_is_no_json_is_written_all_the_same(path: Path) -> None:
+def test_values_unknown_to_JSON_are_logged_as_text(path: Path) -> None:
     structlog.get_logger("t").info("odd", where=Path("/x"), what={1, 2}, text="\udcff")
     (line,) = lines(path)
     assert "/x" in line["where"]
 
 
-def test_the_file_is_bounded_and_its_parts_are_for_the_group_at_most(
+def test_the_files_are_bounded_and_readable_by_the_group_at_most(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log_file, "FILE_BYTES", 5000)
@@ -91,7 +91,7 @@ def test_the_file_is_bounded_and_its_parts_are_for_the_group_at_most(
     assert lines(path)[-1]["number"] == 499
 
 
-def test_configured_again_it_writes_each_line_once(path: Path) -> None:
+def test_configuring_twice_does_not_duplicate_lines(path: Path) -> None:
     configure_logs(path, "info")
     configure_logs(path, "info")
     structlog.get_logger("t").info("once")
@@ -99,7 +99,7 @@ def test_configured_again_it_writes_each_line_once(path: Path) -> None:
 
 
 @pytest.mark.needs_root
-def test_a_full_disk_stops_nobody_and_is_told_in_a_line(
+def test_a_full_disk_loses_whole_lines_and_the_loss_is_logged(
     path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with mounted(tmp_path / "disk", "size=32k") as disk:
@@ -107,17 +107,17 @@ def test_a_full_disk_stops_nobody_and_is_told_in_a_line(
         filler = fill(disk)
         for _ in range(3):
             structlog.get_logger("t").info("while it is full", text="x" * 10_000)
-        (told,) = [line for line in on_console(capfd).splitlines() if "No space" in line]
-        assert told.startswith("supervisor.jsonl can't be written: ")
+        (report,) = [line for line in on_console(capfd).splitlines() if "No space" in line]
+        assert "[error    ] log_line_not_written file=supervisor.jsonl error=" in report
         filler.unlink()
         structlog.get_logger("t").info("written")
-        written, missed = lines(disk / "supervisor.jsonl")
+        written, lost = lines(disk / "supervisor.jsonl")
         assert written["event"] == "written"
-        assert (missed["event"], missed["lines"]) == ("log_lines_missed", 3)
+        assert (lost["event"], lost["lines"]) == ("log_lines_lost", 3)
         configure_logs(path, "info")  # nothing is open on that disk any more
 
 
-def test_a_folder_that_is_gone_is_an_error_of_the_disk(tmp_path: Path, path: Path) -> None:
+def test_a_missing_folder_raises_and_leaves_the_log_as_it_was(tmp_path: Path, path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         configure_logs(tmp_path / "gone" / "supervisor.jsonl", "info")
     structlog.get_logger("t").info("still here")
