@@ -1,4 +1,4 @@
-"""The audit trail over HTTP, and what is written of callers who were turned away."""
+"""The audit routes, and the audit entries of denied requests."""
 
 from __future__ import annotations
 

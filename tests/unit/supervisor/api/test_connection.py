@@ -1,4 +1,4 @@
-"""Limits on size, time and number, measured by clients that do not keep to the rules."""
+"""Limits on size, time and number of requests, tested by misbehaving clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Swagger UI comes from this machine, whole, and brings nothing foreign along."""
+"""Swagger UI is served by the daemon alone, under a strict content security policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stream of events: what it says, who gets it, and how it ends."""
+"""The event stream: its format, its end, and its limits."""
 
 from __future__ import annotations
 

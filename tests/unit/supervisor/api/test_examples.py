@@ -1,4 +1,4 @@
-"""The examples of the document tell what the code would tell."""
+"""The documented examples are consistent with the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`GET /health` over the wire: status codes, and the same number in the status."""
+"""`GET /health`: status codes, checks, and the same score in the status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `Idempotency-Key`: what is taken for one, and for which request it stands."""
+"""The `Idempotency-Key`: its syntax, and the fingerprint of the request."""
 
 from __future__ import annotations
 

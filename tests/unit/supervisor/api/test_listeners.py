@@ -1,4 +1,4 @@
-"""Where the API listens: taken, stale, too long, in the way, with TLS, and gone at the end."""
+"""The API's sockets: binding, stale and taken ones, TLS, and closing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.unit.supervisor.api.harness import BEARER, Server, eventually, free_p
 
 
 def descriptors() -> set[str]:
-    """Return what is open; the descriptor that lists them has gone when it is looked at."""
+    """Return the open descriptors, without the one that lists them."""
     found = list(Path("/proc/self/fd").iterdir())
     return {f"{each.name}: {each.readlink()}" for each in found if each.is_symlink()}
 

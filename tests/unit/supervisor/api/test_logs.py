@@ -1,4 +1,4 @@
-"""`GET /deploy/logs/{source}` by a real server, on files that grow, are renamed and are cut."""
+"""`GET /deploy/logs/{source}` on files that grow and are rotated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GET /metrics, and how the API counts its own answers."""
+"""`GET /metrics`, and the metrics of the API's own answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The document says what the server does, and is what it says it is."""
+"""The OpenAPI document is valid and matches the server's answers."""
 
 from __future__ import annotations
 

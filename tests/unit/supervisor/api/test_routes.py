@@ -1,4 +1,4 @@
-"""What each request answers."""
+"""The answers of each route, and the log of requests."""
 
 from __future__ import annotations
 

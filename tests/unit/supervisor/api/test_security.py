@@ -1,4 +1,4 @@
-"""Attacks on the way in: everything here must stay outside, or in its place."""
+"""Who may do what: attacks over TCP and the Unix socket."""
 
 from __future__ import annotations
 

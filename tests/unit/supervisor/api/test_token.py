@@ -1,4 +1,4 @@
-"""The token's file: made once and whole, or refused in words."""
+"""The token's file: created once, or refused with a reason."""
 
 from __future__ import annotations
 

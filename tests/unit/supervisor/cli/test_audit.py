@@ -1,3 +1,5 @@
+"""`atlasctl audit`."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,4 @@
-"""`atlasctl canary …`: what is asked of the daemon, and what an operator's word has done."""
+"""`atlasctl canary …`: its requests, and the effect that it shows."""
 
 from __future__ import annotations
 

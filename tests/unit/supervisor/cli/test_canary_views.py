@@ -1,4 +1,4 @@
-"""How features' canaries are shown: the numbers, the warnings, and what an older daemon lacks."""
+"""`atlasctl canary status` and `report`: numbers, warnings, and older daemons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exit 3: no daemon answers, or another server does."""
+"""Failures of the connection: exit 3 without a daemon."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""`atlasctl deploy`."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,4 @@
-"""Which daemon is asked: the env file's, its folder's, or the URL's."""
+"""How the daemon is found: by env file, current folder, checkout or URL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Watching by events: what is asked when, and what happens to a stream that does not last."""
+"""Following a deploy by events, over broken and restarted streams."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""`atlasctl health`."""
+
 from __future__ import annotations
 
 import io

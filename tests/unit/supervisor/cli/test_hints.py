@@ -1,3 +1,5 @@
+"""Explanations of exit statuses and signals."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""`atlasctl history` and `show`."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,4 @@
-"""`atlasctl show` on deploys that came out in each way, as a real daemon records them."""
+"""`atlasctl show` on recorded deploys with each result."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def transitions_of(*transitions: tuple[float, str | None, str, str]) -> list[dic
 
 
 async def shown(daemon: Played, atlasctl: Call, deploy: dict[str, Any], **fields: Any) -> str:
-    """Return what `show` prints of this deploy."""
+    """Return the output of `show` for this deploy."""
     daemon.play("GET", "/deploy/d-42", deploy)
     daemon.play("GET", "/deploy/status", status(**fields))
     result = await atlasctl("show", "d-42")

@@ -1,4 +1,4 @@
-"""`show --follow`: the story so far, then what is new, up to the end."""
+"""`atlasctl show --follow`: the timeline so far, then new transitions up to the end."""
 
 from __future__ import annotations
 

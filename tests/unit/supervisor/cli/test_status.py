@@ -1,3 +1,5 @@
+"""`atlasctl status`."""
+
 from __future__ import annotations
 
 import json

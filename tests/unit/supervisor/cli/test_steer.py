@@ -1,3 +1,5 @@
+"""`atlasctl switch`, `abort`, `rollback` and `mode`."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,4 @@
-"""Escapes, spans and moments: what all the views are made of."""
+"""Formatting of durations, times, rates and counts; escaping."""
 
 from __future__ import annotations
 
