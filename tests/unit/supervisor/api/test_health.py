@@ -37,7 +37,7 @@ async def test_the_status_waits_for_the_first_health_check(tmp_path: Path) -> No
     looks = []
 
     class Waits(MemoryControl):
-        async def looked(self) -> None:
+        async def first_checks(self) -> None:
             looks.append(True)
 
     async with running(tmp_path, Waits()) as server:
