@@ -157,7 +157,7 @@ def _rows(feature: Record) -> Iterator[tuple[str, Text]]:
 
 
 def _waits(feature: Record, judgement: Record) -> str:
-    """Return what it waits for, and about how many more calls if no sentence has that yet."""
+    """Return the condition waited for, and about how many calls it still needs if not named yet."""
     waits, needs = feature.get("waits_for"), judgement.get("needs")
     sentences = f"{judgement.get('reason')} {waits}"
     parts = [str(waits)] if waits else []

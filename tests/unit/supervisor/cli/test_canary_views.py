@@ -1,4 +1,4 @@
-"""How features' canaries are shown: the numbers, the warnings, and what an older daemon lacks."""
+"""`atlasctl canary status` and `report`: numbers, warnings, and older daemons."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def reported(
     return outcome.out.splitlines()
 
 
-async def test_a_feature_tells_share_step_evidence_and_what_it_waits_for(
+async def test_a_feature_shows_share_step_evidence_and_what_it_waits_for(
     daemon: Played, atlasctl: Call
 ) -> None:
     lines = await shown(daemon, atlasctl, VIEW)
@@ -79,7 +79,7 @@ async def test_a_feature_tells_share_step_evidence_and_what_it_waits_for(
 
 
 @pytest.mark.parametrize("number", ["1234", "1,234"])
-async def test_how_many_more_calls_it_takes_is_not_said_twice(
+async def test_the_number_of_missing_calls_is_shown_once(
     daemon: Played, atlasctl: Call, number: str
 ) -> None:
     judgement = {**FEATURE["judgement"], "needs": 1234, "reason": f"about {number} more are needed"}
@@ -87,9 +87,7 @@ async def test_how_many_more_calls_it_takes_is_not_said_twice(
     assert not [line for line in await shown(daemon, atlasctl, view) if "waits for" in line]
 
 
-async def test_a_feature_that_was_rolled_back_tells_its_reason_once(
-    daemon: Played, atlasctl: Call
-) -> None:
+async def test_a_rolled_back_feature_shows_its_reason_once(daemon: Played, atlasctl: Call) -> None:
     judgement = {"verdict": "fail", "reason": "vision: it fails more", "needs": None}
     fields = {
         "pending_calls": 0,
@@ -105,7 +103,7 @@ async def test_a_feature_that_was_rolled_back_tells_its_reason_once(
     assert [line for line in lines if "it fails more" in line] == ["  evidence  it fails more"]
 
 
-async def test_a_latched_fallback_stands_on_top_with_both_arms_and_the_way_out(
+async def test_a_latched_fallback_is_shown_first_with_both_arms_and_the_reset(
     daemon: Played, atlasctl: Call
 ) -> None:
     lines = await shown(daemon, atlasctl, latched())
@@ -127,9 +125,7 @@ async def test_a_latched_fallback_is_red_on_a_terminal(daemon: Played, env_file:
     assert "\x1b[1;31mcanaries are off" in written
 
 
-async def test_a_fallback_whose_numbers_are_lost_is_shown_all_the_same(
-    daemon: Played, atlasctl: Call
-) -> None:
+async def test_a_fallback_without_numbers_is_shown(daemon: Played, atlasctl: Call) -> None:
     lines = await shown(daemon, atlasctl, latched() | {"fallback": None})
     assert lines[0] == "✗ canaries are off: turned off by the fallback"
     assert "`atlasctl canary reset`" in lines[1]
@@ -145,7 +141,7 @@ async def test_the_settings_that_keep_canaries_off_are_named(
     ]
 
 
-async def test_what_makes_the_numbers_doubtful_is_shown(daemon: Played, atlasctl: Call) -> None:
+async def test_reasons_to_doubt_the_numbers_are_shown(daemon: Played, atlasctl: Call) -> None:
     view = {**VIEW, "dropped_events": 1234, "late_calls": 3, "overflown_calls": 2}
     warned = {**FEATURE, "warnings": ["the arms do not get their shares"]}
     lines = await shown(daemon, atlasctl, {**view, "features": [warned]})
@@ -157,7 +153,7 @@ async def test_what_makes_the_numbers_doubtful_is_shown(daemon: Played, atlasctl
     assert lines[-1] == "  ! the arms do not get their shares"
 
 
-async def test_what_a_verdict_says_already_is_no_warning_besides(
+async def test_a_warning_that_repeats_the_verdict_is_not_shown(
     daemon: Played, atlasctl: Call
 ) -> None:
     why = "sample ratio mismatch"
@@ -270,7 +266,7 @@ def with_nonsense(value: Any, nonsense: Any, depth: int) -> Any:
 
 
 @pytest.mark.parametrize("verb", ["status", "report"])
-def test_whatever_an_older_or_newer_daemon_lacks_or_changes_the_rest_is_shown(verb: str) -> None:
+def test_fields_that_another_version_lacks_or_changes_do_not_hide_the_rest(verb: str) -> None:
     from atlas_supervisor.cli.canary_report import report_view
     from atlas_supervisor.cli.canary_status import canaries
     from atlas_supervisor.cli.terminal import Screen
@@ -292,16 +288,14 @@ def test_whatever_an_older_or_newer_daemon_lacks_or_changes_the_rest_is_shown(ve
 
 
 @pytest.mark.parametrize("place", ["status", "report"])
-async def test_what_could_steer_a_terminal_is_escaped(
-    daemon: Played, atlasctl: Call, place: str
-) -> None:
+async def test_control_characters_are_escaped(daemon: Played, atlasctl: Call, place: str) -> None:
     evil = "\x1b]0;owned\x07[red]"
     feature = {**FEATURE, "feature": evil, "stage": evil, "reason": evil, "warnings": [evil + "!"]}
     judgement = {**FEATURE["judgement"], "reason": evil + evil, "verdict": evil}
     strata = [{**STRATUM, "cause": evil}] * 2
-    told = {"feature": evil, "verdict": evil, "reason": evil, "warnings": [evil + "!"]}
+    odd = {"feature": evil, "verdict": evil, "reason": evil, "warnings": [evil + "!"]}
     view = latched(reason=evil) | {"features": [{**feature, "judgement": judgement}]}
-    answer = report({**OF_VISION, **told, "strata": strata})
+    answer = report({**OF_VISION, **odd, "strata": strata})
     daemon.play("GET", "/deploy/canary", view)
     daemon.play("GET", "/deploy/canary/report", answer)
     outcome = await atlasctl("canary", place)
@@ -310,9 +304,7 @@ async def test_what_could_steer_a_terminal_is_escaped(
     assert outcome.out.count(r"\x1b]0;owned\x07[red]") == {"status": 8, "report": 6}[place]
 
 
-async def test_on_eighty_columns_the_table_of_the_arms_is_whole_with_a_hundred_million_calls(
-    daemon: Played, env_file: Path
-) -> None:
+async def test_the_table_of_both_arms_fits_eighty_columns(daemon: Played, env_file: Path) -> None:
     busy = {**OF_VISION["stable"], "calls": 100_123_456, "error_rate": 0.000041}
     busy["error_rate_interval"] = {"estimate": 0.000041, "low": 0.000039, "high": 0.000043}
     daemon.play("GET", "/deploy/canary/report", report({**OF_VISION, "stable": busy}))

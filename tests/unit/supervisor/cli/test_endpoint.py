@@ -1,4 +1,4 @@
-"""Which daemon is asked: the env file's, its folder's, or the URL's."""
+"""How the daemon is found: by env file, current folder, checkout or URL."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def elsewhere(tmp_path: Path) -> Path:
     return path
 
 
-async def test_the_env_file_may_be_named_after_the_verb_as_well(
+async def test_the_env_file_can_be_named_after_the_verb(
     daemon: Played, call: Call, env_file: Path
 ) -> None:
     assert (await call("status", "--env-file", env_file)).code == 0
 
 
-async def test_the_later_word_wins(
+async def test_the_later_option_wins(
     daemon: Played, call: Call, env_file: Path, elsewhere: Path
 ) -> None:
     assert (await call("--env-file", elsewhere, "status", "--env-file", env_file)).code == 0
@@ -168,7 +168,7 @@ async def test_the_unix_socket_is_never_sent_a_token(
 @pytest.mark.parametrize(
     "content", [b"", b" \n", b"two words", b"two\nlines", b"\xc3\xbcber", b"\xff\xfe"]
 )
-async def test_a_token_file_that_holds_no_token_is_wrong_usage(
+async def test_a_token_file_without_a_token_is_wrong_usage(
     call: Call, tmp_path: Path, content: bytes
 ) -> None:
     token = tmp_path / "control.token"
@@ -190,7 +190,7 @@ async def test_a_token_file_that_holds_no_token_is_wrong_usage(
         "http://h?a",
     ],
 )
-async def test_a_url_that_can_not_be_one_is_wrong_usage(call: Call, url: str) -> None:
+async def test_an_invalid_url_is_wrong_usage(call: Call, url: str) -> None:
     outcome = await call("status", "--url", url)
     assert outcome.code == 2
 
@@ -208,7 +208,7 @@ async def test_a_url_that_can_not_be_one_is_wrong_usage(call: Call, url: str) ->
         ["--bad"],
     ],
 )
-async def test_wrong_usage_is_exit_2_with_nothing_on_standard_output(
+async def test_wrong_usage_is_exit_2_without_standard_output(
     call: Call, env_file: Path, arguments: list[str]
 ) -> None:
     outcome = await call(*(argument.format(env=env_file) for argument in arguments))
@@ -217,7 +217,7 @@ async def test_wrong_usage_is_exit_2_with_nothing_on_standard_output(
     assert outcome.err
 
 
-async def test_a_named_env_file_that_is_not_there_is_never_replaced_by_another(
+async def test_a_missing_named_env_file_is_never_replaced_by_another(
     daemon: Played, call: Call, env_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(env_file.parent)
@@ -227,7 +227,7 @@ async def test_a_named_env_file_that_is_not_there_is_never_replaced_by_another(
     assert daemon.asked == []
 
 
-async def test_an_env_file_that_is_no_text_is_wrong_usage(call: Call, tmp_path: Path) -> None:
+async def test_an_env_file_that_is_not_text_is_wrong_usage(call: Call, tmp_path: Path) -> None:
     env_file = tmp_path / "atlas.env"
     env_file.write_bytes(b"STATE_DIR=\xff\xfe\n")
     assert (await call("status", "--env-file", env_file)).code == 2

@@ -1,3 +1,5 @@
+"""Explanations of exit statuses and signals."""
+
 from __future__ import annotations
 
 import pytest
@@ -36,5 +38,5 @@ def test_a_known_ending_is_explained(message: str, words: str) -> None:
         None,
     ],
 )
-def test_what_may_mean_anything_is_not_explained(message: str | None) -> None:
+def test_an_ambiguous_ending_is_not_explained(message: str | None) -> None:
     assert hint(message) is None

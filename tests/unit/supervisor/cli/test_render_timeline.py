@@ -1,4 +1,4 @@
-"""`atlasctl show` on deploys that came out in each way, as a real daemon records them."""
+"""`atlasctl show` on recorded deploys with each result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BEGUN = (0.0, None, "begun", "deploy requested by uid:0")
 LAUNCHED = (0.3, "launch", "passed", "pid 77 was ready")
 
 
-def told(*transitions: tuple[float, str | None, str, str]) -> list[dict[str, Any]]:
+def transitions_of(*transitions: tuple[float, str | None, str, str]) -> list[dict[str, Any]]:
     """Return transitions from (seconds since the start, source, event, cause)."""
     return [
         {
@@ -29,7 +29,7 @@ def told(*transitions: tuple[float, str | None, str, str]) -> list[dict[str, Any
             "ts": (STARTED + timedelta(seconds=since)).isoformat(),
             "source": source,
             "event": event,
-            "target": "whatever",
+            "target": "any",
             "cause": cause,
             "duration_ms": None if source is None else 20.0,
         }
@@ -38,7 +38,7 @@ def told(*transitions: tuple[float, str | None, str, str]) -> list[dict[str, Any
 
 
 async def shown(daemon: Played, atlasctl: Call, deploy: dict[str, Any], **fields: Any) -> str:
-    """Return what `show` prints of this deploy."""
+    """Return the output of `show` for this deploy."""
     daemon.play("GET", "/deploy/d-42", deploy)
     daemon.play("GET", "/deploy/status", status(**fields))
     result = await atlasctl("show", "d-42")
@@ -51,7 +51,7 @@ def failed_launch(message: str, *output: str) -> dict[str, Any]:
         step("launch", ok=False, message=message, output=list(output)),
         result="failed",
         reason=f"launch: {message}",
-        transitions=told(
+        transitions=transitions_of(
             BEGUN,
             (0.004, "preflight", "passed", "version 2.0.0 can be launched"),
             (0.3, "launch", "failed", message),
@@ -60,7 +60,7 @@ def failed_launch(message: str, *output: str) -> dict[str, Any]:
     )
 
 
-async def test_the_story_has_each_transition_with_its_time_its_cause_and_how_long_it_took(
+async def test_the_timeline_has_each_transition_with_time_cause_and_duration(
     daemon: Played, atlasctl: Call
 ) -> None:
     deploy = record(
@@ -69,7 +69,7 @@ async def test_the_story_has_each_transition_with_its_time_its_cause_and_how_lon
         step("guard", ok=False, message="rollback requested by uid:0"),
         step("drain", message="green finished by itself"),
         result="rolled_back",
-        transitions=told(
+        transitions=transitions_of(
             BEGUN,
             LAUNCHED,
             (75, "awaiting_switch", "switch_requested", "switch requested by uid:0"),
@@ -93,7 +93,7 @@ async def test_the_story_has_each_transition_with_its_time_its_cause_and_how_lon
     ]
 
 
-async def test_a_failed_smoke_test_tells_what_was_wrong_expected_and_got(
+async def test_a_failed_smoke_test_shows_problems_expected_and_actual_values(
     daemon: Played, atlasctl: Call
 ) -> None:
     check = {
@@ -112,7 +112,7 @@ async def test_a_failed_smoke_test_tells_what_was_wrong_expected_and_got(
         step("smoke", ok=False, message=message, checks=[check], output=["request /notes"]),
         result="failed",
         reason=f"smoke: {message}",
-        transitions=told(BEGUN, (2, "smoke", "failed", message)),
+        transitions=transitions_of(BEGUN, (2, "smoke", "failed", message)),
     )
     out = await shown(daemon, atlasctl, deploy, fallback_suggestions=[SINGLE])
     assert (
@@ -133,7 +133,7 @@ async def test_a_failed_smoke_test_tells_what_was_wrong_expected_and_got(
     assert out.endswith("! Deploys are disabled.\n  fix, then mode\n")
 
 
-async def test_a_failed_command_tells_its_ending_and_its_last_lines(
+async def test_a_failed_command_shows_its_exit_and_its_last_lines(
     daemon: Played, atlasctl: Call
 ) -> None:
     check = {
@@ -162,9 +162,7 @@ async def test_a_failed_command_tells_its_ending_and_its_last_lines(
 
 
 @pytest.mark.parametrize("verb", ["show", "deploy"])
-async def test_a_failed_probe_tells_what_the_answer_said(
-    daemon: Played, atlasctl: Call, verb: str
-) -> None:
+async def test_a_failed_probe_shows_the_answer(daemon: Played, atlasctl: Call, verb: str) -> None:
     message = "port 1, /health: answered 503, expected 2xx"
     probe = {"verdict": "fail", "duration_ms": 2, "message": message, "excerpt": "disk\n is full"}
     deploy = record(step("health", ok=False, message=message, probes=[probe]), result="failed")
@@ -187,7 +185,7 @@ async def test_a_guard_that_reverts_shows_the_probe_that_failed_last(
     assert "    | Oh.\n" in out
 
 
-async def test_a_worker_that_ended_at_its_start_shows_its_last_lines(
+async def test_a_worker_that_exited_at_its_start_shows_its_last_lines(
     daemon: Played, atlasctl: Call
 ) -> None:
     deploy = failed_launch("it exited with status 1 before it was ready", "Traceback:", "KeyError")
@@ -196,9 +194,7 @@ async def test_a_worker_that_ended_at_its_start_shows_its_last_lines(
     assert "✓ +350 ms staging stopped" in out
 
 
-async def test_a_worker_that_was_killed_and_printed_nothing_says_what_that_often_means(
-    daemon: Played, atlasctl: Call
-) -> None:
+async def test_a_killed_worker_without_output_is_explained(daemon: Played, atlasctl: Call) -> None:
     out = await shown(
         daemon, atlasctl, failed_launch("it was ended by SIGKILL before it was ready")
     )
@@ -206,23 +202,21 @@ async def test_a_worker_that_was_killed_and_printed_nothing_says_what_that_often
     assert "    the worker printed nothing\n" in out
 
 
-async def test_a_death_outside_of_a_step_is_explained_as_well(
-    daemon: Played, atlasctl: Call
-) -> None:
+async def test_an_exit_outside_of_a_step_is_explained(daemon: Played, atlasctl: Call) -> None:
     cause = "the active instance went down: it was ended by SIGSEGV"
-    deploy = record(result="rolled_back", transitions=told((90, "warm", "active_died", cause)))
+    deploy = record(
+        result="rolled_back", transitions=transitions_of((90, "warm", "active_died", cause))
+    )
     out = await shown(daemon, atlasctl, deploy)
     assert f"new version died 20 ms  {cause}\n    SIGSEGV: a crash in native code" in out
 
 
-async def test_a_deploy_that_waits_and_one_whose_switch_failed_say_how_to_go_on(
-    daemon: Played, atlasctl: Call
-) -> None:
+async def test_waiting_and_failed_switches_show_what_to_do(daemon: Played, atlasctl: Call) -> None:
     waits: dict[str, Any] = {"result": "awaiting_switch", "phase": "awaiting_switch"}
     out = await shown(daemon, atlasctl, record(step("health"), **waits))
     assert "Switch to it with `atlasctl switch`, or abort with `atlasctl abort`." in out
     message = "the state file could not be written: disk full"
-    transitions = told(
+    transitions = transitions_of(
         (60, "awaiting_switch", "switch_requested", "switch requested by uid:0"),
         (60.1, "switch", "failed", message),
     )
@@ -232,20 +226,20 @@ async def test_a_deploy_that_waits_and_one_whose_switch_failed_say_how_to_go_on(
     assert "retry with `atlasctl switch`" in out
 
 
-async def test_an_abort_says_where_it_came_and_by_whom(daemon: Played, atlasctl: Call) -> None:
+async def test_an_abort_shows_its_phase_and_its_caller(daemon: Played, atlasctl: Call) -> None:
     cause = "abort requested by uid:0"
     deploy = record(
         step("smoke", ok=False, message=cause),
         result="aborted",
         reason=f"smoke: {cause}",
-        transitions=told(BEGUN, (1.2, "smoke", "abort_requested", cause)),
+        transitions=transitions_of(BEGUN, (1.2, "smoke", "abort_requested", cause)),
     )
     out = await shown(daemon, atlasctl, deploy)
     assert f"· +1.2 s abort requested 20 ms  {cause}\n" in out
     assert f"✗ aborted\n  smoke: {cause}\n" in out
 
 
-async def test_advice_is_left_out_of_an_old_deploy_that_did_well(
+async def test_suggestions_are_not_shown_with_an_old_successful_deploy(
     daemon: Played, atlasctl: Call
 ) -> None:
     fields: dict[str, Any] = {"fallback_suggestions": [SINGLE]}
@@ -259,9 +253,7 @@ async def test_advice_is_left_out_of_an_old_deploy_that_did_well(
     assert SINGLE["message"] in newest
 
 
-async def test_a_deploy_is_shown_even_if_the_status_can_not_be_had(
-    daemon: Played, atlasctl: Call
-) -> None:
+async def test_a_deploy_is_shown_even_without_the_status(daemon: Played, atlasctl: Call) -> None:
     daemon.play("GET", "/deploy/d-42", record(result="failed", reason="it died"))
     daemon.play("GET", "/deploy/status", problem("internal_error", "a bug"), status=500)
     result = await atlasctl("show", "d-42")
@@ -269,7 +261,7 @@ async def test_a_deploy_is_shown_even_if_the_status_can_not_be_had(
     assert result.out.endswith("✗ failed\n  it died\n")
 
 
-async def test_output_without_end_is_bounded_and_what_is_odd_breaks_nothing(
+async def test_long_output_is_bounded_and_malformed_fields_are_harmless(
     daemon: Played, atlasctl: Call
 ) -> None:
     lines = [f"line {number} " + "x" * 5000 for number in range(5000)]
@@ -283,12 +275,12 @@ async def test_output_without_end_is_bounded_and_what_is_odd_breaks_nothing(
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_on_a_narrow_terminal_nothing_is_cut_or_longer_than_a_line(width: int) -> None:
+def test_a_narrow_terminal_gets_wrapped_and_not_cut_lines(width: int) -> None:
     message = "the new version failed 3 probes in a row: " + "port 8792 answered 503; " * 5
     deploy = record(
         step("guard", ok=False, message=message, output=["x" * 200]),
         result="rolled_back",
-        transitions=told(BEGUN, (3600 * 26, "guard", "failed", message)),
+        transitions=transitions_of(BEGUN, (3600 * 26, "guard", "failed", message)),
     )
     screen = Screen(io.StringIO())
     screen.console = Console(file=io.StringIO(), width=width, markup=False, highlight=False)
