@@ -28,7 +28,7 @@ H11, HTTPTOOLS = KINDS.values()
 
 
 @both_kinds
-async def test_it_serves_both_sockets_and_says_so_with_the_kits_mark(
+async def test_both_sockets_are_served_and_the_kit_is_reported(
     tmp_path: Path, kind: list[str]
 ) -> None:
     async with running(tmp_path, [*PLAIN, *kind]) as (worker, told):
@@ -58,7 +58,7 @@ async def test_it_serves_both_sockets_and_says_so_with_the_kits_mark(
 
 
 @both_kinds
-async def test_a_retired_one_lets_its_clients_go_and_takes_them_back_when_active_again(
+async def test_a_retired_instance_sheds_connections_until_it_is_active_again(
     tmp_path: Path, kind: list[str]
 ) -> None:
     async with (
@@ -98,7 +98,7 @@ async def test_a_retired_one_lets_its_clients_go_and_takes_them_back_when_active
 
 
 @both_kinds
-async def test_what_is_under_way_at_sigterm_is_answered_with_all_that_is_pipelined_behind_it(
+async def test_current_and_pipelined_requests_are_answered_after_sigterm(
     tmp_path: Path, kind: list[str]
 ) -> None:
     async with (
@@ -122,7 +122,7 @@ async def test_what_is_under_way_at_sigterm_is_answered_with_all_that_is_pipelin
 
 
 @both_kinds
-async def test_a_head_that_is_half_there_is_waited_for(tmp_path: Path, kind: list[str]) -> None:
+async def test_a_partial_request_head_is_waited_for(tmp_path: Path, kind: list[str]) -> None:
     async with (
         running(tmp_path, [*PLAIN, *kind], environ={"ATLAS_IDLE_GRACE_SECONDS": "0.05"}) as (
             worker,
@@ -141,7 +141,7 @@ async def test_a_head_that_is_half_there_is_waited_for(tmp_path: Path, kind: lis
         assert await worker.exit_code() == 0
 
 
-async def test_work_after_the_answer_is_waited_for(tmp_path: Path) -> None:
+async def test_background_work_after_the_response_is_waited_for(tmp_path: Path) -> None:
     async with (
         running(tmp_path, [*PLAIN, *HTTPTOOLS]) as (worker, told),
         Client.to(worker.port) as client,
@@ -160,7 +160,7 @@ async def test_work_after_the_answer_is_waited_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "replaced", "code"), [(H11, True, 1012), (HTTPTOOLS, False, 1001)]
 )
-async def test_a_websocket_is_told_why_it_must_go(
+async def test_a_websocket_is_closed_with_the_code_of_the_reason(
     tmp_path: Path, kind: list[str], replaced: bool, code: int
 ) -> None:
     async with (
@@ -199,7 +199,7 @@ async def test_server_sent_events_end_after_an_event_and_never_within_one(tmp_pa
         assert await worker.exit_code() == 0
 
 
-async def test_a_second_sigterm_hurries_streams_and_cuts_no_request(tmp_path: Path) -> None:
+async def test_a_second_sigterm_closes_all_streams_and_cuts_no_request(tmp_path: Path) -> None:
     async with (
         running(tmp_path, [*PLAIN, *HTTPTOOLS]) as (worker, told),
         Client.to(worker.port) as slow,
@@ -229,7 +229,7 @@ async def test_a_second_sigterm_hurries_streams_and_cuts_no_request(tmp_path: Pa
 
 
 @both_kinds
-async def test_the_hard_deadline_ends_it_and_what_is_cut_is_reported(
+async def test_exchanges_cut_at_the_hard_deadline_are_reported(
     tmp_path: Path, kind: list[str]
 ) -> None:
     """A handler that does not end, and two clients that read nothing, their buffers full."""
@@ -264,7 +264,7 @@ async def test_the_hard_deadline_ends_it_and_what_is_cut_is_reported(
         assert (tmp_path / "lifespan-ended").exists()
 
 
-async def test_events_that_answer_a_post_are_no_stream_to_be_ended(tmp_path: Path) -> None:
+async def test_events_in_response_to_a_post_are_not_closed(tmp_path: Path) -> None:
     async with (
         running(tmp_path, [*PLAIN, *HTTPTOOLS], environ={"ATLAS_IDLE_GRACE_SECONDS": "1"}) as (
             worker,

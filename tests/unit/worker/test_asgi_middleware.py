@@ -20,7 +20,9 @@ KINDS = {
 H11, HTTPTOOLS = KINDS.values()
 
 
-async def test_it_says_ready_answers_probes_and_announces_when_retired(tmp_path: Path) -> None:
+async def test_the_middleware_reports_ready_answers_probes_and_sheds_when_retired(
+    tmp_path: Path,
+) -> None:
     async with running(tmp_path, [*UVICORN, *HTTPTOOLS, "asgi_apps:wrapped"]) as (worker, told):
         assert told.lines == ["READY=1", "X_ATLAS_KIT=1"]
         async with Client.to(worker.port) as client:
@@ -39,7 +41,7 @@ async def _sheds(port: int) -> bool:
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-async def test_it_holds_the_servers_stop_back_until_its_clients_have_been_told(
+async def test_the_servers_stop_is_delayed_until_clients_know(
     tmp_path: Path, kind: list[str]
 ) -> None:
     """uvicorn alone closes idle connections at once, and announces nothing."""
@@ -70,7 +72,7 @@ async def test_it_holds_the_servers_stop_back_until_its_clients_have_been_told(
 @pytest.mark.parametrize(
     ("kind", "replaced", "code"), [(HTTPTOOLS, True, 1012), (H11, False, 1001)]
 )
-async def test_a_websocket_is_told_why_it_must_go(
+async def test_a_websocket_is_closed_with_the_code_of_the_reason(
     tmp_path: Path, kind: list[str], replaced: bool, code: int
 ) -> None:
     environ = {"ATLAS_IDLE_GRACE_SECONDS": "0.1"}
@@ -106,7 +108,7 @@ async def test_server_sent_events_end_after_an_event(tmp_path: Path) -> None:
         assert await client.reader.readexactly(14) == b"4\r\nlf\n\n\r\n0\r\n\r\n"
 
 
-async def test_a_second_sigterm_hurries_streams_and_cuts_no_request(tmp_path: Path) -> None:
+async def test_a_second_sigterm_closes_all_streams_and_cuts_no_request(tmp_path: Path) -> None:
     environ = {"ATLAS_IDLE_GRACE_SECONDS": "2", "ATLAS_DRAIN_TIMEOUT_SECONDS": "40"}
     async with (
         running(tmp_path, [*UVICORN, *H11, "asgi_apps:wrapped"], environ=environ) as (
@@ -132,7 +134,7 @@ async def test_a_second_sigterm_hurries_streams_and_cuts_no_request(tmp_path: Pa
         assert (await slow.answer()).body == b"slowly"
 
 
-async def test_an_application_without_a_lifespan_drains_too(tmp_path: Path) -> None:
+async def test_an_application_without_a_lifespan_drains(tmp_path: Path) -> None:
     arguments = [*UVICORN, *HTTPTOOLS, "asgi_apps:wrapped_without_lifespan"]
     environ = {"ATLAS_IDLE_GRACE_SECONDS": "2"}
     async with (
