@@ -90,7 +90,7 @@ async def _events_flood(send: Send) -> None:
     await _flood("events-flood", lambda: send({**piece, "more_body": True}))
 
 
-async def _told(send: Send) -> None:
+async def _answer_in_events(send: Send) -> None:
     """An answer in events, as language models tell it: the second one at the gate."""
     headers = [(b"content-type", b"text/event-stream")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -124,7 +124,7 @@ async def _go(send: Send) -> None:
 _PATHS: dict[str, Callable[[Send], Awaitable[None]]] = {
     "/events": _events,
     "/events-flood": _events_flood,
-    "/told": _told,
+    "/answer": _answer_in_events,
     "/slow": _slow,
     "/afterwards": _afterwards,
     "/stuck": _stuck,

@@ -31,7 +31,7 @@ KINDS = {
 }
 
 
-class Told:
+class Reports:
     """What an instance has said to the supervisor."""
 
     def __init__(self, notify: socket.socket) -> None:
@@ -53,7 +53,7 @@ async def running(
     *,
     environ: dict[str, str] | None = None,
     ready: str = "READY=1",
-) -> AsyncIterator[tuple[Worker, Told]]:
+) -> AsyncIterator[tuple[Worker, Reports]]:
     """Start a server by socket activation, active; it is ready, and gone afterwards."""
     address = f"@atlas-test-{os.getpid()}-{time.monotonic_ns()}"
     with (
@@ -81,10 +81,10 @@ async def running(
             },
         )
         try:
-            told = Told(notify)
-            await until(lambda: told.has(ready) or process.returncode is not None)
+            reports = Reports(notify)
+            await until(lambda: reports.has(ready) or process.returncode is not None)
             assert process.returncode is None, "it ended instead of being ready"
-            yield Worker(process, public, private, tmp_path / "state"), told
+            yield Worker(process, public, private, tmp_path / "state"), reports
         finally:
             await end(process)
 

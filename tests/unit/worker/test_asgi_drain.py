@@ -31,8 +31,8 @@ H11, HTTPTOOLS = KINDS.values()
 async def test_both_sockets_are_served_and_the_kit_is_reported(
     tmp_path: Path, kind: list[str]
 ) -> None:
-    async with running(tmp_path, [*PLAIN, *kind]) as (worker, told):
-        assert told.lines == ["READY=1", "X_ATLAS_KIT=1"]
+    async with running(tmp_path, [*PLAIN, *kind]) as (worker, reports):
+        assert reports.lines == ["READY=1", "X_ATLAS_KIT=1"]
         for sock in (worker.public, worker.private):
             assert backlog_of(sock) == LONGEST_BACKLOG
             async with Client.to(port_of(sock)) as client:
@@ -53,8 +53,8 @@ async def test_both_sockets_are_served_and_the_kit_is_reported(
             writer.close()
         assert await worker.exit_code() == 0
         assert (tmp_path / "lifespan-ended").exists()
-        assert told.has("X_ATLAS_ACCEPTING=0")
-        assert not told.has("X_ATLAS_CUT")
+        assert reports.has("X_ATLAS_ACCEPTING=0")
+        assert not reports.has("X_ATLAS_CUT")
 
 
 @both_kinds
@@ -102,7 +102,7 @@ async def test_current_and_pipelined_requests_are_answered_after_sigterm(
     tmp_path: Path, kind: list[str]
 ) -> None:
     async with (
-        running(tmp_path, [*PLAIN, *kind]) as (worker, told),
+        running(tmp_path, [*PLAIN, *kind]) as (worker, reports),
         Client.to(worker.port) as slow,
         Client.to(worker.port) as other,
     ):
@@ -112,7 +112,7 @@ async def test_current_and_pipelined_requests_are_answered_after_sigterm(
         slow.send("/two")
         await appears(tmp_path / "slow-began")
         worker.terminate()
-        await until(lambda: told.has("STOPPING=1"))
+        await until(lambda: reports.has("STOPPING=1"))
         assert (await other.get("/go")).closes
         answers = [await slow.answer() for _ in range(3)]
         assert [answer.body for answer in answers] == [b"slowly", b"plain", b"plain"]
@@ -143,13 +143,13 @@ async def test_a_partial_request_head_is_waited_for(tmp_path: Path, kind: list[s
 
 async def test_background_work_after_the_response_is_waited_for(tmp_path: Path) -> None:
     async with (
-        running(tmp_path, [*PLAIN, *HTTPTOOLS]) as (worker, told),
+        running(tmp_path, [*PLAIN, *HTTPTOOLS]) as (worker, reports),
         Client.to(worker.port) as client,
         Client.to(worker.port) as other,
     ):
         await other.get()
         worker.terminate()
-        await until(lambda: told.has("STOPPING=1"))
+        await until(lambda: reports.has("STOPPING=1"))
         assert (await client.get("/afterwards")).closes
         assert await client.is_closed()
         assert (await other.get("/go")).closes
@@ -164,7 +164,7 @@ async def test_a_websocket_is_closed_with_the_code_of_the_reason(
     tmp_path: Path, kind: list[str], replaced: bool, code: int
 ) -> None:
     async with (
-        running(tmp_path, [*PLAIN, *kind]) as (worker, told),
+        running(tmp_path, [*PLAIN, *kind]) as (worker, reports),
         Client.to(worker.port) as client,
     ):
         await opened_websocket(client)
@@ -176,12 +176,12 @@ async def test_a_websocket_is_closed_with_the_code_of_the_reason(
         assert await appears(tmp_path / "websocket-code") == str(code)
         worker.terminate()
         assert await worker.exit_code() == 0
-        assert not told.has("X_ATLAS_CUT")
+        assert not reports.has("X_ATLAS_CUT")
 
 
 async def test_server_sent_events_end_after_an_event_and_never_within_one(tmp_path: Path) -> None:
     async with (
-        running(tmp_path, [*PLAIN, *H11]) as (worker, told),
+        running(tmp_path, [*PLAIN, *H11]) as (worker, reports),
         Client.to(worker.port) as client,
         Client.to(worker.port) as other,
     ):
@@ -191,7 +191,7 @@ async def test_server_sent_events_end_after_an_event_and_never_within_one(tmp_pa
         assert b"connection: close" not in head
         worker.terminate()
         await until(
-            lambda: told.has('X_ATLAS_LEFT={"requests": 0, "websockets": 0, "event_streams": 1')
+            lambda: reports.has('X_ATLAS_LEFT={"requests": 0, "websockets": 0, "event_streams": 1')
         )
         assert (await other.get("/go")).closes
         rest = await client.reader.read()
@@ -201,7 +201,7 @@ async def test_server_sent_events_end_after_an_event_and_never_within_one(tmp_pa
 
 async def test_a_second_sigterm_closes_all_streams_and_cuts_no_request(tmp_path: Path) -> None:
     async with (
-        running(tmp_path, [*PLAIN, *HTTPTOOLS]) as (worker, told),
+        running(tmp_path, [*PLAIN, *HTTPTOOLS]) as (worker, reports),
         Client.to(worker.port) as slow,
         Client.to(worker.port) as other,
         Client.to(worker.port) as first,
@@ -217,7 +217,7 @@ async def test_a_second_sigterm_closes_all_streams_and_cuts_no_request(tmp_path:
         await opened_websocket(first)
         await opened_websocket(second)
         worker.terminate()
-        await until(lambda: told.has("STOPPING=1"))
+        await until(lambda: reports.has("STOPPING=1"))
         worker.terminate()
         # By the spread alone the last would be told after ten seconds.
         async with asyncio.timeout(5):
@@ -225,7 +225,7 @@ async def test_a_second_sigterm_closes_all_streams_and_cuts_no_request(tmp_path:
         await other.get("/go")
         assert (await slow.answer()).body == b"slowly"
         assert await worker.exit_code() == 0
-        assert not told.has("X_ATLAS_CUT")
+        assert not reports.has("X_ATLAS_CUT")
 
 
 @both_kinds
@@ -235,7 +235,7 @@ async def test_exchanges_cut_at_the_hard_deadline_are_reported(
     """A handler that does not end, and two clients that read nothing, their buffers full."""
     environ = {"ATLAS_DRAIN_TIMEOUT_SECONDS": "1.5"}
     async with (
-        running(tmp_path, [*PLAIN, *kind], environ=environ) as (worker, told),
+        running(tmp_path, [*PLAIN, *kind], environ=environ) as (worker, reports),
         Client.to(worker.port) as stuck,
         Client.to(worker.port) as websocket,
         Client.to(worker.port) as events,
@@ -249,12 +249,12 @@ async def test_exchanges_cut_at_the_hard_deadline_are_reported(
         await appears(tmp_path / "events-flood-is-stuck")
         await other.get()
         worker.terminate()
-        await until(lambda: told.has("STOPPING=1"))
+        await until(lambda: reports.has("STOPPING=1"))
         assert (await other.get()).closes
         assert (await stuck.answer()).status == 500
         assert await worker.exit_code(seconds=5) == 0
-        assert told.has("X_ATLAS_CUT=")
-        (cut,) = [line for line in told.lines if line.startswith("X_ATLAS_CUT=")]
+        assert reports.has("X_ATLAS_CUT=")
+        (cut,) = [line for line in reports.lines if line.startswith("X_ATLAS_CUT=")]
         assert json.loads(cut.partition("=")[2]) == {
             "requests": 1,
             "websockets": 1,
@@ -268,16 +268,16 @@ async def test_events_in_response_to_a_post_are_not_closed(tmp_path: Path) -> No
     async with (
         running(tmp_path, [*PLAIN, *HTTPTOOLS], environ={"ATLAS_IDLE_GRACE_SECONDS": "1"}) as (
             worker,
-            told,
+            reports,
         ),
         Client.to(worker.port) as client,
         Client.to(worker.port) as other,
     ):
         await other.get()
-        client.writer.write(b"POST /told HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        client.writer.write(b"POST /answer HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
         await client.reader.readuntil(b"1\n\n\r\n")
         worker.terminate()
-        await until(lambda: told.has('X_ATLAS_LEFT={"requests": 1, "websockets": 0'))
+        await until(lambda: reports.has('X_ATLAS_LEFT={"requests": 1, "websockets": 0'))
         await other.get("/go")
         assert await client.reader.readuntil(b"\r\n0\r\n\r\n") == b"9\r\ndata: 2\n\n\r\n0\r\n\r\n"
         assert await worker.exit_code() == 0

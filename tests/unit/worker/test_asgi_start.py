@@ -152,7 +152,7 @@ async def test_the_middleware_passes_everything_through_under_the_runner(tmp_pat
     arguments = [*RUNNER, "asgi_apps:wrapped"]
     environ = {"ATLAS_IDLE_GRACE_SECONDS": "0.1"}
     async with (
-        running(tmp_path, arguments, environ=environ) as (worker, told),
+        running(tmp_path, arguments, environ=environ) as (worker, reports),
         Client.to(worker.port) as client,
     ):
         answer = await client.get(headers={"X-Atlas-Probe": "1"})
@@ -160,8 +160,8 @@ async def test_the_middleware_passes_everything_through_under_the_runner(tmp_pat
         worker.terminate()
         assert await client.is_closed()
         assert await worker.exit_code() == 0
-        assert not told.has("X_ATLAS_CUT")
-        assert [line for line in told.lines if "LEFT" not in line] == [
+        assert not reports.has("X_ATLAS_CUT")
+        assert [line for line in reports.lines if "LEFT" not in line] == [
             "READY=1",
             "X_ATLAS_KIT=1",
             "STOPPING=1",

@@ -29,10 +29,10 @@ class FakeConnection:
 @dataclass(eq=False)
 class FakeStream:
     kind: StreamKind = StreamKind.WEBSOCKET
-    told: list[bool] = field(default_factory=list)
+    closed: list[bool] = field(default_factory=list)
 
     def begin_close(self, *, replaced: bool) -> None:
-        self.told.append(replaced)
+        self.closed.append(replaced)
 
 
 @dataclass
@@ -48,8 +48,8 @@ class FakeServer:
     def streams(self) -> list[FakeStream]:
         return self.running
 
-    def told(self) -> int:
-        return sum(len(stream.told) for stream in self.running)
+    def closed(self) -> int:
+        return sum(len(stream.closed) for stream in self.running)
 
     def queue_length(self) -> int:
         return self.queue
@@ -233,7 +233,7 @@ def test_background_work_belongs_to_the_active_instance(
     assert not scene.drain.leading
 
 
-TELLING = CLOSING_SHARE * TIMEOUT
+CLOSING = CLOSING_SHARE * TIMEOUT
 
 
 # No deadline for an example: the machine may be busy.
@@ -243,13 +243,13 @@ def test_streams_are_closed_evenly_over_their_share_of_the_timeout(count: int, s
     scene = Scene()
     scene.server.running = [FakeStream() for _ in range(count)]
     scene.drain.stop()
-    while (elapsed := scene.now - 100.0) < TELLING:
+    while (elapsed := scene.now - 100.0) < CLOSING:
         scene.drain.tick(scene.server)
-        line = 1 + (count - 1) * elapsed / TELLING
-        assert line - 1 - 1e-6 <= scene.server.told() <= line + 1e-6
+        line = 1 + (count - 1) * elapsed / CLOSING
+        assert line - 1 - 1e-6 <= scene.server.closed() <= line + 1e-6
         scene.now += step
     scene.drain.tick(scene.server)
-    assert [stream.told for stream in scene.server.running] == [[False]] * count
+    assert [stream.closed for stream in scene.server.running] == [[False]] * count
 
 
 @settings(deadline=None, max_examples=30)
@@ -259,33 +259,33 @@ def test_streams_that_start_during_the_drain_are_closed_in_time(arrivals: list[f
     scene.drain.set_role(InstanceRole.ACTIVE)
     scene.drain.set_role(InstanceRole.RETIRED)
     waiting = sorted(arrivals)
-    while scene.now - 100.0 < TELLING:
+    while scene.now - 100.0 < CLOSING:
         while waiting and waiting[0] <= scene.now - 100.0:
             waiting.pop(0)
             scene.server.running.append(FakeStream())
         scene.after(0.05)
-    assert [stream.told for stream in scene.server.running] == [[True]] * len(arrivals)
+    assert [stream.closed for stream in scene.server.running] == [[True]] * len(arrivals)
 
 
 def test_a_single_stream_is_closed_at_once(scene: Scene) -> None:
     scene.server.running = [FakeStream()]
     scene.drain.stop()
     scene.after(0)
-    assert scene.server.told() == 1
+    assert scene.server.closed() == 1
 
 
 def test_a_worker_that_is_active_again_closes_no_more_streams(scene: Scene) -> None:
     scene.server.running = [FakeStream() for _ in range(10)]
     scene.drain.set_role(InstanceRole.RETIRED)
-    scene.after(TELLING / 2)
-    told = scene.server.told()
-    assert 0 < told < 10
+    scene.after(CLOSING / 2)
+    closed = scene.server.closed()
+    assert 0 < closed < 10
     scene.drain.set_role(InstanceRole.ACTIVE)
-    scene.after(TELLING)
-    assert scene.server.told() == told
+    scene.after(CLOSING)
+    assert scene.server.closed() == closed
     scene.drain.set_role(InstanceRole.RETIRED)
-    scene.after(TELLING)
-    assert [len(stream.told) for stream in scene.server.running] == [1] * 10
+    scene.after(CLOSING)
+    assert [len(stream.closed) for stream in scene.server.running] == [1] * 10
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_streams_know_whether_another_instance_is_active(
     scene.drain.set_role(role)
     scene.drain.stop()
     scene.after(0)
-    assert scene.server.running[0].told == [replaced]
+    assert scene.server.running[0].closed == [replaced]
 
 
 def test_the_role_is_ignored_once_nothing_is_accepted(
@@ -318,7 +318,7 @@ def test_the_role_is_ignored_once_nothing_is_accepted(
         scene.after(SETTLE)
     scene.drain.set_role(InstanceRole.ACTIVE)  # the next instance in this slot
     scene.after(TIMEOUT)
-    assert [stream.told for stream in scene.server.running] == [[True], [True]]
+    assert [stream.closed for stream in scene.server.running] == [[True], [True]]
 
 
 def test_a_stream_that_fails_to_close_does_not_keep_others_open(scene: Scene) -> None:
@@ -332,7 +332,7 @@ def test_a_stream_that_fails_to_close_does_not_keep_others_open(scene: Scene) ->
     scene.drain.close_streams_now()
     assert not scene.after(0)
     scene.after(1)
-    assert [len(stream.told) for stream in scene.server.running] == [1, 1, 1]
+    assert [len(stream.closed) for stream in scene.server.running] == [1, 1, 1]
 
 
 def test_close_streams_now_closes_all_and_keeps_the_deadline(scene: Scene) -> None:
@@ -341,7 +341,7 @@ def test_close_streams_now_closes_all_and_keeps_the_deadline(scene: Scene) -> No
     scene.drain.stop()
     scene.drain.close_streams_now()
     assert not scene.after(0.5)
-    assert scene.server.told() == 10
+    assert scene.server.closed() == 10
     assert scene.drain.remaining == pytest.approx(TIMEOUT - 0.5)
 
 
