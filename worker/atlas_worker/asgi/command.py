@@ -115,7 +115,7 @@ def _header(text: str) -> tuple[str, str]:
 
 
 def load_app(name: str, directory: str) -> Any:
-    """Return what `module:attribute` names, modules being looked for in `directory` first.
+    """Return the application `module:attribute`; modules are searched for in `directory` first.
 
     Raises `click.UsageError` if there is no such application, and `AppLoadError`.
     """
@@ -125,7 +125,7 @@ def load_app(name: str, directory: str) -> Any:
         app = import_from_string(name)
     except ImportFromStringError as error:
         place = directory or "the working directory"
-        hint = f"Modules are looked for in {place} first (--app-dir)."
+        hint = f"Modules are searched for in {place} first (--app-dir)."
         raise click.UsageError(f"{error} {hint}") from None
     except Exception as error:
         traceback.print_exc()
