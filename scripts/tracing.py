@@ -16,12 +16,14 @@ import json
 import os
 import re
 import runpy
+import signal
 import socket
 import statistics
 import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,7 +146,7 @@ class Remote:
         self._say("start")
 
     def stop(self) -> Recorded:
-        """Return what each task entered, round by round."""
+        """Return the functions that each task entered, round by round."""
         return {
             label: [{(file, name) for file, name in entries} for entries in rounds]
             for label, rounds in self._say("stop").items()
@@ -294,6 +296,8 @@ def function_lengths(source: str) -> Iterator[int]:
 def show(spans: list[Span], *, names: bool) -> None:
     for span in spans:
         print(f"{span.name}: {len(span.files)} files, {len(span.entered)} functions")
+        rooms = Counter(Path(file).parent.as_posix() for file in span.files)
+        print("  " + ", ".join(f"{Path(room).name} {count}" for room, count in rooms.items()))
         if span.background:
             background = span.background_files
             print(f"  besides, in the background: {len(background)} files")
@@ -333,6 +337,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader such as `head` may leave early
     if not options.tree:
         spans = asyncio.run(measure(options))
         show(spans, names=options.functions)

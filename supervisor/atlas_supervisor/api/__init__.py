@@ -1,1 +1,1 @@
-"""The control API: one file per noun, over one table of routes."""
+"""The control API: one module of routes for each noun, one table of all routes."""

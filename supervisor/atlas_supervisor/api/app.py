@@ -1,9 +1,8 @@
-"""From the route table to an application: what happens to every request, in order.
+"""Builds the aiohttp application that serves the route table.
 
-Host and origin, who the caller is, the query, the body, the handler; whatever is refused on the
-way is answered in one shape and logged. No request reaches a handler by another way.
-
-Sends an answer that goes on until its source ends, its client leaves or the daemon stops.
+Every request passes the same checks in this order: host and origin, caller, query, headers, body,
+then the route's handler. Any failure on the way is answered in one shape and logged. An answer
+either is complete or streams until its source ends, its client leaves or the daemon stops.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from atlas_supervisor import errors
 from atlas_supervisor.api import responses
 from atlas_supervisor.api.connection import TimedConnection
 from atlas_supervisor.api.denied_audit import DeniedRequests
@@ -37,43 +37,12 @@ from atlas_supervisor.system.clock import Stopwatch
 
 log = structlog.get_logger()
 
-
-async def send(
-    request: web.Request, connection: TimedConnection, reply: StreamReply
-) -> web.StreamResponse:
-    """Send what there is until there is no more, and return what was begun.
-
-    Raises RefusedError if there are too many streams; ConnectionError once the client has left.
-    """
-    source = reply.source
-    try:
-        response = responses.stream(reply)
-        if request.method != "HEAD":
-            connection.open_stream(source.close)
-            await response.prepare(request)
-            try:
-                while (part := await source.next()) is not None:
-                    await connection.send(request, response, part)
-            # The answer has begun, so it can't become a refusal. It ends, and the client asks
-            # again: then it is told.
-            except AtlasError as error:
-                log.error("api.stream_ended", origin=connection.peer.address, why=str(error))
-            except ConnectionError:
-                raise
-            except Exception as error:
-                log.error("api.failed", origin=connection.peer.address, exc_info=error)
-    finally:
-        source.close()
-    return response
-
-
-log = structlog.get_logger()
-
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _CLIENT_LEFT = 499
-"""No answer of ours: how requests are counted whose client left before its end, as nginx does."""
+"""Counted, as nginx does, for a request whose client left before the answer."""
 _ACTOR = web.RequestKey("actor", Actor)
 _KEY = web.RequestKey("key", IdempotencyKey)
+_STARTED = web.RequestKey("started", float)
 
 
 def build_app(control: Control, gate: Gate, table: Iterable[AnyRoute]) -> web.Application:
@@ -87,7 +56,7 @@ def build_app(control: Control, gate: Gate, table: Iterable[AnyRoute]) -> web.Ap
         client_max_size=MAX_BODY_BYTES,
         handler_args={"handler_cancellation": False},
     )
-    # Fixed paths first: /deploy/history is no deploy's id.
+    # Fixed paths first, so that /deploy/history is not taken for the id of a deploy.
     rows = sorted(table, key=lambda route: ("{" in route.path, route.path))
     for path, group in groupby(rows, key=lambda route: route.path):
         resource = app.router.add_resource(path)
@@ -107,7 +76,7 @@ def build_app(control: Control, gate: Gate, table: Iterable[AnyRoute]) -> web.Ap
 
 
 def _counting(metrics: MetricsPort, methods: Collection[str]) -> Middleware:
-    """Return the middleware that counts answers, by words of the table and not of the client."""
+    """Return the middleware that counts answers, labelled by route and not by the client's path."""
 
     @web.middleware
     async def count(request: web.Request, handler: _Handler) -> web.StreamResponse:
@@ -120,17 +89,15 @@ def _counting(metrics: MetricsPort, methods: Collection[str]) -> Middleware:
         except (asyncio.CancelledError, ConnectionError):
             metrics.answered(method, route, _CLIENT_LEFT, None)
             raise
-        whole = isinstance(response, web.Response)  # else its client decides how long it goes on
-        metrics.answered(method, route, response.status, watch.seconds if whole else None)
+        complete = isinstance(response, web.Response)  # a stream lasts as long as its client wants
+        metrics.answered(method, route, response.status, watch.seconds if complete else None)
         return response
 
     return count
 
 
-def _admission(
-    gate: Gate, turned_away: DeniedRequests, changes: Mapping[_Handler, str]
-) -> Middleware:
-    """Return the middleware around everything: admission, the clock, refusals, bugs, the log.
+def _admission(gate: Gate, denied: DeniedRequests, changes: Mapping[_Handler, str]) -> Middleware:
+    """Return the outermost middleware: it admits a request and turns every failure into an answer.
 
     `changes` has the handlers of routes that change something, with their paths.
     """
@@ -139,8 +106,7 @@ def _admission(
     async def admit(request: web.Request, handler: _Handler) -> web.StreamResponse:
         connection = _connection(request)
         connection.begin()
-        started = asyncio.get_running_loop().time()
-        headers: dict[str, str] = {}
+        request[_STARTED] = asyncio.get_running_loop().time()
         try:
             gate.check_sender(request, connection.peer)
             request[_ACTOR] = gate.identify(request, connection.peer, Access.READ)
@@ -151,35 +117,39 @@ def _admission(
                 if isinstance(error, web.HTTPException)
                 else error
             )
-            _log(request, connection, refused, started)
+            _log_refused(request, connection, refused)
             path = changes.get(request.match_info.handler)
-            if path is not None and refused.status in turned_away.STATUSES:
-                turned_away.tell(_caller(request, connection), request.method, path, refused)
-            if refused.status == 401:
-                headers["WWW-Authenticate"] = 'Bearer realm="atlas-supervisor"'
-            if isinstance(error, web.HTTPMethodNotAllowed):
-                headers["Allow"] = error.headers["Allow"]
-            headers |= _repeated(request)
-            # A body that nobody has read is not worth waiting for.
-            response = responses.refusal(
-                refused, headers=headers, close=not request.content.at_eof()
-            )
+            if path is not None and refused.status in denied.STATUSES:
+                denied.record(_caller(request, connection), request.method, path, refused)
+            response = _refusal(request, error, refused)
         except (asyncio.CancelledError, ConnectionError):
             raise  # the client has left, or the daemon stops
-        except AtlasError as error:  # the database, for one
-            log.error("api.unavailable", **_facts(request, connection), why=str(error))
-            response = responses.refusal(responses.unavailable(str(error)), close=True)
-        except Exception as error:  # the last line: a bug must not show itself
-            log.error("api.failed", **_facts(request, connection), exc_info=error)
-            response = responses.refusal(responses.internal_error(), close=True)
+        except AtlasError as error:  # the database, for example
+            log.error("api_unavailable", **_facts(request, connection), why=str(error))
+            response = responses.refusal(errors.UNAVAILABLE.error(problem=error), close=True)
+        except Exception as error:  # a bug: logged, never shown
+            log.error("api_failed", **_facts(request, connection), exc_info=error)
+            response = responses.refusal(errors.INTERNAL_ERROR.error(), close=True)
         connection.end(last=response.keep_alive is False)
         return response
 
     return admit
 
 
+def _refusal(
+    request: web.Request, error: RefusedError | web.HTTPException, refused: RefusedError
+) -> web.Response:
+    headers = _repeated(request)
+    if refused.status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="atlas-supervisor"'
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        headers["Allow"] = error.headers["Allow"]
+    # An unread body is not worth waiting for: the connection is closed instead.
+    return responses.refusal(refused, headers=headers, close=not request.content.at_eof())
+
+
 def _endpoint(route: AnyRoute, control: Control, gate: Gate) -> _Handler:
-    """Return the handler of one row: checks, the row's own handler, its answer."""
+    """Return the handler of one row: it parses the request, calls the row's handler and answers."""
 
     async def endpoint(request: web.Request) -> web.StreamResponse:
         connection = _connection(request)
@@ -189,8 +159,7 @@ def _endpoint(route: AnyRoute, control: Control, gate: Gate) -> _Handler:
         headers = read_headers(request, route.headers)
         body = await read_body(request, route.body, connection.deadline)
         connection.received()
-        started = asyncio.get_running_loop().time()
-        path = request.match_info
+        request[_STARTED] = asyncio.get_running_loop().time()
         key = read_key(request, actor, query, body) if route.keyed else None
         if key is not None:
             request[_KEY] = key
@@ -199,32 +168,48 @@ def _endpoint(route: AnyRoute, control: Control, gate: Gate) -> _Handler:
             actor=actor,
             query=query,
             body=body,
-            path=path,
+            path=request.match_info,
             key=key,
             headers=headers,
         )
         reply = await route.handler(call)
         if isinstance(reply, StreamReply):
-            return await send(request, connection, reply)
+            return await _stream(request, connection, reply)
         if route.access is Access.CHANGE:
             record = reply.payload if isinstance(reply.payload, DeployRecord) else None
-            _log(request, connection, None, started, status=reply.status, record=record)
+            _log_changed(request, connection, reply.status, record)
         return responses.success(reply, headers=_repeated(request))
 
     return endpoint
 
 
-def _repeated(request: web.Request) -> dict[str, str]:
-    """Return the header that says of an answer that nothing was done for it now."""
-    key = request.get(_KEY)
-    return {"Idempotency-Replayed": "true"} if key and key.repeated else {}
+async def _stream(
+    request: web.Request, connection: TimedConnection, reply: StreamReply
+) -> web.StreamResponse:
+    """Send the parts of an open-ended answer until its source ends.
 
-
-def _connection(request: web.Request) -> TimedConnection:
-    connection = request.protocol
-    if not isinstance(connection, TimedConnection):
-        raise TypeError("this application is served by the listeners of this package alone")
-    return connection
+    Raises RefusedError if there are too many streams, ConnectionError if the client has left.
+    """
+    source = reply.source
+    try:
+        response = responses.stream(reply)
+        if request.method != "HEAD":
+            connection.open_stream(source.close)
+            await response.prepare(request)
+            try:
+                while (part := await source.next()) is not None:
+                    await connection.send(request, response, part)
+            # The head is sent already, so this can't become an error answer. The stream ends; the
+            # client connects again and gets the error then.
+            except AtlasError as error:
+                log.error("api_stream_ended", origin=connection.peer.address, why=str(error))
+            except ConnectionError:
+                raise
+            except Exception as error:
+                log.error("api_failed", origin=connection.peer.address, exc_info=error)
+    finally:
+        source.close()
+    return response
 
 
 def _wrong_method(methods: list[str]) -> _Handler:
@@ -234,11 +219,47 @@ def _wrong_method(methods: list[str]) -> _Handler:
     return refuse
 
 
+def _repeated(request: web.Request) -> dict[str, str]:
+    """Return the header that marks the answer to a repeated request."""
+    key = request.get(_KEY)
+    return {"Idempotency-Replayed": "true"} if key and key.repeated else {}
+
+
+def _connection(request: web.Request) -> TimedConnection:
+    connection = request.protocol
+    if not isinstance(connection, TimedConnection):
+        raise TypeError("the application must be served by this package's listeners")
+    return connection
+
+
 def _caller(request: web.Request, connection: TimedConnection) -> Actor:
-    """Return who asks, let in or not."""
+    """Return the caller, admitted or not."""
     peer = connection.peer
     name = "anonymous" if peer.uid is None else f"uid:{peer.uid}"
     return request.get(_ACTOR) or Actor(name=name, origin=peer.address)
+
+
+# The log.
+
+
+def _log_changed(
+    request: web.Request, connection: TimedConnection, status: int, record: DeployRecord | None
+) -> None:
+    facts = _timed_facts(request, connection)
+    log.info("api_changed", status=status, **facts, **(record.facts if record else {}))
+
+
+def _log_refused(request: web.Request, connection: TimedConnection, refused: RefusedError) -> None:
+    # A read that gets "not ready" or "not found" is harmless; a denied change is worth a warning.
+    harmless = request.method in {"GET", "HEAD"} and refused.status in {404, 405, 503}
+    write = log.debug if harmless else log.warning
+    facts = {**_timed_facts(request, connection), **_deploy_facts(refused)}
+    write("api_refused", status=refused.status, code=refused.code, **facts)
+
+
+def _timed_facts(request: web.Request, connection: TimedConnection) -> dict[str, object]:
+    seconds = asyncio.get_running_loop().time() - request[_STARTED]
+    return {**_facts(request, connection), "duration_ms": round(seconds * 1000, 1)}
 
 
 def _facts(request: web.Request, connection: TimedConnection) -> dict[str, str]:
@@ -251,28 +272,8 @@ def _facts(request: web.Request, connection: TimedConnection) -> dict[str, str]:
     }
 
 
-def _log(
-    request: web.Request,
-    connection: TimedConnection,
-    refused: RefusedError | None,
-    started: float,
-    *,
-    status: int = 0,
-    record: DeployRecord | None = None,
-) -> None:
-    milliseconds = round((asyncio.get_running_loop().time() - started) * 1000, 1)
-    facts = {**_facts(request, connection), "duration_ms": milliseconds}
-    if refused is None:
-        log.info("api.changed", status=status, **facts, **(record.facts if record else {}))
-    else:
-        # A reader that was told "not ready" or "not found" is no news; an attack or a change is.
-        harmless = request.method in {"GET", "HEAD"} and refused.status in {404, 405, 503}
-        say = log.debug if harmless else log.warning
-        say("api.refused", status=refused.status, code=refused.code, **facts, **_about(refused))
-
-
-def _about(refused: RefusedError) -> dict[str, str]:
-    """Return what says which deploy was refused to go on, where its record is in the answer."""
+def _deploy_facts(refused: RefusedError) -> dict[str, str]:
+    """Return the deploy that the error is about, if its record is in the answer."""
     deploy_id, release = refused.extra.get("deploy_id"), refused.extra.get("release")
     if deploy_id is None:
         return {}

@@ -1,9 +1,10 @@
-"""The noun `audit`: who did what, when, to what effect; and whether all of it is still there."""
+"""The routes that list and verify the audit trail."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from atlas_supervisor.api import examples
 from atlas_supervisor.api.routes import (
     Access,
     AnyRoute,
@@ -20,16 +21,23 @@ _WORD = r"^[ -~]{1,100}$"
 
 
 class AuditQuery(BaseModel):
-    """Which entries."""
+    """Which entries to list."""
 
     model_config = ConfigDict(extra="forbid")
 
-    limit: int = Field(default=100, ge=1, le=1000, description="At most so many, newest first.")
+    limit: int = Field(default=100, ge=1, le=1000, description="Maximum number of entries.")
     before: int | None = Field(
-        default=None, ge=1, le=_MAX_ID, description="Only entries with an id below: the next page."
+        default=None,
+        ge=1,
+        le=_MAX_ID,
+        description="Only entries with a smaller id; this is how to get the next page.",
     )
-    action: str | None = Field(default=None, pattern=_WORD, description="Only of this action.")
-    subject: str | None = Field(default=None, pattern=_WORD, description="Only of this deploy.")
+    action: str | None = Field(
+        default=None, pattern=_WORD, description="Only entries of this action."
+    )
+    subject: str | None = Field(
+        default=None, pattern=_WORD, description="Only entries of this deploy or feature."
+    )
 
 
 class AuditPage(BaseModel):
@@ -37,7 +45,7 @@ class AuditPage(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    entries: list[AuditEntry]
+    entries: list[AuditEntry] = Field(description="The entries, newest first.")
 
 
 async def _audit(call: Request[AuditQuery, Nothing]) -> Reply:
@@ -62,20 +70,20 @@ ENTRY = AuditEntry(
     actor="uid:0",
     origin="unix",
     action="deploy",
-    subject="d-20260105-093000-4f2a",
+    subject=examples.SWITCHED.deploy_id,
     outcome="begun",
     detail={"release": "1.4.0"},
     hash=_HASHES[1],
     previous_hash=_HASHES[0],
 )
-WHOLE = Verification(
+VERIFIED = Verification(
     ok=True,
     entries=7,
     head=_HASHES[1],
     head_id=7,
     broken_id=None,
     problem=None,
-    message="every entry is there as it was written",
+    message="every entry is present and unchanged",
 )
 
 ROUTES: tuple[AnyRoute, ...] = (
@@ -84,7 +92,8 @@ ROUTES: tuple[AnyRoute, ...] = (
         path="/deploy/audit",
         handler=_audit,
         summary="The audit trail",
-        description="Who did what, when, from where, and to what effect; newest first.",
+        description="Who did what, when, from where and with which outcome, newest first. "
+        "docs/audit.md says what is audited.",
         tag="Deploy",
         query=AuditQuery,
         body=Nothing,
@@ -95,15 +104,13 @@ ROUTES: tuple[AnyRoute, ...] = (
         method="GET",
         path="/deploy/audit/verify",
         handler=_verify,
-        summary="Whether the audit trail is whole",
-        description=(
-            "Looks every entry over, from the first to the last: whether it is as it was written, "
-            "and follows the one before it. 200 in either case; `ok` tells."
-        ),
+        summary="Verify the audit trail",
+        description="Checks every entry from the first to the last: whether it is unchanged and "
+        "follows the one before it. 200 in either case; `ok` has the result.",
         tag="Deploy",
         query=Nothing,
         body=Nothing,
         access=Access.SENSITIVE,
-        answers=(ResponseSpec(200, "What was found.", Verification, WHOLE),),
+        answers=(ResponseSpec(200, "The result.", Verification, VERIFIED),),
     ),
 )

@@ -1,8 +1,8 @@
-"""One client connection with a deadline on whatever the client is to do.
+"""A client connection with a deadline on every move of the client.
 
-aiohttp bounds neither a dripped header (its keep-alive timeout is an hour) nor a dripped body nor
-a client that does not read its answer. Here a clock runs whenever the client has the next move,
-and stands still only while the daemon itself is at work on a request.
+aiohttp limits neither a slowly sent header (its keep-alive timeout is an hour) nor a slowly sent
+body nor a client that does not read its answer. Here a clock runs whenever it is the client's turn,
+and stops only while the daemon works on a request.
 """
 
 from __future__ import annotations
@@ -18,44 +18,45 @@ import structlog
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
+from atlas_supervisor import errors
 from atlas_supervisor.api import responses
-from atlas_supervisor.errors import RefusedError
 
 log = structlog.get_logger()
 
-# What a stream that is to end still has to be read, before its client loses the rest.
+# How long a client may take to read the rest of a stream that ends.
 _LAST_SECONDS = 0.5
-# A refusal is lost if the connection is reset while its client still sends: hear it out so long.
+# An error answer is lost if the connection is reset while the client still sends: keep reading so
+# long.
 _LINGER_SECONDS = 2.0
 _UCRED = struct.Struct("iII")  # pid, uid, gid
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Who is at the other end, as the kernel tells it."""
+    """The other end of a connection, as the kernel reports it."""
 
     uid: int | None
-    """Of the process that connected to the Unix socket; None over TCP."""
+    """Of the process that connected over the Unix socket; None over TCP."""
     address: str
     """The peer's address; `unix` on the Unix socket."""
     local: str
-    """The address at which it reached us; empty on the Unix socket."""
+    """The local address that it connected to; empty on the Unix socket."""
 
 
 class _Turn(Enum):
-    FRESH = auto()  # accepted, not a byte yet
+    FRESH = auto()  # accepted, no byte received yet
     RECEIVING = auto()
-    HANDLING = auto()  # the daemon has the move: no clock
+    HANDLING = auto()  # the daemon's turn: no clock
     IDLE = auto()  # answered; the client reads the answer, then sends the next request or leaves
     CLOSING = auto()  # answered with the last answer of this connection
 
 
 class _Silent(AbstractAccessLogger):
-    """No access log: what matters is logged where it is decided."""
+    """No access log: the application logs what matters."""
 
     @property
     def enabled(self) -> bool:
-        """Tell aiohttp not even to measure."""
+        """Return False, so that aiohttp does not even take times."""
         return False
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
@@ -63,7 +64,7 @@ class _Silent(AbstractAccessLogger):
 
 
 class TimedConnection(web.RequestHandler):
-    """aiohttp's connection with a clock. `seconds` is what a client has for each of its moves."""
+    """aiohttp's connection with a clock; `seconds` is the client's limit for each move."""
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class TimedConnection(web.RequestHandler):
         super().__init__(
             server,
             loop=self._clock,
-            keepalive_timeout=3 * seconds,  # never before our own
+            keepalive_timeout=3 * seconds,  # longer than our own limit
             access_log_class=_Silent,
             auto_decompress=False,  # compressed bodies are refused, not inflated
             lingering_time=min(seconds, _LINGER_SECONDS),
@@ -92,21 +93,21 @@ class TimedConnection(web.RequestHandler):
         self._timer: asyncio.TimerHandle | None = None
         self.peer = Peer(uid=None, address="", local="")
         self.deadline = self._clock.time() + seconds
-        """Loop time by which the request must have come in whole."""
+        """Loop time by which the whole request must have arrived."""
 
     @property
     def busy(self) -> bool:
-        """Tell whether the daemon is at work on a request of this connection."""
+        """Whether the daemon is working on a request of this connection."""
         return self._turn is _Turn.HANDLING
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start the clock; it has been running since the connection was accepted."""
+        """Arm the clock, which counts from the moment the connection was accepted."""
         super().connection_made(transport)
         self.peer = _peer_of(transport)
         self._arm(self.deadline)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Stop the clock and tell the listener."""
+        """Stop the clock and notify the listener."""
         self._disarm()
         super().connection_lost(exc)
         self._closed(self)
@@ -114,7 +115,7 @@ class TimedConnection(web.RequestHandler):
             self._close_source()
 
     def data_received(self, data: bytes) -> None:
-        """Note whose move it is; a request has its whole time from its first byte on."""
+        """Note whose turn it is; a request's time starts with its first byte."""
         if data and self._turn is _Turn.FRESH:
             self._turn = _Turn.RECEIVING
         elif data and self._turn is _Turn.IDLE:
@@ -125,17 +126,17 @@ class TimedConnection(web.RequestHandler):
         super().data_received(data)
 
     def begin(self) -> None:
-        """Headers are in. Whoever reads the body heeds `deadline`; our clock stops."""
+        """Stop the clock: the headers have arrived. Reading the body must respect `deadline`."""
         self._disarm()
         self._turn = _Turn.HANDLING
         self._early = False
 
     def received(self) -> None:
-        """Body is in: whatever comes now belongs to the next request."""
+        """Note that the body has arrived: further bytes belong to the next request."""
         self._early = False
 
     def end(self, *, last: bool) -> None:
-        """Answer is ready: the client has the move again, for the last time if `last`."""
+        """Restart the clock: the answer is ready. `last`: the connection ends with it."""
         if last:
             self._turn = _Turn.CLOSING
         else:
@@ -143,9 +144,9 @@ class TimedConnection(web.RequestHandler):
         self._arm(self._clock.time() + self._seconds)
 
     def open_stream(self, close: Callable[[], None]) -> None:
-        """Answer without an end from now on; `close` is called when that must end all the same.
+        """Turn the connection into a stream; `close` is called when it must end.
 
-        Raises RefusedError if no more streams are let in, ConnectionError if the client has left.
+        Raises RefusedError if there are too many streams, ConnectionError if the client has left.
         """
         if self.transport is None:
             raise ConnectionResetError("the client has left")
@@ -158,7 +159,7 @@ class TimedConnection(web.RequestHandler):
     async def send(
         self, request: web.BaseRequest, response: web.StreamResponse, part: bytes
     ) -> None:
-        """Send a part of a stream; who does not read it in time is cut off."""
+        """Send a part of a stream; a client that does not read it in time is disconnected."""
         self._arm(self._clock.time() + self._seconds)  # writing may wait for the client as well
         try:
             await response.write(part)
@@ -167,7 +168,7 @@ class TimedConnection(web.RequestHandler):
             self._disarm()
 
     def end_stream(self) -> None:
-        """End a stream, as its protocol does; who does not read has little time left to do so."""
+        """End a stream properly; a client that has not read all of it has little time left."""
         if self._close_source is not None:
             self._close_source()
         if self.transport is not None and self.transport.get_write_buffer_size():
@@ -180,24 +181,22 @@ class TimedConnection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what is not HTTP, and what failed outside of every handler."""
+        """Answer invalid HTTP, and failures outside of every handler."""
         self._turn = _Turn.CLOSING
         if request.writer.output_size > 0:
-            raise ConnectionError("the answer has begun; it can't become another one")
+            raise ConnectionError("the answer is partly sent and can't be replaced")
         if status == 500:
-            log.error("api.failed", origin=self.peer.address, exc_info=exc)
-            refusal = responses.internal_error()
+            log.error("api_failed", origin=self.peer.address, exc_info=exc)
+            refusal = errors.INTERNAL_ERROR.error()
         else:
-            log.warning("api.refused", status=status, code="bad_request", origin=self.peer.address)
-            refusal = RefusedError(
-                "bad_request", "this is not valid HTTP", status=status, hint="check your client"
-            )
+            log.warning("api_refused", status=status, code="bad_request", origin=self.peer.address)
+            refusal = errors.BAD_REQUEST.error(status=status)
         return responses.refusal(refusal, close=True)
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Give aiohttp's own refusals, made before any of our code ran, the common shape."""
+        """Give errors that aiohttp raised before the application ran the common shape."""
         if isinstance(resp, web.HTTPException):
             resp = responses.refusal(responses.of_http_exception(resp), close=True)
         self._answering = True
@@ -223,13 +222,13 @@ class TimedConnection(web.RequestHandler):
             return
         if self._answering or transport.get_write_buffer_size():
             if self._close_source is not None:
-                log.info("api.stream_not_read", origin=self.peer.address)
-            self._abort()  # it does not read
+                log.info("api_stream_not_read", origin=self.peer.address)
+            self._abort()  # the client does not read
             return
         if self._turn is _Turn.HANDLING:
-            return  # a part of a stream was read at the last moment
+            return  # a part of a stream was read just in time
         if self._turn is _Turn.RECEIVING:
-            log.warning("api.refused", status=408, code="too_slow", origin=self.peer.address)
+            log.warning("api_refused", status=408, code="too_slow", origin=self.peer.address)
             transport.write(responses.raw_timeout())
             if transport.get_write_buffer_size():
                 self._abort()

@@ -1,7 +1,7 @@
-"""Swagger UI and the document it shows, served from this machine alone.
+"""Swagger UI and the OpenAPI document it shows, both served by the daemon alone.
 
-No script or style stands in the page itself and none comes from another host, so its content
-security policy can be as strict as they get.
+The page has no inline script or style and loads nothing from another host, so its content
+security policy is strict.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from functools import cache
 from typing import Any
 
 from openapi_ui_bundles import swagger_ui
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from atlas_supervisor.api import examples
+from atlas_supervisor import errors
 from atlas_supervisor.api.routes import AnyRoute, Nothing, Reply, Request, ResponseSpec, Route
-from atlas_supervisor.errors import RefusedError
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -62,11 +61,11 @@ class Document(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    openapi: str
+    openapi: str = Field(description="Version of the OpenAPI specification.")
 
 
 def routes(document: Callable[[], dict[str, Any]]) -> tuple[AnyRoute, ...]:
-    """Return the routes that show `document`, which is built when it is first asked for."""
+    """Return the routes that show `document`, which is built at the first request."""
 
     @cache
     def encoded() -> bytes:
@@ -79,7 +78,7 @@ def routes(document: Callable[[], dict[str, Any]]) -> tuple[AnyRoute, ...]:
         _route(
             "/openapi.json",
             openapi,
-            "This document",
+            "The OpenAPI document",
             ResponseSpec(200, "OpenAPI 3.1.", Document),
         ),
         _route(
@@ -92,24 +91,19 @@ def routes(document: Callable[[], dict[str, Any]]) -> tuple[AnyRoute, ...]:
             method="GET",
             path="/docs/{asset}",
             handler=_asset,
-            summary="A part of Swagger UI",
-            description="Script, style or icon of the page.",
+            summary="A file of Swagger UI",
+            description="Script, style or icon of the page. Nothing comes from another host.",
             tag=None,
             query=Nothing,
             body=Nothing,
             parameters={"asset": "The file's name."},
-            answers=(
-                *(
-                    ResponseSpec(200, f"`{name}`.", None, content_type=content_type)
-                    for name, content_type in {**_ASSETS, "init.js": "text/javascript"}.items()
-                ),
-                examples.refused(404, _CODE, _MESSAGE, _HINT),
+            answers=tuple(
+                ResponseSpec(200, f"`{name}`.", None, content_type=content_type)
+                for name, content_type in {**_ASSETS, "init.js": "text/javascript"}.items()
             ),
+            errors=(errors.ASSET_NOT_FOUND,),
         ),
     )
-
-
-_CODE, _MESSAGE, _HINT = "not_found", "Swagger UI has no such part", "see GET /docs"
 
 
 def _route(
@@ -123,7 +117,7 @@ def _route(
         path=path,
         handler=handler,
         summary=summary,
-        description="For people and for generators of clients.",
+        description="For people and for client generators.",
         tag=None,
         query=Nothing,
         body=Nothing,
@@ -139,7 +133,7 @@ async def _asset(call: Request[Nothing, Nothing]) -> Reply:
     name = call.path["asset"]
     if name == "init.js":
         return Reply(_INIT.encode(), content_type="text/javascript")
-    if name not in _ASSETS:  # names are looked up, never joined to a path as they come
-        raise RefusedError(_CODE, _MESSAGE, status=404, hint=_HINT)
+    if name not in _ASSETS:  # a name is looked up, never joined to a path unchecked
+        raise errors.ASSET_NOT_FOUND.error()
     data = await asyncio.to_thread((swagger_ui.static_path / name).read_bytes)
     return Reply(data, content_type=_ASSETS[name])

@@ -1,4 +1,4 @@
-"""The noun `events`: what happens to deploys, told as it happens by server-sent events."""
+"""The route that streams deploy transitions as server-sent events."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from atlas_supervisor import errors
 from atlas_supervisor.api import examples
 from atlas_supervisor.api.responses import bad_header
 from atlas_supervisor.api.routes import AnyRoute, Nothing, Request, ResponseSpec, Route, StreamReply
@@ -16,7 +17,7 @@ from atlas_supervisor.model.event import EventFeed, PublishedEvent
 
 LAST_EVENT_ID = "Last-Event-ID"
 SILENCE_SECONDS = 15.0
-"""So long nothing is sent; then a comment, by which both ends see that the other is there."""
+"""After this time without an event a comment is sent, so that both ends notice a dead peer."""
 
 _RETRY_MILLISECONDS = 1000
 _TOGETHER_BYTES = 16 * 1024
@@ -26,56 +27,57 @@ _ID = re.compile(r"[0-9]{1,19}", re.ASCII)
 
 
 class EventsQuery(BaseModel):
-    """Which events."""
+    """Which events to stream."""
 
     model_config = ConfigDict(extra="forbid")
 
     deploy_id: str | None = Field(
-        default=None, pattern=r"^[A-Za-z0-9._-]{1,100}$", description="Of this deploy alone."
+        default=None, pattern=r"^[A-Za-z0-9._-]{1,100}$", description="Only events of this deploy."
     )
     after: int | None = Field(
         default=None,
         ge=0,
         le=_MAX_ID,
-        description="As `Last-Event-ID`, for clients that can't set headers. The header wins.",
+        description="The same as `Last-Event-ID`, for clients that can't set headers. The header "
+        "wins.",
     )
 
 
 class StreamedEvent(BaseModel):
-    """One server-sent event, by its fields. The stream is one after the other."""
+    """One server-sent event; the stream is a sequence of them."""
 
     model_config = ConfigDict(frozen=True)
 
-    event: Literal["transition", "reset"]
-    data: str = Field(description="JSON on one line: a `DeployEvent`, or a `message`.")
-    id: str = Field(default="", description="Where to resume; not there if it is not written yet.")
+    event: Literal["transition", "reset"] = Field(description="The kind of event.")
+    data: str = Field(description="JSON on one line: a `DeployEvent`, or for `reset` a `message`.")
+    id: str = Field(default="", description="The id to resume after; absent if not saved yet.")
 
 
 class _Frames:
-    """A feed as the bytes of an event stream."""
+    """Encodes a feed as an event stream."""
 
     def __init__(self, feed: EventFeed) -> None:
         self._feed = feed
         self._opening: bytes | None = _opening(feed)
 
     async def next(self) -> bytes | None:
-        """Wait for the next block; None: there is no more. Raises AtlasError."""
+        """Wait for the next block; None at the end. Raises AtlasError."""
         if self._opening is not None:
             opening, self._opening = self._opening, None
             return opening
         try:
             async with asyncio.timeout(SILENCE_SECONDS):
-                told = await self._feed.next()
+                event = await self._feed.next()
         except TimeoutError:
             return _STILL_HERE
-        return None if told is None else self._blocks(told)
+        return None if event is None else self._blocks(event)
 
     def _blocks(self, first: PublishedEvent) -> bytes:
-        """Return an event together with what is there behind it: one write instead of many."""
+        """Return an event and those already queued behind it: one write instead of many."""
         blocks = [_block(first)]
         size = len(blocks[0])
-        while size < _TOGETHER_BYTES and (told := self._feed.ready()) is not None:
-            blocks.append(_block(told))
+        while size < _TOGETHER_BYTES and (event := self._feed.ready()) is not None:
+            blocks.append(_block(event))
             size += len(blocks[-1])
         return b"".join(blocks)
 
@@ -85,7 +87,7 @@ class _Frames:
 
 
 def _opening(feed: EventFeed) -> bytes:
-    """Return what stands first: an id to resume at, even before the first event has come."""
+    """Return the stream's head: an id to resume after, even before the first event."""
     resumes_at = "" if feed.resumes_at is None else f"id: {feed.resumes_at}\n"
     blocks = f"retry: {_RETRY_MILLISECONDS}\n{resumes_at}\n"
     if feed.reset is not None:
@@ -94,9 +96,9 @@ def _opening(feed: EventFeed) -> bytes:
     return blocks.encode()
 
 
-def _block(told: PublishedEvent) -> bytes:
-    name = b"" if told.id is None else b"id: %d\n" % told.id
-    return name + b"event: transition\ndata: " + told.data + b"\n\n"
+def _block(event: PublishedEvent) -> bytes:
+    name = b"" if event.id is None else b"id: %d\n" % event.id
+    return name + b"event: transition\ndata: " + event.data + b"\n\n"
 
 
 async def _events(call: Request[EventsQuery, Nothing]) -> StreamReply:
@@ -104,7 +106,7 @@ async def _events(call: Request[EventsQuery, Nothing]) -> StreamReply:
     given = call.headers.get(LAST_EVENT_ID)
     if given is not None:
         if not _ID.fullmatch(given) or int(given) > _MAX_ID:
-            raise bad_header(LAST_EVENT_ID, "it is the id of an event, a number")
+            raise bad_header(LAST_EVENT_ID, "expected the id of an event, a number")
         after = int(given)
     feed = await call.control.deploys.events(after=after, deploy_id=call.query.deploy_id)
     return StreamReply(
@@ -121,13 +123,11 @@ ROUTES: tuple[AnyRoute, ...] = (
         method="GET",
         path="/deploy/events",
         handler=_events,
-        summary="What happens to deploys, as it happens",
-        description=(
-            "Server-sent events: one `transition` for each transition of a deploy, its beginning "
-            "included, under its id in the journal; the data is a `DeployEvent`. After "
-            "`Last-Event-ID` it begins with what came after that id. An id that the journal does "
-            "not have gets one `reset` first, then what happens from now on."
-        ),
+        summary="Stream deploy transitions",
+        description="Server-sent events: one `transition` for each transition of a deploy, its "
+        "start included, with its id in the journal; the data is a `DeployEvent`. With "
+        "`Last-Event-ID` the stream starts after that id. For an id that the journal does not "
+        "have, one `reset` comes first, then what happens from now on.",
         tag="Deploy",
         query=EventsQuery,
         body=Nothing,
@@ -136,30 +136,18 @@ ROUTES: tuple[AnyRoute, ...] = (
                 "type": "integer",
                 "minimum": 0,
                 "maximum": _MAX_ID,
-                "description": "Go on after this event. 0 stands before the first one.",
+                "description": "Resume after the event with this id; 0: from the first one.",
             }
         },
         answers=(
             ResponseSpec(
                 200,
-                "The stream; this is one event of it.",
+                "The stream. This is one of its events.",
                 StreamedEvent,
                 _EXAMPLE,
                 content_type="text/event-stream",
             ),
-            examples.refused(
-                404,
-                "deploy_not_found",
-                "there is no deploy with this id",
-                "GET /deploy/history lists them",
-            ),
-            examples.refused(
-                503,
-                "too_many_streams",
-                "512 streams are open already",
-                "close some, or poll GET /deploy/status",
-            ),
-            examples.refused(503, "stopping", "the supervisor is stopping", "try again later"),
         ),
+        errors=(errors.DEPLOY_NOT_FOUND, errors.TOO_MANY_STREAMS, errors.STOPPING),
     ),
 )

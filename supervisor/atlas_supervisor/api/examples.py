@@ -1,14 +1,10 @@
-"""Examples for the document, in one place so that they tell one story.
-
-Examples of canaries for the document; they go with those of `examples`.
-"""
+"""Example values for the OpenAPI document and docs/api.md. They tell one consistent story."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from atlas_supervisor.api.responses import ErrorAnswer, ErrorDetail
-from atlas_supervisor.api.routes import ResponseSpec
 from atlas_supervisor.model.canary import (
     ArmReport,
     ArmView,
@@ -27,36 +23,130 @@ from atlas_supervisor.model.deploy import DeployRecord, Mode, Result
 from atlas_supervisor.model.drain import DrainCounts, DrainingView
 from atlas_supervisor.model.event import DeployEvent, Transition
 from atlas_supervisor.model.health import Check, CheckStatus, Health, HealthStatus
+from atlas_supervisor.model.release import LastDeploy, ReleaseView
 from atlas_supervisor.model.slot import Role, SlotName, SlotState, SlotView
 from atlas_supervisor.model.status import Status, Traffic
 from atlas_supervisor.model.step import Step, StepName
 
-_SINCE = datetime(2026, 1, 5, 9, 30, tzinfo=UTC)
-_CANARY = ArmView(
-    calls=412,
-    errors=5,
-    error_rate=5 / 412,
-    latency_ms=LatencyView(avg=81.2, p50=74.1, p95=140.3, p99=201.7),
-    assigned=415,
-    unreported=0,
+_START = datetime(2026, 1, 5, 9, 30, tzinfo=UTC)
+
+# Deploys.
+
+
+def _step(name: StepName, duration_ms: float, *, ok: bool = True, **detail: object) -> Step:
+    return Step(name=name, ok=ok, duration_ms=duration_ms, detail=detail)
+
+
+_GATES = [
+    _step(StepName.PREFLIGHT, 12.4, version="1.4.0"),
+    _step(StepName.LAUNCH, 310.2, pid=4711),
+    _step(StepName.SMOKE, 21.9, checks=[{"name": "home answers", "ok": True}]),
+    _step(StepName.HEALTH, 1004.0, probes=3),
+]
+SWITCHED = DeployRecord(
+    deploy_id="20260105-093000-4f2a11",
+    result=Result.SWITCHED,
+    dry_run=False,
+    release="1.4.0",
+    version="1.4.0",
+    active_port=8792,
+    staging_port=8791,
+    steps=[*_GATES, _step(StepName.SWITCH, 18.3)],
+    reason=None,
+    phase="guard",
+    started_ts=_START,
+    ended_ts=None,
 )
-_STABLE = ArmView(
-    calls=3690,
-    errors=41,
-    error_rate=41 / 3690,
-    latency_ms=LatencyView(avg=92.0, p50=83.5, p95=161.0, p99=240.2),
-    assigned=3701,
-    unreported=0,
+
+
+def _not_switched(result: Result | None, steps: list[Step], **changes: object) -> DeployRecord:
+    ports = {"active_port": 8791, "staging_port": 8792}
+    update = {"result": result, "steps": steps, **ports, **changes}
+    return SWITCHED.model_copy(update=update)
+
+
+_ENDED = {"phase": "ended", "ended_ts": _START + timedelta(seconds=3)}
+_SMOKE_FAULT = "home answers: expected status 200, got 500"
+_DISK_FAULT = "deploy_state.json: no space left on device"
+
+STARTED = _not_switched(None, [], version=None, phase="preflight")
+FAILED = _not_switched(
+    Result.FAILED,
+    [*_GATES[:2], _step(StepName.SMOKE, 8.7, ok=False, message=_SMOKE_FAULT)],
+    reason=f"smoke: {_SMOKE_FAULT}",
+    **_ENDED,
 )
+ABORTED = _not_switched(Result.ABORTED, _GATES[:2], reason="aborted by uid:0", **_ENDED)
+ROLLED_BACK = _not_switched(
+    Result.ROLLED_BACK, SWITCHED.steps, reason="rolled back by uid:0", **_ENDED
+)
+SWITCH_FAILED = _not_switched(
+    Result.AWAITING_SWITCH,
+    [*_GATES, _step(StepName.SWITCH, 4.1, ok=False, message=_DISK_FAULT)],
+    reason=_DISK_FAULT,
+    phase="awaiting_switch",
+)
+REFUSED = {
+    "deploy_aborted": ABORTED,
+    "deploy_went_otherwise": FAILED,
+    "release_did_not_pass": FAILED,
+    "switch_failed": SWITCH_FAILED,
+    "too_late": SWITCHED,
+}
+"""The record that goes with an error, by the error's code."""
+
+_CAUSE: dict[str, Any] = {"event": "passed", "cause": "staging is ready", "duration_ms": 310.2}
+TRANSITION = Transition(id=42, ts=_START, source="launch", target="smoke", **_CAUSE)
+EVENT = DeployEvent.of(
+    _not_switched(None, _GATES[:2], phase="smoke"),
+    ts=_START,
+    source="launch",
+    step=_GATES[1],
+    **_CAUSE,
+)
+RELEASE = ReleaseView(
+    name="1.4.0",
+    version="1.4.0",
+    slots=[SlotName.GREEN],
+    last_deploy=LastDeploy(deploy_id=SWITCHED.deploy_id, started_ts=_START, result=SWITCHED.result),
+)
+
+# Canaries.
+
+
+def _arm(calls: int, errors: int, latency_ms: tuple[float, float, float, float]) -> ArmView:
+    quantiles = dict(zip(("avg", "p50", "p95", "p99"), latency_ms, strict=True))
+    return ArmView(
+        calls=calls,
+        errors=errors,
+        error_rate=errors / calls,
+        latency_ms=LatencyView(**quantiles),
+        assigned=calls + 7,
+        unreported=0,
+    )
+
+
+def _reported(arm: ArmView, low: float, high: float) -> ArmReport:
+    interval = IntervalView(estimate=arm.error_rate, low=low, high=high)
+    return ArmReport(**dict(arm), error_rate_interval=interval)
+
+
+_CANARY = _arm(412, 5, (81.2, 74.1, 140.3, 201.7))
+_STABLE = _arm(3690, 41, (92.0, 83.5, 161.0, 240.2))
 _BOTH = BothArms(canary=_CANARY, stable=_STABLE)
 _JUDGEMENT = JudgementView(
     verdict="inconclusive",
     kind="waiting",
-    reason="vision: nothing speaks against the canary so far, and not enough for it",
+    reason="vision: canary error rate 1.2 %, stable 1.1 %, over 412 canary calls; "
+    "not enough data, about 900 more canary calls are needed",
     numbers={"canary_calls": 412, "stable_calls": 3690},
     needs=900,
 )
-_DIFFERENCE = IntervalView(estimate=0.001, low=-0.007, high=0.017)
+_COMPARED = {
+    "canary": _reported(_CANARY, 0.0052, 0.0281),
+    "stable": _reported(_STABLE, 0.0082, 0.015),
+    "difference": IntervalView(estimate=0.001, low=-0.007, high=0.017),
+}
 
 FEATURE = FeatureView(
     feature="vision",
@@ -65,7 +155,7 @@ FEATURE = FeatureView(
     stage="ramping",
     step=1,
     steps=[0.02, 0.1, 0.5, 1.0],
-    since_ts=_SINCE,
+    since_ts=_START,
     epoch=17,
     ramp=16,
     reason="ramp started by uid:0",
@@ -83,36 +173,22 @@ VIEW = CanaryView(
     overflown_calls=0,
     features=[FEATURE],
 )
-STATS = CanaryStats(**_BOTH.model_dump(), features={"vision": _BOTH})
-_ARMS = {
-    "canary": ArmReport(
-        **_CANARY.model_dump(),
-        error_rate_interval=IntervalView(estimate=5 / 412, low=0.0052, high=0.0281),
-    ),
-    "stable": ArmReport(
-        **_STABLE.model_dump(),
-        error_rate_interval=IntervalView(estimate=41 / 3690, low=0.0082, high=0.015),
-    ),
-}
+STATS = CanaryStats(**dict(_BOTH), features={"vision": _BOTH})
 REPORT = CanaryReport(
     hours=24,
-    since_ts=_SINCE,
-    until_ts=_SINCE,
+    since_ts=_START - timedelta(hours=24),
+    until_ts=_START,
     features=[
         FeatureReport(
             feature="vision",
-            canary=_ARMS["canary"],
-            stable=_ARMS["stable"],
-            difference=_DIFFERENCE,
+            **_COMPARED,
             strata=[
                 StratumView(
                     epoch=17,
-                    since_ts=_SINCE,
+                    since_ts=_START,
                     share=0.1,
-                    cause="the step's time is over and nothing speaks against it",
-                    canary=_ARMS["canary"],
-                    stable=_ARMS["stable"],
-                    difference=_DIFFERENCE,
+                    cause="step time elapsed, no evidence against the canary",
+                    **_COMPARED,
                 )
             ],
             judgement=_JUDGEMENT,
@@ -123,122 +199,7 @@ REPORT = CanaryReport(
     ],
 )
 
-
-_START = datetime(2026, 1, 5, 9, 30, tzinfo=UTC)
-_GATES = [
-    Step(name=StepName.PREFLIGHT, ok=True, duration_ms=12.4, detail={"version": "1.4.0"}),
-    Step(name=StepName.LAUNCH, ok=True, duration_ms=310.2, detail={"pid": 4711}),
-    Step(
-        name=StepName.SMOKE,
-        ok=True,
-        duration_ms=21.9,
-        detail={"checks": [{"name": "home answers", "ok": True}]},
-    ),
-    Step(name=StepName.HEALTH, ok=True, duration_ms=1004.0, detail={"probes": 3}),
-]
-
-SWITCHED = DeployRecord(
-    deploy_id="d-20260105-093000-4f2a",
-    result=Result.SWITCHED,
-    dry_run=False,
-    release="1.4.0",
-    version="1.4.0",
-    active_port=8792,
-    staging_port=8791,
-    steps=[*_GATES, Step(name=StepName.SWITCH, ok=True, duration_ms=18.3)],
-    reason=None,
-    phase="guard",
-    started_ts=_START,
-    ended_ts=None,
-)
-TRANSITION = Transition(
-    id=42,
-    ts=_START,
-    source="launch",
-    event="passed",
-    target="smoke",
-    cause="staging is ready",
-    duration_ms=310.2,
-)
-EVENT = DeployEvent.of(
-    SWITCHED.model_copy(update={"phase": "smoke", "result": None, "steps": _GATES[:2]}),
-    ts=_START,
-    source="launch",
-    event="passed",
-    cause="staging is ready",
-    duration_ms=310.2,
-    step=_GATES[1],
-)
-_STOPPED = {"active_port": 8791, "staging_port": 8792, "phase": "ended"}
-_ENDED = {"ended_ts": _START + timedelta(seconds=3)}
-
-BEGUN = SWITCHED.model_copy(
-    update={**_STOPPED, "result": None, "version": None, "steps": [], "phase": "preflight"}
-)
-FAILED = SWITCHED.model_copy(
-    update={
-        **_STOPPED,
-        **_ENDED,
-        "result": Result.FAILED,
-        "steps": [
-            *_GATES[:2],
-            Step(
-                name=StepName.SMOKE,
-                ok=False,
-                duration_ms=8.7,
-                detail={"message": "home answers: expected status 200, got 500"},
-            ),
-        ],
-        "reason": "smoke: home answers: expected status 200, got 500",
-    }
-)
-ABORTED = SWITCHED.model_copy(
-    update={
-        **_STOPPED,
-        **_ENDED,
-        "result": Result.ABORTED,
-        "steps": _GATES[:2],
-        "reason": "aborted by uid:0",
-    }
-)
-ROLLED_BACK = SWITCHED.model_copy(
-    update={
-        **_STOPPED,
-        **_ENDED,
-        "result": Result.ROLLED_BACK,
-        "reason": "rolled back by uid:0",
-    }
-)
-SWITCH_FAILED = SWITCHED.model_copy(
-    update={
-        **_STOPPED,
-        "result": Result.AWAITING_SWITCH,
-        "steps": [
-            *_GATES,
-            Step(
-                name=StepName.SWITCH,
-                ok=False,
-                duration_ms=4.1,
-                detail={"message": "deploy_state.json: no space left on device"},
-            ),
-        ],
-        "reason": "deploy_state.json: no space left on device",
-        "phase": "awaiting_switch",
-    }
-)
-
-
-def _slot(slot: SlotName, *, port: int, role: Role, state: SlotState, version: str) -> SlotView:
-    return SlotView(
-        slot=slot,
-        port=port,
-        role=role,
-        state=state,
-        pid=4711 if role is Role.ACTIVE else 4242,
-        version=version,
-        started_ts=_START,
-        restarts=0,
-    )
+# Health and status.
 
 
 def _check(
@@ -279,6 +240,20 @@ UNHEALTHY = HEALTH.model_copy(
     }
 )
 
+
+def _slot(slot: SlotName, *, port: int, role: Role, state: SlotState, version: str) -> SlotView:
+    return SlotView(
+        slot=slot,
+        port=port,
+        role=role,
+        state=state,
+        pid=4711 if role is Role.ACTIVE else 4242,
+        version=version,
+        started_ts=_START,
+        restarts=0,
+    )
+
+
 STATUS = Status(
     mode=Mode.BLUEGREEN,
     active_port=8792,
@@ -311,9 +286,3 @@ STATUS = Status(
     traffic=Traffic(plane="kernel", weights={"blue": 0.0, "green": 1.0}),
     deploy_in_progress=False,
 )
-
-
-def refused(status: int, code: str, message: str, hint: str) -> ResponseSpec:
-    """Return the description of a plain refusal."""
-    error = ErrorAnswer(error=ErrorDetail(code=code, message=message, hint=hint))
-    return ResponseSpec(status, f"`{code}`: {message}.", ErrorAnswer, error)

@@ -1,21 +1,21 @@
-"""The noun `health`: what a process manager, a load balancer or a worried person asks."""
+"""The routes for health, liveness and readiness."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from atlas_supervisor import errors
 from atlas_supervisor.api import examples
 from atlas_supervisor.api.routes import AnyRoute, Nothing, Reply, Request, ResponseSpec, Route
-from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.health import Health, HealthStatus
 
 
 class Alive(BaseModel):
-    """The answer of somebody who is there."""
+    """The answer of a daemon that lives, or is ready."""
 
     model_config = ConfigDict(frozen=True)
 
-    status: str
+    status: str = Field(description="`alive` or `ready`.")
 
 
 async def _health(call: Request[Nothing, Nothing]) -> Reply:
@@ -29,54 +29,50 @@ async def _livez(_call: Request[Nothing, Nothing]) -> Reply:
 
 async def _readyz(call: Request[Nothing, Nothing]) -> Reply:
     if not call.control.deploys.ready():
-        raise RefusedError(_CODE, _MESSAGE, status=503, hint=_HINT)
+        raise errors.NOT_READY.error()
     return Reply(Alive(status="ready"))
 
-
-_CODE, _MESSAGE = "not_ready", "no active worker takes traffic"
-_HINT = "GET /deploy/status shows the slots, the worker's log says why"
 
 ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/health",
         handler=_health,
-        summary="How well everything is",
-        description=(
-            "A score over the checks that apply, and each check. It is answered from memory: the "
-            "active instance is looked at every two seconds and after each switch."
-        ),
+        summary="Health of the active worker and the daemon",
+        description="A score over the checks that apply, and each check. Answered from memory: the "
+        "active worker is checked every two seconds and after each switch. Just after a start the "
+        "answer waits up to 0.1 s for the first result. docs/health.md explains each check.",
         tag="Health",
         query=Nothing,
         body=Nothing,
         answers=(
-            ResponseSpec(200, "Healthy or degraded.", Health, examples.HEALTH),
-            ResponseSpec(503, "Unhealthy.", Health, examples.UNHEALTHY),
+            ResponseSpec(200, "`healthy` or `degraded`.", Health, examples.HEALTH),
+            ResponseSpec(503, "`unhealthy`.", Health, examples.UNHEALTHY),
         ),
     ),
     Route(
         method="GET",
         path="/livez",
         handler=_livez,
-        summary="The daemon lives",
-        description="Answers as long as the daemon can answer at all, whatever its workers do.",
+        summary="Liveness of the daemon",
+        description="Answers as long as the daemon can answer at all; its workers don't matter.",
         tag="Health",
         query=Nothing,
         body=Nothing,
-        answers=(ResponseSpec(200, "It does.", Alive, Alive(status="alive")),),
+        answers=(ResponseSpec(200, "The daemon lives.", Alive, Alive(status="alive")),),
     ),
     Route(
         method="GET",
         path="/readyz",
         handler=_readyz,
-        summary="An active worker takes traffic",
-        description="For whoever decides whether this machine gets traffic.",
+        summary="Readiness of this machine",
+        description="For load balancers that decide whether this machine gets traffic.",
         tag="Health",
         query=Nothing,
         body=Nothing,
         answers=(
-            ResponseSpec(200, "One does.", Alive, Alive(status="ready")),
-            examples.refused(503, _CODE, _MESSAGE, _HINT),
+            ResponseSpec(200, "An active worker takes traffic.", Alive, Alive(status="ready")),
         ),
+        errors=(errors.NOT_READY,),
     ),
 )

@@ -1,7 +1,7 @@
-"""The sockets of the API, and the loop that lets connections in, a bounded number at a time.
+"""Binds the API's sockets and accepts a bounded number of connections.
 
-asyncio's own accept loop counts nothing, and with TLS hands a connection over only after its
-handshake; a stranger could hold every descriptor of the daemon by never shaking hands.
+asyncio's own accept loop has no limit, and with TLS hands a connection over only after its
+handshake: a client that never completes one could exhaust the daemon's descriptors.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from pathlib import Path
 import structlog
 from aiohttp import web
 
+from atlas_supervisor import errors
 from atlas_supervisor.api.connection import TimedConnection
-from atlas_supervisor.errors import RefusedError, StartRefusedError
+from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.system import sockdiag
 from atlas_supervisor.system.procfs import describe_listeners
 
@@ -27,12 +28,12 @@ log = structlog.get_logger()
 _BACKLOG = 128
 _SOCKET_MODE = 0o660
 MAX_STREAMS = 512
-"""Of each acceptor. They don't count as connections: they must not lock anybody out."""
-_PAUSE_SECONDS = 0.1  # after a lack (of descriptors, say) that may pass
+"""Limit of each acceptor. Streams don't count as connections, so they lock out no other client."""
+_PAUSE_SECONDS = 0.1  # after an error that may pass, such as a lack of descriptors
 
 
 class Acceptor:
-    """Accepts on some sockets for one `web.Server`. Start it with `start`, end it with `stop`."""
+    """Accepts connections on some sockets for one `web.Server`."""
 
     def __init__(
         self,
@@ -54,17 +55,17 @@ class Acceptor:
         self._stopping = False
 
     def start(self) -> None:
-        """Begin to accept."""
+        """Start accepting."""
         for listener in self._listeners:
             self._loop.add_reader(listener, self._accept, listener)
 
     async def stop(self) -> None:
-        """Accept no more; connections stay open, but unfinished handshakes and streams don't."""
+        """Stop accepting, and end unfinished handshakes and streams; connections stay open."""
         self._stopping = True
         for listener in self._listeners:
             self._loop.remove_reader(listener)
             listener.close()
-        await asyncio.sleep(0)  # a task that has not begun would leave its socket open
+        await asyncio.sleep(0)  # a task that has not started yet would leave its socket open
         connecting = list(self._open.values())
         for task in connecting:
             task.cancel()
@@ -73,18 +74,18 @@ class Acceptor:
             connection.end_stream()
 
     def _accept(self, listener: socket.socket) -> None:
-        # Not by a coroutine: one that is cancelled may have a connection in hand, and loses it.
+        # Not in a coroutine: a cancelled one may lose a connection that it has just accepted.
         try:
             sock, _ = listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError as error:
-            log.error("api.accept_failed", reason=error.strerror)
+            log.error("api_accept_failed", reason=error.strerror)
             self._loop.remove_reader(listener)
             self._loop.call_later(_PAUSE_SECONDS, self._resume, listener)
             return
         if len(self._open) >= self._limit and not self._evict():
-            log.warning("api.connection_refused", reason="all connections are at work")
+            log.warning("api_connection_refused", reason="all connections are busy")
             sock.close()
             return
         sock.setblocking(False)
@@ -101,7 +102,7 @@ class Acceptor:
             self._loop.add_reader(listener, self._accept, listener)
 
     async def _connect(self, connection: TimedConnection, sock: socket.socket) -> None:
-        """Hand the socket to its connection, after the TLS handshake where there is one."""
+        """Pass the socket to its connection, after the TLS handshake if there is one."""
         try:
             await self._loop.connect_accepted_socket(
                 lambda: connection,
@@ -109,15 +110,15 @@ class Acceptor:
                 ssl=self._tls,
                 ssl_handshake_timeout=self._seconds if self._tls else None,
             )
-        except OSError as error:  # ssl.SSLError and a time-out are some
+        except OSError as error:  # includes ssl.SSLError and time-outs
             self._forget(connection)
-            log.info("api.handshake_failed", reason=type(error).__name__)
+            log.info("api_handshake_failed", reason=type(error).__name__)
         except asyncio.CancelledError:
             self._forget(connection)  # asyncio has closed the socket
             raise
 
     def _evict(self) -> bool:
-        """Close the connection that has been doing nothing for us the longest."""
+        """Close the oldest connection that is not busy; return whether there is one."""
         for connection, task in self._open.items():
             if not connection.busy:
                 task.cancel()
@@ -131,18 +132,11 @@ class Acceptor:
         self._streams.discard(connection)
 
     def _count_as_stream(self, connection: TimedConnection) -> None:
-        """Let a connection become a stream. Raises RefusedError if it can't."""
+        """Count a connection as a stream. Raises RefusedError if there are too many."""
         if self._stopping:
-            raise RefusedError(
-                "stopping", "the supervisor is stopping", status=503, hint="try again later"
-            )
+            raise errors.STOPPING.error()
         if len(self._streams) >= MAX_STREAMS:
-            raise RefusedError(
-                "too_many_streams",
-                f"{MAX_STREAMS} streams are open already",
-                status=503,
-                hint="close some, or poll GET /deploy/status",
-            )
+            raise errors.TOO_MANY_STREAMS.error(limit=MAX_STREAMS)
         self._forget(connection)
         self._streams.add(connection)
 
@@ -150,15 +144,15 @@ class Acceptor:
 async def bind_tcp(host: str, port: int) -> list[socket.socket]:
     """Return sockets that listen on every address of `host`.
 
-    Raises StartRefusedError if the name has none, or one can't be had.
+    Raises StartRefusedError if the name has no address, or one can't be bound.
     """
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-    except (OSError, UnicodeError) as error:  # the latter for what can't be a name at all
-        reason = error.strerror if isinstance(error, OSError) else "it is no host name"
+    except (OSError, UnicodeError) as error:  # UnicodeError: not a valid name
+        reason = error.strerror if isinstance(error, OSError) else "not a valid host name"
         raise StartRefusedError(f"CONTROL_HOST: {host} has no address: {reason}") from error
     with ExitStack() as stack:
         listeners = []
@@ -173,11 +167,11 @@ async def bind_tcp(host: str, port: int) -> list[socket.socket]:
                 listener.listen(_BACKLOG)
             except OSError as error:
                 if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and len(found) > 1:
-                    continue  # `localhost` has an IPv6 address on machines without IPv6
+                    continue  # `localhost` may have an IPv6 address on a machine without IPv6
                 raise StartRefusedError(_why_not(host, port, error)) from error
             listeners.append(listener)
         if not listeners:
-            raise StartRefusedError(f"CONTROL_HOST: {host} is no address of this machine")
+            raise StartRefusedError(f"CONTROL_HOST: {host} is not an address of this machine")
         stack.pop_all()
     return listeners
 
@@ -188,31 +182,31 @@ def _why_not(host: str, port: int, error: OSError) -> str:
             f"CONTROL_PORT={port} is taken: {describe_listeners(found)}. "
             "Stop it, or choose another CONTROL_PORT."
         )
-    return f"CONTROL_PORT={port} on {host} can't be had: {error.strerror}"
+    return f"CONTROL_PORT={port} on {host} can't be bound: {error.strerror}"
 
 
 def bind_unix(path: Path) -> socket.socket:
-    """Return a socket that listens at `path`, mode 0660; one that a dead daemon left is replaced.
+    """Return a socket that listens at `path`, mode 0660, replacing one that a dead daemon left.
 
-    Raises StartRefusedError if another daemon listens there, or something else is in the way.
+    Raises StartRefusedError if another daemon listens there, or `path` is not a socket.
     """
     with ExitStack() as stack:
         try:
             folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, folder)
-            # Not by the path itself: the kernel takes 107 bytes of one, and STATE_DIR may be deep.
+            # Not by the path itself: the kernel allows 107 bytes, and STATE_DIR may be longer.
             name = f"/proc/self/fd/{folder}/{path.name}"
             _remove_stale(name, path)
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             with ExitStack() as undo:
                 undo.callback(listener.close)
                 listener.bind(name)
-                Path(name).chmod(_SOCKET_MODE)  # nobody can connect before listen
+                Path(name).chmod(_SOCKET_MODE)  # no client can connect before listen
                 listener.setblocking(False)
                 listener.listen(_BACKLOG)
                 undo.pop_all()
         except OSError as error:
-            raise StartRefusedError(f"{path} can't be had: {error.strerror}") from error
+            raise StartRefusedError(f"{path} can't be bound: {error.strerror}") from error
     return listener
 
 
@@ -220,7 +214,7 @@ def _remove_stale(name: str, path: Path) -> None:
     try:
         if not Path(name).is_socket():
             if Path(name).exists() or Path(name).is_symlink():
-                raise StartRefusedError(f"{path} is in the way, and is not a socket; remove it")
+                raise StartRefusedError(f"{path} exists and is not a socket; remove it")
             return
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.setblocking(False)

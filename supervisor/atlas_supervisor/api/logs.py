@@ -1,4 +1,4 @@
-"""The noun `logs`: the last lines of a log, and what comes then, for curl, jq and `atlasctl`."""
+"""The route that reads and follows the logs, for curl, jq and `atlasctl`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from atlas_supervisor.api import examples
+from atlas_supervisor import errors
 from atlas_supervisor.api.events import LAST_EVENT_ID
-from atlas_supervisor.api.responses import bad_header, unreadable
+from atlas_supervisor.api.responses import bad_field, bad_header
 from atlas_supervisor.api.routes import (
     Access,
     AnyRoute,
@@ -20,7 +20,6 @@ from atlas_supervisor.api.routes import (
     Route,
     StreamReply,
 )
-from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.log import LogFeed, LogLevel, LogLine, LogSource, WantedLines
 from atlas_supervisor.model.slot import SlotName
 
@@ -28,42 +27,50 @@ MOST_LINES = 10_000
 
 _PLACE = r"^[0-9]{1,20}-[0-9]{1,20}-[0-9]{1,10}$"
 _OWN_ALONE = ("level", "deploy_id", "slot")
+_SUPERVISOR_ONLY = "a worker's lines have no such field; use contains"
 _NDJSON, _TEXT, _EVENTS = "application/x-ndjson", "text/plain; charset=utf-8", "text/event-stream"
 _RETRY_MILLISECONDS = 1000
 
 
 class LogsQuery(BaseModel):
-    """Which lines, and whether to go on."""
+    """Which lines to return, and how."""
 
     model_config = ConfigDict(extra="forbid")
 
     lines: int = Field(
-        default=100, ge=0, le=MOST_LINES, description="At most so many of those that are there."
+        default=100, ge=0, le=MOST_LINES, description="Maximum number of existing lines."
     )
-    follow: bool = Field(default=False, description="Go on with what comes, until you leave.")
-    # Not the enumerations: a parameter's schema stands in the document without its definitions.
+    follow: bool = Field(
+        default=False,
+        description="Continue with new lines, over rotation, until the client leaves or the daemon "
+        "stops.",
+    )
+    # Literals, not enums: a parameter's schema is written to the document without definitions.
     level: Literal["debug", "info", "warning", "error", "critical"] | None = Field(
-        default=None, description="Of at least this level; for the supervisor's log alone."
+        default=None, description="Only lines of at least this level; `supervisor` only."
     )
     deploy_id: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z0-9._-]{1,100}$",
-        description="Of this deploy; for the supervisor's log alone.",
+        description="Only lines about this deploy; `supervisor` only.",
     )
     slot: Literal["blue", "green"] | None = Field(
-        default=None, description="About this slot; for the supervisor's log alone."
+        default=None, description="Only lines about this slot; `supervisor` only."
     )
     contains: str | None = Field(
-        default=None, min_length=1, max_length=200, description="With this text in them."
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="Only lines with this text (as in the line, or as `key=value`).",
     )
     events: bool = Field(
         default=False,
-        description="As server-sent events, each with an id to go on after.",
+        description="Answer with server-sent events, each with an id to resume after.",
     )
     after: str | None = Field(
         default=None,
         pattern=_PLACE,
-        description="Those after this id instead of the last ones. `Last-Event-ID` wins.",
+        description="Lines after this id instead of the last ones. `Last-Event-ID` wins.",
     )
 
 
@@ -71,7 +78,7 @@ Frame = Callable[[LogLine], str]
 
 
 class _Parts:
-    """A feed as the bytes of an answer."""
+    """Encodes a feed as the parts of an answer."""
 
     def __init__(self, feed: LogFeed, frame: Frame, *, events: bool) -> None:
         self._feed = feed
@@ -80,15 +87,15 @@ class _Parts:
         self._opened = not events
 
     async def next(self) -> bytes | None:
-        """Wait for the next part; None: there is no more. Raises AtlasError."""
+        """Wait for the next part; None at the end. Raises AtlasError."""
         if not self._opened:
             self._opened = True
             return f"retry: {_RETRY_MILLISECONDS}\n\n".encode()
         while (lines := await self._feed.next()) is not None:
             if lines:
                 return "".join(map(self._frame, lines)).encode()
-            if self._events:  # in text, a sign of life would be taken for a line
-                return f"id: {self._feed.place}\n: still here\n\n".encode()
+            if self._events:  # in plain text a comment would be taken for a line
+                return f"id: {self._feed.cursor}\n: still here\n\n".encode()
         return None
 
     def close(self) -> None:
@@ -102,7 +109,7 @@ def _line(line: LogLine) -> str:
 
 def _event(line: LogLine) -> str:
     kind = "event: gap\n" if line.gap else ""
-    return f"id: {line.place}\n{kind}data: {line.text}\n\n"
+    return f"id: {line.cursor}\n{kind}data: {line.text}\n\n"
 
 
 async def _logs(call: Request[LogsQuery, Nothing]) -> StreamReply:
@@ -110,12 +117,11 @@ async def _logs(call: Request[LogsQuery, Nothing]) -> StreamReply:
     try:
         source = LogSource(call.path["source"])
     except ValueError:
-        raise RefusedError(_CODE, _MESSAGE, status=404, hint=_HINT) from None
+        raise errors.LOG_NOT_FOUND.error() from None
     if source is not LogSource.SUPERVISOR:
         for name in _OWN_ALONE:
             if getattr(query, name) is not None:
-                what = f"{name}: a worker's lines have no such thing; use contains"
-                raise unreadable("query", what, field=name)
+                raise bad_field(errors.INVALID_QUERY, name, _SUPERVISOR_ONLY)
     feed = await call.control.logs.read(
         source,
         WantedLines(
@@ -141,16 +147,13 @@ def _after(call: Request[LogsQuery, Nothing]) -> str | None:
     if given is None:
         return call.query.after
     if not re.fullmatch(_PLACE, given, re.ASCII):
-        raise bad_header(LAST_EVENT_ID, "it is the id of a line of this log")
+        raise bad_header(LAST_EVENT_ID, "expected the id of a line of this log")
     return given
 
 
-_CODE, _MESSAGE = "log_not_found", "there is no log of this name"
-_HINT = "there are supervisor, blue and green"
-
 _OWN_EXAMPLE = (
     '{"ts": "2026-01-05T09:30:01.204116Z", "level": "info", "event": "deploy_transition", '
-    '"deploy_id": "d-20260105-093000-4f2a", "release": "1.4.0", "source": "launch", '
+    '"deploy_id": "20260105-093000-4f2a11", "release": "1.4.0", "source": "launch", '
     '"happening": "passed", "target": "smoke", "why": "pid 4711 was ready after 310 ms"}\n'
 )
 _WORKER_EXAMPLE = "2026-01-05 09:30:01,190 INFO version 1.4.0 serves http://127.0.0.1:8790\n"
@@ -161,23 +164,24 @@ ROUTES: tuple[AnyRoute, ...] = (
         method="GET",
         path="/deploy/logs/{source}",
         handler=_logs,
-        summary="The last lines of a log, and what comes then",
-        description=(
-            "The supervisor's own log is newline-delimited JSON, a worker's is text with control "
-            "characters escaped and overlong lines cut. With `follow=true` the answer goes on over "
-            "rotation until the client leaves or the daemon stops; with `events=true` it is a "
-            "stream of server-sent events, which can be resumed where it ended."
-        ),
+        summary="Read or follow a log",
+        description="The last lines of a log, with `follow=true` new ones as well. All filters "
+        "must match. The daemon's own log is newline-delimited JSON, a worker's is text with "
+        "control characters escaped and overlong lines cut. With `events=true` the answer is a "
+        "stream of server-sent events, which can be resumed where it ended.",
         tag="Deploy",
         query=LogsQuery,
         body=Nothing,
         access=Access.SENSITIVE,
-        parameters={"source": "`supervisor`, `blue` or `green`."},
+        parameters={
+            "source": "`supervisor`: the daemon's own log; `blue`, `green`: what the workers in "
+            "that slot print."
+        },
         headers={
             LAST_EVENT_ID: {
                 "type": "string",
                 "pattern": _PLACE,
-                "description": "Go on after the line with this id.",
+                "description": "Resume after the line with this id.",
             }
         },
         answers=(
@@ -185,15 +189,14 @@ ROUTES: tuple[AnyRoute, ...] = (
             ResponseSpec(
                 200, "A worker's lines.", None, _WORKER_EXAMPLE, content_type="text/plain"
             ),
-            ResponseSpec(200, "The same as events.", None, _EVENTS_EXAMPLE, content_type=_EVENTS),
-            examples.refused(404, _CODE, _MESSAGE, _HINT),
-            examples.refused(
-                503,
-                "too_many_streams",
-                "512 streams are open already",
-                "close some, or poll GET /deploy/status",
+            ResponseSpec(
+                200,
+                "The same as events (`events=true`).",
+                None,
+                _EVENTS_EXAMPLE,
+                content_type=_EVENTS,
             ),
-            examples.refused(503, "stopping", "the supervisor is stopping", "try again later"),
         ),
+        errors=(errors.LOG_NOT_FOUND, errors.TOO_MANY_STREAMS, errors.STOPPING),
     ),
 )

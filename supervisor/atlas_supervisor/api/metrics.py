@@ -25,11 +25,9 @@ ROUTES: tuple[AnyRoute, ...] = (
         method="GET",
         path="/metrics",
         handler=_metrics,
-        summary="Numbers for Prometheus",
-        description=(
-            "The text format, version 0.0.4, whatever the request accepts. What each one means "
-            "stands in `docs/monitoring/README.md`."
-        ),
+        summary="Metrics for Prometheus",
+        description="Always in the text format, version 0.0.4. docs/monitoring/README.md explains "
+        "each metric and has alert rules and a dashboard.",
         tag="Metrics",
         query=Nothing,
         body=Nothing,

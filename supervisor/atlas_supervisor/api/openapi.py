@@ -1,4 +1,4 @@
-"""From the route table to its OpenAPI 3.1 document; what a row says is all that it knows."""
+"""Builds the OpenAPI 3.1 document from the route table alone."""
 
 from __future__ import annotations
 
@@ -24,35 +24,45 @@ from openapi_pydantic import (
     Tag,
 )
 from openapi_pydantic.util import PydanticSchema, construct_open_api_with_schema_class
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from atlas_supervisor.api.examples import refused
+from atlas_supervisor.api import examples
 from atlas_supervisor.api.parsing import IDEMPOTENCY_KEY, KEY_PATTERN
-from atlas_supervisor.api.routes import Access, AnyRoute, Nothing, ResponseSpec
+from atlas_supervisor.api.responses import ErrorAnswer, ErrorDetail
+from atlas_supervisor.api.routes import Access, AnyRoute, Nothing, ResponseSpec, errors_of
+from atlas_supervisor.errors import ErrorSpec
+from atlas_supervisor.model.deploy import DeployRecord
 
 _TAGS = {
-    "Deploy": "Run deploys, steer them, look at them.",
-    "Health": "What process managers and load balancers ask.",
-    "Canary": "Shares of traffic and calls for a new version, and the evidence on it.",
-    "Metrics": "Numbers for Prometheus.",
+    "Deploy": "Run, steer and inspect deploys.",
+    "Health": "Health, liveness and readiness.",
+    "Canary": "Shares of calls for new code, and the evidence on it.",
+    "Metrics": "Metrics for Prometheus.",
 }
 _DESCRIPTION = """Blue-green deploys on one machine.
 
-Over the Unix socket, root and the daemon's own user may do everything, other users may read. Over
-TCP, reading is open on loopback; off loopback it needs the token too. A change and logs need
-`Authorization: Bearer TOKEN`, always. Every error has the shape of `ErrorAnswer`."""
+Over the Unix socket, root and the daemon's own user may do everything; other users may read the
+status. Over TCP, changes, the audit trail and the logs need `Authorization: Bearer TOKEN`. Other
+reads are open on loopback and need the token elsewhere. Every error has the shape of
+`ErrorAnswer`."""
 
 _KEY = (
-    "A key of your own for this request, 1 to 255 visible ASCII characters. Sent again with the "
-    "same key, nothing is done twice: the answer is that of the first one, with "
-    "`Idempotency-Replayed: true`."
+    "A key chosen by the client, 1 to 255 visible ASCII characters. The same request with the same "
+    "key is not executed twice: the answer is the first one's, with `Idempotency-Replayed: true`."
 )
+
+
+class RefusedDeploy(DeployRecord):
+    """A deploy that did not do what was asked: its record, and the error."""
+
+    error: ErrorDetail = Field(description="Why it did not.")
+
 
 _SECURITY: list[dict[str, list[str]]] = [{"token": []}]
 
 
 def build_document(table: Iterable[AnyRoute], *, version: str) -> dict[str, Any]:
-    """Return the document of every route in `table`, ready for JSON."""
+    """Return the document on every route in `table`, ready for JSON."""
     rows = sorted(table, key=lambda route: route.path)
     paths = {
         path: PathItem(**{route.method.lower(): _operation(route) for route in group})
@@ -86,7 +96,7 @@ def _operation(route: AnyRoute) -> Operation:
         tags=[route.tag] if route.tag else None,
         parameters=_parameters(route) or None,
         requestBody=_request_body(route.body),
-        responses=_responses((*route.answers, *_common(route))),
+        responses=_responses((*route.answers, *map(_error_response, errors_of(route)))),
         security=[] if route.access is Access.READ else _SECURITY,
     )
 
@@ -137,7 +147,7 @@ def _request_body(model: type[BaseModel]) -> RequestBody | None:
 
 
 def _responses(answers: Sequence[ResponseSpec]) -> dict[str, Response | Reference]:
-    """Return one response for each status; answers that share one are told apart by example."""
+    """Return one response for each status, with an example for each of its answers."""
     rows = sorted(answers, key=lambda answer: answer.status)
     return {
         str(status): _response(list(group))
@@ -189,31 +199,14 @@ def _examples(answers: list[ResponseSpec]) -> dict[str, Example | Reference]:
     return found
 
 
-def _common(route: AnyRoute) -> tuple[ResponseSpec, ...]:
-    """Return what any request of this kind can be refused with."""
-    see = "GET /docs shows what this request takes"
-    found = [
-        refused(400, "invalid_query", "dry: there is no such field", see),
-        refused(403, "foreign_origin", "another site's page sent this", "use the API's own pages"),
-        refused(408, "too_slow", "the request did not come in whole in time", "send it again"),
-        refused(413, "body_too_large", "request entity too large", "a body may have 65536 bytes"),
-        refused(421, "wrong_host", "this host name is not ours", "use the host of CONTROL_HOST"),
-        refused(500, "internal_error", "the daemon failed to answer", "the log has the details"),
-        refused(503, "unavailable", "the database could not be read", "see whether a disk is full"),
-        refused(401, "token_required", "this request needs the token", "or use atlasctl"),
-    ]
-    if route.body is not Nothing:
-        found += [
-            refused(400, "invalid_body", "the body is not valid JSON", see),
-            refused(415, "unsupported_media_type", "a body is JSON in UTF-8", "send JSON"),
-        ]
-    for name in route.headers:
-        found.append(refused(400, "invalid_header", f"{name}: it is given twice", see))
-    if route.keyed:
-        found += [
-            refused(400, "invalid_header", "one key of 1 to 255 visible characters is taken", _KEY),
-            refused(422, "idempotency_key_reused", "it was given with another request", _KEY),
-        ]
-    if route.access is not Access.READ:
-        found.append(refused(403, "not_permitted", "uid 1000 may read, and no more", "be root"))
-    return tuple(found)
+def _error_response(row: ErrorSpec) -> ResponseSpec:
+    """Return the answer that a row of the error catalogue documents."""
+    error = row.documented()
+    detail = ErrorDetail(code=error.code, message=error.message, hint=error.hint)
+    text = f"`{row.code}`: {error.message}."
+    if row.with_record:
+        record = examples.REFUSED[row.code]
+        example = RefusedDeploy(**dict(record), error=detail)
+        text = f"{text} The deploy's record, and `error`."
+        return ResponseSpec(row.status, text, RefusedDeploy, example)
+    return ResponseSpec(row.status, text, ErrorAnswer, ErrorAnswer(error=detail))

@@ -1,35 +1,60 @@
-"""What the API must be told; the daemon fills it in from the settings."""
+"""The API's options; the daemon takes them from the settings."""
 
 from __future__ import annotations
 
 import os
 import ssl
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
+
+from atlas_supervisor.api.token import load_or_create_token
+from atlas_supervisor.config import Settings
+from atlas_supervisor.telemetry.sanitize import keep_secret
+from atlas_worker.contract import SUPERVISOR_SOCKET
 
 
 @dataclass(frozen=True)
 class ApiOptions:
-    """Where to listen, whom to let in, and the limits."""
+    """Where to listen, whom to admit, and the limits."""
 
     socket_path: Path
-    """The Unix socket; its folder exists. Any length will do."""
+    """The Unix socket, a path of any length; its folder exists."""
     token: str
     token_file: Path
-    """Where the token stands; only its name is ever shown."""
+    """The file with the token; only its name is shown."""
     version: str
     """The daemon's own version, for the OpenAPI document."""
     host: str = "127.0.0.1"
     port: int = 0
     """0 turns TCP off."""
     allowed_hosts: tuple[str, ...] = ()
-    """Further names by which clients may call this host."""
+    """Further host names that clients may use."""
     tls: ssl.SSLContext | None = None
     own_uid: int = field(default_factory=os.geteuid)
     receive_seconds: float = 20.0
-    """For a request's headers and body in all, a TLS handshake included; also the longest that a
-    connection may idle, and that an answer may take to be read."""
+    """Limit for a request's headers and body together, a TLS handshake included; also for an idle
+    connection, and for reading an answer."""
     max_connections: int = 256
-    """On each of the two, Unix socket and TCP."""
+    """On the Unix socket, and again on TCP."""
     shutdown_seconds: float = 2.0
-    """How long requests that are being handled are waited for at the end."""
+    """How long to wait for requests in progress when stopping."""
+
+
+def api_options(settings: Settings) -> ApiOptions:
+    """Return the options that the settings ask for; the token's file is made if there is none."""
+    tls = None
+    if settings.control_tls_cert and settings.control_tls_key:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(settings.control_tls_cert, settings.control_tls_key)
+    token = load_or_create_token(settings.control_token_file)
+    keep_secret([token])
+    return ApiOptions(
+        socket_path=settings.state_dir / SUPERVISOR_SOCKET,
+        token=token,
+        token_file=settings.control_token_file,
+        version=version("atlas-supervisor"),
+        host=str(settings.control_host),
+        port=settings.control_port,
+        tls=tls,
+    )

@@ -1,4 +1,4 @@
-"""Takes a request apart, strictly: whatever is not understood is refused by name, not ignored."""
+"""Parses requests strictly: unknown and repeated fields are refused by name, not ignored."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
-from atlas_supervisor.api.responses import bad_header, invalid, too_slow, unreadable
-from atlas_supervisor.errors import RefusedError
+from atlas_supervisor import errors
+from atlas_supervisor.api.responses import bad_field, bad_header, invalid
 from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 
 MAX_BODY_BYTES = 64 * 1024
 _MAX_QUERY_FIELDS = 32
+_TWICE = "given twice"
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
 KEY_PATTERN = r'^(?:"[!-~]{1,255}"|(?!""$)[!-~]{1,255})$'
-"""In quotes, as the IETF's draft has it, or bare."""
+"""Quoted, as in the IETF's draft, or bare."""
 _KEY = re.compile(KEY_PATTERN, re.ASCII)
-_NOT_ASKED_FOR = {"wait"}
-"""Query fields that say how to answer, not what to do."""
+_ANSWER_FIELDS = {"wait"}
+"""Query fields that choose the answer, not the action."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -40,16 +41,18 @@ def read_query(request: web.BaseRequest, model: type[M]) -> M:
             raw, keep_blank_values=True, errors="strict", max_num_fields=_MAX_QUERY_FIELDS
         )
     except ValueError as error:
-        raise unreadable("query", "the query is not UTF-8, or too long") from error
+        raise errors.INVALID_QUERY.error(
+            problem="the query is not UTF-8, or has too many fields"
+        ) from error
     fields: dict[str, str] = {}
     for name, value in pairs:
         if name in fields:
-            raise unreadable("query", "a field is given twice", field=name)
+            raise bad_field(errors.INVALID_QUERY, name, _TWICE)
         fields[name] = value
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        raise invalid("query", error) from error
+        raise invalid(errors.INVALID_QUERY, error) from error
 
 
 async def read_body(request: web.Request, model: type[M], deadline: float) -> M:
@@ -65,43 +68,41 @@ async def read_body(request: web.Request, model: type[M], deadline: float) -> M:
     try:
         return model.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise invalid("body", error) from error
+        raise invalid(errors.INVALID_BODY, error) from error
 
 
 def read_key(
     request: web.BaseRequest, actor: Actor, query: BaseModel, body: BaseModel
 ) -> IdempotencyKey | None:
-    """Return the `Idempotency-Key` with what the request asks for; None if it has none.
+    """Return the `Idempotency-Key` with the fingerprint of the request; None without a key.
 
-    Raises RefusedError (400). In quotes or bare, it is the same key.
+    Raises RefusedError (400). Quoted and bare are the same key.
     """
     given = request.headers.getall(IDEMPOTENCY_KEY, [])
     if not given:
         return None
     value = given[0]
     if len(given) > 1 or not _KEY.fullmatch(value):
-        raise RefusedError(
-            "invalid_header",
-            f"{IDEMPOTENCY_KEY}: one key of 1 to 255 visible ASCII characters is taken",
-            status=400,
-            hint="a UUID is a good key: a new one for each request, the same one to repeat it",
-            extra={"field": IDEMPOTENCY_KEY},
-        )
+        field = {"field": IDEMPOTENCY_KEY}
+        raise errors.INVALID_IDEMPOTENCY_KEY.error(header=IDEMPOTENCY_KEY, extra=field)
     if len(value) > 1 and value[0] == value[-1] == '"':
         value = value[1:-1]
-    asked = query.model_dump(mode="json", exclude=_NOT_ASKED_FOR)
+    asked = query.model_dump(mode="json", exclude=_ANSWER_FIELDS)
     request_of_key = [request.method, request.path, asked, body.model_dump(mode="json"), actor.name]
-    said = json.dumps(request_of_key, sort_keys=True)
-    return IdempotencyKey(value, hashlib.sha256(said.encode()).hexdigest())
+    canonical = json.dumps(request_of_key, sort_keys=True).encode()
+    return IdempotencyKey(value, hashlib.sha256(canonical).hexdigest())
 
 
 def read_headers(request: web.BaseRequest, names: Iterable[str]) -> dict[str, str]:
-    """Return those of these headers that were given. Raises RefusedError (400) for one twice."""
+    """Return the values of those headers that the request has.
+
+    Raises RefusedError (400) for one that is given twice.
+    """
     found: dict[str, str] = {}
     for name in names:
         given = request.headers.getall(name, [])
         if len(given) > 1:
-            raise bad_header(name, "it is given twice")
+            raise bad_header(name, _TWICE)
         if given:
             found[name] = given[0]
     return found
@@ -114,50 +115,39 @@ async def _read(request: web.Request, deadline: float) -> bytes:
         async with asyncio.timeout_at(deadline):
             return await request.read()
     except TimeoutError as error:
-        raise too_slow() from error
+        raise errors.TOO_SLOW.error() from error
     except web.RequestPayloadError as error:
-        raise unreadable("body", "the body is not valid HTTP") from error
+        raise errors.INVALID_BODY.error(problem="the body is not valid HTTP") from error
 
 
 def _check_type(request: web.Request) -> None:
     given = "Content-Type" in request.headers
     charset = (request.charset or "utf-8").lower()
-    if given and (request.content_type != "application/json" or charset != "utf-8"):
-        raise RefusedError(
-            "unsupported_media_type",
-            "a body is JSON in UTF-8",
-            status=415,
-            hint="send Content-Type: application/json",
-        )
-    if "Content-Encoding" in request.headers:
-        raise RefusedError(
-            "unsupported_media_type",
-            "a compressed body is not taken",
-            status=415,
-            hint="leave Content-Encoding out",
-        )
+    foreign = given and (request.content_type != "application/json" or charset != "utf-8")
+    if foreign or "Content-Encoding" in request.headers:
+        raise errors.UNSUPPORTED_MEDIA_TYPE.error()
 
 
 def _check_json(data: bytes) -> None:
-    """Refuse what a lenient parser takes: NaN, a key given twice; and what breaks it: depth."""
+    """Refuse what a lenient parser accepts (NaN, a key given twice), and JSON nested too deeply."""
     try:
         json.loads(
             data.decode(), parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates
         )
     except RecursionError as error:
-        raise unreadable("body", "the JSON is nested too deeply") from error
+        raise errors.INVALID_BODY.error(problem="the JSON is nested too deeply") from error
     except ValueError as error:  # bad UTF-8 and numbers of thousands of digits as well
-        raise unreadable("body", "the body is not valid JSON") from error
+        raise errors.INVALID_BODY.error(problem="the body is not valid JSON") from error
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise unreadable("body", f"{name} is not JSON")
+    raise errors.INVALID_BODY.error(problem=f"{name} is not JSON")
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise unreadable("body", "a field is given twice", field=name)
+            raise bad_field(errors.INVALID_BODY, name, _TWICE)
         found[name] = value
     return found

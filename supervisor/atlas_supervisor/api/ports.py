@@ -1,7 +1,8 @@
-"""What the API needs of the daemon, noun by noun, and nothing about how it is done.
+"""What the API needs of the daemon, as protocols.
 
-Every method raises `RefusedError` for what can't be done, and AtlasError where the daemon's own
-storage fails.
+Every method raises `RefusedError` for a request that can't be done, and AtlasError where the
+daemon's own storage fails. Given an idempotency key that was used before, a method does nothing,
+marks the key as repeated and returns the earlier outcome.
 """
 
 from __future__ import annotations
@@ -25,30 +26,27 @@ class DeployPort(Protocol):
     """Deploys, and the state that they lead to."""
 
     def status(self) -> Status:
-        """Return everything at a glance, from memory."""
+        """Return the current status, from memory."""
 
     def ready(self) -> bool:
-        """Tell whether an active worker takes traffic."""
-
-    # What was done under a key before is not done again: the call then returns what came of it,
-    # and says so in the key.
+        """Return whether an active worker takes traffic."""
 
     async def deploy(
         self, *, release: str | None, dry_run: bool, actor: Actor, key: IdempotencyKey | None = None
     ) -> DeployRecord:
-        """Begin a deploy, and return its record as soon as it is durable."""
+        """Start a deploy; return its record as soon as it is durable."""
 
     async def settled(self, deploy_id: str) -> DeployRecord:
-        """Wait until the deploy has a result (not for its guard, warm time and drain)."""
+        """Wait until the deploy has a result, not for its guard, warm time and drain."""
 
     async def switch(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
-        """Go ahead with the waiting deploy; returns once it has switched, or failed to."""
+        """Switch to the waiting deploy; return once that has succeeded or failed."""
 
     async def abort(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
-        """Give up the deploy in progress; returns once staging is stopped."""
+        """Abort the deploy in progress; return once staging is stopped."""
 
     async def rollback(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
-        """Go back to the version before; returns once it has all the traffic."""
+        """Go back to the previous version; return once it has all the traffic."""
 
     async def set_mode(self, mode: Mode, actor: Actor, key: IdempotencyKey | None = None) -> Status:
         """Set the mode durably."""
@@ -66,9 +64,9 @@ class DeployPort(Protocol):
         """Return the transitions of one deploy, in order."""
 
     async def events(self, *, after: int | None, deploy_id: str | None) -> EventFeed:
-        """Return what happens to deploys, or to one, from now on or after an id.
+        """Return the events of all deploys or of one, from now on or after an id.
 
-        Whoever asks closes it.
+        The caller closes the feed.
         """
 
 
@@ -79,12 +77,12 @@ class CanaryPort(Protocol):
         """Return every feature's canary as it is now, from memory."""
 
     async def set_percentage(self, feature: str, percentage: float, actor: Actor) -> FeatureView:
-        """Give a feature a share of its own."""
+        """Set a feature's share."""
 
     async def ramp(
         self, feature: str, action: str, actor: Actor, key: IdempotencyKey | None = None
     ) -> FeatureView:
-        """Do something to a feature's ramp."""
+        """Apply an action to a feature's ramp."""
 
     async def reset(
         self, feature: str | None, actor: Actor, key: IdempotencyKey | None = None
@@ -92,61 +90,61 @@ class CanaryPort(Protocol):
         """Reset one feature to the settings; without one, the fallback."""
 
     async def report(self, hours: int) -> CanaryReport:
-        """Return the last hours' numbers of every feature."""
+        """Return every feature's numbers of the last hours."""
 
 
 class HealthPort(Protocol):
-    """How everything is."""
+    """Health of the active worker and the daemon."""
 
     async def looked(self) -> None:
-        """Wait for the first look after the start, for a tenth of a second at most."""
+        """Wait for the first check after the start, at most 0.1 s."""
 
     async def report(self) -> Health:
-        """Return how everything is, after the same wait."""
+        """Return the health, after the same wait."""
 
 
 class AuditPort(Protocol):
-    """Who did what, when, to what effect."""
+    """The audit trail."""
 
     async def entries(
         self, *, limit: int, before: int | None, action: str | None, subject: str | None
     ) -> list[AuditEntry]:
-        """Return the newest entries, newest first: with an id below, of an action, on a subject."""
+        """Return the newest entries that match, newest first; `before` is an id."""
 
     async def verify(self) -> Verification:
-        """Look the whole of it over."""
+        """Verify the whole trail."""
 
     def enqueue(
         self, actor: Actor, action: str, outcome: str, *, subject: str | None = None, **detail: Any
-    ) -> None:
-        """Have an entry written, without waiting for it."""
+    ) -> object:
+        """Queue an entry, without waiting until it is written."""
 
 
 class LogPort(Protocol):
-    """The daemon's own log, and what the workers print."""
+    """The daemon's own log, and the workers' output."""
 
     async def read(
         self, source: LogSource, wanted: WantedLines, *, lines: int, follow: bool, after: str | None
     ) -> LogFeed:
-        """Return the last lines, or those after a place, and with `follow` what comes then.
+        """Return the last lines, or those after a position; with `follow` new ones as well.
 
-        Whoever asks closes it.
+        The caller closes the feed.
         """
 
 
 class MetricsPort(Protocol):
-    """Numbers for Prometheus."""
+    """Metrics for Prometheus."""
 
     async def text(self) -> bytes:
-        """Return all of them in the text format, version 0.0.4."""
+        """Return all metrics in the text format, version 0.0.4."""
 
     def answered(self, method: str, route: str, status: int, seconds: float | None) -> None:
-        """Count an answer of the API; None: it was a stream. Method and route are bounded."""
+        """Count an answer of the API; `seconds` is None for a stream. Labels are bounded."""
 
 
 @dataclass(frozen=True)
 class Control:
-    """The daemon, seen from the API."""
+    """The parts of the daemon that the API uses."""
 
     deploys: DeployPort
     canary: CanaryPort

@@ -1,6 +1,6 @@
-"""The words of the route table: one row says all there is to know about one request.
+"""The types of the route table: one row describes one request completely.
 
-The router and the OpenAPI document are both built from the rows, so they can't disagree.
+The router, the OpenAPI document and docs/api.md are all built from the rows.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from atlas_supervisor import errors
 from atlas_supervisor.api.ports import Control
+from atlas_supervisor.errors import ErrorSpec
 from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 
 
 class Access(Enum):
-    """What a request asks for; `security` decides who may."""
+    """What a request needs permission for; `security` decides who has it."""
 
     READ = "read"
     SENSITIVE = "sensitive"
@@ -37,7 +39,7 @@ B = TypeVar("B", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Request(Generic[Q, B]):
-    """One admitted request, taken apart and checked."""
+    """One admitted request, parsed and validated."""
 
     control: Control
     actor: Actor
@@ -45,14 +47,14 @@ class Request(Generic[Q, B]):
     body: B
     path: Mapping[str, str]
     key: IdempotencyKey | None = None
-    """The request's `Idempotency-Key`, where the route takes one."""
+    """The request's `Idempotency-Key`; None without one."""
     headers: Mapping[str, str] = field(default_factory=dict)
-    """Those of the route's header parameters that were given."""
+    """The route's header parameters that the request has."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a handler answers: a model as JSON, or bytes of some type."""
+    """A handler's answer: a model as JSON, or bytes of `content_type`."""
 
     payload: BaseModel | bytes
     status: int = 200
@@ -61,18 +63,18 @@ class Reply:
 
 
 class StreamSource(Protocol):
-    """Where the parts of an answer without an end come from."""
+    """Yields the parts of an open-ended answer."""
 
     async def next(self) -> bytes | None:
-        """Wait for the next part; None: there is no more."""
+        """Wait for the next part; None at the end. Raises AtlasError."""
 
     def close(self) -> None:
-        """End it, from anywhere and at any time; whoever waits for the next is told at once."""
+        """End the source at any time; a pending `next` returns at once."""
 
 
 @dataclass(frozen=True)
 class StreamReply:
-    """What a handler answers that goes on. Whoever gets it closes its source."""
+    """A handler's open-ended answer. Its receiver closes the source."""
 
     source: StreamSource
     content_type: str
@@ -81,10 +83,10 @@ class StreamReply:
 
 @dataclass(frozen=True)
 class ResponseSpec:
-    """One answer that a route can give, for the document.
+    """One answer that a route can give.
 
-    A `model` of None means that the body is not JSON but of `content_type`. That of server-sent
-    events is one event.
+    A `model` of None means that the body is not JSON but of `content_type`. The model of
+    server-sent events describes one event.
     """
 
     status: int
@@ -99,8 +101,8 @@ class ResponseSpec:
 class Route(Generic[Q, B]):
     """One row of the table.
 
-    `parameters` describes what stands in braces in `path`; `headers` has the JSON schema of each
-    header that is a parameter.
+    `parameters` describes the placeholders of `path`; `headers` has the JSON schema of each header
+    that is a parameter. `errors` are those of this route alone; `errors_of` adds the common ones.
     """
 
     method: str
@@ -112,11 +114,37 @@ class Route(Generic[Q, B]):
     query: type[Q]
     body: type[B]
     answers: tuple[ResponseSpec, ...]
+    errors: tuple[ErrorSpec, ...] = ()
     access: Access = Access.READ
     parameters: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     keyed: bool = False
-    """Whether it takes an `Idempotency-Key`: asked for again, it does nothing twice."""
+    """Takes an `Idempotency-Key`: a repeated request is not executed twice."""
 
 
 AnyRoute = Route[Any, Any]
+
+
+def errors_of(route: AnyRoute) -> tuple[ErrorSpec, ...]:
+    """Return every error of a route: its own, and those of any request of its kind."""
+    found = [
+        *route.errors,
+        errors.INVALID_QUERY,
+        errors.TOKEN_REQUIRED,
+        errors.TOKEN_WRONG,
+        errors.FOREIGN_ORIGIN,
+        errors.TOO_SLOW,
+        errors.BODY_TOO_LARGE,
+        errors.WRONG_HOST,
+        errors.INTERNAL_ERROR,
+        errors.UNAVAILABLE,
+    ]
+    if route.body is not Nothing:
+        found += [errors.INVALID_BODY, errors.UNSUPPORTED_MEDIA_TYPE]
+    if route.headers:
+        found.append(errors.INVALID_HEADER)
+    if route.keyed:
+        found += [errors.INVALID_IDEMPOTENCY_KEY, errors.IDEMPOTENCY_KEY_REUSED]
+    if route.access is not Access.READ:
+        found.append(errors.NOT_PERMITTED)
+    return tuple(found)

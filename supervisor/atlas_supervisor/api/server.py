@@ -1,4 +1,4 @@
-"""The way in: `serve` is all that the daemon needs of the API."""
+"""Serves the API on its sockets; `serve` is all that the daemon needs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ log = structlog.get_logger()
 
 
 def table(version: str) -> tuple[AnyRoute, ...]:
-    """Return every route there is; a new noun is a file and its name here."""
+    """Return every route; a new noun is a module and its name here."""
     rows = [
         *deploy.ROUTES,
         *history.ROUTES,
@@ -49,7 +49,7 @@ def table(version: str) -> tuple[AnyRoute, ...]:
     ]
 
     def document() -> dict[str, Any]:
-        # An eighth of the daemon's start is this module's import; few ever ask for the document.
+        # Its import takes an eighth of the daemon's start, and the document is rarely requested.
         from atlas_supervisor.api.openapi import build_document  # noqa: PLC0415  # see above
 
         return build_document(rows, version=version)
@@ -62,7 +62,7 @@ def table(version: str) -> tuple[AnyRoute, ...]:
 async def serve(control: Control, options: ApiOptions) -> AsyncIterator[None]:
     """Serve the API while the context lasts, on the Unix socket and, with a port, over TCP.
 
-    Raises StartRefusedError if either can't be had, or TCP off loopback has no TLS.
+    Raises StartRefusedError if either can't be bound, or TCP off loopback has no TLS.
     """
     async with AsyncExitStack() as stack:
         unix = bind_unix(options.socket_path)
@@ -91,12 +91,12 @@ async def serve(control: Control, options: ApiOptions) -> AsyncIterator[None]:
             )
             acceptor.start()
             stack.push_async_callback(acceptor.stop)
-        log.info("api.listening", urls=[_url(each, options) for each in tcp])
+        log.info("api_listening", urls=[_url(each, options) for each in tcp])
         yield
 
 
 def _check_exposure(tcp: list[socket], options: ApiOptions) -> bool:
-    """Return whether TCP stays on this machine; if it does not, TLS is a must."""
+    """Return whether TCP listens on loopback only; otherwise TLS is required."""
     loopback = is_loopback(each.getsockname()[0] for each in tcp)
     if not loopback and options.tls is None:
         raise StartRefusedError(
@@ -107,13 +107,13 @@ def _check_exposure(tcp: list[socket], options: ApiOptions) -> bool:
 
 
 def _remove(path: Path, inode: int) -> None:
-    """Remove our socket, unless another one has taken its place."""
+    """Remove our socket file, unless another daemon has replaced it."""
     with contextlib.suppress(OSError):
         if path.stat().st_ino == inode:
             path.unlink()
 
 
 def _url(listener: socket, options: ApiOptions) -> str:
-    """Return where it listens, as an address to click on."""
+    """Return the listener's address as a URL."""
     host, port = listener.getsockname()[:2]
     return str(URL.build(scheme="https" if options.tls else "http", host=host, port=port))

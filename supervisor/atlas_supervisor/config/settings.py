@@ -37,6 +37,7 @@ from atlas_supervisor.config.fields import (
     Text,
 )
 from atlas_supervisor.model.deploy import Mode
+from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
 
 DEFAULT_TOKEN_FILE = "control.token"  # noqa: S105 - the name of a file
@@ -127,6 +128,15 @@ class Settings(BaseModel):
             return data
         state_dir = Path(data.get("state_dir", "state"))
         return {**data, "control_token_file": state_dir / DEFAULT_TOKEN_FILE}
+
+    @property
+    def slot_ports(self) -> dict[SlotName, int]:
+        """Each slot's own port."""
+        return {SlotName.BLUE: self.active_port, SlotName.GREEN: self.staging_port}
+
+    def slot_of_port(self, port: int) -> SlotName:
+        """Return the slot that owns the port; green for any port but blue's."""
+        return SlotName.BLUE if port == self.active_port else SlotName.GREEN
 
     @property
     def hand_over(self) -> SocketPassing:

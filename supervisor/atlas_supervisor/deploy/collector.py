@@ -14,7 +14,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.status import DeployQueries
-from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.model.deploy import Mode
 from atlas_supervisor.model.drain import DrainingView
 from atlas_supervisor.model.slot import Role, SlotName, SlotState, SlotView
@@ -26,6 +25,7 @@ from atlas_supervisor.telemetry.metrics.exposition import Exposition
 from atlas_supervisor.telemetry.metrics.machine import Running, WorkerUsage
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.traffic.plane import RelayTraffic
+from atlas_supervisor.workers.slots import Slots
 
 _SERVING = frozenset({SlotState.RUNNING, SlotState.WARM})
 
@@ -231,13 +231,13 @@ class GaugeCollector:
         self,
         *,
         knowledge: DeployQueries,
-        switch: Switch,
+        slots: Slots,
         plane: Plane,
         events: EventHub,
         state: StateKeeper,
     ) -> None:
         self._knowledge = knowledge
-        self._switch = switch
+        self._slots = slots
         self._plane = plane
         self._events = events
         self._state = state
@@ -261,6 +261,6 @@ class GaugeCollector:
 
     def _running(self) -> Iterator[Running]:
         """Yield the workers in the slots. From any thread: it reads each attribute once."""
-        for slot in (self._switch.active, self._switch.staging):
+        for slot in self._slots:
             if (instance := slot.instance) is not None:
                 yield Running(slot.name.value, instance.release.version, instance.pid)

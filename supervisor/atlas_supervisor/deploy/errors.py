@@ -1,134 +1,60 @@
-"""What a request about deploys is refused with, and what the caller can do about it."""
+"""Fills the rows of the error catalogue that concern deploys with a deploy's own facts."""
 
 from __future__ import annotations
 
-from atlas_supervisor.deploy.machine import Phase
+from atlas_supervisor import errors
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.errors import RefusedError
-from atlas_supervisor.model.deploy import DeployRecord
+from atlas_supervisor.model.deploy import DeployRecord, Mode
 from atlas_supervisor.model.release import Release
 
+single_by_settings = errors.SINGLE_BY_SETTINGS.error
+stopping = errors.STOPPING.error
+nothing_to_roll_back = errors.NOTHING_TO_ROLL_BACK.error
+deploy_not_found = errors.DEPLOY_NOT_FOUND.error
 
-def mode_is_single() -> RefusedError:
-    """Say that deploys are off."""
-    return RefusedError(
-        "mode_is_single",
-        "deploys are off: the mode is single",
-        status=409,
-        hint="GET /deploy/status (atlasctl status) says why; once that is mended, "
-        'POST /deploy/mode {"mode": "bluegreen"} (atlasctl mode bluegreen) takes deploys again',
-    )
+_NOTHING_TO = {"switch": errors.NOTHING_TO_SWITCH, "abort": errors.NOTHING_TO_ABORT}
 
 
-def single_by_settings() -> RefusedError:
-    """Say that the settings have the last word on the mode."""
-    return RefusedError(
-        "single_by_settings",
-        "DEPLOY_MODE=single in the settings always wins",
-        status=409,
-        hint="set DEPLOY_MODE=bluegreen in the env file and restart the daemon",
-    )
+def mode_is_single(setting: Mode) -> RefusedError:
+    """Return the error for a deploy while deploys are disabled, by the settings or otherwise."""
+    by_settings = setting is Mode.SINGLE
+    return (errors.MODE_IS_SINGLE_BY_SETTINGS if by_settings else errors.MODE_IS_SINGLE).error()
 
 
-def unknown_release(why: str) -> RefusedError:
-    """Say that there is no such release."""
-    return RefusedError(
-        "unknown_release",
-        why,
-        status=404,
-        hint="a release is a folder below RELEASES_DIR; without one the worker directory "
-        "is deployed",
-    )
-
-
-def stopping() -> RefusedError:
-    """Say that the daemon is on its way out."""
-    return RefusedError(
-        "stopping", "the supervisor is stopping", status=503, hint="try again later"
-    )
+def unknown_release(problem: str) -> RefusedError:
+    """Return the error for a release that does not exist."""
+    return errors.UNKNOWN_RELEASE.error(problem=problem)
 
 
 def in_progress(run: DeployRun) -> RefusedError:
-    """Say that another deploy holds the place."""
-    return RefusedError(
-        "deploy_in_progress",
-        f"deploy {run.record.deploy_id} is in progress ({run.phase})",
-        status=409,
-        hint="wait for it, or POST /deploy/abort (atlasctl abort) gives it up",
-    )
+    """Return the error for a second deploy while `run` is in progress."""
+    return errors.DEPLOY_IN_PROGRESS.error(deploy_id=run.record.deploy_id, phase=run.phase)
 
 
-def not_durable(what: str, error: Exception) -> RefusedError:
-    """Say that it was not done, because it could not be written down; `what` is its beginning."""
-    return RefusedError(
-        "not_durable",
-        f"{what}: {error}",
-        status=503,
-        hint="see whether the disk of STATE_DIR is full or read-only",
-    )
+def not_durable(problem: str, error: Exception) -> RefusedError:
+    """Return the error for a change that could not be saved; `problem` begins its message."""
+    return errors.NOT_DURABLE.error(problem=problem, error=error)
 
 
 def switch_failed(run: DeployRun) -> RefusedError:
-    """Say that the switch was tried and could not be done."""
-    return RefusedError(
-        "switch_failed",
-        f"the switch could not be done: {run.switch_failure}",
-        status=503,
-        hint="ports and mode are as before; mend the cause, then POST /deploy/switch "
-        "(atlasctl switch) tries again"
-        if run.phase is Phase.AWAITING_SWITCH
-        else "ports and mode are as before",
-        extra=run.record.model_dump(mode="json"),
-    )
+    """Return the error for a switch that was tried and failed."""
+    record = run.record.model_dump(mode="json")
+    return errors.SWITCH_FAILED.error(problem=run.switch_failure, extra=record)
 
 
 def too_late(record: DeployRecord) -> RefusedError:
-    """Say that the deploy came out in another way before it could be aborted."""
-    return RefusedError(
-        "too_late",
-        f"the deploy could not be aborted any more: it is {record.result}",
-        status=409,
-        hint="POST /deploy/rollback (atlasctl rollback) goes back to the version before",
-        extra=record.model_dump(mode="json"),
-    )
+    """Return the error for a deploy that had its result before it could be aborted."""
+    extra = record.model_dump(mode="json")
+    return errors.TOO_LATE.error(result=record.result, extra=extra)
 
 
 def nothing_to(action: str, run: DeployRun | None) -> RefusedError:
-    """Say that no deploy is there, or in a phase, to do this to."""
-    what = f"the deploy is in {run.whereabouts}" if run else "no deploy is in progress"
-    return RefusedError(
-        f"nothing_to_{action}",
-        f"there is nothing to {action}: {what}",
-        status=409,
-        hint="GET /deploy/status (atlasctl status) shows what is going on",
-    )
+    """Return the error for `switch` or `abort` where no deploy is in a phase for it."""
+    state = f"the deploy is in {run.whereabouts}" if run else "no deploy is in progress"
+    return _NOTHING_TO[action].error(state=state)
 
 
-def nothing_to_roll_back() -> RefusedError:
-    """Say that the active version is the first one."""
-    return RefusedError(
-        "nothing_to_roll_back",
-        "no version had the traffic before this one",
-        status=409,
-        hint="POST /deploy/bluegreen (atlasctl deploy) deploys another version",
-    )
-
-
-def previous_gone(release: Release, why: str) -> RefusedError:
-    """Say that the version before is neither warm nor to be launched again."""
-    return RefusedError(
-        "previous_version_gone",
-        f"version {release.version} can't be launched again: {why}",
-        status=409,
-        hint="with RELEASES_DIR every release keeps its own folder, and can be gone back to",
-    )
-
-
-def deploy_not_found() -> RefusedError:
-    """Say that there is no such deploy."""
-    return RefusedError(
-        "deploy_not_found",
-        "there is no deploy with this id",
-        status=404,
-        hint="GET /deploy/history lists them",
-    )
+def previous_gone(release: Release, problem: str) -> RefusedError:
+    """Return the error for a previous version that is neither warm nor can be launched."""
+    return errors.PREVIOUS_VERSION_GONE.error(version=release.version, problem=problem)

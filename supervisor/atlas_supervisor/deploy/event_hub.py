@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import anyio
 import structlog
 
-from atlas_supervisor.model.event import DeployEvent, PublishedEvent
+from atlas_supervisor.model.event import PublishedEvent
 
 log = structlog.get_logger(__name__)
 
@@ -24,13 +24,15 @@ MAX_EVENTS = 256
 MAX_BYTES = 1024 * 1024
 """What one listener may leave lying: that many events, of that many bytes in all."""
 _PAGE = 16
-_UNWRITTEN_KEPT = 256
 _WOKEN_AT_ONCE = 2
 _WAKE_AGAIN_SECONDS = 0.001
 
 
 class EventJournal(Protocol):
     """Where events are kept. Reading raises AtlasError."""
+
+    def pending(self) -> Sequence[PublishedEvent]:
+        """Return the events that are published and not written yet, in order."""
 
     async def newest(self) -> int:
         """Return the id of the last event; 0 if there is none."""
@@ -45,16 +47,15 @@ class EventJournal(Protocol):
 
 
 class EventHub:
-    """The one place where events are told. To be used in the event loop's thread only."""
+    """The one place where events are published. To be used in the event loop's thread only."""
 
     def __init__(
-        self, journal: EventJournal, count: Callable[[PublishedEvent], None] = lambda _told: None
+        self, journal: EventJournal, count: Callable[[PublishedEvent], None] = lambda _event: None
     ) -> None:
         self._journal = journal
         self._count = count
-        """Told each event once, before any listener."""
+        """Called with each event once, before any subscriber has it."""
         self._listeners: set[_Queue] = set()
-        self._unwritten: deque[PublishedEvent] = deque(maxlen=_UNWRITTEN_KEPT)
         self._reading = anyio.Lock()
         """One reads the journal at a time: many who come at once are not to delay a deploy."""
         self._closed = False
@@ -62,24 +63,20 @@ class EventHub:
         """Those who have got an event and are to be woken for it."""
         self._waking = False
 
-    def tell(self, announcement: PublishedEvent, journal_id: int | None) -> None:
-        """Tell everybody, with the id that the journal gave it; None: it could not be written.
+    def publish(self, event: PublishedEvent, journal_id: int | None) -> None:
+        """Publish an event once, with the id that the journal gave it; None: it is not written yet.
 
-        To be called without a pause after the journal was written, so that ids are told in order.
-        What was told without an id is not told again once it is written.
+        To be called without a pause after the journal was written, so that ids are in order. Of an
+        event that was published without an id, the id is noted as soon as it is written.
         """
-        announcement.journal_id = journal_id
-        if announcement.told:
-            if journal_id is not None and announcement in self._unwritten:
-                self._unwritten.remove(announcement)
+        event.journal_id = journal_id
+        if event.is_published:
             return
-        announcement.told = True
-        announcement.id = journal_id
-        self._count(announcement)
-        if journal_id is None:
-            self._unwritten.append(announcement)
+        event.is_published = True
+        event.id = journal_id
+        self._count(event)
         for listener in list(self._listeners):
-            if listener.offer(announcement):
+            if listener.offer(event):
                 self._asleep.append(listener)
         if self._asleep and not self._waking:
             self._waking = True
@@ -101,11 +98,6 @@ class EventHub:
         self._waking = bool(self._asleep)
         if self._waking:
             asyncio.get_running_loop().call_later(_WAKE_AGAIN_SECONDS, self._wake_some)
-
-    def unwritten(self, deploy_id: str) -> list[DeployEvent]:
-        """Return what was told of a deploy and is not in the journal yet."""
-        events = [each.event for each in self._unwritten]
-        return [event for event in events if event.deploy_id == deploy_id]
 
     async def feed(self, *, after: int | None, deploy_id: str | None) -> Subscription:
         """Return what happens from now on; before it, what the journal has after an id.
@@ -130,8 +122,8 @@ class EventHub:
     def listen(self, deploy_id: str | None, *, unwritten: bool) -> _Queue:
         """Return a queue of what is told from now on, and of what the journal does not have."""
         queue = _Queue(deploy_id)
-        for announcement in self._unwritten if unwritten else ():
-            queue.offer(announcement)
+        for event in self._journal.pending() if unwritten else ():
+            queue.offer(event)
         if self._closed:
             queue.end()
         else:

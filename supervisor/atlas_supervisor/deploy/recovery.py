@@ -9,17 +9,20 @@ Which release to start when the daemon starts: the one that had the traffic last
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import anyio
 import structlog
 
 from atlas_supervisor.config import Settings
-from atlas_supervisor.deploy.effects import Effects
+from atlas_supervisor.deploy.effects import Effects, TransitionLog
 from atlas_supervisor.deploy.machine import FLIPS, TABLE, Consequence, Event, Phase, Plan, step
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.actor import SUPERVISOR
 from atlas_supervisor.model.deploy import DeployRecord, Mode, Result
-from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.release import Release, Version, VersionChange
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.state import ActiveRelease, DeployState
 from atlas_supervisor.store.database import Database
@@ -28,6 +31,7 @@ from atlas_supervisor.store.state_keeper import StateFile, StateKeeper, Unreadab
 from atlas_supervisor.store.statements import StoreError
 from atlas_supervisor.system.clock import now
 from atlas_supervisor.workers.releases import Releases, UnknownReleaseError
+from atlas_worker.contract import STATE_FILE
 
 log = structlog.get_logger(__name__)
 
@@ -36,6 +40,25 @@ _AUDITED = (
     (Consequence.ROLLBACK_AUDITED, "rollback", "done"),
     (Consequence.SWITCH_FAILURE_AUDITED, "switch", "failed"),
 )
+
+
+async def recover(
+    settings: Settings, database: Database, written: Callable[[float, bool], None]
+) -> tuple[StateKeeper, UnfinishedDeploy | None]:
+    """Return the state after what the last daemon left unfinished, and the deploy that still waits.
+
+    Raises StartRefusedError if the state file can't be written, and StoreError.
+    """
+    file = StateFile(settings.state_dir / STATE_FILE)
+    state = await read_state(settings, file, database)
+    state, waiting = await finish_interrupted(database, state, settings)
+    keeper = StateKeeper(file, database.state, state, written)
+    try:
+        await keeper.change()
+    except OSError as error:
+        raise StartRefusedError(f"{file.path} can't be written: {error}") from error
+    await keeper.copy_to_database()
+    return keeper, waiting
 
 
 async def read_state(settings: Settings, file: StateFile, database: Database) -> DeployState:
@@ -88,7 +111,7 @@ async def finish_interrupted(
 ) -> tuple[DeployState, UnfinishedDeploy | None]:
     """End what was under way; return the state that follows, and the deploy that still waits.
 
-    Afterwards the first of the database's versions is the one that has the traffic.
+    Afterwards the newest of the database's versions is the one that has the traffic.
     """
     waiting: UnfinishedDeploy | None = None
     newest = {record.deploy_id for record in await database.deploys.latest(1)}
@@ -105,57 +128,9 @@ async def finish_interrupted(
             state = state.model_copy(update={"mode": Mode.SINGLE})
             await database.audit.write(SUPERVISOR, "mode", "single", reason=record.reason)
         # Only the latest one's switch can be what the file tells of.
-        ended = await _end(database, unfinished, phase, state if latest else None)
-        if latest and unfinished.rollback:
-            await _mend_versions_of_rollback(database, ended, state, settings)
-        elif latest:
-            await _mend_versions(database, ended, state, settings)
+        await _end(database, unfinished, state if latest else None, settings)
     await database.keys.forget_undone()
     return state, waiting
-
-
-async def _mend_versions(
-    database: Database, record: DeployRecord, state: DeployState, settings: Settings
-) -> None:
-    """Make up for a switch, or for its revert, that was durable before its version was noted."""
-    rows = await database.versions.all()
-    active = _active_slot(state, settings)
-    is_first = bool(rows) and _is(rows[0].release, record.release, record.version)
-    in_active = bool(rows) and rows[0].slot is active
-    if record.result is Result.SWITCHED and not (is_first and in_active):
-        release = _release(record.release, record.version, settings)
-        await database.versions.push(active, release, state)
-    elif record.result is not Result.SWITCHED and is_first and not in_active and len(rows) > 1:
-        await database.versions.pop(state)
-    else:
-        return
-    await _tell_mended(database, record)
-
-
-async def _tell_mended(database: Database, record: DeployRecord) -> None:
-    log.warning("versions_mended", **record.facts, result=record.result)
-    await database.audit.write(
-        SUPERVISOR, "versions", "mended", subject=record.deploy_id, result=record.result
-    )
-
-
-async def _mend_versions_of_rollback(
-    database: Database, record: DeployRecord, state: DeployState, settings: Settings
-) -> None:
-    """Do the same for a deploy of the version before, which takes one away and does not add one.
-
-    Reverted, what it had taken away has the traffic again; the state file tells what that was.
-    """
-    rows, known = await database.versions.all(), state.active_release
-    brought_back = bool(rows) and _is(rows[0].release, record.release, record.version)
-    if record.result is Result.SWITCHED and not brought_back and len(rows) > 1:
-        await database.versions.pop(state)
-    elif record.result is Result.ROLLED_BACK and brought_back and known is not None:
-        release = _release(known.name, known.version, settings)
-        await database.versions.push(_active_slot(state, settings), release, state)
-    else:
-        return
-    await _tell_mended(database, record)
 
 
 def _active_slot(state: DeployState, settings: Settings) -> SlotName:
@@ -163,16 +138,12 @@ def _active_slot(state: DeployState, settings: Settings) -> SlotName:
     return SlotName.BLUE if blue else SlotName.GREEN
 
 
-def _is(release: Release, name: str | None, version: str | None) -> bool:
-    return (release.name, release.version) == (name, version)
-
-
-def _release(name: str | None, version: str | None, settings: Settings) -> Release:
-    """Return what was deployed; its folder may be gone by now."""
+def _release(serving: ActiveRelease, settings: Settings) -> Release:
+    """Return what has the traffic; its folder may be gone by now."""
     path = settings.worker_directory
-    if name is not None and settings.releases_dir is not None:
-        path = settings.releases_dir / name
-    return Release(name=name, path=path, version=version or "unknown")
+    if serving.name is not None and settings.releases_dir is not None:
+        path = settings.releases_dir / serving.name
+    return Release(name=serving.name, path=path, version=serving.version)
 
 
 async def _last_demands(database: Database, record: DeployRecord) -> set[Consequence]:
@@ -223,38 +194,74 @@ def _outcome(
 
 
 async def _end(
-    database: Database, unfinished: UnfinishedDeploy, phase: Phase, state: DeployState | None
-) -> DeployRecord:
+    database: Database, unfinished: UnfinishedDeploy, state: DeployState | None, settings: Settings
+) -> None:
     """End it; `state` is where its switch would show, None if a later one hides that."""
-    record = unfinished.record
+    record, phase = unfinished.record, Phase(unfinished.record.phase)
     # The record's ports are those from before the flip that was intended.
     turned = state is not None and state.active_port == record.staging_port
     result, cause = _outcome(unfinished, phase, turned=turned)
-    ports: dict[str, int] = {}
+    changes: dict[str, Any] = {
+        "result": result,
+        "phase": Phase.ENDED.value,
+        "reason": record.reason or cause,
+        "ended_ts": now(),
+    }
+    versions = None
     if state is not None and turned and phase in FLIPS | _AFTER_SWITCH:
-        ports = {"active_port": state.active_port, "staging_port": state.staging_port}
-    ended = record.model_copy(
-        update={
-            "result": result,
-            "phase": Phase.ENDED.value,
-            "reason": record.reason or cause,
-            "ended_ts": now(),
-            **ports,
-        }
-    )
+        changes |= {"active_port": state.active_port, "staging_port": state.staging_port}
+        versions = await _version_change(database, unfinished, result, state, settings)
     log.warning("deploy_interrupted", **record.facts, phase=phase, result=result)
     await database.deploys.write_transition(
-        ended, source=phase, event=Event.SUPERVISOR_STOPPED, cause=cause, step=None
+        record.model_copy(update=changes),
+        source=phase,
+        event=Event.SUPERVISOR_STOPPED,
+        cause=cause,
+        step=None,
+        versions=versions,
+        state=state if versions else None,
     )
-    await database.audit.write(
-        SUPERVISOR, "deploy", result.value if result else "ended", subject=record.deploy_id,
-        reason=cause,
-    )  # fmt: skip
-    return ended
+    outcome = result.value if result else "ended"
+    subject = record.deploy_id
+    await database.audit.write(SUPERVISOR, "deploy", outcome, subject=subject, reason=cause)
+
+
+async def _version_change(
+    database: Database,
+    unfinished: UnfinishedDeploy,
+    result: Result | None,
+    state: DeployState,
+    settings: Settings,
+) -> VersionChange | None:
+    """Return how the flip that the state file tells of changes the versions.
+
+    Its transition is not written, so its version is not written either. An earlier supervisor
+    wrote the version first, apart from the transition: then there may be nothing left to change.
+    """
+    record, switched = unfinished.record, result is Result.SWITCHED
+    slot, serving = _active_slot(state, settings), state.active_release
+    if switched:
+        serving = ActiveRelease(name=record.release, version=record.version or "unknown")
+    rows = await database.versions.all()
+    noted = bool(rows) and (serving is None or _is(rows[0].release, serving))
+    if noted and (unfinished.rollback or rows[0].slot is slot):
+        return None
+    if switched is unfinished.rollback:
+        return VersionChange(None) if len(rows) > 1 else None
+    return VersionChange(Version(slot, _release(serving, settings))) if serving else None
+
+
+def _is(release: Release, other: ActiveRelease) -> bool:
+    return (release.name, release.version) == (other.name, other.version)
 
 
 async def resumed(
-    database: Database, waiting: UnfinishedDeploy, releases: Releases, world: Effects
+    database: Database,
+    waiting: UnfinishedDeploy,
+    releases: Releases,
+    *,
+    effects: Effects,
+    transitions: TransitionLog,
 ) -> DeployRun | None:
     """Return the waiting deploy, about to pass its gates once more; None: its release is gone."""
     plan = Plan(dry_run=False, auto_switch=False, rollback=waiting.rollback)
@@ -287,7 +294,9 @@ async def resumed(
             SUPERVISOR, "deploy", "failed", subject=record.deploy_id, reason=cause
         )
         return None
-    return DeployRun(record, plan, release, world, row.target)
+    return DeployRun(
+        record, plan, release, effects=effects, transitions=transitions, phase=row.target
+    )
 
 
 async def last_active(
@@ -309,6 +318,17 @@ async def last_active(
             log.error("version_not_remembered", slot=slot, release=release.label, why=str(error))
     await _name(release, state)
     return release
+
+
+async def active_release(
+    database: Database, state: StateKeeper, releases: Releases, slot: SlotName
+) -> Release | None:
+    """Return what had the traffic last; None if it is gone. Raises StoreError."""
+    try:
+        return await last_active(database, state, releases, slot)
+    except UnknownReleaseError as error:
+        log.critical("active_release_gone", slot=slot, why=str(error))
+        return None
 
 
 async def _name(release: Release, state: StateKeeper) -> None:

@@ -10,7 +10,6 @@ What a rollback goes back to when the version before is no longer warm.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 
 import anyio
@@ -22,109 +21,32 @@ from atlas_supervisor.deploy import errors
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.executor import Executor
 from atlas_supervisor.deploy.idempotency import IdempotentRequests
-from atlas_supervisor.deploy.machine import FIRST_PHASE, Event, Phase, Plan
+from atlas_supervisor.deploy.machine import Event, Plan
+from atlas_supervisor.deploy.recorder import Recorder, new_record
+from atlas_supervisor.deploy.recovery import resumed
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.deploy.status import CanaryOverview, DeployQueries
-from atlas_supervisor.deploy.switch import Switch
-from atlas_supervisor.model.actor import SUPERVISOR, Actor
+from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.deploy import DeployRecord, Mode, Result
-from atlas_supervisor.model.event import BEGUN, DeployEvent, PublishedEvent
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.status import Status
 from atlas_supervisor.model.step import StepDetail
 from atlas_supervisor.store.database import Database
+from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.keys import KeyRow
 from atlas_supervisor.store.state_keeper import StateKeeper
-from atlas_supervisor.store.statements import StoreError
-from atlas_supervisor.system.clock import now
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.releases import Releases, UnknownReleaseError
 from atlas_supervisor.workers.slot import Slot
+from atlas_supervisor.workers.slots import Slots
 
 log = structlog.get_logger(__name__)
 
 
-def new_record(release: Release, plan: Plan, ports: tuple[int, int]) -> DeployRecord:
-    """Return the record of a deploy that is about to begin."""
-    active_port, staging_port = ports
-    return DeployRecord(
-        deploy_id=f"{now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
-        result=None,
-        dry_run=plan.dry_run,
-        release=release.name,
-        version=release.version,
-        active_port=active_port,
-        staging_port=staging_port,
-        steps=[],
-        reason=None,
-        phase=FIRST_PHASE.value,
-        started_ts=now(),
-        ended_ts=None,
-    )
-
-
-async def write_down(
-    database: Database,
-    state: StateKeeper,
-    record: DeployRecord,
-    plan: Plan,
-    *,
-    actor: Actor,
-    key: IdempotencyKey | None,
-    events: EventHub,
-) -> None:
-    """Write a new deploy down wherever it shows. Raises RefusedError; then it has not begun."""
-    action = "rollback" if plan.rollback else "dry_run" if plan.dry_run else "deploy"
-    begun = False
-    try:
-        cause = f"{action.replace('_', ' ')} requested by {actor.name}"
-        journal_id = await database.deploys.begin(
-            record, auto_switch=plan.auto_switch, rollback=plan.rollback, key=key, cause=cause
-        )
-        event = DeployEvent.of(record, ts=record.started_ts, source=None, event=BEGUN, cause=cause)
-        events.tell(PublishedEvent(event, rollback=plan.rollback), journal_id)
-        begun = True
-        await database.audit.write(
-            actor, action, "begun", subject=record.deploy_id, release=record.release
-        )
-        await state.change(last_deploy_ts=record.started_ts)
-    except (StoreError, OSError) as error:
-        what = "the deploy could not be written down, so it was not begun"
-        if begun:
-            await _end_unbegun(database, record, f"{what}: {error}", key, events)
-        raise errors.not_durable(what, error) from error
-
-
-async def _end_unbegun(
-    database: Database, record: DeployRecord, why: str, key: IdempotencyKey | None, events: EventHub
-) -> None:
-    """Say of a deploy that was half written down that it never began."""
-    ended = record.model_copy(
-        update={
-            "phase": Phase.ENDED.value,
-            "result": Result.FAILED,
-            "reason": why,
-            "ended_ts": now(),
-        }
-    )
-    event = DeployEvent.of(ended, ts=now(), source=FIRST_PHASE, event=Event.FAILED, cause=why)
-    announcement = PublishedEvent(event)
-    database.audit.enqueue(SUPERVISOR, "deploy", "failed", subject=record.deploy_id, reason=why)
-    try:
-        journal_id = await database.deploys.write_transition(
-            ended, source=FIRST_PHASE, event=Event.FAILED, cause=why, step=None
-        )
-        events.tell(announcement, journal_id)
-        if key is not None:
-            await database.keys.forget(key)
-    except StoreError as error:  # the next daemon says that it was interrupted
-        events.tell(announcement, None)
-        log.error("deploy_not_ended", **record.facts, why=str(error))
-
-
 async def previous_release(database: Database, releases: Releases) -> Release:
     """Return what ran before, if it can be launched again. Raises RefusedError."""
+    await database.outbox.flush()  # a switch that is not written yet would be passed over
     rows = await database.versions.all()
     if len(rows) < 2:
         raise errors.nothing_to_roll_back()
@@ -139,9 +61,6 @@ async def previous_release(database: Database, releases: Releases) -> Release:
     return found
 
 
-_HURRY_AGAIN_SECONDS = 0.1
-
-
 class DeployService(DeployQueries):
     """Begins deploys and answers for them; there is one at a time."""
 
@@ -149,9 +68,10 @@ class DeployService(DeployQueries):
         self,
         *,
         settings: Settings,
-        switch: Switch,
+        slots: Slots,
         plane: Plane,
         activities: Executor,
+        recorder: Recorder,
         releases: Releases,
         database: Database,
         events: EventHub,
@@ -162,7 +82,7 @@ class DeployService(DeployQueries):
     ) -> None:
         super().__init__(
             settings=settings,
-            switch=switch,
+            slots=slots,
             plane=plane,
             releases=releases,
             database=database,
@@ -172,6 +92,7 @@ class DeployService(DeployQueries):
             health_score=health_score,
         )
         self._activities = activities
+        self._recorder = recorder
         self._tasks = tasks
         self._repeats = IdempotentRequests(database.keys)
         self._beginning = anyio.Lock()
@@ -187,7 +108,7 @@ class DeployService(DeployQueries):
             if before is not None and before.deploy_id is not None:
                 return await self._known(before.deploy_id)
             if self._state.state.mode is Mode.SINGLE:
-                raise errors.mode_is_single()
+                raise errors.mode_is_single(self._settings.deploy_mode)
             self._refuse_if_busy()
             plan = Plan(dry_run=dry_run, auto_switch=self._settings.auto_switch_on_health)
             try:
@@ -208,12 +129,12 @@ class DeployService(DeployQueries):
     ) -> DeployRun:
         """Write a new deploy down and let it run; to be called with `_beginning` held."""
         self._refuse_if_busy()
-        record = new_record(release, plan, self._switch.ports())
+        record = new_record(release, plan, self._slots.ports())
         with anyio.CancelScope(shield=True):  # written down and begun, or neither
-            await write_down(
-                self._database, self._state, record, plan, actor=actor, key=key, events=self._events
+            await self._recorder.begin(record, plan, actor=actor, key=key)
+            run = DeployRun(
+                record, plan, release, effects=self._activities, transitions=self._recorder
             )
-            run = DeployRun(record, plan, release, self._activities, FIRST_PHASE)
             self._adopt(run)
         return run
 
@@ -222,13 +143,20 @@ class DeployService(DeployQueries):
         self._last = run.record
         self._tasks.start_soon(self._drive, run)
 
-    def resume(self, run: DeployRun) -> None:
-        """Go on with a deploy that waited for its switch when the last daemon ended."""
-        self._adopt(run)
-
-    def remember_last(self, record: DeployRecord | None) -> None:
-        """Show this deploy as the last one until there is another."""
-        self._last = record
+    async def resume(self, waiting: UnfinishedDeploy | None) -> None:
+        """Show the last deploy, and go on with one that waited when the last daemon ended."""
+        if waiting is not None:
+            run = await resumed(
+                self._database,
+                waiting,
+                self._releases,
+                effects=self._activities,
+                transitions=self._recorder,
+            )
+            if run is not None:
+                self._adopt(run)
+                return
+        self._last = next(iter(await self._database.deploys.latest(1)), None)
 
     async def _drive(self, run: DeployRun) -> None:
         with structlog.contextvars.bound_contextvars(**run.record.facts):
@@ -236,24 +164,6 @@ class DeployService(DeployQueries):
         if self._last and self._last.deploy_id == run.record.deploy_id:
             self._last = run.record
         del self._runs[run.record.deploy_id]
-
-    async def make_room(self) -> None:
-        """End the guard and warm time of the deploys before; return when the slot is free.
-
-        What they drain may go on beside the next instance, see `workers.drain`.
-        """
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._hurry)
-            for run in list(self._runs.values()):
-                if run.phase is not FIRST_PHASE:
-                    await run.make_way(Event.SUPERSEDED, "the next deploy has begun")
-            group.cancel_scope.cancel()
-
-    async def _hurry(self) -> None:
-        """Bound whatever drain there is, or will be: the first call sets its deadline."""
-        while True:
-            self._switch.staging.hurry()
-            await anyio.sleep(_HURRY_AGAIN_SECONDS)
 
     async def settled(self, deploy_id: str) -> DeployRecord:
         """Wait until the deploy has a result."""
@@ -349,7 +259,7 @@ class DeployService(DeployQueries):
 
     async def _rolled_back_warm(self, actor: Actor, key: IdempotencyKey | None) -> DeployRun | None:
         """Return the deploy that goes back to its warm version, if there is one."""
-        if not self._switch.staging.serving:
+        if not self._slots.staging.serving:
             return None
         event, cause = Event.ROLLBACK_REQUESTED, f"rollback requested by {actor.name}"
         for run in list(self._runs.values()):
@@ -378,14 +288,14 @@ class DeployService(DeployQueries):
 
     # What happens by itself.
 
-    async def went_down(self, slot: Slot, cause: str) -> bool:
+    async def worker_down(self, slot: Slot, cause: str) -> bool:
         """Tell the deploys that an instance went down or hangs; return whether it concerned one.
 
         Returns once that deploy has come to an answer: it may have reverted to a warm version.
         """
-        active = self._switch.active is slot
+        active = self._slots.active is slot
         event = Event.ACTIVE_DIED if active else Event.STAGING_DIED
-        if active and not self._switch.staging.serving:
+        if active and not self._slots.staging.serving:
             return False  # nobody is there to take over
         role = "active" if active else "staging"
         for run in self._runs.values():

@@ -16,24 +16,42 @@ from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy import errors
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.runner import DeployRun
-from atlas_supervisor.deploy.switch import Switch
-from atlas_supervisor.health.worker_checks import ActiveWorker
 from atlas_supervisor.model.canary import CanaryStats
-from atlas_supervisor.model.deploy import DeployRecord, Mode
+from atlas_supervisor.model.deploy import DeployRecord, Mode, Result
 from atlas_supervisor.model.event import EventFeed, Transition, as_transition
 from atlas_supervisor.model.release import LastDeploy, Release, ReleaseView
-from atlas_supervisor.model.slot import Role, SlotName, SlotState
+from atlas_supervisor.model.slot import SlotState
 from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.model.status import Status, Suggestion, Traffic
+from atlas_supervisor.model.step import StepName
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.releases import Releases
 from atlas_supervisor.workers.slot import Slot
+from atlas_supervisor.workers.slots import Slots
+
+_GATES = {StepName.LAUNCH, StepName.SMOKE, StepName.HEALTH}
+"""The steps whose failure sets the mode to `single`, besides the guard."""
 
 
-def suggestions(settings: Settings, state: DeployState, active: Slot) -> list[Suggestion]:
-    """Return what is wrong and what would mend it; empty when all is well."""
+def why_disabled(last: DeployRecord | None) -> str:
+    """Return why the mode is `single`, as far as the latest deploy explains it."""
+    failed = (
+        {step.name for step in last.steps if not step.ok} if last and not last.dry_run else set()
+    )
+    if last and last.result is Result.FAILED:
+        for gate in failed & _GATES:
+            return f"deploy {last.deploy_id} failed at {gate}"
+    if last and last.result is Result.ROLLED_BACK and StepName.GUARD in failed:
+        return f"deploy {last.deploy_id} was reverted by its guard"
+    return "the mode is single"
+
+
+def suggestions(
+    settings: Settings, state: DeployState, active: Slot, last: DeployRecord | None
+) -> list[Suggestion]:
+    """Return what is wrong and what would fix it; empty when all is well."""
     found = []
     logs = settings.state_dir / "logs"
     log = logs / f"worker-{active.name}.log"
@@ -41,29 +59,27 @@ def suggestions(settings: Settings, state: DeployState, active: Slot) -> list[Su
         found.append(
             Suggestion(
                 code="mode_is_single",
-                message="No deploys are taken: one did not pass or was reverted, or an operator "
-                "has set the mode.",
-                action="Look at it with `atlasctl history` and `atlasctl show`, then reset: "
-                "`atlasctl mode bluegreen`.",
+                message=f"Deploys are disabled: {why_disabled(last)}.",
+                action="Re-enable with `atlasctl mode bluegreen`.",
             )
         )
     if active.state is SlotState.BACKOFF:
         found.append(
             Suggestion(
                 code="active_worker_crashes",
-                message="The active worker keeps dying, or does not answer 2xx on "
+                message="The active worker keeps crashing, or does not answer 2xx on "
                 f"{settings.health_path}; {active.restarts} restarts so far.",
-                action=f"{logs / 'supervisor.jsonl'} says why, {log} what it printed; "
-                "`atlasctl rollback` goes back.",
+                action=f"See {logs / 'supervisor.jsonl'} for the reason and {log} for its output; "
+                "go back with `atlasctl rollback`.",
             )
         )
     if active.state is SlotState.FAILED:
         found.append(
             Suggestion(
                 code="active_worker_given_up",
-                message="The active worker died too often and was given up: nobody serves.",
-                action=f"Look at {log}; deploy a version that works "
-                "(`atlasctl deploy`), or restart the daemon once the cause is mended.",
+                message="The active worker crashed too often and is not restarted; none serves.",
+                action=f"See {log} for its output; deploy a version that works "
+                "(`atlasctl deploy`), or fix the cause and restart the daemon.",
             )
         )
     return found
@@ -82,7 +98,7 @@ class CanaryOverview(Protocol):
 def overview(
     settings: Settings,
     state: DeployState,
-    switch: Switch,
+    slots: Slots,
     plane: Plane,
     *,
     health_score: int,
@@ -91,9 +107,7 @@ def overview(
     canaries: CanaryOverview,
 ) -> Status:
     """Return everything at a glance, from memory."""
-    active, staging = switch.active, switch.staging
-    roles = {active.name: Role.ACTIVE, staging.name: Role.STAGING}
-    slots = {slot.name: slot for slot in (active, staging)}
+    active = slots.active
     return Status(
         mode=state.mode,
         active_port=state.active_port,
@@ -104,31 +118,21 @@ def overview(
         channel=settings.channel,
         last_deploy=last_deploy,
         canary_stats=canaries.stats(),
-        fallback_suggestions=[*suggestions(settings, state, active), *canaries.suggestions()],
-        slots=[slots[name].view(roles[name]) for name in SlotName],
-        draining=active.departures.views(),
+        fallback_suggestions=[
+            *suggestions(settings, state, active, last_deploy),
+            *canaries.suggestions(),
+        ],
+        slots=slots.views(),
+        draining=slots.drains.views(),
         traffic=Traffic(plane=plane.name, weights=plane.weights),
         deploy_in_progress=in_progress,
     )
 
 
-def subject(active: Slot) -> ActiveWorker:
-    """Return whom the health is about."""
-    instance = active.instance
-    version = instance.release.version if instance else None
-    if instance is not None and active.serving:
-        return ActiveWorker(active.name, active.port, instance.name, version)
-    why = f"{active.name} is {active.state}"
-    if active.last_exit:
-        why += f"; the last time, {active.last_exit}"
-    return ActiveWorker(active.name, active.port, None, version, absence=why)
-
-
 def release_views(
-    found: Sequence[Release], switch: Switch, last: dict[str, LastDeploy]
+    found: Sequence[Release], slots: Slots, last: dict[str, LastDeploy]
 ) -> list[ReleaseView]:
     """Return the named releases with where they run and how their last deploy ended."""
-    slots = (switch.active, switch.staging)
     return [
         ReleaseView(
             name=release.name or "",
@@ -151,7 +155,7 @@ class DeployQueries:
         self,
         *,
         settings: Settings,
-        switch: Switch,
+        slots: Slots,
         plane: Plane,
         releases: Releases,
         database: Database,
@@ -161,7 +165,7 @@ class DeployQueries:
         health_score: Callable[[], int],
     ) -> None:
         self._settings = settings
-        self._switch = switch
+        self._slots = slots
         self._plane = plane
         self._releases = releases
         self._database = database
@@ -179,7 +183,7 @@ class DeployQueries:
         return overview(
             self._settings,
             self._state.state,
-            self._switch,
+            self._slots,
             self._plane,
             health_score=self._health_score(),
             last_deploy=self._fresh(self._last) if self._last else None,
@@ -189,7 +193,7 @@ class DeployQueries:
 
     def ready(self) -> bool:
         """Tell whether an active worker takes traffic."""
-        return self._switch.active.serving
+        return self._slots.active.serving
 
     async def history(self, limit: int) -> list[DeployRecord]:
         """Return the latest deploys, newest first."""
@@ -204,8 +208,19 @@ class DeployQueries:
 
     async def transitions(self, deploy_id: str) -> list[Transition]:
         """Return a deploy's story so far; what is not in the journal yet has no id."""
+        pending = self._database.transitions.pending()
         written = await self._database.transitions.of_deploy(deploy_id)
-        return [*written, *map(as_transition, self._events.unwritten(deploy_id))]
+        last = written[-1].id if written else None
+        return [
+            *written,
+            # One that was written meanwhile may be among those that were read.
+            *(
+                as_transition(each)
+                for each in pending
+                if each.event.deploy_id == deploy_id
+                and (each.journal_id is None or each.journal_id > (last or 0))
+            ),
+        ]
 
     async def events(self, *, after: int | None, deploy_id: str | None) -> EventFeed:
         """Return what happens to deploys, or to one, from now on or after an id."""
@@ -219,7 +234,7 @@ class DeployQueries:
         """Return the named releases that exist, by name."""
         found = await anyio.to_thread.run_sync(self._releases.all)
         last = await self._database.deploys.last_by_release()
-        return release_views(found, self._switch, last)
+        return release_views(found, self._slots, last)
 
     def _fresh(self, record: DeployRecord) -> DeployRecord:
         run = self._runs.get(record.deploy_id)

@@ -21,7 +21,6 @@ import structlog
 
 from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy.effects import StepOutcome
-from atlas_supervisor.model.slot import SlotName, SlotState
 from atlas_supervisor.model.state import ActiveRelease, DeployState
 from atlas_supervisor.model.step import SwitchDetail
 from atlas_supervisor.store.state_keeper import StateKeeper
@@ -31,6 +30,7 @@ from atlas_supervisor.traffic import Plane
 from atlas_supervisor.traffic.listeners import loopback_of
 from atlas_supervisor.workers.process import WorkerProcess
 from atlas_supervisor.workers.slot import Slot
+from atlas_supervisor.workers.slots import Slots
 
 log = structlog.get_logger(__name__)
 
@@ -81,39 +81,23 @@ def _accepted(client: socket.socket) -> int:
 
 
 class Switch:
-    """Knows both slots and which one is active."""
+    """Moves all traffic to the staging slot, and keeps the state file in step."""
 
     def __init__(
         self,
         *,
         settings: Settings,
         plane: Plane,
-        slots: dict[SlotName, Slot],
+        slots: Slots,
         state: StateKeeper,
-        active: SlotName,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._plane = plane
         self._slots = slots
         self._state = state
-        self._active = active
         self._changed = changed
         """Called after each flip."""
-
-    @property
-    def active(self) -> Slot:
-        """The slot that has the traffic."""
-        return self._slots[self._active]
-
-    @property
-    def staging(self) -> Slot:
-        """The other one."""
-        return self._slots[self._active.other]
-
-    def ports(self) -> tuple[int, int]:
-        """Return the active and the staging port."""
-        return self.active.port, self.staging.port
 
     async def flip(self) -> StepOutcome:
         """Make staging active. Not cancellable; on failure nothing has changed."""
@@ -122,8 +106,8 @@ class Switch:
         return outcome  # noqa: RET504  # mypy takes a cancel scope for one that may swallow
 
     async def _flip(self) -> StepOutcome:
-        source, target = self.active, self.staging
-        if not _can_serve(target):
+        source, target = self._slots.active, self._slots.staging
+        if not target.can_serve:
             return StepOutcome.staging_died(f"{target.name} is not alive")
         try:
             began = time.perf_counter_ns()
@@ -139,10 +123,7 @@ class Switch:
                 self._steer_back(source)
         if not outcome.has_passed:
             return outcome
-        self._active = target.name
-        target.state = SlotState.RUNNING
-        if source.serving:
-            source.state = SlotState.WARM
+        self._slots.exchange()
         self._changed()
         return outcome
 
@@ -152,7 +133,7 @@ class Switch:
         if where is Landing.WRONG:
             return StepOutcome.failed(f"a connection arrived at the wrong place: {seen}")
         died = StepOutcome.staging_died(f"{target.name} died in the moment of the switch")
-        if not _can_serve(target):
+        if not target.can_serve:
             return died
         watch, before = Stopwatch(), self._state.state
         try:
@@ -164,7 +145,7 @@ class Switch:
             )
         except OSError as error:
             return StepOutcome.failed(f"the state file could not be written: {error}")
-        if not _can_serve(target):
+        if not target.can_serve:
             if await self._withdraw(before):
                 return died
             log.error("switched_to_a_dead_one", slot=target.name)  # the file's word counts
@@ -211,8 +192,3 @@ def _release_of(slot: Slot) -> ActiveRelease | None:
         return None
     release = slot.instance.release
     return ActiveRelease(name=release.name, version=release.version)
-
-
-def _can_serve(slot: Slot) -> bool:
-    """Tell whether the slot's instance is ready, and nobody has given it up."""
-    return slot.serving and slot.instance is not None and not slot.instance.expected_to_exit

@@ -24,7 +24,6 @@ from atlas_supervisor.health.worker_checks import (
     not_seen_yet,
 )
 from atlas_supervisor.model.health import Check, CheckStatus, Health
-from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
@@ -64,7 +63,6 @@ class HealthMonitor:
         self._looking_at: ActiveWorker | None = None
         self._instance = Poller(self._look_at_instance, interval=INTERVAL_SECONDS)
         folder = settings.state_dir
-        ports = {SlotName.BLUE: settings.active_port, SlotName.GREEN: settings.staging_port}
         self._own = {
             "database": Poller(
                 partial(daemon_checks.database, state, database), interval=DATABASE_INTERVAL_SECONDS
@@ -73,7 +71,12 @@ class HealthMonitor:
                 partial(daemon_checks.disk_free, folder), interval=INTERVAL_SECONDS
             ),
             "steering": Poller(
-                partial(daemon_checks.steering, plane, StateFile(folder / STATE_FILE), ports),
+                partial(
+                    daemon_checks.steering,
+                    plane,
+                    StateFile(folder / STATE_FILE),
+                    settings.slot_ports,
+                ),
                 interval=INTERVAL_SECONDS,
             ),
         }

@@ -1,1 +1,1 @@
-"""The nouns of the project: frozen, without I/O, shared by every layer above."""
+"""The data types that every layer shares: frozen, without I/O."""

@@ -1,4 +1,4 @@
-"""Who asks for a change; it stands beside every change in the audit trail."""
+"""Who makes a change; recorded with every change in the audit trail."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Actor(BaseModel):
-    """Somebody who was let in, and how."""
+    """An admitted caller, and the way it came in."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
-    """`uid:0`, `token`, or `supervisor` for what the daemon decides by itself."""
+    """`uid:0`, `token`, or `supervisor` for the daemon's own decisions."""
     origin: str
     """`unix`, the peer's address, or `internal`."""
 

@@ -1,4 +1,4 @@
-"""The audit trail as it is shown: its entries, and what a look at the whole of it finds."""
+"""Audit trail entries, and the result of verifying the whole trail."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class AuditEntry(BaseModel):
-    """One change, or one that was refused: who, from where, what, to what effect."""
+    """One change, or one that was denied: who, from where, what, with which outcome."""
 
     model_config = ConfigDict(frozen=True)
 
     id: int = Field(description="Grows by one with each entry, from 1 on.")
     ts: str = Field(description="When it happened: ISO 8601, UTC.")
-    actor: str = Field(description="`uid:N`, `token`, `anonymous`, or `supervisor` by itself.")
+    actor: str = Field(
+        description="`uid:N`, `token`, `anonymous`, or `supervisor` for the daemon itself."
+    )
     origin: str = Field(description="`unix`, the peer's address, or `internal`.")
     action: str = Field(description="What was done, for instance `deploy` or `mode`.")
-    subject: str | None = Field(description="The deploy that it was done to, if it was one.")
-    outcome: str = Field(description="How it came out.")
-    detail: dict[str, Any] = Field(description="More about it; may grow.")
+    subject: str | None = Field(description="The deploy or feature concerned, if any.")
+    outcome: str = Field(description="The outcome, for instance `begun` or `refused`.")
+    detail: dict[str, Any] = Field(description="Further facts; new fields may be added.")
     hash: str = Field(description="SHA-256 over the entry and `previous_hash`, in hexadecimal.")
     previous_hash: str = Field(
         description="The `hash` of the entry before; zeros before the first."
@@ -28,7 +30,7 @@ class AuditEntry(BaseModel):
 
 
 class Problem(StrEnum):
-    """What is wrong with an entry."""
+    """A fault of the audit trail."""
 
     CHANGED = "changed"
     MISSING = "missing"
@@ -38,18 +40,21 @@ class Problem(StrEnum):
 
 
 class Verification(BaseModel):
-    """What was found when the whole audit trail was looked over."""
+    """The result of verifying the whole audit trail."""
 
     model_config = ConfigDict(frozen=True)
 
-    ok: bool = Field(description="Every entry is there, in its place, as it was written.")
-    entries: int = Field(description="So many entries are whole, from the first one on.")
-    head: str = Field(description="The hash of the last entry; zeros if there is none.")
-    head_id: int = Field(description="The id of the last entry; 0 if there is none.")
-    broken_id: int | None = Field(description="The first entry that is not whole, or not there.")
+    ok: bool = Field(description="Whether every entry is present, in place and unchanged.")
+    entries: int = Field(description="Number of intact entries, counted from the first.")
+    head: str = Field(
+        description="Hash of the last entry; zeros if there is none. Keep a copy elsewhere: a "
+        "trail that has this entry later also has all entries before it."
+    )
+    head_id: int = Field(description="Id of the last entry; 0 if there is none.")
+    broken_id: int | None = Field(description="Id of the first entry that is changed or missing.")
     problem: Problem | None = Field(
         description="What is wrong with it: `changed`; `missing`; `out_of_place`: it does not "
-        "follow the one before it; `cut_off`: it and all after it are gone; `foreign`: no "
-        "supervisor wrote it."
+        "follow the entry before it; `cut_off`: it and all later entries are gone; `foreign`: not "
+        "written by a supervisor."
     )
-    message: str = Field(description="The same in words.")
+    message: str = Field(description="The result in words.")

@@ -1,4 +1,4 @@
-"""A deploy as it is recorded, answered and shown."""
+"""A deploy as it is recorded and shown."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from atlas_supervisor.model.step import Step
 
 
 class Mode(StrEnum):
-    """Whether deploys are taken. The fallback to `single` stays until an operator resets it."""
+    """Whether deploys are enabled. A fallback to `single` stays until an operator resets it."""
 
     SINGLE = "single"
     BLUEGREEN = "bluegreen"
 
 
 class Result(StrEnum):
-    """How a deploy came out, as far as its caller is concerned."""
+    """A deploy's outcome, as its caller sees it."""
 
     SWITCHED = "switched"
     AWAITING_SWITCH = "awaiting_switch"
@@ -29,27 +29,31 @@ class Result(StrEnum):
 
 
 class DeployRecord(BaseModel):
-    """A deploy from its request on; the answer to every call that concerns one."""
+    """A deploy, from its request to the end of its drain."""
 
     model_config = ConfigDict(frozen=True)
 
-    deploy_id: str
-    result: Result | None = Field(description="null while the deploy is in progress.")
-    dry_run: bool
-    release: str | None = Field(description="The named release, or null for the worker directory.")
-    version: str | None = Field(description="null until preflight has looked it up.")
-    active_port: int
-    staging_port: int
-    steps: list[Step]
-    reason: str | None = Field(description="Why it came out as it did, in words.")
-    phase: str = Field(description="Where it is now; `ended` once nothing more will happen.")
-    started_ts: datetime
+    deploy_id: str = Field(description="The deploy's name.")
+    result: Result | None = Field(description="The outcome; null while the deploy is in progress.")
+    dry_run: bool = Field(description="Whether only the gates are run, without a switch.")
+    release: str | None = Field(description="The release's name; null for the worker directory.")
+    version: str | None = Field(
+        description="The release's version; null until preflight has determined it."
+    )
+    active_port: int = Field(description="Port of the active slot; changes with the switch.")
+    staging_port: int = Field(description="Port of the staging slot; changes with the switch.")
+    steps: list[Step] = Field(description="The steps that have ended, in order.")
+    reason: str | None = Field(description="Why it had this result, in words.")
+    phase: str = Field(
+        description="The current phase (docs/deploy-machine.md); `ended` once nothing more happens."
+    )
+    started_ts: datetime = Field(description="When it was requested.")
     ended_ts: datetime | None = Field(
-        description="When the last of it (guard, warm time and drain included) was over."
+        description="When guard, warm time and drain were over as well; null before that."
     )
 
     @property
     def facts(self) -> dict[str, str]:
-        """What every log line about it says."""
+        """The fields of every log line about it."""
         release = self.release or self.version
         return {"deploy_id": self.deploy_id, **({"release": release} if release else {})}

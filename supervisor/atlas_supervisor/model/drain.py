@@ -17,10 +17,10 @@ class DrainCounts(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    requests: Count = Field(description="Requests that are being answered.")
-    websockets: Count
-    event_streams: Count = Field(description="Answers of server-sent events.")
-    idle: Count = Field(description="Connections on which nothing is under way.")
+    requests: Count = Field(description="Requests in progress.")
+    websockets: Count = Field(description="Open WebSockets.")
+    event_streams: Count = Field(description="Open streams of server-sent events.")
+    idle: Count = Field(description="Idle connections.")
 
     def most(self, other: DrainCounts | None) -> DrainCounts:
         """Return the greater count of each kind."""
@@ -31,20 +31,20 @@ class DrainCounts(BaseModel):
 
 
 class DrainingView(BaseModel):
-    """An instance that finishes what it has and then ends."""
+    """A worker that finishes its connections and then exits."""
 
     model_config = ConfigDict(frozen=True)
 
-    slot: SlotName = Field(description="The slot that it served in; another may be there by now.")
-    instance: str
-    pid: int
-    version: str
-    since_ts: datetime = Field(description="When its drain began.")
-    deadline_ts: datetime = Field(description="When what it still has then is cut off.")
+    slot: SlotName = Field(description="The slot it served in; another worker may be there by now.")
+    instance: str = Field(description="Unique name of the worker process.")
+    pid: int = Field(description="Its process id.")
+    version: str = Field(description="Its version.")
+    since_ts: datetime = Field(description="When the drain started.")
+    deadline_ts: datetime = Field(description="When its remaining connections are closed.")
     left: DrainCounts | None = Field(
-        description="What it says that it still has; null if it has not said, as a worker without "
-        "the kit never does."
+        description="Remaining work as the worker reports it; null without a report (a worker "
+        "without the kit never reports)."
     )
     connections: int | None = Field(
-        description="How many connections it had when that was last looked at; null if it was not."
+        description="Connections at the last check by the kernel's count; null if not checked yet."
     )

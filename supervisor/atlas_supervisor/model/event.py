@@ -22,40 +22,40 @@ class Transition(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: int | None = Field(
-        description="Its place in the journal, for `Last-Event-ID`; null while it is not written."
+        description="Its id in the journal, for `Last-Event-ID`; null while it is not written."
     )
-    ts: datetime
-    source: str | None = Field(description="The phase that ended by it; null at the beginning.")
-    event: str = Field(description="What happened: `begun`, or an event of the table.")
+    ts: datetime = Field(description="When it happened.")
+    source: str | None = Field(description="The phase that ended; null at the beginning.")
+    event: str = Field(description="`begun`, or an event of docs/deploy-machine.md.")
     target: str = Field(description="The phase that follows.")
     cause: str = Field(description="What happened, in words.")
     duration_ms: float | None = Field(
-        description="How long the phase lasted; null at the beginning, and where the daemon ended."
+        description="How long the phase took; null at the beginning and after a restart."
     )
 
 
 class DeployEvent(BaseModel):
-    """One transition as it is told, with the deploy as it stood afterwards."""
+    """One transition as it is published, with the deploy's state after it."""
 
     model_config = ConfigDict(frozen=True)
 
-    deploy_id: str
-    ts: datetime
-    source: str | None = Field(description="The phase that ended by it; null at the beginning.")
-    event: str = Field(description="What happened: `begun`, or an event of the table.")
+    deploy_id: str = Field(description="The deploy's name.")
+    ts: datetime = Field(description="When it happened.")
+    source: str | None = Field(description="The phase that ended; null at the beginning.")
+    event: str = Field(description="`begun`, or an event of docs/deploy-machine.md.")
     target: str = Field(description="The phase that follows.")
     cause: str = Field(description="What happened, in words.")
     duration_ms: float | None = Field(
-        description="How long the phase lasted; null at the beginning, and where the daemon ended."
+        description="How long the phase took; null at the beginning and after a restart."
     )
-    step: Step | None = Field(description="The step that ended by it, or null.")
-    result: Result | None
-    reason: str | None
-    release: str | None
-    version: str | None
-    dry_run: bool
-    active_port: int
-    staging_port: int
+    step: Step | None = Field(description="The step that ended, or null.")
+    result: Result | None = Field(description="The deploy's `result` afterwards.")
+    reason: str | None = Field(description="Its `reason` afterwards.")
+    release: str | None = Field(description="Its `release`.")
+    version: str | None = Field(description="Its `version` afterwards.")
+    dry_run: bool = Field(description="Its `dry_run`.")
+    active_port: int = Field(description="Its `active_port` afterwards.")
+    staging_port: int = Field(description="Its `staging_port` afterwards.")
 
     @classmethod
     def of(
@@ -91,14 +91,14 @@ class DeployEvent(BaseModel):
 
 @dataclass(eq=False)
 class PublishedEvent:
-    """An event on its way to those who listen; all of them share the one object."""
+    """An event on its way to its subscribers, who share the one object."""
 
     event: DeployEvent
     id: int | None = None
-    """Its id as it is told; None if it had to be told before it could be written."""
+    """Its id as it is published; None if it was published before it could be written."""
     journal_id: int | None = None
     """Its id in the journal as far as it is known by now."""
-    told: bool = False
+    is_published: bool = False
     rollback: bool = False
     """At the beginning: whether it launches the version before again, because of a rollback."""
 
@@ -126,6 +126,7 @@ class EventFeed(Protocol):
         """End it, from anywhere and at any time; whoever waits for the next is told at once."""
 
 
-def as_transition(event: DeployEvent) -> Transition:
-    """Return an event that is not in the journal yet as the deploy's record lists it."""
-    return Transition(id=None, **event.model_dump(include=set(Transition.model_fields) - {"id"}))
+def as_transition(published: PublishedEvent) -> Transition:
+    """Return an event as the deploy's record lists it."""
+    fields = published.event.model_dump(include=set(Transition.model_fields) - {"id"})
+    return Transition(id=published.journal_id, **fields)

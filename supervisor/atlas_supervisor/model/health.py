@@ -1,4 +1,4 @@
-"""How well everything is, as `GET /health` answers it: a word and a number per check."""
+"""Health of the active worker and the daemon, as `GET /health` answers it."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from atlas_supervisor.model.slot import SlotName
 
 
 class CheckStatus(StrEnum):
-    """What a check found."""
+    """The result of a check."""
 
     PASS = "pass"  # noqa: S105 - a finding, not a password
     WARN = "warn"
     FAIL = "fail"
     SKIPPED = "skipped"
-    """It does not apply here, or nobody can tell: no evidence either way."""
+    """It does not apply or could not run: no evidence either way."""
 
 
 class Check(BaseModel):
-    """One check's finding."""
+    """The result of one check."""
 
     model_config = ConfigDict(frozen=True)
 
     status: CheckStatus = Field(
-        description="`skipped`: it does not apply, or nobody can tell; it does not lower the score."
+        description="`skipped`: it does not apply or could not run; it does not lower the score."
     )
-    value: float | None = None
-    unit: str | None = None
-    message: str = ""
+    value: float | None = Field(default=None, description="The measured value, if any.")
+    unit: str | None = Field(default=None, description="Its unit.")
+    message: str = Field(default="", description="The result in words.")
 
 
 class HealthStatus(StrEnum):
-    """The whole, in one word."""
+    """Overall health."""
 
     HEALTHY = "healthy"
     DEGRADED = "degraded"
@@ -41,16 +41,16 @@ class HealthStatus(StrEnum):
 
 
 class Health(BaseModel):
-    """Every check, and what they come to."""
+    """Every check, and the score over all of them."""
 
     model_config = ConfigDict(frozen=True)
 
-    score: int = Field(ge=0, le=100, description="Over the checks that apply; 100 is all well.")
-    status: HealthStatus
-    checks: dict[str, Check] = Field(description="By name; docs/health.md tells what each means.")
-    slot: SlotName = Field(description="The active slot, whose instance was looked at.")
-    version: str | None = Field(description="Of the active instance; null if there is none.")
+    score: int = Field(ge=0, le=100, description="Over the checks that apply; 100: all pass.")
+    status: HealthStatus = Field(description="The score in a word.")
+    checks: dict[str, Check] = Field(description="By name; docs/health.md explains each.")
+    slot: SlotName = Field(description="The active slot.")
+    version: str | None = Field(description="Version of the active worker; null if there is none.")
     age_seconds: float | None = Field(
-        description="How long ago the active instance was looked at; null if that was not yet, or "
-        "none is there."
+        description="Time since the active worker was checked; null before the first check and "
+        "without a worker."
     )

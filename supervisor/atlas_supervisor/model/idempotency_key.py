@@ -1,4 +1,4 @@
-"""The `Idempotency-Key` of a request: asked for again under the same key, nothing is done twice."""
+"""The `Idempotency-Key` of a request: a repeated request is not executed twice."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass
 class IdempotencyKey:
-    """A key, and what was asked for under it."""
+    """A key, and the request that it stands for."""
 
     value: str
     fingerprint: str
-    """Stands for the request; another request under the same key is refused."""
+    """Digest of the request; another request under the same key is refused."""
     repeated: bool = False
-    """Set by the daemon once it finds that this was done before: the answer is of that."""
+    """Set by the daemon if the request was executed before: the answer is the earlier one's."""

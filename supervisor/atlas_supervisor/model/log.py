@@ -1,4 +1,4 @@
-"""Reading the logs: which one, which lines of it, and what comes of it."""
+"""Log sources, line filters, and feeds of lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LogSource(StrEnum):
 
 
 class LogLevel(StrEnum):
-    """How much a line of the daemon's own log matters, the least first."""
+    """The level of a line of the daemon's own log, lowest first."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -29,13 +29,13 @@ class LogLevel(StrEnum):
 
 @dataclass(frozen=True)
 class WantedLines:
-    """Which lines of a log: all of the given conditions hold for each.
+    """A filter for log lines; every condition must hold.
 
-    A worker's lines have nothing but text, so only `contains` is for them.
+    A worker's lines are plain text, so only `contains` applies to them.
     """
 
     level: LogLevel | None = None
-    """At least that one."""
+    """The lowest level."""
     deploy_id: str | None = None
     slot: SlotName | None = None
     contains: str | None = None
@@ -43,24 +43,24 @@ class WantedLines:
 
 @dataclass(frozen=True)
 class LogLine:
-    """One line, fit to be shown: printable, of bounded length, without its end."""
+    """One line, ready to show: printable, of bounded length, without its line end."""
 
     text: str
-    place: str
-    """Where the log goes on after it, for whoever comes back."""
+    cursor: str
+    """Position in the log after this line, to resume from."""
     gap: bool = False
-    """Whether it is no line, but says that some are missing here."""
+    """Not a line of the log: a note that lines are missing here."""
 
 
 class LogFeed(Protocol):
-    """Lines as they come. Whoever gets it closes it."""
+    """A stream of log lines. Its receiver closes it."""
 
     async def next(self) -> list[LogLine] | None:
-        """Return the next lines, none if it was silent for a while; None: there are no more."""
+        """Return the next lines, an empty list after a silence, None at the end."""
 
     @property
-    def place(self) -> str:
-        """Where the log goes on after all that was returned, and what was passed over."""
+    def cursor(self) -> str:
+        """Position in the log after all lines returned or skipped so far."""
 
     def close(self) -> None:
-        """End it, from anywhere and at any time; whoever waits for the next is told at once."""
+        """End the feed at any time; a pending `next` returns at once."""

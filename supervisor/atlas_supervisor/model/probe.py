@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from atlas_supervisor.model.verdict import Verdict
 
@@ -14,13 +14,11 @@ class ProbeResult(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    verdict: Verdict
-    status: int | None
-    """The HTTP status, or None where there was no answer."""
-    duration_ms: float
-    message: str
-    excerpt: str | None = None
-    """The beginning of a failing answer's body: many say there what is wrong."""
+    verdict: Verdict = Field(description="`inconclusive`: the prober itself failed.")
+    status: int | None = Field(description="The HTTP status; null without an answer.")
+    duration_ms: float = Field(description="How long the probe took.")
+    message: str = Field(description="The result in words.")
+    excerpt: str | None = Field(None, description="The beginning of a failing answer's body.")
 
 
 class CheckResult(BaseModel):
@@ -28,16 +26,19 @@ class CheckResult(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    name: str
-    kind: Literal["http", "command"]
-    ok: bool
-    verdict: Verdict
-    """`inconclusive` where the supervisor could not run the test; `ok` is false then, too."""
-    expected: str
-    got: str
-    duration_ms: float
-    message: str
-    problems: list[str] = []
-    """Each thing that is not as expected, for itself; `message` has them all."""
-    headers: dict[str, str] = {}
-    """Of an answer that failed: those headers that may tell why."""
+    name: str = Field(description="The test's name in the smoke file.")
+    kind: Literal["http", "command"] = Field(description="A request or a program.")
+    ok: bool = Field(description="Whether it passed.")
+    verdict: Verdict = Field(
+        description="`inconclusive`: the supervisor could not run the test; `ok` is false."
+    )
+    expected: str = Field(description="The expected outcome, in words.")
+    got: str = Field(description="The outcome, in words.")
+    duration_ms: float = Field(description="How long the test took.")
+    message: str = Field(description="All differences in one sentence.")
+    problems: list[str] = Field(
+        default_factory=list, description="Each difference between `expected` and `got`."
+    )
+    headers: dict[str, str] = Field(
+        default_factory=dict, description="Headers of a failing answer that may explain it."
+    )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -27,14 +29,29 @@ class Release(BaseModel):
         return self.name or self.version
 
 
+class Version(NamedTuple):
+    """A release that had the traffic, and the slot that it ran in."""
+
+    slot: SlotName
+    release: Release
+
+
+@dataclass(frozen=True)
+class VersionChange:
+    """How a flip changes the list of the versions that had the traffic."""
+
+    added: Version | None
+    """None: the last one is taken away, since the one before it has the traffic again."""
+
+
 class LastDeploy(BaseModel):
     """The latest deploy of one release."""
 
     model_config = ConfigDict(frozen=True)
 
-    deploy_id: str
-    started_ts: datetime
-    result: Result | None
+    deploy_id: str = Field(description="The deploy's name.")
+    started_ts: datetime = Field(description="When it was requested.")
+    result: Result | None = Field(description="Its outcome; null while it is in progress.")
 
 
 class ReleaseView(BaseModel):
@@ -42,9 +59,9 @@ class ReleaseView(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    name: str
-    version: str
-    slots: list[SlotName] = Field(description="Where it runs now; empty if nowhere.")
+    name: str = Field(description="Name of the folder below RELEASES_DIR.")
+    version: str = Field(description="The release's version.")
+    slots: list[SlotName] = Field(description="The slots it runs in; empty if none.")
     last_deploy: LastDeploy | None = Field(
-        description="When it was deployed last, and how that ended; null if it never was."
+        description="Its latest deploy; null if it was never deployed."
     )

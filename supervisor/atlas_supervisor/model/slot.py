@@ -44,21 +44,20 @@ class SlotView(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    slot: SlotName
+    slot: SlotName = Field(description="The slot's name.")
     port: int = Field(description="The slot's own port, on loopback.")
-    role: Role
+    role: Role = Field(description="Roles change with the switch.")
     state: SlotState = Field(
-        description="`empty`: no instance; `starting`: launched, not ready yet; `running`; `warm`: "
+        description="`empty`: no worker; `starting`: launched, not ready yet; `running`; `warm`: "
         "out of traffic, kept for an instant rollback; `draining`: finishing its connections; "
-        "`backoff`: it died and is started again after a pause; `failed`: it died too often and "
-        "was given up."
+        "`backoff`: crashed, restarts after a delay; `failed`: crashed too often, not restarted."
     )
-    pid: int | None
-    version: str | None
-    started_ts: datetime | None
-    restarts: int = Field(description="How often the instance was started again by itself.")
+    pid: int | None = Field(description="Process id of its worker, if there is one.")
+    version: str | None = Field(description="Version of its worker, if there is one.")
+    started_ts: datetime | None = Field(description="When its worker was started.")
+    restarts: int = Field(description="Number of automatic restarts of its worker.")
     last_exit: str | None = Field(
         default=None,
-        description="How an instance here last went down, or failed to start, without having been "
-        "asked to end; null if none did since the daemon was started.",
+        description="How a worker in this slot last ended unexpectedly, or failed to start; null "
+        "if none did since the daemon was started.",
     )

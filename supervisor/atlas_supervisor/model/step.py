@@ -121,9 +121,9 @@ class Step(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    name: StepName
-    ok: bool
-    duration_ms: float
+    name: StepName = Field(description="The step. Steps are listed in this order, as far as run.")
+    ok: bool = Field(description="Whether it passed.")
+    duration_ms: float = Field(description="How long it took.")
     detail: Annotated[dict[str, Any], _DetailSchema()] = Field(
         default_factory=dict,
         description="What the step has found; `message` says in words what happened.",

@@ -1,4 +1,4 @@
-"""What a check found out, where "I could not tell" must not be taken for "it is broken"."""
+"""The outcome of a check, where a check that could not run is no evidence of a fault."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ class Verdict(StrEnum):
     PASS = "pass"  # noqa: S105 - a verdict, not a password
     FAIL = "fail"
     INCONCLUSIVE = "inconclusive"
-    """The checker itself failed (no descriptors left, say): no evidence against the worker."""
+    """The check itself could not run (no file descriptors left, for example)."""

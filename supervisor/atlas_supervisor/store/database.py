@@ -21,6 +21,7 @@ from atlas_supervisor.store.deploys import DeployStore, TransitionStore
 from atlas_supervisor.store.instances import InstanceStore
 from atlas_supervisor.store.keys import KeyStore
 from atlas_supervisor.store.migrations import migrate
+from atlas_supervisor.store.outbox import Outbox
 from atlas_supervisor.store.state_keeper import StateCopy
 from atlas_supervisor.store.statements import Statements, Timed, untimed
 from atlas_supervisor.store.versions import VersionStore
@@ -35,13 +36,14 @@ class Database:
 
     def __init__(self, connection: aiosqlite.Connection, timed: Timed = untimed) -> None:
         self.statements = Statements(connection, timed)
-        self.deploys = DeployStore(self.statements)
-        self.transitions = TransitionStore(self.statements)
+        self.outbox = Outbox()
+        self.deploys = DeployStore(self.statements, self.outbox)
+        self.transitions = TransitionStore(self.statements, self.outbox)
         self.versions = VersionStore(self.statements)
         self.state = StateCopy(self.statements)
         self.keys = KeyStore(self.statements)
         self.instances = InstanceStore(self.statements)
-        self.audit = AuditStore(self.statements)
+        self.audit = AuditStore(self.statements, self.outbox)
         self.canary = CanaryStore(self.statements)
 
 

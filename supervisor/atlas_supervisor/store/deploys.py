@@ -9,6 +9,8 @@ as well, with an empty phase before it.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -17,10 +19,14 @@ import aiosqlite
 from atlas_supervisor.model.deploy import DeployRecord, Result
 from atlas_supervisor.model.event import BEGUN, DeployEvent, PublishedEvent, Transition
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
-from atlas_supervisor.model.release import LastDeploy
+from atlas_supervisor.model.release import LastDeploy, VersionChange
+from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.model.step import Step
 from atlas_supervisor.store.keys import kept_since, key_added, trim_keys
+from atlas_supervisor.store.outbox import Outbox, PendingWrite
+from atlas_supervisor.store.state_keeper import state_saved
 from atlas_supervisor.store.statements import Statement, Statements
+from atlas_supervisor.store.versions import versions_changed
 from atlas_supervisor.system.clock import now
 
 _OUTCOME = ("result", "reason", "version", "active_port", "staging_port")
@@ -28,10 +34,17 @@ _OUTCOME = ("result", "reason", "version", "active_port", "staging_port")
 
 
 class TransitionStore:
-    """What happened to deploys; it satisfies `deploy.event_hub.Journal`."""
+    """The journal; it satisfies `deploy.event_hub.EventJournal`."""
 
-    def __init__(self, statements: Statements) -> None:
+    def __init__(self, statements: Statements, outbox: Outbox) -> None:
         self._statements = statements
+        self._outbox = outbox
+
+    def pending(self) -> list[PublishedEvent]:
+        """Return the events that are published and not in the journal yet, in order."""
+        writes = [entry.write for entry in self._outbox]
+        events = [write.event for write in writes if isinstance(write, TransitionWrite)]
+        return [event for event in events if event.is_published]
 
     async def newest(self) -> int:
         """Return the id of the last event; 0 if there is none."""
@@ -49,7 +62,7 @@ class TransitionStore:
             "transitions_after", id=transition_id, deploy_id=deploy_id, limit=limit
         )
         return [
-            PublishedEvent(_event(row), id=row["id"], journal_id=row["id"], told=True)
+            PublishedEvent(_event(row), id=row["id"], journal_id=row["id"], is_published=True)
             for row in rows
         ]
 
@@ -152,11 +165,40 @@ class UnfinishedDeploy(NamedTuple):
     """Whether it brings back the version before the active one."""
 
 
-class DeployStore:
-    """What was deployed, and how it came out."""
+@dataclass(frozen=True)
+class TransitionWrite:
+    """A transition in the outbox; `record` is the deploy after it."""
 
-    def __init__(self, statements: Statements) -> None:
+    store: DeployStore
+    publish: Callable[[PublishedEvent, int | None], None]
+    record: DeployRecord
+    event: PublishedEvent
+    versions: VersionChange | None
+    state: Callable[[], DeployState]
+
+    async def __call__(self) -> None:
+        """Write it, and publish its event."""
+        event = self.event.event
+        journal_id = await self.store.write_transition(
+            self.record,
+            source=event.source or "",
+            event=event.event,
+            cause=event.cause,
+            step=event.step,
+            duration_ms=event.duration_ms,
+            ts=event.ts,
+            versions=self.versions,
+            state=self.state() if self.versions else None,
+        )
+        self.publish(self.event, journal_id)  # without a pause, so that ids are in order
+
+
+class DeployStore:
+    """The deploys, each as it is now."""
+
+    def __init__(self, statements: Statements, outbox: Outbox) -> None:
         self._statements = statements
+        self._outbox = outbox
 
     async def begin(
         self,
@@ -192,10 +234,13 @@ class DeployStore:
         step: Step | None,
         duration_ms: float | None = None,
         ts: datetime | None = None,
+        versions: VersionChange | None = None,
+        state: DeployState | None = None,
     ) -> int:
         """Write a transition, the step that ended with it, and the deploy as it now stands.
 
-        Returns its id in the journal. `ts` is now if not given.
+        With it, in the same transaction: how a flip changes the versions, and the copy of the
+        state file. Return its id in the journal. `ts` is now if not given.
         """
         statements: list[Statement] = [
             transition_row(
@@ -212,7 +257,27 @@ class DeployStore:
         if step is not None:
             row = {**step.model_dump(), "detail": json.dumps(step.detail)}
             statements.append(("add_step", {**row, "deploy_id": record.deploy_id}))
+        if versions is not None:
+            statements += versions_changed(versions)
+        if state is not None:
+            statements.append(state_saved(state))
         return (await self._statements.write(*statements))[0] or 0
+
+    def enqueue_transition(
+        self,
+        record: DeployRecord,
+        event: PublishedEvent,
+        versions: VersionChange | None = None,
+        *,
+        state: Callable[[], DeployState],
+        publish: Callable[[PublishedEvent, int | None], None],
+    ) -> PendingWrite:
+        """Put a transition into the outbox; it is published once, written or delayed.
+
+        `state` is asked for as late as it is written, with the versions.
+        """
+        write = TransitionWrite(self, publish, record, event, versions, state)
+        return self._outbox.put(write, on_delay=lambda: publish(event, None))
 
     async def latest(self, limit: int) -> list[DeployRecord]:
         """Return the latest deploys with their steps, newest first."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import NamedTuple
 
-from atlas_supervisor.errors import RefusedError
+from atlas_supervisor.errors import IDEMPOTENCY_KEY_REUSED, RefusedError
 from atlas_supervisor.model.deploy import Result
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.store.statements import Statement, Statements
@@ -81,11 +81,5 @@ def kept_since() -> str:
 
 
 def _reused(key: IdempotencyKey) -> RefusedError:
-    """Say that this key stands for another request."""
-    return RefusedError(
-        "idempotency_key_reused",
-        f"the Idempotency-Key {key.value!r} was given with another request before",
-        status=422,
-        hint="a key stands for one request (method, path, query, body and who asks); take a new "
-        "one for another",
-    )
+    """Return the error for a key that was used for another request."""
+    return IDEMPOTENCY_KEY_REUSED.error(key=key.value)

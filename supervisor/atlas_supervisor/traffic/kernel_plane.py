@@ -13,6 +13,7 @@ from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.system.procfs import describe_listeners, inode_of
 from atlas_supervisor.system.sockdiag import TcpSocket
+from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import listeners
 from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, RelayTraffic
 from atlas_supervisor.traffic.relay import Target
@@ -73,7 +74,7 @@ class KernelPlane:
             source=str(DIRECT_SOURCE[slot]),
         )
 
-    def handed(self, slot: SlotName) -> InheritedSockets:
+    def inherited(self, slot: SlotName) -> InheritedSockets:
         """Return the slot's public listener, its own one if it can take two, and the spare."""
         named = {"public": self._public[slot]}
         if not self._by_descriptor:
@@ -100,7 +101,7 @@ class KernelPlane:
 
     def queued(self, slot: SlotName) -> int:
         """Return the length of the slot's public queue."""
-        return listeners.queue_length(self._public[slot])
+        return queue_length(self._public[slot])
 
     def vacate(self, slot: SlotName, heir: SlotName) -> None:
         """Hand the public queue of a slot without a worker to the heir; refuse on its own port."""

@@ -18,6 +18,7 @@ from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.system import procfs, sockdiag
 from atlas_supervisor.system.sockdiag import TcpSocket
+from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic.steering import (
     DIRECT_SOURCE,
     GROUP_ORDER,
@@ -29,7 +30,6 @@ BACKLOG = 4096
 """Connections that may wait in one listener's queue (the kernel's somaxconn may cut it)."""
 
 _SO_ATTACH_REUSEPORT_CBPF = 51
-_QUEUE_LENGTH_OFFSET = 24  # tcpi_unacked, which a listening socket uses for its queue's length
 _INSTRUCTION_BYTES = 8
 _TRIALS = 8  # connections by chance alone pass once in four thousand million times
 _TRIAL_SECONDS = 2.0
@@ -101,12 +101,6 @@ def open_slot_ports(
 def restore_backlog(sock: socket.socket) -> None:
     """Set the queue's size again: servers shrink the one that they share with us."""
     sock.listen(BACKLOG)
-
-
-def queue_length(sock: socket.socket) -> int:
-    """Return how many connections wait to be accepted."""
-    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _QUEUE_LENGTH_OFFSET + 4)
-    return int(struct.unpack_from("=I", info, _QUEUE_LENGTH_OFFSET)[0])
 
 
 def attach(sock: socket.socket, policy: SteeringPolicy) -> None:

@@ -70,7 +70,7 @@ class Plane(Protocol):
     def open(self, active: SlotName) -> None:
         """Open every listening socket. Raises StartRefusedError."""
 
-    def handed(self, slot: SlotName) -> InheritedSockets:
+    def inherited(self, slot: SlotName) -> InheritedSockets:
         """Return what a worker of the slot starts with."""
 
     def ports(self, slot: SlotName) -> frozenset[int]:

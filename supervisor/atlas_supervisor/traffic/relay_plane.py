@@ -14,6 +14,7 @@ import socket
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.system.procfs import describe_listeners, inode_of
+from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import listeners
 from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, RelayTraffic
 from atlas_supervisor.traffic.relay import Relay, Target
@@ -95,7 +96,7 @@ class RelayPlane:
             return Target("127.0.0.1", self._inner[slot].getsockname()[1])
         return Target("127.0.0.1", self._endpoints.slot_ports[slot])
 
-    def handed(self, slot: SlotName) -> InheritedSockets:
+    def inherited(self, slot: SlotName) -> InheritedSockets:
         """Return the worker's sockets: none if it binds its own port, one if it takes only one."""
         if self._hand_over is SocketPassing.PORT:
             return InheritedSockets({})
@@ -129,7 +130,7 @@ class RelayPlane:
         asked and heard nothing.
         """
         if self._hand_over is not SocketPassing.PORT:
-            return listeners.queue_length(self._inner.get(slot, self._own[slot]))
+            return queue_length(self._inner.get(slot, self._own[slot]))
         return self._relay.unanswered(self._target_of(slot)) if self._relay is not None else 0
 
     def vacate(self, slot: SlotName, heir: SlotName) -> None:

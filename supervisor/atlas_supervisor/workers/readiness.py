@@ -44,7 +44,7 @@ async def until_ready(
     with anyio.move_on_after(allowed):
         async with anyio.create_task_group() as race:
             race.start_soon(first, instance.exited.wait, "exited")
-            race.start_soon(first, instance.said_ready.wait, "it said READY=1")
+            race.start_soon(first, instance.reported.ready.wait, "it said READY=1")
             race.start_soon(first, answers, "it answered")
     if instance.alive and how:
         return how[0]

@@ -14,14 +14,13 @@ from typing import NoReturn
 from atlas_supervisor.config import Settings
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.deploy import Mode
-from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.store.database import active_release
 from atlas_supervisor.store.state_keeper import StateFile, UnreadableStateError
 from atlas_supervisor.traffic.listeners import explain_bind_error, listen, refuse_strangers
 from atlas_supervisor.workers.environment import worker_environment
-from atlas_supervisor.workers.process import FIRST_DESCRIPTOR, launcher_command, new_instance_id
+from atlas_supervisor.workers.launch import FIRST_DESCRIPTOR, launcher_command, new_instance_id
 from atlas_supervisor.workers.releases import Releases, UnknownReleaseError
 from atlas_worker.contract import STATE_FILE
 
@@ -31,7 +30,7 @@ _LABEL = "the worker's port"
 def become_worker(settings: Settings, environ: Mapping[str, str]) -> NoReturn:
     """Execute the worker in place of this process. Raises StartRefusedError."""
     port, name = _active(settings)
-    slot = SlotName.BLUE if port == settings.active_port else SlotName.GREEN
+    slot = settings.slot_of_port(port)
     releases = Releases(directory=settings.worker_directory, releases_dir=settings.releases_dir)
     try:
         release = releases.find(name)

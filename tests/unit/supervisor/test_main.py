@@ -49,6 +49,14 @@ def test_what_is_wrong_is_said_and_the_exit_status_is_2(env_file: Path) -> None:
     assert done.stdout == ""
 
 
+def test_a_missing_env_file_is_named_with_what_to_do(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "atlas_supervisor"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{tmp_path}/atlas.env: there is no such env file; ")
+    assert "--env-file FILE" in done.stderr
+
+
 def test_what_makes_the_start_quick_is_undone_before_the_daemon_runs() -> None:
     code = """
 import gc, os, sys

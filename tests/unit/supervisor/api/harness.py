@@ -106,7 +106,7 @@ class MemoryControl:
         self.asked.append(("deploy", (release, dry_run), actor))
         if self.refusal and self.refusal.code != "switch_failed":
             raise self.refusal
-        return examples.BEGUN
+        return examples.STARTED
 
     async def settled(self, deploy_id: str) -> DeployRecord:
         return await self._come_out()
@@ -163,7 +163,7 @@ class MemoryAudit:
     written: list[AuditEntry] = field(default_factory=list)
     told: list[tuple[Actor, str, str, dict[str, Any]]] = field(default_factory=list)
     asked: list[dict[str, Any]] = field(default_factory=list)
-    found: Verification = audit.WHOLE
+    found: Verification = audit.VERIFIED
 
     async def entries(self, **asked: Any) -> list[AuditEntry]:
         self.asked.append(asked)

@@ -101,14 +101,14 @@ async def test_an_attacker_can_not_fill_the_disk_and_is_counted(
     loop = asyncio.get_running_loop()
     real = loop.time
     monkeypatch.setattr(loop, "time", lambda: now)
-    gate = DeniedRequests(audit)
+    denied = DeniedRequests(audit)
 
     def ask(times: int) -> list[dict[str, Any]]:
         """Ask so often, and return the details of what was written of it."""
         audit.told.clear()
         refused = RefusedError("token_wrong", "this is not the token", status=401, hint="")
         for _ in range(times):
-            gate.tell(Actor(name="anonymous", origin="::1"), "POST", "/deploy/mode", refused)
+            denied.record(Actor(name="anonymous", origin="::1"), "POST", "/deploy/mode", refused)
         return [detail for *_, detail in audit.told]
 
     assert [each["left_out"] for each in ask(500)] == [0] * AT_ONCE

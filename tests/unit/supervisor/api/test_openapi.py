@@ -87,6 +87,17 @@ def test_what_stands_in_braces_is_described(route: AnyRoute) -> None:
     assert all(each["description"] for each in parameters)
 
 
+def test_every_field_of_every_object_is_described() -> None:
+    objects = DOCUMENT["components"]["schemas"]
+    fields = [
+        (name, field, schema)
+        for name, shape in objects.items()
+        for field, schema in shape.get("properties", {}).items()
+    ]
+    assert len(fields) > 150
+    assert [(name, field) for name, field, schema in fields if not schema.get("description")] == []
+
+
 def test_query_and_body_have_their_defaults_and_limits() -> None:
     limit = DOCUMENT["paths"]["/deploy/history"]["get"]["parameters"][0]
     assert limit["name"] == "limit"

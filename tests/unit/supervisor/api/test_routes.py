@@ -96,7 +96,7 @@ async def test_a_deploy_that_is_not_waited_for_answers_202_and_where_to_look(
     async with running(tmp_path, control) as server:
         answer = await server.unix("POST", "/deploy/bluegreen?wait=false")
     assert answer.status == 202
-    assert answer.headers["Location"] == f"/deploy/{examples.BEGUN.deploy_id}"
+    assert answer.headers["Location"] == f"/deploy/{examples.STARTED.deploy_id}"
     assert answer.json["result"] is None
 
 
@@ -253,7 +253,7 @@ async def test_a_bug_shows_nothing_of_itself_but_in_the_log(tmp_path: Path) -> N
     assert (answer.status, answer.code) == (500, "internal_error")
     assert b"secret" not in answer.body
     assert b"ZeroDivision" not in answer.body
-    assert [entry["event"] for entry in logs] == ["api.failed"]
+    assert [entry["event"] for entry in logs] == ["api_failed"]
     assert logs[0]["exc_info"] is control.bug
 
 
@@ -270,8 +270,8 @@ async def test_changes_and_refusals_are_logged_and_reading_is_not(tmp_path: Path
         refused = await logged(server, "POST", "/deploy/switch")
         with structlog.testing.capture_logs() as logs:
             await server.tcp("GET", "/deploy/status")
-    assert (changed["event"], changed["actor"], changed["status"]) == ("api.changed", "token", 200)
-    assert (refused["event"], refused["code"]) == ("api.refused", "token_required")
+    assert (changed["event"], changed["actor"], changed["status"]) == ("api_changed", "token", 200)
+    assert (refused["event"], refused["code"]) == ("api_refused", "token_required")
     assert (refused["path"], refused["origin"]) == ("/deploy/switch", "127.0.0.1")
     assert logs == []
 

@@ -69,7 +69,7 @@ async def test_of_two_different_wishes_the_first_one_counts_and_the_other_one_is
             await run.settled.wait()
             assert run.offer(first, "by one")
             assert not run.offer(second, "by another")
-            refused = str(errors.nothing_to("do this to", run))
+            refused = str(errors.nothing_to("abort", run))
             assert f"the deploy is in awaiting_switch, and {first} came first" in refused
             await to_the_end(run)
         assert run.record.result == result
@@ -97,9 +97,10 @@ async def test_a_deploy_that_has_switched_has_though_it_could_not_go_back(tmp_pa
     async with open_database(tmp_path / "atlas.db") as (database, _), driven(world) as run:
         service = DeployService(
             settings=unused,
-            switch=unused,
+            slots=unused,
             plane=unused,
             activities=unused,
+            recorder=unused,
             releases=unused,
             database=database,
             events=unused,
@@ -113,6 +114,6 @@ async def test_a_deploy_that_has_switched_has_though_it_could_not_go_back(tmp_pa
         deployed = await service.settled(run.record.deploy_id)
         assert deployed.result == "switched"
         assert "revert" in {each.source for each in world.journaled}
-        with pytest.raises(RefusedError, match="the switch could not be done"):
+        with pytest.raises(RefusedError, match="the switch failed"):
             await service._answer(run)  # the answer to the request for a rollback
         world.held["warm"].set()

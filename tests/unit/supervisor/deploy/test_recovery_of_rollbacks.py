@@ -45,8 +45,11 @@ async def test_before_its_switch_nothing_is_taken_away(tmp_path: Path, phase: Ph
         assert await it.stack() == [V1, V2]
 
 
-@pytest.mark.parametrize("noted", [True, False])
-@pytest.mark.parametrize("phase", [Phase.SWITCH, *AFTER_SWITCH])
+@pytest.mark.parametrize(
+    ("phase", "noted"),
+    # Taken away before its transition was written: an earlier supervisor did that.
+    [(Phase.SWITCH, False), (Phase.SWITCH, True), *((phase, True) for phase in AFTER_SWITCH)],
+)
 async def test_once_it_has_switched_the_version_that_it_replaces_is_taken_away_once(
     tmp_path: Path, phase: Phase, noted: bool
 ) -> None:

@@ -18,6 +18,7 @@ from atlas_supervisor.deploy.machine import Event, Phase, Plan
 from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.model.deploy import DeployRecord
 from atlas_supervisor.model.step import StepDetail
+from atlas_supervisor.store import outbox
 from tests.unit.supervisor.deploy.memory import (
     BLUE,
     DIED,
@@ -67,7 +68,7 @@ def world_on_the_way_to(activity: str) -> World:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(runner, "_WRITE_AGAIN_SECONDS", 0.001)
+    monkeypatch.setattr(outbox, "_RETRY_SECONDS", 0.001)
     # Thousands of histories; to format what is logged of them would take most of the time.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     yield
@@ -215,7 +216,7 @@ async def test_a_deploy_has_ended_before_its_record_could_be_written() -> None:
         world.held["drain"].set()
         await run.ended.wait()  # so that the next deploy can begin
         assert world.journaled[-1].target == Phase.DRAIN
-        event, journal_id = world.told[-1]  # and whoever listens knows it
+        event, journal_id = world.published[-1]  # and it is published
         assert (event.target, journal_id) == (Phase.ENDED, None)
         broken = False
     assert world.journaled[-1].target == Phase.ENDED
@@ -402,7 +403,9 @@ DROPPED: dict[Phase, set[Event]] = {
 async def test_every_event_in_a_phase_has_a_row_or_is_dropped_on_purpose(phase: Phase) -> None:
     for plan in (Plan(), Plan(auto_switch=False), Plan(dry_run=True), Plan(rollback=True)):
         for event in NEWS:
-            run = runner.DeployRun(a_deploy(), plan, RELEASE, World(), phase)
+            run = runner.DeployRun(
+                a_deploy(), plan, RELEASE, effects=World(), transitions=World(), phase=phase
+            )
             # Asked for once more, what is being done is no second event.
             accepted = run.accepts(event) and not run._does(event)
             assert accepted == (event not in DROPPED[phase]), (plan, phase, event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -20,8 +21,9 @@ from atlas_supervisor.model.slot import SlotName, SlotState
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
 from atlas_supervisor.workers.slot import Slot
+from tests.harness import eventually
 from tests.unit.supervisor.store.samples import a_state
-from tests.unit.supervisor.workers.support import READY_AND_SLEEP, Bench, bench, release
+from tests.unit.supervisor.workers.support import READY_AND_SLEEP, SLEEP, Bench, bench, release
 
 BLUE, GREEN = SlotName.BLUE, SlotName.GREEN
 
@@ -42,8 +44,8 @@ class Ready:
         held = self.file.read()
         assert held is not None
         assert held == self.state.state
-        assert {held.active_port, held.staging_port} == {s.port for s in self.bench.slots.values()}
-        found = {self.bench.plane.active, self.switch.active.name}
+        assert {held.active_port, held.staging_port} == {s.port for s in self.bench.slots}
+        found = {self.bench.plane.active, self.bench.slots.active.name}
         return found == {active} and held.active_port == port
 
 
@@ -60,9 +62,7 @@ async def ready(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
         await state.change()
         for slot in (made.blue, made.green):
             await slot.start(release(folder / slot.name, READY_AND_SLEEP))
-        switch = Switch(
-            settings=made.settings, plane=made.plane, slots=made.slots, state=state, active=BLUE
-        )
+        switch = Switch(settings=made.settings, plane=made.plane, slots=made.slots, state=state)
         yield Ready(made, switch, file, state, database)
 
 
@@ -210,12 +210,16 @@ async def test_one_that_hangs_or_only_starts_is_not_switched_to(
     async with ready(tmp_path, monkeypatch) as it:
         instance = it.bench.green.instance
         assert instance is not None
-        it.bench.green.state = SlotState.STARTING
-        assert (await it.switch.flip()).event is Event.STAGING_DIED
-        it.bench.green.state = SlotState.RUNNING
         instance.expected_to_exit = True
         assert (await it.switch.flip()).event is Event.STAGING_DIED
+        await it.bench.green.stop()
+        starting = asyncio.create_task(it.bench.green.start(release(tmp_path / "slow", SLEEP)))
+        await eventually(lambda: it.bench.green.alive)
+        assert it.bench.green.state is SlotState.STARTING
+        assert (await it.switch.flip()).event is Event.STAGING_DIED
         assert it.has(BLUE)
+        starting.cancel()
+        await asyncio.wait([starting])
 
 
 async def test_a_dead_active_one_is_switched_away_from_and_not_called_warm(

@@ -15,13 +15,12 @@ import pytest
 
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.actor import SUPERVISOR
-from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.release import Release, Version, VersionChange
 from atlas_supervisor.store import database as module
 from atlas_supervisor.store import versions
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.instances import InstanceRow
 from atlas_supervisor.store.statements import StoreError
-from atlas_supervisor.store.versions import VersionRow
 from tests.unit.supervisor.store.samples import a_deploy, a_state, a_step, rows
 from tests.unit.supervisor.traffic.support import open_files
 from tests.unit.supervisor.workers.support import BLUE, GREEN
@@ -83,13 +82,17 @@ def crashed(path: Path, *parts: str) -> Path:
 TRANSITIONS = "SELECT count(*) FROM transitions WHERE event <> 'begun'"
 
 
-async def transition(database: Database, deploy_id: str, **changes: Any) -> None:
+async def transition(
+    database: Database, deploy_id: str, versions: VersionChange | None = None, **changes: Any
+) -> None:
     await database.deploys.write_transition(
         a_deploy(deploy_id, **changes),
         source="preflight",
         event="passed",
         cause=None,
         step=a_step(),
+        versions=versions,
+        state=a_state(generation=9) if versions else None,
     )
 
 
@@ -100,9 +103,10 @@ async def test_the_other_records_come_back_too(path: Path) -> None:
     async with open_database(path) as (database, _):
         await database.versions.push(BLUE, one)
         await database.versions.push(GREEN, two)
-        assert await database.versions.all() == [VersionRow(GREEN, two), VersionRow(BLUE, one)]
-        await database.versions.pop()
-        assert await database.versions.all() == [VersionRow(BLUE, one)]
+        assert await database.versions.all() == [Version(GREEN, two), Version(BLUE, one)]
+        await database.deploys.begin(a_deploy(), auto_switch=True)
+        await transition(database, "d1", versions=VersionChange(None))
+        assert await database.versions.all() == [Version(BLUE, one)]
         await database.instances.add(row)
         assert await database.instances.all() == [row]
         await database.instances.remove("blue-1")
@@ -150,6 +154,21 @@ async def test_a_write_that_fails_half_way_leaves_nothing_of_it(path: Path) -> N
         await database.audit.write(SUPERVISOR, "after", "done")
         assert rows(path, TRANSITIONS) == [(0,)]
         assert rows(path, "SELECT count(*) FROM audit") == [(1,)]
+
+
+async def test_a_flip_is_written_with_its_version_and_the_state_or_not_at_all(path: Path) -> None:
+    release = Release(name="v2", path=Path("/srv/releases/v2"), version="v2")
+    change = VersionChange(Version(GREEN, release))
+    async with open_database(path) as (database, _):
+        await database.deploys.begin(a_deploy(), auto_switch=True)
+        with pytest.raises(StoreError):
+            await transition(database, "d1", change, reason="\udcff")
+        assert await database.versions.all() == []
+        assert await database.state.load() is None
+        await transition(database, "d1", change)
+        assert await database.versions.all() == [Version(GREEN, release)]
+        assert await database.state.load() == a_state(generation=9)
+        assert rows(path, TRANSITIONS) == [(1,)]
 
 
 async def test_writers_at_once_do_not_mix_their_transactions(path: Path) -> None:

@@ -73,7 +73,7 @@ def everything(folder: Path, pid: int) -> list[Metric]:
     """Return every family of a daemon, each with a sample."""
     metrics = made(folder)
     WorkerUsage(metrics.registry, lambda: [Running("blue", "1.4.0", pid)])
-    metrics.deploys.count(published(examples.BEGUN))
+    metrics.deploys.count(published(examples.STARTED))
     metrics.deploys.count(published(examples.SWITCHED, source="switch", event="passed"))
     metrics.probes.probed(SlotName.BLUE, Verdict.PASS, 0.1)
     metrics.requests.answered("GET", "/livez", 200, 0.1)

@@ -10,7 +10,6 @@ from atlas_supervisor.api import examples
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.machine import FLIPS, Event, Phase, Plan
 from atlas_supervisor.model.deploy import Result
-from atlas_supervisor.model.event import PublishedEvent
 from atlas_supervisor.telemetry.metrics import Metrics, deploys
 from tests.unit.supervisor.deploy.memory import DIED, FAIL, World, driven
 from tests.unit.supervisor.deploy.test_event_hub import MemoryJournal
@@ -30,16 +29,11 @@ def promised(metrics: Metrics) -> tuple[float | None, ...]:
 
 async def after(metrics: Metrics, world: World, plan: Plan | None = None) -> None:
     """Run a deploy in this world, and count its transitions as the daemon does."""
-    events, listed = EventHub(MemoryJournal(), metrics.deploys.count), world.tell
-
-    def tell(announcement: PublishedEvent, journal_id: int | None) -> None:
-        listed(announcement, journal_id)
-        events.tell(announcement, journal_id)
-
-    world.tell = tell  # type: ignore[method-assign]  # the world's own only keeps a list
+    events = EventHub(MemoryJournal(), metrics.deploys.count)
+    world.publish = events.publish
     async with driven(world, plan) as run:
         run.record = run.record.model_copy(update={"dry_run": run.plan.dry_run})
-        events.tell(published(run.record, rollback=run.plan.rollback), None)
+        events.publish(published(run.record, rollback=run.plan.rollback), None)
 
 
 def results(metrics: Metrics, kind: str) -> dict[str, float]:
@@ -150,7 +144,7 @@ def test_ended_deploys_are_forgotten(tmp_path: Path) -> None:
     metrics = made(tmp_path)
     for number in range(100):
         name = {"deploy_id": f"d-{number}"}
-        metrics.deploys.count(published(examples.BEGUN.model_copy(update=name)))
+        metrics.deploys.count(published(examples.STARTED.model_copy(update=name)))
         ended = examples.FAILED.model_copy(update=name)
         metrics.deploys.count(published(ended, source="unstage", event="passed"))
 

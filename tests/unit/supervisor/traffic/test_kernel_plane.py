@@ -10,6 +10,7 @@ import pytest
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
+from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import Endpoints, listeners
 from atlas_supervisor.traffic.kernel_plane import KernelPlane
 from atlas_supervisor.traffic.steering import SteeringPolicy
@@ -40,11 +41,11 @@ async def test_each_workers_sockets_reach_it_and_the_public_port_the_active_one(
     ):
         assert plane.name == "kernel"
         for slot in (BLUE, GREEN):
-            handed = plane.handed(slot)
+            handed = plane.inherited(slot)
             assert list(handed.named) == ["public", "private"]
             for name, sock in handed.named.items():
                 await s.enter_async_context(serving(naming(f"{slot} {name}"), sock))
-        assert plane.handed(BLUE).spare == (plane.handed(GREEN).named["public"],)
+        assert plane.inherited(BLUE).spare == (plane.inherited(GREEN).named["public"],)
         for active in (BLUE, GREEN, BLUE):
             plane.steer(active)
             assert plane.active is active
@@ -70,7 +71,7 @@ async def test_a_switch_under_connections_loses_none() -> None:
         contextlib.AsyncExitStack() as stack,
     ):
         for slot in (BLUE, GREEN):
-            public = plane.handed(slot).named["public"]
+            public = plane.inherited(slot).named["public"]
             await stack.enter_async_context(serving(naming(slot.value), public))
         stop = asyncio.Event()
 
@@ -93,7 +94,7 @@ async def test_a_switch_under_connections_loses_none() -> None:
 async def test_a_descriptor_worker_is_reached_on_its_own_port_by_way_of_the_public_socket() -> None:
     async with opened(SocketPassing.FD) as (plane, at), contextlib.AsyncExitStack() as stack:
         for slot in (BLUE, GREEN):
-            handed = plane.handed(slot)
+            handed = plane.inherited(slot)
             assert list(handed.named) == ["public"]
             await stack.enter_async_context(serving(naming(slot.value), handed.named["public"]))
         for active in (BLUE, GREEN):
@@ -106,7 +107,7 @@ async def test_a_descriptor_worker_is_reached_on_its_own_port_by_way_of_the_publ
 @pytest.mark.parametrize("hand_over", [SocketPassing.ACTIVATION, SocketPassing.FD])
 async def test_a_dead_slots_queue_is_handed_to_the_living_one(hand_over: SocketPassing) -> None:
     async with opened(hand_over) as (plane, at), contextlib.AsyncExitStack() as stack:
-        for sock in plane.handed(GREEN).named.values():
+        for sock in plane.inherited(GREEN).named.values():
             await stack.enter_async_context(serving(naming("living"), sock))
         waiting = [asyncio.create_task(who(at.public_port)) for _ in range(20)]
         await eventually(lambda: plane.queued(BLUE) == 20)
@@ -131,7 +132,7 @@ async def test_the_own_port_of_a_slot_without_a_worker_refuses_at_once(
 ) -> None:
     async with opened(hand_over) as (plane, at), contextlib.AsyncExitStack() as stack:
         for slot in (BLUE, GREEN):
-            for sock in plane.handed(slot).named.values():
+            for sock in plane.inherited(slot).named.values():
                 await stack.enter_async_context(serving(naming(slot.value), sock))
         assert await who(at.slot_ports[BLUE]) == "blue"
         await stack.aclose()
@@ -146,7 +147,7 @@ async def test_the_own_port_of_a_slot_without_a_worker_refuses_at_once(
 async def test_what_was_rescued_outlives_the_rescue_and_ends_with_the_plane() -> None:
     tasks = asyncio.all_tasks()
     async with opened(SocketPassing.ACTIVATION) as (plane, at):
-        own = plane.handed(GREEN).named["private"]
+        own = plane.inherited(GREEN).named["private"]
         async with serving(naming("living"), own):
             reader, writer = await asyncio.open_connection("127.0.0.1", at.public_port)
             plane.vacate(BLUE, GREEN)
@@ -161,7 +162,7 @@ async def test_what_was_rescued_outlives_the_rescue_and_ends_with_the_plane() ->
 
 async def test_what_a_worker_did_to_the_sockets_is_put_right() -> None:
     async with opened(SocketPassing.ACTIVATION) as (plane, at):
-        handed = plane.handed(BLUE)
+        handed = plane.inherited(BLUE)
         for sock in handed.named.values():
             sock.listen(1)
         listeners.attach(handed.named["public"], SteeringPolicy(GREEN))
@@ -173,14 +174,14 @@ async def test_what_a_worker_did_to_the_sockets_is_put_right() -> None:
                     stack.enter_context(socket.create_connection(("127.0.0.1", port), 2))
             assert plane.queued(GREEN) == before[GREEN]
             assert plane.queued(BLUE) == before[BLUE] + 20
-            assert listeners.queue_length(handed.named["private"]) == 20
+            assert queue_length(handed.named["private"]) == 20
 
 
 async def test_the_next_worker_gets_sockets_that_do_not_block_whatever_the_last_one_did() -> None:
     async with opened(SocketPassing.ACTIVATION) as (plane, _):
-        for sock in plane.handed(BLUE).named.values():
+        for sock in plane.inherited(BLUE).named.values():
             sock.setblocking(True)
-        assert not any(sock.getblocking() for sock in plane.handed(BLUE).named.values())
+        assert not any(sock.getblocking() for sock in plane.inherited(BLUE).named.values())
 
 
 @pytest.mark.parametrize("which", ["PUBLIC_PORT", "ACTIVE_PORT", "STAGING_PORT"])

@@ -9,6 +9,7 @@ import pytest
 
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.system.procfs import inode_of
+from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import listeners
 from atlas_supervisor.traffic.steering import SteeringPolicy
 from tests.harness import free_ports
@@ -18,12 +19,12 @@ from tests.unit.supervisor.traffic.support import BLUE, GREEN, open_files, stran
 def test_the_queue_length_counts_what_nobody_has_accepted() -> None:
     (port,) = free_ports(1)
     with listeners.listen("127.0.0.1", port) as sock, ExitStack() as stack:
-        assert listeners.queue_length(sock) == 0
+        assert queue_length(sock) == 0
         for count in range(1, 4):
             stack.enter_context(socket.create_connection(("127.0.0.1", port), 2))
-            assert listeners.queue_length(sock) == count
+            assert queue_length(sock) == count
         sock.accept()[0].close()
-        assert listeners.queue_length(sock) == 2
+        assert queue_length(sock) == 2
 
 
 def test_accepted_connections_send_without_delay() -> None:
@@ -43,7 +44,7 @@ def test_a_queue_that_a_worker_shrank_is_restored() -> None:
         listeners.restore_backlog(sock)
         for _ in range(100):
             stack.enter_context(socket.create_connection(("127.0.0.1", port), 2))
-        assert listeners.queue_length(sock) == 100
+        assert queue_length(sock) == 100
 
 
 def test_a_bound_port_refuses_clients_and_lets_a_worker_bind_beside_it() -> None:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import listeners, relay, relay_connection
 from atlas_supervisor.traffic.relay import Relay, Target
 from tests.harness import eventually, free_ports
@@ -288,7 +289,7 @@ async def test_stopping_accepts_no_more_and_carries_on_what_is_open() -> None:
             writer.write(b"two")
             assert await reader.readexactly(3) == b"two"
             assert running.accepted == 1
-            assert listeners.queue_length(running._listener) == 1
+            assert queue_length(running._listener) == 1
             running.start()
             await eventually(lambda: running.accepted == 2)
         writer.close()

@@ -75,7 +75,7 @@ async def test_where_the_kernel_does_not_steer_the_relay_carries_and_the_log_say
     with structlog.testing.capture_logs() as logged:
         async with (
             opened(SocketPassing.ACTIVATION) as (plane, at),
-            serving(naming("blue"), plane.handed(BLUE).named["public"]),
+            serving(naming("blue"), plane.inherited(BLUE).named["public"]),
         ):
             assert plane.name == "relay"
             assert await who(at.public_port) == "blue"
@@ -107,8 +107,8 @@ async def relay_plane(
 
 async def test_http_server_is_served_by_the_relay(tmp_path_factory: pytest.TempPathFactory) -> None:
     async with opened(SocketPassing.PORT) as (plane, at):
-        assert plane.handed(BLUE).named == {}
-        assert plane.handed(BLUE).spare == ()
+        assert plane.inherited(BLUE).named == {}
+        assert plane.inherited(BLUE).spare == ()
         servers = []
         for slot, port in at.slot_ports.items():
             folder = tmp_path_factory.mktemp(slot)
@@ -154,7 +154,7 @@ async def test_workers_that_are_handed_sockets_are_relayed_to(
     names = ["public"] if hand_over is SocketPassing.FD else ["public", "private"]
     async with relay_plane(hand_over, host) as (plane, at), contextlib.AsyncExitStack() as stack:
         for slot in (BLUE, GREEN):
-            handed = plane.handed(slot)
+            handed = plane.inherited(slot)
             assert list(handed.named) == names
             for name, sock in handed.named.items():
                 await stack.enter_async_context(serving(naming(f"{slot} {name}"), sock))
@@ -170,7 +170,7 @@ async def test_workers_that_are_handed_sockets_are_relayed_to(
 
 async def test_a_workers_relayed_clients_come_to_the_ports_that_are_told() -> None:
     async with relay_plane(SocketPassing.ACTIVATION) as (plane, at):
-        inner = plane.handed(BLUE).named["public"].getsockname()[1]
+        inner = plane.inherited(BLUE).named["public"].getsockname()[1]
         assert plane.ports(BLUE) == {at.slot_ports[BLUE], inner}
         assert not plane.ports(BLUE) & plane.ports(GREEN)
     async with relay_plane(SocketPassing.PORT) as (plane, at):
@@ -218,7 +218,7 @@ async def test_clients_wait_for_a_worker_that_restarts() -> None:
 @pytest.mark.parametrize("hand_over", [SocketPassing.ACTIVATION, SocketPassing.FD])
 async def test_a_dead_slots_queue_is_handed_to_the_living_one(hand_over: SocketPassing) -> None:
     async with relay_plane(hand_over) as (plane, at), contextlib.AsyncExitStack() as stack:
-        for sock in plane.handed(GREEN).named.values():
+        for sock in plane.inherited(GREEN).named.values():
             await stack.enter_async_context(serving(naming("living"), sock))
         waiting = [asyncio.create_task(who(at.public_port)) for _ in range(10)]
         await eventually(lambda: plane.queued(BLUE) == 10)
@@ -239,7 +239,7 @@ async def test_the_own_port_of_a_slot_without_a_worker_is_never_answered_by_the_
         relay_plane(hand_over, public=public) as (plane, at),
         contextlib.AsyncExitStack() as stack,
     ):
-        for sock in plane.handed(GREEN).named.values():
+        for sock in plane.inherited(GREEN).named.values():
             await stack.enter_async_context(serving(naming("green"), sock))
         early = asyncio.create_task(who(at.slot_ports[BLUE]))
         plane.vacate(BLUE, GREEN)
@@ -247,7 +247,7 @@ async def test_the_own_port_of_a_slot_without_a_worker_is_never_answered_by_the_
             with contextlib.suppress(ConnectionResetError):
                 assert await asyncio.wait_for(asking, 5) == ""
         plane.occupy(BLUE)
-        for sock in plane.handed(BLUE).named.values():
+        for sock in plane.inherited(BLUE).named.values():
             await stack.enter_async_context(serving(naming("blue"), sock))
         assert await who(at.slot_ports[BLUE]) == "blue"
         assert await who(at.slot_ports[GREEN]) == "green"
@@ -290,7 +290,7 @@ async def test_a_worker_of_a_port_has_no_queue_of_ours() -> None:
 
 async def test_a_queue_that_the_worker_shrank_is_restored() -> None:
     async with relay_plane(SocketPassing.ACTIVATION) as (plane, _):
-        handed = plane.handed(BLUE).named
+        handed = plane.inherited(BLUE).named
         for sock in handed.values():
             sock.listen(1)
         plane.refresh(BLUE)
@@ -310,8 +310,8 @@ async def test_without_a_public_port_the_slots_own_ports_serve(hand_over: Socket
         if hand_over is SocketPassing.PORT:
             await stack.enter_async_context(serving(naming("blue"), port=at.slot_ports[BLUE]))
         else:
-            assert list(plane.handed(BLUE).named) == ["private"]
-            sock = plane.handed(BLUE).named["private"]
+            assert list(plane.inherited(BLUE).named) == ["private"]
+            sock = plane.inherited(BLUE).named["private"]
             await stack.enter_async_context(serving(naming("blue"), sock))
         assert await who(at.slot_ports[BLUE]) == "blue"
         plane.steer(GREEN)
@@ -345,7 +345,7 @@ async def test_closing_leaves_nothing_open() -> None:
     plane: Plane
     async with (
         relay_plane(SocketPassing.ACTIVATION) as (plane, at),
-        serving(echo, plane.handed(BLUE).named["public"]),
+        serving(echo, plane.inherited(BLUE).named["public"]),
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", at.public_port)
         writer.write(b"one")

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import listeners
 from atlas_supervisor.traffic.steering import DIRECT_SOURCE, SteeringPolicy
 from tests.harness import free_ports
@@ -99,7 +100,7 @@ def test_what_waits_in_a_queue_stays_there_over_a_flip() -> None:
         for _ in range(50):
             stack.enter_context(socket.create_connection(("127.0.0.1", port), 2))
         listeners.attach(opened[BLUE], SteeringPolicy(GREEN))
-        assert listeners.queue_length(opened[BLUE]) == 50
+        assert queue_length(opened[BLUE]) == 50
         for _ in range(50):
             stack.enter_context(opened[BLUE].accept()[0])
 

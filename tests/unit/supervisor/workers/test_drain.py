@@ -100,7 +100,7 @@ class Street:
 
     def names(self) -> list[str]:
         """Return the versions that the status shows as draining."""
-        return [view.version for view in self.made.blue.departures.views()]
+        return [view.version for view in self.made.slots.drains.views()]
 
 
 @asynccontextmanager
@@ -126,7 +126,7 @@ async def test_a_fifth_one_waits_for_the_oldest_which_is_hurried_once_the_place_
         assert it.made.blue.instance is None
         last = await it.add(kit())
         it.drain()
-        await asyncio.wait_for(last.said.not_accepting.wait(), 5)
+        await asyncio.wait_for(last.reported.not_accepting.wait(), 5)
         # Nobody needs the place yet: it may take its time, and keeps nobody in its queues.
         _, late = await asyncio.open_connection("127.0.0.1", it.made.settings.public_port)
         it.clients.append(late)
@@ -136,7 +136,7 @@ async def test_a_fifth_one_waits_for_the_oldest_which_is_hurried_once_the_place_
         assert it.hurried() == [0, 0, 0, 0, 0]
         assert it.names() == ["v0", "v1", "v2", "v3", "v4"]
         for _ in range(3):  # as whoever waits for the slot does, again and again
-            it.made.blue.hurry()
+            it.made.slots.drains.hurry()
         await asyncio.wait_for(it.freed[-1].wait(), 5)
         assert it.hurried() == [1, 0, 0, 0, 0]
         assert it.names() == ["v1", "v2", "v3", "v4"]
@@ -145,7 +145,7 @@ async def test_a_fifth_one_waits_for_the_oldest_which_is_hurried_once_the_place_
         how = await asyncio.wait_for(it.drains[4], 5)
         assert how["by_itself"]
         assert how["cut"]["websockets"] == 1  # said in the moment of its end
-        gone = [name for what, name in it.made.ledger.entries if what == "gone"]
+        gone = [name for what, name in it.made.registry.entries if what == "gone"]
         assert gone == [it.instances[0].name, last.name]
         assert it.made.down == []
 
@@ -161,9 +161,9 @@ async def test_one_in_the_slot_is_not_hurried_before_it_was_told_to_go(tmp_path:
     async with street(tmp_path) as it:
         instance = await it.add(kit())
         assert not instance.hurry()
-        it.made.blue.hurry()
+        it.made.slots.drains.hurry()
         assert instance.alive
-        assert not instance.said.not_accepting.is_set()
+        assert not instance.reported.not_accepting.is_set()
 
 
 async def test_what_becomes_of_one_that_lingers_concerns_the_next_in_its_slot_in_no_way(
@@ -184,7 +184,7 @@ async def test_what_becomes_of_one_that_lingers_concerns_the_next_in_its_slot_in
         assert it.made.blue.instance is following
         assert it.made.blue.serving
         assert it.made.down == []
-        assert [what for what, _ in it.made.ledger.entries].count("gone") == 3
+        assert [what for what, _ in it.made.registry.entries].count("gone") == 3
 
 
 async def test_whoever_no_longer_waits_for_it_leaves_it_its_time(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ async def test_whoever_no_longer_waits_for_it_leaves_it_its_time(tmp_path: Path)
         await asyncio.wait(it.drains)
         assert instance.alive
         assert it.names() == ["v0"]
-        gone = asyncio.create_task(it.made.blue.departures.all_gone())
+        gone = asyncio.create_task(it.made.slots.drains.all_gone())
         it.end(0)
         await asyncio.wait_for(gone, 5)
         assert it.names() == []

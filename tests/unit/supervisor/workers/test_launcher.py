@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from atlas_supervisor.workers.launch import LAUNCHER
 from atlas_supervisor.workers.launcher import find
-from atlas_supervisor.workers.process import LAUNCHER
 
 REPORT = """
 import json, os, resource, signal

@@ -16,7 +16,8 @@ import pytest
 from atlas_supervisor.system import procfs
 from atlas_supervisor.traffic import InheritedSockets
 from atlas_supervisor.traffic.listeners import listen
-from atlas_supervisor.workers.process import WorkerProcess, launch, new_instance_id
+from atlas_supervisor.workers.launch import launch, new_instance_id
+from atlas_supervisor.workers.process import WorkerProcess
 from tests.harness import eventually, free_ports
 from tests.unit.supervisor.traffic.support import open_files
 from tests.unit.supervisor.workers.support import (
@@ -64,7 +65,7 @@ client.close()
 async def test_it_exits_when_it_is_asked_to(tmp_path: Path) -> None:
     async with launched(tmp_path, READY_AND_SLEEP) as instance:
         with anyio.fail_after(10):
-            await instance.said_ready.wait()
+            await instance.reported.ready.wait()
         assert instance.alive
         assert instance.exit_text == "is still running"
         assert await instance.stop(stop_seconds=10)
@@ -88,7 +89,7 @@ async def test_one_that_dies_while_it_is_signalled_is_told_of_as_it_died(tmp_pat
 async def test_one_that_ignores_sigterm_is_killed_in_time(tmp_path: Path) -> None:
     async with launched(tmp_path, DEAF + READY_AND_SLEEP) as instance:
         with anyio.fail_after(10):
-            await instance.said_ready.wait()
+            await instance.reported.ready.wait()
         with anyio.fail_after(5):
             assert not await instance.stop(stop_seconds=0.1)
         assert instance.exit_text == "was ended by SIGKILL"
@@ -103,7 +104,7 @@ async def test_one_that_was_stopped_is_let_go_on_to_hear_that_it_should_end(tmp_
     )
     async with launched(tmp_path, code) as instance:
         with anyio.fail_after(10):
-            await instance.said_ready.wait()
+            await instance.reported.ready.wait()
         os.kill(instance.pid, signal.SIGSTOP)
         with anyio.fail_after(10):
             assert await instance.stop(stop_seconds=10)
@@ -130,7 +131,7 @@ async def test_grandchildren_that_left_the_session_are_gone_too(tmp_path: Path) 
     code = GRANDCHILDREN + READY_AND_SLEEP
     async with launched(tmp_path, code) as instance:
         with anyio.fail_after(10):
-            await instance.said_ready.wait()
+            await instance.reported.ready.wait()
         family = instance.family()
         assert len(family) == 4
         await instance.stop(stop_seconds=5)
@@ -146,7 +147,7 @@ def _is_zombie(pid: int) -> bool:
 async def test_children_that_forgot_their_environment_are_gone_too(tmp_path: Path) -> None:
     async with launched(tmp_path, FORGETFUL_CHILD + READY_AND_SLEEP) as instance:
         with anyio.fail_after(10):
-            await instance.said_ready.wait()
+            await instance.reported.ready.wait()
         assert len(instance.family()) == 2
         await instance.kill()
         assert instance.family() == []
@@ -164,7 +165,7 @@ async def test_what_is_left_of_one_that_died_by_itself_is_killed(tmp_path: Path)
 async def test_it_can_be_killed_though_nobody_else_waits_for_its_end(tmp_path: Path) -> None:
     async with launched(tmp_path, DEAF + READY_AND_SLEEP) as instance:
         with anyio.fail_after(10):
-            await instance.said_ready.wait()
+            await instance.reported.ready.wait()
             with anyio.CancelScope() as scope:  # a watcher that was cancelled
                 scope.cancel()
                 await instance.wait()
@@ -175,7 +176,7 @@ async def test_it_can_be_killed_though_nobody_else_waits_for_its_end(tmp_path: P
 async def test_several_may_stop_it_at_once(tmp_path: Path) -> None:
     async with launched(tmp_path, READY_AND_SLEEP) as instance:
         with anyio.fail_after(10):
-            await instance.said_ready.wait()
+            await instance.reported.ready.wait()
             async with anyio.create_task_group() as group:
                 for _ in range(5):
                     group.start_soon(partial(instance.stop, stop_seconds=5))
@@ -187,11 +188,11 @@ async def test_draining_waits_for_its_connections_and_no_longer(tmp_path: Path) 
     (port,) = free_ports(1)
     with listen("127.0.0.1", port) as sock:
         async with launched(
-            tmp_path, READY + HOLD_ONE, handed=InheritedSockets({"public": sock}), announce=True
+            tmp_path, READY + HOLD_ONE, inherited=InheritedSockets({"public": sock}), announce=True
         ) as instance:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             with anyio.fail_after(10):
-                await instance.said_ready.wait()
+                await instance.reported.ready.wait()
             assert len(instance.connections({port})) == 1
             stopping = asyncio.create_task(
                 instance.stop(stop_seconds=0.3, drain_seconds=20, ports={port})
@@ -208,11 +209,11 @@ async def test_a_drain_that_never_ends_is_ended(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     with listen("127.0.0.1", port) as sock:
         async with launched(
-            tmp_path, READY + HOLD_ONE, handed=InheritedSockets({"public": sock}), announce=True
+            tmp_path, READY + HOLD_ONE, inherited=InheritedSockets({"public": sock}), announce=True
         ) as instance:
             _reader, writer = await asyncio.open_connection("127.0.0.1", port)
             with anyio.fail_after(10):
-                await instance.said_ready.wait()
+                await instance.reported.ready.wait()
                 by_itself = await instance.stop(stop_seconds=0.1, drain_seconds=0.2, ports={port})
             assert not by_itself
             writer.close()
@@ -230,7 +231,7 @@ print(json.dumps([os.getpid(), os.getsid(0), names, fds, environ]))
     with contextlib.ExitStack() as stack:
         public, own, spare = (stack.enter_context(listen("127.0.0.1", port)) for port in ports)
         handed = InheritedSockets({"public": public, "private": own}, spare=(spare,))
-        async with launched(tmp_path, code, handed=handed, announce=True) as instance:
+        async with launched(tmp_path, code, inherited=handed, announce=True) as instance:
             with anyio.fail_after(10):
                 await instance.wait()
         pid, session, seen, fds, environ = json.loads((tmp_path / "output").read_text())
@@ -266,7 +267,7 @@ async def test_a_launch_that_is_cancelled_is_known_and_can_be_ended(tmp_path: Pa
                 name=name,
                 command=["sleep", "600"],
                 environment={"PATH": os.environ["PATH"], "ATLAS_INSTANCE": name},
-                handed=InheritedSockets({}),
+                inherited=InheritedSockets({}),
                 announce=False,
                 output=output.fileno(),
             )

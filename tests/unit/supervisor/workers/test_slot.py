@@ -58,9 +58,9 @@ async def test_an_instance_that_says_ready_is_running(tmp_path: Path) -> None:
         assert made.blue.serving
         view = made.blue.view(Role.ACTIVE)
         assert (view.state, view.pid, view.version) == (SlotState.RUNNING, instance.pid, "v1")
-        assert made.ledger.entries == [("launched", instance.name)]
+        assert made.registry.entries == [("launched", instance.name)]
         assert await made.blue.stop()
-        assert made.ledger.entries[1:] == [("gone", instance.name)]
+        assert made.registry.entries[1:] == [("gone", instance.name)]
         assert made.blue.state is SlotState.EMPTY
         assert made.blue.view(Role.ACTIVE).pid is None
         assert made.down == []
@@ -116,7 +116,7 @@ async def test_one_that_dies_before_it_is_ready_is_told_with_what_it_printed(
         assert failed.value.detail["output"][-1] == "ValueError: no settings"
         assert "reading the settings" in failed.value.detail["output"]
         assert made.blue.state is SlotState.EMPTY
-        assert [what for what, _ in made.ledger.entries] == ["launched", "gone"]
+        assert [what for what, _ in made.registry.entries] == ["launched", "gone"]
         assert made.down == []
 
 
@@ -274,7 +274,7 @@ async def test_a_drain_that_never_ends_is_ended(tmp_path: Path) -> None:
 async def test_stopping_an_empty_slot_does_nothing(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
         assert await made.blue.stop()
-        assert made.ledger.entries == []
+        assert made.registry.entries == []
 
 
 async def test_stopped_twice_at_once_it_ends_once(tmp_path: Path) -> None:

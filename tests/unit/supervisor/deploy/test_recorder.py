@@ -1,24 +1,26 @@
-"""A deploy is written down as a whole, or it has not begun; with disks that fail in between."""
+"""Deploys are written down in order, or have not begun; with disks that fail in between."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
+from atlas_supervisor.deploy.effects import Transition
 from atlas_supervisor.deploy.event_hub import EventHub
-from atlas_supervisor.deploy.machine import Plan
-from atlas_supervisor.deploy.service import new_record, write_down
+from atlas_supervisor.deploy.machine import Consequence, Plan
+from atlas_supervisor.deploy.recorder import Recorder, new_record
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.actor import SUPERVISOR, Actor
-from atlas_supervisor.model.deploy import DeployRecord
-from atlas_supervisor.model.event import EventFeed
+from atlas_supervisor.model.deploy import DeployRecord, Mode, Result
+from atlas_supervisor.model.event import DeployEvent, EventFeed
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
-from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.release import Release, Version, VersionChange
+from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
 from atlas_supervisor.store.statements import StoreError
@@ -38,19 +40,12 @@ class Scene:
     database: Database
     events: EventHub
     state: StateKeeper
+    recorder: Recorder
 
     async def begin(self, plan: Plan | None = None) -> DeployRecord:
         plan = plan or Plan()
         record = new_record(RELEASE, plan, (8791, 8792))
-        await write_down(
-            self.database,
-            self.state,
-            record,
-            plan,
-            actor=Actor(name="uid:0", origin="unix"),
-            key=KEY,
-            events=self.events,
-        )
+        await self.recorder.begin(record, plan, actor=Actor(name="uid:0", origin="unix"), key=KEY)
         return record
 
     async def refused(self) -> DeployRecord:
@@ -69,11 +64,12 @@ class Scene:
 async def scene(folder: Path) -> AsyncIterator[Scene]:
     async with open_database(folder / "atlas.db") as (database, _):
         state = StateKeeper(StateFile(folder / "deploy_state.json"), database.state, a_state())
-        yield Scene(folder, database, EventHub(database.transitions), state)
+        events = EventHub(database.transitions)
+        yield Scene(folder, database, events, state, Recorder(database, state, events))
 
 
-async def told(feed: EventFeed) -> list[tuple[int | None, str, str]]:
-    """Return what was told of it: the journal's id, what happened, and what follows."""
+async def published(feed: EventFeed) -> list[tuple[int | None, str, str]]:
+    """Return two events: the journal's id, what happened, and what follows."""
     found = [await feed.next() for _ in range(2)]
     return [(each.id, each.event.event, each.event.target) for each in found if each]
 
@@ -114,16 +110,16 @@ async def test_half_written_down_it_is_ended_and_its_key_can_be_given_again(
         assert await it.database.keys.get("k1") is None
         transitions = it.rows("SELECT id, event, target FROM transitions ORDER BY id")
         assert transitions == [(1, "begun", "preflight"), (2, "failed", "ended")]
-        assert await told(feed) == transitions
+        assert await published(feed) == transitions
         assert it.state.state.last_deploy_ts is None
         monkeypatch.undo()
-        await it.database.audit.write(SUPERVISOR, "later", "done")  # what is owed comes first
+        await it.database.audit.write(SUPERVISOR, "later", "done")  # what is pending comes first
         begun, failed = ("deploy", "begun"), ("deploy", "failed")
         known = [failed] if failing == "audit" else [begun, failed]
         assert it.rows("SELECT action, outcome FROM audit") == [*known, ("later", "done")]
 
 
-async def test_a_disk_that_takes_nothing_more_leaves_the_end_to_the_next_daemon(
+async def test_on_a_disk_that_takes_nothing_more_its_end_is_published_and_written_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with scene(tmp_path) as it:
@@ -133,7 +129,13 @@ async def test_a_disk_that_takes_nothing_more_leaves_the_end_to_the_next_daemon(
         record = await it.refused()
         (unfinished,) = await it.database.deploys.unfinished()
         assert (unfinished.record, record.phase) == (record, "preflight")
-        assert await told(feed) == [(1, "begun", "preflight"), (None, "failed", "ended")]
+        assert await published(feed) == [(1, "begun", "preflight"), (None, "failed", "ended")]
+        assert [each.event.target for each in it.database.transitions.pending()] == ["ended"]
+        monkeypatch.undo()
+        await it.database.outbox.flush()
+        assert await it.database.deploys.unfinished() == []
+        assert await it.database.keys.get("k1") is None
+        assert it.database.transitions.pending() == []
 
 
 async def test_what_could_not_be_written_at_all_has_left_nothing(
@@ -145,3 +147,80 @@ async def test_what_could_not_be_written_at_all_has_left_nothing(
             await it.begin()
         assert await it.database.deploys.latest(10) == []
         assert await it.database.keys.get("k1") is None
+
+
+# What has happened.
+
+
+def happened(record: DeployRecord, **changes: Any) -> Transition:
+    after = record.model_copy(
+        update={"phase": "unstage", "result": Result.FAILED, "reason": "smoke: 500"}
+    )
+    event = DeployEvent.of(after, ts=after.started_ts, source="smoke", event="failed", cause="500")
+    demands = (Consequence.ROLLBACK_AUDITED, Consequence.SINGLE_MODE)
+    return Transition(after, event, **{"demands": demands, "has_new_result": True, **changes})
+
+
+async def test_a_transition_is_followed_by_what_it_demands_and_by_its_result(
+    tmp_path: Path,
+) -> None:
+    async with scene(tmp_path) as it:
+        record = await it.begin()
+        pending = await it.recorder.write(happened(record))
+        assert pending.written
+        assert it.state.state.mode is Mode.SINGLE
+        assert it.rows("SELECT event FROM transitions ORDER BY id") == [("begun",), ("failed",)]
+        await it.database.outbox.flush()
+        assert it.rows("SELECT action, outcome FROM audit ORDER BY id") == [
+            *(("deploy", "begun"), ("rollback", "done"), ("mode", "single"), ("deploy", "failed")),
+        ]
+
+
+async def test_a_demand_that_can_not_be_written_holds_back_what_follows_it(
+    tmp_path: Path,
+) -> None:
+    async with scene(tmp_path) as it:
+        record = await it.begin()
+        obstacle = tmp_path / ".deploy_state.json.new"
+        obstacle.mkdir()
+        pending = await it.recorder.write(happened(record))
+        assert not pending.written
+        assert it.state.state.mode is Mode.BLUEGREEN
+        assert it.rows("SELECT event FROM transitions ORDER BY id") == [("begun",), ("failed",)]
+        later = await it.recorder.write(happened(record, demands=(), has_new_result=False))
+        assert not later.written
+        with pytest.raises(RefusedError, match="so it was not begun"):
+            await it.begin()
+        obstacle.rmdir()
+        await it.database.outbox.flush()
+        assert later.written
+        assert it.state.state.mode is Mode.SINGLE
+        assert it.rows("SELECT count(*) FROM transitions") == [(3,)]
+
+
+async def test_a_version_is_written_with_its_transition_and_the_state_of_then(
+    tmp_path: Path,
+) -> None:
+    async with scene(tmp_path) as it:
+        record = await it.begin()
+        await it.state.change(active_port=8792, staging_port=8791)
+        added = Version(SlotName.GREEN, RELEASE)
+        await it.recorder.write(happened(record, versions=VersionChange(added)))
+        assert await it.database.versions.all() == [added]
+        assert await it.database.state.load() == it.state.state.model_copy(
+            update={"mode": Mode.SINGLE, "generation": it.state.state.generation}
+        )
+
+
+async def test_a_transition_that_no_database_takes_is_published_and_blocks_no_other(
+    tmp_path: Path,
+) -> None:
+    async with scene(tmp_path) as it:
+        record = await it.begin()
+        feed = await it.events.feed(after=None, deploy_id=None)
+        bad = happened(record, demands=(), has_new_result=False)
+        unknown = bad.record.model_copy(update={"deploy_id": "trimmed"})
+        await it.recorder.write(replace(bad, record=unknown))
+        await it.recorder.write(bad)
+        assert [each and each[0] for each in await published(feed)] == [None, 2]
+        assert it.rows("SELECT count(*) FROM transitions") == [(2,)]
