@@ -40,7 +40,7 @@ async def run(settings: Settings) -> None:
         configure_logs(settings.state_dir / "logs" / OWN_LOG, settings.log_level)
         _allow_many_files()
         for warning in warnings(settings):
-            log.warning("settings_unwise", why=warning)
+            log.warning("config_warning", why=warning)
         # Signals first: one that comes while we start must not leave anything behind.
         async with _stop_signal() as stopping:
             try:

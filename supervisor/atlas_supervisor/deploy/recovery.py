@@ -327,7 +327,7 @@ async def active_release(
     try:
         return await last_active(database, state, releases, slot)
     except UnknownReleaseError as error:
-        log.critical("active_release_gone", slot=slot, why=str(error))
+        log.critical("active_release_missing", slot=slot, why=str(error))
         return None
 
 
@@ -339,6 +339,6 @@ async def _name(release: Release, state: StateKeeper) -> None:
     try:
         await state.change(active_release=named)
     except OSError as error:
-        log.error("active_release_not_named", release=release.label, why=str(error))
+        log.error("active_release_not_saved", release=release.label, why=str(error))
     else:
         await state.copy_to_database()

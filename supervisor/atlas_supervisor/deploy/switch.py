@@ -148,7 +148,7 @@ class Switch:
         if not target.can_serve:
             if await self._withdraw(before):
                 return died
-            log.error("switched_to_a_dead_one", slot=target.name)  # the file's word counts
+            log.error("switched_to_dead_worker", slot=target.name)  # the file's word counts
         return StepOutcome.passed(
             f"{target.name} (port {target.port}) now receives all new connections",
             SwitchDetail(
@@ -182,7 +182,7 @@ class Switch:
                 active_release=before.active_release,
             )
         except OSError as error:
-            log.error("switch_not_withdrawn", why=str(error))
+            log.error("switch_not_reverted", why=str(error))
             return False
         return True
 

@@ -33,7 +33,9 @@ def make_plane(endpoints: Endpoints, hand_over: SocketPassing) -> Plane:
         listeners.prove_steering()
     except OSError as error:
         log.warning(
-            "kernel_does_not_steer", why=str(error), instead="the relay plane: see traffic.plane"
+            "kernel_steering_unavailable",
+            why=str(error),
+            instead="the relay plane: see traffic.plane",
         )
         return RelayPlane(endpoints, hand_over)
     return KernelPlane(endpoints, hand_over)
