@@ -1,4 +1,4 @@
-"""Real ASGI servers for the tests, with sockets handed over as the supervisor does."""
+"""Real ASGI servers for the tests, with sockets passed as the supervisor does."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ KINDS = {
 
 
 class Reports:
-    """What an instance has said to the supervisor."""
+    """The reports of an instance to the supervisor."""
 
     def __init__(self, notify: socket.socket) -> None:
         self._notify = notify
         self.lines: list[str] = []
 
     def has(self, beginning: str) -> bool:
-        """Whether it has said something that begins so."""
+        """Return whether a report starts so."""
         with contextlib.suppress(BlockingIOError):
             while True:
                 self.lines += self._notify.recv(4096).decode().splitlines()
@@ -54,7 +54,7 @@ async def running(
     environ: dict[str, str] | None = None,
     ready: str = "READY=1",
 ) -> AsyncIterator[tuple[Worker, Reports]]:
-    """Start a server by socket activation, active; it is ready, and gone afterwards."""
+    """Start a server by socket activation, active and ready; stop it afterwards."""
     address = f"@atlas-test-{os.getpid()}-{time.monotonic_ns()}"
     with (
         listening_socket() as public,

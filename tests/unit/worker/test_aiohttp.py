@@ -1,4 +1,4 @@
-"""The kit under aiohttp, as a real process with handed sockets and raw connections."""
+"""The kit under aiohttp, as a real process with inherited sockets and raw connections."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ async def test_both_sockets_are_served_and_left_unchanged(tmp_path: Path) -> Non
         await worker.kept()
         began = time.monotonic()
         worker.terminate()
-        while time.monotonic() < began + 0.15:  # what arrives while it settles is served
+        while (
+            time.monotonic() < began + 0.15
+        ):  # connections that arrive while it settles are served
             async with Client.to(worker.port) as client:
                 assert (await client.get()).status == 200
         assert await worker.exit_code() == 0
@@ -85,7 +87,7 @@ async def test_a_worker_that_was_never_active_keeps_connections(tmp_path: Path) 
         Client.to(worker.port) as client,
     ):
         assert not (await client.get()).closes  # there is no state file yet
-        worker.retire()  # somebody else is active
+        worker.retire()  # another instance is active
         began = time.monotonic()
         while time.monotonic() < began + 0.3:
             assert not (await client.get()).closes
@@ -250,7 +252,7 @@ async def test_the_hard_deadline_cuts_requests_that_do_not_end(tmp_path: Path) -
                 return queue.queue_length() > 0
 
         await until(accepts_no_more)
-        # Nobody else holds them open: the group that they belong to must not shrink.
+        # They are open here only: the group that they belong to must not shrink.
         held = worker.open_files()
         for sock in (worker.public, worker.private):
             assert f"socket:[{os.fstat(sock.fileno()).st_ino}]" in held

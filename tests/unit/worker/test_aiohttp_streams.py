@@ -43,7 +43,7 @@ async def work(request):
     ws = web.WebSocketResponse()
     await ws.prepare(request)
     async for message in ws:
-        await ws.send_str("begun")
+        await ws.send_str("started")
         await asyncio.sleep(0.5)
         await ws.send_str("done")
     print("ended normally", flush=True)
@@ -90,7 +90,7 @@ run_app(make(), print=None)
 
 @asynccontextmanager
 async def own_app(tmp_path: Path, **environ: str) -> AsyncIterator[Worker]:
-    """Run `APP`; the worker's state file never names it, so it is replaced by nobody."""
+    """Run `APP`; no state file names its port, so no other instance is active."""
     with listening_socket() as public, listening_socket() as private:
         process = await launch(
             ["-c", APP], [public, private], cwd=tmp_path,
@@ -226,7 +226,7 @@ async def test_requests_that_are_not_streams_end_by_themselves(tmp_path: Path) -
             await websocket.recv()
             worker.terminate()
             assert await close_code(websocket) == 1001
-        # Not ended by the kit: the hard deadline cuts it, and the missing end tells the client.
+        # Not ended by the kit but cut at the hard deadline: the client sees no end.
         with pytest.raises(asyncio.IncompleteReadError):
             await chunks_until_end(client)
         assert await worker.exit_code() == 0
@@ -236,7 +236,7 @@ async def test_a_received_message_is_answered_before_the_close(tmp_path: Path) -
     async with own_app(tmp_path, **LONG) as worker:
         async with connect(f"ws://127.0.0.1:{worker.port}/work") as websocket:
             await websocket.send("job")
-            assert await websocket.recv() == "begun"
+            assert await websocket.recv() == "started"
             worker.terminate()
             assert await websocket.recv() == "done"
             assert await close_code(websocket) == 1001

@@ -87,7 +87,7 @@ async def test_a_locked_database_does_not_fail_the_health_check(tmp_path: Path) 
         db = sqlite3.connect(tmp_path / "worker" / "memory.db", isolation_level=None)
         db.execute("BEGIN EXCLUSIVE")
         posted = asyncio.create_task(site.post("/memory/notes", {"text": "after the lock"}))
-        # Readers do not wait behind the writer, and nothing else waits at all.
+        # Readers do not wait behind the writer.
         assert (await site.get("/health"))[0] == 200
         assert (await site.get("/memory/notes"))[1] == {"notes": []}
         db.execute("ROLLBACK")

@@ -210,7 +210,7 @@ async def test_a_second_sigterm_closes_all_streams_and_cuts_no_request(tmp_path:
     ):
         await other.get()
         slow.send("/slow")
-        # Its client has all of it, yet the application goes on.
+        # Its client has the response, but the application still runs.
         head.send("/events", method="HEAD")
         await head.answer()
         await appears(tmp_path / "slow-began")
@@ -219,7 +219,7 @@ async def test_a_second_sigterm_closes_all_streams_and_cuts_no_request(tmp_path:
         worker.terminate()
         await until(lambda: reports.has("STOPPING=1"))
         worker.terminate()
-        # By the spread alone the last would be told after ten seconds.
+        # By the spread alone the last would be closed after ten seconds.
         async with asyncio.timeout(5):
             assert [await close_code(client) for client in (first, second)] == [1001, 1001]
         await other.get("/go")

@@ -65,7 +65,7 @@ async def test_the_servers_stop_is_delayed_until_clients_know(
         assert await worker.exit_code() == -signal.SIGTERM
         assert (tmp_path / "lifespan-ended").exists()
         assert not reports.has("X_ATLAS_CUT")
-        # It does accept until uvicorn stops: nobody may be launched beside it.
+        # It accepts until uvicorn stops: no instance may be launched beside it.
         assert not reports.has("X_ATLAS_ACCEPTING")
 
 

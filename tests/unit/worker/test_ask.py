@@ -1,4 +1,4 @@
-"""The bundled worker's questions to a language model, which really answers over HTTP."""
+"""The bundled worker's questions to a language model that answers over HTTP."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ async def test_a_streamed_answer_comes_word_by_word(tmp_path: Path) -> None:
         async with site.client.post("/ask", json={**QUESTION, "stream": True}) as response:
             first = await response.content.readuntil(b"\n\n")
             assert json.loads(first.removeprefix(b"data: ")) == {"text": WORDS[0]}
-            played.first_read.set()  # so the first word came before the rest was said
+            played.first_read.set()  # so the first word arrived before the rest
             assert b"event: done" in await response.read()
         played.behaviour = "good"
         events = await events_of(site)
@@ -152,7 +152,7 @@ async def test_an_unreachable_model_is_an_error(tmp_path: Path) -> None:
     ("behaviour", "code"),
     [
         ("breaks off", "llm_failed"),
-        ("tells an error", "llm_failed"),
+        ("reports an error", "llm_failed"),
         ("silent later", "llm_timeout"),
     ],
 )

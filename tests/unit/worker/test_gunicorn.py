@@ -1,4 +1,4 @@
-"""Real gunicorn with the kit's configuration, under handed sockets."""
+"""Real gunicorn with the kit's configuration, on inherited sockets."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ async def test_current_and_queued_requests_are_answered_after_sigterm(
         slow.send("/slow")
         await until((tmp_path / "entered").exists)
         asking = [slow]
-        async with stopped(pid):  # so that nobody is accepted before the signal is there
+        async with stopped(pid):  # so that no connection is accepted before the signal
             for _ in range(4):
                 asking.append(await clients.enter_async_context(Client.to(worker.port)))
                 asking[-1].send("/")

@@ -97,5 +97,5 @@ async def test_health_reports_a_corrupt_scheduler_database(
         spoil(path)
         status, body = await site.get("/health")
         assert body["checks"]["db_integrity"]["status"] == "fail"
-        # A restart would not mend the file: the worker goes on and says so.
+        # A restart would not repair the file: the worker reports it and continues.
         assert (status, body["status"]) == (200, "fail")

@@ -38,12 +38,12 @@ def test_stopping_is_reported(supervisor: tuple[str, socket.socket]) -> None:
 
 
 def test_the_address_is_removed_from_the_environment() -> None:
-    environ = {"NOTIFY_SOCKET": "@somebody", "PATH": "/bin"}
+    environ = {"NOTIFY_SOCKET": "@receiver", "PATH": "/bin"}
     Notifier.from_environment(environ)
     assert environ == {"PATH": "/bin"}
 
 
-@pytest.mark.parametrize("address", ["", "@nobody-is-here", "/no/such/socket", "x" * 500, "a\0b"])
+@pytest.mark.parametrize("address", ["", "@no-receiver", "/no/such/socket", "x" * 500, "a\0b"])
 def test_a_missing_receiver_is_not_an_error(address: str) -> None:
     notifier = Notifier.from_environment({"NOTIFY_SOCKET": address})
     assert not notifier.ready()
@@ -63,6 +63,6 @@ def test_a_stopped_supervisor_does_not_block(tmp_path: Path) -> None:
         sock.bind(str(path))
         notifier = Notifier(str(path))
         began = time.monotonic()
-        while notifier.ready():  # until the queue is full, as nobody reads it
+        while notifier.ready():  # until the queue is full
             assert time.monotonic() < began + 10
         assert time.monotonic() < began + 10

@@ -18,7 +18,7 @@ from atlas_worker.app.memory import Memory
 from atlas_worker.app.scheduler import Scheduler
 from tests.unit.worker.support import end, until
 
-# A scheduler in a process of its own, told when to begin by a line on its standard input.
+# A scheduler in its own process, which starts at a line on its standard input.
 RUNNER = """
 import asyncio, sys
 from pathlib import Path

@@ -45,7 +45,7 @@ def test_remaining_work_is_reported_on_change_at_most_every_half_second(
     reporter = serving._Reporter(scene.drain, scene.server, heard)
     streams = scene.server.running = [FakeStream(), FakeStream(), FakeStream(StreamKind.EVENTS)]
     reporter.report()
-    assert heard.words == []  # nothing is said before the drain
+    assert heard.words == []  # nothing is reported before the drain
 
     scene.drain.stop()
     reporter.report()
@@ -67,7 +67,7 @@ def test_remaining_work_is_reported_on_change_at_most_every_half_second(
     for _ in range(2):
         scene.now += 1
         reporter.report()
-    assert heard.words == [counts(1), counts(1)]  # what was not delivered is said again
+    assert heard.words == [counts(1), counts(1)]  # an undelivered report is repeated
     reporter.report_end()
     assert heard.words[-1] == ("cut", counts(1))
 
