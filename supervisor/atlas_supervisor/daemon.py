@@ -187,7 +187,7 @@ class Daemon:
             plane=self._plane,
             slots=slots,
             state=self._state,
-            changed=monitor.notice,
+            changed=monitor.subject_changed,
         )
         executor = Executor(
             settings=self._settings,

@@ -49,7 +49,7 @@ class ReleaseList(BaseModel):
 
 
 async def _status(call: Request[Nothing, Nothing]) -> Reply:
-    await call.control.health.looked()  # just after a start there is no score yet
+    await call.control.health.first_checks()  # just after a start there is no score yet
     return Reply(call.control.deploys.status())
 
 

@@ -96,7 +96,7 @@ class CanaryPort(Protocol):
 class HealthPort(Protocol):
     """Health of the active worker and the daemon."""
 
-    async def looked(self) -> None:
+    async def first_checks(self) -> None:
         """Wait for the first check after the start, at most 0.1 s."""
 
     async def report(self) -> Health:

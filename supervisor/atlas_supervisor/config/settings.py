@@ -45,7 +45,7 @@ DEFAULT_SMOKE_FILE = Path("smoke.toml")
 
 
 class Sticky(StrEnum):
-    """What is drawn anew while traffic is split."""
+    """What a traffic split assigns to a version."""
 
     CONNECTION = "connection"
     ADDRESS = "address"
@@ -54,15 +54,15 @@ class Sticky(StrEnum):
 class Settings(BaseModel):
     """Every setting, checked and with its final type; times are seconds, paths absolute.
 
-    Made by `load_settings`, which also checks what concerns several keys at once. A field is
-    named like its key in lower case.
+    Made by `load_settings`, which also checks keys against each other. A field has its key's name
+    in lower case.
     """
 
-    # Defaults are validated too: that is what makes the paths among them absolute.
+    # Defaults are validated too, which makes the paths among them absolute.
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     base_dir: Path
-    """The env file's folder; relative paths start there. The one field that is no key."""
+    """The env file's folder; relative paths start there. The only field that is not a key."""
 
     deploy_mode: Annotated[Mode, Lower, Field(description="single or bluegreen")] = Mode.SINGLE
     active_port: Port = 8791
@@ -109,7 +109,7 @@ class Settings(BaseModel):
     canary_promote_alpha: Probability = 0.05
     canary_margin: Probability = 0.02
     canary_retention_days: Days = 30
-    # A URL may carry a password: it is shown by `describe_settings` only, which masks it.
+    # A URL may have a password: only `describe_settings` shows it, masked.
     llm_url: Annotated[OptionalUrl, Field(repr=False)] = ""
     llm_model: OptionalText = ""
     llm_api_key_file: FileOrNone = None

@@ -72,7 +72,7 @@ class Executor:
             await self._smoke_plan()
         except SettingsError as error:
             return StepOutcome.failed(str(error))
-        if strangers := await anyio.to_thread.run_sync(self._plane.strangers):
+        if strangers := await anyio.to_thread.run_sync(self._plane.foreign_listeners):
             return StepOutcome.failed(
                 f"another program receives our connections: {'; '.join(strangers)}",
                 PreflightDetail(strangers=strangers),

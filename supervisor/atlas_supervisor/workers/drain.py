@@ -153,7 +153,7 @@ class Drain:
         streams = in_words(reported.most and reported.most.model_copy(update={"requests": 0}))
         cut = in_words(reported.cut)
         end = f"cut off at the deadline of {self._seconds:g} s: {cut}" if cut else "nothing was cut"
-        return f"left {took}: " + (f"told to go: {streams}; {end}" if streams else end)
+        return f"left {took}: " + (f"asked to close: {streams}; {end}" if streams else end)
 
 
 def counts(instance: WorkerProcess) -> dict[str, Any]:

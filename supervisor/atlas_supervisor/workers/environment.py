@@ -1,7 +1,7 @@
-"""What a worker finds in its environment: an allow-list, its own settings, and the contract.
+"""A worker's environment: an allow-list, the operator's variables for it, and the contract's.
 
-The daemon's environment may hold secrets, sockets and addresses that are not the worker's: it
-gets a few names that every program expects, what the operator wrote down for it, and no more.
+The daemon's own environment may hold secrets, sockets and addresses that are not for workers. A
+worker gets a few variables that every program expects, those of `WORKER_ENV_FILE`, and no more.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def worker_environment(
 ) -> dict[str, str]:
     """Return the environment of one instance.
 
-    Raises SettingsError if the operator's file of extra variables can't be used any more.
+    Raises SettingsError if `WORKER_ENV_FILE` can't be used any more.
     """
     values = {
         name: value

@@ -1,6 +1,6 @@
-"""Hears what a worker says about itself: the sd_notify protocol on a socket of its own.
+"""Receives a worker's reports about itself: the sd_notify protocol, one socket per worker.
 
-Each instance gets an abstract socket with an unguessable name; there is no file to clean up, and
+Each worker gets an abstract socket with an unguessable name: there is no file to clean up, and
 messages from other users are ignored.
 """
 
@@ -24,24 +24,24 @@ from atlas_worker.contract import (
 )
 
 _MESSAGE_LIMIT = 4096
-_MESSAGES_PER_WAKE = 16  # a worker that never stops talking must not hold up the daemon
+_MESSAGES_PER_WAKE = 16  # a flood of messages must not delay the daemon
 _CREDENTIALS = struct.Struct("=iII")
 
 
 class NotifySocket:
-    """Listens for one instance. The public attributes tell what it has said so far."""
+    """Listens for one worker. The public attributes hold what it has reported so far."""
 
     def __init__(self, instance: str) -> None:
         self.ready = anyio.Event()
         self.kit = False
         self.not_accepting = anyio.Event()
-        """Set once it takes no more connections; it never goes back on that."""
+        """Set once it accepts no more connections; that is final."""
         self.left: DrainCounts | None = None
-        """What it still had when it last said so."""
+        """Its connections by its last report."""
         self.most: DrainCounts | None = None
-        """The most of each kind that it has told of."""
+        """The greatest count of each kind that it has reported."""
         self.cut: DrainCounts | None = None
-        """What it cut off at its hard deadline; None if it did not say that it cut anything."""
+        """Connections cut off at its deadline; None if it reported none."""
         self.address = f"@atlas-notify-{instance}"
         self._socket = socket.socket(
             socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
@@ -63,9 +63,9 @@ class NotifySocket:
             except (BlockingIOError, InterruptedError):
                 return
             if _sender_uid(ancillary) in {0, os.getuid()}:
-                self._hear(data.decode(errors="replace").splitlines())
+                self._handle(data.decode(errors="replace").splitlines())
 
-    def _hear(self, lines: list[str]) -> None:
+    def _handle(self, lines: list[str]) -> None:
         self.kit = self.kit or NOTIFY_KIT in lines
         if NOTIFY_READY in lines:
             self.ready.set()
@@ -79,7 +79,7 @@ class NotifySocket:
                 self.cut = _counts(line, NOTIFY_CUT) or self.cut
 
     def close(self) -> None:
-        """Hear what it said last, and listen no more."""
+        """Read the last messages, and close the socket."""
         if self._socket.fileno() >= 0:
             self._read()
             asyncio.get_running_loop().remove_reader(self._socket.fileno())
@@ -87,7 +87,7 @@ class NotifySocket:
 
 
 def _counts(line: str, prefix: str) -> DrainCounts | None:
-    """Return what a worker counted; None for anything but counts: a worker is not trusted."""
+    """Return the reported counts; None for anything else: a worker is not trusted."""
     try:
         return DrainCounts.model_validate_json(line.removeprefix(prefix))
     except ValidationError:

@@ -146,7 +146,7 @@ class WorkerProcess:
         """Ask it to drain and exit, and kill it if it does not; return whether it went by itself.
 
         Its connections on `ports` have `drain_seconds`; then it has `stop_seconds` to exit. No
-        process that it has started is left afterwards. Its connections are looked for every
+        process that it has started is left afterwards. Its connections are counted every
         `poll_seconds`, which reads all of `/proc`.
         """
         self.terminate()

@@ -1,4 +1,4 @@
-"""Whether an instance that was launched has become ready, or what it did instead."""
+"""Waits until a launched worker is ready, or fails."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RETRY_SECONDS = 0.05
 
 
 class LaunchError(Exception):
-    """The instance did not become ready; `detail` says what it did instead."""
+    """The worker did not become ready; `detail` goes into the deploy's step."""
 
     def __init__(self, message: str, **detail: Any) -> None:
         super().__init__(message)
@@ -26,7 +26,7 @@ class LaunchError(Exception):
 async def until_ready(
     instance: WorkerProcess, port: int, output: WorkerLog, prober: HttpProber, settings: Settings
 ) -> str:
-    """Wait until it says so or answers on its port, and return which it was.
+    """Wait until it reports ready or answers on its port, and return which came first.
 
     Raises LaunchError, with the last lines of its output, if it dies or takes too long.
     """
@@ -44,8 +44,8 @@ async def until_ready(
     with anyio.move_on_after(allowed):
         async with anyio.create_task_group() as race:
             race.start_soon(first, instance.exited.wait, "exited")
-            race.start_soon(first, instance.reported.ready.wait, "it said READY=1")
-            race.start_soon(first, answers, "it answered")
+            race.start_soon(first, instance.reported.ready.wait, "worker reported ready")
+            race.start_soon(first, answers, "worker answered")
     if instance.alive and how:
         return how[0]
     if instance.alive:
@@ -56,7 +56,7 @@ async def until_ready(
 
 
 async def _first_answer(port: int, prober: HttpProber, settings: Settings) -> None:
-    """Wait for an HTTP answer of any status; the listener is open, so a request just waits."""
+    """Wait for an HTTP response of any status; the listener is open, so the request waits."""
     while True:
         result = await prober.probe(
             port, settings.health_path, timeout_seconds=settings.ready_timeout_seconds

@@ -24,7 +24,7 @@ from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.system.procfs import describe_listeners
 from atlas_supervisor.traffic import Plane
-from atlas_supervisor.traffic.listeners import strangers
+from atlas_supervisor.traffic.listeners import foreign_listeners
 from atlas_supervisor.workers import slot_machine
 from atlas_supervisor.workers.drain import Drain, Drains
 from atlas_supervisor.workers.environment import worker_environment
@@ -181,7 +181,7 @@ class Slot:
                 settings, slot=self.name, port=self.port, instance=name, release=release
             )
         except SettingsError as error:  # the file of extra variables was changed since the start
-            raise LaunchError(f"the worker's environment can't be had: {error}") from error
+            raise LaunchError(f"the worker's environment can't be loaded: {error}") from error
         output = await anyio.to_thread.run_sync(self.log.open)
         try:
             instance = await launch(
@@ -206,7 +206,7 @@ class Slot:
         """Raise LaunchError if another process listens where the worker is going to bind."""
         if self._context.settings.hand_over is not SocketPassing.PORT:
             return
-        if found := strangers("127.0.0.1", self.port):
+        if found := foreign_listeners("127.0.0.1", self.port):
             raise LaunchError(f"port {self.port} is taken: {describe_listeners(found)}")
 
     async def _watch_exit(self, instance: WorkerProcess) -> None:

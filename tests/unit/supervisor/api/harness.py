@@ -90,7 +90,7 @@ class MemoryControl:
             raise self.bug
         return examples.STATUS
 
-    async def looked(self) -> None:
+    async def first_checks(self) -> None:
         pass
 
     async def report(self) -> Health:

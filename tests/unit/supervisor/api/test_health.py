@@ -37,7 +37,7 @@ async def test_a_status_is_answered_after_the_first_look(tmp_path: Path) -> None
     looks = []
 
     class Waits(MemoryControl):
-        async def looked(self) -> None:
+        async def first_checks(self) -> None:
             looks.append(True)
 
     async with running(tmp_path, Waits()) as server:

@@ -110,7 +110,7 @@ async def opened(
 
 
 @contextmanager
-def stranger(
+def foreign_listener(
     port: int, host: str = "127.0.0.1", *, reuse_port: bool = False
 ) -> Iterator[subprocess.Popen[str]]:
     """Run another process that listens on the address."""

@@ -18,11 +18,11 @@ from tests.harness import eventually, free_ports
 from tests.unit.supervisor.traffic.support import (
     BLUE,
     GREEN,
+    foreign_listener,
     naming,
     open_files,
     opened,
     serving,
-    stranger,
     who,
 )
 
@@ -91,7 +91,7 @@ async def test_a_switch_under_connections_loses_none() -> None:
         assert len(answers) >= 8
 
 
-async def test_a_descriptor_worker_is_reached_on_its_own_port_by_way_of_the_public_socket() -> None:
+async def test_a_descriptor_worker_is_reached_on_its_own_port_through_the_public_socket() -> None:
     async with opened(SocketPassing.FD) as (plane, at), contextlib.AsyncExitStack() as stack:
         for slot in (BLUE, GREEN):
             handed = plane.inherited(slot)
@@ -140,11 +140,11 @@ async def test_the_own_port_of_a_slot_without_a_worker_refuses_at_once(
         with contextlib.suppress(ConnectionResetError):
             assert await asyncio.wait_for(who(at.slot_ports[BLUE]), 5) == ""
         plane.occupy(BLUE)
-        with pytest.raises(TimeoutError):  # whoever asks now waits for the next worker
+        with pytest.raises(TimeoutError):  # requests now wait for the next worker
             await asyncio.wait_for(who(at.slot_ports[BLUE]), 0.2)
 
 
-async def test_what_was_rescued_outlives_the_rescue_and_ends_with_the_plane() -> None:
+async def test_rescued_connections_outlive_the_rescue_and_end_with_the_plane() -> None:
     tasks = asyncio.all_tasks()
     async with opened(SocketPassing.ACTIVATION) as (plane, at):
         own = plane.inherited(GREEN).named["private"]
@@ -160,7 +160,7 @@ async def test_what_was_rescued_outlives_the_rescue_and_ends_with_the_plane() ->
     await eventually(lambda: asyncio.all_tasks() <= tasks)
 
 
-async def test_what_a_worker_did_to_the_sockets_is_put_right() -> None:
+async def test_refresh_restores_backlog_and_program_after_a_worker_changed_them() -> None:
     async with opened(SocketPassing.ACTIVATION) as (plane, at):
         handed = plane.inherited(BLUE)
         for sock in handed.named.values():
@@ -177,7 +177,7 @@ async def test_what_a_worker_did_to_the_sockets_is_put_right() -> None:
             assert queue_length(handed.named["private"]) == 20
 
 
-async def test_the_next_worker_gets_sockets_that_do_not_block_whatever_the_last_one_did() -> None:
+async def test_the_next_worker_gets_nonblocking_sockets_after_one_made_them_blocking() -> None:
     async with opened(SocketPassing.ACTIVATION) as (plane, _):
         for sock in plane.inherited(BLUE).named.values():
             sock.setblocking(True)
@@ -193,7 +193,7 @@ async def test_a_port_that_is_taken_is_refused_naming_who_has_it(which: str) -> 
         "STAGING_PORT": at.slot_ports[GREEN],
     }
     before = open_files()
-    with stranger(ports[which], reuse_port=True) as process:
+    with foreign_listener(ports[which], reuse_port=True) as process:
         with pytest.raises(StartRefusedError, match=rf"{which}=.* taken: pid {process.pid} "):
             KernelPlane(at, SocketPassing.ACTIVATION).open(BLUE)
         assert process.poll() is None
@@ -207,12 +207,12 @@ async def test_an_address_that_is_not_ours_is_refused() -> None:
 
 async def test_a_stray_listener_that_comes_later_is_named() -> None:
     async with opened(SocketPassing.ACTIVATION, host="0.0.0.0") as (plane, at):
-        assert plane.strangers() == []
-        with stranger(at.public_port, "127.0.0.1", reuse_port=True) as process:
-            (found,) = plane.strangers()
+        assert plane.foreign_listeners() == []
+        with foreign_listener(at.public_port, "127.0.0.1", reuse_port=True) as process:
+            (found,) = plane.foreign_listeners()
             assert f"pid {process.pid} " in found
             assert f"listens on 127.0.0.1:{at.public_port}" in found
-        assert plane.strangers() == []
+        assert plane.foreign_listeners() == []
 
 
 async def test_closing_leaves_nothing_open() -> None:

@@ -22,11 +22,11 @@ from tests.unit.supervisor.traffic.support import (
     BLUE,
     GREEN,
     echo,
+    foreign_listener,
     naming,
     open_files,
     opened,
     serving,
-    stranger,
     who,
 )
 
@@ -62,9 +62,9 @@ def refuse(_sock: socket.socket, _policy: SteeringPolicy) -> None:
 
 # No kernel at hand refuses it, so this is one of the few places where it is made to.
 @pytest.mark.parametrize(
-    ("attach", "why"), [(refuse, "Protocol not available"), (ignore, "does not heed it")]
+    ("attach", "why"), [(refuse, "Protocol not available"), (ignore, "ignores it")]
 )
-async def test_where_the_kernel_does_not_steer_the_relay_carries_and_the_log_says_so(
+async def test_a_kernel_that_does_not_steer_selects_the_relay_plane_with_a_warning(
     attach: Callable[[socket.socket, SteeringPolicy], None],
     why: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -168,7 +168,7 @@ async def test_workers_that_are_handed_sockets_are_relayed_to(
                 assert await who(port) == f"{slot} {names[-1]}"
 
 
-async def test_a_workers_relayed_clients_come_to_the_ports_that_are_told() -> None:
+async def test_ports_include_those_of_relayed_clients() -> None:
     async with relay_plane(SocketPassing.ACTIVATION) as (plane, at):
         inner = plane.inherited(BLUE).named["public"].getsockname()[1]
         assert plane.ports(BLUE) == {at.slot_ports[BLUE], inner}
@@ -306,7 +306,7 @@ async def test_a_queue_that_the_worker_shrank_is_restored() -> None:
 async def test_without_a_public_port_the_slots_own_ports_serve(hand_over: SocketPassing) -> None:
     async with opened(hand_over, public=False) as (plane, at), contextlib.AsyncExitStack() as stack:
         assert plane.name == "none"
-        assert plane.strangers() == []
+        assert plane.foreign_listeners() == []
         if hand_over is SocketPassing.PORT:
             await stack.enter_async_context(serving(naming("blue"), port=at.slot_ports[BLUE]))
         else:
@@ -324,7 +324,7 @@ async def test_a_port_that_is_taken_is_refused_and_nothing_stays_open(which: str
     at = Endpoints("127.0.0.1", public, {BLUE: blue, GREEN: green})
     before = open_files()
     with (
-        stranger(public if which == "PUBLIC_PORT" else green) as process,
+        foreign_listener(public if which == "PUBLIC_PORT" else green) as process,
         pytest.raises(StartRefusedError, match=rf"{which}=.* taken: pid {process.pid} "),
     ):
         RelayPlane(at, SocketPassing.PORT).open(BLUE)
@@ -333,10 +333,10 @@ async def test_a_port_that_is_taken_is_refused_and_nothing_stays_open(which: str
 
 async def test_a_stray_listener_that_comes_later_is_named() -> None:
     async with opened(SocketPassing.PORT, host="0.0.0.0") as (plane, at):
-        assert plane.strangers() == []
+        assert plane.foreign_listeners() == []
         own = SlotName.BLUE
         async with serving(naming("worker"), port=at.slot_ports[own]):
-            assert plane.strangers() == []
+            assert plane.foreign_listeners() == []
     # The relay's listener is in no group: the kernel itself refuses a second one.
 
 

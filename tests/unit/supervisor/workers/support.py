@@ -85,7 +85,7 @@ def make_settings(folder: Path, **changes: Any) -> Settings:
 
 @asynccontextmanager
 async def launched(folder: Path, code: str, **more: Any) -> AsyncIterator[WorkerProcess]:
-    """Launch an instance of the code, without sockets unless told; nothing of it is left."""
+    """Launch a worker of this code, without sockets by default; it is gone afterwards."""
     name = new_instance_id(BLUE)
     output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     options: dict[str, Any] = {

@@ -49,15 +49,15 @@ subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env={})
 HOLD_ONE = """
 import os, select, signal, socket
 listener = socket.socket(fileno=3)
-told = []
-signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+terms = []
+signal.signal(signal.SIGTERM, lambda *_: terms.append(1))
 select.select([listener], [], [])
 client, _ = listener.accept()
 client.setblocking(True)
 notify("READY=1")
 while not client.recv(1):
     pass
-client.sendall(b"done " + str(len(told)).encode())
+client.sendall(b"done " + str(len(terms)).encode())
 client.close()
 """
 
@@ -74,7 +74,9 @@ async def test_it_exits_when_it_is_asked_to(tmp_path: Path) -> None:
         assert procfs.start_ticks(instance.pid) is None  # not even a zombie
 
 
-async def test_one_that_dies_while_it_is_signalled_is_told_of_as_it_died(tmp_path: Path) -> None:
+async def test_a_worker_that_dies_while_it_is_signalled_keeps_its_exit_status(
+    tmp_path: Path,
+) -> None:
     for _ in range(10):
         async with launched(tmp_path, SLEEP) as instance:
             os.kill(instance.pid, signal.SIGKILL)
@@ -86,7 +88,7 @@ async def test_one_that_dies_while_it_is_signalled_is_told_of_as_it_died(tmp_pat
             assert instance.exit_text == "was ended by SIGKILL"
 
 
-async def test_one_that_ignores_sigterm_is_killed_in_time(tmp_path: Path) -> None:
+async def test_a_worker_that_ignores_sigterm_is_killed_in_time(tmp_path: Path) -> None:
     async with launched(tmp_path, DEAF + READY_AND_SLEEP) as instance:
         with anyio.fail_after(10):
             await instance.reported.ready.wait()
@@ -96,7 +98,7 @@ async def test_one_that_ignores_sigterm_is_killed_in_time(tmp_path: Path) -> Non
         assert procfs.start_ticks(instance.pid) is None
 
 
-async def test_one_that_was_stopped_is_let_go_on_to_hear_that_it_should_end(tmp_path: Path) -> None:
+async def test_a_stopped_worker_is_continued_so_that_it_receives_sigterm(tmp_path: Path) -> None:
     code = (
         READY
         + "import signal, sys\nsignal.signal(15, lambda *_: sys.exit(5))\n"
@@ -119,7 +121,7 @@ async def test_one_that_was_stopped_is_let_go_on_to_hear_that_it_should_end(tmp_
         ("import os; os.kill(os.getpid(), 40)", "was ended by signal 40"),
     ],
 )
-async def test_how_it_ended_is_told(tmp_path: Path, code: str, text: str) -> None:
+async def test_the_exit_text_names_status_or_signal(tmp_path: Path, code: str, text: str) -> None:
     async with launched(tmp_path, code) as instance:
         with anyio.fail_after(10):
             await instance.wait()
@@ -127,7 +129,7 @@ async def test_how_it_ended_is_told(tmp_path: Path, code: str, text: str) -> Non
         assert instance.exit_text == text
 
 
-async def test_grandchildren_that_left_the_session_are_gone_too(tmp_path: Path) -> None:
+async def test_grandchildren_in_another_session_are_ended_too(tmp_path: Path) -> None:
     code = GRANDCHILDREN + READY_AND_SLEEP
     async with launched(tmp_path, code) as instance:
         with anyio.fail_after(10):
@@ -144,7 +146,7 @@ def _is_zombie(pid: int) -> bool:
     return stat is None or stat[0] == "Z"  # orphans are their new parent's to reap
 
 
-async def test_children_that_forgot_their_environment_are_gone_too(tmp_path: Path) -> None:
+async def test_children_without_their_environment_are_ended_too(tmp_path: Path) -> None:
     async with launched(tmp_path, FORGETFUL_CHILD + READY_AND_SLEEP) as instance:
         with anyio.fail_after(10):
             await instance.reported.ready.wait()
@@ -153,7 +155,7 @@ async def test_children_that_forgot_their_environment_are_gone_too(tmp_path: Pat
         assert instance.family() == []
 
 
-async def test_what_is_left_of_one_that_died_by_itself_is_killed(tmp_path: Path) -> None:
+async def test_descendants_of_a_crashed_worker_are_killed(tmp_path: Path) -> None:
     async with launched(tmp_path, GRANDCHILDREN) as instance:
         with anyio.fail_after(10):
             await instance.wait()
@@ -162,7 +164,7 @@ async def test_what_is_left_of_one_that_died_by_itself_is_killed(tmp_path: Path)
         assert instance.family() == []
 
 
-async def test_it_can_be_killed_though_nobody_else_waits_for_its_end(tmp_path: Path) -> None:
+async def test_a_worker_can_be_killed_without_another_waiting_task(tmp_path: Path) -> None:
     async with launched(tmp_path, DEAF + READY_AND_SLEEP) as instance:
         with anyio.fail_after(10):
             await instance.reported.ready.wait()
@@ -173,7 +175,7 @@ async def test_it_can_be_killed_though_nobody_else_waits_for_its_end(tmp_path: P
         assert not instance.alive
 
 
-async def test_several_may_stop_it_at_once(tmp_path: Path) -> None:
+async def test_several_tasks_may_stop_a_worker_at_once(tmp_path: Path) -> None:
     async with launched(tmp_path, READY_AND_SLEEP) as instance:
         with anyio.fail_after(10):
             await instance.reported.ready.wait()
@@ -205,7 +207,7 @@ async def test_draining_waits_for_its_connections_and_no_longer(tmp_path: Path) 
             writer.close()
 
 
-async def test_a_drain_that_never_ends_is_ended(tmp_path: Path) -> None:
+async def test_a_drain_is_ended_at_its_deadline(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     with listen("127.0.0.1", port) as sock:
         async with launched(
@@ -219,7 +221,7 @@ async def test_a_drain_that_never_ends_is_ended(tmp_path: Path) -> None:
             writer.close()
 
 
-async def test_its_sockets_are_its_own_and_announced_to_it_alone(tmp_path: Path) -> None:
+async def test_sockets_are_inherited_and_announced_under_the_workers_pid(tmp_path: Path) -> None:
     code = """
 import json, os, socket
 names = [socket.socket(fileno=n).getsockname()[1] for n in (3, 4, 5)]
@@ -246,7 +248,7 @@ print(json.dumps([os.getpid(), os.getsid(0), names, fds, environ]))
     }
 
 
-async def test_a_folder_that_is_gone_leaves_nothing_open(tmp_path: Path) -> None:
+async def test_a_missing_folder_leaves_nothing_open(tmp_path: Path) -> None:
     gone = release(tmp_path / "release", SLEEP).model_copy(update={"path": tmp_path / "gone"})
     before = open_files()
     with pytest.raises(FileNotFoundError):

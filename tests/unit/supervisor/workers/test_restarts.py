@@ -23,7 +23,7 @@ if lives < 2:
 """
 
 
-async def test_one_that_starts_is_started_once(tmp_path: Path) -> None:
+async def test_a_worker_that_starts_is_started_once(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
         await Restarter(made.blue, wanted=lambda: True).start(
             release(tmp_path / "r", READY_AND_SLEEP)
@@ -32,7 +32,7 @@ async def test_one_that_starts_is_started_once(tmp_path: Path) -> None:
         assert made.blue.restarts == 0
 
 
-async def test_one_that_dies_at_first_is_started_until_it_lives(tmp_path: Path) -> None:
+async def test_a_worker_that_crashes_at_first_is_restarted_until_it_runs(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
         restarter = Restarter(made.blue, wanted=lambda: True, policy=QUICK)
         await restarter.start(release(tmp_path / "r", DIES_TWICE + READY_AND_SLEEP))
@@ -40,7 +40,7 @@ async def test_one_that_dies_at_first_is_started_until_it_lives(tmp_path: Path) 
         assert made.blue.restarts == 2
 
 
-async def test_one_that_dies_again_and_again_is_given_up(tmp_path: Path) -> None:
+async def test_a_worker_that_crashes_too_often_is_given_up(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
         restarter = Restarter(made.blue, wanted=lambda: True, policy=QUICK)
         with anyio.fail_after(20):
@@ -50,7 +50,7 @@ async def test_one_that_dies_again_and_again_is_given_up(tmp_path: Path) -> None
         assert made.blue.instance is None
 
 
-async def test_it_waits_between_lives_and_says_so(tmp_path: Path) -> None:
+async def test_a_restart_is_delayed_and_the_slot_is_in_backoff(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
         restarter = Restarter(made.blue, wanted=lambda: True, policy=NEVER_ENDS)
         restarting = asyncio.create_task(
@@ -61,7 +61,7 @@ async def test_it_waits_between_lives_and_says_so(tmp_path: Path) -> None:
         restarting.cancel()
 
 
-async def test_one_that_lived_long_is_started_again_at_once(tmp_path: Path) -> None:
+async def test_a_worker_that_lived_long_is_restarted_at_once(tmp_path: Path) -> None:
     policy = RestartPolicy(delays_seconds=(0.0, 3600.0), stable_seconds=30)
     async with bench(tmp_path) as made:
         restarter = Restarter(made.blue, wanted=lambda: True, policy=policy)
@@ -73,7 +73,7 @@ async def test_one_that_lived_long_is_started_again_at_once(tmp_path: Path) -> N
         assert made.blue.restarts == 3
 
 
-async def test_one_that_is_no_longer_wanted_is_not_started(tmp_path: Path) -> None:
+async def test_a_worker_that_is_no_longer_wanted_is_not_started(tmp_path: Path) -> None:
     wanted = True
     policy = RestartPolicy(delays_seconds=(0.2,))
     async with bench(tmp_path) as made:
@@ -88,7 +88,7 @@ async def test_one_that_is_no_longer_wanted_is_not_started(tmp_path: Path) -> No
         assert made.registry.entries == []
 
 
-async def test_a_slot_that_somebody_else_has_begun_to_use_is_left_to_them(tmp_path: Path) -> None:
+async def test_a_restart_leaves_a_slot_alone_that_a_deploy_has_begun_to_use(tmp_path: Path) -> None:
     policy = RestartPolicy(delays_seconds=(0.5,))
     async with bench(tmp_path) as made:
         good = release(tmp_path / "r", READY_AND_SLEEP)
@@ -103,7 +103,7 @@ async def test_a_slot_that_somebody_else_has_begun_to_use_is_left_to_them(tmp_pa
         assert [what for what, _ in made.registry.entries] == ["launched"]
 
 
-async def test_a_full_disk_is_tried_again_like_a_crash(tmp_path: Path) -> None:
+async def test_a_full_disk_is_retried_like_a_crash(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
         made.blue.log.path.mkdir()  # its log can't be opened
         restarter = Restarter(made.blue, wanted=lambda: True, policy=QUICK)
@@ -112,7 +112,7 @@ async def test_a_full_disk_is_tried_again_like_a_crash(tmp_path: Path) -> None:
         assert made.blue.state is SlotState.FAILED
 
 
-async def test_let_go_it_tries_no_more_and_the_slot_is_free(tmp_path: Path) -> None:
+async def test_a_cancelled_restart_leaves_the_slot_empty(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
         restarter = Restarter(made.blue, wanted=lambda: True, policy=NEVER_ENDS)
         restarting = asyncio.create_task(
@@ -122,10 +122,10 @@ async def test_let_go_it_tries_no_more_and_the_slot_is_free(tmp_path: Path) -> N
         await asyncio.wait_for(restarter.cancel(), 5)
         await asyncio.wait_for(restarting, 5)
         assert made.blue.state is SlotState.EMPTY
-        await restarter.cancel()  # nothing is under way
+        await restarter.cancel()  # nothing is in progress
 
 
-async def test_let_go_while_it_starts_one_nothing_of_that_is_left(tmp_path: Path) -> None:
+async def test_a_restart_cancelled_during_a_launch_leaves_no_process(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
         restarter = Restarter(made.blue, wanted=lambda: True)
         starting = asyncio.create_task(restarter.start(release(tmp_path / "r", SLEEP)))
@@ -136,7 +136,7 @@ async def test_let_go_while_it_starts_one_nothing_of_that_is_left(tmp_path: Path
         assert [what for what, _ in made.registry.entries] == ["launched", "gone"]
 
 
-async def test_one_that_starts_too_late_to_be_wanted_is_ended_again(tmp_path: Path) -> None:
+async def test_a_worker_that_is_ready_too_late_is_ended_again(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
         restarter = Restarter(made.blue, wanted=lambda: False)
         await restarter.start(release(tmp_path / "r", READY_AND_SLEEP))
