@@ -69,7 +69,7 @@ async def test_lines_about_a_deploy_or_an_instance_carry_its_id(tmp_path: Path) 
             assert line["slot"] in ("blue", "green"), line
             assert line["release"] in ("v1", "v2", "v3"), line
             assert line["instance"].startswith(f"{line['slot']}-"), line
-        if event in ("deploy_transition", "fell_back_to_single") or "deploy/bluegreen" in str(line):
+        if event in ("deploy_transition", "mode_fallback") or "deploy/bluegreen" in str(line):
             assert line["deploy_id"] in (good["deploy_id"], bad["deploy_id"]), line
             assert line["release"] in ("v2", "v3"), line
     launched = {line["instance"]: line for line in written if line["event"] == "worker_launched"}

@@ -216,7 +216,7 @@ HEALTH = Health(
         "llm_latency": _check(CheckStatus.WARN, "slow first token; 12 calls", 11800, "ms"),
         "scheduler": _check(_PASS, "takes jobs, 1 running", 0.2, "s"),
         "memory": _check(_PASS, "write OK", 1.4, "ms"),
-        "db_integrity": _check(_PASS, "integrity check passed 3 s ago", 3.1, "s"),
+        "db_integrity": _check(_PASS, "intact, checked 3 s ago", 3.1, "s"),
         "port_active": _check(_PASS, "green answers on its own port and the public one", 2.9, "ms"),
         "uptime": _check(_PASS, "since the start of the daemon", 86400.5, "s"),
         "database": _check(_PASS, "write and read-back OK", 3.2, "ms"),

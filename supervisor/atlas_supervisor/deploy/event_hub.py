@@ -258,7 +258,7 @@ class _Queue:
             return False
         size = len(event.data)
         if self._waiting and (len(self._waiting) >= MAX_EVENTS or self._bytes + size > MAX_BYTES):
-            log.info("events_not_taken_in_time", events=len(self._waiting), bytes=self._bytes)
+            log.info("event_subscription_dropped", events=len(self._waiting), bytes=self._bytes)
             self.drop()
             return False
         self._waiting.append(event)

@@ -143,6 +143,6 @@ class Recorder:
 
     async def _fall_back_to_single(self, reason: str) -> None:
         """Disable deploys until an operator enables them again."""
-        log.warning("fell_back_to_single", why=reason)
+        log.warning("mode_fallback", why=reason)
         await self._state.change(mode=Mode.SINGLE)
         await self._state.copy_to_database()

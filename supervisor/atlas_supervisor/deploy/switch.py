@@ -179,7 +179,7 @@ class Switch:
                 active_release=before.active_release,
             )
         except OSError as error:
-            log.error("switch_not_withdrawn", why=str(error))
+            log.error("switch_not_reverted", why=str(error))
             return False
         return True
 

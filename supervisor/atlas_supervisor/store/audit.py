@@ -160,7 +160,7 @@ class AuditStore:
         try:
             await anyio.to_thread.run_sync(self._head_file.write, self._head)
         except OSError as error:
-            log.error("audit_head_not_noted", why=str(error))
+            log.error("audit_head_not_written", why=str(error))
 
     async def entries(
         self, *, limit: int, before: int | None, action: str | None, subject: str | None

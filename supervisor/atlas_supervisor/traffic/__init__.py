@@ -32,6 +32,6 @@ def make_plane(endpoints: Endpoints, hand_over: SocketPassing) -> Plane:
     try:
         listeners.prove_steering()
     except OSError as error:
-        log.warning("kernel_does_not_steer", why=str(error), instead="using the relay plane")
+        log.warning("kernel_steering_unavailable", why=str(error), instead="using the relay plane")
         return RelayPlane(endpoints, hand_over)
     return KernelPlane(endpoints, hand_over)

@@ -116,7 +116,7 @@ class Drain:
         """Ask the worker to close its streams now; at most once."""
         if not self._hurried and self.instance.hurry():
             self._hurried = True
-            log.info("worker_hurried", **self.instance.facts, pid=self.instance.pid)
+            log.info("drain_shortened", **self.instance.facts, pid=self.instance.pid)
 
     def view(self) -> DrainingView:
         """Return it as the status shows it."""

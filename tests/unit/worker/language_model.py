@@ -1,4 +1,4 @@
-"""A server that speaks the OpenAI chat protocol, well or badly, as a test tells it."""
+"""A server of the OpenAI chat protocol, whose behaviour a test selects."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Played:
                 return response
             if number == 2 and self.behaviour == "silent later":
                 await asyncio.sleep(3600)
-            if number == 2 and self.behaviour == "tells an error":
+            if number == 2 and self.behaviour == "reports an error":
                 await response.write(b'data: {"error": {"message": "overloaded"}}\n\n')
                 return response
             await response.write(_piece({"content": word}))

@@ -79,7 +79,7 @@ async def test_a_kernel_that_does_not_steer_selects_the_relay_plane_with_a_warni
         ):
             assert plane.name == "relay"
             assert await who(at.public_port) == "blue"
-    (warning,) = [each for each in logged if each["event"] == "kernel_does_not_steer"]
+    (warning,) = [each for each in logged if each["event"] == "kernel_steering_unavailable"]
     assert warning["log_level"] == "warning"
     assert why in warning["why"]
     await eventually(lambda: open_files() <= before)
