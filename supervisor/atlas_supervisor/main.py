@@ -33,12 +33,20 @@ _REFUSED, _BAD_SETTINGS = 1, 2
 _FAILED = 70
 """Exit status of a daemon that failed by itself (EX_SOFTWARE)."""
 
+_NO_ENV_FILE = (
+    "{path}: there is no such env file; name one with --env-file FILE, or run atlas-supervisor in "
+    "the folder of an atlas.env"
+)
+
 _FOLDER_MODE = 0o750
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the daemon; return the exit status."""
     options = _parser().parse_args(arguments)
+    if not options.env_file.exists():
+        print(_NO_ENV_FILE.format(path=options.env_file.absolute()), file=sys.stderr)  # noqa: T201  # before there is a log
+        return _BAD_SETTINGS
     try:
         settings = load_settings(options.env_file.absolute(), os.environ)
     except SettingsError as error:
@@ -60,13 +68,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m atlas_supervisor", description="The ATLAS Supervisor daemon."
+        prog="atlas-supervisor", description="The ATLAS Supervisor daemon."
     )
     parser.add_argument(
         "--env-file",
         type=Path,
         default=Path("atlas.env"),
-        help="the settings (default: %(default)s)",
+        help="the settings (default: %(default)s in the current folder)",
     )
     parser.add_argument(
         "--check",

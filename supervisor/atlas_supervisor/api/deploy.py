@@ -165,6 +165,7 @@ ROUTES: tuple[AnyRoute, ...] = (
             errors.UNKNOWN_RELEASE,
             errors.DEPLOY_IN_PROGRESS,
             errors.MODE_IS_SINGLE,
+            errors.MODE_IS_SINGLE_BY_SETTINGS,
             errors.DEPLOY_ABORTED,
             errors.RELEASE_DID_NOT_PASS,
             errors.SWITCH_FAILED,

@@ -108,7 +108,7 @@ class DeployService(DeployQueries):
             if before is not None and before.deploy_id is not None:
                 return await self._known(before.deploy_id)
             if self._state.state.mode is Mode.SINGLE:
-                raise errors.mode_is_single()
+                raise errors.mode_is_single(self._settings.deploy_mode)
             self._refuse_if_busy()
             plan = Plan(dry_run=dry_run, auto_switch=self._settings.auto_switch_on_health)
             try:

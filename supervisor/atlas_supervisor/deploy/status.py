@@ -17,12 +17,13 @@ from atlas_supervisor.deploy import errors
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.model.canary import CanaryStats
-from atlas_supervisor.model.deploy import DeployRecord, Mode
+from atlas_supervisor.model.deploy import DeployRecord, Mode, Result
 from atlas_supervisor.model.event import EventFeed, Transition, as_transition
 from atlas_supervisor.model.release import LastDeploy, Release, ReleaseView
 from atlas_supervisor.model.slot import SlotState
 from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.model.status import Status, Suggestion, Traffic
+from atlas_supervisor.model.step import StepName
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.traffic import Plane
@@ -30,9 +31,27 @@ from atlas_supervisor.workers.releases import Releases
 from atlas_supervisor.workers.slot import Slot
 from atlas_supervisor.workers.slots import Slots
 
+_GATES = {StepName.LAUNCH, StepName.SMOKE, StepName.HEALTH}
+"""The steps whose failure sets the mode to `single`, besides the guard."""
 
-def suggestions(settings: Settings, state: DeployState, active: Slot) -> list[Suggestion]:
-    """Return what is wrong and what would mend it; empty when all is well."""
+
+def why_disabled(last: DeployRecord | None) -> str:
+    """Return why the mode is `single`, as far as the latest deploy explains it."""
+    failed = (
+        {step.name for step in last.steps if not step.ok} if last and not last.dry_run else set()
+    )
+    if last and last.result is Result.FAILED:
+        for gate in failed & _GATES:
+            return f"deploy {last.deploy_id} failed at {gate}"
+    if last and last.result is Result.ROLLED_BACK and StepName.GUARD in failed:
+        return f"deploy {last.deploy_id} was reverted by its guard"
+    return "the mode is single"
+
+
+def suggestions(
+    settings: Settings, state: DeployState, active: Slot, last: DeployRecord | None
+) -> list[Suggestion]:
+    """Return what is wrong and what would fix it; empty when all is well."""
     found = []
     logs = settings.state_dir / "logs"
     log = logs / f"worker-{active.name}.log"
@@ -40,29 +59,27 @@ def suggestions(settings: Settings, state: DeployState, active: Slot) -> list[Su
         found.append(
             Suggestion(
                 code="mode_is_single",
-                message="No deploys are taken: one did not pass or was reverted, or an operator "
-                "has set the mode.",
-                action="Look at it with `atlasctl history` and `atlasctl show`, then reset: "
-                "`atlasctl mode bluegreen`.",
+                message=f"Deploys are disabled: {why_disabled(last)}.",
+                action="Re-enable with `atlasctl mode bluegreen`.",
             )
         )
     if active.state is SlotState.BACKOFF:
         found.append(
             Suggestion(
                 code="active_worker_crashes",
-                message="The active worker keeps dying, or does not answer 2xx on "
+                message="The active worker keeps crashing, or does not answer 2xx on "
                 f"{settings.health_path}; {active.restarts} restarts so far.",
-                action=f"{logs / 'supervisor.jsonl'} says why, {log} what it printed; "
-                "`atlasctl rollback` goes back.",
+                action=f"See {logs / 'supervisor.jsonl'} for the reason and {log} for its output; "
+                "go back with `atlasctl rollback`.",
             )
         )
     if active.state is SlotState.FAILED:
         found.append(
             Suggestion(
                 code="active_worker_given_up",
-                message="The active worker died too often and was given up: nobody serves.",
-                action=f"Look at {log}; deploy a version that works "
-                "(`atlasctl deploy`), or restart the daemon once the cause is mended.",
+                message="The active worker crashed too often and is not restarted; none serves.",
+                action=f"See {log} for its output; deploy a version that works "
+                "(`atlasctl deploy`), or fix the cause and restart the daemon.",
             )
         )
     return found
@@ -101,7 +118,10 @@ def overview(
         channel=settings.channel,
         last_deploy=last_deploy,
         canary_stats=canaries.stats(),
-        fallback_suggestions=[*suggestions(settings, state, active), *canaries.suggestions()],
+        fallback_suggestions=[
+            *suggestions(settings, state, active, last_deploy),
+            *canaries.suggestions(),
+        ],
         slots=slots.views(),
         draining=slots.drains.views(),
         traffic=Traffic(plane=plane.name, weights=plane.weights),

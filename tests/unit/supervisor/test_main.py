@@ -49,6 +49,14 @@ def test_bad_settings_are_printed_with_exit_status_2(env_file: Path) -> None:
     assert done.stdout == ""
 
 
+def test_a_missing_env_file_is_named_with_what_to_do(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "atlas_supervisor"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{tmp_path}/atlas.env: there is no such env file; ")
+    assert "--env-file FILE" in done.stderr
+
+
 def test_import_shortcuts_are_undone_before_the_daemon_runs() -> None:
     code = """
 import gc, os, sys

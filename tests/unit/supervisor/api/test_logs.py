@@ -124,7 +124,7 @@ async def test_it_goes_on_with_what_comes_while_the_file_is_cut(
     tmp_path: Path, blue: WorkerLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output, "LIMIT_BYTES", 2000)
-    monkeypatch.setattr(log_service, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(log_service, "POLL_SECONDS", 0.01)
     descriptor = blue.open()
     os.write(descriptor, b"before\n")
     async with serving(tmp_path, blue) as server, following(server, f"{BLUE}?follow=true") as lines:
@@ -147,7 +147,7 @@ async def test_it_goes_on_with_what_comes_while_the_file_is_cut(
 async def test_filters_hold_for_what_comes_then_as_well(
     tmp_path: Path, blue: WorkerLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_service, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(log_service, "POLL_SECONDS", 0.01)
     path = tmp_path / "supervisor.jsonl"
     path.write_text(f"{own(1)}\n{own(2, level='error')}\n")
     target = f"{OWN}?follow=true&level=warning"

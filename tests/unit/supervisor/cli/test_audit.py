@@ -61,20 +61,20 @@ async def test_it_lists_who_did_what_from_where_and_how_it_came_out(
     outcome = await atlasctl("audit")
     assert outcome.code == 0
     header, first, second = outcome.out.splitlines()
-    assert header.split() == ["id", "when", "who", "from", "what", "subject", "outcome", "detail"]
+    assert header.split() == ["id", "when", "who", "from", "what", "outcome", "subject", "detail"]
     assert first.split()[0] == "2"
     assert first.split()[3:] == [
-        *("anonymous", "127.0.0.1", "request", "-", "refused"),
+        *("anonymous", "127.0.0.1", "request", "refused", "-"),
         *("method", "POST,", "path", "/deploy/mode,", "left_out", "0"),
     ]
-    assert second.split()[3:] == ["uid:0", "unix", "deploy", "d-42", "begun"]
+    assert second.split()[3:] == ["uid:0", "unix", "deploy", "begun", "d-42"]
     assert daemon.asked[0].query == {"limit": "20"}
 
 
 async def test_what_was_asked_for_reaches_the_daemon(daemon: Played, atlasctl: Call) -> None:
     daemon.play("GET", "/deploy/audit", {"entries": []})
     asked = ("--limit", "5", "--before", "9", "--action", "mode", "--subject", "d-42")
-    assert (await atlasctl("audit", *asked)).out == "no such entries\n"
+    assert (await atlasctl("audit", *asked)).out == "no matching entries\n"
     assert daemon.asked[0].query == {
         "limit": "5",
         "before": "9",
@@ -98,8 +98,8 @@ async def test_a_trail_that_is_whole_exits_with_0_and_tells_the_hash_to_note(
     daemon.play("GET", "/deploy/audit/verify", found())
     outcome = await atlasctl("audit", "--verify")
     assert outcome.code == 0
-    assert "✓ the audit trail is whole: 7 entries" in outcome.out
-    assert f"entry 7, its hash is {HEAD}" in outcome.out
+    assert "✓ the audit trail is intact: 7 entries" in outcome.out
+    assert f"hash of entry 7, the last one:\n  {HEAD}" in outcome.out
 
 
 async def test_a_trail_that_is_broken_exits_with_1_and_names_the_first_broken_entry(

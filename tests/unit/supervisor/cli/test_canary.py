@@ -38,16 +38,16 @@ async def test_a_share_is_set_however_it_is_written(
 @pytest.mark.parametrize(
     ("written", "said"),
     [
-        ("10", "is it 10%?"),
+        ("10", "did you mean 10%?"),
         ("101%", "'101%' is more than all calls: a share is 0 to 1, or 0% to 100%."),
         ("1000", "a share is 0 to 1, or 0% to 100%."),
-        ("0,1", "'0,1' is no share: write 0.1 or 10% for a tenth of calls."),
-        ("nan", "'nan' is no share"),
-        ("1e-3", "'1e-3' is no share"),
-        ("\u0660.\u0661", "is no share"),  # digits, but of no number that we write
-        ("%", "'%' is no share"),
-        ("", "'' is no share"),
-        ("9" * 5000, "is no share"),
+        ("0,1", "'0,1' is not a share: write 0.1 or 10% for a tenth of the calls."),
+        ("nan", "'nan' is not a share"),
+        ("1e-3", "'1e-3' is not a share"),
+        ("\u0660.\u0661", "is not a share"),  # digits, but of no number that we write
+        ("%", "'%' is not a share"),
+        ("", "'' is not a share"),
+        ("9" * 5000, "is not a share"),
     ],
 )
 async def test_what_is_no_share_is_wrong_usage_and_reaches_nobody(
@@ -67,7 +67,7 @@ async def test_what_is_no_feature_s_name_is_wrong_usage_and_reaches_nobody(
     more = {"set": ["0.1"], "ramp": ["start"]}.get(sub_verb[0], [])
     outcome = await atlasctl("canary", *sub_verb, name, *more)
     assert outcome.code == 2
-    assert "is no feature's name" in outcome.err
+    assert "is not the name of a feature" in outcome.err
     assert "`atlasctl canary status` lists them" in outcome.err
     assert daemon.asked == []
 
@@ -145,18 +145,18 @@ async def test_an_unknown_action_is_wrong_usage(daemon: Played, atlasctl: Call) 
 async def test_a_ramp_that_can_t_be_steered_is_refused_with_the_hint(
     daemon: Played, atlasctl: Call
 ) -> None:
-    refused = problem("ramp_not_possible", "vision is steady: no ramp is under way", "start one")
+    refused = problem("ramp_not_possible", "vision is steady: no ramp is in progress", "start one")
     daemon.play("POST", "/deploy/canary/vision/ramp", refused, status=409)
     outcome = await atlasctl("canary", "ramp", "vision", "pause")
     assert (outcome.code, outcome.out) == (1, "")
-    assert outcome.err == "✗ vision is steady: no ramp is under way\n  start one\n"
+    assert outcome.err == "✗ vision is steady: no ramp is in progress\n  start one\n"
 
 
 async def test_a_reset_of_the_fallback_says_what_it_did(daemon: Played, atlasctl: Call) -> None:
     daemon.play("POST", "/deploy/canary/reset", VIEW)
     outcome = await atlasctl("canary", "reset")
     assert outcome.code == 0
-    assert outcome.out.startswith("✓ the fallback is reset; calls until now are forgotten")
+    assert outcome.out.startswith("✓ the fallback is reset; earlier calls no longer count")
     assert "canaries are on\n" in outcome.out
     assert json.loads(daemon.asked[0].body) == {}
 
@@ -166,7 +166,7 @@ async def test_a_reset_leaves_no_doubt_that_the_settings_keep_canaries_off(
 ) -> None:
     daemon.play("POST", "/deploy/canary/reset", {**VIEW, "enabled": False})
     outcome = await atlasctl("canary", "reset")
-    assert "canaries are off: CANARY_ENABLED in the env file is false" in outcome.out
+    assert "canaries are off: CANARY_ENABLED=false in the env file" in outcome.out
 
 
 async def test_a_feature_that_is_reset_tells_the_share_of_the_settings(
@@ -175,7 +175,7 @@ async def test_a_feature_that_is_reset_tells_the_share_of_the_settings(
     view = {**VIEW, "features": [steady(share=0.2, percentage=0.2)]}
     daemon.play("POST", "/deploy/canary/reset", view)
     outcome = await atlasctl("canary", "reset", "vision")
-    assert "✓ vision is back to the settings: 20 % of calls go to the canary" in outcome.out
+    assert "✓ vision is reset to the settings: 20 % of calls go to the canary" in outcome.out
     assert json.loads(daemon.asked[0].body) == {"feature": "vision"}
 
 
@@ -214,7 +214,7 @@ async def test_a_daemon_from_before_canaries_is_told_apart_from_an_unknown_featu
     daemon.play("GET", "/deploy/canary", problem("unknown_deploy", "no 'canary'"), status=404)
     outcome = await atlasctl("canary", *words)
     assert (outcome.code, outcome.out) == (1, "")
-    assert "This daemon knows no feature canaries." in outcome.err
+    assert "This daemon has no feature canaries." in outcome.err
 
 
 @pytest.mark.parametrize(

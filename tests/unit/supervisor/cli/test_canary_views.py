@@ -18,6 +18,7 @@ from tests.unit.supervisor.cli.test_program import on_terminal
 
 OF_VISION = REPORT["features"][0]
 STRATUM = OF_VISION["strata"][0]
+EVIDENCE = FEATURE["judgement"]["reason"].removeprefix("vision: ")
 NONSENSE: tuple[Any, ...] = (None, [[]], {"a": 1}, "x", 1e999)
 
 
@@ -71,8 +72,8 @@ async def test_a_feature_tells_share_step_evidence_and_what_it_waits_for(
         "  why        ramp started by uid:0",
         "  ramp       2 %  [10 %]  50 %  100 %",
         "  verdict    inconclusive: hold",
-        "  evidence   nothing speaks against the canary so far, and not enough for it",
-        f"  waits for  {FEATURE['waits_for']}; about 900 more canary calls to a verdict",
+        f"  evidence   {EVIDENCE}",
+        f"  waits for  {FEATURE['waits_for']}",
         "  pending    7 calls, not evidence yet",
     ]
 
@@ -109,11 +110,11 @@ async def test_a_latched_fallback_stands_on_top_with_both_arms_and_the_way_out(
 ) -> None:
     lines = await shown(daemon, atlasctl, latched())
     assert lines[:5] == [
-        "✗ canaries are off: the fallback turned all of them off 1 h ago",
+        "✗ canaries are off: turned off by the fallback 1 h ago",
         "  19.2 % of 120 canary calls failed, more than 15.0 %",
         "  canary  19.2 %  23 of 120 calls failed",
         "  stable  1 %     98 of 9,800 calls failed",
-        "  Once the cause is mended, `atlasctl canary reset` turns them on again.",
+        "  Fix the cause, then turn them on again with `atlasctl canary reset`.",
     ]
     assert lines[6].startswith("vision  no calls (10 % when on)  ramping, step 2 of 4")
 
@@ -130,7 +131,7 @@ async def test_a_fallback_whose_numbers_are_lost_is_shown_all_the_same(
     daemon: Played, atlasctl: Call
 ) -> None:
     lines = await shown(daemon, atlasctl, latched() | {"fallback": None})
-    assert lines[0] == "✗ canaries are off: the fallback turned all of them off"
+    assert lines[0] == "✗ canaries are off: turned off by the fallback"
     assert "`atlasctl canary reset`" in lines[1]
 
 
@@ -139,7 +140,7 @@ async def test_the_settings_that_keep_canaries_off_are_named(
 ) -> None:
     lines = await shown(daemon, atlasctl, {**VIEW, "enabled": False, "features": []})
     assert lines == [
-        "canaries are off: CANARY_ENABLED in the env file is false, so every call is stable",
+        "canaries are off: CANARY_ENABLED=false in the env file, so every call is stable",
         "no features; CANARY_FEATURES in the env file lists them",
     ]
 
@@ -148,10 +149,10 @@ async def test_what_makes_the_numbers_doubtful_is_shown(daemon: Played, atlasctl
     view = {**VIEW, "dropped_events": 1234, "late_calls": 3, "overflown_calls": 2}
     warned = {**FEATURE, "warnings": ["the arms do not get their shares"]}
     lines = await shown(daemon, atlasctl, {**view, "features": [warned]})
-    assert lines[1] == "! 1,234 events had no room and are not counted"
+    assert lines[1] == "! 1,234 events were lost and are not counted"
     assert lines[2] == "! 3 outcomes came too late to be evidence"
     assert lines[3] == (
-        "! 2 calls are of keys beyond those a ramp remembers: they are counted, and no evidence"
+        "! 2 calls are of keys beyond the limit of a ramp: counted, but not evidence"
     )
     assert lines[-1] == "  ! the arms do not get their shares"
 
@@ -159,8 +160,8 @@ async def test_what_makes_the_numbers_doubtful_is_shown(daemon: Played, atlasctl
 async def test_what_a_verdict_says_already_is_no_warning_besides(
     daemon: Played, atlasctl: Call
 ) -> None:
-    why = "something chooses who gets it"
-    judgement = {**FEATURE["judgement"], "reason": f"vision: {why}; it holds"}
+    why = "sample ratio mismatch"
+    judgement = {**FEATURE["judgement"], "reason": f"vision: {why}; no promotion meanwhile"}
     warned = {**FEATURE, "judgement": judgement, "warnings": [why, "mind this"]}
     lines = await shown(daemon, atlasctl, {**VIEW, "features": [warned]})
     assert [line for line in lines if "!" in line] == ["  ! mind this"]
@@ -178,7 +179,7 @@ async def test_a_report_has_both_arms_the_difference_and_the_verdict(
         "  stable  3,690  1.1 % (0.82 % to 1.5 %)  83.5 ms  161 ms  240 ms",
         "  difference  0.1 % more (-0.7 % to +1.7 %) of the canary's calls fail",
         "  verdict     inconclusive: hold",
-        "  reason      nothing speaks against the canary so far, and not enough for it",
+        f"  reason      {EVIDENCE}",
     ]
     assert daemon.asked[0].query == {"hours": "24"}
 
@@ -207,7 +208,7 @@ async def test_an_arm_without_calls_has_no_rate_and_no_difference(
         daemon, atlasctl, report({**OF_VISION, "canary": none, "difference": None})
     )
     assert ["canary", "0", "-", "-", "-", "-"] in [line.split() for line in lines]
-    assert "  difference  none to tell: the arms can't be compared" in lines
+    assert "  difference  none: the arms can't be compared" in lines
 
 
 async def test_a_report_on_one_feature_leaves_out_the_others(
@@ -242,8 +243,8 @@ async def test_epochs_are_shown_if_they_are_few_or_asked_for(
     lines = await reported(daemon, atlasctl, answer, *words)
     line = "  canary 1.2 % of 412  stable 1.1 % of 3,690  +0.1 % (-0.7 % to +1.7 %)"
     assert lines.count(line) == seen
-    assert len([each for each in lines if "10 % of calls  the step's time is over" in each]) == seen
-    hint = "  6 epochs, each compared by itself; --strata shows them"
+    assert len([each for each in lines if "10 % of calls  step time elapsed" in each]) == seen
+    hint = "  6 epochs, compared separately; --strata shows them"
     assert (hint in lines) == (epochs > 5 and not seen)
 
 

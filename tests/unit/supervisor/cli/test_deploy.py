@@ -168,7 +168,7 @@ async def test_a_switch_that_could_not_be_done_is_a_failure_although_the_deploy_
     outcome = await atlasctl("deploy")
     assert outcome.code == 1
     assert "deploy_state.json can't be written" in outcome.out
-    assert "try again with `atlasctl switch`" in outcome.out
+    assert "retry with `atlasctl switch`" in outcome.out
 
 
 async def test_a_deploy_that_waits_says_how_to_go_on(daemon: Played, atlasctl: Call) -> None:
@@ -176,7 +176,7 @@ async def test_a_deploy_that_waits_says_how_to_go_on(daemon: Played, atlasctl: C
     outcome = await atlasctl("deploy")
     assert outcome.code == 0
     assert "2.0.0 passed its gates and waits on port 8792" in outcome.out
-    assert "Go ahead with `atlasctl switch`" in outcome.out
+    assert "Switch to it with `atlasctl switch`" in outcome.out
 
 
 async def test_a_failed_deploy_is_followed_until_staging_is_stopped(

@@ -52,23 +52,50 @@ async def test_the_env_file_of_the_current_folder_is_the_default(
     assert (await call("status")).code == 0
 
 
-async def test_the_repository_s_env_file_is_the_last_resort(
-    daemon: Played, call: Call, env_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, which is the current one."""
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def import_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that the client's package is taken to be in."""
+    folder = tmp_path / "somewhere" / "packages"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(endpoint, "_IMPORT_ROOT", folder)
+    return folder
+
+
+async def test_the_checkout_s_env_file_is_the_last_resort(
+    daemon: Played, call: Call, env_file: Path, empty_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "empty").mkdir()
-    monkeypatch.chdir(tmp_path / "empty")
-    monkeypatch.setattr(endpoint, "_ROOT", env_file.parent)
+    (env_file.parent / "pyproject.toml").touch()
+    monkeypatch.setattr(endpoint, "_IMPORT_ROOT", env_file.parent / "supervisor")
     assert (await call("status")).code == 0
 
 
-async def test_no_env_file_anywhere_is_wrong_usage(
-    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_without_an_env_file_the_current_folder_and_the_checkout_are_named(
+    call: Call, empty_folder: Path, import_root: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(endpoint, "_ROOT", tmp_path)
+    (import_root.parent / "pyproject.toml").touch()
     outcome = await call("status")
     assert outcome.code == 2
-    assert "--env-file or --url" in outcome.err
+    assert f"There is no atlas.env in {empty_folder} or in {import_root.parent}." in outcome.err
+    assert "with --env-file or ATLAS_ENV_FILE, or its API with --url." in outcome.err
+
+
+async def test_an_installed_client_neither_searches_nor_names_the_folder_of_its_packages(
+    call: Call, empty_folder: Path, import_root: Path
+) -> None:
+    (import_root.parent / "atlas.env").write_text("STATE_DIR=elsewhere\n")
+    outcome = await call("status")
+    assert outcome.code == 2
+    assert f"There is no atlas.env in {empty_folder}. Name" in outcome.err
+    assert str(import_root.parent) not in outcome.err
 
 
 @pytest.mark.parametrize(

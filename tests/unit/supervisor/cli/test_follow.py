@@ -163,7 +163,7 @@ async def test_an_answer_that_is_lost_twice_is_not_asked_for_again(
     daemon.break_first(times=3)
     outcome = await atlasctl("deploy")
     assert outcome.code == 3
-    assert "may have been begun all the same" in outcome.err
+    assert "may have been executed all the same" in outcome.err
     assert len(daemon.asked) == 2
 
 

@@ -45,7 +45,7 @@ async def test_health_tells_the_score_and_each_check(daemon: Played, atlasctl: C
     outcome = await atlasctl("health")
     assert (outcome.code, outcome.err) == (0, "")
     lines = outcome.out.splitlines()
-    assert lines[0] == "92  degraded  blue, version 1.4.0  looked at 1.2 s ago"
+    assert lines[0] == "92  degraded  blue, version 1.4.0  checked 1.2 s ago"
     assert [line.split() for line in lines[2:]] == [
         ["!", "memory", "warn", "-", "it", "took", "no", "write", "within", "1", "s"],
         ["✓", "disk_free", "pass", "18", "211", "MiB", "free", "in", "STATE_DIR"],

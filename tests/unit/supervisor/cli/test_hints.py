@@ -8,12 +8,12 @@ from atlas_supervisor.cli.hints import hint
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        ("it was ended by SIGKILL before it was ready", "memory ran out"),
+        ("it was ended by SIGKILL before it was ready", "lack of memory"),
         ("the active instance went down: it was ended by SIGSEGV", "native code"),
-        ("it was ended by SIGABRT", "its last output says which"),
+        ("it was ended by SIGABRT", "see its last output"),
         ("it exited with status 127 before it was ready", "no such program"),
         ("check.sh: exit 126", "can't be executed"),
-        ("it exited with status 137", "137 is a shell's word for SIGKILL"),
+        ("it exited with status 137", "137 is a shell's status for SIGKILL"),
         ("it was not ready within 30 s", "READY_TIMEOUT_SECONDS"),
         ("port 1, /: connection refused: nothing listens there", "another port"),
     ],

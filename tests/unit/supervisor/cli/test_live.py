@@ -111,7 +111,7 @@ async def test_show_without_a_name_says_so_where_there_are_no_deploys(
     daemon.play("GET", "/deploy/history", {"deploys": []})
     outcome = await atlasctl("show")
     assert outcome.code == 1
-    assert outcome.err == "✗ There are no deploys yet.\n  `atlasctl deploy` begins one.\n"
+    assert outcome.err == "✗ There are no deploys yet.\n  `atlasctl deploy` starts one.\n"
 
 
 async def test_ctrl_c_stops_watching_only(daemon: Played, env_file: Path) -> None:
@@ -129,7 +129,7 @@ async def test_ctrl_c_stops_watching_only(daemon: Played, env_file: Path) -> Non
     process.send_signal(signal.SIGINT)
     _, err = await process.communicate()
     assert process.returncode == 130
-    assert err.decode() == "The deploy goes on; `atlasctl show -f d-42` watches it again.\n"
+    assert err.decode() == "The deploy continues; `atlasctl show -f d-42` watches it again.\n"
     assert {asked.method for asked in daemon.asked} == {"GET"}
 
 

@@ -75,7 +75,7 @@ async def test_the_mode_is_set_and_told(daemon: Played, atlasctl: Call) -> None:
     daemon.play("POST", "/deploy/mode", status(mode="single"))
     outcome = await atlasctl("mode", "single")
     assert outcome.code == 0
-    assert outcome.out == "✓ mode is single: one worker, no deploys are taken\n"
+    assert outcome.out == "✓ mode is single: deploys are disabled\n"
     assert json.loads(daemon.asked[0].body) == {"mode": "single"}
 
 

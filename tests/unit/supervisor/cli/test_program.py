@@ -166,7 +166,7 @@ async def test_ctrl_c_leaves_the_deploy_running_and_says_so(daemon: Played, env_
     process.send_signal(signal.SIGINT)
     _, err = await process.communicate()
     assert process.returncode == 130
-    assert err.decode() == "The deploy goes on; `atlasctl show d-42` tells how it comes out.\n"
+    assert err.decode() == "The deploy continues; `atlasctl show d-42` shows its result.\n"
     assert [asked.path for asked in daemon.asked if asked.method == "POST"] == ["/deploy/bluegreen"]
 
 
@@ -182,7 +182,7 @@ async def test_ctrl_c_before_the_answer_claims_nothing(daemon: Played, env_file:
     process.send_signal(signal.SIGINT)
     out, err = await process.communicate()
     assert (process.returncode, out) == (130, b"")
-    assert b"A deploy that has begun goes on" in err
+    assert b"If the deploy has started, it continues" in err
 
 
 async def test_a_reader_that_has_gone_ends_the_client_quietly(

@@ -10,13 +10,13 @@ import pytest
 from rich.console import Console
 
 from atlas_supervisor.cli.render_deploy import outcome
-from atlas_supervisor.cli.render_timeline import story
+from atlas_supervisor.cli.render_timeline import timeline
 from atlas_supervisor.cli.terminal import Screen
 from tests.unit.supervisor.cli.conftest import Call
 from tests.unit.supervisor.cli.played import Played, problem, record, status, step
 
 STARTED = datetime(2025, 11, 23, 6, 0, tzinfo=UTC)
-SINGLE = {"code": "mode_is_single", "message": "No deploys are taken.", "action": "mend, then mode"}
+SINGLE = {"code": "mode_is_single", "message": "Deploys are disabled.", "action": "fix, then mode"}
 BEGUN = (0.0, None, "begun", "deploy requested by uid:0")
 LAUNCHED = (0.3, "launch", "passed", "pid 77 was ready")
 
@@ -82,13 +82,13 @@ async def test_the_story_has_each_transition_with_its_time_its_cause_and_how_lon
     lines = (await shown(daemon, atlasctl, deploy)).splitlines()
     story_lines = [line for line in lines if "+" in line[:14] or line.startswith("    ")]
     assert story_lines == [
-        "·       +0 ms begun                      deploy requested by uid:0",
+        "·       +0 ms started                    deploy requested by uid:0",
         "✓     +300 ms launch              20 ms  pid 77 was ready",
         "    pid 77",
         "· +1 min 15 s switch requested    20 ms  switch requested by uid:0",
         "✓ +1 min 15 s switched            20 ms  green has all new connections",
         "· +1 min 20 s rollback requested  20 ms  rollback requested by uid:0",
-        "✓ +1 min 20 s went back           20 ms  blue has all new connections",
+        "✓ +1 min 20 s reverted            20 ms  blue has all new connections",
         "✓ +1 min 21 s new version drained 20 ms  green finished by itself",
     ]
 
@@ -123,14 +123,14 @@ async def test_a_failed_smoke_test_tells_what_was_wrong_expected_and_got(
         '      expected  status 200, json {"db": {"up": true}}\n'
         "      got       status 302 in 6 ms\n"
         "                Location: /sign-in\n"
-        "      the body's beginning\n"
+        "      body starts with\n"
         "      | <p>\n"
         '      | \\x1b[2J{"db": 1}\n'
         "    last output of the worker\n"
         "    | request /notes\n"
     ) in out
     assert "✗ failed\n  smoke: 1 of 2 smoke tests failed: 'notes'\n" in out
-    assert out.endswith("! No deploys are taken.\n  mend, then mode\n")
+    assert out.endswith("! Deploys are disabled.\n  fix, then mode\n")
 
 
 async def test_a_failed_command_tells_its_ending_and_its_last_lines(
@@ -151,8 +151,8 @@ async def test_a_failed_command_tells_its_ending_and_its_last_lines(
     assert (
         "    ✗ migrations command 9 ms\n"
         "      wrong     sh: exit 127\n"
-        "                127: there is no such program: a typo, the PATH, or what a script's first "
-        "line names\n"
+        "                127: no such program: check for a typo, the PATH, and a script's `#!` "
+        "line\n"
         "      expected  exit 0 within 60 s\n"
         "      its last output\n"
         "      | applied 1\n"
@@ -172,7 +172,7 @@ async def test_a_failed_probe_tells_what_the_answer_said(
     daemon.play("GET", "/deploy/d-42", deploy)
     result = await (atlasctl("show", "d-42") if verb == "show" else atlasctl("deploy"))
     assert (
-        f"    ✗ {message} 2 ms\n      the body's beginning\n      | disk\n      |  is full\n"
+        f"    ✗ {message} 2 ms\n      body starts with\n      | disk\n      |  is full\n"
     ) in result.out
 
 
@@ -183,7 +183,7 @@ async def test_a_guard_that_reverts_shows_the_probe_that_failed_last(
     probe = {"verdict": "fail", "duration_ms": 2, "message": "answered 503", "excerpt": "no disk"}
     guard = step("guard", ok=False, message=message, probes=9, failed_probe=probe, output=["Oh."])
     out = await shown(daemon, atlasctl, record(guard, result="rolled_back"))
-    assert "    ✗ answered 503 2 ms\n      the body's beginning\n      | no disk\n" in out
+    assert "    ✗ answered 503 2 ms\n      body starts with\n      | no disk\n" in out
     assert "    | Oh.\n" in out
 
 
@@ -202,7 +202,7 @@ async def test_a_worker_that_was_killed_and_printed_nothing_says_what_that_often
     out = await shown(
         daemon, atlasctl, failed_launch("it was ended by SIGKILL before it was ready")
     )
-    assert "    SIGKILL: it was killed from outside, often by the kernel because memory" in out
+    assert "    SIGKILL: killed from outside, often by the kernel for lack of memory" in out
     assert "    the worker printed nothing\n" in out
 
 
@@ -220,7 +220,7 @@ async def test_a_deploy_that_waits_and_one_whose_switch_failed_say_how_to_go_on(
 ) -> None:
     waits: dict[str, Any] = {"result": "awaiting_switch", "phase": "awaiting_switch"}
     out = await shown(daemon, atlasctl, record(step("health"), **waits))
-    assert "Go ahead with `atlasctl switch`, or give it up with `atlasctl abort`." in out
+    assert "Switch to it with `atlasctl switch`, or abort with `atlasctl abort`." in out
     message = "the state file could not be written: disk full"
     transitions = told(
         (60, "awaiting_switch", "switch_requested", "switch requested by uid:0"),
@@ -229,7 +229,7 @@ async def test_a_deploy_that_waits_and_one_whose_switch_failed_say_how_to_go_on(
     switch = step("switch", ok=False, message=message)
     out = await shown(daemon, atlasctl, record(switch, **waits, transitions=transitions))
     assert f"✗ +1 min switch failed    20 ms  {message}\n" in out
-    assert "try again with `atlasctl switch`" in out
+    assert "retry with `atlasctl switch`" in out
 
 
 async def test_an_abort_says_where_it_came_and_by_whom(daemon: Played, atlasctl: Call) -> None:
@@ -293,7 +293,7 @@ def test_on_a_narrow_terminal_nothing_is_cut_or_longer_than_a_line(width: int) -
     screen = Screen(io.StringIO())
     screen.console = Console(file=io.StringIO(), width=width, markup=False, highlight=False)
     with screen.console.capture() as capture:
-        screen.console.print(*story(screen, deploy), outcome(screen, deploy, ok=False), sep="\n")
+        screen.console.print(*timeline(screen, deploy), outcome(screen, deploy, ok=False), sep="\n")
     lines = capture.get().splitlines()
     assert all(len(line) <= width for line in lines)
     assert "".join(lines).count("x") == 200

@@ -50,7 +50,9 @@ async def test_status_says_how_to_go_on_with_a_deploy_that_waits(
     daemon.play("GET", "/deploy/status", status(last_deploy=last, deploy_in_progress=True))
     outcome = await atlasctl("status")
     assert "deploying  d-42  awaiting switch" in outcome.out
-    assert "! 2.0.0 passed its gates and waits.\n  Go ahead with `atlasctl switch`" in outcome.out
+    assert (
+        "! 2.0.0 passed its gates and waits.\n  Switch to it with `atlasctl switch`" in outcome.out
+    )
 
 
 async def test_status_shows_what_the_daemon_suggests_and_its_action(
@@ -73,7 +75,7 @@ async def test_status_says_so_when_there_is_no_public_port(daemon: Played, atlas
         status(public_port=None, traffic={"plane": "none", "weights": {}}, version=None),
     )
     outcome = await atlasctl("status")
-    assert "off: clients follow the active port" in outcome.out
+    assert "off; clients use the active port" in outcome.out
     assert "None" not in outcome.out
 
 
@@ -121,10 +123,15 @@ async def test_status_tells_what_drains_and_why_an_instance_went_down(
     slots = [
         slot("blue", 8791, "active", "backoff", restarts=3, last_exit="it was ended by SIGBUS")
     ]
-    draining = [{**leaving, "left": left}, {**leaving, "left": None, "connections": 5}]
+    draining = [
+        {**leaving, "left": left},
+        {**leaving, "left": None, "connections": 5},
+        {**leaving, "left": dict.fromkeys(left, 0)},
+    ]
     daemon.play("GET", "/deploy/status", status(slots=slots, draining=draining))
     outcome = await atlasctl("status")
-    assert "blue: the last time, it was ended by SIGBUS" in outcome.out
-    assert "green drains: 0.9, pid 77" in outcome.out
-    assert "1 requests, 3 websockets, 0 event streams, 2 idle" in outcome.out
+    assert "blue: last unexpected exit: it was ended by SIGBUS" in outcome.out
+    assert "green drains 0.9, pid 77" in outcome.out
+    assert "1 request, 3 websockets, 2 idle" in outcome.out
     assert "5 connections" in outcome.out
+    assert "nothing left" in outcome.out
