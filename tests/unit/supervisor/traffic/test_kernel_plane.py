@@ -114,7 +114,7 @@ async def test_a_dead_slots_queue_is_handed_to_the_living_one(hand_over: SocketP
         plane.steer(GREEN)
         assert plane.rescued(BLUE) == 0
         plane.vacate(BLUE, GREEN)
-        plane.vacate(BLUE, GREEN)  # said twice is meant once
+        plane.vacate(BLUE, GREEN)  # a second time has no effect
         assert set(await asyncio.gather(*waiting)) == {"living"}
         assert plane.rescued(BLUE) == 20
         plane.occupy(BLUE)
