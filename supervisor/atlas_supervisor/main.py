@@ -30,6 +30,10 @@ from atlas_supervisor.telemetry.logging_setup import OWN_LOG, configure_logs
 log = structlog.get_logger(__name__)
 
 _REFUSED, _BAD_SETTINGS = 1, 2
+_NO_ENV_FILE = (
+    "{path}: there is no such env file; name one with --env-file FILE, or run atlas-supervisor in "
+    "the folder of an atlas.env"
+)
 _FAILED = 70
 """Exit status of a daemon that failed by itself (EX_SOFTWARE)."""
 
@@ -79,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="check the settings, print the effective ones (secrets masked) and exit: 0, or 2",
+        help="check the settings, print them (secrets masked) and OK, and exit: 0, or 2",
     )
     parser.add_argument("--version", action="version", version=version("atlas-supervisor"))
     return parser
@@ -88,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
 def _print_settings(settings: Settings) -> None:
     """Print the effective settings, and warnings about them."""
     try:
-        print(describe_settings(settings), flush=True)  # noqa: T201  # the purpose of --check
+        print(f"{describe_settings(settings)}\nOK", flush=True)  # noqa: T201  # the purpose of --check
     except BrokenPipeError:  # the reader has seen enough, as `head` does; not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     for warning in warnings(settings):

@@ -2,7 +2,7 @@
 
 Changes are queued and written by the next `write`. A write that fails is retried; until it
 succeeds the space in the rings is not released, so a daemon that is killed reads the same events
-again. Audit entries follow in the order in which they were queued.
+again. Audit entries enter the outbox after the commit, so an entry never precedes its change.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import structlog
@@ -146,7 +147,7 @@ class CanaryPersistence:
             log.error("canary_write_failed", why=str(error))
             return
         self._committed(commit, evidence, collector, now)
-        await self._write_audits()
+        await self._enqueue_audits()
         await self._trim(now)
 
     def _fallback_progress(self) -> dict[str, str]:
@@ -163,21 +164,19 @@ class CanaryPersistence:
         self._ramps = None
         self._pending = self._urgent = False
 
-    async def _write_audits(self) -> None:
-        while self._audits:
-            actor, action, outcome, subject, detail = self._audits[0]
-            try:
-                await self._database.audit.write(actor, action, outcome, subject=subject, **detail)
-                if action == _FALLBACK_ACTION:
-                    since = datetime.fromisoformat(detail["since_ts"])
-                    self._audited_fallback = since.isoformat()
-                    commit = CanaryCommit(progress=self._fallback_progress())
-                    await self._database.canary.commit(commit)
-            except StoreError as error:
-                self._urgent = True
-                log.error("audit_failed", action=action, why=str(error))
-                return
-            self._audits.pop(0)
+    async def _enqueue_audits(self) -> None:
+        for actor, action, outcome, subject, detail in self._audits:
+            self._database.audit.enqueue(actor, action, outcome, subject=subject, **detail)
+            if action == _FALLBACK_ACTION:
+                since = datetime.fromisoformat(detail["since_ts"]).isoformat()
+                self._database.outbox.put(partial(self._mark_audited, since))
+        if self._audits:
+            self._audits.clear()
+            await self._database.outbox.attempt()
+
+    async def _mark_audited(self, since: str) -> None:
+        self._audited_fallback = since
+        await self._database.canary.commit(CanaryCommit(progress=self._fallback_progress()))
 
     async def _trim(self, now: Moment) -> None:
         if self._since_trim is not None and self._since_trim.seconds < _TRIM_SECONDS:

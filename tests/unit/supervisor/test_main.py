@@ -33,10 +33,11 @@ def test_a_reader_that_has_seen_enough_is_no_error(env_file: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_check_prints_the_effective_settings_and_warnings(env_file: Path) -> None:
+def test_check_prints_the_effective_settings_OK_and_warnings(env_file: Path) -> None:
     done = subprocess.run([*_CHECK, env_file], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "PUBLIC_PORT=8790\n" in done.stdout
+    assert done.stdout.endswith("\nOK\n")
     assert "warning: SMOKE_FILE" in done.stderr
 
 
