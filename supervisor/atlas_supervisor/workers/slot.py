@@ -191,7 +191,7 @@ class Slot:
                 command=command,
                 environment=environment,
                 inherited=self._context.plane.inherited(self.name),
-                announce=settings.hand_over is SocketPassing.ACTIVATION,
+                announce=settings.socket_passing is SocketPassing.ACTIVATION,
                 output=output,
             )
         finally:
@@ -204,7 +204,7 @@ class Slot:
 
     def _refuse_taken_port(self) -> None:
         """Raise LaunchError if another process listens where the worker is going to bind."""
-        if self._context.settings.hand_over is not SocketPassing.PORT:
+        if self._context.settings.socket_passing is not SocketPassing.PORT:
             return
         if found := foreign_listeners("127.0.0.1", self.port):
             raise LaunchError(f"port {self.port} is taken: {describe_listeners(found)}")
@@ -260,7 +260,7 @@ class Slot:
         freed()
 
     def _may_linger(self, instance: WorkerProcess) -> bool:
-        return instance.kit and self._context.settings.hand_over is not SocketPassing.PORT
+        return instance.kit and self._context.settings.socket_passing is not SocketPassing.PORT
 
     async def _linger(self, drain: Drain, freed: Callable[[], None]) -> dict[str, Any]:
         """Leave the slot as soon as one more may linger; return once the worker has ended.
