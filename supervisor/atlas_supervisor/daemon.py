@@ -73,7 +73,7 @@ class Daemon:
         )
         self._plane: Plane = make_plane(
             Endpoints(str(settings.public_host), settings.public_port, settings.slot_ports),
-            settings.hand_over,
+            settings.socket_passing,
         )
         self._releases = Releases(
             directory=settings.worker_directory, releases_dir=settings.releases_dir

@@ -37,6 +37,11 @@ _NO_ENV_FILE = (
 _FAILED = 70
 """Exit status of a daemon that failed by itself (EX_SOFTWARE)."""
 
+_NO_ENV_FILE = (
+    "{path}: there is no such env file; name one with --env-file FILE, or run atlas-supervisor in "
+    "the folder of an atlas.env"
+)
+
 _FOLDER_MODE = 0o750
 
 

@@ -15,7 +15,7 @@ from tests.loadclient import Load, Report, Traffic
 
 @dataclass(frozen=True)
 class Rescue:
-    """What came of it: the load's report, and per kill how many connections were handed on."""
+    """What came of it: the load's report, and per kill how many connections were passed on."""
 
     report: Report
     rescued: list[int]

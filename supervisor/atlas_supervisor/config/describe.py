@@ -104,7 +104,7 @@ def _warnings(settings: Settings) -> Iterator[str]:
     key = settings.control_tls_key
     if key and key.stat().st_mode & 0o007:
         yield f"CONTROL_TLS_KEY={key} is readable by every user of this machine; use chmod o="
-    if settings.hand_over is SocketPassing.FD and settings.public_port == 0:
+    if settings.socket_passing is SocketPassing.FD and settings.public_port == 0:
         yield "WORKER_COMMAND has {fd}, the public socket, and with PUBLIC_PORT=0 there is none"
     if settings.llm_api_key_file and settings.llm_url.startswith("http://"):
         yield "LLM_URL is http://: the key in LLM_API_KEY_FILE is sent unencrypted"

@@ -139,7 +139,7 @@ class Settings(BaseModel):
         return SlotName.BLUE if port == self.active_port else SlotName.GREEN
 
     @property
-    def hand_over(self) -> SocketPassing:
+    def socket_passing(self) -> SocketPassing:
         """How workers get their socket, as the placeholders in their command say."""
         command = " ".join(self.worker_command)
         if "{port}" in command:
@@ -151,7 +151,7 @@ class Settings(BaseModel):
 
         Raises ValueError if the command asks for a descriptor and `fd` is None.
         """
-        if fd is None and self.hand_over is SocketPassing.FD:
+        if fd is None and self.socket_passing is SocketPassing.FD:
             raise ValueError("WORKER_COMMAND has {fd} in it, and no descriptor was given")
         values = {"{slot}": slot, "{port}": str(port), "{fd}": str(fd)}
         argv = list(self.worker_command)

@@ -1,9 +1,13 @@
-"""The switch: all traffic to the other slot, durably, or everything as it was.
+"""The switch: all traffic moves to the staging slot, durably, or nothing changes.
 
-Three things must agree on the active slot: the program in the kernel, the state file, and the
-daemon's memory. This is the one place that changes them. After the kernel has accepted the program,
-one connection to the public port shows where it really arrives: a foreign listener that is more
-specific than ours, or a group out of order, is found here and nowhere else.
+The active slot is recorded in three places that must agree: the program in the kernel, the state
+file, and memory (`Slots`). This is the only place that changes them, in this order: steer, check
+with a real connection, state file, memory. A failure before the state file is durable steers back;
+from then on the switch counts.
+
+The check (`landing`) connects to the public port and asks the kernel which process accepted. It
+finds what the kernel's return code can't show: a foreign listener on a more specific address, or
+a group out of order.
 """
 
 from __future__ import annotations
@@ -41,34 +45,34 @@ class Landing(StrEnum):
     RIGHT = "right"
     WRONG = "wrong"
     UNSEEN = "unseen"
-    """It was not accepted in time, or it can't be seen by which process."""
+    """Unknown: it was not accepted in time, or permissions hide the process that accepted."""
 
 
 async def landing(host: str, port: int, instance: WorkerProcess) -> tuple[Landing, str]:
-    """Connect to the public port; return whether `instance` accepted it, and that in words."""
-    return await anyio.to_thread.run_sync(_look, loopback_of(host), port, instance)
+    """Connect to the public port, and find out whether `instance` got the connection."""
+    return await anyio.to_thread.run_sync(_connect_and_find, loopback_of(host), port, instance)
 
 
-def _look(host: str, port: int, instance: WorkerProcess) -> tuple[Landing, str]:
+def _connect_and_find(host: str, port: int, instance: WorkerProcess) -> tuple[Landing, str]:
     try:
         with socket.create_connection((host, port), _ACCEPT_SECONDS) as client:
             inode = _accepted(client)
             if inode == 0:
-                return Landing.UNSEEN, f"it was not accepted within {_ACCEPT_SECONDS:g} s"
+                return Landing.UNSEEN, f"not accepted within {_ACCEPT_SECONDS:g} s"
             if inode in procfs.sockets_of(instance.pid):
                 return Landing.RIGHT, f"pid {instance.pid} accepted it"
             if any(inode in procfs.sockets_of(pid) for pid in instance.family()):
                 return Landing.RIGHT, f"a process of pid {instance.pid} accepted it"
             others = [procfs.describe(pid) for pid in procfs.holders(inode)]
     except OSError as error:
-        return Landing.UNSEEN, f"it could not be observed: {error}"
-    if not others:  # accepted and closed again before we could look
-        return Landing.UNSEEN, "it was accepted and closed at once"
+        return Landing.UNSEEN, f"could not be checked: {error}"
+    if not others:  # accepted and closed again before the check
+        return Landing.UNSEEN, "accepted and closed at once"
     return Landing.WRONG, f"{', '.join(others)} accepted it"
 
 
 def _accepted(client: socket.socket) -> int:
-    """Return the inode of the server's end once there is one; 0 if it was not accepted in time."""
+    """Return the inode of the server's end; 0 if it was not accepted in time."""
     deadline = time.monotonic() + _ACCEPT_SECONDS
     while True:
         inode = sockdiag.accepted_inode(client)
@@ -115,7 +119,7 @@ class Switch:
         outcome = StepOutcome.failed("the switch was not finished")
         try:
             outcome = await self._make_durable(source, target, flip_us)
-        finally:  # after a bug, too: no caller may be left at a half-made switch
+        finally:  # after a bug as well: steering must match the state file
             if not outcome.has_passed:
                 self._steer_back(source)
         if not outcome.has_passed:
@@ -125,11 +129,11 @@ class Switch:
         return outcome
 
     async def _make_durable(self, source: Slot, target: Slot, flip_us: float) -> StepOutcome:
-        """Look where connections arrive, then write it down; on failure the file is as before."""
+        """Check where connections arrive, then write the state file; on failure it is unchanged."""
         where, seen = await self._landing(target)
         if where is Landing.WRONG:
-            return StepOutcome.failed(f"a connection arrived at the wrong place: {seen}")
-        died = StepOutcome.staging_died(f"{target.name} died in the moment of the switch")
+            return StepOutcome.failed(f"a connection arrived at the wrong process: {seen}")
+        died = StepOutcome.staging_died(f"{target.name} died during the switch")
         if not target.can_serve:
             return died
         watch, before = Stopwatch(), self._state.state
@@ -145,7 +149,7 @@ class Switch:
         if not target.can_serve:
             if await self._withdraw(before):
                 return died
-            log.error("switched_to_dead_worker", slot=target.name)  # the file's word counts
+            log.error("switched_to_dead_worker", slot=target.name)  # the state file counts
         return StepOutcome.passed(
             f"{target.name} (port {target.port}) now receives all new connections",
             SwitchDetail(
@@ -158,7 +162,7 @@ class Switch:
 
     async def _landing(self, target: Slot) -> tuple[Landing, str]:
         if self._plane.name != "kernel" or target.instance is None:
-            return Landing.UNSEEN, "the daemon itself accepts connections"
+            return Landing.UNSEEN, "not checked: the daemon itself accepts"
         return await landing(
             str(self._settings.public_host), self._settings.public_port, target.instance
         )

@@ -179,4 +179,4 @@ def _reason(error: Exception) -> str:
     else:
         text = (error.strerror if isinstance(error, OSError) else None) or str(error)
     line = " ".join((text or type(error).__name__).split())
-    return "".join(c if c.isprintable() else "?" for c in line[:160])
+    return escaped(line[:160])

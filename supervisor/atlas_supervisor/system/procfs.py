@@ -17,6 +17,7 @@ from typing import Self
 
 from atlas_supervisor.system import sockdiag
 from atlas_supervisor.system.sockdiag import TcpSocket
+from atlas_supervisor.system.text import escaped
 
 _PROC = Path("/proc")
 
@@ -62,9 +63,8 @@ def describe(pid: int) -> str:
         command = (_PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").strip()
     except OSError:
         command = b""
-    text = command.decode(errors="replace")
-    printable = "".join(character if character.isprintable() else "?" for character in text)
-    return f"pid {pid} ({printable[:120]})" if printable else f"pid {pid}"
+    text = escaped(command.decode(errors="replace"))
+    return f"pid {pid} ({text[:120]})" if text else f"pid {pid}"
 
 
 def describe_listeners(found: Collection[TcpSocket]) -> str:

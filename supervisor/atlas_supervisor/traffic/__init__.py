@@ -15,7 +15,7 @@ __all__ = ["Endpoints", "InheritedSockets", "Plane", "make_plane"]
 log = structlog.get_logger(__name__)
 
 
-def make_plane(endpoints: Endpoints, hand_over: SocketPassing) -> Plane:
+def make_plane(endpoints: Endpoints, socket_passing: SocketPassing) -> Plane:
     """Return the best plane that can carry such workers on these addresses, not yet open.
 
     A worker that binds its own port can't inherit a socket. A worker with a single descriptor is
@@ -25,13 +25,13 @@ def make_plane(endpoints: Endpoints, hand_over: SocketPassing) -> Plane:
     ipv6_only = ":" in endpoints.public_host and endpoints.public_host != "::"
     if (
         not endpoints.public_port
-        or hand_over is SocketPassing.PORT
-        or (hand_over is SocketPassing.FD and ipv6_only)
+        or socket_passing is SocketPassing.PORT
+        or (socket_passing is SocketPassing.FD and ipv6_only)
     ):
-        return RelayPlane(endpoints, hand_over)
+        return RelayPlane(endpoints, socket_passing)
     try:
         listeners.prove_steering()
     except OSError as error:
         log.warning("kernel_steering_unavailable", why=str(error), instead="using the relay plane")
-        return RelayPlane(endpoints, hand_over)
-    return KernelPlane(endpoints, hand_over)
+        return RelayPlane(endpoints, socket_passing)
+    return KernelPlane(endpoints, socket_passing)

@@ -46,9 +46,9 @@ class KernelPlane:
 
     name = "kernel"
 
-    def __init__(self, endpoints: Endpoints, hand_over: SocketPassing) -> None:
+    def __init__(self, endpoints: Endpoints, socket_passing: SocketPassing) -> None:
         self._endpoints = endpoints
-        self._by_descriptor = hand_over is SocketPassing.FD
+        self._by_descriptor = socket_passing is SocketPassing.FD
         self._policy = SteeringPolicy(SlotName.BLUE, direct=self._by_descriptor)
         self._public: dict[SlotName, socket.socket] = {}
         self._own: dict[SlotName, socket.socket] = {}

@@ -25,9 +25,9 @@ from atlas_supervisor.traffic.slot_ports import SlotPorts
 class RelayPlane:
     """The public listener, the relay's targets, and the slots' own ports."""
 
-    def __init__(self, endpoints: Endpoints, hand_over: SocketPassing) -> None:
+    def __init__(self, endpoints: Endpoints, socket_passing: SocketPassing) -> None:
         self._endpoints = endpoints
-        self._hand_over = hand_over
+        self._socket_passing = socket_passing
         self._active = SlotName.BLUE
         self._public: socket.socket | None = None
         self._relay: Relay | None = None
@@ -68,7 +68,9 @@ class RelayPlane:
     def _open_sockets(self) -> None:
         host, port = self._endpoints.public_host, self._endpoints.public_port
         # A worker binds its own port beside our reservation (SO_REUSEADDR).
-        open_one = listeners.bind if self._hand_over is SocketPassing.PORT else listeners.listen
+        open_one = (
+            listeners.bind if self._socket_passing is SocketPassing.PORT else listeners.listen
+        )
         self._own = listeners.open_slot_ports(self._endpoints.slot_ports, open_one)
         if not port:
             return
@@ -77,14 +79,14 @@ class RelayPlane:
             self._public = listeners.listen(host, port)
         except OSError as error:
             raise listeners.explain_bind_error("PUBLIC_PORT", host, port, error) from error
-        if self._hand_over is not SocketPassing.PORT:
+        if self._socket_passing is not SocketPassing.PORT:
             for slot in SlotName:
                 self._inner[slot] = listeners.listen("127.0.0.1", 0)
 
     def _serve_own_ports(self) -> SlotPorts:
-        if self._hand_over is SocketPassing.PORT:
+        if self._socket_passing is SocketPassing.PORT:
             return SlotPorts({}, {})
-        if self._hand_over is SocketPassing.ACTIVATION or not self._inner:
+        if self._socket_passing is SocketPassing.ACTIVATION or not self._inner:
             return SlotPorts(self._own, {})
         return SlotPorts(self._own, {slot: self._target_of(slot) for slot in SlotName})
 
@@ -98,10 +100,10 @@ class RelayPlane:
 
     def inherited(self, slot: SlotName) -> InheritedSockets:
         """Return the worker's sockets: none if it binds its own port, one if it takes one alone."""
-        if self._hand_over is SocketPassing.PORT:
+        if self._socket_passing is SocketPassing.PORT:
             return InheritedSockets({})
         named = {"public": self._inner[slot]} if slot in self._inner else {}
-        if self._hand_over is SocketPassing.ACTIVATION or not named:
+        if self._socket_passing is SocketPassing.ACTIVATION or not named:
             named["private"] = self._own[slot]
         for sock in named.values():
             sock.setblocking(False)  # the flag is shared, and the last worker may have changed it
@@ -117,7 +119,7 @@ class RelayPlane:
 
     def refresh(self, slot: SlotName) -> None:
         """Set the queues' sizes again: the worker shares the sockets."""
-        if self._hand_over is SocketPassing.PORT:
+        if self._socket_passing is SocketPassing.PORT:
             return
         listeners.restore_backlog(self._own[slot])
         if slot in self._inner:
@@ -129,7 +131,7 @@ class RelayPlane:
         The queue of a worker that binds its own port can't be read: connections count that have
         sent something and got no byte back.
         """
-        if self._hand_over is not SocketPassing.PORT:
+        if self._socket_passing is not SocketPassing.PORT:
             return queue_length(self._inner.get(slot, self._own[slot]))
         return self._relay.unanswered(self._target_of(slot)) if self._relay is not None else 0
 

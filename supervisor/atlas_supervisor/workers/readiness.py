@@ -9,18 +9,11 @@ import anyio
 
 from atlas_supervisor.config import Settings
 from atlas_supervisor.probes.health_probe import HttpProber
+from atlas_supervisor.workers.launch import LaunchError
 from atlas_supervisor.workers.output import WorkerLog
 from atlas_supervisor.workers.process import WorkerProcess
 
 _RETRY_SECONDS = 0.05
-
-
-class LaunchError(Exception):
-    """The worker did not become ready; `detail` goes into the deploy's step."""
-
-    def __init__(self, message: str, **detail: Any) -> None:
-        super().__init__(message)
-        self.detail = {"message": message, **detail}
 
 
 async def until_ready(

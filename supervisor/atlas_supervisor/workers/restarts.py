@@ -16,7 +16,7 @@ import structlog
 
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import SlotState
-from atlas_supervisor.workers.readiness import LaunchError
+from atlas_supervisor.workers.launch import LaunchError
 from atlas_supervisor.workers.slot import Slot
 from atlas_supervisor.workers.slot_machine import SlotEvent
 

@@ -6,7 +6,6 @@ follows the table in `slot_machine`. What happens after a crash is decided by `S
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,22 +16,18 @@ from anyio.abc import TaskGroup
 from structlog.contextvars import bind_contextvars, bound_contextvars, clear_contextvars
 
 from atlas_supervisor.config import Settings
-from atlas_supervisor.errors import SettingsError
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import Role, SlotName, SlotState, SlotView
 from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.probes.health_probe import HttpProber
-from atlas_supervisor.system.procfs import describe_listeners
 from atlas_supervisor.traffic import Plane
-from atlas_supervisor.traffic.listeners import foreign_listeners
 from atlas_supervisor.workers import slot_machine
 from atlas_supervisor.workers.drain import Drain, Drains
-from atlas_supervisor.workers.environment import worker_environment
-from atlas_supervisor.workers.launch import FIRST_DESCRIPTOR, launch, new_instance_id
+from atlas_supervisor.workers.launch import LaunchError, launch_release, new_instance_id
 from atlas_supervisor.workers.liveness import until_hung
 from atlas_supervisor.workers.output import WorkerLog
 from atlas_supervisor.workers.process import WorkerProcess
-from atlas_supervisor.workers.readiness import LaunchError, until_ready
+from atlas_supervisor.workers.readiness import until_ready
 from atlas_supervisor.workers.slot_machine import SERVING, SlotEvent
 
 log = structlog.get_logger(__name__)
@@ -173,41 +168,20 @@ class Slot:
         }
 
     async def _launch(self, release: Release, name: str) -> WorkerProcess:
-        settings = self._context.settings
-        await anyio.to_thread.run_sync(self._refuse_taken_port)
-        command = settings.worker_argv(slot=self.name, port=self.port, fd=FIRST_DESCRIPTOR)
-        try:
-            environment = worker_environment(
-                settings, slot=self.name, port=self.port, instance=name, release=release
-            )
-        except SettingsError as error:  # the file of extra variables was changed since the start
-            raise LaunchError(f"the worker's environment can't be loaded: {error}") from error
-        output = await anyio.to_thread.run_sync(self.log.open)
-        try:
-            instance = await launch(
-                slot=self.name,
-                release=release,
-                name=name,
-                command=command,
-                environment=environment,
-                inherited=self._context.plane.inherited(self.name),
-                announce=settings.hand_over is SocketPassing.ACTIVATION,
-                output=output,
-            )
-        finally:
-            os.close(output)
+        instance = await launch_release(
+            release,
+            name=name,
+            slot=self.name,
+            port=self.port,
+            settings=self._context.settings,
+            inherited=self._context.plane.inherited(self.name),
+            output=self.log,
+        )
         self.instance = instance
         self._context.tasks.start_soon(self._watch_exit, instance)
         log.info("worker_launched", pid=instance.pid, version=release.version)
         await self._context.registry.launched(instance)
         return instance
-
-    def _refuse_taken_port(self) -> None:
-        """Raise LaunchError if another process listens where the worker is going to bind."""
-        if self._context.settings.hand_over is not SocketPassing.PORT:
-            return
-        if found := foreign_listeners("127.0.0.1", self.port):
-            raise LaunchError(f"port {self.port} is taken: {describe_listeners(found)}")
 
     async def _watch_exit(self, instance: WorkerProcess) -> None:
         clear_contextvars()  # a worker outlives the deploy that its log lines would name
@@ -260,7 +234,7 @@ class Slot:
         freed()
 
     def _may_linger(self, instance: WorkerProcess) -> bool:
-        return instance.kit and self._context.settings.hand_over is not SocketPassing.PORT
+        return instance.kit and self._context.settings.socket_passing is not SocketPassing.PORT
 
     async def _linger(self, drain: Drain, freed: Callable[[], None]) -> dict[str, Any]:
         """Leave the slot as soon as one more may linger; return once the worker has ended.

@@ -46,14 +46,14 @@ def become_worker(settings: Settings, environ: Mapping[str, str]) -> NoReturn:
         environ=environ,
     )
     descriptors: list[int] = []
-    if settings.hand_over is not SocketPassing.PORT:
+    if settings.socket_passing is not SocketPassing.PORT:
         try:
             listener = listen("127.0.0.1", port)
         except OSError as error:
             raise explain_bind_error(_LABEL, "127.0.0.1", port, error) from error
         descriptors.append(listener.detach())
         os.set_inheritable(descriptors[0], True)
-    announced = len(descriptors) if settings.hand_over is SocketPassing.ACTIVATION else 0
+    announced = len(descriptors) if settings.socket_passing is SocketPassing.ACTIVATION else 0
     if announced:
         environment["LISTEN_FDNAMES"] = "private"
     command = settings.worker_argv(slot=slot, port=port, fd=FIRST_DESCRIPTOR)

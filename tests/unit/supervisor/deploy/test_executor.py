@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from atlas_supervisor.deploy.executor import Executor
-from atlas_supervisor.deploy.machine import Plan
+from atlas_supervisor.deploy.machine import Event, Plan
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.model.release import Release, Version, VersionChange
@@ -123,3 +123,21 @@ async def test_the_next_preflight_ends_a_worker_that_a_failed_step_left_on_stagi
     async with stage(tmp_path, monkeypatch) as on:
         assert (await on.activities.preflight(on.deploy())).has_passed
         assert on.it.bench.green.instance is None
+
+
+@pytest.mark.parametrize("phase", ["guard", "warm"])
+async def test_guard_and_warm_time_end_when_the_next_deploy_needs_staging(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    long = {"keep_warm_seconds": 600, "keep_warm_foreign": True, "guard_seconds": 600}
+    async with stage(tmp_path, monkeypatch) as on:
+        on.activities._settings = on.activities._settings.model_copy(update=long)
+        assert (await on.activities.switch(on.deploy())).has_passed
+        waiting = asyncio.create_task(getattr(on.activities, phase)(on.deploy()))
+        freeing = asyncio.create_task(on.it.bench.slots.free_staging())
+        outcome = await asyncio.wait_for(waiting, 5)
+        assert (outcome.event, outcome.message) == (Event.SUPERSEDED, "the next deploy has begun")
+        assert on.it.bench.blue.serving  # it is drained by the next phase
+        assert not freeing.done()
+        assert (await on.activities.drain(on.deploy())).has_passed
+        await asyncio.wait_for(freeing, 5)

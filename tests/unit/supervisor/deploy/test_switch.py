@@ -142,7 +142,7 @@ async def test_a_connection_that_arrives_at_a_foreign_listener_undoes_the_switch
 
         monkeypatch.setattr(switching, "landing", wrong)
         outcome = await it.switch.flip()
-        assert "wrong place: pid 1" in outcome.message
+        assert "wrong process: pid 1" in outcome.message
         assert it.has(BLUE)
 
 
@@ -169,7 +169,7 @@ async def test_an_instance_that_dies_in_the_middle_gets_no_traffic(
 
         async def dies_at_landing(*_: Any) -> tuple[Landing, str]:
             await kill(it.bench.green)
-            return Landing.UNSEEN, "it was not accepted"
+            return Landing.UNSEEN, "not accepted"
 
         async def dies_at_write(**changes: Any) -> None:
             await change(**changes)

@@ -154,8 +154,12 @@ def test_a_language_model_that_is_down_is_no_complaint_about_the_release() -> No
 
 def test_every_failed_check_is_named() -> None:
     body = {"checks": {name: {"status": "fail"} for name in REPORTED}}
-    said = complaint(answer(body)) or ""
-    assert [part.split()[0] for part in said.split("; ")] == ["scheduler", "memory", "db_integrity"]
+    found = complaint(answer(body)) or ""
+    assert [part.split()[0] for part in found.split("; ")] == [
+        "scheduler",
+        "memory",
+        "db_integrity",
+    ]
 
 
 @given(st.binary(max_size=300))

@@ -49,7 +49,7 @@ async def test_an_answer_of_2xx_in_time_passes() -> None:
     assert result.duration_ms > 0
 
 
-async def test_a_probe_says_what_it_is_and_keeps_no_connection() -> None:
+async def test_a_probe_has_its_header_and_keeps_no_connection() -> None:
     async with serve(answer()) as server, HttpProber() as prober:
         for _ in range(3):
             await prober.probe(server.port, "/health?a=%2F", timeout_seconds=5)
@@ -123,7 +123,7 @@ async def test_the_time_covers_the_whole_answer(handler: Handler, words: str) ->
     assert words in result.message
 
 
-async def test_a_port_where_nobody_listens_fails() -> None:
+async def test_a_port_without_a_listener_fails() -> None:
     result = await probe(unused_port())
     assert result.verdict is Verdict.FAIL
     assert "connection refused" in result.message
@@ -259,7 +259,7 @@ async def test_the_gate_sees_another_instance() -> None:
     assert "'b'" in result.message
 
 
-async def test_what_came_to_nothing_is_tried_again() -> None:
+async def test_an_inconclusive_probe_is_repeated() -> None:
     shortage = ExitStack()
 
     class EndsTheShortage(HttpProber):
@@ -350,7 +350,7 @@ async def test_the_gate_fails_at_the_first_probe_that_complains() -> None:
     assert "reports: broken" in gate.message
 
 
-async def test_a_look_has_the_answer_and_one_of_the_wrong_instance_is_not_it() -> None:
+async def test_a_response_of_another_instance_is_not_returned() -> None:
     handler = answer(b"fine", headers="X-Atlas-Instance: a\r\n")
     async with serve(handler) as server, HttpProber() as prober:
         right = await prober.probe_response(
@@ -364,7 +364,7 @@ async def test_a_look_has_the_answer_and_one_of_the_wrong_instance_is_not_it() -
     assert (wrong.response, wrong.result.verdict) == (None, Verdict.FAIL)
 
 
-async def test_a_look_by_another_address_sends_the_same_request_there() -> None:
+async def test_a_probe_via_another_address_sends_the_same_request() -> None:
     async with serve(answer()) as own, serve(answer()) as other, HttpProber() as prober:
         await prober.probe_response(own.port, "/health", timeout_seconds=5)
         look = await prober.probe_response(

@@ -136,7 +136,7 @@ def test_a_process_is_described_without_control_characters() -> None:
         text = procfs.describe(odd.pid)
     assert text.startswith(f"pid {odd.pid} (")
     assert text.isprintable()
-    assert "?[31m?" in text
+    assert r"\x1b[31m\x07" in text
 
 
 def test_a_process_that_is_gone_is_described_by_its_pid_alone() -> None:

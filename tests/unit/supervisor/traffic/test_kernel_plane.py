@@ -41,9 +41,9 @@ async def test_each_workers_sockets_reach_it_and_the_public_port_the_active_one(
     ):
         assert plane.name == "kernel"
         for slot in (BLUE, GREEN):
-            handed = plane.inherited(slot)
-            assert list(handed.named) == ["public", "private"]
-            for name, sock in handed.named.items():
+            inherited = plane.inherited(slot)
+            assert list(inherited.named) == ["public", "private"]
+            for name, sock in inherited.named.items():
                 await s.enter_async_context(serving(naming(f"{slot} {name}"), sock))
         assert plane.inherited(BLUE).spare == (plane.inherited(GREEN).named["public"],)
         for active in (BLUE, GREEN, BLUE):
@@ -94,9 +94,9 @@ async def test_a_switch_under_connections_loses_none() -> None:
 async def test_a_descriptor_worker_is_reached_on_its_own_port_through_the_public_socket() -> None:
     async with opened(SocketPassing.FD) as (plane, at), contextlib.AsyncExitStack() as stack:
         for slot in (BLUE, GREEN):
-            handed = plane.inherited(slot)
-            assert list(handed.named) == ["public"]
-            await stack.enter_async_context(serving(naming(slot.value), handed.named["public"]))
+            inherited = plane.inherited(slot)
+            assert list(inherited.named) == ["public"]
+            await stack.enter_async_context(serving(naming(slot.value), inherited.named["public"]))
         for active in (BLUE, GREEN):
             plane.steer(active)
             assert await who(at.public_port) == active.value
@@ -104,9 +104,11 @@ async def test_a_descriptor_worker_is_reached_on_its_own_port_through_the_public
                 assert await who(port) == slot.value
 
 
-@pytest.mark.parametrize("hand_over", [SocketPassing.ACTIVATION, SocketPassing.FD])
-async def test_a_dead_slots_queue_is_handed_to_the_living_one(hand_over: SocketPassing) -> None:
-    async with opened(hand_over) as (plane, at), contextlib.AsyncExitStack() as stack:
+@pytest.mark.parametrize("socket_passing", [SocketPassing.ACTIVATION, SocketPassing.FD])
+async def test_a_dead_slots_queue_is_passed_on_to_the_living_one(
+    socket_passing: SocketPassing,
+) -> None:
+    async with opened(socket_passing) as (plane, at), contextlib.AsyncExitStack() as stack:
         for sock in plane.inherited(GREEN).named.values():
             await stack.enter_async_context(serving(naming("living"), sock))
         waiting = [asyncio.create_task(who(at.public_port)) for _ in range(20)]
@@ -114,7 +116,7 @@ async def test_a_dead_slots_queue_is_handed_to_the_living_one(hand_over: SocketP
         plane.steer(GREEN)
         assert plane.rescued(BLUE) == 0
         plane.vacate(BLUE, GREEN)
-        plane.vacate(BLUE, GREEN)  # said twice is meant once
+        plane.vacate(BLUE, GREEN)  # a second time has no effect
         assert set(await asyncio.gather(*waiting)) == {"living"}
         assert plane.rescued(BLUE) == 20
         plane.occupy(BLUE)
@@ -126,11 +128,11 @@ async def test_a_dead_slots_queue_is_handed_to_the_living_one(hand_over: SocketP
             assert plane.queued(BLUE) == 1  # it waits for the slot's own worker again
 
 
-@pytest.mark.parametrize("hand_over", [SocketPassing.ACTIVATION, SocketPassing.FD])
+@pytest.mark.parametrize("socket_passing", [SocketPassing.ACTIVATION, SocketPassing.FD])
 async def test_the_own_port_of_a_slot_without_a_worker_refuses_at_once(
-    hand_over: SocketPassing,
+    socket_passing: SocketPassing,
 ) -> None:
-    async with opened(hand_over) as (plane, at), contextlib.AsyncExitStack() as stack:
+    async with opened(socket_passing) as (plane, at), contextlib.AsyncExitStack() as stack:
         for slot in (BLUE, GREEN):
             for sock in plane.inherited(slot).named.values():
                 await stack.enter_async_context(serving(naming(slot.value), sock))
@@ -162,10 +164,10 @@ async def test_rescued_connections_outlive_the_rescue_and_end_with_the_plane() -
 
 async def test_refresh_restores_backlog_and_program_after_a_worker_changed_them() -> None:
     async with opened(SocketPassing.ACTIVATION) as (plane, at):
-        handed = plane.inherited(BLUE)
-        for sock in handed.named.values():
+        inherited = plane.inherited(BLUE)
+        for sock in inherited.named.values():
             sock.listen(1)
-        listeners.attach(handed.named["public"], SteeringPolicy(GREEN))
+        listeners.attach(inherited.named["public"], SteeringPolicy(GREEN))
         plane.refresh(BLUE)
         before = {slot: plane.queued(slot) for slot in (BLUE, GREEN)}
         with ExitStack() as stack:
@@ -174,7 +176,7 @@ async def test_refresh_restores_backlog_and_program_after_a_worker_changed_them(
                     stack.enter_context(socket.create_connection(("127.0.0.1", port), 2))
             assert plane.queued(GREEN) == before[GREEN]
             assert plane.queued(BLUE) == before[BLUE] + 20
-            assert queue_length(handed.named["private"]) == 20
+            assert queue_length(inherited.named["private"]) == 20
 
 
 async def test_the_next_worker_gets_nonblocking_sockets_after_one_made_them_blocking() -> None:

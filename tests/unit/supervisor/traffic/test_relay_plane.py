@@ -32,7 +32,7 @@ from tests.unit.supervisor.traffic.support import (
 
 
 @pytest.mark.parametrize(
-    ("host", "public_port", "hand_over", "expected", "name"),
+    ("host", "public_port", "socket_passing", "expected", "name"),
     [
         ("127.0.0.1", 8790, SocketPassing.ACTIVATION, KernelPlane, "kernel"),
         ("::1", 8790, SocketPassing.ACTIVATION, KernelPlane, "kernel"),
@@ -45,9 +45,9 @@ from tests.unit.supervisor.traffic.support import (
     ],
 )
 def test_the_best_plane_is_made(
-    host: str, public_port: int, hand_over: SocketPassing, expected: type, name: str
+    host: str, public_port: int, socket_passing: SocketPassing, expected: type, name: str
 ) -> None:
-    plane = make_plane(Endpoints(host, public_port, {BLUE: 1, GREEN: 2}), hand_over)
+    plane = make_plane(Endpoints(host, public_port, {BLUE: 1, GREEN: 2}), socket_passing)
     assert isinstance(plane, expected)
     assert plane.name == name
 
@@ -93,11 +93,11 @@ def test_this_kernel_steers_and_the_proof_leaves_nothing_open() -> None:
 
 @contextlib.asynccontextmanager
 async def relay_plane(
-    hand_over: SocketPassing, host: str = "127.0.0.1", *, public: bool = True
+    socket_passing: SocketPassing, host: str = "127.0.0.1", *, public: bool = True
 ) -> AsyncIterator[tuple[Plane, Endpoints]]:
     public_port, blue, green = free_ports(3)
     at = Endpoints(host, public_port if public else 0, {BLUE: blue, GREEN: green})
-    plane = RelayPlane(at, hand_over)
+    plane = RelayPlane(at, socket_passing)
     plane.open(BLUE)
     try:
         yield plane, at
@@ -147,16 +147,19 @@ async def test_a_reserved_port_refuses_clients_until_the_worker_listens() -> Non
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::"])
-@pytest.mark.parametrize("hand_over", [SocketPassing.ACTIVATION, SocketPassing.FD])
+@pytest.mark.parametrize("socket_passing", [SocketPassing.ACTIVATION, SocketPassing.FD])
 async def test_workers_that_are_handed_sockets_are_relayed_to(
-    hand_over: SocketPassing, host: str
+    socket_passing: SocketPassing, host: str
 ) -> None:
-    names = ["public"] if hand_over is SocketPassing.FD else ["public", "private"]
-    async with relay_plane(hand_over, host) as (plane, at), contextlib.AsyncExitStack() as stack:
+    names = ["public"] if socket_passing is SocketPassing.FD else ["public", "private"]
+    async with (
+        relay_plane(socket_passing, host) as (plane, at),
+        contextlib.AsyncExitStack() as stack,
+    ):
         for slot in (BLUE, GREEN):
-            handed = plane.inherited(slot)
-            assert list(handed.named) == names
-            for name, sock in handed.named.items():
+            inherited = plane.inherited(slot)
+            assert list(inherited.named) == names
+            for name, sock in inherited.named.items():
                 await stack.enter_async_context(serving(naming(f"{slot} {name}"), sock))
         for active in (BLUE, GREEN):
             plane.steer(active)
@@ -215,9 +218,11 @@ async def test_clients_wait_for_a_worker_that_restarts() -> None:
             assert set(await asyncio.gather(*waiting)) == {"restarted"}
 
 
-@pytest.mark.parametrize("hand_over", [SocketPassing.ACTIVATION, SocketPassing.FD])
-async def test_a_dead_slots_queue_is_handed_to_the_living_one(hand_over: SocketPassing) -> None:
-    async with relay_plane(hand_over) as (plane, at), contextlib.AsyncExitStack() as stack:
+@pytest.mark.parametrize("socket_passing", [SocketPassing.ACTIVATION, SocketPassing.FD])
+async def test_a_dead_slots_queue_is_passed_on_to_the_living_one(
+    socket_passing: SocketPassing,
+) -> None:
+    async with relay_plane(socket_passing) as (plane, at), contextlib.AsyncExitStack() as stack:
         for sock in plane.inherited(GREEN).named.values():
             await stack.enter_async_context(serving(naming("living"), sock))
         waiting = [asyncio.create_task(who(at.public_port)) for _ in range(10)]
@@ -231,12 +236,12 @@ async def test_a_dead_slots_queue_is_handed_to_the_living_one(hand_over: SocketP
 
 
 @pytest.mark.parametrize("public", [True, False])
-@pytest.mark.parametrize("hand_over", [SocketPassing.ACTIVATION, SocketPassing.FD])
+@pytest.mark.parametrize("socket_passing", [SocketPassing.ACTIVATION, SocketPassing.FD])
 async def test_the_own_port_of_a_slot_without_a_worker_is_never_answered_by_the_other(
-    hand_over: SocketPassing, public: bool
+    socket_passing: SocketPassing, public: bool
 ) -> None:
     async with (
-        relay_plane(hand_over, public=public) as (plane, at),
+        relay_plane(socket_passing, public=public) as (plane, at),
         contextlib.AsyncExitStack() as stack,
     ):
         for sock in plane.inherited(GREEN).named.values():
@@ -290,24 +295,29 @@ async def test_a_worker_of_a_port_has_no_queue_of_ours() -> None:
 
 async def test_a_queue_that_the_worker_shrank_is_restored() -> None:
     async with relay_plane(SocketPassing.ACTIVATION) as (plane, _):
-        handed = plane.inherited(BLUE).named
-        for sock in handed.values():
+        inherited = plane.inherited(BLUE).named
+        for sock in inherited.values():
             sock.listen(1)
         plane.refresh(BLUE)
-        for sock in handed.values():
+        for sock in inherited.values():
             with contextlib.ExitStack() as stack:
                 for _ in range(20):
                     stack.enter_context(socket.create_connection(sock.getsockname(), 2))
 
 
 @pytest.mark.parametrize(
-    "hand_over", [SocketPassing.ACTIVATION, SocketPassing.FD, SocketPassing.PORT]
+    "socket_passing", [SocketPassing.ACTIVATION, SocketPassing.FD, SocketPassing.PORT]
 )
-async def test_without_a_public_port_the_slots_own_ports_serve(hand_over: SocketPassing) -> None:
-    async with opened(hand_over, public=False) as (plane, at), contextlib.AsyncExitStack() as stack:
+async def test_without_a_public_port_the_slots_own_ports_serve(
+    socket_passing: SocketPassing,
+) -> None:
+    async with (
+        opened(socket_passing, public=False) as (plane, at),
+        contextlib.AsyncExitStack() as stack,
+    ):
         assert plane.name == "none"
         assert plane.foreign_listeners() == []
-        if hand_over is SocketPassing.PORT:
+        if socket_passing is SocketPassing.PORT:
             await stack.enter_async_context(serving(naming("blue"), port=at.slot_ports[BLUE]))
         else:
             assert list(plane.inherited(BLUE).named) == ["private"]

@@ -163,7 +163,7 @@ async def bench(
     settings = make_settings(folder, **changes)
     plane = make_plane(
         Endpoints(str(settings.public_host), settings.public_port, settings.slot_ports),
-        settings.hand_over,
+        settings.socket_passing,
     )
     plane.open(BLUE)
     try:

@@ -232,8 +232,8 @@ print(json.dumps([os.getpid(), os.getsid(0), names, fds, environ]))
     ports = free_ports(3)
     with contextlib.ExitStack() as stack:
         public, own, spare = (stack.enter_context(listen("127.0.0.1", port)) for port in ports)
-        handed = InheritedSockets({"public": public, "private": own}, spare=(spare,))
-        async with launched(tmp_path, code, inherited=handed, announce=True) as instance:
+        inherited = InheritedSockets({"public": public, "private": own}, spare=(spare,))
+        async with launched(tmp_path, code, inherited=inherited, announce=True) as instance:
             with anyio.fail_after(10):
                 await instance.wait()
         pid, session, seen, fds, environ = json.loads((tmp_path / "output").read_text())

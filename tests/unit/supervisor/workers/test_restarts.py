@@ -4,9 +4,10 @@ import asyncio
 from pathlib import Path
 
 import anyio
+import pytest
 
 from atlas_supervisor.model.slot import SlotState
-from atlas_supervisor.workers.restarts import Restarter, RestartPolicy
+from atlas_supervisor.workers.restarts import CrashCount, Restarter, RestartPolicy
 from tests.harness import eventually
 from tests.unit.supervisor.workers.support import READY_AND_SLEEP, SLEEP, bench, release
 
@@ -142,3 +143,32 @@ async def test_a_worker_that_is_ready_too_late_is_ended_again(tmp_path: Path) ->
         await restarter.start(release(tmp_path / "r", READY_AND_SLEEP))
         assert made.blue.instance is None
         assert made.blue.state is SlotState.EMPTY
+
+
+POLICY = RestartPolicy(delays_seconds=(0.0, 1.0, 5.0), stable_seconds=10.0)
+
+
+def test_each_short_life_in_a_row_has_a_longer_delay_until_the_worker_is_given_up() -> None:
+    crashes, delays = CrashCount(), []
+    for _ in range(4):
+        crashes = crashes.after(0.1, POLICY)
+        delays.append(crashes.delay_seconds(POLICY))
+    assert delays == [0.0, 1.0, 5.0, None]
+
+
+@pytest.mark.parametrize("short_lives", [1, 3, 100])
+def test_a_long_life_begins_a_new_row(short_lives: int) -> None:
+    after = CrashCount(short_lives).after(10.0, POLICY)
+    assert after == CrashCount(1)
+    assert after.delay_seconds(POLICY) == 0.0
+
+
+def test_the_first_start_has_no_delay() -> None:
+    assert CrashCount().delay_seconds(POLICY) == 0.0
+
+
+def test_the_default_delays_begin_at_zero_and_grow() -> None:
+    policy = RestartPolicy()
+    assert policy.delays_seconds[0] == 0.0
+    assert list(policy.delays_seconds) == sorted(policy.delays_seconds)
+    assert CrashCount(len(policy.delays_seconds) + 1).delay_seconds(policy) is None

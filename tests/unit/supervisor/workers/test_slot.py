@@ -15,8 +15,8 @@ from atlas_supervisor.model.slot import Role, SlotState
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.system import procfs
+from atlas_supervisor.workers.launch import LaunchError
 from atlas_supervisor.workers.output import keep_bounded
-from atlas_supervisor.workers.readiness import LaunchError
 from tests.harness import eventually
 from tests.unit.supervisor.traffic.support import foreign_listener, open_files
 from tests.unit.supervisor.workers.support import (
