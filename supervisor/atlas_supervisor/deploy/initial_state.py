@@ -98,7 +98,7 @@ async def active_release(
     try:
         return await last_active(database, state, releases, slot)
     except UnknownReleaseError as error:
-        log.critical("active_release_gone", slot=slot, why=str(error))
+        log.critical("active_release_missing", slot=slot, why=str(error))
         return None
 
 
