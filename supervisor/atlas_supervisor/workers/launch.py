@@ -75,9 +75,10 @@ def worker_environment(
         for name, value in environ.items()
         if name in ALLOWED or name.startswith(ALLOWED_PREFIX)
     }
-    own = load_worker_env(settings.worker_env_file)
-    keep_secret(value for key, value in own.items() if is_secret(key))
-    values |= own
+    if settings.worker_env_file is not None:
+        own = load_worker_env(settings.worker_env_file)
+        keep_secret(value for key, value in own.items() if is_secret(key))
+        values |= own
     values["PATH"] = _path(release.path, values.get("PATH", os.defpath))
     values |= {
         contract.ENV_SLOT: slot.value,

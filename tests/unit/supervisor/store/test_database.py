@@ -17,7 +17,7 @@ from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.actor import SUPERVISOR
 from atlas_supervisor.model.release import Release, Version, VersionChange
 from atlas_supervisor.store import database as module
-from atlas_supervisor.store import versions
+from atlas_supervisor.store import deploys
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.statements import StoreError
 from tests.unit.supervisor.store.samples import a_deploy, a_state, a_step, moved, rows
@@ -111,7 +111,7 @@ async def test_versions_and_state_come_back_as_written(path: Path) -> None:
 
 
 async def test_old_versions_are_forgotten(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(versions, "_VERSIONS_KEPT", 3)
+    monkeypatch.setattr(deploys, "_VERSIONS_KEPT", 3)
     async with open_database(path) as (database, _):
         for number in range(10):
             release = Release(name=f"v{number}", path=Path("/srv"), version=f"v{number}")
