@@ -190,7 +190,7 @@ class Daemon:
             plane=self._plane,
             slots=slots,
             state=self._state,
-            changed=monitor.subject_changed,
+            changed=monitor.switched,
         )
         executor = Executor(
             settings=self._settings,

@@ -14,7 +14,6 @@ from atlas_supervisor.deploy.effects import ActiveDeploy, StepOutcome
 from atlas_supervisor.deploy.machine import Event
 from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.errors import SettingsError
-from atlas_supervisor.health.worker_report import complaint
 from atlas_supervisor.model.release import Version, VersionChange
 from atlas_supervisor.model.step import (
     DrainDetail,
@@ -134,7 +133,6 @@ class Executor:
             interval_seconds=settings.health_interval_seconds,
             timeout_seconds=settings.health_timeout_seconds,
             expect_instance=slot.instance.name if slot.instance else None,
-            complaint=complaint,
         )
         if gate.verdict is Verdict.PASS:
             return StepOutcome.passed(gate.message, HealthDetail(probes=gate.probes))
