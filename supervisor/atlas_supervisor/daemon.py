@@ -25,9 +25,8 @@ from atlas_supervisor.deploy.collector import GaugeCollector
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.executor import Executor
 from atlas_supervisor.deploy.initial_state import active_release
-from atlas_supervisor.deploy.recorder import Recorder
+from atlas_supervisor.deploy.recorder import Recorder, Runs
 from atlas_supervisor.deploy.recovery import recover
-from atlas_supervisor.deploy.runs import Runs
 from atlas_supervisor.deploy.service import DeployService
 from atlas_supervisor.deploy.status import DeployQueries
 from atlas_supervisor.deploy.switch import Switch

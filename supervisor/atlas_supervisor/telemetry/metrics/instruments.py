@@ -12,8 +12,7 @@ from itertools import accumulate
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import HistogramMetricFamily
 
-from atlas_supervisor.model.deploy import Result
-from atlas_supervisor.model.event import BEGUN, DeployEvent, PublishedEvent
+from atlas_supervisor.model.deploy import BEGUN, DeployEvent, PublishedEvent, Result
 from atlas_supervisor.model.probe import ProbeResult
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.verdict import Verdict

@@ -11,8 +11,7 @@ from atlas_supervisor.api import examples
 from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy.collector import Snapshot, gauges
 from atlas_supervisor.model.canary import CanaryPolicy, FeaturePolicy
-from atlas_supervisor.model.deploy import DeployRecord, Mode
-from atlas_supervisor.model.event import BEGUN, DeployEvent, PublishedEvent
+from atlas_supervisor.model.deploy import BEGUN, DeployEvent, DeployRecord, Mode, PublishedEvent
 from atlas_supervisor.model.probe import ProbeResult
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.state import DeployState
