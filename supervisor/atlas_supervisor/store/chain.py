@@ -21,7 +21,7 @@ import structlog
 from pydantic import BaseModel, Field, ValidationError
 
 from atlas_supervisor.model.audit import Problem
-from atlas_supervisor.system.atomic_file import replace
+from atlas_supervisor.store.state_keeper import replace
 
 log = structlog.get_logger(__name__)
 
