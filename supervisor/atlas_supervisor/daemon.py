@@ -244,6 +244,7 @@ class Daemon:
             canary=self._canaries,
             health=monitor,
             audit=self._database.audit,
+            trail=self._database.trail,
             logs=LogService(own_log, {slot.name: slot.log for slot in slots}),
             metrics=collector.exposition(self._metrics),
         )
