@@ -18,8 +18,7 @@ from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import listeners
 from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, RelayTraffic
 from atlas_supervisor.traffic.relay import Relay, Target
-from atlas_supervisor.traffic.rescue import Rescues
-from atlas_supervisor.traffic.slot_ports import SlotPorts
+from atlas_supervisor.traffic.slot_ports import Rescues, SlotPorts
 
 
 class RelayPlane:
