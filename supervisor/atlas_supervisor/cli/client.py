@@ -17,6 +17,7 @@ import aiohttp
 
 from atlas_supervisor.cli.endpoint import Endpoint
 from atlas_supervisor.cli.errors import BrokenError, FailedError, NoDaemonError, NoStreamError
+from atlas_supervisor.output import see_through
 
 Record = dict[str, Any]
 """A JSON object of the API. Fields are read with `.get`, as an older daemon may lack some."""
@@ -111,6 +112,7 @@ class DaemonClient:
         With a `key`, for which the daemon executes the request only once, the request is repeated
         if the connection broke before the answer; a daemon that restarts is waited for.
         """
+        see_through()
         headers = {} if key is None else {"Idempotency-Key": key}
         ask = partial(
             self._request,
@@ -128,6 +130,7 @@ class DaemonClient:
 
         It is idempotent, so it needs no key.
         """
+        see_through()
         ask = partial(self._request, "PUT", path, patience=PATIENCE_SECONDS, body=body)
         return await self._request_with_retry(ask)
 

@@ -55,7 +55,7 @@ class Session:
         if self.json:
             self.report_json(answer, *fields)
         else:
-            self.screen.print(view(self.expect(answer, *fields)))
+            self.screen.conclude(view(self.expect(answer, *fields)))
 
     def report_json(self, answer: ApiResponse, *fields: str) -> None:
         """Write the answer unchanged; an error ends the call with exit 1, without a message."""
