@@ -11,9 +11,13 @@ import pytest
 from atlas_supervisor.deploy import errors
 from atlas_supervisor.deploy.machine import Event, Phase, Plan
 from atlas_supervisor.deploy.runs import Runs
-from atlas_supervisor.deploy.service import DeployService
+from atlas_supervisor.deploy.service import DeployService, previous_release
 from atlas_supervisor.errors import RefusedError
+from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.store.database import open_database
+from atlas_supervisor.store.statements import StoreError
+from atlas_supervisor.workers.releases import Releases
 from tests.unit.supervisor.deploy.memory import FAIL, World, driven, to_the_end, until_phase
 
 ABORT, SWITCH = Event.ABORT_REQUESTED, Event.SWITCH_REQUESTED
@@ -120,3 +124,18 @@ async def test_a_deploy_that_has_switched_is_answered_so_though_its_revert_faile
         with pytest.raises(RefusedError, match="the switch failed"):
             await service._answer(run)  # the answer to the request for a rollback
         world.held["warm"].set()
+
+
+async def test_a_rollback_is_refused_while_the_last_switch_is_not_written(tmp_path: Path) -> None:
+    async with open_database(tmp_path / "atlas.db") as (database, _):
+        for name in ("v0", "v1"):
+            release = Release(name=name, path=tmp_path / name, version=name)
+            await database.versions.push(SlotName.BLUE, release)
+
+        async def broken() -> None:
+            raise StoreError("disk is full")  # the switch to v2 is pending
+
+        database.outbox.put(broken)
+        releases = Releases(directory=tmp_path, releases_dir=tmp_path)
+        with pytest.raises(StoreError, match="disk is full"):
+            await previous_release(database, releases)
