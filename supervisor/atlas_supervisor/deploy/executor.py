@@ -102,7 +102,7 @@ class Executor:
             return StepOutcome.staging_died("staging is gone")
         checks = await run_smoke(
             plan,
-            base_url=f"http://127.0.0.1:{slot.port}",
+            base_url=f"http://127.0.0.1:{self._plane.probe_port(slot.name)}",
             env=worker_environment(
                 self._settings,
                 slot=slot.name,
