@@ -71,7 +71,12 @@ class Daemon:
             state_dir=settings.state_dir,
         )
         self._plane: Plane = make_plane(
-            Endpoints(str(settings.public_host), settings.public_port, settings.slot_ports),
+            Endpoints(
+                str(settings.public_host),
+                settings.public_port,
+                settings.slot_ports,
+                proxy_protocol=settings.relay_proxy_protocol,
+            ),
             settings.socket_passing,
         )
         self._releases = Releases(
@@ -95,7 +100,9 @@ class Daemon:
                     self._settings, self._state, self._database, self._metrics.canaries.observe
                 )
             stack.callback(self._canaries.close)
-            prober = await stack.enter_async_context(HttpProber(self._metrics.probes.probed))
+            prober = await stack.enter_async_context(
+                HttpProber(self._metrics.probes.probed, reach=self._reach)
+            )
             active = self._settings.slot_of_port(self._state.state.active_port)
             self._plane.open(active)
             stack.push_async_callback(self._plane.close)
@@ -248,3 +255,6 @@ class Daemon:
             logs=LogService(own_log, {slot.name: slot.log for slot in slots}),
             metrics=collector.exposition(self._metrics),
         )
+
+    def _reach(self, port: int) -> int:
+        return self._plane.probe_port(self._settings.slot_of_port(port))

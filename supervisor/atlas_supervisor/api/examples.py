@@ -36,6 +36,14 @@ from atlas_supervisor.model.status import Status, Traffic
 
 _START = datetime(2026, 1, 5, 9, 30, tzinfo=UTC)
 
+PARAMETERS = {
+    "asset": "swagger-ui.css",
+    "deploy_id": "20260105-093000-4f2a11",
+    "feature": "vision",
+    "source": "supervisor",
+}
+"""Values of path parameters."""
+
 # Deploys.
 
 
@@ -50,7 +58,7 @@ _GATES = [
     _step(StepName.HEALTH, 1004.0, probes=3),
 ]
 SWITCHED = DeployRecord(
-    deploy_id="20260105-093000-4f2a11",
+    deploy_id=PARAMETERS["deploy_id"],
     result=Result.SWITCHED,
     dry_run=False,
     release="1.4.0",

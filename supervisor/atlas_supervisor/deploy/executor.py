@@ -105,7 +105,7 @@ class Executor:
             return StepOutcome.passed("there are no smoke tests", SmokeDetail(checks=[]))
         checks = await run_smoke(
             plan,
-            base_url=f"http://127.0.0.1:{slot.port}",
+            base_url=f"http://127.0.0.1:{self._plane.probe_port(slot.name)}",
             env=worker_environment(
                 self._settings,
                 slot=slot.name,

@@ -72,10 +72,15 @@ class HttpProber:
     """Probes workers on this machine; to be used as an async context manager."""
 
     def __init__(
-        self, observe: Callable[[int, ProbeResult], None] = lambda _port, _result: None
+        self,
+        observe: Callable[[int, ProbeResult], None] = lambda _port, _result: None,
+        *,
+        reach: Callable[[int], int] = lambda port: port,
     ) -> None:
         self._observe = observe
         """Called with the port and the result of every probe."""
+        self._reach = reach
+        """Returns the port to connect to for a worker's own port."""
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -139,7 +144,7 @@ class HttpProber:
             response = await exchange(
                 self._session,
                 "GET",
-                f"{via.origin() if via else f'http://{own}'}{path}",
+                f"{via.origin() if via else f'http://127.0.0.1:{self._reach(port)}'}{path}",
                 headers={"Host": own, PROBE_HEADER: "1"},
                 timeout_seconds=timeout_seconds,
                 limit=BODY_LIMIT,

@@ -18,7 +18,7 @@ from functools import partial
 
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.traffic.plane import RelayTraffic
-from atlas_supervisor.traffic.relay import Relay, Target
+from atlas_supervisor.traffic.relay import Header, Relay, Target
 from atlas_supervisor.traffic.relay_connection import RelayCounters
 
 
@@ -29,13 +29,24 @@ class SlotPorts:
     """
 
     def __init__(
-        self, listeners: Mapping[SlotName, socket.socket], targets: Mapping[SlotName, Target]
+        self,
+        listeners: Mapping[SlotName, socket.socket],
+        targets: Mapping[SlotName, Target],
+        *,
+        header: Header | None = None,
+        patient: bool = True,
     ) -> None:
         self._targets = targets
         self._vacant: set[SlotName] = set()
         self._carried = RelayCounters()
         self._relays = {
-            slot: Relay(listener, partial(self._target, slot), self._carried)
+            slot: Relay(
+                listener,
+                partial(self._target, slot),
+                self._carried,
+                header=header,
+                patient=patient,
+            )
             for slot, listener in listeners.items()
         }
         for slot in targets:
