@@ -105,7 +105,7 @@ class Executor:
             return StepOutcome.passed("there are no smoke tests", SmokeDetail(checks=[]))
         checks = await run_smoke(
             plan,
-            base_url=f"http://127.0.0.1:{self._plane.probe_port(slot.name)}",
+            base_url=f"http://127.0.0.1:{self._plane.probe_port(slot.port)}",
             env=worker_environment(
                 self._settings,
                 slot=slot.name,
