@@ -19,14 +19,20 @@ from atlas_supervisor.model.canary import (
     LatencyView,
     StratumView,
 )
-from atlas_supervisor.model.deploy import DeployRecord, Mode, Result
+from atlas_supervisor.model.deploy import (
+    DeployEvent,
+    DeployRecord,
+    Mode,
+    Result,
+    Step,
+    StepName,
+    Transition,
+)
 from atlas_supervisor.model.drain import DrainCounts, DrainingView
-from atlas_supervisor.model.event import DeployEvent, Transition
 from atlas_supervisor.model.health import Check, CheckStatus, Health, HealthStatus
 from atlas_supervisor.model.release import LastDeploy, ReleaseView
 from atlas_supervisor.model.slot import Role, SlotName, SlotState, SlotView
 from atlas_supervisor.model.status import Status, Traffic
-from atlas_supervisor.model.step import Step, StepName
 
 _START = datetime(2026, 1, 5, 9, 30, tzinfo=UTC)
 
