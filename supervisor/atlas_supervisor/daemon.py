@@ -154,6 +154,7 @@ class Daemon:
             self._canaries.run,
             monitor.run,
             self._metrics.loop.sample,
+            slots.measure,
             partial(keep_bounded, [slot.log for slot in slots]),
         ):
             tasks.start_soon(background)
