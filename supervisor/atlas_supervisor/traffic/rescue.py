@@ -12,7 +12,7 @@ from collections.abc import Callable
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.traffic.plane import RelayTraffic
 from atlas_supervisor.traffic.relay import Relay, Target
-from atlas_supervisor.traffic.relay_connection import RelayCounters
+from atlas_supervisor.traffic.relay_connection import Answers, RelayCounters
 
 
 class Rescues:
@@ -46,6 +46,13 @@ class Rescues:
         """Return the traffic of all rescues."""
         relays = (*self._running.values(), *self._ending)
         return RelayTraffic.of(self._carried, sum(relay.open_connections for relay in relays))
+
+    def answers(self) -> Answers:
+        """Return whether an answer is pending on each connection."""
+        found: Answers = {}
+        for relay in (*self._running.values(), *self._ending):
+            found |= relay.answers()
+        return found
 
     async def close(self) -> None:
         """Accept no more, and reset open connections."""

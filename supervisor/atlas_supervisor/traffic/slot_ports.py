@@ -14,7 +14,7 @@ from functools import partial
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.traffic.plane import RelayTraffic
 from atlas_supervisor.traffic.relay import Header, Relay, Target
-from atlas_supervisor.traffic.relay_connection import RelayCounters
+from atlas_supervisor.traffic.relay_connection import Answers, RelayCounters
 
 
 class SlotPorts:
@@ -66,6 +66,13 @@ class SlotPorts:
         """Return the traffic of both; a connection that is closed at once counts as accepted."""
         open_now = sum(relay.open_connections for relay in self._relays.values())
         return RelayTraffic.of(self._carried, open_now)
+
+    def answers(self) -> Answers:
+        """Return whether an answer is pending on each relayed connection."""
+        found: Answers = {}
+        for relay in self._relays.values():
+            found |= relay.answers()
+        return found
 
     async def close(self) -> None:
         """Accept no more, and reset open connections. The listeners stay open."""

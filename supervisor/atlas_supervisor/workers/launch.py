@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import resource
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping
@@ -134,6 +135,7 @@ async def launch(
     inherited: InheritedSockets,
     announce: bool,
     output: int,
+    stop_signal: signal.Signals = signal.SIGTERM,
 ) -> WorkerProcess:
     """Start a worker process and return it, not yet ready. Raises OSError.
 
@@ -158,7 +160,14 @@ async def launch(
     except BaseException:
         notify.close()
         raise
-    return WorkerProcess(name=name, slot=slot, release=release, process=process, notify=notify)
+    return WorkerProcess(
+        name=name,
+        slot=slot,
+        release=release,
+        process=process,
+        notify=notify,
+        stop_signal=stop_signal,
+    )
 
 
 async def launch_release(
@@ -192,6 +201,7 @@ async def launch_release(
             inherited=inherited,
             announce=settings.socket_passing is SocketPassing.ACTIVATION,
             output=descriptor,
+            stop_signal=settings.stop_signal_number,
         )
     finally:
         os.close(descriptor)
