@@ -22,8 +22,7 @@ from atlas_supervisor.traffic import listeners
 from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, RelayTraffic
 from atlas_supervisor.traffic.relay import Relay, Target, client_header, local_header
 from atlas_supervisor.traffic.relay_connection import Answers
-from atlas_supervisor.traffic.rescue import Rescues
-from atlas_supervisor.traffic.slot_ports import SlotPorts
+from atlas_supervisor.traffic.slot_ports import Rescues, SlotPorts
 
 
 class RelayPlane:
