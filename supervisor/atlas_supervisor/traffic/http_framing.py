@@ -15,6 +15,7 @@ from enum import Enum, auto
 
 _HEAD_LIMIT = 64 * 1024
 """Bytes of one head or line. Beyond it the bytes count as something else."""
+_LINE_WINDOW = 64  # there may be thousands of chunks in one read
 _PIPELINE_LIMIT = 1000
 """Requests of one client without an answer; for the same reason."""
 
@@ -141,7 +142,8 @@ class Exchanges:
     def _read(self, direction: _Direction, data: memoryview, position: int) -> int:
         """Read a head or a line, and return the position after it."""
         before = direction.partial
-        piece = before + bytes(data[position : position + _HEAD_LIMIT])
+        window = _LINE_WINDOW if direction.next is _Next.CHUNK_SIZE else _HEAD_LIMIT
+        piece = before + bytes(data[position : position + window])
         if direction.next is _Next.CHUNK_SIZE:
             end = direction.chunk_line(piece)
         elif direction.next is _Next.TRAILER:
@@ -159,7 +161,7 @@ class Exchanges:
         if len(piece) >= _HEAD_LIMIT:
             raise _NotHttpError
         direction.partial = piece
-        return len(data)
+        return min(position + window, len(data))
 
     def _begin(self, direction: _Direction, head: bytes) -> None:
         if direction is self._requests:

@@ -190,7 +190,7 @@ async def launch_release(
         )
     except SettingsError as error:  # the file of extra variables was changed since the start
         raise LaunchError(f"the worker's environment can't be loaded: {error}") from error
-    descriptor = await anyio.to_thread.run_sync(output.open)
+    descriptor = await anyio.to_thread.run_sync(output.open, name)
     try:
         return await launch(
             slot=slot,
@@ -203,6 +203,9 @@ async def launch_release(
             output=descriptor,
             stop_signal=settings.stop_signal_number,
         )
+    except Exception:
+        output.close(name)
+        raise
     finally:
         os.close(descriptor)
 

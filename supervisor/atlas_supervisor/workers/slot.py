@@ -305,6 +305,7 @@ class Slot:
     async def _clear(self, instance: WorkerProcess) -> None:
         """Forget a worker that ended, and make sure that nothing of it is left."""
         await instance.kill()
+        await anyio.to_thread.run_sync(self.log.close, instance.name)
         if self.instance is instance:
             self.instance = None
             self.apply(SlotEvent.CLEARED)
