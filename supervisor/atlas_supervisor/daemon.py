@@ -132,7 +132,11 @@ class Daemon:
             SUPERVISOR, "daemon", "started", pid=os.getpid(), version=version("atlas-supervisor")
         )
         self._registry = WorkerRegistry(database.statements)
-        await self._registry.clear(folder, seconds=self._settings.stop_timeout_seconds)
+        await self._registry.clear(
+            folder,
+            seconds=self._settings.stop_timeout_seconds,
+            stop_signal=self._settings.stop_signal_number,
+        )
         self._state, waiting = await recover(self._settings, database, storage.state_file.written)
         return waiting
 

@@ -21,6 +21,7 @@ from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import listeners
 from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, RelayTraffic
 from atlas_supervisor.traffic.relay import Relay, Target, client_header, local_header
+from atlas_supervisor.traffic.relay_connection import Answers
 from atlas_supervisor.traffic.slot_ports import Rescues, SlotPorts
 
 
@@ -167,6 +168,11 @@ class RelayPlane:
     def rescued(self, slot: SlotName) -> int:
         """Return how many connections were passed on since the slot lost its worker."""
         return self._rescues.count(slot)
+
+    def answers(self) -> Answers:
+        """Return whether an answer is pending on each connection that the daemon relays."""
+        public = self._relay.answers() if self._relay is not None else {}
+        return public | self._rescues.answers() | self._own_ports.answers()
 
     def relayed(self) -> dict[str, RelayTraffic]:
         """Return the daemon's relayed traffic: the public port, rescues and own ports."""
