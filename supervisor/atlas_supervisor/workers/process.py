@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import datetime
 
@@ -27,6 +27,7 @@ from atlas_supervisor.model.slot import InstanceUsage, SlotName
 from atlas_supervisor.system import procfs
 from atlas_supervisor.system.clock import Stopwatch, now
 from atlas_supervisor.system.sockdiag import TcpConnection
+from atlas_supervisor.traffic import Answers
 from atlas_worker.contract import (
     ENV_INSTANCE,
     NOTIFY_CUT,
@@ -51,7 +52,14 @@ class WorkerProcess:
     """A running worker. Made by `launch`; ends with `stop` or by itself."""
 
     def __init__(
-        self, *, name: str, slot: SlotName, release: Release, process: Process, notify: NotifySocket
+        self,
+        *,
+        name: str,
+        slot: SlotName,
+        release: Release,
+        process: Process,
+        notify: NotifySocket,
+        stop_signal: signal.Signals = signal.SIGTERM,
     ) -> None:
         self.name = name
         self.slot = slot
@@ -67,6 +75,7 @@ class WorkerProcess:
         self.expected_to_exit = False
         """Set before it is asked to end, and once it was reported as down: its exit is no news."""
         self._process = process
+        self._stop_signal = stop_signal
         self._asked_to_end = False
         self._usage: InstanceUsage | None = None
         self._measured = (0.0, 0.0)
@@ -138,13 +147,14 @@ class WorkerProcess:
     def terminate(self) -> None:
         """Ask it to drain and exit; a stopped process is continued, so that it gets the signal.
 
-        It is asked once, because a second SIGTERM has another meaning: see `hurry`.
+        It is asked once, because a second SIGTERM has another meaning: see `hurry`. The kit drains
+        on SIGTERM alone.
         """
         self.expected_to_exit = True
         if self.alive:
             if not self._asked_to_end:
                 self._asked_to_end = True
-                self._signal(signal.SIGTERM)
+                self._signal(signal.SIGTERM if self.kit else self._stop_signal)
             self._signal(signal.SIGCONT)
 
     def hurry(self) -> bool:
@@ -212,9 +222,17 @@ class WorkerProcess:
             with anyio.move_on_after(poll_seconds):
                 await self.wait()
 
-    async def answered(self, ports: Collection[int]) -> None:
-        """Wait until it has exited or has answered everything on its connections."""
-        while self.alive and await anyio.to_thread.run_sync(self._busy, ports):
+    async def answered(
+        self, ports: Collection[int], quiet_seconds: float, answers: Callable[[], Answers]
+    ) -> None:
+        """Wait until it has exited or has answered everything on its connections.
+
+        `answers` knows whether an answer on a relayed connection is pending. An answer on another
+        one counts as given once the connection was silent for `quiet_seconds`.
+        """
+        while self.alive and await anyio.to_thread.run_sync(
+            self._busy, ports, quiet_seconds, answers()
+        ):
             with anyio.move_on_after(_POLL_SECONDS):
                 await self.wait()
 
@@ -222,9 +240,15 @@ class WorkerProcess:
         found = self._known_connections(ports)
         return found is None or bool(found)
 
-    def _busy(self, ports: Collection[int]) -> bool:
+    def _busy(self, ports: Collection[int], quiet_seconds: float, answers: Answers) -> bool:
         found = self._known_connections(ports)
-        return found is None or any(each.busy for each in found)
+        if found is None:
+            return True
+        for each in found:
+            pending = answers.get((each.peer[0].removeprefix("::ffff:"), each.peer[1]))
+            if each.busy(quiet_seconds) if pending is None else pending:
+                return True
+        return False
 
     def _known_connections(self, ports: Collection[int]) -> list[TcpConnection] | None:
         """Return its connections; None if they are unknown, which must not count as none."""

@@ -109,6 +109,45 @@ async def test_a_worker_that_dies_while_it_is_signalled_keeps_its_exit_status(
             assert instance.exit_text == "was ended by SIGKILL"
 
 
+REPORT_SIGNALS = f"""{READY}
+import signal, sys
+for name in ("TERM", "QUIT", "INT", "WINCH", "USR1", "USR2"):
+    signal.signal(getattr(signal, "SIG" + name), lambda number, _: sys.exit(int(number)))
+notify("READY=1KIT")
+{SLEEP}"""
+
+
+@pytest.mark.parametrize("name", ["TERM", "QUIT", "INT", "WINCH", "USR1", "USR2"])
+async def test_a_worker_is_asked_to_end_by_its_stop_signal(tmp_path: Path, name: str) -> None:
+    number = signal.Signals[f"SIG{name}"]
+    code = REPORT_SIGNALS.replace("KIT", "")
+    async with launched(tmp_path, code, stop_signal=number) as instance:
+        with anyio.fail_after(10):
+            await instance.reported.ready.wait()
+            assert await instance.stop(stop_seconds=5)
+        assert instance.exit_status == number
+
+
+async def test_a_worker_with_the_kit_is_asked_by_sigterm_whatever_the_stop_signal(
+    tmp_path: Path,
+) -> None:
+    code = REPORT_SIGNALS.replace("KIT", "\\nX_ATLAS_KIT=1")
+    async with launched(tmp_path, code, stop_signal=signal.SIGQUIT) as instance:
+        with anyio.fail_after(10):
+            await instance.reported.ready.wait()
+            assert await instance.stop(stop_seconds=5)
+        assert instance.exit_status == signal.SIGTERM
+
+
+async def test_a_worker_that_ignores_its_stop_signal_is_killed_in_time(tmp_path: Path) -> None:
+    code = f"import signal\nsignal.signal(signal.SIGQUIT, signal.SIG_IGN)\n{READY_AND_SLEEP}"
+    async with launched(tmp_path, code, stop_signal=signal.SIGQUIT) as instance:
+        with anyio.fail_after(10):
+            await instance.reported.ready.wait()
+            assert not await instance.stop(stop_seconds=0.1)
+        assert instance.exit_status == -signal.SIGKILL
+
+
 async def test_a_worker_that_ignores_sigterm_is_killed_in_time(tmp_path: Path) -> None:
     async with launched(tmp_path, DEAF + READY_AND_SLEEP) as instance:
         with anyio.fail_after(10):
