@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from tests.loadclient import Kind, Load, Report, bundled_worker_mix, streams
 
 APPS = Path(__file__).parent / "apps"
 IDLE_GRACE_SECONDS = 0.8
+DRAIN_TIMEOUT_SECONDS = 4
 # What stands in the worker directory, and how it is run there.
 WORKERS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "bundled": ((), "python -m worker"),
@@ -22,12 +24,17 @@ WORKERS: Mapping[str, tuple[tuple[str, ...], str]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """What came of it; `seconds` are those of the deploys and of the rollbacks."""
+    """What came of it; `seconds` are those of the deploys and of the rollbacks.
+
+    `left` names the streams that an older version still served when the last one should have
+    sent its streams away.
+    """
 
     report: Report
     deploys: int
     rollbacks: int
     seconds: tuple[float, float]
+    left: list[str]
 
     def describe(self) -> str:
         """Return the whole for people."""
@@ -41,10 +48,10 @@ class Run:
         """Return what was lost, and every goodbye that is not as it should be; empty is right."""
         found = [str(loss) for loss in self.report.losses]
         for kind in streams():
-            told = self.report.kinds[kind.name].goodbyes
-            if told.total() < self.deploys + self.rollbacks:
-                found.append(f"{kind.name}: only {told.total()} were told to go")
-        return found
+            told = self.report.kinds[kind.name].goodbyes.total()
+            if told < kind.loops:
+                found.append(f"{kind.name}: only {told} were told to go")
+        return found + self.left
 
 
 async def deploys_and_rollbacks(folder: Path, worker: str, *, deploys: int, rollbacks: int) -> Run:
@@ -54,7 +61,7 @@ async def deploys_and_rollbacks(folder: Path, worker: str, *, deploys: int, roll
     # The old versions are warm while their streams are told to go, until the next deploy.
     settings: dict[str, Setting] = {
         "WORKER_COMMAND": f"env ATLAS_IDLE_GRACE_SECONDS={IDLE_GRACE_SECONDS} {command}",
-        "DRAIN_TIMEOUT_SECONDS": 4,
+        "DRAIN_TIMEOUT_SECONDS": DRAIN_TIMEOUT_SECONDS,
         "HEALTH_PROBES": 1,
         "KEEP_WARM_SECONDS": 60,
     }
@@ -74,8 +81,28 @@ async def deploys_and_rollbacks(folder: Path, worker: str, *, deploys: int, roll
             assert (answer.status, answer.json["result"]) == (200, "rolled_back"), answer
             assert (await daemon.status())["version"] == before
         ended = time.monotonic()
+        left = await left_behind(load.report, (await daemon.status())["version"])
         report = await load.stop()
-    return Run(report, deploys, rollbacks, (half - began, ended - half))
+    return Run(report, deploys, rollbacks, (half - began, ended - half), left)
+
+
+async def left_behind(report: Report, version: str) -> list[str]:
+    """Wait until this version serves every stream, or their time is up; return those that wait.
+
+    How often a stream was sent away before says little: several versions may come and go before
+    its turn comes.
+    """
+    deadline = time.monotonic() + 2 * DRAIN_TIMEOUT_SECONDS
+    while True:
+        left = [
+            f"{kind.name} {number}: still served by {who}"
+            for kind in streams()
+            for number, who in report.kinds[kind.name].latest.items()
+            if who != version
+        ]
+        if not left or time.monotonic() > deadline:
+            return left
+        await asyncio.sleep(0.05)
 
 
 async def deploy(daemon: DaemonProcess, version: str) -> None:
