@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import sqlite3
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -14,7 +15,8 @@ import aiohttp
 
 from tests.harness import DaemonProcess, Setting
 
-SCRIPT = Path(__file__).parent.parent / "apps" / "scripted.py"
+SCRIPTED = shlex.join(("python", "-S", str(Path(__file__).parents[1] / "apps" / "scripted.py")))
+"""The command of the scripted worker."""
 
 
 @asynccontextmanager
@@ -22,7 +24,7 @@ async def scripted_daemon(
     folder: Path, settings: Mapping[str, Setting] | None = None, **more: Any
 ) -> AsyncIterator[DaemonProcess]:
     """A daemon that runs the scripted worker, version v1, behaving well."""
-    command: dict[str, Setting] = {"WORKER_COMMAND": f"python {SCRIPT}", "STOP_TIMEOUT_SECONDS": 2}
+    command: dict[str, Setting] = {"WORKER_COMMAND": SCRIPTED, "STOP_TIMEOUT_SECONDS": 2}
     async with DaemonProcess.running(folder, {**command, **(settings or {})}, **more) as daemon:
         yield daemon
 

@@ -20,13 +20,12 @@ import aiohttp
 import pytest
 
 from tests.harness import DaemonProcess, Setting, write_release
-from tests.integration.support import slot, until_phase
+from tests.integration.support import SCRIPTED, slot, until_phase
 
-SCRIPT = Path(__file__).parent.parent / "apps" / "scripted.py"
 APP = Path(__file__).parent.parent / "acceptance" / "apps" / "asgi_app.py"
 UVICORN = "uvicorn asgi_app:app --log-level warning --timeout-graceful-shutdown 3"
 COMMANDS = {
-    "activation": f"python {SCRIPT}",
+    "activation": SCRIPTED,
     "fd": f"{UVICORN} --fd {{fd}}",
     "port": f"{UVICORN} --port {{port}}",
 }

@@ -12,7 +12,7 @@ import pytest
 
 from tests.harness import DaemonProcess, eventually
 from tests.integration.support import (
-    SCRIPT,
+    SCRIPTED,
     everything_agrees,
     public_version,
     release,
@@ -38,7 +38,7 @@ sys.exit(main(sys.argv[1:]))
 async def test_a_daemon_that_fails_by_itself_says_so_and_leaves_its_workers_serving(
     tmp_path: Path,
 ) -> None:
-    daemon = DaemonProcess(tmp_path, {"WORKER_COMMAND": f"python {SCRIPT}"})
+    daemon = DaemonProcess(tmp_path, {"WORKER_COMMAND": SCRIPTED})
     daemon.write_settings()
     try:
         process = await asyncio.create_subprocess_exec(
@@ -59,7 +59,7 @@ async def test_a_daemon_that_fails_by_itself_says_so_and_leaves_its_workers_serv
 
 @pytest.mark.parametrize("moment", ["worker_launched", "worker_failed"])
 async def test_stopped_right_after_its_start_it_leaves_nothing(tmp_path: Path, moment: str) -> None:
-    daemon = DaemonProcess(tmp_path, {"WORKER_COMMAND": f"python {SCRIPT}"})
+    daemon = DaemonProcess(tmp_path, {"WORKER_COMMAND": SCRIPTED})
     behaviour = {"exit": 1} if moment == "worker_failed" else {"health_delay": 20}
     release(daemon, "v1", **behaviour)
     daemon.write_settings()

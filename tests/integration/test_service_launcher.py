@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import DaemonProcess, free_ports
-from tests.integration.support import SCRIPT, get, release, scripted_daemon
+from tests.integration.support import SCRIPTED, get, release, scripted_daemon
 
 LAUNCHER = Path(__file__).parents[2] / "scripts" / "service_launcher.py"
 
@@ -64,7 +64,7 @@ async def test_with_no_state_it_takes_the_active_port(tmp_path: Path, mode: str)
     env_file = tmp_path / "atlas.env"
     env_file.write_text(
         f"DEPLOY_MODE={mode}\nACTIVE_PORT={port}\nSTAGING_PORT={other}\n"
-        f"WORKER_COMMAND=python {SCRIPT}\n"
+        f'WORKER_COMMAND="{SCRIPTED}"\n'
     )
     async with plain_worker(env_file) as process:
         assert process.stderr is not None
