@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.integration.chromium import PROGRAM, blank_page
+from tests.integration.chromium import PROGRAM, Browser
 from tests.unit.supervisor.api.harness import eventually, running
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")
@@ -17,8 +18,19 @@ _DOCUMENT = "fetch('/openapi.json').then((answer) => answer.json())"
 _DEPLOY = "#operations-Deploy-post_deploy_bluegreen"
 
 
-async def test_the_page_shows_all_operations_and_asks_nobody_else(tmp_path: Path) -> None:
-    async with running(tmp_path) as server, blank_page(tmp_path) as page:
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    found = Browser(tmp_path_factory.mktemp("chromium"))
+    try:
+        yield found
+    finally:
+        found.end()
+
+
+async def test_the_page_shows_all_operations_and_asks_nobody_else(
+    tmp_path: Path, browser: Browser
+) -> None:
+    async with running(tmp_path) as server, browser.blank_page() as page:
         host = f"http://{server.authority}/"
         await page.open(f"{host}docs")
         await page.until(f"{_PATHS}.length")
@@ -30,8 +42,10 @@ async def test_the_page_shows_all_operations_and_asks_nobody_else(tmp_path: Path
         assert page.complaints == []
 
 
-async def test_an_operation_opens_with_its_parameters_answers_and_types(tmp_path: Path) -> None:
-    async with running(tmp_path) as server, blank_page(tmp_path) as page:
+async def test_an_operation_opens_with_its_parameters_answers_and_types(
+    tmp_path: Path, browser: Browser
+) -> None:
+    async with running(tmp_path) as server, browser.blank_page() as page:
         await page.open(f"http://{server.authority}/docs")
         await page.until(f"!!document.querySelector('{_DEPLOY} button')")
         await page.evaluate(f"document.querySelector('{_DEPLOY} button').click()")
@@ -46,9 +60,11 @@ async def test_an_operation_opens_with_its_parameters_answers_and_types(tmp_path
         assert page.complaints == []
 
 
-async def test_the_browser_tells_of_a_page_that_breaks_its_policy(tmp_path: Path) -> None:
+async def test_the_browser_tells_of_a_page_that_breaks_its_policy(
+    tmp_path: Path, browser: Browser
+) -> None:
     # Else its silence above would mean nothing.
-    async with running(tmp_path) as server, blank_page(tmp_path) as page:
+    async with running(tmp_path) as server, browser.blank_page() as page:
         await page.open(f"http://{server.authority}/docs")
         await page.until(f"{_PATHS}.length")
         await page.evaluate(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import DaemonProcess, Setting
+from tests.harness import DaemonProcess, Setting, eventually
 from tests.integration.support import get, slot, until_phase
 from tests.loadclient import Load, Traffic, echoes_token
 
@@ -46,6 +46,8 @@ async def test_it_is_kept_warm_and_rolled_back_at_once_and_no_request_is_lost(
             assert (await get(daemon.public_port, "/instance"))[1] != old
             await until_phase(daemon, "warm")
             assert slot(await daemon.status(), "staging")["state"] == "warm"
+            kept = load.report.kinds["keep-alive GET"]
+            await eventually(lambda: kept.announced_closes > 0, what="an announced close")
             back = await daemon.request("POST", "/deploy/rollback")
             assert (back.status, back.json["result"]) == (200, "rolled_back")
             assert (await get(daemon.public_port, "/instance"))[1] == old
@@ -53,4 +55,3 @@ async def test_it_is_kept_warm_and_rolled_back_at_once_and_no_request_is_lost(
             report = await load.stop()
         assert record["result"] == "rolled_back"
         assert [str(loss) for kind in report.kinds.values() for loss in kind.losses] == []
-        assert report.kinds["keep-alive GET"].announced_closes > 0
