@@ -1,7 +1,7 @@
-"""`./scripts/demo [--once]`: the whole idea in half a minute, with real load and nothing faked.
+"""`./scripts/demo [--once]`: the idea in ten seconds, under real load.
 
-A daemon of its own on free ports and throw-away state; clients on the public port all the time; a
-good release, a broken one, the operator's reset and a rollback. What counts is the last column.
+A daemon on free ports and throw-away state, with clients on its public port all the time: a good
+release, a broken one, the operator's reset and a rollback. The last column counts lost requests.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from supervisor.cli.client import Daemon
-from supervisor.cli.endpoint import Endpoint
-from supervisor.cli.follow import events
-from supervisor.cli.terminal import printable
+from atlas_supervisor.cli.client import DaemonClient
+from atlas_supervisor.cli.endpoint import Endpoint
+from atlas_supervisor.cli.follow import events
+from atlas_supervisor.cli.terminal import printable
 from tests.harness import Answer, DaemonProcess, Setting, write_release
 from tests.loadclient import Kind, Load, bundled_worker_mix, streams
 
@@ -39,9 +39,9 @@ QUIET_SECONDS = 1.0  # load alone, before and after the deploys
 GOOD = """\
 import runpy
 
-runpy.run_module("worker", run_name="__main__")
+runpy.run_module("atlas_worker", run_name="__main__")
 """
-# It starts and answers as it should, and only its health check tells that it must not go live.
+# It starts and answers as expected; only its health check fails.
 BROKEN = """\
 import os
 import socket
@@ -60,10 +60,10 @@ class Answer(BaseHTTPRequestHandler):
 
 
 for number in range(int(os.environ["LISTEN_FDS"])):
-    handed = socket.socket(fileno=3 + number)
-    server = ThreadingHTTPServer(handed.getsockname(), Answer, bind_and_activate=False)
+    inherited = socket.socket(fileno=3 + number)
+    server = ThreadingHTTPServer(inherited.getsockname(), Answer, bind_and_activate=False)
     server.socket.close()
-    server.socket = handed
+    server.socket = inherited
     threading.Thread(target=server.serve_forever).start()
 """
 SMOKE = """\
@@ -82,7 +82,7 @@ class Act:
     right: bool
     seconds: float
     sent: int
-    told: int
+    moved: int
     lost: int
 
 
@@ -96,14 +96,14 @@ class Demo:
     doing: str | None = None
 
     async def act(self, what: str, does: Awaitable[tuple[str, bool]]) -> None:
-        """Do one thing, and note how it came out and what the clients noticed of it."""
+        """Perform one act; note its outcome and its effect on the clients."""
         began = time.monotonic()
-        sent, told_to_go, lost = self.load.report.sent, self.told_to_go, self.lost
+        sent, moved, lost = self.load.report.sent, self.moved, self.lost
         self.doing = what
         outcome, right = await does
         self.doing = None
         took = time.monotonic() - began
-        counts = (self.load.report.sent - sent, self.told_to_go - told_to_go, self.lost - lost)
+        counts = (self.load.report.sent - sent, self.moved - moved, self.lost - lost)
         self.acts.append(Act(what, outcome, right, took, *counts))
 
     @property
@@ -111,48 +111,48 @@ class Demo:
         return len(self.load.report.losses)
 
     @property
-    def told_to_go(self) -> int:
-        """How many WebSockets and event streams were ended properly, to begin anew."""
+    def moved(self) -> int:
+        """How many WebSockets and event streams were closed properly and connected again."""
         return sum(tally.goodbyes.total() for tally in self.load.report.kinds.values())
 
     @property
     def passed(self) -> bool:
         return self.lost == 0 and all(act.right for act in self.acts)
 
-    # What is done.
+    # The acts.
 
     async def serve(self) -> tuple[str, bool]:
         await asyncio.sleep(QUIET_SECONDS)
         version = (await self.daemon.status())["version"]
-        return f"version {version} answers", True
+        return f"version {version} serves", True
 
     async def deploy(self, release: str, *, right: Callable[[Answer], bool]) -> tuple[str, bool]:
         answer = await self.daemon.deploy(release)
-        return told(answer), right(answer)
+        return outcome_of(answer), right(answer)
 
     async def reset(self) -> tuple[str, bool]:
         before = (await self.daemon.status())["mode"]
         answer = await self.daemon.request("POST", "/deploy/mode", json={"mode": "bluegreen"})
         right = answer.status == 200
-        return f"mode was {before}, is {answer.json['mode'] if right else answer.json}", right
+        return f"mode {before} → {answer.json['mode'] if right else answer.json}", right
 
     async def roll_back(self) -> tuple[str, bool]:
         answer = await self.daemon.request("POST", "/deploy/rollback")
         version = (await self.daemon.status())["version"]
-        return f"version {version} answers again", answer.status == 200 and version == "1.0"
+        return f"version {version} serves again", answer.status == 200 and version == "1.0"
 
 
-def told(answer: Answer) -> str:
+def outcome_of(answer: Answer) -> str:
     """Return a deploy's outcome in a line."""
     record = answer.json
     if answer.status == 200:
-        return f"{record['result']}, version {record['version']} answers"
+        return f"{record['result']}, version {record['version']} serves"
     reason = record.get("reason") or record.get("error", {}).get("message", "")
     return f"{record.get('result', answer.status)}: {reason}"
 
 
 async def play(demo: Demo) -> None:
-    """Go through all acts. The broken release must be refused, and everything else be done."""
+    """Perform all acts. The broken release must be refused, and everything else succeed."""
     await demo.act("serve release 1.0", demo.serve())
     await demo.act(
         "deploy release 1.1", demo.deploy("1.1", right=lambda answer: answer.status == 200)
@@ -161,17 +161,17 @@ async def play(demo: Demo) -> None:
         "deploy release 1.2, which is broken",
         demo.deploy("1.2", right=lambda answer: answer.json.get("result") == "failed"),
     )
-    await demo.act("operator's reset", demo.reset())
+    await demo.act("enable deploys again", demo.reset())
     await demo.act("roll back to release 1.0", demo.roll_back())
-    await demo.act("serve on", demo.serve())
+    await demo.act("serve release 1.0", demo.serve())
 
 
-async def tell(demo: Demo, console: Console) -> None:
-    """Print what happens to deploys as it happens, by the daemon's own events."""
+async def narrate(demo: Demo, console: Console) -> None:
+    """Print each transition of a deploy as the daemon publishes it."""
     began = time.monotonic()
     socket = demo.daemon.state_dir / "supervisor.sock"
     async with (
-        Daemon(Endpoint(base="http://localhost", socket=socket)) as daemon,
+        DaemonClient(Endpoint(base="http://localhost", socket=socket)) as daemon,
         aclosing(events(daemon)) as news,
     ):
         async for event in news:
@@ -183,37 +183,47 @@ async def tell(demo: Demo, console: Console) -> None:
 
 def described(event: dict[str, Any]) -> str:
     """Return a transition in a line."""
-    happened = event["event"] if event["source"] is None else f"{event['source']} {event['event']}"
-    return f"{event['release'] or '-'}  {happened.replace('_', ' ')}: {event['cause']}"
+    if event["source"] is None:
+        return f"{event['version']}  {event['cause']}"
+    happened = f"{event['source']} {event['event']}".replace("_", " ")
+    return f"{event['version']}  {happened}: {event['cause']}"
 
 
 def table(demo: Demo) -> Table:
     shown = Table(title="ATLAS Supervisor under load", title_justify="left")
     shown.add_column("what happened")
-    shown.add_column("how it came out", overflow="fold")
+    shown.add_column("outcome", overflow="fold")
     for column in ("took", "requests", "moved", "lost"):
         shown.add_column(column, justify="right")
     for act in demo.acts:
         outcome = escape(act.outcome) if act.right else f"[red]{escape(act.outcome)}[/red]"
-        numbers = (f"{act.seconds:.2f} s", f"{act.sent:,}", f"{act.told}", f"{act.lost}")
+        numbers = (f"{act.seconds:.2f} s", f"{act.sent:,}", f"{act.moved}", f"{act.lost}")
         shown.add_row(act.what, outcome, *numbers)
     if demo.doing:
         shown.add_row(f"[cyan]{escape(demo.doing)}[/cyan]", "…")
     shown.add_section()
     colour = "green" if demo.lost == 0 else "red"
     seconds = sum(act.seconds for act in demo.acts)
-    counts = (f"{seconds:.2f} s", f"{demo.load.report.sent:,}", f"{demo.told_to_go}")
-    shown.add_row("[bold]in all[/bold]", "", *counts, f"[{colour}]{demo.lost}[/{colour}]")
+    counts = (f"{seconds:.2f} s", f"{demo.load.report.sent:,}", f"{demo.moved}")
+    shown.add_row("[bold]total[/bold]", "", *counts, f"[{colour}]{demo.lost}[/{colour}]")
     return shown
 
 
+def conclusion(demo: Demo) -> str:
+    """Summarise the table in a sentence."""
+    lost = f"{demo.lost:,} of {demo.load.report.sent:,} requests were lost"
+    if demo.passed:
+        return f"{lost}, and the broken release never received a client."
+    return f"{lost}; every act in red failed." if demo.lost == 0 else f"{lost}."
+
+
 def hints(daemon: DaemonProcess) -> str:
-    """Return what a user can try on the running daemon."""
+    """Return commands to try on the running daemon."""
     control = f"http://127.0.0.1:{daemon.control_port}"
     client = f"./scripts/atlasctl --env-file {daemon.env_file}"
     return "\n".join(
         (
-            "The daemon keeps running, under load; Ctrl-C ends it. To play with:",
+            "The daemon keeps running under load; Ctrl-C stops it. To try:",
             f"  curl http://127.0.0.1:{daemon.public_port}/",
             f"  curl {control}/deploy/status",
             f"  {client} status",
@@ -237,7 +247,7 @@ async def stage(folder: Path) -> AsyncIterator[Demo]:
         "WORKER_DIRECTORY": releases / "1.0",
         "RELEASES_DIR": releases,
         "KEEP_WARM_SECONDS": 300,
-        "DRAIN_TIMEOUT_SECONDS": 5,  # streams are told to go within a share of it
+        "DRAIN_TIMEOUT_SECONDS": 5,  # streams are closed within half of it
         "SMOKE_FILE": smoke,
         "HEALTH_INTERVAL_SECONDS": 0.2,
     }
@@ -266,10 +276,10 @@ async def demonstrate(*, once: bool) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     with tempfile.TemporaryDirectory(prefix="atlas-demo-") as name:
-        console.print("starting a daemon on free ports, and clients on its public port …")
+        console.print("Starting a daemon on free ports, and clients on its public port …")
         async with stage(Path(name)) as demo:
             acts = asyncio.create_task(play(demo))
-            lines = asyncio.create_task(tell(demo, console))
+            lines = asyncio.create_task(narrate(demo, console))
             with growing(console, demo):
                 await first_of(acts, ended)
             if not once and not ended.is_set():
@@ -277,14 +287,16 @@ async def demonstrate(*, once: bool) -> int:
                 await ended.wait()
             await cancelled(lines)
             report = await demo.load.stop()
-        console.print(report.describe(), highlight=False, markup=False, soft_wrap=True)
+        if report.losses:
+            console.print(report.describe(), highlight=False, markup=False, soft_wrap=True)
+    console.print(conclusion(demo), highlight=False, soft_wrap=True)
     if acts.cancelled():
         return 1
     return 0 if demo.passed else 1
 
 
 async def first_of(acts: asyncio.Task[None], ended: asyncio.Event) -> None:
-    """Wait for the acts; a signal cuts them short."""
+    """Wait for the acts; a signal ends them early."""
     signalled = asyncio.create_task(ended.wait())
     try:
         await asyncio.wait({acts, signalled}, return_when=asyncio.FIRST_COMPLETED)
@@ -302,7 +314,7 @@ async def cancelled(task: asyncio.Task[None]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__.split("\n\n")[1])
-    parser.add_argument("--once", action="store_true", help="end when done: 0 if all went right")
+    parser.add_argument("--once", action="store_true", help="exit when done: 0 if all went well")
     return asyncio.run(demonstrate(once=parser.parse_args().once))
 
 

@@ -21,7 +21,7 @@ def main() -> int:
     options = parser.parse_args()
     if Path(sys.prefix) != ROOT / ".venv":
         subprocess.run(
-            ["bash", "-c", 'source "$0"', str(ROOT / "scripts" / "_setup")],
+            ["bash", "-c", 'source "$0" && setup', str(ROOT / "scripts" / "_setup")],
             check=True,
             stdout=sys.stderr,
         )
@@ -31,9 +31,9 @@ def main() -> int:
 
 def start(env_file: Path) -> int:
     # Only the project's own environment has these, and this may be any Python until now.
-    from supervisor.config import load_settings  # noqa: PLC0415
-    from supervisor.errors import SettingsError, StartRefusedError  # noqa: PLC0415
-    from supervisor.workers.plain import become_worker  # noqa: PLC0415
+    from atlas_supervisor.config import load_settings  # noqa: PLC0415
+    from atlas_supervisor.errors import SettingsError, StartRefusedError  # noqa: PLC0415
+    from atlas_supervisor.workers.standalone import become_worker  # noqa: PLC0415
 
     try:
         become_worker(load_settings(env_file, os.environ), os.environ)

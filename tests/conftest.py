@@ -34,6 +34,12 @@ def pytest_unconfigure() -> None:
         DaemonProcess.fork_server = None
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs root where another user runs the suite."""
+    if os.geteuid() != 0 and item.get_closest_marker("needs_root"):
+        pytest.skip("needs root")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Spread the long tests over the list.
 

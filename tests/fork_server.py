@@ -1,7 +1,7 @@
 """Daemons forked from a process that has imported the daemon's program: a start costs a fork.
 
 `tests/fork_server_process.py` is that process, one for each pytest process. The fork becomes what
-`python -m supervisor` would be, with its own session, environment, folder and files.
+`python -m atlas_supervisor` would be, with its own session, environment, folder and files.
 """
 
 from __future__ import annotations

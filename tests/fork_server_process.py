@@ -1,8 +1,8 @@
 """The process that daemons are forked from (see `fork_server.py`); run by its path.
 
-It imports the daemon's program as `python -m supervisor` does, and starts neither a thread nor an
-event loop. Its argument is the descriptor of a socket. Each message there asks for a daemon, with
-two descriptors: one to answer on (pid, later exit status), one for the daemon's output.
+It imports the daemon's program as `python -m atlas_supervisor` does, and starts neither a thread
+nor an event loop. Its argument is the descriptor of a socket. Each message there asks for a
+daemon, with two descriptors: one to answer on (pid, later exit status), one for its output.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import socket
 import sys
 from typing import Any
 
-PACKAGE = "supervisor"
+PACKAGE = "atlas_supervisor"
 # What the daemon imports only after its start, in each of its runs.
 LATER = (
     "anyio._backends._asyncio",
@@ -41,7 +41,7 @@ def preload() -> None:
     """Import what a daemon imports, as it does."""
     start = importlib.import_module(f"{PACKAGE}.__main__")
     with start._without_collector(), start._without_certificates():
-        importlib.import_module(f"{PACKAGE}.program")
+        importlib.import_module(f"{PACKAGE}.main")
         for name in LATER:
             importlib.import_module(name)
     del sys.modules[start.__name__]  # each fork runs it as its own

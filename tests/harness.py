@@ -25,7 +25,7 @@ from tests.fork_server import ForkedProcess, ForkServer
 
 Setting = str | int | float | Path
 
-PROGRAM = ("-m", "supervisor")
+PROGRAM = ("-m", "atlas_supervisor")
 INHERITED = ("PATH", "HOME", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR")
 START_SECONDS = 20.0
 STOP_SECONDS = 20.0
@@ -49,7 +49,7 @@ def bundled_worker(*, idle_grace: float) -> dict[str, Setting]:
     By way of `env`, because WORKER_ENV_FILE takes no variable that the supervisor's own prefix
     reserves.
     """
-    return {"WORKER_COMMAND": f"env ATLAS_IDLE_GRACE_SECONDS={idle_grace} python -m worker"}
+    return {"WORKER_COMMAND": f"env ATLAS_IDLE_GRACE_SECONDS={idle_grace} python -m atlas_worker"}
 
 
 def free_ports(count: int) -> list[int]:
@@ -112,7 +112,7 @@ class Answer:
 
 
 class DaemonProcess:
-    """`python -m supervisor` with settings of its own below `folder`.
+    """`python -m atlas_supervisor` with settings of its own below `folder`.
 
     `settings` are keys of atlas.env over the quick defaults, `worker_env` is what the workers get
     besides, `version` and `files` what is in their directory. `program` are arguments that make

@@ -31,7 +31,7 @@ async def run(options: Options) -> Result:
     return Result(
         [table(title, runs)],
         {worker: figures(each) for worker, each in runs.items()},
-        notes or ["nothing was lost, and every stream was told to go"],
+        notes or ["no request was lost, and every stream was closed properly"],
     )
 
 

@@ -32,7 +32,7 @@ async def run(options: Options) -> Result:
         child = await asyncio.create_subprocess_exec(
             *command,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT / "worker")},
             stdout=asyncio.subprocess.PIPE,
         )
         output, _ = await child.communicate()

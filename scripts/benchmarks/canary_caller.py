@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 
-from worker import canary, is_canary_enabled, record_canary_call
+from atlas_worker import canary, is_canary_enabled, record_canary_call
 
 BURST_SECONDS = 0.01
 

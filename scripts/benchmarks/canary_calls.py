@@ -13,8 +13,8 @@ from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
-from supervisor.features.rings import Positions, Ring, ring_files
-from worker import canary, record_canary_call, use_canary_version
+from atlas_supervisor.canary.ring_reader import Positions, RingReader, ring_files
+from atlas_worker import canary, record_canary_call, use_canary_version
 
 THREADS = (1, 4, 16)
 CALLS = 8_000  # of all threads in one round: what they tell fits the smaller ring
@@ -106,7 +106,7 @@ class Reader:
 
     def __init__(self, folder: Path) -> None:
         [path] = ring_files(folder)
-        self.ring = Ring.open(path)
+        self.ring = RingReader.open(path)
         self.positions = Positions()
         self.events = 0
         self.seconds = 0.0

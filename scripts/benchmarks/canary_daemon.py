@@ -23,11 +23,11 @@ from typing import Any
 
 from rich.table import Table
 
+from atlas_supervisor.canary.stats.histogram import Histogram
+from atlas_worker.contract import latency_bucket
 from scripts.benchmarks.footprint import WORKER, cpu_seconds
 from scripts.benchmarks.result import Options, Result, quantile
-from supervisor.canary.histogram import Histogram
 from tests.harness import DaemonProcess, Setting, eventually
-from worker.contract import latency_bucket
 
 CALLER = Path(__file__).with_name("canary_caller.py")
 ROOT = Path(__file__).parents[2]
@@ -93,7 +93,7 @@ async def callers(
             str(CALLER),
             *arguments,
             cwd=ROOT,
-            env={**environment, "PYTHONPATH": str(ROOT)},
+            env={**environment, "PYTHONPATH": str(ROOT / "worker")},
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
@@ -169,7 +169,7 @@ async def time_to_go_off(rounds: int) -> dict[str, float]:
 
 
 async def restart(running: DaemonProcess) -> None:
-    """Start a killed daemon again, so that it ends what it had started."""
+    """Start a killed daemon again, so that it stops its workers."""
     if running.process is not None:
         await running.process.wait()
     await running.stop_clients()

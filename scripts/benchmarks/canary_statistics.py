@@ -1,6 +1,6 @@
 """How often the canary's evidence errs, and after how many calls it finds what is bad or good.
 
-Simulated traffic with known rates, told to the daemon's own classes. The seeds are fixed, so two
+Simulated traffic with known rates, passed to the daemon's own classes. The seeds are fixed, so two
 runs of the same length give the same numbers.
 """
 
@@ -12,12 +12,12 @@ from typing import Any
 
 from rich.table import Table
 
+from atlas_supervisor.canary.stats.baseline import Prior
+from atlas_supervisor.canary.stats.counts import Window
+from atlas_supervisor.canary.stats.promotion_evidence import PromotionEvidence
+from atlas_supervisor.canary.stats.rollback_evidence import RollbackEvidence
 from scripts.benchmarks.result import Options, Result
-from supervisor.canary.counts import Window
-from supervisor.canary.past import Prior
-from supervisor.canary.promotion import PromotionEvidence
-from supervisor.canary.rollback import RollbackEvidence
-from tests.unit.supervisor.canary.simulated import (
+from tests.unit.supervisor.canary.stats.simulated import (
     ALIKE,
     Call,
     Moment,

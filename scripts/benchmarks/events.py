@@ -39,7 +39,7 @@ async def run(options: Options) -> Result:
                     memory.append(sample(daemon, 0).resident)
                     heard = events()
             memory.append(sample(daemon, 0).resident)
-    rows = {"nobody watches": summary(alone), f"{READING} read, {STUCK} do not": summary(watched)}
+    rows = {"no watchers": summary(alone), f"{READING} read, {STUCK} do not": summary(watched)}
     title = f"a deploy's own steps, {len(alone)} deploys each"
     return Result(
         [summary_table(title, "ms", rows)],
@@ -58,7 +58,7 @@ def ratio(rows: dict[str, dict[str, float]]) -> float:
 
 
 async def deploys(daemon: DaemonProcess, count: int) -> list[float]:
-    """Deploy in a row, each to its very end; return what the steps up to the switch took, in ms."""
+    """Deploy in a row, each to its end; return the times of the steps up to the switch, in ms."""
     took = []
     for _ in range(count):
         write_release(daemon.worker_directory, f"v{time.monotonic_ns()}")

@@ -55,7 +55,7 @@ async def run(options: Options) -> Result:
 
 
 def target(name: str) -> float:
-    """Return what its p99 is to stay below, in milliseconds."""
+    """Return the limit of its p99, in milliseconds."""
     return TARGETS_MS.get(name.partition(",")[0], math.inf)
 
 

@@ -100,13 +100,13 @@ async def flood(daemon: DaemonProcess, seen: Seen, seconds: float, *, limit: int
     began = time.monotonic()
     await watch(daemon, seen, seconds, until=report)
     switch.unlink()
-    await eventually(lambda: told(report), within=LONGEST_SECONDS, what="the flood's end")
+    await eventually(lambda: reported(report), within=LONGEST_SECONDS, what="the flood's end")
     seen.seconds += time.monotonic() - began
-    seen.written += int(told(report))
+    seen.written += int(reported(report))
 
 
-def told(path: Path) -> str:
-    """Return what the worker has written there; empty if it has not yet."""
+def reported(path: Path) -> str:
+    """Return the worker's report; empty if there is none yet."""
     return path.read_text() if path.exists() else ""
 
 
@@ -115,7 +115,7 @@ async def watch(
 ) -> None:
     """Ask again and again, and look at disk and memory in between."""
     deadline, turn = time.monotonic() + seconds, 0
-    while time.monotonic() < deadline and not (until and told(until)):
+    while time.monotonic() < deadline and not (until and reported(until)):
         for path, took in (("/livez", seen.livez), ("/deploy/status", seen.status)):
             began = time.perf_counter()
             answer = await daemon.request("GET", path)
@@ -130,7 +130,7 @@ async def watch(
 
 
 def disk(daemon: DaemonProcess) -> int:
-    """Return what the files of the slot take, in bytes."""
+    """Return the size of the slot's files, in bytes."""
     total = 0
     for path in (daemon.state_dir / "logs").glob("worker-*"):
         try:

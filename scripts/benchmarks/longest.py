@@ -52,7 +52,7 @@ class Windows:
 async def measure(folder: Path, options: Options) -> dict[str, Windows]:
     """Go through the rounds; the figures of each kind of window."""
     settings: dict[str, Setting] = {
-        "WORKER_COMMAND": "env ATLAS_IDLE_GRACE_SECONDS=0.3 python -m worker",
+        "WORKER_COMMAND": "env ATLAS_IDLE_GRACE_SECONDS=0.3 python -m atlas_worker",
         "AUTO_SWITCH_ON_HEALTH": "false",
         "HEALTH_PROBES": 1,
     }

@@ -46,7 +46,7 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
-    """Return median, p99 and maximum, rounded to what can be told apart."""
+    """Return median, p99 and maximum, rounded to three decimals."""
     return {
         "median": round(statistics.median(values), 3),
         "p99": round(quantile(values, 0.99), 3),

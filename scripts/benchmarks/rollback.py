@@ -47,5 +47,5 @@ def server_times(daemon: DaemonProcess) -> list[float]:
     return [
         event["duration_ms"]
         for event in events
-        if event["event"] == "api.changed" and event["path"] == "/deploy/rollback"
+        if event["event"] == "api_changed" and event["path"] == "/deploy/rollback"
     ]

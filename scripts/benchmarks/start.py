@@ -14,8 +14,11 @@ from scripts.benchmarks.result import Options, Result, summary, summary_table
 from tests.harness import DaemonProcess
 
 WAYS = {
-    "python -m supervisor": ("-m", "supervisor"),
-    "imported plainly": ("-c", "import sys; from supervisor.program import main; sys.exit(main())"),
+    "python -m atlas_supervisor": ("-m", "atlas_supervisor"),
+    "imported plainly": (
+        "-c",
+        "import sys; from atlas_supervisor.main import main; sys.exit(main())",
+    ),
 }
 
 

@@ -27,7 +27,7 @@ def answer_one(listener: socket.socket) -> None:
     try:
         connection, _ = listener.accept()
     except BlockingIOError:
-        return  # somebody else was quicker
+        return  # another process was faster
     with connection, contextlib.suppress(OSError):
         connection.settimeout(5)
         connection.recv(65536)

@@ -16,8 +16,8 @@ IDLE_GRACE_SECONDS = 0.8
 DRAIN_TIMEOUT_SECONDS = 4
 # What stands in the worker directory, and how it is run there.
 WORKERS: Mapping[str, tuple[tuple[str, ...], str]] = {
-    "bundled": ((), "python -m worker"),
-    "asgi": (("asgi_kit_app.py",), "python -m worker.kit.asgi asgi_kit_app:app"),
+    "bundled": ((), "python -m atlas_worker"),
+    "asgi": (("asgi_kit_app.py",), "python -m atlas_worker.asgi asgi_kit_app:app"),
     "aiohttp": (("aiohttp_kit_app.py",), "python aiohttp_kit_app.py"),
 }
 

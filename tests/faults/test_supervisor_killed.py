@@ -198,7 +198,7 @@ async def test_workers_live_on_when_the_supervisor_is_killed(tmp_path: Path) -> 
 async def test_a_second_daemon_refuses_names_the_first_and_touches_nothing(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "supervisor", "--env-file", str(daemon.env_file)),
+            *(sys.executable, "-m", "atlas_supervisor", "--env-file", str(daemon.env_file)),
             stderr=asyncio.subprocess.PIPE,
         )
         _, said = await process.communicate()

@@ -16,7 +16,7 @@ import aiohttp
 from tests.harness import DaemonProcess, Setting
 
 SCRIPTED = shlex.join(("python", "-S", str(Path(__file__).parents[1] / "apps" / "scripted.py")))
-"""The command of the scripted worker."""
+"""The command of the scripted worker; the repository's path may have spaces."""
 
 
 @asynccontextmanager

@@ -23,7 +23,7 @@ def settings(folder: Path) -> dict[str, Setting]:
     worker_directory.mkdir()
     shutil.copy(APP, worker_directory)
     (worker_directory / "VERSION").write_text("v1")
-    runner = "env ATLAS_IDLE_GRACE_SECONDS=0.5 python -m worker.kit.asgi asgi_kit_app:app"
+    runner = "env ATLAS_IDLE_GRACE_SECONDS=0.5 python -m atlas_worker.asgi asgi_kit_app:app"
     return {
         "WORKER_DIRECTORY": worker_directory,
         "WORKER_COMMAND": runner,

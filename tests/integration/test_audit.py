@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections import Counter
 from contextlib import closing
@@ -13,16 +14,17 @@ from tests.integration.support import release, rows, scripted_daemon
 from tests.unit.supervisor.cli.conftest import Outcome, program, run
 
 QUICK = {"HEALTH_PROBES": 1}
+USER = f"uid:{os.geteuid()}"
 
 
 async def atlasctl(daemon: DaemonProcess, *arguments: str) -> Outcome:
     return await run(program("--env-file", daemon.env_file, *arguments))
 
 
-def tamper(daemon: DaemonProcess, statement: str) -> None:
+def tamper(daemon: DaemonProcess, statement: str, *values: str) -> None:
     """Change the database behind the running daemon's back."""
     with closing(sqlite3.connect(daemon.state_dir / "atlas.db", timeout=10)) as connection:
-        connection.execute(statement)
+        connection.execute(statement, values)
         connection.commit()
 
 
@@ -36,7 +38,7 @@ async def test_every_change_is_in_it_once_with_who_asked_and_how_it_came_out(
     tmp_path: Path,
 ) -> None:
     async with scripted_daemon(tmp_path, {**QUICK, "AUTO_SWITCH_ON_HEALTH": "false"}) as daemon:
-        root = ("uid:0", "unix")
+        user = (USER, "unix")
         own = ("supervisor", "internal")
         release(daemon, "v2")
         first = (await daemon.deploy()).json["deploy_id"]
@@ -60,22 +62,22 @@ async def test_every_change_is_in_it_once_with_who_asked_and_how_it_came_out(
         assert found == Counter(
             [
                 (*own, "daemon", None, "started"),
-                (*root, "deploy", first, "begun"),
+                (*user, "deploy", first, "begun"),
                 (*own, "deploy", first, "awaiting_switch"),
                 ("token", "127.0.0.1", "switch", first, "switched"),
                 (*own, "deploy", first, "switched"),
-                (*root, "deploy", second, "begun"),
+                (*user, "deploy", second, "begun"),
                 (*own, "deploy", second, "awaiting_switch"),
-                (*root, "abort", second, "aborted"),
+                (*user, "abort", second, "aborted"),
                 (*own, "deploy", second, "aborted"),
-                (*root, "dry_run", tried, "begun"),
+                (*user, "dry_run", tried, "begun"),
                 (*own, "deploy", tried, "dry_run_passed"),
-                (*root, "deploy", failed, "begun"),
+                (*user, "deploy", failed, "begun"),
                 (*own, "rollback", failed, "done"),
                 (*own, "mode", None, "single"),
                 (*own, "deploy", failed, "failed"),
                 ("anonymous", "127.0.0.1", "request", None, "refused"),
-                (*root, "mode", None, "bluegreen"),
+                (*user, "mode", None, "bluegreen"),
             ]
         )
         await daemon.stop()
@@ -97,11 +99,11 @@ async def test_a_row_that_was_changed_behind_its_back_is_found_by_the_client(
         listed = await atlasctl(daemon, "audit", "--limit", "2")
         assert [line.split()[0] for line in listed.out.splitlines()] == ["id", "4", "3"]
 
-        tamper(daemon, "UPDATE audit SET actor = 'uid:1000' WHERE id = 3")
+        tamper(daemon, "UPDATE audit SET actor = 'uid:4711' WHERE id = 3")
         changed = await atlasctl(daemon, "audit", "--verify")
         assert changed.code == 1, changed
         assert "broken at entry 3: entry 3 is not as it was written" in changed.out
-        tamper(daemon, "UPDATE audit SET actor = 'uid:0' WHERE id = 3")
+        tamper(daemon, "UPDATE audit SET actor = ? WHERE id = 3", USER)
         assert (await atlasctl(daemon, "audit", "--verify")).code == 0
 
         tamper(daemon, "DELETE FROM audit WHERE id = 4")

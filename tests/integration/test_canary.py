@@ -19,7 +19,7 @@ ON: dict[str, Setting] = {"CANARY_ENABLED": "true", "CANARY_PERCENTAGE": 0.5}
 
 CALLER = """
 import sys
-from worker import canary, is_canary_enabled, record_canary_call, use_canary_version
+from atlas_worker import canary, is_canary_enabled, record_canary_call, use_canary_version
 
 for line in sys.stdin:
     word, *rest = line.split()

@@ -23,7 +23,7 @@ def app(environ, start_response):
     return [body.encode()]
 """
 SETTINGS: dict[str, Setting] = {
-    "WORKER_COMMAND": "gunicorn --config python:worker.kit.gunicorn --workers 2 kit_app:app",
+    "WORKER_COMMAND": "gunicorn --config python:atlas_worker.gunicorn --workers 2 kit_app:app",
     "KEEP_WARM_SECONDS": 60,
     "STOP_TIMEOUT_SECONDS": 5,
 }
@@ -46,8 +46,8 @@ async def test_it_is_kept_warm_and_rolled_back_at_once_and_no_request_is_lost(
             assert (await get(daemon.public_port, "/instance"))[1] != old
             await until_phase(daemon, "warm")
             assert slot(await daemon.status(), "staging")["state"] == "warm"
-            kept = load.report.kinds["keep-alive GET"]
-            await eventually(lambda: kept.announced_closes > 0, what="an announced close")
+            kept_alive = load.report.kinds["keep-alive GET"]
+            await eventually(lambda: kept_alive.announced_closes > 0, what="an announced close")
             back = await daemon.request("POST", "/deploy/rollback")
             assert (back.status, back.json["result"]) == (200, "rolled_back")
             assert (await get(daemon.public_port, "/instance"))[1] == old

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +117,7 @@ async def test_a_foreign_server_is_scored_on_what_is_seen_from_outside(tmp_path:
 
 
 async def test_a_worker_that_binds_its_port_is_looked_at_through_the_relay(tmp_path: Path) -> None:
-    command = f"{sys.executable} -m http.server --bind 127.0.0.1 {{port}}"
+    command = "python -m http.server --bind 127.0.0.1 {port}"
     settings: dict[str, Setting] = {"WORKER_COMMAND": command, "HEALTH_PATH": "/VERSION"}
     async with DaemonProcess.running(tmp_path, settings) as daemon:
         told = await until(daemon, "port_active", "pass")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -167,7 +166,7 @@ async def deploy_version(daemon: DaemonProcess, version: str) -> tuple[dict[str,
 async def test_a_client_that_never_says_goodbye_is_cut_at_the_deadline_and_counted(
     tmp_path: Path,
 ) -> None:
-    settings = {"WORKER_COMMAND": f"{sys.executable} -m worker --fd {{fd}}"}
+    settings = {"WORKER_COMMAND": "python -m atlas_worker --fd {fd}"}
     limits = {**QUICK, "DRAIN_TIMEOUT_SECONDS": 2, "STOP_TIMEOUT_SECONDS": 3}
     async with (
         DaemonProcess.running(tmp_path, {**settings, **limits}) as daemon,
@@ -192,7 +191,7 @@ async def test_a_client_that_never_says_goodbye_is_cut_at_the_deadline_and_count
 
 
 async def test_one_that_binds_its_own_port_is_hurried_by_the_next_deploy(tmp_path: Path) -> None:
-    command = f"{sys.executable} -m worker --port {{port}}"
+    command = "python -m atlas_worker --port {port}"
     # Time to exit in: what is in question is when its clients are told.
     settings = {**QUICK, "WORKER_COMMAND": command, "STOP_TIMEOUT_SECONDS": 10}
     async with (

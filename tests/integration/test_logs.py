@@ -6,13 +6,14 @@ import asyncio
 import json
 import os
 import re
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
-from supervisor.workers.output import LIMIT_BYTES
+from atlas_supervisor.workers.output import LIMIT_BYTES
 from tests.harness import DaemonProcess, eventually
 from tests.integration.support import release, scripted_daemon
 
@@ -103,7 +104,7 @@ async def followed(daemon: DaemonProcess, source: str, until: str) -> list[str]:
 
 async def test_a_hundred_megabytes_in_one_line_of_nul_bytes_stall_nobody(tmp_path: Path) -> None:
     script = Path(__file__).parent.parent / "apps" / "scripted.py"
-    settings: dict[str, Any] = {"WORKER_COMMAND": f"python flooding.py {script}"}
+    settings: dict[str, Any] = {"WORKER_COMMAND": f"python flooding.py {shlex.quote(str(script))}"}
     files = {"flooding.py": FLOODING}
     async with scripted_daemon(tmp_path, settings, files=files) as daemon:
         logs, work = daemon.state_dir / "logs", daemon.worker_directory

@@ -25,8 +25,8 @@ from tests.integration.test_rollback import WARM, releases, roll_back
 # A daemon with a bug: its care for the running worker breaks.
 BROKEN = """
 import sys
-from supervisor.program import main
-from supervisor.workers.slot import Slot
+from atlas_supervisor.main import main
+from atlas_supervisor.workers.slot import Slot
 async def broken(self, instance):
     await instance.exited.wait() if self.name == "green" else None
     raise ZeroDivisionError("a bug")
@@ -66,7 +66,7 @@ async def test_stopped_right_after_its_start_it_leaves_nothing(tmp_path: Path, m
     log = daemon.state_dir / "logs" / "supervisor.jsonl"
     try:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "supervisor", "--env-file", str(daemon.env_file)),
+            *(sys.executable, "-m", "atlas_supervisor", "--env-file", str(daemon.env_file)),
             stderr=asyncio.subprocess.DEVNULL,
         )
         await eventually(lambda: log.exists() and f'"{moment}"' in log.read_text())

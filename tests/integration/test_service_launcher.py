@@ -63,8 +63,7 @@ async def test_with_no_state_it_takes_the_active_port(tmp_path: Path, mode: str)
     port, other = free_ports(2)
     env_file = tmp_path / "atlas.env"
     env_file.write_text(
-        f"DEPLOY_MODE={mode}\nACTIVE_PORT={port}\nSTAGING_PORT={other}\n"
-        f'WORKER_COMMAND="{SCRIPTED}"\n'
+        f"DEPLOY_MODE={mode}\nACTIVE_PORT={port}\nSTAGING_PORT={other}\nWORKER_COMMAND={SCRIPTED}\n"
     )
     async with plain_worker(env_file) as process:
         assert process.stderr is not None

@@ -17,12 +17,19 @@ ADAPTERS = {
     "aiohttp_streams",
     "gunicorn",
     "asgi.__main__",
+    "asgi.command",
     "asgi.protocols",
     "asgi.runner",
-    "asgi.settings",
 }
 """Modules of the kit for applications that have the framework installed themselves."""
-KIT = sorted({path.stem for path in (ROOT / "worker/kit").glob("*.py")} - ADAPTERS - {"__init__"})
+SOURCE = ROOT / "worker"
+PROGRAMS = {"atlas_worker.__main__", "atlas_worker.app"}
+"""The bundled worker, which may import what it needs."""
+KIT = sorted(
+    {path.stem for path in (SOURCE / "atlas_worker").glob("*.py")}
+    - ADAPTERS
+    - {"__init__", "__main__"}
+)
 
 
 def test_every_import_contract_is_kept() -> None:
@@ -38,11 +45,10 @@ def test_every_import_contract_is_kept() -> None:
 
 
 def test_the_kit_imports_nothing_but_itself_the_contract_and_the_standard_library() -> None:
-    graph = grimp.build_graph("worker", include_external_packages=True, cache_dir=None)
-    adapters = {f"worker.kit.{name}" for name in ADAPTERS}
-    kit = {"worker.kit", "worker.contract"}.union(
-        *(graph.find_descendants(package) for package in ("worker.kit", "worker.contract"))
-    )
+    graph = grimp.build_graph("atlas_worker", include_external_packages=True, cache_dir=None)
+    adapters = {f"atlas_worker.{name}" for name in ADAPTERS}
+    kit = {"atlas_worker"} | graph.find_descendants("atlas_worker")
+    kit -= PROGRAMS | graph.find_descendants("atlas_worker.app")
 
     foreign = {
         (module, imported)
@@ -57,17 +63,17 @@ def test_the_kit_imports_nothing_but_itself_the_contract_and_the_standard_librar
 @pytest.mark.parametrize(
     "module",
     [
-        "worker",
-        "worker.contract.ring",
-        "worker.kit.asgi",
-        "worker.kit.canary",
-        *(f"worker.kit.{m}" for m in KIT),
+        "atlas_worker",
+        "atlas_worker.contract.ring",
+        "atlas_worker.asgi",
+        "atlas_worker.canary",
+        *(f"atlas_worker.{m}" for m in KIT),
     ],
 )
 def test_the_kit_is_there_without_any_package_installed(module: str) -> None:
     subprocess.run(  # -S: no site-packages, as in an application that installed nothing else
         [sys.executable, "-S", "-W", "error", "-c", f"import {module}"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
         check=True,
         timeout=30,
     )

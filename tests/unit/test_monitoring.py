@@ -1,4 +1,4 @@
-"""What stands in docs/monitoring is held against the metrics that there are, in both directions."""
+"""Compares docs/monitoring with the metrics of the daemon, in both directions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parents[2] / "docs/monitoring"
 ALERTS = FOLDER / "alerts.yml"
 ALERTS_TEST = FOLDER / "alerts.test.yml"
 PROMETHEUS_OWN = {"up"}
-"""Series that Prometheus makes by itself."""
+"""Series that Prometheus adds."""
 
 FUNCTIONS = re.compile(
     r"\b(?:absent|by|changes|histogram_quantile|increase|min_over_time|or|rate|sum)\b"
@@ -47,7 +47,7 @@ def documented() -> dict[str, tuple[str, set[str]]]:
     return found
 
 
-def test_every_metric_is_documented_with_its_type_and_labels_and_no_other(
+def test_the_documented_metrics_are_those_of_the_daemon_with_type_and_labels(
     families: list[Metric],
 ) -> None:
     real = {
@@ -62,7 +62,7 @@ def test_every_metric_is_documented_with_its_type_and_labels_and_no_other(
     assert documented() == real
 
 
-def test_every_metric_but_the_promised_ones_has_our_prefix(families: list[Metric]) -> None:
+def test_every_metric_but_the_promised_ones_has_the_prefix(families: list[Metric]) -> None:
     promised = {
         *("deploy_switch_total", "deploy_switch_success", "deploy_switch_fail"),
         *("deploy_bluegreen_runs", "canary_requests"),
@@ -94,19 +94,19 @@ def expressions() -> Iterator[str]:
 
 
 def metrics_in(expression: str) -> set[str]:
-    """Return the names in an expression of PromQL that are neither labels nor its own words."""
+    """Return the metric names in a PromQL expression."""
     bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\bby \([^)]*\)|\"[^\"]*\"", "", expression)
     return set(re.findall(r"[a-zA-Z_]\w*", FUNCTIONS.sub("", bare)))
 
 
-def test_every_metric_that_an_alert_or_a_panel_asks_for_exists(families: list[Metric]) -> None:
+def test_alerts_and_panels_use_existing_metrics(families: list[Metric]) -> None:
     asked = set().union(*map(metrics_in, expressions()))
 
     assert len(asked) > 40
     assert asked - sample_names(families) == PROMETHEUS_OWN
 
 
-def test_the_dashboards_panels_have_ids_of_their_own_and_do_not_overlap() -> None:
+def test_panels_of_the_dashboard_have_unique_ids_and_do_not_overlap() -> None:
     ids = Counter(panel["id"] for panel in panels())
     assert set(ids.values()) == {1}
     taken = Counter(
@@ -120,7 +120,7 @@ def test_the_dashboards_panels_have_ids_of_their_own_and_do_not_overlap() -> Non
     assert max(x for x, _ in taken) < 24
 
 
-def test_every_alert_says_what_to_do_and_is_tried() -> None:
+def test_every_alert_has_an_action_and_is_tested() -> None:
     tried = Counter(
         (case["alertname"], bool(case["exp_alerts"]))
         for test in yaml.safe_load(ALERTS_TEST.read_text())["tests"]
@@ -134,7 +134,7 @@ def test_every_alert_says_what_to_do_and_is_tried() -> None:
 
 
 @pytest.mark.skipif(bool(missing("promtool")), reason="promtool is not installed")
-def test_the_alerts_fire_when_they_should_and_not_else() -> None:
+def test_the_alerts_fire_as_their_rules_state() -> None:
     done = subprocess.run(
         ["promtool", "test", "rules", ALERTS_TEST.name],
         cwd=FOLDER,

@@ -11,7 +11,7 @@ import os
 
 from aiohttp import WSMsgType, web
 
-from worker.kit.aiohttp import run_app
+from atlas_worker.aiohttp import run_app
 
 VERSION = os.environ["ATLAS_VERSION"]
 INSTANCE = os.environ["ATLAS_INSTANCE"]

@@ -1,4 +1,4 @@
-"""A disk that can be filled."""
+"""A disk that can be filled. Tests that use it are marked `needs_root`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 
 
 @contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """Mount a file system of a few kilobytes; skips the test where that is not possible."""
+def mounted(folder: Path, options: str) -> Iterator[Path]:
+    """Mount a file system in memory; skips the test where the kernel does not let root do it."""
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small file system is not possible here")
+        pytest.skip("mounting a file system is not possible here, even as root")
     try:
         yield folder
     finally:

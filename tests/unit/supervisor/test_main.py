@@ -1,4 +1,4 @@
-"""`python -m supervisor --check`, as a shell runs it."""
+"""`python -m atlas_supervisor --check`, as a shell runs it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-_CHECK = [sys.executable, "-m", "supervisor", "--check", "--env-file"]
+_CHECK = [sys.executable, "-m", "atlas_supervisor", "--check", "--env-file"]
 
 
 @pytest.fixture
@@ -52,15 +52,15 @@ def test_what_is_wrong_is_said_and_the_exit_status_is_2(env_file: Path) -> None:
 def test_what_makes_the_start_quick_is_undone_before_the_daemon_runs() -> None:
     code = """
 import gc, os, sys
-import supervisor.__main__, supervisor.program
+import atlas_supervisor.__main__, atlas_supervisor.main
 
 def run():
     print(gc.isenabled(), gc.get_freeze_count() > 0)
     print(os.environ["SSL_CERT_FILE"], os.environ.get("SSL_CERT_DIR"))
     return 7
 
-supervisor.program.main = run
-sys.exit(supervisor.__main__.main())
+atlas_supervisor.main.main = run
+sys.exit(atlas_supervisor.__main__.main())
 """
     environment = {"PATH": os.environ["PATH"], "SSL_CERT_FILE": "/the/machine's"}
     command = [sys.executable, "-c", code]

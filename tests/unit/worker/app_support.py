@@ -11,12 +11,12 @@ from typing import Any
 import aiohttp
 from aiohttp.test_utils import TestClient, TestServer
 
-from worker.app.application import make_app
-from worker.app.settings import AppSettings
-from worker.kit.aiohttp import DRAIN
-from worker.kit.drain import Drain
-from worker.kit.instance import Instance
-from worker.kit.role import Role
+from atlas_worker.aiohttp import DRAIN
+from atlas_worker.app.application import make_app
+from atlas_worker.app.settings import AppSettings
+from atlas_worker.drain import DrainController
+from atlas_worker.instance import Instance
+from atlas_worker.role import InstanceRole
 
 SMOKE = {"X-Atlas-Smoke": "deploy-1"}
 
@@ -24,7 +24,7 @@ SMOKE = {"X-Atlas-Smoke": "deploy-1"}
 class Site:
     """A client of the application, with shorthands for what the tests ask."""
 
-    def __init__(self, client: TestClient[Any, Any], drain: Drain) -> None:
+    def __init__(self, client: TestClient[Any, Any], drain: DrainController) -> None:
         self.client = client
         self.drain = drain
 
@@ -57,14 +57,14 @@ async def _content(response: aiohttp.ClientResponse) -> Any:
 
 @contextlib.asynccontextmanager
 async def running_app(
-    state_dir: Path, *, role: Role = Role.ACTIVE, **settings: Any
+    state_dir: Path, *, role: InstanceRole = InstanceRole.ACTIVE, **settings: Any
 ) -> AsyncIterator[Site]:
     """Run the application; `settings` are fields of its own settings."""
     instance = Instance.from_environment(
         {"ATLAS_STATE_DIR": str(state_dir), "ATLAS_VERSION": "1.2.3", "ATLAS_SLOT": "green"}
     )
     app = make_app(instance, AppSettings(state_dir / "worker", **settings))
-    drain = Drain(idle_grace=instance.idle_grace, timeout=instance.drain_timeout)
+    drain = DrainController(idle_grace=instance.idle_grace, timeout=instance.drain_timeout)
     drain.set_role(role)
     app[DRAIN] = drain
     async with TestClient(TestServer(app)) as client:

@@ -24,7 +24,7 @@ from tests.unit.worker.support import (
 
 APPS = Path(__file__).parents[2] / "apps"
 
-RUNNER = ["-m", "worker.kit.asgi", "--app-dir", str(APPS)]
+RUNNER = ["-m", "atlas_worker.asgi", "--app-dir", str(APPS)]
 KINDS = {
     "h11 on asyncio": ["--http", "h11", "--ws", "websockets", "--loop", "asyncio"],
     "httptools on uvloop": ["--http", "httptools", "--ws", "websockets-sansio", "--loop", "uvloop"],

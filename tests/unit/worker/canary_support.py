@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from supervisor.features.rings import Batch, Positions, Ring, ring_files
-from worker.contract.ring import Event, Kind, decode
-from worker.kit.canary.process import process
+from atlas_supervisor.canary.ring_reader import Batch, Positions, RingReader, ring_files
+from atlas_worker.canary.process import process
+from atlas_worker.contract.ring import EventKind, RingEvent, decode
 
 ROOT = Path(__file__).parents[3]
 SALT = "5a" * 16
@@ -65,7 +65,7 @@ class Canaries:
         """Read what is new in every ring, and give its room back."""
         batches = []
         for path in self.rings:
-            ring = Ring.open(path)
+            ring = RingReader.open(path)
             batch = ring.read(self._read.get(path, Positions()))
             ring.advance(batch.next)
             ring.close()
@@ -73,7 +73,7 @@ class Canaries:
             batches.append((path, batch))
         return batches
 
-    def events(self) -> list[Event]:
+    def events(self) -> list[RingEvent]:
         """Return all new events of all rings without keys, equal ones together."""
         return [
             decode(word)
@@ -82,13 +82,13 @@ class Canaries:
             for _ in range(count)
         ]
 
-    def kinds(self) -> Counter[Kind]:
-        return Counter(Kind(event.kind) for event in self.events())
+    def kinds(self) -> Counter[EventKind]:
+        return Counter(EventKind(event.kind) for event in self.events())
 
     def dropped(self) -> int:
         total = 0
         for path in self.rings:
-            ring = Ring.open(path)
+            ring = RingReader.open(path)
             total += ring.dropped
             ring.close()
         return total
@@ -125,8 +125,8 @@ def eventually(condition: Callable[[], object], seconds: float = 10.0) -> None:
 def program(folder: Path, code: str) -> Iterator[subprocess.Popen[str]]:
     """Run Python code in a process of its own; it is killed at the end."""
     child = subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", "from worker import *\n" + code],
-        env={**os.environ, "ATLAS_STATE_DIR": str(folder), "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-W", "error", "-c", "from atlas_worker import *\n" + code],
+        env={**os.environ, "ATLAS_STATE_DIR": str(folder), "PYTHONPATH": str(ROOT / "worker")},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -136,7 +136,7 @@ class Client:
 
 @dataclass
 class Worker:
-    """A running `python -m worker`, and the sockets that it was handed."""
+    """A running `python -m atlas_worker`, and the sockets that it was handed."""
 
     process: asyncio.subprocess.Process
     public: socket.socket
@@ -202,7 +202,7 @@ async def running_worker(
         if active:
             write_state(state_dir, port_of(private))
         process = await launch(
-            ["-m", "worker"],
+            ["-m", "atlas_worker"],
             [public, private],
             cwd=tmp_path,
             environ={

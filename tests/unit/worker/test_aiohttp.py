@@ -14,6 +14,8 @@ from pathlib import Path
 
 from aiohttp import web
 
+from atlas_worker.aiohttp import _Listening
+from atlas_worker.sockets import Listener, open_listener
 from tests.unit.worker.support import (
     LONGEST_BACKLOG,
     Client,
@@ -26,8 +28,6 @@ from tests.unit.worker.support import (
     running_worker,
     until,
 )
-from worker.kit.aiohttp import _Listening
-from worker.kit.sockets import Listener, open_listener
 
 GRACE = "0.6"
 PATIENT = {"ATLAS_IDLE_GRACE_SECONDS": "60"}
@@ -298,7 +298,9 @@ async def _keep_asking(worker: Worker, done: asyncio.Event) -> int:
 
 async def test_a_worker_can_be_given_one_descriptor(tmp_path: Path) -> None:
     with listening_socket() as public:
-        process = await launch(["-m", "worker", "--fd", "3"], [public], cwd=tmp_path, environ={})
+        process = await launch(
+            ["-m", "atlas_worker", "--fd", "3"], [public], cwd=tmp_path, environ={}
+        )
         try:
             async with Client.to(port_of(public)) as client:
                 assert (await client.get()).json()["status"] == "ok"

@@ -18,9 +18,9 @@ from aiohttp import web
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from atlas_worker.aiohttp import run_app
 from tests.unit.worker.support import Client, Worker, end, launch, listening_socket
 from tests.unit.worker.support import running_worker as running
-from worker.kit.aiohttp import run_app
 
 SHORT = {"ATLAS_DRAIN_TIMEOUT_SECONDS": "2", "ATLAS_IDLE_GRACE_SECONDS": "0.3"}
 LONG = {"ATLAS_DRAIN_TIMEOUT_SECONDS": "50", "ATLAS_IDLE_GRACE_SECONDS": "0.3"}
@@ -29,7 +29,7 @@ LONG = {"ATLAS_DRAIN_TIMEOUT_SECONDS": "50", "ATLAS_IDLE_GRACE_SECONDS": "0.3"}
 APP = """
 import asyncio
 from aiohttp import web
-from worker.kit.aiohttp import run_app
+from atlas_worker.aiohttp import run_app
 
 async def ticks(request):
     ws = web.WebSocketResponse()
@@ -95,7 +95,7 @@ async def own_app(tmp_path: Path, **environ: str) -> AsyncIterator[Worker]:
         process = await launch(
             ["-c", APP], [public, private], cwd=tmp_path,
             environ={"LISTEN_FDS": "2", "LISTEN_FDNAMES": "public:private",
-                     "PYTHONPATH": str(Path(__file__).parents[3]), **environ},
+                     "PYTHONPATH": str(Path(__file__).parents[3] / "worker"), **environ},
         )  # fmt: skip
         try:
             yield Worker(process, public, private, tmp_path)

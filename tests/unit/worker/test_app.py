@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from atlas_worker.app.jobs import JobStore
+from atlas_worker.role import InstanceRole
 from tests.unit.worker.app_support import Site, running_app
 from tests.unit.worker.support import until
-from worker.app.jobs import JobStore
-from worker.kit.role import Role
 
 
 async def test_home_says_who_answers(tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ async def test_smoke_tests_leave_no_data_behind(tmp_path: Path) -> None:
 
 
 async def test_a_smoke_job_runs_in_an_instance_that_is_not_active_yet(tmp_path: Path) -> None:
-    async with running_app(tmp_path, role=Role.STAGING) as site:
+    async with running_app(tmp_path, role=InstanceRole.STAGING) as site:
         status, job = await site.post(
             "/jobs", {"kind": "checksum", "payload": {"text": "a"}}, smoke=True
         )
@@ -292,9 +292,9 @@ async def test_a_smoke_job_runs_in_an_instance_that_is_not_active_yet(tmp_path: 
 
 
 async def test_real_jobs_are_left_to_the_active_instance(tmp_path: Path) -> None:
-    async with running_app(tmp_path, role=Role.STAGING) as site:
+    async with running_app(tmp_path, role=InstanceRole.STAGING) as site:
         _, posted = await site.post("/jobs", {"kind": "reindex"})
-        async with running_app(tmp_path, role=Role.ACTIVE) as active:
+        async with running_app(tmp_path, role=InstanceRole.ACTIVE) as active:
             job = await job_ended(active, posted["id"])
             _, health = await active.get("/health")
         assert job["instance"] == health["instance"]

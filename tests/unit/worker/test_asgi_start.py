@@ -1,4 +1,4 @@
-"""What the ASGI runner takes, and what it says when it can't start."""
+"""The ASGI runner's command line, and its messages when it can't start."""
 
 from __future__ import annotations
 
@@ -9,68 +9,66 @@ from pathlib import Path
 
 import pytest
 
+from atlas_worker.asgi import command
+from atlas_worker.asgi.__main__ import main
 from tests.unit.worker.asgi_support import APPS, RUNNER, running, wrong
 from tests.unit.worker.support import Client, listening_socket, port_of
-from worker.kit.asgi import options
-from worker.kit.asgi.__main__ import main
 
 
 @pytest.mark.parametrize(
     "case",
     [
-        (["asgi_apps"], 2, "module:attribute is taken, as main:app"),
-        (["no_such_module:app"], 2, "no module 'no_such_module' in"),
-        (["asgi_apps:nothing"], 2, "has no 'nothing'"),
+        ([], 2, "Missing argument 'APP'"),
+        (["asgi_apps"], 2, 'must be in format "<module>:<attribute>"'),
+        (["no_such_module:app"], 2, 'Could not import module "no_such_module"'),
+        (["asgi_apps:nothing"], 2, 'Attribute "nothing" not found in module "asgi_apps"'),
         (["asgi_apps:not_callable"], 2, "an ASGI application is callable"),
-        (
-            ["broken_app:app"],
-            1,
-            "importing module 'broken_app' failed: RuntimeError('no settings')",
-        ),
-        (["needy_app:app"], 1, "module 'needy_app' needs 'not_installed', which is missing"),
+        (["broken_app:app"], 1, "importing broken_app:app failed: RuntimeError('no settings')"),
+        (["needy_app:app"], 1, "No module named 'not_installed'"),
         (["asgi_apps:plain", "--fd", "777"], 2, "descriptor 777 (public) is no socket"),
         (["asgi_apps:plain", "--fd", "-1"], 2, "a number from 0 is taken"),
-        (["asgi_apps:plain", "--port", "99999"], 2, "a port from 0 to 65535 is taken"),
+        (["asgi_apps:plain", "--port", "99999"], 2, "99999 is not in the range"),
+        (["asgi_apps:plain", "--port", "1", "--fd", "3"], 2, "exclude each other"),
+        (["asgi_apps:plain", "--header", "shop"], 2, "'shop' is not NAME:VALUE"),
+        (["asgi_apps:plain", "--http", "zttp"], 2, "'zttp' is not one of"),
+        (["asgi_apps:plain", "--nonsense"], 2, "No such option '--nonsense'"),
     ],
 )
-def test_what_is_wrong_is_said_in_the_last_line(
+def test_the_last_line_of_a_failed_start_names_the_error(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     case: tuple[list[str], int, str],
 ) -> None:
-    arguments, code, said = case
+    arguments, code, message = case
     (tmp_path / "broken_app.py").write_text("raise RuntimeError('no settings')\n")
     (tmp_path / "needy_app.py").write_text("import not_installed\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path), str(APPS), *sys.path])
     monkeypatch.setattr(os, "environ", {})
     importlib.invalidate_caches()
     if "--fd" not in arguments:
-        monkeypatch.setattr("worker.kit.asgi.__main__.find_listeners", lambda *_, **__: [])
-    try:
-        ended = main(arguments)
-    except SystemExit as error:
-        ended = int(error.code or 0)
+        monkeypatch.setattr("atlas_worker.asgi.__main__.find_listeners", lambda *_, **__: [])
+    ended = main(arguments)
     printed = capsys.readouterr().err
     last = printed.strip().splitlines()[-1]
-    assert (ended, last.startswith("python -m worker.kit.asgi: ")) == (code, True), printed
-    assert said in last
+    assert (ended, last.startswith("python -m atlas_worker.asgi: ")) == (code, True), printed
+    assert message in last
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["asgi_apps:cannot_start"], "no database"),
         (["asgi_apps:needs_an_argument", "--factory"], "can't use the application"),
     ],
 )
-async def test_a_start_that_fails_says_so_in_the_last_line(
-    tmp_path: Path, arguments: list[str], said: str
+async def test_an_application_that_fails_to_start_is_reported_in_the_last_line(
+    tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     ended, printed = await wrong(tmp_path, *arguments, "--port", "0")
     last = printed.strip().splitlines()[-1]
-    assert (ended, last.startswith("python -m worker.kit.asgi: ")) == (1, True), printed
-    assert said in printed
+    assert (ended, last.startswith("python -m atlas_worker.asgi: ")) == (1, True), printed
+    assert message in printed
 
 
 def test_a_port_that_is_taken_is_named(
@@ -85,30 +83,49 @@ def test_a_port_that_is_taken_is_named(
     assert port in printed
 
 
-async def test_without_uvicorn_it_says_what_to_install(tmp_path: Path) -> None:
-    (tmp_path / "uvicorn.py").write_text("raise ModuleNotFoundError(name='uvicorn')\n")
+async def test_without_uvicorn_it_names_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "uvicorn.py").write_text("import no_uvicorn\n")
     ended, printed = await wrong(tmp_path, "asgi_apps:plain", PYTHONPATH=str(tmp_path))
     assert ended == 1
-    assert "uvicorn is missing" in printed
+    assert "uvicorn can't be imported (No module named 'no_uvicorn')" in printed
     assert "pip install 'uvicorn[standard]'" in printed
     assert "Traceback" not in printed
 
 
 @pytest.mark.parametrize(
     "refused",
-    ["--workers=4", "--reload", "--reload-dir=.", "--uds=x", "--backlog=5", "--ssl-keyfile=key"],
+    [
+        *("--workers=4", "--reload", "--reload-delay=1", "--uds=x", "--backlog=5"),
+        *("--ssl-keyfile=key", "--limit-max-requests=9", "--http2", "--env-file=."),
+    ],
 )
 def test_options_of_uvicorn_that_the_drain_cannot_keep_are_refused_by_name(
     refused: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        options.parse(["main:app", refused])
-    assert ended.value.code == 2
+    assert main(["main:app", refused]) == 2
     printed = capsys.readouterr().err
-    assert printed.startswith(
-        f"python -m worker.kit.asgi: {refused.partition('=')[0]} is not taken"
-    )
+    option = refused.partition("=")[0]
+    assert printed.startswith(f"python -m atlas_worker.asgi: {option} is not supported: ")
     assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_are_printed_and_nothing_is_served(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([option]) == 0
+    printed = capsys.readouterr().out
+    assert ("--root-path" if option == "--help" else "uvicorn") in printed
+    assert "--workers" not in printed
+
+
+def test_variables_of_uvicorn_do_not_change_which_socket_is_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("UVICORN_PORT", "1")
+    monkeypatch.setenv("UVICORN_APP", "other:app")
+    settings = command.parse("program", ["main:app"])
+    assert (settings["app"], settings["port"]) == ("main:app", None)
 
 
 async def test_a_factory_is_called_and_options_reach_uvicorn(tmp_path: Path) -> None:

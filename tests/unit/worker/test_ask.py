@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from atlas_worker.app import checks, llm
+from atlas_worker.app.llm import LanguageModel, Latencies, Model
+from atlas_worker.app.settings import AppSettings
+from atlas_worker.instance import BadEnvironmentError
 from tests.unit.worker.app_support import Site, running_app
 from tests.unit.worker.language_model import SLOW_SECONDS, WORDS, Played, language_model
-from worker.app import checks, llm
-from worker.app.llm import LanguageModel, Latencies, Model
-from worker.app.settings import AppSettings
-from worker.kit.instance import BadEnvironmentError
 
 QUESTION = {"prompt": "What is it?"}
 

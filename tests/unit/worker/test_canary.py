@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 
+from atlas_worker import canary, is_canary_enabled, record_canary_call, use_canary_version
+from atlas_worker.canary import calls, policy
+from atlas_worker.canary.process import process
+from atlas_worker.contract import LATENCY_BUCKETS, bucket_milliseconds, latency_bucket
+from atlas_worker.contract.ring import EventKind, Outcome, RingEvent
 from tests.unit.worker.canary_support import Canaries, canaries, eventually, output
-from worker import canary, is_canary_enabled, record_canary_call, use_canary_version
-from worker.contract import LATENCY_BUCKETS, bucket_milliseconds, latency_bucket
-from worker.contract.ring import Event, Kind, Outcome
-from worker.kit.canary import calls, policy
-from worker.kit.canary.process import process
 
 __all__ = ["canaries"]
 
 
-def outcomes(events: list[Event]) -> Counter[tuple[int, int]]:
+def outcomes(events: list[RingEvent]) -> Counter[tuple[int, int]]:
     return Counter((event.kind, event.outcome) for event in events)
 
 
@@ -68,7 +68,7 @@ def test_what_could_not_be_written_is_counted_once_there_is_a_ring(canaries: Can
     eventually(lambda: process.main.capacity)
     with canary.call("vision"):
         pass
-    assert canaries.kinds()[Kind.ENDED] >= 1
+    assert canaries.kinds()[EventKind.ENDED] >= 1
 
 
 # The first answer, and the ones after it.
@@ -90,7 +90,7 @@ for thread in threads: thread.join()
 print(answers.count(True))
 """
     assert output(tmp_path, code) == "8\n"
-    assert Canaries(tmp_path).kinds() == {Kind.ASKED: 8}
+    assert Canaries(tmp_path).kinds() == {EventKind.ASKED: 8}
 
 
 def test_the_share_is_kept_for_small_shares_too(canaries: Canaries) -> None:
@@ -135,10 +135,10 @@ def test_a_question_and_its_record_are_one_call(canaries: Canaries) -> None:
 
     events = canaries.events()
     assert outcomes(events) == {
-        (Kind.ASKED, 0): 2,
-        (Kind.TOLD, Outcome.OK): 1,
-        (Kind.TOLD, Outcome.ERROR): 1,
-        (Kind.RECORDED, Outcome.OK): 1,  # the same answer is not told twice
+        (EventKind.ASKED, 0): 2,
+        (EventKind.TOLD, Outcome.OK): 1,
+        (EventKind.TOLD, Outcome.ERROR): 1,
+        (EventKind.RECORDED, Outcome.OK): 1,  # the same answer is not told twice
     }
     failed = next(event for event in events if event.outcome == Outcome.ERROR)
     assert failed.is_canary
@@ -155,7 +155,7 @@ def test_a_record_of_the_other_arm_counts_by_itself_and_takes_no_question(
     record_canary_call("vision", True, True, 1.0)
 
     told = {(event.kind, event.is_canary) for event in canaries.events()}
-    assert told == {(Kind.ASKED, True), (Kind.RECORDED, False), (Kind.TOLD, True)}
+    assert told == {(EventKind.ASKED, True), (EventKind.RECORDED, False), (EventKind.TOLD, True)}
 
 
 def test_a_record_keeps_the_epoch_of_its_question(canaries: Canaries) -> None:
@@ -170,7 +170,7 @@ def test_a_record_keeps_the_epoch_of_its_question(canaries: Canaries) -> None:
     eventually(lambda: process.rules["vision"].share == 1)
     record_canary_call("vision", False, True, 1.0)
 
-    told = [event for event in canaries.events() if event.kind == Kind.TOLD]
+    told = [event for event in canaries.events() if event.kind == EventKind.TOLD]
     assert sorted((event.epoch, event.is_canary) for event in told) == [(1, True), (2, False)]
 
 
@@ -187,7 +187,7 @@ async def test_each_task_tells_the_question_it_was_started_with(canaries: Canari
             await asyncio.sleep(0)  # some tell before the next question, some after it
     await asyncio.gather(*tasks)
 
-    assert canaries.kinds() == {Kind.ASKED: 200, Kind.TOLD: 200}
+    assert canaries.kinds() == {EventKind.ASKED: 200, EventKind.TOLD: 200}
 
 
 def test_questions_of_several_slices_are_all_told(canaries: Canaries) -> None:
@@ -202,12 +202,12 @@ def test_questions_of_several_slices_are_all_told(canaries: Canaries) -> None:
 
     events = canaries.events()
     assert outcomes(events) == {
-        (Kind.ASKED, 0): 6,
-        (Kind.TOLD, Outcome.OK): 6,
-        (Kind.RECORDED, Outcome.OK): 1,
+        (EventKind.ASKED, 0): 6,
+        (EventKind.TOLD, Outcome.OK): 6,
+        (EventKind.RECORDED, Outcome.OK): 1,
     }
-    slices = Counter(event.slice_number for event in events if event.kind == Kind.ASKED)
-    assert slices == Counter(event.slice_number for event in events if event.kind == Kind.TOLD)
+    slices = Counter(event.slice_number for event in events if event.kind == EventKind.ASKED)
+    assert slices == Counter(event.slice_number for event in events if event.kind == EventKind.TOLD)
 
 
 @pytest.mark.parametrize("ring", [True, False])
@@ -241,7 +241,7 @@ async def test_tasks_do_not_take_each_others_questions(canaries: Canaries) -> No
 
     await asyncio.gather(*(work() for _ in range(200)))
 
-    assert canaries.kinds() == {Kind.ASKED: 200, Kind.TOLD: 200}
+    assert canaries.kinds() == {EventKind.ASKED: 200, EventKind.TOLD: 200}
 
 
 async def test_a_question_that_was_copied_into_two_tasks_is_told_once(canaries: Canaries) -> None:
@@ -252,7 +252,7 @@ async def test_a_question_that_was_copied_into_two_tasks_is_told_once(canaries: 
         *(asyncio.to_thread(record_canary_call, "vision", True, True, 1.0) for _ in range(4))
     )
 
-    assert canaries.kinds() == {Kind.ASKED: 1, Kind.TOLD: 1, Kind.RECORDED: 3}
+    assert canaries.kinds() == {EventKind.ASKED: 1, EventKind.TOLD: 1, EventKind.RECORDED: 3}
 
 
 class Odd:
@@ -289,7 +289,9 @@ def test_an_odd_latency_harms_nothing(canaries: Canaries, latency: Any, bucket: 
 
     record_canary_call("vision", True, True, latency)
 
-    assert [(event.kind, event.bucket) for event in canaries.events()] == [(Kind.RECORDED, bucket)]
+    assert [(event.kind, event.bucket) for event in canaries.events()] == [
+        (EventKind.RECORDED, bucket)
+    ]
 
 
 @pytest.mark.parametrize("key", ["", "ü", 7, b"k", Odd(), ("a", 1), "x" * 100_000])
@@ -349,12 +351,12 @@ async def test_a_call_tells_its_outcome_and_passes_the_exception_on(
             await in_a_task()
 
     [(_, batch)] = canaries.drain()
-    from worker.contract.ring import decode
+    from atlas_worker.contract.ring import decode
 
     for words in (list(batch.events), [word for word, _ in batch.keyed]):
         assert outcomes([decode(word) for word in words]) == {
-            (Kind.BEGUN, 0): 1,
-            (Kind.ENDED, outcome): 1,
+            (EventKind.BEGUN, 0): 1,
+            (EventKind.ENDED, outcome): 1,
         }
     assert len({key for _, key in batch.keyed}) == 1
 
@@ -365,7 +367,7 @@ def test_a_calls_latency_is_measured(canaries: Canaries) -> None:
     with canary.call("vision"):
         threading.Event().wait(0.02)
 
-    ended = next(event for event in canaries.events() if event.kind == Kind.ENDED)
+    ended = next(event for event in canaries.events() if event.kind == EventKind.ENDED)
     assert 19 < bucket_milliseconds(ended.bucket) < 5000
 
 
@@ -377,7 +379,7 @@ def test_a_call_may_be_used_again_and_within_itself_of_others(canaries: Canaries
         with call, canary.call("web") as inner:
             assert (call.arm, inner.arm) == ("canary", "stable")
 
-    assert canaries.kinds() == {Kind.BEGUN: 4, Kind.ENDED: 4}
+    assert canaries.kinds() == {EventKind.BEGUN: 4, EventKind.ENDED: 4}
 
 
 # Routes.
@@ -396,7 +398,7 @@ def test_a_route_calls_the_arm_that_was_decided(canaries: Canaries) -> None:
 
     assert new.__doc__ == "Documented."
     assert {new(1, twice=True) for _ in range(200)} == {"old 1 True", "new 1 True"}
-    assert canaries.kinds() == {Kind.BEGUN: 200, Kind.ENDED: 200}
+    assert canaries.kinds() == {EventKind.BEGUN: 200, EventKind.ENDED: 200}
 
 
 async def test_an_async_route_measures_the_work_and_not_its_beginning(canaries: Canaries) -> None:
@@ -413,7 +415,7 @@ async def test_an_async_route_measures_the_work_and_not_its_beginning(canaries: 
     with pytest.raises(ValueError, match="broken"):
         await new()
 
-    ended = next(event for event in canaries.events() if event.kind == Kind.ENDED)
+    ended = next(event for event in canaries.events() if event.kind == EventKind.ENDED)
     assert ended.outcome == Outcome.ERROR
     assert bucket_milliseconds(ended.bucket) > 19
 
@@ -435,15 +437,15 @@ def test_a_route_that_can_not_be_measured_is_refused_when_it_is_decorated() -> N
 def test_to_import_the_worker_loads_nothing_else(tmp_path: Path) -> None:
     code = """
 import subprocess, sys
-code = "import sys, __future__; old = {*sys.modules}; import worker; print(*{*sys.modules} - old)"
+code = "import sys, __future__; a = {*sys.modules}; import atlas_worker; print(*{*sys.modules} - a)"
 print(subprocess.check_output([sys.executable, "-S", "-c", code], text=True), end="")
 """
-    assert output(tmp_path, code) == "worker\n"
+    assert output(tmp_path, code) == "atlas_worker\n"
 
 
 def test_the_worker_has_no_other_names() -> None:
-    import worker
+    import atlas_worker
 
-    assert worker.canary is canary
+    assert atlas_worker.canary is canary
     with pytest.raises(AttributeError, match="nosuch"):
-        _ = worker.nosuch
+        _ = atlas_worker.nosuch

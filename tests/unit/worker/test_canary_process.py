@@ -12,23 +12,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from supervisor.features.rings import Positions, Ring
-from supervisor.model.state import SCHEMA_VERSION
-from tests.unit.worker.canary_support import (
-    SALT,
-    Canaries,
-    canaries,
-    eventually,
-    output,
-    program,
-)
-from worker import canary, is_canary_enabled, record_canary_call, use_canary_version
-from worker.contract import STATE_SCHEMA_VERSION
-from worker.contract import ring as layout
-from worker.contract.ring import Kind, decode
-from worker.kit.canary.policy import BadPolicyError, Rule, key_threshold, read_policy
-from worker.kit.canary.process import process
-from worker.kit.canary.ring import make_ring
+from atlas_supervisor.canary.ring_reader import Positions, RingReader
+from atlas_supervisor.model.state import SCHEMA_VERSION
+from atlas_worker import canary, is_canary_enabled, record_canary_call, use_canary_version
+from atlas_worker.canary.policy import BadPolicyError, Rule, key_threshold, read_policy
+from atlas_worker.canary.process import process
+from atlas_worker.canary.ring import make_ring
+from atlas_worker.contract import STATE_SCHEMA_VERSION
+from atlas_worker.contract import ring as layout
+from atlas_worker.contract.ring import EventKind, decode
+from tests.unit.worker.canary_support import SALT, Canaries, canaries, eventually, output, program
 
 __all__ = ["canaries"]
 
@@ -50,7 +43,7 @@ def use_one_way_or_another(number: int) -> None:
 def test_sixteen_threads_lose_no_event_while_the_ring_turns(canaries: Canaries) -> None:
     canaries.decide({"vision": 0.5})
     each, threads = 8000, 16
-    told: Counter[Kind] = Counter()
+    told: Counter[EventKind] = Counter()
     keyed = 0
 
     def hammer() -> None:
@@ -61,7 +54,7 @@ def test_sixteen_threads_lose_no_event_while_the_ring_turns(canaries: Canaries) 
         nonlocal keyed
         for _, batch in canaries.drain():
             for word, count in batch.events.items():
-                told[Kind(decode(word).kind)] += count
+                told[EventKind(decode(word).kind)] += count
             keyed += len(batch.keyed)
 
     running = [threading.Thread(target=hammer) for _ in range(threads)]
@@ -72,11 +65,11 @@ def test_sixteen_threads_lose_no_event_while_the_ring_turns(canaries: Canaries) 
         running[0].join(0.01)
     drain()
 
-    assert told[Kind.ASKED] == told[Kind.TOLD]
-    assert told[Kind.BEGUN] == told[Kind.ENDED]
+    assert told[EventKind.ASKED] == told[EventKind.TOLD]
+    assert told[EventKind.BEGUN] == told[EventKind.ENDED]
     calls = threads * (len(range(0, each, 3)) + len(range(1, each, 3)))
     # A reader that the threads kept from reading may have let the ring run full.
-    assert told[Kind.ASKED] + told[Kind.BEGUN] + canaries.dropped() == calls
+    assert told[EventKind.ASKED] + told[EventKind.BEGUN] + canaries.dropped() == calls
     assert keyed == 2 * threads * len(range(2, each, 30))
 
 
@@ -101,14 +94,14 @@ def test_a_full_ring_drops_whole_calls_and_recovers_when_it_is_read(canaries: Ca
     room = layout.MAIN_WORDS // 4 * 3
     assert canaries.dropped() == 1000 + layout.MAIN_WORDS - room + 2
     assert canaries.kinds() == {
-        Kind.BEGUN: 1000,
-        Kind.RECORDED: room - 1000,
-        Kind.ENDED: 1000,
+        EventKind.BEGUN: 1000,
+        EventKind.RECORDED: room - 1000,
+        EventKind.ENDED: 1000,
     }
     for _ in range(3):
         with canary.call("vision"):
             pass
-    assert canaries.kinds() == {Kind.BEGUN: 3, Kind.ENDED: 3}
+    assert canaries.kinds() == {EventKind.BEGUN: 3, EventKind.ENDED: 3}
 
 
 def test_a_full_keyed_ring_drops_and_recovers(canaries: Canaries) -> None:
@@ -120,7 +113,7 @@ def test_a_full_keyed_ring_drops_and_recovers(canaries: Canaries) -> None:
     [(path, batch)] = canaries.drain()
 
     assert len({key for _, key in batch.keyed}) == room
-    ring = Ring.open(path)
+    ring = RingReader.open(path)
     assert ring.keyed_dropped == 5
     ring.close()
     use_canary_version("vision", key="me")
@@ -145,12 +138,12 @@ def test_what_records_in_a_signal_handler_breaks_nothing(canaries: Canaries) -> 
             use_canary_version("vision")
             asked += 1
             if asked % 20_000 == 0:
-                seen += canaries.kinds()[Kind.ASKED]
+                seen += canaries.kinds()[EventKind.ASKED]
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
-    assert seen + canaries.kinds()[Kind.ASKED] + canaries.dropped() == asked + handled
+    assert seen + canaries.kinds()[EventKind.ASKED] + canaries.dropped() == asked + handled
 
 
 # Deaths and forks.
@@ -174,11 +167,11 @@ with canary.call("vision"):
         child.wait(10)
 
     [(path, batch)] = canaries.drain()
-    kinds = {Kind(decode(word).kind): 0 for word in batch.events}
+    kinds = {EventKind(decode(word).kind): 0 for word in batch.events}
     for word, count in batch.events.items():
-        kinds[Kind(decode(word).kind)] += count
-    assert kinds == {Kind.BEGUN: 5001, Kind.ENDED: 5000}
-    assert [decode(word).kind for word, _ in batch.keyed] == [Kind.BEGUN]
+        kinds[EventKind(decode(word).kind)] += count
+    assert kinds == {EventKind.BEGUN: 5001, EventKind.ENDED: 5000}
+    assert [decode(word).kind for word, _ in batch.keyed] == [EventKind.BEGUN]
     assert not batch.alive
     assert batch.skipped == 0
     assert path.name.startswith(f"{child.pid}-")
@@ -216,9 +209,9 @@ record_canary_call("vision", True, True, 1.0)
 
     told = {}
     for path in canaries.rings:
-        ring = Ring.open(path)
+        ring = RingReader.open(path)
         words = ring.read(Positions()).events
-        told[ring.owner.pid] = sorted(Kind(decode(word).kind).name for word in words)
+        told[ring.owner.pid] = sorted(EventKind(decode(word).kind).name for word in words)
         ring.close()
     assert told.pop(child.pid) == ["ASKED", "BEGUN", "ENDED", "TOLD"]
     assert list(told.values()) == [["BEGUN", "ENDED", "RECORDED"]] * 2
@@ -313,7 +306,7 @@ def test_a_file_that_gives_a_share_though_canaries_are_off_is_stable_and_not_rec
     assert not use_canary_version("vision")
     assert not use_canary_version("web")
     assert not is_canary_enabled()
-    assert canaries.kinds() == {Kind.ASKED: 1}
+    assert canaries.kinds() == {EventKind.ASKED: 1}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.app.database import Database
+from atlas_worker.app.database import ModuleDatabase
 
 TABLE = "CREATE TABLE things (name TEXT)"
 MORE = "ALTER TABLE things ADD COLUMN size INTEGER"
@@ -22,7 +22,7 @@ def names(db: sqlite3.Connection) -> list[str]:
 
 
 async def test_what_is_written_is_read_and_durable(tmp_path: Path) -> None:
-    database = Database(tmp_path / "new" / "a.db", [TABLE])
+    database = ModuleDatabase(tmp_path / "new" / "a.db", [TABLE])
     await database.open()
     await database.write(add("one"))  # type: ignore[arg-type]
     assert await database.read(names) == ["one"]
@@ -33,7 +33,7 @@ async def test_what_is_written_is_read_and_durable(tmp_path: Path) -> None:
 
 
 async def test_a_write_that_is_not_to_be_kept_leaves_nothing(tmp_path: Path) -> None:
-    database = Database(tmp_path / "a.db", [TABLE])
+    database = ModuleDatabase(tmp_path / "a.db", [TABLE])
     await database.open()
     await database.write(add("smoke"), keep=False)  # type: ignore[arg-type]
     assert await database.read(names) == []
@@ -45,7 +45,7 @@ async def test_a_write_that_fails_leaves_nothing_and_the_next_one_works(tmp_path
         db.execute("INSERT INTO things (name) VALUES ('half')")
         raise ValueError("in the middle")
 
-    database = Database(tmp_path / "a.db", [TABLE])
+    database = ModuleDatabase(tmp_path / "a.db", [TABLE])
     await database.open()
     with pytest.raises(ValueError, match="middle"):
         await database.write(fail)
@@ -55,8 +55,8 @@ async def test_a_write_that_fails_leaves_nothing_and_the_next_one_works(tmp_path
 
 
 async def test_an_older_version_works_on_a_newer_schema(tmp_path: Path) -> None:
-    old = Database(tmp_path / "a.db", [TABLE])
-    new = Database(tmp_path / "a.db", [TABLE, MORE])
+    old = ModuleDatabase(tmp_path / "a.db", [TABLE])
+    new = ModuleDatabase(tmp_path / "a.db", [TABLE, MORE])
     for database in (old, new, old.__class__(tmp_path / "a.db", [TABLE])):
         await database.open()
         await database.write(add("thing"))  # type: ignore[arg-type]
@@ -69,7 +69,7 @@ async def test_an_older_version_works_on_a_newer_schema(tmp_path: Path) -> None:
 async def test_many_instances_may_create_the_schema_at_once(tmp_path: Path) -> None:
     def open_and_close(number: int) -> None:
         async def work() -> None:
-            database = Database(tmp_path / "a.db", [TABLE, MORE])
+            database = ModuleDatabase(tmp_path / "a.db", [TABLE, MORE])
             await database.open()
             await database.write(add(str(number)))  # type: ignore[arg-type]
             await database.close()

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.kit.drain import TELLING_SHARE, Drain, Left, StreamKind
-from worker.kit.role import Role
+from atlas_worker.drain import TELLING_SHARE, DrainController, RemainingWork, StreamKind
+from atlas_worker.role import InstanceRole
 
 GRACE, SETTLE, TIMEOUT = 5.0, 0.25, 30.0
 
@@ -69,7 +69,9 @@ class Scene:
     def __init__(self) -> None:
         self.now = 100.0
         self.server = FakeServer()
-        self.drain = Drain(idle_grace=GRACE, timeout=TIMEOUT, settle=SETTLE, clock=lambda: self.now)
+        self.drain = DrainController(
+            idle_grace=GRACE, timeout=TIMEOUT, settle=SETTLE, clock=lambda: self.now
+        )
 
     def after(self, seconds: float) -> bool:
         self.now += seconds
@@ -81,8 +83,10 @@ def scene() -> Scene:
     return Scene()
 
 
-@pytest.mark.parametrize("role", [Role.UNKNOWN, Role.STAGING, Role.ACTIVE])
-def test_a_worker_that_is_not_retired_keeps_its_connections(scene: Scene, role: Role) -> None:
+@pytest.mark.parametrize("role", [InstanceRole.UNKNOWN, InstanceRole.STAGING, InstanceRole.ACTIVE])
+def test_a_worker_that_is_not_retired_keeps_its_connections(
+    scene: Scene, role: InstanceRole
+) -> None:
     scene.drain.set_role(role)
     scene.server.connect()
     assert not scene.after(1000)
@@ -92,7 +96,7 @@ def test_a_worker_that_is_not_retired_keeps_its_connections(scene: Scene, role: 
 
 def test_a_retired_worker_sheds_its_connections_and_stays(scene: Scene) -> None:
     scene.server.connect()
-    scene.drain.set_role(Role.RETIRED)
+    scene.drain.set_role(InstanceRole.RETIRED)
     assert scene.drain.shedding
     scene.after(GRACE - 0.01)
     assert len(scene.server.open) == 1
@@ -103,8 +107,8 @@ def test_a_retired_worker_sheds_its_connections_and_stays(scene: Scene) -> None:
 
 
 def test_a_worker_that_is_active_again_keeps_its_connections_again(scene: Scene) -> None:
-    scene.drain.set_role(Role.RETIRED)
-    scene.drain.set_role(Role.ACTIVE)
+    scene.drain.set_role(InstanceRole.RETIRED)
+    scene.drain.set_role(InstanceRole.ACTIVE)
     scene.server.connect(idle_at=scene.now)
     assert not scene.drain.shedding
     assert not scene.after(1000)
@@ -113,17 +117,17 @@ def test_a_worker_that_is_active_again_keeps_its_connections_again(scene: Scene)
 
 def test_the_grace_begins_anew_with_each_retirement(scene: Scene) -> None:
     scene.server.connect()
-    scene.drain.set_role(Role.RETIRED)
+    scene.drain.set_role(InstanceRole.RETIRED)
     scene.after(GRACE - 1)
-    scene.drain.set_role(Role.ACTIVE)
-    scene.drain.set_role(Role.RETIRED)
+    scene.drain.set_role(InstanceRole.ACTIVE)
+    scene.drain.set_role(InstanceRole.RETIRED)
     scene.after(GRACE - 0.01)
     assert len(scene.server.open) == 1
 
 
 def test_being_stopped_does_not_end_when_the_role_changes(scene: Scene) -> None:
     scene.drain.stop()
-    scene.drain.set_role(Role.ACTIVE)
+    scene.drain.set_role(InstanceRole.ACTIVE)
     assert scene.drain.shedding
 
 
@@ -155,7 +159,7 @@ def test_a_drain_with_no_connections_ends_after_settling(scene: Scene) -> None:
 
 
 def test_a_worker_that_was_retired_long_ago_need_not_settle_again(scene: Scene) -> None:
-    scene.drain.set_role(Role.RETIRED)
+    scene.drain.set_role(InstanceRole.RETIRED)
     scene.after(60)
     scene.drain.stop()
     assert not scene.after(0)
@@ -213,9 +217,16 @@ def test_hurrying_ends_the_drain_now(scene: Scene) -> None:
 
 @pytest.mark.parametrize(
     ("role", "leading"),
-    [(Role.UNKNOWN, True), (Role.ACTIVE, True), (Role.STAGING, False), (Role.RETIRED, False)],
+    [
+        (InstanceRole.UNKNOWN, True),
+        (InstanceRole.ACTIVE, True),
+        (InstanceRole.STAGING, False),
+        (InstanceRole.RETIRED, False),
+    ],
 )
-def test_background_work_is_the_active_instances(scene: Scene, role: Role, leading: bool) -> None:
+def test_background_work_is_the_active_instances(
+    scene: Scene, role: InstanceRole, leading: bool
+) -> None:
     scene.drain.set_role(role)
     assert scene.drain.leading is leading
     scene.drain.stop()
@@ -247,8 +258,8 @@ def test_streams_are_told_evenly_over_their_share_of_the_drain_time(
 @given(arrivals=st.lists(st.floats(0, 14), max_size=40))
 def test_streams_that_come_during_the_telling_are_told_in_time(arrivals: list[float]) -> None:
     scene = Scene()
-    scene.drain.set_role(Role.ACTIVE)
-    scene.drain.set_role(Role.RETIRED)
+    scene.drain.set_role(InstanceRole.ACTIVE)
+    scene.drain.set_role(InstanceRole.RETIRED)
     waiting = sorted(arrivals)
     while scene.now - 100.0 < TELLING:
         while waiting and waiting[0] <= scene.now - 100.0:
@@ -267,24 +278,29 @@ def test_a_single_stream_is_told_at_once(scene: Scene) -> None:
 
 def test_a_worker_that_is_active_again_tells_no_more_streams(scene: Scene) -> None:
     scene.server.running = [FakeStream() for _ in range(10)]
-    scene.drain.set_role(Role.RETIRED)
+    scene.drain.set_role(InstanceRole.RETIRED)
     scene.after(TELLING / 2)
     told = scene.server.told()
     assert 0 < told < 10
-    scene.drain.set_role(Role.ACTIVE)
+    scene.drain.set_role(InstanceRole.ACTIVE)
     scene.after(TELLING)
     assert scene.server.told() == told
-    scene.drain.set_role(Role.RETIRED)
+    scene.drain.set_role(InstanceRole.RETIRED)
     scene.after(TELLING)
     assert [len(stream.told) for stream in scene.server.running] == [1] * 10
 
 
 @pytest.mark.parametrize(
     ("role", "replaced"),
-    [(Role.UNKNOWN, False), (Role.ACTIVE, False), (Role.STAGING, True), (Role.RETIRED, True)],
+    [
+        (InstanceRole.UNKNOWN, False),
+        (InstanceRole.ACTIVE, False),
+        (InstanceRole.STAGING, True),
+        (InstanceRole.RETIRED, True),
+    ],
 )
 def test_streams_are_told_whether_another_instance_has_the_traffic(
-    scene: Scene, role: Role, replaced: bool
+    scene: Scene, role: InstanceRole, replaced: bool
 ) -> None:
     scene.server.running = [FakeStream()]
     scene.drain.set_role(role)
@@ -297,12 +313,12 @@ def test_what_becomes_of_its_port_after_it_has_left_its_slot_is_not_its_affair(
     scene: Scene,
 ) -> None:
     scene.server.running += [FakeStream(), FakeStream()]
-    scene.drain.set_role(Role.ACTIVE)
-    scene.drain.set_role(Role.RETIRED)
+    scene.drain.set_role(InstanceRole.ACTIVE)
+    scene.drain.set_role(InstanceRole.RETIRED)
     scene.drain.stop()
     while scene.server.accepting:
         scene.after(SETTLE)
-    scene.drain.set_role(Role.ACTIVE)  # the next instance in this slot
+    scene.drain.set_role(InstanceRole.ACTIVE)  # the next instance in this slot
     scene.after(TIMEOUT)
     assert [stream.told for stream in scene.server.running] == [[True], [True]]
 
@@ -344,5 +360,5 @@ def test_what_is_left_is_counted_by_kind(scene: Scene) -> None:
     for idle_at in (None, None, None, None, 1.0):
         scene.server.connect(idle_at=idle_at)
     left = scene.drain.left(scene.server)
-    assert left == Left(requests=1, websockets=2, event_streams=1, idle=1)
+    assert left == RemainingWork(requests=1, websockets=2, event_streams=1, idle=1)
     assert left.owed == 4

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.kit.events import EventBoundary, is_event_stream
+from atlas_worker.events import EventBoundary, is_event_stream
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from atlas_worker.app.errors import RequestError
+from atlas_worker.app.features.optimizer import evaluate, fill_knapsack, minimum
+from atlas_worker.app.features.vision import look_at
+from atlas_worker.app.features.web import read_page
 from tests.unit.worker.app_support import running_app
-from worker.app.errors import RequestError
-from worker.app.features.optimizer import evaluate, fill_knapsack, minimum
-from worker.app.features.vision import look_at
-from worker.app.features.web import read_page
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from atlas_worker.app.errors import RequestError
+from atlas_worker.app.features.arms import serve
+from atlas_worker.app.features.optimizer import fill_knapsack, fill_knapsack_by_steps
+from atlas_worker.app.features.vision import look_at, look_at_quickly
+from atlas_worker.app.features.web import read_page, read_page_at_once
+from atlas_worker.contract.ring import EventKind, Outcome
 from tests.unit.worker.app_support import running_app
 from tests.unit.worker.canary_support import Canaries, canaries
 from tests.unit.worker.test_features import filtered, png
-from worker.app.errors import RequestError
-from worker.app.features.arms import serve
-from worker.app.features.optimizer import fill_knapsack, fill_knapsack_by_steps
-from worker.app.features.vision import look_at, look_at_quickly
-from worker.app.features.web import read_page, read_page_at_once
-from worker.contract.ring import Kind, Outcome
 
 __all__ = ["canaries"]
 
@@ -69,7 +69,7 @@ async def test_an_answer_tells_which_arm_served(canaries: Canaries, share: int, 
 
     assert [answer["arm"] for answer in (seen, read, solved)] == [arm] * 3
     assert (seen["mean_brightness"], read["word_count"], solved["chosen"]) == (1.0, 2, [0])
-    ended = [event for event in canaries.events() if event.kind == Kind.ENDED]
+    ended = [event for event in canaries.events() if event.kind == EventKind.ENDED]
     assert {event.is_canary for event in ended} == {arm == "canary"}
     assert len(ended) == 3
 
@@ -86,7 +86,7 @@ async def test_bad_input_is_no_failure_of_the_arm_and_a_fault_is(canaries: Canar
     with pytest.raises(ZeroDivisionError):
         serve("vision", look_at, broken, b"")
 
-    ended = [event.outcome for event in canaries.events() if event.kind == Kind.ENDED]
+    ended = [event.outcome for event in canaries.events() if event.kind == EventKind.ENDED]
     assert sorted(ended) == [Outcome.OK, Outcome.ERROR]
 
 

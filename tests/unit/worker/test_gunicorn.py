@@ -49,15 +49,15 @@ def app(environ, start_response):
     return [body]
 """
 OWN_CONFIG = """
-from worker.kit.gunicorn import *
-from worker.kit import gunicorn as kit
+from atlas_worker.gunicorn import *
+from atlas_worker import gunicorn as kit
 
 def post_worker_init(worker):
     open("mine", "w").close()
     kit.post_worker_init(worker)
 """
 ROOT = Path(__file__).parents[3]
-KIT = "python:worker.kit.gunicorn"
+KIT = "python:atlas_worker.gunicorn"
 READY = "READY=1\nX_ATLAS_KIT=1"
 
 
@@ -123,7 +123,7 @@ async def launched(
                 "LISTEN_FDS": "2",
                 "LISTEN_FDNAMES": "public:private",
                 "NOTIFY_SOCKET": address,
-                "PYTHONPATH": f"{ROOT}:{tmp_path}",
+                "PYTHONPATH": f"{ROOT / 'worker'}:{tmp_path}",
                 "ATLAS_PORT": str(port_of(private)),
                 "ATLAS_STATE_DIR": str(state_dir),
                 "ATLAS_DRAIN_TIMEOUT_SECONDS": "10",

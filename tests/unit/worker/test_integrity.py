@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from atlas_worker.app import integrity
+from atlas_worker.app.integrity import Integrity, quick_check
 from tests.unit.worker.app_support import running_app
-from worker.app import integrity
-from worker.app.integrity import Integrity, quick_check
 
 
 def make_database(path: Path, rows: int = 2000) -> Path:

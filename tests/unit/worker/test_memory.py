@@ -3,8 +3,8 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+from atlas_worker.app.memory import MIGRATIONS
 from tests.unit.worker.app_support import running_app
-from worker.app.memory import MIGRATIONS
 
 
 async def test_notes_of_a_version_without_the_index_are_found(tmp_path: Path) -> None:

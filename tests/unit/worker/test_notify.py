@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.kit.notify import Notifier
+from atlas_worker.notify import Notifier
 
 
 @pytest.fixture(params=["path", "abstract"])

@@ -7,8 +7,8 @@ from queue import Queue
 
 import pytest
 
+from atlas_worker.role import InstanceRole, RoleWatcher, next_role
 from tests.unit.worker.support import write_state
-from worker.kit.role import Role, RoleWatch, next_role
 
 OWN, OTHER = 8791, 8792
 
@@ -16,16 +16,18 @@ OWN, OTHER = 8791, 8792
 @pytest.mark.parametrize(
     ("role", "active_port", "expected"),
     [
-        (Role.UNKNOWN, OTHER, Role.STAGING),
-        (Role.UNKNOWN, OWN, Role.ACTIVE),
-        (Role.STAGING, OTHER, Role.STAGING),
-        (Role.STAGING, OWN, Role.ACTIVE),
-        (Role.ACTIVE, OTHER, Role.RETIRED),
-        (Role.RETIRED, OTHER, Role.RETIRED),
-        (Role.RETIRED, OWN, Role.ACTIVE),
+        (InstanceRole.UNKNOWN, OTHER, InstanceRole.STAGING),
+        (InstanceRole.UNKNOWN, OWN, InstanceRole.ACTIVE),
+        (InstanceRole.STAGING, OTHER, InstanceRole.STAGING),
+        (InstanceRole.STAGING, OWN, InstanceRole.ACTIVE),
+        (InstanceRole.ACTIVE, OTHER, InstanceRole.RETIRED),
+        (InstanceRole.RETIRED, OTHER, InstanceRole.RETIRED),
+        (InstanceRole.RETIRED, OWN, InstanceRole.ACTIVE),
     ],
 )
-def test_the_role_follows_the_active_port(role: Role, active_port: int, expected: Role) -> None:
+def test_the_role_follows_the_active_port(
+    role: InstanceRole, active_port: int, expected: InstanceRole
+) -> None:
     assert next_role(role, own_port=OWN, active_port=active_port) is expected
 
 
@@ -34,16 +36,16 @@ class Followed:
 
     def __init__(self, state_dir: Path) -> None:
         self.state_dir = state_dir
-        self.roles: Queue[Role] = Queue()
-        self.watch = RoleWatch(state_dir / "deploy_state.json", OWN, self.roles.put)
+        self.roles: Queue[InstanceRole] = Queue()
+        self.watch = RoleWatcher(state_dir / "deploy_state.json", OWN, self.roles.put)
 
-    def look(self) -> Role:
+    def look(self) -> InstanceRole:
         self.watch.look()
         return self.watch.role
 
 
 def test_no_file_is_no_role(tmp_path: Path) -> None:
-    assert Followed(tmp_path / "absent").look() is Role.UNKNOWN
+    assert Followed(tmp_path / "absent").look() is InstanceRole.UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -66,11 +68,11 @@ def test_no_file_is_no_role(tmp_path: Path) -> None:
 def test_a_bad_file_leaves_the_role_as_it_was(tmp_path: Path, content: bytes) -> None:
     followed = Followed(tmp_path)
     write_state(tmp_path, OWN)
-    assert followed.look() is Role.ACTIVE
+    assert followed.look() is InstanceRole.ACTIVE
     (tmp_path / "deploy_state.json").write_bytes(content)
-    assert followed.look() is Role.ACTIVE
+    assert followed.look() is InstanceRole.ACTIVE
     write_state(tmp_path, OTHER)
-    assert followed.look() is Role.RETIRED
+    assert followed.look() is InstanceRole.RETIRED
 
 
 def test_a_file_that_vanished_leaves_the_role_as_it_was(tmp_path: Path) -> None:
@@ -78,7 +80,7 @@ def test_a_file_that_vanished_leaves_the_role_as_it_was(tmp_path: Path) -> None:
     write_state(tmp_path, OWN)
     followed.look()
     (tmp_path / "deploy_state.json").unlink()
-    assert followed.look() is Role.ACTIVE
+    assert followed.look() is InstanceRole.ACTIVE
 
 
 def test_only_changes_are_reported(tmp_path: Path) -> None:
@@ -87,14 +89,19 @@ def test_only_changes_are_reported(tmp_path: Path) -> None:
         write_state(tmp_path, port)
         followed.look()
     reported = [followed.roles.get_nowait() for _ in range(followed.roles.qsize())]
-    assert reported == [Role.STAGING, Role.ACTIVE, Role.RETIRED, Role.ACTIVE]
+    assert reported == [
+        InstanceRole.STAGING,
+        InstanceRole.ACTIVE,
+        InstanceRole.RETIRED,
+        InstanceRole.ACTIVE,
+    ]
 
 
 def test_other_fields_of_the_file_do_not_matter(tmp_path: Path) -> None:
     followed = Followed(tmp_path)
     state = {"schema_version": 99, "active_port": OWN, "mode": "from the future"}
     (tmp_path / "deploy_state.json").write_text(json.dumps(state))
-    assert followed.look() is Role.ACTIVE
+    assert followed.look() is InstanceRole.ACTIVE
 
 
 def test_the_file_is_followed_until_told_to_stop(tmp_path: Path) -> None:
@@ -102,11 +109,11 @@ def test_the_file_is_followed_until_told_to_stop(tmp_path: Path) -> None:
     followed = Followed(tmp_path)
     followed.watch.start()
     write_state(tmp_path, OWN)
-    assert followed.roles.get(timeout=5) is Role.ACTIVE
+    assert followed.roles.get(timeout=5) is InstanceRole.ACTIVE
     write_state(tmp_path, OTHER)
-    assert followed.roles.get(timeout=5) is Role.RETIRED
+    assert followed.roles.get(timeout=5) is InstanceRole.RETIRED
     write_state(tmp_path, OWN)
-    assert followed.roles.get(timeout=5) is Role.ACTIVE
+    assert followed.roles.get(timeout=5) is InstanceRole.ACTIVE
     followed.watch.stop()
     assert threading.active_count() == threads
 

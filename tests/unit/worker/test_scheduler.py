@@ -13,18 +13,18 @@ from typing import Any
 
 import pytest
 
+from atlas_worker.app.jobs import MAX_ATTEMPTS, JobStore
+from atlas_worker.app.memory import Memory
+from atlas_worker.app.scheduler import Scheduler
 from tests.unit.worker.support import end, until
-from worker.app.jobs import MAX_ATTEMPTS, JobStore
-from worker.app.memory import Memory
-from worker.app.scheduler import Scheduler
 
 # A scheduler in a process of its own, told when to begin by a line on its standard input.
 RUNNER = """
 import asyncio, sys
 from pathlib import Path
-from worker.app.jobs import JobStore
-from worker.app.memory import Memory
-from worker.app.scheduler import Scheduler
+from atlas_worker.app.jobs import JobStore
+from atlas_worker.app.memory import Memory
+from atlas_worker.app.scheduler import Scheduler
 
 async def main(directory, instance, lease):
     memory = Memory(directory)

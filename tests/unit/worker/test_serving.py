@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import pytest
 
+from atlas_worker import serving
+from atlas_worker.drain import StreamKind
+from atlas_worker.notify import Notifier
 from tests.unit.worker.test_drain import FakeServer, FakeStream, Scene
-from worker.kit import serving
-from worker.kit.drain import StreamKind
-from worker.kit.notify import Notifier
 
 
 class Heard(Notifier):
@@ -41,7 +41,7 @@ def test_what_is_left_is_said_when_it_changes_and_at_most_every_half_second(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scene, heard = Scene(), Heard()
-    monkeypatch.setattr("worker.kit.serving.time.monotonic", lambda: scene.now)
+    monkeypatch.setattr("atlas_worker.serving.time.monotonic", lambda: scene.now)
     reporter = serving._Reporter(scene.drain, scene.server, heard)
     streams = scene.server.running = [FakeStream(), FakeStream(), FakeStream(StreamKind.EVENTS)]
     reporter.report()

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
+from atlas_worker.instance import BadEnvironmentError
+from atlas_worker.sockets import adopt, find_listeners, open_listener, take_handed
 from tests.unit.worker.support import launch, listening_socket, port_of, until
-from worker.kit.instance import BadEnvironmentError
-from worker.kit.sockets import adopt, find_listeners, open_listener, take_handed
 
 TAKE = """
 import json, os
-from worker.kit.instance import BadEnvironmentError
-from worker.kit.sockets import take_handed
+from atlas_worker.instance import BadEnvironmentError
+from atlas_worker.sockets import take_handed
 try:
     taken = [
         [x.name, x.socket.fileno(), x.socket.get_inheritable(), x.handed, x.socket.getsockname()[1]]

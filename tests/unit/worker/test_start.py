@@ -12,18 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from atlas_worker import contract
+from atlas_worker.app.server import main
+from atlas_worker.instance import Instance
 from tests.unit.test_imports import ADAPTERS
 from tests.unit.worker.support import Client, listening_socket, port_of
-from worker import contract
-from worker.app.server import main
-from worker.kit.instance import Instance
 
 ROOT = Path(__file__).parents[3]
 
 
 def start(tmp_path: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "worker", *arguments],
+        [sys.executable, "-m", "atlas_worker", *arguments],
         cwd=tmp_path, env={"PATH": os.environ["PATH"], **environ},
         capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
@@ -84,7 +84,7 @@ def test_a_state_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 async def test_the_worker_runs_with_no_supervisor_at_all(tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "worker", "--port", "0",
+        sys.executable, "-m", "atlas_worker", "--port", "0",
         cwd=tmp_path, env={"PATH": os.environ["PATH"]}, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stderr is not None
@@ -107,18 +107,18 @@ async def test_the_worker_runs_with_no_supervisor_at_all(tmp_path: Path) -> None
 
 
 def test_the_kit_needs_nothing_but_the_standard_library() -> None:
-    kit = sorted(path.stem for path in (ROOT / "worker" / "kit").glob("*.py"))
-    modules = ["worker", "worker.contract"] + [
-        f"worker.kit.{name}" for name in kit if name not in ADAPTERS | {"__init__"}
+    kit = sorted(path.stem for path in (ROOT / "worker" / "atlas_worker").glob("*.py"))
+    modules = ["atlas_worker", "atlas_worker.contract"] + [
+        f"atlas_worker.{name}" for name in kit if name not in ADAPTERS | {"__init__", "__main__"}
     ]
     # -I -S: neither site-packages nor the environment can help out.
-    code = f"import sys; sys.path.append({str(ROOT)!r})\nimport {', '.join(modules)}\n"
+    code = f"import sys; sys.path.append({str(ROOT / 'worker')!r})\nimport {', '.join(modules)}\n"
     code += "print(*sys.modules)"
     ended = subprocess.run(
         [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True
     )
     tops = {name.partition(".")[0] for name in ended.stdout.split()}
-    assert tops - set(sys.stdlib_module_names) == {"worker", "__main__"} - set(
+    assert tops - set(sys.stdlib_module_names) == {"atlas_worker", "__main__"} - set(
         sys.stdlib_module_names
     )
 

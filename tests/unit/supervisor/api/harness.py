@@ -14,20 +14,20 @@ from typing import Any
 
 import aiohttp
 
-from supervisor.api import audit, examples
-from supervisor.api.control import Control
-from supervisor.api.options import ApiOptions
-from supervisor.api.server import serve
-from supervisor.errors import RefusedError
-from supervisor.logs.book import LogBook
-from supervisor.model.actor import Actor
-from supervisor.model.audit import AuditEntry, Verification
-from supervisor.model.deploy import DeployRecord, Mode, Result
-from supervisor.model.event import Announcement, EventFeed, Transition
-from supervisor.model.health import Health
-from supervisor.model.key import Key
-from supervisor.model.release import ReleaseView
-from supervisor.model.status import Status
+from atlas_supervisor.api import audit, examples
+from atlas_supervisor.api.options import ApiOptions
+from atlas_supervisor.api.ports import Control
+from atlas_supervisor.api.server import serve
+from atlas_supervisor.errors import RefusedError
+from atlas_supervisor.logs.log_service import LogService
+from atlas_supervisor.model.actor import Actor
+from atlas_supervisor.model.audit import AuditEntry, Verification
+from atlas_supervisor.model.deploy import DeployRecord, Mode, Result
+from atlas_supervisor.model.event import EventFeed, PublishedEvent, Transition
+from atlas_supervisor.model.health import Health
+from atlas_supervisor.model.idempotency_key import IdempotencyKey
+from atlas_supervisor.model.release import ReleaseView
+from atlas_supervisor.model.status import Status
 from tests.unit.supervisor.api.played_canaries import PlayedCanaries
 
 TOKEN = "a-token-that-nobody-guesses"
@@ -42,20 +42,20 @@ class MemoryFeed:
     deploy_id: str | None
     resumes_at: int | None = 7
     reset: str | None = None
-    waiting: asyncio.Queue[Announcement | Exception | None] = field(default_factory=asyncio.Queue)
+    waiting: asyncio.Queue[PublishedEvent | Exception | None] = field(default_factory=asyncio.Queue)
     closed: bool = False
 
     def tell(self, transition_id: int | None, **changes: Any) -> None:
         event = examples.EVENT.model_copy(update=changes)
-        self.waiting.put_nowait(Announcement(event, id=transition_id))
+        self.waiting.put_nowait(PublishedEvent(event, id=transition_id))
 
-    async def next(self) -> Announcement | None:
+    async def next(self) -> PublishedEvent | None:
         told = None if self.closed else await self.waiting.get()
         if isinstance(told, Exception):
             raise told
         return told
 
-    def ready(self) -> Announcement | None:
+    def ready(self) -> PublishedEvent | None:
         return None  # each event comes by itself
 
     def close(self) -> None:
@@ -73,7 +73,7 @@ class MemoryControl:
     is_ready: bool = True
     health: Health = examples.HEALTH
     asked: list[tuple[str, Any, Actor]] = field(default_factory=list)
-    keys: list[Key | None] = field(default_factory=list)
+    keys: list[IdempotencyKey | None] = field(default_factory=list)
     started: asyncio.Event = field(default_factory=asyncio.Event)
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -100,30 +100,30 @@ class MemoryControl:
         return self.is_ready
 
     async def deploy(
-        self, *, release: str | None, dry_run: bool, actor: Actor, key: Key | None = None
+        self, *, release: str | None, dry_run: bool, actor: Actor, key: IdempotencyKey | None = None
     ) -> DeployRecord:
         self.keys.append(key)
         self.asked.append(("deploy", (release, dry_run), actor))
         if self.refusal and self.refusal.code != "switch_failed":
             raise self.refusal
-        return examples.BEGUN
+        return examples.STARTED
 
     async def settled(self, deploy_id: str) -> DeployRecord:
         return await self._come_out()
 
-    async def switch(self, actor: Actor, key: Key | None = None) -> DeployRecord:
+    async def switch(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
         self.asked.append(("switch", None, actor))
         return await self._come_out()
 
-    async def abort(self, actor: Actor, key: Key | None = None) -> DeployRecord:
+    async def abort(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
         self.asked.append(("abort", None, actor))
         return await self._come_out()
 
-    async def rollback(self, actor: Actor, key: Key | None = None) -> DeployRecord:
+    async def rollback(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
         self.asked.append(("rollback", None, actor))
         return await self._come_out()
 
-    async def set_mode(self, mode: Mode, actor: Actor, key: Key | None = None) -> Status:
+    async def set_mode(self, mode: Mode, actor: Actor, key: IdempotencyKey | None = None) -> Status:
         self.asked.append(("mode", mode, actor))
         return examples.STATUS.model_copy(update={"mode": mode})
 
@@ -160,19 +160,19 @@ class MemoryControl:
 class MemoryAudit:
     """An audit trail in memory."""
 
-    entries: list[AuditEntry] = field(default_factory=list)
+    written: list[AuditEntry] = field(default_factory=list)
     told: list[tuple[Actor, str, str, dict[str, Any]]] = field(default_factory=list)
     asked: list[dict[str, Any]] = field(default_factory=list)
-    found: Verification = audit.WHOLE
+    found: Verification = audit.VERIFIED
 
-    async def audit_entries(self, **asked: Any) -> list[AuditEntry]:
+    async def entries(self, **asked: Any) -> list[AuditEntry]:
         self.asked.append(asked)
-        return self.entries
+        return self.written
 
-    async def verify_audit(self) -> Verification:
+    async def verify(self) -> Verification:
         return self.found
 
-    def audit_soon(
+    def enqueue(
         self, actor: Actor, action: str, outcome: str, *, subject: str | None = None, **detail: Any
     ) -> None:
         self.told.append((actor, action, outcome, detail))
@@ -292,7 +292,7 @@ def parse(data: bytes) -> Answer:
 async def running(
     folder: Path,
     control: MemoryControl | None = None,
-    logs: LogBook | None = None,
+    logs: LogService | None = None,
     **changes: Any,
 ) -> AsyncIterator[Server]:
     """Run a server on a free port and a socket in `folder`; `changes` are to its options."""
@@ -307,7 +307,7 @@ async def running(
         **changes,
     }
     server = Server(control or MemoryControl(), ApiOptions(**given))
-    logs = logs or LogBook(folder / "supervisor.jsonl", {})
+    logs = logs or LogService(folder / "supervisor.jsonl", {})
     parts = Control(
         deploys=server.control,
         canary=server.control.canaries,

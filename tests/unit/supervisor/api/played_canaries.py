@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from supervisor.api import canary_examples
-from supervisor.errors import RefusedError
-from supervisor.model.actor import Actor
-from supervisor.model.canary import CanaryReport, CanaryView, FeatureView
-from supervisor.model.key import Key
+from atlas_supervisor.api import examples
+from atlas_supervisor.errors import RefusedError
+from atlas_supervisor.model.actor import Actor
+from atlas_supervisor.model.canary import CanaryReport, CanaryView, FeatureView
+from atlas_supervisor.model.idempotency_key import IdempotencyKey
 
 
 @dataclass
@@ -20,26 +20,28 @@ class PlayedCanaries:
     asked: list[tuple[Any, ...]] = field(default_factory=list)
 
     def view(self) -> CanaryView:
-        return canary_examples.VIEW
+        return examples.VIEW
 
     async def set_percentage(self, feature: str, percentage: float, actor: Actor) -> FeatureView:
         return self._answer("set", feature, percentage, actor.name)
 
     async def ramp(
-        self, feature: str, action: str, actor: Actor, key: Key | None = None
+        self, feature: str, action: str, actor: Actor, key: IdempotencyKey | None = None
     ) -> FeatureView:
         return self._answer("ramp", feature, action, actor.name, key and key.value)
 
-    async def reset(self, feature: str | None, actor: Actor, key: Key | None = None) -> CanaryView:
+    async def reset(
+        self, feature: str | None, actor: Actor, key: IdempotencyKey | None = None
+    ) -> CanaryView:
         self._answer("reset", feature, actor.name, key and key.value)
-        return canary_examples.VIEW
+        return examples.VIEW
 
     async def report(self, hours: int) -> CanaryReport:
         self._answer("report", hours)
-        return canary_examples.REPORT
+        return examples.REPORT
 
     def _answer(self, *asked: Any) -> FeatureView:
         self.asked.append(asked)
         if self.refusal:
             raise self.refusal
-        return canary_examples.FEATURE
+        return examples.FEATURE

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from supervisor.api.audit import ENTRY
-from supervisor.api.turned_away import AT_ONCE, SECONDS_EACH, TurnedAway
-from supervisor.errors import RefusedError
-from supervisor.model.actor import Actor
+from atlas_supervisor.api.audit import ENTRY
+from atlas_supervisor.api.denied_audit import AT_ONCE, SECONDS_EACH, DeniedRequests
+from atlas_supervisor.errors import RefusedError
+from atlas_supervisor.model.actor import Actor
 from tests.unit.supervisor.api.harness import BEARER, MemoryAudit, running
 
 FOREIGN = {"Origin": "http://evil.example"}
@@ -22,7 +22,7 @@ async def test_entries_are_answered_as_they_are_and_what_was_asked_for_is_passed
     tmp_path: Path,
 ) -> None:
     async with running(tmp_path) as server:
-        server.audit.entries = [ENTRY]
+        server.audit.written = [ENTRY]
         answer = await server.unix("GET", "/deploy/audit")
         assert answer.json == {"entries": [ENTRY.model_dump(mode="json")]}
         await server.unix("GET", "/deploy/audit?limit=5&before=9&action=mode&subject=d-1")
@@ -101,14 +101,14 @@ async def test_an_attacker_can_not_fill_the_disk_and_is_counted(
     loop = asyncio.get_running_loop()
     real = loop.time
     monkeypatch.setattr(loop, "time", lambda: now)
-    gate = TurnedAway(audit)
+    denied = DeniedRequests(audit)
 
     def ask(times: int) -> list[dict[str, Any]]:
         """Ask so often, and return the details of what was written of it."""
         audit.told.clear()
         refused = RefusedError("token_wrong", "this is not the token", status=401, hint="")
         for _ in range(times):
-            gate.tell(Actor(name="anonymous", origin="::1"), "POST", "/deploy/mode", refused)
+            denied.record(Actor(name="anonymous", origin="::1"), "POST", "/deploy/mode", refused)
         return [detail for *_, detail in audit.told]
 
     assert [each["left_out"] for each in ask(500)] == [0] * AT_ONCE

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.api import events, listeners
-from supervisor.deploy.refusals import stopping
-from supervisor.errors import AtlasError
+from atlas_supervisor.api import events, listeners
+from atlas_supervisor.deploy.errors import stopping
+from atlas_supervisor.errors import AtlasError
 from tests.unit.supervisor.api.harness import (
     MemoryControl,
     MemoryFeed,

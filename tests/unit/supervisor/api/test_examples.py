@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.api import examples
-from supervisor.health.score import WEIGHTS, score, status_of
-from supervisor.model.health import Health
+from atlas_supervisor.api import examples
+from atlas_supervisor.health.score import WEIGHTS, score, status_of
+from atlas_supervisor.model.health import Health
 
 
 @pytest.mark.parametrize("health", [examples.HEALTH, examples.UNHEALTHY])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from supervisor.api import examples
+from atlas_supervisor.api import examples
 from tests.unit.supervisor.api.harness import MemoryControl, running
 
 

@@ -8,11 +8,11 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
-from supervisor.api.deploy import DeployBody, DeployQuery
-from supervisor.api.intake import IDEMPOTENCY_KEY, read_key
-from supervisor.errors import RefusedError
-from supervisor.model.actor import Actor
-from supervisor.model.key import Key
+from atlas_supervisor.api.deploy import DeployBody, DeployQuery
+from atlas_supervisor.api.parsing import IDEMPOTENCY_KEY, read_key
+from atlas_supervisor.errors import RefusedError
+from atlas_supervisor.model.actor import Actor
+from atlas_supervisor.model.idempotency_key import IdempotencyKey
 
 ALICE = Actor(name="uid:1000", origin="unix")
 
@@ -24,13 +24,13 @@ def read(
     actor: Actor = ALICE,
     release: str | None = "v2",
     **query: Any,
-) -> Key | None:
+) -> IdempotencyKey | None:
     headers = CIMultiDict((IDEMPOTENCY_KEY, value) for value in values)
     request = make_mocked_request(method, path, headers=headers)
     return read_key(request, actor, DeployQuery(**query), DeployBody(release=release))
 
 
-def known(*values: str, **more: Any) -> Key:
+def known(*values: str, **more: Any) -> IdempotencyKey:
     key = read(*values, **more)
     assert key is not None
     return key

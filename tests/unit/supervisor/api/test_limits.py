@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.api import examples
+from atlas_supervisor.api import examples
 from tests.unit.supervisor.api.harness import (
     BEARER,
     TOKEN,

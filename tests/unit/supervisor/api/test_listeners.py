@@ -17,8 +17,8 @@ import aiohttp
 import pytest
 import structlog
 
-import supervisor.api.server
-from supervisor.errors import StartRefusedError
+import atlas_supervisor.api.server
+from atlas_supervisor.errors import StartRefusedError
 from tests.unit.supervisor.api.harness import BEARER, Server, eventually, free_port, running
 
 
@@ -109,7 +109,7 @@ async def test_a_full_backlog_is_somebody_too(tmp_path: Path) -> None:
 async def test_what_is_no_socket_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "supervisor.sock"
     path.write_text("precious")
-    with pytest.raises(StartRefusedError, match="in the way"):
+    with pytest.raises(StartRefusedError, match="is not a socket"):
         async with running(tmp_path):
             pass
     assert path.read_text() == "precious"
@@ -197,7 +197,7 @@ async def test_a_lack_of_descriptors_passes_and_nobody_is_lost(tmp_path: Path) -
                 await eventually(lambda: bool(logs))
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            assert logs[0]["event"] == "api.accept_failed"
+            assert logs[0]["event"] == "api_accept_failed"
             request = f"GET /livez HTTP/1.1\r\nHost: {server.authority}\r\n\r\n"
             await loop.sock_sendall(client, request.encode())
             assert (await loop.sock_recv(client, 100)).startswith(b"HTTP/1.1 200")
@@ -275,7 +275,7 @@ async def test_off_loopback_reading_needs_the_token_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Tests listen on loopback only, so it is called something else.
-    monkeypatch.setattr(supervisor.api.server, "is_loopback", lambda addresses: False)
+    monkeypatch.setattr(atlas_supervisor.api.server, "is_loopback", lambda addresses: False)
     async with running(tmp_path, tls=tls[0]) as server:
         for path in ("/deploy/status", "/livez", "/docs", "/openapi.json", "/nope"):
             assert await over_tls(server, tls[1], "GET", path) == 401

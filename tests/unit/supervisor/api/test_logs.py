@@ -13,11 +13,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from supervisor.logs import book
-from supervisor.logs.book import LogBook
-from supervisor.model.slot import SlotName
-from supervisor.workers import output
-from supervisor.workers.output import WorkerLog
+from atlas_supervisor.logs import log_service
+from atlas_supervisor.logs.log_service import LogService
+from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.workers import output
+from atlas_supervisor.workers.output import WorkerLog
 from tests.unit.supervisor.api.harness import BEARER, Server, eventually, running
 
 OWN = "/deploy/logs/supervisor"
@@ -36,7 +36,7 @@ def blue(tmp_path: Path) -> WorkerLog:
 @asynccontextmanager
 async def serving(folder: Path, blue: WorkerLog, **changes: Any) -> AsyncIterator[Server]:
     green = WorkerLog(folder / "worker-green.log", SlotName.GREEN)
-    logs = LogBook(folder / "supervisor.jsonl", {SlotName.BLUE: blue, SlotName.GREEN: green})
+    logs = LogService(folder / "supervisor.jsonl", {SlotName.BLUE: blue, SlotName.GREEN: green})
     async with running(folder, logs=logs, **changes) as server:
         yield server
 
@@ -124,7 +124,7 @@ async def test_it_goes_on_with_what_comes_while_the_file_is_cut(
     tmp_path: Path, blue: WorkerLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output, "LIMIT_BYTES", 2000)
-    monkeypatch.setattr(book, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(log_service, "LOOK_SECONDS", 0.01)
     descriptor = blue.open()
     os.write(descriptor, b"before\n")
     async with serving(tmp_path, blue) as server, following(server, f"{BLUE}?follow=true") as lines:
@@ -147,7 +147,7 @@ async def test_it_goes_on_with_what_comes_while_the_file_is_cut(
 async def test_filters_hold_for_what_comes_then_as_well(
     tmp_path: Path, blue: WorkerLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(book, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(log_service, "LOOK_SECONDS", 0.01)
     path = tmp_path / "supervisor.jsonl"
     path.write_text(f"{own(1)}\n{own(2, level='error')}\n")
     target = f"{OWN}?follow=true&level=warning"
@@ -161,7 +161,7 @@ async def test_filters_hold_for_what_comes_then_as_well(
 async def test_events_say_where_to_go_on(
     tmp_path: Path, blue: WorkerLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(book, "SILENCE_SECONDS", 0.05)
+    monkeypatch.setattr(log_service, "SILENCE_SECONDS", 0.05)
     blue.path.write_bytes(b"one\ntwo\nthree\n")
     target = f"{BLUE}?events=true&follow=true"
     async with serving(tmp_path, blue) as server:

@@ -10,9 +10,9 @@ import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]  # it has no types
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from supervisor.api.openapi import build_document
-from supervisor.api.routes import Access, AnyRoute
-from supervisor.api.server import table
+from atlas_supervisor.api.openapi import build_document
+from atlas_supervisor.api.routes import Access, AnyRoute
+from atlas_supervisor.api.server import table
 from tests.unit.supervisor.api.harness import BEARER, running
 
 TABLE = table("1.2.3")
@@ -85,6 +85,17 @@ def test_what_stands_in_braces_is_described(route: AnyRoute) -> None:
     in_path = {each["name"] for each in parameters if each["in"] == "path"}
     assert in_path == set(re.findall(r"{(\w+)}", route.path))
     assert all(each["description"] for each in parameters)
+
+
+def test_every_field_of_every_object_is_described() -> None:
+    objects = DOCUMENT["components"]["schemas"]
+    fields = [
+        (name, field, schema)
+        for name, shape in objects.items()
+        for field, schema in shape.get("properties", {}).items()
+    ]
+    assert len(fields) > 150
+    assert [(name, field) for name, field, schema in fields if not schema.get("description")] == []
 
 
 def test_query_and_body_have_their_defaults_and_limits() -> None:

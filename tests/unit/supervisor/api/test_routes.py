@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 
-from supervisor.api import examples
-from supervisor.errors import RefusedError
-from supervisor.model.actor import Actor
-from supervisor.model.deploy import Mode, Result
-from tests.unit.supervisor.api.harness import (
-    BEARER,
-    MemoryControl,
-    Server,
-    running,
-    with_result,
-)
+from atlas_supervisor.api import examples
+from atlas_supervisor.errors import RefusedError
+from atlas_supervisor.model.actor import Actor
+from atlas_supervisor.model.deploy import Mode, Result
+from tests.unit.supervisor.api.harness import BEARER, MemoryControl, Server, running, with_result
 
-ROOT = Actor(name="uid:0", origin="unix")
+USER = Actor(name=f"uid:{os.geteuid()}", origin="unix")
 
 
 async def test_the_status_is_the_daemons_own(tmp_path: Path) -> None:
@@ -38,7 +33,7 @@ async def test_a_deploy_hands_on_what_was_asked_and_who_asked(tmp_path: Path) ->
         await server.unix("POST", "/deploy/bluegreen?dry_run=true", json={"release": "1.4.0"})
         await server.tcp("POST", "/deploy/bluegreen", headers=BEARER)
     assert server.control.asked == [
-        ("deploy", ("1.4.0", True), ROOT),
+        ("deploy", ("1.4.0", True), USER),
         ("deploy", (None, False), Actor(name="token", origin="127.0.0.1")),
     ]
 
@@ -101,7 +96,7 @@ async def test_a_deploy_that_is_not_waited_for_answers_202_and_where_to_look(
     async with running(tmp_path, control) as server:
         answer = await server.unix("POST", "/deploy/bluegreen?wait=false")
     assert answer.status == 202
-    assert answer.headers["Location"] == f"/deploy/{examples.BEGUN.deploy_id}"
+    assert answer.headers["Location"] == f"/deploy/{examples.STARTED.deploy_id}"
     assert answer.json["result"] is None
 
 
@@ -134,7 +129,7 @@ async def test_steering_answers_200_if_what_was_asked_was_done(
         answer = await server.unix("POST", f"/deploy/{verb}")
     assert (answer.status, answer.json["result"]) == (status, result)
     assert ("error" in answer.json) == (status != 200)
-    assert server.control.asked == [(verb, None, ROOT)]
+    assert server.control.asked == [(verb, None, USER)]
 
 
 @pytest.mark.parametrize("path", ["/deploy/bluegreen", "/deploy/switch"])
@@ -176,7 +171,7 @@ async def test_the_mode_is_set_and_the_status_answered(tmp_path: Path) -> None:
     async with running(tmp_path) as server:
         answer = await server.unix("POST", "/deploy/mode", json={"mode": "single"})
     assert (answer.status, answer.json["mode"]) == (200, "single")
-    assert server.control.asked == [("mode", Mode.SINGLE, ROOT)]
+    assert server.control.asked == [("mode", Mode.SINGLE, USER)]
 
 
 async def test_the_history_is_as_long_as_asked(tmp_path: Path) -> None:
@@ -258,7 +253,7 @@ async def test_a_bug_shows_nothing_of_itself_but_in_the_log(tmp_path: Path) -> N
     assert (answer.status, answer.code) == (500, "internal_error")
     assert b"secret" not in answer.body
     assert b"ZeroDivision" not in answer.body
-    assert [entry["event"] for entry in logs] == ["api.failed"]
+    assert [entry["event"] for entry in logs] == ["api_failed"]
     assert logs[0]["exc_info"] is control.bug
 
 
@@ -275,8 +270,8 @@ async def test_changes_and_refusals_are_logged_and_reading_is_not(tmp_path: Path
         refused = await logged(server, "POST", "/deploy/switch")
         with structlog.testing.capture_logs() as logs:
             await server.tcp("GET", "/deploy/status")
-    assert (changed["event"], changed["actor"], changed["status"]) == ("api.changed", "token", 200)
-    assert (refused["event"], refused["code"]) == ("api.refused", "token_required")
+    assert (changed["event"], changed["actor"], changed["status"]) == ("api_changed", "token", 200)
+    assert (refused["event"], refused["code"]) == ("api_refused", "token_required")
     assert (refused["path"], refused["origin"]) == ("/deploy/switch", "127.0.0.1")
     assert logs == []
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import stat
 import sys
 import tempfile
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.api.security import is_loopback
+from atlas_supervisor.api.security import is_loopback
 from tests.unit.supervisor.api.harness import BEARER, TOKEN, Server, running
 
 NOBODY = 65534
@@ -278,10 +277,7 @@ async def ask_as(uid: int, server: Server, *requests: tuple[str, str]) -> list[t
     return [(status, body.get("error", {}).get("code", "")) for status, body in json.loads(output)]
 
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-
-
-@needs_root
+@pytest.mark.needs_root
 async def test_another_user_may_read_over_the_unix_socket_and_change_nothing(
     open_folder: Path,
 ) -> None:
@@ -294,7 +290,7 @@ async def test_another_user_may_read_over_the_unix_socket_and_change_nothing(
     assert server.control.asked == []
 
 
-@needs_root
+@pytest.mark.needs_root
 async def test_the_daemons_own_user_may_do_everything_over_the_unix_socket(
     open_folder: Path,
 ) -> None:
@@ -306,7 +302,7 @@ async def test_the_daemons_own_user_may_do_everything_over_the_unix_socket(
     assert {actor.origin for _, _, actor in server.control.asked} == {"unix"}
 
 
-@needs_root
+@pytest.mark.needs_root
 async def test_the_unix_socket_is_closed_to_strangers_by_its_mode(open_folder: Path) -> None:
     async with running(open_folder) as server:
         mode = server.options.socket_path.stat().st_mode

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.api.token import load_or_create_token
-from supervisor.errors import StartRefusedError
+from atlas_supervisor.api.token import load_or_create_token
+from atlas_supervisor.errors import StartRefusedError
 
 
 def test_a_token_is_made_at_the_first_start_and_stays(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from supervisor.cli.__main__ import main
+from atlas_supervisor.cli.__main__ import main
 from tests.unit.supervisor.cli.played import Played, serve
 
 # What the caller's own environment must not bring into a test.
@@ -71,12 +71,12 @@ def atlasctl(call: Call, env_file: Path) -> Call:
 
 def program(*args: str | Path) -> list[str]:
     """Return the command line of the client as a program of its own."""
-    return [sys.executable, "-m", "supervisor.cli", *map(str, args)]
+    return [sys.executable, "-m", "atlas_supervisor.cli", *map(str, args)]
 
 
 def clean_environment(**extra: str) -> dict[str, str]:
     """Return the environment without what would change the client's ways."""
-    root = str(Path(__file__).resolve().parents[4])
+    root = str(Path(__file__).resolve().parents[4] / "supervisor")
     return {
         **{name: value for name, value in os.environ.items() if name not in FOREIGN},
         "PYTHONPATH": root,

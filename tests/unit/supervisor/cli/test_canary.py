@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.api import canary_examples as examples
+from atlas_supervisor.api import examples
 from tests.unit.supervisor.cli.conftest import Call
 from tests.unit.supervisor.cli.played import Played, problem
 

@@ -270,9 +270,9 @@ def with_nonsense(value: Any, nonsense: Any, depth: int) -> Any:
 
 @pytest.mark.parametrize("verb", ["status", "report"])
 def test_whatever_an_older_or_newer_daemon_lacks_or_changes_the_rest_is_shown(verb: str) -> None:
-    from supervisor.cli.canary_report import report_view
-    from supervisor.cli.canary_status import canaries
-    from supervisor.cli.terminal import Screen
+    from atlas_supervisor.cli.canary_report import report_view
+    from atlas_supervisor.cli.canary_status import canaries
+    from atlas_supervisor.cli.terminal import Screen
 
     screen = Screen()
     screen.console.width = 80

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.cli import client
+from atlas_supervisor.cli import client
 from tests.unit.supervisor.cli.conftest import Call
 from tests.unit.supervisor.cli.played import Played, problem, record, status, step
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.cli import endpoint
+from atlas_supervisor.cli import endpoint
 from tests.unit.supervisor.cli.conftest import Call
 from tests.unit.supervisor.cli.played import Played, serve, status
 

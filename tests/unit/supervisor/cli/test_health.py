@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from supervisor.cli.health import _view
-from supervisor.cli.terminal import Screen
+from atlas_supervisor.cli.health import _view
+from atlas_supervisor.cli.terminal import Screen
 from tests.unit.supervisor.cli.conftest import Call
 from tests.unit.supervisor.cli.played import Played, status
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.cli.hints import hint
+from atlas_supervisor.cli.hints import hint
 
 
 @pytest.mark.parametrize(

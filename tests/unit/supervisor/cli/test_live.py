@@ -8,7 +8,7 @@ import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from supervisor.cli.live import already
+from atlas_supervisor.cli.show import already
 from tests.unit.supervisor.cli.conftest import Call, clean_environment, program
 from tests.unit.supervisor.cli.played import (
     STAY,

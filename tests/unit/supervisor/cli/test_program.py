@@ -214,9 +214,9 @@ async def test_help_needs_no_daemon(arguments: list[str]) -> None:
 
 async def test_the_client_loads_nothing_of_the_daemon_and_so_starts_quickly() -> None:
     script = (
-        "import sys, supervisor.cli.__main__\n"
+        "import sys, atlas_supervisor.cli.__main__\n"
         "print(*(name for name in sys.modules if name.startswith('supervisor.')\n"
-        "        and not name.startswith('supervisor.cli')))\n"
+        "        and not name.startswith('atlas_supervisor.cli')))\n"
         "print(*sorted({'pydantic', 'aiohttp.web', 'structlog'} & set(sys.modules)))\n"
     )
     outcome = await run([sys.executable, "-c", script])

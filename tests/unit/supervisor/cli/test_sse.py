@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.cli.sse import EventReader, OverlongError, ServerEvent
+from atlas_supervisor.cli.sse import EventReader, OverlongError, ServerEvent
 
 
 def read(*pieces: bytes, reader: EventReader | None = None) -> list[ServerEvent]:

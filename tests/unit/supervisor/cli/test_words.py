@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.cli.terminal import printable
-from supervisor.cli.units import (
+from atlas_supervisor.cli.terminal import printable
+from atlas_supervisor.cli.units import (
     age,
     amount,
     change,

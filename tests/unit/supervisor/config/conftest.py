@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.config import Settings, load_settings
-from supervisor.errors import SettingsError
+from atlas_supervisor.config import Settings, load_settings
+from atlas_supervisor.errors import SettingsError
 from tests.unit.supervisor.config.samples import write
 
 

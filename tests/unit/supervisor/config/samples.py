@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from supervisor.config import Settings
+from atlas_supervisor.config import Settings
 
 KEYS_IN_ORDER = re.findall(
     r"\w+",

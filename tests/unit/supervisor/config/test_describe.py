@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.config import describe_settings, warnings
+from atlas_supervisor.config import describe_settings, warnings
 from tests.unit.supervisor.config.samples import KEYS_IN_ORDER, TLS, Load
 
 

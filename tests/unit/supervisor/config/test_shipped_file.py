@@ -3,9 +3,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from supervisor.config import Settings, load_settings, warnings
-from supervisor.config.settings import FIELD_OF_KEY
-from supervisor.model.deploy import Mode
+from atlas_supervisor.config import Settings, load_settings, warnings
+from atlas_supervisor.config.settings import FIELD_OF_KEY
+from atlas_supervisor.model.deploy import Mode
 from tests.unit.supervisor.config.samples import KEYS_IN_ORDER, write
 
 ROOT = Path(__file__).parents[4]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from supervisor.config import load_settings
-from supervisor.errors import SettingsError
-from supervisor.model.deploy import Mode
+from atlas_supervisor.config import load_settings
+from atlas_supervisor.errors import SettingsError
+from atlas_supervisor.model.deploy import Mode
 from tests.unit.supervisor.config.samples import Faults, Load, write
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.config import Settings, describe_settings, load_worker_env
-from supervisor.config.load import NOT_BUILT_YET
+from atlas_supervisor.config import Settings, describe_settings, load_worker_env
+from atlas_supervisor.config.load import NOT_BUILT_YET
 from tests.unit.supervisor.config.samples import TLS, Faults, Load
 
 

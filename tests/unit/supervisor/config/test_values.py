@@ -4,8 +4,8 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
-from supervisor.model.deploy import Mode
-from supervisor.model.hand_over import HandOver
+from atlas_supervisor.model.deploy import Mode
+from atlas_supervisor.model.socket_passing import SocketPassing
 from tests.unit.supervisor.config.samples import Faults, Load
 
 BAD = {
@@ -85,13 +85,13 @@ def test_a_good_value_is_taken(load: Load, text: str, field: str, value: object)
 @pytest.mark.parametrize(
     ("command", "hand_over", "argv"),
     [
-        ("serve {slot}", HandOver.ACTIVATION, ["serve", "green"]),
-        ("serve --fd={fd}", HandOver.FD, ["serve", "--fd=7"]),
-        ("serve :{port} {slot}", HandOver.PORT, ["serve", ":8792", "green"]),
+        ("serve {slot}", SocketPassing.ACTIVATION, ["serve", "green"]),
+        ("serve --fd={fd}", SocketPassing.FD, ["serve", "--fd=7"]),
+        ("serve :{port} {slot}", SocketPassing.PORT, ["serve", ":8792", "green"]),
     ],
 )
 def test_the_placeholders_say_how_a_worker_gets_its_socket(
-    load: Load, command: str, hand_over: HandOver, argv: list[str]
+    load: Load, command: str, hand_over: SocketPassing, argv: list[str]
 ) -> None:
     settings = load(f"WORKER_COMMAND={command}")
     assert settings.hand_over is hand_over

@@ -5,28 +5,31 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import anyio
 import anyio.lowlevel
 
-from supervisor.deploy.machine import FIRST_EFFECT, FIRST_PHASE, Event, Phase, Plan
-from supervisor.deploy.runner import DeployRun
-from supervisor.deploy.world import Finding
-from supervisor.errors import AtlasError
-from supervisor.model.deploy import DeployRecord
-from supervisor.model.event import Announcement, DeployEvent
-from supervisor.model.release import Release
+from atlas_supervisor.deploy.effects import ActiveDeploy, StepOutcome
+from atlas_supervisor.deploy.machine import FIRST_PHASE, Event, Phase, Plan
+from atlas_supervisor.deploy.runner import DeployRun
+from atlas_supervisor.errors import AtlasError
+from atlas_supervisor.model.deploy import DeployRecord
+from atlas_supervisor.model.drain import DrainCounts
+from atlas_supervisor.model.event import DeployEvent, PublishedEvent
+from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.step import DrainDetail
 from tests.unit.supervisor.store.samples import a_deploy
 
 BLUE, GREEN = 8791, 8792
 RELEASE = Release(name="v2", path=Path("releases/v2"), version="2")
 LIMIT_SECONDS = 5.0
+LEFT = DrainCounts(requests=0, websockets=1, event_streams=0, idle=0)
 
-PASS = Finding(ok=True, message="fine")
-FAIL = Finding(ok=False, message="not good enough")
-DIED = Finding(ok=False, message="it is dead", staging_died=True)
-Outcome = Finding | Exception
+PASS = StepOutcome.passed("fine")
+FAIL = StepOutcome.failed("not good enough")
+DIED = StepOutcome.staging_died("it is dead")
+Outcome = StepOutcome | Exception
 
 
 class Transition(NamedTuple):
@@ -55,12 +58,11 @@ class World:
         self.disk_fails: Callable[[], bool] = lambda: False
         self.freed: Callable[[], None] = lambda: None
         """Says that the version that is drained needs its slot no more."""
-        self.known: dict[str, Any] = {}
 
     def ports(self) -> tuple[int, int]:
         return self.active, self.staging
 
-    async def _do(self, name: str) -> Finding:
+    async def _do(self, name: str) -> StepOutcome:
         if begun := self.when_begun.pop(name, None):
             begun()
         if name in self.held:
@@ -74,44 +76,43 @@ class World:
             raise outcome
         return outcome
 
-    async def preflight(self, release: Release) -> Finding:
+    async def preflight(self, deploy: ActiveDeploy) -> StepOutcome:
         return await self._do("preflight")
 
-    async def launch(self, release: Release) -> Finding:
+    async def launch(self, deploy: ActiveDeploy) -> StepOutcome:
         return await self._do("launch")
 
-    async def smoke(self, deploy_id: str) -> Finding:
+    async def smoke(self, deploy: ActiveDeploy) -> StepOutcome:
         return await self._do("smoke")
 
-    async def health(self) -> Finding:
+    async def health(self, deploy: ActiveDeploy) -> StepOutcome:
         return await self._do("health")
 
-    async def flip(self, release: Release, *, rollback: bool) -> Finding:
+    async def switch(self, deploy: ActiveDeploy) -> StepOutcome:
         assert self.journaled[-1].target == Phase.SWITCH, "the intent is not durable"
-        return self._turned(await self._do("flip"))
+        return self._turned(await self._do("switch"))
 
-    async def flip_back(self) -> Finding:
-        return self._turned(await self._do("flip_back"))
+    async def revert(self, deploy: ActiveDeploy) -> StepOutcome:
+        return self._turned(await self._do("revert"))
 
-    def _turned(self, finding: Finding) -> Finding:
-        if finding.ok:
+    def _turned(self, outcome: StepOutcome) -> StepOutcome:
+        if outcome.has_passed:
             self.active, self.staging = self.staging, self.active
-        return finding
+        return outcome
 
-    async def watch(self) -> Finding:
-        return await self._do("watch")
+    async def guard(self, deploy: ActiveDeploy) -> StepOutcome:
+        return await self._do("guard")
 
-    async def keep_warm(self) -> Finding:
-        return await self._do("keep_warm")
+    async def warm(self, deploy: ActiveDeploy) -> StepOutcome:
+        return await self._do("warm")
 
-    async def drain_staging(self, freed: Callable[[], None], known: dict[str, Any]) -> Finding:
-        self.freed = freed
-        self.known = known
-        known["left"] = "a WebSocket"
-        return await self._do("drain_staging")
+    async def drain(self, deploy: ActiveDeploy) -> StepOutcome:
+        self.freed = deploy.leave_slot
+        deploy.note(DrainDetail(left=LEFT, cut=None))
+        return await self._do("drain")
 
-    async def stop_staging(self) -> Finding:
-        return await self._do("stop_staging")
+    async def unstage(self, deploy: ActiveDeploy) -> StepOutcome:
+        return await self._do("unstage")
 
     async def fall_back_to_single(self, reason: str) -> None:
         self._write()
@@ -132,7 +133,7 @@ class World:
         self.record = record
         return len(self.journaled)
 
-    def tell(self, announcement: Announcement, journal_id: int | None) -> None:
+    def tell(self, announcement: PublishedEvent, journal_id: int | None) -> None:
         self.told.append((announcement.event, journal_id))
 
     def _write(self) -> None:
@@ -146,7 +147,7 @@ async def driven(world: World, plan: Plan | None = None) -> AsyncIterator[Deploy
     run = DeployRun(a_deploy(), plan or Plan(), RELEASE, world, FIRST_PHASE)
     with anyio.fail_after(LIMIT_SECONDS):
         async with anyio.create_task_group() as group:
-            group.start_soon(run.drive, FIRST_EFFECT)
+            group.start_soon(run.drive)
             yield run
     check_end(world, run)
 

@@ -10,23 +10,22 @@ from typing import NoReturn
 
 import pytest
 
-from supervisor.deploy.beginning import new_record, write_down
-from supervisor.deploy.events import Events
-from supervisor.deploy.machine import Plan
-from supervisor.errors import RefusedError
-from supervisor.model.actor import SUPERVISOR, Actor
-from supervisor.model.deploy import DeployRecord
-from supervisor.model.event import EventFeed
-from supervisor.model.key import Key
-from supervisor.model.release import Release
-from supervisor.store.database import Database, open_database
-from supervisor.store.state_file import StateFile
-from supervisor.store.state_keeper import StateKeeper
-from supervisor.store.statements import StoreError
+from atlas_supervisor.deploy.event_hub import EventHub
+from atlas_supervisor.deploy.machine import Plan
+from atlas_supervisor.deploy.service import new_record, write_down
+from atlas_supervisor.errors import RefusedError
+from atlas_supervisor.model.actor import SUPERVISOR, Actor
+from atlas_supervisor.model.deploy import DeployRecord
+from atlas_supervisor.model.event import EventFeed
+from atlas_supervisor.model.idempotency_key import IdempotencyKey
+from atlas_supervisor.model.release import Release
+from atlas_supervisor.store.database import Database, open_database
+from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
+from atlas_supervisor.store.statements import StoreError
 from tests.unit.supervisor.store.samples import a_state, rows
 
 RELEASE = Release(name="v2", path=Path("releases/v2"), version="2")
-KEY = Key("k1", "the request")
+KEY = IdempotencyKey("k1", "the request")
 
 
 async def broken(*_: object, **__: object) -> NoReturn:
@@ -37,7 +36,7 @@ async def broken(*_: object, **__: object) -> NoReturn:
 class Scene:
     folder: Path
     database: Database
-    events: Events
+    events: EventHub
     state: StateKeeper
 
     async def begin(self, plan: Plan | None = None) -> DeployRecord:
@@ -59,7 +58,7 @@ class Scene:
         with pytest.raises(RefusedError, match="so it was not begun") as refused:
             await self.begin()
         assert (refused.value.status, refused.value.code) == (503, "not_durable")
-        (record,) = await self.database.deploys(10)
+        (record,) = await self.database.deploys.latest(10)
         return record
 
     def rows(self, query: str) -> list[tuple[object, ...]]:
@@ -69,8 +68,8 @@ class Scene:
 @asynccontextmanager
 async def scene(folder: Path) -> AsyncIterator[Scene]:
     async with open_database(folder / "atlas.db") as (database, _):
-        state = StateKeeper(StateFile(folder / "deploy_state.json"), database, a_state())
-        yield Scene(folder, database, Events(database), state)
+        state = StateKeeper(StateFile(folder / "deploy_state.json"), database.state, a_state())
+        yield Scene(folder, database, EventHub(database.transitions), state)
 
 
 async def told(feed: EventFeed) -> list[tuple[int | None, str, str]]:
@@ -88,9 +87,9 @@ async def test_it_is_in_the_database_with_its_key_in_the_audit_trail_and_in_the_
 ) -> None:
     async with scene(tmp_path) as it:
         record = await it.begin(plan)
-        (unfinished,) = await it.database.unfinished()
+        (unfinished,) = await it.database.deploys.unfinished()
         assert (unfinished.record, unfinished.rollback) == (record, plan.rollback)
-        known = await it.database.key("k1")
+        known = await it.database.keys.get("k1")
         assert known is not None
         assert known.deploy_id == record.deploy_id
         assert it.rows("SELECT action, subject FROM audit") == [(action, record.deploy_id)]
@@ -103,7 +102,7 @@ async def test_half_written_down_it_is_ended_and_its_key_can_be_given_again(
 ) -> None:
     async with scene(tmp_path) as it:
         if failing == "audit":
-            monkeypatch.setattr(it.database, "audit", broken)
+            monkeypatch.setattr(it.database.audit, "write", broken)
         else:
             (tmp_path / ".deploy_state.json.new").mkdir()
         feed = await it.events.feed(after=None, deploy_id=None)
@@ -111,14 +110,14 @@ async def test_half_written_down_it_is_ended_and_its_key_can_be_given_again(
         assert (record.result, record.phase) == ("failed", "ended")
         assert "so it was not begun" in (record.reason or "")
         assert record.ended_ts is not None
-        assert await it.database.unfinished() == []
-        assert await it.database.key("k1") is None
+        assert await it.database.deploys.unfinished() == []
+        assert await it.database.keys.get("k1") is None
         transitions = it.rows("SELECT id, event, target FROM transitions ORDER BY id")
         assert transitions == [(1, "begun", "preflight"), (2, "failed", "ended")]
         assert await told(feed) == transitions
         assert it.state.state.last_deploy_ts is None
         monkeypatch.undo()
-        await it.database.audit(SUPERVISOR, "later", "done")  # what is owed comes first
+        await it.database.audit.write(SUPERVISOR, "later", "done")  # what is owed comes first
         begun, failed = ("deploy", "begun"), ("deploy", "failed")
         known = [failed] if failing == "audit" else [begun, failed]
         assert it.rows("SELECT action, outcome FROM audit") == [*known, ("later", "done")]
@@ -128,11 +127,11 @@ async def test_a_disk_that_takes_nothing_more_leaves_the_end_to_the_next_daemon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with scene(tmp_path) as it:
-        monkeypatch.setattr(it.database, "audit", broken)
-        monkeypatch.setattr(it.database, "write_transition", broken)
+        monkeypatch.setattr(it.database.audit, "write", broken)
+        monkeypatch.setattr(it.database.deploys, "write_transition", broken)
         feed = await it.events.feed(after=None, deploy_id=None)
         record = await it.refused()
-        (unfinished,) = await it.database.unfinished()
+        (unfinished,) = await it.database.deploys.unfinished()
         assert (unfinished.record, record.phase) == (record, "preflight")
         assert await told(feed) == [(1, "begun", "preflight"), (None, "failed", "ended")]
 
@@ -141,8 +140,8 @@ async def test_what_could_not_be_written_at_all_has_left_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with scene(tmp_path) as it:
-        monkeypatch.setattr(it.database, "_write", broken)
+        monkeypatch.setattr(it.database.statements, "write", broken)
         with pytest.raises(RefusedError, match="so it was not begun"):
             await it.begin()
-        assert await it.database.deploys(10) == []
-        assert await it.database.key("k1") is None
+        assert await it.database.deploys.latest(10) == []
+        assert await it.database.keys.get("k1") is None

@@ -4,11 +4,12 @@ from itertools import product
 
 import pytest
 
-from supervisor.deploy.machine import (
+from atlas_supervisor.deploy.machine import (
+    ACTIVITIES,
     FIRST_PHASE,
     IN_PROGRESS,
     TABLE,
-    Effect,
+    Consequence,
     Event,
     NotPossibleError,
     Phase,
@@ -17,7 +18,7 @@ from supervisor.deploy.machine import (
     possible,
     step,
 )
-from supervisor.model.deploy import Result
+from atlas_supervisor.model.deploy import Result
 
 PLANS = [Plan(dry_run=dry, auto_switch=auto) for dry, auto in product((False, True), repeat=2)]
 BEFORE_SWITCH = {Phase.PREFLIGHT, Phase.LAUNCH, Phase.SMOKE, Phase.HEALTH, Phase.AWAITING_SWITCH}
@@ -104,44 +105,40 @@ def test_a_dry_run_never_switches_and_never_touches_the_mode() -> None:
         assert Phase.SWITCH not in reachable(plan)
         for phase, event in product(reachable(plan), Event):
             if possible(plan, phase, event):
-                assert Effect.FALL_BACK_TO_SINGLE not in step(plan, phase, event).effects
+                assert Consequence.SINGLE_MODE not in step(plan, phase, event).demands
 
 
-def test_a_release_that_fails_a_gate_falls_back_audits_and_stops_staging() -> None:
+def test_a_release_that_fails_a_gate_is_audited_falls_back_and_ends_staging() -> None:
     for phase, event in product(LIVE_STAGING, (Event.FAILED, Event.STAGING_DIED)):
         row = step(Plan(), phase, event)
-        assert row.result is Result.FAILED
-        assert row.effects == (
-            Effect.AUDIT_ROLLBACK,
-            Effect.FALL_BACK_TO_SINGLE,
-            Effect.STOP_STAGING,
-        )
+        assert (row.result, row.target) == (Result.FAILED, Phase.UNSTAGE)
+        assert row.demands == (Consequence.ROLLBACK_AUDITED, Consequence.SINGLE_MODE)
 
 
 def test_preflight_and_abort_leave_the_mode_alone() -> None:
     for row in TABLE:
         if row.event is Event.ABORT_REQUESTED or row.phase is Phase.PREFLIGHT:
-            assert Effect.FALL_BACK_TO_SINGLE not in row.effects
+            assert Consequence.SINGLE_MODE not in row.demands
 
 
 def test_a_switch_that_could_not_be_done_leaves_the_mode_and_waits_for_a_retry() -> None:
     row = step(Plan(), Phase.SWITCH, Event.FAILED)
     assert row.target is Phase.AWAITING_SWITCH
-    assert Effect.FALL_BACK_TO_SINGLE not in row.effects
-    assert Effect.AUDIT_SWITCH_FAILED in row.effects
+    assert Consequence.SINGLE_MODE not in row.demands
+    assert Consequence.SWITCH_FAILURE_AUDITED in row.demands
 
 
 def test_only_the_guard_falls_back_after_a_switch() -> None:
     reverts = [row for row in TABLE if row.target is Phase.REVERT]
-    falling = {row.phase for row in reverts if Effect.FALL_BACK_TO_SINGLE in row.effects}
+    falling = {row.phase for row in reverts if Consequence.SINGLE_MODE in row.demands}
     assert falling == {Phase.GUARD}
     by_hand = step(Plan(), Phase.GUARD, Event.ROLLBACK_REQUESTED)
-    assert Effect.FALL_BACK_TO_SINGLE not in by_hand.effects
+    assert Consequence.SINGLE_MODE not in by_hand.demands
 
 
 def test_the_old_version_is_drained_only_after_the_switch() -> None:
     for row in TABLE:
-        if Effect.DRAIN_OLD in row.effects:
+        if row.target is Phase.DRAIN:
             assert row.phase in {Phase.GUARD, Phase.WARM}
 
 
@@ -155,14 +152,8 @@ def test_an_event_without_a_row_is_refused() -> None:
         step(Plan(), Phase.LAUNCH, Event.SWITCH_REQUESTED)
 
 
-def test_the_last_effect_is_the_activity_of_the_phase_that_follows() -> None:
-    instant = {Effect.AUDIT_ROLLBACK, Effect.AUDIT_SWITCH_FAILED, Effect.FALL_BACK_TO_SINGLE}
-    for row in TABLE:
-        if row.target is Phase.ENDED:
-            assert not row.effects
-        else:
-            assert row.effects[-1] not in instant
-            assert set(row.effects[:-1]) <= instant
+def test_every_phase_but_the_last_has_an_activity_in_words() -> None:
+    assert set(ACTIVITIES) == set(Phase) - {Phase.ENDED}
 
 
 def test_the_diagram_shows_every_row() -> None:

@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from supervisor.config import Settings
-from supervisor.deploy.machine import Event, Phase
-from supervisor.deploy.recovery import finish_interrupted, read_state, resumed
-from supervisor.model.actor import SUPERVISOR
-from supervisor.model.deploy import DeployRecord, Mode
-from supervisor.model.release import Release
-from supervisor.model.slot import SlotName
-from supervisor.model.state import DeployState
-from supervisor.store.database import Database, open_database
-from supervisor.store.deploys import UnfinishedDeploy
-from supervisor.store.state_file import StateFile
-from supervisor.workers.releases import Releases
+from atlas_supervisor.config import Settings
+from atlas_supervisor.deploy.machine import Event, Phase
+from atlas_supervisor.deploy.recovery import finish_interrupted, read_state, resumed
+from atlas_supervisor.model.actor import SUPERVISOR
+from atlas_supervisor.model.deploy import DeployRecord, Mode
+from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.model.state import DeployState
+from atlas_supervisor.store.database import Database, open_database
+from atlas_supervisor.store.deploys import UnfinishedDeploy
+from atlas_supervisor.store.state_keeper import StateFile
+from atlas_supervisor.workers.releases import Releases
 from tests.harness import write_release
 from tests.unit.supervisor.deploy.memory import World
 from tests.unit.supervisor.store.samples import a_deploy, a_state
@@ -45,7 +45,7 @@ class Left:
 
     async def versions(self, *names: tuple[str, SlotName]) -> None:
         for name, slot in names:
-            await self.database.push_version(slot, self.release(name))
+            await self.database.versions.push(slot, self.release(name))
 
     async def deploy(
         self,
@@ -59,12 +59,12 @@ class Left:
         **changes: Any,
     ) -> DeployRecord:
         record = a_deploy(deploy_id, release=release, version=release)
-        await self.database.begin_deploy(record, auto_switch=True, rollback=rollback)
+        await self.database.deploys.begin(record, auto_switch=True, rollback=rollback)
         if phase in {*AFTER_SWITCH, Phase.REVERT}:
             ports = {"active_port": PORT[GREEN], "staging_port": PORT[BLUE], "result": "switched"}
             changes = {**ports, **changes}
         record = DeployRecord(**{**record.model_dump(), "phase": phase.value, **changes})
-        await self.database.write_transition(
+        await self.database.deploys.write_transition(
             record, source=source, event=event, cause="", step=None
         )
         return record
@@ -76,17 +76,19 @@ class Left:
 
     async def stack(self) -> list[tuple[str | None, SlotName]]:
         """Return the versions, the first one last, as they were pushed."""
-        return [(row.release.name, row.slot) for row in reversed(await self.database.versions())]
+        return [
+            (row.release.name, row.slot) for row in reversed(await self.database.versions.all())
+        ]
 
     async def audited(self) -> list[tuple[str, str]]:
         """Return action and outcome of every entry, in order."""
-        entries = await self.database.audit_entries(
+        entries = await self.database.audit.entries(
             limit=100, before=None, action=None, subject=None
         )
         return [(each.action, each.outcome) for each in reversed(entries)]
 
     async def ended(self, deploy_id: str = "d1") -> DeployRecord:
-        record = await self.database.deploy(deploy_id)
+        record = await self.database.deploys.find(deploy_id)
         assert record is not None
         assert record.phase == "ended"
         assert record.ended_ts is not None
@@ -252,8 +254,10 @@ async def test_a_fallback_is_audited_once_whether_or_not_it_was_performed(tmp_pa
                 Phase.UNSTAGE, event=Event.FAILED, result="failed", reason="health: 500"
             )
             if mode is Mode.SINGLE:  # the last daemon got that far
-                await it.database.audit(SUPERVISOR, "rollback", "done", subject=record.deploy_id)
-                await it.database.audit(SUPERVISOR, "mode", "single")
+                await it.database.audit.write(
+                    SUPERVISOR, "rollback", "done", subject=record.deploy_id
+                )
+                await it.database.audit.write(SUPERVISOR, "mode", "single")
             await it.recover(BLUE, mode=mode)
             assert await it.audited() == [
                 *(("rollback", "done"), ("mode", "single"), ("deploy", "failed")),

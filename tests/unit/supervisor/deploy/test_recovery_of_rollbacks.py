@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from supervisor.deploy.machine import Phase
-from supervisor.model.deploy import Mode
-from supervisor.model.state import ActiveRelease
+from atlas_supervisor.deploy.machine import Phase
+from atlas_supervisor.model.deploy import Mode
+from atlas_supervisor.model.state import ActiveRelease
 from tests.unit.supervisor.deploy.test_recovery import (
     AFTER_SWITCH,
     BEFORE_SWITCH,
@@ -71,7 +71,7 @@ async def test_reverted_what_it_took_away_has_the_traffic_again(
         record = await it.ended()
         assert (record.result, record.active_port) == ("rolled_back", PORT[GREEN])
         assert await it.stack() == [V1, V2]
-        kept = await it.database.last_state()
+        kept = await it.database.state.load()
         assert noted or (kept is not None and kept.active_release == V2_RUNS["active_release"])
 
 

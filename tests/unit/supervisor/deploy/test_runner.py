@@ -12,15 +12,19 @@ import anyio
 import pytest
 import structlog
 
-from supervisor.deploy import runner
-from supervisor.deploy.machine import Event, Phase, Plan
-from supervisor.errors import AtlasError
-from supervisor.model.deploy import DeployRecord
+from atlas_supervisor.deploy import runner
+from atlas_supervisor.deploy.effects import StepOutcome
+from atlas_supervisor.deploy.machine import Event, Phase, Plan
+from atlas_supervisor.errors import AtlasError
+from atlas_supervisor.model.deploy import DeployRecord
+from atlas_supervisor.model.step import StepDetail
 from tests.unit.supervisor.deploy.memory import (
     BLUE,
     DIED,
     FAIL,
     GREEN,
+    LEFT,
+    RELEASE,
     Outcome,
     World,
     driven,
@@ -28,6 +32,7 @@ from tests.unit.supervisor.deploy.memory import (
     until,
     until_phase,
 )
+from tests.unit.supervisor.store.samples import a_deploy
 
 NEWS = [
     Event.ABORT_REQUESTED,
@@ -44,12 +49,12 @@ WAYS: dict[str, dict[str, Outcome]] = {
     "launch": {},
     "smoke": {},
     "health": {},
-    "flip": {},
-    "watch": {},
-    "keep_warm": {},
-    "drain_staging": {},
-    "stop_staging": {"health": FAIL},
-    "flip_back": {"watch": FAIL},
+    "switch": {},
+    "guard": {},
+    "warm": {},
+    "drain": {},
+    "unstage": {"health": FAIL},
+    "revert": {"guard": FAIL},
 }
 FAILURES = [FAIL, AtlasError("the disk is full"), OSError(28, "no space"), ZeroDivisionError("bug")]
 
@@ -89,12 +94,12 @@ async def test_a_good_release_goes_through_every_phase() -> None:
         ("launch", "failed", "single"),
         ("smoke", "failed", "single"),
         ("health", "failed", "single"),
-        ("flip", "aborted", "bluegreen"),
-        ("watch", "rolled_back", "single"),
-        ("keep_warm", "switched", "bluegreen"),
-        ("drain_staging", "switched", "bluegreen"),
-        ("stop_staging", "failed", "single"),
-        ("flip_back", "switched", "single"),
+        ("switch", "aborted", "bluegreen"),
+        ("guard", "rolled_back", "single"),
+        ("warm", "switched", "bluegreen"),
+        ("drain", "switched", "bluegreen"),
+        ("unstage", "failed", "single"),
+        ("revert", "switched", "single"),
     ],
 )
 async def test_whatever_fails_however_the_deploy_ends_as_it_should(
@@ -108,8 +113,8 @@ async def test_whatever_fails_however_the_deploy_ends_as_it_should(
 
 
 async def test_a_failure_to_tidy_up_does_not_hide_why_it_failed() -> None:
-    world = world_on_the_way_to("stop_staging")
-    world.outcomes["stop_staging"] = [OSError(5, "input/output error")]
+    world = world_on_the_way_to("unstage")
+    world.outcomes["unstage"] = [OSError(5, "input/output error")]
     async with driven(world) as run:
         await run.ended.wait()
     assert run.record.reason == "health: not good enough"
@@ -139,7 +144,7 @@ async def test_any_news_at_any_moment_leads_to_an_end(activity: str, moment: str
 
 
 @pytest.mark.parametrize("plan", [Plan(dry_run=True), Plan(auto_switch=False), Plan(rollback=True)])
-@pytest.mark.parametrize("activity", ["launch", "smoke", "health", "stop_staging"])
+@pytest.mark.parametrize("activity", ["launch", "smoke", "health", "unstage"])
 async def test_the_same_goes_for_other_plans(plan: Plan, activity: str) -> None:
     for event, outcome in product(NEWS, (FAIL, DIED, None)):
         world = world_on_the_way_to(activity)
@@ -159,7 +164,7 @@ async def test_a_disk_that_fails_at_any_write_delays_and_loses_nothing(lasts: in
         world.disk_fails = partial(next, failing, False)
         async with driven(world) as run:
             await to_the_end(run)
-        if activity in {"stop_staging", "flip_back"} and run.record.result != "aborted":
+        if activity in {"unstage", "revert"} and run.record.result != "aborted":
             assert world.mode == "single"
             assert ("rollback", "done") in world.audits
 
@@ -170,8 +175,8 @@ async def test_a_disk_that_fails_at_any_write_delays_and_loses_nothing(lasts: in
         ("", ["switched"]),
         ("preflight", ["failed"]),
         ("smoke", ["failed"]),
-        ("watch", ["switched", "rolled_back"]),
-        ("flip", ["awaiting_switch", "aborted"]),
+        ("guard", ["switched", "rolled_back"]),
+        ("switch", ["awaiting_switch", "aborted"]),
     ],
 )
 async def test_what_a_deploy_comes_to_is_audited_once(activity: str, came_to: list[str]) -> None:
@@ -191,7 +196,7 @@ async def test_nothing_is_switched_while_the_intent_can_not_be_written() -> None
         await run.settled.wait()
         assert (run.phase, run.record.result) == (Phase.AWAITING_SWITCH, "awaiting_switch")
         assert run.switch_failure == "the intent to switch could not be written down"
-        assert "flip" not in world.done
+        assert "switch" not in world.done
         broken = False
         assert run.offer(Event.SWITCH_REQUESTED, "try again")
         await run.settled.wait()
@@ -203,11 +208,11 @@ async def test_nothing_is_switched_while_the_intent_can_not_be_written() -> None
 async def test_a_deploy_has_ended_before_its_record_could_be_written() -> None:
     world, broken = World(), False
     world.disk_fails = lambda: broken
-    world.held["drain_staging"] = anyio.Event()
+    world.held["drain"] = anyio.Event()
     async with driven(world) as run:
         await until(lambda: world.journaled[-1:] == [("warm", "passed", "drain")])
         broken = True
-        world.held["drain_staging"].set()
+        world.held["drain"].set()
         await run.ended.wait()  # so that the next deploy can begin
         assert world.journaled[-1].target == Phase.DRAIN
         event, journal_id = world.told[-1]  # and whoever listens knows it
@@ -218,8 +223,8 @@ async def test_a_deploy_has_ended_before_its_record_could_be_written() -> None:
 
 async def test_everybody_who_waits_gets_the_answer_and_none_too_early() -> None:
     world = World()
-    world.held["flip"] = anyio.Event()
-    world.held["watch"] = anyio.Event()
+    world.held["switch"] = anyio.Event()
+    world.held["guard"] = anyio.Event()
     answers: list[DeployRecord] = []
     async with driven(world) as run, anyio.create_task_group() as waiters:
 
@@ -231,19 +236,19 @@ async def test_everybody_who_waits_gets_the_answer_and_none_too_early() -> None:
             waiters.start_soon(wait)
         await until_phase(run, Phase.SWITCH)
         assert not answers
-        world.held["flip"].set()
+        world.held["switch"].set()
         await until(lambda: len(answers) == 3)
         assert {answer.result for answer in answers} == {"switched"}
         assert run.offer(Event.ROLLBACK_REQUESTED, "by hand")
         assert not run.settled.is_set()
         await wait()
         assert answers[-1].result == "rolled_back"
-        world.held["watch"].set()
+        world.held["guard"].set()
 
 
 async def test_a_rollback_that_is_asked_for_holds_the_place_at_once() -> None:
     world = World()
-    world.held["watch"] = anyio.Event()
+    world.held["guard"] = anyio.Event()
     async with driven(world) as run:
         await until_phase(run, Phase.GUARD)
         assert not run.in_progress
@@ -257,7 +262,9 @@ async def test_a_rollback_that_is_asked_for_holds_the_place_at_once() -> None:
 async def test_a_version_that_dies_as_it_gets_the_traffic_is_reverted() -> None:
     world = World()
     async with driven(world) as run:
-        world.when_ending["flip"] = lambda: run.offer(Event.STAGING_DIED, "it was ended by SIGKILL")
+        world.when_ending["switch"] = lambda: run.offer(
+            Event.STAGING_DIED, "it was ended by SIGKILL"
+        )
         await run.ended.wait()
     assert run.record.result == "rolled_back"
     assert run.record.reason == "guard: it was ended by SIGKILL"
@@ -267,7 +274,7 @@ async def test_a_version_that_dies_as_it_gets_the_traffic_is_reverted() -> None:
 async def test_a_supervisor_that_stops_brings_every_activity_to_an_end(activity: str) -> None:
     world = world_on_the_way_to(activity)
     world.held[activity] = anyio.Event()
-    if activity in {"flip", "flip_back"}:  # these are short, and run to their end
+    if activity in {"switch", "revert"}:  # these are short, and run to their end
         world.when_begun[activity] = world.held[activity].set
     async with driven(world) as run:
         await until(lambda: activity in world.held and run.phase is not Phase.ENDED)
@@ -275,16 +282,21 @@ async def test_a_supervisor_that_stops_brings_every_activity_to_an_end(activity:
         assert run.ended.is_set()
 
 
-async def test_a_drain_that_the_supervisor_s_end_interrupts_tells_what_is_known() -> None:
+async def test_a_drain_that_the_supervisor_interrupts_records_what_was_left() -> None:
     world = World()
-    world.held["drain_staging"] = anyio.Event()
+    world.held["drain"] = anyio.Event()
+    begun = anyio.Event()
+    world.when_begun["drain"] = begun.set
     async with driven(world) as run:
-        await until_phase(run, Phase.DRAIN)
-        await until(lambda: world.known != {})
+        await begun.wait()
         await run.finish(Event.SUPERVISOR_STOPPED, "the supervisor was stopped")
     drain = run.record.steps[-1]
     assert (drain.name, drain.ok) == ("drain", True)
-    assert drain.detail == {"message": "the supervisor was stopped", "left": "a WebSocket"}
+    assert drain.detail == {
+        "message": "the supervisor was stopped",
+        "left": LEFT.model_dump(),
+        "cut": None,
+    }
 
 
 async def test_a_waiting_deploy_waits_on_when_the_supervisor_stops() -> None:
@@ -306,15 +318,15 @@ async def test_a_waiting_deploy_waits_on_when_the_supervisor_stops() -> None:
 
 async def test_the_next_deploy_gets_its_place_though_the_revert_fails_meanwhile() -> None:
     world = World()
-    world.held = {"watch": anyio.Event(), "flip_back": anyio.Event(), "keep_warm": anyio.Event()}
-    world.outcomes["flip_back"] = [FAIL]
+    world.held = {"guard": anyio.Event(), "revert": anyio.Event(), "warm": anyio.Event()}
+    world.outcomes["revert"] = [FAIL]
     async with driven(world) as run:
         await until_phase(run, Phase.GUARD)
         run.offer(Event.ACTIVE_DIED, "it was ended by SIGKILL")
         await until_phase(run, Phase.REVERT)
-        world.held["flip_back"].set()
+        world.held["revert"].set()
         await run.finish(Event.SUPERSEDED, "the next deploy has begun")
-    assert world.done[-1] == "drain_staging"
+    assert world.done[-1] == "drain"
 
 
 async def test_ports_that_a_revert_changed_during_preflight_stand_in_the_record() -> None:
@@ -346,11 +358,60 @@ async def test_a_step_tells_how_it_ended() -> None:
 
 async def test_a_death_leaves_its_last_words_in_the_step_that_it_ends() -> None:
     world = World()
-    world.held["watch"] = anyio.Event()
+    world.held["guard"] = anyio.Event()
     async with driven(world) as run:
         await until_phase(run, Phase.GUARD)
-        run.offer(Event.ACTIVE_DIED, "it died", output=["Traceback", "MemoryError"])
+        run.offer(Event.ACTIVE_DIED, "it died", StepDetail(output=["Traceback", "MemoryError"]))
         await run.ended.wait()
     guard, drain = run.record.steps[-2:]
     assert (guard.name, guard.detail["output"]) == ("guard", ["Traceback", "MemoryError"])
     assert (drain.name, "output" in drain.detail) == ("drain", False)
+
+
+# Events from outside that are dropped in a phase, because there they mean nothing. Every other
+# pair of phase and event has a row.
+_ASKED = {Event.ROLLBACK_REQUESTED, Event.SWITCH_REQUESTED, Event.ABORT_REQUESTED}
+_DEATHS = {Event.STAGING_DIED, Event.ACTIVE_DIED}
+_BEFORE = {Event.ROLLBACK_REQUESTED, Event.SWITCH_REQUESTED, Event.ACTIVE_DIED, Event.SUPERSEDED}
+_AFTER = {Event.SWITCH_REQUESTED, Event.ABORT_REQUESTED, Event.STAGING_DIED}
+_CLEANING = _ASKED | _DEATHS | {Event.SUPERSEDED}
+DROPPED: dict[Phase, set[Event]] = {
+    # No staging instance is there yet.
+    Phase.PREFLIGHT: _BEFORE | {Event.STAGING_DIED},
+    # The active version's death is for its restarts: the deploy goes on.
+    Phase.LAUNCH: _BEFORE,
+    Phase.SMOKE: _BEFORE,
+    Phase.HEALTH: _BEFORE,
+    # The daemon's stop leaves it waiting; the next daemon takes that row.
+    Phase.AWAITING_SWITCH: _BEFORE - {Event.SWITCH_REQUESTED} | {Event.SUPERVISOR_STOPPED},
+    # The flip is short and runs to its end. Its outcome says whether staging died.
+    Phase.SWITCH: _ASKED | {Event.ACTIVE_DIED, Event.SUPERSEDED},
+    Phase.REVERT: _CLEANING,
+    # Warm, the old version may end: nothing of it is needed but a rollback, which is then slow.
+    Phase.GUARD: _AFTER,
+    Phase.WARM: _AFTER,
+    # What only cleans up goes to its end.
+    Phase.DRAIN: _CLEANING,
+    Phase.DRAIN_REVERTED: _CLEANING,
+    Phase.UNSTAGE: _CLEANING,
+    Phase.ENDED: set(NEWS),
+}
+
+
+@pytest.mark.parametrize("phase", Phase)
+async def test_every_event_in_a_phase_has_a_row_or_is_dropped_on_purpose(phase: Phase) -> None:
+    for plan in (Plan(), Plan(auto_switch=False), Plan(dry_run=True), Plan(rollback=True)):
+        for event in NEWS:
+            run = runner.DeployRun(a_deploy(), plan, RELEASE, World(), phase)
+            # Asked for once more, what is being done is no second event.
+            accepted = run.accepts(event) and not run._does(event)
+            assert accepted == (event not in DROPPED[phase]), (plan, phase, event)
+
+
+@pytest.mark.parametrize("activity", WAYS)
+async def test_an_activity_may_end_in_any_event_and_the_deploy_still_ends(activity: str) -> None:
+    for event in Event:
+        world = world_on_the_way_to(activity)
+        world.outcomes[activity] = [StepOutcome(event, "it ended so")]
+        async with driven(world) as run:
+            await to_the_end(run)

@@ -11,14 +11,13 @@ from typing import Any
 
 import anyio
 
-from supervisor.health.instance import Subject
-from supervisor.health.monitor import Monitor
-from supervisor.model.health import Health
-from supervisor.model.slot import SlotName
-from supervisor.probes.http import HttpProber
-from supervisor.store.database import Database, open_database
-from supervisor.store.state_file import StateFile
-from supervisor.store.state_keeper import StateKeeper
+from atlas_supervisor.health.monitor import HealthMonitor
+from atlas_supervisor.health.worker_checks import ActiveWorker
+from atlas_supervisor.model.health import Health
+from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.probes.health_probe import HttpProber
+from atlas_supervisor.store.database import Database, open_database
+from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
 from tests.unit.supervisor.probes.servers import Handler, answer
 from tests.unit.supervisor.store.samples import a_state
 from tests.unit.supervisor.workers.support import make_settings
@@ -37,8 +36,8 @@ class Steered:
 class Watched:
     """A running monitor, and what it looks at."""
 
-    monitor: Monitor
-    subject: Subject
+    monitor: HealthMonitor
+    subject: ActiveWorker
     database: Database
     state: StateKeeper
     file: StateFile
@@ -73,10 +72,10 @@ async def watched(folder: Path, port: int, **changes: Any) -> AsyncIterator[Watc
     async with open_database(folder / "atlas.db") as (database, _), HttpProber() as prober:
         ports = {"active_port": port, "staging_port": settings.staging_port}
         file = StateFile(settings.state_dir / "deploy_state.json")
-        state = StateKeeper(file, database, a_state(**ports))
+        state = StateKeeper(file, database.state, a_state(**ports))
         await state.change()
         plane: Any = Steered()
-        monitor = Monitor(
+        monitor = HealthMonitor(
             settings=settings,
             prober=prober,
             plane=plane,
@@ -84,7 +83,9 @@ async def watched(folder: Path, port: int, **changes: Any) -> AsyncIterator[Watc
             state=state,
             subject=lambda: it.subject,
         )
-        it = Watched(monitor, Subject(BLUE, port, "blue-1", "v1"), database, state, file, plane)
+        it = Watched(
+            monitor, ActiveWorker(BLUE, port, "blue-1", "v1"), database, state, file, plane
+        )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(monitor.run)
             try:

@@ -8,10 +8,10 @@ from pathlib import Path
 import anyio
 import pytest
 
-from supervisor.health import monitor as monitor_module
-from supervisor.health.instance import Subject
-from supervisor.model.health import CheckStatus, HealthStatus
-from supervisor.store.state_file import UnreadableStateError
+from atlas_supervisor.health import monitor as monitor_module
+from atlas_supervisor.health.worker_checks import ActiveWorker
+from atlas_supervisor.model.health import CheckStatus, HealthStatus
+from atlas_supervisor.store.state_keeper import UnreadableStateError
 from tests.harness import eventually
 from tests.unit.supervisor.health.support import BLUE, GREEN, telling, watched
 from tests.unit.supervisor.probes.servers import answer, raw, serve, unused_port
@@ -169,7 +169,7 @@ async def test_after_a_switch_the_next_answer_is_about_the_new_instance(tmp_path
         watched(tmp_path, old.port) as it,
     ):
         assert (await it.seen()).checks["memory"].status is FAIL
-        it.subject = Subject(GREEN, new.port, "green-1", "v2")
+        it.subject = ActiveWorker(GREEN, new.port, "green-1", "v2")
         assert it.monitor.health().checks["memory"].status is SKIPPED  # not the old one's
         health = await it.seen()
     assert (health.slot, health.version) == (GREEN, "v2")
@@ -183,7 +183,7 @@ async def test_a_switch_away_from_a_worker_that_hangs_does_not_wait_for_it(tmp_p
         watched(tmp_path, old.port, health_timeout_seconds=60) as it,
     ):
         await eventually(lambda: old.connections == 1)
-        it.subject = Subject(GREEN, new.port, "green-1", "v2")
+        it.subject = ActiveWorker(GREEN, new.port, "green-1", "v2")
         it.monitor.notice()
         assert (await it.seen()).checks["memory"].status is PASS
 
@@ -191,7 +191,7 @@ async def test_a_switch_away_from_a_worker_that_hangs_does_not_wait_for_it(tmp_p
 async def test_the_same_slot_with_another_instance_is_looked_at_anew(tmp_path: Path) -> None:
     async with serve(answer()) as server, watched(tmp_path, server.port) as it:
         await it.seen()
-        it.subject = Subject(BLUE, server.port, "blue-2", "v1")
+        it.subject = ActiveWorker(BLUE, server.port, "blue-2", "v1")
         await it.seen()
         assert server.connections == 2
 
@@ -199,7 +199,7 @@ async def test_the_same_slot_with_another_instance_is_looked_at_anew(tmp_path: P
 async def test_with_nobody_there_it_is_unhealthy_at_once_and_says_why(tmp_path: Path) -> None:
     async with serve(answer()) as server, watched(tmp_path, server.port) as it:
         assert (await it.seen()).score == 100
-        it.subject = Subject(BLUE, server.port, None, absence="blue is backoff")
+        it.subject = ActiveWorker(BLUE, server.port, None, absence="blue is backoff")
         health = await it.monitor.report()
     assert (health.score, health.status) == (0, HealthStatus.UNHEALTHY)
     assert health.checks["port_active"].message == "blue is backoff"
@@ -221,7 +221,7 @@ async def test_a_database_that_does_not_come_back_is_told_without_waiting(
     monkeypatch.setattr(monitor_module, "OVERDUE_WARN_SECONDS", 0.05)
     monkeypatch.setattr(monitor_module, "OVERDUE_FAIL_SECONDS", 0.3)
     async with serve(answer()) as server, watched(tmp_path, server.port) as it:
-        async with it.database._using:  # a long write of somebody else's
+        async with it.database.statements._using:  # a long write of somebody else's
             it.monitor._own["database"].again()
             warned = await it.told("database", "warn")
             failed = await it.told("database", "fail")

@@ -6,15 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.health.reading import TOLD
-from supervisor.health.score import (
-    DEGRADED_BELOW,
-    UNHEALTHY_BELOW,
-    WEIGHTS,
-    score,
-    status_of,
-)
-from supervisor.model.health import CheckStatus, HealthStatus
+from atlas_supervisor.health.score import DEGRADED_BELOW, UNHEALTHY_BELOW, WEIGHTS, score, status_of
+from atlas_supervisor.health.worker_report import TOLD
+from atlas_supervisor.model.health import CheckStatus, HealthStatus
 
 PASS, WARN, FAIL, SKIPPED = (
     CheckStatus.PASS,

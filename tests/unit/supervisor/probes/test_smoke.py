@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from supervisor.model.verdict import Verdict
-from supervisor.probes.smoke import CheckResult, run_smoke
-from supervisor.probes.smoke_file import SmokePlan
+from atlas_supervisor.config.smoke_file import SmokePlan
+from atlas_supervisor.model.probe import CheckResult
+from atlas_supervisor.model.verdict import Verdict
+from atlas_supervisor.probes.smoke import run_smoke
 from tests.unit.supervisor.probes.servers import (
     Handler,
     Server,

@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from supervisor.model.deploy import DeployRecord, Mode, Step, StepName
-from supervisor.model.state import DeployState
+from atlas_supervisor.model.deploy import DeployRecord, Mode
+from atlas_supervisor.model.state import DeployState
+from atlas_supervisor.model.step import Step, StepName
 
 WHEN = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 

@@ -15,12 +15,12 @@ from typing import Any
 import anyio
 import pytest
 
-from supervisor.model.actor import SUPERVISOR, Actor
-from supervisor.model.audit import AuditEntry, Problem, Verification
-from supervisor.store import audit as module
-from supervisor.store.audit_head import HEAD_FILE
-from supervisor.store.database import Database, open_database
-from supervisor.store.statements import StoreError
+from atlas_supervisor.model.actor import SUPERVISOR, Actor
+from atlas_supervisor.model.audit import AuditEntry, Problem, Verification
+from atlas_supervisor.store import audit as module
+from atlas_supervisor.store.chain import HEAD_FILE
+from atlas_supervisor.store.database import Database, open_database
+from atlas_supervisor.store.statements import StoreError
 from tests.harness import eventually
 from tests.unit.supervisor.store.samples import rows
 
@@ -42,7 +42,7 @@ async def trail(path: Path, entries: int = 0) -> AsyncIterator[Database]:
     """Open the database, and write so many entries."""
     async with open_database(path) as (database, _):
         for number in range(entries):
-            await database.audit(ROOT, "mode", "single", subject=f"d{number}", number=number)
+            await database.audit.write(ROOT, "mode", "single", subject=f"d{number}", number=number)
         yield database
 
 
@@ -73,7 +73,7 @@ def tamper(path: Path, *statements: str) -> None:
 
 async def listed(database: Database, **asked: Any) -> list[AuditEntry]:
     default: dict[str, Any] = {"limit": 100, "before": None, "action": None, "subject": None}
-    return await database.audit_entries(**{**default, **asked})
+    return await database.audit.entries(**{**default, **asked})
 
 
 def broken(found: Verification) -> tuple[int | None, Problem | None]:
@@ -96,13 +96,13 @@ async def test_entries_come_back_newest_first_each_with_the_hash_of_the_one_befo
             *("uid:0", "unix", "mode", "single"),
         )
         assert (first.subject, first.detail) == ("d0", {"number": 0})
-        found = await database.verify_audit()
+        found = await database.audit.verify()
         assert (found.ok, found.entries, found.head, found.head_id) == (True, 3, third.hash, 3)
 
 
 async def test_pages_and_filters_find_what_was_asked_for(path: Path) -> None:
     async with trail(path, 5) as database:
-        await database.audit(SUPERVISOR, "deploy", "begun", subject="d1")
+        await database.audit.write(SUPERVISOR, "deploy", "begun", subject="d1")
         assert [each.id for each in await listed(database, limit=2)] == [6, 5]
         assert [each.id for each in await listed(database, limit=2, before=5)] == [4, 3]
         assert [each.id for each in await listed(database, subject="d1")] == [6, 2]
@@ -114,8 +114,8 @@ async def test_pages_and_filters_find_what_was_asked_for(path: Path) -> None:
 
 async def test_writers_at_once_do_not_fork_the_chain(path: Path) -> None:
     async with trail(path) as database:
-        await asyncio.gather(*(database.audit(ROOT, "mode", f"o{n}") for n in range(50)))
-        found = await database.verify_audit()
+        await asyncio.gather(*(database.audit.write(ROOT, "mode", f"o{n}") for n in range(50)))
+        found = await database.audit.verify()
         assert (found.ok, found.entries) == (True, 50)
 
 
@@ -123,7 +123,7 @@ async def test_the_chain_goes_on_over_a_restart(path: Path) -> None:
     async with trail(path, 2):
         pass
     async with trail(path, 2) as database:
-        found = await database.verify_audit()
+        found = await database.audit.verify()
         assert (found.ok, found.entries, found.head_id) == (True, 4, 4)
 
 
@@ -135,37 +135,37 @@ async def test_a_long_trail_is_looked_over_page_by_page_while_others_write(
 
         async def write() -> None:
             for _ in range(20):
-                await database.audit(ROOT, "mode", "single")
+                await database.audit.write(ROOT, "mode", "single")
 
         async with anyio.create_task_group() as group:
             group.start_soon(write)
             for _ in range(5):
-                assert (await database.verify_audit()).ok
-        assert (await database.verify_audit()).entries == 30
+                assert (await database.audit.verify()).ok
+        assert (await database.audit.verify()).entries == 30
 
 
 async def test_what_the_disk_does_not_take_is_made_up_for_in_order(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with trail(path, 1) as database:
-        taken, write = False, database._chained
+        taken, write = False, database.audit._chained
 
         async def fails(entries: Any) -> Any:
             if not taken:
                 raise sqlite3.OperationalError("disk I/O error")
             return await write(entries)
 
-        monkeypatch.setattr(database, "_chained", fails)
-        await database.audit_happened(ROOT, "switch", "switched")
-        await database.audit_happened(ROOT, "abort", "aborted")
+        monkeypatch.setattr(database.audit, "_chained", fails)
+        await database.audit.record(ROOT, "switch", "switched")
+        await database.audit.record(ROOT, "abort", "aborted")
         with pytest.raises(StoreError):
-            await database.audit(ROOT, "deploy", "begun")
+            await database.audit.write(ROOT, "deploy", "begun")
         taken = True
-        await database.audit(ROOT, "mode", "single")
+        await database.audit.write(ROOT, "mode", "single")
         assert [each.action for each in await listed(database)] == [
             *("mode", "abort", "switch", "mode"),
         ]
-        assert (await database.verify_audit()).ok
+        assert (await database.audit.verify()).ok
 
 
 async def test_what_is_owed_is_written_as_soon_as_the_disk_takes_it(
@@ -173,18 +173,18 @@ async def test_what_is_owed_is_written_as_soon_as_the_disk_takes_it(
 ) -> None:
     monkeypatch.setattr(module, "_WRITE_AGAIN_SECONDS", 0.01)
     async with trail(path) as database, anyio.create_task_group() as group:
-        group.start_soon(database.keep_auditing)
-        failures, write = iter([True, True, False]), database._chained
+        group.start_soon(database.audit.run)
+        failures, write = iter([True, True, False]), database.audit._chained
 
         async def fails(entries: Any) -> Any:
             if next(failures, False):
                 raise sqlite3.OperationalError("disk I/O error")
             return await write(entries)
 
-        monkeypatch.setattr(database, "_chained", fails)
-        database.audit_soon(ROOT, "request", "refused")
+        monkeypatch.setattr(database.audit, "_chained", fails)
+        database.audit.enqueue(ROOT, "request", "refused")
         await eventually(lambda: rows(path, "SELECT action FROM audit") == [("request",)])
-        database.audit_soon(ROOT, "request", "refused")
+        database.audit.enqueue(ROOT, "request", "refused")
         await eventually(lambda: rows(path, "SELECT count(*) FROM audit") == [(2,)])
         group.cancel_scope.cancel()
 
@@ -193,10 +193,10 @@ async def test_what_is_owed_after_an_entry_that_was_waited_for_is_written_at_onc
     path: Path,
 ) -> None:
     async with trail(path) as database, anyio.create_task_group() as group:
-        group.start_soon(database.keep_auditing)
+        group.start_soon(database.audit.run)
         await anyio.wait_all_tasks_blocked()  # it waits for something that is owed
-        await database.audit(ROOT, "mode", "single")
-        database.audit_soon(ROOT, "deploy", "switched")
+        await database.audit.write(ROOT, "mode", "single")
+        database.audit.enqueue(ROOT, "deploy", "switched")
         await eventually(lambda: rows(path, "SELECT count(*) FROM audit") == [(2,)])
         group.cancel_scope.cancel()
 
@@ -207,8 +207,8 @@ async def test_what_is_owed_is_bounded_and_the_oldest_are_lost(
     monkeypatch.setattr(module, "_OWED_LIMIT", 3)
     async with trail(path) as database:
         for number in range(5):
-            database.audit_soon(ROOT, "request", f"o{number}")
-        await database.audit(ROOT, "mode", "single")
+            database.audit.enqueue(ROOT, "request", f"o{number}")
+        await database.audit.write(ROOT, "mode", "single")
         assert [each.outcome for each in reversed(await listed(database))] == [
             *("o2", "o3", "o4", "single"),
         ]
@@ -218,7 +218,7 @@ async def test_the_script_of_the_documentation_finds_the_same(tmp_path: Path) ->
     path = tmp_path / "state" / "atlas.db"
     path.parent.mkdir()
     async with trail(path, 3) as database:
-        head = (await database.verify_audit()).head
+        head = (await database.audit.verify()).head
     (script,) = re.findall(r"^```python\n(.*?)^```", AUDIT_MD, re.MULTILINE | re.DOTALL)
     code, out, _ = await run_script(script, tmp_path)
     assert (code, out) == (0, f"3 {head}\n")
@@ -260,12 +260,12 @@ async def test_what_is_done_behind_the_daemons_back_is_found_now_and_ever_after(
 ) -> None:
     async with trail(path, 5) as database:
         tamper(path, statement)
-        assert broken(await database.verify_audit()) == expected
+        assert broken(await database.audit.verify()) == expected
         await listed(database)  # it can still be read
-        await database.audit(ROOT, "mode", "single")
-        assert not (await database.verify_audit()).ok
+        await database.audit.write(ROOT, "mode", "single")
+        assert not (await database.audit.verify()).ok
     async with trail(path, 1) as database:
-        found = await database.verify_audit()
+        found = await database.audit.verify()
         assert not found.ok
         assert found.broken_id is not None
         assert found.broken_id <= 6
@@ -276,11 +276,11 @@ async def test_a_tail_that_is_cut_off_while_no_daemon_runs_stays_missing(path: P
         pass
     tamper(path, "DELETE FROM audit WHERE id >= 4")
     async with trail(path) as database:
-        assert broken(await database.verify_audit()) == (4, Problem.CUT_OFF)
-        await database.audit(ROOT, "mode", "single")
-        assert broken(await database.verify_audit()) == (4, Problem.MISSING)
+        assert broken(await database.audit.verify()) == (4, Problem.CUT_OFF)
+        await database.audit.write(ROOT, "mode", "single")
+        assert broken(await database.audit.verify()) == (4, Problem.MISSING)
     async with trail(path) as database:
-        assert broken(await database.verify_audit()) == (4, Problem.MISSING)
+        assert broken(await database.audit.verify()) == (4, Problem.MISSING)
 
 
 async def test_a_trail_that_was_written_anew_contradicts_the_note(path: Path) -> None:
@@ -292,9 +292,9 @@ async def test_a_trail_that_was_written_anew_contradicts_the_note(path: Path) ->
         pass
     write_note(path, noted)
     async with trail(path) as database:
-        assert broken(await database.verify_audit()) == (3, Problem.OUT_OF_PLACE)
-        await database.audit(ROOT, "mode", "single")
-        assert broken(await database.verify_audit()) == (4, Problem.OUT_OF_PLACE)
+        assert broken(await database.audit.verify()) == (3, Problem.OUT_OF_PLACE)
+        await database.audit.write(ROOT, "mode", "single")
+        assert broken(await database.audit.verify()) == (4, Problem.OUT_OF_PLACE)
 
 
 async def test_a_database_that_is_taken_away_leaves_its_entries_missing(path: Path) -> None:
@@ -302,7 +302,7 @@ async def test_a_database_that_is_taken_away_leaves_its_entries_missing(path: Pa
         pass
     take_away(path)
     async with trail(path, 1) as database:
-        assert broken(await database.verify_audit()) == (1, Problem.MISSING)
+        assert broken(await database.audit.verify()) == (1, Problem.MISSING)
         assert [each.id for each in await listed(database)] == [4]
 
 
@@ -313,7 +313,7 @@ async def test_a_note_that_is_behind_is_no_fault(path: Path) -> None:
         pass
     write_note(path, noted)  # as if the daemon had been killed before it noted the last two
     async with trail(path, 1) as database:
-        found = await database.verify_audit()
+        found = await database.audit.verify()
         assert (found.ok, found.entries) == (True, 5)
 
 
@@ -326,7 +326,7 @@ async def test_a_note_that_can_not_be_read_is_made_anew(path: Path, content: str
     else:
         write_note(path, content)
     async with trail(path, 1) as database:
-        found = await database.verify_audit()
+        found = await database.audit.verify()
         assert (found.ok, found.entries) == (True, 3)
     assert found.head in note(path)
 
@@ -334,17 +334,17 @@ async def test_a_note_that_can_not_be_read_is_made_anew(path: Path, content: str
 async def test_a_note_that_can_not_be_written_stops_nobody(path: Path) -> None:
     path.with_name(f".{HEAD_FILE}.new").mkdir()
     async with trail(path, 2) as database:
-        assert (await database.verify_audit()).entries == 2
+        assert (await database.audit.verify()).entries == 2
 
 
 async def test_after_a_damaged_database_was_set_aside_the_chain_goes_on(path: Path) -> None:
     async with trail(path, 3) as database:
-        before = (await database.verify_audit()).head
+        before = (await database.audit.verify()).head
     damage(path)
     async with open_database(path) as (database, aside):
         assert aside is not None
-        await database.audit(SUPERVISOR, "database", "set_aside", aside=aside.name)
-        await database.audit(ROOT, "mode", "single")
-        found = await database.verify_audit()
+        await database.audit.write(SUPERVISOR, "database", "set_aside", aside=aside.name)
+        await database.audit.write(ROOT, "mode", "single")
+        found = await database.audit.verify()
         assert (found.ok, found.entries, found.head_id) == (True, 2, 5)
         assert (await listed(database))[-1].previous_hash == before

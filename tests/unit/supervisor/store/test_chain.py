@@ -9,8 +9,8 @@ from typing import Any
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from supervisor.model.audit import Problem
-from supervisor.store.chain import NOTHING, ChainRow, Fault, Head, Walk, hash_of
+from atlas_supervisor.model.audit import Problem
+from atlas_supervisor.store.chain import NOTHING, ChainBreak, ChainRow, Head, Walk, hash_of
 
 TEXTS = st.text(max_size=8)
 FIELDS = st.tuples(TEXTS, TEXTS, TEXTS, TEXTS, st.none() | TEXTS, TEXTS, TEXTS)
@@ -31,7 +31,7 @@ def end(rows: Sequence[ChainRow]) -> Head:
     return Head(rows[-1].id, rows[-1].hash)
 
 
-def fault(rows: Sequence[ChainRow], head: Head) -> Fault | None:
+def fault(rows: Sequence[ChainRow], head: Head) -> ChainBreak | None:
     """Walk along rows as a database gives them out, and tell what is found first."""
     walk = Walk()
     rows = sorted(rows, key=lambda row: row.id)

@@ -13,15 +13,15 @@ from typing import Any
 import anyio
 import pytest
 
-from supervisor.errors import StartRefusedError
-from supervisor.model.actor import SUPERVISOR
-from supervisor.model.release import Release
-from supervisor.store import database as module
-from supervisor.store import versions
-from supervisor.store.database import Database, open_database
-from supervisor.store.instances import InstanceRow
-from supervisor.store.statements import StoreError
-from supervisor.store.versions import VersionRow
+from atlas_supervisor.errors import StartRefusedError
+from atlas_supervisor.model.actor import SUPERVISOR
+from atlas_supervisor.model.release import Release
+from atlas_supervisor.store import database as module
+from atlas_supervisor.store import versions
+from atlas_supervisor.store.database import Database, open_database
+from atlas_supervisor.store.instances import InstanceRow
+from atlas_supervisor.store.statements import StoreError
+from atlas_supervisor.store.versions import VersionRow
 from tests.unit.supervisor.store.samples import a_deploy, a_state, a_step, rows
 from tests.unit.supervisor.traffic.support import open_files
 from tests.unit.supervisor.workers.support import BLUE, GREEN
@@ -84,7 +84,7 @@ TRANSITIONS = "SELECT count(*) FROM transitions WHERE event <> 'begun'"
 
 
 async def transition(database: Database, deploy_id: str, **changes: Any) -> None:
-    await database.write_transition(
+    await database.deploys.write_transition(
         a_deploy(deploy_id, **changes),
         source="preflight",
         event="passed",
@@ -98,20 +98,20 @@ async def test_the_other_records_come_back_too(path: Path) -> None:
     two = Release(name="v2", path=Path("/srv/releases/v2"), version="v2")
     row = InstanceRow("blue-1", "blue", 12, 34, "boot")
     async with open_database(path) as (database, _):
-        await database.push_version(BLUE, one)
-        await database.push_version(GREEN, two)
-        assert await database.versions() == [VersionRow(GREEN, two), VersionRow(BLUE, one)]
-        await database.pop_version()
-        assert await database.versions() == [VersionRow(BLUE, one)]
-        await database.add_instance(row)
-        assert await database.instances() == [row]
-        await database.remove_instance("blue-1")
-        await database.remove_instance("never-there")
-        assert await database.instances() == []
-        await database.save_state(a_state(generation=1))
-        await database.save_state(a_state(generation=2))
-        assert await database.last_state() == a_state(generation=2)
-        await database.audit(SUPERVISOR, "mode", "single", subject="d1", reason="because")
+        await database.versions.push(BLUE, one)
+        await database.versions.push(GREEN, two)
+        assert await database.versions.all() == [VersionRow(GREEN, two), VersionRow(BLUE, one)]
+        await database.versions.pop()
+        assert await database.versions.all() == [VersionRow(BLUE, one)]
+        await database.instances.add(row)
+        assert await database.instances.all() == [row]
+        await database.instances.remove("blue-1")
+        await database.instances.remove("never-there")
+        assert await database.instances.all() == []
+        await database.state.save(a_state(generation=1))
+        await database.state.save(a_state(generation=2))
+        assert await database.state.load() == a_state(generation=2)
+        await database.audit.write(SUPERVISOR, "mode", "single", subject="d1", reason="because")
     ((action, detail),) = rows(path, "SELECT action, detail FROM audit")
     assert action == "mode"
     assert json.loads(str(detail)) == {"reason": "because"}
@@ -122,30 +122,32 @@ async def test_old_versions_are_forgotten(path: Path, monkeypatch: pytest.Monkey
     async with open_database(path) as (database, _):
         for number in range(10):
             release = Release(name=f"v{number}", path=Path("/srv"), version=f"v{number}")
-            await database.push_version(BLUE, release)
-        assert [each.release.name for each in await database.versions()] == ["v9", "v8", "v7"]
+            await database.versions.push(BLUE, release)
+        assert [each.release.name for each in await database.versions.all()] == ["v9", "v8", "v7"]
 
 
 async def test_what_was_written_is_seen_from_outside_at_once(path: Path) -> None:
     async with open_database(path) as (database, _):
-        await database.begin_deploy(a_deploy(), auto_switch=True)
+        await database.deploys.begin(a_deploy(), auto_switch=True)
         assert rows(path, "SELECT deploy_id FROM deploys") == [("d1",)]
-        ((synchronous,),) = await database._connection.execute_fetchall("PRAGMA synchronous")
-        ((journal,),) = await database._connection.execute_fetchall("PRAGMA journal_mode")
+        ((synchronous,),) = await database.statements.connection.execute_fetchall(
+            "PRAGMA synchronous"
+        )
+        ((journal,),) = await database.statements.connection.execute_fetchall("PRAGMA journal_mode")
         assert (synchronous, journal) == (2, "wal")
 
 
 async def test_a_write_that_fails_half_way_leaves_nothing_of_it(path: Path) -> None:
     async with open_database(path) as (database, _):
-        await database.begin_deploy(a_deploy(), auto_switch=True)
+        await database.deploys.begin(a_deploy(), auto_switch=True)
         for bad in ({"reason": "\udcff"}, {"active_port": 1 << 70}):
             # The transition itself is fine; what follows in the same transaction is not.
             with pytest.raises(StoreError, match="could not be written"):
                 await transition(database, "d1", **bad)
-            assert not database._connection.in_transaction
+            assert not database.statements.connection.in_transaction
         with pytest.raises(StoreError, match="FOREIGN KEY"):
             await transition(database, "nobody")
-        await database.audit(SUPERVISOR, "after", "done")
+        await database.audit.write(SUPERVISOR, "after", "done")
         assert rows(path, TRANSITIONS) == [(0,)]
         assert rows(path, "SELECT count(*) FROM audit") == [(1,)]
 
@@ -153,7 +155,7 @@ async def test_a_write_that_fails_half_way_leaves_nothing_of_it(path: Path) -> N
 async def test_writers_at_once_do_not_mix_their_transactions(path: Path) -> None:
     async with open_database(path) as (database, _):
         for number in range(5):
-            await database.begin_deploy(a_deploy(f"d{number}"), auto_switch=True)
+            await database.deploys.begin(a_deploy(f"d{number}"), auto_switch=True)
         known = [transition(database, f"d{number}") for number in range(5) for _ in range(10)]
         unknown = [transition(database, f"nobody{number}") for number in range(20)]
         outcomes = await asyncio.gather(
@@ -163,18 +165,18 @@ async def test_writers_at_once_do_not_mix_their_transactions(path: Path) -> None
         )
         assert sum(isinstance(outcome, StoreError) for outcome in outcomes) == 20
         assert sum(outcome is None for outcome in outcomes) == 50
-        for deploy in await database.deploys(10):
+        for deploy in await database.deploys.latest(10):
             assert len(deploy.steps) == 10
         assert rows(path, TRANSITIONS) == [(50,)]
 
 
 async def test_readers_see_no_transaction_that_is_still_open(path: Path) -> None:
     async with open_database(path) as (database, _):
-        await database.begin_deploy(a_deploy(), auto_switch=True)
+        await database.deploys.begin(a_deploy(), auto_switch=True)
 
         async def read() -> None:
             for _ in range(50):
-                found = await database.deploy("d1")
+                found = await database.deploys.find("d1")
                 assert found is not None
                 assert found.version != "to be taken back"
 
@@ -191,7 +193,7 @@ async def test_a_writer_that_is_cancelled_leaves_no_transaction_open(
     path: Path, native: bool
 ) -> None:
     async with open_database(path) as (database, _):
-        await database.begin_deploy(a_deploy(), auto_switch=True)
+        await database.deploys.begin(a_deploy(), auto_switch=True)
         for steps in range(12):
             if native:
                 task = asyncio.create_task(transition(database, "d1"))
@@ -202,8 +204,8 @@ async def test_a_writer_that_is_cancelled_leaves_no_transaction_open(
             else:
                 with anyio.move_on_after(steps * 0.0002):
                     await transition(database, "d1")
-            assert not database._connection.in_transaction
-        await database.audit(SUPERVISOR, "after", "done")
+            assert not database.statements.connection.in_transaction
+        await database.audit.write(SUPERVISOR, "after", "done")
         written = rows(path, "SELECT count(*) FROM steps")
         assert rows(path, TRANSITIONS) == written  # each is there as a whole, or not at all
 
@@ -214,8 +216,8 @@ async def test_a_database_that_another_process_holds_is_an_error_and_then_fine(
     monkeypatch.setattr(module, "_BUSY_SECONDS", 0.1)
     async with open_database(path) as (database, _):
         with locked_by_another_process(path), pytest.raises(StoreError, match="locked"):
-            await database.begin_deploy(a_deploy(), auto_switch=True)
-        await database.begin_deploy(a_deploy(), auto_switch=True)
+            await database.deploys.begin(a_deploy(), auto_switch=True)
+        await database.deploys.begin(a_deploy(), auto_switch=True)
 
 
 async def test_a_database_that_is_held_at_the_start_refuses_it_and_is_left_alone(
@@ -236,35 +238,35 @@ async def test_a_database_that_is_held_at_the_start_refuses_it_and_is_left_alone
 async def test_a_damaged_file_is_set_aside_and_a_new_one_begun(path: Path, damage: str) -> None:
     async with open_database(path) as (database, _):
         for number in range(50):
-            await database.begin_deploy(a_deploy(f"d{number}"), auto_switch=True)
+            await database.deploys.begin(a_deploy(f"d{number}"), auto_switch=True)
     content = damaged(path, damage)
     async with open_database(path) as (database, aside):
         assert aside is not None
         assert aside.read_bytes() == content
-        assert await database.deploys(10) == []
-        await database.begin_deploy(a_deploy(), auto_switch=True)
+        assert await database.deploys.latest(10) == []
+        await database.deploys.begin(a_deploy(), auto_switch=True)
     async with open_database(path) as (database, aside):
         assert aside is None
-        assert len(await database.deploys(10)) == 1
+        assert len(await database.deploys.latest(10)) == 1
 
 
 async def test_a_log_that_is_gone_leaves_what_was_in_the_file(path: Path) -> None:
     async with open_database(path) as (database, _):
-        await database.begin_deploy(a_deploy("d1"), auto_switch=True)
-        await database._connection.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
-        await database.begin_deploy(a_deploy("d2"), auto_switch=True)
+        await database.deploys.begin(a_deploy("d1"), auto_switch=True)
+        await database.statements.connection.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+        await database.deploys.begin(a_deploy("d2"), auto_switch=True)
         copy = crashed(path, "atlas.db")
     async with open_database(copy) as (database, aside):
         assert aside is None
-        assert [each.deploy_id for each in await database.deploys(10)] == ["d1"]
+        assert [each.deploy_id for each in await database.deploys.latest(10)] == ["d1"]
 
 
 async def test_a_crash_loses_nothing_that_was_written(path: Path) -> None:
     async with open_database(path) as (database, _):
-        await database.begin_deploy(a_deploy("d1"), auto_switch=True)
+        await database.deploys.begin(a_deploy("d1"), auto_switch=True)
         copy = crashed(path, "atlas.db", "atlas.db-wal")
     async with open_database(copy) as (database, _):
-        assert [each.deploy_id for each in await database.deploys(10)] == ["d1"]
+        assert [each.deploy_id for each in await database.deploys.latest(10)] == ["d1"]
 
 
 async def test_a_place_that_cannot_hold_a_database_refuses_the_start(tmp_path: Path) -> None:
@@ -277,7 +279,7 @@ async def test_a_place_that_cannot_hold_a_database_refuses_the_start(tmp_path: P
 
 async def test_its_files_are_for_the_group_at_most(path: Path) -> None:
     async with open_database(path) as (database, _):
-        await database.begin_deploy(a_deploy(), auto_switch=True)
+        await database.deploys.begin(a_deploy(), auto_switch=True)
         found = {each.name: each.stat().st_mode & 0o777 for each in path.parent.iterdir()}
     assert found == dict.fromkeys(("atlas.db", "atlas.db-wal", "atlas.db-shm"), 0o640)
 
@@ -286,6 +288,6 @@ async def test_a_closed_database_says_so(path: Path) -> None:
     async with open_database(path) as (database, _):
         pass
     with pytest.raises(StoreError):
-        await database.begin_deploy(a_deploy(), auto_switch=True)
+        await database.deploys.begin(a_deploy(), auto_switch=True)
     with pytest.raises(StoreError):
-        await database.deploys(1)
+        await database.deploys.latest(1)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from supervisor.model.deploy import Result, StepName
-from supervisor.store import deploys
-from supervisor.store.database import open_database
+from atlas_supervisor.model.deploy import Result
+from atlas_supervisor.model.step import StepName
+from atlas_supervisor.store import deploys
+from atlas_supervisor.store.database import open_database
 from tests.unit.supervisor.store.samples import WHEN, a_deploy, a_step, rows
 
 
@@ -21,40 +22,40 @@ def path(tmp_path: Path) -> Path:
 async def test_a_deploy_comes_back_as_it_was_written(path: Path) -> None:
     async with open_database(path) as (database, aside):
         assert aside is None
-        await database.begin_deploy(a_deploy(), auto_switch=False)
-        (unfinished,) = await database.unfinished()
+        await database.deploys.begin(a_deploy(), auto_switch=False)
+        (unfinished,) = await database.deploys.unfinished()
         assert unfinished.record == a_deploy()
         assert not unfinished.auto_switch
         steps = [a_step(), a_step(StepName.LAUNCH, output=["a", "ü\0\x1b"])]
         for count, phase in ((1, "launch"), (2, "smoke")):
-            await database.write_transition(
+            await database.deploys.write_transition(
                 a_deploy(phase=phase, version="v2"),
                 source="whatever", event="passed", cause="why", step=steps[count - 1],
             )  # fmt: skip
-        assert await database.last_transition("d1") == ("whatever", "passed")
+        assert await database.transitions.last("d1") == ("whatever", "passed")
         ended: dict[str, Any] = {
             "phase": "ended",
             "result": Result.FAILED,
             "reason": "it broke",
             "ended_ts": WHEN,
         }
-        await database.write_transition(
+        await database.deploys.write_transition(
             a_deploy(version="v2", **ended), source="smoke", event="failed", cause=None, step=None
         )
-        assert await database.unfinished() == []
+        assert await database.deploys.unfinished() == []
     async with open_database(path) as (database, _):
-        found = await database.deploy("d1")
+        found = await database.deploys.find("d1")
         assert found == a_deploy(version="v2", **ended, steps=steps)
-        assert await database.deploys(10) == [found]
-        assert await database.deploy("d2") is None
-        assert await database.last_transition("d2") is None
+        assert await database.deploys.latest(10) == [found]
+        assert await database.deploys.find("d2") is None
+        assert await database.transitions.last("d2") is None
 
 
 async def test_the_latest_deploys_come_first(path: Path) -> None:
     async with open_database(path) as (database, _):
         for number in range(5):
-            await database.begin_deploy(a_deploy(f"d{number}"), auto_switch=True)
-        assert [each.deploy_id for each in await database.deploys(3)] == ["d4", "d3", "d2"]
+            await database.deploys.begin(a_deploy(f"d{number}"), auto_switch=True)
+        assert [each.deploy_id for each in await database.deploys.latest(3)] == ["d4", "d3", "d2"]
 
 
 async def test_the_oldest_deploys_are_forgotten_with_all_that_belongs_to_them(
@@ -64,10 +65,10 @@ async def test_the_oldest_deploys_are_forgotten_with_all_that_belongs_to_them(
     async with open_database(path) as (database, _):
         for number in range(5):
             record = a_deploy(f"d{number}")
-            await database.begin_deploy(record, auto_switch=True)
-            await database.write_transition(
+            await database.deploys.begin(record, auto_switch=True)
+            await database.deploys.write_transition(
                 record, source="launch", event="passed", cause=None, step=a_step()
             )
-        assert [each.deploy_id for each in await database.deploys(10)] == ["d4", "d3", "d2"]
+        assert [each.deploy_id for each in await database.deploys.latest(10)] == ["d4", "d3", "d2"]
     assert rows(path, "SELECT count(DISTINCT deploy_id) FROM steps") == [(3,)]
     assert rows(path, "SELECT count(DISTINCT deploy_id) FROM transitions") == [(3,)]

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.model.deploy import Result
-from supervisor.model.key import Key
-from supervisor.store import deploys, keys
-from supervisor.store.database import Database, open_database
-from supervisor.store.keys import KEYS_KEPT, KeyRow
-from supervisor.store.statements import StoreError
+from atlas_supervisor.model.deploy import Result
+from atlas_supervisor.model.idempotency_key import IdempotencyKey
+from atlas_supervisor.store import deploys, keys
+from atlas_supervisor.store.database import Database, open_database
+from atlas_supervisor.store.keys import KEYS_KEPT, KeyRow
+from atlas_supervisor.store.statements import StoreError
 from tests.unit.supervisor.store.samples import WHEN, a_deploy, a_step
 
 
@@ -38,44 +38,44 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
         yield database
 
 
-def a_key(value: str = "k1") -> Key:
-    return Key(value, f"the request under {value}")
+def a_key(value: str = "k1") -> IdempotencyKey:
+    return IdempotencyKey(value, f"the request under {value}")
 
 
-async def begin(database: Database, deploy_id: str, key: Key | None = None) -> None:
-    await database.begin_deploy(a_deploy(deploy_id), auto_switch=True, key=key)
-    await database.write_transition(
+async def begin(database: Database, deploy_id: str, key: IdempotencyKey | None = None) -> None:
+    await database.deploys.begin(a_deploy(deploy_id), auto_switch=True, key=key)
+    await database.deploys.write_transition(
         a_deploy(deploy_id), source="preflight", event="passed", cause=None, step=a_step()
     )
 
 
 async def test_a_key_comes_back_with_what_it_began(database: Database) -> None:
-    assert await database.key("k1") is None
+    assert await database.keys.get("k1") is None
     await begin(database, "d1", a_key("k1"))
-    await database.add_key(a_key("k2"))
-    assert await database.key("k1") == KeyRow("the request under k1", "d1")
-    assert await database.key("k2") == KeyRow("the request under k2", None)
-    await database.forget_key(a_key("k1"))
-    assert await database.key("k1") is None
+    await database.keys.add(a_key("k2"))
+    assert await database.keys.get("k1") == KeyRow("the request under k1", "d1")
+    assert await database.keys.get("k2") == KeyRow("the request under k2", None)
+    await database.keys.forget(a_key("k1"))
+    assert await database.keys.get("k1") is None
 
 
 async def test_a_key_that_is_taken_begins_no_second_deploy(database: Database) -> None:
     await begin(database, "d1", a_key("k1"))
     with pytest.raises(StoreError, match="UNIQUE"):
         await begin(database, "d2", a_key("k1"))
-    assert await database.deploy("d2") is None
-    assert await database.key("k1") == KeyRow("the request under k1", "d1")
+    assert await database.deploys.find("d2") is None
+    assert await database.keys.get("k1") == KeyRow("the request under k1", "d1")
 
 
 async def test_the_key_of_a_mode_is_kept_for_a_day(database: Database, clock: Clock) -> None:
-    await database.add_key(a_key("k1"))
+    await database.keys.add(a_key("k1"))
     clock.time += KEYS_KEPT - timedelta(seconds=1)
-    await database.add_key(a_key("k2"))
-    assert await database.key("k1") is not None
+    await database.keys.add(a_key("k2"))
+    assert await database.keys.get("k1") is not None
     clock.time += timedelta(seconds=1)
     await begin(database, "d1")
-    assert await database.key("k1") is None
-    assert await database.key("k2") is not None
+    assert await database.keys.get("k1") is None
+    assert await database.keys.get("k2") is not None
 
 
 async def test_the_key_of_a_deploy_is_kept_as_long_as_its_record_and_for_a_day_at_least(
@@ -87,18 +87,18 @@ async def test_the_key_of_a_deploy_is_kept_as_long_as_its_record_and_for_a_day_a
     for number in range(2, 7):
         await begin(database, f"d{number}")
     # Beyond as many as are kept, but younger than a day: what the key stands for is there yet.
-    assert await database.key("k1") == KeyRow("the request under k1", "d1")
-    record = await database.deploy("d1")
+    assert await database.keys.get("k1") == KeyRow("the request under k1", "d1")
+    record = await database.deploys.find("d1")
     assert record is not None
     assert len(record.steps) == 1
-    assert await database.deploy("d2") is None
+    assert await database.deploys.find("d2") is None
     clock.time += KEYS_KEPT
     await begin(database, "d7", a_key("k7"))
-    assert (await database.key("k1"), await database.deploy("d1")) == (None, None)
+    assert (await database.keys.get("k1"), await database.deploys.find("d1")) == (None, None)
     # Older than a day, but its record is there.
     clock.time += 10 * KEYS_KEPT
     await begin(database, "d8")
-    assert await database.key("k7") == KeyRow("the request under k7", "d7")
+    assert await database.keys.get("k7") == KeyRow("the request under k7", "d7")
 
 
 async def test_a_request_to_steer_that_the_last_daemon_did_not_get_to_can_be_made_again(
@@ -106,15 +106,15 @@ async def test_a_request_to_steer_that_the_last_daemon_did_not_get_to_can_be_mad
 ) -> None:
     for deploy_id, result in (("d1", Result.SWITCHED), ("d2", Result.ABORTED), ("d3", None)):
         await begin(database, deploy_id, a_key(f"begun-{deploy_id}"))
-        await database.add_key(
+        await database.keys.add(
             a_key(f"abort-{deploy_id}"), deploy_id=deploy_id, asked=Result.ABORTED
         )
-        await database.write_transition(
+        await database.deploys.write_transition(
             a_deploy(deploy_id, result=result), source="health", event="x", cause=None, step=None
         )
-    await database.add_key(a_key("mode"))
-    await database.forget_undone_keys()
-    left = {name for name in ("abort-d1", "abort-d2", "abort-d3") if await database.key(name)}
+    await database.keys.add(a_key("mode"))
+    await database.keys.forget_undone()
+    left = {name for name in ("abort-d1", "abort-d2", "abort-d3") if await database.keys.get(name)}
     assert left == {"abort-d2"}
     for name in ("begun-d1", "begun-d2", "begun-d3", "mode"):
-        assert await database.key(name) is not None
+        assert await database.keys.get(name) is not None

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.errors import StartRefusedError
-from supervisor.model.actor import SUPERVISOR
-from supervisor.model.deploy import Result
-from supervisor.store import migrations
-from supervisor.store.database import open_database
-from supervisor.store.migrations import SCHEMA_VERSION
+from atlas_supervisor.errors import StartRefusedError
+from atlas_supervisor.model.actor import SUPERVISOR
+from atlas_supervisor.model.deploy import Result
+from atlas_supervisor.store import migrations
+from atlas_supervisor.store.database import open_database
+from atlas_supervisor.store.migrations import SCHEMA_VERSION
 from tests.unit.supervisor.store.samples import a_deploy, a_step
 
 VERSION_1 = Path(__file__).with_name("version_1.sql")
@@ -79,17 +79,17 @@ async def test_an_old_database_is_brought_up_to_date_and_nothing_of_it_is_lost(p
         for table, rows in before.items():
             kept = [{name: row[name] for name in rows[0]} for row in after[table]]
             assert kept == rows, table
-        failed, rolled_back = await database.deploys(10)
+        failed, rolled_back = await database.deploys.latest(10)
         assert (failed.result, rolled_back.result) == (Result.FAILED, Result.SWITCHED)
         assert [step.name for step in failed.steps] == ["preflight", "launch", "smoke", "health"]
-        assert len(await database.versions()) == 2
+        assert len(await database.versions.all()) == 2
         assert {row["rollback"] for row in after["deploys"]} == {0}
         # What follows is written beside it.
-        await database.begin_deploy(a_deploy(), auto_switch=True, rollback=True)
-        await database.write_transition(
+        await database.deploys.begin(a_deploy(), auto_switch=True, rollback=True)
+        await database.deploys.write_transition(
             a_deploy(phase="launch"), source="preflight", event="passed", cause=None, step=a_step()
         )
-        assert (await database.unfinished())[0].rollback
+        assert (await database.deploys.unfinished())[0].rollback
     assert version(path) == SCHEMA_VERSION
 
 
@@ -100,10 +100,10 @@ async def test_entries_from_before_there_was_a_chain_are_chained_as_they_stand(
     before = old_database(path, script)["audit"]
     assert len(before) > 4
     async with open_database(path) as (database, _):
-        found = await database.verify_audit()
+        found = await database.audit.verify()
         assert (found.ok, found.entries) == (True, len(before))
-        await database.audit(SUPERVISOR, "daemon", "started")
-        assert (await database.verify_audit()).entries == len(before) + 1
+        await database.audit.write(SUPERVISOR, "daemon", "started")
+        assert (await database.audit.verify()).entries == len(before) + 1
     after = content(path)["audit"]
     assert [{name: row[name] for name in before[0]} for row in after[:-1]] == before
     assert version(path) == SCHEMA_VERSION
@@ -113,8 +113,8 @@ async def test_a_database_of_version_2_keeps_what_it_knows(path: Path) -> None:
     before = old_database(path, VERSION_2)
     assert version(path) == 2
     async with open_database(path) as (database, _):
-        assert await database.key("first") is not None
-        failed, switched = await database.deploys(10)
+        assert await database.keys.get("first") is not None
+        failed, switched = await database.deploys.latest(10)
         assert (failed.result, switched.result) == (Result.FAILED, Result.SWITCHED)
     after = content(path)
     for table in before.keys() - {"audit"}:

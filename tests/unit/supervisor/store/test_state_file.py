@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.model.state import SCHEMA_VERSION, ActiveRelease
-from supervisor.store.state_file import StateFile, UnreadableStateError
-from tests.unit.supervisor.disk import fill, small_disk
+from atlas_supervisor.model.state import SCHEMA_VERSION, ActiveRelease
+from atlas_supervisor.store.state_keeper import StateFile, UnreadableStateError
+from tests.unit.supervisor.disk import fill, mounted
 from tests.unit.supervisor.store.samples import a_state
 
 
@@ -144,8 +144,9 @@ def test_what_a_crash_left_half_written_is_no_obstacle(file: StateFile) -> None:
     assert names(file) == ["deploy_state.json"]
 
 
+@pytest.mark.needs_root
 def test_a_full_disk_leaves_the_old_content(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk") as disk:
+    with mounted(tmp_path / "disk", "size=32k") as disk:
         file = StateFile(disk / "deploy_state.json")
         file.write(a_state(generation=1))
         filler = fill(disk)

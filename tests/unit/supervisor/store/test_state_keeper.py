@@ -11,10 +11,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from supervisor.model.deploy import Mode
-from supervisor.store.database import Database, open_database
-from supervisor.store.state_file import StateFile
-from supervisor.store.state_keeper import StateKeeper
+from atlas_supervisor.model.deploy import Mode
+from atlas_supervisor.store.database import Database, open_database
+from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
 from tests.unit.supervisor.store.samples import a_state
 
 
@@ -23,7 +22,7 @@ async def keeping(folder: Path) -> AsyncIterator[tuple[StateKeeper, StateFile, D
     file = StateFile(folder / "deploy_state.json")
     file.write(a_state(generation=1))
     async with open_database(folder / "atlas.db") as (database, _):
-        yield StateKeeper(file, database, a_state(generation=1)), file, database
+        yield StateKeeper(file, database.state, a_state(generation=1)), file, database
 
 
 async def test_a_change_is_on_the_disk_before_it_counts(tmp_path: Path) -> None:
@@ -82,13 +81,13 @@ async def test_a_change_that_was_begun_is_finished_when_its_caller_is_cancelled(
 
 async def test_a_copy_is_kept_in_the_database(tmp_path: Path) -> None:
     async with keeping(tmp_path) as (keeper, _, database):
-        assert await database.last_state() is None
+        assert await database.state.load() is None
         await keeper.change(mode=Mode.SINGLE)
         await keeper.copy_to_database()
-        assert await database.last_state() == keeper.state
+        assert await database.state.load() == keeper.state
 
 
 async def test_a_copy_that_fails_is_no_reason_to_fail(tmp_path: Path) -> None:
     async with keeping(tmp_path) as (keeper, _, database):
-        await database._connection.execute("DROP TABLE last_state")
+        await database.statements.connection.execute("DROP TABLE last_state")
         await keeper.copy_to_database()

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import structlog
 
-from supervisor.telemetry import secrets
-from supervisor.telemetry.logs import configure_logs
+from atlas_supervisor.telemetry import sanitize
+from atlas_supervisor.telemetry.logging_setup import configure_logs
 
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Configure the process's logging for one test, and put it back as it was."""
-    monkeypatch.setattr(secrets, "_known", set())
+    monkeypatch.setattr(sanitize, "_secrets", set())
     root = logging.getLogger()
     level, quiet = root.level, {n: logging.getLogger(n).level for n in ("aiosqlite", "asyncio")}
     handlers = root.handlers[:]

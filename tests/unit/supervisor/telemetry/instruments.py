@@ -1,4 +1,4 @@
-"""Every metric that there is, each with a value: what documents and rules are held against."""
+"""Every metric of the daemon with a value, for tests of documents and rules."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from pathlib import Path
 
 from prometheus_client import Metric
 
-from supervisor.api import examples
-from supervisor.clock import now
-from supervisor.config import Settings
-from supervisor.deploy.gauges import Sight, gauges
-from supervisor.model.canary import CanaryPolicy, FeaturePolicy
-from supervisor.model.deploy import DeployRecord, Mode
-from supervisor.model.event import BEGUN, Announcement, DeployEvent
-from supervisor.model.slot import SlotName
-from supervisor.model.state import DeployState
-from supervisor.model.status import Status
-from supervisor.model.verdict import Verdict
-from supervisor.telemetry.metrics import Metrics
-from supervisor.telemetry.metrics.usage import Running, WorkerUsage
-from supervisor.traffic.plane import Relayed
+from atlas_supervisor.api import examples
+from atlas_supervisor.config import Settings
+from atlas_supervisor.deploy.collector import Snapshot, gauges
+from atlas_supervisor.model.canary import CanaryPolicy, FeaturePolicy
+from atlas_supervisor.model.deploy import DeployRecord, Mode
+from atlas_supervisor.model.event import BEGUN, DeployEvent, PublishedEvent
+from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.model.state import DeployState
+from atlas_supervisor.model.status import Status
+from atlas_supervisor.model.verdict import Verdict
+from atlas_supervisor.system.clock import now
+from atlas_supervisor.telemetry.metrics import Metrics
+from atlas_supervisor.telemetry.metrics.machine import Running, WorkerUsage
+from atlas_supervisor.traffic.plane import RelayTraffic
 
 
 def made(folder: Path) -> Metrics:
@@ -32,22 +32,22 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(name, labels)
 
 
-def told(
+def published(
     record: DeployRecord,
     *,
     source: str | None = None,
     event: str = BEGUN,
     rollback: bool = False,
-) -> Announcement:
-    """Return the announcement of a transition that led to `record` as it is."""
+) -> PublishedEvent:
+    """Return the published transition that led to `record`."""
     step = record.steps[-1] if record.steps else None
     happened = DeployEvent.of(
         record, ts=now(), source=source, event=event, cause="a test", step=step
     )
-    return Announcement(happened, rollback=rollback)
+    return PublishedEvent(happened, rollback=rollback)
 
 
-def seen(status: Status = examples.STATUS, **changes: object) -> list[Metric]:
+def read_gauges(status: Status = examples.STATUS, **changes: object) -> list[Metric]:
     """Return the gauges of a daemon in this state."""
     given = {
         "status": status,
@@ -63,22 +63,22 @@ def seen(status: Status = examples.STATUS, **changes: object) -> list[Metric]:
         ),
         "ready": True,
         "queued": dict.fromkeys(SlotName, 0),
-        "relayed": {"public": Relayed(1, 2, 3, 4)},
+        "relayed": {"public": RelayTraffic(1, 2, 3, 4)},
         "listeners": 0,
     }
-    return list(gauges(Sight(**{**given, **changes})))  # type: ignore[arg-type]  # by its name
+    return list(gauges(Snapshot(**{**given, **changes})))  # type: ignore[arg-type]  # by its name
 
 
 def everything(folder: Path, pid: int) -> list[Metric]:
-    """Return every family that a daemon can show, each with a sample at least."""
+    """Return every family of a daemon, each with a sample."""
     metrics = made(folder)
     WorkerUsage(metrics.registry, lambda: [Running("blue", "1.4.0", pid)])
-    metrics.deploys.told(told(examples.BEGUN))
-    metrics.deploys.told(told(examples.SWITCHED, source="switch", event="passed"))
+    metrics.deploys.count(published(examples.STARTED))
+    metrics.deploys.count(published(examples.SWITCHED, source="switch", event="passed"))
     metrics.probes.probed(SlotName.BLUE, Verdict.PASS, 0.1)
     metrics.requests.answered("GET", "/livez", 200, 0.1)
     status = examples.STATUS.model_copy(update={"health_score": 97})
-    return [*metrics.registry.collect(), *seen(status)]
+    return [*metrics.registry.collect(), *read_gauges(status)]
 
 
 def sample_names(families: Iterable[Metric]) -> set[str]:

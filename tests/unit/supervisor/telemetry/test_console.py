@@ -1,4 +1,4 @@
-"""The console of a real process, its standard error a pipe or a socket as under systemd."""
+"""The console of a real process: its standard error is a pipe, or a socket as under systemd."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.telemetry.console import is_journal
+from atlas_supervisor.telemetry.console import is_journal
 
 SCRIPT = """
 import sys
 from pathlib import Path
 import structlog
-from supervisor.telemetry.logs import configure_logs
+from atlas_supervisor.telemetry.logging_setup import configure_logs
 configure_logs(Path(sys.argv[1]), "debug")
 log = structlog.get_logger("t")
 log.debug("small")
@@ -37,7 +37,7 @@ def run(folder: Path, journal: str | None) -> list[str]:
     ours, theirs = socket.socketpair()
     status = os.fstat(theirs.fileno())
     name = f"{status.st_dev}:{status.st_ino}"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[4] / "supervisor")}
     environment.pop("JOURNAL_STREAM", None)
     if journal is not None:
         environment["JOURNAL_STREAM"] = journal.format(name)
@@ -54,7 +54,7 @@ def run(folder: Path, journal: str | None) -> list[str]:
     return text.splitlines()
 
 
-def test_the_journal_gets_priorities_and_no_time_of_ours(tmp_path: Path) -> None:
+def test_journal_lines_have_priorities_and_no_timestamp(tmp_path: Path) -> None:
     lines = run(tmp_path, "{}")
     assert lines[0] == "<7>small"
     assert lines[1].startswith("<6>worker_ready ")
@@ -67,7 +67,7 @@ def test_the_journal_gets_priorities_and_no_time_of_ours(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("journal", [None, "", "1:2", "nonsense"])
-def test_whoever_only_inherited_the_journals_name_gets_lines_for_people(
+def test_inherited_JOURNAL_STREAM_does_not_select_journal_format(
     tmp_path: Path, journal: str | None
 ) -> None:
     lines = run(tmp_path, journal)
@@ -76,7 +76,7 @@ def test_whoever_only_inherited_the_journals_name_gets_lines_for_people(
     assert "\x1b" not in "".join(lines)
 
 
-def test_a_descriptor_that_is_closed_is_no_journal() -> None:
+def test_a_closed_descriptor_is_not_the_journal() -> None:
     assert not is_journal(12345, {"JOURNAL_STREAM": "1:2"})
 
 
@@ -84,36 +84,36 @@ BLOCKED = """
 import sys, time
 from pathlib import Path
 import structlog
-from supervisor.telemetry.logs import configure_logs
+from atlas_supervisor.telemetry.logging_setup import configure_logs
 configure_logs(Path(sys.argv[1]), "info")
 log = structlog.get_logger("t")
 for number in range(3000):
     log.info("flood", number=number, text="x" * 200)
-print("not held up", flush=True)
+print("not blocked", flush=True)
 sys.stdin.read()
 log.info("last")
 """
 
 
-def test_a_reader_that_reads_no_more_holds_nobody_up(tmp_path: Path) -> None:
+def test_a_reader_that_stops_reading_does_not_block_the_daemon(tmp_path: Path) -> None:
     path = tmp_path / "supervisor.jsonl"
     with subprocess.Popen(
         [sys.executable, "-c", BLOCKED, str(path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[4] / "supervisor")},
     ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"not held up\n"
-        _, told = process.communicate(timeout=30)
+        assert process.stdout.readline() == b"not blocked\n"
+        _, printed = process.communicate(timeout=30)
     assert process.returncode == 0
     assert path.read_text().count("\n") == 3001
-    assert re.search(rb"\d+ lines were not shown: nobody read them in time", told)
-    assert b"number=0 " in told
+    assert re.search(rb"\[warning  \] console_lines_dropped lines=\d+\n", printed)
+    assert b"number=0 " in printed
 
 
-def test_a_reader_that_never_reads_again_does_not_keep_it_from_ending(tmp_path: Path) -> None:
+def test_a_reader_that_stopped_reading_does_not_delay_the_exit(tmp_path: Path) -> None:
     path, began = tmp_path / "supervisor.jsonl", time.monotonic()
     reading, writing = os.pipe()
     try:
@@ -122,7 +122,7 @@ def test_a_reader_that_never_reads_again_does_not_keep_it_from_ending(tmp_path: 
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=writing,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])},
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[4] / "supervisor")},
             check=True,
             timeout=30,
         )
@@ -131,3 +131,30 @@ def test_a_reader_that_never_reads_again_does_not_keep_it_from_ending(tmp_path: 
         os.close(writing)
     assert time.monotonic() - began < 30
     assert path.read_text().count("\n") == 3001
+
+
+FAILING = """
+import logging, sys
+from pathlib import Path
+from atlas_supervisor.telemetry.logging_setup import configure_logs
+configure_logs(Path(sys.argv[1]), "info")
+logging.getLogger("library").warning("%d", "no number")
+logging.getLogger("library").warning("next")
+"""
+
+
+def test_a_line_that_cannot_be_formatted_is_reported_and_stops_nothing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING, str(tmp_path / "supervisor.jsonl")],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[4] / "supervisor")},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    printed = done.stderr
+    assert "log_line_not_written file=supervisor.jsonl error=%d format" in printed
+    assert "log_line_not_formatted logger=library error=%d format" in printed
+    assert re.search(r"log_lines_lost +lines=1", printed)
+    assert re.search(r"\[warning  \] next$", printed, re.MULTILINE)
+    assert "Traceback" not in printed

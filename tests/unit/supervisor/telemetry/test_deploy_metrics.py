@@ -1,4 +1,4 @@
-"""Deploys and switches are counted from the transitions of the table itself."""
+"""Deploys and switches are counted from the transitions of the state machine."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.api import examples
-from supervisor.deploy.events import Events
-from supervisor.deploy.machine import TABLE, Effect, Event, Phase, Plan
-from supervisor.model.deploy import Result
-from supervisor.model.event import Announcement
-from supervisor.telemetry.metrics import Metrics, deploys
+from atlas_supervisor.api import examples
+from atlas_supervisor.deploy.event_hub import EventHub
+from atlas_supervisor.deploy.machine import FLIPS, Event, Phase, Plan
+from atlas_supervisor.model.deploy import Result
+from atlas_supervisor.model.event import PublishedEvent
+from atlas_supervisor.telemetry.metrics import Metrics, deploys
 from tests.unit.supervisor.deploy.memory import DIED, FAIL, World, driven
-from tests.unit.supervisor.deploy.test_events import MemoryJournal
-from tests.unit.supervisor.telemetry.instruments import made, told, value
+from tests.unit.supervisor.deploy.test_event_hub import MemoryJournal
+from tests.unit.supervisor.telemetry.instruments import made, published, value
 
 PROMISED = (
     "deploy_switch_total",
@@ -29,17 +29,17 @@ def promised(metrics: Metrics) -> tuple[float | None, ...]:
 
 
 async def after(metrics: Metrics, world: World, plan: Plan | None = None) -> None:
-    """Run a deploy in this world, and count what it tells as the daemon does."""
-    events, listed = Events(MemoryJournal(), metrics.deploys.told), world.tell
+    """Run a deploy in this world, and count its transitions as the daemon does."""
+    events, listed = EventHub(MemoryJournal(), metrics.deploys.count), world.tell
 
-    def tell(announcement: Announcement, journal_id: int | None) -> None:
+    def tell(announcement: PublishedEvent, journal_id: int | None) -> None:
         listed(announcement, journal_id)
         events.tell(announcement, journal_id)
 
     world.tell = tell  # type: ignore[method-assign]  # the world's own only keeps a list
     async with driven(world, plan) as run:
         run.record = run.record.model_copy(update={"dry_run": run.plan.dry_run})
-        events.tell(told(run.record, rollback=run.plan.rollback), None)
+        events.tell(published(run.record, rollback=run.plan.rollback), None)
 
 
 def results(metrics: Metrics, kind: str) -> dict[str, float]:
@@ -50,18 +50,16 @@ def results(metrics: Metrics, kind: str) -> dict[str, float]:
     return {result: count for result, count in found.items() if count}
 
 
-def test_the_promised_counters_are_there_from_the_start_and_carry_no_label(tmp_path: Path) -> None:
+def test_the_promised_counters_start_at_0_and_have_no_label(tmp_path: Path) -> None:
     assert promised(made(tmp_path)) == (0, 0, 0, 0)
 
 
-def test_the_phases_that_count_as_a_switch_are_those_that_flip() -> None:
-    flips = {row.target for row in TABLE if {Effect.FLIP, Effect.FLIP_BACK} & set(row.effects)}
-
-    assert {phase.value for phase in flips} == deploys._FLIPS
+def test_phases_that_flip_count_as_a_switch() -> None:
+    assert {phase.value for phase in FLIPS} == deploys._FLIPS
     assert (Phase.ENDED.value, Event.PASSED.value) == (deploys._ENDED, deploys._PASSED)
 
 
-async def test_a_deploy_that_switches_is_one_run_and_one_switch(tmp_path: Path) -> None:
+async def test_a_successful_deploy_counts_as_one_run_and_one_switch(tmp_path: Path) -> None:
     metrics = made(tmp_path)
     await after(metrics, World())
 
@@ -73,7 +71,7 @@ async def test_a_deploy_that_switches_is_one_run_and_one_switch(tmp_path: Path) 
     assert value(metrics, "atlas_last_deploy_duration_seconds", kind="deploy", result="switched")
 
 
-async def test_a_dry_run_is_a_run_and_no_switch(tmp_path: Path) -> None:
+async def test_a_dry_run_counts_as_a_run_without_a_switch(tmp_path: Path) -> None:
     metrics = made(tmp_path)
     await after(metrics, World(), Plan(dry_run=True))
 
@@ -82,7 +80,7 @@ async def test_a_dry_run_is_a_run_and_no_switch(tmp_path: Path) -> None:
     assert results(metrics, "deploy") == {}
 
 
-async def test_a_release_that_does_not_pass_is_a_run_and_no_switch(tmp_path: Path) -> None:
+async def test_a_failed_gate_counts_as_a_run_without_a_switch(tmp_path: Path) -> None:
     metrics, world = made(tmp_path), World()
     world.outcomes["smoke"] = [FAIL]
     await after(metrics, world)
@@ -93,37 +91,39 @@ async def test_a_release_that_does_not_pass_is_a_run_and_no_switch(tmp_path: Pat
     assert value(metrics, name, step="smoke", outcome="failed") == 1
 
 
-async def test_a_switch_onto_a_dead_instance_is_one_that_failed(tmp_path: Path) -> None:
+async def test_a_switch_to_a_dead_instance_counts_as_failed(tmp_path: Path) -> None:
     metrics, world = made(tmp_path), World()
-    world.outcomes["flip"] = [DIED]
+    world.outcomes["switch"] = [DIED]
     await after(metrics, world)
 
     assert promised(metrics) == (1, 0, 1, 1)
 
 
-async def test_a_revert_is_a_switch_too_and_gives_the_deploy_a_second_result(
+async def test_a_revert_counts_as_a_switch_and_as_a_second_result(
     tmp_path: Path,
 ) -> None:
     metrics, world = made(tmp_path), World()
-    world.outcomes["watch"] = [FAIL]
+    world.outcomes["guard"] = [FAIL]
     await after(metrics, world)
 
     assert promised(metrics) == (2, 2, 0, 1)
     assert results(metrics, "deploy") == {"switched": 1, "rolled_back": 1}
 
 
-async def test_a_revert_that_fails_is_a_switch_that_failed_and_no_new_result(
+async def test_a_failed_revert_counts_as_a_failed_switch_without_a_new_result(
     tmp_path: Path,
 ) -> None:
     metrics, world = made(tmp_path), World()
-    world.outcomes["watch"], world.outcomes["flip_back"] = [FAIL], [FAIL]
+    world.outcomes["guard"], world.outcomes["revert"] = [FAIL], [FAIL]
     await after(metrics, world)
 
     assert promised(metrics) == (2, 1, 1, 1)
     assert results(metrics, "deploy") == {"switched": 1}
 
 
-async def test_a_rollback_through_the_gates_is_a_switch_and_no_run(tmp_path: Path) -> None:
+async def test_a_rollback_through_the_gates_counts_as_a_switch_without_a_run(
+    tmp_path: Path,
+) -> None:
     metrics = made(tmp_path)
     await after(metrics, World(), Plan(rollback=True))
 
@@ -132,7 +132,7 @@ async def test_a_rollback_through_the_gates_is_a_switch_and_no_run(tmp_path: Pat
     assert results(metrics, "rollback") == {"switched": 1}
 
 
-async def test_what_a_failing_disk_keeps_from_the_journal_is_counted_once(tmp_path: Path) -> None:
+async def test_transitions_that_a_failing_disk_delays_are_counted_once(tmp_path: Path) -> None:
     metrics, world = made(tmp_path), World()
     failures = iter([True] * 2)
     world.disk_fails = lambda: world.done == ["preflight"] and next(failures, False)
@@ -146,24 +146,24 @@ async def test_what_a_failing_disk_keeps_from_the_journal_is_counted_once(tmp_pa
     assert value(metrics, name, step="preflight", outcome="passed") == 1
 
 
-def test_nothing_is_remembered_of_a_deploy_that_has_ended(tmp_path: Path) -> None:
+def test_ended_deploys_are_forgotten(tmp_path: Path) -> None:
     metrics = made(tmp_path)
     for number in range(100):
         name = {"deploy_id": f"d-{number}"}
-        metrics.deploys.told(told(examples.BEGUN.model_copy(update=name)))
+        metrics.deploys.count(published(examples.STARTED.model_copy(update=name)))
         ended = examples.FAILED.model_copy(update=name)
-        metrics.deploys.told(told(ended, source="unstage", event="passed"))
+        metrics.deploys.count(published(ended, source="unstage", event="passed"))
 
-    assert metrics.deploys._under_way == {}
+    assert metrics.deploys._running == {}
     assert results(metrics, "deploy") == {"failed": 100}
 
 
 @pytest.mark.parametrize("event", ["passed", "failed"])
-def test_a_deploy_that_an_earlier_daemon_began_counts_its_result_and_has_no_duration(
+def test_a_deploy_started_by_an_earlier_daemon_counts_its_result_without_a_duration(
     tmp_path: Path, event: str
 ) -> None:
     metrics = made(tmp_path)
-    metrics.deploys.told(told(examples.SWITCHED, source="switch", event=event))
+    metrics.deploys.count(published(examples.SWITCHED, source="switch", event=event))
 
     assert results(metrics, "deploy") == {"switched": 1}
     assert value(metrics, "deploy_bluegreen_runs") == 0

@@ -1,4 +1,4 @@
-"""The other instruments, what is read at a scrape, and the text that comes of it."""
+"""The other instruments, the gauges, and the text of a scrape."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from supervisor.api import examples
-from supervisor.model.departing import Left
-from supervisor.model.slot import SlotName, SlotState
-from supervisor.model.verdict import Verdict
-from supervisor.telemetry.metrics import loop
-from supervisor.telemetry.metrics.exposition import Exposition
-from supervisor.telemetry.metrics.usage import Running, WorkerUsage
+from atlas_supervisor.api import examples
+from atlas_supervisor.model.drain import DrainCounts
+from atlas_supervisor.model.slot import SlotName, SlotState
+from atlas_supervisor.model.verdict import Verdict
+from atlas_supervisor.telemetry.metrics import machine
+from atlas_supervisor.telemetry.metrics.exposition import Exposition
+from atlas_supervisor.telemetry.metrics.machine import Running, WorkerUsage
 from tests.unit.supervisor.api.harness import eventually
-from tests.unit.supervisor.telemetry.instruments import made, seen, value
+from tests.unit.supervisor.telemetry.instruments import made, read_gauges, value
 
 
 def gauge(name: str, families: list, **labels: str) -> float:  # type: ignore[type-arg]  # Metric
@@ -43,7 +43,7 @@ def test_each_feature_has_a_histogram_with_both_arms_before_its_first_call(tmp_p
             assert value(metrics, f"canary_{feature}_bucket", arm=arm, le="+Inf") == 0
 
 
-def test_calls_of_a_feature_are_added_by_arm_and_many_at_a_time(tmp_path: Path) -> None:
+def test_many_calls_of_a_feature_are_added_at_once_by_arm(tmp_path: Path) -> None:
     metrics = made(tmp_path)
     metrics.canaries.observe("vision", "canary", 0.02, count=1000)
     metrics.canaries.observe("vision", "canary", 100.0)
@@ -58,7 +58,7 @@ def test_calls_of_a_feature_are_added_by_arm_and_many_at_a_time(tmp_path: Path) 
     assert value(metrics, "canary_vision_bucket", arm="stable", le="0.025") == 1
 
 
-def test_a_feature_that_is_not_configured_makes_no_metric(tmp_path: Path) -> None:
+def test_an_unknown_feature_is_an_error_and_not_a_new_metric(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         made(tmp_path).canaries.observe("made_up", "canary", 0.1)
 
@@ -75,7 +75,7 @@ def test_a_probe_counts_for_its_slot(tmp_path: Path) -> None:
     assert value(metrics, "atlas_probe_duration_seconds_sum", slot="green") == 2.0
 
 
-def test_a_write_that_failed_counts_as_a_write_and_as_a_failure(tmp_path: Path) -> None:
+def test_a_failed_write_counts_as_a_write_and_as_a_failure(tmp_path: Path) -> None:
     metrics = made(tmp_path)
     metrics.storage.database.written(0.1, False)
     metrics.storage.database.written(0.1, True)
@@ -85,10 +85,10 @@ def test_a_write_that_failed_counts_as_a_write_and_as_a_failure(tmp_path: Path) 
     assert value(metrics, "atlas_state_file_write_failures_total") == 0
 
 
-async def test_a_loop_that_was_held_up_shows_by_how_much(
+async def test_a_blocked_event_loop_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "SAMPLE_SECONDS", 0.01)
+    monkeypatch.setattr(machine, "SAMPLE_SECONDS", 0.01)
     metrics = made(tmp_path)
     sampling = asyncio.create_task(metrics.loop.sample())
     await asyncio.sleep(0)
@@ -102,7 +102,7 @@ async def test_a_loop_that_was_held_up_shows_by_how_much(
     assert value(metrics, "atlas_event_loop_lag_seconds_bucket", le="0.1") == 0
 
 
-def test_the_memory_of_a_worker_is_read_from_its_process_and_absent_once_it_is_gone(
+def test_memory_and_CPU_time_of_a_worker_are_absent_once_it_has_exited(
     tmp_path: Path,
 ) -> None:
     metrics = made(tmp_path)
@@ -119,7 +119,7 @@ def test_the_memory_of_a_worker_is_read_from_its_process_and_absent_once_it_is_g
 
 
 def test_a_slot_has_exactly_one_state(tmp_path: Path) -> None:
-    families = seen()
+    families = read_gauges()
     for slot in SlotName:
         states = [
             gauge("atlas_slot_state", families, slot=slot.value, state=state.value)
@@ -128,21 +128,21 @@ def test_a_slot_has_exactly_one_state(tmp_path: Path) -> None:
         assert sorted(states) == [0] * (len(SlotState) - 1) + [1]
 
 
-def test_health_is_absent_until_there_is_a_score() -> None:
+def test_the_health_score_is_absent_until_there_is_one() -> None:
     scored = examples.STATUS.model_copy(update={"health_score": 0})
     unscored = examples.STATUS.model_copy(update={"health_score": None})
 
-    assert gauge("atlas_health_score", seen(scored)) == 0
-    assert not [each for each in seen(unscored) if each.name == "atlas_health_score"]
+    assert gauge("atlas_health_score", read_gauges(scored)) == 0
+    assert not [each for each in read_gauges(unscored) if each.name == "atlas_health_score"]
 
 
-def test_connections_in_drain_are_those_that_the_worker_counts_else_those_last_seen() -> None:
-    left = Left(requests=1, websockets=2, event_streams=0, idle=4)
+def test_draining_connections_are_as_reported_by_the_worker_or_else_as_last_observed() -> None:
+    left = DrainCounts(requests=1, websockets=2, event_streams=0, idle=4)
     with_kit = examples.STATUS.draining[0].model_copy(
         update={"slot": SlotName.BLUE, "left": left, "connections": 99}
     )
     foreign = with_kit.model_copy(update={"left": None, "connections": 5})
-    families = seen(examples.STATUS.model_copy(update={"draining": [with_kit, foreign]}))
+    families = read_gauges(examples.STATUS.model_copy(update={"draining": [with_kit, foreign]}))
 
     assert gauge("atlas_draining_instances", families, slot="blue") == 2
     assert gauge("atlas_draining_connections", families, slot="blue") == 12
@@ -152,10 +152,10 @@ def test_connections_in_drain_are_those_that_the_worker_counts_else_those_last_s
 # The text.
 
 
-async def test_the_text_has_what_was_counted_and_what_is_seen(tmp_path: Path) -> None:
+async def test_the_text_has_counters_and_gauges(tmp_path: Path) -> None:
     metrics = made(tmp_path)
     metrics.requests.answered("GET", "/livez", 200, None)
-    text = (await Exposition(metrics, seen).text()).decode()
+    text = (await Exposition(metrics, read_gauges).text()).decode()
     families = {family.name: family for family in text_string_to_metric_families(text)}
 
     assert families["atlas_ready"].samples[0].value == 1
@@ -164,9 +164,9 @@ async def test_the_text_has_what_was_counted_and_what_is_seen(tmp_path: Path) ->
     assert families["deploy_switch_total"].type == "gauge"
 
 
-async def test_a_disk_that_can_not_be_looked_at_hides_nothing_else(tmp_path: Path) -> None:
+async def test_a_missing_state_directory_hides_its_own_metrics_only(tmp_path: Path) -> None:
     metrics = made(tmp_path / "gone")
-    text = (await Exposition(metrics, seen).text()).decode()
+    text = (await Exposition(metrics, read_gauges).text()).decode()
 
     assert "atlas_state_dir_free_bytes" not in text
     assert "atlas_ready 1.0" in text

@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from supervisor.model.hand_over import HandOver
-from supervisor.model.slot import SlotName
-from supervisor.traffic import Endpoints, Plane, make_plane
+from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.model.socket_passing import SocketPassing
+from atlas_supervisor.traffic import Endpoints, Plane, make_plane
 from tests.harness import free_ports
 
 BLUE, GREEN = SlotName.BLUE, SlotName.GREEN
@@ -92,7 +92,11 @@ async def who(port: int, host: str = "127.0.0.1", source: str | None = None) -> 
 
 @asynccontextmanager
 async def opened(
-    hand_over: HandOver, *, active: SlotName = BLUE, host: str = "127.0.0.1", public: bool = True
+    hand_over: SocketPassing,
+    *,
+    active: SlotName = BLUE,
+    host: str = "127.0.0.1",
+    public: bool = True,
 ) -> AsyncIterator[tuple[Plane, Endpoints]]:
     """Open a plane on free ports."""
     public_port, blue, green = free_ports(3)

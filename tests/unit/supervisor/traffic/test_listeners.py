@@ -7,10 +7,10 @@ from contextlib import ExitStack
 
 import pytest
 
-from supervisor.errors import StartRefusedError
-from supervisor.procfs import inode_of
-from supervisor.traffic import listeners
-from supervisor.traffic.steering import Policy
+from atlas_supervisor.errors import StartRefusedError
+from atlas_supervisor.system.procfs import inode_of
+from atlas_supervisor.traffic import listeners
+from atlas_supervisor.traffic.steering import SteeringPolicy
 from tests.harness import free_ports
 from tests.unit.supervisor.traffic.support import BLUE, GREEN, open_files, stranger
 
@@ -109,7 +109,7 @@ def test_a_failure_half_way_through_the_group_leaves_nothing_open() -> None:
     (port,) = free_ports(1)
     before = open_files()
     with socket.create_server(("127.0.0.1", port)), pytest.raises(OSError, match="in use"):
-        listeners.open_group("127.0.0.1", port, Policy(BLUE))
+        listeners.open_group("127.0.0.1", port, SteeringPolicy(BLUE))
     assert open_files() == before
 
 

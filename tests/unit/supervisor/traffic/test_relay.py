@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from supervisor.traffic import listeners, pair, relay
-from supervisor.traffic.relay import Relay, Target
+from atlas_supervisor.traffic import listeners, relay, relay_connection
+from atlas_supervisor.traffic.relay import Relay, Target
 from tests.harness import eventually, free_ports
 from tests.unit.supervisor.traffic.support import (
     Session,
@@ -96,7 +96,7 @@ async def test_a_client_that_does_not_read_stops_the_server_and_fills_no_memory(
             if written == before > 0:
                 break
         (one,) = running._pairs
-        assert 0 < len(one.client.unsent) <= len(pair._BUFFER)
+        assert 0 < len(one.client.unsent) <= len(relay_connection._BUFFER)
         assert not one.server.unsent
         writer.transport.abort()
 
@@ -124,7 +124,7 @@ async def test_a_server_that_resets_is_seen_as_one_that_resets() -> None:
         await writer.drain()
         await reader.read(1)  # the client has seen that much
         sock = writer.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, pair.RESET_ON_CLOSE)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, relay_connection.RESET_ON_CLOSE)
         writer.transport.abort()
 
     async with relaying_to(half_an_answer) as (running, port):
@@ -175,7 +175,7 @@ async def test_the_end_of_a_long_answer_reaches_a_slow_reader_though_the_server_
 async def test_a_client_that_never_closes_is_left_once_the_server_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pair, "_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(relay_connection, "_PATIENCE_SECONDS", 0.1)
     async with relaying_to(naming("server")) as (running, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"?")

@@ -8,9 +8,9 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from supervisor.model.slot import SlotName
-from supervisor.traffic import listeners
-from supervisor.traffic.steering import DIRECT_SOURCE, Policy
+from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.traffic import listeners
+from atlas_supervisor.traffic.steering import DIRECT_SOURCE, SteeringPolicy
 from tests.harness import free_ports
 from tests.unit.supervisor.traffic.support import BLUE, GREEN
 
@@ -18,7 +18,7 @@ Group = dict[SlotName, socket.socket]
 
 
 @contextmanager
-def group(host: str, policy: Policy) -> Iterator[tuple[Group, int]]:
+def group(host: str, policy: SteeringPolicy) -> Iterator[tuple[Group, int]]:
     (port,) = free_ports(1)
     opened = listeners.open_group(host, port, policy)
     with ExitStack() as stack:
@@ -54,16 +54,16 @@ REACHED_BY = [
 @pytest.mark.parametrize(("host", "address"), REACHED_BY)
 @pytest.mark.parametrize("direct", [False, True])
 def test_every_connection_goes_to_the_active_slot(host: str, address: str, direct: bool) -> None:
-    with group(host, Policy(BLUE, direct=direct)) as (opened, port):
+    with group(host, SteeringPolicy(BLUE, direct=direct)) as (opened, port):
         for active in (BLUE, GREEN, BLUE):
-            listeners.attach(opened[BLUE], Policy(active, direct=direct))
+            listeners.attach(opened[BLUE], SteeringPolicy(active, direct=direct))
             assert {landed(opened, address, port) for _ in range(20)} == {active}
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::"])
 @pytest.mark.parametrize("active", list(SlotName))
 def test_a_direct_source_reaches_its_slot_whoever_is_active(host: str, active: SlotName) -> None:
-    with group(host, Policy(active, direct=True)) as (opened, port):
+    with group(host, SteeringPolicy(active, direct=True)) as (opened, port):
         for slot, source in DIRECT_SOURCE.items():
             seen = {landed(opened, "127.0.0.1", port, str(source)) for _ in range(10)}
             assert seen == {slot}
@@ -71,34 +71,34 @@ def test_a_direct_source_reaches_its_slot_whoever_is_active(host: str, active: S
 
 
 def test_without_direct_a_source_means_nothing() -> None:
-    with group("127.0.0.1", Policy(BLUE)) as (opened, port):
+    with group("127.0.0.1", SteeringPolicy(BLUE)) as (opened, port):
         assert landed(opened, "127.0.0.1", port, str(DIRECT_SOURCE[GREEN])) is BLUE
 
 
 def test_the_program_may_be_attached_by_way_of_either_listener() -> None:
-    with group("127.0.0.1", Policy(BLUE)) as (opened, port):
-        listeners.attach(opened[GREEN], Policy(GREEN))
+    with group("127.0.0.1", SteeringPolicy(BLUE)) as (opened, port):
+        listeners.attach(opened[GREEN], SteeringPolicy(GREEN))
         assert landed(opened, "127.0.0.1", port) is GREEN
-        listeners.attach(opened[GREEN], Policy(BLUE))
+        listeners.attach(opened[GREEN], SteeringPolicy(BLUE))
         assert landed(opened, "127.0.0.1", port) is BLUE
 
 
 def test_a_thousand_flips_lose_no_connection() -> None:
     seen: Counter[SlotName] = Counter()
-    with group("127.0.0.1", Policy(BLUE)) as (opened, port):
+    with group("127.0.0.1", SteeringPolicy(BLUE)) as (opened, port):
         for flip in range(1000):
             active = (BLUE, GREEN)[flip % 2]
-            listeners.attach(opened[active.other], Policy(active))
+            listeners.attach(opened[active.other], SteeringPolicy(active))
             assert landed(opened, "127.0.0.1", port) is active
             seen[active] += 1
     assert seen == {BLUE: 500, GREEN: 500}
 
 
 def test_what_waits_in_a_queue_stays_there_over_a_flip() -> None:
-    with group("127.0.0.1", Policy(BLUE)) as (opened, port), ExitStack() as stack:
+    with group("127.0.0.1", SteeringPolicy(BLUE)) as (opened, port), ExitStack() as stack:
         for _ in range(50):
             stack.enter_context(socket.create_connection(("127.0.0.1", port), 2))
-        listeners.attach(opened[BLUE], Policy(GREEN))
+        listeners.attach(opened[BLUE], SteeringPolicy(GREEN))
         assert listeners.queue_length(opened[BLUE]) == 50
         for _ in range(50):
             stack.enter_context(opened[BLUE].accept()[0])
@@ -106,4 +106,4 @@ def test_what_waits_in_a_queue_stays_there_over_a_flip() -> None:
 
 @pytest.mark.parametrize("active", list(SlotName))
 def test_weights_say_where_the_traffic_goes(active: SlotName) -> None:
-    assert Policy(active).weights == {active.value: 1.0, active.other.value: 0.0}
+    assert SteeringPolicy(active).weights == {active.value: 1.0, active.other.value: 0.0}

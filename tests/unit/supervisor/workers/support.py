@@ -12,14 +12,14 @@ from typing import Any
 
 import anyio
 
-from supervisor.config import Settings
-from supervisor.model.release import Release
-from supervisor.model.slot import SlotName
-from supervisor.probes.http import HttpProber
-from supervisor.traffic import Endpoints, Handed, Plane, make_plane
-from supervisor.workers.departures import Departures
-from supervisor.workers.instance import Instance, launch, new_instance_id
-from supervisor.workers.slot import Slot, Surroundings
+from atlas_supervisor.config import Settings
+from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.probes.health_probe import HttpProber
+from atlas_supervisor.traffic import Endpoints, InheritedSockets, Plane, make_plane
+from atlas_supervisor.workers.drain import Drains
+from atlas_supervisor.workers.process import WorkerProcess, launch, new_instance_id
+from atlas_supervisor.workers.slot import Slot, SlotContext
 from tests.harness import free_ports
 
 BLUE, GREEN = SlotName.BLUE, SlotName.GREEN
@@ -83,7 +83,7 @@ def make_settings(folder: Path, **changes: Any) -> Settings:
 
 
 @asynccontextmanager
-async def launched(folder: Path, code: str, **more: Any) -> AsyncIterator[Instance]:
+async def launched(folder: Path, code: str, **more: Any) -> AsyncIterator[WorkerProcess]:
     """Launch an instance of the code, without sockets unless told; nothing of it is left."""
     name = new_instance_id(BLUE)
     output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -93,7 +93,7 @@ async def launched(folder: Path, code: str, **more: Any) -> AsyncIterator[Instan
         "name": name,
         "command": [sys.executable, "app.py"],
         "environment": {"PATH": os.environ["PATH"], "ATLAS_INSTANCE": name},
-        "handed": Handed({}),
+        "handed": InheritedSockets({}),
         "announce": False,
         "output": output,
     }
@@ -113,10 +113,10 @@ class Ledger:
     def __init__(self) -> None:
         self.entries: list[tuple[str, str]] = []
 
-    async def launched(self, instance: Instance) -> None:
+    async def launched(self, instance: WorkerProcess) -> None:
         self.entries.append(("launched", instance.name))
 
-    async def gone(self, instance: Instance) -> None:
+    async def gone(self, instance: WorkerProcess) -> None:
         self.entries.append(("gone", instance.name))
 
 
@@ -156,14 +156,14 @@ async def bench(
     try:
         async with make_prober() as prober, anyio.create_task_group() as tasks:
 
-            async def on_down(slot: Slot, _instance: Instance, cause: str) -> None:
+            async def on_down(slot: Slot, _instance: WorkerProcess, cause: str) -> None:
                 made.down.append((slot.name, cause))
                 made.downs.set()
                 if made.wait_when_down is not None:
                     await made.wait_when_down.wait()
 
             ledger = Ledger()
-            around = Surroundings(settings, plane, prober, ledger, tasks, on_down, Departures())
+            around = SlotContext(settings, plane, prober, ledger, tasks, on_down, Drains())
             slots = {name: Slot(name, port, around) for name, port in ports.items()}
             made = Bench(settings, plane, slots, ledger, tasks)
             try:

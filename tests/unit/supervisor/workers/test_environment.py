@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.errors import SettingsError
-from supervisor.model.release import Release
-from supervisor.workers.environment import worker_environment
+from atlas_supervisor.errors import SettingsError
+from atlas_supervisor.model.release import Release
+from atlas_supervisor.workers.environment import worker_environment
 from tests.unit.supervisor.workers.support import BLUE, make_settings
 
 SECRETS = {

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.workers.instance import LAUNCHER
-from supervisor.workers.launcher import find
+from atlas_supervisor.workers.launcher import find
+from atlas_supervisor.workers.process import LAUNCHER
 
 REPORT = """
 import json, os, resource, signal

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from supervisor.workers.notify import NotifySocket
+from atlas_supervisor.workers.notify import NotifySocket
 from tests.harness import eventually
 from tests.unit.supervisor.traffic.support import open_files
 
@@ -83,9 +83,8 @@ async def test_counts_that_are_none_are_ignored(counts: str) -> None:
         assert (notify.left, notify.most, notify.cut) == (None, None, None)
 
 
+@pytest.mark.needs_root
 async def test_messages_of_another_user_are_ignored() -> None:
-    if os.getuid() != 0:
-        pytest.skip("only root can speak as somebody else")
     with listening("users") as (notify, client):
         nobody = struct.pack("=iII", os.getpid(), 65534, 65534)
         client.sendmsg([b"READY=1"], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, nobody)])

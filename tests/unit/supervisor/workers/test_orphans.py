@@ -12,11 +12,11 @@ from pathlib import Path
 import anyio
 import pytest
 
-from supervisor import procfs
-from supervisor.errors import StartRefusedError
-from supervisor.store.instances import InstanceRow
-from supervisor.workers import orphans
-from supervisor.workers.orphans import end_orphans
+from atlas_supervisor.errors import StartRefusedError
+from atlas_supervisor.store.instances import InstanceRow
+from atlas_supervisor.system import procfs
+from atlas_supervisor.workers import registry
+from atlas_supervisor.workers.registry import end_orphans
 from tests.unit.supervisor.workers.support import DEAF
 
 WAIT = "print('so far', flush=True)\nimport time\ntime.sleep(600)\n"
@@ -101,7 +101,7 @@ async def test_the_asking_process_and_its_ancestors_are_spared(tmp_path: Path) -
     code = (
         "import asyncio, sys\n"
         "from pathlib import Path\n"
-        "from supervisor.workers.orphans import end_orphans\n"
+        "from atlas_supervisor.workers.registry import end_orphans\n"
         "print(asyncio.run(end_orphans(Path(sys.argv[1]), [], seconds=1)))\n"
     )
     shell = 'true; "$@"; true'  # the shell stays: it is started with the same environment
@@ -118,7 +118,7 @@ async def test_the_asking_process_and_its_ancestors_are_spared(tmp_path: Path) -
 async def test_one_that_cannot_be_ended_refuses_the_start_and_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(orphans, "_KILL_SECONDS", 0.2)
+    monkeypatch.setattr(registry, "_KILL_SECONDS", 0.2)
     monkeypatch.setattr(procfs, "send_signal", lambda _pids, _number: None)  # as another uid's
     with (
         worker(**of_a_worker(tmp_path)) as stuck,

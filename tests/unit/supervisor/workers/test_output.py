@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.model.slot import SlotName
-from supervisor.workers import output
-from supervisor.workers.output import WorkerLog, keep_bounded, printable
+from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.workers import output
+from atlas_supervisor.workers.output import WorkerLog, keep_bounded, printable
 from tests.harness import eventually
-from tests.unit.supervisor.disk import fill, small_disk
+from tests.unit.supervisor.disk import fill, mounted
 
 
 @pytest.fixture
@@ -87,11 +87,12 @@ def test_both_files_are_for_the_group_at_most(log: WorkerLog) -> None:
         assert path.stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.needs_root
 def test_a_part_that_cannot_be_kept_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output, "LIMIT_BYTES", 1000)
-    with small_disk(tmp_path / "disk") as disk:
+    with mounted(tmp_path / "disk", "size=32k") as disk:
         log = WorkerLog(disk / "worker-blue.log", SlotName.BLUE)
         os.close(say(log, b"x" * 2000))
         filler = fill(disk)

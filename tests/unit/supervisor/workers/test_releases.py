@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.workers.releases import Releases, UnknownReleaseError, version_of
+from atlas_supervisor.workers.releases import Releases, UnknownReleaseError, version_of
+from tests.harness import missing
+
+needs_git = pytest.mark.skipif(bool(missing("git")), reason="git is not installed")
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -81,6 +84,7 @@ def test_a_version_file_that_says_nothing_is_passed_over(tmp_path: Path, content
     assert version_of(tmp_path) == "1970-01-01T00:00:00Z"
 
 
+@needs_git
 def test_git_describes_a_folder_without_a_version_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +101,7 @@ def test_git_describes_a_folder_without_a_version_file(
     assert version_of(tmp_path) == "v3-dirty"
 
 
+@needs_git
 def test_a_folder_within_somebodys_repository_has_no_version_of_it(tmp_path: Path) -> None:
     git(tmp_path, "init", "-q")
     git(tmp_path, "commit", "-qm", "first", "--allow-empty")

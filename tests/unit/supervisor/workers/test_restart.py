@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.workers.restart import CrashCount, RestartPolicy
+from atlas_supervisor.workers.restarts import CrashCount, RestartPolicy
 
 POLICY = RestartPolicy(delays_seconds=(0.0, 1.0, 5.0), stable_seconds=10.0)
 

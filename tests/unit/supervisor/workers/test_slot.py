@@ -10,12 +10,13 @@ from typing import Any
 import anyio
 import pytest
 
-from supervisor import procfs
-from supervisor.model.slot import Role, SlotState
-from supervisor.model.verdict import Verdict
-from supervisor.probes.http import HttpProber, ProbeResult
-from supervisor.workers.output import keep_bounded
-from supervisor.workers.readiness import LaunchError
+from atlas_supervisor.model.probe import ProbeResult
+from atlas_supervisor.model.slot import Role, SlotState
+from atlas_supervisor.model.verdict import Verdict
+from atlas_supervisor.probes.health_probe import HttpProber
+from atlas_supervisor.system import procfs
+from atlas_supervisor.workers.output import keep_bounded
+from atlas_supervisor.workers.readiness import LaunchError
 from tests.harness import eventually
 from tests.unit.supervisor.traffic.support import open_files, stranger
 from tests.unit.supervisor.workers.support import (
@@ -289,7 +290,7 @@ async def test_stopped_twice_at_once_it_ends_once(tmp_path: Path) -> None:
 async def test_a_worker_that_fills_its_log_is_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("supervisor.workers.output.LIMIT_BYTES", 10_000)
+    monkeypatch.setattr("atlas_supervisor.workers.output.LIMIT_BYTES", 10_000)
     code = "import threading, time\ndef flood():\n    while True:\n        print('x' * 100)\n"
     code += "        time.sleep(0.0005)\nthreading.Thread(target=flood).start()\n" + serving()
     async with bench(tmp_path, **{**QUICK, "health_timeout_seconds": 2}) as made:

@@ -1,1 +1,0 @@
-"""The control API: one file per noun, over one table of routes."""

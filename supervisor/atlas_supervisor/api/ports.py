@@ -1,0 +1,154 @@
+"""What the API needs of the daemon, as protocols.
+
+Every method raises `RefusedError` for a request that can't be done, and AtlasError where the
+daemon's own storage fails. Given an idempotency key that was used before, a method does nothing,
+marks the key as repeated and returns the earlier outcome.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from atlas_supervisor.model.actor import Actor
+from atlas_supervisor.model.audit import AuditEntry, Verification
+from atlas_supervisor.model.canary import CanaryReport, CanaryView, FeatureView
+from atlas_supervisor.model.deploy import DeployRecord, Mode
+from atlas_supervisor.model.event import EventFeed, Transition
+from atlas_supervisor.model.health import Health
+from atlas_supervisor.model.idempotency_key import IdempotencyKey
+from atlas_supervisor.model.log import LogFeed, LogSource, WantedLines
+from atlas_supervisor.model.release import ReleaseView
+from atlas_supervisor.model.status import Status
+
+
+class DeployPort(Protocol):
+    """Deploys, and the state that they lead to."""
+
+    def status(self) -> Status:
+        """Return the current status, from memory."""
+
+    def ready(self) -> bool:
+        """Return whether an active worker takes traffic."""
+
+    async def deploy(
+        self, *, release: str | None, dry_run: bool, actor: Actor, key: IdempotencyKey | None = None
+    ) -> DeployRecord:
+        """Start a deploy; return its record as soon as it is durable."""
+
+    async def settled(self, deploy_id: str) -> DeployRecord:
+        """Wait until the deploy has a result, not for its guard, warm time and drain."""
+
+    async def switch(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
+        """Switch to the waiting deploy; return once that has succeeded or failed."""
+
+    async def abort(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
+        """Abort the deploy in progress; return once staging is stopped."""
+
+    async def rollback(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
+        """Go back to the previous version; return once it has all the traffic."""
+
+    async def set_mode(self, mode: Mode, actor: Actor, key: IdempotencyKey | None = None) -> Status:
+        """Set the mode durably."""
+
+    async def history(self, limit: int) -> list[DeployRecord]:
+        """Return the latest deploys, newest first."""
+
+    async def releases(self) -> list[ReleaseView]:
+        """Return the named releases that exist, by name."""
+
+    async def find(self, deploy_id: str) -> DeployRecord | None:
+        """Return one deploy, or None."""
+
+    async def transitions(self, deploy_id: str) -> list[Transition]:
+        """Return the transitions of one deploy, in order."""
+
+    async def events(self, *, after: int | None, deploy_id: str | None) -> EventFeed:
+        """Return the events of all deploys or of one, from now on or after an id.
+
+        The caller closes the feed.
+        """
+
+
+class CanaryPort(Protocol):
+    """Feature canaries: their shares, and the evidence on them."""
+
+    def view(self) -> CanaryView:
+        """Return every feature's canary as it is now, from memory."""
+
+    async def set_percentage(self, feature: str, percentage: float, actor: Actor) -> FeatureView:
+        """Set a feature's share."""
+
+    async def ramp(
+        self, feature: str, action: str, actor: Actor, key: IdempotencyKey | None = None
+    ) -> FeatureView:
+        """Apply an action to a feature's ramp."""
+
+    async def reset(
+        self, feature: str | None, actor: Actor, key: IdempotencyKey | None = None
+    ) -> CanaryView:
+        """Reset one feature to the settings; without one, the fallback."""
+
+    async def report(self, hours: int) -> CanaryReport:
+        """Return every feature's numbers of the last hours."""
+
+
+class HealthPort(Protocol):
+    """Health of the active worker and the daemon."""
+
+    async def looked(self) -> None:
+        """Wait for the first check after the start, at most 0.1 s."""
+
+    async def report(self) -> Health:
+        """Return the health, after the same wait."""
+
+
+class AuditPort(Protocol):
+    """The audit trail."""
+
+    async def entries(
+        self, *, limit: int, before: int | None, action: str | None, subject: str | None
+    ) -> list[AuditEntry]:
+        """Return the newest entries that match, newest first; `before` is an id."""
+
+    async def verify(self) -> Verification:
+        """Verify the whole trail."""
+
+    def enqueue(
+        self, actor: Actor, action: str, outcome: str, *, subject: str | None = None, **detail: Any
+    ) -> None:
+        """Queue an entry, without waiting until it is written."""
+
+
+class LogPort(Protocol):
+    """The daemon's own log, and the workers' output."""
+
+    async def read(
+        self, source: LogSource, wanted: WantedLines, *, lines: int, follow: bool, after: str | None
+    ) -> LogFeed:
+        """Return the last lines, or those after a position; with `follow` new ones as well.
+
+        The caller closes the feed.
+        """
+
+
+class MetricsPort(Protocol):
+    """Metrics for Prometheus."""
+
+    async def text(self) -> bytes:
+        """Return all metrics in the text format, version 0.0.4."""
+
+    def answered(self, method: str, route: str, status: int, seconds: float | None) -> None:
+        """Count an answer of the API; `seconds` is None for a stream. Labels are bounded."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """The parts of the daemon that the API uses."""
+
+    deploys: DeployPort
+    canary: CanaryPort
+    health: HealthPort
+    audit: AuditPort
+    logs: LogPort
+    metrics: MetricsPort

@@ -1,0 +1,155 @@
+"""Builds every response of the API: success, stream and error, with the security headers.
+
+Errors have one shape. This module alone turns `RefusedError` and aiohttp's own HTTP exceptions
+into it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import to_jsonable_python
+
+from atlas_supervisor import errors
+from atlas_supervisor.api.routes import Reply, StreamReply
+from atlas_supervisor.errors import ErrorSpec, RefusedError
+
+_BY_STATUS = {
+    row.status: row
+    for row in (
+        errors.NOT_FOUND,
+        errors.METHOD_NOT_ALLOWED,
+        errors.BODY_TOO_LARGE,
+        errors.EXPECTATION_FAILED,
+    )
+}
+"""What aiohttp refuses by itself."""
+
+_HEADERS = {
+    "Server": "atlas-supervisor",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
+_LONGEST_FIELD = 100
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong: `code` for programs, the rest for people."""
+
+    model_config = ConfigDict(frozen=True)
+
+    code: str = Field(description="Stable, snake_case.")
+    message: str = Field(description="What went wrong.")
+    hint: str = Field(description="What the caller can do about it.")
+    field: str | None = Field(
+        default=None, description="The query field, body field or header at fault, if any."
+    )
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every error."""
+
+    model_config = ConfigDict(frozen=True)
+
+    error: ErrorDetail = Field(description="What went wrong.")
+
+
+# Responses.
+
+
+def success(reply: Reply, *, headers: Mapping[str, str]) -> web.Response:
+    """Return a handler's reply as a response, with these headers besides its own."""
+    payload = reply.payload
+    data = payload.model_dump_json().encode() if isinstance(payload, BaseModel) else payload
+    return web.Response(
+        body=data,
+        status=reply.status,
+        headers=_headers(reply.content_type, {**reply.headers, **headers}),
+    )
+
+
+def stream(reply: StreamReply) -> web.StreamResponse:
+    """Return the head of an open-ended answer; the connection ends with it."""
+    headers = {**_HEADERS, **reply.headers, "Content-Type": reply.content_type}
+    response = web.StreamResponse(headers=headers)
+    response.force_close()
+    return response
+
+
+def refusal(
+    error: RefusedError, *, headers: Mapping[str, str] | None = None, close: bool = False
+) -> web.Response:
+    """Return an error as a response; `close` ends the connection after it."""
+    response = web.Response(
+        body=_encode(error),
+        status=error.status,
+        headers=_headers("application/json", headers or {}),
+    )
+    if close:
+        response.force_close()
+    return response
+
+
+def raw_timeout() -> bytes:
+    """Return the whole answer to headers that did not arrive in time, for a bare transport."""
+    body = _encode(errors.TOO_SLOW.error())
+    fields = {**_headers("application/json", {}), "Content-Length": str(len(body))}
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return f"HTTP/1.1 408 Request Timeout\r\n{head}Connection: close\r\n\r\n".encode() + body
+
+
+def _headers(content_type: str, more: Mapping[str, str]) -> dict[str, str]:
+    charset = "; charset=utf-8" if content_type.startswith("text/") else ""
+    return {"Content-Type": content_type + charset, **_HEADERS, **more}
+
+
+def _encode(error: RefusedError) -> bytes:
+    extra = dict(error.extra)
+    detail = {"code": error.code, "message": error.message, "hint": error.hint}
+    if error.status == 400 and "field" in extra:
+        detail["field"] = extra.pop("field")
+    return json.dumps({**to_jsonable_python(extra), "error": detail}).encode()
+
+
+# Errors that are made from what a library found.
+
+
+def printable(text: str) -> str:
+    """Return `text` with everything escaped that could forge a log line or move a cursor."""
+    return text.encode("ascii", "backslashreplace").decode("ascii").translate(_ESCAPES)
+
+
+def invalid(row: ErrorSpec, error: ValidationError) -> RefusedError:
+    """Return the error for the first fault that pydantic found in a query or body."""
+    fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    field = ".".join(str(part) for part in fault["loc"])
+    message = "unknown field" if fault["type"] == "extra_forbidden" else fault["msg"]
+    return bad_field(row, field, message)
+
+
+def bad_field(row: ErrorSpec, field: str, problem: str) -> RefusedError:
+    """Return the error for a query or body, naming the field at fault unless it is empty."""
+    field = printable(field)[:_LONGEST_FIELD]
+    if not field:
+        return row.error(problem=problem)
+    return row.error(problem=f"{field}: {problem}", extra={"field": field})
+
+
+def bad_header(name: str, problem: str) -> RefusedError:
+    """Return the error for a header's value."""
+    return errors.INVALID_HEADER.error(header=name, problem=problem, extra={"field": name})
+
+
+def of_http_exception(error: web.HTTPException) -> RefusedError:
+    """Return the error for one of aiohttp's own HTTP exceptions."""
+    row = _BY_STATUS.get(error.status, errors.REFUSED)
+    return row.error(status=error.status, phrase=HTTPStatus(error.status).phrase.lower())

@@ -1,0 +1,125 @@
+"""Decides who may do what.
+
+Over the Unix socket the kernel supplies the caller's uid, and nothing else counts. Over TCP
+nothing about the caller is known, so a change always needs the token. Any web page can make a
+browser on this machine send requests, so `Host`, `Origin` and `Sec-Fetch-Site` are checked first.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Iterable
+
+from aiohttp import web
+from yarl import URL
+
+from atlas_supervisor import errors
+from atlas_supervisor.api.connection import Peer
+from atlas_supervisor.api.options import ApiOptions
+from atlas_supervisor.api.routes import Access
+from atlas_supervisor.model.actor import Actor
+
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+_WILDCARDS = ("", "0.0.0.0", "::")  # noqa: S104 # compared with, not bound
+
+
+class Gate:
+    """Decides for each request whether its caller is let in.
+
+    `loopback`: TCP, if it is on, listens on loopback only.
+    """
+
+    def __init__(self, options: ApiOptions, *, loopback: bool) -> None:
+        self._token = options.token.encode()
+        self._token_name = options.token_file.name
+        self._own_uid = options.own_uid
+        self._loopback = loopback
+        self._port = options.port
+        self._scheme = "https" if options.tls else "http"
+        self._default_port = 443 if options.tls else 80
+        self._wildcard = options.host in _WILDCARDS
+        names = {*_LOOPBACK_NAMES, *map(_bracketed, options.allowed_hosts)}
+        if not self._wildcard:
+            names.add(_bracketed(options.host))
+        self._hosts = frozenset(name.lower() for name in names)
+
+    def check_sender(self, request: web.BaseRequest, peer: Peer) -> None:
+        """Refuse requests that are meant for another host, or that a foreign page has sent.
+
+        Raises RefusedError: 400, 403 `foreign_origin`, 421 `wrong_host`.
+        """
+        if peer.uid is None:
+            self._check_host(request, peer)
+        for origin in request.headers.getall("Origin", []):
+            if not self._is_own_origin(origin, peer):
+                raise errors.FOREIGN_ORIGIN.error(header="Origin")
+        for site in request.headers.getall("Sec-Fetch-Site", []):
+            if site.strip().lower() not in ("same-origin", "none"):
+                raise errors.FOREIGN_ORIGIN.error(header="Sec-Fetch-Site")
+
+    def identify(self, request: web.BaseRequest, peer: Peer, access: Access) -> Actor:
+        """Return who the caller is, if it may have `access`.
+
+        Raises RefusedError: 401 `token_required` or `token_wrong`, 403 `not_permitted`.
+        """
+        if peer.uid is not None:
+            if access is not Access.READ and peer.uid not in (0, self._own_uid):
+                raise errors.NOT_PERMITTED.error(uid=peer.uid)
+            return Actor(name=f"uid:{peer.uid}", origin="unix")
+        if access is Access.READ and self._loopback:
+            return Actor(name="anonymous", origin=peer.address)
+        self._check_token(request.headers.getall("Authorization", []))
+        return Actor(name="token", origin=peer.address)
+
+    def _check_host(self, request: web.BaseRequest, peer: Peer) -> None:
+        hosts = request.headers.getall("Host", [])
+        if len(hosts) != 1:
+            raise errors.BAD_REQUEST.error()
+        target = request.raw_path
+        if not target.startswith("/"):
+            # In absolute form the target's own host counts; both are checked.
+            hosts.append(URL(target, encoded=True).raw_authority)
+        for host in hosts:
+            name, port = _split(host)
+            if port not in (None, self._port) or name not in self._names(peer):
+                raise errors.WRONG_HOST.error()
+
+    def _is_own_origin(self, origin: str, peer: Peer) -> bool:
+        scheme, _, authority = origin.partition("://")
+        name, port = _split(authority)
+        # Unlike in Host, no port means the scheme's default: another application of this machine.
+        port = self._default_port if port is None else port
+        return scheme == self._scheme and name in self._names(peer) and port == self._port != 0
+
+    def _names(self, peer: Peer) -> frozenset[str]:
+        # DNS rebinding can't change an address, so the local one is as good as a configured name.
+        return self._hosts | {_bracketed(peer.local)} if self._wildcard else self._hosts
+
+    def _check_token(self, headers: list[str]) -> None:
+        scheme, _, given = headers[0].strip().partition(" ") if len(headers) == 1 else ("", "", "")
+        if scheme.lower() != "bearer":
+            raise errors.TOKEN_REQUIRED.error(file=self._token_name)
+        # Bytes that are not UTF-8 arrive as surrogates.
+        if not hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), self._token):
+            raise errors.TOKEN_WRONG.error(file=self._token_name)
+
+
+def is_loopback(addresses: Iterable[str]) -> bool:
+    """Return whether all these IP addresses are loopback addresses."""
+    return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in addresses)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def _split(authority: str) -> tuple[str, int | None]:
+    """Return name and port of a Host header; port -1 stands for an invalid one."""
+    if authority.endswith("]"):
+        return authority.lower(), None
+    name, colon, port = authority.rpartition(":")
+    if not colon:
+        return authority.lower(), None
+    valid = port.isascii() and port.isdecimal() and len(port) <= 5
+    return name.lower(), int(port) if valid else -1

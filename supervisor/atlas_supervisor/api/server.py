@@ -1,0 +1,119 @@
+"""Serves the API on its sockets; `serve` is all that the daemon needs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from socket import socket
+from typing import Any
+
+import structlog
+from aiohttp import web
+from yarl import URL
+
+from atlas_supervisor.api import (
+    audit,
+    canary,
+    deploy,
+    docs,
+    events,
+    health,
+    history,
+    logs,
+    metrics,
+)
+from atlas_supervisor.api.app import build_app
+from atlas_supervisor.api.listeners import Acceptor, bind_tcp, bind_unix
+from atlas_supervisor.api.options import ApiOptions
+from atlas_supervisor.api.ports import Control
+from atlas_supervisor.api.routes import AnyRoute
+from atlas_supervisor.api.security import Gate, is_loopback
+from atlas_supervisor.errors import StartRefusedError
+
+log = structlog.get_logger()
+
+
+def table(version: str) -> tuple[AnyRoute, ...]:
+    """Return every route; a new noun is a module and its name here."""
+    rows = [
+        *deploy.ROUTES,
+        *history.ROUTES,
+        *audit.ROUTES,
+        *events.ROUTES,
+        *canary.ROUTES,
+        *logs.ROUTES,
+        *health.ROUTES,
+        *metrics.ROUTES,
+    ]
+
+    def document() -> dict[str, Any]:
+        # Its import takes an eighth of the daemon's start, and the document is rarely requested.
+        from atlas_supervisor.api.openapi import build_document  # noqa: PLC0415  # see above
+
+        return build_document(rows, version=version)
+
+    rows += docs.routes(document)
+    return tuple(rows)
+
+
+@asynccontextmanager
+async def serve(control: Control, options: ApiOptions) -> AsyncIterator[None]:
+    """Serve the API while the context lasts, on the Unix socket and, with a port, over TCP.
+
+    Raises StartRefusedError if either can't be bound, or TCP off loopback has no TLS.
+    """
+    async with AsyncExitStack() as stack:
+        unix = bind_unix(options.socket_path)
+        stack.callback(_remove, options.socket_path, options.socket_path.stat().st_ino)
+        stack.callback(unix.close)
+        tcp = await bind_tcp(options.host, options.port) if options.port else []
+        for listener in tcp:
+            stack.callback(listener.close)
+        loopback = _check_exposure(tcp, options)
+        app = build_app(control, Gate(options, loopback=loopback), table(options.version))
+        runner = web.AppRunner(
+            app, shutdown_timeout=options.shutdown_seconds, handler_cancellation=False
+        )
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        server = runner.server
+        if server is None:
+            raise RuntimeError("aiohttp's runner has no server after setup")
+        for listeners, tls in (([unix], None), (tcp, options.tls)):
+            acceptor = Acceptor(
+                server,
+                listeners,
+                tls=tls,
+                limit=options.max_connections,
+                seconds=options.receive_seconds,
+            )
+            acceptor.start()
+            stack.push_async_callback(acceptor.stop)
+        log.info("api_listening", urls=[_url(each, options) for each in tcp])
+        yield
+
+
+def _check_exposure(tcp: list[socket], options: ApiOptions) -> bool:
+    """Return whether TCP listens on loopback only; otherwise TLS is required."""
+    loopback = is_loopback(each.getsockname()[0] for each in tcp)
+    if not loopback and options.tls is None:
+        raise StartRefusedError(
+            f"CONTROL_HOST: {options.host} is not loopback, so CONTROL_TLS_CERT and "
+            "CONTROL_TLS_KEY must be set"
+        )
+    return loopback
+
+
+def _remove(path: Path, inode: int) -> None:
+    """Remove our socket file, unless another daemon has replaced it."""
+    with contextlib.suppress(OSError):
+        if path.stat().st_ino == inode:
+            path.unlink()
+
+
+def _url(listener: socket, options: ApiOptions) -> str:
+    """Return the listener's address as a URL."""
+    host, port = listener.getsockname()[:2]
+    return str(URL.build(scheme="https" if options.tls else "http", host=host, port=port))

@@ -1,0 +1,71 @@
+"""Intervals for the report: of a rate, of a difference, and of a difference over epochs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from atlas_supervisor.canary.stats.counts import Arm
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with the bounds that hold it with the stated confidence."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def wilson(arm: Arm, confidence: float = 0.95) -> Interval | None:
+    """Return the error rate of an arm with Wilson's score interval; None without calls.
+
+    Wilson (1927), Journal of the American Statistical Association 22, 209-212.
+    """
+    if not arm.calls:
+        return None
+    z, n, rate = _z(confidence), arm.calls, arm.errors / arm.calls
+    middle = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    low = 0.0 if arm.errors == 0 else max(0.0, middle - half)
+    high = 1.0 if arm.errors == arm.calls else min(1.0, middle + half)
+    return Interval(rate, low, high)
+
+
+def difference(canary: Arm, stable: Arm, confidence: float = 0.95) -> Interval | None:
+    """Return by how much the canary's error rate is higher; None if an arm has no calls.
+
+    Newcombe (1998), Statistics in Medicine 17, 873-890, method 10: Wilson's intervals of both.
+    """
+    return stratified_difference([(canary, stable)], confidence)
+
+
+def stratified_difference(
+    epochs: Iterable[tuple[Arm, Arm]], confidence: float = 0.95
+) -> Interval | None:
+    """Return by how much the canary's rate is higher, compared within epochs only.
+
+    Each epoch is (canary, stable); one that lacks an arm compares nothing. None if all do.
+    """
+    compared = [(c, s) for c, s in epochs if c.calls and s.calls]
+    if not compared:
+        return None
+    weights = [c.calls * s.calls / (c.calls + s.calls) for c, s in compared]
+    total = sum(weights)
+    estimate = below = above = 0.0
+    for (canary, stable), weight in zip(compared, weights, strict=True):
+        c, s, part = wilson(canary, confidence), wilson(stable, confidence), weight / total
+        if c is None or s is None:
+            continue
+        estimate += part * (c.estimate - s.estimate)
+        below += part**2 * ((c.estimate - c.low) ** 2 + (s.high - s.estimate) ** 2)
+        above += part**2 * ((c.high - c.estimate) ** 2 + (s.estimate - s.low) ** 2)
+    return Interval(estimate, estimate - math.sqrt(below), estimate + math.sqrt(above))
+
+
+def _z(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise ValueError(f"a confidence is between 0 and 1, not {confidence}")
+    return NormalDist().inv_cdf((1 + confidence) / 2)

@@ -1,0 +1,66 @@
+"""`python -m atlas_supervisor.cli`, which `scripts/atlasctl` runs: the table of verbs.
+
+The client knows the daemon by its HTTP API only, so that it works from anywhere and against a
+daemon of another version, and so that the API is known to suffice for everything shown here.
+"""
+
+from __future__ import annotations
+
+import sys
+from io import TextIOWrapper
+
+import click
+
+from atlas_supervisor.cli.audit import audit
+from atlas_supervisor.cli.canary import canary
+from atlas_supervisor.cli.deploy import deploy
+from atlas_supervisor.cli.health import health
+from atlas_supervisor.cli.history import history, releases
+from atlas_supervisor.cli.logs import logs
+from atlas_supervisor.cli.session import Verbs
+from atlas_supervisor.cli.show import show
+from atlas_supervisor.cli.status import status
+from atlas_supervisor.cli.steer import abort, mode, rollback, switch
+
+VERBS = (
+    status,
+    health,
+    deploy,
+    switch,
+    abort,
+    rollback,
+    mode,
+    history,
+    show,
+    releases,
+    logs,
+    canary,
+    audit,
+)
+
+
+@click.group(
+    cls=Verbs,
+    verbs=VERBS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(package_name="atlas-supervisor", prog_name="atlasctl")
+def main() -> None:
+    """Control an ATLAS supervisor.
+
+    The common options may stand before the verb or after it. Exit status: 0 done, 1 refused or
+    failed, 2 wrong usage, 3 no daemon there, 130 interrupted.
+    """
+
+
+def run() -> None:
+    """Run `atlasctl`: the console program of the distribution."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # What the reader's encoding lacks is shown escaped; it must never end the program.
+            stream.reconfigure(errors="backslashreplace")
+    main(prog_name="atlasctl")
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,175 @@
+"""`atlasctl canary …`: what features' canaries do, what the evidence says, and what to do next."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+import click
+
+from atlas_supervisor.cli.canary_report import report_view
+from atlas_supervisor.cli.canary_status import canaries, changed, restored
+from atlas_supervisor.cli.client import ApiResponse, Record, mapping, objects
+from atlas_supervisor.cli.errors import FailedError
+from atlas_supervisor.cli.session import Session, Verbs, View, verb
+
+ACTIONS = ("start", "pause", "resume", "advance", "promote", "rollback")
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,99}", re.ASCII)
+_SHARE = re.compile(r"(\d{1,20}(?:\.\d{0,20})?|\.\d{1,20})(\s*%)?", re.ASCII)
+_TOO_OLD = (
+    "This daemon knows no feature canaries.",
+    "It is of an earlier version; start this one with ./scripts/start.",
+)
+
+
+class FeatureName(click.ParamType[str]):
+    """A feature's name, so that no other path is asked for by mistake."""
+
+    name = "feature"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name; fails on anything that could not be one."""
+        if not _NAME.fullmatch(str(value)):
+            self.fail(
+                f"{value!r} is no feature's name: they are of small letters, digits and `_`. "
+                "`atlasctl canary status` lists them.",
+                param,
+                ctx,
+            )
+        return str(value)
+
+
+class Share(click.ParamType[float]):
+    """A share of calls as people write it: `0.1` or `10%`."""
+
+    name = "percentage"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the share, 0 to 1; fails on anything else, and says how it is meant."""
+        found = _SHARE.fullmatch(str(value).strip())
+        number = None if found is None else Decimal(found[1])
+        if found is None or number is None:
+            self.fail(f"{value!r} is no share: write 0.1 or 10% for a tenth of calls.", param, ctx)
+        if found[2]:
+            number /= 100
+        if number > 1:
+            meant = f"; is it {found[1]}%?" if not found[2] and number <= 100 else "."
+            self.fail(
+                f"{value!r} is more than all calls: a share is 0 to 1, or 0% to 100%{meant}",
+                param,
+                ctx,
+            )
+        return float(number)
+
+
+@verb
+async def status(session: Session) -> None:
+    """Show what each canary does and waits for, and the evidence.
+
+    On top stands whether canaries are on, and why not if the fallback turned them off.
+    """
+    answer = await session.daemon.get("/deploy/canary")
+    _report(session, answer, partial(canaries, session.screen), "features")
+
+
+@verb
+@click.argument("feature", type=FeatureName(), required=False)
+@click.option(
+    "--hours",
+    type=click.IntRange(1, 720),
+    default=24,
+    show_default=True,
+    help="Of the last so many hours.",
+)
+@click.option("--strata", is_flag=True, help="Show each epoch, however many there are.")
+async def report(session: Session, feature: str | None, hours: int, strata: bool) -> None:
+    """Compare canary and stable: of FEATURE, or of all.
+
+    Error rates have 95 % intervals. Each epoch is compared by itself and the difference put
+    together from that: a share that changes does not distort it. --json has all features.
+    """
+    answer = await session.daemon.get("/deploy/canary/report", query={"hours": str(hours)})
+    if answer.ok and feature is not None:
+        _known(session.expect(answer, "features"), feature)
+    view = partial(report_view, session.screen, feature=feature, everything=strata)
+    _report(session, answer, view, "features")
+
+
+@verb
+@click.argument("feature", type=FeatureName())
+@click.argument("percentage", type=Share())
+async def set_share(session: Session, feature: str, percentage: float) -> None:
+    """Give FEATURE's canary a share of calls: 0.1 or 10%.
+
+    A ramp ends by that. The share survives a restart; `reset` goes back to the settings.
+    """
+    session.parting = "Interrupted. `atlasctl canary status` shows whether it is set."
+    answer = await session.daemon.put(f"/deploy/canary/{feature}", body={"percentage": percentage})
+    _report(session, answer, partial(changed, session.screen), "feature")
+
+
+@verb
+@click.argument("feature", type=FeatureName())
+@click.argument("action", type=click.Choice(ACTIONS))
+async def ramp(session: Session, feature: str, action: str) -> None:
+    """Steer FEATURE's ramp through the shares of CANARY_RAMP.
+
+    `start` at its first step; `pause` and `resume`; `advance` to the next step at once; `promote`
+    gives the canary all calls, `rollback` none. Asked for what is so already, nothing changes.
+    """
+    session.parting = f"Interrupted. `atlasctl canary status` shows whether {feature} has changed."
+    answer = await session.daemon.post(
+        f"/deploy/canary/{feature}/ramp", body={"action": action}, key=str(uuid.uuid4())
+    )
+    _report(session, answer, partial(changed, session.screen), "feature")
+
+
+@verb
+@click.argument("feature", type=FeatureName(), required=False)
+async def reset(session: Session, feature: str | None) -> None:
+    """Reset the fallback, or take FEATURE back to the settings.
+
+    After the fallback canaries are on again. Calls until now are forgotten: by the fallback, or by
+    the feature's evidence.
+    """
+    session.parting = "Interrupted. `atlasctl canary status` shows whether it is reset."
+    answer = await session.daemon.post(
+        "/deploy/canary/reset",
+        body={} if feature is None else {"feature": feature},
+        key=str(uuid.uuid4()),
+    )
+    _report(session, answer, partial(restored, session.screen, feature=feature), "features")
+
+
+set_share.name = "set"  # as a function it would hide Python's own
+
+
+@click.group(cls=Verbs, verbs=(status, report, set_share, ramp, reset))
+def canary() -> None:
+    """See and steer the canaries of features.
+
+    A feature's canary is its new code, which gets a share of the calls. It is rolled back by
+    itself when the evidence speaks against it.
+    """
+
+
+def _known(data: Record, feature: str) -> None:
+    """Raise FailedError if the report does not know the feature."""
+    names = [str(each.get("feature")) for each in objects(data["features"])]
+    if feature not in names:
+        listed = ", ".join(names) or "none"
+        raise FailedError(f"There is no feature {feature!r}.", f"CANARY_FEATURES lists: {listed}")
+
+
+def _report(session: Session, answer: ApiResponse, view: View, *fields: str) -> None:
+    """Show the answer; a daemon without canaries takes our paths for a deploy's, or for nothing."""
+    code = mapping(answer.data.get("error")).get("code")
+    if answer.status == 404 and code != "unknown_feature" and not session.json:
+        raise FailedError(*_TOO_OLD)
+    session.report(answer, view, *fields)

@@ -1,0 +1,144 @@
+"""How canary and stable are compared on a screen: a table of both arms, and what follows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from atlas_supervisor.cli.canary_status import NO_FEATURES, VERDICTS, facts, own_words, warnings
+from atlas_supervisor.cli.client import Record, mapping, objects
+from atlas_supervisor.cli.render_findings import indented
+from atlas_supervisor.cli.terminal import Screen, safe, spaced
+from atlas_supervisor.cli.units import MISSING, amount, change, latency, local_time, percent
+
+FEW = 5
+"""So many epochs are shown unasked: more of them would hide the result."""
+
+_ARMS = ("canary", "stable")
+
+
+def report_view(
+    screen: Screen, data: Record, *, feature: str | None, everything: bool
+) -> RenderableType:
+    """Return the report on one feature or on all; with `everything` each of its epochs."""
+    until = f"up to {local_time(data.get('until_ts'))}" if data.get("until_ts") else ""
+    head = spaced(safe(f"the last {amount(data.get('hours'))} h"), safe(until, "dim"))
+    parts: list[RenderableType] = [head]
+    for each in objects(data.get("features")):
+        if feature in (None, each.get("feature")):
+            parts += [Text(), *_feature(screen, each, everything=everything)]
+    return Group(*parts) if len(parts) > 1 else safe(NO_FEATURES, "dim")
+
+
+def _feature(screen: Screen, each: Record, *, everything: bool) -> Iterator[RenderableType]:
+    yield safe(each.get("feature") or MISSING, "bold")
+    yield indented(_arms(each), 2)
+    yield facts(dict(_rows(each)))
+    yield from warnings(screen, each)
+    strata = objects(each.get("strata"))
+    if everything or 1 < len(strata) <= FEW:
+        yield from _strata(strata)
+    elif len(strata) > FEW:
+        words = f"{len(strata)} epochs, each compared by itself; --strata shows them"
+        yield indented(safe(words, "dim"), 2)
+
+
+def _arms(each: Record) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("arm")
+    table.add_column("calls", justify="right")
+    table.add_column("error rate (95 %)")
+    for name in ("p50", "p95", "p99"):
+        table.add_column(name, justify="right")
+    for name in _ARMS:
+        arm = mapping(each.get(name))
+        times = mapping(arm.get("latency_ms"))
+        table.add_row(
+            name,
+            amount(arm.get("calls")),
+            _rate(arm),
+            *(latency(times.get(quantile)) for quantile in ("p50", "p95", "p99")),
+        )
+    return table
+
+
+def _rate(arm: Record) -> str:
+    """Return an error rate with its interval; none without calls."""
+    if not arm.get("calls"):
+        return MISSING
+    interval = mapping(arm.get("error_rate_interval"))
+    if not interval:
+        return percent(arm.get("error_rate"))
+    span = f"{percent(interval.get('low'))} to {percent(interval.get('high'))}"
+    return f"{percent(arm.get('error_rate'))} ({span})"
+
+
+def _rows(each: Record) -> Iterator[tuple[str, Text]]:
+    """Yield what follows from the table, each with its name."""
+    yield "difference", safe(_difference(mapping(each.get("difference"))))
+    judgement = mapping(each.get("judgement"))
+    verdict = each.get("verdict") or judgement.get("verdict") or MISSING
+    words, style = VERDICTS.get(str(verdict), (verdict, ""))
+    yield "verdict", safe(words, style)
+    if reason := each.get("reason") or judgement.get("reason"):
+        yield "reason", safe(own_words(each.get("feature"), reason))
+    if unreported := list(_unreported(each)):
+        yield "unreported", safe(", ".join(unreported), "dim")
+
+
+def _difference(interval: Record) -> str:
+    """Return by how many of its calls the canary fails more or fewer, and the interval."""
+    if not interval:
+        return "none to tell: the arms can't be compared"
+    estimate = change(interval.get("estimate"))
+    if estimate[0] not in "+-" or estimate == MISSING:
+        return f"{estimate} ({_ends(interval)})"
+    way = "more" if estimate[0] == "+" else "fewer"
+    return f"{estimate[1:]} {way} ({_ends(interval)}) of the canary's calls fail"
+
+
+def _ends(interval: Record) -> str:
+    return f"{change(interval.get('low'))} to {change(interval.get('high'))}"
+
+
+def _unreported(each: Record) -> Iterator[str]:
+    """Yield of how many decisions nobody told the outcome."""
+    for name in _ARMS:
+        arm = mapping(each.get(name))
+        if arm.get("unreported"):
+            yield f"{amount(arm['unreported'])} of {amount(arm.get('assigned'))} {name} decisions"
+
+
+def _strata(strata: Sequence[Record]) -> Iterator[RenderableType]:
+    """Yield each epoch: since when, its share and cause, and below it both arms."""
+    cells = [
+        [*(_of_calls(name, mapping(each.get(name))) for name in _ARMS), _short(each)]
+        for each in strata
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for each, row in zip(strata, cells, strict=True):
+        head = Table.grid(padding=(0, 2))
+        head.add_row(
+            safe(local_time(each.get("since_ts")), "dim"),
+            safe(f"{percent(each.get('share'))} of calls"),
+            safe(each.get("cause") or "", "dim"),
+        )
+        arms = Table.grid(padding=(0, 2))
+        for width in widths[:-1]:
+            arms.add_column(min_width=width, no_wrap=True)
+        arms.add_row(*row)
+        yield Group(Text(), indented(head, 2), indented(arms, 2))
+
+
+def _of_calls(name: str, arm: Record) -> str:
+    if not arm.get("calls"):
+        return f"{name} no calls"
+    return f"{name} {percent(arm.get('error_rate'))} of {amount(arm['calls'])}"
+
+
+def _short(stratum: Record) -> str:
+    interval = mapping(stratum.get("difference"))
+    return f"{change(interval.get('estimate'))} ({_ends(interval)})" if interval else MISSING

@@ -1,0 +1,221 @@
+"""How features' canaries are shown as they are now, and what an operator's word has done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from atlas_supervisor.cli.client import Record, mapping, objects
+from atlas_supervisor.cli.render_deploy import note
+from atlas_supervisor.cli.render_findings import indented
+from atlas_supervisor.cli.terminal import BAD, OK, Screen, safe, spaced
+from atlas_supervisor.cli.units import MISSING, age, amount, percent
+
+NO_FEATURES = "no features; CANARY_FEATURES in the env file lists them"
+VERDICTS = {
+    "pass": ("pass: promote", "green"),
+    "fail": ("fail: roll back", "red"),
+    "inconclusive": ("inconclusive: hold", "yellow"),
+}
+
+_OFF = "off: CANARY_ENABLED in the env file is false, so every call is stable"
+_WAY_OUT = "Once the cause is mended, `atlasctl canary reset` turns them on again."
+_STAGE_STYLES = {"ramping": "cyan", "paused": "yellow", "promoted": "green", "rolled_back": "red"}
+_ON_A_STEP = ("ramping", "paused")
+
+
+def canaries(screen: Screen, data: Record) -> RenderableType:
+    """Return all of it at a glance: whether canaries are on, and each feature."""
+    parts: list[RenderableType] = [*_whole(screen, data)]
+    features = objects(data.get("features"))
+    for each in features:
+        parts += [Text(), *_feature(screen, each)]
+    return Group(*parts) if features else Group(*parts, safe(NO_FEATURES, "dim"))
+
+
+def changed(screen: Screen, feature: Record) -> RenderableType:
+    """Return what a feature is now, after an operator's word on it."""
+    grid = Table.grid(padding=(0, 1))
+    share, stage = _meant(feature), str(feature.get("stage"))
+    name = feature.get("feature") or MISSING
+    grid.add_row(screen.sign(OK), safe(f"{name}: {_of_calls(share)} ({_stage(feature)})", "bold"))
+    if stage in _ON_A_STEP and feature.get("waits_for"):
+        grid.add_row("", safe(f"waits for {feature['waits_for']}", "dim"))
+    if not _is_in_force(feature):
+        grid.add_row("", safe("Canaries are off, so for now every call is stable.", "yellow"))
+        grid.add_row("", safe("`atlasctl canary status` tells why.", "dim"))
+    return grid
+
+
+def restored(screen: Screen, data: Record, *, feature: str | None) -> RenderableType:
+    """Return what a reset has done: to one feature, or without one to the fallback."""
+    if feature is None:
+        done = "the fallback is reset; calls until now are forgotten, and evidence begins anew"
+    else:
+        found = [each for each in objects(data.get("features")) if each.get("feature") == feature]
+        share = f": {_of_calls(_meant(found[0]))}" if found else ""
+        done = f"{feature} is back to the settings{share}; its evidence begins anew"
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(screen.sign(OK), safe(done, "bold"))
+    return Group(grid, *_whole(screen, data))
+
+
+def own_words(feature: object, sentence: object) -> str:
+    """Return the daemon's sentence without the feature's name before it: it stands below it."""
+    return str(sentence).removeprefix(f"{feature}: ")
+
+
+def warnings(screen: Screen, feature: Record) -> Iterator[RenderableType]:
+    """Yield why a feature's numbers are not to be trusted, unless its verdict says so already."""
+    found = feature.get("warnings")
+    told = str(mapping(feature.get("judgement")).get("reason"))
+    for each in found if isinstance(found, list) else ():
+        if str(each) not in told:
+            yield indented(note(screen, each, None), 2)
+
+
+def facts(rows: dict[str, Text]) -> RenderableType:
+    """Return named facts of a feature, set in below its name."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in rows.items():
+        grid.add_row(name, value)
+    return indented(grid, 2)
+
+
+def _whole(screen: Screen, data: Record) -> Iterator[RenderableType]:
+    """Yield whether canaries are on; if the fallback turned them off, why and what to do."""
+    if data.get("canary_disabled_fallback"):
+        yield from _fallback(screen, mapping(data.get("fallback")))
+    elif data.get("enabled"):
+        yield Text.assemble("canaries are ", ("on", "green"))
+    else:
+        yield Text.assemble("canaries are ", safe(_OFF, "yellow"))
+    if data.get("dropped_events"):
+        lost = f"{amount(data['dropped_events'])} events had no room and are not counted"
+        yield note(screen, lost, None)
+    if data.get("late_calls"):
+        late = f"{amount(data['late_calls'])} outcomes came too late to be evidence"
+        yield note(screen, late, None)
+    if data.get("overflown_calls"):
+        beyond = (
+            f"{amount(data['overflown_calls'])} calls are of keys beyond those a ramp remembers"
+        )
+        yield note(screen, f"{beyond}: they are counted, and no evidence", None)
+
+
+def _fallback(screen: Screen, fallback: Record) -> Iterator[RenderableType]:
+    grid = Table.grid(padding=(0, 1))
+    since = f" {age(fallback['since_ts'])} ago" if fallback.get("since_ts") else ""
+    head = f"canaries are off: the fallback turned all of them off{since}"
+    grid.add_row(screen.sign(BAD), safe(head, "bold red"))
+    if fallback.get("reason"):
+        grid.add_row("", safe(fallback["reason"], "red"))
+    arms = Table.grid(padding=(0, 2))
+    for arm in ("canary", "stable"):
+        counts = mapping(fallback.get(arm))
+        if counts:
+            failed = f"{amount(counts.get('errors'))} of {amount(counts.get('calls'))} calls failed"
+            arms.add_row(arm, safe(percent(counts.get("error_rate"))), safe(failed))
+    if arms.row_count:
+        grid.add_row("", arms)
+    grid.add_row("", safe(_WAY_OUT, "dim"))
+    yield grid
+
+
+def _feature(screen: Screen, feature: Record) -> Iterator[RenderableType]:
+    stage = str(feature.get("stage"))
+    since = f"for {age(feature.get('since_ts'))}" if feature.get("since_ts") else ""
+    yield spaced(
+        safe(feature.get("feature") or MISSING, "bold"),
+        safe(_share(feature)),
+        safe(_stage(feature), _STAGE_STYLES.get(stage, "")),
+        safe(since, "dim"),
+    )
+    yield facts(dict(_rows(feature)))
+    yield from warnings(screen, feature)
+
+
+def _rows(feature: Record) -> Iterator[tuple[str, Text]]:
+    """Yield what there is to say of a feature, each with its name."""
+    judgement = mapping(feature.get("judgement"))
+    name, reason = feature.get("feature"), judgement.get("reason")
+    if feature.get("reason") and feature["reason"] != reason:
+        yield "why", safe(own_words(name, feature["reason"]))
+    if feature.get("stage") in _ON_A_STEP and (steps := _steps(feature)):
+        yield "ramp", safe(steps)
+    if reason:
+        words, style = VERDICTS.get(str(judgement.get("verdict")), ("", ""))
+        yield "verdict", safe(words or judgement.get("verdict") or MISSING, style)
+        yield "evidence", safe(own_words(name, reason))
+    if waits := _waits(feature, judgement):
+        yield "waits for", safe(waits)
+    if feature.get("pending_calls"):
+        yield "pending", safe(f"{amount(feature['pending_calls'])} calls, not evidence yet", "dim")
+
+
+def _waits(feature: Record, judgement: Record) -> str:
+    """Return what it waits for, and about how many more calls unless a sentence says so already."""
+    waits, needs = feature.get("waits_for"), judgement.get("needs")
+    said = f"{judgement.get('reason')} {waits}"
+    parts = [str(waits)] if waits else []
+    if needs is not None and not any(f"about {n} more" in said for n in (needs, amount(needs))):
+        parts.append(f"about {amount(needs)} more canary calls to a verdict")
+    return "; ".join(parts)
+
+
+def _share(feature: Record) -> str:
+    if not _is_in_force(feature):
+        return f"no calls ({percent(_meant(feature))} when on)"
+    return _some(feature.get("share"))
+
+
+def _is_in_force(feature: Record) -> bool:
+    """Tell whether the share that the stage gives it is what it has: not where canaries are off."""
+    return bool(feature.get("share")) or not _meant(feature)
+
+
+def _meant(feature: Record) -> object:
+    """Return the share that the feature's stage gives it."""
+    stage, share = feature.get("stage"), feature.get("share")
+    if share or stage == "rolled_back":
+        return share
+    if stage == "steady":
+        return feature.get("percentage")
+    if stage == "promoted":
+        return 1
+    steps, step = feature.get("steps"), feature.get("step")
+    if isinstance(steps, list) and isinstance(step, int) and 0 <= step < len(steps):
+        return steps[step]
+    return share
+
+
+def _of_calls(share: object) -> str:
+    return f"{_some(share)} go to the canary"
+
+
+def _some(share: object) -> str:
+    """Return a share of calls in words."""
+    if share in (0, 1):
+        return "all calls" if share else "no calls"
+    return f"{percent(share)} of calls"
+
+
+def _stage(feature: Record) -> str:
+    """Return the stage in words, with the step of a ramp, counted from 1."""
+    words = str(feature.get("stage") or "unknown").replace("_", " ")
+    steps, step = feature.get("steps"), feature.get("step")
+    if isinstance(step, int) and isinstance(steps, list):
+        return f"{words}, step {step + 1} of {len(steps)}"
+    return words
+
+
+def _steps(feature: Record) -> str:
+    """Return the shares of the ramp, the present one in brackets."""
+    steps, step = feature.get("steps"), feature.get("step")
+    shares = [percent(each) for each in steps] if isinstance(steps, list) else []
+    return "  ".join(f"[{each}]" if n == step else each for n, each in enumerate(shares))

@@ -1,0 +1,86 @@
+"""`atlasctl deploy`: begin one, show its steps as they happen, tell how it came out."""
+
+from __future__ import annotations
+
+import uuid
+from contextlib import aclosing, suppress
+
+import click
+
+from atlas_supervisor.cli.client import Record
+from atlas_supervisor.cli.errors import FailedError
+from atlas_supervisor.cli.follow import follow
+from atlas_supervisor.cli.render_deploy import (
+    doing,
+    findings,
+    outcome,
+    step_line,
+    succeeded,
+    suggestions,
+    title,
+)
+from atlas_supervisor.cli.session import Session, verb
+from atlas_supervisor.cli.terminal import safe
+
+
+@verb
+@click.argument("release", required=False)
+@click.option("--dry-run", is_flag=True, help="Launch, smoke and health only; no switch.")
+@click.option("--no-wait", is_flag=True, help="Return as soon as the deploy has begun.")
+async def deploy(session: Session, release: str | None, dry_run: bool, no_wait: bool) -> None:
+    """Deploy RELEASE, or the worker directory if none is named.
+
+    Ends with 0 if it switched, waits for `switch`, or passed its dry run; else with 1. Ctrl-C
+    stops watching: the deploy goes on.
+    """
+    session.parting = "Interrupted. A deploy that has begun goes on; `atlasctl status` shows it."
+    wait = session.json and not no_wait  # no progress is shown then: the daemon does the waiting
+    answer = await session.daemon.post(
+        "/deploy/bluegreen",
+        query={"wait": _flag(wait), "dry_run": _flag(dry_run)},
+        body={} if release is None else {"release": release},
+        patience=None,
+        key=str(uuid.uuid4()),  # asked for again, because the answer was lost, it begins no second
+    )
+    if session.json:
+        session.report_json(answer, "deploy_id")
+        return
+    record = session.expect(answer, "deploy_id")
+    deploy_id = str(record["deploy_id"])
+    session.parting = f"The deploy goes on; `atlasctl show {deploy_id}` tells how it comes out."
+    session.screen.print(title(record))
+    if no_wait:
+        session.screen.print(safe(session.parting, "dim"))
+        return
+    record = await _watch(session, deploy_id)
+    await _conclude(session, record)
+
+
+async def _watch(session: Session, deploy_id: str) -> Record:
+    """Print each step when it has ended; return the record once the deploy has settled."""
+    record: Record = {}
+    shown = 0
+    with session.screen.waiting(lambda: doing(record)):
+        async with aclosing(follow(session, deploy_id)) as records:
+            async for record in records:
+                for step in record["steps"][shown:]:
+                    shown += 1
+                    session.screen.print(step_line(session.screen, step))
+                    if not step.get("ok"):
+                        session.screen.print(*findings(session.screen, step))
+    return record
+
+
+async def _conclude(session: Session, record: Record) -> None:
+    ok = succeeded(record)
+    session.screen.print(outcome(session.screen, record, ok=ok))
+    if ok:
+        return
+    with suppress(FailedError):  # the outcome stands without further advice
+        status = session.expect(await session.daemon.get("/deploy/status"))
+        session.screen.print(*suggestions(session.screen, status))
+    raise click.exceptions.Exit(FailedError.exit_code)
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"

@@ -1,0 +1,96 @@
+"""Watching a deploy from outside, so that the verbs need not know how its news get here.
+
+The daemon's events tell when there is something new; what it is, the record tells. It is read
+again at every event and after every connection, so that nothing is missed and nothing has to be
+put together here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from atlas_supervisor.cli import client
+from atlas_supervisor.cli.client import SERVER_ERROR, DaemonClient, Record
+from atlas_supervisor.cli.errors import FailedError, NoDaemonError, NoStreamError
+from atlas_supervisor.cli.render_deploy import settled
+from atlas_supervisor.cli.session import Session, refusal
+from atlas_supervisor.cli.sse import MAX_BYTES, EventReader, OverlongError, ServerEvent
+
+POLL_SECONDS = 0.1
+"""For a daemon that tells no events."""
+FIRST_PAUSE_SECONDS = 0.05
+PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 5.0
+"""Before a stream is opened again: it doubles from the first up to what the daemon names."""
+
+
+async def follow(
+    session: Session, deploy_id: str, until: Callable[[Record], bool] = settled
+) -> AsyncGenerator[Record, None]:
+    """Yield the deploy's record whenever it has changed, the last time once it is `until`.
+
+    Raises `NoDaemonError` when the daemon has been away for 15 s, `FailedError` when it no
+    longer knows the deploy.
+    """
+    seen: Record | None = None
+    away_since: float | None = None
+    async with aclosing(events(session.daemon, deploy_id)) as news:
+        async for _ in news:
+            away: FailedError | None = None
+            try:
+                answer = await session.daemon.get(f"/deploy/{deploy_id}")
+                if answer.status >= SERVER_ERROR:  # it stops, or can't read its own storage
+                    away = refusal(answer)
+            except NoDaemonError as error:
+                away = error
+            if away is not None:
+                away_since = away_since or time.monotonic()
+                if time.monotonic() - away_since > client.RESTART_SECONDS:
+                    raise away
+                continue
+            away_since = None
+            record = session.expect(answer, "deploy_id", "steps")
+            if record != seen:
+                seen = record
+                yield record
+            if until(record):
+                return
+
+
+async def events(
+    daemon: DaemonClient, deploy_id: str | None = None
+) -> AsyncGenerator[ServerEvent | None, None]:
+    """Yield each event of a deploy, or of all, and never end; None where one should look oneself.
+
+    That is after each connection, where none could be had, with each sign of life, and again and
+    again where no events are told at all. A stream that ends is opened again where it ended.
+    """
+    last_id = ""
+    pause = FIRST_PAUSE_SECONDS
+    query = {} if deploy_id is None else {"deploy_id": deploy_id}
+    while True:
+        reader = EventReader(last_id, max_bytes=MAX_BYTES)
+        try:
+            async with daemon.stream("/deploy/events", query=query, last_id=last_id) as pieces:
+                yield None
+                comments = 0
+                async for piece in pieces:
+                    for event in reader.feed(piece):
+                        pause = FIRST_PAUSE_SECONDS
+                        yield event
+                    if reader.comments != comments:
+                        comments = reader.comments
+                        yield None
+        except (NoStreamError, OverlongError):
+            break
+        except NoDaemonError:
+            yield None
+        last_id = reader.last_id
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, reader.retry_seconds or PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
+    while True:
+        yield None
+        await asyncio.sleep(POLL_SECONDS)

@@ -1,0 +1,112 @@
+"""What was found, as a person reads it: checks, probes, and what a worker or a program wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from atlas_supervisor.cli.client import Record
+from atlas_supervisor.cli.hints import hint
+from atlas_supervisor.cli.terminal import BAD, OK, Screen, safe
+from atlas_supervisor.cli.units import duration
+
+_MOST_LINES = 40  # of foreign output; the last ones, for that is where programs say what is wrong
+_MOST_CHARACTERS = 500  # of one such line
+
+
+def check_lines(screen: Screen, check: Record) -> RenderableType:
+    """Return one smoke test; of one that failed also what was expected, and what came."""
+    ok = bool(check.get("ok"))
+    head = Table.grid(padding=(0, 1))
+    head.add_row(
+        screen.sign(OK if ok else BAD),
+        safe(check.get("name")),
+        safe(_asked(check) or check.get("kind"), "dim"),
+        Text(duration(check.get("duration_ms", 0)), style="dim"),
+    )
+    if ok:
+        return head
+    return Group(head, *(indented(part, 2) for part in _of_failed_check(check)))
+
+
+def _of_failed_check(check: Record) -> Iterator[RenderableType]:
+    """Yield what was wrong, what was expected, and what came."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    problems = check.get("problems") or [check["message"]] if check.get("message") else []
+    for index, problem in enumerate(problems):
+        grid.add_row("" if index else "wrong", safe(problem, "red"))
+        if words := hint(problem):
+            grid.add_row("", safe(words, "yellow"))
+    if check.get("expected") not in (None, ""):
+        grid.add_row("expected", safe(in_words(check["expected"])))
+    got = in_words(check.get("got") or "")
+    if check.get("kind") == "command" and got != "not started":
+        got, body = "", got
+    elif got.startswith("status "):
+        got, _, body = got.partition(": ")
+    else:
+        body = ""
+    if got:
+        grid.add_row("got", safe(got))
+    headers = check.get("headers")
+    for name, value in headers.items() if isinstance(headers, dict) else ():
+        grid.add_row("", safe(f"{name}: {value}", "dim"))
+    yield grid
+    if body.strip():
+        what = "its last output" if check.get("kind") == "command" else "the body's beginning"
+        yield quoted(what, body)
+
+
+def _asked(check: Record) -> str | None:
+    """Return what was asked, which stands in the message before what was wrong."""
+    if not check.get("problems"):
+        return None
+    return str(check.get("message")).partition(": ")[0]
+
+
+def probe_lines(screen: Screen, probe: Record) -> RenderableType:
+    """Return one probe, and what a failing answer said."""
+    line = Table.grid(padding=(0, 1))
+    line.add_row(
+        screen.sign(OK if probe.get("verdict") == "pass" else BAD),
+        safe(probe.get("message") or probe.get("verdict")),
+        Text(duration(probe.get("duration_ms", 0)), style="dim"),
+    )
+    if not probe.get("excerpt"):
+        return line
+    return Group(line, indented(quoted("the body's beginning", probe["excerpt"]), 2))
+
+
+def hint_line(words: str) -> RenderableType:
+    """Return what an ending usually means, below the line that tells of it."""
+    return indented(safe(words, "yellow"))
+
+
+def quoted(what: str, text: Any) -> RenderableType:
+    """Return what a worker or a program wrote, under a heading; of very much the end."""
+    lines = text if isinstance(text, list) else str(text).splitlines()
+    bar = Table.grid(padding=(0, 1))
+    for line in lines[-_MOST_LINES:]:
+        short = str(line).rstrip("\r\n")
+        cut = len(short) > _MOST_CHARACTERS
+        bar.add_row(Text("|", style="dim"), safe(short[:_MOST_CHARACTERS] + "…" * cut))
+    heading = f"{what} ({_MOST_LINES} of {len(lines)} lines)" if lines[_MOST_LINES:] else what
+    return Group(Text(heading, style="dim"), bar)
+
+
+def in_words(value: Any) -> str:
+    """Return a value of the API as it is shown: text as it is, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def indented(renderable: RenderableType, by: int = 4) -> Padding:
+    """Return something set in by so many columns."""
+    return Padding(renderable, (0, 0, 0, by), expand=False)

@@ -1,0 +1,143 @@
+"""What every verb has in common: its options, its connection, and how it ends.
+
+A verb is an async function below `@verb`, in a file of its own, named in `__main__`. That is all
+it takes to add one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec
+
+import click
+from click.core import ParameterSource
+from rich.console import RenderableType
+
+from atlas_supervisor.cli.client import ApiResponse, DaemonClient, Record
+from atlas_supervisor.cli.endpoint import ENV_ENV_FILE, ENV_TOKEN, ConnectionOptions, find_endpoint
+from atlas_supervisor.cli.errors import FailedError, InterruptedByUserError, NoDaemonError
+from atlas_supervisor.cli.terminal import Screen, write_json
+
+P = ParamSpec("P")
+
+View = Callable[[Record], RenderableType]
+
+
+@dataclass
+class Session:
+    """One call of the client: whom it talks to, and how it shows what comes back."""
+
+    daemon: DaemonClient
+    screen: Screen
+    json: bool
+    parting: str = "Interrupted."
+    """What Ctrl-C leaves behind, in words; a verb that starts something says what goes on."""
+
+    def expect(self, answer: ApiResponse, *fields: str) -> Record:
+        """Return the answer's object if the daemon did what was asked; else raise its refusal.
+
+        Raises `NoDaemonError` where `fields` are missing: then it is no daemon of ours.
+        """
+        if not answer.ok:
+            raise refusal(answer)
+        if missing := [name for name in fields if name not in answer.data]:
+            raise NoDaemonError(
+                f"No daemon at {self.daemon.endpoint}: something else answers there (its answer "
+                f"has no {missing[0]!r})."
+            )
+        return answer.data
+
+    def report(self, answer: ApiResponse, view: View, *fields: str) -> None:
+        """Show the answer, for people by `view`; a refusal ends the call with exit 1."""
+        if self.json:
+            self.report_json(answer, *fields)
+        else:
+            self.screen.print(view(self.expect(answer, *fields)))
+
+    def report_json(self, answer: ApiResponse, *fields: str) -> None:
+        """Write the answer as it came; a refusal ends the call with exit 1, without a word."""
+        if answer.ok:
+            self.expect(answer, *fields)
+        write_json(answer.body)
+        if not answer.ok:
+            raise click.exceptions.Exit(FailedError.exit_code)
+
+
+def refusal(answer: ApiResponse) -> FailedError:
+    """Return the error that the daemon's answer holds, with its hint."""
+    error = answer.data.get("error")
+    if not isinstance(error, dict):
+        error = {}
+    message = error.get("message") or f"The daemon answered HTTP {answer.status} without a reason."
+    hint = error.get("hint")
+    return FailedError(str(message), str(hint) if hint else None)
+
+
+def verb(body: Callable[Concatenate[Session, P], Awaitable[None]]) -> click.Command:
+    """Make an async function a command with the common options; its docstring is the help."""
+
+    @functools.wraps(body)
+    def command(*args: P.args, **kwargs: P.kwargs) -> None:
+        given = click.get_current_context().ensure_object(ConnectionOptions)
+        session = Session(DaemonClient(find_endpoint(given)), Screen(), given.json)
+
+        async def conduct() -> None:
+            async with session.daemon:
+                await body(session, *args, **kwargs)
+
+        try:
+            asyncio.run(conduct())
+        except KeyboardInterrupt:
+            raise InterruptedByUserError(session.parting) from None
+
+    made = click.command()(command)
+    made.params += common_options()
+    return made
+
+
+class Verbs(click.Group):
+    """Verbs under one word. The common options may stand before the verb as well."""
+
+    def __init__(self, *, verbs: Sequence[click.Command], **attributes: Any) -> None:
+        named = {name: each for each in verbs if (name := each.name)}
+        attributes["params"] = [*attributes.get("params", ()), *common_options()]
+        super().__init__(commands=named, **attributes)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of their use, not of the alphabet."""
+        return list(self.commands)
+
+
+def common_options() -> list[click.Parameter]:
+    """Return the options that every verb takes, and that may stand before the verb as well."""
+    file = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
+    return [
+        _option(
+            "--env-file",
+            type=file,
+            help=f"The daemon's settings, whose STATE_DIR has its Unix socket; else "
+            f"${ENV_ENV_FILE}, ./atlas.env, or the repository's own.",
+        ),
+        _option("--url", metavar="URL", help="The control API, at http[s]://HOST:PORT."),
+        _option(
+            "--token-file",
+            type=file,
+            help=f"The token that changes by --url need; else ${ENV_TOKEN}.",
+        ),
+        _option("--json", is_flag=True, help="Print the API's own answer and nothing else."),
+    ]
+
+
+def _option(name: str, **attributes: Any) -> click.Option:
+    return click.Option([name], expose_value=False, callback=_remember, **attributes)
+
+
+def _remember(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    """Keep what was said; the group and the verb share one object, and the later word wins."""
+    given = context.ensure_object(ConnectionOptions)
+    if parameter.name and context.get_parameter_source(parameter.name) != ParameterSource.DEFAULT:
+        setattr(given, parameter.name, value)

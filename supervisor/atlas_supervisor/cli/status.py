@@ -1,0 +1,161 @@
+"""`atlasctl status`: everything at a glance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from atlas_supervisor.cli.client import Record
+from atlas_supervisor.cli.health import score_text
+from atlas_supervisor.cli.render_deploy import (
+    GO_AHEAD,
+    awaits_switch,
+    doing,
+    note,
+    result_text,
+    suggestions,
+)
+from atlas_supervisor.cli.session import Session, verb
+from atlas_supervisor.cli.terminal import Screen, safe, spaced
+from atlas_supervisor.cli.units import MISSING, age
+
+_STATE_STYLES = {
+    "running": "green",
+    "warm": "cyan",
+    "starting": "yellow",
+    "draining": "yellow",
+    "backoff": "red",
+    "failed": "red",
+    "empty": "dim",
+}
+
+
+@verb
+async def status(session: Session) -> None:
+    """Show mode, slots, traffic and the last deploy at a glance."""
+    answer = await session.daemon.get("/deploy/status")
+    session.report(answer, lambda data: overview(session.screen, data), "mode", "slots")
+
+
+def overview(screen: Screen, data: Record) -> RenderableType:
+    """Return the status for people: in a frame on a terminal, as plain lines in a pipe."""
+    parts: list[RenderableType] = [_facts(data), Text(), _slots(data)]
+    parts += [*_exits(data), *_draining(data)]
+    notes = [*_waiting(screen, data), *suggestions(screen, data)]
+    if notes:
+        parts += [Text(), *notes]
+    if not screen.is_terminal:
+        return Group(*parts)
+    return Panel(
+        Group(*parts),
+        title=Text("atlas", style="bold"),
+        title_align="left",
+        border_style="dim",
+        box=box.ROUNDED,
+        padding=(1, 2),
+        expand=False,
+    )
+
+
+def _waiting(screen: Screen, data: Record) -> Iterator[RenderableType]:
+    """Yield what to do if a deploy waits for an operator: it would wait for ever."""
+    last = data.get("last_deploy")
+    if data.get("deploy_in_progress") and isinstance(last, dict) and awaits_switch(last):
+        yield note(screen, f"{last.get('version')} passed its gates and waits.", GO_AHEAD)
+
+
+def _facts(data: Record) -> RenderableType:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column()
+    mode = str(data.get("mode"))
+    grid.add_row("mode", safe(mode, "bold" if mode == "bluegreen" else "bold yellow"))
+    grid.add_row("active", _line(f"port {data.get('active_port')}", data.get("version")))
+    grid.add_row("public", _public(data))
+    grid.add_row("traffic", safe(_weights(data)))
+    grid.add_row("health", score_text(data.get("health_score")))
+    grid.add_row("channel", safe(_or_missing(data.get("channel"))))
+    last = data.get("last_deploy")
+    if data.get("deploy_in_progress") and isinstance(last, dict):
+        grid.add_row("deploying", _line(str(last.get("deploy_id")), doing(last)))
+    else:
+        grid.add_row("last deploy", _last_deploy(last))
+    return grid
+
+
+def _public(data: Record) -> Text:
+    if data.get("public_port") is None:
+        return safe("off: clients follow the active port")
+    plane = (data.get("traffic") or {}).get("plane")
+    return _line(f"port {data['public_port']}", f"{plane} plane" if plane else None)
+
+
+def _weights(data: Record) -> str:
+    weights = (data.get("traffic") or {}).get("weights") or {}
+    return ", ".join(f"{slot} {share:.4g} %" for slot, share in _percent(weights)) or MISSING
+
+
+def _percent(weights: dict[str, Any]) -> list[tuple[str, float]]:
+    return [(slot, float(share) * 100) for slot, share in weights.items()]
+
+
+def _last_deploy(record: Record | None) -> Text:
+    if record is None:
+        return safe("none yet", "dim")
+    ago = age(record.get("ended_ts") or record.get("started_ts"))
+    parts = [result_text(record)]
+    if record.get("version"):
+        parts.append(safe(record["version"]))
+    return spaced(*parts, safe(f"{ago} ago", "dim"), safe(record.get("deploy_id"), "dim"))
+
+
+def _slots(data: Record) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for name in ("slot", "role", "state", "port", "pid", "version", "up", "restarts"):
+        table.add_column(name, no_wrap=name != "version", overflow="fold")
+    for slot in data.get("slots") or []:
+        active = slot.get("role") == "active"
+        state = str(slot.get("state"))
+        table.add_row(
+            safe(slot.get("slot"), "bold" if active else ""),
+            safe(slot.get("role"), "" if active else "dim"),
+            safe(state, _STATE_STYLES.get(state, "")),
+            *(safe(_or_missing(slot.get(name))) for name in ("port", "pid", "version")),
+            safe(age(slot.get("started_ts"))),
+            safe(slot.get("restarts"), "yellow" if slot.get("restarts") else ""),
+        )
+    return table
+
+
+def _exits(data: Record) -> Iterator[RenderableType]:
+    """Yield why an instance had to be started again, or was given up."""
+    for slot in data.get("slots") or []:
+        troubled = slot.get("restarts") or slot.get("state") in {"backoff", "failed"}
+        if troubled and slot.get("last_exit"):
+            yield safe(f"{slot.get('slot')}: the last time, {slot['last_exit']}", "yellow")
+
+
+def _draining(data: Record) -> Iterator[RenderableType]:
+    """Yield a line for each instance that finishes what it has."""
+    for each in data.get("draining") or []:
+        left = each.get("left") or {"connections": each.get("connections")}
+        counts = ", ".join(
+            f"{count} {kind.replace('_', ' ')}" for kind, count in left.items() if count is not None
+        )
+        text = f"{each.get('slot')} drains: {each.get('version')}, pid {each.get('pid')}"
+        since = f"for {age(each.get('since_ts'))}"
+        yield spaced(safe(text, "yellow"), safe(since, "dim"), safe(counts or MISSING))
+
+
+def _line(first: str, second: Any) -> Text:
+    return safe(first) if second is None else spaced(safe(first), safe(second))
+
+
+def _or_missing(value: Any) -> Any:
+    return MISSING if value is None else value

@@ -1,0 +1,103 @@
+"""Reading `KEY=value` files with an eye for what other readers pass over in silence.
+
+python-dotenv knows the syntax (quotes, `export`, comments); its own front end skips lines that
+it does not understand, lets the last of two equal keys win, and fills in `${NAME}` from the
+process environment. Here the first two can be told, and values are taken literally.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dotenv.parser import Binding, parse_stream
+
+from atlas_supervisor.errors import SettingsError
+
+_RESERVED = re.compile(r"ATLAS_.*|LISTEN_.*|NOTIFY_SOCKET")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One `KEY=value` line; lines count from 1."""
+
+    key: str
+    value: str
+    line: int
+
+
+@dataclass(frozen=True)
+class EnvFile:
+    """What stands in a file, and what is wrong with it."""
+
+    entries: dict[str, Entry] = field(default_factory=dict)
+    """By key; of a key given twice, the first."""
+    repeated: list[Entry] = field(default_factory=list)
+    """The further entries of keys given before."""
+    garbled: list[Entry] = field(default_factory=list)
+    """Lines that are no `KEY=value`; the text is the value."""
+
+
+def read_env_file(path: Path) -> EnvFile:
+    """Read a file; raises SettingsError if it can't be read as text."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise SettingsError([f"{path}: no UTF-8 text; lines of KEY=value are accepted"]) from None
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise SettingsError([f"{path}: {reason}; a readable file is accepted"]) from error
+    found = EnvFile()
+    for binding in parse_stream(io.StringIO(text)):
+        if binding.error or (binding.key is not None and binding.value is None):
+            found.garbled.append(Entry("", binding.original.string.strip(), _line(binding)))
+        elif binding.key is not None:
+            entry = Entry(binding.key, binding.value or "", _line(binding))
+            if found.entries.setdefault(entry.key, entry) is not entry:
+                found.repeated.append(entry)
+    return found
+
+
+def _line(binding: Binding) -> int:
+    """Return the number of the line that the binding itself is on.
+
+    The parser counts from the empty lines before it, which it takes for a part of it.
+    """
+    original = binding.original.string
+    before = original[: len(original) - len(original.lstrip())]
+    return binding.original.line + before.count("\n")
+
+
+def load_worker_env(path: Path | None) -> dict[str, str]:
+    """Return the extra environment of workers; none for no path.
+
+    Raises SettingsError with all faults, and no value in any of them: this is where
+    applications keep their secrets.
+    """
+    if path is None:
+        return {}
+    found = read_env_file(path)
+    faults = [
+        f"{path} line {entry.line}: {reason}"
+        for entry, reason in [
+            *((entry, "KEY=value is accepted") for entry in found.garbled),
+            *((entry, f"{entry.key} is given for the second time") for entry in found.repeated),
+            *((entry, _worker_fault(entry)) for entry in found.entries.values()),
+        ]
+        if reason
+    ]
+    if faults:
+        raise SettingsError(faults)
+    return {entry.key: entry.value for entry in found.entries.values()}
+
+
+def _worker_fault(entry: Entry) -> str | None:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", entry.key):
+        return f"{entry.key!r} is no name of a variable"
+    if _RESERVED.fullmatch(entry.key):
+        return f"{entry.key} is given to workers by the supervisor alone"
+    if "\0" in entry.value:
+        return f"{entry.key} has a NUL character in it"
+    return None

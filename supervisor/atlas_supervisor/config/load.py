@@ -1,0 +1,168 @@
+"""From a file and the process environment to settings, or to all that is wrong with them.
+
+Written on pydantic itself: pydantic-settings binds its sources to the class and reads the
+process environment by itself, where the daemon (and a test) must say what is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from atlas_supervisor.config.checks import check_together
+from atlas_supervisor.config.describe import as_text, shown
+from atlas_supervisor.config.envfile import EnvFile, read_env_file
+from atlas_supervisor.config.settings import FIELD_OF_KEY, Settings
+from atlas_supervisor.config.smoke_file import load_smoke_file
+from atlas_supervisor.errors import SettingsError
+
+NOT_BUILT_YET = frozenset(
+    {
+        "TRAFFIC_RAMP",
+        "TRAFFIC_STICKY",
+    }
+)
+"""Keys whose part does not exist yet: a value that would do nothing is refused, not ignored."""
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A value that somebody set, and where."""
+
+    value: str
+    where: str
+
+
+def load_settings(env_file: Path, environ: Mapping[str, str]) -> Settings:
+    """Read `env_file`, let `environ` win over it, and return the settings.
+
+    Raises SettingsError with every fault at once, one line each.
+    """
+    faults: list[str] = []
+    try:
+        found = read_env_file(env_file)
+    except SettingsError as error:
+        found, faults = EnvFile(), error.faults
+    faults += _faults_of_file(found, env_file)
+    given = _given(found, environ)
+    settings, bad = _validate(env_file.absolute().parent.resolve(), given)
+    faults += [bad[key] for key in given if key in bad]
+    for keys, fault in check_together(settings):
+        # What follows from a value that was replaced, or from defaults alone, is nobody's fault.
+        if not bad.keys() & keys and given.keys() & keys:
+            faults.append(fault)
+    faults += _faults_of_unbuilt(settings, given, bad)
+    if "SMOKE_FILE" not in bad:
+        settings, smoke_faults = _with_smoke_file(settings, given)
+        faults += smoke_faults
+    if faults:
+        raise SettingsError(faults)
+    return settings
+
+
+def _given(found: EnvFile, environ: Mapping[str, str]) -> dict[str, _Given]:
+    given = {
+        key: _Given(entry.value, f"line {entry.line}")
+        for key, entry in found.entries.items()
+        if key in FIELD_OF_KEY
+    }
+    given |= {key: _Given(environ[key], "environment") for key in FIELD_OF_KEY if key in environ}
+    return given
+
+
+def _faults_of_file(found: EnvFile, path: Path) -> list[str]:
+    faults = [
+        f"{path.name} line {entry.line}: {shown('', entry.value)}: KEY=value is accepted"
+        for entry in found.garbled
+    ]
+    for entry in found.repeated:
+        first = found.entries[entry.key]
+        faults.append(
+            f"{entry.key}={shown(entry.key, entry.value)} (line {entry.line}): given before, on "
+            f"line {first.line} as {shown(first.key, first.value) or 'empty'}; "
+            "a key is accepted once"
+        )
+    for entry in found.entries.values():
+        if entry.key not in FIELD_OF_KEY:
+            near = get_close_matches(entry.key.upper(), FIELD_OF_KEY, n=1, cutoff=0.0)
+            faults.append(
+                f"{shown('', entry.key)}={shown(entry.key, entry.value)} (line {entry.line}): "
+                f"no such key; the nearest accepted: {near[0]}"
+            )
+    return faults
+
+
+def _validate(base_dir: Path, given: Mapping[str, _Given]) -> tuple[Settings, dict[str, str]]:
+    """Return settings with defaults in place of bad values, and a fault for each bad key.
+
+    Raises SettingsError where a default itself is bad: the token's file follows from STATE_DIR.
+    """
+    bad: dict[str, str] = {}
+    while True:
+        values: dict[str, Any] = {
+            FIELD_OF_KEY[key]: given[key].value for key in given if key not in bad
+        }
+        try:
+            return Settings(base_dir=base_dir, **values), bad
+        except ValidationError as error:
+            found = {
+                key: fault
+                for details in reversed(error.errors())
+                if (key := str(details["loc"][0]).upper()) in given and key not in bad
+                for fault in [_fault(key, given[key], details)]
+            }
+            if not found:
+                raise SettingsError(_faults_of_defaults(bad, error)) from error
+            bad |= found
+
+
+def _faults_of_defaults(bad: Mapping[str, str], error: ValidationError) -> list[str]:
+    faults = dict(bad)
+    for details in error.errors():
+        key = str(details["loc"][0]).upper() if details["loc"] else "settings"
+        reason = details["msg"].removeprefix("Value error, ")
+        faults[key] = f"{key}={shown(key, str(details['input']))} (the default): {reason}"
+    return list(faults.values())
+
+
+def _fault(key: str, given: _Given, details: Mapping[str, Any]) -> str:
+    """Say what is wrong with a value; `details` is one of pydantic's own."""
+    accepted = Settings.model_fields[FIELD_OF_KEY[key]].description
+    reason = f" ({details['ctx']['error']})" if details["type"] == "value_error" else ""
+    value = shown(key, given.value)
+    return f"{key}={value} ({given.where}): accepted: {accepted}{reason}"
+
+
+def _faults_of_unbuilt(
+    settings: Settings, given: Mapping[str, _Given], bad: Mapping[str, str]
+) -> list[str]:
+    faults = []
+    for key in FIELD_OF_KEY:
+        if key not in NOT_BUILT_YET or key not in given or key in bad:
+            continue
+        default = Settings.model_fields[FIELD_OF_KEY[key]].default
+        if getattr(settings, FIELD_OF_KEY[key]) != default:
+            faults.append(
+                f"{key}={shown(key, given[key].value)} ({given[key].where}): this version can't "
+                f"do that yet; accepted: the default, {as_text(default) or 'empty'}"
+            )
+    return faults
+
+
+def _with_smoke_file(settings: Settings, given: Mapping[str, _Given]) -> tuple[Settings, list[str]]:
+    """Check the smoke tests; nobody must have any, unless a file of them was asked for."""
+    path = settings.smoke_file
+    if path is None:
+        return settings, []
+    if "SMOKE_FILE" not in given and not path.exists():
+        return settings.model_copy(update={"smoke_file": None}), []
+    try:
+        load_smoke_file(path)
+    except SettingsError as error:
+        return settings, [f"SMOKE_FILE={fault}" for fault in error.faults]
+    return settings, []

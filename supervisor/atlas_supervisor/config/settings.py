@@ -1,0 +1,154 @@
+"""The settings themselves: every key of `atlas.env`, its type and its default, in its order."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from atlas_supervisor.config.fields import (
+    Calls,
+    Command,
+    Count,
+    Days,
+    Features,
+    FileOrNone,
+    FileToBe,
+    Folder,
+    FolderOrNone,
+    FolderToBe,
+    Host,
+    HttpPath,
+    Lower,
+    OptionalText,
+    OptionalUrl,
+    PlaceOrNone,
+    Port,
+    PortOrOff,
+    Probability,
+    Ramp,
+    Seconds,
+    SecondsOrZero,
+    Share,
+    Switch,
+    Text,
+)
+from atlas_supervisor.model.deploy import Mode
+from atlas_supervisor.model.socket_passing import SocketPassing
+
+DEFAULT_TOKEN_FILE = "control.token"  # noqa: S105 - the name of a file
+DEFAULT_SMOKE_FILE = Path("smoke.toml")
+
+
+class Sticky(StrEnum):
+    """What is drawn anew while traffic is split."""
+
+    CONNECTION = "connection"
+    ADDRESS = "address"
+
+
+class Settings(BaseModel):
+    """Every setting, checked and with its final type; times are seconds, paths absolute.
+
+    Made by `load_settings`, which also checks what concerns several keys at once. A field is
+    named like its key in lower case.
+    """
+
+    # Defaults are validated too: that is what makes the paths among them absolute.
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    base_dir: Path
+    """The env file's folder; relative paths start there. The one field that is no key."""
+
+    deploy_mode: Annotated[Mode, Lower, Field(description="single or bluegreen")] = Mode.SINGLE
+    active_port: Port = 8791
+    staging_port: Port = 8792
+    auto_switch_on_health: Switch = True
+    public_host: Host = IPv4Address("127.0.0.1")
+    public_port: PortOrOff = 8790
+    control_host: Host = IPv4Address("127.0.0.1")
+    control_port: PortOrOff = 8793
+    control_token_file: FileToBe = Path(DEFAULT_TOKEN_FILE)
+    control_tls_cert: FileOrNone = None
+    control_tls_key: FileOrNone = None
+    state_dir: FolderToBe = Path("state")
+    worker_command: Command = ("python", "-m", "atlas_worker")
+    worker_directory: Folder = Path()
+    worker_env_file: FileOrNone = None
+    releases_dir: FolderOrNone = None
+    channel: Text = "stable"
+    ready_timeout_seconds: Seconds = 30
+    drain_timeout_seconds: Seconds = 30
+    stop_timeout_seconds: Seconds = 10
+    health_path: HttpPath = "/health"
+    health_probes: Count = 3
+    health_interval_seconds: Seconds = 0.5
+    health_timeout_seconds: Seconds = 2
+    liveness_interval_seconds: Seconds = 5
+    liveness_failures: Count = 3
+    smoke_file: PlaceOrNone = DEFAULT_SMOKE_FILE
+    keep_warm_seconds: SecondsOrZero = 300
+    keep_warm_foreign: Switch = False
+    guard_seconds: SecondsOrZero = 60
+    traffic_ramp: Annotated[Ramp, Field(min_length=1)] = (1.0,)
+    traffic_sticky: Annotated[Sticky, Lower, Field(description="connection or address")] = (
+        Sticky.CONNECTION
+    )
+    canary_enabled: Switch = False
+    canary_percentage: Share = 0.2
+    canary_features: Features = ("vision", "web", "optimizer")
+    canary_error_threshold: Share = 0.15
+    canary_min_calls: Calls = 20
+    canary_ramp: Ramp = ()
+    canary_step_seconds: Seconds = 300
+    canary_alpha: Probability = 0.01
+    canary_promote_alpha: Probability = 0.05
+    canary_margin: Probability = 0.02
+    canary_retention_days: Days = 30
+    # A URL may carry a password: it is shown by `describe_settings` only, which masks it.
+    llm_url: Annotated[OptionalUrl, Field(repr=False)] = ""
+    llm_model: OptionalText = ""
+    llm_api_key_file: FileOrNone = None
+    scheduler_enabled: Switch = True
+    memory_enabled: Switch = True
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Lower,
+        Field(description="debug, info, warning or error"),
+    ] = "info"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_the_token_with_the_state(cls, data: dict[str, Any]) -> dict[str, Any]:
+        if data.get("control_token_file"):
+            return data
+        state_dir = Path(data.get("state_dir", "state"))
+        return {**data, "control_token_file": state_dir / DEFAULT_TOKEN_FILE}
+
+    @property
+    def hand_over(self) -> SocketPassing:
+        """How workers get their socket, as the placeholders in their command say."""
+        command = " ".join(self.worker_command)
+        if "{port}" in command:
+            return SocketPassing.PORT
+        return SocketPassing.FD if "{fd}" in command else SocketPassing.ACTIVATION
+
+    def worker_argv(self, *, slot: str, port: int, fd: int | None = None) -> list[str]:
+        """Return the worker's command with `{slot}`, `{port}` and `{fd}` filled in.
+
+        Raises ValueError if the command asks for a descriptor and `fd` is None.
+        """
+        if fd is None and self.hand_over is SocketPassing.FD:
+            raise ValueError("WORKER_COMMAND has {fd} in it, and no descriptor was given")
+        values = {"{slot}": slot, "{port}": str(port), "{fd}": str(fd)}
+        argv = list(self.worker_command)
+        for placeholder, value in values.items():
+            argv = [argument.replace(placeholder, value) for argument in argv]
+        return argv
+
+
+FIELD_OF_KEY = {name.upper(): name for name in Settings.model_fields if name != "base_dir"}
+"""Every key, in the order of `atlas.env`, and its field."""

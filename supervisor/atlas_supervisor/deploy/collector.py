@@ -1,0 +1,266 @@
+"""Gauges: how things stand when somebody scrapes, read from memory where the status reads it.
+
+Called in the event loop's thread. Nothing here waits for a disk or a worker.
+
+Reads for a scrape what the parts of the daemon know, and hands it to `gauges`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from atlas_supervisor.deploy.event_hub import EventHub
+from atlas_supervisor.deploy.status import DeployQueries
+from atlas_supervisor.deploy.switch import Switch
+from atlas_supervisor.model.deploy import Mode
+from atlas_supervisor.model.drain import DrainingView
+from atlas_supervisor.model.slot import Role, SlotName, SlotState, SlotView
+from atlas_supervisor.model.state import DeployState
+from atlas_supervisor.model.status import Status
+from atlas_supervisor.store.state_keeper import StateKeeper
+from atlas_supervisor.telemetry.metrics import Metrics
+from atlas_supervisor.telemetry.metrics.exposition import Exposition
+from atlas_supervisor.telemetry.metrics.machine import Running, WorkerUsage
+from atlas_supervisor.traffic import Plane
+from atlas_supervisor.traffic.plane import RelayTraffic
+
+_SERVING = frozenset({SlotState.RUNNING, SlotState.WARM})
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What is looked at: the status, and the little that it does not show."""
+
+    status: Status
+    state: DeployState
+    ready: bool
+    """Whether an active worker takes traffic."""
+    queued: Mapping[SlotName, int]
+    """Connections that wait to be accepted."""
+    relayed: Mapping[str, RelayTraffic]
+    listeners: int
+    """Who follows `GET /deploy/events`."""
+
+
+def gauges(sight: Snapshot) -> Iterator[Metric]:
+    """Yield everything as it stands now."""
+    yield from _deploys(sight)
+    yield from _slots(sight.status.slots)
+    yield from _workers(sight.status.slots)
+    yield from _draining(sight.status.draining)
+    yield from _traffic(sight)
+    yield from _canaries(sight.state)
+
+
+def _deploys(sight: Snapshot) -> Iterator[Metric]:
+    status, state = sight.status, sight.state
+    modes: dict[tuple[str, ...], float] = {(mode,): mode is status.mode for mode in Mode}
+    yield _gauge("atlas_mode", "1 for the current mode, 0 for the other.", modes, "mode")
+    yield _one("atlas_ready", "1 while an active worker receives traffic.", sight.ready)
+    yield _one(
+        "atlas_deploy_in_progress", "1 while a deploy is in progress.", status.deploy_in_progress
+    )
+    yield _one("atlas_state_generation", "Changes of deploy_state.json.", state.generation)
+    yield _one("atlas_event_stream_listeners", "Open streams of deploy events.", sight.listeners)
+    for name, moment, ts in (
+        ("deploy", "start", state.last_deploy_ts),
+        ("switch", "end", state.last_switch_ts),
+    ):
+        if ts is not None:
+            text = f"Time of the last {name}'s {moment}. Absent without a {name}."
+            yield _one(f"atlas_last_{name}_timestamp_seconds", text, ts.timestamp())
+    if status.health_score is not None:
+        yield _one("atlas_health_score", "Health score, from 0 to 100.", status.health_score)
+
+
+def _slots(slots: Iterable[SlotView]) -> Iterator[Metric]:
+    views = list(slots)
+    yield _gauge(
+        "atlas_slot_state",
+        "1 for the state of the slot, 0 for the others.",
+        {(view.slot, state.value): view.state is state for view in views for state in SlotState},
+        "slot",
+        "state",
+    )
+    yield _gauge(
+        "atlas_slot_active",
+        "1 for the active slot, 0 for the other.",
+        {(view.slot,): view.role is Role.ACTIVE for view in views},
+        "slot",
+    )
+    restarts = CounterMetricFamily(
+        "atlas_worker_restarts",
+        "Restarts of crashed workers, since the daemon's start.",
+        labels=["slot"],
+    )
+    for view in views:
+        restarts.add_metric([view.slot], view.restarts)
+    yield restarts
+
+
+def _workers(slots: Iterable[SlotView]) -> Iterator[Metric]:
+    there = [view for view in slots if view.pid is not None]
+    labels = [(view.slot, view.version or "") for view in there]
+    yield _gauge(
+        "atlas_worker_up",
+        "1 if the worker in the slot is ready, 0 if it is not. Absent without a worker.",
+        {key: view.state in _SERVING for key, view in zip(labels, there, strict=True)},
+        "slot",
+        "version",
+    )
+    yield _gauge(
+        "atlas_worker_start_time_seconds",
+        "Start time of the worker in the slot.",
+        {
+            key: view.started_ts.timestamp()
+            for key, view in zip(labels, there, strict=True)
+            if view.started_ts is not None
+        },
+        "slot",
+        "version",
+    )
+
+
+def _draining(draining: Iterable[DrainingView]) -> Iterator[Metric]:
+    instances: dict[tuple[str, ...], float] = {(slot.value,): 0 for slot in SlotName}
+    connections = dict(instances)
+    for view in draining:
+        instances[view.slot,] += 1
+        connections[view.slot,] += _left_of(view)
+    yield _gauge(
+        "atlas_draining_instances",
+        "Draining instances, by their slot.",
+        instances,
+        "slot",
+    )
+    yield _gauge(
+        "atlas_draining_connections",
+        "Connections of draining instances, as reported or else as last observed.",
+        connections,
+        "slot",
+    )
+
+
+def _left_of(view: DrainingView) -> int:
+    if view.left is not None:
+        return sum(count for _, count in view.left)
+    return view.connections or 0
+
+
+def _traffic(sight: Snapshot) -> Iterator[Metric]:
+    traffic = sight.status.traffic
+    yield _gauge(
+        "atlas_traffic_weight_ratio",
+        "Share of new connections that the slot receives, from 0 to 1.",
+        {(slot,): share for slot, share in traffic.weights.items()},
+        "slot",
+    )
+    yield _gauge(
+        "atlas_traffic_plane_info",
+        "Traffic plane in the label. Always 1.",
+        {(traffic.plane,): 1},
+        "plane",
+    )
+    yield _gauge(
+        "atlas_listener_queue_connections",
+        "Connections that wait to be accepted.",
+        {(slot.value,): count for slot, count in sight.queued.items()},
+        "slot",
+    )
+    yield from _relay(sight.relayed)
+
+
+def _canaries(state: DeployState) -> Iterator[Metric]:
+    yield _one(
+        "atlas_canary_disabled_fallback",
+        "1 while the fallback disables all feature canaries.",
+        state.canary_disabled_fallback,
+    )
+    features = state.canary.features if state.canary else {}
+    yield _gauge(
+        "atlas_canary_share_ratio",
+        "Share of the feature's calls that its canary receives, from 0 to 1.",
+        {(name,): policy.share for name, policy in features.items()},
+        "feature",
+    )
+
+
+def _relay(relayed: Mapping[str, RelayTraffic]) -> Iterator[Metric]:
+    yield _gauge(
+        "atlas_relay_open_connections",
+        "Connections that the daemon relays.",
+        {(purpose,): each.open_connections for purpose, each in relayed.items()},
+        "purpose",
+    )
+    accepted = CounterMetricFamily(
+        "atlas_relay_connections",
+        "Connections accepted by the daemon. Purpose rescue: in place of a dead worker.",
+        labels=["purpose"],
+    )
+    moved = CounterMetricFamily(
+        "atlas_relay_bytes",
+        "Bytes relayed by the daemon.",
+        labels=["purpose", "direction"],
+    )
+    for purpose, each in relayed.items():
+        accepted.add_metric([purpose], each.connections)
+        moved.add_metric([purpose, "from_clients"], each.from_clients)
+        moved.add_metric([purpose, "to_clients"], each.to_clients)
+    yield accepted
+    yield moved
+
+
+def _one(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value)
+
+
+def _gauge(name: str, text: str, values: Mapping[tuple[str, ...], float], *labels: str) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for key, value in values.items():
+        family.add_metric(key, value)
+    return family
+
+
+class GaugeCollector:
+    """Sees everything that is so at a moment, from memory."""
+
+    def __init__(
+        self,
+        *,
+        knowledge: DeployQueries,
+        switch: Switch,
+        plane: Plane,
+        events: EventHub,
+        state: StateKeeper,
+    ) -> None:
+        self._knowledge = knowledge
+        self._switch = switch
+        self._plane = plane
+        self._events = events
+        self._state = state
+
+    def exposition(self, metrics: Metrics) -> Exposition:
+        """Return the instruments and what is seen from here as one; to be called once."""
+        WorkerUsage(metrics.registry, self._running)
+        return Exposition(metrics, self._look)
+
+    def _look(self) -> Iterator[Metric]:
+        return gauges(
+            Snapshot(
+                status=self._knowledge.status(),
+                state=self._state.state,
+                ready=self._knowledge.ready(),
+                queued={slot: self._plane.queued(slot) for slot in SlotName},
+                relayed=self._plane.relayed(),
+                listeners=self._events.listeners,
+            )
+        )
+
+    def _running(self) -> Iterator[Running]:
+        """Yield the workers in the slots. From any thread: it reads each attribute once."""
+        for slot in (self._switch.active, self._switch.staging):
+            if (instance := slot.instance) is not None:
+                yield Running(slot.name.value, instance.release.version, instance.pid)

@@ -1,0 +1,112 @@
+"""What a deploy needs of the world, and nothing about how it is done.
+
+The runner knows the table and this; `executor` does the work on real slots and sockets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+from atlas_supervisor.deploy.machine import Event, Plan
+from atlas_supervisor.model.deploy import DeployRecord
+from atlas_supervisor.model.event import DeployEvent, PublishedEvent
+from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.step import StepDetail
+
+_NO_DETAIL = StepDetail()
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """How an activity ended: the event that it leads to, and what its step records."""
+
+    event: Event
+    message: str
+    detail: StepDetail = _NO_DETAIL
+
+    @classmethod
+    def passed(cls, message: str, detail: StepDetail = _NO_DETAIL) -> Self:
+        """Return that the activity did what it was to do."""
+        return cls(Event.PASSED, message, detail)
+
+    @classmethod
+    def failed(cls, message: str, detail: StepDetail = _NO_DETAIL) -> Self:
+        """Return that it did not."""
+        return cls(Event.FAILED, message, detail)
+
+    @classmethod
+    def staging_died(cls, message: str) -> Self:
+        """Return that it failed because the staging instance ended."""
+        return cls(Event.STAGING_DIED, message)
+
+    @property
+    def has_passed(self) -> bool:
+        """Whether the activity did what it was to do."""
+        return self.event is Event.PASSED
+
+
+class ActiveDeploy(Protocol):
+    """The deploy that an activity works for."""
+
+    record: DeployRecord
+    plan: Plan
+    release: Release
+
+    def leave_slot(self) -> None:
+        """Note that the staging slot can be used again; its old version may linger."""
+
+    def note(self, detail: StepDetail) -> None:
+        """Note what the step is to record should the activity be interrupted."""
+
+
+class Effects(Protocol):
+    """One activity for each phase. An activity that is cancelled half-way undoes what it did."""
+
+    async def preflight(self, deploy: ActiveDeploy) -> StepOutcome:
+        """Check everything that can be checked before anything is started."""
+
+    async def launch(self, deploy: ActiveDeploy) -> StepOutcome:
+        """Start the release on the staging slot and wait until it is ready."""
+
+    async def smoke(self, deploy: ActiveDeploy) -> StepOutcome:
+        """Run the smoke tests against staging."""
+
+    async def health(self, deploy: ActiveDeploy) -> StepOutcome:
+        """Run the health gate against staging."""
+
+    async def switch(self, deploy: ActiveDeploy) -> StepOutcome:
+        """Send all traffic to staging, durably; on failure everything is as it was."""
+
+    async def guard(self, deploy: ActiveDeploy) -> StepOutcome:
+        """Watch the new version for the guard time."""
+
+    async def warm(self, deploy: ActiveDeploy) -> StepOutcome:
+        """Keep the old version alive for the rest of its warm time."""
+
+    async def drain(self, deploy: ActiveDeploy) -> StepOutcome:
+        """Let the version that has no more traffic finish, and end it."""
+
+    async def revert(self, deploy: ActiveDeploy) -> StepOutcome:
+        """Send all traffic back to the warm version, durably; on failure as for a switch."""
+
+    async def unstage(self, deploy: ActiveDeploy) -> StepOutcome:
+        """End the instance that never had traffic."""
+
+    async def fall_back_to_single(self, reason: str) -> None:
+        """Take no more deploys until an operator resets it."""
+
+    async def audit(self, action: str, outcome: str, record: DeployRecord, reason: str) -> None:
+        """Write an entry of the audit trail in the daemon's name."""
+
+    async def audit_result(self, record: DeployRecord) -> None:
+        """Have it audited what the deploy has come to; nobody waits for that."""
+
+    async def journal(self, record: DeployRecord, event: DeployEvent) -> int:
+        """Write a transition down, durably; return its id in the journal. Raises StoreError."""
+
+    def tell(self, announcement: PublishedEvent, journal_id: int | None) -> None:
+        """Tell whoever listens; None: it could not be written, but it has happened."""
+
+    def ports(self) -> tuple[int, int]:
+        """Return the active and the staging port as they are now."""

@@ -1,0 +1,55 @@
+"""Fills the rows of the error catalogue that concern deploys with a deploy's own facts."""
+
+from __future__ import annotations
+
+from atlas_supervisor import errors
+from atlas_supervisor.deploy.runner import DeployRun
+from atlas_supervisor.errors import RefusedError
+from atlas_supervisor.model.deploy import DeployRecord
+from atlas_supervisor.model.release import Release
+
+mode_is_single = errors.MODE_IS_SINGLE.error
+single_by_settings = errors.SINGLE_BY_SETTINGS.error
+stopping = errors.STOPPING.error
+nothing_to_roll_back = errors.NOTHING_TO_ROLL_BACK.error
+deploy_not_found = errors.DEPLOY_NOT_FOUND.error
+
+_NOTHING_TO = {"switch": errors.NOTHING_TO_SWITCH, "abort": errors.NOTHING_TO_ABORT}
+
+
+def unknown_release(problem: str) -> RefusedError:
+    """Return the error for a release that does not exist."""
+    return errors.UNKNOWN_RELEASE.error(problem=problem)
+
+
+def in_progress(run: DeployRun) -> RefusedError:
+    """Return the error for a second deploy while `run` is in progress."""
+    return errors.DEPLOY_IN_PROGRESS.error(deploy_id=run.record.deploy_id, phase=run.phase)
+
+
+def not_durable(problem: str, error: Exception) -> RefusedError:
+    """Return the error for a change that could not be saved; `problem` begins its message."""
+    return errors.NOT_DURABLE.error(problem=problem, error=error)
+
+
+def switch_failed(run: DeployRun) -> RefusedError:
+    """Return the error for a switch that was tried and failed."""
+    record = run.record.model_dump(mode="json")
+    return errors.SWITCH_FAILED.error(problem=run.switch_failure, extra=record)
+
+
+def too_late(record: DeployRecord) -> RefusedError:
+    """Return the error for a deploy that had its result before it could be aborted."""
+    extra = record.model_dump(mode="json")
+    return errors.TOO_LATE.error(result=record.result, extra=extra)
+
+
+def nothing_to(action: str, run: DeployRun | None) -> RefusedError:
+    """Return the error for `switch` or `abort` where no deploy is in a phase for it."""
+    state = f"the deploy is in {run.whereabouts}" if run else "no deploy is in progress"
+    return _NOTHING_TO[action].error(state=state)
+
+
+def previous_gone(release: Release, problem: str) -> RefusedError:
+    """Return the error for a previous version that is neither warm nor can be launched."""
+    return errors.PREVIOUS_VERSION_GONE.error(version=release.version, problem=problem)

@@ -1,0 +1,274 @@
+"""The deploy as one table: every phase, what can happen in it, and what follows. Pure.
+
+This file is the whole of what a deploy can do. A phase is its activity: the runner starts the
+activity of the phase that a row leads to, and its end is the next event. To add a phase is to add
+its rows, its activity (`effects.Effects`) and its words (`ACTIVITIES`). The diagram in
+`docs/deploy-machine.md` is drawn from the same rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from atlas_supervisor.model.deploy import Result
+from atlas_supervisor.model.step import StepName
+
+
+class Phase(StrEnum):
+    """Where a deploy is."""
+
+    PREFLIGHT = "preflight"
+    LAUNCH = "launch"
+    SMOKE = "smoke"
+    HEALTH = "health"
+    AWAITING_SWITCH = "awaiting_switch"
+    SWITCH = "switch"
+    GUARD = "guard"
+    WARM = "warm"
+    DRAIN = "drain"
+    REVERT = "revert"
+    DRAIN_REVERTED = "drain_reverted"
+    UNSTAGE = "unstage"
+    ENDED = "ended"
+
+
+class Event(StrEnum):
+    """What can happen to a deploy."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    STAGING_DIED = "staging_died"
+    ACTIVE_DIED = "active_died"
+    SWITCH_REQUESTED = "switch_requested"
+    ABORT_REQUESTED = "abort_requested"
+    ROLLBACK_REQUESTED = "rollback_requested"
+    SUPERSEDED = "superseded"
+    SUPERVISOR_STOPPED = "supervisor_stopped"
+
+
+class Consequence(StrEnum):
+    """What a transition demands besides its target's activity, once it is in the journal."""
+
+    ROLLBACK_AUDITED = "a rollback is audited"
+    SINGLE_MODE = "the mode falls back to single"
+    SWITCH_FAILURE_AUDITED = "a failed switch is audited"
+
+
+class When(StrEnum):
+    """A condition on the deploy's plan, where one event can lead two ways."""
+
+    ALWAYS = ""
+    DRY_RUN = "dry run"
+    LIVE = "not a dry run"
+    AUTO = "switches by itself"
+    MANUAL = "waits for the operator"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was requested; it does not change while the deploy runs."""
+
+    dry_run: bool = False
+    auto_switch: bool = True
+    rollback: bool = False
+    """It launches the version before the active one again, because that is no longer warm."""
+
+    def meets(self, condition: When) -> bool:
+        """Return whether a row with this condition applies."""
+        return {
+            When.ALWAYS: True,
+            When.DRY_RUN: self.dry_run,
+            When.LIVE: not self.dry_run,
+            When.AUTO: not self.dry_run and self.auto_switch,
+            When.MANUAL: not self.dry_run and not self.auto_switch,
+        }[condition]
+
+
+@dataclass(frozen=True)
+class Row:
+    """In `phase`, `event` leads to `target`, whose activity starts; `result` is then known."""
+
+    phase: Phase
+    event: Event
+    target: Phase
+    result: Result | None = None
+    when: When = When.ALWAYS
+    demands: tuple[Consequence, ...] = ()
+
+
+class NotPossibleError(Exception):
+    """The event has no row in this phase."""
+
+
+_P, _E, _R = Phase, Event, Result
+_REJECTED = (Consequence.ROLLBACK_AUDITED, Consequence.SINGLE_MODE)
+_ROLLED_BACK = (Consequence.ROLLBACK_AUDITED,)
+_NOT_SWITCHED = (Consequence.SWITCH_FAILURE_AUDITED,)
+
+
+def _gate(phase: Phase) -> tuple[Row, ...]:
+    """Return the rows of every gate with a live staging instance: how it can go wrong."""
+    return (
+        Row(phase, _E.FAILED, _P.UNSTAGE, _R.FAILED, When.LIVE, _REJECTED),
+        Row(phase, _E.FAILED, _P.UNSTAGE, _R.FAILED, When.DRY_RUN),
+        Row(phase, _E.STAGING_DIED, _P.UNSTAGE, _R.FAILED, When.LIVE, _REJECTED),
+        Row(phase, _E.STAGING_DIED, _P.UNSTAGE, _R.FAILED, When.DRY_RUN),
+        Row(phase, _E.ABORT_REQUESTED, _P.UNSTAGE, _R.ABORTED),
+        Row(phase, _E.SUPERVISOR_STOPPED, _P.ENDED, _R.ABORTED),
+    )
+
+
+TABLE: tuple[Row, ...] = (
+    Row(_P.PREFLIGHT, _E.PASSED, _P.LAUNCH),
+    Row(_P.PREFLIGHT, _E.FAILED, _P.ENDED, _R.FAILED),
+    Row(_P.PREFLIGHT, _E.ABORT_REQUESTED, _P.ENDED, _R.ABORTED),
+    Row(_P.PREFLIGHT, _E.SUPERVISOR_STOPPED, _P.ENDED, _R.ABORTED),
+    Row(_P.LAUNCH, _E.PASSED, _P.SMOKE),
+    *_gate(_P.LAUNCH),
+    Row(_P.SMOKE, _E.PASSED, _P.HEALTH),
+    *_gate(_P.SMOKE),
+    Row(_P.HEALTH, _E.PASSED, _P.SWITCH, when=When.AUTO),
+    Row(_P.HEALTH, _E.PASSED, _P.AWAITING_SWITCH, _R.AWAITING_SWITCH, When.MANUAL),
+    Row(_P.HEALTH, _E.PASSED, _P.UNSTAGE, _R.DRY_RUN_PASSED, When.DRY_RUN),
+    *_gate(_P.HEALTH),
+    Row(_P.AWAITING_SWITCH, _E.SWITCH_REQUESTED, _P.SWITCH),
+    Row(_P.AWAITING_SWITCH, _E.ABORT_REQUESTED, _P.UNSTAGE, _R.ABORTED),
+    Row(_P.AWAITING_SWITCH, _E.STAGING_DIED, _P.UNSTAGE, _R.FAILED, demands=_REJECTED),
+    # It goes on waiting over a restart of the daemon: its release passes the gates once more.
+    Row(_P.AWAITING_SWITCH, _E.SUPERVISOR_STOPPED, _P.LAUNCH),
+    Row(_P.SWITCH, _E.PASSED, _P.GUARD, _R.SWITCHED),
+    Row(_P.SWITCH, _E.FAILED, _P.AWAITING_SWITCH, _R.AWAITING_SWITCH, demands=_NOT_SWITCHED),
+    Row(_P.SWITCH, _E.STAGING_DIED, _P.UNSTAGE, _R.FAILED, demands=_NOT_SWITCHED),
+    Row(_P.SWITCH, _E.SUPERVISOR_STOPPED, _P.ENDED, _R.ABORTED),
+    Row(_P.GUARD, _E.PASSED, _P.WARM),
+    Row(_P.GUARD, _E.FAILED, _P.REVERT, demands=_REJECTED),
+    Row(_P.GUARD, _E.ACTIVE_DIED, _P.REVERT, demands=_REJECTED),
+    # A request for a rollback is audited by itself, with its actor.
+    Row(_P.GUARD, _E.ROLLBACK_REQUESTED, _P.REVERT),
+    Row(_P.GUARD, _E.SUPERSEDED, _P.DRAIN),
+    Row(_P.GUARD, _E.SUPERVISOR_STOPPED, _P.ENDED),
+    Row(_P.WARM, _E.PASSED, _P.DRAIN),
+    Row(_P.WARM, _E.ACTIVE_DIED, _P.REVERT, demands=_ROLLED_BACK),
+    Row(_P.WARM, _E.ROLLBACK_REQUESTED, _P.REVERT),
+    Row(_P.WARM, _E.SUPERSEDED, _P.DRAIN),
+    Row(_P.WARM, _E.SUPERVISOR_STOPPED, _P.ENDED),
+    # Phases that only clean up can't change the result, and always lead to the end.
+    Row(_P.WARM, _E.FAILED, _P.DRAIN),
+    Row(_P.DRAIN, _E.PASSED, _P.ENDED),
+    Row(_P.DRAIN, _E.FAILED, _P.ENDED),
+    Row(_P.DRAIN, _E.SUPERVISOR_STOPPED, _P.ENDED),
+    Row(_P.REVERT, _E.PASSED, _P.DRAIN_REVERTED, _R.ROLLED_BACK),
+    # The old version could not take over: the new one keeps the traffic.
+    Row(_P.REVERT, _E.FAILED, _P.WARM, _R.SWITCHED, demands=_NOT_SWITCHED),
+    Row(_P.REVERT, _E.SUPERVISOR_STOPPED, _P.ENDED),
+    Row(_P.DRAIN_REVERTED, _E.PASSED, _P.ENDED),
+    Row(_P.DRAIN_REVERTED, _E.FAILED, _P.ENDED),
+    Row(_P.DRAIN_REVERTED, _E.SUPERVISOR_STOPPED, _P.ENDED),
+    Row(_P.UNSTAGE, _E.PASSED, _P.ENDED),
+    Row(_P.UNSTAGE, _E.FAILED, _P.ENDED),
+    Row(_P.UNSTAGE, _E.SUPERVISOR_STOPPED, _P.ENDED),
+)
+
+FIRST_PHASE = Phase.PREFLIGHT
+
+ACTIVITIES = {
+    Phase.PREFLIGHT: "check the release, the smoke file and the ports; free the staging slot",
+    Phase.LAUNCH: "start the release on staging and wait until it is ready",
+    Phase.SMOKE: "run the smoke tests against staging",
+    Phase.HEALTH: "run the health gate against staging",
+    Phase.AWAITING_SWITCH: "wait for the operator",
+    Phase.SWITCH: "send all traffic to staging, durably",
+    Phase.GUARD: "watch the new version for the guard time",
+    Phase.WARM: "keep the old version alive for the rest of its warm time",
+    Phase.DRAIN: "drain and end the old version",
+    Phase.REVERT: "send all traffic back to the old version, durably",
+    Phase.DRAIN_REVERTED: "drain and end the new version",
+    Phase.UNSTAGE: "end the instance that never had traffic",
+}
+"""What the activity of each phase does, in words."""
+
+IN_PROGRESS = frozenset(
+    {
+        Phase.PREFLIGHT,
+        Phase.LAUNCH,
+        Phase.SMOKE,
+        Phase.HEALTH,
+        Phase.AWAITING_SWITCH,
+        Phase.SWITCH,
+        Phase.UNSTAGE,
+        Phase.REVERT,
+    }
+)
+"""Phases in which the deploy is in progress: a second one is refused."""
+
+FLIPS = frozenset({Phase.SWITCH, Phase.REVERT})
+"""Phases whose activity moves all traffic to the other slot: short, and never interrupted."""
+
+STEP_OF = {
+    Phase.PREFLIGHT: StepName.PREFLIGHT,
+    Phase.LAUNCH: StepName.LAUNCH,
+    Phase.SMOKE: StepName.SMOKE,
+    Phase.HEALTH: StepName.HEALTH,
+    Phase.SWITCH: StepName.SWITCH,
+    Phase.GUARD: StepName.GUARD,
+    Phase.DRAIN: StepName.DRAIN,
+    Phase.DRAIN_REVERTED: StepName.DRAIN,
+}
+"""Phases whose activity is a step of the record."""
+
+
+def step(plan: Plan, phase: Phase, event: Event) -> Row:
+    """Return the transition that follows. Raises NotPossibleError."""
+    for row in TABLE:
+        if row.phase is phase and row.event is event and plan.meets(row.when):
+            return row
+    raise NotPossibleError(f"{event} is not possible in {phase}")
+
+
+def possible(plan: Plan, phase: Phase, event: Event) -> bool:
+    """Return whether the event has a row in this phase."""
+    return any(row.phase is phase and row.event is event and plan.meets(row.when) for row in TABLE)
+
+
+def diagram() -> str:
+    """Return the table as a Mermaid state diagram."""
+    lines = ["stateDiagram-v2", f"    [*] --> {FIRST_PHASE}"]
+    for row in TABLE:
+        label = row.event.value + (f" [{row.when}]" if row.when else "")
+        if row.result:
+            label += f" / {row.result}"
+        lines.append(f"    {row.phase} --> {row.target}: {label}")
+    lines.append(f"    {Phase.ENDED} --> [*]")
+    return "\n".join(lines) + "\n"
+
+
+AFTER_SWITCH = frozenset({Phase.GUARD, Phase.WARM, Phase.DRAIN, Phase.DRAIN_REVERTED})
+"""Phases that the supervisor's stop may cut short without any harm."""
+
+
+def succeeded(phase: Phase, event: Event) -> bool:
+    """Return whether the step of a phase that ends by the event did what it was to do."""
+    cut_short = event is Event.SUPERVISOR_STOPPED and phase in AFTER_SWITCH
+    return cut_short or event in {Event.PASSED, Event.SUPERSEDED}
+
+
+_EXPLAINED = frozenset(
+    {
+        Event.FAILED,
+        Event.STAGING_DIED,
+        Event.ACTIVE_DIED,
+        Event.ABORT_REQUESTED,
+        Event.ROLLBACK_REQUESTED,
+    }
+)
+
+_TIDYING = frozenset({Phase.WARM, Phase.DRAIN, Phase.DRAIN_REVERTED, Phase.UNSTAGE})
+"""Phases that only clean up: their failure is shown in their step and is not the reason."""
+
+
+def explains(phase: Phase, event: Event) -> bool:
+    """Return whether the cause of the event, in this phase, becomes the deploy's reason."""
+    if event is Event.SUPERVISOR_STOPPED:
+        return phase not in AFTER_SWITCH | _TIDYING
+    return event in _EXPLAINED and not (event is Event.FAILED and phase in _TIDYING)

@@ -1,0 +1,356 @@
+"""The errors that cross layers, and the catalogue of those that the API answers with.
+
+An error that stays inside one module is defined there. A refused request is one row of the
+catalogue: the code that raises it, the OpenAPI document and docs/api.md all use that row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class AtlasError(Exception):
+    """Base of all errors that the daemon raises on purpose; any other exception is a bug."""
+
+
+class SettingsError(AtlasError):
+    """The settings are invalid. `faults` holds one line per fault, ready to print."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+class StartRefusedError(AtlasError):
+    """The daemon can't start here (a port is taken, another daemon runs); the text says why."""
+
+
+class RefusedError(AtlasError):
+    """A request is refused and changed nothing. Made from a row of the catalogue.
+
+    `code` is stable and snake_case, `status` is the HTTP status, `hint` says what the caller can
+    do. `extra` holds further top-level fields of the answer.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        status: int,
+        hint: str,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.status = status
+        self.hint = hint
+        self.extra = extra or {}
+
+
+@dataclass(frozen=True)
+class ErrorSpec:
+    """A row of the catalogue. Two rows may share a code, never a message.
+
+    `message` and `hint` are templates (`str.format`); `example` fills them in for the documents.
+    """
+
+    code: str
+    status: int
+    message: str
+    hint: str
+    example: Mapping[str, Any] = field(default_factory=dict)
+    with_record: bool = False
+    """The answer is the record of a deploy, with `error` beside its fields."""
+
+    def error(
+        self, *, status: int | None = None, extra: dict[str, Any] | None = None, **values: object
+    ) -> RefusedError:
+        """Return the error to raise, with `values` filled into its templates."""
+        return RefusedError(
+            self.code,
+            self.message.format(**values),
+            status=status or self.status,
+            hint=self.hint.format(**values),
+            extra=extra,
+        )
+
+    def documented(self) -> RefusedError:
+        """Return the error as the documents show it."""
+        return self.error(**self.example)
+
+
+_SEE_DOCS = "GET /docs shows what this request takes"
+_DISK_HINT = "check whether the disk of STATE_DIR is full or read-only"
+_SHOW_HINT = "atlasctl show {deploy_id} shows what every step found"
+_STATUS_HINT = "GET /deploy/status (atlasctl status) shows the current state"
+_ID = {"deploy_id": "20260105-093000-4f2a11"}
+
+# Requests that can't be read.
+
+BAD_REQUEST = ErrorSpec(
+    "bad_request", 400, "this is not valid HTTP with exactly one Host header", "check your client"
+)
+INVALID_QUERY = ErrorSpec(
+    "invalid_query", 400, "{problem}", _SEE_DOCS, {"problem": "dry: unknown field"}
+)
+INVALID_BODY = ErrorSpec(
+    "invalid_body", 400, "{problem}", _SEE_DOCS, {"problem": "the body is not valid JSON"}
+)
+INVALID_HEADER = ErrorSpec(
+    "invalid_header",
+    400,
+    "{header}: {problem}",
+    _SEE_DOCS,
+    {"header": "Last-Event-ID", "problem": "given twice"},
+)
+INVALID_IDEMPOTENCY_KEY = ErrorSpec(
+    "invalid_header",
+    400,
+    "{header}: expected one key of 1 to 255 visible ASCII characters",
+    "a UUID is a good key: a new one for each request, the same one to repeat it",
+    {"header": "Idempotency-Key"},
+)
+TOO_SLOW = ErrorSpec(
+    "too_slow", 408, "the request did not arrive completely in time", "send it again"
+)
+BODY_TOO_LARGE = ErrorSpec(
+    "body_too_large", 413, "the body is too large", "a body may have 65536 bytes"
+)
+UNSUPPORTED_MEDIA_TYPE = ErrorSpec(
+    "unsupported_media_type",
+    415,
+    "the body must be JSON in UTF-8, not compressed",
+    "send Content-Type: application/json, and no Content-Encoding",
+)
+EXPECTATION_FAILED = ErrorSpec(
+    "expectation_failed", 417, "unknown expectation", "the only one supported is 100-continue"
+)
+IDEMPOTENCY_KEY_REUSED = ErrorSpec(
+    "idempotency_key_reused",
+    422,
+    "the Idempotency-Key {key!r} was used for another request before",
+    "a key stands for one request (method, path, query, body and caller); use a new key",
+    {"key": "3f1c"},
+)
+REFUSED = ErrorSpec(
+    "refused",
+    0,  # the status that the HTTP library chose
+    "{phrase}",
+    "GET /docs shows what this API offers",
+    {"phrase": "any other refusal by the HTTP library"},
+)
+
+# Who may do what.
+
+TOKEN_REQUIRED = ErrorSpec(
+    "token_required",
+    401,
+    "this request needs the bearer token",
+    "send 'Authorization: Bearer TOKEN' with the content of {file} (CONTROL_TOKEN_FILE), or use "
+    "atlasctl on this machine",
+    {"file": "control.token"},
+)
+TOKEN_WRONG = ErrorSpec(
+    "token_wrong", 401, "the token is wrong", TOKEN_REQUIRED.hint, TOKEN_REQUIRED.example
+)
+NOT_PERMITTED = ErrorSpec(
+    "not_permitted",
+    403,
+    "uid {uid} may only read, and neither audit trail nor logs",
+    "run it as root or as the daemon's own user",
+    {"uid": 1000},
+)
+FOREIGN_ORIGIN = ErrorSpec(
+    "foreign_origin",
+    403,
+    "{header} names another site",
+    "pages of other sites can't use this API",
+    {"header": "Origin"},
+)
+WRONG_HOST = ErrorSpec(
+    "wrong_host",
+    421,
+    "Host header not allowed",
+    "use the host and port of CONTROL_HOST and CONTROL_PORT, or localhost",
+)
+
+# What does not exist.
+
+NOT_FOUND = ErrorSpec("not_found", 404, "there is no such path", "GET /docs lists every path")
+ASSET_NOT_FOUND = ErrorSpec(
+    "not_found", 404, "there is no such file of Swagger UI", "see GET /docs"
+)
+METHOD_NOT_ALLOWED = ErrorSpec(
+    "method_not_allowed",
+    405,
+    "this path does not support the method",
+    "the Allow header names the methods it supports",
+)
+UNKNOWN_RELEASE = ErrorSpec(
+    "unknown_release",
+    404,
+    "{problem}",
+    "a release is a folder below RELEASES_DIR; without one the worker directory is deployed",
+    {"problem": "there is no release '1.5.0'"},
+)
+DEPLOY_NOT_FOUND = ErrorSpec(
+    "deploy_not_found", 404, "there is no deploy with this id", "GET /deploy/history lists them"
+)
+UNKNOWN_FEATURE = ErrorSpec(
+    "unknown_feature",
+    404,
+    "there is no feature {name!r}",
+    "CANARY_FEATURES lists them: {known}",
+    {"name": "speech", "known": "vision"},
+)
+LOG_NOT_FOUND = ErrorSpec(
+    "log_not_found",
+    404,
+    "there is no log of this name",
+    "the logs are supervisor, blue and green",
+)
+
+# Deploys that can't be done now.
+
+DEPLOY_IN_PROGRESS = ErrorSpec(
+    "deploy_in_progress",
+    409,
+    "deploy {deploy_id} is in progress ({phase})",
+    "wait until it has ended, or abort it with POST /deploy/abort (atlasctl abort)",
+    {**_ID, "phase": "health"},
+)
+MODE_IS_SINGLE = ErrorSpec(
+    "mode_is_single",
+    409,
+    "deploys are disabled: the mode is single",
+    "GET /deploy/status (atlasctl status) shows why; fix the cause, then enable deploys with "
+    'POST /deploy/mode {{"mode": "bluegreen"}} (atlasctl mode bluegreen)',
+)
+SINGLE_BY_SETTINGS = ErrorSpec(
+    "single_by_settings",
+    409,
+    "DEPLOY_MODE=single in the settings overrides the mode",
+    "set DEPLOY_MODE=bluegreen in the env file and restart the daemon",
+)
+NOTHING_TO_SWITCH = ErrorSpec(
+    "nothing_to_switch",
+    409,
+    "there is no deploy to switch: {state}",
+    _STATUS_HINT,
+    {"state": "no deploy is in progress"},
+)
+NOTHING_TO_ABORT = ErrorSpec(
+    "nothing_to_abort",
+    409,
+    "there is no deploy to abort: {state}",
+    _STATUS_HINT,
+    {"state": "no deploy is in progress"},
+)
+NOTHING_TO_ROLL_BACK = ErrorSpec(
+    "nothing_to_roll_back",
+    409,
+    "there is no earlier version to go back to",
+    "POST /deploy/bluegreen (atlasctl deploy) deploys another version",
+)
+PREVIOUS_VERSION_GONE = ErrorSpec(
+    "previous_version_gone",
+    409,
+    "version {version} can't be launched again: {problem}",
+    "with RELEASES_DIR every release keeps its own folder, so that a rollback can launch it",
+    {"version": "1.3.2", "problem": "its folder has another version now"},
+)
+RAMP_NOT_POSSIBLE = ErrorSpec(
+    "ramp_not_possible",
+    409,
+    "{problem}",
+    "{hint}",
+    {"problem": "vision is steady: no ramp is in progress", "hint": "start one first"},
+)
+
+# Deploys that ended in another way than was asked for.
+
+TOO_LATE = ErrorSpec(
+    "too_late",
+    409,
+    "the deploy can't be aborted any more: its result is {result}",
+    "POST /deploy/rollback (atlasctl rollback) goes back to the previous version",
+    {"result": "switched"},
+    with_record=True,
+)
+DEPLOY_ABORTED = ErrorSpec(
+    "deploy_aborted",
+    409,
+    "the deploy was aborted: {reason}",
+    _SHOW_HINT,
+    {**_ID, "reason": "aborted by uid:0"},
+    with_record=True,
+)
+DEPLOY_WENT_OTHERWISE = ErrorSpec(
+    "deploy_went_otherwise",
+    409,
+    "the deploy ended as {result}: {reason}",
+    _SHOW_HINT,
+    {**_ID, "result": "dry_run_passed", "reason": "no reason is recorded"},
+    with_record=True,
+)
+RELEASE_DID_NOT_PASS = ErrorSpec(
+    "release_did_not_pass",
+    422,
+    "the release {outcome}: {reason}",
+    _SHOW_HINT,
+    {**_ID, "outcome": "did not pass", "reason": "smoke: home answers: expected 200, got 500"},
+    with_record=True,
+)
+SWITCH_FAILED = ErrorSpec(
+    "switch_failed",
+    503,
+    "the switch failed, ports and mode are unchanged: {problem}",
+    "fix the cause, then try again; POST /deploy/switch (atlasctl switch) retries a deploy that "
+    "waits",
+    {"problem": "deploy_state.json: no space left on device"},
+    with_record=True,
+)
+
+# What the daemon can't do at the moment.
+
+INTERNAL_ERROR = ErrorSpec(
+    "internal_error",
+    500,
+    "the daemon failed to answer this request",
+    "the daemon's log has the details; please report it",
+)
+NOT_READY = ErrorSpec(
+    "not_ready",
+    503,
+    "no active worker takes traffic",
+    "GET /deploy/status shows the slots, the worker's log shows why",
+)
+NOT_DURABLE = ErrorSpec(
+    "not_durable",
+    503,
+    "{problem}: {error}",
+    _DISK_HINT,
+    {"problem": "the change could not be saved and was not made", "error": "disk is full"},
+)
+STOPPING = ErrorSpec("stopping", 503, "the daemon is stopping", "try again later")
+TOO_MANY_STREAMS = ErrorSpec(
+    "too_many_streams",
+    503,
+    "{limit} streams are open already",
+    "close some, or poll GET /deploy/status",
+    {"limit": 512},
+)
+UNAVAILABLE = ErrorSpec(
+    "unavailable",
+    503,
+    "{problem}",
+    "check whether the disk of STATE_DIR is full, read-only or locked; traffic is not affected",
+    {"problem": "the database can't be read: disk I/O error"},
+)
+
+CATALOGUE = tuple(row for row in globals().copy().values() if isinstance(row, ErrorSpec))
+"""Every row, in the order above."""

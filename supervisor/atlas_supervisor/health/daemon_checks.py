@@ -1,0 +1,98 @@
+"""Looks at what is the daemon's own: its database, its folder, and whether steering is as written.
+
+None of them raises for what it finds: that is the finding.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import anyio
+
+from atlas_supervisor.model.health import Check, CheckStatus
+from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.model.state import DeployState
+from atlas_supervisor.store.database import Database
+from atlas_supervisor.store.state_keeper import StateFile, StateKeeper, UnreadableStateError
+from atlas_supervisor.store.statements import StoreError
+from atlas_supervisor.system.clock import Stopwatch
+from atlas_supervisor.traffic import Plane
+
+MIB = 1024 * 1024
+LITTLE_FREE = 256 * MIB
+"""Bytes free in `STATE_DIR`, below which it warns."""
+TOO_LITTLE_FREE = 64 * MIB
+"""Bytes free, below which it fails: a switch must be written down, and logs go on growing."""
+FEW_FILES = 100
+"""Files that can still be made, below which it fails: each write of the state file makes one."""
+
+SWITCH_SECONDS = 1.0
+"""In a switch, steering runs ahead of the state file; how long that is no disagreement."""
+
+
+async def database(keeper: StateKeeper, store: Database) -> Check:
+    """Write the copy of the state into the database, and read it back.
+
+    It is always right to write, so this needs no table of its own and mends a copy that failed.
+    """
+    watch = Stopwatch()
+    try:
+        await store.state.save(keeper.state)
+        read = await store.state.load()
+    except StoreError as error:
+        return Check(status=CheckStatus.FAIL, unit="ms", message=str(error))
+    except ValueError as error:
+        return Check(status=CheckStatus.FAIL, unit="ms", message=f"it gave nonsense back: {error}")
+    if read is None:
+        return Check(status=CheckStatus.FAIL, unit="ms", message="what it took is not there")
+    message = "it took a write and gave it back"
+    return Check(status=CheckStatus.PASS, value=watch.milliseconds, unit="ms", message=message)
+
+
+async def disk_free(folder: Path) -> Check:
+    """Tell how much can still be written to the folder's file system."""
+    try:
+        found = await anyio.to_thread.run_sync(os.statvfs, folder)
+    except OSError as error:
+        return Check(status=CheckStatus.FAIL, unit="MiB", message=f"STATE_DIR: {error.strerror}")
+    free = found.f_bavail * found.f_frsize
+    status, message = CheckStatus.PASS, "free in STATE_DIR"
+    if free < LITTLE_FREE:
+        status = CheckStatus.FAIL if free < TOO_LITTLE_FREE else CheckStatus.WARN
+        message = "free in STATE_DIR, and that is little: make room"
+    if found.f_files and found.f_favail < FEW_FILES:  # some file systems count no files
+        status, message = CheckStatus.FAIL, f"STATE_DIR has room for {found.f_favail} files only"
+    return Check(status=status, value=float(free // MIB), unit="MiB", message=message)
+
+
+async def steering(plane: Plane, file: StateFile, ports: dict[SlotName, int]) -> Check:
+    """Compare who has new connections with what the state file on the disk says."""
+    watch = Stopwatch()
+    while True:
+        try:
+            state = await anyio.to_thread.run_sync(file.read)
+        except UnreadableStateError as error:
+            return _steering(CheckStatus.FAIL, f"the state file {error}")
+        status, message = _compared(plane.active, state, ports)
+        if status is CheckStatus.PASS or watch.seconds > SWITCH_SECONDS:
+            return _steering(status, message)
+        await anyio.sleep(SWITCH_SECONDS / 10)
+
+
+def _compared(
+    active: SlotName, state: DeployState | None, ports: dict[SlotName, int]
+) -> tuple[CheckStatus, str]:
+    if state is None:
+        return CheckStatus.FAIL, "there is no state file"
+    if state.active_port != ports[active]:
+        message = (
+            f"new connections go to {active} (port {ports[active]}), and the state file names port "
+            f"{state.active_port}"
+        )
+        return CheckStatus.FAIL, message
+    return CheckStatus.PASS, f"new connections go to {active}, as the state file says"
+
+
+def _steering(status: CheckStatus, message: str) -> Check:
+    return Check(status=status, message=message)

@@ -1,0 +1,124 @@
+"""Looks at the active instance: on its own port, through the public port, and at what it tells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import anyio
+from yarl import URL
+
+from atlas_supervisor.config import Settings
+from atlas_supervisor.health.worker_report import complaint, read, skipped
+from atlas_supervisor.model.health import Check, CheckStatus
+from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.model.verdict import Verdict
+from atlas_supervisor.probes.health_probe import HttpProber, ProbedResponse
+from atlas_supervisor.system.clock import Stopwatch
+from atlas_supervisor.traffic.listeners import loopback_of
+
+
+@dataclass(frozen=True)
+class ActiveWorker:
+    """The active slot at one moment, and who is in it."""
+
+    slot: SlotName
+    port: int
+    instance: str | None
+    """None: nobody there that serves."""
+    version: str | None = None
+    absence: str = ""
+    """Why nobody serves, in words."""
+
+    def is_same(self, other: ActiveWorker) -> bool:
+        """Tell whether it is the same instance in the same slot."""
+        return (self.slot, self.instance) == (other.slot, other.instance)
+
+
+@dataclass(frozen=True)
+class WorkerReading:
+    """What was seen of one instance; read once, however often it is told."""
+
+    subject: ActiveWorker
+    checks: dict[str, Check]
+    age: Stopwatch | None = None
+    """None: nobody was there to be looked at."""
+
+
+class WorkerChecks:
+    """Asks an instance on both ways at once, each in `HEALTH_TIMEOUT_SECONDS` at most."""
+
+    def __init__(self, settings: Settings, prober: HttpProber) -> None:
+        self._settings = settings
+        self._prober = prober
+        self._public = public_url(str(settings.public_host), settings.public_port)
+
+    async def look(self, subject: ActiveWorker) -> WorkerReading:
+        """Look once; never raises for what the instance does."""
+        if subject.instance is None:
+            return nobody(subject)
+        found: dict[str, ProbedResponse] = {}
+
+        async def ask(way: str, by: URL | None) -> None:
+            found[way] = await self._prober.look(
+                subject.port,
+                self._settings.health_path,
+                timeout_seconds=self._settings.health_timeout_seconds,
+                expect_instance=subject.instance,
+                by=by,
+            )
+
+        async with anyio.create_task_group() as both:
+            both.start_soon(ask, "own", None)
+            if self._public is not None:
+                both.start_soon(ask, "public", self._public)
+        own, public = found["own"], found.get("public")
+        told = read(own.answer) if own.answer else skipped("the active instance did not answer")
+        checks = {**told, "port_active": port_active(subject, own, public)}
+        return WorkerReading(subject, checks, Stopwatch())
+
+
+def public_url(host: str, port: int) -> URL | None:
+    """Return where this machine reaches the public port; None if there is none."""
+    return URL.build(scheme="http", host=loopback_of(host), port=port) if port else None
+
+
+def nobody(subject: ActiveWorker) -> WorkerReading:
+    """Return what there is to see where no instance serves."""
+    checks = skipped("there is no instance to ask")
+    return WorkerReading(
+        subject, {**checks, "port_active": _port(CheckStatus.FAIL, subject.absence)}
+    )
+
+
+def not_seen_yet(subject: ActiveWorker, seconds: float, *, fresh: bool) -> WorkerReading:
+    """Return what there is to see of an instance that has not answered its first look yet.
+
+    One that is `fresh` was ready a moment ago, so that is not held against it.
+    """
+    status = CheckStatus.SKIPPED if fresh else CheckStatus.WARN
+    checks = skipped("the active instance has not been looked at yet")
+    message = f"the active instance has not answered yet, for {seconds:.1f} s"
+    return WorkerReading(subject, {**checks, "port_active": _port(status, message)})
+
+
+def port_active(subject: ActiveWorker, own: ProbedResponse, public: ProbedResponse | None) -> Check:
+    """Tell whether the active instance answers on its own port and through the public port.
+
+    `public` is None where there is no public port.
+    """
+    ways = [way for way in (own, public) if way is not None]
+    slowest = max(way.result.duration_ms for way in ways)
+    for way in ways:
+        if way.answer is None:
+            unsure = way.result.verdict is Verdict.INCONCLUSIVE
+            return _port(CheckStatus.WARN if unsure else CheckStatus.FAIL, way.result.message)
+    if own.result.verdict is not Verdict.PASS:
+        # What it tells of itself says more than its status: that check fails, and this one warns.
+        told = own.answer is not None and complaint(own.answer)
+        return _port(CheckStatus.WARN if told else CheckStatus.FAIL, own.result.message, slowest)
+    where = "on its own port and the public one" if public else "on its own port; no other"
+    return _port(CheckStatus.PASS, f"{subject.slot} answers {where}", slowest)
+
+
+def _port(status: CheckStatus, message: str, value: float | None = None) -> Check:
+    return Check(status=status, value=value, unit="ms", message=message)

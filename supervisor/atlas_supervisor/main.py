@@ -1,0 +1,168 @@
+"""The daemon's program: checks the settings, then runs the daemon or says why it can't.
+
+The daemon's process: one for a state folder, with a log, and ended by a signal or a failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
+
+import anyio
+import structlog
+
+from atlas_supervisor.config import Settings, describe_settings, load_settings, warnings
+from atlas_supervisor.daemon import Daemon
+from atlas_supervisor.errors import SettingsError, StartRefusedError
+from atlas_supervisor.system.lock import only_daemon
+from atlas_supervisor.telemetry.logging_setup import OWN_LOG, configure_logs
+
+log = structlog.get_logger(__name__)
+
+_FOLDER_MODE = 0o750
+_FAILED = 70
+"""Exit status of a daemon that failed by itself (EX_SOFTWARE)."""
+
+
+async def run(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT, then drain and stop everything. Raises StartRefusedError."""
+    _prepare_folder(settings.state_dir)
+    with only_daemon(settings.state_dir / "supervisor.lock"):
+        configure_logs(settings.state_dir / "logs" / OWN_LOG, settings.log_level)
+        _allow_many_files()
+        for warning in warnings(settings):
+            log.warning("settings_unwise", why=warning)
+        # Signals first: one that comes while we start must not leave anything behind.
+        async with _stop_signal() as stopping:
+            try:
+                await Daemon(settings).run(stopping)
+            except Exception as error:
+                if not _is_refusal(error):
+                    _leave(error)
+                raise
+        log.info("stopped")
+
+
+def _is_refusal(error: Exception) -> bool:
+    if isinstance(error, ExceptionGroup):  # task groups wrap what is raised inside of them
+        return error.split(StartRefusedError)[1] is None
+    return isinstance(error, StartRefusedError)
+
+
+def _leave(error: Exception) -> NoReturn:
+    """End this process at once: half a daemon is worse than none.
+
+    Workers live on and serve. They would not if Python ended in order: closing the event loop
+    kills the processes that it has started.
+    """
+    log.critical("daemon_failed", why=repr(error), exc_info=error)
+    logging.shutdown()
+    os._exit(_FAILED)
+
+
+def _prepare_folder(state_dir: Path) -> None:
+    try:
+        for folder in (state_dir, state_dir / "logs"):
+            folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+        state_dir.chmod(_FOLDER_MODE)
+    except OSError as error:
+        raise StartRefusedError(f"STATE_DIR={state_dir} can't be used: {error}") from error
+
+
+def _allow_many_files() -> None:
+    """Lift our own limit of open files; workers are started with the one that we found."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@asynccontextmanager
+async def _stop_signal() -> AsyncIterator[anyio.Event]:
+    """Yield an event that is set by the first SIGTERM or SIGINT."""
+    stopping = anyio.Event()
+
+    async def listen() -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            armed.set()
+            async for number in signals:
+                log.info("stopping", signal=signal.Signals(number).name)
+                stopping.set()
+
+    armed = anyio.Event()
+    async with anyio.create_task_group() as group:
+        group.start_soon(listen)
+        await armed.wait()
+        try:
+            yield stopping
+        finally:
+            group.cancel_scope.cancel()
+
+
+_REFUSED, _BAD_SETTINGS = 1, 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the daemon; return the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        settings = load_settings(options.env_file.absolute(), os.environ)
+    except SettingsError as error:
+        for fault in error.faults:
+            print(fault, file=sys.stderr)  # noqa: T201  # before there is a log
+        return _BAD_SETTINGS
+    if options.check:
+        _show(settings)
+        return 0
+    refusals: list[str] = []
+    try:
+        anyio.run(run, settings)
+    except* StartRefusedError as refused:  # task groups wrap what is raised inside of them
+        refusals = [str(refusal) for refusal in _leaves(refused)]
+    for refusal in refusals:
+        print(f"atlas-supervisor can't start: {refusal}", file=sys.stderr)  # noqa: T201  # the same
+    return _REFUSED if refusals else 0
+
+
+def _show(settings: Settings) -> None:
+    """Print the effective settings, and what is unwise about them."""
+    try:
+        print(describe_settings(settings), flush=True)  # noqa: T201  # what --check is for
+    except BrokenPipeError:  # whoever reads has seen enough, as `head` does; not an error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for warning in warnings(settings):
+        print(f"warning: {warning}", file=sys.stderr)  # noqa: T201  # before there is a log
+
+
+def _leaves(group: BaseExceptionGroup[StartRefusedError]) -> Iterator[StartRefusedError]:
+    for each in group.exceptions:
+        if isinstance(each, BaseExceptionGroup):
+            yield from _leaves(each)
+        else:
+            yield each
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m atlas_supervisor", description="The ATLAS Supervisor daemon."
+    )
+    parser.add_argument(
+        "--env-file",
+        type=Path,
+        default=Path("atlas.env"),
+        help="the settings (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="check the settings, print the effective ones (secrets masked) and exit: 0, or 2",
+    )
+    parser.add_argument("--version", action="version", version=version("atlas-supervisor"))
+    return parser

@@ -1,0 +1,1 @@
+"""The data types that every layer shares: frozen, without I/O."""

@@ -1,0 +1,253 @@
+"""Feature canaries: the policy for workers, the counted calls, and the views for readers."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class FeaturePolicy(BaseModel):
+    """What a worker needs to decide a call of one feature."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    share: float = Field(ge=0, le=1)
+    """Effective share of calls that go to the canary: 0 where canaries are off."""
+    epoch: int
+    """Never reused: all calls decided in one epoch had the same share."""
+    ramp: int = 0
+    """The first epoch whose calls count as evidence."""
+    stage: str = "steady"
+
+
+class ArmCounts(BaseModel):
+    """Calls and errors of one arm."""
+
+    model_config = ConfigDict(frozen=True)
+
+    calls: int = Field(description="Number of calls.")
+    errors: int = Field(description="Number of calls that failed.")
+    error_rate: float = Field(description="Share of calls that failed.")
+
+
+class FallbackView(BaseModel):
+    """The latch that turned all canaries off, with the numbers at that time."""
+
+    model_config = ConfigDict(frozen=True)
+
+    since_ts: datetime = Field(description="When canaries were turned off.")
+    reason: str = Field(description="Why, in words.")
+    canary: ArmCounts = Field(description="Canary calls of the hour before, over all features.")
+    stable: ArmCounts = Field(description="Stable calls of the same hour.")
+
+
+class CanaryPolicy(BaseModel):
+    """The part of `deploy_state.json` that workers read."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    enabled: bool
+    salt: str
+    """Mixed into the hash of keys, so that each installation selects different keys."""
+    features: dict[str, FeaturePolicy]
+    fallback: FallbackView | None = None
+    counted_from: int = 0
+    """The fallback counts calls from this epoch on; a reset moves it forward."""
+
+
+class CountsRow(NamedTuple):
+    """Counted calls of one epoch and arm in a span of time.
+
+    `start` is the beginning of the span (Unix time) and `span` its length, in seconds.
+    """
+
+    span: int
+    start: int
+    epoch: int
+    canary: bool
+    assigned: int
+    unreported: int
+    calls: int
+    errors: int
+    cancelled: int
+    latency: bytes
+    """A packed histogram."""
+
+
+class EpochRow(NamedTuple):
+    """A period in which one feature had one policy."""
+
+    epoch: int
+    feature: str
+    ramp: int
+    share: float
+    ts: str
+    cause: str
+
+
+class RingRow(NamedTuple):
+    """How far the events of one process were read and counted."""
+
+    ring: str
+    tail: int
+    keyed_tail: int
+    dropped: int
+
+
+class LatencyView(BaseModel):
+    """Latency in milliseconds, exact to 1 %; null without calls."""
+
+    model_config = ConfigDict(frozen=True)
+
+    avg: float | None = Field(default=None, description="Mean.")
+    p50: float | None = Field(default=None, description="Median.")
+    p95: float | None = Field(default=None, description="95th percentile.")
+    p99: float | None = Field(default=None, description="99th percentile.")
+
+
+class ArmView(BaseModel):
+    """One arm's calls over a span of time; docs/canary-in-code.md says what counts."""
+
+    model_config = ConfigDict(frozen=True)
+
+    calls: int = Field(default=0, description="Calls with a known outcome.")
+    errors: int = Field(default=0, description="Calls that failed.")
+    error_rate: float = Field(default=0.0, description="Share that failed; 0 without calls.")
+    latency_ms: LatencyView = Field(default=LatencyView(), description="Latency of the calls.")
+    assigned: int = Field(default=0, description="Decisions, pending ones included.")
+    unreported: int = Field(default=0, description="Decisions without a reported outcome.")
+
+
+class BothArms(BaseModel):
+    """The two arms of a feature."""
+
+    model_config = ConfigDict(frozen=True)
+
+    canary: ArmView = Field(description="Calls of the new code.")
+    stable: ArmView = Field(description="Calls of the old code.")
+
+
+class CanaryStats(BothArms):
+    """The canary calls of the last hour: of all features, and of each."""
+
+    window_seconds: int = Field(default=3600, description="Length of the window.")
+    features: dict[str, BothArms] = Field(description="The same for each feature, by name.")
+
+
+class JudgementView(BaseModel):
+    """What the evidence says about a canary."""
+
+    model_config = ConfigDict(frozen=True)
+
+    verdict: str = Field(description="`pass`: promote; `fail`: roll back; `inconclusive`: hold.")
+    kind: str = Field(
+        description="What decided: `errors`, `latency`, `promotion`, `ratio` or `waiting`."
+    )
+    reason: str = Field(description="The verdict in words.")
+    numbers: dict[str, Any] = Field(description="The numbers behind it, see docs/canary.md.")
+    needs: int | None = Field(
+        description="About how many more canary calls a verdict needs; null if unknown."
+    )
+
+
+class FeatureView(BaseModel):
+    """One feature's canary, currently."""
+
+    model_config = ConfigDict(frozen=True)
+
+    feature: str = Field(description="The feature's name.")
+    share: float = Field(description="Effective share of calls that go to the canary.")
+    percentage: float = Field(description="The configured share, used when `steady`.")
+    stage: str = Field(
+        description="`steady`, `ramping`, `paused`, `promoted` (all calls) or `rolled_back` (none)."
+    )
+    step: int | None = Field(description="Current step of the ramp, from 0; null without a ramp.")
+    steps: list[float] = Field(description="The shares of the ramp (CANARY_RAMP).")
+    since_ts: datetime = Field(description="When the epoch began.")
+    epoch: int = Field(description="Number of the epoch; a changed share begins a new one.")
+    ramp: int = Field(description="The first epoch whose calls count as evidence.")
+    reason: str = Field(description="What led to this stage, in words.")
+    waits_for: str | None = Field(description="What the ramp waits for; null if for nothing.")
+    judgement: JudgementView = Field(description="What the evidence says.")
+    pending_calls: int = Field(description="Calls that are not part of the evidence yet.")
+    warnings: list[str] = Field(description="Reasons not to trust the numbers.")
+
+
+class CanaryView(BaseModel):
+    """Every feature's canary, currently."""
+
+    model_config = ConfigDict(frozen=True)
+
+    enabled: bool = Field(description="Whether canaries are on: CANARY_ENABLED, and no fallback.")
+    canary_disabled_fallback: bool = Field(description="Whether the fallback turned canaries off.")
+    fallback: FallbackView | None = Field(description="When and why it did; null if it did not.")
+    dropped_events: int = Field(description="Events lost because a process's buffer was full.")
+    late_calls: int = Field(description="Outcomes reported after 60 s or after their window.")
+    overflown_calls: int = Field(
+        description="Calls of keys beyond the 100,000 that a ramp remembers: counted, not evidence."
+    )
+    features: list[FeatureView] = Field(description="One entry for each of CANARY_FEATURES.")
+
+
+class IntervalView(BaseModel):
+    """An estimate with its 95 % interval."""
+
+    model_config = ConfigDict(frozen=True)
+
+    estimate: float = Field(description="The estimate.")
+    low: float = Field(description="Lower end of the interval.")
+    high: float = Field(description="Upper end of the interval.")
+
+
+class ArmReport(ArmView):
+    """One arm in the report."""
+
+    error_rate_interval: IntervalView | None = Field(
+        description="95 % interval (Wilson); null without calls."
+    )
+
+
+class StratumView(BaseModel):
+    """The calls of one epoch, all assigned by the same share."""
+
+    model_config = ConfigDict(frozen=True)
+
+    epoch: int = Field(description="Number of the epoch.")
+    since_ts: datetime = Field(description="When it began.")
+    share: float = Field(description="Share of calls that went to the canary.")
+    cause: str = Field(description="What began the epoch, in words.")
+    canary: ArmReport = Field(description="Calls of the new code.")
+    stable: ArmReport = Field(description="Calls of the old code.")
+    difference: IntervalView | None = Field(description="Canary's error rate minus stable's.")
+
+
+class FeatureReport(BaseModel):
+    """One feature over the span of a report."""
+
+    model_config = ConfigDict(frozen=True)
+
+    feature: str = Field(description="The feature's name.")
+    canary: ArmReport = Field(description="Calls of the new code.")
+    stable: ArmReport = Field(description="Calls of the old code.")
+    difference: IntervalView | None = Field(
+        description="Canary's error rate minus stable's, stratified by epoch (Mantel-Haenszel); "
+        "null if they can't be compared."
+    )
+    strata: list[StratumView] = Field(description="The same for each epoch.")
+    judgement: JudgementView = Field(description="What the evidence says now.")
+    verdict: str = Field(description="The `verdict` of `judgement`.")
+    reason: str = Field(description="The `reason` of `judgement`.")
+    warnings: list[str] = Field(description="Reasons not to trust the numbers.")
+
+
+class CanaryReport(BaseModel):
+    """Every feature, over the last hours."""
+
+    model_config = ConfigDict(frozen=True)
+
+    hours: int = Field(description="Length of the report's span.")
+    since_ts: datetime = Field(description="Its beginning.")
+    until_ts: datetime = Field(description="Its end.")
+    features: list[FeatureReport] = Field(description="One entry for each feature.")

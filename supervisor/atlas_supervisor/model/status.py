@@ -1,0 +1,63 @@
+"""The daemon's current status, as `GET /deploy/status` answers it."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from atlas_supervisor.model.canary import CanaryStats
+from atlas_supervisor.model.deploy import DeployRecord, Mode
+from atlas_supervisor.model.drain import DrainingView
+from atlas_supervisor.model.slot import SlotView
+
+
+class Suggestion(BaseModel):
+    """A condition that an operator should know about, and what to do."""
+
+    model_config = ConfigDict(frozen=True)
+
+    code: str = Field(description="Stable, snake_case.")
+    message: str = Field(description="What is wrong.")
+    action: str = Field(description="What to do about it.")
+
+
+class Traffic(BaseModel):
+    """How connections to the public port reach the slots."""
+
+    model_config = ConfigDict(frozen=True)
+
+    plane: str = Field(
+        description="`kernel`: workers accept connections themselves; `relay`: the daemon relays "
+        "them; `none`: there is no public port."
+    )
+    weights: dict[str, float] = Field(description="Share of new connections, by slot.")
+
+
+class Status(BaseModel):
+    """The daemon's current status."""
+
+    model_config = ConfigDict(frozen=True)
+
+    mode: Mode = Field(description="`bluegreen`: deploys are enabled; `single`: disabled.")
+    active_port: int = Field(description="Port of the active slot.")
+    staging_port: int = Field(description="Port of the staging slot.")
+    public_port: int | None = Field(description="The public port; null with `PUBLIC_PORT=0`.")
+    health_score: int = Field(ge=0, le=100, description="The `score` of `GET /health`.")
+    version: str | None = Field(description="Version of the active worker; null if there is none.")
+    channel: str = Field(description="The setting CHANNEL.")
+    last_deploy: DeployRecord | None = Field(
+        description="The latest deploy; null before the first."
+    )
+    canary_stats: CanaryStats = Field(description="Canary calls of the last hour.")
+    fallback_suggestions: list[Suggestion] = Field(
+        description="What an operator should look into; empty when all is well."
+    )
+    slots: list[SlotView] = Field(description="The two slots, blue first.")
+    draining: list[DrainingView] = Field(
+        default=[],
+        description="Workers that finish their connections, oldest first; up to four besides those "
+        "in the slots.",
+    )
+    traffic: Traffic = Field(description="How connections to the public port are split.")
+    deploy_in_progress: bool = Field(
+        description="Whether a deploy is in progress; it is `last_deploy`."
+    )

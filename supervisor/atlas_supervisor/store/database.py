@@ -1,0 +1,130 @@
+"""`atlas.db`: opened, looked over, brought to this version's schema; and its stores.
+
+Write-ahead log with `synchronous=FULL`: when a call returns, what it wrote survives a power cut.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import aiosqlite
+import anyio
+
+from atlas_supervisor.errors import StartRefusedError
+from atlas_supervisor.store.audit import AuditStore
+from atlas_supervisor.store.canary import CanaryStore
+from atlas_supervisor.store.chain import HEAD_FILE, HeadFile
+from atlas_supervisor.store.deploys import DeployStore, TransitionStore
+from atlas_supervisor.store.instances import InstanceStore
+from atlas_supervisor.store.keys import KeyStore
+from atlas_supervisor.store.migrations import migrate
+from atlas_supervisor.store.state_keeper import StateCopy
+from atlas_supervisor.store.statements import Statements, Timed, untimed
+from atlas_supervisor.store.versions import VersionStore
+from atlas_supervisor.system.clock import now
+
+_BUSY_SECONDS = 5.0
+_FILE_MODE = 0o640
+
+
+class Database:
+    """The open database, noun by noun. Every method raises StoreError and writes all or nothing."""
+
+    def __init__(self, connection: aiosqlite.Connection, timed: Timed = untimed) -> None:
+        self.statements = Statements(connection, timed)
+        self.deploys = DeployStore(self.statements)
+        self.transitions = TransitionStore(self.statements)
+        self.versions = VersionStore(self.statements)
+        self.state = StateCopy(self.statements)
+        self.keys = KeyStore(self.statements)
+        self.instances = InstanceStore(self.statements)
+        self.audit = AuditStore(self.statements)
+        self.canary = CanaryStore(self.statements)
+
+
+def active_release(path: Path) -> str | None:
+    """Return the name of the release that had the traffic last, without a daemon.
+
+    None if it had none, or nothing can be read. Blocks on the disk.
+    """
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+            row = connection.execute(
+                "SELECT release FROM versions ORDER BY id DESC LIMIT 1"
+            ).fetchone()
+    except sqlite3.Error:
+        return None
+    return row[0] if row else None
+
+
+@asynccontextmanager
+async def open_database(
+    path: Path, timed: Timed = untimed
+) -> AsyncIterator[tuple[Database, Path | None]]:
+    """Open the database; a damaged one is set aside first, and where it went is told.
+
+    Raises StartRefusedError if it can't be had, for instance while another process holds it.
+    """
+    aside: Path | None = None
+    try:
+        try:
+            connection = await _connect(path)
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError:  # "file is not a database", "malformed": start a new one
+            aside = await anyio.to_thread.run_sync(_set_aside, path)
+            connection = await _connect(path)
+    except (sqlite3.Error, OSError) as error:
+        raise StartRefusedError(
+            f"{path} can't be opened: {error}. Is the disk full or read-only, or the file another "
+            "user's?"
+        ) from error
+    database = Database(connection, timed)
+    try:
+        await database.audit.open(HeadFile(path.with_name(HEAD_FILE)), set_aside=aside is not None)
+        yield database, aside
+    finally:
+        with anyio.CancelScope(shield=True):
+            await connection.close()
+
+
+async def _connect(path: Path) -> aiosqlite.Connection:
+    await anyio.to_thread.run_sync(_make_private, path)
+    connection = await aiosqlite.connect(path, timeout=_BUSY_SECONDS)
+    try:
+        connection.row_factory = aiosqlite.Row
+        await connection.execute("PRAGMA journal_mode = WAL")
+        await connection.execute("PRAGMA synchronous = FULL")
+        await connection.execute("PRAGMA foreign_keys = ON")
+        problems = [row[0] for row in await connection.execute_fetchall("PRAGMA quick_check(1)")]
+        if problems != ["ok"]:
+            raise sqlite3.DatabaseError(f"damaged: {problems}")
+        await migrate(connection, path)
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await connection.close()
+        raise
+    return connection
+
+
+def _make_private(path: Path) -> None:
+    """Give the file its mode before SQLite opens it: its companions take after it.
+
+    Tries to open it, too: where that can't be done, aiosqlite would leave its thread behind.
+    """
+    path.touch(mode=_FILE_MODE)
+    path.chmod(_FILE_MODE)
+    sqlite3.connect(path).close()
+
+
+def _set_aside(path: Path) -> Path:
+    stamp = now().strftime("%Y%m%dT%H%M%SZ")
+    aside = path.with_name(f"{path.name}.unreadable-{stamp}")
+    for suffix in ("-wal", "-shm", ""):  # an old log beside a new database would be applied to it
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            part.rename(aside.with_name(aside.name + suffix))
+    return aside

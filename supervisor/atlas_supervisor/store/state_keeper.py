@@ -1,0 +1,159 @@
+"""Holds the state that the daemon acts on, and puts every change on the disk first.
+
+What is in memory is what was last written: if a write fails, nothing has changed.
+
+`deploy_state.json`: replaced as a whole and durably, so that a reader never sees half of it.
+
+Workers and people read it with no lock; what the daemon acts on is the copy in memory, which is
+only ever the last one that reached the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import anyio
+import structlog
+from pydantic import ValidationError
+
+from atlas_supervisor.model.state import SCHEMA_VERSION, DeployState
+from atlas_supervisor.store.statements import Statement, Statements, StoreError, Timed, untimed
+from atlas_supervisor.system.atomic_file import replace
+from atlas_supervisor.system.clock import Stopwatch
+
+log = structlog.get_logger(__name__)
+
+
+class UnreadableStateError(Exception):
+    """The file is there and can't be used; the text says why."""
+
+
+class StateFile:
+    """The state file at `path`. Its calls block on the disk; run them in a thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> DeployState | None:
+        """Return what the file holds, or None if there is no file.
+
+        Raises UnreadableStateError.
+        """
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise UnreadableStateError(f"can't be read: {error}") from error
+        if not content.strip():
+            raise UnreadableStateError("is empty")
+        try:
+            state = DeployState.model_validate_json(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the whole"
+            raise UnreadableStateError(f"is no valid state: {where}: {first['msg']}") from error
+        if state.schema_version > SCHEMA_VERSION:
+            raise UnreadableStateError(
+                f"was written by a newer version (schema {state.schema_version}, "
+                f"this one knows {SCHEMA_VERSION})"
+            )
+        return state
+
+    def write(self, state: DeployState) -> None:
+        """Replace the file's content durably.
+
+        Raises OSError; the file then holds what it held before, or, if the very last step
+        failed, what was to be written.
+        """
+        content = json.dumps(state.model_dump(mode="json"), indent=2) + "\n"
+        replace(self.path, content)
+        self._sync_folder()
+
+    def set_aside(self, stamp: str) -> Path:
+        """Rename the file out of the way, keeping it for a person to look at."""
+        aside = self.path.with_name(f"{self.path.name}.unreadable-{stamp}")
+        self.path.rename(aside)
+        self._sync_folder()
+        return aside
+
+    def _sync_folder(self) -> None:
+        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+class StateCopy:
+    """The copy of the state in the database, from which a damaged file is rebuilt."""
+
+    def __init__(self, statements: Statements) -> None:
+        self._statements = statements
+
+    async def save(self, state: DeployState) -> None:
+        """Replace the copy. Raises StoreError."""
+        await self._statements.write(state_saved(state))
+
+    async def load(self) -> DeployState | None:
+        """Return the copy; None if there is none. Raises StoreError."""
+        rows = await self._statements.read("last_state")
+        return DeployState.model_validate_json(rows[0]["state"]) if rows else None
+
+
+def state_saved(state: DeployState) -> Statement:
+    """Return the statement that replaces the copy."""
+    return "save_state", {"state": state.model_dump_json()}
+
+
+class StateKeeper:
+    """The one writer of the state file."""
+
+    def __init__(
+        self, file: StateFile, copy: StateCopy, state: DeployState, timed: Timed = untimed
+    ) -> None:
+        self._file = file
+        self._copy = copy
+        self._state = state
+        self._timed = timed
+        self._changing = anyio.Lock()
+
+    @property
+    def state(self) -> DeployState:
+        """The state as it stands on the disk."""
+        return self._state
+
+    async def change(self, **changes: Any) -> DeployState:
+        """Change the state durably and return it. Raises OSError, and then nothing changed."""
+        with anyio.CancelScope(shield=True):
+            async with self._changing:
+                before = self._state
+                after = before.model_copy(update={**changes, "generation": before.generation + 1})
+                watch = Stopwatch()
+                try:
+                    await anyio.to_thread.run_sync(self._file.write, after)
+                except OSError:
+                    self._timed(watch.seconds, False)
+                    await self._restore(before)
+                    raise
+                self._timed(watch.seconds, True)
+                self._state = after
+        return after
+
+    async def _restore(self, before: DeployState) -> None:
+        """Put the old content back if the new one is in place but could not be made durable."""
+        try:
+            if await anyio.to_thread.run_sync(self._file.read) != before:
+                await anyio.to_thread.run_sync(self._file.write, before)
+        except (OSError, UnreadableStateError) as error:
+            log.critical("state_file_uncertain", why=str(error))
+
+    async def copy_to_database(self) -> None:
+        """Keep a copy where the file can be rebuilt from; a failure is logged, not raised."""
+        try:
+            await self._copy.save(self._state)
+        except StoreError as error:
+            log.error("state_copy_failed", why=str(error))

@@ -1,0 +1,35 @@
+"""One daemon per state folder: a lock that the kernel releases however the daemon ends."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from atlas_supervisor.errors import StartRefusedError
+from atlas_supervisor.system.procfs import describe
+
+
+@contextmanager
+def only_daemon(path: Path) -> Iterator[None]:
+    """Hold the lock. Raises StartRefusedError, naming the daemon that has it."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    except OSError as error:
+        raise StartRefusedError(f"{path} can't be opened: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = os.read(descriptor, 32).decode(errors="replace").strip()
+            who = describe(int(text)) if text.isdecimal() else "another process"
+            raise StartRefusedError(
+                f"another supervisor runs on this state folder: {who} holds {path}"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)

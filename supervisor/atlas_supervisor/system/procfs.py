@@ -1,0 +1,167 @@
+"""What `/proc` tells: which processes there are, what they descend from, which sockets they hold.
+
+Asked so that a refusal can name the process that is in the way, so that a switch can check where
+a real connection landed, and so that no process of an instance is ever left over.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from atlas_supervisor.system import sockdiag
+from atlas_supervisor.system.sockdiag import TcpSocket
+
+_PROC = Path("/proc")
+
+
+def inode_of(sock: socket.socket) -> int:
+    """Return the number under which `/proc` knows this socket."""
+    return os.fstat(sock.fileno()).st_ino
+
+
+def pids() -> Iterator[int]:
+    """Yield every process that there is."""
+    for name in os.listdir(_PROC):  # noqa: PTH208  # a Path for each of thousands is the cost here
+        if name.isdecimal():
+            yield int(name)
+
+
+def sockets_of(pid: int) -> set[int]:
+    """Return the inodes of the sockets that a process has open; none if it is gone."""
+    folder = f"/proc/{pid}/fd"
+    found: set[int] = set()
+    try:
+        names = os.listdir(folder)  # noqa: PTH208  # see above
+    except OSError:
+        return found
+    for name in names:
+        try:
+            target = os.readlink(f"{folder}/{name}")  # noqa: PTH115  # see above
+        except OSError:
+            continue
+        if target.startswith("socket:["):
+            found.add(int(target[8:-1]))
+    return found
+
+
+def holders(inode: int) -> list[int]:
+    """Return the processes that have the socket open, as far as we may look."""
+    return [pid for pid in pids() if inode in sockets_of(pid)]
+
+
+def describe(pid: int) -> str:
+    """Return a process as a person would name it: `pid 12 (python -m http.server)`."""
+    try:
+        command = (_PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").strip()
+    except OSError:
+        command = b""
+    text = command.decode(errors="replace")
+    printable = "".join(character if character.isprintable() else "?" for character in text)
+    return f"pid {pid} ({printable[:120]})" if printable else f"pid {pid}"
+
+
+def describe_listeners(found: Collection[TcpSocket]) -> str:
+    """Return who listens, for a refusal that names them."""
+    parts = []
+    for listener in found:
+        who = ", ".join(describe(pid) for pid in holders(listener.inode)) or "an unknown process"
+        host = f"[{listener.address}]" if ":" in listener.address else listener.address
+        parts.append(f"{who} listens on {host}:{listener.port}")
+    return "; ".join(dict.fromkeys(parts))  # sockets of one group read alike
+
+
+def start_ticks(pid: int) -> int | None:
+    """Return when the process started, in clock ticks since boot; None if it is gone.
+
+    Together with the boot id this tells one process from a later one with the same number.
+    """
+    stat = _stat(pid)
+    return int(stat[19]) if stat else None
+
+
+def is_alive(pid: int, started: int) -> bool:
+    """Whether the process with this number and these start ticks still runs; a zombie does not."""
+    stat = _stat(pid)
+    return stat is not None and stat[0] not in "ZX" and int(stat[19]) == started
+
+
+def usage(pid: int) -> tuple[int, float] | None:
+    """Return a process's resident memory in bytes and its CPU time in seconds; None: it is gone."""
+    stat = _stat(pid)
+    if not stat:
+        return None
+    ticks = int(stat[11]) + int(stat[12])
+    return int(stat[21]) * resource.getpagesize(), ticks / os.sysconf("SC_CLK_TCK")
+
+
+def parent(pid: int) -> int:
+    """Return the parent's pid; 0 if the process is gone."""
+    stat = _stat(pid)
+    return int(stat[1]) if stat else 0
+
+
+def _stat(pid: int) -> list[str] | None:
+    """Return the fields of `/proc/PID/stat` after the command's name, which may hold anything."""
+    try:
+        text = (_PROC / str(pid) / "stat").read_text(errors="replace")
+    except OSError:
+        return None
+    return text.rpartition(")")[2].split()
+
+
+def boot_id() -> str:
+    """Return the kernel's name for the time since the last boot."""
+    return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+
+
+def family_of(
+    *, environment: bytes, beside: bytes = b"", sessions: Collection[int] = ()
+) -> list[int]:
+    """Return the living processes that belong to an instance or a daemon.
+
+    A process belongs if it was started with `environment` (`KEY=value`; inherited by every
+    descendant, even one that has left its session) and with something that begins with `beside`,
+    or is in one of `sessions` (for programs that write over their environment). Zombies don't
+    count, nor does the asking process.
+    """
+    found = []
+    for pid in pids():
+        if pid == os.getpid():
+            continue
+        stat = _stat(pid)
+        if not stat or stat[0] in "ZX":
+            continue
+        started_with = _environment(pid)
+        inherited = environment in started_with and any(
+            each.startswith(beside) for each in started_with
+        )
+        if inherited or int(stat[3]) in sessions:
+            found.append(pid)
+    return found
+
+
+def send_signal(pids: Collection[int], number: int) -> None:
+    """Signal the processes that are still there and ours to signal."""
+    for pid in pids:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+
+
+def _environment(pid: int) -> list[bytes]:
+    try:
+        return (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def connections_of(family: Collection[int], ports: Collection[int]) -> list[sockdiag.TcpConnection]:
+    """Return the connections on these local ports that the processes hold. Raises OSError."""
+    held: set[int] = set()
+    for pid in family:
+        held |= sockets_of(pid)
+    return [each for each in sockdiag.connections() if each.port in ports and each.inode in held]

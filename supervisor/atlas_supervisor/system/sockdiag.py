@@ -1,0 +1,176 @@
+"""Asks the kernel about TCP sockets, over netlink: who listens, what is connected, where it went.
+
+`/proc/net/tcp` tells the same, but all of it: on a busy machine that is tens of thousands of
+connections that ended a minute ago, and takes seconds. Here the kernel picks the states.
+
+The messages are those of linux/sock_diag.h and linux/inet_diag.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_NETLINK_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY = 20
+_DONE, _ERROR = 3, 2
+_REQUEST, _DUMP = 0x1, 0x300
+_NO_COOKIE = 0xFFFFFFFF
+_ANSWER_BYTES = 256 * 1024
+_ANSWER_SECONDS = 2.0
+
+_ESTABLISHED, _FIN_WAIT_1, _FIN_WAIT_2, _CLOSE_WAIT, _LISTEN = 1, 4, 5, 8, 10
+_ALL_STATES = 0xFFFFFFFF
+
+_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
+_REQUEST_BODY = struct.Struct("=BBBBI")  # family, protocol, extensions, padding, states
+_ID = struct.Struct("!HH16s16s")  # ports and addresses, as on the wire
+_MESSAGE = struct.Struct("=BBBB")  # family, state, timer, retransmits
+_ID_BYTES = 48
+_QUEUES = struct.Struct("=III")  # expiry, bytes to be read, bytes to be taken by the other end
+_QUEUES_OFFSET = _MESSAGE.size + _ID_BYTES
+_INODE_OFFSET = _QUEUES_OFFSET + 16
+_MESSAGE_BYTES = _INODE_OFFSET + 4
+
+# `struct tcp_info`, asked for as an extension: milliseconds since data was sent
+# and received, and how often it was.
+_ATTRIBUTE = struct.Struct("=HH")  # length, type
+_TCP_INFO = 2
+_WITH_TCP_INFO = 1 << (_TCP_INFO - 1)
+_LAST_SENT_OFFSET, _LAST_RECEIVED_OFFSET = 44, 52
+_SEGMENTS = struct.Struct("=II")  # with data: received, sent
+_SEGMENTS_OFFSET = 152
+_PAUSE_MS = 1000
+"""A pause in an answer may be as long before the answer counts as given."""
+_ABOUT_TO_ASK_MS = 1000
+"""Who has connected so shortly ago is about to ask: a busy client takes a moment for it."""
+
+
+class TcpSocket(NamedTuple):
+    """A TCP socket of some process on this machine; `inode` is its name in `/proc`."""
+
+    address: str
+    port: int
+    inode: int
+
+
+class TcpConnection(NamedTuple):
+    """Our end of a connection."""
+
+    port: int
+    inode: int
+    busy: bool
+    """Whether an answer is owed or under way, as far as the kernel can tell without reading it."""
+
+
+def listeners(port: int) -> list[TcpSocket]:
+    """Return every socket that listens on `port`, on any address. Raises OSError."""
+    found = (_parsed(message) for message in _dump((_LISTEN,)))
+    return [each for each in found if each.port == port]
+
+
+def connections() -> list[TcpConnection]:
+    """Return our ends of all connections on which something may still come or go.
+
+    Raises OSError.
+    """
+    found = []
+    for message in _dump((_ESTABLISHED, _CLOSE_WAIT, _FIN_WAIT_1, _FIN_WAIT_2), _WITH_TCP_INFO):
+        _, port, inode = _parsed(message)
+        found.append(TcpConnection(port, inode, _busy(message)))
+    return found
+
+
+def accepted_inode(client: socket.socket) -> int:
+    """Return the inode of the server's end of a local connection; 0 while nobody accepted it.
+
+    Raises OSError.
+    """
+    server, own = client.getpeername(), client.getsockname()
+    packed = [socket.inet_pton(client.family, end[0]).ljust(16, b"\0") for end in (server, own)]
+    identity = _ID.pack(server[1], own[1], *packed) + struct.pack("=III", 0, *[_NO_COOKIE] * 2)
+    for message in _ask(client.family, _REQUEST, _ALL_STATES, identity):
+        return _parsed(message).inode
+    return 0  # the kernel knows no such connection (any more)
+
+
+def _dump(states: tuple[int, ...], extensions: int = 0) -> Iterator[bytes]:
+    mask = sum(1 << state for state in states)
+    for family in (socket.AF_INET, socket.AF_INET6):
+        yield from _ask(family, _REQUEST | _DUMP, mask, bytes(_ID_BYTES), extensions)
+
+
+def _ask(
+    family: int, flags: int, states: int, identity: bytes, extensions: int = 0
+) -> Iterator[bytes]:
+    body = _REQUEST_BODY.pack(family, socket.IPPROTO_TCP, extensions, 0, states) + identity
+    header = _HEADER.pack(_HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, flags, 1, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
+        netlink.settimeout(_ANSWER_SECONDS)
+        netlink.send(header + body)
+        while True:
+            for kind, message in _messages(netlink.recv(_ANSWER_BYTES)):
+                if kind == _ERROR:
+                    _refuse(message, flags)
+                if kind in {_DONE, _ERROR}:
+                    return
+                yield message
+            if not flags & _DUMP:
+                return
+
+
+def _refuse(message: bytes, flags: int) -> None:
+    """Raise the kernel's error, unless it says that there is no such connection."""
+    (code,) = struct.unpack_from("=i", message)
+    if flags & _DUMP or -code != errno.ENOENT:
+        raise OSError(-code, os.strerror(-code))
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    offset = 0
+    while offset + _HEADER.size <= len(data):
+        length, kind, *_ = _HEADER.unpack_from(data, offset)
+        yield kind, data[offset + _HEADER.size : offset + length]
+        offset += (length + 3) & ~3  # messages are aligned to four bytes
+
+
+def _parsed(message: bytes) -> TcpSocket:
+    family, *_ = _MESSAGE.unpack_from(message)
+    port, _, address, _ = _ID.unpack_from(message, _MESSAGE.size)
+    (inode,) = struct.unpack_from("=I", message, _INODE_OFFSET)
+    size = 4 if family == socket.AF_INET else 16
+    return TcpSocket(socket.inet_ntop(family, address[:size]), port, inode)
+
+
+def _busy(message: bytes) -> bool:
+    """Tell whether something is unread, untaken, received and not answered yet, or about to come.
+
+    An answer is taken for given once data was sent after the last that was received, and nothing
+    more for a while.
+    """
+    _, unread, untaken = _QUEUES.unpack_from(message, _QUEUES_OFFSET)
+    if unread or untaken:
+        return True
+    info = _tcp_info(message)
+    if info is None or len(info) < _SEGMENTS_OFFSET + _SEGMENTS.size:
+        return True
+    received_at_all, sent_at_all = _SEGMENTS.unpack_from(info, _SEGMENTS_OFFSET)
+    (sent,) = struct.unpack_from("=I", info, _LAST_SENT_OFFSET)
+    (received,) = struct.unpack_from("=I", info, _LAST_RECEIVED_OFFSET)
+    if not received_at_all or not sent_at_all:  # these times begin with the connection
+        return bool(received_at_all or received < _ABOUT_TO_ASK_MS)
+    return bool(sent > received or sent < _PAUSE_MS)
+
+
+def _tcp_info(message: bytes) -> bytes | None:
+    offset = _MESSAGE_BYTES
+    while offset + _ATTRIBUTE.size <= len(message):
+        length, kind = _ATTRIBUTE.unpack_from(message, offset)
+        if kind == _TCP_INFO:
+            return message[offset + _ATTRIBUTE.size : offset + length]
+        offset += max(length + 3 & ~3, _ATTRIBUTE.size)
+    return None

@@ -1,0 +1,203 @@
+"""The listening sockets: opened once, in a fixed order, and never closed while the daemon lives.
+
+Closing a listener resets every connection that waits in its queue, and reorders the group that
+the steering program indexes. So nothing here closes, and workers only ever stop accepting.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import socket
+import struct
+import time
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
+
+from atlas_supervisor.errors import StartRefusedError
+from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.system import procfs, sockdiag
+from atlas_supervisor.system.sockdiag import TcpSocket
+from atlas_supervisor.traffic.steering import (
+    DIRECT_SOURCE,
+    GROUP_ORDER,
+    SteeringPolicy,
+    compile_policy,
+)
+
+BACKLOG = 4096
+"""Connections that may wait in one listener's queue (the kernel's somaxconn may cut it)."""
+
+_SO_ATTACH_REUSEPORT_CBPF = 51
+_QUEUE_LENGTH_OFFSET = 24  # tcpi_unacked, which a listening socket uses for its queue's length
+_INSTRUCTION_BYTES = 8
+_TRIALS = 8  # connections by chance alone pass once in four thousand million times
+_TRIAL_SECONDS = 2.0
+_WILDCARDS = {"0.0.0.0", "::"}  # noqa: S104  # compared, not bound
+
+
+def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
+    """Return a socket that listens on the address. Raises OSError."""
+    sock = bind(host, port, reuse_port=reuse_port)
+    restore_backlog(sock)
+    return sock
+
+
+def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
+    """Return a socket that is bound and does not listen, which reserves the port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
+        # Inherited by every accepted connection; not every server sets it by itself.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.bind((host, port))
+        sock.setblocking(False)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def open_group(host: str, port: int, policy: SteeringPolicy) -> dict[SlotName, socket.socket]:
+    """Return two listeners on one port (0: any free one), in the order that the program indexes.
+
+    The program is there before the first of them listens: without one the kernel would spread
+    early clients over both. Raises OSError.
+    """
+    group = {}
+    with ExitStack() as opened:  # a failure half-way leaves none open
+        for slot in GROUP_ORDER:
+            group[slot] = opened.enter_context(bind(host, port, reuse_port=True))
+            port = group[slot].getsockname()[1]
+        attach(group[GROUP_ORDER[0]], policy)
+        for slot in GROUP_ORDER:
+            restore_backlog(group[slot])
+        opened.pop_all()
+    return group
+
+
+def open_slot_ports(
+    ports: dict[SlotName, int], open_one: Callable[[str, int], socket.socket] = listen
+) -> dict[SlotName, socket.socket]:
+    """Return a socket on each slot's own port, on loopback. Raises StartRefusedError."""
+    found = {}
+    with ExitStack() as opened:  # a failure half-way leaves none open
+        for slot, port in ports.items():
+            label = "ACTIVE_PORT" if slot is SlotName.BLUE else "STAGING_PORT"
+            refuse_strangers(label, "127.0.0.1", port)
+            try:
+                found[slot] = opened.enter_context(open_one("127.0.0.1", port))
+            except OSError as error:
+                raise explain_bind_error(label, "127.0.0.1", port, error) from error
+        opened.pop_all()
+    return found
+
+
+def restore_backlog(sock: socket.socket) -> None:
+    """Set the queue's size again: servers shrink the one that they share with us."""
+    sock.listen(BACKLOG)
+
+
+def queue_length(sock: socket.socket) -> int:
+    """Return how many connections wait to be accepted."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _QUEUE_LENGTH_OFFSET + 4)
+    return int(struct.unpack_from("=I", info, _QUEUE_LENGTH_OFFSET)[0])
+
+
+def attach(sock: socket.socket, policy: SteeringPolicy) -> None:
+    """Make the kernel steer the socket's whole group by the policy. Raises OSError."""
+    program = compile_policy(policy)
+    code = ctypes.create_string_buffer(program, len(program))
+    count = len(program) // _INSTRUCTION_BYTES
+    sock.setsockopt(
+        socket.SOL_SOCKET,
+        _SO_ATTACH_REUSEPORT_CBPF,
+        struct.pack("@HP", count, ctypes.addressof(code)),
+    )
+
+
+def prove_steering() -> None:
+    """See with real connections that this kernel steers, by policy and by source. Raises OSError.
+
+    It is seen on a group that nobody else knows, so that no client is ever part of the trial. A
+    kernel that takes the program and ignores it spreads connections: chance must not pass for it.
+    """
+    with ExitStack() as opened:
+        group = open_group("127.0.0.1", 0, SteeringPolicy(GROUP_ORDER[0]))
+        for listener in group.values():
+            opened.enter_context(listener)
+        arrived = dict.fromkeys(GROUP_ORDER, 0)
+        for slot in GROUP_ORDER * _TRIALS:
+            by_policy = SteeringPolicy(slot), "127.0.0.1"
+            by_source = SteeringPolicy(slot.other, direct=True), str(DIRECT_SOURCE[slot])
+            for policy, source in (by_policy, by_source):
+                attach(group[slot], policy)
+                address = group[slot].getsockname()
+                opened.enter_context(socket.create_connection(address, _TRIAL_SECONDS, (source, 0)))
+                arrived[slot] += 1
+                _await_queues(group, arrived)
+
+
+def _await_queues(group: dict[SlotName, socket.socket], expected: dict[SlotName, int]) -> None:
+    """Wait until as many connections arrived as expected, and see that they did so rightly."""
+    deadline = time.monotonic() + _TRIAL_SECONDS
+    while True:
+        found = {slot: queue_length(listener) for slot, listener in group.items()}
+        if found == expected:
+            return
+        if sum(found.values()) == sum(expected.values()) or time.monotonic() > deadline:
+            raise OSError("it takes the steering program and does not heed it")
+
+
+def strangers(host: str, port: int, ours: Collection[int] = ()) -> list[TcpSocket]:
+    """Return the listeners that are not ours and would take the address or its connections."""
+    return [
+        listener
+        for listener in sockdiag.listeners(port)
+        if listener.inode not in ours
+        and _in_the_way(host, listener.address.removeprefix("::ffff:"))
+    ]
+
+
+def _in_the_way(host: str, other: str) -> bool:
+    """Tell whether a listener on `other` and one on `host` concern each other, on one port.
+
+    A listener on one address takes what a wildcard listener would have got, and the other way
+    round the bind fails; two different addresses are in nobody's way. `::` may be for both
+    families.
+    """
+    if host == other or "::" in {host, other}:
+        return True
+    return (":" in host) == (":" in other) and bool({host, other} & _WILDCARDS)
+
+
+def refuse_strangers(label: str, host: str, port: int) -> None:
+    """Raise StartRefusedError, naming the process, if somebody listens on the address."""
+    if found := strangers(host, port):
+        raise StartRefusedError(
+            f"{label}={port} is taken: {procfs.describe_listeners(found)}. "
+            f"Stop it, or choose another {label}."
+        )
+
+
+def explain_bind_error(label: str, host: str, port: int, error: OSError) -> StartRefusedError:
+    """Return the error that says why the address can't be had, and what to do."""
+    if error.errno == errno.EADDRINUSE:
+        why = f"{label}={port} is taken on {host} by a socket that is bound but does not listen"
+    elif error.errno == errno.EACCES:
+        why = f"{label}={port} needs privileges (ports below 1024 do)"
+    elif error.errno == errno.EADDRNOTAVAIL:
+        why = f"this machine has no address {host}, which {label} needs"
+    else:
+        why = f"{label}={port} on {host} can't be opened: {error.strerror}"
+    return StartRefusedError(why)
+
+
+def loopback_of(host: str) -> str:
+    """Return an address by which a process on this machine reaches a listener on `host`."""
+    return "127.0.0.1" if host in _WILDCARDS else host

@@ -1,0 +1,108 @@
+"""The two planes behind one interface: who carries the public port's connections.
+
+A plane owns every listening socket, says what a worker is handed, and steers. The kernel plane
+lets workers accept by themselves; the relay plane copies bytes for those that can't be handed a
+socket. What differs between them stays in `kernel` and `relayed`; nothing above asks which it is.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, Self
+
+from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.traffic.relay_connection import RelayCounters
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """The addresses that the plane serves."""
+
+    public_host: str
+    public_port: int
+    """0 turns the public port off."""
+    slot_ports: dict[SlotName, int]
+
+
+@dataclass(frozen=True)
+class InheritedSockets:
+    """The sockets that a worker starts with, from descriptor 3 on.
+
+    `spare` are carried but never touched, so that one living worker keeps the whole group open.
+    """
+
+    named: dict[str, socket.socket]
+    spare: tuple[socket.socket, ...] = ()
+
+
+class RelayTraffic(NamedTuple):
+    """What the daemon itself carries for one purpose."""
+
+    open_connections: int
+    connections: int
+    """Accepted so far."""
+    from_clients: int
+    to_clients: int
+    """Bytes so far."""
+
+    @classmethod
+    def of(cls, carried: RelayCounters, open_connections: int) -> Self:
+        """Return what was carried so far, and how many connections are open now."""
+        return cls(open_connections, carried.connections, carried.from_clients, carried.to_clients)
+
+
+class Plane(Protocol):
+    """Carries the public port's connections to one slot or the other."""
+
+    @property
+    def name(self) -> str:
+        """`kernel`, `relay` or `none`."""
+
+    @property
+    def active(self) -> SlotName:
+        """The slot that new connections go to."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Share of new connections per slot, 0 to 1."""
+
+    def open(self, active: SlotName) -> None:
+        """Open every listening socket. Raises StartRefusedError."""
+
+    def handed(self, slot: SlotName) -> InheritedSockets:
+        """Return what a worker of the slot starts with."""
+
+    def ports(self, slot: SlotName) -> frozenset[int]:
+        """Return the local ports on which a worker of the slot has its clients' connections."""
+
+    def steer(self, slot: SlotName) -> None:
+        """Send every new connection to the slot. Raises OSError, and then nothing changed."""
+
+    def refresh(self, slot: SlotName) -> None:
+        """Put right what a worker may have changed on the sockets that it shares with us."""
+
+    def queued(self, slot: SlotName) -> int:
+        """Return how many of the slot's connections wait to be accepted."""
+
+    def vacate(self, slot: SlotName, heir: SlotName) -> None:
+        """Take over the queues of a slot without a worker.
+
+        What comes by the public port is relayed to the heir; what comes by the slot's own port is
+        closed at once, since the instance that it is for is not there.
+        """
+
+    def occupy(self, slot: SlotName) -> None:
+        """Leave the slot's queues to its worker again."""
+
+    def rescued(self, slot: SlotName) -> int:
+        """Return how many of the slot's connections were handed on since its worker is gone."""
+
+    def relayed(self) -> dict[str, RelayTraffic]:
+        """Return what the daemon carries, by purpose: `public`, `own_port`, `rescue`."""
+
+    def strangers(self) -> list[str]:
+        """Return who else listens where our clients go, in words."""
+
+    async def close(self) -> None:
+        """Close everything; the daemon ends."""

@@ -1,0 +1,233 @@
+"""Accepts connections and carries them on to a worker, for whoever the kernel can't route.
+
+It serves three purposes: the public port of workers that bind their own port, the own port of
+workers that were handed nothing but the public socket, and the rescue of connections that were
+queued for a slot whose worker is gone.
+
+How bytes are copied is in `pair`. Connections share nothing, so none can hold up another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import Callable
+from typing import NamedTuple
+
+import structlog
+
+from atlas_supervisor.traffic.relay_connection import RelayConnection, RelayCounters
+
+log = structlog.get_logger(__name__)
+
+_ACCEPTS_PER_WAKE = 64  # so that a burst of connections does not starve the rest of the daemon
+_CONNECT_SECONDS = 30.0  # how long a client is kept waiting for a worker that restarts
+_HANDSHAKE_SECONDS = 0.5  # then the choice is made anew: traffic may have been switched
+_RETRY_SECONDS = 0.05
+_LONGEST_RETRY_SECONDS = 0.5  # a thousand waiting clients must not keep us busy
+_ABOUT_TO_ASK_SECONDS = 1.0
+_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
+
+
+class Target(NamedTuple):
+    """Where a relayed connection goes on to, and from which local address if it matters."""
+
+    host: str
+    port: int
+    source: str | None = None
+
+
+class Relay:
+    """Accepts on one listening socket and copies each connection to where `choose` says.
+
+    `choose` is asked once per connection, so a connection stays where it began; if it says None,
+    nobody is there and the connection is closed at once.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        choose: Callable[[], Target | None],
+        carried: RelayCounters | None = None,
+    ) -> None:
+        self._listener = listener
+        self._choose = choose
+        self.carried = carried or RelayCounters()
+        """What it has carried, together with others that count on the same."""
+        self._pairs: dict[RelayConnection, Target] = {}
+        self._waiting: set[asyncio.Task[None]] = set()
+        """Connections for which no worker has been found yet."""
+        self._accepting = False
+        self._pausing: asyncio.TimerHandle | None = None
+        self.accepted = 0
+
+    @property
+    def open_connections(self) -> int:
+        """How many connections are being relayed now."""
+        return len(self._pairs) + len(self._waiting)
+
+    def unanswered(self, target: Target) -> int:
+        """Return how many clients have asked this target something and heard nothing at all yet.
+
+        As far as can be told from here, its worker has not accepted them. Who has only just come is
+        about to ask: a client on a busy machine may take a moment between the two.
+        """
+        since = asyncio.get_running_loop().time() - _ABOUT_TO_ASK_SECONDS
+        return sum(
+            at == target and not pair.answered and (pair.asked or pair.born > since)
+            for pair, at in self._pairs.items()
+        )
+
+    def start(self) -> None:
+        """Accept from now on."""
+        self._end_pause()
+        if not self._accepting:
+            self._accepting = True
+            asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
+
+    def stop(self) -> None:
+        """Accept no more; what waits in the queue goes on waiting, open connections go on."""
+        self._end_pause()
+        if self._accepting:
+            self._accepting = False
+            asyncio.get_running_loop().remove_reader(self._listener.fileno())
+
+    def _end_pause(self) -> None:
+        if self._pausing is not None:
+            self._pausing.cancel()
+            self._pausing = None
+
+    async def close(self) -> None:
+        """Accept no more, and cut what is open."""
+        self.stop()
+        waiting = list(self._waiting)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        for pair in list(self._pairs):
+            pair.abort()
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTS_PER_WAKE):
+            try:
+                # A worker that shares this socket may have made it blocking for all of us.
+                self._listener.setblocking(False)
+                client, _address = self._listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                self._pause(error)
+                return
+            client.setblocking(False)
+            self.accepted += 1
+            self.carried.connections += 1
+            self._carry(client)
+
+    def _pause(self, error: OSError) -> None:
+        """Try again soon: the connection waits in the queue, and asking at once would spin."""
+        if error.errno not in _SHORTAGES:
+            log.error("relay_accept_failed", error=str(error))
+        self.stop()
+        self._pausing = asyncio.get_running_loop().call_later(_RETRY_SECONDS, self.start)
+
+    def _carry(self, client: socket.socket) -> None:
+        target = self._choose()
+        if target is None:
+            client.close()
+            return
+        try:
+            server = _connect_at_once(target)
+        except OSError:
+            task = asyncio.get_running_loop().create_task(self._carry_later(client))
+            self._waiting.add(task)
+            task.add_done_callback(self._waiting.discard)
+        else:
+            self._begin(client, server, target)
+
+    def _begin(self, client: socket.socket, server: socket.socket, target: Target) -> None:
+        pair = RelayConnection(client, server, on_close=self._forget, carried=self.carried)
+        self._pairs[pair] = target
+        pair.start()
+
+    def _forget(self, pair: RelayConnection) -> None:
+        del self._pairs[pair]
+
+    async def _carry_later(self, client: socket.socket) -> None:
+        """Carry a connection whose worker could not be reached at once."""
+        with contextlib.ExitStack() as ours:
+            ours.enter_context(client)
+            try:
+                found = await self._connect()
+            except OSError as error:
+                log.warning("relay_failed", error=str(error))
+                return
+            if found is not None:
+                ours.pop_all()
+                self._begin(client, *found)
+
+    async def _connect(self) -> tuple[socket.socket, Target] | None:
+        """Return a connection to the chosen target; a worker that restarts is waited for."""
+        deadline = asyncio.get_running_loop().time() + _CONNECT_SECONDS
+        pause = _RETRY_SECONDS
+        while True:
+            target = self._choose()
+            if target is None:
+                return None
+            try:
+                return await _connect_in_time(target), target
+            except OSError as error:
+                waits = isinstance(error, ConnectionError | TimeoutError)
+                if not waits and error.errno not in _SHORTAGES:
+                    raise
+            if asyncio.get_running_loop().time() > deadline:
+                raise ConnectionRefusedError("no worker took the connection in time")
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, _LONGEST_RETRY_SECONDS)
+
+
+def _socket_for(target: Target) -> socket.socket:
+    """Return a socket that is not connected yet, from the right source."""
+    family = socket.AF_INET6 if ":" in target.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if target.source is not None:
+            # The port is chosen at the connect, among those that are free towards this target.
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_BIND_ADDRESS_NO_PORT, 1)
+            sock.bind((target.source, 0))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _connect_at_once(target: Target) -> socket.socket:
+    """Return a connection without waiting. Raises OSError.
+
+    On this machine the handshake is over when the call returns, unless the queue is full; but
+    the kernel answers the first call before it has looked at what came of it.
+    """
+    sock = _socket_for(target)
+    try:
+        address = target.host, target.port
+        if sock.connect_ex(address) == errno.EINPROGRESS:
+            sock.connect(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _connect_in_time(target: Target) -> socket.socket:
+    """Return a connection. Raises OSError, TimeoutError where the worker's queue is full."""
+    sock = _socket_for(target)
+    try:
+        async with asyncio.timeout(_HANDSHAKE_SECONDS):
+            await asyncio.get_running_loop().sock_connect(sock, (target.host, target.port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock

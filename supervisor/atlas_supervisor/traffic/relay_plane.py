@@ -1,0 +1,176 @@
+"""The relay plane: the daemon accepts on the public port and copies bytes to the active slot.
+
+For workers that bind their own port, and for systems where the kernel can't steer. The price is
+a copy of every byte and a public port that dies with the daemon; the promise is the same: a
+connection stays with the version where it began, and a switch loses none.
+
+With no public port at all (`PUBLIC_PORT=0`) the same class serves the slots' own ports alone.
+"""
+
+from __future__ import annotations
+
+import socket
+
+from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.model.socket_passing import SocketPassing
+from atlas_supervisor.system.procfs import describe_listeners, inode_of
+from atlas_supervisor.traffic import listeners
+from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, RelayTraffic
+from atlas_supervisor.traffic.relay import Relay, Target
+from atlas_supervisor.traffic.rescue import Rescues
+from atlas_supervisor.traffic.slot_ports import SlotPorts
+
+
+class RelayPlane:
+    """The public listener, what it relays to, and the slots' own ports."""
+
+    def __init__(self, endpoints: Endpoints, hand_over: SocketPassing) -> None:
+        self._endpoints = endpoints
+        self._hand_over = hand_over
+        self._active = SlotName.BLUE
+        self._public: socket.socket | None = None
+        self._relay: Relay | None = None
+        self._own: dict[SlotName, socket.socket] = {}
+        self._inner: dict[SlotName, socket.socket] = {}
+        """What a worker gets in place of the public socket; the relay connects to it."""
+        self._own_ports: SlotPorts
+        self._rescues = Rescues()
+
+    @property
+    def name(self) -> str:
+        """`relay`, or `none` where there is no public port."""
+        return "relay" if self._endpoints.public_port else "none"
+
+    @property
+    def active(self) -> SlotName:
+        """The slot that new connections go to."""
+        return self._active
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Share of new connections per slot."""
+        return {slot.value: 1.0 if slot is self._active else 0.0 for slot in SlotName}
+
+    def open(self, active: SlotName) -> None:
+        """Open the public listener and the slots' own ports."""
+        self._active = active
+        try:
+            self._open_sockets()
+        except BaseException:
+            self._close_sockets()
+            raise
+        self._own_ports = self._serve_own_ports()
+        if self._public is not None:
+            self._relay = Relay(self._public, self._target)
+            self._relay.start()
+
+    def _open_sockets(self) -> None:
+        host, port = self._endpoints.public_host, self._endpoints.public_port
+        # A worker that binds its own port does so beside our reservation (SO_REUSEADDR).
+        open_one = listeners.bind if self._hand_over is SocketPassing.PORT else listeners.listen
+        self._own = listeners.open_slot_ports(self._endpoints.slot_ports, open_one)
+        if not port:
+            return
+        listeners.refuse_strangers("PUBLIC_PORT", host, port)
+        try:
+            self._public = listeners.listen(host, port)
+        except OSError as error:
+            raise listeners.explain_bind_error("PUBLIC_PORT", host, port, error) from error
+        if self._hand_over is not SocketPassing.PORT:
+            for slot in SlotName:
+                self._inner[slot] = listeners.listen("127.0.0.1", 0)
+
+    def _serve_own_ports(self) -> SlotPorts:
+        if self._hand_over is SocketPassing.PORT:
+            return SlotPorts({}, {})
+        if self._hand_over is SocketPassing.ACTIVATION or not self._inner:
+            return SlotPorts(self._own, {})
+        return SlotPorts(self._own, {slot: self._target_of(slot) for slot in SlotName})
+
+    def _target(self) -> Target:
+        return self._target_of(self._active)
+
+    def _target_of(self, slot: SlotName) -> Target:
+        if slot in self._inner:
+            return Target("127.0.0.1", self._inner[slot].getsockname()[1])
+        return Target("127.0.0.1", self._endpoints.slot_ports[slot])
+
+    def handed(self, slot: SlotName) -> InheritedSockets:
+        """Return the worker's sockets: none if it binds its own port, one if it takes only one."""
+        if self._hand_over is SocketPassing.PORT:
+            return InheritedSockets({})
+        named = {"public": self._inner[slot]} if slot in self._inner else {}
+        if self._hand_over is SocketPassing.ACTIVATION or not named:
+            named["private"] = self._own[slot]
+        for sock in named.values():
+            sock.setblocking(False)  # a flag that the worker before may have changed for all of us
+        return InheritedSockets(named)
+
+    def ports(self, slot: SlotName) -> frozenset[int]:
+        """Return the slot's own port, and the one that the relay connects to."""
+        return frozenset({self._endpoints.slot_ports[slot], self._target_of(slot).port})
+
+    def steer(self, slot: SlotName) -> None:
+        """Choose the slot for every connection that is accepted from now on."""
+        self._active = slot
+
+    def refresh(self, slot: SlotName) -> None:
+        """Set the queues' sizes again: the worker shares the sockets."""
+        if self._hand_over is SocketPassing.PORT:
+            return
+        listeners.restore_backlog(self._own[slot])
+        if slot in self._inner:
+            listeners.restore_backlog(self._inner[slot])
+
+    def queued(self, slot: SlotName) -> int:
+        """Return how many relayed connections the slot's worker has not accepted yet.
+
+        The queue of one that binds its own port is not ours to look at: those count that have
+        asked and heard nothing.
+        """
+        if self._hand_over is not SocketPassing.PORT:
+            return listeners.queue_length(self._inner.get(slot, self._own[slot]))
+        return self._relay.unanswered(self._target_of(slot)) if self._relay is not None else 0
+
+    def vacate(self, slot: SlotName, heir: SlotName) -> None:
+        """Hand what the slot's last worker had not accepted to the heir; refuse on its own port."""
+        if slot in self._inner:
+            self._rescues.begin(slot, self._inner[slot], lambda: self._target_of(heir))
+        self._own_ports.vacate(slot)
+
+    def occupy(self, slot: SlotName) -> None:
+        """Leave the slot's queues to its worker again; what was rescued is carried to its end."""
+        self._rescues.end(slot)
+        self._own_ports.occupy(slot)
+
+    def rescued(self, slot: SlotName) -> int:
+        """Return how many connections were handed on since the slot's worker is gone."""
+        return self._rescues.count(slot)
+
+    def relayed(self) -> dict[str, RelayTraffic]:
+        """Return what the daemon carries: all of the public port, and the rest."""
+        found = {"own_port": self._own_ports.relayed(), "rescue": self._rescues.relayed()}
+        if self._relay is not None:
+            found["public"] = RelayTraffic.of(self._relay.carried, self._relay.open_connections)
+        return found
+
+    def strangers(self) -> list[str]:
+        """Return foreign listeners on the public port."""
+        if self._public is None:
+            return []
+        host, port = self._endpoints.public_host, self._endpoints.public_port
+        found = listeners.strangers(host, port, {inode_of(self._public)})
+        return [describe_listeners([listener]) for listener in found]
+
+    async def close(self) -> None:
+        """Close every socket and cut what is still relayed."""
+        if self._relay is not None:
+            await self._relay.close()
+        await self._rescues.close()
+        await self._own_ports.close()
+        self._close_sockets()
+
+    def _close_sockets(self) -> None:
+        for sock in (self._public, *self._own.values(), *self._inner.values()):
+            if sock is not None:
+                sock.close()

@@ -1,0 +1,55 @@
+"""Hands the queue of a slot without a worker to the living one, on either plane.
+
+A listener that nobody accepts from still takes connections. While its slot is without a worker
+the daemon accepts them itself and relays them, so that nobody waits for somebody who is gone.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.traffic.plane import RelayTraffic
+from atlas_supervisor.traffic.relay import Relay, Target
+from atlas_supervisor.traffic.relay_connection import RelayCounters
+
+
+class Rescues:
+    """The rescues of both slots; at most one for each at a time."""
+
+    def __init__(self) -> None:
+        self._running: dict[SlotName, Relay] = {}
+        self._ending: list[Relay] = []
+        """Those that accept no more, and still carry what they have accepted."""
+        self._carried = RelayCounters()
+
+    def begin(
+        self, dead: SlotName, queue: socket.socket, choose: Callable[[], Target | None]
+    ) -> None:
+        """Relay what comes into the slot's queue from now on; does nothing if that is so."""
+        if dead not in self._running:
+            self._running[dead] = Relay(queue, choose, self._carried)
+            self._running[dead].start()
+
+    def end(self, slot: SlotName) -> None:
+        """Leave the queue alone; what was accepted is carried to its end."""
+        if rescue := self._running.pop(slot, None):
+            rescue.stop()
+            self._ending = [one for one in (*self._ending, rescue) if one.open_connections]
+
+    def count(self, slot: SlotName) -> int:
+        """Return how many connections were handed on since the slot's worker is gone."""
+        return self._running[slot].accepted if slot in self._running else 0
+
+    def relayed(self) -> RelayTraffic:
+        """Return what all of them carry, and have carried."""
+        relays = (*self._running.values(), *self._ending)
+        return RelayTraffic.of(self._carried, sum(relay.open_connections for relay in relays))
+
+    async def close(self) -> None:
+        """Accept no more, and cut what is open."""
+        for relay in (*self._running.values(), *self._ending):
+            await relay.close()
+        self._running.clear()
+        self._ending.clear()

@@ -1,1 +1,0 @@
-"""The nouns of the project: frozen, without I/O, shared by every layer above."""

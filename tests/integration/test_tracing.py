@@ -1,0 +1,16 @@
+"""How many files a reader must follow: measured by `./scripts/trace`, and only ever fewer."""
+
+from __future__ import annotations
+
+from scripts import tracing
+
+DEPLOY_FILES = 68
+LOOK_FILES = 32
+"""The counts of today. Lower them when they fall; more files need a reason."""
+
+
+async def test_a_deploy_and_a_canary_look_enter_few_files() -> None:
+    deploy, look = await tracing.measure(tracing.arguments([]))
+
+    assert len(deploy.files) <= DEPLOY_FILES, deploy.files
+    assert len(look.files) <= LOOK_FILES, look.files

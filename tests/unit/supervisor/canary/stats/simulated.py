@@ -1,0 +1,180 @@
+"""Made-up traffic with known error rates, for the statistics' tests and their long benchmark."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from atlas_supervisor.canary.stats.baseline import Prior
+from atlas_supervisor.canary.stats.counts import Arm, Window
+from atlas_supervisor.canary.stats.promotion_evidence import PromotionEvidence
+from atlas_supervisor.canary.stats.rollback_evidence import RollbackEvidence
+
+Evidence = RollbackEvidence | PromotionEvidence
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The truth in one window: the share, and both arms' error rates."""
+
+    share: float
+    canary: float
+    stable: float
+
+
+Story = Callable[[float], Moment]
+"""From how much of the time is over (0 to 1) to what is true then."""
+
+
+def seeded(seed: int) -> random.Random:
+    """Return a source of chance that is the same each time."""
+    return random.Random(seed)  # noqa: S311 - a simulation wants a seed, not a secret
+
+
+def binomial(rng: random.Random, calls: int, rate: float) -> int:
+    """Draw how many of the calls are hit, by leaps from one to the next."""
+    if rate <= 0 or calls <= 0:
+        return 0
+    if rate >= 1:
+        return calls
+    hits, at, log = 0, -1, math.log1p(-rate)
+    while True:
+        at += 1 + int(math.log(1 - rng.random()) / log)
+        if at >= calls:
+            return hits
+        hits += 1
+
+
+def draw(rng: random.Random, calls: int, now: Moment) -> Window:
+    """Draw one window's counts."""
+    canary = binomial(rng, calls, now.share)
+    return Window(
+        now.share,
+        Arm(canary, binomial(rng, canary, now.canary)),
+        Arm(calls - canary, binomial(rng, calls - canary, now.stable)),
+    )
+
+
+def even(rate: float, share: float = 0.1) -> Story:
+    """Both arms fail alike, always."""
+    return lambda _: Moment(share, rate, rate)
+
+
+def worse(canary: float, stable: float, share: float = 0.1) -> Story:
+    """The canary has another rate than stable, always."""
+    return lambda _: Moment(share, canary, stable)
+
+
+def ramp(of: Story) -> Story:
+    """The share grows in five steps."""
+    shares = (0.01, 0.05, 0.1, 0.25, 0.5)
+
+    def at(when: float) -> Moment:
+        now = of(when)
+        return Moment(shares[min(int(when * len(shares)), 4)], now.canary, now.stable)
+
+    return at
+
+
+def drift(when: float) -> Moment:
+    """Both arms' rate goes up and down between 0.5 % and 5.5 %, three times."""
+    rate = 0.03 + 0.025 * math.sin(6 * math.pi * when)
+    return Moment(0.1, rate, rate)
+
+
+def outage(when: float) -> Moment:
+    """Both arms go from 1 % to 40 %, and back after a fifth of the time."""
+    rate = 0.4 if 0.4 < when < 0.6 else 0.01
+    return Moment(0.1, rate, rate)
+
+
+ALIKE: dict[str, Story] = {
+    **{f"base rate {rate * 100:g} %": even(rate) for rate in (0.001, 0.01, 0.05, 0.1, 0.3)},
+    "ramp at 2 %": ramp(even(0.02)),
+    "drift": drift,
+    "ramp with drift": ramp(drift),
+    "outage": outage,
+    "ramp with outage": ramp(outage),
+}
+"""Stories in which the canary is no worse, so that each rollback is wrong."""
+
+
+def errs(rng: random.Random, evidence: Evidence, story: Story, windows: int, calls: int) -> bool:
+    """Tell a story from end to end, looking after each window: whether 1/alpha is reached."""
+    for number in range(windows):
+        evidence.update(draw(rng, calls, story(number / windows)))
+        if evidence.reached:
+            return True
+    return False
+
+
+def calls_until_found(
+    rng: random.Random,
+    truth: Moment,
+    prior: Prior | None = None,
+    after: RollbackEvidence | None = None,
+    calls: int = 20,
+) -> int:
+    """Return how many canary calls it takes until a worse canary is found, at alpha 0.01."""
+    evidence = after or RollbackEvidence(0.01, prior)
+    seen = 0
+    while not evidence.reached and seen < 50_000:
+        window = draw(rng, calls, truth)
+        evidence.update(window)
+        seen += window.canary.calls
+    return seen
+
+
+@dataclass(frozen=True, order=True)
+class Call:
+    """A call by when it ends, in seconds, with its place in order of assignment."""
+
+    ends: float
+    place: int
+    is_canary: bool
+    failed: bool
+
+
+def unequal_calls(rng: random.Random, calls: int, rate: float, share: float) -> Iterator[Call]:
+    """Yield calls, ten a second: the canary's that work end much later, and fail no more often."""
+    for place in range(calls):
+        is_canary, failed = rng.random() < share, rng.random() < rate
+        takes = rng.expovariate(1.0) * (60 if is_canary and not failed else 1)
+        yield Call(place / 10 + takes, place, is_canary, failed)
+
+
+def in_order(calls: list[Call], share: float, size: int) -> Iterator[Window]:
+    """Yield windows by assignment, each when its calls and all older ones have ended."""
+    open_calls, next_window = Counter(call.place // size for call in calls), 0
+    for call in sorted(calls):
+        open_calls[call.place // size] -= 1
+        while next_window < len(calls) // size and not open_calls[next_window]:
+            yield counted(calls[next_window * size : (next_window + 1) * size], share)
+            next_window += 1
+
+
+def as_they_end(calls: list[Call], share: float, size: int) -> Iterator[Window]:
+    """Yield windows by completion: the mistake that `in_order` avoids."""
+    ordered = sorted(calls)
+    for begins in range(0, len(ordered) - size + 1, size):
+        yield counted(ordered[begins : begins + size], share)
+
+
+def counted(calls: list[Call], share: float) -> Window:
+    """Sum calls up to a window."""
+    canary = [call.failed for call in calls if call.is_canary]
+    stable = [call.failed for call in calls if not call.is_canary]
+    return Window(share, Arm(len(canary), sum(canary)), Arm(len(stable), sum(stable)))
+
+
+def most_by_chance(runs: int, rate: float, surely: float = 1e-6) -> int:
+    """Return the count that a binomial with at most this rate passes with probability `surely`."""
+    tail, count = 1.0, -1
+    while tail > surely:
+        count += 1
+        log = math.lgamma(runs + 1) - math.lgamma(count + 1) - math.lgamma(runs - count + 1)
+        tail -= math.exp(log + count * math.log(rate) + (runs - count) * math.log1p(-rate))
+    return count

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from atlas_supervisor.canary.stats.sample_ratio import Assigned, Draws, check_ratio
+from tests.unit.supervisor.canary.stats.simulated import binomial, most_by_chance, seeded
+
+
+def test_nothing_drawn_fits() -> None:
+    check = check_ratio([Assigned(0, 3, 100), Assigned(1, 100, 3), Assigned(0.1, 0, 0)])
+
+    assert check.fits
+    assert (check.expected, check.observed) == (None, None)
+
+
+def test_what_the_share_says_fits() -> None:
+    assert check_ratio([Assigned(0.1, 103, 897), Assigned(0.5, 490, 510)]).fits
+
+
+@pytest.mark.parametrize(
+    "counts", [Assigned(0.1, 30, 70), Assigned(0.1, 1_300, 8_700), Assigned(0.5, 505_000, 495_000)]
+)
+def test_what_the_share_does_not_say_is_noticed(counts: Assigned) -> None:
+    check = check_ratio([counts])
+
+    assert not check.fits
+    assert check.expected == pytest.approx(counts.share)
+    assert check.observed == pytest.approx(counts.canary / (counts.canary + counts.stable))
+
+
+def test_one_arm_that_swallows_reports_is_noticed_in_what_is_unreported() -> None:
+    assert not check_ratio([Assigned(0.1, 20, 0)]).fits
+
+
+@settings(deadline=None)
+@given(st.floats(0.001, 0.999), st.integers(0, 10**7), st.integers(0, 10**7))
+def test_any_counts_give_a_number(share: float, canary: int, stable: int) -> None:
+    check = check_ratio([Assigned(share, canary, stable)])
+
+    assert math.isfinite(check.e_value)
+    assert check.e_value >= 0
+
+
+@settings(deadline=None)
+@given(st.floats(0.01, 0.99), st.integers(0, 100), st.integers(0, 100))
+def test_the_next_draw_is_expected_to_change_nothing(
+    share: float, canary: int, stable: int
+) -> None:
+    now, with_canary, with_stable = (
+        check_ratio([Assigned(share, canary + one, stable + other)]).e_value
+        for one, other in ((0, 0), (1, 0), (0, 1))
+    )
+
+    assert share * with_canary + (1 - share) * with_stable == pytest.approx(now, rel=1e-6)
+
+
+def test_a_true_share_is_seldom_called_wrong_though_one_looks_all_the_time() -> None:
+    rng, wrong = seeded(8), 0
+    for _ in range(100):
+        canary = stable = 0
+        for _ in range(50):
+            more = binomial(rng, 40, 0.1)
+            canary, stable = canary + more, stable + 40 - more
+            if not check_ratio([Assigned(0.1, canary, stable)], alpha=0.05).fits:
+                wrong += 1
+                break
+
+    assert wrong <= most_by_chance(100, 0.05)
+
+
+def test_draws_add_up_by_share_and_survive_being_kept() -> None:
+    draws = Draws()
+    for share, count, canary in ((0.1, 3, True), (0.1, 30, False), (0.5, 7, True), (1, 9, True)):
+        draws.add(share, count, canary=canary)
+    draws.add(0.1, 2, canary=True)
+
+    assert draws.by_share == {0.1: (5, 30), 0.5: (7, 0)}
+    assert Draws.from_list(draws.to_list()) == draws

@@ -1,0 +1,289 @@
+"""The reader: files that are no rings, gaps, laps, and what a cut file does."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from atlas_supervisor.canary.ring_reader import Positions, RingReader, RingRefusedError, ring_files
+from atlas_supervisor.system import procfs
+from atlas_worker.contract import ring as layout
+from atlas_worker.contract.ring import EventKind, Owner, decode, encode
+
+DEAD = Owner(2**22 + 5, 1, "another boot", "green-1", "1.2")
+
+
+def living() -> Owner:
+    ticks = procfs.start_ticks(os.getpid())
+    assert ticks is not None
+    return Owner(os.getpid(), ticks, procfs.boot_id(), "green-1", "1.2")
+
+
+class Writer:
+    """A ring that is written by hand, as a program in any language would."""
+
+    def __init__(self, path: Path, owner: Owner) -> None:
+        self.path = path
+        path.write_bytes(layout.pack_header(owner).ljust(layout.RING_BYTES, b"\0"))
+
+    def main(self, index: int, word: int) -> None:
+        lap = index // layout.MAIN_WORDS % 2 << 63
+        self.put(layout.HEADER_BYTES + index % layout.MAIN_WORDS * 8, word | lap)
+
+    def keyed(self, index: int, word: int, key: int) -> None:
+        lap = index // layout.KEYED_ENTRIES % 2 << 63
+        place = layout.KEYED_OFFSET + index % layout.KEYED_ENTRIES * 16
+        self.put(place, word | lap if word else 0)
+        self.put(place + 8, key | lap if key else 0)
+
+    def quarter(self, index: int, word: int) -> None:
+        count = layout.MAIN_WORDS // 4
+        lap = index // layout.MAIN_WORDS % 2 << 63
+        with self.path.open("r+b") as file:
+            file.seek(layout.HEADER_BYTES + index % layout.MAIN_WORDS * 8)
+            file.write(struct.pack("<Q", word | lap) * count)
+
+    def put(self, offset: int, value: int) -> None:
+        with self.path.open("r+b") as file:
+            file.seek(offset)
+            file.write(struct.pack("<Q", value))
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Writer:
+    return Writer(tmp_path / "1-2-ab.ring", living())
+
+
+@pytest.fixture
+def dead(tmp_path: Path) -> Writer:
+    return Writer(tmp_path / "3-4-cd.ring", DEAD)
+
+
+@pytest.fixture
+def ring(writer: Writer) -> Iterator[RingReader]:
+    opened = RingReader.open(writer.path)
+    yield opened
+    opened.close()
+
+
+def asked(epoch: int) -> int:
+    return encode(EventKind.ASKED, is_canary=True, epoch=epoch, slice_number=5)
+
+
+def epochs(words: object) -> list[int]:
+    return sorted(decode(word).epoch for word in words)  # type: ignore[attr-defined]  # a Counter
+
+
+def test_a_word_holds_every_field_to_its_width() -> None:
+    word = encode(
+        EventKind.VOID,
+        is_canary=True,
+        outcome=3,
+        epoch=2**20 - 1,
+        slice_number=2**26 - 1,
+        bucket=2047,
+    )
+    assert word == 2**63 - 1
+    assert decode(word | layout.LAP) == (7, True, 3, 2**20 - 1, 2**26 - 1, 2047)
+
+
+def test_a_ring_tells_whose_it_is(ring: RingReader) -> None:
+    assert ring.owner == living()
+    assert ring.alive()
+    assert ring.of_this_boot
+
+
+def test_equal_events_are_counted_and_voids_left_out(writer: Writer, ring: RingReader) -> None:
+    for index, word in enumerate((asked(1), asked(2), asked(1), EventKind.VOID << 60, asked(1))):
+        writer.main(index, word)
+    writer.keyed(0, asked(3), 77)
+    writer.keyed(1, EventKind.VOID << 60, 1)
+
+    batch = ring.read(Positions())
+
+    assert batch.events == {asked(1): 3, asked(2): 1}
+    assert batch.keyed == [(asked(3), 77)]
+    assert batch.next == Positions(5, 2)
+    assert ring.read(batch.next).events == {}
+
+
+def test_a_ring_is_followed_over_many_laps(writer: Writer, ring: RingReader) -> None:
+    batch = ring.read(Positions())
+    step = layout.MAIN_WORDS // 4 * 3
+    for first in range(0, 3 * layout.MAIN_WORDS, step):
+        for index in range(first, first + step, layout.MAIN_WORDS // 4):
+            writer.quarter(index, asked(7))
+
+        batch = ring.read(batch.next)
+        ring.advance(batch.next)
+
+        assert batch.events == {asked(7): step}
+        assert batch.next.main == first + step
+    assert ring.tail == batch.next
+
+
+def test_what_the_tail_has_passed_is_not_read_again(writer: Writer, ring: RingReader) -> None:
+    for index in range(4):
+        writer.main(index, asked(index))
+    ring.advance(Positions(3, 0))
+
+    assert epochs(ring.read(Positions()).events) == [3]
+
+
+def test_a_gap_of_a_living_process_is_waited_for(writer: Writer, ring: RingReader) -> None:
+    writer.main(0, asked(0))
+    writer.main(2, asked(2))
+    writer.keyed(0, asked(0), 0)  # its hash is not written yet
+    writer.keyed(1, asked(1), 3)
+
+    batch = ring.read(Positions())
+    assert (epochs(batch.events), batch.next, batch.keyed) == ([0], Positions(1, 0), [])
+    writer.main(1, asked(1))
+    writer.keyed(0, asked(0), 3)
+
+    batch = ring.read(batch.next)
+    assert (epochs(batch.events), batch.next.main, batch.skipped) == ([1, 2], 3, 0)
+    assert len(batch.keyed) == 2
+
+
+def test_gaps_of_a_dead_process_are_skipped_and_counted(dead: Writer) -> None:
+    far = layout.MAIN_WORDS - 2
+    for index in (0, 2, far, far + 3):
+        dead.main(index, asked(index % 1000))
+    dead.keyed(0, asked(1), 0)
+    dead.keyed(1, 0, 5)
+    dead.keyed(2, asked(2), 5)
+    ring = RingReader.open(dead.path)
+
+    dead.put(layout.TAIL_OFFSET, 2)
+    batch = ring.read(Positions())
+    ring.advance(batch.next)
+
+    assert not batch.alive
+    assert ring.tail == Positions(2, 0)
+    assert sorted(batch.events) == sorted(asked(i % 1000) for i in (2, far, far + 3))
+    assert batch.next == Positions(far + 4, 3)
+    assert batch.skipped == (far + 4 - 2) - 3 + 2
+    assert batch.keyed == [(asked(2), 5)]
+    again = ring.read(batch.next)
+    assert (again.events, again.skipped, again.next) == ({}, 0, batch.next)
+    ring.close()
+
+
+@pytest.mark.parametrize(
+    "owner",
+    [
+        living()._replace(start_ticks=1),
+        living()._replace(boot_id="0" * 36),
+        living()._replace(pid=2**22 + 1),
+    ],
+    ids=["pid used again", "another boot", "gone"],
+)
+def test_a_process_that_is_not_the_one_is_dead(tmp_path: Path, owner: Owner) -> None:
+    ring = RingReader.open(Writer(tmp_path / "a.ring", owner).path)
+    assert not ring.alive()
+    ring.close()
+
+
+def test_a_zombie_is_dead(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
+    ticks = procfs.start_ticks(child.pid)
+    assert ticks is not None
+    assert procfs.is_alive(child.pid, ticks)
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+
+    assert not procfs.is_alive(child.pid, ticks)
+    with child:
+        pass
+    assert not procfs.is_alive(child.pid, ticks)
+
+
+# What is no ring.
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(RingRefusedError) as caught:
+        RingReader.open(path)
+    return str(caught.value)
+
+
+def test_what_is_no_ring_is_refused(tmp_path: Path, writer: Writer) -> None:
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    good = writer.path.read_bytes()
+    cases = {
+        "empty": b"",
+        "short": good[:-1],
+        "long": good + b"\0",
+        "magic": b"ATLASCN2" + good[8:],
+        "layout": good[:8] + b"\2" + good[9:],
+        "capacity": good[:12] + b"\1" + good[13:],
+        "pid": good[:24] + b"\xff" * 8 + good[32:],
+        "zero": bytes(layout.RING_BYTES),
+    }
+    for name, content in cases.items():
+        path = tmp_path / f"{name}.ring"
+        path.write_bytes(content)
+        assert path.name in refused(path)
+
+    (tmp_path / "link.ring").symlink_to(writer.path)
+    os.mkfifo(tmp_path / "fifo.ring")
+    (tmp_path / "folder.ring").mkdir()
+    for name in ("link", "fifo", "folder", "missing"):
+        refused(tmp_path / f"{name}.ring")
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+
+
+@pytest.mark.needs_root
+def test_a_ring_of_another_uid_is_refused(writer: Writer) -> None:
+    os.chown(writer.path, 65534, 65534)
+    assert "uid 65534" in refused(writer.path)
+
+
+def test_a_file_that_is_cut_short_while_it_is_open_is_refused(
+    writer: Writer, ring: RingReader
+) -> None:
+    for index in range(10):
+        writer.main(index, asked(1))
+    os.truncate(writer.path, layout.HEADER_BYTES + 16)
+
+    with pytest.raises(RingRefusedError):
+        ring.read(Positions())
+    os.truncate(writer.path, 0)
+    with pytest.raises(RingRefusedError):
+        ring.read(Positions())
+    with pytest.raises(RingRefusedError):
+        _ = ring.dropped
+
+
+def test_a_ring_of_noise_is_read_without_harm(tmp_path: Path) -> None:
+    for owner in (DEAD, living()):
+        writer = Writer(tmp_path / "noise.ring", owner)
+        content = bytearray(writer.path.read_bytes())
+        content[256:] = os.urandom(len(content) - 256)
+        writer.path.write_bytes(content)
+        ring = RingReader.open(writer.path)
+
+        batch = ring.read(Positions(5, 2**63))
+
+        assert all(0 <= word < 2**63 for word in batch.events)
+        ring.close()
+
+
+def test_a_closed_ring_is_not_read(ring: RingReader) -> None:
+    ring.close()
+    ring.close()
+    with pytest.raises(RingRefusedError):
+        ring.read(Positions())
+
+
+def test_unfinished_files_and_a_missing_folder_are_no_rings(tmp_path: Path, writer: Writer) -> None:
+    (tmp_path / ".5-6-ef.ring.new").touch()
+    assert ring_files(tmp_path) == [writer.path]
+    assert ring_files(tmp_path / "none") == []

@@ -1,0 +1,702 @@
+from __future__ import annotations
+
+import errno
+import itertools
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atlas_supervisor.errors import RefusedError
+from atlas_supervisor.model.canary import CanaryStats
+from atlas_supervisor.model.idempotency_key import IdempotencyKey
+from atlas_supervisor.store.statements import StoreError
+from atlas_worker.contract.ring import EventKind
+from tests.unit.supervisor.canary.support import OPERATOR, Canaries, Clock, Process, running
+
+RAMP: dict[str, Any] = {"canary_ramp": (0.1, 0.5, 1.0), "canary_step_seconds": 60.0}
+
+
+def totals(stats: CanaryStats) -> tuple[int, int, int, int]:
+    return (stats.canary.calls, stats.canary.errors, stats.stable.calls, stats.stable.errors)
+
+
+# What workers are told.
+
+
+async def test_workers_are_told_a_share_and_an_epoch_of_every_feature(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        policy = canaries.written.canary
+        assert policy is not None
+        assert policy.enabled
+        assert {name: each.share for name, each in policy.features.items()} == {
+            "vision": 0.2,
+            "web": 0.2,
+            "optimizer": 0.2,
+        }
+        assert len({each.epoch for each in policy.features.values()}) == 3
+
+
+async def test_without_canaries_every_share_is_nothing_and_stable_calls_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch, canary_enabled=False) as canaries:
+        assert {each.share for each in canaries.policy.features.values()} == {0.0}
+        canaries.process().calls(3, canary=False)
+        await canaries.look()
+        assert totals(canaries.service.stats()) == (0, 0, 3, 0)
+
+
+async def test_a_share_set_by_an_operator_begins_an_epoch_and_survives_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        before = canaries.policy.features["vision"].epoch
+        view = await canaries.service.set_percentage("vision", 0.05, OPERATOR)
+        assert (view.share, view.stage) == (0.05, "steady")
+        after = canaries.written.canary
+        assert after is not None
+        assert after.features["vision"].epoch > before
+    async with running(tmp_path, monkeypatch, canary_percentage=0.4) as canaries:
+        shares = {name: each.share for name, each in canaries.policy.features.items()}
+        assert shares == {"vision": 0.05, "web": 0.4, "optimizer": 0.4}
+        view_of_all = await canaries.service.reset("vision", OPERATOR)
+        assert view_of_all.features[0].share == 0.4
+        assert ("canary", "set", "vision") in await canaries.audited()
+        assert ("canary_reset", "done", "vision") in await canaries.audited()
+
+
+async def test_what_is_so_already_is_no_new_epoch_and_is_not_audited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        await canaries.service.set_percentage("vision", 0.05, OPERATOR)
+        before, audited = canaries.policy, await canaries.audited()
+        await canaries.service.set_percentage("vision", 0.05, OPERATOR)
+        assert (canaries.policy, await canaries.audited()) == (before, audited)
+
+
+async def test_a_restart_changes_nothing_if_the_settings_have_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        before = canaries.written
+    async with running(tmp_path, monkeypatch) as canaries:
+        assert canaries.written == before
+
+
+async def test_an_unknown_feature_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        for ask in (
+            canaries.service.set_percentage("speech", 0.1, OPERATOR),
+            canaries.service.ramp("speech", "start", OPERATOR),
+            canaries.service.reset("speech", OPERATOR),
+        ):
+            with pytest.raises(RefusedError) as caught:
+                await ask
+            assert (caught.value.status, caught.value.code) == (404, "unknown_feature")
+            assert "vision, web, optimizer" in caught.value.hint
+
+
+# What they tell.
+
+
+async def test_calls_of_all_processes_are_added_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        for _ in range(3):
+            process = canaries.process()
+            process.calls(4, failed=1)
+            process.calls(10, canary=False, feature="web", ms=100.0)
+        await canaries.look()
+        stats = canaries.service.stats()
+        assert totals(stats) == (12, 3, 30, 0)
+        assert stats.features["vision"].canary.error_rate == 0.25
+        assert stats.features["web"].stable.latency_ms.p50 == pytest.approx(100, rel=0.011)
+        assert stats.features["optimizer"].canary.calls == 0
+
+
+async def test_calls_survive_a_restart_of_the_daemon_and_are_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        process = canaries.process()
+        process.calls(5)
+        await canaries.look()
+        process.calls(2, failed=2)
+    async with running(tmp_path, monkeypatch) as canaries:
+        await canaries.look()
+        assert totals(canaries.service.stats()) == (7, 2, 0, 0)
+
+
+async def test_what_was_read_and_not_written_before_a_crash_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        process = canaries.process()
+        process.calls(5)
+        await canaries.look()
+        process.calls(3)
+
+        async def fails(*_: Any) -> None:
+            raise StoreError("the database could not be written")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(canaries.database.canary, "commit", fails)
+            await canaries.look()
+        assert totals(canaries.service.stats()) == (8, 0, 0, 0)
+    async with running(tmp_path, monkeypatch) as canaries:
+        await canaries.look()
+        assert totals(canaries.service.stats()) == (8, 0, 0, 0)
+        await canaries.look()
+        assert totals(canaries.service.stats()) == (8, 0, 0, 0)
+
+
+async def test_a_commit_that_failed_is_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        process = canaries.process()
+        process.calls(3)
+
+        async def fails(*_: Any) -> None:
+            raise StoreError("the database could not be written")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(canaries.database.canary, "commit", fails)
+            await canaries.look()
+        process.calls(4)
+        await canaries.look()
+        report = await canaries.service.report(1)
+        assert report.features[0].canary.calls == 7
+    async with running(tmp_path, monkeypatch) as canaries:
+        await canaries.look()
+        assert totals(canaries.service.stats()) == (7, 0, 0, 0)
+
+
+async def test_what_a_dead_process_had_open_has_failed_and_its_ring_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        process = canaries.process()
+        process.calls(2)
+        process.tell(EventKind.BEGUN)
+        process.tell(EventKind.ASKED)
+        process.die()
+        await canaries.look()
+        await canaries.look()
+        arm = canaries.service.stats().canary
+        assert (arm.calls, arm.errors, arm.unreported, arm.assigned) == (3, 1, 1, 4)
+        assert not process.path.exists()
+        assert await canaries.database.canary.rings() == []
+
+
+async def test_a_process_that_died_while_the_daemon_was_away_is_told_by_its_ring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        process = canaries.process()
+        process.tell(EventKind.BEGUN)
+        await canaries.look()
+    process.tell(EventKind.ENDED)
+    process.tell(EventKind.BEGUN)
+    process.die()
+    async with running(tmp_path, monkeypatch) as canaries:
+        await canaries.look()
+        assert totals(canaries.service.stats()) == (2, 1, 0, 0)
+
+
+async def test_a_ring_that_was_removed_while_the_daemon_was_away_had_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        process = canaries.process()
+        process.tell(EventKind.BEGUN)
+        await canaries.look()
+    process.path.unlink()
+    async with running(tmp_path, monkeypatch) as canaries:
+        await canaries.look()
+        await canaries.look()
+        assert totals(canaries.service.stats()) == (1, 1, 0, 0)
+        assert await canaries.database.canary.rings() == []
+
+
+async def test_whatever_else_is_in_the_folder_is_refused_and_disturbs_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        folder = tmp_path / "canary"
+        (folder / "empty.ring").touch()
+        (folder / "a.ring").mkdir()
+        (folder / "link.ring").symlink_to("/etc/passwd")
+        canaries.process().calls(1)
+        await canaries.look()
+        assert totals(canaries.service.stats()) == (1, 0, 0, 0)
+
+
+# The fallback.
+
+
+async def test_too_many_failures_turn_all_canaries_off_until_an_operator_resets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        process = canaries.process()
+        process.calls(19, failed=19)
+        await canaries.look()
+        assert not canaries.written.canary_disabled_fallback
+        process.calls(1, feature="web")
+        process.calls(50, canary=False, failed=1)
+        await canaries.look()
+        written = canaries.written
+        assert written.canary_disabled_fallback
+        assert written.canary is not None
+        assert {each.share for each in written.canary.features.values()} == {0.0}
+        view = canaries.service.view()
+        assert not view.enabled
+        assert view.fallback is not None
+        assert (view.fallback.canary.calls, view.fallback.canary.errors) == (20, 19)
+        assert (view.fallback.stable.calls, view.fallback.stable.error_rate) == (50, 0.02)
+        assert [each.code for each in canaries.service.suggestions()] == ["canary_fallback"]
+    async with running(tmp_path, monkeypatch) as canaries:
+        await canaries.look(after=7200)
+        assert canaries.written.canary_disabled_fallback
+        await canaries.service.reset(None, OPERATOR)
+        assert not canaries.written.canary_disabled_fallback
+        assert canaries.policy.features["vision"].share == 0.2
+        assert [each[:2] for each in await canaries.audited()] == [
+            ("canary_fallback", "latched"),
+            ("canary_reset", "done"),
+        ]
+
+
+async def test_after_a_reset_the_fallback_has_forgotten_older_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        process = canaries.process()
+        process.calls(20, failed=20)
+        await canaries.look()
+        await canaries.service.reset(None, OPERATOR)
+        process.calls(19, failed=19)
+        await canaries.look()
+        assert not canaries.written.canary_disabled_fallback
+        process.calls(1)
+        await canaries.look()
+        assert canaries.written.canary_disabled_fallback
+
+
+async def test_a_latch_in_the_state_file_alone_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        await canaries.state.change(canary_disabled_fallback=True)
+    async with running(tmp_path, monkeypatch) as canaries:
+        assert canaries.written.canary_disabled_fallback
+        assert canaries.service.view().canary_disabled_fallback
+
+
+async def test_a_latch_right_before_a_kill_is_audited_by_the_next_daemon_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: Any) -> None:
+        raise StoreError("the database could not be written")
+
+    async with running(tmp_path, monkeypatch) as canaries:
+        with monkeypatch.context() as patch:
+            patch.setattr(canaries.database.canary, "commit", fails)
+            canaries.process().calls(20, failed=20)
+            await canaries.look()
+        assert canaries.written.canary_disabled_fallback
+        assert await canaries.audited() == []
+    for _ in range(3):
+        async with running(tmp_path, monkeypatch) as canaries:
+            await canaries.look(after=2)
+            canaries.process().calls(1, canary=False)
+            await canaries.look(after=2)
+            assert await canaries.audited() == [("canary_fallback", "latched", None)]
+
+
+async def test_a_full_disk_delays_the_latch_and_does_not_prevent_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        canaries.process().calls(20, failed=20)
+
+        def full(*_: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        epochs = {each.epoch for each in canaries.policy.features.values()}
+        with monkeypatch.context() as patch:
+            patch.setattr(canaries.state._file, "write", full)
+            for _ in range(3):
+                with pytest.raises(OSError, match="No space"):
+                    await canaries.look()
+        await canaries.look()
+        assert canaries.written.canary_disabled_fallback
+        after = {each.epoch for each in canaries.policy.features.values()}
+        assert max(after) == max(epochs) + 3
+
+
+# Evidence, and ramps.
+
+
+async def one_second(canaries: Canaries, process: Process, *, bad: int, calls: int = 100) -> None:
+    """Let a second pass with so many calls, shared out as the policy says."""
+    share = canaries.policy.features["vision"].share
+    process.calls(round(share * calls), failed=bad)
+    process.calls(round((1 - share) * calls), canary=False)
+    await canaries.look(after=1)
+
+
+async def test_a_canary_that_fails_more_often_is_rolled_back_and_the_others_stay_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch, canary_error_threshold=1.0) as canaries:
+        process = canaries.process()
+        for _ in range(20):
+            await one_second(canaries, process, bad=4)
+        view = canaries.feature()
+        assert (view.stage, view.share) == ("rolled_back", 0.0)
+        assert "vision" in view.reason
+        assert view.judgement.reason == view.reason  # what spoke against it is not forgotten
+        assert canaries.feature("web").share == 0.2
+        assert ("canary", "rolled_back", "vision") in await canaries.audited()
+        assert not canaries.written.canary_disabled_fallback
+    async with running(tmp_path, monkeypatch) as canaries:
+        assert canaries.feature().stage == "rolled_back"
+        view = await canaries.service.set_percentage("vision", 0.1, OPERATOR)
+        await canaries.look(after=60)
+        assert canaries.feature().stage == "steady"
+
+
+async def test_the_evidence_goes_on_over_a_restart_without_losing_or_repeating_a_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def play(folder: Path, *, restarts: bool) -> dict[str, Any]:
+        clock = Clock()
+        more: dict[str, Any] = {"canary_error_threshold": 1.0}
+        seconds = iter(range(12))
+        for _ in range(3 if restarts else 1):
+            async with running(folder, monkeypatch, clock, **more) as canaries:
+                process = canaries.process()
+                for second in itertools.islice(seconds, 4 if restarts else 12):
+                    await one_second(canaries, process, bad=second % 2, calls=25)
+        async with running(folder, monkeypatch, clock, **more) as canaries:
+            await canaries.look(after=10)
+            return dict(canaries.feature().judgement.numbers)
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    alone = await play(tmp_path / "a", restarts=False)
+    assert alone == await play(tmp_path / "b", restarts=True)
+
+
+async def test_a_ramp_climbs_its_steps_and_is_promoted_by_evidence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch, **RAMP) as canaries:
+        view = await canaries.service.ramp("vision", "start", OPERATOR)
+        assert (view.stage, view.share, view.step) == ("ramping", 0.1, 0)
+        assert view.waits_for is not None
+        shares = [view.share]
+        process = canaries.process()
+        for _ in range(200):
+            await one_second(canaries, process, bad=0)
+            if canaries.feature().share != shares[-1]:
+                shares.append(canaries.feature().share)
+        assert shares == [0.1, 0.5, 1.0]
+        assert canaries.feature().stage == "promoted"
+        outcomes = [each[1] for each in await canaries.audited() if each[0] == "canary"]
+        assert outcomes == ["start", "ramping", "promoted"]
+
+
+async def test_without_traffic_a_ramp_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch, **RAMP) as canaries:
+        await canaries.service.ramp("vision", "start", OPERATOR)
+        await canaries.look(after=86400)
+        assert canaries.feature().share == 0.1
+
+
+async def test_a_paused_ramp_goes_on_from_its_step_after_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch, **RAMP) as canaries:
+        await canaries.service.ramp("vision", "start", OPERATOR)
+        await canaries.service.ramp("vision", "advance", OPERATOR)
+        await canaries.service.ramp("vision", "pause", OPERATOR)
+    async with running(tmp_path, monkeypatch, **RAMP) as canaries:
+        assert (canaries.feature().stage, canaries.feature().share) == ("paused", 0.5)
+        view = await canaries.service.ramp("vision", "resume", OPERATOR)
+        assert (view.stage, view.step) == ("ramping", 1)
+
+
+async def test_an_action_under_a_key_is_done_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more: dict[str, Any] = {**RAMP, "canary_ramp": (0.1, 0.2, 0.5, 1.0)}
+    async with running(tmp_path, monkeypatch, **more) as canaries:
+        await canaries.service.ramp("vision", "start", OPERATOR)
+        for _ in range(2):
+            key = IdempotencyKey("k1", "the request")
+            view = await canaries.service.ramp("vision", "advance", OPERATOR, key)
+        assert view.step == 1
+        assert key.repeated
+
+
+async def test_an_action_that_makes_no_sense_is_refused_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        with pytest.raises(RefusedError) as caught:
+            await canaries.service.ramp("vision", "start", OPERATOR)
+        assert (caught.value.status, caught.value.code) == (409, "ramp_not_possible")
+        assert "CANARY_RAMP" in caught.value.hint
+
+
+async def test_a_change_that_can_not_be_written_is_refused_and_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+
+        def full(*_: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        before = canaries.policy
+        with monkeypatch.context() as patch:
+            patch.setattr(canaries.state._file, "write", full)
+            with pytest.raises(RefusedError) as caught:
+                await canaries.service.set_percentage("vision", 0.9, OPERATOR)
+        assert (caught.value.status, caught.value.code) == (503, "not_durable")
+        assert canaries.policy == before
+        assert canaries.feature().share == 0.2
+
+
+async def test_the_state_file_wins_over_a_database_that_was_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch, **RAMP) as canaries:
+
+        async def fails(*_: Any) -> None:
+            raise StoreError("the database could not be written")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(canaries.database.canary, "commit", fails)
+            await canaries.service.ramp("vision", "rollback", OPERATOR)
+        epoch = canaries.policy.features["vision"].epoch
+        assert await canaries.audited() == []
+    async with running(tmp_path, monkeypatch, **RAMP) as canaries:
+        assert (canaries.feature().stage, canaries.feature().share) == ("rolled_back", 0.0)
+        await canaries.look()
+        assert await canaries.audited() == [("canary", "rolled_back", "vision")]
+        view = await canaries.service.ramp("vision", "start", OPERATOR)
+        assert view.epoch > epoch
+
+
+# Which evidence goes on, and which begins anew.
+
+
+def first_calls_of_keys(process: Process) -> None:
+    for key in range(1, 31):
+        process.tell(EventKind.BEGUN, canary=key <= 6, key=key)
+        process.tell(EventKind.ENDED, canary=key <= 6, key=key)
+
+
+@pytest.mark.parametrize("between", [0.0, 1.0])
+async def test_where_no_calls_were_drawn_evidence_begins_anew_with_the_next_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: float
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        first_calls_of_keys(canaries.process())
+        await canaries.look(after=5)
+        before = canaries.feature()
+        assert before.judgement.numbers["canary"]["calls"] == 6
+        await canaries.service.set_percentage("vision", between, OPERATOR)
+        await canaries.service.set_percentage("vision", 0.2, OPERATOR)
+        assert canaries.feature().ramp == canaries.feature().epoch > before.epoch
+        assert canaries.feature().judgement.numbers["canary"]["calls"] == 0
+        first_calls_of_keys(canaries.process())
+        await canaries.look(after=5)
+        assert canaries.feature().judgement.numbers["canary"]["calls"] == 6
+
+
+async def test_after_canaries_were_off_evidence_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        first_calls_of_keys(canaries.process())
+        await canaries.look(after=5)
+        ramp = canaries.feature().ramp
+    async with running(tmp_path, monkeypatch, canary_enabled=False) as canaries:
+        assert canaries.feature().ramp == ramp
+    async with running(tmp_path, monkeypatch) as canaries:
+        assert canaries.feature().ramp > ramp
+        assert canaries.feature().judgement.numbers["canary"]["calls"] == 0
+
+
+async def test_a_share_set_in_mid_ramp_keeps_the_evidence_whatever_the_settings_share_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch, **RAMP, canary_percentage=0.0) as canaries:
+        await canaries.service.ramp("vision", "start", OPERATOR)
+        ramp = canaries.feature().ramp
+        await canaries.service.set_percentage("vision", 0.3, OPERATOR)
+        assert (canaries.feature().share, canaries.feature().ramp) == (0.3, ramp)
+
+
+async def test_evidence_that_can_not_be_read_begins_anew_and_all_else_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        canaries.process().calls(40)
+        await canaries.look(after=5)
+    unreadable = "UPDATE canary_progress SET value = '{\"vision\": {}}' WHERE name = 'judges'"
+    with closing(sqlite3.connect(tmp_path / "atlas.db")) as connection, connection:
+        connection.execute(unreadable)
+    async with running(tmp_path, monkeypatch) as canaries:
+        assert canaries.feature().judgement.numbers["canary"]["calls"] == 0
+        assert canaries.service.stats().canary.calls == 40
+        canaries.process().calls(10)
+        await canaries.look(after=5)
+        assert canaries.feature().judgement.numbers["canary"]["calls"] == 10
+        assert (await canaries.service.report(1)).features[0].canary.calls == 50
+
+
+# Numbers that are not to be trusted, and the report.
+
+
+async def test_arms_that_do_not_get_their_shares_are_warned_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        process = canaries.process()
+        process.calls(100)
+        process.calls(100, canary=False)
+        await canaries.look(after=5)
+        (warning,) = canaries.feature().warnings
+        assert "50.0 %" in warning
+        assert "20.0 %" in warning
+        assert [each.code for each in canaries.service.suggestions()] == ["canary_not_trusted"]
+        report = await canaries.service.report(1)
+        assert report.features[0].warnings == [warning]
+
+
+async def test_a_few_keys_that_call_often_are_no_reason_to_distrust_the_draw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        process = canaries.process()
+        for key in range(1, 11):
+            process.tell(EventKind.BEGUN, canary=key < 3, key=key, times=100)
+            process.tell(EventKind.ENDED, canary=key < 3, key=key, times=100)
+        await canaries.look(after=5)
+        assert canaries.service.stats().canary.calls == 200
+        assert canaries.feature().judgement.numbers["canary"]["calls"] == 2
+        assert canaries.feature().warnings == []
+
+
+async def test_decisions_that_nobody_reports_are_warned_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        process = canaries.process()
+        process.tell(EventKind.ASKED, times=80)
+        process.tell(EventKind.TOLD, times=60)
+        process.tell(EventKind.ASKED, canary=False, times=240)
+        process.tell(EventKind.TOLD, canary=False, times=240)
+        await canaries.look(after=70)
+        unequal, many = canaries.feature().warnings
+        assert "the canary arm reports fewer of its decisions" in unequal
+        assert "25.0 % of the canary arm's decisions were never reported" in many
+
+
+async def test_all_that_was_assigned_is_compared_with_the_share_not_what_was_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        process = canaries.process()
+        for key in range(1, 301):
+            process.tell(EventKind.ASKED, canary=key <= 60, key=key)
+        process.tell(EventKind.ASKED, times=40)
+        process.tell(EventKind.ASKED, canary=False, times=160)
+        process.tell(EventKind.TOLD, times=40)
+        await canaries.look(after=5)
+        ratio = canaries.feature().judgement.numbers["sample_ratio"]
+        assert (ratio["observed"], ratio["fits"]) == (0.2, True)
+
+
+async def test_draws_of_a_ramp_are_forgotten_with_it_and_kept_over_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        process = canaries.process()
+        process.calls(200)
+        process.tell(EventKind.ASKED, times=50)
+        await canaries.look(after=5)
+    async with running(tmp_path, monkeypatch) as canaries:
+        assert canaries.feature().judgement.kind == "ratio"
+        await canaries.look(after=70)  # the questions of before the restart were never told
+        assert canaries.feature().judgement.numbers["unreported_ratio"]["observed"] == 1.0
+        await canaries.service.set_percentage("vision", 0, OPERATOR)
+        await canaries.service.set_percentage("vision", 0.2, OPERATOR)
+        assert canaries.feature().judgement.numbers["sample_ratio"]["observed"] is None
+
+
+async def test_the_report_compares_within_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch, canary_error_threshold=1.0) as canaries:
+        process = canaries.process()
+        process.calls(20, failed=2)
+        process.calls(80, failed=8, canary=False)
+        await canaries.look()
+        await canaries.service.set_percentage("vision", 0.8, OPERATOR)
+        process.calls(80, failed=40)
+        process.calls(20, failed=10, canary=False)
+        await canaries.look()
+        feature = (await canaries.service.report(24)).features[0]
+        assert [each.share for each in feature.strata] == [0.2, 0.8]
+        assert feature.difference is not None
+        assert feature.difference.estimate == pytest.approx(0)
+        assert feature.difference.low < 0 < feature.difference.high
+        assert feature.canary.error_rate == pytest.approx(0.42)
+        assert feature.canary.error_rate_interval is not None
+
+
+async def test_calls_are_reported_for_as_many_hours_as_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch, canary_min_calls=10**6) as canaries:
+        process = canaries.process()
+        for _ in range(72):
+            process.calls(1)
+            await canaries.look()
+            canaries.clock.pass_seconds(3600)
+        calls = {}
+        for hours in (1, 2, 24, 48, 60, 720):
+            report = await canaries.service.report(hours)
+            calls[hours] = report.features[0].canary.calls
+        assert calls == {1: 1, 2: 2, 24: 24, 48: 48, 60: 60, 720: 72}
+
+
+async def test_old_counts_are_forgotten_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    async with running(tmp_path, monkeypatch, clock, canary_retention_days=2.0) as canaries:
+        canaries.process().calls(5)
+        await canaries.look()
+    clock.pass_seconds(3 * 86400)
+    async with running(tmp_path, monkeypatch, clock, canary_retention_days=2.0) as canaries:
+        canaries.process().calls(1)
+        await canaries.look()
+        assert (await canaries.service.report(720)).features[0].canary.calls == 1

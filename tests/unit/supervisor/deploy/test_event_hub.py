@@ -1,0 +1,191 @@
+"""The hub of events: nobody misses one, nobody gets one twice, and nobody is waited for."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+import pytest
+
+from atlas_supervisor.deploy import event_hub as hub
+from atlas_supervisor.deploy.event_hub import EventHub
+from atlas_supervisor.model.event import DeployEvent, EventFeed, PublishedEvent
+from tests.unit.supervisor.store.samples import a_deploy
+
+WHEN = datetime(2026, 1, 5, tzinfo=UTC)
+
+
+class MemoryJournal:
+    """Ids from 1 on; a read takes a turn of the loop, in which more may be written."""
+
+    def __init__(self) -> None:
+        self.rows: list[PublishedEvent] = []
+
+    async def newest(self) -> int:
+        await asyncio.sleep(0)
+        return len(self.rows)
+
+    async def knows(self, transition_id: int) -> bool:
+        await asyncio.sleep(0)
+        return 1 <= transition_id <= len(self.rows)
+
+    async def after(
+        self, transition_id: int, *, deploy_id: str | None, limit: int
+    ) -> list[PublishedEvent]:
+        await asyncio.sleep(0)
+        found = [
+            PublishedEvent(row.event, id=number, journal_id=number, told=True)
+            for number, row in enumerate(self.rows, 1)
+            if number > transition_id and deploy_id in (None, row.event.deploy_id)
+        ]
+        await asyncio.sleep(0)
+        return found[:limit]
+
+
+class Scene:
+    """A hub, and a journal that events are written to before they are told."""
+
+    def __init__(self) -> None:
+        self.journal = MemoryJournal()
+        self.events = EventHub(self.journal)
+        self.count = 0
+
+    def happens(self, deploy_id: str = "d", *, written: bool = True) -> PublishedEvent:
+        self.count += 1
+        event = DeployEvent.of(
+            a_deploy(deploy_id), ts=WHEN, source="launch", event="passed", cause=f"{self.count}"
+        )
+        announcement = PublishedEvent(event)
+        if written:
+            self.write(announcement)
+        else:
+            self.events.tell(announcement, None)
+        return announcement
+
+    def write(self, announcement: PublishedEvent) -> None:
+        self.journal.rows.append(announcement)
+        self.events.tell(announcement, len(self.journal.rows))
+
+
+async def taken(feed: EventFeed, count: int) -> list[str]:
+    """Take that many events; return their causes, which number them."""
+    found = []
+    for _ in range(count):
+        told = await asyncio.wait_for(feed.next(), 5)
+        assert told is not None
+        found.append(told.event.cause)
+    return found
+
+
+async def nothing_more(scene: Scene, feed: EventFeed) -> None:
+    """Check that the next event is one that happens only now."""
+    last = scene.happens()
+    assert await taken(feed, 1) == [last.event.cause]
+
+
+@pytest.mark.parametrize("written", [0, 1, 15, 16, 17, 40])
+async def test_who_resumes_misses_nothing_and_gets_nothing_twice(written: int) -> None:
+    for after in range(written + 1):
+        for turns in range(6):  # the moment of its coming at which more happens
+            scene = Scene()
+            for _ in range(written):
+                scene.happens()
+            coming = asyncio.create_task(scene.events.feed(after=after, deploy_id=None))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            scene.happens()
+            feed = await coming
+            scene.happens()
+            wanted = [str(number) for number in range(after + 1, written + 3)]
+            assert await taken(feed, len(wanted)) == wanted
+            await nothing_more(scene, feed)
+            feed.close()
+
+
+async def test_who_does_not_resume_gets_what_happens_from_now_on() -> None:
+    scene = Scene()
+    scene.happens()
+    feed = await scene.events.feed(after=None, deploy_id=None)
+    assert (feed.resumes_at, feed.reset) == (1, None)
+    await nothing_more(scene, feed)
+
+
+async def test_an_id_that_the_journal_does_not_have_is_told_and_the_rest_is_live() -> None:
+    scene = Scene()
+    scene.happens()
+    feed = await scene.events.feed(after=99, deploy_id=None)
+    assert feed.resumes_at == 1
+    assert "99" in str(feed.reset)
+    await nothing_more(scene, feed)
+
+
+async def test_one_deploy_can_be_listened_to() -> None:
+    scene = Scene()
+    for deploy_id in ("a", "b", "a"):
+        scene.happens(deploy_id)
+    feed = await scene.events.feed(after=0, deploy_id="a")
+    scene.happens("b")
+    scene.happens("a")
+    assert await taken(feed, 3) == ["1", "3", "5"]
+
+
+async def test_what_can_not_be_written_is_told_all_the_same_and_once() -> None:
+    scene = Scene()
+    feed = await scene.events.feed(after=0, deploy_id=None)
+    unwritten = scene.happens(written=False)
+    told = await feed.next()
+    assert told is not None
+    assert (told.event.cause, told.id) == ("1", None)
+    assert scene.events.unwritten("d") == [unwritten.event]
+    assert scene.events.unwritten("e") == []
+    late = await scene.events.feed(after=0, deploy_id=None)
+    assert await taken(late, 1) == ["1"]
+    scene.write(unwritten)
+    assert scene.events.unwritten("d") == []
+    await nothing_more(scene, feed)
+
+
+async def test_who_does_not_take_its_events_loses_its_feed_and_resumes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hub, "MAX_EVENTS", 3)
+    scene = Scene()
+    slow = await scene.events.feed(after=None, deploy_id=None)
+    quick = await scene.events.feed(after=None, deploy_id=None)
+    for number in range(1, 6):
+        scene.happens()
+        assert await taken(quick, 1) == [str(number)]
+    assert await slow.next() is None
+    again = await scene.events.feed(after=0, deploy_id=None)
+    assert await taken(again, 5) == ["1", "2", "3", "4", "5"]
+
+
+async def test_what_a_listener_leaves_lying_is_bounded_in_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene()
+    monkeypatch.setattr(hub, "MAX_BYTES", 2 * len(scene.happens().data) + 10)
+    feed = await scene.events.feed(after=None, deploy_id=None)
+    for _ in range(3):
+        scene.happens()
+    assert await feed.next() is None
+
+
+async def test_the_end_of_the_hub_comes_after_the_last_event() -> None:
+    scene = Scene()
+    feed = await scene.events.feed(after=None, deploy_id=None)
+    scene.happens()
+    scene.events.close()
+    assert await taken(feed, 1) == ["1"]
+    assert await feed.next() is None
+    late = await scene.events.feed(after=None, deploy_id=None)
+    assert await late.next() is None
+
+
+async def test_a_feed_that_is_closed_wakes_who_waits_for_it() -> None:
+    scene = Scene()
+    feed = await scene.events.feed(after=None, deploy_id=None)
+    waiting = asyncio.create_task(feed.next())
+    await asyncio.sleep(0)
+    feed.close()
+    assert await asyncio.wait_for(waiting, 5) is None

@@ -1,0 +1,238 @@
+"""The switch on real sockets, slots and files: done as a whole, or as if it had not been tried."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from atlas_supervisor.deploy import switch as switching
+from atlas_supervisor.deploy.machine import Event
+from atlas_supervisor.deploy.switch import Landing, Switch
+from atlas_supervisor.model.slot import SlotName, SlotState
+from atlas_supervisor.store.database import Database, open_database
+from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
+from atlas_supervisor.workers.slot import Slot
+from tests.unit.supervisor.store.samples import a_state
+from tests.unit.supervisor.workers.support import READY_AND_SLEEP, Bench, bench, release
+
+BLUE, GREEN = SlotName.BLUE, SlotName.GREEN
+
+
+@dataclass
+class Ready:
+    """Two living instances, blue being active, and all that a switch changes."""
+
+    bench: Bench
+    switch: Switch
+    file: StateFile
+    state: StateKeeper
+    database: Database
+
+    def has(self, active: SlotName) -> bool:
+        """Tell whether steering, file and memory all say that this slot is active."""
+        port = self.bench.slots[active].port
+        held = self.file.read()
+        assert held is not None
+        assert held == self.state.state
+        assert {held.active_port, held.staging_port} == {s.port for s in self.bench.slots.values()}
+        found = {self.bench.plane.active, self.switch.active.name}
+        return found == {active} and held.active_port == port
+
+
+@asynccontextmanager
+async def ready(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ready]:
+    async def unseen(*_: Any) -> tuple[Landing, str]:
+        return Landing.UNSEEN, "these workers accept nothing"
+
+    monkeypatch.setattr(switching, "landing", unseen)
+    async with bench(folder) as made, open_database(folder / "atlas.db") as (database, _):
+        ports = {"active_port": made.blue.port, "staging_port": made.green.port}
+        file = StateFile(folder / "deploy_state.json")
+        state = StateKeeper(file, database.state, a_state(**ports))
+        await state.change()
+        for slot in (made.blue, made.green):
+            await slot.start(release(folder / slot.name, READY_AND_SLEEP))
+        switch = Switch(
+            settings=made.settings, plane=made.plane, slots=made.slots, state=state, active=BLUE
+        )
+        yield Ready(made, switch, file, state, database)
+
+
+async def kill(slot: Slot) -> None:
+    assert slot.instance is not None
+    os.kill(slot.instance.pid, signal.SIGKILL)
+    await slot.instance.exited.wait()
+
+
+async def test_a_switch_changes_everything_and_keeps_the_old_one_warm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ready(tmp_path, monkeypatch) as it:
+        before = it.state.state.last_switch_ts
+        assert (await it.switch.flip()).has_passed
+        assert it.has(GREEN)
+        assert (it.bench.green.state, it.bench.blue.state) == (SlotState.RUNNING, SlotState.WARM)
+        assert it.state.state.last_switch_ts != before
+        assert (await it.switch.flip()).has_passed
+        assert it.has(BLUE)
+
+
+async def test_a_file_that_can_not_be_written_leaves_everything_and_a_retry_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ready(tmp_path, monkeypatch) as it:
+        in_the_way = tmp_path / ".deploy_state.json.new"
+        in_the_way.mkdir()
+        outcome = await it.switch.flip()
+        assert outcome.event is Event.FAILED
+        assert "the state file could not be written" in outcome.message
+        assert it.has(BLUE)
+        assert it.bench.blue.state is SlotState.RUNNING
+        in_the_way.rmdir()
+        assert (await it.switch.flip()).has_passed
+        assert it.has(GREEN)
+
+
+async def test_a_rename_that_can_not_be_made_durable_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ready(tmp_path, monkeypatch) as it:
+        sync, failures = it.file._sync_folder, iter([True])
+
+        def fails_once() -> None:
+            if next(failures, False):
+                raise OSError(5, "Input/output error")
+            sync()
+
+        monkeypatch.setattr(it.file, "_sync_folder", fails_once)
+        assert not (await it.switch.flip()).has_passed
+        assert it.has(BLUE)
+
+
+async def test_a_kernel_that_refuses_leaves_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ready(tmp_path, monkeypatch) as it:
+
+        def refuses(_slot: SlotName) -> None:
+            raise OSError(1, "Operation not permitted")
+
+        with monkeypatch.context() as during:
+            during.setattr(it.bench.plane, "steer", refuses)
+            outcome = await it.switch.flip()
+        assert "the kernel refused the flip" in outcome.message
+        assert it.has(BLUE)
+
+
+async def test_a_connection_that_arrives_at_a_stranger_s_is_no_switch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ready(tmp_path, monkeypatch) as it:
+
+        async def wrong(*_: Any) -> tuple[Landing, str]:
+            return Landing.WRONG, "pid 1 accepted it"
+
+        monkeypatch.setattr(switching, "landing", wrong)
+        outcome = await it.switch.flip()
+        assert "wrong place: pid 1" in outcome.message
+        assert it.has(BLUE)
+
+
+async def test_a_bug_in_the_middle_leaves_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ready(tmp_path, monkeypatch) as it:
+
+        async def breaks(*_: Any) -> tuple[Landing, str]:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(switching, "landing", breaks)
+        with pytest.raises(ZeroDivisionError):
+            await it.switch.flip()
+        assert it.has(BLUE)
+
+
+@pytest.mark.parametrize("moment", ["before", "landing", "write"])
+async def test_an_instance_that_dies_in_the_middle_gets_no_traffic(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    async with ready(tmp_path, monkeypatch) as it:
+        before, change = it.state.state.last_switch_ts, it.state.change
+
+        async def dies_at_landing(*_: Any) -> tuple[Landing, str]:
+            await kill(it.bench.green)
+            return Landing.UNSEEN, "nobody accepted it"
+
+        async def dies_at_write(**changes: Any) -> None:
+            await change(**changes)
+            if it.bench.green.alive:
+                await kill(it.bench.green)
+
+        if moment == "before":
+            await kill(it.bench.green)
+        elif moment == "landing":
+            monkeypatch.setattr(switching, "landing", dies_at_landing)
+        else:
+            monkeypatch.setattr(it.state, "change", dies_at_write)
+        outcome = await it.switch.flip()
+        assert outcome.event is Event.STAGING_DIED
+        assert it.has(BLUE)
+        assert it.state.state.last_switch_ts == before
+
+
+async def test_where_a_dead_one_s_switch_can_not_be_withdrawn_the_file_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ready(tmp_path, monkeypatch) as it:
+        change = it.state.change
+
+        async def dies_and_fills_the_disk(**changes: Any) -> None:
+            await change(**changes)
+            (tmp_path / ".deploy_state.json.new").mkdir()
+            await kill(it.bench.green)
+
+        monkeypatch.setattr(it.state, "change", dies_and_fills_the_disk)
+        assert (await it.switch.flip()).has_passed
+        assert it.has(GREEN)
+
+
+async def test_one_that_hangs_or_only_starts_is_not_switched_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ready(tmp_path, monkeypatch) as it:
+        instance = it.bench.green.instance
+        assert instance is not None
+        it.bench.green.state = SlotState.STARTING
+        assert (await it.switch.flip()).event is Event.STAGING_DIED
+        it.bench.green.state = SlotState.RUNNING
+        instance.expected_to_exit = True
+        assert (await it.switch.flip()).event is Event.STAGING_DIED
+        assert it.has(BLUE)
+
+
+async def test_a_dead_active_one_is_switched_away_from_and_not_called_warm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ready(tmp_path, monkeypatch) as it:
+        await kill(it.bench.blue)
+        assert (await it.switch.flip()).has_passed
+        assert it.has(GREEN)
+        assert it.bench.blue.state is not SlotState.WARM
+
+
+async def test_a_switch_that_is_cancelled_is_finished_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ready(tmp_path, monkeypatch) as it:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await it.switch.flip()
+        assert it.has(GREEN)

@@ -1,0 +1,175 @@
+"""The daemon's own: its database, its folder, and whether steering is as written."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from atlas_supervisor.health import daemon_checks
+from atlas_supervisor.model.health import CheckStatus
+from atlas_supervisor.store import database as database_module
+from atlas_supervisor.store.database import Database, open_database
+from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
+from tests.unit.supervisor.disk import fill, mounted
+from tests.unit.supervisor.health.support import BLUE, GREEN, Steered
+from tests.unit.supervisor.store.samples import a_state
+
+PASS, WARN, FAIL = CheckStatus.PASS, CheckStatus.WARN, CheckStatus.FAIL
+PORTS = {BLUE: 8791, GREEN: 8792}
+
+
+@asynccontextmanager
+async def store(folder: Path) -> AsyncIterator[tuple[StateKeeper, Database]]:
+    async with open_database(folder / "atlas.db") as (database, _):
+        file = StateFile(folder / "deploy_state.json")
+        yield StateKeeper(file, database.state, a_state()), database
+
+
+async def test_a_database_that_takes_a_write_and_gives_it_back_passes(tmp_path: Path) -> None:
+    async with store(tmp_path) as (keeper, database):
+        check = await daemon_checks.database(keeper, database)
+        assert await database.state.load() == keeper.state
+    assert check.status is PASS
+    assert (check.value or 0) > 0
+
+
+async def test_a_locked_database_fails_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "_BUSY_SECONDS", 0.05)
+    async with store(tmp_path) as (keeper, database):
+        other = sqlite3.connect(tmp_path / "atlas.db", isolation_level=None)
+        try:
+            other.execute("BEGIN IMMEDIATE")
+            check = await daemon_checks.database(keeper, database)
+            other.execute("ROLLBACK")
+        finally:
+            other.close()
+        again = await daemon_checks.database(keeper, database)
+    assert check.status is FAIL
+    assert "locked" in check.message
+    assert again.status is PASS
+
+
+async def test_a_database_that_gives_nonsense_back_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with store(tmp_path) as (keeper, database):
+
+        async def spoils(_state: Any) -> None:
+            other = sqlite3.connect(tmp_path / "atlas.db", isolation_level=None)
+            other.execute("INSERT OR REPLACE INTO last_state (id, state) VALUES (1, '{')")
+            other.close()
+
+        monkeypatch.setattr(database.state, "save", spoils)
+        check = await daemon_checks.database(keeper, database)
+    assert check.status is FAIL
+    assert "nonsense" in check.message
+
+
+async def test_room_enough_passes_and_tells_how_much(tmp_path: Path) -> None:
+    check = await daemon_checks.disk_free(tmp_path)
+    assert check.unit == "MiB"
+    assert check.value == pytest.approx(os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path)
+        .f_frsize / daemon_checks.MIB, rel=0.5)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "status"), [("size=400m", PASS), ("size=200m", WARN), ("size=32m", FAIL)]
+)
+@pytest.mark.needs_root
+async def test_little_room_warns_and_hardly_any_fails(
+    tmp_path: Path, options: str, status: CheckStatus
+) -> None:
+    with mounted(tmp_path / "small", options) as folder:
+        assert (await daemon_checks.disk_free(folder)).status is status
+
+
+@pytest.mark.needs_root
+async def test_room_that_fills_up_is_noticed(tmp_path: Path) -> None:
+    with mounted(tmp_path / "small", "size=300m") as folder:
+        assert (await daemon_checks.disk_free(folder)).status is PASS
+        with (folder / "big").open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, 290 * daemon_checks.MIB)
+        check = await daemon_checks.disk_free(folder)
+    assert check.status is FAIL
+    assert "make room" in check.message
+
+
+@pytest.mark.needs_root
+async def test_a_full_disk_fails_the_database(tmp_path: Path) -> None:
+    with mounted(tmp_path / "small", "size=4m") as folder:
+        async with store(folder) as (keeper, database):
+            filler = fill(folder)
+            check = await daemon_checks.database(keeper, database)
+            assert check.status is FAIL
+            filler.unlink()
+            assert (await daemon_checks.database(keeper, database)).status is PASS
+    assert "full" in check.message
+
+
+@pytest.mark.needs_root
+async def test_no_room_for_a_file_fails_though_there_are_bytes(tmp_path: Path) -> None:
+    with mounted(tmp_path / "small", "size=400m,nr_inodes=50") as folder:
+        check = await daemon_checks.disk_free(folder)
+    assert check.status is FAIL
+    assert "files only" in check.message
+
+
+async def test_a_folder_that_is_gone_fails(tmp_path: Path) -> None:
+    check = await daemon_checks.disk_free(tmp_path / "gone")
+    assert check.status is FAIL
+    assert "No such file" in check.message
+
+
+def state_file(folder: Path, **ports: int) -> StateFile:
+    file = StateFile(folder / "deploy_state.json")
+    file.write(a_state(**ports))
+    return file
+
+
+async def test_steering_that_is_as_written_passes(tmp_path: Path) -> None:
+    file = state_file(tmp_path)
+    plane: Any = Steered(BLUE)
+    assert (await daemon_checks.steering(plane, file, PORTS)).status is PASS
+
+
+async def test_steering_that_is_not_as_written_fails_and_names_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon_checks, "SWITCH_SECONDS", 0.05)
+    file = state_file(tmp_path, active_port=8792, staging_port=8791)
+    plane: Any = Steered(BLUE)
+    check = await daemon_checks.steering(plane, file, PORTS)
+    assert check.status is FAIL
+    assert "go to blue (port 8791)" in check.message
+    assert "names port 8792" in check.message
+
+
+async def test_a_switch_under_way_is_no_disagreement(tmp_path: Path) -> None:
+    file = state_file(tmp_path)
+    plane: Any = Steered(GREEN)
+    async with anyio.create_task_group() as tasks:
+
+        async def written_a_little_later() -> None:
+            await anyio.sleep(0.05)
+            await anyio.to_thread.run_sync(file.write, a_state(active_port=8792, staging_port=8791))
+
+        tasks.start_soon(written_a_little_later)
+        assert (await daemon_checks.steering(plane, file, PORTS)).status is PASS
+
+
+async def test_a_state_file_that_is_gone_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon_checks, "SWITCH_SECONDS", 0.05)
+    plane: Any = Steered(BLUE)
+    check = await daemon_checks.steering(plane, StateFile(tmp_path / "deploy_state.json"), PORTS)
+    assert (check.status, check.message) == (FAIL, "there is no state file")

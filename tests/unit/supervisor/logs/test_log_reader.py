@@ -1,0 +1,317 @@
+"""Reading logs while they are rotated, cut and flooded, without the daemon around it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atlas_supervisor.logs import log_reader
+from atlas_supervisor.logs.lines import PIECE_BYTES, LineCutter, RawLine, backwards
+from atlas_supervisor.logs.log_reader import LogReader, show_own_line, show_worker_line
+from atlas_supervisor.logs.rotation import RenamedLog, TruncatedLog
+from atlas_supervisor.model.log import LogLevel, WantedLines
+from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.telemetry import log_file
+from atlas_supervisor.telemetry.log_file import LogFile
+from atlas_supervisor.workers import output
+from atlas_supervisor.workers.output import WorkerLog
+
+EVERY = WantedLines()
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkerLog:
+    monkeypatch.setattr(output, "LIMIT_BYTES", 1000)
+    return WorkerLog(tmp_path / "worker-blue.log", SlotName.BLUE)
+
+
+def of_worker(log: WorkerLog, wanted: WantedLines = EVERY) -> LogReader:
+    return LogReader(TruncatedLog(log), show_worker_line(wanted), longest=100, gap="GAP")
+
+
+def of_daemon(path: Path, wanted: WantedLines = EVERY) -> LogReader:
+    return LogReader(RenamedLog(path), show_own_line(wanted), longest=10_000, gap="GAP")
+
+
+def last(reader: LogReader, lines: int = 100, *, unfinished: bool = True) -> list[str]:
+    return [line.text for line in reader.last(lines, unfinished=unfinished)]
+
+
+def rest(reader: LogReader) -> list[str]:
+    """Return all that came since."""
+    found, more = [], True
+    while more:
+        lines, more = reader.more()
+        found += [line.text for line in lines]
+    return found
+
+
+def say(log: WorkerLog, text: bytes) -> None:
+    with log.path.open("ab", buffering=0) as stream:
+        stream.write(text)
+
+
+# Taking bytes apart.
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_both_directions_find_the_lines_that_split_finds(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)  # noqa: S311  # not for secrets
+    size = chance.choice((0, 1, 50, PIECE_BYTES, 3 * PIECE_BYTES + 7))
+    data = bytes(chance.choices(b"ab\n", weights=(90, 1, chance.choice((0.01, 1, 50))), k=size))
+    path = tmp_path / "f"
+    path.write_bytes(data)
+    *ended, unfinished = data.split(b"\n")
+    with path.open("rb") as file:
+        found = list(backwards(file.fileno(), size, 10))[::-1]
+    expected = [*ended, unfinished] if unfinished else ended
+    assert [(line.head, line.length) for line in found] == [(e[:10], len(e)) for e in expected]
+    assert [line.ended for line in found].count(False) == bool(unfinished)
+    cutter, position = LineCutter(10), 0
+    forwards: list[RawLine] = []
+    while position < size:
+        step = chance.randint(1, PIECE_BYTES)
+        forwards += cutter.feed(data[position : position + step])
+        position += step
+    assert [(f.head, f.length, f.end) for f in forwards] == [
+        (f.head, f.length, f.end) for f in found if f.ended
+    ]
+
+
+def test_a_line_of_a_hundred_megabytes_takes_no_memory_to_speak_of(tmp_path: Path) -> None:
+    log = WorkerLog(tmp_path / "worker-blue.log", SlotName.BLUE)
+    say(log, b"first\n")
+    os.truncate(log.path, 100_000_000)  # NUL bytes, as a reader sees them
+    say(log, b"\nlast\n")
+    tracemalloc.start()
+    try:
+        reader = LogReader(TruncatedLog(log), show_worker_line(EVERY), longest=8192, gap="GAP")
+        found = last(reader, 3)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2_000_000
+    assert [found[0], found[2]] == ["first", "last"]
+    assert found[1] == "\\x00" * 8192 + " …[99999994 bytes in all]"
+
+
+# What is shown.
+
+
+def test_a_workers_line_is_printable_and_bounded(log: WorkerLog) -> None:
+    say(log, b"\x1b[31mred\t\x00\xff\xe2\x80\xa8end\r\n" + b"x" * 500 + b"\n\nunfinished")
+    assert last(of_worker(log)) == [
+        "\\x1b[31mred\t\\x00\ufffd\\u2028end",
+        "x" * 100 + " …[500 bytes in all]",
+        "",
+        "unfinished",
+    ]
+    assert last(of_worker(log, WantedLines(contains="red")), 5) == [
+        "\\x1b[31mred\t\\x00\ufffd\\u2028end"
+    ]
+
+
+def own(**fields: Any) -> str:
+    return json.dumps({"ts": "t", "level": "info", "event": "e", **fields})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        (EVERY, [0, 1, 2, 3]),
+        (WantedLines(level=LogLevel.WARNING), [1, 3]),
+        (WantedLines(deploy_id="d1"), [0, 1]),
+        (WantedLines(slot=SlotName.GREEN), [2]),
+        (WantedLines(contains="pid=7"), [2]),
+        (WantedLines(contains='"pid": 7'), [2]),
+        (WantedLines(deploy_id="d1", level=LogLevel.ERROR), [1]),
+        (WantedLines(contains="nowhere"), []),
+    ],
+)
+def test_filters_are_all_to_hold(tmp_path: Path, wanted: WantedLines, found: list[int]) -> None:
+    lines = [
+        own(deploy_id="d1"),
+        own(deploy_id="d1", level="error"),
+        own(slot="green", pid=7),
+        own(level="critical"),
+    ]
+    path = tmp_path / "supervisor.jsonl"
+    path.write_text("".join(f"{line}\n" for line in lines))
+    assert last(of_daemon(path, wanted)) == [lines[n] for n in found]
+
+
+def test_what_is_no_json_becomes_json_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "supervisor.jsonl"
+    path.write_bytes(
+        b'{"half": "a line of which the end is missing\n[1]\n\xff\x00\n' + b"[" * 5000 + b"\n"
+    )
+    found = [json.loads(line) for line in last(of_daemon(path))]
+    assert [each["event"] for each in found] == ["log_line_unreadable"] * 4
+    assert found[0]["text"] == '{"half": "a line of which the end is missing'
+    assert found[2]["text"] == "\ufffd\\x00"
+
+
+def test_there_is_a_bound_to_what_is_returned_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_reader, "HISTORY_BYTES", 1000)
+    monkeypatch.setattr(log_reader, "SEARCHED_BYTES", 5000)
+    log = WorkerLog(tmp_path / "worker-blue.log", SlotName.BLUE)
+    say(log, b"only here\n" + b"x" * 99 + b"\n" * 1 + (b"y" * 99 + b"\n") * 100)
+    assert (
+        10
+        <= len(last(LogReader(TruncatedLog(log), show_worker_line(EVERY), longest=100, gap="")))
+        < 15
+    )
+    assert last(of_worker(log, WantedLines(contains="only here"))) == []
+
+
+# Going on.
+
+
+def test_a_log_that_is_not_there_yet_is_followed_from_its_beginning(log: WorkerLog) -> None:
+    reader = of_worker(log)
+    assert last(reader) == []
+    assert rest(reader) == []
+    say(log, b"one\ntwo\n")
+    assert rest(reader) == ["one", "two"]
+
+
+def test_a_line_comes_when_it_has_its_end(log: WorkerLog) -> None:
+    say(log, b"one\nhal")
+    reader = of_worker(log)
+    assert last(reader, unfinished=False) == ["one"]
+    assert rest(reader) == []
+    say(log, b"f\n")
+    assert rest(reader) == ["half"]
+
+
+def test_no_line_is_lost_or_repeated_while_the_file_is_cut(log: WorkerLog) -> None:
+    reader, told, seen = of_worker(log), [], []
+    descriptor = log.open()
+    for number in range(400):
+        line = f"line {number} {'x' * (number % 90)}"
+        told.append(line)
+        half = len(line) // 2
+        os.write(descriptor, line[:half].encode())  # a cut may come between
+        if number % 3 == 0:
+            log.rotate()
+        os.write(descriptor, line[half:].encode() + b"\n")
+        if number % 7 == 0:
+            seen += rest(reader)
+    os.close(descriptor)
+    assert seen + rest(reader) == told
+
+
+def test_what_was_cut_twice_before_it_was_read_is_a_gap(log: WorkerLog) -> None:
+    say(log, b"one\n")
+    reader = of_worker(log)
+    assert last(reader) == ["one"]
+    for text in (b"lost", b"kept", b"new"):
+        say(log, text + b"\n" + b"x" * 50 + b"\n" * 960 if text != b"new" else b"new\n")
+        log.rotate()
+    found = rest(reader)
+    assert found[0] == "GAP"
+    assert found[-1] == "new"
+    assert "lost" not in found
+
+
+def test_one_that_somebody_else_has_emptied_is_read_from_its_beginning(log: WorkerLog) -> None:
+    say(log, b"one\ntwo\n")
+    reader = of_worker(log)
+    last(reader)
+    log.path.write_bytes(b"new\n")
+    assert rest(reader) == ["GAP", "new"]
+
+
+def handler(path: Path, monkeypatch: pytest.MonkeyPatch) -> LogFile:
+    monkeypatch.setattr(log_file, "FILE_BYTES", 300)
+    made = LogFile(path, on_failure=lambda error: pytest.fail(str(error)))
+    made.setFormatter(logging.Formatter("%(message)s"))
+    return made
+
+
+def write(file: LogFile, number: int) -> str:
+    text = own(ts=f"2026-01-05T09:30:00.{number:06}Z", number=number)
+    file.handle(logging.LogRecord("t", logging.INFO, "f", 1, text, (), None))
+    return text
+
+
+def test_the_daemons_log_is_followed_over_rotation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = handler(tmp_path / "supervisor.jsonl", monkeypatch)
+    reader, told, seen = of_daemon(tmp_path / "supervisor.jsonl"), [], []
+    for number in range(300):
+        told.append(write(file, number))
+        if number % 9 == 0:
+            seen += rest(reader)
+    file.close()
+    assert seen + rest(reader) == told
+    assert (tmp_path / "supervisor.jsonl.4").exists()
+    assert last(of_daemon(tmp_path / "supervisor.jsonl"), 12) == told[-12:]  # over several files
+
+
+def test_what_was_rotated_out_before_it_was_read_is_a_gap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = handler(tmp_path / "supervisor.jsonl", monkeypatch)
+    first = write(file, 0)
+    reader = of_daemon(tmp_path / "supervisor.jsonl")
+    assert last(reader) == [first]
+    told = [write(file, number) for number in range(1, 200)]
+    file.close()
+    gap, *found = rest(reader)
+    assert gap == "GAP"
+    assert found == told[-len(found) :]
+    assert len(found) > 10
+
+
+# Coming back.
+
+
+def test_whoever_comes_back_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = handler(tmp_path / "supervisor.jsonl", monkeypatch)
+    told = [write(file, number) for number in range(13)]
+    for line in of_daemon(tmp_path / "supervisor.jsonl").last(100, unfinished=True):
+        again = of_daemon(tmp_path / "supervisor.jsonl")
+        assert again.resume(line.place) == []
+        assert rest(again) == told[told.index(line.text) + 1 :]
+    file.close()
+
+
+def test_a_worker_log_is_known_again_by_the_next_daemon(log: WorkerLog) -> None:
+    say(log, b"one\ntwo\nthree\n")
+    places = [line.place for line in of_worker(log).last(9, unfinished=True)]
+    after_restart = WorkerLog(log.path, SlotName.BLUE)
+    assert after_restart.generation != log.generation
+    reader = of_worker(after_restart)
+    assert reader.resume(places[0]) == []
+    assert rest(reader) == ["two", "three"]
+
+
+def test_whoever_comes_back_too_late_is_told_so(log: WorkerLog) -> None:
+    say(log, b"one\n")
+    (line,) = of_worker(log).last(9, unfinished=True)
+    log.path.write_bytes(b"other\nlines\n")
+    reader = of_worker(log)
+    (note,) = reader.resume(line.place)
+    assert note.gap
+    assert rest(reader) == ["other", "lines"]
+
+
+@pytest.mark.parametrize("place", ["0-0-0", "1-99999999999999999999-3", "18446744073709551615-4-0"])
+def test_a_place_that_never_was_is_a_gap(log: WorkerLog, place: str) -> None:
+    say(log, b"one\n")
+    reader = of_worker(log)
+    assert [line.gap for line in reader.resume(place)] == [True]
+    assert rest(reader) == ["one"]

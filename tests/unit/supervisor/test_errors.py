@@ -1,0 +1,104 @@
+"""The catalogue of errors is the only place that an API error comes from."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from atlas_supervisor import errors
+from atlas_supervisor.api.routes import errors_of
+from atlas_supervisor.api.server import table
+from atlas_supervisor.errors import CATALOGUE, ErrorSpec
+
+SOURCES = Path(errors.__file__).parent
+NAMES = {name: row for name, row in vars(errors).items() if isinstance(row, ErrorSpec)}
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    """Yield every module of the daemon but the catalogue itself."""
+    for path in sorted(SOURCES.rglob("*.py")):
+        if path != SOURCES / "errors.py":
+            yield str(path.relative_to(SOURCES)), ast.parse(path.read_text())
+
+
+def test_only_the_catalogue_constructs_refused_errors() -> None:
+    found = [
+        f"{name}:{node.lineno}"
+        for name, module in modules()
+        for node in ast.walk(module)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("RefusedError")
+        if ast.unparse(node.func) not in {"ConnectionRefusedError", "StartRefusedError"}
+        if "RingRefusedError" not in ast.unparse(node.func)
+    ]
+    assert found == []
+
+
+def test_no_text_of_the_catalogue_is_repeated_elsewhere() -> None:
+    texts = {text for row in CATALOGUE for text in (row.message, row.hint) if " " in text}
+    assert len(texts) > 50
+    found = [
+        (name, node.value)
+        for name, module in modules()
+        for node in ast.walk(module)
+        if isinstance(node, ast.Constant) and node.value in texts
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_row_is_raised_somewhere(name: str) -> None:
+    raised = re.compile(rf"\b{name}\b")
+    assert any(raised.search(ast.unparse(module)) for _, module in modules())
+
+
+@pytest.mark.parametrize("row", CATALOGUE, ids=lambda row: row.code)
+def test_a_row_is_stable_and_says_what_to_do(row: ErrorSpec) -> None:
+    error = row.documented()
+
+    assert re.fullmatch(r"[a-z]+(_[a-z]+)*", row.code)
+    assert row.status in {0, *range(400, 424), 500, 503}
+    assert error.message
+    assert error.hint
+    assert not re.search(r"[{}]", error.message)
+    assert not error.message.endswith(".")
+
+
+def test_no_two_rows_have_the_same_message() -> None:
+    variable = {"{problem}"}
+    assert [
+        message
+        for message, times in Counter(row.message for row in CATALOGUE).items()
+        if times > 1 and message not in variable
+    ] == []
+
+
+def test_a_code_has_one_status() -> None:
+    assert len({row.code for row in CATALOGUE}) == len(
+        {(row.code, row.status) for row in CATALOGUE}
+    )
+
+
+def test_every_row_that_a_handler_raises_is_listed_by_a_route() -> None:
+    by_the_framework = (
+        errors.BAD_REQUEST,
+        errors.EXPECTATION_FAILED,
+        errors.METHOD_NOT_ALLOWED,
+        errors.NOT_FOUND,
+        errors.REFUSED,
+    )
+    listed = {id(row) for route in table("1") for row in errors_of(route)}
+    missing = [row.code for row in CATALOGUE if id(row) not in listed]
+    assert sorted(missing) == sorted(row.code for row in by_the_framework)
+
+
+def test_values_are_filled_into_message_and_hint() -> None:
+    error = errors.UNKNOWN_FEATURE.error(name="{speech}", known="vision")
+
+    assert (error.code, error.status) == ("unknown_feature", 404)
+    assert error.message == "there is no feature '{speech}'"
+    assert error.hint == "CANARY_FEATURES lists them: vision"

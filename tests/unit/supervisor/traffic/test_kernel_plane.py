@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from contextlib import ExitStack
+
+import pytest
+
+from atlas_supervisor.errors import StartRefusedError
+from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.model.socket_passing import SocketPassing
+from atlas_supervisor.traffic import Endpoints, listeners
+from atlas_supervisor.traffic.kernel_plane import KernelPlane
+from atlas_supervisor.traffic.steering import SteeringPolicy
+from tests.harness import eventually, free_ports
+from tests.unit.supervisor.traffic.support import (
+    BLUE,
+    GREEN,
+    naming,
+    open_files,
+    opened,
+    serving,
+    stranger,
+    who,
+)
+
+
+def some_endpoints(host: str = "127.0.0.1") -> Endpoints:
+    public, blue, green = free_ports(3)
+    return Endpoints(host, public, {BLUE: blue, GREEN: green})
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::", "::1"])
+async def test_each_workers_sockets_reach_it_and_the_public_port_the_active_one(host: str) -> None:
+    address = "127.0.0.1" if host in {"0.0.0.0", "::"} else host
+    async with (
+        opened(SocketPassing.ACTIVATION, host=host) as (plane, at),
+        contextlib.AsyncExitStack() as s,
+    ):
+        assert plane.name == "kernel"
+        for slot in (BLUE, GREEN):
+            handed = plane.handed(slot)
+            assert list(handed.named) == ["public", "private"]
+            for name, sock in handed.named.items():
+                await s.enter_async_context(serving(naming(f"{slot} {name}"), sock))
+        assert plane.handed(BLUE).spare == (plane.handed(GREEN).named["public"],)
+        for active in (BLUE, GREEN, BLUE):
+            plane.steer(active)
+            assert plane.active is active
+            assert plane.weights == {active.value: 1.0, active.other.value: 0.0}
+            assert await who(at.public_port, address) == f"{active} public"
+        for slot, port in at.slot_ports.items():
+            assert await who(port) == f"{slot} private"
+            assert plane.ports(slot) == {at.public_port, port}
+
+
+@pytest.mark.parametrize("active", [BLUE, GREEN])
+async def test_it_opens_with_the_slot_active_that_was_active(active: SlotName) -> None:
+    async with opened(SocketPassing.ACTIVATION, active=active) as (plane, at):
+        assert plane.active is active
+        before = plane.queued(active)
+        with socket.create_connection(("127.0.0.1", at.public_port), 2):
+            assert plane.queued(active) == before + 1
+
+
+async def test_a_switch_under_connections_loses_none() -> None:
+    async with (
+        opened(SocketPassing.ACTIVATION) as (plane, at),
+        contextlib.AsyncExitStack() as stack,
+    ):
+        for slot in (BLUE, GREEN):
+            public = plane.handed(slot).named["public"]
+            await stack.enter_async_context(serving(naming(slot.value), public))
+        stop = asyncio.Event()
+
+        async def clients() -> list[str]:
+            answers: list[str] = []
+            while not stop.is_set():
+                answers.append(await who(at.public_port))
+            return answers
+
+        running = [asyncio.create_task(clients()) for _ in range(8)]
+        for flip in range(200):
+            plane.steer((GREEN, BLUE)[flip % 2])
+            await asyncio.sleep(0)
+        stop.set()
+        answers = [answer for each in await asyncio.gather(*running) for answer in each]
+        assert set(answers) <= {"blue", "green"}
+        assert len(answers) >= 8
+
+
+async def test_a_descriptor_worker_is_reached_on_its_own_port_by_way_of_the_public_socket() -> None:
+    async with opened(SocketPassing.FD) as (plane, at), contextlib.AsyncExitStack() as stack:
+        for slot in (BLUE, GREEN):
+            handed = plane.handed(slot)
+            assert list(handed.named) == ["public"]
+            await stack.enter_async_context(serving(naming(slot.value), handed.named["public"]))
+        for active in (BLUE, GREEN):
+            plane.steer(active)
+            assert await who(at.public_port) == active.value
+            for slot, port in at.slot_ports.items():
+                assert await who(port) == slot.value
+
+
+@pytest.mark.parametrize("hand_over", [SocketPassing.ACTIVATION, SocketPassing.FD])
+async def test_a_dead_slots_queue_is_handed_to_the_living_one(hand_over: SocketPassing) -> None:
+    async with opened(hand_over) as (plane, at), contextlib.AsyncExitStack() as stack:
+        for sock in plane.handed(GREEN).named.values():
+            await stack.enter_async_context(serving(naming("living"), sock))
+        waiting = [asyncio.create_task(who(at.public_port)) for _ in range(20)]
+        await eventually(lambda: plane.queued(BLUE) == 20)
+        plane.steer(GREEN)
+        assert plane.rescued(BLUE) == 0
+        plane.vacate(BLUE, GREEN)
+        plane.vacate(BLUE, GREEN)  # said twice is meant once
+        assert set(await asyncio.gather(*waiting)) == {"living"}
+        assert plane.rescued(BLUE) == 20
+        plane.occupy(BLUE)
+        plane.occupy(BLUE)
+        assert plane.rescued(BLUE) == 0
+        plane.steer(BLUE)
+        with socket.create_connection(("127.0.0.1", at.public_port)):
+            await asyncio.sleep(0.05)
+            assert plane.queued(BLUE) == 1  # it waits for the slot's own worker again
+
+
+@pytest.mark.parametrize("hand_over", [SocketPassing.ACTIVATION, SocketPassing.FD])
+async def test_the_own_port_of_a_slot_without_a_worker_refuses_at_once(
+    hand_over: SocketPassing,
+) -> None:
+    async with opened(hand_over) as (plane, at), contextlib.AsyncExitStack() as stack:
+        for slot in (BLUE, GREEN):
+            for sock in plane.handed(slot).named.values():
+                await stack.enter_async_context(serving(naming(slot.value), sock))
+        assert await who(at.slot_ports[BLUE]) == "blue"
+        await stack.aclose()
+        plane.vacate(BLUE, GREEN)
+        with contextlib.suppress(ConnectionResetError):
+            assert await asyncio.wait_for(who(at.slot_ports[BLUE]), 5) == ""
+        plane.occupy(BLUE)
+        with pytest.raises(TimeoutError):  # whoever asks now waits for the next worker
+            await asyncio.wait_for(who(at.slot_ports[BLUE]), 0.2)
+
+
+async def test_what_was_rescued_outlives_the_rescue_and_ends_with_the_plane() -> None:
+    tasks = asyncio.all_tasks()
+    async with opened(SocketPassing.ACTIVATION) as (plane, at):
+        own = plane.handed(GREEN).named["private"]
+        async with serving(naming("living"), own):
+            reader, writer = await asyncio.open_connection("127.0.0.1", at.public_port)
+            plane.vacate(BLUE, GREEN)
+            await eventually(lambda: plane.queued(BLUE) == 0)
+            plane.occupy(BLUE)
+            writer.write(b"?")
+            assert await reader.readexactly(6) == b"living"
+            await plane.close()
+            writer.close()
+    await eventually(lambda: asyncio.all_tasks() <= tasks)
+
+
+async def test_what_a_worker_did_to_the_sockets_is_put_right() -> None:
+    async with opened(SocketPassing.ACTIVATION) as (plane, at):
+        handed = plane.handed(BLUE)
+        for sock in handed.named.values():
+            sock.listen(1)
+        listeners.attach(handed.named["public"], SteeringPolicy(GREEN))
+        plane.refresh(BLUE)
+        before = {slot: plane.queued(slot) for slot in (BLUE, GREEN)}
+        with ExitStack() as stack:
+            for port in (at.public_port, at.slot_ports[BLUE]):
+                for _ in range(20):
+                    stack.enter_context(socket.create_connection(("127.0.0.1", port), 2))
+            assert plane.queued(GREEN) == before[GREEN]
+            assert plane.queued(BLUE) == before[BLUE] + 20
+            assert listeners.queue_length(handed.named["private"]) == 20
+
+
+async def test_the_next_worker_gets_sockets_that_do_not_block_whatever_the_last_one_did() -> None:
+    async with opened(SocketPassing.ACTIVATION) as (plane, _):
+        for sock in plane.handed(BLUE).named.values():
+            sock.setblocking(True)
+        assert not any(sock.getblocking() for sock in plane.handed(BLUE).named.values())
+
+
+@pytest.mark.parametrize("which", ["PUBLIC_PORT", "ACTIVE_PORT", "STAGING_PORT"])
+async def test_a_port_that_is_taken_is_refused_naming_who_has_it(which: str) -> None:
+    at = some_endpoints()
+    ports = {
+        "PUBLIC_PORT": at.public_port,
+        "ACTIVE_PORT": at.slot_ports[BLUE],
+        "STAGING_PORT": at.slot_ports[GREEN],
+    }
+    before = open_files()
+    with stranger(ports[which], reuse_port=True) as process:
+        with pytest.raises(StartRefusedError, match=rf"{which}=.* taken: pid {process.pid} "):
+            KernelPlane(at, SocketPassing.ACTIVATION).open(BLUE)
+        assert process.poll() is None
+    assert open_files() == before
+
+
+async def test_an_address_that_is_not_ours_is_refused() -> None:
+    with pytest.raises(StartRefusedError, match=r"no address 192\.0\.2\.1, which PUBLIC_PORT"):
+        KernelPlane(some_endpoints("192.0.2.1"), SocketPassing.ACTIVATION).open(BLUE)
+
+
+async def test_a_stray_listener_that_comes_later_is_named() -> None:
+    async with opened(SocketPassing.ACTIVATION, host="0.0.0.0") as (plane, at):
+        assert plane.strangers() == []
+        with stranger(at.public_port, "127.0.0.1", reuse_port=True) as process:
+            (found,) = plane.strangers()
+            assert f"pid {process.pid} " in found
+            assert f"listens on 127.0.0.1:{at.public_port}" in found
+        assert plane.strangers() == []
+
+
+async def test_closing_leaves_nothing_open() -> None:
+    before, tasks = open_files(), asyncio.all_tasks()
+    async with opened(SocketPassing.FD) as (plane, at):
+        plane.vacate(GREEN, BLUE)
+        plane.steer(GREEN)
+        with socket.create_connection(("127.0.0.1", at.public_port)):
+            await eventually(lambda: plane.rescued(GREEN) == 1)
+    await eventually(lambda: asyncio.all_tasks() <= tasks)
+    await eventually(lambda: open_files() <= before)

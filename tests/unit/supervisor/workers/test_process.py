@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import time
+from functools import partial
+from pathlib import Path
+
+import anyio
+import pytest
+
+from atlas_supervisor.system import procfs
+from atlas_supervisor.traffic import InheritedSockets
+from atlas_supervisor.traffic.listeners import listen
+from atlas_supervisor.workers.process import WorkerProcess, launch, new_instance_id
+from tests.harness import eventually, free_ports
+from tests.unit.supervisor.traffic.support import open_files
+from tests.unit.supervisor.workers.support import (
+    BLUE,
+    DEAF,
+    READY,
+    READY_AND_SLEEP,
+    SLEEP,
+    launched,
+    release,
+)
+
+GRANDCHILDREN = """
+import os
+for _ in range(3):
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        import signal, time
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(600)
+    os.wait()
+"""
+FORGETFUL_CHILD = """
+import subprocess, sys
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env={})
+"""
+HOLD_ONE = """
+import os, select, signal, socket
+listener = socket.socket(fileno=3)
+told = []
+signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+select.select([listener], [], [])
+client, _ = listener.accept()
+client.setblocking(True)
+notify("READY=1")
+while not client.recv(1):
+    pass
+client.sendall(b"done " + str(len(told)).encode())
+client.close()
+"""
+
+
+async def test_it_exits_when_it_is_asked_to(tmp_path: Path) -> None:
+    async with launched(tmp_path, READY_AND_SLEEP) as instance:
+        with anyio.fail_after(10):
+            await instance.said_ready.wait()
+        assert instance.alive
+        assert instance.exit_text == "is still running"
+        assert await instance.stop(stop_seconds=10)
+        assert not instance.alive
+        assert instance.exit_text == "was ended by SIGTERM"
+        assert procfs.start_ticks(instance.pid) is None  # not even a zombie
+
+
+async def test_one_that_dies_while_it_is_signalled_is_told_of_as_it_died(tmp_path: Path) -> None:
+    for _ in range(10):
+        async with launched(tmp_path, SLEEP) as instance:
+            os.kill(instance.pid, signal.SIGKILL)
+            dead = time.perf_counter() + 0.001
+            while time.perf_counter() < dead:
+                pass  # busy, so that the thread that waits for the process does not come first
+            instance.terminate()
+            await instance.wait()
+            assert instance.exit_text == "was ended by SIGKILL"
+
+
+async def test_one_that_ignores_sigterm_is_killed_in_time(tmp_path: Path) -> None:
+    async with launched(tmp_path, DEAF + READY_AND_SLEEP) as instance:
+        with anyio.fail_after(10):
+            await instance.said_ready.wait()
+        with anyio.fail_after(5):
+            assert not await instance.stop(stop_seconds=0.1)
+        assert instance.exit_text == "was ended by SIGKILL"
+        assert procfs.start_ticks(instance.pid) is None
+
+
+async def test_one_that_was_stopped_is_let_go_on_to_hear_that_it_should_end(tmp_path: Path) -> None:
+    code = (
+        READY
+        + "import signal, sys\nsignal.signal(15, lambda *_: sys.exit(5))\n"
+        + ("notify('READY=1')\n" + SLEEP)
+    )
+    async with launched(tmp_path, code) as instance:
+        with anyio.fail_after(10):
+            await instance.said_ready.wait()
+        os.kill(instance.pid, signal.SIGSTOP)
+        with anyio.fail_after(10):
+            assert await instance.stop(stop_seconds=10)
+        assert instance.exit_text == "exited with status 5"
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("raise SystemExit(3)", "exited with status 3"),
+        ("import os; os.kill(os.getpid(), 9)", "was ended by SIGKILL"),
+        ("import os; os.kill(os.getpid(), 40)", "was ended by signal 40"),
+    ],
+)
+async def test_how_it_ended_is_told(tmp_path: Path, code: str, text: str) -> None:
+    async with launched(tmp_path, code) as instance:
+        with anyio.fail_after(10):
+            await instance.wait()
+        assert instance.exited.is_set()
+        assert instance.exit_text == text
+
+
+async def test_grandchildren_that_left_the_session_are_gone_too(tmp_path: Path) -> None:
+    code = GRANDCHILDREN + READY_AND_SLEEP
+    async with launched(tmp_path, code) as instance:
+        with anyio.fail_after(10):
+            await instance.said_ready.wait()
+        family = instance.family()
+        assert len(family) == 4
+        await instance.stop(stop_seconds=5)
+        assert instance.family() == []
+        assert all(procfs._stat(pid) is None or _is_zombie(pid) for pid in family)
+
+
+def _is_zombie(pid: int) -> bool:
+    stat = procfs._stat(pid)
+    return stat is None or stat[0] == "Z"  # orphans are their new parent's to reap
+
+
+async def test_children_that_forgot_their_environment_are_gone_too(tmp_path: Path) -> None:
+    async with launched(tmp_path, FORGETFUL_CHILD + READY_AND_SLEEP) as instance:
+        with anyio.fail_after(10):
+            await instance.said_ready.wait()
+        assert len(instance.family()) == 2
+        await instance.kill()
+        assert instance.family() == []
+
+
+async def test_what_is_left_of_one_that_died_by_itself_is_killed(tmp_path: Path) -> None:
+    async with launched(tmp_path, GRANDCHILDREN) as instance:
+        with anyio.fail_after(10):
+            await instance.wait()
+        assert len(instance.family()) == 3
+        await instance.kill()
+        assert instance.family() == []
+
+
+async def test_it_can_be_killed_though_nobody_else_waits_for_its_end(tmp_path: Path) -> None:
+    async with launched(tmp_path, DEAF + READY_AND_SLEEP) as instance:
+        with anyio.fail_after(10):
+            await instance.said_ready.wait()
+            with anyio.CancelScope() as scope:  # a watcher that was cancelled
+                scope.cancel()
+                await instance.wait()
+            await instance.kill()
+        assert not instance.alive
+
+
+async def test_several_may_stop_it_at_once(tmp_path: Path) -> None:
+    async with launched(tmp_path, READY_AND_SLEEP) as instance:
+        with anyio.fail_after(10):
+            await instance.said_ready.wait()
+            async with anyio.create_task_group() as group:
+                for _ in range(5):
+                    group.start_soon(partial(instance.stop, stop_seconds=5))
+                group.start_soon(instance.kill)
+        assert not instance.alive
+
+
+async def test_draining_waits_for_its_connections_and_no_longer(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    with listen("127.0.0.1", port) as sock:
+        async with launched(
+            tmp_path, READY + HOLD_ONE, handed=InheritedSockets({"public": sock}), announce=True
+        ) as instance:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            with anyio.fail_after(10):
+                await instance.said_ready.wait()
+            assert len(instance.connections({port})) == 1
+            stopping = asyncio.create_task(
+                instance.stop(stop_seconds=0.3, drain_seconds=20, ports={port})
+            )
+            await asyncio.sleep(0.8)  # longer than it would have had without a connection
+            assert instance.alive
+            writer.write(b"x")
+            assert await reader.read() == b"done 1"
+            assert await asyncio.wait_for(stopping, 10)
+            writer.close()
+
+
+async def test_a_drain_that_never_ends_is_ended(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    with listen("127.0.0.1", port) as sock:
+        async with launched(
+            tmp_path, READY + HOLD_ONE, handed=InheritedSockets({"public": sock}), announce=True
+        ) as instance:
+            _reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            with anyio.fail_after(10):
+                await instance.said_ready.wait()
+                by_itself = await instance.stop(stop_seconds=0.1, drain_seconds=0.2, ports={port})
+            assert not by_itself
+            writer.close()
+
+
+async def test_its_sockets_are_its_own_and_announced_to_it_alone(tmp_path: Path) -> None:
+    code = """
+import json, os, socket
+names = [socket.socket(fileno=n).getsockname()[1] for n in (3, 4, 5)]
+fds = sorted(int(n) for n in os.listdir("/proc/self/fd"))
+environ = {k: v for k, v in os.environ.items() if k.startswith(("LISTEN", "NOTIFY"))}
+print(json.dumps([os.getpid(), os.getsid(0), names, fds, environ]))
+"""
+    ports = free_ports(3)
+    with contextlib.ExitStack() as stack:
+        public, own, spare = (stack.enter_context(listen("127.0.0.1", port)) for port in ports)
+        handed = InheritedSockets({"public": public, "private": own}, spare=(spare,))
+        async with launched(tmp_path, code, handed=handed, announce=True) as instance:
+            with anyio.fail_after(10):
+                await instance.wait()
+        pid, session, seen, fds, environ = json.loads((tmp_path / "output").read_text())
+    assert pid == session == instance.pid
+    assert seen == ports
+    assert [fd for fd in fds if fd > 5] in ([], [6])  # the folder that it lists
+    assert environ.pop("NOTIFY_SOCKET").startswith("@atlas-notify-blue-")
+    assert environ == {
+        "LISTEN_FDS": "2",
+        "LISTEN_PID": str(pid),
+        "LISTEN_FDNAMES": "public:private",
+    }
+
+
+async def test_a_folder_that_is_gone_leaves_nothing_open(tmp_path: Path) -> None:
+    gone = release(tmp_path / "release", SLEEP).model_copy(update={"path": tmp_path / "gone"})
+    before = open_files()
+    with pytest.raises(FileNotFoundError):
+        async with launched(tmp_path, SLEEP, release=gone):
+            pass
+    assert open_files() <= before
+
+
+async def test_a_launch_that_is_cancelled_is_known_and_can_be_ended(tmp_path: Path) -> None:
+    name = new_instance_id(BLUE)
+    made: list[WorkerProcess] = []
+    with (tmp_path / "output").open("wb") as output, anyio.CancelScope() as scope:
+        scope.cancel()
+        made.append(
+            await launch(
+                slot=BLUE,
+                release=release(tmp_path / "release", SLEEP),
+                name=name,
+                command=["sleep", "600"],
+                environment={"PATH": os.environ["PATH"], "ATLAS_INSTANCE": name},
+                handed=InheritedSockets({}),
+                announce=False,
+                output=output.fileno(),
+            )
+        )
+    (instance,) = made
+    await instance.kill()
+    assert procfs.start_ticks(instance.pid) is None
+
+
+async def test_nothing_stays_open_after_many_lives(tmp_path: Path) -> None:
+    async with launched(tmp_path, ""):
+        pass  # what is opened once is opened now
+    before = open_files()
+    for _ in range(5):
+        async with launched(tmp_path, "") as instance:
+            with anyio.fail_after(10):
+                await instance.wait()
+    await eventually(lambda: open_files() <= before)
+
+
+async def test_the_daemons_sockets_do_not_leak_into_a_worker(tmp_path: Path) -> None:
+    code = "import os; print(sorted(os.listdir('/proc/self/fd')))"
+    with socket.socket() as secret:
+        secret.set_inheritable(True)
+        async with launched(tmp_path, code) as instance:
+            with anyio.fail_after(10):
+                await instance.wait()
+    assert (tmp_path / "output").read_text() == "['0', '1', '2', '3']\n"  # 3 is the folder

@@ -1,0 +1,318 @@
+"""Run an aiohttp application on the handed sockets, and drain it without losing a request.
+
+aiohttp's own runner closes idle connections the moment it is told to stop, does not announce it,
+and shrinks the backlog that the supervisor shares with us. So its runner is used for the
+application's life cycle only; accepting, watching connections and ending them is done here.
+
+    from atlas_worker.aiohttp import run_app
+
+    run_app(app)          # in place of aiohttp's web.run_app(app)
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import builtins
+import fcntl
+import inspect
+import logging
+import os
+import socket
+import termios
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from http import HTTPStatus
+from typing import Any
+
+try:
+    from aiohttp import hdrs, web
+except ImportError as error:
+    raise ImportError(
+        "atlas_worker.aiohttp needs aiohttp: install it into the application's environment"
+    ) from error
+from aiohttp.abc import AbstractAccessLogger
+from aiohttp.http import StreamWriter
+from aiohttp.web_log import AccessLogger
+from aiohttp.web_protocol import RequestHandler
+
+from atlas_worker.aiohttp_streams import EventStream, WebSocket
+from atlas_worker.contract import INSTANCE_HEADER, PROBE_HEADER
+from atlas_worker.drain import DrainController, Stream
+from atlas_worker.events import is_event_stream
+from atlas_worker.instance import Instance
+from atlas_worker.notify import Notifier
+from atlas_worker.serving import new_drain
+from atlas_worker.serving import serve as serve_until_drained
+from atlas_worker.sockets import BACKLOG, Listener, find_listeners
+
+DRAIN: web.AppKey[DrainController] = web.AppKey("atlas_drain", DrainController)
+"""Handlers and background work find the drain at `app[DRAIN]`."""
+
+_log = logging.getLogger("atlas.worker")
+
+DEFAULT_PORT = 8080
+
+# After the deadline, how long handlers get to notice that they are cancelled.
+_CANCEL_SECONDS = 0.2
+
+
+class _Connection(RequestHandler):
+    """One connection; knows, beyond aiohttp, what is under way on it."""
+
+    __slots__ = ("_head_begun", "stream")
+
+    def __init__(
+        self, server: web.Server, *, loop: asyncio.AbstractEventLoop, **options: Any
+    ) -> None:
+        super().__init__(server, loop=loop, **options)
+        self._head_begun = False
+        self.stream: WebSocket | EventStream | None = None
+
+    def notice(
+        self, request: web.Request, response: web.StreamResponse, drain: DrainController
+    ) -> None:
+        """Take note of an answer that begins, in case that it is a stream."""
+        if isinstance(response, web.WebSocketResponse):
+            self.stream = WebSocket(response, lambda: drain.remaining)
+        elif (
+            is_event_stream(request.method, response.content_type)
+            and response.content_length is None  # with a length it has an end of its own
+            and isinstance(request.writer, StreamWriter)
+        ):
+            self.stream = EventStream(response, request.writer)
+
+    async def _handle_request(
+        self,
+        request: web.BaseRequest,
+        start_time: float | None,
+        request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+    ) -> tuple[web.StreamResponse, bool]:
+        """Let a stream's goodbye end before the connection goes on, or goes."""
+        try:
+            return await super()._handle_request(request, start_time, request_handler)
+        except asyncio.CancelledError:
+            stream, task = self.stream, asyncio.current_task()
+            if isinstance(stream, EventStream) and stream.ended and task and not task.uncancel():
+                return stream.response, False
+            self.stream = None
+            raise
+        finally:
+            if isinstance(self.stream, WebSocket):
+                # It stays noted: nothing but its end comes after it on this connection.
+                await self.stream.finished()
+            else:
+                self.stream = None
+
+    def data_received(self, data: bytes) -> None:
+        """Note whether the data began a request's head without ending it."""
+        seen = self._request_count
+        super().data_received(data)
+        if isinstance(self.stream, WebSocket):
+            self.stream.note_data()
+        if self._request_count != seen:
+            self._head_begun = False
+        elif (self._waiter is not None or seen == 0) and data.strip(b"\r\n"):
+            self._head_begun = True
+
+    def idle_since(self) -> float | None:
+        if self._waiter is None or self._messages or self._head_begun:
+            return None
+        # An answer is not over before the client's side has taken it.
+        if self.transport is not None and self.transport.get_write_buffer_size() > 0:
+            return None
+        # aiohttp notes when its own keep-alive limit ends, at each answer and at the start.
+        return self._next_keepalive_close_time - self._keepalive_timeout
+
+    def has_more(self) -> bool:
+        """Whether the client has sent further requests behind the one being answered."""
+        return bool(self._messages)
+
+    def close_if_unread(self) -> None:
+        if self.transport is None:
+            return
+        sock: socket.socket | None = self.transport.get_extra_info("socket")
+        if sock is None or _unread_bytes(sock) > 0:
+            return
+        # The transport closes in a later turn of the loop; the client is told at once, so that
+        # the moment in which its request could cross our close is as short as it can be.
+        try:
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            _log.debug("a client was gone before its idle connection was closed")
+        self.force_close()
+
+
+def _unread_bytes(sock: socket.socket) -> int:
+    count = array.array("i", [0])
+    try:
+        fcntl.ioctl(sock.fileno(), termios.FIONREAD, count)
+    except OSError:
+        return 0
+    return count[0]
+
+
+class _Listening:
+    """The server side of the drain: accepts on every listener until told to stop."""
+
+    def __init__(
+        self, server: web.Server, listeners: Sequence[Listener], options: dict[str, Any]
+    ) -> None:
+        self._server = server
+        self._listeners = listeners
+        self._options = options
+        self._accepting: list[asyncio.Server] = []
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        for listener in self._listeners:
+            # asyncio closes what it is given; a duplicate keeps the handed socket open until
+            # the process ends, because the group that it belongs to must not shrink.
+            accepting = await loop.create_server(
+                lambda: _Connection(self._server, loop=loop, **self._options),
+                sock=listener.socket.dup(),
+                backlog=BACKLOG,
+            )
+            self._accepting.append(accepting)
+
+    def addresses(self) -> Iterable[str]:
+        return [f"{listener.url} ({listener.name})" for listener in self._listeners]
+
+    def connections(self) -> Iterable[_Connection]:
+        return [c for c in self._server.connections if isinstance(c, _Connection)]
+
+    def streams(self) -> Iterable[Stream]:
+        return [c.stream for c in self.connections() if c.stream is not None]
+
+    def queue_length(self) -> int:
+        return sum(listener.queue_length() for listener in self._listeners)
+
+    def stop_accepting(self) -> None:
+        for accepting in self._accepting:
+            accepting.close()
+        for listener in self._listeners:
+            if not listener.handed:
+                listener.socket.close()
+
+
+async def serve(
+    app: web.Application,
+    listeners: Sequence[Listener],
+    instance: Instance,
+    notifier: Notifier,
+    *,
+    handler_cancellation: bool = False,
+    **options: Any,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain; returns when nothing is left to do.
+
+    `options` are those of aiohttp's `RequestHandler`. Raises OSError if a socket can't be listened
+    on, and what the application's start raises.
+    """
+    drain = new_drain(instance)
+    app[DRAIN] = drain
+    app.on_response_prepare.append(_marker(drain, instance.id))
+    runner = web.AppRunner(
+        app, shutdown_timeout=_CANCEL_SECONDS, handler_cancellation=handler_cancellation
+    )
+    await runner.setup()
+    try:
+        if runner.server is None:
+            raise RuntimeError("aiohttp's runner has no server after its setup")
+        # Bodies are the application's own: an encoded one reaches it as it was sent.
+        listening = _Listening(runner.server, listeners, {"auto_decompress": False, **options})
+        await serve_until_drained(drain, listening, instance, notifier)
+    finally:
+        await runner.cleanup()
+
+
+def _marker(drain: DrainController, instance_id: str) -> Callable[..., Awaitable[None]]:
+    """Return the hook that puts the kit's headers on each answer, and takes note of streams."""
+
+    async def mark(request: web.Request, response: web.StreamResponse) -> None:
+        connection = request.protocol
+        if PROBE_HEADER in request.headers:
+            response.headers[INSTANCE_HEADER] = instance_id
+        if isinstance(connection, _Connection):
+            connection.notice(request, response, drain)
+        if not drain.shedding or response.status == HTTPStatus.SWITCHING_PROTOCOLS:
+            return
+        # What the client has already sent behind this request is still answered.
+        if not (isinstance(connection, _Connection) and connection.has_more()):
+            response.headers[hdrs.CONNECTION] = "close"
+            response.force_close()
+
+    return mark
+
+
+def run_app(
+    app: web.Application | Awaitable[web.Application],
+    *,
+    host: str = "127.0.0.1",
+    port: int = DEFAULT_PORT,
+    fd: int | None = None,
+    instance: Instance | None = None,
+    listeners: Sequence[Listener] | None = None,
+    print: Callable[..., None] | None = builtins.print,  # noqa: A002 - its name in web.run_app
+    access_log: logging.Logger | None = None,
+    access_log_class: type[AbstractAccessLogger] = AccessLogger,
+    access_log_format: str = AccessLogger.LOG_FORMAT,
+    keepalive_timeout: float = 3630.0,
+    handler_cancellation: bool = False,
+    **unsupported: object,
+) -> None:
+    """Serve an application until it is told to stop; returns once it is drained.
+
+    Takes the place of `web.run_app`. The sockets are `fd`, else those handed over, else one on
+    `host` and `ATLAS_PORT`, else on `host` and `port`; who has chosen already gives `listeners`.
+    `print` gets one line that says where. `keepalive_timeout` is in seconds.
+
+    Raises TypeError for what can't be taken over from `web.run_app`, `BadEnvironmentError` for an
+    environment that can't be used, and OSError where the port can't be listened on.
+    """
+    _refuse(unsupported)
+    instance = instance or Instance.from_environment(os.environ)
+    if listeners is None:
+        own_port = instance.port or port
+        listeners = find_listeners(os.environ, host=host, port=None, fd=fd, own_port=own_port)
+    options: dict[str, Any] = {"access_log": access_log, "keepalive_timeout": keepalive_timeout}
+    options |= {"access_log_class": access_log_class, "access_log_format": access_log_format}
+
+    async def main() -> None:
+        application = await app if inspect.isawaitable(app) else app
+        if not isinstance(application, web.Application):
+            raise TypeError(
+                f"run_app takes a web.Application or an awaitable of one, not {application!r}"
+            )
+        notifier = Notifier.from_environment(os.environ)
+        await serve(
+            application,
+            listeners,
+            instance,
+            notifier,
+            handler_cancellation=handler_cancellation,
+            **options,
+        )
+
+    if print is not None:
+        print("Serving on " + ", ".join(listener.url for listener in listeners))
+    asyncio.run(main())
+
+
+_UNSUPPORTED = {
+    "path": "give fd=, or have the socket handed over",
+    "sock": "give fd=, or have the socket handed over",
+    "ssl_context": "end TLS in front of the public port",
+    "shutdown_timeout": "set ATLAS_DRAIN_TIMEOUT_SECONDS",
+    "backlog": "it is always as long as the system allows",
+    "reuse_address": "it is always set",
+    "reuse_port": "the supervisor's sockets are shared already",
+    "handle_signals": "SIGTERM is how the drain begins",
+    "loop": "it runs in a loop of its own",
+}
+
+
+def _refuse(arguments: dict[str, object]) -> None:
+    for name in arguments:
+        if name in _UNSUPPORTED:
+            raise TypeError(f"run_app does not take {name}=: {_UNSUPPORTED[name]}")
+        raise TypeError(f"run_app knows no argument {name}=")

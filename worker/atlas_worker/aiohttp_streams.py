@@ -1,0 +1,156 @@
+"""The goodbyes of aiohttp's two kinds of streams, each so that its client can tell it from a fault.
+
+aiohttp's `WebSocketResponse.close()` closes the connection at once when a handler is receiving:
+what the client has just sent then meets a reset, which can overtake the close frame. So here the
+connection stays until the client has answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from aiohttp import ClientConnectionResetError, WSCloseCode, WSMsgType, web
+from aiohttp.http import StreamWriter
+
+from atlas_worker.drain import StreamKind
+from atlas_worker.events import UNFINISHED_EVENT_SECONDS, EventBoundary
+
+# How long a handler that works on a message may go on until it asks for the next one.
+_MESSAGE_SECONDS = 5.0
+_POLL_SECONDS = 0.02
+
+
+class WebSocket:
+    """A WebSocket: closed between two messages, and kept until its client has answered that."""
+
+    kind = StreamKind.WEBSOCKET
+
+    def __init__(self, response: web.WebSocketResponse, remaining: Callable[[], float]) -> None:
+        self._response = response
+        self._remaining = remaining
+        self._goodbye: asyncio.Task[None] | None = None
+        self._unseen = 0
+
+    def note_data(self) -> None:
+        """Take note that data has arrived; the handler sees it in the next turn of the loop."""
+        self._unseen += 1
+        asyncio.get_running_loop().call_soon(self._note_seen)
+
+    def _note_seen(self) -> None:
+        self._unseen -= 1
+
+    def tell_to_go(self, *, replaced: bool) -> None:
+        """Begin the closing handshake."""
+        if replaced:
+            goodbye = self._say(WSCloseCode.SERVICE_RESTART, b"another instance is active")
+        else:
+            goodbye = self._say(WSCloseCode.GOING_AWAY, b"this instance stops")
+        self._goodbye = asyncio.create_task(goodbye)
+
+    async def finished(self) -> None:
+        """Wait for the end of the handshake, if it has begun."""
+        if self._goodbye is not None:
+            await asyncio.wait([self._goodbye])
+
+    async def _say(self, code: int, reason: bytes) -> None:
+        response = self._response
+        await self._between_messages()
+        if response.closed or not response.prepared:
+            return
+        # The connection is closed when the handler has ended and the handshake is over.
+        response._close_transport = _nothing  # type: ignore[method-assign]  # noqa: SLF001 - see above
+        await response.close(code=code, message=reason, drain=False)
+        if response._closing:  # noqa: SLF001 - aiohttp does not tell
+            # The handler was told while it received; the client's answer was left to us.
+            await self._answered()
+
+    async def _between_messages(self) -> None:
+        """Wait until the handler receives: then it owes no answer to a message.
+
+        One that only sends never does, so this is bounded.
+        """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while not (self._response.closed or self._receiving()):
+            if loop.time() - began >= min(_MESSAGE_SECONDS, self._remaining() / 2):
+                return
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def _receiving(self) -> bool:
+        return self._response._waiting and not self._unseen  # noqa: SLF001 - aiohttp does not tell
+
+    async def _answered(self) -> None:
+        """Read up to the client's close frame, for as long as aiohttp itself would wait."""
+        reader = self._response._reader  # noqa: SLF001 - receive() no longer reads once closed
+        if reader is None:
+            return
+        # Whatever else comes instead (the connection's end, bad data) is no answer to wait for.
+        with suppress(Exception):
+            async with asyncio.timeout(self._response._timeout):  # noqa: SLF001 - the caller's own setting
+                # A CLOSING message still there means that the handler itself got the answer.
+                while (await reader.read()).type not in (WSMsgType.CLOSE, WSMsgType.CLOSING):
+                    pass
+
+
+def _nothing() -> None:
+    """Stand in for what closes a connection too early."""
+
+
+class EventStream:
+    """Server-sent events: ended after a whole event, as a complete answer; then no more of it."""
+
+    kind = StreamKind.EVENTS
+
+    def __init__(self, response: web.StreamResponse, writer: StreamWriter) -> None:
+        self.response = response
+        self.ended = False
+        """Whether the end of the stream was written, and its handler cancelled."""
+        self._writer = writer
+        self._handler = asyncio.current_task()
+        self._boundary = EventBoundary()
+        self._told = False
+        self._writing = 0
+        self._end_compressed: asyncio.Task[None] | None = None
+        self._write = writer.write
+        writer.write = self._watched_write  # type: ignore[method-assign]
+
+    def tell_to_go(self, *, replaced: bool) -> None:
+        """End the stream now if no event has begun, else after it or after a short time."""
+        self._told = True
+        if self._boundary.reached and not self._writing:
+            self._end()
+        else:
+            asyncio.get_running_loop().call_later(UNFINISHED_EVENT_SECONDS, self._end)
+
+    async def _watched_write(self, chunk: Any, **options: Any) -> None:
+        if self.ended:
+            # The cancellation comes first, where this is the handler's own task.
+            await asyncio.sleep(0)
+            raise ClientConnectionResetError("the stream was ended: this instance is leaving")
+        self._boundary.feed(chunk)
+        self._writing += 1
+        try:
+            await self._write(chunk, **options)
+        finally:
+            self._writing -= 1
+        if self._told and self._boundary.reached and not self._writing:
+            self._end()
+
+    def _end(self) -> None:
+        if self.ended or self._handler is None or self._handler.done():
+            return
+        self.ended = True
+        if self.response.compression:
+            # The compressor's last bytes; they are written in the next turn of the loop.
+            self._end_compressed = asyncio.create_task(self._write_compressed_end())
+        else:
+            with suppress(ConnectionError):
+                self._writer.set_eof()
+        asyncio.get_running_loop().call_soon(self._handler.cancel)
+
+    async def _write_compressed_end(self) -> None:
+        with suppress(ConnectionError):
+            await self._writer.write_eof()

@@ -1,0 +1,92 @@
+"""What each part of the worker says about itself, as pure as it can be asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from dataclasses import dataclass
+
+from atlas_worker.app.integrity import Integrity
+from atlas_worker.app.llm import LanguageModel
+from atlas_worker.app.memory import Memory
+from atlas_worker.app.scheduler import Scheduler
+
+_MEMORY_SECONDS = 1.0
+# The scheduler turns twice a second; its database may make it wait for some seconds.
+_SILENT_WARN, _SILENT_FAIL = 5.0, 30.0
+# A person waits so long for the first word before they wonder.
+_SLOW_SECONDS = 10.0
+_FAILED_IN_A_ROW = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleCheck:
+    """One check's finding; `status` is pass, warn, fail or skipped."""
+
+    status: str
+    value: float | None = None
+    unit: str | None = None
+    message: str = ""
+
+
+def llm_latency(model: LanguageModel | None) -> ModuleCheck:
+    """Judge the model by the calls of the last quarter of an hour."""
+    if model is None:
+        return ModuleCheck("skipped", message="LLM_URL is empty")
+    calls = model.latencies.recent()
+    if not calls:
+        return ModuleCheck("skipped", None, "ms", "nobody has asked it in the last 15 minutes")
+    times = [seconds for seconds in calls if seconds is not None]
+    average = sum(times) / len(times) if times else None
+    value = None if average is None else round(average * 1000, 1)
+    lost = len(calls) - len(times)
+    said = f"{len(calls)} calls, {lost} failed"
+    if len(calls) >= _FAILED_IN_A_ROW and not any(calls[-_FAILED_IN_A_ROW:]):
+        return ModuleCheck("fail", value, "ms", f"the last {_FAILED_IN_A_ROW} calls failed; {said}")
+    if average is not None and average > _SLOW_SECONDS:
+        return ModuleCheck("warn", value, "ms", f"slow to its first word; {said}")
+    return ModuleCheck("warn" if lost * 2 > len(calls) else "pass", value, "ms", said)
+
+
+def scheduler(running: Scheduler | None, *, leading: bool) -> ModuleCheck:
+    """Tell whether the scheduler takes its turns; each of them reads its database."""
+    if running is None:
+        return ModuleCheck("skipped", message="SCHEDULER_ENABLED is false")
+    silence = running.silence()
+    if silence == float("inf"):
+        return ModuleCheck("fail", None, "s", "the scheduler has ended")
+    value = round(silence, 3)
+    if silence > _SILENT_FAIL:
+        return ModuleCheck("fail", value, "s", f"no turn for {silence:.0f} s")
+    if silence > _SILENT_WARN:
+        return ModuleCheck("warn", value, "s", f"no turn for {silence:.0f} s")
+    waiting = "takes jobs" if leading else "leaves jobs to the active instance"
+    return ModuleCheck("pass", value, "s", f"{waiting}, {running.running()} running")
+
+
+async def memory(notes: Memory | None) -> ModuleCheck:
+    """Tell whether the memory takes a write."""
+    if notes is None:
+        return ModuleCheck("skipped", message="MEMORY_ENABLED is false")
+    try:
+        async with asyncio.timeout(_MEMORY_SECONDS):
+            seconds = await notes.try_write()
+    except TimeoutError:
+        return ModuleCheck("warn", None, "ms", f"it took no write within {_MEMORY_SECONDS:g} s")
+    except sqlite3.Error as error:
+        return ModuleCheck("fail", None, "ms", f"the database failed: {error}")
+    return ModuleCheck("pass", round(seconds * 1000, 1), "ms", "it took a write")
+
+
+async def db_integrity(integrity: Integrity | None) -> ModuleCheck:
+    """Tell what SQLite's quick check of the scheduler's database found last."""
+    if integrity is None:
+        return ModuleCheck("skipped", message="SCHEDULER_ENABLED is false")
+    finding = await integrity.finding()
+    if finding is None:
+        return ModuleCheck("skipped", None, "s", "the first check of a large file is under way")
+    age = round(integrity.age(finding), 1)
+    if finding.problem is not None:
+        return ModuleCheck("fail", age, "s", f"the scheduler's database: {finding.problem}")
+    ago = "just now" if age < 1 else f"{age:.0f} s ago"
+    return ModuleCheck("pass", age, "s", f"whole when looked at {ago}")

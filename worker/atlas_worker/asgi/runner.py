@@ -1,0 +1,168 @@
+"""Serve an ASGI application with uvicorn's protocols, and drain it without losing a request.
+
+uvicorn's own server closes idle connections the moment it is told to stop, does not announce it,
+and closes the sockets it was given. So uvicorn reads and answers requests and leads the
+application's life cycle; accepting, watching connections and ending them is done here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+import uvicorn
+
+from atlas_worker.asgi.exchanges import Exchanges
+from atlas_worker.asgi.protocols import Watched
+from atlas_worker.drain import Connection, Stream
+from atlas_worker.instance import Instance
+from atlas_worker.notify import Notifier
+from atlas_worker.serving import new_drain, serve
+from atlas_worker.sockets import BACKLOG, Listener
+
+_log = logging.getLogger("atlas.worker")
+
+# After the deadline, how long the application gets to notice that it is cancelled.
+_CANCEL_SECONDS = 0.2
+
+
+class StartupError(RuntimeError):
+    """The application said that it can't start, or failed while starting."""
+
+
+class _Busy:
+    """A connection that is not idle: a WebSocket's, or work that goes on after its client left."""
+
+    def idle_since(self) -> None:
+        return None
+
+    def close_if_unread(self) -> None:
+        pass
+
+
+class _Listening:
+    """The server side of the drain: accepts on every listener until told to stop."""
+
+    def __init__(
+        self, server: uvicorn.Server, exchanges: Exchanges, listeners: Sequence[Listener]
+    ) -> None:
+        self._server = server
+        self._exchanges = exchanges
+        self._listeners = listeners
+        self._accepting: list[asyncio.Server] = []
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        for listener in self._listeners:
+            # The loop closes what it is given; a duplicate keeps the handed socket open until
+            # the process ends, because the group that it belongs to must not shrink.
+            accepting = await loop.create_server(
+                self._protocol, sock=listener.socket.dup(), backlog=BACKLOG
+            )
+            self._accepting.append(accepting)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return self._server.config.http_protocol_class(
+            config=self._server.config,  # type: ignore[call-arg]  # typed as any asyncio.Protocol
+            server_state=self._server.server_state,
+            app_state=self._server.lifespan.state,
+        )
+
+    def addresses(self) -> Iterable[str]:
+        return [f"{listener.url} ({listener.name})" for listener in self._listeners]
+
+    def connections(self) -> Iterable[Connection]:
+        open_now: set[object] = set(self._server.server_state.connections)
+        shown: list[Connection] = [
+            connection if isinstance(connection, Watched) else _Busy() for connection in open_now
+        ]
+        # Work that the application does after its answer, or for a client that has gone.
+        shown += [
+            _Busy()
+            for exchange in self._exchanges.running()
+            if isinstance(exchange.connection, Watched) and exchange.connection not in open_now
+        ]
+        return shown
+
+    def streams(self) -> Iterable[Stream]:
+        return self._exchanges.streams()
+
+    def queue_length(self) -> int:
+        return sum(listener.queue_length() for listener in self._listeners)
+
+    def stop_accepting(self) -> None:
+        for accepting in self._accepting:
+            accepting.close()
+        for listener in self._listeners:
+            if not listener.handed:
+                listener.socket.close()
+
+
+async def run(
+    config: uvicorn.Config, listeners: Sequence[Listener], instance: Instance, notifier: Notifier
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain; returns when nothing is left to do.
+
+    Raises `StartupError` if the application doesn't start, and OSError if a socket can't be
+    listened on.
+    """
+    drain = new_drain(instance)
+    _load(config)
+    exchanges = Exchanges(config.loaded_app, drain, instance.id)
+    config.loaded_app = exchanges
+    server = uvicorn.Server(config)
+    server.lifespan = config.lifespan_class(config)
+    await server.lifespan.startup()
+    if server.lifespan.should_exit:
+        raise StartupError("the application did not start; its message is above")
+    listening = _Listening(server, exchanges, listeners)
+    dates = asyncio.create_task(_keep_dates(server))
+    try:
+        await serve(drain, listening, instance, notifier)
+    finally:
+        await _cut(server)
+        dates.cancel()
+        await server.lifespan.shutdown()
+
+
+def _load(config: uvicorn.Config) -> None:
+    """Have uvicorn make the application ready, a factory called included."""
+    try:
+        config.load()
+    except SystemExit:
+        raise StartupError("uvicorn can't use the application; its message is above") from None
+    except ImportError:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        raise StartupError(f"making the application failed: {error!r}") from error
+
+
+async def _keep_dates(server: uvicorn.Server) -> None:
+    """Have uvicorn renew its `Date` header every second, as its own main loop does."""
+    while True:
+        # Zero is the count at which it does so.
+        await server.on_tick(0)
+        await asyncio.sleep(1)
+
+
+async def _cut(server: uvicorn.Server) -> None:
+    """Cancel what the hard deadline has left, and give it a moment to notice."""
+    tasks = list(server.server_state.tasks)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=_CANCEL_SECONDS)
+    transports = [connection.transport for connection in server.server_state.connections]
+    for transport in transports:
+        with suppress(OSError):
+            transport.close()
+    # A transport closes in a later turn of the loop, once what it still has is written. One whose
+    # client reads nothing never would, and the WebSocket on it would be waited for.
+    if tasks:
+        await asyncio.sleep(0)
+    for transport in transports:
+        transport.abort()

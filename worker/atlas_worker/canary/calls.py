@@ -1,0 +1,299 @@
+"""What an application calls: decide whether the canary serves, and tell how it went.
+
+The words of events are put together with as few steps as possible: this runs within each call of
+a feature. See `process` for where the policy comes from and `ring` for where the words go.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar
+
+from atlas_worker.canary.policy import UNTOLD_MOST, ArmWords, Later, Question, Rule, newest_question
+from atlas_worker.canary.process import process
+from atlas_worker.canary.ring import Lane
+from atlas_worker.contract import latency_bucket
+from atlas_worker.contract.ring import (
+    KIND_SHIFT,
+    LAP,
+    OUTCOME_SHIFT,
+    SLICE_SECONDS,
+    SLICE_SHIFT,
+    SLICES,
+    EventKind,
+    Outcome,
+)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_ENDS = EventKind.ENDED - EventKind.BEGUN << KIND_SHIFT
+_TELLS = EventKind.TOLD - EventKind.ASKED << KIND_SHIFT
+_FAILED = Outcome.ERROR << OUTCOME_SHIFT
+_CANCELLED = Outcome.CANCELLED << OUTCOME_SHIFT
+_FORGOTTEN_SLICES = int(60 / SLICE_SECONDS)  # the daemon has closed the window by then
+_UNDER_LAP = LAP - 1
+_now = time.monotonic
+_number = int.from_bytes
+
+
+def is_canary_enabled() -> bool:
+    """Whether canaries are on: False with no supervisor, and while the fallback is latched."""
+    return process.is_enabled()
+
+
+def use_canary_version(feature: str, *, key: str | None = None) -> bool:
+    """Decide whether the canary of a feature serves this call. Never raises.
+
+    With a key, the same key gets the same answer while the share stays, and a greater share takes
+    none out. It is a question: `record_canary_call` in the same context tells how it went.
+    """
+    try:
+        rule = process.rules[feature]
+    except (KeyError, TypeError):
+        found = process.rule(feature)
+        if found is None:
+            return False
+        rule = found
+    if key is not None:
+        return _ask_with_key(rule, key)
+    draw = process.random
+    used = draw() < rule.share
+    arm = rule.canary if used else rule.stable
+    word = arm.asked
+    lane = process.main
+    for place in lane.free:  # `Lane.write`, without the call
+        lane.words[place] = word if place >= 0 else word | LAP
+        break
+    else:
+        word = lane.write_late(word) and word
+        if not word or len(arm.untold([])) > UNTOLD_MOST:  # looked at now and then
+            arm.set_untold([])
+    find = arm.untold
+    untold = find(None)
+    if untold is None:
+        arm.set_untold([word])
+    elif untold and untold[0] is not word:
+        arm.set_untold(Later.after(untold, word))
+    else:  # a context variable is dear to set: equal questions share a list
+        untold.append(word)
+    return used
+
+
+def _ask_with_key(rule: Rule, key: str) -> bool:
+    try:  # `_decide_by_key`, without the call
+        hasher = rule.hasher.copy()
+        hasher.update((key if type(key) is str else str(key)).encode())
+        digest = hasher.digest()
+    except Exception:  # noqa: BLE001 - as there
+        return False
+    used = digest < rule.threshold
+    hashed = _number(digest) & _UNDER_LAP or 1
+    arm = rule.canary if used else rule.stable
+    word = arm.asked
+    lane = process.keyed
+    for place in lane.free:  # `Lane.write`, without the call
+        lane.keys[place] = hashed if place >= 0 else hashed | LAP
+        lane.words[place] = word if place >= 0 else word | LAP
+        break
+    else:
+        word = lane.write_late(word, hashed) and word
+    arm.set_untold([(word, hashed)])
+    return used
+
+
+def _decide_by_key(rule: Rule, key: object) -> tuple[bool, int]:
+    """Return whether the canary serves a key, and the key's hash word; 0 for no usable key."""
+    try:
+        hasher = rule.hasher.copy()
+        hasher.update((key if type(key) is str else str(key)).encode())
+        digest = hasher.digest()
+    except Exception:  # noqa: BLE001 - whatever a foreign `__str__` or half a surrogate pair does
+        return False, 0
+    return digest < rule.threshold, _number(digest) & _UNDER_LAP or 1
+
+
+def record_canary_call(feature: str, used_canary: bool, ok: bool, latency_ms: float) -> None:
+    """Tell how a call went; `latency_ms` in milliseconds. Never raises.
+
+    It belongs to the `use_canary_version` before it in the same context, if that is of the same
+    arm and less than 60 s old, and counts by itself otherwise. What can't be understood is ignored.
+    """
+    try:
+        rule = process.rules[feature]
+    except (KeyError, TypeError):
+        found = process.rule(feature)
+        if found is None:
+            return
+        rule = found
+    try:
+        used = bool(used_canary)
+        end = latency_bucket(latency_ms) | (0 if ok else _FAILED)
+    except Exception:  # noqa: BLE001 - whatever a foreign object does when it is compared
+        return
+    arm = rule.canary if used else rule.stable
+    question = newest_question(arm.untold(None))
+    if question is not None and _tell(arm, question, end):
+        return
+    process.main.write(arm.recorded | end)
+
+
+def _tell(arm: ArmWords, question: Question, end: int) -> bool:
+    """Write the end of what was asked; returns False if the record is not about it."""
+    word, key = (question, 0) if isinstance(question, int) else question
+    if word == 0:
+        return True  # the question found no room, so the whole call is dropped
+    if arm.asked - word >> SLICE_SHIFT & SLICES - 1 > _FORGOTTEN_SLICES:
+        return False
+    _end(process.keyed if key else process.main, word + _TELLS | end, key)
+    return True
+
+
+def _end(lane: Lane, word: int, key: int) -> None:
+    """Write an event that ends something: it may use the room that is kept for it."""
+    for place in lane.free:
+        if key:
+            lane.keys[place] = key if place >= 0 else key | LAP
+        lane.words[place] = word if place >= 0 else word | LAP
+        return
+    lane.write_late(word, key, ending=True)
+
+
+class Call:
+    """One call of a feature, from its decision to its end: `with` or `async with`.
+
+    `is_canary` says which implementation is to serve.
+    """
+
+    __slots__ = ("_began", "_feature", "_hash", "_key", "_lane", "_word", "is_canary")
+
+    def __init__(self, feature: str, key: str | None = None) -> None:
+        self.is_canary = False
+        self._feature = feature
+        self._key = key
+        self._word = 0
+
+    @property
+    def arm(self) -> str:
+        """`canary` or `stable`."""
+        return "canary" if self.is_canary else "stable"
+
+    def __enter__(self) -> Self:
+        """Decide, and tell that the call has begun."""
+        try:
+            rule = process.rules[self._feature]
+        except (KeyError, TypeError):
+            found = process.rule(self._feature)
+            if found is None:
+                return self
+            rule = found
+        if self._key is not None:
+            self._enter_with_key(rule, self._key)
+            return self
+        self.is_canary = used = process.random() < rule.share
+        self._hash = 0
+        self._lane = lane = process.main
+        word = (rule.canary if used else rule.stable).begun
+        self._began = _now()
+        for place in lane.free:  # `Lane.write`, without the call
+            lane.words[place] = word if place >= 0 else word | LAP
+            self._word = word
+            return self
+        if lane.write_late(word):
+            self._word = word
+        return self
+
+    def _enter_with_key(self, rule: Rule, key: str) -> None:
+        self.is_canary, self._hash = _decide_by_key(rule, key)
+        self._lane = process.keyed
+        self._began = _now()
+        if self._hash:
+            word = (rule.canary if self.is_canary else rule.stable).begun
+            if self._lane.write(word, self._hash):
+                self._word = word
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Tell how it ended; an exception goes on its way."""
+        word, self._word = self._word, 0
+        if word:
+            word += _ENDS + latency_bucket((_now() - self._began) * 1000)
+            if kind is not None:
+                word |= _outcome(kind)
+            _end(self._lane, word, self._hash)
+
+    async def __aenter__(self) -> Self:
+        """Decide, and tell that the call has begun."""
+        return self.__enter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Tell how it ended; an exception goes on its way."""
+        self.__exit__(kind, error, traceback)
+
+
+def _outcome(kind: type[BaseException]) -> int:
+    """Return the outcome of a call that ended with an exception.
+
+    What is no `Exception` comes from outside and says nothing about the feature: a cancelled task,
+    Ctrl-C, a generator that was closed. SystemExit is a failure: a feature that ends its process
+    must not pass for one that was cancelled.
+    """
+    return _FAILED if issubclass(kind, (Exception, SystemExit)) else _CANCELLED
+
+
+call = Call
+
+
+def route(feature: str, *, stable: Callable[P, T]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorate the canary of a feature: each call is served by it or by `stable`.
+
+    Both are plain functions or both are async ones; raises TypeError, when decorating, for
+    anything else.
+    """
+
+    def decorate(new: Callable[P, T]) -> Callable[P, T]:
+        if _is_async(new) != _is_async(stable):
+            raise TypeError(f"{feature}: canary and stable must both be async, or neither")
+        if _is_async(new):
+            routed_async: Callable[P, T] = _route_async(feature, new, stable)
+            return routed_async
+
+        @functools.wraps(new)
+        def routed(*args: P.args, **kwargs: P.kwargs) -> T:
+            with Call(feature) as one:
+                return new(*args, **kwargs) if one.is_canary else stable(*args, **kwargs)
+
+        return routed
+
+    return decorate
+
+
+def _route_async(feature: str, new: Callable[..., Any], stable: Callable[..., Any]) -> Any:
+    @functools.wraps(new)
+    async def routed(*args: Any, **kwargs: Any) -> Any:
+        with Call(feature) as one:
+            return await (new if one.is_canary else stable)(*args, **kwargs)
+
+    return routed
+
+
+def _is_async(function: object) -> bool:
+    import inspect  # noqa: PLC0415 - most applications never decorate anything
+
+    if not callable(function):
+        raise TypeError(f"{function!r} is no function")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(f"{function!r} is a generator: use canary.call around its work")
+    return inspect.iscoroutinefunction(function)

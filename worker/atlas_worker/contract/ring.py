@@ -1,0 +1,148 @@
+"""How a process tells the daemon of its canary calls: one file of fixed size, mapped into memory.
+
+The file is `STATE_DIR/canary/<pid>-<start_ticks>-<hex>.ring`. A word of 64 bits is one event, and
+nobody but the process writes it; the daemon follows, and says by the tail how far it has come. A
+word counts as written when its kind is not 0 and its lap bit is that of its index, so no head is
+kept: what a killed process has written, it has told. All numbers are little endian.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import NamedTuple
+
+MAGIC = b"ATLASCN1"
+LAYOUT_VERSION = 1
+MAIN_WORDS = 2**17
+KEYED_ENTRIES = 2**15  # of two words: an event, and the hash of its key
+HEADER_BYTES = 4096
+WORD_BYTES = 8
+KEYED_OFFSET = HEADER_BYTES + MAIN_WORDS * WORD_BYTES
+RING_BYTES = KEYED_OFFSET + KEYED_ENTRIES * 2 * WORD_BYTES
+RING_SUFFIX = ".ring"
+RING_MODE = 0o600
+RINGS_LIMIT = 256
+"""With that many files in the folder nobody has read them for long: no process adds another."""
+
+# Magic, layout version, both capacities, padding, pid, start ticks, boot id, instance, version;
+# texts are UTF-8, cut to their width and padded with NUL.
+_HEADER = struct.Struct("<8sIIIIQQ36s4x80s96s")
+# Cells of eight bytes, each on a cache line of its own. The daemon alone writes the tails, the
+# process alone the counts of what it dropped: calls that found no room, each counted once.
+TAIL_OFFSET = 256
+KEYED_TAIL_OFFSET = 320
+DROPPED_OFFSET = 384
+KEYED_DROPPED_OFFSET = 448
+
+# An event's word from the top bit: lap 1, kind 3, arm 1, outcome 2, epoch 20, slice 26, bucket 11.
+LAP = 1 << 63
+KIND_SHIFT = 60
+ARM_SHIFT = 59
+OUTCOME_SHIFT = 57
+EPOCH_SHIFT = 37
+SLICE_SHIFT = 11
+EPOCHS = 1 << 20
+SLICES = 1 << 26
+SLICE_SECONDS = 0.5
+"""A slice is `int(time.monotonic() / SLICE_SECONDS) % SLICES`: the clock of the whole machine."""
+
+
+class EventKind(IntEnum):
+    """What an event tells. ENDED and TOLD carry epoch, arm and slice of the assignment.
+
+    TOLD ends an ASKED, RECORDED was assigned and ended at once. A VOID fills an index that was
+    taken and not used: nobody waits for it.
+    """
+
+    UNWRITTEN = 0
+    BEGUN = 1
+    ASKED = 2
+    ENDED = 3
+    TOLD = 4
+    RECORDED = 5
+    VOID = 7
+
+
+class Outcome(IntEnum):
+    """How a call ended."""
+
+    OK = 0
+    ERROR = 1
+    CANCELLED = 2
+
+
+class RingEvent(NamedTuple):
+    """One event, taken apart."""
+
+    kind: int
+    is_canary: bool
+    outcome: int
+    epoch: int
+    slice_number: int
+    bucket: int
+
+
+class Owner(NamedTuple):
+    """The process that writes a ring."""
+
+    pid: int
+    start_ticks: int
+    boot_id: str
+    instance: str
+    version: str
+
+
+def encode(
+    kind: int, *, is_canary: bool, epoch: int, slice_number: int, outcome: int = 0, bucket: int = 0
+) -> int:
+    """Return an event's word, without the lap bit; every field must be within its width."""
+    return (
+        kind << KIND_SHIFT
+        | is_canary << ARM_SHIFT
+        | outcome << OUTCOME_SHIFT
+        | epoch << EPOCH_SHIFT
+        | slice_number << SLICE_SHIFT
+        | bucket
+    )
+
+
+def decode(word: int) -> RingEvent:
+    """Take a word apart; the lap bit does not matter."""
+    return RingEvent(
+        word >> KIND_SHIFT & 7,
+        bool(word >> ARM_SHIFT & 1),
+        word >> OUTCOME_SHIFT & 3,
+        word >> EPOCH_SHIFT & EPOCHS - 1,
+        word >> SLICE_SHIFT & SLICES - 1,
+        word & (1 << SLICE_SHIFT) - 1,
+    )
+
+
+def pack_header(owner: Owner) -> bytes:
+    """Return the beginning of the file."""
+    return _HEADER.pack(
+        MAGIC,
+        LAYOUT_VERSION,
+        MAIN_WORDS,
+        KEYED_ENTRIES,
+        0,
+        owner.pid,
+        owner.start_ticks,
+        owner.boot_id.encode(),
+        owner.instance.encode(errors="replace"),
+        owner.version.encode(errors="replace"),
+    )
+
+
+def unpack_header(header: bytes) -> Owner:
+    """Return whose ring it is; raises ValueError if it is none of this layout."""
+    if len(header) < _HEADER.size or not header.startswith(MAGIC):
+        raise ValueError("it is no ring")
+    _, layout, words, entries, _, pid, ticks, *texts = _HEADER.unpack_from(header)
+    if (layout, words, entries) != (LAYOUT_VERSION, MAIN_WORDS, KEYED_ENTRIES):
+        raise ValueError(f"its layout {layout} ({words} words, {entries} entries) is unknown")
+    if not 0 < pid < 2**31:
+        raise ValueError(f"{pid} is no pid")
+    boot_id, instance, version = (text.rstrip(b"\0").decode(errors="replace") for text in texts)
+    return Owner(pid, ticks, boot_id, instance, version)

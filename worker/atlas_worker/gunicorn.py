@@ -1,0 +1,198 @@
+"""Make gunicorn a good worker: `gunicorn --config python:atlas_worker.gunicorn module:app`.
+
+A gunicorn configuration: its settings and hooks are the names in `__all__`. An application with
+its own file begins it by `from atlas_worker.gunicorn import *`; a hook that it defines itself must
+call the one from here. Written for the worker classes gthread and sync.
+
+gunicorn alone says READY=1 before a worker process is up, and at SIGTERM leaves what waits in the
+queue. Here the last of the worker processes says it, and SIGTERM reaches gunicorn's own handler
+only once the queue has been empty for the settling time. Meanwhile every answer carries
+`Connection: close`.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import math
+import os
+import signal
+import termios
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+try:
+    from gunicorn.workers import gthread  # type: ignore[import-untyped]  # it ships no types
+except ImportError as error:
+    raise ImportError(
+        "atlas_worker.gunicorn needs gunicorn: install 27 or newer in the application's environment"
+    ) from error
+
+from atlas_worker.drain import SETTLE_SECONDS
+from atlas_worker.instance import Instance
+from atlas_worker.notify import Notifier
+from atlas_worker.role import InstanceRole, RoleWatcher
+from atlas_worker.sockets import Listener
+
+__all__ = [
+    "control_socket_disable",
+    "graceful_timeout",
+    "keepalive",
+    "post_worker_init",
+    "pre_request",
+    "threads",
+    "worker_class",
+]
+
+if not hasattr(gthread, "STOP_KEEPALIVE_LINGER"):  # an older one stops in another way
+    raise ImportError("this gunicorn is too old for atlas_worker.gunicorn: install 27 or newer")
+
+_POLL_SECONDS = 0.02
+
+# Taken out of the environment here, before gunicorn would use it too early.
+_notifier = Notifier.from_environment()
+_instance = Instance.from_environment()
+# One byte for each worker process that is up: a counter that all of them share by the fork.
+_up_reader, _up_writer = os.pipe()
+
+worker_class = "gthread"
+threads = 4
+# Seconds, whole ones. Longer than gunicorn's 2, so that a client is rarely closed upon unannounced.
+keepalive = 75
+graceful_timeout = max(1, math.ceil(_instance.drain_timeout))
+# It would be one path in the home folder for all instances, the old and the new alike.
+control_socket_disable = True
+
+
+class _Leaving:
+    """One worker process on its way out: shed, serve the queue until it is empty, then stop."""
+
+    def __init__(self, worker: Any) -> None:
+        self.stopping = False
+        self.retired = False
+        self._since = 0.0
+        self._worker = worker
+        self._passed_on = False
+        # The thread waits from the beginning: to start one is nothing for a signal handler, which
+        # may have interrupted the start of another.
+        self._stop_began = threading.Event()
+        threading.Thread(target=self._serve_queue, name="atlas-drain", daemon=True).start()
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        signal.siginterrupt(signal.SIGTERM, False)  # as gunicorn has it
+        if isinstance(worker, gthread.ThreadWorker):
+            self._look_after_connections()
+        if _instance.port is not None:
+            RoleWatcher(_instance.state_file, _instance.port, self._set_role).start()
+
+    @property
+    def shedding(self) -> bool:
+        """Whether an answer must give its connection up."""
+        return self.stopping or self.retired
+
+    def _set_role(self, role: InstanceRole) -> None:
+        if role is InstanceRole.RETIRED and not self.shedding:
+            self._since = time.monotonic()
+        self.retired = role is InstanceRole.RETIRED
+
+    def _on_sigterm(self, sig: int, frame: FrameType | None) -> None:
+        if self._passed_on:
+            self._worker.handle_exit(sig, frame)
+        elif not self.stopping:
+            if not self.retired:
+                self._since = time.monotonic()
+            self.stopping = True
+            # gthread would close idle connections after two seconds, without looking.
+            gthread.STOP_KEEPALIVE_LINGER = math.inf
+            self._stop_began.set()
+
+    def _serve_queue(self) -> None:
+        self._stop_began.wait()
+        began = time.monotonic()
+        listeners = [Listener("", sock, handed=True) for sock in self._worker.sockets]
+        while (waited := time.monotonic() - began) < _instance.drain_timeout:
+            if waited >= SETTLE_SECONDS and not any(one.queue_length() for one in listeners):
+                break
+            time.sleep(_POLL_SECONDS)
+        # The signal again, because gunicorn's handler belongs to the main thread.
+        self._passed_on = True
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _look_after_connections(self) -> None:
+        """Take over from gthread when an idle connection ends, and how one is closed."""
+        end_idle = self._worker.murder_keepalived  # called at every turn of its main loop
+
+        def murder_keepalived(force: bool = False) -> None:
+            if self.shedding:
+                self._expire_idle()
+            end_idle(force)
+
+        self._worker.murder_keepalived = murder_keepalived
+        gthread.TConn.close = self._closing_aside(gthread.TConn.close)
+
+    def _closing_aside(self, close: Callable[..., None]) -> Callable[..., None]:
+        """Return what closes a connection without making the main loop wait for its client.
+
+        A graceful close waits up to two seconds. gthread does it in its main loop, and nobody is
+        accepted meanwhile; here every answer of a drain closes.
+        """
+        worker = self._worker
+
+        def forget() -> None:
+            worker.nr_conns -= 1
+
+        def close_and_forget(conn: Any) -> None:
+            close(conn, graceful=True)
+            worker.method_queue.defer(forget)
+
+        def close_aside(conn: Any, graceful: bool = False) -> None:
+            if graceful:
+                # Its caller has taken it off the count; the process has to wait for it.
+                worker.nr_conns += 1
+                threading.Thread(target=close_and_forget, args=(conn,), daemon=True).start()
+            else:
+                close(conn)
+
+        return close_aside
+
+    def _expire_idle(self) -> None:
+        """Let gthread close, this turn, what was idle for the grace and has nothing to be read."""
+        worker = self._worker
+        idle_before = time.monotonic() - _instance.idle_grace
+        if self._since > idle_before:
+            return
+        for conn in (*worker.keepalived_conns, *worker.pending_conns):
+            became_idle = conn.timeout - worker.cfg.keepalive
+            if became_idle <= idle_before and not _unread(conn.sock):
+                conn.timeout = 0.0
+
+
+def _unread(sock: Any) -> int:
+    size = array.array("i", [0])
+    fcntl.ioctl(sock, termios.FIONREAD, size)
+    return size[0]
+
+
+_leaving: _Leaving | None = None
+
+
+def post_worker_init(worker: Any) -> None:
+    """Follow the role and SIGTERM from this worker process; the last one up says READY=1."""
+    global _leaving  # noqa: PLW0603 - gunicorn gives its hooks no other place for state
+    _leaving = _Leaving(worker)
+    if _unread(_up_reader) < worker.cfg.workers:  # else one is replaced: it is said already
+        os.write(_up_writer, b".")
+        if _unread(_up_reader) >= worker.cfg.workers:
+            _notifier.ready()
+
+
+def pre_request(worker: Any, req: Any) -> None:
+    """Let the answer carry `Connection: close` while this instance gives its clients up.
+
+    Decided once for each request: what the header announced must be what happens afterwards.
+    """
+    worker.log.debug("%s %s", req.method, req.path)  # as gunicorn's own hook
+    if _leaving is not None and _leaving.shedding:
+        req.should_close = lambda: True
