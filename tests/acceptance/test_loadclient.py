@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.acceptance.faulty_server import FAULTS, FaultyServer
+from tests.acceptance.fakes import FAULTS, FaultyServer
 from tests.loadclient import Load, Reason, Report, Traffic, Wire, echoes_body, echoes_token
 
 EXPECTED = {

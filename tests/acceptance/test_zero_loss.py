@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.streams import APPS, WORKERS, deploys_and_rollbacks
+from tests.acceptance.support import APPS, WORKERS, deploys_and_rollbacks
 from tests.harness import DaemonProcess, Setting, eventually, missing, write_release
 from tests.loadclient import Load, Report, Traffic, echo, echoes_token
 

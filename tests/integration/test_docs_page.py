@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.chromium import PROGRAM, Browser
-from tests.unit.supervisor.api.harness import eventually, running
+from tests.chromium import PROGRAM, Browser
+from tests.unit.supervisor.api.support import eventually, running
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.supervisor.api.harness import running
+from tests.unit.supervisor.api.support import running
 
 
 async def test_the_page_and_all_its_parts_are_served_from_here(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from atlas_supervisor.cli.__main__ import main
-from tests.unit.supervisor.cli.played import Played, serve
+from tests.unit.supervisor.cli.fakes import Played, serve
 
 # What the caller's own environment must not bring into a test.
 FOREIGN = ("ATLAS_ENV_FILE", "ATLAS_TOKEN", "STATE_DIR", "NO_COLOR", "FORCE_COLOR", "COLUMNS")

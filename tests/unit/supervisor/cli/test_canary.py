@@ -9,7 +9,7 @@ import pytest
 
 from atlas_supervisor.api import examples
 from tests.unit.supervisor.cli.conftest import Call
-from tests.unit.supervisor.cli.played import Played, problem
+from tests.unit.supervisor.cli.fakes import Played, problem
 
 FEATURE: dict[str, Any] = examples.FEATURE.model_dump(mode="json")
 VIEW: dict[str, Any] = examples.VIEW.model_dump(mode="json")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.unit.supervisor.cli.conftest import Call
-from tests.unit.supervisor.cli.played import Played
+from tests.unit.supervisor.cli.fakes import Played
 from tests.unit.supervisor.cli.test_canary import FEATURE, REPORT, VIEW, steady
 from tests.unit.supervisor.cli.test_program import on_terminal
 

@@ -7,7 +7,7 @@ import pytest
 
 from atlas_supervisor.cli import client
 from tests.unit.supervisor.cli.conftest import Call
-from tests.unit.supervisor.cli.played import Played, problem, record, status, step
+from tests.unit.supervisor.cli.fakes import Played, problem, record, status, step
 
 PASSED = (
     step("preflight", message="ports are free"),

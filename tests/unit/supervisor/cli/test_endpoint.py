@@ -9,7 +9,7 @@ import pytest
 
 from atlas_supervisor.cli import endpoint
 from tests.unit.supervisor.cli.conftest import Call
-from tests.unit.supervisor.cli.played import Played, serve, status
+from tests.unit.supervisor.cli.fakes import Played, serve, status
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import pytest
 
 from atlas_supervisor.cli import client, follow
 from tests.unit.supervisor.cli.conftest import Call
-from tests.unit.supervisor.cli.played import BREAK, STAY, Asked, Played, problem, record, step, told
+from tests.unit.supervisor.cli.fakes import BREAK, STAY, Asked, Played, problem, record, step, told
 
 LAUNCHING = record(step("preflight"), phase="launch")
 SMOKING = record(step("preflight"), step("launch"), phase="smoke")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from atlas_supervisor.cli.show import already
 from tests.unit.supervisor.cli.conftest import Call, clean_environment, program
-from tests.unit.supervisor.cli.played import (
+from tests.unit.supervisor.cli.fakes import (
     STAY,
     Played,
     problem,

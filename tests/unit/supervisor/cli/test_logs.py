@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.unit.supervisor.cli.conftest import Call, clean_environment, program
-from tests.unit.supervisor.cli.played import BREAK, STAY, Played, problem
+from tests.unit.supervisor.cli.fakes import BREAK, STAY, Played, problem
 
 OWN = "/deploy/logs/supervisor"
 BLUE = "/deploy/logs/blue"

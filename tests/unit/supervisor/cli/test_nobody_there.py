@@ -14,7 +14,7 @@ import pytest
 
 from atlas_supervisor.cli import client
 from tests.unit.supervisor.cli.conftest import Call, Outcome, run
-from tests.unit.supervisor.cli.played import Played, problem, serve
+from tests.unit.supervisor.cli.fakes import Played, problem, serve
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

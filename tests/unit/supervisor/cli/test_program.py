@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.supervisor.cli.conftest import clean_environment, program, run
-from tests.unit.supervisor.cli.played import Played, record, status, step
+from tests.unit.supervisor.cli.fakes import Played, record, status, step
 
 ESCAPE = "\x1b"
 SHOW_CURSOR = "\x1b[?25h"

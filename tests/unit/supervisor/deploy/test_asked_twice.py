@@ -13,7 +13,7 @@ from atlas_supervisor.deploy.machine import Event, Phase, Plan
 from atlas_supervisor.deploy.service import DeployService
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.store.database import open_database
-from tests.unit.supervisor.deploy.memory import FAIL, World, driven, to_the_end, until_phase
+from tests.unit.supervisor.deploy.fakes import FAIL, World, driven, to_the_end, until_phase
 
 ABORT, SWITCH = Event.ABORT_REQUESTED, Event.SWITCH_REQUESTED
 

@@ -23,8 +23,8 @@ from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.state_keeper import StateFile
 from atlas_supervisor.workers.releases import Releases
 from tests.harness import write_release
-from tests.unit.supervisor.deploy.memory import World
-from tests.unit.supervisor.store.samples import a_deploy, a_state
+from tests.unit.supervisor.deploy.fakes import World
+from tests.unit.supervisor.store.support import a_deploy, a_state
 
 BLUE, GREEN = SlotName.BLUE, SlotName.GREEN
 PORT = {BLUE: 8791, GREEN: 8792}

@@ -18,7 +18,7 @@ from atlas_supervisor.deploy.machine import Event, Phase, Plan
 from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.model.deploy import DeployRecord
 from atlas_supervisor.model.step import StepDetail
-from tests.unit.supervisor.deploy.memory import (
+from tests.unit.supervisor.deploy.fakes import (
     BLUE,
     DIED,
     FAIL,
@@ -32,7 +32,7 @@ from tests.unit.supervisor.deploy.memory import (
     until,
     until_phase,
 )
-from tests.unit.supervisor.store.samples import a_deploy
+from tests.unit.supervisor.store.support import a_deploy
 
 NEWS = [
     Event.ABORT_REQUESTED,

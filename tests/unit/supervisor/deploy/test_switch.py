@@ -20,7 +20,7 @@ from atlas_supervisor.model.slot import SlotName, SlotState
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
 from atlas_supervisor.workers.slot import Slot
-from tests.unit.supervisor.store.samples import a_state
+from tests.unit.supervisor.store.support import a_state
 from tests.unit.supervisor.workers.support import READY_AND_SLEEP, Bench, bench, release
 
 BLUE, GREEN = SlotName.BLUE, SlotName.GREEN

@@ -22,7 +22,7 @@ from atlas_supervisor.store.chain import HEAD_FILE
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.statements import StoreError
 from tests.harness import eventually
-from tests.unit.supervisor.store.samples import rows
+from tests.unit.supervisor.store.support import rows
 
 AUDIT_MD = (Path(__file__).parents[4] / "docs" / "audit.md").read_text()
 ROOT = Actor(name="uid:0", origin="unix")

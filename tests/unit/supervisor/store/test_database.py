@@ -22,7 +22,7 @@ from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.instances import InstanceRow
 from atlas_supervisor.store.statements import StoreError
 from atlas_supervisor.store.versions import VersionRow
-from tests.unit.supervisor.store.samples import a_deploy, a_state, a_step, rows
+from tests.unit.supervisor.store.support import a_deploy, a_state, a_step, rows
 from tests.unit.supervisor.traffic.support import open_files
 from tests.unit.supervisor.workers.support import BLUE, GREEN
 

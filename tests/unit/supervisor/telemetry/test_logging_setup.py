@@ -11,7 +11,7 @@ import structlog
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.telemetry import log_file
 from atlas_supervisor.telemetry.logging_setup import configure_logs
-from tests.unit.supervisor.disk import fill, mounted
+from tests.unit.supervisor.support import fill, mounted
 from tests.unit.supervisor.telemetry.conftest import lines
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas_supervisor.canary.stats.sample_ratio import Assigned, Draws, check_ratio
-from tests.unit.supervisor.canary.stats.simulated import binomial, most_by_chance, seeded
+from tests.unit.supervisor.canary.stats.support import binomial, most_by_chance, seeded
 
 
 def test_nothing_drawn_fits() -> None:

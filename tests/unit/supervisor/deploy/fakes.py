@@ -19,7 +19,7 @@ from atlas_supervisor.model.drain import DrainCounts
 from atlas_supervisor.model.event import DeployEvent, PublishedEvent
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.step import DrainDetail
-from tests.unit.supervisor.store.samples import a_deploy
+from tests.unit.supervisor.store.support import a_deploy
 
 BLUE, GREEN = 8791, 8792
 RELEASE = Release(name="v2", path=Path("releases/v2"), version="2")
