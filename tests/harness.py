@@ -201,6 +201,7 @@ class DaemonProcess:
 
     async def start(self) -> None:
         """Start the daemon and wait until an active worker takes traffic."""
+        await self.stop_clients()  # of the daemon before
         self.write_settings()
         with (self.folder / "daemon.out").open("ab") as output:
             self.process = await self._launch(output)
@@ -241,6 +242,13 @@ class DaemonProcess:
                     return
                 last = f"{answer.status} {answer.json}"
             await asyncio.sleep(0.02)
+
+    async def kill(self) -> None:
+        """Kill the daemon by SIGKILL. Its workers live on."""
+        assert self.process is not None, "the daemon has not been started"
+        self.process.kill()
+        await self.process.wait()
+        await self.stop_clients()
 
     async def stop_clients(self) -> None:
         """Let go of connections to the daemon, for instance because it is gone."""

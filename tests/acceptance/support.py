@@ -1,15 +1,28 @@
-"""Deploys and rollbacks under every kind of traffic, WebSockets and server-sent events included."""
+"""Deploys, rollbacks and killed workers under load, and small servers to try its clients on."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.harness import DaemonProcess, Setting, write_release
-from tests.loadclient import Kind, Load, Report, bundled_worker_mix, streams
+from tests.integration.support import slot, until_phase
+from tests.loadclient import (
+    Kind,
+    Load,
+    Report,
+    Traffic,
+    bundled_worker_mix,
+    streams,
+)
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 APPS = Path(__file__).parent / "apps"
 IDLE_GRACE_SECONDS = 0.8
@@ -111,3 +124,51 @@ async def deploy(daemon: DaemonProcess, version: str) -> None:
     answer = await daemon.deploy()
     assert answer.json["result"] == "switched", answer
     assert answer.json["version"] == version
+
+
+@asynccontextmanager
+async def serving(handler: Handler) -> AsyncIterator[int]:
+    """Serve one kind of behaviour on a free port."""
+    server = await asyncio.start_server(handler, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - the report is data that grows, not an event
+            await asyncio.sleep(0.01)
+
+
+@dataclass(frozen=True)
+class Rescue:
+    """What came of it: the load's report, and per kill how many connections were handed on."""
+
+    report: Report
+    rescued: list[int]
+
+
+async def kill_under_load(
+    folder: Path, settings: dict[str, Setting], mix: Sequence[Traffic], *, times: int
+) -> Rescue:
+    """Deploy, kill the new version with SIGKILL while the old one is warm; `times` over."""
+    settings = {**settings, "KEEP_WARM_SECONDS": 60, "HEALTH_PROBES": 1}
+    rescued = []
+    async with (
+        DaemonProcess.running(folder, settings) as daemon,
+        Load("127.0.0.1", daemon.public_port, mix) as load,
+    ):
+        for number in range(2, times + 2):
+            write_release(daemon.worker_directory, f"v{number}")
+            deployed = await daemon.deploy()
+            assert deployed.json["result"] == "switched", deployed
+            await until_phase(daemon, "warm")
+            os.kill(slot(await daemon.status(), "active")["pid"], signal.SIGKILL)
+            record = await daemon.ended(deployed.json["deploy_id"])
+            assert record["result"] == "rolled_back", record
+            rescued.append(record["steps"][-1]["detail"]["rescued"])
+        report = await load.stop()
+    return Rescue(report, rescued)

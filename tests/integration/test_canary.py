@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -129,10 +128,7 @@ async def test_the_fallback_reaches_processes_survives_a_killed_daemon_and_is_re
         assert await process.tell("enabled") == "True"
         assert await process.tell("calls", 200, "bad") == "done"
         await eventually(lambda: state_of(daemon)["canary_disabled_fallback"])
-        os.kill(daemon.pid, signal.SIGKILL)
-        assert daemon.process is not None
-        await daemon.process.wait()
-        await daemon.stop_clients()
+        await daemon.kill()
         await process.until("enabled", "False")
 
         await daemon.start()
@@ -164,10 +160,7 @@ async def test_nothing_is_lost_while_the_daemon_is_away(tmp_path: Path) -> None:
     async with DaemonProcess.running(tmp_path, ON) as daemon, caller(daemon) as process:
         assert await process.tell("calls", 100, "good") == "done"
         await until_counted(daemon, 100)
-        os.kill(daemon.pid, signal.SIGKILL)
-        assert daemon.process is not None
-        await daemon.process.wait()
-        await daemon.stop_clients()
+        await daemon.kill()
         assert await process.tell("calls", 1000, "good") == "done"
 
         await daemon.start()

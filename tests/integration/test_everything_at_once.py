@@ -16,15 +16,17 @@ from typing import Any
 
 from tests.harness import Answer, DaemonProcess, Setting, eventually
 from tests.integration.support import (
+    WARM,
     everything_agrees,
     get,
     public_version,
     release,
+    releases,
+    roll_back,
     scripted_daemon,
     slot,
     until_phase,
 )
-from tests.integration.test_rollback import WARM, releases, roll_back
 
 COMMAND = '[[command]]\nname = "long"\nrun = ["sleep", "30"]\n'
 REQUEST = '[[http]]\nname = "held"\npath = "/held"\ntimeout_seconds = 30\n'

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tests.harness import DaemonProcess
-from tests.unit.supervisor.cli.conftest import clean_environment, program, run
+from tests.unit.supervisor.cli.support import call_client, clean_environment, program, run
 
 FOREVER = """\
 [[command]]
@@ -59,7 +59,7 @@ async def test_show_follows_from_the_middle_to_the_end_and_tells_the_same_afterw
     tmp_path: Path,
 ) -> None:
     async with DaemonProcess.running(tmp_path, {"AUTO_SWITCH_ON_HEALTH": "false"}) as daemon:
-        begun = await run(program("--env-file", daemon.env_file, "deploy"))
+        begun = await call_client("--env-file", daemon.env_file, "deploy")
         assert begun.code == 0, begun
         process = await watched(daemon, "show", "--follow")
         before = await until(process, "Go ahead with")
@@ -71,7 +71,7 @@ async def test_show_follows_from_the_middle_to_the_end_and_tells_the_same_afterw
         told = out.decode()
         assert "switch requested" in told
         assert [told.count(words) for words in ("✓ switched to", "old version drained")] == [1, 1]
-        afterwards = await run(program("--env-file", daemon.env_file, "show", "-f", "--json"))
+        afterwards = await call_client("--env-file", daemon.env_file, "show", "-f", "--json")
         assert json.loads(afterwards.out)["phase"] == "ended"
 
 
@@ -109,7 +109,7 @@ async def test_a_deploy_whose_answer_is_lost_is_begun_once_and_watched(tmp_path:
         DaemonProcess.running(tmp_path) as daemon,
         losing_the_first_answer(daemon.control_port) as url,
     ):
-        outcome = await run(program("--url", url, "deploy"), ATLAS_TOKEN=daemon.token)
+        outcome = await call_client("--url", url, "deploy", env={"ATLAS_TOKEN": daemon.token})
         history = await daemon.request("GET", "/deploy/history")
     assert (outcome.code, outcome.err) == (0, "")
     assert "✓ switched to" in outcome.out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -193,3 +194,30 @@ def check_end(world: World, run: DeployRun) -> None:
         assert run.record.reason or result == "dry_run_passed"
     ports = (world.active, world.staging)
     assert (run.record.active_port, run.record.staging_port) == ports
+
+
+class MemoryJournal:
+    """Ids from 1 on; a read takes a turn of the loop, in which more may be written."""
+
+    def __init__(self) -> None:
+        self.rows: list[PublishedEvent] = []
+
+    async def newest(self) -> int:
+        await asyncio.sleep(0)
+        return len(self.rows)
+
+    async def knows(self, transition_id: int) -> bool:
+        await asyncio.sleep(0)
+        return 1 <= transition_id <= len(self.rows)
+
+    async def after(
+        self, transition_id: int, *, deploy_id: str | None, limit: int
+    ) -> list[PublishedEvent]:
+        await asyncio.sleep(0)
+        found = [
+            PublishedEvent(row.event, id=number, journal_id=number, told=True)
+            for number, row in enumerate(self.rows, 1)
+            if number > transition_id and deploy_id in (None, row.event.deploy_id)
+        ]
+        await asyncio.sleep(0)
+        return found[:limit]

@@ -23,7 +23,7 @@ from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.statements import StoreError
 from tests.harness import eventually
-from tests.unit.supervisor.deploy.test_switch import Ready, kill, ready
+from tests.unit.supervisor.deploy.support import Ready, kill, ready
 from tests.unit.supervisor.store.support import a_deploy
 
 BLUE, GREEN = SlotName.BLUE, SlotName.GREEN

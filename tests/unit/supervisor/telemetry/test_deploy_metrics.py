@@ -12,8 +12,7 @@ from atlas_supervisor.deploy.machine import FLIPS, Event, Phase, Plan
 from atlas_supervisor.model.deploy import Result
 from atlas_supervisor.model.event import PublishedEvent
 from atlas_supervisor.telemetry.metrics import Metrics, deploys
-from tests.unit.supervisor.deploy.fakes import DIED, FAIL, World, driven
-from tests.unit.supervisor.deploy.test_event_hub import MemoryJournal
+from tests.unit.supervisor.deploy.fakes import DIED, FAIL, MemoryJournal, World, driven
 from tests.unit.supervisor.telemetry.support import made, published, value
 
 PROMISED = (

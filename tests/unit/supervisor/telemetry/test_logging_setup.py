@@ -12,7 +12,7 @@ from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.telemetry import log_file
 from atlas_supervisor.telemetry.logging_setup import configure_logs
 from tests.unit.supervisor.support import fill, mounted
-from tests.unit.supervisor.telemetry.conftest import lines
+from tests.unit.supervisor.telemetry.support import lines
 
 
 def on_console(capfd: pytest.CaptureFixture[str]) -> str:
