@@ -59,6 +59,12 @@ class ForkServer:
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def pid(self) -> int:
+        """The server's process, once it was started."""
+        assert self._process is not None
+        return self._process.pid
+
     async def fork(
         self,
         arguments: Sequence[str],
