@@ -65,7 +65,8 @@ class Standing:
     leads_session: bool
     leads_group: bool
     folder: str
-    signals: dict[str, str]
+    signals: list[str]
+    worker_signals: list[str]
     limits: str
     streams: list[str]
     worker_environment: set[str]
@@ -89,7 +90,11 @@ def standing(daemon: DaemonProcess, worker: int) -> Standing:
         leads_session=os.getsid(daemon.pid) == daemon.pid,
         leads_group=os.getpgid(daemon.pid) == daemon.pid,
         folder=str((proc / "cwd").readlink().relative_to(daemon.folder)),
-        signals=dict(re.findall(r"(Sig(?:Blk|Ign|Cgt)):\s*(\w+)", (proc / "status").read_text())),
+        signals=re.findall(r"Sig(?:Ign|Cgt):\s*\w+", (proc / "status").read_text()),
+        # The daemon's own mask is another one in the moments in which it starts a process.
+        worker_signals=re.findall(
+            r"Sig(?:Blk|Ign|Cgt):\s*\w+", Path(f"/proc/{worker}/status").read_text()
+        ),
         limits=(proc / "limits").read_text(),
         streams=[files[number].replace(str(daemon.folder), "") for number in range(3)],
         worker_environment={each.partition("=")[0] for each in environment},
