@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tests.harness import DaemonProcess
+from tests.integration.support import scripted_daemon
 from tests.unit.supervisor.cli.support import call_client, clean_environment, program, run
 
 FOREVER = """\
@@ -44,7 +45,7 @@ async def test_a_deploy_that_a_restart_of_the_daemon_interrupts_is_told_how_it_c
 ) -> None:
     smoke = tmp_path / "smoke.toml"
     smoke.write_text(FOREVER)
-    async with DaemonProcess.running(tmp_path, {"SMOKE_FILE": smoke}) as daemon:
+    async with scripted_daemon(tmp_path, {"SMOKE_FILE": smoke}) as daemon:
         process = await watched(daemon, "deploy")
         await until(process, "✓ launch")
         await daemon.stop()
@@ -58,7 +59,7 @@ async def test_a_deploy_that_a_restart_of_the_daemon_interrupts_is_told_how_it_c
 async def test_show_follows_from_the_middle_to_the_end_and_tells_the_same_afterwards(
     tmp_path: Path,
 ) -> None:
-    async with DaemonProcess.running(tmp_path, {"AUTO_SWITCH_ON_HEALTH": "false"}) as daemon:
+    async with scripted_daemon(tmp_path, {"AUTO_SWITCH_ON_HEALTH": "false"}) as daemon:
         begun = await call_client("--env-file", daemon.env_file, "deploy")
         assert begun.code == 0, begun
         process = await watched(daemon, "show", "--follow")
@@ -106,7 +107,7 @@ async def losing_the_first_answer(port: int) -> AsyncIterator[str]:
 
 async def test_a_deploy_whose_answer_is_lost_is_begun_once_and_watched(tmp_path: Path) -> None:
     async with (
-        DaemonProcess.running(tmp_path) as daemon,
+        scripted_daemon(tmp_path) as daemon,
         losing_the_first_answer(daemon.control_port) as url,
     ):
         outcome = await call_client("--url", url, "deploy", env={"ATLAS_TOKEN": daemon.token})
@@ -117,7 +118,7 @@ async def test_a_deploy_whose_answer_is_lost_is_begun_once_and_watched(tmp_path:
 
 
 async def test_a_deploy_in_a_pipe_is_plain_lines_one_a_step_as_they_happen(tmp_path: Path) -> None:
-    async with DaemonProcess.running(tmp_path) as daemon:
+    async with scripted_daemon(tmp_path) as daemon:
         outcome = await run(program("--env-file", daemon.env_file, "deploy"), FORCE_COLOR="1")
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out.replace("\n", "").isprintable()
