@@ -130,6 +130,7 @@ async def test_the_guard_reverts_a_version_whose_health_fails_after_the_switch(
         "HEALTH_TIMEOUT_SECONDS": 0.3,
         "LIVENESS_FAILURES": 2,
         "HEALTH_PROBES": 1,
+        "DRAIN_TIMEOUT_SECONDS": 1,
     }
     async with scripted_daemon(tmp_path, settings) as daemon:
         release(daemon, "v2", stop_after_health=3)
