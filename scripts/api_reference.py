@@ -128,7 +128,9 @@ def _objects(routes: Iterable[AnyRoute]) -> Iterator[str]:
     _, schema = models_json_schema(
         [(model, "serialization") for model in dict.fromkeys(models)], ref_template="{model}"
     )
-    known = schema["$defs"]
+    known: dict[str, Schema] = {}
+    for name, shape in schema["$defs"].items():
+        known[name] = {key: _named(part, known) for key, part in shape.items()}
     for name, shape in sorted(known.items()):
         if "properties" not in shape:
             continue
@@ -142,6 +144,20 @@ def _objects(routes: Iterable[AnyRoute]) -> Iterator[str]:
         also = f" All fields of {_link(base)}, and:" if base else ""
         text = _wrapped(_linked(shape["description"]) + also)
         yield "\n".join([f"### {name}\n\n{text}\n", _FIELDS, *rows])
+
+
+def _named(part: Any, known: dict[str, Schema]) -> Any:
+    """Return a part of a schema with its inline objects moved to `known`, by their titles."""
+    match part:
+        case {"title": str(title), "properties": dict()}:
+            known[title] = {key: _named(each, known) for key, each in part.items()}
+            return {"$ref": title}
+        case dict():
+            return {key: _named(each, known) for key, each in part.items()}
+        case list():
+            return [_named(each, known) for each in part]
+        case _:
+            return part
 
 
 def _base(shape: Schema, known: Mapping[str, Schema]) -> str:

@@ -16,6 +16,8 @@ from atlas_supervisor.deploy.machine import (
     Row,
     diagram,
 )
+from atlas_supervisor.model import slot
+from atlas_supervisor.model.slot import SlotState
 from scripts.api_reference import api_reference
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,7 +81,62 @@ def table_row(row: Row) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-GENERATED = {"docs/api.md": api_reference, "docs/deploy-machine.md": deploy_machine}
+SLOT_MACHINE = """\
+# A slot's life as a table
+
+<!-- Generated from model/slot.py by ./scripts/generate-docs; do not edit. -->
+
+A slot begins `{first}`. It runs one worker at a time. What happens to the worker is an event, and
+the row for that state and that event gives the next state; no other state can follow. What a
+deploy does with the two slots is in [the deploy's table](deploy-machine.md).
+
+## The diagram
+
+```mermaid
+{diagram}```
+
+## The table
+
+| state | event | next state |
+| --- | --- | --- |
+{rows}
+
+## The states
+
+| state | while in it |
+| --- | --- |
+{states}
+"""
+
+SLOT_STATES = {
+    SlotState.EMPTY: "there is no worker; queued connections go to the other slot",
+    SlotState.STARTING: "a worker is launched and not ready yet",
+    SlotState.RUNNING: "the worker is ready",
+    SlotState.WARM: "the worker is ready and has lost the traffic; a rollback can switch to it",
+    SlotState.DRAINING: "the worker finishes its connections and ends",
+    SlotState.BACKOFF: "the worker crashed and is restarted after a delay",
+    SlotState.FAILED: "the worker crashed too often, or its release is gone",
+}
+
+
+def slot_document() -> str:
+    """Return the text of `docs/slot-machine.md`."""
+    return SLOT_MACHINE.format(
+        first=slot.INITIAL,
+        diagram=slot.diagram(),
+        rows="\n".join(
+            f"| `{state}` | `{event}` | `{target}` |"
+            for (state, event), target in slot.TABLE.items()
+        ),
+        states="\n".join(f"| `{state}` | {text} |" for state, text in SLOT_STATES.items()),
+    )
+
+
+GENERATED = {
+    "docs/api.md": api_reference,
+    "docs/deploy-machine.md": deploy_machine,
+    "docs/slot-machine.md": slot_document,
+}
 """By path below the repository: what returns the document's text."""
 
 

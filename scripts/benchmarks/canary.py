@@ -1,4 +1,4 @@
-"""What a feature canary costs its caller, beside three flag SDKs, all in one process.
+"""The cost of a feature canary for its caller, beside three flag SDKs, in one process.
 
 The SDKs are no part of the project's own environment: they are installed into a throw-away one,
 and without a package index ours is measured alone. `canary_calls.py` does the measuring there.
@@ -50,7 +50,7 @@ async def run(options: Options) -> Result:
 
 
 async def environment(folder: Path, notes: list[str]) -> str:
-    """Return an interpreter that has the SDKs, or our own if they can't be had."""
+    """Return an interpreter with the SDKs, or ours if they can't be installed."""
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
     python = folder / "env/bin/python"
     for command in (

@@ -32,7 +32,7 @@ def calls(rate: float, seconds: float) -> None:
 
 
 def watch() -> None:
-    """Say when canaries are off, in nanoseconds of Unix time."""
+    """Print the time at which canaries are off, in nanoseconds of Unix time."""
     while not is_canary_enabled():
         time.sleep(0.001)
     print("ready", flush=True)
@@ -42,7 +42,7 @@ def watch() -> None:
 
 
 def fail(count: int) -> None:
-    """Tell so many failures of the canary."""
+    """Report this many failed canary calls."""
     for _ in range(count):
         record_canary_call("vision", True, False, 5.0)
 

@@ -17,7 +17,7 @@ from atlas_supervisor.canary.ring_reader import Positions, RingReader, ring_file
 from atlas_worker import canary, record_canary_call, use_canary_version
 
 THREADS = (1, 4, 16)
-CALLS = 8_000  # of all threads in one round: what they tell fits the smaller ring
+CALLS = 8_000  # of all threads in one round; their events fit the smaller ring
 POLICY = {
     "schema_version": 1,
     "canary_disabled_fallback": False,
@@ -93,7 +93,7 @@ OTHERS: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
 
 
 def checked(name: str, statement: str, names: dict[str, Any]) -> Callable[[int], None]:
-    """Return its loop if it answers as it was set up; else something else would be measured."""
+    """Return the loop if it answers as configured, so that the right path is measured."""
     answer = eval(statement, names)  # noqa: S307 - our own
     expected = (True, False) if name.startswith("GrowthBook") else (True,)
     if answer not in expected:
@@ -121,7 +121,7 @@ class Reader:
 
 
 def loop(statement: str, names: dict[str, Any]) -> Callable[[int], None]:
-    """Return a function that runs the statement so many times."""
+    """Return a function that runs the statement this many times."""
     made: dict[str, Any] = dict(names)
     exec(f"def run(count):\n for _ in range(count):\n  {statement}", made)  # noqa: S102 - our own
     run: Callable[[int], None] = made["run"]

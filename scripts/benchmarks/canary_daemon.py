@@ -1,4 +1,4 @@
-"""What feature canaries cost the daemon, how fast they go off everywhere, and a day of counts.
+"""The daemon's cost of feature canaries, the speed of the fallback, and a day of counts.
 
 The processes that call are real and know the daemon by its state folder alone, as workers do. The
 worker of the daemon itself is tiny: it is not what is measured.
@@ -115,7 +115,7 @@ async def line(process: asyncio.subprocess.Process) -> str:
 
 
 async def cost_of_calls(seconds: float) -> dict[str, Any]:
-    """Compare the daemon's CPU time under load with that of nothing happening, in one run."""
+    """Compare the daemon's CPU time under load with its idle time, in one run."""
     async with daemon(CANARY_MIN_CALLS=1_000_000_000) as running:
         before = cpu_seconds(running.pid)
         await asyncio.sleep(seconds)
@@ -143,7 +143,7 @@ async def cost_of_calls(seconds: float) -> dict[str, Any]:
 
 
 async def time_to_go_off(rounds: int) -> dict[str, float]:
-    """Measure from the state file's change to each process's own answer."""
+    """Measure from the change of the state file to each process's answer."""
     took: list[float] = []
     for _ in range(rounds):
         async with daemon() as running, callers(running, WATCHERS, "watch") as processes:
@@ -177,7 +177,7 @@ async def restart(running: DaemonProcess) -> None:
 
 
 async def a_day_of_counts(count: int) -> dict[str, Any]:
-    """Fill the store with a day's minutes and hours, and ask for its report."""
+    """Fill the database with a day's minutes and hours, and request the report."""
     async with daemon() as running:
         fill(running.state_dir / "atlas.db")
         took = []
@@ -200,7 +200,7 @@ async def a_day_of_counts(count: int) -> dict[str, Any]:
 
 
 def fill(path: Path) -> None:
-    """Write what a day of calls leaves behind, as the daemon writes it."""
+    """Write the rows of a day of calls, as the daemon writes them."""
     now = int(time.time())
     with closing(sqlite3.connect(path, timeout=10)) as database:
         epochs = [row[0] for row in database.execute("SELECT epoch FROM canary_epochs")]
@@ -225,7 +225,7 @@ def rows(span: int, now: int, epochs: list[int]) -> Iterator[tuple[object, ...]]
 
 
 def spread_out(calls: int, chance: random.Random) -> Iterator[tuple[int, int]]:
-    """Yield buckets of a log-normal latency around 80 ms, with what falls into each."""
+    """Yield buckets of a log-normal latency around 80 ms, with their counts."""
     width, middle = 0.6, math.log(80 * chance.uniform(0.9, 1.1))
     low, high = latency_bucket(5.0), latency_bucket(2000.0)
     weights = []

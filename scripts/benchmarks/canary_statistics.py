@@ -1,4 +1,4 @@
-"""How often the canary's evidence errs, and after how many calls it finds what is bad or good.
+"""Error rates of the canary's evidence, and the calls until it detects a bad or a good canary.
 
 Simulated traffic with known rates, passed to the daemon's own classes. The seeds are fixed, so two
 runs of the same length give the same numbers.
@@ -12,8 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from atlas_supervisor.canary.stats.baseline import Prior
-from atlas_supervisor.canary.stats.counts import Window
+from atlas_supervisor.canary.stats.counts import Prior, Window
 from atlas_supervisor.canary.stats.promotion_evidence import PromotionEvidence
 from atlas_supervisor.canary.stats.rollback_evidence import RollbackEvidence
 from scripts.benchmarks.result import Options, Result
@@ -81,7 +80,7 @@ def promotions(story: Story, runs: int) -> float:
 
 
 def at_the_margin(rate: float) -> dict[str, Story]:
-    """Return stories of a canary that is worse by just the margin."""
+    """Return stories of a canary that is worse by exactly the margin."""
     story = worse(rate + MARGIN, rate)
     return {"one share": story, "ramp": ramp(story)}
 
@@ -115,7 +114,7 @@ def detection(runs: int) -> dict[str, float]:
 
 
 def late(good: int, runs: int) -> float:
-    """Return the median for a canary that turns bad late; ten different pasts."""
+    """Return the median for a canary that turns bad late, over ten pasts."""
     rng, found = seeded(5), []
     for _ in range(10):
         evidence = RollbackEvidence(ALPHA)

@@ -29,7 +29,7 @@ async def run(options: Options) -> Result:
         "requests lost": len(rescue.report.losses),
         "lost, by reason": ", ".join(f"{n} {reason}" for reason, n in reasons.items()) or "none",
         "requests at work at once, at most": sum(kind.loops for kind in mix),
-        "connections handed on": sum(rescue.rescued),
+        "connections passed on": sum(rescue.rescued),
     }
     table = Table(title=f"{count} times SIGKILL of the active worker, with a warm one beside it")
     table.add_column("")

@@ -1,6 +1,7 @@
 """`python -m atlas_supervisor`: imports the program quickly, and runs it.
 
-Users wait for a start: after a crash nobody but the old workers is there until the daemon is back.
+Users wait for a start: after a crash of the daemon there are no deploys and no restarts until it
+is back.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """Import without the garbage collector, which would look through all modules again and again.
+    """Import without the garbage collector, which would scan all modules again and again.
 
-    What is there afterwards lives as long as the process, and is never looked at any more.
+    Imported objects live as long as the process, and are excluded from later collections.
     """
     gc.disable()
     yield
@@ -26,9 +27,9 @@ def _without_collector() -> Iterator[None]:
 
 @contextmanager
 def _without_certificates() -> Iterator[None]:
-    """Let aiohttp, which makes a TLS client at its import, not read the machine's certificates.
+    """Keep aiohttp, which makes a TLS client at import, from reading the machine's certificates.
 
-    The daemon is no TLS client. Workers get the environment as it was.
+    The daemon is no TLS client. Workers get the original environment.
     """
     before = {name: os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")}
     os.environ.update(dict.fromkeys(before, os.devnull))

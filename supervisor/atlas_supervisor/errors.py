@@ -86,7 +86,7 @@ class ErrorSpec:
 _SEE_DOCS = "GET /docs shows what this request takes"
 _DISK_HINT = "check whether the disk of STATE_DIR is full or read-only"
 _SHOW_HINT = "atlasctl show {deploy_id} shows what every step found"
-_STATUS_HINT = "GET /deploy/status (atlasctl status) shows the current state"
+_STATUS_HINT = "atlasctl status (GET /deploy/status) shows the current state"
 _ID = {"deploy_id": "20260105-093000-4f2a11"}
 
 # Requests that can't be read.
@@ -198,7 +198,10 @@ UNKNOWN_RELEASE = ErrorSpec(
     {"problem": "there is no release '1.5.0'"},
 )
 DEPLOY_NOT_FOUND = ErrorSpec(
-    "deploy_not_found", 404, "there is no deploy with this id", "GET /deploy/history lists them"
+    "deploy_not_found",
+    404,
+    "there is no deploy with this id",
+    "atlasctl history (GET /deploy/history) lists them",
 )
 UNKNOWN_FEATURE = ErrorSpec(
     "unknown_feature",
@@ -220,21 +223,25 @@ DEPLOY_IN_PROGRESS = ErrorSpec(
     "deploy_in_progress",
     409,
     "deploy {deploy_id} is in progress ({phase})",
-    "wait until it has ended, or abort it with POST /deploy/abort (atlasctl abort)",
+    "wait until it has ended, or abort it with atlasctl abort (POST /deploy/abort)",
     {**_ID, "phase": "health"},
 )
 MODE_IS_SINGLE = ErrorSpec(
     "mode_is_single",
     409,
     "deploys are disabled: the mode is single",
-    "GET /deploy/status (atlasctl status) shows why; fix the cause, then enable deploys with "
-    'POST /deploy/mode {{"mode": "bluegreen"}} (atlasctl mode bluegreen)',
+    "atlasctl status (GET /deploy/status) shows why; re-enable with atlasctl mode bluegreen "
+    "(POST /deploy/mode)",
+)
+_SETTING_HINT = "set DEPLOY_MODE=bluegreen in the env file and restart the daemon"
+MODE_IS_SINGLE_BY_SETTINGS = ErrorSpec(
+    "mode_is_single", 409, "deploys are disabled by DEPLOY_MODE=single", _SETTING_HINT
 )
 SINGLE_BY_SETTINGS = ErrorSpec(
     "single_by_settings",
     409,
     "DEPLOY_MODE=single in the settings overrides the mode",
-    "set DEPLOY_MODE=bluegreen in the env file and restart the daemon",
+    _SETTING_HINT,
 )
 NOTHING_TO_SWITCH = ErrorSpec(
     "nothing_to_switch",
@@ -254,7 +261,7 @@ NOTHING_TO_ROLL_BACK = ErrorSpec(
     "nothing_to_roll_back",
     409,
     "there is no earlier version to go back to",
-    "POST /deploy/bluegreen (atlasctl deploy) deploys another version",
+    "atlasctl deploy (POST /deploy/bluegreen) deploys another version",
 )
 PREVIOUS_VERSION_GONE = ErrorSpec(
     "previous_version_gone",
@@ -277,7 +284,7 @@ TOO_LATE = ErrorSpec(
     "too_late",
     409,
     "the deploy can't be aborted any more: its result is {result}",
-    "POST /deploy/rollback (atlasctl rollback) goes back to the previous version",
+    "atlasctl rollback (POST /deploy/rollback) goes back to the previous version",
     {"result": "switched"},
     with_record=True,
 )
@@ -309,7 +316,7 @@ SWITCH_FAILED = ErrorSpec(
     "switch_failed",
     503,
     "the switch failed, ports and mode are unchanged: {problem}",
-    "fix the cause, then try again; POST /deploy/switch (atlasctl switch) retries a deploy that "
+    "fix the cause, then try again; atlasctl switch (POST /deploy/switch) retries a deploy that "
     "waits",
     {"problem": "deploy_state.json: no space left on device"},
     with_record=True,

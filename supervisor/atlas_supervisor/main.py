@@ -1,6 +1,7 @@
-"""The daemon's program: checks the settings, then runs the daemon or says why it can't.
+"""The program around the daemon: settings, one process per state folder, log and signals.
 
-The daemon's process: one for a state folder, with a log, and ended by a signal or a failure.
+`main` checks the settings and runs the daemon, or prints why it can't start. The process ends by
+SIGTERM or SIGINT, in order, or by a failure, at once.
 """
 
 from __future__ import annotations
@@ -28,9 +29,82 @@ from atlas_supervisor.telemetry.logging_setup import OWN_LOG, configure_logs
 
 log = structlog.get_logger(__name__)
 
-_FOLDER_MODE = 0o750
+_REFUSED, _BAD_SETTINGS = 1, 2
+_NO_ENV_FILE = (
+    "{path}: there is no such env file; name one with --env-file FILE, or run atlas-supervisor in "
+    "the folder of an atlas.env"
+)
 _FAILED = 70
 """Exit status of a daemon that failed by itself (EX_SOFTWARE)."""
+
+_NO_ENV_FILE = (
+    "{path}: there is no such env file; name one with --env-file FILE, or run atlas-supervisor in "
+    "the folder of an atlas.env"
+)
+
+_FOLDER_MODE = 0o750
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the daemon; return the exit status."""
+    options = _parser().parse_args(arguments)
+    if not options.env_file.exists():
+        print(_NO_ENV_FILE.format(path=options.env_file.absolute()), file=sys.stderr)  # noqa: T201  # before there is a log
+        return _BAD_SETTINGS
+    try:
+        settings = load_settings(options.env_file.absolute(), os.environ)
+    except SettingsError as error:
+        for fault in error.faults:
+            print(fault, file=sys.stderr)  # noqa: T201  # before there is a log
+        return _BAD_SETTINGS
+    if options.check:
+        _print_settings(settings)
+        return 0
+    refusals: list[str] = []
+    try:
+        anyio.run(run, settings)
+    except* StartRefusedError as refused:  # task groups wrap what is raised inside of them
+        refusals = [str(refusal) for refusal in _leaves(refused)]
+    for refusal in refusals:
+        print(f"atlas-supervisor can't start: {refusal}", file=sys.stderr)  # noqa: T201  # as above
+    return _REFUSED if refusals else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="atlas-supervisor", description="The ATLAS Supervisor daemon."
+    )
+    parser.add_argument(
+        "--env-file",
+        type=Path,
+        default=Path("atlas.env"),
+        help="the settings (default: %(default)s in the current folder)",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="check the settings, print them (secrets masked) and OK, and exit: 0, or 2",
+    )
+    parser.add_argument("--version", action="version", version=version("atlas-supervisor"))
+    return parser
+
+
+def _print_settings(settings: Settings) -> None:
+    """Print the effective settings, and warnings about them."""
+    try:
+        print(f"{describe_settings(settings)}\nOK", flush=True)  # noqa: T201  # the purpose of --check
+    except BrokenPipeError:  # the reader has seen enough, as `head` does; not an error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for warning in warnings(settings):
+        print(f"warning: {warning}", file=sys.stderr)  # noqa: T201  # before there is a log
+
+
+def _leaves(group: BaseExceptionGroup[StartRefusedError]) -> Iterator[StartRefusedError]:
+    for each in group.exceptions:
+        if isinstance(each, BaseExceptionGroup):
+            yield from _leaves(each)
+        else:
+            yield each
 
 
 async def run(settings: Settings) -> None:
@@ -38,35 +112,18 @@ async def run(settings: Settings) -> None:
     _prepare_folder(settings.state_dir)
     with only_daemon(settings.state_dir / "supervisor.lock"):
         configure_logs(settings.state_dir / "logs" / OWN_LOG, settings.log_level)
-        _allow_many_files()
+        _raise_file_limit()
         for warning in warnings(settings):
-            log.warning("settings_unwise", why=warning)
-        # Signals first: one that comes while we start must not leave anything behind.
+            log.warning("config_warning", why=warning)
+        # Signals first: one that arrives during the start must not leave anything behind.
         async with _stop_signal() as stopping:
             try:
                 await Daemon(settings).run(stopping)
             except Exception as error:
                 if not _is_refusal(error):
-                    _leave(error)
+                    _exit_at_once(error)
                 raise
         log.info("stopped")
-
-
-def _is_refusal(error: Exception) -> bool:
-    if isinstance(error, ExceptionGroup):  # task groups wrap what is raised inside of them
-        return error.split(StartRefusedError)[1] is None
-    return isinstance(error, StartRefusedError)
-
-
-def _leave(error: Exception) -> NoReturn:
-    """End this process at once: half a daemon is worse than none.
-
-    Workers live on and serve. They would not if Python ended in order: closing the event loop
-    kills the processes that it has started.
-    """
-    log.critical("daemon_failed", why=repr(error), exc_info=error)
-    logging.shutdown()
-    os._exit(_FAILED)
 
 
 def _prepare_folder(state_dir: Path) -> None:
@@ -78,8 +135,8 @@ def _prepare_folder(state_dir: Path) -> None:
         raise StartRefusedError(f"STATE_DIR={state_dir} can't be used: {error}") from error
 
 
-def _allow_many_files() -> None:
-    """Lift our own limit of open files; workers are started with the one that we found."""
+def _raise_file_limit() -> None:
+    """Raise our own limit of open files; workers are started with the original one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -106,63 +163,18 @@ async def _stop_signal() -> AsyncIterator[anyio.Event]:
             group.cancel_scope.cancel()
 
 
-_REFUSED, _BAD_SETTINGS = 1, 2
+def _is_refusal(error: Exception) -> bool:
+    if isinstance(error, ExceptionGroup):  # task groups wrap what is raised inside of them
+        return error.split(StartRefusedError)[1] is None
+    return isinstance(error, StartRefusedError)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the daemon; return the exit status."""
-    options = _parser().parse_args(arguments)
-    try:
-        settings = load_settings(options.env_file.absolute(), os.environ)
-    except SettingsError as error:
-        for fault in error.faults:
-            print(fault, file=sys.stderr)  # noqa: T201  # before there is a log
-        return _BAD_SETTINGS
-    if options.check:
-        _show(settings)
-        return 0
-    refusals: list[str] = []
-    try:
-        anyio.run(run, settings)
-    except* StartRefusedError as refused:  # task groups wrap what is raised inside of them
-        refusals = [str(refusal) for refusal in _leaves(refused)]
-    for refusal in refusals:
-        print(f"atlas-supervisor can't start: {refusal}", file=sys.stderr)  # noqa: T201  # the same
-    return _REFUSED if refusals else 0
+def _exit_at_once(error: Exception) -> NoReturn:
+    """End this process without any cleanup: half a daemon is worse than none.
 
-
-def _show(settings: Settings) -> None:
-    """Print the effective settings, and what is unwise about them."""
-    try:
-        print(describe_settings(settings), flush=True)  # noqa: T201  # what --check is for
-    except BrokenPipeError:  # whoever reads has seen enough, as `head` does; not an error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    for warning in warnings(settings):
-        print(f"warning: {warning}", file=sys.stderr)  # noqa: T201  # before there is a log
-
-
-def _leaves(group: BaseExceptionGroup[StartRefusedError]) -> Iterator[StartRefusedError]:
-    for each in group.exceptions:
-        if isinstance(each, BaseExceptionGroup):
-            yield from _leaves(each)
-        else:
-            yield each
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m atlas_supervisor", description="The ATLAS Supervisor daemon."
-    )
-    parser.add_argument(
-        "--env-file",
-        type=Path,
-        default=Path("atlas.env"),
-        help="the settings (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="check the settings, print the effective ones (secrets masked) and exit: 0, or 2",
-    )
-    parser.add_argument("--version", action="version", version=version("atlas-supervisor"))
-    return parser
+    Workers live on and serve. In an orderly exit of Python they would not: closing the event loop
+    kills the processes that it has started.
+    """
+    log.critical("daemon_failed", why=repr(error), exc_info=error)
+    logging.shutdown()
+    os._exit(_FAILED)

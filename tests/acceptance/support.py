@@ -145,7 +145,7 @@ async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
 
 @dataclass(frozen=True)
 class Rescue:
-    """What came of it: the load's report, and per kill how many connections were handed on."""
+    """What came of it: the load's report, and per kill how many connections were passed on."""
 
     report: Report
     rescued: list[int]

@@ -27,7 +27,7 @@ def _gate() -> asyncio.Event:
 
 
 def _note(name: str, text: str = "") -> None:
-    """Tell the test something, by a file in the working directory."""
+    """Report to the test, by a file in the working directory."""
     new = Path(f"{name}.new")
     new.write_text(text)
     new.replace(name)
@@ -90,8 +90,8 @@ async def _events_flood(send: Send) -> None:
     await _flood("events-flood", lambda: send({**piece, "more_body": True}))
 
 
-async def _told(send: Send) -> None:
-    """An answer in events, as language models tell it: the second one at the gate."""
+async def _answer_in_events(send: Send) -> None:
+    """An answer in events, as language models give it: the second one at the gate."""
     headers = [(b"content-type", b"text/event-stream")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
@@ -118,13 +118,13 @@ async def _stuck(_send: Send) -> None:
 
 async def _go(send: Send) -> None:
     _gate().set()
-    await _answer(send, "gone on")
+    await _answer(send, "continued")
 
 
 _PATHS: dict[str, Callable[[Send], Awaitable[None]]] = {
     "/events": _events,
     "/events-flood": _events_flood,
-    "/told": _told,
+    "/answer": _answer_in_events,
     "/slow": _slow,
     "/afterwards": _afterwards,
     "/stuck": _stuck,

@@ -57,7 +57,9 @@ def versions(daemon: DaemonProcess) -> list[str | None]:
     return [name for (name,) in rows(daemon, "SELECT release FROM versions ORDER BY id")]
 
 
-async def test_killed_before_it_was_noted_a_rollback_is_known_for_one(tmp_path: Path) -> None:
+async def test_a_rollback_killed_before_its_version_was_written_counts_as_one(
+    tmp_path: Path,
+) -> None:
     folder = releases(tmp_path, "r1", "r2")
     async with scripted_daemon(tmp_path, {**WARM, "RELEASES_DIR": folder}) as daemon:
         deploy_id = await brought_back(daemon)
@@ -76,7 +78,9 @@ async def test_killed_before_it_was_noted_a_rollback_is_known_for_one(tmp_path: 
         assert await public_version(daemon) == "v1"
 
 
-async def test_killed_before_it_was_noted_the_revert_of_a_rollback_counts(tmp_path: Path) -> None:
+async def test_the_revert_of_a_rollback_killed_before_its_version_was_written_counts(
+    tmp_path: Path,
+) -> None:
     folder = releases(tmp_path, "r1", "r2")
     async with scripted_daemon(tmp_path, {**WARM, "RELEASES_DIR": folder}) as daemon:
         deploy_id = await brought_back(daemon)

@@ -100,7 +100,7 @@ async def test_stopped_while_a_version_waits_it_goes_on_waiting(tmp_path: Path) 
         assert (aborted.status, aborted.json["result"]) == (200, "aborted")
 
 
-async def test_stopped_in_mid_deploy_the_record_says_so(tmp_path: Path) -> None:
+async def test_the_record_of_a_deploy_that_the_stop_interrupted_says_so(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         release(daemon, "v2", health_delay=20)
         await begin(daemon)
@@ -158,7 +158,9 @@ async def test_killed_after_the_state_file_was_durable_the_switch_counts(tmp_pat
         await everything_agrees(daemon)
 
 
-async def test_killed_before_the_fallback_was_written_it_is_made_up_for(tmp_path: Path) -> None:
+async def test_a_fallback_that_a_kill_kept_from_the_disk_is_written_by_the_next_daemon(
+    tmp_path: Path,
+) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         release(daemon, "v2", health=500)
         assert (await daemon.deploy()).status == 422
@@ -195,7 +197,7 @@ async def test_a_second_daemon_refuses_names_the_first_and_touches_nothing(tmp_p
         await everything_agrees(daemon)
 
 
-async def test_a_port_held_by_a_stranger_is_refused_with_its_name(tmp_path: Path) -> None:
+async def test_a_port_held_by_another_program_is_refused_with_its_name(tmp_path: Path) -> None:
     daemon = DaemonProcess(tmp_path)
     stranger = await asyncio.start_server(lambda _r, w: w.close(), "127.0.0.1", daemon.public_port)
     async with stranger:

@@ -45,21 +45,21 @@ for line in sys.stdin:
 
 
 class Caller:
-    """A process that calls features when it is told to."""
+    """A process that calls features on command."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
 
-    async def tell(self, *words: object) -> str:
+    async def send(self, *words: object) -> str:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(f"{' '.join(map(str, words))}\n".encode())
         return (await asyncio.wait_for(self.process.stdout.readline(), 20)).decode().strip()
 
     async def until(self, word: str, answer: str) -> None:
-        """Ask until this is the answer."""
+        """Send a command until this is the answer."""
         async with asyncio.timeout(10):
-            while await self.tell(word) != answer:
+            while await self.send(word) != answer:
                 pass
 
 
@@ -93,7 +93,7 @@ async def arms(daemon: DaemonProcess) -> dict[str, Any]:
 
 
 async def until_counted(daemon: DaemonProcess, calls: int) -> dict[str, Any]:
-    """Wait until so many calls of both arms are known, and return the statistics."""
+    """Wait for this many calls of both arms, and return the statistics."""
     async with asyncio.timeout(20):
         while True:
             stats = await arms(daemon)
@@ -102,11 +102,11 @@ async def until_counted(daemon: DaemonProcess, calls: int) -> dict[str, Any]:
             await asyncio.sleep(0.05)
 
 
-async def test_calls_of_a_process_show_in_the_status_the_report_and_the_metrics(
+async def test_calls_of_a_process_show_in_status_report_and_metrics(
     tmp_path: Path,
 ) -> None:
     async with scripted_daemon(tmp_path, ON) as daemon, caller(daemon) as process:
-        assert await process.tell("calls", 400, "good") == "done"
+        assert await process.send("calls", 400, "good") == "done"
         stats = await until_counted(daemon, 400)
         canary, stable = stats["canary"], stats["stable"]
         assert canary["calls"] + stable["calls"] == 400
@@ -122,12 +122,12 @@ async def test_calls_of_a_process_show_in_the_status_the_report_and_the_metrics(
         assert f'canary_vision_count{{arm="stable"}} {stable["calls"]}.0' in metrics
 
 
-async def test_the_fallback_reaches_processes_survives_a_killed_daemon_and_is_reset_by_hand(
+async def test_the_fallback_reaches_processes_survives_a_killed_daemon_and_can_be_reset(
     tmp_path: Path,
 ) -> None:
     async with scripted_daemon(tmp_path, ON) as daemon, caller(daemon) as process:
-        assert await process.tell("enabled") == "True"
-        assert await process.tell("calls", 200, "bad") == "done"
+        assert await process.send("enabled") == "True"
+        assert await process.send("calls", 200, "bad") == "done"
         await eventually(lambda: state_of(daemon)["canary_disabled_fallback"])
         await daemon.kill()
         await process.until("enabled", "False")
@@ -139,7 +139,7 @@ async def test_the_fallback_reaches_processes_survives_a_killed_daemon_and_is_re
         assert view["fallback"]["stable"]["errors"] == 0
         codes = [each["code"] for each in (await daemon.status())["fallback_suggestions"]]
         assert codes == ["canary_fallback"]
-        assert await process.tell("calls", 50, "bad") == "done"
+        assert await process.send("calls", 50, "bad") == "done"
         assert (await daemon.request("POST", "/deploy/canary/reset")).json["enabled"]
         await process.until("enabled", "True")
         audit = (await daemon.request("GET", "/deploy/audit")).json["entries"]
@@ -148,9 +148,9 @@ async def test_the_fallback_reaches_processes_survives_a_killed_daemon_and_is_re
         assert ("canary_reset", "done") in done
 
 
-async def test_a_call_that_dies_with_its_process_has_failed(tmp_path: Path) -> None:
+async def test_a_call_fails_with_its_process(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path, ON) as daemon, caller(daemon) as process:
-        opened = [await process.tell("open") for _ in range(6)]
+        opened = [await process.send("open") for _ in range(6)]
         process.process.kill()
         stats = await until_counted(daemon, 6)
         assert stats["canary"]["errors"] == opened.count("canary")
@@ -159,10 +159,10 @@ async def test_a_call_that_dies_with_its_process_has_failed(tmp_path: Path) -> N
 
 async def test_nothing_is_lost_while_the_daemon_is_away(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path, ON) as daemon, caller(daemon) as process:
-        assert await process.tell("calls", 100, "good") == "done"
+        assert await process.send("calls", 100, "good") == "done"
         await until_counted(daemon, 100)
         await daemon.kill()
-        assert await process.tell("calls", 1000, "good") == "done"
+        assert await process.send("calls", 1000, "good") == "done"
 
         await daemon.start()
         stats = await until_counted(daemon, 1100)
@@ -172,18 +172,18 @@ async def test_nothing_is_lost_while_the_daemon_is_away(tmp_path: Path) -> None:
 
 async def test_a_raised_share_takes_no_key_out(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path, ON) as daemon, caller(daemon) as process:
-        before = int(await process.tell("keys", 500))
+        before = int(await process.send("keys", 500))
         answer = await daemon.request("PUT", "/deploy/canary/web", json={"percentage": 0.8})
         assert answer.json["share"] == 0.8
         after = before
         async with asyncio.timeout(10):
             while after == before:
-                after = int(await process.tell("keys", 500))
+                after = int(await process.send("keys", 500))
         assert 180 < before < 320
         assert 350 < after < 450
 
 
-async def test_a_canary_is_steered_over_http_and_bad_input_is_refused(tmp_path: Path) -> None:
+async def test_a_canary_is_controlled_over_http_and_bad_input_is_refused(tmp_path: Path) -> None:
     ramp: dict[str, Setting] = {**ON, "CANARY_RAMP": "0.1,0.5,1"}
     async with scripted_daemon(tmp_path, ramp) as daemon:
         path = "/deploy/canary/vision/ramp"

@@ -73,7 +73,12 @@ async def test_a_version_that_fails_its_health_never_sees_a_user(tmp_path: Path)
         after = await daemon.status()
         assert after["active_port"] == before["active_port"]
         assert after["mode"] == "single"
-        assert [each["code"] for each in after["fallback_suggestions"]] == ["mode_is_single"]
+        (suggestion,) = after["fallback_suggestions"]
+        assert suggestion == {
+            "code": "mode_is_single",
+            "message": f"Deploys are disabled: deploy {answer.json['deploy_id']} failed at health.",
+            "action": "Re-enable with `atlasctl mode bluegreen`.",
+        }
         assert slot(after, "staging")["state"] == "empty"
         assert await public_version(daemon) == "v1"
         assert rows(daemon, "SELECT subject FROM audit WHERE action = 'rollback'") == [

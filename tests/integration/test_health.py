@@ -243,8 +243,8 @@ async def test_a_release_that_says_itself_that_it_is_broken_fails_the_gate_by_na
 ) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         for name, status, words in (
-            ("scheduler", 200, "answered 200, and says that scheduler failed: scheduler!"),
-            ("db_integrity", 200, "answered 200, and says that db_integrity failed: db_integrity!"),
+            ("scheduler", 200, "answered 200, and reports: scheduler failed: scheduler!"),
+            ("db_integrity", 200, "answered 200, and reports: db_integrity failed: db_integrity!"),
             ("memory", 503, "answered 503, expected 2xx: memory failed: memory!"),
         ):
             release(daemon, f"with {name}", health=status, health_body=telling(**{name: "fail"}))

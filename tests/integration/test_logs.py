@@ -1,4 +1,4 @@
-"""The logs of a real daemon: what its lines say, and what a worker that floods its log does."""
+"""The logs of a real daemon: the fields of its lines, and a worker that floods its log."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def lines(daemon: DaemonProcess) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-async def test_every_line_about_a_deploy_or_an_instance_says_so(tmp_path: Path) -> None:
+async def test_lines_about_a_deploy_or_an_instance_carry_its_id(tmp_path: Path) -> None:
     quick: dict[str, Any] = {"LIVENESS_INTERVAL_SECONDS": 0.1, "KEEP_WARM_SECONDS": 60}
     async with scripted_daemon(tmp_path, {**quick, "KEEP_WARM_FOREIGN": "true"}) as daemon:
         release(daemon, "v2")
@@ -55,39 +55,39 @@ async def test_every_line_about_a_deploy_or_an_instance_says_so(tmp_path: Path) 
         bad = (await daemon.deploy()).json
         await daemon.request("POST", "/deploy/mode", json={"mode": "bluegreen"})
         slots = {slot["slot"]: slot for slot in (await daemon.status())["slots"]}
-        os.kill(slots["green"]["pid"], 9)  # and what is to take its place prints a secret
+        os.kill(slots["green"]["pid"], 9)  # its successor prints a secret
         await eventually(lambda: "worker_failed" in [line["event"] for line in lines(daemon)])
         await daemon.ended(good["deploy_id"])
-    told = lines(daemon)
-    assert told
-    events = Counter(line["event"] for line in told)
+    written = lines(daemon)
+    assert written
+    events = Counter(line["event"] for line in written)
     assert events["worker_launched"] >= 4
     assert events["deploy_transition"] >= 8
-    for line in told:
+    for line in written:
         event = line["event"]
         if event.startswith("worker_"):
             assert line["slot"] in ("blue", "green"), line
             assert line["release"] in ("v1", "v2", "v3"), line
             assert line["instance"].startswith(f"{line['slot']}-"), line
-        if event in ("deploy_transition", "fell_back_to_single") or "deploy/bluegreen" in str(line):
+        if event in ("deploy_transition", "mode_fallback") or "deploy/bluegreen" in str(line):
             assert line["deploy_id"] in (good["deploy_id"], bad["deploy_id"]), line
             assert line["release"] in ("v2", "v3"), line
-    launched = {line["instance"]: line for line in told if line["event"] == "worker_launched"}
+    launched = {line["instance"]: line for line in written if line["event"] == "worker_launched"}
     of_v3 = next(line for line in launched.values() if line["release"] == "v3")
     assert of_v3["deploy_id"] == bad["deploy_id"]
-    # An instance outlives its deploy: what becomes of it later is no news of that one.
-    (down,) = [line for line in told if line["event"] == "worker_down"]
+    # An instance outlives its deploy: later events do not carry the deploy's id.
+    (down,) = [line for line in written if line["event"] == "worker_down"]
     assert "deploy_id" not in down
     assert down["release"] == "v2"
-    failed = next(line for line in told if line["event"] == "worker_failed")
+    failed = next(line for line in written if line["event"] == "worker_failed")
     assert failed["output"] == "my password=*** http://***@host/"
-    everything = (tmp_path / "daemon.out").read_text() + json.dumps(told)
+    everything = (tmp_path / "daemon.out").read_text() + json.dumps(written)
     assert "hunter2" not in everything
     assert daemon.token not in everything
 
 
 async def followed(daemon: DaemonProcess, source: str, until: str) -> list[str]:
-    """Follow a log with a client of its own, and return its lines up to one that ends so."""
+    """Follow a log, and return its lines up to one with this end."""
     connector = aiohttp.UnixConnector(str(daemon.state_dir / "supervisor.sock"))
     async with (
         aiohttp.ClientSession("http://localhost", connector=connector) as session,
@@ -102,7 +102,7 @@ async def followed(daemon: DaemonProcess, source: str, until: str) -> list[str]:
     raise AssertionError(f"it ended after {found}")
 
 
-async def test_a_hundred_megabytes_in_one_line_of_nul_bytes_stall_nobody(tmp_path: Path) -> None:
+async def test_a_line_of_a_hundred_megabytes_of_nul_bytes_delays_no_request(tmp_path: Path) -> None:
     script = Path(__file__).parent.parent / "apps" / "scripted.py"
     settings: dict[str, Any] = {"WORKER_COMMAND": f"python flooding.py {shlex.quote(str(script))}"}
     files = {"flooding.py": FLOODING}
@@ -111,11 +111,11 @@ async def test_a_hundred_megabytes_in_one_line_of_nul_bytes_stall_nobody(tmp_pat
         following = asyncio.create_task(followed(daemon, "blue", "after the flood"))
         before = resident(daemon.pid)
         (work / "flood").touch()
-        while not (work / "flooded").exists():  # the worker's own word
+        while not (work / "flooded").exists():  # written by the worker
             assert (await daemon.request("GET", "/deploy/status")).status == 200
             await asyncio.sleep(0.005)
         await eventually(lambda: (logs / "worker-blue.log").stat().st_size <= LIMIT_BYTES)
-        (work / "speak").touch()  # not before: what is written in the moment of a cut may be lost
+        (work / "speak").touch()  # not before: lines written during a truncation may be lost
         *_, end = await following
         assert end == "after the flood"
         assert (logs / "worker-blue.log.1").stat().st_size <= LIMIT_BYTES + 3 * 2**20
@@ -129,7 +129,7 @@ async def test_a_hundred_megabytes_in_one_line_of_nul_bytes_stall_nobody(tmp_pat
 
 
 def resident(pid: int) -> int:
-    """Return the memory that a process takes, in KiB."""
+    """Return the resident memory of a process, in KiB."""
     status = Path(f"/proc/{pid}/status").read_text()
     found = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
     assert found is not None

@@ -32,7 +32,7 @@ from atlas_supervisor.workers.slot import Slot
 async def broken(self, instance):
     await instance.exited.wait() if self.name == "green" else None
     raise ZeroDivisionError("a bug")
-Slot._watch_life = broken
+Slot._watch_liveness = broken
 sys.exit(main(sys.argv[1:]))
 """
 

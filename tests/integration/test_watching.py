@@ -63,7 +63,7 @@ async def test_show_follows_from_the_middle_to_the_end_and_tells_the_same_afterw
         begun = await call_client("--env-file", daemon.env_file, "deploy")
         assert begun.code == 0, begun
         process = await watched(daemon, "show", "--follow")
-        before = await until(process, "Go ahead with")
+        before = await until(process, "Switch to it with")
         assert sum("✓" in line and " launch " in line for line in before) == 1
         assert not any("switched" in line for line in before)
         assert (await daemon.request("POST", "/deploy/switch")).status == 200

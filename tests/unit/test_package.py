@@ -331,6 +331,7 @@ def test_the_daemon_of_the_wheel_accepts_a_configuration(
     printed = run(python.with_name("atlas-supervisor"), "--check", cwd=tmp_path, path=daemon)
 
     assert f"STATE_DIR={tmp_path}/state" in printed.splitlines()
+    assert printed.splitlines()[-1] == "OK"
 
 
 def test_the_daemons_extra_brings_what_the_daemon_and_the_bundled_worker_import() -> None:

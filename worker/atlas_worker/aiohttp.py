@@ -1,8 +1,8 @@
-"""Run an aiohttp application on the handed sockets, and drain it without losing a request.
+"""Serves an aiohttp application on inherited sockets, and drains it without losing a request.
 
-aiohttp's own runner closes idle connections the moment it is told to stop, does not announce it,
-and shrinks the backlog that the supervisor shares with us. So its runner is used for the
-application's life cycle only; accepting, watching connections and ending them is done here.
+aiohttp's own runner closes idle connections at once when it stops, does not announce it, and
+shrinks the backlog that the supervisor shares with the worker. So it is used for the application's
+life cycle only; accepting, watching and closing connections is done here.
 
     from atlas_worker.aiohttp import run_app
 
@@ -52,26 +52,26 @@ _log = logging.getLogger("atlas.worker")
 
 DEFAULT_PORT = 8080
 
-# After the deadline, how long handlers get to notice that they are cancelled.
+# Time for handlers to end after they were cancelled at the deadline.
 _CANCEL_SECONDS = 0.2
 
 
 class _Connection(RequestHandler):
-    """One connection; knows, beyond aiohttp, what is under way on it."""
+    """One connection; knows in addition what is in progress on it."""
 
-    __slots__ = ("_head_begun", "stream")
+    __slots__ = ("_head_started", "stream")
 
     def __init__(
         self, server: web.Server, *, loop: asyncio.AbstractEventLoop, **options: Any
     ) -> None:
         super().__init__(server, loop=loop, **options)
-        self._head_begun = False
+        self._head_started = False
         self.stream: WebSocket | EventStream | None = None
 
     def notice(
         self, request: web.Request, response: web.StreamResponse, drain: DrainController
     ) -> None:
-        """Take note of an answer that begins, in case that it is a stream."""
+        """Remember a response that starts, if it is a stream."""
         if isinstance(response, web.WebSocketResponse):
             self.stream = WebSocket(response, lambda: drain.remaining)
         elif (
@@ -87,7 +87,7 @@ class _Connection(RequestHandler):
         start_time: float | None,
         request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
     ) -> tuple[web.StreamResponse, bool]:
-        """Let a stream's goodbye end before the connection goes on, or goes."""
+        """Let a stream's close end before the connection continues or is closed."""
         try:
             return await super()._handle_request(request, start_time, request_handler)
         except asyncio.CancelledError:
@@ -98,29 +98,29 @@ class _Connection(RequestHandler):
             raise
         finally:
             if isinstance(self.stream, WebSocket):
-                # It stays noted: nothing but its end comes after it on this connection.
+                # It stays: nothing but its end follows on this connection.
                 await self.stream.finished()
             else:
                 self.stream = None
 
     def data_received(self, data: bytes) -> None:
-        """Note whether the data began a request's head without ending it."""
+        """Remember whether the data started a request's head without ending it."""
         seen = self._request_count
         super().data_received(data)
         if isinstance(self.stream, WebSocket):
             self.stream.note_data()
         if self._request_count != seen:
-            self._head_begun = False
+            self._head_started = False
         elif (self._waiter is not None or seen == 0) and data.strip(b"\r\n"):
-            self._head_begun = True
+            self._head_started = True
 
     def idle_since(self) -> float | None:
-        if self._waiter is None or self._messages or self._head_begun:
+        if self._waiter is None or self._messages or self._head_started:
             return None
-        # An answer is not over before the client's side has taken it.
+        # A response is not over before the kernel has it.
         if self.transport is not None and self.transport.get_write_buffer_size() > 0:
             return None
-        # aiohttp notes when its own keep-alive limit ends, at each answer and at the start.
+        # aiohttp sets this at each response and at the start.
         return self._next_keepalive_close_time - self._keepalive_timeout
 
     def has_more(self) -> bool:
@@ -133,12 +133,12 @@ class _Connection(RequestHandler):
         sock: socket.socket | None = self.transport.get_extra_info("socket")
         if sock is None or _unread_bytes(sock) > 0:
             return
-        # The transport closes in a later turn of the loop; the client is told at once, so that
-        # the moment in which its request could cross our close is as short as it can be.
+        # The transport closes in a later turn of the loop. Shut down at once, so that the time in
+        # which a request could cross the close is as short as possible.
         try:
             sock.shutdown(socket.SHUT_WR)
         except OSError:
-            _log.debug("a client was gone before its idle connection was closed")
+            _log.debug("a client left before its idle connection was closed")
         self.force_close()
 
 
@@ -152,7 +152,7 @@ def _unread_bytes(sock: socket.socket) -> int:
 
 
 class _Listening:
-    """The server side of the drain: accepts on every listener until told to stop."""
+    """The server side of the drain: accepts on every listener until it is stopped."""
 
     def __init__(
         self, server: web.Server, listeners: Sequence[Listener], options: dict[str, Any]
@@ -165,8 +165,8 @@ class _Listening:
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
         for listener in self._listeners:
-            # asyncio closes what it is given; a duplicate keeps the handed socket open until
-            # the process ends, because the group that it belongs to must not shrink.
+            # asyncio closes its socket. A duplicate keeps the inherited one open until the process
+            # exits, because the group that it belongs to must not shrink.
             accepting = await loop.create_server(
                 lambda: _Connection(self._server, loop=loop, **self._options),
                 sock=listener.socket.dup(),
@@ -190,7 +190,7 @@ class _Listening:
         for accepting in self._accepting:
             accepting.close()
         for listener in self._listeners:
-            if not listener.handed:
+            if not listener.inherited:
                 listener.socket.close()
 
 
@@ -203,10 +203,10 @@ async def serve(
     handler_cancellation: bool = False,
     **options: Any,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain; returns when nothing is left to do.
+    """Serve until SIGTERM or SIGINT, then drain; returns at the end of the drain.
 
     `options` are those of aiohttp's `RequestHandler`. Raises OSError if a socket can't be listened
-    on, and what the application's start raises.
+    on, and what the application's startup raises.
     """
     drain = new_drain(instance)
     app[DRAIN] = drain
@@ -218,7 +218,7 @@ async def serve(
     try:
         if runner.server is None:
             raise RuntimeError("aiohttp's runner has no server after its setup")
-        # Bodies are the application's own: an encoded one reaches it as it was sent.
+        # An encoded body reaches the application as it was sent.
         listening = _Listening(runner.server, listeners, {"auto_decompress": False, **options})
         await serve_until_drained(drain, listening, instance, notifier)
     finally:
@@ -226,7 +226,7 @@ async def serve(
 
 
 def _marker(drain: DrainController, instance_id: str) -> Callable[..., Awaitable[None]]:
-    """Return the hook that puts the kit's headers on each answer, and takes note of streams."""
+    """Return the hook that adds the kit's headers to each response and remembers streams."""
 
     async def mark(request: web.Request, response: web.StreamResponse) -> None:
         connection = request.protocol
@@ -236,7 +236,7 @@ def _marker(drain: DrainController, instance_id: str) -> Callable[..., Awaitable
             connection.notice(request, response, drain)
         if not drain.shedding or response.status == HTTPStatus.SWITCHING_PROTOCOLS:
             return
-        # What the client has already sent behind this request is still answered.
+        # Requests that the client has already sent behind this one are still answered.
         if not (isinstance(connection, _Connection) and connection.has_more()):
             response.headers[hdrs.CONNECTION] = "close"
             response.force_close()
@@ -260,14 +260,14 @@ def run_app(
     handler_cancellation: bool = False,
     **unsupported: object,
 ) -> None:
-    """Serve an application until it is told to stop; returns once it is drained.
+    """Serve an application until SIGTERM or SIGINT; returns once it is drained.
 
-    Takes the place of `web.run_app`. The sockets are `fd`, else those handed over, else one on
-    `host` and `ATLAS_PORT`, else on `host` and `port`; who has chosen already gives `listeners`.
-    `print` gets one line that says where. `keepalive_timeout` is in seconds.
+    Replaces `web.run_app`. The sockets are `listeners`, else `fd`, else the inherited ones, else
+    one on `host` and `ATLAS_PORT`, else on `host` and `port`. `print` is called with one line, the
+    addresses. `keepalive_timeout` is in seconds.
 
-    Raises TypeError for what can't be taken over from `web.run_app`, `BadEnvironmentError` for an
-    environment that can't be used, and OSError where the port can't be listened on.
+    Raises TypeError for arguments of `web.run_app` that are not supported, `BadEnvironmentError`
+    for an invalid environment, and OSError if the port can't be listened on.
     """
     _refuse(unsupported)
     instance = instance or Instance.from_environment(os.environ)
@@ -299,15 +299,15 @@ def run_app(
 
 
 _UNSUPPORTED = {
-    "path": "give fd=, or have the socket handed over",
-    "sock": "give fd=, or have the socket handed over",
+    "path": "give fd=, or inherit the socket from the supervisor",
+    "sock": "give fd=, or inherit the socket from the supervisor",
     "ssl_context": "end TLS in front of the public port",
     "shutdown_timeout": "set ATLAS_DRAIN_TIMEOUT_SECONDS",
-    "backlog": "it is always as long as the system allows",
+    "backlog": "it is always the longest that the system allows",
     "reuse_address": "it is always set",
     "reuse_port": "the supervisor's sockets are shared already",
-    "handle_signals": "SIGTERM is how the drain begins",
-    "loop": "it runs in a loop of its own",
+    "handle_signals": "SIGTERM starts the drain",
+    "loop": "it runs in its own loop",
 }
 
 
@@ -315,4 +315,4 @@ def _refuse(arguments: dict[str, object]) -> None:
     for name in arguments:
         if name in _UNSUPPORTED:
             raise TypeError(f"run_app does not take {name}=: {_UNSUPPORTED[name]}")
-        raise TypeError(f"run_app knows no argument {name}=")
+        raise TypeError(f"run_app has no argument {name}=")

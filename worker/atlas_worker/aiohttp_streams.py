@@ -1,8 +1,8 @@
-"""The goodbyes of aiohttp's two kinds of streams, each so that its client can tell it from a fault.
+"""Closes aiohttp's two kinds of streams so that a client can distinguish it from a failure.
 
-aiohttp's `WebSocketResponse.close()` closes the connection at once when a handler is receiving:
-what the client has just sent then meets a reset, which can overtake the close frame. So here the
-connection stays until the client has answered.
+aiohttp's `WebSocketResponse.close()` closes the connection at once while a handler receives: data
+that the client has just sent is then answered by a reset, which can overtake the close frame. So
+here the connection stays open until the client has answered the close frame.
 """
 
 from __future__ import annotations
@@ -18,76 +18,76 @@ from aiohttp.http import StreamWriter
 from atlas_worker.drain import StreamKind
 from atlas_worker.events import UNFINISHED_EVENT_SECONDS, EventBoundary
 
-# How long a handler that works on a message may go on until it asks for the next one.
+# How long a handler may work on a message before the close frame is sent.
 _MESSAGE_SECONDS = 5.0
 _POLL_SECONDS = 0.02
 
 
 class WebSocket:
-    """A WebSocket: closed between two messages, and kept until its client has answered that."""
+    """A WebSocket: closed between two messages, and open until its client has answered."""
 
     kind = StreamKind.WEBSOCKET
 
     def __init__(self, response: web.WebSocketResponse, remaining: Callable[[], float]) -> None:
         self._response = response
         self._remaining = remaining
-        self._goodbye: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._unseen = 0
 
     def note_data(self) -> None:
-        """Take note that data has arrived; the handler sees it in the next turn of the loop."""
+        """Count data that has arrived; the handler sees it in the next turn of the loop."""
         self._unseen += 1
         asyncio.get_running_loop().call_soon(self._note_seen)
 
     def _note_seen(self) -> None:
         self._unseen -= 1
 
-    def tell_to_go(self, *, replaced: bool) -> None:
-        """Begin the closing handshake."""
+    def begin_close(self, *, replaced: bool) -> None:
+        """Start the closing handshake."""
         if replaced:
-            goodbye = self._say(WSCloseCode.SERVICE_RESTART, b"another instance is active")
+            closing = self._close(WSCloseCode.SERVICE_RESTART, b"another instance is active")
         else:
-            goodbye = self._say(WSCloseCode.GOING_AWAY, b"this instance stops")
-        self._goodbye = asyncio.create_task(goodbye)
+            closing = self._close(WSCloseCode.GOING_AWAY, b"this instance stops")
+        self._closing = asyncio.create_task(closing)
 
     async def finished(self) -> None:
-        """Wait for the end of the handshake, if it has begun."""
-        if self._goodbye is not None:
-            await asyncio.wait([self._goodbye])
+        """Wait for the end of the handshake, if it has started."""
+        if self._closing is not None:
+            await asyncio.wait([self._closing])
 
-    async def _say(self, code: int, reason: bytes) -> None:
+    async def _close(self, code: int, reason: bytes) -> None:
         response = self._response
         await self._between_messages()
         if response.closed or not response.prepared:
             return
-        # The connection is closed when the handler has ended and the handshake is over.
+        # The connection is closed once the handler has ended and the handshake is over.
         response._close_transport = _nothing  # type: ignore[method-assign]  # noqa: SLF001 - see above
         await response.close(code=code, message=reason, drain=False)
-        if response._closing:  # noqa: SLF001 - aiohttp does not tell
-            # The handler was told while it received; the client's answer was left to us.
+        if response._closing:  # noqa: SLF001 - not public
+            # The handler was receiving: the client's answer is not read yet.
             await self._answered()
 
     async def _between_messages(self) -> None:
-        """Wait until the handler receives: then it owes no answer to a message.
+        """Wait until the handler receives: then it has answered the last message.
 
-        One that only sends never does, so this is bounded.
+        A handler that only sends never does, so the wait is bounded.
         """
         loop = asyncio.get_running_loop()
-        began = loop.time()
+        started = loop.time()
         while not (self._response.closed or self._receiving()):
-            if loop.time() - began >= min(_MESSAGE_SECONDS, self._remaining() / 2):
+            if loop.time() - started >= min(_MESSAGE_SECONDS, self._remaining() / 2):
                 return
             await asyncio.sleep(_POLL_SECONDS)
 
     def _receiving(self) -> bool:
-        return self._response._waiting and not self._unseen  # noqa: SLF001 - aiohttp does not tell
+        return self._response._waiting and not self._unseen  # noqa: SLF001 - not public
 
     async def _answered(self) -> None:
         """Read up to the client's close frame, for as long as aiohttp itself would wait."""
         reader = self._response._reader  # noqa: SLF001 - receive() no longer reads once closed
         if reader is None:
             return
-        # Whatever else comes instead (the connection's end, bad data) is no answer to wait for.
+        # Anything else (the connection's end, bad data) is not an answer to wait for.
         with suppress(Exception):
             async with asyncio.timeout(self._response._timeout):  # noqa: SLF001 - the caller's own setting
                 # A CLOSING message still there means that the handler itself got the answer.
@@ -100,26 +100,26 @@ def _nothing() -> None:
 
 
 class EventStream:
-    """Server-sent events: ended after a whole event, as a complete answer; then no more of it."""
+    """Server-sent events: ended after a whole event, as a complete response."""
 
     kind = StreamKind.EVENTS
 
     def __init__(self, response: web.StreamResponse, writer: StreamWriter) -> None:
         self.response = response
         self.ended = False
-        """Whether the end of the stream was written, and its handler cancelled."""
+        """Whether the end of the stream is written and its handler cancelled."""
         self._writer = writer
         self._handler = asyncio.current_task()
         self._boundary = EventBoundary()
-        self._told = False
+        self._close_requested = False
         self._writing = 0
         self._end_compressed: asyncio.Task[None] | None = None
         self._write = writer.write
         writer.write = self._watched_write  # type: ignore[method-assign]
 
-    def tell_to_go(self, *, replaced: bool) -> None:
-        """End the stream now if no event has begun, else after it or after a short time."""
-        self._told = True
+    def begin_close(self, *, replaced: bool) -> None:
+        """End the stream now if no event has started, else after it or after a short time."""
+        self._close_requested = True
         if self._boundary.reached and not self._writing:
             self._end()
         else:
@@ -127,16 +127,16 @@ class EventStream:
 
     async def _watched_write(self, chunk: Any, **options: Any) -> None:
         if self.ended:
-            # The cancellation comes first, where this is the handler's own task.
+            # The cancellation comes first if this is the handler's own task.
             await asyncio.sleep(0)
-            raise ClientConnectionResetError("the stream was ended: this instance is leaving")
+            raise ClientConnectionResetError("the stream was ended: this instance drains")
         self._boundary.feed(chunk)
         self._writing += 1
         try:
             await self._write(chunk, **options)
         finally:
             self._writing -= 1
-        if self._told and self._boundary.reached and not self._writing:
+        if self._close_requested and self._boundary.reached and not self._writing:
             self._end()
 
     def _end(self) -> None:

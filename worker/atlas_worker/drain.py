@@ -1,16 +1,29 @@
-"""How a worker leaves without losing a request: the decision, apart from any server.
+"""The drain of a worker: when it may close what, without losing a request; server-independent.
 
-Two things go wrong when a server just stops. A connection whose handshake began before the
-traffic moved away still lands in this worker's queue, so the queue is served until it is empty
-and a settling time has passed. And closing an idle keep-alive connection races with the request
-that its client is sending, so clients are asked first (`Connection: close` on every answer), and
-a connection is closed only after it was idle for a grace and has nothing waiting to be read.
+Theory. Two races make a plain stop lose requests:
 
-A retired worker (its version is no longer active, but it is kept warm) gives up its connections
-in the same way, yet goes on accepting: it may be active again at any moment.
+1. The accept queue. A connection whose handshake began before the switch still lands in this
+   worker's queue, shortly after it. A closed listener would reset it.
+2. The idle close. Closing an idle keep-alive connection races with the request that its client is
+   sending: the client gets a reset and can't know whether the request was processed.
 
-A stream (a WebSocket, server-sent events) does not end by itself, so it is told to go. All at once
-would bring all of their clients back in the same moment: the telling is spread evenly.
+The rules follow from them, in this order:
+
+- From the moment that this instance is not active (RETIRED or stopping) it *sheds*: every response
+  carries `Connection: close`. So a busy client leaves by itself, between two requests.
+- An idle connection is closed only after it was idle for the grace, counted from the later of its
+  last response and the start of shedding, and only if no byte waits to be read on it.
+- Streams (WebSockets, server-sent events) have no next response. They are closed by their own
+  protocols, evenly spread over a share of the timeout: all clients reconnecting at once would
+  overload the new version.
+- A retired instance continues to accept, because a rollback makes it active again. A stopping one
+  accepts until its queue is empty and the settling time has passed, and then never again.
+- The process ends when it accepts nothing and has no connection and no stream, or at the hard
+  deadline. Requests are cut at the deadline only.
+
+Invariants: `stopping` is never unset; `accepting` goes from true to false once, and from then on
+the role is ignored, because another instance may use the slot; `shedding` is true exactly while
+retired or stopping; each stream is asked to close at most once.
 """
 
 from __future__ import annotations
@@ -27,11 +40,11 @@ from atlas_worker.role import InstanceRole
 
 _log = logging.getLogger("atlas.worker")
 
-# A handshake that began before the flip needs this long to arrive in the queue, at most.
+# A handshake that began before the switch reaches the queue within this time.
 SETTLE_SECONDS = 0.25
 
-# Streams are told to go within this share of the drain time; the rest is for their answers.
-TELLING_SHARE = 0.5
+# Streams are closed within this share of the timeout; the rest is for their clients' answers.
+CLOSING_SHARE = 0.5
 
 
 class Connection(Protocol):
@@ -41,32 +54,32 @@ class Connection(Protocol):
         """Return when it became idle (`time.monotonic`), or None while a request is under way."""
 
     def close_if_unread(self) -> None:
-        """Close it, unless bytes have arrived that nobody has read yet."""
+        """Close it, unless bytes have arrived that are not read yet."""
 
 
 class StreamKind(StrEnum):
-    """What kind of exchange does not end by itself."""
+    """The kinds of exchanges that do not end by themselves."""
 
     WEBSOCKET = "websocket"
     EVENTS = "event_stream"
 
 
 class Stream(Protocol):
-    """A long-lived exchange; one object from its beginning to its end, told apart by identity."""
+    """A long-lived exchange; the same object from its start to its end."""
 
     kind: StreamKind
 
-    def tell_to_go(self, *, replaced: bool) -> None:
-        """Say goodbye as its protocol does; called once, must neither block nor raise.
+    def begin_close(self, *, replaced: bool) -> None:
+        """Start to close it by its own protocol; called once, must neither block nor raise.
 
-        A WebSocket closes by 1012 if another instance has the traffic (`replaced`), else by 1001.
-        Server-sent events end after an event.
+        A WebSocket is closed with code 1012 if another instance is active (`replaced`), else with
+        1001. Server-sent events end after an event.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class RemainingWork:
-    """What a server still has: how many of each kind."""
+    """The number of open exchanges of a server, by kind."""
 
     requests: int
     websockets: int
@@ -74,8 +87,8 @@ class RemainingWork:
     idle: int
 
     @property
-    def owed(self) -> int:
-        """How many of them would be cut off if the process ended now; idle ones are not."""
+    def unfinished(self) -> int:
+        """How many would be cut off if the process ended now; idle connections are not."""
         return self.requests + self.websockets + self.event_streams
 
     def as_dict(self) -> dict[str, int]:
@@ -93,17 +106,17 @@ class Server(Protocol):
         """
 
     def streams(self) -> Iterable[Stream]:
-        """Return the streams that are not over, those told to go included."""
+        """Return the open streams, those being closed included."""
 
     def queue_length(self) -> int:
         """Return how many connections wait to be accepted."""
 
     def stop_accepting(self) -> None:
-        """Accept nothing more; what was accepted is served."""
+        """Accept no more connections; serve the accepted ones."""
 
 
 class DrainController:
-    """Where this worker is between serving everybody and being gone. Times are seconds."""
+    """The state of one worker's drain. Times are in seconds."""
 
     def __init__(
         self,
@@ -116,27 +129,27 @@ class DrainController:
         self.role = InstanceRole.UNKNOWN
         self.stopping = False
         self.shedding = False
-        """Whether answers must carry `Connection: close`; a plain attribute, read per answer."""
+        """Whether responses carry `Connection: close`; a plain attribute, read for each."""
         self.accepting = True
-        """Whether new connections are taken; false from `Server.stop_accepting` on."""
+        """Whether connections are accepted; false from `Server.stop_accepting` on."""
         self._idle_grace = idle_grace
         self._timeout = timeout
         self._settle = settle
         self._clock = clock
         self._since = 0.0
         self._deadline = float("inf")
-        self._hurried = False
+        self._close_now = False
         self._pace = _Pace(0.0)
-        self._told: set[Stream] = set()
+        self._closing: set[Stream] = set()
 
     @property
     def leading(self) -> bool:
-        """Whether background work is this instance's to take: not if another one is active."""
+        """Whether this instance may start background work: not if another one is active."""
         return not self.stopping and self.role in (InstanceRole.ACTIVE, InstanceRole.UNKNOWN)
 
     @property
     def replaced(self) -> bool:
-        """Whether another instance has the traffic."""
+        """Whether another instance is active."""
         return self.role in (InstanceRole.STAGING, InstanceRole.RETIRED)
 
     @property
@@ -145,10 +158,10 @@ class DrainController:
         return max(0.0, self._deadline - self._clock())
 
     def set_role(self, role: InstanceRole) -> None:
-        """Begin to shed connections when retired, and stop doing so when active again.
+        """Shed connections when retired, and stop when active again.
 
-        Once it accepts nothing more, another instance may be in its slot, and what is told of
-        the port's role concerns that one.
+        Ignored once nothing is accepted: another instance may use the slot, and the role of the
+        port is that instance's.
         """
         if not self.accepting:
             return
@@ -156,22 +169,22 @@ class DrainController:
         self._shed(self.stopping or role is InstanceRole.RETIRED)
 
     def stop(self) -> None:
-        """Begin the end of this process. A second call changes nothing."""
+        """Start the shutdown of this process. A second call has no effect."""
         if not self.stopping:
             self.stopping = True
             self._deadline = self._clock() + self._timeout
             self._shed(True)
 
-    def hurry_streams(self) -> None:
-        """Tell all streams to go with the next tick; no deadline moves."""
-        self._hurried = True
+    def close_streams_now(self) -> None:
+        """Close all streams at the next tick; the deadline stays."""
+        self._close_now = True
 
-    def hurry(self) -> None:
+    def expire(self) -> None:
         """Move the hard deadline to now."""
         self._deadline = min(self._deadline, self._clock())
 
-    def left(self, server: Server) -> RemainingWork:
-        """Count what the server still has."""
+    def remaining_work(self, server: Server) -> RemainingWork:
+        """Count the open exchanges of the server."""
         kinds = [stream.kind for stream in server.streams()]
         idle = [connection.idle_since() is not None for connection in server.connections()]
         return RemainingWork(
@@ -182,21 +195,20 @@ class DrainController:
         )
 
     def tick(self, server: Server) -> bool:
-        """Do what is due; returns whether the process may end. To be called every few 10 ms."""
+        """Close what is due; return whether the process may exit. Called every few 10 ms."""
         if not self.shedding:
             return False
         now = self._clock()
         connections = list(server.connections())
-        if now - self._since >= self._idle_grace:  # nobody's grace is over before
+        if now - self._since >= self._idle_grace:  # before, no grace has passed
             self._close_idle(connections, now)
         streams = set(server.streams())
-        self._tell(streams, now)
+        self._close_streams(streams, now)
         if not self.stopping:
             return False
         if self.accepting:
-            # What the server has accepted a moment ago may not be a connection yet: this is
-            # never the last tick.
-            if now >= self._deadline or self._queue_is_done(server, now):
+            # A connection accepted just now may not be visible yet: this is never the last tick.
+            if now >= self._deadline or self._queue_is_empty(server, now):
                 self.accepting = False
                 server.stop_accepting()
             return False
@@ -208,21 +220,21 @@ class DrainController:
             if idle_since is not None and now - idle_since >= self._idle_grace:
                 connection.close_if_unread()
 
-    def _tell(self, streams: set[Stream], now: float) -> None:
-        self._told &= streams
-        untold = streams - self._told
-        end = min(self._since + TELLING_SHARE * self._timeout, self._deadline)
-        due = len(untold) if self._hurried else self._pace.due(len(untold), now=now, end=end)
+    def _close_streams(self, streams: set[Stream], now: float) -> None:
+        self._closing &= streams
+        open_ = streams - self._closing
+        end = min(self._since + CLOSING_SHARE * self._timeout, self._deadline)
+        due = len(open_) if self._close_now else self._pace.due(len(open_), now=now, end=end)
         for _ in range(due):
-            stream = untold.pop()
-            self._told.add(stream)
+            stream = open_.pop()
+            self._closing.add(stream)
             try:
-                stream.tell_to_go(replaced=self.replaced)
-            except Exception:  # noqa: BLE001 - an adapter's, of which nothing is known here
-                # One adapter's fault must not keep the others from being told.
-                _log.exception("a stream could not be told to go; it has until the deadline")
+                stream.begin_close(replaced=self.replaced)
+            except Exception:  # noqa: BLE001 - an adapter's, of any type
+                # A fault of one stream must not keep the others open.
+                _log.exception("closing a stream failed; it is cut at the deadline")
 
-    def _queue_is_done(self, server: Server, now: float) -> bool:
+    def _queue_is_empty(self, server: Server, now: float) -> bool:
         return now - self._since >= self._settle and server.queue_length() == 0
 
     def _shed(self, shedding: bool) -> None:
@@ -233,24 +245,24 @@ class DrainController:
 
 
 class _Pace:
-    """Spreads a number of things evenly until an end; the number may change on the way.
+    """Spreads a number of actions evenly until an end; the number may change meanwhile.
 
-    The first is due at once and the last at the end, so that a single one is not kept waiting.
+    The first is due at once and the last at the end, so that a single one does not wait.
     """
 
     def __init__(self, now: float) -> None:
         self._last = now
-        self._owed = 1.0
+        self._due = 1.0
 
     def due(self, count: int, *, now: float, end: float) -> int:
-        """Return how many of the `count` that are left are due now."""
-        if now >= end or count <= self._owed:
+        """Return how many of the remaining `count` are due now."""
+        if now >= end or count <= self._due:
             due = count
         else:
-            # What is not owed yet shrinks by the share of the time that has passed: a line.
-            self._owed += (count - self._owed) * (now - self._last) / (end - self._last)
-            due = min(count, math.floor(self._owed))
+            # The number that is not due shrinks by the share of the time that has passed: a line.
+            self._due += (count - self._due) * (now - self._last) / (end - self._last)
+            due = min(count, math.floor(self._due))
         self._last = now
-        # With nothing left to spread, the next one to come need not wait either.
-        self._owed = self._owed - due if due < count else 1.0
+        # With nothing left to spread, the next one need not wait either.
+        self._due = self._due - due if due < count else 1.0
         return due

@@ -1,32 +1,32 @@
-"""Server-sent events: which answers are such streams, and where one may end.
+"""Server-sent events: which responses are such streams, and where one may end.
 
-An answer of this type to a GET goes on for ever, and its client comes back by itself
-(EventSource, with `Last-Event-ID`). One to any other method is an answer that is told in pieces,
-as language models do it: nobody could resume it, so it is a request like any other.
+A response of this type to a GET has no end, and its client reconnects by itself (EventSource, with
+`Last-Event-ID`). A response to any other method is an answer in pieces, as language models give it:
+it can't be resumed, so it is a request like any other.
 """
 
 from __future__ import annotations
 
 UNFINISHED_EVENT_SECONDS = 1.0
-"""How long the rest of an event that has begun is waited for."""
+"""How long the drain waits for the rest of an event."""
 
 _CONTENT_TYPE = "text/event-stream"
 
 
 def is_event_stream(method: str, content_type: str) -> bool:
-    """Whether an answer is a stream that is to be told to go; parameters of the type may follow."""
+    """Return whether a response is a stream to close; the type may have parameters."""
     return method == "GET" and content_type.partition(";")[0].strip().lower() == _CONTENT_TYPE
 
 
 class EventBoundary:
-    """Follows the bytes of a stream, and knows whether they end with a whole event."""
+    """Reads the bytes of a stream, and knows whether they end with a whole event."""
 
     def __init__(self) -> None:
-        # A stream may end before its first event: the beginning counts as a blank line.
+        # A stream may end before its first event: its start counts as a blank line.
         self._tail = b"\n\n"
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
-        """Take the next bytes, before any compression."""
+        """Read the next bytes, before any compression."""
         # Two line ends have at most four bytes.
         self._tail = (self._tail + bytes(data[-4:]))[-4:]
 

@@ -1,12 +1,12 @@
-"""Make gunicorn a good worker: `gunicorn --config python:atlas_worker.gunicorn module:app`.
+"""Configures gunicorn to drain: `gunicorn --config python:atlas_worker.gunicorn module:app`.
 
-A gunicorn configuration: its settings and hooks are the names in `__all__`. An application with
-its own file begins it by `from atlas_worker.gunicorn import *`; a hook that it defines itself must
-call the one from here. Written for the worker classes gthread and sync.
+A gunicorn configuration: its settings and hooks are the names in `__all__`. An application's own
+configuration file starts with `from atlas_worker.gunicorn import *`, and a hook that it defines
+must call the one from here. Written for the worker classes gthread and sync.
 
-gunicorn alone says READY=1 before a worker process is up, and at SIGTERM leaves what waits in the
-queue. Here the last of the worker processes says it, and SIGTERM reaches gunicorn's own handler
-only once the queue has been empty for the settling time. Meanwhile every answer carries
+gunicorn alone sends READY=1 before a worker process is up, and at SIGTERM drops the connections in
+the queue. Here the last worker process sends it, and SIGTERM reaches gunicorn's own handler only
+once the queue has been empty for the settling time. Meanwhile every response carries
 `Connection: close`.
 """
 
@@ -52,23 +52,23 @@ if not hasattr(gthread, "STOP_KEEPALIVE_LINGER"):  # an older one stops in anoth
 
 _POLL_SECONDS = 0.02
 
-# Taken out of the environment here, before gunicorn would use it too early.
+# Removed from the environment here, before gunicorn would use it too early.
 _notifier = Notifier.from_environment()
 _instance = Instance.from_environment()
-# One byte for each worker process that is up: a counter that all of them share by the fork.
+# One byte for each worker process that is up: a counter that the forks share.
 _up_reader, _up_writer = os.pipe()
 
 worker_class = "gthread"
 threads = 4
-# Seconds, whole ones. Longer than gunicorn's 2, so that a client is rarely closed upon unannounced.
+# Whole seconds. Longer than gunicorn's 2, so that connections are rarely closed unannounced.
 keepalive = 75
 graceful_timeout = max(1, math.ceil(_instance.drain_timeout))
-# It would be one path in the home folder for all instances, the old and the new alike.
+# It would be one path in the home folder for all instances, old and new.
 control_socket_disable = True
 
 
-class _Leaving:
-    """One worker process on its way out: shed, serve the queue until it is empty, then stop."""
+class _Drain:
+    """The drain of one worker process: shed, serve the queue until it is empty, then stop."""
 
     def __init__(self, worker: Any) -> None:
         self.stopping = False
@@ -76,20 +76,19 @@ class _Leaving:
         self._since = 0.0
         self._worker = worker
         self._passed_on = False
-        # The thread waits from the beginning: to start one is nothing for a signal handler, which
-        # may have interrupted the start of another.
-        self._stop_began = threading.Event()
+        # Started here and not by the signal handler, which may interrupt the start of a thread.
+        self._stop_started = threading.Event()
         threading.Thread(target=self._serve_queue, name="atlas-drain", daemon=True).start()
         signal.signal(signal.SIGTERM, self._on_sigterm)
         signal.siginterrupt(signal.SIGTERM, False)  # as gunicorn has it
         if isinstance(worker, gthread.ThreadWorker):
-            self._look_after_connections()
+            self._manage_connections()
         if _instance.port is not None:
             RoleWatcher(_instance.state_file, _instance.port, self._set_role).start()
 
     @property
     def shedding(self) -> bool:
-        """Whether an answer must give its connection up."""
+        """Whether responses carry `Connection: close`."""
         return self.stopping or self.retired
 
     def _set_role(self, role: InstanceRole) -> None:
@@ -104,15 +103,15 @@ class _Leaving:
             if not self.retired:
                 self._since = time.monotonic()
             self.stopping = True
-            # gthread would close idle connections after two seconds, without looking.
+            # gthread would close idle connections after two seconds, unread bytes or not.
             gthread.STOP_KEEPALIVE_LINGER = math.inf
-            self._stop_began.set()
+            self._stop_started.set()
 
     def _serve_queue(self) -> None:
-        self._stop_began.wait()
-        began = time.monotonic()
-        listeners = [Listener("", sock, handed=True) for sock in self._worker.sockets]
-        while (waited := time.monotonic() - began) < _instance.drain_timeout:
+        self._stop_started.wait()
+        started = time.monotonic()
+        listeners = [Listener("", sock, inherited=True) for sock in self._worker.sockets]
+        while (waited := time.monotonic() - started) < _instance.drain_timeout:
             if waited >= SETTLE_SECONDS and not any(one.queue_length() for one in listeners):
                 break
             time.sleep(_POLL_SECONDS)
@@ -120,8 +119,8 @@ class _Leaving:
         self._passed_on = True
         os.kill(os.getpid(), signal.SIGTERM)
 
-    def _look_after_connections(self) -> None:
-        """Take over from gthread when an idle connection ends, and how one is closed."""
+    def _manage_connections(self) -> None:
+        """Replace gthread's way to expire idle connections and to close one."""
         end_idle = self._worker.murder_keepalived  # called at every turn of its main loop
 
         def murder_keepalived(force: bool = False) -> None:
@@ -133,10 +132,10 @@ class _Leaving:
         gthread.TConn.close = self._closing_aside(gthread.TConn.close)
 
     def _closing_aside(self, close: Callable[..., None]) -> Callable[..., None]:
-        """Return what closes a connection without making the main loop wait for its client.
+        """Return a `close` that does not make the main loop wait for the client.
 
-        A graceful close waits up to two seconds. gthread does it in its main loop, and nobody is
-        accepted meanwhile; here every answer of a drain closes.
+        A graceful close waits up to two seconds. gthread does it in its main loop, which accepts no
+        connection meanwhile; in a drain every response closes.
         """
         worker = self._worker
 
@@ -149,7 +148,7 @@ class _Leaving:
 
         def close_aside(conn: Any, graceful: bool = False) -> None:
             if graceful:
-                # Its caller has taken it off the count; the process has to wait for it.
+                # Its caller has decremented the count; the process has to wait for it.
                 worker.nr_conns += 1
                 threading.Thread(target=close_and_forget, args=(conn,), daemon=True).start()
             else:
@@ -158,7 +157,7 @@ class _Leaving:
         return close_aside
 
     def _expire_idle(self) -> None:
-        """Let gthread close, this turn, what was idle for the grace and has nothing to be read."""
+        """Let gthread close connections that were idle for the grace and have no unread bytes."""
         worker = self._worker
         idle_before = time.monotonic() - _instance.idle_grace
         if self._since > idle_before:
@@ -175,24 +174,24 @@ def _unread(sock: Any) -> int:
     return size[0]
 
 
-_leaving: _Leaving | None = None
+_drain: _Drain | None = None
 
 
 def post_worker_init(worker: Any) -> None:
-    """Follow the role and SIGTERM from this worker process; the last one up says READY=1."""
-    global _leaving  # noqa: PLW0603 - gunicorn gives its hooks no other place for state
-    _leaving = _Leaving(worker)
-    if _unread(_up_reader) < worker.cfg.workers:  # else one is replaced: it is said already
+    """Follow the role and SIGTERM in this worker process; the last one up sends READY=1."""
+    global _drain  # noqa: PLW0603 - gunicorn gives its hooks no other place for state
+    _drain = _Drain(worker)
+    if _unread(_up_reader) < worker.cfg.workers:  # else one is replaced, and it is sent
         os.write(_up_writer, b".")
         if _unread(_up_reader) >= worker.cfg.workers:
             _notifier.ready()
 
 
 def pre_request(worker: Any, req: Any) -> None:
-    """Let the answer carry `Connection: close` while this instance gives its clients up.
+    """Make the response carry `Connection: close` during the drain.
 
-    Decided once for each request: what the header announced must be what happens afterwards.
+    Decided once for each request: the header must announce what happens.
     """
     worker.log.debug("%s %s", req.method, req.path)  # as gunicorn's own hook
-    if _leaving is not None and _leaving.shedding:
+    if _drain is not None and _drain.shedding:
         req.should_close = lambda: True

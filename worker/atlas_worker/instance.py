@@ -1,6 +1,6 @@
-"""Who this process is: the environment that the supervisor gave it, read once and checked.
+"""The identity of this process: the environment from the supervisor, read once and checked.
 
-Everything has a default, because the same program also runs by hand, with no supervisor at all.
+Everything has a default, because the same program also runs without a supervisor.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DEFAULT_IDLE_GRACE = 5.0
 
 
 class BadEnvironmentError(ValueError):
-    """The environment can't be used; the text names the variable, its value and what is taken."""
+    """An invalid environment; the text names the variable, its value and the accepted values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Instance:
 
     @property
     def state_file(self) -> Path:
-        """The file that tells which port is active."""
+        """The file with the active port."""
         return self.state_dir / contract.STATE_FILE
 
 
@@ -60,7 +60,7 @@ def _port(environ: Mapping[str, str], name: str) -> int | None:
     if not text:
         return None
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
-        raise BadEnvironmentError(f"{name}={text!r}: a port from 1 to 65535 is taken")
+        raise BadEnvironmentError(f"{name}={text!r}: expected a port from 1 to 65535")
     return int(text)
 
 
@@ -73,5 +73,5 @@ def _seconds(environ: Mapping[str, str], name: str, default: float) -> float:
     except ValueError:
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds >= 0):
-        raise BadEnvironmentError(f"{name}={text!r}: a number of seconds, 0 or more, is taken")
+        raise BadEnvironmentError(f"{name}={text!r}: expected a number of seconds, 0 or more")
     return seconds

@@ -1,7 +1,6 @@
-"""Tell the supervisor (or systemd) how far this process is, over `NOTIFY_SOCKET`.
+"""Reports the state of this process to the supervisor (or systemd), over `NOTIFY_SOCKET`.
 
-A message that can't be delivered is dropped: whether anybody listens must never decide whether a
-worker works.
+A message that can't be delivered is dropped: a worker must work without a receiver.
 """
 
 from __future__ import annotations
@@ -21,45 +20,45 @@ from atlas_worker.contract import (
     NOTIFY_STOPPING,
 )
 
-# A supervisor that is alive but stopped has a full queue at some point: don't wait for it long.
+# The queue of a supervisor that is stopped fills up: the wait for it is short.
 _SEND_TIMEOUT = 0.5
 
 
 class Notifier:
-    """Sends sd_notify messages to one address; None means that nobody wants them."""
+    """Sends sd_notify messages to one address; None sends nothing."""
 
     def __init__(self, address: str | None) -> None:
         self._address = address
 
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str] = os.environ) -> Notifier:
-        """Take the address out of the environment, so that no child speaks in our name."""
+        """Remove the address from the environment, so that no child process uses it."""
         return cls(environ.pop(ENV_NOTIFY_SOCKET, None) or None)
 
     def ready(self) -> bool:
-        """Say that requests are answered now, by a worker that knows how to drain."""
+        """Report that requests are answered, by a worker that drains as the kit does."""
         return self.send(NOTIFY_READY, NOTIFY_KIT)
 
     def stopping(self) -> bool:
-        """Say that the drain has begun."""
+        """Report that the drain has started."""
         return self.send(NOTIFY_STOPPING)
 
     def not_accepting(self) -> bool:
-        """Say that no connection is accepted any more: another instance may serve this slot."""
+        """Report that no connection is accepted: another instance may serve this slot."""
         return self.send(NOTIFY_NOT_ACCEPTING)
 
     def left(self, counts: Mapping[str, int]) -> bool:
-        """Say what the drain still waits for. Never waits: it is said often."""
+        """Report the remaining work. Never waits, because it is sent often."""
         return self.send(NOTIFY_LEFT + json.dumps(counts), timeout=0.0)
 
     def cut(self, counts: Mapping[str, int]) -> bool:
-        """Say what is cut off, because the drain time is over."""
+        """Report exchanges that are cut at the deadline."""
         return self.send(NOTIFY_CUT + json.dumps(counts))
 
     def send(self, *lines: str, timeout: float = _SEND_TIMEOUT) -> bool:
-        """Send the lines as one message; returns whether the kernel took it. Never raises.
+        """Send the lines as one message; return whether the kernel accepted it. Never raises.
 
-        `timeout` (seconds) is how long it waits for room in the receiver's queue.
+        `timeout` is the wait for room in the receiver's queue, in seconds.
         """
         if self._address is None:
             return False

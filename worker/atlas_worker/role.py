@@ -1,8 +1,8 @@
-"""Tell whether this instance is the active one, from the state file that anyone may read.
+"""The role of this instance, from the state file.
 
-A helper thread looks at the file every 50 ms, so the server's own threads and event loop never
-touch the disk for it, and it works alike under asyncio and under threads. The file is replaced
-atomically; what can't be read or understood leaves the last known role standing.
+A thread checks the file every 50 ms, so that the server's own threads and event loop never touch
+the disk for it, under asyncio and under threads alike. The file is replaced atomically; one that
+can't be read or parsed leaves the role as it was.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ POLL_SECONDS = 0.05
 
 
 class InstanceRole(StrEnum):
-    """What this instance is for. `UNKNOWN`: no state file so far, or no supervisor at all."""
+    """The role of an instance. `UNKNOWN`: there is no state file yet, or no supervisor."""
 
     UNKNOWN = "unknown"
     STAGING = "staging"
@@ -27,7 +27,7 @@ class InstanceRole(StrEnum):
 
 
 def next_role(role: InstanceRole, *, own_port: int, active_port: int) -> InstanceRole:
-    """Return the role after the state file said which port is active."""
+    """Return the role for the active port in the state file."""
     if active_port == own_port:
         return InstanceRole.ACTIVE
     return (
@@ -38,7 +38,7 @@ def next_role(role: InstanceRole, *, own_port: int, active_port: int) -> Instanc
 
 
 class RoleWatcher:
-    """Follows the state file and calls `on_change`, in the helper thread, when the role changes."""
+    """Follows the state file, and calls `on_change` in its thread when the role changes."""
 
     def __init__(
         self, state_file: Path, own_port: int, on_change: Callable[[InstanceRole], object]
@@ -52,18 +52,18 @@ class RoleWatcher:
         self._thread = threading.Thread(target=self._follow, name="atlas-role", daemon=True)
 
     def start(self) -> None:
-        """Look once, in the caller's thread, then follow the file until `stop`."""
-        self.look()
+        """Read the file in the caller's thread, then follow it until `stop`."""
+        self.check()
         self._thread.start()
 
     def stop(self) -> None:
-        """End the helper thread; returns once it has ended."""
+        """End the thread; returns once it has ended."""
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join()
 
-    def look(self) -> None:
-        """Read the file if it changed, and report a change of the role."""
+    def check(self) -> None:
+        """Read the file if it has changed, and report a change of the role."""
         try:
             stat = os.stat(self._state_file)  # noqa: PTH116 - every 50 ms: the plain call is cheaper
             seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
@@ -82,4 +82,4 @@ class RoleWatcher:
 
     def _follow(self) -> None:
         while not self._stopped.wait(POLL_SECONDS):
-            self.look()
+            self.check()

@@ -1,7 +1,23 @@
-"""What every asyncio adapter shares: from the first connection to the last.
+"""The life of an asyncio worker, from its first connection to its last; shared by the adapters.
 
-Signals, the role, the words to the supervisor and the drain's turns are the same under any server;
-an adapter only shows its server as `AsyncServer` and lets `serve` live its life.
+Theory. An adapter shows its server as `AsyncServer`, and `serve` leads it through these states:
+
+    starting -> serving <-> retired            (a rollback makes it active again)
+                   |           |
+                   +-----------+--> stopping --> not accepting --> ended
+
+- `READY=1` is sent after `start` has returned, so that a request sent then finds a listener.
+- The role comes from the state file, through a thread; signals come from the loop. Both only call
+  `DrainController` and set `changed`: all consequences happen in one place, `_run`, at a tick.
+- The first SIGTERM or SIGINT starts the drain. A second SIGTERM means that the slot is needed: all
+  streams are closed at once. A second SIGINT is a person at a keyboard: exit now.
+- The order of messages to the supervisor is fixed: `READY`, `STOPPING`, then `X_ATLAS_ACCEPTING=0`
+  once nothing is accepted (the next instance may start in this slot only from then on), counts in
+  `X_ATLAS_LEFT` whenever they change, and `X_ATLAS_CUT` last, if the deadline cuts anything.
+- Between two ticks the loop runs at least four times: a connection that the kernel had accepted
+  before a tick is registered, and so visible, at the next one. Without that, an empty server could
+  end with a connection in its hands.
+- A tick looks at every connection, so ticks are spaced to cost a bounded share of a core.
 """
 
 from __future__ import annotations
@@ -23,29 +39,29 @@ _log = logging.getLogger("atlas.worker")
 
 _TICK_STOPPING = 0.02
 _TICK_RETIRED = 0.05
-# Looking at thousands of connections may take this share of a core, and be this late (seconds).
-_LOOK_SHARE = 0.05
+# Ticks may take this share of a core, and be at most this far apart (seconds).
+_TICK_SHARE = 0.05
 _TICK_LATEST = 0.25
-# While draining, how often at most the supervisor hears what is left.
-_LEFT_SECONDS = 0.5
+# While draining, the shortest time between two reports to the supervisor.
+_REPORT_SECONDS = 0.5
 
 
 class AsyncServer(Server, Protocol):
     """A server on asyncio, as its adapter shows it."""
 
     async def start(self) -> None:
-        """Accept connections from now on; raises OSError where a socket can't be listened on."""
+        """Accept connections from now on; raises OSError if a socket can't be listened on."""
 
     def addresses(self) -> Iterable[str]:
-        """Return where it is reached, for people."""
+        """Return its addresses, for people."""
 
 
 Signals = Callable[[DrainController, Notifier, asyncio.Event], AbstractContextManager[None]]
-"""What has signals stop the drain, and sets the event whenever one has come."""
+"""Connects signals with the drain, and sets the event at each of them."""
 
 
 def new_drain(instance: Instance) -> DrainController:
-    """Return the drain of an instance, with its times."""
+    """Return the drain of an instance."""
     return DrainController(idle_grace=instance.idle_grace, timeout=instance.drain_timeout)
 
 
@@ -57,11 +73,11 @@ async def serve(
     *,
     signals: Signals | None = None,
 ) -> None:
-    """Start the server, and drain it after SIGTERM or SIGINT; returns when nothing is left to do.
+    """Start the server, and drain it after SIGTERM or SIGINT; returns at the end of the drain.
 
-    At the hard deadline it returns with exchanges open: they are counted, logged and reported,
-    and cutting them is the adapter's. `signals` takes the place of the handlers set here. Raises
-    what the server's start raises.
+    At the hard deadline it returns with exchanges open: they are counted, logged and reported, and
+    the adapter must cut them. `signals` replaces the handlers set here. Raises what the server's
+    start raises.
     """
     changed = asyncio.Event()
     with ExitStack() as stack:
@@ -71,24 +87,24 @@ async def serve(
         notifier.ready()
         for address in server.addresses():
             _log.info("version %s serves %s", instance.version, address)
-        await _attend(drain, server, notifier, changed)
+        await _run(drain, server, notifier, changed)
 
 
 @contextmanager
 def _role(drain: DrainController, instance: Instance, changed: asyncio.Event) -> Iterator[None]:
-    """Follow the role of this instance; without a port of its own there is none to follow."""
+    """Follow the role of this instance; without a port of its own it has none."""
     if instance.port is None:
         yield
         return
     loop = asyncio.get_running_loop()
 
-    def take(role: InstanceRole) -> None:
-        _log.info("the role of this instance is now: %s", role)
+    def set_role(role: InstanceRole) -> None:
+        _log.info("role: %s", role)
         drain.set_role(role)
         changed.set()
 
     def report(role: InstanceRole) -> None:
-        loop.call_soon_threadsafe(take, role)
+        loop.call_soon_threadsafe(set_role, role)
 
     watch = RoleWatcher(instance.state_file, instance.port, report)
     watch.start()
@@ -100,17 +116,13 @@ def _role(drain: DrainController, instance: Instance, changed: asyncio.Event) ->
 
 @contextmanager
 def _signals(drain: DrainController, notifier: Notifier, changed: asyncio.Event) -> Iterator[None]:
-    """Stop at the first SIGTERM or SIGINT.
-
-    A second SIGTERM says that this place is needed: all streams are told to go at once. A second
-    SIGINT is a person at a keyboard: now.
-    """
+    """Start the drain at the first SIGTERM or SIGINT; see the module for a second one."""
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
         begin_drain(drain, notifier)
 
-    for number, again in ((signal.SIGTERM, drain.hurry_streams), (signal.SIGINT, drain.hurry)):
+    for number, again in ((signal.SIGTERM, drain.close_streams_now), (signal.SIGINT, drain.expire)):
         loop.add_signal_handler(number, _in_turn(stop, again, changed.set))
     try:
         yield
@@ -120,7 +132,7 @@ def _signals(drain: DrainController, notifier: Notifier, changed: asyncio.Event)
 
 
 def begin_drain(drain: DrainController, notifier: Notifier) -> None:
-    """Begin the end of this process, and say so; a second call changes nothing."""
+    """Start the drain and report it; a second call has no effect."""
     if not drain.stopping:
         _log.info("draining")
         drain.stop()
@@ -139,10 +151,10 @@ def _in_turn(
     return turn
 
 
-async def _attend(
+async def _run(
     drain: DrainController, server: AsyncServer, notifier: Notifier, changed: asyncio.Event
 ) -> None:
-    """Let the drain do what is due until it says that the process may end."""
+    """Run ticks until the drain is over."""
     reporter = _Reporter(drain, server, notifier)
     began = time.monotonic()
     while not drain.tick(server):
@@ -152,8 +164,7 @@ async def _attend(
             async with asyncio.timeout(pause):
                 await changed.wait()
         changed.clear()
-        # From accept() to a registered connection asyncio takes three turns of the loop; after
-        # these, whatever was accepted before the last tick can be seen by the next one.
+        # From accept() to a registered connection asyncio takes three turns of the loop.
         for _ in range(4):
             await asyncio.sleep(0)
         began = time.monotonic()
@@ -161,26 +172,26 @@ async def _attend(
 
 
 def _pause(drain: DrainController, took: float) -> float | None:
-    """Return how long to wait after a turn that took `took` seconds; None until something comes."""
+    """Return the pause after a tick that took `took` seconds; None waits for a change."""
     if not (drain.stopping or drain.shedding):
         return None
     shortest = _TICK_STOPPING if drain.stopping else _TICK_RETIRED
-    return max(shortest, min(took / _LOOK_SHARE, _TICK_LATEST))
+    return max(shortest, min(took / _TICK_SHARE, _TICK_LATEST))
 
 
 class _Reporter:
-    """Tells the supervisor how far the drain is."""
+    """Reports the progress of the drain to the supervisor."""
 
     def __init__(self, drain: DrainController, server: Server, notifier: Notifier) -> None:
         self._drain = drain
         self._server = server
         self._notifier = notifier
         self._accepting = True
-        self._left: RemainingWork | None = None
+        self._reported: RemainingWork | None = None
         self._next = 0.0
 
     def report(self) -> None:
-        """Say what has changed since the last time, if it is time to."""
+        """Report changes since the last report, if enough time has passed."""
         if not self._drain.stopping:
             return
         if self._accepting and not self._drain.accepting:
@@ -189,18 +200,18 @@ class _Reporter:
         now = time.monotonic()
         if now < self._next:
             return
-        left = self._drain.left(self._server)
-        # What was not delivered is said again.
-        if left != self._left and self._notifier.left(left.as_dict()):
-            self._left = left
-        self._next = now + _LEFT_SECONDS
+        left = self._drain.remaining_work(self._server)
+        # A report that was not delivered is repeated.
+        if left != self._reported and self._notifier.left(left.as_dict()):
+            self._reported = left
+        self._next = now + _REPORT_SECONDS
 
     def report_end(self) -> None:
-        """Say what is cut off, if anything is."""
-        left = self._drain.left(self._server)
-        if left.owed:
+        """Report exchanges that the deadline cuts, if there are any."""
+        left = self._drain.remaining_work(self._server)
+        if left.unfinished:
             _log.warning(
-                "the drain time is over: cutting off %d requests, %d WebSockets, %d event streams",
+                "drain timeout: cutting %d requests, %d WebSockets, %d event streams",
                 left.requests,
                 left.websockets,
                 left.event_streams,

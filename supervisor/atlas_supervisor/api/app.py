@@ -34,6 +34,7 @@ from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.deploy import DeployRecord
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.system.clock import Stopwatch
+from atlas_supervisor.system.text import escaped
 
 log = structlog.get_logger()
 
@@ -265,8 +266,8 @@ def _timed_facts(request: web.Request, connection: TimedConnection) -> dict[str,
 def _facts(request: web.Request, connection: TimedConnection) -> dict[str, str]:
     actor = request.get(_ACTOR)
     return {
-        "method": responses.printable(request.method),
-        "path": responses.printable(request.rel_url.raw_path)[:200],
+        "method": escaped(request.method),
+        "path": escaped(request.rel_url.raw_path)[:200],
         "actor": actor.name if actor else "unknown",
         "origin": connection.peer.address,
     }

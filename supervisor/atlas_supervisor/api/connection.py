@@ -152,8 +152,8 @@ class TimedConnection(web.RequestHandler):
             raise ConnectionResetError("the client has left")
         self._streams(self)
         self._close_source = close
-        # Each part is to be read before the next one: what waits does so in the source, which has
-        # its bounds. Not 0, with which asyncio's TLS pauses and goes on at every other look.
+        # The client must read each part before the next one is taken: pending parts stay in the
+        # source, which is bounded. Not 0, with which asyncio's TLS pauses and resumes endlessly.
         self.transport.set_write_buffer_limits(high=1, low=0)
 
     async def send(

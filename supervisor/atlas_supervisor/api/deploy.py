@@ -97,7 +97,8 @@ async def _rollback(call: Request[Nothing, Nothing]) -> Reply:
 
 
 async def _mode(call: Request[Nothing, ModeBody]) -> Reply:
-    return Reply(await call.control.deploys.set_mode(call.body.mode, call.actor, call.key))
+    await call.control.deploys.set_mode(call.body.mode, call.actor, call.key)
+    return Reply(call.control.queries.status())
 
 
 def _accepted(record: DeployRecord) -> Reply:
@@ -165,6 +166,7 @@ ROUTES: tuple[AnyRoute, ...] = (
             errors.UNKNOWN_RELEASE,
             errors.DEPLOY_IN_PROGRESS,
             errors.MODE_IS_SINGLE,
+            errors.MODE_IS_SINGLE_BY_SETTINGS,
             errors.DEPLOY_ABORTED,
             errors.RELEASE_DID_NOT_PASS,
             errors.SWITCH_FAILED,

@@ -108,7 +108,7 @@ async def _events(call: Request[EventsQuery, Nothing]) -> StreamReply:
         if not _ID.fullmatch(given) or int(given) > _MAX_ID:
             raise bad_header(LAST_EVENT_ID, "expected the id of an event, a number")
         after = int(given)
-    feed = await call.control.deploys.events(after=after, deploy_id=call.query.deploy_id)
+    feed = await call.control.queries.events(after=after, deploy_id=call.query.deploy_id)
     return StreamReply(
         _Frames(feed),
         content_type="text/event-stream",

@@ -28,7 +28,7 @@ async def _livez(_call: Request[Nothing, Nothing]) -> Reply:
 
 
 async def _readyz(call: Request[Nothing, Nothing]) -> Reply:
-    if not call.control.deploys.ready():
+    if not call.control.queries.ready():
         raise errors.NOT_READY.error()
     return Reply(Alive(status="ready"))
 

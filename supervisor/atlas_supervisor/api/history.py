@@ -49,25 +49,25 @@ class ReleaseList(BaseModel):
 
 
 async def _status(call: Request[Nothing, Nothing]) -> Reply:
-    await call.control.health.looked()  # just after a start there is no score yet
-    return Reply(call.control.deploys.status())
+    await call.control.health.first_checks()  # just after a start there is no score yet
+    return Reply(call.control.queries.status())
 
 
 async def _history(call: Request[HistoryQuery, Nothing]) -> Reply:
-    return Reply(History(deploys=await call.control.deploys.history(call.query.limit)))
+    return Reply(History(deploys=await call.control.queries.history(call.query.limit)))
 
 
 async def _show(call: Request[Nothing, Nothing]) -> Reply:
     deploy_id = call.path["deploy_id"]
-    record = await call.control.deploys.find(deploy_id) if _DEPLOY_ID.fullmatch(deploy_id) else None
+    record = await call.control.queries.find(deploy_id) if _DEPLOY_ID.fullmatch(deploy_id) else None
     if record is None:
         raise errors.DEPLOY_NOT_FOUND.error()
-    transitions = await call.control.deploys.transitions(deploy_id)
+    transitions = await call.control.queries.transitions(deploy_id)
     return Reply(DeployWithTransitions(**dict(record), transitions=transitions))
 
 
 async def _releases(call: Request[Nothing, Nothing]) -> Reply:
-    return Reply(ReleaseList(releases=await call.control.deploys.releases()))
+    return Reply(ReleaseList(releases=await call.control.queries.releases()))
 
 
 ROUTES: tuple[AnyRoute, ...] = (

@@ -95,7 +95,7 @@ class _Parts:
             if lines:
                 return "".join(map(self._frame, lines)).encode()
             if self._events:  # in plain text a comment would be taken for a line
-                return f"id: {self._feed.place}\n: still here\n\n".encode()
+                return f"id: {self._feed.cursor}\n: still here\n\n".encode()
         return None
 
     def close(self) -> None:
@@ -109,7 +109,7 @@ def _line(line: LogLine) -> str:
 
 def _event(line: LogLine) -> str:
     kind = "event: gap\n" if line.gap else ""
-    return f"id: {line.place}\n{kind}data: {line.text}\n\n"
+    return f"id: {line.cursor}\n{kind}data: {line.text}\n\n"
 
 
 async def _logs(call: Request[LogsQuery, Nothing]) -> StreamReply:

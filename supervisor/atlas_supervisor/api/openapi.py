@@ -194,8 +194,8 @@ def _examples(answers: list[ResponseSpec]) -> dict[str, Example | Reference]:
             found["example"] = Example(value=example)
             continue
         value = example.model_dump(mode="json")
-        name = value.get("error", {}).get("code") or value.get("result") or "example"
-        found[str(name)] = Example(value=value)
+        name = str(value.get("error", {}).get("code") or value.get("result") or "example")
+        found[f"{name}_{len(found)}" if name in found else name] = Example(value=value)
     return found
 
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import os
 import ssl
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
+
+from atlas_supervisor.api.token import load_or_create_token
+from atlas_supervisor.config import Settings
+from atlas_supervisor.telemetry.sanitize import keep_secret
+from atlas_worker.contract import SUPERVISOR_SOCKET
 
 
 @dataclass(frozen=True)
@@ -33,3 +39,22 @@ class ApiOptions:
     """On the Unix socket, and again on TCP."""
     shutdown_seconds: float = 2.0
     """How long to wait for requests in progress when stopping."""
+
+
+def api_options(settings: Settings) -> ApiOptions:
+    """Return the options that the settings ask for; the token's file is made if there is none."""
+    tls = None
+    if settings.control_tls_cert and settings.control_tls_key:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(settings.control_tls_cert, settings.control_tls_key)
+    token = load_or_create_token(settings.control_token_file)
+    keep_secret([token])
+    return ApiOptions(
+        socket_path=settings.state_dir / SUPERVISOR_SOCKET,
+        token=token,
+        token_file=settings.control_token_file,
+        version=version("atlas-supervisor"),
+        host=str(settings.control_host),
+        port=settings.control_port,
+        tls=tls,
+    )

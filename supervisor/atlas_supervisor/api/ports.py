@@ -23,13 +23,7 @@ from atlas_supervisor.model.status import Status
 
 
 class DeployPort(Protocol):
-    """Deploys, and the state that they lead to."""
-
-    def status(self) -> Status:
-        """Return the current status, from memory."""
-
-    def ready(self) -> bool:
-        """Return whether an active worker takes traffic."""
+    """Starts and steers deploys."""
 
     async def deploy(
         self, *, release: str | None, dry_run: bool, actor: Actor, key: IdempotencyKey | None = None
@@ -48,8 +42,18 @@ class DeployPort(Protocol):
     async def rollback(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
         """Go back to the previous version; return once it has all the traffic."""
 
-    async def set_mode(self, mode: Mode, actor: Actor, key: IdempotencyKey | None = None) -> Status:
+    async def set_mode(self, mode: Mode, actor: Actor, key: IdempotencyKey | None = None) -> None:
         """Set the mode durably."""
+
+
+class QueryPort(Protocol):
+    """Answers questions about deploys, and changes nothing."""
+
+    def status(self) -> Status:
+        """Return the current status, from memory."""
+
+    def ready(self) -> bool:
+        """Return whether an active worker takes traffic."""
 
     async def history(self, limit: int) -> list[DeployRecord]:
         """Return the latest deploys, newest first."""
@@ -96,7 +100,7 @@ class CanaryPort(Protocol):
 class HealthPort(Protocol):
     """Health of the active worker and the daemon."""
 
-    async def looked(self) -> None:
+    async def first_checks(self) -> None:
         """Wait for the first check after the start, at most 0.1 s."""
 
     async def report(self) -> Health:
@@ -116,7 +120,7 @@ class AuditPort(Protocol):
 
     def enqueue(
         self, actor: Actor, action: str, outcome: str, *, subject: str | None = None, **detail: Any
-    ) -> None:
+    ) -> object:
         """Queue an entry, without waiting until it is written."""
 
 
@@ -147,6 +151,7 @@ class Control:
     """The parts of the daemon that the API uses."""
 
     deploys: DeployPort
+    queries: QueryPort
     canary: CanaryPort
     health: HealthPort
     audit: AuditPort

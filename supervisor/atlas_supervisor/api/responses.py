@@ -17,6 +17,7 @@ from pydantic_core import to_jsonable_python
 from atlas_supervisor import errors
 from atlas_supervisor.api.routes import Reply, StreamReply
 from atlas_supervisor.errors import ErrorSpec, RefusedError
+from atlas_supervisor.system.text import escaped
 
 _BY_STATUS = {
     row.status: row
@@ -38,7 +39,6 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
 _LONGEST_FIELD = 100
 
 
@@ -123,11 +123,6 @@ def _encode(error: RefusedError) -> bytes:
 # Errors that are made from what a library found.
 
 
-def printable(text: str) -> str:
-    """Return `text` with everything escaped that could forge a log line or move a cursor."""
-    return text.encode("ascii", "backslashreplace").decode("ascii").translate(_ESCAPES)
-
-
 def invalid(row: ErrorSpec, error: ValidationError) -> RefusedError:
     """Return the error for the first fault that pydantic found in a query or body."""
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
@@ -138,7 +133,7 @@ def invalid(row: ErrorSpec, error: ValidationError) -> RefusedError:
 
 def bad_field(row: ErrorSpec, field: str, problem: str) -> RefusedError:
     """Return the error for a query or body, naming the field at fault unless it is empty."""
-    field = printable(field)[:_LONGEST_FIELD]
+    field = escaped(field)[:_LONGEST_FIELD]
     if not field:
         return row.error(problem=problem)
     return row.error(problem=f"{field}: {problem}", extra={"field": field})

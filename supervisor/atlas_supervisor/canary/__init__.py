@@ -1,1 +1,27 @@
-"""Feature canaries at work: reads what processes tell, decides, and tells them what to do."""
+"""Feature canaries in the daemon: from the rings of worker processes to a share and a verdict.
+
+Four times a second `service.py` runs this pipeline:
+
+    worker process      writes an event per decision and outcome  worker/…/atlas_worker/canary
+      | ring file                                                 layout: atlas_worker/contract/ring
+      v
+    ring_reader         reads one ring, validates it
+    call_collector      reads all rings, finds new and exited processes
+      | events by ring
+      v
+    evidence            routes events; everything below it is pure and in stats/
+      stats/outcomes      open calls -> outcomes and tallies
+      stats/windows       outcomes -> windows, closed in order of assignment
+      stats/rollups       tallies -> minutes and hours, the last hour
+      stats/decision      windows -> e-values -> verdict, with the tests in
+                          rollback_evidence, latency_evidence, promotion_evidence, sample_ratio
+      | verdict
+      v
+    stats/ramp          verdict, step time or an operator's action -> next state of a feature
+    policy              next state -> share and epoch -> deploy_state.json, which workers read
+    persistence         counts, evidence, epochs and ring positions -> atlas.db, one transaction;
+                        only then is the space in the rings released
+
+What readers see: `report` (status, report, suggestions), with `stats/comparison` and
+`stats/explain`.
+"""

@@ -1,7 +1,7 @@
-"""Reads all rings there are: what is new in each, and which process is gone.
+"""Collects new events from all rings, and notices which processes have exited.
 
-A position is given back to the process only when all that was read before it is on the disk. So a
-daemon that is killed reads again what it had not accounted for, and nothing else.
+A ring's position is released to its process only after everything before it is in the database
+(`acknowledge`). So a daemon that is killed reads unacknowledged events again, and no others.
 """
 
 from __future__ import annotations
@@ -22,144 +22,144 @@ log = structlog.get_logger(__name__)
 
 
 class CollectedEvents(NamedTuple):
-    """What one process has told since it was read last."""
+    """The new events of one process."""
 
     ring: str
     events: Mapping[RingEvent, int]
     keyed: Iterable[tuple[RingEvent, int]]
-    ended: bool
-    """Whether the process is gone, so that nothing more will come."""
+    exited: bool
+    """Whether the process has exited, so that these are its last events."""
 
 
 @dataclass
 class _TrackedRing:
-    """A ring that is being read."""
-
-    ring: RingReader
+    reader: RingReader
     read: Positions
-    accounted: Positions
+    acknowledged: Positions
     dropped: int = 0
-    ended: bool = False
+    exited: bool = False
+
+    @property
+    def is_unacknowledged(self) -> bool:
+        return self.read != self.acknowledged or self.exited
 
 
 class CallCollector:
-    """The rings in one folder. `look` blocks on the disk, as do `accounted` and `close`."""
+    """The rings in one folder. `poll`, `acknowledge` and `close` block on the disk."""
 
     def __init__(self, folder: Path, known: Iterable[RingRow]) -> None:
         self._folder = folder
         self._known = {row.ring: row for row in known}
-        """Positions that the last daemon wrote down, of rings that were not opened yet."""
-        self._followed: dict[str, _TrackedRing] = {}
+        """Positions saved by the last daemon, of rings that are not open yet."""
+        self._rings: dict[str, _TrackedRing] = {}
         self._refused: set[str] = set()
-        self._gone: list[str] = []
-        """Rings whose files are removed, and of which nothing is to be kept any more."""
+        self._removed: list[str] = []
+        """Rings whose files are removed and whose saved positions can be deleted."""
         self._dropped_before = 0
 
     @property
     def dropped(self) -> int:
-        """How many events processes had no room for, those that are gone included."""
-        return self._dropped_before + sum(each.dropped for each in self._followed.values())
+        """How many events found no room, those of exited processes included."""
+        return self._dropped_before + sum(each.dropped for each in self._rings.values())
 
     @property
-    def news(self) -> bool:
-        """Whether something is to be written down."""
-        moved = (each.read != each.accounted or each.ended for each in self._followed.values())
-        return bool(self._gone) or any(moved)
+    def has_unwritten(self) -> bool:
+        """Whether positions have changed that are not in the database yet."""
+        return bool(self._removed) or any(each.is_unacknowledged for each in self._rings.values())
 
-    def tidy(self) -> None:
-        """Remove files that processes began to make and did not live to finish."""
+    def remove_unfinished(self) -> None:
+        """Remove files that a process has created but, killed, never renamed to a ring."""
         for path in self._folder.glob(f".*{RING_SUFFIX}.new"):
             pid = path.name.lstrip(".").partition("-")[0]
             if not pid.isdecimal() or procfs.start_ticks(int(pid)) is None:
                 path.unlink(missing_ok=True)
 
-    def look(self) -> list[CollectedEvents]:
-        """Return what is new in every ring."""
+    def poll(self) -> list[CollectedEvents]:
+        """Return the new events of every ring."""
         self._open_new()
-        told = [self._read(name, each) for name, each in list(self._followed.items())]
-        # A ring that the last daemon knew and that is not there any more: its process is, too.
-        lost = [CollectedEvents(name, {}, (), ended=True) for name in self._known]
-        self._gone += self._known
+        collected = [self._read(name, each) for name, each in list(self._rings.items())]
+        # A ring that was known to the last daemon and has no file any more: its process has exited.
+        missing = [CollectedEvents(name, {}, (), exited=True) for name in self._known]
+        self._removed += self._known
         self._known.clear()
-        return [each for each in (*told, *lost) if each is not None]
+        return [each for each in (*collected, *missing) if each is not None]
 
     def _open_new(self) -> None:
-        there = {path.name: path for path in ring_files(self._folder)}
-        self._refused &= there.keys()
-        for name, path in there.items():
-            if name in self._followed or name in self._refused:
+        present = {path.name: path for path in ring_files(self._folder)}
+        self._refused &= present.keys()
+        for name, path in present.items():
+            if name in self._rings or name in self._refused:
                 continue
             try:
-                ring = RingReader.open(path)
+                reader = RingReader.open(path)
                 before = self._known.pop(name, None)
-                tail = ring.tail
+                tail = reader.tail
             except RingRefusedError as error:
                 self._refused.add(name)
                 log.warning("canary_ring_refused", why=str(error))
                 continue
             start = Positions(before.tail, before.keyed_tail) if before else tail
-            self._followed[name] = _TrackedRing(ring, start, start)
+            self._rings[name] = _TrackedRing(reader, start, start)
 
-    def _read(self, name: str, followed: _TrackedRing) -> CollectedEvents | None:
-        if followed.ended:
+    def _read(self, name: str, ring: _TrackedRing) -> CollectedEvents | None:
+        if ring.exited:
             return None
-        ring = followed.ring
         try:
-            batch = ring.read(followed.read)
-            followed.dropped = ring.dropped + ring.keyed_dropped
+            batch = ring.reader.read(ring.read)
+            ring.dropped = ring.reader.dropped + ring.reader.keyed_dropped
         except RingRefusedError as error:
             log.warning("canary_ring_refused", why=str(error))
-            followed.ended = True
-            return CollectedEvents(name, {}, (), ended=True)
-        followed.read = batch.next
-        followed.ended = not batch.alive
-        if not (batch.events or batch.keyed or followed.ended):
+            ring.exited = True
+            return CollectedEvents(name, {}, (), exited=True)
+        ring.read = batch.next
+        ring.exited = not batch.alive
+        if not (batch.events or batch.keyed or ring.exited):
             return None
         return CollectedEvents(
             name,
             {decode(word): count for word, count in batch.events.items()},
             [(decode(word), key) for word, key in batch.keyed],
-            followed.ended,
+            ring.exited,
         )
 
     def positions(self) -> list[RingRow]:
-        """Return how far every ring was read that has been read on."""
+        """Return the positions that are to be written to the database."""
         return [
             RingRow(name, each.read.main, each.read.keyed, each.dropped)
-            for name, each in self._followed.items()
-            if each.read != each.accounted or each.ended
+            for name, each in self._rings.items()
+            if each.is_unacknowledged
         ]
 
     def removed(self) -> list[str]:
-        """Return the rings of which nothing is to be kept any more."""
-        return list(self._gone)
+        """Return the rings whose saved positions are to be deleted."""
+        return list(self._removed)
 
-    def accounted(self, rows: Iterable[RingRow], gone: Collection[str]) -> None:
-        """Note that this is on the disk: processes may use that room again."""
-        self._gone = [name for name in self._gone if name not in gone]
+    def acknowledge(self, rows: Iterable[RingRow], removed: Collection[str]) -> None:
+        """Release the space of events that are in the database now."""
+        self._removed = [name for name in self._removed if name not in removed]
         for row in rows:
-            followed = self._followed[row.ring]
-            followed.accounted = Positions(row.tail, row.keyed_tail)
+            ring = self._rings[row.ring]
+            ring.acknowledged = Positions(row.tail, row.keyed_tail)
             try:
-                followed.ring.advance(followed.accounted)
+                ring.reader.advance(ring.acknowledged)
             except RingRefusedError as error:
                 log.warning("canary_ring_refused", why=str(error))
-            if followed.ended:
-                self._remove(row.ring, followed)
+            if ring.exited:
+                self._remove(row.ring, ring)
 
-    def _remove(self, name: str, followed: _TrackedRing) -> None:
-        """Remove a file that was read to its end; its position is kept until it is gone."""
+    def _remove(self, name: str, ring: _TrackedRing) -> None:
+        """Remove the file of an exited process; its saved position is deleted afterwards."""
         try:
-            followed.ring.path.unlink(missing_ok=True)
+            ring.reader.path.unlink(missing_ok=True)
         except OSError as error:
             log.warning("canary_ring_not_removed", ring=name, why=str(error))
             return
-        followed.ring.close()
-        self._dropped_before += followed.dropped
-        del self._followed[name]
-        self._gone.append(name)
+        ring.reader.close()
+        self._dropped_before += ring.dropped
+        del self._rings[name]
+        self._removed.append(name)
 
     def close(self) -> None:
-        """Let all files go."""
-        for each in self._followed.values():
-            each.ring.close()
+        """Close all files."""
+        for each in self._rings.values():
+            each.reader.close()

@@ -1,12 +1,8 @@
-"""Decides what workers are told: from every feature's state to the policy in the state file. Pure.
+"""The canary policy: the share and epoch of each feature, in `deploy_state.json` for workers.
 
-A share never changes under an epoch: whatever changes it begins another one. The state file is
-written first and the database follows, so what workers go by is never behind what is remembered.
-
-What holds now: every feature's state, and the policy that workers go by.
-
-Whatever changes goes one way: the state file first, which workers read; then what the daemon itself
-goes by; then the database, which is owed it.
+All decisions under one epoch have one share; a changed share starts a new epoch. Changes are
+applied in one order: state file (workers read it), memory, database. So after a crash the state
+file is right and the database may be behind.
 """
 
 from __future__ import annotations
@@ -16,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from atlas_supervisor.canary.evidence import Evidence
 from atlas_supervisor.canary.persistence import CanaryPersistence
-from atlas_supervisor.canary.stats.ramp import Feature, Next, Rules, Stage
+from atlas_supervisor.canary.stats.ramp import Change, Feature, Rules, Stage
 from atlas_supervisor.config import Settings
 from atlas_supervisor.model.canary import CanaryPolicy, EpochRow, FallbackView, FeaturePolicy
 from atlas_supervisor.store.state_keeper import StateKeeper
@@ -24,7 +20,7 @@ from atlas_supervisor.system.clock import now
 
 
 def rules_of(settings: Settings) -> Rules:
-    """Return what the settings say about ramps."""
+    """Return the settings of ramps."""
     return Rules(
         steps=settings.canary_ramp,
         step_seconds=settings.canary_step_seconds,
@@ -32,27 +28,26 @@ def rules_of(settings: Settings) -> Rules:
     )
 
 
-def first_features(
-    settings: Settings, kept: Mapping[str, Feature], known: CanaryPolicy | None
+def initial_features(
+    settings: Settings, saved: Mapping[str, Feature], policy: CanaryPolicy | None
 ) -> dict[str, Feature]:
-    """Return every feature of the settings as it was left, as far as it was.
+    """Return every feature of the settings, restored as far as it was saved.
 
-    Where the policy in the state file says otherwise than what was remembered, the file is right:
-    it was written first.
+    Where the policy in the state file is newer than the database, the state file is right.
     """
     found = {}
     for name in settings.canary_features:
-        feature = kept.get(name) or Feature(name=name, percentage=settings.canary_percentage)
+        feature = saved.get(name) or Feature(name=name, percentage=settings.canary_percentage)
         if not feature.own_percentage:
             feature = feature.model_copy(update={"percentage": settings.canary_percentage})
-        policy = known.features.get(name) if known else None
-        if policy is not None and policy.epoch > feature.epoch:
+        known = policy.features.get(name) if policy else None
+        if known is not None and known.epoch > feature.epoch:
             feature = feature.model_copy(
                 update={
-                    "epoch": policy.epoch,
-                    "ramp": policy.ramp,
-                    "stage": Stage(policy.stage),
-                    "reason": feature.reason or "decided right before the daemon was killed",
+                    "epoch": known.epoch,
+                    "ramp": known.ramp,
+                    "stage": Stage(known.stage),
+                    "reason": feature.reason or "decided shortly before the daemon was killed",
                 }
             )
         if feature.stage in (Stage.RAMPING, Stage.PAUSED) and not settings.canary_ramp:
@@ -69,7 +64,7 @@ def policy_of(
     fallback: FallbackView | None,
     counted_from: int,
 ) -> CanaryPolicy:
-    """Return what workers are to be told."""
+    """Return the policy for workers."""
     off = not settings.canary_enabled or fallback is not None
     return CanaryPolicy(
         enabled=settings.canary_enabled,
@@ -97,56 +92,56 @@ def with_epochs(
     fresh: frozenset[str],
     new_epoch: Callable[[], int],
 ) -> dict[str, Feature]:
-    """Return the features with a new epoch for each whose share is another one now.
+    """Return the features, with a new epoch for each one whose share has changed.
 
-    Evidence begins anew with it for the `fresh` ones, and where calls are drawn that were not
-    before: who is drawn now may have been in that ramp already, and would count once more.
+    Evidence starts anew for the `fresh` ones, and where calls are drawn at random that were not
+    before: a key drawn now may have been in the former ramp already and would count twice.
     """
     off = not settings.canary_enabled or latched
     found = {}
     for name, feature in features.items():
+        found[name] = feature
         share = 0.0 if off else feature.share(settings.canary_ramp)
         policy = before.features.get(name) if before else None
         if policy is None or policy.share != share or name in fresh:
             epoch = new_epoch()
             anew = policy is None or name in fresh or (0 < share < 1 and not 0 < policy.share < 1)
             ramp = epoch if anew else feature.ramp
-            feature = feature.model_copy(update={"epoch": epoch, "ramp": ramp})  # noqa: PLW2901  # the same feature, later
-        found[name] = feature
+            found[name] = feature.model_copy(update={"epoch": epoch, "ramp": ramp})
     return found
 
 
-def going_on(policy: CanaryPolicy) -> dict[str, int]:
-    """Return the ramps whose evidence goes on: those that draw calls, by feature."""
+def current_ramps(policy: CanaryPolicy) -> dict[str, int]:
+    """Return the ramps that draw calls at random, by feature: only those gather evidence."""
     return {
         name: feature.ramp for name, feature in policy.features.items() if 0 < feature.share < 1
     }
 
 
 class PolicyStore:
-    """The one place that changes a share."""
+    """Holds every feature's state and the policy; the only place that changes a share."""
 
     def __init__(
         self,
         settings: Settings,
         state: StateKeeper,
         evidence: Evidence,
-        ledger: CanaryPersistence,
+        persistence: CanaryPersistence,
         features: Mapping[str, Feature],
     ) -> None:
         self._settings = settings
         self._state = state
         self._evidence = evidence
-        self._ledger = ledger
+        self._persistence = persistence
+        self._policy = state.state.canary
         self.features = dict(features)
 
     @property
     def policy(self) -> CanaryPolicy:
-        """What workers are told. Raises RuntimeError before `begin`."""
-        policy = self._state.state.canary
-        if policy is None:
-            raise RuntimeError("canaries are asked about before they were begun")
-        return policy
+        """The current policy. Raises RuntimeError before the first `apply`."""
+        if self._policy is None:
+            raise RuntimeError("no canary policy has been applied yet")
+        return self._policy
 
     @property
     def is_latched(self) -> bool:
@@ -155,23 +150,27 @@ class PolicyStore:
 
     @property
     def last_fallback(self) -> FallbackView | None:
-        """Why it did, as far as the state file knows."""
-        return self._state.state.canary.fallback if self._state.state.canary else None
+        """The fallback in the state file, if its numbers are there."""
+        return self._policy.fallback if self._policy else None
 
     def share(self, feature: str) -> float:
-        """Return the share of calls that the feature's canary gets, all told."""
+        """Return the effective share of a feature's canary."""
         return self.policy.features[feature].share
 
-    async def adopt(
+    async def apply(
         self,
-        changes: Mapping[str, Next],
+        changes: Mapping[str, Change],
         *,
         fallback: FallbackView | None,
         cause: str = "the settings",
         forget: bool = False,
     ) -> None:
-        """Make the changes hold: for workers first, then for ourselves. Raises OSError."""
-        before, newest = self._state.state.canary, self._ledger.newest_epoch
+        """Apply changes: state file, memory, database. Raises OSError, and nothing has changed.
+
+        `cause` is recorded for epochs of features without a change of their own. With `forget`,
+        the fallback no longer counts earlier calls.
+        """
+        before, newest = self._policy, self._persistence.newest_epoch
         fresh = frozenset(name for name, each in changes.items() if each.fresh)
         features = with_epochs(
             {**self.features, **{name: each.feature for name, each in changes.items()}},
@@ -179,7 +178,7 @@ class PolicyStore:
             before,
             latched=fallback is not None,
             fresh=fresh,
-            new_epoch=self._ledger.new_epoch,
+            new_epoch=self._persistence.new_epoch,
         )
         oldest = min((feature.epoch for feature in features.values()), default=0)
         counted_from = oldest if forget else (before.counted_from if before else 0)
@@ -190,30 +189,29 @@ class PolicyStore:
             fallback=fallback,
             counted_from=counted_from,
         )
-        if policy != before or (fallback is None) == self._state.state.canary_disabled_fallback:
+        if policy != before or (fallback is None) == self.is_latched:
             try:
                 await self._state.change(
                     canary=policy, canary_disabled_fallback=fallback is not None
                 )
             except OSError:
-                self._ledger.take_back(newest)
+                self._persistence.release_epochs(newest)
                 raise
+        self._policy, self.features = policy, features
         for name, feature in features.items():
             if self._evidence.epoch(feature.epoch) is None:
-                why = changes[name].why if name in changes else cause
-                self._begin(policy, feature, why, fresh=feature.epoch == feature.ramp)
-        self.features = features
-        self._evidence.follow(going_on(policy))
-        self._ledger.owe_features(going_on(policy).values())
+                self._start_epoch(feature, changes[name].why if name in changes else cause)
+        self._evidence.set_ramps(current_ramps(policy))
+        self._persistence.queue_features(current_ramps(policy).values())
 
-    def _begin(self, policy: CanaryPolicy, feature: Feature, why: str, *, fresh: bool) -> None:
+    def _start_epoch(self, feature: Feature, why: str) -> None:
         row = EpochRow(
             epoch=feature.epoch,
             feature=feature.name,
             ramp=feature.ramp,
-            share=policy.features[feature.name].share,
+            share=self.share(feature.name),
             ts=now().isoformat(),
             cause=why,
         )
-        self._evidence.begin_epoch(row, fresh=fresh)
-        self._ledger.owe_epoch(row)
+        self._evidence.start_epoch(row, fresh=feature.epoch == feature.ramp)
+        self._persistence.queue_epoch(row)

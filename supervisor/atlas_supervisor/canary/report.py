@@ -1,7 +1,4 @@
-"""What a reader is shown of canaries, put together from what is known.
-
-What an operator should do about canaries as they are, if anything.
-"""
+"""Builds the views of canaries for readers: the status, the report, and suggestions."""
 
 from __future__ import annotations
 
@@ -12,8 +9,8 @@ from typing import NamedTuple
 from atlas_supervisor.canary.evidence import Evidence
 from atlas_supervisor.canary.stats.comparison import (
     canary_stats,
+    decision_view,
     feature_report,
-    judgement_view,
     warnings_of,
 )
 from atlas_supervisor.canary.stats.decision import Decision
@@ -32,16 +29,16 @@ from atlas_supervisor.model.status import Suggestion
 
 
 class RecentStats(NamedTuple):
-    """The last hour's numbers, and why those of a feature are not to be trusted."""
+    """The numbers of the last hour, and the reasons to distrust those of a feature."""
 
     minute: int
-    """When it was put together, in minutes of Unix time."""
+    """When it was computed, in minutes of Unix time."""
     stats: CanaryStats
     warnings: Mapping[str, list[str]]
 
 
-def glance(evidence: Evidence, minute: int) -> RecentStats:
-    """Return the last hour's numbers."""
+def recent_stats(evidence: Evidence, minute: int) -> RecentStats:
+    """Return the numbers of the last hour."""
     tallies = evidence.last_hour(minute * 60)
     warnings = {name: warnings_of(both, evidence.ratios(name)) for name, both in tallies.items()}
     return RecentStats(minute, canary_stats(tallies), warnings)
@@ -56,8 +53,8 @@ def feature_view(
     *,
     warnings: list[str],
 ) -> FeatureView:
-    """Return one feature's canary as it is now."""
-    judgement = evidence.judgement(feature.name)
+    """Return one feature's canary for the status."""
+    decision = evidence.decision(feature.name)
     epoch = evidence.epoch(feature.epoch)
     calls = evidence.step_calls(feature.epoch)
     ramps = feature.stage in (Stage.RAMPING, Stage.PAUSED)
@@ -72,40 +69,40 @@ def feature_view(
         epoch=feature.epoch,
         ramp=feature.ramp,
         reason=feature.reason or (epoch.cause if epoch else ""),
-        waits_for=waits_for(feature, judgement, calls, rules, now),
-        judgement=judgement_view(judgement),
-        pending_calls=evidence.pending(feature.ramp),
+        waits_for=waits_for(feature, decision, calls, rules, now),
+        judgement=decision_view(decision),
+        pending_calls=evidence.pending_calls(feature.ramp),
         warnings=warnings,
     )
 
 
-def report(
+def build_report(
     until: datetime,
     hours: int,
     epochs: list[EpochRow],
     counts: Iterable[CountsRow],
-    judged: Mapping[str, tuple[Decision, SampleRatios]],
+    decisions: Mapping[str, tuple[Decision, SampleRatios]],
 ) -> CanaryReport:
-    """Return every feature over the last hours. It takes its time: to be run in a thread."""
+    """Return every feature over the last hours. Takes long enough to need a thread."""
     tallies = by_epoch(counts)
     return CanaryReport(
         hours=hours,
         since_ts=until - timedelta(hours=hours),
         until_ts=until,
         features=[
-            feature_report(name, epochs, tallies, judgement, ratios)
-            for name, (judgement, ratios) in judged.items()
+            feature_report(name, epochs, tallies, decision, ratios)
+            for name, (decision, ratios) in decisions.items()
         ],
     )
 
 
 def suggestions(view: CanaryView) -> Iterator[Suggestion]:
-    """Yield what is wrong and what would mend it; nothing when all is well."""
+    """Yield problems, each with the operator's remedy."""
     if view.fallback is not None:
         yield Suggestion(
             code="canary_fallback",
             message=f"All canaries are off: {view.fallback.reason}.",
-            action="Look at `atlasctl canary report`; once the cause is mended, reset it: "
+            action="See `atlasctl canary report`. Once the cause is fixed, run "
             "`atlasctl canary reset`.",
         )
     for feature in view.features:
@@ -113,19 +110,19 @@ def suggestions(view: CanaryView) -> Iterator[Suggestion]:
             yield Suggestion(
                 code="canary_rolled_back",
                 message=f"The canary of {feature.feature} gets no calls: {feature.reason}.",
-                action="Once it is mended: `atlasctl canary ramp "
-                f"{feature.feature} start`, or `atlasctl canary reset {feature.feature}`.",
+                action=f"Once it is fixed, run `atlasctl canary ramp {feature.feature} start` or "
+                f"`atlasctl canary reset {feature.feature}`.",
             )
         for warning in feature.warnings:
             yield Suggestion(
                 code="canary_not_trusted",
                 message=f"{feature.feature}: {warning}.",
-                action="docs/canary.md tells what is compared, and what spoils it.",
+                action="See docs/canary.md for what is compared and what invalidates it.",
             )
     if view.dropped_events:
         yield Suggestion(
             code="canary_events_dropped",
             message=f"Worker processes had no room for {view.dropped_events} events of canary "
-            "calls: they are missing from all numbers.",
-            action="The daemon was away for long, or its disk takes no writes: see its log.",
+            "calls, which are missing from all numbers.",
+            action="The daemon was away for long, or its disk refuses writes: see its log.",
         )

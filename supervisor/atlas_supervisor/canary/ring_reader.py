@@ -1,8 +1,19 @@
-"""Read the rings that workers write their canary calls into, whatever they may hold.
+"""Reads the rings that worker processes write their canary events into.
 
-A ring is read by plain reads, never mapped: whoever cuts a mapped file short kills its readers.
-The file belongs to a program that may be broken, so nothing in it is believed but what can be
-checked; a ring that is refused costs one log line and no more.
+The layout and its protocol are in `atlas_worker.contract.ring`. The reader's side of it:
+
+- A ring is read with `pread`, never mapped: a mapped file that its owner truncates kills its
+  readers by SIGBUS.
+- The file belongs to another program, which may be broken. Only checked values are used: type,
+  owner and size of the file, magic, layout version, kind and lap bit of each word. A ring that
+  fails a check is refused with one log line.
+- A unit at index i is written if its kind is not 0 and its lap bit is that of the lap
+  i // capacity. The reader stops at the first unwritten unit of a living process: it will be
+  written. Of a dead process it reads everything and skips the gaps.
+- Whether the process lives is asked *before* reading. If it was dead, all it ever wrote is there,
+  and the batch is its last.
+- The index never passes tail + capacity: the process can't have written more, as it stops when
+  the ring is full. The tail moves only in `advance`, after the events are in the database.
 """
 
 from __future__ import annotations
@@ -23,12 +34,12 @@ _CHUNK = 4096  # units in one read
 
 
 class RingRefusedError(AtlasError):
-    """The file can't be used as a ring; the text says why."""
+    """The file can't be used as a ring; the text is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """Of both rings of a file, the index of the next unit to be read."""
+    """The index of the next unit to read, in both rings of a file."""
 
     main: int = 0
     keyed: int = 0
@@ -36,11 +47,11 @@ class Positions:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What was new. `events` counts equal words (`ring.decode` takes one apart).
+    """New events. `events` counts equal words (see `ring.decode`), without their lap bit.
 
-    `keyed` has each keyed event in order, with the hash of its key; no word has its lap bit here.
-    `skipped` are indices that a dead process took and never wrote. `alive` is how it was before
-    the reading: a batch that says False is the ring's last.
+    `keyed` has each event with a key, in order, with the key's hash. `skipped` counts the indices
+    that a dead process has reserved and not written. `alive` is the state before reading: with
+    False the batch is the ring's last.
     """
 
     events: Counter[int]
@@ -51,7 +62,7 @@ class Batch:
 
 
 def ring_files(folder: Path) -> list[Path]:
-    """Return the rings in a folder by name; none if there is no such folder."""
+    """Return the rings in a folder, sorted by name; none if there is no such folder."""
     try:
         return sorted(folder.glob(f"*{layout.RING_SUFFIX}"))
     except OSError:
@@ -59,9 +70,9 @@ def ring_files(folder: Path) -> list[Path]:
 
 
 class RingReader:
-    """One process's ring, as the daemon sees it. Its calls read a file; they may block briefly.
+    """Reads one process's ring. Its methods read a file and may block briefly.
 
-    Every read raises RingRefusedError once the file can't be read or is cut short.
+    Every read raises RingRefusedError if the file can't be read or is too short.
     """
 
     def __init__(self, path: Path, descriptor: int, owner: layout.Owner) -> None:
@@ -72,8 +83,8 @@ class RingReader:
 
     @classmethod
     def open(cls, path: Path) -> RingReader:
-        """Open a ring; raises RingRefusedError for whatever is not a whole ring of this uid's."""
-        # A FIFO must not make the daemon wait, and a link may lead anywhere.
+        """Open a ring. Raises RingRefusedError unless it is a complete ring of this uid."""
+        # A FIFO must not block the daemon, and a link must not be followed.
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         try:
             descriptor = os.open(path, flags)
@@ -88,39 +99,34 @@ class RingReader:
             raise RingRefusedError(f"{path.name} is refused: {error}") from error
 
     def close(self) -> None:
-        """Let the file go; calling it again does nothing."""
+        """Close the file; idempotent."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
     def alive(self) -> bool:
-        """Whether the process that writes this ring still runs."""
+        """Return whether the process that writes this ring still runs."""
         return self._same_boot and procfs.is_alive(self.owner.pid, self.owner.start_ticks)
 
     @property
-    def of_this_boot(self) -> bool:
-        """Whether its slices are on this machine's present clock."""
-        return self._same_boot
-
-    @property
     def dropped(self) -> int:
-        """How many calls found no room, as the process counts them from its start."""
+        """How many calls found no room since the process started."""
         return self._cell(layout.DROPPED_OFFSET)
 
     @property
     def keyed_dropped(self) -> int:
-        """The same for calls with a key."""
+        """The same, for calls with a key."""
         return self._cell(layout.KEYED_DROPPED_OFFSET)
 
     @property
     def tail(self) -> Positions:
-        """How far it has been read, as the process was told."""
+        """The position up to which space is released to the process."""
         return Positions(self._cell(layout.TAIL_OFFSET), self._cell(layout.KEYED_TAIL_OFFSET))
 
     def advance(self, positions: Positions) -> None:
-        """Give what was read back to the process. Only what is kept durably may be given back.
+        """Release the space before the positions; their events must be in the database.
 
-        A dead process gets nothing back: where its tail stood tells how far it can have come.
+        The tail of a dead process stays: it bounds how far the process can have written.
         """
         if not self.alive():
             return
@@ -132,12 +138,8 @@ class RingReader:
             raise RingRefusedError(f"{self.path.name}: {error.strerror}") from error
 
     def read(self, positions: Positions) -> Batch:
-        """Return all that was written from the positions on.
-
-        What the tail has passed is gone: reading begins there at the earliest. A gap in a living
-        process is waited for; of a dead one everything is read, over its gaps.
-        """
-        alive = self.alive()  # asked first: what it wrote until its death is then all there
+        """Return the events from the positions on, or from the tail if that is later."""
+        alive = self.alive()  # first: if it is dead, everything it wrote is there
         tail = self.tail
         main = self._follow(_MAIN, positions.main, tail.main, over_gaps=not alive)
         keyed = self._follow(_KEYED, positions.keyed, tail.keyed, over_gaps=not alive)
@@ -152,7 +154,7 @@ class RingReader:
     def _follow(self, shape: _Shape, position: int, tail: int, *, over_gaps: bool) -> _Found:
         columns: list[list[int]] = [[] for _ in range(shape.width)]
         index = end = start = max(position, tail)
-        limit = tail + shape.capacity  # the process can't have come further
+        limit = tail + shape.capacity
         while index < limit:
             place = index % shape.capacity
             count = min(_CHUNK, shape.capacity - place, limit - index)
@@ -181,7 +183,7 @@ class RingReader:
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """Where a ring is in its file; `width` is the words of one unit."""
+    """The place of a ring in its file; `width` is the words per unit."""
 
     capacity: int
     width: int
@@ -200,9 +202,9 @@ class _Found:
 
 
 def _written(parts: list[tuple[int, ...]], *, lap: int, over_gaps: bool) -> Sequence[int]:
-    """Return which units of a chunk are written: up to the first gap, or all of them.
+    """Return the written units of a chunk: those before the first gap, or with `over_gaps` all.
 
-    The first word of a unit is an event, the second a hash; neither is 0 once it is written.
+    The first word of a unit is an event, the second a hash; neither is 0 once written.
     """
     high = (lap + 1) << 63
     lows = ((lap << 63) + (1 << layout.KIND_SHIFT), (lap << 63) + 1)
@@ -213,7 +215,7 @@ def _written(parts: list[tuple[int, ...]], *, lap: int, over_gaps: bool) -> Sequ
             min(part[first:last]) >= low and max(part[first:last]) < high for part, low in bounds
         )
 
-    # Whole stretches are looked at, in ever smaller halves: a step for each word costs more.
+    # Binary search over slices: a Python step for each word would cost more.
     first, last = 0, len(parts[0])
     while first < last:
         middle = (first + last + 1) // 2 if first or last < len(parts[0]) else last
@@ -233,7 +235,7 @@ def _picked(part: tuple[int, ...], written: Sequence[int]) -> Iterable[int]:
 
 
 def _counted(words: list[int]) -> Counter[int]:
-    """Return how often each event came; equal words are counted before they are looked at."""
+    """Return the count of each event; equal words are counted before they are examined."""
     events: Counter[int] = Counter()
     for word, count in Counter(words).items():
         if not _is_void(word):
@@ -254,10 +256,10 @@ def _is_void(word: int) -> bool:
 
 
 def _check(status: os.stat_result) -> None:
-    """Raise ValueError for a file that is none of our own rings."""
+    """Raise ValueError for a file that is not a ring of this uid."""
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError("it is no regular file")
+        raise ValueError("not a regular file")
     if status.st_uid != os.getuid():
-        raise ValueError(f"it belongs to uid {status.st_uid}, not to {os.getuid()}")
+        raise ValueError(f"owned by uid {status.st_uid}, not {os.getuid()}")
     if status.st_size != layout.RING_BYTES:
-        raise ValueError(f"it has {status.st_size} bytes, not {layout.RING_BYTES}")
+        raise ValueError(f"has {status.st_size} bytes instead of {layout.RING_BYTES}")

@@ -1,9 +1,4 @@
-"""Feature canaries as the API sees them, and the task that looks after them.
-
-It implements `api.ports.Canaries`: reads what workers tell, decides, and does what is asked for.
-
-Where feature canaries begin: from what the last daemon left, and what the settings say now.
-"""
+"""Feature canaries: polls the rings, decides, and serves the API (`api.ports.Canaries`)."""
 
 from __future__ import annotations
 
@@ -13,19 +8,24 @@ from datetime import UTC, datetime
 import anyio
 import structlog
 
-from atlas_supervisor.canary import errors
-from atlas_supervisor.canary import report as views
+from atlas_supervisor import errors
 from atlas_supervisor.canary.call_collector import CallCollector
 from atlas_supervisor.canary.evidence import Evidence, Moment, Observe, unobserved
-from atlas_supervisor.canary.persistence import CanaryPersistence, kept_by, newest_epoch
-from atlas_supervisor.canary.policy import PolicyStore, first_features, rules_of
-from atlas_supervisor.canary.report import RecentStats, suggestions
+from atlas_supervisor.canary.persistence import CanaryPersistence, newest_epoch, read_saved
+from atlas_supervisor.canary.policy import PolicyStore, initial_features, rules_of
+from atlas_supervisor.canary.report import (
+    RecentStats,
+    build_report,
+    feature_view,
+    recent_stats,
+    suggestions,
+)
 from atlas_supervisor.canary.stats.counts import Arm
-from atlas_supervisor.canary.stats.fallback import Fallback
+from atlas_supervisor.canary.stats.decision import Fallback
 from atlas_supervisor.canary.stats.ramp import (
     Action,
+    Change,
     Feature,
-    Next,
     RampError,
     act,
     judge_ramp,
@@ -33,7 +33,7 @@ from atlas_supervisor.canary.stats.ramp import (
     set_percentage,
 )
 from atlas_supervisor.config import Settings
-from atlas_supervisor.errors import StartRefusedError
+from atlas_supervisor.errors import RefusedError, StartRefusedError
 from atlas_supervisor.model.actor import SUPERVISOR, Actor
 from atlas_supervisor.model.canary import (
     ArmCounts,
@@ -52,246 +52,246 @@ from atlas_worker.contract import RINGS_DIRECTORY
 
 log = structlog.get_logger(__name__)
 
-LOOK_SECONDS = 0.25
+POLL_SECONDS = 0.25
 """How often the rings are read."""
 
-_AFTER_A_BUG_SECONDS = 10.0
+_AFTER_BUG_SECONDS = 10.0
+_MAX_NAME = 100  # characters of an unknown feature's name that are quoted
+_RINGS_MODE = 0o700
 
 
 class FeatureCanaries:
-    """Knows every feature's canary, decides about it, and answers for it."""
+    """The canaries of all features. `open_canaries` makes it, `run` keeps it going."""
 
     def __init__(
         self,
         *,
         settings: Settings,
-        holding: PolicyStore,
+        policies: PolicyStore,
         evidence: Evidence,
-        intake: CallCollector,
-        ledger: CanaryPersistence,
+        collector: CallCollector,
+        persistence: CanaryPersistence,
     ) -> None:
         self._settings = settings
         self._rules = rules_of(settings)
         self._fallback = Fallback(settings.canary_error_threshold, settings.canary_min_calls)
-        self._holding = holding
+        self._policies = policies
         self._evidence = evidence
-        self._intake = intake
-        self._ledger = ledger
-        self._deciding = anyio.Lock()
-        self._glance: RecentStats | None = None
-        """What the last hour looked like when somebody asked last; None: not any more."""
+        self._collector = collector
+        self._persistence = persistence
+        self._lock = anyio.Lock()
+        """Held while anything is decided or changed."""
+        self._recent: RecentStats | None = None
+        """A cache of the last hour's numbers; None after a change."""
 
-    # What happens by itself.
+    # The loop.
 
     async def start(self) -> None:
-        """Tell workers what holds now: the settings may be others than at the last start."""
-        async with self._deciding:
-            fallback = self._holding.last_fallback
-            if fallback is None and self._holding.is_latched:
+        """Publish the policy by the present settings, which may differ from the last start's."""
+        async with self._lock:
+            fallback = self._policies.last_fallback
+            if fallback is None and self._policies.is_latched:
                 fallback = FallbackView(
                     since_ts=now(),
-                    reason="the state file says so; the numbers are lost",
+                    reason="recorded in the state file without its numbers",
                     canary=_counts(Arm()),
                     stable=_counts(Arm()),
                 )
-            await self._holding.adopt({}, fallback=fallback)
+            await self._policies.apply({}, fallback=fallback)
 
     async def run(self) -> None:
-        """Look after the canaries until cancelled."""
+        """Poll the rings until cancelled."""
         while True:
             try:
-                await self._look()
-            except OSError as error:  # the state file can't be written: tried again
-                log.error("canary_look_failed", why=str(error))
-            except Exception:  # a bug of ours, and deploys must go on
-                log.exception("canary_look_failed")
-                await anyio.sleep(_AFTER_A_BUG_SECONDS)
-            await anyio.sleep(LOOK_SECONDS)
+                await self._poll()
+            except OSError as error:  # the state file can't be written; retried
+                log.error("canary_poll_failed", why=str(error))
+            except Exception:  # a bug must not stop the daemon, which also runs deploys
+                log.exception("canary_poll_failed")
+                await anyio.sleep(_AFTER_BUG_SECONDS)
+            await anyio.sleep(POLL_SECONDS)
 
-    async def _look(self, *, at_once: bool = False) -> None:
-        """Read what processes tell, decide, and write it all down, `at_once` if not in time."""
-        with anyio.CancelScope(shield=True):  # what was read is taken in, or read again
-            async with self._deciding:
+    async def _poll(self, *, at_once: bool = False) -> None:
+        """Read new events, decide, and write; `at_once` writes even if it is not time yet."""
+        with anyio.CancelScope(shield=True):  # events that were read must be added
+            async with self._lock:
                 moment = Moment.now()
-                for told in await anyio.to_thread.run_sync(self._intake.look):
-                    self._evidence.take_in(told.ring, told.events, told.keyed, moment)
-                    if told.ended:
-                        self._evidence.gone(told.ring, moment)
-                changed = self._evidence.settle(moment)
-                self._glance = self._glance if not changed else None
-                if changed or self._intake.news:
-                    self._ledger.owe_counts(at_once=at_once)
+                for each in await anyio.to_thread.run_sync(self._collector.poll):
+                    self._evidence.add_events(each.ring, each.events, each.keyed, moment)
+                    if each.exited:
+                        self._evidence.process_exited(each.ring, moment)
+                changed = self._evidence.advance(moment)
+                if changed:
+                    self._recent = None
+                if changed or self._collector.has_unwritten:
+                    self._persistence.queue_counts(at_once=at_once)
                 await self._decide(moment)
                 await self._write(moment)
 
     async def _decide(self, moment: Moment) -> None:
-        """Let the fallback, and each feature's evidence, lead to what they lead to."""
-        policy = self._holding.policy
+        """Apply the fallback, or else each feature's verdict."""
+        policy = self._policies.policy
         if not policy.enabled or policy.fallback is not None:
             return
-        canary, stable = self._evidence.spans.arms(moment.unix, policy.counted_from)
-        decision = self._fallback.decide(canary, stable)
-        if decision.latch:
-            await self._latch(canary, stable, decision.reason)
+        canary, stable = self._evidence.rollups.arms(moment.unix, policy.counted_from)
+        if (reason := self._fallback.reason(canary, stable)) is not None:
+            await self._fall_back(canary, stable, reason)
             return
-        for feature in list(self._holding.features.values()):
-            judgement = self._evidence.judgement(feature.name)
+        for feature in list(self._policies.features.values()):
+            conclusion = self._evidence.conclusion(feature.name)
             calls = self._evidence.step_calls(feature.epoch)
-            following = judge_ramp(feature, judgement, calls, self._rules, moment.unix)
-            if following is not None:
-                await self._follow(following, SUPERVISOR, following.feature.stage.value)
+            change = judge_ramp(feature, conclusion, calls, self._rules, moment.unix)
+            if change is not None:
+                await self._change(change, SUPERVISOR, change.feature.stage.value)
 
-    async def _latch(self, canary: Arm, stable: Arm, reason: str) -> None:
+    async def _fall_back(self, canary: Arm, stable: Arm, reason: str) -> None:
         fallback = FallbackView(
             since_ts=now(), reason=reason, canary=_counts(canary), stable=_counts(stable)
         )
         log.error("canary_fallback", why=reason)
-        await self._holding.adopt({}, fallback=fallback, cause="the fallback")
-        self._ledger.owe_fallback(fallback)
+        await self._policies.apply({}, fallback=fallback, cause="the fallback")
+        self._persistence.queue_fallback(fallback)
 
-    async def _follow(self, following: Next, actor: Actor, outcome: str) -> None:
-        feature = following.feature
-        log.warning("canary_changed", feature=feature.name, stage=feature.stage, why=following.why)
-        holding = self._holding
-        await holding.adopt({feature.name: following}, fallback=holding.policy.fallback)
-        share = holding.share(feature.name)
-        self._ledger.owe_audit(
-            actor, "canary", outcome, feature.name, reason=following.why, share=share
+    async def _change(self, change: Change, actor: Actor, outcome: str) -> None:
+        feature = change.feature
+        log.warning("canary_changed", feature=feature.name, stage=feature.stage, why=change.why)
+        fallback = self._policies.policy.fallback
+        await self._policies.apply({feature.name: change}, fallback=fallback)
+        share = self._policies.share(feature.name)
+        self._persistence.queue_audit(
+            actor, "canary", outcome, feature.name, reason=change.why, share=share
         )
 
-    def close(self) -> None:
-        """Let the rings go; what they hold is read by the next daemon."""
-        self._intake.close()
+    async def _write(self, moment: Moment) -> None:
+        features = self._policies.features
+        await self._persistence.write(self._evidence, features, self._collector, moment)
 
-    # What can be asked for.
+    def close(self) -> None:
+        """Close the rings; the next daemon reads the rest."""
+        self._collector.close()
+
+    # Requests.
 
     async def set_percentage(self, feature: str, percentage: float, actor: Actor) -> FeatureView:
-        """Give a feature a share of its own. Raises RefusedError."""
-        async with self._deciding:
-            following = set_percentage(self._known(feature), percentage, actor.name)
-            return await self._asked(feature, following, actor, "set")
+        """Set a feature's share. Raises RefusedError."""
+        async with self._lock:
+            change = set_percentage(self._known(feature), percentage, actor.name)
+            return await self._requested(feature, change, actor, "set")
 
     async def ramp(
         self, feature: str, action: str, actor: Actor, key: IdempotencyKey | None = None
     ) -> FeatureView:
-        """Do something to a feature's ramp. Raises RefusedError."""
-        async with self._deciding:
-            known, following = self._known(feature), None
-            if not await self._ledger.done_before(key):
+        """Apply an action to a feature's ramp. Raises RefusedError."""
+        async with self._lock:
+            known, change = self._known(feature), None
+            if not await self._persistence.is_repeated(key):
+                unix = Moment.now().unix
                 try:
-                    following = act(
-                        known, Action(action), self._rules, Moment.now().unix, actor.name
-                    )
+                    change = act(known, Action(action), self._rules, unix, actor.name)
                 except RampError as error:
-                    raise errors.ramp(error) from error
-            view = await self._asked(feature, following, actor, action)
-            await self._ledger.remember(key)
+                    raise errors.RAMP_NOT_POSSIBLE.error(
+                        problem=str(error), hint=error.hint
+                    ) from error
+            view = await self._requested(feature, change, actor, action)
+            await self._persistence.remember(key)
             return view
 
-    async def _asked(
-        self, feature: str, following: Next | None, actor: Actor, outcome: str
+    async def _requested(
+        self, feature: str, change: Change | None, actor: Actor, outcome: str
     ) -> FeatureView:
-        if following is not None:
+        if change is not None:
             try:
-                await self._follow(following, actor, outcome)
+                await self._change(change, actor, outcome)
             except OSError as error:
-                raise errors.not_durable(error) from error
+                raise _not_durable(error) from error
             await self._write(Moment.now())
         return self._feature_view(self._known(feature))
 
     async def reset(
         self, feature: str | None, actor: Actor, key: IdempotencyKey | None = None
     ) -> CanaryView:
-        """Reset one feature to the settings; without one, the fallback. Raises RefusedError."""
-        async with self._deciding:
+        """Reset one feature to the settings, or without one the fallback. Raises RefusedError."""
+        async with self._lock:
             if feature is not None:
                 self._known(feature)
-            if not await self._ledger.done_before(key):
-                await self._do_reset(feature, actor)
-                await self._ledger.remember(key)
+            if not await self._persistence.is_repeated(key):
+                await self._reset(feature, actor)
+                await self._persistence.remember(key)
             return self.view()
 
-    async def _do_reset(self, feature: str | None, actor: Actor) -> None:
-        names = [feature] if feature else list(self._holding.features)
-        changes = {name: self._reset(name, actor, whole=feature is not None) for name in names}
-        fallback = self._holding.policy.fallback if feature else None
+    async def _reset(self, feature: str | None, actor: Actor) -> None:
+        if feature is not None:
+            share = self._settings.canary_percentage
+            changes = {feature: reset(self._known(feature), share, actor.name)}
+        else:
+            since = {"step_since": Moment.now().unix}
+            why = f"fallback reset by {actor.name}"
+            changes = {
+                name: Change(each.model_copy(update=since), why, fresh=True)
+                for name, each in self._policies.features.items()
+            }
+        fallback = self._policies.policy.fallback if feature else None
         try:
-            await self._holding.adopt(changes, fallback=fallback, forget=feature is None)
+            await self._policies.apply(changes, fallback=fallback, forget=feature is None)
         except OSError as error:
-            raise errors.not_durable(error) from error
+            raise _not_durable(error) from error
         subject = feature or "fallback"
         log.info("canary_reset", subject=subject, by=actor.name)
-        self._ledger.owe_audit(actor, "canary_reset", "done", subject)
+        self._persistence.queue_audit(actor, "canary_reset", "done", subject)
         await self._write(Moment.now())
 
-    def _reset(self, name: str, actor: Actor, *, whole: bool) -> Next:
-        feature = self._known(name)
-        if whole:
-            return reset(feature, self._settings.canary_percentage, actor.name)
-        since = {"step_since": Moment.now().unix}
-        return Next(feature.model_copy(update=since), f"fallback reset by {actor.name}", fresh=True)
-
-    async def _write(self, moment: Moment) -> None:
-        features = self._holding.features
-        await self._ledger.write(self._evidence, features, self._intake, moment)
-
-    # What there is to know.
+    # Views.
 
     def stats(self) -> CanaryStats:
         """Return the last hour's numbers, from memory."""
         return self._last_hour().stats
 
     def suggestions(self) -> list[Suggestion]:
-        """Return what an operator should do about canaries, if anything; from memory."""
+        """Return problems with canaries and their remedies, from memory."""
         return list(suggestions(self.view()))
 
     def view(self) -> CanaryView:
-        """Return every feature's canary as it is now, from memory."""
-        policy = self._holding.policy
+        """Return the present state of every feature, from memory."""
+        policy = self._policies.policy
         return CanaryView(
             enabled=policy.enabled and policy.fallback is None,
             canary_disabled_fallback=policy.fallback is not None,
             fallback=policy.fallback,
-            dropped_events=self._intake.dropped,
+            dropped_events=self._collector.dropped,
             late_calls=self._evidence.late,
             overflown_calls=self._evidence.overflown,
-            features=[self._feature_view(feature) for feature in self._holding.features.values()],
+            features=[self._feature_view(feature) for feature in self._policies.features.values()],
         )
 
     def _last_hour(self) -> RecentStats:
-        """Return the last hour's numbers; they are put together once in a look, or minute."""
+        """Return the last hour's numbers; they are computed once per minute and change."""
         minute = int(Moment.now().unix / 60)
-        if self._glance is None or self._glance.minute != minute:
-            self._glance = views.glance(self._evidence, minute)
-        return self._glance
+        if self._recent is None or self._recent.minute != minute:
+            self._recent = recent_stats(self._evidence, minute)
+        return self._recent
 
     async def report(self, hours: int) -> CanaryReport:
         """Return the last hours' numbers of every feature. Raises StoreError."""
-        with suppress(OSError):  # it is about what is known
-            await self._look(at_once=True)
+        with suppress(OSError):  # the report is of what is known
+            await self._poll(at_once=True)
         until = datetime.fromtimestamp(Moment.now().unix, UTC)
-        counts, epochs = await self._ledger.counts(until.timestamp(), hours)
-        return await anyio.to_thread.run_sync(
-            views.report,
-            until,
-            hours,
-            epochs,
-            counts,
-            {
-                name: (self._evidence.judgement(name), self._evidence.ratios(name))
-                for name in self._holding.features
-            },
-        )
+        counts, epochs = await self._persistence.counts(until.timestamp(), hours)
+        decisions = {
+            name: (self._evidence.decision(name), self._evidence.ratios(name))
+            for name in self._policies.features
+        }
+        return await anyio.to_thread.run_sync(build_report, until, hours, epochs, counts, decisions)
 
     def _known(self, name: str) -> Feature:
-        if name not in self._holding.features:
-            raise errors.unknown_feature(name, list(self._holding.features))
-        return self._holding.features[name]
+        if name not in self._policies.features:
+            listed = ", ".join(self._policies.features) or "none"
+            raise errors.UNKNOWN_FEATURE.error(name=name[:_MAX_NAME], known=listed)
+        return self._policies.features[name]
 
     def _feature_view(self, feature: Feature) -> FeatureView:
-        return views.feature_view(
+        return feature_view(
             feature,
-            self._holding.share(feature.name),
+            self._policies.share(feature.name),
             self._rules,
             self._evidence,
             Moment.now().unix,
@@ -299,11 +299,13 @@ class FeatureCanaries:
         )
 
 
+def _not_durable(error: Exception) -> RefusedError:
+    problem = "the canary policy could not be saved and is unchanged"
+    return errors.NOT_DURABLE.error(problem=problem, error=error)
+
+
 def _counts(arm: Arm) -> ArmCounts:
     return ArmCounts(calls=arm.calls, errors=arm.errors, error_rate=arm.rate or 0.0)
-
-
-_FOLDER_MODE = 0o700
 
 
 async def open_canaries(
@@ -312,32 +314,31 @@ async def open_canaries(
     database: Database,
     observe: Observe = unobserved,
 ) -> FeatureCanaries:
-    """Return the canaries as they were left; workers are told what holds now.
+    """Restore the canaries of the last daemon and publish their policy.
 
     Raises StartRefusedError, StoreError.
     """
-    kept, features = await kept_by(database, Moment.now().unix)
+    saved, features = await read_saved(database, Moment.now().unix)
     try:
-        evidence = Evidence(settings, kept, observe)
+        evidence = Evidence(settings, saved, observe)
     except (ValueError, LookupError, TypeError) as error:
-        log.error("canary_progress_unreadable", why=repr(error), instead="evidence begins anew")
-        evidence = Evidence(settings, kept._replace(progress={}), observe)
-    folder = settings.state_dir / RINGS_DIRECTORY
+        log.error("canary_progress_unreadable", why=repr(error), instead="evidence starts anew")
+        evidence = Evidence(settings, saved._replace(progress={}), observe)
     policy = state.state.canary
-    ledger = CanaryPersistence(database, settings, newest_epoch(kept, policy))
-    ledger.make_up(policy, features, kept.progress)
+    persistence = CanaryPersistence(database, settings, newest_epoch(saved, policy))
+    persistence.queue_unaudited(policy, features, saved.progress)
+    features = initial_features(settings, features, policy)
+    folder = settings.state_dir / RINGS_DIRECTORY
     try:
-        folder.mkdir(mode=_FOLDER_MODE, exist_ok=True)
-        intake = CallCollector(folder, await database.canary.rings())
-        intake.tidy()
+        folder.mkdir(mode=_RINGS_MODE, exist_ok=True)
+        collector = CallCollector(folder, await database.canary.rings())
+        collector.remove_unfinished()
         canaries = FeatureCanaries(
             settings=settings,
-            holding=PolicyStore(
-                settings, state, evidence, ledger, first_features(settings, features, policy)
-            ),
+            policies=PolicyStore(settings, state, evidence, persistence, features),
             evidence=evidence,
-            intake=intake,
-            ledger=ledger,
+            collector=collector,
+            persistence=persistence,
         )
         await canaries.start()
     except OSError as error:

@@ -1,1 +1,1 @@
-"""The command line client; it knows the daemon through the HTTP API alone."""
+"""The command line client `atlasctl`; it uses the HTTP API alone."""

@@ -1,7 +1,7 @@
-"""`python -m atlas_supervisor.cli`, which `scripts/atlasctl` runs: the table of verbs.
+"""The console program `atlasctl`, also `python -m atlas_supervisor.cli`: the table of verbs.
 
-The client knows the daemon by its HTTP API only, so that it works from anywhere and against a
-daemon of another version, and so that the API is known to suffice for everything shown here.
+The client uses the HTTP API only. So it works from anywhere and with a daemon of another version,
+and it proves that the API suffices for everything shown here.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ VERBS = (
 def main() -> None:
     """Control an ATLAS supervisor.
 
-    The common options may stand before the verb or after it. Exit status: 0 done, 1 refused or
+    The common options can be given before or after the verb. Exit status: 0 done, 1 refused or
     failed, 2 wrong usage, 3 no daemon there, 130 interrupted.
     """
 
@@ -57,7 +57,7 @@ def run() -> None:
     """Run `atlasctl`: the console program of the distribution."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            # What the reader's encoding lacks is shown escaped; it must never end the program.
+            # Characters that the encoding lacks are escaped; they must not end the program.
             stream.reconfigure(errors="backslashreplace")
     main(prog_name="atlasctl")
 

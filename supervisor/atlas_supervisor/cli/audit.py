@@ -1,4 +1,4 @@
-"""`atlasctl audit`: who did what, when, to what effect; and whether all of it is still there."""
+"""`atlasctl audit`: list and verify the audit trail."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from atlas_supervisor.cli.client import Record
 from atlas_supervisor.cli.errors import FailedError
+from atlas_supervisor.cli.listing import listing
 from atlas_supervisor.cli.session import Session, verb
 from atlas_supervisor.cli.terminal import BAD, OK, Screen, safe
-from atlas_supervisor.cli.units import MISSING, local_time
+from atlas_supervisor.cli.units import MISSING, amount, local_time
 
 _BAD_OUTCOMES = frozenset({"failed", "refused", "rolled_back", "aborted"})
 
@@ -24,12 +24,14 @@ _BAD_OUTCOMES = frozenset({"failed", "refused", "rolled_back", "aborted"})
     type=click.IntRange(1, 1000),
     default=20,
     show_default=True,
-    help="How many entries, the newest first.",
+    help="Maximum number of entries.",
 )
-@click.option("--before", type=click.IntRange(1), help="Only entries before this one.")
-@click.option("--action", help="Only this action, for instance `mode`.")
-@click.option("--subject", metavar="DEPLOY_ID", help="Only what was done to this deploy.")
-@click.option("--verify", is_flag=True, help="Look the whole trail over instead; exit 1: broken.")
+@click.option("--before", type=click.IntRange(1), help="Only entries with a smaller id.")
+@click.option("--action", help="Only entries of this action, for example `mode`.")
+@click.option("--subject", metavar="DEPLOY_ID", help="Only entries of this deploy.")
+@click.option(
+    "--verify", is_flag=True, help="Verify the whole trail instead; exit 1 if it is broken."
+)
 async def audit(
     session: Session,
     *,
@@ -39,10 +41,10 @@ async def audit(
     subject: str | None,
     verify: bool,
 ) -> None:
-    """List who did what, when, from where and to what effect, the newest first.
+    """List or verify the audit trail: who did what, and when.
 
-    With --verify every entry is looked over, from the first to the last. Note the hash that it
-    prints somewhere else: a trail that has this entry later on has all that came before it.
+    Newest first. --verify checks every entry. Keep a copy of the hash that it prints elsewhere: a
+    trail that has this entry later also has all entries before it.
     """
     if verify:
         await _verify(session)
@@ -61,43 +63,37 @@ async def _verify(session: Session) -> None:
 
 
 def _verdict(screen: Screen, found: Record) -> RenderableType:
-    entries, head = found.get("entries"), found.get("head")
+    entries = amount(found.get("entries"))
     if found["ok"]:
-        said = f"the audit trail is whole: {entries} entries, each as it was written"
-        last = f"the last is entry {found.get('head_id')}, its hash is {head}"
-        return Group(Text.assemble(screen.sign(OK), " ", safe(said)), safe(f"  {last}", "dim"))
-    said = f"the audit trail is broken at entry {found.get('broken_id')}: {found.get('message')}"
-    whole = f"{entries} entries before it are as they were written"
-    return Group(Text.assemble(screen.sign(BAD), " ", safe(said)), safe(f"  {whole}", "dim"))
+        sign, message = OK, f"the audit trail is intact: {entries} entries, all unchanged"
+        details = [f"hash of entry {found.get('head_id')}, the last one:", str(found.get("head"))]
+    else:
+        problem = f"entry {found.get('broken_id')}: {found.get('message')}"
+        sign, message = BAD, f"the audit trail is broken at {problem}"
+        details = [f"{entries} entries before it are unchanged"]
+    lines = (safe(f"  {line}", "dim") for line in details)
+    return Group(Text.assemble(screen.sign(sign), " ", safe(message)), *lines)
 
 
 def _table(screen: Screen, data: Record) -> RenderableType:
     entries = data.get("entries") or []
     if not entries:
-        return safe("no such entries", "dim")
-    table = Table(
-        box=None,
-        padding=(0, 2, 0, 0),
-        pad_edge=False,
-        header_style="dim",
-        expand=screen.is_terminal,
-    )
-    for name in ("id", "when", "who", "from", "what", "subject", "outcome"):
-        table.add_column(name, no_wrap=True)
-    # What the others leave of the line; --json has the whole of it.
-    table.add_column("detail", overflow="ellipsis", no_wrap=True, ratio=1)
-    for entry in entries:
-        table.add_row(
+        return safe("no matching entries", "dim")
+    rows = [
+        [
             safe(entry.get("id"), "dim"),
             safe(local_time(entry.get("ts"))),
             safe(entry.get("actor")),
             safe(entry.get("origin"), "dim"),
             safe(entry.get("action")),
-            safe(entry.get("subject") or MISSING),
             _outcome(entry),
+            safe(entry.get("subject") or MISSING),
             safe(_detail(entry.get("detail")), "dim"),
-        )
-    return table
+        ]
+        for entry in entries
+    ]
+    names = ("id", "when", "who", "from", "what", "outcome", "subject", "detail")
+    return listing(screen, names, rows, kept=6)
 
 
 def _outcome(entry: Record) -> Text:
@@ -106,7 +102,7 @@ def _outcome(entry: Record) -> Text:
 
 
 def _detail(detail: Any) -> str:
-    """Return the detail on one line, without what is empty."""
+    """Return the detail on one line, without empty values."""
     if not isinstance(detail, dict):
         return ""
     return ", ".join(f"{name} {value}" for name, value in detail.items() if value not in (None, ""))

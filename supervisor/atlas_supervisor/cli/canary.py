@@ -1,4 +1,4 @@
-"""`atlasctl canary …`: what features' canaries do, what the evidence says, and what to do next."""
+"""`atlasctl canary …`: show and steer the canaries of features."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ ACTIONS = ("start", "pause", "resume", "advance", "promote", "rollback")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,99}", re.ASCII)
 _SHARE = re.compile(r"(\d{1,20}(?:\.\d{0,20})?|\.\d{1,20})(\s*%)?", re.ASCII)
 _TOO_OLD = (
-    "This daemon knows no feature canaries.",
-    "It is of an earlier version; start this one with ./scripts/start.",
+    "This daemon has no feature canaries.",
+    "It is of an earlier version; upgrade it.",
 )
 
 
 class FeatureName(click.ParamType[str]):
-    """A feature's name, so that no other path is asked for by mistake."""
+    """A feature's name; anything else could make the path of another request."""
 
     name = "feature"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the name; fails on anything that could not be one."""
+        """Return the name; fail on anything that can't be one."""
         if not _NAME.fullmatch(str(value)):
             self.fail(
-                f"{value!r} is no feature's name: they are of small letters, digits and `_`. "
-                "`atlasctl canary status` lists them.",
+                f"{value!r} is not the name of a feature: names have lower-case letters, digits "
+                "and `_`. `atlasctl canary status` lists them.",
                 param,
                 ctx,
             )
@@ -44,22 +44,24 @@ class FeatureName(click.ParamType[str]):
 
 
 class Share(click.ParamType[float]):
-    """A share of calls as people write it: `0.1` or `10%`."""
+    """A share of calls: `0.1` or `10%`."""
 
     name = "percentage"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """Return the share, 0 to 1; fails on anything else, and says how it is meant."""
+        """Return the share, 0 to 1; fail on anything else, with a suggestion."""
         found = _SHARE.fullmatch(str(value).strip())
         number = None if found is None else Decimal(found[1])
         if found is None or number is None:
-            self.fail(f"{value!r} is no share: write 0.1 or 10% for a tenth of calls.", param, ctx)
+            self.fail(
+                f"{value!r} is not a share: write 0.1 or 10% for a tenth of the calls.", param, ctx
+            )
         if found[2]:
             number /= 100
         if number > 1:
-            meant = f"; is it {found[1]}%?" if not found[2] and number <= 100 else "."
+            meant = f"; did you mean {found[1]}%?" if not found[2] and number <= 100 else "."
             self.fail(
                 f"{value!r} is more than all calls: a share is 0 to 1, or 0% to 100%{meant}",
                 param,
@@ -70,9 +72,9 @@ class Share(click.ParamType[float]):
 
 @verb
 async def status(session: Session) -> None:
-    """Show what each canary does and waits for, and the evidence.
+    """Show every feature's share, ramp and evidence.
 
-    On top stands whether canaries are on, and why not if the fallback turned them off.
+    The first line says whether canaries are on, and why not if the fallback turned them off.
     """
     answer = await session.daemon.get("/deploy/canary")
     _report(session, answer, partial(canaries, session.screen), "features")
@@ -85,14 +87,14 @@ async def status(session: Session) -> None:
     type=click.IntRange(1, 720),
     default=24,
     show_default=True,
-    help="Of the last so many hours.",
+    help="Number of hours until now.",
 )
-@click.option("--strata", is_flag=True, help="Show each epoch, however many there are.")
+@click.option("--strata", is_flag=True, help="Show every epoch.")
 async def report(session: Session, feature: str | None, hours: int, strata: bool) -> None:
-    """Compare canary and stable: of FEATURE, or of all.
+    """Compare canary and stable, for FEATURE or for all features.
 
-    Error rates have 95 % intervals. Each epoch is compared by itself and the difference put
-    together from that: a share that changes does not distort it. --json has all features.
+    Error rates have 95 % intervals. Epochs are compared separately and the results combined, so
+    that a changed share does not distort the difference. --json has all features.
     """
     answer = await session.daemon.get("/deploy/canary/report", query={"hours": str(hours)})
     if answer.ok and feature is not None:
@@ -105,9 +107,9 @@ async def report(session: Session, feature: str | None, hours: int, strata: bool
 @click.argument("feature", type=FeatureName())
 @click.argument("percentage", type=Share())
 async def set_share(session: Session, feature: str, percentage: float) -> None:
-    """Give FEATURE's canary a share of calls: 0.1 or 10%.
+    """Set the share of FEATURE's calls for its canary: 0.1 or 10%.
 
-    A ramp ends by that. The share survives a restart; `reset` goes back to the settings.
+    A ramp ends. The share survives a restart; `reset` goes back to the settings.
     """
     session.parting = "Interrupted. `atlasctl canary status` shows whether it is set."
     answer = await session.daemon.put(f"/deploy/canary/{feature}", body={"percentage": percentage})
@@ -121,7 +123,7 @@ async def ramp(session: Session, feature: str, action: str) -> None:
     """Steer FEATURE's ramp through the shares of CANARY_RAMP.
 
     `start` at its first step; `pause` and `resume`; `advance` to the next step at once; `promote`
-    gives the canary all calls, `rollback` none. Asked for what is so already, nothing changes.
+    gives the canary all calls, `rollback` none. An action that is in effect changes nothing.
     """
     session.parting = f"Interrupted. `atlasctl canary status` shows whether {feature} has changed."
     answer = await session.daemon.post(
@@ -133,10 +135,10 @@ async def ramp(session: Session, feature: str, action: str) -> None:
 @verb
 @click.argument("feature", type=FeatureName(), required=False)
 async def reset(session: Session, feature: str | None) -> None:
-    """Reset the fallback, or take FEATURE back to the settings.
+    """Reset the fallback, or FEATURE to the settings.
 
-    After the fallback canaries are on again. Calls until now are forgotten: by the fallback, or by
-    the feature's evidence.
+    After a reset of the fallback canaries are on again. Earlier calls no longer count: for the
+    fallback, or for the feature's evidence.
     """
     session.parting = "Interrupted. `atlasctl canary status` shows whether it is reset."
     answer = await session.daemon.post(
@@ -147,20 +149,20 @@ async def reset(session: Session, feature: str | None) -> None:
     _report(session, answer, partial(restored, session.screen, feature=feature), "features")
 
 
-set_share.name = "set"  # as a function it would hide Python's own
+set_share.name = "set"  # a function named set would hide Python's own
 
 
 @click.group(cls=Verbs, verbs=(status, report, set_share, ramp, reset))
 def canary() -> None:
-    """See and steer the canaries of features.
+    """Show and steer the canaries of features.
 
-    A feature's canary is its new code, which gets a share of the calls. It is rolled back by
-    itself when the evidence speaks against it.
+    A feature's canary is its new code, which gets a share of the calls. It is rolled back
+    automatically when the evidence is against it.
     """
 
 
 def _known(data: Record, feature: str) -> None:
-    """Raise FailedError if the report does not know the feature."""
+    """Raise FailedError if the feature is not in the report."""
     names = [str(each.get("feature")) for each in objects(data["features"])]
     if feature not in names:
         listed = ", ".join(names) or "none"
@@ -168,7 +170,7 @@ def _known(data: Record, feature: str) -> None:
 
 
 def _report(session: Session, answer: ApiResponse, view: View, *fields: str) -> None:
-    """Show the answer; a daemon without canaries takes our paths for a deploy's, or for nothing."""
+    """Show the answer; 404 without `unknown_feature` is from a daemon without canaries."""
     code = mapping(answer.data.get("error")).get("code")
     if answer.status == 404 and code != "unknown_feature" and not session.json:
         raise FailedError(*_TOO_OLD)

@@ -1,4 +1,4 @@
-"""How canary and stable are compared on a screen: a table of both arms, and what follows of it."""
+"""Renders the comparison of canary and stable: both arms, their difference and the verdict."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from atlas_supervisor.cli.terminal import Screen, safe, spaced
 from atlas_supervisor.cli.units import MISSING, amount, change, latency, local_time, percent
 
 FEW = 5
-"""So many epochs are shown unasked: more of them would hide the result."""
+"""Up to so many epochs are shown without --strata."""
 
 _ARMS = ("canary", "stable")
 
@@ -42,7 +42,7 @@ def _feature(screen: Screen, each: Record, *, everything: bool) -> Iterator[Rend
     if everything or 1 < len(strata) <= FEW:
         yield from _strata(strata)
     elif len(strata) > FEW:
-        words = f"{len(strata)} epochs, each compared by itself; --strata shows them"
+        words = f"{len(strata)} epochs, compared separately; --strata shows them"
         yield indented(safe(words, "dim"), 2)
 
 
@@ -77,7 +77,7 @@ def _rate(arm: Record) -> str:
 
 
 def _rows(each: Record) -> Iterator[tuple[str, Text]]:
-    """Yield what follows from the table, each with its name."""
+    """Yield difference, verdict and reason, each with its name."""
     yield "difference", safe(_difference(mapping(each.get("difference"))))
     judgement = mapping(each.get("judgement"))
     verdict = each.get("verdict") or judgement.get("verdict") or MISSING
@@ -90,9 +90,9 @@ def _rows(each: Record) -> Iterator[tuple[str, Text]]:
 
 
 def _difference(interval: Record) -> str:
-    """Return by how many of its calls the canary fails more or fewer, and the interval."""
+    """Return how many more or fewer of its calls the canary fails, with the interval."""
     if not interval:
-        return "none to tell: the arms can't be compared"
+        return "none: the arms can't be compared"
     estimate = change(interval.get("estimate"))
     if estimate[0] not in "+-" or estimate == MISSING:
         return f"{estimate} ({_ends(interval)})"
@@ -105,7 +105,7 @@ def _ends(interval: Record) -> str:
 
 
 def _unreported(each: Record) -> Iterator[str]:
-    """Yield of how many decisions nobody told the outcome."""
+    """Yield the number of decisions without an outcome, for each arm that has some."""
     for name in _ARMS:
         arm = mapping(each.get(name))
         if arm.get("unreported"):
@@ -113,7 +113,7 @@ def _unreported(each: Record) -> Iterator[str]:
 
 
 def _strata(strata: Sequence[Record]) -> Iterator[RenderableType]:
-    """Yield each epoch: since when, its share and cause, and below it both arms."""
+    """Yield each epoch: its start, share and cause, and below it both arms."""
     cells = [
         [*(_of_calls(name, mapping(each.get(name))) for name in _ARMS), _short(each)]
         for each in strata

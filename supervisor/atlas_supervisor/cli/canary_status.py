@@ -1,4 +1,4 @@
-"""How features' canaries are shown as they are now, and what an operator's word has done."""
+"""Renders the current canaries, and the effect of an operator's action."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ VERDICTS = {
     "inconclusive": ("inconclusive: hold", "yellow"),
 }
 
-_OFF = "off: CANARY_ENABLED in the env file is false, so every call is stable"
-_WAY_OUT = "Once the cause is mended, `atlasctl canary reset` turns them on again."
+_OFF = "off: CANARY_ENABLED=false in the env file, so every call is stable"
+_WAY_OUT = "Fix the cause, then turn them on again with `atlasctl canary reset`."
 _STAGE_STYLES = {"ramping": "cyan", "paused": "yellow", "promoted": "green", "rolled_back": "red"}
 _ON_A_STEP = ("ramping", "paused")
 
 
 def canaries(screen: Screen, data: Record) -> RenderableType:
-    """Return all of it at a glance: whether canaries are on, and each feature."""
+    """Return whether canaries are on, and each feature."""
     parts: list[RenderableType] = [*_whole(screen, data)]
     features = objects(data.get("features"))
     for each in features:
@@ -37,7 +37,7 @@ def canaries(screen: Screen, data: Record) -> RenderableType:
 
 
 def changed(screen: Screen, feature: Record) -> RenderableType:
-    """Return what a feature is now, after an operator's word on it."""
+    """Return a feature after an operator's action on it."""
     grid = Table.grid(padding=(0, 1))
     share, stage = _meant(feature), str(feature.get("stage"))
     name = feature.get("feature") or MISSING
@@ -46,39 +46,39 @@ def changed(screen: Screen, feature: Record) -> RenderableType:
         grid.add_row("", safe(f"waits for {feature['waits_for']}", "dim"))
     if not _is_in_force(feature):
         grid.add_row("", safe("Canaries are off, so for now every call is stable.", "yellow"))
-        grid.add_row("", safe("`atlasctl canary status` tells why.", "dim"))
+        grid.add_row("", safe("`atlasctl canary status` shows why.", "dim"))
     return grid
 
 
 def restored(screen: Screen, data: Record, *, feature: str | None) -> RenderableType:
-    """Return what a reset has done: to one feature, or without one to the fallback."""
+    """Return the effect of a reset of one feature, or without one of the fallback."""
     if feature is None:
-        done = "the fallback is reset; calls until now are forgotten, and evidence begins anew"
+        done = "the fallback is reset; earlier calls no longer count, and the evidence starts again"
     else:
         found = [each for each in objects(data.get("features")) if each.get("feature") == feature]
         share = f": {_of_calls(_meant(found[0]))}" if found else ""
-        done = f"{feature} is back to the settings{share}; its evidence begins anew"
+        done = f"{feature} is reset to the settings{share}; its evidence starts again"
     grid = Table.grid(padding=(0, 1))
     grid.add_row(screen.sign(OK), safe(done, "bold"))
     return Group(grid, *_whole(screen, data))
 
 
 def own_words(feature: object, sentence: object) -> str:
-    """Return the daemon's sentence without the feature's name before it: it stands below it."""
+    """Return the daemon's sentence without the feature's name, which is shown above it."""
     return str(sentence).removeprefix(f"{feature}: ")
 
 
 def warnings(screen: Screen, feature: Record) -> Iterator[RenderableType]:
-    """Yield why a feature's numbers are not to be trusted, unless its verdict says so already."""
+    """Yield reasons not to trust a feature's numbers, unless its verdict has them already."""
     found = feature.get("warnings")
-    told = str(mapping(feature.get("judgement")).get("reason"))
+    reason = str(mapping(feature.get("judgement")).get("reason"))
     for each in found if isinstance(found, list) else ():
-        if str(each) not in told:
+        if str(each) not in reason:
             yield indented(note(screen, each, None), 2)
 
 
 def facts(rows: dict[str, Text]) -> RenderableType:
-    """Return named facts of a feature, set in below its name."""
+    """Return named facts of a feature, indented below its name."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
@@ -88,7 +88,7 @@ def facts(rows: dict[str, Text]) -> RenderableType:
 
 
 def _whole(screen: Screen, data: Record) -> Iterator[RenderableType]:
-    """Yield whether canaries are on; if the fallback turned them off, why and what to do."""
+    """Yield whether canaries are on; after a fallback, why not and what to do."""
     if data.get("canary_disabled_fallback"):
         yield from _fallback(screen, mapping(data.get("fallback")))
     elif data.get("enabled"):
@@ -96,22 +96,20 @@ def _whole(screen: Screen, data: Record) -> Iterator[RenderableType]:
     else:
         yield Text.assemble("canaries are ", safe(_OFF, "yellow"))
     if data.get("dropped_events"):
-        lost = f"{amount(data['dropped_events'])} events had no room and are not counted"
+        lost = f"{amount(data['dropped_events'])} events were lost and are not counted"
         yield note(screen, lost, None)
     if data.get("late_calls"):
         late = f"{amount(data['late_calls'])} outcomes came too late to be evidence"
         yield note(screen, late, None)
     if data.get("overflown_calls"):
-        beyond = (
-            f"{amount(data['overflown_calls'])} calls are of keys beyond those a ramp remembers"
-        )
-        yield note(screen, f"{beyond}: they are counted, and no evidence", None)
+        beyond = f"{amount(data['overflown_calls'])} calls are of keys beyond the limit of a ramp"
+        yield note(screen, f"{beyond}: counted, but not evidence", None)
 
 
 def _fallback(screen: Screen, fallback: Record) -> Iterator[RenderableType]:
     grid = Table.grid(padding=(0, 1))
     since = f" {age(fallback['since_ts'])} ago" if fallback.get("since_ts") else ""
-    head = f"canaries are off: the fallback turned all of them off{since}"
+    head = f"canaries are off: turned off by the fallback{since}"
     grid.add_row(screen.sign(BAD), safe(head, "bold red"))
     if fallback.get("reason"):
         grid.add_row("", safe(fallback["reason"], "red"))
@@ -141,7 +139,7 @@ def _feature(screen: Screen, feature: Record) -> Iterator[RenderableType]:
 
 
 def _rows(feature: Record) -> Iterator[tuple[str, Text]]:
-    """Yield what there is to say of a feature, each with its name."""
+    """Yield the facts of a feature, each with its name."""
     judgement = mapping(feature.get("judgement"))
     name, reason = feature.get("feature"), judgement.get("reason")
     if feature.get("reason") and feature["reason"] != reason:
@@ -159,11 +157,13 @@ def _rows(feature: Record) -> Iterator[tuple[str, Text]]:
 
 
 def _waits(feature: Record, judgement: Record) -> str:
-    """Return what it waits for, and about how many more calls unless a sentence says so already."""
+    """Return the condition waited for, and about how many calls it still needs if not named yet."""
     waits, needs = feature.get("waits_for"), judgement.get("needs")
-    said = f"{judgement.get('reason')} {waits}"
+    sentences = f"{judgement.get('reason')} {waits}"
     parts = [str(waits)] if waits else []
-    if needs is not None and not any(f"about {n} more" in said for n in (needs, amount(needs))):
+    if needs is not None and not any(
+        f"about {n} more" in sentences for n in (needs, amount(needs))
+    ):
         parts.append(f"about {amount(needs)} more canary calls to a verdict")
     return "; ".join(parts)
 
@@ -175,12 +175,12 @@ def _share(feature: Record) -> str:
 
 
 def _is_in_force(feature: Record) -> bool:
-    """Tell whether the share that the stage gives it is what it has: not where canaries are off."""
+    """Return whether the feature has the share of its stage; not while canaries are off."""
     return bool(feature.get("share")) or not _meant(feature)
 
 
 def _meant(feature: Record) -> object:
-    """Return the share that the feature's stage gives it."""
+    """Return the share of the feature's stage."""
     stage, share = feature.get("stage"), feature.get("share")
     if share or stage == "rolled_back":
         return share
@@ -215,7 +215,7 @@ def _stage(feature: Record) -> str:
 
 
 def _steps(feature: Record) -> str:
-    """Return the shares of the ramp, the present one in brackets."""
+    """Return the shares of the ramp, the current one in brackets."""
     steps, step = feature.get("steps"), feature.get("step")
     shares = [percent(each) for each in steps] if isinstance(steps, list) else []
     return "  ".join(f"[{each}]" if n == step else each for n, each in enumerate(shares))

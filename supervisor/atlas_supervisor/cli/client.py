@@ -1,4 +1,4 @@
-"""The daemon as the client sees it: requests in, answers or an understandable failure out."""
+"""Sends requests to the daemon and returns its answers, or raises an explained failure."""
 
 from __future__ import annotations
 
@@ -19,39 +19,42 @@ from atlas_supervisor.cli.endpoint import Endpoint
 from atlas_supervisor.cli.errors import BrokenError, FailedError, NoDaemonError, NoStreamError
 
 Record = dict[str, Any]
-"""A JSON object of the API. Fields are read with `.get`: an older daemon may lack some."""
+"""A JSON object of the API. Fields are read with `.get`, as an older daemon may lack some."""
 
 SERVER_ERROR = 500
-"""From this status on it is the daemon that can't, at least for now."""
+"""From this status on the daemon itself fails, at least for now."""
 
 CONNECT_SECONDS = 5.0
 PATIENCE_SECONDS = 10.0
 QUIET_SECONDS = 45.0
-"""A stream that says nothing for so long is dead: the daemon says something every 15 s."""
+"""A stream that is silent for so long is dead: the daemon sends something every 15 s."""
 RESTART_SECONDS = 15.0
-"""How long a daemon that restarts is waited for."""
+"""How long to wait for a daemon that restarts."""
 _RETRY_PAUSE_SECONDS = 0.2
 
-START_HINT = "Start one with ./scripts/start, or name another with --env-file or --url."
+START_HINT = (
+    "Start it with `atlas-supervisor` (in a checkout: ./scripts/start), or name another one with "
+    "--env-file or --url."
+)
 UNSURE_HINT = (
-    "What was asked may have been begun all the same; `atlasctl status`, or `atlasctl canary "
-    "status`, shows it."
+    "The request may have been executed all the same; check with `atlasctl status` or `atlasctl "
+    "canary status`."
 )
 
 
 def mapping(value: object) -> Record:
-    """Return a value of the API as an object; an empty one where it is none."""
+    """Return a value of the API as an object; an empty one if it is something else."""
     return value if isinstance(value, dict) else {}
 
 
 def objects(value: object) -> list[Record]:
-    """Return the objects of a list of the API; none where it is no list."""
+    """Return the objects of a list of the API; none if it is not a list."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 @dataclass(frozen=True)
 class ApiResponse:
-    """What the daemon said: the status, the body as it came, and what it holds."""
+    """An answer: its status, its raw body, and the body's object."""
 
     status: int
     body: bytes
@@ -59,12 +62,12 @@ class ApiResponse:
 
     @property
     def ok(self) -> bool:
-        """Tell whether the daemon did what was asked."""
+        """Whether the daemon did what was asked."""
         return 200 <= self.status < 300
 
 
 class DaemonClient:
-    """A connection to one daemon. Raises `NoDaemonError` where nobody answers as one does."""
+    """A connection to one daemon. Raises `NoDaemonError` if no daemon answers."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
@@ -91,7 +94,7 @@ class DaemonClient:
             self._folder = None
 
     async def get(self, path: str, *, query: Mapping[str, str] | None = None) -> ApiResponse:
-        """Read from the daemon; a read that takes over 10 s counts as nobody there."""
+        """Read from the daemon; after 10 s without an answer it counts as absent."""
         return await self._request("GET", path, query=query, patience=PATIENCE_SECONDS)
 
     async def post(
@@ -103,10 +106,10 @@ class DaemonClient:
         patience: float | None = PATIENCE_SECONDS,
         key: str | None = None,
     ) -> ApiResponse:
-        """Ask for a change. `patience` is in seconds; None waits for as long as it takes.
+        """Request a change. `patience` is in seconds; None waits without a limit.
 
-        With a `key`, under which the daemon does it only once, it is asked once more where the
-        connection broke before the answer; a daemon that restarts meanwhile is waited for.
+        With a `key`, for which the daemon executes the request only once, the request is repeated
+        if the connection broke before the answer; a daemon that restarts is waited for.
         """
         headers = {} if key is None else {"Idempotency-Key": key}
         ask = partial(
@@ -118,30 +121,30 @@ class DaemonClient:
             body=body,
             headers=headers,
         )
-        return await (ask() if key is None else self._ask_insistently(ask))
+        return await (ask() if key is None else self._request_with_retry(ask))
 
     async def put(self, path: str, *, body: Record) -> ApiResponse:
-        """Ask for something to be so; within 10 s, and once more if the connection broke.
+        """Request a state; within 10 s, and once more if the connection broke.
 
-        Done twice it comes to the same, so it needs no key.
+        It is idempotent, so it needs no key.
         """
         ask = partial(self._request, "PUT", path, patience=PATIENCE_SECONDS, body=body)
-        return await self._ask_insistently(ask)
+        return await self._request_with_retry(ask)
 
-    async def _ask_insistently(self, ask: Callable[[], Awaitable[ApiResponse]]) -> ApiResponse:
-        """Ask, and once more where the connection broke before the answer."""
+    async def _request_with_retry(self, ask: Callable[[], Awaitable[ApiResponse]]) -> ApiResponse:
+        """Send the request, and once more if the connection broke before the answer."""
         try:
             return await ask()
         except BrokenError:
-            return await self._ask_again(ask)
+            return await self._request_again(ask)
 
-    async def _ask_again(self, ask: Callable[[], Awaitable[ApiResponse]]) -> ApiResponse:
-        """Ask once more, when there is a daemon that takes it; it may be just restarting."""
+    async def _request_again(self, ask: Callable[[], Awaitable[ApiResponse]]) -> ApiResponse:
+        """Send the request once more, as soon as a daemon accepts it; it may be restarting."""
         deadline = time.monotonic() + RESTART_SECONDS
         while True:
             try:
                 answer = await ask()
-                if not _stops(answer) or time.monotonic() > deadline:
+                if not _is_stopping(answer) or time.monotonic() > deadline:
                     return answer
             except BrokenError:
                 raise
@@ -155,10 +158,10 @@ class DaemonClient:
     async def stream(
         self, path: str, *, query: Mapping[str, str], last_id: str = ""
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Open a stream of events, and yield its bytes as they come, up to its proper end.
+        """Open an event stream, and yield its bytes as they come, up to its proper end.
 
-        Raises `NoStreamError` where there are no events to be had, `NoDaemonError` where they
-        can't be had now, the stream broke, or nothing came for 45 s.
+        Raises `NoStreamError` if there is no event stream, `NoDaemonError` if it is not available
+        now, broke, or was silent for 45 s.
         """
         headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
         if last_id:
@@ -175,16 +178,16 @@ class DaemonClient:
                 timeout=timeout,
             ) as response:
                 if response.status >= SERVER_ERROR:
-                    raise self._nobody(f"no events for now (HTTP {response.status})")
+                    raise self._absent(f"no event stream for now (HTTP {response.status})")
                 if response.status != 200 or response.content_type != "text/event-stream":
                     answer = self._refusal(response, await response.read())
-                    raise NoStreamError(f"{self.endpoint} tells no events.", answer)
+                    raise NoStreamError(f"{self.endpoint} has no event stream.", answer)
                 yield response.content.iter_any()
 
     def _connector(self) -> aiohttp.BaseConnector:
         if self.endpoint.socket is None:
             return aiohttp.TCPConnector()
-        # A socket's address holds 107 bytes; by way of its folder's descriptor any path fits.
+        # A socket address has at most 107 bytes; through the folder's descriptor any path fits.
         try:
             self._folder = os.open(
                 self.endpoint.socket.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -215,7 +218,7 @@ class DaemonClient:
                 params=query,
                 json=body,
                 headers=headers,
-                # A redirect is no answer of the daemon, and must not carry the token away.
+                # The daemon never redirects, and the token must not be sent elsewhere.
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=patience, sock_connect=CONNECT_SECONDS),
             ) as response:
@@ -223,17 +226,17 @@ class DaemonClient:
 
     @contextmanager
     def _explained(self, method: str, patience: float | None) -> Iterator[None]:
-        """Raise what goes wrong on the way as `NoDaemonError`, in words."""
+        """Turn connection errors into `NoDaemonError` with an explanation."""
         try:
             yield
         except aiohttp.ClientConnectorCertificateError as error:
-            raise self._nobody(f"its certificate is not trusted: {error.certificate_error}") from (
+            raise self._absent(f"its certificate is not trusted: {error.certificate_error}") from (
                 error
             )
         except aiohttp.ConnectionTimeoutError as error:
-            raise self._nobody(f"no connection within {CONNECT_SECONDS:g} s") from error
+            raise self._absent(f"no connection within {CONNECT_SECONDS:g} s") from error
         except TimeoutError as error:
-            raise self._nobody(f"no answer within {patience:g} s", _unsure(method)) from error
+            raise self._absent(f"no answer within {patience:g} s", _unsure(method)) from error
         except aiohttp.ClientConnectorError as error:
             raise self._unreachable(error.os_error) from error
         except (aiohttp.ClientError, OSError) as error:
@@ -249,8 +252,8 @@ class DaemonClient:
             data = None
         if not isinstance(data, dict):
             kind = response.headers.get("Content-Type", "no content type")
-            raise self._nobody(
-                f"something else answers there (HTTP {response.status}, {kind}, not an object of "
+            raise self._absent(
+                f"something else answers there (HTTP {response.status}, {kind}, not an answer of "
                 "the API)"
             )
         return ApiResponse(response.status, body, data)
@@ -265,24 +268,24 @@ class DaemonClient:
     def _unreachable(self, error: OSError) -> FailedError:
         if isinstance(error, PermissionError):
             return FailedError(
-                f"You may not enter {self.endpoint}: {error.strerror}.",
+                f"{self.endpoint} can't be opened: {error.strerror}.",
                 "Run as root or the daemon's own user, or use --url with --token-file.",
             )
-        # asyncio puts its own words, with the address, into `strerror`; a resolver's errno is none.
+        # asyncio writes its own text into `strerror`; a resolver's errno is not an errno.
         if error.errno is not None and error.errno > 0:
-            return self._nobody(os.strerror(error.errno))
-        return self._nobody(str(error.strerror or error))
+            return self._absent(os.strerror(error.errno))
+        return self._absent(str(error.strerror or error))
 
-    def _nobody(self, why: str, hint: str = START_HINT) -> NoDaemonError:
+    def _absent(self, why: str, hint: str = START_HINT) -> NoDaemonError:
         return NoDaemonError(f"No daemon at {self.endpoint}: {why}.", hint)
 
 
-def _stops(answer: ApiResponse) -> bool:
-    """Tell whether the daemon is on its way out, and can't tell what came of an earlier request."""
+def _is_stopping(answer: ApiResponse) -> bool:
+    """Return whether the daemon is stopping and can't say what became of an earlier request."""
     error = answer.data.get("error")
     return not answer.ok and isinstance(error, dict) and error.get("code") == "stopping"
 
 
 def _unsure(method: str) -> str:
-    """Return the hint for a request that got through, but whose answer did not."""
+    """Return the hint for a request that was sent, but not answered."""
     return START_HINT if method == "GET" else UNSURE_HINT

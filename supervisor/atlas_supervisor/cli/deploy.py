@@ -1,4 +1,4 @@
-"""`atlasctl deploy`: begin one, show its steps as they happen, tell how it came out."""
+"""`atlasctl deploy`: start a deploy, show its steps as they happen, and its result."""
 
 from __future__ import annotations
 
@@ -25,29 +25,31 @@ from atlas_supervisor.cli.terminal import safe
 
 @verb
 @click.argument("release", required=False)
-@click.option("--dry-run", is_flag=True, help="Launch, smoke and health only; no switch.")
-@click.option("--no-wait", is_flag=True, help="Return as soon as the deploy has begun.")
+@click.option(
+    "--dry-run", is_flag=True, help="Run the gates only (launch, smoke, health); no switch."
+)
+@click.option("--no-wait", is_flag=True, help="Return as soon as the deploy has started.")
 async def deploy(session: Session, release: str | None, dry_run: bool, no_wait: bool) -> None:
-    """Deploy RELEASE, or the worker directory if none is named.
+    """Deploy RELEASE; without it, the worker directory.
 
-    Ends with 0 if it switched, waits for `switch`, or passed its dry run; else with 1. Ctrl-C
-    stops watching: the deploy goes on.
+    Exits with 0 if the deploy switched, waits for `switch`, or passed its dry run; else with 1.
+    Ctrl-C stops watching only: the deploy continues.
     """
-    session.parting = "Interrupted. A deploy that has begun goes on; `atlasctl status` shows it."
-    wait = session.json and not no_wait  # no progress is shown then: the daemon does the waiting
+    session.parting = "Interrupted. If the deploy has started, it continues: see `atlasctl status`."
+    wait = session.json and not no_wait  # without progress to show, the daemon does the waiting
     answer = await session.daemon.post(
         "/deploy/bluegreen",
         query={"wait": _flag(wait), "dry_run": _flag(dry_run)},
         body={} if release is None else {"release": release},
         patience=None,
-        key=str(uuid.uuid4()),  # asked for again, because the answer was lost, it begins no second
+        key=str(uuid.uuid4()),  # repeated after a lost answer, it starts no second deploy
     )
     if session.json:
         session.report_json(answer, "deploy_id")
         return
     record = session.expect(answer, "deploy_id")
     deploy_id = str(record["deploy_id"])
-    session.parting = f"The deploy goes on; `atlasctl show {deploy_id}` tells how it comes out."
+    session.parting = f"The deploy continues; `atlasctl show {deploy_id}` shows its result."
     session.screen.print(title(record))
     if no_wait:
         session.screen.print(safe(session.parting, "dim"))
@@ -57,7 +59,7 @@ async def deploy(session: Session, release: str | None, dry_run: bool, no_wait: 
 
 
 async def _watch(session: Session, deploy_id: str) -> Record:
-    """Print each step when it has ended; return the record once the deploy has settled."""
+    """Print each step when it has ended; return the record once the deploy has its result."""
     record: Record = {}
     shown = 0
     with session.screen.waiting(lambda: doing(record)):
@@ -76,7 +78,7 @@ async def _conclude(session: Session, record: Record) -> None:
     session.screen.print(outcome(session.screen, record, ok=ok))
     if ok:
         return
-    with suppress(FailedError):  # the outcome stands without further advice
+    with suppress(FailedError):  # the result is shown even without suggestions
         status = session.expect(await session.daemon.get("/deploy/status"))
         session.screen.print(*suggestions(session.screen, status))
     raise click.exceptions.Exit(FailedError.exit_code)

@@ -1,7 +1,7 @@
-"""Where the daemon is, found out from what the caller said and from where he stands.
+"""Finds the daemon to talk to: from the options, the environment, or the current folder.
 
-A wrong answer here is worse than none: whoever names an env file or a URL gets that one or a
-fault, never another daemon that happens to be nearby.
+A wrong daemon is worse than none: an env file or URL that is named is used or reported as a fault,
+never replaced by another one.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ ENV_TOKEN = "ATLAS_TOKEN"  # noqa: S105 - the name of the variable, not a token
 STATE_DIR = "STATE_DIR"
 DEFAULT_STATE_DIR = "state"
 
-_ROOT = Path(__file__).resolve().parents[3]
+_IMPORT_ROOT = Path(__file__).resolve().parents[2]
+"""`supervisor/` of a checkout, or the `site-packages` that the package is installed in."""
 
 
 @dataclass
 class ConnectionOptions:
-    """What the caller said about the daemon, before the verb or after it."""
+    """The common options, given before the verb or after it."""
 
     env_file: Path | None = None
     url: str | None = None
@@ -37,7 +38,7 @@ class ConnectionOptions:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where requests go: a Unix socket, or a base URL with the token that changes need."""
+    """Where requests go: a Unix socket, or a base URL with the token for changes."""
 
     base: str
     socket: Path | None = None
@@ -48,10 +49,10 @@ class Endpoint:
 
 
 def find_endpoint(given: ConnectionOptions) -> Endpoint:
-    """Return where the daemon should be; raises `click.UsageError` if that can't be told."""
+    """Return the daemon's endpoint. Raises `click.UsageError` if it can't be determined."""
     if given.url is None:
         if given.token_file is not None:
-            raise click.UsageError("--token-file goes with --url; the Unix socket needs no token.")
+            raise click.UsageError("--token-file needs --url; the Unix socket needs no token.")
         return Endpoint(base="http://localhost", socket=_state_dir(given) / SUPERVISOR_SOCKET)
     if given.env_file is not None:
         raise click.UsageError("Give --env-file or --url, not both.")
@@ -69,18 +70,28 @@ def _state_dir(given: ConnectionOptions) -> Path:
 
 
 def _env_file(given: ConnectionOptions) -> Path:
+    """Return --env-file, $ATLAS_ENV_FILE, ./atlas.env or that of the checkout, in this order."""
     if given.env_file is not None:
         return given.env_file
     if named := os.environ.get(ENV_ENV_FILE):
         if not Path(named).is_file():
-            raise click.UsageError(f"{ENV_ENV_FILE} names {named}, which is no file.")
+            raise click.UsageError(f"{ENV_ENV_FILE} names {named}, which is not a file.")
         return Path(named)
-    candidates = [Path.cwd() / ENV_FILE, _ROOT / ENV_FILE]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    tried = " and ".join(str(candidate) for candidate in candidates)
-    raise click.UsageError(f"There is no env file (tried {tried}); give --env-file or --url.")
+    folders = [Path.cwd(), *_checkout()]
+    for folder in folders:
+        if (folder / ENV_FILE).is_file():
+            return folder / ENV_FILE
+    where = " or in ".join(map(str, folders))
+    raise click.UsageError(
+        f"There is no {ENV_FILE} in {where}. Name the daemon's env file with --env-file or "
+        f"{ENV_ENV_FILE}, or its API with --url."
+    )
+
+
+def _checkout() -> list[Path]:
+    """Return the checkout that this code is run from; an installed package has none."""
+    root = _IMPORT_ROOT.parent
+    return [root] if (root / "pyproject.toml").is_file() else []
 
 
 def _base(given: str) -> str:
@@ -90,11 +101,13 @@ def _base(given: str) -> str:
     except ValueError:
         usable = False
     if not usable:
-        raise click.UsageError(f"--url takes http://HOST:PORT or https://HOST:PORT, not {given!r}.")
+        raise click.UsageError(f"--url must be http[s]://HOST:PORT, not {given!r}.")
     if url.user is not None or url.password is not None:
-        raise click.UsageError(f"--url takes no user or password; use --token-file or {ENV_TOKEN}.")
+        raise click.UsageError(
+            f"--url can't have a user or password; use --token-file or {ENV_TOKEN}."
+        )
     if url.query_string or url.fragment:
-        raise click.UsageError("--url takes no query and no fragment.")
+        raise click.UsageError("--url can't have a query or fragment.")
     return str(url).rstrip("/")
 
 
@@ -112,5 +125,5 @@ def _token(given: ConnectionOptions) -> str | None:
             raise click.UsageError(f"The token file {source} is empty.")
         return None
     if not (token.isascii() and token.isprintable() and " " not in token):
-        raise click.UsageError(f"{source} holds no token: one word of plain characters.")
+        raise click.UsageError(f"{source} is not a token: one word of printable ASCII.")
     return token

@@ -1,7 +1,7 @@
-"""How the client fails: one line that says what went wrong, one that says what to do.
+"""The client's failures: a message that says what went wrong, and a hint that says what to do.
 
-Every failure carries the exit code that scripts rely on: 1 refused or failed, 2 wrong usage
-(click's own `UsageError`), 3 no daemon there.
+Every failure has the exit code that scripts rely on: 1 refused or failed, 2 wrong usage (click's
+own `UsageError`), 3 no daemon there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from atlas_supervisor.cli.terminal import Screen
 
 
 class FailedError(click.ClickException):
-    """The daemon refused, or what was asked for failed. Nothing is left to do here: exit 1."""
+    """The daemon refused the request, or the request failed: exit 1."""
 
     exit_code = 1
 
@@ -29,19 +29,19 @@ class FailedError(click.ClickException):
 
 
 class NoDaemonError(FailedError):
-    """Nobody answered, or not as the daemon does: exit 3."""
+    """No answer, or not one of a daemon: exit 3."""
 
     exit_code = 3
 
 
 class BrokenError(NoDaemonError):
-    """The connection broke before the answer: what was asked for may have been done."""
+    """The connection broke before the answer: the request may have been executed."""
 
 
 class NoStreamError(NoDaemonError):
-    """Whoever answers there tells no events, as a daemon of an earlier version.
+    """There is no event stream, for example because the daemon is of an earlier version.
 
-    `answer` is what it said instead, if that was an answer of the API.
+    `answer` is the answer instead, if it was one of the API.
     """
 
     def __init__(self, message: str, answer: Any = None) -> None:
@@ -50,11 +50,11 @@ class NoStreamError(NoDaemonError):
 
 
 class InterruptedByUserError(FailedError):
-    """Ctrl-C. The exit code is the shell's own for it, so that loops in scripts end as well."""
+    """Ctrl-C. The exit code is the shell's own, so that loops in scripts end as well."""
 
     exit_code = 130
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """Print what goes on without the client, as a plain line: it is no failure."""
+        """Print what continues without the client, as a plain line: this is not a failure."""
         if self.message:
             Screen(file or sys.stderr).print(self.message)

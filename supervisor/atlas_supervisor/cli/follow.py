@@ -1,8 +1,7 @@
-"""Watching a deploy from outside, so that the verbs need not know how its news get here.
+"""Follows a deploy's record as it changes.
 
-The daemon's events tell when there is something new; what it is, the record tells. It is read
-again at every event and after every connection, so that nothing is missed and nothing has to be
-put together here.
+The daemon's events only trigger a read of the record. It is read at every event and after every
+connection, so no change is missed and none has to be reconstructed from events.
 """
 
 from __future__ import annotations
@@ -20,29 +19,29 @@ from atlas_supervisor.cli.session import Session, refusal
 from atlas_supervisor.cli.sse import MAX_BYTES, EventReader, OverlongError, ServerEvent
 
 POLL_SECONDS = 0.1
-"""For a daemon that tells no events."""
+"""For a daemon without an event stream."""
 FIRST_PAUSE_SECONDS = 0.05
 PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 5.0
-"""Before a stream is opened again: it doubles from the first up to what the daemon names."""
+"""Pauses before a stream is opened again: doubling, up to the time that the daemon names."""
 
 
 async def follow(
     session: Session, deploy_id: str, until: Callable[[Record], bool] = settled
 ) -> AsyncGenerator[Record, None]:
-    """Yield the deploy's record whenever it has changed, the last time once it is `until`.
+    """Yield the deploy's record at each change, until `until` holds for it.
 
-    Raises `NoDaemonError` when the daemon has been away for 15 s, `FailedError` when it no
-    longer knows the deploy.
+    Raises `NoDaemonError` after 15 s without a daemon, `FailedError` if the daemon does not know
+    the deploy any more.
     """
     seen: Record | None = None
     away_since: float | None = None
-    async with aclosing(events(session.daemon, deploy_id)) as news:
-        async for _ in news:
+    async with aclosing(events(session.daemon, deploy_id)) as triggers:
+        async for _ in triggers:
             away: FailedError | None = None
             try:
                 answer = await session.daemon.get(f"/deploy/{deploy_id}")
-                if answer.status >= SERVER_ERROR:  # it stops, or can't read its own storage
+                if answer.status >= SERVER_ERROR:  # it stops, or can't read its storage
                     away = refusal(answer)
             except NoDaemonError as error:
                 away = error
@@ -63,10 +62,10 @@ async def follow(
 async def events(
     daemon: DaemonClient, deploy_id: str | None = None
 ) -> AsyncGenerator[ServerEvent | None, None]:
-    """Yield each event of a deploy, or of all, and never end; None where one should look oneself.
+    """Yield each event of a deploy, or of all, without an end; None where a read is due anyway.
 
-    That is after each connection, where none could be had, with each sign of life, and again and
-    again where no events are told at all. A stream that ends is opened again where it ended.
+    None comes after each connection, after a failed one, at each keep-alive comment, and at short
+    intervals if there is no event stream. A stream that ends is resumed.
     """
     last_id = ""
     pause = FIRST_PAUSE_SECONDS

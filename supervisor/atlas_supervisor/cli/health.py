@@ -1,4 +1,4 @@
-"""`atlasctl health`: the score, and every check behind it."""
+"""`atlasctl health`: the score, and every check."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ _DIGITS = {
 
 @verb
 async def health(session: Session) -> None:
-    """Show how well everything is: a score of 0 to 100, and each check."""
+    """Show the health score, 0 to 100, and every check."""
     answer = await session.daemon.get("/health")
     if not _is_unhealthy(answer):
         session.report(answer, lambda data: _view(session.screen, data), "score", "checks")
         return
-    # It is answered with 503, and the checks are what the caller wants to see.
+    # Unhealthy is answered with 503, and the caller wants to see the checks.
     if session.json:
         session.report_json(answer)
     session.screen.print(_view(session.screen, answer.data))
@@ -55,7 +55,7 @@ def _is_unhealthy(answer: ApiResponse) -> bool:
 
 
 def score_text(score: Any) -> Text:
-    """Return a score in one line, and where to look if it is not the best."""
+    """Return a score on one line; below 100 with the verb that shows more."""
     if score == _BEST:
         return safe(score, "green")
     return spaced(
@@ -73,7 +73,7 @@ def _headline(screen: Screen, data: Record) -> RenderableType:
     score = str(data.get("score"))
     about = f"{data.get('slot')}, version {data.get('version') or MISSING}"
     age = data.get("age_seconds")
-    seen = "not looked at yet" if age is None else f"looked at {age:.1f} s ago"
+    seen = "not checked yet" if age is None else f"checked {age:.1f} s ago"
     if not screen.is_terminal or not set(score) <= set(_DIGITS):
         return spaced(safe(f"{score}", style), safe(word, style), safe(about), safe(seen))
     lines = (" ".join(_DIGITS[digit][row] for digit in score) for row in range(3))

@@ -1,7 +1,4 @@
-"""`atlasctl history`: past deploys, newest first.
-
-`atlasctl releases`: what can be deployed by name, what of it runs, how it went last.
-"""
+"""`atlasctl history` and `releases`: past deploys, and the releases that exist."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from atlas_supervisor.cli.client import Record
+from atlas_supervisor.cli.listing import listing
 from atlas_supervisor.cli.render_deploy import result_text, took
 from atlas_supervisor.cli.session import Session, verb
 from atlas_supervisor.cli.terminal import Screen, safe
@@ -22,46 +20,38 @@ from atlas_supervisor.cli.units import MISSING, local_time
     type=click.IntRange(1, 1000),
     default=20,
     show_default=True,
-    help="How many deploys, the newest first.",
+    help="Maximum number of deploys.",
 )
 async def history(session: Session, limit: int) -> None:
-    """List past deploys, the newest first."""
+    """List past deploys, newest first."""
     answer = await session.daemon.get("/deploy/history", query={"limit": str(limit)})
-    session.report(answer, lambda data: _table(session.screen, data), "deploys")
+    session.report(answer, lambda data: _history_table(session.screen, data), "deploys")
 
 
-def _table(screen: Screen, data: Record) -> RenderableType:
+@verb
+async def releases(session: Session) -> None:
+    """List the releases, where they run and their last deploys."""
+    answer = await session.daemon.get("/deploy/releases")
+    session.report(answer, _release_table, "releases")
+
+
+def _history_table(screen: Screen, data: Record) -> RenderableType:
     deploys = data.get("deploys") or []
     if not deploys:
         return safe("no deploys yet", "dim")
-    table = Table(
-        box=None,
-        padding=(0, 2, 0, 0),
-        pad_edge=False,
-        header_style="dim",
-        expand=screen.is_terminal,
-    )
-    for name in ("deploy", "started", "result", "version", "took"):
-        table.add_column(name, no_wrap=True)
-    # What the others leave of the line; `show` has the whole of it.
-    table.add_column("reason", overflow="ellipsis", no_wrap=True, ratio=1)
-    for record in deploys:
-        table.add_row(
+    rows = [
+        [
             safe(record.get("deploy_id")),
             safe(local_time(record.get("started_ts")), "dim"),
             result_text(record),
             safe(record.get("version") or MISSING),
             safe(took(record), "dim"),
             safe(record.get("reason") or "", "dim"),
-        )
-    return table
-
-
-@verb
-async def releases(session: Session) -> None:
-    """List the releases that exist."""
-    answer = await session.daemon.get("/deploy/releases")
-    session.report(answer, _release_table, "releases")
+        ]
+        for record in deploys
+    ]
+    names = ("deploy", "started", "result", "version", "took", "reason")
+    return listing(screen, names, rows, kept=5)
 
 
 def _release_table(data: Record) -> RenderableType:

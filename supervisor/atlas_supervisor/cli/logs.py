@@ -1,7 +1,7 @@
-"""`atlasctl logs`: what the daemon or a worker had to say, and what comes then.
+"""`atlasctl logs`: read or follow the daemon's log or a worker's.
 
-Lines come as server-sent events, whose ids say where to go on: after a restart of the daemon no
-line is missing and none comes twice.
+Lines come as server-sent events with ids to resume after, so that no line is missing or repeated
+after a restart of the daemon.
 """
 
 from __future__ import annotations
@@ -39,24 +39,28 @@ _LEVEL_WIDTH = 8
 _EVENT_WIDTH = 20
 _LAST = ("why", "deploy_id")
 _LONG = ("instance", "release")
-"""Shown only where nothing shorter says which one is meant."""
+"""Shown only if no shorter field identifies the worker or the deploy."""
 
 
 @verb
 @click.argument("source", type=click.Choice(SOURCES), default=OWN)
-@click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
+@click.option("-f", "--follow", is_flag=True, help="Continue with new lines until Ctrl-C.")
 @click.option(
     "-n",
     "--lines",
     type=click.IntRange(0, 10_000),
     default=100,
     show_default=True,
-    help="How many of the lines that are there.",
+    help="Maximum number of existing lines.",
 )
-@click.option("--level", type=click.Choice(list(_STYLES)), help="At least of this level.")
-@click.option("--deploy", "deploy_id", metavar="DEPLOY_ID", help="Of this deploy.")
-@click.option("--slot", type=click.Choice(SOURCES[1:]), help="About this slot.")
-@click.option("--grep", "contains", metavar="TEXT", help="With this text in them.")
+@click.option(
+    "--level",
+    type=click.Choice(list(_STYLES)),
+    help="Only lines of at least this level.",
+)
+@click.option("--deploy", "deploy_id", metavar="DEPLOY_ID", help="Only lines about this deploy.")
+@click.option("--slot", type=click.Choice(SOURCES[1:]), help="Only lines about this slot.")
+@click.option("--grep", "contains", metavar="TEXT", help="Only lines with this text.")
 async def logs(
     session: Session,
     source: str,
@@ -70,14 +74,14 @@ async def logs(
 ) -> None:
     """Show the daemon's own log, or what the workers in a slot print.
 
-    --level, --deploy and --slot are for the daemon's own log, whose lines say such things.
+    --level, --deploy and --slot are for the daemon's own log only.
     """
     session.parting = ""
     filters = {"level": level, "deploy_id": deploy_id, "slot": slot, "contains": contains}
     query = {name: value for name, value in filters.items() if value is not None}
     if source != OWN and (own := [name for name in query if name != "contains"]):
         name = own[0].removesuffix("_id")
-        raise click.UsageError(f"--{name} is for the daemon's own log; a worker's has --grep.")
+        raise click.UsageError(f"--{name} is for the daemon's own log; use --grep for a worker's.")
     query |= {"events": "true", "lines": str(lines), "follow": str(follow).lower()}
     show = _show_json if session.json else _show_own if source == OWN else _show_worker
     try:
@@ -89,14 +93,14 @@ async def logs(
                     _note(event.data)
                 else:
                     show(session.screen, event.data)
-    except BrokenPipeError:  # whoever reads has seen enough, as `head` does
+    except BrokenPipeError:  # the reader has ended, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 async def _events(
     session: Session, path: str, query: dict[str, str], *, follow: bool
 ) -> AsyncGenerator[ServerEvent, None]:
-    """Yield the lines; with `follow`, a stream that ends is opened again where it ended."""
+    """Yield the lines; with `follow`, a stream that ends is resumed."""
     reader, answered, pause = EventReader(), False, FIRST_PAUSE_SECONDS
     while True:
         try:
@@ -122,7 +126,7 @@ async def _events(
 async def _once(
     session: Session, path: str, query: dict[str, str], reader: EventReader
 ) -> AsyncGenerator[ServerEvent | None, None]:
-    """Yield None once there is a stream, then its events up to its end."""
+    """Yield None once the stream is open, then its events up to its end."""
     try:
         async with session.daemon.stream(path, query=query, last_id=reader.last_id) as pieces:
             yield None
@@ -132,17 +136,17 @@ async def _once(
     except NoStreamError as error:
         raise (refusal(error.answer) if error.answer else error) from error
     except OverlongError as error:
-        raise FailedError(f"The daemon sends what is no log: {error}.") from error
+        raise FailedError(f"The daemon's answer is not a log: {error}.") from error
 
 
 def _note(message: str) -> None:
-    """Tell something about the log itself beside it, so that a pipe has nothing but lines."""
+    """Print a note on standard error, so that a pipe gets log lines only."""
     screen = Screen(sys.stderr)
     screen.print(Text(" ").join((screen.sign(NOTE), safe(message, "dim"))))
 
 
 def _show_json(_screen: Screen, line: str) -> None:
-    """Print the line as the API has it; it is printable already, but for a foreign daemon's."""
+    """Print the line as the API has it, escaped in case a foreign daemon's is not printable."""
     sys.stdout.write("".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in line))
     sys.stdout.write("\n")
     sys.stdout.flush()
@@ -166,20 +170,20 @@ def _show_own(screen: Screen, line: str) -> None:
 
 
 def _in_columns(fields: dict[str, Any]) -> Text:
-    """Return a line as the daemon's own console has it: when, how bad, what, and about what."""
+    """Return a line as on the daemon's console: time, level, event, fields."""
     level, event = str(fields.get("level", "")), str(fields.get("event", ""))
-    told = {k: v for k, v in fields.items() if k not in ("ts", "level", "event", "exception")}
-    if "pid" in told or "deploy_id" in told:
+    shown = {k: v for k, v in fields.items() if k not in ("ts", "level", "event", "exception")}
+    if "pid" in shown or "deploy_id" in shown:
         for name in _LONG:
-            told.pop(name, None)
+            shown.pop(name, None)
     for name in _LAST:
-        if name in told:
-            told[name] = told.pop(name)
+        if name in shown:
+            shown[name] = shown.pop(name)
     return spaced(
         safe(clock_time(fields.get("ts")), "dim"),
         safe(level.ljust(_LEVEL_WIDTH), _STYLES.get(level, "")),
-        safe(event.ljust(_EVENT_WIDTH) if told else event, "bold"),
-        *(_field(name, value) for name, value in told.items()),
+        safe(event.ljust(_EVENT_WIDTH) if shown else event, "bold"),
+        *(_field(name, value) for name, value in shown.items()),
     )
 
 

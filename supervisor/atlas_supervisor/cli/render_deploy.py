@@ -1,11 +1,12 @@
-"""How a deploy is shown: its steps, what went wrong in them, and how it came out.
+"""Renders a deploy: its steps, their findings, and its outcome.
 
-The same pieces serve `deploy`, which shows them as they happen, and `show`, which looks back.
+Used by `deploy` as things happen, and by `show` afterwards.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -34,30 +35,31 @@ from atlas_supervisor.cli.terminal import (
 from atlas_supervisor.cli.units import duration
 
 SUCCESSES = frozenset({"switched", "awaiting_switch", "dry_run_passed"})
-BUSY = frozenset({"switch", "revert", "unstage"})  # a next deploy would be refused until it is over
-GO_AHEAD = "Go ahead with `atlasctl switch`, or give it up with `atlasctl abort`."
-AFTERWARDS = frozenset({"guard", "drain"})  # they go on after the deploy has its result
+BUSY = frozenset({"switch", "revert", "unstage"})  # another deploy would still be refused
+GO_AHEAD = "Switch to it with `atlasctl switch`, or abort with `atlasctl abort`."
+AFTERWARDS = frozenset({"guard", "drain"})  # they run after the deploy has its result
 
 _SHOWN_APART = frozenset({"message", "checks", "output", "probes", "failed_probe"})
+_UNITS = {"_us": 0.001, "_ms": 1.0, "_seconds": 1000.0}
 _RESULT_STYLES = {"failed": "red", "rolled_back": "red", "aborted": "yellow"}
 
 
 def succeeded(record: Record) -> bool:
-    """Tell whether a deploy that has settled did what its caller wanted.
+    """Return whether a deploy with a result did what its caller wanted.
 
-    A deploy whose switch could not be done waits for another try: that is no success.
+    A deploy whose switch failed waits for a retry: that is not a success.
     """
     return record.get("result") in SUCCESSES and not switch_failed(record)
 
 
 def settled(record: Record) -> bool:
-    """Tell whether a deploy has its result and lets go (guard, warm time and drain may go on)."""
+    """Return whether a deploy has its result; guard, warm time and drain may still run."""
     phase = record.get("phase")
     return phase == "ended" or (record.get("result") is not None and phase not in BUSY)
 
 
 def switch_failed(record: Record) -> bool:
-    """Tell whether the flip itself was tried last and could not be done."""
+    """Return whether the last step was a switch that failed."""
     steps = record.get("steps") or [{}]
     last = steps[-1]
     return bool(
@@ -68,26 +70,26 @@ def switch_failed(record: Record) -> bool:
 
 
 def awaits_switch(record: Record) -> bool:
-    """Tell whether the deploy waits for an operator's word."""
+    """Return whether the deploy waits for `atlasctl switch`."""
     return record.get("result") == "awaiting_switch" and record.get("phase") != "ended"
 
 
 def took(record: Record) -> str:
-    """Return how long the deploy took up to its result, from its steps."""
+    """Return how long the steps up to the deploy's result took."""
     steps = record.get("steps") or []
     return duration(sum(s.get("duration_ms", 0) for s in steps if s.get("name") not in AFTERWARDS))
 
 
 def doing(record: Record) -> str:
-    """Return what the deploy does at the moment, in words."""
+    """Return the deploy's current phase in words."""
     phase = str(record.get("phase") or "starting")
-    return {"unstage": "stopping staging", "revert": "going back"}.get(
+    return {"unstage": "stopping staging", "revert": "reverting"}.get(
         phase, phase.replace("_", " ")
     )
 
 
 def title(record: Record) -> Text:
-    """Return the deploy's one-line name: its id, and what it deploys."""
+    """Return the deploy's title: its id, and what it deploys."""
     parts = [safe(record.get("deploy_id"), "bold")]
     if record.get("release"):
         parts.append(safe(f"release {record['release']}"))
@@ -97,7 +99,7 @@ def title(record: Record) -> Text:
 
 
 def result_text(record: Record) -> Text:
-    """Return a deploy's result in its colour, or the step that it is at."""
+    """Return a deploy's result in its colour, or its current phase."""
     result = record.get("result")
     if result is None:
         return safe(doing(record), "cyan")
@@ -105,7 +107,7 @@ def result_text(record: Record) -> Text:
 
 
 def step_line(screen: Screen, step: Record) -> RenderableType:
-    """Return a step that has ended: its outcome, name, time, and what it says of itself."""
+    """Return a step that has ended: sign, name, duration and message."""
     line = Table.grid(padding=(0, 1))
     line.add_column()
     line.add_column(width=STEP_WIDTH)
@@ -122,9 +124,9 @@ def step_line(screen: Screen, step: Record) -> RenderableType:
 
 
 def findings(screen: Screen, step: Record, *, everything: bool = False) -> Iterator[RenderableType]:
-    """Yield what a person needs of a step: failed checks and the worker's last output.
+    """Yield a step's findings: failed checks and probes, and the worker's last output.
 
-    With `everything` also the checks that passed and the step's further fields.
+    With `everything`, also what passed, and the step's other fields.
     """
     detail = _detail(step)
     if everything:
@@ -144,7 +146,7 @@ def findings(screen: Screen, step: Record, *, everything: bool = False) -> Itera
 
 
 def outcome(screen: Screen, record: Record, *, ok: bool) -> RenderableType:
-    """Return how the deploy came out and why, with a tick if that is what was wanted."""
+    """Return the deploy's result and its reason, with a tick if `ok`."""
     grid = Table.grid(padding=(0, 1))
     text = safe(_headline(record), "bold")
     grid.add_row(screen.sign(OK if ok else BAD), text)
@@ -156,13 +158,13 @@ def outcome(screen: Screen, record: Record, *, ok: bool) -> RenderableType:
 
 
 def suggestions(screen: Screen, status: Record) -> Iterator[RenderableType]:
-    """Yield what the daemon suggests to an operator, and the action for it."""
+    """Yield the daemon's suggestions, each with its action."""
     for suggestion in objects(status.get("fallback_suggestions")):
         yield note(screen, suggestion.get("message"), suggestion.get("action"))
 
 
 def note(screen: Screen, message: object, action: object) -> RenderableType:
-    """Return what an operator should know and, below it, what can be done."""
+    """Return a message and, below it, what to do."""
     grid = Table.grid(padding=(0, 1))
     grid.add_row(screen.sign(NOTE), safe(message))
     if action:
@@ -174,7 +176,7 @@ def _headline(record: Record) -> str:
     result = record.get("result")
     version = record.get("version")
     if switch_failed(record):
-        return "switch failed: everything is as it was"
+        return "switch failed: ports and mode are unchanged"
     if result == "switched":
         return f"switched to {version} on port {record.get('active_port')} in {took(record)}"
     if result == "awaiting_switch":
@@ -187,7 +189,7 @@ def _headline(record: Record) -> str:
 
 
 def brief(step: Record) -> str | None:
-    """Return what a step says of itself, without what the lines below it tell of its checks."""
+    """Return a step's message, without the failed checks that are listed below it."""
     message = _detail(step).get("message")
     if message is None or not _failed_checks(step):
         return message
@@ -195,7 +197,7 @@ def brief(step: Record) -> str | None:
 
 
 def _reason(record: Record) -> str:
-    """Return why it came out so; of smoke tests the names alone, for each has its own lines."""
+    """Return the reason; of failed smoke tests only the names, as each has its own lines."""
     reason = str(record["reason"])
     for step in objects(record.get("steps")):
         message = str(_detail(step).get("message"))
@@ -212,7 +214,7 @@ def _failed_checks(step: Record) -> list[Record]:
 def _advice(record: Record) -> str | None:
     if switch_failed(record):
         return (
-            "The new version stays up: try again with `atlasctl switch`, or give up with "
+            "The new version keeps running: retry with `atlasctl switch`, or give up with "
             "`atlasctl abort`."
         )
     if awaits_switch(record):
@@ -221,13 +223,21 @@ def _advice(record: Record) -> str | None:
 
 
 def _fields(detail: Record) -> Iterator[RenderableType]:
-    further = {
-        name.replace("_", " "): in_words(value)
+    further = [
+        _field(name, value)
         for name, value in detail.items()
         if name not in _SHOWN_APART and value is not None
-    }
+    ]
     if further:
-        yield indented(safe(", ".join(" ".join(pair) for pair in further.items()), "dim"))
+        yield indented(safe(", ".join(further), "dim"))
+
+
+def _field(name: str, value: Any) -> str:
+    """Return a field of a step's detail in words: `pid 77`, `waited 12 ms`."""
+    for unit, milliseconds in _UNITS.items():
+        if name.endswith(unit) and isinstance(value, int | float):
+            return f"{name.removesuffix(unit).replace('_', ' ')} {duration(value * milliseconds)}"
+    return f"{name.replace('_', ' ')} {in_words(value)}"
 
 
 def _detail(step: Record) -> Record:

@@ -1,4 +1,4 @@
-"""What was found, as a person reads it: checks, probes, and what a worker or a program wrote."""
+"""Renders findings: checks, probes, and the output of workers and commands."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from atlas_supervisor.cli.hints import hint
 from atlas_supervisor.cli.terminal import BAD, OK, Screen, safe
 from atlas_supervisor.cli.units import duration
 
-_MOST_LINES = 40  # of foreign output; the last ones, for that is where programs say what is wrong
+_MOST_LINES = 40  # of quoted output; the last ones, where programs usually report the error
 _MOST_CHARACTERS = 500  # of one such line
 
 
 def check_lines(screen: Screen, check: Record) -> RenderableType:
-    """Return one smoke test; of one that failed also what was expected, and what came."""
+    """Return one smoke test; if it failed, also what was expected and what came."""
     ok = bool(check.get("ok"))
     head = Table.grid(padding=(0, 1))
     head.add_row(
@@ -61,19 +61,19 @@ def _of_failed_check(check: Record) -> Iterator[RenderableType]:
         grid.add_row("", safe(f"{name}: {value}", "dim"))
     yield grid
     if body.strip():
-        what = "its last output" if check.get("kind") == "command" else "the body's beginning"
+        what = "its last output" if check.get("kind") == "command" else "body starts with"
         yield quoted(what, body)
 
 
 def _asked(check: Record) -> str | None:
-    """Return what was asked, which stands in the message before what was wrong."""
+    """Return the request, which precedes the problems in the message."""
     if not check.get("problems"):
         return None
     return str(check.get("message")).partition(": ")[0]
 
 
 def probe_lines(screen: Screen, probe: Record) -> RenderableType:
-    """Return one probe, and what a failing answer said."""
+    """Return one probe, and the body of a failing answer."""
     line = Table.grid(padding=(0, 1))
     line.add_row(
         screen.sign(OK if probe.get("verdict") == "pass" else BAD),
@@ -82,16 +82,16 @@ def probe_lines(screen: Screen, probe: Record) -> RenderableType:
     )
     if not probe.get("excerpt"):
         return line
-    return Group(line, indented(quoted("the body's beginning", probe["excerpt"]), 2))
+    return Group(line, indented(quoted("body starts with", probe["excerpt"]), 2))
 
 
 def hint_line(words: str) -> RenderableType:
-    """Return what an ending usually means, below the line that tells of it."""
+    """Return an explanation, to stand below the line that it explains."""
     return indented(safe(words, "yellow"))
 
 
 def quoted(what: str, text: Any) -> RenderableType:
-    """Return what a worker or a program wrote, under a heading; of very much the end."""
+    """Return output under a heading; of long output the end."""
     lines = text if isinstance(text, list) else str(text).splitlines()
     bar = Table.grid(padding=(0, 1))
     for line in lines[-_MOST_LINES:]:
@@ -103,10 +103,10 @@ def quoted(what: str, text: Any) -> RenderableType:
 
 
 def in_words(value: Any) -> str:
-    """Return a value of the API as it is shown: text as it is, anything else as JSON."""
+    """Return a value of the API for display: text unchanged, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def indented(renderable: RenderableType, by: int = 4) -> Padding:
-    """Return something set in by so many columns."""
+    """Return a renderable indented by so many columns."""
     return Padding(renderable, (0, 0, 0, by), expand=False)

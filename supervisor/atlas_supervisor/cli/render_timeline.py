@@ -1,6 +1,6 @@
-"""A deploy as a story: what happened when, why, how long it took, and what was found.
+"""Renders a deploy's timeline: its transitions with their times, causes and findings.
 
-The transitions of the record tell it. A daemon from before they were told has steps alone.
+An older daemon's record has no transitions; then the steps are shown alone.
 """
 
 from __future__ import annotations
@@ -21,35 +21,36 @@ from atlas_supervisor.cli.terminal import BAD, EVENT, NOTE, OK, Screen, printabl
 from atlas_supervisor.cli.units import SECOND, duration, moment
 
 ROOM = 60
-"""Columns that are enough for a long reason beside its line; else that stands below it."""
+"""Minimum columns for a long reason on the same line; with less room it goes below."""
 
-_STEPS = {"drain_reverted": "drain"}  # phases whose step has another name
+_STEPS = {"drain_reverted": "drain"}  # a phase whose step has another name
 _PASSED = {
     "switch": "switched",
     "warm": "warm time over",
     "drain": "old version drained",
-    "revert": "went back",
+    "revert": "reverted",
     "drain_reverted": "new version drained",
     "unstage": "staging stopped",
 }
-_FAILED = {"revert": "could not go back", "unstage": "staging not stopped"}
+_FAILED = {"revert": "revert failed", "unstage": "staging not stopped"}
+_BEGINNING = {"begun": "started"}
 _HAPPENINGS = {
     "staging_died": (BAD, "staging died"),
     "active_died": (BAD, "new version died"),
     "switch_requested": (EVENT, "switch requested"),
     "abort_requested": (EVENT, "abort requested"),
     "rollback_requested": (EVENT, "rollback requested"),
-    "superseded": (EVENT, "next deploy begun"),
+    "superseded": (EVENT, "next deploy started"),
     "supervisor_stopped": (NOTE, "daemon stopped"),
 }
 
 
-def story(
+def timeline(
     screen: Screen, record: Record, least: Sequence[int] = (0, 0, 0)
 ) -> Iterator[RenderableType]:
-    """Yield each transition with what its step found; without transitions, each step.
+    """Yield each transition with the findings of its step; without transitions, each step.
 
-    `least` are the smallest widths of its columns, for a story that is told in parts.
+    `least` are minimum column widths, for a timeline that is printed in parts.
     """
     steps = objects(record.get("steps"))
     transitions = objects(record.get("transitions"))
@@ -69,7 +70,7 @@ def story(
 
 
 class _Line:
-    """One transition in words."""
+    """One transition as a line."""
 
     def __init__(self, screen: Screen, record: Record, transition: Record) -> None:
         self._screen = screen
@@ -85,7 +86,7 @@ class _Line:
         )
 
     def shown(self, widths: Sequence[int], why: str) -> RenderableType:
-        """Return the line, its cells as wide as those of the other lines."""
+        """Return the line in columns of these widths."""
         since, what, took = self.cells
         style = "red" if self.sign == BAD else ""
         reason = safe(why, style)
@@ -110,10 +111,10 @@ class _Line:
 
 
 def _happening(source: Any, event: Any) -> tuple[str, str]:
-    """Return the sign and the words for what ended the phase `source`."""
+    """Return the sign and the words for the event that ended the phase `source`."""
     phase = str(source)
     if source is None:
-        return EVENT, str(event)
+        return EVENT, _BEGINNING.get(str(event), str(event))
     if event == "passed":
         return OK, _PASSED.get(phase, phase)
     if event == "failed":
@@ -129,7 +130,7 @@ def _since(started: Any, timestamp: Any) -> str:
 
 
 def _take(steps: list[Record], name: Any) -> tuple[list[Record], Record | None]:
-    """Take the next step of this name out of `steps`, and what stands before it."""
+    """Remove the next step of this name from `steps`; return it and the steps before it."""
     for index, step in enumerate(steps):
         if step.get("name") == name:
             before = steps[:index]

@@ -1,7 +1,6 @@
-"""What every verb has in common: its options, its connection, and how it ends.
+"""What all verbs share: the common options, the connection, and how a call ends.
 
-A verb is an async function below `@verb`, in a file of its own, named in `__main__`. That is all
-it takes to add one.
+A verb is an async function below `@verb`, named in `__main__`.
 """
 
 from __future__ import annotations
@@ -29,18 +28,18 @@ View = Callable[[Record], RenderableType]
 
 @dataclass
 class Session:
-    """One call of the client: whom it talks to, and how it shows what comes back."""
+    """One call of the client: its connection, and how it shows answers."""
 
     daemon: DaemonClient
     screen: Screen
     json: bool
     parting: str = "Interrupted."
-    """What Ctrl-C leaves behind, in words; a verb that starts something says what goes on."""
+    """Printed on Ctrl-C; a verb that starts something says what continues."""
 
     def expect(self, answer: ApiResponse, *fields: str) -> Record:
-        """Return the answer's object if the daemon did what was asked; else raise its refusal.
+        """Return the answer's object if the daemon did what was asked; else raise its error.
 
-        Raises `NoDaemonError` where `fields` are missing: then it is no daemon of ours.
+        Raises `NoDaemonError` if `fields` are missing: then something else answers there.
         """
         if not answer.ok:
             raise refusal(answer)
@@ -52,14 +51,14 @@ class Session:
         return answer.data
 
     def report(self, answer: ApiResponse, view: View, *fields: str) -> None:
-        """Show the answer, for people by `view`; a refusal ends the call with exit 1."""
+        """Show the answer by `view`, or as JSON; an error ends the call with exit 1."""
         if self.json:
             self.report_json(answer, *fields)
         else:
             self.screen.print(view(self.expect(answer, *fields)))
 
     def report_json(self, answer: ApiResponse, *fields: str) -> None:
-        """Write the answer as it came; a refusal ends the call with exit 1, without a word."""
+        """Write the answer unchanged; an error ends the call with exit 1, without a message."""
         if answer.ok:
             self.expect(answer, *fields)
         write_json(answer.body)
@@ -68,7 +67,7 @@ class Session:
 
 
 def refusal(answer: ApiResponse) -> FailedError:
-    """Return the error that the daemon's answer holds, with its hint."""
+    """Return the error of the daemon's answer, with its hint."""
     error = answer.data.get("error")
     if not isinstance(error, dict):
         error = {}
@@ -78,7 +77,7 @@ def refusal(answer: ApiResponse) -> FailedError:
 
 
 def verb(body: Callable[Concatenate[Session, P], Awaitable[None]]) -> click.Command:
-    """Make an async function a command with the common options; its docstring is the help."""
+    """Make a command with the common options of an async function; its docstring is the help."""
 
     @functools.wraps(body)
     def command(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -100,7 +99,7 @@ def verb(body: Callable[Concatenate[Session, P], Awaitable[None]]) -> click.Comm
 
 
 class Verbs(click.Group):
-    """Verbs under one word. The common options may stand before the verb as well."""
+    """A group of verbs. The common options can be given before the verb as well."""
 
     def __init__(self, *, verbs: Sequence[click.Command], **attributes: Any) -> None:
         named = {name: each for each in verbs if (name := each.name)}
@@ -108,27 +107,31 @@ class Verbs(click.Group):
         super().__init__(commands=named, **attributes)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names in the order of their use, not of the alphabet."""
+        """Return the names in the order of use, not sorted."""
         return list(self.commands)
 
 
 def common_options() -> list[click.Parameter]:
-    """Return the options that every verb takes, and that may stand before the verb as well."""
+    """Return the options that every verb and every group takes."""
     file = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
     return [
         _option(
             "--env-file",
             type=file,
-            help=f"The daemon's settings, whose STATE_DIR has its Unix socket; else "
-            f"${ENV_ENV_FILE}, ./atlas.env, or the repository's own.",
+            help="The daemon's env file; its STATE_DIR has the Unix socket. Default: "
+            f"${ENV_ENV_FILE}, ./atlas.env, or that of the checkout.",
         ),
-        _option("--url", metavar="URL", help="The control API, at http[s]://HOST:PORT."),
+        _option(
+            "--url",
+            metavar="URL",
+            help="The API at http[s]://HOST:PORT, instead of the Unix socket.",
+        ),
         _option(
             "--token-file",
             type=file,
-            help=f"The token that changes by --url need; else ${ENV_TOKEN}.",
+            help=f"File with the token that changes by --url need. Default: ${ENV_TOKEN}.",
         ),
-        _option("--json", is_flag=True, help="Print the API's own answer and nothing else."),
+        _option("--json", is_flag=True, help="Print the API's answer as JSON, and nothing else."),
     ]
 
 
@@ -137,7 +140,7 @@ def _option(name: str, **attributes: Any) -> click.Option:
 
 
 def _remember(context: click.Context, parameter: click.Parameter, value: Any) -> None:
-    """Keep what was said; the group and the verb share one object, and the later word wins."""
+    """Store an option; group and verb share one object, and the later one wins."""
     given = context.ensure_object(ConnectionOptions)
     if parameter.name and context.get_parameter_source(parameter.name) != ParameterSource.DEFAULT:
         setattr(given, parameter.name, value)

@@ -1,7 +1,7 @@
-"""Reads server-sent events from bytes as they come, however they are cut into pieces.
+"""Parses server-sent events from bytes in pieces of any size.
 
-As the HTML standard has it, with bounds: what is not ended yet is kept in memory, and whoever
-answers there must not be able to fill that. Bytes that are no UTF-8 become U+FFFD.
+Follows the HTML standard, with limits: an unfinished line or event is kept in memory, which no
+server must be able to fill. Bytes that are not UTF-8 become U+FFFD.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ _MAX_RETRY_DIGITS = 9
 
 
 class OverlongError(Exception):
-    """A line or an event is longer than the reader keeps."""
+    """A line or an event is longer than the reader's limit."""
 
 
 @dataclass(frozen=True)
 class ServerEvent:
-    """One event: its kind (`message` if none was named) and its data."""
+    """One event: its kind (`message` by default) and its data."""
 
     kind: str
     data: str
 
 
 class EventReader:
-    """Takes a stream from its first byte on. One for each connection.
+    """Parses one stream from its first byte on; each connection needs a new one.
 
-    `last_id` is what to send as `Last-Event-ID` when the stream has to be opened again; begun with
-    that of the stream before, it stays until an id comes. What was not ended is to be forgotten.
+    `last_id` is the `Last-Event-ID` to resume with; it starts as that of the stream before. An
+    unfinished event at the end of a stream is dropped.
     """
 
     def __init__(self, last_id: str = "", *, max_bytes: int = MAX_BYTES) -> None:
         self.last_id = last_id
         self.retry_seconds: float | None = None
-        """How long the server wants a client to wait before it comes again."""
+        """The pause before a reconnection that the server asks for."""
         self.comments = 0
-        """How many came: a server shows by them that it is still there."""
+        """Number of comments so far; a server sends them as keep-alive."""
         self._max_bytes = max_bytes
         self._line: list[bytes] = []
         self._line_bytes = 0
@@ -54,7 +54,7 @@ class EventReader:
         self._data_bytes = 0
 
     def feed(self, piece: bytes) -> Iterator[ServerEvent]:
-        """Yield the events that end in `piece`; to be taken to the end. Raises OverlongError."""
+        """Yield the events that end in `piece`; must be exhausted. Raises OverlongError."""
         if not piece:
             return
         if self._after_cr and piece.startswith(b"\n"):  # one line end, cut in two
@@ -107,10 +107,10 @@ class EventReader:
             case b"retry" if value.isdigit() and len(value) <= _MAX_RETRY_DIGITS:
                 self.retry_seconds = int(value) / 1000
             case _:
-                pass  # a field of a later time
+                pass  # unknown fields are ignored
 
     def _dispatch(self) -> ServerEvent | None:
-        """End a block: without data it is no event, but its id counts all the same."""
+        """End a block: without data it is not an event, but its id counts."""
         self.last_id = self._next_id
         data, kind = self._data, self._kind
         self._data, self._data_bytes, self._kind = [], 0, ""

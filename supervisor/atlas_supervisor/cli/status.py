@@ -1,4 +1,4 @@
-"""`atlasctl status`: everything at a glance."""
+"""`atlasctl status`: the current status on one screen."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _STATE_STYLES = {
 
 @verb
 async def status(session: Session) -> None:
-    """Show mode, slots, traffic and the last deploy at a glance."""
+    """Show mode, slots, traffic, health and the last deploy."""
     answer = await session.daemon.get("/deploy/status")
     session.report(answer, lambda data: overview(session.screen, data), "mode", "slots")
 
 
 def overview(screen: Screen, data: Record) -> RenderableType:
-    """Return the status for people: in a frame on a terminal, as plain lines in a pipe."""
+    """Return the status: framed on a terminal, as plain lines in a pipe."""
     parts: list[RenderableType] = [_facts(data), Text(), _slots(data)]
     parts += [*_exits(data), *_draining(data)]
     notes = [*_waiting(screen, data), *suggestions(screen, data)]
@@ -64,7 +64,7 @@ def overview(screen: Screen, data: Record) -> RenderableType:
 
 
 def _waiting(screen: Screen, data: Record) -> Iterator[RenderableType]:
-    """Yield what to do if a deploy waits for an operator: it would wait for ever."""
+    """Yield what to do if a deploy waits for an operator; it waits without a limit."""
     last = data.get("last_deploy")
     if data.get("deploy_in_progress") and isinstance(last, dict) and awaits_switch(last):
         yield note(screen, f"{last.get('version')} passed its gates and waits.", GO_AHEAD)
@@ -91,7 +91,7 @@ def _facts(data: Record) -> RenderableType:
 
 def _public(data: Record) -> Text:
     if data.get("public_port") is None:
-        return safe("off: clients follow the active port")
+        return safe("off; clients use the active port")
     plane = (data.get("traffic") or {}).get("plane")
     return _line(f"port {data['public_port']}", f"{plane} plane" if plane else None)
 
@@ -134,23 +134,27 @@ def _slots(data: Record) -> Table:
 
 
 def _exits(data: Record) -> Iterator[RenderableType]:
-    """Yield why an instance had to be started again, or was given up."""
+    """Yield the last unexpected exit of each slot that has restarts or is in trouble."""
     for slot in data.get("slots") or []:
         troubled = slot.get("restarts") or slot.get("state") in {"backoff", "failed"}
         if troubled and slot.get("last_exit"):
-            yield safe(f"{slot.get('slot')}: the last time, {slot['last_exit']}", "yellow")
+            yield safe(f"{slot.get('slot')}: last unexpected exit: {slot['last_exit']}", "yellow")
 
 
 def _draining(data: Record) -> Iterator[RenderableType]:
-    """Yield a line for each instance that finishes what it has."""
+    """Yield a line for each draining worker."""
     for each in data.get("draining") or []:
         left = each.get("left") or {"connections": each.get("connections")}
-        counts = ", ".join(
-            f"{count} {kind.replace('_', ' ')}" for kind, count in left.items() if count is not None
-        )
-        text = f"{each.get('slot')} drains: {each.get('version')}, pid {each.get('pid')}"
+        counts = [_counted(kind, count) for kind, count in left.items() if count]
+        nothing = MISSING if None in left.values() else "nothing left"
+        text = f"{each.get('slot')} drains {each.get('version')}, pid {each.get('pid')}"
         since = f"for {age(each.get('since_ts'))}"
-        yield spaced(safe(text, "yellow"), safe(since, "dim"), safe(counts or MISSING))
+        yield spaced(safe(text, "yellow"), safe(since, "dim"), safe(", ".join(counts) or nothing))
+
+
+def _counted(kind: str, count: int) -> str:
+    words = kind.replace("_", " ")
+    return f"{count} {words.removesuffix('s') if count == 1 else words}"
 
 
 def _line(first: str, second: Any) -> Text:

@@ -1,7 +1,4 @@
-"""`atlasctl switch`, `abort`, `rollback`: an operator's word on the deploy that is there.
-
-`atlasctl mode`: the operator's reset after a fallback, and the switch to one worker.
-"""
+"""`atlasctl switch`, `abort`, `rollback` and `mode`: steer the deploy in progress, set the mode."""
 
 from __future__ import annotations
 
@@ -17,39 +14,61 @@ from atlas_supervisor.cli.render_deploy import AFTERWARDS, findings, outcome, st
 from atlas_supervisor.cli.session import Session, refusal, verb
 from atlas_supervisor.cli.terminal import OK, safe
 
+_MEANING = {
+    "single": "deploys are disabled",
+    "bluegreen": "deploys are enabled",
+}
+
 
 @verb
 async def switch(session: Session) -> None:
-    """Go ahead with the deploy that waits: it gets all the traffic."""
-    await _decide(session, "switch", "switching")
+    """Switch all traffic to the version that waits for it."""
+    await _steer(session, "switch", "switching")
 
 
 @verb
 async def abort(session: Session) -> None:
-    """Give up the deploy in progress, at any step before the switch."""
-    await _decide(session, "abort", "stopping the new version")
+    """Abort the deploy in progress, at any step before the switch."""
+    await _steer(session, "abort", "stopping the new version")
 
 
 @verb
 async def rollback(session: Session) -> None:
-    """Go back to the version before.
+    """Go back to the previous version.
 
-    It takes the traffic at once if it is still warm; else its release is launched and has to
+    It gets the traffic at once if it is still warm; otherwise its release is launched and has to
     pass the gates again.
     """
-    record = await _decide(session, "rollback", "going back to the version before")
+    record = await _steer(session, "rollback", "going back to the previous version")
     if session.json or record.get("result") != "rolled_back":
-        return  # what was launched again has told its version and port
-    with suppress(FailedError):  # it is done, whether or not we can tell what serves now
+        return  # the outcome of a launched release names version and port already
+    with suppress(FailedError):  # the rollback is done, even if the status can't be read
         status = session.expect(await session.daemon.get("/deploy/status"), "active_port")
         serving = f"  {status.get('version')} on port {status['active_port']} has all the traffic"
         session.screen.print(safe(serving))
 
 
-async def _decide(session: Session, action: str, doing: str) -> Record:
-    """Ask for `action` and show how it came out; return the deploy's record if it was done."""
+@verb
+@click.argument("mode", type=click.Choice(list(_MEANING)))
+async def mode(session: Session, mode: str) -> None:
+    """Enable deploys (`bluegreen`) or disable them (`single`).
+
+    `bluegreen` is the reset after a failed deploy.
+    """
+    answer = await session.daemon.post("/deploy/mode", body={"mode": mode})
+
+    def view(data: Record) -> RenderableType:
+        chosen = str(data["mode"])
+        meaning = _MEANING.get(chosen, "set")
+        return Text.assemble(session.screen.sign(OK), " ", safe(f"mode is {chosen}: {meaning}"))
+
+    session.report(answer, view, "mode")
+
+
+async def _steer(session: Session, action: str, doing: str) -> Record:
+    """Request `action` and show its outcome; return the deploy's record if it was done."""
     session.parting = (
-        f"Interrupted. The {action} goes on if it has begun; `atlasctl status` shows it."
+        f"Interrupted. If the {action} has started, it continues: see `atlasctl status`."
     )
     screen = session.screen
     if session.json:
@@ -67,23 +86,3 @@ async def _decide(session: Session, action: str, doing: str) -> Record:
         if not step.get("ok") and step.get("name") not in AFTERWARDS:
             screen.print(step_line(screen, step), *findings(screen, step))
     raise refusal(answer)
-
-
-_MEANING = {
-    "single": "one worker, no deploys are taken",
-    "bluegreen": "deploys are taken",
-}
-
-
-@verb
-@click.argument("mode", type=click.Choice(list(_MEANING)))
-async def mode(session: Session, mode: str) -> None:
-    """Set the mode: `bluegreen` takes deploys, `single` refuses them."""
-    answer = await session.daemon.post("/deploy/mode", body={"mode": mode})
-
-    def view(data: Record) -> RenderableType:
-        chosen = str(data["mode"])
-        meaning = _MEANING.get(chosen, "set")
-        return Text.assemble(session.screen.sign(OK), " ", safe(f"mode is {chosen}: {meaning}"))
-
-    session.report(answer, view, "mode")

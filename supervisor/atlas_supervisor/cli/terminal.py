@@ -1,8 +1,8 @@
-"""The one place that writes to a terminal, so that nothing unescaped ever gets there.
+"""The one place that writes to a terminal, so that everything is escaped.
 
-Much of what is shown was written by workers: their output, their answers, their versions. It
-passes through `printable`, and rich reads no markup in it. On a terminal there are colours and
-a spinner; in a pipe there are plain lines of any length and no control codes at all.
+Much of the text comes from workers: their output, answers and versions. It passes through
+`printable`, and rich parses no markup in it. A terminal gets colours and a spinner; a pipe gets
+plain lines of any length and no control codes.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-PIPE_WIDTH = 100_000  # in a pipe nothing is wrapped or cut: the reader is a program
+PIPE_WIDTH = 100_000  # in a pipe lines are not wrapped: the reader is a program
 TAB_WIDTH = 4
-STEP_WIDTH = 9  # "preflight", the longest step; what runs stands in line with what has ended
+STEP_WIDTH = 9  # of "preflight", the longest; the running step lines up with the others
 DURATION_WIDTH = 9
 
 OK = "ok"
@@ -38,7 +38,7 @@ _SIGNS = {
 
 
 def printable(text: object) -> str:
-    """Return `text` on one line, with everything that could steer a terminal escaped."""
+    """Return `text` on one line, with everything escaped that could control a terminal."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii")
         for c in str(text).expandtabs(TAB_WIDTH)
@@ -56,14 +56,14 @@ def spaced(*parts: Text) -> Text:
 
 
 class Screen:
-    """A stream that people, or the programs behind a pipe, read."""
+    """An output stream: a terminal or a pipe."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
         self._stream = sys.stdout if stream is None else stream
         self.is_terminal = self._stream.isatty()
         self.console = Console(
             file=self._stream,
-            # FORCE_COLOR and its kin don't reach pipes: no control codes there, whatever is set.
+            # No control codes in a pipe, not even with FORCE_COLOR and the like.
             force_terminal=self.is_terminal,
             width=None if self.is_terminal else PIPE_WIDTH,
             markup=False,
@@ -73,12 +73,12 @@ class Screen:
         self._unicode = self.console.encoding.lower().startswith("utf")
 
     def sign(self, kind: str) -> Text:
-        """Return the mark of this kind, in its colour and what the encoding has."""
+        """Return the sign of this kind, in its colour, plain if the encoding lacks it."""
         symbol, plain, style = _SIGNS[kind]
         return Text(symbol if self._unicode else plain, style=style)
 
     def print(self, *what: RenderableType) -> None:
-        """Print each of `what`, a string being taken as text from the daemon."""
+        """Print each of `what`; a string is taken as text from the daemon."""
         for item in what:
             renderable = safe(item) if isinstance(item, str) else item
             if self.is_terminal:
@@ -87,7 +87,7 @@ class Screen:
                 self._print_plainly(renderable)
 
     def failure(self, message: str, hint: str | None) -> None:
-        """Print what went wrong and, below it, what can be done."""
+        """Print what went wrong and, below it, what to do."""
         grid = Table.grid(padding=(0, 1))
         grid.add_row(self.sign(BAD), safe(message))
         if hint:
@@ -98,10 +98,10 @@ class Screen:
     def waiting(
         self, what: Callable[[], str], already: Callable[[], float] = lambda: 0.0
     ) -> Iterator[None]:
-        """Show a spinner, what is waited for and for how long; nothing in a pipe.
+        """Show a spinner with `what` is waited for and how long; nothing in a pipe.
 
-        `what` is asked again at every frame; the time counts from its last change. `already` tells
-        for how many seconds it had gone on by then.
+        `what` is called for every frame; the time counts from its last change. `already` returns
+        how many seconds it had lasted by then.
         """
         if not self.console.is_interactive:
             yield
@@ -136,13 +136,13 @@ class Screen:
             self.console.print(renderable)
         lines = [line.rstrip() for line in capture.get().splitlines()]
         self._stream.write("".join(f"{line}\n" for line in lines))
-        self._stream.flush()  # a step is to be seen when it happens, in a pipe as well
+        self._stream.flush()  # a pipe shows a step when it happens, too
 
 
 def write_json(body: bytes) -> None:
-    """Write the daemon's own JSON to standard output, byte for byte.
+    """Write the daemon's JSON to standard output, byte for byte.
 
-    On a terminal what could steer it is written as the JSON escape of the same character.
+    On a terminal, control characters are written as their JSON escapes.
     """
     stream: Any = sys.stdout
     if not stream.isatty():

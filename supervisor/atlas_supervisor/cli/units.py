@@ -1,4 +1,4 @@
-"""Numbers, spans and moments as people say them."""
+"""Formats numbers, durations and times for people."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 MISSING = "-"
 
-SECOND = 1000.0  # in milliseconds, as are all spans here
+SECOND = 1000.0  # in milliseconds, as all durations here
 MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE
 DAY = 24 * HOUR
@@ -16,7 +16,7 @@ _LEAST_PERCENT = 0.0001
 
 
 def duration(milliseconds: float) -> str:
-    """Return a span with the units that matter: `0.08 ms`, `1.2 s`, `2 min 5 s`, `3 d 4 h`."""
+    """Return a duration in its largest units: `0.08 ms`, `1.2 s`, `2 min 5 s`, `3 d 4 h`."""
     if milliseconds < 1:
         return f"{round(max(milliseconds, 0), 2):g} ms"
     if milliseconds < SECOND:
@@ -37,7 +37,7 @@ def _pair(milliseconds: float, size: float, unit: str, part: float, part_unit: s
 
 
 def moment(timestamp: object) -> datetime | None:
-    """Return an ISO 8601 timestamp of the API as a moment, or None for anything else."""
+    """Return an ISO 8601 timestamp of the API as a datetime; None for anything else."""
     if not isinstance(timestamp, str):
         return None
     try:
@@ -48,7 +48,7 @@ def moment(timestamp: object) -> datetime | None:
 
 
 def age(timestamp: object, now: datetime | None = None) -> str:
-    """Return how long ago a timestamp was, in one unit; clocks that disagree mean no time."""
+    """Return how long ago a timestamp was, in one unit; `0 s` for one in the future."""
     then = moment(timestamp)
     if then is None:
         return MISSING
@@ -60,37 +60,37 @@ def age(timestamp: object, now: datetime | None = None) -> str:
 
 
 def local_time(timestamp: object) -> str:
-    """Return a timestamp in the reader's own time zone, to the minute."""
+    """Return a timestamp in local time, to the minute."""
     then = moment(timestamp)
     return MISSING if then is None else then.astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def latency(milliseconds: object) -> str:
-    """Return a span with three digits, to compare it with others: `1.48 ms`, `74.1 ms`."""
+    """Return a duration with three digits, for comparison: `1.48 ms`, `74.1 ms`."""
     number = _number(milliseconds)
     if number is None:
         return MISSING
-    if number >= SECOND - 0.5:  # three digits of what is right below it are a second
+    if number >= SECOND - 0.5:  # just below, three digits round to a second
         return duration(max(number, SECOND))
     return f"{number:.3g} ms" if number >= 0.1 else f"{round(max(number, 0), 3):g} ms"
 
 
 def amount(count: object) -> str:
-    """Return a number of things: `12,345`."""
+    """Return a count: `12,345`."""
     number = _number(count)
     return MISSING if number is None else f"{number:,.0f}"
 
 
 def percent(rate: object) -> str:
-    """Return a rate, 0 to 1, in percent: `12.3 %`; of a small one two digits: `0.052 %`.
+    """Return a rate, 0 to 1, in percent: `12.3 %`; a small one with two digits: `0.052 %`.
 
-    What is less than all is never `100 %`, and what is more than nothing never `0 %`.
+    Only exactly 1 is `100 %`, and only exactly 0 is `0 %`.
     """
     number = _number(rate)
     if number is None:
         return MISSING
     value = abs(number) * 100
-    short = min(value, abs(100 - value))  # of nothing or of all, whichever is nearer
+    short = min(value, abs(100 - value))  # distance to 0 or 100, whichever is nearer
     if 0 < short < _LEAST_PERCENT:
         return f"under {_LEAST_PERCENT} %" if value < 1 else f"over {100 - _LEAST_PERCENT} %"
     decimals = max(1, 1 - math.floor(math.log10(short))) if short else 0
@@ -109,7 +109,7 @@ def change(rate: object) -> str:
 
 
 def _number(value: object) -> float | None:
-    """Return a number of the API; None for anything else, and for what is no finite number."""
+    """Return a finite number of the API; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -120,7 +120,7 @@ def _number(value: object) -> float | None:
 
 
 def clock_time(timestamp: object) -> str:
-    """Return a timestamp in the reader's own time zone, to the millisecond, without the year."""
+    """Return a timestamp in local time, to the millisecond, without the year."""
     then = moment(timestamp)
     if then is None:
         return MISSING

@@ -1,7 +1,7 @@
-"""The settings: read once, checked whole, frozen.
+"""The settings: read once, checked as a whole, frozen.
 
-A daemon that starts with half-understood settings fails later, under load and at night. So
-everything that can be known to be wrong is refused at the start, all of it at once.
+A daemon that starts with a misread setting fails later, under load and at night. So every error
+that can be detected is reported at the start, all of them at once.
 """
 
 from atlas_supervisor.config.describe import describe_settings, warnings

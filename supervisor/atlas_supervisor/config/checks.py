@@ -1,4 +1,4 @@
-"""Faults that no single setting has: what several keys, or a key and a file, say together."""
+"""Checks across settings: keys that contradict each other, or a key and its file."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from atlas_supervisor.config.settings import Settings
 from atlas_supervisor.errors import SettingsError
 
 Fault = tuple[set[str], str]
-"""The keys that have a part in it, and the line to print."""
+"""The keys involved, and the line to print."""
 
 
 def check_together(settings: Settings) -> Iterator[Fault]:
-    """Yield every fault; the settings are valid one by one."""
+    """Yield every fault; each setting is valid by itself."""
     yield from _ports(settings)
     yield from _control(settings)
     yield from _worker_env(settings)
@@ -57,7 +57,7 @@ def _control(settings: Settings) -> Iterator[Fault]:
 
 def _tls_fault(cert: Path, key: Path) -> str | None:
     try:
-        # Without a password given, OpenSSL would ask for it on the terminal.
+        # Without a password, OpenSSL would prompt for it on the terminal.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")
     except ssl.SSLError as error:
         return (error.reason or str(error)).replace("_", " ").lower()
@@ -67,6 +67,8 @@ def _tls_fault(cert: Path, key: Path) -> str | None:
 
 
 def _worker_env(settings: Settings) -> Iterator[Fault]:
+    if settings.worker_env_file is None:
+        return
     try:
         load_worker_env(settings.worker_env_file)
     except SettingsError as error:

@@ -1,6 +1,6 @@
-"""The settings as a person reads them: what `--check` prints, and what it warns about.
+"""The settings as text: the output and the warnings of `--check`, and values for messages.
 
-Making a value fit to be shown: short, printable and without a secret in it.
+A value in a message is short, printable and without secrets.
 """
 
 from __future__ import annotations
@@ -13,24 +13,9 @@ from typing import Any
 
 from atlas_supervisor.config.settings import FIELD_OF_KEY, Settings
 from atlas_supervisor.model.socket_passing import SocketPassing
-from atlas_supervisor.system.text import escaped
+from atlas_supervisor.system.text import escaped, masked
 
-_SECRET_KEY = re.compile(r"(?i)(?:TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|API_?KEY)$")
-_USERINFO = re.compile(r"(?<=://)[^/?#\s]*@")
-_QUERY = re.compile(r"(?<=\?)[^#\s]+")
 _LONGEST = 60
-
-
-def masked(key: str, value: str) -> str:
-    """Return the value with anything secret in it replaced by `***`.
-
-    No key of ours holds a secret itself, but a mistyped one well may, and a URL often does.
-    """
-    if value and _SECRET_KEY.search(key):
-        return "***"
-    if "://" in value:
-        return _QUERY.sub("***", _USERINFO.sub("***@", value))
-    return value
 
 
 def shown(key: str, value: str) -> str:
@@ -52,7 +37,7 @@ def describe_settings(settings: Settings) -> str:
 
 
 def as_text(value: Any) -> str:
-    """Return a setting's value as it would stand in the env file."""
+    """Return a setting's value as in the env file."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -67,7 +52,7 @@ def as_text(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Quote what the file's syntax would otherwise cut short."""
+    """Quote a value that the file's syntax would cut short."""
     if not re.search(r"^['\"]|^\s|\s$|\s#|\n", text):
         return text
     inner = text.replace("\\", "\\\\").replace("'", "\\'")
@@ -75,7 +60,7 @@ def _quoted(text: str) -> str:
 
 
 def warnings(settings: Settings) -> list[str]:
-    """Return a line for each thing that is allowed and yet hardly meant."""
+    """Return a line for each setting that is valid but probably a mistake."""
     return list(_warnings(settings))
 
 
@@ -83,28 +68,28 @@ def _warnings(settings: Settings) -> Iterator[str]:
     if settings.guard_seconds > settings.keep_warm_seconds:
         yield (
             f"GUARD_SECONDS={as_text(settings.guard_seconds)} is longer than "
-            f"KEEP_WARM_SECONDS={as_text(settings.keep_warm_seconds)}: for the rest of the guard "
-            "there is no warm version to go back to"
+            f"KEEP_WARM_SECONDS={as_text(settings.keep_warm_seconds)}: in the rest of the guard "
+            "time there is no warm version to roll back to"
         )
     if settings.health_timeout_seconds >= settings.ready_timeout_seconds:
         yield (
             f"HEALTH_TIMEOUT_SECONDS={as_text(settings.health_timeout_seconds)} is not below "
             f"READY_TIMEOUT_SECONDS={as_text(settings.ready_timeout_seconds)}: one slow answer "
-            "uses up all the time a worker has to get ready"
+            "takes all the time that a worker has to get ready"
         )
     if settings.smoke_file is None:
-        yield "SMOKE_FILE is empty or not there: a release is judged by its health alone"
+        yield "SMOKE_FILE is empty or missing: the health gate is the only check of a release"
     if settings.public_port == 0 and settings.control_port == 0:
         yield (
             "PUBLIC_PORT=0 and CONTROL_PORT=0: clients must follow active_port in the state file, "
-            "and the daemon is reached over its Unix socket alone"
+            "and the API is on its Unix socket alone"
         )
     if settings.control_tls_cert and settings.control_port == 0:
-        yield "CONTROL_TLS_CERT is set, and CONTROL_PORT=0 turns off what it is for"
+        yield "CONTROL_TLS_CERT has no effect, because CONTROL_PORT=0 turns TCP off"
     key = settings.control_tls_key
     if key and key.stat().st_mode & 0o007:
-        yield f"CONTROL_TLS_KEY={key} is open to every user of this machine; chmod o= it"
-    if settings.hand_over is SocketPassing.FD and settings.public_port == 0:
-        yield "WORKER_COMMAND takes {fd}, the public socket, and PUBLIC_PORT=0 leaves none"
+        yield f"CONTROL_TLS_KEY={key} is readable by every user of this machine; use chmod o="
+    if settings.socket_passing is SocketPassing.FD and settings.public_port == 0:
+        yield "WORKER_COMMAND has {fd}, the public socket, and with PUBLIC_PORT=0 there is none"
     if settings.llm_api_key_file and settings.llm_url.startswith("http://"):
-        yield "LLM_URL is http://: the key in LLM_API_KEY_FILE goes over the network in the clear"
+        yield "LLM_URL is http://: the key in LLM_API_KEY_FILE is sent unencrypted"

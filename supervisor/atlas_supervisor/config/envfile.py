@@ -1,8 +1,8 @@
-"""Reading `KEY=value` files with an eye for what other readers pass over in silence.
+"""Reads `KEY=value` files strictly.
 
-python-dotenv knows the syntax (quotes, `export`, comments); its own front end skips lines that
-it does not understand, lets the last of two equal keys win, and fills in `${NAME}` from the
-process environment. Here the first two can be told, and values are taken literally.
+python-dotenv parses the syntax (quotes, `export`, comments). Its own front end skips malformed
+lines, lets the last of two equal keys win, and expands `${NAME}` from the process environment.
+Here the first two are reported, and values are literal.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class EnvFile:
-    """What stands in a file, and what is wrong with it."""
+    """A file's entries and faults."""
 
     entries: dict[str, Entry] = field(default_factory=dict)
-    """By key; of a key given twice, the first."""
+    """By key; the first one of a repeated key."""
     repeated: list[Entry] = field(default_factory=list)
-    """The further entries of keys given before."""
+    """Later entries of the same keys."""
     garbled: list[Entry] = field(default_factory=list)
-    """Lines that are no `KEY=value`; the text is the value."""
+    """Lines that are not `KEY=value`; the value is the whole line."""
 
 
 def read_env_file(path: Path) -> EnvFile:
@@ -45,7 +45,7 @@ def read_env_file(path: Path) -> EnvFile:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise SettingsError([f"{path}: no UTF-8 text; lines of KEY=value are accepted"]) from None
+        raise SettingsError([f"{path}: not UTF-8 text; lines of KEY=value are accepted"]) from None
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise SettingsError([f"{path}: {reason}; a readable file is accepted"]) from error
@@ -61,29 +61,27 @@ def read_env_file(path: Path) -> EnvFile:
 
 
 def _line(binding: Binding) -> int:
-    """Return the number of the line that the binding itself is on.
+    """Return the line number of the binding itself.
 
-    The parser counts from the empty lines before it, which it takes for a part of it.
+    The parser's number is that of the empty lines before it, which it includes.
     """
     original = binding.original.string
     before = original[: len(original) - len(original.lstrip())]
     return binding.original.line + before.count("\n")
 
 
-def load_worker_env(path: Path | None) -> dict[str, str]:
-    """Return the extra environment of workers; none for no path.
+def load_worker_env(path: Path) -> dict[str, str]:
+    """Return the extra environment of workers.
 
-    Raises SettingsError with all faults, and no value in any of them: this is where
-    applications keep their secrets.
+    Raises SettingsError with all faults. None of them shows a value: applications keep their
+    secrets in this file.
     """
-    if path is None:
-        return {}
     found = read_env_file(path)
     faults = [
         f"{path} line {entry.line}: {reason}"
         for entry, reason in [
             *((entry, "KEY=value is accepted") for entry in found.garbled),
-            *((entry, f"{entry.key} is given for the second time") for entry in found.repeated),
+            *((entry, f"{entry.key} is given twice") for entry in found.repeated),
             *((entry, _worker_fault(entry)) for entry in found.entries.values()),
         ]
         if reason
@@ -95,9 +93,9 @@ def load_worker_env(path: Path | None) -> dict[str, str]:
 
 def _worker_fault(entry: Entry) -> str | None:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", entry.key):
-        return f"{entry.key!r} is no name of a variable"
+        return f"{entry.key!r} is not a variable name"
     if _RESERVED.fullmatch(entry.key):
-        return f"{entry.key} is given to workers by the supervisor alone"
+        return f"{entry.key} is reserved for the supervisor"
     if "\0" in entry.value:
-        return f"{entry.key} has a NUL character in it"
+        return f"{entry.key} contains a NUL character"
     return None

@@ -1,7 +1,7 @@
-"""The kinds of values a setting can have.
+"""The types of settings.
 
-Each kind carries as its `description` the words that complete "accepted: ...": a fault line
-is made of them, so what is checked and what is said can't drift apart.
+The `description` of each type completes "accepted: ..." in a fault line, so that the check and its
+message stay together.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 PLACEHOLDERS = ("fd", "port", "slot")
-"""What is filled in where a worker's command has it in braces."""
+"""Placeholders in a worker's command, in braces."""
 
 
 def _lower(value: object) -> object:
@@ -35,12 +35,12 @@ def _split(value: object) -> object:
 
 def _printable(value: str) -> str:
     if not value.isprintable():
-        raise ValueError("it has a control character in it")
+        raise ValueError("it contains a control character")
     return value
 
 
 def _address(value: object) -> object:
-    # The name is not looked up: a resolver must not decide whether the API is on loopback.
+    # Names are not resolved: a resolver must not decide whether the API is on loopback.
     return ip_address("127.0.0.1" if value == "localhost" else str(value))
 
 
@@ -49,7 +49,7 @@ def _place(value: object, info: ValidationInfo) -> Path:
     if not text:
         raise ValueError("it is empty")
     if text.startswith("~") or "${" in text:
-        raise ValueError("~ and ${...} are not filled in, write the path out")
+        raise ValueError("~ and ${...} are not expanded, write the full path")
     base_dir: Path = info.data["base_dir"]
     return base_dir / _printable(text)
 
@@ -69,7 +69,7 @@ def _existing_file(path: Path | None) -> Path | None:
 
 
 def _is_folder(path: Path) -> bool | None:
-    """Tell what is there; None is nothing."""
+    """Return whether the path is a folder; None if it does not exist."""
     try:
         return stat.S_ISDIR(path.stat().st_mode)
     except FileNotFoundError:
@@ -80,7 +80,7 @@ def _is_folder(path: Path) -> bool | None:
 
 def _existing_folder(path: Path | None) -> Path | None:
     if path is not None and not (there := _is_folder(path)):
-        raise ValueError(f"{path} is {'not there' if there is None else 'no folder'}")
+        raise ValueError(f"{path} {'does not exist' if there is None else 'is not a folder'}")
     return path
 
 
@@ -92,7 +92,7 @@ def _no_folder(path: Path) -> Path:
 
 def _no_file(path: Path) -> Path:
     if _is_folder(path) is False:
-        raise ValueError(f"{path} is no folder")
+        raise ValueError(f"{path} is not a folder")
     return path
 
 
@@ -108,7 +108,7 @@ def _command(value: object) -> object:
 def _placeholders(command: tuple[str, ...]) -> tuple[str, ...]:
     text = " ".join(command)
     for name in re.findall(r"\{(\w+)\}", text):
-        # Braces that only look like ours would reach the worker as they are, and puzzle it.
+        # A mistyped placeholder would reach the worker unchanged.
         near = get_close_matches(name.lower(), PLACEHOLDERS, n=1, cutoff=0.75)
         if near and name not in PLACEHOLDERS:
             raise ValueError(f"{{{name}}} is not known; did you mean {{{near[0]}}}?")
@@ -119,18 +119,18 @@ def _placeholders(command: tuple[str, ...]) -> tuple[str, ...]:
 
 def _ascending(shares: tuple[float, ...]) -> tuple[float, ...]:
     if any(later <= earlier for earlier, later in pairwise(shares)):
-        raise ValueError("they don't ascend")
+        raise ValueError("they are not ascending")
     return shares
 
 
 def _features(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-            raise ValueError(f"{name!r} is no such name")
+            raise ValueError(f"{name!r} is not such a name")
         if name == "requests":
             raise ValueError("'requests' stands for all requests and is taken")
         if names.count(name) > 1:
-            raise ValueError(f"{name!r} is there twice")
+            raise ValueError(f"{name!r} is given twice")
         stem, _, part = name.rpartition("_")
         if stem in names and part in {"bucket", "count", "created", "sum"}:
             raise ValueError(f"{name!r} is a part of the metric canary_{stem}")
@@ -142,13 +142,13 @@ def _url(value: str) -> str:
         parts = urlsplit(_printable(value))
         # `port` raises for a port out of range.
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
-            raise ValueError("it is no such URL")
+            raise ValueError("it is not such a URL")
     return value
 
 
 def _http_path(value: str) -> str:
     if not re.fullmatch(r"/[!-~]*", value) or "#" in value:
-        raise ValueError("it is no such path")
+        raise ValueError("it is not such a path")
     return value
 
 
@@ -228,13 +228,13 @@ FolderToBe = Annotated[
     Path,
     BeforeValidator(_place),
     AfterValidator(_no_file),
-    Field(description="a folder, made if it is not there"),
+    Field(description="a folder, created if missing"),
 ]
 FileToBe = Annotated[
     Path,
     BeforeValidator(_place),
     AfterValidator(_no_folder),
-    Field(description="a file, made if it is not there, or empty for control.token in STATE_DIR"),
+    Field(description="a file, created if missing, or empty for control.token in STATE_DIR"),
 ]
 FileOrNone = Annotated[
     Path | None,
@@ -257,4 +257,4 @@ Command = Annotated[
     ),
 ]
 Lower = BeforeValidator(_lower)
-"""Makes a choice out of a few words indifferent to upper case."""
+"""Makes a choice case-insensitive."""

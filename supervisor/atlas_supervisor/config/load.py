@@ -1,7 +1,7 @@
-"""From a file and the process environment to settings, or to all that is wrong with them.
+"""Loads settings from a file and the process environment, or reports all faults at once.
 
-Written on pydantic itself: pydantic-settings binds its sources to the class and reads the
-process environment by itself, where the daemon (and a test) must say what is read.
+It uses pydantic directly: pydantic-settings binds its sources to the class and reads the process
+environment by itself, while here the caller passes both.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ NOT_BUILT_YET = frozenset(
         "TRAFFIC_STICKY",
     }
 )
-"""Keys whose part does not exist yet: a value that would do nothing is refused, not ignored."""
+"""Keys without an implementation yet: another value than the default is refused, not ignored."""
 
 
 @dataclass(frozen=True)
 class _Given:
-    """A value that somebody set, and where."""
+    """A given value and its source."""
 
     value: str
     where: str
@@ -53,7 +53,7 @@ def load_settings(env_file: Path, environ: Mapping[str, str]) -> Settings:
     settings, bad = _validate(env_file.absolute().parent.resolve(), given)
     faults += [bad[key] for key in given if key in bad]
     for keys, fault in check_together(settings):
-        # What follows from a value that was replaced, or from defaults alone, is nobody's fault.
+        # A consequence of a replaced value, or of defaults alone, is not reported.
         if not bad.keys() & keys and given.keys() & keys:
             faults.append(fault)
     faults += _faults_of_unbuilt(settings, given, bad)
@@ -83,7 +83,7 @@ def _faults_of_file(found: EnvFile, path: Path) -> list[str]:
     for entry in found.repeated:
         first = found.entries[entry.key]
         faults.append(
-            f"{entry.key}={shown(entry.key, entry.value)} (line {entry.line}): given before, on "
+            f"{entry.key}={shown(entry.key, entry.value)} (line {entry.line}): already given on "
             f"line {first.line} as {shown(first.key, first.value) or 'empty'}; "
             "a key is accepted once"
         )
@@ -131,7 +131,7 @@ def _faults_of_defaults(bad: Mapping[str, str], error: ValidationError) -> list[
 
 
 def _fault(key: str, given: _Given, details: Mapping[str, Any]) -> str:
-    """Say what is wrong with a value; `details` is one of pydantic's own."""
+    """Return a value's fault; `details` is one of pydantic's errors."""
     accepted = Settings.model_fields[FIELD_OF_KEY[key]].description
     reason = f" ({details['ctx']['error']})" if details["type"] == "value_error" else ""
     value = shown(key, given.value)
@@ -155,7 +155,7 @@ def _faults_of_unbuilt(
 
 
 def _with_smoke_file(settings: Settings, given: Mapping[str, _Given]) -> tuple[Settings, list[str]]:
-    """Check the smoke tests; nobody must have any, unless a file of them was asked for."""
+    """Check the smoke file; it may be missing unless SMOKE_FILE is given."""
     path = settings.smoke_file
     if path is None:
         return settings, []

@@ -37,6 +37,7 @@ from atlas_supervisor.config.fields import (
     Text,
 )
 from atlas_supervisor.model.deploy import Mode
+from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
 
 DEFAULT_TOKEN_FILE = "control.token"  # noqa: S105 - the name of a file
@@ -44,7 +45,7 @@ DEFAULT_SMOKE_FILE = Path("smoke.toml")
 
 
 class Sticky(StrEnum):
-    """What is drawn anew while traffic is split."""
+    """What a traffic split assigns to a version."""
 
     CONNECTION = "connection"
     ADDRESS = "address"
@@ -53,15 +54,15 @@ class Sticky(StrEnum):
 class Settings(BaseModel):
     """Every setting, checked and with its final type; times are seconds, paths absolute.
 
-    Made by `load_settings`, which also checks what concerns several keys at once. A field is
-    named like its key in lower case.
+    Made by `load_settings`, which also checks keys against each other. A field has its key's name
+    in lower case.
     """
 
-    # Defaults are validated too: that is what makes the paths among them absolute.
+    # Defaults are validated too, which makes the paths among them absolute.
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     base_dir: Path
-    """The env file's folder; relative paths start there. The one field that is no key."""
+    """The env file's folder; relative paths start there. The only field that is not a key."""
 
     deploy_mode: Annotated[Mode, Lower, Field(description="single or bluegreen")] = Mode.SINGLE
     active_port: Port = 8791
@@ -108,7 +109,7 @@ class Settings(BaseModel):
     canary_promote_alpha: Probability = 0.05
     canary_margin: Probability = 0.02
     canary_retention_days: Days = 30
-    # A URL may carry a password: it is shown by `describe_settings` only, which masks it.
+    # A URL may have a password: only `describe_settings` shows it, masked.
     llm_url: Annotated[OptionalUrl, Field(repr=False)] = ""
     llm_model: OptionalText = ""
     llm_api_key_file: FileOrNone = None
@@ -129,7 +130,16 @@ class Settings(BaseModel):
         return {**data, "control_token_file": state_dir / DEFAULT_TOKEN_FILE}
 
     @property
-    def hand_over(self) -> SocketPassing:
+    def slot_ports(self) -> dict[SlotName, int]:
+        """Each slot's own port."""
+        return {SlotName.BLUE: self.active_port, SlotName.GREEN: self.staging_port}
+
+    def slot_of_port(self, port: int) -> SlotName:
+        """Return the slot that owns the port; green for any port but blue's."""
+        return SlotName.BLUE if port == self.active_port else SlotName.GREEN
+
+    @property
+    def socket_passing(self) -> SocketPassing:
         """How workers get their socket, as the placeholders in their command say."""
         command = " ".join(self.worker_command)
         if "{port}" in command:
@@ -141,7 +151,7 @@ class Settings(BaseModel):
 
         Raises ValueError if the command asks for a descriptor and `fd` is None.
         """
-        if fd is None and self.hand_over is SocketPassing.FD:
+        if fd is None and self.socket_passing is SocketPassing.FD:
             raise ValueError("WORKER_COMMAND has {fd} in it, and no descriptor was given")
         values = {"{slot}": slot, "{port}": str(port), "{fd}": str(fd)}
         argv = list(self.worker_command)

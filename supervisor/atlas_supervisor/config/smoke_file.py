@@ -1,9 +1,7 @@
-"""`smoke.toml`: what a release must show before it gets traffic, and whether the file is sound.
+"""`smoke.toml`: the smoke tests that a release must pass before it gets traffic.
 
-Here and not among the probes, because the file is checked with the settings: a smoke test that
-can't be read must refuse the start, not the first deploy after it.
-
-The way to `smoke.toml` for those who run it; it is read and checked with the settings.
+The file is checked with the settings, so that a mistake in it refuses the start and not the first
+deploy. `probes.smoke` runs the tests.
 """
 
 from __future__ import annotations
@@ -34,19 +32,19 @@ Milliseconds = Annotated[float, Field(gt=0, le=3_600_000, allow_inf_nan=False)]
 
 
 class Expectation(BaseModel):
-    """What an answer must be; what is None does not matter."""
+    """The expected response; None is not checked."""
 
     model_config = _STRICT
 
     status: int = Field(default=200, ge=100, le=599)
     contains: str | None = Field(default=None, min_length=1)
     json_: JsonValue | None = Field(default=None, alias="json")
-    """A part of the answer: tables are compared key by key, everything else as a whole."""
+    """A part of the body: tables are compared key by key, other values as a whole."""
     max_ms: Milliseconds | None = None
 
 
 class HttpCheck(BaseModel):
-    """One request and what its answer must be."""
+    """One request and its expected response."""
 
     model_config = _STRICT
 
@@ -65,7 +63,7 @@ class HttpCheck(BaseModel):
             raise ValueError("body and json: accepted is one of them")
         for name, value in self.headers.items():
             if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or not value.isprintable():
-                raise ValueError(f"headers: {name!r} is no header that can be sent")
+                raise ValueError(f"headers: {name!r} is not a valid header")
         return self
 
 
@@ -134,7 +132,7 @@ def _repeated(data: Mapping[str, Any]) -> list[str]:
 
 
 def _fault(data: Mapping[str, Any], details: Mapping[str, Any]) -> str:
-    """Say which test, which field and what is accepted; `details` is one of pydantic's own."""
+    """Return the test, the field and the accepted value; `details` is one of pydantic's errors."""
     kind, *rest = details["loc"]
     if kind not in SmokePlan.model_fields:
         return f"{kind!r}: accepted are tables [[http]] and [[command]]"
@@ -149,11 +147,11 @@ def _fault(data: Mapping[str, Any], details: Mapping[str, Any]) -> str:
     if details["type"] == "missing":
         return f"{test}: {field} is missing"
     if details["type"] == "extra_forbidden":
-        return f"{test}: {field} is no field that is accepted"
+        return f"{test}: {field} is not an accepted field"
     given = repr(details["input"])
     given = given if len(given) <= 60 else f"{given[:59]}…"
-    said = str(details["msg"])
-    return f"{test}: {field} = {given}: {said[0].lower()}{said[1:]}"
+    reason = str(details["msg"])
+    return f"{test}: {field} = {given}: {reason[0].lower()}{reason[1:]}"
 
 
 __all__ = ["CommandCheck", "Expectation", "HttpCheck", "SmokePlan", "load_smoke_file"]

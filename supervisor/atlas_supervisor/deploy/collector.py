@@ -1,8 +1,6 @@
-"""Gauges: how things stand when somebody scrapes, read from memory where the status reads it.
+"""Gauges: the state of the daemon's parts at the time of a scrape, read from memory.
 
 Called in the event loop's thread. Nothing here waits for a disk or a worker.
-
-Reads for a scrape what the parts of the daemon know, and hands it to `gauges`.
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.status import DeployQueries
-from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.model.deploy import Mode
 from atlas_supervisor.model.drain import DrainingView
 from atlas_supervisor.model.slot import Role, SlotName, SlotState, SlotView
@@ -26,13 +23,14 @@ from atlas_supervisor.telemetry.metrics.exposition import Exposition
 from atlas_supervisor.telemetry.metrics.machine import Running, WorkerUsage
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.traffic.plane import RelayTraffic
+from atlas_supervisor.workers.slots import Slots
 
 _SERVING = frozenset({SlotState.RUNNING, SlotState.WARM})
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is looked at: the status, and the little that it does not show."""
+    """The status, and the little that it does not show."""
 
     status: Status
     state: DeployState
@@ -42,29 +40,29 @@ class Snapshot:
     """Connections that wait to be accepted."""
     relayed: Mapping[str, RelayTraffic]
     listeners: int
-    """Who follows `GET /deploy/events`."""
+    """Subscribers of `GET /deploy/events`."""
 
 
-def gauges(sight: Snapshot) -> Iterator[Metric]:
-    """Yield everything as it stands now."""
-    yield from _deploys(sight)
-    yield from _slots(sight.status.slots)
-    yield from _workers(sight.status.slots)
-    yield from _draining(sight.status.draining)
-    yield from _traffic(sight)
-    yield from _canaries(sight.state)
+def gauges(now: Snapshot) -> Iterator[Metric]:
+    """Yield all gauges."""
+    yield from _deploys(now)
+    yield from _slots(now.status.slots)
+    yield from _workers(now.status.slots)
+    yield from _draining(now.status.draining)
+    yield from _traffic(now)
+    yield from _canaries(now.state)
 
 
-def _deploys(sight: Snapshot) -> Iterator[Metric]:
-    status, state = sight.status, sight.state
+def _deploys(now: Snapshot) -> Iterator[Metric]:
+    status, state = now.status, now.state
     modes: dict[tuple[str, ...], float] = {(mode,): mode is status.mode for mode in Mode}
     yield _gauge("atlas_mode", "1 for the current mode, 0 for the other.", modes, "mode")
-    yield _one("atlas_ready", "1 while an active worker receives traffic.", sight.ready)
+    yield _one("atlas_ready", "1 while an active worker receives traffic.", now.ready)
     yield _one(
         "atlas_deploy_in_progress", "1 while a deploy is in progress.", status.deploy_in_progress
     )
     yield _one("atlas_state_generation", "Changes of deploy_state.json.", state.generation)
-    yield _one("atlas_event_stream_listeners", "Open streams of deploy events.", sight.listeners)
+    yield _one("atlas_event_stream_listeners", "Open streams of deploy events.", now.listeners)
     for name, moment, ts in (
         ("deploy", "start", state.last_deploy_ts),
         ("switch", "end", state.last_switch_ts),
@@ -150,8 +148,8 @@ def _left_of(view: DrainingView) -> int:
     return view.connections or 0
 
 
-def _traffic(sight: Snapshot) -> Iterator[Metric]:
-    traffic = sight.status.traffic
+def _traffic(now: Snapshot) -> Iterator[Metric]:
+    traffic = now.status.traffic
     yield _gauge(
         "atlas_traffic_weight_ratio",
         "Share of new connections that the slot receives, from 0 to 1.",
@@ -167,10 +165,10 @@ def _traffic(sight: Snapshot) -> Iterator[Metric]:
     yield _gauge(
         "atlas_listener_queue_connections",
         "Connections that wait to be accepted.",
-        {(slot.value,): count for slot, count in sight.queued.items()},
+        {(slot.value,): count for slot, count in now.queued.items()},
         "slot",
     )
-    yield from _relay(sight.relayed)
+    yield from _relay(now.relayed)
 
 
 def _canaries(state: DeployState) -> Iterator[Metric]:
@@ -225,34 +223,34 @@ def _gauge(name: str, text: str, values: Mapping[tuple[str, ...], float], *label
 
 
 class GaugeCollector:
-    """Sees everything that is so at a moment, from memory."""
+    """Takes a snapshot of the daemon for each scrape."""
 
     def __init__(
         self,
         *,
-        knowledge: DeployQueries,
-        switch: Switch,
+        queries: DeployQueries,
+        slots: Slots,
         plane: Plane,
         events: EventHub,
         state: StateKeeper,
     ) -> None:
-        self._knowledge = knowledge
-        self._switch = switch
+        self._queries = queries
+        self._slots = slots
         self._plane = plane
         self._events = events
         self._state = state
 
     def exposition(self, metrics: Metrics) -> Exposition:
-        """Return the instruments and what is seen from here as one; to be called once."""
+        """Return the instruments together with the gauges; to be called once."""
         WorkerUsage(metrics.registry, self._running)
         return Exposition(metrics, self._look)
 
     def _look(self) -> Iterator[Metric]:
         return gauges(
             Snapshot(
-                status=self._knowledge.status(),
+                status=self._queries.status(),
                 state=self._state.state,
-                ready=self._knowledge.ready(),
+                ready=self._queries.ready(),
                 queued={slot: self._plane.queued(slot) for slot in SlotName},
                 relayed=self._plane.relayed(),
                 listeners=self._events.listeners,
@@ -261,6 +259,6 @@ class GaugeCollector:
 
     def _running(self) -> Iterator[Running]:
         """Yield the workers in the slots. From any thread: it reads each attribute once."""
-        for slot in (self._switch.active, self._switch.staging):
+        for slot in self._slots:
             if (instance := slot.instance) is not None:
                 yield Running(slot.name.value, instance.release.version, instance.pid)

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, Self
 
-from atlas_supervisor.deploy.machine import Event, Plan
+from atlas_supervisor.deploy.machine import Consequence, Event, Plan
 from atlas_supervisor.model.deploy import DeployRecord
-from atlas_supervisor.model.event import DeployEvent, PublishedEvent
-from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.event import DeployEvent
+from atlas_supervisor.model.release import Release, VersionChange
 from atlas_supervisor.model.step import StepDetail
 
 _NO_DETAIL = StepDetail()
@@ -24,15 +24,17 @@ class StepOutcome:
     event: Event
     message: str
     detail: StepDetail = _NO_DETAIL
+    versions: VersionChange | None = None
+    """How a flip changed the versions; to be written with the transition."""
 
     @classmethod
     def passed(cls, message: str, detail: StepDetail = _NO_DETAIL) -> Self:
-        """Return that the activity did what it was to do."""
+        """Return that the activity succeeded."""
         return cls(Event.PASSED, message, detail)
 
     @classmethod
     def failed(cls, message: str, detail: StepDetail = _NO_DETAIL) -> Self:
-        """Return that it did not."""
+        """Return that it failed."""
         return cls(Event.FAILED, message, detail)
 
     @classmethod
@@ -42,8 +44,20 @@ class StepOutcome:
 
     @property
     def has_passed(self) -> bool:
-        """Whether the activity did what it was to do."""
+        """Whether the activity succeeded."""
         return self.event is Event.PASSED
+
+
+@dataclass(frozen=True)
+class Transition:
+    """A transition that has happened; `record` is the deploy after it."""
+
+    record: DeployRecord
+    event: DeployEvent
+    demands: tuple[Consequence, ...] = ()
+    versions: VersionChange | None = None
+    has_new_result: bool = False
+    """Whether the deploy has another result than before."""
 
 
 class ActiveDeploy(Protocol):
@@ -52,9 +66,6 @@ class ActiveDeploy(Protocol):
     record: DeployRecord
     plan: Plan
     release: Release
-
-    def leave_slot(self) -> None:
-        """Note that the staging slot can be used again; its old version may linger."""
 
     def note(self, detail: StepDetail) -> None:
         """Note what the step is to record should the activity be interrupted."""
@@ -93,20 +104,26 @@ class Effects(Protocol):
     async def unstage(self, deploy: ActiveDeploy) -> StepOutcome:
         """End the instance that never had traffic."""
 
-    async def fall_back_to_single(self, reason: str) -> None:
-        """Take no more deploys until an operator resets it."""
-
-    async def audit(self, action: str, outcome: str, record: DeployRecord, reason: str) -> None:
-        """Write an entry of the audit trail in the daemon's name."""
-
-    async def audit_result(self, record: DeployRecord) -> None:
-        """Have it audited what the deploy has come to; nobody waits for that."""
-
-    async def journal(self, record: DeployRecord, event: DeployEvent) -> int:
-        """Write a transition down, durably; return its id in the journal. Raises StoreError."""
-
-    def tell(self, announcement: PublishedEvent, journal_id: int | None) -> None:
-        """Tell whoever listens; None: it could not be written, but it has happened."""
-
     def ports(self) -> tuple[int, int]:
         """Return the active and the staging port as they are now."""
+
+
+class PendingWrite(Protocol):
+    """A transition that is on its way to the disk, with what it demands."""
+
+    @property
+    def written(self) -> bool:
+        """Whether all of it is on the disk."""
+
+    async def wait(self) -> None:
+        """Wait until it is, however long that takes."""
+
+
+class TransitionLog(Protocol):
+    """Writes transitions down, in the order in which they happen, and publishes them."""
+
+    async def write(self, transition: Transition) -> PendingWrite:
+        """Write a transition, and what it demands, after everything that is pending.
+
+        Return at the first failure, too: it is then published all the same and tried again.
+        """

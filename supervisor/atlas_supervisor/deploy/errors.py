@@ -5,16 +5,21 @@ from __future__ import annotations
 from atlas_supervisor import errors
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.errors import RefusedError
-from atlas_supervisor.model.deploy import DeployRecord
+from atlas_supervisor.model.deploy import DeployRecord, Mode
 from atlas_supervisor.model.release import Release
 
-mode_is_single = errors.MODE_IS_SINGLE.error
 single_by_settings = errors.SINGLE_BY_SETTINGS.error
 stopping = errors.STOPPING.error
 nothing_to_roll_back = errors.NOTHING_TO_ROLL_BACK.error
 deploy_not_found = errors.DEPLOY_NOT_FOUND.error
 
 _NOTHING_TO = {"switch": errors.NOTHING_TO_SWITCH, "abort": errors.NOTHING_TO_ABORT}
+
+
+def mode_is_single(setting: Mode) -> RefusedError:
+    """Return the error for a deploy while deploys are disabled, by the settings or otherwise."""
+    by_settings = setting is Mode.SINGLE
+    return (errors.MODE_IS_SINGLE_BY_SETTINGS if by_settings else errors.MODE_IS_SINGLE).error()
 
 
 def unknown_release(problem: str) -> RefusedError:

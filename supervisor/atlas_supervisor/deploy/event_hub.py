@@ -1,30 +1,40 @@
-"""Tells what happens to deploys to everybody who listens, and never waits for one of them.
+"""Publishes the events of deploys, and never waits for a subscriber.
 
-An event is told when the journal has it, under its id there. Who asks for what came after an id
-is subscribed first and then reads the journal, so nothing is missed; what it knows already is
-then left out, so nothing is repeated. Who does not take its events in time loses its feed, and
-comes again with the last id that it has seen.
+1. Each transition is published once. Normally that is when the journal has it, with its id there;
+   if the disk fails, it is published without an id (`id: null`) and its id is noted when it is
+   written. It is not published again then.
+2. Events are published in the order of their ids: the writer of the journal publishes each event
+   before it gives up its turn in the event loop. Events without an id are in the order in which
+   they happened.
+3. A subscriber that resumes after an id misses no event and gets none twice. The order of steps is
+   what makes it so: first subscribe to what is published from now on, then add the events that are
+   pending (published, not written), then read the journal after the id. An event that comes both
+   ways is dropped from the queue, because its id is not above the last one that was read. While
+   pages of the journal are read the queue may overflow; it is made anew before each page.
+4. No subscriber delays a deploy, or another subscriber. What one has not taken is bounded in events
+   and bytes; beyond that its subscription ends, and it resumes with the last id that it has seen.
+   Subscribers are woken a few at a time, and the journal is read for one at a time.
+5. `close` ends every subscription after what was published before it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import anyio
 import structlog
 
-from atlas_supervisor.model.event import DeployEvent, PublishedEvent
+from atlas_supervisor.model.event import PublishedEvent
 
 log = structlog.get_logger(__name__)
 
 MAX_EVENTS = 256
 MAX_BYTES = 1024 * 1024
-"""What one listener may leave lying: that many events, of that many bytes in all."""
+"""What one subscriber may leave untaken: that many events, of that many bytes in all."""
 _PAGE = 16
-_UNWRITTEN_KEPT = 256
 _WOKEN_AT_ONCE = 2
 _WAKE_AGAIN_SECONDS = 0.001
 
@@ -32,11 +42,14 @@ _WAKE_AGAIN_SECONDS = 0.001
 class EventJournal(Protocol):
     """Where events are kept. Reading raises AtlasError."""
 
+    def pending(self) -> Sequence[PublishedEvent]:
+        """Return the events that are published and not written yet, in order."""
+
     async def newest(self) -> int:
         """Return the id of the last event; 0 if there is none."""
 
     async def knows(self, transition_id: int) -> bool:
-        """Tell whether an event has this id."""
+        """Return whether an event has this id."""
 
     async def after(
         self, transition_id: int, *, deploy_id: str | None, limit: int
@@ -45,56 +58,51 @@ class EventJournal(Protocol):
 
 
 class EventHub:
-    """The one place where events are told. To be used in the event loop's thread only."""
+    """The one place where events are published. To be used in the event loop's thread only."""
 
     def __init__(
-        self, journal: EventJournal, count: Callable[[PublishedEvent], None] = lambda _told: None
+        self, journal: EventJournal, count: Callable[[PublishedEvent], None] = lambda _event: None
     ) -> None:
         self._journal = journal
         self._count = count
-        """Told each event once, before any listener."""
-        self._listeners: set[_Queue] = set()
-        self._unwritten: deque[PublishedEvent] = deque(maxlen=_UNWRITTEN_KEPT)
+        """Called with each event once, before any subscriber has it."""
+        self._queues: set[_Queue] = set()
         self._reading = anyio.Lock()
-        """One reads the journal at a time: many who come at once are not to delay a deploy."""
+        """One subscriber reads the journal at a time: many that come at once delay no deploy."""
         self._closed = False
         self._asleep: deque[_Queue] = deque()
-        """Those who have got an event and are to be woken for it."""
+        """Queues with events whose readers are to be woken."""
         self._waking = False
 
-    def tell(self, announcement: PublishedEvent, journal_id: int | None) -> None:
-        """Tell everybody, with the id that the journal gave it; None: it could not be written.
+    def publish(self, event: PublishedEvent, journal_id: int | None) -> None:
+        """Publish an event once, with the id that the journal gave it; None: it is not written yet.
 
-        To be called without a pause after the journal was written, so that ids are told in order.
-        What was told without an id is not told again once it is written.
+        To be called without a pause after the journal was written, so that ids are in order. Of an
+        event that was published without an id, the id is noted as soon as it is written.
         """
-        announcement.journal_id = journal_id
-        if announcement.told:
-            if journal_id is not None and announcement in self._unwritten:
-                self._unwritten.remove(announcement)
+        event.journal_id = journal_id
+        if event.is_published:
             return
-        announcement.told = True
-        announcement.id = journal_id
-        self._count(announcement)
-        if journal_id is None:
-            self._unwritten.append(announcement)
-        for listener in list(self._listeners):
-            if listener.offer(announcement):
-                self._asleep.append(listener)
+        event.is_published = True
+        event.id = journal_id
+        self._count(event)
+        for queue in list(self._queues):
+            if queue.offer(event):
+                self._asleep.append(queue)
         if self._asleep and not self._waking:
             self._waking = True
             asyncio.get_running_loop().call_soon(self._wake_some)
 
     @property
     def listeners(self) -> int:
-        """How many listen now."""
-        return len(self._listeners)
+        """How many subscribers there are."""
+        return len(self._queues)
 
     def _wake_some(self) -> None:
-        """Wake a few listeners, and the next ones a little later.
+        """Wake a few subscribers, and the next ones a little later.
 
-        All at once they would stand in line before the deploy that they listen to. So they get a
-        small share of the loop's time, and find what came meanwhile all together.
+        All at once they would delay the deploy that they follow. So they get a small share of the
+        loop's time, and find everything that came meanwhile.
         """
         for _ in range(min(_WOKEN_AT_ONCE, len(self._asleep))):
             self._asleep.popleft().wake()
@@ -102,45 +110,40 @@ class EventHub:
         if self._waking:
             asyncio.get_running_loop().call_later(_WAKE_AGAIN_SECONDS, self._wake_some)
 
-    def unwritten(self, deploy_id: str) -> list[DeployEvent]:
-        """Return what was told of a deploy and is not in the journal yet."""
-        events = [each.event for each in self._unwritten]
-        return [event for event in events if event.deploy_id == deploy_id]
-
-    async def feed(self, *, after: int | None, deploy_id: str | None) -> Subscription:
-        """Return what happens from now on; before it, what the journal has after an id.
+    async def subscribe(self, *, after: int | None, deploy_id: str | None) -> Subscription:
+        """Subscribe to what happens from now on; before it, to what the journal has after an id.
 
         0 stands before the first id. Raises AtlasError if the journal can't be read.
         """
-        feed = Subscription(self, deploy_id)
+        subscription = Subscription(self, deploy_id)
         try:
-            await feed.open(after)
+            await subscription.open(after)
         except BaseException:
-            feed.close()
+            subscription.close()
             raise
-        return feed
+        return subscription
 
     def close(self) -> None:
-        """End every feed, once its listener has taken what there is; new ones end at once."""
+        """End every subscription after its last event; new ones end at once."""
         self._closed = True
-        for listener in list(self._listeners):
-            listener.end()
-        self._listeners.clear()
+        for queue in list(self._queues):
+            queue.end()
+        self._queues.clear()
 
-    def listen(self, deploy_id: str | None, *, unwritten: bool) -> _Queue:
-        """Return a queue of what is told from now on, and of what the journal does not have."""
+    def open_queue(self, deploy_id: str | None, *, pending: bool) -> _Queue:
+        """Return a queue of what is published from now on, after what is pending if wanted."""
         queue = _Queue(deploy_id)
-        for announcement in self._unwritten if unwritten else ():
-            queue.offer(announcement)
+        for event in self._journal.pending() if pending else ():
+            queue.offer(event)
         if self._closed:
             queue.end()
         else:
-            self._listeners.add(queue)
+            self._queues.add(queue)
         return queue
 
     def forget(self, queue: _Queue) -> None:
-        """Tell this one nothing more."""
-        self._listeners.discard(queue)
+        """Put nothing more into this queue."""
+        self._queues.discard(queue)
 
     async def newest(self) -> int:
         """Return the last id of the journal."""
@@ -148,7 +151,7 @@ class EventHub:
             return await self._journal.newest()
 
     async def knows(self, transition_id: int) -> bool:
-        """Tell whether one can go on after this id."""
+        """Return whether a subscription can resume after this id."""
         if transition_id == 0:
             return True
         async with self._reading:
@@ -161,22 +164,22 @@ class EventHub:
 
 
 class Subscription:
-    """What one listener gets: first from the journal, if asked for, then as it happens."""
+    """The events of one subscriber: first from the journal, if it resumes, then as they happen."""
 
     def __init__(self, events: EventHub, deploy_id: str | None) -> None:
         self._events = events
         self._deploy_id = deploy_id
-        self._queue = events.listen(deploy_id, unwritten=False)
+        self._queue = events.open_queue(deploy_id, pending=False)
         self._page: deque[PublishedEvent] = deque()
         self._replaying = False
         self._closed = False
         self._known = 0
-        """What the journal has up to this id was given, or is not wanted."""
+        """The journal's events up to this id were returned, or are not wanted."""
         self.resumes_at: int | None = None
         self.reset: str | None = None
 
     async def open(self, after: int | None) -> None:
-        """Find out where it begins, and read the first of it. Raises AtlasError."""
+        """Find out where it begins, and read the first page. Raises AtlasError."""
         if after is not None and await self._events.knows(after):
             self.resumes_at = self._known = after
             self._replaying = True
@@ -184,7 +187,7 @@ class Subscription:
             return
         if after is not None:
             self.reset = (
-                f"the journal does not have event {after}, so what followed it can't be told; "
+                f"the journal does not have event {after}, so what followed it is unknown; "
                 "GET /deploy/history has the deploys"
             )
         self.resumes_at = self._known = await self._events.newest()
@@ -197,11 +200,11 @@ class Subscription:
             if self._replaying:
                 await self._read_page()
                 continue
-            told = await self._queue.next()
-            if told is None:
+            event = await self._queue.next()
+            if event is None:
                 return None
-            if self._is_new(told):
-                return told
+            if self._is_new(event):
+                return event
         return None
 
     def ready(self) -> PublishedEvent | None:
@@ -210,18 +213,18 @@ class Subscription:
             return None
         if self._page:
             return self._page.popleft()
-        while (told := self._queue.ready()) is not None:
-            if self._is_new(told):
-                return told
+        while (event := self._queue.ready()) is not None:
+            if self._is_new(event):
+                return event
         return None
 
-    def _is_new(self, told: PublishedEvent) -> bool:
-        return told.journal_id is None or told.journal_id > self._known
+    def _is_new(self, event: PublishedEvent) -> bool:
+        return event.journal_id is None or event.journal_id > self._known
 
     async def _read_page(self) -> None:
-        """Listen anew, then read: a queue that filled up meanwhile is of no use to anybody."""
+        """Start a new queue, then read: the old one may have overflowed meanwhile."""
         self._events.forget(self._queue)
-        self._queue = self._events.listen(self._deploy_id, unwritten=True)
+        self._queue = self._events.open_queue(self._deploy_id, pending=True)
         page = await self._events.page(self._known, self._deploy_id)
         if page:
             self._known = page[-1].journal_id or self._known
@@ -229,7 +232,7 @@ class Subscription:
         self._replaying = len(page) == _PAGE
 
     def close(self) -> None:
-        """End it; whoever waits for the next event is told at once."""
+        """End it; a call of `next` that waits returns None."""
         self._closed = True
         self._page.clear()
         self._events.forget(self._queue)
@@ -237,7 +240,7 @@ class Subscription:
 
 
 class _Queue:
-    """What was told and not taken yet, up to its bounds. One reads, and nobody waits to write."""
+    """Events that were published and not taken yet, up to the bounds. It has one reader."""
 
     def __init__(self, deploy_id: str | None) -> None:
         self._deploy_id = deploy_id
@@ -246,50 +249,50 @@ class _Queue:
         self._over = False
         self._news = anyio.Event()
 
-    def offer(self, told: PublishedEvent) -> bool:
-        """Add an event, and tell whether who reads is to be woken for it.
+    def offer(self, event: PublishedEvent) -> bool:
+        """Add an event; return whether the reader is to be woken for it.
 
         If there is no room for it, drop all and end.
         """
-        if self._over or self._deploy_id not in (None, told.event.deploy_id):
+        if self._over or self._deploy_id not in (None, event.event.deploy_id):
             return False
-        size = len(told.data)
+        size = len(event.data)
         if self._waiting and (len(self._waiting) >= MAX_EVENTS or self._bytes + size > MAX_BYTES):
-            log.info("events_not_taken_in_time", events=len(self._waiting), bytes=self._bytes)
+            log.info("event_subscription_dropped", events=len(self._waiting), bytes=self._bytes)
             self.drop()
             return False
-        self._waiting.append(told)
+        self._waiting.append(event)
         self._bytes += size
         return len(self._waiting) == 1
 
     def wake(self) -> None:
-        """Let who reads see that there is something."""
+        """Wake the reader."""
         self._news.set()
 
     def ready(self) -> PublishedEvent | None:
         """Take the next event if it is there already."""
         if not self._waiting:
             return None
-        told = self._waiting.popleft()
-        self._bytes -= len(told.data)
-        return told
+        event = self._waiting.popleft()
+        self._bytes -= len(event.data)
+        return event
 
     async def next(self) -> PublishedEvent | None:
         """Wait for an event and take it; None: there is no more."""
-        while (told := self.ready()) is None:
+        while (event := self.ready()) is None:
             if self._over:
                 return None
             self._news = anyio.Event()
             await self._news.wait()
-        return told
+        return event
 
     def end(self) -> None:
-        """Let what is there be taken, and then no more."""
+        """End after what is in the queue."""
         self._over = True
         self._news.set()
 
     def drop(self) -> None:
-        """Forget what is there, and end."""
+        """End at once, without what is in the queue."""
         self._waiting.clear()
         self._bytes = 0
         self.end()

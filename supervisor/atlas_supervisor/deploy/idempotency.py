@@ -1,8 +1,8 @@
-"""Requests under an `Idempotency-Key`: what was done before is not done again.
+"""Requests under an `Idempotency-Key`: a repeated request has no second effect.
 
-A key is written down with what it began, or before what it steers; so a repetition is known as
-soon as there is anything to repeat, and over a restart of the daemon. A request that is refused
-leaves no key: it may be asked for again.
+A key is written together with the deploy that it begins, or before the event that it offers to one.
+So a repetition is known as soon as there is an effect, and over a restart of the daemon. A request
+that is refused leaves no key: it may be made again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.deploy import Result
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
-from atlas_supervisor.store.keys import KeyRow, KeyStore
+from atlas_supervisor.store.keys import KeyStore
 from atlas_supervisor.store.statements import StoreError
 
 log = structlog.get_logger(__name__)
@@ -31,22 +31,15 @@ _ASKED = {
 
 
 class IdempotentRequests:
-    """Knows which keys were given before. To be asked while nothing else can begin."""
+    """Carries requests out under their keys. To be used while no other request can begin."""
 
     def __init__(self, keys: KeyStore) -> None:
         self._keys = keys
 
-    async def find(self, key: IdempotencyKey | None) -> KeyRow | None:
-        """Return what came of this key, if it was given before; the key is told so.
-
-        Raises RefusedError if it came with another request then.
-        """
-        return await self._keys.find(key)
-
     async def steer(
         self, run: DeployRun, event: Event, cause: str, key: IdempotencyKey | None
     ) -> bool:
-        """Offer the event to the run, under the key; return whether it was taken."""
+        """Offer the event to the run, under the key; return whether it was accepted."""
         if key is None:
             return run.offer(event, cause)
         if not run.accepts(event):
@@ -54,7 +47,7 @@ class IdempotentRequests:
         try:
             await self._keys.add(key, deploy_id=run.record.deploy_id, asked=_ASKED[event])
         except StoreError as error:
-            what = "the request could not be written down, so it was not done"
+            what = "the request could not be saved, so it had no effect"
             raise errors.not_durable(what, error) from error
         if run.offer(event, cause):
             return True
@@ -63,7 +56,7 @@ class IdempotentRequests:
 
     @asynccontextmanager
     async def forgotten_if_refused(self, key: IdempotencyKey | None) -> AsyncIterator[None]:
-        """Forget the key if what is done inside comes out as a refusal."""
+        """Forget the key if the block raises RefusedError."""
         try:
             yield
         except RefusedError:
@@ -72,16 +65,16 @@ class IdempotentRequests:
             raise
 
     async def mode_set(self, key: IdempotencyKey | None) -> None:
-        """Remember the key of a mode that was set; without it, it would be set once more."""
+        """Remember the key of a mode that was set, so that it is not set again."""
         if key is None:
             return
         try:
             await self._keys.add(key)
         except StoreError as error:
-            log.error("key_not_remembered", why=str(error))
+            log.error("key_not_saved", why=str(error))
 
     async def _forget(self, key: IdempotencyKey) -> None:
         try:
             await self._keys.forget(key)
         except StoreError as error:
-            log.error("key_not_forgotten", why=str(error))
+            log.error("key_not_removed", why=str(error))

@@ -248,7 +248,7 @@ AFTER_SWITCH = frozenset({Phase.GUARD, Phase.WARM, Phase.DRAIN, Phase.DRAIN_REVE
 
 
 def succeeded(phase: Phase, event: Event) -> bool:
-    """Return whether the step of a phase that ends by the event did what it was to do."""
+    """Return whether the step of a phase that ends by the event has succeeded."""
     cut_short = event is Event.SUPERVISOR_STOPPED and phase in AFTER_SWITCH
     return cut_short or event in {Event.PASSED, Event.SUPERSEDED}
 

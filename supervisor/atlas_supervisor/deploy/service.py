@@ -1,17 +1,14 @@
-"""The daemon as the API sees it: what may begin now, and what must be refused.
+"""Deploys as an operator steers them: what may start now, and what must be refused.
 
-It implements `api.ports.Deploys`. It decides whether a request can be done and lets the one
-deploy at hand do it; what a deploy does is the table's affair.
+The service decides whether a request is possible. Then it starts a deploy, or offers the request as
+an event to the deploy that it concerns; what follows is decided by the table (`machine`).
 
-The moment in which a deploy begins: written down as a whole, or not begun.
-
-What a rollback goes back to when the version before is no longer warm.
+Deploys start one at a time, under a lock: the check that no other deploy is in progress holds
+until the new one is written. A request with an `Idempotency-Key` takes the lock, too, so that of
+two equal requests one has an effect and the other one gets its answer.
 """
 
 from __future__ import annotations
-
-import secrets
-from collections.abc import Callable
 
 import anyio
 import structlog
@@ -22,109 +19,29 @@ from atlas_supervisor.deploy import errors
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.executor import Executor
 from atlas_supervisor.deploy.idempotency import IdempotentRequests
-from atlas_supervisor.deploy.machine import FIRST_PHASE, Event, Phase, Plan
+from atlas_supervisor.deploy.machine import Event, Plan
+from atlas_supervisor.deploy.recorder import Recorder, new_record
+from atlas_supervisor.deploy.recovery import resumed
 from atlas_supervisor.deploy.runner import DeployRun
-from atlas_supervisor.deploy.status import CanaryOverview, DeployQueries
-from atlas_supervisor.deploy.switch import Switch
-from atlas_supervisor.model.actor import SUPERVISOR, Actor
+from atlas_supervisor.deploy.runs import Runs
+from atlas_supervisor.deploy.status import DeployQueries
+from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.deploy import DeployRecord, Mode, Result
-from atlas_supervisor.model.event import BEGUN, DeployEvent, PublishedEvent
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.release import Release
-from atlas_supervisor.model.status import Status
 from atlas_supervisor.model.step import StepDetail
 from atlas_supervisor.store.database import Database
+from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.keys import KeyRow
 from atlas_supervisor.store.state_keeper import StateKeeper
-from atlas_supervisor.store.statements import StoreError
-from atlas_supervisor.system.clock import now
-from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.releases import Releases, UnknownReleaseError
 from atlas_supervisor.workers.slot import Slot
-
-log = structlog.get_logger(__name__)
-
-
-def new_record(release: Release, plan: Plan, ports: tuple[int, int]) -> DeployRecord:
-    """Return the record of a deploy that is about to begin."""
-    active_port, staging_port = ports
-    return DeployRecord(
-        deploy_id=f"{now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
-        result=None,
-        dry_run=plan.dry_run,
-        release=release.name,
-        version=release.version,
-        active_port=active_port,
-        staging_port=staging_port,
-        steps=[],
-        reason=None,
-        phase=FIRST_PHASE.value,
-        started_ts=now(),
-        ended_ts=None,
-    )
-
-
-async def write_down(
-    database: Database,
-    state: StateKeeper,
-    record: DeployRecord,
-    plan: Plan,
-    *,
-    actor: Actor,
-    key: IdempotencyKey | None,
-    events: EventHub,
-) -> None:
-    """Write a new deploy down wherever it shows. Raises RefusedError; then it has not begun."""
-    action = "rollback" if plan.rollback else "dry_run" if plan.dry_run else "deploy"
-    begun = False
-    try:
-        cause = f"{action.replace('_', ' ')} requested by {actor.name}"
-        journal_id = await database.deploys.begin(
-            record, auto_switch=plan.auto_switch, rollback=plan.rollback, key=key, cause=cause
-        )
-        event = DeployEvent.of(record, ts=record.started_ts, source=None, event=BEGUN, cause=cause)
-        events.tell(PublishedEvent(event, rollback=plan.rollback), journal_id)
-        begun = True
-        await database.audit.write(
-            actor, action, "begun", subject=record.deploy_id, release=record.release
-        )
-        await state.change(last_deploy_ts=record.started_ts)
-    except (StoreError, OSError) as error:
-        what = "the deploy could not be written down, so it was not begun"
-        if begun:
-            await _end_unbegun(database, record, f"{what}: {error}", key, events)
-        raise errors.not_durable(what, error) from error
-
-
-async def _end_unbegun(
-    database: Database, record: DeployRecord, why: str, key: IdempotencyKey | None, events: EventHub
-) -> None:
-    """Say of a deploy that was half written down that it never began."""
-    ended = record.model_copy(
-        update={
-            "phase": Phase.ENDED.value,
-            "result": Result.FAILED,
-            "reason": why,
-            "ended_ts": now(),
-        }
-    )
-    event = DeployEvent.of(ended, ts=now(), source=FIRST_PHASE, event=Event.FAILED, cause=why)
-    announcement = PublishedEvent(event)
-    database.audit.enqueue(SUPERVISOR, "deploy", "failed", subject=record.deploy_id, reason=why)
-    try:
-        journal_id = await database.deploys.write_transition(
-            ended, source=FIRST_PHASE, event=Event.FAILED, cause=why, step=None
-        )
-        events.tell(announcement, journal_id)
-        if key is not None:
-            await database.keys.forget(key)
-    except StoreError as error:  # the next daemon says that it was interrupted
-        events.tell(announcement, None)
-        log.error("deploy_not_ended", **record.facts, why=str(error))
+from atlas_supervisor.workers.slots import Slots
 
 
 async def previous_release(database: Database, releases: Releases) -> Release:
-    """Return what ran before, if it can be launched again. Raises RefusedError."""
+    """Return the release that ran before, if it can be launched again. Raises RefusedError."""
+    await database.outbox.flush()  # a switch that is not written yet would be passed over
     rows = await database.versions.all()
     if len(rows) < 2:
         raise errors.nothing_to_roll_back()
@@ -139,55 +56,51 @@ async def previous_release(database: Database, releases: Releases) -> Release:
     return found
 
 
-_HURRY_AGAIN_SECONDS = 0.1
-
-
-class DeployService(DeployQueries):
-    """Begins deploys and answers for them; there is one at a time."""
+class DeployService:
+    """Starts and steers deploys; it satisfies `api.ports.DeployPort`."""
 
     def __init__(
         self,
         *,
         settings: Settings,
-        switch: Switch,
-        plane: Plane,
-        activities: Executor,
+        slots: Slots,
+        executor: Executor,
+        recorder: Recorder,
         releases: Releases,
         database: Database,
         events: EventHub,
         state: StateKeeper,
-        canaries: CanaryOverview,
-        health_score: Callable[[], int],
+        runs: Runs,
+        queries: DeployQueries,
         tasks: TaskGroup,
     ) -> None:
-        super().__init__(
-            settings=settings,
-            switch=switch,
-            plane=plane,
-            releases=releases,
-            database=database,
-            events=events,
-            state=state,
-            canaries=canaries,
-            health_score=health_score,
-        )
-        self._activities = activities
+        self._settings = settings
+        self._slots = slots
+        self._executor = executor
+        self._recorder = recorder
+        self._releases = releases
+        self._database = database
+        self._events = events
+        self._state = state
+        self._runs = runs
+        self._queries = queries
         self._tasks = tasks
-        self._repeats = IdempotentRequests(database.keys)
-        self._beginning = anyio.Lock()
+        self._keys = database.keys
+        self._requests = IdempotentRequests(database.keys)
+        self._starting = anyio.Lock()
 
-    # What can be asked for.
+    # Starting a deploy.
 
     async def deploy(
         self, *, release: str | None, dry_run: bool, actor: Actor, key: IdempotencyKey | None = None
     ) -> DeployRecord:
-        """Begin a deploy, and return its record as soon as it is durable."""
-        async with self._beginning:
-            before = await self._repeats.find(key)
+        """Start a deploy; return its record as soon as it is durable."""
+        async with self._starting:
+            before = await self._keys.find(key) if key else None
             if before is not None and before.deploy_id is not None:
                 return await self._known(before.deploy_id)
             if self._state.state.mode is Mode.SINGLE:
-                raise errors.mode_is_single()
+                raise errors.mode_is_single(self._settings.deploy_mode)
             self._refuse_if_busy()
             plan = Plan(dry_run=dry_run, auto_switch=self._settings.auto_switch_on_health)
             try:
@@ -198,62 +111,50 @@ class DeployService(DeployQueries):
         return run.record
 
     def _refuse_if_busy(self) -> None:
-        if self._stopping:
+        if self._runs.stopping:
             raise errors.stopping()
-        if (current := self._current()) is not None:
+        if (current := self._runs.current) is not None:
             raise errors.in_progress(current)
 
     async def _begin(
         self, release: Release, plan: Plan, actor: Actor, key: IdempotencyKey | None
     ) -> DeployRun:
-        """Write a new deploy down and let it run; to be called with `_beginning` held."""
+        """Write a new deploy and start it; to be called with `_starting` held."""
         self._refuse_if_busy()
-        record = new_record(release, plan, self._switch.ports())
-        with anyio.CancelScope(shield=True):  # written down and begun, or neither
-            await write_down(
-                self._database, self._state, record, plan, actor=actor, key=key, events=self._events
+        record = new_record(release, plan, self._slots.ports())
+        with anyio.CancelScope(shield=True):  # written and started, or neither
+            await self._recorder.begin(record, plan, actor=actor, key=key)
+            run = DeployRun(
+                record, plan, release, effects=self._executor, transitions=self._recorder
             )
-            run = DeployRun(record, plan, release, self._activities, FIRST_PHASE)
-            self._adopt(run)
+            self._start(run)
         return run
 
-    def _adopt(self, run: DeployRun) -> None:
-        self._runs[run.record.deploy_id] = run
-        self._last = run.record
+    def _start(self, run: DeployRun) -> None:
+        self._runs.add(run)
         self._tasks.start_soon(self._drive, run)
-
-    def resume(self, run: DeployRun) -> None:
-        """Go on with a deploy that waited for its switch when the last daemon ended."""
-        self._adopt(run)
-
-    def remember_last(self, record: DeployRecord | None) -> None:
-        """Show this deploy as the last one until there is another."""
-        self._last = record
 
     async def _drive(self, run: DeployRun) -> None:
         with structlog.contextvars.bound_contextvars(**run.record.facts):
             await run.drive()
-        if self._last and self._last.deploy_id == run.record.deploy_id:
-            self._last = run.record
-        del self._runs[run.record.deploy_id]
+        self._runs.remove(run)
 
-    async def make_room(self) -> None:
-        """End the guard and warm time of the deploys before; return when the slot is free.
+    async def resume(self, waiting: UnfinishedDeploy | None) -> None:
+        """Show the latest deploy, and resume one that waited when the last daemon ended."""
+        if waiting is not None:
+            run = await resumed(
+                self._database,
+                waiting,
+                self._releases,
+                effects=self._executor,
+                transitions=self._recorder,
+            )
+            if run is not None:
+                self._start(run)
+                return
+        self._runs.show(next(iter(await self._database.deploys.latest(1)), None))
 
-        What they drain may go on beside the next instance, see `workers.drain`.
-        """
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._hurry)
-            for run in list(self._runs.values()):
-                if run.phase is not FIRST_PHASE:
-                    await run.make_way(Event.SUPERSEDED, "the next deploy has begun")
-            group.cancel_scope.cancel()
-
-    async def _hurry(self) -> None:
-        """Bound whatever drain there is, or will be: the first call sets its deadline."""
-        while True:
-            self._switch.staging.hurry()
-            await anyio.sleep(_HURRY_AGAIN_SECONDS)
+    # Answering.
 
     async def settled(self, deploy_id: str) -> DeployRecord:
         """Wait until the deploy has a result."""
@@ -262,12 +163,12 @@ class DeployService(DeployQueries):
             return await self._known(deploy_id)
         await run.settled.wait()
         if run.record.result is Result.SWITCHED:
-            return run.record  # what failed, if anything, was to go back again
+            return run.record  # a switch that failed then was one back
         return await self._answer(run)
 
     async def _known(self, deploy_id: str) -> DeployRecord:
         """Return the deploy as it is now. Raises LookupError."""
-        record = await self.find(deploy_id)
+        record = await self._queries.find(deploy_id)
         if record is None:
             raise LookupError(deploy_id)
         return record
@@ -278,92 +179,93 @@ class DeployService(DeployQueries):
             raise errors.switch_failed(run)
         return run.record
 
-    async def switch(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
-        """Go ahead with the waiting deploy; returns once it has switched, or failed to."""
-        return await self._tell_current(Event.SWITCH_REQUESTED, "switch", actor, key)
-
-    async def abort(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
-        """Give up the deploy in progress; returns once staging is stopped."""
-        async with self._repeats.forgotten_if_refused(key):
-            record = await self._tell_current(Event.ABORT_REQUESTED, "abort", actor, key)
-            if record.result is not Result.ABORTED:
-                raise errors.too_late(record)
+    async def _audited(self, run: DeployRun, action: str, actor: Actor) -> DeployRecord:
+        """Return the answer to a request that the deploy has accepted; audit the request."""
+        outcome, subject = "failed", run.record.deploy_id
+        try:
+            record = await self._answer(run)
+            outcome = record.result.value if record.result else "unknown"
+        finally:
+            await self._database.audit.record(actor, action, outcome, subject=subject)
         return record
 
-    async def _tell_current(
-        self, event: Event, action: str, actor: Actor, key: IdempotencyKey | None
-    ) -> DeployRecord:
-        if key is None:  # a disk that fails must not stand between an operator and an abort
-            return await self._audited(await self._told(event, action, actor, key), action, actor)
-        async with self._beginning:
-            before = await self._repeats.find(key)
-            run = await self._told(event, action, actor, key) if before is None else None
-        if run is not None:
-            async with self._repeats.forgotten_if_refused(key):
-                return await self._audited(run, action, actor)
-        return await self._repeated(before)
-
     async def _repeated(self, before: KeyRow | None) -> DeployRecord:
-        """Return what came of a request that is made once more."""
+        """Return the answer to a request that was made before under the same key."""
         if before is None or before.deploy_id is None:
             raise LookupError("this key is no deploy's")
         run = self._runs.get(before.deploy_id)
         return await (self._answer(run) if run else self._known(before.deploy_id))
 
-    async def _told(
-        self, event: Event, action: str, actor: Actor, key: IdempotencyKey | None
-    ) -> DeployRun:
-        """Return the deploy that has taken the event. Raises RefusedError if none does."""
-        if self._stopping:
-            raise errors.stopping()
-        for run in list(self._runs.values()):
-            if await self._repeats.steer(run, event, f"{action} requested by {actor.name}", key):
-                return run
-        raise errors.nothing_to(action, self._current())
+    # Steering a deploy.
 
-    async def _audited(self, run: DeployRun, action: str, actor: Actor) -> DeployRecord:
-        outcome = "failed"
-        try:
-            record = await self._answer(run)
-            outcome = record.result.value if record.result else "unknown"
-        finally:
-            database, subject = self._database, run.record.deploy_id
-            await database.audit.record(actor, action, outcome, subject=subject)
+    async def switch(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
+        """Switch to the waiting deploy; return once that has succeeded or failed."""
+        return await self._steer(Event.SWITCH_REQUESTED, "switch", actor, key)
+
+    async def abort(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
+        """Abort the deploy in progress; return once staging is stopped."""
+        async with self._requests.forgotten_if_refused(key):
+            record = await self._steer(Event.ABORT_REQUESTED, "abort", actor, key)
+            if record.result is not Result.ABORTED:
+                raise errors.too_late(record)
         return record
+
+    async def _steer(
+        self, event: Event, action: str, actor: Actor, key: IdempotencyKey | None
+    ) -> DeployRecord:
+        if key is None:  # a failing disk must not prevent an abort
+            return await self._audited(await self._taker(event, action, actor), action, actor)
+        async with self._starting:
+            before = await self._keys.find(key)
+            run = await self._taker(event, action, actor, key) if before is None else None
+        if run is None:
+            return await self._repeated(before)
+        async with self._requests.forgotten_if_refused(key):
+            return await self._audited(run, action, actor)
+
+    async def _taker(
+        self, event: Event, action: str, actor: Actor, key: IdempotencyKey | None = None
+    ) -> DeployRun:
+        """Return the deploy that has accepted the event. Raises RefusedError if none does."""
+        if self._runs.stopping:
+            raise errors.stopping()
+        run = await self._offered(event, f"{action} requested by {actor.name}", key)
+        if run is None:
+            raise errors.nothing_to(action, self._runs.current)
+        return run
+
+    async def _offered(
+        self, event: Event, cause: str, key: IdempotencyKey | None
+    ) -> DeployRun | None:
+        for run in self._runs:
+            if await self._requests.steer(run, event, cause, key):
+                return run
+        return None
 
     async def rollback(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
         """Go back to the version before: at once if it is warm, else through the gates."""
         run = warm = None
-        async with self._beginning:  # two at once are not to go back twice
-            before = await self._repeats.find(key)
+        async with self._starting:  # two requests at once must not go back twice
+            before = await self._keys.find(key) if key else None
             if before is None:
                 self._refuse_if_busy()
-                warm = await self._rolled_back_warm(actor, key)
+                if self._slots.staging.serving:
+                    cause = f"rollback requested by {actor.name}"
+                    warm = await self._offered(Event.ROLLBACK_REQUESTED, cause, key)
             if before is None and warm is None:
                 release = await previous_release(self._database, self._releases)
                 run = await self._begin(release, Plan(rollback=True), actor, key)
         if warm is not None:
-            async with self._repeats.forgotten_if_refused(key):
+            async with self._requests.forgotten_if_refused(key):
                 return await self._audited(warm, "rollback", actor)
         return await (self.settled(run.record.deploy_id) if run else self._repeated(before))
 
-    async def _rolled_back_warm(self, actor: Actor, key: IdempotencyKey | None) -> DeployRun | None:
-        """Return the deploy that goes back to its warm version, if there is one."""
-        if not self._switch.staging.serving:
-            return None
-        event, cause = Event.ROLLBACK_REQUESTED, f"rollback requested by {actor.name}"
-        for run in list(self._runs.values()):
-            if await self._repeats.steer(run, event, cause, key):
-                return run
-        return None
-
-    async def set_mode(self, mode: Mode, actor: Actor, key: IdempotencyKey | None = None) -> Status:
+    async def set_mode(self, mode: Mode, actor: Actor, key: IdempotencyKey | None = None) -> None:
         """Set the mode durably."""
-        async with self._beginning:  # not while a deploy is on its way past the check of it
-            if await self._repeats.find(key) is None:
+        async with self._starting:  # not between a deploy's check of the mode and its start
+            if key is None or await self._keys.find(key) is None:
                 await self._set_mode(mode, actor)
-                await self._repeats.mode_set(key)
-        return self.status()
+                await self._requests.mode_set(key)
 
     async def _set_mode(self, mode: Mode, actor: Actor) -> None:
         if mode is Mode.BLUEGREEN and self._settings.deploy_mode is Mode.SINGLE:
@@ -371,24 +273,24 @@ class DeployService(DeployQueries):
         try:
             await self._state.change(mode=mode)
         except OSError as error:
-            what = "the mode could not be written down, so it is as before"
+            what = "the mode could not be saved, so it is unchanged"
             raise errors.not_durable(what, error) from error
         await self._state.copy_to_database()
         await self._database.audit.record(actor, "mode", mode.value)
 
-    # What happens by itself.
+    # Events that no request causes.
 
-    async def went_down(self, slot: Slot, cause: str) -> bool:
-        """Tell the deploys that an instance went down or hangs; return whether it concerned one.
+    async def worker_down(self, slot: Slot, cause: str) -> bool:
+        """Offer to the deploys that a worker ended or hangs; return whether one accepts it.
 
-        Returns once that deploy has come to an answer: it may have reverted to a warm version.
+        Return once that deploy has settled: it may have reverted to a warm version.
         """
-        active = self._switch.active is slot
+        active = self._slots.active is slot
         event = Event.ACTIVE_DIED if active else Event.STAGING_DIED
-        if active and not self._switch.staging.serving:
-            return False  # nobody is there to take over
+        if active and not self._slots.staging.serving:
+            return False  # no other version can take over
         role = "active" if active else "staging"
-        for run in self._runs.values():
+        for run in self._runs:
             cause_in_words = f"the {role} instance went down: {cause}"
             if run.offer(event, cause_in_words, StepDetail(output=slot.log.last_lines())):
                 await run.settled.wait()
@@ -396,9 +298,9 @@ class DeployService(DeployQueries):
         return False
 
     async def stop(self) -> None:
-        """Bring every deploy to an end that its record explains; a waiting one goes on waiting."""
-        async with self._beginning:
-            self._stopping = True
-        for run in list(self._runs.values()):
+        """End every deploy in a way that its record explains; a waiting one goes on waiting."""
+        async with self._starting:
+            self._runs.stopping = True
+        for run in self._runs:
             await run.finish(Event.SUPERVISOR_STOPPED, "the supervisor was stopped")
         self._events.close()

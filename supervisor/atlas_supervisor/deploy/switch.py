@@ -1,12 +1,13 @@
-"""The switch: all traffic to the other slot, durably, or everything as it was.
+"""The switch: all traffic moves to the staging slot, durably, or nothing changes.
 
-Who is active is three things that must agree: the program in the kernel, the state file, and
-what the daemon believes. This is the one place that changes them.
+The active slot is recorded in three places that must agree: the program in the kernel, the state
+file, and memory (`Slots`). This is the only place that changes them, in this order: steer, check
+with a real connection, state file, memory. A failure before the state file is durable steers back;
+from then on the switch counts.
 
-Where does a connection to the public port really arrive? Asked after every switch.
-
-The kernel said that it took the program; this looks at what it does. A stranger's listener that
-is more specific than ours, or a group out of order, shows here and nowhere else.
+The check (`landing`) connects to the public port and asks the kernel which process accepted. It
+finds what the kernel's return code can't show: a foreign listener on a more specific address, or
+a group out of order.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import structlog
 
 from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy.effects import StepOutcome
-from atlas_supervisor.model.slot import SlotName, SlotState
 from atlas_supervisor.model.state import ActiveRelease, DeployState
 from atlas_supervisor.model.step import SwitchDetail
 from atlas_supervisor.store.state_keeper import StateKeeper
@@ -31,6 +31,7 @@ from atlas_supervisor.traffic import Plane
 from atlas_supervisor.traffic.listeners import loopback_of
 from atlas_supervisor.workers.process import WorkerProcess
 from atlas_supervisor.workers.slot import Slot
+from atlas_supervisor.workers.slots import Slots
 
 log = structlog.get_logger(__name__)
 
@@ -39,39 +40,39 @@ _POLL_SECONDS = 0.001
 
 
 class Landing(StrEnum):
-    """What was seen."""
+    """Where a connection to the public port arrived."""
 
     RIGHT = "right"
     WRONG = "wrong"
     UNSEEN = "unseen"
-    """Nobody accepted it in time: the worker is busy, or what we may look at does not tell."""
+    """Unknown: it was not accepted in time, or permissions hide the process that accepted."""
 
 
 async def landing(host: str, port: int, instance: WorkerProcess) -> tuple[Landing, str]:
-    """Connect to the public port, and tell whether `instance` got the connection."""
-    return await anyio.to_thread.run_sync(_look, loopback_of(host), port, instance)
+    """Connect to the public port, and find out whether `instance` got the connection."""
+    return await anyio.to_thread.run_sync(_connect_and_find, loopback_of(host), port, instance)
 
 
-def _look(host: str, port: int, instance: WorkerProcess) -> tuple[Landing, str]:
+def _connect_and_find(host: str, port: int, instance: WorkerProcess) -> tuple[Landing, str]:
     try:
         with socket.create_connection((host, port), _ACCEPT_SECONDS) as client:
             inode = _accepted(client)
             if inode == 0:
-                return Landing.UNSEEN, f"nobody accepted it within {_ACCEPT_SECONDS:g} s"
+                return Landing.UNSEEN, f"not accepted within {_ACCEPT_SECONDS:g} s"
             if inode in procfs.sockets_of(instance.pid):
                 return Landing.RIGHT, f"pid {instance.pid} accepted it"
             if any(inode in procfs.sockets_of(pid) for pid in instance.family()):
                 return Landing.RIGHT, f"a process of pid {instance.pid} accepted it"
             others = [procfs.describe(pid) for pid in procfs.holders(inode)]
     except OSError as error:
-        return Landing.UNSEEN, f"it could not be looked at: {error}"
-    if not others:  # accepted and closed again before we could look
-        return Landing.UNSEEN, "whoever accepted it closed it at once"
+        return Landing.UNSEEN, f"could not be checked: {error}"
+    if not others:  # accepted and closed again before the check
+        return Landing.UNSEEN, "accepted and closed at once"
     return Landing.WRONG, f"{', '.join(others)} accepted it"
 
 
 def _accepted(client: socket.socket) -> int:
-    """Return the inode of the server's end once there is one; 0 if nobody accepted in time."""
+    """Return the inode of the server's end; 0 if it was not accepted in time."""
     deadline = time.monotonic() + _ACCEPT_SECONDS
     while True:
         inode = sockdiag.accepted_inode(client)
@@ -81,39 +82,23 @@ def _accepted(client: socket.socket) -> int:
 
 
 class Switch:
-    """Knows both slots and which one is active."""
+    """Moves all traffic to the staging slot, and keeps the state file in step."""
 
     def __init__(
         self,
         *,
         settings: Settings,
         plane: Plane,
-        slots: dict[SlotName, Slot],
+        slots: Slots,
         state: StateKeeper,
-        active: SlotName,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._plane = plane
         self._slots = slots
         self._state = state
-        self._active = active
         self._changed = changed
         """Called after each flip."""
-
-    @property
-    def active(self) -> Slot:
-        """The slot that has the traffic."""
-        return self._slots[self._active]
-
-    @property
-    def staging(self) -> Slot:
-        """The other one."""
-        return self._slots[self._active.other]
-
-    def ports(self) -> tuple[int, int]:
-        """Return the active and the staging port."""
-        return self.active.port, self.staging.port
 
     async def flip(self) -> StepOutcome:
         """Make staging active. Not cancellable; on failure nothing has changed."""
@@ -122,8 +107,8 @@ class Switch:
         return outcome  # noqa: RET504  # mypy takes a cancel scope for one that may swallow
 
     async def _flip(self) -> StepOutcome:
-        source, target = self.active, self.staging
-        if not _can_serve(target):
+        source, target = self._slots.active, self._slots.staging
+        if not target.can_serve:
             return StepOutcome.staging_died(f"{target.name} is not alive")
         try:
             began = time.perf_counter_ns()
@@ -131,28 +116,25 @@ class Switch:
             flip_us = round((time.perf_counter_ns() - began) / 1000, 1)
         except OSError as error:
             return StepOutcome.failed(f"the kernel refused the flip: {error}")
-        outcome = StepOutcome.failed("it was not finished")
+        outcome = StepOutcome.failed("the switch was not finished")
         try:
             outcome = await self._make_durable(source, target, flip_us)
-        finally:  # after a bug, too: no caller may be left at a half-made switch
+        finally:  # after a bug as well: steering must match the state file
             if not outcome.has_passed:
                 self._steer_back(source)
         if not outcome.has_passed:
             return outcome
-        self._active = target.name
-        target.state = SlotState.RUNNING
-        if source.serving:
-            source.state = SlotState.WARM
+        self._slots.exchange()
         self._changed()
         return outcome
 
     async def _make_durable(self, source: Slot, target: Slot, flip_us: float) -> StepOutcome:
-        """Look where connections arrive, then write it down; on failure the file is as before."""
+        """Check where connections arrive, then write the state file; on failure it is unchanged."""
         where, seen = await self._landing(target)
         if where is Landing.WRONG:
-            return StepOutcome.failed(f"a connection arrived at the wrong place: {seen}")
-        died = StepOutcome.staging_died(f"{target.name} died in the moment of the switch")
-        if not _can_serve(target):
+            return StepOutcome.failed(f"a connection arrived at the wrong process: {seen}")
+        died = StepOutcome.staging_died(f"{target.name} died during the switch")
+        if not target.can_serve:
             return died
         watch, before = Stopwatch(), self._state.state
         try:
@@ -164,10 +146,10 @@ class Switch:
             )
         except OSError as error:
             return StepOutcome.failed(f"the state file could not be written: {error}")
-        if not _can_serve(target):
+        if not target.can_serve:
             if await self._withdraw(before):
                 return died
-            log.error("switched_to_a_dead_one", slot=target.name)  # the file's word counts
+            log.error("switched_to_dead_worker", slot=target.name)  # the state file counts
         return StepOutcome.passed(
             f"{target.name} (port {target.port}) now receives all new connections",
             SwitchDetail(
@@ -180,7 +162,7 @@ class Switch:
 
     async def _landing(self, target: Slot) -> tuple[Landing, str]:
         if self._plane.name != "kernel" or target.instance is None:
-            return Landing.UNSEEN, "the daemon itself accepts; there is nothing to see"
+            return Landing.UNSEEN, "not checked: the daemon itself accepts"
         return await landing(
             str(self._settings.public_host), self._settings.public_port, target.instance
         )
@@ -192,7 +174,7 @@ class Switch:
             log.critical("steering_uncertain", wanted=source.name, why=str(error))
 
     async def _withdraw(self, before: DeployState) -> bool:
-        """Take back what the file says; return whether that was possible."""
+        """Restore the state file; return whether that was possible."""
         try:
             await self._state.change(
                 active_port=before.active_port,
@@ -201,7 +183,7 @@ class Switch:
                 active_release=before.active_release,
             )
         except OSError as error:
-            log.error("switch_not_withdrawn", why=str(error))
+            log.error("switch_not_reverted", why=str(error))
             return False
         return True
 
@@ -211,8 +193,3 @@ def _release_of(slot: Slot) -> ActiveRelease | None:
         return None
     release = slot.instance.release
     return ActiveRelease(name=release.name, version=release.version)
-
-
-def _can_serve(slot: Slot) -> bool:
-    """Tell whether the slot's instance is ready, and nobody has given it up."""
-    return slot.serving and slot.instance is not None and not slot.instance.expected_to_exit

@@ -1,1 +1,1 @@
-"""How well the active instance and the daemon are: looked at in the background, told at once."""
+"""The health of the active worker and the daemon: checked in the background, answered at once."""

@@ -1,6 +1,6 @@
-"""Looks at what is the daemon's own: its database, its folder, and whether steering is as written.
+"""Checks the daemon itself: its database, its disk, and whether steering matches the state file.
 
-None of them raises for what it finds: that is the finding.
+None of the checks raises for what it finds: an error is the result.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ LITTLE_FREE = 256 * MIB
 TOO_LITTLE_FREE = 64 * MIB
 """Bytes free, below which it fails: a switch must be written down, and logs go on growing."""
 FEW_FILES = 100
-"""Files that can still be made, below which it fails: each write of the state file makes one."""
+"""Files that can still be created, below which it fails: each state file write creates one."""
 
 SWITCH_SECONDS = 1.0
-"""In a switch, steering runs ahead of the state file; how long that is no disagreement."""
+"""In a switch, steering runs ahead of the state file; a difference for so long is no fault."""
 
 
 async def database(keeper: StateKeeper, store: Database) -> Check:
     """Write the copy of the state into the database, and read it back.
 
-    It is always right to write, so this needs no table of its own and mends a copy that failed.
+    Writing the copy is always right: this needs no table of its own and repairs a failed copy.
     """
     watch = Stopwatch()
     try:
@@ -43,15 +43,15 @@ async def database(keeper: StateKeeper, store: Database) -> Check:
     except StoreError as error:
         return Check(status=CheckStatus.FAIL, unit="ms", message=str(error))
     except ValueError as error:
-        return Check(status=CheckStatus.FAIL, unit="ms", message=f"it gave nonsense back: {error}")
+        return Check(status=CheckStatus.FAIL, unit="ms", message=f"unreadable read-back: {error}")
     if read is None:
-        return Check(status=CheckStatus.FAIL, unit="ms", message="what it took is not there")
-    message = "it took a write and gave it back"
+        return Check(status=CheckStatus.FAIL, unit="ms", message="the write is not there")
+    message = "write and read-back OK"
     return Check(status=CheckStatus.PASS, value=watch.milliseconds, unit="ms", message=message)
 
 
 async def disk_free(folder: Path) -> Check:
-    """Tell how much can still be written to the folder's file system."""
+    """Check how much can still be written to the folder's file system."""
     try:
         found = await anyio.to_thread.run_sync(os.statvfs, folder)
     except OSError as error:
@@ -60,14 +60,14 @@ async def disk_free(folder: Path) -> Check:
     status, message = CheckStatus.PASS, "free in STATE_DIR"
     if free < LITTLE_FREE:
         status = CheckStatus.FAIL if free < TOO_LITTLE_FREE else CheckStatus.WARN
-        message = "free in STATE_DIR, and that is little: make room"
+        message = "free in STATE_DIR, which is little: make room"
     if found.f_files and found.f_favail < FEW_FILES:  # some file systems count no files
         status, message = CheckStatus.FAIL, f"STATE_DIR has room for {found.f_favail} files only"
     return Check(status=status, value=float(free // MIB), unit="MiB", message=message)
 
 
 async def steering(plane: Plane, file: StateFile, ports: dict[SlotName, int]) -> Check:
-    """Compare who has new connections with what the state file on the disk says."""
+    """Compare the slot that gets new connections with the state file on the disk."""
     watch = Stopwatch()
     while True:
         try:
@@ -91,7 +91,7 @@ def _compared(
             f"{state.active_port}"
         )
         return CheckStatus.FAIL, message
-    return CheckStatus.PASS, f"new connections go to {active}, as the state file says"
+    return CheckStatus.PASS, f"new connections go to {active}, as in the state file"
 
 
 def _steering(status: CheckStatus, message: str) -> Check:

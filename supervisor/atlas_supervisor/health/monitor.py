@@ -1,8 +1,8 @@
-"""Watches in the background how everything is, so that every answer comes from memory.
+"""Checks the active worker and the daemon in the background, so that reports come from memory.
 
-There are looks at four things, each in a task of its own, so that one that hangs holds no other
-up. A look at the active instance is about that very instance: after a switch or a death the one
-before it counts no more, and another is made at once.
+There are four checks, each in a task of its own, so that one that hangs delays no other. A check
+of the active worker counts for that very instance alone: after a switch or a crash the previous
+result is dropped, and the new instance is checked at once.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from atlas_supervisor.health.worker_checks import (
     ActiveWorker,
     WorkerChecks,
     WorkerReading,
-    nobody,
-    not_seen_yet,
+    no_worker,
+    not_checked_yet,
 )
 from atlas_supervisor.model.health import Check, CheckStatus, Health
-from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
@@ -33,20 +32,20 @@ from atlas_supervisor.traffic import Plane
 from atlas_worker.contract import STATE_FILE
 
 INTERVAL_SECONDS = 2.0
-"""The pause between two looks at the active instance, and at the folder."""
+"""The pause between two checks of the active worker, and of the state folder."""
 DATABASE_INTERVAL_SECONDS = 5.0
-"""The same for the database: each look is a durable write."""
-PATIENCE_SECONDS = 0.1
-"""How long an answer waits, at most, for the first look of all; a later instance's first look may
-take as long before it is held against it."""
+"""The same for the database: each check is a durable write."""
+FIRST_CHECK_SECONDS = 0.1
+"""How long a report waits at most for the very first check. Later, a new instance has as long
+before a missing result is held against it."""
 OVERDUE_WARN_SECONDS, OVERDUE_FAIL_SECONDS = 2.0, 10.0
-"""A look at the daemon's own that takes so long is a finding by itself."""
+"""A check of the daemon itself that runs for so long warns, or fails."""
 
-_UP = "since the daemon was started"
+_UPTIME = "since the start of the daemon"
 
 
 class HealthMonitor:
-    """Looks, and tells what it has seen."""
+    """Runs the checks, and reports their results."""
 
     def __init__(
         self,
@@ -59,13 +58,14 @@ class HealthMonitor:
         subject: Callable[[], ActiveWorker],
     ) -> None:
         self._subject = subject
-        self._up = Stopwatch()
-        self._looks = WorkerChecks(settings, prober)
-        self._looking_at: ActiveWorker | None = None
-        self._instance = Poller(self._look_at_instance, interval=INTERVAL_SECONDS)
+        self._uptime = Stopwatch()
+        self._checks = WorkerChecks(settings, prober)
+        self._checking: ActiveWorker | None = None
+        """The worker of the check in progress, else of the last one."""
+        self._worker = Poller(self._check_worker, interval=INTERVAL_SECONDS)
         folder = settings.state_dir
-        ports = {SlotName.BLUE: settings.active_port, SlotName.GREEN: settings.staging_port}
-        self._own = {
+        file = StateFile(folder / STATE_FILE)
+        self._daemon = {
             "database": Poller(
                 partial(daemon_checks.database, state, database), interval=DATABASE_INTERVAL_SECONDS
             ),
@@ -73,77 +73,79 @@ class HealthMonitor:
                 partial(daemon_checks.disk_free, folder), interval=INTERVAL_SECONDS
             ),
             "steering": Poller(
-                partial(daemon_checks.steering, plane, StateFile(folder / STATE_FILE), ports),
+                partial(daemon_checks.steering, plane, file, settings.slot_ports),
                 interval=INTERVAL_SECONDS,
             ),
         }
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Check until cancelled."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._instance.run)
-            for looker in self._own.values():
-                tasks.start_soon(looker.run)
+            tasks.start_soon(self._worker.run)
+            for poller in self._daemon.values():
+                tasks.start_soon(poller.run)
 
-    async def _look_at_instance(self) -> WorkerReading:
-        self._looking_at = self._subject()
-        return await self._looks.look(self._looking_at)
+    async def _check_worker(self) -> WorkerReading:
+        self._checking = self._subject()
+        return await self._checks.check(self._checking)
 
-    def _seen(self, subject: ActiveWorker) -> WorkerReading | None:
-        """Return the last look, if it is about this very instance."""
-        last = self._instance.last
+    def _reading_of(self, subject: ActiveWorker) -> WorkerReading | None:
+        """Return the last result, if it is about this very instance."""
+        last = self._worker.last
         return last if last is not None and last.subject.is_same(subject) else None
 
-    def notice(self) -> None:
-        """Look at once if the instance that is or was looked at is not the active one any more."""
-        subject, at = self._subject(), self._looking_at
-        if at is None or not at.is_same(subject):
-            self._instance.again()
+    def subject_changed(self) -> None:
+        """Check at once if the active worker is not the one that is or was checked."""
+        subject, checking = self._subject(), self._checking
+        if checking is None or not checking.is_same(subject):
+            self._worker.restart()
 
-    async def looked(self) -> None:
-        """Wait until everything was looked at, at most `PATIENCE_SECONDS` from the look's start."""
-        with anyio.move_on_after(PATIENCE_SECONDS):
-            for looker in self._own.values():
-                while looker.last is None and looker.waiting_seconds < PATIENCE_SECONDS:
-                    await looker.next()
-            while self._awaited():
-                self.notice()
-                await self._instance.next()
+    async def first_checks(self) -> None:
+        """Wait until everything was checked, for `FIRST_CHECK_SECONDS` of a check at most."""
+        with anyio.move_on_after(FIRST_CHECK_SECONDS):
+            for poller in self._daemon.values():
+                while poller.last is None and poller.running_seconds < FIRST_CHECK_SECONDS:
+                    await poller.next()
+            while self._must_wait():
+                self.subject_changed()
+                await self._worker.next()
 
-    def _awaited(self) -> bool:
-        """Tell whether to wait for the daemon's first look; after a switch nobody has to."""
+    def _must_wait(self) -> bool:
+        """Return whether to wait for the daemon's first check; there is no wait after a switch."""
         subject = self._subject()
-        if subject.instance is None or self._switched_from():
-            self.notice()
+        if subject.instance is None or self._checked_before():
+            self.subject_changed()
             return False
-        return self._seen(subject) is None and self._waited_for(subject) < PATIENCE_SECONDS
+        checked = self._reading_of(subject) is not None
+        return not checked and self._checking_seconds(subject) < FIRST_CHECK_SECONDS
 
-    def _switched_from(self) -> bool:
-        """Tell whether an instance was looked at before, whichever it was."""
-        return self._instance.last is not None and self._instance.last.age is not None
+    def _checked_before(self) -> bool:
+        """Return whether any instance was checked before."""
+        return self._worker.last is not None and self._worker.last.age is not None
 
-    def _waited_for(self, subject: ActiveWorker) -> float:
-        """Return for how many seconds the look at this very instance goes on."""
-        at = self._looking_at
-        return self._instance.waiting_seconds if at is not None and at.is_same(subject) else 0.0
+    def _checking_seconds(self, subject: ActiveWorker) -> float:
+        """Return for how long the check of this very instance has been running."""
+        checking = self._checking
+        same = checking is not None and checking.is_same(subject)
+        return self._worker.running_seconds if same else 0.0
 
     async def report(self) -> Health:
-        """Return how everything is, in `PATIENCE_SECONDS` at most."""
-        await self.looked()
+        """Return the health, in `FIRST_CHECK_SECONDS` at most."""
+        await self.first_checks()
         return self.health()
 
     def health(self) -> Health:
-        """Return how everything is, from memory."""
+        """Return the health from memory."""
         subject = self._subject()
-        look = nobody(subject) if subject.instance is None else self._seen(subject)
-        if look is None:
-            waited = self._waited_for(subject)
-            fresh = self._switched_from() and waited < PATIENCE_SECONDS
-            look = not_seen_yet(subject, waited, fresh=fresh)
-        up = round(self._up.seconds, 3)
-        uptime = Check(status=CheckStatus.PASS, value=up, unit="s", message=_UP)
-        checks = {**look.checks, "uptime": uptime}
-        checks |= {name: _own(looker) for name, looker in self._own.items()}
+        reading = no_worker(subject) if subject.instance is None else self._reading_of(subject)
+        if reading is None:
+            waited = self._checking_seconds(subject)
+            fresh = self._checked_before() and waited < FIRST_CHECK_SECONDS
+            reading = not_checked_yet(subject, waited, fresh=fresh)
+        seconds = round(self._uptime.seconds, 3)
+        uptime = Check(status=CheckStatus.PASS, value=seconds, unit="s", message=_UPTIME)
+        checks = {**reading.checks, "uptime": uptime}
+        checks |= {name: _result(poller) for name, poller in self._daemon.items()}
         points = score({name: check.status for name, check in checks.items()})
         return Health(
             score=points,
@@ -151,17 +153,17 @@ class HealthMonitor:
             checks=checks,
             slot=subject.slot,
             version=subject.version,
-            age_seconds=round(look.age.seconds, 3) if look.age else None,
+            age_seconds=round(reading.age.seconds, 3) if reading.age else None,
         )
 
 
-def _own(looker: Poller[Check]) -> Check:
-    """Return what was seen last, unless the next look does not come to an end."""
-    waited = looker.waiting_seconds
-    if waited > OVERDUE_WARN_SECONDS:
-        status = CheckStatus.FAIL if waited > OVERDUE_FAIL_SECONDS else CheckStatus.WARN
-        message = f"no end of it for {waited:.0f} s"
-        return Check(status=status, value=round(waited, 1), unit="s", message=message)
-    if looker.last is None:
-        return Check(status=CheckStatus.SKIPPED, message="it has not been looked at yet")
-    return looker.last
+def _result(poller: Poller[Check]) -> Check:
+    """Return the last result, unless the current check has been running for too long."""
+    seconds = poller.running_seconds
+    if seconds > OVERDUE_WARN_SECONDS:
+        status = CheckStatus.FAIL if seconds > OVERDUE_FAIL_SECONDS else CheckStatus.WARN
+        message = f"no result for {seconds:.0f} s"
+        return Check(status=status, value=round(seconds, 1), unit="s", message=message)
+    if poller.last is None:
+        return Check(status=CheckStatus.SKIPPED, message="not checked yet")
+    return poller.last

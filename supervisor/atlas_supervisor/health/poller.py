@@ -1,6 +1,7 @@
-"""Looks at something again and again in the background, once at a time, and keeps what it saw.
+"""Runs one check again and again in the background, and keeps the last result.
 
-Whoever asks gets the last look at once: what hangs makes one task wait, and nobody else.
+A report takes the last result at once. A check that hangs delays its own next run and nothing
+else.
 """
 
 from __future__ import annotations
@@ -16,43 +17,43 @@ T = TypeVar("T")
 
 
 class Poller(Generic[T]):
-    """Calls `look`, pauses for `interval` seconds, and so on."""
+    """Calls `check`, pauses for `interval` seconds, and so on."""
 
-    def __init__(self, look: Callable[[], Awaitable[T]], *, interval: float) -> None:
-        self._look = look
+    def __init__(self, check: Callable[[], Awaitable[T]], *, interval: float) -> None:
+        self._check = check
         self._interval = interval
         self._last: T | None = None
-        self._seen = anyio.Event()
-        self._under_way: Stopwatch | None = None
+        self._finished = anyio.Event()
+        self._running: Stopwatch | None = None
         self._scope = anyio.CancelScope()
 
     @property
     def last(self) -> T | None:
-        """What was seen last; None if nothing was yet."""
+        """The last result; None before the first."""
         return self._last
 
     @property
-    def waiting_seconds(self) -> float:
-        """For how long the look that is under way goes on; 0 if none is."""
-        return self._under_way.seconds if self._under_way else 0.0
+    def running_seconds(self) -> float:
+        """For how long the current check has been running; 0 between two checks."""
+        return self._running.seconds if self._running else 0.0
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Check until cancelled."""
         while True:
             with anyio.CancelScope() as self._scope:
-                self._under_way = Stopwatch()
+                self._running = Stopwatch()
                 try:
-                    self._last = await self._look()
+                    self._last = await self._check()
                 finally:
-                    self._under_way = None
-                self._seen.set()
-                self._seen = anyio.Event()
+                    self._running = None
+                self._finished.set()
+                self._finished = anyio.Event()
                 await anyio.sleep(self._interval)
 
-    def again(self) -> None:
-        """Look anew, at once: give up the pause, or the look that is under way."""
+    def restart(self) -> None:
+        """Check again at once: end the pause, or the check in progress."""
         self._scope.cancel()
 
     async def next(self) -> None:
-        """Wait for the end of a look."""
-        await self._seen.wait()
+        """Wait until a check has finished."""
+        await self._finished.wait()

@@ -1,8 +1,8 @@
-"""What each check weighs, and what a score means: the one place for both.
+"""The weight of each check, and the meaning of a score.
 
 The score is 100 times a product with one factor for each check that warns or fails. A check that
 passes or is skipped has the factor 1, so a skipped check never lowers the score; no factor is
-above 1, so a failed one never raises it. Fractions are cut off: only where all is well is it 100.
+above 1, so a failed one never raises it. Fractions are cut off: it is 100 only if all checks pass.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DEGRADED_BELOW = 95
 UNHEALTHY_BELOW = 50
 """Less is `unhealthy`, answered with 503: clients are not served as they should be.
 
-All warnings together stay above it: what only warns is nobody's reason to be taken out of service.
+All warnings together stay above it: warnings alone must not take a service out of rotation.
 """
 
 _WARNING = 0.92
@@ -33,21 +33,21 @@ class Weight:
 
 
 WEIGHTS: Mapping[str, Weight] = {
-    # Nobody answers: whatever else is well, nobody is served. Unhealthy by itself.
+    # There is no answer, so no client is served. Unhealthy by itself.
     "port_active": Weight(fail=0.0),
-    # Connections go to another version than the one that a restart would bring back. Unhealthy by
+    # Connections go to another version than the one that a restart would start. Unhealthy by
     # itself.
     "steering": Weight(fail=0.4),
     # A part of the application does not work. One is degraded, two are unhealthy.
     "scheduler": Weight(fail=0.6),
     "memory": Weight(fail=0.6),
     "db_integrity": Weight(fail=0.6),
-    # Somebody else's service, and the application goes on without it.
+    # A service of others, and the application goes on without it.
     "llm_latency": Weight(fail=0.75),
-    # Clients are served; no deploy can begin, or soon none can. Both together stay degraded.
+    # Clients are served; deploys can't start, or soon can't. Both together stay degraded.
     "database": Weight(fail=0.75),
     "disk_free": Weight(fail=0.7),
-    # It tells, and judges nothing.
+    # For information only.
     "uptime": Weight(fail=1.0, warn=1.0),
 }
 

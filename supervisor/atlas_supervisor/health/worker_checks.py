@@ -1,4 +1,4 @@
-"""Looks at the active instance: on its own port, through the public port, and at what it tells."""
+"""Checks the active worker: on its own port, through the public port, and what it reports."""
 
 from __future__ import annotations
 
@@ -19,52 +19,52 @@ from atlas_supervisor.traffic.listeners import loopback_of
 
 @dataclass(frozen=True)
 class ActiveWorker:
-    """The active slot at one moment, and who is in it."""
+    """The active slot at one moment, and its worker."""
 
     slot: SlotName
     port: int
     instance: str | None
-    """None: nobody there that serves."""
+    """None if no worker serves."""
     version: str | None = None
     absence: str = ""
-    """Why nobody serves, in words."""
+    """Why no worker serves, in words."""
 
     def is_same(self, other: ActiveWorker) -> bool:
-        """Tell whether it is the same instance in the same slot."""
+        """Return whether it is the same instance in the same slot."""
         return (self.slot, self.instance) == (other.slot, other.instance)
 
 
 @dataclass(frozen=True)
 class WorkerReading:
-    """What was seen of one instance; read once, however often it is told."""
+    """The result of checking one instance; reports repeat it until the next check."""
 
     subject: ActiveWorker
     checks: dict[str, Check]
     age: Stopwatch | None = None
-    """None: nobody was there to be looked at."""
+    """None if there was no worker to check."""
 
 
 class WorkerChecks:
-    """Asks an instance on both ways at once, each in `HEALTH_TIMEOUT_SECONDS` at most."""
+    """Requests the health page on both ways at once, each in `HEALTH_TIMEOUT_SECONDS` at most."""
 
     def __init__(self, settings: Settings, prober: HttpProber) -> None:
         self._settings = settings
         self._prober = prober
         self._public = public_url(str(settings.public_host), settings.public_port)
 
-    async def look(self, subject: ActiveWorker) -> WorkerReading:
-        """Look once; never raises for what the instance does."""
+    async def check(self, subject: ActiveWorker) -> WorkerReading:
+        """Check once; never raises for what the instance does."""
         if subject.instance is None:
-            return nobody(subject)
+            return no_worker(subject)
         found: dict[str, ProbedResponse] = {}
 
-        async def ask(way: str, by: URL | None) -> None:
-            found[way] = await self._prober.look(
+        async def ask(way: str, via: URL | None) -> None:
+            found[way] = await self._prober.probe_response(
                 subject.port,
                 self._settings.health_path,
                 timeout_seconds=self._settings.health_timeout_seconds,
                 expect_instance=subject.instance,
-                by=by,
+                via=via,
             )
 
         async with anyio.create_task_group() as both:
@@ -72,8 +72,11 @@ class WorkerChecks:
             if self._public is not None:
                 both.start_soon(ask, "public", self._public)
         own, public = found["own"], found.get("public")
-        told = read(own.answer) if own.answer else skipped("the active instance did not answer")
-        checks = {**told, "port_active": port_active(subject, own, public)}
+        if own.response:
+            reported = read(own.response)
+        else:
+            reported = skipped("the active instance did not answer")
+        checks = {**reported, "port_active": port_active(subject, own, public)}
         return WorkerReading(subject, checks, Stopwatch())
 
 
@@ -82,40 +85,41 @@ def public_url(host: str, port: int) -> URL | None:
     return URL.build(scheme="http", host=loopback_of(host), port=port) if port else None
 
 
-def nobody(subject: ActiveWorker) -> WorkerReading:
-    """Return what there is to see where no instance serves."""
+def no_worker(subject: ActiveWorker) -> WorkerReading:
+    """Return the result where no worker serves."""
     checks = skipped("there is no instance to ask")
     return WorkerReading(
         subject, {**checks, "port_active": _port(CheckStatus.FAIL, subject.absence)}
     )
 
 
-def not_seen_yet(subject: ActiveWorker, seconds: float, *, fresh: bool) -> WorkerReading:
-    """Return what there is to see of an instance that has not answered its first look yet.
+def not_checked_yet(subject: ActiveWorker, seconds: float, *, fresh: bool) -> WorkerReading:
+    """Return the result for an instance whose first check is still running.
 
-    One that is `fresh` was ready a moment ago, so that is not held against it.
+    A `fresh` instance became ready a moment ago, so that is not held against it.
     """
     status = CheckStatus.SKIPPED if fresh else CheckStatus.WARN
-    checks = skipped("the active instance has not been looked at yet")
+    checks = skipped("the active instance has not been checked yet")
     message = f"the active instance has not answered yet, for {seconds:.1f} s"
     return WorkerReading(subject, {**checks, "port_active": _port(status, message)})
 
 
 def port_active(subject: ActiveWorker, own: ProbedResponse, public: ProbedResponse | None) -> Check:
-    """Tell whether the active instance answers on its own port and through the public port.
+    """Return whether the active worker answers on its own port and through the public port.
 
     `public` is None where there is no public port.
     """
     ways = [way for way in (own, public) if way is not None]
     slowest = max(way.result.duration_ms for way in ways)
     for way in ways:
-        if way.answer is None:
+        if way.response is None:
             unsure = way.result.verdict is Verdict.INCONCLUSIVE
             return _port(CheckStatus.WARN if unsure else CheckStatus.FAIL, way.result.message)
     if own.result.verdict is not Verdict.PASS:
-        # What it tells of itself says more than its status: that check fails, and this one warns.
-        told = own.answer is not None and complaint(own.answer)
-        return _port(CheckStatus.WARN if told else CheckStatus.FAIL, own.result.message, slowest)
+        # The checks that it reports say more than its status: they fail, and this one warns.
+        explained = own.response is not None and complaint(own.response)
+        status = CheckStatus.WARN if explained else CheckStatus.FAIL
+        return _port(status, own.result.message, slowest)
     where = "on its own port and the public one" if public else "on its own port; no other"
     return _port(CheckStatus.PASS, f"{subject.slot} answers {where}", slowest)
 

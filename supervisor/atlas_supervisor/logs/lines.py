@@ -1,7 +1,7 @@
-"""Taking bytes apart into lines with bounded memory, forwards and backwards.
+"""Splits bytes into lines with bounded memory, forwards and backwards.
 
-A worker may print a hundred megabytes without a line's end. Of a line only its beginning is kept,
-and how long it was.
+A worker may print a hundred megabytes without a newline, so only the head of a line and its length
+are kept.
 """
 
 from __future__ import annotations
@@ -11,40 +11,40 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-PIECE_BYTES = 64 * 1024
+CHUNK_BYTES = 64 * 1024
 CHECKED_BYTES = 64
-"""So much of a line's end is remembered with its place, to know it again."""
+"""Bytes at the end of a line that its checksum covers."""
 
 
-class TornError(Exception):
-    """The file was cut while it was read."""
+class TruncatedError(Exception):
+    """The file was truncated while it was read."""
 
 
 @dataclass(frozen=True)
 class RawLine:
-    """One line as it stands in a file, without its end: `head` is its beginning."""
+    """One line of a file without its newline; `head` is its start."""
 
     head: bytes
     length: int
-    """Of the whole line, in bytes."""
+    """The length of the whole line in bytes."""
     end: int
-    """The offset of what follows it."""
+    """The offset after the line."""
     ended: bool = True
-    """Whether it has its end already."""
+    """Whether it has its newline already."""
 
     @property
     def check(self) -> int:
-        """Return a sum over the line's last bytes; 0 for one whose end was not kept."""
+        """The checksum of the line; 0 if only its head was kept."""
         return check_of(self.head) if len(self.head) == self.length else 0
 
 
 def check_of(line: bytes) -> int:
-    """Return the sum over the last bytes of a line, given without its end."""
+    """Return the checksum of a line's last bytes; the line is given without its newline."""
     return zlib.crc32((line + b"\n")[-CHECKED_BYTES:])
 
 
-def stands_there(descriptor: int, offset: int, check: int) -> bool:
-    """Tell whether a line with this check ends at the offset."""
+def line_ends_at(descriptor: int, offset: int, check: int) -> bool:
+    """Return whether a line with this checksum ends at the offset."""
     if offset == 0:
         return True
     begin = max(offset - CHECKED_BYTES, 0)
@@ -54,8 +54,8 @@ def stands_there(descriptor: int, offset: int, check: int) -> bool:
     return check in (0, check_of(before[:-1].rpartition(b"\n")[2]))
 
 
-class LineCutter:
-    """Takes a file from `offset` on, piece by piece, and yields its lines."""
+class LineSplitter:
+    """Splits a file from `offset` on into lines, chunk by chunk."""
 
     def __init__(self, limit: int, offset: int = 0) -> None:
         self._limit = limit
@@ -63,9 +63,9 @@ class LineCutter:
         self._length = 0
         self._offset = offset
 
-    def feed(self, piece: bytes) -> Iterator[RawLine]:
-        """Yield the lines that end in the piece; to be taken to the end."""
-        *ended, rest = piece.split(b"\n")
+    def feed(self, chunk: bytes) -> Iterator[RawLine]:
+        """Yield the lines that end in the chunk; the iterator must be exhausted."""
+        *ended, rest = chunk.split(b"\n")
         for part in ended:
             self._keep(part)
             self._offset += len(part) + 1
@@ -76,7 +76,7 @@ class LineCutter:
         self._offset += len(rest)
 
     def move(self, offset: int) -> None:
-        """Go on in another file at the offset; a line that has not ended goes on there."""
+        """Continue in another file at the offset, with an unfinished line if there is one."""
         self._offset = offset
 
     def _keep(self, part: bytes) -> None:
@@ -86,18 +86,18 @@ class LineCutter:
         self._length += len(part)
 
 
-def backwards(descriptor: int, end: int, limit: int) -> Iterator[RawLine]:
-    """Yield the lines before `end`, the last one first; that one may not have ended yet.
+def read_backwards(descriptor: int, end: int, limit: int) -> Iterator[RawLine]:
+    """Yield the lines before `end`, the last one first, which may be unfinished.
 
-    Raises TornError if the file does not reach so far any more.
+    Raises TruncatedError if the file has become shorter than `end`.
     """
     head, length, line_end, ended, position = b"", 0, end, False, end
     while position > 0:
-        step = min(PIECE_BYTES, position)
-        piece = os.pread(descriptor, step, position - step)
-        if len(piece) < step:
-            raise TornError
-        *before, last = piece.split(b"\n")
+        step = min(CHUNK_BYTES, position)
+        chunk = os.pread(descriptor, step, position - step)
+        if len(chunk) < step:
+            raise TruncatedError
+        *before, last = chunk.split(b"\n")
         begin = position - len(last)
         head, length = (last + head)[:limit], length + len(last)
         for part in reversed(before):

@@ -1,6 +1,6 @@
-"""Which lines of a log are shown, and how: filtered, printable, of bounded length.
+"""Reads one log for one client: lines filtered, printable and of bounded length.
 
-All of this blocks and computes, so it belongs into a thread.
+All of this blocks, so it belongs in a thread.
 """
 
 from __future__ import annotations
@@ -9,29 +9,29 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from atlas_supervisor.logs.lines import LineCutter, RawLine, TornError, backwards
+from atlas_supervisor.logs.lines import LineSplitter, RawLine, TruncatedError, read_backwards
 from atlas_supervisor.logs.rotation import Position, RotatingLog, Segment
 from atlas_supervisor.model.log import LogLevel, LogLine, WantedLines
 from atlas_supervisor.system.text import escaped
 
-LONGEST_WORKER_LINE = 8 * 1024
-LONGEST_OWN_LINE = 256 * 1024
-"""In bytes. The daemon itself writes none that is longer."""
-HISTORY_BYTES = 4 * 1024 * 1024
-"""So much text is returned at once at most, however many lines were asked for."""
-SEARCHED_BYTES = 128 * 1024 * 1024
-"""So much is looked through at most, from the end on, for lines that fit a filter."""
+MAX_WORKER_LINE = 8 * 1024
+MAX_OWN_LINE = 256 * 1024
+"""In bytes; the daemon itself writes no longer line."""
+MAX_HISTORY = 4 * 1024 * 1024
+"""Characters returned at once, however many lines were requested."""
+MAX_SEARCHED_BYTES = 128 * 1024 * 1024
+"""Bytes searched from the end for lines that match a filter."""
 
-_TORN_TRIES = 3
-_PIECES_AT_ONCE = 16
+_TRUNCATED_RETRIES = 3
+_CHUNKS_AT_ONCE = 16
 _LEVELS = list(LogLevel)
 
 Show = Callable[[RawLine], str | None]
-"""Makes the text that is shown of a line; None if it is not wanted."""
+"""Returns the text of a line for the client; None if the filter excludes it."""
 
 
 def show_worker_line(wanted: WantedLines) -> Show:
-    """Return what shows the lines of a worker."""
+    """Return the filter of a worker's lines."""
     contains = wanted.contains
 
     def show(line: RawLine) -> str | None:
@@ -46,7 +46,7 @@ def show_worker_line(wanted: WantedLines) -> Show:
 
 
 def show_own_line(wanted: WantedLines) -> Show:
-    """Return what shows the lines of the daemon; one that is no JSON object becomes one."""
+    """Return the filter of the daemon's lines; a line that is not JSON is wrapped in an object."""
     least = _LEVELS.index(wanted.level) if wanted.level else 0
 
     def show(line: RawLine) -> str | None:
@@ -72,8 +72,8 @@ def _own_line(line: RawLine) -> tuple[str, dict[str, Any]]:
         fields = None
     if isinstance(fields, dict) and text.isprintable():
         return text, fields
-    said = escaped(line.head[:LONGEST_WORKER_LINE].decode(errors="replace"))
-    fields = {"ts": None, "level": "warning", "event": "log_line_unreadable", "text": said}
+    shown = escaped(line.head[:MAX_WORKER_LINE].decode(errors="replace"))
+    fields = {"ts": None, "level": "warning", "event": "log_line_unreadable", "text": shown}
     return json.dumps(fields, ensure_ascii=False), fields
 
 
@@ -82,110 +82,110 @@ def _rank(level: object) -> int:
 
 
 def _contains(text: str, fields: dict[str, Any], part: str) -> bool:
-    """Tell whether the line has it as it stands there, or as people are shown it."""
+    """Return whether the line contains it, as JSON or as `key=value` pairs."""
     return part in text or part in " ".join(f"{key}={value}" for key, value in fields.items())
 
 
-def place_of(position: Position, check: int) -> str:
-    """Return a position as a client keeps it: opaque to it, and known again later."""
+def cursor_of(position: Position, check: int) -> str:
+    """Return a position as an opaque cursor for clients."""
     return f"{position.file}-{position.offset}-{check}"
 
 
-def position_of(place: str) -> tuple[Position, int]:
-    """Return the position and the check of a place. Raises ValueError."""
-    file, offset, check = map(int, place.split("-"))
+def position_of(cursor: str) -> tuple[Position, int]:
+    """Return the position and the checksum of a cursor. Raises ValueError."""
+    file, offset, check = map(int, cursor.split("-"))
     return Position(file, offset), check
 
 
 class LogReader:
-    """Reads one log for one client: first what is there, then what comes."""
+    """Reads one log for one client: first the existing lines, then new ones."""
 
-    def __init__(self, trail: RotatingLog, show: Show, *, longest: int, gap: str) -> None:
-        self._trail = trail
+    def __init__(self, log: RotatingLog, show: Show, *, longest: int, gap: str) -> None:
+        self._log = log
         self._show = show
         self._longest = longest
         self._gap = gap
         self._position = Position(0, 0)
-        self._cutter = LineCutter(longest)
-        self.place = place_of(self._position, 0)
-        """Where the log goes on after all that was returned."""
+        self._splitter = LineSplitter(longest)
+        self.cursor = cursor_of(self._position, 0)
+        """The position after all returned lines."""
 
     def last(self, lines: int, *, unfinished: bool) -> list[LogLine]:
-        """Return the last lines, and stand behind them; one without an end only if `unfinished`.
+        """Return the last lines and move after them; an unfinished line only if `unfinished`.
 
-        One that goes on being written comes when it has its end. Raises OSError.
+        Otherwise it comes later, once it is complete. Raises OSError.
         """
-        for attempt in range(_TORN_TRIES):
+        for attempt in range(_TRUNCATED_RETRIES):
             found: list[LogLine] = []
             try:
                 self._gather(found, lines, unfinished=unfinished)
-            except TornError:
-                if attempt < _TORN_TRIES - 1:
+            except TruncatedError:
+                if attempt < _TRUNCATED_RETRIES - 1:
                     continue
             break
         return found[::-1]
 
     def _gather(self, found: list[LogLine], lines: int, *, unfinished: bool) -> None:
-        """Add the last lines, the very last one first."""
-        room, left, behind = HISTORY_BYTES, SEARCHED_BYTES, False
-        with self._trail.stretches() as stretches:
-            if stretches:
-                self._stand(Position(stretches[0].file, stretches[0].end), 0)
-            for stretch, line in _backwards(stretches, self._longest):
-                place = Position(stretch.file, stretch.begin + line.end)
-                if not behind and not line.ended and not unfinished:
-                    self._stand(Position(place.file, place.offset - line.length), 0)
+        """Add the last lines, the newest first."""
+        room, left, moved = MAX_HISTORY, MAX_SEARCHED_BYTES, False
+        with self._log.open_segments() as segments:
+            if segments:
+                self._move(Position(segments[0].file, segments[0].end), 0)
+            for segment, line in _backwards(segments, self._longest):
+                position = Position(segment.file, segment.begin + line.end)
+                if not moved and not line.ended and not unfinished:
+                    self._move(Position(position.file, position.offset - line.length), 0)
                     continue
-                if not behind:
-                    self.place, behind = place_of(self._position, line.check), True
+                if not moved:
+                    self.cursor, moved = cursor_of(self._position, line.check), True
                 left -= line.length + 1
                 if len(found) >= lines or room < 0 or left < 0:
                     return
                 if (text := self._show(line)) is not None:
-                    found.append(LogLine(text, place_of(place, line.check)))
+                    found.append(LogLine(text, cursor_of(position, line.check)))
                     room -= len(text)
 
-    def resume(self, place: str) -> list[LogLine]:
-        """Stand where a client was before; return a note if what came next is lost.
+    def resume(self, cursor: str) -> list[LogLine]:
+        """Move to a client's cursor; return a note if lines after it are lost.
 
-        Raises ValueError for what is no place, OSError.
+        Raises ValueError for an invalid cursor, OSError.
         """
-        position, check = position_of(place)
-        found = self._trail.find(position, check)
-        self._stand(found or self._trail.newest(), check if found else 0)
+        position, check = position_of(cursor)
+        found = self._log.locate(position, check)
+        self._move(found or self._log.start_of_newest(), check if found else 0)
         return [] if found else [self._note()]
 
     def more(self) -> tuple[list[LogLine], bool]:
-        """Return the lines that came next, and whether there may be more. Raises OSError."""
+        """Return the next lines, and whether there may be more. Raises OSError."""
         lines: list[LogLine] = []
-        for _ in range(_PIECES_AT_ONCE):
-            piece = self._trail.read(self._position)
-            if piece.gap and self._position.file:
+        for _ in range(_CHUNKS_AT_ONCE):
+            chunk = self._log.read(self._position)
+            if chunk.gap and self._position.file:
                 lines.append(self._note())
-                self._cutter = LineCutter(self._longest)
-            if piece.at != self._position:
-                self._cutter.move(piece.at.offset)
-            for line in self._cutter.feed(piece.data):
-                self.place = place_of(Position(piece.at.file, line.end), line.check)
+                self._splitter = LineSplitter(self._longest)
+            if chunk.at != self._position:
+                self._splitter.move(chunk.at.offset)
+            for line in self._splitter.feed(chunk.data):
+                self.cursor = cursor_of(Position(chunk.at.file, line.end), line.check)
                 if (text := self._show(line)) is not None:
-                    lines.append(LogLine(text, self.place))
-            self._position = Position(piece.at.file, piece.at.offset + len(piece.data))
-            if not piece.data:
+                    lines.append(LogLine(text, self.cursor))
+            self._position = Position(chunk.at.file, chunk.at.offset + len(chunk.data))
+            if not chunk.data:
                 return lines, False
             if lines:
                 break
         return lines, True
 
-    def _stand(self, position: Position, check: int) -> None:
+    def _move(self, position: Position, check: int) -> None:
         self._position = position
-        self._cutter = LineCutter(self._longest, position.offset)
-        self.place = place_of(position, check)
+        self._splitter = LineSplitter(self._longest, position.offset)
+        self.cursor = cursor_of(position, check)
 
     def _note(self) -> LogLine:
-        return LogLine(self._gap, self.place, gap=True)
+        return LogLine(self._gap, self.cursor, gap=True)
 
 
-def _backwards(stretches: list[Segment], longest: int) -> Iterator[tuple[Segment, RawLine]]:
-    for stretch in stretches:
-        for line in backwards(stretch.descriptor, stretch.end - stretch.begin, longest):
-            yield stretch, line
+def _backwards(segments: list[Segment], longest: int) -> Iterator[tuple[Segment, RawLine]]:
+    for segment in segments:
+        for line in read_backwards(segment.descriptor, segment.end - segment.begin, longest):
+            yield segment, line

@@ -1,7 +1,7 @@
-"""All logs of one daemon, and the feeds of those who read them.
+"""Serves all logs of one daemon to API clients.
 
-Reading takes threads, of which there are few: a client that asks for much makes other readers
-wait, and nobody else.
+Reading has a small thread pool of its own, so a client that requests much delays only other
+readers of logs.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import anyio
 
 from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.logs.log_reader import (
-    LONGEST_OWN_LINE,
-    LONGEST_WORKER_LINE,
+    MAX_OWN_LINE,
+    MAX_WORKER_LINE,
     LogReader,
     show_own_line,
     show_worker_line,
@@ -28,24 +28,24 @@ from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.workers.output import WorkerLog
 
-LOOK_SECONDS = 0.2
-"""How often a log is looked at for those who follow it."""
+POLL_SECONDS = 0.2
+"""How often a followed log is checked."""
 SILENCE_SECONDS = 15.0
-"""After so long without a line, a feed says that it is still there."""
+"""A feed without a line for this long sends a sign of life."""
 
 _THREADS = 2
-_TOGETHER_CHARACTERS = 64 * 1024
-_LOST = "lines are missing here: they were gone before they could be read"
+_BATCH_CHARACTERS = 64 * 1024
+_LOST = "lines are missing here: they were rotated away before they were read"
 
 T = TypeVar("T")
 
 
 class LogUnreadableError(AtlasError):
-    """A log can't be read; the text says why."""
+    """A log can't be read; the text is the reason."""
 
 
 class LogService:
-    """The daemon's own log at `path`, and those of the slots."""
+    """Opens feeds of the daemon's own log at `path` and of the slots' logs."""
 
     def __init__(self, path: Path, workers: Mapping[SlotName, WorkerLog]) -> None:
         self._path = path
@@ -55,17 +55,17 @@ class LogService:
     async def read(
         self, source: LogSource, wanted: WantedLines, *, lines: int, follow: bool, after: str | None
     ) -> LogFeed:
-        """Return the last lines, or those after a place, and with `follow` what comes then.
+        """Return a feed of the last lines, or of those after a cursor, and with `follow` new ones.
 
         Raises LogUnreadableError.
         """
-        trail, reader = self._reader(source, wanted)
+        log, reader = self._reader(source, wanted)
         unread = follow or after is not None
-        feed = _Feed(trail, reader, self._limiter, follow=follow, unread=unread)
+        feed = _Feed(log, reader, self._limiter, follow=follow, unread=unread)
         if after is None:
-            await feed.begin(partial(reader.last, lines, unfinished=not follow))
+            await feed.start(partial(reader.last, lines, unfinished=not follow))
         else:
-            await feed.begin(partial(reader.resume, after))
+            await feed.start(partial(reader.resume, after))
         return feed
 
     def _reader(self, source: LogSource, wanted: WantedLines) -> tuple[RotatingLog, LogReader]:
@@ -73,26 +73,26 @@ class LogService:
             own = RenamedLog(self._path)
             gap = f'{{"ts": null, "level": "warning", "event": "log_lines_lost", "why": "{_LOST}"}}'
             show = show_own_line(wanted)
-            return own, LogReader(own, show, longest=LONGEST_OWN_LINE, gap=gap)
-        trail = TruncatedLog(self._workers[SlotName(source.value)])
+            return own, LogReader(own, show, longest=MAX_OWN_LINE, gap=gap)
+        log = TruncatedLog(self._workers[SlotName(source.value)])
         gap = f"[atlas-supervisor] {_LOST}"
         show = show_worker_line(wanted)
-        return trail, LogReader(trail, show, longest=LONGEST_WORKER_LINE, gap=gap)
+        return log, LogReader(log, show, longest=MAX_WORKER_LINE, gap=gap)
 
 
 class _Feed:
-    """Looks at a log again and again for one client."""
+    """The lines of one log for one client."""
 
     def __init__(
         self,
-        trail: RotatingLog,
+        log: RotatingLog,
         reader: LogReader,
         limiter: anyio.CapacityLimiter,
         *,
         follow: bool,
         unread: bool,
     ) -> None:
-        self._trail = trail
+        self._log = log
         self._reader = reader
         self._limiter = limiter
         self._follow = follow
@@ -102,20 +102,20 @@ class _Feed:
         self._closed = anyio.Event()
 
     @property
-    def place(self) -> str:
-        return self._reader.place
+    def cursor(self) -> str:
+        return self._reader.cursor
 
     def close(self) -> None:
         self._closed.set()
 
-    async def begin(self, read: Callable[[], list[LogLine]]) -> None:
+    async def start(self, read: Callable[[], list[LogLine]]) -> None:
         self._waiting.extend(await self._in_thread(read))
 
     async def next(self) -> list[LogLine] | None:
         quiet = Stopwatch()
         while not self._closed.is_set():
             if self._waiting:
-                return self._some()
+                return self._batch()
             if quiet.seconds > SILENCE_SECONDS:
                 return []
             if self._unread or (self._follow and self._has_changed()):
@@ -124,22 +124,22 @@ class _Feed:
             elif not self._follow:
                 return None
             else:
-                with anyio.move_on_after(LOOK_SECONDS):
+                with anyio.move_on_after(POLL_SECONDS):
                     await self._closed.wait()
         return None
 
-    def _some(self) -> list[LogLine]:
-        """Return lines that wait, as many as are well sent at once."""
-        some, room = [], _TOGETHER_CHARACTERS
+    def _batch(self) -> list[LogLine]:
+        """Return waiting lines, about _BATCH_CHARACTERS of them."""
+        batch, room = [], _BATCH_CHARACTERS
         while self._waiting and room > 0:
-            some.append(self._waiting.popleft())
-            room -= len(some[-1].text)
-        return some
+            batch.append(self._waiting.popleft())
+            room -= len(batch[-1].text)
+        return batch
 
     def _has_changed(self) -> bool:
-        """Tell whether there may be something new, which costs no thread."""
+        """Return whether there may be new lines; needs no thread."""
         try:
-            status = self._trail.path.stat()
+            status = self._log.path.stat()
         except OSError:
             return False
         before, self._seen = self._seen, (status.st_ino, status.st_size, status.st_mtime_ns)

@@ -1,7 +1,15 @@
-"""A log as one stretch of bytes, although it is spread over files that are renamed or cut.
+"""Presents a rotated log as one sequence of bytes.
 
-Nothing is held open in between: a place is the number of a file and an offset in it, and each read
-finds out anew what has become of that file. All of this blocks, so it belongs into a thread.
+A `RenamedLog` rotates by renaming (the daemon's own log). A `TruncatedLog` is copied aside and
+truncated (a worker's log: the worker keeps its descriptor). A position is the number of a file and
+an offset in it. No file stays open between reads; each read locates the file anew:
+
+- A file that is gone was the oldest: reading continues at the oldest one left, and reports a gap.
+- A file that is not the newest is complete, so after its end comes the start of the next newer.
+- Renamed files get older in path order, and are opened from the newest on. So a rotation in
+  between makes a file appear twice, never go missing; the second one is ignored.
+
+All methods block, so they belong in a thread.
 """
 
 from __future__ import annotations
@@ -14,35 +22,35 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass
 from pathlib import Path
 
-from atlas_supervisor.logs.lines import PIECE_BYTES, stands_there
+from atlas_supervisor.logs.lines import CHUNK_BYTES, line_ends_at
 from atlas_supervisor.telemetry.log_file import FILES_KEPT, older
 from atlas_supervisor.workers.output import WorkerLog
 
-_TELLING_BYTES = 40  # the time of the first line, and less than any whole line has
+_HEAD_BYTES = 40  # the timestamp of the first line; every line is longer
 
 
 @dataclass(frozen=True)
 class Position:
-    """A file by its number, and an offset in it."""
+    """An offset in a file, which is identified by its number."""
 
     file: int
     offset: int
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What stands at a position."""
+class Chunk:
+    """The bytes at a position."""
 
     data: bytes
     at: Position
-    """Where it begins: elsewhere than asked for, where one file ends and the next begins."""
+    """The start of the bytes: not the requested position if another file continues the log."""
     gap: bool = False
-    """Whether something before it is lost."""
+    """Whether bytes before it are lost."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """An open file that is part of a log. Its first byte has the offset `begin`."""
+    """An open file of a log; its first byte has the offset `begin`."""
 
     descriptor: int
     file: int
@@ -50,17 +58,17 @@ class Segment:
     end: int
 
     def read(self, offset: int) -> bytes:
-        """Return up to a piece of what stands at the offset of the log."""
-        return os.pread(self.descriptor, PIECE_BYTES, offset - self.begin)
+        """Return the bytes at the offset, one chunk at most."""
+        return os.pread(self.descriptor, CHUNK_BYTES, offset - self.begin)
 
-    def stands_at(self, offset: int, check: int) -> bool:
-        """Tell whether a line with this check ends at the offset."""
+    def has_line_end(self, offset: int, check: int) -> bool:
+        """Return whether a line with this checksum ends at the offset."""
         within = self.begin <= offset <= self.end
-        return within and stands_there(self.descriptor, offset - self.begin, check)
+        return within and line_ends_at(self.descriptor, offset - self.begin, check)
 
 
 class RotatingLog(ABC):
-    """One log, wherever its parts are; they may be moved while the lock is not held."""
+    """A log in several files, which may be rotated while the lock is not held."""
 
     def __init__(self, path: Path, lock: AbstractContextManager[object]) -> None:
         self.path = path
@@ -68,11 +76,11 @@ class RotatingLog(ABC):
 
     @abstractmethod
     def _parts(self) -> Iterable[tuple[Path, int | None, int]]:
-        """Return all files there may be, newest first: path, number (None: its own), begin."""
+        """Return all possible files, newest first: path, number (None: from its content), begin."""
 
     @contextmanager
-    def stretches(self) -> Iterator[list[Segment]]:
-        """Open the files that there are, the newest first. Raises OSError."""
+    def open_segments(self) -> Iterator[list[Segment]]:
+        """Open the existing files, the newest first. Raises OSError."""
         found: dict[int, Segment] = {}
         with ExitStack() as stack:
             with self._lock:
@@ -86,57 +94,56 @@ class RotatingLog(ABC):
                             found.setdefault(file, Segment(descriptor, file, begin, begin + size))
             yield list(found.values())
 
-    def read(self, position: Position) -> Piece:
-        """Return the next piece after the position, empty if there is none yet. Raises OSError."""
-        with self._lock, self.stretches() as found:
+    def read(self, position: Position) -> Chunk:
+        """Return the next chunk after the position, empty if there is none yet. Raises OSError."""
+        with self._lock, self.open_segments() as found:
             index = next((n for n, s in enumerate(found) if s.file == position.file), None)
-            if index is None:  # it is gone: go on with the oldest that is left
+            if index is None:  # deleted by rotation
                 if not found:
-                    return Piece(b"", position)
+                    return Chunk(b"", position)
                 position = Position(found[-1].file, found[-1].begin)
-                return Piece(found[-1].read(position.offset), position, gap=True)
+                return Chunk(found[-1].read(position.offset), position, gap=True)
             here = found[index]
-            if not here.begin <= position.offset <= here.end:  # somebody else has cut it
+            if not here.begin <= position.offset <= here.end:  # truncated by another program
                 position = Position(here.file, here.begin)
-                return Piece(here.read(here.begin), position, gap=True)
-            # A file that is not the newest was complete before it was opened here.
+                return Chunk(here.read(here.begin), position, gap=True)
+            # A file that is not the newest is complete.
             while not (data := here.read(position.offset)) and index:
                 index -= 1
                 here = found[index]
                 position = Position(here.file, here.begin)
-            return Piece(data, position)
+            return Chunk(data, position)
 
-    def find(self, position: Position, check: int) -> Position | None:
-        """Return where a place is that was told before; None if it is not there any more."""
-        with self._lock, self.stretches() as found:
+    def locate(self, position: Position, check: int) -> Position | None:
+        """Return the present position of one that a client has; None if it is lost."""
+        with self._lock, self.open_segments() as found:
             for each in found:
-                if each.file == position.file and each.stands_at(position.offset, check):
+                if each.file == position.file and each.has_line_end(position.offset, check):
                     return position
-            # An earlier daemon's numbers of cuts are not known; the line itself still is.
-            if check and found and found[0].stands_at(position.offset, check):
+            # An earlier daemon has counted truncations differently; the line's checksum still fits.
+            if check and found and found[0].has_line_end(position.offset, check):
                 return Position(found[0].file, position.offset)
         return None
 
-    def newest(self) -> Position:
-        """Return the beginning of the newest file."""
-        with self._lock, self.stretches() as found:
+    def start_of_newest(self) -> Position:
+        """Return the start of the newest file."""
+        with self._lock, self.open_segments() as found:
             return Position(found[0].file, found[0].begin) if found else Position(0, 0)
 
 
 def _number(descriptor: int) -> int | None:
-    """Return what tells a file that is renamed from all others; None if it is hardly begun.
+    """Return a number that identifies a file across renames; None if it has no line yet.
 
-    The inode alone does not: a file system may give that of one just removed to the next one.
-    Its first line says when it was begun.
+    The inode alone is not enough, as file systems reuse it; the first line has a timestamp.
     """
-    head = os.pread(descriptor, _TELLING_BYTES, 0)
-    if len(head) < _TELLING_BYTES:
+    head = os.pread(descriptor, _HEAD_BYTES, 0)
+    if len(head) < _HEAD_BYTES:
         return None
     return zlib.crc32(b"%d %s" % (os.fstat(descriptor).st_ino, head))
 
 
 class RenamedLog(RotatingLog):
-    """A log whose full files are renamed. They only become older, so in order none slips by."""
+    """A log whose full files are renamed."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, nullcontext())
@@ -148,7 +155,7 @@ class RenamedLog(RotatingLog):
 
 
 class TruncatedLog(RotatingLog):
-    """A log whose file is cut, its last part kept aside; a file's number counts the cuts."""
+    """A log whose file is truncated after a copy; a file's number counts the truncations."""
 
     def __init__(self, log: WorkerLog) -> None:
         super().__init__(log.path, log.lock)

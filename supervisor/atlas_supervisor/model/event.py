@@ -1,4 +1,4 @@
-"""What happens to deploys, as it is told to whoever listens and as the journal keeps it."""
+"""The events of deploys, as they are published and as the journal keeps them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from atlas_supervisor.model.deploy import DeployRecord, Result
 from atlas_supervisor.model.step import Step
 
 BEGUN = "begun"
-"""The event with which every deploy's story begins; it has no source."""
+"""The first event of every deploy; it has no source."""
 
 
 class Transition(BaseModel):
@@ -91,14 +91,14 @@ class DeployEvent(BaseModel):
 
 @dataclass(eq=False)
 class PublishedEvent:
-    """An event on its way to those who listen; all of them share the one object."""
+    """An event on its way to its subscribers, who share the one object."""
 
     event: DeployEvent
     id: int | None = None
-    """Its id as it is told; None if it had to be told before it could be written."""
+    """Its id as it is published; None if it was published before it could be written."""
     journal_id: int | None = None
     """Its id in the journal as far as it is known by now."""
-    told: bool = False
+    is_published: bool = False
     rollback: bool = False
     """At the beginning: whether it launches the version before again, because of a rollback."""
 
@@ -109,7 +109,7 @@ class PublishedEvent:
 
 
 class EventFeed(Protocol):
-    """What one listener gets, in order. To be closed by whoever asked for it."""
+    """The events of one subscriber, in order. To be closed by the subscriber."""
 
     resumes_at: int | None
     """The id after which it goes on; None if only the events themselves can tell."""
@@ -123,9 +123,10 @@ class EventFeed(Protocol):
         """Take the next event if it is there already."""
 
     def close(self) -> None:
-        """End it, from anywhere and at any time; whoever waits for the next is told at once."""
+        """End it, from anywhere and at any time; a call of `next` that waits returns None."""
 
 
-def as_transition(event: DeployEvent) -> Transition:
-    """Return an event that is not in the journal yet as the deploy's record lists it."""
-    return Transition(id=None, **event.model_dump(include=set(Transition.model_fields) - {"id"}))
+def as_transition(published: PublishedEvent) -> Transition:
+    """Return an event as the deploy's record lists it."""
+    fields = published.event.model_dump(include=set(Transition.model_fields) - {"id"})
+    return Transition(id=published.journal_id, **fields)

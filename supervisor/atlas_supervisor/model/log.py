@@ -46,7 +46,7 @@ class LogLine:
     """One line, ready to show: printable, of bounded length, without its line end."""
 
     text: str
-    place: str
+    cursor: str
     """Position in the log after this line, to resume from."""
     gap: bool = False
     """Not a line of the log: a note that lines are missing here."""
@@ -59,7 +59,7 @@ class LogFeed(Protocol):
         """Return the next lines, an empty list after a silence, None at the end."""
 
     @property
-    def place(self) -> str:
+    def cursor(self) -> str:
         """Position in the log after all lines returned or skipped so far."""
 
     def close(self) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -25,6 +27,21 @@ class Release(BaseModel):
     def label(self) -> str:
         """What the log calls it: its name, else its version."""
         return self.name or self.version
+
+
+class Version(NamedTuple):
+    """A release that had the traffic, and the slot that it ran in."""
+
+    slot: SlotName
+    release: Release
+
+
+@dataclass(frozen=True)
+class VersionChange:
+    """How a flip changes the list of the versions that had the traffic."""
+
+    added: Version | None
+    """None: the last one is taken away, since the one before it has the traffic again."""
 
 
 class LastDeploy(BaseModel):

@@ -1,4 +1,4 @@
-"""How a worker gets its socket: what its command's placeholders say, and what traffic must do."""
+"""How a worker gets its socket, as its command's placeholders say."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class SocketPassing(StrEnum):
     """The three ways of section 6 of the contract."""
 
     ACTIVATION = "activation"
-    """No placeholder: the listening sockets, as systemd hands them over."""
+    """No placeholder: the listening sockets, as with systemd's socket activation."""
     FD = "fd"
     """`{fd}`: one listening socket, by its number."""
     PORT = "port"

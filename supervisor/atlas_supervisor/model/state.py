@@ -1,4 +1,4 @@
-"""What `deploy_state.json` holds: the durable truth about who is active."""
+"""The content of `deploy_state.json`: the durable record of the active slot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCHEMA_VERSION = 1
 
 
 class ActiveRelease(BaseModel):
-    """What runs on the active port."""
+    """The release on the active port."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -33,10 +33,10 @@ class DeployState(BaseModel):
     active_port: PositiveInt
     staging_port: PositiveInt
     active_release: ActiveRelease | None = None
-    """Written with the port that it has, so that it is known without the database. None in files
-    from before it was written."""
+    """Written together with the active port, so that it is known without the database. None in
+    files of earlier versions."""
     last_deploy_ts: datetime | None = None
     last_switch_ts: datetime | None = None
     canary_disabled_fallback: bool = False
     canary: CanaryPolicy | None = None
-    """None until the first start of a daemon that knows of canaries."""
+    """None in files of versions without canaries."""

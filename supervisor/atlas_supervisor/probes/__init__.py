@@ -1,1 +1,1 @@
-"""Questions asked of a worker before and while it serves."""
+"""Health probes and smoke tests of a worker."""

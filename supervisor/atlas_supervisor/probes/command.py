@@ -15,11 +15,11 @@ import anyio
 from anyio.abc import ByteReceiveStream, Process
 
 OUTPUT_LIMIT = 8 * 1024
-"""Bytes of output that are kept: the last ones, for that is where programs say what is wrong."""
+"""Bytes of output that are kept: the last ones, where programs report errors."""
 
-_LAST_WORDS_SECONDS = 0.5
-"""How long output is still read after the program has ended: a daemon it left in a session of
-its own may hold the pipe open for ever."""
+_LAST_OUTPUT_SECONDS = 0.5
+"""How long output is read after the program has ended: a daemon that it started in another session
+may never close the pipe."""
 
 
 @dataclass(frozen=True)
@@ -29,26 +29,25 @@ class Finished:
     exit_code: int | None
     """Negative for the signal that ended it, as usual; None if its time was up."""
     output: str
-    """The end of what it printed on both streams."""
+    """The end of its output on both streams."""
 
 
 async def run_command(
     run: Sequence[str], *, env: Mapping[str, str], directory: Path, timeout_seconds: float
 ) -> Finished:
-    """Run a program in a session of its own and end that whole group with it.
+    """Run a program in a new session, and end its whole process group with it.
 
-    This holds when its time is up and when this call is cancelled as well. Raises OSError if it
-    can't be started.
+    Also when its time is up and when this call is cancelled. Raises OSError if it can't be started.
     """
     tail = bytearray()
     exit_code = None
     with anyio.move_on_after(timeout_seconds):
         async with _session(run, env, directory) as process, anyio.create_task_group() as tasks:
-            assert process.stdout is not None  # noqa: S101 - it was asked for; this tells mypy
+            assert process.stdout is not None  # noqa: S101 - for mypy: it was requested
             tasks.start_soon(_keep_tail, process.stdout, tail)
             exit_code = await process.wait()
             _kill_group(process)
-            tasks.cancel_scope.deadline = anyio.current_time() + _LAST_WORDS_SECONDS
+            tasks.cancel_scope.deadline = anyio.current_time() + _LAST_OUTPUT_SECONDS
     return Finished(exit_code, tail.decode(errors="replace"))
 
 
@@ -56,7 +55,7 @@ async def run_command(
 async def _session(
     run: Sequence[str], env: Mapping[str, str], directory: Path
 ) -> AsyncIterator[Process]:
-    # Shielded: a cancellation in the midst of starting would lose the process, not prevent it.
+    # Shielded: a cancellation during the start would lose the process, not prevent it.
     with anyio.CancelScope(shield=True):
         process = await anyio.open_process(
             run,
@@ -76,7 +75,7 @@ async def _session(
 
 
 def _kill_group(process: Process) -> None:
-    # The group outlives its leader while it has members, and its number is not given away.
+    # The group outlives its leader while it has members, and its id is not reused.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 

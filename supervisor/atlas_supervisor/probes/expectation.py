@@ -1,4 +1,4 @@
-"""Compares an answer with what was expected of it, and says where they part."""
+"""Compares a response with its expectation, and lists the differences."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def describe(expect: Expectation) -> str:
 
 
 def problems(expect: Expectation, answer: HttpResponse, duration_ms: float) -> Iterator[str]:
-    """Yield a line for everything that is not as expected."""
+    """Yield a line for each difference."""
     if answer.status != expect.status:
         yield f"status is {answer.status}, expected {expect.status}"
     if expect.contains is not None and expect.contains.encode() not in answer.body:
@@ -44,11 +44,11 @@ def _json_problems(expected: JsonValue, answer: HttpResponse) -> Iterator[str]:
         got = json.loads(answer.body)
         yield from _differences(expected, got, "json")
     except (ValueError, RecursionError) as error:
-        yield f"the body is no JSON ({type(error).__name__}: {str(error)[:100]})"
+        yield f"the body is not JSON ({type(error).__name__}: {str(error)[:100]})"
 
 
 def _differences(expected: JsonValue, got: JsonValue, place: str) -> Iterator[str]:
-    """Compare tables key by key (the answer may have more) and lists item by item."""
+    """Compare tables key by key (the body may have more) and lists item by item."""
     if isinstance(expected, dict) and isinstance(got, dict):
         for key, value in expected.items():
             if key in got:

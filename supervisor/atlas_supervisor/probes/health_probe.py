@@ -1,4 +1,7 @@
-"""Is this instance well? One request that must be answered, by the right instance and in time."""
+"""The health probe: one request that the right instance must answer, in time, with 2xx.
+
+The health gate of a deploy is a number of probes in a row.
+"""
 
 from __future__ import annotations
 
@@ -24,27 +27,27 @@ from atlas_supervisor.probes.http_client import (
 from atlas_worker.contract import INSTANCE_HEADER, PROBE_HEADER
 
 BODY_LIMIT = 64 * 1024
-"""Bytes. Health is said in fewer words, and an endless body must end somewhere."""
+"""Bytes of body that are read; a health page is shorter."""
 
 INCONCLUSIVE_LIMIT = 5
-"""How many probes of one gate may come to nothing, through no fault of the worker."""
+"""How many probes of one gate may be inconclusive."""
 
 
 @dataclass(frozen=True)
 class ProbedResponse:
-    """A probe together with the answer that it is about."""
+    """A probe's result together with the response."""
 
     result: ProbeResult
-    answer: HttpResponse | None
-    """None where no whole answer came from the instance that was asked."""
+    response: HttpResponse | None
+    """None where no complete response came from the expected instance."""
 
 
 Complaint = Callable[[HttpResponse], str | None]
-"""Returns what an answer itself says is broken, or None."""
+"""Returns the failures that a response itself reports, or None."""
 
 
 class GateResult(BaseModel):
-    """What a row of probes found out."""
+    """The result of a row of probes."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -57,10 +60,10 @@ class HttpProber:
     """Probes workers on this machine; to be used as an async context manager."""
 
     def __init__(
-        self, probed: Callable[[int, ProbeResult], None] = lambda _port, _result: None
+        self, observe: Callable[[int, ProbeResult], None] = lambda _port, _result: None
     ) -> None:
-        self._probed = probed
-        """Told the port and the result of every probe."""
+        self._observe = observe
+        """Called with the port and the result of every probe."""
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -86,22 +89,21 @@ class HttpProber:
         expect_instance: str | None = None,
         complaint: Complaint | None = None,
     ) -> ProbeResult:
-        """Ask the worker on loopback `port`, on a connection of its own; never raises for it.
+        """Probe the worker on loopback `port`, on a new connection; never raises for its fault.
 
-        Passes on a complete 2xx answer in time. An answer that names another instance than
-        `expect_instance` fails: another program has got hold of the port. So does one with a
-        `complaint`.
+        A complete 2xx response in time passes. A response that names another instance than
+        `expect_instance` fails: another program has the port. So does one with a `complaint`.
         """
-        look = await self.look(
+        probed = await self.probe_response(
             port,
             path,
             timeout_seconds=timeout_seconds,
             expect_instance=expect_instance,
             complaint=complaint,
         )
-        return look.result
+        return probed.result
 
-    async def look(
+    async def probe_response(
         self,
         port: int,
         path: str,
@@ -109,64 +111,64 @@ class HttpProber:
         timeout_seconds: float,
         expect_instance: str | None = None,
         complaint: Complaint | None = None,
-        by: URL | None = None,
+        via: URL | None = None,
     ) -> ProbedResponse:
-        """Do what `probe` does, and return the answer besides.
+        """Probe as `probe` does, and return the response as well.
 
-        `by` is another address that leads to the worker; it gets the same request there.
+        `via` is another address that leads to the worker; the same request is sent there.
         """
         if self._session is None:
             raise RuntimeError("HttpProber is used outside of its context")
-        status, answer, excerpt = None, None, None
+        status, response, excerpt = None, None, None
         own = f"127.0.0.1:{port}"
         started = time.perf_counter()
         try:
-            answer = await exchange(
+            response = await exchange(
                 self._session,
                 "GET",
-                f"{by.origin() if by else f'http://{own}'}{path}",
+                f"{via.origin() if via else f'http://{own}'}{path}",
                 headers={"Host": own, PROBE_HEADER: "1"},
                 timeout_seconds=timeout_seconds,
                 limit=BODY_LIMIT,
             )
-            status = answer.status
-            verdict, message = _judge(answer, complaint)
-            if wrong := _wrong_instance(answer, expect_instance):
+            status = response.status
+            verdict, message = _judge(response, complaint)
+            if wrong := _wrong_instance(response, expect_instance):
                 verdict, message = Verdict.FAIL, wrong
             if verdict is not Verdict.PASS:
-                excerpt = answer.excerpt or None
+                excerpt = response.excerpt or None
             if wrong:
-                answer = None
+                response = None
         except HttpExchangeError as error:
             verdict, status, message = error.verdict, error.status, str(error)
         result = ProbeResult(
             verdict=verdict,
             status=status,
             duration_ms=round((time.perf_counter() - started) * 1000, 3),
-            message=f"port {by.port if by else port}, {path}: {message}",
+            message=f"port {via.port if via else port}, {path}: {message}",
             excerpt=excerpt,
         )
-        self._probed(port, result)
-        return ProbedResponse(result, answer)
+        self._observe(port, result)
+        return ProbedResponse(result, response)
 
 
-def _wrong_instance(answer: HttpResponse, expected: str | None) -> str | None:
-    instance = answer.headers.get(INSTANCE_HEADER)
+def _wrong_instance(response: HttpResponse, expected: str | None) -> str | None:
+    instance = response.headers.get(INSTANCE_HEADER)
     if instance is None or expected is None or instance == expected:
         return None
     return f"the wrong instance answered: {instance[:80]!r}, expected {expected!r}"
 
 
-def _judge(answer: HttpResponse, complaint: Complaint | None) -> tuple[Verdict, str]:
-    said = complaint(answer) if complaint else None
-    if not 200 <= answer.status <= 299:
-        why = f": {said}" if said else ""
-        return Verdict.FAIL, f"answered {answer.status}, expected 2xx{why}"
-    if answer.cut:
-        return Verdict.FAIL, f"answered {answer.status} with more than {BODY_LIMIT} bytes of body"
-    if said:
-        return Verdict.FAIL, f"answered {answer.status}, and says that {said}"
-    return Verdict.PASS, f"answered {answer.status}"
+def _judge(response: HttpResponse, complaint: Complaint | None) -> tuple[Verdict, str]:
+    status, failures = response.status, complaint(response) if complaint else None
+    if not 200 <= status <= 299:
+        why = f": {failures}" if failures else ""
+        return Verdict.FAIL, f"answered {status}, expected 2xx{why}"
+    if response.cut:
+        return Verdict.FAIL, f"answered {status} with more than {BODY_LIMIT} bytes of body"
+    if failures:
+        return Verdict.FAIL, f"answered {status}, and reports: {failures}"
+    return Verdict.PASS, f"answered {status}"
 
 
 async def health_gate(
@@ -182,11 +184,11 @@ async def health_gate(
 ) -> GateResult:
     """Probe until `probes` in a row have passed; the first that fails ends it.
 
-    A probe that came to nothing is no evidence either way and is made again, a few times in all.
+    An inconclusive probe is no evidence either way and is repeated, a few times in all.
     """
     results: list[ProbeResult] = []
 
-    def seen(verdict: Verdict) -> int:
+    def count(verdict: Verdict) -> int:
         return sum(result.verdict is verdict for result in results)
 
     while True:
@@ -198,14 +200,14 @@ async def health_gate(
             complaint=complaint,
         )
         results.append(result)
-        passed = seen(Verdict.PASS)
+        passed = count(Verdict.PASS)
         if result.verdict is Verdict.FAIL:
             message = f"probe {passed + 1} of {probes} failed: {result.message}"
             return GateResult(verdict=Verdict.FAIL, probes=results, message=message)
         if passed == probes:
             message = f"{probes} of {probes} probes passed"
             return GateResult(verdict=Verdict.PASS, probes=results, message=message)
-        if seen(Verdict.INCONCLUSIVE) > INCONCLUSIVE_LIMIT:
+        if count(Verdict.INCONCLUSIVE) > INCONCLUSIVE_LIMIT:
             message = f"gave up after {passed} of {probes} probes had passed: {result.message}"
             return GateResult(verdict=Verdict.INCONCLUSIVE, probes=results, message=message)
         await anyio.sleep(interval_seconds)

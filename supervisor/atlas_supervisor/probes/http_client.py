@@ -1,8 +1,7 @@
-"""One HTTP request and its whole answer, in bounded time and memory, whatever the other side does.
+"""One HTTP request and its complete response, in bounded time and memory.
 
-Both the health probe and the smoke tests ask programs that may be broken in any way there is.
-What matters is whose fault a failure is: a supervisor without descriptors left says nothing
-about the worker.
+The health probe and the smoke tests send requests to programs that may be broken in any way. A
+failure is attributed: a supervisor without descriptors left is no evidence against the worker.
 """
 
 from __future__ import annotations
@@ -31,11 +30,10 @@ _OWN_ERRORS = frozenset(
         errno.EPERM,
     }
 )
-"""What goes wrong before a request leaves this machine's own hands."""
+"""Errors of this machine, before a request was sent."""
 
 _STALL_SECONDS = 1.0
-"""A time-out noticed this late was not waited for: the supervisor itself stood still."""
-
+"""A time-out noticed this late means that the supervisor itself stood still."""
 
 EXCERPT_LIMIT = 600
 """Characters of foreign text that go into a record."""
@@ -48,7 +46,7 @@ def printable(text: str) -> str:
 
 @dataclass(frozen=True)
 class HttpResponse:
-    """What came back."""
+    """A response."""
 
     status: int
     headers: Mapping[str, str]
@@ -58,7 +56,7 @@ class HttpResponse:
 
     @property
     def excerpt(self) -> str:
-        """The body's beginning, printable; `…` stands for what follows."""
+        """The body's beginning, printable; `…` stands for the rest."""
         # Four bytes are the most that a character takes; a body may be large.
         text = self.body[: 4 * EXCERPT_LIMIT].decode(errors="replace").replace("\r\n", "\n").strip()
         shown = printable(text[:EXCERPT_LIMIT])
@@ -69,9 +67,9 @@ class HttpResponse:
 
 
 class HttpExchangeError(Exception):
-    """There is no whole answer to judge. The text says why, to a person.
+    """There is no complete response to judge; the text says why.
 
-    `status` is set where the answer began, and broke off later.
+    `status` is set where the response began, and broke off later.
     """
 
     def __init__(
@@ -83,7 +81,7 @@ class HttpExchangeError(Exception):
 
 
 def open_session() -> aiohttp.ClientSession:
-    """Return a session that keeps nothing from one request to the next."""
+    """Return a session without state between requests: no connections, no cookies."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(force_close=True, limit=0),
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -107,7 +105,7 @@ async def exchange(
     """Send a request and return its answer with at most `limit` bytes of body.
 
     `timeout_seconds` covers all of it, from connecting to the body's last byte. Redirects are
-    not followed. Raises ExchangeError.
+    not followed. Raises HttpExchangeError.
     """
     status: int | None = None
     started = time.monotonic()
@@ -181,4 +179,4 @@ def _reason(error: Exception) -> str:
     else:
         text = (error.strerror if isinstance(error, OSError) else None) or str(error)
     line = " ".join((text or type(error).__name__).split())
-    return "".join(c if c.isprintable() else "?" for c in line[:160])
+    return escaped(line[:160])

@@ -1,7 +1,6 @@
 """Runs a release's smoke tests against its staging port.
 
-Every test is run, whatever came of the one before: whoever repairs a release wants to know all
-that is wrong with it.
+Every test is run, also after a failure: a repair needs the complete list.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ from atlas_supervisor.probes.http_client import (
 from atlas_worker.contract import ENV_STAGING_URL, SMOKE_HEADER
 
 BODY_LIMIT = 1024 * 1024
-"""Bytes of an answer that are looked at."""
+"""Bytes of a response that are read."""
 
-_TELLING = ("Location", "WWW-Authenticate", "Allow", "Retry-After", "Content-Type")
-"""Headers that tell why an answer is another one than was expected."""
+_EXPLAINING = ("Location", "WWW-Authenticate", "Allow", "Retry-After", "Content-Type")
+"""Headers that may explain an unexpected response."""
 
 _HEADER_LIMIT = 200
 
@@ -83,7 +82,7 @@ async def _run_http(
         found = list(expectation.problems(check.expect, answer, duration_ms))
         verdict = Verdict.FAIL if found else Verdict.PASS
         got = f"status {answer.status} in {duration_ms:.0f} ms: {answer.excerpt}"
-        shown = _telling(answer) if found else {}
+        shown = _explaining(answer) if found else {}
     return CheckResult(
         name=check.name,
         kind="http",
@@ -124,10 +123,10 @@ async def _run_command(check: CommandCheck, env: Mapping[str, str], directory: P
     )
 
 
-def _telling(answer: HttpResponse) -> dict[str, str]:
+def _explaining(answer: HttpResponse) -> dict[str, str]:
     return {
         name: printable(answer.headers[name])[:_HEADER_LIMIT]
-        for name in _TELLING
+        for name in _EXPLAINING
         if name in answer.headers
     }
 
@@ -136,7 +135,7 @@ def _not_started(error: OSError, program: str, directory: Path) -> str:
     if error.errno in _OWN_ERRORS:
         return f"{program}: the supervisor itself could not start it: {error.strerror}"
     if isinstance(error, FileNotFoundError) and not directory.is_dir():
-        return f"{program}: not started, the folder {directory} is not there"
+        return f"{program}: not started, the folder {directory} does not exist"
     if isinstance(error, FileNotFoundError):
         return f"{program}: no such program (looked for in the worker's PATH)"
     return f"{program}: could not be started: {error.strerror}"

@@ -1,13 +1,14 @@
 """The audit trail: who did what, when, to what effect. It is kept whole, each entry chained.
 
-The end of the chain is known here, not read back: what is written goes on from what this daemon
-wrote last. So an entry that somebody takes away behind its back stays missing.
+The end of the chain is kept in memory and not read back: an entry that is removed behind the
+daemon's back stays missing.
 """
 
 from __future__ import annotations
 
 import json
 from collections import deque
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import aiosqlite
@@ -25,18 +26,18 @@ from atlas_supervisor.store.chain import (
     Walk,
     hash_of,
 )
-from atlas_supervisor.store.statements import Statements, StoreError
+from atlas_supervisor.store.outbox import Outbox, PendingWrite
+from atlas_supervisor.store.statements import Statements
 from atlas_supervisor.system.clock import now
 
 log = structlog.get_logger(__name__)
 
 _PAGE = 50
-"""Rows that are looked over at a time: about two milliseconds, in which nobody else has a turn."""
+"""Rows that are verified at a time: about two milliseconds of the event loop."""
 
-_OWED_LIMIT = 1000
-"""Entries that wait for the disk; the oldest of more than these are lost, which is logged."""
+_PENDING_LIMIT = 1000
+"""Entries that wait for the disk; beyond that the oldest are dropped, which is logged."""
 
-_WRITE_AGAIN_SECONDS = 1.0
 _FIRST, _END = -(2**63), 2**63 - 1
 """Between these is every id that SQLite knows; ours begin at 1."""
 
@@ -53,17 +54,27 @@ class _PendingEntry(NamedTuple):
     detail: str
 
 
-class AuditStore:
-    """What is audited."""
+class _Batch:
+    """Entries that wait in the outbox, and are written in one transaction."""
 
-    def __init__(self, statements: Statements) -> None:
+    def __init__(self, store: AuditStore) -> None:
+        self.entries: deque[_PendingEntry] = deque()
+        self._store = store
+
+    async def __call__(self) -> None:
+        await self._store._append(self.entries)  # noqa: SLF001  # a part of the store
+
+
+class AuditStore:
+    """The entries of the audit trail."""
+
+    def __init__(self, statements: Statements, outbox: Outbox) -> None:
         self._statements = statements
+        self._outbox = outbox
         self._head = NOTHING
         self._head_file: HeadFile | None = None
         self._auditing = anyio.Lock()
         self._verifying = anyio.Lock()
-        self._owed: deque[_PendingEntry] = deque()
-        self._owing = anyio.Event()
 
     async def open(self, file: HeadFile, *, set_aside: bool) -> None:
         """Go on where the chain ended; `file` is what keeps its end beside the database.
@@ -88,61 +99,41 @@ class AuditStore:
     async def write(
         self, actor: Actor, action: str, outcome: str, *, subject: str | None = None, **detail: Any
     ) -> None:
-        """Write an entry of the audit trail, and what is owed before it. Raises StoreError."""
-        await self._append(_owed(actor, action, outcome, subject, detail))
+        """Write an entry, and everything that is pending before it. Raises StoreError."""
+        entry = _pending(actor, action, outcome, subject, detail)
+        await self._outbox.flush()
+        await self._append([entry])
 
     async def record(
         self, actor: Actor, action: str, outcome: str, *, subject: str | None = None, **detail: Any
     ) -> None:
-        """Audit what has happened already: if it can't be written now, it is made up for later."""
-        entry = _owed(actor, action, outcome, subject, detail)
-        try:
-            await self._append(entry)
-        except StoreError as error:
-            log.error("audit_failed", action=action, why=str(error))
-            self._owe(entry)
+        """Write an entry of what has happened; if the disk fails, it stays in the outbox."""
+        await self._outbox.attempt(self.enqueue(actor, action, outcome, subject=subject, **detail))
 
     def enqueue(
         self, actor: Actor, action: str, outcome: str, *, subject: str | None = None, **detail: Any
-    ) -> None:
-        """Audit without waiting for the disk; `run` writes it."""
-        self._owe(_owed(actor, action, outcome, subject, detail))
+    ) -> PendingWrite:
+        """Put an entry into the outbox, without waiting for the disk."""
+        waiting = self._outbox.waiting
+        batches = [each.write for each in waiting if isinstance(each.write, _Batch)]
+        if sum(len(batch.entries) for batch in batches) >= _PENDING_LIMIT:
+            oldest = next(batch for batch in batches if batch.entries)
+            log.error("audit_lost", **oldest.entries.popleft()._asdict())
+        last = waiting[-1] if waiting and isinstance(waiting[-1].write, _Batch) else None
+        batch, pending = (batches[-1], last) if last else (_Batch(self), None)
+        batch.entries.append(_pending(actor, action, outcome, subject, detail))
+        return pending or self._outbox.put(batch)
 
-    async def run(self) -> None:
-        """Write what is owed as soon as the disk takes it, for ever."""
-        while True:
-            await self._owing.wait()
-            try:
-                await self._append()
-            except StoreError:
-                await anyio.sleep(_WRITE_AGAIN_SECONDS)
-
-    def _owe(self, entry: _PendingEntry) -> None:
-        if len(self._owed) >= _OWED_LIMIT:
-            lost = self._owed.popleft()
-            log.error("audit_lost", **lost._asdict())
-        self._owed.append(entry)
-        self._owing.set()
-
-    async def _append(self, *entries: _PendingEntry) -> None:
-        """Write what is owed and then these, in one transaction."""
+    async def _append(self, entries: Iterable[_PendingEntry]) -> None:
+        """Write the entries in one transaction."""
         with anyio.CancelScope(shield=True):
             async with self._auditing:
-                owed, self._owed = self._owed, deque()
-                if self._owing.is_set():  # else somebody waits for this very one
-                    self._owing = anyio.Event()
+                added = list(entries)
 
                 async def write() -> Head:
-                    return await self._chained([*owed, *entries])
+                    return await self._chained(added)
 
-                try:
-                    self._head = await self._statements.transaction(write)
-                except BaseException:
-                    for entry in reversed(owed):
-                        self._owed.appendleft(entry)
-                    if owed:
-                        self._owing.set()
-                    raise
+                self._head = await self._statements.transaction(write)
                 await self._note_head()
 
     async def _chained(self, entries: list[_PendingEntry]) -> Head:
@@ -169,7 +160,7 @@ class AuditStore:
         try:
             await anyio.to_thread.run_sync(self._head_file.write, self._head)
         except OSError as error:
-            log.error("audit_head_not_noted", why=str(error))
+            log.error("audit_head_not_written", why=str(error))
 
     async def entries(
         self, *, limit: int, before: int | None, action: str | None, subject: str | None
@@ -186,12 +177,12 @@ class AuditStore:
         return [_row(row) for row in await self._statements.read("audit_rows", ids=ids)]
 
     async def contains(self, subject: str, action: str, outcome: str) -> bool:
-        """Tell whether there is such an entry."""
+        """Return whether there is such an entry."""
         asked = {"subject": subject, "action": action, "outcome": outcome}
         return bool(await self._statements.read("audit_known", **asked))
 
     async def verify(self) -> Verification:
-        """Look the whole chain over, page by page; others read and write meanwhile."""
+        """Verify the whole chain, page by page; others read and write meanwhile."""
         async with self._verifying:
             head, walk = self._head, Walk()
             fault, since = None, _FIRST
@@ -204,14 +195,14 @@ class AuditStore:
                 if len(rows) < _PAGE:
                     break
             if fault is None:
-                async with self._auditing:  # nothing of our own is on its way
+                async with self._auditing:  # no entry of ours is being written
                     ours, newest = self._head, (await self._statements.read("newest_audit"))
                 beyond = newest[0]["id"] - ours.id if newest else 0
                 fault = walk.arrived(head, head.id + beyond if beyond > 0 else head.id)
             return _found(walk, head, fault)
 
 
-def _owed(
+def _pending(
     actor: Actor, action: str, outcome: str, subject: str | None, detail: dict[str, Any]
 ) -> _PendingEntry:
     written = json.dumps(detail)

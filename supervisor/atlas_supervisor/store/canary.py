@@ -77,5 +77,5 @@ class CanaryStore:
         return [(row["ramp"], row["key"]) for row in await self._statements.read("canary_keys")]
 
     async def progress(self) -> dict[str, str]:
-        """Return what else was kept, by name."""
+        """Return the other values, by name."""
         return {row["name"]: row["value"] for row in await self._statements.read("canary_progress")}

@@ -5,9 +5,8 @@ before, then `id`, `ts`, `actor`, `origin`, `action`, `subject`, `outcome` and `
 stands in the database (`detail` is the text of its JSON, not taken apart). docs/audit.md says what
 this promises, and what not.
 
-The end of the audit trail's chain, noted outside of the database.
-
-From the chain alone nobody can tell that its last entries were cut off. The note is written after
+The end of the chain is noted in a file outside of the database, too.
+The chain alone does not show that its last entries were cut off. The note is written after
 each entry is durable: a daemon that dies in between leaves it behind the database, never ahead.
 """
 
@@ -77,14 +76,14 @@ def hash_of(previous_hash: str, fields: tuple[int | str | None, ...]) -> str:
 
 
 class Walk:
-    """Goes along a chain from its first entry, and keeps what it has found whole so far."""
+    """Verifies a chain entry by entry, from the first one."""
 
     def __init__(self) -> None:
         self.end = NOTHING
         self.entries = 0
 
     def step(self, row: ChainRow) -> ChainBreak | None:
-        """Take the next entry, in the order of ids; return what is wrong, and then end the walk."""
+        """Take the next entry, in the order of ids; return a break, which ends the walk."""
         if fault := self._fault(row):
             return fault
         self.end = Head(row.id, row.hash)
@@ -112,7 +111,7 @@ class Walk:
         return None
 
     def arrived(self, head: Head, newest_id: int) -> ChainBreak | None:
-        """Tell what is wrong at the end, where the last entry must be `head`.
+        """Return what is wrong at the end, where the last entry must be `head`.
 
         `newest_id` is the highest id that there is.
         """
@@ -149,7 +148,7 @@ class HeadFile:
         self.path = path
 
     def read(self) -> Head | None:
-        """Return what is noted; None if nothing is, or it can't be read, which is logged."""
+        """Return the note; None if there is none, or it can't be read, which is logged."""
         try:
             note = _Note.model_validate_json(self.path.read_bytes())
         except FileNotFoundError:

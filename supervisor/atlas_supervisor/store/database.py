@@ -17,13 +17,12 @@ from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.store.audit import AuditStore
 from atlas_supervisor.store.canary import CanaryStore
 from atlas_supervisor.store.chain import HEAD_FILE, HeadFile
-from atlas_supervisor.store.deploys import DeployStore, TransitionStore
-from atlas_supervisor.store.instances import InstanceStore
+from atlas_supervisor.store.deploys import DeployStore, TransitionStore, VersionStore
 from atlas_supervisor.store.keys import KeyStore
 from atlas_supervisor.store.migrations import migrate
+from atlas_supervisor.store.outbox import Outbox
 from atlas_supervisor.store.state_keeper import StateCopy
 from atlas_supervisor.store.statements import Statements, Timed, untimed
-from atlas_supervisor.store.versions import VersionStore
 from atlas_supervisor.system.clock import now
 
 _BUSY_SECONDS = 5.0
@@ -35,13 +34,13 @@ class Database:
 
     def __init__(self, connection: aiosqlite.Connection, timed: Timed = untimed) -> None:
         self.statements = Statements(connection, timed)
-        self.deploys = DeployStore(self.statements)
-        self.transitions = TransitionStore(self.statements)
+        self.outbox = Outbox()
+        self.deploys = DeployStore(self.statements, self.outbox)
+        self.transitions = TransitionStore(self.statements, self.outbox)
         self.versions = VersionStore(self.statements)
         self.state = StateCopy(self.statements)
         self.keys = KeyStore(self.statements)
-        self.instances = InstanceStore(self.statements)
-        self.audit = AuditStore(self.statements)
+        self.audit = AuditStore(self.statements, self.outbox)
         self.canary = CanaryStore(self.statements)
 
 
@@ -64,7 +63,7 @@ def active_release(path: Path) -> str | None:
 async def open_database(
     path: Path, timed: Timed = untimed
 ) -> AsyncIterator[tuple[Database, Path | None]]:
-    """Open the database; a damaged one is set aside first, and where it went is told.
+    """Open the database; a damaged one is set aside first, and its new path is returned.
 
     Raises StartRefusedError if it can't be had, for instance while another process holds it.
     """

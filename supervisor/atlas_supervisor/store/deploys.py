@@ -1,15 +1,18 @@
-"""Deploys with their steps; what happens to one is written together with its journal.
+"""Deploys with their steps, the journal of their transitions, and the versions that they brought.
 
-The journal: every transition of every deploy, in the order in which they happened.
-
-An id is given once and grows, over restarts of the daemon too. The beginning of a deploy is a row
-as well, with an empty phase before it.
+A transition is written in one transaction with the deploy as it then is, the step that ended, how
+a flip changed the versions, and the copy of the state file: they never contradict each other. Its
+id is unique and grows, over restarts of the daemon too. The start of a deploy is a row of the
+journal as well, with an empty phase before it.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiosqlite
@@ -17,28 +20,39 @@ import aiosqlite
 from atlas_supervisor.model.deploy import DeployRecord, Result
 from atlas_supervisor.model.event import BEGUN, DeployEvent, PublishedEvent, Transition
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
-from atlas_supervisor.model.release import LastDeploy
+from atlas_supervisor.model.release import LastDeploy, Release, Version, VersionChange
+from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.model.step import Step
-from atlas_supervisor.store.keys import kept_since, key_added, trim_keys
+from atlas_supervisor.store.keys import KEYS_KEPT, key_added
+from atlas_supervisor.store.outbox import Outbox, PendingWrite
+from atlas_supervisor.store.state_keeper import state_saved
 from atlas_supervisor.store.statements import Statement, Statements
 from atlas_supervisor.system.clock import now
 
 _OUTCOME = ("result", "reason", "version", "active_port", "staging_port")
-"""What of a deploy changes on its way; a row keeps it as it was then."""
+"""The fields of a deploy that change; a row of the journal keeps them as they were then."""
 
 
 class TransitionStore:
-    """What happened to deploys; it satisfies `deploy.event_hub.Journal`."""
+    """The journal; it satisfies `deploy.event_hub.EventJournal`."""
 
-    def __init__(self, statements: Statements) -> None:
+    def __init__(self, statements: Statements, outbox: Outbox) -> None:
         self._statements = statements
+        self._outbox = outbox
+
+    def pending(self) -> list[PublishedEvent]:
+        """Return the events that are published and not in the journal yet, in order."""
+        writes = [entry.write for entry in self._outbox]
+        events = [write.event for write in writes if isinstance(write, TransitionWrite)]
+        return [event for event in events if event.is_published]
 
     async def newest(self) -> int:
         """Return the id of the last event; 0 if there is none."""
         return int((await self._statements.read("newest_transition"))[0]["id"])
 
     async def knows(self, transition_id: int) -> bool:
-        """Tell whether an event has this id."""
+        """Return whether an event has this id."""
         return bool(await self._statements.read("transition_known", id=transition_id))
 
     async def after(
@@ -49,12 +63,12 @@ class TransitionStore:
             "transitions_after", id=transition_id, deploy_id=deploy_id, limit=limit
         )
         return [
-            PublishedEvent(_event(row), id=row["id"], journal_id=row["id"], told=True)
+            PublishedEvent(_event(row), id=row["id"], journal_id=row["id"], is_published=True)
             for row in rows
         ]
 
     async def of_deploy(self, deploy_id: str) -> list[Transition]:
-        """Return a deploy's story so far."""
+        """Return the transitions of a deploy so far."""
         return [
             Transition(
                 id=row["id"],
@@ -69,39 +83,22 @@ class TransitionStore:
         ]
 
     async def last(self, deploy_id: str) -> tuple[str, str] | None:
-        """Return phase and event of the deploy's last transition; None if it has only begun."""
+        """Return phase and event of the deploy's last transition; None if it has only started."""
         rows = await self._statements.read("last_transition", deploy_id=deploy_id)
         return (rows[0]["phase"], rows[0]["event"]) if rows else None
 
 
-def begun_row(record: DeployRecord, cause: str) -> Statement:
-    """Return what writes the beginning of a deploy."""
-    return transition_row(
-        record, source="", event=BEGUN, cause=cause, step=None, ts=record.started_ts
-    )
-
-
-def transition_row(
-    record: DeployRecord,
-    *,
-    source: str,
-    event: str,
-    cause: str | None,
-    step: Step | None,
-    duration_ms: float | None = None,
-    ts: datetime | None = None,
-) -> Statement:
-    """Return what writes a transition; `record` is the deploy after it."""
+def _transition_row(record: DeployRecord, event: DeployEvent) -> Statement:
     outcome = record.model_dump(mode="json", include=set(_OUTCOME))
     return "add_transition", {
         "deploy_id": record.deploy_id,
-        "ts": (ts or now()).isoformat(),
-        "source": source,
-        "event": event,
+        "ts": event.ts.isoformat(),
+        "source": event.source or "",
+        "event": event.event,
         "target": record.phase,
-        "cause": cause or "",
-        "duration_ms": duration_ms,
-        "step_position": len(record.steps) - 1 if step is not None else None,
+        "cause": event.cause,
+        "duration_ms": event.duration_ms,
+        "step_position": len(record.steps) - 1 if event.step is not None else None,
         "outcome": json.dumps(outcome),
     }
 
@@ -134,7 +131,7 @@ def _step(row: aiosqlite.Row) -> Step | None:
 
 
 def _outcome(row: aiosqlite.Row) -> dict[str, Any]:
-    """Return what the deploy had come to; of a row from before this was kept, what it came to."""
+    """Return the deploy's fields as of then; of an old row, which has none, those of today."""
     kept = json.loads(row["outcome"]) if row["outcome"] else {name: row[name] for name in _OUTCOME}
     return {**kept, "result": Result(kept["result"]) if kept["result"] else None}
 
@@ -144,7 +141,7 @@ DEPLOYS_KEPT = 1000
 
 
 class UnfinishedDeploy(NamedTuple):
-    """A deploy that the last daemon did not bring to its end."""
+    """A deploy that has not ended."""
 
     record: DeployRecord
     auto_switch: bool
@@ -152,11 +149,34 @@ class UnfinishedDeploy(NamedTuple):
     """Whether it brings back the version before the active one."""
 
 
-class DeployStore:
-    """What was deployed, and how it came out."""
+@dataclass(frozen=True)
+class TransitionWrite:
+    """A transition in the outbox; `record` is the deploy after it."""
 
-    def __init__(self, statements: Statements) -> None:
+    store: DeployStore
+    publish: Callable[[PublishedEvent, int | None], None]
+    record: DeployRecord
+    event: PublishedEvent
+    versions: VersionChange | None
+    state: Callable[[], DeployState]
+
+    async def __call__(self) -> None:
+        """Write it, and publish its event."""
+        journal_id = await self.store.write_transition(
+            self.record,
+            self.event.event,
+            versions=self.versions,
+            state=self.state() if self.versions else None,
+        )
+        self.publish(self.event, journal_id)  # without a pause, so that ids are in order
+
+
+class DeployStore:
+    """The deploys, each as it is now."""
+
+    def __init__(self, statements: Statements, outbox: Outbox) -> None:
         self._statements = statements
+        self._outbox = outbox
 
     async def begin(
         self,
@@ -167,52 +187,60 @@ class DeployStore:
         key: IdempotencyKey | None = None,
         cause: str = "",
     ) -> int:
-        """Write a new deploy down, with the key it was asked for under; forget very old ones.
+        """Write a new deploy, with the key of its request; forget very old ones.
 
-        Returns its beginning's id in the journal.
+        Return the id of its start in the journal.
         """
-        kept = {"kept": DEPLOYS_KEPT, "since": kept_since()}
+        kept = {"kept": DEPLOYS_KEPT, "since": (now() - KEYS_KEPT).isoformat()}
+        trims = ("trim_steps", "trim_transitions", "trim_deploys", "trim_keys")
         plan = {"auto_switch": auto_switch, "rollback": rollback}
+        event = DeployEvent.of(record, ts=record.started_ts, source=None, event=BEGUN, cause=cause)
         _, begun, *_ = await self._statements.write(
             ("begin_deploy", {**_columns(record), **plan}),
-            begun_row(record, cause),
+            _transition_row(record, event),
             *([key_added(key, deploy_id=record.deploy_id)] if key else []),
-            *((name, kept) for name in ("trim_steps", "trim_transitions", "trim_deploys")),
-            trim_keys(),
+            *((name, kept) for name in trims),
         )
         return begun or 0
 
     async def write_transition(
         self,
         record: DeployRecord,
+        event: DeployEvent,
         *,
-        source: str,
-        event: str,
-        cause: str | None,
-        step: Step | None,
-        duration_ms: float | None = None,
-        ts: datetime | None = None,
+        versions: VersionChange | None = None,
+        state: DeployState | None = None,
     ) -> int:
         """Write a transition, the step that ended with it, and the deploy as it now stands.
 
-        Returns its id in the journal. `ts` is now if not given.
+        With it, in the same transaction: how a flip changes the versions, and the copy of the
+        state file. Return its id in the journal.
         """
-        statements: list[Statement] = [
-            transition_row(
-                record,
-                source=source,
-                event=event,
-                cause=cause,
-                step=step,
-                duration_ms=duration_ms,
-                ts=ts,
-            ),
-            ("update_deploy", _columns(record)),
-        ]
-        if step is not None:
+        statements = [_transition_row(record, event), ("update_deploy", _columns(record))]
+        if (step := event.step) is not None:
             row = {**step.model_dump(), "detail": json.dumps(step.detail)}
             statements.append(("add_step", {**row, "deploy_id": record.deploy_id}))
+        if versions is not None:
+            statements += versions_changed(versions)
+        if state is not None:
+            statements.append(state_saved(state))
         return (await self._statements.write(*statements))[0] or 0
+
+    def enqueue_transition(
+        self,
+        record: DeployRecord,
+        event: PublishedEvent,
+        versions: VersionChange | None = None,
+        *,
+        state: Callable[[], DeployState],
+        publish: Callable[[PublishedEvent, int | None], None],
+    ) -> PendingWrite:
+        """Put a transition into the outbox; it is published once, written or delayed.
+
+        `state` is asked for as late as it is written, with the versions.
+        """
+        write = TransitionWrite(self, publish, record, event, versions, state)
+        return self._outbox.put(write, on_delay=lambda: publish(event, None))
 
     async def latest(self, limit: int) -> list[DeployRecord]:
         """Return the latest deploys with their steps, newest first."""
@@ -227,7 +255,7 @@ class DeployStore:
         return await self._record(rows[0]) if rows else None
 
     async def unfinished(self) -> list[UnfinishedDeploy]:
-        """Return the deploys that never came to their end, oldest first."""
+        """Return the deploys that have not ended, oldest first."""
         return [
             UnfinishedDeploy(
                 await self._record(row), bool(row["auto_switch"]), bool(row["rollback"])
@@ -278,3 +306,37 @@ def _columns(record: DeployRecord) -> dict[str, Any]:
         "started_ts": record.started_ts.isoformat(),
         "ended_ts": record.ended_ts.isoformat() if record.ended_ts else None,
     }
+
+
+_VERSIONS_KEPT = 50
+
+
+class VersionStore:
+    """The versions that had the traffic, the active one last: a rollback takes the one before."""
+
+    def __init__(self, statements: Statements) -> None:
+        self._statements = statements
+
+    async def push(self, slot: SlotName, release: Release) -> None:
+        """Note that the release has the traffic from now on."""
+        await self._statements.write(*versions_changed(VersionChange(Version(slot, release))))
+
+    async def all(self) -> list[Version]:
+        """Return the versions that had the traffic, the active one first."""
+        return [
+            Version(
+                SlotName(row["slot"]),
+                Release(name=row["release"], path=Path(row["directory"]), version=row["version"]),
+            )
+            for row in await self._statements.read("versions")
+        ]
+
+
+def versions_changed(change: VersionChange) -> list[Statement]:
+    """Return the statements that change the versions."""
+    if change.added is None:
+        return [("pop_version", {})]
+    slot, release = change.added
+    row = {"ts": now().isoformat(), "slot": slot, "release": release.name}
+    row |= {"directory": str(release.path), "version": release.version}
+    return [("push_version", row), ("trim_versions", {"kept": _VERSIONS_KEPT})]

@@ -1,4 +1,4 @@
-"""Brings a database to the schema that this version knows, whatever version wrote it.
+"""Brings a database to the schema that this version knows, from any earlier version.
 
 `schema.sql` has one section for each version, in order; the file's `user_version` says which it
 has. What was written before there were versions says 0 and has all of section 1, which can
@@ -24,7 +24,7 @@ _CHAINED = 3
 async def migrate(connection: aiosqlite.Connection, path: Path) -> None:
     """Run the steps that the database at `path` has not had: all in one transaction, or none.
 
-    Raises StartRefusedError if a newer version wrote it. Nobody else is writing: the lock of the
+    Raises StartRefusedError if a newer version wrote it. No other process writes: the lock of the
     state folder is held.
     """
     ((present,),) = await connection.execute_fetchall("PRAGMA user_version")

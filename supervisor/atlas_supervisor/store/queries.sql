@@ -53,7 +53,8 @@ INSERT INTO steps (deploy_id, position, name, ok, duration_ms, detail)
 SELECT :deploy_id, count(*), :name, :ok, :duration_ms, :detail FROM steps WHERE deploy_id = :deploy_id;
 
 -- name: latest_deploys
-SELECT * FROM deploys ORDER BY started_ts DESC, rowid DESC LIMIT :limit;
+-- By sequence, as everywhere: a wall clock may have been set back since.
+SELECT * FROM deploys ORDER BY rowid DESC LIMIT :limit;
 
 -- name: deploy
 SELECT * FROM deploys WHERE deploy_id = :deploy_id;
@@ -92,7 +93,7 @@ WHERE subject = :subject AND (:action IS NULL OR action = :action) AND id < :bef
 ORDER BY id DESC LIMIT :limit;
 
 -- name: audit_rows
--- Texts as bytes: what somebody has tampered with may be no text at all.
+-- Texts as bytes: after tampering they may be no valid text.
 SELECT id, CAST(ts AS BLOB), CAST(actor AS BLOB), CAST(origin AS BLOB), CAST(action AS BLOB),
        CAST(subject AS BLOB), CAST(outcome AS BLOB), CAST(detail AS BLOB),
        CAST(previous_hash AS BLOB), CAST(hash AS BLOB)
@@ -132,7 +133,7 @@ SELECT instance, slot, pid, start_ticks, boot_id FROM instances;
 SELECT phase, event FROM transitions WHERE deploy_id = :deploy_id AND phase <> '' ORDER BY id DESC LIMIT 1;
 
 -- name: last_deploys_by_release
-SELECT release, deploy_id, started_ts, result, max(started_ts) FROM deploys
+SELECT release, deploy_id, started_ts, result, max(rowid) FROM deploys
 WHERE release IS NOT NULL GROUP BY release;
 
 -- name: add_key

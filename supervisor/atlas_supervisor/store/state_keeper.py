@@ -1,11 +1,8 @@
-"""Holds the state that the daemon acts on, and puts every change on the disk first.
+"""The state file, `deploy_state.json`, and the state in memory that the daemon acts on.
 
-What is in memory is what was last written: if a write fails, nothing has changed.
-
-`deploy_state.json`: replaced as a whole and durably, so that a reader never sees half of it.
-
-Workers and people read it with no lock; what the daemon acts on is the copy in memory, which is
-only ever the last one that reached the disk.
+The file is replaced as a whole and durably: workers and people read it without a lock and never see
+half of it. The state in memory is always the last one that reached the disk; if a write fails,
+nothing has changed.
 """
 
 from __future__ import annotations
@@ -38,7 +35,7 @@ class StateFile:
         self.path = path
 
     def read(self) -> DeployState | None:
-        """Return what the file holds, or None if there is no file.
+        """Return the file's content, or None if there is no file.
 
         Raises UnreadableStateError.
         """

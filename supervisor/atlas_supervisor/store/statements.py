@@ -50,6 +50,13 @@ class StoreError(AtlasError):
     """The database could not be read or written; the text says why."""
 
 
+class UnstorableError(StoreError):
+    """The database will never take this value, however often it is tried."""
+
+
+_NEVER = (sqlite3.IntegrityError, sqlite3.DataError, ValueError, OverflowError)
+
+
 class Statements:
     """Runs named queries on the one connection of the process. Raises StoreError."""
 
@@ -89,7 +96,8 @@ class Statements:
                         await self.connection.rollback()
                     self._timed(watch.seconds, False)
                     if isinstance(error, _FAILURES):
-                        raise StoreError(f"the database could not be written: {error}") from error
+                        kind = UnstorableError if isinstance(error, _NEVER) else StoreError
+                        raise kind(f"the database could not be written: {error}") from error
                     raise
                 self._timed(watch.seconds, True)
         return done  # mypy takes a cancel scope for one that may swallow

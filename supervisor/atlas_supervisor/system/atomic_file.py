@@ -18,7 +18,7 @@ def replace(path: Path, content: str) -> None:
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _MODE)
     try:
         with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123  # a descriptor
-            os.fchmod(file.fileno(), _MODE)  # whatever the umask made of it
+            os.fchmod(file.fileno(), _MODE)  # independent of the umask
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -1,6 +1,6 @@
-"""Time, from one place: the wall clock for what people read, the monotonic one for durations.
+"""Time, from one place: the wall clock for readers, the monotonic clock for durations.
 
-A wall clock can jump a day back and forth; nothing that waits or measures may look at it.
+A wall clock can jump a day back and forth, so it is not used for waits and measurements.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def now() -> datetime:
 
 
 class Stopwatch:
-    """Measures from its making on; unmoved by changes of the wall clock."""
+    """Measures the time since it was made, independent of the wall clock."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()

@@ -1,4 +1,4 @@
-"""One daemon per state folder: a lock that the kernel releases however the daemon ends."""
+"""One daemon per state folder: a lock that the kernel releases at any end of the daemon."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from atlas_supervisor.system.procfs import describe
 
 @contextmanager
 def only_daemon(path: Path) -> Iterator[None]:
-    """Hold the lock. Raises StartRefusedError, naming the daemon that has it."""
+    """Hold the lock. Raises StartRefusedError, naming the daemon that holds it."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     except OSError as error:

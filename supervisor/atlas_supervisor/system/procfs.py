@@ -1,7 +1,7 @@
-"""What `/proc` tells: which processes there are, what they descend from, which sockets they hold.
+"""Reads `/proc`: processes and their identity, their descendants, and the sockets they hold.
 
-Asked so that a refusal can name the process that is in the way, so that a switch can check where
-a real connection landed, and so that no process of an instance is ever left over.
+A refusal can name the process in the way, a switch can check where a real connection landed, and
+no process of a worker is left over.
 """
 
 from __future__ import annotations
@@ -11,28 +11,31 @@ import resource
 import socket
 from collections.abc import Collection, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from atlas_supervisor.system import sockdiag
 from atlas_supervisor.system.sockdiag import TcpSocket
+from atlas_supervisor.system.text import escaped
 
 _PROC = Path("/proc")
 
 
 def inode_of(sock: socket.socket) -> int:
-    """Return the number under which `/proc` knows this socket."""
+    """Return the socket's inode, which is its name in `/proc`."""
     return os.fstat(sock.fileno()).st_ino
 
 
 def pids() -> Iterator[int]:
-    """Yield every process that there is."""
+    """Yield the pid of every process."""
     for name in os.listdir(_PROC):  # noqa: PTH208  # a Path for each of thousands is the cost here
         if name.isdecimal():
             yield int(name)
 
 
 def sockets_of(pid: int) -> set[int]:
-    """Return the inodes of the sockets that a process has open; none if it is gone."""
+    """Return the inodes of a process's open sockets; none if it is gone."""
     folder = f"/proc/{pid}/fd"
     found: set[int] = set()
     try:
@@ -50,23 +53,22 @@ def sockets_of(pid: int) -> set[int]:
 
 
 def holders(inode: int) -> list[int]:
-    """Return the processes that have the socket open, as far as we may look."""
+    """Return the processes that have the socket open, as far as permissions allow."""
     return [pid for pid in pids() if inode in sockets_of(pid)]
 
 
 def describe(pid: int) -> str:
-    """Return a process as a person would name it: `pid 12 (python -m http.server)`."""
+    """Return a process's pid and command: `pid 12 (python -m http.server)`."""
     try:
         command = (_PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").strip()
     except OSError:
         command = b""
-    text = command.decode(errors="replace")
-    printable = "".join(character if character.isprintable() else "?" for character in text)
-    return f"pid {pid} ({printable[:120]})" if printable else f"pid {pid}"
+    text = escaped(command.decode(errors="replace"))
+    return f"pid {pid} ({text[:120]})" if text else f"pid {pid}"
 
 
 def describe_listeners(found: Collection[TcpSocket]) -> str:
-    """Return who listens, for a refusal that names them."""
+    """Return the listeners with their processes, as a refusal names them."""
     parts = []
     for listener in found:
         who = ", ".join(describe(pid) for pid in holders(listener.inode)) or "an unknown process"
@@ -75,11 +77,28 @@ def describe_listeners(found: Collection[TcpSocket]) -> str:
     return "; ".join(dict.fromkeys(parts))  # sockets of one group read alike
 
 
-def start_ticks(pid: int) -> int | None:
-    """Return when the process started, in clock ticks since boot; None if it is gone.
+@dataclass(frozen=True)
+class ProcessIdentity:
+    """Tells one process from a later one with the same pid, also after a reboot."""
 
-    Together with the boot id this tells one process from a later one with the same number.
-    """
+    pid: int
+    start_ticks: int
+    boot_id: str
+
+    @classmethod
+    def of(cls, pid: int) -> Self | None:
+        """Return a process's identity; None if it is gone."""
+        ticks = start_ticks(pid)
+        return None if ticks is None else cls(pid, ticks, boot_id())
+
+    @property
+    def exists(self) -> bool:
+        """Whether the pid still belongs to this process; it may be a zombie."""
+        return self.boot_id == boot_id() and start_ticks(self.pid) == self.start_ticks
+
+
+def start_ticks(pid: int) -> int | None:
+    """Return when the process started, in clock ticks since boot; None if it is gone."""
     stat = _stat(pid)
     return int(stat[19]) if stat else None
 
@@ -91,7 +110,7 @@ def is_alive(pid: int, started: int) -> bool:
 
 
 def usage(pid: int) -> tuple[int, float] | None:
-    """Return a process's resident memory in bytes and its CPU time in seconds; None: it is gone."""
+    """Return a process's resident bytes and CPU seconds; None if it is gone."""
     stat = _stat(pid)
     if not stat:
         return None
@@ -115,7 +134,7 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def boot_id() -> str:
-    """Return the kernel's name for the time since the last boot."""
+    """Return the kernel's random id of this boot."""
     return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
 
 
@@ -126,8 +145,8 @@ def family_of(
 
     A process belongs if it was started with `environment` (`KEY=value`; inherited by every
     descendant, even one that has left its session) and with something that begins with `beside`,
-    or is in one of `sessions` (for programs that write over their environment). Zombies don't
-    count, nor does the asking process.
+    or is in one of `sessions` (for programs that overwrite their environment). Zombies and the
+    calling process don't count.
     """
     found = []
     for pid in pids():
@@ -146,7 +165,7 @@ def family_of(
 
 
 def send_signal(pids: Collection[int], number: int) -> None:
-    """Signal the processes that are still there and ours to signal."""
+    """Signal the processes that still exist and that we may signal."""
     for pid in pids:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)

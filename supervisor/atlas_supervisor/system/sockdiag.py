@@ -1,7 +1,8 @@
-"""Asks the kernel about TCP sockets, over netlink: who listens, what is connected, where it went.
+"""Asks the kernel about TCP sockets, over netlink: listeners, connections, and their far ends.
 
-`/proc/net/tcp` tells the same, but all of it: on a busy machine that is tens of thousands of
-connections that ended a minute ago, and takes seconds. Here the kernel picks the states.
+`/proc/net/tcp` has the same information, but for every socket: on a busy machine these are tens
+of thousands of connections that ended a minute ago, and reading takes seconds. Here the kernel
+filters by state.
 
 The messages are those of linux/sock_diag.h and linux/inet_diag.h.
 """
@@ -14,6 +15,8 @@ import socket
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
+
+from atlas_supervisor.system.tcp_info import awaits_answer
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
@@ -36,18 +39,9 @@ _QUEUES_OFFSET = _MESSAGE.size + _ID_BYTES
 _INODE_OFFSET = _QUEUES_OFFSET + 16
 _MESSAGE_BYTES = _INODE_OFFSET + 4
 
-# `struct tcp_info`, asked for as an extension: milliseconds since data was sent
-# and received, and how often it was.
 _ATTRIBUTE = struct.Struct("=HH")  # length, type
-_TCP_INFO = 2
+_TCP_INFO = 2  # the extension that adds `struct tcp_info`
 _WITH_TCP_INFO = 1 << (_TCP_INFO - 1)
-_LAST_SENT_OFFSET, _LAST_RECEIVED_OFFSET = 44, 52
-_SEGMENTS = struct.Struct("=II")  # with data: received, sent
-_SEGMENTS_OFFSET = 152
-_PAUSE_MS = 1000
-"""A pause in an answer may be as long before the answer counts as given."""
-_ABOUT_TO_ASK_MS = 1000
-"""Who has connected so shortly ago is about to ask: a busy client takes a moment for it."""
 
 
 class TcpSocket(NamedTuple):
@@ -64,7 +58,7 @@ class TcpConnection(NamedTuple):
     port: int
     inode: int
     busy: bool
-    """Whether an answer is owed or under way, as far as the kernel can tell without reading it."""
+    """Whether an answer is pending or being sent, as far as the kernel can tell."""
 
 
 def listeners(port: int) -> list[TcpSocket]:
@@ -74,7 +68,7 @@ def listeners(port: int) -> list[TcpSocket]:
 
 
 def connections() -> list[TcpConnection]:
-    """Return our ends of all connections on which something may still come or go.
+    """Return our ends of all connections that can still carry data.
 
     Raises OSError.
     """
@@ -86,7 +80,7 @@ def connections() -> list[TcpConnection]:
 
 
 def accepted_inode(client: socket.socket) -> int:
-    """Return the inode of the server's end of a local connection; 0 while nobody accepted it.
+    """Return the inode of the server's end of a local connection; 0 until it is accepted.
 
     Raises OSError.
     """
@@ -147,23 +141,9 @@ def _parsed(message: bytes) -> TcpSocket:
 
 
 def _busy(message: bytes) -> bool:
-    """Tell whether something is unread, untaken, received and not answered yet, or about to come.
-
-    An answer is taken for given once data was sent after the last that was received, and nothing
-    more for a while.
-    """
+    """Return whether bytes are unread on either end, or an answer is pending."""
     _, unread, untaken = _QUEUES.unpack_from(message, _QUEUES_OFFSET)
-    if unread or untaken:
-        return True
-    info = _tcp_info(message)
-    if info is None or len(info) < _SEGMENTS_OFFSET + _SEGMENTS.size:
-        return True
-    received_at_all, sent_at_all = _SEGMENTS.unpack_from(info, _SEGMENTS_OFFSET)
-    (sent,) = struct.unpack_from("=I", info, _LAST_SENT_OFFSET)
-    (received,) = struct.unpack_from("=I", info, _LAST_RECEIVED_OFFSET)
-    if not received_at_all or not sent_at_all:  # these times begin with the connection
-        return bool(received_at_all or received < _ABOUT_TO_ASK_MS)
-    return bool(sent > received or sent < _PAUSE_MS)
+    return bool(unread or untaken) or awaits_answer(_tcp_info(message))
 
 
 def _tcp_info(message: bytes) -> bytes | None:

@@ -94,5 +94,5 @@ class LogFile(logging.Handler):
     def _open(self) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         descriptor = os.open(self._path, flags, _MODE)
-        os.fchmod(descriptor, _MODE)  # whatever the umask is, and for a file that existed
+        os.fchmod(descriptor, _MODE)  # for any umask, and for a file that existed
         return descriptor

@@ -2,8 +2,8 @@
 
 Much of an event comes from others: workers, clients, exceptions of libraries. Its line must have a
 bounded length, must not steer the terminal that shows it, must not contain a secret (which a field,
-a URL or an exception's text may carry), and must be written whatever its values are. The work is
-linear in what is kept, and what is kept is bounded.
+a URL or an exception's text may carry), and must be written for any values. The work is linear in
+the length of the text, which is bounded.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from typing import Any
 
 from structlog.typing import EventDict, WrappedLogger
 
-from atlas_supervisor.config.describe import masked
-from atlas_supervisor.system.text import escaped
+from atlas_supervisor.system.text import escaped, masked
 
 MASK = "***"
 LONGEST_TEXT = 4096

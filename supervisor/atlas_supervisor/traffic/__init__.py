@@ -15,25 +15,23 @@ __all__ = ["Endpoints", "InheritedSockets", "Plane", "make_plane"]
 log = structlog.get_logger(__name__)
 
 
-def make_plane(endpoints: Endpoints, hand_over: SocketPassing) -> Plane:
+def make_plane(endpoints: Endpoints, socket_passing: SocketPassing) -> Plane:
     """Return the best plane that can carry such workers on these addresses, not yet open.
 
-    A worker that binds its own port can't be handed a socket. One that takes a single descriptor
-    is reached on its own port through loopback sources, of which IPv6 alone has but one. And not
-    every kernel steers: an old one refuses the program, a sandbox's may not know of it.
+    A worker that binds its own port can't inherit a socket. A worker with a single descriptor is
+    reached on its own port through two loopback sources, and IPv6 has only one. Not every kernel
+    steers: an old one refuses the program, a sandbox may not implement it.
     """
     ipv6_only = ":" in endpoints.public_host and endpoints.public_host != "::"
     if (
         not endpoints.public_port
-        or hand_over is SocketPassing.PORT
-        or (hand_over is SocketPassing.FD and ipv6_only)
+        or socket_passing is SocketPassing.PORT
+        or (socket_passing is SocketPassing.FD and ipv6_only)
     ):
-        return RelayPlane(endpoints, hand_over)
+        return RelayPlane(endpoints, socket_passing)
     try:
         listeners.prove_steering()
     except OSError as error:
-        log.warning(
-            "kernel_does_not_steer", why=str(error), instead="the relay plane: see traffic.plane"
-        )
-        return RelayPlane(endpoints, hand_over)
-    return KernelPlane(endpoints, hand_over)
+        log.warning("kernel_steering_unavailable", why=str(error), instead="using the relay plane")
+        return RelayPlane(endpoints, socket_passing)
+    return KernelPlane(endpoints, socket_passing)

@@ -1,8 +1,27 @@
-"""The kernel plane: workers accept by themselves, and the kernel picks which one.
+"""The kernel plane: workers accept by themselves, and the kernel picks the slot.
 
-The public port's two listeners form a group whose program picks the slot (see `steering`). The
-worker of a slot inherits the slot's listener, so no byte of a client passes through the daemon
-and a dead daemon stops nobody.
+The public port has two listeners, one for each slot, in one SO_REUSEPORT group. The worker of a
+slot inherits the slot's listener, and the group's program picks the listener of every new
+connection (see `steering`). No byte of a client passes through the daemon, and connections go on
+when the daemon dies.
+
+What always holds:
+- The listeners are opened once, blue first, and stay open while the daemon lives. The program's
+  result is an index in the group, in the order of `listen()`; closing a listener would move the
+  other one, and reset every connection in its queue.
+- Each worker also carries the other slot's public listener, without using it. So one living worker
+  keeps the whole group open when the daemon dies.
+- A slot's queue has one owner. With a worker, that is the worker (`occupy`). Without one, the
+  daemon accepts the queue's connections and relays them to the other slot (`vacate`), so that no
+  client waits in the queue of a dead worker.
+- A slot's own port leads to that slot's worker or to a closed connection, never to the other slot:
+  probes and smoke tests rely on it.
+
+The order around a launch: `occupy` (the queue is the new worker's), launch, ready, then `refresh`:
+the worker shares the sockets, and servers shrink the backlog or could replace the program, so both
+are set again. The order around a switch: `steer`, then the state file, then the drain; a connection
+whose handshake began before `steer` still arrives in the old queue, which is why the old worker
+accepts until its queue is empty (see `workers.drain`).
 """
 
 from __future__ import annotations
@@ -13,6 +32,7 @@ from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.system.procfs import describe_listeners, inode_of
 from atlas_supervisor.system.sockdiag import TcpSocket
+from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import listeners
 from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, RelayTraffic
 from atlas_supervisor.traffic.relay import Target
@@ -26,9 +46,9 @@ class KernelPlane:
 
     name = "kernel"
 
-    def __init__(self, endpoints: Endpoints, hand_over: SocketPassing) -> None:
+    def __init__(self, endpoints: Endpoints, socket_passing: SocketPassing) -> None:
         self._endpoints = endpoints
-        self._by_descriptor = hand_over is SocketPassing.FD
+        self._by_descriptor = socket_passing is SocketPassing.FD
         self._policy = SteeringPolicy(SlotName.BLUE, direct=self._by_descriptor)
         self._public: dict[SlotName, socket.socket] = {}
         self._own: dict[SlotName, socket.socket] = {}
@@ -52,12 +72,12 @@ class KernelPlane:
         except BaseException:
             self._close_sockets()
             raise
-        ways_in = {slot: self._way_into(slot) for slot in SlotName} if self._by_descriptor else {}
-        self._own_ports = SlotPorts(self._own, ways_in)
+        targets = {slot: self._target_of(slot) for slot in SlotName} if self._by_descriptor else {}
+        self._own_ports = SlotPorts(self._own, targets)
 
     def _open_sockets(self, policy: SteeringPolicy) -> None:
         host, port = self._endpoints.public_host, self._endpoints.public_port
-        listeners.refuse_strangers("PUBLIC_PORT", host, port)
+        listeners.refuse_foreign_listeners("PUBLIC_PORT", host, port)
         try:
             self._public = listeners.open_group(host, port, policy)
         except OSError as error:
@@ -65,21 +85,21 @@ class KernelPlane:
         self._policy = policy
         self._own = listeners.open_slot_ports(self._endpoints.slot_ports)
 
-    def _way_into(self, slot: SlotName) -> Target:
-        """Return how a worker is reached that was handed the public socket alone."""
+    def _target_of(self, slot: SlotName) -> Target:
+        """Return the address of a worker that inherited the public socket alone."""
         return Target(
             listeners.loopback_of(self._endpoints.public_host),
             self._endpoints.public_port,
             source=str(DIRECT_SOURCE[slot]),
         )
 
-    def handed(self, slot: SlotName) -> InheritedSockets:
-        """Return the slot's public listener, its own one if it can take two, and the spare."""
+    def inherited(self, slot: SlotName) -> InheritedSockets:
+        """Return the slot's public listener, its own one if the worker takes two, and the spare."""
         named = {"public": self._public[slot]}
         if not self._by_descriptor:
             named["private"] = self._own[slot]
         for sock in named.values():
-            sock.setblocking(False)  # a flag that the worker before may have changed for all of us
+            sock.setblocking(False)  # the flag is shared, and the last worker may have changed it
         return InheritedSockets(named, spare=(self._public[slot.other],))
 
     def ports(self, slot: SlotName) -> frozenset[int]:
@@ -100,34 +120,36 @@ class KernelPlane:
 
     def queued(self, slot: SlotName) -> int:
         """Return the length of the slot's public queue."""
-        return listeners.queue_length(self._public[slot])
+        return queue_length(self._public[slot])
 
     def vacate(self, slot: SlotName, heir: SlotName) -> None:
-        """Hand the public queue of a slot without a worker to the heir; refuse on its own port."""
+        """Relay the public queue of a slot without a worker to the heir; close on its own port."""
         target = Target("127.0.0.1", self._endpoints.slot_ports[heir])
         self._rescues.begin(slot, self._public[slot], lambda: target)
         self._own_ports.vacate(slot)
 
     def occupy(self, slot: SlotName) -> None:
-        """Leave the slot's queues to its worker again; what was rescued is carried to its end."""
+        """Leave the slot's queues to its worker again; rescued connections go on to their end."""
         self._rescues.end(slot)
         self._own_ports.occupy(slot)
 
     def rescued(self, slot: SlotName) -> int:
-        """Return how many connections were handed on since the slot's worker is gone."""
+        """Return how many connections were passed on since the slot lost its worker."""
         return self._rescues.count(slot)
 
     def relayed(self) -> dict[str, RelayTraffic]:
-        """Return what the daemon carries: rescues, and the own ports of `{fd}` workers."""
+        """Return the daemon's relayed traffic: rescues, and the own ports of `{fd}` workers."""
         return {"own_port": self._own_ports.relayed(), "rescue": self._rescues.relayed()}
 
-    def strangers(self) -> list[str]:
+    def foreign_listeners(self) -> list[str]:
         """Return foreign listeners on the public port and on the slots' own ports."""
         found: list[TcpSocket] = []
         ours = {inode_of(sock) for sock in (*self._public.values(), *self._own.values())}
-        found += listeners.strangers(self._endpoints.public_host, self._endpoints.public_port, ours)
+        found += listeners.foreign_listeners(
+            self._endpoints.public_host, self._endpoints.public_port, ours
+        )
         for port in self._endpoints.slot_ports.values():
-            found += listeners.strangers("127.0.0.1", port, ours)
+            found += listeners.foreign_listeners("127.0.0.1", port, ours)
         return [describe_listeners([listener]) for listener in found]
 
     async def close(self) -> None:

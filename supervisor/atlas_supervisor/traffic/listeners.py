@@ -1,7 +1,7 @@
 """The listening sockets: opened once, in a fixed order, and never closed while the daemon lives.
 
 Closing a listener resets every connection that waits in its queue, and reorders the group that
-the steering program indexes. So nothing here closes, and workers only ever stop accepting.
+the steering program indexes. So nothing here closes a listener, and workers only stop accepting.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.system import procfs, sockdiag
 from atlas_supervisor.system.sockdiag import TcpSocket
+from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic.steering import (
     DIRECT_SOURCE,
     GROUP_ORDER,
@@ -29,9 +30,8 @@ BACKLOG = 4096
 """Connections that may wait in one listener's queue (the kernel's somaxconn may cut it)."""
 
 _SO_ATTACH_REUSEPORT_CBPF = 51
-_QUEUE_LENGTH_OFFSET = 24  # tcpi_unacked, which a listening socket uses for its queue's length
 _INSTRUCTION_BYTES = 8
-_TRIALS = 8  # connections by chance alone pass once in four thousand million times
+_TRIALS = 8  # a kernel that spreads by chance passes once in four thousand million times
 _TRIAL_SECONDS = 2.0
 _WILDCARDS = {"0.0.0.0", "::"}  # noqa: S104  # compared, not bound
 
@@ -53,7 +53,7 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
-        # Inherited by every accepted connection; not every server sets it by itself.
+        # Inherited by every accepted connection; not every server sets it.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.bind((host, port))
         sock.setblocking(False)
@@ -66,11 +66,11 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
 def open_group(host: str, port: int, policy: SteeringPolicy) -> dict[SlotName, socket.socket]:
     """Return two listeners on one port (0: any free one), in the order that the program indexes.
 
-    The program is there before the first of them listens: without one the kernel would spread
+    The program is attached before the first of them listens: without one the kernel would spread
     early clients over both. Raises OSError.
     """
     group = {}
-    with ExitStack() as opened:  # a failure half-way leaves none open
+    with ExitStack() as opened:  # after a failure, none is left open
         for slot in GROUP_ORDER:
             group[slot] = opened.enter_context(bind(host, port, reuse_port=True))
             port = group[slot].getsockname()[1]
@@ -86,10 +86,10 @@ def open_slot_ports(
 ) -> dict[SlotName, socket.socket]:
     """Return a socket on each slot's own port, on loopback. Raises StartRefusedError."""
     found = {}
-    with ExitStack() as opened:  # a failure half-way leaves none open
+    with ExitStack() as opened:  # after a failure, none is left open
         for slot, port in ports.items():
             label = "ACTIVE_PORT" if slot is SlotName.BLUE else "STAGING_PORT"
-            refuse_strangers(label, "127.0.0.1", port)
+            refuse_foreign_listeners(label, "127.0.0.1", port)
             try:
                 found[slot] = opened.enter_context(open_one("127.0.0.1", port))
             except OSError as error:
@@ -99,14 +99,8 @@ def open_slot_ports(
 
 
 def restore_backlog(sock: socket.socket) -> None:
-    """Set the queue's size again: servers shrink the one that they share with us."""
+    """Set the queue's size again: servers shrink it on the socket that they share with us."""
     sock.listen(BACKLOG)
-
-
-def queue_length(sock: socket.socket) -> int:
-    """Return how many connections wait to be accepted."""
-    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _QUEUE_LENGTH_OFFSET + 4)
-    return int(struct.unpack_from("=I", info, _QUEUE_LENGTH_OFFSET)[0])
 
 
 def attach(sock: socket.socket, policy: SteeringPolicy) -> None:
@@ -122,10 +116,10 @@ def attach(sock: socket.socket, policy: SteeringPolicy) -> None:
 
 
 def prove_steering() -> None:
-    """See with real connections that this kernel steers, by policy and by source. Raises OSError.
+    """Check with real connections that this kernel steers, by policy and by source.
 
-    It is seen on a group that nobody else knows, so that no client is ever part of the trial. A
-    kernel that takes the program and ignores it spreads connections: chance must not pass for it.
+    The trial has a group of its own, so that no client takes part. A kernel that accepts the
+    program and ignores it spreads connections by chance, so there are several. Raises OSError.
     """
     with ExitStack() as opened:
         group = open_group("127.0.0.1", 0, SteeringPolicy(GROUP_ORDER[0]))
@@ -144,41 +138,39 @@ def prove_steering() -> None:
 
 
 def _await_queues(group: dict[SlotName, socket.socket], expected: dict[SlotName, int]) -> None:
-    """Wait until as many connections arrived as expected, and see that they did so rightly."""
+    """Wait until all connections have arrived, and check that each is in the expected queue."""
     deadline = time.monotonic() + _TRIAL_SECONDS
     while True:
         found = {slot: queue_length(listener) for slot, listener in group.items()}
         if found == expected:
             return
         if sum(found.values()) == sum(expected.values()) or time.monotonic() > deadline:
-            raise OSError("it takes the steering program and does not heed it")
+            raise OSError("the kernel accepts the steering program and ignores it")
 
 
-def strangers(host: str, port: int, ours: Collection[int] = ()) -> list[TcpSocket]:
-    """Return the listeners that are not ours and would take the address or its connections."""
+def foreign_listeners(host: str, port: int, ours: Collection[int] = ()) -> list[TcpSocket]:
+    """Return the listeners of other programs that conflict with the address."""
     return [
         listener
         for listener in sockdiag.listeners(port)
-        if listener.inode not in ours
-        and _in_the_way(host, listener.address.removeprefix("::ffff:"))
+        if listener.inode not in ours and _conflicts(host, listener.address.removeprefix("::ffff:"))
     ]
 
 
-def _in_the_way(host: str, other: str) -> bool:
-    """Tell whether a listener on `other` and one on `host` concern each other, on one port.
+def _conflicts(host: str, other: str) -> bool:
+    """Return whether listeners on `host` and `other` conflict, on one port.
 
-    A listener on one address takes what a wildcard listener would have got, and the other way
-    round the bind fails; two different addresses are in nobody's way. `::` may be for both
-    families.
+    A listener on one address takes the connections of a wildcard listener, and the other way
+    round the bind fails; two different addresses don't conflict. `::` may serve both families.
     """
     if host == other or "::" in {host, other}:
         return True
     return (":" in host) == (":" in other) and bool({host, other} & _WILDCARDS)
 
 
-def refuse_strangers(label: str, host: str, port: int) -> None:
-    """Raise StartRefusedError, naming the process, if somebody listens on the address."""
-    if found := strangers(host, port):
+def refuse_foreign_listeners(label: str, host: str, port: int) -> None:
+    """Raise StartRefusedError, naming the process, if another program listens on the address."""
+    if found := foreign_listeners(host, port):
         raise StartRefusedError(
             f"{label}={port} is taken: {procfs.describe_listeners(found)}. "
             f"Stop it, or choose another {label}."
@@ -186,7 +178,7 @@ def refuse_strangers(label: str, host: str, port: int) -> None:
 
 
 def explain_bind_error(label: str, host: str, port: int, error: OSError) -> StartRefusedError:
-    """Return the error that says why the address can't be had, and what to do."""
+    """Return the error that explains why the address can't be bound."""
     if error.errno == errno.EADDRINUSE:
         why = f"{label}={port} is taken on {host} by a socket that is bound but does not listen"
     elif error.errno == errno.EACCES:

@@ -1,8 +1,8 @@
-"""The two planes behind one interface: who carries the public port's connections.
+"""The interface of the two planes, which carry the public port's connections.
 
-A plane owns every listening socket, says what a worker is handed, and steers. The kernel plane
-lets workers accept by themselves; the relay plane copies bytes for those that can't be handed a
-socket. What differs between them stays in `kernel` and `relayed`; nothing above asks which it is.
+A plane owns every listening socket, chooses the sockets that a worker inherits, and steers. In the
+kernel plane workers accept by themselves; the relay plane copies bytes for workers that can't
+inherit a socket. The layers above don't depend on which one is in use.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class InheritedSockets:
 
 
 class RelayTraffic(NamedTuple):
-    """What the daemon itself carries for one purpose."""
+    """Traffic that the daemon relays for one purpose."""
 
     open_connections: int
     connections: int
@@ -48,7 +48,7 @@ class RelayTraffic(NamedTuple):
 
     @classmethod
     def of(cls, carried: RelayCounters, open_connections: int) -> Self:
-        """Return what was carried so far, and how many connections are open now."""
+        """Return the traffic so far, and the connections that are open now."""
         return cls(open_connections, carried.connections, carried.from_clients, carried.to_clients)
 
 
@@ -70,17 +70,17 @@ class Plane(Protocol):
     def open(self, active: SlotName) -> None:
         """Open every listening socket. Raises StartRefusedError."""
 
-    def handed(self, slot: SlotName) -> InheritedSockets:
-        """Return what a worker of the slot starts with."""
+    def inherited(self, slot: SlotName) -> InheritedSockets:
+        """Return the sockets that a worker of the slot starts with."""
 
     def ports(self, slot: SlotName) -> frozenset[int]:
-        """Return the local ports on which a worker of the slot has its clients' connections."""
+        """Return the local ports of the client connections of a worker in the slot."""
 
     def steer(self, slot: SlotName) -> None:
         """Send every new connection to the slot. Raises OSError, and then nothing changed."""
 
     def refresh(self, slot: SlotName) -> None:
-        """Put right what a worker may have changed on the sockets that it shares with us."""
+        """Restore what a worker may have changed on the sockets that it shares with us."""
 
     def queued(self, slot: SlotName) -> int:
         """Return how many of the slot's connections wait to be accepted."""
@@ -88,21 +88,21 @@ class Plane(Protocol):
     def vacate(self, slot: SlotName, heir: SlotName) -> None:
         """Take over the queues of a slot without a worker.
 
-        What comes by the public port is relayed to the heir; what comes by the slot's own port is
-        closed at once, since the instance that it is for is not there.
+        Connections to the public port are relayed to the heir; those to the slot's own port are
+        closed at once, since they are for a worker that is not there.
         """
 
     def occupy(self, slot: SlotName) -> None:
         """Leave the slot's queues to its worker again."""
 
     def rescued(self, slot: SlotName) -> int:
-        """Return how many of the slot's connections were handed on since its worker is gone."""
+        """Return how many of the slot's connections were passed on since it lost its worker."""
 
     def relayed(self) -> dict[str, RelayTraffic]:
-        """Return what the daemon carries, by purpose: `public`, `own_port`, `rescue`."""
+        """Return the relayed traffic by purpose: `public`, `own_port`, `rescue`."""
 
-    def strangers(self) -> list[str]:
-        """Return who else listens where our clients go, in words."""
+    def foreign_listeners(self) -> list[str]:
+        """Return the listeners of other programs on our addresses, in words."""
 
     async def close(self) -> None:
-        """Close everything; the daemon ends."""
+        """Close everything: the daemon ends."""

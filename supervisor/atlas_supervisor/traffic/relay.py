@@ -1,10 +1,10 @@
-"""Accepts connections and carries them on to a worker, for whoever the kernel can't route.
+"""Accepts connections and relays each to a worker, where the kernel can't route it.
 
-It serves three purposes: the public port of workers that bind their own port, the own port of
-workers that were handed nothing but the public socket, and the rescue of connections that were
-queued for a slot whose worker is gone.
+There are three purposes: the public port of workers that bind their own port, the own port of
+workers that inherited the public socket alone, and the rescue of connections that were queued for
+a slot without a worker.
 
-How bytes are copied is in `pair`. Connections share nothing, so none can hold up another.
+`relay_connection` copies the bytes. Connections share no state, so none can delay another.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ log = structlog.get_logger(__name__)
 
 _ACCEPTS_PER_WAKE = 64  # so that a burst of connections does not starve the rest of the daemon
 _CONNECT_SECONDS = 30.0  # how long a client is kept waiting for a worker that restarts
-_HANDSHAKE_SECONDS = 0.5  # then the choice is made anew: traffic may have been switched
+_HANDSHAKE_SECONDS = 0.5  # then the target is chosen anew: traffic may have been switched
 _RETRY_SECONDS = 0.05
-_LONGEST_RETRY_SECONDS = 0.5  # a thousand waiting clients must not keep us busy
-_ABOUT_TO_ASK_SECONDS = 1.0
+_LONGEST_RETRY_SECONDS = 0.5  # a thousand waiting clients must not keep the daemon busy
+_FIRST_REQUEST_SECONDS = 1.0
 _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
 
 
 class Target(NamedTuple):
-    """Where a relayed connection goes on to, and from which local address if it matters."""
+    """The far end of a relayed connection, and the local address to connect from if it matters."""
 
     host: str
     port: int
@@ -40,10 +40,10 @@ class Target(NamedTuple):
 
 
 class Relay:
-    """Accepts on one listening socket and copies each connection to where `choose` says.
+    """Accepts on one listening socket and relays each connection to the target of `choose`.
 
-    `choose` is asked once per connection, so a connection stays where it began; if it says None,
-    nobody is there and the connection is closed at once.
+    `choose` is called once per connection, so a connection stays where it began. None means that
+    there is no worker: the connection is closed at once.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class Relay:
         self._listener = listener
         self._choose = choose
         self.carried = carried or RelayCounters()
-        """What it has carried, together with others that count on the same."""
+        """Its traffic so far; several relays may share the counters."""
         self._pairs: dict[RelayConnection, Target] = {}
         self._waiting: set[asyncio.Task[None]] = set()
-        """Connections for which no worker has been found yet."""
+        """Connections whose worker could not be reached yet."""
         self._accepting = False
         self._pausing: asyncio.TimerHandle | None = None
         self.accepted = 0
@@ -69,12 +69,12 @@ class Relay:
         return len(self._pairs) + len(self._waiting)
 
     def unanswered(self, target: Target) -> int:
-        """Return how many clients have asked this target something and heard nothing at all yet.
+        """Return how many clients have sent this target something and got no byte back.
 
-        As far as can be told from here, its worker has not accepted them. Who has only just come is
-        about to ask: a client on a busy machine may take a moment between the two.
+        They count as not accepted by its worker, which can't be seen from here. A client that has
+        just connected counts as well: its request may take a moment on a busy machine.
         """
-        since = asyncio.get_running_loop().time() - _ABOUT_TO_ASK_SECONDS
+        since = asyncio.get_running_loop().time() - _FIRST_REQUEST_SECONDS
         return sum(
             at == target and not pair.answered and (pair.asked or pair.born > since)
             for pair, at in self._pairs.items()
@@ -88,7 +88,7 @@ class Relay:
             asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
 
     def stop(self) -> None:
-        """Accept no more; what waits in the queue goes on waiting, open connections go on."""
+        """Accept no more; queued connections go on waiting, and open ones go on."""
         self._end_pause()
         if self._accepting:
             self._accepting = False
@@ -100,7 +100,7 @@ class Relay:
             self._pausing = None
 
     async def close(self) -> None:
-        """Accept no more, and cut what is open."""
+        """Accept no more, and reset open connections."""
         self.stop()
         waiting = list(self._waiting)
         for task in waiting:
@@ -112,7 +112,7 @@ class Relay:
     def _accept(self) -> None:
         for _ in range(_ACCEPTS_PER_WAKE):
             try:
-                # A worker that shares this socket may have made it blocking for all of us.
+                # The flag is shared: a worker with this socket may have made it blocking.
                 self._listener.setblocking(False)
                 client, _address = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -126,7 +126,7 @@ class Relay:
             self._carry(client)
 
     def _pause(self, error: OSError) -> None:
-        """Try again soon: the connection waits in the queue, and asking at once would spin."""
+        """Try again soon: the connection waits in the queue, and a retry at once would spin."""
         if error.errno not in _SHORTAGES:
             log.error("relay_accept_failed", error=str(error))
         self.stop()
@@ -155,7 +155,7 @@ class Relay:
         del self._pairs[pair]
 
     async def _carry_later(self, client: socket.socket) -> None:
-        """Carry a connection whose worker could not be reached at once."""
+        """Relay a connection whose worker could not be reached at once."""
         with contextlib.ExitStack() as ours:
             ours.enter_context(client)
             try:
@@ -168,7 +168,7 @@ class Relay:
                 self._begin(client, *found)
 
     async def _connect(self) -> tuple[socket.socket, Target] | None:
-        """Return a connection to the chosen target; a worker that restarts is waited for."""
+        """Return a connection to the chosen target; wait for a worker that restarts."""
         deadline = asyncio.get_running_loop().time() + _CONNECT_SECONDS
         pause = _RETRY_SECONDS
         while True:
@@ -182,7 +182,7 @@ class Relay:
                 if not waits and error.errno not in _SHORTAGES:
                     raise
             if asyncio.get_running_loop().time() > deadline:
-                raise ConnectionRefusedError("no worker took the connection in time")
+                raise ConnectionRefusedError("no worker accepted the connection in time")
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, _LONGEST_RETRY_SECONDS)
 
@@ -195,7 +195,7 @@ def _socket_for(target: Target) -> socket.socket:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if target.source is not None:
-            # The port is chosen at the connect, among those that are free towards this target.
+            # The port is chosen at connect, among those that are free for this target.
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_BIND_ADDRESS_NO_PORT, 1)
             sock.bind((target.source, 0))
     except BaseException:
@@ -207,8 +207,8 @@ def _socket_for(target: Target) -> socket.socket:
 def _connect_at_once(target: Target) -> socket.socket:
     """Return a connection without waiting. Raises OSError.
 
-    On this machine the handshake is over when the call returns, unless the queue is full; but
-    the kernel answers the first call before it has looked at what came of it.
+    On one machine the handshake is over when the call returns, unless the queue is full; but the
+    first call returns EINPROGRESS all the same, and the second one its result.
     """
     sock = _socket_for(target)
     try:

@@ -1,12 +1,12 @@
-"""Two connections that are one to those at their ends: what comes in by one goes out by the other.
+"""One relayed connection: bytes from the client's socket go to the server's, and back.
 
-It works on the sockets themselves, not on asyncio's streams or transports: a connection that
-lives for one request costs much less, and what is read is sent on from one buffer that all
-share, so that a silent connection holds no memory but its two sockets'.
+It uses the sockets directly, not asyncio's streams or transports: a connection for one request
+costs much less, and all connections read into one shared buffer, so that a silent connection
+needs no memory but its two sockets'.
 
-Memory is bounded by back-pressure: while a side has not taken all that was read for it, the other
-is not read. An end of stream is passed on as one, so a half-closed connection still gets its
-answer. A reset is passed on as a reset, so that nobody takes half an answer for a whole one.
+Memory is bounded by back-pressure: while one side has unsent bytes, the other is not read. An end
+of stream is passed on as one, so a half-closed connection still gets its answer. A reset is passed
+on as a reset, so that half an answer is not taken for a whole one.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ import struct
 from collections.abc import Callable
 
 _BUFFER = memoryview(bytearray(256 * 1024))
-"""What was read last, until it is sent on within the same call; what can't be is copied."""
+"""Holds a read until it is sent on in the same call; the unsent rest is copied."""
 
-_PATIENCE_SECONDS = 30.0  # how long nothing may move after the server has left
+_IDLE_SECONDS = 30.0  # how long no byte may move after the server has closed its side
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER for no time at all
 
 
 class RelayCounters:
-    """What was carried so far for one purpose, in all; it only grows."""
+    """The total traffic so far for one purpose."""
 
     __slots__ = ("connections", "from_clients", "to_clients")
 
     def __init__(self) -> None:
         self.connections = 0
-        """Accepted, whatever became of them."""
+        """Accepted, including those that failed later."""
         self.from_clients = self.to_clients = 0
         """Bytes."""
 
 
 class _Side:
-    """One of the two connections."""
+    """One of the two sockets."""
 
     __slots__ = ("_loop", "_pair", "broken", "ended", "fd", "other", "sock", "unsent")
 
@@ -50,19 +50,19 @@ class _Side:
         self._loop = loop
         self.sock = sock
         self.fd = sock.fileno()
-        """For the loop: given a socket it didn't know, it would describe it to itself in words."""
+        """For the loop, which would format a socket object into text at each call."""
         self.unsent = b""
-        """What this side has not taken yet; the other one is not read meanwhile."""
+        """Bytes that are not sent to this side yet; the other one is not read meanwhile."""
         self.ended = False
-        """Whether nothing more will come from this side."""
+        """Whether this side has sent its end of stream."""
         self.broken = False
-        """Whether this side takes nothing any more."""
+        """Whether nothing more can be sent to this side."""
 
     def listen(self) -> None:
         self._loop.add_reader(self.fd, self.read)
 
     def read(self) -> None:
-        """Pass on what has come, or the end of it."""
+        """Pass on the bytes that arrived, or the end of stream."""
         try:
             count = self.sock.recv_into(_BUFFER)
         except (BlockingIOError, InterruptedError):
@@ -77,7 +77,7 @@ class _Side:
             self._end()
 
     def send(self, data: memoryview | bytes) -> None:
-        """Send as much as is taken now; until the rest is, the other side is not read."""
+        """Send what the socket accepts now; the other side is not read until the rest is sent."""
         if self.broken:
             return
         try:
@@ -108,10 +108,10 @@ class _Side:
             self.other.listen()
 
     def _end(self) -> None:
-        """Nothing more comes from this side; pass that on once all before it was sent."""
+        """Handle this side's end of stream; it is passed on once all bytes before it are sent."""
         self.ended = True
         self._loop.remove_reader(self.fd)
-        if self.broken:  # it was reset while we wrote: what it said may not be all
+        if self.broken:  # it was reset while we wrote: its bytes may be incomplete
             self._pair.abort()
             return
         self._pair.side_ended(self)
@@ -119,7 +119,7 @@ class _Side:
             self.other.finish()
 
     def finish(self) -> None:
-        """Tell this side that it has been sent everything."""
+        """Pass the end of stream on to this side."""
         if self.ended:
             self._pair.close_if_done()
         elif not self.broken:
@@ -127,7 +127,7 @@ class _Side:
                 self.sock.shutdown(socket.SHUT_WR)
 
     def _break(self) -> None:
-        """Give this side up; what a server said before it left is still to be passed on."""
+        """Send no more to this side; bytes that a server sent before are still passed on."""
         self.broken = True
         if self is self._pair.client:
             self._pair.abort()
@@ -135,7 +135,7 @@ class _Side:
             self._all_sent()
 
     def close(self) -> None:
-        """Close at once; as a reset, if anything is missing of what was to be sent."""
+        """Close at once; as a reset, if any byte was not sent."""
         self._loop.remove_reader(self.fd)
         self._loop.remove_writer(self.fd)
         if self.unsent or not self.other.ended:
@@ -145,16 +145,16 @@ class _Side:
 
 
 class RelayConnection:
-    """A client's connection and the server's that it is relayed to. Both sockets are its own.
+    """A client's connection and the server's that it is relayed to. It owns both sockets.
 
-    `on_close` is told once, when both are closed.
+    `on_close` is called once, when both are closed.
     """
 
     __slots__ = (
+        "_idle_timer",
         "_loop",
         "_moves",
         "_on_close",
-        "_patience",
         "answered",
         "asked",
         "born",
@@ -174,19 +174,19 @@ class RelayConnection:
         self._on_close: Callable[[RelayConnection], None] | None = on_close
         self.carried = carried
         self._moves = 0
-        self._patience: asyncio.TimerHandle | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
         self.born = self._loop.time()
         self.asked = self.answered = False
-        """Whether the client, and whether the server, has said anything yet."""
+        """Whether the client, and whether the server, has sent a byte yet."""
         self.client = _Side(self, client, self._loop)
         self.server = _Side(self, server, self._loop)
         self.client.other, self.server.other = self.server, self.client
 
     def start(self) -> None:
-        """Begin to copy."""
+        """Start to copy."""
         self.server.listen()
         self.client.listen()
-        self.client.read()  # a client rarely connects to say nothing
+        self.client.read()  # the request has often arrived already
 
     def moved(self, source: _Side, count: int = 0) -> None:
         """Note that bytes came from this side, and how many of them are new."""
@@ -199,12 +199,12 @@ class RelayConnection:
             self.carried.to_clients += count
 
     def side_ended(self, side: _Side) -> None:
-        """Begin to lose patience once the server has left: its client may never close."""
+        """Start the idle limit once the server has closed its side: its client may never close."""
         if side is self.server:
             self._wait(self._moves)
 
     def _wait(self, moves: int) -> None:
-        self._patience = self._loop.call_later(_PATIENCE_SECONDS, self._wait_longer, moves)
+        self._idle_timer = self._loop.call_later(_IDLE_SECONDS, self._wait_longer, moves)
 
     def _wait_longer(self, moves: int) -> None:
         if moves == self._moves:
@@ -213,18 +213,18 @@ class RelayConnection:
             self._wait(self._moves)
 
     def close_if_done(self) -> None:
-        """Close both once each has been sent all that the other one had to say."""
+        """Close both once each side has ended and everything is sent."""
         sides = self.client, self.server
         if all(side.ended and not side.unsent for side in sides):
-            self.abort()  # with nothing missing it is no reset
+            self.abort()  # nothing is unsent, so it is no reset
 
     def abort(self) -> None:
         """Close both at once."""
         if self._on_close is None:
             return
-        told, self._on_close = self._on_close, None
-        if self._patience is not None:
-            self._patience.cancel()
+        on_close, self._on_close = self._on_close, None
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         self.client.close()
         self.server.close()
-        told(self)
+        on_close(self)

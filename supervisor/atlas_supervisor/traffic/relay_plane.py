@@ -1,10 +1,10 @@
 """The relay plane: the daemon accepts on the public port and copies bytes to the active slot.
 
-For workers that bind their own port, and for systems where the kernel can't steer. The price is
-a copy of every byte and a public port that dies with the daemon; the promise is the same: a
+It serves workers that bind their own port, and systems where the kernel can't steer. It costs a
+copy of every byte, and the public port closes with the daemon. The promise is the same: a
 connection stays with the version where it began, and a switch loses none.
 
-With no public port at all (`PUBLIC_PORT=0`) the same class serves the slots' own ports alone.
+Without a public port (`PUBLIC_PORT=0`) the same class serves the slots' own ports alone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import socket
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.system.procfs import describe_listeners, inode_of
+from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import listeners
 from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, RelayTraffic
 from atlas_supervisor.traffic.relay import Relay, Target
@@ -22,17 +23,17 @@ from atlas_supervisor.traffic.slot_ports import SlotPorts
 
 
 class RelayPlane:
-    """The public listener, what it relays to, and the slots' own ports."""
+    """The public listener, the relay's targets, and the slots' own ports."""
 
-    def __init__(self, endpoints: Endpoints, hand_over: SocketPassing) -> None:
+    def __init__(self, endpoints: Endpoints, socket_passing: SocketPassing) -> None:
         self._endpoints = endpoints
-        self._hand_over = hand_over
+        self._socket_passing = socket_passing
         self._active = SlotName.BLUE
         self._public: socket.socket | None = None
         self._relay: Relay | None = None
         self._own: dict[SlotName, socket.socket] = {}
         self._inner: dict[SlotName, socket.socket] = {}
-        """What a worker gets in place of the public socket; the relay connects to it."""
+        """Inherited in place of the public socket; the relay connects to it."""
         self._own_ports: SlotPorts
         self._rescues = Rescues()
 
@@ -66,24 +67,26 @@ class RelayPlane:
 
     def _open_sockets(self) -> None:
         host, port = self._endpoints.public_host, self._endpoints.public_port
-        # A worker that binds its own port does so beside our reservation (SO_REUSEADDR).
-        open_one = listeners.bind if self._hand_over is SocketPassing.PORT else listeners.listen
+        # A worker binds its own port beside our reservation (SO_REUSEADDR).
+        open_one = (
+            listeners.bind if self._socket_passing is SocketPassing.PORT else listeners.listen
+        )
         self._own = listeners.open_slot_ports(self._endpoints.slot_ports, open_one)
         if not port:
             return
-        listeners.refuse_strangers("PUBLIC_PORT", host, port)
+        listeners.refuse_foreign_listeners("PUBLIC_PORT", host, port)
         try:
             self._public = listeners.listen(host, port)
         except OSError as error:
             raise listeners.explain_bind_error("PUBLIC_PORT", host, port, error) from error
-        if self._hand_over is not SocketPassing.PORT:
+        if self._socket_passing is not SocketPassing.PORT:
             for slot in SlotName:
                 self._inner[slot] = listeners.listen("127.0.0.1", 0)
 
     def _serve_own_ports(self) -> SlotPorts:
-        if self._hand_over is SocketPassing.PORT:
+        if self._socket_passing is SocketPassing.PORT:
             return SlotPorts({}, {})
-        if self._hand_over is SocketPassing.ACTIVATION or not self._inner:
+        if self._socket_passing is SocketPassing.ACTIVATION or not self._inner:
             return SlotPorts(self._own, {})
         return SlotPorts(self._own, {slot: self._target_of(slot) for slot in SlotName})
 
@@ -95,15 +98,15 @@ class RelayPlane:
             return Target("127.0.0.1", self._inner[slot].getsockname()[1])
         return Target("127.0.0.1", self._endpoints.slot_ports[slot])
 
-    def handed(self, slot: SlotName) -> InheritedSockets:
-        """Return the worker's sockets: none if it binds its own port, one if it takes only one."""
-        if self._hand_over is SocketPassing.PORT:
+    def inherited(self, slot: SlotName) -> InheritedSockets:
+        """Return the worker's sockets: none if it binds its own port, one if it takes one alone."""
+        if self._socket_passing is SocketPassing.PORT:
             return InheritedSockets({})
         named = {"public": self._inner[slot]} if slot in self._inner else {}
-        if self._hand_over is SocketPassing.ACTIVATION or not named:
+        if self._socket_passing is SocketPassing.ACTIVATION or not named:
             named["private"] = self._own[slot]
         for sock in named.values():
-            sock.setblocking(False)  # a flag that the worker before may have changed for all of us
+            sock.setblocking(False)  # the flag is shared, and the last worker may have changed it
         return InheritedSockets(named)
 
     def ports(self, slot: SlotName) -> frozenset[int]:
@@ -116,7 +119,7 @@ class RelayPlane:
 
     def refresh(self, slot: SlotName) -> None:
         """Set the queues' sizes again: the worker shares the sockets."""
-        if self._hand_over is SocketPassing.PORT:
+        if self._socket_passing is SocketPassing.PORT:
             return
         listeners.restore_backlog(self._own[slot])
         if slot in self._inner:
@@ -125,45 +128,45 @@ class RelayPlane:
     def queued(self, slot: SlotName) -> int:
         """Return how many relayed connections the slot's worker has not accepted yet.
 
-        The queue of one that binds its own port is not ours to look at: those count that have
-        asked and heard nothing.
+        The queue of a worker that binds its own port can't be read: connections count that have
+        sent something and got no byte back.
         """
-        if self._hand_over is not SocketPassing.PORT:
-            return listeners.queue_length(self._inner.get(slot, self._own[slot]))
+        if self._socket_passing is not SocketPassing.PORT:
+            return queue_length(self._inner.get(slot, self._own[slot]))
         return self._relay.unanswered(self._target_of(slot)) if self._relay is not None else 0
 
     def vacate(self, slot: SlotName, heir: SlotName) -> None:
-        """Hand what the slot's last worker had not accepted to the heir; refuse on its own port."""
+        """Relay what the last worker did not accept to the heir; close on its own port."""
         if slot in self._inner:
             self._rescues.begin(slot, self._inner[slot], lambda: self._target_of(heir))
         self._own_ports.vacate(slot)
 
     def occupy(self, slot: SlotName) -> None:
-        """Leave the slot's queues to its worker again; what was rescued is carried to its end."""
+        """Leave the slot's queues to its worker again; rescued connections go on to their end."""
         self._rescues.end(slot)
         self._own_ports.occupy(slot)
 
     def rescued(self, slot: SlotName) -> int:
-        """Return how many connections were handed on since the slot's worker is gone."""
+        """Return how many connections were passed on since the slot lost its worker."""
         return self._rescues.count(slot)
 
     def relayed(self) -> dict[str, RelayTraffic]:
-        """Return what the daemon carries: all of the public port, and the rest."""
+        """Return the daemon's relayed traffic: the public port, rescues and own ports."""
         found = {"own_port": self._own_ports.relayed(), "rescue": self._rescues.relayed()}
         if self._relay is not None:
             found["public"] = RelayTraffic.of(self._relay.carried, self._relay.open_connections)
         return found
 
-    def strangers(self) -> list[str]:
+    def foreign_listeners(self) -> list[str]:
         """Return foreign listeners on the public port."""
         if self._public is None:
             return []
         host, port = self._endpoints.public_host, self._endpoints.public_port
-        found = listeners.strangers(host, port, {inode_of(self._public)})
+        found = listeners.foreign_listeners(host, port, {inode_of(self._public)})
         return [describe_listeners([listener]) for listener in found]
 
     async def close(self) -> None:
-        """Close every socket and cut what is still relayed."""
+        """Close every socket and reset relayed connections."""
         if self._relay is not None:
             await self._relay.close()
         await self._rescues.close()

@@ -1,9 +1,26 @@
-"""Which slot a new connection goes to, as a policy and as the kernel's own program. Pure.
+"""The steering policy, and its translation into the kernel's program. Pure.
 
-The public port is a group of two listening sockets, blue at index 0 and green at index 1. For
-every new connection the kernel runs a classic BPF program that is attached to the group and
-returns the index. This module turns a policy into that program; `listeners` attaches it. A
-switch is the attachment of another program, one system call, and no connection is ever between.
+The public port is a SO_REUSEPORT group of two listening sockets. For every new connection the
+kernel runs the classic BPF program that is attached to the group; its result is the index of the
+socket that gets the connection. This module turns a policy into that program, and `listeners`
+attaches it with one setsockopt.
+
+What always holds:
+- Index 0 is blue and index 1 is green, the order of `listen()` (GROUP_ORDER). Which slot is active
+  changes with the program and not with the sockets.
+- A switch attaches another program. The kernel exchanges the two atomically: every connection is
+  steered by the one or by the other, and none is refused.
+- A connection belongs to a queue from its first SYN on. A program has no effect on connections
+  that are established, queued or in the middle of their handshake.
+- The result must be 0 or 1. For an index out of range the kernel silently hashes over all sockets
+  of the group.
+- The program is attached to the group, through any of its sockets. A worker that inherited one
+  could replace it, so it is attached again after every launch, and every switch is checked with a
+  real connection.
+
+With `direct`, two reserved loopback sources reach the slots through the public port, independent
+of the active slot. The program reads the source address with SKF_NET_OFF, relative to the IP
+header; a dual-stack socket sees both families, so it looks at the version first.
 """
 
 from __future__ import annotations
@@ -15,16 +32,16 @@ from ipaddress import IPv4Address
 from atlas_supervisor.model.slot import SlotName
 
 GROUP_ORDER = (SlotName.BLUE, SlotName.GREEN)
-"""Order of `listen()` in the group, which is what the kernel's index means."""
+"""Order of `listen()` in the group, which the kernel's index counts."""
 
 DIRECT_SOURCE = {
     SlotName.BLUE: IPv4Address("127.83.0.1"),
     SlotName.GREEN: IPv4Address("127.83.0.2"),
 }
-"""Loopback sources whose connections reach a slot through the public port, whoever is active.
+"""Loopback sources whose connections reach a slot through the public port, active or not.
 
-This is how a worker is reached that was handed nothing but its public socket. Any address of
-127.0.0.0/8 does; these are unlikely to be somebody's own.
+A worker that inherited the public socket alone is reached by them. Any address of 127.0.0.0/8
+would do; these are unlikely to be in use.
 """
 
 # Classic BPF, from linux/bpf_common.h and linux/filter.h.
@@ -41,7 +58,7 @@ _INSTRUCTION = struct.Struct("=HBBI")
 
 @dataclass(frozen=True)
 class SteeringPolicy:
-    """What should happen to new connections: `active` gets them.
+    """Sends new connections to the `active` slot.
 
     With `direct`, connections from a slot's `DIRECT_SOURCE` go to that slot instead.
     """

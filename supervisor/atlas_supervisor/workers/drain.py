@@ -1,8 +1,31 @@
-"""Instances on their way out: each from the beginning of its drain to its last descendant.
+"""The drain: how a worker that has lost the traffic finishes its connections and ends.
 
-An instance that accepts nothing more needs its slot no longer. It *lingers* beside the slot's
-next instance until its own connections are done or its drain time is over, so that a WebSocket
-or a long download delays the end of one process and not the next deploy.
+What always holds:
+- No new connection is steered to a slot whose worker drains. But a handshake that began before
+  the switch still ends in its queue, so the worker goes on accepting until the queue has been
+  empty for SETTLE_SECONDS.
+- Nothing that the worker has accepted is cut off before its deadline, `DRAIN_TIMEOUT_SECONDS`
+  after the drain began, unless the next deploy needs the slot and the worker is hurried.
+- Each drain ends: after the deadline the worker has `STOP_TIMEOUT_SECONDS` to exit, then it and
+  its descendants are killed.
+- A slot is reported free once per drain, and only when no process of that drain will accept from
+  the slot's sockets again.
+
+The order (`Slot.drain` performs it):
+1. Settle: wait for the empty queue. A worker without the kit may cut answers off on SIGTERM, so
+   for it also wait until the kernel shows no unanswered request.
+2. SIGTERM. A worker with the kit reports when it accepts nothing more.
+3. If it does, and its sockets were inherited, it *lingers*: its queue goes to the other slot, its
+   own slot is free for the next launch, and it ends in a task of its own. A WebSocket or a long
+   download then delays the end of one process, and not the next deploy. At most LINGERING_LIMIT
+   linger; one more keeps its slot until there is room.
+   Otherwise it keeps its slot until it has ended: there is no telling when it stops accepting, or
+   whose listener is on a port that it binds itself.
+4. Wait for its connections, for its exit, then kill what is left.
+
+When the next deploy waits for the slot, `Drains.hurry` bounds step 1 to HURRY_SECONDS, and sends a
+second SIGTERM (close your streams now) to those that keep a slot or, if there is no room, to the
+oldest that lingers.
 """
 
 from __future__ import annotations
@@ -17,37 +40,47 @@ import structlog
 
 from atlas_supervisor.model.drain import DrainCounts, DrainingView
 from atlas_supervisor.system.clock import Stopwatch, now
+from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.process import WorkerProcess
 
 log = structlog.get_logger(__name__)
+
+SETTLE_SECONDS = 0.25
+"""How long a queue must stay empty: a handshake that began before a flip still ends in it."""
+
+HURRY_SECONDS = 1.0
+"""How much longer a foreign worker's answers are waited for once the next deploy has started."""
 
 LINGERING_LIMIT = 4
 """With those in the two slots, six processes of an application: what a machine must have memory
 for. It lets a deploy follow every few seconds while each version before has a slow client."""
 
-_IN_ORDER = frozenset({0, -signal.SIGTERM, 128 + signal.SIGTERM})
-"""Exit statuses of a program that was told to end, and did."""
+_POLL_SECONDS = 0.02
+
+_ORDERLY = frozenset({0, -signal.SIGTERM, 128 + signal.SIGTERM})
+"""Exit statuses of a program that ended as asked."""
 
 _NAMES = {"requests": "request", "websockets": "WebSocket", "event_streams": "event stream"}
 
 
 class Drain:
-    """One instance's drain. `seconds` is the time that its connections have, in all."""
+    """One worker's drain. Its connections have `seconds` in all."""
 
     def __init__(self, instance: WorkerProcess, ports: Collection[int], seconds: float) -> None:
         self.instance = instance
         self.ports = ports
-        self.leaves_alone = False
-        """Whether it accepts nothing more, and is seen off by a task of its own."""
+        self.detached = False
+        """Whether it accepts nothing more, and a task of its own ends it."""
         self.lingers = False
-        """Whether it has left its slot to the next instance."""
-        self.stays = False
-        """Whether it keeps its slot until it is gone."""
+        """Whether it has left its slot to the next worker."""
+        self.keeps_slot = False
+        """Whether it keeps its slot until it has ended."""
         self.by_itself = False
         self.gone = anyio.Event()
         self._seconds = seconds
         self._age = Stopwatch()
         self._since_ts = now()
+        self._settling: anyio.CancelScope | None = None
         self._hurried = False
 
     @property
@@ -55,11 +88,35 @@ class Drain:
         """How long its connections still have."""
         return max(self._seconds - self._age.seconds, 0.0)
 
+    async def settle(self, plane: Plane) -> None:
+        """Wait until its queue stays empty and, without the kit, all its answers are given."""
+        with anyio.move_on_after(self.seconds_left) as self._settling:
+            quiet = Stopwatch()
+            while self.instance.alive and quiet.seconds < SETTLE_SECONDS:
+                if plane.queued(self.instance.slot):
+                    quiet = Stopwatch()
+                await anyio.sleep(_POLL_SECONDS)
+            if not self.instance.kit:
+                await self.instance.answered(self.ports)
+        self._settling = None
+
+    async def stops_accepting(self) -> bool:
+        """Ask the worker to drain, and return whether it reports that it accepts nothing more."""
+        with anyio.move_on_after(self.seconds_left):
+            return await self.instance.stops_accepting(self.ports)
+        return False
+
+    def hurry_settling(self) -> None:
+        """Bound the wait of `settle`: the slot is needed."""
+        if self._settling is not None:
+            soon = anyio.current_time() + HURRY_SECONDS
+            self._settling.deadline = min(self._settling.deadline, soon)
+
     def hurry(self) -> None:
-        """Tell it that its place is needed; once."""
+        """Ask the worker to close its streams now; at most once."""
         if not self._hurried and self.instance.hurry():
             self._hurried = True
-            log.info("worker_hurried", **self.instance.facts, pid=self.instance.pid)
+            log.info("drain_shortened", **self.instance.facts, pid=self.instance.pid)
 
     def view(self) -> DrainingView:
         """Return it as the status shows it."""
@@ -71,12 +128,12 @@ class Drain:
             version=instance.release.version,
             since_ts=self._since_ts,
             deadline_ts=self._since_ts + timedelta(seconds=self._seconds),
-            left=instance.said.left,
+            left=instance.reported.left,
             connections=instance.connected,
         )
 
     def story(self) -> dict[str, Any]:
-        """Return how it went, once it is gone: for the record of the deploy."""
+        """Return how it went, once the worker has ended: the detail of the deploy's step."""
         return {
             "message": f"{self.instance.slot} {self._how()}",
             "by_itself": self.by_itself,
@@ -84,29 +141,29 @@ class Drain:
         }
 
     def _how(self) -> str:
-        said, instance = self.instance.said, self.instance
+        reported, instance = self.instance.reported, self.instance
         took = f"after {self._age.seconds:.1f} s"
         if not self.by_itself:
-            still = in_words(said.cut or said.left)
+            still = in_words(reported.cut or reported.left)
             return f"had to be killed {took}" + (f"; it still had {still}" if still else "")
-        if instance.kit and instance.exit_status not in _IN_ORDER:
+        if instance.kit and instance.exit_status not in _ORDERLY:
             return f"did not finish: it {instance.exit_text} {took}"
-        if said.most is None and said.cut is None:
+        if reported.most is None and reported.cut is None:
             return f"finished by itself {took}"
-        told = in_words(said.most and said.most.model_copy(update={"requests": 0}))
-        cut = in_words(said.cut)
+        streams = in_words(reported.most and reported.most.model_copy(update={"requests": 0}))
+        cut = in_words(reported.cut)
         end = f"cut off at the deadline of {self._seconds:g} s: {cut}" if cut else "nothing was cut"
-        return f"left {took}: " + (f"told to go: {told}; {end}" if told else end)
+        return f"left {took}: " + (f"asked to close: {streams}; {end}" if streams else end)
 
 
 def counts(instance: WorkerProcess) -> dict[str, Any]:
-    """Return what it says that it still has, and what it has cut; None where it has not said."""
-    left, cut = instance.said.left, instance.said.cut
+    """Return what it reported as left and as cut off; None where it reported nothing."""
+    left, cut = instance.reported.left, instance.reported.cut
     return {"left": left and left.model_dump(), "cut": cut and cut.model_dump()}
 
 
 def in_words(left: DrainCounts | None) -> str:
-    """Return what is not idle as a person would say it; empty if that is nothing."""
+    """Return the counts as text, without idle connections; empty if there are no others."""
     found = [
         f"{count} {_NAMES[kind]}{'' if count == 1 else 's'}"
         for kind, count in (left or ())
@@ -116,53 +173,55 @@ def in_words(left: DrainCounts | None) -> str:
 
 
 class Drains:
-    """All departures of the daemon, in the order in which they began."""
+    """All drains in progress, in the order in which they began."""
 
     def __init__(self) -> None:
         self._all: list[Drain] = []
         self._changed = anyio.Event()
-        self._someone_waits = False
+        self._no_room = False
+        """Whether one waits for room to linger."""
 
-    def begin(self, departure: Drain) -> Drain:
-        """Note that an instance's drain has begun."""
-        self._all.append(departure)
-        return departure
+    def begin(self, drain: Drain) -> Drain:
+        """Add a drain that has begun."""
+        self._all.append(drain)
+        return drain
 
-    def end(self, departure: Drain) -> None:
-        """Note that it is gone; does nothing a second time."""
-        if departure in self._all:
-            self._all.remove(departure)
-            departure.gone.set()
+    def end(self, drain: Drain) -> None:
+        """Remove a drain whose worker has ended; does nothing a second time."""
+        if drain in self._all:
+            self._all.remove(drain)
+            drain.gone.set()
             self._changed.set()
             self._changed = anyio.Event()
 
     def views(self) -> list[DrainingView]:
         """Return all of them as the status shows them, from memory."""
-        return [departure.view() for departure in self._all]
+        return [drain.view() for drain in self._all]
 
-    async def linger(self, departure: Drain) -> bool:
-        """Wait until one more may linger, and let it; false if it went before that."""
-        self._someone_waits = True
+    async def linger(self, drain: Drain) -> bool:
+        """Wait for room, and let the drain linger; false if its worker ended before that."""
+        self._no_room = True
         try:
-            while len(self._lingering()) >= LINGERING_LIMIT and not departure.gone.is_set():
+            while len(self._lingering()) >= LINGERING_LIMIT and not drain.gone.is_set():
                 await self._changed.wait()
         finally:
-            self._someone_waits = False
-        departure.lingers = not departure.gone.is_set()
-        return departure.lingers
+            self._no_room = False
+        drain.lingers = not drain.gone.is_set()
+        return drain.lingers
 
     def hurry(self) -> None:
-        """Tell whoever is in the way to hurry: those that keep a slot, else the oldest."""
-        for departure in self._all:
-            if departure.stays:
-                departure.hurry()
-        if self._someone_waits and (lingering := self._lingering()):
+        """Hurry the drains that the next deploy waits for. May be called again and again."""
+        for drain in self._all:
+            drain.hurry_settling()
+            if drain.keeps_slot:
+                drain.hurry()
+        if self._no_room and (lingering := self._lingering()):
             lingering[0].hurry()
 
     async def all_gone(self) -> None:
-        """Wait until nobody is seen off any more; each has its own deadline."""
-        while any(departure.leaves_alone for departure in self._all):
+        """Wait for the end of every drain that has a task of its own; each has its deadline."""
+        while any(drain.detached for drain in self._all):
             await self._changed.wait()
 
     def _lingering(self) -> list[Drain]:
-        return [departure for departure in self._all if departure.lingers]
+        return [drain for drain in self._all if drain.lingers]

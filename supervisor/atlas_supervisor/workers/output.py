@@ -1,8 +1,8 @@
-"""Where a worker's output goes: a file of its slot, which outlives the daemon.
+"""A worker's output: a log file of its slot, which outlives the daemon.
 
-A pipe would fill up and block the worker, or break it, as soon as nobody reads. A file needs a
-bound instead: it is looked at often, and copied aside and cut when it has grown too large, so that
-the worker and a reader that follows it by name or by descriptor go on.
+A pipe without a reader would block or break the worker. A file must be bounded instead: its size
+is checked often, and a file over the limit is copied aside and truncated, so that the worker and
+any reader, by name or by descriptor, go on.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ log = structlog.get_logger(__name__)
 
 LIMIT_BYTES = 16 * 1024 * 1024
 """A slot's log may reach this size, and one older part of the same size is kept."""
-LOOK_SECONDS = 0.1
-"""How often its size is looked at; in between a worker writes whatever its disk takes."""
-FLOOD_LOOK_SECONDS = 0.01
-"""How long after a cut that came late: the file was twice its size by then."""
+CHECK_SECONDS = 0.1
+"""How often its size is checked; in between a worker writes as fast as its disk."""
+FLOOD_CHECK_SECONDS = 0.01
+"""The same after a late cut, of a file with twice the limit."""
 
-_TELL_SECONDS = 60.0
+_REPORT_SECONDS = 60.0
 _TAIL_BYTES = 64 * 1024
 _PIECE_BYTES = 1024 * 1024
 _CATCH_UPS = 3
@@ -43,21 +43,21 @@ class WorkerLog:
     def __init__(self, path: Path, slot: SlotName) -> None:
         self.path = path
         self.aside = path.with_name(f"{path.name}.1")
-        """What was there before the last cut: its end, up to the limit."""
+        """The end of the file before the last cut, up to the limit."""
         self.slot = slot
         self.lock = threading.RLock()
         """Held while the file is cut, so that a reader sees it before or after."""
         self.generation = secrets.randbits(48)
-        """One more after each cut, and another one for each daemon."""
+        """Grows with each cut, and begins at random in each daemon."""
         self.aside_start = 0
-        """Where in the file of before the last cut the older part begins."""
+        """The older part's offset in the file before the last cut."""
         self._launch_offset = 0
         self._launch_aside: int | None = None
-        self._told: Stopwatch | None = None
-        self._untold = [0, 0]
+        self._reported: Stopwatch | None = None
+        self._unreported = [0, 0]
 
     def open(self) -> int:
-        """Return a descriptor to write to, and remember where this instance begins.
+        """Return a descriptor to write to, and remember the offset where this instance begins.
 
         Raises OSError.
         """
@@ -68,27 +68,27 @@ class WorkerLog:
         return descriptor
 
     def size(self) -> int:
-        """Return how large the file is now; 0 if there is none."""
+        """Return the file's size; 0 if there is none."""
         try:
             return self.path.stat().st_size
         except OSError:
             return 0
 
     def rotate(self) -> int:
-        """Copy the file aside and cut it, if it is over its limit; return its size if it was."""
+        """Copy a file over the limit aside and cut it; return its size, or 0 if it was not."""
         if self.size() <= LIMIT_BYTES:
             return 0
         try:
             with self.lock, self.path.open("rb+", buffering=0) as file:
-                if (size := _used(file)) <= LIMIT_BYTES:  # somebody else has just cut it
+                if (size := _used(file)) <= LIMIT_BYTES:  # another thread has just cut it
                     return 0
                 start = self._copy_aside(file)
-                file.truncate(0)  # what came since the last look at its end is lost
+                file.truncate(0)  # lines since the end was read last are lost
                 self._note_cut(start)
         except OSError as error:
             log.error("worker_log_not_rotated", slot=self.slot, why=str(error))
             return 0
-        self._tell_cut(size, dropped=max(size - LIMIT_BYTES, 0))
+        self._report_cut(size, dropped=max(size - LIMIT_BYTES, 0))
         return size
 
     def _note_cut(self, start: int) -> None:
@@ -98,36 +98,36 @@ class WorkerLog:
         self.generation += 1
 
     def _copy_aside(self, file: BinaryIO) -> int:
-        """Keep the file's last part, and return where it begins.
+        """Keep the file's last part, and return its offset.
 
-        On a full disk it is given up, so that there is room again.
+        On a full disk it is dropped, so that there is room again.
         """
         end = file.seek(0, os.SEEK_END)
         start = position = max(end - LIMIT_BYTES, 0)
         try:
-            self.aside.unlink(missing_ok=True)  # whoever reads it still has it
+            self.aside.unlink(missing_ok=True)  # readers keep their descriptor
             with open(self.aside, "xb", buffering=0, opener=_private) as older:  # Path: no opener
                 for _ in range(_CATCH_UPS):
                     position = _copy(file, older, position, end)
                     end = file.seek(0, os.SEEK_END)
                     if not 0 < end - position <= _PIECE_BYTES:
-                        break  # there is no more, or more than can be caught up with
+                        break  # there is no more, or too much to catch up with
         except OSError as error:
             log.error("worker_log_not_kept", slot=self.slot, why=str(error))
             self.aside.unlink(missing_ok=True)
         return start
 
-    def _tell_cut(self, size: int, dropped: int) -> None:
-        """Log it: each cut would be a flood of its own."""
-        self._untold = [self._untold[0] + 1, self._untold[1] + dropped]
-        if self._told is None or self._told.seconds >= _TELL_SECONDS:
-            cuts, lost = self._untold
+    def _report_cut(self, size: int, dropped: int) -> None:
+        """Log cuts at intervals: a line for each would be a flood of its own."""
+        self._unreported = [self._unreported[0] + 1, self._unreported[1] + dropped]
+        if self._reported is None or self._reported.seconds >= _REPORT_SECONDS:
+            cuts, lost = self._unreported
             level = log.warning if lost else log.info
             level("worker_log_cut", slot=self.slot, bytes=size, cuts=cuts, dropped_bytes=lost)
-            self._told, self._untold = Stopwatch(), [0, 0]
+            self._reported, self._unreported = Stopwatch(), [0, 0]
 
     def last_lines(self, count: int = 20) -> list[str]:
-        """Return the last lines that this instance printed, printable and shortened."""
+        """Return the last lines of this instance's output, printable and shortened."""
         text = _tail(self.path, self._launch_offset, _TAIL_BYTES)
         if self._launch_aside is not None and len(text) < _TAIL_BYTES:  # it was cut a moment ago
             text = _tail(self.aside, self._launch_aside, _TAIL_BYTES - len(text)) + text
@@ -136,30 +136,30 @@ class WorkerLog:
 
 
 async def keep_bounded(logs: Sequence[WorkerLog]) -> None:
-    """Look at the files again and again, and cut those that are over their limit; never ends.
+    """Cut files over the limit, again and again; never ends.
 
-    Not only while an instance runs: one that starts or lingers writes, too, and what grew while
-    no daemon was there is cut at once.
+    Also between instances: a starting or lingering worker writes as well, and a file that grew
+    while no daemon ran is cut at once.
     """
     while True:
         late = False
         for each in logs:
             if each.size() > LIMIT_BYTES:
                 late |= await anyio.to_thread.run_sync(each.rotate) > 2 * LIMIT_BYTES
-        await anyio.sleep(FLOOD_LOOK_SECONDS if late else LOOK_SECONDS)
+        await anyio.sleep(FLOOD_CHECK_SECONDS if late else CHECK_SECONDS)
 
 
 def _used(file: BinaryIO) -> int:
     """Return the size without the hole at the beginning.
 
-    A worker that opened the file anew, and not to append, writes on where it was before the cut.
+    A worker that opened the file anew, and not to append, goes on writing at its old offset.
     """
     size = file.seek(0, os.SEEK_END)
     return size - file.seek(0, os.SEEK_DATA) if size else 0
 
 
 def _copy(source: BinaryIO, target: BinaryIO, position: int, end: int) -> int:
-    """Copy from `position` to `end`, and return how far that was possible. Raises OSError."""
+    """Copy from `position` to `end`, and return the position reached. Raises OSError."""
     source.seek(position)
     while position < end and (piece := source.read(min(_PIECE_BYTES, end - position))):
         if target.write(piece) != len(piece):

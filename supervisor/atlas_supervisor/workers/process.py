@@ -1,45 +1,49 @@
-"""One worker process, from its launch to its last descendant."""
+"""One worker process, from its launch to its last descendant, and what it reports about itself.
+
+A worker reports by the sd_notify protocol. Each has an abstract socket with an unguessable name:
+there is no file to clean up, and messages from other users are ignored. It is not trusted: what
+can't be parsed is no report.
+"""
 
 from __future__ import annotations
 
-import resource
-import secrets
+import asyncio
+import os
 import signal
-import subprocess
-import sys
+import socket
+import struct
 from collections.abc import Collection
 from contextlib import suppress
 from datetime import datetime
-from pathlib import Path
 
 import anyio
 import structlog
 from anyio.abc import Process
+from pydantic import ValidationError
 
+from atlas_supervisor.model.drain import DrainCounts
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.system import procfs
 from atlas_supervisor.system.clock import Stopwatch, now
 from atlas_supervisor.system.sockdiag import TcpConnection
-from atlas_supervisor.traffic import InheritedSockets
-from atlas_supervisor.workers.notify import NotifySocket
-from atlas_worker.contract import ENV_INSTANCE, ENV_NOTIFY_SOCKET
+from atlas_worker.contract import (
+    ENV_INSTANCE,
+    NOTIFY_CUT,
+    NOTIFY_KIT,
+    NOTIFY_LEFT,
+    NOTIFY_NOT_ACCEPTING,
+    NOTIFY_READY,
+)
 
 log = structlog.get_logger(__name__)
-
-LAUNCHER = Path(__file__).with_name("launcher.py")
-FIRST_DESCRIPTOR = 3
-
-_OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-"""The limit that the daemon was started with; workers get it, whatever the daemon's own is now."""
 
 _POLL_SECONDS = 0.1
 _KILL_SECONDS = 5.0  # a process that the kernel itself holds on to can't be waited for
 
-
-def new_instance_id(slot: SlotName) -> str:
-    """Return a name that no other process has or will have."""
-    return f"{slot}-{secrets.token_hex(8)}"
+_MESSAGE_LIMIT = 4096
+_MESSAGES_PER_WAKE = 16  # a flood of messages must not delay the daemon
+_CREDENTIALS = struct.Struct("=iII")
 
 
 class WorkerProcess:
@@ -55,15 +59,14 @@ class WorkerProcess:
         self.started_ts: datetime = now()
         self.age = Stopwatch()
         self.exited = anyio.Event()
-        self.said_ready = notify.ready
-        self.said = notify
-        """What it has told about itself."""
+        self.reported = notify
+        """What it has reported about itself."""
         self.connected: int | None = None
         """How many connections it had when that was last looked at."""
         self.expected_to_exit = False
-        """Set before it is told to stop, and once its end was told: no further news of it."""
+        """Set before it is asked to end, and once it was reported as down: its exit is no news."""
         self._process = process
-        self._told = False
+        self._asked_to_end = False
 
     @property
     def alive(self) -> bool:
@@ -72,13 +75,13 @@ class WorkerProcess:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What every log line about it says; never more, for it outlives the deploy it is of."""
+        """The fields of every log line about it. None of a deploy: it outlives the one it is of."""
         return {"slot": self.slot, "instance": self.name, "release": self.release.label}
 
     @property
     def kit(self) -> bool:
-        """Whether it said that it gives up its clients when it is no longer active."""
-        return self.said.kit
+        """Whether it runs the worker kit: it closes its connections once it is not active."""
+        return self.reported.kit
 
     @property
     def exit_status(self) -> int | None:
@@ -98,34 +101,35 @@ class WorkerProcess:
         return f"exited with status {code}"
 
     async def wait(self) -> None:
-        """Wait for the worker's end, and note it: whoever waits first does."""
+        """Wait for the worker's end, and note it. May be called by several tasks."""
         try:
             await self._process.wait()
         finally:
             if self._process.returncode is not None:
                 self.exited.set()
-                self.said.close()
+                self.reported.close()
 
     def terminate(self) -> None:
-        """Ask it to drain and exit; one that was stopped is let go on, to hear it.
+        """Ask it to drain and exit; a stopped process is continued, so that it gets the signal.
 
-        It is asked once, because a second SIGTERM says something else: see `hurry`.
+        It is asked once, because a second SIGTERM has another meaning: see `hurry`.
         """
         self.expected_to_exit = True
         if self.alive:
-            if not self._told:
-                self._told = True
+            if not self._asked_to_end:
+                self._asked_to_end = True
                 self._signal(signal.SIGTERM)
             self._signal(signal.SIGCONT)
 
     def hurry(self) -> bool:
-        """Tell one that drains that its place is needed; return whether it was told.
+        """Ask a draining worker to close its streams now; return whether it was asked.
 
-        It concerns streams alone. One that has none left may be at its own tidying up by now,
-        where nobody listens to a second SIGTERM and the first would end it.
+        One that has no streams left may have removed its handler by now: there the second
+        SIGTERM would end it before its work is done.
         """
-        left = self.said.left
-        if not (self.alive and self._told and left and (left.websockets or left.event_streams)):
+        left = self.reported.left
+        streams = left and (left.websockets or left.event_streams)
+        if not (self.alive and self._asked_to_end and streams):
             return False
         self._signal(signal.SIGTERM)
         return True
@@ -133,24 +137,24 @@ class WorkerProcess:
     def _signal(self, number: int) -> None:
         """Signal it if it is there.
 
-        Not by way of the process object: that looks whether the process has ended, which takes
-        its exit status from whoever waits for it, who would then make one up.
+        Not through the process object: that polls for the exit status and takes it from the task
+        that waits for it, which would then report a made-up one.
         """
         procfs.send_signal([self.pid], number)
 
-    async def accepts_no_more(self, ports: Collection[int]) -> bool:
-        """Ask it to drain, and return whether it said that it takes no more connections.
+    async def stops_accepting(self, ports: Collection[int]) -> bool:
+        """Ask it to drain, and return whether it reported that it accepts nothing more.
 
-        It may end, or have no connection left, without having said so.
+        It may end, or have no connection left, without such a report.
         """
         self.terminate()
-        said = self.said.not_accepting
-        while self.alive and not said.is_set():
+        reported = self.reported.not_accepting
+        while self.alive and not reported.is_set():
             if not await anyio.to_thread.run_sync(self._connected, ports):
                 break
             with anyio.move_on_after(_POLL_SECONDS):
-                await said.wait()
-        return self.alive and said.is_set()
+                await reported.wait()
+        return self.alive and reported.is_set()
 
     async def stop(
         self,
@@ -158,48 +162,49 @@ class WorkerProcess:
         stop_seconds: float,
         drain_seconds: float = 0.0,
         ports: Collection[int] = (),
-        look_seconds: float = _POLL_SECONDS,
+        poll_seconds: float = _POLL_SECONDS,
     ) -> bool:
         """Ask it to drain and exit, and kill it if it does not; return whether it went by itself.
 
-        It has `drain_seconds` for its connections on `ports` to be done, and from then on
-        `stop_seconds` to exit. Nothing of it is left afterwards, whatever it started itself.
-        Every `look_seconds` its connections are looked for, which reads all of `/proc`.
+        Its connections on `ports` have `drain_seconds`; then it has `stop_seconds` to exit. No
+        process that it has started is left afterwards. Its connections are counted every
+        `poll_seconds`, which reads all of `/proc`.
         """
         self.terminate()
         if drain_seconds:
             with anyio.move_on_after(drain_seconds):
-                await self._connections_done(ports, look_seconds)
+                await self._disconnected(ports, poll_seconds)
         with anyio.move_on_after(stop_seconds):
             await self.wait()
         by_itself = not self.alive
         await self.kill()
         return by_itself
 
-    async def _connections_done(self, ports: Collection[int], look_seconds: float) -> None:
+    async def _disconnected(self, ports: Collection[int], poll_seconds: float) -> None:
         """Wait until it has exited or holds no connection any more."""
         while self.alive and await anyio.to_thread.run_sync(self._connected, ports):
-            with anyio.move_on_after(look_seconds):
+            with anyio.move_on_after(poll_seconds):
                 await self.wait()
 
-    async def answers_given(self, ports: Collection[int]) -> None:
-        """Wait until it has exited or owes no answer on any connection."""
+    async def answered(self, ports: Collection[int]) -> None:
+        """Wait until it has exited or has answered everything on its connections."""
         while self.alive and await anyio.to_thread.run_sync(self._busy, ports):
             with anyio.move_on_after(_POLL_SECONDS):
                 await self.wait()
 
     def _connected(self, ports: Collection[int]) -> bool:
-        found = self._look(ports)
+        found = self._known_connections(ports)
         return found is None or bool(found)
 
     def _busy(self, ports: Collection[int]) -> bool:
-        found = self._look(ports)
+        found = self._known_connections(ports)
         return found is None or any(each.busy for each in found)
 
-    def _look(self, ports: Collection[int]) -> list[TcpConnection] | None:
+    def _known_connections(self, ports: Collection[int]) -> list[TcpConnection] | None:
+        """Return its connections; None if they are unknown, which must not count as none."""
         try:
             found = self.connections(ports)
-        except OSError as error:  # whoever can't look must not cut off
+        except OSError as error:
             log.warning("connections_unknown", **self.facts, pid=self.pid, why=str(error))
             return None
         self.connected = len(found)
@@ -218,13 +223,13 @@ class WorkerProcess:
         return procfs.family_of(environment=environment, sessions={self.pid})
 
     async def kill(self) -> None:
-        """Kill the worker and whatever is left of what it started."""
+        """Kill the worker and all that is left of its descendants."""
         self.expected_to_exit = True
         with anyio.move_on_after(_KILL_SECONDS) as limit:
             if self.alive:
                 self._signal(signal.SIGKILL)
                 await self.wait()
-            # Descendants may be starting more while they are looked for.
+            # Descendants may start more of them meanwhile.
             while left := await anyio.to_thread.run_sync(self.family):
                 procfs.send_signal(left, signal.SIGKILL)
                 await anyio.sleep(0.01)
@@ -232,52 +237,74 @@ class WorkerProcess:
             log.critical("processes_left", **self.facts, pids=self.family())
 
 
-def launcher_command(descriptors: list[int], announced: int, command: list[str]) -> list[str]:
-    """Return what to execute so that the process becomes `command` with these descriptors.
+class NotifySocket:
+    """Receives one worker's reports; the public attributes hold what it has reported so far."""
 
-    They land at 3 and onwards; the first `announced` of them are for socket activation.
-    """
-    return [
-        sys.executable,
-        *("-I", "-S", str(LAUNCHER)),
-        ",".join(map(str, descriptors)) or "-",
-        str(announced),
-        str(_OPEN_FILES),
-        *command,
-    ]
+    def __init__(self, instance: str) -> None:
+        self.ready = anyio.Event()
+        self.kit = False
+        self.not_accepting = anyio.Event()
+        """Set once it accepts no more connections; that is final."""
+        self.left: DrainCounts | None = None
+        """Its connections by its last report."""
+        self.most: DrainCounts | None = None
+        """The greatest count of each kind that it has reported."""
+        self.cut: DrainCounts | None = None
+        """Connections cut off at its deadline; None if it reported none."""
+        self.address = f"@atlas-notify-{instance}"
+        self._socket = socket.socket(
+            socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        )
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            self._socket.bind("\0" + self.address[1:])
+        except OSError:
+            self._socket.close()
+            raise
+        asyncio.get_running_loop().add_reader(self._socket.fileno(), self._read)
+
+    def _read(self) -> None:
+        for _ in range(_MESSAGES_PER_WAKE):
+            try:
+                data, ancillary, _flags, _sender = self._socket.recvmsg(
+                    _MESSAGE_LIMIT, socket.CMSG_SPACE(_CREDENTIALS.size)
+                )
+            except (BlockingIOError, InterruptedError):
+                return
+            if _sender_uid(ancillary) in {0, os.getuid()}:
+                self._handle(data.decode(errors="replace").splitlines())
+
+    def _handle(self, lines: list[str]) -> None:
+        self.kit = self.kit or NOTIFY_KIT in lines
+        if NOTIFY_READY in lines:
+            self.ready.set()
+        if NOTIFY_NOT_ACCEPTING in lines:
+            self.not_accepting.set()
+        for line in lines:
+            if line.startswith(NOTIFY_LEFT) and (left := _counts(line, NOTIFY_LEFT)):
+                self.left = left
+                self.most = left.most(self.most)
+            elif line.startswith(NOTIFY_CUT):
+                self.cut = _counts(line, NOTIFY_CUT) or self.cut
+
+    def close(self) -> None:
+        """Read the last messages, and close the socket."""
+        if self._socket.fileno() >= 0:
+            self._read()
+            asyncio.get_running_loop().remove_reader(self._socket.fileno())
+            self._socket.close()
 
 
-async def launch(
-    *,
-    slot: SlotName,
-    release: Release,
-    name: str,
-    command: list[str],
-    environment: dict[str, str],
-    handed: InheritedSockets,
-    announce: bool,
-    output: int,
-) -> WorkerProcess:
-    """Start a worker process and return it, not yet ready. Raises OSError.
-
-    `output` is the descriptor that it prints to; it stays the caller's to close.
-    """
-    notify = NotifySocket(name)
-    descriptors = [sock.fileno() for sock in (*handed.named.values(), *handed.spare)]
-    names = {"LISTEN_FDNAMES": ":".join(handed.named)} if announce and handed.named else {}
+def _counts(line: str, prefix: str) -> DrainCounts | None:
+    """Return the reported counts; None for anything else: a worker is not trusted."""
     try:
-        with anyio.CancelScope(shield=True):  # a process that nobody knows of would be left over
-            process = await anyio.open_process(
-                launcher_command(descriptors, len(handed.named) if announce else 0, command),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                cwd=release.path,
-                env={**environment, ENV_NOTIFY_SOCKET: notify.address, **names},
-                start_new_session=True,
-                pass_fds=descriptors,
-            )
-    except BaseException:
-        notify.close()
-        raise
-    return WorkerProcess(name=name, slot=slot, release=release, process=process, notify=notify)
+        return DrainCounts.model_validate_json(line.removeprefix(prefix))
+    except ValidationError:
+        return None
+
+
+def _sender_uid(ancillary: list[tuple[int, int, bytes]]) -> int | None:
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+            return int(_CREDENTIALS.unpack_from(data)[1])
+    return None

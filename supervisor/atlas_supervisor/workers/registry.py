@@ -1,9 +1,8 @@
-"""Which worker processes there are, written down for a daemon that comes after a crash.
+"""Records worker processes in the database, and ends those that an earlier daemon left behind.
 
-Worker processes that an earlier daemon left behind, found and ended before this one begins.
-
-They still hold the listening sockets and serve. Taking them over comes later; for now they are
-asked to drain, and then killed, so that nothing of an unknown state has the traffic.
+After a crash of the daemon its workers still hold the listening sockets and serve. Adopting them
+comes later; for now they are asked to drain, and then killed, so that no worker of unknown state
+has the traffic.
 """
 
 from __future__ import annotations
@@ -11,43 +10,78 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
+from typing import NamedTuple
 
 import anyio
 import structlog
 
 from atlas_supervisor.errors import StartRefusedError
-from atlas_supervisor.store.instances import InstanceRow, InstanceStore
-from atlas_supervisor.store.statements import StoreError
+from atlas_supervisor.store.statements import Statements, StoreError
 from atlas_supervisor.system import procfs
+from atlas_supervisor.system.clock import now
+from atlas_supervisor.system.procfs import ProcessIdentity
 from atlas_supervisor.workers.process import WorkerProcess
 from atlas_worker.contract import ENV_INSTANCE, ENV_STATE_DIR
 
 log = structlog.get_logger(__name__)
 
 
-class WorkerRegistry:
-    """Writes instances into the database; a disk that fails stops no worker."""
+class InstanceRow(NamedTuple):
+    """A worker process as it was recorded at its launch."""
 
-    def __init__(self, instances: InstanceStore) -> None:
-        self._instances = instances
-        self._boot_id = procfs.boot_id()
+    instance: str
+    slot: str
+    pid: int
+    start_ticks: int
+    boot_id: str
+
+
+class WorkerRegistry:
+    """Writes workers into the database; a failing disk stops no worker."""
+
+    def __init__(self, statements: Statements) -> None:
+        self._statements = statements
+
+    async def clear(self, state_dir: Path, *, seconds: float) -> None:
+        """End and forget what an earlier daemon left behind.
+
+        Raises StartRefusedError if a process can't be ended, and StoreError.
+        """
+        known = await self.rows()
+        await end_orphans(state_dir, known, seconds=seconds)
+        for row in known:
+            await self.remove(row.instance)
+
+    async def rows(self) -> list[InstanceRow]:
+        """Return the recorded workers. Raises StoreError."""
+        return [InstanceRow(*row) for row in await self._statements.read("instances")]
+
+    async def add(self, row: InstanceRow) -> None:
+        """Record a worker. Raises StoreError."""
+        started = {**row._asdict(), "started_ts": now().isoformat()}
+        await self._statements.write(("add_instance", started))
+
+    async def remove(self, instance: str) -> None:
+        """Remove a worker; it need not be there. Raises StoreError."""
+        await self._statements.write(("remove_instance", {"instance": instance}))
 
     async def launched(self, instance: WorkerProcess) -> None:
         """Note that the process is there."""
-        ticks = procfs.start_ticks(instance.pid)
-        if ticks is None:  # it is gone already
+        identity = ProcessIdentity.of(instance.pid)
+        if identity is None:  # it is gone already
             return
-        row = InstanceRow(instance.name, instance.slot, instance.pid, ticks, self._boot_id)
+        row = InstanceRow(instance.name, instance.slot, *astuple(identity))
         try:
-            await self._instances.add(row)
+            await self.add(row)
         except StoreError as error:
             log.error("instance_not_recorded", **instance.facts, pid=instance.pid, why=str(error))
 
     async def gone(self, instance: WorkerProcess) -> None:
         """Note that nothing of it is left."""
         try:
-            await self._instances.remove(instance.name)
+            await self.remove(instance.name)
         except StoreError as error:
             log.error("instance_not_recorded", **instance.facts, pid=instance.pid, why=str(error))
 
@@ -64,7 +98,7 @@ async def end_orphans(state_dir: Path, known: Sequence[InstanceRow], *, seconds:
     found = await anyio.to_thread.run_sync(_find, state_dir, known)
     if not found:
         return 0
-    log.warning("orphans_found", pids=found, why="a dead daemon left them; they are ended first")
+    log.warning("orphans_found", pids=found, why="left behind by an earlier daemon; ending them")
     procfs.send_signal(found, signal.SIGTERM)
     with anyio.move_on_after(seconds):
         while await anyio.to_thread.run_sync(_find, state_dir, known):  # noqa: ASYNC110  # no event
@@ -83,17 +117,16 @@ async def end_orphans(state_dir: Path, known: Sequence[InstanceRow], *, seconds:
 def _find(state_dir: Path, known: Sequence[InstanceRow]) -> list[int]:
     """Return the living processes of an earlier daemon.
 
-    By what they inherited, and by what was written down: a pid counts only if it is still the
-    same process, in the same boot.
+    They are found by their environment and by their record: a recorded pid counts only if it is
+    still the same process, in the same boot.
     """
-    boot = procfs.boot_id()
     sessions = {
         row.pid
         for row in known
-        if row.pid > 1 and row.boot_id == boot and procfs.start_ticks(row.pid) == row.start_ticks
+        if row.pid > 1 and ProcessIdentity(row.pid, row.start_ticks, row.boot_id).exists
     }
     ours = _ancestors()
-    # Not whoever knows of this folder: a program may tell its canary calls without being a worker.
+    # The folder alone is not enough: a program may report canary calls without being a worker.
     family = procfs.family_of(
         environment=f"{ENV_STATE_DIR}={state_dir}".encode(),
         beside=f"{ENV_INSTANCE}=".encode(),
@@ -103,7 +136,7 @@ def _find(state_dir: Path, known: Sequence[InstanceRow]) -> list[int]:
 
 
 def _ancestors() -> set[int]:
-    """Return this process and those it descends from: a shell within a worker may start us."""
+    """Return this process and its ancestors: a shell within a worker may start the daemon."""
     found, pid = {os.getpid()}, os.getppid()
     while pid > 1:
         found.add(pid)

@@ -1,4 +1,4 @@
-"""What can be deployed: the worker directory, or a folder of `RELEASES_DIR` by its name."""
+"""Releases: the worker directory, or a folder of `RELEASES_DIR` by its name."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _GIT_SECONDS = 5.0
 
 
 class UnknownReleaseError(Exception):
-    """There is no such release; the text says what there is."""
+    """There is no such release; the text names the known ones."""
 
 
 class Releases:
-    """Looks releases up. Its calls read the disk; run them in a thread."""
+    """Looks up releases. Its calls read the disk: run them in a thread."""
 
     def __init__(self, *, directory: Path, releases_dir: Path | None) -> None:
         self._directory = directory
@@ -35,14 +35,14 @@ class Releases:
         if self._releases_dir is None:
             raise UnknownReleaseError("RELEASES_DIR is not set, so no release has a name")
         path = self._releases_dir / name
-        # Only a plain folder counts: a link could lead anywhere, and a name is no path.
+        # Only a plain folder is accepted: a link could lead anywhere, and a name is no path.
         if not _NAME.fullmatch(name) or path.is_symlink() or not path.is_dir():
             known = ", ".join(self.names()[:20]) or "none"
             raise UnknownReleaseError(f"there is no release {name!r}; there is: {known}")
         return Release(name=name, path=path, version=version_of(path))
 
     def all(self) -> list[Release]:
-        """Return every named release, by name; one that goes away meanwhile is left out."""
+        """Return every named release, by name, without those removed meanwhile."""
         found = []
         for name in self.names():
             with suppress(UnknownReleaseError, OSError):
@@ -50,7 +50,7 @@ class Releases:
         return found
 
     def names(self) -> list[str]:
-        """Return the names of the releases that there are, sorted."""
+        """Return the names of all releases, sorted."""
         if self._releases_dir is None or not self._releases_dir.is_dir():
             return []
         return sorted(
@@ -72,10 +72,10 @@ def version_of(path: Path) -> str:
 
 
 def _git_description(path: Path) -> str | None:
-    if not (path / ".git").exists():  # a folder within somebody's repository is not a release of it
+    if not (path / ".git").exists():  # a folder within a repository is no release of it
         return None
     command = ["git", "-C", str(path), "describe", "--tags", "--always", "--dirty"]
-    # Whoever starts the daemon from a git hook has variables set that name another repository.
+    # In a git hook, variables are set that name another repository.
     environment = {name: value for name, value in os.environ.items() if name[:4] != "GIT_"}
     try:
         done = subprocess.run(

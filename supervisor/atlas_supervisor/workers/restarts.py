@@ -1,9 +1,8 @@
-"""Keeps the active slot's instance alive: starts it again when it died, ever later, not forever.
+"""Restarts a crashed worker with growing delays.
 
-A slot that is no longer active may be needed for something else at once: `let_go` ends whatever
-is under way and says when the slot is free.
-
-When a worker that died is started again: at once, then ever later, then not any more. Pure.
+A worker that lived for a while is started again at once; each short life in a row makes the next
+delay longer, and after the last one the worker is given up. `cancel` ends an attempt at any
+moment: a slot that is no longer active may be needed for a deploy.
 """
 
 from __future__ import annotations
@@ -16,14 +15,15 @@ import anyio
 import structlog
 
 from atlas_supervisor.model.release import Release
-from atlas_supervisor.model.slot import SlotState
-from atlas_supervisor.workers.readiness import LaunchError
+from atlas_supervisor.model.slot import SlotEvent, SlotState
+from atlas_supervisor.workers.launch import LaunchError
 from atlas_supervisor.workers.slot import Slot
 
 log = structlog.get_logger(__name__)
 
 _DELAYS_SECONDS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 30.0, 30.0)
 _STABLE_SECONDS = 30.0
+_RESTARTABLE = frozenset({SlotState.EMPTY, SlotState.BACKOFF})
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class CrashCount:
 
 
 class Restarter:
-    """Starts one slot's instance again and again while `wanted` says that it should run."""
+    """Starts one slot's worker again and again while `wanted` says that it should run."""
 
     def __init__(
         self, slot: Slot, *, wanted: Callable[[], bool], policy: RestartPolicy | None = None
@@ -68,59 +68,63 @@ class Restarter:
         self._policy = policy or RestartPolicy()
         self._crashes = CrashCount()
         self._scope: anyio.CancelScope | None = None
-        self._idle = anyio.Event()
-        self._idle.set()
+        self.idle = anyio.Event()
+        """Set while no attempt is in progress."""
+        self.idle.set()
 
     async def start(self, release: Release) -> None:
-        """Start the instance; if it can't be, go on trying."""
-        await self._alone(partial(self._start, release))
+        """Start the worker; if it can't be started, go on trying."""
+        await self._exclusively(partial(self._start, release))
 
-    async def revive(self, release: Release, *, lived_seconds: float) -> None:
-        """Start the instance again after it died; returns once it runs or was given up."""
-        await self._alone(partial(self._revive, release, lived_seconds))
+    async def restart(self, release: Release, *, lived_seconds: float) -> None:
+        """Start the worker again after a crash; returns once it runs or was given up."""
+        await self._exclusively(partial(self._restart, release, lived_seconds))
 
-    async def let_go(self) -> None:
-        """Try no more, and return once nothing of an instance half started is left."""
+    async def cancel(self) -> None:
+        """Stop trying, and return once nothing of a half-started worker is left."""
         if self._scope is not None:
             self._scope.cancel()
-        await self._idle.wait()
+        await self.idle.wait()
 
-    async def _alone(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Do one thing at a time; what comes later replaces what is under way."""
-        while not self._idle.is_set():
-            await self.let_go()
-        self._idle = anyio.Event()
+    async def _exclusively(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do one thing at a time; a later call replaces what is in progress."""
+        while not self.idle.is_set():
+            await self.cancel()
+        self.idle = anyio.Event()
         try:
             with anyio.CancelScope() as self._scope:
                 await work()
         finally:
             self._scope = None
-            if self._slot.instance is None and self._slot.state is SlotState.BACKOFF:
-                self._slot.state = SlotState.EMPTY
-            self._idle.set()
+            self._leave_backoff()
+            self.idle.set()
+
+    def _leave_backoff(self) -> None:
+        if self._slot.state is SlotState.BACKOFF:
+            self._slot.apply(SlotEvent.CLEARED)
 
     async def _start(self, release: Release) -> None:
         try:
             await self._slot.start(release)
         except LaunchError as error:
             log.error("worker_failed", **_facts(self._slot, release, error))
-            await self._revive(release, 0.0)
+            await self._restart(release, 0.0)
         else:
-            await self._check_wanted()
+            await self._stop_unwanted()
 
-    async def _check_wanted(self) -> None:
-        """End it again if it came too late: another slot has the traffic, or the daemon stops."""
+    async def _stop_unwanted(self) -> None:
+        """End a worker that came too late: the other slot has the traffic, or the daemon stops."""
         if not self._wanted():
             with anyio.CancelScope(shield=True):
                 await self._slot.stop()
 
-    async def _revive(self, release: Release, lived_seconds: float) -> None:
+    async def _restart(self, release: Release, lived_seconds: float) -> None:
         slot = self._slot
         self._crashes = self._crashes.after(lived_seconds, self._policy)
-        while self._wanted():
+        while self._wanted() and slot.state in _RESTARTABLE:
             delay = self._crashes.delay_seconds(self._policy)
             if delay is None:
-                slot.state = SlotState.FAILED
+                slot.apply(SlotEvent.GIVEN_UP)
                 log.critical(
                     "worker_given_up",
                     slot=slot.name,
@@ -128,12 +132,10 @@ class Restarter:
                     short_lives=self._crashes.short_lives,
                 )
                 return
-            slot.state = SlotState.BACKOFF
+            slot.apply(SlotEvent.RESTART_SCHEDULED)
             await anyio.sleep(delay)
-            if slot.state is not SlotState.BACKOFF:
-                return  # somebody else has begun to use the slot meanwhile
-            if not self._wanted():
-                break
+            if slot.state is not SlotState.BACKOFF or not self._wanted():
+                return  # a deploy uses the slot by now, or will
             slot.restarts += 1
             try:
                 await slot.start(release)
@@ -141,10 +143,8 @@ class Restarter:
                 log.error("worker_failed", **_facts(slot, release, error))
                 self._crashes = self._crashes.after(0.0, self._policy)
             else:
-                await self._check_wanted()
+                await self._stop_unwanted()
                 return
-        if slot.instance is None:
-            slot.state = SlotState.EMPTY
 
 
 def _facts(slot: Slot, release: Release, error: LaunchError) -> dict[str, str]:

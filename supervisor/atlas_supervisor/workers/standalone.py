@@ -1,7 +1,7 @@
-"""One plain worker without the supervisor: for a machine that must serve while the daemon can't.
+"""Runs one worker without the supervisor, for a machine that must serve while the daemon can't.
 
-It listens on the port that was active last, runs what was active last, and has the same
-environment; there is no public port, no restart and no deploy. The process becomes the worker.
+The worker runs the last active release on the last active port, in the same environment. There
+is no public port, no restart and no deploy. The process becomes the worker.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from typing import NoReturn
 from atlas_supervisor.config import Settings
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.deploy import Mode
-from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.store.database import active_release
 from atlas_supervisor.store.state_keeper import StateFile, UnreadableStateError
-from atlas_supervisor.traffic.listeners import explain_bind_error, listen, refuse_strangers
-from atlas_supervisor.workers.environment import worker_environment
-from atlas_supervisor.workers.process import FIRST_DESCRIPTOR, launcher_command, new_instance_id
+from atlas_supervisor.traffic.listeners import explain_bind_error, listen, refuse_foreign_listeners
+from atlas_supervisor.workers.launch import (
+    FIRST_DESCRIPTOR,
+    launcher_command,
+    new_instance_id,
+    worker_environment,
+)
 from atlas_supervisor.workers.releases import Releases, UnknownReleaseError
 from atlas_worker.contract import STATE_FILE
 
@@ -29,15 +32,15 @@ _LABEL = "the worker's port"
 
 
 def become_worker(settings: Settings, environ: Mapping[str, str]) -> NoReturn:
-    """Execute the worker in place of this process. Raises StartRefusedError."""
+    """Replace this process with the worker. Raises StartRefusedError."""
     port, name = _active(settings)
-    slot = SlotName.BLUE if port == settings.active_port else SlotName.GREEN
+    slot = settings.slot_of_port(port)
     releases = Releases(directory=settings.worker_directory, releases_dir=settings.releases_dir)
     try:
         release = releases.find(name)
     except UnknownReleaseError as error:
         raise StartRefusedError(f"the active release can't be run: {error}") from error
-    refuse_strangers(_LABEL, "127.0.0.1", port)
+    refuse_foreign_listeners(_LABEL, "127.0.0.1", port)
     environment = worker_environment(
         settings,
         slot=slot,
@@ -47,14 +50,14 @@ def become_worker(settings: Settings, environ: Mapping[str, str]) -> NoReturn:
         environ=environ,
     )
     descriptors: list[int] = []
-    if settings.hand_over is not SocketPassing.PORT:
+    if settings.socket_passing is not SocketPassing.PORT:
         try:
             listener = listen("127.0.0.1", port)
         except OSError as error:
             raise explain_bind_error(_LABEL, "127.0.0.1", port, error) from error
         descriptors.append(listener.detach())
         os.set_inheritable(descriptors[0], True)
-    announced = len(descriptors) if settings.hand_over is SocketPassing.ACTIVATION else 0
+    announced = len(descriptors) if settings.socket_passing is SocketPassing.ACTIVATION else 0
     if announced:
         environment["LISTEN_FDNAMES"] = "private"
     command = settings.worker_argv(slot=slot, port=port, fd=FIRST_DESCRIPTOR)
@@ -62,11 +65,11 @@ def become_worker(settings: Settings, environ: Mapping[str, str]) -> NoReturn:
     sys.stderr.write(f"version {release.version} on 127.0.0.1:{port}, without the supervisor\n")
     sys.stderr.flush()
     launcher = launcher_command(descriptors, announced, command)
-    os.execve(launcher[0], launcher, environment)  # noqa: S606  # no shell is what is wanted
+    os.execve(launcher[0], launcher, environment)  # noqa: S606  # without a shell on purpose
 
 
 def _active(settings: Settings) -> tuple[int, str | None]:
-    """Return port and name of the release that was active last, if deploys are on."""
+    """Return the last active port and release, or the settings' if deploys are off."""
     if settings.deploy_mode is not Mode.BLUEGREEN:
         return settings.active_port, None
     state = _last_state(settings)

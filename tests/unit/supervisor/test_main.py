@@ -33,14 +33,15 @@ def test_a_reader_that_has_seen_enough_is_no_error(env_file: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_the_effective_settings_are_shown_and_what_is_unwise_about_them(env_file: Path) -> None:
+def test_check_prints_the_effective_settings_OK_and_warnings(env_file: Path) -> None:
     done = subprocess.run([*_CHECK, env_file], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "PUBLIC_PORT=8790\n" in done.stdout
+    assert done.stdout.endswith("\nOK\n")
     assert "warning: SMOKE_FILE" in done.stderr
 
 
-def test_what_is_wrong_is_said_and_the_exit_status_is_2(env_file: Path) -> None:
+def test_bad_settings_are_printed_with_exit_status_2(env_file: Path) -> None:
     env_file.write_text("PUBLC_PORT=1\n")
     done = subprocess.run([*_CHECK, env_file], capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -49,7 +50,15 @@ def test_what_is_wrong_is_said_and_the_exit_status_is_2(env_file: Path) -> None:
     assert done.stdout == ""
 
 
-def test_what_makes_the_start_quick_is_undone_before_the_daemon_runs() -> None:
+def test_a_missing_env_file_is_named_with_what_to_do(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "atlas_supervisor"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{tmp_path}/atlas.env: there is no such env file; ")
+    assert "--env-file FILE" in done.stderr
+
+
+def test_import_shortcuts_are_undone_before_the_daemon_runs() -> None:
     code = """
 import gc, os, sys
 import atlas_supervisor.__main__, atlas_supervisor.main

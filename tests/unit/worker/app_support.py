@@ -61,7 +61,7 @@ async def _content(response: aiohttp.ClientResponse) -> Any:
 async def running_app(
     state_dir: Path, *, role: InstanceRole = InstanceRole.ACTIVE, **settings: Any
 ) -> AsyncIterator[Site]:
-    """Run the application; `settings` are fields of its own settings."""
+    """Run the application; `settings` are fields of its settings."""
     instance = Instance.from_environment(
         {"ATLAS_STATE_DIR": str(state_dir), "ATLAS_VERSION": "1.2.3", "ATLAS_SLOT": "green"}
     )

@@ -1,4 +1,4 @@
-"""Real ASGI servers for the tests, with sockets handed over as the supervisor does."""
+"""Real ASGI servers for the tests, with sockets passed as the supervisor does."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ KINDS = {
 }
 
 
-class Told:
-    """What an instance has said to the supervisor."""
+class Reports:
+    """The reports of an instance to the supervisor."""
 
     def __init__(self, notify: socket.socket) -> None:
         self._notify = notify
         self.lines: list[str] = []
 
     def has(self, beginning: str) -> bool:
-        """Whether it has said something that begins so."""
+        """Return whether a report starts so."""
         with contextlib.suppress(BlockingIOError):
             while True:
                 self.lines += self._notify.recv(4096).decode().splitlines()
@@ -53,8 +53,8 @@ async def running(
     *,
     environ: dict[str, str] | None = None,
     ready: str = "READY=1",
-) -> AsyncIterator[tuple[Worker, Told]]:
-    """Start a server by socket activation, active; it is ready, and gone afterwards."""
+) -> AsyncIterator[tuple[Worker, Reports]]:
+    """Start a server by socket activation, active and ready; stop it afterwards."""
     address = f"@atlas-test-{os.getpid()}-{time.monotonic_ns()}"
     with (
         listening_socket() as public,
@@ -81,10 +81,10 @@ async def running(
             },
         )
         try:
-            told = Told(notify)
-            await until(lambda: told.has(ready) or process.returncode is not None)
+            reports = Reports(notify)
+            await until(lambda: reports.has(ready) or process.returncode is not None)
             assert process.returncode is None, "it ended instead of being ready"
-            yield Worker(process, public, private, tmp_path / "state"), told
+            yield Worker(process, public, private, tmp_path / "state"), reports
         finally:
             await end(process)
 

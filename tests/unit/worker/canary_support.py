@@ -1,4 +1,4 @@
-"""A state folder with a policy, rings that are read, and programs that use canaries."""
+"""A state folder with a policy, a reader of its rings, and programs that use canaries."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SALT = "5a" * 16
 
 @dataclass
 class Canaries:
-    """What the daemon would do: write the policy, read the rings."""
+    """The daemon's side: writes the policy, reads the rings."""
 
     folder: Path
     _read: dict[Path, Positions] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class Canaries:
         return ring_files(self.folder / "canary")
 
     def drain(self) -> list[tuple[Path, Batch]]:
-        """Read what is new in every ring, and give its room back."""
+        """Read the new events of every ring, and release their space."""
         batches = []
         for path in self.rings:
             ring = RingReader.open(path)
@@ -74,7 +74,7 @@ class Canaries:
         return batches
 
     def events(self) -> list[RingEvent]:
-        """Return all new events of all rings without keys, equal ones together."""
+        """Return all new events without a key, equal ones together."""
         return [
             decode(word)
             for _, batch in self.drain()
@@ -96,16 +96,16 @@ class Canaries:
 
 @pytest.fixture
 def canaries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Canaries]:
-    """Give this process a beginning of its own, with a state folder that a daemon has made."""
+    """Reset this process, with a state folder as a daemon creates it."""
     (tmp_path / "canary").mkdir(mode=0o700)
     monkeypatch.setenv("ATLAS_STATE_DIR", str(tmp_path))
-    begin_anew()
+    reset_process()
     yield Canaries(tmp_path)
-    begin_anew()
+    reset_process()
 
 
-def begin_anew() -> None:
-    """Let this process know nothing, as a forked child does; its helper thread ends."""
+def reset_process() -> None:
+    """Reset the canary state of this process, as in a forked child; its helper thread ends."""
     with process._lock:
         process.after_fork()
     for thread in threading.enumerate():
@@ -114,16 +114,16 @@ def begin_anew() -> None:
 
 
 def eventually(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    """Wait until the condition holds; fails when it does not in time."""
+    """Wait until the condition is true; fail on a timeout."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not come to hold"
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.002)
 
 
 @contextmanager
 def program(folder: Path, code: str) -> Iterator[subprocess.Popen[str]]:
-    """Run Python code in a process of its own; it is killed at the end."""
+    """Run Python code in its own process, which is killed at the end."""
     child = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", "from atlas_worker import *\n" + code],
         env={**os.environ, "ATLAS_STATE_DIR": str(folder), "PYTHONPATH": str(ROOT / "worker")},
@@ -140,7 +140,7 @@ def program(folder: Path, code: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def output(folder: Path, code: str) -> str:
-    """Return what the code prints; it must end by itself and well."""
+    """Return the output of the code, which must exit with status 0."""
     with program(folder, code) as child:
         out, _ = child.communicate(timeout=30)
         assert child.returncode == 0

@@ -16,6 +16,7 @@ from atlas_worker.drain import DrainController, StreamKind
 
 GRACE, SETTLE, TIMEOUT = 5.0, 0.25, 30.0
 
+
 SLOW_SECONDS = 0.15
 """How long a `slow` one takes for its first word, and for each word of a stream."""
 WORDS = ("Forty", "-", "two", ".")
@@ -64,7 +65,7 @@ class Played:
                 return response
             if number == 2 and self.behaviour == "silent later":
                 await asyncio.sleep(3600)
-            if number == 2 and self.behaviour == "tells an error":
+            if number == 2 and self.behaviour == "reports an error":
                 await response.write(b'data: {"error": {"message": "overloaded"}}\n\n')
                 return response
             await response.write(_piece({"content": word}))
@@ -88,12 +89,26 @@ async def language_model(behaviour: str = "good") -> AsyncIterator[Played]:
 
 
 @dataclass(eq=False)
+class FakeConnection:
+    server: FakeServer
+    idle_at: float | None
+    unread: bool = False
+
+    def idle_since(self) -> float | None:
+        return self.idle_at
+
+    def close_if_unread(self) -> None:
+        if not self.unread:
+            self.server.open.remove(self)
+
+
+@dataclass(eq=False)
 class FakeStream:
     kind: StreamKind = StreamKind.WEBSOCKET
-    told: list[bool] = field(default_factory=list)
+    closed: list[bool] = field(default_factory=list)
 
-    def tell_to_go(self, *, replaced: bool) -> None:
-        self.told.append(replaced)
+    def begin_close(self, *, replaced: bool) -> None:
+        self.closed.append(replaced)
 
 
 @dataclass
@@ -109,8 +124,8 @@ class FakeServer:
     def streams(self) -> list[FakeStream]:
         return self.running
 
-    def told(self) -> int:
-        return sum(len(stream.told) for stream in self.running)
+    def closed(self) -> int:
+        return sum(len(stream.closed) for stream in self.running)
 
     def queue_length(self) -> int:
         return self.queue
@@ -137,17 +152,3 @@ class Scene:
     def after(self, seconds: float) -> bool:
         self.now += seconds
         return self.drain.tick(self.server)
-
-
-@dataclass(eq=False)
-class FakeConnection:
-    server: FakeServer
-    idle_at: float | None
-    unread: bool = False
-
-    def idle_since(self) -> float | None:
-        return self.idle_at
-
-    def close_if_unread(self) -> None:
-        if not self.unread:
-            self.server.open.remove(self)

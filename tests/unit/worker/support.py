@@ -1,4 +1,4 @@
-"""Real workers for the tests: started as the supervisor starts them, with handed sockets."""
+"""Real workers for the tests: started as the supervisor starts them, with inherited sockets."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class Client:
 
 @dataclass
 class Worker:
-    """A running `python -m atlas_worker`, and the sockets that it was handed."""
+    """A running `python -m atlas_worker`, and its inherited sockets."""
 
     process: asyncio.subprocess.Process
     public: socket.socket
@@ -189,7 +189,7 @@ class Worker:
 async def running_worker(
     tmp_path: Path, *, active: bool = True, environ: dict[str, str] | None = None
 ) -> AsyncIterator[Worker]:
-    """Start a worker by socket activation and wait for its READY=1; it is gone afterwards."""
+    """Start a worker by socket activation and wait for its READY=1; stop it afterwards."""
     state_dir = tmp_path / "state"
     address = f"@atlas-test-{os.getpid()}-{time.monotonic_ns()}"
     with (

@@ -1,4 +1,4 @@
-"""The kit under aiohttp, as a real process with handed sockets and raw connections."""
+"""The kit under aiohttp, as a real process with inherited sockets and raw connections."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PATIENT = {"ATLAS_IDLE_GRACE_SECONDS": "60"}
 BRIEF = {"ATLAS_IDLE_GRACE_SECONDS": GRACE}
 
 
-async def test_it_serves_both_sockets_and_leaves_them_as_they_were(tmp_path: Path) -> None:
+async def test_both_sockets_are_served_and_left_unchanged(tmp_path: Path) -> None:
     async with running_worker(tmp_path) as worker:
         assert worker.notifications == ["READY=1\nX_ATLAS_KIT=1"]
         for sock in (worker.public, worker.private):
@@ -50,7 +50,9 @@ async def test_it_serves_both_sockets_and_leaves_them_as_they_were(tmp_path: Pat
         await worker.kept()
         began = time.monotonic()
         worker.terminate()
-        while time.monotonic() < began + 0.15:  # what arrives while it settles is served
+        while (
+            time.monotonic() < began + 0.15
+        ):  # connections that arrive while it settles are served
             async with Client.to(worker.port) as client:
                 assert (await client.get()).status == 200
         assert await worker.exit_code() == 0
@@ -85,7 +87,7 @@ async def test_a_worker_that_was_never_active_keeps_connections(tmp_path: Path) 
         Client.to(worker.port) as client,
     ):
         assert not (await client.get()).closes  # there is no state file yet
-        worker.retire()  # somebody else is active
+        worker.retire()  # another instance is active
         began = time.monotonic()
         while time.monotonic() < began + 0.3:
             assert not (await client.get()).closes
@@ -128,7 +130,7 @@ async def test_a_worker_keeps_connections_until_it_is_retired_and_when_active_ag
         assert all(count > 0 for count in counts)
 
 
-async def test_whatever_has_begun_is_finished_after_sigterm(tmp_path: Path) -> None:
+async def test_requests_in_progress_are_answered_after_sigterm(tmp_path: Path) -> None:
     """All of it at once: a slow answer, a dripped upload, a dripped head, and the queue."""
     async with running_worker(tmp_path, environ=BRIEF) as worker, AsyncExitStack() as stack:
         slow, upload, head, silent, stray = [
@@ -178,7 +180,7 @@ async def test_a_request_within_the_grace_is_answered_after_sigterm(tmp_path: Pa
         assert await worker.exit_code() == 0
 
 
-async def test_a_connection_whose_answer_is_not_yet_taken_is_not_idle() -> None:
+async def test_a_connection_with_an_unwritten_response_is_not_idle() -> None:
     async def large(_: web.Request) -> web.Response:
         return web.Response(body=b"x" * 16_000_000)
 
@@ -231,7 +233,7 @@ async def _listening(app: web.Application) -> AsyncIterator[tuple[_Listening, so
         await runner.cleanup()
 
 
-async def test_the_hard_deadline_ends_what_does_not_end_by_itself(tmp_path: Path) -> None:
+async def test_the_hard_deadline_cuts_requests_that_do_not_end(tmp_path: Path) -> None:
     environ = {**PATIENT, "ATLAS_DRAIN_TIMEOUT_SECONDS": "1"}
     async with (
         running_worker(tmp_path, environ=environ) as worker,
@@ -242,7 +244,7 @@ async def test_the_hard_deadline_ends_what_does_not_end_by_itself(tmp_path: Path
         slow.send("/slow?seconds=30")
         began = time.monotonic()
         worker.terminate()
-        queue = Listener("public", worker.public, handed=True)
+        queue = Listener("public", worker.public, inherited=True)
 
         async def accepts_no_more() -> bool:
             with socket.create_connection(("127.0.0.1", worker.port)):
@@ -250,7 +252,7 @@ async def test_the_hard_deadline_ends_what_does_not_end_by_itself(tmp_path: Path
                 return queue.queue_length() > 0
 
         await until(accepts_no_more)
-        # Nobody else holds them open: the group that they belong to must not shrink.
+        # They are open here only: the group that they belong to must not shrink.
         held = worker.open_files()
         for sock in (worker.public, worker.private):
             assert f"socket:[{os.fstat(sock.fileno()).st_ino}]" in held
@@ -268,7 +270,7 @@ async def test_a_second_sigterm_loses_nothing(tmp_path: Path) -> None:
         assert await worker.exit_code() == 0
 
 
-async def test_a_second_interrupt_ends_the_drain_at_once(tmp_path: Path) -> None:
+async def test_a_second_sigint_ends_the_drain_at_once(tmp_path: Path) -> None:
     async with (
         running_worker(tmp_path, environ=PATIENT) as worker,
         Client.to(worker.port) as client,
@@ -296,7 +298,7 @@ async def _keep_asking(worker: Worker, done: asyncio.Event) -> int:
     return count
 
 
-async def test_a_worker_can_be_given_one_descriptor(tmp_path: Path) -> None:
+async def test_one_inherited_descriptor_is_served(tmp_path: Path) -> None:
     with listening_socket() as public:
         process = await launch(
             ["-m", "atlas_worker", "--fd", "3"], [public], cwd=tmp_path, environ={}

@@ -43,7 +43,7 @@ async def work(request):
     ws = web.WebSocketResponse()
     await ws.prepare(request)
     async for message in ws:
-        await ws.send_str("begun")
+        await ws.send_str("started")
         await asyncio.sleep(0.5)
         await ws.send_str("done")
     print("ended normally", flush=True)
@@ -90,7 +90,7 @@ run_app(make(), print=None)
 
 @asynccontextmanager
 async def own_app(tmp_path: Path, **environ: str) -> AsyncIterator[Worker]:
-    """Run `APP`; the worker's state file never names it, so it is replaced by nobody."""
+    """Run `APP`; no state file names its port, so no other instance is active."""
     with listening_socket() as public, listening_socket() as private:
         process = await launch(
             ["-c", APP], [public, private], cwd=tmp_path,
@@ -128,7 +128,9 @@ async def chunks_until_end(client: Client) -> bytes:
 
 
 @pytest.mark.parametrize(("retired", "code"), [(True, 1012), (False, 1001)])
-async def test_websockets_are_closed_by_why(tmp_path: Path, retired: bool, code: int) -> None:
+async def test_websockets_are_closed_with_the_code_of_the_reason(
+    tmp_path: Path, retired: bool, code: int
+) -> None:
     async with running(tmp_path, environ=SHORT) as worker, AsyncExitStack() as stack:
         url = f"ws://127.0.0.1:{worker.port}/ws"
         sockets = [await stack.enter_async_context(connect(url)) for _ in range(5)]
@@ -162,7 +164,7 @@ async def test_a_busy_websocket_gets_its_close_frame(tmp_path: Path) -> None:
         assert await asyncio.wait_for(asyncio.gather(*chats), 8) == [1012] * 8
 
 
-async def test_a_second_sigterm_tells_all_streams_now_and_cuts_no_request(tmp_path: Path) -> None:
+async def test_a_second_sigterm_closes_all_streams_and_cuts_no_request(tmp_path: Path) -> None:
     async with (
         running(tmp_path, environ=LONG) as worker,
         Client.to(worker.port) as slow,
@@ -180,7 +182,7 @@ async def test_a_second_sigterm_tells_all_streams_now_and_cuts_no_request(tmp_pa
         assert await worker.exit_code() == 0
 
 
-async def test_an_event_stream_ends_as_a_whole_answer_and_its_connection_goes_on(
+async def test_an_event_stream_ends_as_a_complete_response_and_its_connection_continues(
     tmp_path: Path,
 ) -> None:
     async with running(tmp_path, environ=LONG) as worker, Client.to(worker.port) as client:
@@ -198,7 +200,7 @@ async def test_an_event_stream_ends_as_a_whole_answer_and_its_connection_goes_on
         assert answer.closes
 
 
-async def test_an_event_that_has_begun_is_finished_and_for_a_short_time_waited_for(
+async def test_the_rest_of_an_event_is_waited_for_a_short_time(
     tmp_path: Path,
 ) -> None:
     queries = ["?pause=0.4", "?pause=0", "?compress=1", "?pause=3600"]
@@ -216,7 +218,7 @@ async def test_an_event_that_has_begun_is_finished_and_for_a_short_time_waited_f
         assert await worker.exit_code() == 0
 
 
-async def test_what_is_no_stream_or_never_receives_has_its_own_end(tmp_path: Path) -> None:
+async def test_requests_that_are_not_streams_end_by_themselves(tmp_path: Path) -> None:
     async with own_app(tmp_path, **SHORT) as worker, Client.to(worker.port) as client:
         client.send("/halves?pause=0.1", method="POST")
         await client.reader.readuntil(b"\r\n\r\n")
@@ -224,17 +226,17 @@ async def test_what_is_no_stream_or_never_receives_has_its_own_end(tmp_path: Pat
             await websocket.recv()
             worker.terminate()
             assert await close_code(websocket) == 1001
-        # Not ended by the kit: the hard deadline cuts it, and the missing end tells the client.
+        # Not ended by the kit but cut at the hard deadline: the client sees no end.
         with pytest.raises(asyncio.IncompleteReadError):
             await chunks_until_end(client)
         assert await worker.exit_code() == 0
 
 
-async def test_a_message_being_worked_on_is_answered_before_the_close(tmp_path: Path) -> None:
+async def test_a_received_message_is_answered_before_the_close(tmp_path: Path) -> None:
     async with own_app(tmp_path, **LONG) as worker:
         async with connect(f"ws://127.0.0.1:{worker.port}/work") as websocket:
             await websocket.send("job")
-            assert await websocket.recv() == "begun"
+            assert await websocket.recv() == "started"
             worker.terminate()
             assert await websocket.recv() == "done"
             assert await close_code(websocket) == 1001
@@ -283,7 +285,7 @@ async def test_a_client_that_never_reads_is_cut_at_the_deadline_and_reported(
         assert (cut["requests"], cut["websockets"], cut["event_streams"]) == (0, 1, 1)
 
 
-async def test_a_second_interrupt_still_sends_the_close_frames(tmp_path: Path) -> None:
+async def test_close_frames_are_sent_even_after_a_second_sigint(tmp_path: Path) -> None:
     async with running(tmp_path, environ=LONG) as worker:
         async with (
             connect(f"ws://127.0.0.1:{worker.port}/ws") as first,
@@ -296,7 +298,7 @@ async def test_a_second_interrupt_still_sends_the_close_frames(tmp_path: Path) -
         assert await worker.exit_code() == 0
 
 
-async def test_a_bad_stream_request_is_refused_in_shape(tmp_path: Path) -> None:
+async def test_a_bad_stream_request_gets_a_structured_error(tmp_path: Path) -> None:
     requests = [("/events?interval=0", {}), ("/events", {"Last-Event-ID": "x"}), ("/ws", {})]
     async with running(tmp_path) as worker, Client.to(worker.port) as client:
         for path, headers in requests:
@@ -308,7 +310,7 @@ async def test_a_bad_stream_request_is_refused_in_shape(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argument", "hint"), [("ssl_context", "TLS"), ("path", "fd="), ("nonsense", "no argument")]
 )
-def test_what_cannot_be_taken_over_from_run_app_is_refused(argument: str, hint: str) -> None:
+def test_unsupported_arguments_of_run_app_are_refused(argument: str, hint: str) -> None:
     arguments: dict[str, Any] = {argument: object()}
     with pytest.raises(TypeError, match=hint):
         run_app(web.Application(), **arguments)

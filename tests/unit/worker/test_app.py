@@ -16,7 +16,7 @@ from tests.unit.worker.app_support import Site, running_app
 from tests.unit.worker.support import until
 
 
-async def test_home_says_who_answers(tmp_path: Path) -> None:
+async def test_home_names_the_instance(tmp_path: Path) -> None:
     async with running_app(tmp_path) as site:
         status, body = await site.get("/")
         assert status == 200
@@ -48,7 +48,7 @@ async def test_health_names_its_checks(tmp_path: Path) -> None:
         assert (body["version"], body["slot"]) == ("1.2.3", "green")
 
 
-async def test_modules_that_are_off_are_skipped_and_not_found(tmp_path: Path) -> None:
+async def test_disabled_modules_are_skipped_by_health_and_not_found(tmp_path: Path) -> None:
     async with running_app(tmp_path, scheduler_enabled=False, memory_enabled=False) as site:
         status, body = await site.get("/health")
         assert status == 200
@@ -60,7 +60,7 @@ async def test_modules_that_are_off_are_skipped_and_not_found(tmp_path: Path) ->
     assert not (tmp_path / "worker").exists()
 
 
-async def test_jobs_that_need_a_memory_that_is_off_are_refused(tmp_path: Path) -> None:
+async def test_jobs_that_need_the_disabled_memory_are_refused(tmp_path: Path) -> None:
     async with running_app(tmp_path, memory_enabled=False) as site:
         status, body = await site.post("/jobs", {"kind": "remember", "payload": {"text": "a"}})
         assert status == 400
@@ -82,12 +82,12 @@ async def test_a_broken_database_fails_the_health_check(tmp_path: Path) -> None:
         assert body["error"]["code"] == "storage_unavailable"
 
 
-async def test_a_locked_database_is_not_a_dead_worker(tmp_path: Path) -> None:
+async def test_a_locked_database_does_not_fail_the_health_check(tmp_path: Path) -> None:
     async with running_app(tmp_path) as site:
         db = sqlite3.connect(tmp_path / "worker" / "memory.db", isolation_level=None)
         db.execute("BEGIN EXCLUSIVE")
         posted = asyncio.create_task(site.post("/memory/notes", {"text": "after the lock"}))
-        # Readers do not wait behind the writer, and nothing else waits at all.
+        # Readers do not wait behind the writer.
         assert (await site.get("/health"))[0] == 200
         assert (await site.get("/memory/notes"))[1] == {"notes": []}
         db.execute("ROLLBACK")
@@ -96,21 +96,21 @@ async def test_a_locked_database_is_not_a_dead_worker(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["/nope", "/features/telepathy", "/jobs/x/y", "/memory/notes/x"])
-async def test_unknown_paths_are_answered_in_the_errors_shape(tmp_path: Path, path: str) -> None:
+async def test_unknown_paths_get_a_structured_error(tmp_path: Path, path: str) -> None:
     async with running_app(tmp_path) as site:
         status, body = await site.get(path)
         assert status == 404
         assert body["error"].keys() == {"code", "message", "hint"}
 
 
-async def test_a_wrong_method_is_told_what_is_right(tmp_path: Path) -> None:
+async def test_a_wrong_method_gets_the_allowed_ones(tmp_path: Path) -> None:
     async with running_app(tmp_path) as site:
         status, body = await site.delete("/jobs")
         assert status == 405
         assert body["error"]["hint"] == "use GET, HEAD, POST"
 
 
-async def test_echo_answers_byte_for_byte(tmp_path: Path) -> None:
+async def test_echo_returns_the_body_byte_for_byte(tmp_path: Path) -> None:
     async with running_app(tmp_path) as site:
         body = os.urandom(16 * 1024)
         assert await site.post("/echo", data=body) == (200, body)
@@ -144,7 +144,7 @@ async def test_slow_refuses_a_bad_time(tmp_path: Path, query: str) -> None:
         assert body["error"]["field"] == "seconds"
 
 
-async def test_slow_answers_after_a_while(tmp_path: Path) -> None:
+async def test_slow_answers_after_its_delay(tmp_path: Path) -> None:
     async with running_app(tmp_path) as site:
         status, body = await site.get("/slow?seconds=0.01")
         assert (status, body["slept_seconds"]) == (200, 0.01)
@@ -168,7 +168,7 @@ async def test_slow_answers_after_a_while(tmp_path: Path) -> None:
         b"{}",
     ],
 )
-async def test_a_bad_note_is_refused_and_never_a_failure(tmp_path: Path, data: bytes) -> None:
+async def test_a_bad_note_is_refused(tmp_path: Path, data: bytes) -> None:
     async with running_app(tmp_path) as site:
         status, body = await site.post("/memory/notes", data=data)
         assert status == 400
@@ -176,7 +176,7 @@ async def test_a_bad_note_is_refused_and_never_a_failure(tmp_path: Path, data: b
         assert (await site.get("/memory/notes"))[1] == {"notes": []}
 
 
-async def test_a_huge_body_is_refused_where_json_is_taken(tmp_path: Path) -> None:
+async def test_a_huge_JSON_body_is_refused(tmp_path: Path) -> None:
     async with running_app(tmp_path) as site:
         status, body = await site.post("/jobs", data=io.BytesIO(b" " * (1024 * 1024 + 1)))
         assert (status, body["error"]["code"]) == (413, "body_too_large")
@@ -199,7 +199,7 @@ async def job_ended(site: Site, job_id: str) -> dict[str, Any]:
     return job
 
 
-async def test_jobs_really_run(tmp_path: Path) -> None:
+async def test_jobs_run(tmp_path: Path) -> None:
     async with running_app(tmp_path) as site:
         _, posted = await site.post("/jobs", {"kind": "checksum", "payload": {"text": "atlas"}})
         job = await job_ended(site, posted["id"])
@@ -291,7 +291,7 @@ async def test_a_smoke_job_runs_in_an_instance_that_is_not_active_yet(tmp_path: 
         assert (status, job["state"]) == (201, "done")
 
 
-async def test_real_jobs_are_left_to_the_active_instance(tmp_path: Path) -> None:
+async def test_jobs_run_in_the_active_instance_only(tmp_path: Path) -> None:
     async with running_app(tmp_path, role=InstanceRole.STAGING) as site:
         _, posted = await site.post("/jobs", {"kind": "reindex"})
         async with running_app(tmp_path, role=InstanceRole.ACTIVE) as active:
@@ -300,7 +300,7 @@ async def test_real_jobs_are_left_to_the_active_instance(tmp_path: Path) -> None
         assert job["instance"] == health["instance"]
 
 
-async def test_a_drain_finishes_the_jobs_that_run_and_takes_no_more(tmp_path: Path) -> None:
+async def test_a_drain_finishes_running_jobs_and_claims_no_more(tmp_path: Path) -> None:
     async with running_app(tmp_path) as site:
         _, running = await site.post("/jobs", {"kind": "wait", "payload": {"seconds": 0.3}})
 

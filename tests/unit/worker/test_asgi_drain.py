@@ -28,11 +28,11 @@ H11, HTTPTOOLS = KINDS.values()
 
 
 @both_kinds
-async def test_it_serves_both_sockets_and_says_so_with_the_kits_mark(
+async def test_both_sockets_are_served_and_the_kit_is_reported(
     tmp_path: Path, kind: list[str]
 ) -> None:
-    async with running(tmp_path, [*PLAIN, *kind]) as (worker, told):
-        assert told.lines == ["READY=1", "X_ATLAS_KIT=1"]
+    async with running(tmp_path, [*PLAIN, *kind]) as (worker, reports):
+        assert reports.lines == ["READY=1", "X_ATLAS_KIT=1"]
         for sock in (worker.public, worker.private):
             assert backlog_of(sock) == LONGEST_BACKLOG
             async with Client.to(port_of(sock)) as client:
@@ -53,12 +53,12 @@ async def test_it_serves_both_sockets_and_says_so_with_the_kits_mark(
             writer.close()
         assert await worker.exit_code() == 0
         assert (tmp_path / "lifespan-ended").exists()
-        assert told.has("X_ATLAS_ACCEPTING=0")
-        assert not told.has("X_ATLAS_CUT")
+        assert reports.has("X_ATLAS_ACCEPTING=0")
+        assert not reports.has("X_ATLAS_CUT")
 
 
 @both_kinds
-async def test_a_retired_one_lets_its_clients_go_and_takes_them_back_when_active_again(
+async def test_a_retired_instance_sheds_connections_until_it_is_active_again(
     tmp_path: Path, kind: list[str]
 ) -> None:
     async with (
@@ -98,11 +98,11 @@ async def test_a_retired_one_lets_its_clients_go_and_takes_them_back_when_active
 
 
 @both_kinds
-async def test_what_is_under_way_at_sigterm_is_answered_with_all_that_is_pipelined_behind_it(
+async def test_current_and_pipelined_requests_are_answered_after_sigterm(
     tmp_path: Path, kind: list[str]
 ) -> None:
     async with (
-        running(tmp_path, [*PLAIN, *kind]) as (worker, told),
+        running(tmp_path, [*PLAIN, *kind]) as (worker, reports),
         Client.to(worker.port) as slow,
         Client.to(worker.port) as other,
     ):
@@ -112,7 +112,7 @@ async def test_what_is_under_way_at_sigterm_is_answered_with_all_that_is_pipelin
         slow.send("/two")
         await appears(tmp_path / "slow-began")
         worker.terminate()
-        await until(lambda: told.has("STOPPING=1"))
+        await until(lambda: reports.has("STOPPING=1"))
         assert (await other.get("/go")).closes
         answers = [await slow.answer() for _ in range(3)]
         assert [answer.body for answer in answers] == [b"slowly", b"plain", b"plain"]
@@ -122,7 +122,7 @@ async def test_what_is_under_way_at_sigterm_is_answered_with_all_that_is_pipelin
 
 
 @both_kinds
-async def test_a_head_that_is_half_there_is_waited_for(tmp_path: Path, kind: list[str]) -> None:
+async def test_a_partial_request_head_is_waited_for(tmp_path: Path, kind: list[str]) -> None:
     async with (
         running(tmp_path, [*PLAIN, *kind], environ={"ATLAS_IDLE_GRACE_SECONDS": "0.05"}) as (
             worker,
@@ -141,15 +141,15 @@ async def test_a_head_that_is_half_there_is_waited_for(tmp_path: Path, kind: lis
         assert await worker.exit_code() == 0
 
 
-async def test_work_after_the_answer_is_waited_for(tmp_path: Path) -> None:
+async def test_background_work_after_the_response_is_waited_for(tmp_path: Path) -> None:
     async with (
-        running(tmp_path, [*PLAIN, *HTTPTOOLS]) as (worker, told),
+        running(tmp_path, [*PLAIN, *HTTPTOOLS]) as (worker, reports),
         Client.to(worker.port) as client,
         Client.to(worker.port) as other,
     ):
         await other.get()
         worker.terminate()
-        await until(lambda: told.has("STOPPING=1"))
+        await until(lambda: reports.has("STOPPING=1"))
         assert (await client.get("/afterwards")).closes
         assert await client.is_closed()
         assert (await other.get("/go")).closes
@@ -160,11 +160,11 @@ async def test_work_after_the_answer_is_waited_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "replaced", "code"), [(H11, True, 1012), (HTTPTOOLS, False, 1001)]
 )
-async def test_a_websocket_is_told_why_it_must_go(
+async def test_a_websocket_is_closed_with_the_code_of_the_reason(
     tmp_path: Path, kind: list[str], replaced: bool, code: int
 ) -> None:
     async with (
-        running(tmp_path, [*PLAIN, *kind]) as (worker, told),
+        running(tmp_path, [*PLAIN, *kind]) as (worker, reports),
         Client.to(worker.port) as client,
     ):
         await opened_websocket(client)
@@ -176,12 +176,12 @@ async def test_a_websocket_is_told_why_it_must_go(
         assert await appears(tmp_path / "websocket-code") == str(code)
         worker.terminate()
         assert await worker.exit_code() == 0
-        assert not told.has("X_ATLAS_CUT")
+        assert not reports.has("X_ATLAS_CUT")
 
 
 async def test_server_sent_events_end_after_an_event_and_never_within_one(tmp_path: Path) -> None:
     async with (
-        running(tmp_path, [*PLAIN, *H11]) as (worker, told),
+        running(tmp_path, [*PLAIN, *H11]) as (worker, reports),
         Client.to(worker.port) as client,
         Client.to(worker.port) as other,
     ):
@@ -191,7 +191,7 @@ async def test_server_sent_events_end_after_an_event_and_never_within_one(tmp_pa
         assert b"connection: close" not in head
         worker.terminate()
         await until(
-            lambda: told.has('X_ATLAS_LEFT={"requests": 0, "websockets": 0, "event_streams": 1')
+            lambda: reports.has('X_ATLAS_LEFT={"requests": 0, "websockets": 0, "event_streams": 1')
         )
         assert (await other.get("/go")).closes
         rest = await client.reader.read()
@@ -199,9 +199,9 @@ async def test_server_sent_events_end_after_an_event_and_never_within_one(tmp_pa
         assert await worker.exit_code() == 0
 
 
-async def test_a_second_sigterm_hurries_streams_and_cuts_no_request(tmp_path: Path) -> None:
+async def test_a_second_sigterm_closes_all_streams_and_cuts_no_request(tmp_path: Path) -> None:
     async with (
-        running(tmp_path, [*PLAIN, *HTTPTOOLS]) as (worker, told),
+        running(tmp_path, [*PLAIN, *HTTPTOOLS]) as (worker, reports),
         Client.to(worker.port) as slow,
         Client.to(worker.port) as other,
         Client.to(worker.port) as first,
@@ -210,32 +210,32 @@ async def test_a_second_sigterm_hurries_streams_and_cuts_no_request(tmp_path: Pa
     ):
         await other.get()
         slow.send("/slow")
-        # Its client has all of it, yet the application goes on.
+        # Its client has the response, but the application still runs.
         head.send("/events", method="HEAD")
         await head.answer()
         await appears(tmp_path / "slow-began")
         await opened_websocket(first)
         await opened_websocket(second)
         worker.terminate()
-        await until(lambda: told.has("STOPPING=1"))
+        await until(lambda: reports.has("STOPPING=1"))
         worker.terminate()
-        # By the spread alone the last would be told after ten seconds.
+        # By the spread alone the last would be closed after ten seconds.
         async with asyncio.timeout(5):
             assert [await close_code(client) for client in (first, second)] == [1001, 1001]
         await other.get("/go")
         assert (await slow.answer()).body == b"slowly"
         assert await worker.exit_code() == 0
-        assert not told.has("X_ATLAS_CUT")
+        assert not reports.has("X_ATLAS_CUT")
 
 
 @both_kinds
-async def test_the_hard_deadline_ends_it_and_what_is_cut_is_reported(
+async def test_exchanges_cut_at_the_hard_deadline_are_reported(
     tmp_path: Path, kind: list[str]
 ) -> None:
     """A handler that does not end, and two clients that read nothing, their buffers full."""
     environ = {"ATLAS_DRAIN_TIMEOUT_SECONDS": "1.5"}
     async with (
-        running(tmp_path, [*PLAIN, *kind], environ=environ) as (worker, told),
+        running(tmp_path, [*PLAIN, *kind], environ=environ) as (worker, reports),
         Client.to(worker.port) as stuck,
         Client.to(worker.port) as websocket,
         Client.to(worker.port) as events,
@@ -249,12 +249,12 @@ async def test_the_hard_deadline_ends_it_and_what_is_cut_is_reported(
         await appears(tmp_path / "events-flood-is-stuck")
         await other.get()
         worker.terminate()
-        await until(lambda: told.has("STOPPING=1"))
+        await until(lambda: reports.has("STOPPING=1"))
         assert (await other.get()).closes
         assert (await stuck.answer()).status == 500
         assert await worker.exit_code(seconds=5) == 0
-        assert told.has("X_ATLAS_CUT=")
-        (cut,) = [line for line in told.lines if line.startswith("X_ATLAS_CUT=")]
+        assert reports.has("X_ATLAS_CUT=")
+        (cut,) = [line for line in reports.lines if line.startswith("X_ATLAS_CUT=")]
         assert json.loads(cut.partition("=")[2]) == {
             "requests": 1,
             "websockets": 1,
@@ -264,20 +264,20 @@ async def test_the_hard_deadline_ends_it_and_what_is_cut_is_reported(
         assert (tmp_path / "lifespan-ended").exists()
 
 
-async def test_events_that_answer_a_post_are_no_stream_to_be_ended(tmp_path: Path) -> None:
+async def test_events_in_response_to_a_post_are_not_closed(tmp_path: Path) -> None:
     async with (
         running(tmp_path, [*PLAIN, *HTTPTOOLS], environ={"ATLAS_IDLE_GRACE_SECONDS": "1"}) as (
             worker,
-            told,
+            reports,
         ),
         Client.to(worker.port) as client,
         Client.to(worker.port) as other,
     ):
         await other.get()
-        client.writer.write(b"POST /told HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        client.writer.write(b"POST /answer HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
         await client.reader.readuntil(b"1\n\n\r\n")
         worker.terminate()
-        await until(lambda: told.has('X_ATLAS_LEFT={"requests": 1, "websockets": 0'))
+        await until(lambda: reports.has('X_ATLAS_LEFT={"requests": 1, "websockets": 0'))
         await other.get("/go")
         assert await client.reader.readuntil(b"\r\n0\r\n\r\n") == b"9\r\ndata: 2\n\n\r\n0\r\n\r\n"
         assert await worker.exit_code() == 0

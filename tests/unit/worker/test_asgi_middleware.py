@@ -20,9 +20,11 @@ KINDS = {
 H11, HTTPTOOLS = KINDS.values()
 
 
-async def test_it_says_ready_answers_probes_and_announces_when_retired(tmp_path: Path) -> None:
-    async with running(tmp_path, [*UVICORN, *HTTPTOOLS, "asgi_apps:wrapped"]) as (worker, told):
-        assert told.lines == ["READY=1", "X_ATLAS_KIT=1"]
+async def test_the_middleware_reports_ready_answers_probes_and_sheds_when_retired(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path, [*UVICORN, *HTTPTOOLS, "asgi_apps:wrapped"]) as (worker, reports):
+        assert reports.lines == ["READY=1", "X_ATLAS_KIT=1"]
         async with Client.to(worker.port) as client:
             answer = await client.get(headers={"X-Atlas-Probe": "1"})
             assert answer.headers["x-atlas-instance"] == "the-instance"
@@ -39,7 +41,7 @@ async def _sheds(port: int) -> bool:
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-async def test_it_holds_the_servers_stop_back_until_its_clients_have_been_told(
+async def test_the_servers_stop_is_delayed_until_clients_know(
     tmp_path: Path, kind: list[str]
 ) -> None:
     """uvicorn alone closes idle connections at once, and announces nothing."""
@@ -47,7 +49,7 @@ async def test_it_holds_the_servers_stop_back_until_its_clients_have_been_told(
     async with (
         running(tmp_path, [*UVICORN, *kind, "asgi_apps:wrapped"], environ=environ) as (
             worker,
-            told,
+            reports,
         ),
         Client.to(worker.port) as slow,
         Client.to(worker.port) as idle,
@@ -56,21 +58,21 @@ async def test_it_holds_the_servers_stop_back_until_its_clients_have_been_told(
         slow.send("/slow")
         await appears(tmp_path / "slow-began")
         worker.terminate()
-        await until(lambda: told.has("STOPPING=1"))
+        await until(lambda: reports.has("STOPPING=1"))
         assert (await idle.get("/go")).closes
         assert (await slow.answer()).body == b"slowly"
         # uvicorn raises the signal again when it is done.
         assert await worker.exit_code() == -signal.SIGTERM
         assert (tmp_path / "lifespan-ended").exists()
-        assert not told.has("X_ATLAS_CUT")
-        # It does accept until uvicorn stops: nobody may be launched beside it.
-        assert not told.has("X_ATLAS_ACCEPTING")
+        assert not reports.has("X_ATLAS_CUT")
+        # It accepts until uvicorn stops: no instance may be launched beside it.
+        assert not reports.has("X_ATLAS_ACCEPTING")
 
 
 @pytest.mark.parametrize(
     ("kind", "replaced", "code"), [(HTTPTOOLS, True, 1012), (H11, False, 1001)]
 )
-async def test_a_websocket_is_told_why_it_must_go(
+async def test_a_websocket_is_closed_with_the_code_of_the_reason(
     tmp_path: Path, kind: list[str], replaced: bool, code: int
 ) -> None:
     environ = {"ATLAS_IDLE_GRACE_SECONDS": "0.1"}
@@ -92,7 +94,7 @@ async def test_server_sent_events_end_after_an_event(tmp_path: Path) -> None:
     async with (
         running(tmp_path, [*UVICORN, *HTTPTOOLS, "asgi_apps:wrapped"], environ=environ) as (
             worker,
-            told,
+            reports,
         ),
         Client.to(worker.port) as client,
         Client.to(worker.port) as other,
@@ -101,17 +103,17 @@ async def test_server_sent_events_end_after_an_event(tmp_path: Path) -> None:
         client.writer.write(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
         await client.reader.readuntil(b"ha\r\n")
         worker.terminate()
-        await until(lambda: told.has("STOPPING=1"))
+        await until(lambda: reports.has("STOPPING=1"))
         await other.get("/go")
         assert await client.reader.readexactly(14) == b"4\r\nlf\n\n\r\n0\r\n\r\n"
 
 
-async def test_a_second_sigterm_hurries_streams_and_cuts_no_request(tmp_path: Path) -> None:
+async def test_a_second_sigterm_closes_all_streams_and_cuts_no_request(tmp_path: Path) -> None:
     environ = {"ATLAS_IDLE_GRACE_SECONDS": "2", "ATLAS_DRAIN_TIMEOUT_SECONDS": "40"}
     async with (
         running(tmp_path, [*UVICORN, *H11, "asgi_apps:wrapped"], environ=environ) as (
             worker,
-            told,
+            reports,
         ),
         Client.to(worker.port) as slow,
         Client.to(worker.port) as first,
@@ -124,7 +126,7 @@ async def test_a_second_sigterm_hurries_streams_and_cuts_no_request(tmp_path: Pa
         await opened_websocket(second)
         await other.get()
         worker.terminate()
-        await until(lambda: told.has("STOPPING=1"))
+        await until(lambda: reports.has("STOPPING=1"))
         worker.terminate()
         async with asyncio.timeout(10):
             assert [await close_code(client) for client in (first, second)] == [1001, 1001]
@@ -132,14 +134,14 @@ async def test_a_second_sigterm_hurries_streams_and_cuts_no_request(tmp_path: Pa
         assert (await slow.answer()).body == b"slowly"
 
 
-async def test_an_application_without_a_lifespan_drains_too(tmp_path: Path) -> None:
+async def test_an_application_without_a_lifespan_drains(tmp_path: Path) -> None:
     arguments = [*UVICORN, *HTTPTOOLS, "asgi_apps:wrapped_without_lifespan"]
     environ = {"ATLAS_IDLE_GRACE_SECONDS": "2"}
     async with (
-        running(tmp_path, arguments, environ=environ) as (worker, told),
+        running(tmp_path, arguments, environ=environ) as (worker, reports),
         Client.to(worker.port) as client,
     ):
         await client.get()
         worker.terminate()
-        await until(lambda: told.has("STOPPING=1"))
+        await until(lambda: reports.has("STOPPING=1"))
         assert (await client.get()).closes

@@ -25,8 +25,8 @@ from tests.unit.worker.support import Client, listening_socket, port_of
         (["asgi_apps:not_callable"], 2, "an ASGI application is callable"),
         (["broken_app:app"], 1, "importing broken_app:app failed: RuntimeError('no settings')"),
         (["needy_app:app"], 1, "No module named 'not_installed'"),
-        (["asgi_apps:plain", "--fd", "777"], 2, "descriptor 777 (public) is no socket"),
-        (["asgi_apps:plain", "--fd", "-1"], 2, "a number from 0 is taken"),
+        (["asgi_apps:plain", "--fd", "777"], 2, "descriptor 777 (public) is not a socket"),
+        (["asgi_apps:plain", "--fd", "-1"], 2, "expected a number from 0"),
         (["asgi_apps:plain", "--port", "99999"], 2, "99999 is not in the range"),
         (["asgi_apps:plain", "--port", "1", "--fd", "3"], 2, "exclude each other"),
         (["asgi_apps:plain", "--header", "shop"], 2, "'shop' is not NAME:VALUE"),
@@ -71,7 +71,7 @@ async def test_an_application_that_fails_to_start_is_reported_in_the_last_line(
     assert message in printed
 
 
-def test_a_port_that_is_taken_is_named(
+def test_a_port_in_use_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(os, "environ", {})
@@ -148,11 +148,11 @@ async def test_an_application_without_a_lifespan_is_served(tmp_path: Path) -> No
         assert (await client.get()).body == b"plain"
 
 
-async def test_the_middleware_steps_aside_under_the_runner(tmp_path: Path) -> None:
+async def test_the_middleware_passes_everything_through_under_the_runner(tmp_path: Path) -> None:
     arguments = [*RUNNER, "asgi_apps:wrapped"]
     environ = {"ATLAS_IDLE_GRACE_SECONDS": "0.1"}
     async with (
-        running(tmp_path, arguments, environ=environ) as (worker, told),
+        running(tmp_path, arguments, environ=environ) as (worker, reports),
         Client.to(worker.port) as client,
     ):
         answer = await client.get(headers={"X-Atlas-Probe": "1"})
@@ -160,8 +160,8 @@ async def test_the_middleware_steps_aside_under_the_runner(tmp_path: Path) -> No
         worker.terminate()
         assert await client.is_closed()
         assert await worker.exit_code() == 0
-        assert not told.has("X_ATLAS_CUT")
-        assert [line for line in told.lines if "LEFT" not in line] == [
+        assert not reports.has("X_ATLAS_CUT")
+        assert [line for line in reports.lines if "LEFT" not in line] == [
             "READY=1",
             "X_ATLAS_KIT=1",
             "STOPPING=1",
@@ -169,7 +169,7 @@ async def test_the_middleware_steps_aside_under_the_runner(tmp_path: Path) -> No
         ]
 
 
-async def test_the_middleware_hides_no_start_that_failed(tmp_path: Path) -> None:
+async def test_the_middleware_does_not_hide_a_failed_startup(tmp_path: Path) -> None:
     uvicorn = ["-m", "uvicorn", "--app-dir", str(APPS), "--port", "0"]
     code, printed = await wrong(tmp_path, "asgi_apps:wrapped_cannot_start", program=uvicorn)
     assert code != 0

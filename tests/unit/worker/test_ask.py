@@ -1,4 +1,4 @@
-"""The bundled worker's questions to a language model, which really answers over HTTP."""
+"""The bundled worker's questions to a language model that answers over HTTP."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def test_a_prompt_is_answered_and_its_latency_is_in_the_health(tmp_path: P
         assert 0 < check["value"] <= body["latency_ms"]
 
 
-async def test_a_conversation_is_handed_on_as_it_is(tmp_path: Path) -> None:
+async def test_a_conversation_is_passed_on_unchanged(tmp_path: Path) -> None:
     talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Well?"}]
     async with asking(tmp_path) as (site, played):
         assert (await site.post("/ask", {"messages": talk}))[0] == 200
@@ -87,7 +87,7 @@ async def test_a_streamed_answer_comes_word_by_word(tmp_path: Path) -> None:
         async with site.client.post("/ask", json={**QUESTION, "stream": True}) as response:
             first = await response.content.readuntil(b"\n\n")
             assert json.loads(first.removeprefix(b"data: ")) == {"text": WORDS[0]}
-            played.first_read.set()  # so the first word came before the rest was said
+            played.first_read.set()  # so the first word arrived before the rest
             assert b"event: done" in await response.read()
         played.behaviour = "good"
         events = await events_of(site)
@@ -108,7 +108,7 @@ async def test_a_streamed_answer_comes_word_by_word(tmp_path: Path) -> None:
         ("silent", 504, "llm_timeout"),
     ],
 )
-async def test_a_model_that_fails_is_answered_for_by_name(
+async def test_failures_of_the_model_have_error_codes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behaviour: str, status: int, code: str
 ) -> None:
     monkeypatch.setattr(llm.LanguageModel.__init__, "__kwdefaults__", {"silence_seconds": 0.2})
@@ -122,7 +122,7 @@ async def test_a_model_that_fails_is_answered_for_by_name(
         assert (await site.get("/health"))[0] == 200
 
 
-async def test_a_slow_model_is_waited_for_while_it_is_not_silent_and_its_latency_shows(
+async def test_a_slow_model_is_waited_for_and_its_latency_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Shorter than the whole stream, longer than each of its pauses.
@@ -140,7 +140,7 @@ async def test_a_slow_model_is_waited_for_while_it_is_not_silent_and_its_latency
         assert check["value"] >= 1000 * SLOW_SECONDS
 
 
-async def test_a_model_that_nobody_serves_is_answered_for(tmp_path: Path) -> None:
+async def test_an_unreachable_model_is_an_error(tmp_path: Path) -> None:
     async with asking(tmp_path) as (site, played):
         pass
     async with running_app(tmp_path, model=Model(played.url, "tiny")) as site:
@@ -152,11 +152,11 @@ async def test_a_model_that_nobody_serves_is_answered_for(tmp_path: Path) -> Non
     ("behaviour", "code"),
     [
         ("breaks off", "llm_failed"),
-        ("tells an error", "llm_failed"),
+        ("reports an error", "llm_failed"),
         ("silent later", "llm_timeout"),
     ],
 )
-async def test_a_stream_that_breaks_off_says_so_in_the_stream(
+async def test_a_stream_that_breaks_off_ends_with_an_error_event(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behaviour: str, code: str
 ) -> None:
     monkeypatch.setattr(llm.LanguageModel.__init__, "__kwdefaults__", {"silence_seconds": 0.2})
@@ -166,7 +166,7 @@ async def test_a_stream_that_breaks_off_says_so_in_the_stream(
         assert (last[0], last[1]["error"]["code"]) == ("error", code)
 
 
-async def test_the_key_is_read_anew_and_never_shown(tmp_path: Path) -> None:
+async def test_the_key_is_read_for_each_question_and_never_shown(tmp_path: Path) -> None:
     key_file = tmp_path / "key"
     key_file.write_text("sesame-1\n")
     async with asking(tmp_path, key_file=key_file) as (site, played):
@@ -196,7 +196,7 @@ async def test_the_key_is_read_anew_and_never_shown(tmp_path: Path) -> None:
         ({"messages": [{"role": "user", "content": 7}]}, "content"),
     ],
 )
-async def test_a_bad_question_is_refused_with_its_field(
+async def test_a_bad_question_is_refused_and_its_field_named(
     tmp_path: Path, body: dict[str, Any], field: str
 ) -> None:
     async with asking(tmp_path) as (site, played):
@@ -205,7 +205,7 @@ async def test_a_bad_question_is_refused_with_its_field(
         assert played.asked == []
 
 
-async def test_without_a_model_there_is_nobody_to_ask(tmp_path: Path) -> None:
+async def test_without_a_model_questions_are_refused(tmp_path: Path) -> None:
     async with running_app(tmp_path) as site:
         status, body = await site.post("/ask", QUESTION)
         assert (status, body["error"]["code"]) == (404, "module_off")
@@ -243,7 +243,7 @@ def test_the_check_judges_speed_and_failures(
     assert (check.status, check.value) == (status, value)
 
 
-def test_calls_of_long_ago_are_forgotten() -> None:
+def test_old_calls_are_forgotten() -> None:
     now = [0.0]
     latencies = Latencies(lambda: now[0])
     latencies.add(9.0)

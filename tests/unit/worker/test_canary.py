@@ -1,4 +1,4 @@
-"""What an application sees: decisions, calls and records, and what is told of them."""
+"""The application's side: decisions, calls and records, and their events."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def until_next_slice() -> None:
 
 
 @pytest.mark.parametrize("left", ["nothing", "no ring folder", "no state file"])
-def test_with_no_supervisor_everything_is_stable_and_nothing_is_raised(
+def test_without_a_supervisor_everything_is_stable_and_nothing_is_raised(
     canaries: Canaries, left: str
 ) -> None:
     if left != "no state file":
@@ -52,7 +52,7 @@ def test_with_no_supervisor_everything_is_stable_and_nothing_is_raised(
     assert canaries.rings == []
 
 
-def test_what_could_not_be_written_is_counted_once_there_is_a_ring(canaries: Canaries) -> None:
+def test_events_dropped_before_there_is_a_ring_are_counted(canaries: Canaries) -> None:
     (canaries.folder / "canary").rmdir()
     canaries.decide({"vision": 1})
     for _ in range(3):
@@ -71,7 +71,7 @@ def test_what_could_not_be_written_is_counted_once_there_is_a_ring(canaries: Can
     assert canaries.kinds()[EventKind.ENDED] >= 1
 
 
-# The first answer, and the ones after it.
+# The first answer and later ones.
 
 
 def test_the_first_answer_is_right_in_every_thread(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ print(answers.count(True))
     assert Canaries(tmp_path).kinds() == {EventKind.ASKED: 8}
 
 
-def test_the_share_is_kept_for_small_shares_too(canaries: Canaries) -> None:
+def test_small_shares_are_kept(canaries: Canaries) -> None:
     canaries.decide({"vision": 0.005})
 
     drawn = sum(use_canary_version("vision") for _ in range(20_000))
@@ -121,10 +121,10 @@ def test_a_feature_that_is_not_listed_is_stable_and_not_recorded(
     assert canaries.kinds() == {}
 
 
-# Telling how it went.
+# Records.
 
 
-def test_a_question_and_its_record_are_one_call(canaries: Canaries) -> None:
+def test_a_decision_and_its_record_are_one_call(canaries: Canaries) -> None:
     canaries.decide({"vision": 1, "web": 0})
 
     use_canary_version("vision")
@@ -136,16 +136,16 @@ def test_a_question_and_its_record_are_one_call(canaries: Canaries) -> None:
     events = canaries.events()
     assert outcomes(events) == {
         (EventKind.ASKED, 0): 2,
-        (EventKind.TOLD, Outcome.OK): 1,
-        (EventKind.TOLD, Outcome.ERROR): 1,
-        (EventKind.RECORDED, Outcome.OK): 1,  # the same answer is not told twice
+        (EventKind.REPORTED, Outcome.OK): 1,
+        (EventKind.REPORTED, Outcome.ERROR): 1,
+        (EventKind.RECORDED, Outcome.OK): 1,  # a decision is reported once
     }
     failed = next(event for event in events if event.outcome == Outcome.ERROR)
     assert failed.is_canary
     assert failed.bucket == latency_bucket(20.0)
 
 
-def test_a_record_of_the_other_arm_counts_by_itself_and_takes_no_question(
+def test_a_record_of_the_other_arm_is_a_call_of_its_own(
     canaries: Canaries,
 ) -> None:
     canaries.decide({"vision": 1})
@@ -154,11 +154,15 @@ def test_a_record_of_the_other_arm_counts_by_itself_and_takes_no_question(
     record_canary_call("vision", False, True, 1.0)
     record_canary_call("vision", True, True, 1.0)
 
-    told = {(event.kind, event.is_canary) for event in canaries.events()}
-    assert told == {(EventKind.ASKED, True), (EventKind.RECORDED, False), (EventKind.TOLD, True)}
+    reported = {(event.kind, event.is_canary) for event in canaries.events()}
+    assert reported == {
+        (EventKind.ASKED, True),
+        (EventKind.RECORDED, False),
+        (EventKind.REPORTED, True),
+    }
 
 
-def test_a_record_keeps_the_epoch_of_its_question(canaries: Canaries) -> None:
+def test_a_record_keeps_the_epoch_of_its_decision(canaries: Canaries) -> None:
     canaries.decide({"vision": 1}, epoch=1)
     use_canary_version("vision")
     canaries.decide({"vision": 0}, epoch=2)
@@ -170,11 +174,11 @@ def test_a_record_keeps_the_epoch_of_its_question(canaries: Canaries) -> None:
     eventually(lambda: process.rules["vision"].share == 1)
     record_canary_call("vision", False, True, 1.0)
 
-    told = [event for event in canaries.events() if event.kind == EventKind.TOLD]
-    assert sorted((event.epoch, event.is_canary) for event in told) == [(1, True), (2, False)]
+    reported = [event for event in canaries.events() if event.kind == EventKind.REPORTED]
+    assert sorted((event.epoch, event.is_canary) for event in reported) == [(1, True), (2, False)]
 
 
-async def test_each_task_tells_the_question_it_was_started_with(canaries: Canaries) -> None:
+async def test_each_task_reports_the_decision_it_was_started_with(canaries: Canaries) -> None:
     canaries.decide({"vision": 0.5})
 
     async def work(used: bool) -> None:
@@ -184,13 +188,13 @@ async def test_each_task_tells_the_question_it_was_started_with(canaries: Canari
     for _ in range(200):
         tasks.append(asyncio.create_task(work(use_canary_version("vision"))))
         if len(tasks) % 7 == 0:
-            await asyncio.sleep(0)  # some tell before the next question, some after it
+            await asyncio.sleep(0)  # some report before the next decision, some after it
     await asyncio.gather(*tasks)
 
-    assert canaries.kinds() == {EventKind.ASKED: 200, EventKind.TOLD: 200}
+    assert canaries.kinds() == {EventKind.ASKED: 200, EventKind.REPORTED: 200}
 
 
-def test_questions_of_several_slices_are_all_told(canaries: Canaries) -> None:
+def test_decisions_of_several_slices_are_all_reported(canaries: Canaries) -> None:
     canaries.decide({"vision": 1})
     for _ in range(3):
         use_canary_version("vision")
@@ -203,19 +207,21 @@ def test_questions_of_several_slices_are_all_told(canaries: Canaries) -> None:
     events = canaries.events()
     assert outcomes(events) == {
         (EventKind.ASKED, 0): 6,
-        (EventKind.TOLD, Outcome.OK): 6,
+        (EventKind.REPORTED, Outcome.OK): 6,
         (EventKind.RECORDED, Outcome.OK): 1,
     }
     slices = Counter(event.slice_number for event in events if event.kind == EventKind.ASKED)
-    assert slices == Counter(event.slice_number for event in events if event.kind == EventKind.TOLD)
+    assert slices == Counter(
+        event.slice_number for event in events if event.kind == EventKind.REPORTED
+    )
 
 
 @pytest.mark.parametrize("ring", [True, False])
-def test_questions_that_nobody_tells_are_bounded(
+def test_unreported_decisions_are_bounded(
     canaries: Canaries, ring: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calls, "UNTOLD_MOST", 30)
-    monkeypatch.setattr(policy, "UNTOLD_MOST", 30)
+    monkeypatch.setattr(calls, "MAX_UNREPORTED", 30)
+    monkeypatch.setattr(policy, "MAX_UNREPORTED", 30)
     if not ring:
         (canaries.folder / "canary").rmdir()
     canaries.decide({"vision": 1})
@@ -224,14 +230,14 @@ def test_questions_that_nobody_tells_are_bounded(
             use_canary_version("vision")
         until_next_slice()
 
-    remembered, untold = 0, process.rules["vision"].canary.untold(None)
-    while untold is not None:
-        remembered += len(untold)
-        untold = getattr(untold, "older", None)
-    assert 0 < remembered <= (130 if ring else 1)  # all of this slice, and some of those before
+    remembered, unreported = 0, process.rules["vision"].canary.unreported(None)
+    while unreported is not None:
+        remembered += len(unreported)
+        unreported = getattr(unreported, "older", None)
+    assert 0 < remembered <= (130 if ring else 1)  # all of this slice, and some earlier ones
 
 
-async def test_tasks_do_not_take_each_others_questions(canaries: Canaries) -> None:
+async def test_tasks_do_not_report_each_others_decisions(canaries: Canaries) -> None:
     canaries.decide({"vision": 0.5})
 
     async def work() -> None:
@@ -241,10 +247,10 @@ async def test_tasks_do_not_take_each_others_questions(canaries: Canaries) -> No
 
     await asyncio.gather(*(work() for _ in range(200)))
 
-    assert canaries.kinds() == {EventKind.ASKED: 200, EventKind.TOLD: 200}
+    assert canaries.kinds() == {EventKind.ASKED: 200, EventKind.REPORTED: 200}
 
 
-async def test_a_question_that_was_copied_into_two_tasks_is_told_once(canaries: Canaries) -> None:
+async def test_a_decision_inherited_by_two_tasks_is_reported_once(canaries: Canaries) -> None:
     canaries.decide({"vision": 1})
     use_canary_version("vision")
 
@@ -252,25 +258,23 @@ async def test_a_question_that_was_copied_into_two_tasks_is_told_once(canaries: 
         *(asyncio.to_thread(record_canary_call, "vision", True, True, 1.0) for _ in range(4))
     )
 
-    assert canaries.kinds() == {EventKind.ASKED: 1, EventKind.TOLD: 1, EventKind.RECORDED: 3}
+    assert canaries.kinds() == {EventKind.ASKED: 1, EventKind.REPORTED: 1, EventKind.RECORDED: 3}
 
 
 class Odd:
-    """Raises wherever it is touched."""
+    """Raises on every operation."""
 
     def __bool__(self) -> bool:
         raise RuntimeError("no")
 
-    __gt__ = __ge__ = __float__ = __str__ = __bool__  # type: ignore[assignment]  # as it is
+    __gt__ = __ge__ = __float__ = __str__ = __bool__  # type: ignore[assignment]  # raises like the others
 
 
 @pytest.mark.parametrize(
     ("ok", "latency"),
     [(True, None), (True, "12"), (True, []), (True, Odd()), (Odd(), 1.0), (True, 1j)],
 )
-def test_a_record_that_can_not_be_understood_is_ignored(
-    canaries: Canaries, ok: Any, latency: Any
-) -> None:
+def test_an_invalid_record_is_ignored(canaries: Canaries, ok: Any, latency: Any) -> None:
     canaries.decide({"vision": 1})
 
     record_canary_call("vision", True, ok, latency)
@@ -284,7 +288,7 @@ def test_a_record_that_can_not_be_understood_is_ignored(
     [(math.nan, 0), (-5.0, 0), (0, 0), (math.inf, LATENCY_BUCKETS - 1), (1e300, 2047),
      (10**400, 2047), (Decimal("1.5"), latency_bucket(1.5)), (True, latency_bucket(1.0))],
 )  # fmt: skip
-def test_an_odd_latency_harms_nothing(canaries: Canaries, latency: Any, bucket: int) -> None:
+def test_an_invalid_latency_is_tolerated(canaries: Canaries, latency: Any, bucket: int) -> None:
     canaries.decide({"vision": 1})
 
     record_canary_call("vision", True, True, latency)
@@ -295,15 +299,15 @@ def test_an_odd_latency_harms_nothing(canaries: Canaries, latency: Any, bucket: 
 
 
 @pytest.mark.parametrize("key", ["", "ü", 7, b"k", Odd(), ("a", 1), "x" * 100_000])
-def test_no_key_breaks_a_decision(canaries: Canaries, key: Any) -> None:
+def test_any_key_gets_a_decision(canaries: Canaries, key: Any) -> None:
     canaries.decide({"vision": 1})
 
     with canary.call("vision", key) as call:
-        assert call.is_canary is not isinstance(key, Odd)  # there is none then: stable
+        assert call.is_canary is not isinstance(key, Odd)  # unusable, so stable
     use_canary_version("vision", key=key)
 
 
-def test_a_bucket_tells_a_latency_within_one_percent() -> None:
+def test_a_bucket_is_within_one_percent_of_a_latency() -> None:
     for exponent in range(-29, 200):
         latency = 1.11**exponent
         assert bucket_milliseconds(latency_bucket(latency)) == pytest.approx(latency, rel=0.0101)
@@ -325,7 +329,7 @@ def test_a_bucket_tells_a_latency_within_one_percent() -> None:
         (GeneratorExit, Outcome.CANCELLED),
     ],
 )
-async def test_a_call_tells_its_outcome_and_passes_the_exception_on(
+async def test_a_call_reports_its_outcome_and_propagates_the_exception(
     canaries: Canaries, error: type[BaseException] | None, outcome: Outcome
 ) -> None:
     canaries.decide({"vision": 1})
@@ -355,7 +359,7 @@ async def test_a_call_tells_its_outcome_and_passes_the_exception_on(
 
     for words in (list(batch.events), [word for word, _ in batch.keyed]):
         assert outcomes([decode(word) for word in words]) == {
-            (EventKind.BEGUN, 0): 1,
+            (EventKind.STARTED, 0): 1,
             (EventKind.ENDED, outcome): 1,
         }
     assert len({key for _, key in batch.keyed}) == 1
@@ -371,7 +375,7 @@ def test_a_calls_latency_is_measured(canaries: Canaries) -> None:
     assert 19 < bucket_milliseconds(ended.bucket) < 5000
 
 
-def test_a_call_may_be_used_again_and_within_itself_of_others(canaries: Canaries) -> None:
+def test_a_call_is_reusable_and_calls_can_be_nested(canaries: Canaries) -> None:
     canaries.decide({"vision": 1, "web": 0})
     call = canary.call("vision")
 
@@ -379,7 +383,7 @@ def test_a_call_may_be_used_again_and_within_itself_of_others(canaries: Canaries
         with call, canary.call("web") as inner:
             assert (call.arm, inner.arm) == ("canary", "stable")
 
-    assert canaries.kinds() == {EventKind.BEGUN: 4, EventKind.ENDED: 4}
+    assert canaries.kinds() == {EventKind.STARTED: 4, EventKind.ENDED: 4}
 
 
 # Routes.
@@ -398,10 +402,10 @@ def test_a_route_calls_the_arm_that_was_decided(canaries: Canaries) -> None:
 
     assert new.__doc__ == "Documented."
     assert {new(1, twice=True) for _ in range(200)} == {"old 1 True", "new 1 True"}
-    assert canaries.kinds() == {EventKind.BEGUN: 200, EventKind.ENDED: 200}
+    assert canaries.kinds() == {EventKind.STARTED: 200, EventKind.ENDED: 200}
 
 
-async def test_an_async_route_measures_the_work_and_not_its_beginning(canaries: Canaries) -> None:
+async def test_an_async_route_measures_until_the_awaitable_has_ended(canaries: Canaries) -> None:
     canaries.decide({"vision": 1})
 
     async def old() -> str:
@@ -420,7 +424,7 @@ async def test_an_async_route_measures_the_work_and_not_its_beginning(canaries: 
     assert bucket_milliseconds(ended.bucket) > 19
 
 
-def test_a_route_that_can_not_be_measured_is_refused_when_it_is_decorated() -> None:
+def test_a_route_that_can_not_be_measured_is_refused_when_decorating() -> None:
     async def waits() -> None: ...
 
     def gives() -> Iterator[int]:
@@ -434,7 +438,7 @@ def test_a_route_that_can_not_be_measured_is_refused_when_it_is_decorated() -> N
 # The package.
 
 
-def test_to_import_the_worker_loads_nothing_else(tmp_path: Path) -> None:
+def test_importing_the_worker_loads_nothing_else(tmp_path: Path) -> None:
     code = """
 import subprocess, sys
 code = "import sys, __future__; a = {*sys.modules}; import atlas_worker; print(*{*sys.modules} - a)"

@@ -1,4 +1,4 @@
-"""Threads, forks, deaths, a full ring, and a policy that changes or breaks; real processes."""
+"""Real processes: threads, forks, kills, a full ring, and a policy that changes or breaks."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def use_one_way_or_another(number: int) -> None:
             pass
 
 
-def test_sixteen_threads_lose_no_event_while_the_ring_turns(canaries: Canaries) -> None:
+def test_sixteen_threads_lose_no_event_over_many_laps(canaries: Canaries) -> None:
     canaries.decide({"vision": 0.5})
     each, threads = 8000, 16
-    told: Counter[EventKind] = Counter()
+    found: Counter[EventKind] = Counter()
     keyed = 0
 
     def hammer() -> None:
@@ -54,7 +54,7 @@ def test_sixteen_threads_lose_no_event_while_the_ring_turns(canaries: Canaries) 
         nonlocal keyed
         for _, batch in canaries.drain():
             for word, count in batch.events.items():
-                told[EventKind(decode(word).kind)] += count
+                found[EventKind(decode(word).kind)] += count
             keyed += len(batch.keyed)
 
     running = [threading.Thread(target=hammer) for _ in range(threads)]
@@ -65,11 +65,11 @@ def test_sixteen_threads_lose_no_event_while_the_ring_turns(canaries: Canaries) 
         running[0].join(0.01)
     drain()
 
-    assert told[EventKind.ASKED] == told[EventKind.TOLD]
-    assert told[EventKind.BEGUN] == told[EventKind.ENDED]
+    assert found[EventKind.ASKED] == found[EventKind.REPORTED]
+    assert found[EventKind.STARTED] == found[EventKind.ENDED]
     calls = threads * (len(range(0, each, 3)) + len(range(1, each, 3)))
-    # A reader that the threads kept from reading may have let the ring run full.
-    assert told[EventKind.ASKED] + told[EventKind.BEGUN] + canaries.dropped() == calls
+    # The threads may have starved the reader, so that the ring was full.
+    assert found[EventKind.ASKED] + found[EventKind.STARTED] + canaries.dropped() == calls
     assert keyed == 2 * threads * len(range(2, each, 30))
 
 
@@ -86,7 +86,7 @@ def test_a_full_ring_drops_whole_calls_and_recovers_when_it_is_read(canaries: Ca
     with canary.call("vision"):
         pass
     use_canary_version("vision")
-    record_canary_call("vision", True, True, 1.0)  # its question was dropped, so it is, too
+    record_canary_call("vision", True, True, 1.0)  # its decision was dropped, so it is dropped too
 
     for call in open_calls:
         call.__exit__(None, None, None)
@@ -94,14 +94,14 @@ def test_a_full_ring_drops_whole_calls_and_recovers_when_it_is_read(canaries: Ca
     room = layout.MAIN_WORDS // 4 * 3
     assert canaries.dropped() == 1000 + layout.MAIN_WORDS - room + 2
     assert canaries.kinds() == {
-        EventKind.BEGUN: 1000,
+        EventKind.STARTED: 1000,
         EventKind.RECORDED: room - 1000,
         EventKind.ENDED: 1000,
     }
     for _ in range(3):
         with canary.call("vision"):
             pass
-    assert canaries.kinds() == {EventKind.BEGUN: 3, EventKind.ENDED: 3}
+    assert canaries.kinds() == {EventKind.STARTED: 3, EventKind.ENDED: 3}
 
 
 def test_a_full_keyed_ring_drops_and_recovers(canaries: Canaries) -> None:
@@ -120,9 +120,9 @@ def test_a_full_keyed_ring_drops_and_recovers(canaries: Canaries) -> None:
     assert len(canaries.drain()[0][1].keyed) == 1
 
 
-def test_what_records_in_a_signal_handler_breaks_nothing(canaries: Canaries) -> None:
+def test_recording_in_a_signal_handler_is_safe(canaries: Canaries) -> None:
     canaries.decide({"vision": 1})
-    use_canary_version("vision")  # one that comes in the middle of the first use finds it stable
+    use_canary_version("vision")  # in a handler during the first use it is stable
     handled = 0
 
     def handle(*_: object) -> None:
@@ -149,7 +149,7 @@ def test_what_records_in_a_signal_handler_breaks_nothing(canaries: Canaries) -> 
 # Deaths and forks.
 
 
-def test_a_process_that_is_killed_in_mid_call_has_told_all_it_did(canaries: Canaries) -> None:
+def test_a_process_killed_during_a_call_has_written_all_its_events(canaries: Canaries) -> None:
     canaries.decide({"vision": 1})
     code = """
 import sys
@@ -170,14 +170,14 @@ with canary.call("vision"):
     kinds = {EventKind(decode(word).kind): 0 for word in batch.events}
     for word, count in batch.events.items():
         kinds[EventKind(decode(word).kind)] += count
-    assert kinds == {EventKind.BEGUN: 5001, EventKind.ENDED: 5000}
-    assert [decode(word).kind for word, _ in batch.keyed] == [EventKind.BEGUN]
+    assert kinds == {EventKind.STARTED: 5001, EventKind.ENDED: 5000}
+    assert [decode(word).kind for word, _ in batch.keyed] == [EventKind.STARTED]
     assert not batch.alive
     assert batch.skipped == 0
     assert path.name.startswith(f"{child.pid}-")
 
 
-def test_a_forked_child_has_a_ring_of_its_own_and_none_of_the_parents_calls(
+def test_a_forked_child_has_its_own_ring_and_none_of_the_parents_calls(
     canaries: Canaries,
 ) -> None:
     canaries.decide({"vision": 1})
@@ -204,20 +204,20 @@ record_canary_call("vision", True, True, 1.0)
 """
     with program(canaries.folder, code) as child:
         eventually(lambda: len(canaries.rings) == 3)
-        canaries.decide({"vision": 0}, epoch=18, latched=True)  # their helper threads hear of it
+        canaries.decide({"vision": 0}, epoch=18, latched=True)  # their helper threads see it
         assert child.wait(20) == 0
 
-    told = {}
+    found = {}
     for path in canaries.rings:
         ring = RingReader.open(path)
         words = ring.read(Positions()).events
-        told[ring.owner.pid] = sorted(EventKind(decode(word).kind).name for word in words)
+        found[ring.owner.pid] = sorted(EventKind(decode(word).kind).name for word in words)
         ring.close()
-    assert told.pop(child.pid) == ["ASKED", "BEGUN", "ENDED", "TOLD"]
-    assert list(told.values()) == [["BEGUN", "ENDED", "RECORDED"]] * 2
+    assert found.pop(child.pid) == ["ASKED", "ENDED", "REPORTED", "STARTED"]
+    assert list(found.values()) == [["ENDED", "RECORDED", "STARTED"]] * 2
 
 
-def test_forked_children_do_not_draw_alike(canaries: Canaries) -> None:
+def test_forked_children_draw_independently(canaries: Canaries) -> None:
     canaries.decide({"vision": 0.5})
     code = """
 import os
@@ -233,7 +233,7 @@ for _ in range(2):
     assert first != second
 
 
-def test_the_helper_keeps_no_process_from_ending(canaries: Canaries) -> None:
+def test_the_helper_thread_does_not_keep_a_process_running(canaries: Canaries) -> None:
     canaries.decide({"vision": 1})
     assert output(canaries.folder, "print(use_canary_version('vision'))") == "True\n"
 
@@ -241,7 +241,7 @@ def test_the_helper_keeps_no_process_from_ending(canaries: Canaries) -> None:
 # The policy.
 
 
-def test_a_latch_is_heard_and_its_end_too(canaries: Canaries) -> None:
+def test_a_fallback_and_its_reset_reach_the_process(canaries: Canaries) -> None:
     canaries.decide({"vision": 1})
     assert is_canary_enabled()
 
@@ -265,15 +265,17 @@ def test_a_latch_is_heard_and_its_end_too(canaries: Canaries) -> None:
         b'{"schema_version": 1, "canary_disabled_fallback": false, "canary": {"enabled": true}}',
     ],
 )
-def test_a_broken_state_file_keeps_the_last_good_policy(canaries: Canaries, content: bytes) -> None:
+def test_a_broken_state_file_keeps_the_last_valid_policy(
+    canaries: Canaries, content: bytes
+) -> None:
     canaries.decide({"vision": 1, "web": 0})
     assert use_canary_version("vision")
 
     canaries.replace(content)
-    process._look()
+    process._try_refresh()
     assert use_canary_version("vision")
     canaries.state_file.unlink()
-    process._look()
+    process._try_refresh()
     assert use_canary_version("vision")
     assert is_canary_enabled()
 
@@ -282,23 +284,23 @@ def test_a_broken_state_file_keeps_the_last_good_policy(canaries: Canaries, cont
     assert not use_canary_version("vision")
 
 
-def test_a_state_file_from_the_future_is_not_read(canaries: Canaries) -> None:
+def test_a_state_file_of_a_newer_schema_is_not_read(canaries: Canaries) -> None:
     assert STATE_SCHEMA_VERSION == SCHEMA_VERSION
     canaries.decide({"vision": 1})
     assert use_canary_version("vision")
 
     canaries.decide({"vision": 0}, schema=SCHEMA_VERSION + 1)
-    process._look()
+    process._try_refresh()
 
     assert use_canary_version("vision")
 
 
-def test_a_fifo_in_place_of_the_state_file_keeps_nobody_waiting(canaries: Canaries) -> None:
+def test_a_fifo_in_place_of_the_state_file_does_not_block(canaries: Canaries) -> None:
     os.mkfifo(canaries.state_file)
     assert not use_canary_version("vision")
 
 
-def test_a_file_that_gives_a_share_though_canaries_are_off_is_stable_and_not_recorded(
+def test_a_share_in_a_disabled_policy_is_stable_and_not_recorded(
     canaries: Canaries,
 ) -> None:
     canaries.decide({"vision": 1, "web": 0}, enabled=False)
@@ -323,7 +325,7 @@ def test_a_file_that_gives_a_share_though_canaries_are_off_is_stable_and_not_rec
         7,
     ],
 )
-def test_a_policy_that_is_not_whole_is_refused(feature: Any) -> None:
+def test_an_incomplete_policy_is_refused(feature: Any) -> None:
     import json
 
     document = {
@@ -343,7 +345,7 @@ def test_a_policy_that_is_not_whole_is_refused(feature: Any) -> None:
     st.lists(st.floats(0, 1), min_size=2, max_size=6),
 )
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_a_key_stays_in_as_the_share_grows(key: str, shares: list[float]) -> None:
+def test_a_key_stays_in_the_canary_as_the_share_grows(key: str, shares: list[float]) -> None:
     from contextvars import ContextVar
     from hashlib import blake2b
 
@@ -360,7 +362,7 @@ def test_a_key_stays_in_as_the_share_grows(key: str, shares: list[float]) -> Non
 
 
 @given(st.floats(0, 1, exclude_max=True))
-def test_the_threshold_is_where_the_formula_turns(share: float) -> None:
+def test_the_key_threshold_is_exact(share: float) -> None:
     turn = int.from_bytes(key_threshold(share))
     assert turn == 0 or (turn - 1) / 2**64 < share
     assert turn / 2**64 >= share
@@ -381,7 +383,7 @@ def test_the_same_key_gets_the_same_answer_in_every_process(canaries: Canaries) 
 # The file.
 
 
-def test_a_disk_without_room_costs_the_record_and_not_the_call(
+def test_on_a_full_disk_calls_are_decided_and_not_recorded(
     canaries: Canaries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: int) -> None:
@@ -395,10 +397,10 @@ def test_a_disk_without_room_costs_the_record_and_not_the_call(
     assert list((canaries.folder / "canary").iterdir()) == []
 
 
-def test_a_folder_full_of_rings_gets_no_more(canaries: Canaries) -> None:
+def test_no_ring_is_added_to_a_folder_at_its_limit(canaries: Canaries) -> None:
     folder = canaries.folder / "canary"
     for number in range(layout.RINGS_LIMIT):
         (folder / f"{number}.ring").touch()
 
-    with pytest.raises(OSError, match="nobody reads"):
+    with pytest.raises(OSError, match="unread rings"):
         make_ring(folder, (0, 0))

@@ -21,7 +21,7 @@ def names(db: sqlite3.Connection) -> list[str]:
     return [name for (name,) in db.execute("SELECT name FROM things ORDER BY name")]
 
 
-async def test_what_is_written_is_read_and_durable(tmp_path: Path) -> None:
+async def test_a_write_is_readable_and_durable(tmp_path: Path) -> None:
     database = ModuleDatabase(tmp_path / "new" / "a.db", [TABLE])
     await database.open()
     await database.write(add("one"))  # type: ignore[arg-type]
@@ -32,7 +32,7 @@ async def test_what_is_written_is_read_and_durable(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.db"]
 
 
-async def test_a_write_that_is_not_to_be_kept_leaves_nothing(tmp_path: Path) -> None:
+async def test_a_rolled_back_write_leaves_nothing(tmp_path: Path) -> None:
     database = ModuleDatabase(tmp_path / "a.db", [TABLE])
     await database.open()
     await database.write(add("smoke"), keep=False)  # type: ignore[arg-type]
@@ -40,7 +40,7 @@ async def test_a_write_that_is_not_to_be_kept_leaves_nothing(tmp_path: Path) -> 
     await database.close()
 
 
-async def test_a_write_that_fails_leaves_nothing_and_the_next_one_works(tmp_path: Path) -> None:
+async def test_a_failed_write_leaves_nothing_and_the_next_one_works(tmp_path: Path) -> None:
     def fail(db: sqlite3.Connection) -> None:
         db.execute("INSERT INTO things (name) VALUES ('half')")
         raise ValueError("in the middle")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas_worker.drain import TELLING_SHARE, RemainingWork, StreamKind
+from atlas_worker.drain import CLOSING_SHARE, RemainingWork, StreamKind
 from atlas_worker.role import InstanceRole
 from tests.unit.worker.fakes import GRACE, SETTLE, TIMEOUT, FakeStream, Scene
 
@@ -25,7 +25,7 @@ def test_a_worker_that_is_not_retired_keeps_its_connections(
     assert len(scene.server.open) == 1
 
 
-def test_a_retired_worker_sheds_its_connections_and_stays(scene: Scene) -> None:
+def test_a_retired_worker_sheds_its_connections_and_continues(scene: Scene) -> None:
     scene.server.connect()
     scene.drain.set_role(InstanceRole.RETIRED)
     assert scene.drain.shedding
@@ -46,7 +46,7 @@ def test_a_worker_that_is_active_again_keeps_its_connections_again(scene: Scene)
     assert len(scene.server.open) == 1
 
 
-def test_the_grace_begins_anew_with_each_retirement(scene: Scene) -> None:
+def test_the_grace_restarts_with_each_retirement(scene: Scene) -> None:
     scene.server.connect()
     scene.drain.set_role(InstanceRole.RETIRED)
     scene.after(GRACE - 1)
@@ -56,7 +56,7 @@ def test_the_grace_begins_anew_with_each_retirement(scene: Scene) -> None:
     assert len(scene.server.open) == 1
 
 
-def test_being_stopped_does_not_end_when_the_role_changes(scene: Scene) -> None:
+def test_a_change_of_role_does_not_end_the_stop(scene: Scene) -> None:
     scene.drain.stop()
     scene.drain.set_role(InstanceRole.ACTIVE)
     assert scene.drain.shedding
@@ -73,7 +73,7 @@ def test_a_connection_has_the_whole_grace_from_when_it_became_idle(scene: Scene)
     assert scene.server.open == []
 
 
-def test_a_connection_with_something_to_read_is_not_closed(scene: Scene) -> None:
+def test_a_connection_with_unread_bytes_is_not_closed(scene: Scene) -> None:
     connection = scene.server.connect(unread=True)
     scene.drain.stop()
     scene.after(GRACE + 1)
@@ -97,7 +97,7 @@ def test_a_worker_that_was_retired_long_ago_need_not_settle_again(scene: Scene) 
     assert scene.after(0)
 
 
-def test_accepting_goes_on_while_connections_are_queued(scene: Scene) -> None:
+def test_connections_are_accepted_while_the_queue_is_not_empty(scene: Scene) -> None:
     scene.server.queue = 3
     scene.drain.stop()
     scene.after(10)
@@ -107,7 +107,7 @@ def test_accepting_goes_on_while_connections_are_queued(scene: Scene) -> None:
     assert not scene.server.accepting
 
 
-def test_a_connection_accepted_with_the_last_look_is_still_served(scene: Scene) -> None:
+def test_a_connection_accepted_at_the_last_moment_is_served(scene: Scene) -> None:
     scene.drain.stop()
     assert not scene.after(SETTLE)
     late = scene.server.connect(idle_at=None)
@@ -138,10 +138,10 @@ def test_a_second_stop_does_not_move_the_deadline(scene: Scene) -> None:
     assert scene.drain.remaining == pytest.approx(TIMEOUT - 20)
 
 
-def test_hurrying_ends_the_drain_now(scene: Scene) -> None:
+def test_expire_ends_the_drain_now(scene: Scene) -> None:
     scene.server.connect(idle_at=None)
     scene.drain.stop()
-    scene.drain.hurry()
+    scene.drain.expire()
     assert not scene.after(0)
     assert scene.after(0)
 
@@ -155,7 +155,7 @@ def test_hurrying_ends_the_drain_now(scene: Scene) -> None:
         (InstanceRole.RETIRED, False),
     ],
 )
-def test_background_work_is_the_active_instances(
+def test_background_work_belongs_to_the_active_instance(
     scene: Scene, role: InstanceRole, leading: bool
 ) -> None:
     scene.drain.set_role(role)
@@ -164,61 +164,59 @@ def test_background_work_is_the_active_instances(
     assert not scene.drain.leading
 
 
-TELLING = TELLING_SHARE * TIMEOUT
+CLOSING = CLOSING_SHARE * TIMEOUT
 
 
 # No deadline for an example: the machine may be busy.
 @settings(deadline=None, max_examples=30)
 @given(count=st.integers(1, 300), step=st.floats(0.01, 2.0))
-def test_streams_are_told_evenly_over_their_share_of_the_drain_time(
-    count: int, step: float
-) -> None:
+def test_streams_are_closed_evenly_over_their_share_of_the_timeout(count: int, step: float) -> None:
     scene = Scene()
     scene.server.running = [FakeStream() for _ in range(count)]
     scene.drain.stop()
-    while (elapsed := scene.now - 100.0) < TELLING:
+    while (elapsed := scene.now - 100.0) < CLOSING:
         scene.drain.tick(scene.server)
-        line = 1 + (count - 1) * elapsed / TELLING
-        assert line - 1 - 1e-6 <= scene.server.told() <= line + 1e-6
+        line = 1 + (count - 1) * elapsed / CLOSING
+        assert line - 1 - 1e-6 <= scene.server.closed() <= line + 1e-6
         scene.now += step
     scene.drain.tick(scene.server)
-    assert [stream.told for stream in scene.server.running] == [[False]] * count
+    assert [stream.closed for stream in scene.server.running] == [[False]] * count
 
 
 @settings(deadline=None, max_examples=30)
 @given(arrivals=st.lists(st.floats(0, 14), max_size=40))
-def test_streams_that_come_during_the_telling_are_told_in_time(arrivals: list[float]) -> None:
+def test_streams_that_start_during_the_drain_are_closed_in_time(arrivals: list[float]) -> None:
     scene = Scene()
     scene.drain.set_role(InstanceRole.ACTIVE)
     scene.drain.set_role(InstanceRole.RETIRED)
     waiting = sorted(arrivals)
-    while scene.now - 100.0 < TELLING:
+    while scene.now - 100.0 < CLOSING:
         while waiting and waiting[0] <= scene.now - 100.0:
             waiting.pop(0)
             scene.server.running.append(FakeStream())
         scene.after(0.05)
-    assert [stream.told for stream in scene.server.running] == [[True]] * len(arrivals)
+    assert [stream.closed for stream in scene.server.running] == [[True]] * len(arrivals)
 
 
-def test_a_single_stream_is_told_at_once(scene: Scene) -> None:
+def test_a_single_stream_is_closed_at_once(scene: Scene) -> None:
     scene.server.running = [FakeStream()]
     scene.drain.stop()
     scene.after(0)
-    assert scene.server.told() == 1
+    assert scene.server.closed() == 1
 
 
-def test_a_worker_that_is_active_again_tells_no_more_streams(scene: Scene) -> None:
+def test_a_worker_that_is_active_again_closes_no_more_streams(scene: Scene) -> None:
     scene.server.running = [FakeStream() for _ in range(10)]
     scene.drain.set_role(InstanceRole.RETIRED)
-    scene.after(TELLING / 2)
-    told = scene.server.told()
-    assert 0 < told < 10
+    scene.after(CLOSING / 2)
+    closed = scene.server.closed()
+    assert 0 < closed < 10
     scene.drain.set_role(InstanceRole.ACTIVE)
-    scene.after(TELLING)
-    assert scene.server.told() == told
+    scene.after(CLOSING)
+    assert scene.server.closed() == closed
     scene.drain.set_role(InstanceRole.RETIRED)
-    scene.after(TELLING)
-    assert [len(stream.told) for stream in scene.server.running] == [1] * 10
+    scene.after(CLOSING)
+    assert [len(stream.closed) for stream in scene.server.running] == [1] * 10
 
 
 @pytest.mark.parametrize(
@@ -230,17 +228,17 @@ def test_a_worker_that_is_active_again_tells_no_more_streams(scene: Scene) -> No
         (InstanceRole.RETIRED, True),
     ],
 )
-def test_streams_are_told_whether_another_instance_has_the_traffic(
+def test_streams_know_whether_another_instance_is_active(
     scene: Scene, role: InstanceRole, replaced: bool
 ) -> None:
     scene.server.running = [FakeStream()]
     scene.drain.set_role(role)
     scene.drain.stop()
     scene.after(0)
-    assert scene.server.running[0].told == [replaced]
+    assert scene.server.running[0].closed == [replaced]
 
 
-def test_what_becomes_of_its_port_after_it_has_left_its_slot_is_not_its_affair(
+def test_the_role_is_ignored_once_nothing_is_accepted(
     scene: Scene,
 ) -> None:
     scene.server.running += [FakeStream(), FakeStream()]
@@ -251,30 +249,30 @@ def test_what_becomes_of_its_port_after_it_has_left_its_slot_is_not_its_affair(
         scene.after(SETTLE)
     scene.drain.set_role(InstanceRole.ACTIVE)  # the next instance in this slot
     scene.after(TIMEOUT)
-    assert [stream.told for stream in scene.server.running] == [[True], [True]]
+    assert [stream.closed for stream in scene.server.running] == [[True], [True]]
 
 
-def test_a_stream_that_cannot_be_told_keeps_no_other_from_it(scene: Scene) -> None:
+def test_a_stream_that_fails_to_close_does_not_keep_others_open(scene: Scene) -> None:
     class Faulty(FakeStream):
-        def tell_to_go(self, *, replaced: bool) -> None:
-            super().tell_to_go(replaced=replaced)
+        def begin_close(self, *, replaced: bool) -> None:
+            super().begin_close(replaced=replaced)
             raise RuntimeError("the adapter's fault")
 
     scene.server.running = [Faulty(), FakeStream(), Faulty()]
     scene.drain.stop()
-    scene.drain.hurry_streams()
+    scene.drain.close_streams_now()
     assert not scene.after(0)
     scene.after(1)
-    assert [len(stream.told) for stream in scene.server.running] == [1, 1, 1]
+    assert [len(stream.closed) for stream in scene.server.running] == [1, 1, 1]
 
 
-def test_hurried_streams_are_told_at_once_and_the_deadline_stays(scene: Scene) -> None:
+def test_close_streams_now_closes_all_and_keeps_the_deadline(scene: Scene) -> None:
     scene.server.running = [FakeStream() for _ in range(10)]
     scene.server.connect(idle_at=None)
     scene.drain.stop()
-    scene.drain.hurry_streams()
+    scene.drain.close_streams_now()
     assert not scene.after(0.5)
-    assert scene.server.told() == 10
+    assert scene.server.closed() == 10
     assert scene.drain.remaining == pytest.approx(TIMEOUT - 0.5)
 
 
@@ -286,10 +284,10 @@ def test_a_drain_waits_for_streams_until_the_deadline(scene: Scene) -> None:
     assert scene.after(0.02)
 
 
-def test_what_is_left_is_counted_by_kind(scene: Scene) -> None:
+def test_remaining_work_is_counted_by_kind(scene: Scene) -> None:
     scene.server.running = [FakeStream(), FakeStream(), FakeStream(StreamKind.EVENTS)]
     for idle_at in (None, None, None, None, 1.0):
         scene.server.connect(idle_at=idle_at)
-    left = scene.drain.left(scene.server)
+    left = scene.drain.remaining_work(scene.server)
     assert left == RemainingWork(requests=1, websockets=2, event_streams=1, idle=1)
-    assert left.owed == 4
+    assert left.unfinished == 4

@@ -17,7 +17,7 @@ from atlas_worker.events import EventBoundary, is_event_stream
         ("GET", "text/plain", False),
     ],
 )
-def test_an_event_stream_is_told_by_method_and_type(
+def test_an_event_stream_is_recognized_by_method_and_type(
     method: str, content_type: str, stream: bool
 ) -> None:
     assert is_event_stream(method, content_type) is stream
@@ -33,7 +33,7 @@ def test_a_boundary_is_a_blank_line_however_the_bytes_are_cut(lines: list[str], 
     assert whole.reached is single.reached is (not lines or lines[-1] == "")
 
 
-def test_a_line_that_has_begun_is_no_boundary() -> None:
+def test_a_partial_line_is_not_a_boundary() -> None:
     boundary = EventBoundary()
     boundary.feed(b"data: x\n\ndata")
     assert not boundary.reached

@@ -48,7 +48,7 @@ def test_every_filter_of_png_is_undone(methods: tuple[int, int]) -> None:
     [png(1, 1, b"\x00\x00", colour=3), png(8, 1, b"\x00\x00", depth=1), png(1, 1, b"", interlace=1),
      png(60_000, 60_000, b"", colour=6)],
 )  # fmt: skip
-def test_a_png_that_is_not_decoded_is_still_measured_and_says_why(image: bytes) -> None:
+def test_a_png_that_is_not_decoded_is_measured_with_a_reason(image: bytes) -> None:
     seen = look_at(image)
     assert seen["width"] > 0
     assert seen["mean_brightness"] is None
@@ -90,7 +90,7 @@ def test_a_bad_image_is_refused(image: bytes) -> None:
 
 @given(st.binary(max_size=200))
 @settings(max_examples=200, deadline=None)
-def test_no_bytes_break_the_image_reader(data: bytes) -> None:
+def test_arbitrary_bytes_do_not_break_the_image_reader(data: bytes) -> None:
     for magic in (b"", b"P2 ", b"P6 1 ", b"\x89PNG\r\n\x1a\n"):
         try:
             look_at(magic + data)
@@ -128,7 +128,7 @@ def test_a_bad_page_is_refused(page: bytes, charset: str) -> None:
 
 @given(st.text(alphabet="<>/!-['\"=& a&#;x?", max_size=300))
 @settings(max_examples=200, deadline=None)
-def test_no_text_breaks_the_page_reader(page: str) -> None:
+def test_arbitrary_text_does_not_break_the_page_reader(page: str) -> None:
     try:
         read_page(page.encode(), "utf-8")
     except RequestError as error:

@@ -25,7 +25,7 @@ item = st.tuples(st.sampled_from([0, 1, 2, 2.5, 3, 0.1, 0.2]), st.integers(0, 12
 
 @given(st.lists(item, max_size=12), st.integers(0, 40))
 @settings(max_examples=300, deadline=None)
-def test_both_fill_a_knapsack_alike_ties_included(
+def test_both_arms_fill_a_knapsack_alike_including_ties(
     chosen_from: list[tuple[float, int]], capacity: int
 ) -> None:
     values = [value for value, _ in chosen_from]
@@ -37,7 +37,7 @@ def test_both_fill_a_knapsack_alike_ties_included(
 
 
 @pytest.mark.parametrize("methods", list(itertools.product(range(5), repeat=2)))
-def test_both_see_the_same_in_an_image(methods: tuple[int, int]) -> None:
+def test_both_arms_read_the_same_in_an_image(methods: tuple[int, int]) -> None:
     pixels = [[10, 200, 30, 255, 5, 90], [250, 0, 128, 7, 66, 1]]
     image = png(2, 2, filtered(pixels, list(methods), 3), colour=2)
 
@@ -46,7 +46,7 @@ def test_both_see_the_same_in_an_image(methods: tuple[int, int]) -> None:
 
 @given(st.text(alphabet="<>/!-['\"=& aâ\n#;xtilescrp", max_size=200))
 @settings(max_examples=200, deadline=None)
-def test_both_read_the_same_in_a_page(page: str) -> None:
+def test_both_arms_read_the_same_in_a_page(page: str) -> None:
     try:
         expected = read_page(page.encode(), "utf-8")
     except RequestError:
@@ -57,7 +57,7 @@ def test_both_read_the_same_in_a_page(page: str) -> None:
 
 
 @pytest.mark.parametrize(("share", "arm"), [(0, "stable"), (1, "canary")])
-async def test_an_answer_tells_which_arm_served(canaries: Canaries, share: int, arm: str) -> None:
+async def test_the_answer_names_the_arm(canaries: Canaries, share: int, arm: str) -> None:
     canaries.decide({"vision": share, "web": share, "optimizer": share})
     problem = {"problem": "knapsack", "capacity": 5, "items": [{"value": 1, "weight": 5}]}
 
@@ -73,7 +73,7 @@ async def test_an_answer_tells_which_arm_served(canaries: Canaries, share: int, 
     assert len(ended) == 3
 
 
-async def test_bad_input_is_no_failure_of_the_arm_and_a_fault_is(canaries: Canaries) -> None:
+async def test_bad_input_is_not_a_failure_of_the_arm_but_a_fault_is(canaries: Canaries) -> None:
     canaries.decide({"vision": 1})
     async with running_app(canaries.folder) as site:
         status, _ = await site.post("/features/vision", data=b"GIF")

@@ -1,4 +1,4 @@
-"""Real gunicorn with the kit's configuration, under handed sockets."""
+"""Real gunicorn with the kit's configuration, on inherited sockets."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ async def gunicorn(
         yield worker
 
 
-async def test_ready_is_said_once_and_when_every_process_is_up(tmp_path: Path) -> None:
+async def test_ready_is_reported_once_when_every_process_is_up(tmp_path: Path) -> None:
     held = {"HOLD_SECOND": "1"}
     async with launched(tmp_path, "--workers", "2", environ=held) as worker:
         await until((tmp_path / "second").exists)
@@ -175,7 +175,7 @@ async def test_ready_is_said_once_and_when_every_process_is_up(tmp_path: Path) -
             worker.notify.recv(4096)
 
 
-async def test_all_processes_give_their_connections_up_and_answer_the_queue(
+async def test_all_processes_shed_connections_and_answer_the_queue(
     tmp_path: Path,
 ) -> None:
     async with gunicorn(tmp_path, "--workers", "2") as worker:
@@ -187,7 +187,7 @@ async def test_all_processes_give_their_connections_up_and_answer_the_queue(
         assert await worker.exit_code() == 0
 
 
-async def test_a_kept_connection_is_given_up_on_retirement_and_kept_again_when_active(
+async def test_keep_alive_ends_on_retirement_and_returns_when_active(
     tmp_path: Path,
 ) -> None:
     async with gunicorn(tmp_path, grace=20) as worker, Client.to(worker.port) as client:
@@ -213,7 +213,7 @@ async def test_an_idle_connection_of_a_retired_instance_is_closed_after_the_grac
         assert await worker.pid() > 0
 
 
-async def test_nobody_waits_for_clients_that_do_not_close_what_was_announced(
+async def test_clients_that_ignore_the_announced_close_do_not_delay_the_exit(
     tmp_path: Path,
 ) -> None:
     async with gunicorn(tmp_path) as worker, contextlib.AsyncExitStack() as stubborn:
@@ -226,7 +226,7 @@ async def test_nobody_waits_for_clients_that_do_not_close_what_was_announced(
 
 
 @pytest.mark.parametrize("kind", ["gthread", "sync"])
-async def test_at_sigterm_the_request_under_way_and_the_queue_are_answered(
+async def test_current_and_queued_requests_are_answered_after_sigterm(
     tmp_path: Path, kind: str
 ) -> None:
     options = ("--worker-class", kind, "--threads", "1")
@@ -236,7 +236,7 @@ async def test_at_sigterm_the_request_under_way_and_the_queue_are_answered(
         slow.send("/slow")
         await until((tmp_path / "entered").exists)
         asking = [slow]
-        async with stopped(pid):  # so that nobody is accepted before the signal is there
+        async with stopped(pid):  # so that no connection is accepted before the signal
             for _ in range(4):
                 asking.append(await clients.enter_async_context(Client.to(worker.port)))
                 asking[-1].send("/")
@@ -250,7 +250,7 @@ async def test_at_sigterm_the_request_under_way_and_the_queue_are_answered(
         assert await worker.exit_code() == 0
 
 
-async def test_an_idle_connection_may_still_ask_after_sigterm_and_is_told_to_close(
+async def test_an_idle_connection_can_send_a_request_after_sigterm(
     tmp_path: Path,
 ) -> None:
     async with gunicorn(tmp_path, grace=20) as worker:
@@ -263,7 +263,7 @@ async def test_an_idle_connection_may_still_ask_after_sigterm_and_is_told_to_clo
         assert await worker.exit_code() == 0
 
 
-async def test_an_idle_connection_that_stays_silent_delays_the_end_by_its_grace_only(
+async def test_an_idle_connection_delays_the_exit_by_its_grace_only(
     tmp_path: Path,
 ) -> None:
     async with gunicorn(tmp_path) as worker, Client.to(worker.port) as client:

@@ -27,21 +27,21 @@ def spoil(path: Path) -> None:
         file.write(b"\xff" * 4096)
 
 
-def test_a_whole_database_passes_and_a_spoilt_one_is_named(tmp_path: Path) -> None:
+def test_an_intact_database_passes_and_a_corrupt_one_is_named(tmp_path: Path) -> None:
     path = make_database(tmp_path / "a.db")
     assert quick_check(path) is None
     spoil(path)
     assert quick_check(path)
 
 
-def test_a_file_that_is_gone_or_no_database_is_a_problem_and_is_not_made(tmp_path: Path) -> None:
+def test_a_missing_or_foreign_file_is_a_problem_and_is_not_created(tmp_path: Path) -> None:
     assert quick_check(tmp_path / "none.db")
     assert not (tmp_path / "none.db").exists()
     (tmp_path / "text.db").write_text("this is no database at all" * 100)
     assert "not a database" in str(quick_check(tmp_path / "text.db"))
 
 
-async def test_a_slow_check_is_waited_for_briefly_and_serves_all_who_ask(
+async def test_a_slow_check_is_waited_for_briefly_and_shared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     may_end, calls = threading.Event(), []
@@ -64,9 +64,7 @@ async def test_a_slow_check_is_waited_for_briefly_and_serves_all_who_ask(
     assert len(calls) == 1
 
 
-async def test_a_check_that_costs_much_is_made_seldom(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_expensive_check_is_rare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now, made = [0.0], []
 
     def costly(_path: Path) -> str | None:
@@ -86,7 +84,7 @@ async def test_a_check_that_costs_much_is_made_seldom(
     assert ages == [0.0, 48.0, 148.0, 199.0, 0.0]
 
 
-async def test_the_workers_health_says_that_its_scheduler_database_is_spoilt(
+async def test_health_reports_a_corrupt_scheduler_database(
     tmp_path: Path,
 ) -> None:
     async with running_app(tmp_path) as site:
@@ -99,5 +97,5 @@ async def test_the_workers_health_says_that_its_scheduler_database_is_spoilt(
         spoil(path)
         status, body = await site.get("/health")
         assert body["checks"]["db_integrity"]["status"] == "fail"
-        # A restart would not mend the file: the worker goes on and says so.
+        # A restart would not repair the file: the worker reports it and continues.
         assert (status, body["status"]) == (200, "fail")

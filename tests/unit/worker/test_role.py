@@ -39,13 +39,13 @@ class Followed:
         self.roles: Queue[InstanceRole] = Queue()
         self.watch = RoleWatcher(state_dir / "deploy_state.json", OWN, self.roles.put)
 
-    def look(self) -> InstanceRole:
-        self.watch.look()
+    def check(self) -> InstanceRole:
+        self.watch.check()
         return self.watch.role
 
 
-def test_no_file_is_no_role(tmp_path: Path) -> None:
-    assert Followed(tmp_path / "absent").look() is InstanceRole.UNKNOWN
+def test_without_a_file_the_role_is_unknown(tmp_path: Path) -> None:
+    assert Followed(tmp_path / "absent").check() is InstanceRole.UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -68,26 +68,26 @@ def test_no_file_is_no_role(tmp_path: Path) -> None:
 def test_a_bad_file_leaves_the_role_as_it_was(tmp_path: Path, content: bytes) -> None:
     followed = Followed(tmp_path)
     write_state(tmp_path, OWN)
-    assert followed.look() is InstanceRole.ACTIVE
+    assert followed.check() is InstanceRole.ACTIVE
     (tmp_path / "deploy_state.json").write_bytes(content)
-    assert followed.look() is InstanceRole.ACTIVE
+    assert followed.check() is InstanceRole.ACTIVE
     write_state(tmp_path, OTHER)
-    assert followed.look() is InstanceRole.RETIRED
+    assert followed.check() is InstanceRole.RETIRED
 
 
-def test_a_file_that_vanished_leaves_the_role_as_it_was(tmp_path: Path) -> None:
+def test_a_deleted_file_leaves_the_role_as_it_was(tmp_path: Path) -> None:
     followed = Followed(tmp_path)
     write_state(tmp_path, OWN)
-    followed.look()
+    followed.check()
     (tmp_path / "deploy_state.json").unlink()
-    assert followed.look() is InstanceRole.ACTIVE
+    assert followed.check() is InstanceRole.ACTIVE
 
 
 def test_only_changes_are_reported(tmp_path: Path) -> None:
     followed = Followed(tmp_path)
     for port in (OTHER, OTHER, OWN, OWN, OTHER, OWN):
         write_state(tmp_path, port)
-        followed.look()
+        followed.check()
     reported = [followed.roles.get_nowait() for _ in range(followed.roles.qsize())]
     assert reported == [
         InstanceRole.STAGING,
@@ -101,10 +101,10 @@ def test_other_fields_of_the_file_do_not_matter(tmp_path: Path) -> None:
     followed = Followed(tmp_path)
     state = {"schema_version": 99, "active_port": OWN, "mode": "from the future"}
     (tmp_path / "deploy_state.json").write_text(json.dumps(state))
-    assert followed.look() is InstanceRole.ACTIVE
+    assert followed.check() is InstanceRole.ACTIVE
 
 
-def test_the_file_is_followed_until_told_to_stop(tmp_path: Path) -> None:
+def test_the_file_is_followed_until_stop(tmp_path: Path) -> None:
     threads = threading.active_count()
     followed = Followed(tmp_path)
     followed.watch.start()
@@ -118,5 +118,5 @@ def test_the_file_is_followed_until_told_to_stop(tmp_path: Path) -> None:
     assert threading.active_count() == threads
 
 
-def test_a_watch_that_never_started_can_be_stopped(tmp_path: Path) -> None:
+def test_a_watcher_that_never_started_can_be_stopped(tmp_path: Path) -> None:
     Followed(tmp_path).watch.stop()

@@ -18,7 +18,7 @@ from atlas_worker.app.memory import Memory
 from atlas_worker.app.scheduler import Scheduler
 from tests.unit.worker.support import end, until
 
-# A scheduler in a process of its own, told when to begin by a line on its standard input.
+# A scheduler in its own process, which starts at a line on its standard input.
 RUNNER = """
 import asyncio, sys
 from pathlib import Path
@@ -146,7 +146,7 @@ async def test_a_lease_is_renewed_while_the_job_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("taker", ["another", "a"])
-async def test_a_holder_that_lost_its_lease_can_change_nothing(tmp_path: Path, taker: str) -> None:
+async def test_a_holder_without_its_lease_changes_nothing(tmp_path: Path, taker: str) -> None:
     async with opened_store(tmp_path, "a", 0) as store, opened_store(tmp_path, taker) as other:
         job = await store.add("reindex", {}, run_at=None)
         first = await store.claim()
@@ -160,7 +160,7 @@ async def test_a_holder_that_lost_its_lease_can_change_nothing(tmp_path: Path, t
         assert (await store.get(job["id"]) or {})["result"] == "in time"
 
 
-async def test_a_lease_from_before_a_reboot_has_run_out(tmp_path: Path) -> None:
+async def test_a_lease_from_before_a_reboot_has_expired(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         await store.add("reindex", {}, run_at=None)
         assert await store.claim() is not None
@@ -170,7 +170,7 @@ async def test_a_lease_from_before_a_reboot_has_run_out(tmp_path: Path) -> None:
         assert await store.claim() is not None
 
 
-async def test_a_job_that_kills_its_instances_is_given_up(tmp_path: Path) -> None:
+async def test_a_job_that_kills_its_instances_fails_at_last(tmp_path: Path) -> None:
     async with opened_store(tmp_path, lease=0) as store:
         job = await store.add("reindex", {}, run_at=None)
         for _ in range(MAX_ATTEMPTS):
@@ -190,7 +190,7 @@ async def test_a_note_of_a_job_that_runs_again_is_kept_once(tmp_path: Path) -> N
     await memory.close()
 
 
-async def test_what_is_not_done_at_the_deadline_is_given_back(tmp_path: Path) -> None:
+async def test_jobs_unfinished_at_the_deadline_are_released(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         scheduler = Scheduler(store, None, may_claim=lambda: True)
         job = await store.add("wait", {"seconds": 30}, run_at=None)
@@ -229,7 +229,7 @@ async def test_a_job_that_fails_is_recorded_as_failed(tmp_path: Path, kind: str)
         assert ended["error"]
 
 
-async def test_the_scheduler_survives_a_database_that_fails(tmp_path: Path) -> None:
+async def test_the_scheduler_survives_a_failing_database(tmp_path: Path) -> None:
     async with opened_store(tmp_path) as store:
         scheduler = Scheduler(store, None, may_claim=lambda: True)
         with contextlib.closing(sqlite3.connect(tmp_path / "scheduler.db")) as db, db:

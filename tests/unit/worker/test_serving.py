@@ -37,7 +37,7 @@ def counts(websockets: int, event_streams: int = 0) -> dict[str, int]:
     return {"requests": 0, "websockets": websockets, "event_streams": event_streams, "idle": 0}
 
 
-def test_what_is_left_is_said_when_it_changes_and_at_most_every_half_second(
+def test_remaining_work_is_reported_on_change_at_most_every_half_second(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scene, heard = Scene(), Heard()
@@ -45,7 +45,7 @@ def test_what_is_left_is_said_when_it_changes_and_at_most_every_half_second(
     reporter = serving._Reporter(scene.drain, scene.server, heard)
     streams = scene.server.running = [FakeStream(), FakeStream(), FakeStream(StreamKind.EVENTS)]
     reporter.report()
-    assert heard.words == []  # nothing is said before the drain
+    assert heard.words == []  # nothing is reported before the drain
 
     scene.drain.stop()
     reporter.report()
@@ -67,7 +67,7 @@ def test_what_is_left_is_said_when_it_changes_and_at_most_every_half_second(
     for _ in range(2):
         scene.now += 1
         reporter.report()
-    assert heard.words == [counts(1), counts(1)]  # what was not delivered is said again
+    assert heard.words == [counts(1), counts(1)]  # an undelivered report is repeated
     reporter.report_end()
     assert heard.words[-1] == ("cut", counts(1))
 
@@ -76,7 +76,7 @@ def test_what_is_left_is_said_when_it_changes_and_at_most_every_half_second(
     ("took", "stopping", "pause"),
     [(0.0001, True, 0.02), (0.0001, False, 0.05), (0.005, True, 0.1), (3, False, 0.25)],
 )
-def test_looking_at_many_connections_takes_a_small_share_of_the_time(
+def test_ticks_over_many_connections_take_a_small_share_of_the_time(
     took: float, stopping: bool, pause: float
 ) -> None:
     drain = Scene().drain
@@ -85,7 +85,7 @@ def test_looking_at_many_connections_takes_a_small_share_of_the_time(
     assert serving._pause(drain, took) == pytest.approx(pause)
 
 
-def test_nothing_is_cut_where_nothing_is_left() -> None:
+def test_nothing_is_reported_as_cut_when_nothing_is_left() -> None:
     heard = Heard()
     serving._Reporter(Scene().drain, FakeServer(), heard).report_end()
     assert heard.words == []

@@ -10,17 +10,18 @@ from typing import Any
 import pytest
 
 from atlas_worker.instance import BadEnvironmentError
-from atlas_worker.sockets import adopt, find_listeners, open_listener, take_handed
+from atlas_worker.sockets import adopt, find_listeners, open_listener, take_inherited
 from tests.unit.worker.support import launch, listening_socket, port_of, until
 
 TAKE = """
 import json, os
 from atlas_worker.instance import BadEnvironmentError
-from atlas_worker.sockets import take_handed
+from atlas_worker.sockets import take_inherited
 try:
     taken = [
-        [x.name, x.socket.fileno(), x.socket.get_inheritable(), x.handed, x.socket.getsockname()[1]]
-        for x in take_handed()
+        [x.name, s.fileno(), s.get_inheritable(), x.inherited, s.getsockname()[1]]
+        for x in take_inherited()
+        for s in [x.socket]
     ]
 except BadEnvironmentError as error:
     taken = str(error)
@@ -36,7 +37,7 @@ async def take(tmp_path: Path, sockets: list[socket.socket], **environ: str) -> 
     return json.loads(output)
 
 
-async def test_handed_sockets_are_taken_in_order_and_hidden_from_children(tmp_path: Path) -> None:
+async def test_inherited_sockets_are_in_order_and_hidden_from_children(tmp_path: Path) -> None:
     with listening_socket() as public, listening_socket() as private:
         got = await take(
             tmp_path, [public, private], LISTEN_FDS="2", LISTEN_FDNAMES="public:private"
@@ -48,13 +49,13 @@ async def test_handed_sockets_are_taken_in_order_and_hidden_from_children(tmp_pa
         assert got["left"] == []
 
 
-async def test_without_a_public_port_only_the_private_socket_is_handed(tmp_path: Path) -> None:
+async def test_without_a_public_port_only_the_private_socket_is_inherited(tmp_path: Path) -> None:
     with listening_socket() as private:
         got = await take(tmp_path, [private], LISTEN_FDS="1", LISTEN_FDNAMES="private")
         assert got["taken"] == [["private", 3, False, True, port_of(private)]]
 
 
-async def test_the_other_slots_socket_is_carried_and_not_touched(tmp_path: Path) -> None:
+async def test_the_other_slots_socket_is_kept_open_and_not_used(tmp_path: Path) -> None:
     with listening_socket() as public, listening_socket() as private, listening_socket() as other:
         got = await take(
             tmp_path, [public, private, other], LISTEN_FDS="2", LISTEN_FDNAMES="public:private"
@@ -63,13 +64,13 @@ async def test_the_other_slots_socket_is_carried_and_not_touched(tmp_path: Path)
         assert got["fifth"] is True
 
 
-async def test_sockets_of_another_process_are_not_taken(tmp_path: Path) -> None:
+async def test_sockets_of_another_process_are_not_inherited(tmp_path: Path) -> None:
     with listening_socket() as public:
         got = await take(tmp_path, [public], LISTEN_FDS="1", LISTEN_PID="1")
         assert got == {"taken": [], "left": [], "fifth": None}
 
 
-async def test_sockets_without_names_are_served_all_the_same(tmp_path: Path) -> None:
+async def test_sockets_without_names_are_served(tmp_path: Path) -> None:
     with listening_socket() as public:
         got = await take(tmp_path, [public], LISTEN_FDS="1")
         assert got["taken"] == [["unknown", 3, False, True, port_of(public)]]
@@ -90,16 +91,16 @@ async def test_names_that_do_not_match_the_sockets_are_refused(tmp_path: Path) -
 async def test_a_descriptor_that_is_missing_is_named(tmp_path: Path) -> None:
     with listening_socket() as public:
         got = await take(tmp_path, [public], LISTEN_FDS="2", LISTEN_FDNAMES="public:private")
-        assert "descriptor 4 (private) is no socket" in got["taken"]
+        assert "descriptor 4 (private) is not a socket" in got["taken"]
 
 
-def test_nothing_handed_over_is_the_plain_case() -> None:
-    assert take_handed({}) == []
+def test_without_the_variables_nothing_is_inherited() -> None:
+    assert take_inherited({}) == []
 
 
 def test_a_socket_that_does_not_listen_is_refused_and_left_open() -> None:
     with socket.socket() as sock:
-        with pytest.raises(BadEnvironmentError, match="no listening socket"):
+        with pytest.raises(BadEnvironmentError, match="not a listening socket"):
             adopt(sock.fileno())
         sock.bind(("127.0.0.1", 0))
 
@@ -107,7 +108,7 @@ def test_a_socket_that_does_not_listen_is_refused_and_left_open() -> None:
 def test_a_file_is_refused(tmp_path: Path) -> None:
     with (
         (tmp_path / "file").open("w") as file,
-        pytest.raises(BadEnvironmentError, match="no socket"),
+        pytest.raises(BadEnvironmentError, match="is not a socket"),
     ):
         adopt(file.fileno())
 
@@ -118,7 +119,7 @@ def test_without_supervisor_the_given_port_is_opened() -> None:
     (listener,) = find_listeners({}, host="127.0.0.1", port=port, fd=None, own_port=None)
     with listener.socket as sock:
         assert port_of(sock) == port
-        assert not listener.handed
+        assert not listener.inherited
 
 
 def test_a_port_can_be_opened_beside_the_supervisors_reservation() -> None:
@@ -146,7 +147,7 @@ def test_an_inherited_descriptor_can_be_named() -> None:
         inherited = os.dup(sock.fileno())
         (listener,) = find_listeners({}, host="127.0.0.1", port=None, fd=inherited, own_port=None)
         with listener.socket:
-            assert listener.handed
+            assert listener.inherited
             assert listener.socket.fileno() == inherited
 
 
@@ -162,7 +163,7 @@ async def test_the_queue_is_as_long_as_there_are_connections_to_accept() -> None
             client.close()
 
 
-def test_the_queue_of_a_unix_socket_is_taken_as_empty(tmp_path: Path) -> None:
+def test_the_queue_of_a_unix_socket_counts_as_empty(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(tmp_path / "socket"))
         sock.listen()

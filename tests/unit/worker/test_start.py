@@ -32,7 +32,7 @@ def start(tmp_path: Path, *arguments: str, **environ: str) -> subprocess.Complet
 def test_a_bad_environment_is_refused_in_one_clear_line(tmp_path: Path) -> None:
     ended = start(tmp_path, "--port", "0", ATLAS_PORT="http")
     assert ended.returncode == 2
-    assert ended.stderr == "worker: ATLAS_PORT='http': a port from 1 to 65535 is taken\n"
+    assert ended.stderr == "worker: ATLAS_PORT='http': expected a port from 1 to 65535\n"
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_wrong_usage_is_refused(arguments: list[str]) -> None:
     assert ended.value.code == 2
 
 
-def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     with listening_socket() as taken:
         port = str(port_of(taken))
         ended = start(tmp_path, "--port", port)
@@ -74,7 +74,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     assert port in ended.stderr
 
 
-def test_a_state_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_state_folder_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     ended = start(tmp_path, "--port", "0", ATLAS_STATE_DIR="file")
     assert ended.returncode == 1
@@ -82,7 +82,7 @@ def test_a_state_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
-async def test_the_worker_runs_with_no_supervisor_at_all(tmp_path: Path) -> None:
+async def test_the_worker_runs_without_a_supervisor(tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "atlas_worker", "--port", "0",
         cwd=tmp_path, env={"PATH": os.environ["PATH"]}, stderr=asyncio.subprocess.PIPE,
@@ -123,7 +123,7 @@ def test_the_kit_needs_nothing_but_the_standard_library() -> None:
     )
 
 
-def test_an_instance_is_what_its_environment_says(tmp_path: Path) -> None:
+def test_an_instance_is_read_from_its_environment(tmp_path: Path) -> None:
     instance = Instance.from_environment(
         {
             contract.ENV_SLOT: "blue",
@@ -142,7 +142,7 @@ def test_an_instance_is_what_its_environment_says(tmp_path: Path) -> None:
     assert (instance.drain_timeout, instance.idle_grace) == (12.5, 0)
 
 
-def test_two_instances_without_a_supervisor_have_different_names() -> None:
+def test_two_instances_without_a_supervisor_have_different_ids() -> None:
     first, second = Instance.from_environment({}), Instance.from_environment({})
     assert first.id != second.id
     assert (first.slot, first.port, first.idle_grace) == (None, None, 5)

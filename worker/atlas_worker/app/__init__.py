@@ -1,1 +1,1 @@
-"""The bundled worker: real and small, and an example of an application that uses the kit."""
+"""The bundled worker: a small, working application, and an example of the kit's use."""

@@ -1,4 +1,4 @@
-"""The bundled worker, put together."""
+"""Assembles the bundled worker."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def make_app(instance: Instance, settings: AppSettings) -> web.Application:
     app[IDENTITY] = Identity.of(instance)
     for table in (routes, streams, ask, health, memory, job_routes):
         app.add_routes(table.routes)
-    # The order of their lives: the scheduler's jobs use the memory until the last one ends.
+    # In this order, because the scheduler's jobs use the memory until the last one ends.
     if settings.memory_enabled:
         app[MEMORY] = Memory(settings.directory)
         app.cleanup_ctx.append(_memory)

@@ -36,18 +36,18 @@ async def post_ask(request: web.Request) -> web.StreamResponse:
         raise bad_field("stream", "is neither true nor false", "true or false")
     if stream:
         return await _stream(request, model, messages)
-    begun = time.monotonic()
+    started = time.monotonic()
     answer = await model.answer(messages)
     return web.json_response(
-        {"answer": answer, "model": model.model.name, "latency_ms": _milliseconds(begun)}
+        {"answer": answer, "model": model.model.name, "latency_ms": _milliseconds(started)}
     )
 
 
 async def _stream(
     request: web.Request, model: LanguageModel, messages: list[Message]
 ) -> web.StreamResponse:
-    """Pass the pieces on as they come. A failure before the first is an answer of its own."""
-    begun = time.monotonic()
+    """Pass the pieces on as they arrive. A failure before the first gets its own status."""
+    started = time.monotonic()
     async with aclosing(model.pieces(messages)) as pieces:  # type: ignore[type-var]  # an async generator; its annotation is wider
         first = await anext(pieces)
         response = web.StreamResponse(
@@ -58,11 +58,11 @@ async def _stream(
             await response.write(_event({"text": first}))
             async for piece in pieces:
                 await response.write(_event({"text": piece}))
-        except RequestError as error:  # too late for a status: the stream says it
+        except RequestError as error:  # too late for a status: the stream reports it
             failure = {"code": error.code, "message": error.message, "hint": error.hint}
             await response.write(_event({"error": failure}, name="error"))
         else:
-            done = {"model": model.model.name, "latency_ms": _milliseconds(begun)}
+            done = {"model": model.model.name, "latency_ms": _milliseconds(started)}
             await response.write(_event(done, name="done"))
     await response.write_eof()
     return response
@@ -73,25 +73,25 @@ def _event(data: dict[str, Any], *, name: str | None = None) -> bytes:
     return f"{head}data: {json.dumps(data)}\n\n".encode()
 
 
-def _milliseconds(begun: float) -> float:
-    return round((time.monotonic() - begun) * 1000, 1)
+def _milliseconds(started: float) -> float:
+    return round((time.monotonic() - started) * 1000, 1)
 
 
 def _messages(body: dict[str, Any]) -> list[Message]:
-    """Return what to send: the `prompt` as the user's message, or the `messages` given."""
+    """Return the messages to send: the `prompt` as the user's message, or the given `messages`."""
     if ("prompt" in body) == ("messages" in body):
         raise bad_field("body", "has neither or both", "either a prompt, or messages")
     if "prompt" in body:
         return [{"role": "user", "content": text_field(body, "prompt", limit=PROMPT_CHARACTERS)}]
     given = body["messages"]
     if not isinstance(given, list) or not 1 <= len(given) <= MOST_MESSAGES:
-        raise bad_field("messages", "is unusable", f"a list of 1 to {MOST_MESSAGES} messages")
+        raise bad_field("messages", "is invalid", f"a list of 1 to {MOST_MESSAGES} messages")
     return [_message(f"messages[{index}]", value) for index, value in enumerate(given)]
 
 
 def _message(name: str, value: Any) -> Message:
     if not isinstance(value, dict) or value.keys() != {"role", "content"}:
-        raise bad_field(name, "is no message", "an object with role and content")
+        raise bad_field(name, "is not a message", "an object with role and content")
     if value["role"] not in ROLES:
         raise bad_field(f"{name}.role", "is unknown", f"one of {', '.join(ROLES)}")
     content = text_field(value, "content", limit=PROMPT_CHARACTERS)

@@ -1,8 +1,8 @@
 """A SQLite file that two instances share, used from the event loop without blocking it.
 
-One thread and connection writes, another reads, so a reader never waits behind a writer that
-waits for the other process. A piece of work is a plain function that gets the connection; each
-write is one transaction, and a smoke test's write is the same transaction, rolled back.
+One thread and connection writes, another reads, so that a reader never waits behind a writer that
+waits for the other process. Work is a plain function of the connection; each write is one
+transaction, and a smoke test's write is rolled back.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ModuleDatabase:
         await self._in(self._reader, lambda: self._connect(self._reader))
 
     async def close(self) -> None:
-        """Finish what was begun and let go of the file."""
+        """Finish pending work and close the file."""
         for executor in (self._reader, self._writer):
             await self._in(executor, lambda e=executor: self._disconnect(e))  # type: ignore[misc]  # the default binds the loop's variable
             executor.shutdown()
@@ -84,9 +84,9 @@ class ModuleDatabase:
         self._transact(self._migrate, keep=True)
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
-        """Apply what is missing. Another instance may be newer: what it added is left alone.
+        """Apply missing migrations; those of a newer instance stay.
 
-        Migrations only ever add, so that the version before still runs after a rollback.
+        Migrations only add, so that the previous version still works after a rollback.
         """
         (done,) = connection.execute("PRAGMA user_version").fetchone()
         for number, statement in enumerate(self._migrations[done:], start=done + 1):

@@ -1,4 +1,4 @@
-"""Every error in one shape: a code for programs, a message and a hint for people."""
+"""Structured errors: a code for programs, a message and a hint for people."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class RequestError(Exception):
-    """A request that can't be done as it was asked; `field` names what is wrong with it."""
+    """An invalid request; `field` names the part that is wrong."""
 
     def __init__(
         self, code: str, message: str, *, hint: str, status: int = 400, field: str | None = None
@@ -28,7 +28,7 @@ class RequestError(Exception):
 
 
 def bad_field(field: str, problem: str, accepted: str) -> RequestError:
-    """Return the error for one bad field: what is wrong, and what is accepted instead."""
+    """Return the error for one bad field: the problem, and the accepted values."""
     return RequestError(
         "bad_field", f"{field} {problem}", hint=f"{field} is {accepted}", field=field
     )
@@ -36,7 +36,7 @@ def bad_field(field: str, problem: str, accepted: str) -> RequestError:
 
 @web.middleware
 async def error_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn whatever goes wrong into the one shape."""
+    """Turn every exception into a structured error."""
     try:
         return await handler(request)
     except RequestError as error:
@@ -48,7 +48,7 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
     except sqlite3.DatabaseError as error:
         _log.warning("the database failed: %s", error)
         return _answer(503, "storage_unavailable", f"the database failed: {error}", "try again")
-    except Exception:  # noqa: BLE001 - the last resort: a bug still gets an answer in shape
+    except Exception:  # noqa: BLE001 - the last resort: a bug gets a structured error, too
         _log.exception("%s %s failed", request.method, request.path)
         return _answer(500, "internal_error", "this is a bug of the worker", "see the worker's log")
 

@@ -1,4 +1,4 @@
-"""`GET /health`: what only the worker can see of itself, cheap enough to be asked all the time."""
+"""`GET /health`: the checks that only the worker can do, cheap enough for frequent polls."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from atlas_worker.app.memory import MEMORY
 INTEGRITY: web.AppKey[Integrity] = web.AppKey("integrity", Integrity)
 
 _MAY_BE_CURED = ("scheduler", "memory")
-"""Checks whose failure is answered with 503, because a new instance may do better.
+"""Checks whose failure is answered with 503, because a restart may help.
 
-A broken file stays broken and a model that is down stays down whoever asks: an instance that is
-stopped and started again for it serves nobody in the meantime.
+It does not help a corrupt file or a model that is down, and the instance would serve no requests
+meanwhile.
 """
 
 routes = web.RouteTableDef()
@@ -31,7 +31,7 @@ routes = web.RouteTableDef()
 
 @routes.get("/health")
 async def get_health(request: web.Request) -> web.Response:
-    """Answer with every check: 200, or 503 if one fails that a restart may cure."""
+    """Answer with all checks: 200, or 503 if one fails that a restart may fix."""
     app, identity = request.app, request.app[IDENTITY]
     memory, integrity = await asyncio.gather(
         checks.memory(app.get(MEMORY)), checks.db_integrity(app.get(INTEGRITY))

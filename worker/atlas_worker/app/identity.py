@@ -1,4 +1,4 @@
-"""What this worker says about itself."""
+"""The identity of this worker in its answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from atlas_worker.instance import Instance
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The facts that answers carry. `started` is on `time.monotonic`."""
+    """The facts in answers. `started` is on `time.monotonic`."""
 
     version: str
     slot: str | None
@@ -24,7 +24,7 @@ class Identity:
 
     @classmethod
     def of(cls, instance: Instance) -> Identity:
-        """Return the identity of an instance that begins now."""
+        """Return the identity of an instance that starts now."""
         return cls(instance.version, instance.slot, instance.id, instance.channel)
 
 

@@ -1,4 +1,4 @@
-"""Is a database whole? SQLite's own quick check, in a thread, as often as its cost allows."""
+"""The integrity of a database: SQLite's quick check, in a thread, as often as its cost allows."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PATIENCE_SECONDS = 0.5
-"""How long an answer waits for a check that is under way; after that it gives the last one."""
+"""How long an answer waits for a running check, before it has the result of the last one."""
 REST = 100
-"""A check that took a second is made again after so many seconds at the earliest."""
-_QUICK_SECONDS = 0.05  # a check this quick is made each time
+"""A check that took a second is repeated after so many seconds at the earliest."""
+_QUICK_SECONDS = 0.05  # a check this quick is done each time
 _BUSY_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class IntegrityResult:
-    """What the last check found. `problem` is None if the database is whole."""
+    """The result of a check. `problem` is None if the database is intact."""
 
     problem: str | None
     made: float
@@ -28,7 +28,7 @@ class IntegrityResult:
 
 
 class Integrity:
-    """Checks one file; many may ask at once, and one check serves them all."""
+    """Checks one file; concurrent callers share one check."""
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
@@ -37,7 +37,7 @@ class Integrity:
         self._checking: asyncio.Task[None] | None = None
 
     async def finding(self) -> IntegrityResult | None:
-        """Return what is known, at most `PATIENCE_SECONDS` later; None if nothing is yet."""
+        """Return the last result within `PATIENCE_SECONDS`; None without one."""
         if self._due() and (self._checking is None or self._checking.done()):
             self._checking = asyncio.create_task(self._check(), name="integrity")
         if self._checking is not None and not self._checking.done():
@@ -47,12 +47,12 @@ class Integrity:
         return self._last
 
     async def stop(self) -> None:
-        """Wait for the check that is under way; a thread can't be stopped."""
+        """Wait for the running check; a thread can't be stopped."""
         if self._checking is not None:
             await asyncio.wait({self._checking})
 
     def age(self, finding: IntegrityResult) -> float:
-        """Return how many seconds ago it was made."""
+        """Return its age in seconds."""
         return self._clock() - finding.made
 
     def _due(self) -> bool:

@@ -17,7 +17,7 @@ from atlas_worker.app.scheduler import Scheduler
 SCHEDULER: web.AppKey[Scheduler] = web.AppKey("scheduler", Scheduler)
 routes = web.RouteTableDef()
 
-# 9999-12-31: the last day that a datetime can name.
+# 9999-12-31: the last day of a datetime.
 _LAST_MOMENT = 253402214400.0
 
 
@@ -66,7 +66,7 @@ def _scheduler(request: web.Request) -> Scheduler:
     scheduler = request.app.get(SCHEDULER)
     if scheduler is None:
         raise RequestError(
-            "module_off", "the scheduler is off", hint="set SCHEDULER_ENABLED=true", status=404
+            "module_off", "the scheduler is disabled", hint="set SCHEDULER_ENABLED=true", status=404
         )
     return scheduler
 
@@ -84,7 +84,7 @@ def _payload_of(body: dict[str, Any]) -> dict[str, Any]:
     if payload is None:
         return {}
     if not isinstance(payload, dict):
-        raise bad_field("payload", "is no JSON object", "a JSON object")
+        raise bad_field("payload", "is not a JSON object", "a JSON object")
     return payload
 
 
@@ -105,7 +105,7 @@ def _moment(value: Any) -> float | None:
     if not 0 <= seconds <= _LAST_MOMENT:
         raise bad_field(
             "run_at",
-            "is no moment",
+            "is not a time",
             "ISO 8601 with an offset (2030-01-01T00:00:00Z) or Unix seconds",
         )
     return float(seconds)

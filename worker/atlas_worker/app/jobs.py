@@ -1,10 +1,10 @@
-"""Jobs as they are kept: what is due, whose it is, and how it came out.
+"""The job store: due times, leases and results, in a file that instances share.
 
-Two instances share this file while a deploy is on. A job is claimed in a write transaction, so
-one instance gets it, and the claim is a lease that its holder renews: when the holder dies, the
-lease runs out and another takes over. Leases are measured on the machine's boot clock, which all
-processes share and nobody can set; a lease from before a reboot has run out. Each write about a
-claimed job names its attempt, so a holder that lost its lease can change nothing any more.
+Two instances use the file during a deploy. A job is claimed in a write transaction, so that one
+instance gets it, and the claim is a lease that its holder renews: if the holder dies, the lease
+expires and another instance claims the job. Leases are measured on the machine's boot clock, which
+all processes share and no one can set; a lease from before a reboot has expired. Each write for a
+claimed job names its attempt, so that a holder without its lease changes nothing.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _MINE = "id = :id AND state = 'running' AND instance = :instance AND attempts = 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A job that is this instance's until its lease runs out."""
+    """A job that this instance holds until its lease expires."""
 
     id: str
     kind: str
@@ -76,7 +76,7 @@ class JobStore:
         await self._database.open()
 
     async def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         await self._database.close()
 
     async def add(
@@ -102,18 +102,18 @@ class JobStore:
         return await self._database.write(work, keep=keep)
 
     async def claim(self) -> Claim | None:
-        """Take the job that has been due for longest, if there is one."""
-        # Looking needs no lock: an idle worker leaves the other instance's writes alone.
+        """Claim the job that is due the longest, if there is one."""
+        # A read needs no lock, so that an idle worker does not delay the other instance's writes.
         if not await self._database.read(self._any_due):
             return None
         return await self._database.write(self._claim)
 
     async def renew(self, claim: Claim) -> bool:
-        """Extend the lease; returns False if it was lost."""
+        """Extend the lease; return False if it was lost."""
         return await self._change(claim, "lease_until = :until")
 
     async def finish(self, claim: Claim, *, result: Any = None, error: str | None = None) -> bool:
-        """Record how the job came out; returns False, and does nothing, if the lease was lost."""
+        """Record the job's outcome; return False, and change nothing, if the lease was lost."""
         return await self._change(
             claim,
             "state = :state, ended_at = :now, result = :result, error = :error, lease_until = NULL",
@@ -123,7 +123,7 @@ class JobStore:
         )
 
     async def release(self, claim: Claim) -> bool:
-        """Give an unfinished job back at once; False if the lease was lost."""
+        """Release an unfinished job at once; return False if the lease was lost."""
         return await self._change(claim, "state = 'queued', lease_until = NULL, instance = NULL")
 
     async def get(self, job_id: str) -> dict[str, Any] | None:
@@ -136,7 +136,7 @@ class JobStore:
         return await self._database.read(work)
 
     async def newest(self, limit: int) -> list[dict[str, Any]]:
-        """Return the jobs that were added last, newest first."""
+        """Return the newest jobs, the newest first."""
 
         def work(db: sqlite3.Connection) -> list[dict[str, Any]]:
             rows = db.execute("SELECT * FROM jobs ORDER BY created_at DESC LIMIT ?", (limit,))
@@ -145,7 +145,7 @@ class JobStore:
         return await self._database.read(work)
 
     async def forget_old(self) -> int:
-        """Delete what ended more than a week ago; returns how many jobs that were."""
+        """Delete jobs that ended more than a week ago; return their number."""
 
         def work(db: sqlite3.Connection) -> int:
             limit = time.time() - KEEP_FINISHED_SECONDS
@@ -197,7 +197,7 @@ class JobStore:
 
 
 def as_json(row: sqlite3.Row) -> dict[str, Any]:
-    """Return a job as it is answered; times are ISO 8601 in UTC."""
+    """Return a job as JSON; times are ISO 8601 in UTC."""
     job = {name: row[name] for name in ("id", "kind", "state", "attempts", "instance", "error")}
     job["payload"] = json.loads(row["payload"])
     job["result"] = json.loads(row["result"]) if row["result"] else None

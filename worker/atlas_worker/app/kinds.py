@@ -1,7 +1,7 @@
-"""What jobs can do. A kind checks its payload when the job is posted, and runs it later.
+"""The kinds of jobs. A kind checks its payload when the job is posted, and runs it later.
 
-A job that changes something must bear being run again, because its instance may be killed after
-the change and before the record of it: `remember` ties its note to the job.
+A job must be idempotent, because its instance may be killed between its change and the record of
+it: `remember` ties its note to the job.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WAIT_SECONDS = 30
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of a job: which job, with what, and whether what it changes may stay."""
+    """One run of a job: its id, its payload, and whether its changes are kept."""
 
     job_id: str
     payload: Payload
@@ -89,7 +89,7 @@ def _only(payload: Payload, *names: str) -> None:
 def _memory(run: Run) -> Memory:
     if run.memory is None:
         raise RequestError(
-            "module_off", "the memory is off", hint="set MEMORY_ENABLED=true", status=404
+            "module_off", "the memory is disabled", hint="set MEMORY_ENABLED=true", status=404
         )
     return run.memory
 

@@ -1,7 +1,7 @@
 """The language model: a client of any endpoint that speaks the OpenAI chat protocol.
 
-Everything that can go wrong out there becomes a `RequestError` that says whose fault it is, and
-every call leaves its latency behind, for the health check.
+Every failure of the endpoint becomes a `RequestError` with its cause, and the latency of every call
+is kept for the health check.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from atlas_worker.app.errors import RequestError
 
 CONNECT_SECONDS = 5.0
 SILENCE_SECONDS = 60.0
-"""How long the model may say nothing, before its answer and in the middle of it."""
+"""The longest silence of the model, before its answer and within it."""
 ANSWER_BYTES = 4 * 1024 * 1024
 EXCERPT_CHARACTERS = 200
 LINE_BYTES = 256 * 1024
@@ -33,7 +33,7 @@ Message = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Where the model is, and what it is called there, if the endpoint has more than one.
+    """The model's address, and its name if the endpoint has more than one.
 
     `url` is the base, up to `/v1`.
     """
@@ -44,7 +44,7 @@ class Model:
 
     @property
     def endpoint(self) -> str:
-        """The address of chat completions; a `url` that names it already is taken as it is."""
+        """The address of chat completions; a `url` that names it is used unchanged."""
         base = self.url.rstrip("/")
         return base if base.endswith("/chat/completions") else f"{base}/chat/completions"
 
@@ -57,7 +57,7 @@ class _Call:
 
 
 class Latencies:
-    """The calls of the last while: how long the model took to say its first word."""
+    """The recent calls: the time to the first word of each."""
 
     WINDOW_SECONDS = 900.0
     MOST = 200
@@ -67,7 +67,7 @@ class Latencies:
         self._calls: deque[_Call] = deque(maxlen=self.MOST)
 
     def add(self, seconds: float | None) -> None:
-        """Note one call; None for one that failed."""
+        """Add one call; None for a failed one."""
         self._calls.append(_Call(self._clock(), seconds))
 
     def recent(self) -> list[float | None]:
@@ -79,7 +79,7 @@ class Latencies:
 
 
 class LanguageModel:
-    """Asks the model. `open` before use, `close` after it."""
+    """A client of the model. `open` before use, `close` after it."""
 
     def __init__(self, model: Model, *, silence_seconds: float = SILENCE_SECONDS) -> None:
         self.model = model
@@ -88,7 +88,7 @@ class LanguageModel:
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
-        """Make the client; nothing is connected yet."""
+        """Create the client; it does not connect yet."""
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=CONNECT_SECONDS, sock_read=self._silence
         )
@@ -101,48 +101,48 @@ class LanguageModel:
 
     async def answer(self, messages: list[Message]) -> str:
         """Return the whole answer. Raises `RequestError`."""
-        async with self._asked(messages, stream=False) as (response, begun):
+        async with self._call(messages, stream=False) as (response, started):
             body = await _read_bounded(response)
             text = _whole_answer(body)
-            self.latencies.add(time.monotonic() - begun)
+            self.latencies.add(time.monotonic() - started)
             return text
 
     async def pieces(self, messages: list[Message]) -> AsyncIterator[str]:
-        """Yield the answer piece by piece, as the model says it. Raises `RequestError`."""
-        async with self._asked(messages, stream=True) as (response, begun):
+        """Yield the answer piece by piece, as it arrives. Raises `RequestError`."""
+        async with self._call(messages, stream=True) as (response, started):
             first = True
             async for piece in _streamed(response):
                 if first:
-                    self.latencies.add(time.monotonic() - begun)
+                    self.latencies.add(time.monotonic() - started)
                     first = False
                 yield piece
             if first:
-                raise _failed("it ended its answer before it began")
+                raise _failed("its answer was empty")
 
     @asynccontextmanager
-    async def _asked(
+    async def _call(
         self, messages: list[Message], *, stream: bool
     ) -> AsyncIterator[tuple[aiohttp.ClientResponse, float]]:
-        """Send the request, and make errors of ours of whatever goes wrong until the end."""
+        """Send the request, and turn every failure until its end into a `RequestError`."""
         if self._session is None:
             raise RuntimeError("the language model is used before it was opened")
         headers = await asyncio.to_thread(self._headers)
         body: dict[str, Any] = {"messages": messages, "stream": stream}
         if self.model.name:
             body["model"] = self.model.name
-        begun = time.monotonic()
+        started = time.monotonic()
         try:
             async with self._session.post(
                 self.model.endpoint, json=body, headers=headers, allow_redirects=False
             ) as response:
                 await _expect_ok(response)
-                yield response, begun
+                yield response, started
         except TimeoutError as error:
             self.latencies.add(None)
             raise RequestError(
                 "llm_timeout",
-                f"the language model said nothing for {self._silence:g} s",
-                hint="try again, or see how the endpoint of LLM_URL does",
+                f"the language model was silent for {self._silence:g} s",
+                hint="try again, or check the endpoint of LLM_URL",
                 status=504,
             ) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -153,7 +153,7 @@ class LanguageModel:
             raise
 
     def _headers(self) -> dict[str, str]:
-        """Read the key anew each time: it may have been renewed."""
+        """Return the headers; the key is read each time, because it may change."""
         if self.model.api_key_file is None:
             return {}
         try:
@@ -162,14 +162,14 @@ class LanguageModel:
             raise RequestError(
                 "llm_key_unreadable",
                 "the key of the language model can't be read",
-                hint=f"see to the file that LLM_API_KEY_FILE names ({type(error).__name__})",
+                hint=f"check the file in LLM_API_KEY_FILE ({type(error).__name__})",
                 status=503,
             ) from error
         if not (key.isascii() and key.isprintable()):
             raise RequestError(
                 "llm_key_unreadable",
-                "the key of the language model is no line of text",
-                hint="the file that LLM_API_KEY_FILE names holds the key and nothing else",
+                "the key of the language model is not a line of text",
+                hint="the file in LLM_API_KEY_FILE must contain the key only",
                 status=503,
             )
         return {"Authorization": f"Bearer {key}"}
@@ -179,7 +179,7 @@ def _failed(why: str) -> RequestError:
     return RequestError(
         "llm_failed",
         f"the language model failed: {why}",
-        hint="see to the endpoint of LLM_URL",
+        hint="check the endpoint of LLM_URL",
         status=502,
     )
 
@@ -191,19 +191,19 @@ async def _expect_ok(response: aiohttp.ClientResponse) -> None:
     with suppress(aiohttp.ClientError, TimeoutError):
         raw = await response.content.read(4 * EXCERPT_CHARACTERS)
         excerpt = raw.decode(errors="replace")[:EXCERPT_CHARACTERS]
-    said = f"it answered {response.status}" + (f": {excerpt}" if excerpt else "")
+    answer = f"it answered {response.status}" + (f": {excerpt}" if excerpt else "")
     if response.status == HTTPStatus.TOO_MANY_REQUESTS:
         raise RequestError(
-            "llm_busy", f"the language model has too much to do: {said}", hint="later", status=503
+            "llm_busy", f"the language model is overloaded: {answer}", hint="later", status=503
         )
     if response.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         raise RequestError(
             "llm_refused_us",
-            f"the language model does not take our key: {said}",
-            hint="see to LLM_API_KEY_FILE",
+            f"the language model rejects the key: {answer}",
+            hint="check LLM_API_KEY_FILE",
             status=502,
         )
-    raise _failed(said)
+    raise _failed(answer)
 
 
 async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
@@ -218,7 +218,7 @@ async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
 def _whole_answer(body: bytes) -> str:
     text = _content(_json(body), "message")
     if text is None:
-        raise _failed("its answer holds no text")
+        raise _failed("its answer has no text")
     return text
 
 
@@ -246,7 +246,7 @@ def _json(data: bytes) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise _failed("its answer is no JSON") from error
+        raise _failed("its answer is not JSON") from error
 
 
 def _content(event: Any, field: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The memory: notes that are kept, found by their words, and forgotten on request."""
+"""The memory: notes that are stored, found by their words, and deleted on request."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from atlas_worker.app.requests import is_smoke, is_storable, query_count, read_o
 NOTE_CHARACTERS = 64 * 1024
 QUERY_CHARACTERS = 1024
 
-# `source` is unique where it is set: what a job remembers is remembered once, even if the job
-# is run again after its instance was killed between the note and the job's own record.
+# `source` is unique if it is set: a job stores its note once, even if it runs again because its
+# instance was killed between the note and the record of the job.
 MIGRATIONS = (
     """CREATE TABLE notes (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -29,7 +29,7 @@ MIGRATIONS = (
         source TEXT UNIQUE,
         words INTEGER
     )""",
-    # The index is kept by triggers, so that notes of a version that knows nothing of it are in it.
+    # Triggers maintain the index, so that notes of an older version are in it.
     """CREATE VIRTUAL TABLE notes_index USING fts5(
         text, content = 'notes', content_rowid = 'id', tokenize = 'unicode61 remove_diacritics 2'
     )""",
@@ -63,7 +63,7 @@ class Memory:
         await self._database.open()
 
     async def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._trying is not None:
             await asyncio.wait({self._trying})
         await self._database.close()
@@ -71,7 +71,7 @@ class Memory:
     async def remember(
         self, text: str, *, source: str | None = None, keep: bool = True
     ) -> dict[str, Any]:
-        """Keep a note and return it; a `source` that has left one before gets that one."""
+        """Store a note and return it; for a `source` with a note, return that one."""
 
         def work(db: sqlite3.Connection) -> dict[str, Any]:
             row = db.execute(
@@ -86,10 +86,10 @@ class Memory:
         return await self._database.write(work, keep=keep)
 
     async def find(self, text: str, limit: int) -> list[dict[str, Any]]:
-        """Return the notes that hold every word of the text, or a longer one, the best first.
+        """Return the notes with every word of the text as a prefix, the best match first.
 
-        Case and accents don't count. A text without a word in it gives the newest notes that
-        contain it as it is.
+        Case and accents are ignored. A text without words matches the newest notes that contain
+        it literally.
         """
         terms = " ".join(f'"{word}"*' for word in _WORD.findall(text.replace("_", " ")))
         pattern = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
@@ -120,7 +120,7 @@ class Memory:
         return await self._database.read(work)
 
     async def forget(self, note_id: int, *, keep: bool = True) -> bool:
-        """Delete a note; returns whether there was one."""
+        """Delete a note; return whether it existed."""
 
         def work(db: sqlite3.Connection) -> bool:
             return db.execute("DELETE FROM notes WHERE id = ?", (note_id,)).rowcount == 1
@@ -128,9 +128,9 @@ class Memory:
         return await self._database.write(work, keep=keep)
 
     async def try_write(self) -> float:
-        """Write something that stays, and return how long it took, in seconds.
+        """Commit a write, and return its duration in seconds.
 
-        One write serves all who ask meanwhile: on a locked file they would pile up.
+        Concurrent callers share one write: on a locked file they would pile up.
         """
         if self._trying is None or self._trying.done():
             self._trying = asyncio.create_task(self._touch(), name="memory-touch")
@@ -145,7 +145,7 @@ class Memory:
         return time.monotonic() - begun
 
     async def reindex(self, *, keep: bool = True) -> int:
-        """Count each note's words and build the index anew; returns how many were not counted."""
+        """Count the words of all notes and rebuild the index; return the number of new counts."""
 
         def work(db: sqlite3.Connection) -> int:
             stale = [
@@ -166,7 +166,7 @@ routes = web.RouteTableDef()
 
 @routes.post("/memory/notes")
 async def post_note(request: web.Request) -> web.Response:
-    """Keep a note."""
+    """Store a note."""
     memory = _memory(request)
     body = await read_object(request, fields=frozenset({"text"}))
     text = text_field(body, "text", limit=NOTE_CHARACTERS)
@@ -181,7 +181,7 @@ async def get_notes(request: web.Request) -> web.Response:
     memory = _memory(request)
     text = request.query.get("q", "")
     if len(text) > QUERY_CHARACTERS or not is_storable(text):
-        raise bad_field("q", "is unusable", f"a text of at most {QUERY_CHARACTERS} characters")
+        raise bad_field("q", "is invalid", f"a text of at most {QUERY_CHARACTERS} characters")
     limit = query_count(request, "limit", default=50, high=500)
     return web.json_response({"notes": await memory.find(text, limit)})
 
@@ -197,7 +197,7 @@ async def get_note(request: web.Request) -> web.Response:
 
 @routes.delete(r"/memory/notes/{id:[0-9]{1,18}}")
 async def delete_note(request: web.Request) -> web.Response:
-    """Forget one note."""
+    """Delete one note."""
     note_id = int(request.match_info["id"])
     if not await _memory(request).forget(note_id, keep=not is_smoke(request)):
         raise _no_note(request)
@@ -208,7 +208,7 @@ def _memory(request: web.Request) -> Memory:
     memory = request.app.get(MEMORY)
     if memory is None:
         raise RequestError(
-            "module_off", "the memory is off", hint="set MEMORY_ENABLED=true", status=404
+            "module_off", "the memory is disabled", hint="set MEMORY_ENABLED=true", status=404
         )
     return memory
 

@@ -1,4 +1,4 @@
-"""Read what clients send: bounded, checked, and refused with the field's name."""
+"""Reads requests: bounded, validated, and refused with the field's name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ JSON_BYTES = 1024 * 1024
 
 
 def is_smoke(request: web.Request) -> bool:
-    """Whether the request is a smoke test's: whatever it writes must not outlive it."""
+    """Return whether the request is a smoke test's, whose writes must be undone."""
     return SMOKE_HEADER in request.headers
 
 
@@ -23,7 +23,7 @@ async def read_body(request: web.Request, limit: int) -> bytes:
     """Return the body; raises `RequestError` 413 once it is longer than `limit` bytes."""
     if "Content-Encoding" in request.headers:
         raise RequestError(
-            "encoded_body", "an encoded body is not taken here", hint="send it plain", status=415
+            "encoded_body", "an encoded body is not accepted here", hint="send it plain", status=415
         )
     body = bytearray()
     async for chunk in request.content.iter_any():
@@ -45,10 +45,10 @@ async def read_object(request: web.Request, *, fields: frozenset[str]) -> dict[s
         value = json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         raise RequestError(
-            "bad_json", "the body is no JSON", hint="send a JSON object", field="body"
+            "bad_json", "the body is not JSON", hint="send a JSON object", field="body"
         ) from None
     if not isinstance(value, dict):
-        raise bad_field("body", "is no JSON object", "a JSON object")
+        raise bad_field("body", "is not a JSON object", "a JSON object")
     for name in value.keys() - fields:
         known = ", ".join(sorted(fields))
         raise RequestError(
@@ -61,14 +61,14 @@ def text_field(value: dict[str, Any], name: str, *, limit: int) -> str:
     """Return a required, non-empty text of at most `limit` characters."""
     text = value.get(name)
     if not isinstance(text, str) or not text.strip() or len(text) > limit:
-        raise bad_field(name, "is missing or unusable", f"a text of 1 to {limit} characters")
+        raise bad_field(name, "is missing or invalid", f"a text of 1 to {limit} characters")
     if not is_storable(text):
-        raise bad_field(name, "holds half a surrogate pair", "valid Unicode")
+        raise bad_field(name, "contains half a surrogate pair", "valid Unicode")
     return text
 
 
 def is_storable(text: str) -> bool:
-    """Whether the text can be written as UTF-8; JSON can smuggle in half a surrogate pair."""
+    """Return whether the text can be written as UTF-8; JSON may contain half a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -77,7 +77,7 @@ def is_storable(text: str) -> bool:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a JSON value is a number; true and false are none."""
+    """Return whether a JSON value is a number; true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -101,9 +101,9 @@ def query_count(request: web.Request, name: str, *, default: int, high: int) -> 
     """Return a whole number of the query string, from 1 to `high`."""
     number = query_number(request, name, default=default, low=1, high=high)
     if number != int(number):
-        raise bad_field(name, "is no whole number", f"a whole number from 1 to {high}")
+        raise bad_field(name, "is not a whole number", f"a whole number from 1 to {high}")
     return int(number)
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")

@@ -1,4 +1,4 @@
-"""The plain routes: who is there, an echo, a slow answer, and the features."""
+"""The plain routes: identity, an echo, a slow answer, and the features."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ routes = web.RouteTableDef()
 
 @routes.get("/")
 async def get_home(request: web.Request) -> web.Response:
-    """Say who answers."""
+    """Answer with the identity of the instance."""
     identity = request.app[IDENTITY]
     return web.json_response(
         {
@@ -58,7 +58,7 @@ async def get_slow(request: web.Request) -> web.Response:
 
 @routes.post("/features/vision")
 async def post_vision(request: web.Request) -> web.Response:
-    """Look at a posted image."""
+    """Describe a posted image."""
     image = await read_body(request, vision.IMAGE_BYTES)
     return web.json_response(
         await asyncio.to_thread(serve, "vision", vision.look_at, vision.look_at_quickly, image)

@@ -1,8 +1,8 @@
-"""The scheduler: claims what is due, runs it, and keeps the lease alive while it runs.
+"""The scheduler: claims due jobs, runs them, and renews their leases.
 
-Only the instance that leads (the active one, or one without a supervisor) claims jobs: a version
-that has not passed its gates yet, or that was replaced, must not work on real jobs. Safety does
-not hang on that: each job is claimed in a transaction, whoever asks.
+Only the leading instance (the active one, or one without a supervisor) claims jobs: a version that
+has not passed its gates, or that was replaced, must not work on real jobs. Safety does not depend
+on it: each job is claimed in a transaction.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ class Scheduler:
         self._clean_at = 0.0
 
     def start(self) -> None:
-        """Begin to claim."""
+        """Start to claim."""
         self._loop_task = asyncio.create_task(self._claim_jobs(), name="scheduler")
 
     def wake(self) -> None:
-        """Look for work now instead of at the next poll."""
+        """Poll now."""
         self._wake.set()
 
     async def stop(self, timeout_seconds: float = math.inf) -> None:
-        """Claim nothing more and finish what runs; what is not done in time is given back."""
+        """Claim no more and finish running jobs; release those that do not end in time."""
         self._stopping = True
         self.wake()
         if self._loop_task is not None:
@@ -72,7 +72,7 @@ class Scheduler:
             await asyncio.gather(*late, return_exceptions=True)
 
     def silence(self) -> float:
-        """Seconds since the scheduler last looked for work; infinite if it has died."""
+        """Return the seconds since the last poll; infinite if the scheduler has died."""
         if self._loop_task is None or self._loop_task.done():
             return math.inf
         return time.monotonic() - self._last_turn
@@ -116,7 +116,7 @@ class Scheduler:
         try:
             await asyncio.wait({job, lease}, return_when=asyncio.FIRST_COMPLETED)
             if not job.done():
-                _log.warning("lost the lease of job %s, another instance has it", claim.id)
+                _log.warning("lost the lease of job %s to another instance", claim.id)
                 return
             await self._record(claim, job.result())
         except asyncio.CancelledError:
@@ -129,7 +129,7 @@ class Scheduler:
             await _settle(lease)
 
     async def _record(self, claim: Claim, outcome: dict[str, Any]) -> None:
-        """Record the outcome, under the lease: a database locked for long costs no second run."""
+        """Record the outcome under the lease: a locked database must not cause a second run."""
         while True:
             try:
                 if not await self.store.finish(claim, **outcome):
@@ -141,18 +141,18 @@ class Scheduler:
                 return
 
     async def _perform(self, claim: Claim) -> dict[str, Any]:
-        """Run the job; returns what is to be recorded of it."""
+        """Run the job; return its outcome."""
         kind = KINDS.get(claim.kind)
         if kind is None:
-            return {"error": f"this version knows no kind {claim.kind!r}"}
+            return {"error": f"this version has no kind {claim.kind!r}"}
         try:
             return {"result": await kind.run(Run(claim.id, claim.payload, self._memory))}
-        except Exception as error:  # noqa: BLE001 - whatever a job raises is its outcome
+        except Exception as error:  # noqa: BLE001 - any exception of a job is its outcome
             _log.exception("job %s failed", claim.id)
             return {"error": f"{type(error).__name__}: {error}"}
 
     async def _hold(self, claim: Claim) -> None:
-        """Renew the lease; returns when it is lost."""
+        """Renew the lease; return when it is lost."""
         held = True
         while held:
             await asyncio.sleep(self._renew_seconds)

@@ -17,7 +17,7 @@ from atlas_worker.sockets import find_listeners
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the bundled worker; returns the process's exit code: 0, 1 (can't start), 2 (misuse)."""
+    """Run the bundled worker; return the exit code: 0, 1 (can't start), 2 (wrong usage)."""
     options = _parser().parse_args(argv)
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m atlas_worker", description=__doc__)
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--port", type=_port, help="listen here (0 is any free port), not on what is handed over"
+        "--port", type=_port, help="listen here (0 is any free port), not on inherited sockets"
     )
     where.add_argument("--fd", type=int, help="an inherited listening socket to serve")
     parser.add_argument("--host", default="127.0.0.1", help="the address that --port is opened on")
@@ -59,5 +59,5 @@ def _parser() -> argparse.ArgumentParser:
 
 def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError("a port from 0 to 65535 is taken")
+        raise argparse.ArgumentTypeError("expected a port from 0 to 65535")
     return int(text)

@@ -1,4 +1,4 @@
-"""The bundled worker's own settings: what the supervisor hands on."""
+"""The bundled worker's own settings, passed on by the supervisor."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _model(environ: Mapping[str, str]) -> Model | None:
     if not url:
         return None
     if not url.startswith(("http://", "https://")):
-        raise BadEnvironmentError(f"LLM_URL={url!r}: an http:// or https:// address is taken")
+        raise BadEnvironmentError(f"LLM_URL={url!r}: expected an http:// or https:// address")
     key_file = environ.get("LLM_API_KEY_FILE") or None
     name = environ.get("LLM_MODEL", "")
     return Model(url, name, Path(key_file) if key_file else None)
@@ -49,5 +49,5 @@ def _model(environ: Mapping[str, str]) -> Model | None:
 def _switch(environ: Mapping[str, str], name: str) -> bool:
     text = environ.get(name) or "true"
     if text.lower() not in _WORDS:
-        raise BadEnvironmentError(f"{name}={text!r}: true or false is taken")
+        raise BadEnvironmentError(f"{name}={text!r}: expected true or false")
     return _WORDS[text.lower()]

@@ -1,6 +1,6 @@
 """Exchanges that do not end by themselves: a WebSocket echo, and server-sent events.
 
-Neither knows of the drain: the kit tells them to go.
+Neither knows of the drain: the kit closes them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from atlas_worker.app.identity import IDENTITY
 from atlas_worker.app.requests import query_number
 
 MESSAGE_BYTES = 64 * 1024
-# A client that is gone without a word is noticed within one and a half times this (seconds).
+# A client that vanishes is noticed within one and a half times this (seconds).
 _HEARTBEAT = 30.0
 _LOW_INTERVAL, _HIGH_INTERVAL = 0.01, 60.0
 _LAST_NUMBER_DIGITS = 15
@@ -29,7 +29,7 @@ async def get_websocket(request: web.Request) -> web.StreamResponse:
     websocket = web.WebSocketResponse(heartbeat=_HEARTBEAT, max_msg_size=MESSAGE_BYTES)
     if not websocket.can_prepare(request):
         raise RequestError(
-            "no_websocket", "this is no WebSocket handshake", hint="use ws://", status=400
+            "no_websocket", "this is not a WebSocket handshake", hint="use ws://", status=400
         )
     await websocket.prepare(request)
     identity = request.app[IDENTITY]
@@ -44,7 +44,7 @@ async def get_websocket(request: web.Request) -> web.StreamResponse:
 
 @routes.get("/events")
 async def get_events(request: web.Request) -> web.StreamResponse:
-    """Send numbered events for ever, `interval` seconds apart, after `Last-Event-ID` if given."""
+    """Send endless numbered events, `interval` seconds apart, after `Last-Event-ID` if given."""
     interval = query_number(
         request, "interval", default=1.0, low=_LOW_INTERVAL, high=_HIGH_INTERVAL
     )
@@ -66,5 +66,5 @@ def _last_number(request: web.Request) -> int:
     if not text:
         return 0
     if not (text.isascii() and text.isdecimal()) or len(text) > _LAST_NUMBER_DIGITS:
-        raise bad_field("Last-Event-ID", "is no event of this stream", "the id of an event")
+        raise bad_field("Last-Event-ID", "is not an event of this stream", "the id of an event")
     return int(text)

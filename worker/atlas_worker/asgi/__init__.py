@@ -1,7 +1,7 @@
 """The kit for ASGI applications.
 
-`python -m atlas_worker.asgi module:app` serves with uvicorn and drains correctly. For another
-server there is `DrainMiddleware` around the application; it needs nothing but this package.
+`python -m atlas_worker.asgi module:app` serves with uvicorn and drains without losing a request.
+For another server there is `DrainMiddleware`, which needs no other package.
 """
 
 from atlas_worker.asgi.middleware import DrainMiddleware

@@ -1,4 +1,4 @@
-"""`python -m atlas_worker.asgi module:app`: uvicorn's place taken by the kit."""
+"""`python -m atlas_worker.asgi module:app`: serves an ASGI application, in place of uvicorn."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from uvicorn.importer import ImportFromStringError, import_from_string
 from atlas_worker.asgi.protocols import Watched, WatchedH11, watched_httptools
 
 _SEVERAL = "one process serves one slot; see docs/adapters/asgi.md for several"
-_TLS = "end TLS in the proxy before the supervisor: sockets handed over speak plain HTTP"
+_TLS = "end TLS in the proxy before the supervisor: inherited sockets are plain HTTP"
 _RELOAD = "the supervisor's deploys take its place; run uvicorn itself while you develop"
 _LIMIT = "the supervisor restarts instances; a worker that exits by itself is a crash to it"
 
@@ -32,7 +32,7 @@ _REFUSED = {
     "timeout_worker_healthcheck": _SEVERAL,
     "reload": _RELOAD,
     "reload_": _RELOAD,
-    "uds": "sockets are handed over, or named by --host and --port, or --fd",
+    "uds": "sockets are inherited, or named by --host and --port, or --fd",
     "backlog": "the supervisor's backlog is kept, which is 4096",
     "limit_max_requests": _LIMIT,
     "limit_max_requests_": _LIMIT,
@@ -41,15 +41,15 @@ _REFUSED = {
     "http2": "the drain is written for HTTP/1.1; a proxy in front may speak HTTP/2",
     "env_file": "the supervisor's WORKER_ENV_FILE takes its place",
 }
-# What the runner has in place of uvicorn's own: sockets are handed over unless a port is named,
-# the protocol must be one that can be watched, and the supervisor's metrics count the requests.
+# Where the runner differs: sockets are inherited unless a port is named, the HTTP protocol must be
+# one that the drain can watch, and the access log is off.
 _CHANGED: dict[str, dict[str, Any]] = {
     "app": {"envvar": None},
     "port": {
         "default": None,
         "show_default": False,
         "type": click.IntRange(0, 65535),
-        "help": "Bind to this port, not to the sockets handed over. [default: 8000 without these]",
+        "help": "Bind to this port, not to inherited sockets. [default: 8000 without these]",
     },
     "http": {"type": click.Choice(["auto", "h11", "httptools"]), "metavar": None},
     "log_level": {"default": "info", "help": "Log level."},
@@ -71,7 +71,7 @@ def parse(program: str, arguments: Sequence[str]) -> dict[str, Any]:
     command = click.Command(
         program,
         params=[_adapted(parameter) for parameter in uvicorn.main.params],
-        help="Serve an ASGI application with uvicorn on the sockets handed over, and drain it "
+        help="Serve an ASGI application with uvicorn on inherited sockets, and drain it "
         "without losing a request.",
     )
     context = command.make_context(program, list(arguments))
@@ -115,7 +115,7 @@ def _header(text: str) -> tuple[str, str]:
 
 
 def load_app(name: str, directory: str) -> Any:
-    """Return what `module:attribute` names, modules being looked for in `directory` first.
+    """Return the application `module:attribute`; modules are searched for in `directory` first.
 
     Raises `click.UsageError` if there is no such application, and `AppLoadError`.
     """
@@ -125,7 +125,7 @@ def load_app(name: str, directory: str) -> Any:
         app = import_from_string(name)
     except ImportFromStringError as error:
         place = directory or "the working directory"
-        hint = f"Modules are looked for in {place} first (--app-dir)."
+        hint = f"Modules are searched for in {place} first (--app-dir)."
         raise click.UsageError(f"{error} {hint}") from None
     except Exception as error:
         traceback.print_exc()

@@ -1,6 +1,6 @@
-"""Every exchange of an ASGI application, seen from around it: what is under way, and how it ends.
+"""Wraps an ASGI application: knows its running exchanges, and adds the kit's headers.
 
-Plain ASGI and the standard library alone: the runner and the middleware both stand on it.
+Plain ASGI and the standard library only; the runner and the middleware both use it.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ _INSTANCE = INSTANCE_HEADER.lower().encode()
 
 
 class ExchangeConnection(Protocol):
-    """What a server's adapter knows of the connection that an exchange is on."""
+    """The connection of an exchange, as its server's adapter shows it."""
 
     def can_close(self) -> bool:
-        """Return whether closing it after this answer loses nothing that the client has sent."""
+        """Return whether a close after this response loses nothing that the client has sent."""
 
     def close_after_answer(self) -> None:
-        """Close it once the answer that is under way is complete."""
+        """Close it once the current response is complete."""
 
 
 class _Plain:
-    """A connection of which nothing is known: the server's own business."""
+    """A connection of which nothing is known."""
 
     def can_close(self) -> bool:
         return True
@@ -60,7 +60,7 @@ class Exchange:
 
 
 class Exchanges:
-    """An ASGI application around another one; knows what is under way and marks the answers."""
+    """An ASGI application around another one; tracks exchanges and marks responses."""
 
     def __init__(self, app: App, drain: DrainController, instance_id: str) -> None:
         self._app = app
@@ -69,7 +69,7 @@ class Exchanges:
         self._running: set[Exchange] = set()
 
     def running(self) -> Iterable[Exchange]:
-        """Return the calls that have not ended, what they do after their answer included."""
+        """Return the calls that have not ended, their work after the response included."""
         return list(self._running)
 
     def streams(self) -> Iterable[Stream]:
@@ -97,7 +97,7 @@ class Exchanges:
         try:
             await self._app(scope, receive, wrap(exchange, scope, send))
         except GoneError:
-            # Ours: the application learned by it that its stream is over.
+            # The kit's own: it ended the application's stream.
             return
         finally:
             self._running.discard(exchange)
@@ -109,7 +109,7 @@ class Exchanges:
             nonlocal stream
             if message["type"] == "http.response.start":
                 message = self._marked(exchange.connection, scope, message)
-                stream = self._begun(exchange, scope, message, send)
+                stream = self._stream_of(exchange, scope, message, send)
             elif stream is not None and message["type"] == "http.response.body":
                 await stream.send(message)
                 return
@@ -117,14 +117,14 @@ class Exchanges:
 
         return send_marked
 
-    def _begun(
+    def _stream_of(
         self, exchange: Exchange, scope: Scope, message: Message, send: Send
     ) -> AsgiEventStream | None:
         headers = {name.lower(): value for name, value in message.get("headers", ())}
         content_type = headers.get(b"content-type", b"").decode("latin-1")
-        # To a HEAD the application sends events without end as well, and nobody ever sees them.
+        # To a HEAD the application sends endless events as well, which the server discards.
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        # With a length it has an end of its own.
+        # With a length it ends by itself.
         if b"content-length" in headers or not is_event_stream(method, content_type):
             return None
         encoding = headers.get(b"content-encoding", b"identity")
@@ -137,9 +137,9 @@ class Exchanges:
         return stream
 
     def _marked(self, connection: ExchangeConnection, scope: Scope, message: Message) -> Message:
-        """Put the kit's headers on an answer."""
+        """Add the kit's headers to a response."""
         probed = any(name == _PROBE for name, _ in scope["headers"])
-        # HTTP/2 and later have no such header; there the server itself says when it goes.
+        # HTTP/2 and later have no such header; there the server announces the close itself.
         closes = (
             self._drain.shedding
             and scope.get("http_version", "1.1").startswith("1")
@@ -149,7 +149,7 @@ class Exchanges:
             return message
         headers = list(message.get("headers", ()))
         if probed:
-            # The middleware may have been here before us.
+            # The middleware may have added it already.
             headers = [header for header in headers if header[0].lower() != _INSTANCE]
             headers.append((_INSTANCE, self._instance))
         if closes:

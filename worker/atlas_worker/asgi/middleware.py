@@ -1,7 +1,7 @@
-"""The kit as a middleware, for those who start their ASGI server themselves.
+"""The kit as a middleware, for applications that start their ASGI server themselves.
 
-A middleware sees exchanges and not connections, and it doesn't decide when its server stops. So
-it can announce and wait, which is most of a drain, and leave the rest to the server.
+A middleware sees exchanges but not connections, and does not decide when its server stops. So it
+can announce the close and wait, which is most of a drain, and leaves the rest to the server.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Handler = Callable[[int, FrameType | None], Any]
 
 
 class DrainMiddleware:
-    """An ASGI application that drains: put it outermost, around the whole application.
+    """An ASGI application that drains: the outermost layer, around the whole application.
 
-    Reads the worker contract's environment when it is made and raises `BadEnvironmentError` if
-    that can't be used. Without a supervisor it does nothing that a client could notice. It begins
-    with the lifespan's startup, so a server that runs no lifespan gets marked answers only for
-    the probe header. Under `python -m atlas_worker.asgi` it steps aside.
+    Reads the worker contract's environment at construction and raises `BadEnvironmentError` if it
+    is invalid. Without a supervisor it has no effect that a client could notice. It starts with the
+    lifespan's startup: under a server without lifespan only the probe header is answered. Under
+    `python -m atlas_worker.asgi` it passes everything through.
     """
 
     def __init__(self, app: App) -> None:
@@ -43,40 +43,40 @@ class DrainMiddleware:
         self._drain = new_drain(self._instance)
         self._exchanges = Exchanges(app, self._drain, self._instance.id)
         self._life: asyncio.Task[None] | None = None
-        self._aside = False
+        self._passthrough = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve as ASGI has it."""
         if scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
         else:
-            await (self._app if self._aside else self._exchanges)(scope, receive, send)
+            await (self._app if self._passthrough else self._exchanges)(scope, receive, send)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._aside = LED_BY_KIT in scope
-        if self._aside:
+        self._passthrough = LED_BY_KIT in scope
+        if self._passthrough:
             await self._app(scope, receive, send)
             return
 
         answered = False
 
-        async def send_and_begin(message: Message) -> None:
+        async def send_and_start(message: Message) -> None:
             nonlocal answered
             answered = True
             await send(message)
             if message["type"] == "lifespan.startup.complete":
-                self._begin()
+                self._start()
 
         try:
             try:
-                await self._app(scope, receive, send_and_begin)
+                await self._app(scope, receive, send_and_start)
             except Exception:
                 if answered:
                     raise
-                # As servers do, take an early error for "no lifespan here".
-                _log.debug("the application takes no lifespan", exc_info=True)
+                # As servers do, take an early error for a missing lifespan.
+                _log.debug("the application has no lifespan", exc_info=True)
             if not answered:
-                await self._own_lifespan(receive, send_and_begin)
+                await self._own_lifespan(receive, send_and_start)
         finally:
             await self._end()
 
@@ -86,22 +86,22 @@ class DrainMiddleware:
             pass
         await send({"type": "lifespan.shutdown.complete"})
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         if self._life is None:
             self._life = asyncio.get_running_loop().create_task(self._live())
 
     async def _live(self) -> None:
-        """Follow the role, and hold the server's stop back until the drain is done."""
-        held = _HeldStop()
+        """Follow the role, and delay the server's stop until the end of the drain."""
+        stop = _DelayedStop()
         view = _View(self._exchanges, self._drain)
         notifier = _AcceptingNotifier.from_environment(os.environ)
         try:
-            await serve(self._drain, view, self._instance, notifier, signals=held.hold)
+            await serve(self._drain, view, self._instance, notifier, signals=stop.delay)
         finally:
-            held.let_go()
+            stop.release()
 
     async def _end(self) -> None:
-        """Leave nothing of ours behind, however the server has come to its end."""
+        """Cancel the kit's task, for any end of the server."""
         if self._life is not None:
             self._life.cancel()
             with suppress(asyncio.CancelledError):
@@ -109,64 +109,62 @@ class DrainMiddleware:
 
 
 class _AcceptingNotifier(Notifier):
-    """Never says that nothing is accepted any more: the server accepts until it hears SIGTERM.
+    """Never reports that nothing is accepted: the server accepts until it gets SIGTERM.
 
-    The next instance in this slot would share its sockets with this one, and its probes be
-    answered here.
+    The next instance in this slot would share its sockets with this one, and this one would answer
+    its probes.
     """
 
     def not_accepting(self) -> bool:
         return False
 
 
-class _HeldStop:
-    """SIGTERM's handler, held back.
+class _DelayedStop:
+    """Delays the server's handler of SIGTERM.
 
-    Possible where the server has set a plain handler by `signal.signal` and this is the main
-    thread: uvicorn does. Else nothing is touched, and the server stops as it always does.
+    Possible if the server has set a plain handler by `signal.signal`, as uvicorn does, and this is
+    the main thread. Else nothing is changed, and the server stops as it always does.
     """
 
     def __init__(self) -> None:
         self._theirs: Handler | None = None
         self._ours: Handler | None = None
-        self._came = False
+        self._received = False
 
     @contextmanager
-    def hold(
+    def delay(
         self, drain: DrainController, notifier: Notifier, changed: asyncio.Event
     ) -> Iterator[None]:
         theirs = _replaceable_handler()
         if theirs is None:
-            _log.warning(
-                "SIGTERM is not the kit's to hold back under this server: it drains in its own way"
-            )
+            _log.warning("SIGTERM can't be delayed under this server: it stops in its own way")
             yield
             return
         loop = asyncio.get_running_loop()
 
         def begin() -> None:
-            (drain.hurry_streams if drain.stopping else begin_drain_now)()
+            (drain.close_streams_now if drain.stopping else begin_drain_now)()
             changed.set()
 
         def begin_drain_now() -> None:
             begin_drain(drain, notifier)
 
         def ours(_number: int, _frame: FrameType | None) -> None:
-            self._came = True
+            self._received = True
             loop.call_soon_threadsafe(begin)
 
         self._theirs, self._ours = theirs, ours
         signal.signal(signal.SIGTERM, ours)
-        # Not let go at the end of the block: the server's turn comes when the drain is reported.
+        # Not released at the end of the block: the drain is reported before the server stops.
         yield
 
-    def let_go(self) -> None:
-        """Put the server's handler back, and have it do what it would have done at once."""
+    def release(self) -> None:
+        """Restore the server's handler, and call it if SIGTERM was received."""
         if self._theirs is None:
             return
         if signal.getsignal(signal.SIGTERM) is self._ours:
             signal.signal(signal.SIGTERM, self._theirs)
-        if self._came:
+        if self._received:
             self._theirs(signal.SIGTERM, None)
 
 
@@ -174,7 +172,7 @@ def _replaceable_handler() -> Handler | None:
     if threading.current_thread() is not threading.main_thread():
         return None
     handler = signal.getsignal(signal.SIGTERM)
-    # asyncio's own handlers are reached through the loop; what stands here is its placeholder.
+    # asyncio's own handlers are reached through the loop; here is only its placeholder.
     if not callable(handler) or getattr(handler, "__module__", "").startswith(
         ("asyncio", "signal")
     ):
@@ -187,18 +185,18 @@ class _View:
 
     def __init__(self, exchanges: Exchanges, drain: DrainController) -> None:
         self._exchanges = exchanges
-        self._idle = _IdleOnes()
+        self._idle = _IdleConnections()
         self._drain = drain
 
     async def start(self) -> None:
-        """Nothing: the server listens after the lifespan's startup."""
+        """Do nothing: the server listens after the lifespan's startup."""
 
     def addresses(self) -> Iterable[str]:
-        return ["(an address that its server knows)"]
+        return ["(the address of its server)"]
 
     def connections(self) -> Iterable[Connection]:
         busy: list[Connection] = [_Exchanging() for _ in self._exchanges.running()]
-        return busy if self._idle.gone or not self._drain.stopping else [*busy, self._idle]
+        return busy if self._idle.closed or not self._drain.stopping else [*busy, self._idle]
 
     def streams(self) -> Iterable[Stream]:
         return self._exchanges.streams()
@@ -218,18 +216,17 @@ class _Exchanging:
         pass
 
 
-class _IdleOnes:
-    """Stands for the idle connections that the server may hold: kept for the idle grace.
+class _IdleConnections:
+    """Represents the server's idle connections, which are kept for the idle grace.
 
-    It is never idle before the drain, so the grace begins with it; at its end the server is left
-    to close them.
+    The grace starts with the drain; the server closes the connections after its end.
     """
 
     def __init__(self) -> None:
-        self.gone = False
+        self.closed = False
 
     def idle_since(self) -> float:
         return 0.0
 
     def close_if_unread(self) -> None:
-        self.gone = True
+        self.closed = True

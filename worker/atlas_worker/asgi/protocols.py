@@ -1,9 +1,9 @@
-"""uvicorn's two HTTP/1.1 protocols, each knowing in addition when its connection may be closed.
+"""uvicorn's two HTTP/1.1 protocols, which know in addition when a connection may be closed.
 
-uvicorn takes protocol classes as its `http` setting. What is used of the classes beyond asyncio's
-interface has no underscore, yet is documented nowhere: `cycle`, `pipeline`, `conn`, `app`,
+uvicorn accepts protocol classes as its `http` setting. What is used of them beyond asyncio's
+interface has no underscore, but is not documented: `cycle`, `pipeline`, `conn`, `app`,
 `shutdown`, the two `on_...` hooks and the keep-alive handler. tests/unit/worker/test_asgi_drain.py
-fails if one of them comes to mean something else.
+fails if one of them changes its meaning.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from atlas_worker.asgi.exchanges import Exchanges
 
 
 class Watched(asyncio.Protocol):
-    """What the drain asks of a connection, whichever protocol reads it."""
+    """What the drain needs of a connection, under either protocol."""
 
     transport: asyncio.Transport
     cycle: Any
@@ -36,21 +36,21 @@ class Watched(asyncio.Protocol):
     since: float
 
     def begin_watch(self) -> None:
-        """Put the exchanges of this connection through `Exchanges`; at construction."""
+        """Pass the exchanges of this connection through `Exchanges`; called at construction."""
         exchanges = cast("Exchanges", self.app)
         self.app = functools.partial(exchanges.serve, self)
         self.since = time.monotonic()
 
     def reading(self) -> bool:
-        """Whether a request has begun to arrive whose end has not."""
+        """Return whether a request has arrived in part."""
         raise NotImplementedError
 
     def has_more(self) -> bool:
-        """Whether requests have arrived behind the one being answered."""
+        """Return whether requests have arrived behind the current one."""
         raise NotImplementedError
 
     def answering(self) -> bool:
-        """Whether an answer is owed, or not yet handed to the kernel in full."""
+        """Return whether a response is pending, or not yet written to the kernel in full."""
         return (
             (self.cycle is not None and not self.cycle.response_complete)
             or self.transport is None
@@ -58,33 +58,33 @@ class Watched(asyncio.Protocol):
         )
 
     def idle_since(self) -> float | None:
-        """Return when it became idle, or None while a request is under way."""
+        """Return when it became idle, or None during a request."""
         return None if self.answering() or self.has_more() or self.reading() else self.since
 
     def can_close(self) -> bool:
-        """Whether a close after this answer cuts nothing that the client is still sending.
+        """Return whether a close after this response cuts nothing that the client is sending.
 
-        The kernel resets a connection that is closed with bytes unread, and takes the answer back.
+        The kernel resets a connection that is closed with unread bytes, and discards the response.
         """
         return not (self.has_more() or self.reading() or self._unread() > 0)
 
     def close_after_answer(self) -> None:
-        """Close once the answer under way is complete: `shutdown` is uvicorn's word for it."""
+        """Close once the current response is complete, which is uvicorn's `shutdown`."""
         if self.answering():
             self.shutdown()
 
     def shutdown(self) -> None:
-        """Close when idle, else after the answer; uvicorn's protocols bring it."""
+        """Close when idle, else after the response; implemented by uvicorn's protocols."""
         raise NotImplementedError
 
     def close_if_unread(self) -> None:
-        """Close an idle connection, unless bytes have arrived that nobody has read yet."""
+        """Close an idle connection, unless bytes have arrived that are not read yet."""
         if self.transport.is_closing() or self._unread() > 0:
             return
         sock = self.transport.get_extra_info("socket")
-        # The transport closes in a later turn of the loop; the client is told at once, so that
-        # the moment in which its request could cross our close is as short as it can be. uvloop's
-        # socket can't be shut down; a duplicate of its descriptor can.
+        # The transport closes in a later turn of the loop. Shut down at once, so that the time in
+        # which a request could cross the close is as short as possible. uvloop's socket can't be
+        # shut down; a duplicate of its descriptor can.
         with suppress(OSError), socket.socket(fileno=os.dup(sock.fileno())) as own:
             own.shutdown(socket.SHUT_WR)
         self.transport.close()
@@ -102,7 +102,7 @@ class Watched(asyncio.Protocol):
 
 
 class WatchedH11(Watched, H11Protocol):
-    """On h11, whose state tells everything."""
+    """On h11, whose state is public."""
 
     def __init__(
         self,
@@ -115,31 +115,31 @@ class WatchedH11(Watched, H11Protocol):
         self.begin_watch()
 
     def reading(self) -> bool:
-        """Whether a head or a body is half here."""
+        """Return whether a head or a body has arrived in part."""
         if self.conn.their_state is h11.SEND_BODY:
             return True
         return self.conn.their_state is h11.IDLE and self.has_more()
 
     def has_more(self) -> bool:
-        """Whether h11 holds bytes that it has not looked at."""
+        """Return whether h11 has unparsed bytes."""
         return bool(self.conn.trailing_data[0].strip(b"\r\n"))
 
     def on_response_complete(self) -> None:
-        """Note when the connection becomes idle."""
+        """Remember when the connection becomes idle."""
         self.since = time.monotonic()
         super().on_response_complete()
 
     def shutdown(self) -> None:
-        """Close when idle, else after the answer."""
+        """Close when idle, else after the response."""
         H11Protocol.shutdown(self)
 
 
 def watched_httptools() -> type[Watched]:
-    """Return the protocol on httptools; raises ImportError where that is not installed."""
+    """Return the protocol on httptools; raises ImportError if that is not installed."""
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol  # noqa: PLC0415 - optional
 
     class WatchedHttpTools(Watched, HttpToolsProtocol):
-        """On httptools, whose parser calls back at the beginning and end of each request."""
+        """On httptools, whose parser calls back at the start and end of each request."""
 
         def __init__(
             self,

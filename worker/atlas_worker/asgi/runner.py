@@ -1,8 +1,8 @@
-"""Serve an ASGI application with uvicorn's protocols, and drain it without losing a request.
+"""Serves an ASGI application with uvicorn's protocols, and drains it without losing a request.
 
-uvicorn's own server closes idle connections the moment it is told to stop, does not announce it,
-and closes the sockets it was given. So uvicorn reads and answers requests and leads the
-application's life cycle; accepting, watching connections and ending them is done here.
+uvicorn's own server closes idle connections at once when it stops, does not announce it, and closes
+its sockets. So uvicorn reads requests, writes responses and leads the application's life cycle;
+accepting, watching and closing connections is done here.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from atlas_worker.sockets import BACKLOG, Listener
 
 _log = logging.getLogger("atlas.worker")
 
-# After the deadline, how long the application gets to notice that it is cancelled.
+# Time for the application to end after it was cancelled at the deadline.
 _CANCEL_SECONDS = 0.2
 
 
 class StartupError(RuntimeError):
-    """The application said that it can't start, or failed while starting."""
+    """The application reported that it can't start, or failed during its startup."""
 
 
 class _Busy:
-    """A connection that is not idle: a WebSocket's, or work that goes on after its client left."""
+    """A connection that is not idle: a WebSocket, or work that continues without its client."""
 
     def idle_since(self) -> None:
         return None
@@ -44,7 +44,7 @@ class _Busy:
 
 
 class _Listening:
-    """The server side of the drain: accepts on every listener until told to stop."""
+    """The server side of the drain: accepts on every listener until it is stopped."""
 
     def __init__(
         self, server: uvicorn.Server, exchanges: Exchanges, listeners: Sequence[Listener]
@@ -57,8 +57,8 @@ class _Listening:
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
         for listener in self._listeners:
-            # The loop closes what it is given; a duplicate keeps the handed socket open until
-            # the process ends, because the group that it belongs to must not shrink.
+            # The loop closes its socket. A duplicate keeps the inherited one open until the process
+            # exits, because the group that it belongs to must not shrink.
             accepting = await loop.create_server(
                 self._protocol, sock=listener.socket.dup(), backlog=BACKLOG
             )
@@ -79,7 +79,7 @@ class _Listening:
         shown: list[Connection] = [
             connection if isinstance(connection, Watched) else _Busy() for connection in open_now
         ]
-        # Work that the application does after its answer, or for a client that has gone.
+        # Work of the application after its response, or for a disconnected client.
         shown += [
             _Busy()
             for exchange in self._exchanges.running()
@@ -97,14 +97,14 @@ class _Listening:
         for accepting in self._accepting:
             accepting.close()
         for listener in self._listeners:
-            if not listener.handed:
+            if not listener.inherited:
                 listener.socket.close()
 
 
 async def run(
     config: uvicorn.Config, listeners: Sequence[Listener], instance: Instance, notifier: Notifier
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain; returns when nothing is left to do.
+    """Serve until SIGTERM or SIGINT, then drain; returns at the end of the drain.
 
     Raises `StartupError` if the application doesn't start, and OSError if a socket can't be
     listened on.
@@ -129,7 +129,7 @@ async def run(
 
 
 def _load(config: uvicorn.Config) -> None:
-    """Have uvicorn make the application ready, a factory called included."""
+    """Let uvicorn load the application, and call its factory if it has one."""
     try:
         config.load()
     except SystemExit:
@@ -138,19 +138,19 @@ def _load(config: uvicorn.Config) -> None:
         raise
     except Exception as error:
         traceback.print_exc()
-        raise StartupError(f"making the application failed: {error!r}") from error
+        raise StartupError(f"loading the application failed: {error!r}") from error
 
 
 async def _keep_dates(server: uvicorn.Server) -> None:
-    """Have uvicorn renew its `Date` header every second, as its own main loop does."""
+    """Renew uvicorn's `Date` header every second, as its own main loop does."""
     while True:
-        # Zero is the count at which it does so.
+        # It does so at a count of zero.
         await server.on_tick(0)
         await asyncio.sleep(1)
 
 
 async def _cut(server: uvicorn.Server) -> None:
-    """Cancel what the hard deadline has left, and give it a moment to notice."""
+    """Cancel the exchanges that are left at the hard deadline, and wait a moment for their end."""
     tasks = list(server.server_state.tasks)
     for task in tasks:
         task.cancel()
@@ -160,8 +160,8 @@ async def _cut(server: uvicorn.Server) -> None:
     for transport in transports:
         with suppress(OSError):
             transport.close()
-    # A transport closes in a later turn of the loop, once what it still has is written. One whose
-    # client reads nothing never would, and the WebSocket on it would be waited for.
+    # A transport closes in a later turn of the loop, once its buffer is written. If the client does
+    # not read, that never happens, and the WebSocket on it would not end.
     if tasks:
         await asyncio.sleep(0)
     for transport in transports:

@@ -1,8 +1,7 @@
-"""WebSockets and server-sent events of an ASGI application: exchanges that are told to go.
+"""Closes WebSockets and server-sent events of an ASGI application.
 
-Both say goodbye by an ASGI message of their own, in the application's place. What the application
-sends after it meets an error that ASGI servers raise for a client that has gone, so nothing has to
-know about the kit.
+Each is closed by an ASGI message, in the application's place. If the application sends more, it
+gets the error that ASGI servers raise for a disconnected client, so it needs no change.
 """
 
 from __future__ import annotations
@@ -29,24 +28,24 @@ _AT_BLANK_LINE = re.compile(_BLANK_LINE.pattern + rb"\Z")
 _TAIL = 4
 
 # The loop itself holds tasks only weakly.
-_goodbyes: set[asyncio.Task[None]] = set()
+_closing: set[asyncio.Task[None]] = set()
 
 
 class GoneError(OSError):
-    """The exchange is over: the kit has said goodbye. Of the kind that servers raise for it."""
+    """The kit has ended the exchange. An OSError, as servers raise for a disconnected client."""
 
 
-def _start(goodbye: Coroutine[Any, Any, None]) -> None:
-    task = asyncio.get_running_loop().create_task(goodbye)
-    _goodbyes.add(task)
+def _start(closing: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.get_running_loop().create_task(closing)
+    _closing.add(task)
     task.add_done_callback(_finish)
 
 
 def _finish(task: asyncio.Task[None]) -> None:
-    _goodbyes.discard(task)
+    _closing.discard(task)
     if not task.cancelled() and (error := task.exception()) is not None:
-        # The client has gone, or the application has said goodbye in the same moment.
-        _log.debug("a stream was gone before it was told to go: %r", error)
+        # The client has disconnected, or the application has closed it at the same time.
+        _log.debug("a stream ended before it was closed: %r", error)
 
 
 class WebSocketStream:
@@ -58,18 +57,18 @@ class WebSocketStream:
         self._send = send
         self._closed = False
 
-    def tell_to_go(self, *, replaced: bool) -> None:
-        """Close it; what the client sent before it knew is still the application's to read."""
+    def begin_close(self, *, replaced: bool) -> None:
+        """Close it; the application can still read what the client sent before."""
         if not self._closed:
             self._closed = True
             code = _REPLACED if replaced else _GOING_AWAY
-            _start(self._close(code, "another instance has taken over" if replaced else "stopping"))
+            _start(self._close(code, "another instance is active" if replaced else "stopping"))
 
     async def _close(self, code: int, reason: str) -> None:
         await self._send({"type": "websocket.close", "code": code, "reason": reason})
 
     async def send(self, message: Message) -> None:
-        """Send what the application sends, until the WebSocket is closed."""
+        """Send the application's messages, until the WebSocket is closed."""
         if self._closed:
             if message["type"] == "websocket.close":
                 return
@@ -79,10 +78,10 @@ class WebSocketStream:
 
 
 class AsgiEventStream:
-    """An answer of server-sent events; it ends after an event, never within one.
+    """A response of server-sent events; it ends after an event, never within one.
 
-    `encoded`: compressed below us, so events can't be told apart; whoever compresses events sends
-    each as a piece of its own. `last` is called before the last piece is sent.
+    `encoded`: compressed inside the application, so that the ends of events are invisible; each
+    piece of the body counts as an event. `last` is called before the last piece is sent.
     """
 
     kind = StreamKind.EVENTS
@@ -94,23 +93,23 @@ class AsgiEventStream:
         self._tail = b""
         self._between = True
         self._sending = False
-        self._told = False
+        self._close_requested = False
         self._ended = False
 
-    def tell_to_go(self, *, replaced: bool) -> None:
-        """End the stream now, or after the event that is under way."""
-        self._told = True
+    def begin_close(self, *, replaced: bool) -> None:
+        """End the stream now, or after the current event."""
+        self._close_requested = True
         if self._between and not self._sending and not self._ended:
             self._ended = True
             _start(self._end())
 
     async def send(self, message: Message) -> None:
-        """Send a piece of the body; the stream's end may be in the middle of it."""
+        """Send a piece of the body; the stream may end within it."""
         if self._ended:
             raise GoneError("the stream has ended")
         body: bytes = message.get("body", b"")
         more: bool = message.get("more_body", False)
-        if self._told and more and (end := self._first_end(body)) is not None:
+        if self._close_requested and more and (end := self._first_end(body)) is not None:
             message = {**message, "body": body[:end], "more_body": False}
             more = False
             self._last()
@@ -121,7 +120,7 @@ class AsgiEventStream:
             await self._send(message)
         finally:
             self._sending = False
-        if self._told and self._between and not self._ended:
+        if self._close_requested and self._between and not self._ended:
             self._ended = True
             await self._end()
 
@@ -130,7 +129,7 @@ class AsgiEventStream:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _first_end(self, body: bytes) -> int | None:
-        """Return where the event ends that is under way, as a position in `body`."""
+        """Return where the current event ends, as a position in `body`."""
         if self._encoded:
             return len(body)
         if self._between:

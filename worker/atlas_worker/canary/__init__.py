@@ -1,7 +1,8 @@
-"""Feature canaries: decide which implementation serves a call, and tell how it went.
+"""Feature canaries for applications: decides which implementation serves, reports the outcome.
 
-`docs/canary-in-code.md` is for an application's author. Applications import these names, and this
-module as `canary`, from `atlas_worker`.
+`docs/canary-in-code.md` is the guide. Applications import these names, and this module as `canary`,
+from `atlas_worker`. `calls` is the API, `policy` the shares from the state file, `ring` the writer
+of events, `process` the state of this process and the thread that refreshes it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What an application calls: decide whether the canary serves, and tell how it went.
+"""The API for applications: decides whether the canary serves, and reports the outcome.
 
-The words of events are put together with as few steps as possible: this runs within each call of
-a feature. See `process` for where the policy comes from and `ring` for where the words go.
+This runs within each call of a feature, so an event's word is computed with as few steps as
+possible. `process` provides the policy, `ring` takes the words.
 """
 
 from __future__ import annotations
@@ -12,7 +12,14 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
-from atlas_worker.canary.policy import UNTOLD_MOST, ArmWords, Later, Question, Rule, newest_question
+from atlas_worker.canary.policy import (
+    MAX_UNREPORTED,
+    ArmWords,
+    Question,
+    Rule,
+    StackedQuestions,
+    newest_question,
+)
 from atlas_worker.canary.process import process
 from atlas_worker.canary.ring import Lane
 from atlas_worker.contract import latency_bucket
@@ -30,26 +37,26 @@ from atlas_worker.contract.ring import (
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_ENDS = EventKind.ENDED - EventKind.BEGUN << KIND_SHIFT
-_TELLS = EventKind.TOLD - EventKind.ASKED << KIND_SHIFT
+_ENDS = EventKind.ENDED - EventKind.STARTED << KIND_SHIFT
+_REPORTS = EventKind.REPORTED - EventKind.ASKED << KIND_SHIFT
 _FAILED = Outcome.ERROR << OUTCOME_SHIFT
 _CANCELLED = Outcome.CANCELLED << OUTCOME_SHIFT
-_FORGOTTEN_SLICES = int(60 / SLICE_SECONDS)  # the daemon has closed the window by then
+_TIMEOUT_SLICES = int(60 / SLICE_SECONDS)  # the daemon has timed the call out by then
 _UNDER_LAP = LAP - 1
 _now = time.monotonic
 _number = int.from_bytes
 
 
 def is_canary_enabled() -> bool:
-    """Whether canaries are on: False with no supervisor, and while the fallback is latched."""
+    """Return whether canaries are on; not without a supervisor, nor with a latched fallback."""
     return process.is_enabled()
 
 
 def use_canary_version(feature: str, *, key: str | None = None) -> bool:
-    """Decide whether the canary of a feature serves this call. Never raises.
+    """Return whether the canary of a feature serves this call. Never raises.
 
-    With a key, the same key gets the same answer while the share stays, and a greater share takes
-    none out. It is a question: `record_canary_call` in the same context tells how it went.
+    The same key gets the same answer while the share stays, and a greater share takes no key out.
+    The outcome is reported by `record_canary_call` in the same context.
     """
     try:
         rule = process.rules[feature]
@@ -70,16 +77,16 @@ def use_canary_version(feature: str, *, key: str | None = None) -> bool:
         break
     else:
         word = lane.write_late(word) and word
-        if not word or len(arm.untold([])) > UNTOLD_MOST:  # looked at now and then
-            arm.set_untold([])
-    find = arm.untold
-    untold = find(None)
-    if untold is None:
-        arm.set_untold([word])
-    elif untold and untold[0] is not word:
-        arm.set_untold(Later.after(untold, word))
-    else:  # a context variable is dear to set: equal questions share a list
-        untold.append(word)
+        if not word or len(arm.unreported([])) > MAX_UNREPORTED:  # checked only now and then
+            arm.set_unreported([])
+    find = arm.unreported
+    unreported = find(None)
+    if unreported is None:
+        arm.set_unreported([word])
+    elif unreported and unreported[0] is not word:
+        arm.set_unreported(StackedQuestions.on(unreported, word))
+    else:  # setting a context variable is slow, so equal questions share a list
+        unreported.append(word)
     return used
 
 
@@ -88,7 +95,7 @@ def _ask_with_key(rule: Rule, key: str) -> bool:
         hasher = rule.hasher.copy()
         hasher.update((key if type(key) is str else str(key)).encode())
         digest = hasher.digest()
-    except Exception:  # noqa: BLE001 - as there
+    except Exception:  # noqa: BLE001 - as in `_decide_by_key`
         return False
     used = digest < rule.threshold
     hashed = _number(digest) & _UNDER_LAP or 1
@@ -101,26 +108,26 @@ def _ask_with_key(rule: Rule, key: str) -> bool:
         break
     else:
         word = lane.write_late(word, hashed) and word
-    arm.set_untold([(word, hashed)])
+    arm.set_unreported([(word, hashed)])
     return used
 
 
 def _decide_by_key(rule: Rule, key: object) -> tuple[bool, int]:
-    """Return whether the canary serves a key, and the key's hash word; 0 for no usable key."""
+    """Return whether the canary serves a key, and the key's hash word; 0 for an unusable key."""
     try:
         hasher = rule.hasher.copy()
         hasher.update((key if type(key) is str else str(key)).encode())
         digest = hasher.digest()
-    except Exception:  # noqa: BLE001 - whatever a foreign `__str__` or half a surrogate pair does
+    except Exception:  # noqa: BLE001 - a foreign `__str__` or a lone surrogate may raise anything
         return False, 0
     return digest < rule.threshold, _number(digest) & _UNDER_LAP or 1
 
 
 def record_canary_call(feature: str, used_canary: bool, ok: bool, latency_ms: float) -> None:
-    """Tell how a call went; `latency_ms` in milliseconds. Never raises.
+    """Report the outcome of a call; `latency_ms` in milliseconds. Never raises.
 
-    It belongs to the `use_canary_version` before it in the same context, if that is of the same
-    arm and less than 60 s old, and counts by itself otherwise. What can't be understood is ignored.
+    It belongs to the last `use_canary_version` in the same context, if that gave the same arm and
+    is less than 60 s old; otherwise it counts as a call of its own. Invalid values are ignored.
     """
     try:
         rule = process.rules[feature]
@@ -132,28 +139,28 @@ def record_canary_call(feature: str, used_canary: bool, ok: bool, latency_ms: fl
     try:
         used = bool(used_canary)
         end = latency_bucket(latency_ms) | (0 if ok else _FAILED)
-    except Exception:  # noqa: BLE001 - whatever a foreign object does when it is compared
+    except Exception:  # noqa: BLE001 - comparing a foreign object may raise anything
         return
     arm = rule.canary if used else rule.stable
-    question = newest_question(arm.untold(None))
-    if question is not None and _tell(arm, question, end):
+    question = newest_question(arm.unreported(None))
+    if question is not None and _report(arm, question, end):
         return
     process.main.write(arm.recorded | end)
 
 
-def _tell(arm: ArmWords, question: Question, end: int) -> bool:
-    """Write the end of what was asked; returns False if the record is not about it."""
+def _report(arm: ArmWords, question: Question, end: int) -> bool:
+    """Write the outcome of a decision; return False if the decision is too old."""
     word, key = (question, 0) if isinstance(question, int) else question
     if word == 0:
-        return True  # the question found no room, so the whole call is dropped
-    if arm.asked - word >> SLICE_SHIFT & SLICES - 1 > _FORGOTTEN_SLICES:
+        return True  # the decision found no room, so the whole call is dropped
+    if arm.asked - word >> SLICE_SHIFT & SLICES - 1 > _TIMEOUT_SLICES:
         return False
-    _end(process.keyed if key else process.main, word + _TELLS | end, key)
+    _end(process.keyed if key else process.main, word + _REPORTS | end, key)
     return True
 
 
 def _end(lane: Lane, word: int, key: int) -> None:
-    """Write an event that ends something: it may use the room that is kept for it."""
+    """Write an outcome, which may use the reserved quarter of the ring."""
     for place in lane.free:
         if key:
             lane.keys[place] = key if place >= 0 else key | LAP
@@ -165,7 +172,7 @@ def _end(lane: Lane, word: int, key: int) -> None:
 class Call:
     """One call of a feature, from its decision to its end: `with` or `async with`.
 
-    `is_canary` says which implementation is to serve.
+    `is_canary` is the implementation to use.
     """
 
     __slots__ = ("_began", "_feature", "_hash", "_key", "_lane", "_word", "is_canary")
@@ -182,7 +189,7 @@ class Call:
         return "canary" if self.is_canary else "stable"
 
     def __enter__(self) -> Self:
-        """Decide, and tell that the call has begun."""
+        """Decide, and report the start."""
         try:
             rule = process.rules[self._feature]
         except (KeyError, TypeError):
@@ -196,7 +203,7 @@ class Call:
         self.is_canary = used = process.random() < rule.share
         self._hash = 0
         self._lane = lane = process.main
-        word = (rule.canary if used else rule.stable).begun
+        word = (rule.canary if used else rule.stable).started
         self._began = _now()
         for place in lane.free:  # `Lane.write`, without the call
             lane.words[place] = word if place >= 0 else word | LAP
@@ -211,7 +218,7 @@ class Call:
         self._lane = process.keyed
         self._began = _now()
         if self._hash:
-            word = (rule.canary if self.is_canary else rule.stable).begun
+            word = (rule.canary if self.is_canary else rule.stable).started
             if self._lane.write(word, self._hash):
                 self._word = word
 
@@ -221,7 +228,7 @@ class Call:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Tell how it ended; an exception goes on its way."""
+        """Report the outcome; an exception propagates."""
         word, self._word = self._word, 0
         if word:
             word += _ENDS + latency_bucket((_now() - self._began) * 1000)
@@ -230,7 +237,7 @@ class Call:
             _end(self._lane, word, self._hash)
 
     async def __aenter__(self) -> Self:
-        """Decide, and tell that the call has begun."""
+        """Decide, and report the start."""
         return self.__enter__()
 
     async def __aexit__(
@@ -239,16 +246,16 @@ class Call:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Tell how it ended; an exception goes on its way."""
+        """Report the outcome; an exception propagates."""
         self.__exit__(kind, error, traceback)
 
 
 def _outcome(kind: type[BaseException]) -> int:
     """Return the outcome of a call that ended with an exception.
 
-    What is no `Exception` comes from outside and says nothing about the feature: a cancelled task,
-    Ctrl-C, a generator that was closed. SystemExit is a failure: a feature that ends its process
-    must not pass for one that was cancelled.
+    Other than an `Exception`, a cancelled task, Ctrl-C or a closed generator comes from outside and
+    says nothing about the feature. SystemExit is a failure: a feature that ends its process must
+    not count as cancelled.
     """
     return _FAILED if issubclass(kind, (Exception, SystemExit)) else _CANCELLED
 
@@ -259,8 +266,8 @@ call = Call
 def route(feature: str, *, stable: Callable[P, T]) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Decorate the canary of a feature: each call is served by it or by `stable`.
 
-    Both are plain functions or both are async ones; raises TypeError, when decorating, for
-    anything else.
+    Both are plain functions or both are async functions; anything else raises TypeError when
+    decorating.
     """
 
     def decorate(new: Callable[P, T]) -> Callable[P, T]:
@@ -293,7 +300,7 @@ def _is_async(function: object) -> bool:
     import inspect  # noqa: PLC0415 - most applications never decorate anything
 
     if not callable(function):
-        raise TypeError(f"{function!r} is no function")
+        raise TypeError(f"{function!r} is not a function")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise TypeError(f"{function!r} is a generator: use canary.call around its work")
     return inspect.iscoroutinefunction(function)

@@ -1,6 +1,6 @@
-"""What the daemon decided about each feature, as workers find it in the state file.
+"""The canary policy of the state file, prepared for callers.
 
-It is made ready for the callers: what can be computed once is not computed for each call.
+Everything that does not depend on the call is computed here, once per policy or per slice.
 """
 
 from __future__ import annotations
@@ -14,98 +14,105 @@ from atlas_worker.contract import STATE_SCHEMA_VERSION
 from atlas_worker.contract.ring import EPOCHS, EventKind, encode
 
 Question = int | tuple[int, int]
-"""The event word of an assignment, with a key that and the hash word."""
-Untold = ContextVar[list[Question]]
-"""What was asked in a context and not told yet, of one arm. A question is taken out of the list
-when it is told, in whichever context the list was copied to. Equal ones are in one list."""
-_WHOLE = 2**64
-UNTOLD_MOST = 10_000
-"""So many older questions of one context and arm are remembered, besides those of this slice."""
+"""The event word of a decision; with a key, that and the key's hash word."""
+Unreported = ContextVar[list[Question]]
+"""The decisions of one context and arm without an outcome. A decision is removed when its outcome
+is reported, in any context that has inherited the list. Equal decisions share a list."""
+_DIGESTS = 2**64
+MAX_UNREPORTED = 10_000
+"""Decisions of earlier slices that one context and arm remembers."""
 
 
-class Later(list[Question]):
-    """Questions of a slice in which older ones were still untold: `older` are those."""
+class StackedQuestions(list[Question]):
+    """The decisions of one slice on top of unreported ones of earlier slices, `older`."""
 
     __slots__ = ("older",)
     older: list[Question] | None
 
     @classmethod
-    def after(cls, older: list[Question], question: Question) -> Self:
-        """Return the list of a question; of the older ones what is told or too much is let go."""
+    def on(cls, older: list[Question], question: Question) -> Self:
+        """Return a list of one decision; empty older lists and those over the limit are dropped."""
         new = cls((question,))
         new.older = older
-        later: Later = new
+        stack: StackedQuestions = new
         count = 0
-        while later.older is not None:
-            if not later.older:
-                later.older = getattr(later.older, "older", None)
-            elif (count := count + len(later.older)) > UNTOLD_MOST:
-                later.older = None
-            elif isinstance(later.older, Later):
-                later = later.older
+        while stack.older is not None:
+            if not stack.older:
+                stack.older = getattr(stack.older, "older", None)
+            elif (count := count + len(stack.older)) > MAX_UNREPORTED:
+                stack.older = None
+            elif isinstance(stack.older, StackedQuestions):
+                stack = stack.older
             else:
                 break
         return new
 
 
-def newest_question(untold: list[Question] | None) -> Question | None:
-    """Take out the question that was asked last; None if all are told."""
-    while untold is not None:
+def newest_question(unreported: list[Question] | None) -> Question | None:
+    """Remove and return the newest decision; None if there is none."""
+    while unreported is not None:
         try:
-            return untold.pop()
-        except IndexError:  # perhaps told in another thread, a moment ago
-            untold = getattr(untold, "older", None)
+            return unreported.pop()
+        except IndexError:  # empty, or another thread was faster
+            unreported = getattr(unreported, "older", None)
     return None
 
 
 class BadPolicyError(ValueError):
-    """The state file holds no policy that can be understood."""
+    """The state file has no valid policy."""
 
 
 class ArmWords:
-    """One arm of a feature in one slice: its words of ASKED, BEGUN and RECORDED.
+    """One arm of a feature in one slice: its words of ASKED, STARTED and RECORDED.
 
-    `untold` and `set_untold` get and set the context's questions.
+    `unreported` and `set_unreported` get and set the context's decisions without an outcome.
     """
 
-    __slots__ = ("asked", "begun", "recorded", "set_untold", "untold")
+    __slots__ = ("asked", "recorded", "set_unreported", "started", "unreported")
 
-    def __init__(self, is_canary: bool, epoch: int, slice_number: int, untold: Untold) -> None:
-        self.asked, self.begun, self.recorded = (
+    def __init__(
+        self, is_canary: bool, epoch: int, slice_number: int, unreported: Unreported
+    ) -> None:
+        self.asked, self.started, self.recorded = (
             encode(kind, is_canary=is_canary, epoch=epoch, slice_number=slice_number)
-            for kind in (EventKind.ASKED, EventKind.BEGUN, EventKind.RECORDED)
+            for kind in (EventKind.ASKED, EventKind.STARTED, EventKind.RECORDED)
         )
-        self.untold, self.set_untold = untold.get, untold.set
+        self.unreported, self.set_unreported = unreported.get, unreported.set
 
 
 class Rule:
-    """One feature under one epoch. `share` is that of the canary arm, from 0 to 1.
+    """One feature under one epoch; `share` is the canary's, from 0 to 1.
 
-    A key has the canary if the digest of `hasher`, fed with it, is below `threshold`.
-    `canary` and `stable` are the arms in the present slice: `set_slice` renews them.
+    A key gets the canary if its digest by `hasher` is below `threshold`. `canary` and `stable` are
+    the arms in the current slice.
     """
 
-    __slots__ = ("_epoch", "_untold", "canary", "hasher", "share", "stable", "threshold")
+    __slots__ = ("_epoch", "_unreported", "canary", "hasher", "share", "stable", "threshold")
 
     def __init__(
-        self, feature: str, share: float, epoch: int, salt: str, untold: tuple[Untold, Untold]
+        self,
+        feature: str,
+        share: float,
+        epoch: int,
+        salt: str,
+        unreported: tuple[Unreported, Unreported],
     ) -> None:
         self.share = share
         self.hasher = blake2b(f"{salt}\0{feature}\0".encode(errors="surrogatepass"), digest_size=8)
         self.threshold = key_threshold(share)
         self._epoch = epoch
-        self._untold = untold  # of the stable arm, of the canary
+        self._unreported = unreported  # of stable, of canary
         self.set_slice(0)
 
     def set_slice(self, number: int) -> None:
-        """Let what is assigned from now on belong to this slice."""
-        stable, canary = self._untold
+        """Start a slice: later assignments belong to it."""
+        stable, canary = self._unreported
         self.stable = ArmWords(False, self._epoch, number, stable)
         self.canary = ArmWords(True, self._epoch, number, canary)
 
 
 class CanaryRules:
-    """All features that are listed, and whether canaries are on at all."""
+    """The rules of all listed features, and whether canaries are on."""
 
     def __init__(self, *, enabled: bool, rules: dict[str, Rule]) -> None:
         self.enabled = enabled
@@ -113,27 +120,29 @@ class CanaryRules:
 
 
 def key_threshold(share: float) -> bytes:
-    """Return the lowest digest that is not in the canary arm: of which `number / 2**64 >= share`.
+    """Return the lowest digest of the stable arm, the first with `number / 2**64 >= share`.
 
-    The division rounds, so the number next to `share * 2**64` is searched for. A whole share takes
-    every key, also those few whose quotient rounds to 1.
+    The division rounds, so the number is found by bisection. A share of 1 takes every key, also the
+    few whose quotient rounds to 1.
     """
     if share >= 1:
         return b"\xff" * 9  # greater than any digest of eight bytes
-    low, high = 0, _WHOLE
+    low, high = 0, _DIGESTS
     while low < high:
         middle = (low + high) // 2
-        if middle / _WHOLE < share:
+        if middle / _DIGESTS < share:
             low = middle + 1
         else:
             high = middle
     return low.to_bytes(8)
 
 
-def read_policy(content: bytes, untold: dict[str, tuple[Untold, Untold]]) -> CanaryRules:
-    """Return the policy in a state file; raises BadPolicyError.
+def read_policy(
+    content: bytes, unreported: dict[str, tuple[Unreported, Unreported]]
+) -> CanaryRules:
+    """Return the policy in a state file. Raises BadPolicyError.
 
-    `untold` keeps each feature's context variables over the renewals.
+    `unreported` keeps each feature's context variables across policies.
     """
     try:
         document = json.loads(content)
@@ -148,24 +157,24 @@ def read_policy(content: bytes, untold: dict[str, tuple[Untold, Untold]]) -> Can
         raise BadPolicyError(f"the state file has no policy: {error!r}") from error
     rules = {}
     for name, (share, epoch) in listed.items():
-        # Off means share 0. A file that says otherwise has no epoch for it: nothing is recorded.
+        # Off means a share of 0. A file with another share is inconsistent: nothing is recorded.
         if enabled or share == 0:
-            if name not in untold:
-                untold[name] = (ContextVar(f"{name}_stable"), ContextVar(f"{name}_canary"))
-            rules[name] = Rule(name, share, epoch, salt, untold[name])
+            if name not in unreported:
+                unreported[name] = (ContextVar(f"{name}_stable"), ContextVar(f"{name}_canary"))
+            rules[name] = Rule(name, share, epoch, salt, unreported[name])
     return CanaryRules(enabled=enabled, rules=rules)
 
 
 def _checked(feature: Any) -> tuple[float, int]:
     share, epoch = feature["share"], feature["epoch"]
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-        raise BadPolicyError(f"{share!r} is no share")
+        raise BadPolicyError(f"{share!r} is not a share")
     if not 0 <= _of(int, epoch) < EPOCHS:
-        raise BadPolicyError(f"{epoch!r} is no epoch")
+        raise BadPolicyError(f"{epoch!r} is not an epoch")
     return float(share), epoch
 
 
 def _of(kind: type, value: Any) -> Any:
     if type(value) is not kind:  # a bool is an int to isinstance
-        raise BadPolicyError(f"{value!r} is no {kind.__name__}")
+        raise BadPolicyError(f"{value!r} is not a {kind.__name__}")
     return value

@@ -1,8 +1,8 @@
-"""What this process knows of the canaries: the policy, its own ring, and who keeps both fresh.
+"""The canaries of this process: the policy, the ring, and the thread that refreshes both.
 
-Nothing happens before the first use. That loads the policy in the caller's thread, so the first
-answer is right; from then on a helper thread looks at the state file every 50 ms, and callers
-never touch the disk. A forked child starts anew at its own first use.
+Nothing happens before the first use, which loads the policy in the caller's thread. From then on a
+helper thread checks the state file every 50 ms, and callers never access the disk. A forked child
+starts anew at its own first use.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from atlas_worker.canary.policy import BadPolicyError, Rule, Untold, read_policy
+from atlas_worker.canary.policy import BadPolicyError, Rule, Unreported, read_policy
 from atlas_worker.canary.ring import RingWriter, make_ring
 from atlas_worker.contract import ENV_STATE_DIR, RINGS_DIRECTORY, STATE_FILE
 from atlas_worker.contract.ring import SLICE_SECONDS, SLICES
@@ -25,48 +25,48 @@ _STATE_BYTES = 1024 * 1024  # the daemon's own is a few kilobytes
 
 
 class CanaryProcess:
-    """The canaries of one process. `rules` are the features that are listed and decided."""
+    """The canaries of one process; `rules` has the listed features."""
 
     __slots__ = ("_folder", "_lock", "_retry", "_ring", "_seen", "_slice", "_started", "_starting",
-                 "_untold", "enabled", "keyed", "main", "random", "rules")  # fmt: skip
+                 "_unreported", "enabled", "keyed", "main", "random", "rules")  # fmt: skip
 
     def __init__(self) -> None:
-        self.begin()
+        self.reset()
 
-    def begin(self) -> None:
-        """Know nothing yet, as at the start of a process."""
+    def reset(self) -> None:
+        """Set the state of a process before its first use."""
         self.enabled = False
         self.rules: dict[str, Rule] = {}
         self.random = random.Random().random  # noqa: S311 - a draw, no secret
         self._lock = threading.RLock()
         self._started = self._starting = False
-        self._untold: dict[str, tuple[Untold, Untold]] = {}
+        self._unreported: dict[str, tuple[Unreported, Unreported]] = {}
         self._folder = Path()
         self._seen: tuple[int, int, int] | None = None
         self._slice = -1
         self._retry = 0.0
-        self._use(RingWriter.shut())
+        self._use(RingWriter.without_file())
 
     def after_fork(self) -> None:
-        """Let go of what is the parent's: its file, its thread, its open calls."""
+        """Drop the parent's ring, thread and open calls."""
         self._ring.close()
-        self.begin()
+        self.reset()
 
     def rule(self, feature: object) -> Rule | None:
-        """Return the rule of a feature that was not found; starts at the first use."""
+        """Return the rule of a feature that `rules` lacks; starts at the first use."""
         if not self._started:
             self._start()
         return self.rules.get(feature) if isinstance(feature, str) else None
 
     def is_enabled(self) -> bool:
-        """Whether canaries are on; starts at the first use."""
+        """Return whether canaries are on; starts at the first use."""
         if not self._started:
             self._start()
         return self.enabled
 
     def _start(self) -> None:
-        with self._lock:  # others wait, so their first answer is right, too
-            if self._started or self._starting:  # a signal handler came in the middle
+        with self._lock:  # other threads wait for the policy too
+            if self._started or self._starting:  # called by a signal handler in between
                 return
             self._starting = True
             try:
@@ -74,10 +74,10 @@ class CanaryProcess:
                 thread = threading.Thread(target=self._follow, name="atlas-canary", daemon=True)
                 thread.start()
             except (OSError, RuntimeError):
-                return  # no thread, so nobody would hear of a latch: all stays stable
+                return  # without the thread a fallback would go unnoticed: everything stays stable
             finally:
                 self._starting = False
-            self._look()
+            self._try_refresh()
             self._started = True
 
     def _follow(self) -> None:
@@ -85,28 +85,28 @@ class CanaryProcess:
         while True:
             time.sleep(POLL_SECONDS)
             with lock:
-                if self._lock is not lock:  # it has begun anew, with a thread of its own
+                if self._lock is not lock:  # reset, with another thread
                     return
-                self._look()
+                self._try_refresh()
 
-    def _look(self) -> None:
-        # A helper that ended would hear of no latch, and a caller must never hear of us.
+    def _try_refresh(self) -> None:
+        # The helper thread must go on, or a fallback goes unnoticed; callers must not fail.
         with contextlib.suppress(Exception):
-            self._renew()
+            self._refresh()
 
-    def _renew(self) -> None:
-        """Renew what has changed: the policy, the slice, the ring if there is none yet."""
+    def _refresh(self) -> None:
+        """Update the policy and the slice; create the ring if there is none."""
         now = time.monotonic()
         rules, enabled = self.rules, self.enabled
         try:
-            status = os.stat(self._folder / STATE_FILE)  # noqa: PTH116 - the plain call is cheaper
+            status = os.stat(self._folder / STATE_FILE)  # noqa: PTH116 - faster than Path.stat
             seen = (status.st_mtime_ns, status.st_ino, status.st_size)
             if seen != self._seen:
-                policy = read_policy(_content(self._folder / STATE_FILE), self._untold)
+                policy = read_policy(_content(self._folder / STATE_FILE), self._unreported)
                 rules, enabled = policy.rules, policy.enabled
                 self._seen = seen
         except (OSError, BadPolicyError):
-            pass  # the last good one stands
+            pass  # the last valid policy stays
         if rules and self._ring.main.capacity == 0 and now >= self._retry:
             self._make_ring(now)
         number = int(now / SLICE_SECONDS) % SLICES
@@ -119,7 +119,7 @@ class CanaryProcess:
     def _make_ring(self, now: float) -> None:
         self._retry = now + _RING_RETRY_SECONDS
         dropped = (self.main.dropped, self.keyed.dropped)
-        # Without a file calls are decided all the same, and counted as dropped.
+        # Without a file calls are decided, and counted as dropped.
         with contextlib.suppress(OSError, ValueError):
             self._use(make_ring(self._folder / RINGS_DIRECTORY, dropped))
 
@@ -129,7 +129,7 @@ class CanaryProcess:
 
 
 def _content(path: Path) -> bytes:
-    """Read the file without ever waiting for somebody, whatever has its name; raises OSError."""
+    """Return the file's content; does not block on a FIFO. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         return os.read(descriptor, _STATE_BYTES)

@@ -1,9 +1,22 @@
-"""Write events into this process's ring: no lock and no system call for a caller.
+"""Writes events into this process's ring, without a lock or a system call for the caller.
 
-An event takes the next free place out of an iterator and writes one word, in a `for` that ends
-with its first pass. Between the two the interpreter neither switches threads nor runs a signal
-handler (it does so at calls and at backward jumps alone), so no place is ever taken twice or left
-empty. Without a global lock that does not hold: there the ring stays shut.
+The layout and protocol are in `atlas_worker.contract.ring`. The writer's side of it:
+
+- `Lane.free` is an iterator over places that are reserved for this process. A caller takes the
+  next one and writes one word, in a `for` loop that ends with its first pass. The interpreter
+  switches threads and runs signal handlers only at calls and at backward jumps, and there is none
+  between taking and writing. So no place is taken twice, and none stays empty.
+- That needs the global interpreter lock. Without it `make_ring` refuses, and calls are decided but
+  not recorded.
+- When `free` has run out, `write_late` reserves the next run of places under a lock: up to the end
+  of the lap at most, and up to tail + capacity, minus a quarter that is reserved for outcomes. As
+  a run never crosses the end of a lap, the sign of a place gives the lap bit (negative: odd lap).
+- An outcome that needs the reserved quarter takes one place only, so that assignments can't get
+  the rest.
+- The lock is re-entrant: a signal handler may interrupt `write_late` and record an event itself.
+  `_refilling` then makes it drop that event instead of changing the half-updated state.
+- A process killed between reserving and writing leaves gaps, which the reader skips once the
+  process is dead.
 """
 
 from __future__ import annotations
@@ -22,10 +35,7 @@ from atlas_worker.contract.ring import LAP
 
 
 class Lane:
-    """One ring of a file. A place in it is negative in odd laps: there the lap bit is set.
-
-    What begins leaves a quarter of the room to what ends, so that no call is half told.
-    """
+    """One of the two rings of a file. Places are negative in odd laps, where the lap bit is set."""
 
     __slots__ = ("_closed", "_dropped", "_header", "_lock", "_next", "_refilling",
                  "_tail", "capacity", "free", "keys", "words")  # fmt: skip
@@ -42,13 +52,13 @@ class Lane:
         self._dropped = dropped // layout.WORD_BYTES
         self._next = 0
         self._closed = False
-        # A signal handler may come in the middle and record something itself.
+        # Re-entrant, for signal handlers that record something themselves.
         self._lock = threading.RLock()
         self._refilling = False
 
     @property
     def dropped(self) -> int:
-        """How many calls found no room."""
+        """The number of calls that found no room."""
         return self._header[self._dropped]
 
     @dropped.setter
@@ -56,9 +66,9 @@ class Lane:
         self._header[self._dropped] = count
 
     def write(self, word: int, key: int = 0) -> bool:
-        """Write an event that begins something; returns False if it was dropped.
+        """Write an assignment; return False if it was dropped.
 
-        `key` is the hash word of a keyed lane's event.
+        `key` is the hash word of an event with a key.
         """
         for place in self.free:
             if key:
@@ -68,11 +78,11 @@ class Lane:
         return self.write_late(word, key)
 
     def write_late(self, word: int, key: int = 0, *, ending: bool = False) -> bool:
-        """Write once `free` has run out: find free places first. Returns False if it was dropped.
+        """Reserve places after `free` has run out, and write; return False if it was dropped.
 
-        What is dropped is counted, unless the ring is of before a fork.
+        Dropped events are counted, unless the ring is the parent's.
         """
-        if self._closed:  # before the lock: a thread that is not in this process may have it
+        if self._closed:  # before the lock, which a thread of the parent may hold
             return False
         with self._lock:
             if not self._refilling:
@@ -88,12 +98,12 @@ class Lane:
             return False
 
     def close(self) -> None:
-        """Take nothing more, for good: the file is another process's."""
+        """Drop all further events, as after a fork the file is the parent's."""
         self._closed = True
         self.free = iter(())
 
     def _take(self, *, ending: bool) -> int | None:
-        for place in self.free:  # another thread was quicker
+        for place in self.free:  # another thread has refilled it
             return place
         capacity = self.capacity
         if not capacity:
@@ -104,7 +114,7 @@ class Lane:
         if count <= 0:
             return None
         if ending:
-            count = 1  # what begins must not find the rest
+            count = 1  # assignments must not get the rest
         first = place - capacity if lap % 2 else place
         self._next += count
         self.free = iter(range(first + 1, first + count))
@@ -118,7 +128,7 @@ class Lane:
 
 
 class RingWriter:
-    """Both lanes of this process's file; without a file they count what they drop."""
+    """Both rings of this process's file; without a file they count dropped events."""
 
     def __init__(self, file: bytearray | mmap.mmap) -> None:
         view = memoryview(file)
@@ -137,31 +147,30 @@ class RingWriter:
         )
 
     @classmethod
-    def shut(cls) -> RingWriter:
-        """Return a ring of no room at all."""
+    def without_file(cls) -> RingWriter:
+        """Return a writer that drops all events and counts them."""
         return cls(bytearray(layout.HEADER_BYTES))
 
     def close(self) -> None:
-        """Take nothing more."""
+        """Drop all further events."""
         self.main.close()
         self.keyed.close()
 
 
 def make_ring(folder: Path, dropped: tuple[int, int]) -> RingWriter:
-    """Make this process's file, known to have dropped so many already; raises OSError."""
+    """Create this process's file; `dropped` is the count before. Raises OSError."""
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
-        raise OSError("rings need an interpreter with a global lock")
+        raise OSError("rings need the global interpreter lock")
     if sum(1 for _ in os.scandir(folder)) >= layout.RINGS_LIMIT:
-        raise OSError(f"{folder} is full of rings that nobody reads")
+        raise OSError(f"{folder} has {layout.RINGS_LIMIT} unread rings")
     owner = _this_process()
     path = folder / f"{owner.pid}-{owner.start_ticks}-{os.urandom(4).hex()}{layout.RING_SUFFIX}"
-    # A file is whole before it has the name of a ring.
+    # The file gets its name when it is complete.
     unfinished = path.with_name(f".{path.name}.new")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     descriptor = os.open(unfinished, flags, layout.RING_MODE)
     try:
-        # Every block is there from the start: a disk that fills up later can't kill the writer,
-        # as it would by SIGBUS.
+        # Allocates every block now: on a disk that fills up later, a write would raise SIGBUS.
         os.posix_fallocate(descriptor, 0, layout.RING_BYTES)
         os.pwrite(descriptor, layout.pack_header(owner), 0)
         ring = RingWriter(mmap.mmap(descriptor, layout.RING_BYTES))

@@ -1,7 +1,7 @@
-"""All that worker and supervisor must agree on, and the only thing both sides import.
+"""The contract of worker and supervisor: the only code that both sides import.
 
-Standard library only: it travels into applications' own environments. `ring` beside it is the
-layout of the files that canary calls are told by.
+Standard library only, as it is installed into applications' own environments. `ring` is the layout
+of the files that canary events are written to.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ ENV_NOTIFY_SOCKET = "NOTIFY_SOCKET"
 LISTEN_FDS_START = 3
 LISTEN_FDNAMES = ("public", "private")
 
-# Notifications (sd_notify lines). The kit adds the second to its READY=1: it is how the
-# supervisor knows that this worker gives up its keep-alive clients when it is no longer active.
+# Notifications (sd_notify lines). The kit adds the second to its READY=1, which says that this
+# worker closes its keep-alive connections when it is no longer active.
 NOTIFY_READY = "READY=1"
 NOTIFY_KIT = "X_ATLAS_KIT=1"
 NOTIFY_STOPPING = "STOPPING=1"
-# During its drain a worker with the kit says that it accepts nothing more (so the next instance
-# may be launched in its slot beside it), what is left, and at its hard deadline what it cut off.
+# During its drain a worker with the kit reports that it accepts no more connections (so the next
+# instance may be launched in its slot), what is left, and at its hard deadline what it cut off.
 # The last two are followed by a JSON object with the four counts of LEFT_KINDS.
 NOTIFY_NOT_ACCEPTING = "X_ATLAS_ACCEPTING=0"
 NOTIFY_LEFT = "X_ATLAS_LEFT="
@@ -44,15 +44,15 @@ STATE_SCHEMA_VERSION = 1  # of the state file; a worker does not read one that i
 SUPERVISOR_SOCKET = "supervisor.sock"
 RINGS_DIRECTORY = "canary"  # made by the daemon, mode 0700; one ring for each process of a worker
 
-# HTTP headers. A request that carries PROBE_HEADER is the supervisor's own: the kit answers it
-# with INSTANCE_HEADER, so that an answer from the wrong instance is noticed. SMOKE_HEADER marks
-# a smoke test: whatever it writes must not outlive it.
+# HTTP headers. A request with PROBE_HEADER is the supervisor's own: the kit answers it with
+# INSTANCE_HEADER, so that an answer from the wrong instance is noticed. SMOKE_HEADER marks a smoke
+# test, whose writes must be undone.
 PROBE_HEADER = "X-Atlas-Probe"
 INSTANCE_HEADER = "X-Atlas-Instance"
 SMOKE_HEADER = "X-Atlas-Smoke"
 
-# Latencies are counted in buckets that grow by this ratio, from a microsecond on: what is told of
-# one is right within 1 %. The last bucket holds all that is slower.
+# Latencies are counted in buckets that grow by this ratio, from a microsecond on, so a value is
+# accurate within 1 %. The last bucket has everything slower.
 LATENCY_RATIO = 1.02
 LATENCY_BUCKETS = 2048
 _FIRST_MILLISECONDS = 0.001

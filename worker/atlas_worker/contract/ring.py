@@ -1,9 +1,21 @@
-"""How a process tells the daemon of its canary calls: one file of fixed size, mapped into memory.
+"""The ring: a memory-mapped file in which a process writes its canary events for the daemon.
 
-The file is `STATE_DIR/canary/<pid>-<start_ticks>-<hex>.ring`. A word of 64 bits is one event, and
-nobody but the process writes it; the daemon follows, and says by the tail how far it has come. A
-word counts as written when its kind is not 0 and its lap bit is that of its index, so no head is
-kept: what a killed process has written, it has told. All numbers are little endian.
+Protocol. The file is `STATE_DIR/canary/<pid>-<start_ticks>-<hex>.ring`, of fixed size, little
+endian. It has two rings, for events without and with a key. One process writes, the daemon reads;
+there is no lock and no system call between them.
+
+- An event is one word of 64 bits; one with a key has the key's hash besides, which is written
+  first. One aligned store makes it visible, so an event is either there or not.
+- The event with index i is at place i % capacity. Its lap bit is that of i // capacity, so a word
+  of the lap before is not taken for a new one. There is no head in the file: a word is written if
+  its kind is not 0 and its lap bit fits. What a killed process has written is therefore reported.
+- The daemon writes the tail: everything before it is in the database and its space is free. The
+  process writes up to tail + capacity and counts what it drops; the daemon alone writes the tails,
+  the process alone everything else.
+- Outcomes may use a quarter of the ring that assignments may not, so a call that has started can
+  always report its end.
+- An assignment is STARTED (a call), ASKED (a decision alone) or RECORDED (with its outcome). Its
+  outcome is ENDED or REPORTED, and repeats epoch, arm and slice of the assignment.
 """
 
 from __future__ import annotations
@@ -23,13 +35,13 @@ RING_BYTES = KEYED_OFFSET + KEYED_ENTRIES * 2 * WORD_BYTES
 RING_SUFFIX = ".ring"
 RING_MODE = 0o600
 RINGS_LIMIT = 256
-"""With that many files in the folder nobody has read them for long: no process adds another."""
+"""With this many files in the folder no daemon has read them for long; no more are added."""
 
 # Magic, layout version, both capacities, padding, pid, start ticks, boot id, instance, version;
 # texts are UTF-8, cut to their width and padded with NUL.
 _HEADER = struct.Struct("<8sIIIIQQ36s4x80s96s")
-# Cells of eight bytes, each on a cache line of its own. The daemon alone writes the tails, the
-# process alone the counts of what it dropped: calls that found no room, each counted once.
+# Cells of eight bytes, each on a cache line of its own. "Dropped" counts calls that found no room,
+# each once.
 TAIL_OFFSET = 256
 KEYED_TAIL_OFFSET = 320
 DROPPED_OFFSET = 384
@@ -49,23 +61,22 @@ SLICE_SECONDS = 0.5
 
 
 class EventKind(IntEnum):
-    """What an event tells. ENDED and TOLD carry epoch, arm and slice of the assignment.
+    """The kind of an event. ENDED follows STARTED, REPORTED follows ASKED.
 
-    TOLD ends an ASKED, RECORDED was assigned and ended at once. A VOID fills an index that was
-    taken and not used: nobody waits for it.
+    A VOID fills an index that was reserved and not used; readers skip it.
     """
 
     UNWRITTEN = 0
-    BEGUN = 1
+    STARTED = 1
     ASKED = 2
     ENDED = 3
-    TOLD = 4
+    REPORTED = 4
     RECORDED = 5
     VOID = 7
 
 
 class Outcome(IntEnum):
-    """How a call ended."""
+    """The outcome of a call."""
 
     OK = 0
     ERROR = 1
@@ -73,7 +84,7 @@ class Outcome(IntEnum):
 
 
 class RingEvent(NamedTuple):
-    """One event, taken apart."""
+    """The fields of one event."""
 
     kind: int
     is_canary: bool
@@ -96,7 +107,7 @@ class Owner(NamedTuple):
 def encode(
     kind: int, *, is_canary: bool, epoch: int, slice_number: int, outcome: int = 0, bucket: int = 0
 ) -> int:
-    """Return an event's word, without the lap bit; every field must be within its width."""
+    """Return an event's word without the lap bit; every field must fit its width."""
     return (
         kind << KIND_SHIFT
         | is_canary << ARM_SHIFT
@@ -108,7 +119,7 @@ def encode(
 
 
 def decode(word: int) -> RingEvent:
-    """Take a word apart; the lap bit does not matter."""
+    """Return the fields of a word; the lap bit is ignored."""
     return RingEvent(
         word >> KIND_SHIFT & 7,
         bool(word >> ARM_SHIFT & 1),
@@ -120,7 +131,7 @@ def decode(word: int) -> RingEvent:
 
 
 def pack_header(owner: Owner) -> bytes:
-    """Return the beginning of the file."""
+    """Return the header of the file."""
     return _HEADER.pack(
         MAGIC,
         LAYOUT_VERSION,
@@ -136,13 +147,13 @@ def pack_header(owner: Owner) -> bytes:
 
 
 def unpack_header(header: bytes) -> Owner:
-    """Return whose ring it is; raises ValueError if it is none of this layout."""
+    """Return the owner of a ring. Raises ValueError for another layout."""
     if len(header) < _HEADER.size or not header.startswith(MAGIC):
-        raise ValueError("it is no ring")
+        raise ValueError("not a ring")
     _, layout, words, entries, _, pid, ticks, *texts = _HEADER.unpack_from(header)
     if (layout, words, entries) != (LAYOUT_VERSION, MAIN_WORDS, KEYED_ENTRIES):
-        raise ValueError(f"its layout {layout} ({words} words, {entries} entries) is unknown")
+        raise ValueError(f"unknown layout {layout} ({words} words, {entries} entries)")
     if not 0 < pid < 2**31:
-        raise ValueError(f"{pid} is no pid")
+        raise ValueError(f"{pid} is not a pid")
     boot_id, instance, version = (text.rstrip(b"\0").decode(errors="replace") for text in texts)
     return Owner(pid, ticks, boot_id, instance, version)

@@ -1,4 +1,4 @@
-"""The statistics of feature canaries, pure: counts go in, evidence and verdicts come out.
+"""The statistics of feature canaries: counts go in, evidence and verdicts come out, no I/O.
 
-`docs/canary.md` tells what is computed, with the sources of the formulas.
+`docs/canary.md` explains the methods, their guarantees and their sources.
 """

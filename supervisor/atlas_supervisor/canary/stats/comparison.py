@@ -1,8 +1,8 @@
-"""From tallies to what a person reads: rates with intervals, latencies, the arms' difference. Pure.
+"""Compares the arms for status and report: rates with intervals, latencies, the difference.
 
-Calls of different epochs were assigned by different shares, and at other times: simply added up,
-they would compare the morning of one arm with the evening of the other. So the difference is
-computed within each epoch first.
+Calls of different epochs were assigned by different shares and at different times. Pooled, they
+would compare the morning of one arm with the evening of the other, so the difference is computed
+within each epoch first.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from datetime import datetime
 
 from atlas_supervisor.canary.stats.counts import Arm
 from atlas_supervisor.canary.stats.decision import Decision
-from atlas_supervisor.canary.stats.explain import percent, wrong_ratio
+from atlas_supervisor.canary.stats.explain import percent, sample_ratio_mismatch
 from atlas_supervisor.canary.stats.intervals import (
     Interval,
     difference,
@@ -36,12 +36,12 @@ from atlas_supervisor.model.canary import (
 )
 
 _UNREPORTED_SHARE = 0.05
-"""More decisions than this without an outcome, and the numbers say little about the canary."""
-_FEW = 50
+"""A larger share of decisions without an outcome is a warning."""
+_LEAST_DECISIONS = 50
 
 
 def arm_view(tally: Tally) -> ArmView:
-    """Return one arm as the status shows it."""
+    """Return one arm for the status."""
     return ArmView(**_fields(tally))
 
 
@@ -64,13 +64,13 @@ def _fields(tally: Tally) -> dict[str, object]:
 
 
 def both_arms(both: ArmTallies) -> BothArms:
-    """Return two arms as the status shows them."""
+    """Return both arms for the status."""
     return BothArms(canary=arm_view(both.canary), stable=arm_view(both.stable))
 
 
 def canary_stats(features: Mapping[str, ArmTallies]) -> CanaryStats:
-    """Return the tallies of the features, and all of them together."""
-    total = ArmTallies.none()
+    """Return the tallies of each feature and their sum."""
+    total = ArmTallies.empty()
     for both in features.values():
         total.add(both)
     shown = {name: both_arms(both) for name, both in features.items()}
@@ -78,7 +78,7 @@ def canary_stats(features: Mapping[str, ArmTallies]) -> CanaryStats:
 
 
 def arm_report(tally: Tally) -> ArmReport:
-    """Return one arm as the report shows it."""
+    """Return one arm for the report."""
     interval = wilson(Arm(tally.calls, tally.errors))
     return ArmReport(**_fields(tally), error_rate_interval=_interval(interval))
 
@@ -87,12 +87,12 @@ def feature_report(
     feature: str,
     epochs: Iterable[EpochRow],
     tallies: Mapping[int, ArmTallies],
-    judgement: Decision,
+    decision: Decision,
     ratios: SampleRatios,
 ) -> FeatureReport:
     """Return one feature's report; `tallies` are by epoch."""
     mine = [epoch for epoch in epochs if epoch.feature == feature and epoch.epoch in tallies]
-    total = ArmTallies.none()
+    total = ArmTallies.empty()
     for epoch in mine:
         total.add(tallies[epoch.epoch])
     compared = [arms_of(tallies[epoch.epoch]) for epoch in mine]
@@ -102,44 +102,46 @@ def feature_report(
         stable=arm_report(total.stable),
         difference=_interval(stratified_difference(compared)),
         strata=[_stratum(epoch, tallies[epoch.epoch]) for epoch in mine],
-        judgement=judgement_view(judgement),
-        verdict=judgement.verdict.value,
-        reason=judgement.reason,
+        judgement=decision_view(decision),
+        verdict=decision.verdict.value,
+        reason=decision.reason,
         warnings=warnings_of(total, ratios),
     )
 
 
 def arms_of(both: ArmTallies) -> tuple[Arm, Arm]:
-    """Return tallies as counts that can be compared: the canary's and the stable arm's."""
+    """Return the counts of canary and stable."""
     canary, stable = both
     return Arm(canary.calls, canary.errors), Arm(stable.calls, stable.errors)
 
 
 def warnings_of(total: ArmTallies, ratios: SampleRatios) -> list[str]:
-    """Return why numbers are not to be trusted: calls were drawn wrongly, or not reported.
+    """Return the reasons to distrust the numbers: a sample ratio mismatch, unreported outcomes.
 
-    `ratios` are of the whole ramp, and a key counts once in them: a key that calls often is given
-    one arm for all its calls, as it should be.
+    `ratios` are of the whole ramp, where a key counts once: all its calls get the same arm.
     """
-    found = [] if ratios.fit else [wrong_ratio(ratios)]
+    found = [] if ratios.fit else [sample_ratio_mismatch(ratios)]
     for name, side in (("canary", total.canary), ("stable", total.stable)):
-        if side.assigned >= _FEW and side.unreported > _UNREPORTED_SHARE * side.assigned:
+        if (
+            side.assigned >= _LEAST_DECISIONS
+            and side.unreported > _UNREPORTED_SHARE * side.assigned
+        ):
             share = percent(side.unreported / side.assigned)
             found.append(
-                f"{share} of the {name} arm's decisions were never reported: whoever asks "
-                "use_canary_version is to call record_canary_call"
+                f"{share} of the {name} arm's decisions were never reported; every "
+                "use_canary_version needs its record_canary_call"
             )
     return found
 
 
-def judgement_view(judgement: Decision) -> JudgementView:
-    """Return a judgement as the API shows it."""
+def decision_view(decision: Decision) -> JudgementView:
+    """Return a decision for the API."""
     return JudgementView(
-        verdict=judgement.verdict.value,
-        kind=judgement.kind.value,
-        reason=judgement.reason,
-        numbers=dict(judgement.numbers),
-        needs=judgement.needs,
+        verdict=decision.verdict.value,
+        kind=decision.kind.value,
+        reason=decision.reason,
+        numbers=dict(decision.numbers),
+        needs=decision.needs,
     )
 
 

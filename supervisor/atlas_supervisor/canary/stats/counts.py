@@ -1,15 +1,25 @@
-"""The counts that all evidence is computed from."""
+"""The counts that all evidence is computed from: per arm, per window, per share, and pooled.
+
+An `Arm` is a pair of calls and errors. A `Window` has both arms of one slice of time. `Strata` adds
+windows up by share, `Draws` counts assignments by share, and `Baseline` is the pooled error rate
+before the next window. All of them only count; the tests are in the modules named `…_evidence`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+MIN_RATE, MAX_RATE = 1e-9, 0.999
+"""Bounds of the pooled rate. At 0 or 1 a single call would decide everything."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What is known of one arm: how many calls it had, and how many of them failed.
+    """Calls of one arm, and how many of them failed.
 
-    Raises ValueError for counts that can't be.
+    Raises ValueError for impossible counts.
     """
 
     calls: int = 0
@@ -24,15 +34,15 @@ class Arm:
 
     @property
     def rate(self) -> float | None:
-        """The share of calls that failed; None without calls."""
+        """The error rate; None without calls."""
         return self.errors / self.calls if self.calls else None
 
 
 @dataclass(frozen=True)
 class Window:
-    """The calls of both arms that were assigned in one span of time, under one share.
+    """The calls of both arms that were assigned in one slice of time, under one share.
 
-    Raises ValueError for a share that is no share.
+    Raises ValueError for a share outside [0, 1].
     """
 
     share: float
@@ -50,13 +60,141 @@ class Window:
 
     @property
     def is_drawn(self) -> bool:
-        """Whether both arms could be drawn; a window in which they could not compares nothing."""
+        """Whether calls were assigned at random; at a share of 0 or 1 there is no comparison."""
         return 0 < self.share < 1
+
+
+@dataclass
+class Strata:
+    """The calls of both arms in one ramp, by share.
+
+    Only calls of the same share are compared. If the error rate of both arms rises while the
+    canary's share rises too, the canary has more of the bad hours, and its pooled rate is higher
+    although it is no worse (Simpson's paradox).
+    """
+
+    by_share: dict[float, tuple[Arm, Arm]] = field(default_factory=dict)
+    last_share: float | None = None
+
+    def add(self, window: Window) -> None:
+        """Add a window, unless its calls were not drawn at random."""
+        if window.is_drawn:
+            canary, stable = self.by_share.get(window.share, (Arm(), Arm()))
+            self.by_share[window.share] = (canary + window.canary, stable + window.stable)
+            self.last_share = window.share
+
+    @property
+    def canary(self) -> Arm:
+        """All canary calls."""
+        return sum((canary for canary, _ in self.by_share.values()), Arm())
+
+    @property
+    def stable(self) -> Arm:
+        """All stable calls."""
+        return sum((stable for _, stable in self.by_share.values()), Arm())
+
+    @property
+    def stable_rate(self) -> float | None:
+        """Stable's error rate, each share weighted by its canary calls; None without calls."""
+        both = [(canary.calls, stable) for canary, stable in self.by_share.values() if canary.calls]
+        weighted = [(calls, stable.rate) for calls, stable in both if stable.rate is not None]
+        calls = sum(calls for calls, _ in weighted)
+        return sum(calls * rate for calls, rate in weighted) / calls if calls else None
+
+    def to_list(self) -> list[list[float]]:
+        """Return the strata as JSON values, without loss; the last share comes last."""
+        order = sorted(self.by_share, key=lambda share: share == self.last_share)
+        return [
+            [share, canary.calls, canary.errors, stable.calls, stable.errors]
+            for share, (canary, stable) in ((share, self.by_share[share]) for share in order)
+        ]
+
+    @classmethod
+    def from_list(cls, saved: list[list[float]]) -> Strata:
+        """Return the strata that `to_list` has saved."""
+        strata = cls()
+        for share, *counts in saved:
+            cc, ce, sc, se = (int(each) for each in counts)
+            strata.add(Window(share, Arm(cc, ce), Arm(sc, se)))
+        return strata
+
+
+@dataclass
+class Draws:
+    """Assignments to the canary and to stable, by share. A key is drawn once, by its first call."""
+
+    by_share: dict[float, tuple[int, int]] = field(default_factory=dict)
+
+    def add(self, share: float, count: int, *, canary: bool) -> None:
+        """Add assignments to one arm, unless they were not drawn at random."""
+        if 0 < share < 1:
+            to_canary, to_stable = self.by_share.get(share, (0, 0))
+            self.by_share[share] = (
+                (to_canary + count, to_stable) if canary else (to_canary, to_stable + count)
+            )
+
+    def to_list(self) -> list[list[float]]:
+        """Return the counts as JSON values."""
+        return [[share, *counts] for share, counts in self.by_share.items()]
+
+    @classmethod
+    def from_list(cls, saved: Iterable[Iterable[float]]) -> Draws:
+        """Return the counts that `to_list` has saved."""
+        return cls({share: (int(canary), int(stable)) for share, canary, stable in saved})
+
+
+@dataclass(frozen=True)
+class Prior:
+    """An error rate assumed before the first call, and the number of calls that it weighs.
+
+    Raises ValueError for a rate outside (0, 1) or a weight that is not positive.
+    """
+
+    mean: float = 0.02
+    weight: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.mean < 1 and self.weight > 0):
+            raise ValueError(f"not a prior: rate {self.mean}, weight {self.weight}")
+
+
+@dataclass
+class Baseline:
+    """Pooled error rate of both arms before the next window (m in docs/canary.md).
+
+    Evidence is valid only if this rate is fixed before the window: a window is multiplied in
+    first, and `learn` adds its calls afterwards.
+    """
+
+    prior: Prior
+    calls: int = 0
+    errors: int = 0
+
+    @property
+    def rate(self) -> float:
+        """The pooled error rate, within [MIN_RATE, MAX_RATE]."""
+        errors = self.prior.mean * self.prior.weight + self.errors
+        return min(max(errors / (self.prior.weight + self.calls), MIN_RATE), MAX_RATE)
+
+    def learn(self, both: Arm) -> None:
+        """Add the calls of a window that was multiplied in."""
+        self.calls += both.calls
+        self.errors += both.errors
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the counts as JSON values."""
+        prior = {"mean": self.prior.mean, "weight": self.prior.weight}
+        return {"prior": prior, "calls": self.calls, "errors": self.errors}
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> Baseline:
+        """Return the counts that `to_dict` has saved."""
+        return cls(Prior(**saved["prior"]), saved["calls"], saved["errors"])
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What the calls to come are expected to be like; the share is within (0, 1)."""
+    """Error rates expected of the next calls, for a forecast. The share is within (0, 1)."""
 
     share: float
     canary: float
@@ -66,3 +204,16 @@ class Rates:
     def stable_calls(self) -> float:
         """How many stable calls come with each canary call."""
         return (1 - self.share) / self.share
+
+
+def expected_rates(share: float | None, canary: Arm, stable: Arm) -> Rates | None:
+    """Return the arms' rates, each shrunk by one call towards the pooled rate; None if no share."""
+    if share is None:
+        return None
+    both = canary + stable
+    pooled = (both.errors + 0.5) / (both.calls + 1)
+    return Rates(
+        share,
+        (canary.errors + pooled) / (canary.calls + 1),
+        (stable.errors + pooled) / (stable.calls + 1),
+    )

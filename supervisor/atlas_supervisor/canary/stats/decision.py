@@ -1,70 +1,73 @@
-"""One feature's ramp: all evidence about it, and what follows.
+"""Decides: the verdict on one feature's ramp, and the fallback over all features.
 
-What a judge says: a verdict, what it is about, the reason, and the numbers.
+`RampEvidence` holds all tests of a ramp. `conclusion` is what a daemon's poll needs; `decision`
+adds the numbers and the forecast that a reader is shown.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
 from atlas_supervisor.canary.stats import explain
-from atlas_supervisor.canary.stats.baseline import Prior
-from atlas_supervisor.canary.stats.counts import Window
+from atlas_supervisor.canary.stats.counts import Arm, Draws, Prior, Strata, Window, expected_rates
 from atlas_supervisor.canary.stats.histogram import Histogram
+from atlas_supervisor.canary.stats.intervals import stratified_difference
 from atlas_supervisor.canary.stats.latency_evidence import LatencyEvidence, Slow
 from atlas_supervisor.canary.stats.promotion_evidence import PromotionEvidence
 from atlas_supervisor.canary.stats.rollback_evidence import RollbackEvidence
-from atlas_supervisor.canary.stats.sample_ratio import Draws, SampleRatios
-from atlas_supervisor.canary.stats.strata import Strata, expected
+from atlas_supervisor.canary.stats.sample_ratio import SampleRatios, check_draws
 from atlas_supervisor.model.verdict import Verdict
 from atlas_worker.contract import bucket_milliseconds
 
+ERRORS_PART = 0.75
+"""The part of alpha for errors. Latency gets the rest: it says more per call."""
+
+_LEAST_CALLS = 20  # canary calls before there is a forecast
+_MAX_FORECAST = 10_000_000
+
 
 class EvidenceKind(StrEnum):
-    """What a verdict is about."""
+    """The evidence that a verdict rests on."""
 
     ERRORS = "errors"
     LATENCY = "latency"
     PROMOTION = "promotion"
     RATIO = "ratio"
-    """The arms do not get their shares, so nothing is promoted."""
+    """A sample ratio mismatch withholds the promotion."""
     WAITING = "waiting"
-    """There is no evidence yet, or not enough."""
+    """Not enough evidence yet."""
 
 
 @dataclass(frozen=True)
-class Decision:
-    """`pass` means promote, `fail` roll back, and `inconclusive` hold: never ship.
-
-    `reason` is one sentence for a person. `numbers` is as JSON has it. `needs` is about how many
-    more canary calls it takes to a verdict if all goes on as it did; None where nobody can tell,
-    and with a verdict.
-    """
+class Conclusion:
+    """A verdict: `pass` means promote, `fail` roll back, and `inconclusive` hold: never ship."""
 
     verdict: Verdict
     kind: EvidenceKind
     reason: str
+    """One sentence for a reader."""
+
+
+@dataclass(frozen=True)
+class Decision(Conclusion):
+    """A verdict with its numbers."""
+
     numbers: Mapping[str, Any]
+    """JSON values."""
     needs: int | None = None
-
-
-ERRORS_PART = 0.75
-"""The part of alpha that errors get; latency has the rest, for it has more to tell per call."""
-
-_LEAST_CALLS = 20  # canary calls before anything is said about how many more it takes
-_FURTHEST = 10_000_000  # a forecast beyond this many calls is none
+    """A forecast of the canary calls until a verdict; None with a verdict, or if unknown."""
 
 
 class RampEvidence:
-    """Weighs the windows of one feature over one ramp; its evidence carries over the steps.
+    """The evidence about one feature over one ramp; it carries over the ramp's steps.
 
-    `alpha` is the probability of a wrongful rollback in the ramps of all `features` together,
-    `promote_alpha` that of promoting this one although its error rate is higher by `margin` or
-    more. `prior` is what is known of the error rate beforehand.
+    `alpha` is the probability of a wrongful rollback in the ramps of all `features` together.
+    `promote_alpha` is that of promoting this feature although its error rate is higher by `margin`
+    or more. `prior` is the error rate assumed beforehand.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class RampEvidence:
         prior: Prior | None = None,
     ) -> None:
         if features < 1:
-            raise ValueError(f"a judge is one of at least 1 feature, not of {features}")
+            raise ValueError(f"alpha is split over at least 1 feature, not {features}")
         self.feature = feature
         own = alpha / features
         self.errors = RollbackEvidence(own * ERRORS_PART, prior)
@@ -86,9 +89,9 @@ class RampEvidence:
         self.promotion = PromotionEvidence(margin, promote_alpha, prior)
         self.totals = Strata()
         self.assigned = Draws()
-        """All calls that were drawn in this ramp, those without an outcome included."""
+        """All assignments of this ramp, those without an outcome included."""
         self.unreported = Draws()
-        """Of these, the questions whose outcome nobody told."""
+        """The assignments whose outcome was never reported."""
 
     @property
     def thresholds(self) -> tuple[int, ...]:
@@ -96,86 +99,87 @@ class RampEvidence:
         return self.latency.thresholds
 
     def fix_thresholds(self, stable: Histogram) -> bool:
-        """Fix what is slow by the stable arm's past; return whether that had enough calls.
+        """Place the latency thresholds by stable's past; return False if it has too few calls.
 
-        Call it when an epoch begins, and between windows while there are no thresholds. The past
-        is that of windows which were already multiplied in.
+        To be called when an epoch begins, and between windows while there are no thresholds.
+        `stable` are windows that were already multiplied in.
         """
         return self.latency.fix_thresholds(stable)
 
     def slow(self, canary: Histogram, stable: Histogram) -> tuple[Slow, ...]:
-        """Return how many of a window's calls were slow, by each threshold."""
+        """Return the slow calls of a window by each threshold."""
         return self.latency.slow(canary, stable)
 
     def update(self, window: Window, slow: Sequence[Slow] = ()) -> None:
-        """Multiply in the next window in order of assignment, each window once.
+        """Multiply the next window in, in order of assignment, each window once.
 
-        `slow` has an entry for each of the thresholds (ValueError if not).
+        Raises ValueError if `slow` does not match the thresholds.
         """
         self.latency.update(window, slow)
         self.errors.update(window)
         self.promotion.update(window)
         self.totals.add(window)
 
-    def verdict(self) -> Decision:
-        """Return what the evidence says now; once it said `fail`, it says so for ever.
+    def conclusion(self) -> Conclusion | None:
+        """Return the verdict reached, if any; a rollback stays one.
 
-        While the arms do not get or do not report their shares, `pass` is withheld: something is
-        wrong around the canary. `fail` is not: that would keep a bad canary in traffic.
+        A sample ratio mismatch withholds a promotion. It does not withhold a rollback: that would
+        keep a bad canary in traffic.
         """
+        name, totals = self.feature, self.totals
+        if self.errors.reached:
+            reason = explain.fails_more(name, totals, self.errors.alpha)
+            return Conclusion(Verdict.FAIL, EvidenceKind.ERRORS, reason)
+        if self.latency.reached:
+            return Conclusion(Verdict.FAIL, EvidenceKind.LATENCY, self._is_slower())
+        if self.promotion.reached and self.ratios().fit:
+            margin, alpha = self.promotion.margin, self.promotion.alpha
+            reason = explain.is_no_worse(name, totals, margin, alpha)
+            return Conclusion(Verdict.PASS, EvidenceKind.PROMOTION, reason)
+        return None
+
+    def decision(self) -> Decision:
+        """Return the current verdict with its reason, numbers and forecast."""
         ratios = self.ratios()
         numbers = self._numbers(ratios)
-        found = next(self._findings(ratios), None)
-        if found is not None:
-            verdict, kind, reason = found
-            return Decision(verdict, kind, reason, numbers)
-        needs = self._needs()
-        reason = explain.waits(self.feature, self.totals, needs)
+        if (reached := self.conclusion()) is not None:
+            return Decision(reached.verdict, reached.kind, reached.reason, numbers)
+        if not ratios.fit:
+            mismatch = explain.sample_ratio_mismatch(ratios)
+            reason = f"{self.feature}: {mismatch}; no promotion meanwhile"
+            return Decision(Verdict.INCONCLUSIVE, EvidenceKind.RATIO, reason, numbers)
+        needs = self._calls_needed()
+        reason = explain.inconclusive(self.feature, self.totals, needs)
         return Decision(Verdict.INCONCLUSIVE, EvidenceKind.WAITING, reason, numbers, needs)
 
     def ratios(self) -> SampleRatios:
-        """Return whether the arms get their shares, and report as much of them."""
-        return SampleRatios(self.assigned.check(), self.unreported.check())
-
-    def _findings(self, ratios: SampleRatios) -> Iterator[tuple[Verdict, EvidenceKind, str]]:
-        """Yield what is decided, the weightiest first."""
-        name, totals = self.feature, self.totals
-        if self.errors.reached:
-            alpha = self.errors.alpha
-            yield Verdict.FAIL, EvidenceKind.ERRORS, explain.fails_more(name, totals, alpha)
-        if self.latency.reached:
-            yield Verdict.FAIL, EvidenceKind.LATENCY, self._is_slower()
-        if not ratios.fit:
-            reason = f"{name}: {explain.wrong_ratio(ratios)}; it holds"
-            yield Verdict.INCONCLUSIVE, EvidenceKind.RATIO, reason
-        if self.promotion.reached:
-            margin, alpha = self.promotion.margin, self.promotion.alpha
-            reason = explain.is_no_worse(name, totals, margin, alpha)
-            yield Verdict.PASS, EvidenceKind.PROMOTION, reason
+        """Return whether assignments and reports fit the canary's share."""
+        return SampleRatios(check_draws(self.assigned), check_draws(self.unreported))
 
     def _is_slower(self) -> str:
-        clearest = self.latency.clearest
-        milliseconds = bucket_milliseconds(self.thresholds[clearest])
-        seen = self.latency.seen[clearest]
+        strongest = self.latency.strongest
+        milliseconds = bucket_milliseconds(self.thresholds[strongest])
+        seen = self.latency.seen[strongest]
         return explain.is_slower(self.feature, milliseconds, seen, self.latency.alpha)
 
-    def _needs(self) -> int | None:
-        """Return about how many more canary calls it takes to whichever verdict comes first."""
+    def _calls_needed(self) -> int | None:
+        """Return a forecast of the canary calls until the first verdict, of either kind."""
         share, canary, stable = self.totals.last_share, self.totals.canary, self.totals.stable
-        rates = expected(share, canary, stable)
+        rates = expected_rates(share, canary, stable)
         if rates is None or canary.calls < _LEAST_CALLS or not stable.calls:
             return None
-        slow = [each for each in (expected(share, *seen) for seen in self.latency.seen) if each]
+        slow = [expected_rates(share, *seen) for seen in self.latency.seen]
         forecasts = (
-            self.errors.needs(rates),
-            self.latency.needs(slow),
-            self.promotion.needs(rates),
+            self.errors.calls_needed(rates),
+            self.latency.calls_needed([each for each in slow if each]),
+            self.promotion.calls_needed(rates),
         )
         least = min((each for each in forecasts if each is not None), default=math.inf)
-        return math.ceil(least) if least <= _FURTHEST else None
+        return math.ceil(least) if least <= _MAX_FORECAST else None
 
     def _numbers(self, ratios: SampleRatios) -> dict[str, Any]:
-        totals, difference = self.totals, self.totals.difference()
+        totals = self.totals
+        difference = stratified_difference(totals.by_share.values())
         return {
             "canary": {"calls": totals.canary.calls, "errors": totals.canary.errors},
             "stable": {"calls": totals.stable.calls, "errors": totals.stable.errors},
@@ -184,11 +188,11 @@ class RampEvidence:
             "difference": difference and asdict(difference),
             "margin": self.promotion.margin,
             "evidence": {
-                kind: {"e_value": each.e_value, "needed": 1 / each.alpha}
+                kind.value: {"e_value": each.e_value, "needed": 1 / each.alpha}
                 for kind, each in (
-                    (EvidenceKind.ERRORS.value, self.errors),
-                    (EvidenceKind.LATENCY.value, self.latency),
-                    (EvidenceKind.PROMOTION.value, self.promotion),
+                    (EvidenceKind.ERRORS, self.errors),
+                    (EvidenceKind.LATENCY, self.latency),
+                    (EvidenceKind.PROMOTION, self.promotion),
                 )
             },
             "sample_ratio": asdict(ratios.assigned),
@@ -196,7 +200,7 @@ class RampEvidence:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON has it, without loss."""
+        """Return the state as JSON values, without loss."""
         return {
             "feature": self.feature,
             "errors": self.errors.to_dict(),
@@ -208,13 +212,41 @@ class RampEvidence:
         }
 
     @classmethod
-    def from_dict(cls, kept: dict[str, Any]) -> RampEvidence:
-        """Return what was kept. Raises ValueError if that was by a version with other tests."""
-        judge = cls(kept["feature"])
-        judge.errors = RollbackEvidence.from_dict(kept["errors"])
-        judge.latency = LatencyEvidence.from_dict(kept["latency"])
-        judge.promotion = PromotionEvidence.from_dict(kept["promotion"])
-        judge.totals = Strata.from_list(kept["totals"])
-        judge.assigned = Draws.from_list(kept.get("assigned", ()))
-        judge.unreported = Draws.from_list(kept.get("unreported", ()))
-        return judge
+    def from_dict(cls, saved: dict[str, Any]) -> RampEvidence:
+        """Return the saved state. Raises ValueError if a version with other tests has saved it."""
+        evidence = cls(saved["feature"])
+        evidence.errors = RollbackEvidence.from_dict(saved["errors"])
+        evidence.latency = LatencyEvidence.from_dict(saved["latency"])
+        evidence.promotion = PromotionEvidence.from_dict(saved["promotion"])
+        evidence.totals = Strata.from_list(saved["totals"])
+        evidence.assigned = Draws.from_list(saved.get("assigned", ()))
+        evidence.unreported = Draws.from_list(saved.get("unreported", ()))
+        return evidence
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """Turns all canaries off when more than `threshold` of their calls failed.
+
+    It looks at the canary arm alone, all features together, once `minimum` calls are known. So it
+    also works where there is no comparison, but it gives no error probability.
+    """
+
+    threshold: float = 0.15
+    minimum: int = 20
+
+    def reason(self, canary: Arm, stable: Arm) -> str | None:
+        """Return the reason to turn canaries off, by both arms' calls of the last hour, or None."""
+        rate = canary.rate
+        if rate is None or canary.calls < self.minimum or rate <= self.threshold:
+            return None
+        failed = (
+            f"{explain.percent(rate)} of {canary.calls} canary calls failed, "
+            f"more than {explain.percent(self.threshold)}"
+        )
+        if stable.rate is None:
+            return f"{failed}; no stable calls"
+        failed += f"; stable: {explain.percent(stable.rate)} of {stable.calls}"
+        if stable.rate > self.threshold:
+            failed += "; both arms fail, so the canary may not be the cause"
+        return failed

@@ -1,4 +1,4 @@
-"""How long calls took: counts in the latency buckets of the worker contract, kept sparse."""
+"""Sparse latency histograms, in the buckets of the worker contract."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from atlas_worker.contract import LATENCY_BUCKETS, bucket_milliseconds
 
-_MORE = 0x80  # a byte of a varint that is not its last has this bit
-_DAMAGED = "these bytes are no histogram"
+_MORE = 0x80  # set in every byte of a varint but the last
+_DAMAGED = "not a packed histogram"
 
 
 class Histogram:
@@ -24,17 +24,17 @@ class Histogram:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Histogram) and self._counts == other._counts
 
-    __hash__ = None  # type: ignore[assignment]  # it changes, so it must not be a key
+    __hash__ = None  # type: ignore[assignment]  # mutable
 
     def __repr__(self) -> str:
         return f"Histogram({list(self)})"
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Yield the buckets that have calls, the quickest first, each with its count."""
+        """Yield the buckets that have calls, fastest first, each with its count."""
         return iter(sorted(self._counts.items()))
 
     def add(self, bucket: int, count: int = 1) -> None:
-        """Count calls in a bucket. Raises ValueError for no bucket or a negative count."""
+        """Add calls to a bucket. Raises ValueError for an invalid bucket or a negative count."""
         if not 0 <= bucket < LATENCY_BUCKETS:
             raise ValueError(f"there is no latency bucket {bucket}")
         if count < 0:
@@ -43,13 +43,13 @@ class Histogram:
             self._counts[bucket] = self._counts.get(bucket, 0) + count
 
     def merge(self, other: Histogram) -> None:
-        """Add all that the other one has."""
+        """Add another histogram to this one."""
         for bucket, count in other._counts.items():
             self.add(bucket, count)
 
     @property
     def count(self) -> int:
-        """How many calls there are."""
+        """The number of calls."""
         return sum(self._counts.values())
 
     @property
@@ -65,13 +65,13 @@ class Histogram:
         return self._quantile_buckets((q,))[0]
 
     def quantiles(self, *qs: float) -> list[float | None]:
-        """Return several quantiles, in ascending order, in one go; likewise in milliseconds."""
+        """Return several quantiles in milliseconds in one pass; `qs` are in ascending order."""
         buckets = self._quantile_buckets(qs)
         return [None if bucket is None else bucket_milliseconds(bucket) for bucket in buckets]
 
     def _quantile_buckets(self, qs: Sequence[float]) -> list[int | None]:
         if any(not 0 <= q <= 1 for q in qs):
-            raise ValueError(f"a quantile is between 0 and 1, not as in {qs}")
+            raise ValueError(f"a quantile is between 0 and 1, not {qs}")
         calls, below = self.count, 0
         ranks = [max(1, math.ceil(q * calls)) for q in qs]
         found: list[int | None] = []
@@ -87,11 +87,11 @@ class Histogram:
         return None if bucket is None else bucket_milliseconds(bucket)
 
     def over(self, bucket: int) -> int:
-        """Return how many calls are in this bucket or a slower one."""
+        """Return how many calls are in this bucket or slower ones."""
         return sum(count for each, count in self._counts.items() if each >= bucket)
 
     def to_bytes(self) -> bytes:
-        """Return it packed: for each bucket, how far it is from the last one, and its count."""
+        """Return the histogram packed: each bucket as its distance to the last, and its count."""
         packed, last = bytearray(), 0
         for bucket, count in self:
             for number in (bucket - last, count):
@@ -101,7 +101,7 @@ class Histogram:
 
     @classmethod
     def from_bytes(cls, packed: bytes) -> Histogram:
-        """Return what was packed. Raises ValueError for anything else."""
+        """Return the histogram that `to_bytes` has packed. Raises ValueError for anything else."""
         numbers = list(_unpack(packed))
         if len(numbers) % 2:
             raise ValueError(_DAMAGED)

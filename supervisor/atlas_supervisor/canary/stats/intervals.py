@@ -1,4 +1,7 @@
-"""Intervals for the report: of a rate, of a difference, and of a difference over epochs."""
+"""Confidence intervals for the report: of a rate, a difference, and a stratified difference.
+
+They are for one look at the numbers; verdicts come from the evidence.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from atlas_supervisor.canary.stats.counts import Arm
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with the bounds that hold it with the stated confidence."""
+    """An estimate with its confidence interval."""
 
     estimate: float
     low: float
@@ -20,7 +23,7 @@ class Interval:
 
 
 def wilson(arm: Arm, confidence: float = 0.95) -> Interval | None:
-    """Return the error rate of an arm with Wilson's score interval; None without calls.
+    """Return an arm's error rate with Wilson's score interval; None without calls.
 
     Wilson (1927), Journal of the American Statistical Association 22, 209-212.
     """
@@ -35,9 +38,9 @@ def wilson(arm: Arm, confidence: float = 0.95) -> Interval | None:
 
 
 def difference(canary: Arm, stable: Arm, confidence: float = 0.95) -> Interval | None:
-    """Return by how much the canary's error rate is higher; None if an arm has no calls.
+    """Return the canary's error rate minus stable's; None if an arm has no calls.
 
-    Newcombe (1998), Statistics in Medicine 17, 873-890, method 10: Wilson's intervals of both.
+    Newcombe (1998), Statistics in Medicine 17, 873-890, method 10, from Wilson's intervals.
     """
     return stratified_difference([(canary, stable)], confidence)
 
@@ -45,9 +48,11 @@ def difference(canary: Arm, stable: Arm, confidence: float = 0.95) -> Interval |
 def stratified_difference(
     epochs: Iterable[tuple[Arm, Arm]], confidence: float = 0.95
 ) -> Interval | None:
-    """Return by how much the canary's rate is higher, compared within epochs only.
+    """Return the canary's error rate minus stable's, compared within epochs only.
 
-    Each epoch is (canary, stable); one that lacks an arm compares nothing. None if all do.
+    The differences are averaged with Mantel and Haenszel's weights; the interval is Newcombe's of
+    each epoch, weighted (Zou and Donner 2008, Statistics in Medicine 27, 1693-1702). An epoch
+    without calls of an arm is left out. None if all are.
     """
     compared = [(c, s) for c, s in epochs if c.calls and s.calls]
     if not compared:

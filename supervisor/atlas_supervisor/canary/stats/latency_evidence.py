@@ -1,7 +1,23 @@
-"""Evidence that the canary is slower: more of its calls than of stable's are over a threshold.
+"""Evidence for a rollback: the canary is slower than stable.
 
-The test is the one for errors, with "was slow" in the place of "failed", once for each of three
-thresholds; their e-values are averaged.
+Theory. "Slow" takes the place of "failed" and everything else is the test of `rollback_evidence`.
+A call is slow by a threshold τ if its latency bucket is τ or above. There are three thresholds,
+placed a little above stable's p50, p95 and p99, so that a shift of the whole distribution and a
+longer tail are both found. Each threshold has an e-process of its own; the evidence is their mean,
+which is an e-value too. That costs at most a factor of 3, or ln 3 in the logarithm.
+
+Slack: thresholds lie 10 % and at least 1 ms above the quantile. Where all calls take nearly the
+same time, a difference of microseconds would be certain and irrelevant.
+
+Order and invariants
+- Without thresholds (until LEAST_CALLS stable calls are known) windows are ignored.
+- Thresholds are fixed when an epoch begins, or later as soon as there are enough calls. They come
+  from windows that were already multiplied in, never from the window that they judge: otherwise
+  the factor's expectation could exceed 1.
+- Fixing them anew defines anew what counts as slow. So each test's pooled rate starts again, from
+  the share of stable calls above the new threshold, with the weight of 50 calls. The evidence
+  gathered so far stays: earlier factors were valid when they were multiplied in.
+- All calls count, failed ones too. A cancelled call counts with the time that it took.
 """
 
 from __future__ import annotations
@@ -10,9 +26,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from atlas_supervisor.canary.stats.baseline import Prior
-from atlas_supervisor.canary.stats.counts import Arm, Rates, Window
-from atlas_supervisor.canary.stats.evalue import check_alpha, exponential, log_sum
+from atlas_supervisor.canary.stats.counts import Arm, Prior, Rates, Window
+from atlas_supervisor.canary.stats.evalue import EProcess, log_sum
 from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.rollback_evidence import RollbackEvidence
 from atlas_worker.contract import (
@@ -23,62 +38,58 @@ from atlas_worker.contract import (
 )
 
 QUANTILES = (0.5, 0.95, 0.99)
-"""Where in the stable arm's latencies the thresholds lie."""
+"""The quantiles of stable's latencies that the thresholds are placed by."""
 
 SLACK = 1.1
-"""Thresholds lie this much higher: a canary that is slower by less is not slower to a person."""
+"""A threshold is at least this factor above its quantile."""
 
 SLACK_MS = 1.0
-"""And at least this much: microseconds are seen by nobody, however sure they are."""
+"""A threshold is at least this many milliseconds above its quantile."""
 
 LEAST_CALLS = 200
-"""How many stable calls it takes to place thresholds: its slowest 1 % are two of them."""
+"""Stable calls needed to place thresholds: the slowest 1 % are then two calls."""
 
 _SLACK_BUCKETS = round(math.log(SLACK) / math.log(LATENCY_RATIO))
-_PRIOR_CALLS = 50.0  # what the stable arm's past is worth; tomorrow is not quite like it
+_PRIOR_CALLS = 50.0  # weight of stable's past: latencies drift from one epoch to the next
 
 
 class Slow(NamedTuple):
-    """How many calls of a window were slow, in each arm, by one threshold."""
+    """The slow calls of a window in each arm, by one threshold."""
 
     canary: int
     stable: int
 
 
-class LatencyEvidence:
-    """An e-value against "the canary is over no threshold more often than stable".
-
-    It has no thresholds at first and then ignores windows. They may be fixed anew between
-    windows, by the past alone; the evidence stays.
-    """
+class LatencyEvidence(EProcess):
+    """The mean of three e-processes against "the canary is slow no more often than stable"."""
 
     def __init__(self, alpha: float) -> None:
-        check_alpha(alpha)
-        self.alpha = alpha
+        super().__init__(alpha)
         self.thresholds: tuple[int, ...] = ()
         self.seen: list[tuple[Arm, Arm]] = []
+        """Calls and slow calls of both arms by threshold, since it was fixed."""
         self._tests = [RollbackEvidence(alpha) for _ in QUANTILES]
-        self._highest = 0.0
 
     def fix_thresholds(self, stable: Histogram) -> bool:
-        """Place the thresholds by the stable arm's past, if it has LEAST_CALLS; say whether."""
+        """Place the thresholds by stable's past; return False if it has too few calls."""
         calls = stable.count
         if calls < LEAST_CALLS:
             return False
         self.thresholds = tuple(_above(stable.quantile_bucket(q) or 0) for q in QUANTILES)
         self.seen = [(Arm(), Arm())] * len(self.thresholds)
         for test, threshold in zip(self._tests, self.thresholds, strict=True):
-            test.believe(Prior((stable.over(threshold) + 0.5) / (calls + 1), _PRIOR_CALLS))
+            rate = (stable.over(threshold) + 0.5) / (calls + 1)
+            test.reset_baseline(Prior(rate, _PRIOR_CALLS))
         return True
 
     def slow(self, canary: Histogram, stable: Histogram) -> tuple[Slow, ...]:
-        """Return how many of a window's calls were slow, by each threshold."""
+        """Return the slow calls of a window by each threshold."""
         return tuple(Slow(canary.over(each), stable.over(each)) for each in self.thresholds)
 
     def update(self, window: Window, slow: Sequence[Slow]) -> None:
-        """Multiply in a window, with `slow` for each threshold; nothing while there are none.
+        """Multiply the next window in, with its slow calls by each threshold.
 
-        Raises ValueError if `slow` is not of the thresholds as they are.
+        Raises ValueError if `slow` does not match the thresholds.
         """
         if len(slow) != len(self.thresholds):
             raise ValueError(f"{len(slow)} counts of slow calls, {len(self.thresholds)} thresholds")
@@ -89,7 +100,7 @@ class LatencyEvidence:
             if window.is_drawn:
                 seen = self.seen[index]
                 self.seen[index] = (seen[0] + canary, seen[1] + stable)
-        self._highest = max(self._highest, self.log_e)
+        self._track_highest()
 
     @property
     def log_e(self) -> float:
@@ -97,28 +108,20 @@ class LatencyEvidence:
         return log_sum([test.log_e for test in self._tests]) - math.log(len(self._tests))
 
     @property
-    def e_value(self) -> float:
-        """The odds against chance as they are now, at most about 1e304."""
-        return exponential(self.log_e)
-
-    @property
-    def reached(self) -> bool:
-        """Whether the e-value has ever reached 1/alpha: roll back."""
-        return self._highest >= -math.log(self.alpha)
-
-    @property
-    def clearest(self) -> int:
-        """Which threshold has most evidence."""
+    def strongest(self) -> int:
+        """The index of the threshold with the highest e-value."""
         return max(range(len(self._tests)), key=lambda index: self._tests[index].log_e)
 
-    def needs(self, rates: Sequence[Rates]) -> float | None:
-        """Return about how many canary calls more it takes, if the rates are these."""
-        missing = math.log(len(self._tests))  # the mean counts the best one for a third
-        found = [test.needs(each, missing) for test, each in zip(self._tests, rates, strict=False)]
+    def calls_needed(self, rates: Sequence[Rates]) -> float | None:
+        """Return a forecast of the canary calls until it is reached, at these rates."""
+        extra = math.log(len(self._tests))  # a single test is a third of the mean
+        found = [
+            test.calls_needed(each, extra) for test, each in zip(self._tests, rates, strict=False)
+        ]
         return min((each for each in found if each is not None), default=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON has it, without loss."""
+        """Return the state as JSON values, without loss."""
         return {
             "alpha": self.alpha,
             "thresholds": list(self.thresholds),
@@ -128,20 +131,20 @@ class LatencyEvidence:
         }
 
     @classmethod
-    def from_dict(cls, kept: dict[str, Any]) -> LatencyEvidence:
-        """Return what was kept. Raises ValueError if that was by a version with other tests."""
-        if len(kept["tests"]) != len(QUANTILES):
-            raise ValueError("this evidence was kept by another version of the supervisor")
-        evidence = cls(kept["alpha"])
-        evidence.thresholds = tuple(kept["thresholds"])
-        evidence.seen = [(Arm(cc, ce), Arm(sc, se)) for cc, ce, sc, se in kept["seen"]]
-        evidence._tests = [RollbackEvidence.from_dict(each) for each in kept["tests"]]
-        evidence._highest = kept["highest"]
+    def from_dict(cls, saved: dict[str, Any]) -> LatencyEvidence:
+        """Return the saved state. Raises ValueError if a version with other tests has saved it."""
+        if len(saved["tests"]) != len(QUANTILES):
+            raise ValueError("this evidence was saved by another version of the supervisor")
+        evidence = cls(saved["alpha"])
+        evidence.thresholds = tuple(saved["thresholds"])
+        evidence.seen = [(Arm(cc, ce), Arm(sc, se)) for cc, ce, sc, se in saved["seen"]]
+        evidence._tests = [RollbackEvidence.from_dict(each) for each in saved["tests"]]
+        evidence._highest = saved["highest"]
         return evidence
 
 
 def _above(bucket: int) -> int:
-    """Return the threshold for a quantile in this bucket: clearly above it."""
+    """Return the threshold for a quantile in this bucket."""
     by_ratio = bucket + 1 + _SLACK_BUCKETS
     by_time = latency_bucket(bucket_milliseconds(bucket) + SLACK_MS) + 1
     return min(max(by_ratio, by_time), LATENCY_BUCKETS - 1)

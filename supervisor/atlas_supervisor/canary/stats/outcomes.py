@@ -1,12 +1,13 @@
-"""Follows every call of every process from its assignment to its outcome. Pure.
+"""Tracks each call of each process from its assignment to its outcome.
 
-Processes tell single events; what comes of them here are tallies, which add up over processes and
-over time, and the outcomes that `windows` puts in order.
+Processes report single events. From them come tallies, which add up over processes and time, and
+the outcomes that `windows` puts in order. A call that has not ended after 60 s, or whose process
+has exited, has failed; a decision that was only asked for stays unreported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
@@ -17,33 +18,33 @@ from atlas_worker.contract import latency_bucket
 
 SLICES_PER_SECOND = 2
 TIMEOUT_SLICES = 60 * SLICES_PER_SECOND
-"""A call that has not ended so long after its slice has failed."""
+"""A call that has not ended this long after its slice has failed."""
 
 
 class CallOutcome(Enum):
-    """How a call ended."""
+    """The outcome of a call."""
 
     OK = "ok"
     ERROR = "error"
     CANCELLED = "cancelled"
-    """No failure; it would have taken at least as long as it did."""
+    """Not a failure; it would have taken at least as long as it did."""
 
 
 @dataclass
 class Tally:
-    """What is known of the calls of one group, or of many added up."""
+    """Counts of the calls of one group, or of several groups added up."""
 
     assigned: int = 0
-    """Decisions, those that nobody reported included."""
+    """Decisions, those without an outcome included."""
     unreported: int = 0
-    """Decisions that were asked for, and whose outcome was never told."""
+    """Decisions whose outcome was never reported."""
     calls: int = 0
     errors: int = 0
     cancelled: int = 0
     latency: Histogram = field(default_factory=Histogram)
 
     def add(self, other: Tally) -> None:
-        """Add what the other one has."""
+        """Add another tally to this one."""
         self.assigned += other.assigned
         self.unreported += other.unreported
         self.calls += other.calls
@@ -53,37 +54,37 @@ class Tally:
 
 
 class CallKind(NamedTuple):
-    """How a call came about: whether it only asked, and whether it has a key."""
+    """How calls were assigned: with a decision alone (`asked`), and with a key (`keyed`)."""
 
     asked: bool
     keyed: bool
 
 
 class CallTracker:
-    """All calls that are known and not over, and the tallies since they were last taken."""
+    """All open calls, and the tallies since the last `pop_tallies`."""
 
     def __init__(self, windows: Windows) -> None:
         self._windows = windows
         self._open: dict[str, dict[tuple[Group, CallKind], int]] = {}
-        """For each process, by the name of its ring."""
-        self._news: dict[Group, Tally] = {}
+        """By process, named by its ring."""
+        self._tallies: dict[Group, Tally] = {}
         self.late = 0
-        """Outcomes of calls that had been given up before."""
+        """Outcomes of calls that had timed out before."""
 
     @property
     def open(self) -> int:
-        """How many calls have begun, or were asked for, and have no outcome yet."""
+        """How many calls have no outcome yet."""
         return sum(sum(each.values()) for each in self._open.values())
 
     def begin(
         self, ring: str, group: Group, count: int, *, asked: bool, key: int | None = None
     ) -> None:
-        """Note calls that were assigned; with `asked` it may stay a question."""
+        """Add assigned calls; with `asked`, the outcome may never be reported."""
         kind = CallKind(asked, key is not None)
-        there = self._open.setdefault(ring, {})
-        there[group, kind] = there.get((group, kind), 0) + count
+        calls = self._open.setdefault(ring, {})
+        calls[group, kind] = calls.get((group, kind), 0) + count
         self._tally(group).assigned += count
-        self._windows.assign(group, count, asked=asked, key=_of(ring, key))
+        self._windows.assign(group, count, asked=asked, key=_ring_key(ring, key))
 
     def end(
         self,
@@ -96,51 +97,51 @@ class CallTracker:
         asked: bool,
         key: int | None = None,
     ) -> None:
-        """Note the outcome of calls that were assigned before; what was given up is late."""
+        """Add the outcome of calls that were assigned before; after their timeout it is late."""
         known = self._close(ring, group, CallKind(asked, key is not None), count)
         self.late += count - known
         if known:
             self._count(group, known, outcome, bucket)
             failed = outcome is CallOutcome.ERROR
-            self._windows.end(group, known, bucket, failed=failed, key=_of(ring, key))
+            self._windows.end(group, known, bucket, failed=failed, key=_ring_key(ring, key))
 
     def record(self, group: Group, count: int, outcome: CallOutcome, bucket: int) -> None:
-        """Note calls that are told as a whole: assigned and over."""
+        """Add calls that were assigned and ended in one event."""
         self._tally(group).assigned += count
         self._count(group, count, outcome, bucket)
         self._windows.assign(group, count)
         self._windows.end(group, count, bucket, failed=outcome is CallOutcome.ERROR)
 
-    def gone(self, ring: str, now: int) -> None:
-        """Give up what is open in a process that is gone: what had begun has failed."""
+    def process_exited(self, ring: str, now: int) -> None:
+        """Close the open calls of a process that has exited; `now` is the current slice."""
         for (group, kind), count in self._open.pop(ring, {}).items():
-            self._give_up(ring, group, kind, count, now)
+            self._expire(ring, group, kind, count, now)
 
     def expire(self, now: int) -> None:
-        """Give up what is open for too long; `now` is the slice that is not over yet."""
-        for ring, there in self._open.items():
-            for (group, kind), count in list(there.items()):
+        """Close calls that have been open for too long; `now` is the current slice."""
+        for ring, calls in self._open.items():
+            for (group, kind), count in list(calls.items()):
                 if group.slice + 1 + TIMEOUT_SLICES <= now:
-                    del there[group, kind]
-                    self._give_up(ring, group, kind, count, now)
+                    del calls[group, kind]
+                    self._expire(ring, group, kind, count, now)
 
-    def take(self) -> dict[Group, Tally]:
-        """Return what is new since it was last taken."""
-        news, self._news = self._news, {}
-        return news
+    def pop_tallies(self) -> dict[Group, Tally]:
+        """Return the tallies since the last call."""
+        tallies, self._tallies = self._tallies, {}
+        return tallies
 
     def _close(self, ring: str, group: Group, kind: CallKind, count: int) -> int:
-        """Return how many of these were open, and take them off."""
-        there = self._open.get(ring, {})
-        left = there.get((group, kind), 0)
+        """Remove open calls; return how many of them were open."""
+        calls = self._open.get(ring, {})
+        left = calls.get((group, kind), 0)
         known = min(left, count)
         if known == left:
-            there.pop((group, kind), None)
+            calls.pop((group, kind), None)
         else:
-            there[group, kind] = left - known
+            calls[group, kind] = left - known
         return known
 
-    def _give_up(self, ring: str, group: Group, kind: CallKind, count: int, now: int) -> None:
+    def _expire(self, ring: str, group: Group, kind: CallKind, count: int, now: int) -> None:
         seconds = max(now - group.slice, 0) / SLICES_PER_SECOND
         bucket = latency_bucket(seconds * 1000)
         if kind.asked:
@@ -148,9 +149,9 @@ class CallTracker:
         else:
             self._count(group, count, CallOutcome.ERROR, bucket)
         if kind.keyed:
-            self._windows.give_up_keys(ring, group, bucket, asked=kind.asked)
+            self._windows.expire_keys(ring, group, bucket, asked=kind.asked)
         elif kind.asked:
-            self._windows.forget(group, count)
+            self._windows.drop_unreported(group, count)
         else:
             self._windows.end(group, count, bucket, failed=True)
 
@@ -162,26 +163,25 @@ class CallTracker:
         tally.latency.add(bucket, count)
 
     def _tally(self, group: Group) -> Tally:
-        return self._news.setdefault(group, Tally())
+        return self._tallies.setdefault(group, Tally())
 
     def to_list(self) -> list[Any]:
-        """Return what is open as JSON has it; the tallies are to be taken before."""
-        return [[ring, *group, *kind, count] for ring, group, kind, count in self._entries()]
-
-    def _entries(self) -> Iterator[tuple[str, Group, CallKind, int]]:
-        for ring, there in self._open.items():
-            for (group, kind), count in there.items():
-                yield ring, group, kind, count
+        """Return the open calls as JSON values; `pop_tallies` comes first."""
+        return [
+            [ring, *group, *kind, count]
+            for ring, calls in self._open.items()
+            for (group, kind), count in calls.items()
+        ]
 
     @classmethod
-    def from_list(cls, windows: Windows, kept: Iterable[Any]) -> CallTracker:
-        """Return what was kept."""
-        calls = cls(windows)
-        for ring, epoch, piece, canary, asked, keyed, count in kept:
-            there = calls._open.setdefault(ring, {})
-            there[Group(epoch, piece, canary), CallKind(asked, keyed)] = count
-        return calls
+    def from_list(cls, windows: Windows, saved: Iterable[Any]) -> CallTracker:
+        """Return the saved open calls."""
+        tracker = cls(windows)
+        for ring, epoch, slice_number, canary, asked, keyed, count in saved:
+            calls = tracker._open.setdefault(ring, {})
+            calls[Group(epoch, slice_number, canary), CallKind(asked, keyed)] = count
+        return tracker
 
 
-def _of(ring: str, key: int | None) -> RingKey | None:
+def _ring_key(ring: str, key: int | None) -> RingKey | None:
     return None if key is None else (ring, key)

@@ -1,7 +1,7 @@
-"""What share of calls a feature's canary has, and what changes that: a small pure machine.
+"""The ramp: a pure state machine of one feature's share.
 
-An operator asks for something, or evidence comes in; the answer is the feature's next state. All
-of it is idempotent: asked for what is so already, nothing changes.
+An operator's action, a step's time or a verdict goes in; the feature's next state comes out, or
+None if nothing changes. An action that asks for the present state changes nothing.
 """
 
 from __future__ import annotations
@@ -11,27 +11,27 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
-from atlas_supervisor.canary.stats.decision import Decision
+from atlas_supervisor.canary.stats.decision import Conclusion, Decision
 from atlas_supervisor.canary.stats.explain import percent
 from atlas_supervisor.model.verdict import Verdict
 
 
 class Stage(StrEnum):
-    """Where a feature's canary is."""
+    """The stage of a feature's canary."""
 
     STEADY = "steady"
-    """At a share that the settings or an operator gave it."""
+    """At the share of the settings or of an operator."""
     RAMPING = "ramping"
     PAUSED = "paused"
-    """It ramps, and stays on its step until it is resumed. Evidence goes on."""
+    """Ramping, but stays on its step until it is resumed. Evidence goes on."""
     PROMOTED = "promoted"
     """All calls go to the canary."""
     ROLLED_BACK = "rolled_back"
-    """No call goes to the canary, until an operator says otherwise."""
+    """No call goes to the canary, until an operator starts it again."""
 
 
 class Action(StrEnum):
-    """What can be asked of a ramp."""
+    """An operator's action on a ramp."""
 
     START = "start"
     PAUSE = "pause"
@@ -42,7 +42,7 @@ class Action(StrEnum):
 
 
 class RampError(Exception):
-    """The action makes no sense as things are; the text says why, `hint` what can be done."""
+    """The action is not possible now; `hint` says what is."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
@@ -50,26 +50,26 @@ class RampError(Exception):
 
 
 class Feature(BaseModel):
-    """A feature's canary as it is written down. Times are seconds since the epoch (wall clock)."""
+    """A feature's canary as it is saved. Times are Unix seconds."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str
     stage: Stage = Stage.STEADY
     percentage: float
-    """The share when it is steady, 0 to 1."""
+    """The share while steady, 0 to 1."""
     own_percentage: bool = False
     """Whether an operator has set it; else it follows the settings."""
     step: int = 0
     step_since: float = 0.0
     reason: str = ""
-    """Why it is promoted or rolled back, in words."""
+    """Why it was promoted or rolled back."""
     ramp: int = 0
-    """The ramp that its evidence belongs to: the number of the first epoch in it."""
+    """The ramp that its evidence belongs to: the number of its first epoch."""
     epoch: int = 0
 
     def share(self, steps: tuple[float, ...]) -> float:
-        """Return the share that its stage gives it, `steps` being those of a ramp."""
+        """Return the canary's share in this stage; `steps` are the shares of a ramp."""
         if self.stage is Stage.STEADY:
             return self.percentage
         if self.stage in (Stage.RAMPING, Stage.PAUSED):
@@ -79,42 +79,42 @@ class Feature(BaseModel):
 
 @dataclass(frozen=True)
 class Rules:
-    """What the settings say about ramps."""
+    """The settings of ramps."""
 
     steps: tuple[float, ...]
     step_seconds: float
     least_calls: int
-    """Canary calls that a step must have seen."""
+    """Canary calls needed on each step."""
 
     @property
     def last(self) -> int:
-        """The last step below a share of 1; what follows is the promotion."""
+        """The last step below a share of 1; after it comes the promotion."""
         below = [step for step in self.steps if step < 1]
         return len(below) - 1
 
 
 @dataclass(frozen=True)
-class Next:
-    """What follows for a feature, if anything does: its state, and why."""
+class Change:
+    """The next state of a feature."""
 
     feature: Feature
     why: str
     fresh: bool = False
-    """Whether its evidence begins anew."""
+    """Whether its evidence starts anew."""
 
 
-def act(feature: Feature, action: Action, rules: Rules, now: float, who: str) -> Next | None:
-    """Return what an operator's action leads to; None if it is so already. Raises RampError."""
-    under_way = feature.stage in (Stage.RAMPING, Stage.PAUSED)
+def act(feature: Feature, action: Action, rules: Rules, now: float, who: str) -> Change | None:
+    """Return the effect of an operator's action. Raises RampError."""
+    ramps = feature.stage in (Stage.RAMPING, Stage.PAUSED)
     if action is Action.START:
-        return None if under_way else _started(feature, rules, now, who)
+        return None if ramps else _start(feature, rules, now, who)
     if action is Action.PROMOTE:
         return _to(feature, Stage.PROMOTED, f"promoted by {who}")
     if action is Action.ROLLBACK:
         return _to(feature, Stage.ROLLED_BACK, f"rolled back by {who}")
-    if not under_way:
+    if not ramps:
         raise RampError(
-            f"{feature.name} is {feature.stage.replace('_', ' ')}: no ramp is under way",
+            f"{feature.name} is {feature.stage.replace('_', ' ')}: no ramp is in progress",
             "start one first",
         )
     if action is Action.PAUSE:
@@ -124,42 +124,34 @@ def act(feature: Feature, action: Action, rules: Rules, now: float, who: str) ->
     if feature.step >= rules.last:
         raise RampError(
             f"{feature.name} is on the last step of its ramp",
-            "promote gives it all calls, whatever the evidence says",
+            "promote gives it all calls without waiting for evidence",
         )
-    return _advanced(feature, now, f"advanced by {who}")
+    return _advance(feature, now, f"advanced by {who}")
 
 
 def judge_ramp(
-    feature: Feature, judgement: Decision, calls_on_step: int, rules: Rules, now: float
-) -> Next | None:
-    """Return what the evidence leads to; None if all stays as it is."""
+    feature: Feature, conclusion: Conclusion | None, calls_on_step: int, rules: Rules, now: float
+) -> Change | None:
+    """Return the effect of the evidence and of the step's time."""
     if feature.stage in (Stage.PROMOTED, Stage.ROLLED_BACK):
         return None
-    if judgement.verdict is Verdict.FAIL:
-        return _to(feature, Stage.ROLLED_BACK, judgement.reason)
-    if feature.stage is Stage.RAMPING and now - feature.step_since >= rules.step_seconds:
-        return _after_its_time(feature, judgement, calls_on_step, rules, now)
-    return None
-
-
-def _after_its_time(
-    feature: Feature, judgement: Decision, calls_on_step: int, rules: Rules, now: float
-) -> Next | None:
-    if feature.step < rules.last:
-        if calls_on_step < rules.least_calls:
-            return None
-        return _advanced(feature, now, "the step's time is over and nothing speaks against it")
-    if judgement.verdict is Verdict.PASS:
-        return _to(feature, Stage.PROMOTED, judgement.reason)
+    if conclusion and conclusion.verdict is Verdict.FAIL:
+        return _to(feature, Stage.ROLLED_BACK, conclusion.reason)
+    if feature.stage is not Stage.RAMPING or now - feature.step_since < rules.step_seconds:
+        return None
+    if feature.step < rules.last and calls_on_step >= rules.least_calls:
+        return _advance(feature, now, "step time elapsed, no evidence against the canary")
+    if feature.step >= rules.last and conclusion and conclusion.verdict is Verdict.PASS:
+        return _to(feature, Stage.PROMOTED, conclusion.reason)
     return None
 
 
 def waits_for(
-    feature: Feature, judgement: Decision, calls_on_step: int, rules: Rules, now: float
+    feature: Feature, decision: Decision, calls_on_step: int, rules: Rules, now: float
 ) -> str | None:
-    """Return what a feature waits for, in words; None if it waits for nothing."""
+    """Return the condition of the next step as a sentence; None if there is no next step."""
     if feature.stage is Stage.PAUSED:
-        return "it is paused: an operator resumes it"
+        return "paused until an operator resumes it"
     if feature.stage is not Stage.RAMPING:
         return None
     waits = []
@@ -168,47 +160,46 @@ def waits_for(
     if feature.step < rules.last:
         if (missing := rules.least_calls - calls_on_step) > 0:
             waits.append(f"{missing} more canary calls")
-        following = percent(rules.steps[feature.step + 1])
-        return f"{' and '.join(waits) or 'the next look'}, then the share is {following}"
-    if judgement.verdict is not Verdict.PASS:
-        about = "" if judgement.needs is None else f", about {judgement.needs} more canary calls"
+        share = percent(rules.steps[feature.step + 1])
+        return f"{' and '.join(waits) or 'the next check'}, then the share is {share}"
+    if decision.verdict is not Verdict.PASS:
+        about = "" if decision.needs is None else f", about {decision.needs} more canary calls"
         waits.append(f"evidence that it is no worse{about}")
-    return f"{' and '.join(waits) or 'the next look'}, then it is promoted"
+    return f"{' and '.join(waits) or 'the next check'}, then it is promoted"
 
 
-def set_percentage(feature: Feature, percentage: float, who: str) -> Next | None:
-    """Return the feature at a share of its own; its ramp is over."""
+def set_percentage(feature: Feature, percentage: float, who: str) -> Change | None:
+    """Return the feature at an operator's share; a ramp in progress ends."""
     if feature.stage is Stage.STEADY and feature.percentage == percentage:
         if feature.own_percentage:
             return None
-        return Next(feature.model_copy(update={"own_percentage": True}), f"set by {who}")
-    changed = {"stage": Stage.STEADY, "percentage": percentage, "own_percentage": True}
-    after = feature.model_copy(update={**changed, "reason": ""})
-    return Next(after, f"set to {percent(percentage)} by {who}")
+        return Change(feature.model_copy(update={"own_percentage": True}), f"set by {who}")
+    update = {"stage": Stage.STEADY, "percentage": percentage, "own_percentage": True, "reason": ""}
+    return Change(feature.model_copy(update=update), f"set to {percent(percentage)} by {who}")
 
 
-def reset(feature: Feature, percentage: float, who: str) -> Next:
-    """Return the feature as the settings have it, with evidence that begins anew."""
+def reset(feature: Feature, percentage: float, who: str) -> Change:
+    """Return the feature at the share of the settings; its evidence starts anew."""
     fresh = Feature(name=feature.name, percentage=percentage, epoch=feature.epoch)
-    return Next(fresh, f"reset by {who}", fresh=True)
+    return Change(fresh, f"reset by {who}", fresh=True)
 
 
-def _started(feature: Feature, rules: Rules, now: float, who: str) -> Next:
+def _start(feature: Feature, rules: Rules, now: float, who: str) -> Change:
     if rules.last < 0:
         raise RampError(
             "there are no steps to ramp through",
             "set CANARY_RAMP, for instance to 0.05,0.25,1, and restart the daemon",
         )
-    changed = {"stage": Stage.RAMPING, "step": 0, "step_since": now, "reason": ""}
-    return Next(feature.model_copy(update=changed), f"ramp started by {who}", fresh=True)
+    update = {"stage": Stage.RAMPING, "step": 0, "step_since": now, "reason": ""}
+    return Change(feature.model_copy(update=update), f"ramp started by {who}", fresh=True)
 
 
-def _advanced(feature: Feature, now: float, why: str) -> Next:
-    return Next(feature.model_copy(update={"step": feature.step + 1, "step_since": now}), why)
+def _advance(feature: Feature, now: float, why: str) -> Change:
+    return Change(feature.model_copy(update={"step": feature.step + 1, "step_since": now}), why)
 
 
-def _to(feature: Feature, stage: Stage, why: str) -> Next | None:
+def _to(feature: Feature, stage: Stage, why: str) -> Change | None:
     if feature.stage is stage:
         return None
-    said = {"reason": why} if stage in (Stage.PROMOTED, Stage.ROLLED_BACK) else {}
-    return Next(feature.model_copy(update={"stage": stage, **said}), why)
+    reason = {"reason": why} if stage in (Stage.PROMOTED, Stage.ROLLED_BACK) else {}
+    return Change(feature.model_copy(update={"stage": stage, **reason}), why)

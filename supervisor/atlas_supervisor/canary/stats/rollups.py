@@ -1,4 +1,4 @@
-"""Tallies per minute and per hour, as the store keeps them, and the sum of the last hour. Pure."""
+"""Rollups: tallies per minute and per hour, as the database stores them, and of the last hour."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from atlas_supervisor.model.canary import CountsRow
 
 MINUTE, HOUR = 60, 3600
 
-_LIVELY = 2 * MINUTE  # a call is assigned in a minute, and over a minute later at the most
+_CHANGING = 2 * MINUTE  # a call has an outcome at most a minute after its assignment
 
 
 class ArmTallies(NamedTuple):
@@ -22,16 +22,16 @@ class ArmTallies(NamedTuple):
     stable: Tally
 
     @classmethod
-    def none(cls) -> ArmTallies:
-        """Return two empty ones."""
+    def empty(cls) -> ArmTallies:
+        """Return two empty tallies."""
         return cls(Tally(), Tally())
 
     def side(self, *, canary: bool) -> Tally:
-        """Return one of them."""
+        """Return the tally of one arm."""
         return self.canary if canary else self.stable
 
     def add(self, other: ArmTallies) -> None:
-        """Add what the other two have."""
+        """Add the tallies of both arms."""
         self.canary.add(other.canary)
         self.stable.add(other.stable)
 
@@ -44,37 +44,37 @@ class _Key(NamedTuple):
 
 
 class Rollups:
-    """The spans that may still change, and those of the last hour. Times are Unix seconds."""
+    """The minutes and hours that may still change. Times are Unix seconds."""
 
     def __init__(self, rows: Iterable[CountsRow] = ()) -> None:
         self._tallies = {_Key(*row[:4]): tally_of(row) for row in rows}
         self._changed: set[_Key] = set()
-        self._older: tuple[int, int, dict[int, ArmTallies]] = (0, 0, {})
-        """From one minute to another, which hardly change any more: their sum by epoch."""
+        self._settled: tuple[int, int, dict[int, ArmTallies]] = (0, 0, {})
+        """A cached sum by epoch of the minutes from one time to another that rarely change."""
 
     def add(self, at: float, now: float, epoch: int, tally: Tally, *, canary: bool) -> None:
-        """Add calls that were assigned at `at`; what is older than is held here counts as now."""
+        """Add calls that were assigned at `at`; if that is over an hour ago, they count as now."""
         for span in (MINUTE, HOUR):
             start = _start(at if at >= now - HOUR else now, span)
             key = _Key(span, start, epoch, canary)
             self._tallies.setdefault(key, Tally()).add(tally)
             self._changed.add(key)
-            if span == MINUTE and start < self._older[1]:
-                self._older = (0, 0, {})
+            if span == MINUTE and start < self._settled[1]:
+                self._settled = (0, 0, {})
 
-    def changed(self) -> list[CountsRow]:
-        """Return what has changed since `written` was last called, whole."""
+    def unwritten(self) -> list[CountsRow]:
+        """Return the rows that have changed since they were written."""
         return [row_of(key, self._tallies[key]) for key in sorted(self._changed)]
 
-    def written(self, rows: Iterable[CountsRow]) -> None:
-        """Note that these rows are written; what has changed since then is still to be."""
+    def mark_written(self, rows: Iterable[CountsRow]) -> None:
+        """Mark rows as written, unless they have changed again."""
         for row in rows:
             key = _Key(*row[:4])
             if key in self._changed and row_of(key, self._tallies[key]) == row:
                 self._changed.discard(key)
 
-    def forget(self, now: float) -> None:
-        """Forget what is older than an hour and written."""
+    def forget_old(self, now: float) -> None:
+        """Forget written tallies that are over an hour old."""
         oldest = {MINUTE: _start(now - HOUR, MINUTE), HOUR: _start(now - HOUR, HOUR)}
         for key in [key for key in self._tallies if key.start < oldest[key.span]]:
             if key not in self._changed:
@@ -83,25 +83,25 @@ class Rollups:
     def last_hour(self, now: float) -> Mapping[int, ArmTallies]:
         """Return the tallies of the last 60 minutes by epoch."""
         since = _start(now, MINUTE) - HOUR + MINUTE
-        until = _start(now, MINUTE) - _LIVELY
-        if self._older[:2] != (since, until):
-            self._older = (since, until, self._sum(since, until))
+        until = _start(now, MINUTE) - _CHANGING
+        if self._settled[:2] != (since, until):
+            self._settled = (since, until, self._sum(since, until))
         found = self._sum(until, _start(now, MINUTE) + HOUR)
-        for epoch, both in self._older[2].items():
-            found.setdefault(epoch, ArmTallies.none()).add(both)
+        for epoch, both in self._settled[2].items():
+            found.setdefault(epoch, ArmTallies.empty()).add(both)
         return found
 
     def _sum(self, since: int, until: int) -> dict[int, ArmTallies]:
-        """Return the tallies of the minutes that begin in `[since, until)`, by epoch."""
+        """Return the tallies of the minutes that start in `[since, until)`, by epoch."""
         found: dict[int, ArmTallies] = {}
         for key, tally in self._tallies.items():
             if key.span == MINUTE and since <= key.start < until:
-                both = found.setdefault(key.epoch, ArmTallies.none())
+                both = found.setdefault(key.epoch, ArmTallies.empty())
                 both.side(canary=key.canary).add(tally)
         return found
 
     def arms(self, now: float, counted_from: int) -> tuple[Arm, Arm]:
-        """Return the last hour's calls and errors, from an epoch on: the canary's and stable's."""
+        """Return canary and stable of the last hour, without the epochs before `counted_from`."""
         since = _start(now, MINUTE) - HOUR + MINUTE
         counts = {True: [0, 0], False: [0, 0]}
         for key, tally in self._tallies.items():
@@ -113,7 +113,7 @@ class Rollups:
 
 
 def row_of(key: _Key, tally: Tally) -> CountsRow:
-    """Return a tally as the store keeps it."""
+    """Return a tally as a row of the database."""
     return CountsRow(
         *key,
         tally.assigned,
@@ -126,7 +126,7 @@ def row_of(key: _Key, tally: Tally) -> CountsRow:
 
 
 def tally_of(row: CountsRow) -> Tally:
-    """Return what the store has kept."""
+    """Return the tally of a row of the database."""
     return Tally(
         assigned=row.assigned,
         unreported=row.unreported,
@@ -138,12 +138,11 @@ def tally_of(row: CountsRow) -> Tally:
 
 
 def by_epoch(rows: Iterable[CountsRow]) -> dict[int, ArmTallies]:
-    """Return the sum of what the store has kept, by epoch."""
+    """Return the sum of these rows by epoch."""
     found: dict[int, ArmTallies] = {}
     for row in rows:
-        found.setdefault(row.epoch, ArmTallies.none()).side(canary=bool(row.canary)).add(
-            tally_of(row)
-        )
+        both = found.setdefault(row.epoch, ArmTallies.empty())
+        both.side(canary=bool(row.canary)).add(tally_of(row))
     return found
 
 

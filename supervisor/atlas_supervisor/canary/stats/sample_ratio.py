@@ -1,26 +1,44 @@
-"""Whether calls were assigned as the share says, and both arms report as much of them.
+"""Sample ratio mismatch: whether assignments and reports fit the canary's share.
 
-If not, something is wrong around the canary, and no comparison of the arms is to be trusted. A few
-calls that one arm swallows do not show among those it reports; among the unreported they do.
+Theory (a beta-binomial mixture against the binomial, after Lindon and Malek 2020, "Anytime-valid
+inference for multinomial count data", arXiv 2011.03567).
+
+Null hypothesis: each assignment goes to the canary with the probability of its share p, drawn
+independently. For C assignments to the canary and S to stable under one share, and a concentration
+k, the e-value is the likelihood under a share that is Beta-distributed around p, against p itself:
+
+    B(k·p + C, k·(1-p) + S) / B(k·p, k·(1-p)) / (p^C · (1-p)^S)      B: the beta function
+
+Epochs multiply; the mean over k = 10, 1,000 and 100,000 covers large and small deviations. It is a
+function of the totals alone, so it is computed when it is read instead of window by window.
+
+Two counts are checked, both over the whole ramp:
+- all assignments: a mismatch means that something other than the draw chooses the arm;
+- assignments that stay without an outcome: a mismatch means that one arm reports fewer of its
+  calls. A few missing reports do not show among the reported calls, but do among the unreported.
+
+Invariants: a key counts once, by its first call, because all its calls have one arm. Calls under a
+share of 0 or 1 are left out. A mismatch withholds a promotion, never a rollback.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
+from atlas_supervisor.canary.stats.counts import Draws
 from atlas_supervisor.canary.stats.evalue import exponential, log_sum
 
 ALPHA = 0.001
-"""The probability with which a true share is ever called wrong, however often one looks."""
+"""The probability that a correct share is ever reported as a mismatch."""
 
 _CONCENTRATIONS = (10.0, 1_000.0, 100_000.0)
 
 
 class Assigned(NamedTuple):
-    """How many calls of each arm there were under one share."""
+    """Assignments to each arm under one share."""
 
     share: float
     canary: int
@@ -29,9 +47,9 @@ class Assigned(NamedTuple):
 
 @dataclass(frozen=True)
 class SampleRatioCheck:
-    """Whether the counts fit the shares, with the canary's share as it was and should have been.
+    """Whether the counts fit the shares, with the canary's expected and observed share.
 
-    The two shares are None where nothing was drawn.
+    Both shares are None if there were no assignments.
     """
 
     fits: bool
@@ -41,7 +59,7 @@ class SampleRatioCheck:
 
 
 class SampleRatios(NamedTuple):
-    """The check of all calls that were assigned, and that of those which nobody reported."""
+    """The checks of all assignments, and of those without an outcome."""
 
     assigned: SampleRatioCheck
     unreported: SampleRatioCheck
@@ -52,47 +70,19 @@ class SampleRatios(NamedTuple):
         return self.assigned.fits and self.unreported.fits
 
 
-@dataclass
-class Draws:
-    """How many calls each arm was given, the canary first, by the share they were drawn with.
-
-    A key is drawn once, with its first call.
-    """
-
-    by_share: dict[float, tuple[int, int]] = field(default_factory=dict)
-
-    def add(self, share: float, count: int, *, canary: bool) -> None:
-        """Add calls of one arm; where nothing is drawn they are left out."""
-        if 0 < share < 1:
-            mine, others = self.by_share.get(share, (0, 0))
-            self.by_share[share] = (mine + count, others) if canary else (mine, others + count)
-
-    def check(self) -> SampleRatioCheck:
-        """Return whether they fit the shares."""
-        return check_ratio(Assigned(share, *counts) for share, counts in self.by_share.items())
-
-    def to_list(self) -> list[list[float]]:
-        """Return it as JSON has it."""
-        return [[share, *counts] for share, counts in self.by_share.items()]
-
-    @classmethod
-    def from_list(cls, kept: Iterable[Iterable[float]]) -> Draws:
-        """Return what was kept."""
-        return cls({share: (int(canary), int(stable)) for share, canary, stable in kept})
+def check_draws(draws: Draws) -> SampleRatioCheck:
+    """Return whether the assignments of a ramp fit their shares."""
+    return check_ratio(Assigned(share, *counts) for share, counts in draws.by_share.items())
 
 
 def check_ratio(epochs: Iterable[Assigned], alpha: float = ALPHA) -> SampleRatioCheck:
-    """Compare what was assigned with the shares; epochs of share 0 or 1 are left out.
-
-    A beta-binomial mixture against the binomial, after Lindon and Malek (2020), "Anytime-valid
-    inference for multinomial count data", arXiv 2011.03567.
-    """
+    """Return whether these assignments fit their shares; shares of 0 and 1 are left out."""
     drawn = [each for each in epochs if 0 < each.share < 1 and each.canary + each.stable]
     calls = sum(each.canary + each.stable for each in drawn)
     if not calls:
         return SampleRatioCheck(True, 1.0, None, None)
-    bets = [sum(_log_bet(each, much) for each in drawn) for much in _CONCENTRATIONS]
-    log_e = log_sum(bets) - math.log(len(_CONCENTRATIONS))
+    logs = [sum(_log_factor(each, k) for each in drawn) for k in _CONCENTRATIONS]
+    log_e = log_sum(logs) - math.log(len(_CONCENTRATIONS))
     return SampleRatioCheck(
         fits=log_e < -math.log(alpha),
         e_value=exponential(log_e),
@@ -101,8 +91,7 @@ def check_ratio(epochs: Iterable[Assigned], alpha: float = ALPHA) -> SampleRatio
     )
 
 
-def _log_bet(of: Assigned, concentration: float) -> float:
-    """Return how much likelier the counts are if the share is only about what it should be."""
+def _log_factor(of: Assigned, concentration: float) -> float:
     a, b = concentration * of.share, concentration * (1 - of.share)
     mixture = _log_beta(a + of.canary, b + of.stable) - _log_beta(a, b)
     return mixture - of.canary * math.log(of.share) - of.stable * math.log1p(-of.share)

@@ -1,4 +1,4 @@
-"""A real server on real sockets, with a daemon of its own making behind it."""
+"""A real server on real sockets, in front of a daemon in memory."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from atlas_supervisor.model.release import ReleaseView
 from atlas_supervisor.model.status import Status
 from tests.unit.supervisor.api.fakes import PlayedCanaries
 
-TOKEN = "a-token-that-nobody-guesses"
+TOKEN = "a-token-hard-to-guess"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 
 @dataclass
 class MemoryFeed:
-    """A feed of what a test puts into it."""
+    """A feed that the test fills."""
 
     after: int | None
     deploy_id: str | None
@@ -50,10 +50,10 @@ class MemoryFeed:
         self.waiting.put_nowait(PublishedEvent(event, id=transition_id))
 
     async def next(self) -> PublishedEvent | None:
-        told = None if self.closed else await self.waiting.get()
-        if isinstance(told, Exception):
-            raise told
-        return told
+        recorded = None if self.closed else await self.waiting.get()
+        if isinstance(recorded, Exception):
+            raise recorded
+        return recorded
 
     def ready(self) -> PublishedEvent | None:
         return None  # each event comes by itself
@@ -65,12 +65,13 @@ class MemoryFeed:
 
 @dataclass
 class MemoryControl:
-    """A daemon without workers: it remembers what it was asked, and does as the test tells it."""
+    """A daemon without workers that records requests and answers as the test sets it up."""
 
     outcome: DeployRecord = examples.SWITCHED
     refusal: RefusedError | None = None
     bug: Exception | None = None
     is_ready: bool = True
+    mode: Mode | None = None
     health: Health = examples.HEALTH
     asked: list[tuple[str, Any, Actor]] = field(default_factory=list)
     keys: list[IdempotencyKey | None] = field(default_factory=list)
@@ -88,9 +89,9 @@ class MemoryControl:
     def status(self) -> Status:
         if self.bug:
             raise self.bug
-        return examples.STATUS
+        return examples.STATUS.model_copy(update={"mode": self.mode} if self.mode else {})
 
-    async def looked(self) -> None:
+    async def first_checks(self) -> None:
         pass
 
     async def report(self) -> Health:
@@ -123,9 +124,9 @@ class MemoryControl:
         self.asked.append(("rollback", None, actor))
         return await self._come_out()
 
-    async def set_mode(self, mode: Mode, actor: Actor, key: IdempotencyKey | None = None) -> Status:
+    async def set_mode(self, mode: Mode, actor: Actor, key: IdempotencyKey | None = None) -> None:
         self.asked.append(("mode", mode, actor))
-        return examples.STATUS.model_copy(update={"mode": mode})
+        self.mode = mode
 
     async def releases(self) -> list[ReleaseView]:
         return []
@@ -161,7 +162,7 @@ class MemoryAudit:
     """An audit trail in memory."""
 
     written: list[AuditEntry] = field(default_factory=list)
-    told: list[tuple[Actor, str, str, dict[str, Any]]] = field(default_factory=list)
+    recorded: list[tuple[Actor, str, str, dict[str, Any]]] = field(default_factory=list)
     asked: list[dict[str, Any]] = field(default_factory=list)
     found: Verification = audit.VERIFIED
 
@@ -175,12 +176,12 @@ class MemoryAudit:
     def enqueue(
         self, actor: Actor, action: str, outcome: str, *, subject: str | None = None, **detail: Any
     ) -> None:
-        self.told.append((actor, action, outcome, detail))
+        self.recorded.append((actor, action, outcome, detail))
 
 
 @dataclass
 class MemoryMetrics:
-    """Metrics that say one thing, and remember what was counted."""
+    """Constant metrics that record the counted answers."""
 
     counted: list[tuple[str, str, int, float | None]] = field(default_factory=list)
 
@@ -203,14 +204,14 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 async def eventually(true: Callable[[], bool]) -> None:
-    """Wait until it is true; the caller's time-out is the deadline."""
-    while not true():  # noqa: ASYNC110 # what is waited for is no event of ours
+    """Wait until the condition holds; the caller's time-out is the deadline."""
+    while not true():  # noqa: ASYNC110 # the condition has no event
         await asyncio.sleep(0.01)
 
 
 @dataclass
 class Answer:
-    """What came back, as far as a test looks at it."""
+    """An answer, as far as tests use it."""
 
     status: int
     headers: dict[str, str]
@@ -228,7 +229,7 @@ class Answer:
 
 @dataclass
 class Server:
-    """One server that runs, and ways to talk to it."""
+    """A running server, and ways to send requests to it."""
 
     control: MemoryControl
     options: ApiOptions
@@ -251,7 +252,7 @@ class Server:
             return await _send(session, method, f"http://daemon{target}", **kwargs)
 
     async def raw(self, data: bytes) -> bytes:
-        """Send bytes as they are over TCP, and return all that comes until the end."""
+        """Send bytes over TCP, and return the whole answer."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.options.port)
         try:
             writer.write(data)
@@ -271,13 +272,13 @@ async def _send(session: aiohttp.ClientSession, method: str, url: str, **kwargs:
 
 
 async def read_all(reader: asyncio.StreamReader) -> bytes:
-    """Return what comes until the end, and what came before a reset."""
+    """Return all bytes up to the end or to a reset."""
     data = bytearray()
     try:
         while chunk := await reader.read(65536):
             data += chunk
     except ConnectionResetError:
-        pass  # what was refused unread is reset after its answer
+        pass  # an unread request is reset after its answer
     return bytes(data)
 
 
@@ -310,6 +311,7 @@ async def running(
     logs = logs or LogService(folder / "supervisor.jsonl", {})
     parts = Control(
         deploys=server.control,
+        queries=server.control,
         canary=server.control.canaries,
         health=server.control,
         audit=server.audit,

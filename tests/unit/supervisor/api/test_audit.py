@@ -1,4 +1,4 @@
-"""The audit trail over HTTP, and what is written of callers who were turned away."""
+"""The audit routes, and the audit entries of denied requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.unit.supervisor.api.support import BEARER, MemoryAudit, running
 FOREIGN = {"Origin": "http://evil.example"}
 
 
-async def test_entries_are_answered_as_they_are_and_what_was_asked_for_is_passed_on(
+async def test_entries_are_returned_and_the_query_is_passed_on(
     tmp_path: Path,
 ) -> None:
     async with running(tmp_path) as server:
@@ -36,7 +36,7 @@ async def test_entries_are_answered_as_they_are_and_what_was_asked_for_is_passed
     "query",
     ["limit=0", "limit=1001", "before=0", "before=9223372036854775808", "action=", "subject=%00"],
 )
-async def test_what_can_not_be_asked_for_is_refused_by_name(tmp_path: Path, query: str) -> None:
+async def test_invalid_query_values_are_refused_by_name(tmp_path: Path, query: str) -> None:
     async with running(tmp_path) as server:
         answer = await server.unix("GET", f"/deploy/audit?{query}")
         assert (answer.status, answer.code) == (400, "invalid_query")
@@ -45,7 +45,7 @@ async def test_what_can_not_be_asked_for_is_refused_by_name(tmp_path: Path, quer
 
 
 @pytest.mark.parametrize("path", ["/deploy/audit", "/deploy/audit/verify"])
-async def test_it_is_read_by_nobody_who_may_only_read(tmp_path: Path, path: str) -> None:
+async def test_reading_the_trail_needs_more_than_read_permission(tmp_path: Path, path: str) -> None:
     async with running(tmp_path) as server:
         assert (await server.tcp("GET", path)).code == "token_required"
         assert (await server.tcp("GET", path, headers=BEARER)).status == 200
@@ -54,7 +54,7 @@ async def test_it_is_read_by_nobody_who_may_only_read(tmp_path: Path, path: str)
         assert (await server.unix("GET", path)).status == (200 if allowed else 403)
 
 
-async def test_a_broken_trail_is_an_answer_and_no_error(tmp_path: Path) -> None:
+async def test_a_broken_trail_is_answered_with_200(tmp_path: Path) -> None:
     async with running(tmp_path) as server:
         server.audit.found = server.audit.found.model_copy(update={"ok": False, "broken_id": 5})
         answer = await server.unix("GET", "/deploy/audit/verify")
@@ -69,12 +69,12 @@ async def test_a_broken_trail_is_an_answer_and_no_error(tmp_path: Path) -> None:
         ("/deploy/mode", {**BEARER, **FOREIGN}, "foreign_origin"),
     ],
 )
-async def test_who_may_not_change_anything_is_written_down_with_what_was_asked(
+async def test_denied_changes_are_audited_with_their_request(
     tmp_path: Path, path: str, headers: dict[str, str], code: str
 ) -> None:
     async with running(tmp_path) as server:
         assert (await server.tcp("POST", f"{path}?x=1", headers=headers)).code == code
-        assert server.audit.told == [
+        assert server.audit.recorded == [
             (
                 Actor(name="anonymous", origin="127.0.0.1"),
                 "request",
@@ -84,17 +84,17 @@ async def test_who_may_not_change_anything_is_written_down_with_what_was_asked(
         ]
 
 
-async def test_other_refusals_are_not_written_down(tmp_path: Path) -> None:
+async def test_other_refusals_are_not_audited(tmp_path: Path) -> None:
     async with running(tmp_path) as server:
         await server.tcp("GET", "/deploy/audit")
         await server.tcp("GET", "/deploy/status", headers=FOREIGN)
         await server.tcp("POST", "/nowhere")
         await server.tcp("DELETE", "/deploy/abort")
         await server.tcp("POST", "/deploy/mode", headers=BEARER, json={"mode": "x"})
-        assert server.audit.told == []
+        assert server.audit.recorded == []
 
 
-async def test_an_attacker_can_not_fill_the_disk_and_is_counted(
+async def test_denied_requests_are_audited_at_a_bounded_rate_and_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now, audit = 1000.0, MemoryAudit()
@@ -105,11 +105,11 @@ async def test_an_attacker_can_not_fill_the_disk_and_is_counted(
 
     def ask(times: int) -> list[dict[str, Any]]:
         """Ask so often, and return the details of what was written of it."""
-        audit.told.clear()
+        audit.recorded.clear()
         refused = RefusedError("token_wrong", "this is not the token", status=401, hint="")
         for _ in range(times):
             denied.record(Actor(name="anonymous", origin="::1"), "POST", "/deploy/mode", refused)
-        return [detail for *_, detail in audit.told]
+        return [detail for *_, detail in audit.recorded]
 
     assert [each["left_out"] for each in ask(500)] == [0] * AT_ONCE
     now += SECONDS_EACH

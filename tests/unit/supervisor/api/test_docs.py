@@ -1,4 +1,4 @@
-"""Swagger UI comes from this machine, whole, and brings nothing foreign along."""
+"""Swagger UI is served by the daemon alone, under a strict content security policy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tests.unit.supervisor.api.support import running
 
 
-async def test_the_page_and_all_its_parts_are_served_from_here(tmp_path: Path) -> None:
+async def test_the_page_and_all_its_files_are_served_by_the_daemon(tmp_path: Path) -> None:
     async with running(tmp_path) as server:
         page = await server.tcp("GET", "/docs")
         assert page.status == 200
@@ -26,7 +26,7 @@ async def test_the_page_and_all_its_parts_are_served_from_here(tmp_path: Path) -
             assert answer.headers["Content-Type"].startswith(kind[part.rpartition(".")[2]])
 
 
-async def test_the_page_allows_no_script_or_style_but_our_own_files(tmp_path: Path) -> None:
+async def test_the_page_allows_only_its_own_scripts_and_styles(tmp_path: Path) -> None:
     async with running(tmp_path) as server:
         page = await server.tcp("GET", "/docs")
     policy = page.headers["Content-Security-Policy"]
@@ -42,7 +42,7 @@ async def test_the_page_allows_no_script_or_style_but_our_own_files(tmp_path: Pa
     assert "http" not in text
 
 
-async def test_every_answer_has_the_headers_of_one_that_is_only_data(tmp_path: Path) -> None:
+async def test_every_answer_has_the_security_headers(tmp_path: Path) -> None:
     async with running(tmp_path) as server:
         for path in ("/deploy/status", "/nope", "/deploy/switch"):
             headers = (await server.tcp("GET", path)).headers
@@ -76,7 +76,7 @@ async def test_every_answer_has_the_headers_of_one_that_is_only_data(tmp_path: P
         "/docs/" + "a/" * 2000,
     ],
 )
-async def test_no_path_leads_out_of_the_parts_of_the_page(tmp_path: Path, target: str) -> None:
+async def test_no_path_escapes_the_files_of_the_page(tmp_path: Path, target: str) -> None:
     async with running(tmp_path) as server:
         answer = await server.head(f"GET {target} HTTP/1.1", f"Host: {server.authority}")
     assert (answer.status, answer.code) == (404, "not_found")

@@ -1,4 +1,4 @@
-"""The stream of events: what it says, who gets it, and how it ends."""
+"""The event stream: its format, its end, and its limits."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def floods(feed: MemoryFeed) -> None:
         feed.tell(number, cause="x" * 64 * 1024)
 
 
-async def test_each_event_is_told_with_its_id_as_one_line_of_json(tmp_path: Path) -> None:
+async def test_each_event_is_sent_with_its_id_as_one_line_of_json(tmp_path: Path) -> None:
     async with running(tmp_path) as server, stream(server) as reader:
         assert await part(reader) == OPENING
         (feed,) = server.control.feeds
@@ -86,7 +86,7 @@ async def test_each_event_is_told_with_its_id_as_one_line_of_json(tmp_path: Path
         assert (await part(reader)).startswith(b"event: transition\ndata: {")
 
 
-async def test_its_headers_say_what_it_is_and_that_the_connection_ends_with_it(
+async def test_a_stream_has_its_content_type_and_closes_the_connection(
     tmp_path: Path,
 ) -> None:
     async with running(tmp_path) as server:
@@ -101,7 +101,7 @@ async def test_its_headers_say_what_it_is_and_that_the_connection_ends_with_it(
         assert server.control.feeds[0].closed
 
 
-async def test_silence_is_broken_by_a_comment(
+async def test_a_silent_stream_sends_comments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events, "SILENCE_SECONDS", 0.05)
@@ -113,7 +113,7 @@ async def test_silence_is_broken_by_a_comment(
         assert (await part(reader)).startswith(b"id: 8\n")
 
 
-async def test_a_feed_that_can_not_go_on_is_reset_at_an_id_to_go_on_from(tmp_path: Path) -> None:
+async def test_a_feed_that_can_not_resume_sends_a_reset_with_an_id(tmp_path: Path) -> None:
     def reset(feed: MemoryFeed) -> None:
         feed.reset = 'event 9 is "gone"'
 
@@ -123,7 +123,7 @@ async def test_a_feed_that_can_not_go_on_is_reset_at_an_id_to_go_on_from(tmp_pat
         assert await part(reader) == OPENING + b"id: 7\nevent: reset\ndata: " + message + b"\n\n"
 
 
-async def test_the_header_wins_over_the_query(tmp_path: Path) -> None:
+async def test_the_last_event_id_header_wins_over_the_query(tmp_path: Path) -> None:
     async with running(tmp_path) as server:
         for target, lines in (
             ("/deploy/events", ()),
@@ -152,7 +152,7 @@ async def test_the_header_wins_over_the_query(tmp_path: Path) -> None:
         ("", ["Last-Event-ID: 1", "Last-Event-ID: 1"], "invalid_header", "Last-Event-ID"),
     ],
 )
-async def test_a_bad_value_is_400_and_named(
+async def test_an_invalid_value_is_400_and_named(
     tmp_path: Path, target: str, lines: list[str], code: str, field: str
 ) -> None:
     async with running(tmp_path) as server:
@@ -166,14 +166,14 @@ async def test_a_bad_value_is_400_and_named(
     assert server.control.feeds == []
 
 
-async def test_what_the_daemon_refuses_is_refused_before_the_stream_begins(tmp_path: Path) -> None:
+async def test_a_refusal_comes_before_the_stream_starts(tmp_path: Path) -> None:
     async with running(tmp_path, MemoryControl(refusal=stopping())) as server:
         answer = await server.tcp("GET", "/deploy/events")
     assert (answer.status, answer.code) == (503, "stopping")
 
 
 @pytest.mark.parametrize("error", [AtlasError("the disk is gone"), ValueError("a bug")])
-async def test_an_error_ends_the_stream_and_does_not_become_an_answer_in_it(
+async def test_an_error_ends_the_stream_without_an_answer_in_it(
     tmp_path: Path, error: Exception
 ) -> None:
     async with running(tmp_path) as server, stream(server) as reader:
@@ -204,7 +204,7 @@ async def test_a_client_that_leaves_ends_its_feed(tmp_path: Path) -> None:
             await eventually(lambda: server.control.feeds[0].closed)
 
 
-async def test_a_client_that_does_not_read_is_cut_off_and_others_are_not(tmp_path: Path) -> None:
+async def test_only_a_client_that_does_not_read_is_disconnected(tmp_path: Path) -> None:
     async with running(tmp_path, receive_seconds=0.4) as server, stream(server) as reader:
         await part(reader)
         server.control.prepare = floods
@@ -216,7 +216,7 @@ async def test_a_client_that_does_not_read_is_cut_off_and_others_are_not(tmp_pat
         assert (await part(reader)).startswith(b"id: 8\n")
 
 
-async def test_a_quiet_stream_outlives_the_time_of_a_request(tmp_path: Path) -> None:
+async def test_a_silent_stream_outlives_the_request_timeout(tmp_path: Path) -> None:
     async with running(tmp_path, receive_seconds=0.1) as server, stream(server) as reader:
         await part(reader)
         for number in range(5):
@@ -225,7 +225,7 @@ async def test_a_quiet_stream_outlives_the_time_of_a_request(tmp_path: Path) -> 
             assert (await part(reader)).startswith(b"id: %d\n" % number)
 
 
-async def test_streams_do_not_take_the_place_of_requests(tmp_path: Path) -> None:
+async def test_streams_do_not_use_up_connections_for_requests(tmp_path: Path) -> None:
     async with (
         running(tmp_path, max_connections=1) as server,
         stream(server) as one,
@@ -254,7 +254,7 @@ async def test_streams_are_counted_and_one_too_many_is_refused(
             assert await part(reader) == OPENING
 
 
-async def test_the_end_of_the_daemon_ends_streams_properly_and_soon(tmp_path: Path) -> None:
+async def test_stopping_the_daemon_ends_streams_properly_and_soon(tmp_path: Path) -> None:
     loop = asyncio.get_running_loop()
     async with AsyncExitStack() as clients, AsyncExitStack() as daemon:
         server = await daemon.enter_async_context(running(tmp_path, shutdown_seconds=4.0))

@@ -1,4 +1,4 @@
-"""The examples of the document tell what the code would tell."""
+"""The documented examples are consistent with the code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from atlas_supervisor.model.health import Health
 
 
 @pytest.mark.parametrize("health", [examples.HEALTH, examples.UNHEALTHY])
-def test_an_examples_score_is_that_of_its_checks(health: Health) -> None:
+def test_an_example_has_the_score_of_its_checks(health: Health) -> None:
     assert set(health.checks) == set(WEIGHTS)
     assert health.score == score({name: each.status for name, each in health.checks.items()})
     assert health.status == status_of(health.score)

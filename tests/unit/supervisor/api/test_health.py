@@ -1,4 +1,4 @@
-"""`GET /health` over the wire: status codes, and the same number in the status."""
+"""`GET /health`: status codes, checks, and the same score in the status."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ async def test_unhealthy_is_answered_with_503_and_all_its_checks(tmp_path: Path)
     assert answer.json["checks"]["port_active"]["status"] == "fail"
 
 
-async def test_a_check_has_its_four_fields_also_where_they_are_empty(tmp_path: Path) -> None:
+async def test_a_check_has_all_four_fields_even_if_empty(tmp_path: Path) -> None:
     async with running(tmp_path, MemoryControl(health=examples.UNHEALTHY)) as server:
         answer = await server.tcp("GET", "/health")
     for check in answer.json["checks"].values():
         assert set(check) == {"status", "value", "unit", "message"}
 
 
-async def test_a_status_is_answered_after_the_first_look(tmp_path: Path) -> None:
+async def test_the_status_waits_for_the_first_health_check(tmp_path: Path) -> None:
     looks = []
 
     class Waits(MemoryControl):
-        async def looked(self) -> None:
+        async def first_checks(self) -> None:
             looks.append(True)
 
     async with running(tmp_path, Waits()) as server:

@@ -1,4 +1,4 @@
-"""Where the API listens: taken, stale, too long, in the way, with TLS, and gone at the end."""
+"""The API's sockets: binding, stale and taken ones, TLS, and closing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.unit.supervisor.api.support import BEARER, Server, eventually, free_p
 
 
 def descriptors() -> set[str]:
-    """Return what is open; the descriptor that lists them has gone when it is looked at."""
+    """Return the open descriptors, without the one that lists them."""
     found = list(Path("/proc/self/fd").iterdir())
     return {f"{each.name}: {each.readlink()}" for each in found if each.is_symlink()}
 
@@ -32,9 +32,9 @@ def names(folder: Path) -> list[str]:
     return [each.name for each in folder.iterdir()]
 
 
-async def test_nothing_is_left_behind(tmp_path: Path) -> None:
+async def test_stopping_leaves_no_task_and_no_descriptor(tmp_path: Path) -> None:
     async with running(tmp_path) as server:
-        await server.unix("GET", "/livez")  # whatever asyncio opens once is open now
+        await server.unix("GET", "/livez")  # asyncio has opened its own descriptors now
     before = descriptors()
     async with running(tmp_path) as server:
         assert (await server.tcp("GET", "/livez")).status == 200
@@ -46,7 +46,7 @@ async def test_nothing_is_left_behind(tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", server.options.port))
 
 
-async def test_the_end_does_not_wait_for_idle_clients(tmp_path: Path) -> None:
+async def test_stopping_does_not_wait_for_idle_clients(tmp_path: Path) -> None:
     async with asyncio.timeout(5), running(tmp_path, shutdown_seconds=30) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.options.port)
         writer.write(f"GET /livez HTTP/1.1\r\nHost: {server.authority}\r\n\r\n".encode())
@@ -57,14 +57,14 @@ async def test_the_end_does_not_wait_for_idle_clients(tmp_path: Path) -> None:
     silent[1].close()
 
 
-async def test_port_0_is_no_tcp(tmp_path: Path) -> None:
+async def test_port_0_turns_tcp_off(tmp_path: Path) -> None:
     async with running(tmp_path, port=0) as server:
         assert (await server.unix("GET", "/livez")).status == 200
         foreign = {"Origin": "http://127.0.0.1:0"}
         assert (await server.unix("GET", "/livez", headers=foreign)).status == 403
 
 
-async def test_the_mode_of_the_socket_is_what_it_is_under_any_umask(tmp_path: Path) -> None:
+async def test_the_socket_has_its_mode_under_any_umask(tmp_path: Path) -> None:
     old = os.umask(0o177)
     try:
         async with running(tmp_path) as server:
@@ -82,7 +82,7 @@ async def test_a_socket_that_a_dead_daemon_left_is_replaced(tmp_path: Path) -> N
         assert (await server.unix("GET", "/livez")).status == 200
 
 
-async def test_a_socket_that_somebody_listens_on_is_left_alone(tmp_path: Path) -> None:
+async def test_a_socket_in_use_is_not_replaced(tmp_path: Path) -> None:
     async with running(tmp_path) as server:
         with pytest.raises(StartRefusedError, match="another daemon listens"):
             async with running(tmp_path):
@@ -90,7 +90,7 @@ async def test_a_socket_that_somebody_listens_on_is_left_alone(tmp_path: Path) -
         assert (await server.unix("GET", "/livez")).status == 200
 
 
-async def test_a_full_backlog_is_somebody_too(tmp_path: Path) -> None:
+async def test_a_socket_with_a_full_backlog_counts_as_in_use(tmp_path: Path) -> None:
     path = tmp_path / "supervisor.sock"
     with socket.socket(socket.AF_UNIX) as other, contextlib.ExitStack() as clients:
         other.bind(str(path))
@@ -106,7 +106,7 @@ async def test_a_full_backlog_is_somebody_too(tmp_path: Path) -> None:
     assert path.is_socket()
 
 
-async def test_what_is_no_socket_is_not_removed(tmp_path: Path) -> None:
+async def test_a_file_that_is_not_a_socket_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "supervisor.sock"
     path.write_text("precious")
     with pytest.raises(StartRefusedError, match="is not a socket"):
@@ -115,13 +115,13 @@ async def test_what_is_no_socket_is_not_removed(tmp_path: Path) -> None:
     assert path.read_text() == "precious"
 
 
-async def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
+async def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(StartRefusedError, match="No such file"):
         async with running(tmp_path / "missing"):
             pass
 
 
-async def test_a_path_longer_than_the_kernel_takes_works(tmp_path: Path) -> None:
+async def test_a_socket_path_over_107_bytes_works(tmp_path: Path) -> None:
     folder = tmp_path / ("a" * 60) / ("b" * 60)
     folder.mkdir(parents=True)
     assert len(str(folder / "supervisor.sock")) > 107
@@ -144,7 +144,7 @@ async def test_a_path_longer_than_the_kernel_takes_works(tmp_path: Path) -> None
     assert names(folder) == []
 
 
-async def test_a_port_that_is_taken_is_said_and_nothing_is_left(tmp_path: Path) -> None:
+async def test_a_taken_port_is_reported_and_nothing_is_left_behind(tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -158,7 +158,7 @@ async def test_a_port_that_is_taken_is_said_and_nothing_is_left(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("host", ["no..host", "203.0.113.1"])
-async def test_a_host_that_is_not_here_is_said(tmp_path: Path, host: str) -> None:
+async def test_a_foreign_address_is_reported(tmp_path: Path, host: str) -> None:
     with pytest.raises(StartRefusedError, match="CONTROL_"):
         async with running(tmp_path, host=host):
             pass
@@ -185,7 +185,7 @@ async def test_ipv6_loopback_works(tmp_path: Path) -> None:
         assert response.status == 200
 
 
-async def test_a_lack_of_descriptors_passes_and_nobody_is_lost(tmp_path: Path) -> None:
+async def test_accepting_resumes_after_a_lack_of_descriptors(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     loop = asyncio.get_running_loop()
     async with running(tmp_path) as server, asyncio.timeout(5):
@@ -256,7 +256,7 @@ async def test_events_come_through_tls_one_by_one_and_end_properly(
         writer.close()
 
 
-async def test_tls_serves_and_the_unix_socket_goes_without(
+async def test_tcp_uses_tls_and_the_unix_socket_does_not(
     tmp_path: Path, tls: tuple[ssl.SSLContext, ssl.SSLContext]
 ) -> None:
     async with running(tmp_path, tls=tls[0]) as server:
@@ -283,7 +283,7 @@ async def test_off_loopback_reading_needs_the_token_too(
         assert (await server.unix("GET", "/deploy/status")).status == 200
 
 
-async def test_a_handshake_that_is_not_made_is_cut_off_and_counted(
+async def test_an_unfinished_handshake_counts_as_a_connection_and_times_out(
     tmp_path: Path, tls: tuple[ssl.SSLContext, ssl.SSLContext]
 ) -> None:
     async with running(tmp_path, tls=tls[0], receive_seconds=0.3) as server:

@@ -1,4 +1,4 @@
-"""`GET /deploy/logs/{source}` by a real server, on files that grow, are renamed and are cut."""
+"""`GET /deploy/logs/{source}` on files that grow and are rotated."""
 
 from __future__ import annotations
 
@@ -52,9 +52,7 @@ async def following(server: Server, target: str) -> AsyncIterator[aiohttp.Stream
         yield response.content
 
 
-async def test_the_last_lines_come_as_json_for_jq_and_as_text(
-    tmp_path: Path, blue: WorkerLog
-) -> None:
+async def test_the_last_lines_come_as_json_or_as_text(tmp_path: Path, blue: WorkerLog) -> None:
     (tmp_path / "supervisor.jsonl").write_text("".join(f"{own(n)}\n" for n in range(200)))
     blue.path.write_bytes(b"one\n\x1b[31mtwo\nunfinished")
     async with serving(tmp_path, blue) as server:
@@ -72,9 +70,7 @@ async def test_the_last_lines_come_as_json_for_jq_and_as_text(
         assert (await server.unix("HEAD", OWN)).status == 200
 
 
-async def test_over_tcp_they_need_the_token_and_others_may_not(
-    tmp_path: Path, blue: WorkerLog
-) -> None:
+async def test_logs_need_the_token_or_the_daemons_user(tmp_path: Path, blue: WorkerLog) -> None:
     async with serving(tmp_path, blue) as server:
         assert (await server.tcp("GET", OWN)).code == "token_required"
         assert (await server.tcp("GET", OWN, headers=BEARER)).status == 200
@@ -98,7 +94,7 @@ async def test_over_tcp_they_need_the_token_and_others_may_not(
         (f"{BLUE}?deploy_id=d", 400, "invalid_query", "deploy_id"),
     ],
 )
-async def test_what_can_not_be_had_is_refused_by_name(
+async def test_invalid_requests_are_refused_by_name(
     tmp_path: Path, blue: WorkerLog, *, target: str, status: int, code: str, field: str | None
 ) -> None:
     async with serving(tmp_path, blue) as server:
@@ -107,24 +103,24 @@ async def test_what_can_not_be_had_is_refused_by_name(
     assert answer.json["error"].get("field") == field
 
 
-async def test_a_place_that_is_none_is_refused(tmp_path: Path, blue: WorkerLog) -> None:
+async def test_an_invalid_position_is_refused(tmp_path: Path, blue: WorkerLog) -> None:
     async with serving(tmp_path, blue) as server:
         answer = await server.unix("GET", OWN, headers={"Last-Event-ID": "yesterday"})
     assert (answer.status, answer.code) == (400, "invalid_header")
 
 
-async def test_a_log_that_can_not_be_read_is_no_bug(tmp_path: Path, blue: WorkerLog) -> None:
+async def test_an_unreadable_log_is_503_and_not_500(tmp_path: Path, blue: WorkerLog) -> None:
     (tmp_path / "supervisor.jsonl").symlink_to("supervisor.jsonl")  # leads to itself
     async with serving(tmp_path, blue) as server:
         answer = await server.unix("GET", OWN)
     assert (answer.status, answer.code) == (503, "unavailable")
 
 
-async def test_it_goes_on_with_what_comes_while_the_file_is_cut(
+async def test_following_continues_over_a_truncated_file(
     tmp_path: Path, blue: WorkerLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output, "LIMIT_BYTES", 2000)
-    monkeypatch.setattr(log_service, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(log_service, "POLL_SECONDS", 0.01)
     descriptor = blue.open()
     os.write(descriptor, b"before\n")
     async with serving(tmp_path, blue) as server, following(server, f"{BLUE}?follow=true") as lines:
@@ -144,10 +140,10 @@ async def test_it_goes_on_with_what_comes_while_the_file_is_cut(
     assert blue.aside.exists()
 
 
-async def test_filters_hold_for_what_comes_then_as_well(
+async def test_filters_apply_to_new_lines_as_well(
     tmp_path: Path, blue: WorkerLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_service, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(log_service, "POLL_SECONDS", 0.01)
     path = tmp_path / "supervisor.jsonl"
     path.write_text(f"{own(1)}\n{own(2, level='error')}\n")
     target = f"{OWN}?follow=true&level=warning"
@@ -158,7 +154,7 @@ async def test_filters_hold_for_what_comes_then_as_well(
         assert json.loads(await lines.readline())["number"] == 4
 
 
-async def test_events_say_where_to_go_on(
+async def test_events_have_ids_to_resume_after(
     tmp_path: Path, blue: WorkerLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log_service, "SILENCE_SECONDS", 0.05)
@@ -184,7 +180,7 @@ async def test_events_say_where_to_go_on(
         assert b"data: new\n" in answer.body
 
 
-async def test_a_follower_that_does_not_read_holds_nobody_up(
+async def test_a_follower_that_does_not_read_delays_no_other_client(
     tmp_path: Path, blue: WorkerLog
 ) -> None:
     blue.path.write_bytes(b"x" * 99 + b"\n" * 1 + (b"y" * 999 + b"\n") * 8000)

@@ -1,4 +1,4 @@
-"""GET /metrics, and how the API counts its own answers."""
+"""`GET /metrics`, and the metrics of the API's own answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.unit.supervisor.api.support import BEARER, MemoryControl, eventually, running
 
 
-async def test_metrics_are_plain_text_of_version_0_0_4_whatever_is_accepted(
+async def test_metrics_are_plain_text_of_version_0_0_4_for_any_accept_header(
     tmp_path: Path,
 ) -> None:
     open_metrics = {"Accept": "application/openmetrics-text; version=1.0.0"}
@@ -39,13 +39,13 @@ async def test_an_answer_is_counted_with_its_routes_pattern(tmp_path: Path) -> N
     assert all(seconds is not None and seconds >= 0 for *_, seconds in server.metrics.counted)
 
 
-async def test_a_bug_is_counted_as_the_500_that_it_is(tmp_path: Path) -> None:
+async def test_a_bug_is_counted_as_500(tmp_path: Path) -> None:
     async with running(tmp_path, MemoryControl(bug=ZeroDivisionError())) as server:
         await server.tcp("GET", "/deploy/status")
     assert [counted[:3] for counted in server.metrics.counted] == [("GET", "/deploy/status", 500)]
 
 
-async def test_a_stream_is_counted_when_it_ends_and_not_timed(tmp_path: Path) -> None:
+async def test_a_stream_is_counted_at_its_end_without_a_duration(tmp_path: Path) -> None:
     async with running(tmp_path) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.options.port)
         writer.write(f"GET /deploy/events HTTP/1.1\r\nHost: {server.authority}\r\n\r\n".encode())
@@ -57,7 +57,7 @@ async def test_a_stream_is_counted_when_it_ends_and_not_timed(tmp_path: Path) ->
     assert (method, route, seconds) == ("GET", "/deploy/events", None)
 
 
-async def test_a_thousand_odd_requests_make_no_thousand_labels(tmp_path: Path) -> None:
+async def test_odd_requests_do_not_multiply_labels(tmp_path: Path) -> None:
     async with running(tmp_path) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.options.port)
         for number in range(1000):

@@ -1,4 +1,4 @@
-"""The document says what the server does, and is what it says it is."""
+"""The OpenAPI document is valid and matches the server's answers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_every_route_is_in_it_and_nothing_else() -> None:
     assert documented == {(route.method, route.path) for route in TABLE}
 
 
-def test_its_tags_are_those_in_use_of_the_four() -> None:
+def test_its_tags_are_those_in_use() -> None:
     tags = [tag["name"] for tag in DOCUMENT["tags"]]
     used = {route.tag for route in TABLE} - {None}
     assert tags == [tag for tag in ("Deploy", "Health", "Canary", "Metrics") if tag in used]
@@ -59,7 +59,7 @@ def test_ids_of_operations_are_unique_words() -> None:
 
 
 @pytest.mark.parametrize("route", TABLE, ids=name)
-def test_each_answer_has_a_schema_and_each_example_keeps_to_it(route: AnyRoute) -> None:
+def test_each_answer_has_a_schema_and_each_example_matches_it(route: AnyRoute) -> None:
     responses = operation(route)["responses"]
     assert {"400", "401", "403", "408", "421", "500"} <= set(responses)
     for status, response in responses.items():
@@ -80,7 +80,7 @@ def test_a_change_needs_the_token_and_a_read_needs_none(route: AnyRoute) -> None
 
 
 @pytest.mark.parametrize("route", TABLE, ids=name)
-def test_what_stands_in_braces_is_described(route: AnyRoute) -> None:
+def test_every_parameter_is_described(route: AnyRoute) -> None:
     parameters = operation(route).get("parameters", [])
     in_path = {each["name"] for each in parameters if each["in"] == "path"}
     assert in_path == set(re.findall(r"{(\w+)}", route.path))
@@ -114,7 +114,7 @@ def test_the_answers_of_a_deploy_that_did_not_pass_hold_record_and_error() -> No
     assert {"deploy_id", "steps", "result", "error"} <= set(example)
 
 
-async def test_what_is_served_is_this_document_and_answers_keep_to_it(tmp_path: Path) -> None:
+async def test_the_document_is_served_and_answers_match_it(tmp_path: Path) -> None:
     async with running(tmp_path) as server:
         served = (await server.tcp("GET", "/openapi.json")).json
         assert served == DOCUMENT

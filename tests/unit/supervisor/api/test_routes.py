@@ -1,4 +1,4 @@
-"""What each request answers."""
+"""The answers of each route, and the log of requests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def test_the_status_is_the_daemons_own(tmp_path: Path) -> None:
     assert answer.json["slots"][0]["started_ts"] == "2026-01-05T09:30:00Z"
 
 
-async def test_a_deploy_hands_on_what_was_asked_and_who_asked(tmp_path: Path) -> None:
+async def test_a_deploy_request_passes_on_its_parameters_and_caller(tmp_path: Path) -> None:
     async with running(tmp_path) as server:
         await server.unix("POST", "/deploy/bluegreen?dry_run=true", json={"release": "1.4.0"})
         await server.tcp("POST", "/deploy/bluegreen", headers=BEARER)
@@ -71,9 +71,7 @@ async def test_a_deploy_that_did_not_pass_answers_its_record_and_an_error(
 
 
 @pytest.mark.parametrize("path", ["/deploy/bluegreen", "/deploy/switch", "/deploy/rollback"])
-async def test_a_switch_that_could_not_be_done_answers_503_with_the_record(
-    tmp_path: Path, path: str
-) -> None:
+async def test_a_failed_switch_answers_503_with_the_record(tmp_path: Path, path: str) -> None:
     refusal = RefusedError(
         "switch_failed",
         "no space left on device",
@@ -88,7 +86,7 @@ async def test_a_switch_that_could_not_be_done_answers_503_with_the_record(
     assert answer.json["started_ts"] == "2026-01-05T09:30:00Z"
 
 
-async def test_a_deploy_that_is_not_waited_for_answers_202_and_where_to_look(
+async def test_wait_false_answers_202_with_a_location(
     tmp_path: Path,
 ) -> None:
     control = MemoryControl()
@@ -100,7 +98,7 @@ async def test_a_deploy_that_is_not_waited_for_answers_202_and_where_to_look(
     assert answer.json["result"] is None
 
 
-async def test_a_refused_deploy_says_why_and_what_to_do(tmp_path: Path) -> None:
+async def test_a_refused_deploy_has_message_and_hint(tmp_path: Path) -> None:
     refusal = RefusedError("mode_is_single", "deploys are off", status=409, hint="look first")
     async with running(tmp_path, MemoryControl(refusal=refusal)) as server:
         answer = await server.unix("POST", "/deploy/bluegreen")
@@ -122,7 +120,7 @@ async def test_a_refused_deploy_says_why_and_what_to_do(tmp_path: Path) -> None:
         ("rollback", Result.FAILED, 422),
     ],
 )
-async def test_steering_answers_200_if_what_was_asked_was_done(
+async def test_steering_answers_200_for_the_requested_result_only(
     tmp_path: Path, verb: str, result: Result, status: int
 ) -> None:
     async with running(tmp_path, MemoryControl(outcome=with_result(result))) as server:
@@ -133,7 +131,7 @@ async def test_steering_answers_200_if_what_was_asked_was_done(
 
 
 @pytest.mark.parametrize("path", ["/deploy/bluegreen", "/deploy/switch"])
-async def test_what_was_begun_goes_on_when_the_client_leaves(tmp_path: Path, path: str) -> None:
+async def test_a_started_action_continues_when_the_client_leaves(tmp_path: Path, path: str) -> None:
     control = MemoryControl()
     control.go_on.clear()
     async with running(tmp_path, control) as server:
@@ -146,7 +144,7 @@ async def test_what_was_begun_goes_on_when_the_client_leaves(tmp_path: Path, pat
         await control.ended.wait()
 
 
-async def test_a_deploy_that_takes_longer_than_a_request_may_is_not_cut(tmp_path: Path) -> None:
+async def test_a_deploy_may_take_longer_than_the_request_timeout(tmp_path: Path) -> None:
     control = MemoryControl()
     control.go_on.clear()
     async with running(tmp_path, control, receive_seconds=0.4) as server:
@@ -156,7 +154,7 @@ async def test_a_deploy_that_takes_longer_than_a_request_may_is_not_cut(tmp_path
         assert (await request).status == 200
 
 
-async def test_the_end_does_not_wait_for_a_deploy_that_does_not_end(tmp_path: Path) -> None:
+async def test_stopping_does_not_wait_for_a_deploy_without_an_end(tmp_path: Path) -> None:
     control = MemoryControl()
     control.go_on.clear()
     async with asyncio.timeout(5):
@@ -174,7 +172,7 @@ async def test_the_mode_is_set_and_the_status_answered(tmp_path: Path) -> None:
     assert server.control.asked == [("mode", Mode.SINGLE, USER)]
 
 
-async def test_the_history_is_as_long_as_asked(tmp_path: Path) -> None:
+async def test_the_history_has_the_requested_length(tmp_path: Path) -> None:
     records = {
         f"d{n}": examples.SWITCHED.model_copy(update={"deploy_id": f"d{n}"}) for n in range(60)
     }
@@ -197,7 +195,7 @@ async def test_one_deploy_is_shown_by_its_id(tmp_path: Path) -> None:
     assert (missing.status, missing.code) == (404, "deploy_not_found")
 
 
-async def test_readiness_is_the_active_workers_and_life_is_the_daemons(tmp_path: Path) -> None:
+async def test_readiness_follows_the_active_worker_and_liveness_the_daemon(tmp_path: Path) -> None:
     control = MemoryControl(is_ready=False)
     async with running(tmp_path, control) as server:
         assert (await server.tcp("GET", "/livez")).status == 200
@@ -217,9 +215,7 @@ async def test_head_answers_as_get_without_the_body(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "path", ["/", "/nope", "/deploy", "/deploy/", "/deploy/d1/steps", "/healthz", "//"]
 )
-async def test_a_path_that_is_not_there_is_404_in_the_common_shape(
-    tmp_path: Path, path: str
-) -> None:
+async def test_an_unknown_path_is_404_in_the_common_shape(tmp_path: Path, path: str) -> None:
     async with running(tmp_path) as server:
         answer = await server.tcp("GET", path)
     assert (answer.status, answer.code) == (404, "not_found")
@@ -236,7 +232,7 @@ async def test_a_path_that_is_not_there_is_404_in_the_common_shape(
         ("OPTIONS", "/deploy/mode", "POST"),
     ],
 )
-async def test_a_method_that_a_path_does_not_take_is_405_with_those_it_takes(
+async def test_an_unsupported_method_is_405_with_the_supported_ones(
     tmp_path: Path, method: str, path: str, allow: str
 ) -> None:
     async with running(tmp_path) as server:
@@ -245,7 +241,7 @@ async def test_a_method_that_a_path_does_not_take_is_405_with_those_it_takes(
     assert answer.headers["Allow"] == allow
 
 
-async def test_a_bug_shows_nothing_of_itself_but_in_the_log(tmp_path: Path) -> None:
+async def test_a_bug_is_shown_in_the_log_only(tmp_path: Path) -> None:
     control = MemoryControl(bug=ZeroDivisionError("a secret of the inside"))
     async with running(tmp_path, control) as server:
         with structlog.testing.capture_logs() as logs:
@@ -264,7 +260,7 @@ async def logged(server: Server, method: str, path: str, **kwargs: Any) -> dict[
     return dict(logs[0])
 
 
-async def test_changes_and_refusals_are_logged_and_reading_is_not(tmp_path: Path) -> None:
+async def test_changes_and_refusals_are_logged_and_reads_are_not(tmp_path: Path) -> None:
     async with running(tmp_path) as server:
         changed = await logged(server, "POST", "/deploy/switch", headers=BEARER)
         refused = await logged(server, "POST", "/deploy/switch")
@@ -276,7 +272,7 @@ async def test_changes_and_refusals_are_logged_and_reading_is_not(tmp_path: Path
     assert logs == []
 
 
-async def test_a_log_line_can_neither_be_forged_nor_hold_the_token(tmp_path: Path) -> None:
+async def test_log_lines_can_not_be_forged_and_never_contain_the_token(tmp_path: Path) -> None:
     async with running(tmp_path) as server:
         entry = await logged(
             server,

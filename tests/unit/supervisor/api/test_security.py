@@ -1,4 +1,4 @@
-"""Attacks on the way in: everything here must stay outside, or in its place."""
+"""Who may do what: attacks over TCP and the Unix socket."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from atlas_supervisor.api.security import is_loopback
 from tests.unit.supervisor.api.support import BEARER, TOKEN, Server, running
 
-NOBODY = 65534
+OTHER_UID = 65534
 
 CHANGES = [
     "/deploy/bluegreen",
@@ -78,7 +78,7 @@ async def test_reading_is_open_on_loopback(tmp_path: Path, path: str) -> None:
         ["Authorization: Digest " + "a" * 4000],
     ],
 )
-async def test_what_is_not_exactly_the_token_is_401(tmp_path: Path, lines: list[str]) -> None:
+async def test_anything_but_the_exact_token_is_401(tmp_path: Path, lines: list[str]) -> None:
     async with running(tmp_path) as server:
         answer = await server.head(
             "POST /deploy/switch HTTP/1.1", f"Host: {server.authority}", *lines
@@ -90,12 +90,12 @@ async def test_what_is_not_exactly_the_token_is_401(tmp_path: Path, lines: list[
 
 
 @pytest.mark.parametrize("query", ["token", "access_token", "authorization"])
-async def test_a_token_in_the_query_is_no_token(tmp_path: Path, query: str) -> None:
+async def test_a_token_in_the_query_is_ignored(tmp_path: Path, query: str) -> None:
     async with running(tmp_path) as server:
         assert (await server.tcp("POST", f"/deploy/switch?{query}={TOKEN}")).status == 401
 
 
-async def test_the_scheme_of_the_token_is_taken_in_any_case(tmp_path: Path) -> None:
+async def test_the_bearer_scheme_is_case_insensitive(tmp_path: Path) -> None:
     async with running(tmp_path) as server:
         for scheme in ("Bearer", "bearer", "BEARER"):
             headers = {"Authorization": f"{scheme} {TOKEN}"}
@@ -135,7 +135,7 @@ async def test_a_request_for_another_host_is_refused(tmp_path: Path, host: str) 
             assert (answer.status, answer.code) == (421, "wrong_host"), name
 
 
-async def test_loopback_names_and_configured_names_are_ours(tmp_path: Path) -> None:
+async def test_loopback_names_and_configured_names_are_allowed(tmp_path: Path) -> None:
     async with running(tmp_path, allowed_hosts=("Atlas.Internal", "fd00::1")) as server:
         for name in ("localhost", "LocalHost", "127.0.0.1", "[::1]", "atlas.internal", "[fd00::1]"):
             for port in ("", f":{server.options.port}"):
@@ -158,7 +158,7 @@ async def test_no_host_and_two_hosts_are_refused(tmp_path: Path) -> None:
             assert (answer.status, answer.code) == (400, "bad_request"), lines
 
 
-async def test_a_target_in_absolute_form_is_held_to_its_own_host(tmp_path: Path) -> None:
+async def test_the_host_of_an_absolute_target_is_checked(tmp_path: Path) -> None:
     async with running(tmp_path) as server:
         ours = f"Host: {server.authority}"
         good = await server.head(f"GET http://{server.authority}/livez HTTP/1.1", ours)
@@ -189,7 +189,7 @@ async def test_a_target_in_absolute_form_is_held_to_its_own_host(tmp_path: Path)
         "\udcff",
     ],
 )
-async def test_a_foreign_page_gets_nothing(tmp_path: Path, origin: str) -> None:
+async def test_a_foreign_origin_is_refused(tmp_path: Path, origin: str) -> None:
     async with running(tmp_path) as server:
         lines = (
             f"Host: {server.authority}",
@@ -203,7 +203,7 @@ async def test_a_foreign_page_gets_nothing(tmp_path: Path, origin: str) -> None:
     assert server.control.asked == []
 
 
-async def test_two_origins_are_as_foreign_as_the_worse_of_them(tmp_path: Path) -> None:
+async def test_of_two_origins_both_are_checked(tmp_path: Path) -> None:
     async with running(tmp_path) as server:
         answer = await server.head(
             "GET /livez HTTP/1.1",
@@ -214,7 +214,7 @@ async def test_two_origins_are_as_foreign_as_the_worse_of_them(tmp_path: Path) -
     assert answer.status == 403
 
 
-async def test_our_own_page_gets_in(tmp_path: Path) -> None:
+async def test_the_own_origin_is_allowed(tmp_path: Path) -> None:
     async with running(tmp_path) as server:
         for name in ("127.0.0.1", "localhost", "[::1]"):
             headers = {**BEARER, "Origin": f"http://{name}:{server.options.port}"}
@@ -223,7 +223,7 @@ async def test_our_own_page_gets_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site", "Cross-Site", "nonsense", ""])
-async def test_a_request_that_a_browser_calls_foreign_is_refused(tmp_path: Path, site: str) -> None:
+async def test_a_cross_site_fetch_is_refused(tmp_path: Path, site: str) -> None:
     async with running(tmp_path) as server:
         headers = {**BEARER, "Sec-Fetch-Site": site}
         for method, path in (("GET", "/deploy/status"), ("POST", "/deploy/switch")):
@@ -232,9 +232,9 @@ async def test_a_request_that_a_browser_calls_foreign_is_refused(tmp_path: Path,
         assert (await server.tcp("GET", "/docs", headers={"Sec-Fetch-Site": "none"})).status == 200
 
 
-async def test_the_unix_socket_asks_for_no_host_but_takes_no_foreign_page(tmp_path: Path) -> None:
+async def test_the_unix_socket_checks_the_origin_but_not_the_host(tmp_path: Path) -> None:
     async with running(tmp_path) as server:
-        headers = {"Host": "whatever"}
+        headers = {"Host": "any.example"}
         assert (await server.unix("GET", "/livez", headers=headers)).status == 200
         for headers in ({"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
             assert (await server.unix("POST", "/deploy/switch", headers=headers)).status == 403
@@ -284,7 +284,7 @@ async def test_another_user_may_read_over_the_unix_socket_and_change_nothing(
     async with running(open_folder) as server:
         server.options.socket_path.chmod(0o666)  # as if it were in the socket's group
         answers = await ask_as(
-            NOBODY, server, ("GET", "/deploy/status"), *(("POST", path) for path in CHANGES)
+            OTHER_UID, server, ("GET", "/deploy/status"), *(("POST", path) for path in CHANGES)
         )
     assert answers == [(200, ""), *[(403, "not_permitted")] * len(CHANGES)]
     assert server.control.asked == []
@@ -294,16 +294,16 @@ async def test_another_user_may_read_over_the_unix_socket_and_change_nothing(
 async def test_the_daemons_own_user_may_do_everything_over_the_unix_socket(
     open_folder: Path,
 ) -> None:
-    async with running(open_folder, own_uid=NOBODY) as server:
+    async with running(open_folder, own_uid=OTHER_UID) as server:
         server.options.socket_path.chmod(0o666)
-        assert await ask_as(NOBODY, server, ("POST", "/deploy/switch")) == [(200, "")]
+        assert await ask_as(OTHER_UID, server, ("POST", "/deploy/switch")) == [(200, "")]
         assert await ask_as(0, server, ("POST", "/deploy/switch")) == [(200, "")]
-    assert [actor.name for _, _, actor in server.control.asked] == [f"uid:{NOBODY}", "uid:0"]
+    assert [actor.name for _, _, actor in server.control.asked] == [f"uid:{OTHER_UID}", "uid:0"]
     assert {actor.origin for _, _, actor in server.control.asked} == {"unix"}
 
 
 @pytest.mark.needs_root
-async def test_the_unix_socket_is_closed_to_strangers_by_its_mode(open_folder: Path) -> None:
+async def test_the_mode_of_the_unix_socket_keeps_other_users_out(open_folder: Path) -> None:
     async with running(open_folder) as server:
         mode = server.options.socket_path.stat().st_mode
         assert stat.S_ISSOCK(mode)

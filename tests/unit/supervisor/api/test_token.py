@@ -1,4 +1,4 @@
-"""The token's file: made once and whole, or refused in words."""
+"""The token's file: created once, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from atlas_supervisor.api.token import load_or_create_token
 from atlas_supervisor.errors import StartRefusedError
 
 
-def test_a_token_is_made_at_the_first_start_and_stays(tmp_path: Path) -> None:
+def test_a_token_is_created_at_the_first_start_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "control.token"
     old = os.umask(0o077)
     try:
@@ -27,7 +27,7 @@ def test_a_token_is_made_at_the_first_start_and_stays(tmp_path: Path) -> None:
     assert load_or_create_token(tmp_path / "another") != token
 
 
-def test_two_that_start_at_once_have_the_same_token(tmp_path: Path) -> None:
+def test_two_concurrent_starts_get_the_same_token(tmp_path: Path) -> None:
     path = tmp_path / "control.token"
     tokens: list[str] = []
     barrier = threading.Barrier(8)
@@ -46,7 +46,7 @@ def test_two_that_start_at_once_have_the_same_token(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["control.token"]
 
 
-def test_a_token_of_ones_own_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_an_existing_token_is_used_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "control.token"
     path.write_text("my-own-token-of-20-c\n")
     path.chmod(0o600)
@@ -68,7 +68,7 @@ def test_a_token_of_ones_own_is_taken_as_it_is(tmp_path: Path) -> None:
         b"a" * 5000,
     ],
 )
-def test_a_file_that_holds_no_usable_token_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_without_a_usable_token_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "control.token"
     path.write_bytes(content)
     with pytest.raises(StartRefusedError) as refused:
@@ -78,7 +78,7 @@ def test_a_file_that_holds_no_usable_token_is_refused(tmp_path: Path, content: b
     assert content.decode("latin-1").strip() not in str(refused.value) or not content.strip()
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StartRefusedError, match="directory"):
         load_or_create_token(tmp_path)
     with pytest.raises(StartRefusedError, match="No such file"):

@@ -1,4 +1,4 @@
-"""Canaries on a real database, a real state file and real rings, and processes that tell calls."""
+"""Canaries on a real database, state file and rings, and processes that report calls."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WORDS = struct.Struct("<QQ")
 
 @dataclass
 class Clock:
-    """Both clocks of the daemon, which stand still until a test moves them."""
+    """Both clocks of the daemon; a test advances them."""
 
     slice: int = 1_000
     unix: float = 1_800_000_000.0
@@ -49,7 +49,7 @@ class Clock:
 
 @dataclass
 class Process:
-    """A worker process that tells its calls in a ring of its own."""
+    """A worker process with a ring."""
 
     folder: Path
     clock: Clock
@@ -66,7 +66,7 @@ class Process:
             file.write(layout.pack_header(owner))
             file.truncate(layout.RING_BYTES)
 
-    def tell(
+    def write(
         self,
         kind: EventKind,
         *,
@@ -77,7 +77,7 @@ class Process:
         key: int | None = None,
         times: int = 1,
     ) -> None:
-        """Write an event as often as told."""
+        """Write an event `times` times."""
         word = layout.encode(
             kind,
             is_canary=canary,
@@ -97,12 +97,12 @@ class Process:
                 self.keyed_index += times
 
     def calls(self, count: int, *, failed: int = 0, **more: Any) -> None:
-        """Tell calls that are over, the first of them failed."""
-        self.tell(EventKind.RECORDED, outcome=Outcome.ERROR, times=failed, **more)
-        self.tell(EventKind.RECORDED, times=count - failed, **more)
+        """Write calls that have ended, the first `failed` of them as errors."""
+        self.write(EventKind.RECORDED, outcome=Outcome.ERROR, times=failed, **more)
+        self.write(EventKind.RECORDED, times=count - failed, **more)
 
     def die(self) -> None:
-        """Be a process that is not there any more."""
+        """Make the owner a process that does not exist."""
         ticks = procfs.start_ticks(self.pid) or 1
         owner = layout.Owner(NO_PID, ticks, procfs.boot_id(), "blue-1", "v1")
         with self.path.open("rb+") as file:
@@ -111,7 +111,7 @@ class Process:
 
 @dataclass
 class Canaries:
-    """The daemon's part, and what is around it."""
+    """The service with its database, state file and clock."""
 
     service: FeatureCanaries
     settings: Settings
@@ -131,14 +131,14 @@ class Canaries:
 
     @property
     def written(self) -> DeployState:
-        """What workers read."""
+        """The state file as workers read it."""
         state = StateFile(self.settings.state_dir / STATE_FILE).read()
         assert state is not None
         return state
 
     async def look(self, *, after: float = 0.0) -> None:
         self.clock.pass_seconds(after)
-        await self.service._look(at_once=True)
+        await self.service._poll(at_once=True)
 
     def feature(self, name: str = "vision") -> FeatureView:
         return next(each for each in self.service.view().features if each.feature == name)
@@ -159,7 +159,7 @@ def settings_in(folder: Path, **changes: Any) -> Settings:
 async def running(
     folder: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock | None = None, **changes: Any
 ) -> AsyncIterator[Canaries]:
-    """Start them on what is in the folder, as a daemon would; they look when they are told to."""
+    """Open the canaries of a folder; they poll only in `look`."""
     clock = clock or Clock()
     monkeypatch.setattr(evidence.Moment, "now", clock.now)
     settings = settings_in(folder, **changes)

@@ -1,4 +1,4 @@
-"""The reader: files that are no rings, gaps, laps, and what a cut file does."""
+"""The ring reader: files that are not rings, gaps, laps, and truncated files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def living() -> Owner:
 
 
 class Writer:
-    """A ring that is written by hand, as a program in any language would."""
+    """Writes a ring by the layout alone, as a program in any language would."""
 
     def __init__(self, path: Path, owner: Owner) -> None:
         self.path = path
@@ -93,13 +93,12 @@ def test_a_word_holds_every_field_to_its_width() -> None:
     assert decode(word | layout.LAP) == (7, True, 3, 2**20 - 1, 2**26 - 1, 2047)
 
 
-def test_a_ring_tells_whose_it_is(ring: RingReader) -> None:
+def test_a_ring_names_its_owner(ring: RingReader) -> None:
     assert ring.owner == living()
     assert ring.alive()
-    assert ring.of_this_boot
 
 
-def test_equal_events_are_counted_and_voids_left_out(writer: Writer, ring: RingReader) -> None:
+def test_equal_events_are_counted_and_voids_are_skipped(writer: Writer, ring: RingReader) -> None:
     for index, word in enumerate((asked(1), asked(2), asked(1), EventKind.VOID << 60, asked(1))):
         writer.main(index, word)
     writer.keyed(0, asked(3), 77)
@@ -128,7 +127,7 @@ def test_a_ring_is_followed_over_many_laps(writer: Writer, ring: RingReader) -> 
     assert ring.tail == batch.next
 
 
-def test_what_the_tail_has_passed_is_not_read_again(writer: Writer, ring: RingReader) -> None:
+def test_events_before_the_tail_are_not_read_again(writer: Writer, ring: RingReader) -> None:
     for index in range(4):
         writer.main(index, asked(index))
     ring.advance(Positions(3, 0))
@@ -185,7 +184,9 @@ def test_gaps_of_a_dead_process_are_skipped_and_counted(dead: Writer) -> None:
     ],
     ids=["pid used again", "another boot", "gone"],
 )
-def test_a_process_that_is_not_the_one_is_dead(tmp_path: Path, owner: Owner) -> None:
+def test_a_ring_of_another_boot_or_of_a_reused_or_unused_pid_is_not_alive(
+    tmp_path: Path, owner: Owner
+) -> None:
     ring = RingReader.open(Writer(tmp_path / "a.ring", owner).path)
     assert not ring.alive()
     ring.close()
@@ -205,7 +206,7 @@ def test_a_zombie_is_dead(tmp_path: Path) -> None:
     assert not procfs.is_alive(child.pid, ticks)
 
 
-# What is no ring.
+# Files that are not rings.
 
 
 def refused(path: Path) -> str:
@@ -214,7 +215,7 @@ def refused(path: Path) -> str:
     return str(caught.value)
 
 
-def test_what_is_no_ring_is_refused(tmp_path: Path, writer: Writer) -> None:
+def test_a_file_that_is_not_a_ring_is_refused(tmp_path: Path, writer: Writer) -> None:
     descriptors = len(list(Path("/proc/self/fd").iterdir()))
     good = writer.path.read_bytes()
     cases = {
@@ -246,9 +247,7 @@ def test_a_ring_of_another_uid_is_refused(writer: Writer) -> None:
     assert "uid 65534" in refused(writer.path)
 
 
-def test_a_file_that_is_cut_short_while_it_is_open_is_refused(
-    writer: Writer, ring: RingReader
-) -> None:
+def test_a_file_truncated_while_open_is_refused(writer: Writer, ring: RingReader) -> None:
     for index in range(10):
         writer.main(index, asked(1))
     os.truncate(writer.path, layout.HEADER_BYTES + 16)
@@ -283,7 +282,9 @@ def test_a_closed_ring_is_not_read(ring: RingReader) -> None:
         ring.read(Positions())
 
 
-def test_unfinished_files_and_a_missing_folder_are_no_rings(tmp_path: Path, writer: Writer) -> None:
+def test_unfinished_files_and_a_missing_folder_give_no_rings(
+    tmp_path: Path, writer: Writer
+) -> None:
     (tmp_path / ".5-6-ef.ring.new").touch()
     assert ring_files(tmp_path) == [writer.path]
     assert ring_files(tmp_path / "none") == []

@@ -23,10 +23,10 @@ def totals(stats: CanaryStats) -> tuple[int, int, int, int]:
     return (stats.canary.calls, stats.canary.errors, stats.stable.calls, stats.stable.errors)
 
 
-# What workers are told.
+# The policy.
 
 
-async def test_workers_are_told_a_share_and_an_epoch_of_every_feature(
+async def test_the_policy_has_a_share_and_an_epoch_for_each_feature(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
@@ -41,7 +41,7 @@ async def test_workers_are_told_a_share_and_an_epoch_of_every_feature(
         assert len({each.epoch for each in policy.features.values()}) == 3
 
 
-async def test_without_canaries_every_share_is_nothing_and_stable_calls_are_counted(
+async def test_with_canaries_disabled_every_share_is_zero_and_stable_calls_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch, canary_enabled=False) as canaries:
@@ -51,7 +51,7 @@ async def test_without_canaries_every_share_is_nothing_and_stable_calls_are_coun
         assert totals(canaries.service.stats()) == (0, 0, 3, 0)
 
 
-async def test_a_share_set_by_an_operator_begins_an_epoch_and_survives_a_restart(
+async def test_a_share_set_by_an_operator_starts_an_epoch_and_survives_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
@@ -70,7 +70,7 @@ async def test_a_share_set_by_an_operator_begins_an_epoch_and_survives_a_restart
         assert ("canary_reset", "done", "vision") in await canaries.audited()
 
 
-async def test_what_is_so_already_is_no_new_epoch_and_is_not_audited(
+async def test_setting_the_present_share_starts_no_epoch_and_is_not_audited(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
@@ -80,7 +80,7 @@ async def test_what_is_so_already_is_no_new_epoch_and_is_not_audited(
         assert (canaries.policy, await canaries.audited()) == (before, audited)
 
 
-async def test_a_restart_changes_nothing_if_the_settings_have_not(
+async def test_a_restart_with_the_same_settings_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
@@ -104,7 +104,7 @@ async def test_an_unknown_feature_is_refused_by_name(
             assert "vision, web, optimizer" in caught.value.hint
 
 
-# What they tell.
+# Events.
 
 
 async def test_calls_of_all_processes_are_added_up(
@@ -136,7 +136,7 @@ async def test_calls_survive_a_restart_of_the_daemon_and_are_counted_once(
         assert totals(canaries.service.stats()) == (7, 2, 0, 0)
 
 
-async def test_what_was_read_and_not_written_before_a_crash_is_read_again(
+async def test_events_read_but_not_written_before_a_crash_are_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
@@ -159,9 +159,7 @@ async def test_what_was_read_and_not_written_before_a_crash_is_read_again(
         assert totals(canaries.service.stats()) == (8, 0, 0, 0)
 
 
-async def test_a_commit_that_failed_is_made_up_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_failed_commit_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
         process = canaries.process()
         process.calls(3)
@@ -181,14 +179,14 @@ async def test_a_commit_that_failed_is_made_up_for(
         assert totals(canaries.service.stats()) == (7, 0, 0, 0)
 
 
-async def test_what_a_dead_process_had_open_has_failed_and_its_ring_is_removed(
+async def test_open_calls_of_a_dead_process_have_failed_and_its_ring_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
         process = canaries.process()
         process.calls(2)
-        process.tell(EventKind.BEGUN)
-        process.tell(EventKind.ASKED)
+        process.write(EventKind.STARTED)
+        process.write(EventKind.ASKED)
         process.die()
         await canaries.look()
         await canaries.look()
@@ -198,27 +196,27 @@ async def test_what_a_dead_process_had_open_has_failed_and_its_ring_is_removed(
         assert await canaries.database.canary.rings() == []
 
 
-async def test_a_process_that_died_while_the_daemon_was_away_is_told_by_its_ring(
+async def test_the_ring_of_a_process_that_died_while_the_daemon_was_away_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
         process = canaries.process()
-        process.tell(EventKind.BEGUN)
+        process.write(EventKind.STARTED)
         await canaries.look()
-    process.tell(EventKind.ENDED)
-    process.tell(EventKind.BEGUN)
+    process.write(EventKind.ENDED)
+    process.write(EventKind.STARTED)
     process.die()
     async with running(tmp_path, monkeypatch) as canaries:
         await canaries.look()
         assert totals(canaries.service.stats()) == (2, 1, 0, 0)
 
 
-async def test_a_ring_that_was_removed_while_the_daemon_was_away_had_failed(
+async def test_open_calls_of_a_ring_removed_while_the_daemon_was_away_have_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
         process = canaries.process()
-        process.tell(EventKind.BEGUN)
+        process.write(EventKind.STARTED)
         await canaries.look()
     process.path.unlink()
     async with running(tmp_path, monkeypatch) as canaries:
@@ -228,7 +226,7 @@ async def test_a_ring_that_was_removed_while_the_daemon_was_away_had_failed(
         assert await canaries.database.canary.rings() == []
 
 
-async def test_whatever_else_is_in_the_folder_is_refused_and_disturbs_nobody(
+async def test_other_files_in_the_folder_are_refused_without_effect_on_rings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
@@ -244,7 +242,7 @@ async def test_whatever_else_is_in_the_folder_is_refused_and_disturbs_nobody(
 # The fallback.
 
 
-async def test_too_many_failures_turn_all_canaries_off_until_an_operator_resets_it(
+async def test_too_many_failures_turn_all_canaries_off_until_an_operator_resets_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
@@ -277,7 +275,7 @@ async def test_too_many_failures_turn_all_canaries_off_until_an_operator_resets_
         ]
 
 
-async def test_after_a_reset_the_fallback_has_forgotten_older_calls(
+async def test_after_a_reset_the_fallback_does_not_count_earlier_calls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
@@ -293,7 +291,7 @@ async def test_after_a_reset_the_fallback_has_forgotten_older_calls(
         assert canaries.written.canary_disabled_fallback
 
 
-async def test_a_latch_in_the_state_file_alone_is_kept(
+async def test_a_fallback_recorded_only_in_the_state_file_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
@@ -303,7 +301,7 @@ async def test_a_latch_in_the_state_file_alone_is_kept(
         assert canaries.service.view().canary_disabled_fallback
 
 
-async def test_a_latch_right_before_a_kill_is_audited_by_the_next_daemon_and_once(
+async def test_a_fallback_right_before_a_kill_is_audited_once_by_the_next_daemon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fails(*_: Any) -> None:
@@ -324,7 +322,7 @@ async def test_a_latch_right_before_a_kill_is_audited_by_the_next_daemon_and_onc
             assert await canaries.audited() == [("canary_fallback", "latched", None)]
 
 
-async def test_a_full_disk_delays_the_latch_and_does_not_prevent_it(
+async def test_a_full_disk_delays_the_fallback_and_does_not_prevent_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
@@ -349,7 +347,7 @@ async def test_a_full_disk_delays_the_latch_and_does_not_prevent_it(
 
 
 async def one_second(canaries: Canaries, process: Process, *, bad: int, calls: int = 100) -> None:
-    """Let a second pass with so many calls, shared out as the policy says."""
+    """Advance a second with this many calls, split by the policy's share."""
     share = canaries.policy.features["vision"].share
     process.calls(round(share * calls), failed=bad)
     process.calls(round((1 - share) * calls), canary=False)
@@ -366,7 +364,7 @@ async def test_a_canary_that_fails_more_often_is_rolled_back_and_the_others_stay
         view = canaries.feature()
         assert (view.stage, view.share) == ("rolled_back", 0.0)
         assert "vision" in view.reason
-        assert view.judgement.reason == view.reason  # what spoke against it is not forgotten
+        assert view.judgement.reason == view.reason  # the reason is kept
         assert canaries.feature("web").share == 0.2
         assert ("canary", "rolled_back", "vision") in await canaries.audited()
         assert not canaries.written.canary_disabled_fallback
@@ -377,7 +375,7 @@ async def test_a_canary_that_fails_more_often_is_rolled_back_and_the_others_stay
         assert canaries.feature().stage == "steady"
 
 
-async def test_the_evidence_goes_on_over_a_restart_without_losing_or_repeating_a_window(
+async def test_evidence_continues_after_a_restart_without_losing_or_repeating_a_window(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def play(folder: Path, *, restarts: bool) -> dict[str, Any]:
@@ -399,7 +397,7 @@ async def test_the_evidence_goes_on_over_a_restart_without_losing_or_repeating_a
     assert alone == await play(tmp_path / "b", restarts=True)
 
 
-async def test_a_ramp_climbs_its_steps_and_is_promoted_by_evidence(
+async def test_a_ramp_advances_by_its_steps_and_is_promoted_by_evidence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch, **RAMP) as canaries:
@@ -418,7 +416,7 @@ async def test_a_ramp_climbs_its_steps_and_is_promoted_by_evidence(
         assert outcomes == ["start", "ramping", "promoted"]
 
 
-async def test_without_traffic_a_ramp_holds(
+async def test_a_ramp_without_traffic_does_not_advance(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch, **RAMP) as canaries:
@@ -427,7 +425,7 @@ async def test_without_traffic_a_ramp_holds(
         assert canaries.feature().share == 0.1
 
 
-async def test_a_paused_ramp_goes_on_from_its_step_after_a_restart(
+async def test_a_paused_ramp_resumes_at_its_step_after_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch, **RAMP) as canaries:
@@ -440,7 +438,7 @@ async def test_a_paused_ramp_goes_on_from_its_step_after_a_restart(
         assert (view.stage, view.step) == ("ramping", 1)
 
 
-async def test_an_action_under_a_key_is_done_once(
+async def test_an_action_with_an_idempotency_key_is_done_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     more: dict[str, Any] = {**RAMP, "canary_ramp": (0.1, 0.2, 0.5, 1.0)}
@@ -453,7 +451,7 @@ async def test_an_action_under_a_key_is_done_once(
         assert key.repeated
 
 
-async def test_an_action_that_makes_no_sense_is_refused_with_what_to_do(
+async def test_an_impossible_action_is_refused_with_a_hint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
@@ -463,7 +461,7 @@ async def test_an_action_that_makes_no_sense_is_refused_with_what_to_do(
         assert "CANARY_RAMP" in caught.value.hint
 
 
-async def test_a_change_that_can_not_be_written_is_refused_and_not_made(
+async def test_a_change_that_can_not_be_written_is_refused_and_not_applied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
@@ -502,17 +500,17 @@ async def test_the_state_file_wins_over_a_database_that_was_not_written(
         assert view.epoch > epoch
 
 
-# Which evidence goes on, and which begins anew.
+# Evidence that continues and evidence that starts anew.
 
 
 def first_calls_of_keys(process: Process) -> None:
     for key in range(1, 31):
-        process.tell(EventKind.BEGUN, canary=key <= 6, key=key)
-        process.tell(EventKind.ENDED, canary=key <= 6, key=key)
+        process.write(EventKind.STARTED, canary=key <= 6, key=key)
+        process.write(EventKind.ENDED, canary=key <= 6, key=key)
 
 
 @pytest.mark.parametrize("between", [0.0, 1.0])
-async def test_where_no_calls_were_drawn_evidence_begins_anew_with_the_next_share(
+async def test_evidence_starts_anew_after_a_share_that_drew_no_calls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: float
 ) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
@@ -529,7 +527,7 @@ async def test_where_no_calls_were_drawn_evidence_begins_anew_with_the_next_shar
         assert canaries.feature().judgement.numbers["canary"]["calls"] == 6
 
 
-async def test_after_canaries_were_off_evidence_begins_anew(
+async def test_evidence_starts_anew_after_canaries_were_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
@@ -543,7 +541,7 @@ async def test_after_canaries_were_off_evidence_begins_anew(
         assert canaries.feature().judgement.numbers["canary"]["calls"] == 0
 
 
-async def test_a_share_set_in_mid_ramp_keeps_the_evidence_whatever_the_settings_share_is(
+async def test_a_share_set_during_a_ramp_keeps_the_evidence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch, **RAMP, canary_percentage=0.0) as canaries:
@@ -553,7 +551,7 @@ async def test_a_share_set_in_mid_ramp_keeps_the_evidence_whatever_the_settings_
         assert (canaries.feature().share, canaries.feature().ramp) == (0.3, ramp)
 
 
-async def test_evidence_that_can_not_be_read_begins_anew_and_all_else_goes_on(
+async def test_unreadable_evidence_starts_anew_and_the_rest_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
@@ -571,10 +569,10 @@ async def test_evidence_that_can_not_be_read_begins_anew_and_all_else_goes_on(
         assert (await canaries.service.report(1)).features[0].canary.calls == 50
 
 
-# Numbers that are not to be trusted, and the report.
+# Warnings, and the report.
 
 
-async def test_arms_that_do_not_get_their_shares_are_warned_about(
+async def test_a_sample_ratio_mismatch_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
@@ -590,61 +588,61 @@ async def test_arms_that_do_not_get_their_shares_are_warned_about(
         assert report.features[0].warnings == [warning]
 
 
-async def test_a_few_keys_that_call_often_are_no_reason_to_distrust_the_draw(
+async def test_a_few_keys_that_call_often_are_not_a_sample_ratio_mismatch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
         process = canaries.process()
         for key in range(1, 11):
-            process.tell(EventKind.BEGUN, canary=key < 3, key=key, times=100)
-            process.tell(EventKind.ENDED, canary=key < 3, key=key, times=100)
+            process.write(EventKind.STARTED, canary=key < 3, key=key, times=100)
+            process.write(EventKind.ENDED, canary=key < 3, key=key, times=100)
         await canaries.look(after=5)
         assert canaries.service.stats().canary.calls == 200
         assert canaries.feature().judgement.numbers["canary"]["calls"] == 2
         assert canaries.feature().warnings == []
 
 
-async def test_decisions_that_nobody_reports_are_warned_about(
+async def test_unreported_decisions_are_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
         process = canaries.process()
-        process.tell(EventKind.ASKED, times=80)
-        process.tell(EventKind.TOLD, times=60)
-        process.tell(EventKind.ASKED, canary=False, times=240)
-        process.tell(EventKind.TOLD, canary=False, times=240)
+        process.write(EventKind.ASKED, times=80)
+        process.write(EventKind.REPORTED, times=60)
+        process.write(EventKind.ASKED, canary=False, times=240)
+        process.write(EventKind.REPORTED, canary=False, times=240)
         await canaries.look(after=70)
         unequal, many = canaries.feature().warnings
         assert "the canary arm reports fewer of its decisions" in unequal
         assert "25.0 % of the canary arm's decisions were never reported" in many
 
 
-async def test_all_that_was_assigned_is_compared_with_the_share_not_what_was_reported(
+async def test_the_sample_ratio_is_that_of_assignments_not_of_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
         process = canaries.process()
         for key in range(1, 301):
-            process.tell(EventKind.ASKED, canary=key <= 60, key=key)
-        process.tell(EventKind.ASKED, times=40)
-        process.tell(EventKind.ASKED, canary=False, times=160)
-        process.tell(EventKind.TOLD, times=40)
+            process.write(EventKind.ASKED, canary=key <= 60, key=key)
+        process.write(EventKind.ASKED, times=40)
+        process.write(EventKind.ASKED, canary=False, times=160)
+        process.write(EventKind.REPORTED, times=40)
         await canaries.look(after=5)
         ratio = canaries.feature().judgement.numbers["sample_ratio"]
         assert (ratio["observed"], ratio["fits"]) == (0.2, True)
 
 
-async def test_draws_of_a_ramp_are_forgotten_with_it_and_kept_over_a_restart(
+async def test_assignment_counts_last_for_a_ramp_and_survive_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch) as canaries:
         process = canaries.process()
         process.calls(200)
-        process.tell(EventKind.ASKED, times=50)
+        process.write(EventKind.ASKED, times=50)
         await canaries.look(after=5)
     async with running(tmp_path, monkeypatch) as canaries:
         assert canaries.feature().judgement.kind == "ratio"
-        await canaries.look(after=70)  # the questions of before the restart were never told
+        await canaries.look(after=70)  # decisions before the restart were never reported
         assert canaries.feature().judgement.numbers["unreported_ratio"]["observed"] == 1.0
         await canaries.service.set_percentage("vision", 0, OPERATOR)
         await canaries.service.set_percentage("vision", 0.2, OPERATOR)
@@ -672,7 +670,7 @@ async def test_the_report_compares_within_epochs(
         assert feature.canary.error_rate_interval is not None
 
 
-async def test_calls_are_reported_for_as_many_hours_as_asked_for(
+async def test_the_report_covers_the_requested_hours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, monkeypatch, canary_min_calls=10**6) as canaries:
@@ -688,7 +686,7 @@ async def test_calls_are_reported_for_as_many_hours_as_asked_for(
         assert calls == {1: 1, 2: 2, 24: 24, 48: 48, 60: 60, 720: 72}
 
 
-async def test_old_counts_are_forgotten_in_time(
+async def test_counts_are_deleted_after_their_retention(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()

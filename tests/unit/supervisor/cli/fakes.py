@@ -1,4 +1,4 @@
-"""A daemon that plays recorded answers over a real socket, and remembers what it was asked."""
+"""A daemon that plays recorded answers over a real socket, and records its requests."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ STAY = object()
 class Played:
     """The answers by method and path: each list is played in order, and its last one stays.
 
-    Events are told only if `play_events` says so; else the path is not there.
+    Events are streamed only after `play_events`; otherwise the path does not exist.
     """
 
     answers: dict[tuple[str, str], list[web.Response | asyncio.Event]] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class Played:
     def play_events(
         self, *streams: tuple[bytes | object, ...], path: str = "/deploy/events"
     ) -> None:
-        """Tell events: each connection gets the pieces of one stream, and those after it `STAY`.
+        """Stream events: each connection gets the pieces of one stream, and those after it `STAY`.
 
         A piece that is a number waits until that many requests have come.
         """
@@ -97,7 +97,7 @@ class Played:
         self.breaks = times
 
     def has_heard(self, requests: int) -> bool:
-        """Tell whether that many requests have come."""
+        """Return whether that many requests have come."""
         return len(self.asked) >= requests
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
@@ -159,8 +159,8 @@ async def serve(played: Played, socket: Path) -> AsyncIterator[Played]:
         await runner.cleanup()
 
 
-def told(number: int | None = None, **fields: Any) -> bytes:
-    """Return an event as the daemon tells it."""
+def event(number: int | None = None, **fields: Any) -> bytes:
+    """Return an event as the daemon sends it."""
     lines = [] if number is None else [f"id: {number}"]
     lines += ["event: transition", f"data: {json.dumps({'deploy_id': 'd-42', **fields})}", "", ""]
     return "\n".join(lines).encode()

@@ -74,7 +74,7 @@ async def run(command: list[str], **env: str) -> Outcome:
 
 
 def read_all(descriptor: int) -> bytes:
-    """Read a terminal until nobody has it open any more, which Linux tells as EIO."""
+    """Read a terminal until no process has it open any more, which Linux reports as EIO."""
     chunks = []
     while True:
         try:

@@ -1,3 +1,5 @@
+"""`atlasctl audit`."""
+
 from __future__ import annotations
 
 import json
@@ -49,7 +51,7 @@ BROKEN = found(
 )
 
 
-async def test_it_lists_who_did_what_from_where_and_how_it_came_out(
+async def test_entries_are_listed_with_actor_origin_action_and_outcome(
     daemon: Played, atlasctl: Call
 ) -> None:
     detail = {"method": "POST", "path": "/deploy/mode", "left_out": 0, "why": None}
@@ -61,20 +63,20 @@ async def test_it_lists_who_did_what_from_where_and_how_it_came_out(
     outcome = await atlasctl("audit")
     assert outcome.code == 0
     header, first, second = outcome.out.splitlines()
-    assert header.split() == ["id", "when", "who", "from", "what", "subject", "outcome", "detail"]
+    assert header.split() == ["id", "when", "who", "from", "what", "outcome", "subject", "detail"]
     assert first.split()[0] == "2"
     assert first.split()[3:] == [
-        *("anonymous", "127.0.0.1", "request", "-", "refused"),
+        *("anonymous", "127.0.0.1", "request", "refused", "-"),
         *("method", "POST,", "path", "/deploy/mode,", "left_out", "0"),
     ]
-    assert second.split()[3:] == ["uid:0", "unix", "deploy", "d-42", "begun"]
+    assert second.split()[3:] == ["uid:0", "unix", "deploy", "begun", "d-42"]
     assert daemon.asked[0].query == {"limit": "20"}
 
 
-async def test_what_was_asked_for_reaches_the_daemon(daemon: Played, atlasctl: Call) -> None:
+async def test_the_options_are_passed_to_the_daemon(daemon: Played, atlasctl: Call) -> None:
     daemon.play("GET", "/deploy/audit", {"entries": []})
     asked = ("--limit", "5", "--before", "9", "--action", "mode", "--subject", "d-42")
-    assert (await atlasctl("audit", *asked)).out == "no such entries\n"
+    assert (await atlasctl("audit", *asked)).out == "no matching entries\n"
     assert daemon.asked[0].query == {
         "limit": "5",
         "before": "9",
@@ -83,26 +85,24 @@ async def test_what_was_asked_for_reaches_the_daemon(daemon: Played, atlasctl: C
     }
 
 
-async def test_what_stands_in_an_entry_can_not_steer_a_terminal(
-    daemon: Played, atlasctl: Call
-) -> None:
+async def test_entries_are_escaped_on_a_terminal(daemon: Played, atlasctl: Call) -> None:
     daemon.play("GET", "/deploy/audit", {"entries": [entry(1, actor="\x1b[31mred\n")]})
     out = (await atlasctl("audit")).out
     assert "\\x1b[31mred\\n" in out
     assert len(out.splitlines()) == 2
 
 
-async def test_a_trail_that_is_whole_exits_with_0_and_tells_the_hash_to_note(
+async def test_an_intact_trail_exits_with_0_and_shows_its_last_hash(
     daemon: Played, atlasctl: Call
 ) -> None:
     daemon.play("GET", "/deploy/audit/verify", found())
     outcome = await atlasctl("audit", "--verify")
     assert outcome.code == 0
-    assert "✓ the audit trail is whole: 7 entries" in outcome.out
-    assert f"entry 7, its hash is {HEAD}" in outcome.out
+    assert "✓ the audit trail is intact: 7 entries" in outcome.out
+    assert f"hash of entry 7, the last one:\n  {HEAD}" in outcome.out
 
 
-async def test_a_trail_that_is_broken_exits_with_1_and_names_the_first_broken_entry(
+async def test_a_broken_trail_exits_with_1_and_names_the_first_broken_entry(
     daemon: Played, atlasctl: Call
 ) -> None:
     daemon.play("GET", "/deploy/audit/verify", BROKEN)
@@ -113,7 +113,7 @@ async def test_a_trail_that_is_broken_exits_with_1_and_names_the_first_broken_en
 
 
 @pytest.mark.parametrize("answer", [found(), BROKEN])
-async def test_with_json_the_answer_is_as_it_came_and_the_exit_status_tells_as_well(
+async def test_json_is_unchanged_and_the_exit_status_is_the_same(
     daemon: Played, atlasctl: Call, answer: dict[str, Any]
 ) -> None:
     daemon.play("GET", "/deploy/audit/verify", answer)
@@ -134,6 +134,6 @@ async def test_without_the_right_to_read_it_the_daemons_hint_is_shown(
     assert "Run it as root." in outcome.err
 
 
-async def test_somebody_else_who_answers_is_no_daemon(daemon: Played, atlasctl: Call) -> None:
+async def test_an_answer_of_another_server_is_no_daemon(daemon: Played, atlasctl: Call) -> None:
     daemon.play("GET", "/deploy/audit/verify", {"fine": True})
     assert (await atlasctl("audit", "--verify")).code == 3

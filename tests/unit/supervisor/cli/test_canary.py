@@ -1,4 +1,4 @@
-"""`atlasctl canary …`: what is asked of the daemon, and what an operator's word has done."""
+"""`atlasctl canary …`: its requests, and the effect that it shows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNKNOWN = problem("unknown_feature", "there is no feature 'speech'", "CANARY_FEA
     ("written", "share"),
     [("0.1", 0.1), ("10%", 0.1), ("7 %", 0.07), (".5", 0.5), ("0.05%", 0.0005), ("0", 0), ("1", 1)],
 )
-async def test_a_share_is_set_however_it_is_written(
+async def test_a_share_can_be_a_fraction_or_a_percentage(
     daemon: Played, atlasctl: Call, written: str, share: float
 ) -> None:
     daemon.play("PUT", "/deploy/canary/vision", steady(share=share, percentage=share))
@@ -29,19 +29,19 @@ async def test_a_share_is_set_however_it_is_written(
 @pytest.mark.parametrize(
     ("written", "said"),
     [
-        ("10", "is it 10%?"),
+        ("10", "did you mean 10%?"),
         ("101%", "'101%' is more than all calls: a share is 0 to 1, or 0% to 100%."),
         ("1000", "a share is 0 to 1, or 0% to 100%."),
-        ("0,1", "'0,1' is no share: write 0.1 or 10% for a tenth of calls."),
-        ("nan", "'nan' is no share"),
-        ("1e-3", "'1e-3' is no share"),
-        ("\u0660.\u0661", "is no share"),  # digits, but of no number that we write
-        ("%", "'%' is no share"),
-        ("", "'' is no share"),
-        ("9" * 5000, "is no share"),
+        ("0,1", "'0,1' is not a share: write 0.1 or 10% for a tenth of the calls."),
+        ("nan", "'nan' is not a share"),
+        ("1e-3", "'1e-3' is not a share"),
+        ("\u0660.\u0661", "is not a share"),  # digits, but of no number that we write
+        ("%", "'%' is not a share"),
+        ("", "'' is not a share"),
+        ("9" * 5000, "is not a share"),
     ],
 )
-async def test_what_is_no_share_is_wrong_usage_and_reaches_nobody(
+async def test_an_invalid_share_is_wrong_usage_and_sends_no_request(
     daemon: Played, atlasctl: Call, written: str, said: str
 ) -> None:
     outcome = await atlasctl("canary", "set", "vision", written)
@@ -52,18 +52,18 @@ async def test_what_is_no_share_is_wrong_usage_and_reaches_nobody(
 
 @pytest.mark.parametrize("name", ["Vision", "../mode", "vision/ramp", "1st", "v" * 101, "ä"])
 @pytest.mark.parametrize("sub_verb", [["report"], ["set"], ["ramp"], ["reset"]])
-async def test_what_is_no_feature_s_name_is_wrong_usage_and_reaches_nobody(
+async def test_an_invalid_feature_name_is_wrong_usage_and_sends_no_request(
     daemon: Played, atlasctl: Call, name: str, sub_verb: list[str]
 ) -> None:
     more = {"set": ["0.1"], "ramp": ["start"]}.get(sub_verb[0], [])
     outcome = await atlasctl("canary", *sub_verb, name, *more)
     assert outcome.code == 2
-    assert "is no feature's name" in outcome.err
+    assert "is not the name of a feature" in outcome.err
     assert "`atlasctl canary status` lists them" in outcome.err
     assert daemon.asked == []
 
 
-async def test_a_share_that_is_set_is_told(daemon: Played, atlasctl: Call) -> None:
+async def test_a_changed_share_is_shown(daemon: Played, atlasctl: Call) -> None:
     daemon.play("PUT", "/deploy/canary/vision", steady(share=0.125, percentage=0.125))
     outcome = await atlasctl("canary", "set", "vision", "12.5%")
     assert outcome.out == "✓ vision: 12.5 % of calls go to the canary (steady)\n"
@@ -79,7 +79,7 @@ async def test_a_share_set_while_canaries_are_off_says_that_it_is_not_in_force(
     assert "Canaries are off, so for now every call is stable." in outcome.out
 
 
-async def test_a_share_whose_answer_was_lost_is_set_once_more(
+async def test_setting_a_share_is_repeated_after_a_lost_answer(
     daemon: Played, atlasctl: Call
 ) -> None:
     daemon.play("PUT", "/deploy/canary/vision", steady(share=0.1, percentage=0.1))
@@ -100,7 +100,7 @@ async def test_a_share_whose_answer_was_lost_is_set_once_more(
         ("rollback", {"stage": "rolled_back", "step": None, "share": 0.0}, "no calls go to the"),
     ],
 )
-async def test_a_ramp_is_steered_under_a_key_of_its_own_and_what_came_of_it_is_told(
+async def test_a_ramp_action_has_an_idempotency_key_and_its_effect_is_shown(
     daemon: Played, atlasctl: Call, action: str, now: dict[str, Any], said: str
 ) -> None:
     daemon.play("POST", "/deploy/canary/vision/ramp", {**FEATURE, **now})
@@ -115,7 +115,7 @@ async def test_a_ramp_is_steered_under_a_key_of_its_own_and_what_came_of_it_is_t
 
 
 @pytest.mark.parametrize("words", [["ramp", "vision", "advance"], ["reset"]])
-async def test_what_is_asked_for_again_because_the_answer_was_lost_has_the_same_key(
+async def test_a_repeated_request_has_the_same_key(
     daemon: Played, atlasctl: Call, words: list[str]
 ) -> None:
     daemon.play("POST", "/deploy/canary/vision/ramp", FEATURE)
@@ -133,40 +133,40 @@ async def test_an_unknown_action_is_wrong_usage(daemon: Played, atlasctl: Call) 
     assert daemon.asked == []
 
 
-async def test_a_ramp_that_can_t_be_steered_is_refused_with_the_hint(
+async def test_an_impossible_ramp_action_is_refused_with_a_hint(
     daemon: Played, atlasctl: Call
 ) -> None:
-    refused = problem("ramp_not_possible", "vision is steady: no ramp is under way", "start one")
+    refused = problem("ramp_not_possible", "vision is steady: no ramp is in progress", "start one")
     daemon.play("POST", "/deploy/canary/vision/ramp", refused, status=409)
     outcome = await atlasctl("canary", "ramp", "vision", "pause")
     assert (outcome.code, outcome.out) == (1, "")
-    assert outcome.err == "✗ vision is steady: no ramp is under way\n  start one\n"
+    assert outcome.err == "✗ vision is steady: no ramp is in progress\n  start one\n"
 
 
-async def test_a_reset_of_the_fallback_says_what_it_did(daemon: Played, atlasctl: Call) -> None:
+async def test_a_reset_of_the_fallback_shows_its_effect(daemon: Played, atlasctl: Call) -> None:
     daemon.play("POST", "/deploy/canary/reset", VIEW)
     outcome = await atlasctl("canary", "reset")
     assert outcome.code == 0
-    assert outcome.out.startswith("✓ the fallback is reset; calls until now are forgotten")
+    assert outcome.out.startswith("✓ the fallback is reset; earlier calls no longer count")
     assert "canaries are on\n" in outcome.out
     assert json.loads(daemon.asked[0].body) == {}
 
 
-async def test_a_reset_leaves_no_doubt_that_the_settings_keep_canaries_off(
+async def test_a_reset_shows_that_the_settings_keep_canaries_off(
     daemon: Played, atlasctl: Call
 ) -> None:
     daemon.play("POST", "/deploy/canary/reset", {**VIEW, "enabled": False})
     outcome = await atlasctl("canary", "reset")
-    assert "canaries are off: CANARY_ENABLED in the env file is false" in outcome.out
+    assert "canaries are off: CANARY_ENABLED=false in the env file" in outcome.out
 
 
-async def test_a_feature_that_is_reset_tells_the_share_of_the_settings(
+async def test_a_reset_feature_shows_the_share_of_the_settings(
     daemon: Played, atlasctl: Call
 ) -> None:
     view = {**VIEW, "features": [steady(share=0.2, percentage=0.2)]}
     daemon.play("POST", "/deploy/canary/reset", view)
     outcome = await atlasctl("canary", "reset", "vision")
-    assert "✓ vision is back to the settings: 20 % of calls go to the canary" in outcome.out
+    assert "✓ vision is reset to the settings: 20 % of calls go to the canary" in outcome.out
     assert json.loads(daemon.asked[0].body) == {"feature": "vision"}
 
 
@@ -198,14 +198,14 @@ async def test_a_report_on_an_unknown_feature_is_refused_and_names_the_known(
 
 
 @pytest.mark.parametrize("words", [["status"], ["report"], ["set", "vision", "0"], ["reset"]])
-async def test_a_daemon_from_before_canaries_is_told_apart_from_an_unknown_feature(
+async def test_a_daemon_without_canaries_is_distinguished_from_an_unknown_feature(
     daemon: Played, atlasctl: Call, words: list[str]
 ) -> None:
     # An older daemon takes `canary` for the id of a deploy.
     daemon.play("GET", "/deploy/canary", problem("unknown_deploy", "no 'canary'"), status=404)
     outcome = await atlasctl("canary", *words)
     assert (outcome.code, outcome.out) == (1, "")
-    assert "This daemon knows no feature canaries." in outcome.err
+    assert "This daemon has no feature canaries." in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ async def test_a_daemon_from_before_canaries_is_told_apart_from_an_unknown_featu
         ["canary", "status", "--json"],
     ],
 )
-async def test_json_may_stand_before_or_after_each_word_and_is_byte_faithful(
+async def test_json_is_accepted_at_any_position_and_printed_unchanged(
     daemon: Played, atlasctl: Call, words: list[str]
 ) -> None:
     body = b'{ "enabled":true,\n"features":[] , "new": "\\u0007"}'
@@ -225,7 +225,7 @@ async def test_json_may_stand_before_or_after_each_word_and_is_byte_faithful(
     assert (outcome.code, outcome.out) == (0, body.decode())
 
 
-async def test_the_url_may_stand_between_the_words(
+async def test_the_url_is_accepted_between_the_words(
     daemon: Played, call: Call, tmp_path: Any
 ) -> None:
     daemon.play("GET", "/deploy/canary", VIEW)
@@ -243,9 +243,7 @@ async def test_with_json_a_refusal_is_the_api_s_own_answer_and_exit_1(
     assert json.loads(outcome.out) == UNKNOWN
 
 
-async def test_something_else_that_answers_there_is_no_daemon(
-    daemon: Played, atlasctl: Call
-) -> None:
+async def test_an_answer_of_another_server_is_no_daemon(daemon: Played, atlasctl: Call) -> None:
     daemon.play("GET", "/deploy/canary", {"hello": "world"})
     outcome = await atlasctl("canary", "status")
     assert outcome.code == 3
@@ -258,7 +256,7 @@ async def test_hours_outside_of_a_month_are_wrong_usage(daemon: Played, atlasctl
     assert daemon.asked == []
 
 
-async def test_the_sub_verbs_are_listed_in_the_order_of_their_use(atlasctl: Call) -> None:
+async def test_the_verbs_of_canary_are_listed_in_the_order_of_use(atlasctl: Call) -> None:
     outcome = await atlasctl("canary", "--help")
     words = [line.split()[0] for line in outcome.out.splitlines() if line.startswith("  ")]
     assert words[-5:] == ["status", "report", "set", "ramp", "reset"]

@@ -1,4 +1,4 @@
-"""How features' canaries are shown: the numbers, the warnings, and what an older daemon lacks."""
+"""`atlasctl canary status` and `report`: numbers, warnings, and older daemons."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.unit.supervisor.cli.support import Call, on_terminal
 
 OF_VISION = REPORT["features"][0]
 STRATUM = OF_VISION["strata"][0]
+EVIDENCE = FEATURE["judgement"]["reason"].removeprefix("vision: ")
 NONSENSE: tuple[Any, ...] = (None, [[]], {"a": 1}, "x", 1e999)
 
 
@@ -59,7 +60,7 @@ async def reported(
     return outcome.out.splitlines()
 
 
-async def test_a_feature_tells_share_step_evidence_and_what_it_waits_for(
+async def test_a_feature_shows_share_step_evidence_and_what_it_waits_for(
     daemon: Played, atlasctl: Call
 ) -> None:
     lines = await shown(daemon, atlasctl, VIEW)
@@ -69,14 +70,14 @@ async def test_a_feature_tells_share_step_evidence_and_what_it_waits_for(
         "  why        ramp started by uid:0",
         "  ramp       2 %  [10 %]  50 %  100 %",
         "  verdict    inconclusive: hold",
-        "  evidence   nothing speaks against the canary so far, and not enough for it",
-        f"  waits for  {FEATURE['waits_for']}; about 900 more canary calls to a verdict",
+        f"  evidence   {EVIDENCE}",
+        f"  waits for  {FEATURE['waits_for']}",
         "  pending    7 calls, not evidence yet",
     ]
 
 
 @pytest.mark.parametrize("number", ["1234", "1,234"])
-async def test_how_many_more_calls_it_takes_is_not_said_twice(
+async def test_the_number_of_missing_calls_is_shown_once(
     daemon: Played, atlasctl: Call, number: str
 ) -> None:
     judgement = {**FEATURE["judgement"], "needs": 1234, "reason": f"about {number} more are needed"}
@@ -84,9 +85,7 @@ async def test_how_many_more_calls_it_takes_is_not_said_twice(
     assert not [line for line in await shown(daemon, atlasctl, view) if "waits for" in line]
 
 
-async def test_a_feature_that_was_rolled_back_tells_its_reason_once(
-    daemon: Played, atlasctl: Call
-) -> None:
+async def test_a_rolled_back_feature_shows_its_reason_once(daemon: Played, atlasctl: Call) -> None:
     judgement = {"verdict": "fail", "reason": "vision: it fails more", "needs": None}
     fields = {
         "pending_calls": 0,
@@ -102,16 +101,16 @@ async def test_a_feature_that_was_rolled_back_tells_its_reason_once(
     assert [line for line in lines if "it fails more" in line] == ["  evidence  it fails more"]
 
 
-async def test_a_latched_fallback_stands_on_top_with_both_arms_and_the_way_out(
+async def test_a_latched_fallback_is_shown_first_with_both_arms_and_the_reset(
     daemon: Played, atlasctl: Call
 ) -> None:
     lines = await shown(daemon, atlasctl, latched())
     assert lines[:5] == [
-        "✗ canaries are off: the fallback turned all of them off 1 h ago",
+        "✗ canaries are off: turned off by the fallback 1 h ago",
         "  19.2 % of 120 canary calls failed, more than 15.0 %",
         "  canary  19.2 %  23 of 120 calls failed",
         "  stable  1 %     98 of 9,800 calls failed",
-        "  Once the cause is mended, `atlasctl canary reset` turns them on again.",
+        "  Fix the cause, then turn them on again with `atlasctl canary reset`.",
     ]
     assert lines[6].startswith("vision  no calls (10 % when on)  ramping, step 2 of 4")
 
@@ -124,11 +123,9 @@ async def test_a_latched_fallback_is_red_on_a_terminal(daemon: Played, env_file:
     assert "\x1b[1;31mcanaries are off" in written
 
 
-async def test_a_fallback_whose_numbers_are_lost_is_shown_all_the_same(
-    daemon: Played, atlasctl: Call
-) -> None:
+async def test_a_fallback_without_numbers_is_shown(daemon: Played, atlasctl: Call) -> None:
     lines = await shown(daemon, atlasctl, latched() | {"fallback": None})
-    assert lines[0] == "✗ canaries are off: the fallback turned all of them off"
+    assert lines[0] == "✗ canaries are off: turned off by the fallback"
     assert "`atlasctl canary reset`" in lines[1]
 
 
@@ -137,28 +134,28 @@ async def test_the_settings_that_keep_canaries_off_are_named(
 ) -> None:
     lines = await shown(daemon, atlasctl, {**VIEW, "enabled": False, "features": []})
     assert lines == [
-        "canaries are off: CANARY_ENABLED in the env file is false, so every call is stable",
+        "canaries are off: CANARY_ENABLED=false in the env file, so every call is stable",
         "no features; CANARY_FEATURES in the env file lists them",
     ]
 
 
-async def test_what_makes_the_numbers_doubtful_is_shown(daemon: Played, atlasctl: Call) -> None:
+async def test_reasons_to_doubt_the_numbers_are_shown(daemon: Played, atlasctl: Call) -> None:
     view = {**VIEW, "dropped_events": 1234, "late_calls": 3, "overflown_calls": 2}
     warned = {**FEATURE, "warnings": ["the arms do not get their shares"]}
     lines = await shown(daemon, atlasctl, {**view, "features": [warned]})
-    assert lines[1] == "! 1,234 events had no room and are not counted"
+    assert lines[1] == "! 1,234 events were lost and are not counted"
     assert lines[2] == "! 3 outcomes came too late to be evidence"
     assert lines[3] == (
-        "! 2 calls are of keys beyond those a ramp remembers: they are counted, and no evidence"
+        "! 2 calls are of keys beyond the limit of a ramp: counted, but not evidence"
     )
     assert lines[-1] == "  ! the arms do not get their shares"
 
 
-async def test_what_a_verdict_says_already_is_no_warning_besides(
+async def test_a_warning_that_repeats_the_verdict_is_not_shown(
     daemon: Played, atlasctl: Call
 ) -> None:
-    why = "something chooses who gets it"
-    judgement = {**FEATURE["judgement"], "reason": f"vision: {why}; it holds"}
+    why = "sample ratio mismatch"
+    judgement = {**FEATURE["judgement"], "reason": f"vision: {why}; no promotion meanwhile"}
     warned = {**FEATURE, "judgement": judgement, "warnings": [why, "mind this"]}
     lines = await shown(daemon, atlasctl, {**VIEW, "features": [warned]})
     assert [line for line in lines if "!" in line] == ["  ! mind this"]
@@ -176,7 +173,7 @@ async def test_a_report_has_both_arms_the_difference_and_the_verdict(
         "  stable  3,690  1.1 % (0.82 % to 1.5 %)  83.5 ms  161 ms  240 ms",
         "  difference  0.1 % more (-0.7 % to +1.7 %) of the canary's calls fail",
         "  verdict     inconclusive: hold",
-        "  reason      nothing speaks against the canary so far, and not enough for it",
+        f"  reason      {EVIDENCE}",
     ]
     assert daemon.asked[0].query == {"hours": "24"}
 
@@ -205,7 +202,7 @@ async def test_an_arm_without_calls_has_no_rate_and_no_difference(
         daemon, atlasctl, report({**OF_VISION, "canary": none, "difference": None})
     )
     assert ["canary", "0", "-", "-", "-", "-"] in [line.split() for line in lines]
-    assert "  difference  none to tell: the arms can't be compared" in lines
+    assert "  difference  none: the arms can't be compared" in lines
 
 
 async def test_a_report_on_one_feature_leaves_out_the_others(
@@ -240,8 +237,8 @@ async def test_epochs_are_shown_if_they_are_few_or_asked_for(
     lines = await reported(daemon, atlasctl, answer, *words)
     line = "  canary 1.2 % of 412  stable 1.1 % of 3,690  +0.1 % (-0.7 % to +1.7 %)"
     assert lines.count(line) == seen
-    assert len([each for each in lines if "10 % of calls  the step's time is over" in each]) == seen
-    hint = "  6 epochs, each compared by itself; --strata shows them"
+    assert len([each for each in lines if "10 % of calls  step time elapsed" in each]) == seen
+    hint = "  6 epochs, compared separately; --strata shows them"
     assert (hint in lines) == (epochs > 5 and not seen)
 
 
@@ -267,7 +264,7 @@ def with_nonsense(value: Any, nonsense: Any, depth: int) -> Any:
 
 
 @pytest.mark.parametrize("verb", ["status", "report"])
-def test_whatever_an_older_or_newer_daemon_lacks_or_changes_the_rest_is_shown(verb: str) -> None:
+def test_fields_that_another_version_lacks_or_changes_do_not_hide_the_rest(verb: str) -> None:
     from atlas_supervisor.cli.canary_report import report_view
     from atlas_supervisor.cli.canary_status import canaries
     from atlas_supervisor.cli.terminal import Screen
@@ -289,16 +286,14 @@ def test_whatever_an_older_or_newer_daemon_lacks_or_changes_the_rest_is_shown(ve
 
 
 @pytest.mark.parametrize("place", ["status", "report"])
-async def test_what_could_steer_a_terminal_is_escaped(
-    daemon: Played, atlasctl: Call, place: str
-) -> None:
+async def test_control_characters_are_escaped(daemon: Played, atlasctl: Call, place: str) -> None:
     evil = "\x1b]0;owned\x07[red]"
     feature = {**FEATURE, "feature": evil, "stage": evil, "reason": evil, "warnings": [evil + "!"]}
     judgement = {**FEATURE["judgement"], "reason": evil + evil, "verdict": evil}
     strata = [{**STRATUM, "cause": evil}] * 2
-    told = {"feature": evil, "verdict": evil, "reason": evil, "warnings": [evil + "!"]}
+    odd = {"feature": evil, "verdict": evil, "reason": evil, "warnings": [evil + "!"]}
     view = latched(reason=evil) | {"features": [{**feature, "judgement": judgement}]}
-    answer = report({**OF_VISION, **told, "strata": strata})
+    answer = report({**OF_VISION, **odd, "strata": strata})
     daemon.play("GET", "/deploy/canary", view)
     daemon.play("GET", "/deploy/canary/report", answer)
     outcome = await atlasctl("canary", place)
@@ -307,9 +302,7 @@ async def test_what_could_steer_a_terminal_is_escaped(
     assert outcome.out.count(r"\x1b]0;owned\x07[red]") == {"status": 8, "report": 6}[place]
 
 
-async def test_on_eighty_columns_the_table_of_the_arms_is_whole_with_a_hundred_million_calls(
-    daemon: Played, env_file: Path
-) -> None:
+async def test_the_table_of_both_arms_fits_eighty_columns(daemon: Played, env_file: Path) -> None:
     busy = {**OF_VISION["stable"], "calls": 100_123_456, "error_rate": 0.000041}
     busy["error_rate_interval"] = {"estimate": 0.000041, "low": 0.000039, "high": 0.000043}
     daemon.play("GET", "/deploy/canary/report", report({**OF_VISION, "stable": busy}))

@@ -1,3 +1,5 @@
+"""`atlasctl deploy`."""
+
 from __future__ import annotations
 
 import json
@@ -90,7 +92,7 @@ async def test_a_deploy_without_a_name_asks_for_no_release(daemon: Played, atlas
     assert daemon.asked[0].query["dry_run"] == "false"
 
 
-async def test_a_failed_smoke_test_is_shown_with_what_was_expected_and_what_came(
+async def test_a_failed_smoke_test_is_shown_with_expected_and_actual_values(
     daemon: Played, atlasctl: Call
 ) -> None:
     begin(daemon, record(*PASSED[:2], BROKEN, result="failed", reason="smoke: notes work"))
@@ -121,7 +123,7 @@ async def test_a_launch_that_failed_shows_the_last_lines_of_the_worker(
     ) in outcome.out
 
 
-async def test_a_failed_deploy_tells_what_the_daemon_suggests_next(
+async def test_a_failed_deploy_shows_the_daemons_suggestions(
     daemon: Played, atlasctl: Call
 ) -> None:
     begin(daemon, record(BROKEN, result="failed"))
@@ -131,9 +133,7 @@ async def test_a_failed_deploy_tells_what_the_daemon_suggests_next(
     assert "! Mode is single now.\n  atlasctl mode …\n" in outcome.out
 
 
-async def test_the_outcome_stands_even_if_the_status_can_not_be_had(
-    daemon: Played, atlasctl: Call
-) -> None:
+async def test_the_result_is_shown_even_without_the_status(daemon: Played, atlasctl: Call) -> None:
     begin(daemon, record(BROKEN, result="failed"))
     daemon.play("GET", "/deploy/status", problem("internal_error", "a bug"), status=500)
     outcome = await atlasctl("deploy")
@@ -160,7 +160,7 @@ async def test_the_exit_code_follows_the_result(
     assert (await atlasctl("deploy")).code == code
 
 
-async def test_a_switch_that_could_not_be_done_is_a_failure_although_the_deploy_waits(
+async def test_a_failed_switch_is_a_failure_although_the_deploy_waits(
     daemon: Played, atlasctl: Call
 ) -> None:
     switch = step("switch", ok=False, message="deploy_state.json can't be written")
@@ -168,15 +168,17 @@ async def test_a_switch_that_could_not_be_done_is_a_failure_although_the_deploy_
     outcome = await atlasctl("deploy")
     assert outcome.code == 1
     assert "deploy_state.json can't be written" in outcome.out
-    assert "try again with `atlasctl switch`" in outcome.out
+    assert "retry with `atlasctl switch`" in outcome.out
 
 
-async def test_a_deploy_that_waits_says_how_to_go_on(daemon: Played, atlasctl: Call) -> None:
+async def test_a_waiting_deploy_shows_how_to_switch_or_abort(
+    daemon: Played, atlasctl: Call
+) -> None:
     begin(daemon, record(*PASSED, result="awaiting_switch", phase="awaiting_switch"))
     outcome = await atlasctl("deploy")
     assert outcome.code == 0
     assert "2.0.0 passed its gates and waits on port 8792" in outcome.out
-    assert "Go ahead with `atlasctl switch`" in outcome.out
+    assert "Switch to it with `atlasctl switch`" in outcome.out
 
 
 async def test_a_failed_deploy_is_followed_until_staging_is_stopped(
@@ -200,7 +202,7 @@ async def test_no_wait_returns_at_once_and_names_the_deploy(daemon: Played, atla
     assert len(daemon.asked) == 1
 
 
-async def test_with_json_the_daemon_waits_and_its_answer_is_printed_as_it_came(
+async def test_with_json_the_daemon_waits_and_its_answer_is_printed_unchanged(
     daemon: Played, atlasctl: Call
 ) -> None:
     body = json.dumps(record(BROKEN, result="failed") | problem("did_not_pass", "no")).encode()
@@ -220,9 +222,7 @@ async def test_with_json_and_no_wait_the_202_is_printed(daemon: Played, atlasctl
     assert daemon.asked[0].query["wait"] == "false"
 
 
-async def test_a_refused_deploy_tells_why_and_what_can_be_done(
-    daemon: Played, atlasctl: Call
-) -> None:
+async def test_a_refused_deploy_shows_message_and_hint(daemon: Played, atlasctl: Call) -> None:
     refused = problem("mode_is_single", "Deploys are off.", "atlasctl mode bluegreen")
     daemon.play("POST", "/deploy/bluegreen", refused, status=409)
     outcome = await atlasctl("deploy")
@@ -231,7 +231,7 @@ async def test_a_refused_deploy_tells_why_and_what_can_be_done(
     assert outcome.err == "✗ Deploys are off.\n  atlasctl mode bluegreen\n"
 
 
-async def test_a_daemon_that_forgets_the_deploy_ends_the_watching(
+async def test_following_ends_if_the_daemon_forgets_the_deploy(
     daemon: Played, atlasctl: Call
 ) -> None:
     begin(daemon)
@@ -241,14 +241,14 @@ async def test_a_daemon_that_forgets_the_deploy_ends_the_watching(
     assert "no such deploy" in outcome.err
 
 
-async def test_watching_outlasts_a_restart_of_the_daemon(daemon: Played, atlasctl: Call) -> None:
+async def test_following_survives_a_restart_of_the_daemon(daemon: Played, atlasctl: Call) -> None:
     begin(daemon, b"half an ans", record(PASSED[0], result="aborted", reason="restarted"))
     outcome = await atlasctl("deploy")
     assert outcome.code == 1
     assert "✗ aborted\n  restarted\n" in outcome.out
 
 
-async def test_watching_gives_up_on_a_daemon_that_stays_away(
+async def test_following_gives_up_on_a_daemon_that_stays_away(
     daemon: Played, atlasctl: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "RESTART_SECONDS", 0.2)

@@ -1,4 +1,4 @@
-"""Which daemon is asked: the env file's, its folder's, or the URL's."""
+"""How the daemon is found: by env file, current folder, checkout or URL."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def elsewhere(tmp_path: Path) -> Path:
     return path
 
 
-async def test_the_env_file_may_be_named_after_the_verb_as_well(
+async def test_the_env_file_can_be_named_after_the_verb(
     daemon: Played, call: Call, env_file: Path
 ) -> None:
     assert (await call("status", "--env-file", env_file)).code == 0
 
 
-async def test_the_later_word_wins(
+async def test_the_later_option_wins(
     daemon: Played, call: Call, env_file: Path, elsewhere: Path
 ) -> None:
     assert (await call("--env-file", elsewhere, "status", "--env-file", env_file)).code == 0
@@ -52,23 +52,50 @@ async def test_the_env_file_of_the_current_folder_is_the_default(
     assert (await call("status")).code == 0
 
 
-async def test_the_repository_s_env_file_is_the_last_resort(
-    daemon: Played, call: Call, env_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, which is the current one."""
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def import_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that the client's package is taken to be in."""
+    folder = tmp_path / "somewhere" / "packages"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(endpoint, "_IMPORT_ROOT", folder)
+    return folder
+
+
+async def test_the_checkout_s_env_file_is_the_last_resort(
+    daemon: Played, call: Call, env_file: Path, empty_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "empty").mkdir()
-    monkeypatch.chdir(tmp_path / "empty")
-    monkeypatch.setattr(endpoint, "_ROOT", env_file.parent)
+    (env_file.parent / "pyproject.toml").touch()
+    monkeypatch.setattr(endpoint, "_IMPORT_ROOT", env_file.parent / "supervisor")
     assert (await call("status")).code == 0
 
 
-async def test_no_env_file_anywhere_is_wrong_usage(
-    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_without_an_env_file_the_current_folder_and_the_checkout_are_named(
+    call: Call, empty_folder: Path, import_root: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(endpoint, "_ROOT", tmp_path)
+    (import_root.parent / "pyproject.toml").touch()
     outcome = await call("status")
     assert outcome.code == 2
-    assert "--env-file or --url" in outcome.err
+    assert f"There is no atlas.env in {empty_folder} or in {import_root.parent}." in outcome.err
+    assert "with --env-file or ATLAS_ENV_FILE, or its API with --url." in outcome.err
+
+
+async def test_an_installed_client_neither_searches_nor_names_the_folder_of_its_packages(
+    call: Call, empty_folder: Path, import_root: Path
+) -> None:
+    (import_root.parent / "atlas.env").write_text("STATE_DIR=elsewhere\n")
+    outcome = await call("status")
+    assert outcome.code == 2
+    assert f"There is no atlas.env in {empty_folder}. Name" in outcome.err
+    assert str(import_root.parent) not in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -141,7 +168,7 @@ async def test_the_unix_socket_is_never_sent_a_token(
 @pytest.mark.parametrize(
     "content", [b"", b" \n", b"two words", b"two\nlines", b"\xc3\xbcber", b"\xff\xfe"]
 )
-async def test_a_token_file_that_holds_no_token_is_wrong_usage(
+async def test_a_token_file_without_a_token_is_wrong_usage(
     call: Call, tmp_path: Path, content: bytes
 ) -> None:
     token = tmp_path / "control.token"
@@ -163,7 +190,7 @@ async def test_a_token_file_that_holds_no_token_is_wrong_usage(
         "http://h?a",
     ],
 )
-async def test_a_url_that_can_not_be_one_is_wrong_usage(call: Call, url: str) -> None:
+async def test_an_invalid_url_is_wrong_usage(call: Call, url: str) -> None:
     outcome = await call("status", "--url", url)
     assert outcome.code == 2
 
@@ -181,7 +208,7 @@ async def test_a_url_that_can_not_be_one_is_wrong_usage(call: Call, url: str) ->
         ["--bad"],
     ],
 )
-async def test_wrong_usage_is_exit_2_with_nothing_on_standard_output(
+async def test_wrong_usage_is_exit_2_without_standard_output(
     call: Call, env_file: Path, arguments: list[str]
 ) -> None:
     outcome = await call(*(argument.format(env=env_file) for argument in arguments))
@@ -190,7 +217,7 @@ async def test_wrong_usage_is_exit_2_with_nothing_on_standard_output(
     assert outcome.err
 
 
-async def test_a_named_env_file_that_is_not_there_is_never_replaced_by_another(
+async def test_a_missing_named_env_file_is_never_replaced_by_another(
     daemon: Played, call: Call, env_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(env_file.parent)
@@ -200,7 +227,7 @@ async def test_a_named_env_file_that_is_not_there_is_never_replaced_by_another(
     assert daemon.asked == []
 
 
-async def test_an_env_file_that_is_no_text_is_wrong_usage(call: Call, tmp_path: Path) -> None:
+async def test_an_env_file_that_is_not_text_is_wrong_usage(call: Call, tmp_path: Path) -> None:
     env_file = tmp_path / "atlas.env"
     env_file.write_bytes(b"STATE_DIR=\xff\xfe\n")
     assert (await call("status", "--env-file", env_file)).code == 2

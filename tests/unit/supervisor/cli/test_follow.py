@@ -1,11 +1,20 @@
-"""Watching by events: what is asked when, and what happens to a stream that does not last."""
+"""Following a deploy by events, over broken and restarted streams."""
 
 from __future__ import annotations
 
 import pytest
 
 from atlas_supervisor.cli import client, follow
-from tests.unit.supervisor.cli.fakes import BREAK, STAY, Asked, Played, problem, record, step, told
+from tests.unit.supervisor.cli.fakes import (
+    BREAK,
+    STAY,
+    Asked,
+    Played,
+    event,
+    problem,
+    record,
+    step,
+)
 from tests.unit.supervisor.cli.support import Call
 
 LAUNCHING = record(step("preflight"), phase="launch")
@@ -36,7 +45,7 @@ async def test_the_record_is_read_once_at_first_and_then_at_each_event(
     daemon: Played, atlasctl: Call
 ) -> None:
     begin(daemon, LAUNCHING, SMOKING, SWITCHED)
-    daemon.play_events((b"retry: 1000\nid: 6\n\n", told(7), told(8), STAY))
+    daemon.play_events((b"retry: 1000\nid: 6\n\n", event(7), event(8), STAY))
     outcome = await atlasctl("deploy")
     assert outcome.code == 0
     assert outcome.out.count("preflight") == 1
@@ -46,7 +55,7 @@ async def test_the_record_is_read_once_at_first_and_then_at_each_event(
     assert "last-event-id" not in asked.headers
 
 
-async def test_a_deploy_that_has_settled_before_the_stream_is_open_is_not_waited_for(
+async def test_a_deploy_that_settled_before_the_stream_opened_is_returned_at_once(
     daemon: Played, atlasctl: Call
 ) -> None:
     begin(daemon, SWITCHED)
@@ -56,24 +65,24 @@ async def test_a_deploy_that_has_settled_before_the_stream_is_open_is_not_waited
 
 
 @pytest.mark.parametrize("end", [(), (BREAK,), (b"id: 9\ndata: hal", BREAK)])
-async def test_a_stream_that_ends_is_opened_again_after_its_last_id_and_the_record_read(
+async def test_a_stream_that_ends_is_resumed_and_the_record_read(
     daemon: Played, atlasctl: Call, end: tuple[object, ...]
 ) -> None:
     begin(daemon, LAUNCHING, SMOKING, SMOKING, SMOKING, SWITCHED)
     # Once it has read the record three times, it has taken both events.
-    first = (b"id: 6\n\n", told(7), told(None), 5, *end)
-    daemon.play_events(first, (told(8), STAY))
+    first = (b"id: 6\n\n", event(7), event(None), 5, *end)
+    daemon.play_events(first, (event(8), STAY))
     assert (await atlasctl("deploy")).code == 0
     assert [asked.headers.get("last-event-id") for asked in streams(daemon)] == [None, "7"]
 
 
-async def test_a_sign_of_life_is_reason_enough_to_look(daemon: Played, atlasctl: Call) -> None:
+async def test_a_keep_alive_comment_triggers_a_read(daemon: Played, atlasctl: Call) -> None:
     begin(daemon, LAUNCHING, SWITCHED)
     daemon.play_events((b": still here\n\n", STAY))
     assert (await atlasctl("deploy")).code == 0
 
 
-async def test_a_stream_that_says_nothing_for_too_long_is_opened_again(
+async def test_a_stream_that_is_silent_for_too_long_is_opened_again(
     daemon: Played, atlasctl: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "QUIET_SECONDS", 0.2)
@@ -83,7 +92,7 @@ async def test_a_stream_that_says_nothing_for_too_long_is_opened_again(
     assert [asked.headers.get("last-event-id") for asked in streams(daemon)][:2] == [None, "6"]
 
 
-async def test_a_daemon_that_stops_is_waited_for_and_not_taken_at_its_word(
+async def test_a_stopping_daemon_is_waited_for(
     daemon: Played, atlasctl: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "RESTART_SECONDS", 0.3)
@@ -96,7 +105,7 @@ async def test_a_daemon_that_stops_is_waited_for_and_not_taken_at_its_word(
     assert reads(daemon) > 1
 
 
-async def test_too_many_streams_are_no_reason_to_give_up(daemon: Played, atlasctl: Call) -> None:
+async def test_too_many_streams_do_not_end_following(daemon: Played, atlasctl: Call) -> None:
     begin(daemon, LAUNCHING, SMOKING, SWITCHED)
     daemon.play("GET", "/deploy/events", problem("too_many_streams", "later"), status=503)
     assert (await atlasctl("deploy")).code == 0
@@ -104,7 +113,7 @@ async def test_too_many_streams_are_no_reason_to_give_up(daemon: Played, atlasct
 
 
 @pytest.mark.parametrize("status", [404, 400, 200])
-async def test_a_daemon_that_tells_no_events_is_asked_again_and_again(
+async def test_a_daemon_without_events_is_polled(
     daemon: Played, atlasctl: Call, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     monkeypatch.setattr(follow, "POLL_SECONDS", 0.01)
@@ -114,7 +123,7 @@ async def test_a_daemon_that_tells_no_events_is_asked_again_and_again(
     assert len(streams(daemon)) == 1
 
 
-async def test_an_event_without_an_end_leads_to_asking_and_not_to_memory_filled(
+async def test_an_overlong_event_leads_to_polling(
     daemon: Played, atlasctl: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(follow, "POLL_SECONDS", 0.01)
@@ -124,7 +133,7 @@ async def test_an_event_without_an_end_leads_to_asking_and_not_to_memory_filled(
     assert (await atlasctl("deploy")).code == 0
 
 
-async def test_a_deploy_is_asked_for_under_a_key_and_once_more_if_the_answer_is_lost(
+async def test_a_deploy_has_a_key_and_is_repeated_after_a_lost_answer(
     daemon: Played, atlasctl: Call
 ) -> None:
     begin(daemon, SWITCHED)
@@ -137,7 +146,7 @@ async def test_a_deploy_is_asked_for_under_a_key_and_once_more_if_the_answer_is_
     assert posts[0].body == posts[1].body
 
 
-async def test_a_daemon_that_stops_is_asked_again_until_the_next_one_tells_what_came_of_it(
+async def test_a_stopping_daemon_is_asked_again_until_the_next_one_answers(
     daemon: Played, atlasctl: Call
 ) -> None:
     begin(daemon, SWITCHED)
@@ -156,18 +165,18 @@ async def test_each_deploy_has_a_key_of_its_own(daemon: Played, atlasctl: Call) 
     assert len(set(keys)) == 2
 
 
-async def test_an_answer_that_is_lost_twice_is_not_asked_for_again(
+async def test_a_request_whose_answer_is_lost_twice_is_not_repeated(
     daemon: Played, atlasctl: Call
 ) -> None:
     begin(daemon)
     daemon.break_first(times=3)
     outcome = await atlasctl("deploy")
     assert outcome.code == 3
-    assert "may have been begun all the same" in outcome.err
+    assert "may have been executed all the same" in outcome.err
     assert len(daemon.asked) == 2
 
 
-async def test_what_has_no_key_is_asked_for_once(daemon: Played, atlasctl: Call) -> None:
+async def test_a_request_without_a_key_is_sent_once(daemon: Played, atlasctl: Call) -> None:
     daemon.break_first()
     assert (await atlasctl("rollback")).code == 3
     assert len(daemon.asked) == 1

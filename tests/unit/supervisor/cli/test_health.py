@@ -1,3 +1,5 @@
+"""`atlasctl health`."""
+
 from __future__ import annotations
 
 import io
@@ -16,7 +18,7 @@ def check(status: str, message: str = "", value: float | None = None, unit: str 
     return {"status": status, "value": value, "unit": unit or None, "message": message}
 
 
-def told(score: int = 100, status: str = "healthy", **checks: Any) -> dict[str, Any]:
+def health(score: int = 100, status: str = "healthy", **checks: Any) -> dict[str, Any]:
     return {
         "score": score,
         "status": status,
@@ -27,7 +29,7 @@ def told(score: int = 100, status: str = "healthy", **checks: Any) -> dict[str, 
     }
 
 
-DEAD = told(
+DEAD = health(
     0,
     "unhealthy",
     port_active=check("fail", "blue is backoff"),
@@ -35,19 +37,19 @@ DEAD = told(
 )
 
 
-async def test_health_tells_the_score_and_each_check(daemon: Played, atlasctl: Call) -> None:
+async def test_health_shows_the_score_and_each_check(daemon: Played, atlasctl: Call) -> None:
     checks = {
-        "memory": check("warn", "it took no write within 1 s", None, "ms"),
+        "memory": check("warn", "no write within 1 s", None, "ms"),
         "disk_free": check("pass", "free in STATE_DIR", 18211, "MiB"),
         "llm_latency": check("skipped", "LLM_URL is empty"),
     }
-    daemon.play("GET", "/health", told(92, "degraded", **checks))
+    daemon.play("GET", "/health", health(92, "degraded", **checks))
     outcome = await atlasctl("health")
     assert (outcome.code, outcome.err) == (0, "")
     lines = outcome.out.splitlines()
-    assert lines[0] == "92  degraded  blue, version 1.4.0  looked at 1.2 s ago"
+    assert lines[0] == "92  degraded  blue, version 1.4.0  checked 1.2 s ago"
     assert [line.split() for line in lines[2:]] == [
-        ["!", "memory", "warn", "-", "it", "took", "no", "write", "within", "1", "s"],
+        ["!", "memory", "warn", "-", "no", "write", "within", "1", "s"],
         ["✓", "disk_free", "pass", "18", "211", "MiB", "free", "in", "STATE_DIR"],
         ["·", "llm_latency", "skipped", "-", "LLM_URL", "is", "empty"],
     ]
@@ -65,8 +67,8 @@ async def test_unhealthy_is_exit_1_and_still_shows_every_check(
     assert "memory" in outcome.out
 
 
-@pytest.mark.parametrize(("body", "code"), [(told(), 200), (DEAD, 503)])
-async def test_json_is_the_answer_as_it_came(
+@pytest.mark.parametrize(("body", "code"), [(health(), 200), (DEAD, 503)])
+async def test_json_is_the_unchanged_answer(
     daemon: Played, atlasctl: Call, body: dict[str, Any], code: int
 ) -> None:
     daemon.play("GET", "/health", body, status=code)
@@ -76,7 +78,7 @@ async def test_json_is_the_answer_as_it_came(
     assert outcome.code == (0 if code == 200 else 1)
 
 
-async def test_a_503_of_somebody_else_is_a_refusal(daemon: Played, atlasctl: Call) -> None:
+async def test_another_503_is_a_refusal(daemon: Played, atlasctl: Call) -> None:
     error = {"error": {"code": "unavailable", "message": "no storage", "hint": "look there"}}
     daemon.play("GET", "/health", error, status=503)
     outcome = await atlasctl("health")
@@ -84,28 +86,24 @@ async def test_a_503_of_somebody_else_is_a_refusal(daemon: Played, atlasctl: Cal
     assert "no storage" in outcome.err + outcome.out
 
 
-async def test_an_answer_without_a_score_is_no_daemon_of_ours(
-    daemon: Played, atlasctl: Call
-) -> None:
+async def test_an_answer_without_a_score_is_no_daemon(daemon: Played, atlasctl: Call) -> None:
     daemon.play("GET", "/health", {"status": "ok"})
     assert (await atlasctl("health")).code == 3
 
 
-async def test_nothing_that_a_worker_wrote_steers_the_terminal(
-    daemon: Played, atlasctl: Call
-) -> None:
+async def test_text_of_a_worker_is_escaped(daemon: Played, atlasctl: Call) -> None:
     evil = "\x1b[2J[red]x[/red]\u202e"
-    daemon.play("GET", "/health", told(60, "degraded", memory=check("fail", evil)))
+    daemon.play("GET", "/health", health(60, "degraded", memory=check("fail", evil)))
     outcome = await atlasctl("health")
     assert r"\x1b[2J[red]x[/red]\u202e" in outcome.out
     assert all(c.isprintable() for c in outcome.out.replace("\n", ""))
 
 
 @pytest.mark.parametrize("odd", [{"checks": {"memory": None}}, {"checks": {"memory": {}}}])
-async def test_a_check_of_an_odd_shape_is_shown_as_nothing(
+async def test_a_malformed_check_is_shown_as_missing(
     daemon: Played, atlasctl: Call, odd: dict[str, Any]
 ) -> None:
-    daemon.play("GET", "/health", {**told(), **odd})
+    daemon.play("GET", "/health", {**health(), **odd})
     outcome = await atlasctl("health")
     assert outcome.code == 0
     assert "memory" in outcome.out
@@ -125,14 +123,14 @@ def test_on_a_terminal_the_score_is_big_and_in_its_colour(
 
     stream = Terminal()
     screen = Screen(stream)
-    screen.print(_view(screen, told(71, "degraded")))
+    screen.print(_view(screen, health(71, "degraded")))
     shown = stream.getvalue()
     assert "  |   |" in shown  # the middle of 7 and 1
     assert "\x1b[1;33m" in shown
     assert "degraded" in shown
 
 
-async def test_status_tells_the_score_and_where_to_look_if_it_is_not_the_best(
+async def test_status_shows_the_score_and_below_100_the_verb_for_more(
     daemon: Played, atlasctl: Call
 ) -> None:
     daemon.play("GET", "/deploy/status", status(), status(health_score=60))

@@ -1,3 +1,5 @@
+"""Explanations of exit statuses and signals."""
+
 from __future__ import annotations
 
 import pytest
@@ -8,12 +10,12 @@ from atlas_supervisor.cli.hints import hint
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        ("it was ended by SIGKILL before it was ready", "memory ran out"),
+        ("it was ended by SIGKILL before it was ready", "lack of memory"),
         ("the active instance went down: it was ended by SIGSEGV", "native code"),
-        ("it was ended by SIGABRT", "its last output says which"),
+        ("it was ended by SIGABRT", "see its last output"),
         ("it exited with status 127 before it was ready", "no such program"),
         ("check.sh: exit 126", "can't be executed"),
-        ("it exited with status 137", "137 is a shell's word for SIGKILL"),
+        ("it exited with status 137", "137 is a shell's status for SIGKILL"),
         ("it was not ready within 30 s", "READY_TIMEOUT_SECONDS"),
         ("port 1, /: connection refused: nothing listens there", "another port"),
     ],
@@ -36,5 +38,5 @@ def test_a_known_ending_is_explained(message: str, words: str) -> None:
         None,
     ],
 )
-def test_what_may_mean_anything_is_not_explained(message: str | None) -> None:
+def test_an_ambiguous_ending_is_not_explained(message: str | None) -> None:
     assert hint(message) is None

@@ -1,3 +1,5 @@
+"""`atlasctl history` and `show`."""
+
 from __future__ import annotations
 
 import json
@@ -32,9 +34,7 @@ async def test_history_lists_deploys_with_their_results_and_reasons(
     assert daemon.asked[0].query == {"limit": "20"}
 
 
-async def test_took_leaves_out_what_goes_on_after_the_result(
-    daemon: Played, atlasctl: Call
-) -> None:
+async def test_took_excludes_steps_after_the_result(daemon: Played, atlasctl: Call) -> None:
     steps = [step("launch", duration_ms=500), step("guard", duration_ms=60_000)]
     daemon.play("GET", "/deploy/history", {"deploys": [record(*steps, result="switched")]})
     assert "500 ms" in (await atlasctl("history")).out
@@ -52,7 +52,7 @@ async def test_a_limit_out_of_bounds_is_wrong_usage(daemon: Played, atlasctl: Ca
     assert daemon.asked == []
 
 
-async def test_show_tells_every_step_with_its_time_checks_and_further_fields(
+async def test_show_has_every_step_with_its_time_checks_and_other_fields(
     daemon: Played, atlasctl: Call
 ) -> None:
     check = {"name": "home", "kind": "http", "ok": True, "duration_ms": 3.2}
@@ -95,14 +95,14 @@ async def test_an_unknown_deploy_is_refused_by_the_daemon(daemon: Played, atlasc
 
 
 @pytest.mark.parametrize("deploy_id", ["..", "a/b", "a?b=c", "", "%2e%2e", "a b", "x\n"])
-async def test_what_can_not_be_an_id_is_wrong_usage_and_reaches_nobody(
+async def test_an_invalid_deploy_id_is_wrong_usage_and_sends_no_request(
     daemon: Played, atlasctl: Call, deploy_id: str
 ) -> None:
     assert (await atlasctl("show", deploy_id)).code == 2
     assert daemon.asked == []
 
 
-async def test_show_with_json_is_the_record_as_it_came(daemon: Played, atlasctl: Call) -> None:
+async def test_show_with_json_is_the_unchanged_record(daemon: Played, atlasctl: Call) -> None:
     daemon.play("GET", "/deploy/d-42", record(result="failed"))
     outcome = await atlasctl("show", "d-42", "--json")
     assert json.loads(outcome.out) == record(result="failed")

@@ -18,7 +18,7 @@ OWN = "/deploy/logs/supervisor"
 BLUE = "/deploy/logs/blue"
 
 
-def told(number: int, text: str, kind: str = "") -> bytes:
+def sent(number: int, text: str, kind: str = "") -> bytes:
     name = f"event: {kind}\n" if kind else ""
     return f"id: 7-{number}-9\n{name}data: {text}\n\n".encode()
 
@@ -28,9 +28,11 @@ def own(event: str = "worker_ready", **fields: Any) -> str:
     return json.dumps(line)
 
 
-async def test_people_get_a_line_each_with_what_matters(daemon: Played, atlasctl: Call) -> None:
+async def test_lines_are_shown_in_columns_with_the_fields_that_matter(
+    daemon: Played, atlasctl: Call
+) -> None:
     line = own(slot="blue", instance="blue-1", release="v1", why="so it is", pid=7, deploy_id="d")
-    daemon.play_events((told(1, line), told(2, own("stopped"))), path=OWN)
+    daemon.play_events((sent(1, line), sent(2, own("stopped"))), path=OWN)
     outcome = await atlasctl("logs")
     first, second = outcome.out.splitlines()
     assert first.endswith('  slot=blue  pid=7  why="so it is"  deploy_id=d')
@@ -43,12 +45,12 @@ async def test_people_get_a_line_each_with_what_matters(daemon: Played, atlasctl
 
 async def test_a_traceback_comes_below_its_line(daemon: Played, atlasctl: Call) -> None:
     line = own("failed", level="error", exception="Traceback\n  at home\x1b[2J")
-    daemon.play_events((told(1, line),), path=OWN)
+    daemon.play_events((sent(1, line),), path=OWN)
     outcome = await atlasctl("logs")
     assert outcome.out.splitlines()[1:] == ["    Traceback", "      at home\\x1b[2J"]
 
 
-async def test_filters_are_the_daemons_work(daemon: Played, atlasctl: Call) -> None:
+async def test_filters_are_passed_to_the_daemon(daemon: Played, atlasctl: Call) -> None:
     daemon.play_events((), path=OWN)
     options = ("-n", "5", "--level", "warning", "--deploy", "d", "--slot", "blue", "--grep", "x y")
     assert (await atlasctl("logs", "supervisor", *options)).code == 0
@@ -63,14 +65,14 @@ async def test_filters_are_the_daemons_work(daemon: Played, atlasctl: Call) -> N
     }
 
 
-async def test_a_workers_lines_come_as_they_are(daemon: Played, atlasctl: Call) -> None:
-    daemon.play_events((told(1, "[bold]one[/]"), told(2, "x" * 300), told(3, "")), path=BLUE)
+async def test_a_workers_lines_are_shown_unchanged(daemon: Played, atlasctl: Call) -> None:
+    daemon.play_events((sent(1, "[bold]one[/]"), sent(2, "x" * 300), sent(3, "")), path=BLUE)
     assert (await atlasctl("logs", "blue")).out == f"[bold]one[/]\n{'x' * 300}\n\n"
 
 
-async def test_json_is_the_lines_and_nothing_else(daemon: Played, atlasctl: Call) -> None:
+async def test_json_prints_the_lines_only(daemon: Played, atlasctl: Call) -> None:
     lines = [own(number=n) for n in range(3)]
-    stream = (told(0, lines[0]), told(1, "lost", "gap"), *(told(n, lines[n]) for n in (1, 2)))
+    stream = (sent(0, lines[0]), sent(1, "lost", "gap"), *(sent(n, lines[n]) for n in (1, 2)))
     daemon.play_events(stream, path=OWN)
     outcome = await atlasctl("--json", "logs")
     assert outcome.out.splitlines() == lines
@@ -78,7 +80,7 @@ async def test_json_is_the_lines_and_nothing_else(daemon: Played, atlasctl: Call
 
 
 @pytest.mark.parametrize("option", [("--level", "info"), ("--slot", "blue"), ("--deploy", "d")])
-async def test_what_a_workers_lines_do_not_say_is_wrong_usage(
+async def test_filters_that_a_workers_log_lacks_are_wrong_usage(
     atlasctl: Call, option: tuple[str, str]
 ) -> None:
     outcome = await atlasctl("logs", "green", *option)
@@ -94,22 +96,18 @@ async def test_a_refusal_is_shown_with_its_hint(daemon: Played, atlasctl: Call) 
     assert "give it" in outcome.err
 
 
-async def test_without_a_daemon_it_does_not_wait_for_one(atlasctl: Call) -> None:
+async def test_following_without_a_daemon_fails_at_once(atlasctl: Call) -> None:
     outcome = await atlasctl("logs", "-f")
     assert outcome.code == 3
 
 
-async def test_something_else_that_answers_there_is_no_daemon(
-    daemon: Played, atlasctl: Call
-) -> None:
+async def test_an_answer_of_another_server_is_no_daemon(daemon: Played, atlasctl: Call) -> None:
     daemon.play("GET", OWN, b"<html>")
     assert (await atlasctl("logs")).code == 3
 
 
-async def test_a_stream_that_breaks_unfinished_is_no_success(
-    daemon: Played, atlasctl: Call
-) -> None:
-    daemon.play_events((told(1, "one"), BREAK), path=BLUE)
+async def test_a_broken_stream_is_a_failure(daemon: Played, atlasctl: Call) -> None:
+    daemon.play_events((sent(1, "one"), BREAK), path=BLUE)
     outcome = await atlasctl("logs", "blue")
     assert (outcome.code, outcome.out) == (3, "one\n")
 
@@ -123,13 +121,13 @@ async def followed(env_file: Path, *args: str) -> asyncio.subprocess.Process:
     )
 
 
-async def test_it_goes_on_where_it_was_after_a_restart_until_ctrl_c(
+async def test_following_resumes_after_a_restart_until_ctrl_c(
     daemon: Played, env_file: Path
 ) -> None:
     daemon.play_events(
-        (told(1, "one"),),  # the daemon stops
-        (told(2, "two"), BREAK),  # it is killed
-        (told(3, "three"), STAY),
+        (sent(1, "one"),),  # the daemon stops
+        (sent(2, "two"), BREAK),  # it is killed
+        (sent(3, "three"), STAY),
         path=BLUE,
     )
     process = await followed(env_file, "blue")
@@ -145,10 +143,8 @@ async def test_it_goes_on_where_it_was_after_a_restart_until_ctrl_c(
     assert asked == [None, "7-1-9", "7-2-9"]
 
 
-async def test_a_reader_that_has_seen_enough_ends_it_quietly(
-    daemon: Played, env_file: Path
-) -> None:
-    daemon.play_events((told(1, "one"), 2, told(2, "two"), STAY), path=BLUE)
+async def test_a_closed_pipe_ends_the_client_quietly(daemon: Played, env_file: Path) -> None:
+    daemon.play_events((sent(1, "one"), 2, sent(2, "two"), STAY), path=BLUE)
     reading, writing = os.pipe()
     process = await asyncio.create_subprocess_exec(
         *program("--env-file", env_file, "logs", "-f", "blue"),

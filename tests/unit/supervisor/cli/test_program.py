@@ -28,9 +28,7 @@ def play_deploy(daemon: Played) -> None:
     )
 
 
-async def test_on_a_terminal_there_are_colours_and_the_cursor_comes_back(
-    daemon: Played, env_file: Path
-) -> None:
+async def test_a_terminal_gets_colours_and_its_cursor_back(daemon: Played, env_file: Path) -> None:
     play_deploy(daemon)
     written = await on_terminal("--env-file", env_file, "deploy")
     assert "\x1b[32m✓" in written
@@ -57,16 +55,14 @@ async def test_a_dumb_terminal_gets_no_spinner_and_no_colours(
     assert ESCAPE not in written
 
 
-async def test_json_on_a_terminal_escapes_what_could_steer_it(
-    daemon: Played, env_file: Path
-) -> None:
+async def test_json_on_a_terminal_is_escaped(daemon: Played, env_file: Path) -> None:
     daemon.play("GET", "/deploy/status", '{"mode":"\x9b2J😀\x7f\U000e0001","slots":[]}'.encode())
     written = await on_terminal("--env-file", env_file, "--json", "status")
     expected = r'{"mode":"\u009b2J😀\u007f\udb40\udc01","slots":[]}'
     assert written.replace("\r\n", "\n") == expected + "\n"
 
 
-async def test_a_pipe_gets_no_control_codes_whatever_the_environment_asks_for(
+async def test_a_pipe_gets_no_control_codes_in_any_environment(
     daemon: Played, env_file: Path
 ) -> None:
     play_deploy(daemon)
@@ -83,7 +79,7 @@ async def test_a_pipe_gets_no_control_codes_whatever_the_environment_asks_for(
     assert r"✓ launch        12 ms  ready\x1b]0;owned\x07" in outcome.out
 
 
-async def test_an_encoding_without_the_signs_gets_plain_ones(
+async def test_an_encoding_without_the_signs_gets_plain_signs(
     daemon: Played, env_file: Path
 ) -> None:
     daemon.play("GET", "/deploy/d-42", record(step("launch", message="späť"), result="switched"))
@@ -94,7 +90,7 @@ async def test_an_encoding_without_the_signs_gets_plain_ones(
     assert r"+ launch        12 ms  sp\xe4\u0165" in outcome.out
 
 
-async def test_steps_reach_a_pipe_when_they_happen(daemon: Played, env_file: Path) -> None:
+async def test_a_pipe_gets_each_step_when_it_happens(daemon: Played, env_file: Path) -> None:
     daemon.play("POST", "/deploy/bluegreen", record(), status=202)
     daemon.play("GET", "/deploy/d-42", record(step("preflight"), phase="launch"))
     process = await asyncio.create_subprocess_exec(
@@ -111,7 +107,9 @@ async def test_steps_reach_a_pipe_when_they_happen(daemon: Played, env_file: Pat
     assert process.returncode == 0
 
 
-async def test_ctrl_c_leaves_the_deploy_running_and_says_so(daemon: Played, env_file: Path) -> None:
+async def test_ctrl_c_leaves_the_deploy_running_with_a_message(
+    daemon: Played, env_file: Path
+) -> None:
     daemon.play("POST", "/deploy/bluegreen", record(), status=202)
     daemon.play("GET", "/deploy/d-42", record(step("preflight"), phase="launch"))
     process = await asyncio.create_subprocess_exec(
@@ -126,11 +124,11 @@ async def test_ctrl_c_leaves_the_deploy_running_and_says_so(daemon: Played, env_
     process.send_signal(signal.SIGINT)
     _, err = await process.communicate()
     assert process.returncode == 130
-    assert err.decode() == "The deploy goes on; `atlasctl show d-42` tells how it comes out.\n"
+    assert err.decode() == "The deploy continues; `atlasctl show d-42` shows its result.\n"
     assert [asked.path for asked in daemon.asked if asked.method == "POST"] == ["/deploy/bluegreen"]
 
 
-async def test_ctrl_c_before_the_answer_claims_nothing(daemon: Played, env_file: Path) -> None:
+async def test_ctrl_c_before_the_answer_makes_no_claim(daemon: Played, env_file: Path) -> None:
     daemon.stall("POST", "/deploy/bluegreen")
     process = await asyncio.create_subprocess_exec(
         *program("--env-file", env_file, "deploy", "--json"),
@@ -142,12 +140,10 @@ async def test_ctrl_c_before_the_answer_claims_nothing(daemon: Played, env_file:
     process.send_signal(signal.SIGINT)
     out, err = await process.communicate()
     assert (process.returncode, out) == (130, b"")
-    assert b"A deploy that has begun goes on" in err
+    assert b"If the deploy has started, it continues" in err
 
 
-async def test_a_reader_that_has_gone_ends_the_client_quietly(
-    daemon: Played, env_file: Path
-) -> None:
+async def test_a_closed_pipe_ends_the_client_quietly(daemon: Played, env_file: Path) -> None:
     daemon.play("GET", "/deploy/status", status())
     reading, writing = os.pipe()
     os.close(reading)

@@ -1,4 +1,4 @@
-"""`atlasctl show` on deploys that came out in each way, as a real daemon records them."""
+"""`atlasctl show` on recorded deploys with each result."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import pytest
 from rich.console import Console
 
 from atlas_supervisor.cli.render_deploy import outcome
-from atlas_supervisor.cli.render_timeline import story
+from atlas_supervisor.cli.render_timeline import timeline
 from atlas_supervisor.cli.terminal import Screen
 from tests.unit.supervisor.cli.fakes import Played, problem, record, status, step
 from tests.unit.supervisor.cli.support import Call
 
 STARTED = datetime(2025, 11, 23, 6, 0, tzinfo=UTC)
-SINGLE = {"code": "mode_is_single", "message": "No deploys are taken.", "action": "mend, then mode"}
+SINGLE = {"code": "mode_is_single", "message": "Deploys are disabled.", "action": "fix, then mode"}
 BEGUN = (0.0, None, "begun", "deploy requested by uid:0")
 LAUNCHED = (0.3, "launch", "passed", "pid 77 was ready")
 
 
-def told(*transitions: tuple[float, str | None, str, str]) -> list[dict[str, Any]]:
+def transitions_of(*transitions: tuple[float, str | None, str, str]) -> list[dict[str, Any]]:
     """Return transitions from (seconds since the start, source, event, cause)."""
     return [
         {
@@ -29,7 +29,7 @@ def told(*transitions: tuple[float, str | None, str, str]) -> list[dict[str, Any
             "ts": (STARTED + timedelta(seconds=since)).isoformat(),
             "source": source,
             "event": event,
-            "target": "whatever",
+            "target": "any",
             "cause": cause,
             "duration_ms": None if source is None else 20.0,
         }
@@ -38,7 +38,7 @@ def told(*transitions: tuple[float, str | None, str, str]) -> list[dict[str, Any
 
 
 async def shown(daemon: Played, atlasctl: Call, deploy: dict[str, Any], **fields: Any) -> str:
-    """Return what `show` prints of this deploy."""
+    """Return the output of `show` for this deploy."""
     daemon.play("GET", "/deploy/d-42", deploy)
     daemon.play("GET", "/deploy/status", status(**fields))
     result = await atlasctl("show", "d-42")
@@ -51,7 +51,7 @@ def failed_launch(message: str, *output: str) -> dict[str, Any]:
         step("launch", ok=False, message=message, output=list(output)),
         result="failed",
         reason=f"launch: {message}",
-        transitions=told(
+        transitions=transitions_of(
             BEGUN,
             (0.004, "preflight", "passed", "version 2.0.0 can be launched"),
             (0.3, "launch", "failed", message),
@@ -60,7 +60,7 @@ def failed_launch(message: str, *output: str) -> dict[str, Any]:
     )
 
 
-async def test_the_story_has_each_transition_with_its_time_its_cause_and_how_long_it_took(
+async def test_the_timeline_has_each_transition_with_time_cause_and_duration(
     daemon: Played, atlasctl: Call
 ) -> None:
     deploy = record(
@@ -69,7 +69,7 @@ async def test_the_story_has_each_transition_with_its_time_its_cause_and_how_lon
         step("guard", ok=False, message="rollback requested by uid:0"),
         step("drain", message="green finished by itself"),
         result="rolled_back",
-        transitions=told(
+        transitions=transitions_of(
             BEGUN,
             LAUNCHED,
             (75, "awaiting_switch", "switch_requested", "switch requested by uid:0"),
@@ -82,18 +82,18 @@ async def test_the_story_has_each_transition_with_its_time_its_cause_and_how_lon
     lines = (await shown(daemon, atlasctl, deploy)).splitlines()
     story_lines = [line for line in lines if "+" in line[:14] or line.startswith("    ")]
     assert story_lines == [
-        "·       +0 ms begun                      deploy requested by uid:0",
+        "·       +0 ms started                    deploy requested by uid:0",
         "✓     +300 ms launch              20 ms  pid 77 was ready",
         "    pid 77",
         "· +1 min 15 s switch requested    20 ms  switch requested by uid:0",
         "✓ +1 min 15 s switched            20 ms  green has all new connections",
         "· +1 min 20 s rollback requested  20 ms  rollback requested by uid:0",
-        "✓ +1 min 20 s went back           20 ms  blue has all new connections",
+        "✓ +1 min 20 s reverted            20 ms  blue has all new connections",
         "✓ +1 min 21 s new version drained 20 ms  green finished by itself",
     ]
 
 
-async def test_a_failed_smoke_test_tells_what_was_wrong_expected_and_got(
+async def test_a_failed_smoke_test_shows_problems_expected_and_actual_values(
     daemon: Played, atlasctl: Call
 ) -> None:
     check = {
@@ -112,7 +112,7 @@ async def test_a_failed_smoke_test_tells_what_was_wrong_expected_and_got(
         step("smoke", ok=False, message=message, checks=[check], output=["request /notes"]),
         result="failed",
         reason=f"smoke: {message}",
-        transitions=told(BEGUN, (2, "smoke", "failed", message)),
+        transitions=transitions_of(BEGUN, (2, "smoke", "failed", message)),
     )
     out = await shown(daemon, atlasctl, deploy, fallback_suggestions=[SINGLE])
     assert (
@@ -123,17 +123,17 @@ async def test_a_failed_smoke_test_tells_what_was_wrong_expected_and_got(
         '      expected  status 200, json {"db": {"up": true}}\n'
         "      got       status 302 in 6 ms\n"
         "                Location: /sign-in\n"
-        "      the body's beginning\n"
+        "      body starts with\n"
         "      | <p>\n"
         '      | \\x1b[2J{"db": 1}\n'
         "    last output of the worker\n"
         "    | request /notes\n"
     ) in out
     assert "✗ failed\n  smoke: 1 of 2 smoke tests failed: 'notes'\n" in out
-    assert out.endswith("! No deploys are taken.\n  mend, then mode\n")
+    assert out.endswith("! Deploys are disabled.\n  fix, then mode\n")
 
 
-async def test_a_failed_command_tells_its_ending_and_its_last_lines(
+async def test_a_failed_command_shows_its_exit_and_its_last_lines(
     daemon: Played, atlasctl: Call
 ) -> None:
     check = {
@@ -151,8 +151,8 @@ async def test_a_failed_command_tells_its_ending_and_its_last_lines(
     assert (
         "    ✗ migrations command 9 ms\n"
         "      wrong     sh: exit 127\n"
-        "                127: there is no such program: a typo, the PATH, or what a script's first "
-        "line names\n"
+        "                127: no such program: check for a typo, the PATH, and a script's `#!` "
+        "line\n"
         "      expected  exit 0 within 60 s\n"
         "      its last output\n"
         "      | applied 1\n"
@@ -162,9 +162,7 @@ async def test_a_failed_command_tells_its_ending_and_its_last_lines(
 
 
 @pytest.mark.parametrize("verb", ["show", "deploy"])
-async def test_a_failed_probe_tells_what_the_answer_said(
-    daemon: Played, atlasctl: Call, verb: str
-) -> None:
+async def test_a_failed_probe_shows_the_answer(daemon: Played, atlasctl: Call, verb: str) -> None:
     message = "port 1, /health: answered 503, expected 2xx"
     probe = {"verdict": "fail", "duration_ms": 2, "message": message, "excerpt": "disk\n is full"}
     deploy = record(step("health", ok=False, message=message, probes=[probe]), result="failed")
@@ -172,7 +170,7 @@ async def test_a_failed_probe_tells_what_the_answer_said(
     daemon.play("GET", "/deploy/d-42", deploy)
     result = await (atlasctl("show", "d-42") if verb == "show" else atlasctl("deploy"))
     assert (
-        f"    ✗ {message} 2 ms\n      the body's beginning\n      | disk\n      |  is full\n"
+        f"    ✗ {message} 2 ms\n      body starts with\n      | disk\n      |  is full\n"
     ) in result.out
 
 
@@ -183,11 +181,11 @@ async def test_a_guard_that_reverts_shows_the_probe_that_failed_last(
     probe = {"verdict": "fail", "duration_ms": 2, "message": "answered 503", "excerpt": "no disk"}
     guard = step("guard", ok=False, message=message, probes=9, failed_probe=probe, output=["Oh."])
     out = await shown(daemon, atlasctl, record(guard, result="rolled_back"))
-    assert "    ✗ answered 503 2 ms\n      the body's beginning\n      | no disk\n" in out
+    assert "    ✗ answered 503 2 ms\n      body starts with\n      | no disk\n" in out
     assert "    | Oh.\n" in out
 
 
-async def test_a_worker_that_ended_at_its_start_shows_its_last_lines(
+async def test_a_worker_that_exited_at_its_start_shows_its_last_lines(
     daemon: Played, atlasctl: Call
 ) -> None:
     deploy = failed_launch("it exited with status 1 before it was ready", "Traceback:", "KeyError")
@@ -196,56 +194,52 @@ async def test_a_worker_that_ended_at_its_start_shows_its_last_lines(
     assert "✓ +350 ms staging stopped" in out
 
 
-async def test_a_worker_that_was_killed_and_printed_nothing_says_what_that_often_means(
-    daemon: Played, atlasctl: Call
-) -> None:
+async def test_a_killed_worker_without_output_is_explained(daemon: Played, atlasctl: Call) -> None:
     out = await shown(
         daemon, atlasctl, failed_launch("it was ended by SIGKILL before it was ready")
     )
-    assert "    SIGKILL: it was killed from outside, often by the kernel because memory" in out
+    assert "    SIGKILL: killed from outside, often by the kernel for lack of memory" in out
     assert "    the worker printed nothing\n" in out
 
 
-async def test_a_death_outside_of_a_step_is_explained_as_well(
-    daemon: Played, atlasctl: Call
-) -> None:
+async def test_an_exit_outside_of_a_step_is_explained(daemon: Played, atlasctl: Call) -> None:
     cause = "the active instance went down: it was ended by SIGSEGV"
-    deploy = record(result="rolled_back", transitions=told((90, "warm", "active_died", cause)))
+    deploy = record(
+        result="rolled_back", transitions=transitions_of((90, "warm", "active_died", cause))
+    )
     out = await shown(daemon, atlasctl, deploy)
     assert f"new version died 20 ms  {cause}\n    SIGSEGV: a crash in native code" in out
 
 
-async def test_a_deploy_that_waits_and_one_whose_switch_failed_say_how_to_go_on(
-    daemon: Played, atlasctl: Call
-) -> None:
+async def test_waiting_and_failed_switches_show_what_to_do(daemon: Played, atlasctl: Call) -> None:
     waits: dict[str, Any] = {"result": "awaiting_switch", "phase": "awaiting_switch"}
     out = await shown(daemon, atlasctl, record(step("health"), **waits))
-    assert "Go ahead with `atlasctl switch`, or give it up with `atlasctl abort`." in out
+    assert "Switch to it with `atlasctl switch`, or abort with `atlasctl abort`." in out
     message = "the state file could not be written: disk full"
-    transitions = told(
+    transitions = transitions_of(
         (60, "awaiting_switch", "switch_requested", "switch requested by uid:0"),
         (60.1, "switch", "failed", message),
     )
     switch = step("switch", ok=False, message=message)
     out = await shown(daemon, atlasctl, record(switch, **waits, transitions=transitions))
     assert f"✗ +1 min switch failed    20 ms  {message}\n" in out
-    assert "try again with `atlasctl switch`" in out
+    assert "retry with `atlasctl switch`" in out
 
 
-async def test_an_abort_says_where_it_came_and_by_whom(daemon: Played, atlasctl: Call) -> None:
+async def test_an_abort_shows_its_phase_and_its_caller(daemon: Played, atlasctl: Call) -> None:
     cause = "abort requested by uid:0"
     deploy = record(
         step("smoke", ok=False, message=cause),
         result="aborted",
         reason=f"smoke: {cause}",
-        transitions=told(BEGUN, (1.2, "smoke", "abort_requested", cause)),
+        transitions=transitions_of(BEGUN, (1.2, "smoke", "abort_requested", cause)),
     )
     out = await shown(daemon, atlasctl, deploy)
     assert f"· +1.2 s abort requested 20 ms  {cause}\n" in out
     assert f"✗ aborted\n  smoke: {cause}\n" in out
 
 
-async def test_advice_is_left_out_of_an_old_deploy_that_did_well(
+async def test_suggestions_are_not_shown_with_an_old_successful_deploy(
     daemon: Played, atlasctl: Call
 ) -> None:
     fields: dict[str, Any] = {"fallback_suggestions": [SINGLE]}
@@ -259,9 +253,7 @@ async def test_advice_is_left_out_of_an_old_deploy_that_did_well(
     assert SINGLE["message"] in newest
 
 
-async def test_a_deploy_is_shown_even_if_the_status_can_not_be_had(
-    daemon: Played, atlasctl: Call
-) -> None:
+async def test_a_deploy_is_shown_even_without_the_status(daemon: Played, atlasctl: Call) -> None:
     daemon.play("GET", "/deploy/d-42", record(result="failed", reason="it died"))
     daemon.play("GET", "/deploy/status", problem("internal_error", "a bug"), status=500)
     result = await atlasctl("show", "d-42")
@@ -269,7 +261,7 @@ async def test_a_deploy_is_shown_even_if_the_status_can_not_be_had(
     assert result.out.endswith("✗ failed\n  it died\n")
 
 
-async def test_output_without_end_is_bounded_and_what_is_odd_breaks_nothing(
+async def test_long_output_is_bounded_and_malformed_fields_are_harmless(
     daemon: Played, atlasctl: Call
 ) -> None:
     lines = [f"line {number} " + "x" * 5000 for number in range(5000)]
@@ -283,17 +275,17 @@ async def test_output_without_end_is_bounded_and_what_is_odd_breaks_nothing(
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_on_a_narrow_terminal_nothing_is_cut_or_longer_than_a_line(width: int) -> None:
+def test_a_narrow_terminal_gets_wrapped_and_not_cut_lines(width: int) -> None:
     message = "the new version failed 3 probes in a row: " + "port 8792 answered 503; " * 5
     deploy = record(
         step("guard", ok=False, message=message, output=["x" * 200]),
         result="rolled_back",
-        transitions=told(BEGUN, (3600 * 26, "guard", "failed", message)),
+        transitions=transitions_of(BEGUN, (3600 * 26, "guard", "failed", message)),
     )
     screen = Screen(io.StringIO())
     screen.console = Console(file=io.StringIO(), width=width, markup=False, highlight=False)
     with screen.console.capture() as capture:
-        screen.console.print(*story(screen, deploy), outcome(screen, deploy, ok=False), sep="\n")
+        screen.console.print(*timeline(screen, deploy), outcome(screen, deploy, ok=False), sep="\n")
     lines = capture.get().splitlines()
     assert all(len(line) <= width for line in lines)
     assert "".join(lines).count("x") == 200

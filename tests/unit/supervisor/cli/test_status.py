@@ -1,3 +1,5 @@
+"""`atlasctl status`."""
+
 from __future__ import annotations
 
 import json
@@ -9,7 +11,7 @@ from tests.unit.supervisor.cli.fakes import Played, record, slot, status
 from tests.unit.supervisor.cli.support import Call
 
 
-async def test_status_tells_mode_ports_versions_slots_and_traffic(
+async def test_status_shows_mode_ports_versions_slots_and_traffic(
     daemon: Played, atlasctl: Call
 ) -> None:
     daemon.play("GET", "/deploy/status", status())
@@ -25,7 +27,7 @@ async def test_status_tells_mode_ports_versions_slots_and_traffic(
     assert ["green", "staging", "empty", "8792", "-", "-", "-", "0"] in lines
 
 
-async def test_status_tells_how_long_ago_the_last_deploy_was_and_how_it_ended(
+async def test_status_shows_the_age_and_the_result_of_the_last_deploy(
     daemon: Played, atlasctl: Call
 ) -> None:
     ended = (datetime.now(UTC) - timedelta(minutes=5, seconds=20)).isoformat()
@@ -35,7 +37,9 @@ async def test_status_tells_how_long_ago_the_last_deploy_was_and_how_it_ended(
     assert "last deploy  rolled_back  2.0.0  5 min ago  d-42" in outcome.out
 
 
-async def test_status_tells_how_far_a_deploy_in_progress_is(daemon: Played, atlasctl: Call) -> None:
+async def test_status_shows_the_phase_of_a_deploy_in_progress(
+    daemon: Played, atlasctl: Call
+) -> None:
     last = record(result=None, phase="health", ended_ts=None)
     daemon.play("GET", "/deploy/status", status(last_deploy=last, deploy_in_progress=True))
     outcome = await atlasctl("status")
@@ -43,14 +47,16 @@ async def test_status_tells_how_far_a_deploy_in_progress_is(daemon: Played, atla
     assert "last deploy" not in outcome.out
 
 
-async def test_status_says_how_to_go_on_with_a_deploy_that_waits(
+async def test_status_shows_what_to_do_with_a_waiting_deploy(
     daemon: Played, atlasctl: Call
 ) -> None:
     last = record(result="awaiting_switch", phase="awaiting_switch", ended_ts=None)
     daemon.play("GET", "/deploy/status", status(last_deploy=last, deploy_in_progress=True))
     outcome = await atlasctl("status")
     assert "deploying  d-42  awaiting switch" in outcome.out
-    assert "! 2.0.0 passed its gates and waits.\n  Go ahead with `atlasctl switch`" in outcome.out
+    assert (
+        "! 2.0.0 passed its gates and waits.\n  Switch to it with `atlasctl switch`" in outcome.out
+    )
 
 
 async def test_status_shows_what_the_daemon_suggests_and_its_action(
@@ -66,20 +72,18 @@ async def test_status_shows_what_the_daemon_suggests_and_its_action(
     assert "! Deploys are off.\n  atlasctl mode bluegreen\n" in outcome.out
 
 
-async def test_status_says_so_when_there_is_no_public_port(daemon: Played, atlasctl: Call) -> None:
+async def test_status_shows_that_there_is_no_public_port(daemon: Played, atlasctl: Call) -> None:
     daemon.play(
         "GET",
         "/deploy/status",
         status(public_port=None, traffic={"plane": "none", "weights": {}}, version=None),
     )
     outcome = await atlasctl("status")
-    assert "off: clients follow the active port" in outcome.out
+    assert "off; clients use the active port" in outcome.out
     assert "None" not in outcome.out
 
 
-async def test_a_slot_that_was_started_again_shows_how_often(
-    daemon: Played, atlasctl: Call
-) -> None:
+async def test_status_shows_the_restarts_of_a_slot(daemon: Played, atlasctl: Call) -> None:
     slots = [slot("blue", 8791, "active", "backoff", restarts=3)]
     daemon.play("GET", "/deploy/status", status(slots=slots))
     outcome = await atlasctl("status")
@@ -91,7 +95,7 @@ async def test_a_slot_that_was_started_again_shows_how_often(
 @pytest.mark.parametrize(
     "arguments", [["status", "--json"], ["--json", "status"], ["--json", "status", "--json"]]
 )
-async def test_json_may_stand_before_or_after_the_verb_and_is_byte_faithful(
+async def test_json_is_accepted_before_and_after_the_verb_and_printed_unchanged(
     daemon: Played, atlasctl: Call, arguments: list[str]
 ) -> None:
     body = '{"mode" :"bluegreen",\n "slots":[],  "version":"ü\\u001b"}'.encode()
@@ -103,7 +107,7 @@ async def test_json_may_stand_before_or_after_the_verb_and_is_byte_faithful(
     json.loads(outcome.out)
 
 
-async def test_nothing_that_a_worker_wrote_steers_the_terminal_or_is_read_as_markup(
+async def test_text_of_a_worker_is_escaped_and_not_parsed_as_markup(
     daemon: Played, atlasctl: Call
 ) -> None:
     evil = "\x1b]0;owned\x07[red]v1[/red]\r\x9b2J\u202e:smile:"
@@ -113,7 +117,7 @@ async def test_nothing_that_a_worker_wrote_steers_the_terminal_or_is_read_as_mar
     assert not any(not c.isprintable() for c in outcome.out.replace("\n", ""))
 
 
-async def test_status_tells_what_drains_and_why_an_instance_went_down(
+async def test_status_shows_draining_workers_and_unexpected_exits(
     daemon: Played, atlasctl: Call
 ) -> None:
     leaving = {"slot": "green", "version": "0.9", "pid": 77, "since_ts": None}
@@ -121,10 +125,15 @@ async def test_status_tells_what_drains_and_why_an_instance_went_down(
     slots = [
         slot("blue", 8791, "active", "backoff", restarts=3, last_exit="it was ended by SIGBUS")
     ]
-    draining = [{**leaving, "left": left}, {**leaving, "left": None, "connections": 5}]
+    draining = [
+        {**leaving, "left": left},
+        {**leaving, "left": None, "connections": 5},
+        {**leaving, "left": dict.fromkeys(left, 0)},
+    ]
     daemon.play("GET", "/deploy/status", status(slots=slots, draining=draining))
     outcome = await atlasctl("status")
-    assert "blue: the last time, it was ended by SIGBUS" in outcome.out
-    assert "green drains: 0.9, pid 77" in outcome.out
-    assert "1 requests, 3 websockets, 0 event streams, 2 idle" in outcome.out
+    assert "blue: last unexpected exit: it was ended by SIGBUS" in outcome.out
+    assert "green drains 0.9, pid 77" in outcome.out
+    assert "1 request, 3 websockets, 2 idle" in outcome.out
     assert "5 connections" in outcome.out
+    assert "nothing left" in outcome.out

@@ -33,13 +33,13 @@ def test_no_secret_is_shown(load: Load) -> None:
         ("READY_TIMEOUT_SECONDS=2", "HEALTH_TIMEOUT_SECONDS=2 is not below"),
         ("SMOKE_FILE=", "SMOKE_FILE"),
         ("PUBLIC_PORT=0\nCONTROL_PORT=0", "PUBLIC_PORT=0 and CONTROL_PORT=0"),
-        ("PUBLIC_PORT=0\nWORKER_COMMAND=serve {fd}", "PUBLIC_PORT=0 leaves none"),
-        ("CONTROL_PORT=0\n" + TLS, "CONTROL_PORT=0 turns off"),
-        ("LLM_URL=http://127.0.0.1/\nLLM_API_KEY_FILE=key.pem", "in the clear"),
+        ("PUBLIC_PORT=0\nWORKER_COMMAND=serve {fd}", "PUBLIC_PORT=0 there is none"),
+        ("CONTROL_PORT=0\n" + TLS, "CONTROL_PORT=0 turns TCP off"),
+        ("LLM_URL=http://127.0.0.1/\nLLM_API_KEY_FILE=key.pem", "sent unencrypted"),
     ],
 )
 @pytest.mark.usefixtures("pair")
-def test_what_is_allowed_and_hardly_meant_is_warned_about(
+def test_valid_settings_that_are_probably_mistakes_are_warned_about(
     load: Load, tmp_path: Path, text: str, part: str
 ) -> None:
     (tmp_path / "smoke.toml").touch()
@@ -48,7 +48,7 @@ def test_what_is_allowed_and_hardly_meant_is_warned_about(
     assert part in warning
 
 
-def test_a_key_that_everybody_can_read_is_warned_about(
+def test_a_key_readable_by_every_user_is_warned_about(
     load: Load, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "smoke.toml").touch()

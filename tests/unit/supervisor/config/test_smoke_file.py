@@ -61,15 +61,15 @@ def test_an_empty_file_is_a_plan_without_tests(load: Load) -> None:
     assert load("") == SmokePlan()
 
 
-def test_status_is_200_unless_told(load: Load) -> None:
+def test_the_expected_status_is_200_by_default(load: Load) -> None:
     assert load(HTTP).http[0].expect.status == 200
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (HTTP + "timeout = 3", "[[http]] 'home': timeout is no field"),
-        (HTTP + "expect = { code = 200 }", "[[http]] 'home': expect.code is no field"),
+        (HTTP + "timeout = 3", "[[http]] 'home': timeout is not an accepted field"),
+        (HTTP + "expect = { code = 200 }", "[[http]] 'home': expect.code is not an accepted field"),
         (HTTP + "expect = { status = '200' }", "[[http]] 'home': expect.status = '200'"),
         (HTTP + "expect = { status = 99 }", "expect.status = 99"),
         (HTTP + "expect = { status = true }", "expect.status = True"),
@@ -78,8 +78,8 @@ def test_status_is_200_unless_told(load: Load) -> None:
         (HTTP + "expect = { json = { day = 2020-01-01 } }", "expect.json"),
         (HTTP + "method = 'get'", "method = 'get'"),
         (HTTP + "body = 'a'\njson = {}", "body and json: accepted is one of them"),
-        (HTTP + "headers = { 'a b' = 'c' }", "'a b' is no header"),
-        (HTTP + 'headers = { a = "b\\r\\nc: d" }', "'a' is no header"),
+        (HTTP + "headers = { 'a b' = 'c' }", "'a b' is not a valid header"),
+        (HTTP + 'headers = { a = "b\\r\\nc: d" }', "'a' is not a valid header"),
         (HTTP + "headers = { a = 1 }", "headers.a = 1"),
         (HTTP + "timeout_seconds = nan", "timeout_seconds = nan"),
         (HTTP + "timeout_seconds = 0", "timeout_seconds = 0"),
@@ -104,7 +104,7 @@ def test_a_fault_names_the_test_and_the_field(faults: Faults, text: str, words: 
     assert any(words in fault for fault in found), found
 
 
-def test_all_faults_are_told_at_once(faults: Faults) -> None:
+def test_all_faults_are_reported_at_once(faults: Faults) -> None:
     found = faults(HTTP + "x = 1\n" + HTTP + "y = 1\n" + COMMAND + "z = 1\n")
     assert len(found) == 4
 

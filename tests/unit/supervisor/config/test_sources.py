@@ -43,7 +43,7 @@ def test_a_bad_value_in_the_file_does_not_matter_if_the_environment_has_a_good_o
     assert load("ACTIVE_PORT=x", {"ACTIVE_PORT": "2000"}).active_port == 2000
 
 
-def test_a_bad_value_in_the_environment_is_said_to_be_there(faults: Faults) -> None:
+def test_a_bad_value_names_the_environment_as_its_source(faults: Faults) -> None:
     assert faults("", {"ACTIVE_PORT": "x"}) == [
         "ACTIVE_PORT=x (environment): accepted: a port from 1 to 65535"
     ]
@@ -73,9 +73,9 @@ def test_variables_are_not_filled_in(load: Load, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("value", ["${HOME}/state", "~/state"])
-def test_a_path_that_asks_to_be_filled_in_is_refused(faults: Faults, value: str) -> None:
+def test_a_path_to_be_expanded_is_refused(faults: Faults, value: str) -> None:
     (fault,) = faults(f"STATE_DIR={value}")
-    assert "write the path out" in fault
+    assert "write the full path" in fault
 
 
 def test_relative_paths_start_at_the_folder_of_the_env_file(
@@ -154,11 +154,11 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(
     assert fault == f"{typo}=1 (line 1): no such key; the nearest accepted: {nearest}"
 
 
-def test_a_foreign_key_in_the_process_environment_is_none_of_our_business(load: Load) -> None:
+def test_unknown_keys_in_the_process_environment_are_ignored(load: Load) -> None:
     assert load("", {"ACTIVE_PROT": "1", "active_port": "1"}).active_port == 8791
 
 
-def test_all_faults_are_told_at_once(faults: Faults) -> None:
+def test_all_faults_are_reported_at_once(faults: Faults) -> None:
     found = faults(
         "nonsense\nACTIVE_PORT=a\nSTAGING_PORT=8790\nTYPO=1\nCHANNEL=x\nCHANNEL=y\n"
         "CONTROL_HOST=0.0.0.0\nTRAFFIC_STICKY=address\nSMOKE_FILE=gone.toml\nGUARD_SECONDS=-1",

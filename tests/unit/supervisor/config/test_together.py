@@ -49,7 +49,7 @@ def test_a_certificate_and_its_key_come_together(faults: Faults, line: str) -> N
     assert "accepted: both or neither" in fault
 
 
-def test_a_certificate_that_is_none_is_refused(faults: Faults, pair: tuple[Path, Path]) -> None:
+def test_a_file_that_is_no_certificate_is_refused(faults: Faults, pair: tuple[Path, Path]) -> None:
     pair[0].write_text("no certificate")
     (fault,) = faults(TLS)
     assert fault.startswith("CONTROL_TLS_CERT=")
@@ -94,7 +94,7 @@ def test_the_default_smoke_file_is_used_if_it_is_there(load: Load, tmp_path: Pat
     assert load().smoke_file == tmp_path / "smoke.toml"
 
 
-def test_the_faults_of_the_smoke_file_are_told_with_the_others(
+def test_faults_of_the_smoke_file_are_reported_with_the_others(
     faults: Faults, tmp_path: Path
 ) -> None:
     (tmp_path / "smoke.toml").write_text("[[http]]\nname = 'a'\npath = 'no'\nstatus = 1")
@@ -107,7 +107,6 @@ def test_the_worker_environment_is_read_literally(tmp_path: Path) -> None:
     path = tmp_path / "worker.env"
     path.write_text("export A='x y'\nB=${A}\nC=\n")
     assert load_worker_env(path) == {"A": "x y", "B": "${A}", "C": ""}
-    assert load_worker_env(None) == {}
 
 
 @pytest.mark.parametrize(

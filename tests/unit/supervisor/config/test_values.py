@@ -83,7 +83,7 @@ def test_a_good_value_is_taken(load: Load, text: str, field: str, value: object)
 
 
 @pytest.mark.parametrize(
-    ("command", "hand_over", "argv"),
+    ("command", "socket_passing", "argv"),
     [
         ("serve {slot}", SocketPassing.ACTIVATION, ["serve", "green"]),
         ("serve --fd={fd}", SocketPassing.FD, ["serve", "--fd=7"]),
@@ -91,10 +91,10 @@ def test_a_good_value_is_taken(load: Load, text: str, field: str, value: object)
     ],
 )
 def test_the_placeholders_say_how_a_worker_gets_its_socket(
-    load: Load, command: str, hand_over: SocketPassing, argv: list[str]
+    load: Load, command: str, socket_passing: SocketPassing, argv: list[str]
 ) -> None:
     settings = load(f"WORKER_COMMAND={command}")
-    assert settings.hand_over is hand_over
+    assert settings.socket_passing is socket_passing
     assert settings.worker_argv(slot="green", port=8792, fd=7) == argv
 
 

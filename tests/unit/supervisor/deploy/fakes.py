@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,14 +14,17 @@ import anyio
 import anyio.lowlevel
 
 from atlas_supervisor.deploy.effects import ActiveDeploy, StepOutcome
-from atlas_supervisor.deploy.machine import FIRST_PHASE, Event, Phase, Plan
+from atlas_supervisor.deploy.effects import Transition as DeployTransition
+from atlas_supervisor.deploy.machine import FIRST_PHASE, Consequence, Event, Phase, Plan
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.model.deploy import DeployRecord
 from atlas_supervisor.model.drain import DrainCounts
 from atlas_supervisor.model.event import DeployEvent, PublishedEvent
-from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.release import Release, Version, VersionChange
+from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.step import DrainDetail
+from atlas_supervisor.store.outbox import Outbox, PendingWrite
 from tests.unit.supervisor.store.support import a_deploy
 
 BLUE, GREEN = 8791, 8792
@@ -31,6 +36,9 @@ PASS = StepOutcome.passed("fine")
 FAIL = StepOutcome.failed("not good enough")
 DIED = StepOutcome.staging_died("it is dead")
 Outcome = StepOutcome | Exception
+
+
+FLIPPED = {(Phase.SWITCH, Event.PASSED), (Phase.REVERT, Event.PASSED)}
 
 
 class Transition(NamedTuple):
@@ -51,14 +59,15 @@ class World:
         self.when_ending: dict[str, Callable[[], object]] = {}
         self.done: list[str] = []
         self.journaled: list[Transition] = []
-        self.told: list[tuple[DeployEvent, int | None]] = []
+        self.published: list[tuple[DeployEvent, int | None]] = []
+        self.publish: Callable[[PublishedEvent, int | None], None] = lambda _event, _id: None
+        self.outbox = Outbox()
+        self.versions: list[VersionChange] = []
         self.record: DeployRecord | None = None
         self.audits: list[tuple[str, str]] = []
         self.mode = "bluegreen"
         self.active, self.staging = BLUE, GREEN
         self.disk_fails: Callable[[], bool] = lambda: False
-        self.freed: Callable[[], None] = lambda: None
-        """Says that the version that is drained needs its slot no more."""
 
     def ports(self) -> tuple[int, int]:
         return self.active, self.staging
@@ -99,6 +108,8 @@ class World:
     def _turned(self, outcome: StepOutcome) -> StepOutcome:
         if outcome.has_passed:
             self.active, self.staging = self.staging, self.active
+            added = None if self.active == BLUE else Version(SlotName.GREEN, RELEASE)
+            return replace(outcome, versions=VersionChange(added))
         return outcome
 
     async def guard(self, deploy: ActiveDeploy) -> StepOutcome:
@@ -108,36 +119,57 @@ class World:
         return await self._do("warm")
 
     async def drain(self, deploy: ActiveDeploy) -> StepOutcome:
-        self.freed = deploy.leave_slot
         deploy.note(DrainDetail(left=LEFT, cut=None))
         return await self._do("drain")
 
     async def unstage(self, deploy: ActiveDeploy) -> StepOutcome:
         return await self._do("unstage")
 
-    async def fall_back_to_single(self, reason: str) -> None:
-        self._write()
-        self.mode = "single"
+    # The log of transitions, through a real outbox.
 
-    async def audit(self, action: str, outcome: str, record: DeployRecord, reason: str) -> None:
-        self._write()
+    async def write(self, transition: DeployTransition) -> PendingWrite:
+        published = PublishedEvent(transition.event)
+        pending = self.outbox.put(
+            partial(self._journal, transition, published),
+            on_delay=lambda: self._publish(published, None),
+        )
+        for demand in transition.demands:
+            pending = self.outbox.put(partial(self._demanded, demand))
+        if transition.has_new_result:
+            result = ("deploy", str(transition.record.result))
+            self.outbox.put(partial(self._audit, *result))
+        await self.outbox.attempt(pending)
+        return pending
+
+    async def _journal(self, transition: DeployTransition, published: PublishedEvent) -> None:
+        await anyio.lowlevel.checkpoint()
+        self._try_disk()
+        event = transition.event
+        assert event.source  # the beginning is written elsewhere
+        self.journaled.append(Transition(event.source, event.event, transition.record.phase))
+        if transition.versions is not None:
+            self.versions.append(transition.versions)
+        self.record = transition.record
+        self._publish(published, len(self.journaled))
+
+    def _publish(self, published: PublishedEvent, journal_id: int | None) -> None:
+        self.published.append((published.event, journal_id))
+        self.publish(published, journal_id)
+
+    async def _demanded(self, demand: Consequence) -> None:
+        if demand is Consequence.SINGLE_MODE:
+            self._try_disk()
+            self.mode = "single"
+        elif demand is Consequence.ROLLBACK_AUDITED:
+            await self._audit("rollback", "done")
+        else:
+            await self._audit("switch", "failed")
+
+    async def _audit(self, action: str, outcome: str) -> None:
+        self._try_disk()
         self.audits.append((action, outcome))
 
-    async def audit_result(self, record: DeployRecord) -> None:
-        self.audits.append(("deploy", str(record.result)))
-
-    async def journal(self, record: DeployRecord, event: DeployEvent) -> int:
-        await anyio.lowlevel.checkpoint()
-        self._write()
-        assert event.source  # the beginning is written elsewhere
-        self.journaled.append(Transition(event.source, event.event, record.phase))
-        self.record = record
-        return len(self.journaled)
-
-    def tell(self, announcement: PublishedEvent, journal_id: int | None) -> None:
-        self.told.append((announcement.event, journal_id))
-
-    def _write(self) -> None:
+    def _try_disk(self) -> None:
         if self.disk_fails():
             raise AtlasError("no space left on device")
 
@@ -145,11 +177,15 @@ class World:
 @asynccontextmanager
 async def driven(world: World, plan: Plan | None = None) -> AsyncIterator[DeployRun]:
     """Run a deploy in this world; afterwards it has ended, in time, and everything is written."""
-    run = DeployRun(a_deploy(), plan or Plan(), RELEASE, world, FIRST_PHASE)
+    run = DeployRun(a_deploy(), plan or Plan(), RELEASE, effects=world, transitions=world)
     with anyio.fail_after(LIMIT_SECONDS):
-        async with anyio.create_task_group() as group:
-            group.start_soon(run.drive)
-            yield run
+        async with anyio.create_task_group() as background:
+            background.start_soon(world.outbox.run)
+            async with anyio.create_task_group() as group:
+                group.start_soon(run.drive)
+                yield run
+            await world.outbox.flush()
+            background.cancel_scope.cancel()
     check_end(world, run)
 
 
@@ -172,7 +208,7 @@ async def to_the_end(run: DeployRun) -> None:
 
 
 def check_end(world: World, run: DeployRun) -> None:
-    """Check what must be true of every deploy that has ended, whatever has happened."""
+    """Check what must be true of every deploy that has ended."""
     assert run.ended.is_set()
     assert run.settled.is_set()
     assert run.phase is Phase.ENDED
@@ -181,10 +217,10 @@ def check_end(world: World, run: DeployRun) -> None:
     sources = [each.source for each in world.journaled]
     targets = [each.target for each in world.journaled]
     assert sources == [FIRST_PHASE, *targets[:-1]]
-    # Each transition is told: in order, and in the end under the journal's id.
-    told = list(dict.fromkeys((event.source, event.target) for event, _ in world.told))
-    assert told == list(dict.fromkeys(zip(sources, targets, strict=True)))
-    ids = [journal_id for _, journal_id in world.told if journal_id is not None]
+    # Each transition is published: in order, and in the end under the journal's id.
+    published = list(dict.fromkeys((event.source, event.target) for event, _ in world.published))
+    assert published == list(dict.fromkeys(zip(sources, targets, strict=True)))
+    ids = [journal_id for _, journal_id in world.published if journal_id is not None]
     assert ids == list(range(1, len(world.journaled) + 1))
     result = run.record.result
     assert result is not None
@@ -192,6 +228,9 @@ def check_end(world: World, run: DeployRun) -> None:
     assert (world.active == GREEN) == (result == "switched"), result
     if result != "switched":
         assert run.record.reason or result == "dry_run_passed"
+    # Each flip that is in the journal has changed the versions, and nothing else has.
+    flips = [each for each in world.journaled if each[:2] in FLIPPED]
+    assert len(world.versions) == len(flips)
     ports = (world.active, world.staging)
     assert (run.record.active_port, run.record.staging_port) == ports
 
@@ -201,6 +240,10 @@ class MemoryJournal:
 
     def __init__(self) -> None:
         self.rows: list[PublishedEvent] = []
+        self.unwritten: list[PublishedEvent] = []
+
+    def pending(self) -> list[PublishedEvent]:
+        return self.unwritten
 
     async def newest(self) -> int:
         await asyncio.sleep(0)
@@ -215,7 +258,7 @@ class MemoryJournal:
     ) -> list[PublishedEvent]:
         await asyncio.sleep(0)
         found = [
-            PublishedEvent(row.event, id=number, journal_id=number, told=True)
+            PublishedEvent(row.event, id=number, journal_id=number, is_published=True)
             for number, row in enumerate(self.rows, 1)
             if number > transition_id and deploy_id in (None, row.event.deploy_id)
         ]

@@ -25,7 +25,7 @@ from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
 from atlas_supervisor.workers.slot import Slot
 from tests.harness import write_release
-from tests.unit.supervisor.store.support import a_deploy, a_state
+from tests.unit.supervisor.store.support import a_deploy, a_state, moved
 from tests.unit.supervisor.workers.support import READY_AND_SLEEP, Bench, bench, release
 
 BLUE, GREEN = SlotName.BLUE, SlotName.GREEN
@@ -45,13 +45,13 @@ class Ready:
     database: Database
 
     def has(self, active: SlotName) -> bool:
-        """Tell whether steering, file and memory all say that this slot is active."""
+        """Return whether steering, file and memory all say that this slot is active."""
         port = self.bench.slots[active].port
         held = self.file.read()
         assert held is not None
         assert held == self.state.state
-        assert {held.active_port, held.staging_port} == {s.port for s in self.bench.slots.values()}
-        found = {self.bench.plane.active, self.switch.active.name}
+        assert {held.active_port, held.staging_port} == {s.port for s in self.bench.slots}
+        found = {self.bench.plane.active, self.bench.slots.active.name}
         return found == {active} and held.active_port == port
 
 
@@ -68,9 +68,7 @@ async def ready(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
         await state.change()
         for slot in (made.blue, made.green):
             await slot.start(release(folder / slot.name, READY_AND_SLEEP))
-        switch = Switch(
-            settings=made.settings, plane=made.plane, slots=made.slots, state=state, active=BLUE
-        )
+        switch = Switch(settings=made.settings, plane=made.plane, slots=made.slots, state=state)
         yield Ready(made, switch, file, state, database)
 
 
@@ -112,9 +110,7 @@ class Left:
             ports = {"active_port": PORT[GREEN], "staging_port": PORT[BLUE], "result": "switched"}
             changes = {**ports, **changes}
         record = DeployRecord(**{**record.model_dump(), "phase": phase.value, **changes})
-        await self.database.deploys.write_transition(
-            record, source=source, event=event, cause="", step=None
-        )
+        await self.database.deploys.write_transition(*moved(record, source=source, event=event))
         return record
 
     async def recover(self, active: SlotName, **changes: Any) -> tuple[DeployState, Any]:

@@ -1,4 +1,4 @@
-"""The hub of events: nobody misses one, nobody gets one twice, and nobody is waited for."""
+"""The hub of events: none is missed or repeated, and no subscriber is waited for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WHEN = datetime(2026, 1, 5, tzinfo=UTC)
 
 
 class Scene:
-    """A hub, and a journal that events are written to before they are told."""
+    """A hub, and a journal that events are written to before they are published."""
 
     def __init__(self) -> None:
         self.journal = MemoryJournal()
@@ -29,25 +29,28 @@ class Scene:
         event = DeployEvent.of(
             a_deploy(deploy_id), ts=WHEN, source="launch", event="passed", cause=f"{self.count}"
         )
-        announcement = PublishedEvent(event)
+        published = PublishedEvent(event)
         if written:
-            self.write(announcement)
+            self.write(published)
         else:
-            self.events.tell(announcement, None)
-        return announcement
+            self.journal.unwritten.append(published)
+            self.events.publish(published, None)
+        return published
 
-    def write(self, announcement: PublishedEvent) -> None:
-        self.journal.rows.append(announcement)
-        self.events.tell(announcement, len(self.journal.rows))
+    def write(self, event: PublishedEvent) -> None:
+        if event in self.journal.unwritten:
+            self.journal.unwritten.remove(event)
+        self.journal.rows.append(event)
+        self.events.publish(event, len(self.journal.rows))
 
 
 async def taken(feed: EventFeed, count: int) -> list[str]:
     """Take that many events; return their causes, which number them."""
     found = []
     for _ in range(count):
-        told = await asyncio.wait_for(feed.next(), 5)
-        assert told is not None
-        found.append(told.event.cause)
+        event = await asyncio.wait_for(feed.next(), 5)
+        assert event is not None
+        found.append(event.event.cause)
     return found
 
 
@@ -58,13 +61,13 @@ async def nothing_more(scene: Scene, feed: EventFeed) -> None:
 
 
 @pytest.mark.parametrize("written", [0, 1, 15, 16, 17, 40])
-async def test_who_resumes_misses_nothing_and_gets_nothing_twice(written: int) -> None:
+async def test_a_subscriber_that_resumes_misses_no_event_and_gets_none_twice(written: int) -> None:
     for after in range(written + 1):
         for turns in range(6):  # the moment of its coming at which more happens
             scene = Scene()
             for _ in range(written):
                 scene.happens()
-            coming = asyncio.create_task(scene.events.feed(after=after, deploy_id=None))
+            coming = asyncio.create_task(scene.events.subscribe(after=after, deploy_id=None))
             for _ in range(turns):
                 await asyncio.sleep(0)
             scene.happens()
@@ -76,89 +79,86 @@ async def test_who_resumes_misses_nothing_and_gets_nothing_twice(written: int) -
             feed.close()
 
 
-async def test_who_does_not_resume_gets_what_happens_from_now_on() -> None:
+async def test_a_subscriber_that_does_not_resume_gets_events_from_now_on() -> None:
     scene = Scene()
     scene.happens()
-    feed = await scene.events.feed(after=None, deploy_id=None)
+    feed = await scene.events.subscribe(after=None, deploy_id=None)
     assert (feed.resumes_at, feed.reset) == (1, None)
     await nothing_more(scene, feed)
 
 
-async def test_an_id_that_the_journal_does_not_have_is_told_and_the_rest_is_live() -> None:
+async def test_an_unknown_id_resets_the_subscription_which_is_then_live() -> None:
     scene = Scene()
     scene.happens()
-    feed = await scene.events.feed(after=99, deploy_id=None)
+    feed = await scene.events.subscribe(after=99, deploy_id=None)
     assert feed.resumes_at == 1
     assert "99" in str(feed.reset)
     await nothing_more(scene, feed)
 
 
-async def test_one_deploy_can_be_listened_to() -> None:
+async def test_a_subscription_can_be_for_one_deploy() -> None:
     scene = Scene()
     for deploy_id in ("a", "b", "a"):
         scene.happens(deploy_id)
-    feed = await scene.events.feed(after=0, deploy_id="a")
+    feed = await scene.events.subscribe(after=0, deploy_id="a")
     scene.happens("b")
     scene.happens("a")
     assert await taken(feed, 3) == ["1", "3", "5"]
 
 
-async def test_what_can_not_be_written_is_told_all_the_same_and_once() -> None:
+async def test_an_event_that_can_not_be_written_is_published_once_and_without_an_id() -> None:
     scene = Scene()
-    feed = await scene.events.feed(after=0, deploy_id=None)
+    feed = await scene.events.subscribe(after=0, deploy_id=None)
     unwritten = scene.happens(written=False)
-    told = await feed.next()
-    assert told is not None
-    assert (told.event.cause, told.id) == ("1", None)
-    assert scene.events.unwritten("d") == [unwritten.event]
-    assert scene.events.unwritten("e") == []
-    late = await scene.events.feed(after=0, deploy_id=None)
+    event = await feed.next()
+    assert event is not None
+    assert (event.event.cause, event.id) == ("1", None)
+    late = await scene.events.subscribe(after=0, deploy_id=None)
     assert await taken(late, 1) == ["1"]
     scene.write(unwritten)
-    assert scene.events.unwritten("d") == []
     await nothing_more(scene, feed)
 
 
-async def test_who_does_not_take_its_events_loses_its_feed_and_resumes(
+async def test_a_subscriber_that_does_not_take_its_events_is_ended_and_resumes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(hub, "MAX_EVENTS", 3)
     scene = Scene()
-    slow = await scene.events.feed(after=None, deploy_id=None)
-    quick = await scene.events.feed(after=None, deploy_id=None)
+    slow = await scene.events.subscribe(after=None, deploy_id=None)
+    quick = await scene.events.subscribe(after=None, deploy_id=None)
     for number in range(1, 6):
         scene.happens()
         assert await taken(quick, 1) == [str(number)]
     assert await slow.next() is None
-    again = await scene.events.feed(after=0, deploy_id=None)
+    again = await scene.events.subscribe(after=0, deploy_id=None)
     assert await taken(again, 5) == ["1", "2", "3", "4", "5"]
 
 
-async def test_what_a_listener_leaves_lying_is_bounded_in_bytes(
+async def test_untaken_events_are_bounded_in_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scene = Scene()
     monkeypatch.setattr(hub, "MAX_BYTES", 2 * len(scene.happens().data) + 10)
-    feed = await scene.events.feed(after=None, deploy_id=None)
+    feed = await scene.events.subscribe(after=None, deploy_id=None)
     for _ in range(3):
         scene.happens()
     assert await feed.next() is None
 
 
-async def test_the_end_of_the_hub_comes_after_the_last_event() -> None:
+async def test_a_closed_hub_ends_subscriptions_after_the_last_event() -> None:
     scene = Scene()
-    feed = await scene.events.feed(after=None, deploy_id=None)
+    feed = await scene.events.subscribe(after=None, deploy_id=None)
     scene.happens()
     scene.events.close()
     assert await taken(feed, 1) == ["1"]
     assert await feed.next() is None
-    late = await scene.events.feed(after=None, deploy_id=None)
+    late = await scene.events.subscribe(after=None, deploy_id=None)
     assert await late.next() is None
 
 
-async def test_a_feed_that_is_closed_wakes_who_waits_for_it() -> None:
+async def test_closing_a_subscription_wakes_its_reader() -> None:
     scene = Scene()
-    feed = await scene.events.feed(after=None, deploy_id=None)
+    feed = await scene.events.subscribe(after=None, deploy_id=None)
     waiting = asyncio.create_task(feed.next())
     await asyncio.sleep(0)
     feed.close()

@@ -11,17 +11,13 @@ from typing import Any
 
 import pytest
 
-from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.executor import Executor
-from atlas_supervisor.deploy.machine import FIRST_PHASE, Plan
+from atlas_supervisor.deploy.machine import Event, Plan
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.deploy.switch import Switch
-from atlas_supervisor.model.event import DeployEvent
-from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.release import Release, Version, VersionChange
 from atlas_supervisor.model.slot import SlotName, SlotState
 from atlas_supervisor.probes.health_probe import HttpProber
-from atlas_supervisor.store.database import Database
-from atlas_supervisor.store.statements import StoreError
 from tests.harness import eventually
 from tests.unit.supervisor.deploy.support import Ready, kill, ready
 from tests.unit.supervisor.store.support import a_deploy
@@ -33,8 +29,6 @@ BLUE, GREEN = SlotName.BLUE, SlotName.GREEN
 class Stage:
     it: Ready
     activities: Executor
-    database: Database
-    let_go: list[SlotName]
 
     @property
     def switch(self) -> Switch:
@@ -49,89 +43,42 @@ class Stage:
         """Return a deploy of what is on green; only its activities are run."""
         unused: Any = None
         plan = Plan(rollback=rollback)
-        return DeployRun(a_deploy(), plan, self.release(GREEN), unused, FIRST_PHASE)
-
-    async def stack(self) -> list[str]:
-        """Return the folders of the versions, the first one last."""
-        return [row.release.path.name for row in reversed(await self.database.versions.all())]
+        return DeployRun(a_deploy(), plan, self.release(GREEN), effects=unused, transitions=unused)
 
 
 @asynccontextmanager
 async def stage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
     async with ready(folder, monkeypatch) as it, HttpProber() as prober:
-        let_go: list[SlotName] = []
-
-        async def note(slot: SlotName) -> None:
-            let_go.append(slot)
-
-        database = it.database
         activities = Executor(
             settings=it.bench.settings.model_copy(update={"keep_warm_seconds": 0}),
+            slots=it.bench.slots,
             switch=it.switch,
             plane=it.bench.plane,
             prober=prober,
-            database=database,
-            events=EventHub(database.transitions),
-            state=it.state,
-            make_room=_nothing,
-            let_go=note,
         )
-        made = Stage(it, activities, database, let_go)
-        await database.versions.push(BLUE, made.release(BLUE))
-        yield made
+        yield Stage(it, activities)
 
 
-async def _nothing() -> None:
-    pass
+@pytest.mark.parametrize("rollback", [False, True])
+async def test_a_switch_adds_its_version_and_a_rollback_takes_one_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rollback: bool
+) -> None:
+    async with stage(tmp_path, monkeypatch) as on:
+        blue, green = Version(BLUE, on.release(BLUE)), Version(GREEN, on.release(GREEN))
+        switched = await on.activities.switch(on.deploy(rollback=rollback))
+        assert switched.versions == VersionChange(None if rollback else green)
+        reverted = await on.activities.revert(on.deploy(rollback=rollback))
+        assert reverted.versions == VersionChange(blue if rollback else None)
 
 
-async def test_a_switch_notes_its_version_and_a_revert_takes_it_back(
+async def test_a_flip_that_failed_changes_no_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with stage(tmp_path, monkeypatch) as on:
-        assert (await on.activities.switch(on.deploy())).has_passed
-        assert await on.stack() == ["blue", "green"]
-        assert (await on.activities.revert(on.deploy())).has_passed
-        assert await on.stack() == ["blue"]
-
-
-async def test_a_rollback_takes_a_version_back_and_its_revert_notes_it_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with stage(tmp_path, monkeypatch) as on:
-        await on.database.versions.pop()
-        await on.database.versions.push(GREEN, on.release(GREEN))
-        await on.database.versions.push(BLUE, on.release(BLUE))
-        assert (await on.activities.switch(on.deploy(rollback=True))).has_passed
-        assert await on.stack() == ["green"]
-        assert (await on.activities.revert(on.deploy(rollback=True))).has_passed
-        assert await on.stack() == ["green", "blue"]
-
-
-async def test_a_version_that_could_not_be_noted_is_noted_before_the_journal_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with stage(tmp_path, monkeypatch) as on:
-        record = a_deploy()
-        await on.database.deploys.begin(record, auto_switch=True)
-
-        event = DeployEvent.of(record, ts=record.started_ts, source="s", event="e", cause="")
-        push, locked = on.database.versions.push, True
-
-        async def tried(*noted: Any) -> None:
-            if locked:
-                raise StoreError("the database is locked")
-            await push(*noted)
-
-        monkeypatch.setattr(on.database.versions, "push", tried)
-        assert (await on.activities.switch(on.deploy())).has_passed
-        with pytest.raises(StoreError):
-            await on.activities.journal(record, event)
-        assert await on.database.transitions.last(record.deploy_id) is None
-        locked = False
-        await on.activities.journal(record, event)
-        assert await on.database.transitions.last(record.deploy_id) == ("s", "e")
-        assert await on.stack() == ["blue", "green"]
+        await kill(on.it.bench.green)
+        for flip in (on.activities.switch, on.activities.revert):
+            outcome = await flip(on.deploy())
+            assert (outcome.has_passed, outcome.versions) == (False, None)
 
 
 async def test_the_old_version_stays_while_it_is_the_only_one_that_lives(
@@ -148,13 +95,12 @@ async def test_the_old_version_stays_while_it_is_the_only_one_that_lives(
         assert (await asyncio.wait_for(warm, 5)).has_passed
 
 
-async def test_nobody_cares_for_the_old_slot_any_more_once_it_is_drained(
+async def test_a_drain_empties_the_old_slot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with stage(tmp_path, monkeypatch) as on:
         assert (await on.activities.switch(on.deploy())).has_passed
         assert (await on.activities.drain(on.deploy())).has_passed
-        assert on.let_go == [BLUE]
         assert on.it.bench.blue.state is SlotState.EMPTY
 
 
@@ -165,16 +111,33 @@ async def test_a_hung_version_is_ended_without_waiting_for_its_clients(
         assert (await on.activities.switch(on.deploy())).has_passed
         instance = on.it.bench.blue.instance
         assert instance is not None
-        instance.expected_to_exit = True  # so does whoever found that it hangs
+        instance.expected_to_exit = True  # as a failed liveness check does
         outcome = await on.activities.drain(on.deploy())
         assert "was dead" in outcome.message
         await eventually(lambda: not instance.alive)
 
 
-async def test_what_a_failed_step_left_on_staging_is_ended_by_the_next_preflight(
+async def test_the_next_preflight_ends_a_worker_that_a_failed_step_left_on_staging(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with stage(tmp_path, monkeypatch) as on:
         assert (await on.activities.preflight(on.deploy())).has_passed
-        assert on.let_go == [GREEN]
         assert on.it.bench.green.instance is None
+
+
+@pytest.mark.parametrize("phase", ["guard", "warm"])
+async def test_guard_and_warm_time_end_when_the_next_deploy_needs_staging(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    long = {"keep_warm_seconds": 600, "keep_warm_foreign": True, "guard_seconds": 600}
+    async with stage(tmp_path, monkeypatch) as on:
+        on.activities._settings = on.activities._settings.model_copy(update=long)
+        assert (await on.activities.switch(on.deploy())).has_passed
+        waiting = asyncio.create_task(getattr(on.activities, phase)(on.deploy()))
+        freeing = asyncio.create_task(on.it.bench.slots.free_staging())
+        outcome = await asyncio.wait_for(waiting, 5)
+        assert (outcome.event, outcome.message) == (Event.SUPERSEDED, "the next deploy has begun")
+        assert on.it.bench.blue.serving  # it is drained by the next phase
+        assert not freeing.done()
+        assert (await on.activities.drain(on.deploy())).has_passed
+        await asyncio.wait_for(freeing, 5)

@@ -38,7 +38,7 @@ def reachable(plan: Plan, start: Phase = FIRST_PHASE) -> set[Phase]:
     return seen
 
 
-def test_no_event_leads_two_ways() -> None:
+def test_no_event_has_two_rows_in_a_phase() -> None:
     for plan in PLANS:
         for phase, event in product(Phase, Event):
             rows = [r for r in TABLE if (r.phase, r.event) == (phase, event) and plan.meets(r.when)]
@@ -59,7 +59,7 @@ def test_every_activity_that_passes_leads_on(plan: Plan) -> None:
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_whatever_can_fail_has_a_way_out(plan: Plan) -> None:
+def test_every_activity_that_fails_leads_on(plan: Plan) -> None:
     cannot_fail = {Phase.AWAITING_SWITCH, Phase.ENDED, Phase.WARM, Phase.DRAIN}
     cannot_fail |= {Phase.DRAIN_REVERTED, Phase.UNSTAGE}
     for phase in reachable(plan) - cannot_fail:
@@ -67,7 +67,7 @@ def test_whatever_can_fail_has_a_way_out(plan: Plan) -> None:
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_the_end_is_the_end(plan: Plan) -> None:
+def test_no_event_leads_out_of_the_last_phase(plan: Plan) -> None:
     assert not followers(plan, Phase.ENDED)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from atlas_supervisor.deploy.initial_state import read_state
 from atlas_supervisor.deploy.machine import Event, Phase
-from atlas_supervisor.deploy.recovery import read_state, resumed
+from atlas_supervisor.deploy.recovery import resumed
 from atlas_supervisor.model.actor import SUPERVISOR
 from atlas_supervisor.model.deploy import Mode
 from atlas_supervisor.store.deploys import UnfinishedDeploy
@@ -22,7 +24,7 @@ from tests.unit.supervisor.deploy.support import (
     PORT,
     left,
 )
-from tests.unit.supervisor.store.support import a_state
+from tests.unit.supervisor.store.support import WHEN, a_deploy, a_state, moved
 
 
 @pytest.mark.parametrize("phase", BEFORE_SWITCH)
@@ -40,10 +42,10 @@ async def test_before_the_switch_it_is_aborted_and_the_version_stays(
 
 
 @pytest.mark.parametrize("noted", [True, False])
-async def test_a_switch_that_the_file_tells_of_counts_and_its_version_is_noted(
+async def test_a_switch_that_the_state_file_shows_counts_and_its_version_is_added_once(
     tmp_path: Path, noted: bool
 ) -> None:
-    async with left(tmp_path) as it:
+    async with left(tmp_path) as it:  # noted: by an earlier supervisor, before the transition
         await it.versions(("v1", BLUE), *([("v2", GREEN)] if noted else []))
         await it.deploy(Phase.SWITCH)
         await it.recover(GREEN)
@@ -52,7 +54,20 @@ async def test_a_switch_that_the_file_tells_of_counts_and_its_version_is_noted(
         assert await it.stack() == [("v1", BLUE), ("v2", GREEN)]
 
 
-async def test_a_switch_that_the_file_does_not_tell_of_is_none(tmp_path: Path) -> None:
+async def test_a_durable_switch_counts_after_the_clock_went_back(tmp_path: Path) -> None:
+    async with left(tmp_path) as it:
+        await it.versions(("v1", BLUE))
+        earlier = a_deploy("d0", started_ts=WHEN + timedelta(days=1))
+        await it.database.deploys.begin(earlier, auto_switch=True)
+        ended = earlier.model_copy(update={"phase": "ended", "ended_ts": WHEN})
+        await it.database.deploys.write_transition(*moved(ended, source="smoke", event="failed"))
+        await it.deploy(Phase.SWITCH)
+        await it.recover(GREEN)
+        assert (await it.ended()).result == "switched"
+        assert await it.stack() == [("v1", BLUE), ("v2", GREEN)]
+
+
+async def test_a_switch_that_the_state_file_does_not_show_is_none(tmp_path: Path) -> None:
     async with left(tmp_path) as it:
         await it.versions(("v1", BLUE))
         await it.deploy(Phase.SWITCH)
@@ -62,13 +77,10 @@ async def test_a_switch_that_the_file_does_not_tell_of_is_none(tmp_path: Path) -
         assert await it.stack() == [("v1", BLUE)]
 
 
-@pytest.mark.parametrize("noted", [True, False])
 @pytest.mark.parametrize("phase", AFTER_SWITCH)
-async def test_after_the_switch_the_new_version_stays(
-    tmp_path: Path, phase: Phase, noted: bool
-) -> None:
+async def test_after_the_switch_the_new_version_stays(tmp_path: Path, phase: Phase) -> None:
     async with left(tmp_path) as it:
-        await it.versions(("v1", BLUE), *([("v2", GREEN)] if noted else []))
+        await it.versions(("v1", BLUE), ("v2", GREEN))
         await it.deploy(phase)
         await it.recover(GREEN)
         assert (await it.ended()).result == "switched"
@@ -77,7 +89,7 @@ async def test_after_the_switch_the_new_version_stays(
 
 @pytest.mark.parametrize("noted", [True, False])
 @pytest.mark.parametrize("phase", [Phase.REVERT, Phase.GUARD, Phase.WARM])
-async def test_a_revert_that_the_file_tells_of_counts_whatever_the_journal_missed(
+async def test_a_revert_that_the_state_file_shows_counts_though_the_journal_lacks_it(
     tmp_path: Path, phase: Phase, noted: bool
 ) -> None:
     async with left(tmp_path) as it:
@@ -113,7 +125,9 @@ async def test_the_first_switch_of_all_is_noted_where_nothing_was(tmp_path: Path
         assert await it.stack() == [("v2", GREEN)]
 
 
-async def test_of_two_only_the_later_one_s_switch_is_what_the_file_tells_of(tmp_path: Path) -> None:
+async def test_of_two_unfinished_deploys_the_state_file_shows_the_later_one_s_switch(
+    tmp_path: Path,
+) -> None:
     async with left(tmp_path) as it:
         await it.versions(("v1", BLUE), ("v2", GREEN))
         await it.deploy(Phase.WARM, "d1")
@@ -130,7 +144,7 @@ async def test_of_two_only_the_later_one_s_switch_is_what_the_file_tells_of(tmp_
         assert await it.stack() == [("v1", BLUE), ("v2", GREEN), ("v1", BLUE)]
 
 
-async def test_a_waiting_deploy_waits_on_and_nothing_else_does(tmp_path: Path) -> None:
+async def test_only_the_latest_waiting_deploy_goes_on_waiting(tmp_path: Path) -> None:
     async with left(tmp_path) as it:
         await it.deploy(Phase.AWAITING_SWITCH, "d1", result="awaiting_switch")
         await it.deploy(Phase.AWAITING_SWITCH, "d2", result="awaiting_switch")
@@ -147,7 +161,7 @@ async def test_in_single_mode_by_the_settings_nothing_waits(tmp_path: Path) -> N
         assert (await it.ended()).result == "aborted"
 
 
-async def test_a_fallback_that_was_not_performed_is_made_up_for(tmp_path: Path) -> None:
+async def test_a_fallback_that_was_not_written_is_written_by_recovery(tmp_path: Path) -> None:
     async with left(tmp_path) as it:
         await it.deploy(Phase.UNSTAGE, event=Event.FAILED, result="failed", reason="health: 500")
         state, _ = await it.recover(BLUE)
@@ -175,19 +189,24 @@ async def test_a_fallback_is_audited_once_whether_or_not_it_was_performed(tmp_pa
             ]
 
 
-async def test_a_failed_switch_that_was_not_audited_is_made_up_for(tmp_path: Path) -> None:
+async def test_a_failed_switch_that_was_not_audited_is_audited_by_recovery(tmp_path: Path) -> None:
     async with left(tmp_path) as it:
         await it.deploy(Phase.UNSTAGE, source=Phase.SWITCH, event=Event.STAGING_DIED)
         await it.recover(BLUE)
         assert ("switch", "failed") in await it.audited()
 
 
-async def test_versions_that_were_mended_are_audited(tmp_path: Path) -> None:
+async def test_the_end_of_a_switch_is_one_transaction_with_its_version_and_the_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with left(tmp_path) as it:
         await it.versions(("v1", BLUE))
         await it.deploy(Phase.SWITCH)
-        await it.recover(GREEN)
-        assert await it.audited() == [("deploy", "switched"), ("versions", "mended")]
+        await it.recover(GREEN, generation=9)
+        assert await it.audited() == [("deploy", "switched")]
+        kept = await it.database.state.load()
+        assert kept is not None
+        assert (kept.generation, kept.active_port) == (9, PORT[GREEN])
 
 
 async def test_a_mode_that_the_settings_overrule_is_audited_once(tmp_path: Path) -> None:
@@ -205,7 +224,7 @@ async def test_a_waiting_release_goes_through_its_gates_again(tmp_path: Path) ->
         record = await it.deploy(Phase.AWAITING_SWITCH, result="awaiting_switch")
         releases = Releases(directory=tmp_path, releases_dir=tmp_path / "releases")
         waiting = UnfinishedDeploy(record, auto_switch=False)
-        run = await resumed(it.database, waiting, releases, World())
+        run = await resumed(it.database, waiting, releases, effects=World(), transitions=World())
         assert run is not None
         assert (run.phase, run.record.result, run.release.name) == (Phase.LAUNCH, None, "v2")
         assert not run.settled.is_set()
@@ -216,7 +235,10 @@ async def test_a_waiting_release_that_is_gone_fails_its_deploy(tmp_path: Path) -
         record = await it.deploy(Phase.AWAITING_SWITCH, result="awaiting_switch")
         releases = Releases(directory=tmp_path, releases_dir=tmp_path / "elsewhere")
         waiting = UnfinishedDeploy(record, auto_switch=False)
-        assert await resumed(it.database, waiting, releases, World()) is None
+        assert (
+            await resumed(it.database, waiting, releases, effects=World(), transitions=World())
+            is None
+        )
         ended = await it.ended()
         assert ended.result == "failed"
         assert "no release 'v2'" in (ended.reason or "")

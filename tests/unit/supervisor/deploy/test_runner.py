@@ -18,6 +18,7 @@ from atlas_supervisor.deploy.machine import Event, Phase, Plan
 from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.model.deploy import DeployRecord
 from atlas_supervisor.model.step import StepDetail
+from atlas_supervisor.store import outbox
 from tests.unit.supervisor.deploy.fakes import (
     BLUE,
     DIED,
@@ -67,7 +68,7 @@ def world_on_the_way_to(activity: str) -> World:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(runner, "_WRITE_AGAIN_SECONDS", 0.001)
+    monkeypatch.setattr(outbox, "_RETRY_SECONDS", 0.001)
     # Thousands of histories; to format what is logged of them would take most of the time.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     yield
@@ -102,7 +103,7 @@ async def test_a_good_release_goes_through_every_phase() -> None:
         ("revert", "switched", "single"),
     ],
 )
-async def test_whatever_fails_however_the_deploy_ends_as_it_should(
+async def test_every_failure_of_every_activity_ends_the_deploy_as_it_should(
     activity: str, result: str, mode: str, failure: Outcome
 ) -> None:
     world = world_on_the_way_to(activity)
@@ -112,7 +113,7 @@ async def test_whatever_fails_however_the_deploy_ends_as_it_should(
     assert (run.record.result, world.mode) == (result, mode)
 
 
-async def test_a_failure_to_tidy_up_does_not_hide_why_it_failed() -> None:
+async def test_a_failure_to_clean_up_does_not_hide_the_reason() -> None:
     world = world_on_the_way_to("unstage")
     world.outcomes["unstage"] = [OSError(5, "input/output error")]
     async with driven(world) as run:
@@ -122,7 +123,7 @@ async def test_a_failure_to_tidy_up_does_not_hide_why_it_failed() -> None:
 
 @pytest.mark.parametrize("moment", ["before", "as_it_begins", "as_it_ends"])
 @pytest.mark.parametrize("activity", WAYS)
-async def test_any_news_at_any_moment_leads_to_an_end(activity: str, moment: str) -> None:
+async def test_any_events_at_any_moment_lead_to_an_end(activity: str, moment: str) -> None:
     for event, more in product(NEWS, [None, *NEWS]):
         world = world_on_the_way_to(activity)
         async with driven(world) as run:
@@ -145,7 +146,7 @@ async def test_any_news_at_any_moment_leads_to_an_end(activity: str, moment: str
 
 @pytest.mark.parametrize("plan", [Plan(dry_run=True), Plan(auto_switch=False), Plan(rollback=True)])
 @pytest.mark.parametrize("activity", ["launch", "smoke", "health", "unstage"])
-async def test_the_same_goes_for_other_plans(plan: Plan, activity: str) -> None:
+async def test_any_event_leads_to_an_end_under_other_plans(plan: Plan, activity: str) -> None:
     for event, outcome in product(NEWS, (FAIL, DIED, None)):
         world = world_on_the_way_to(activity)
         if outcome is not None:
@@ -157,7 +158,7 @@ async def test_the_same_goes_for_other_plans(plan: Plan, activity: str) -> None:
 
 
 @pytest.mark.parametrize("lasts", [1, 2, 5])
-async def test_a_disk_that_fails_at_any_write_delays_and_loses_nothing(lasts: int) -> None:
+async def test_a_disk_that_fails_at_any_write_loses_nothing(lasts: int) -> None:
     for activity, first in product(WAYS, range(12)):
         world = world_on_the_way_to(activity)
         failing = iter([False] * first + [True] * lasts)
@@ -179,7 +180,7 @@ async def test_a_disk_that_fails_at_any_write_delays_and_loses_nothing(lasts: in
         ("switch", ["awaiting_switch", "aborted"]),
     ],
 )
-async def test_what_a_deploy_comes_to_is_audited_once(activity: str, came_to: list[str]) -> None:
+async def test_each_result_of_a_deploy_is_audited_once(activity: str, came_to: list[str]) -> None:
     world = World()
     world.outcomes[activity] = [FAIL]
     async with driven(world) as run:
@@ -195,7 +196,7 @@ async def test_nothing_is_switched_while_the_intent_can_not_be_written() -> None
     async with driven(world) as run:
         await run.settled.wait()
         assert (run.phase, run.record.result) == (Phase.AWAITING_SWITCH, "awaiting_switch")
-        assert run.switch_failure == "the intent to switch could not be written down"
+        assert run.switch_failure == "the intent to switch could not be saved"
         assert "switch" not in world.done
         broken = False
         assert run.offer(Event.SWITCH_REQUESTED, "try again")
@@ -215,13 +216,13 @@ async def test_a_deploy_has_ended_before_its_record_could_be_written() -> None:
         world.held["drain"].set()
         await run.ended.wait()  # so that the next deploy can begin
         assert world.journaled[-1].target == Phase.DRAIN
-        event, journal_id = world.told[-1]  # and whoever listens knows it
+        event, journal_id = world.published[-1]  # and it is published
         assert (event.target, journal_id) == (Phase.ENDED, None)
         broken = False
     assert world.journaled[-1].target == Phase.ENDED
 
 
-async def test_everybody_who_waits_gets_the_answer_and_none_too_early() -> None:
+async def test_all_waiting_callers_get_the_answer_and_none_too_early() -> None:
     world = World()
     world.held["switch"] = anyio.Event()
     world.held["guard"] = anyio.Event()
@@ -246,7 +247,7 @@ async def test_everybody_who_waits_gets_the_answer_and_none_too_early() -> None:
         world.held["guard"].set()
 
 
-async def test_a_rollback_that_is_asked_for_holds_the_place_at_once() -> None:
+async def test_a_requested_rollback_is_in_progress_at_once() -> None:
     world = World()
     world.held["guard"] = anyio.Event()
     async with driven(world) as run:
@@ -254,7 +255,7 @@ async def test_a_rollback_that_is_asked_for_holds_the_place_at_once() -> None:
         assert not run.in_progress
         assert run.offer(Event.ROLLBACK_REQUESTED, "by hand")
         assert run.in_progress
-        assert not run.offer(Event.ROLLBACK_REQUESTED, "by somebody else")
+        assert not run.offer(Event.ROLLBACK_REQUESTED, "by another")
         await run.ended.wait()
     assert run.record.result == "rolled_back"
 
@@ -316,7 +317,7 @@ async def test_a_waiting_deploy_waits_on_when_the_supervisor_stops() -> None:
         await to_the_end(run)
 
 
-async def test_the_next_deploy_gets_its_place_though_the_revert_fails_meanwhile() -> None:
+async def test_the_next_deploy_gets_the_slot_though_the_revert_fails_meanwhile() -> None:
     world = World()
     world.held = {"guard": anyio.Event(), "revert": anyio.Event(), "warm": anyio.Event()}
     world.outcomes["revert"] = [FAIL]
@@ -329,7 +330,7 @@ async def test_the_next_deploy_gets_its_place_though_the_revert_fails_meanwhile(
     assert world.done[-1] == "drain"
 
 
-async def test_ports_that_a_revert_changed_during_preflight_stand_in_the_record() -> None:
+async def test_the_record_has_the_ports_that_a_revert_changed_during_preflight() -> None:
     world = World()
     world.active, world.staging = GREEN, BLUE
     world.outcomes["launch"] = [FAIL]
@@ -343,7 +344,7 @@ async def test_ports_that_a_revert_changed_during_preflight_stand_in_the_record(
     assert run.record.active_port == BLUE
 
 
-async def test_a_step_tells_how_it_ended() -> None:
+async def test_a_step_records_an_internal_error() -> None:
     world = World()
     world.outcomes["smoke"] = [ZeroDivisionError("bug")]
     async with driven(world) as run:
@@ -356,7 +357,7 @@ async def test_a_step_tells_how_it_ended() -> None:
     }
 
 
-async def test_a_death_leaves_its_last_words_in_the_step_that_it_ends() -> None:
+async def test_a_step_that_a_death_ends_records_the_worker_s_last_output() -> None:
     world = World()
     world.held["guard"] = anyio.Event()
     async with driven(world) as run:
@@ -402,7 +403,9 @@ DROPPED: dict[Phase, set[Event]] = {
 async def test_every_event_in_a_phase_has_a_row_or_is_dropped_on_purpose(phase: Phase) -> None:
     for plan in (Plan(), Plan(auto_switch=False), Plan(dry_run=True), Plan(rollback=True)):
         for event in NEWS:
-            run = runner.DeployRun(a_deploy(), plan, RELEASE, World(), phase)
+            run = runner.DeployRun(
+                a_deploy(), plan, RELEASE, effects=World(), transitions=World(), phase=phase
+            )
             # Asked for once more, what is being done is no second event.
             accepted = run.accepts(event) and not run._does(event)
             assert accepted == (event not in DROPPED[phase]), (plan, phase, event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from atlas_supervisor.deploy import switch as switching
 from atlas_supervisor.deploy.machine import Event
 from atlas_supervisor.deploy.switch import Landing
 from atlas_supervisor.model.slot import SlotName, SlotState
+from tests.harness import eventually
 from tests.unit.supervisor.deploy.support import kill, ready
+from tests.unit.supervisor.workers.support import SLEEP, release
 
 BLUE, GREEN = SlotName.BLUE, SlotName.GREEN
 
@@ -77,7 +80,7 @@ async def test_a_kernel_that_refuses_leaves_everything(
         assert it.has(BLUE)
 
 
-async def test_a_connection_that_arrives_at_a_stranger_s_is_no_switch(
+async def test_a_connection_that_arrives_at_a_foreign_listener_undoes_the_switch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with ready(tmp_path, monkeypatch) as it:
@@ -87,7 +90,7 @@ async def test_a_connection_that_arrives_at_a_stranger_s_is_no_switch(
 
         monkeypatch.setattr(switching, "landing", wrong)
         outcome = await it.switch.flip()
-        assert "wrong place: pid 1" in outcome.message
+        assert "wrong process: pid 1" in outcome.message
         assert it.has(BLUE)
 
 
@@ -114,7 +117,7 @@ async def test_an_instance_that_dies_in_the_middle_gets_no_traffic(
 
         async def dies_at_landing(*_: Any) -> tuple[Landing, str]:
             await kill(it.bench.green)
-            return Landing.UNSEEN, "nobody accepted it"
+            return Landing.UNSEEN, "not accepted"
 
         async def dies_at_write(**changes: Any) -> None:
             await change(**changes)
@@ -133,7 +136,7 @@ async def test_an_instance_that_dies_in_the_middle_gets_no_traffic(
         assert it.state.state.last_switch_ts == before
 
 
-async def test_where_a_dead_one_s_switch_can_not_be_withdrawn_the_file_counts(
+async def test_a_switch_to_a_dead_worker_that_can_not_be_undone_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with ready(tmp_path, monkeypatch) as it:
@@ -149,21 +152,25 @@ async def test_where_a_dead_one_s_switch_can_not_be_withdrawn_the_file_counts(
         assert it.has(GREEN)
 
 
-async def test_one_that_hangs_or_only_starts_is_not_switched_to(
+async def test_a_worker_that_hangs_or_only_starts_gets_no_traffic(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with ready(tmp_path, monkeypatch) as it:
         instance = it.bench.green.instance
         assert instance is not None
-        it.bench.green.state = SlotState.STARTING
-        assert (await it.switch.flip()).event is Event.STAGING_DIED
-        it.bench.green.state = SlotState.RUNNING
         instance.expected_to_exit = True
         assert (await it.switch.flip()).event is Event.STAGING_DIED
+        await it.bench.green.stop()
+        starting = asyncio.create_task(it.bench.green.start(release(tmp_path / "slow", SLEEP)))
+        await eventually(lambda: it.bench.green.alive)
+        assert it.bench.green.state is SlotState.STARTING
+        assert (await it.switch.flip()).event is Event.STAGING_DIED
         assert it.has(BLUE)
+        starting.cancel()
+        await asyncio.wait([starting])
 
 
-async def test_a_dead_active_one_is_switched_away_from_and_not_called_warm(
+async def test_after_a_switch_away_from_a_dead_worker_its_slot_is_not_warm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with ready(tmp_path, monkeypatch) as it:

@@ -1,4 +1,4 @@
-"""A monitor that runs, on a real database and real servers; who is active is the test's to say."""
+"""A running monitor on a real database and real servers; the test sets the active worker."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ BLUE, GREEN = SlotName.BLUE, SlotName.GREEN
 
 @dataclass
 class Steered:
-    """As much of a plane as is looked at."""
+    """The part of a plane that is checked."""
 
     active: SlotName = BLUE
 
 
 @dataclass
 class Watched:
-    """A running monitor, and what it looks at."""
+    """A running monitor, and its subject."""
 
     monitor: HealthMonitor
     subject: ActiveWorker
@@ -44,18 +44,18 @@ class Watched:
     plane: Steered
 
     async def seen(self) -> Health:
-        """Return a report once everything was looked at: a busy machine may need its time."""
+        """Return a report once everything was checked, which takes time on a busy machine."""
         with anyio.fail_after(5):
             while True:
                 health = await self.monitor.report()
-                if health.age_seconds is not None and self._has_looked():
+                if health.age_seconds is not None and self._all_checked():
                     return health
                 await anyio.sleep(0.005)
 
-    def _has_looked(self) -> bool:
-        return all(looker.last is not None for looker in self.monitor._own.values())
+    def _all_checked(self) -> bool:
+        return all(poller.last is not None for poller in self.monitor._daemon.values())
 
-    async def told(self, check: str, status: str, *, within: float = 5.0) -> Health:
+    async def until(self, check: str, status: str, *, within: float = 5.0) -> Health:
         """Wait until a check has this status, and return the report."""
         with anyio.fail_after(within):
             while True:

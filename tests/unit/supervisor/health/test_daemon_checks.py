@@ -1,4 +1,4 @@
-"""The daemon's own: its database, its folder, and whether steering is as written."""
+"""The daemon's own checks: its database, its disk, and whether steering matches the file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def store(folder: Path) -> AsyncIterator[tuple[StateKeeper, Database]]:
         yield StateKeeper(file, database.state, a_state()), database
 
 
-async def test_a_database_that_takes_a_write_and_gives_it_back_passes(tmp_path: Path) -> None:
+async def test_a_database_that_can_be_written_and_read_back_passes(tmp_path: Path) -> None:
     async with store(tmp_path) as (keeper, database):
         check = await daemon_checks.database(keeper, database)
         assert await database.state.load() == keeper.state
@@ -40,9 +40,7 @@ async def test_a_database_that_takes_a_write_and_gives_it_back_passes(tmp_path: 
     assert (check.value or 0) > 0
 
 
-async def test_a_locked_database_fails_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_locked_database_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database_module, "_BUSY_SECONDS", 0.05)
     async with store(tmp_path) as (keeper, database):
         other = sqlite3.connect(tmp_path / "atlas.db", isolation_level=None)
@@ -58,7 +56,7 @@ async def test_a_locked_database_fails_and_says_so(
     assert again.status is PASS
 
 
-async def test_a_database_that_gives_nonsense_back_fails(
+async def test_a_database_with_an_unreadable_copy_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with store(tmp_path) as (keeper, database):
@@ -71,10 +69,10 @@ async def test_a_database_that_gives_nonsense_back_fails(
         monkeypatch.setattr(database.state, "save", spoils)
         check = await daemon_checks.database(keeper, database)
     assert check.status is FAIL
-    assert "nonsense" in check.message
+    assert "unreadable read-back" in check.message
 
 
-async def test_room_enough_passes_and_tells_how_much(tmp_path: Path) -> None:
+async def test_enough_free_disk_passes_with_its_size(tmp_path: Path) -> None:
     check = await daemon_checks.disk_free(tmp_path)
     assert check.unit == "MiB"
     assert check.value == pytest.approx(os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path)
@@ -85,7 +83,7 @@ async def test_room_enough_passes_and_tells_how_much(tmp_path: Path) -> None:
     ("options", "status"), [("size=400m", PASS), ("size=200m", WARN), ("size=32m", FAIL)]
 )
 @pytest.mark.needs_root
-async def test_little_room_warns_and_hardly_any_fails(
+async def test_little_free_disk_warns_and_less_fails(
     tmp_path: Path, options: str, status: CheckStatus
 ) -> None:
     with mounted(tmp_path / "small", options) as folder:
@@ -93,7 +91,7 @@ async def test_little_room_warns_and_hardly_any_fails(
 
 
 @pytest.mark.needs_root
-async def test_room_that_fills_up_is_noticed(tmp_path: Path) -> None:
+async def test_a_disk_that_fills_up_fails(tmp_path: Path) -> None:
     with mounted(tmp_path / "small", "size=300m") as folder:
         assert (await daemon_checks.disk_free(folder)).status is PASS
         with (folder / "big").open("wb") as file:
@@ -116,14 +114,14 @@ async def test_a_full_disk_fails_the_database(tmp_path: Path) -> None:
 
 
 @pytest.mark.needs_root
-async def test_no_room_for_a_file_fails_though_there_are_bytes(tmp_path: Path) -> None:
+async def test_a_disk_without_inodes_fails_though_there_are_bytes(tmp_path: Path) -> None:
     with mounted(tmp_path / "small", "size=400m,nr_inodes=50") as folder:
         check = await daemon_checks.disk_free(folder)
     assert check.status is FAIL
     assert "files only" in check.message
 
 
-async def test_a_folder_that_is_gone_fails(tmp_path: Path) -> None:
+async def test_a_missing_state_folder_fails(tmp_path: Path) -> None:
     check = await daemon_checks.disk_free(tmp_path / "gone")
     assert check.status is FAIL
     assert "No such file" in check.message
@@ -135,13 +133,13 @@ def state_file(folder: Path, **ports: int) -> StateFile:
     return file
 
 
-async def test_steering_that_is_as_written_passes(tmp_path: Path) -> None:
+async def test_steering_that_matches_the_state_file_passes(tmp_path: Path) -> None:
     file = state_file(tmp_path)
     plane: Any = Steered(BLUE)
     assert (await daemon_checks.steering(plane, file, PORTS)).status is PASS
 
 
-async def test_steering_that_is_not_as_written_fails_and_names_both(
+async def test_steering_that_differs_from_the_state_file_fails_and_names_both_ports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(daemon_checks, "SWITCH_SECONDS", 0.05)
@@ -153,7 +151,7 @@ async def test_steering_that_is_not_as_written_fails_and_names_both(
     assert "names port 8792" in check.message
 
 
-async def test_a_switch_under_way_is_no_disagreement(tmp_path: Path) -> None:
+async def test_a_switch_in_progress_is_no_difference(tmp_path: Path) -> None:
     file = state_file(tmp_path)
     plane: Any = Steered(GREEN)
     async with anyio.create_task_group() as tasks:
@@ -166,9 +164,7 @@ async def test_a_switch_under_way_is_no_disagreement(tmp_path: Path) -> None:
         assert (await daemon_checks.steering(plane, file, PORTS)).status is PASS
 
 
-async def test_a_state_file_that_is_gone_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_missing_state_file_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon_checks, "SWITCH_SECONDS", 0.05)
     plane: Any = Steered(BLUE)
     check = await daemon_checks.steering(plane, StateFile(tmp_path / "deploy_state.json"), PORTS)

@@ -1,4 +1,4 @@
-"""What is told of an instance, and that nobody waits for one that hangs."""
+"""Reports are about the active instance, and never wait for one that hangs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SILENT = raw(b"", hold=True)
 ALL_WELL = dict.fromkeys(("llm_latency", "scheduler", "memory", "db_integrity"), "pass")
 
 
-async def test_where_all_is_well_it_is_100_with_every_check_of_the_contract(tmp_path: Path) -> None:
+async def test_the_score_is_100_when_every_check_of_the_contract_passes(tmp_path: Path) -> None:
     async with serve(telling(**ALL_WELL)) as server, watched(tmp_path, server.port) as it:
         health = await it.seen()
     assert (health.score, health.status) == (100, HealthStatus.HEALTHY)
@@ -39,14 +39,14 @@ async def test_where_all_is_well_it_is_100_with_every_check_of_the_contract(tmp_
     assert health.age_seconds is not None
 
 
-async def test_a_foreign_server_is_scored_on_what_is_seen_from_outside(tmp_path: Path) -> None:
+async def test_a_server_without_reported_checks_is_scored_from_outside(tmp_path: Path) -> None:
     async with serve(answer(b"<html>")) as server, watched(tmp_path, server.port) as it:
         health = await it.seen()
     assert {health.checks[name].status for name in ALL_WELL} == {SKIPPED}
     assert health.score == 100
 
 
-async def test_what_the_worker_tells_lowers_the_score_and_says_what(tmp_path: Path) -> None:
+async def test_a_failed_check_of_the_worker_lowers_the_score(tmp_path: Path) -> None:
     handler = telling(**{**ALL_WELL, "memory": "fail", "scheduler": "skipped"})
     async with serve(handler) as server, watched(tmp_path, server.port) as it:
         health = await it.seen()
@@ -54,7 +54,7 @@ async def test_what_the_worker_tells_lowers_the_score_and_says_what(tmp_path: Pa
     assert health.checks["memory"].status is FAIL
 
 
-async def test_the_worker_is_asked_on_its_own_port_and_through_the_public_one(
+async def test_the_worker_is_probed_on_its_own_port_and_through_the_public_one(
     tmp_path: Path,
 ) -> None:
     async with (
@@ -90,15 +90,17 @@ async def test_a_public_port_on_which_another_instance_answers_is_unhealthy(
     assert health.checks["memory"].status is PASS
 
 
-async def test_nothing_is_believed_of_an_instance_that_should_not_be_there(tmp_path: Path) -> None:
-    handler = telling(instance="somebody", **ALL_WELL)
+async def test_checks_of_an_unexpected_instance_are_ignored(tmp_path: Path) -> None:
+    handler = telling(instance="other-1", **ALL_WELL)
     async with serve(handler) as server, watched(tmp_path, server.port) as it:
         health = await it.seen()
     assert health.checks["port_active"].status is FAIL
     assert health.checks["memory"].status is SKIPPED
 
 
-async def test_a_worker_that_answers_503_and_says_why_is_not_a_dead_port(tmp_path: Path) -> None:
+async def test_a_worker_that_answers_503_with_a_failed_check_warns_on_port_active(
+    tmp_path: Path,
+) -> None:
     handler = telling("503 Service Unavailable", **{**ALL_WELL, "scheduler": "fail"})
     async with serve(handler) as server, watched(tmp_path, server.port) as it:
         health = await it.seen()
@@ -115,7 +117,9 @@ async def test_a_foreign_server_that_answers_503_fails(tmp_path: Path) -> None:
     assert health.status is HealthStatus.UNHEALTHY
 
 
-async def test_nobody_waits_for_a_worker_that_hangs_and_nothing_piles_up(tmp_path: Path) -> None:
+async def test_reports_do_not_wait_for_a_hanging_worker_and_probes_do_not_pile_up(
+    tmp_path: Path,
+) -> None:
     async with (
         serve(SILENT) as own,
         serve(SILENT) as public,
@@ -131,17 +135,17 @@ async def test_nobody_waits_for_a_worker_that_hangs_and_nothing_piles_up(tmp_pat
     assert reports[0].age_seconds is None
 
 
-async def test_a_worker_that_hangs_is_found_out_after_the_time_out(tmp_path: Path) -> None:
+async def test_a_hanging_worker_fails_after_the_time_out(tmp_path: Path) -> None:
     async with (
         serve(SILENT) as server,
         watched(tmp_path, server.port, health_timeout_seconds=0.2) as it,
     ):
-        health = await it.told("port_active", "fail")
+        health = await it.until("port_active", "fail")
     assert "no answer within 0.2 s" in health.checks["port_active"].message
     assert health.status is HealthStatus.UNHEALTHY
 
 
-async def test_the_last_look_is_told_while_the_next_one_hangs(
+async def test_the_last_result_is_reported_while_the_next_check_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(monitor_module, "INTERVAL_SECONDS", 0.01)
@@ -157,7 +161,7 @@ async def test_the_last_look_is_told_while_the_next_one_hangs(
         first = await it.seen()
         await eventually(lambda: server.connections == 2)
         second = await it.seen()
-        while (second.age_seconds or 0) <= (first.age_seconds or 0):  # it is told in milliseconds
+        while (second.age_seconds or 0) <= (first.age_seconds or 0):  # in milliseconds
             second = await it.seen()
     assert second.checks["memory"].status is PASS
 
@@ -184,11 +188,11 @@ async def test_a_switch_away_from_a_worker_that_hangs_does_not_wait_for_it(tmp_p
     ):
         await eventually(lambda: old.connections == 1)
         it.subject = ActiveWorker(GREEN, new.port, "green-1", "v2")
-        it.monitor.notice()
+        it.monitor.subject_changed()
         assert (await it.seen()).checks["memory"].status is PASS
 
 
-async def test_the_same_slot_with_another_instance_is_looked_at_anew(tmp_path: Path) -> None:
+async def test_another_instance_in_the_same_slot_is_checked_anew(tmp_path: Path) -> None:
     async with serve(answer()) as server, watched(tmp_path, server.port) as it:
         await it.seen()
         it.subject = ActiveWorker(BLUE, server.port, "blue-2", "v1")
@@ -196,7 +200,7 @@ async def test_the_same_slot_with_another_instance_is_looked_at_anew(tmp_path: P
         assert server.connections == 2
 
 
-async def test_with_nobody_there_it_is_unhealthy_at_once_and_says_why(tmp_path: Path) -> None:
+async def test_without_a_worker_it_is_unhealthy_at_once_with_the_reason(tmp_path: Path) -> None:
     async with serve(answer()) as server, watched(tmp_path, server.port) as it:
         assert (await it.seen()).score == 100
         it.subject = ActiveWorker(BLUE, server.port, None, absence="blue is backoff")
@@ -207,7 +211,7 @@ async def test_with_nobody_there_it_is_unhealthy_at_once_and_says_why(tmp_path: 
     assert health.age_seconds is None
 
 
-async def test_before_the_first_look_nothing_is_claimed(tmp_path: Path) -> None:
+async def test_before_the_first_check_nothing_passes(tmp_path: Path) -> None:
     async with serve(SILENT) as server, watched(tmp_path, server.port) as it:
         health = it.monitor.health()  # its task has not had a turn yet
     assert health.checks["database"].status is SKIPPED
@@ -215,33 +219,33 @@ async def test_before_the_first_look_nothing_is_claimed(tmp_path: Path) -> None:
     assert health.status is HealthStatus.DEGRADED
 
 
-async def test_a_database_that_does_not_come_back_is_told_without_waiting(
+async def test_a_hanging_database_warns_and_then_fails_without_delaying_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(monitor_module, "OVERDUE_WARN_SECONDS", 0.05)
     monkeypatch.setattr(monitor_module, "OVERDUE_FAIL_SECONDS", 0.3)
     async with serve(answer()) as server, watched(tmp_path, server.port) as it:
-        async with it.database.statements._using:  # a long write of somebody else's
-            it.monitor._own["database"].again()
-            warned = await it.told("database", "warn")
-            failed = await it.told("database", "fail")
-        await it.told("database", "pass")
-    assert "no end of it" in warned.checks["database"].message
+        async with it.database.statements._using:  # as a long write does
+            it.monitor._daemon["database"].restart()
+            warned = await it.until("database", "warn")
+            failed = await it.until("database", "fail")
+        await it.until("database", "pass")
+    assert "no result for" in warned.checks["database"].message
     assert warned.checks["steering"].status is PASS
     assert failed.status is HealthStatus.DEGRADED
 
 
-async def test_the_monitor_survives_a_folder_that_can_not_be_read(
+async def test_the_monitor_survives_an_unreadable_state_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(monitor_module, "INTERVAL_SECONDS", 0.01)
     async with serve(answer()) as server, watched(tmp_path, server.port) as it:
-        await it.told("steering", "pass")
+        await it.until("steering", "pass")
         it.file.path.write_bytes(b"{")
-        health = await it.told("steering", "fail")
+        health = await it.until("steering", "fail")
         with pytest.raises(UnreadableStateError):
             it.file.read()
         await it.state.change()
-        await it.told("steering", "pass")
+        await it.until("steering", "pass")
     assert "the state file is no valid state" in health.checks["steering"].message
     assert health.status is HealthStatus.UNHEALTHY

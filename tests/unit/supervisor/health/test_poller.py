@@ -1,4 +1,4 @@
-"""One look at a time, for ever, whatever a look does."""
+"""One check at a time, again and again, even if a check hangs."""
 
 from __future__ import annotations
 
@@ -13,68 +13,68 @@ from tests.harness import eventually
 
 @asynccontextmanager
 async def running(
-    look: Callable[[], Awaitable[int]], interval: float = 60
+    check: Callable[[], Awaitable[int]], interval: float = 60
 ) -> AsyncIterator[Poller[int]]:
-    looker = Poller(look, interval=interval)
+    poller = Poller(check, interval=interval)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(looker.run)
-        yield looker
+        tasks.start_soon(poller.run)
+        yield poller
         tasks.cancel_scope.cancel()
 
 
 def counting() -> Callable[[], Awaitable[int]]:
-    looks = iter(range(1, 1000))
+    results = iter(range(1, 1000))
 
-    async def look() -> int:
-        return next(looks)
+    async def check() -> int:
+        return next(results)
 
-    return look
+    return check
 
 
-async def test_it_looks_again_after_the_interval() -> None:
-    async with running(counting(), interval=0.01) as looker:
-        assert looker.last is None
+async def test_it_checks_again_after_the_interval() -> None:
+    async with running(counting(), interval=0.01) as poller:
+        assert poller.last is None
         with anyio.fail_after(5):
-            while looker.last != 3:
-                await looker.next()
+            while poller.last != 3:
+                await poller.next()
 
 
-async def test_asked_again_it_does_not_wait_for_the_interval() -> None:
-    async with running(counting()) as looker:
+async def test_a_restart_does_not_wait_for_the_interval() -> None:
+    async with running(counting()) as poller:
         with anyio.fail_after(5):
-            await looker.next()
-            looker.again()
-            await looker.next()
-    assert looker.last == 2
+            await poller.next()
+            poller.restart()
+            await poller.next()
+    assert poller.last == 2
 
 
-async def test_a_look_under_way_is_given_up_for_the_next_one() -> None:
+async def test_a_restart_cancels_the_check_in_progress() -> None:
     begun = anyio.Event()
 
-    async def look() -> int:
+    async def check() -> int:
         if not begun.is_set():
             begun.set()
             await anyio.sleep_forever()
         return 7
 
-    async with running(look) as looker:
+    async with running(check) as poller:
         await begun.wait()
-        assert looker.last is None
-        looker.again()
+        assert poller.last is None
+        poller.restart()
         with anyio.fail_after(5):
-            await looker.next()
-    assert looker.last == 7
+            await poller.next()
+    assert poller.last == 7
 
 
-async def test_it_tells_for_how_long_a_look_goes_on() -> None:
+async def test_it_knows_how_long_a_check_has_been_running() -> None:
     begun = anyio.Event()
 
-    async def look() -> int:
+    async def check() -> int:
         begun.set()
         await anyio.sleep_forever()
         return 0
 
-    async with running(look) as looker:
-        assert looker.waiting_seconds == 0
+    async with running(check) as poller:
+        assert poller.running_seconds == 0
         await begun.wait()
-        await eventually(lambda: looker.waiting_seconds > 0.02)
+        await eventually(lambda: poller.running_seconds > 0.02)

@@ -1,4 +1,4 @@
-"""The score, by property: what must hold whatever the checks found."""
+"""The score, by property: what must hold for every result of the checks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atlas_supervisor.health.score import DEGRADED_BELOW, UNHEALTHY_BELOW, WEIGHTS, score, status_of
-from atlas_supervisor.health.worker_report import TOLD
+from atlas_supervisor.health.worker_report import REPORTED
 from atlas_supervisor.model.health import CheckStatus, HealthStatus
 
 PASS, WARN, FAIL, SKIPPED = (
@@ -79,11 +79,11 @@ def test_each_warning_and_each_failure_shows_and_a_failure_shows_more(name: str)
 
 
 @pytest.mark.parametrize("name", ["port_active", "steering"])
-def test_what_clients_feel_is_unhealthy_by_itself(name: str) -> None:
+def test_checks_that_concern_clients_are_unhealthy_by_themselves(name: str) -> None:
     assert status_of(score({name: FAIL})) is HealthStatus.UNHEALTHY
 
 
-def test_the_daemons_own_storage_takes_nobody_out_of_service() -> None:
+def test_the_daemons_storage_alone_is_degraded_at_most() -> None:
     assert status_of(score({"database": FAIL, "disk_free": FAIL})) is HealthStatus.DEGRADED
 
 
@@ -92,8 +92,8 @@ def test_two_parts_of_the_application_that_fail_are_unhealthy() -> None:
     assert status_of(score({"memory": FAIL, "scheduler": FAIL})) is HealthStatus.UNHEALTHY
 
 
-def test_a_check_without_a_weight_is_nobodys_check() -> None:
-    assert set(TOLD) < set(WEIGHTS)
+def test_a_check_without_a_weight_is_refused() -> None:
+    assert set(REPORTED) < set(WEIGHTS)
     with pytest.raises(KeyError):
         score({"weather": PASS})
 

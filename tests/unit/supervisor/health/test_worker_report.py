@@ -10,7 +10,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from atlas_supervisor.health.worker_report import MESSAGE_LIMIT, TOLD, UNIT_LIMIT, complaint, read
+from atlas_supervisor.health.worker_report import (
+    MESSAGE_LIMIT,
+    REPORTED,
+    UNIT_LIMIT,
+    complaint,
+    read,
+)
 from atlas_supervisor.model.health import Check, CheckStatus
 from atlas_supervisor.probes.health_probe import BODY_LIMIT
 from atlas_supervisor.probes.http_client import HttpResponse
@@ -42,7 +48,7 @@ def one(name: str, check: Any) -> Check:
 
 
 def harmless(checks: dict[str, Check]) -> None:
-    assert list(checks) == list(TOLD)
+    assert list(checks) == list(REPORTED)
     for check in checks.values():
         assert check.value is None or math.isfinite(check.value)
         assert len(check.message) <= MESSAGE_LIMIT
@@ -51,9 +57,9 @@ def harmless(checks: dict[str, Check]) -> None:
         json.loads(check.model_dump_json())
 
 
-def test_a_check_is_told_as_the_worker_tells_it() -> None:
-    told = {"status": "warn", "value": 11.5, "unit": "s", "message": "no turn for 11 s"}
-    assert one("scheduler", told) == Check(
+def test_a_check_is_reported_as_the_worker_reports_it() -> None:
+    reported = {"status": "warn", "value": 11.5, "unit": "s", "message": "no turn for 11 s"}
+    assert one("scheduler", reported) == Check(
         status=CheckStatus.WARN, value=11.5, unit="s", message="no turn for 11 s"
     )
 
@@ -76,7 +82,7 @@ def test_a_check_is_told_as_the_worker_tells_it() -> None:
         DEEP,
     ],
 )
-def test_a_foreign_servers_answer_skips_what_only_a_worker_can_tell(body: bytes) -> None:
+def test_a_foreign_servers_answer_skips_every_worker_check(body: bytes) -> None:
     assert {check.status for check in read(answer(body)).values()} == {SKIPPED}
     assert complaint(answer(body)) is None
 
@@ -99,7 +105,7 @@ def test_a_check_with_no_word_of_the_four_is_skipped(status: Any) -> None:
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", "true", '"7"', "[1]"])
-def test_a_value_that_is_no_number_is_none_and_the_rest_is_told(value: str) -> None:
+def test_a_value_that_is_no_number_is_dropped_and_the_rest_is_kept(value: str) -> None:
     body = f'{{"checks": {{"memory": {{"status": "fail", "value": {value}}}}}}}'.encode()
     found = read(answer(body))["memory"]
     assert (found.status, found.value) == (FAIL, None)
@@ -126,14 +132,14 @@ def test_a_long_message_is_cut() -> None:
 
 def test_checks_of_other_names_are_not_read() -> None:
     body = answer({"checks": {"port_active": {"status": "pass"}, "weather": {"status": "fail"}}})
-    assert list(read(body)) == list(TOLD)
+    assert list(read(body)) == list(REPORTED)
     assert complaint(body) is None
 
 
 @pytest.mark.parametrize("name", ["scheduler", "memory", "db_integrity"])
-def test_what_the_worker_says_has_failed_is_a_complaint(name: str) -> None:
-    told = {"status": "fail", "message": "the file is gone"}
-    body = {"checks": {name: told, "llm_latency": {"status": "pass"}}}
+def test_a_failed_gate_check_is_a_complaint(name: str) -> None:
+    reported = {"status": "fail", "message": "the file is gone"}
+    body = {"checks": {name: reported, "llm_latency": {"status": "pass"}}}
     assert complaint(answer(body)) == f"{name} failed: the file is gone"
 
 
@@ -147,9 +153,13 @@ def test_a_language_model_that_is_down_is_no_complaint_about_the_release() -> No
 
 
 def test_every_failed_check_is_named() -> None:
-    body = {"checks": {name: {"status": "fail"} for name in TOLD}}
-    said = complaint(answer(body)) or ""
-    assert [part.split()[0] for part in said.split("; ")] == ["scheduler", "memory", "db_integrity"]
+    body = {"checks": {name: {"status": "fail"} for name in REPORTED}}
+    found = complaint(answer(body)) or ""
+    assert [part.split()[0] for part in found.split("; ")] == [
+        "scheduler",
+        "memory",
+        "db_integrity",
+    ]
 
 
 @given(st.binary(max_size=300))
@@ -159,7 +169,7 @@ def test_no_bytes_do_harm(body: bytes) -> None:
     complaint(answer(body))
 
 
-@given(st.dictionaries(st.sampled_from(TOLD), CHECK_OF_SORTS | ANY_JSON))
+@given(st.dictionaries(st.sampled_from(REPORTED), CHECK_OF_SORTS | ANY_JSON))
 def test_no_checks_of_any_shape_do_harm(checks: dict[str, Any]) -> None:
     body = answer({"checks": checks})
     harmless(read(body))

@@ -1,4 +1,4 @@
-"""Reading logs while they are rotated, cut and flooded, without the daemon around it."""
+"""Reading logs while they are rotated, truncated and flooded, without a daemon."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from atlas_supervisor.logs import log_reader
-from atlas_supervisor.logs.lines import PIECE_BYTES, LineCutter, RawLine, backwards
+from atlas_supervisor.logs.lines import CHUNK_BYTES, LineSplitter, RawLine, read_backwards
 from atlas_supervisor.logs.log_reader import LogReader, show_own_line, show_worker_line
 from atlas_supervisor.logs.rotation import RenamedLog, TruncatedLog
 from atlas_supervisor.model.log import LogLevel, WantedLines
@@ -45,7 +45,7 @@ def last(reader: LogReader, lines: int = 100, *, unfinished: bool = True) -> lis
 
 
 def rest(reader: LogReader) -> list[str]:
-    """Return all that came since."""
+    """Return all new lines."""
     found, more = [], True
     while more:
         lines, more = reader.more()
@@ -58,34 +58,34 @@ def say(log: WorkerLog, text: bytes) -> None:
         stream.write(text)
 
 
-# Taking bytes apart.
+# Splitting bytes into lines.
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_both_directions_find_the_lines_that_split_finds(tmp_path: Path, seed: int) -> None:
+def test_reading_forwards_and_backwards_finds_the_same_lines(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)  # noqa: S311  # not for secrets
-    size = chance.choice((0, 1, 50, PIECE_BYTES, 3 * PIECE_BYTES + 7))
+    size = chance.choice((0, 1, 50, CHUNK_BYTES, 3 * CHUNK_BYTES + 7))
     data = bytes(chance.choices(b"ab\n", weights=(90, 1, chance.choice((0.01, 1, 50))), k=size))
     path = tmp_path / "f"
     path.write_bytes(data)
     *ended, unfinished = data.split(b"\n")
     with path.open("rb") as file:
-        found = list(backwards(file.fileno(), size, 10))[::-1]
+        found = list(read_backwards(file.fileno(), size, 10))[::-1]
     expected = [*ended, unfinished] if unfinished else ended
     assert [(line.head, line.length) for line in found] == [(e[:10], len(e)) for e in expected]
     assert [line.ended for line in found].count(False) == bool(unfinished)
-    cutter, position = LineCutter(10), 0
+    splitter, position = LineSplitter(10), 0
     forwards: list[RawLine] = []
     while position < size:
-        step = chance.randint(1, PIECE_BYTES)
-        forwards += cutter.feed(data[position : position + step])
+        step = chance.randint(1, CHUNK_BYTES)
+        forwards += splitter.feed(data[position : position + step])
         position += step
     assert [(f.head, f.length, f.end) for f in forwards] == [
         (f.head, f.length, f.end) for f in found if f.ended
     ]
 
 
-def test_a_line_of_a_hundred_megabytes_takes_no_memory_to_speak_of(tmp_path: Path) -> None:
+def test_a_line_of_a_hundred_megabytes_is_read_in_bounded_memory(tmp_path: Path) -> None:
     log = WorkerLog(tmp_path / "worker-blue.log", SlotName.BLUE)
     say(log, b"first\n")
     os.truncate(log.path, 100_000_000)  # NUL bytes, as a reader sees them
@@ -102,7 +102,7 @@ def test_a_line_of_a_hundred_megabytes_takes_no_memory_to_speak_of(tmp_path: Pat
     assert found[1] == "\\x00" * 8192 + " …[99999994 bytes in all]"
 
 
-# What is shown.
+# Filtered lines.
 
 
 def test_a_workers_line_is_printable_and_bounded(log: WorkerLog) -> None:
@@ -135,7 +135,9 @@ def own(**fields: Any) -> str:
         (WantedLines(contains="nowhere"), []),
     ],
 )
-def test_filters_are_all_to_hold(tmp_path: Path, wanted: WantedLines, found: list[int]) -> None:
+def test_all_conditions_of_a_filter_must_hold(
+    tmp_path: Path, wanted: WantedLines, found: list[int]
+) -> None:
     lines = [
         own(deploy_id="d1"),
         own(deploy_id="d1", level="error"),
@@ -147,7 +149,7 @@ def test_filters_are_all_to_hold(tmp_path: Path, wanted: WantedLines, found: lis
     assert last(of_daemon(path, wanted)) == [lines[n] for n in found]
 
 
-def test_what_is_no_json_becomes_json_all_the_same(tmp_path: Path) -> None:
+def test_a_line_that_is_not_json_is_wrapped_in_json(tmp_path: Path) -> None:
     path = tmp_path / "supervisor.jsonl"
     path.write_bytes(
         b'{"half": "a line of which the end is missing\n[1]\n\xff\x00\n' + b"[" * 5000 + b"\n"
@@ -158,11 +160,11 @@ def test_what_is_no_json_becomes_json_all_the_same(tmp_path: Path) -> None:
     assert found[2]["text"] == "\ufffd\\x00"
 
 
-def test_there_is_a_bound_to_what_is_returned_at_once(
+def test_returned_and_searched_text_is_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_reader, "HISTORY_BYTES", 1000)
-    monkeypatch.setattr(log_reader, "SEARCHED_BYTES", 5000)
+    monkeypatch.setattr(log_reader, "MAX_HISTORY", 1000)
+    monkeypatch.setattr(log_reader, "MAX_SEARCHED_BYTES", 5000)
     log = WorkerLog(tmp_path / "worker-blue.log", SlotName.BLUE)
     say(log, b"only here\n" + b"x" * 99 + b"\n" * 1 + (b"y" * 99 + b"\n") * 100)
     assert (
@@ -173,10 +175,10 @@ def test_there_is_a_bound_to_what_is_returned_at_once(
     assert last(of_worker(log, WantedLines(contains="only here"))) == []
 
 
-# Going on.
+# Following.
 
 
-def test_a_log_that_is_not_there_yet_is_followed_from_its_beginning(log: WorkerLog) -> None:
+def test_a_missing_log_is_followed_from_its_start(log: WorkerLog) -> None:
     reader = of_worker(log)
     assert last(reader) == []
     assert rest(reader) == []
@@ -184,7 +186,7 @@ def test_a_log_that_is_not_there_yet_is_followed_from_its_beginning(log: WorkerL
     assert rest(reader) == ["one", "two"]
 
 
-def test_a_line_comes_when_it_has_its_end(log: WorkerLog) -> None:
+def test_a_line_is_returned_once_it_is_complete(log: WorkerLog) -> None:
     say(log, b"one\nhal")
     reader = of_worker(log)
     assert last(reader, unfinished=False) == ["one"]
@@ -193,24 +195,24 @@ def test_a_line_comes_when_it_has_its_end(log: WorkerLog) -> None:
     assert rest(reader) == ["half"]
 
 
-def test_no_line_is_lost_or_repeated_while_the_file_is_cut(log: WorkerLog) -> None:
-    reader, told, seen = of_worker(log), [], []
+def test_no_line_is_lost_or_repeated_while_the_file_is_truncated(log: WorkerLog) -> None:
+    reader, written, seen = of_worker(log), [], []
     descriptor = log.open()
     for number in range(400):
         line = f"line {number} {'x' * (number % 90)}"
-        told.append(line)
+        written.append(line)
         half = len(line) // 2
-        os.write(descriptor, line[:half].encode())  # a cut may come between
+        os.write(descriptor, line[:half].encode())  # a truncation may come between
         if number % 3 == 0:
             log.rotate()
         os.write(descriptor, line[half:].encode() + b"\n")
         if number % 7 == 0:
             seen += rest(reader)
     os.close(descriptor)
-    assert seen + rest(reader) == told
+    assert seen + rest(reader) == written
 
 
-def test_what_was_cut_twice_before_it_was_read_is_a_gap(log: WorkerLog) -> None:
+def test_lines_truncated_twice_before_they_were_read_are_a_gap(log: WorkerLog) -> None:
     say(log, b"one\n")
     reader = of_worker(log)
     assert last(reader) == ["one"]
@@ -223,7 +225,7 @@ def test_what_was_cut_twice_before_it_was_read_is_a_gap(log: WorkerLog) -> None:
     assert "lost" not in found
 
 
-def test_one_that_somebody_else_has_emptied_is_read_from_its_beginning(log: WorkerLog) -> None:
+def test_a_file_emptied_by_another_program_is_read_from_its_start(log: WorkerLog) -> None:
     say(log, b"one\ntwo\n")
     reader = of_worker(log)
     last(reader)
@@ -244,74 +246,74 @@ def write(file: LogFile, number: int) -> str:
     return text
 
 
-def test_the_daemons_log_is_followed_over_rotation(
+def test_the_daemons_log_is_followed_across_rotation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = handler(tmp_path / "supervisor.jsonl", monkeypatch)
-    reader, told, seen = of_daemon(tmp_path / "supervisor.jsonl"), [], []
+    reader, written, seen = of_daemon(tmp_path / "supervisor.jsonl"), [], []
     for number in range(300):
-        told.append(write(file, number))
+        written.append(write(file, number))
         if number % 9 == 0:
             seen += rest(reader)
     file.close()
-    assert seen + rest(reader) == told
+    assert seen + rest(reader) == written
     assert (tmp_path / "supervisor.jsonl.4").exists()
-    assert last(of_daemon(tmp_path / "supervisor.jsonl"), 12) == told[-12:]  # over several files
+    assert last(of_daemon(tmp_path / "supervisor.jsonl"), 12) == written[-12:]  # over several files
 
 
-def test_what_was_rotated_out_before_it_was_read_is_a_gap(
+def test_lines_rotated_out_before_they_were_read_are_a_gap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = handler(tmp_path / "supervisor.jsonl", monkeypatch)
     first = write(file, 0)
     reader = of_daemon(tmp_path / "supervisor.jsonl")
     assert last(reader) == [first]
-    told = [write(file, number) for number in range(1, 200)]
+    written = [write(file, number) for number in range(1, 200)]
     file.close()
     gap, *found = rest(reader)
     assert gap == "GAP"
-    assert found == told[-len(found) :]
+    assert found == written[-len(found) :]
     assert len(found) > 10
 
 
-# Coming back.
+# Resuming.
 
 
-def test_whoever_comes_back_goes_on_where_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cursor_resumes_at_the_next_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = handler(tmp_path / "supervisor.jsonl", monkeypatch)
-    told = [write(file, number) for number in range(13)]
+    written = [write(file, number) for number in range(13)]
     for line in of_daemon(tmp_path / "supervisor.jsonl").last(100, unfinished=True):
         again = of_daemon(tmp_path / "supervisor.jsonl")
-        assert again.resume(line.place) == []
-        assert rest(again) == told[told.index(line.text) + 1 :]
+        assert again.resume(line.cursor) == []
+        assert rest(again) == written[written.index(line.text) + 1 :]
     file.close()
 
 
-def test_a_worker_log_is_known_again_by_the_next_daemon(log: WorkerLog) -> None:
+def test_a_cursor_is_valid_for_the_next_daemon(log: WorkerLog) -> None:
     say(log, b"one\ntwo\nthree\n")
-    places = [line.place for line in of_worker(log).last(9, unfinished=True)]
+    cursors = [line.cursor for line in of_worker(log).last(9, unfinished=True)]
     after_restart = WorkerLog(log.path, SlotName.BLUE)
     assert after_restart.generation != log.generation
     reader = of_worker(after_restart)
-    assert reader.resume(places[0]) == []
+    assert reader.resume(cursors[0]) == []
     assert rest(reader) == ["two", "three"]
 
 
-def test_whoever_comes_back_too_late_is_told_so(log: WorkerLog) -> None:
+def test_a_cursor_whose_lines_are_lost_gives_a_gap(log: WorkerLog) -> None:
     say(log, b"one\n")
     (line,) = of_worker(log).last(9, unfinished=True)
     log.path.write_bytes(b"other\nlines\n")
     reader = of_worker(log)
-    (note,) = reader.resume(line.place)
+    (note,) = reader.resume(line.cursor)
     assert note.gap
     assert rest(reader) == ["other", "lines"]
 
 
-@pytest.mark.parametrize("place", ["0-0-0", "1-99999999999999999999-3", "18446744073709551615-4-0"])
-def test_a_place_that_never_was_is_a_gap(log: WorkerLog, place: str) -> None:
+@pytest.mark.parametrize(
+    "cursor", ["0-0-0", "1-99999999999999999999-3", "18446744073709551615-4-0"]
+)
+def test_an_unknown_cursor_gives_a_gap(log: WorkerLog, cursor: str) -> None:
     say(log, b"one\n")
     reader = of_worker(log)
-    assert [line.gap for line in reader.resume(place)] == [True]
+    assert [line.gap for line in reader.resume(cursor)] == [True]
     assert rest(reader) == ["one"]

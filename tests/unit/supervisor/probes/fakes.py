@@ -13,7 +13,7 @@ Handler = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Server:
-    """A running server and what it was asked."""
+    """A running server and its requests."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -27,7 +27,7 @@ class Server:
 
 @asynccontextmanager
 async def serve(handler: Handler) -> AsyncIterator[Server]:
-    """Serve each request by the handler; whatever is still open at the end is cut off."""
+    """Serve each request by the handler; open connections are cut off at the end."""
     writers: set[asyncio.StreamWriter] = set()
     tasks: set[asyncio.Task[None]] = set()
 
@@ -87,7 +87,7 @@ def raw(data: bytes, *, hold: bool = False) -> Handler:
 
 
 def endless(piece: bytes, *, pause_seconds: float = 0.0, head: bytes = b"") -> Handler:
-    """Return a handler that writes a head, and pieces after it for ever."""
+    """Return a handler that writes a head, and then pieces without end."""
 
     async def handler(_request: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(head)
@@ -107,7 +107,7 @@ async def reset(_request: bytes, writer: asyncio.StreamWriter) -> None:
 
 
 def unused_port() -> int:
-    """Return a port on which nobody listens."""
+    """Return a port without a listener."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -49,7 +49,7 @@ async def test_an_answer_of_2xx_in_time_passes() -> None:
     assert result.duration_ms > 0
 
 
-async def test_a_probe_says_what_it_is_and_keeps_no_connection() -> None:
+async def test_a_probe_has_its_header_and_keeps_no_connection() -> None:
     async with serve(answer()) as server, HttpProber() as prober:
         for _ in range(3):
             await prober.probe(server.port, "/health?a=%2F", timeout_seconds=5)
@@ -123,7 +123,7 @@ async def test_the_time_covers_the_whole_answer(handler: Handler, words: str) ->
     assert words in result.message
 
 
-async def test_a_port_where_nobody_listens_fails() -> None:
+async def test_a_port_without_a_listener_fails() -> None:
     result = await probe(unused_port())
     assert result.verdict is Verdict.FAIL
     assert "connection refused" in result.message
@@ -259,7 +259,7 @@ async def test_the_gate_sees_another_instance() -> None:
     assert "'b'" in result.message
 
 
-async def test_what_came_to_nothing_is_tried_again() -> None:
+async def test_an_inconclusive_probe_is_repeated() -> None:
     shortage = ExitStack()
 
     class EndsTheShortage(HttpProber):
@@ -319,15 +319,15 @@ def says_broken(answer: HttpResponse) -> str | None:
     return answer.body.decode() if b"broken" in answer.body else None
 
 
-async def test_an_answer_that_says_itself_what_is_broken_fails_with_these_words() -> None:
+async def test_a_response_that_reports_a_failure_fails_with_its_text() -> None:
     async with serve(answer(b"memory is broken")) as server, HttpProber() as prober:
         result = await prober.probe(server.port, "/", timeout_seconds=5, complaint=says_broken)
     assert (result.verdict, result.status) == (Verdict.FAIL, 200)
-    assert result.message.endswith("/: answered 200, and says that memory is broken")
+    assert result.message.endswith("/: answered 200, and reports: memory is broken")
     assert result.excerpt == "memory is broken"
 
 
-async def test_an_answer_of_another_status_is_told_with_what_it_says_is_broken() -> None:
+async def test_a_response_with_another_status_fails_with_its_reported_failure() -> None:
     broken = answer(b"memory is broken", status="503 Service Unavailable")
     async with serve(broken) as server, HttpProber() as prober:
         result = await prober.probe(server.port, "/", timeout_seconds=5, complaint=says_broken)
@@ -347,22 +347,28 @@ async def test_the_gate_fails_at_the_first_probe_that_complains() -> None:
         )
     assert gate.verdict is Verdict.FAIL
     assert len(gate.probes) == 1
-    assert "says that broken" in gate.message
+    assert "reports: broken" in gate.message
 
 
-async def test_a_look_has_the_answer_and_one_of_the_wrong_instance_is_not_it() -> None:
+async def test_a_response_of_another_instance_is_not_returned() -> None:
     handler = answer(b"fine", headers="X-Atlas-Instance: a\r\n")
     async with serve(handler) as server, HttpProber() as prober:
-        right = await prober.look(server.port, "/", timeout_seconds=5, expect_instance="a")
-        wrong = await prober.look(server.port, "/", timeout_seconds=5, expect_instance="b")
-    assert right.answer is not None
-    assert right.answer.body == b"fine"
-    assert (wrong.answer, wrong.result.verdict) == (None, Verdict.FAIL)
+        right = await prober.probe_response(
+            server.port, "/", timeout_seconds=5, expect_instance="a"
+        )
+        wrong = await prober.probe_response(
+            server.port, "/", timeout_seconds=5, expect_instance="b"
+        )
+    assert right.response is not None
+    assert right.response.body == b"fine"
+    assert (wrong.response, wrong.result.verdict) == (None, Verdict.FAIL)
 
 
-async def test_a_look_by_another_address_sends_the_same_request_there() -> None:
+async def test_a_probe_via_another_address_sends_the_same_request() -> None:
     async with serve(answer()) as own, serve(answer()) as other, HttpProber() as prober:
-        await prober.look(own.port, "/health", timeout_seconds=5)
-        look = await prober.look(own.port, "/health", timeout_seconds=5, by=URL(other.url))
+        await prober.probe_response(own.port, "/health", timeout_seconds=5)
+        look = await prober.probe_response(
+            own.port, "/health", timeout_seconds=5, via=URL(other.url)
+        )
     assert other.requests == own.requests
     assert f"port {other.port}, /health" in look.result.message

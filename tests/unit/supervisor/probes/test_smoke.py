@@ -31,7 +31,7 @@ async def run_http(server: Server, *checks: dict[str, Any]) -> list[CheckResult]
     return await run_smoke(plan, base_url=server.url, env={}, directory=Path(), deploy_id="d-1")
 
 
-async def test_a_request_carries_what_it_was_told_and_the_mark_of_a_smoke_test() -> None:
+async def test_a_request_has_its_fields_and_the_smoke_header() -> None:
     async with serve(answer()) as server:
         results = await run_http(
             server,
@@ -90,7 +90,7 @@ async def test_an_answer_as_expected_passes(expect: dict[str, Any]) -> None:
         ({"max_ms": 0.001}, "expected at most 0.001 ms"),
     ],
 )
-async def test_what_is_not_as_expected_is_said(expect: dict[str, Any], words: str) -> None:
+async def test_each_difference_is_in_the_message(expect: dict[str, Any], words: str) -> None:
     async with serve(answer(JSON.encode())) as server:
         (result,) = await run_http(server, {"expect": expect})
     assert not result.ok
@@ -98,7 +98,7 @@ async def test_what_is_not_as_expected_is_said(expect: dict[str, Any], words: st
     assert "status 200" in result.got
 
 
-async def test_each_thing_that_is_wrong_is_a_problem_of_its_own() -> None:
+async def test_each_difference_is_a_problem_of_its_own() -> None:
     async with serve(answer(JSON.encode())) as server:
         failed, passed = await run_http(
             server, {"expect": {"status": 201, "json": {"status": "fail"}}}, {}
@@ -111,7 +111,7 @@ async def test_each_thing_that_is_wrong_is_a_problem_of_its_own() -> None:
     assert passed.problems == []
 
 
-async def test_a_failing_answer_is_kept_with_the_headers_that_may_tell_why() -> None:
+async def test_a_failing_response_is_kept_with_explaining_headers() -> None:
     headers = f"location: /sign-in\r\nSet-Cookie: secret\r\nAllow: {'GET, ' * 100}\r\n"
     async with serve(answer(status="302 Found", headers=headers)) as server:
         failed, passed = await run_http(server, {}, {"expect": {"status": 302}})
@@ -121,7 +121,7 @@ async def test_a_failing_answer_is_kept_with_the_headers_that_may_tell_why() -> 
     assert passed.headers == {}
 
 
-async def test_a_redirect_is_an_answer_and_not_followed() -> None:
+async def test_a_redirect_is_not_followed() -> None:
     async with serve(answer(status="302 Found", headers="Location: /x\r\n")) as server:
         (result,) = await run_http(server, {"expect": {"status": 302}})
     assert result.ok
@@ -133,10 +133,10 @@ async def test_a_body_that_is_no_json_fails(body: bytes) -> None:
     async with serve(answer(body)) as server:
         (result,) = await run_http(server, {"expect": {"json": {"a": 1}}})
     assert not result.ok
-    assert "the body is no JSON" in result.message
+    assert "the body is not JSON" in result.message
 
 
-async def test_all_are_run_even_if_one_fails(tmp_path: Path) -> None:
+async def test_all_tests_are_run_even_if_one_fails(tmp_path: Path) -> None:
     plan = SmokePlan.model_validate(
         {
             "http": [{"name": "a", "path": "/"}, {"name": "b", "path": "/"}],
@@ -175,7 +175,7 @@ async def test_no_whole_answer_is_a_failure(handler: Handler, words: str) -> Non
     assert words in result.message
 
 
-async def test_only_the_beginning_of_an_endless_answer_is_looked_at() -> None:
+async def test_only_the_beginning_of_an_endless_body_is_read() -> None:
     async with serve(endless(b"atlas" * 10_000, head=LONG)) as server:
         found, missing, parsed = await run_http(
             server,
@@ -189,13 +189,13 @@ async def test_only_the_beginning_of_an_endless_answer_is_looked_at() -> None:
     assert len(found.got) < 1000
 
 
-async def test_nobody_there_is_a_failure() -> None:
+async def test_a_closed_port_is_a_failure() -> None:
     (result,) = await run_http(Server(unused_port()), {})
     assert not result.ok
     assert "connection refused" in result.message
 
 
-async def test_what_is_shown_of_an_answer_can_not_steer_a_terminal() -> None:
+async def test_an_excerpt_has_no_control_characters() -> None:
     async with serve(answer(b"\x1b[2J\r\x00\xff\xe2\x80\xae ok")) as server:
         (result,) = await run_http(server, {})
     assert result.got.isprintable()

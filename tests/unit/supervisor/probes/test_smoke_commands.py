@@ -47,7 +47,7 @@ async def eventually(condition: Callable[[], bool]) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether it runs; a zombie waits for init, and does not."""
+    """Return whether it runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -76,7 +76,7 @@ async def test_a_command_gets_its_environment_its_folder_and_no_input(
     assert result.got == f"{tmp_path} mine {NOWHERE}"
 
 
-async def test_a_program_is_looked_for_in_the_path_of_the_worker(tmp_path: Path) -> None:
+async def test_a_program_is_found_in_the_workers_path(tmp_path: Path) -> None:
     (tmp_path / "only-here").write_text("#!/bin/sh\necho here\n")
     (tmp_path / "only-here").chmod(0o755)
     found = await run_command("only-here", directory=tmp_path, env={"PATH": str(tmp_path)})
@@ -93,7 +93,7 @@ async def test_a_program_that_can_not_be_started_is_a_clear_failure(tmp_path: Pa
     for run, directory, words in [
         (str(tmp_path), tmp_path, "Permission denied"),
         (str(tmp_path / "text"), tmp_path, "Exec format error"),
-        ("true", tmp_path / "gone", "is not there"),
+        ("true", tmp_path / "gone", "does not exist"),
     ]:
         result = await run_command(run, directory=directory)
         assert not result.ok
@@ -136,7 +136,7 @@ async def test_time_up_ends_the_whole_group(tmp_path: Path) -> None:
     await eventually(lambda: not any(map(is_alive, pids)))
 
 
-async def test_what_a_command_leaves_running_is_ended_with_it(tmp_path: Path) -> None:
+async def test_processes_that_a_command_leaves_running_are_ended(tmp_path: Path) -> None:
     started = time.monotonic()
     result = await run_command("sh", "-c", FAMILY + "exit 0", directory=tmp_path)
     assert time.monotonic() - started < 5

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas_supervisor.model.deploy import DeployRecord, Mode
+from atlas_supervisor.model.event import DeployEvent
 from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.model.step import Step, StepName
 
@@ -46,6 +47,14 @@ def a_deploy(deploy_id: str = "d1", **changes: Any) -> DeployRecord:
 
 def a_step(name: StepName = StepName.PREFLIGHT, **detail: Any) -> Step:
     return Step(name=name, ok=True, duration_ms=1.5, detail={"message": "fine", **detail})
+
+
+def moved(
+    record: DeployRecord, *, source: str, event: str, cause: str = "", **more: Any
+) -> tuple[DeployRecord, DeployEvent]:
+    """Return a deploy after a transition, and the transition."""
+    happened = DeployEvent.of(record, ts=WHEN, source=source, event=event, cause=cause, **more)
+    return record, happened
 
 
 def rows(path: Path, query: str) -> list[tuple[object, ...]]:

@@ -1,4 +1,4 @@
-"""The audit trail in a real database, and what is found when somebody has been at it."""
+"""The audit trail in a real database, and how tampering is found."""
 
 from __future__ import annotations
 
@@ -21,8 +21,6 @@ from atlas_supervisor.store import audit as module
 from atlas_supervisor.store.chain import HEAD_FILE
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.statements import StoreError
-from tests.harness import eventually
-from tests.unit.supervisor.store.support import rows
 
 AUDIT_MD = (Path(__file__).parents[4] / "docs" / "audit.md").read_text()
 ROOT = Actor(name="uid:0", origin="unix")
@@ -127,7 +125,7 @@ async def test_the_chain_goes_on_over_a_restart(path: Path) -> None:
         assert (found.ok, found.entries, found.head_id) == (True, 4, 4)
 
 
-async def test_a_long_trail_is_looked_over_page_by_page_while_others_write(
+async def test_a_long_trail_is_verified_page_by_page_while_others_write(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_PAGE", 3)
@@ -144,7 +142,7 @@ async def test_a_long_trail_is_looked_over_page_by_page_while_others_write(
         assert (await database.audit.verify()).entries == 30
 
 
-async def test_what_the_disk_does_not_take_is_made_up_for_in_order(
+async def test_entries_that_the_disk_does_not_take_are_written_later_in_order(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with trail(path, 1) as database:
@@ -168,43 +166,30 @@ async def test_what_the_disk_does_not_take_is_made_up_for_in_order(
         assert (await database.audit.verify()).ok
 
 
-async def test_what_is_owed_is_written_as_soon_as_the_disk_takes_it(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_WRITE_AGAIN_SECONDS", 0.01)
+async def test_entries_that_wait_together_are_one_transaction(path: Path) -> None:
+    async with trail(path) as database:
+        for number in range(3):
+            database.audit.enqueue(ROOT, "request", f"o{number}")
+        assert len(database.outbox.waiting) == 1
+        await database.outbox.flush()
+        assert [each.outcome for each in reversed(await listed(database))] == ["o0", "o1", "o2"]
+
+
+async def test_an_entry_that_comes_while_others_are_written_is_not_lost(path: Path) -> None:
     async with trail(path) as database, anyio.create_task_group() as group:
-        group.start_soon(database.audit.run)
-        failures, write = iter([True, True, False]), database.audit._chained
-
-        async def fails(entries: Any) -> Any:
-            if next(failures, False):
-                raise sqlite3.OperationalError("disk I/O error")
-            return await write(entries)
-
-        monkeypatch.setattr(database.audit, "_chained", fails)
-        database.audit.enqueue(ROOT, "request", "refused")
-        await eventually(lambda: rows(path, "SELECT action FROM audit") == [("request",)])
-        database.audit.enqueue(ROOT, "request", "refused")
-        await eventually(lambda: rows(path, "SELECT count(*) FROM audit") == [(2,)])
+        group.start_soon(database.outbox.run)
+        for number in range(50):
+            database.audit.enqueue(ROOT, "request", f"o{number}")
+            await asyncio.sleep(0)
+        await database.outbox.flush()
+        assert len(await listed(database)) == 50
         group.cancel_scope.cancel()
 
 
-async def test_what_is_owed_after_an_entry_that_was_waited_for_is_written_at_once(
-    path: Path,
-) -> None:
-    async with trail(path) as database, anyio.create_task_group() as group:
-        group.start_soon(database.audit.run)
-        await anyio.wait_all_tasks_blocked()  # it waits for something that is owed
-        await database.audit.write(ROOT, "mode", "single")
-        database.audit.enqueue(ROOT, "deploy", "switched")
-        await eventually(lambda: rows(path, "SELECT count(*) FROM audit") == [(2,)])
-        group.cancel_scope.cancel()
-
-
-async def test_what_is_owed_is_bounded_and_the_oldest_are_lost(
+async def test_pending_entries_are_bounded_and_the_oldest_are_lost(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_OWED_LIMIT", 3)
+    monkeypatch.setattr(module, "_PENDING_LIMIT", 3)
     async with trail(path) as database:
         for number in range(5):
             database.audit.enqueue(ROOT, "request", f"o{number}")
@@ -255,7 +240,7 @@ async def run_script(script: str, folder: Path) -> tuple[int | None, str, str]:
         (COPY.format(id=9), (6, Problem.FOREIGN)),
     ],
 )
-async def test_what_is_done_behind_the_daemons_back_is_found_now_and_ever_after(
+async def test_tampering_is_found_at_once_and_after_later_entries(
     path: Path, statement: str, expected: tuple[int, Problem]
 ) -> None:
     async with trail(path, 5) as database:
@@ -297,7 +282,7 @@ async def test_a_trail_that_was_written_anew_contradicts_the_note(path: Path) ->
         assert broken(await database.audit.verify()) == (4, Problem.OUT_OF_PLACE)
 
 
-async def test_a_database_that_is_taken_away_leaves_its_entries_missing(path: Path) -> None:
+async def test_a_removed_database_leaves_its_entries_missing(path: Path) -> None:
     async with trail(path, 3):
         pass
     take_away(path)
@@ -331,7 +316,7 @@ async def test_a_note_that_can_not_be_read_is_made_anew(path: Path, content: str
     assert found.head in note(path)
 
 
-async def test_a_note_that_can_not_be_written_stops_nobody(path: Path) -> None:
+async def test_a_note_that_can_not_be_written_stops_no_entry(path: Path) -> None:
     path.with_name(f".{HEAD_FILE}.new").mkdir()
     async with trail(path, 2) as database:
         assert (await database.audit.verify()).entries == 2

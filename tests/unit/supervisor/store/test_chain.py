@@ -1,4 +1,4 @@
-"""Whatever one does to a chain of entries, the walk along it finds it."""
+"""The walk along a chain finds every change of its entries."""
 
 from __future__ import annotations
 
@@ -143,8 +143,8 @@ def test_an_entry_that_is_added_at_the_end_or_before_the_first_is_found(
 
 def test_a_file_may_begin_with_the_entry_that_says_where_the_others_went() -> None:
     old = chained([("t", "a", "o", "mode", None, "single", "{}")] * 3)
-    told = ("t", "supervisor", "internal", "database", None, "set_aside", "{}")
-    new = chained([told, *[("t", "a", "o", "mode", None, "single", "{}")] * 2], end(old))
+    aside = ("t", "supervisor", "internal", "database", None, "set_aside", "{}")
+    new = chained([aside, *[("t", "a", "o", "mode", None, "single", "{}")] * 2], end(old))
     assert fault(new, end(new)) is None
     found = fault(new[1:], end(new))
     assert found is not None

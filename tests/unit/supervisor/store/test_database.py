@@ -15,14 +15,12 @@ import pytest
 
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.actor import SUPERVISOR
-from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.release import Release, Version, VersionChange
 from atlas_supervisor.store import database as module
-from atlas_supervisor.store import versions
+from atlas_supervisor.store import deploys
 from atlas_supervisor.store.database import Database, open_database
-from atlas_supervisor.store.instances import InstanceRow
 from atlas_supervisor.store.statements import StoreError
-from atlas_supervisor.store.versions import VersionRow
-from tests.unit.supervisor.store.support import a_deploy, a_state, a_step, rows
+from tests.unit.supervisor.store.support import a_deploy, a_state, a_step, moved, rows
 from tests.unit.supervisor.traffic.support import open_files
 from tests.unit.supervisor.workers.support import BLUE, GREEN
 
@@ -83,31 +81,26 @@ def crashed(path: Path, *parts: str) -> Path:
 TRANSITIONS = "SELECT count(*) FROM transitions WHERE event <> 'begun'"
 
 
-async def transition(database: Database, deploy_id: str, **changes: Any) -> None:
+async def transition(
+    database: Database, deploy_id: str, versions: VersionChange | None = None, **changes: Any
+) -> None:
     await database.deploys.write_transition(
-        a_deploy(deploy_id, **changes),
-        source="preflight",
-        event="passed",
-        cause=None,
-        step=a_step(),
+        *moved(a_deploy(deploy_id, **changes), source="preflight", event="passed", step=a_step()),
+        versions=versions,
+        state=a_state(generation=9) if versions else None,
     )
 
 
-async def test_the_other_records_come_back_too(path: Path) -> None:
+async def test_versions_and_state_come_back_as_written(path: Path) -> None:
     one = Release(name=None, path=Path("/srv/work"), version="v1")
     two = Release(name="v2", path=Path("/srv/releases/v2"), version="v2")
-    row = InstanceRow("blue-1", "blue", 12, 34, "boot")
     async with open_database(path) as (database, _):
         await database.versions.push(BLUE, one)
         await database.versions.push(GREEN, two)
-        assert await database.versions.all() == [VersionRow(GREEN, two), VersionRow(BLUE, one)]
-        await database.versions.pop()
-        assert await database.versions.all() == [VersionRow(BLUE, one)]
-        await database.instances.add(row)
-        assert await database.instances.all() == [row]
-        await database.instances.remove("blue-1")
-        await database.instances.remove("never-there")
-        assert await database.instances.all() == []
+        assert await database.versions.all() == [Version(GREEN, two), Version(BLUE, one)]
+        await database.deploys.begin(a_deploy(), auto_switch=True)
+        await transition(database, "d1", versions=VersionChange(None))
+        assert await database.versions.all() == [Version(BLUE, one)]
         await database.state.save(a_state(generation=1))
         await database.state.save(a_state(generation=2))
         assert await database.state.load() == a_state(generation=2)
@@ -118,7 +111,7 @@ async def test_the_other_records_come_back_too(path: Path) -> None:
 
 
 async def test_old_versions_are_forgotten(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(versions, "_VERSIONS_KEPT", 3)
+    monkeypatch.setattr(deploys, "_VERSIONS_KEPT", 3)
     async with open_database(path) as (database, _):
         for number in range(10):
             release = Release(name=f"v{number}", path=Path("/srv"), version=f"v{number}")
@@ -126,7 +119,7 @@ async def test_old_versions_are_forgotten(path: Path, monkeypatch: pytest.Monkey
         assert [each.release.name for each in await database.versions.all()] == ["v9", "v8", "v7"]
 
 
-async def test_what_was_written_is_seen_from_outside_at_once(path: Path) -> None:
+async def test_a_write_is_visible_from_outside_at_once(path: Path) -> None:
     async with open_database(path) as (database, _):
         await database.deploys.begin(a_deploy(), auto_switch=True)
         assert rows(path, "SELECT deploy_id FROM deploys") == [("d1",)]
@@ -146,10 +139,25 @@ async def test_a_write_that_fails_half_way_leaves_nothing_of_it(path: Path) -> N
                 await transition(database, "d1", **bad)
             assert not database.statements.connection.in_transaction
         with pytest.raises(StoreError, match="FOREIGN KEY"):
-            await transition(database, "nobody")
+            await transition(database, "unknown")
         await database.audit.write(SUPERVISOR, "after", "done")
         assert rows(path, TRANSITIONS) == [(0,)]
         assert rows(path, "SELECT count(*) FROM audit") == [(1,)]
+
+
+async def test_a_flip_is_written_with_its_version_and_the_state_or_not_at_all(path: Path) -> None:
+    release = Release(name="v2", path=Path("/srv/releases/v2"), version="v2")
+    change = VersionChange(Version(GREEN, release))
+    async with open_database(path) as (database, _):
+        await database.deploys.begin(a_deploy(), auto_switch=True)
+        with pytest.raises(StoreError):
+            await transition(database, "d1", change, reason="\udcff")
+        assert await database.versions.all() == []
+        assert await database.state.load() is None
+        await transition(database, "d1", change)
+        assert await database.versions.all() == [Version(GREEN, release)]
+        assert await database.state.load() == a_state(generation=9)
+        assert rows(path, TRANSITIONS) == [(1,)]
 
 
 async def test_writers_at_once_do_not_mix_their_transactions(path: Path) -> None:
@@ -157,7 +165,7 @@ async def test_writers_at_once_do_not_mix_their_transactions(path: Path) -> None
         for number in range(5):
             await database.deploys.begin(a_deploy(f"d{number}"), auto_switch=True)
         known = [transition(database, f"d{number}") for number in range(5) for _ in range(10)]
-        unknown = [transition(database, f"nobody{number}") for number in range(20)]
+        unknown = [transition(database, f"unknown{number}") for number in range(20)]
         outcomes = await asyncio.gather(
             *(each for pair in zip(known, unknown, strict=False) for each in pair),
             *known[20:],
@@ -235,7 +243,7 @@ async def test_a_database_that_is_held_at_the_start_refuses_it_and_is_left_alone
 
 
 @pytest.mark.parametrize("damage", ["garbage", "header", "middle", "truncated"])
-async def test_a_damaged_file_is_set_aside_and_a_new_one_begun(path: Path, damage: str) -> None:
+async def test_a_damaged_file_is_set_aside_and_a_new_one_made(path: Path, damage: str) -> None:
     async with open_database(path) as (database, _):
         for number in range(50):
             await database.deploys.begin(a_deploy(f"d{number}"), auto_switch=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from atlas_supervisor.model.deploy import Result
 from atlas_supervisor.model.step import StepName
 from atlas_supervisor.store import deploys
 from atlas_supervisor.store.database import open_database
-from tests.unit.supervisor.store.support import WHEN, a_deploy, a_step, rows
+from tests.unit.supervisor.store.support import WHEN, a_deploy, a_step, moved, rows
 
 
 @pytest.fixture
@@ -29,10 +30,15 @@ async def test_a_deploy_comes_back_as_it_was_written(path: Path) -> None:
         steps = [a_step(), a_step(StepName.LAUNCH, output=["a", "ü\0\x1b"])]
         for count, phase in ((1, "launch"), (2, "smoke")):
             await database.deploys.write_transition(
-                a_deploy(phase=phase, version="v2"),
-                source="whatever", event="passed", cause="why", step=steps[count - 1],
-            )  # fmt: skip
-        assert await database.transitions.last("d1") == ("whatever", "passed")
+                *moved(
+                    a_deploy(phase=phase, version="v2"),
+                    source="preflight",
+                    event="passed",
+                    cause="why",
+                    step=steps[count - 1],
+                )
+            )
+        assert await database.transitions.last("d1") == ("preflight", "passed")
         ended: dict[str, Any] = {
             "phase": "ended",
             "result": Result.FAILED,
@@ -40,7 +46,7 @@ async def test_a_deploy_comes_back_as_it_was_written(path: Path) -> None:
             "ended_ts": WHEN,
         }
         await database.deploys.write_transition(
-            a_deploy(version="v2", **ended), source="smoke", event="failed", cause=None, step=None
+            *moved(a_deploy(version="v2", **ended), source="smoke", event="failed")
         )
         assert await database.deploys.unfinished() == []
     async with open_database(path) as (database, _):
@@ -58,6 +64,17 @@ async def test_the_latest_deploys_come_first(path: Path) -> None:
         assert [each.deploy_id for each in await database.deploys.latest(3)] == ["d4", "d3", "d2"]
 
 
+async def test_the_latest_deploy_is_the_last_one_written_after_the_clock_went_back(
+    path: Path,
+) -> None:
+    async with open_database(path) as (database, _):
+        for number in range(3):
+            started = {"started_ts": WHEN - number * timedelta(days=1)}
+            await database.deploys.begin(a_deploy(f"d{number}", **started), auto_switch=True)
+        assert [each.deploy_id for each in await database.deploys.latest(3)] == ["d2", "d1", "d0"]
+        assert (await database.deploys.last_by_release())["v2"].deploy_id == "d2"
+
+
 async def test_the_oldest_deploys_are_forgotten_with_all_that_belongs_to_them(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,7 +84,7 @@ async def test_the_oldest_deploys_are_forgotten_with_all_that_belongs_to_them(
             record = a_deploy(f"d{number}")
             await database.deploys.begin(record, auto_switch=True)
             await database.deploys.write_transition(
-                record, source="launch", event="passed", cause=None, step=a_step()
+                *moved(record, source="launch", event="passed", step=a_step())
             )
         assert [each.deploy_id for each in await database.deploys.latest(10)] == ["d4", "d3", "d2"]
     assert rows(path, "SELECT count(DISTINCT deploy_id) FROM steps") == [(3,)]

@@ -5,7 +5,7 @@ from pathlib import Path
 from atlas_supervisor.model.deploy import Result
 from atlas_supervisor.model.event import BEGUN
 from atlas_supervisor.store.database import Database, open_database
-from tests.unit.supervisor.store.support import a_deploy, a_step
+from tests.unit.supervisor.store.support import a_deploy, a_step, moved
 
 
 async def a_story(database: Database, deploy_id: str = "d1") -> None:
@@ -16,15 +16,13 @@ async def a_story(database: Database, deploy_id: str = "d1") -> None:
         deploy_id, phase="awaiting_switch", result=Result.AWAITING_SWITCH, steps=[step]
     )
     await database.deploys.write_transition(
-        waiting, source="health", event="passed", cause="well", step=step, duration_ms=12.5
+        *moved(waiting, source="health", event="passed", cause="well", step=step, duration_ms=12.5)
     )
     done = waiting.model_copy(update={"phase": "ended", "result": Result.SWITCHED})
-    await database.deploys.write_transition(
-        done, source="switch", event="passed", cause=None, step=None
-    )
+    await database.deploys.write_transition(*moved(done, source="switch", event="passed"))
 
 
-async def test_the_journal_tells_each_transition_as_it_was_then(tmp_path: Path) -> None:
+async def test_the_journal_keeps_each_transition_as_it_was_then(tmp_path: Path) -> None:
     async with open_database(tmp_path / "atlas.db") as (database, _):
         await a_story(database)
         begun, passed, switched = await database.transitions.after(0, deploy_id=None, limit=9)
@@ -50,7 +48,7 @@ async def test_the_journal_is_read_from_an_id_on_for_all_or_for_one(tmp_path: Pa
         assert not await database.transitions.knows(7)
 
 
-async def test_a_deploys_story_is_listed(tmp_path: Path) -> None:
+async def test_the_transitions_of_a_deploy_are_listed(tmp_path: Path) -> None:
     async with open_database(tmp_path / "atlas.db") as (database, _):
         await a_story(database)
         story = await database.transitions.of_deploy("d1")

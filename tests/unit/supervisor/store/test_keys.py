@@ -14,7 +14,7 @@ from atlas_supervisor.store import deploys, keys
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.keys import KEYS_KEPT, KeyRow
 from atlas_supervisor.store.statements import StoreError
-from tests.unit.supervisor.store.support import WHEN, a_deploy, a_step
+from tests.unit.supervisor.store.support import WHEN, a_deploy, a_step, moved
 
 
 class Clock:
@@ -28,7 +28,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(keys, "now", clock)
+    for module in (deploys, keys):
+        monkeypatch.setattr(module, "now", clock)
     return clock
 
 
@@ -45,11 +46,11 @@ def a_key(value: str = "k1") -> IdempotencyKey:
 async def begin(database: Database, deploy_id: str, key: IdempotencyKey | None = None) -> None:
     await database.deploys.begin(a_deploy(deploy_id), auto_switch=True, key=key)
     await database.deploys.write_transition(
-        a_deploy(deploy_id), source="preflight", event="passed", cause=None, step=a_step()
+        *moved(a_deploy(deploy_id), source="preflight", event="passed", step=a_step())
     )
 
 
-async def test_a_key_comes_back_with_what_it_began(database: Database) -> None:
+async def test_a_key_comes_back_with_the_deploy_that_it_started(database: Database) -> None:
     assert await database.keys.get("k1") is None
     await begin(database, "d1", a_key("k1"))
     await database.keys.add(a_key("k2"))
@@ -59,7 +60,7 @@ async def test_a_key_comes_back_with_what_it_began(database: Database) -> None:
     assert await database.keys.get("k1") is None
 
 
-async def test_a_key_that_is_taken_begins_no_second_deploy(database: Database) -> None:
+async def test_a_used_key_starts_no_second_deploy(database: Database) -> None:
     await begin(database, "d1", a_key("k1"))
     with pytest.raises(StoreError, match="UNIQUE"):
         await begin(database, "d2", a_key("k1"))
@@ -101,7 +102,7 @@ async def test_the_key_of_a_deploy_is_kept_as_long_as_its_record_and_for_a_day_a
     assert await database.keys.get("k7") == KeyRow("the request under k7", "d7")
 
 
-async def test_a_request_to_steer_that_the_last_daemon_did_not_get_to_can_be_made_again(
+async def test_a_request_that_the_last_daemon_did_not_carry_out_can_be_made_again(
     database: Database,
 ) -> None:
     for deploy_id, result in (("d1", Result.SWITCHED), ("d2", Result.ABORTED), ("d3", None)):
@@ -110,7 +111,7 @@ async def test_a_request_to_steer_that_the_last_daemon_did_not_get_to_can_be_mad
             a_key(f"abort-{deploy_id}"), deploy_id=deploy_id, asked=Result.ABORTED
         )
         await database.deploys.write_transition(
-            a_deploy(deploy_id, result=result), source="health", event="x", cause=None, step=None
+            *moved(a_deploy(deploy_id, result=result), source="health", event="x")
         )
     await database.keys.add(a_key("mode"))
     await database.keys.forget_undone()

@@ -12,7 +12,7 @@ from atlas_supervisor.model.deploy import Result
 from atlas_supervisor.store import migrations
 from atlas_supervisor.store.database import open_database
 from atlas_supervisor.store.migrations import SCHEMA_VERSION
-from tests.unit.supervisor.store.support import a_deploy, a_step
+from tests.unit.supervisor.store.support import a_deploy, a_step, moved
 
 VERSION_1 = Path(__file__).with_name("version_1.sql")
 """A real database, as the code wrote it before its schema had a version."""
@@ -87,7 +87,7 @@ async def test_an_old_database_is_brought_up_to_date_and_nothing_of_it_is_lost(p
         # What follows is written beside it.
         await database.deploys.begin(a_deploy(), auto_switch=True, rollback=True)
         await database.deploys.write_transition(
-            a_deploy(phase="launch"), source="preflight", event="passed", cause=None, step=a_step()
+            *moved(a_deploy(phase="launch"), source="preflight", event="passed", step=a_step())
         )
         assert (await database.deploys.unfinished())[0].rollback
     assert version(path) == SCHEMA_VERSION
@@ -109,7 +109,7 @@ async def test_entries_from_before_there_was_a_chain_are_chained_as_they_stand(
     assert version(path) == SCHEMA_VERSION
 
 
-async def test_a_database_of_version_2_keeps_what_it_knows(path: Path) -> None:
+async def test_a_database_of_version_2_keeps_its_content(path: Path) -> None:
     before = old_database(path, VERSION_2)
     assert version(path) == 2
     async with open_database(path) as (database, _):

@@ -23,7 +23,7 @@ def names(file: StateFile) -> list[str]:
     return sorted(path.name for path in file.path.parent.iterdir())
 
 
-def test_what_was_written_is_read(file: StateFile) -> None:
+def test_a_written_state_is_read_back(file: StateFile) -> None:
     assert file.read() is None
     for generation in (1, 2):
         state = a_state(generation=generation)
@@ -50,7 +50,7 @@ def test_the_file_holds_what_the_contract_names(file: StateFile) -> None:
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o077])
-def test_the_group_may_read_it_whatever_the_umask_is(file: StateFile, umask: int) -> None:
+def test_the_group_may_read_it_under_any_umask(file: StateFile, umask: int) -> None:
     before = os.umask(umask)
     try:
         file.write(a_state())
@@ -105,7 +105,7 @@ def test_a_folder_in_its_place_is_unreadable_and_can_be_set_aside(file: StateFil
     assert names(file) == ["deploy_state.json", "deploy_state.json.unreadable-now"]
 
 
-def test_what_is_set_aside_keeps_its_content(file: StateFile) -> None:
+def test_a_file_that_is_set_aside_keeps_its_content(file: StateFile) -> None:
     file.path.write_bytes(b"garbage")
     assert file.set_aside("20260102").read_bytes() == b"garbage"
     assert file.read() is None
@@ -135,7 +135,7 @@ def test_a_reader_never_sees_half_of_it(file: StateFile) -> None:
     assert len(set(seen)) > 1
 
 
-def test_what_a_crash_left_half_written_is_no_obstacle(file: StateFile) -> None:
+def test_a_half_written_file_left_by_a_crash_is_no_obstacle(file: StateFile) -> None:
     file.write(a_state(generation=1))
     file.path.with_name(".deploy_state.json.new").write_text('{"gener')
     assert file.read() == a_state(generation=1)

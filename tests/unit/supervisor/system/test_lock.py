@@ -37,7 +37,7 @@ def another_daemon(path: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def test_a_second_daemon_is_refused_and_told_who_the_first_is(tmp_path: Path) -> None:
+def test_a_second_daemon_is_refused_with_the_pid_of_the_first(tmp_path: Path) -> None:
     path = tmp_path / "supervisor.lock"
     with another_daemon(path) as first:
         refused = pytest.raises(StartRefusedError, match=rf"pid {first.pid} \(.* holds {path}")
@@ -46,7 +46,7 @@ def test_a_second_daemon_is_refused_and_told_who_the_first_is(tmp_path: Path) ->
         assert path.read_text() == f"{first.pid}\n"
 
 
-def test_the_lock_is_free_again_however_the_first_one_ended(tmp_path: Path) -> None:
+def test_the_lock_is_free_after_any_end_of_its_holder(tmp_path: Path) -> None:
     path = tmp_path / "supervisor.lock"
     with another_daemon(path) as first:
         first.kill()
@@ -70,7 +70,9 @@ def test_a_child_does_not_hold_on_to_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\xff\xfe", b"-1\n", b"9" * 100])
-def test_whatever_the_file_says_only_the_lock_counts(tmp_path: Path, content: bytes) -> None:
+def test_only_the_lock_counts_and_not_the_content_of_its_file(
+    tmp_path: Path, content: bytes
+) -> None:
     path = tmp_path / "supervisor.lock"
     path.write_bytes(content)
     with only_daemon(path):

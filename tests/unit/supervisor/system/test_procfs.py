@@ -80,7 +80,7 @@ def test_connections_are_counted_while_anything_may_still_come() -> None:
         assert procfs.connections_of(mine, {port}) == []
 
 
-def test_a_family_is_found_by_what_it_inherited_even_in_a_session_of_its_own() -> None:
+def test_a_family_is_found_by_its_environment_even_in_another_session() -> None:
     mark = {"FAMILY_MARK": f"family-{os.getpid()}"}
     wanted = f"FAMILY_MARK=family-{os.getpid()}".encode()
     with process("", env={**os.environ, **mark}, start_new_session=True) as member, process(""):
@@ -112,7 +112,7 @@ def test_a_zombie_belongs_to_no_family() -> None:
         assert procfs.family_of(environment=wanted, sessions={child.pid}) == []
 
 
-def test_the_start_of_a_process_tells_it_from_a_later_one() -> None:
+def test_start_ticks_distinguish_a_process_from_a_later_one() -> None:
     ticks = procfs.start_ticks(os.getpid())
     assert ticks is not None
     assert ticks == procfs.start_ticks(os.getpid())
@@ -136,10 +136,10 @@ def test_a_process_is_described_without_control_characters() -> None:
         text = procfs.describe(odd.pid)
     assert text.startswith(f"pid {odd.pid} (")
     assert text.isprintable()
-    assert "?[31m?" in text
+    assert r"\x1b[31m\x07" in text
 
 
-def test_nobody_is_described_by_the_number_alone() -> None:
+def test_a_process_that_is_gone_is_described_by_its_pid_alone() -> None:
     with process("") as gone:
         pass
     assert procfs.describe(gone.pid) == f"pid {gone.pid}"

@@ -1,4 +1,4 @@
-"""What the kernel tells about connections: who is owed an answer."""
+"""The kernel's view of connections: which of them wait for an answer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def busy(server: socket.socket) -> bool:
     return found.busy
 
 
-def test_a_connection_that_was_never_used_is_about_to_be_and_soon_owes_nothing() -> None:
+def test_an_unused_connection_is_busy_for_a_moment_only() -> None:
     with connection() as (_, server):
         assert busy(server)
         deadline = time.monotonic() + 10
@@ -38,13 +38,13 @@ def test_a_connection_that_was_never_used_is_about_to_be_and_soon_owes_nothing()
             assert time.monotonic() < deadline
 
 
-def test_a_request_that_waits_to_be_read_is_owed_an_answer() -> None:
+def test_a_connection_with_an_unread_request_is_busy() -> None:
     with connection() as (client, server):
         client.sendall(b"GET")
         assert busy(server)
 
 
-async def test_a_request_that_was_read_is_owed_an_answer_however_long_it_takes() -> None:
+async def test_a_connection_is_busy_until_its_request_is_answered() -> None:
     with connection() as (client, server):
         client.sendall(b"GET")
         assert server.recv(3) == b"GET"

@@ -13,12 +13,12 @@ from atlas_supervisor.telemetry.logging_setup import configure_logs
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Configure the process's logging for one test, and put it back as it was."""
+    """Configure the process's logging for one test, and restore it."""
     monkeypatch.setattr(sanitize, "_secrets", set())
     root = logging.getLogger()
     level, quiet = root.level, {n: logging.getLogger(n).level for n in ("aiosqlite", "asyncio")}
     handlers = root.handlers[:]
-    root.handlers.clear()  # pytest's own are not ours to close
+    root.handlers.clear()  # pytest's own must stay open
     configure_logs(tmp_path / "supervisor.jsonl", "info")
     yield tmp_path / "supervisor.jsonl"
     for handler in root.handlers[:]:

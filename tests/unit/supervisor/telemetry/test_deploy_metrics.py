@@ -10,7 +10,6 @@ from atlas_supervisor.api import examples
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.machine import FLIPS, Event, Phase, Plan
 from atlas_supervisor.model.deploy import Result
-from atlas_supervisor.model.event import PublishedEvent
 from atlas_supervisor.telemetry.metrics import Metrics, deploys
 from tests.unit.supervisor.deploy.fakes import DIED, FAIL, MemoryJournal, World, driven
 from tests.unit.supervisor.telemetry.support import made, published, value
@@ -29,16 +28,11 @@ def promised(metrics: Metrics) -> tuple[float | None, ...]:
 
 async def after(metrics: Metrics, world: World, plan: Plan | None = None) -> None:
     """Run a deploy in this world, and count its transitions as the daemon does."""
-    events, listed = EventHub(MemoryJournal(), metrics.deploys.count), world.tell
-
-    def tell(announcement: PublishedEvent, journal_id: int | None) -> None:
-        listed(announcement, journal_id)
-        events.tell(announcement, journal_id)
-
-    world.tell = tell  # type: ignore[method-assign]  # the world's own only keeps a list
+    events = EventHub(MemoryJournal(), metrics.deploys.count)
+    world.publish = events.publish
     async with driven(world, plan) as run:
         run.record = run.record.model_copy(update={"dry_run": run.plan.dry_run})
-        events.tell(published(run.record, rollback=run.plan.rollback), None)
+        events.publish(published(run.record, rollback=run.plan.rollback), None)
 
 
 def results(metrics: Metrics, kind: str) -> dict[str, float]:

@@ -92,7 +92,7 @@ async def who(port: int, host: str = "127.0.0.1", source: str | None = None) -> 
 
 @asynccontextmanager
 async def opened(
-    hand_over: SocketPassing,
+    socket_passing: SocketPassing,
     *,
     active: SlotName = BLUE,
     host: str = "127.0.0.1",
@@ -101,7 +101,7 @@ async def opened(
     """Open a plane on free ports."""
     public_port, blue, green = free_ports(3)
     endpoints = Endpoints(host, public_port if public else 0, {BLUE: blue, GREEN: green})
-    plane = make_plane(endpoints, hand_over)
+    plane = make_plane(endpoints, socket_passing)
     plane.open(active)
     try:
         yield plane, endpoints
@@ -110,7 +110,7 @@ async def opened(
 
 
 @contextmanager
-def stranger(
+def foreign_listener(
     port: int, host: str = "127.0.0.1", *, reuse_port: bool = False
 ) -> Iterator[subprocess.Popen[str]]:
     """Run another process that listens on the address."""

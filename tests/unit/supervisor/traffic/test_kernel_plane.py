@@ -10,6 +10,7 @@ import pytest
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
+from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import Endpoints, listeners
 from atlas_supervisor.traffic.kernel_plane import KernelPlane
 from atlas_supervisor.traffic.steering import SteeringPolicy
@@ -17,11 +18,11 @@ from tests.harness import eventually, free_ports
 from tests.unit.supervisor.traffic.support import (
     BLUE,
     GREEN,
+    foreign_listener,
     naming,
     open_files,
     opened,
     serving,
-    stranger,
     who,
 )
 
@@ -40,11 +41,11 @@ async def test_each_workers_sockets_reach_it_and_the_public_port_the_active_one(
     ):
         assert plane.name == "kernel"
         for slot in (BLUE, GREEN):
-            handed = plane.handed(slot)
-            assert list(handed.named) == ["public", "private"]
-            for name, sock in handed.named.items():
+            inherited = plane.inherited(slot)
+            assert list(inherited.named) == ["public", "private"]
+            for name, sock in inherited.named.items():
                 await s.enter_async_context(serving(naming(f"{slot} {name}"), sock))
-        assert plane.handed(BLUE).spare == (plane.handed(GREEN).named["public"],)
+        assert plane.inherited(BLUE).spare == (plane.inherited(GREEN).named["public"],)
         for active in (BLUE, GREEN, BLUE):
             plane.steer(active)
             assert plane.active is active
@@ -70,7 +71,7 @@ async def test_a_switch_under_connections_loses_none() -> None:
         contextlib.AsyncExitStack() as stack,
     ):
         for slot in (BLUE, GREEN):
-            public = plane.handed(slot).named["public"]
+            public = plane.inherited(slot).named["public"]
             await stack.enter_async_context(serving(naming(slot.value), public))
         stop = asyncio.Event()
 
@@ -90,12 +91,12 @@ async def test_a_switch_under_connections_loses_none() -> None:
         assert len(answers) >= 8
 
 
-async def test_a_descriptor_worker_is_reached_on_its_own_port_by_way_of_the_public_socket() -> None:
+async def test_a_descriptor_worker_is_reached_on_its_own_port_through_the_public_socket() -> None:
     async with opened(SocketPassing.FD) as (plane, at), contextlib.AsyncExitStack() as stack:
         for slot in (BLUE, GREEN):
-            handed = plane.handed(slot)
-            assert list(handed.named) == ["public"]
-            await stack.enter_async_context(serving(naming(slot.value), handed.named["public"]))
+            inherited = plane.inherited(slot)
+            assert list(inherited.named) == ["public"]
+            await stack.enter_async_context(serving(naming(slot.value), inherited.named["public"]))
         for active in (BLUE, GREEN):
             plane.steer(active)
             assert await who(at.public_port) == active.value
@@ -103,17 +104,19 @@ async def test_a_descriptor_worker_is_reached_on_its_own_port_by_way_of_the_publ
                 assert await who(port) == slot.value
 
 
-@pytest.mark.parametrize("hand_over", [SocketPassing.ACTIVATION, SocketPassing.FD])
-async def test_a_dead_slots_queue_is_handed_to_the_living_one(hand_over: SocketPassing) -> None:
-    async with opened(hand_over) as (plane, at), contextlib.AsyncExitStack() as stack:
-        for sock in plane.handed(GREEN).named.values():
+@pytest.mark.parametrize("socket_passing", [SocketPassing.ACTIVATION, SocketPassing.FD])
+async def test_a_dead_slots_queue_is_passed_on_to_the_living_one(
+    socket_passing: SocketPassing,
+) -> None:
+    async with opened(socket_passing) as (plane, at), contextlib.AsyncExitStack() as stack:
+        for sock in plane.inherited(GREEN).named.values():
             await stack.enter_async_context(serving(naming("living"), sock))
         waiting = [asyncio.create_task(who(at.public_port)) for _ in range(20)]
         await eventually(lambda: plane.queued(BLUE) == 20)
         plane.steer(GREEN)
         assert plane.rescued(BLUE) == 0
         plane.vacate(BLUE, GREEN)
-        plane.vacate(BLUE, GREEN)  # said twice is meant once
+        plane.vacate(BLUE, GREEN)  # a second time has no effect
         assert set(await asyncio.gather(*waiting)) == {"living"}
         assert plane.rescued(BLUE) == 20
         plane.occupy(BLUE)
@@ -125,13 +128,13 @@ async def test_a_dead_slots_queue_is_handed_to_the_living_one(hand_over: SocketP
             assert plane.queued(BLUE) == 1  # it waits for the slot's own worker again
 
 
-@pytest.mark.parametrize("hand_over", [SocketPassing.ACTIVATION, SocketPassing.FD])
+@pytest.mark.parametrize("socket_passing", [SocketPassing.ACTIVATION, SocketPassing.FD])
 async def test_the_own_port_of_a_slot_without_a_worker_refuses_at_once(
-    hand_over: SocketPassing,
+    socket_passing: SocketPassing,
 ) -> None:
-    async with opened(hand_over) as (plane, at), contextlib.AsyncExitStack() as stack:
+    async with opened(socket_passing) as (plane, at), contextlib.AsyncExitStack() as stack:
         for slot in (BLUE, GREEN):
-            for sock in plane.handed(slot).named.values():
+            for sock in plane.inherited(slot).named.values():
                 await stack.enter_async_context(serving(naming(slot.value), sock))
         assert await who(at.slot_ports[BLUE]) == "blue"
         await stack.aclose()
@@ -139,14 +142,14 @@ async def test_the_own_port_of_a_slot_without_a_worker_refuses_at_once(
         with contextlib.suppress(ConnectionResetError):
             assert await asyncio.wait_for(who(at.slot_ports[BLUE]), 5) == ""
         plane.occupy(BLUE)
-        with pytest.raises(TimeoutError):  # whoever asks now waits for the next worker
+        with pytest.raises(TimeoutError):  # requests now wait for the next worker
             await asyncio.wait_for(who(at.slot_ports[BLUE]), 0.2)
 
 
-async def test_what_was_rescued_outlives_the_rescue_and_ends_with_the_plane() -> None:
+async def test_rescued_connections_outlive_the_rescue_and_end_with_the_plane() -> None:
     tasks = asyncio.all_tasks()
     async with opened(SocketPassing.ACTIVATION) as (plane, at):
-        own = plane.handed(GREEN).named["private"]
+        own = plane.inherited(GREEN).named["private"]
         async with serving(naming("living"), own):
             reader, writer = await asyncio.open_connection("127.0.0.1", at.public_port)
             plane.vacate(BLUE, GREEN)
@@ -159,12 +162,12 @@ async def test_what_was_rescued_outlives_the_rescue_and_ends_with_the_plane() ->
     await eventually(lambda: asyncio.all_tasks() <= tasks)
 
 
-async def test_what_a_worker_did_to_the_sockets_is_put_right() -> None:
+async def test_refresh_restores_backlog_and_program_after_a_worker_changed_them() -> None:
     async with opened(SocketPassing.ACTIVATION) as (plane, at):
-        handed = plane.handed(BLUE)
-        for sock in handed.named.values():
+        inherited = plane.inherited(BLUE)
+        for sock in inherited.named.values():
             sock.listen(1)
-        listeners.attach(handed.named["public"], SteeringPolicy(GREEN))
+        listeners.attach(inherited.named["public"], SteeringPolicy(GREEN))
         plane.refresh(BLUE)
         before = {slot: plane.queued(slot) for slot in (BLUE, GREEN)}
         with ExitStack() as stack:
@@ -173,14 +176,14 @@ async def test_what_a_worker_did_to_the_sockets_is_put_right() -> None:
                     stack.enter_context(socket.create_connection(("127.0.0.1", port), 2))
             assert plane.queued(GREEN) == before[GREEN]
             assert plane.queued(BLUE) == before[BLUE] + 20
-            assert listeners.queue_length(handed.named["private"]) == 20
+            assert queue_length(inherited.named["private"]) == 20
 
 
-async def test_the_next_worker_gets_sockets_that_do_not_block_whatever_the_last_one_did() -> None:
+async def test_the_next_worker_gets_nonblocking_sockets_after_one_made_them_blocking() -> None:
     async with opened(SocketPassing.ACTIVATION) as (plane, _):
-        for sock in plane.handed(BLUE).named.values():
+        for sock in plane.inherited(BLUE).named.values():
             sock.setblocking(True)
-        assert not any(sock.getblocking() for sock in plane.handed(BLUE).named.values())
+        assert not any(sock.getblocking() for sock in plane.inherited(BLUE).named.values())
 
 
 @pytest.mark.parametrize("which", ["PUBLIC_PORT", "ACTIVE_PORT", "STAGING_PORT"])
@@ -192,7 +195,7 @@ async def test_a_port_that_is_taken_is_refused_naming_who_has_it(which: str) -> 
         "STAGING_PORT": at.slot_ports[GREEN],
     }
     before = open_files()
-    with stranger(ports[which], reuse_port=True) as process:
+    with foreign_listener(ports[which], reuse_port=True) as process:
         with pytest.raises(StartRefusedError, match=rf"{which}=.* taken: pid {process.pid} "):
             KernelPlane(at, SocketPassing.ACTIVATION).open(BLUE)
         assert process.poll() is None
@@ -206,12 +209,12 @@ async def test_an_address_that_is_not_ours_is_refused() -> None:
 
 async def test_a_stray_listener_that_comes_later_is_named() -> None:
     async with opened(SocketPassing.ACTIVATION, host="0.0.0.0") as (plane, at):
-        assert plane.strangers() == []
-        with stranger(at.public_port, "127.0.0.1", reuse_port=True) as process:
-            (found,) = plane.strangers()
+        assert plane.foreign_listeners() == []
+        with foreign_listener(at.public_port, "127.0.0.1", reuse_port=True) as process:
+            (found,) = plane.foreign_listeners()
             assert f"pid {process.pid} " in found
             assert f"listens on 127.0.0.1:{at.public_port}" in found
-        assert plane.strangers() == []
+        assert plane.foreign_listeners() == []
 
 
 async def test_closing_leaves_nothing_open() -> None:

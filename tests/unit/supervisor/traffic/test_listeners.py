@@ -9,21 +9,22 @@ import pytest
 
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.system.procfs import inode_of
+from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import listeners
 from atlas_supervisor.traffic.steering import SteeringPolicy
 from tests.harness import free_ports
-from tests.unit.supervisor.traffic.support import BLUE, GREEN, open_files, stranger
+from tests.unit.supervisor.traffic.support import BLUE, GREEN, foreign_listener, open_files
 
 
-def test_the_queue_length_counts_what_nobody_has_accepted() -> None:
+def test_the_queue_length_counts_connections_that_are_not_accepted() -> None:
     (port,) = free_ports(1)
     with listeners.listen("127.0.0.1", port) as sock, ExitStack() as stack:
-        assert listeners.queue_length(sock) == 0
+        assert queue_length(sock) == 0
         for count in range(1, 4):
             stack.enter_context(socket.create_connection(("127.0.0.1", port), 2))
-            assert listeners.queue_length(sock) == count
+            assert queue_length(sock) == count
         sock.accept()[0].close()
-        assert listeners.queue_length(sock) == 2
+        assert queue_length(sock) == 2
 
 
 def test_accepted_connections_send_without_delay() -> None:
@@ -43,7 +44,7 @@ def test_a_queue_that_a_worker_shrank_is_restored() -> None:
         listeners.restore_backlog(sock)
         for _ in range(100):
             stack.enter_context(socket.create_connection(("127.0.0.1", port), 2))
-        assert listeners.queue_length(sock) == 100
+        assert queue_length(sock) == 100
 
 
 def test_a_bound_port_refuses_clients_and_lets_a_worker_bind_beside_it() -> None:
@@ -73,9 +74,9 @@ def test_a_bound_port_refuses_clients_and_lets_a_worker_bind_beside_it() -> None
 )
 def test_a_listener_in_the_way_is_refused_and_named(host: str, other: str) -> None:
     (port,) = free_ports(1)
-    with stranger(port, other) as process:
+    with foreign_listener(port, other) as process:
         with pytest.raises(StartRefusedError) as refused:
-            listeners.refuse_strangers("PUBLIC_PORT", host, port)
+            listeners.refuse_foreign_listeners("PUBLIC_PORT", host, port)
         text = str(refused.value)
         assert f"PUBLIC_PORT={port}" in text
         assert re.search(rf"\bpid {process.pid}\b", text)
@@ -91,18 +92,18 @@ def test_a_listener_in_the_way_is_refused_and_named(host: str, other: str) -> No
         ("::1", "127.0.0.1"),
     ],
 )
-def test_a_listener_on_another_address_is_in_nobodys_way(host: str, other: str) -> None:
+def test_a_listener_on_another_address_does_not_conflict(host: str, other: str) -> None:
     (port,) = free_ports(1)
-    with stranger(port, other):
-        assert listeners.strangers(host, port) == []
+    with foreign_listener(port, other):
+        assert listeners.foreign_listeners(host, port) == []
         listeners.listen(host, port).close()  # and the kernel is of the same opinion
 
 
-def test_our_own_listeners_are_no_strangers() -> None:
+def test_our_own_listeners_are_not_foreign() -> None:
     (port,) = free_ports(1)
     with listeners.listen("127.0.0.1", port) as sock:
-        assert listeners.strangers("127.0.0.1", port, {inode_of(sock)}) == []
-        assert [found.port for found in listeners.strangers("127.0.0.1", port)] == [port]
+        assert listeners.foreign_listeners("127.0.0.1", port, {inode_of(sock)}) == []
+        assert [found.port for found in listeners.foreign_listeners("127.0.0.1", port)] == [port]
 
 
 def test_a_failure_half_way_through_the_group_leaves_nothing_open() -> None:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import listeners, relay, relay_connection
 from atlas_supervisor.traffic.relay import Relay, Target
 from tests.harness import eventually, free_ports
@@ -59,7 +60,7 @@ async def test_bytes_go_both_ways_unchanged() -> None:
     assert received == sent
 
 
-async def test_who_has_said_all_still_gets_the_answer() -> None:
+async def test_a_half_closed_connection_still_gets_its_answer() -> None:
     async def count(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(str(len(await reader.read())).encode())
 
@@ -88,7 +89,7 @@ async def test_a_client_that_does_not_read_stops_the_server_and_fills_no_memory(
             written += 65536
 
     async with relaying_to(flood) as (running, port):
-        # The stream takes twice its limit by itself, and stops when nobody reads it.
+        # The stream takes twice its limit by itself, and stops when it is not read.
         _reader, writer = await asyncio.open_connection("127.0.0.1", port)
         while True:  # until nothing moves any more
             before = written
@@ -117,7 +118,7 @@ async def test_a_stuck_connection_holds_up_no_other() -> None:
         stuck.transport.abort()
 
 
-async def test_a_server_that_resets_is_seen_as_one_that_resets() -> None:
+async def test_a_reset_of_the_server_is_passed_on_as_a_reset() -> None:
     async def half_an_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.write(b"HTTP/1.0 200 OK\r\n\r\nhalf of what")
@@ -172,10 +173,10 @@ async def test_the_end_of_a_long_answer_reaches_a_slow_reader_though_the_server_
     assert received == answer
 
 
-async def test_a_client_that_never_closes_is_left_once_the_server_has(
+async def test_a_client_that_never_closes_is_closed_some_time_after_the_server(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(relay_connection, "_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(relay_connection, "_IDLE_SECONDS", 0.1)
     async with relaying_to(naming("server")) as (running, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"?")
@@ -197,11 +198,11 @@ async def test_a_target_that_refuses_is_waited_for() -> None:
             assert set(await asyncio.gather(*waiting)) == {"restarted"}
 
 
-async def test_a_target_that_never_comes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_target_that_stays_unreachable_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "_CONNECT_SECONDS", 0.1)
-    (nobody,) = free_ports(1)
+    (closed,) = free_ports(1)
     before = open_files()
-    async with relaying(lambda: Target("127.0.0.1", nobody)) as (running, port):
+    async with relaying(lambda: Target("127.0.0.1", closed)) as (running, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         assert await asyncio.wait_for(reader.read(), 5) == b""
         writer.close()
@@ -209,7 +210,7 @@ async def test_a_target_that_never_comes_is_given_up(monkeypatch: pytest.MonkeyP
     await eventually(lambda: open_files() <= before)
 
 
-async def test_where_nobody_is_the_connection_is_closed_at_once() -> None:
+async def test_a_connection_without_a_target_is_closed_at_once() -> None:
     async with relaying(lambda: None) as (running, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         assert await asyncio.wait_for(reader.read(), 5) == b""
@@ -278,7 +279,7 @@ async def test_a_worker_that_made_the_shared_socket_blocking_does_not_block_the_
             await running.close()
 
 
-async def test_stopping_accepts_no_more_and_carries_on_what_is_open() -> None:
+async def test_a_stopped_relay_accepts_no_more_and_keeps_open_connections() -> None:
     async with relaying_to(echo) as (running, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"one")
@@ -288,13 +289,13 @@ async def test_stopping_accepts_no_more_and_carries_on_what_is_open() -> None:
             writer.write(b"two")
             assert await reader.readexactly(3) == b"two"
             assert running.accepted == 1
-            assert listeners.queue_length(running._listener) == 1
+            assert queue_length(running._listener) == 1
             running.start()
             await eventually(lambda: running.accepted == 2)
         writer.close()
 
 
-async def test_closing_resets_what_is_open_and_leaves_no_task() -> None:
+async def test_a_closed_relay_resets_open_connections_and_leaves_no_task() -> None:
     tasks = asyncio.all_tasks()
     async with relaying_to(echo) as (running, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -342,7 +343,7 @@ async def test_an_answer_to_an_upload_that_the_server_did_not_read_is_passed_on(
         writer.write(bytes(20_000_000))
         assert await asyncio.wait_for(reader.read(), 5) == b"too large"
         writer.write_eof()
-        await writer.drain()  # the rest of it goes nowhere, and holds up nobody
+        await writer.drain()  # the rest is dropped, and delays nothing
         await eventually(lambda: running.open_connections == 0)
         writer.close()
 

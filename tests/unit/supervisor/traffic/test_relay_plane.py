@@ -22,17 +22,17 @@ from tests.unit.supervisor.traffic.support import (
     BLUE,
     GREEN,
     echo,
+    foreign_listener,
     naming,
     open_files,
     opened,
     serving,
-    stranger,
     who,
 )
 
 
 @pytest.mark.parametrize(
-    ("host", "public_port", "hand_over", "expected", "name"),
+    ("host", "public_port", "socket_passing", "expected", "name"),
     [
         ("127.0.0.1", 8790, SocketPassing.ACTIVATION, KernelPlane, "kernel"),
         ("::1", 8790, SocketPassing.ACTIVATION, KernelPlane, "kernel"),
@@ -45,9 +45,9 @@ from tests.unit.supervisor.traffic.support import (
     ],
 )
 def test_the_best_plane_is_made(
-    host: str, public_port: int, hand_over: SocketPassing, expected: type, name: str
+    host: str, public_port: int, socket_passing: SocketPassing, expected: type, name: str
 ) -> None:
-    plane = make_plane(Endpoints(host, public_port, {BLUE: 1, GREEN: 2}), hand_over)
+    plane = make_plane(Endpoints(host, public_port, {BLUE: 1, GREEN: 2}), socket_passing)
     assert isinstance(plane, expected)
     assert plane.name == name
 
@@ -62,9 +62,9 @@ def refuse(_sock: socket.socket, _policy: SteeringPolicy) -> None:
 
 # No kernel at hand refuses it, so this is one of the few places where it is made to.
 @pytest.mark.parametrize(
-    ("attach", "why"), [(refuse, "Protocol not available"), (ignore, "does not heed it")]
+    ("attach", "why"), [(refuse, "Protocol not available"), (ignore, "ignores it")]
 )
-async def test_where_the_kernel_does_not_steer_the_relay_carries_and_the_log_says_so(
+async def test_a_kernel_that_does_not_steer_selects_the_relay_plane_with_a_warning(
     attach: Callable[[socket.socket, SteeringPolicy], None],
     why: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -75,11 +75,11 @@ async def test_where_the_kernel_does_not_steer_the_relay_carries_and_the_log_say
     with structlog.testing.capture_logs() as logged:
         async with (
             opened(SocketPassing.ACTIVATION) as (plane, at),
-            serving(naming("blue"), plane.handed(BLUE).named["public"]),
+            serving(naming("blue"), plane.inherited(BLUE).named["public"]),
         ):
             assert plane.name == "relay"
             assert await who(at.public_port) == "blue"
-    (warning,) = [each for each in logged if each["event"] == "kernel_does_not_steer"]
+    (warning,) = [each for each in logged if each["event"] == "kernel_steering_unavailable"]
     assert warning["log_level"] == "warning"
     assert why in warning["why"]
     await eventually(lambda: open_files() <= before)
@@ -93,11 +93,11 @@ def test_this_kernel_steers_and_the_proof_leaves_nothing_open() -> None:
 
 @contextlib.asynccontextmanager
 async def relay_plane(
-    hand_over: SocketPassing, host: str = "127.0.0.1", *, public: bool = True
+    socket_passing: SocketPassing, host: str = "127.0.0.1", *, public: bool = True
 ) -> AsyncIterator[tuple[Plane, Endpoints]]:
     public_port, blue, green = free_ports(3)
     at = Endpoints(host, public_port if public else 0, {BLUE: blue, GREEN: green})
-    plane = RelayPlane(at, hand_over)
+    plane = RelayPlane(at, socket_passing)
     plane.open(BLUE)
     try:
         yield plane, at
@@ -107,8 +107,8 @@ async def relay_plane(
 
 async def test_http_server_is_served_by_the_relay(tmp_path_factory: pytest.TempPathFactory) -> None:
     async with opened(SocketPassing.PORT) as (plane, at):
-        assert plane.handed(BLUE).named == {}
-        assert plane.handed(BLUE).spare == ()
+        assert plane.inherited(BLUE).named == {}
+        assert plane.inherited(BLUE).spare == ()
         servers = []
         for slot, port in at.slot_ports.items():
             folder = tmp_path_factory.mktemp(slot)
@@ -147,16 +147,19 @@ async def test_a_reserved_port_refuses_clients_until_the_worker_listens() -> Non
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::"])
-@pytest.mark.parametrize("hand_over", [SocketPassing.ACTIVATION, SocketPassing.FD])
+@pytest.mark.parametrize("socket_passing", [SocketPassing.ACTIVATION, SocketPassing.FD])
 async def test_workers_that_are_handed_sockets_are_relayed_to(
-    hand_over: SocketPassing, host: str
+    socket_passing: SocketPassing, host: str
 ) -> None:
-    names = ["public"] if hand_over is SocketPassing.FD else ["public", "private"]
-    async with relay_plane(hand_over, host) as (plane, at), contextlib.AsyncExitStack() as stack:
+    names = ["public"] if socket_passing is SocketPassing.FD else ["public", "private"]
+    async with (
+        relay_plane(socket_passing, host) as (plane, at),
+        contextlib.AsyncExitStack() as stack,
+    ):
         for slot in (BLUE, GREEN):
-            handed = plane.handed(slot)
-            assert list(handed.named) == names
-            for name, sock in handed.named.items():
+            inherited = plane.inherited(slot)
+            assert list(inherited.named) == names
+            for name, sock in inherited.named.items():
                 await stack.enter_async_context(serving(naming(f"{slot} {name}"), sock))
         for active in (BLUE, GREEN):
             plane.steer(active)
@@ -168,9 +171,9 @@ async def test_workers_that_are_handed_sockets_are_relayed_to(
                 assert await who(port) == f"{slot} {names[-1]}"
 
 
-async def test_a_workers_relayed_clients_come_to_the_ports_that_are_told() -> None:
+async def test_ports_include_those_of_relayed_clients() -> None:
     async with relay_plane(SocketPassing.ACTIVATION) as (plane, at):
-        inner = plane.handed(BLUE).named["public"].getsockname()[1]
+        inner = plane.inherited(BLUE).named["public"].getsockname()[1]
         assert plane.ports(BLUE) == {at.slot_ports[BLUE], inner}
         assert not plane.ports(BLUE) & plane.ports(GREEN)
     async with relay_plane(SocketPassing.PORT) as (plane, at):
@@ -215,10 +218,12 @@ async def test_clients_wait_for_a_worker_that_restarts() -> None:
             assert set(await asyncio.gather(*waiting)) == {"restarted"}
 
 
-@pytest.mark.parametrize("hand_over", [SocketPassing.ACTIVATION, SocketPassing.FD])
-async def test_a_dead_slots_queue_is_handed_to_the_living_one(hand_over: SocketPassing) -> None:
-    async with relay_plane(hand_over) as (plane, at), contextlib.AsyncExitStack() as stack:
-        for sock in plane.handed(GREEN).named.values():
+@pytest.mark.parametrize("socket_passing", [SocketPassing.ACTIVATION, SocketPassing.FD])
+async def test_a_dead_slots_queue_is_passed_on_to_the_living_one(
+    socket_passing: SocketPassing,
+) -> None:
+    async with relay_plane(socket_passing) as (plane, at), contextlib.AsyncExitStack() as stack:
+        for sock in plane.inherited(GREEN).named.values():
             await stack.enter_async_context(serving(naming("living"), sock))
         waiting = [asyncio.create_task(who(at.public_port)) for _ in range(10)]
         await eventually(lambda: plane.queued(BLUE) == 10)
@@ -231,15 +236,15 @@ async def test_a_dead_slots_queue_is_handed_to_the_living_one(hand_over: SocketP
 
 
 @pytest.mark.parametrize("public", [True, False])
-@pytest.mark.parametrize("hand_over", [SocketPassing.ACTIVATION, SocketPassing.FD])
+@pytest.mark.parametrize("socket_passing", [SocketPassing.ACTIVATION, SocketPassing.FD])
 async def test_the_own_port_of_a_slot_without_a_worker_is_never_answered_by_the_other(
-    hand_over: SocketPassing, public: bool
+    socket_passing: SocketPassing, public: bool
 ) -> None:
     async with (
-        relay_plane(hand_over, public=public) as (plane, at),
+        relay_plane(socket_passing, public=public) as (plane, at),
         contextlib.AsyncExitStack() as stack,
     ):
-        for sock in plane.handed(GREEN).named.values():
+        for sock in plane.inherited(GREEN).named.values():
             await stack.enter_async_context(serving(naming("green"), sock))
         early = asyncio.create_task(who(at.slot_ports[BLUE]))
         plane.vacate(BLUE, GREEN)
@@ -247,7 +252,7 @@ async def test_the_own_port_of_a_slot_without_a_worker_is_never_answered_by_the_
             with contextlib.suppress(ConnectionResetError):
                 assert await asyncio.wait_for(asking, 5) == ""
         plane.occupy(BLUE)
-        for sock in plane.handed(BLUE).named.values():
+        for sock in plane.inherited(BLUE).named.values():
             await stack.enter_async_context(serving(naming("blue"), sock))
         assert await who(at.slot_ports[BLUE]) == "blue"
         assert await who(at.slot_ports[GREEN]) == "green"
@@ -290,28 +295,33 @@ async def test_a_worker_of_a_port_has_no_queue_of_ours() -> None:
 
 async def test_a_queue_that_the_worker_shrank_is_restored() -> None:
     async with relay_plane(SocketPassing.ACTIVATION) as (plane, _):
-        handed = plane.handed(BLUE).named
-        for sock in handed.values():
+        inherited = plane.inherited(BLUE).named
+        for sock in inherited.values():
             sock.listen(1)
         plane.refresh(BLUE)
-        for sock in handed.values():
+        for sock in inherited.values():
             with contextlib.ExitStack() as stack:
                 for _ in range(20):
                     stack.enter_context(socket.create_connection(sock.getsockname(), 2))
 
 
 @pytest.mark.parametrize(
-    "hand_over", [SocketPassing.ACTIVATION, SocketPassing.FD, SocketPassing.PORT]
+    "socket_passing", [SocketPassing.ACTIVATION, SocketPassing.FD, SocketPassing.PORT]
 )
-async def test_without_a_public_port_the_slots_own_ports_serve(hand_over: SocketPassing) -> None:
-    async with opened(hand_over, public=False) as (plane, at), contextlib.AsyncExitStack() as stack:
+async def test_without_a_public_port_the_slots_own_ports_serve(
+    socket_passing: SocketPassing,
+) -> None:
+    async with (
+        opened(socket_passing, public=False) as (plane, at),
+        contextlib.AsyncExitStack() as stack,
+    ):
         assert plane.name == "none"
-        assert plane.strangers() == []
-        if hand_over is SocketPassing.PORT:
+        assert plane.foreign_listeners() == []
+        if socket_passing is SocketPassing.PORT:
             await stack.enter_async_context(serving(naming("blue"), port=at.slot_ports[BLUE]))
         else:
-            assert list(plane.handed(BLUE).named) == ["private"]
-            sock = plane.handed(BLUE).named["private"]
+            assert list(plane.inherited(BLUE).named) == ["private"]
+            sock = plane.inherited(BLUE).named["private"]
             await stack.enter_async_context(serving(naming("blue"), sock))
         assert await who(at.slot_ports[BLUE]) == "blue"
         plane.steer(GREEN)
@@ -324,7 +334,7 @@ async def test_a_port_that_is_taken_is_refused_and_nothing_stays_open(which: str
     at = Endpoints("127.0.0.1", public, {BLUE: blue, GREEN: green})
     before = open_files()
     with (
-        stranger(public if which == "PUBLIC_PORT" else green) as process,
+        foreign_listener(public if which == "PUBLIC_PORT" else green) as process,
         pytest.raises(StartRefusedError, match=rf"{which}=.* taken: pid {process.pid} "),
     ):
         RelayPlane(at, SocketPassing.PORT).open(BLUE)
@@ -333,10 +343,10 @@ async def test_a_port_that_is_taken_is_refused_and_nothing_stays_open(which: str
 
 async def test_a_stray_listener_that_comes_later_is_named() -> None:
     async with opened(SocketPassing.PORT, host="0.0.0.0") as (plane, at):
-        assert plane.strangers() == []
+        assert plane.foreign_listeners() == []
         own = SlotName.BLUE
         async with serving(naming("worker"), port=at.slot_ports[own]):
-            assert plane.strangers() == []
+            assert plane.foreign_listeners() == []
     # The relay's listener is in no group: the kernel itself refuses a second one.
 
 
@@ -345,7 +355,7 @@ async def test_closing_leaves_nothing_open() -> None:
     plane: Plane
     async with (
         relay_plane(SocketPassing.ACTIVATION) as (plane, at),
-        serving(echo, plane.handed(BLUE).named["public"]),
+        serving(echo, plane.inherited(BLUE).named["public"]),
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", at.public_port)
         writer.write(b"one")

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import listeners
 from atlas_supervisor.traffic.steering import DIRECT_SOURCE, SteeringPolicy
 from tests.harness import free_ports
@@ -62,7 +63,7 @@ def test_every_connection_goes_to_the_active_slot(host: str, address: str, direc
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::"])
 @pytest.mark.parametrize("active", list(SlotName))
-def test_a_direct_source_reaches_its_slot_whoever_is_active(host: str, active: SlotName) -> None:
+def test_a_direct_source_reaches_its_slot_active_or_not(host: str, active: SlotName) -> None:
     with group(host, SteeringPolicy(active, direct=True)) as (opened, port):
         for slot, source in DIRECT_SOURCE.items():
             seen = {landed(opened, "127.0.0.1", port, str(source)) for _ in range(10)}
@@ -94,12 +95,12 @@ def test_a_thousand_flips_lose_no_connection() -> None:
     assert seen == {BLUE: 500, GREEN: 500}
 
 
-def test_what_waits_in_a_queue_stays_there_over_a_flip() -> None:
+def test_queued_connections_stay_in_their_queue_over_a_switch() -> None:
     with group("127.0.0.1", SteeringPolicy(BLUE)) as (opened, port), ExitStack() as stack:
         for _ in range(50):
             stack.enter_context(socket.create_connection(("127.0.0.1", port), 2))
         listeners.attach(opened[BLUE], SteeringPolicy(GREEN))
-        assert listeners.queue_length(opened[BLUE]) == 50
+        assert queue_length(opened[BLUE]) == 50
         for _ in range(50):
             stack.enter_context(opened[BLUE].accept()[0])
 

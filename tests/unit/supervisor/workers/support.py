@@ -17,9 +17,10 @@ from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.traffic import Endpoints, InheritedSockets, Plane, make_plane
-from atlas_supervisor.workers.drain import Drains
-from atlas_supervisor.workers.process import WorkerProcess, launch, new_instance_id
-from atlas_supervisor.workers.slot import Slot, SlotContext
+from atlas_supervisor.workers.launch import launch, new_instance_id
+from atlas_supervisor.workers.process import WorkerProcess
+from atlas_supervisor.workers.slot import Slot
+from atlas_supervisor.workers.slots import Slots
 from tests.harness import free_ports
 
 BLUE, GREEN = SlotName.BLUE, SlotName.GREEN
@@ -84,7 +85,7 @@ def make_settings(folder: Path, **changes: Any) -> Settings:
 
 @asynccontextmanager
 async def launched(folder: Path, code: str, **more: Any) -> AsyncIterator[WorkerProcess]:
-    """Launch an instance of the code, without sockets unless told; nothing of it is left."""
+    """Launch a worker of this code, without sockets by default; it is gone afterwards."""
     name = new_instance_id(BLUE)
     output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     options: dict[str, Any] = {
@@ -93,7 +94,7 @@ async def launched(folder: Path, code: str, **more: Any) -> AsyncIterator[Worker
         "name": name,
         "command": [sys.executable, "app.py"],
         "environment": {"PATH": os.environ["PATH"], "ATLAS_INSTANCE": name},
-        "handed": InheritedSockets({}),
+        "inherited": InheritedSockets({}),
         "announce": False,
         "output": output,
     }
@@ -107,8 +108,8 @@ async def launched(folder: Path, code: str, **more: Any) -> AsyncIterator[Worker
         await instance.kill()
 
 
-class Ledger:
-    """Remembers what it was told, in order."""
+class Registry:
+    """Records what is reported to it, in order."""
 
     def __init__(self) -> None:
         self.entries: list[tuple[str, str]] = []
@@ -122,16 +123,18 @@ class Ledger:
 
 @dataclass
 class Bench:
-    """Both slots on a plane of their own, and what they said."""
+    """Both slots on a plane of their own, and the deaths that they reported."""
 
     settings: Settings
     plane: Plane
-    slots: dict[SlotName, Slot]
-    ledger: Ledger
+    slots: Slots
+    registry: Registry
     tasks: anyio.abc.TaskGroup
     down: list[tuple[SlotName, str]] = field(default_factory=list)
     downs: anyio.Event = field(default_factory=anyio.Event)
     wait_when_down: anyio.Event | None = None
+    handled: bool = False
+    """Whether a deploy takes care of a worker that went down."""
 
     @property
     def blue(self) -> Slot:
@@ -142,35 +145,54 @@ class Bench:
         return self.slots[GREEN]
 
 
+class Unattended(Slots):
+    """Slots that report a death and do nothing about it."""
+
+    async def _worker_down(self, slot: Slot, _instance: WorkerProcess, cause: str) -> None:
+        await self.on_worker_down(slot, cause)
+
+
 @asynccontextmanager
 async def bench(
-    folder: Path, make_prober: Callable[[], HttpProber] = HttpProber, **changes: Any
+    folder: Path,
+    make_prober: Callable[[], HttpProber] = HttpProber,
+    make_slots: type[Slots] = Unattended,
+    **changes: Any,
 ) -> AsyncIterator[Bench]:
     """Open a plane and two slots; everything is gone afterwards."""
     settings = make_settings(folder, **changes)
-    ports = {BLUE: settings.active_port, GREEN: settings.staging_port}
     plane = make_plane(
-        Endpoints(str(settings.public_host), settings.public_port, ports), settings.hand_over
+        Endpoints(str(settings.public_host), settings.public_port, settings.slot_ports),
+        settings.socket_passing,
     )
     plane.open(BLUE)
     try:
         async with make_prober() as prober, anyio.create_task_group() as tasks:
 
-            async def on_down(slot: Slot, _instance: WorkerProcess, cause: str) -> None:
+            async def on_down(slot: Slot, cause: str) -> bool:
                 made.down.append((slot.name, cause))
                 made.downs.set()
                 if made.wait_when_down is not None:
                     await made.wait_when_down.wait()
+                return made.handled
 
-            ledger = Ledger()
-            around = SlotContext(settings, plane, prober, ledger, tasks, on_down, Drains())
-            slots = {name: Slot(name, port, around) for name, port in ports.items()}
-            made = Bench(settings, plane, slots, ledger, tasks)
+            registry = Registry()
+            slots = make_slots(
+                settings=settings,
+                plane=plane,
+                prober=prober,
+                registry=registry,
+                tasks=tasks,
+                active=BLUE,
+            )
+            slots.on_worker_down = on_down
+            made = Bench(settings, plane, slots, registry, tasks)
             try:
                 yield made
             finally:
                 with anyio.CancelScope(shield=True):
-                    for slot in slots.values():
+                    slots.begin_stop()
+                    for slot in slots:
                         if slot.instance is not None:
                             await slot.instance.kill()
                 tasks.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""Instances on their way out, played by workers of a few lines that say what one with the kit says.
+"""Draining workers, played by a few lines that report what a worker with the kit reports.
 
 Each holds the clients that it has accepted, accepts nothing more after SIGTERM, notes a second
 one, and ends when the file `end` is in its folder.
@@ -49,12 +49,12 @@ os._exit(0)
 
 
 def kit(left: str = "{'websockets': 1}", hurry: str = "pass") -> str:
-    """Return a worker that still has this, and does that when it is told to hurry."""
+    """Return a worker with these connections left, and what it does when it is hurried."""
     return KIT.replace("LEFT)", f"{left})").replace("HURRY", hurry)
 
 
 class Street:
-    """Instances that go through one slot, one after the other, each with a client."""
+    """Workers that go through one slot, one after the other, each with a client."""
 
     def __init__(self, made: Bench, folder: Path) -> None:
         self.made = made
@@ -65,7 +65,7 @@ class Street:
         self.freed: list[asyncio.Event] = []
 
     async def add(self, code: str) -> WorkerProcess:
-        """Start the next one in the slot that the last has left, and give it a client."""
+        """Start the next worker in the empty slot, and connect a client to it."""
         number = len(self.instances)
         await self.made.blue.start(release(self.folder / str(number), code, f"v{number}"))
         instance = self.made.blue.instance
@@ -77,20 +77,20 @@ class Street:
         return instance
 
     def drain(self) -> None:
-        """Begin to drain the one in the slot."""
+        """Start to drain the worker in the slot."""
         freed = asyncio.Event()
         self.freed.append(freed)
         self.drains.append(asyncio.create_task(self.made.blue.drain(freed.set)))
 
     async def leave(self, code: str) -> WorkerProcess:
-        """Let one more come and linger."""
+        """Let one more worker linger."""
         instance = await self.add(code)
         self.drain()
         await asyncio.wait_for(self.freed[-1].wait(), 5)
         return instance
 
     def hurried(self) -> list[int]:
-        """Return how often each was told to hurry."""
+        """Return how often each was hurried."""
         paths = [self.folder / str(number) / "hurried" for number in range(len(self.instances))]
         return [path.stat().st_size if path.exists() else 0 for path in paths]
 
@@ -100,7 +100,7 @@ class Street:
 
     def names(self) -> list[str]:
         """Return the versions that the status shows as draining."""
-        return [view.version for view in self.made.blue.departures.views()]
+        return [view.version for view in self.made.slots.drains.views()]
 
 
 @asynccontextmanager
@@ -117,7 +117,7 @@ async def street(folder: Path, **settings: Any) -> AsyncIterator[Street]:
             await asyncio.gather(*it.drains, return_exceptions=True)
 
 
-async def test_a_fifth_one_waits_for_the_oldest_which_is_hurried_once_the_place_is_needed(
+async def test_a_fifth_drain_keeps_its_slot_until_the_oldest_was_hurried_and_ended(
     tmp_path: Path,
 ) -> None:
     async with street(tmp_path, drain_timeout_seconds=30) as it:
@@ -126,17 +126,17 @@ async def test_a_fifth_one_waits_for_the_oldest_which_is_hurried_once_the_place_
         assert it.made.blue.instance is None
         last = await it.add(kit())
         it.drain()
-        await asyncio.wait_for(last.said.not_accepting.wait(), 5)
-        # Nobody needs the place yet: it may take its time, and keeps nobody in its queues.
+        await asyncio.wait_for(last.reported.not_accepting.wait(), 5)
+        # No deploy needs the slot yet: it keeps its time, and no connection waits in its queues.
         _, late = await asyncio.open_connection("127.0.0.1", it.made.settings.public_port)
         it.clients.append(late)
-        await eventually(lambda: it.made.plane.rescued(BLUE) == 1, what="handed to the other slot")
+        await eventually(lambda: it.made.plane.rescued(BLUE) == 1, what="passed on")
         assert not it.freed[-1].is_set()
         assert it.made.blue.state is SlotState.DRAINING
         assert it.hurried() == [0, 0, 0, 0, 0]
         assert it.names() == ["v0", "v1", "v2", "v3", "v4"]
-        for _ in range(3):  # as whoever waits for the slot does, again and again
-            it.made.blue.hurry()
+        for _ in range(3):  # as a deploy that waits for the slot does
+            it.made.slots.drains.hurry()
         await asyncio.wait_for(it.freed[-1].wait(), 5)
         assert it.hurried() == [1, 0, 0, 0, 0]
         assert it.names() == ["v1", "v2", "v3", "v4"]
@@ -144,29 +144,29 @@ async def test_a_fifth_one_waits_for_the_oldest_which_is_hurried_once_the_place_
         it.end(4)
         how = await asyncio.wait_for(it.drains[4], 5)
         assert how["by_itself"]
-        assert how["cut"]["websockets"] == 1  # said in the moment of its end
-        gone = [name for what, name in it.made.ledger.entries if what == "gone"]
+        assert how["cut"]["websockets"] == 1  # reported at its very end
+        gone = [name for what, name in it.made.registry.entries if what == "gone"]
         assert gone == [it.instances[0].name, last.name]
         assert it.made.down == []
 
 
-async def test_one_that_has_no_streams_left_is_not_hurried(tmp_path: Path) -> None:
+async def test_a_worker_without_streams_is_not_hurried(tmp_path: Path) -> None:
     async with street(tmp_path) as it:
         instance = await it.leave(kit("{'requests': 1}"))
         assert not instance.hurry()
         assert it.hurried() == [0]
 
 
-async def test_one_in_the_slot_is_not_hurried_before_it_was_told_to_go(tmp_path: Path) -> None:
+async def test_a_worker_is_not_hurried_before_its_drain(tmp_path: Path) -> None:
     async with street(tmp_path) as it:
         instance = await it.add(kit())
         assert not instance.hurry()
-        it.made.blue.hurry()
+        it.made.slots.drains.hurry()
         assert instance.alive
-        assert not instance.said.not_accepting.is_set()
+        assert not instance.reported.not_accepting.is_set()
 
 
-async def test_what_becomes_of_one_that_lingers_concerns_the_next_in_its_slot_in_no_way(
+async def test_the_end_of_a_lingering_worker_does_not_affect_the_next_one_in_its_slot(
     tmp_path: Path,
 ) -> None:
     async with street(tmp_path, drain_timeout_seconds=6, stop_timeout_seconds=0.3) as it:
@@ -184,17 +184,17 @@ async def test_what_becomes_of_one_that_lingers_concerns_the_next_in_its_slot_in
         assert it.made.blue.instance is following
         assert it.made.blue.serving
         assert it.made.down == []
-        assert [what for what, _ in it.made.ledger.entries].count("gone") == 3
+        assert [what for what, _ in it.made.registry.entries].count("gone") == 3
 
 
-async def test_whoever_no_longer_waits_for_it_leaves_it_its_time(tmp_path: Path) -> None:
+async def test_a_cancelled_wait_leaves_a_lingering_worker_its_time(tmp_path: Path) -> None:
     async with street(tmp_path) as it:
         instance = await it.leave(kit())
         it.drains[0].cancel()
         await asyncio.wait(it.drains)
         assert instance.alive
         assert it.names() == ["v0"]
-        gone = asyncio.create_task(it.made.blue.departures.all_gone())
+        gone = asyncio.create_task(it.made.slots.drains.all_gone())
         it.end(0)
         await asyncio.wait_for(gone, 5)
         assert it.names() == []
@@ -216,5 +216,5 @@ def kinds(requests: int, websockets: int, event_streams: int) -> DrainCounts:
         (kinds(3, 1, 2), "3 requests, 1 WebSocket and 2 event streams"),
     ],
 )
-def test_counts_are_told_as_a_person_would(left: DrainCounts | None, words: str) -> None:
+def test_counts_are_formatted_as_text(left: DrainCounts | None, words: str) -> None:
     assert in_words(left) == words

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from atlas_supervisor.workers.launch import LAUNCHER
 from atlas_supervisor.workers.launcher import find
-from atlas_supervisor.workers.process import LAUNCHER
 
 REPORT = """
 import json, os, resource, signal
@@ -66,7 +66,7 @@ def run(
     "numbers",
     [*itertools.permutations((3, 4, 5)), (5, 6, 3), (20, 3, 4), (4, 63, 64), (64, 65, 3), (9,)],
 )
-def test_descriptors_land_in_order_whatever_their_numbers(
+def test_descriptors_land_in_order_independent_of_their_numbers(
     numbers: tuple[int, ...], tmp_path: Path
 ) -> None:
     paths = [tmp_path / str(index) for index in range(len(numbers))]
@@ -122,13 +122,13 @@ def test_the_worker_gets_the_signals_that_python_ignores() -> None:
         assert not ignored & 1 << (number - 1)
 
 
-def test_a_program_that_is_not_there_is_said_so() -> None:
+def test_a_missing_program_is_reported() -> None:
     done = run("-", "0", "512", "no-such-program", env={"PATH": "/bin:/usr/bin"})
     assert done.returncode == 127
     assert done.stderr == "no-such-program: not found in /bin:/usr/bin\n"
 
 
-def test_a_file_that_is_no_program_is_said_so(tmp_path: Path) -> None:
+def test_a_file_that_is_no_program_is_reported(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("not a program")
     done = run("-", "0", "512", "./notes", cwd=tmp_path)
     assert done.returncode == 126
@@ -149,9 +149,7 @@ def test_a_script_without_its_interpreter_is_not_replaced_by_another_of_its_name
     assert f"{tmp_path}/release/serve" in done.stderr
 
 
-def test_only_what_can_be_executed_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_executable_files_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in ("folder", "plain", "program"):
         (tmp_path / folder).mkdir()
     (tmp_path / "folder" / "serve").mkdir()
@@ -163,7 +161,7 @@ def test_only_what_can_be_executed_is_found(
     assert find("other") is None
 
 
-def test_the_limit_of_open_files_is_lowered_and_the_hard_one_stays() -> None:
+def test_the_soft_limit_of_open_files_is_lowered_and_the_hard_limit_stays() -> None:
     code = "import resource; print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
     done = run("-", "0", "256", sys.executable, "-c", code)
     assert done.stdout.split() == ["256", str(resource.getrlimit(resource.RLIMIT_NOFILE)[1])]

@@ -57,7 +57,7 @@ def test_a_full_file_is_cut_and_its_last_part_kept(log: WorkerLog) -> None:
     assert log.last_lines() == ["a" * 300 + "b" * 200 + "…", "after"]  # a moment ago it was there
 
 
-def test_a_reader_that_follows_sees_what_comes_after_the_cut(log: WorkerLog) -> None:
+def test_a_following_reader_sees_lines_after_the_cut(log: WorkerLog) -> None:
     descriptor = say(log, b"x" * 1500 + b"\n")
     command = ["tail", "-n", "1", "-f", str(log.path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as tail:
@@ -101,7 +101,7 @@ def test_a_part_that_cannot_be_kept_is_given_up(
         filler.unlink()
 
 
-def test_a_flood_is_cut_to_its_end_and_told_once(
+def test_a_flood_is_cut_to_its_end_and_logged_once(
     log: WorkerLog, capsys: pytest.CaptureFixture[str]
 ) -> None:
     descriptor = log.open()
@@ -113,7 +113,7 @@ def test_a_flood_is_cut_to_its_end_and_told_once(
     assert capsys.readouterr().out.count("worker_log_cut") == 1
 
 
-def test_one_that_writes_on_where_it_was_is_not_cut_again_and_again(
+def test_a_writer_that_keeps_its_offset_is_not_cut_again_and_again(
     log: WorkerLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output, "LIMIT_BYTES", 20_000)  # some pages: a hole has no parts of them
@@ -126,7 +126,7 @@ def test_one_that_writes_on_where_it_was_is_not_cut_again_and_again(
         assert not log.rotate()  # there is nothing in it but a hole
 
 
-async def test_what_grew_while_no_daemon_was_there_is_cut_at_once(log: WorkerLog) -> None:
+async def test_a_log_that_grew_without_a_daemon_is_cut_at_once(log: WorkerLog) -> None:
     log.path.write_bytes(b"x" * 5000)
     looking = asyncio.create_task(keep_bounded([log]))
     await eventually(lambda: log.size() == 0)
@@ -143,7 +143,7 @@ def test_a_file_that_cannot_be_cut_is_no_reason_to_fail(log: WorkerLog, tmp_path
     assert log.last_lines() == []
 
 
-def test_what_it_prints_is_escaped_and_shortened(log: WorkerLog) -> None:
+def test_last_lines_are_escaped_and_shortened(log: WorkerLog) -> None:
     os.close(say(log, b"\x1b[31mred\x07\x00\ttab \xff\n", b"x" * 3000))
     lines = log.last_lines()
     assert lines[0] == "\\x1b[31mred\\x07\\x00\ttab �"

@@ -16,7 +16,8 @@ import pytest
 from atlas_supervisor.system import procfs
 from atlas_supervisor.traffic import InheritedSockets
 from atlas_supervisor.traffic.listeners import listen
-from atlas_supervisor.workers.process import WorkerProcess, launch, new_instance_id
+from atlas_supervisor.workers.launch import launch, new_instance_id
+from atlas_supervisor.workers.process import WorkerProcess
 from tests.harness import eventually, free_ports
 from tests.unit.supervisor.traffic.support import open_files
 from tests.unit.supervisor.workers.support import (
@@ -48,15 +49,15 @@ subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env={})
 HOLD_ONE = """
 import os, select, signal, socket
 listener = socket.socket(fileno=3)
-told = []
-signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+terms = []
+signal.signal(signal.SIGTERM, lambda *_: terms.append(1))
 select.select([listener], [], [])
 client, _ = listener.accept()
 client.setblocking(True)
 notify("READY=1")
 while not client.recv(1):
     pass
-client.sendall(b"done " + str(len(told)).encode())
+client.sendall(b"done " + str(len(terms)).encode())
 client.close()
 """
 
@@ -64,7 +65,7 @@ client.close()
 async def test_it_exits_when_it_is_asked_to(tmp_path: Path) -> None:
     async with launched(tmp_path, READY_AND_SLEEP) as instance:
         with anyio.fail_after(10):
-            await instance.said_ready.wait()
+            await instance.reported.ready.wait()
         assert instance.alive
         assert instance.exit_text == "is still running"
         assert await instance.stop(stop_seconds=10)
@@ -73,7 +74,9 @@ async def test_it_exits_when_it_is_asked_to(tmp_path: Path) -> None:
         assert procfs.start_ticks(instance.pid) is None  # not even a zombie
 
 
-async def test_one_that_dies_while_it_is_signalled_is_told_of_as_it_died(tmp_path: Path) -> None:
+async def test_a_worker_that_dies_while_it_is_signalled_keeps_its_exit_status(
+    tmp_path: Path,
+) -> None:
     for _ in range(10):
         async with launched(tmp_path, SLEEP) as instance:
             os.kill(instance.pid, signal.SIGKILL)
@@ -85,17 +88,17 @@ async def test_one_that_dies_while_it_is_signalled_is_told_of_as_it_died(tmp_pat
             assert instance.exit_text == "was ended by SIGKILL"
 
 
-async def test_one_that_ignores_sigterm_is_killed_in_time(tmp_path: Path) -> None:
+async def test_a_worker_that_ignores_sigterm_is_killed_in_time(tmp_path: Path) -> None:
     async with launched(tmp_path, DEAF + READY_AND_SLEEP) as instance:
         with anyio.fail_after(10):
-            await instance.said_ready.wait()
+            await instance.reported.ready.wait()
         with anyio.fail_after(5):
             assert not await instance.stop(stop_seconds=0.1)
         assert instance.exit_text == "was ended by SIGKILL"
         assert procfs.start_ticks(instance.pid) is None
 
 
-async def test_one_that_was_stopped_is_let_go_on_to_hear_that_it_should_end(tmp_path: Path) -> None:
+async def test_a_stopped_worker_is_continued_so_that_it_receives_sigterm(tmp_path: Path) -> None:
     code = (
         READY
         + "import signal, sys\nsignal.signal(15, lambda *_: sys.exit(5))\n"
@@ -103,7 +106,7 @@ async def test_one_that_was_stopped_is_let_go_on_to_hear_that_it_should_end(tmp_
     )
     async with launched(tmp_path, code) as instance:
         with anyio.fail_after(10):
-            await instance.said_ready.wait()
+            await instance.reported.ready.wait()
         os.kill(instance.pid, signal.SIGSTOP)
         with anyio.fail_after(10):
             assert await instance.stop(stop_seconds=10)
@@ -118,7 +121,7 @@ async def test_one_that_was_stopped_is_let_go_on_to_hear_that_it_should_end(tmp_
         ("import os; os.kill(os.getpid(), 40)", "was ended by signal 40"),
     ],
 )
-async def test_how_it_ended_is_told(tmp_path: Path, code: str, text: str) -> None:
+async def test_the_exit_text_names_status_or_signal(tmp_path: Path, code: str, text: str) -> None:
     async with launched(tmp_path, code) as instance:
         with anyio.fail_after(10):
             await instance.wait()
@@ -126,11 +129,11 @@ async def test_how_it_ended_is_told(tmp_path: Path, code: str, text: str) -> Non
         assert instance.exit_text == text
 
 
-async def test_grandchildren_that_left_the_session_are_gone_too(tmp_path: Path) -> None:
+async def test_grandchildren_in_another_session_are_ended_too(tmp_path: Path) -> None:
     code = GRANDCHILDREN + READY_AND_SLEEP
     async with launched(tmp_path, code) as instance:
         with anyio.fail_after(10):
-            await instance.said_ready.wait()
+            await instance.reported.ready.wait()
         family = instance.family()
         assert len(family) == 4
         await instance.stop(stop_seconds=5)
@@ -143,16 +146,16 @@ def _is_zombie(pid: int) -> bool:
     return stat is None or stat[0] == "Z"  # orphans are their new parent's to reap
 
 
-async def test_children_that_forgot_their_environment_are_gone_too(tmp_path: Path) -> None:
+async def test_children_without_their_environment_are_ended_too(tmp_path: Path) -> None:
     async with launched(tmp_path, FORGETFUL_CHILD + READY_AND_SLEEP) as instance:
         with anyio.fail_after(10):
-            await instance.said_ready.wait()
+            await instance.reported.ready.wait()
         assert len(instance.family()) == 2
         await instance.kill()
         assert instance.family() == []
 
 
-async def test_what_is_left_of_one_that_died_by_itself_is_killed(tmp_path: Path) -> None:
+async def test_descendants_of_a_crashed_worker_are_killed(tmp_path: Path) -> None:
     async with launched(tmp_path, GRANDCHILDREN) as instance:
         with anyio.fail_after(10):
             await instance.wait()
@@ -161,10 +164,10 @@ async def test_what_is_left_of_one_that_died_by_itself_is_killed(tmp_path: Path)
         assert instance.family() == []
 
 
-async def test_it_can_be_killed_though_nobody_else_waits_for_its_end(tmp_path: Path) -> None:
+async def test_a_worker_can_be_killed_without_another_waiting_task(tmp_path: Path) -> None:
     async with launched(tmp_path, DEAF + READY_AND_SLEEP) as instance:
         with anyio.fail_after(10):
-            await instance.said_ready.wait()
+            await instance.reported.ready.wait()
             with anyio.CancelScope() as scope:  # a watcher that was cancelled
                 scope.cancel()
                 await instance.wait()
@@ -172,10 +175,10 @@ async def test_it_can_be_killed_though_nobody_else_waits_for_its_end(tmp_path: P
         assert not instance.alive
 
 
-async def test_several_may_stop_it_at_once(tmp_path: Path) -> None:
+async def test_several_tasks_may_stop_a_worker_at_once(tmp_path: Path) -> None:
     async with launched(tmp_path, READY_AND_SLEEP) as instance:
         with anyio.fail_after(10):
-            await instance.said_ready.wait()
+            await instance.reported.ready.wait()
             async with anyio.create_task_group() as group:
                 for _ in range(5):
                     group.start_soon(partial(instance.stop, stop_seconds=5))
@@ -187,11 +190,11 @@ async def test_draining_waits_for_its_connections_and_no_longer(tmp_path: Path) 
     (port,) = free_ports(1)
     with listen("127.0.0.1", port) as sock:
         async with launched(
-            tmp_path, READY + HOLD_ONE, handed=InheritedSockets({"public": sock}), announce=True
+            tmp_path, READY + HOLD_ONE, inherited=InheritedSockets({"public": sock}), announce=True
         ) as instance:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             with anyio.fail_after(10):
-                await instance.said_ready.wait()
+                await instance.reported.ready.wait()
             assert len(instance.connections({port})) == 1
             stopping = asyncio.create_task(
                 instance.stop(stop_seconds=0.3, drain_seconds=20, ports={port})
@@ -204,21 +207,21 @@ async def test_draining_waits_for_its_connections_and_no_longer(tmp_path: Path) 
             writer.close()
 
 
-async def test_a_drain_that_never_ends_is_ended(tmp_path: Path) -> None:
+async def test_a_drain_is_ended_at_its_deadline(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     with listen("127.0.0.1", port) as sock:
         async with launched(
-            tmp_path, READY + HOLD_ONE, handed=InheritedSockets({"public": sock}), announce=True
+            tmp_path, READY + HOLD_ONE, inherited=InheritedSockets({"public": sock}), announce=True
         ) as instance:
             _reader, writer = await asyncio.open_connection("127.0.0.1", port)
             with anyio.fail_after(10):
-                await instance.said_ready.wait()
+                await instance.reported.ready.wait()
                 by_itself = await instance.stop(stop_seconds=0.1, drain_seconds=0.2, ports={port})
             assert not by_itself
             writer.close()
 
 
-async def test_its_sockets_are_its_own_and_announced_to_it_alone(tmp_path: Path) -> None:
+async def test_sockets_are_inherited_and_announced_under_the_workers_pid(tmp_path: Path) -> None:
     code = """
 import json, os, socket
 names = [socket.socket(fileno=n).getsockname()[1] for n in (3, 4, 5)]
@@ -229,8 +232,8 @@ print(json.dumps([os.getpid(), os.getsid(0), names, fds, environ]))
     ports = free_ports(3)
     with contextlib.ExitStack() as stack:
         public, own, spare = (stack.enter_context(listen("127.0.0.1", port)) for port in ports)
-        handed = InheritedSockets({"public": public, "private": own}, spare=(spare,))
-        async with launched(tmp_path, code, handed=handed, announce=True) as instance:
+        inherited = InheritedSockets({"public": public, "private": own}, spare=(spare,))
+        async with launched(tmp_path, code, inherited=inherited, announce=True) as instance:
             with anyio.fail_after(10):
                 await instance.wait()
         pid, session, seen, fds, environ = json.loads((tmp_path / "output").read_text())
@@ -245,7 +248,7 @@ print(json.dumps([os.getpid(), os.getsid(0), names, fds, environ]))
     }
 
 
-async def test_a_folder_that_is_gone_leaves_nothing_open(tmp_path: Path) -> None:
+async def test_a_missing_folder_leaves_nothing_open(tmp_path: Path) -> None:
     gone = release(tmp_path / "release", SLEEP).model_copy(update={"path": tmp_path / "gone"})
     before = open_files()
     with pytest.raises(FileNotFoundError):
@@ -266,7 +269,7 @@ async def test_a_launch_that_is_cancelled_is_known_and_can_be_ended(tmp_path: Pa
                 name=name,
                 command=["sleep", "600"],
                 environment={"PATH": os.environ["PATH"], "ATLAS_INSTANCE": name},
-                handed=InheritedSockets({}),
+                inherited=InheritedSockets({}),
                 announce=False,
                 output=output.fileno(),
             )

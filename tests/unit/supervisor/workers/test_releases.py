@@ -60,7 +60,7 @@ def test_a_name_needs_a_folder_of_releases(tmp_path: Path) -> None:
         without.find("v1")
 
 
-def test_folders_that_are_gone_are_said_so(tmp_path: Path) -> None:
+def test_missing_folders_are_reported(tmp_path: Path) -> None:
     gone = Releases(directory=tmp_path / "gone", releases_dir=tmp_path / "gone-too")
     with pytest.raises(UnknownReleaseError, match="is gone"):
         gone.find(None)
@@ -78,7 +78,7 @@ def test_the_version_file_comes_first(tmp_path: Path, content: str, expected: st
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"\x1b[31m", b"\0"])
-def test_a_version_file_that_says_nothing_is_passed_over(tmp_path: Path, content: bytes) -> None:
+def test_an_empty_version_file_is_skipped(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "VERSION").write_bytes(content)
     os.utime(tmp_path, (0, 0))
     assert version_of(tmp_path) == "1970-01-01T00:00:00Z"
@@ -102,7 +102,7 @@ def test_git_describes_a_folder_without_a_version_file(
 
 
 @needs_git
-def test_a_folder_within_somebodys_repository_has_no_version_of_it(tmp_path: Path) -> None:
+def test_a_folder_within_a_repository_does_not_get_its_version(tmp_path: Path) -> None:
     git(tmp_path, "init", "-q")
     git(tmp_path, "commit", "-qm", "first", "--allow-empty")
     (tmp_path / "release").mkdir()

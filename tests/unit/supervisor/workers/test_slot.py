@@ -15,10 +15,10 @@ from atlas_supervisor.model.slot import Role, SlotState
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.system import procfs
+from atlas_supervisor.workers.launch import LaunchError
 from atlas_supervisor.workers.output import keep_bounded
-from atlas_supervisor.workers.readiness import LaunchError
 from tests.harness import eventually
-from tests.unit.supervisor.traffic.support import open_files, stranger
+from tests.unit.supervisor.traffic.support import foreign_listener, open_files
 from tests.unit.supervisor.workers.support import (
     BLUE,
     DEAF,
@@ -47,30 +47,32 @@ async def asked(port: int) -> str:
     return answer.rpartition(b"\r\n")[2].decode()
 
 
-async def test_an_instance_that_says_ready_is_running(tmp_path: Path) -> None:
+async def test_a_worker_that_reports_ready_is_running(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
         assert made.blue.state is SlotState.EMPTY
         how = await made.blue.start(release(tmp_path / "r", READY_AND_SLEEP))
         instance = made.blue.instance
         assert instance is not None
-        assert "it said READY=1" in how["message"]
+        assert "worker reported ready" in how["message"]
         assert (how["pid"], how["instance"], how["kit"]) == (instance.pid, instance.name, False)
         assert made.blue.serving
         view = made.blue.view(Role.ACTIVE)
         assert (view.state, view.pid, view.version) == (SlotState.RUNNING, instance.pid, "v1")
-        assert made.ledger.entries == [("launched", instance.name)]
+        assert made.registry.entries == [("launched", instance.name)]
         assert await made.blue.stop()
-        assert made.ledger.entries[1:] == [("gone", instance.name)]
+        assert made.registry.entries[1:] == [("gone", instance.name)]
         assert made.blue.state is SlotState.EMPTY
         assert made.blue.view(Role.ACTIVE).pid is None
         assert made.down == []
 
 
 @pytest.mark.parametrize("status", [200, 404, 500])
-async def test_an_instance_that_answers_anything_is_running(tmp_path: Path, status: int) -> None:
+async def test_a_worker_that_answers_with_any_status_is_running(
+    tmp_path: Path, status: int
+) -> None:
     async with bench(tmp_path) as made:
         how = await made.blue.start(release(tmp_path / "r", serving(status)))
-        assert "it answered" in how["message"]
+        assert "worker answered" in how["message"]
         assert made.blue.instance is not None
         for port in (made.settings.active_port, made.settings.public_port):
             assert await asked(port) == made.blue.instance.name
@@ -80,15 +82,15 @@ async def test_a_worker_that_binds_its_own_port_is_waited_for(tmp_path: Path) ->
     command = ("python", "-m", "http.server", "{port}", "--bind", "127.0.0.1")
     async with bench(tmp_path, worker_command=command) as made:
         how = await made.blue.start(release(tmp_path / "r", ""))
-        assert "it answered" in how["message"]
+        assert "worker answered" in how["message"]
 
 
-async def test_a_worker_that_binds_its_own_port_does_not_share_it_with_a_stranger(
+async def test_a_worker_that_binds_its_own_port_does_not_share_it_with_a_foreign_listener(
     tmp_path: Path,
 ) -> None:
     command = ("python", "-m", "http.server", "{port}", "--bind", "127.0.0.1")
     async with bench(tmp_path, worker_command=command) as made:
-        with stranger(made.blue.port) as other:
+        with foreign_listener(made.blue.port) as other:
             with pytest.raises(LaunchError, match=rf"is taken: pid {other.pid} "):
                 await made.blue.start(release(tmp_path / "r", ""))
             assert other.poll() is None
@@ -106,7 +108,7 @@ async def test_a_new_descriptor_worker_is_not_taken_for_ready_by_the_other_ones_
             await made.green.start(release(tmp_path / "slow", SLEEP))
 
 
-async def test_one_that_dies_before_it_is_ready_is_told_with_what_it_printed(
+async def test_a_crash_before_ready_fails_the_launch_with_the_last_output(
     tmp_path: Path,
 ) -> None:
     async with bench(tmp_path) as made:
@@ -116,11 +118,11 @@ async def test_one_that_dies_before_it_is_ready_is_told_with_what_it_printed(
         assert failed.value.detail["output"][-1] == "ValueError: no settings"
         assert "reading the settings" in failed.value.detail["output"]
         assert made.blue.state is SlotState.EMPTY
-        assert [what for what, _ in made.ledger.entries] == ["launched", "gone"]
+        assert [what for what, _ in made.registry.entries] == ["launched", "gone"]
         assert made.down == []
 
 
-async def test_one_that_is_not_ready_in_time_is_ended(tmp_path: Path) -> None:
+async def test_a_worker_that_is_not_ready_in_time_is_ended(tmp_path: Path) -> None:
     async with bench(tmp_path, ready_timeout_seconds=0.5, stop_timeout_seconds=0.1) as made:
         with pytest.raises(LaunchError, match=r"not ready within 0\.5 s"):
             await made.blue.start(release(tmp_path / "r", DEAF + SLEEP))
@@ -154,7 +156,7 @@ async def test_a_launch_ends_even_when_everything_is_cancelled_at_once(tmp_path:
     assert instance.family() == []
 
 
-async def test_a_release_that_is_gone_is_a_failed_launch(tmp_path: Path) -> None:
+async def test_a_missing_release_fails_the_launch(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
         gone = release(tmp_path / "r", SLEEP).model_copy(update={"path": tmp_path / "gone"})
         before = open_files()
@@ -165,7 +167,7 @@ async def test_a_release_that_is_gone_is_a_failed_launch(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("spoil", ["log", "environment"])
-async def test_what_the_daemon_cannot_do_is_a_failed_launch_too(tmp_path: Path, spoil: str) -> None:
+async def test_an_unusable_log_or_environment_fails_the_launch(tmp_path: Path, spoil: str) -> None:
     extra = tmp_path / "worker.env"
     extra.touch()
     async with bench(tmp_path, worker_env_file=extra) as made:
@@ -178,7 +180,7 @@ async def test_what_the_daemon_cannot_do_is_a_failed_launch_too(tmp_path: Path, 
         assert made.blue.state is SlotState.EMPTY
 
 
-async def test_one_that_dies_while_it_runs_is_told_once(tmp_path: Path) -> None:
+async def test_a_crash_is_reported_once(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
         await made.blue.start(release(tmp_path / "r", READY_AND_SLEEP))
         assert made.blue.instance is not None
@@ -191,7 +193,7 @@ async def test_one_that_dies_while_it_runs_is_told_once(tmp_path: Path) -> None:
         assert len(made.down) == 1
 
 
-async def test_one_that_hangs_is_noticed_and_told_once_even_if_it_ends_meanwhile(
+async def test_a_hanging_worker_is_reported_once_even_if_it_ends_meanwhile(
     tmp_path: Path,
 ) -> None:
     async with bench(tmp_path, **QUICK) as made:
@@ -208,13 +210,13 @@ async def test_one_that_hangs_is_noticed_and_told_once_even_if_it_ends_meanwhile
         os.kill(instance.pid, signal.SIGKILL)
         with anyio.fail_after(5):
             await instance.exited.wait()
-        await asyncio.sleep(0.1)  # time to be told twice in
+        await asyncio.sleep(0.1)  # time for a second report
         assert len(made.down) == 1
         made.wait_when_down.set()
 
 
 class Unsure(HttpProber):
-    """Can't find out anything, after the first answer."""
+    """Is inconclusive once the worker is ready."""
 
     probes = 0
 
@@ -227,7 +229,7 @@ class Unsure(HttpProber):
         )
 
 
-async def test_the_probers_own_error_is_not_held_against_the_worker(tmp_path: Path) -> None:
+async def test_inconclusive_probes_do_not_count_against_the_worker(tmp_path: Path) -> None:
     Unsure.probes = 0
     async with bench(tmp_path, Unsure, **{**QUICK, "liveness_interval_seconds": 0.02}) as made:
         await made.blue.start(release(tmp_path / "r", serving()))
@@ -236,8 +238,8 @@ async def test_the_probers_own_error_is_not_held_against_the_worker(tmp_path: Pa
         assert made.down == []
 
 
-async def test_another_instances_answer_counts_as_a_failure(tmp_path: Path) -> None:
-    code = "import os\nos.environ['ATLAS_INSTANCE'] = 'somebody-else'\n" + serving()
+async def test_an_answer_of_another_instance_counts_as_a_failure(tmp_path: Path) -> None:
+    code = "import os\nos.environ['ATLAS_INSTANCE'] = 'another'\n" + serving()
     async with bench(tmp_path, **QUICK) as made:
         await made.blue.start(release(tmp_path / "r", code))
         with anyio.fail_after(10):
@@ -245,7 +247,7 @@ async def test_another_instances_answer_counts_as_a_failure(tmp_path: Path) -> N
         assert "wrong instance" in made.down[0][1]
 
 
-async def test_a_drain_takes_what_is_queued_first(tmp_path: Path) -> None:
+async def test_a_draining_worker_serves_its_queue_first(tmp_path: Path) -> None:
     code = READY + "notify('READY=1')\nimport time\ntime.sleep(0.5)\n" + serving()
     async with bench(tmp_path) as made:
         await made.blue.start(release(tmp_path / "r", code))
@@ -261,7 +263,7 @@ async def test_a_drain_takes_what_is_queued_first(tmp_path: Path) -> None:
         assert made.down == []
 
 
-async def test_a_drain_that_never_ends_is_ended(tmp_path: Path) -> None:
+async def test_a_drain_is_ended_at_its_deadline(tmp_path: Path) -> None:
     async with bench(tmp_path, drain_timeout_seconds=0.2, stop_timeout_seconds=0.1) as made:
         await made.blue.start(release(tmp_path / "r", DEAF + READY_AND_SLEEP))
         with anyio.fail_after(10):
@@ -274,10 +276,10 @@ async def test_a_drain_that_never_ends_is_ended(tmp_path: Path) -> None:
 async def test_stopping_an_empty_slot_does_nothing(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
         assert await made.blue.stop()
-        assert made.ledger.entries == []
+        assert made.registry.entries == []
 
 
-async def test_stopped_twice_at_once_it_ends_once(tmp_path: Path) -> None:
+async def test_a_worker_that_is_stopped_twice_at_once_ends_once(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
         await made.blue.start(release(tmp_path / "r", READY_AND_SLEEP))
         async with anyio.create_task_group() as group:

@@ -1,4 +1,4 @@
-"""The features: small, and true about their input. Each is a pure function of what was posted.
+"""The features: each is a small pure function of the posted input.
 
 Each has a stable and a canary implementation, which give the same answers in different ways.
 """

@@ -1,4 +1,4 @@
-"""Serve a feature by its canary or its stable implementation, as the policy says."""
+"""Serves a feature by its canary or its stable implementation, as the policy decides."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def serve(
     *args: P.args,
     **kwargs: P.kwargs,
 ) -> dict[str, Any]:
-    """Return the answer of one of them, with `arm` telling which; raises what it raises.
+    """Return the answer of one arm, with its name in `arm`; raises what the arm raises.
 
-    Bad input is refused by both alike, so a `RequestError` is no failure of the arm.
+    Both arms refuse the same input, so a `RequestError` is not a failure of the arm.
     """
     refused: RequestError | None = None
     answer: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Find the best: fill a knapsack, or minimise a polynomial over an interval. Both exactly.
+"""Solves two problems exactly: fills a knapsack, minimises a polynomial over an interval.
 
 The knapsack is solved by dynamic programming over its capacity. The polynomial's minimum is at an
 end of the interval or where its derivative is zero, and those zeros are found by bisection between
@@ -31,7 +31,7 @@ _Fill = Callable[[Sequence[float], Sequence[int], int], list[int]]
 
 
 def optimize(body: dict[str, Any]) -> dict[str, Any]:
-    """Solve the posted problem; raises `RequestError` naming the field that is wrong."""
+    """Solve the posted problem; raises `RequestError` with the invalid field."""
     return _optimize(body, fill_knapsack)
 
 
@@ -63,7 +63,9 @@ def _knapsack(body: dict[str, Any], fill: _Fill) -> dict[str, Any]:
     for index, item in enumerate(items):
         name = f"items[{index}]"
         if not isinstance(item, dict) or item.keys() - {"name", "value", "weight"}:
-            raise bad_field(name, "is no item", '{"name", "value", "weight"}, the name optional')
+            raise bad_field(
+                name, "is not an item", '{"name", "value", "weight"}, the name optional'
+            )
         values.append(_number(item.get("value"), f"{name}.value", 0, _MAX_NUMBER))
         weights.append(_whole(item.get("weight"), f"{name}.weight", 0, int(_MAX_NUMBER)))
     chosen = fill(values, weights, capacity)
@@ -103,7 +105,7 @@ def fill_knapsack_by_steps(
     """Return the same indices as `fill_knapsack`.
 
     The best value grows with the room in steps, and only those are kept: the weight where each
-    begins, and its value (Nemhauser and Ullmann, 1969). Where there are few, this is quicker.
+    starts, and its value (Nemhauser and Ullmann, 1969). Where there are few, this is quicker.
     """
     before = []
     rooms, best = array("q", [0]), array("d", [0.0])
@@ -152,7 +154,7 @@ def _polynomial(body: dict[str, Any]) -> dict[str, Any]:
     ]
     interval = body.get("interval")
     if not isinstance(interval, list) or len(interval) != 2:
-        raise bad_field("interval", "is missing or no pair", "[low, high]")
+        raise bad_field("interval", "is missing or not a pair", "[low, high]")
     low, high = (
         _number(end, f"interval[{index}]", -1e6, 1e6) for index, end in enumerate(interval)
     )
@@ -184,8 +186,7 @@ def derivative(coefficients: Sequence[float]) -> list[float]:
 def roots(coefficients: Sequence[float], low: float, high: float) -> list[float]:
     """Return where the polynomial is zero or touches zero within [low, high]; none for a constant.
 
-    The zeros of the derivative are among the answers' neighbours and are returned too where they
-    are all that can be told of a double root.
+    The zeros of the derivative are returned too where they may be double roots.
     """
     if len(coefficients) < 2:
         return []

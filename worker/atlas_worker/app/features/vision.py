@@ -1,6 +1,6 @@
-"""Look at an image: its format, its size, and how bright it is on average.
+"""Describes an image: its format, its size, and its average brightness.
 
-PGM and PPM (plain and raw) and PNG are understood, with the standard library alone. Brightness is
+PGM and PPM (plain and raw) and PNG are read, with the standard library alone. Brightness is
 the mean of the colour samples from 0 (black) to 1 (white); alpha does not count. It is left out,
 with a note, where the image is too large or stored in a way that is not decoded here.
 """
@@ -33,7 +33,7 @@ _UnfilterRow = Callable[[int, bytearray, bytearray, int], None]
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What is seen in an image."""
+    """The description of an image."""
 
     format: str
     width: int
@@ -43,12 +43,12 @@ class ImageFacts:
 
 
 def look_at(image: bytes) -> dict[str, Any]:
-    """Return what is seen; raises `RequestError` if it is no image that is understood."""
+    """Describe the image; raises `RequestError` for an unknown or broken format."""
     return _look_at(image, _unfilter_row)
 
 
 def look_at_quickly(image: bytes) -> dict[str, Any]:
-    """Do the same, with the rows of a PNG taken as a whole where their filter allows it."""
+    """Do the same, with whole rows of a PNG at once where their filter allows it."""
     return _look_at(image, _unfilter_row_as_a_whole)
 
 
@@ -57,7 +57,7 @@ def _look_at(image: bytes, unfilter_row: _UnfilterRow) -> dict[str, Any]:
         return asdict(_look_at_png(image, unfilter_row))
     if image[:2] in _NETPBM:
         return asdict(_look_at_netpbm(image))
-    raise _refused("the body is no PNG, PGM or PPM image", status=415)
+    raise _refused("the body is not a PNG, PGM or PPM image", status=415)
 
 
 def _look_at_netpbm(image: bytes) -> ImageFacts:
@@ -84,7 +84,7 @@ def _sum_of_text(data: bytes, count: int, most: int) -> int:
     try:
         samples = [int(word) for word in words]
     except ValueError:
-        raise _refused("a sample is no number") from None
+        raise _refused("a sample is not a number") from None
     if not all(0 <= sample <= most for sample in samples):
         raise _refused(f"a sample is not from 0 to {most}")
     return sum(samples)

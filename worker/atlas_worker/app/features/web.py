@@ -1,4 +1,4 @@
-"""Read a web page: its title, its links, and how many words a reader sees."""
+"""Reads a web page: its title, its links, and its number of visible words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _UNSEEN = ("script", "style", "template", "noscript")
 
 
 def read_page(page: bytes, charset: str) -> dict[str, Any]:
-    """Return what the page holds; raises `RequestError` if there is no page or no such charset."""
+    """Describe the page; raises `RequestError` for an empty body or an unknown charset."""
     return _read(page, charset, _Reader())
 
 
@@ -51,7 +51,7 @@ def _refuse_long_tags(text: str) -> None:
         if start >= 0 and len(part) - start > TAG_CHARACTERS:
             raise bad_field(
                 "body",
-                "holds a tag that does not end",
+                "contains a tag that does not end",
                 f"tags of at most {TAG_CHARACTERS} characters",
             )
 
@@ -88,12 +88,12 @@ class _Reader(HTMLParser):
             self.read(data)
 
     def read(self, text: str) -> None:
-        """Take a text that a reader of the page sees."""
+        """Count a visible text."""
         self.words += len(text.split())
 
 
 class _GatheringReader(_Reader):
-    """Keeps the texts until the page ends. A word never goes on from one to the next."""
+    """Keeps the texts until the page ends. No word spans two of them."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Made-up traffic with known error rates, for the statistics' tests and their long benchmark."""
+"""Simulated traffic with known error rates, for the tests of the statistics and the benchmark."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from atlas_supervisor.canary.stats.baseline import Prior
-from atlas_supervisor.canary.stats.counts import Arm, Window
+from atlas_supervisor.canary.stats.counts import Arm, Prior, Window
 from atlas_supervisor.canary.stats.promotion_evidence import PromotionEvidence
 from atlas_supervisor.canary.stats.rollback_evidence import RollbackEvidence
 
@@ -18,7 +17,7 @@ Evidence = RollbackEvidence | PromotionEvidence
 
 @dataclass(frozen=True)
 class Moment:
-    """The truth in one window: the share, and both arms' error rates."""
+    """The true parameters of one window: the share, and both arms' error rates."""
 
     share: float
     canary: float
@@ -26,16 +25,16 @@ class Moment:
 
 
 Story = Callable[[float], Moment]
-"""From how much of the time is over (0 to 1) to what is true then."""
+"""The true parameters as a function of time, from 0 to 1."""
 
 
 def seeded(seed: int) -> random.Random:
-    """Return a source of chance that is the same each time."""
+    """Return a random generator with a fixed seed."""
     return random.Random(seed)  # noqa: S311 - a simulation wants a seed, not a secret
 
 
 def binomial(rng: random.Random, calls: int, rate: float) -> int:
-    """Draw how many of the calls are hit, by leaps from one to the next."""
+    """Draw from a binomial distribution, by the geometric gaps between hits."""
     if rate <= 0 or calls <= 0:
         return 0
     if rate >= 1:
@@ -59,17 +58,17 @@ def draw(rng: random.Random, calls: int, now: Moment) -> Window:
 
 
 def even(rate: float, share: float = 0.1) -> Story:
-    """Both arms fail alike, always."""
+    """Return a constant error rate of both arms."""
     return lambda _: Moment(share, rate, rate)
 
 
 def worse(canary: float, stable: float, share: float = 0.1) -> Story:
-    """The canary has another rate than stable, always."""
+    """Return constant, different error rates."""
     return lambda _: Moment(share, canary, stable)
 
 
 def ramp(of: Story) -> Story:
-    """The share grows in five steps."""
+    """Return a share that grows in five steps."""
     shares = (0.01, 0.05, 0.1, 0.25, 0.5)
 
     def at(when: float) -> Moment:
@@ -80,13 +79,13 @@ def ramp(of: Story) -> Story:
 
 
 def drift(when: float) -> Moment:
-    """Both arms' rate goes up and down between 0.5 % and 5.5 %, three times."""
+    """Vary both arms' rate between 0.5 % and 5.5 %, three times."""
     rate = 0.03 + 0.025 * math.sin(6 * math.pi * when)
     return Moment(0.1, rate, rate)
 
 
 def outage(when: float) -> Moment:
-    """Both arms go from 1 % to 40 %, and back after a fifth of the time."""
+    """Raise both arms' rate from 1 % to 40 % for a fifth of the time."""
     rate = 0.4 if 0.4 < when < 0.6 else 0.01
     return Moment(0.1, rate, rate)
 
@@ -99,11 +98,11 @@ ALIKE: dict[str, Story] = {
     "outage": outage,
     "ramp with outage": ramp(outage),
 }
-"""Stories in which the canary is no worse, so that each rollback is wrong."""
+"""Stories in which the canary is no worse: every rollback is a false alarm."""
 
 
 def errs(rng: random.Random, evidence: Evidence, story: Story, windows: int, calls: int) -> bool:
-    """Tell a story from end to end, looking after each window: whether 1/alpha is reached."""
+    """Return whether a story reaches 1/alpha after any of its windows."""
     for number in range(windows):
         evidence.update(draw(rng, calls, story(number / windows)))
         if evidence.reached:
@@ -118,7 +117,7 @@ def calls_until_found(
     after: RollbackEvidence | None = None,
     calls: int = 20,
 ) -> int:
-    """Return how many canary calls it takes until a worse canary is found, at alpha 0.01."""
+    """Return the canary calls until a worse canary is detected, at alpha 0.01."""
     evidence = after or RollbackEvidence(0.01, prior)
     seen = 0
     while not evidence.reached and seen < 50_000:
@@ -130,7 +129,7 @@ def calls_until_found(
 
 @dataclass(frozen=True, order=True)
 class Call:
-    """A call by when it ends, in seconds, with its place in order of assignment."""
+    """A call: when it ends, in seconds, and its place in order of assignment."""
 
     ends: float
     place: int
@@ -139,7 +138,7 @@ class Call:
 
 
 def unequal_calls(rng: random.Random, calls: int, rate: float, share: float) -> Iterator[Call]:
-    """Yield calls, ten a second: the canary's that work end much later, and fail no more often."""
+    """Yield ten calls a second; good canary calls end much later, and none fails more often."""
     for place in range(calls):
         is_canary, failed = rng.random() < share, rng.random() < rate
         takes = rng.expovariate(1.0) * (60 if is_canary and not failed else 1)
@@ -171,7 +170,7 @@ def counted(calls: list[Call], share: float) -> Window:
 
 
 def most_by_chance(runs: int, rate: float, surely: float = 1e-6) -> int:
-    """Return the count that a binomial with at most this rate passes with probability `surely`."""
+    """Return the quantile `surely` of a binomial count with this rate."""
     tail, count = 1.0, -1
     while tail > surely:
         count += 1

@@ -10,8 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas_supervisor.canary.stats import promotion_evidence, rollback_evidence
-from atlas_supervisor.canary.stats.baseline import HIGHEST, LOWEST, Baseline, Prior
-from atlas_supervisor.canary.stats.counts import Arm, Rates, Window
+from atlas_supervisor.canary.stats.counts import (
+    MAX_RATE,
+    MIN_RATE,
+    Arm,
+    Baseline,
+    Prior,
+    Rates,
+    Window,
+)
 from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.latency_evidence import LatencyEvidence, Slow
 from atlas_supervisor.canary.stats.promotion_evidence import PromotionEvidence, nearest_stable_rate
@@ -23,7 +30,7 @@ from atlas_supervisor.canary.stats.rollback_evidence import (
 
 MARGIN = 0.02
 SHARES = st.floats(0.001, 0.999)
-RATES = st.floats(LOWEST, HIGHEST)
+RATES = st.floats(MIN_RATE, MAX_RATE)
 TRUTHS = st.floats(0, 1)
 MARGINS = st.floats(0.001, 0.5)
 
@@ -45,7 +52,7 @@ MAKERS: list[Callable[[], Any]] = [
 
 
 def one_call(share: float, canary: float, stable: float) -> Iterator[tuple[float, Window]]:
-    """Yield all that one call can be, each with its probability."""
+    """Yield all possible results of one call with their probabilities."""
     yield share * canary, Window(share, Arm(1, 1), Arm())
     yield share * (1 - canary), Window(share, Arm(1, 0), Arm())
     yield (1 - share) * stable, Window(share, Arm(), Arm(1, 1))
@@ -62,12 +69,12 @@ def expectation(
     )
 
 
-# What makes the guarantee: no bet can be expected to grow while the canary is good.
+# The guarantee: no factor has an expectation above 1 under the null hypothesis.
 
 
 @settings(deadline=None)
 @given(st.sampled_from(RISK_RATIOS), RATES, SHARES, TRUTHS)
-def test_a_rollback_bet_is_fair_whatever_rate_both_arms_share(
+def test_a_rollback_bet_is_fair_for_any_common_rate(
     ratio: float, rate: float, share: float, truth: float
 ) -> None:
     expected = expectation(
@@ -120,7 +127,7 @@ def test_a_promotion_bet_can_only_lose_where_the_canary_is_worse_by_more(
 @pytest.mark.parametrize(("make", "worse"), list(zip(MAKERS, (0.0, MARGIN), strict=True)))
 @settings(deadline=None, max_examples=40)
 @given(history=HISTORIES, share=SHARES, truth=TRUTHS)
-def test_after_any_past_the_next_call_is_expected_to_change_nothing(
+def test_after_any_past_the_next_factor_has_expectation_one(
     make: Callable[[], Any], worse: float, history: list[Window], share: float, truth: float
 ) -> None:
     before = make()
@@ -137,7 +144,7 @@ def test_after_any_past_the_next_call_is_expected_to_change_nothing(
     assert grown == pytest.approx(1, rel=1e-6)
 
 
-def test_the_bets_have_a_part_of_alpha_each_and_never_more_than_all_of_it() -> None:
+def test_the_bets_share_alpha_and_never_exceed_it() -> None:
     parts = [share_started(calls) for calls in (0, 1, 100, 10_000, 10**7, 10**300)]
 
     assert parts == sorted(parts)
@@ -147,7 +154,7 @@ def test_the_bets_have_a_part_of_alpha_each_and_never_more_than_all_of_it() -> N
 
 @settings(deadline=None)
 @given(RATES, MARGINS, SHARES)
-def test_the_nearest_worse_canary_is_nearer_than_its_neighbours(
+def test_the_nearest_stable_rate_minimises_the_divergence(
     rate: float, margin: float, share: float
 ) -> None:
     def distance(stable: float) -> float:
@@ -164,10 +171,10 @@ def test_the_nearest_worse_canary_is_nearer_than_its_neighbours(
             assert distance(nearest) <= distance(neighbour) + 1e-12
 
 
-# One case worked out by hand.
+# A case computed by hand.
 
 
-def test_a_window_multiplies_by_the_ratios_of_the_design() -> None:
+def test_a_window_multiplies_by_the_documented_formula() -> None:
     # m = 0.02, p = 0.5, r = 3: stable 0.01, canary 0.03, together 0.02.
     window = Window(0.5, Arm(2, 1), Arm(3, 0))
 
@@ -176,11 +183,11 @@ def test_a_window_multiplies_by_the_ratios_of_the_design() -> None:
     assert factor == pytest.approx((0.03 / 0.02) * (0.97 / 0.98) * (0.99 / 0.98) ** 3)
 
 
-def test_with_an_even_share_and_rate_the_worse_canary_lies_around_the_middle() -> None:
+def test_with_even_share_and_rate_the_nearest_pair_is_symmetric() -> None:
     assert nearest_stable_rate(0.5, 0.2, 0.5) == pytest.approx(0.4)
 
 
-def test_a_window_is_judged_by_what_was_known_before_it() -> None:
+def test_a_window_is_judged_by_the_pooled_rate_before_it() -> None:
     evidence, window = RollbackEvidence(0.01), Window(0.1, Arm(20, 6), Arm(180, 9))
     evidence.update(window)
 
@@ -199,7 +206,7 @@ def test_latency_evidence_is_the_mean_over_its_thresholds() -> None:
     assert evidence.e_value == pytest.approx(sum(each) / 3)
 
 
-# What it must withstand.
+# Robustness.
 
 
 @pytest.mark.parametrize("make", MAKERS)
@@ -216,7 +223,7 @@ def test_ten_million_calls_leave_a_finite_number(make: Callable[[], Any], errors
     json.dumps(evidence.to_dict(), allow_nan=False)
 
 
-def test_a_canary_that_always_fails_is_found_though_the_e_value_leaves_the_floats() -> None:
+def test_an_e_value_beyond_the_range_of_floats_is_reached() -> None:
     evidence = RollbackEvidence(0.01)
     for _ in range(10):
         evidence.update(Window(0.5, Arm(10**6, 10**6), Arm(10**6, 0)))
@@ -228,18 +235,18 @@ def test_a_canary_that_always_fails_is_found_though_the_e_value_leaves_the_float
 
 @pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_a_window_in_which_nothing_was_drawn_is_no_evidence(
+def test_a_window_without_random_assignment_is_not_evidence(
     make: Callable[[], Any], share: float
 ) -> None:
     evidence = make()
     evidence.update(Window(share, Arm(100, 90), Arm(100, 1)))
 
     assert evidence.e_value == pytest.approx(1)
-    assert evidence.rate > 0.4  # and yet something is learned from it
+    assert evidence.rate > 0.4  # but its calls are learned from
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_an_empty_window_is_no_evidence(make: Callable[[], Any]) -> None:
+def test_an_empty_window_is_not_evidence(make: Callable[[], Any]) -> None:
     evidence = make()
     before = evidence.to_dict()
     evidence.update(Window(0.1, Arm(), Arm()))
@@ -247,7 +254,7 @@ def test_an_empty_window_is_no_evidence(make: Callable[[], Any]) -> None:
     assert evidence.to_dict() == before
 
 
-def test_what_was_reached_stays_reached() -> None:
+def test_reached_evidence_stays_reached() -> None:
     evidence = RollbackEvidence(0.01)
     evidence.update(Window(0.5, Arm(50, 25), Arm(50, 0)))
     assert evidence.reached
@@ -262,7 +269,7 @@ def test_what_was_reached_stays_reached() -> None:
 @pytest.mark.parametrize("make", MAKERS)
 @settings(deadline=None, max_examples=40)
 @given(history=HISTORIES, then=HISTORIES)
-def test_evidence_that_was_kept_goes_on_as_if_nothing_had_happened(
+def test_restored_evidence_continues_unchanged(
     make: Callable[[], Any], history: list[Window], then: list[Window]
 ) -> None:
     whole = make()
@@ -277,7 +284,7 @@ def test_evidence_that_was_kept_goes_on_as_if_nothing_had_happened(
     assert kept.log_e == whole.log_e
 
 
-def test_evidence_that_was_kept_with_other_bets_is_refused() -> None:
+def test_evidence_saved_with_other_bets_is_refused() -> None:
     kept = RollbackEvidence(0.01).to_dict()
 
     with pytest.raises(ValueError, match="another version"):
@@ -286,18 +293,18 @@ def test_evidence_that_was_kept_with_other_bets_is_refused() -> None:
 
 @settings(deadline=None)
 @given(st.integers(0, 10**7), st.integers(0, 10**7))
-def test_the_pooled_rate_is_never_certain(calls: int, errors: int) -> None:
+def test_the_pooled_rate_is_never_zero_or_one(calls: int, errors: int) -> None:
     past = Baseline(Prior(), max(calls, errors), errors)
 
-    assert LOWEST <= past.rate <= HIGHEST
+    assert MIN_RATE <= past.rate <= MAX_RATE
 
 
-def test_another_belief_changes_the_rate_and_not_the_evidence() -> None:
+def test_a_new_baseline_changes_the_rate_and_not_the_evidence() -> None:
     evidence = RollbackEvidence(0.01)
     evidence.update(Window(0.5, Arm(50, 5), Arm(50, 0)))
     before = evidence.log_e
 
-    evidence.believe(Prior(0.5, 10))
+    evidence.reset_baseline(Prior(0.5, 10))
 
     assert evidence.log_e == before
     assert evidence.rate == pytest.approx(0.5)
@@ -306,18 +313,22 @@ def test_another_belief_changes_the_rate_and_not_the_evidence() -> None:
 @pytest.mark.parametrize(
     ("needs", "low", "high"),
     [
-        (RollbackEvidence(0.01, Prior(0.014, 1e6)).needs(Rates(0.1, 0.05, 0.01)), 120, 220),
-        (RollbackEvidence(0.01, Prior(0.024, 1e6)).needs(Rates(0.1, 0.15, 0.01)), 20, 45),
-        (PromotionEvidence(0.02, 0.05, Prior(0.01, 1e6)).needs(Rates(0.1, 0.01, 0.01)), 150, 400),
+        (RollbackEvidence(0.01, Prior(0.014, 1e6)).calls_needed(Rates(0.1, 0.05, 0.01)), 120, 220),
+        (RollbackEvidence(0.01, Prior(0.024, 1e6)).calls_needed(Rates(0.1, 0.15, 0.01)), 20, 45),
+        (
+            PromotionEvidence(0.02, 0.05, Prior(0.01, 1e6)).calls_needed(Rates(0.1, 0.01, 0.01)),
+            150,
+            400,
+        ),
     ],
 )
-def test_the_forecast_is_near_what_it_takes(needs: float, low: int, high: int) -> None:
+def test_the_forecast_is_near_the_calls_needed(needs: float, low: int, high: int) -> None:
     assert low < needs < high
 
 
-def test_no_forecast_is_made_of_what_will_not_come() -> None:
-    assert RollbackEvidence(0.01).needs(Rates(0.1, 0.01, 0.01)) is None
-    worse = PromotionEvidence(0.02, 0.05, Prior(0.013, 1e6)).needs(Rates(0.1, 0.04, 0.01))
+def test_there_is_no_forecast_of_a_verdict_that_will_not_come() -> None:
+    assert RollbackEvidence(0.01).calls_needed(Rates(0.1, 0.01, 0.01)) is None
+    worse = PromotionEvidence(0.02, 0.05, Prior(0.013, 1e6)).calls_needed(Rates(0.1, 0.04, 0.01))
     assert worse is None
 
 
@@ -337,6 +348,6 @@ def test_no_forecast_is_made_of_what_will_not_come() -> None:
         lambda: Window(math.nan, Arm(), Arm()),
     ],
 )
-def test_what_makes_no_sense_is_refused(make: Callable[[], Any]) -> None:
+def test_invalid_parameters_are_refused(make: Callable[[], Any]) -> None:
     with pytest.raises(ValueError, match=r"alpha|margin|prior|arm|share"):
         make()

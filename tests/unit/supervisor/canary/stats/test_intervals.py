@@ -20,7 +20,7 @@ def arms(draw: st.DrawFn) -> Arm:
     return Arm(calls, draw(st.integers(0, calls)))
 
 
-def test_wilsons_interval_is_that_of_newcombes_table() -> None:
+def test_wilsons_interval_matches_newcombes_table() -> None:
     """Newcombe (1998), Statistics in Medicine 17, 857-872, table I, method 3."""
     found = wilson(Arm(263, 81))
 
@@ -37,7 +37,7 @@ def test_wilsons_interval_is_that_of_newcombes_table() -> None:
         (Arm(10, 10), Arm(10, 0), 0.6075, 1.0000),
     ],
 )
-def test_the_difference_is_that_of_newcombes_table(
+def test_the_difference_matches_newcombes_table(
     canary: Arm, stable: Arm, low: float, high: float
 ) -> None:
     """Newcombe (1998), Statistics in Medicine 17, 873-890, table II, method 10."""
@@ -49,7 +49,7 @@ def test_the_difference_is_that_of_newcombes_table(
 
 @settings(deadline=None)
 @given(arms(), arms())
-def test_an_interval_holds_its_estimate_and_stays_within_what_can_be(one: Arm, other: Arm) -> None:
+def test_an_interval_contains_its_estimate_and_stays_in_range(one: Arm, other: Arm) -> None:
     rate, by = wilson(one), difference(one, other)
 
     assert rate is not None
@@ -60,7 +60,7 @@ def test_an_interval_holds_its_estimate_and_stays_within_what_can_be(one: Arm, o
 
 @settings(deadline=None)
 @given(arms(), arms())
-def test_the_other_way_round_the_difference_has_the_other_sign(one: Arm, other: Arm) -> None:
+def test_swapped_arms_give_the_opposite_difference(one: Arm, other: Arm) -> None:
     there, back = difference(one, other), difference(other, one)
 
     assert there is not None
@@ -68,14 +68,14 @@ def test_the_other_way_round_the_difference_has_the_other_sign(one: Arm, other: 
     assert (there.low, there.high) == pytest.approx((-back.high, -back.low))
 
 
-def test_nothing_is_said_without_calls() -> None:
+def test_there_is_no_interval_without_calls() -> None:
     assert wilson(Arm()) is None
     assert difference(Arm(), Arm(5)) is None
     assert stratified_difference([]) is None
     assert stratified_difference([(Arm(5), Arm()), (Arm(), Arm(5))]) is None
 
 
-def test_no_errors_at_all_do_not_make_it_certain() -> None:
+def test_an_interval_without_errors_has_a_width() -> None:
     found = stratified_difference([(Arm(10), Arm(90)), (Arm(50), Arm(50))])
 
     assert found is not None
@@ -88,8 +88,8 @@ def test_an_epoch_that_lacks_an_arm_changes_nothing() -> None:
     assert stratified_difference([epoch, (Arm(), Arm(50, 50))]) == difference(*epoch)
 
 
-def test_epochs_with_other_rates_and_shares_do_not_mislead() -> None:
-    """Simpson's paradox: alike in each step, and "three times as bad" when poured together."""
+def test_epochs_with_other_rates_and_shares_do_not_bias_the_difference() -> None:
+    """Simpson's paradox: equal in each step, three times as bad when pooled."""
     steps = [(Arm(100, 1), Arm(9_900, 99)), (Arm(5_000, 500), Arm(5_000, 500))]
 
     apart = stratified_difference(steps)
@@ -103,7 +103,7 @@ def test_epochs_with_other_rates_and_shares_do_not_mislead() -> None:
 
 
 @pytest.mark.parametrize("true", [0.0, 0.03])
-def test_the_stratified_interval_holds_the_truth_about_as_often_as_it_says(true: float) -> None:
+def test_the_stratified_interval_has_its_nominal_coverage(true: float) -> None:
     rng, epochs = seeded(7), [(0.05, 400, 0.005), (0.25, 400, 0.02), (0.5, 400, 0.1)]
 
     def found() -> Interval:
@@ -123,6 +123,6 @@ def test_the_stratified_interval_holds_the_truth_about_as_often_as_it_says(true:
 
 
 @pytest.mark.parametrize("confidence", [0, 1, 95])
-def test_a_confidence_that_is_none_is_refused(confidence: float) -> None:
+def test_an_invalid_confidence_is_refused(confidence: float) -> None:
     with pytest.raises(ValueError, match="confidence"):
         wilson(Arm(10, 1), confidence)

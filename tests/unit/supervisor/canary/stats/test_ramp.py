@@ -33,7 +33,7 @@ def ramping(step: int = 0, **changes: object) -> Feature:
     return a_feature(**{"stage": Stage.RAMPING, "step": step, "step_since": 1000.0, **changes})
 
 
-def test_a_started_ramp_is_on_its_first_step_with_evidence_of_its_own() -> None:
+def test_a_started_ramp_is_on_its_first_step_with_fresh_evidence() -> None:
     following = act(a_feature(), Action.START, RULES, 1000.0, "uid:0")
 
     assert following is not None
@@ -44,11 +44,11 @@ def test_a_started_ramp_is_on_its_first_step_with_evidence_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("stage", [Stage.RAMPING, Stage.PAUSED])
-def test_to_start_a_ramp_that_is_under_way_changes_nothing(stage: Stage) -> None:
+def test_starting_a_ramp_in_progress_changes_nothing(stage: Stage) -> None:
     assert act(ramping(1, stage=stage), Action.START, RULES, 0, "x") is None
 
 
-def test_without_steps_there_is_no_ramp_to_start() -> None:
+def test_a_ramp_without_steps_can_not_be_started() -> None:
     with pytest.raises(RampError, match="no steps") as caught:
         act(a_feature(), Action.START, Rules((), 300, 20), 0, "x")
 
@@ -63,7 +63,7 @@ def test_a_paused_ramp_keeps_its_share_and_stays_on_its_step() -> None:
     assert judge_ramp(following.feature, GOOD, 1000, RULES, 9e9) is None
 
 
-def test_a_paused_ramp_is_rolled_back_by_evidence_all_the_same() -> None:
+def test_a_paused_ramp_is_rolled_back_by_evidence() -> None:
     following = judge_ramp(a_feature(stage=Stage.PAUSED), BAD, 0, RULES, 0)
 
     assert following is not None
@@ -72,8 +72,8 @@ def test_a_paused_ramp_is_rolled_back_by_evidence_all_the_same() -> None:
 
 @pytest.mark.parametrize("action", [Action.PAUSE, Action.RESUME, Action.ADVANCE])
 @pytest.mark.parametrize("stage", [Stage.STEADY, Stage.PROMOTED, Stage.ROLLED_BACK])
-def test_what_needs_a_ramp_is_refused_without_one(action: Action, stage: Stage) -> None:
-    with pytest.raises(RampError, match="no ramp is under way"):
+def test_actions_on_a_ramp_are_refused_without_a_ramp(action: Action, stage: Stage) -> None:
+    with pytest.raises(RampError, match="no ramp is in progress"):
         act(a_feature(stage=stage), action, RULES, 0, "x")
 
 
@@ -88,9 +88,7 @@ def test_an_operator_advances_to_the_next_step_at_once_but_not_to_all_calls() ->
 
 
 @pytest.mark.parametrize(("action", "share"), [(Action.PROMOTE, 1.0), (Action.ROLLBACK, 0.0)])
-def test_an_operator_promotes_and_rolls_back_whatever_the_stage(
-    action: Action, share: float
-) -> None:
+def test_an_operator_promotes_and_rolls_back_in_any_stage(action: Action, share: float) -> None:
     for stage in Stage:
         following = act(a_feature(stage=stage), action, RULES, 0, "uid:7")
         feature = following.feature if following else a_feature(stage=stage)
@@ -98,7 +96,7 @@ def test_an_operator_promotes_and_rolls_back_whatever_the_stage(
         assert act(feature, action, RULES, 0, "uid:7") is None
 
 
-def test_a_step_is_left_once_its_time_is_over_and_enough_calls_were_seen() -> None:
+def test_a_ramp_advances_after_the_steps_time_and_calls() -> None:
     assert judge_ramp(ramping(), HOLD, 20, RULES, 1299) is None
     assert judge_ramp(ramping(), HOLD, 19, RULES, 1300) is None
     following = judge_ramp(ramping(), HOLD, 20, RULES, 1300)
@@ -107,7 +105,7 @@ def test_a_step_is_left_once_its_time_is_over_and_enough_calls_were_seen() -> No
     assert following.feature == ramping(1).model_copy(update={"step_since": 1300})
 
 
-def test_the_last_step_is_left_by_evidence_alone() -> None:
+def test_the_last_step_ends_only_by_evidence() -> None:
     assert judge_ramp(ramping(1), HOLD, 10**6, RULES, 9e9) is None
     following = judge_ramp(ramping(1), GOOD, 0, RULES, 1300)
 
@@ -135,12 +133,12 @@ def test_a_steady_canary_is_rolled_back_by_evidence_and_never_promoted() -> None
 
 
 @pytest.mark.parametrize("stage", [Stage.PROMOTED, Stage.ROLLED_BACK])
-def test_what_is_decided_is_not_decided_again_by_evidence(stage: Stage) -> None:
+def test_evidence_does_not_change_a_promoted_or_rolled_back_feature(stage: Stage) -> None:
     for judgement in (BAD, GOOD, HOLD):
         assert judge_ramp(a_feature(stage=stage), judgement, 10**6, RULES, 9e9) is None
 
 
-def test_a_share_of_its_own_ends_a_ramp_and_keeps_its_evidence() -> None:
+def test_a_share_set_by_an_operator_ends_a_ramp_and_keeps_its_evidence() -> None:
     following = set_percentage(ramping(1), 0.3, "uid:0")
 
     assert following is not None
@@ -150,7 +148,7 @@ def test_a_share_of_its_own_ends_a_ramp_and_keeps_its_evidence() -> None:
     assert set_percentage(following.feature, 0.3, "uid:0") is None
 
 
-def test_the_share_of_the_settings_set_by_hand_is_kept_when_the_settings_change() -> None:
+def test_a_share_set_by_hand_is_kept_when_the_settings_change() -> None:
     following = set_percentage(a_feature(), 0.2, "x")
 
     assert following is not None
@@ -165,7 +163,7 @@ def test_a_reset_goes_back_to_the_settings_with_fresh_evidence() -> None:
     assert following.feature == Feature(name="vision", percentage=0.2, epoch=3)
 
 
-def test_a_ramp_says_what_it_waits_for() -> None:
+def test_a_ramp_reports_the_condition_of_its_next_step() -> None:
     assert waits_for(ramping(), HOLD, 5, RULES, 1100) == (
         "200 s more on this step and 15 more canary calls, then the share is 25.0 %"
     )
@@ -177,7 +175,7 @@ def test_a_ramp_says_what_it_waits_for() -> None:
     )
     assert waits_for(a_feature(), HOLD, 0, RULES, 0) is None
     paused = waits_for(a_feature(stage=Stage.PAUSED), HOLD, 0, RULES, 0)
-    assert paused == "it is paused: an operator resumes it"
+    assert paused == "paused until an operator resumes it"
 
 
 @given(
@@ -188,7 +186,7 @@ def test_a_ramp_says_what_it_waits_for() -> None:
         max_size=20,
     )
 )
-def test_whatever_happens_a_share_is_a_share_and_what_was_asked_twice_is_done_once(
+def test_any_sequence_of_actions_keeps_the_share_in_range_and_is_idempotent(
     story: list[Action | float | Decision],
 ) -> None:
     feature, now = a_feature(), 0.0

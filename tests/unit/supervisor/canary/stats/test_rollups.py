@@ -15,28 +15,28 @@ def a_tally(calls: int = 1, errors: int = 0) -> Tally:
     return Tally(calls, 0, calls, errors, 0, Histogram([(300, calls)]))
 
 
-def test_calls_are_counted_in_their_minute_and_in_their_hour() -> None:
+def test_calls_are_counted_in_their_minute_and_their_hour() -> None:
     spans = Rollups()
     spans.add(NOON + 61.5, NOON + 62, 5, a_tally(3, 1), canary=True)
 
-    found = {(row.span, row.start): (row.epoch, row.canary, row.calls) for row in spans.changed()}
+    found = {(row.span, row.start): (row.epoch, row.canary, row.calls) for row in spans.unwritten()}
     assert found == {(MINUTE, NOON + 60): (5, True, 3), (HOUR, NOON): (5, True, 3)}
 
 
-def test_what_is_written_is_not_written_again_until_it_changes() -> None:
+def test_written_rows_are_written_again_only_after_a_change() -> None:
     spans = Rollups()
     spans.add(NOON, NOON, 5, a_tally(), canary=True)
-    rows = spans.changed()
+    rows = spans.unwritten()
     spans.add(NOON + 61, NOON + 61, 5, a_tally(), canary=True)
-    spans.written(rows)
+    spans.mark_written(rows)
 
-    assert [(row.span, row.start, row.calls) for row in spans.changed()] == [
+    assert [(row.span, row.start, row.calls) for row in spans.unwritten()] == [
         (MINUTE, NOON + 60, 1),
         (HOUR, NOON, 2),
     ]
 
 
-def test_the_last_hour_is_sixty_minutes_the_one_that_is_not_over_included() -> None:
+def test_the_last_hour_is_sixty_minutes_including_the_current_one() -> None:
     spans = Rollups()
     for minute in range(120):
         at = NOON + 60 * minute
@@ -46,7 +46,7 @@ def test_the_last_hour_is_sixty_minutes_the_one_that_is_not_over_included() -> N
     assert (both.stable.calls, both.canary.calls) == (60, 0)
 
 
-def test_the_arms_are_counted_from_an_epoch_on() -> None:
+def test_arms_leave_out_epochs_before_the_given_one() -> None:
     spans = Rollups()
     for epoch in (4, 5):
         spans.add(NOON, NOON, epoch, a_tally(3, 1), canary=True)
@@ -67,31 +67,31 @@ def test_a_late_call_of_an_older_minute_is_in_the_last_hour() -> None:
     assert spans.last_hour(NOON + 600)[5].canary.calls == 2
 
 
-def test_what_is_old_and_written_is_forgotten_and_what_is_not_written_is_kept() -> None:
+def test_old_rows_are_forgotten_once_written() -> None:
     spans = Rollups()
     spans.add(NOON, NOON, 5, a_tally(), canary=True)
-    spans.forget(NOON + 3 * HOUR)
-    assert len(spans.changed()) == 2
+    spans.forget_old(NOON + 3 * HOUR)
+    assert len(spans.unwritten()) == 2
 
-    spans.written(spans.changed())
-    spans.forget(NOON + 3 * HOUR)
+    spans.mark_written(spans.unwritten())
+    spans.forget_old(NOON + 3 * HOUR)
     assert spans.last_hour(NOON) == {}
 
 
-def test_calls_of_long_ago_count_as_now_so_that_no_closed_span_changes() -> None:
+def test_calls_over_an_hour_late_count_as_now() -> None:
     spans = Rollups()
     spans.add(NOON - 5 * HOUR, NOON, 5, a_tally(), canary=True)
 
-    assert {row.start for row in spans.changed()} == {NOON}
+    assert {row.start for row in spans.unwritten()} == {NOON}
 
 
-def test_a_restart_in_the_middle_of_a_minute_goes_on_with_it() -> None:
+def test_a_restart_within_a_minute_continues_that_minute() -> None:
     spans = Rollups()
     spans.add(NOON, NOON, 5, a_tally(2), canary=True)
-    again = Rollups(spans.changed())
+    again = Rollups(spans.unwritten())
     again.add(NOON + 1, NOON + 1, 5, a_tally(3), canary=True)
 
-    assert {row.calls for row in again.changed()} == {5}
+    assert {row.calls for row in again.unwritten()} == {5}
 
 
 @given(st.lists(st.tuples(st.integers(0, 7200), st.booleans(), st.integers(0, 9)), max_size=30))
@@ -101,6 +101,6 @@ def test_minutes_and_hours_hold_the_same_calls(story: list[tuple[int, bool, int]
         spans.add(NOON + at, NOON + at, 5, a_tally(calls), canary=canary)
 
     for span in (MINUTE, HOUR):
-        rows = [row for row in spans.changed() if row.span == span]
+        rows = [row for row in spans.unwritten() if row.span == span]
         assert sum(row.calls for row in rows) == sum(calls for _, _, calls in story)
         assert sum(tally_of(row).latency.count for row in rows) == sum(row.calls for row in rows)

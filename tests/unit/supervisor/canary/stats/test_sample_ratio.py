@@ -6,25 +6,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas_supervisor.canary.stats.sample_ratio import Assigned, Draws, check_ratio
+from atlas_supervisor.canary.stats.counts import Draws
+from atlas_supervisor.canary.stats.sample_ratio import Assigned, check_ratio
 from tests.unit.supervisor.canary.stats.support import binomial, most_by_chance, seeded
 
 
-def test_nothing_drawn_fits() -> None:
+def test_no_assignments_fit() -> None:
     check = check_ratio([Assigned(0, 3, 100), Assigned(1, 100, 3), Assigned(0.1, 0, 0)])
 
     assert check.fits
     assert (check.expected, check.observed) == (None, None)
 
 
-def test_what_the_share_says_fits() -> None:
+def test_assignments_by_the_share_fit() -> None:
     assert check_ratio([Assigned(0.1, 103, 897), Assigned(0.5, 490, 510)]).fits
 
 
 @pytest.mark.parametrize(
     "counts", [Assigned(0.1, 30, 70), Assigned(0.1, 1_300, 8_700), Assigned(0.5, 505_000, 495_000)]
 )
-def test_what_the_share_does_not_say_is_noticed(counts: Assigned) -> None:
+def test_assignments_off_the_share_do_not_fit(counts: Assigned) -> None:
     check = check_ratio([counts])
 
     assert not check.fits
@@ -32,13 +33,13 @@ def test_what_the_share_does_not_say_is_noticed(counts: Assigned) -> None:
     assert check.observed == pytest.approx(counts.canary / (counts.canary + counts.stable))
 
 
-def test_one_arm_that_swallows_reports_is_noticed_in_what_is_unreported() -> None:
+def test_an_arm_that_reports_less_shows_among_the_unreported() -> None:
     assert not check_ratio([Assigned(0.1, 20, 0)]).fits
 
 
 @settings(deadline=None)
 @given(st.floats(0.001, 0.999), st.integers(0, 10**7), st.integers(0, 10**7))
-def test_any_counts_give_a_number(share: float, canary: int, stable: int) -> None:
+def test_any_counts_give_a_finite_e_value(share: float, canary: int, stable: int) -> None:
     check = check_ratio([Assigned(share, canary, stable)])
 
     assert math.isfinite(check.e_value)
@@ -47,7 +48,7 @@ def test_any_counts_give_a_number(share: float, canary: int, stable: int) -> Non
 
 @settings(deadline=None)
 @given(st.floats(0.01, 0.99), st.integers(0, 100), st.integers(0, 100))
-def test_the_next_draw_is_expected_to_change_nothing(
+def test_the_next_assignment_has_an_expected_factor_of_one(
     share: float, canary: int, stable: int
 ) -> None:
     now, with_canary, with_stable = (
@@ -58,7 +59,7 @@ def test_the_next_draw_is_expected_to_change_nothing(
     assert share * with_canary + (1 - share) * with_stable == pytest.approx(now, rel=1e-6)
 
 
-def test_a_true_share_is_seldom_called_wrong_though_one_looks_all_the_time() -> None:
+def test_false_alarms_stay_below_alpha_under_continuous_checks() -> None:
     rng, wrong = seeded(8), 0
     for _ in range(100):
         canary = stable = 0
@@ -72,7 +73,7 @@ def test_a_true_share_is_seldom_called_wrong_though_one_looks_all_the_time() -> 
     assert wrong <= most_by_chance(100, 0.05)
 
 
-def test_draws_add_up_by_share_and_survive_being_kept() -> None:
+def test_draws_add_up_by_share_and_can_be_restored() -> None:
     draws = Draws()
     for share, count, canary in ((0.1, 3, True), (0.1, 30, False), (0.5, 7, True), (1, 9, True)):
         draws.add(share, count, canary=canary)

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from atlas_supervisor.canary.stats.baseline import Prior
-from atlas_supervisor.canary.stats.counts import Window
+from atlas_supervisor.canary.stats.counts import Prior, Window
 from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.latency_evidence import LatencyEvidence
 from atlas_supervisor.canary.stats.promotion_evidence import PromotionEvidence
@@ -40,7 +39,7 @@ RUNS = 40
 
 
 @pytest.mark.parametrize("story", list(ALIKE.values()), ids=list(ALIKE))
-def test_a_canary_that_is_no_worse_is_seldom_rolled_back(story: Story) -> None:
+def test_a_canary_that_is_no_worse_is_rarely_rolled_back(story: Story) -> None:
     rng = seeded(1)
     wrong = sum(errs(rng, RollbackEvidence(ALPHA), story, 100, 50) for _ in range(RUNS))
 
@@ -48,7 +47,7 @@ def test_a_canary_that_is_no_worse_is_seldom_rolled_back(story: Story) -> None:
 
 
 @pytest.mark.parametrize("shape", [lambda story: story, ramp], ids=["one share", "ramp"])
-def test_a_canary_that_is_worse_by_the_margin_is_seldom_promoted(
+def test_a_canary_that_is_worse_by_the_margin_is_rarely_promoted(
     shape: Callable[[Story], Story],
 ) -> None:
     rng, story = seeded(2), shape(worse(0.03, 0.01))
@@ -67,11 +66,11 @@ def wrong_by_speed(windows: Callable[[list[Call], float, int], Iterator[Window]]
     return wrong
 
 
-def test_a_canary_that_is_only_slower_is_seldom_rolled_back() -> None:
+def test_a_canary_that_is_only_slower_is_rarely_rolled_back_for_errors() -> None:
     assert wrong_by_speed(in_order) <= most_by_chance(RUNS, ALPHA)
 
 
-def test_counting_calls_as_they_end_would_roll_it_back() -> None:
+def test_counting_calls_at_completion_would_roll_back_a_slower_canary() -> None:
     assert wrong_by_speed(as_they_end) > most_by_chance(RUNS, ALPHA)
 
 
@@ -109,8 +108,8 @@ def test_an_equal_canary_is_promoted_and_not_rolled_back() -> None:
     assert sum(errs(rng, PromotionEvidence(0.02, 0.05), story, 200, 50) for _ in range(20)) >= 18
 
 
-def test_a_canary_as_quick_as_stable_is_seldom_called_slower() -> None:
-    """Three thresholds, placed by little past, while both arms become slower for a while."""
+def test_a_canary_as_fast_as_stable_is_rarely_rolled_back_for_latency() -> None:
+    """Thresholds are placed by few calls, and both arms become slower for a while."""
     rng, wrong = seeded(9), 0
 
     def latencies(calls: int, times: float = 1.0) -> Histogram:

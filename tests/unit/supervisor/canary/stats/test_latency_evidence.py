@@ -1,4 +1,4 @@
-"""Where a call begins to be slow."""
+"""The placement of the latency thresholds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`show --follow`: the story so far, then what is new, up to the end."""
+"""`atlasctl show --follow`: the timeline so far, then new transitions up to the end."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from atlas_supervisor.cli.show import already
 from tests.unit.supervisor.cli.fakes import (
     STAY,
     Played,
+    event,
     problem,
     record,
     status,
     step,
-    told,
     transition,
 )
 from tests.unit.supervisor.cli.support import Call, clean_environment, program
@@ -41,12 +41,12 @@ OVER = WATCHED | {
 }
 
 
-async def test_the_story_so_far_is_told_and_then_each_part_once_up_to_the_end(
+async def test_past_transitions_are_printed_and_then_each_new_one_once(
     daemon: Played, atlasctl: Call
 ) -> None:
     daemon.play("GET", "/deploy/d-42", SO_FAR, SO_FAR, SWITCHED, WATCHED, OVER)
     daemon.play("GET", "/deploy/status", status())
-    daemon.play_events((told(7), told(8), told(9), STAY))
+    daemon.play_events((event(7), event(8), event(9), STAY))
     outcome = await atlasctl("show", "-f", "d-42")
     assert outcome.code == 0
     told_of = ["d-42", "by uid:0", "can be launched", "green has all", "✓ switched to 2.0.0"]
@@ -56,20 +56,18 @@ async def test_the_story_so_far_is_told_and_then_each_part_once_up_to_the_end(
     assert [outcome.out.count(words) for words in told_of] == [1] * len(told_of)
 
 
-async def test_a_deploy_that_was_gone_back_from_is_told_both_times(
+async def test_both_results_of_a_reverted_deploy_are_printed(
     daemon: Played, atlasctl: Call
 ) -> None:
     back = OVER | {"result": "rolled_back", "reason": "guard: it died"}
     daemon.play("GET", "/deploy/d-42", SWITCHED, SWITCHED, back)
-    daemon.play_events((told(7), STAY))
+    daemon.play_events((event(7), STAY))
     outcome = await atlasctl("show", "--follow", "d-42")
     assert outcome.code == 0
     assert outcome.out.index("✓ switched to") < outcome.out.index("✗ rolled back")
 
 
-async def test_a_deploy_that_has_ended_is_told_whole_and_nothing_is_waited_for(
-    daemon: Played, atlasctl: Call
-) -> None:
+async def test_an_ended_deploy_is_printed_without_waiting(daemon: Played, atlasctl: Call) -> None:
     daemon.play("GET", "/deploy/d-42", OVER)
     daemon.play_events((STAY,))
     outcome = await atlasctl("show", "-f", "d-42")
@@ -82,7 +80,7 @@ async def test_with_json_the_record_is_printed_once_it_has_ended(
     daemon: Played, atlasctl: Call
 ) -> None:
     daemon.play("GET", "/deploy/d-42", SO_FAR, SWITCHED, OVER)
-    daemon.play_events((told(7), STAY))
+    daemon.play_events((event(7), STAY))
     outcome = await atlasctl("show", "-f", "d-42", "--json")
     assert json.loads(outcome.out) == OVER
 
@@ -96,7 +94,7 @@ async def test_with_json_an_unknown_deploy_is_refused_in_json(
     assert (outcome.code, json.loads(outcome.out), outcome.err) == (1, refused, "")
 
 
-async def test_show_without_a_name_shows_the_last_deploy(daemon: Played, atlasctl: Call) -> None:
+async def test_show_without_an_id_shows_the_last_deploy(daemon: Played, atlasctl: Call) -> None:
     daemon.play("GET", "/deploy/history", {"deploys": [record(result="failed")]})
     daemon.play("GET", "/deploy/d-42", record(result="failed", reason="it died"))
     outcome = await atlasctl("show")
@@ -105,13 +103,11 @@ async def test_show_without_a_name_shows_the_last_deploy(daemon: Played, atlasct
     assert daemon.asked[0].query == {"limit": "1"}
 
 
-async def test_show_without_a_name_says_so_where_there_are_no_deploys(
-    daemon: Played, atlasctl: Call
-) -> None:
+async def test_show_without_an_id_and_without_deploys_fails(daemon: Played, atlasctl: Call) -> None:
     daemon.play("GET", "/deploy/history", {"deploys": []})
     outcome = await atlasctl("show")
     assert outcome.code == 1
-    assert outcome.err == "✗ There are no deploys yet.\n  `atlasctl deploy` begins one.\n"
+    assert outcome.err == "✗ There are no deploys yet.\n  `atlasctl deploy` starts one.\n"
 
 
 async def test_ctrl_c_stops_watching_only(daemon: Played, env_file: Path) -> None:
@@ -129,11 +125,11 @@ async def test_ctrl_c_stops_watching_only(daemon: Played, env_file: Path) -> Non
     process.send_signal(signal.SIGINT)
     _, err = await process.communicate()
     assert process.returncode == 130
-    assert err.decode() == "The deploy goes on; `atlasctl show -f d-42` watches it again.\n"
+    assert err.decode() == "The deploy continues; `atlasctl show -f d-42` watches it again.\n"
     assert {asked.method for asked in daemon.asked} == {"GET"}
 
 
-def test_what_goes_on_counts_from_when_it_began_and_never_from_the_future() -> None:
+def test_the_time_of_a_phase_counts_from_its_start_and_is_never_negative() -> None:
     began = datetime.now(UTC) - timedelta(seconds=90)
     assert 90 <= already({"transitions": [{"ts": "x"}, {"ts": began.isoformat()}]}) < 100
     later = datetime.now(UTC) + timedelta(seconds=90)

@@ -1,3 +1,5 @@
+"""`atlasctl switch`, `abort`, `rollback` and `mode`."""
+
 from __future__ import annotations
 
 import json
@@ -16,7 +18,7 @@ from tests.unit.supervisor.cli.support import Call
         ("rollback", "rolled_back", "✓ rolled back"),
     ],
 )
-async def test_what_was_asked_for_and_done_is_a_success(
+async def test_a_completed_action_is_a_success(
     daemon: Played, atlasctl: Call, verb: str, result: str, said: str
 ) -> None:
     daemon.play("POST", f"/deploy/{verb}", record(step("switch"), result=result, reason="by uid:0"))
@@ -26,7 +28,7 @@ async def test_what_was_asked_for_and_done_is_a_success(
     assert "by uid:0" in outcome.out
 
 
-async def test_a_rollback_tells_which_version_has_the_traffic_now(
+async def test_a_rollback_shows_the_version_that_has_the_traffic(
     daemon: Played, atlasctl: Call
 ) -> None:
     daemon.play("POST", "/deploy/rollback", record(result="rolled_back", reason="by uid:0"))
@@ -36,7 +38,7 @@ async def test_a_rollback_tells_which_version_has_the_traffic_now(
 
 
 @pytest.mark.parametrize("verb", ["switch", "abort", "rollback"])
-async def test_a_verb_with_nothing_to_do_it_to_is_refused(
+async def test_an_action_without_a_deploy_is_refused(
     daemon: Played, atlasctl: Call, verb: str
 ) -> None:
     refused = problem("nothing_to_do", "There is no deploy.", "Begin one.")
@@ -46,9 +48,7 @@ async def test_a_verb_with_nothing_to_do_it_to_is_refused(
     assert outcome.err == "✗ There is no deploy.\n  Begin one.\n"
 
 
-async def test_a_switch_that_could_not_be_done_shows_its_step_and_the_hint(
-    daemon: Played, atlasctl: Call
-) -> None:
+async def test_a_failed_switch_shows_its_step_and_the_hint(daemon: Played, atlasctl: Call) -> None:
     failed = record(step("launch"), step("switch", ok=False, message="no space left"))
     refused = problem("switch_failed", "The switch could not be done.", "Make room; switch again.")
     daemon.play("POST", "/deploy/switch", failed | refused, status=503)
@@ -71,15 +71,15 @@ async def test_with_json_a_refusal_is_the_api_s_own_answer_and_exit_1(
     assert outcome.err == ""
 
 
-async def test_the_mode_is_set_and_told(daemon: Played, atlasctl: Call) -> None:
+async def test_the_mode_is_set_and_shown(daemon: Played, atlasctl: Call) -> None:
     daemon.play("POST", "/deploy/mode", status(mode="single"))
     outcome = await atlasctl("mode", "single")
     assert outcome.code == 0
-    assert outcome.out == "✓ mode is single: one worker, no deploys are taken\n"
+    assert outcome.out == "✓ mode is single: deploys are disabled\n"
     assert json.loads(daemon.asked[0].body) == {"mode": "single"}
 
 
-async def test_an_unknown_mode_is_wrong_usage_and_reaches_nobody(
+async def test_an_unknown_mode_is_wrong_usage_and_sends_no_request(
     daemon: Played, atlasctl: Call
 ) -> None:
     outcome = await atlasctl("mode", "purple")
@@ -87,9 +87,7 @@ async def test_an_unknown_mode_is_wrong_usage_and_reaches_nobody(
     assert daemon.asked == []
 
 
-async def test_a_refusal_without_a_reason_still_says_something(
-    daemon: Played, atlasctl: Call
-) -> None:
+async def test_a_refusal_without_a_message_shows_the_status(daemon: Played, atlasctl: Call) -> None:
     daemon.play("POST", "/deploy/abort", {}, status=500)
     outcome = await atlasctl("abort")
     assert outcome.code == 1

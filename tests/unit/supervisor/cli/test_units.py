@@ -1,4 +1,4 @@
-"""Escapes, spans and moments: what all the views are made of."""
+"""Formatting of durations, times, rates and counts; escaping."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from atlas_supervisor.cli.units import (
 
 
 @given(st.text(st.characters()))
-def test_whatever_comes_in_only_printable_characters_go_out(text: str) -> None:
+def test_only_printable_characters_are_output(text: str) -> None:
     assert printable(text).isprintable()
 
 
-def test_what_people_write_is_left_as_it_is() -> None:
+def test_printable_text_is_unchanged() -> None:
     text = string.ascii_letters + string.digits + string.punctuation + " äöü → 日本 😀"
     assert printable(text) == text
 
@@ -48,7 +48,7 @@ def test_what_people_write_is_left_as_it_is() -> None:
         (86_400_000 * 3 + 3_600_000 * 4, "3 d 4 h"),
     ],
 )
-def test_a_span_has_the_units_that_matter(milliseconds: float, words: str) -> None:
+def test_a_duration_has_its_largest_units(milliseconds: float, words: str) -> None:
     assert duration(milliseconds) == words
 
 
@@ -69,7 +69,7 @@ def test_an_age_has_one_unit_and_nonsense_has_none(timestamp: object, words: str
     assert age(timestamp, datetime(2025, 11, 23, 6, tzinfo=UTC)) == words
 
 
-def test_a_moment_is_shown_in_the_reader_s_own_time() -> None:
+def test_a_time_is_shown_in_local_time() -> None:
     shown = local_time("2025-11-23T06:00:00Z")
     then = moment("2025-11-23T06:00:00Z")
     assert then is not None
@@ -92,12 +92,12 @@ def test_a_moment_is_shown_in_the_reader_s_own_time() -> None:
         (1 - 1e-9, "over 99.9999 %"),
     ],
 )
-def test_a_rate_has_the_digits_that_say_something(rate: float, words: str) -> None:
+def test_a_rate_has_significant_digits(rate: float, words: str) -> None:
     assert percent(rate) == words
 
 
 @given(st.floats(0, 1, exclude_min=True, exclude_max=True))
-def test_something_is_never_shown_as_nothing_nor_less_than_all_as_all(rate: float) -> None:
+def test_only_exact_rates_are_shown_as_0_or_100_percent(rate: float) -> None:
     assert percent(rate) not in ("0 %", "100 %")
 
 
@@ -127,5 +127,5 @@ def test_a_latency_has_three_digits(milliseconds: float, words: str) -> None:
 
 
 @pytest.mark.parametrize("nonsense", [None, "1", True, [], float("nan"), float("inf"), 10**400])
-def test_what_is_no_number_is_missing(nonsense: object) -> None:
+def test_anything_but_a_number_is_missing(nonsense: object) -> None:
     assert {percent(nonsense), change(nonsense), amount(nonsense), latency(nonsense)} == {"-"}

@@ -1,4 +1,4 @@
-"""Limits on size, time and number, measured by clients that do not keep to the rules."""
+"""Limits on size, time and number of requests, tested by misbehaving clients."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ async def test_a_dripped_body_is_cut_off_with_408(
     assert server.control.asked == []
 
 
-async def test_a_length_that_promises_more_than_comes_is_408(tmp_path: Path) -> None:
+async def test_a_content_length_beyond_the_body_is_408(tmp_path: Path) -> None:
     async with running(tmp_path, receive_seconds=SOON) as server:
         async with asyncio.timeout(LATE):
             answer = parse(await server.raw(post(server, "Content-Length: 100") + b"{}"))
@@ -127,7 +127,7 @@ async def test_a_length_that_promises_more_than_comes_is_408(tmp_path: Path) -> 
     assert server.control.asked == []
 
 
-async def test_time_spent_on_headers_is_not_given_again_for_the_body(tmp_path: Path) -> None:
+async def test_headers_and_body_share_one_deadline(tmp_path: Path) -> None:
     async with running(tmp_path, receive_seconds=1.0) as server:
         loop = asyncio.get_running_loop()
         begun = loop.time()
@@ -140,7 +140,7 @@ async def test_time_spent_on_headers_is_not_given_again_for_the_body(tmp_path: P
         writer.close()
 
 
-async def test_a_dripped_body_of_a_refused_request_is_not_listened_to_for_long(
+async def test_the_body_of_a_refused_request_is_read_for_a_short_time_only(
     tmp_path: Path,
 ) -> None:
     async with running(tmp_path, receive_seconds=SOON) as server:
@@ -165,7 +165,7 @@ async def test_an_idle_connection_is_closed_and_a_used_one_kept(tmp_path: Path) 
         writer.close()
 
 
-async def test_a_client_that_does_not_read_its_answers_is_cut_off(tmp_path: Path) -> None:
+async def test_a_client_that_does_not_read_its_answers_is_disconnected(tmp_path: Path) -> None:
     async with running(tmp_path, receive_seconds=SOON) as server:
         request = f"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: {server.authority}\r\n\r\n"
         with socket.socket() as client:
@@ -219,7 +219,7 @@ SMUGGLED = b"GET /deploy/smuggled HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
         [" Content-Length: 0"],
     ],
 )
-async def test_a_request_with_two_readings_has_none(tmp_path: Path, framing: list[str]) -> None:
+async def test_ambiguous_requests_are_refused(tmp_path: Path, framing: list[str]) -> None:
     async with running(tmp_path, receive_seconds=IN_TIME) as server:
         async with asyncio.timeout(LATE):
             data = await server.raw(post(server, *framing) + b"0\r\n\r\n" + SMUGGLED)
@@ -267,7 +267,7 @@ async def test_a_broken_chunk_is_400(tmp_path: Path, chunks: bytes) -> None:
         b"GET /livez HTTP/1.1\r\nHost: \xff\r\nConnection: close\r\n\r\n",
     ],
 )
-async def test_what_is_not_our_http_is_4xx_in_the_common_shape(tmp_path: Path, wire: bytes) -> None:
+async def test_invalid_http_is_4xx_in_the_common_shape(tmp_path: Path, wire: bytes) -> None:
     async with running(tmp_path, receive_seconds=IN_TIME) as server:
         async with asyncio.timeout(LATE):
             answer = parse(await server.raw(wire))
@@ -276,7 +276,7 @@ async def test_what_is_not_our_http_is_4xx_in_the_common_shape(tmp_path: Path, w
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
 
 
-async def test_an_upgrade_that_nobody_offers_is_not_made(tmp_path: Path) -> None:
+async def test_an_upgrade_request_is_ignored(tmp_path: Path) -> None:
     async with running(tmp_path, receive_seconds=IN_TIME) as server:
         lines = (
             "GET /livez HTTP/1.1",
@@ -291,7 +291,7 @@ async def test_an_upgrade_that_nobody_offers_is_not_made(tmp_path: Path) -> None
     assert answer.status == 200
 
 
-async def test_the_longest_idle_connection_makes_room_for_a_new_one(tmp_path: Path) -> None:
+async def test_the_oldest_idle_connection_makes_room_for_a_new_one(tmp_path: Path) -> None:
     async with running(tmp_path, max_connections=3) as server:
         idle = [await asyncio.open_connection("127.0.0.1", server.options.port) for _ in range(3)]
         assert (await server.tcp("GET", "/livez")).status == 200
@@ -302,7 +302,7 @@ async def test_the_longest_idle_connection_makes_room_for_a_new_one(tmp_path: Pa
             writer.close()
 
 
-async def test_connections_that_are_at_work_are_not_given_up_for_new_ones(tmp_path: Path) -> None:
+async def test_busy_connections_are_not_closed_for_new_ones(tmp_path: Path) -> None:
     control = MemoryControl()
     control.go_on.clear()
     async with running(tmp_path, control, max_connections=2) as server:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from atlas_supervisor.workers.notify import NotifySocket
+from atlas_supervisor.workers.process import NotifySocket
 from tests.harness import eventually
 from tests.unit.supervisor.traffic.support import open_files
 
@@ -34,7 +34,7 @@ async def test_ready_and_kit_are_heard() -> None:
         assert notify.kit
 
 
-async def test_ready_alone_is_no_kit_and_the_kit_alone_is_not_ready() -> None:
+async def test_ready_and_kit_are_reported_independently() -> None:
     with listening("one") as (notify, client):
         client.send(b"READY=1")
         await asyncio.wait_for(notify.ready.wait(), 5)
@@ -46,7 +46,7 @@ async def test_ready_alone_is_no_kit_and_the_kit_alone_is_not_ready() -> None:
 
 
 @pytest.mark.parametrize("message", [b"", b"READY=0", b"NOT_READY=1", b"\xff\xfe\x00", b"x" * 9000])
-async def test_what_means_nothing_is_ignored(message: bytes) -> None:
+async def test_unknown_messages_are_ignored(message: bytes) -> None:
     with listening("noise") as (notify, client):
         client.send(message)
         client.send(b"X_ATLAS_KIT=1")  # it comes after the noise
@@ -57,7 +57,7 @@ async def test_what_means_nothing_is_ignored(message: bytes) -> None:
 COUNTS = '{"requests":1,"websockets":%s,"event_streams":0,"idle":2}'
 
 
-async def test_what_is_left_and_what_was_cut_is_heard() -> None:
+async def test_left_and_cut_counts_are_received() -> None:
     with listening("left") as (notify, client):
         client.send(b"X_ATLAS_ACCEPTING=0")
         client.send(b"X_ATLAS_LEFT=" + (COUNTS % 7).encode())
@@ -75,7 +75,7 @@ async def test_what_is_left_and_what_was_cut_is_heard() -> None:
     "counts",
     ["", "{", "[]", "null", "[" * 3000, "{}", COUNTS % "true", COUNTS % -1, COUNTS % '"1"'],
 )
-async def test_counts_that_are_none_are_ignored(counts: str) -> None:
+async def test_malformed_counts_are_ignored(counts: str) -> None:
     with listening("counts") as (notify, client):
         client.send(f"X_ATLAS_LEFT={counts}\nX_ATLAS_CUT={counts}".encode())
         client.send(b"X_ATLAS_KIT=1")  # it comes after the noise
@@ -86,8 +86,8 @@ async def test_counts_that_are_none_are_ignored(counts: str) -> None:
 @pytest.mark.needs_root
 async def test_messages_of_another_user_are_ignored() -> None:
     with listening("users") as (notify, client):
-        nobody = struct.pack("=iII", os.getpid(), 65534, 65534)
-        client.sendmsg([b"READY=1"], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, nobody)])
+        foreign = struct.pack("=iII", os.getpid(), 65534, 65534)
+        client.sendmsg([b"READY=1"], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, foreign)])
         client.send(b"X_ATLAS_KIT=1")
         await eventually(lambda: notify.kit)
         assert not notify.ready.is_set()
@@ -102,7 +102,7 @@ async def test_descriptors_that_are_sent_along_are_not_kept() -> None:
         assert open_files() == before
 
 
-async def test_a_worker_that_never_stops_talking_does_not_hold_up_the_loop() -> None:
+async def test_a_flood_of_messages_does_not_delay_the_loop() -> None:
     with listening("flood") as (notify, client):
         stop = asyncio.Event()
 

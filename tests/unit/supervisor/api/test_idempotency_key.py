@@ -1,4 +1,4 @@
-"""The `Idempotency-Key`: what is taken for one, and for which request it stands."""
+"""The `Idempotency-Key`: its syntax, and the fingerprint of the request."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def known(*values: str, **more: Any) -> IdempotencyKey:
     return key
 
 
-def test_without_the_header_there_is_none() -> None:
+def test_without_the_header_there_is_no_key() -> None:
     assert read() is None
 
 
@@ -53,7 +53,7 @@ def test_without_the_header_there_is_none() -> None:
         (f'"{"x" * 255}"', "x" * 255),
     ],
 )
-def test_a_key_is_visible_ascii_bare_or_in_quotes(given: str, value: str) -> None:
+def test_a_key_is_visible_ascii_bare_or_quoted(given: str, value: str) -> None:
     key = known(given)
     assert (key.value, key.repeated) == (value, False)
     assert key.fingerprint == known("another").fingerprint
@@ -62,7 +62,7 @@ def test_a_key_is_visible_ascii_bare_or_in_quotes(given: str, value: str) -> Non
 @pytest.mark.parametrize(
     "given", ["", '""', "two words", '"two words"', "tab\there", "caf\u00e9", "x" * 256, "\x7f"]
 )
-def test_anything_else_is_refused_with_what_is_taken(given: str) -> None:
+def test_an_invalid_key_is_refused_with_what_is_expected(given: str) -> None:
     with pytest.raises(RefusedError, match="1 to 255 visible ASCII") as refused:
         read(given)
     assert (refused.value.status, refused.value.code) == (400, "invalid_header")
@@ -70,7 +70,7 @@ def test_anything_else_is_refused_with_what_is_taken(given: str) -> None:
 
 
 @pytest.mark.parametrize("second", ["k1", "k2"])
-def test_two_headers_are_refused(second: str) -> None:
+def test_two_keys_are_refused(second: str) -> None:
     with pytest.raises(RefusedError, match="one key"):
         read("k1", second)
 
@@ -86,11 +86,11 @@ def test_two_headers_are_refused(second: str) -> None:
         {"dry_run": True},
     ],
 )
-def test_it_stands_for_one_request(other: dict[str, Any]) -> None:
+def test_a_key_stands_for_one_request(other: dict[str, Any]) -> None:
     assert known("k", **other).fingerprint != known("k").fingerprint
 
 
-def test_how_to_be_answered_and_a_default_that_is_spelt_out_are_no_other_request() -> None:
+def test_wait_and_explicit_defaults_do_not_change_the_fingerprint() -> None:
     fingerprint = known("k").fingerprint
     assert known("k", wait=False).fingerprint == fingerprint
     assert known("k", dry_run=False).fingerprint == fingerprint

@@ -1,4 +1,4 @@
-"""Exit 3: nobody answers, or somebody else does."""
+"""Failures of the connection: exit 3 without a daemon."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def stranger(answer: bytes) -> AsyncIterator[str]:
 
 @contextmanager
 def public_folder() -> Iterator[Path]:
-    """Make a folder with an env file that anybody may read; pytest's own are closed to others."""
+    """Make a folder with an env file that every user can read, unlike pytest's own."""
     with TemporaryDirectory() as folder:
         root = Path(folder)
         root.chmod(0o755)
@@ -45,49 +45,47 @@ def public_folder() -> Iterator[Path]:
         yield root
 
 
-def assert_nobody(outcome: Outcome, where: str) -> None:
+def assert_no_daemon(outcome: Outcome, where: str) -> None:
     assert outcome.code == 3
     assert outcome.out == ""
     assert f"No daemon at {where}" in outcome.err
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
-async def test_a_missing_socket_is_named_and_so_is_the_way_to_start_a_daemon(
+async def test_a_missing_socket_is_named_with_the_command_to_start_the_daemon(
     atlasctl: Call, env_file: Path, options: list[str]
 ) -> None:
     outcome = await atlasctl("status", *options)
-    assert_nobody(outcome, str(env_file.parent / "state" / "supervisor.sock"))
+    assert_no_daemon(outcome, str(env_file.parent / "state" / "supervisor.sock"))
     assert "./scripts/start" in outcome.err
 
 
-async def test_a_missing_state_folder_is_no_daemon_either(call: Call, tmp_path: Path) -> None:
+async def test_a_missing_state_folder_means_no_daemon(call: Call, tmp_path: Path) -> None:
     env_file = tmp_path / "atlas.env"
     env_file.touch()
     outcome = await call("status", "--env-file", env_file)
-    assert_nobody(outcome, str(tmp_path / "state" / "supervisor.sock"))
+    assert_no_daemon(outcome, str(tmp_path / "state" / "supervisor.sock"))
 
 
-async def test_a_socket_that_a_dead_daemon_left_is_no_daemon(
-    atlasctl: Call, env_file: Path
-) -> None:
+async def test_a_stale_socket_means_no_daemon(atlasctl: Call, env_file: Path) -> None:
     path = env_file.parent / "state" / "supervisor.sock"
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
-    assert_nobody(await atlasctl("deploy"), str(path))
+    assert_no_daemon(await atlasctl("deploy"), str(path))
 
 
-async def test_a_closed_port_is_no_daemon(call: Call) -> None:
+async def test_a_closed_port_means_no_daemon(call: Call) -> None:
     with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))  # bound, not listening: nobody else can take it meanwhile
+        held.bind(("127.0.0.1", 0))  # bound, not listening: no other program can take it meanwhile
         url = f"http://127.0.0.1:{held.getsockname()[1]}"
         outcome = await call("status", "--url", url)
-    assert_nobody(outcome, url)
+    assert_no_daemon(outcome, url)
     assert f"{url}: Connection refused." in outcome.err
 
 
-async def test_a_host_without_an_address_is_no_daemon(call: Call) -> None:
-    outcome = await call("status", "--url", "http://nobody.invalid:8793")
-    assert_nobody(outcome, "http://nobody.invalid:8793")
+async def test_an_unknown_host_means_no_daemon(call: Call) -> None:
+    outcome = await call("status", "--url", "http://missing.invalid:8793")
+    assert_no_daemon(outcome, "http://missing.invalid:8793")
 
 
 @pytest.mark.parametrize(
@@ -104,14 +102,14 @@ async def test_a_host_without_an_address_is_no_daemon(call: Call) -> None:
     ],
 )
 @pytest.mark.parametrize("options", [[], ["--json"]])
-async def test_something_else_on_the_port_is_no_daemon(
+async def test_another_server_on_the_port_means_no_daemon(
     call: Call, answer: bytes, options: list[str]
 ) -> None:
     async with stranger(answer) as url:
-        assert_nobody(await call("status", "--url", url, *options), url)
+        assert_no_daemon(await call("status", "--url", url, *options), url)
 
 
-async def test_what_a_stranger_answers_does_not_steer_the_terminal(call: Call) -> None:
+async def test_an_answer_of_another_server_is_escaped(call: Call) -> None:
     evil = b"HTTP/1.1 200 OK\r\nContent-Type: \x9b2Jtext\r\nContent-Length: 0\r\n\r\n"
     async with stranger(evil) as url:
         outcome = await call("status", "--url", url)
@@ -119,7 +117,7 @@ async def test_what_a_stranger_answers_does_not_steer_the_terminal(call: Call) -
     assert outcome.err.replace("\n", "").isprintable()
 
 
-async def test_a_daemon_that_hangs_is_given_up_in_time(
+async def test_a_hanging_daemon_times_out(
     daemon: Played, atlasctl: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "PATIENCE_SECONDS", 0.2)
@@ -129,13 +127,13 @@ async def test_a_daemon_that_hangs_is_given_up_in_time(
     assert "no answer within 0.2 s" in outcome.err
 
 
-async def test_a_change_whose_answer_is_lost_may_have_been_made_and_that_is_said(
+async def test_a_lost_answer_says_that_the_change_may_have_been_made(
     call: Call,
 ) -> None:
     async with stranger(b"") as url:
         outcome = await call("rollback", "--url", url)
     assert outcome.code == 3
-    assert "may have been begun all the same" in outcome.err
+    assert "may have been executed all the same" in outcome.err
 
 
 @pytest.mark.needs_root
@@ -155,13 +153,11 @@ async def test_a_socket_without_permission_is_reported_as_a_refusal() -> None:
             (root / "state" / "supervisor.sock").chmod(0o600)
             outcome = await run([sys.executable, "-c", become_nobody, str(root / "atlas.env")])
     assert outcome.code == 1
-    assert "You may not enter" in outcome.err
+    assert "can't be opened" in outcome.err
     assert "--token-file" in outcome.err
 
 
-async def test_a_missing_token_is_explained_in_the_daemon_s_words(
-    daemon: Played, call: Call
-) -> None:
+async def test_a_missing_token_shows_the_daemons_hint(daemon: Played, call: Call) -> None:
     refused = problem("unauthorized", "This needs the token.", "Give --token-file.")
     daemon.play("POST", "/deploy/mode", refused, status=401)
     outcome = await call("mode", "single", "--url", daemon.url)

@@ -13,10 +13,10 @@ import anyio
 import pytest
 
 from atlas_supervisor.errors import StartRefusedError
-from atlas_supervisor.store.instances import InstanceRow
+from atlas_supervisor.store.database import open_database
 from atlas_supervisor.system import procfs
 from atlas_supervisor.workers import registry
-from atlas_supervisor.workers.registry import end_orphans
+from atlas_supervisor.workers.registry import InstanceRow, WorkerRegistry, end_orphans
 from tests.unit.supervisor.workers.support import DEAF
 
 WAIT = "print('so far', flush=True)\nimport time\ntime.sleep(600)\n"
@@ -50,11 +50,22 @@ def row(pid: int, *, start_ticks: int | None = None, boot_id: str | None = None)
 
 
 def of_a_worker(state_dir: object) -> dict[str, str]:
-    """Return what a worker of this folder finds in its environment, as far as it matters here."""
+    """Return the variables of a worker of this folder that matter here."""
     return {"ATLAS_STATE_DIR": str(state_dir), "ATLAS_INSTANCE": "blue-0123456789abcdef"}
 
 
-async def test_where_nothing_was_left_nothing_is_done(tmp_path: Path) -> None:
+async def test_recorded_workers_come_back_as_written(tmp_path: Path) -> None:
+    one = InstanceRow("blue-1", "blue", 12, 34, "boot")
+    async with open_database(tmp_path / "atlas.db") as (database, _):
+        workers = WorkerRegistry(database.statements)
+        await workers.add(one)
+        assert await workers.rows() == [one]
+        await workers.remove("blue-1")
+        await workers.remove("never-there")
+        assert await workers.rows() == []
+
+
+async def test_without_leftovers_nothing_is_done(tmp_path: Path) -> None:
     assert await end_orphans(tmp_path, [], seconds=1) == 0
 
 
@@ -64,7 +75,7 @@ async def test_workers_of_this_state_folder_are_ended_and_no_others(tmp_path: Pa
         worker(**ours) as one,
         worker(DEAF, **ours) as deaf,
         worker(**of_a_worker(f"{tmp_path}2")) as other,
-        worker(ATLAS_STATE_DIR=str(tmp_path)) as caller,  # it may tell its canary calls, no more
+        worker(ATLAS_STATE_DIR=str(tmp_path)) as caller,  # it may report canary calls, no more
     ):
         assert await end_orphans(tmp_path, [], seconds=0.3) == 2
         assert one.wait(5) == -signal.SIGTERM
@@ -73,31 +84,33 @@ async def test_workers_of_this_state_folder_are_ended_and_no_others(tmp_path: Pa
         assert caller.poll() is None
 
 
-async def test_one_that_wrote_over_its_environment_is_known_by_its_record(tmp_path: Path) -> None:
-    with worker() as known, worker() as stranger:
+async def test_a_worker_that_overwrote_its_environment_is_found_by_its_record(
+    tmp_path: Path,
+) -> None:
+    with worker() as known, worker() as other:
         assert await end_orphans(tmp_path, [row(known.pid)], seconds=5) == 1
         assert known.wait(5) == -signal.SIGTERM
-        assert stranger.poll() is None
+        assert other.poll() is None
 
 
 @pytest.mark.parametrize("pid", [0, 1, -1])
-async def test_a_record_of_nobody_ends_nobody(tmp_path: Path, pid: int) -> None:
+async def test_a_record_without_a_process_is_ignored(tmp_path: Path, pid: int) -> None:
     assert await end_orphans(tmp_path, [row(pid, start_ticks=0)], seconds=1) == 0
 
 
-async def test_a_pid_that_is_used_again_is_left_alone(tmp_path: Path) -> None:
-    with worker() as stranger:
-        ticks = procfs.start_ticks(stranger.pid)
+async def test_a_reused_pid_is_left_alone(tmp_path: Path) -> None:
+    with worker() as other:
+        ticks = procfs.start_ticks(other.pid)
         assert ticks is not None
         rows = [
-            row(stranger.pid, start_ticks=ticks - 1),
-            row(stranger.pid, boot_id="another boot"),
+            row(other.pid, start_ticks=ticks - 1),
+            row(other.pid, boot_id="another boot"),
         ]
         assert await end_orphans(tmp_path, rows, seconds=1) == 0
-        assert stranger.poll() is None
+        assert other.poll() is None
 
 
-async def test_the_asking_process_and_its_ancestors_are_spared(tmp_path: Path) -> None:
+async def test_the_daemon_and_its_ancestors_are_spared(tmp_path: Path) -> None:
     code = (
         "import asyncio, sys\n"
         "from pathlib import Path\n"
@@ -115,7 +128,7 @@ async def test_the_asking_process_and_its_ancestors_are_spared(tmp_path: Path) -
     assert process.returncode == 0
 
 
-async def test_one_that_cannot_be_ended_refuses_the_start_and_is_named(
+async def test_a_worker_that_cannot_be_ended_refuses_the_start_with_its_pid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry, "_KILL_SECONDS", 0.2)

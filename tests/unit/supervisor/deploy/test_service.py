@@ -1,4 +1,4 @@
-"""Two who ask for the same, or for two things at once: what each of them waits for."""
+"""Two requests for the same, or for two things at once: the answer of each."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ import pytest
 
 from atlas_supervisor.deploy import errors
 from atlas_supervisor.deploy.machine import Event, Phase, Plan
-from atlas_supervisor.deploy.service import DeployService
+from atlas_supervisor.deploy.runs import Runs
+from atlas_supervisor.deploy.service import DeployService, previous_release
 from atlas_supervisor.errors import RefusedError
+from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.store.database import open_database
+from atlas_supervisor.store.statements import StoreError
+from atlas_supervisor.workers.releases import Releases
 from tests.unit.supervisor.deploy.fakes import FAIL, World, driven, to_the_end, until_phase
 
 ABORT, SWITCH = Event.ABORT_REQUESTED, Event.SWITCH_REQUESTED
 
 
-async def test_what_is_being_given_up_is_given_up_for_whoever_else_asks() -> None:
+async def test_an_abort_that_is_being_done_answers_every_caller_that_asks_for_it() -> None:
     world = World()
     world.held = {"health": anyio.Event(), "unstage": anyio.Event()}
     async with driven(world) as run:
@@ -37,7 +42,7 @@ async def test_what_is_being_given_up_is_given_up_for_whoever_else_asks() -> Non
     assert world.done == ["preflight", "launch", "smoke", "unstage"]
 
 
-async def test_what_failed_can_not_be_given_up_while_it_is_tidied_up() -> None:
+async def test_a_deploy_with_a_result_can_not_be_aborted_while_it_is_cleaned_up() -> None:
     world = World()
     world.held["unstage"] = anyio.Event()
     async with driven(world, Plan(dry_run=True)) as run:
@@ -47,7 +52,7 @@ async def test_what_failed_can_not_be_given_up_while_it_is_tidied_up() -> None:
     assert run.record.result == "dry_run_passed"
 
 
-async def test_a_switch_that_two_ask_for_is_one() -> None:
+async def test_two_requests_for_a_switch_are_one_switch() -> None:
     world = World()
     world.held["switch"] = anyio.Event()
     async with driven(world, Plan(auto_switch=False)) as run:
@@ -63,7 +68,7 @@ async def test_a_switch_that_two_ask_for_is_one() -> None:
     assert world.done.count("switch") == 1
 
 
-async def test_of_two_different_wishes_the_first_one_counts_and_the_other_one_is_told() -> None:
+async def test_of_an_abort_and_a_switch_the_first_one_counts_and_the_other_is_refused() -> None:
     for first, second, result in ((ABORT, SWITCH, "aborted"), (SWITCH, ABORT, "switched")):
         async with driven(World(), Plan(auto_switch=False)) as run:
             await run.settled.wait()
@@ -75,7 +80,7 @@ async def test_of_two_different_wishes_the_first_one_counts_and_the_other_one_is
         assert run.record.result == result
 
 
-async def test_who_asks_while_the_last_probe_passes_is_told_how_it_came_out() -> None:
+async def test_an_abort_that_comes_as_the_last_probe_passes_is_answered_with_the_result() -> None:
     world = World()
     async with driven(world) as run:
         taken: list[bool] = []
@@ -89,26 +94,29 @@ async def test_who_asks_while_the_last_probe_passes_is_told_how_it_came_out() ->
         assert run.record.result == "switched"
 
 
-async def test_a_deploy_that_has_switched_has_though_it_could_not_go_back(tmp_path: Path) -> None:
+async def test_a_deploy_that_has_switched_is_answered_so_though_its_revert_failed(
+    tmp_path: Path,
+) -> None:
     world = World()
     world.held["warm"] = anyio.Event()
     world.outcomes["revert"] = [FAIL]
     unused: Any = None  # the service asks the deploy at hand alone
     async with open_database(tmp_path / "atlas.db") as (database, _), driven(world) as run:
+        runs = Runs()
         service = DeployService(
             settings=unused,
-            switch=unused,
-            plane=unused,
-            activities=unused,
+            slots=unused,
+            executor=unused,
+            recorder=unused,
             releases=unused,
             database=database,
             events=unused,
             state=unused,
-            canaries=unused,
-            health_score=unused,
+            runs=runs,
+            queries=unused,
             tasks=unused,
         )
-        service._runs[run.record.deploy_id] = run
+        runs.add(run)
         world.when_ending["switch"] = lambda: run.offer(Event.STAGING_DIED, "ended by SIGKILL")
         deployed = await service.settled(run.record.deploy_id)
         assert deployed.result == "switched"
@@ -116,3 +124,18 @@ async def test_a_deploy_that_has_switched_has_though_it_could_not_go_back(tmp_pa
         with pytest.raises(RefusedError, match="the switch failed"):
             await service._answer(run)  # the answer to the request for a rollback
         world.held["warm"].set()
+
+
+async def test_a_rollback_is_refused_while_the_last_switch_is_not_written(tmp_path: Path) -> None:
+    async with open_database(tmp_path / "atlas.db") as (database, _):
+        for name in ("v0", "v1"):
+            release = Release(name=name, path=tmp_path / name, version=name)
+            await database.versions.push(SlotName.BLUE, release)
+
+        async def broken() -> None:
+            raise StoreError("disk is full")  # the switch to v2 is pending
+
+        database.outbox.put(broken)
+        releases = Releases(directory=tmp_path, releases_dir=tmp_path)
+        with pytest.raises(StoreError, match="disk is full"):
+            await previous_release(database, releases)

@@ -1,0 +1,148 @@
+"""Writes what happens to deploys: to the journal, to the audit trail, to the state file.
+
+A deploy starts as a whole or not at all: the request is refused if it can't be written. Later
+events can't be refused; they go through the outbox (`store.outbox`), which keeps their order and
+retries. A transition is written in this order: itself, in one transaction with its step and its
+versions; then its event is published; then what its row demands; then the audit of a new result.
+"""
+
+from __future__ import annotations
+
+import secrets
+from functools import partial
+
+import structlog
+
+from atlas_supervisor.deploy import errors
+from atlas_supervisor.deploy.effects import Transition
+from atlas_supervisor.deploy.event_hub import EventHub
+from atlas_supervisor.deploy.machine import FIRST_PHASE, Consequence, Event, Phase, Plan
+from atlas_supervisor.model.actor import SUPERVISOR, Actor
+from atlas_supervisor.model.deploy import DeployRecord, Mode, Result
+from atlas_supervisor.model.event import BEGUN, DeployEvent, PublishedEvent
+from atlas_supervisor.model.idempotency_key import IdempotencyKey
+from atlas_supervisor.model.release import Release
+from atlas_supervisor.store.database import Database
+from atlas_supervisor.store.outbox import PendingWrite
+from atlas_supervisor.store.state_keeper import StateKeeper
+from atlas_supervisor.store.statements import StoreError
+from atlas_supervisor.system.clock import now
+
+log = structlog.get_logger(__name__)
+
+AUDITED = {
+    Consequence.ROLLBACK_AUDITED: ("rollback", "done"),
+    Consequence.SWITCH_FAILURE_AUDITED: ("switch", "failed"),
+}
+"""Action and outcome of the entries that a row may demand."""
+
+
+def new_record(release: Release, plan: Plan, ports: tuple[int, int]) -> DeployRecord:
+    """Return the record of a deploy that is about to start."""
+    active_port, staging_port = ports
+    return DeployRecord(
+        deploy_id=f"{now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
+        result=None,
+        dry_run=plan.dry_run,
+        release=release.name,
+        version=release.version,
+        active_port=active_port,
+        staging_port=staging_port,
+        steps=[],
+        reason=None,
+        phase=FIRST_PHASE.value,
+        started_ts=now(),
+        ended_ts=None,
+    )
+
+
+class Recorder:
+    """The one writer of deploys; it satisfies `effects.TransitionLog`."""
+
+    def __init__(self, database: Database, state: StateKeeper, events: EventHub) -> None:
+        self._database = database
+        self._state = state
+        self._events = events
+
+    async def begin(
+        self, record: DeployRecord, plan: Plan, *, actor: Actor, key: IdempotencyKey | None
+    ) -> None:
+        """Write a new deploy to all three. Raises RefusedError; then it has not started."""
+        action = "rollback" if plan.rollback else "dry_run" if plan.dry_run else "deploy"
+        cause = f"{action.replace('_', ' ')} requested by {actor.name}"
+        event = DeployEvent.of(record, ts=record.started_ts, source=None, event=BEGUN, cause=cause)
+        is_written = False
+        try:
+            await self._database.outbox.flush()
+            journal_id = await self._database.deploys.begin(
+                record, auto_switch=plan.auto_switch, rollback=plan.rollback, key=key, cause=cause
+            )
+            self._events.publish(PublishedEvent(event, rollback=plan.rollback), journal_id)
+            is_written = True
+            await self._database.audit.write(
+                actor, action, "begun", subject=record.deploy_id, release=record.release
+            )
+            await self._state.change(last_deploy_ts=record.started_ts)
+        except (StoreError, OSError) as error:
+            what = "the deploy could not be saved, so it was not started"
+            if is_written:
+                await self._end_unstarted(record, f"{what}: {error}", key)
+            raise errors.not_durable(what, error) from error
+
+    async def _end_unstarted(
+        self, record: DeployRecord, why: str, key: IdempotencyKey | None
+    ) -> None:
+        """End a deploy that was written in part, and let its key be used again."""
+        failed = {"phase": Phase.ENDED.value, "result": Result.FAILED, "reason": why}
+        ended = record.model_copy(update={**failed, "ended_ts": now()})
+        event = DeployEvent.of(ended, ts=now(), source=FIRST_PHASE, event=Event.FAILED, cause=why)
+        await self.write(Transition(ended, event, has_new_result=True))
+        if key is not None:
+            self._database.outbox.put(partial(self._database.keys.forget, key))
+        await self._database.outbox.attempt()
+
+    async def write(self, transition: Transition) -> PendingWrite:
+        """Write a transition, and what it demands, after everything that is pending.
+
+        Return at the first failure, too: it is then published all the same and tried again.
+        """
+        record = transition.record
+        pending = self._database.deploys.enqueue_transition(
+            record,
+            PublishedEvent(transition.event),
+            transition.versions,
+            state=lambda: self._state.state,
+            publish=self._events.publish,
+        )
+        reason = record.reason or transition.event.cause
+        for demand in transition.demands:
+            pending = self._demand(demand, record, reason)
+        if transition.has_new_result:  # no caller waits for this entry
+            self._audit("deploy", str(record.result), record, record.reason)
+        await self._database.outbox.attempt(pending)
+        return pending
+
+    def _demand(self, demand: Consequence, record: DeployRecord, reason: str) -> PendingWrite:
+        """Put what a row demands into the outbox; return its last entry."""
+        if demand is not Consequence.SINGLE_MODE:
+            return self._audit(*AUDITED[demand], record, reason)
+        self._database.outbox.put(partial(self._fall_back_to_single, reason))
+        return self._database.audit.enqueue(SUPERVISOR, "mode", Mode.SINGLE.value, reason=reason)
+
+    def _audit(
+        self, action: str, outcome: str, record: DeployRecord, reason: str | None
+    ) -> PendingWrite:
+        return self._database.audit.enqueue(
+            SUPERVISOR,
+            action,
+            outcome,
+            subject=record.deploy_id,
+            reason=reason,
+            version=record.version,
+        )
+
+    async def _fall_back_to_single(self, reason: str) -> None:
+        """Disable deploys until an operator enables them again."""
+        log.warning("mode_fallback", why=reason)
+        await self._state.change(mode=Mode.SINGLE)
+        await self._state.copy_to_database()

@@ -1,0 +1,237 @@
+"""Both slots: which one is active, what is restarted, and when staging is free for a deploy.
+
+The active slot's worker is restarted when it crashes. The staging slot belongs to deploys: after
+a switch it is occupied by the version before, which stays warm and then drains. The next deploy
+asks for it with `free_staging`. The deploy that occupies it sees `staging_needed` and ends its
+guard and warm time; drains are hurried; then the slot is free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from typing import Any
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from atlas_supervisor.config import Settings
+from atlas_supervisor.health.worker_checks import ActiveWorker
+from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.slot import Role, SlotEvent, SlotName, SlotState, SlotView
+from atlas_supervisor.probes.health_probe import HttpProber
+from atlas_supervisor.traffic import Plane
+from atlas_supervisor.workers.drain import SETTLE_SECONDS, Drains
+from atlas_supervisor.workers.process import WorkerProcess
+from atlas_supervisor.workers.restarts import Restarter
+from atlas_supervisor.workers.slot import InstanceRegistry, Slot, SlotContext
+
+log = structlog.get_logger(__name__)
+
+_HURRY_AGAIN_SECONDS = 0.1
+
+
+async def _no_deploys(_slot: Slot, _cause: str) -> bool:
+    return False
+
+
+class Slots:
+    """Owns both slots, their restarts, and the roles."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        plane: Plane,
+        prober: HttpProber,
+        registry: InstanceRegistry,
+        tasks: TaskGroup,
+        active: SlotName,
+    ) -> None:
+        self.drains = Drains()
+        self.on_worker_down: Callable[[Slot, str], Awaitable[bool]] = _no_deploys
+        """Called when a worker went down; returns whether a deploy dealt with it."""
+        context = SlotContext(
+            settings=settings,
+            plane=plane,
+            prober=prober,
+            registry=registry,
+            tasks=tasks,
+            drains=self.drains,
+            on_down=self._worker_down,
+        )
+        self._slots = {
+            name: Slot(name, port, context) for name, port in settings.slot_ports.items()
+        }
+        self._restarters = {
+            name: Restarter(slot, wanted=partial(self._is_wanted, slot))
+            for name, slot in self._slots.items()
+        }
+        self._plane = plane
+        self._drain_seconds = settings.drain_timeout_seconds
+        self._active = active
+        self._stopping = False
+        self._needed = anyio.Event()
+        self._free = anyio.Event()
+        self._free.set()
+
+    def __iter__(self) -> Iterator[Slot]:
+        """Yield blue, then green."""
+        yield from self._slots.values()
+
+    def __getitem__(self, name: SlotName) -> Slot:
+        return self._slots[name]
+
+    @property
+    def active(self) -> Slot:
+        """The slot that has the traffic."""
+        return self._slots[self._active]
+
+    @property
+    def staging(self) -> Slot:
+        """The other one."""
+        return self._slots[self._active.other]
+
+    def ports(self) -> tuple[int, int]:
+        """Return the active and the staging port."""
+        return self.active.port, self.staging.port
+
+    def views(self) -> list[SlotView]:
+        """Return both slots as the status shows them, blue first."""
+        return [slot.view(Role.ACTIVE if slot is self.active else Role.STAGING) for slot in self]
+
+    def active_worker(self) -> ActiveWorker:
+        """Return the worker that the health is about."""
+        slot, instance = self.active, self.active.instance
+        version = instance.release.version if instance else None
+        if instance is not None and slot.serving:
+            return ActiveWorker(slot.name, slot.port, instance.name, version)
+        why = f"{slot.name} is {slot.state}"
+        if slot.last_exit:
+            why += f"; the last time, {slot.last_exit}"
+        return ActiveWorker(slot.name, slot.port, None, version, absence=why)
+
+    # The roles.
+
+    def exchange(self) -> None:
+        """Exchange the roles, after a durable switch; the version before occupies staging."""
+        source, target = self.active, self.staging
+        self._active = target.name
+        target.activate()
+        source.deactivate()
+        if self._free.is_set():
+            self._free = anyio.Event()
+
+    @property
+    def staging_needed(self) -> anyio.Event:
+        """Set while a deploy waits for the staging slot."""
+        return self._needed
+
+    async def free_staging(self) -> None:
+        """Return once staging is free for the next deploy; what occupies it is asked to leave."""
+        if not self._free.is_set():
+            await self._clear_staging()
+        await self.cancel_staging_restarts()
+        if self.staging.instance is not None:  # left behind by a step that failed
+            await self.staging.stop()
+
+    async def _clear_staging(self) -> None:
+        """Ask for staging, and wait until the version before has left it."""
+        self._needed.set()
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._hurry_drains)
+                await self._free.wait()
+                group.cancel_scope.cancel()
+        finally:
+            self._needed = anyio.Event()
+
+    async def _hurry_drains(self) -> None:
+        """Hurry the drains that there are, and those that begin meanwhile."""
+        while True:
+            self.drains.hurry()
+            await anyio.sleep(_HURRY_AGAIN_SECONDS)
+
+    async def cancel_staging_restarts(self) -> None:
+        """Return once nothing starts a worker in staging but a deploy."""
+        restarter = self._restarters[self.staging.name]
+        if not restarter.idle.is_set():
+            await restarter.cancel()
+
+    def vacate_staging(self) -> None:
+        """Pass connections that are queued for staging on to the active slot."""
+        self._plane.vacate(self.staging.name, self.active.name)
+
+    async def drain_staging(self) -> dict[str, Any]:
+        """Drain the version without traffic; return how that went once its worker has ended.
+
+        Staging is free earlier than that if the worker may linger.
+        """
+        slot, free = self.staging, self._free  # a later deploy may occupy the slot meanwhile
+        try:
+            await self.cancel_staging_restarts()
+            if slot.is_down:
+                return await self._clear_dead(slot)
+            return await slot.drain(free.set)
+        finally:
+            free.set()
+
+    async def _clear_dead(self, slot: Slot) -> dict[str, Any]:
+        """Rescue what is queued for a dead worker, and end what is left of it."""
+        self.vacate_staging()
+        await slot.stop()  # it may hang, and its descendants may have outlived it
+        self.vacate_staging()
+        await anyio.sleep(SETTLE_SECONDS)
+        rescued = self._plane.rescued(slot.name)
+        message = f"{slot.name} was dead; {rescued} of its connections were passed on"
+        return {"message": message, "rescued": rescued}
+
+    async def stop_staging(self) -> None:
+        """End the worker that never had traffic."""
+        await self.staging.stop()
+        self.vacate_staging()
+
+    # What happens by itself.
+
+    async def start_active(self, release: Release | None) -> None:
+        """Start the active worker; if it crashes, go on trying. None: its release is gone."""
+        if release is None:
+            self.active.apply(SlotEvent.GIVEN_UP)
+        else:
+            await self._restarters[self._active].start(release)
+
+    def _is_wanted(self, slot: Slot) -> bool:
+        return slot is self.active and not self._stopping
+
+    async def _worker_down(self, slot: Slot, instance: WorkerProcess, cause: str) -> None:
+        """Decide what follows when a worker went down by itself."""
+        if self._stopping:
+            return
+        log.error("worker_down", **instance.facts, pid=instance.pid, why=cause)
+        handled = await self.on_worker_down(slot, cause)
+        if handled and slot is not self.active:
+            return  # the deploy ends what is left of it
+        if slot.instance is instance:
+            await slot.stop()
+        if slot.state is not SlotState.EMPTY or self._stopping:
+            return  # the slot is used for something else by now
+        if self._is_wanted(slot):
+            restarter = self._restarters[slot.name]
+            await restarter.restart(instance.release, lived_seconds=instance.age.seconds)
+        else:
+            self._plane.vacate(slot.name, slot.name.other)
+
+    def begin_stop(self) -> None:
+        """Restart nothing from now on: a worker that goes down is expected to."""
+        self._stopping = True
+
+    async def stop(self) -> None:
+        """Drain and stop every worker, those that linger included."""
+        self.begin_stop()
+        for restarter in self._restarters.values():
+            await restarter.cancel()
+        async with anyio.create_task_group() as group:
+            group.start_soon(self.drains.all_gone)
+            for slot in self:
+                group.start_soon(partial(slot.stop, drain_seconds=self._drain_seconds))
