@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.chromium import PROGRAM, Browser
 from tests.harness import free_ports
 from tests.integration import nginx
-from tests.integration.chromium import PROGRAM, blank_page
-from tests.unit.supervisor.api.harness import Server, eventually, running
+from tests.unit.supervisor.api.support import Server, eventually, running
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")
 
@@ -21,8 +21,19 @@ _DOCUMENT = "fetch('/openapi.json').then((answer) => answer.json())"
 _DEPLOY = "#operations-Deploy-post_deploy_bluegreen"
 
 
-async def test_the_page_shows_all_operations_and_asks_nobody_else(tmp_path: Path) -> None:
-    async with running(tmp_path) as server, blank_page(tmp_path) as page:
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    found = Browser(tmp_path_factory.mktemp("chromium"))
+    try:
+        yield found
+    finally:
+        found.end()
+
+
+async def test_the_page_shows_all_operations_and_asks_nobody_else(
+    tmp_path: Path, browser: Browser
+) -> None:
+    async with running(tmp_path) as server, browser.blank_page() as page:
         host = f"http://{server.authority}/"
         await page.open(f"{host}docs")
         await page.until(f"{_PATHS}.length")
@@ -47,11 +58,13 @@ async def prefixed(server: Server, folder: Path) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{port}/atlas"
 
 
-async def test_an_operation_opens_and_is_executed_behind_a_path_prefix(tmp_path: Path) -> None:
+async def test_an_operation_opens_and_is_executed_behind_a_path_prefix(
+    tmp_path: Path, browser: Browser
+) -> None:
     async with (
         running(tmp_path) as server,
         prefixed(server, tmp_path) as base,
-        blank_page(tmp_path) as page,
+        browser.blank_page() as page,
     ):
         await page.open(f"{base}/docs")
         await page.until(f"!!document.querySelector('{_DEPLOY} button')")
@@ -75,9 +88,11 @@ async def test_an_operation_opens_and_is_executed_behind_a_path_prefix(tmp_path:
         assert "401" in refused
 
 
-async def test_the_browser_tells_of_a_page_that_breaks_its_policy(tmp_path: Path) -> None:
+async def test_the_browser_tells_of_a_page_that_breaks_its_policy(
+    tmp_path: Path, browser: Browser
+) -> None:
     # Else its silence above would mean nothing.
-    async with running(tmp_path) as server, blank_page(tmp_path) as page:
+    async with running(tmp_path) as server, browser.blank_page() as page:
         await page.open(f"http://{server.authority}/docs")
         await page.until(f"{_PATHS}.length")
         await page.evaluate(

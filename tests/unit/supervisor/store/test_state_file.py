@@ -10,8 +10,8 @@ import pytest
 
 from atlas_supervisor.model.state import SCHEMA_VERSION, ActiveRelease
 from atlas_supervisor.store.state_keeper import StateFile, UnreadableStateError
-from tests.unit.supervisor.disk import fill, mounted
-from tests.unit.supervisor.store.samples import a_state
+from tests.unit.supervisor.store.support import a_state
+from tests.unit.supervisor.support import fill, mounted
 
 
 @pytest.fixture
