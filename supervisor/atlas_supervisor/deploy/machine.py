@@ -155,6 +155,9 @@ TABLE: tuple[Row, ...] = (
     Row(_P.WARM, _E.SUPERVISOR_STOPPED, _P.ENDED),
     # Phases that only clean up can't change the result, and always lead to the end.
     Row(_P.WARM, _E.FAILED, _P.DRAIN),
+    # Until the drain begins, the old version can take over (`UNTIL_BEGUN`).
+    Row(_P.DRAIN, _E.ACTIVE_DIED, _P.REVERT, demands=_ROLLED_BACK),
+    Row(_P.DRAIN, _E.ROLLBACK_REQUESTED, _P.REVERT),
     Row(_P.DRAIN, _E.PASSED, _P.ENDED),
     Row(_P.DRAIN, _E.FAILED, _P.ENDED),
     Row(_P.DRAIN, _E.SUPERVISOR_STOPPED, _P.ENDED),
@@ -204,6 +207,19 @@ IN_PROGRESS = frozenset(
 
 FLIPS = frozenset({Phase.SWITCH, Phase.REVERT})
 """Phases whose activity moves all traffic to the other slot: short, and never interrupted."""
+
+KEPT_DURING_FLIP = {
+    Phase.SWITCH: frozenset({Event.STAGING_DIED, Event.SUPERVISOR_STOPPED}),
+    Phase.REVERT: frozenset({Event.ACTIVE_DIED, Event.SUPERVISOR_STOPPED}),
+}
+"""What is accepted during a flip, and waits for the phase that follows.
+
+Roles are those before the flip: both deaths are of the deployed version. If it is active in the
+phase that follows, `staging_died` is `active_died` there.
+"""
+
+UNTIL_BEGUN = {Phase.DRAIN: frozenset({Event.ACTIVE_DIED, Event.ROLLBACK_REQUESTED})}
+"""Rows that apply only as long as the activity of their phase has not begun."""
 
 STEP_OF = {
     Phase.PREFLIGHT: StepName.PREFLIGHT,

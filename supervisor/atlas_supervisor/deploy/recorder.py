@@ -63,6 +63,8 @@ class Recorder:
         self._database = database
         self._state = state
         self._events = events
+        self._fallback: PendingWrite | None = None
+        """The last fallback to `single`."""
 
     async def begin(
         self, record: DeployRecord, plan: Plan, *, actor: Actor, key: IdempotencyKey | None
@@ -126,7 +128,7 @@ class Recorder:
         """Put what a row demands into the outbox; return its last entry."""
         if demand is not Consequence.SINGLE_MODE:
             return self._audit(*AUDITED[demand], record, reason)
-        self._database.outbox.put(partial(self._fall_back_to_single, reason))
+        self._fallback = self._database.outbox.put(partial(self._fall_back_to_single, reason))
         return self._database.audit.enqueue(SUPERVISOR, "mode", Mode.SINGLE.value, reason=reason)
 
     def _audit(
@@ -140,6 +142,11 @@ class Recorder:
             reason=reason,
             version=record.version,
         )
+
+    async def finish_fallback(self) -> None:
+        """Write a fallback that is pending: it must not undo a later request. Raises StoreError."""
+        if self._fallback is not None:
+            await self._database.outbox.flush(self._fallback)
 
     async def _fall_back_to_single(self, reason: str) -> None:
         """Disable deploys until an operator enables them again."""

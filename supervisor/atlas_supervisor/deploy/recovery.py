@@ -35,7 +35,7 @@ from atlas_worker.contract import STATE_FILE
 
 log = structlog.get_logger(__name__)
 
-_AFTER_SWITCH = frozenset({Phase.GUARD, Phase.WARM})
+_AFTER_SWITCH = frozenset({Phase.GUARD, Phase.WARM, Phase.DRAIN})
 
 
 async def recover(
