@@ -10,13 +10,11 @@ import structlog
 
 from atlas_supervisor.config import Settings
 from atlas_supervisor.config.smoke_file import SmokePlan, load_smoke_file
-from atlas_supervisor.deploy.effects import ActiveDeploy, StepOutcome
-from atlas_supervisor.deploy.machine import Event
+from atlas_supervisor.deploy.effects import ActiveDeploy
+from atlas_supervisor.deploy.machine import Event, StepOutcome
 from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.errors import SettingsError
-from atlas_supervisor.health.worker_report import complaint
-from atlas_supervisor.model.release import Version, VersionChange
-from atlas_supervisor.model.step import (
+from atlas_supervisor.model.deploy import (
     DrainDetail,
     GuardDetail,
     HealthDetail,
@@ -24,14 +22,14 @@ from atlas_supervisor.model.step import (
     PreflightDetail,
     SmokeDetail,
 )
+from atlas_supervisor.model.release import Version, VersionChange
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.health_probe import HttpProber, health_gate
 from atlas_supervisor.probes.smoke import run_smoke
 from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.drain import counts
-from atlas_supervisor.workers.environment import worker_environment
-from atlas_supervisor.workers.launch import LaunchError
+from atlas_supervisor.workers.launch import LaunchError, worker_environment
 from atlas_supervisor.workers.slots import Slots
 
 log = structlog.get_logger(__name__)
@@ -104,7 +102,7 @@ class Executor:
             return StepOutcome.staging_died("staging is gone")
         checks = await run_smoke(
             plan,
-            base_url=f"http://127.0.0.1:{slot.port}",
+            base_url=f"http://127.0.0.1:{self._plane.probe_port(slot.name)}",
             env=worker_environment(
                 self._settings,
                 slot=slot.name,
@@ -135,7 +133,6 @@ class Executor:
             interval_seconds=settings.health_interval_seconds,
             timeout_seconds=settings.health_timeout_seconds,
             expect_instance=slot.instance.name if slot.instance else None,
-            complaint=complaint,
         )
         if gate.verdict is Verdict.PASS:
             return StepOutcome.passed(gate.message, HealthDetail(probes=gate.probes))

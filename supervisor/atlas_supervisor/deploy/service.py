@@ -20,17 +20,15 @@ from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.executor import Executor
 from atlas_supervisor.deploy.idempotency import IdempotentRequests
 from atlas_supervisor.deploy.machine import FLIPS, Event, Plan
-from atlas_supervisor.deploy.recorder import Recorder, new_record
+from atlas_supervisor.deploy.recorder import Recorder, Runs, new_record
 from atlas_supervisor.deploy.recovery import resumed
 from atlas_supervisor.deploy.runner import DeployRun
-from atlas_supervisor.deploy.runs import Runs
 from atlas_supervisor.deploy.status import DeployQueries
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.actor import Actor
-from atlas_supervisor.model.deploy import DeployRecord, Mode, Result
+from atlas_supervisor.model.deploy import DeployRecord, Mode, Result, StepDetail
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.release import Release
-from atlas_supervisor.model.step import StepDetail
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.keys import KeyRow
@@ -97,6 +95,7 @@ class DeployService:
         self._runs = runs
         self._queries = queries
         self._tasks = tasks
+        self._keys = database.keys
         self._requests = IdempotentRequests(database.keys)
         self._starting = anyio.Lock()
 
@@ -107,7 +106,7 @@ class DeployService:
     ) -> DeployRecord:
         """Start a deploy; return its record as soon as it is durable."""
         async with self._starting:
-            before = await self._requests.find(key)
+            before = await self._keys.find(key) if key else None
             if before is not None and before.deploy_id is not None:
                 return await self._known(before.deploy_id)
             if self._state.state.mode is Mode.SINGLE:
@@ -232,7 +231,7 @@ class DeployService:
             taker = await self._taker(event, action, actor)
             return await self._audited(taker, event, action, actor)
         async with self._starting:
-            before = await self._requests.find(key)
+            before = await self._keys.find(key)
             run = await self._taker(event, action, actor, key) if before is None else None
         if run is None:
             return await self._repeated(before)
@@ -262,7 +261,7 @@ class DeployService:
         """Go back to the version before: at once if it is warm, else through the gates."""
         warm = cold = None
         async with self._starting:  # two requests at once must not go back twice
-            before = await self._requests.find(key)
+            before = await self._keys.find(key) if key else None
             if before is None:
                 self._refuse_if_busy()
                 warm = await self._warm_rollback(actor, key)
@@ -289,7 +288,7 @@ class DeployService:
     async def set_mode(self, mode: Mode, actor: Actor, key: IdempotencyKey | None = None) -> None:
         """Set the mode durably."""
         async with self._starting:  # not between a deploy's check of the mode and its start
-            if await self._requests.find(key) is None:
+            if key is None or await self._keys.find(key) is None:
                 await self._set_mode(mode, actor)
                 await self._requests.mode_set(key)
 

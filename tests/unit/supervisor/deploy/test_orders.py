@@ -21,8 +21,8 @@ import pytest
 import structlog
 
 from atlas_supervisor.deploy.machine import Plan
+from atlas_supervisor.deploy.recorder import Runs
 from atlas_supervisor.deploy.runner import DeployRun
-from atlas_supervisor.deploy.runs import Runs
 from atlas_supervisor.deploy.service import DeployService
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.actor import Actor
