@@ -52,6 +52,7 @@ from atlas_supervisor.deploy.machine import (
     Plan,
     Row,
     StepOutcome,
+    demands_of,
     explains,
     possible,
     step,
@@ -117,6 +118,8 @@ class DeployRun:
         """The answer to the last request."""
         self.ended = anyio.Event()
         self._switch_failure: str | None = None
+        self._reverts_because: Event | None = None
+        """The event that led to the last revert."""
         self._effects = effects
         self._transitions = transitions
         self._last: PendingWrite | None = None
@@ -290,6 +293,8 @@ class DeployRun:
     async def _advance(self, outcome: StepOutcome, duration_ms: float) -> None:
         """Make the transition that the outcome leads to."""
         row = step(self.plan, self.phase, outcome.event)
+        if row.target is Phase.REVERT:
+            self._reverts_because = row.event
         ended_step = self._ended_step(outcome, duration_ms)
         before, self.record = self.record.result, self._updated(row, outcome.message, ended_step)
         self.phase, self._has_begun = row.target, False
@@ -314,7 +319,13 @@ class DeployRun:
         )
         has_new_result = self.record.result not in (None, before)
         self._last = await self._transitions.write(
-            Transition(self.record, event, row.demands, outcome.versions, has_new_result)
+            Transition(
+                self.record,
+                event,
+                demands_of(row, self._reverts_because),
+                outcome.versions,
+                has_new_result,
+            )
         )
         # A request that has come meanwhile waits for what follows from it.
         if self.record.result is not None and row.target not in _UNSETTLED and not self._incoming:

@@ -132,6 +132,9 @@ SELECT instance, slot, pid, start_ticks, boot_id FROM instances;
 -- name: last_transition
 SELECT phase, event FROM transitions WHERE deploy_id = :deploy_id AND phase <> '' ORDER BY id DESC LIMIT 1;
 
+-- name: last_cause
+SELECT event FROM transitions WHERE deploy_id = :deploy_id AND target = :target ORDER BY id DESC LIMIT 1;
+
 -- name: last_deploys_by_release
 SELECT release, deploy_id, started_ts, result, max(rowid) FROM deploys
 WHERE release IS NOT NULL GROUP BY release;

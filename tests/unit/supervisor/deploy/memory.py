@@ -22,6 +22,7 @@ from atlas_supervisor.deploy.machine import (
     Plan,
     StepOutcome,
 )
+from atlas_supervisor.deploy.recorder import AUDITED
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.model.deploy import DeployEvent, DeployRecord, DrainDetail, PublishedEvent
@@ -172,10 +173,8 @@ class World:
         if demand is Consequence.SINGLE_MODE:
             self._try_disk()
             self.mode = "single"
-        elif demand is Consequence.ROLLBACK_AUDITED:
-            await self._audit("rollback", "done")
         else:
-            await self._audit("switch", "failed")
+            await self._audit(*AUDITED[demand])
 
     async def _audit(self, action: str, outcome: str) -> None:
         self._try_disk()

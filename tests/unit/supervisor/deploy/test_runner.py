@@ -165,7 +165,8 @@ async def test_a_disk_that_fails_at_any_write_loses_nothing(lasts: int) -> None:
             await to_the_end(run)
         if activity in {"unstage", "revert"} and run.record.result != "aborted":
             assert world.mode == "single"
-            assert ("rollback", "done") in world.audits
+            outcome = "not_needed" if activity == "unstage" else "done"
+            assert rollbacks(world) == [outcome]
 
 
 @pytest.mark.parametrize(
@@ -186,6 +187,30 @@ async def test_each_result_of_a_deploy_is_audited_once(activity: str, came_to: l
         run.offer(Event.ABORT_REQUESTED, "given up")
         await to_the_end(run)
     assert [outcome for action, outcome in world.audits if action == "deploy"] == came_to
+
+
+def rollbacks(world: World) -> list[str]:
+    return [outcome for action, outcome in world.audits if action == "rollback"]
+
+
+@pytest.mark.parametrize("by", [None, Event.ACTIVE_DIED, Event.ROLLBACK_REQUESTED])
+@pytest.mark.parametrize("outcome", [[], [FAIL]])
+async def test_a_revert_is_audited_with_its_true_outcome_once_it_is_known(
+    by: Event | None, outcome: list[Outcome]
+) -> None:
+    world = World()
+    world.outcomes = {"guard": [FAIL] if by is None else [], "revert": list(outcome)}
+    async with driven(world) as run:
+        if by is not None:
+            world.when_begun["guard"] = lambda: run.offer(by, "it came")
+        world.when_begun["revert"] = lambda: asked_before.extend(rollbacks(world))
+        asked_before: list[str] = []
+        await run.ended.wait()
+    assert asked_before == []
+    # A request is audited by the service, with its actor.
+    expected = [] if by is Event.ROLLBACK_REQUESTED else ["failed" if outcome else "done"]
+    assert rollbacks(world) == expected
+    assert (run.record.result == "rolled_back") == (not outcome)
 
 
 async def test_nothing_is_switched_while_the_intent_can_not_be_written() -> None:
