@@ -4,10 +4,11 @@ Standard library only and by socket activation, so it is also the smallest forei
 `exit` (at start, with this status), `say` (a line to print first), `health` (status to answer),
 `health_delay` (seconds), `ignore_sigterm`, `die_on` (a path that ends the process without an
 answer), `die_after_health` (so many health answers, then the process ends itself),
-`stop_after_health` (likewise, but it only stops answering), `health_body` (what it tells there:
-text as it is, else JSON). `/slow` takes its time, and every other answer tells how often its health
-was asked for. While a file `hang` is in its folder, its health is not answered. It knows nothing of
-SIGTERM, so that cuts off whatever it is doing.
+`stop_after_health` (likewise, but it only stops answering), `exit_when_active` (so many
+milliseconds after the state file names its slot as the active one), `health_body` (what it tells
+there: text as it is, else JSON). `/slow` takes its time, and every other answer tells how often its
+health was asked for. While a file `hang` is in its folder, its health is not answered. It knows
+nothing of SIGTERM, so that cuts off whatever it is doing.
 
 With `kit` it plays a worker with the kit: at SIGTERM it accepts nothing more, says so, and ends
 once `/held` has been answered, which it is when the file `let_go` is in the worker's folder.
@@ -108,6 +109,20 @@ def notify(*lines: str) -> None:
         sock.sendto("\n".join(lines).encode(), "\0" + os.environ["NOTIFY_SOCKET"][1:])
 
 
+def exit_when_active(milliseconds: float) -> None:
+    state, port = (
+        f"{os.environ['ATLAS_STATE_DIR']}/deploy_state.json",
+        int(os.environ["ATLAS_PORT"]),
+    )
+    while True:
+        with open(state) as file:  # noqa: PTH123  # pathlib is not imported, see above
+            if json.load(file)["active_port"] == port:
+                break
+        time.sleep(0.0002)
+    time.sleep(milliseconds / 1000)
+    os._exit(3)
+
+
 def drain() -> None:
     os.close(STOP)
     for thread in SERVING:
@@ -134,6 +149,9 @@ def main() -> None:
         listener = socket.socket(fileno=descriptor)
         SERVING.append(threading.Thread(target=serve, args=(listener,)))
         SERVING[-1].start()
+    if "exit_when_active" in BEHAVIOUR:
+        after = BEHAVIOUR["exit_when_active"]
+        threading.Thread(target=exit_when_active, args=(after,), daemon=True).start()
     if BEHAVIOUR.get("kit"):
         once = threading.Thread(target=drain)
         signal.signal(signal.SIGTERM, lambda *_: None if once.ident else once.start())

@@ -73,7 +73,7 @@ async def test_every_change_is_in_it_once_with_who_asked_and_how_it_came_out(
                 (*user, "dry_run", tried, "begun"),
                 (*own, "deploy", tried, "dry_run_passed"),
                 (*user, "deploy", failed, "begun"),
-                (*own, "rollback", failed, "done"),
+                (*own, "rollback", failed, "not_needed"),
                 (*own, "mode", None, "single"),
                 (*own, "deploy", failed, "failed"),
                 ("anonymous", "127.0.0.1", "request", None, "refused"),

@@ -23,6 +23,7 @@ from atlas_supervisor.deploy.machine import (
     Plan,
     StepOutcome,
 )
+from atlas_supervisor.deploy.recorder import AUDITED
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.model.deploy import DeployEvent, DeployRecord, DrainDetail, PublishedEvent
@@ -72,6 +73,8 @@ class World:
         self.audits: list[tuple[str, str]] = []
         self.mode = "bluegreen"
         self.active, self.staging = BLUE, GREEN
+        self.serving = {BLUE}
+        """Ports whose worker can take all traffic."""
         self.disk_fails: Callable[[], bool] = lambda: False
 
     def ports(self) -> tuple[int, int]:
@@ -95,6 +98,7 @@ class World:
         return await self._do("preflight")
 
     async def launch(self, deploy: ActiveDeploy) -> StepOutcome:
+        self.serving.add(self.staging)
         return await self._do("launch")
 
     async def smoke(self, deploy: ActiveDeploy) -> StepOutcome:
@@ -105,17 +109,20 @@ class World:
 
     async def switch(self, deploy: ActiveDeploy) -> StepOutcome:
         assert self.journaled[-1].target == Phase.SWITCH, "the intent is not durable"
-        return self._turned(await self._do("switch"))
+        return await self._turned(await self._do("switch"), DIED)
 
     async def revert(self, deploy: ActiveDeploy) -> StepOutcome:
-        return self._turned(await self._do("revert"))
+        return await self._turned(await self._do("revert"), FAIL)
 
-    def _turned(self, outcome: StepOutcome) -> StepOutcome:
-        if outcome.has_passed:
-            self.active, self.staging = self.staging, self.active
-            added = None if self.active == BLUE else Version(SlotName.GREEN, RELEASE)
-            return replace(outcome, versions=VersionChange(added))
-        return outcome
+    async def _turned(self, outcome: StepOutcome, if_dead: StepOutcome) -> StepOutcome:
+        if not outcome.has_passed:
+            return outcome
+        if self.staging not in self.serving:
+            return if_dead
+        self.active, self.staging = self.staging, self.active
+        await anyio.lowlevel.checkpoint()  # the roles are exchanged before the phase ends
+        added = None if self.active == BLUE else Version(SlotName.GREEN, RELEASE)
+        return replace(outcome, versions=VersionChange(added))
 
     async def guard(self, deploy: ActiveDeploy) -> StepOutcome:
         return await self._do("guard")
@@ -124,10 +131,12 @@ class World:
         return await self._do("warm")
 
     async def drain(self, deploy: ActiveDeploy) -> StepOutcome:
+        self.serving.discard(self.staging)
         deploy.note(DrainDetail(left=LEFT, cut=None))
         return await self._do("drain")
 
     async def unstage(self, deploy: ActiveDeploy) -> StepOutcome:
+        self.serving.discard(self.staging)
         return await self._do("unstage")
 
     # The log of transitions, through a real outbox.
@@ -165,10 +174,8 @@ class World:
         if demand is Consequence.SINGLE_MODE:
             self._try_disk()
             self.mode = "single"
-        elif demand is Consequence.ROLLBACK_AUDITED:
-            await self._audit("rollback", "done")
         else:
-            await self._audit("switch", "failed")
+            await self._audit(*AUDITED[demand])
 
     async def _audit(self, action: str, outcome: str) -> None:
         self._try_disk()

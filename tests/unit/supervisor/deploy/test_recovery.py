@@ -11,7 +11,8 @@ from atlas_supervisor.deploy.initial_state import read_state
 from atlas_supervisor.deploy.machine import Event, Phase
 from atlas_supervisor.deploy.recovery import resumed
 from atlas_supervisor.model.actor import SUPERVISOR
-from atlas_supervisor.model.deploy import Mode
+from atlas_supervisor.model.deploy import AfterFailure, Mode
+from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.state_keeper import StateFile
 from atlas_supervisor.workers.releases import Releases
@@ -180,13 +181,33 @@ async def test_a_fallback_is_audited_once_whether_or_not_it_was_performed(tmp_pa
             )
             if mode is Mode.SINGLE:  # the last daemon got that far
                 await it.database.audit.write(
-                    SUPERVISOR, "rollback", "done", subject=record.deploy_id
+                    SUPERVISOR, "rollback", "not_needed", subject=record.deploy_id
                 )
                 await it.database.audit.write(SUPERVISOR, "mode", "single")
             await it.recover(BLUE, mode=mode)
             assert await it.audited() == [
-                *(("rollback", "done"), ("mode", "single"), ("deploy", "failed")),
+                *(("rollback", "not_needed"), ("mode", "single"), ("deploy", "failed")),
             ]
+
+
+async def test_with_AFTER_FAILURE_stay_recovery_leaves_the_mode(tmp_path: Path) -> None:
+    async with left(tmp_path, after_failure=AfterFailure.STAY) as it:
+        await it.deploy(Phase.UNSTAGE, event=Event.FAILED, result="failed", reason="health: 500")
+        state, _ = await it.recover(BLUE)
+        assert state.mode is Mode.BLUEGREEN
+        assert await it.audited() == [("rollback", "not_needed"), ("deploy", "failed")]
+
+
+@pytest.mark.parametrize(("serving", "outcome"), [(BLUE, "done"), (GREEN, "failed")])
+async def test_an_interrupted_revert_is_audited_with_its_true_outcome(
+    tmp_path: Path, serving: SlotName, outcome: str
+) -> None:
+    async with left(tmp_path) as it:
+        await it.versions(("v1", BLUE), ("v2", GREEN))
+        await it.deploy(Phase.REVERT, source=Phase.GUARD, event=Event.FAILED)
+        await it.recover(serving)
+        assert ("rollback", outcome) in await it.audited()
+        assert len([each for each in await it.audited() if each[0] == "rollback"]) == 1
 
 
 async def test_a_failed_switch_that_was_not_audited_is_audited_by_recovery(tmp_path: Path) -> None:
