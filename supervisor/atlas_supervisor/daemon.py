@@ -75,9 +75,7 @@ class Daemon:
             Endpoints(str(settings.public_host), settings.public_port, settings.slot_ports),
             settings.socket_passing,
         )
-        self._releases = Releases(
-            directory=settings.worker_directory, releases_dir=settings.releases_dir
-        )
+        self._releases = Releases.of(settings)
         # Opened by `run`, in this order.
         self._database: Database
         self._registry: WorkerRegistry

@@ -61,6 +61,8 @@ def _release_table(data: Record) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for name in ("release", "version", "runs on", "last deployed", "result"):
         table.add_column(name, no_wrap=True)
+    if has_notes := any(each.get("note") for each in found):
+        table.add_column("note", overflow="fold")
     for each in found:
         last = each.get("last_deploy") or {}
         table.add_row(
@@ -69,5 +71,6 @@ def _release_table(data: Record) -> RenderableType:
             safe(", ".join(each.get("slots") or []) or MISSING),
             safe(local_time(last.get("started_ts")) if last else "never", "dim"),
             result_text(last) if last else safe(MISSING, "dim"),
+            *([safe(each.get("note") or "", "dim")] if has_notes else []),
         )
     return table

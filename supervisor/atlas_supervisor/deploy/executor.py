@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import Any
 
 import anyio
 import structlog
@@ -15,7 +16,7 @@ from atlas_supervisor.deploy.machine import Event
 from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.errors import SettingsError
 from atlas_supervisor.health.worker_report import complaint
-from atlas_supervisor.model.release import Version, VersionChange
+from atlas_supervisor.model.release import Version, VersionChange, VersionSource
 from atlas_supervisor.model.step import (
     DrainDetail,
     GuardDetail,
@@ -38,6 +39,11 @@ log = structlog.get_logger(__name__)
 
 _SMALLEST_GUARD_INTERVAL_SECONDS = 0.5
 _ALONE_POLL_SECONDS = 0.05
+_NAMED_BY: dict[VersionSource | None, str] = {
+    VersionSource.GIT: "git's description",
+    VersionSource.NAME: "its folder's name",
+    VersionSource.DIGEST: "a digest of its files",
+}
 
 
 class Executor:
@@ -78,10 +84,12 @@ class Executor:
                 PreflightDetail(strangers=strangers),
             )
         await self._slots.free_staging()
-        return StepOutcome.passed(
-            f"version {release.version} can be launched on {self._slots.staging.name}",
-            PreflightDetail(version=release.version, waited_ms=watch.milliseconds),
-        )
+        message = f"version {release.version} can be launched on {self._slots.staging.name}"
+        facts: dict[str, Any] = {"version": release.version, "version_source": release.source}
+        if release.note is not None:
+            message += f"; {release.note}, so its version is {_NAMED_BY[release.source]}"
+            facts["version_note"] = release.note
+        return StepOutcome.passed(message, PreflightDetail(**facts, waited_ms=watch.milliseconds))
 
     async def _smoke_plan(self) -> SmokePlan:
         if self._settings.smoke_file is None:

@@ -6,6 +6,7 @@ Nothing here changes anything. The status comes from memory.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import anyio
@@ -25,7 +26,7 @@ from atlas_supervisor.model.step import StepName
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.traffic import Plane
-from atlas_supervisor.workers.releases import Releases
+from atlas_supervisor.workers.releases import Releases, UnknownReleaseError
 from atlas_supervisor.workers.slot import Slot
 from atlas_supervisor.workers.slots import Slots
 
@@ -181,14 +182,19 @@ class DeployQueries:
             raise errors.deploy_not_found()
         return await self._events.subscribe(after=after, deploy_id=deploy_id)
 
-    async def releases(self) -> list[ReleaseView]:
-        """Return the named releases that exist, by name."""
-        found = await anyio.to_thread.run_sync(self._releases.all)
+    async def releases(self, *, with_git: bool) -> list[ReleaseView]:
+        """Return the named releases that exist, by name. Raises RefusedError."""
+        try:
+            found = await anyio.to_thread.run_sync(partial(self._releases.all, with_git=with_git))
+        except UnknownReleaseError as error:
+            raise errors.releases_unreadable(str(error)) from error
         last = await self._database.deploys.last_by_release()
         return [
             ReleaseView(
                 name=release.name or "",
-                version=release.version,
+                version=release.version or None,
+                version_source=release.source,
+                note=release.note,
                 slots=[
                     slot.name
                     for slot in self._slots

@@ -31,7 +31,7 @@ def become_worker(settings: Settings, environ: Mapping[str, str]) -> NoReturn:
     """Replace this process with the worker. Raises StartRefusedError."""
     port, name = _active(settings)
     slot = settings.slot_of_port(port)
-    releases = Releases(directory=settings.worker_directory, releases_dir=settings.releases_dir)
+    releases = Releases.of(settings)
     try:
         release = releases.find(name)
     except UnknownReleaseError as error:
