@@ -31,8 +31,7 @@ from atlas_supervisor.probes.smoke import run_smoke
 from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.drain import counts
-from atlas_supervisor.workers.environment import worker_environment
-from atlas_supervisor.workers.launch import LaunchError
+from atlas_supervisor.workers.launch import LaunchError, worker_environment
 from atlas_supervisor.workers.slots import Slots
 
 log = structlog.get_logger(__name__)
