@@ -33,10 +33,10 @@ def start(env_file: Path) -> int:
     # Only the project's own environment has these, and this may be any Python until now.
     from atlas_supervisor.config import load_settings  # noqa: PLC0415
     from atlas_supervisor.errors import SettingsError, StartRefusedError  # noqa: PLC0415
-    from atlas_supervisor.workers.standalone import become_worker  # noqa: PLC0415
+    from atlas_supervisor.workers.standalone import become_worker, nothing_recorded  # noqa: PLC0415
 
     try:
-        become_worker(load_settings(env_file, os.environ), os.environ)
+        become_worker(load_settings(env_file, os.environ, nothing_recorded), os.environ)
     except SettingsError as error:
         print("\n".join(error.faults), file=sys.stderr)
         return 2

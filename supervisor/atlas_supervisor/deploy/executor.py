@@ -32,6 +32,7 @@ from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.drain import counts
 from atlas_supervisor.workers.launch import LaunchError, worker_environment
+from atlas_supervisor.workers.releases import missing
 from atlas_supervisor.workers.slots import Slots
 
 log = structlog.get_logger(__name__)
@@ -71,8 +72,8 @@ class Executor:
     async def preflight(self, deploy: ActiveDeploy) -> StepOutcome:
         """Check the release, the smoke file and the ports, and free the staging slot."""
         watch, release = Stopwatch(), deploy.release
-        if not release.path.is_dir():
-            return StepOutcome.failed(f"the release's folder {release.path} is gone")
+        if why := await anyio.to_thread.run_sync(missing, release):
+            return StepOutcome.failed(why)
         try:
             await self._smoke_plan()
         except SettingsError as error:

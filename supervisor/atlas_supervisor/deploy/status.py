@@ -62,7 +62,16 @@ def suggestions(
                 action="Re-enable with `atlasctl mode bluegreen`.",
             )
         )
-    if active.state is SlotState.BACKOFF:
+    if active.release_gone is not None and not active.serving:
+        found.append(
+            Suggestion(
+                code="active_release_gone",
+                message=f"The active worker can't be started: {active.release_gone}.",
+                action="Go back with `atlasctl rollback`, deploy another release (`atlasctl "
+                "deploy`), or put the folder back and restart the daemon.",
+            )
+        )
+    elif active.state is SlotState.BACKOFF:
         found.append(
             Suggestion(
                 code="active_worker_crashes",
@@ -79,6 +88,15 @@ def suggestions(
                 message="The active worker crashed too often and is not restarted; none serves.",
                 action=f"See {log} for its output; deploy a version that works "
                 "(`atlasctl deploy`), or fix the cause and restart the daemon.",
+            )
+        )
+    if active.instance is not None and (problem := active.instance.release.problem) is not None:
+        found.append(
+            Suggestion(
+                code="active_release_changed",
+                message=f"What serves is not what was deployed: {problem}.",
+                action="Deploy a release, so that it passes the gates (`atlasctl deploy`), or go "
+                "back with `atlasctl rollback`.",
             )
         )
     return found

@@ -13,11 +13,13 @@ import stat
 import struct
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 
 from atlas_supervisor.config import Settings
 from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.state import ActiveRelease
 from atlas_supervisor.workers.release_version import (
     LookupFailedError,
     from_source,
@@ -34,6 +36,15 @@ _NAMES_SHOWN = 20
 
 class UnknownReleaseError(Exception):
     """There is no such release; the text names the known ones."""
+
+
+class Start(NamedTuple):
+    """A release to start, and its position among those that were recorded."""
+
+    release: Release
+    position: int
+    why: str | None
+    """Why it is not exactly the first one."""
 
 
 class Releases:
@@ -136,6 +147,13 @@ class Releases:
 
     # Recorded releases.
 
+    def active(self, named: ActiveRelease) -> Release:
+        """Return the release that a state file names; one without a path is where its name is."""
+        path = named.path or self._directory
+        if named.path is None and named.name is not None and self._releases_dir is not None:
+            path = self._releases_dir / named.name
+        return Release(**{**named.model_dump(), "path": path})
+
     def recorded(self, release: Release) -> Release:
         """Return a recorded release, if it is there exactly as recorded.
 
@@ -147,6 +165,45 @@ class Releases:
         if why := missing(release):
             raise UnknownReleaseError(why)
         return release
+
+    def unchanged(self, release: Release) -> Release:
+        """Return a recorded release that still has its version. Raises UnknownReleaseError."""
+        found = self.recorded(release)
+        if release.identity is not None:
+            found = self.checked(found)
+        is_other = found.version != release.version and release.name is None
+        if found.problem is not None or is_other:
+            raise UnknownReleaseError(f"{found.path} now holds version {found.version}")
+        return found
+
+    def start(self, recorded: list[Release]) -> Start:
+        """Return what to start, given what was recorded: the active release, then those before it.
+
+        In order: the active one; the newest one before it that is there and unchanged; what is in
+        the active one's place now, because a machine that was set up anew must serve.
+        """
+        why: str | None = None
+        for position, candidate in enumerate(recorded):
+            try:
+                release = self.unchanged(candidate) if position else self.recorded(candidate)
+            except UnknownReleaseError as error:
+                why = why or str(error)
+                continue
+            if why is not None:
+                instead = f"version {release.version}, an earlier one, was started instead"
+                release = release.model_copy(update={"problem": f"{why}; {instead}"})
+            return Start(release, position, why)
+        return Start(self._in_its_place(recorded[0], why), 0, why)
+
+    def _in_its_place(self, release: Release, why: str | None) -> Release:
+        """Return what is at the place of a release that is gone; that one, if nothing is."""
+        if not release.path.is_dir():
+            return release
+        found = version_of(release.path, release.name, ignored=self._not_released)
+        now = {"version": found.version, "source": found.source, "note": found.note}
+        now["identity"] = _identity(release.path)
+        problem = f"{why}; version {found.version}, which is there now, has passed no gate"
+        return release.model_copy(update={**now, "problem": problem})
 
     def checked(self, release: Release) -> Release:
         """Return the release about to be restarted, with the version that its folder now holds.
