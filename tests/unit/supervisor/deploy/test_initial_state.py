@@ -132,7 +132,7 @@ async def test_a_release_that_is_gone_gives_way_to_the_newest_one_before_it(
         assert await it.recorded() == ["v1"]
         assert it.named is not None
         assert it.named.name is None
-        (entry,) = await it.database.audit.entries(
+        (entry,) = await it.database.trail.entries(
             limit=1, before=None, action="release", subject=None
         )
         assert (entry.outcome, entry.detail["version"]) == ("fell_back", "v1")
