@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from scripts import tracing
 
-DEPLOY_FILES = 44
+DEPLOY_FILES = (
+    45  # one more: a release's version and its folder are two subjects, each of 250 lines
+)
 LOOK_FILES = 25
 """The counts of today. Lower them when they fall; more files need a reason."""
 

@@ -148,7 +148,7 @@ async def _save(change: Awaitable[None], release: Release) -> None:
 
 async def _name(release: Release, state: StateKeeper) -> None:
     """Name the release in the state file; the daemon can serve without."""
-    named = ActiveRelease.of(release)
+    named = ActiveRelease(**release.record)
     if state.state.active_release == named:
         return
     try:

@@ -177,7 +177,7 @@ async def _version_change(
     if switched:
         serving = ActiveRelease(name=record.release, version=record.version or "unknown")
         if unfinished.release is not None:
-            serving = ActiveRelease.of(unfinished.release)
+            serving = ActiveRelease(**unfinished.release.record)
     rows = await database.versions.all()
     noted = bool(rows) and (serving is None or _is(rows[0].release, serving))
     if noted and (unfinished.rollback or rows[0].slot is slot):

@@ -191,4 +191,4 @@ class Switch:
 def _release_of(slot: Slot) -> ActiveRelease | None:
     if slot.instance is None:
         return None
-    return ActiveRelease.of(slot.instance.release)
+    return ActiveRelease(**slot.instance.release.record)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -48,6 +48,11 @@ class Release(BaseModel):
     def label(self) -> str:
         """What the log calls it: its name, else its version."""
         return self.name or self.version
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the state file records of it."""
+        return self.model_dump(include={"name", "version", "path", "identity", "source"})
 
     def is_same(self, other: Release) -> bool:
         """Return whether it is the same release in the same folder."""

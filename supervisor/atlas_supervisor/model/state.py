@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from atlas_supervisor.model.canary import CanaryPolicy
 from atlas_supervisor.model.deploy import Mode
-from atlas_supervisor.model.release import Release, VersionSource
+from atlas_supervisor.model.release import VersionSource
 
 SCHEMA_VERSION = 1
 
@@ -26,12 +26,6 @@ class ActiveRelease(BaseModel):
     """Its real path. None in files of earlier versions, as is the rest."""
     identity: str | None = None
     source: VersionSource | None = None
-
-    @classmethod
-    def of(cls, release: Release) -> ActiveRelease:
-        """Return what is recorded of a release."""
-        recorded = release.model_dump(include=set(cls.model_fields))
-        return cls(**recorded)
 
 
 class DeployState(BaseModel):

@@ -45,7 +45,7 @@ class Machine:
         """Record that a release has the traffic, as a switch does."""
         release = self.releases.find(name)
         await self.database.versions.push(GREEN, release)
-        await self.state.change(active_release=ActiveRelease.of(release))
+        await self.state.change(active_release=ActiveRelease(**release.record))
         return release
 
     async def start(self) -> Release:
@@ -87,7 +87,7 @@ async def test_the_first_start_records_the_worker_directory_with_its_folder(
     async with machine(tmp_path) as it:
         started = await it.start()
         assert (started.name, started.path, started.version) == (None, tmp_path / "work", "v1")
-        assert it.named == ActiveRelease.of(started)
+        assert it.named == ActiveRelease(**started.record)
         assert [each.release for each in await it.database.versions.all()] == [started]
         assert await it.start() == started
         assert await it.recorded() == ["v1"]
@@ -113,7 +113,7 @@ async def test_a_record_without_a_folder_is_found_by_its_name_and_gets_one(
         await it.state.change(active_release=ActiveRelease(name="r1", version="of then"))
         started = await it.start()
         assert started == it.releases.find("r1")
-        assert it.named == ActiveRelease.of(started)
+        assert it.named == ActiveRelease(**started.record)
         assert [each.release for each in await it.database.versions.all()] == [started]
 
 
@@ -150,7 +150,7 @@ async def test_without_any_version_before_what_is_in_its_place_serves_and_says_s
             started = await it.start()
             assert started.version == "v2"
             assert "version v2, which is there now, has passed no gate" in str(started.problem)
-            assert it.named == ActiveRelease.of(recorded)
+            assert it.named == ActiveRelease(**recorded.record)
 
 
 async def test_if_nothing_is_left_the_recorded_release_is_tried_and_says_that_it_is_gone(
@@ -202,7 +202,7 @@ async def test_a_switch_that_was_not_noted_is_noted_with_its_folder(tmp_path: Pa
         release = it.releases.find("r2")
         record = a_deploy(release="r2", version="r2", phase="switch")
         await it.database.deploys.begin(record, auto_switch=True, release=release)
-        changes: dict[str, Any] = {"active_release": ActiveRelease.of(release)}
+        changes: dict[str, Any] = {"active_release": ActiveRelease(**release.record)}
         state = a_state(active_port=record.staging_port, staging_port=record.active_port, **changes)
         await finish_interrupted(it.database, state, it.settings)
         assert (await it.database.versions.all())[0].release == release
