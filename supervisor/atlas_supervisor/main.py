@@ -26,6 +26,7 @@ from atlas_supervisor.daemon import Daemon
 from atlas_supervisor.errors import SettingsError, StartRefusedError
 from atlas_supervisor.system.lock import only_daemon
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG, configure_logs
+from atlas_supervisor.workers.standalone import nothing_recorded
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(_NO_ENV_FILE.format(path=options.env_file.absolute()), file=sys.stderr)  # noqa: T201  # before there is a log
         return _BAD_SETTINGS
     try:
-        settings = load_settings(options.env_file.absolute(), os.environ)
+        settings = load_settings(options.env_file.absolute(), os.environ, nothing_recorded)
     except SettingsError as error:
         for fault in error.faults:
             print(fault, file=sys.stderr)  # noqa: T201  # before there is a log

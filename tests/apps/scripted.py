@@ -110,10 +110,8 @@ def notify(*lines: str) -> None:
 
 
 def exit_when_active(milliseconds: float) -> None:
-    state, port = (
-        f"{os.environ['ATLAS_STATE_DIR']}/deploy_state.json",
-        int(os.environ["ATLAS_PORT"]),
-    )
+    state = f"{os.environ['ATLAS_STATE_DIR']}/deploy_state.json"
+    port = int(os.environ["ATLAS_PORT"])
     while True:
         with open(state) as file:  # noqa: PTH123  # pathlib is not imported, see above
             if json.load(file)["active_port"] == port:

@@ -35,6 +35,7 @@ from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.drain import Drain, Drains
 from atlas_supervisor.workers.launch import (
     LaunchError,
+    ReleaseGoneError,
     launch_release,
     new_instance_id,
     until_ready,
@@ -80,6 +81,8 @@ class Slot:
         self.restarts = 0
         self.last_exit: str | None = None
         """How a worker last went down, or did not come up, without having been asked to end."""
+        self.release_gone: str | None = None
+        """Why the release of the last launch is gone; None if it is there."""
         self.instance: WorkerProcess | None = None
         self.log = WorkerLog(context.settings.state_dir / "logs" / f"worker-{name}.log", name)
         self._state = INITIAL
@@ -151,6 +154,7 @@ class Slot:
 
     async def _start(self, release: Release, name: str) -> dict[str, Any]:
         self.apply(SlotEvent.LAUNCHED)
+        self.release_gone = None
         # From now on the queue is the new worker's; else a probe of it would reach the other slot.
         self._context.plane.occupy(self.name)
         try:
@@ -165,6 +169,8 @@ class Slot:
             if isinstance(error, OSError):  # no descriptors left, a full disk, a folder gone
                 self.last_exit = f"the worker could not be started: {error}"
                 raise LaunchError(self.last_exit, instance=name) from error
+            if isinstance(error, ReleaseGoneError):
+                self.release_gone = str(error)
             if isinstance(error, LaunchError):
                 self.last_exit = str(error)
                 error.detail.setdefault("instance", name)

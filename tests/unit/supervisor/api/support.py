@@ -134,7 +134,7 @@ class MemoryControl:
         self.asked.append(("mode", mode, actor))
         self.mode = mode
 
-    async def releases(self) -> list[ReleaseView]:
+    async def releases(self, *, with_git: bool) -> list[ReleaseView]:
         return []
 
     async def history(self, limit: int) -> list[DeployRecord]:
