@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import anyio
@@ -30,6 +31,7 @@ from atlas_supervisor.model.slot import (
 from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.health_probe import HttpProber
+from atlas_supervisor.system.descriptors import SPARES, is_shortage
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.drain import Drain, Drains
 from atlas_supervisor.workers.launch import (
@@ -181,7 +183,8 @@ class Slot:
         }
 
     async def _launch(self, release: Release, name: str) -> WorkerProcess:
-        instance = await launch_release(
+        launch = partial(
+            launch_release,
             release,
             name=name,
             slot=self.name,
@@ -190,6 +193,13 @@ class Slot:
             inherited=self._context.plane.inherited(self.name),
             output=self.log,
         )
+        try:
+            instance = await launch()
+        except OSError as error:
+            if not is_shortage(error):
+                raise
+            with SPARES.released():
+                instance = await launch()
         self.instance = instance
         self._context.tasks.start_soon(self._watch_exit, instance)
         log.info("worker_launched", pid=instance.pid, version=release.version)
