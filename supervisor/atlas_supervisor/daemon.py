@@ -101,7 +101,7 @@ class Daemon:
                 )
             stack.callback(self._canaries.close)
             prober = await stack.enter_async_context(
-                HttpProber(self._metrics.probes.probed, reach=self._reach)
+                HttpProber(self._metrics.probes.probed, reach=self._plane.probe_port)
             )
             active = self._settings.slot_of_port(self._state.state.active_port)
             self._plane.open(active)
@@ -158,6 +158,7 @@ class Daemon:
             self._canaries.run,
             monitor.run,
             self._metrics.loop.sample,
+            slots.measure,
             partial(keep_bounded, [slot.log for slot in slots]),
         ):
             tasks.start_soon(background)
@@ -255,9 +256,7 @@ class Daemon:
             canary=self._canaries,
             health=monitor,
             audit=self._database.audit,
+            trail=self._database.trail,
             logs=LogService(own_log, {slot.name: slot.log for slot in slots}),
             metrics=collector.exposition(self._metrics),
         )
-
-    def _reach(self, port: int) -> int:
-        return self._plane.probe_port(self._settings.slot_of_port(port))

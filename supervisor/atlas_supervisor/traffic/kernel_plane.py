@@ -106,9 +106,9 @@ class KernelPlane:
         """Return the public port and the slot's own one."""
         return frozenset({self._endpoints.public_port, self._endpoints.slot_ports[slot]})
 
-    def probe_port(self, slot: SlotName) -> int:
-        """Return the slot's own port."""
-        return self._endpoints.slot_ports[slot]
+    def probe_port(self, port: int) -> int:
+        """Return the slot's own port: it leads to the worker directly."""
+        return port
 
     def steer(self, slot: SlotName) -> None:
         """Attach the program that sends new connections to the slot: the switch itself."""

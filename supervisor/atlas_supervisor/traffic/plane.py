@@ -78,8 +78,8 @@ class Plane(Protocol):
     def ports(self, slot: SlotName) -> frozenset[int]:
         """Return the local ports of the client connections of a worker in the slot."""
 
-    def probe_port(self, slot: SlotName) -> int:
-        """Return the loopback port by which the daemon's own requests reach the slot's worker."""
+    def probe_port(self, port: int) -> int:
+        """Return the loopback port by which the daemon's requests reach a slot's own `port`."""
 
     def steer(self, slot: SlotName) -> None:
         """Send every new connection to the slot. Raises OSError, and then nothing changed."""

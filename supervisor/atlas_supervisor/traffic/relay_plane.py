@@ -125,11 +125,12 @@ class RelayPlane:
         """Return the slot's own port, and the one that the relay connects to."""
         return frozenset({self._endpoints.slot_ports[slot], self._target_of(slot).port})
 
-    def probe_port(self, slot: SlotName) -> int:
+    def probe_port(self, port: int) -> int:
         """Return the slot's own port, or that of the listener that adds the header."""
-        if slot in self._probe_listeners:
-            return int(self._probe_listeners[slot].getsockname()[1])
-        return self._endpoints.slot_ports[slot]
+        for slot, listener in self._probe_listeners.items():
+            if self._endpoints.slot_ports[slot] == port:
+                return int(listener.getsockname()[1])
+        return port
 
     def steer(self, slot: SlotName) -> None:
         """Choose the slot for every connection that is accepted from now on."""

@@ -33,7 +33,7 @@ oldest that lingers.
 from __future__ import annotations
 
 import signal
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -139,6 +139,7 @@ class Drain:
             deadline_ts=self._since_ts + timedelta(seconds=self._seconds),
             left=instance.reported.left,
             connections=instance.connected,
+            **instance.usage._asdict(),
         )
 
     def story(self) -> dict[str, Any]:
@@ -202,6 +203,10 @@ class Drains:
             drain.gone.set()
             self._changed.set()
             self._changed = anyio.Event()
+
+    def __iter__(self) -> Iterator[Drain]:
+        """Yield the drains that there are now, oldest first."""
+        yield from list(self._all)
 
     def views(self) -> list[DrainingView]:
         """Return all of them as the status shows them, from memory."""

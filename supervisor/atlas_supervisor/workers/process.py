@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from atlas_supervisor.model.drain import DrainCounts
 from atlas_supervisor.model.release import Release
-from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.model.slot import InstanceUsage, SlotName
 from atlas_supervisor.system import procfs
 from atlas_supervisor.system.clock import Stopwatch, now
 from atlas_supervisor.system.descriptors import with_spares
@@ -41,6 +41,7 @@ from atlas_worker.contract import (
 log = structlog.get_logger(__name__)
 
 _POLL_SECONDS = 0.1
+_CLOCK_TICK = 0.01  # CPU seconds come in these
 _KILL_SECONDS = 5.0  # a process that the kernel itself holds on to can't be waited for
 
 _MESSAGE_LIMIT = 4096
@@ -77,6 +78,9 @@ class WorkerProcess:
         self._process = process
         self._stop_signal = stop_signal
         self._asked_to_end = False
+        self._usage: InstanceUsage | None = None
+        self._measured = (0.0, 0.0)
+        """CPU seconds, and age at that time."""
 
     @property
     def alive(self) -> bool:
@@ -109,6 +113,28 @@ class WorkerProcess:
                 return f"was ended by {signal.Signals(-code).name}"
             return f"was ended by signal {-code}"
         return f"exited with status {code}"
+
+    @property
+    def usage(self) -> InstanceUsage:
+        """What it uses, as measured last."""
+        if self._usage is None:
+            self.measure()
+        return self._usage if self._usage is not None and self.alive else InstanceUsage()
+
+    def measure(self) -> None:
+        """Measure its memory, and its CPU since the last time, with all its descendants."""
+        found = procfs.usage_of_tree(self.pid) if self.alive else None
+        if found is None:
+            self._usage = InstanceUsage()
+            return
+        (memory, cpu), (cpu_before, age_before) = found, self._measured
+        age = self.age.seconds
+        # A descendant that was not waited for takes its CPU seconds with it.
+        percent = 100 * max(cpu - cpu_before, 0) / max(age - age_before, _CLOCK_TICK)
+        self._measured = cpu, age
+        self._usage = InstanceUsage(
+            memory_mb=round(memory / 2**20, 1), cpu_percent=round(percent, 1)
+        )
 
     async def wait(self) -> None:
         """Wait for the worker's end, and note it. May be called by several tasks."""

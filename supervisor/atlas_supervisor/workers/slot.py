@@ -21,6 +21,7 @@ from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import (
     INITIAL,
     SERVING,
+    InstanceUsage,
     Role,
     SlotEvent,
     SlotName,
@@ -138,6 +139,7 @@ class Slot:
             started_ts=instance.started_ts if instance else None,
             restarts=self.restarts,
             last_exit=self.last_exit,
+            **(instance.usage if instance else InstanceUsage())._asdict(),
         )
 
     async def start(self, release: Release) -> dict[str, Any]:

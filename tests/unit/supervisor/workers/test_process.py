@@ -15,6 +15,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from atlas_supervisor.model.slot import InstanceUsage
 from atlas_supervisor.system import procfs
 from atlas_supervisor.system.descriptors import SPARES
 from atlas_supervisor.traffic import InheritedSockets
@@ -75,6 +76,26 @@ async def test_it_exits_when_it_is_asked_to(tmp_path: Path) -> None:
         assert not instance.alive
         assert instance.exit_text == "was ended by SIGTERM"
         assert procfs.start_ticks(instance.pid) is None  # not even a zombie
+
+
+BUSY_CHILD = """
+import subprocess, sys
+subprocess.Popen([sys.executable, "-c", "x = bytearray(64 * 2**20)\\nwhile True: pass"])
+"""
+
+
+async def test_its_memory_and_cpu_are_measured_with_its_children(tmp_path: Path) -> None:
+    def is_busy() -> bool:
+        instance.measure()
+        usage = instance.usage
+        return (usage.memory_mb or 0) > 64 and (usage.cpu_percent or 0) > 10
+
+    async with launched(tmp_path, BUSY_CHILD + READY_AND_SLEEP) as instance:
+        assert instance.usage.memory_mb  # measured by the first reader
+        await eventually(is_busy, what="the child shows in no measurement")
+        await instance.stop(stop_seconds=10)
+        instance.measure()
+        assert instance.usage == InstanceUsage()
 
 
 async def test_a_worker_that_dies_while_it_is_signalled_keeps_its_exit_status(
