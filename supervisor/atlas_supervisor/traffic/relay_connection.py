@@ -24,7 +24,10 @@ _BUFFER = memoryview(bytearray(256 * 1024))
 
 _NOTHING = memoryview(b"")
 _FIRST_REQUEST_SECONDS = 1.0  # a request may take a moment on a busy machine
-_IDLE_BEFORE_END_SECONDS = 0.1
+# How long a connection must be silent to be closed for a new one where descriptors are short:
+_IDLE_BETWEEN_REQUESTS_SECONDS = 0.1
+_IDLE_WITHIN_REQUEST_SECONDS = 5.0
+_IDLE_UNKNOWN_SECONDS = 60.0  # a protocol without framing
 _IDLE_SECONDS = 30.0  # how long no byte may move after the server has closed its side
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER for no time at all
 
@@ -209,8 +212,12 @@ class RelayConnection:
     @property
     def is_idle(self) -> bool:
         """Whether it may be closed for another: no answer is pending, and no request is coming."""
-        quiet = self.last_move < self._loop.time() - _IDLE_BEFORE_END_SECONDS
-        return quiet and self._exchanges.pending is False
+        quiet = self._loop.time() - self.last_move
+        if self._exchanges.pending is None:
+            return quiet > _IDLE_UNKNOWN_SECONDS
+        if self._exchanges.awaits_client:
+            return quiet > _IDLE_WITHIN_REQUEST_SECONDS
+        return quiet > _IDLE_BETWEEN_REQUESTS_SECONDS and not self._exchanges.pending
 
     @property
     def pending(self) -> bool | None:
