@@ -37,6 +37,7 @@ from atlas_supervisor.logs.log_service import LogService
 from atlas_supervisor.model.actor import SUPERVISOR
 from atlas_supervisor.model.probe import ProbeResult
 from atlas_supervisor.probes.health_probe import HttpProber
+from atlas_supervisor.probes.http_client import RequestShape
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.state_keeper import StateKeeper
@@ -96,7 +97,9 @@ class Daemon:
                     self._settings, self._state, self._database, self._metrics.canaries.observe
                 )
             stack.callback(self._canaries.close)
-            prober = await stack.enter_async_context(HttpProber(self._observe_probe))
+            prober = await stack.enter_async_context(
+                HttpProber(self._observe_probe, RequestShape.of(self._settings))
+            )
             active = self._settings.slot_of_port(self._state.state.active_port)
             self._plane.open(active)
             stack.push_async_callback(self._plane.close)

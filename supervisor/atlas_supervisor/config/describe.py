@@ -16,6 +16,7 @@ from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.system.text import escaped
 
 _SECRET_KEY = re.compile(r"(?i)(?:TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|API_?KEY)$")
+_SECRET_HEADER = re.compile(r"(?i)auth|cookie|token|secret|passw|key|signature|credential")
 _USERINFO = re.compile(r"(?<=://)[^/?#\s]*@")
 _QUERY = re.compile(r"(?<=\?)[^#\s]+")
 _LONGEST = 60
@@ -28,9 +29,17 @@ def masked(key: str, value: str) -> str:
     """
     if value and _SECRET_KEY.search(key):
         return "***"
+    if key == "HEALTH_HEADERS":
+        return ";".join(map(_masked_header, value.split(";")))
     if "://" in value:
         return _QUERY.sub("***", _USERINFO.sub("***@", value))
     return value
+
+
+def _masked_header(header: str) -> str:
+    name, colon, _value = header.partition(":")
+    secret = _SECRET_HEADER.search(name)
+    return (f"{name}{colon} ***" if colon else "***") if secret else header
 
 
 def shown(key: str, value: str) -> str:
@@ -47,6 +56,8 @@ def describe_settings(settings: Settings) -> str:
     for key, name in FIELD_OF_KEY.items():
         value = getattr(settings, name)
         text = shlex.join(value) if key == "WORKER_COMMAND" else as_text(value)
+        if key == "HEALTH_HEADERS":
+            text = "; ".join(f"{header}: {content}" for header, content in value)
         lines.append(f"{key}={_quoted(masked(key, text))}")
     return "\n".join(lines)
 

@@ -21,7 +21,6 @@ from atlas_supervisor.config.fields import (
     FolderOrNone,
     FolderToBe,
     Host,
-    HttpPath,
     Lower,
     OptionalText,
     OptionalUrl,
@@ -36,6 +35,7 @@ from atlas_supervisor.config.fields import (
     Switch,
     Text,
 )
+from atlas_supervisor.config.http_fields import HttpHeaders, HttpHost, HttpPath, HttpPathOrNone
 from atlas_supervisor.model.deploy import Mode
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
@@ -88,6 +88,13 @@ class Settings(BaseModel):
     health_probes: Count = 3
     health_interval_seconds: Seconds = 0.5
     health_timeout_seconds: Seconds = 2
+    health_host: HttpHost = ""
+    # A header may be a secret: only `describe_settings` shows it, masked.
+    health_headers: Annotated[HttpHeaders, Field(repr=False)] = ()
+    health_scheme: Annotated[
+        Literal["http", "https"], Lower, Field(description="http or https")
+    ] = "http"
+    liveness_path: HttpPathOrNone = ""
     liveness_interval_seconds: Seconds = 5
     liveness_failures: Count = 3
     smoke_file: PlaceOrNone = DEFAULT_SMOKE_FILE

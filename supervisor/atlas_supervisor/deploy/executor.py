@@ -26,6 +26,7 @@ from atlas_supervisor.model.step import (
 )
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.health_probe import HttpProber, health_gate
+from atlas_supervisor.probes.http_client import RequestShape
 from atlas_supervisor.probes.smoke import run_smoke
 from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.traffic import Plane
@@ -104,7 +105,8 @@ class Executor:
             return StepOutcome.staging_died("staging is gone")
         checks = await run_smoke(
             plan,
-            base_url=f"http://127.0.0.1:{slot.port}",
+            port=slot.port,
+            shape=RequestShape.of(self._settings),
             env=worker_environment(
                 self._settings,
                 slot=slot.name,

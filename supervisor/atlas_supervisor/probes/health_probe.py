@@ -21,7 +21,9 @@ from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.http_client import (
     HttpExchangeError,
     HttpResponse,
+    RequestShape,
     exchange,
+    explanation,
     open_session,
 )
 from atlas_worker.contract import INSTANCE_HEADER, PROBE_HEADER
@@ -40,6 +42,8 @@ class ProbedResponse:
     result: ProbeResult
     response: HttpResponse | None
     """None where no complete response came from the expected instance."""
+    answered: bool = False
+    """Whether the expected instance began an HTTP response in time, of whatever status."""
 
 
 Complaint = Callable[[HttpResponse], str | None]
@@ -60,8 +64,11 @@ class HttpProber:
     """Probes workers on this machine; to be used as an async context manager."""
 
     def __init__(
-        self, observe: Callable[[int, ProbeResult], None] = lambda _port, _result: None
+        self,
+        observe: Callable[[int, ProbeResult], None] = lambda _port, _result: None,
+        shape: RequestShape | None = None,
     ) -> None:
+        self._shape = shape or RequestShape()
         self._observe = observe
         """Called with the port and the result of every probe."""
         self._session: aiohttp.ClientSession | None = None
@@ -119,20 +126,25 @@ class HttpProber:
         """
         if self._session is None:
             raise RuntimeError("HttpProber is used outside of its context")
-        status, response, excerpt = None, None, None
-        own = f"127.0.0.1:{port}"
+        status, response, excerpt, wrong = None, None, None, None
+        base = str(via.origin()) if via else self._shape.base_url(port)
+        headers = self._shape.headers_for(port)
+        host = headers["Host"]
+        headers[PROBE_HEADER] = "1"
         started = time.perf_counter()
         try:
             response = await exchange(
                 self._session,
                 "GET",
-                f"{via.origin() if via else f'http://{own}'}{path}",
-                headers={"Host": own, PROBE_HEADER: "1"},
+                f"{base}{path}",
+                headers=headers,
                 timeout_seconds=timeout_seconds,
                 limit=BODY_LIMIT,
             )
             status = response.status
             verdict, message = _judge(response, complaint)
+            if verdict is Verdict.FAIL and (why := explanation(response, base, host)):
+                message = f"{message}; {why}"
             if wrong := _wrong_instance(response, expect_instance):
                 verdict, message = Verdict.FAIL, wrong
             if verdict is not Verdict.PASS:
@@ -149,7 +161,7 @@ class HttpProber:
             excerpt=excerpt,
         )
         self._observe(port, result)
-        return ProbedResponse(result, response)
+        return ProbedResponse(result, response, answered=status is not None and not wrong)
 
 
 def _wrong_instance(response: HttpResponse, expected: str | None) -> str | None:
