@@ -51,6 +51,15 @@ class TcpSocket(NamedTuple):
     port: int
     inode: int
 
+    @property
+    def place(self) -> str:
+        """Its address and port in one word."""
+        return (
+            f"[{self.address}]:{self.port}"
+            if ":" in self.address
+            else f"{self.address}:{self.port}"
+        )
+
 
 class TcpConnection(NamedTuple):
     """Our end of a connection."""
@@ -61,10 +70,13 @@ class TcpConnection(NamedTuple):
     """Whether an answer is pending or being sent, as far as the kernel can tell."""
 
 
-def listeners(port: int) -> list[TcpSocket]:
-    """Return every socket that listens on `port`, on any address. Raises OSError."""
+def listeners(port: int | None = None) -> list[TcpSocket]:
+    """Return every socket that listens on `port` (None: on any), on any address.
+
+    Raises OSError.
+    """
     found = (_parsed(message) for message in _dump((_LISTEN,)))
-    return [each for each in found if each.port == port]
+    return [each for each in found if port in {None, each.port}]
 
 
 def connections() -> list[TcpConnection]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Collection
 from contextlib import suppress
@@ -13,9 +14,9 @@ from anyio.abc import Process
 
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import SlotName
-from atlas_supervisor.system import procfs
+from atlas_supervisor.system import procfs, sockdiag
 from atlas_supervisor.system.clock import Stopwatch, now
-from atlas_supervisor.system.sockdiag import TcpConnection
+from atlas_supervisor.system.sockdiag import TcpConnection, TcpSocket
 from atlas_supervisor.workers.notify import NotifySocket
 from atlas_worker.contract import ENV_INSTANCE
 
@@ -42,6 +43,8 @@ class WorkerProcess:
         """What it has reported about itself."""
         self.connected: int | None = None
         """How many connections it had when that was last looked at."""
+        self.answers = True
+        """Whether it answered the last liveness probe, with whatever status."""
         self.expected_to_exit = False
         """Set before it is asked to end, and once it was reported as down: its exit is no news."""
         self._process = process
@@ -200,6 +203,15 @@ class WorkerProcess:
         """Return the worker's living processes; it reads all of `/proc`, so use a thread."""
         environment = f"{ENV_INSTANCE}={self.name}".encode()
         return procfs.family_of(environment=environment, sessions={self.pid})
+
+    def foreign_listeners(self) -> list[TcpSocket]:
+        """Return the sockets on which its processes listen and that are not the daemon's.
+
+        It reads all of `/proc`, so use a thread. Raises OSError.
+        """
+        held: set[int] = set().union(*map(procfs.sockets_of, self.family()))
+        held -= procfs.sockets_of(os.getpid())
+        return [listener for listener in sockdiag.listeners() if listener.inode in held]
 
     async def kill(self) -> None:
         """Kill the worker and all that is left of its descendants."""

@@ -31,7 +31,7 @@ class SlotEvent(StrEnum):
     RESTART_SCHEDULED = "restart_scheduled"
     """The worker crashed and is started again after a delay."""
     GIVEN_UP = "given_up"
-    """The worker crashed too often, or its release is gone."""
+    """The release that should run is gone."""
 
 
 class UnexpectedEventError(Exception):
@@ -63,7 +63,6 @@ TABLE: dict[tuple[SlotState, SlotEvent], SlotState] = {
     (_S.DRAINING, _E.CLEARED): _S.EMPTY,
     (_S.BACKOFF, _E.LAUNCHED): _S.STARTING,
     (_S.BACKOFF, _E.RESTART_SCHEDULED): _S.BACKOFF,
-    (_S.BACKOFF, _E.GIVEN_UP): _S.FAILED,
     (_S.BACKOFF, _E.CLEARED): _S.EMPTY,
     (_S.FAILED, _E.LAUNCHED): _S.STARTING,
     (_S.FAILED, _E.CLEARED): _S.EMPTY,
