@@ -16,8 +16,8 @@ from atlas_supervisor.deploy.machine import (
     Row,
     diagram,
 )
+from atlas_supervisor.model import slot
 from atlas_supervisor.model.slot import SlotState
-from atlas_supervisor.workers import slot_machine
 from scripts.api_reference import api_reference
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,7 +84,7 @@ def table_row(row: Row) -> str:
 SLOT_MACHINE = """\
 # A slot's life as a table
 
-<!-- Generated from workers/slot_machine.py by ./scripts/generate-docs; do not edit. -->
+<!-- Generated from model/slot.py by ./scripts/generate-docs; do not edit. -->
 
 A slot begins `{first}`. It runs one worker at a time. What happens to the worker is an event, and
 the row for that state and that event gives the next state; no other state can follow. What a
@@ -114,19 +114,19 @@ SLOT_STATES = {
     SlotState.RUNNING: "the worker is ready",
     SlotState.WARM: "the worker is ready and has lost the traffic; a rollback can switch to it",
     SlotState.DRAINING: "the worker finishes its connections and ends",
-    SlotState.BACKOFF: "the worker crashed and is restarted after a delay",
-    SlotState.FAILED: "the worker crashed too often, or its release is gone",
+    SlotState.BACKOFF: "the worker crashed or was not ready in time, and is tried again later",
+    SlotState.FAILED: "the release that should run is gone",
 }
 
 
 def slot_document() -> str:
     """Return the text of `docs/slot-machine.md`."""
     return SLOT_MACHINE.format(
-        first=slot_machine.INITIAL,
-        diagram=slot_machine.diagram(),
+        first=slot.INITIAL,
+        diagram=slot.diagram(),
         rows="\n".join(
             f"| `{state}` | `{event}` | `{target}` |"
-            for (state, event), target in slot_machine.TABLE.items()
+            for (state, event), target in slot.TABLE.items()
         ),
         states="\n".join(f"| `{state}` | {text} |" for state, text in SLOT_STATES.items()),
     )

@@ -128,7 +128,7 @@ class Daemon:
         await database.audit.record(
             SUPERVISOR, "daemon", "started", pid=os.getpid(), version=version("atlas-supervisor")
         )
-        self._registry = WorkerRegistry(database.instances)
+        self._registry = WorkerRegistry(database.statements)
         await self._registry.clear(folder, seconds=self._settings.stop_timeout_seconds)
         self._state, waiting = await recover(self._settings, database, storage.state_file.written)
         return waiting

@@ -189,7 +189,7 @@ class CanaryPersistence:
 
     async def is_repeated(self, key: IdempotencyKey | None) -> bool:
         """Return whether this request was done before. Raises RefusedError, StoreError."""
-        return await self._database.keys.find(key) is not None
+        return key is not None and await self._database.keys.find(key) is not None
 
     async def remember(self, key: IdempotencyKey | None) -> None:
         """Store the key of a request that was done; a failure is logged."""

@@ -67,6 +67,8 @@ def _tls_fault(cert: Path, key: Path) -> str | None:
 
 
 def _worker_env(settings: Settings) -> Iterator[Fault]:
+    if settings.worker_env_file is None:
+        return
     try:
         load_worker_env(settings.worker_env_file)
     except SettingsError as error:

@@ -13,33 +13,9 @@ from typing import Any
 
 from atlas_supervisor.config.settings import FIELD_OF_KEY, Settings
 from atlas_supervisor.model.socket_passing import SocketPassing
-from atlas_supervisor.system.text import escaped
+from atlas_supervisor.system.text import escaped, masked
 
-_SECRET_KEY = re.compile(r"(?i)(?:TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|API_?KEY)$")
-_SECRET_HEADER = re.compile(r"(?i)auth|cookie|token|secret|passw|key|signature|credential")
-_USERINFO = re.compile(r"(?<=://)[^/?#\s]*@")
-_QUERY = re.compile(r"(?<=\?)[^#\s]+")
 _LONGEST = 60
-
-
-def masked(key: str, value: str) -> str:
-    """Return the value with anything secret in it replaced by `***`.
-
-    No setting is a secret itself, but a mistyped key may be one, and a URL often has a password.
-    """
-    if value and _SECRET_KEY.search(key):
-        return "***"
-    if key == "HEALTH_HEADERS":
-        return ";".join(map(_masked_header, value.split(";")))
-    if "://" in value:
-        return _QUERY.sub("***", _USERINFO.sub("***@", value))
-    return value
-
-
-def _masked_header(header: str) -> str:
-    name, colon, _value = header.partition(":")
-    secret = _SECRET_HEADER.search(name)
-    return (f"{name}{colon} ***" if colon else "***") if secret else header
 
 
 def shown(key: str, value: str) -> str:

@@ -70,14 +70,12 @@ def _line(binding: Binding) -> int:
     return binding.original.line + before.count("\n")
 
 
-def load_worker_env(path: Path | None) -> dict[str, str]:
-    """Return the extra environment of workers; empty without a path.
+def load_worker_env(path: Path) -> dict[str, str]:
+    """Return the extra environment of workers.
 
     Raises SettingsError with all faults. None of them shows a value: applications keep their
     secrets in this file.
     """
-    if path is None:
-        return {}
     found = read_env_file(path)
     faults = [
         f"{path} line {entry.line}: {reason}"

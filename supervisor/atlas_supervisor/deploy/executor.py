@@ -31,8 +31,7 @@ from atlas_supervisor.probes.smoke import run_smoke
 from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.drain import counts
-from atlas_supervisor.workers.environment import worker_environment
-from atlas_supervisor.workers.launch import LaunchError
+from atlas_supervisor.workers.launch import LaunchError, worker_environment
 from atlas_supervisor.workers.slots import Slots
 
 log = structlog.get_logger(__name__)
@@ -129,6 +128,16 @@ class Executor:
     async def health(self, _deploy: ActiveDeploy) -> StepOutcome:
         """Probe staging; every one of the probes must pass, and complain of nothing itself."""
         slot, settings = self._slots.staging, self._settings
+        instance = slot.instance
+
+        def still_starting() -> bool:
+            """Return whether its other processes may not be up yet, though it reported ready."""
+            return (
+                instance is not None
+                and instance.reported.ready.is_set()
+                and instance.age.seconds < settings.ready_timeout_seconds
+            )
+
         gate = await health_gate(
             self._prober,
             slot.port,
@@ -136,8 +145,9 @@ class Executor:
             probes=settings.health_probes,
             interval_seconds=settings.health_interval_seconds,
             timeout_seconds=settings.health_timeout_seconds,
-            expect_instance=slot.instance.name if slot.instance else None,
+            expect_instance=instance.name if instance else None,
             complaint=complaint,
+            still_starting=still_starting,
         )
         if gate.verdict is Verdict.PASS:
             return StepOutcome.passed(gate.message, HealthDetail(probes=gate.probes))

@@ -18,7 +18,7 @@ from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.deploy import Result
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
-from atlas_supervisor.store.keys import KeyRow, KeyStore
+from atlas_supervisor.store.keys import KeyStore
 from atlas_supervisor.store.statements import StoreError
 
 log = structlog.get_logger(__name__)
@@ -31,17 +31,10 @@ _ASKED = {
 
 
 class IdempotentRequests:
-    """Knows the keys of earlier requests. To be used while no other request can begin."""
+    """Carries requests out under their keys. To be used while no other request can begin."""
 
     def __init__(self, keys: KeyStore) -> None:
         self._keys = keys
-
-    async def find(self, key: IdempotencyKey | None) -> KeyRow | None:
-        """Return what this key stands for, if it was used before, and mark it as repeated.
-
-        Raises RefusedError if it was used for another request.
-        """
-        return await self._keys.find(key)
 
     async def steer(
         self, run: DeployRun, event: Event, cause: str, key: IdempotencyKey | None

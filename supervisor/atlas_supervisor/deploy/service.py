@@ -85,6 +85,7 @@ class DeployService:
         self._runs = runs
         self._queries = queries
         self._tasks = tasks
+        self._keys = database.keys
         self._requests = IdempotentRequests(database.keys)
         self._starting = anyio.Lock()
 
@@ -95,7 +96,7 @@ class DeployService:
     ) -> DeployRecord:
         """Start a deploy; return its record as soon as it is durable."""
         async with self._starting:
-            before = await self._requests.find(key)
+            before = await self._keys.find(key) if key else None
             if before is not None and before.deploy_id is not None:
                 return await self._known(before.deploy_id)
             if self._state.state.mode is Mode.SINGLE:
@@ -215,7 +216,7 @@ class DeployService:
         if key is None:  # a failing disk must not prevent an abort
             return await self._audited(await self._taker(event, action, actor), action, actor)
         async with self._starting:
-            before = await self._requests.find(key)
+            before = await self._keys.find(key)
             run = await self._taker(event, action, actor, key) if before is None else None
         if run is None:
             return await self._repeated(before)
@@ -245,7 +246,7 @@ class DeployService:
         """Go back to the version before: at once if it is warm, else through the gates."""
         run = warm = None
         async with self._starting:  # two requests at once must not go back twice
-            before = await self._requests.find(key)
+            before = await self._keys.find(key) if key else None
             if before is None:
                 self._refuse_if_busy()
                 if self._slots.staging.serving:
@@ -262,7 +263,7 @@ class DeployService:
     async def set_mode(self, mode: Mode, actor: Actor, key: IdempotencyKey | None = None) -> None:
         """Set the mode durably."""
         async with self._starting:  # not between a deploy's check of the mode and its start
-            if await self._requests.find(key) is None:
+            if key is None or await self._keys.find(key) is None:
                 await self._set_mode(mode, actor)
                 await self._requests.mode_set(key)
 

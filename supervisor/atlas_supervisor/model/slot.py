@@ -1,4 +1,8 @@
-"""The two slots and what a reader of the status sees of each."""
+"""The two slots: the table of a slot's life, and how the status shows it. Pure.
+
+`workers.slot` reports what happens to a worker as events, and the table alone says what state the
+slot is in then. The diagram in `docs/slot-machine.md` is generated from it.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +43,87 @@ class SlotState(StrEnum):
     FAILED = "failed"
 
 
+class SlotEvent(StrEnum):
+    """What can happen to a slot."""
+
+    LAUNCHED = "launched"
+    """A worker is being started."""
+    READY = "ready"
+    """The worker has reported ready, or answers requests."""
+    ACTIVATED = "activated"
+    """A switch has given the slot all new connections."""
+    DEACTIVATED = "deactivated"
+    """A switch has given them to the other slot."""
+    DRAIN_STARTED = "drain_started"
+    """The worker is to finish its connections and end."""
+    LEFT = "left"
+    """The worker accepts nothing more and lingers beside the slot."""
+    CLEARED = "cleared"
+    """No process of the worker is left, and none is to be started again."""
+    RESTART_SCHEDULED = "restart_scheduled"
+    """The worker crashed and is started again after a delay."""
+    GIVEN_UP = "given_up"
+    """The release that should run is gone."""
+
+
+class UnexpectedEventError(Exception):
+    """The event has no row for this state."""
+
+
+INITIAL = SlotState.EMPTY
+
+_S, _E = SlotState, SlotEvent
+
+TABLE: dict[tuple[SlotState, SlotEvent], SlotState] = {
+    (_S.EMPTY, _E.LAUNCHED): _S.STARTING,
+    (_S.EMPTY, _E.RESTART_SCHEDULED): _S.BACKOFF,
+    (_S.EMPTY, _E.GIVEN_UP): _S.FAILED,
+    (_S.EMPTY, _E.CLEARED): _S.EMPTY,
+    (_S.STARTING, _E.READY): _S.RUNNING,
+    # A failed start is not a drain: the slot is starting until nothing of the worker is left.
+    (_S.STARTING, _E.CLEARED): _S.EMPTY,
+    (_S.RUNNING, _E.ACTIVATED): _S.RUNNING,
+    (_S.RUNNING, _E.DEACTIVATED): _S.WARM,
+    (_S.RUNNING, _E.DRAIN_STARTED): _S.DRAINING,
+    (_S.RUNNING, _E.CLEARED): _S.EMPTY,
+    (_S.WARM, _E.ACTIVATED): _S.RUNNING,
+    (_S.WARM, _E.DRAIN_STARTED): _S.DRAINING,
+    (_S.WARM, _E.CLEARED): _S.EMPTY,
+    # A stop during a drain gives it less time, and changes nothing else.
+    (_S.DRAINING, _E.DRAIN_STARTED): _S.DRAINING,
+    (_S.DRAINING, _E.LEFT): _S.EMPTY,
+    (_S.DRAINING, _E.CLEARED): _S.EMPTY,
+    (_S.BACKOFF, _E.LAUNCHED): _S.STARTING,
+    (_S.BACKOFF, _E.RESTART_SCHEDULED): _S.BACKOFF,
+    (_S.BACKOFF, _E.CLEARED): _S.EMPTY,
+    (_S.FAILED, _E.LAUNCHED): _S.STARTING,
+    (_S.FAILED, _E.CLEARED): _S.EMPTY,
+}
+
+SERVING = frozenset({_S.RUNNING, _S.WARM})
+"""States in which the worker can take all traffic at once."""
+
+
+def next_state(state: SlotState, event: SlotEvent) -> SlotState:
+    """Return the state that follows. Raises UnexpectedEventError."""
+    try:
+        return TABLE[state, event]
+    except KeyError:
+        raise UnexpectedEventError(f"{event} is not possible in {state}") from None
+
+
+def possible(state: SlotState, event: SlotEvent) -> bool:
+    """Return whether the event has a row for this state."""
+    return (state, event) in TABLE
+
+
+def diagram() -> str:
+    """Return the table as a Mermaid state diagram."""
+    lines = ["stateDiagram-v2", f"    [*] --> {INITIAL}"]
+    lines += [f"    {state} --> {target}: {event}" for (state, event), target in TABLE.items()]
+    return "\n".join(lines) + "\n"
+
+
 class SlotView(BaseModel):
     """One slot as the status shows it."""
 
@@ -50,7 +135,8 @@ class SlotView(BaseModel):
     state: SlotState = Field(
         description="`empty`: no worker; `starting`: launched, not ready yet; `running`; `warm`: "
         "out of traffic, kept for an instant rollback; `draining`: finishing its connections; "
-        "`backoff`: crashed, restarts after a delay; `failed`: crashed too often, not restarted."
+        "`backoff`: crashed or not ready in time, tried again after a delay; `failed`: its release "
+        "is gone."
     )
     pid: int | None = Field(description="Process id of its worker, if there is one.")
     version: str | None = Field(description="Version of its worker, if there is one.")

@@ -193,10 +193,13 @@ async def health_gate(
     timeout_seconds: float,
     expect_instance: str | None = None,
     complaint: Complaint | None = None,
+    still_starting: Callable[[], bool] = lambda: False,
 ) -> GateResult:
     """Probe until `probes` in a row have passed; the first that fails ends it.
 
-    An inconclusive probe is no evidence either way and is repeated, a few times in all.
+    An inconclusive probe is no evidence either way and is repeated, a few times in all. Before
+    the first that passes, one without an answer is repeated for as long as the worker is
+    `still_starting`.
     """
     results: list[ProbeResult] = []
 
@@ -211,6 +214,10 @@ async def health_gate(
             expect_instance=expect_instance,
             complaint=complaint,
         )
+        passed, unanswered = count(Verdict.PASS), result.status is None
+        if result.verdict is Verdict.FAIL and unanswered and not passed and still_starting():
+            await anyio.sleep(interval_seconds)
+            continue
         results.append(result)
         passed = count(Verdict.PASS)
         if result.verdict is Verdict.FAIL:

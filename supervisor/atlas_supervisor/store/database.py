@@ -17,14 +17,12 @@ from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.store.audit import AuditStore
 from atlas_supervisor.store.canary import CanaryStore
 from atlas_supervisor.store.chain import HEAD_FILE, HeadFile
-from atlas_supervisor.store.deploys import DeployStore, TransitionStore
-from atlas_supervisor.store.instances import InstanceStore
+from atlas_supervisor.store.deploys import DeployStore, TransitionStore, VersionStore
 from atlas_supervisor.store.keys import KeyStore
 from atlas_supervisor.store.migrations import migrate
 from atlas_supervisor.store.outbox import Outbox
 from atlas_supervisor.store.state_keeper import StateCopy
 from atlas_supervisor.store.statements import Statements, Timed, untimed
-from atlas_supervisor.store.versions import VersionStore
 from atlas_supervisor.system.clock import now
 
 _BUSY_SECONDS = 5.0
@@ -42,7 +40,6 @@ class Database:
         self.versions = VersionStore(self.statements)
         self.state = StateCopy(self.statements)
         self.keys = KeyStore(self.statements)
-        self.instances = InstanceStore(self.statements)
         self.audit = AuditStore(self.statements, self.outbox)
         self.canary = CanaryStore(self.statements)
 

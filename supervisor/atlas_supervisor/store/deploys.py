@@ -1,8 +1,9 @@
-"""Deploys with their steps, and the journal: every transition of every deploy, in order.
+"""Deploys with their steps, the journal of their transitions, and the versions that they brought.
 
-A transition is written in one transaction with the deploy as it then is, the step that ended and
-the version that it brought. Its id is unique and grows, over restarts of the daemon too. The start
-of a deploy is a row of the journal as well, with an empty phase before it.
+A transition is written in one transaction with the deploy as it then is, the step that ended, how
+a flip changed the versions, and the copy of the state file: they never contradict each other. Its
+id is unique and grows, over restarts of the daemon too. The start of a deploy is a row of the
+journal as well, with an empty phase before it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiosqlite
@@ -18,14 +20,15 @@ import aiosqlite
 from atlas_supervisor.model.deploy import DeployRecord, Result
 from atlas_supervisor.model.event import BEGUN, DeployEvent, PublishedEvent, Transition
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
-from atlas_supervisor.model.release import LastDeploy, VersionChange
+from atlas_supervisor.model.release import LastDeploy, Release, Version, VersionChange
+from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.model.step import Step
-from atlas_supervisor.store.keys import kept_since, key_added, trim_keys
+from atlas_supervisor.store.keys import KEYS_KEPT, key_added
 from atlas_supervisor.store.outbox import Outbox, PendingWrite
 from atlas_supervisor.store.state_keeper import state_saved
 from atlas_supervisor.store.statements import Statement, Statements
-from atlas_supervisor.store.versions import versions_changed
+from atlas_supervisor.system.clock import now
 
 _OUTCOME = ("result", "reason", "version", "active_port", "staging_port")
 """The fields of a deploy that change; a row of the journal keeps them as they were then."""
@@ -188,15 +191,15 @@ class DeployStore:
 
         Return the id of its start in the journal.
         """
-        kept = {"kept": DEPLOYS_KEPT, "since": kept_since()}
+        kept = {"kept": DEPLOYS_KEPT, "since": (now() - KEYS_KEPT).isoformat()}
+        trims = ("trim_steps", "trim_transitions", "trim_deploys", "trim_keys")
         plan = {"auto_switch": auto_switch, "rollback": rollback}
         event = DeployEvent.of(record, ts=record.started_ts, source=None, event=BEGUN, cause=cause)
         _, begun, *_ = await self._statements.write(
             ("begin_deploy", {**_columns(record), **plan}),
             _transition_row(record, event),
             *([key_added(key, deploy_id=record.deploy_id)] if key else []),
-            *((name, kept) for name in ("trim_steps", "trim_transitions", "trim_deploys")),
-            trim_keys(),
+            *((name, kept) for name in trims),
         )
         return begun or 0
 
@@ -303,3 +306,37 @@ def _columns(record: DeployRecord) -> dict[str, Any]:
         "started_ts": record.started_ts.isoformat(),
         "ended_ts": record.ended_ts.isoformat() if record.ended_ts else None,
     }
+
+
+_VERSIONS_KEPT = 50
+
+
+class VersionStore:
+    """The versions that had the traffic, the active one last: a rollback takes the one before."""
+
+    def __init__(self, statements: Statements) -> None:
+        self._statements = statements
+
+    async def push(self, slot: SlotName, release: Release) -> None:
+        """Note that the release has the traffic from now on."""
+        await self._statements.write(*versions_changed(VersionChange(Version(slot, release))))
+
+    async def all(self) -> list[Version]:
+        """Return the versions that had the traffic, the active one first."""
+        return [
+            Version(
+                SlotName(row["slot"]),
+                Release(name=row["release"], path=Path(row["directory"]), version=row["version"]),
+            )
+            for row in await self._statements.read("versions")
+        ]
+
+
+def versions_changed(change: VersionChange) -> list[Statement]:
+    """Return the statements that change the versions."""
+    if change.added is None:
+        return [("pop_version", {})]
+    slot, release = change.added
+    row = {"ts": now().isoformat(), "slot": slot, "release": release.name}
+    row |= {"directory": str(release.path), "version": release.version}
+    return [("push_version", row), ("trim_versions", {"kept": _VERSIONS_KEPT})]

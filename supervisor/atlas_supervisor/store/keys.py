@@ -34,13 +34,13 @@ class KeyStore:
         rows = await self._statements.read("key", key=value)
         return KeyRow(rows[0]["fingerprint"], rows[0]["deploy_id"]) if rows else None
 
-    async def find(self, key: IdempotencyKey | None) -> KeyRow | None:
+    async def find(self, key: IdempotencyKey) -> KeyRow | None:
         """Return what this key stands for, if it was used before, and mark it as repeated.
 
         Raises RefusedError if it was used for another request.
         """
-        row = await self.get(key.value) if key else None
-        if key is None or row is None:
+        row = await self.get(key.value)
+        if row is None:
             return None
         if row.fingerprint != key.fingerprint:
             raise _reused(key)
@@ -51,7 +51,10 @@ class KeyStore:
         self, key: IdempotencyKey, *, deploy_id: str | None = None, asked: Result | None = None
     ) -> None:
         """Remember a key; `asked` is the result that a request steered its deploy to."""
-        await self._statements.write(key_added(key, deploy_id=deploy_id, asked=asked), trim_keys())
+        old = {"since": (now() - KEYS_KEPT).isoformat()}
+        await self._statements.write(
+            key_added(key, deploy_id=deploy_id, asked=asked), ("trim_keys", old)
+        )
 
     async def forget(self, key: IdempotencyKey) -> None:
         """Forget the key of a request that was refused after all."""
@@ -68,16 +71,6 @@ def key_added(
     """Return the statement that remembers a key."""
     row = {"key": key.value, "fingerprint": key.fingerprint, "ts": now().isoformat()}
     return "add_key", {**row, "deploy_id": deploy_id, "asked": asked}
-
-
-def trim_keys() -> Statement:
-    """Return the statement that forgets old keys that belong to no deploy."""
-    return "trim_keys", {"since": kept_since()}
-
-
-def kept_since() -> str:
-    """Return the time from which on every key is kept."""
-    return (now() - KEYS_KEPT).isoformat()
 
 
 def _reused(key: IdempotencyKey) -> RefusedError:

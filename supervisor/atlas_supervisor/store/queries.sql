@@ -53,7 +53,8 @@ INSERT INTO steps (deploy_id, position, name, ok, duration_ms, detail)
 SELECT :deploy_id, count(*), :name, :ok, :duration_ms, :detail FROM steps WHERE deploy_id = :deploy_id;
 
 -- name: latest_deploys
-SELECT * FROM deploys ORDER BY started_ts DESC, rowid DESC LIMIT :limit;
+-- By sequence, as everywhere: a wall clock may have been set back since.
+SELECT * FROM deploys ORDER BY rowid DESC LIMIT :limit;
 
 -- name: deploy
 SELECT * FROM deploys WHERE deploy_id = :deploy_id;
@@ -132,7 +133,7 @@ SELECT instance, slot, pid, start_ticks, boot_id FROM instances;
 SELECT phase, event FROM transitions WHERE deploy_id = :deploy_id AND phase <> '' ORDER BY id DESC LIMIT 1;
 
 -- name: last_deploys_by_release
-SELECT release, deploy_id, started_ts, result, max(started_ts) FROM deploys
+SELECT release, deploy_id, started_ts, result, max(rowid) FROM deploys
 WHERE release IS NOT NULL GROUP BY release;
 
 -- name: add_key

@@ -15,8 +15,7 @@ from typing import Any
 
 from structlog.typing import EventDict, WrappedLogger
 
-from atlas_supervisor.config.describe import masked
-from atlas_supervisor.system.text import escaped
+from atlas_supervisor.system.text import escaped, masked
 
 MASK = "***"
 LONGEST_TEXT = 4096

@@ -1,7 +1,13 @@
-"""Launches a worker: its command, environment, output and descriptors.
+"""Launches a worker: its environment, command, output and descriptors, until it is ready.
+
+The environment is an allow-list, the operator's variables for workers, and the contract's. The
+daemon's own may hold secrets, sockets and addresses that are not for workers.
 
 The daemon does not start the worker's program directly: `launcher.py` places the descriptors
 first, and then becomes the program.
+
+A worker is ready once it has answered a request on its slot's own port. `READY=1` alone is a
+claim: a program may listen elsewhere, or send it before its processes can answer.
 """
 
 from __future__ import annotations
@@ -11,30 +17,40 @@ import resource
 import secrets
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import anyio
 
-from atlas_supervisor.config import Settings
+from atlas_supervisor.config import Settings, load_worker_env
 from atlas_supervisor.errors import SettingsError
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
-from atlas_supervisor.system.procfs import describe_listeners
+from atlas_supervisor.probes.health_probe import HttpProber
+from atlas_supervisor.system import procfs
+from atlas_supervisor.telemetry.sanitize import is_secret, keep_secret
 from atlas_supervisor.traffic import InheritedSockets
 from atlas_supervisor.traffic.listeners import foreign_listeners
-from atlas_supervisor.workers.environment import worker_environment
-from atlas_supervisor.workers.notify import NotifySocket
 from atlas_supervisor.workers.output import WorkerLog
-from atlas_supervisor.workers.process import WorkerProcess
-from atlas_worker.contract import ENV_NOTIFY_SOCKET
+from atlas_supervisor.workers.process import NotifySocket, WorkerProcess
+from atlas_worker import contract
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
 FIRST_DESCRIPTOR = 3
 
 _OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 """The limit that the daemon was started with. Workers get it; the daemon raises its own."""
+
+_RETRY_SECONDS = 0.05
+_REACHED_BY_LOOPBACK = {"127.0.0.1", "0.0.0.0", "::", "::ffff:127.0.0.1"}  # noqa: S104  # compared
+
+ALLOWED = (
+    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TERM",
+    "XDG_RUNTIME_DIR", "SSL_CERT_FILE", "SSL_CERT_DIR",
+)  # fmt: skip
+ALLOWED_PREFIX = "LC_"
 
 
 class LaunchError(Exception):
@@ -43,6 +59,53 @@ class LaunchError(Exception):
     def __init__(self, message: str, **detail: Any) -> None:
         super().__init__(message)
         self.detail = {"message": message, **detail}
+
+
+def worker_environment(
+    settings: Settings,
+    *,
+    slot: SlotName,
+    port: int,
+    instance: str,
+    release: Release,
+    environ: Mapping[str, str] = os.environ,
+) -> dict[str, str]:
+    """Return the environment of one instance.
+
+    Raises SettingsError if `WORKER_ENV_FILE` can't be used any more.
+    """
+    values = {
+        name: value
+        for name, value in environ.items()
+        if name in ALLOWED or name.startswith(ALLOWED_PREFIX)
+    }
+    if settings.worker_env_file is not None:
+        own = load_worker_env(settings.worker_env_file)
+        keep_secret(value for key, value in own.items() if is_secret(key))
+        values |= own
+    values["PATH"] = _path(release.path, values.get("PATH", os.defpath))
+    values |= {
+        contract.ENV_SLOT: slot.value,
+        contract.ENV_PORT: str(port),
+        contract.ENV_INSTANCE: instance,
+        contract.ENV_VERSION: release.version,
+        contract.ENV_CHANNEL: settings.channel,
+        contract.ENV_STATE_DIR: str(settings.state_dir),
+        contract.ENV_SUPERVISOR_SOCKET: str(settings.state_dir / contract.SUPERVISOR_SOCKET),
+        contract.ENV_DRAIN_TIMEOUT: f"{settings.drain_timeout_seconds:g}",
+        "LLM_URL": settings.llm_url,
+        "LLM_MODEL": settings.llm_model,
+        "LLM_API_KEY_FILE": str(settings.llm_api_key_file or ""),
+        "SCHEDULER_ENABLED": str(settings.scheduler_enabled).lower(),
+        "MEMORY_ENABLED": str(settings.memory_enabled).lower(),
+    }
+    return values
+
+
+def _path(release: Path, inherited: str) -> str:
+    """Put the release's own environment first, then the daemon's interpreter."""
+    own = [str(release / ".venv" / "bin")] if (release / ".venv" / "bin").is_dir() else []
+    return os.pathsep.join([*own, str(Path(sys.executable).parent), inherited])
 
 
 def new_instance_id(slot: SlotName) -> str:
@@ -92,7 +155,7 @@ async def launch(
                 stdout=output,
                 stderr=output,
                 cwd=release.path,
-                env={**environment, ENV_NOTIFY_SOCKET: notify.address, **names},
+                env={**environment, contract.ENV_NOTIFY_SOCKET: notify.address, **names},
                 start_new_session=True,
                 pass_fds=descriptors,
             )
@@ -141,4 +204,86 @@ async def launch_release(
 def _refuse_taken_port(port: int) -> None:
     """Raise LaunchError if another process listens where the worker is going to bind."""
     if found := foreign_listeners("127.0.0.1", port):
-        raise LaunchError(f"port {port} is taken: {describe_listeners(found)}")
+        raise LaunchError(f"port {port} is taken: {procfs.describe_listeners(found)}")
+
+
+class _FirstAnswer:
+    """Waits for an HTTP response of any status, and keeps what was seen instead."""
+
+    def __init__(self, port: int, prober: HttpProber, settings: Settings) -> None:
+        self._port = port
+        self._prober = prober
+        self._settings = settings
+        self.last_failure: str | None = None
+
+    async def wait(self) -> None:
+        """Return once there is an answer; the listener is open, so the request waits."""
+        while True:
+            result = await self._prober.probe(
+                self._port,
+                self._settings.health_path,
+                timeout_seconds=self._settings.ready_timeout_seconds,
+            )
+            if result.status is not None:
+                return
+            self.last_failure = result.message
+            await anyio.sleep(_RETRY_SECONDS)
+
+
+async def until_ready(
+    instance: WorkerProcess, port: int, output: WorkerLog, prober: HttpProber, settings: Settings
+) -> str:
+    """Wait until it answers on its slot's port, and return what it did.
+
+    Raises LaunchError, with the last lines of its output, if it dies or takes too long.
+    """
+    allowed, answered = settings.ready_timeout_seconds, False
+    answer = _FirstAnswer(port, prober, settings)
+
+    async def first(waiter: Callable[[], Awaitable[Any]]) -> None:
+        await waiter()
+        race.cancel_scope.cancel()
+
+    async def answers() -> None:
+        nonlocal answered
+        await answer.wait()
+        answered = True
+
+    with anyio.move_on_after(allowed):
+        async with anyio.create_task_group() as race:
+            race.start_soon(first, instance.exited.wait)
+            race.start_soon(first, answers)
+    reported = instance.reported.ready.is_set()
+    if instance.alive and answered:
+        return "worker reported ready and answered" if reported else "worker answered"
+    if instance.alive:
+        seen = await anyio.to_thread.run_sync(_where_it_listens, instance, port, settings)
+        parts = [f"it was not ready within {allowed:g} s"]
+        parts += ["it reported ready and did not answer"] if reported else []
+        parts += [answer.last_failure] if answer.last_failure else []
+        message = "; ".join((*parts, seen))
+    else:
+        message = f"it {instance.exit_text} before it was ready"
+    raise LaunchError(message, output=output.last_lines())
+
+
+def _where_it_listens(instance: WorkerProcess, port: int, settings: Settings) -> str:
+    """Return where the worker's processes listen, and where they should."""
+    kind, expected = settings.socket_passing, f"127.0.0.1:{port}"
+    if kind is not SocketPassing.PORT:
+        what = "descriptor 3" if kind is SocketPassing.FD else "descriptors 3 and 4 (LISTEN_FDS)"
+        expected = f"its inherited {what}, which lead to {expected}"
+    try:
+        found = instance.foreign_listeners()
+    except OSError as error:
+        return f"where it listens is unknown ({error}); expected {expected}"
+    if any(each.port == port and each.address in _REACHED_BY_LOOPBACK for each in found):
+        return f"it listens on {expected} as expected"
+    if not found:
+        nowhere = "it listens nowhere" if kind is SocketPassing.PORT else "it listens nowhere else"
+        return f"{nowhere}; expected {expected}"
+    places = ", ".join(sorted({each.place for each in found}))
+    own = procfs.sockets_of(instance.pid)
+    if kind is SocketPassing.ACTIVATION and not any(each.inode in own for each in found):
+        places += " (in a child process: a start script must exec its server)"
+    return f"it listens on {places}; expected {expected}"

@@ -1,9 +1,17 @@
-"""One worker process, from its launch to its last descendant."""
+"""One worker process, from its launch to its last descendant, and what it reports about itself.
+
+A worker reports by the sd_notify protocol. Each has an abstract socket with an unguessable name:
+there is no file to clean up, and messages from other users are ignored. It is not trusted: what
+can't be parsed is no report.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import socket
+import struct
 from collections.abc import Collection
 from contextlib import suppress
 from datetime import datetime
@@ -11,19 +19,31 @@ from datetime import datetime
 import anyio
 import structlog
 from anyio.abc import Process
+from pydantic import ValidationError
 
+from atlas_supervisor.model.drain import DrainCounts
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.system import procfs, sockdiag
 from atlas_supervisor.system.clock import Stopwatch, now
 from atlas_supervisor.system.sockdiag import TcpConnection, TcpSocket
-from atlas_supervisor.workers.notify import NotifySocket
-from atlas_worker.contract import ENV_INSTANCE
+from atlas_worker.contract import (
+    ENV_INSTANCE,
+    NOTIFY_CUT,
+    NOTIFY_KIT,
+    NOTIFY_LEFT,
+    NOTIFY_NOT_ACCEPTING,
+    NOTIFY_READY,
+)
 
 log = structlog.get_logger(__name__)
 
 _POLL_SECONDS = 0.1
 _KILL_SECONDS = 5.0  # a process that the kernel itself holds on to can't be waited for
+
+_MESSAGE_LIMIT = 4096
+_MESSAGES_PER_WAKE = 16  # a flood of messages must not delay the daemon
+_CREDENTIALS = struct.Struct("=iII")
 
 
 class WorkerProcess:
@@ -226,3 +246,76 @@ class WorkerProcess:
                 await anyio.sleep(0.01)
         if limit.cancelled_caught:
             log.critical("processes_left", **self.facts, pids=self.family())
+
+
+class NotifySocket:
+    """Receives one worker's reports; the public attributes hold what it has reported so far."""
+
+    def __init__(self, instance: str) -> None:
+        self.ready = anyio.Event()
+        self.kit = False
+        self.not_accepting = anyio.Event()
+        """Set once it accepts no more connections; that is final."""
+        self.left: DrainCounts | None = None
+        """Its connections by its last report."""
+        self.most: DrainCounts | None = None
+        """The greatest count of each kind that it has reported."""
+        self.cut: DrainCounts | None = None
+        """Connections cut off at its deadline; None if it reported none."""
+        self.address = f"@atlas-notify-{instance}"
+        self._socket = socket.socket(
+            socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        )
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            self._socket.bind("\0" + self.address[1:])
+        except OSError:
+            self._socket.close()
+            raise
+        asyncio.get_running_loop().add_reader(self._socket.fileno(), self._read)
+
+    def _read(self) -> None:
+        for _ in range(_MESSAGES_PER_WAKE):
+            try:
+                data, ancillary, _flags, _sender = self._socket.recvmsg(
+                    _MESSAGE_LIMIT, socket.CMSG_SPACE(_CREDENTIALS.size)
+                )
+            except (BlockingIOError, InterruptedError):
+                return
+            if _sender_uid(ancillary) in {0, os.getuid()}:
+                self._handle(data.decode(errors="replace").splitlines())
+
+    def _handle(self, lines: list[str]) -> None:
+        self.kit = self.kit or NOTIFY_KIT in lines
+        if NOTIFY_READY in lines:
+            self.ready.set()
+        if NOTIFY_NOT_ACCEPTING in lines:
+            self.not_accepting.set()
+        for line in lines:
+            if line.startswith(NOTIFY_LEFT) and (left := _counts(line, NOTIFY_LEFT)):
+                self.left = left
+                self.most = left.most(self.most)
+            elif line.startswith(NOTIFY_CUT):
+                self.cut = _counts(line, NOTIFY_CUT) or self.cut
+
+    def close(self) -> None:
+        """Read the last messages, and close the socket."""
+        if self._socket.fileno() >= 0:
+            self._read()
+            asyncio.get_running_loop().remove_reader(self._socket.fileno())
+            self._socket.close()
+
+
+def _counts(line: str, prefix: str) -> DrainCounts | None:
+    """Return the reported counts; None for anything else: a worker is not trusted."""
+    try:
+        return DrainCounts.model_validate_json(line.removeprefix(prefix))
+    except ValidationError:
+        return None
+
+
+def _sender_uid(ancillary: list[tuple[int, int, bytes]]) -> int | None:
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+            return int(_CREDENTIALS.unpack_from(data)[1])
+    return None

@@ -12,14 +12,15 @@ import signal
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
+from typing import NamedTuple
 
 import anyio
 import structlog
 
 from atlas_supervisor.errors import StartRefusedError
-from atlas_supervisor.store.instances import InstanceRow, InstanceStore
-from atlas_supervisor.store.statements import StoreError
+from atlas_supervisor.store.statements import Statements, StoreError
 from atlas_supervisor.system import procfs
+from atlas_supervisor.system.clock import now
 from atlas_supervisor.system.procfs import ProcessIdentity
 from atlas_supervisor.workers.process import WorkerProcess
 from atlas_worker.contract import ENV_INSTANCE, ENV_STATE_DIR
@@ -27,21 +28,44 @@ from atlas_worker.contract import ENV_INSTANCE, ENV_STATE_DIR
 log = structlog.get_logger(__name__)
 
 
+class InstanceRow(NamedTuple):
+    """A worker process as it was recorded at its launch."""
+
+    instance: str
+    slot: str
+    pid: int
+    start_ticks: int
+    boot_id: str
+
+
 class WorkerRegistry:
     """Writes workers into the database; a failing disk stops no worker."""
 
-    def __init__(self, instances: InstanceStore) -> None:
-        self._instances = instances
+    def __init__(self, statements: Statements) -> None:
+        self._statements = statements
 
     async def clear(self, state_dir: Path, *, seconds: float) -> None:
         """End and forget what an earlier daemon left behind.
 
         Raises StartRefusedError if a process can't be ended, and StoreError.
         """
-        known = await self._instances.all()
+        known = await self.rows()
         await end_orphans(state_dir, known, seconds=seconds)
         for row in known:
-            await self._instances.remove(row.instance)
+            await self.remove(row.instance)
+
+    async def rows(self) -> list[InstanceRow]:
+        """Return the recorded workers. Raises StoreError."""
+        return [InstanceRow(*row) for row in await self._statements.read("instances")]
+
+    async def add(self, row: InstanceRow) -> None:
+        """Record a worker. Raises StoreError."""
+        started = {**row._asdict(), "started_ts": now().isoformat()}
+        await self._statements.write(("add_instance", started))
+
+    async def remove(self, instance: str) -> None:
+        """Remove a worker; it need not be there. Raises StoreError."""
+        await self._statements.write(("remove_instance", {"instance": instance}))
 
     async def launched(self, instance: WorkerProcess) -> None:
         """Note that the process is there."""
@@ -50,14 +74,14 @@ class WorkerRegistry:
             return
         row = InstanceRow(instance.name, instance.slot, *astuple(identity))
         try:
-            await self._instances.add(row)
+            await self.add(row)
         except StoreError as error:
             log.error("instance_not_recorded", **instance.facts, pid=instance.pid, why=str(error))
 
     async def gone(self, instance: WorkerProcess) -> None:
         """Note that nothing of it is left."""
         try:
-            await self._instances.remove(instance.name)
+            await self.remove(instance.name)
         except StoreError as error:
             log.error("instance_not_recorded", **instance.facts, pid=instance.pid, why=str(error))
 

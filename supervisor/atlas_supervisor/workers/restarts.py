@@ -1,8 +1,8 @@
 """Restarts a crashed worker with growing delays.
 
 A worker that lived for a while is started again at once; each short life in a row makes the next
-delay longer, up to a minute. It is never given up: what it needs may come back. `cancel` ends an attempt at any
-moment: a slot that is no longer active may be needed for a deploy.
+delay longer, up to a minute. It is never given up: what it needs may come back. `cancel` ends an
+attempt at any moment: a slot that is no longer active may be needed for a deploy.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import anyio
 import structlog
 
 from atlas_supervisor.model.release import Release
-from atlas_supervisor.model.slot import SlotState
+from atlas_supervisor.model.slot import SlotEvent, SlotState
 from atlas_supervisor.workers.launch import LaunchError
 from atlas_supervisor.workers.slot import Slot
-from atlas_supervisor.workers.slot_machine import SlotEvent
 
 log = structlog.get_logger(__name__)
 
@@ -67,8 +66,9 @@ class Restarter:
         self._policy = policy or RestartPolicy()
         self._crashes = CrashCount()
         self._scope: anyio.CancelScope | None = None
-        self._idle = anyio.Event()
-        self._idle.set()
+        self.idle = anyio.Event()
+        """Set while no attempt is in progress."""
+        self.idle.set()
 
     async def start(self, release: Release) -> None:
         """Start the worker; if it can't be started, go on trying."""
@@ -82,20 +82,20 @@ class Restarter:
         """Stop trying, and return once nothing of a half-started worker is left."""
         if self._scope is not None:
             self._scope.cancel()
-        await self._idle.wait()
+        await self.idle.wait()
 
     async def _exclusively(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do one thing at a time; a later call replaces what is in progress."""
-        while not self._idle.is_set():
+        while not self.idle.is_set():
             await self.cancel()
-        self._idle = anyio.Event()
+        self.idle = anyio.Event()
         try:
             with anyio.CancelScope() as self._scope:
                 await work()
         finally:
             self._scope = None
             self._leave_backoff()
-            self._idle.set()
+            self.idle.set()
 
     def _leave_backoff(self) -> None:
         if self._slot.state is SlotState.BACKOFF:

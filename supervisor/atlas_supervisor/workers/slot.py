@@ -1,7 +1,7 @@
 """A slot: runs one worker at a time, from its launch to its end.
 
 It launches a worker, waits until it is ready, watches it, drains it and stops it. Its state
-follows the table in `slot_machine`. What happens after a crash is decided by `Slots`.
+follows the table in `model.slot`. What happens after a crash is decided by `Slots`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,29 @@ from structlog.contextvars import bind_contextvars, bound_contextvars, clear_con
 
 from atlas_supervisor.config import Settings
 from atlas_supervisor.model.release import Release
-from atlas_supervisor.model.slot import Role, SlotName, SlotState, SlotView
+from atlas_supervisor.model.slot import (
+    INITIAL,
+    SERVING,
+    Role,
+    SlotEvent,
+    SlotName,
+    SlotState,
+    SlotView,
+    next_state,
+)
 from atlas_supervisor.model.socket_passing import SocketPassing
+from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.traffic import Plane
-from atlas_supervisor.workers import slot_machine
 from atlas_supervisor.workers.drain import Drain, Drains
-from atlas_supervisor.workers.launch import LaunchError, launch_release, new_instance_id
-from atlas_supervisor.workers.liveness import until_hung
+from atlas_supervisor.workers.launch import (
+    LaunchError,
+    launch_release,
+    new_instance_id,
+    until_ready,
+)
 from atlas_supervisor.workers.output import WorkerLog
 from atlas_supervisor.workers.process import WorkerProcess
-from atlas_supervisor.workers.readiness import until_ready
-from atlas_supervisor.workers.slot_machine import SERVING, SlotEvent
 
 log = structlog.get_logger(__name__)
 
@@ -70,7 +81,7 @@ class Slot:
         """How a worker last went down, or did not come up, without having been asked to end."""
         self.instance: WorkerProcess | None = None
         self.log = WorkerLog(context.settings.state_dir / "logs" / f"worker-{name}.log", name)
-        self._state = slot_machine.INITIAL
+        self._state = INITIAL
         self._context = context
 
     @property
@@ -98,9 +109,14 @@ class Slot:
         """Whether all traffic can be switched to it."""
         return self.serving and not self.is_down
 
+    @property
+    def answers(self) -> bool:
+        """Whether it can serve, and answered the last probe."""
+        return self.can_serve and self.instance is not None and self.instance.answers
+
     def apply(self, event: SlotEvent) -> None:
         """Take the state that follows from the event. Raises UnexpectedEventError."""
-        self._state = slot_machine.step(self._state, event)
+        self._state = next_state(self._state, event)
 
     def activate(self) -> None:
         """Note that the slot has the traffic; nothing changes if its worker died meanwhile."""
@@ -295,3 +311,36 @@ class Slot:
             self.apply(SlotEvent.CLEARED)
         log.info("worker_exited", **instance.facts, pid=instance.pid, how=instance.exit_text)
         await self._context.registry.gone(instance)
+
+
+async def until_hung(
+    instance: WorkerProcess, port: int, prober: HttpProber, settings: Settings
+) -> str | None:
+    """Probe it while it lives; return why it counts as hung, or None once it ends.
+
+    Any HTTP response in time shows that it does not hang: a restart brings no database back. With
+    `LIVENESS_PATH` the application itself says whether it is to be restarted. Only failures in a
+    row count, and an error of the prober itself is no evidence.
+    """
+    failures, own_path = 0, settings.liveness_path
+    while True:
+        with anyio.move_on_after(settings.liveness_interval_seconds):
+            await instance.exited.wait()
+        if not instance.alive or instance.expected_to_exit:
+            return None
+        probed = await prober.probe_response(
+            port,
+            own_path or settings.health_path,
+            timeout_seconds=settings.health_timeout_seconds,
+            expect_instance=instance.name,
+        )
+        result = probed.result
+        if result.verdict is Verdict.INCONCLUSIVE:
+            continue
+        lives = result.verdict is Verdict.PASS if own_path else probed.answered
+        instance.answers = probed.answered
+        failures = 0 if lives else failures + 1
+        if failures:
+            log.warning("liveness_failed", **instance.facts, times=failures, why=result.message)
+        if failures >= settings.liveness_failures:
+            return f"it failed {failures} liveness probes in a row: {result.message}"

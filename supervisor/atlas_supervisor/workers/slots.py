@@ -19,14 +19,13 @@ from anyio.abc import TaskGroup
 from atlas_supervisor.config import Settings
 from atlas_supervisor.health.worker_checks import ActiveWorker
 from atlas_supervisor.model.release import Release
-from atlas_supervisor.model.slot import Role, SlotName, SlotState, SlotView
+from atlas_supervisor.model.slot import Role, SlotEvent, SlotName, SlotState, SlotView
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.drain import SETTLE_SECONDS, Drains
 from atlas_supervisor.workers.process import WorkerProcess
 from atlas_supervisor.workers.restarts import Restarter
 from atlas_supervisor.workers.slot import InstanceRegistry, Slot, SlotContext
-from atlas_supervisor.workers.slot_machine import SlotEvent
 
 log = structlog.get_logger(__name__)
 
@@ -131,6 +130,14 @@ class Slots:
 
     async def free_staging(self) -> None:
         """Return once staging is free for the next deploy; what occupies it is asked to leave."""
+        if not self._free.is_set():
+            await self._clear_staging()
+        await self.cancel_staging_restarts()
+        if self.staging.instance is not None:  # left behind by a step that failed
+            await self.staging.stop()
+
+    async def _clear_staging(self) -> None:
+        """Ask for staging, and wait until the version before has left it."""
         self._needed.set()
         try:
             async with anyio.create_task_group() as group:
@@ -139,9 +146,6 @@ class Slots:
                 group.cancel_scope.cancel()
         finally:
             self._needed = anyio.Event()
-        await self.cancel_staging_restarts()
-        if self.staging.instance is not None:  # left behind by a step that failed
-            await self.staging.stop()
 
     async def _hurry_drains(self) -> None:
         """Hurry the drains that there are, and those that begin meanwhile."""
@@ -151,7 +155,9 @@ class Slots:
 
     async def cancel_staging_restarts(self) -> None:
         """Return once nothing starts a worker in staging but a deploy."""
-        await self._restarters[self.staging.name].cancel()
+        restarter = self._restarters[self.staging.name]
+        if not restarter.idle.is_set():
+            await restarter.cancel()
 
     def vacate_staging(self) -> None:
         """Pass connections that are queued for staging on to the active slot."""

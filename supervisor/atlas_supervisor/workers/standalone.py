@@ -19,8 +19,12 @@ from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.store.database import active_release
 from atlas_supervisor.store.state_keeper import StateFile, UnreadableStateError
 from atlas_supervisor.traffic.listeners import explain_bind_error, listen, refuse_foreign_listeners
-from atlas_supervisor.workers.environment import worker_environment
-from atlas_supervisor.workers.launch import FIRST_DESCRIPTOR, launcher_command, new_instance_id
+from atlas_supervisor.workers.launch import (
+    FIRST_DESCRIPTOR,
+    launcher_command,
+    new_instance_id,
+    worker_environment,
+)
 from atlas_supervisor.workers.releases import Releases, UnknownReleaseError
 from atlas_worker.contract import STATE_FILE
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from atlas_supervisor.store.state_keeper import StateFile
 from atlas_supervisor.workers.releases import Releases
 from tests.harness import write_release
 from tests.unit.supervisor.deploy.memory import World
-from tests.unit.supervisor.store.samples import a_deploy, a_state, moved
+from tests.unit.supervisor.store.samples import WHEN, a_deploy, a_state, moved
 
 BLUE, GREEN = SlotName.BLUE, SlotName.GREEN
 PORT = {BLUE: 8791, GREEN: 8792}
@@ -137,6 +138,19 @@ async def test_a_switch_that_the_state_file_shows_counts_and_its_version_is_adde
         await it.recover(GREEN)
         record = await it.ended()
         assert (record.result, record.active_port) == ("switched", PORT[GREEN])
+        assert await it.stack() == [("v1", BLUE), ("v2", GREEN)]
+
+
+async def test_a_durable_switch_counts_after_the_clock_went_back(tmp_path: Path) -> None:
+    async with left(tmp_path) as it:
+        await it.versions(("v1", BLUE))
+        earlier = a_deploy("d0", started_ts=WHEN + timedelta(days=1))
+        await it.database.deploys.begin(earlier, auto_switch=True)
+        ended = earlier.model_copy(update={"phase": "ended", "ended_ts": WHEN})
+        await it.database.deploys.write_transition(*moved(ended, source="smoke", event="failed"))
+        await it.deploy(Phase.SWITCH)
+        await it.recover(GREEN)
+        assert (await it.ended()).result == "switched"
         assert await it.stack() == [("v1", BLUE), ("v2", GREEN)]
 
 

@@ -17,9 +17,8 @@ from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.actor import SUPERVISOR
 from atlas_supervisor.model.release import Release, Version, VersionChange
 from atlas_supervisor.store import database as module
-from atlas_supervisor.store import versions
+from atlas_supervisor.store import deploys
 from atlas_supervisor.store.database import Database, open_database
-from atlas_supervisor.store.instances import InstanceRow
 from atlas_supervisor.store.statements import StoreError
 from tests.unit.supervisor.store.samples import a_deploy, a_state, a_step, moved, rows
 from tests.unit.supervisor.traffic.support import open_files
@@ -92,10 +91,9 @@ async def transition(
     )
 
 
-async def test_versions_instances_and_state_come_back_as_written(path: Path) -> None:
+async def test_versions_and_state_come_back_as_written(path: Path) -> None:
     one = Release(name=None, path=Path("/srv/work"), version="v1")
     two = Release(name="v2", path=Path("/srv/releases/v2"), version="v2")
-    row = InstanceRow("blue-1", "blue", 12, 34, "boot")
     async with open_database(path) as (database, _):
         await database.versions.push(BLUE, one)
         await database.versions.push(GREEN, two)
@@ -103,11 +101,6 @@ async def test_versions_instances_and_state_come_back_as_written(path: Path) -> 
         await database.deploys.begin(a_deploy(), auto_switch=True)
         await transition(database, "d1", versions=VersionChange(None))
         assert await database.versions.all() == [Version(BLUE, one)]
-        await database.instances.add(row)
-        assert await database.instances.all() == [row]
-        await database.instances.remove("blue-1")
-        await database.instances.remove("never-there")
-        assert await database.instances.all() == []
         await database.state.save(a_state(generation=1))
         await database.state.save(a_state(generation=2))
         assert await database.state.load() == a_state(generation=2)
@@ -118,7 +111,7 @@ async def test_versions_instances_and_state_come_back_as_written(path: Path) -> 
 
 
 async def test_old_versions_are_forgotten(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(versions, "_VERSIONS_KEPT", 3)
+    monkeypatch.setattr(deploys, "_VERSIONS_KEPT", 3)
     async with open_database(path) as (database, _):
         for number in range(10):
             release = Release(name=f"v{number}", path=Path("/srv"), version=f"v{number}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,17 @@ async def test_the_latest_deploys_come_first(path: Path) -> None:
         for number in range(5):
             await database.deploys.begin(a_deploy(f"d{number}"), auto_switch=True)
         assert [each.deploy_id for each in await database.deploys.latest(3)] == ["d4", "d3", "d2"]
+
+
+async def test_the_latest_deploy_is_the_last_one_written_after_the_clock_went_back(
+    path: Path,
+) -> None:
+    async with open_database(path) as (database, _):
+        for number in range(3):
+            started = {"started_ts": WHEN - number * timedelta(days=1)}
+            await database.deploys.begin(a_deploy(f"d{number}", **started), auto_switch=True)
+        assert [each.deploy_id for each in await database.deploys.latest(3)] == ["d2", "d1", "d0"]
+        assert (await database.deploys.last_by_release())["v2"].deploy_id == "d2"
 
 
 async def test_the_oldest_deploys_are_forgotten_with_all_that_belongs_to_them(

@@ -28,7 +28,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(keys, "now", clock)
+    for module in (deploys, keys):
+        monkeypatch.setattr(module, "now", clock)
     return clock
 
 

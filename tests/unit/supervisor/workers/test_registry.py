@@ -13,10 +13,10 @@ import anyio
 import pytest
 
 from atlas_supervisor.errors import StartRefusedError
-from atlas_supervisor.store.instances import InstanceRow
+from atlas_supervisor.store.database import open_database
 from atlas_supervisor.system import procfs
 from atlas_supervisor.workers import registry
-from atlas_supervisor.workers.registry import end_orphans
+from atlas_supervisor.workers.registry import InstanceRow, WorkerRegistry, end_orphans
 from tests.unit.supervisor.workers.support import DEAF
 
 WAIT = "print('so far', flush=True)\nimport time\ntime.sleep(600)\n"
@@ -52,6 +52,17 @@ def row(pid: int, *, start_ticks: int | None = None, boot_id: str | None = None)
 def of_a_worker(state_dir: object) -> dict[str, str]:
     """Return the variables of a worker of this folder that matter here."""
     return {"ATLAS_STATE_DIR": str(state_dir), "ATLAS_INSTANCE": "blue-0123456789abcdef"}
+
+
+async def test_recorded_workers_come_back_as_written(tmp_path: Path) -> None:
+    one = InstanceRow("blue-1", "blue", 12, 34, "boot")
+    async with open_database(tmp_path / "atlas.db") as (database, _):
+        workers = WorkerRegistry(database.statements)
+        await workers.add(one)
+        assert await workers.rows() == [one]
+        await workers.remove("blue-1")
+        await workers.remove("never-there")
+        assert await workers.rows() == []
 
 
 async def test_without_leftovers_nothing_is_done(tmp_path: Path) -> None:

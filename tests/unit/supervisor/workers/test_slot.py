@@ -13,13 +13,14 @@ import pytest
 from atlas_supervisor.model.probe import ProbeResult
 from atlas_supervisor.model.slot import Role, SlotState
 from atlas_supervisor.model.verdict import Verdict
-from atlas_supervisor.probes.health_probe import HttpProber
+from atlas_supervisor.probes.health_probe import HttpProber, ProbedResponse
 from atlas_supervisor.system import procfs
 from atlas_supervisor.workers.launch import LaunchError
 from atlas_supervisor.workers.output import keep_bounded
 from tests.harness import eventually
 from tests.unit.supervisor.traffic.support import foreign_listener, open_files
 from tests.unit.supervisor.workers.support import (
+    ANSWER,
     BLUE,
     DEAF,
     GREEN,
@@ -220,13 +221,14 @@ class Unsure(HttpProber):
 
     probes = 0
 
-    async def probe(self, port: int, path: str, **more: Any) -> ProbeResult:
+    async def probe_response(self, port: int, path: str, **more: Any) -> ProbedResponse:
         if more.get("expect_instance") is None:
-            return await super().probe(port, path, **more)
+            return await super().probe_response(port, path, **more)
         Unsure.probes += 1
-        return ProbeResult(
+        result = ProbeResult(
             verdict=Verdict.INCONCLUSIVE, status=None, duration_ms=0, message="no descriptors"
         )
+        return ProbedResponse(result, None)
 
 
 async def test_inconclusive_probes_do_not_count_against_the_worker(tmp_path: Path) -> None:
@@ -248,7 +250,7 @@ async def test_an_answer_of_another_instance_counts_as_a_failure(tmp_path: Path)
 
 
 async def test_a_draining_worker_serves_its_queue_first(tmp_path: Path) -> None:
-    code = READY + "notify('READY=1')\nimport time\ntime.sleep(0.5)\n" + serving()
+    code = READY + "notify('READY=1')\n" + ANSWER + "import time\ntime.sleep(0.5)\n" + serving()
     async with bench(tmp_path) as made:
         await made.blue.start(release(tmp_path / "r", code))
         assert made.blue.instance is not None

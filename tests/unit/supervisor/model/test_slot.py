@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atlas_supervisor.model.slot import SlotState
-from atlas_supervisor.workers.slot_machine import (
+from atlas_supervisor.model.slot import (
     INITIAL,
     SERVING,
     TABLE,
     SlotEvent,
+    SlotState,
     UnexpectedEventError,
     diagram,
+    next_state,
     possible,
-    step,
 )
 
 EVENTS = st.lists(st.sampled_from(SlotEvent), max_size=40)
@@ -28,7 +28,7 @@ def walk(events: list[SlotEvent]) -> SlotState:
     state = INITIAL
     for event in events:
         if possible(state, event):
-            state = step(state, event)
+            state = next_state(state, event)
     return state
 
 
@@ -38,7 +38,7 @@ def test_every_state_and_every_event_is_in_the_table() -> None:
 
 
 def test_a_slot_can_be_cleared_in_every_state() -> None:
-    assert {step(state, SlotEvent.CLEARED) for state in SlotState} == {SlotState.EMPTY}
+    assert {next_state(state, SlotEvent.CLEARED) for state in SlotState} == {SlotState.EMPTY}
 
 
 def test_an_event_without_a_row_is_refused() -> None:
@@ -47,7 +47,7 @@ def test_an_event_without_a_row_is_refused() -> None:
     for state, event in missing:
         assert not possible(state, event)
         with pytest.raises(UnexpectedEventError, match=f"{event} is not possible in {state}"):
-            step(state, event)
+            next_state(state, event)
 
 
 def test_only_a_ready_worker_gains_or_loses_the_traffic() -> None:
@@ -61,7 +61,7 @@ def test_a_worker_runs_only_after_it_was_launched_and_became_ready(events: list[
     state, seen = INITIAL, list[SlotEvent]()
     for event in events:
         if possible(state, event):
-            state = step(state, event)
+            state = next_state(state, event)
             seen.append(event)
         if state in SERVING:
             launch = len(seen) - seen[::-1].index(SlotEvent.LAUNCHED)
@@ -81,7 +81,7 @@ def test_a_draining_worker_never_serves_again(events: list[SlotEvent]) -> None:
         if event is SlotEvent.LAUNCHED:
             break
         if possible(state, event):
-            state = step(state, event)
+            state = next_state(state, event)
         assert state not in SERVING
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from atlas_supervisor.workers.notify import NotifySocket
+from atlas_supervisor.workers.process import NotifySocket
 from tests.harness import eventually
 from tests.unit.supervisor.traffic.support import open_files
 

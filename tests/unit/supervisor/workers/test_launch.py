@@ -7,7 +7,7 @@ import pytest
 
 from atlas_supervisor.errors import SettingsError
 from atlas_supervisor.model.release import Release
-from atlas_supervisor.workers.environment import worker_environment
+from atlas_supervisor.workers.launch import worker_environment
 from tests.unit.supervisor.workers.support import BLUE, make_settings
 
 SECRETS = {
