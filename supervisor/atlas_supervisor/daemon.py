@@ -25,9 +25,8 @@ from atlas_supervisor.deploy.collector import GaugeCollector
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.executor import Executor
 from atlas_supervisor.deploy.initial_state import active_release
-from atlas_supervisor.deploy.recorder import Recorder
+from atlas_supervisor.deploy.recorder import Recorder, Runs
 from atlas_supervisor.deploy.recovery import recover
-from atlas_supervisor.deploy.runs import Runs
 from atlas_supervisor.deploy.service import DeployService
 from atlas_supervisor.deploy.status import DeployQueries
 from atlas_supervisor.deploy.switch import Switch
@@ -35,7 +34,6 @@ from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.health.monitor import HealthMonitor
 from atlas_supervisor.logs.log_service import LogService
 from atlas_supervisor.model.actor import SUPERVISOR
-from atlas_supervisor.model.probe import ProbeResult
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.probes.http_client import RequestShape
 from atlas_supervisor.store.database import Database, open_database
@@ -70,10 +68,16 @@ class Daemon:
         self._metrics = Metrics(
             version=version("atlas-supervisor"),
             features=settings.canary_features,
+            slot_ports=settings.slot_ports,
             state_dir=settings.state_dir,
         )
         self._plane: Plane = make_plane(
-            Endpoints(str(settings.public_host), settings.public_port, settings.slot_ports),
+            Endpoints(
+                str(settings.public_host),
+                settings.public_port,
+                settings.slot_ports,
+                proxy_protocol=settings.relay_proxy_protocol,
+            ),
             settings.socket_passing,
         )
         self._releases = Releases(
@@ -98,7 +102,11 @@ class Daemon:
                 )
             stack.callback(self._canaries.close)
             prober = await stack.enter_async_context(
-                HttpProber(self._observe_probe, RequestShape.of(self._settings))
+                HttpProber(
+                    self._metrics.probes.probed,
+                    shape=RequestShape.of(self._settings),
+                    reach=self._reach,
+                )
             )
             active = self._settings.slot_of_port(self._state.state.active_port)
             self._plane.open(active)
@@ -193,7 +201,7 @@ class Daemon:
             plane=self._plane,
             slots=slots,
             state=self._state,
-            changed=monitor.subject_changed,
+            changed=monitor.switched,
         )
         executor = Executor(
             settings=self._settings,
@@ -252,6 +260,5 @@ class Daemon:
             metrics=collector.exposition(self._metrics),
         )
 
-    def _observe_probe(self, port: int, result: ProbeResult) -> None:
-        slot = self._settings.slot_of_port(port)
-        self._metrics.probes.probed(slot, result.verdict, result.duration_ms / 1000)
+    def _reach(self, port: int) -> int:
+        return self._plane.probe_port(self._settings.slot_of_port(port))

@@ -13,8 +13,7 @@ from typing import Any, Protocol
 from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.audit import AuditEntry, Verification
 from atlas_supervisor.model.canary import CanaryReport, CanaryView, FeatureView
-from atlas_supervisor.model.deploy import DeployRecord, Mode
-from atlas_supervisor.model.event import EventFeed, Transition
+from atlas_supervisor.model.deploy import DeployRecord, EventFeed, Mode, Transition
 from atlas_supervisor.model.health import Health
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.log import LogFeed, LogSource, WantedLines

@@ -97,6 +97,7 @@ class Settings(BaseModel):
     liveness_path: HttpPathOrNone = ""
     liveness_interval_seconds: Seconds = 5
     liveness_failures: Count = 3
+    relay_proxy_protocol: Switch = False
     smoke_file: PlaceOrNone = DEFAULT_SMOKE_FILE
     keep_warm_seconds: SecondsOrZero = 300
     keep_warm_foreign: Switch = False

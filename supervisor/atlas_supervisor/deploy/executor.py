@@ -10,13 +10,11 @@ import structlog
 
 from atlas_supervisor.config import Settings
 from atlas_supervisor.config.smoke_file import SmokePlan, load_smoke_file
-from atlas_supervisor.deploy.effects import ActiveDeploy, StepOutcome
-from atlas_supervisor.deploy.machine import Event
+from atlas_supervisor.deploy.effects import ActiveDeploy
+from atlas_supervisor.deploy.machine import Event, StepOutcome
 from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.errors import SettingsError
-from atlas_supervisor.health.worker_report import complaint
-from atlas_supervisor.model.release import Version, VersionChange
-from atlas_supervisor.model.step import (
+from atlas_supervisor.model.deploy import (
     DrainDetail,
     GuardDetail,
     HealthDetail,
@@ -24,6 +22,7 @@ from atlas_supervisor.model.step import (
     PreflightDetail,
     SmokeDetail,
 )
+from atlas_supervisor.model.release import Version, VersionChange
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.health_probe import HttpProber, health_gate
 from atlas_supervisor.probes.http_client import RequestShape
@@ -102,10 +101,11 @@ class Executor:
         slot, instance = self._slots.staging, self._slots.staging.instance
         if instance is None:
             return StepOutcome.staging_died("staging is gone")
+        shape = RequestShape.of(self._settings)
         checks = await run_smoke(
             plan,
-            port=slot.port,
-            shape=RequestShape.of(self._settings),
+            base_url=shape.base_url(self._plane.probe_port(slot.name)),
+            headers=shape.headers_for(slot.port),
             env=worker_environment(
                 self._settings,
                 slot=slot.name,
@@ -146,7 +146,6 @@ class Executor:
             interval_seconds=settings.health_interval_seconds,
             timeout_seconds=settings.health_timeout_seconds,
             expect_instance=instance.name if instance else None,
-            complaint=complaint,
             still_starting=still_starting,
         )
         if gate.verdict is Verdict.PASS:

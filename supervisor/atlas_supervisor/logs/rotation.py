@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atlas_supervisor.logs.lines import CHUNK_BYTES, line_ends_at
-from atlas_supervisor.telemetry.log_file import FILES_KEPT, older
+from atlas_supervisor.telemetry.handlers import FILES_KEPT, older
 from atlas_supervisor.workers.output import WorkerLog
 
 _HEAD_BYTES = 40  # the timestamp of the first line; every line is longer

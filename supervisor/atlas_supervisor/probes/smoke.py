@@ -24,7 +24,6 @@ from atlas_supervisor.probes.http_client import (
     EXCERPT_LIMIT,
     HttpExchangeError,
     HttpResponse,
-    RequestShape,
     exchange,
     explanation,
     open_session,
@@ -46,20 +45,20 @@ _OWN_ERRORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 async def run_smoke(
     plan: SmokePlan,
     *,
-    port: int,
-    shape: RequestShape,
+    base_url: str,
+    headers: CIMultiDict[str],
     env: Mapping[str, str],
     directory: Path,
     deploy_id: str,
 ) -> list[CheckResult]:
     """Run all tests in the file's order, requests first, and return a result for each.
 
-    `port` is the staging instance's. Programs run in `directory` with `env` as their whole
-    environment, and the instance's URL added.
+    `base_url` is the staging instance's, without a path, and `headers` are those of every request,
+    `Host` included. Programs run in `directory` with `env` as their whole environment, and the
+    base URL added.
     """
-    base_url = shape.base_url(port)
     environment = {**env, ENV_STAGING_URL: base_url}
-    common = shape.headers_for(port)
+    common = headers.copy()
     common[SMOKE_HEADER] = deploy_id
     async with open_session() as session:
         requests = [await _run_http(check, session, base_url, common) for check in plan.http]

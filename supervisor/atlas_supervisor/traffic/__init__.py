@@ -14,6 +14,8 @@ __all__ = ["Endpoints", "InheritedSockets", "Plane", "make_plane"]
 
 log = structlog.get_logger(__name__)
 
+_HIDDEN = "the relay serves workers on {}, which see 127.0.0.1 as the address of every client"
+
 
 def make_plane(endpoints: Endpoints, socket_passing: SocketPassing) -> Plane:
     """Return the best plane that can carry such workers on these addresses, not yet open.
@@ -28,10 +30,13 @@ def make_plane(endpoints: Endpoints, socket_passing: SocketPassing) -> Plane:
         or socket_passing is SocketPassing.PORT
         or (socket_passing is SocketPassing.FD and ipv6_only)
     ):
+        if endpoints.public_port and socket_passing is SocketPassing.FD:
+            log.warning("client_address_hidden", why=_HIDDEN.format("an IPv6-only PUBLIC_HOST"))
         return RelayPlane(endpoints, socket_passing)
     try:
         listeners.prove_steering()
     except OSError as error:
         log.warning("kernel_steering_unavailable", why=str(error), instead="using the relay plane")
+        log.warning("client_address_hidden", why=_HIDDEN.format("a kernel that can't steer"))
         return RelayPlane(endpoints, socket_passing)
     return KernelPlane(endpoints, socket_passing)

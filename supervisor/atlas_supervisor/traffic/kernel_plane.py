@@ -36,8 +36,7 @@ from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import listeners
 from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, RelayTraffic
 from atlas_supervisor.traffic.relay import Target
-from atlas_supervisor.traffic.rescue import Rescues
-from atlas_supervisor.traffic.slot_ports import SlotPorts
+from atlas_supervisor.traffic.slot_ports import Rescues, SlotPorts
 from atlas_supervisor.traffic.steering import DIRECT_SOURCE, SteeringPolicy
 
 
@@ -105,6 +104,10 @@ class KernelPlane:
     def ports(self, slot: SlotName) -> frozenset[int]:
         """Return the public port and the slot's own one."""
         return frozenset({self._endpoints.public_port, self._endpoints.slot_ports[slot]})
+
+    def probe_port(self, slot: SlotName) -> int:
+        """Return the slot's own port."""
+        return self._endpoints.slot_ports[slot]
 
     def steer(self, slot: SlotName) -> None:
         """Attach the program that sends new connections to the slot: the switch itself."""

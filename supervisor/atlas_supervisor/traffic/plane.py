@@ -23,6 +23,8 @@ class Endpoints:
     public_port: int
     """0 turns the public port off."""
     slot_ports: dict[SlotName, int]
+    proxy_protocol: bool = False
+    """Whether workers that bind their own port get the client's address by PROXY protocol."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,9 @@ class Plane(Protocol):
 
     def ports(self, slot: SlotName) -> frozenset[int]:
         """Return the local ports of the client connections of a worker in the slot."""
+
+    def probe_port(self, slot: SlotName) -> int:
+        """Return the loopback port by which the daemon's own requests reach the slot's worker."""
 
     def steer(self, slot: SlotName) -> None:
         """Send every new connection to the slot. Raises OSError, and then nothing changed."""

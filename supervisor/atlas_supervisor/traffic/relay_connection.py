@@ -182,10 +182,12 @@ class RelayConnection:
         self.server = _Side(self, server, self._loop)
         self.client.other, self.server.other = self.server, self.client
 
-    def start(self) -> None:
-        """Start to copy."""
+    def start(self, header: bytes = b"") -> None:
+        """Start to copy; the server gets the header first."""
         self.server.listen()
         self.client.listen()
+        if header:
+            self.server.send(header)
         self.client.read()  # the request has often arrived already
 
     def moved(self, source: _Side, count: int = 0) -> None:

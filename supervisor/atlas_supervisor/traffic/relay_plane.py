@@ -5,6 +5,9 @@ copy of every byte, and the public port closes with the daemon. The promise is t
 connection stays with the version where it began, and a switch loses none.
 
 Without a public port (`PUBLIC_PORT=0`) the same class serves the slots' own ports alone.
+
+With PROXY protocol a worker that binds its own port expects a header on each connection, those of
+probes and smoke tests included. So these connect to a listener of ours, which adds the header.
 """
 
 from __future__ import annotations
@@ -17,9 +20,8 @@ from atlas_supervisor.system.procfs import describe_listeners, inode_of
 from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import listeners
 from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, RelayTraffic
-from atlas_supervisor.traffic.relay import Relay, Target
-from atlas_supervisor.traffic.rescue import Rescues
-from atlas_supervisor.traffic.slot_ports import SlotPorts
+from atlas_supervisor.traffic.relay import Relay, Target, client_header, local_header
+from atlas_supervisor.traffic.slot_ports import Rescues, SlotPorts
 
 
 class RelayPlane:
@@ -34,6 +36,10 @@ class RelayPlane:
         self._own: dict[SlotName, socket.socket] = {}
         self._inner: dict[SlotName, socket.socket] = {}
         """Inherited in place of the public socket; the relay connects to it."""
+        self._probe_listeners: dict[SlotName, socket.socket] = {}
+        """Where the daemon's own requests connect to, if the worker expects a header."""
+        by_port = socket_passing is SocketPassing.PORT and endpoints.public_port
+        self._with_header = bool(by_port and endpoints.proxy_protocol)
         self._own_ports: SlotPorts
         self._rescues = Rescues()
 
@@ -62,7 +68,8 @@ class RelayPlane:
             raise
         self._own_ports = self._serve_own_ports()
         if self._public is not None:
-            self._relay = Relay(self._public, self._target)
+            header = client_header if self._with_header else None
+            self._relay = Relay(self._public, self._target, header=header)
             self._relay.start()
 
     def _open_sockets(self) -> None:
@@ -82,10 +89,14 @@ class RelayPlane:
         if self._socket_passing is not SocketPassing.PORT:
             for slot in SlotName:
                 self._inner[slot] = listeners.listen("127.0.0.1", 0)
+        elif self._with_header:
+            for slot in SlotName:
+                self._probe_listeners[slot] = listeners.listen("127.0.0.1", 0)
 
     def _serve_own_ports(self) -> SlotPorts:
         if self._socket_passing is SocketPassing.PORT:
-            return SlotPorts({}, {})
+            targets = {slot: self._target_of(slot) for slot in self._probe_listeners}
+            return SlotPorts(self._probe_listeners, targets, header=local_header, patient=False)
         if self._socket_passing is SocketPassing.ACTIVATION or not self._inner:
             return SlotPorts(self._own, {})
         return SlotPorts(self._own, {slot: self._target_of(slot) for slot in SlotName})
@@ -112,6 +123,12 @@ class RelayPlane:
     def ports(self, slot: SlotName) -> frozenset[int]:
         """Return the slot's own port, and the one that the relay connects to."""
         return frozenset({self._endpoints.slot_ports[slot], self._target_of(slot).port})
+
+    def probe_port(self, slot: SlotName) -> int:
+        """Return the slot's own port, or that of the listener that adds the header."""
+        if slot in self._probe_listeners:
+            return int(self._probe_listeners[slot].getsockname()[1])
+        return self._endpoints.slot_ports[slot]
 
     def steer(self, slot: SlotName) -> None:
         """Choose the slot for every connection that is accepted from now on."""
@@ -174,6 +191,7 @@ class RelayPlane:
         self._close_sockets()
 
     def _close_sockets(self) -> None:
-        for sock in (self._public, *self._own.values(), *self._inner.values()):
+        opened = (self._own, self._inner, self._probe_listeners)
+        for sock in (self._public, *(sock for each in opened for sock in each.values())):
             if sock is not None:
                 sock.close()

@@ -14,7 +14,15 @@ from atlas_supervisor.cli.__main__ import main
 from tests.unit.supervisor.cli.played import Played, serve
 
 # What the caller's own environment must not bring into a test.
-FOREIGN = ("ATLAS_ENV_FILE", "ATLAS_TOKEN", "STATE_DIR", "NO_COLOR", "FORCE_COLOR", "COLUMNS")
+FOREIGN = (
+    "ATLAS_ENV_FILE",
+    "ATLAS_TOKEN",
+    "ATLAS_CACERT",
+    "STATE_DIR",
+    "NO_COLOR",
+    "FORCE_COLOR",
+    "COLUMNS",
+)
 
 
 @dataclass(frozen=True)

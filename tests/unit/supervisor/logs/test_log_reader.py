@@ -18,8 +18,8 @@ from atlas_supervisor.logs.log_reader import LogReader, show_own_line, show_work
 from atlas_supervisor.logs.rotation import RenamedLog, TruncatedLog
 from atlas_supervisor.model.log import LogLevel, WantedLines
 from atlas_supervisor.model.slot import SlotName
-from atlas_supervisor.telemetry import log_file
-from atlas_supervisor.telemetry.log_file import LogFile
+from atlas_supervisor.telemetry import handlers
+from atlas_supervisor.telemetry.handlers import LogFile
 from atlas_supervisor.workers import output
 from atlas_supervisor.workers.output import WorkerLog
 
@@ -234,7 +234,7 @@ def test_a_file_emptied_by_another_program_is_read_from_its_start(log: WorkerLog
 
 
 def handler(path: Path, monkeypatch: pytest.MonkeyPatch) -> LogFile:
-    monkeypatch.setattr(log_file, "FILE_BYTES", 300)
+    monkeypatch.setattr(handlers, "FILE_BYTES", 300)
     made = LogFile(path, on_failure=lambda error: pytest.fail(str(error)))
     made.setFormatter(logging.Formatter("%(message)s"))
     return made

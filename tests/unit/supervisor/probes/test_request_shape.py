@@ -41,7 +41,12 @@ async def probe(port: int, shape: RequestShape, *, timeout_seconds: float = 5) -
 async def smoke(port: int, shape: RequestShape, **fields: Any) -> CheckResult:
     plan = SmokePlan.model_validate({"http": [{"name": "home", "path": "/", **fields}]})
     (result,) = await run_smoke(
-        plan, port=port, shape=shape, env={}, directory=Path(), deploy_id="d-1"
+        plan,
+        base_url=shape.base_url(port),
+        headers=shape.headers_for(port),
+        env={},
+        directory=Path(),
+        deploy_id="d-1",
     )
     return result
 
@@ -90,7 +95,12 @@ async def test_a_smoke_command_gets_the_address_with_its_scheme() -> None:
         {"command": [{"name": "c", "run": ["sh", "-c", "echo $ATLAS_STAGING_URL"]}]}
     )
     (result,) = await run_smoke(
-        plan, port=7, shape=HTTPS, env={"PATH": "/usr/bin:/bin"}, directory=Path(), deploy_id="d"
+        plan,
+        base_url=HTTPS.base_url(7),
+        headers=HTTPS.headers_for(7),
+        env={"PATH": "/usr/bin:/bin"},
+        directory=Path(),
+        deploy_id="d",
     )
     assert result.got == "https://127.0.0.1:7"
 

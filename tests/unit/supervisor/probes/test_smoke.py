@@ -30,7 +30,12 @@ async def run_http(server: Server, *checks: dict[str, Any]) -> list[CheckResult]
         {"http": [{"name": f"check {n}", "path": "/", **c} for n, c in enumerate(checks)]}
     )
     return await run_smoke(
-        plan, port=server.port, shape=RequestShape(), env={}, directory=Path(), deploy_id="d-1"
+        plan,
+        base_url=server.url,
+        headers=RequestShape().headers_for(server.port),
+        env={},
+        directory=Path(),
+        deploy_id="d-1",
     )
 
 
@@ -149,8 +154,8 @@ async def test_all_tests_are_run_even_if_one_fails(tmp_path: Path) -> None:
     async with serve(answer(status="500 No")) as server:
         results = await run_smoke(
             plan,
-            port=server.port,
-            shape=RequestShape(),
+            base_url=server.url,
+            headers=RequestShape().headers_for(server.port),
             env=dict(os.environ),
             directory=tmp_path,
             deploy_id="d-1",

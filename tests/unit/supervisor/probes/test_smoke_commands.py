@@ -28,8 +28,8 @@ async def run_command(
     plan = SmokePlan.model_validate({"command": [check]})
     (result,) = await run_smoke(
         plan,
-        port=1,
-        shape=RequestShape(),
+        base_url=NOWHERE,
+        headers=RequestShape().headers_for(1),
         env={"PATH": os.environ["PATH"]} if env is None else env,
         directory=directory,
         deploy_id="d-1",

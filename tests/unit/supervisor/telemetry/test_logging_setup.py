@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from atlas_supervisor.model.slot import SlotName
-from atlas_supervisor.telemetry import log_file
+from atlas_supervisor.telemetry import handlers
 from atlas_supervisor.telemetry.logging_setup import configure_logs
 from tests.unit.supervisor.disk import fill, mounted
 from tests.unit.supervisor.telemetry.conftest import lines
@@ -75,8 +75,8 @@ def test_values_unknown_to_JSON_are_logged_as_text(path: Path) -> None:
 def test_the_files_are_bounded_and_readable_by_the_group_at_most(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_file, "FILE_BYTES", 5000)
-    monkeypatch.setattr(log_file, "FILES_KEPT", 2)
+    monkeypatch.setattr(handlers, "FILE_BYTES", 5000)
+    monkeypatch.setattr(handlers, "FILES_KEPT", 2)
     before = os.umask(0)
     try:
         configure_logs(path, "info")
