@@ -68,6 +68,8 @@ class SlotContext:
     drains: Drains
     on_down: Callable[[Slot, WorkerProcess, str], Awaitable[None]]
     """Called once when a worker ended or hangs without having been asked to end, with the cause."""
+    on_change: Callable[[], None]
+    """Called after every change of a slot's state."""
 
 
 class Slot:
@@ -117,6 +119,7 @@ class Slot:
     def apply(self, event: SlotEvent) -> None:
         """Take the state that follows from the event. Raises UnexpectedEventError."""
         self._state = next_state(self._state, event)
+        self._context.on_change()
 
     def activate(self) -> None:
         """Note that the slot has the traffic; nothing changes if its worker died meanwhile."""
