@@ -38,7 +38,7 @@ def masked(key: str, value: str) -> str:
     """
     if value and _SECRET_KEY.search(key):
         return "***"
-    if key == "HEALTH_HEADERS":
+    if "HEADER" in key.upper():
         return ";".join(map(_masked_header, value.split(";")))
     if "://" in value:
         return _QUERY.sub("***", _USERINFO.sub("***@", value))

@@ -129,7 +129,7 @@ class KernelPlane:
     def vacate(self, slot: SlotName, heir: SlotName) -> None:
         """Relay the public queue of a slot without a worker to the heir; close on its own port."""
         target = Target("127.0.0.1", self._endpoints.slot_ports[heir])
-        self._rescues.begin(slot, self._public[slot], lambda: target)
+        self._rescues.begin(slot, self._public[slot], lambda: self._rescues.refusal(heir) or target)
         self._own_ports.vacate(slot)
 
     def occupy(self, slot: SlotName) -> None:

@@ -42,7 +42,6 @@ class RelayPlane:
         """Where the daemon's own requests connect to, if the worker expects a header."""
         by_port = socket_passing is SocketPassing.PORT and endpoints.public_port
         self._with_header = bool(by_port and endpoints.proxy_protocol)
-        self._refusals: dict[SlotName, Refusal] = {}
         self._own_ports: SlotPorts
         self._rescues = Rescues()
 
@@ -110,7 +109,10 @@ class RelayPlane:
         )
 
     def _target(self) -> Target | Refusal:
-        return self._refusals.get(self._active) or self._target_of(self._active)
+        return self._clients_of(self._active)
+
+    def _clients_of(self, slot: SlotName) -> Target | Refusal:
+        return self._rescues.refusal(slot) or self._target_of(slot)
 
     def _target_of(self, slot: SlotName) -> Target:
         if slot in self._inner:
@@ -163,7 +165,7 @@ class RelayPlane:
     def vacate(self, slot: SlotName, heir: SlotName) -> None:
         """Relay what the last worker did not accept to the heir; close on its own port."""
         if slot in self._inner:
-            self._rescues.begin(slot, self._inner[slot], lambda: self._target_of(heir))
+            self._rescues.begin(slot, self._inner[slot], lambda: self._clients_of(heir))
         self._own_ports.vacate(slot)
 
     def occupy(self, slot: SlotName) -> None:
@@ -173,13 +175,10 @@ class RelayPlane:
 
     def refuse(self, slot: SlotName, refusal: Refusal) -> None:
         """Refuse the slot's clients, those included that its last worker did not accept."""
-        self._refusals[slot] = refusal
-        if slot in self._inner:
-            self._rescues.refuse(slot, self._inner[slot], refusal)
+        self._rescues.refuse(slot, self._inner.get(slot), refusal)
 
     def admit(self, slot: SlotName) -> None:
         """Relay clients to the slot's worker again."""
-        self._refusals.pop(slot, None)
         self._rescues.admit(slot)
 
     def rescued(self, slot: SlotName) -> int:

@@ -88,7 +88,9 @@ class Rescues:
 
     def __init__(self) -> None:
         self._running: dict[SlotName, Relay] = {}
+        self._refusals: dict[SlotName, Refusal] = {}
         self._refusing: dict[SlotName, Relay] = {}
+        """Those whose queue is ours to read."""
         self._ending: list[Relay] = []
         """Relays that accept no more, and still have open connections."""
         self._carried = RelayCounters()
@@ -106,17 +108,25 @@ class Rescues:
             rescue.stop()
             self._ending = [one for one in (*self._ending, rescue) if one.open_connections]
 
-    def refuse(self, slot: SlotName, queue: socket.socket, refusal: Refusal) -> None:
-        """Refuse connections from the slot's queue from now on, unless they are rescued."""
-        if slot not in self._running and slot not in self._refusing:
+    def refuse(self, slot: SlotName, queue: socket.socket | None, refusal: Refusal) -> None:
+        """Refuse the slot's connections from now on, unless they are rescued."""
+        if slot in self._running:
+            return
+        self._refusals[slot] = refusal
+        if queue is not None and slot not in self._refusing:
             self._refusing[slot] = Relay(queue, lambda: refusal, self._carried)
             self._refusing[slot].start()
 
     def admit(self, slot: SlotName) -> None:
-        """Refuse connections from the slot's queue no more."""
+        """Refuse the slot's connections no more."""
+        self._refusals.pop(slot, None)
         if relay := self._refusing.pop(slot, None):
             relay.stop()
             self._ending = [one for one in (*self._ending, relay) if one.open_connections]
+
+    def refusal(self, slot: SlotName) -> Refusal | None:
+        """Return what the slot's connections get instead of its worker; None if it may serve."""
+        return self._refusals.get(slot)
 
     def count(self, slot: SlotName) -> int:
         """Return how many connections were passed on since the slot lost its worker."""

@@ -44,6 +44,7 @@ _OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 """The limit that the daemon was started with. Workers get it; the daemon raises its own."""
 
 _RETRY_SECONDS = 0.05
+_BOOT_SECONDS, _LATE_RETRY_SECONDS = 5.0, 0.5  # what is not up by then need not be seen at once
 _REACHED_BY_LOOPBACK = {"127.0.0.1", "0.0.0.0", "::", "::ffff:127.0.0.1"}  # noqa: S104  # compared
 
 ALLOWED = (
@@ -218,6 +219,7 @@ class _FirstAnswer:
 
     async def wait(self) -> None:
         """Return once there is an answer; the listener is open, so the request waits."""
+        began = anyio.current_time()
         while True:
             result = await self._prober.probe(
                 self._port,
@@ -227,7 +229,8 @@ class _FirstAnswer:
             if result.status is not None:
                 return
             self.last_failure = result.message
-            await anyio.sleep(_RETRY_SECONDS)
+            soon = anyio.current_time() - began < _BOOT_SECONDS
+            await anyio.sleep(_RETRY_SECONDS if soon else _LATE_RETRY_SECONDS)
 
 
 async def until_ready(

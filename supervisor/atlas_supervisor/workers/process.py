@@ -64,7 +64,7 @@ class WorkerProcess:
         self.connected: int | None = None
         """How many connections it had when that was last looked at."""
         self.answers = True
-        """Whether it answered the last liveness probe, with whatever status."""
+        """Whether it passed its last liveness probe."""
         self.expected_to_exit = False
         """Set before it is asked to end, and once it was reported as down: its exit is no news."""
         self._process = process

@@ -113,7 +113,7 @@ class Slot:
 
     @property
     def answers(self) -> bool:
-        """Whether it can serve, and answered the last probe."""
+        """Whether it can serve, and passed its last liveness probe."""
         return self.can_serve and self.instance is not None and self.instance.answers
 
     def apply(self, event: SlotEvent) -> None:
@@ -341,7 +341,7 @@ async def until_hung(
         if result.verdict is Verdict.INCONCLUSIVE:
             continue
         lives = result.verdict is Verdict.PASS if own_path else probed.answered
-        instance.answers = probed.answered
+        instance.answers = lives
         failures = 0 if lives else failures + 1
         if failures:
             log.warning("liveness_failed", **instance.facts, times=failures, why=result.message)
