@@ -105,7 +105,7 @@ class Daemon:
                 HttpProber(
                     self._metrics.probes.probed,
                     shape=RequestShape.of(self._settings),
-                    reach=self._reach,
+                    reach=self._plane.probe_port,
                 )
             )
             active = self._settings.slot_of_port(self._state.state.active_port)
@@ -137,7 +137,11 @@ class Daemon:
             SUPERVISOR, "daemon", "started", pid=os.getpid(), version=version("atlas-supervisor")
         )
         self._registry = WorkerRegistry(database.statements)
-        await self._registry.clear(folder, seconds=self._settings.stop_timeout_seconds)
+        await self._registry.clear(
+            folder,
+            seconds=self._settings.stop_timeout_seconds,
+            stop_signal=self._settings.stop_signal_number,
+        )
         self._state, waiting = await recover(self._settings, database, storage.state_file.written)
         return waiting
 
@@ -159,6 +163,7 @@ class Daemon:
             self._canaries.run,
             monitor.run,
             self._metrics.loop.sample,
+            slots.measure,
             partial(keep_bounded, [slot.log for slot in slots]),
         ):
             tasks.start_soon(background)
@@ -256,9 +261,7 @@ class Daemon:
             canary=self._canaries,
             health=monitor,
             audit=self._database.audit,
+            trail=self._database.trail,
             logs=LogService(own_log, {slot.name: slot.log for slot in slots}),
             metrics=collector.exposition(self._metrics),
         )
-
-    def _reach(self, port: int) -> int:
-        return self._plane.probe_port(self._settings.slot_of_port(port))

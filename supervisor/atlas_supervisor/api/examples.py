@@ -269,6 +269,8 @@ def _slot(slot: SlotName, *, port: int, role: Role, state: SlotState, version: s
         version=version,
         started_ts=_START,
         restarts=0,
+        memory_mb=84.5,
+        cpu_percent=12.4 if role is Role.ACTIVE else 0.0,
     )
 
 
@@ -299,6 +301,8 @@ STATUS = Status(
             deadline_ts=_START + timedelta(seconds=30),
             left=DrainCounts(requests=1, websockets=12, event_streams=3, idle=0),
             connections=16,
+            memory_mb=91.3,
+            cpu_percent=0.8,
         )
     ],
     traffic=Traffic(plane="kernel", weights={"blue": 0.0, "green": 1.0}),

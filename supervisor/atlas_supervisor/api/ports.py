@@ -106,8 +106,8 @@ class HealthPort(Protocol):
         """Return the health, after the same wait."""
 
 
-class AuditPort(Protocol):
-    """The audit trail."""
+class TrailPort(Protocol):
+    """The audit trail, to be read."""
 
     async def entries(
         self, *, limit: int, before: int | None, action: str | None, subject: str | None
@@ -116,6 +116,10 @@ class AuditPort(Protocol):
 
     async def verify(self) -> Verification:
         """Verify the whole trail."""
+
+
+class AuditPort(Protocol):
+    """The audit trail, to be written."""
 
     def enqueue(
         self, actor: Actor, action: str, outcome: str, *, subject: str | None = None, **detail: Any
@@ -154,5 +158,6 @@ class Control:
     canary: CanaryPort
     health: HealthPort
     audit: AuditPort
+    trail: TrailPort
     logs: LogPort
     metrics: MetricsPort

@@ -74,6 +74,10 @@ class Screen:
         )
         self._unicode = self.console.encoding.lower().startswith("utf")
 
+    def room(self, frame: int = 0) -> int | None:
+        """Return how many columns a line has besides `frame`; None in a pipe."""
+        return self.console.width - frame if self.is_terminal else None
+
     def sign(self, kind: str) -> Text:
         """Return the sign of this kind, in its colour, plain if the encoding lacks it."""
         symbol, plain, style = _SIGNS[kind]

@@ -94,6 +94,7 @@ def _warnings(settings: Settings) -> Iterator[str]:
     if settings.socket_passing is SocketPassing.FD and settings.public_port == 0:
         yield "WORKER_COMMAND has {fd}, the public socket, and with PUBLIC_PORT=0 there is none"
     yield from _about_the_relay(settings)
+    yield from _about_the_stop(settings)
     if settings.llm_api_key_file and settings.llm_url.startswith("http://"):
         yield "LLM_URL is http://: the key in LLM_API_KEY_FILE is sent unencrypted"
 
@@ -109,4 +110,19 @@ def _about_the_relay(settings: Settings) -> Iterator[str]:
         yield (
             "WORKER_COMMAND has {port}, so the relay hides the client's address: workers see "
             "127.0.0.1; with RELAY_PROXY_PROTOCOL=true they get it by PROXY protocol v2"
+        )
+
+
+def _about_the_stop(settings: Settings) -> Iterator[str]:
+    kit = "atlas_worker" in " ".join(settings.worker_command)
+    if kit and settings.stop_signal != "TERM":
+        yield (
+            f"STOP_SIGNAL={settings.stop_signal} has no effect: WORKER_COMMAND runs the kit, which "
+            "drains on SIGTERM and gets that"
+        )
+    if settings.drain_quiet_seconds >= settings.drain_timeout_seconds:
+        yield (
+            f"DRAIN_QUIET_SECONDS={as_text(settings.drain_quiet_seconds)} is not below "
+            f"DRAIN_TIMEOUT_SECONDS={as_text(settings.drain_timeout_seconds)}: every drain of a "
+            "worker without the kit takes all its time"
         )

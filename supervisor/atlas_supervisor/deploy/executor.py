@@ -82,9 +82,10 @@ class Executor:
             PreflightDetail(version=release.version, waited_ms=watch.milliseconds),
         )
 
-    async def _smoke_plan(self) -> SmokePlan:
+    async def _smoke_plan(self) -> SmokePlan | None:
+        """Read the smoke file, which may have changed; None if there is none."""
         if self._settings.smoke_file is None:
-            return SmokePlan()
+            return None
         return await anyio.to_thread.run_sync(load_smoke_file, self._settings.smoke_file)
 
     async def launch(self, deploy: ActiveDeploy) -> StepOutcome:
@@ -101,10 +102,12 @@ class Executor:
         slot, instance = self._slots.staging, self._slots.staging.instance
         if instance is None:
             return StepOutcome.staging_died("staging is gone")
+        if plan is None:
+            return StepOutcome.passed("there are no smoke tests", SmokeDetail(checks=[]))
         shape = RequestShape.of(self._settings)
         checks = await run_smoke(
             plan,
-            base_url=shape.base_url(self._plane.probe_port(slot.name)),
+            base_url=shape.base_url(self._plane.probe_port(slot.port)),
             headers=shape.headers_for(slot.port),
             env=worker_environment(
                 self._settings,

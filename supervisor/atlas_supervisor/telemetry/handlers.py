@@ -65,6 +65,8 @@ class LogFile(logging.Handler):
         self._path = path
         self._on_failure = on_failure
         self._lost = 0
+        self._replaced = False
+        """Whether the file was replaced, and that is not logged yet."""
         self._descriptor: int | None = self._open()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -79,6 +81,13 @@ class LogFile(logging.Handler):
         if self._lost:
             lost, self._lost = self._lost, 0
             log.warning("log_lines_lost", lines=lost, why="they could not be written")
+        if self._replaced:
+            self._replaced = False
+            log.warning(
+                "log_file_replaced",
+                file=self._path.name,
+                why="another program has removed, renamed or replaced it",
+            )
 
     def close(self) -> None:
         """Close the file."""
@@ -94,6 +103,9 @@ class LogFile(logging.Handler):
     def _write(self, line: bytes) -> None:
         if self._descriptor is None:
             self._descriptor = self._open()
+        elif self._has_lost_its_name(self._descriptor):
+            with suppress(OSError):  # then the next line tries again
+                self._replace(self._descriptor)
         size = os.fstat(self._descriptor).st_size
         if size and size + len(line) > FILE_BYTES:
             self._descriptor = self._rotate(self._descriptor)
@@ -102,6 +114,23 @@ class LogFile(logging.Handler):
         if written != len(line):
             os.ftruncate(self._descriptor, size)  # half a line is worse than none
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _has_lost_its_name(self, descriptor: int) -> bool:
+        """Return whether another program has removed, renamed or replaced the file."""
+        try:
+            named = self._path.stat()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False  # it can't be known
+        return not os.path.samestat(named, os.fstat(descriptor))
+
+    def _replace(self, lost: int) -> None:
+        """Go on in a file of the name."""
+        self._path.parent.mkdir(mode=0o750, exist_ok=True)
+        self._descriptor = self._open()
+        os.close(lost)
+        self._replaced = True
 
     def _rotate(self, full: int) -> int:
         """Rename the full file and all older ones, and return a new file's descriptor."""

@@ -37,6 +37,7 @@ from atlas_supervisor.traffic import listeners
 from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, RelayTraffic
 from atlas_supervisor.traffic.refusal import Refusal
 from atlas_supervisor.traffic.relay import Target
+from atlas_supervisor.traffic.relay_connection import Answers
 from atlas_supervisor.traffic.slot_ports import Rescues, SlotPorts
 from atlas_supervisor.traffic.steering import DIRECT_SOURCE, SteeringPolicy
 
@@ -106,9 +107,9 @@ class KernelPlane:
         """Return the public port and the slot's own one."""
         return frozenset({self._endpoints.public_port, self._endpoints.slot_ports[slot]})
 
-    def probe_port(self, slot: SlotName) -> int:
-        """Return the slot's own port."""
-        return self._endpoints.slot_ports[slot]
+    def probe_port(self, port: int) -> int:
+        """Return the slot's own port: it leads to the worker directly."""
+        return port
 
     def steer(self, slot: SlotName) -> None:
         """Attach the program that sends new connections to the slot: the switch itself."""
@@ -148,6 +149,10 @@ class KernelPlane:
     def rescued(self, slot: SlotName) -> int:
         """Return how many connections were passed on since the slot lost its worker."""
         return self._rescues.count(slot)
+
+    def answers(self) -> Answers:
+        """Return whether an answer is pending on each connection that the daemon relays."""
+        return self._rescues.answers() | self._own_ports.answers()
 
     def relayed(self) -> dict[str, RelayTraffic]:
         """Return the daemon's relayed traffic: rescues, and the own ports of `{fd}` workers."""

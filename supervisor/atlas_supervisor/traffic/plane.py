@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol, Self
 
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.traffic.refusal import Refusal
-from atlas_supervisor.traffic.relay_connection import RelayCounters
+from atlas_supervisor.traffic.relay_connection import Answers, RelayCounters
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class Plane(Protocol):
     def ports(self, slot: SlotName) -> frozenset[int]:
         """Return the local ports of the client connections of a worker in the slot."""
 
-    def probe_port(self, slot: SlotName) -> int:
-        """Return the loopback port by which the daemon's own requests reach the slot's worker."""
+    def probe_port(self, port: int) -> int:
+        """Return the loopback port by which the daemon's requests reach a slot's own `port`."""
 
     def steer(self, slot: SlotName) -> None:
         """Send every new connection to the slot. Raises OSError, and then nothing changed."""
@@ -109,6 +109,9 @@ class Plane(Protocol):
 
     def rescued(self, slot: SlotName) -> int:
         """Return how many of the slot's connections were passed on since it lost its worker."""
+
+    def answers(self) -> Answers:
+        """Return whether an answer is pending on each connection that the daemon relays."""
 
     def relayed(self) -> dict[str, RelayTraffic]:
         """Return the relayed traffic by purpose: `public`, `own_port`, `rescue`."""

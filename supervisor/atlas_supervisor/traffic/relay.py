@@ -20,7 +20,7 @@ import structlog
 
 from atlas_supervisor.traffic import proxy_protocol
 from atlas_supervisor.traffic.refusal import Refusal, refuse
-from atlas_supervisor.traffic.relay_connection import RelayConnection, RelayCounters
+from atlas_supervisor.traffic.relay_connection import Answers, RelayConnection, RelayCounters
 
 log = structlog.get_logger(__name__)
 
@@ -29,7 +29,6 @@ _CONNECT_SECONDS = 30.0  # how long a client is kept waiting for a worker that r
 _HANDSHAKE_SECONDS = 0.5  # then the target is chosen anew: traffic may have been switched
 _RETRY_SECONDS = 0.05
 _LONGEST_RETRY_SECONDS = 0.5  # a thousand waiting clients must not keep the daemon busy
-_FIRST_REQUEST_SECONDS = 1.0
 _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
 
 
@@ -99,11 +98,14 @@ class Relay:
         They count as not accepted by its worker, which can't be seen from here. A client that has
         just connected counts as well: its request may take a moment on a busy machine.
         """
-        since = asyncio.get_running_loop().time() - _FIRST_REQUEST_SECONDS
         return sum(
-            at == target and not pair.answered and (pair.asked or pair.born > since)
+            at == target and not pair.answered and (pair.asked or pair.is_new)
             for pair, at in self._pairs.items()
         )
+
+    def answers(self) -> Answers:
+        """Return whether an answer is pending, by our address on the worker's connection."""
+        return {pair.server.sock.getsockname()[:2]: pair.pending for pair in self._pairs}
 
     def start(self) -> None:
         """Accept from now on."""

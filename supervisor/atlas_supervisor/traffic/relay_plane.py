@@ -22,6 +22,7 @@ from atlas_supervisor.traffic import listeners
 from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, RelayTraffic
 from atlas_supervisor.traffic.refusal import Refusal
 from atlas_supervisor.traffic.relay import Relay, Target, client_header, local_header
+from atlas_supervisor.traffic.relay_connection import Answers
 from atlas_supervisor.traffic.slot_ports import Rescues, SlotPorts
 from atlas_supervisor.traffic.steering import DIRECT_SOURCE
 
@@ -134,11 +135,12 @@ class RelayPlane:
         """Return the slot's own port, and the one that the relay connects to."""
         return frozenset({self._endpoints.slot_ports[slot], self._target_of(slot).port})
 
-    def probe_port(self, slot: SlotName) -> int:
+    def probe_port(self, port: int) -> int:
         """Return the slot's own port, or that of the listener that adds the header."""
-        if slot in self._probe_listeners:
-            return int(self._probe_listeners[slot].getsockname()[1])
-        return self._endpoints.slot_ports[slot]
+        for slot, listener in self._probe_listeners.items():
+            if self._endpoints.slot_ports[slot] == port:
+                return int(listener.getsockname()[1])
+        return port
 
     def steer(self, slot: SlotName) -> None:
         """Choose the slot for every connection that is accepted from now on."""
@@ -184,6 +186,11 @@ class RelayPlane:
     def rescued(self, slot: SlotName) -> int:
         """Return how many connections were passed on since the slot lost its worker."""
         return self._rescues.count(slot)
+
+    def answers(self) -> Answers:
+        """Return whether an answer is pending on each connection that the daemon relays."""
+        public = self._relay.answers() if self._relay is not None else {}
+        return public | self._rescues.answers() | self._own_ports.answers()
 
     def relayed(self) -> dict[str, RelayTraffic]:
         """Return the daemon's relayed traffic: the public port, rescues and own ports."""

@@ -20,7 +20,7 @@ from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.traffic.plane import RelayTraffic
 from atlas_supervisor.traffic.refusal import Refusal
 from atlas_supervisor.traffic.relay import Choice, Header, Relay, Target
-from atlas_supervisor.traffic.relay_connection import RelayCounters
+from atlas_supervisor.traffic.relay_connection import Answers, RelayCounters
 
 
 class SlotPorts:
@@ -72,6 +72,13 @@ class SlotPorts:
         """Return the traffic of both; a connection that is closed at once counts as accepted."""
         open_now = sum(relay.open_connections for relay in self._relays.values())
         return RelayTraffic.of(self._carried, open_now)
+
+    def answers(self) -> Answers:
+        """Return whether an answer is pending on each relayed connection."""
+        found: Answers = {}
+        for relay in self._relays.values():
+            found |= relay.answers()
+        return found
 
     async def close(self) -> None:
         """Accept no more, and reset open connections. The listeners stay open."""
@@ -136,6 +143,13 @@ class Rescues:
         """Return the traffic of all rescues."""
         relays = (*self._running.values(), *self._refusing.values(), *self._ending)
         return RelayTraffic.of(self._carried, sum(relay.open_connections for relay in relays))
+
+    def answers(self) -> Answers:
+        """Return whether an answer is pending on each connection."""
+        found: Answers = {}
+        for relay in (*self._running.values(), *self._ending):
+            found |= relay.answers()
+        return found
 
     async def close(self) -> None:
         """Accept no more, and reset open connections."""

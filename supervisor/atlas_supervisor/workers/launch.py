@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import resource
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping
@@ -139,6 +140,7 @@ async def launch(
     inherited: InheritedSockets,
     announce: bool,
     output: int,
+    stop_signal: signal.Signals = signal.SIGTERM,
 ) -> WorkerProcess:
     """Start a worker process and return it, not yet ready. Raises OSError.
 
@@ -163,7 +165,14 @@ async def launch(
     except BaseException:
         notify.close()
         raise
-    return WorkerProcess(name=name, slot=slot, release=release, process=process, notify=notify)
+    return WorkerProcess(
+        name=name,
+        slot=slot,
+        release=release,
+        process=process,
+        notify=notify,
+        stop_signal=stop_signal,
+    )
 
 
 async def launch_release(
@@ -186,7 +195,7 @@ async def launch_release(
         )
     except SettingsError as error:  # the file of extra variables was changed since the start
         raise LaunchError(f"the worker's environment can't be loaded: {error}") from error
-    descriptor = await anyio.to_thread.run_sync(output.open)
+    descriptor = await anyio.to_thread.run_sync(output.open, name)
     try:
         return await launch(
             slot=slot,
@@ -197,7 +206,11 @@ async def launch_release(
             inherited=inherited,
             announce=settings.socket_passing is SocketPassing.ACTIVATION,
             output=descriptor,
+            stop_signal=settings.stop_signal_number,
         )
+    except Exception:
+        output.close(name)
+        raise
     finally:
         os.close(descriptor)
 

@@ -18,6 +18,10 @@ import sys
 FIRST = 3
 FIRST_SPARE = 64  # above any descriptor of a worker
 NOT_FOUND, NOT_EXECUTABLE = 127, 126  # what shells exit with
+DEFAULT_SIGNALS = [
+    getattr(_signal, f"SIG{name}")
+    for name in ("PIPE", "XFSZ", "HUP", "INT", "QUIT", "TERM", "WINCH", "USR1", "USR2")
+]
 
 
 def main(arguments: list[str]) -> int:
@@ -30,8 +34,11 @@ def main(arguments: list[str]) -> int:
     if announced:
         os.environ["LISTEN_FDS"] = str(announced)
         os.environ["LISTEN_PID"] = str(os.getpid())
-    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):  # Python ignores them; a worker must not
+    # A program keeps ignoring what its parent ignores: Python SIGPIPE and SIGXFSZ, a shell SIGINT
+    # and SIGQUIT in the background. One that ignores STOP_SIGNAL could not be asked to end.
+    for number in DEFAULT_SIGNALS:
         _signal.signal(number, _signal.SIG_DFL)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
     program = find(command[0])
     if program is None:
         report(f"{command[0]}: not found in {os.environ.get('PATH')}")

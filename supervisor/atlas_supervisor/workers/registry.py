@@ -44,13 +44,15 @@ class WorkerRegistry:
     def __init__(self, statements: Statements) -> None:
         self._statements = statements
 
-    async def clear(self, state_dir: Path, *, seconds: float) -> None:
+    async def clear(
+        self, state_dir: Path, *, seconds: float, stop_signal: signal.Signals = signal.SIGTERM
+    ) -> None:
         """End and forget what an earlier daemon left behind.
 
         Raises StartRefusedError if a process can't be ended, and StoreError.
         """
         known = await self.rows()
-        await end_orphans(state_dir, known, seconds=seconds)
+        await end_orphans(state_dir, known, seconds=seconds, stop_signal=stop_signal)
         for row in known:
             await self.remove(row.instance)
 
@@ -90,16 +92,22 @@ _POLL_SECONDS = 0.05
 _KILL_SECONDS = 5.0
 
 
-async def end_orphans(state_dir: Path, known: Sequence[InstanceRow], *, seconds: float) -> int:
+async def end_orphans(
+    state_dir: Path,
+    known: Sequence[InstanceRow],
+    *,
+    seconds: float,
+    stop_signal: signal.Signals = signal.SIGTERM,
+) -> int:
     """End every process of an earlier daemon on this state folder; return how many there were.
 
-    They have `seconds` to exit after SIGTERM. Raises StartRefusedError if one can't be ended.
+    They have `seconds` to exit after the signal. Raises StartRefusedError if one can't be ended.
     """
     found = await anyio.to_thread.run_sync(_find, state_dir, known)
     if not found:
         return 0
     log.warning("orphans_found", pids=found, why="left behind by an earlier daemon; ending them")
-    procfs.send_signal(found, signal.SIGTERM)
+    procfs.send_signal(found, stop_signal)
     with anyio.move_on_after(seconds):
         while await anyio.to_thread.run_sync(_find, state_dir, known):  # noqa: ASYNC110  # no event
             await anyio.sleep(_POLL_SECONDS)

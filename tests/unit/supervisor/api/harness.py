@@ -321,6 +321,7 @@ async def running(
         canary=server.control.canaries,
         health=server.control,
         audit=server.audit,
+        trail=server.audit,
         logs=logs,
         metrics=server.metrics,
     )

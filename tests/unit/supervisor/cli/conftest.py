@@ -71,8 +71,8 @@ def call() -> Call:
 def atlasctl(call: Call, env_file: Path) -> Call:
     """Call the client within this process, on the test's own env file."""
 
-    async def invoke(*args: str) -> Outcome:
-        return await call("--env-file", env_file, *args)
+    async def invoke(*args: str, env: dict[str, str] | None = None) -> Outcome:
+        return await call("--env-file", env_file, *args, env=env)
 
     return invoke
 

@@ -50,6 +50,8 @@ def test_no_secret_is_in_a_fault(faults: Faults) -> None:
         ("PUBLIC_PORT=0\nWORKER_COMMAND=serve {fd}", "PUBLIC_PORT=0 there is none"),
         ("WORKER_COMMAND=serve {port}", "hides the client's address"),
         ("RELAY_PROXY_PROTOCOL=true", "has no effect"),
+        ("STOP_SIGNAL=quit", "STOP_SIGNAL=QUIT has no effect"),
+        ("DRAIN_QUIET_SECONDS=30", "takes all its time"),
         ("RELAY_PROXY_PROTOCOL=true\nWORKER_COMMAND=serve {fd}", "has no effect"),
         (
             "RELAY_PROXY_PROTOCOL=true\nWORKER_COMMAND=serve {port}\nPUBLIC_PORT=0",

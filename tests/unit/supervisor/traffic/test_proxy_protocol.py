@@ -97,11 +97,11 @@ async def test_a_worker_that_starts_late_gets_the_header_too() -> None:
 async def test_the_daemon_s_own_requests_are_marked_as_local_on_both_slots() -> None:
     async with opened("127.0.0.1") as (plane, at):
         for slot in (BLUE, GREEN):
-            assert plane.probe_port(slot) != at.slot_ports[slot]
+            assert plane.probe_port(at.slot_ports[slot]) != at.slot_ports[slot]
             with contextlib.suppress(ConnectionResetError):  # closed at once: no worker yet
-                assert (await ask("127.0.0.1", plane.probe_port(slot)))[1] == b""
+                assert (await ask("127.0.0.1", plane.probe_port(at.slot_ports[slot])))[1] == b""
             async with serving(echo_header, port=at.slot_ports[slot]):
-                assert (await ask("127.0.0.1", plane.probe_port(slot)))[1] == LOCAL
+                assert (await ask("127.0.0.1", plane.probe_port(at.slot_ports[slot])))[1] == LOCAL
 
 
 async def test_a_client_that_has_left_before_it_was_accepted_does_no_harm() -> None:
@@ -122,7 +122,7 @@ async def test_only_a_worker_of_a_port_behind_the_relay_gets_a_header(
         writer.write(await reader.read(1))
 
     async with opened("127.0.0.1", socket_passing, public=public) as (plane, at):
-        assert plane.probe_port(BLUE) == at.slot_ports[BLUE]
+        assert plane.probe_port(at.slot_ports[BLUE]) == at.slot_ports[BLUE]
         if public:
             async with serving(echo_byte, plane.inherited(BLUE).named["public"]):
                 assert (await ask("127.0.0.1", at.public_port))[1] == b"?"

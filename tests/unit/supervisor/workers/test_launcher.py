@@ -122,6 +122,20 @@ def test_the_worker_gets_the_signals_that_python_ignores() -> None:
         assert not ignored & 1 << (number - 1)
 
 
+def test_the_worker_gets_the_signals_that_the_daemon_ignores_or_blocks() -> None:
+    names = [signal.Signals[f"SIG{name}"] for name in ("HUP", "INT", "QUIT", "USR1", "WINCH")]
+
+    def ignore_and_block() -> None:
+        for number in names:
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGQUIT, signal.SIGTERM])
+
+    done = run("-", "0", "512", "cat", "/proc/self/status", preexec_fn=ignore_and_block)
+    fields = dict(line.split(":\t") for line in done.stdout.splitlines() if line.startswith("Sig"))
+    assert not int(fields["SigBlk"], 16)
+    assert not any(int(fields["SigIgn"], 16) & 1 << (number - 1) for number in names)
+
+
 def test_a_missing_program_is_reported() -> None:
     done = run("-", "0", "512", "no-such-program", env={"PATH": "/bin:/usr/bin"})
     assert done.returncode == 127
