@@ -1,8 +1,8 @@
 """Restarts a crashed worker with growing delays.
 
 A worker that lived for a while is started again at once; each short life in a row makes the next
-delay longer, and after the last one the worker is given up. `cancel` ends an attempt at any
-moment: a slot that is no longer active may be needed for a deploy.
+delay longer, up to a minute. It is never given up: what it needs may come back. `cancel` ends an
+attempt at any moment: a slot that is no longer active may be needed for a deploy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from atlas_supervisor.workers.slot import Slot
 
 log = structlog.get_logger(__name__)
 
-_DELAYS_SECONDS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 30.0, 30.0)
+_DELAYS_SECONDS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 _STABLE_SECONDS = 30.0
 _RESTARTABLE = frozenset({SlotState.EMPTY, SlotState.BACKOFF})
 
@@ -30,8 +30,7 @@ _RESTARTABLE = frozenset({SlotState.EMPTY, SlotState.BACKOFF})
 class RestartPolicy:
     """How long to wait before each start in a row of short lives.
 
-    A life of `stable_seconds` or more begins a new row. After as many short lives as there are
-    `delays_seconds`, the worker is given up.
+    A life of `stable_seconds` or more begins a new row. The last delay is repeated.
     """
 
     delays_seconds: tuple[float, ...] = _DELAYS_SECONDS
@@ -50,11 +49,10 @@ class CrashCount:
             return CrashCount(1)
         return CrashCount(self.short_lives + 1)
 
-    def delay_seconds(self, policy: RestartPolicy) -> float | None:
-        """Return how long to wait before the next start; None: give up."""
-        if self.short_lives > len(policy.delays_seconds):
-            return None
-        return policy.delays_seconds[max(self.short_lives - 1, 0)]
+    def delay_seconds(self, policy: RestartPolicy) -> float:
+        """Return how long to wait before the next start."""
+        last = len(policy.delays_seconds) - 1
+        return policy.delays_seconds[min(max(self.short_lives - 1, 0), last)]
 
 
 def as_recorded(release: Release) -> Release:
@@ -89,7 +87,7 @@ class Restarter:
         await self._exclusively(partial(self._start, release))
 
     async def restart(self, release: Release, *, lived_seconds: float) -> None:
-        """Start the worker again after a crash; returns once it runs or was given up."""
+        """Start the worker again after a crash; returns once it runs."""
         await self._exclusively(partial(self._restart, release, lived_seconds))
 
     def forget(self) -> None:
@@ -148,15 +146,6 @@ class Restarter:
         self._crashes = self._crashes.after(lived_seconds, self._policy)
         while self._wanted() and slot.state in _RESTARTABLE:
             delay = self._crashes.delay_seconds(self._policy)
-            if delay is None:
-                slot.apply(SlotEvent.GIVEN_UP)
-                log.critical(
-                    "worker_given_up",
-                    slot=slot.name,
-                    release=release.label,
-                    short_lives=self._crashes.short_lives,
-                )
-                return
             slot.apply(SlotEvent.RESTART_SCHEDULED)
             await anyio.sleep(delay)
             if slot.state is not SlotState.BACKOFF or not self._wanted():
