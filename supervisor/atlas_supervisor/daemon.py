@@ -79,9 +79,7 @@ class Daemon:
             ),
             settings.socket_passing,
         )
-        self._releases = Releases(
-            directory=settings.worker_directory, releases_dir=settings.releases_dir
-        )
+        self._releases = Releases.of(settings)
         # Opened by `run`, in this order.
         self._database: Database
         self._registry: WorkerRegistry
@@ -114,6 +112,7 @@ class Daemon:
                     registry=self._registry,
                     tasks=tasks,
                     active=active,
+                    checked=self._releases.checked,
                 )
                 await self._serve(slots, prober, waiting, tasks, stopping)
                 tasks.cancel_scope.cancel()
@@ -166,7 +165,7 @@ class Daemon:
         with _refused_by_store():
             await service.resume(waiting)  # before the API can ask for another deploy
             release = await active_release(
-                self._database, self._state, self._releases, slots.active.name
+                self._settings, self._database, self._state, self._releases, slots.active.name
             )
         async with serve(
             self._control(slots, service, queries, monitor, events), api_options(self._settings)

@@ -15,14 +15,16 @@ import pytest
 from tests.harness import DaemonProcess, Setting, eventually
 from tests.integration.support import (
     SCRIPTED,
+    WARM,
     everything_agrees,
     public_version,
     release,
+    releases,
+    roll_back,
     scripted_daemon,
     slot,
     until_phase,
 )
-from tests.integration.test_rollback import WARM, releases, roll_back
 
 # A daemon with a bug: its care for the running worker breaks.
 BROKEN = """

@@ -18,8 +18,6 @@ from atlas_supervisor.config.fields import (
     Features,
     FileOrNone,
     FileToBe,
-    Folder,
-    FolderOrNone,
     FolderToBe,
     Host,
     HttpPath,
@@ -31,6 +29,8 @@ from atlas_supervisor.config.fields import (
     PortOrOff,
     Probability,
     Ramp,
+    ReleaseFolder,
+    ReleaseFolderOrNone,
     Seconds,
     SecondsOrZero,
     Share,
@@ -79,9 +79,9 @@ class Settings(BaseModel):
     control_tls_key: FileOrNone = None
     state_dir: FolderToBe = Path("state")
     worker_command: Command = ("python", "-m", "atlas_worker")
-    worker_directory: Folder = Path()
+    worker_directory: ReleaseFolder = Path()
     worker_env_file: FileOrNone = None
-    releases_dir: FolderOrNone = None
+    releases_dir: ReleaseFolderOrNone = None
     channel: Text = "stable"
     ready_timeout_seconds: Seconds = 30
     drain_timeout_seconds: Seconds = 30

@@ -27,6 +27,11 @@ def unknown_release(problem: str) -> RefusedError:
     return errors.UNKNOWN_RELEASE.error(problem=problem)
 
 
+def releases_unreadable(problem: str) -> RefusedError:
+    """Return the error for a list of releases that can't be made."""
+    return errors.RELEASES_UNREADABLE.error(problem=problem)
+
+
 def in_progress(run: DeployRun) -> RefusedError:
     """Return the error for a second deploy while `run` is in progress."""
     return errors.DEPLOY_IN_PROGRESS.error(deploy_id=run.record.deploy_id, phase=run.phase)

@@ -96,7 +96,13 @@ class Recorder:
         """The last fallback to `single`."""
 
     async def begin(
-        self, record: DeployRecord, plan: Plan, *, actor: Actor, key: IdempotencyKey | None
+        self,
+        record: DeployRecord,
+        plan: Plan,
+        *,
+        actor: Actor,
+        key: IdempotencyKey | None,
+        release: Release | None = None,
     ) -> None:
         """Write a new deploy to all three. Raises RefusedError; then it has not started."""
         action = "rollback" if plan.rollback else "dry_run" if plan.dry_run else "deploy"
@@ -106,7 +112,12 @@ class Recorder:
         try:
             await self._database.outbox.flush()
             journal_id = await self._database.deploys.begin(
-                record, auto_switch=plan.auto_switch, rollback=plan.rollback, key=key, cause=cause
+                record,
+                auto_switch=plan.auto_switch,
+                rollback=plan.rollback,
+                release=release,
+                key=key,
+                cause=cause,
             )
             self._events.publish(PublishedEvent(event, rollback=plan.rollback), journal_id)
             is_written = True

@@ -123,14 +123,6 @@ async def _last_demands(database: Database, record: DeployRecord) -> tuple[Conse
     return demands_of(found, Event(cause) if cause else None) if found else ()
 
 
-def _release(serving: ActiveRelease, settings: Settings) -> Release:
-    """Return the release that has the traffic; its folder may be gone by now."""
-    path = settings.worker_directory
-    if serving.name is not None and settings.releases_dir is not None:
-        path = settings.releases_dir / serving.name
-    return Release(name=serving.name, path=path, version=serving.version)
-
-
 def _outcome(
     unfinished: UnfinishedDeploy, phase: Phase, *, turned: bool
 ) -> tuple[Result | None, str]:
@@ -202,17 +194,29 @@ async def _version_change(
     slot, serving = settings.slot_of_port(state.active_port), state.active_release
     if switched:
         serving = ActiveRelease(name=record.release, version=record.version or "unknown")
+        if unfinished.release is not None:
+            serving = ActiveRelease(**unfinished.release.record)
     rows = await database.versions.all()
     noted = bool(rows) and (serving is None or _is(rows[0].release, serving))
     if noted and (unfinished.rollback or rows[0].slot is slot):
         return None
     if switched is unfinished.rollback:
         return VersionChange(None) if len(rows) > 1 else None
-    return VersionChange(Version(slot, _release(serving, settings))) if serving else None
+    if serving is None:
+        return None
+    return VersionChange(Version(slot, Releases.of(settings).active(serving)))
 
 
 def _is(release: Release, other: ActiveRelease) -> bool:
     return (release.name, release.version) == (other.name, other.version)
+
+
+def _pinned(releases: Releases, waiting: UnfinishedDeploy) -> Release:
+    """Return the release of a deploy that waits, with the version that its folder has now."""
+    if waiting.release is None:
+        return releases.find(waiting.record.release)
+    found = releases.checked(releases.recorded(waiting.release))
+    return found.model_copy(update={"recorded_version": None, "problem": None})  # gates follow
 
 
 async def resumed(
@@ -229,7 +233,7 @@ async def resumed(
     cause = "the supervisor was started again; the release passes the gates once more"
     row = step(plan, Phase.AWAITING_SWITCH, Event.SUPERVISOR_STOPPED)
     try:
-        release = await anyio.to_thread.run_sync(releases.find, record.release)
+        release = await anyio.to_thread.run_sync(_pinned, releases, waiting)
     except UnknownReleaseError as error:
         row = step(plan, Phase.PREFLIGHT, Event.FAILED)
         cause = str(error)

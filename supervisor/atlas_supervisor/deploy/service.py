@@ -57,13 +57,9 @@ async def previous_release(database: Database, releases: Releases) -> Release:
         raise errors.nothing_to_roll_back()
     before = rows[1].release
     try:
-        found = await anyio.to_thread.run_sync(releases.find, before.name)
+        return await anyio.to_thread.run_sync(releases.unchanged, before)
     except UnknownReleaseError as error:
         raise errors.previous_gone(before, str(error)) from error
-    if found.name is None and found.version != before.version:
-        why = f"{found.path} now holds version {found.version}"
-        raise errors.previous_gone(before, why)
-    return found
 
 
 class DeployService:
@@ -133,7 +129,7 @@ class DeployService:
         self._refuse_if_busy()
         record = new_record(release, plan, self._slots.ports())
         with anyio.CancelScope(shield=True):  # written and started, or neither
-            await self._recorder.begin(record, plan, actor=actor, key=key)
+            await self._recorder.begin(record, plan, release=release, actor=actor, key=key)
             run = DeployRun(
                 record, plan, release, effects=self._executor, transitions=self._recorder
             )

@@ -6,6 +6,7 @@ Nothing here changes anything. The status comes from memory.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import anyio
@@ -33,7 +34,7 @@ from atlas_supervisor.model.status import Status, Suggestion, Traffic
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.traffic import Plane
-from atlas_supervisor.workers.releases import Releases
+from atlas_supervisor.workers.releases import Releases, UnknownReleaseError
 from atlas_supervisor.workers.slot import Slot
 from atlas_supervisor.workers.slots import Slots
 
@@ -81,7 +82,16 @@ def suggestions(
                 action=f"See `atlasctl show {last.deploy_id}`.",
             )
         )
-    if active.state is SlotState.BACKOFF:
+    if active.release_gone is not None and not active.serving:
+        found.append(
+            Suggestion(
+                code="active_release_gone",
+                message=f"The active worker can't be started: {active.release_gone}.",
+                action="Go back with `atlasctl rollback`, deploy another release (`atlasctl "
+                "deploy`), or put the folder back and restart the daemon.",
+            )
+        )
+    elif active.state is SlotState.BACKOFF:
         found.append(
             Suggestion(
                 code="active_worker_crashes",
@@ -98,6 +108,15 @@ def suggestions(
                 message="The active worker crashed too often and is not restarted; none serves.",
                 action=f"See {log} for its output; deploy a version that works "
                 "(`atlasctl deploy`), or fix the cause and restart the daemon.",
+            )
+        )
+    if active.instance is not None and (problem := active.instance.release.problem) is not None:
+        found.append(
+            Suggestion(
+                code="active_release_changed",
+                message=f"What serves is not what was deployed: {problem}.",
+                action="Deploy a release, so that it passes the gates (`atlasctl deploy`), or go "
+                "back with `atlasctl rollback`.",
             )
         )
     return found
@@ -201,14 +220,19 @@ class DeployQueries:
             raise errors.deploy_not_found()
         return await self._events.subscribe(after=after, deploy_id=deploy_id)
 
-    async def releases(self) -> list[ReleaseView]:
-        """Return the named releases that exist, by name."""
-        found = await anyio.to_thread.run_sync(self._releases.all)
+    async def releases(self, *, with_git: bool) -> list[ReleaseView]:
+        """Return the named releases that exist, by name. Raises RefusedError."""
+        try:
+            found = await anyio.to_thread.run_sync(partial(self._releases.all, with_git=with_git))
+        except UnknownReleaseError as error:
+            raise errors.releases_unreadable(str(error)) from error
         last = await self._database.deploys.last_by_release()
         return [
             ReleaseView(
                 name=release.name or "",
-                version=release.version,
+                version=release.version or None,
+                version_source=release.source,
+                note=release.note,
                 slots=[
                     slot.name
                     for slot in self._slots

@@ -64,7 +64,7 @@ class SlotEvent(StrEnum):
     RESTART_SCHEDULED = "restart_scheduled"
     """The worker crashed and is started again after a delay."""
     GIVEN_UP = "given_up"
-    """The worker crashed too often, or its release is gone."""
+    """The worker crashed or could not be started too often."""
 
 
 class UnexpectedEventError(Exception):

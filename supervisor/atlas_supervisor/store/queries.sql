@@ -2,8 +2,9 @@
 
 -- name: begin_deploy
 INSERT INTO deploys (deploy_id, release, version, dry_run, auto_switch, rollback, active_port, staging_port,
-                     phase, started_ts)
-VALUES (:deploy_id, :release, :version, :dry_run, :auto_switch, :rollback, :active_port, :staging_port, :phase, :started_ts);
+                     phase, started_ts, directory, identity, version_source)
+VALUES (:deploy_id, :release, :version, :dry_run, :auto_switch, :rollback, :active_port, :staging_port,
+        :phase, :started_ts, :directory, :identity, :version_source);
 
 -- name: trim_steps
 DELETE FROM steps
@@ -100,8 +101,8 @@ SELECT id, CAST(ts AS BLOB), CAST(actor AS BLOB), CAST(origin AS BLOB), CAST(act
 FROM audit WHERE id IN (SELECT value FROM json_each(:ids)) ORDER BY id;
 
 -- name: push_version
-INSERT INTO versions (ts, slot, release, directory, version)
-VALUES (:ts, :slot, :release, :directory, :version);
+INSERT INTO versions (ts, slot, release, directory, version, identity, version_source)
+VALUES (:ts, :slot, :release, :directory, :version, :identity, :version_source);
 
 -- name: trim_versions
 DELETE FROM versions WHERE id <= (SELECT max(id) FROM versions) - :kept;

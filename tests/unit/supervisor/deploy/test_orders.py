@@ -29,7 +29,7 @@ from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.deploy import DeployRecord, Mode
 from atlas_supervisor.model.release import Release, Version
 from atlas_supervisor.model.slot import SlotName
-from tests.unit.supervisor.deploy.memory import (
+from tests.unit.supervisor.deploy.fakes import (
     BLUE,
     FAIL,
     GREEN,
@@ -38,7 +38,7 @@ from tests.unit.supervisor.deploy.memory import (
     World,
     to_the_end,
 )
-from tests.unit.supervisor.store.samples import a_deploy
+from tests.unit.supervisor.store.support import a_deploy
 
 MANUAL = Plan(auto_switch=False)
 PLANS = (Plan(), MANUAL, Plan(rollback=True))

@@ -30,7 +30,7 @@ from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
 from atlas_supervisor.store.statements import StoreError
-from tests.unit.supervisor.store.samples import a_state, rows
+from tests.unit.supervisor.store.support import a_state, rows
 
 RELEASE = Release(name="v2", path=Path("releases/v2"), version="2")
 KEY = IdempotencyKey("k1", "the request")

@@ -17,7 +17,7 @@ from atlas_supervisor.deploy.machine import Event, Phase, Plan, StepOutcome
 from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.model.deploy import DeployRecord, PublishedEvent, StepDetail
 from atlas_supervisor.store import outbox
-from tests.unit.supervisor.deploy.memory import (
+from tests.unit.supervisor.deploy.fakes import (
     BLUE,
     DIED,
     FAIL,
@@ -31,7 +31,7 @@ from tests.unit.supervisor.deploy.memory import (
     until,
     until_phase,
 )
-from tests.unit.supervisor.store.samples import a_deploy
+from tests.unit.supervisor.store.support import a_deploy
 
 NEWS = [
     Event.ABORT_REQUESTED,

@@ -18,7 +18,7 @@ from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.store.database import open_database
 from atlas_supervisor.store.statements import StoreError
 from atlas_supervisor.workers.releases import Releases
-from tests.unit.supervisor.deploy.memory import FAIL, World, driven, to_the_end, until_phase
+from tests.unit.supervisor.deploy.fakes import FAIL, World, driven, to_the_end, until_phase
 
 ABORT, SWITCH = Event.ABORT_REQUESTED, Event.SWITCH_REQUESTED
 

@@ -14,7 +14,7 @@ from atlas_supervisor.store import deploys, keys
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.keys import KEYS_KEPT, KeyRow
 from atlas_supervisor.store.statements import StoreError
-from tests.unit.supervisor.store.samples import WHEN, a_deploy, a_step, moved
+from tests.unit.supervisor.store.support import WHEN, a_deploy, a_step, moved
 
 
 class Clock:

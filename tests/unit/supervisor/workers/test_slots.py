@@ -130,11 +130,18 @@ async def test_nothing_is_restarted_once_the_daemon_stops(tmp_path: Path) -> Non
         assert [slot.state for slot in made.slots] == [SlotState.EMPTY, SlotState.EMPTY]
 
 
-async def test_an_active_release_that_is_gone_leaves_the_slot_failed(tmp_path: Path) -> None:
+async def test_an_active_release_that_is_gone_is_tried_again_and_says_so(tmp_path: Path) -> None:
     async with attended(tmp_path) as made:
-        await made.slots.start_active(None)
-        assert made.blue.state is SlotState.FAILED
-        assert made.slots.active_worker().absence == "blue is failed"
+        active = release(tmp_path / "r", READY_AND_SLEEP)
+        active.path.rename(tmp_path / "aside")
+        made.tasks.start_soon(made.slots.start_active, active)
+        await eventually(lambda: made.blue.state is SlotState.BACKOFF)
+        why = f"release v1 is gone: its folder {active.path} does not exist any more"
+        assert made.blue.release_gone == why
+        assert made.slots.active_worker().absence.endswith(f"the last time, {why}")
+        (tmp_path / "aside").rename(active.path)
+        await eventually(lambda: made.blue.serving)
+        assert made.blue.release_gone is None
 
 
 async def test_staging_is_free_at_once_before_the_first_switch(tmp_path: Path) -> None:

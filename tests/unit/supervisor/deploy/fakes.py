@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -30,7 +31,7 @@ from atlas_supervisor.model.drain import DrainCounts
 from atlas_supervisor.model.release import Release, Version, VersionChange
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.store.outbox import Outbox, PendingWrite
-from tests.unit.supervisor.store.samples import a_deploy
+from tests.unit.supervisor.store.support import a_deploy
 
 BLUE, GREEN = 8791, 8792
 RELEASE = Release(name="v2", path=Path("releases/v2"), version="2")
@@ -244,3 +245,34 @@ def check_end(world: World, run: DeployRun) -> None:
     assert len(world.versions) == len(flips)
     ports = (world.active, world.staging)
     assert (run.record.active_port, run.record.staging_port) == ports
+
+
+class MemoryJournal:
+    """Ids from 1 on; a read takes a turn of the loop, in which more may be written."""
+
+    def __init__(self) -> None:
+        self.rows: list[PublishedEvent] = []
+        self.unwritten: list[PublishedEvent] = []
+
+    def pending(self) -> list[PublishedEvent]:
+        return self.unwritten
+
+    async def newest(self) -> int:
+        await asyncio.sleep(0)
+        return len(self.rows)
+
+    async def knows(self, transition_id: int) -> bool:
+        await asyncio.sleep(0)
+        return 1 <= transition_id <= len(self.rows)
+
+    async def after(
+        self, transition_id: int, *, deploy_id: str | None, limit: int
+    ) -> list[PublishedEvent]:
+        await asyncio.sleep(0)
+        found = [
+            PublishedEvent(row.event, id=number, journal_id=number, is_published=True)
+            for number, row in enumerate(self.rows, 1)
+            if number > transition_id and deploy_id in (None, row.event.deploy_id)
+        ]
+        await asyncio.sleep(0)
+        return found[:limit]
