@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from scripts import tracing
 
-DEPLOY_FILES = (
-    45  # one more: a release's version and its folder are two subjects, each of 250 lines
-)
+DEPLOY_FILES = 45  # one more than before: a release's version is a subject of 250 lines
 LOOK_FILES = 25
 """The counts of today. Lower them when they fall; more files need a reason."""
 
