@@ -226,7 +226,7 @@ class Daemon:
             settings=self._settings,
             slots=slots,
             executor=executor,
-            recorder=Recorder(self._database, self._state, events),
+            recorder=Recorder(self._database, self._state, events, self._settings.after_failure),
             releases=self._releases,
             database=self._database,
             events=events,

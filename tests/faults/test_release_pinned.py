@@ -12,18 +12,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.faults.test_supervisor_killed import kill
 from tests.harness import DaemonProcess, Setting, eventually, write_release
 from tests.integration.support import (
+    WARM,
     everything_agrees,
     public_version,
+    releases,
+    roll_back,
     rows,
     scripted_daemon,
     slot,
     state_file,
     until_phase,
 )
-from tests.integration.test_rollback import WARM, releases, roll_back
 
 
 def linked(folder: Path, **settings: Setting) -> dict[str, Setting]:
@@ -82,7 +83,7 @@ async def test_a_swapped_link_changes_nothing_until_a_deploy(tmp_path: Path) -> 
         await restarted(daemon, await crash(daemon))
         assert await public_version(daemon) == "v1"
         assert "active_release_changed" not in await suggested(daemon)
-        for end in (daemon.stop, lambda: kill(daemon)):
+        for end in (daemon.stop, daemon.kill):
             await end()
             await daemon.stop_clients()
             await daemon.start()
@@ -199,7 +200,7 @@ async def test_a_waiting_release_is_the_folder_that_passed_the_gates(tmp_path: P
     async with scripted_daemon(tmp_path, linked(tmp_path, **waits)) as daemon:
         point_to(tmp_path, "v2")
         assert (await daemon.deploy()).json["result"] == "awaiting_switch"
-        await kill(daemon)
+        await daemon.kill()
         point_to(tmp_path, "v1")
         await daemon.stop_clients()
         await daemon.start()

@@ -38,7 +38,7 @@ from atlas_supervisor.config.fields import (
     Switch,
     Text,
 )
-from atlas_supervisor.model.deploy import Mode
+from atlas_supervisor.model.deploy import AfterFailure, Mode
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
 
@@ -95,6 +95,9 @@ class Settings(BaseModel):
     stop_signal: StopSignal = "TERM"
     drain_quiet_seconds: Seconds = 1
     relay_proxy_protocol: Switch = False
+    after_failure: Annotated[AfterFailure, Lower, Field(description="single or stay")] = (
+        AfterFailure.SINGLE
+    )
     smoke_file: PlaceOrNone = DEFAULT_SMOKE_FILE
     keep_warm_seconds: SecondsOrZero = 300
     keep_warm_foreign: Switch = False

@@ -17,8 +17,17 @@ import structlog
 from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy.effects import Effects, TransitionLog
 from atlas_supervisor.deploy.initial_state import read_state
-from atlas_supervisor.deploy.machine import FLIPS, TABLE, Consequence, Event, Phase, Plan, step
-from atlas_supervisor.deploy.recorder import AUDITED
+from atlas_supervisor.deploy.machine import (
+    FLIPS,
+    TABLE,
+    Consequence,
+    Event,
+    Phase,
+    Plan,
+    demands_of,
+    step,
+)
+from atlas_supervisor.deploy.recorder import AUDITED, demanded
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.actor import SUPERVISOR
@@ -34,7 +43,7 @@ from atlas_worker.contract import STATE_FILE
 
 log = structlog.get_logger(__name__)
 
-_AFTER_SWITCH = frozenset({Phase.GUARD, Phase.WARM})
+_AFTER_SWITCH = frozenset({Phase.GUARD, Phase.WARM, Phase.DRAIN})
 
 
 async def recover(
@@ -72,7 +81,7 @@ async def finish_interrupted(
         if record.phase == Phase.AWAITING_SWITCH and may_wait:
             waiting = unfinished
             continue
-        state = await _write_demands(database, record, state)
+        state = await _write_demands(database, record, state, settings)
         # Only the latest one's switch can be what the file tells of.
         await _end(database, unfinished, state if latest else None, settings)
     await database.keys.forget_undone()
@@ -80,32 +89,38 @@ async def finish_interrupted(
 
 
 async def _write_demands(
-    database: Database, record: DeployRecord, state: DeployState
+    database: Database, record: DeployRecord, state: DeployState, settings: Settings
 ) -> DeployState:
     """Write what the last transition demands, unless it is written; return the state then."""
-    for demand in await _last_demands(database, record):
+    for demand in demanded(await _last_demands(database, record), settings.after_failure):
         if demand is not Consequence.SINGLE_MODE:
-            action, outcome = AUDITED[demand]
-            if not await database.audit.contains(record.deploy_id, action, outcome):
-                await database.audit.write(
-                    SUPERVISOR,
-                    action,
-                    outcome,
-                    subject=record.deploy_id,
-                    reason=record.reason,
-                    version=record.version,
-                )
+            await _audit_once(database, demand, record)
         elif state.mode is not Mode.SINGLE:
             state = state.model_copy(update={"mode": Mode.SINGLE})
             await database.audit.write(SUPERVISOR, "mode", "single", reason=record.reason)
     return state
 
 
+async def _audit_once(database: Database, demand: Consequence, record: DeployRecord) -> None:
+    action, outcome = AUDITED[demand]
+    if not await database.audit.contains(record.deploy_id, action, outcome):
+        await database.audit.write(
+            SUPERVISOR,
+            action,
+            outcome,
+            subject=record.deploy_id,
+            reason=record.reason,
+            version=record.version,
+        )
+
+
 async def _last_demands(database: Database, record: DeployRecord) -> tuple[Consequence, ...]:
     """Return the demands of the last transition, in order."""
     last, plan = await database.transitions.last(record.deploy_id), Plan(dry_run=record.dry_run)
+    cause = await database.transitions.cause_of(record.deploy_id, Phase.REVERT)
     rows = (row for row in TABLE if (row.phase.value, row.event.value) == last)
-    return next((row.demands for row in rows if plan.meets(row.when)), ())
+    found = next((row for row in rows if plan.meets(row.when)), None)
+    return demands_of(found, Event(cause) if cause else None) if found else ()
 
 
 def _outcome(
@@ -149,6 +164,9 @@ async def _end(
         versions=versions,
         state=state if versions else None,
     )
+    if phase is Phase.REVERT or (turned and phase in _AFTER_SWITCH):
+        done = Consequence.ROLLBACK_AUDITED if turned else Consequence.ROLLBACK_FAILURE_AUDITED
+        await _audit_once(database, done, ended)
     outcome = result.value if result else "ended"
     subject = record.deploy_id
     await database.audit.write(SUPERVISOR, "deploy", outcome, subject=subject, reason=cause)

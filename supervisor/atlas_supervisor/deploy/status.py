@@ -14,9 +14,11 @@ import anyio
 from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy import errors
 from atlas_supervisor.deploy.event_hub import EventHub
+from atlas_supervisor.deploy.machine import Phase
 from atlas_supervisor.deploy.recorder import Runs
 from atlas_supervisor.model.canary import CanaryStats
 from atlas_supervisor.model.deploy import (
+    AfterFailure,
     DeployRecord,
     EventFeed,
     Mode,
@@ -40,17 +42,21 @@ _GATES = {StepName.LAUNCH, StepName.SMOKE, StepName.HEALTH}
 """The steps whose failure sets the mode to `single`, besides the guard."""
 
 
-def why_disabled(last: DeployRecord | None) -> str:
-    """Return why the mode is `single`, as far as the latest deploy explains it."""
+_ROLLBACK_REQUESTED = f"{Phase.GUARD}: rollback requested by "
+
+
+def failure(last: DeployRecord | None) -> str | None:
+    """Return how the latest deploy failed a gate or its guard; None if it did not."""
     failed = (
         {step.name for step in last.steps if not step.ok} if last and not last.dry_run else set()
     )
     if last and last.result is Result.FAILED:
         for gate in failed & _GATES:
             return f"deploy {last.deploy_id} failed at {gate}"
-    if last and last.result is Result.ROLLED_BACK and StepName.GUARD in failed:
+    requested = last is not None and (last.reason or "").startswith(_ROLLBACK_REQUESTED)
+    if last and last.result is Result.ROLLED_BACK and StepName.GUARD in failed and not requested:
         return f"deploy {last.deploy_id} was reverted by its guard"
-    return "the mode is single"
+    return None
 
 
 def suggestions(
@@ -64,8 +70,16 @@ def suggestions(
         found.append(
             Suggestion(
                 code="mode_is_single",
-                message=f"Deploys are disabled: {why_disabled(last)}.",
+                message=f"Deploys are disabled: {failure(last) or 'the mode is single'}.",
                 action="Re-enable with `atlasctl mode bluegreen`.",
+            )
+        )
+    elif settings.after_failure is AfterFailure.STAY and last and (why := failure(last)):
+        found.append(
+            Suggestion(
+                code="last_deploy_failed",
+                message=f"AFTER_FAILURE=stay keeps deploys enabled, but {why}.",
+                action=f"See `atlasctl show {last.deploy_id}`.",
             )
         )
     if active.release_gone is not None and not active.serving:

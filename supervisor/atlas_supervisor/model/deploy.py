@@ -26,6 +26,15 @@ class Mode(StrEnum):
     BLUEGREEN = "bluegreen"
 
 
+class AfterFailure(StrEnum):
+    """What happens to the mode when a deploy fails or its guard reverts it."""
+
+    SINGLE = "single"
+    """Deploys are disabled until an operator enables them."""
+    STAY = "stay"
+    """Deploys stay enabled."""
+
+
 class Result(StrEnum):
     """A deploy's outcome, as its caller sees it."""
 

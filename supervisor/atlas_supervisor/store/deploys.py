@@ -94,6 +94,11 @@ class TransitionStore:
         rows = await self._statements.read("last_transition", deploy_id=deploy_id)
         return (rows[0]["phase"], rows[0]["event"]) if rows else None
 
+    async def cause_of(self, deploy_id: str, phase: str) -> str | None:
+        """Return the event that led to the phase the last time; None if none did."""
+        rows = await self._statements.read("last_cause", deploy_id=deploy_id, target=phase)
+        return rows[0]["event"] if rows else None
+
 
 def _transition_row(record: DeployRecord, event: DeployEvent) -> Statement:
     outcome = record.model_dump(mode="json", include=set(_OUTCOME))

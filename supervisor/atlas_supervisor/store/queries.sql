@@ -133,6 +133,9 @@ SELECT instance, slot, pid, start_ticks, boot_id FROM instances;
 -- name: last_transition
 SELECT phase, event FROM transitions WHERE deploy_id = :deploy_id AND phase <> '' ORDER BY id DESC LIMIT 1;
 
+-- name: last_cause
+SELECT event FROM transitions WHERE deploy_id = :deploy_id AND target = :target ORDER BY id DESC LIMIT 1;
+
 -- name: last_deploys_by_release
 SELECT release, deploy_id, started_ts, result, max(rowid) FROM deploys
 WHERE release IS NOT NULL GROUP BY release;
@@ -152,7 +155,9 @@ DELETE FROM idempotency_keys WHERE asked IS NOT NULL
 AND asked IS NOT (SELECT result FROM deploys WHERE deploys.deploy_id = idempotency_keys.deploy_id);
 
 -- name: trim_keys
-DELETE FROM idempotency_keys WHERE deploy_id IS NULL AND ts <= :since;
+-- The newest stay however old they look: a wall clock may have been set a day forth.
+DELETE FROM idempotency_keys WHERE deploy_id IS NULL AND ts <= :since
+AND rowid NOT IN (SELECT rowid FROM idempotency_keys ORDER BY rowid DESC LIMIT :kept);
 
 -- name: add_canary_epoch
 INSERT OR REPLACE INTO canary_epochs (epoch, feature, ramp, share, ts, cause)

@@ -92,6 +92,11 @@ class Restarter:
         """Start the worker again after a crash; returns once it runs or was given up."""
         await self._exclusively(partial(self._restart, release, lived_seconds))
 
+    def forget(self) -> None:
+        """Forget the crashes: the slot's next worker is of another deploy."""
+        self._crashes = CrashCount()
+        self._slot.restarts = 0
+
     async def cancel(self) -> None:
         """Stop trying, and return once nothing of a half-started worker is left."""
         if self._scope is not None:

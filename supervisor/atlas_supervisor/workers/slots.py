@@ -146,6 +146,7 @@ class Slots:
         await self.cancel_staging_restarts()
         if self.staging.instance is not None:  # left behind by a step that failed
             await self.staging.stop()
+        self._restarters[self.staging.name].forget()
 
     async def _clear_staging(self) -> None:
         """Ask for staging, and wait until the version before has left it."""
@@ -237,9 +238,11 @@ class Slots:
     async def stop(self) -> None:
         """Drain and stop every worker, those that linger included."""
         self.begin_stop()
+        closed = self._plane.stop_accepting()
         for restarter in self._restarters.values():
             await restarter.cancel()
         async with anyio.create_task_group() as group:
             group.start_soon(self.drains.all_gone)
             for slot in self:
-                group.start_soon(partial(slot.stop, drain_seconds=self._drain_seconds))
+                stop = partial(slot.stop, drain_seconds=self._drain_seconds, answers_first=closed)
+                group.start_soon(stop)

@@ -14,7 +14,7 @@ from atlas_supervisor.config import (
     warnings,
 )
 from atlas_supervisor.config.load import NOT_BUILT_YET
-from tests.unit.supervisor.config.samples import TLS, Faults, Load, write
+from tests.unit.supervisor.config.support import TLS, Faults, Load, write
 
 
 def test_two_ports_alike_are_refused_with_both_keys(faults: Faults) -> None:

@@ -23,7 +23,7 @@ from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
 from atlas_supervisor.workers.releases import Releases
 from tests.harness import write_release
-from tests.unit.supervisor.store.samples import a_deploy, a_state
+from tests.unit.supervisor.store.support import a_deploy, a_state
 
 BLUE, GREEN = SlotName.BLUE, SlotName.GREEN
 

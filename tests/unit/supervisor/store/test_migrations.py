@@ -12,7 +12,7 @@ from atlas_supervisor.model.deploy import Result
 from atlas_supervisor.store import migrations
 from atlas_supervisor.store.database import open_database
 from atlas_supervisor.store.migrations import SCHEMA_VERSION
-from tests.unit.supervisor.store.samples import a_deploy, a_step, moved
+from tests.unit.supervisor.store.support import a_deploy, a_step, moved
 
 VERSION_1 = Path(__file__).with_name("version_1.sql")
 """A real database, as the code wrote it before its schema had a version."""

@@ -11,8 +11,8 @@ import pytest
 from atlas_supervisor.model.release import VersionSource
 from atlas_supervisor.model.state import SCHEMA_VERSION, ActiveRelease
 from atlas_supervisor.store.state_keeper import StateFile, UnreadableStateError
-from tests.unit.supervisor.disk import fill, mounted
-from tests.unit.supervisor.store.samples import a_state
+from tests.unit.supervisor.store.support import a_state
+from tests.unit.supervisor.support import fill, mounted
 
 RELEASE = ActiveRelease(
     name="r1", version="v1", path=Path("/srv/r1"), identity="1-2.3", source=VersionSource.FILE

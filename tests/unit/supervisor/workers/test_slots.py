@@ -11,6 +11,7 @@ from pathlib import Path
 import anyio
 
 from atlas_supervisor.model.slot import Role, SlotState
+from atlas_supervisor.workers.restarts import CrashCount
 from atlas_supervisor.workers.slot import Slot
 from atlas_supervisor.workers.slots import Slots
 from tests.harness import eventually
@@ -64,6 +65,25 @@ async def test_an_active_worker_that_dies_is_restarted(tmp_path: Path) -> None:
         await eventually(lambda: made.blue.serving and made.blue.instance is not before)
         assert made.down == [(BLUE, "it was ended by SIGKILL")]
         assert made.blue.restarts == 1
+
+
+async def test_a_release_does_not_inherit_the_crashes_of_the_one_before(tmp_path: Path) -> None:
+    async with attended(tmp_path) as made:
+        starting = await backing_off(made, tmp_path)
+        await made.green.start(release(tmp_path / "v2", READY_AND_SLEEP))
+        made.slots.exchange()
+        with anyio.fail_after(10):
+            await made.slots.drain_staging()
+            await made.slots.free_staging()
+            await starting
+        assert made.blue.restarts == 0
+        await made.blue.start(release(tmp_path / "v3", READY_AND_SLEEP))
+        made.slots.exchange()
+        before = made.blue.instance
+        kill(made.blue)
+        await eventually(lambda: made.blue.serving and made.blue.instance is not before)
+        assert made.blue.restarts == 1
+        assert made.slots._restarters[BLUE]._crashes == CrashCount(1)  # the first one: no delay
 
 
 async def test_a_staging_worker_that_dies_is_not_restarted_and_its_queue_is_passed_on(
