@@ -34,11 +34,14 @@ class Outage:
         self._patience = settings.ready_timeout_seconds
         self._refusal = Refusal(b"" if settings.health_scheme == "https" else _RESPONSE)
         self._timer: asyncio.TimerHandle | None = None
+        self.noted = False
+        """Whether the last note was that no worker can serve."""
         self.refusing: SlotName | None = None
         """The slot whose clients are refused."""
 
     def note(self, active: SlotName, *, can_serve: bool) -> None:
         """Note whether the active worker can serve; to be called whenever that may have changed."""
+        self.noted = not can_serve
         if self.refusing is not None and (can_serve or self.refusing is not active):
             self._plane.admit(self.refusing)
             self.refusing = None

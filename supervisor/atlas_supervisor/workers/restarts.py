@@ -36,23 +36,14 @@ class RestartPolicy:
     delays_seconds: tuple[float, ...] = _DELAYS_SECONDS
     stable_seconds: float = _STABLE_SECONDS
 
+    def short_lives_after(self, short_lives: int, lived_seconds: float) -> int:
+        """Return how many short lives in a row there are after a life of this length."""
+        return 1 if lived_seconds >= self.stable_seconds else short_lives + 1
 
-@dataclass(frozen=True)
-class CrashCount:
-    """Short lives in a row."""
-
-    short_lives: int = 0
-
-    def after(self, lived_seconds: float, policy: RestartPolicy) -> CrashCount:
-        """Return the count after a life of this length."""
-        if lived_seconds >= policy.stable_seconds:
-            return CrashCount(1)
-        return CrashCount(self.short_lives + 1)
-
-    def delay_seconds(self, policy: RestartPolicy) -> float:
+    def delay_seconds(self, short_lives: int) -> float:
         """Return how long to wait before the next start."""
-        last = len(policy.delays_seconds) - 1
-        return policy.delays_seconds[min(max(self.short_lives - 1, 0), last)]
+        last = len(self.delays_seconds) - 1
+        return self.delays_seconds[min(max(short_lives - 1, 0), last)]
 
 
 def as_recorded(release: Release) -> Release:
@@ -76,7 +67,6 @@ class Restarter:
         self._checked = checked
         """Returns the release as its folder is now; it reads the disk."""
         self._policy = policy or RestartPolicy()
-        self._crashes = CrashCount()
         self._scope: anyio.CancelScope | None = None
         self.idle = anyio.Event()
         """Set while no attempt is in progress."""
@@ -89,11 +79,6 @@ class Restarter:
     async def restart(self, release: Release, *, lived_seconds: float) -> None:
         """Start the worker again after a crash; returns once it runs."""
         await self._exclusively(partial(self._restart, release, lived_seconds))
-
-    def forget(self) -> None:
-        """Forget the crashes: the slot's next worker is of another deploy."""
-        self._crashes = CrashCount()
-        self._slot.restarts = 0
 
     async def cancel(self) -> None:
         """Stop trying, and return once nothing of a half-started worker is left."""
@@ -142,10 +127,10 @@ class Restarter:
                 await self._slot.stop()
 
     async def _restart(self, release: Release, lived_seconds: float) -> None:
-        slot = self._slot
-        self._crashes = self._crashes.after(lived_seconds, self._policy)
+        slot, policy = self._slot, self._policy
+        slot.short_lives = policy.short_lives_after(slot.short_lives, lived_seconds)
         while self._wanted() and slot.state in _RESTARTABLE:
-            delay = self._crashes.delay_seconds(self._policy)
+            delay = policy.delay_seconds(slot.short_lives)
             slot.apply(SlotEvent.RESTART_SCHEDULED)
             await anyio.sleep(delay)
             if slot.state is not SlotState.BACKOFF or not self._wanted():
@@ -155,7 +140,7 @@ class Restarter:
                 await self._launch(release)
             except LaunchError as error:
                 log.error("worker_failed", **_facts(slot, release, error))
-                self._crashes = self._crashes.after(0.0, self._policy)
+                slot.short_lives = policy.short_lives_after(slot.short_lives, 0.0)
             else:
                 await self._stop_unwanted()
                 return

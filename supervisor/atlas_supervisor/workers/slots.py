@@ -150,7 +150,7 @@ class Slots:
         await self.cancel_staging_restarts()
         if self.staging.instance is not None:  # left behind by a step that failed
             await self.staging.stop()
-        self._restarters[self.staging.name].forget()
+        self.staging.forget_crashes()
 
     async def _clear_staging(self) -> None:
         """Ask for staging, and wait until the version before has left it."""
@@ -218,7 +218,9 @@ class Slots:
     def _note_service(self) -> None:
         """Note whether clients can be served, for those that wait."""
         if not self._stopping:
-            self._outage.note(self._active, can_serve=self.active.can_serve)
+            can_serve = self.active.can_serve
+            if not can_serve or self._outage.noted:
+                self._outage.note(self._active, can_serve=can_serve)
 
     def _is_wanted(self, slot: Slot) -> bool:
         return slot is self.active and not self._stopping
