@@ -92,11 +92,6 @@ class Restarter:
         """Start the worker again after a crash; returns once it runs or was given up."""
         await self._exclusively(partial(self._restart, release, lived_seconds))
 
-    def forget(self) -> None:
-        """Forget the crashes: the slot's next worker is of another deploy."""
-        self._crashes = CrashCount()
-        self._slot.restarts = 0
-
     async def cancel(self) -> None:
         """Stop trying, and return once nothing of a half-started worker is left."""
         if self._scope is not None:
@@ -145,6 +140,8 @@ class Restarter:
 
     async def _restart(self, release: Release, lived_seconds: float) -> None:
         slot = self._slot
+        if slot.restarts == 0:  # a deploy has put another release here, or the same one anew
+            self._crashes = CrashCount()
         self._crashes = self._crashes.after(lived_seconds, self._policy)
         while self._wanted() and slot.state in _RESTARTABLE:
             delay = self._crashes.delay_seconds(self._policy)

@@ -146,7 +146,7 @@ class Slots:
         await self.cancel_staging_restarts()
         if self.staging.instance is not None:  # left behind by a step that failed
             await self.staging.stop()
-        self._restarters[self.staging.name].forget()
+        self.staging.restarts = 0  # the next worker is of another deploy
 
     async def _clear_staging(self) -> None:
         """Ask for staging, and wait until the version before has left it."""
