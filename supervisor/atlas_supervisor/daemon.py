@@ -35,6 +35,7 @@ from atlas_supervisor.health.monitor import HealthMonitor
 from atlas_supervisor.logs.log_service import LogService
 from atlas_supervisor.model.actor import SUPERVISOR
 from atlas_supervisor.probes.health_probe import HttpProber
+from atlas_supervisor.probes.http_client import RequestShape
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.state_keeper import StateKeeper
@@ -99,7 +100,11 @@ class Daemon:
                 )
             stack.callback(self._canaries.close)
             prober = await stack.enter_async_context(
-                HttpProber(self._metrics.probes.probed, reach=self._plane.probe_port)
+                HttpProber(
+                    self._metrics.probes.probed,
+                    shape=RequestShape.of(self._settings),
+                    reach=self._plane.probe_port,
+                )
             )
             active = self._settings.slot_of_port(self._state.state.active_port)
             self._plane.open(active)

@@ -23,6 +23,7 @@ from atlas_supervisor.model.slot import Role, SlotName, SlotState, SlotView
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.drain import SETTLE_SECONDS, Drains
+from atlas_supervisor.workers.outage import Outage
 from atlas_supervisor.workers.process import WorkerProcess
 from atlas_supervisor.workers.restarts import Restarter, as_recorded
 from atlas_supervisor.workers.slot import InstanceRegistry, Slot, SlotContext
@@ -62,6 +63,7 @@ class Slots:
             tasks=tasks,
             drains=self.drains,
             on_down=self._worker_down,
+            on_change=self._note_service,
         )
         self._slots = {
             name: Slot(name, port, context) for name, port in settings.slot_ports.items()
@@ -71,6 +73,7 @@ class Slots:
             for name, slot in self._slots.items()
         }
         self._plane = plane
+        self._outage = Outage(plane, settings)
         self._drain_seconds = settings.drain_timeout_seconds
         self._active = active
         self._stopping = False
@@ -131,6 +134,7 @@ class Slots:
         self._active = target.name
         target.activate()
         source.deactivate()
+        self._note_service()
         if self._free.is_set():
             self._free = anyio.Event()
 
@@ -146,7 +150,7 @@ class Slots:
         await self.cancel_staging_restarts()
         if self.staging.instance is not None:  # left behind by a step that failed
             await self.staging.stop()
-        self._restarters[self.staging.name].forget()
+        self.staging.forget_crashes()
 
     async def _clear_staging(self) -> None:
         """Ask for staging, and wait until the version before has left it."""
@@ -208,7 +212,15 @@ class Slots:
 
     async def start_active(self, release: Release) -> None:
         """Start the active worker; if it crashes, go on trying."""
+        self._note_service()
         await self._restarters[self._active].start(release)
+
+    def _note_service(self) -> None:
+        """Note whether clients can be served, for those that wait."""
+        if not self._stopping:
+            can_serve = self.active.can_serve
+            if not can_serve or self._outage.noted:
+                self._outage.note(self._active, can_serve=can_serve)
 
     def _is_wanted(self, slot: Slot) -> bool:
         return slot is self.active and not self._stopping
@@ -217,6 +229,7 @@ class Slots:
         """Decide what follows when a worker went down by itself."""
         if self._stopping:
             return
+        self._note_service()
         log.error("worker_down", **instance.facts, pid=instance.pid, why=cause)
         handled = await self.on_worker_down(slot, cause)
         if handled and slot is not self.active:
@@ -234,6 +247,7 @@ class Slots:
     def begin_stop(self) -> None:
         """Restart nothing from now on: a worker that goes down is expected to."""
         self._stopping = True
+        self._outage.stop()
 
     async def stop(self) -> None:
         """Drain and stop every worker, those that linger included."""
