@@ -115,7 +115,6 @@ SLOT_STATES = {
     SlotState.WARM: "the worker is ready and has lost the traffic; a rollback can switch to it",
     SlotState.DRAINING: "the worker finishes its connections and ends",
     SlotState.BACKOFF: "the worker crashed or was not ready in time, and is tried again later",
-    SlotState.FAILED: "the release that should run is gone",
 }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from atlas_supervisor.output import unfailing_output
 from scripts.benchmarks import (
     acceptance,
     canary,
@@ -100,4 +101,5 @@ def main() -> int:
     return 0
 
 
-sys.exit(main())
+with unfailing_output("scripts/bench"):
+    sys.exit(main())

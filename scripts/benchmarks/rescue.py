@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from scripts.benchmarks.result import Options, Result
-from tests.acceptance.rescue import kill_under_load
+from tests.acceptance.support import kill_under_load
 from tests.harness import bundled_worker
 from tests.loadclient import bundled_worker_mix
 

@@ -80,9 +80,7 @@ class Daemon:
             ),
             settings.socket_passing,
         )
-        self._releases = Releases(
-            directory=settings.worker_directory, releases_dir=settings.releases_dir
-        )
+        self._releases = Releases.of(settings)
         # Opened by `run`, in this order.
         self._database: Database
         self._registry: WorkerRegistry
@@ -119,6 +117,7 @@ class Daemon:
                     registry=self._registry,
                     tasks=tasks,
                     active=active,
+                    checked=self._releases.checked,
                 )
                 await self._serve(slots, prober, waiting, tasks, stopping)
                 tasks.cancel_scope.cancel()
@@ -171,7 +170,7 @@ class Daemon:
         with _refused_by_store():
             await service.resume(waiting)  # before the API can ask for another deploy
             release = await active_release(
-                self._database, self._state, self._releases, slots.active.name
+                self._settings, self._database, self._state, self._releases, slots.active.name
             )
         async with serve(
             self._control(slots, service, queries, monitor, events), api_options(self._settings)
@@ -232,7 +231,7 @@ class Daemon:
             settings=self._settings,
             slots=slots,
             executor=executor,
-            recorder=Recorder(self._database, self._state, events),
+            recorder=Recorder(self._database, self._state, events, self._settings.after_failure),
             releases=self._releases,
             database=self._database,
             events=events,

@@ -24,8 +24,10 @@ import structlog
 from atlas_supervisor.config import Settings, describe_settings, load_settings, warnings
 from atlas_supervisor.daemon import Daemon
 from atlas_supervisor.errors import SettingsError, StartRefusedError
+from atlas_supervisor.system import descriptors
 from atlas_supervisor.system.lock import only_daemon
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG, configure_logs
+from atlas_supervisor.workers.standalone import nothing_recorded
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(_NO_ENV_FILE.format(path=options.env_file.absolute()), file=sys.stderr)  # noqa: T201  # before there is a log
         return _BAD_SETTINGS
     try:
-        settings = load_settings(options.env_file.absolute(), os.environ)
+        settings = load_settings(options.env_file.absolute(), os.environ, nothing_recorded)
     except SettingsError as error:
         for fault in error.faults:
             print(fault, file=sys.stderr)  # noqa: T201  # before there is a log
@@ -106,10 +108,10 @@ def _leaves(group: BaseExceptionGroup[StartRefusedError]) -> Iterator[StartRefus
 
 async def run(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT, then drain and stop everything. Raises StartRefusedError."""
+    _raise_file_limit()
     _prepare_folder(settings.state_dir)
     with only_daemon(settings.state_dir / "supervisor.lock"):
         configure_logs(settings.state_dir / "logs" / OWN_LOG, settings.log_level)
-        _raise_file_limit()
         for warning in warnings(settings):
             log.warning("config_warning", why=warning)
         # Signals first: one that arrives during the start must not leave anything behind.
@@ -133,9 +135,18 @@ def _prepare_folder(state_dir: Path) -> None:
 
 
 def _raise_file_limit() -> None:
-    """Raise our own limit of open files; workers are started with the original one."""
+    """Raise our own limit of open files; workers are started with the original one.
+
+    Raises StartRefusedError if it is too low.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < descriptors.FEWEST:
+        raise StartRefusedError(
+            f"the limit of open files is {hard} (ulimit -n), and the daemon needs "
+            f"{descriptors.FEWEST} at least; 1024 or more leave room for clients"
+        )
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    descriptors.SPARES.hold()
 
 
 @asynccontextmanager

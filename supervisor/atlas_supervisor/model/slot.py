@@ -41,7 +41,6 @@ class SlotState(StrEnum):
     WARM = "warm"
     DRAINING = "draining"
     BACKOFF = "backoff"
-    FAILED = "failed"
 
 
 class SlotEvent(StrEnum):
@@ -63,8 +62,6 @@ class SlotEvent(StrEnum):
     """No process of the worker is left, and none is to be started again."""
     RESTART_SCHEDULED = "restart_scheduled"
     """The worker crashed and is started again after a delay."""
-    GIVEN_UP = "given_up"
-    """The release that should run is gone."""
 
 
 class UnexpectedEventError(Exception):
@@ -78,7 +75,6 @@ _S, _E = SlotState, SlotEvent
 TABLE: dict[tuple[SlotState, SlotEvent], SlotState] = {
     (_S.EMPTY, _E.LAUNCHED): _S.STARTING,
     (_S.EMPTY, _E.RESTART_SCHEDULED): _S.BACKOFF,
-    (_S.EMPTY, _E.GIVEN_UP): _S.FAILED,
     (_S.EMPTY, _E.CLEARED): _S.EMPTY,
     (_S.STARTING, _E.READY): _S.RUNNING,
     # A failed start is not a drain: the slot is starting until nothing of the worker is left.
@@ -97,8 +93,6 @@ TABLE: dict[tuple[SlotState, SlotEvent], SlotState] = {
     (_S.BACKOFF, _E.LAUNCHED): _S.STARTING,
     (_S.BACKOFF, _E.RESTART_SCHEDULED): _S.BACKOFF,
     (_S.BACKOFF, _E.CLEARED): _S.EMPTY,
-    (_S.FAILED, _E.LAUNCHED): _S.STARTING,
-    (_S.FAILED, _E.CLEARED): _S.EMPTY,
 }
 
 SERVING = frozenset({_S.RUNNING, _S.WARM})
@@ -159,13 +153,14 @@ class SlotView(BaseModel):
     state: SlotState = Field(
         description="`empty`: no worker; `starting`: launched, not ready yet; `running`; `warm`: "
         "out of traffic, kept for an instant rollback; `draining`: finishing its connections; "
-        "`backoff`: crashed or not ready in time, tried again after a delay; `failed`: its release "
-        "is gone."
+        "`backoff`: crashed or not ready in time, tried again after a delay."
     )
     pid: int | None = Field(description="Process id of its worker, if there is one.")
     version: str | None = Field(description="Version of its worker, if there is one.")
     started_ts: datetime | None = Field(description="When its worker was started.")
-    restarts: int = Field(description="Number of automatic restarts of its worker.")
+    restarts: int = Field(
+        description="Number of automatic restarts of its worker since it was deployed."
+    )
     last_exit: str | None = Field(
         default=None,
         description="How a worker in this slot last ended unexpectedly, or failed to start; null "

@@ -159,3 +159,16 @@ CREATE TABLE canary_progress (
     name         TEXT PRIMARY KEY,
     value        TEXT NOT NULL
 ) STRICT;
+
+-- version: 5
+-- What a release is besides its name: its real path, that very folder, and its version's source.
+-- Null in rows from before: such a release is looked up by its name.
+ALTER TABLE versions ADD COLUMN identity TEXT;
+
+ALTER TABLE versions ADD COLUMN version_source TEXT;
+
+ALTER TABLE deploys ADD COLUMN directory TEXT;
+
+ALTER TABLE deploys ADD COLUMN identity TEXT;
+
+ALTER TABLE deploys ADD COLUMN version_source TEXT;

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from atlas_supervisor.system import sockdiag
+from atlas_supervisor.system.descriptors import is_shortage
 from atlas_supervisor.system.sockdiag import TcpSocket
 from atlas_supervisor.system.text import escaped
 
@@ -35,13 +36,18 @@ def pids() -> Iterator[int]:
             yield int(name)
 
 
-def sockets_of(pid: int) -> set[int]:
-    """Return the inodes of a process's open sockets; none if it is gone."""
+def sockets_of(pid: int, *, strict: bool = False) -> set[int]:
+    """Return the inodes of a process's open sockets; none if it is gone.
+
+    `strict`: raises OSError if there is no descriptor to look with.
+    """
     folder = f"/proc/{pid}/fd"
     found: set[int] = set()
     try:
         names = os.listdir(folder)  # noqa: PTH208  # see above
-    except OSError:
+    except OSError as error:
+        if strict and is_shortage(error):
+            raise
         return found
     for name in names:
         try:
@@ -150,11 +156,16 @@ def parent(pid: int) -> int:
     return int(stat[1]) if stat else 0
 
 
-def _stat(pid: int) -> list[str] | None:
-    """Return the fields of `/proc/PID/stat` after the command's name, which may hold anything."""
+def _stat(pid: int, *, strict: bool = False) -> list[str] | None:
+    """Return the fields of `/proc/PID/stat` after the command's name, which may hold anything.
+
+    None if the process is gone. `strict`: raises OSError if there is no descriptor to look with.
+    """
     try:
         text = (_PROC / str(pid) / "stat").read_text(errors="replace")
-    except OSError:
+    except OSError as error:
+        if strict and is_shortage(error):
+            raise
         return None
     return text.rpartition(")")[2].split()
 
@@ -172,13 +183,13 @@ def family_of(
     A process belongs if it was started with `environment` (`KEY=value`; inherited by every
     descendant, even one that has left its session) and with something that begins with `beside`,
     or is in one of `sessions` (for programs that overwrite their environment). Zombies and the
-    calling process don't count.
+    calling process don't count. Raises OSError if there is no descriptor to look with.
     """
     found = []
     for pid in pids():
         if pid == os.getpid():
             continue
-        stat = _stat(pid)
+        stat = _stat(pid, strict=True)
         if not stat or stat[0] in "ZX":
             continue
         started_with = _environment(pid)
@@ -200,7 +211,9 @@ def send_signal(pids: Collection[int], number: int) -> None:
 def _environment(pid: int) -> list[bytes]:
     try:
         return (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
-    except OSError:
+    except OSError as error:
+        if is_shortage(error):
+            raise
         return []
 
 
@@ -208,5 +221,5 @@ def connections_of(family: Collection[int], ports: Collection[int]) -> list[sock
     """Return the connections on these local ports that the processes hold. Raises OSError."""
     held: set[int] = set()
     for pid in family:
-        held |= sockets_of(pid)
+        held |= sockets_of(pid, strict=True)
     return [each for each in sockdiag.connections() if each.port in ports and each.inode in held]

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.system.descriptors import Purpose
 from atlas_supervisor.traffic.plane import RelayTraffic
 from atlas_supervisor.traffic.refusal import Refusal
 from atlas_supervisor.traffic.relay import Choice, Header, Relay, Target
@@ -47,6 +48,7 @@ class SlotPorts:
                 self._carried,
                 header=header,
                 patient=patient,
+                purpose=Purpose.API_TCP,  # probes are the daemon's own work
             )
             for slot, listener in listeners.items()
         }

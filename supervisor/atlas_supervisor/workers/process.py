@@ -26,6 +26,7 @@ from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import InstanceUsage, SlotName
 from atlas_supervisor.system import procfs, sockdiag
 from atlas_supervisor.system.clock import Stopwatch, now
+from atlas_supervisor.system.descriptors import with_spares
 from atlas_supervisor.system.sockdiag import TcpConnection, TcpSocket
 from atlas_supervisor.traffic import Answers
 from atlas_worker.contract import (
@@ -272,7 +273,7 @@ class WorkerProcess:
     def family(self) -> list[int]:
         """Return the worker's living processes; it reads all of `/proc`, so use a thread."""
         environment = f"{ENV_INSTANCE}={self.name}".encode()
-        return procfs.family_of(environment=environment, sessions={self.pid})
+        return with_spares(lambda: procfs.family_of(environment=environment, sessions={self.pid}))
 
     def foreign_listeners(self) -> list[TcpSocket]:
         """Return the sockets on which its processes listen and that are not the daemon's.
@@ -290,12 +291,26 @@ class WorkerProcess:
             if self.alive:
                 self._signal(signal.SIGKILL)
                 await self.wait()
-            # Descendants may start more of them meanwhile.
-            while left := await anyio.to_thread.run_sync(self.family):
-                procfs.send_signal(left, signal.SIGKILL)
-                await anyio.sleep(0.01)
+            await self._kill_descendants()
         if limit.cancelled_caught:
-            log.critical("processes_left", **self.facts, pids=self.family())
+            log.critical("processes_left", **self.facts, pid=self.pid)
+
+    async def _kill_descendants(self) -> None:
+        """Kill them until none is left: they may start more of them meanwhile."""
+        reported = False
+        while True:
+            try:
+                left = await anyio.to_thread.run_sync(self.family)
+            except OSError as error:  # nothing is known, which must not count as none
+                if not reported:
+                    log.error("processes_unknown", **self.facts, pid=self.pid, why=str(error))
+                reported = True
+                await anyio.sleep(_POLL_SECONDS)
+                continue
+            if not left:
+                return
+            procfs.send_signal(left, signal.SIGKILL)
+            await anyio.sleep(0.01)
 
 
 class NotifySocket:

@@ -17,7 +17,7 @@ from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.probes.http_client import RequestShape
 from atlas_supervisor.probes.smoke import run_smoke
 from tests.harness import make_certificate
-from tests.unit.supervisor.probes.servers import Handler, answer, raw, serve
+from tests.unit.supervisor.probes.fakes import Handler, answer, raw, serve
 
 HTTPS = RequestShape("https")
 USE_TLS = "it answers TLS: HEALTH_SCHEME=https"

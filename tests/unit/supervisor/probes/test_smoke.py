@@ -12,7 +12,7 @@ from atlas_supervisor.model.probe import CheckResult
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.http_client import RequestShape
 from atlas_supervisor.probes.smoke import run_smoke
-from tests.unit.supervisor.probes.servers import (
+from tests.unit.supervisor.probes.fakes import (
     Handler,
     Server,
     answer,
