@@ -88,7 +88,7 @@ def suggestions(
                 code="active_release_gone",
                 message=f"The active worker can't be started: {active.release_gone}.",
                 action="Go back with `atlasctl rollback`, deploy another release (`atlasctl "
-                "deploy`), or put the folder back and restart the daemon.",
+                "deploy`), or put the folder back.",
             )
         )
     elif active.state in {SlotState.BACKOFF, SlotState.STARTING} and active.restarts:

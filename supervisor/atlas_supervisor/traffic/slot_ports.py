@@ -48,7 +48,7 @@ class SlotPorts:
                 self._carried,
                 header=header,
                 patient=patient,
-                purpose=Purpose.API_TCP,  # probes are the daemon's own work
+                purpose=Purpose.OWN_PORT,
             )
             for slot, listener in listeners.items()
         }

@@ -3,13 +3,10 @@
 A worker that lived for a while is started again at once; each short life in a row makes the next
 delay longer, up to a minute. It is never given up: what it needs may come back. `cancel` ends an
 attempt at any moment: a slot that is no longer active may be needed for a deploy.
-
-Clients wait meanwhile, and `Outage` ends their wait if it takes too long.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +14,8 @@ from functools import partial
 import anyio
 import structlog
 
-from atlas_supervisor.config import Settings
 from atlas_supervisor.model.release import Release
-from atlas_supervisor.model.slot import SlotEvent, SlotName, SlotState
-from atlas_supervisor.traffic import Plane
-from atlas_supervisor.traffic.refusal import Refusal
+from atlas_supervisor.model.slot import SlotEvent, SlotState
 from atlas_supervisor.workers.launch import LaunchError
 from atlas_supervisor.workers.slot import Slot
 
@@ -30,12 +24,6 @@ log = structlog.get_logger(__name__)
 _DELAYS_SECONDS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 _STABLE_SECONDS = 30.0
 _RESTARTABLE = frozenset({SlotState.EMPTY, SlotState.BACKOFF})
-
-_BODY = b"No worker can answer at the moment. Try again later.\n"
-_RESPONSE = (
-    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 10\r\nConnection: close\r\n"
-    b"Cache-Control: no-store\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%b"
-) % (len(_BODY), _BODY)
 
 
 @dataclass(frozen=True)
@@ -48,23 +36,14 @@ class RestartPolicy:
     delays_seconds: tuple[float, ...] = _DELAYS_SECONDS
     stable_seconds: float = _STABLE_SECONDS
 
+    def short_lives_after(self, short_lives: int, lived_seconds: float) -> int:
+        """Return how many short lives in a row there are after a life of this length."""
+        return 1 if lived_seconds >= self.stable_seconds else short_lives + 1
 
-@dataclass(frozen=True)
-class CrashCount:
-    """Short lives in a row."""
-
-    short_lives: int = 0
-
-    def after(self, lived_seconds: float, policy: RestartPolicy) -> CrashCount:
-        """Return the count after a life of this length."""
-        if lived_seconds >= policy.stable_seconds:
-            return CrashCount(1)
-        return CrashCount(self.short_lives + 1)
-
-    def delay_seconds(self, policy: RestartPolicy) -> float:
+    def delay_seconds(self, short_lives: int) -> float:
         """Return how long to wait before the next start."""
-        last = len(policy.delays_seconds) - 1
-        return policy.delays_seconds[min(max(self.short_lives - 1, 0), last)]
+        last = len(self.delays_seconds) - 1
+        return self.delays_seconds[min(max(short_lives - 1, 0), last)]
 
 
 def as_recorded(release: Release) -> Release:
@@ -88,7 +67,6 @@ class Restarter:
         self._checked = checked
         """Returns the release as its folder is now; it reads the disk."""
         self._policy = policy or RestartPolicy()
-        self._crashes = CrashCount()
         self._scope: anyio.CancelScope | None = None
         self.idle = anyio.Event()
         """Set while no attempt is in progress."""
@@ -101,11 +79,6 @@ class Restarter:
     async def restart(self, release: Release, *, lived_seconds: float) -> None:
         """Start the worker again after a crash; returns once it runs."""
         await self._exclusively(partial(self._restart, release, lived_seconds))
-
-    def forget(self) -> None:
-        """Forget the crashes: the slot's next worker is of another deploy."""
-        self._crashes = CrashCount()
-        self._slot.restarts = 0
 
     async def cancel(self) -> None:
         """Stop trying, and return once nothing of a half-started worker is left."""
@@ -154,10 +127,10 @@ class Restarter:
                 await self._slot.stop()
 
     async def _restart(self, release: Release, lived_seconds: float) -> None:
-        slot = self._slot
-        self._crashes = self._crashes.after(lived_seconds, self._policy)
+        slot, policy = self._slot, self._policy
+        slot.short_lives = policy.short_lives_after(slot.short_lives, lived_seconds)
         while self._wanted() and slot.state in _RESTARTABLE:
-            delay = self._crashes.delay_seconds(self._policy)
+            delay = policy.delay_seconds(slot.short_lives)
             slot.apply(SlotEvent.RESTART_SCHEDULED)
             await anyio.sleep(delay)
             if slot.state is not SlotState.BACKOFF or not self._wanted():
@@ -167,7 +140,7 @@ class Restarter:
                 await self._launch(release)
             except LaunchError as error:
                 log.error("worker_failed", **_facts(slot, release, error))
-                self._crashes = self._crashes.after(0.0, self._policy)
+                slot.short_lives = policy.short_lives_after(slot.short_lives, 0.0)
             else:
                 await self._stop_unwanted()
                 return
@@ -180,44 +153,3 @@ def _facts(slot: Slot, release: Release, error: LaunchError) -> dict[str, str]:
     if output := error.detail.get("output"):
         facts["output"] = " | ".join(output[-3:])
     return facts
-
-
-class Outage:
-    """Ends the wait of clients while no worker can serve.
-
-    Connections wait while a worker restarts, which none of them notices. One that does not come up
-    again would let them wait for ever: after `READY_TIMEOUT_SECONDS` the daemon answers them with
-    503 (over TLS it can only close them), and new ones likewise. As soon as a worker is ready it
-    gets the next connection.
-    """
-
-    def __init__(self, plane: Plane, settings: Settings) -> None:
-        self._plane = plane
-        self._patience = settings.ready_timeout_seconds
-        self._refusal = Refusal(b"" if settings.health_scheme == "https" else _RESPONSE)
-        self._timer: asyncio.TimerHandle | None = None
-        self.refusing: SlotName | None = None
-        """The slot whose clients are refused."""
-
-    def note(self, active: SlotName, *, can_serve: bool) -> None:
-        """Note whether the active worker can serve; to be called whenever that may have changed."""
-        if self.refusing is not None and (can_serve or self.refusing is not active):
-            self._plane.admit(self.refusing)
-            self.refusing = None
-            log.info("clients_admitted", slot=active)
-        if can_serve:
-            self.stop()
-        elif self._timer is None and self.refusing is None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._patience, self._begin, active)
-
-    def stop(self) -> None:
-        """Let it not begin."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _begin(self, active: SlotName) -> None:
-        self._timer, self.refusing = None, active
-        log.critical("clients_refused", slot=active, waited_seconds=self._patience)
-        self._plane.refuse(active, self._refusal)

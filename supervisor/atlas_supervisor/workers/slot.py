@@ -84,6 +84,8 @@ class Slot:
         self.name = name
         self.port = port
         self.restarts = 0
+        self.short_lives = 0
+        """Crashes in a row of the release in it, each soon after its start."""
         self.last_exit: str | None = None
         """How a worker last went down, or did not come up, without having been asked to end."""
         self.release_gone: str | None = None
@@ -92,6 +94,10 @@ class Slot:
         self.log = WorkerLog(context.settings.state_dir / "logs" / f"worker-{name}.log", name)
         self._state = INITIAL
         self._context = context
+
+    def forget_crashes(self) -> None:
+        """Count anew: the slot's next worker is of another deploy."""
+        self.restarts = self.short_lives = 0
 
     @property
     def state(self) -> SlotState:

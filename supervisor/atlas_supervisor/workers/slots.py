@@ -23,8 +23,9 @@ from atlas_supervisor.model.slot import Role, SlotName, SlotState, SlotView
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.drain import SETTLE_SECONDS, Drains
+from atlas_supervisor.workers.outage import Outage
 from atlas_supervisor.workers.process import WorkerProcess
-from atlas_supervisor.workers.restarts import Outage, Restarter, as_recorded
+from atlas_supervisor.workers.restarts import Restarter, as_recorded
 from atlas_supervisor.workers.slot import InstanceRegistry, Slot, SlotContext
 
 log = structlog.get_logger(__name__)
@@ -149,7 +150,7 @@ class Slots:
         await self.cancel_staging_restarts()
         if self.staging.instance is not None:  # left behind by a step that failed
             await self.staging.stop()
-        self._restarters[self.staging.name].forget()
+        self.staging.forget_crashes()
 
     async def _clear_staging(self) -> None:
         """Ask for staging, and wait until the version before has left it."""
@@ -217,7 +218,9 @@ class Slots:
     def _note_service(self) -> None:
         """Note whether clients can be served, for those that wait."""
         if not self._stopping:
-            self._outage.note(self._active, can_serve=self.active.can_serve)
+            can_serve = self.active.can_serve
+            if not can_serve or self._outage.noted:
+                self._outage.note(self._active, can_serve=can_serve)
 
     def _is_wanted(self, slot: Slot) -> bool:
         return slot is self.active and not self._stopping

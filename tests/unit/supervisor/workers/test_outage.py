@@ -7,14 +7,14 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import SlotState
 from atlas_supervisor.traffic import listeners
 from atlas_supervisor.workers import restarts
@@ -31,6 +31,12 @@ from tests.unit.supervisor.workers.support import (
     release,
     serving,
 )
+
+
+def gone(folder: Path) -> Release:
+    """Return a release whose folder is not there."""
+    return Release(name=None, path=folder / "gone", version="v1")
+
 
 UNLESS_UP = "import os, sys\nif not os.path.exists('up'):\n    {}\n"
 EXITS = UNLESS_UP.format("sys.exit(1)")
@@ -149,16 +155,15 @@ async def test_clients_of_a_worker_that_speaks_tls_are_closed(tmp_path: Path) ->
                 assert await ask(made.settings.public_port) == ""
 
 
-@asynccontextmanager
-async def down(folder: Path, patience: float) -> AsyncIterator[Bench]:
-    """A daemon's slots whose active worker does not come up."""
-    async with bench(folder, make_slots=Slots, ready_timeout_seconds=patience) as made:
-        made.tasks.start_soon(made.slots.start_active, release(folder / "down", EXITS))
-        yield made
+async def test_a_release_that_is_gone_leaves_no_client_waiting(tmp_path: Path) -> None:
+    async with bench(tmp_path, make_slots=Slots, ready_timeout_seconds=0.2) as made:
+        made.tasks.start_soon(made.slots.start_active, gone(tmp_path))
+        assert is_refusal(await ask(made.settings.public_port))
 
 
 async def test_a_switch_away_from_a_slot_without_a_worker_ends_the_refusal(tmp_path: Path) -> None:
-    async with down(tmp_path, 2) as made:
+    async with bench(tmp_path, make_slots=Slots, ready_timeout_seconds=2) as made:
+        made.tasks.start_soon(made.slots.start_active, gone(tmp_path))
         assert is_refusal(await ask(made.settings.public_port))
         await made.green.start(release(tmp_path / "r", serving()))
         assert is_refusal(await ask(made.settings.public_port))
@@ -171,7 +176,8 @@ async def test_a_switch_away_from_a_slot_without_a_worker_ends_the_refusal(tmp_p
 
 
 async def test_a_daemon_that_stops_begins_no_refusal(tmp_path: Path) -> None:
-    async with down(tmp_path, 0.2) as made:
+    async with bench(tmp_path, make_slots=Slots, ready_timeout_seconds=0.2) as made:
+        made.tasks.start_soon(made.slots.start_active, gone(tmp_path))
         made.slots.begin_stop()
         waiting = asyncio.create_task(ask(made.settings.public_port))
         await asyncio.wait({waiting}, timeout=0.5)
@@ -190,7 +196,8 @@ async def test_a_daemon_that_stops_begins_no_refusal(tmp_path: Path) -> None:
 async def test_every_kind_of_request_is_refused_properly(
     tmp_path: Path, request_: str, body: bool
 ) -> None:
-    async with down(tmp_path, 0.1) as made:
+    async with bench(tmp_path, make_slots=Slots, ready_timeout_seconds=0.1) as made:
+        made.tasks.start_soon(made.slots.start_active, gone(tmp_path))
         head, _, content = (await ask(made.settings.public_port, request_)).partition("\r\n\r\n")
         assert head.startswith("HTTP/1.1 503")
         assert bool(content) is body

@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from atlas_supervisor.model.slot import SlotState
-from atlas_supervisor.workers.restarts import CrashCount, Restarter, RestartPolicy
+from atlas_supervisor.workers.restarts import Restarter, RestartPolicy
 from tests.harness import eventually
 from tests.unit.supervisor.workers.support import READY_AND_SLEEP, SLEEP, bench, release
 
@@ -152,26 +152,26 @@ POLICY = RestartPolicy(delays_seconds=(0.0, 1.0, 5.0), stable_seconds=10.0)
 
 
 def test_each_short_life_in_a_row_has_a_longer_delay_up_to_the_last() -> None:
-    crashes, delays = CrashCount(), []
+    crashes, delays = 0, []
     for _ in range(5):
-        crashes = crashes.after(0.1, POLICY)
-        delays.append(crashes.delay_seconds(POLICY))
+        crashes = POLICY.short_lives_after(crashes, 0.1)
+        delays.append(POLICY.delay_seconds(crashes))
     assert delays == [0.0, 1.0, 5.0, 5.0, 5.0]
 
 
 @pytest.mark.parametrize("short_lives", [1, 3, 100])
 def test_a_long_life_begins_a_new_row(short_lives: int) -> None:
-    after = CrashCount(short_lives).after(10.0, POLICY)
-    assert after == CrashCount(1)
-    assert after.delay_seconds(POLICY) == 0.0
+    after = POLICY.short_lives_after(short_lives, 10.0)
+    assert after == 1
+    assert POLICY.delay_seconds(after) == 0.0
 
 
 def test_the_first_start_has_no_delay() -> None:
-    assert CrashCount().delay_seconds(POLICY) == 0.0
+    assert POLICY.delay_seconds(0) == 0.0
 
 
 def test_the_default_delays_begin_at_zero_and_grow_to_a_minute() -> None:
     policy = RestartPolicy()
     assert policy.delays_seconds[0] == 0.0
     assert list(policy.delays_seconds) == sorted(policy.delays_seconds)
-    assert CrashCount(1000).delay_seconds(policy) == 60.0
+    assert policy.delay_seconds(1000) == 60.0
