@@ -153,8 +153,7 @@ class SlotView(BaseModel):
     state: SlotState = Field(
         description="`empty`: no worker; `starting`: launched, not ready yet; `running`; `warm`: "
         "out of traffic, kept for an instant rollback; `draining`: finishing its connections; "
-        "`backoff`: crashed or not ready in time, tried again after a delay; `failed`: its release "
-        "is gone."
+        "`backoff`: crashed or not ready in time, tried again after a delay."
     )
     pid: int | None = Field(description="Process id of its worker, if there is one.")
     version: str | None = Field(description="Version of its worker, if there is one.")
