@@ -34,10 +34,10 @@ def pids() -> Iterator[int]:
             yield int(name)
 
 
-def sockets_of(pid: int) -> set[int]:
-    """Return the inodes of a process's open sockets; none if it is gone."""
+def open_sockets(pid: int) -> dict[int, int]:
+    """Return the inodes of a process's sockets by descriptor; none if it is gone or not ours."""
     folder = f"/proc/{pid}/fd"
-    found: set[int] = set()
+    found: dict[int, int] = {}
     try:
         names = os.listdir(folder)  # noqa: PTH208  # see above
     except OSError:
@@ -48,8 +48,13 @@ def sockets_of(pid: int) -> set[int]:
         except OSError:
             continue
         if target.startswith("socket:["):
-            found.add(int(target[8:-1]))
+            found[int(name)] = int(target[8:-1])
     return found
+
+
+def sockets_of(pid: int) -> set[int]:
+    """Return the inodes of a process's open sockets; none if it is gone."""
+    return set(open_sockets(pid).values())
 
 
 def holders(inode: int) -> list[int]:
@@ -107,6 +112,12 @@ def is_alive(pid: int, started: int) -> bool:
     """Whether the process with this number and these start ticks still runs; a zombie does not."""
     stat = _stat(pid)
     return stat is not None and stat[0] not in "ZX" and int(stat[19]) == started
+
+
+def exit_status(pid: int) -> int | None:
+    """Return the wait status of a process that has ended and is not reaped yet; None otherwise."""
+    stat = _stat(pid)
+    return int(stat[49]) if stat and stat[0] in "ZX" and len(stat) > 49 else None
 
 
 def usage(pid: int) -> tuple[int, float] | None:
