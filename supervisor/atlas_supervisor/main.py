@@ -24,7 +24,7 @@ import structlog
 from atlas_supervisor.config import Settings, describe_settings, load_settings, warnings
 from atlas_supervisor.daemon import Daemon
 from atlas_supervisor.errors import SettingsError, StartRefusedError
-from atlas_supervisor.system.lock import only_daemon
+from atlas_supervisor.system.lock import LOCK_FILE, only_daemon
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG, configure_logs
 
 log = structlog.get_logger(__name__)
@@ -110,7 +110,7 @@ def _leaves(group: BaseExceptionGroup[StartRefusedError]) -> Iterator[StartRefus
 async def run(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT, then drain and stop everything. Raises StartRefusedError."""
     _prepare_folder(settings.state_dir)
-    with only_daemon(settings.state_dir / "supervisor.lock"):
+    with only_daemon(settings.state_dir / LOCK_FILE):
         configure_logs(settings.state_dir / "logs" / OWN_LOG, settings.log_level)
         _raise_file_limit()
         for warning in warnings(settings):

@@ -26,7 +26,7 @@ from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.probes.health_probe import HttpProber
-from atlas_supervisor.system.procfs import describe_listeners
+from atlas_supervisor.system.procfs import describe_listeners, tag_for
 from atlas_supervisor.telemetry.sanitize import is_secret, keep_secret
 from atlas_supervisor.traffic import InheritedSockets
 from atlas_supervisor.traffic.listeners import foreign_listeners
@@ -109,7 +109,9 @@ def new_instance_id(slot: SlotName) -> str:
     return f"{slot}-{secrets.token_hex(8)}"
 
 
-def launcher_command(descriptors: list[int], announced: int, command: list[str]) -> list[str]:
+def launcher_command(
+    descriptors: list[int], announced: int, tag: int, command: list[str]
+) -> list[str]:
     """Return the command line of a process that becomes `command` with these descriptors.
 
     They land at 3 and onwards; the first `announced` of them are for socket activation.
@@ -120,6 +122,7 @@ def launcher_command(descriptors: list[int], announced: int, command: list[str])
         ",".join(map(str, descriptors)) or "-",
         str(announced),
         str(_OPEN_FILES),
+        str(tag),
         *command,
     ]
 
@@ -134,6 +137,7 @@ async def launch(
     inherited: InheritedSockets,
     announce: bool,
     output: int,
+    tag: int = 0,
 ) -> WorkerProcess:
     """Start a worker process and return it, not yet ready. Raises OSError.
 
@@ -146,7 +150,7 @@ async def launch(
     try:
         with anyio.CancelScope(shield=True):  # else a process could be started and not be recorded
             process = await anyio.open_process(
-                launcher_command(descriptors, announced, command),
+                launcher_command(descriptors, announced, tag, command),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -158,7 +162,9 @@ async def launch(
     except BaseException:
         notify.close()
         raise
-    return WorkerProcess(name=name, slot=slot, release=release, process=process, notify=notify)
+    return WorkerProcess(
+        name=name, slot=slot, release=release, process=process, notify=notify, tag=tag
+    )
 
 
 async def launch_release(
@@ -192,6 +198,7 @@ async def launch_release(
             inherited=inherited,
             announce=settings.socket_passing is SocketPassing.ACTIVATION,
             output=descriptor,
+            tag=tag_for(str(settings.state_dir), name),
         )
     finally:
         os.close(descriptor)

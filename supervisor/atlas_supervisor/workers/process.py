@@ -26,6 +26,7 @@ from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.system import procfs
 from atlas_supervisor.system.clock import Stopwatch, now
+from atlas_supervisor.system.pidfd import ForeignProcess
 from atlas_supervisor.system.sockdiag import TcpConnection
 from atlas_worker.contract import (
     ENV_INSTANCE,
@@ -50,7 +51,14 @@ class WorkerProcess:
     """A running worker. Made by `launch`; ends with `stop` or by itself."""
 
     def __init__(
-        self, *, name: str, slot: SlotName, release: Release, process: Process, notify: NotifySocket
+        self,
+        *,
+        name: str,
+        slot: SlotName,
+        release: Release,
+        process: Process | ForeignProcess,
+        notify: NotifySocket,
+        tag: int = 0,
     ) -> None:
         self.name = name
         self.slot = slot
@@ -66,6 +74,7 @@ class WorkerProcess:
         self.expected_to_exit = False
         """Set before it is asked to end, and once it was reported as down: its exit is no news."""
         self._process = process
+        self._tag = tag
         self._asked_to_end = False
 
     @property
@@ -82,6 +91,14 @@ class WorkerProcess:
     def kit(self) -> bool:
         """Whether it runs the worker kit: it closes its connections once it is not active."""
         return self.reported.kit
+
+    @property
+    def may_have_kit(self) -> bool:
+        """Whether it may report that it accepts nothing more.
+
+        An earlier daemon's worker has said whether it has the kit to that daemon.
+        """
+        return self.kit or isinstance(self._process, ForeignProcess)
 
     @property
     def exit_status(self) -> int | None:
@@ -220,7 +237,7 @@ class WorkerProcess:
     def family(self) -> list[int]:
         """Return the worker's living processes; it reads all of `/proc`, so use a thread."""
         environment = f"{ENV_INSTANCE}={self.name}".encode()
-        return procfs.family_of(environment=environment, sessions={self.pid})
+        return procfs.family_of(environment=environment, sessions={self.pid}, tag=self._tag)
 
     async def kill(self) -> None:
         """Kill the worker and all that is left of its descendants."""
