@@ -19,9 +19,7 @@ from atlas_supervisor.api.responses import ErrorAnswer
 from atlas_supervisor.api.routes import Access, AnyRoute, ResponseSpec, errors_of
 from atlas_supervisor.api.server import table
 from atlas_supervisor.errors import CATALOGUE, ErrorSpec
-from atlas_supervisor.model.deploy import Result
-from atlas_supervisor.model.event import DeployEvent
-from atlas_supervisor.model.step import StepName
+from atlas_supervisor.model.deploy import DeployEvent, Result, StepName
 
 TEMPLATE = Path(__file__).parent / "templates/api.md"
 

@@ -30,6 +30,7 @@ from atlas_supervisor.cli.client import DaemonClient
 from atlas_supervisor.cli.endpoint import Endpoint
 from atlas_supervisor.cli.follow import events
 from atlas_supervisor.cli.terminal import printable
+from atlas_supervisor.output import unfailing_output
 from tests.harness import Answer, DaemonProcess, Setting, write_release
 from tests.loadclient import Kind, Load, bundled_worker_mix, streams
 
@@ -315,7 +316,8 @@ async def cancelled(task: asyncio.Task[None]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__.split("\n\n")[1])
     parser.add_argument("--once", action="store_true", help="exit when done: 0 if all went well")
-    return asyncio.run(demonstrate(once=parser.parse_args().once))
+    with unfailing_output("scripts/demo"):
+        return asyncio.run(demonstrate(once=parser.parse_args().once))
 
 
 if __name__ == "__main__":

@@ -33,16 +33,18 @@ def start(env_file: Path) -> int:
     # Only the project's own environment has these, and this may be any Python until now.
     from atlas_supervisor.config import load_settings  # noqa: PLC0415
     from atlas_supervisor.errors import SettingsError, StartRefusedError  # noqa: PLC0415
+    from atlas_supervisor.output import unfailing_output  # noqa: PLC0415
     from atlas_supervisor.workers.standalone import become_worker  # noqa: PLC0415
 
-    try:
-        become_worker(load_settings(env_file, os.environ), os.environ)
-    except SettingsError as error:
-        print("\n".join(error.faults), file=sys.stderr)
-        return 2
-    except StartRefusedError as error:
-        print(f"service_launcher can't start: {error}", file=sys.stderr)
-        return 1
+    with unfailing_output("service_launcher"):
+        try:
+            become_worker(load_settings(env_file, os.environ), os.environ)
+        except SettingsError as error:
+            print("\n".join(error.faults), file=sys.stderr)
+            return 2
+        except StartRefusedError as error:
+            print(f"service_launcher can't start: {error}", file=sys.stderr)
+            return 1
 
 
 if __name__ == "__main__":

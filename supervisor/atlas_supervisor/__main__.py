@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from atlas_supervisor.output import unfailing_output
+
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
@@ -45,9 +47,10 @@ def _without_certificates() -> Iterator[None]:
 
 def main() -> int:
     """Run the daemon; return the exit status."""
-    with _without_collector(), _without_certificates():
-        from atlas_supervisor import main as program  # noqa: PLC0415 - within these alone
-    return program.main()
+    with unfailing_output("atlas-supervisor"):
+        with _without_collector(), _without_certificates():
+            from atlas_supervisor import main as program  # noqa: PLC0415 - within these alone
+        return program.main()
 
 
 if __name__ == "__main__":

@@ -28,9 +28,8 @@ from atlas_supervisor.deploy.collector import GaugeCollector
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.executor import Executor
 from atlas_supervisor.deploy.initial_state import active_release
-from atlas_supervisor.deploy.recorder import Recorder
+from atlas_supervisor.deploy.recorder import Recorder, Runs
 from atlas_supervisor.deploy.recovery import recover
-from atlas_supervisor.deploy.runs import Runs
 from atlas_supervisor.deploy.service import DeployService
 from atlas_supervisor.deploy.status import DeployQueries
 from atlas_supervisor.deploy.switch import Switch
@@ -38,7 +37,6 @@ from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.health.monitor import HealthMonitor
 from atlas_supervisor.logs.log_service import LogService
 from atlas_supervisor.model.actor import SUPERVISOR
-from atlas_supervisor.model.probe import ProbeResult
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.deploys import UnfinishedDeploy
@@ -72,10 +70,16 @@ class Daemon:
         self._metrics = Metrics(
             version=version("atlas-supervisor"),
             features=settings.canary_features,
+            slot_ports=settings.slot_ports,
             state_dir=settings.state_dir,
         )
         self._plane: Plane = make_plane(
-            Endpoints(str(settings.public_host), settings.public_port, settings.slot_ports),
+            Endpoints(
+                str(settings.public_host),
+                settings.public_port,
+                settings.slot_ports,
+                proxy_protocol=settings.relay_proxy_protocol,
+            ),
             settings.socket_passing,
         )
         self._releases = Releases(
@@ -104,7 +108,9 @@ class Daemon:
                 active = self._settings.slot_of_port(self._state.state.active_port)
                 inherited = await take_over(self._settings, self._plane, self._registry, active)
             stack.push_async_callback(self._plane.close)
-            prober = await stack.enter_async_context(HttpProber(self._observe_probe))
+            prober = await stack.enter_async_context(
+                HttpProber(self._metrics.probes.probed, reach=self._plane.probe_port)
+            )
             async with anyio.create_task_group() as tasks:
                 slots = Slots(
                     settings=self._settings,
@@ -159,6 +165,7 @@ class Daemon:
             self._canaries.run,
             monitor.run,
             self._metrics.loop.sample,
+            slots.measure,
             partial(keep_bounded, [slot.log for slot in slots]),
         ):
             tasks.start_soon(background)
@@ -200,7 +207,7 @@ class Daemon:
             plane=self._plane,
             slots=slots,
             state=self._state,
-            changed=monitor.subject_changed,
+            changed=monitor.switched,
         )
         executor = Executor(
             settings=self._settings,
@@ -255,10 +262,7 @@ class Daemon:
             canary=self._canaries,
             health=monitor,
             audit=self._database.audit,
+            trail=self._database.trail,
             logs=LogService(own_log, {slot.name: slot.log for slot in slots}),
             metrics=collector.exposition(self._metrics),
         )
-
-    def _observe_probe(self, port: int, result: ProbeResult) -> None:
-        slot = self._settings.slot_of_port(port)
-        self._metrics.probes.probed(slot, result.verdict, result.duration_ms / 1000)

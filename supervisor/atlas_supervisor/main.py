@@ -91,10 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _print_settings(settings: Settings) -> None:
     """Print the effective settings, and warnings about them."""
-    try:
-        print(f"{describe_settings(settings)}\nOK", flush=True)  # noqa: T201  # the purpose of --check
-    except BrokenPipeError:  # the reader has seen enough, as `head` does; not an error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(f"{describe_settings(settings)}\nOK", flush=True)  # noqa: T201  # the purpose of --check
     for warning in warnings(settings):
         print(f"warning: {warning}", file=sys.stderr)  # noqa: T201  # before there is a log
 

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 from tests.harness import Answer, DaemonProcess, Setting, eventually
 from tests.integration.support import (
@@ -234,7 +235,8 @@ async def test_what_changes_around_it_leaves_it_its_way(tmp_path: Path) -> None:
         write_behaviour(folder / "r3", health_delay=0.2)
         begun = await daemon.deploy("r3", wait="false")
         assert (begun.status, begun.json["result"]) == (202, None)
-        followed = await daemon.request("GET", begun.headers["Location"])
+        location = urljoin("/deploy/bluegreen", begun.headers["Location"])
+        followed = await daemon.request("GET", location)
         assert (followed.status, followed.json["deploy_id"]) == (200, begun.json["deploy_id"])
         assert (await set_mode(daemon, "single")).json["mode"] == "single"
         assert (await daemon.ended(begun.json["deploy_id"]))["result"] == "switched"

@@ -83,6 +83,13 @@ async def test_whatever_is_asked_for_meanwhile_waits_for_no_download_and_cuts_no
         records.append(await deploy(daemon, "r3"))
         assert (await deploy(daemon, "r2", dry_run="true"))["result"] == "dry_run_passed"
         pids = await draining(daemon, "v1", "r2", "r1")
+        shown = await daemon.status()
+        for each in shown["draining"]:
+            assert each["memory_mb"] > 1
+            assert each["cpu_percent"] >= 0
+        for each in shown["slots"]:
+            assert (each["memory_mb"] is None) is (each["pid"] is None)
+            assert (each["cpu_percent"] is None) is (each["pid"] is None)
         # Cold: r1 comes back in the slot of one r1 that still has a client.
         answer = await daemon.request("POST", "/deploy/rollback")
         assert (answer.status, answer.json["result"]) == (200, "switched"), answer

@@ -87,7 +87,7 @@ async def test_lines_about_a_deploy_or_an_instance_carry_its_id(tmp_path: Path) 
 
 
 async def followed(daemon: DaemonProcess, source: str, until: str) -> list[str]:
-    """Follow a log, and return its lines up to one with this end."""
+    """Follow a log, and return its lines up to one with this text."""
     connector = aiohttp.UnixConnector(str(daemon.state_dir / "supervisor.sock"))
     async with (
         aiohttp.ClientSession("http://localhost", connector=connector) as session,
@@ -97,7 +97,7 @@ async def followed(daemon: DaemonProcess, source: str, until: str) -> list[str]:
         found: list[str] = []
         async for raw in response.content:
             found.append(raw.decode().rstrip("\n"))
-            if found[-1].endswith(until):
+            if until in found[-1]:
                 return found
     raise AssertionError(f"it ended after {found}")
 
@@ -126,6 +126,32 @@ async def test_a_line_of_a_hundred_megabytes_of_nul_bytes_delays_no_request(tmp_
         cuts = [line for line in lines(daemon) if line["event"] == "worker_log_cut"]
         assert {cut["slot"] for cut in cuts} == {"blue"}
         assert (await daemon.status())["slots"][0]["restarts"] == 0
+
+
+async def test_logs_that_another_program_removes_go_on_bounded_and_are_followed(
+    tmp_path: Path,
+) -> None:
+    script = Path(__file__).parent.parent / "apps" / "scripted.py"
+    settings: dict[str, Any] = {"WORKER_COMMAND": f"python flooding.py {shlex.quote(str(script))}"}
+    async with scripted_daemon(tmp_path, settings, files={"flooding.py": FLOODING}) as daemon:
+        logs, work = daemon.state_dir / "logs", daemon.worker_directory
+        own, blue, moved = logs / "supervisor.jsonl", logs / "worker-blue.log", tmp_path / "moved"
+        following = [
+            asyncio.create_task(followed(daemon, "supervisor", "worker_down")),
+            asyncio.create_task(followed(daemon, "blue", "after the flood")),
+        ]
+        blue.rename(moved)
+        own.unlink()
+        (work / "flood").touch()
+        await eventually((work / "flooded").exists, within=30)
+        await eventually(lambda: moved.stat().st_size == 0 and blue.stat().st_size <= LIMIT_BYTES)
+        (work / "speak").touch()
+        assert (await following[1])[-1] == "after the flood"
+        os.kill((await daemon.status())["slots"][0]["pid"], 9)
+        assert "worker_down" in (await asyncio.wait_for(following[0], 10))[-1]
+        events = Counter(line["event"] for line in lines(daemon))
+        assert (events["log_file_replaced"], events["worker_log_replaced"]) == (1, 1)
+        await eventually(lambda: "worker_ready" in own.read_text())
 
 
 def resident(pid: int) -> int:

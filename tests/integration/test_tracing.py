@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from scripts import tracing
 
-DEPLOY_FILES = 74
-LOOK_FILES = 32
+DEPLOY_FILES = 44
+LOOK_FILES = 25
 """The counts of today. Lower them when they fall; more files need a reason."""
 
 

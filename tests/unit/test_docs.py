@@ -15,8 +15,7 @@ from atlas_supervisor.cli.__main__ import VERBS
 from atlas_supervisor.config.settings import FIELD_OF_KEY
 from atlas_supervisor.errors import CATALOGUE
 from atlas_supervisor.health.score import DEGRADED_BELOW, UNHEALTHY_BELOW, WEIGHTS, Weight
-from atlas_supervisor.model.deploy import Result
-from atlas_supervisor.model.step import StepName
+from atlas_supervisor.model.deploy import Result, StepName
 from atlas_worker import contract
 from scripts.documentation import GENERATED
 

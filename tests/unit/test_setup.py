@@ -146,7 +146,7 @@ class Repository:
     def run(self, *layer: str) -> tuple[int, str]:
         """Do what a command does first; returns its exit status and what it wrote."""
         process = self.start(*layer)
-        _, wrote = process.communicate(timeout=50)
+        _, wrote = process.communicate(timeout=90)
         return process.returncode, wrote
 
     def installed(self) -> set[str]:
@@ -154,12 +154,13 @@ class Repository:
         return {path.name.partition("-")[0] for path in found}
 
 
+@pytest.mark.timeout(180)  # two environments are made: ten times as long on a busy machine
 def test_the_environment_is_built_once_in_layers_and_anew_where_it_was_moved(
     tmp_path: Path,
 ) -> None:
     repository = Repository(tmp_path)
     both = [repository.start(), repository.start()]
-    wrote = [process.communicate(timeout=50)[1] for process in both]
+    wrote = [process.communicate(timeout=90)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], wrote
     assert "".join(wrote).count("making .venv") == 1, wrote
     daemon = {"setuptools", "needed", "project"}

@@ -50,14 +50,14 @@ class AuditPage(BaseModel):
 
 async def _audit(call: Request[AuditQuery, Nothing]) -> Reply:
     asked = call.query
-    entries = await call.control.audit.entries(
+    entries = await call.control.trail.entries(
         limit=asked.limit, before=asked.before, action=asked.action, subject=asked.subject
     )
     return Reply(AuditPage(entries=entries))
 
 
 async def _verify(call: Request[Nothing, Nothing]) -> Reply:
-    return Reply(await call.control.audit.verify())
+    return Reply(await call.control.trail.verify())
 
 
 _HASHES = (

@@ -29,7 +29,11 @@ class PercentageBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     percentage: float = Field(
-        ge=0, le=1, allow_inf_nan=False, description="Share of calls: 0.1 is 10 %."
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of calls: 0.1 is 10 %.",
+        examples=[examples.FEATURE.share],
     )
 
 
@@ -40,7 +44,8 @@ class RampBody(BaseModel):
 
     action: Literal["start", "pause", "resume", "advance", "promote", "rollback"] = Field(
         description="`start` at the first step of CANARY_RAMP; `pause`, `resume`; `advance` to the "
-        "next step at once; `promote`: all calls to the canary; `rollback`: none."
+        "next step at once; `promote`: all calls to the canary; `rollback`: none.",
+        examples=["pause"],
     )
 
 
@@ -54,6 +59,7 @@ class ResetBody(BaseModel):
         pattern=_NAME.pattern,
         max_length=100,
         description="Reset this feature to the settings; without it, the fallback is reset.",
+        examples=[examples.FEATURE.feature],
     )
 
 

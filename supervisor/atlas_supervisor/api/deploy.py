@@ -32,6 +32,7 @@ class DeployQuery(BaseModel):
     dry_run: bool = Field(
         default=False,
         description="Launch, smoke-test and probe on staging, then stop staging; no switch.",
+        examples=[True],
     )
     wait: bool = Field(
         default=True,
@@ -54,6 +55,7 @@ class DeployBody(BaseModel):
         default=None,
         description="The name of a folder below RELEASES_DIR; no slash, no leading dot. Without "
         "it the worker directory is deployed.",
+        examples=[examples.SWITCHED.release],
     )
 
 
@@ -63,7 +65,8 @@ class ModeBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     mode: Mode = Field(
-        description="`bluegreen` enables deploys and resets a fallback, `single` disables them."
+        description="`bluegreen` enables deploys and resets a fallback, `single` disables them.",
+        examples=[Mode.BLUEGREEN.value],
     )
 
 
@@ -102,8 +105,11 @@ async def _mode(call: Request[Nothing, ModeBody]) -> Reply:
 
 
 def _accepted(record: DeployRecord) -> Reply:
-    """Answer 202: the deploy has started, and `Location` says where to follow it."""
-    return Reply(record, status=202, headers={"Location": f"/deploy/{record.deploy_id}"})
+    """Answer 202: the deploy has started, and `Location` says where to follow it.
+
+    It is relative to the request's own path, so that it holds behind a proxy's path prefix.
+    """
+    return Reply(record, status=202, headers={"Location": record.deploy_id})
 
 
 def _answer(record: DeployRecord, *, asked: frozenset[Result]) -> Reply:
@@ -159,7 +165,7 @@ ROUTES: tuple[AnyRoute, ...] = (
                 "It has started (`wait=false`); the record as it is.",
                 DeployRecord,
                 examples.STARTED,
-                {"Location": "Where to follow it."},
+                {"Location": "Where to follow it, relative to the request's path."},
             ),
         ),
         errors=(

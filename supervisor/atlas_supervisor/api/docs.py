@@ -1,7 +1,7 @@
 """Swagger UI and the OpenAPI document it shows, both served by the daemon alone.
 
 The page has no inline script or style and loads nothing from another host, so its content
-security policy is strict.
+security policy is strict. Its links are relative, so that it works behind a proxy's path prefix.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _PAGE = """<!DOCTYPE html>
   <head>
     <meta charset="utf-8">
     <title>ATLAS Supervisor: API</title>
-    <link rel="stylesheet" href="/docs/swagger-ui.css">
-    <link rel="icon" type="image/png" href="/docs/favicon-32x32.png">
+    <link rel="stylesheet" href="docs/swagger-ui.css">
+    <link rel="icon" type="image/png" href="docs/favicon-32x32.png">
   </head>
   <body>
     <div id="swagger-ui"></div>
-    <script src="/docs/swagger-ui-bundle.js"></script>
-    <script src="/docs/init.js"></script>
+    <script src="docs/swagger-ui-bundle.js"></script>
+    <script src="docs/init.js"></script>
   </body>
 </html>
 """
 
 _INIT = """"use strict";
 SwaggerUIBundle({
-  url: "/openapi.json",
+  url: "openapi.json",
   dom_id: "#swagger-ui",
   deepLinking: true,
   validatorUrl: null,

@@ -13,7 +13,7 @@ from atlas_supervisor import errors
 from atlas_supervisor.api import examples
 from atlas_supervisor.api.responses import bad_header
 from atlas_supervisor.api.routes import AnyRoute, Nothing, Request, ResponseSpec, Route, StreamReply
-from atlas_supervisor.model.event import EventFeed, PublishedEvent
+from atlas_supervisor.model.deploy import EventFeed, PublishedEvent
 
 LAST_EVENT_ID = "Last-Event-ID"
 SILENCE_SECONDS = 15.0

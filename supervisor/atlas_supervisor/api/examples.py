@@ -19,16 +19,30 @@ from atlas_supervisor.model.canary import (
     LatencyView,
     StratumView,
 )
-from atlas_supervisor.model.deploy import DeployRecord, Mode, Result
+from atlas_supervisor.model.deploy import (
+    DeployEvent,
+    DeployRecord,
+    Mode,
+    Result,
+    Step,
+    StepName,
+    Transition,
+)
 from atlas_supervisor.model.drain import DrainCounts, DrainingView
-from atlas_supervisor.model.event import DeployEvent, Transition
 from atlas_supervisor.model.health import Check, CheckStatus, Health, HealthStatus
 from atlas_supervisor.model.release import LastDeploy, ReleaseView
 from atlas_supervisor.model.slot import Role, SlotName, SlotState, SlotView
 from atlas_supervisor.model.status import Status, Traffic
-from atlas_supervisor.model.step import Step, StepName
 
 _START = datetime(2026, 1, 5, 9, 30, tzinfo=UTC)
+
+PARAMETERS = {
+    "asset": "swagger-ui.css",
+    "deploy_id": "20260105-093000-4f2a11",
+    "feature": "vision",
+    "source": "supervisor",
+}
+"""Values of path parameters."""
 
 # Deploys.
 
@@ -44,7 +58,7 @@ _GATES = [
     _step(StepName.HEALTH, 1004.0, probes=3),
 ]
 SWITCHED = DeployRecord(
-    deploy_id="20260105-093000-4f2a11",
+    deploy_id=PARAMETERS["deploy_id"],
     result=Result.SWITCHED,
     dry_run=False,
     release="1.4.0",
@@ -255,6 +269,8 @@ def _slot(slot: SlotName, *, port: int, role: Role, state: SlotState, version: s
         version=version,
         started_ts=_START,
         restarts=0,
+        memory_mb=84.5,
+        cpu_percent=12.4 if role is Role.ACTIVE else 0.0,
     )
 
 
@@ -285,6 +301,8 @@ STATUS = Status(
             deadline_ts=_START + timedelta(seconds=30),
             left=DrainCounts(requests=1, websockets=12, event_streams=3, idle=0),
             connections=16,
+            memory_mb=91.3,
+            cpu_percent=0.8,
         )
     ],
     traffic=Traffic(plane="kernel", weights={"blue": 0.0, "green": 1.0}),

@@ -9,8 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from atlas_supervisor import errors
 from atlas_supervisor.api import examples
 from atlas_supervisor.api.routes import AnyRoute, Nothing, Reply, Request, ResponseSpec, Route
-from atlas_supervisor.model.deploy import DeployRecord
-from atlas_supervisor.model.event import Transition
+from atlas_supervisor.model.deploy import DeployRecord, Transition
 from atlas_supervisor.model.release import ReleaseView
 from atlas_supervisor.model.status import Status
 

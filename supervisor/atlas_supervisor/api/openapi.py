@@ -21,6 +21,7 @@ from openapi_pydantic import (
     Response,
     Schema,
     SecurityScheme,
+    Server,
     Tag,
 )
 from openapi_pydantic.util import PydanticSchema, construct_open_api_with_schema_class
@@ -72,6 +73,7 @@ def build_document(table: Iterable[AnyRoute], *, version: str) -> dict[str, Any]
     document = OpenAPI(
         openapi="3.1.0",
         info=Info(title="ATLAS Supervisor", version=version, description=_DESCRIPTION),
+        servers=[Server(url=".")],  # the document's own folder, also behind a path prefix
         tags=[Tag(name=name, description=text) for name, text in _TAGS.items() if name in used],
         paths=paths,
         components=Components(
@@ -108,7 +110,12 @@ def _operation_id(route: AnyRoute) -> str:
 
 def _parameters(route: AnyRoute) -> list[Parameter | Reference]:
     parameters = [
-        _parameter("path", name, {"type": "string", "description": text}, required=True)
+        _parameter(
+            "path",
+            name,
+            {"type": "string", "description": text, "examples": [examples.PARAMETERS[name]]},
+            required=True,
+        )
         for name, text in route.parameters.items()
     ]
     if route.keyed:
@@ -126,23 +133,21 @@ def _parameters(route: AnyRoute) -> list[Parameter | Reference]:
 
 
 def _parameter(place: str, name: str, schema: dict[str, Any], *, required: bool) -> Parameter:
-    description = schema.pop("description", None)
-    return Parameter.model_validate(
-        {
-            "in": place,
-            "name": name,
-            "required": required,
-            "description": description,
-            "schema": schema,
-        }
-    )
+    fields = {"in": place, "name": name, "required": required, "schema": schema}
+    fields["description"] = schema.pop("description", None)
+    if values := schema.pop("examples", None):
+        fields["example"] = values[0]  # Swagger UI fills the field with it
+    return Parameter.model_validate(fields)
 
 
 def _request_body(model: type[BaseModel]) -> RequestBody | None:
     if model is Nothing:
         return None
     required = any(field.is_required() for field in model.model_fields.values())
-    media = MediaType(media_type_schema=PydanticSchema(schema_class=model))
+    example = {
+        name: field.examples[0] for name, field in model.model_fields.items() if field.examples
+    }
+    media = MediaType(media_type_schema=PydanticSchema(schema_class=model), example=example)
     return RequestBody(required=required, content={"application/json": media})
 
 

@@ -13,8 +13,7 @@ from typing import Any, Protocol
 from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.audit import AuditEntry, Verification
 from atlas_supervisor.model.canary import CanaryReport, CanaryView, FeatureView
-from atlas_supervisor.model.deploy import DeployRecord, Mode
-from atlas_supervisor.model.event import EventFeed, Transition
+from atlas_supervisor.model.deploy import DeployRecord, EventFeed, Mode, Transition
 from atlas_supervisor.model.health import Health
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.log import LogFeed, LogSource, WantedLines
@@ -107,8 +106,8 @@ class HealthPort(Protocol):
         """Return the health, after the same wait."""
 
 
-class AuditPort(Protocol):
-    """The audit trail."""
+class TrailPort(Protocol):
+    """The audit trail, to be read."""
 
     async def entries(
         self, *, limit: int, before: int | None, action: str | None, subject: str | None
@@ -117,6 +116,10 @@ class AuditPort(Protocol):
 
     async def verify(self) -> Verification:
         """Verify the whole trail."""
+
+
+class AuditPort(Protocol):
+    """The audit trail, to be written."""
 
     def enqueue(
         self, actor: Actor, action: str, outcome: str, *, subject: str | None = None, **detail: Any
@@ -155,5 +158,6 @@ class Control:
     canary: CanaryPort
     health: HealthPort
     audit: AuditPort
+    trail: TrailPort
     logs: LogPort
     metrics: MetricsPort

@@ -6,9 +6,6 @@ and it proves that the API suffices for everything shown here.
 
 from __future__ import annotations
 
-import sys
-from io import TextIOWrapper
-
 import click
 
 from atlas_supervisor.cli.audit import audit
@@ -21,6 +18,7 @@ from atlas_supervisor.cli.session import Verbs
 from atlas_supervisor.cli.show import show
 from atlas_supervisor.cli.status import status
 from atlas_supervisor.cli.steer import abort, mode, rollback, switch
+from atlas_supervisor.output import unfailing_output
 
 VERBS = (
     status,
@@ -55,11 +53,8 @@ def main() -> None:
 
 def run() -> None:
     """Run `atlasctl`: the console program of the distribution."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            # Characters that the encoding lacks are escaped; they must not end the program.
-            stream.reconfigure(errors="backslashreplace")
-    main(prog_name="atlasctl")
+    with unfailing_output("atlasctl"):
+        main(prog_name="atlasctl")
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def _table(screen: Screen, data: Record) -> RenderableType:
         for entry in entries
     ]
     names = ("id", "when", "who", "from", "what", "outcome", "subject", "detail")
-    return listing(screen, names, rows, kept=6)
+    return listing(screen, names, rows)
 
 
 def _outcome(entry: Record) -> Text:

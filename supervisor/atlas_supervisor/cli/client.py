@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -17,6 +18,7 @@ import aiohttp
 
 from atlas_supervisor.cli.endpoint import Endpoint
 from atlas_supervisor.cli.errors import BrokenError, FailedError, NoDaemonError, NoStreamError
+from atlas_supervisor.output import see_through
 
 Record = dict[str, Any]
 """A JSON object of the API. Fields are read with `.get`, as an older daemon may lack some."""
@@ -40,6 +42,13 @@ UNSURE_HINT = (
     "The request may have been executed all the same; check with `atlasctl status` or `atlasctl "
     "canary status`."
 )
+PLAIN_HINT = "If TLS is off there (no CONTROL_TLS_CERT), use http:// in --url."
+TLS_HINT = "If it has TLS (CONTROL_TLS_CERT), use https:// in --url."
+CERTIFICATE_HINT = (
+    "If it is the daemon's own (CONTROL_TLS_CERT), name a copy of that file with --cacert or "
+    "ATLAS_CACERT."
+)
+NAMES_HINT = "Use a name in --url that the certificate is made for."
 
 
 def mapping(value: object) -> Record:
@@ -111,6 +120,7 @@ class DaemonClient:
         With a `key`, for which the daemon executes the request only once, the request is repeated
         if the connection broke before the answer; a daemon that restarts is waited for.
         """
+        see_through()
         headers = {} if key is None else {"Idempotency-Key": key}
         ask = partial(
             self._request,
@@ -128,6 +138,7 @@ class DaemonClient:
 
         It is idempotent, so it needs no key.
         """
+        see_through()
         ask = partial(self._request, "PUT", path, patience=PATIENCE_SECONDS, body=body)
         return await self._request_with_retry(ask)
 
@@ -186,7 +197,7 @@ class DaemonClient:
 
     def _connector(self) -> aiohttp.BaseConnector:
         if self.endpoint.socket is None:
-            return aiohttp.TCPConnector()
+            return aiohttp.TCPConnector(ssl=self.endpoint.tls or True)
         # A socket address has at most 107 bytes; through the folder's descriptor any path fits.
         try:
             self._folder = os.open(
@@ -230,9 +241,9 @@ class DaemonClient:
         try:
             yield
         except aiohttp.ClientConnectorCertificateError as error:
-            raise self._absent(f"its certificate is not trusted: {error.certificate_error}") from (
-                error
-            )
+            raise self._untrusted(error.certificate_error) from error
+        except aiohttp.ClientConnectorSSLError as error:
+            raise self._absent("it does not speak TLS as expected", PLAIN_HINT) from error
         except aiohttp.ConnectionTimeoutError as error:
             raise self._absent(f"no connection within {CONNECT_SECONDS:g} s") from error
         except TimeoutError as error:
@@ -240,9 +251,10 @@ class DaemonClient:
         except aiohttp.ClientConnectorError as error:
             raise self._unreachable(error.os_error) from error
         except (aiohttp.ClientError, OSError) as error:
+            is_plain = self.endpoint.socket is None and self.endpoint.base.startswith("http:")
             raise BrokenError(
                 f"No daemon at {self.endpoint}: the connection broke before an answer ({error}).",
-                _unsure(method),
+                f"{_unsure(method)} {TLS_HINT}" if is_plain else _unsure(method),
             ) from error
 
     def _answer(self, response: aiohttp.ClientResponse, body: bytes) -> ApiResponse:
@@ -275,6 +287,14 @@ class DaemonClient:
         if error.errno is not None and error.errno > 0:
             return self._absent(os.strerror(error.errno))
         return self._absent(str(error.strerror or error))
+
+    def _untrusted(self, error: Exception) -> FailedError:
+        """Return the failure for a certificate that is not trusted: a daemon may well be there."""
+        why, hint = str(error), CERTIFICATE_HINT
+        if isinstance(error, ssl.SSLCertVerificationError):
+            why = error.verify_message.rstrip(".")
+            hint = NAMES_HINT if "mismatch" in why.lower() else hint
+        return FailedError(f"The certificate of {self.endpoint} is not trusted: {why}.", hint)
 
     def _absent(self, why: str, hint: str = START_HINT) -> NoDaemonError:
         return NoDaemonError(f"No daemon at {self.endpoint}: {why}.", hint)

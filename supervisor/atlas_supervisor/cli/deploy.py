@@ -75,7 +75,7 @@ async def _watch(session: Session, deploy_id: str) -> Record:
 
 async def _conclude(session: Session, record: Record) -> None:
     ok = succeeded(record)
-    session.screen.print(outcome(session.screen, record, ok=ok))
+    session.screen.conclude(outcome(session.screen, record, ok=ok))
     if ok:
         return
     with suppress(FailedError):  # the result is shown even without suggestions

@@ -7,6 +7,7 @@ never replaced by another one.
 from __future__ import annotations
 
 import os
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from atlas_worker.contract import SUPERVISOR_SOCKET
 ENV_FILE = "atlas.env"
 ENV_ENV_FILE = "ATLAS_ENV_FILE"
 ENV_TOKEN = "ATLAS_TOKEN"  # noqa: S105 - the name of the variable, not a token
+ENV_CACERT = "ATLAS_CACERT"
 STATE_DIR = "STATE_DIR"
 DEFAULT_STATE_DIR = "state"
 
@@ -33,16 +35,21 @@ class ConnectionOptions:
     env_file: Path | None = None
     url: str | None = None
     token_file: Path | None = None
+    cacert: Path | None = None
     json: bool = False
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where requests go: a Unix socket, or a base URL with the token for changes."""
+    """Where requests go: a Unix socket, or a base URL with the token for changes.
+
+    `tls` has the certificates that are trusted instead of the system's.
+    """
 
     base: str
     socket: Path | None = None
     token: str | None = None
+    tls: ssl.SSLContext | None = None
 
     def __str__(self) -> str:
         return self.base if self.socket is None else str(self.socket)
@@ -53,10 +60,13 @@ def find_endpoint(given: ConnectionOptions) -> Endpoint:
     if given.url is None:
         if given.token_file is not None:
             raise click.UsageError("--token-file needs --url; the Unix socket needs no token.")
+        if given.cacert is not None:
+            raise click.UsageError("--cacert needs --url; the Unix socket has no TLS.")
         return Endpoint(base="http://localhost", socket=_state_dir(given) / SUPERVISOR_SOCKET)
     if given.env_file is not None:
         raise click.UsageError("Give --env-file or --url, not both.")
-    return Endpoint(base=_base(given.url), token=_token(given))
+    base = _base(given.url)
+    return Endpoint(base=base, token=_token(given), tls=_trusted(given, base))
 
 
 def _state_dir(given: ConnectionOptions) -> Path:
@@ -109,6 +119,25 @@ def _base(given: str) -> str:
     if url.query_string or url.fragment:
         raise click.UsageError("--url can't have a query or fragment.")
     return str(url).rstrip("/")
+
+
+def _trusted(given: ConnectionOptions, base: str) -> ssl.SSLContext | None:
+    """Return a context that trusts --cacert or $ATLAS_CACERT alone; None without either."""
+    named = given.cacert or os.environ.get(ENV_CACERT)
+    if not base.startswith("https://"):
+        if given.cacert is not None:
+            raise click.UsageError("--cacert is for an https:// URL.")
+        return None
+    if not named:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=named)
+    except (OSError, ssl.SSLError) as error:
+        raise click.UsageError(
+            f"{named} can't be used as certificates in PEM form: {error.strerror or error}"
+        ) from error
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the daemon's own certificate suffices
+    return context
 
 
 def _token(given: ConnectionOptions) -> str | None:

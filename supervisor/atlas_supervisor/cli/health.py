@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from atlas_supervisor.cli.client import ApiResponse, Record
+from atlas_supervisor.cli.client import ApiResponse, Record, mapping
 from atlas_supervisor.cli.errors import FailedError
 from atlas_supervisor.cli.session import Session, verb
 from atlas_supervisor.cli.terminal import BAD, EVENT, NOTE, OK, Screen, safe, spaced
@@ -20,6 +20,9 @@ _STYLES = {"pass": "green", "warn": "yellow", "fail": "red", "skipped": "dim"}
 _STATUS_STYLES = {"healthy": "green", "degraded": "yellow", "unhealthy": "red"}
 
 _BEST = 100
+
+_REPORTED = ("llm_latency", "scheduler", "memory", "db_integrity")
+"""Checks that a worker reports about itself, as the bundled one does."""
 
 # A seven-segment display, as three lines of plain ASCII per digit.
 _DIGITS = {
@@ -87,8 +90,7 @@ def _checks(screen: Screen, data: Record) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
     for number in range(4):
         table.add_column(no_wrap=number < 3, overflow="fold")
-    for name, check in (data.get("checks") or {}).items():
-        found = check if isinstance(check, dict) else {}
+    for name, found in _applicable(mapping(data.get("checks"))).items():
         word = str(found.get("status"))
         style = _STYLES.get(word, "")
         trouble = style if word in {"warn", "fail"} else "dim" if word == "skipped" else ""
@@ -99,6 +101,16 @@ def _checks(screen: Screen, data: Record) -> Table:
             safe(found.get("message") or "", trouble),
         )
     return table
+
+
+def _applicable(checks: Record) -> Record:
+    """Return the checks without those of the worker if it reports none of them.
+
+    A foreign application has none; of any worker, `port_active` says why there are none now.
+    """
+    found = {name: mapping(check) for name, check in checks.items()}
+    reported = [n for n in _REPORTED if n in found and found[n].get("status") != "skipped"]
+    return {name: each for name, each in found.items() if reported or name not in _REPORTED}
 
 
 def _value(check: Record) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 from rich.console import RenderableType
-from rich.table import Table
 
 from atlas_supervisor.cli.client import Record
 from atlas_supervisor.cli.listing import listing
@@ -32,7 +31,7 @@ async def history(session: Session, limit: int) -> None:
 async def releases(session: Session) -> None:
     """List the releases, where they run and their last deploys."""
     answer = await session.daemon.get("/deploy/releases")
-    session.report(answer, _release_table, "releases")
+    session.report(answer, lambda data: _release_table(session.screen, data), "releases")
 
 
 def _history_table(screen: Screen, data: Record) -> RenderableType:
@@ -51,23 +50,23 @@ def _history_table(screen: Screen, data: Record) -> RenderableType:
         for record in deploys
     ]
     names = ("deploy", "started", "result", "version", "took", "reason")
-    return listing(screen, names, rows, kept=5)
+    return listing(screen, names, rows)
 
 
-def _release_table(data: Record) -> RenderableType:
+def _release_table(screen: Screen, data: Record) -> RenderableType:
     found = data.get("releases") or []
     if not found:
         return safe("no releases; RELEASES_DIR in the env file names their folder", "dim")
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for name in ("release", "version", "runs on", "last deployed", "result"):
-        table.add_column(name, no_wrap=True)
+    rows = []
     for each in found:
         last = each.get("last_deploy") or {}
-        table.add_row(
-            safe(each.get("name")),
-            safe(each.get("version") or MISSING),
-            safe(", ".join(each.get("slots") or []) or MISSING),
-            safe(local_time(last.get("started_ts")) if last else "never", "dim"),
-            result_text(last) if last else safe(MISSING, "dim"),
+        rows.append(
+            [
+                safe(each.get("name")),
+                safe(each.get("version") or MISSING),
+                safe(", ".join(each.get("slots") or []) or MISSING),
+                safe(local_time(last.get("started_ts")) if last else "never", "dim"),
+                result_text(last) if last else safe(MISSING, "dim"),
+            ]
         )
-    return table
+    return listing(screen, ("release", "version", "runs on", "last deployed", "result"), rows)

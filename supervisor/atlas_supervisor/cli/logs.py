@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -84,17 +83,14 @@ async def logs(
         raise click.UsageError(f"--{name} is for the daemon's own log; use --grep for a worker's.")
     query |= {"events": "true", "lines": str(lines), "follow": str(follow).lower()}
     show = _show_json if session.json else _show_own if source == OWN else _show_worker
-    try:
-        async with aclosing(
-            _events(session, f"/deploy/logs/{source}", query, follow=follow)
-        ) as events:
-            async for event in events:
-                if event.kind == GAP:
-                    _note(event.data)
-                else:
-                    show(session.screen, event.data)
-    except BrokenPipeError:  # the reader has ended, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    async with aclosing(_events(session, f"/deploy/logs/{source}", query, follow=follow)) as events:
+        async for event in events:
+            if event.kind == GAP:
+                _note(event.data)
+            else:
+                show(session.screen, event.data)
+            if session.screen.is_lost:
+                return
 
 
 async def _events(

@@ -17,7 +17,13 @@ from click.core import ParameterSource
 from rich.console import RenderableType
 
 from atlas_supervisor.cli.client import ApiResponse, DaemonClient, Record
-from atlas_supervisor.cli.endpoint import ENV_ENV_FILE, ENV_TOKEN, ConnectionOptions, find_endpoint
+from atlas_supervisor.cli.endpoint import (
+    ENV_CACERT,
+    ENV_ENV_FILE,
+    ENV_TOKEN,
+    ConnectionOptions,
+    find_endpoint,
+)
 from atlas_supervisor.cli.errors import FailedError, InterruptedByUserError, NoDaemonError
 from atlas_supervisor.cli.terminal import Screen, write_json
 
@@ -55,7 +61,7 @@ class Session:
         if self.json:
             self.report_json(answer, *fields)
         else:
-            self.screen.print(view(self.expect(answer, *fields)))
+            self.screen.conclude(view(self.expect(answer, *fields)))
 
     def report_json(self, answer: ApiResponse, *fields: str) -> None:
         """Write the answer unchanged; an error ends the call with exit 1, without a message."""
@@ -130,6 +136,12 @@ def common_options() -> list[click.Parameter]:
             "--token-file",
             type=file,
             help=f"File with the token that changes by --url need. Default: ${ENV_TOKEN}.",
+        ),
+        _option(
+            "--cacert",
+            type=file,
+            help="File with the certificate to trust at an https:// URL, for example a self-signed "
+            f"one. Default: ${ENV_CACERT}, or the system's.",
         ),
         _option("--json", is_flag=True, help="Print the API's answer as JSON, and nothing else."),
     ]

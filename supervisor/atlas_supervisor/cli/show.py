@@ -121,6 +121,8 @@ async def _follow(session: Session, deploy_id: str) -> None:
         async with aclosing(follow(session, deploy_id, _ended)) as records:
             async for record in records:
                 printer.show(record)
+                if session.screen.is_lost:
+                    return
 
 
 async def _until_ended(session: Session, deploy_id: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich import box
@@ -11,8 +11,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from atlas_supervisor.cli.client import Record
+from atlas_supervisor.cli.client import Record, objects
 from atlas_supervisor.cli.health import score_text
+from atlas_supervisor.cli.listing import fits, listing
 from atlas_supervisor.cli.render_deploy import (
     GO_AHEAD,
     awaits_switch,
@@ -23,7 +24,7 @@ from atlas_supervisor.cli.render_deploy import (
 )
 from atlas_supervisor.cli.session import Session, verb
 from atlas_supervisor.cli.terminal import Screen, safe, spaced
-from atlas_supervisor.cli.units import MISSING, age
+from atlas_supervisor.cli.units import MISSING, age, amount
 
 _STATE_STYLES = {
     "running": "green",
@@ -34,6 +35,10 @@ _STATE_STYLES = {
     "failed": "red",
     "empty": "dim",
 }
+_SLOT_NAMES: Sequence[str] = ("slot", "role", "state", "port", "pid", "version", "up", "restarts")
+_PADDING = 2
+_FRAME = 2 * (1 + _PADDING)
+"""Columns of the frame and its padding."""
 
 
 @verb
@@ -45,7 +50,7 @@ async def status(session: Session) -> None:
 
 def overview(screen: Screen, data: Record) -> RenderableType:
     """Return the status: framed on a terminal, as plain lines in a pipe."""
-    parts: list[RenderableType] = [_facts(data), Text(), _slots(data)]
+    parts: list[RenderableType] = [_facts(data), Text(), _slots(screen, data)]
     parts += [*_exits(data), *_draining(data)]
     notes = [*_waiting(screen, data), *suggestions(screen, data)]
     if notes:
@@ -58,7 +63,7 @@ def overview(screen: Screen, data: Record) -> RenderableType:
         title_align="left",
         border_style="dim",
         box=box.ROUNDED,
-        padding=(1, 2),
+        padding=(1, _PADDING),
         expand=False,
     )
 
@@ -115,22 +120,39 @@ def _last_deploy(record: Record | None) -> Text:
     return spaced(*parts, safe(f"{ago} ago", "dim"), safe(record.get("deploy_id"), "dim"))
 
 
-def _slots(data: Record) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for name in ("slot", "role", "state", "port", "pid", "version", "up", "restarts"):
-        table.add_column(name, no_wrap=name != "version", overflow="fold")
-    for slot in data.get("slots") or []:
-        active = slot.get("role") == "active"
-        state = str(slot.get("state"))
-        table.add_row(
-            safe(slot.get("slot"), "bold" if active else ""),
-            safe(slot.get("role"), "" if active else "dim"),
-            safe(state, _STATE_STYLES.get(state, "")),
-            *(safe(_or_missing(slot.get(name))) for name in ("port", "pid", "version")),
-            safe(age(slot.get("started_ts"))),
-            safe(slot.get("restarts"), "yellow" if slot.get("restarts") else ""),
-        )
-    return table
+def _slots(screen: Screen, data: Record) -> RenderableType:
+    """Return the slots; memory and CPU where there is room for them."""
+    slots = objects(data.get("slots"))
+    names, rows = _SLOT_NAMES, [_slot(slot) for slot in slots]
+    if any(_usage(slot) != [MISSING, MISSING] for slot in slots):
+        wider = (*names, "memory", "cpu")
+        used = [[*row, *map(safe, _usage(slot))] for row, slot in zip(rows, slots, strict=True)]
+        crowded = not fits(screen, names, rows, frame=_FRAME)  # even so; then a line more
+        if crowded or fits(screen, wider, used, frame=_FRAME):
+            names, rows = wider, used
+    return listing(screen, names, rows, frame=_FRAME, named=True)
+
+
+def _slot(slot: Record) -> list[Text]:
+    active = slot.get("role") == "active"
+    state = str(slot.get("state"))
+    return [
+        safe(slot.get("slot"), "bold" if active else ""),
+        safe(slot.get("role"), "" if active else "dim"),
+        safe(state, _STATE_STYLES.get(state, "")),
+        *(safe(_or_missing(slot.get(name))) for name in ("port", "pid", "version")),
+        safe(age(slot.get("started_ts"))),
+        safe(slot.get("restarts"), "yellow" if slot.get("restarts") else ""),
+    ]
+
+
+def _usage(instance: Record) -> list[str]:
+    """Return the memory and the CPU of an instance."""
+    memory, cpu = instance.get("memory_mb"), instance.get("cpu_percent")
+    return [
+        MISSING if memory is None else f"{amount(memory)} MB",
+        f"{cpu:.0f} %" if isinstance(cpu, int | float) else MISSING,
+    ]
 
 
 def _exits(data: Record) -> Iterator[RenderableType]:
@@ -144,12 +166,14 @@ def _exits(data: Record) -> Iterator[RenderableType]:
 def _draining(data: Record) -> Iterator[RenderableType]:
     """Yield a line for each draining worker."""
     for each in data.get("draining") or []:
-        left = each.get("left") or {"connections": each.get("connections")}
-        counts = [_counted(kind, count) for kind, count in left.items() if count]
-        nothing = MISSING if None in left.values() else "nothing left"
+        kinds = each.get("left") or {"connections": each.get("connections")}
+        counts = [_counted(kind, count) for kind, count in kinds.items() if count]
+        nothing = MISSING if None in kinds.values() else "nothing left"
         text = f"{each.get('slot')} drains {each.get('version')}, pid {each.get('pid')}"
         since = f"for {age(each.get('since_ts'))}"
-        yield spaced(safe(text, "yellow"), safe(since, "dim"), safe(", ".join(counts) or nothing))
+        left = ", ".join(counts) or nothing
+        used = ", ".join(part for part in _usage(each) if part != MISSING)
+        yield spaced(safe(text, "yellow"), safe(since, "dim"), safe(left), safe(used, "dim"))
 
 
 def _counted(kind: str, count: int) -> str:

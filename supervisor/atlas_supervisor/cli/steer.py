@@ -80,7 +80,7 @@ async def _steer(session: Session, action: str, doing: str) -> Record:
     record = answer.data
     if answer.ok:
         session.expect(answer, "deploy_id")
-        screen.print(outcome(screen, record, ok=True))
+        screen.conclude(outcome(screen, record, ok=True))
         return record
     for step in record.get("steps") or []:
         if not step.get("ok") and step.get("name") not in AFTERWARDS:

@@ -19,6 +19,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from atlas_supervisor.output import is_lost, outcome_is_lost
+
 PIPE_WIDTH = 100_000  # in a pipe lines are not wrapped: the reader is a program
 TAB_WIDTH = 4
 STEP_WIDTH = 9  # of "preflight", the longest; the running step lines up with the others
@@ -72,6 +74,10 @@ class Screen:
         )
         self._unicode = self.console.encoding.lower().startswith("utf")
 
+    def room(self, frame: int = 0) -> int | None:
+        """Return how many columns a line has besides `frame`; None in a pipe."""
+        return self.console.width - frame if self.is_terminal else None
+
     def sign(self, kind: str) -> Text:
         """Return the sign of this kind, in its colour, plain if the encoding lacks it."""
         symbol, plain, style = _SIGNS[kind]
@@ -85,6 +91,17 @@ class Screen:
                 self.console.print(renderable)
             else:
                 self._print_plainly(renderable)
+
+    def conclude(self, renderable: RenderableType) -> None:
+        """Print the outcome of what was asked; that of a change goes elsewhere if this is lost."""
+        self.print(renderable)
+        if outcome_is_lost(self._stream):
+            Screen(sys.stderr).print(renderable)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing can be shown here any more: its reader has left, or it is full."""
+        return is_lost(self._stream)
 
     def failure(self, message: str, hint: str | None) -> None:
         """Print what went wrong and, below it, what to do."""

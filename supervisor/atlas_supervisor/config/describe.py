@@ -91,5 +91,36 @@ def _warnings(settings: Settings) -> Iterator[str]:
         yield f"CONTROL_TLS_KEY={key} is readable by every user of this machine; use chmod o="
     if settings.socket_passing is SocketPassing.FD and settings.public_port == 0:
         yield "WORKER_COMMAND has {fd}, the public socket, and with PUBLIC_PORT=0 there is none"
+    yield from _about_the_relay(settings)
+    yield from _about_the_stop(settings)
     if settings.llm_api_key_file and settings.llm_url.startswith("http://"):
         yield "LLM_URL is http://: the key in LLM_API_KEY_FILE is sent unencrypted"
+
+
+def _about_the_relay(settings: Settings) -> Iterator[str]:
+    by_relay = settings.socket_passing is SocketPassing.PORT and settings.public_port
+    if settings.relay_proxy_protocol and not by_relay:
+        yield (
+            "RELAY_PROXY_PROTOCOL=true has no effect: it is for workers that bind {port} "
+            "themselves, behind a PUBLIC_PORT"
+        )
+    if by_relay and not settings.relay_proxy_protocol:
+        yield (
+            "WORKER_COMMAND has {port}, so the relay hides the client's address: workers see "
+            "127.0.0.1; with RELAY_PROXY_PROTOCOL=true they get it by PROXY protocol v2"
+        )
+
+
+def _about_the_stop(settings: Settings) -> Iterator[str]:
+    kit = "atlas_worker" in " ".join(settings.worker_command)
+    if kit and settings.stop_signal != "TERM":
+        yield (
+            f"STOP_SIGNAL={settings.stop_signal} has no effect: WORKER_COMMAND runs the kit, which "
+            "drains on SIGTERM and gets that"
+        )
+    if settings.drain_quiet_seconds >= settings.drain_timeout_seconds:
+        yield (
+            f"DRAIN_QUIET_SECONDS={as_text(settings.drain_quiet_seconds)} is not below "
+            f"DRAIN_TIMEOUT_SECONDS={as_text(settings.drain_timeout_seconds)}: every drain of a "
+            "worker without the kit takes all its time"
+        )

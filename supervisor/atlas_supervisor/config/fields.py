@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
@@ -24,6 +24,10 @@ PLACEHOLDERS = ("fd", "port", "slot")
 
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
+
+
+def _signal_name(value: object) -> object:
+    return value.upper().removeprefix("SIG") if isinstance(value, str) else value
 
 
 def _split(value: object) -> object:
@@ -255,6 +259,11 @@ Command = Annotated[
         min_length=1,
         description="a command as a shell takes it, with at most one of {fd} and {port}",
     ),
+]
+StopSignal = Annotated[
+    Literal["TERM", "QUIT", "INT", "WINCH", "USR1", "USR2"],
+    BeforeValidator(_signal_name),
+    Field(description="TERM, QUIT, INT, WINCH, USR1 or USR2"),
 ]
 Lower = BeforeValidator(_lower)
 """Makes a choice case-insensitive."""

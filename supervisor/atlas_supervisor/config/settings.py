@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from ipaddress import IPv4Address
 from pathlib import Path
+from signal import Signals
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -33,6 +34,7 @@ from atlas_supervisor.config.fields import (
     Seconds,
     SecondsOrZero,
     Share,
+    StopSignal,
     Switch,
     Text,
 )
@@ -90,6 +92,9 @@ class Settings(BaseModel):
     health_timeout_seconds: Seconds = 2
     liveness_interval_seconds: Seconds = 5
     liveness_failures: Count = 3
+    stop_signal: StopSignal = "TERM"
+    drain_quiet_seconds: Seconds = 1
+    relay_proxy_protocol: Switch = False
     smoke_file: PlaceOrNone = DEFAULT_SMOKE_FILE
     keep_warm_seconds: SecondsOrZero = 300
     keep_warm_foreign: Switch = False
@@ -137,6 +142,11 @@ class Settings(BaseModel):
     def slot_of_port(self, port: int) -> SlotName:
         """Return the slot that owns the port; green for any port but blue's."""
         return SlotName.BLUE if port == self.active_port else SlotName.GREEN
+
+    @property
+    def stop_signal_number(self) -> Signals:
+        """The signal that asks a worker to end."""
+        return Signals[f"SIG{self.stop_signal}"]
 
     @property
     def socket_passing(self) -> SocketPassing:

@@ -6,46 +6,11 @@ The runner knows the table and this; `executor` does the work on real slots and 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol
 
-from atlas_supervisor.deploy.machine import Consequence, Event, Plan
-from atlas_supervisor.model.deploy import DeployRecord
-from atlas_supervisor.model.event import DeployEvent
+from atlas_supervisor.deploy.machine import Consequence, Plan, StepOutcome
+from atlas_supervisor.model.deploy import DeployEvent, DeployRecord, StepDetail
 from atlas_supervisor.model.release import Release, VersionChange
-from atlas_supervisor.model.step import StepDetail
-
-_NO_DETAIL = StepDetail()
-
-
-@dataclass(frozen=True)
-class StepOutcome:
-    """How an activity ended: the event that it leads to, and what its step records."""
-
-    event: Event
-    message: str
-    detail: StepDetail = _NO_DETAIL
-    versions: VersionChange | None = None
-    """How a flip changed the versions; to be written with the transition."""
-
-    @classmethod
-    def passed(cls, message: str, detail: StepDetail = _NO_DETAIL) -> Self:
-        """Return that the activity succeeded."""
-        return cls(Event.PASSED, message, detail)
-
-    @classmethod
-    def failed(cls, message: str, detail: StepDetail = _NO_DETAIL) -> Self:
-        """Return that it failed."""
-        return cls(Event.FAILED, message, detail)
-
-    @classmethod
-    def staging_died(cls, message: str) -> Self:
-        """Return that it failed because the staging instance ended."""
-        return cls(Event.STAGING_DIED, message)
-
-    @property
-    def has_passed(self) -> bool:
-        """Whether the activity succeeded."""
-        return self.event is Event.PASSED
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from typing import Protocol
 import anyio
 import structlog
 
-from atlas_supervisor.model.event import PublishedEvent
+from atlas_supervisor.model.deploy import PublishedEvent
 
 log = structlog.get_logger(__name__)
 

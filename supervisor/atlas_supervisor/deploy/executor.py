@@ -10,13 +10,11 @@ import structlog
 
 from atlas_supervisor.config import Settings
 from atlas_supervisor.config.smoke_file import SmokePlan, load_smoke_file
-from atlas_supervisor.deploy.effects import ActiveDeploy, StepOutcome
-from atlas_supervisor.deploy.machine import Event
+from atlas_supervisor.deploy.effects import ActiveDeploy
+from atlas_supervisor.deploy.machine import Event, StepOutcome
 from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.errors import SettingsError
-from atlas_supervisor.health.worker_report import complaint
-from atlas_supervisor.model.release import Version, VersionChange
-from atlas_supervisor.model.step import (
+from atlas_supervisor.model.deploy import (
     DrainDetail,
     GuardDetail,
     HealthDetail,
@@ -24,6 +22,7 @@ from atlas_supervisor.model.step import (
     PreflightDetail,
     SmokeDetail,
 )
+from atlas_supervisor.model.release import Version, VersionChange
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.health_probe import HttpProber, health_gate
 from atlas_supervisor.probes.smoke import run_smoke
@@ -82,9 +81,10 @@ class Executor:
             PreflightDetail(version=release.version, waited_ms=watch.milliseconds),
         )
 
-    async def _smoke_plan(self) -> SmokePlan:
+    async def _smoke_plan(self) -> SmokePlan | None:
+        """Read the smoke file, which may have changed; None if there is none."""
         if self._settings.smoke_file is None:
-            return SmokePlan()
+            return None
         return await anyio.to_thread.run_sync(load_smoke_file, self._settings.smoke_file)
 
     async def launch(self, deploy: ActiveDeploy) -> StepOutcome:
@@ -102,9 +102,11 @@ class Executor:
         slot, instance = self._slots.staging, self._slots.staging.instance
         if instance is None:
             return StepOutcome.staging_died("staging is gone")
+        if plan is None:
+            return StepOutcome.passed("there are no smoke tests", SmokeDetail(checks=[]))
         checks = await run_smoke(
             plan,
-            base_url=f"http://127.0.0.1:{slot.port}",
+            base_url=f"http://127.0.0.1:{self._plane.probe_port(slot.port)}",
             env=worker_environment(
                 self._settings,
                 slot=slot.name,
@@ -135,7 +137,6 @@ class Executor:
             interval_seconds=settings.health_interval_seconds,
             timeout_seconds=settings.health_timeout_seconds,
             expect_instance=slot.instance.name if slot.instance else None,
-            complaint=complaint,
         )
         if gate.verdict is Verdict.PASS:
             return StepOutcome.passed(gate.message, HealthDetail(probes=gate.probes))

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
 
-from atlas_supervisor.model.deploy import Result
-from atlas_supervisor.model.step import StepName
+from atlas_supervisor.model.deploy import Result, StepDetail, StepName
+from atlas_supervisor.model.release import VersionChange
 
 
 class Phase(StrEnum):
@@ -95,6 +96,40 @@ class Row:
     result: Result | None = None
     when: When = When.ALWAYS
     demands: tuple[Consequence, ...] = ()
+
+
+_NO_DETAIL = StepDetail()
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """How an activity ended: the event that it leads to, and what its step records."""
+
+    event: Event
+    message: str
+    detail: StepDetail = _NO_DETAIL
+    versions: VersionChange | None = None
+    """How a flip changed the versions; to be written with the transition."""
+
+    @classmethod
+    def passed(cls, message: str, detail: StepDetail = _NO_DETAIL) -> Self:
+        """Return that the activity succeeded."""
+        return cls(Event.PASSED, message, detail)
+
+    @classmethod
+    def failed(cls, message: str, detail: StepDetail = _NO_DETAIL) -> Self:
+        """Return that it failed."""
+        return cls(Event.FAILED, message, detail)
+
+    @classmethod
+    def staging_died(cls, message: str) -> Self:
+        """Return that it failed because the staging instance ended."""
+        return cls(Event.STAGING_DIED, message)
+
+    @property
+    def has_passed(self) -> bool:
+        """Whether the activity succeeded."""
+        return self.event is Event.PASSED
 
 
 class NotPossibleError(Exception):

@@ -1,4 +1,6 @@
-"""Writes what happens to deploys: to the journal, to the audit trail, to the state file.
+"""The deploys: those that have not ended, in memory; and what happens to all of them, on disk.
+
+`Recorder` writes it to the journal, to the audit trail and to the state file; `Runs` knows them.
 
 A deploy starts as a whole or not at all: the request is refused if it can't be written. Later
 events can't be refused; they go through the outbox (`store.outbox`), which keeps their order and
@@ -9,6 +11,7 @@ versions; then its event is published; then what its row demands; then the audit
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
 from functools import partial
 
 import structlog
@@ -17,9 +20,16 @@ from atlas_supervisor.deploy import errors
 from atlas_supervisor.deploy.effects import Transition
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.machine import FIRST_PHASE, Consequence, Event, Phase, Plan
+from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.model.actor import SUPERVISOR, Actor
-from atlas_supervisor.model.deploy import DeployRecord, Mode, Result
-from atlas_supervisor.model.event import BEGUN, DeployEvent, PublishedEvent
+from atlas_supervisor.model.deploy import (
+    BEGUN,
+    DeployEvent,
+    DeployRecord,
+    Mode,
+    PublishedEvent,
+    Result,
+)
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.store.database import Database
@@ -146,3 +156,50 @@ class Recorder:
         log.warning("mode_fallback", why=reason)
         await self._state.change(mode=Mode.SINGLE)
         await self._state.copy_to_database()
+
+
+class Runs:
+    """Deploys that have not ended; at most one of them is in progress."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, DeployRun] = {}
+        self._latest: DeployRecord | None = None
+        self.stopping = False
+        """Whether the daemon stops, so that nothing new may begin."""
+
+    def __iter__(self) -> Iterator[DeployRun]:
+        """Yield the runs that there are now, oldest first."""
+        yield from list(self._runs.values())
+
+    def get(self, deploy_id: str) -> DeployRun | None:
+        """Return the run of a deploy; None if it has ended."""
+        return self._runs.get(deploy_id)
+
+    @property
+    def current(self) -> DeployRun | None:
+        """The deploy in progress, if any."""
+        return next((run for run in self if run.in_progress), None)
+
+    @property
+    def latest(self) -> DeployRecord | None:
+        """The latest deploy as it is now, whether it has ended or not."""
+        return self.fresh(self._latest) if self._latest else None
+
+    def show(self, record: DeployRecord | None) -> None:
+        """Let this be the latest deploy until there is another."""
+        self._latest = record
+
+    def fresh(self, record: DeployRecord) -> DeployRecord:
+        """Return the record as it is now, even if that could not be written yet."""
+        run = self._runs.get(record.deploy_id)
+        return run.record if run else record
+
+    def add(self, run: DeployRun) -> None:
+        """Note a deploy that begins."""
+        self._runs[run.record.deploy_id] = run
+        self._latest = run.record
+
+    def remove(self, run: DeployRun) -> None:
+        """Forget a deploy that has ended and is written."""
+        self._latest = self.latest
+        del self._runs[run.record.deploy_id]

@@ -22,8 +22,7 @@ from atlas_supervisor.deploy.recorder import AUDITED
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.actor import SUPERVISOR
-from atlas_supervisor.model.deploy import DeployRecord, Mode, Result
-from atlas_supervisor.model.event import DeployEvent
+from atlas_supervisor.model.deploy import DeployEvent, DeployRecord, Mode, Result
 from atlas_supervisor.model.release import Release, Version, VersionChange
 from atlas_supervisor.model.state import ActiveRelease, DeployState
 from atlas_supervisor.store.database import Database

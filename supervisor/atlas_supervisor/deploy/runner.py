@@ -34,7 +34,6 @@ from atlas_supervisor.deploy.effects import (
     ActiveDeploy,
     Effects,
     PendingWrite,
-    StepOutcome,
     Transition,
     TransitionLog,
 )
@@ -48,16 +47,15 @@ from atlas_supervisor.deploy.machine import (
     Phase,
     Plan,
     Row,
+    StepOutcome,
     explains,
     possible,
     step,
     succeeded,
 )
 from atlas_supervisor.errors import AtlasError
-from atlas_supervisor.model.deploy import DeployRecord, Result
-from atlas_supervisor.model.event import DeployEvent
+from atlas_supervisor.model.deploy import DeployEvent, DeployRecord, Result, Step, StepDetail
 from atlas_supervisor.model.release import Release
-from atlas_supervisor.model.step import Step, StepDetail
 from atlas_supervisor.system.clock import Stopwatch, now
 
 log = structlog.get_logger(__name__)

@@ -20,16 +20,14 @@ from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.executor import Executor
 from atlas_supervisor.deploy.idempotency import IdempotentRequests
 from atlas_supervisor.deploy.machine import Event, Plan
-from atlas_supervisor.deploy.recorder import Recorder, new_record
+from atlas_supervisor.deploy.recorder import Recorder, Runs, new_record
 from atlas_supervisor.deploy.recovery import resumed
 from atlas_supervisor.deploy.runner import DeployRun
-from atlas_supervisor.deploy.runs import Runs
 from atlas_supervisor.deploy.status import DeployQueries
 from atlas_supervisor.model.actor import Actor
-from atlas_supervisor.model.deploy import DeployRecord, Mode, Result
+from atlas_supervisor.model.deploy import DeployRecord, Mode, Result, StepDetail
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.release import Release
-from atlas_supervisor.model.step import StepDetail
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.keys import KeyRow

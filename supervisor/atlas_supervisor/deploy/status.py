@@ -13,15 +13,21 @@ import anyio
 from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy import errors
 from atlas_supervisor.deploy.event_hub import EventHub
-from atlas_supervisor.deploy.runs import Runs
+from atlas_supervisor.deploy.recorder import Runs
 from atlas_supervisor.model.canary import CanaryStats
-from atlas_supervisor.model.deploy import DeployRecord, Mode, Result
-from atlas_supervisor.model.event import EventFeed, Transition, as_transition
+from atlas_supervisor.model.deploy import (
+    DeployRecord,
+    EventFeed,
+    Mode,
+    Result,
+    StepName,
+    Transition,
+    as_transition,
+)
 from atlas_supervisor.model.release import ReleaseView
 from atlas_supervisor.model.slot import SlotState
 from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.model.status import Status, Suggestion, Traffic
-from atlas_supervisor.model.step import StepName
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.traffic import Plane

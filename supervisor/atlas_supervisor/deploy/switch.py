@@ -21,9 +21,9 @@ import anyio
 import structlog
 
 from atlas_supervisor.config import Settings
-from atlas_supervisor.deploy.effects import StepOutcome
+from atlas_supervisor.deploy.machine import StepOutcome
+from atlas_supervisor.model.deploy import SwitchDetail
 from atlas_supervisor.model.state import ActiveRelease, DeployState
-from atlas_supervisor.model.step import SwitchDetail
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.system import procfs, sockdiag
 from atlas_supervisor.system.clock import Stopwatch, now

@@ -7,14 +7,14 @@ result is dropped, and the new instance is checked at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Generic, TypeVar
 
 import anyio
 
 from atlas_supervisor.config import Settings
 from atlas_supervisor.health import daemon_checks
-from atlas_supervisor.health.poller import Poller
 from atlas_supervisor.health.score import score, status_of
 from atlas_supervisor.health.worker_checks import (
     ActiveWorker,
@@ -41,7 +41,55 @@ before a missing result is held against it."""
 OVERDUE_WARN_SECONDS, OVERDUE_FAIL_SECONDS = 2.0, 10.0
 """A check of the daemon itself that runs for so long warns, or fails."""
 
+T = TypeVar("T")
+
 _UPTIME = "since the start of the daemon"
+
+
+class Poller(Generic[T]):
+    """Runs one check again and again and keeps the last result, with `interval` seconds between.
+
+    A report takes the last result at once. A check that hangs delays its own next run only.
+    """
+
+    def __init__(self, check: Callable[[], Awaitable[T]], *, interval: float) -> None:
+        self._check = check
+        self._interval = interval
+        self._last: T | None = None
+        self._finished = anyio.Event()
+        self._running: Stopwatch | None = None
+        self._scope = anyio.CancelScope()
+
+    @property
+    def last(self) -> T | None:
+        """The last result; None before the first."""
+        return self._last
+
+    @property
+    def running_seconds(self) -> float:
+        """For how long the current check has been running; 0 between two checks."""
+        return self._running.seconds if self._running else 0.0
+
+    async def run(self) -> None:
+        """Check until cancelled."""
+        while True:
+            with anyio.CancelScope() as self._scope:
+                self._running = Stopwatch()
+                try:
+                    self._last = await self._check()
+                finally:
+                    self._running = None
+                self._finished.set()
+                self._finished = anyio.Event()
+                await anyio.sleep(self._interval)
+
+    def restart(self) -> None:
+        """Check again at once: end the pause, or the check in progress."""
+        self._scope.cancel()
+
+    async def next(self) -> None:
+        """Wait until a check has finished."""
+        await self._finished.wait()
 
 
 class HealthMonitor:
@@ -94,7 +142,11 @@ class HealthMonitor:
         last = self._worker.last
         return last if last is not None and last.subject.is_same(subject) else None
 
-    def subject_changed(self) -> None:
+    def switched(self) -> None:
+        """Check the new active worker at once, even if the check of the old one hangs."""
+        self._worker.restart()
+
+    def _notice_restart(self) -> None:
         """Check at once if the active worker is not the one that is or was checked."""
         subject, checking = self._subject(), self._checking
         if checking is None or not checking.is_same(subject):
@@ -107,14 +159,14 @@ class HealthMonitor:
                 while poller.last is None and poller.running_seconds < FIRST_CHECK_SECONDS:
                     await poller.next()
             while self._must_wait():
-                self.subject_changed()
+                self._notice_restart()
                 await self._worker.next()
 
     def _must_wait(self) -> bool:
         """Return whether to wait for the daemon's first check; there is no wait after a switch."""
         subject = self._subject()
         if subject.instance is None or self._checked_before():
-            self.subject_changed()
+            self._notice_restart()
             return False
         checked = self._reading_of(subject) is not None
         return not checked and self._checking_seconds(subject) < FIRST_CHECK_SECONDS

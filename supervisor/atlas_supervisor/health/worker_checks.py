@@ -8,11 +8,16 @@ import anyio
 from yarl import URL
 
 from atlas_supervisor.config import Settings
-from atlas_supervisor.health.worker_report import complaint, read, skipped
 from atlas_supervisor.model.health import Check, CheckStatus
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.verdict import Verdict
-from atlas_supervisor.probes.health_probe import HttpProber, ProbedResponse
+from atlas_supervisor.probes.health_probe import (
+    HttpProber,
+    ProbedResponse,
+    complaint,
+    reported_checks,
+    skipped,
+)
 from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.traffic.listeners import loopback_of
 
@@ -73,7 +78,7 @@ class WorkerChecks:
                 both.start_soon(ask, "public", self._public)
         own, public = found["own"], found.get("public")
         if own.response:
-            reported = read(own.response)
+            reported = reported_checks(own.response)
         else:
             reported = skipped("the active instance did not answer")
         checks = {**reported, "port_active": port_active(subject, own, public)}

@@ -4,7 +4,8 @@ A `RenamedLog` rotates by renaming (the daemon's own log). A `TruncatedLog` is c
 truncated (a worker's log: the worker keeps its descriptor). A position is the number of a file and
 an offset in it. No file stays open between reads; each read locates the file anew:
 
-- A file that is gone was the oldest: reading continues at the oldest one left, and reports a gap.
+- A file that is gone was the oldest, or another program has removed it: reading continues at the
+  oldest one that was not read before, and reports a gap.
 - A file that is not the newest is complete, so after its end comes the start of the next newer.
 - Renamed files get older in path order, and are opened from the newest on. So a rotation in
   between makes a file appear twice, never go missing; the second one is ignored.
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atlas_supervisor.logs.lines import CHUNK_BYTES, line_ends_at
-from atlas_supervisor.telemetry.log_file import FILES_KEPT, older
+from atlas_supervisor.telemetry.handlers import FILES_KEPT, older
 from atlas_supervisor.workers.output import WorkerLog
 
 _HEAD_BYTES = 40  # the timestamp of the first line; every line is longer
@@ -73,6 +74,8 @@ class RotatingLog(ABC):
     def __init__(self, path: Path, lock: AbstractContextManager[object]) -> None:
         self.path = path
         self._lock = lock
+        self._passed: set[int] = set()
+        """The files up to the one that was read last."""
 
     @abstractmethod
     def _parts(self) -> Iterable[tuple[Path, int | None, int]]:
@@ -98,11 +101,8 @@ class RotatingLog(ABC):
         """Return the next chunk after the position, empty if there is none yet. Raises OSError."""
         with self._lock, self.open_segments() as found:
             index = next((n for n, s in enumerate(found) if s.file == position.file), None)
-            if index is None:  # deleted by rotation
-                if not found:
-                    return Chunk(b"", position)
-                position = Position(found[-1].file, found[-1].begin)
-                return Chunk(found[-1].read(position.offset), position, gap=True)
+            if index is None:
+                return self._read_after_loss(position, found)
             here = found[index]
             if not here.begin <= position.offset <= here.end:  # truncated by another program
                 position = Position(here.file, here.begin)
@@ -112,7 +112,22 @@ class RotatingLog(ABC):
                 index -= 1
                 here = found[index]
                 position = Position(here.file, here.begin)
+            self._passed = {segment.file for segment in found[index:]}
             return Chunk(data, position)
+
+    def _read_after_loss(self, position: Position, found: list[Segment]) -> Chunk:
+        """Go on where the file of the position is gone; there may be no newer one yet."""
+        unread = [segment for segment in found if segment.file not in self._passed]
+        if not unread:
+            return Chunk(b"", position)
+        oldest = unread[-1]
+        begin = self._continues_at(position)
+        at = Position(oldest.file, oldest.begin if begin is None else begin)
+        return Chunk(oldest.read(at.offset), at, gap=begin is None)
+
+    def _continues_at(self, _position: Position) -> int | None:
+        """Return the offset in the next file where a lost one continues; None: unknown."""
+        return None
 
     def locate(self, position: Position, check: int) -> Position | None:
         """Return the present position of one that a client has; None if it is lost."""
@@ -163,4 +178,10 @@ class TruncatedLog(RotatingLog):
 
     def _parts(self) -> Iterable[tuple[Path, int | None, int]]:
         yield self._log.path, self._log.generation, 0
-        yield self._log.aside, self._log.generation - 1, self._log.aside_start
+        yield self._log.aside, self._log.aside_generation, self._log.aside_start
+
+    def _continues_at(self, position: Position) -> int | None:
+        lost = self._log.lost
+        if lost is None or lost.generation != position.file or position.offset < lost.size:
+            return None
+        return lost.goes_on_at + position.offset - lost.size

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.model.slot import CpuPercent, MemoryMB, SlotName
 
 Count = Annotated[int, Field(strict=True, ge=0, le=1_000_000_000)]
 
@@ -48,3 +48,5 @@ class DrainingView(BaseModel):
     connections: int | None = Field(
         description="Connections at the last check by the kernel's count; null if not checked yet."
     )
+    memory_mb: MemoryMB = None
+    cpu_percent: CpuPercent = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -128,6 +129,29 @@ def diagram() -> str:
     return "\n".join(lines) + "\n"
 
 
+class InstanceUsage(NamedTuple):
+    """What an instance uses of the machine, with its child processes; None without one."""
+
+    memory_mb: float | None = None
+    cpu_percent: float | None = None
+
+
+MemoryMB = Annotated[
+    float | None,
+    Field(
+        description="Resident memory of its worker and that one's child processes, in MiB; null "
+        "without a worker."
+    ),
+]
+CpuPercent = Annotated[
+    float | None,
+    Field(
+        description="CPU time that they used over the last seconds, 100 being one core; null "
+        "without a worker."
+    ),
+]
+
+
 class SlotView(BaseModel):
     """One slot as the status shows it."""
 
@@ -150,3 +174,5 @@ class SlotView(BaseModel):
         description="How a worker in this slot last ended unexpectedly, or failed to start; null "
         "if none did since the daemon was started.",
     )
+    memory_mb: MemoryMB = None
+    cpu_percent: CpuPercent = None

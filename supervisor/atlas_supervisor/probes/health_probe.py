@@ -1,21 +1,26 @@
 """The health probe: one request that the right instance must answer, in time, with 2xx.
 
-The health gate of a deploy is a number of probes in a row.
+The health gate of a deploy is a number of probes in a row. There it counts, too, what the worker
+reports in its answer: ADR 0006. Any program may answer, so a reported check that can't be
+understood is skipped.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
 import anyio
 from pydantic import BaseModel, ConfigDict
 from yarl import URL
 
+from atlas_supervisor.model.health import Check, CheckStatus
 from atlas_supervisor.model.probe import ProbeResult
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.http_client import (
@@ -23,6 +28,7 @@ from atlas_supervisor.probes.http_client import (
     HttpResponse,
     exchange,
     open_session,
+    printable,
 )
 from atlas_worker.contract import INSTANCE_HEADER, PROBE_HEADER
 
@@ -32,6 +38,16 @@ BODY_LIMIT = 64 * 1024
 INCONCLUSIVE_LIMIT = 5
 """How many probes of one gate may be inconclusive."""
 
+REPORTED = ("llm_latency", "scheduler", "memory", "db_integrity")
+"""Checks that only the worker can make; nothing else of its answer is read."""
+
+GATE_CHECKS = ("scheduler", "memory", "db_integrity")
+"""Checks whose failure fails a deploy: ADR 0006."""
+
+MESSAGE_LIMIT = 200
+UNIT_LIMIT = 16
+"""Characters that are kept of a worker's text."""
+
 
 @dataclass(frozen=True)
 class ProbedResponse:
@@ -40,10 +56,6 @@ class ProbedResponse:
     result: ProbeResult
     response: HttpResponse | None
     """None where no complete response came from the expected instance."""
-
-
-Complaint = Callable[[HttpResponse], str | None]
-"""Returns the failures that a response itself reports, or None."""
 
 
 class GateResult(BaseModel):
@@ -60,10 +72,15 @@ class HttpProber:
     """Probes workers on this machine; to be used as an async context manager."""
 
     def __init__(
-        self, observe: Callable[[int, ProbeResult], None] = lambda _port, _result: None
+        self,
+        observe: Callable[[int, ProbeResult], None] = lambda _port, _result: None,
+        *,
+        reach: Callable[[int], int] = lambda port: port,
     ) -> None:
         self._observe = observe
         """Called with the port and the result of every probe."""
+        self._reach = reach
+        """Returns the port to connect to for a worker's own port."""
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -87,19 +104,20 @@ class HttpProber:
         *,
         timeout_seconds: float,
         expect_instance: str | None = None,
-        complaint: Complaint | None = None,
+        gate: bool = False,
     ) -> ProbeResult:
         """Probe the worker on loopback `port`, on a new connection; never raises for its fault.
 
         A complete 2xx response in time passes. A response that names another instance than
-        `expect_instance` fails: another program has the port. So does one with a `complaint`.
+        `expect_instance` fails: another program has the port. At the `gate`,
+        so does one that reports a failed check.
         """
         probed = await self.probe_response(
             port,
             path,
             timeout_seconds=timeout_seconds,
             expect_instance=expect_instance,
-            complaint=complaint,
+            gate=gate,
         )
         return probed.result
 
@@ -110,7 +128,7 @@ class HttpProber:
         *,
         timeout_seconds: float,
         expect_instance: str | None = None,
-        complaint: Complaint | None = None,
+        gate: bool = False,
         via: URL | None = None,
     ) -> ProbedResponse:
         """Probe as `probe` does, and return the response as well.
@@ -126,13 +144,13 @@ class HttpProber:
             response = await exchange(
                 self._session,
                 "GET",
-                f"{via.origin() if via else f'http://{own}'}{path}",
+                f"{via.origin() if via else f'http://127.0.0.1:{self._reach(port)}'}{path}",
                 headers={"Host": own, PROBE_HEADER: "1"},
                 timeout_seconds=timeout_seconds,
                 limit=BODY_LIMIT,
             )
             status = response.status
-            verdict, message = _judge(response, complaint)
+            verdict, message = _judge(response, complaint(response) if gate else None)
             if wrong := _wrong_instance(response, expect_instance):
                 verdict, message = Verdict.FAIL, wrong
             if verdict is not Verdict.PASS:
@@ -159,8 +177,8 @@ def _wrong_instance(response: HttpResponse, expected: str | None) -> str | None:
     return f"the wrong instance answered: {instance[:80]!r}, expected {expected!r}"
 
 
-def _judge(response: HttpResponse, complaint: Complaint | None) -> tuple[Verdict, str]:
-    status, failures = response.status, complaint(response) if complaint else None
+def _judge(response: HttpResponse, failures: str | None) -> tuple[Verdict, str]:
+    status = response.status
     if not 200 <= status <= 299:
         why = f": {failures}" if failures else ""
         return Verdict.FAIL, f"answered {status}, expected 2xx{why}"
@@ -180,7 +198,6 @@ async def health_gate(
     interval_seconds: float,
     timeout_seconds: float,
     expect_instance: str | None = None,
-    complaint: Complaint | None = None,
 ) -> GateResult:
     """Probe until `probes` in a row have passed; the first that fails ends it.
 
@@ -197,7 +214,7 @@ async def health_gate(
             path,
             timeout_seconds=timeout_seconds,
             expect_instance=expect_instance,
-            complaint=complaint,
+            gate=True,
         )
         results.append(result)
         passed = count(Verdict.PASS)
@@ -211,3 +228,69 @@ async def health_gate(
             message = f"gave up after {passed} of {probes} probes had passed: {result.message}"
             return GateResult(verdict=Verdict.INCONCLUSIVE, probes=results, message=message)
         await anyio.sleep(interval_seconds)
+
+
+# The worker's own checks.
+
+
+def reported_checks(answer: HttpResponse) -> dict[str, Check]:
+    """Return every check of `REPORTED`; those that are missing in the answer are skipped."""
+    reported = _checks(answer)
+    return {name: _check(name, reported.get(name)) for name in REPORTED}
+
+
+def complaint(answer: HttpResponse) -> str | None:
+    """Return the failed checks of `GATE_CHECKS` that the answer reports, in words; None if none."""
+    found = reported_checks(answer)
+    failed = [name for name in GATE_CHECKS if found[name].status is CheckStatus.FAIL]
+    return "; ".join(f"{name} failed: {found[name].message}" for name in failed) or None
+
+
+def skipped(why: str) -> dict[str, Check]:
+    """Return every check of `REPORTED` as skipped, for this reason."""
+    return {name: Check(status=CheckStatus.SKIPPED, message=why) for name in REPORTED}
+
+
+def _checks(answer: HttpResponse) -> dict[str, Any]:
+    if answer.cut:
+        return {}
+    try:
+        # NaN and infinities are not JSON, but many programs write them; here they are no value.
+        body = json.loads(answer.body, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        return {}
+    checks = body.get("checks") if isinstance(body, dict) else None
+    return checks if isinstance(checks, dict) else {}
+
+
+def _check(name: str, reported: Any) -> Check:
+    if reported is None:
+        return Check(status=CheckStatus.SKIPPED, message="not reported by the worker")
+    word = reported.get("status") if isinstance(reported, dict) else None
+    if not isinstance(word, str) or word not in set(CheckStatus):
+        why = f"the worker's answer has no readable {name}"
+        return Check(status=CheckStatus.SKIPPED, message=why)
+    return Check(
+        status=CheckStatus(word),
+        value=_number(reported.get("value")),
+        unit=_line(reported.get("unit"), UNIT_LIMIT) or None,
+        message=_line(reported.get("message"), MESSAGE_LIMIT),
+    )
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _line(text: Any, limit: int) -> str:
+    """Return the text's beginning as one printable line; an empty one for anything but text."""
+    if not isinstance(text, str):
+        return ""
+    line = printable(" ".join(text[: 2 * limit].split()))
+    return line if len(line) <= limit else line[: limit - 1] + "…"

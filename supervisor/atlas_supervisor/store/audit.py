@@ -1,45 +1,56 @@
-"""The audit trail: who did what, when, to what effect. It is kept whole, each entry chained.
+"""Writes the audit trail: who did what, when, to what effect. It is kept whole, and chained.
+
+The hash of an entry is SHA-256 over a JSON array in ASCII without spaces: the hash of the entry
+before, then `id`, `ts`, `actor`, `origin`, `action`, `subject`, `outcome` and `detail`, each as it
+stands in the database (`detail` is the text of its JSON, not taken apart). docs/audit.md says what
+this promises, and what not; `audit_trail` reads it and finds breaks.
 
 The end of the chain is kept in memory and not read back: an entry that is removed behind the
-daemon's back stays missing.
+daemon's back stays missing. It is noted in a file outside of the database, too, because the chain
+alone does not show that its last entries were cut off. The note is written after each entry is
+durable: a daemon that dies in between leaves it behind the database, never ahead.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import deque
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import aiosqlite
 import anyio
 import structlog
+from pydantic import BaseModel, Field, ValidationError
 
 from atlas_supervisor.model.actor import Actor
-from atlas_supervisor.model.audit import AuditEntry, Verification
-from atlas_supervisor.store.chain import (
-    NOTHING,
-    ChainBreak,
-    ChainRow,
-    Head,
-    HeadFile,
-    Walk,
-    hash_of,
-)
 from atlas_supervisor.store.outbox import Outbox, PendingWrite
+from atlas_supervisor.store.state_keeper import replace
 from atlas_supervisor.store.statements import Statements
 from atlas_supervisor.system.clock import now
 
 log = structlog.get_logger(__name__)
 
-_PAGE = 50
-"""Rows that are verified at a time: about two milliseconds of the event loop."""
-
 _PENDING_LIMIT = 1000
 """Entries that wait for the disk; beyond that the oldest are dropped, which is logged."""
 
-_FIRST, _END = -(2**63), 2**63 - 1
-"""Between these is every id that SQLite knows; ours begin at 1."""
+
+class Head(NamedTuple):
+    """The end of a chain: the last entry's id and hash."""
+
+    id: int
+    hash: str
+
+
+NOTHING = Head(0, "0" * 64)
+"""The end of a chain without an entry."""
+
+
+def hash_of(previous_hash: str, fields: tuple[int | str | None, ...]) -> str:
+    """Return the hash of an entry with these fields (`id` to `detail`) after another one."""
+    encoded = json.dumps([previous_hash, *fields], ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(encoded.encode("ascii")).hexdigest()
 
 
 class _PendingEntry(NamedTuple):
@@ -66,7 +77,7 @@ class _Batch:
 
 
 class AuditStore:
-    """The entries of the audit trail."""
+    """Appends entries, each to the end of the chain."""
 
     def __init__(self, statements: Statements, outbox: Outbox) -> None:
         self._statements = statements
@@ -74,7 +85,6 @@ class AuditStore:
         self._head = NOTHING
         self._head_file: HeadFile | None = None
         self._auditing = anyio.Lock()
-        self._verifying = anyio.Lock()
 
     async def open(self, file: HeadFile, *, set_aside: bool) -> None:
         """Go on where the chain ended; `file` is what keeps its end beside the database.
@@ -162,44 +172,21 @@ class AuditStore:
         except OSError as error:
             log.error("audit_head_not_written", why=str(error))
 
-    async def entries(
-        self, *, limit: int, before: int | None, action: str | None, subject: str | None
-    ) -> list[AuditEntry]:
-        """Return the newest entries, newest first: with an id below, of an action, on a subject."""
-        of = "_of_subject" if subject is not None else "_of_action" if action is not None else ""
-        asked = {"limit": limit, "before": _END if before is None else before}
-        rows = await self._rows(f"audit_ids{of}", **asked, action=action, subject=subject)
-        return [_entry(row) for row in reversed(rows)]
+    @property
+    def head(self) -> Head:
+        """The end of the chain."""
+        return self._head
 
-    async def _rows(self, name: str, **asked: Any) -> list[ChainRow]:
-        """Return the entries whose ids a query names, in the order of ids."""
-        ids = json.dumps([row["id"] for row in await self._statements.read(name, **asked)])
-        return [_row(row) for row in await self._statements.read("audit_rows", ids=ids)]
+    async def settled(self) -> tuple[Head, int]:
+        """Return the end of the chain, and the newest id that there is; 0 if there is none."""
+        async with self._auditing:  # no entry of ours is being written
+            rows = await self._statements.read("newest_audit")
+            return self._head, rows[0]["id"] if rows else 0
 
     async def contains(self, subject: str, action: str, outcome: str) -> bool:
         """Return whether there is such an entry."""
         asked = {"subject": subject, "action": action, "outcome": outcome}
         return bool(await self._statements.read("audit_known", **asked))
-
-    async def verify(self) -> Verification:
-        """Verify the whole chain, page by page; others read and write meanwhile."""
-        async with self._verifying:
-            head, walk = self._head, Walk()
-            fault, since = None, _FIRST
-            while fault is None and since <= head.id:
-                rows = await self._rows("audit_ids_from", id=since, until=head.id, limit=_PAGE)
-                for row in rows:
-                    if fault := walk.step(row):
-                        break
-                    since = row.id + 1
-                if len(rows) < _PAGE:
-                    break
-            if fault is None:
-                async with self._auditing:  # no entry of ours is being written
-                    ours, newest = self._head, (await self._statements.read("newest_audit"))
-                beyond = newest[0]["id"] - ours.id if newest else 0
-                fault = walk.arrived(head, head.id + beyond if beyond > 0 else head.id)
-            return _found(walk, head, fault)
 
 
 def _pending(
@@ -211,39 +198,34 @@ def _pending(
     )
 
 
-def _row(row: aiosqlite.Row) -> ChainRow:
-    """Return a row whose texts came as bytes: what is no UTF-8 must be found, not stumbled over."""
-    texts = [
-        None if value is None else bytes(value).decode("utf-8", "surrogateescape")
-        for value in tuple(row)[1:]
-    ]
-    return ChainRow(row[0], *texts)  # type: ignore[arg-type]  # only a subject can be None
+HEAD_FILE = "audit_head.json"
 
 
-def _entry(row: ChainRow) -> AuditEntry:
-    """Return a row as it is shown; what was tampered with is shown as well as can be."""
-    shown = {name: _shown(value) for name, value in row._asdict().items()}
-    try:
-        detail = json.loads(shown["detail"])
-    except ValueError:
-        detail = None
-    shown["detail"] = detail if isinstance(detail, dict) else {"unreadable": shown["detail"]}
-    return AuditEntry(**shown)
+class _Note(BaseModel):
+    id: int = Field(ge=1, lt=2**62)
+    hash: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-def _shown(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+class HeadFile:
+    """The note at `path`. Its calls block on the disk; run them in a thread."""
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
-def _found(walk: Walk, head: Head, fault: ChainBreak | None) -> Verification:
-    return Verification(
-        ok=fault is None,
-        entries=walk.entries,
-        head=head.hash,
-        head_id=head.id,
-        broken_id=fault.id if fault else None,
-        problem=fault.problem if fault else None,
-        message=fault.message if fault else "every entry is there as it was written",
-    )
+    def read(self) -> Head | None:
+        """Return the note; None if there is none, or it can't be read, which is logged."""
+        try:
+            note = _Note.model_validate_json(self.path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            log.error("audit_head_unreadable", file=self.path.name, why=str(error))
+            return None
+        return Head(note.id, note.hash)
+
+    def write(self, head: Head) -> None:
+        """Note the end of the chain. Raises OSError; then it is as it was.
+
+        The folder is not synced: a power cut may leave the note behind, which is no fault.
+        """
+        replace(self.path, json.dumps(head._asdict()) + "\n")

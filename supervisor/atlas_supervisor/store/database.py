@@ -14,9 +14,9 @@ import aiosqlite
 import anyio
 
 from atlas_supervisor.errors import StartRefusedError
-from atlas_supervisor.store.audit import AuditStore
+from atlas_supervisor.store.audit import HEAD_FILE, AuditStore, HeadFile
+from atlas_supervisor.store.audit_trail import AuditTrail
 from atlas_supervisor.store.canary import CanaryStore
-from atlas_supervisor.store.chain import HEAD_FILE, HeadFile
 from atlas_supervisor.store.deploys import DeployStore, TransitionStore, VersionStore
 from atlas_supervisor.store.keys import KeyStore
 from atlas_supervisor.store.migrations import migrate
@@ -41,6 +41,7 @@ class Database:
         self.state = StateCopy(self.statements)
         self.keys = KeyStore(self.statements)
         self.audit = AuditStore(self.statements, self.outbox)
+        self.trail = AuditTrail(self.statements, self.audit)
         self.canary = CanaryStore(self.statements)
 
 

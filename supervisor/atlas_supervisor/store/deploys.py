@@ -17,13 +17,19 @@ from typing import Any, NamedTuple
 
 import aiosqlite
 
-from atlas_supervisor.model.deploy import DeployRecord, Result
-from atlas_supervisor.model.event import BEGUN, DeployEvent, PublishedEvent, Transition
+from atlas_supervisor.model.deploy import (
+    BEGUN,
+    DeployEvent,
+    DeployRecord,
+    PublishedEvent,
+    Result,
+    Step,
+    Transition,
+)
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.release import LastDeploy, Release, Version, VersionChange
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.state import DeployState
-from atlas_supervisor.model.step import Step
 from atlas_supervisor.store.keys import KEYS_KEPT, key_added
 from atlas_supervisor.store.outbox import Outbox, PendingWrite
 from atlas_supervisor.store.state_keeper import state_saved

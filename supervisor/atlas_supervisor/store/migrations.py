@@ -12,7 +12,7 @@ from pathlib import Path
 import aiosqlite
 
 from atlas_supervisor.errors import StartRefusedError
-from atlas_supervisor.store.chain import NOTHING, Head, hash_of
+from atlas_supervisor.store.audit import NOTHING, Head, hash_of
 from atlas_supervisor.store.statements import sections
 
 _STEPS = {int(version): script for version, script in sections("schema.sql", "version").items()}

@@ -104,7 +104,7 @@ CREATE TABLE idempotency_keys (
 CREATE INDEX idempotency_keys_by_deploy ON idempotency_keys (deploy_id);
 
 -- version: 3
--- Every audit entry is chained to the one before it; `chain.py` says how. The hashes of entries
+-- Every audit entry is chained to the one before it; `audit.py` says how. The hashes of entries
 -- from before are filled in by `migrations.py`, because SQLite knows no SHA-256.
 ALTER TABLE audit ADD COLUMN previous_hash TEXT NOT NULL DEFAULT '';
 

@@ -21,6 +21,7 @@ from atlas_supervisor.system.sockdiag import TcpSocket
 from atlas_supervisor.system.text import escaped
 
 _PROC = Path("/proc")
+_MOST_PROCESSES = 100
 
 
 def inode_of(sock: socket.socket) -> int:
@@ -142,6 +143,32 @@ def ancestors(pid: int) -> Iterator[int]:
         yield pid
 
 
+def children(pid: int) -> list[int]:
+    """Return a process's children; none if it is gone, or if the kernel does not list them."""
+    found: list[int] = []
+    for tasks in _PROC.glob(f"{pid}/task/*/children"):
+        with suppress(OSError):
+            found += map(int, tasks.read_text().split())
+    return found
+
+
+def usage_of_tree(pid: int) -> tuple[int, float] | None:
+    """Return resident bytes and CPU seconds of a process and its descendants; None if it is gone.
+
+    CPU seconds include those of children that have ended. Of very many descendants only the first
+    ones count.
+    """
+    memory, ticks, waiting = 0, 0, [pid]
+    for each in waiting:  # which grows meanwhile
+        if (stat := _stat(each)) is not None:
+            memory += int(stat[21])
+            ticks += sum(map(int, stat[11:15]))
+            waiting += children(each)[: _MOST_PROCESSES - len(waiting)]
+        elif each == pid:
+            return None
+    return memory * resource.getpagesize(), ticks / os.sysconf("SC_CLK_TCK")
+
+
 def parent(pid: int) -> int:
     """Return the parent's pid; 0 if the process is gone."""
     stat = _stat(pid)
@@ -178,14 +205,14 @@ def family_of(
     parent. It does not change its tag. Zombies and the calling process don't count.
     """
     found: set[int] = set()
-    children: dict[int, list[int]] = {}
+    offspring: dict[int, list[int]] = {}
     for pid in pids():
         if pid == os.getpid():
             continue
         stat = _stat(pid)
         if not stat or stat[0] in "ZX":
             continue
-        children.setdefault(int(stat[1]), []).append(pid)
+        offspring.setdefault(int(stat[1]), []).append(pid)
         if (
             int(stat[3]) in sessions
             or (tag and tag_of(pid) & tag_mask == tag & tag_mask)
@@ -194,7 +221,7 @@ def family_of(
             found.add(pid)
     reached = list(found)
     while reached:
-        fresh = [child for child in children.get(reached.pop(), ()) if child not in found]
+        fresh = [child for child in offspring.get(reached.pop(), ()) if child not in found]
         found.update(fresh)
         reached += fresh
     return sorted(found)

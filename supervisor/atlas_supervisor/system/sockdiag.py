@@ -57,8 +57,16 @@ class TcpConnection(NamedTuple):
 
     port: int
     inode: int
-    busy: bool
-    """Whether an answer is pending or being sent, as far as the kernel can tell."""
+    peer: tuple[str, int]
+    """The address of the far end."""
+    untaken: bool
+    """Whether bytes are unread on either end."""
+    info: bytes | None
+    """The kernel's `struct tcp_info`."""
+
+    def busy(self, quiet_seconds: float) -> bool:
+        """Return whether an answer is pending or being sent, as far as the kernel can tell."""
+        return self.untaken or awaits_answer(self.info, quiet_seconds)
 
 
 def listeners(port: int) -> list[TcpSocket]:
@@ -75,7 +83,9 @@ def connections() -> list[TcpConnection]:
     found = []
     for message in _dump((_ESTABLISHED, _CLOSE_WAIT, _FIN_WAIT_1, _FIN_WAIT_2), _WITH_TCP_INFO):
         _, port, inode = _parsed(message)
-        found.append(TcpConnection(port, inode, _busy(message)))
+        _, unread, untaken = _QUEUES.unpack_from(message, _QUEUES_OFFSET)
+        waiting = bool(unread or untaken)
+        found.append(TcpConnection(port, inode, _peer(message), waiting, _tcp_info(message)))
     return found
 
 
@@ -136,14 +146,18 @@ def _parsed(message: bytes) -> TcpSocket:
     family, *_ = _MESSAGE.unpack_from(message)
     port, _, address, _ = _ID.unpack_from(message, _MESSAGE.size)
     (inode,) = struct.unpack_from("=I", message, _INODE_OFFSET)
+    return TcpSocket(_address(family, address), port, inode)
+
+
+def _peer(message: bytes) -> tuple[str, int]:
+    family, *_ = _MESSAGE.unpack_from(message)
+    _, port, _, address = _ID.unpack_from(message, _MESSAGE.size)
+    return _address(family, address), port
+
+
+def _address(family: int, packed: bytes) -> str:
     size = 4 if family == socket.AF_INET else 16
-    return TcpSocket(socket.inet_ntop(family, address[:size]), port, inode)
-
-
-def _busy(message: bytes) -> bool:
-    """Return whether bytes are unread on either end, or an answer is pending."""
-    _, unread, untaken = _QUEUES.unpack_from(message, _QUEUES_OFFSET)
-    return bool(unread or untaken) or awaits_answer(_tcp_info(message))
+    return socket.inet_ntop(family, packed[:size])
 
 
 def _tcp_info(message: bytes) -> bytes | None:

@@ -14,8 +14,6 @@ _LAST_SENT_OFFSET, _LAST_RECEIVED_OFFSET = 44, 52  # milliseconds since data was
 _SEGMENTS = struct.Struct("=II")  # with data: received, sent
 _SEGMENTS_OFFSET = 152
 
-_PAUSE_MS = 1000
-"""An answer counts as given once nothing was sent for so long."""
 _FIRST_REQUEST_MS = 1000
 """A client that has connected within this time is about to send a request."""
 
@@ -26,11 +24,11 @@ def queue_length(sock: socket.socket) -> int:
     return _word(info, _QUEUE_LENGTH_OFFSET)
 
 
-def awaits_answer(info: bytes | None) -> bool:
+def awaits_answer(info: bytes | None, quiet_seconds: float) -> bool:
     """Return whether a connection's last request may be unanswered, or its first about to come.
 
     An answer counts as given once data was sent after the last that was received, and nothing
-    more for a while. Without the information, or from an old kernel, this is true.
+    more for `quiet_seconds`. Without the information, or from an old kernel, this is true.
     """
     if info is None or len(info) < _SEGMENTS_OFFSET + _SEGMENTS.size:
         return True
@@ -38,7 +36,7 @@ def awaits_answer(info: bytes | None) -> bool:
     sent, received = _word(info, _LAST_SENT_OFFSET), _word(info, _LAST_RECEIVED_OFFSET)
     if not ever_received or not ever_sent:  # these times begin with the connection
         return bool(ever_received) or received < _FIRST_REQUEST_MS
-    return sent > received or sent < _PAUSE_MS
+    return sent > received or sent < 1000 * quiet_seconds
 
 
 def _word(info: bytes, offset: int) -> int:

@@ -5,16 +5,13 @@ Both are rendered from one event, which is sanitized before.
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
-from typing import Any
 
 import structlog
 from structlog.typing import Processor
 
-from atlas_supervisor.telemetry.console import console
-from atlas_supervisor.telemetry.log_file import LogFile
+from atlas_supervisor.telemetry.handlers import LogFile, console
 from atlas_supervisor.telemetry.sanitize import in_order, plain_event
 
 OWN_LOG = "supervisor.jsonl"
@@ -29,6 +26,9 @@ _SHARED: list[Processor] = [
 ]
 """Processors of every line, those of libraries included."""
 
+_JSON = structlog.processors.JSONRenderer(ensure_ascii=False)
+"""Leaves printable characters as they are: the rest is escaped already."""
+
 
 def configure_logs(path: Path, level: str) -> None:
     """Send every log line to `path` and to standard error. Raises OSError."""
@@ -39,7 +39,7 @@ def configure_logs(path: Path, level: str) -> None:
     file = LogFile(path, on_failure=report)
     shown = console()
     shown.setFormatter(_formatter(*shown.processors))
-    file.setFormatter(_formatter(structlog.processors.JSONRenderer(serializer=_json)))
+    file.setFormatter(_formatter(_JSON))
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
@@ -66,8 +66,3 @@ def _formatter(*processors: Processor) -> logging.Formatter:
         foreign_pre_chain=_SHARED,
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *processors],
     )
-
-
-def _json(event: dict[str, Any], **_more: Any) -> str:
-    """Leave printable characters as they are: the rest is escaped already."""
-    return json.dumps(event, ensure_ascii=False)

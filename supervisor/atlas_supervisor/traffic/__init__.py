@@ -8,11 +8,14 @@ from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.traffic import listeners
 from atlas_supervisor.traffic.kernel_plane import KernelPlane
 from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, Plane, TakenBack
+from atlas_supervisor.traffic.relay_connection import Answers
 from atlas_supervisor.traffic.relay_plane import RelayPlane
 
-__all__ = ["Endpoints", "InheritedSockets", "Plane", "TakenBack", "make_plane"]
+__all__ = ["Answers", "Endpoints", "InheritedSockets", "Plane", "TakenBack", "make_plane"]
 
 log = structlog.get_logger(__name__)
+
+_HIDDEN = "the relay serves workers on {}, which see 127.0.0.1 as the address of every client"
 
 
 def make_plane(endpoints: Endpoints, socket_passing: SocketPassing) -> Plane:
@@ -28,10 +31,13 @@ def make_plane(endpoints: Endpoints, socket_passing: SocketPassing) -> Plane:
         or socket_passing is SocketPassing.PORT
         or (socket_passing is SocketPassing.FD and ipv6_only)
     ):
+        if endpoints.public_port and socket_passing is SocketPassing.FD:
+            log.warning("client_address_hidden", why=_HIDDEN.format("an IPv6-only PUBLIC_HOST"))
         return RelayPlane(endpoints, socket_passing)
     try:
         listeners.prove_steering()
     except OSError as error:
         log.warning("kernel_steering_unavailable", why=str(error), instead="using the relay plane")
+        log.warning("client_address_hidden", why=_HIDDEN.format("a kernel that can't steer"))
         return RelayPlane(endpoints, socket_passing)
     return KernelPlane(endpoints, socket_passing)

@@ -39,8 +39,8 @@ from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import listeners
 from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, RelayTraffic, TakenBack
 from atlas_supervisor.traffic.relay import Target
-from atlas_supervisor.traffic.rescue import Rescues
-from atlas_supervisor.traffic.slot_ports import SlotPorts
+from atlas_supervisor.traffic.relay_connection import Answers
+from atlas_supervisor.traffic.slot_ports import Rescues, SlotPorts
 from atlas_supervisor.traffic.steering import DIRECT_SOURCE, SteeringPolicy
 from atlas_supervisor.traffic.takeback import mark, take_back
 
@@ -150,6 +150,10 @@ class KernelPlane:
         """Return the public port and the slot's own one."""
         return frozenset({self._endpoints.public_port, self._endpoints.slot_ports[slot]})
 
+    def probe_port(self, port: int) -> int:
+        """Return the slot's own port: it leads to the worker directly."""
+        return port
+
     def steer(self, slot: SlotName) -> None:
         """Attach the program that sends new connections to the slot: the switch itself."""
         first, second = self._public
@@ -182,6 +186,10 @@ class KernelPlane:
     def rescued(self, slot: SlotName) -> int:
         """Return how many connections were passed on since the slot lost its worker."""
         return self._rescues.count(slot)
+
+    def answers(self) -> Answers:
+        """Return whether an answer is pending on each connection that the daemon relays."""
+        return self._rescues.answers() | self._own_ports.answers()
 
     def relayed(self) -> dict[str, RelayTraffic]:
         """Return the daemon's relayed traffic: rescues, and the own ports of `{fd}` workers."""

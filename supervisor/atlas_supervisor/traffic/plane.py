@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self
 
 from atlas_supervisor.model.slot import SlotName
-from atlas_supervisor.traffic.relay_connection import RelayCounters
+from atlas_supervisor.traffic.relay_connection import Answers, RelayCounters
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Endpoints:
     public_port: int
     """0 turns the public port off."""
     slot_ports: dict[SlotName, int]
+    proxy_protocol: bool = False
+    """Whether workers that bind their own port get the client's address by PROXY protocol."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,9 @@ class Plane(Protocol):
     def ports(self, slot: SlotName) -> frozenset[int]:
         """Return the local ports of the client connections of a worker in the slot."""
 
+    def probe_port(self, port: int) -> int:
+        """Return the loopback port by which the daemon's requests reach a slot's own `port`."""
+
     def steer(self, slot: SlotName) -> None:
         """Send every new connection to the slot. Raises OSError, and then nothing changed."""
 
@@ -132,6 +137,9 @@ class Plane(Protocol):
 
     def rescued(self, slot: SlotName) -> int:
         """Return how many of the slot's connections were passed on since it lost its worker."""
+
+    def answers(self) -> Answers:
+        """Return whether an answer is pending on each connection that the daemon relays."""
 
     def relayed(self) -> dict[str, RelayTraffic]:
         """Return the relayed traffic by purpose: `public`, `own_port`, `rescue`."""

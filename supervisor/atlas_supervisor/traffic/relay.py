@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import structlog
 
-from atlas_supervisor.traffic.relay_connection import RelayConnection, RelayCounters
+from atlas_supervisor.traffic import proxy_protocol
+from atlas_supervisor.traffic.relay_connection import Answers, RelayConnection, RelayCounters
 
 log = structlog.get_logger(__name__)
 
@@ -27,7 +28,6 @@ _CONNECT_SECONDS = 30.0  # how long a client is kept waiting for a worker that r
 _HANDSHAKE_SECONDS = 0.5  # then the target is chosen anew: traffic may have been switched
 _RETRY_SECONDS = 0.05
 _LONGEST_RETRY_SECONDS = 0.5  # a thousand waiting clients must not keep the daemon busy
-_FIRST_REQUEST_SECONDS = 1.0
 _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
 
 
@@ -39,11 +39,26 @@ class Target(NamedTuple):
     source: str | None = None
 
 
+Header = Callable[[socket.socket], bytes]
+"""Returns the bytes that the server gets before those of this client."""
+
+
+def client_header(client: socket.socket) -> bytes:
+    """Return the header that reports the client's address by PROXY protocol."""
+    return proxy_protocol.header(client.getpeername()[:2], client.getsockname()[:2])
+
+
+def local_header(_client: socket.socket) -> bytes:
+    """Return the header of PROXY protocol for a connection of the daemon itself."""
+    return proxy_protocol.LOCAL
+
+
 class Relay:
     """Accepts on one listening socket and relays each connection to the target of `choose`.
 
     `choose` is called once per connection, so a connection stays where it began. None means that
-    there is no worker: the connection is closed at once.
+    there is no worker: the connection is closed at once. So it is for a client that is not
+    `patient` if the worker can't be reached; others wait.
     """
 
     def __init__(
@@ -51,8 +66,13 @@ class Relay:
         listener: socket.socket,
         choose: Callable[[], Target | None],
         carried: RelayCounters | None = None,
+        *,
+        header: Header | None = None,
+        patient: bool = True,
     ) -> None:
         self._listener = listener
+        self._header = header
+        self._patient = patient
         self._choose = choose
         self.carried = carried or RelayCounters()
         """Its traffic so far; several relays may share the counters."""
@@ -74,11 +94,14 @@ class Relay:
         They count as not accepted by its worker, which can't be seen from here. A client that has
         just connected counts as well: its request may take a moment on a busy machine.
         """
-        since = asyncio.get_running_loop().time() - _FIRST_REQUEST_SECONDS
         return sum(
-            at == target and not pair.answered and (pair.asked or pair.born > since)
+            at == target and not pair.answered and (pair.asked or pair.is_new)
             for pair, at in self._pairs.items()
         )
+
+    def answers(self) -> Answers:
+        """Return whether an answer is pending, by our address on the worker's connection."""
+        return {pair.server.sock.getsockname()[:2]: pair.pending for pair in self._pairs}
 
     def start(self) -> None:
         """Accept from now on."""
@@ -140,6 +163,9 @@ class Relay:
         try:
             server = _connect_at_once(target)
         except OSError:
+            if not self._patient:
+                client.close()
+                return
             task = asyncio.get_running_loop().create_task(self._carry_later(client))
             self._waiting.add(task)
             task.add_done_callback(self._waiting.discard)
@@ -147,9 +173,15 @@ class Relay:
             self._begin(client, server, target)
 
     def _begin(self, client: socket.socket, server: socket.socket, target: Target) -> None:
+        try:
+            header = self._header(client) if self._header else b""
+        except OSError:  # the client has reset the connection
+            client.close()
+            server.close()
+            return
         pair = RelayConnection(client, server, on_close=self._forget, carried=self.carried)
         self._pairs[pair] = target
-        pair.start()
+        pair.start(header)
 
     def _forget(self, pair: RelayConnection) -> None:
         del self._pairs[pair]

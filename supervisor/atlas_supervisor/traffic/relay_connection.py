@@ -17,11 +17,18 @@ import socket
 import struct
 from collections.abc import Callable
 
+from atlas_supervisor.traffic.http_framing import Exchanges
+
 _BUFFER = memoryview(bytearray(256 * 1024))
 """Holds a read until it is sent on in the same call; the unsent rest is copied."""
 
+_NOTHING = memoryview(b"")
+_FIRST_REQUEST_SECONDS = 1.0  # a request may take a moment on a busy machine
 _IDLE_SECONDS = 30.0  # how long no byte may move after the server has closed its side
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER for no time at all
+
+Answers = dict[tuple[str, int], bool | None]
+"""Whether a worker's answer is pending, by the far end of its connection; None: unknown."""
 
 
 class RelayCounters:
@@ -71,7 +78,7 @@ class _Side:
             self._pair.abort()
             return
         if count:
-            self._pair.moved(self, count)
+            self._pair.moved(self, _BUFFER[:count])
             self.other.send(_BUFFER[:count])
         else:
             self._end()
@@ -96,7 +103,7 @@ class _Side:
             self._all_sent()
 
     def _send_rest(self) -> None:
-        self._pair.moved(self.other)
+        self._pair.moved(self.other, _NOTHING)
         self.send(self.unsent)
 
     def _all_sent(self) -> None:
@@ -151,6 +158,7 @@ class RelayConnection:
     """
 
     __slots__ = (
+        "_exchanges",
         "_idle_timer",
         "_loop",
         "_moves",
@@ -174,6 +182,7 @@ class RelayConnection:
         self._on_close: Callable[[RelayConnection], None] | None = on_close
         self.carried = carried
         self._moves = 0
+        self._exchanges = Exchanges()
         self._idle_timer: asyncio.TimerHandle | None = None
         self.born = self._loop.time()
         self.asked = self.answered = False
@@ -182,21 +191,38 @@ class RelayConnection:
         self.server = _Side(self, server, self._loop)
         self.client.other, self.server.other = self.server, self.client
 
-    def start(self) -> None:
-        """Start to copy."""
+    def start(self, header: bytes = b"") -> None:
+        """Start to copy; the server gets the header first."""
         self.server.listen()
         self.client.listen()
+        if header:
+            self.server.send(header)
         self.client.read()  # the request has often arrived already
 
-    def moved(self, source: _Side, count: int = 0) -> None:
-        """Note that bytes came from this side, and how many of them are new."""
+    @property
+    def is_new(self) -> bool:
+        """Whether the client has connected a moment ago and may be about to send a request."""
+        return not self.asked and self.born > self._loop.time() - _FIRST_REQUEST_SECONDS
+
+    @property
+    def pending(self) -> bool | None:
+        """Whether the server's answer is not complete; None if the protocol is not HTTP/1."""
+        if self.server.ended:
+            return False
+        pending = self._exchanges.pending
+        return self.is_new if pending is False else pending
+
+    def moved(self, source: _Side, data: memoryview) -> None:
+        """Note that bytes came from this side, and which of them are new."""
         self._moves += 1
         if source is self.client:
             self.asked = True
-            self.carried.from_clients += count
+            self.carried.from_clients += len(data)
+            self._exchanges.client_sent(data)
         else:
             self.answered = True
-            self.carried.to_clients += count
+            self.carried.to_clients += len(data)
+            self._exchanges.server_sent(data)
 
     def side_ended(self, side: _Side) -> None:
         """Start the idle limit once the server has closed its side: its client may never close."""

@@ -5,6 +5,9 @@ copy of every byte, and the public port closes with the daemon. The promise is t
 connection stays with the version where it began, and a switch loses none.
 
 Without a public port (`PUBLIC_PORT=0`) the same class serves the slots' own ports alone.
+
+With PROXY protocol a worker that binds its own port expects a header on each connection, those of
+probes and smoke tests included. So these connect to a listener of ours, which adds the header.
 """
 
 from __future__ import annotations
@@ -19,9 +22,9 @@ from atlas_supervisor.system.procfs import describe_listeners, inode_of
 from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import listeners
 from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, RelayTraffic, TakenBack
-from atlas_supervisor.traffic.relay import Relay, Target
-from atlas_supervisor.traffic.rescue import Rescues
-from atlas_supervisor.traffic.slot_ports import SlotPorts
+from atlas_supervisor.traffic.relay import Relay, Target, client_header, local_header
+from atlas_supervisor.traffic.relay_connection import Answers
+from atlas_supervisor.traffic.slot_ports import Rescues, SlotPorts
 from atlas_supervisor.traffic.takeback import take_back
 
 
@@ -37,6 +40,10 @@ class RelayPlane:
         self._own: dict[SlotName, socket.socket] = {}
         self._inner: dict[SlotName, socket.socket] = {}
         """Inherited in place of the public socket; the relay connects to it."""
+        self._probe_listeners: dict[SlotName, socket.socket] = {}
+        """Where the daemon's own requests connect to, if the worker expects a header."""
+        by_port = socket_passing is SocketPassing.PORT and endpoints.public_port
+        self._with_header = bool(by_port and endpoints.proxy_protocol)
         self._own_ports: SlotPorts
         self._rescues = Rescues()
         self._kept: tuple[socket.socket, ...] = ()
@@ -93,7 +100,8 @@ class RelayPlane:
             raise
         self._own_ports = self._serve_own_ports()
         if self._public is not None:
-            self._relay = Relay(self._public, self._target)
+            header = client_header if self._with_header else None
+            self._relay = Relay(self._public, self._target, header=header)
             self._relay.start()
 
     def _open_sockets(self, taken: TakenBack) -> None:
@@ -112,10 +120,14 @@ class RelayPlane:
         if self._socket_passing is not SocketPassing.PORT:
             for slot in SlotName:
                 self._inner[slot] = listeners.listen("127.0.0.1", 0)
+        elif self._with_header:
+            for slot in SlotName:
+                self._probe_listeners[slot] = listeners.listen("127.0.0.1", 0)
 
     def _serve_own_ports(self) -> SlotPorts:
         if self._socket_passing is SocketPassing.PORT:
-            return SlotPorts({}, {})
+            targets = {slot: self._target_of(slot) for slot in self._probe_listeners}
+            return SlotPorts(self._probe_listeners, targets, header=local_header, patient=False)
         if self._socket_passing is SocketPassing.ACTIVATION or not self._inner:
             return SlotPorts(self._own, {})
         return SlotPorts(self._own, {slot: self._target_of(slot) for slot in SlotName})
@@ -142,6 +154,13 @@ class RelayPlane:
     def ports(self, slot: SlotName) -> frozenset[int]:
         """Return the slot's own port, and the one that the relay connects to."""
         return frozenset({self._endpoints.slot_ports[slot], self._target_of(slot).port})
+
+    def probe_port(self, port: int) -> int:
+        """Return the slot's own port, or that of the listener that adds the header."""
+        for slot, listener in self._probe_listeners.items():
+            if self._endpoints.slot_ports[slot] == port:
+                return int(listener.getsockname()[1])
+        return port
 
     def steer(self, slot: SlotName) -> None:
         """Choose the slot for every connection that is accepted from now on."""
@@ -180,6 +199,11 @@ class RelayPlane:
         """Return how many connections were passed on since the slot lost its worker."""
         return self._rescues.count(slot)
 
+    def answers(self) -> Answers:
+        """Return whether an answer is pending on each connection that the daemon relays."""
+        public = self._relay.answers() if self._relay is not None else {}
+        return public | self._rescues.answers() | self._own_ports.answers()
+
     def relayed(self) -> dict[str, RelayTraffic]:
         """Return the daemon's relayed traffic: the public port, rescues and own ports."""
         found = {"own_port": self._own_ports.relayed(), "rescue": self._rescues.relayed()}
@@ -204,6 +228,8 @@ class RelayPlane:
         self._close_sockets()
 
     def _close_sockets(self) -> None:
-        for sock in (self._public, *self._own.values(), *self._inner.values(), *self._kept):
+        opened = (self._own, self._inner, self._probe_listeners)
+        ours = (sock for each in opened for sock in each.values())
+        for sock in (self._public, *ours, *self._kept):
             if sock is not None:
                 sock.close()

@@ -1,20 +1,25 @@
-"""The slots' own ports: each leads to its own slot's worker, never to the other slot.
+"""The listeners of the slots, where the daemon accepts in place of a worker.
 
-A worker that inherited its own port's listener serves it by itself. For one that did not, the
-daemon relays. While a slot has no worker, the daemon accepts and closes connections at once: in
-the queue they would wait for an answer that never comes.
+The own port of each slot leads to that slot's worker, never to the other slot. A worker that
+inherited its own port's listener serves it by itself. For one that did not, the daemon relays.
+While a slot has no worker, the daemon accepts and closes connections at once: in the queue they
+would wait for an answer that never comes.
+
+The public queue of a slot without a worker is rescued, on either plane: a listener takes
+connections into its queue even when no worker accepts from it, so the daemon accepts them and
+relays them to the living worker.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.traffic.plane import RelayTraffic
-from atlas_supervisor.traffic.relay import Relay, Target
-from atlas_supervisor.traffic.relay_connection import RelayCounters
+from atlas_supervisor.traffic.relay import Header, Relay, Target
+from atlas_supervisor.traffic.relay_connection import Answers, RelayCounters
 
 
 class SlotPorts:
@@ -24,13 +29,24 @@ class SlotPorts:
     """
 
     def __init__(
-        self, listeners: Mapping[SlotName, socket.socket], targets: Mapping[SlotName, Target]
+        self,
+        listeners: Mapping[SlotName, socket.socket],
+        targets: Mapping[SlotName, Target],
+        *,
+        header: Header | None = None,
+        patient: bool = True,
     ) -> None:
         self._targets = targets
         self._vacant: set[SlotName] = set()
         self._carried = RelayCounters()
         self._relays = {
-            slot: Relay(listener, partial(self._target, slot), self._carried)
+            slot: Relay(
+                listener,
+                partial(self._target, slot),
+                self._carried,
+                header=header,
+                patient=patient,
+            )
             for slot, listener in listeners.items()
         }
         for slot in targets:
@@ -56,7 +72,61 @@ class SlotPorts:
         open_now = sum(relay.open_connections for relay in self._relays.values())
         return RelayTraffic.of(self._carried, open_now)
 
+    def answers(self) -> Answers:
+        """Return whether an answer is pending on each relayed connection."""
+        found: Answers = {}
+        for relay in self._relays.values():
+            found |= relay.answers()
+        return found
+
     async def close(self) -> None:
         """Accept no more, and reset open connections. The listeners stay open."""
         for relay in self._relays.values():
             await relay.close()
+
+
+class Rescues:
+    """The rescues of both slots' public queues; at most one for each at a time."""
+
+    def __init__(self) -> None:
+        self._running: dict[SlotName, Relay] = {}
+        self._ending: list[Relay] = []
+        """Relays that accept no more, and still have open connections."""
+        self._carried = RelayCounters()
+
+    def begin(
+        self, dead: SlotName, queue: socket.socket, choose: Callable[[], Target | None]
+    ) -> None:
+        """Relay connections from the slot's queue from now on; does nothing a second time."""
+        if dead not in self._running:
+            self._running[dead] = Relay(queue, choose, self._carried)
+            self._running[dead].start()
+
+    def end(self, slot: SlotName) -> None:
+        """Leave the queue to a worker; accepted connections go on to their end."""
+        if rescue := self._running.pop(slot, None):
+            rescue.stop()
+            self._ending = [one for one in (*self._ending, rescue) if one.open_connections]
+
+    def count(self, slot: SlotName) -> int:
+        """Return how many connections were passed on since the slot lost its worker."""
+        return self._running[slot].accepted if slot in self._running else 0
+
+    def relayed(self) -> RelayTraffic:
+        """Return the traffic of all rescues."""
+        relays = (*self._running.values(), *self._ending)
+        return RelayTraffic.of(self._carried, sum(relay.open_connections for relay in relays))
+
+    def answers(self) -> Answers:
+        """Return whether an answer is pending on each connection."""
+        found: Answers = {}
+        for relay in (*self._running.values(), *self._ending):
+            found |= relay.answers()
+        return found
+
+    async def close(self) -> None:
+        """Accept no more, and reset open connections."""
+        for relay in (*self._running.values(), *self._ending):
+            await relay.close()
+        self._running.clear()
+        self._ending.clear()

@@ -13,8 +13,10 @@ What always holds:
 
 The order (`Slot.drain` performs it):
 1. Settle: wait for the empty queue. A worker without the kit may cut answers off on SIGTERM, so
-   for it also wait until the kernel shows no unanswered request.
-2. SIGTERM. A worker with the kit reports when it accepts nothing more.
+   for it also wait until all is answered: the relay knows where an answer ends, and on other
+   connections the kernel shows for how long they were silent (`DRAIN_QUIET_SECONDS`).
+2. SIGTERM, or without the kit `STOP_SIGNAL`. A worker with the kit reports when it accepts nothing
+   more.
 3. If it does, and its sockets were inherited, it *lingers*: its queue goes to the other slot, its
    own slot is free for the next launch, and it ends in a task of its own. A WebSocket or a long
    download then delays the end of one process, and not the next deploy. At most LINGERING_LIMIT
@@ -31,7 +33,7 @@ oldest that lingers.
 from __future__ import annotations
 
 import signal
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -66,7 +68,13 @@ _NAMES = {"requests": "request", "websockets": "WebSocket", "event_streams": "ev
 class Drain:
     """One worker's drain. Its connections have `seconds` in all."""
 
-    def __init__(self, instance: WorkerProcess, ports: Collection[int], seconds: float) -> None:
+    def __init__(
+        self,
+        instance: WorkerProcess,
+        ports: Collection[int],
+        seconds: float,
+        quiet_seconds: float = 1.0,
+    ) -> None:
         self.instance = instance
         self.ports = ports
         self.detached = False
@@ -78,6 +86,7 @@ class Drain:
         self.by_itself = False
         self.gone = anyio.Event()
         self._seconds = seconds
+        self._quiet_seconds = quiet_seconds
         self._age = Stopwatch()
         self._since_ts = now()
         self._settling: anyio.CancelScope | None = None
@@ -97,7 +106,7 @@ class Drain:
                     quiet = Stopwatch()
                 await anyio.sleep(_POLL_SECONDS)
             if not self.instance.kit:
-                await self.instance.answered(self.ports)
+                await self.instance.answered(self.ports, self._quiet_seconds, plane.answers)
         self._settling = None
 
     async def stops_accepting(self) -> bool:
@@ -130,6 +139,7 @@ class Drain:
             deadline_ts=self._since_ts + timedelta(seconds=self._seconds),
             left=instance.reported.left,
             connections=instance.connected,
+            **instance.usage._asdict(),
         )
 
     def story(self) -> dict[str, Any]:
@@ -193,6 +203,10 @@ class Drains:
             drain.gone.set()
             self._changed.set()
             self._changed = anyio.Event()
+
+    def __iter__(self) -> Iterator[Drain]:
+        """Yield the drains that there are now, oldest first."""
+        yield from list(self._all)
 
     def views(self) -> list[DrainingView]:
         """Return all of them as the status shows them, from memory."""

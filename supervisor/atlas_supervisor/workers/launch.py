@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import resource
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping
@@ -137,6 +138,7 @@ async def launch(
     inherited: InheritedSockets,
     announce: bool,
     output: int,
+    stop_signal: signal.Signals = signal.SIGTERM,
     tag: int = 0,
 ) -> WorkerProcess:
     """Start a worker process and return it, not yet ready. Raises OSError.
@@ -163,7 +165,13 @@ async def launch(
         notify.close()
         raise
     return WorkerProcess(
-        name=name, slot=slot, release=release, process=process, notify=notify, tag=tag
+        name=name,
+        slot=slot,
+        release=release,
+        process=process,
+        notify=notify,
+        stop_signal=stop_signal,
+        tag=tag,
     )
 
 
@@ -187,7 +195,7 @@ async def launch_release(
         )
     except SettingsError as error:  # the file of extra variables was changed since the start
         raise LaunchError(f"the worker's environment can't be loaded: {error}") from error
-    descriptor = await anyio.to_thread.run_sync(output.open)
+    descriptor = await anyio.to_thread.run_sync(output.open, name)
     try:
         return await launch(
             slot=slot,
@@ -198,8 +206,12 @@ async def launch_release(
             inherited=inherited,
             announce=settings.socket_passing is SocketPassing.ACTIVATION,
             output=descriptor,
+            stop_signal=settings.stop_signal_number,
             tag=tag_for(str(settings.state_dir), name),
         )
+    except Exception:
+        output.close(name)
+        raise
     finally:
         os.close(descriptor)
 

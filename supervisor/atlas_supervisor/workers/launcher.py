@@ -36,7 +36,11 @@ def main(arguments: list[str]) -> int:
     if announced:
         os.environ["LISTEN_FDS"] = str(announced)
         os.environ["LISTEN_PID"] = str(os.getpid())
-    reset_signals()
+    # A program keeps ignoring and blocking what its parent ignores and blocks: Python SIGPIPE and
+    # SIGXFSZ, the daemon more of them, a shell SIGINT and SIGQUIT in the background.
+    for number in _signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}:
+        _signal.signal(number, _signal.SIG_DFL)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
     program = find(command[0])
     if program is None:
         report(f"{command[0]}: not found in {os.environ.get('PATH')}")
@@ -49,13 +53,6 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         report(f"{program}: can't be executed: {error.strerror}")
         return NOT_EXECUTABLE
-
-
-def reset_signals() -> None:
-    """Give every signal its default, and block none: the daemon's own choices are inherited."""
-    for number in _signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}:
-        _signal.signal(number, _signal.SIG_DFL)
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 
 
 def find(program: str) -> str | None:

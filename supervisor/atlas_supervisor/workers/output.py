@@ -3,6 +3,10 @@
 A pipe without a reader would block or break the worker. A file must be bounded instead: its size
 is checked often, and a file over the limit is copied aside and truncated, so that the worker and
 any reader, by name or by descriptor, go on.
+
+A worker also goes on writing to a file that was removed, renamed or replaced under its name. The
+daemon keeps a descriptor of each worker's file: it moves what is written there to the file that has
+the name, so that nothing grows unseen and readers go on.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import secrets
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import anyio
 import structlog
@@ -35,6 +39,20 @@ _REPORT_SECONDS = 60.0
 _TAIL_BYTES = 64 * 1024
 _PIECE_BYTES = 1024 * 1024
 _CATCH_UPS = 3
+_TO_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+
+_FileKey = tuple[int, int]
+"""Device and inode: what a file is, under any name."""
+
+
+class Lost(NamedTuple):
+    """The last file that lost its name, as a reader needs to know to go on after its end."""
+
+    generation: int
+    size: int
+    """How long it was then."""
+    goes_on_at: int
+    """Where its bytes go on in the file that has the name."""
 
 
 class WorkerLog:
@@ -49,23 +67,121 @@ class WorkerLog:
         """Held while the file is cut, so that a reader sees it before or after."""
         self.generation = secrets.randbits(48)
         """Grows with each cut, and begins at random in each daemon."""
+        self.aside_generation = self.generation - 1
         self.aside_start = 0
         """The older part's offset in the file before the last cut."""
+        self.lost: Lost | None = None
+        self._held: dict[str, int] = {}
+        """Our own descriptor of the file that each instance writes to."""
+        self._named_sizes: dict[_FileKey, int] = {}
+        """How long each of these files was when it last had the name."""
+        self._strayed: set[_FileKey] = set()
+        """Those that have lost it."""
+        self._failing = False
         self._launch_offset = 0
         self._launch_aside: int | None = None
         self._reported: Stopwatch | None = None
         self._unreported = [0, 0]
 
-    def open(self) -> int:
+    def open(self, instance: str) -> int:
         """Return a descriptor to write to, and remember the offset where this instance begins.
 
-        Raises OSError.
+        `close` is to be called when the instance has ended. Raises OSError.
         """
         self.rotate()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        descriptor = _private(self.path, flags)
-        self._launch_offset, self._launch_aside = os.fstat(descriptor).st_size, None
+        descriptor = _private(self.path, _TO_APPEND)
+        try:
+            own = os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            os.close(descriptor)
+            raise
+        with self.lock:
+            status = os.fstat(own)
+            self._held[instance] = own
+            self._named_sizes[_key(status)] = status.st_size
+            self._launch_offset, self._launch_aside = status.st_size, None
         return descriptor
+
+    def close(self, instance: str) -> None:
+        """Forget an instance of which no process is left, or that was never started."""
+        if instance not in self._held:
+            return
+        self.collect()
+        with self.lock:
+            os.close(self._held.pop(instance))
+            left = {_key(os.fstat(each)) for each in self._held.values()}
+            self._named_sizes = {key: self._named_sizes.get(key, 0) for key in left}
+            self._strayed &= left
+
+    def has_strayed(self) -> bool:
+        """Return whether a worker has written to a file that has lost its name.
+
+        Also notes the size of one that has not. Needs neither the lock nor a thread.
+        """
+        named = _key_of(self.path)
+        for descriptor in list(self._held.values()):
+            try:
+                status = os.fstat(descriptor)
+            except OSError:
+                continue  # closed a moment ago
+            if (key := _key(status)) == named:
+                self._named_sizes[key] = status.st_size
+            elif status.st_size > self._named_sizes.get(key, status.st_size):
+                return True
+        return False
+
+    def collect(self) -> None:
+        """Move what was written to files without the name to the file that has it."""
+        with self.lock:
+            for descriptor in self._held.values():
+                if _key(os.fstat(descriptor)) == _key_of(self.path):
+                    continue
+                try:
+                    self._move(descriptor)
+                    self._failing = False
+                except OSError as error:
+                    if not self._failing:
+                        log.error("worker_log_not_kept", slot=self.slot, why=str(error))
+                    self._failing = True
+
+    def _move(self, source: int) -> None:
+        """Move the bytes since the file lost its name; those before are its new owner's."""
+        status = os.fstat(source)
+        key, end = _key(status), status.st_size
+        begin = self._named_sizes.get(key, end)
+        if end <= begin:
+            return
+        if not status.st_nlink:  # it has no name at all: free the space of all of it
+            self._named_sizes[key] = 0
+        try:
+            self.path.parent.mkdir(mode=0o750, exist_ok=True)
+            with (
+                open(self.path, "ab", buffering=0, opener=_to_append) as target,
+                open(source, "rb", buffering=0, closefd=False) as file,
+            ):
+                self._note_loss(key, begin, target.tell())
+                written = file.seek(begin, os.SEEK_DATA)
+                start = max(written, end - LIMIT_BYTES)
+                _copy(file, target, start, end)
+        finally:
+            os.ftruncate(source, self._named_sizes[key])
+        if start > written:
+            self._report_cut(end, dropped=start - written)
+
+    def _note_loss(self, key: _FileKey, size: int, offset: int) -> None:
+        """Note that a file of this size lost its name, and where in the new one its bytes begin."""
+        if key in self._strayed:
+            return
+        self._strayed.add(key)
+        self.lost = Lost(self.generation, size, offset)
+        self.generation += 1
+        self._launch_offset, self._launch_aside = offset, None
+        log.warning(
+            "worker_log_replaced",
+            slot=self.slot,
+            why=f"{self.path.name} was removed, renamed or replaced by another program; the output "
+            "goes on in a file of that name",
+        )
 
     def size(self) -> int:
         """Return the file's size; 0 if there is none."""
@@ -94,7 +210,7 @@ class WorkerLog:
     def _note_cut(self, start: int) -> None:
         self._launch_aside = max(self._launch_offset - start, 0)
         self._launch_offset = 0
-        self.aside_start = start
+        self.aside_start, self.aside_generation = start, self.generation
         self.generation += 1
 
     def _copy_aside(self, file: BinaryIO) -> int:
@@ -136,7 +252,7 @@ class WorkerLog:
 
 
 async def keep_bounded(logs: Sequence[WorkerLog]) -> None:
-    """Cut files over the limit, again and again; never ends.
+    """Cut files over the limit and collect from those without a name; never ends.
 
     Also between instances: a starting or lingering worker writes as well, and a file that grew
     while no daemon ran is cut at once.
@@ -144,6 +260,8 @@ async def keep_bounded(logs: Sequence[WorkerLog]) -> None:
     while True:
         late = False
         for each in logs:
+            if each.has_strayed():
+                await anyio.to_thread.run_sync(each.collect)
             if each.size() > LIMIT_BYTES:
                 late |= await anyio.to_thread.run_sync(each.rotate) > 2 * LIMIT_BYTES
         await anyio.sleep(FLOOD_CHECK_SECONDS if late else CHECK_SECONDS)
@@ -179,8 +297,23 @@ def _tail(path: Path, begin: int, most: int) -> bytes:
         return b""
 
 
+def _key(status: os.stat_result) -> _FileKey:
+    return status.st_dev, status.st_ino
+
+
+def _key_of(path: Path) -> _FileKey | None:
+    try:
+        return _key(path.stat())
+    except OSError:
+        return None
+
+
 def _private(path: str | Path, flags: int) -> int:
     return os.open(path, flags, 0o640)
+
+
+def _to_append(path: str, _flags: int) -> int:
+    return _private(path, _TO_APPEND)
 
 
 def printable(text: str, limit: int = 500) -> str:

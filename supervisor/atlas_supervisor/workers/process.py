@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import datetime
 
@@ -23,11 +23,12 @@ from pydantic import ValidationError
 
 from atlas_supervisor.model.drain import DrainCounts
 from atlas_supervisor.model.release import Release
-from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.model.slot import InstanceUsage, SlotName
 from atlas_supervisor.system import procfs
 from atlas_supervisor.system.clock import Stopwatch, now
 from atlas_supervisor.system.pidfd import ForeignProcess
 from atlas_supervisor.system.sockdiag import TcpConnection
+from atlas_supervisor.traffic import Answers
 from atlas_worker.contract import (
     ENV_INSTANCE,
     NOTIFY_CUT,
@@ -40,6 +41,7 @@ from atlas_worker.contract import (
 log = structlog.get_logger(__name__)
 
 _POLL_SECONDS = 0.1
+_CLOCK_TICK = 0.01  # CPU seconds come in these
 _KILL_SECONDS = 5.0  # a process that the kernel itself holds on to can't be waited for
 
 _MESSAGE_LIMIT = 4096
@@ -58,6 +60,7 @@ class WorkerProcess:
         release: Release,
         process: Process | ForeignProcess,
         notify: NotifySocket,
+        stop_signal: signal.Signals = signal.SIGTERM,
         tag: int = 0,
     ) -> None:
         self.name = name
@@ -74,8 +77,12 @@ class WorkerProcess:
         self.expected_to_exit = False
         """Set before it is asked to end, and once it was reported as down: its exit is no news."""
         self._process = process
+        self._stop_signal = stop_signal
         self._tag = tag
         self._asked_to_end = False
+        self._usage: InstanceUsage | None = None
+        self._measured = (0.0, 0.0)
+        """CPU seconds, and age at that time."""
 
     @property
     def alive(self) -> bool:
@@ -117,6 +124,28 @@ class WorkerProcess:
             return f"was ended by signal {-code}"
         return f"exited with status {code}"
 
+    @property
+    def usage(self) -> InstanceUsage:
+        """What it uses, as measured last."""
+        if self._usage is None:
+            self.measure()
+        return self._usage if self._usage is not None and self.alive else InstanceUsage()
+
+    def measure(self) -> None:
+        """Measure its memory, and its CPU since the last time, with all its descendants."""
+        found = procfs.usage_of_tree(self.pid) if self.alive else None
+        if found is None:
+            self._usage = InstanceUsage()
+            return
+        (memory, cpu), (cpu_before, age_before) = found, self._measured
+        age = self.age.seconds
+        # A descendant that was not waited for takes its CPU seconds with it.
+        percent = 100 * max(cpu - cpu_before, 0) / max(age - age_before, _CLOCK_TICK)
+        self._measured = cpu, age
+        self._usage = InstanceUsage(
+            memory_mb=round(memory / 2**20, 1), cpu_percent=round(percent, 1)
+        )
+
     async def wait(self) -> None:
         """Wait for the worker's end, and note it. May be called by several tasks."""
         try:
@@ -129,13 +158,14 @@ class WorkerProcess:
     def terminate(self) -> None:
         """Ask it to drain and exit; a stopped process is continued, so that it gets the signal.
 
-        It is asked once, because a second SIGTERM has another meaning: see `hurry`.
+        It is asked once, because a second SIGTERM has another meaning: see `hurry`. The kit drains
+        on SIGTERM alone.
         """
         self.expected_to_exit = True
         if self.alive:
             if not self._asked_to_end:
                 self._asked_to_end = True
-                self._signal(signal.SIGTERM)
+                self._signal(signal.SIGTERM if self.kit else self._stop_signal)
             self._signal(signal.SIGCONT)
 
     def hurry(self) -> bool:
@@ -203,9 +233,17 @@ class WorkerProcess:
             with anyio.move_on_after(poll_seconds):
                 await self.wait()
 
-    async def answered(self, ports: Collection[int]) -> None:
-        """Wait until it has exited or has answered everything on its connections."""
-        while self.alive and await anyio.to_thread.run_sync(self._busy, ports):
+    async def answered(
+        self, ports: Collection[int], quiet_seconds: float, answers: Callable[[], Answers]
+    ) -> None:
+        """Wait until it has exited or has answered everything on its connections.
+
+        `answers` knows whether an answer on a relayed connection is pending. An answer on another
+        one counts as given once the connection was silent for `quiet_seconds`.
+        """
+        while self.alive and await anyio.to_thread.run_sync(
+            self._busy, ports, quiet_seconds, answers()
+        ):
             with anyio.move_on_after(_POLL_SECONDS):
                 await self.wait()
 
@@ -213,9 +251,15 @@ class WorkerProcess:
         found = self._known_connections(ports)
         return found is None or bool(found)
 
-    def _busy(self, ports: Collection[int]) -> bool:
+    def _busy(self, ports: Collection[int], quiet_seconds: float, answers: Answers) -> bool:
         found = self._known_connections(ports)
-        return found is None or any(each.busy for each in found)
+        if found is None:
+            return True
+        for each in found:
+            pending = answers.get((each.peer[0].removeprefix("::ffff:"), each.peer[1]))
+            if each.busy(quiet_seconds) if pending is None else pending:
+                return True
+        return False
 
     def _known_connections(self, ports: Collection[int]) -> list[TcpConnection] | None:
         """Return its connections; None if they are unknown, which must not count as none."""

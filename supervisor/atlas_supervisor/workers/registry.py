@@ -199,21 +199,26 @@ async def take_over(
         log.warning("sockets_not_taken_back", pids=pids, instead="ending these workers first")
         taken.close()
         seconds = min(settings.stop_timeout_seconds, _STOP_FIRST_SECONDS)
-        await end_survivors(state_dir, await registry.rows(), seconds=seconds)
+        await end_survivors(
+            state_dir,
+            await registry.rows(),
+            seconds=seconds,
+            stop_signal=settings.stop_signal_number,
+        )
         taken, survivors = TakenBack(), await registry.survivors(state_dir)
     plane.open(active, taken)
     if survivors:
         log.warning("orphans_found", pids=pids, why="left behind by an earlier daemon")
     found: dict[bool | None, list[WorkerProcess]] = {True: [], False: [], None: []}
     for survivor in sorted(survivors, key=lambda each: each.slot is not active):
-        if instance := inherit(survivor, state_dir):
+        if instance := inherit(survivor, settings):
             serves = bool(taken.serving.intersection(survivor.pids))
             accepts = serves or bool(taken.waiting.intersection(survivor.pids))
             found[serves if accepts else None].append(instance)
     return Inherited(serving=found[True], waiting=found[False], others=found[None])
 
 
-def inherit(survivor: Survivor, state_dir: Path) -> WorkerProcess | None:
+def inherit(survivor: Survivor, settings: Settings) -> WorkerProcess | None:
     """Return the survivor as a worker that can be drained; None if it has ended.
 
     It goes on reporting to the address that it was started with.
@@ -223,20 +228,25 @@ def inherit(survivor: Survivor, state_dir: Path) -> WorkerProcess | None:
         return WorkerProcess(
             name=survivor.instance,
             slot=survivor.slot,
-            release=Release(name=None, path=state_dir, version=survivor.version),
+            release=Release(name=None, path=settings.worker_directory, version=survivor.version),
             process=process,
             notify=NotifySocket(survivor.instance),
-            tag=procfs.tag_for(str(state_dir), survivor.instance),
+            stop_signal=settings.stop_signal_number,
+            tag=procfs.tag_for(str(settings.state_dir), survivor.instance),
         )
     return None
 
 
 async def end_survivors(
-    state_dir: Path, rows: Sequence[InstanceRow] = (), *, seconds: float
+    state_dir: Path,
+    rows: Sequence[InstanceRow],
+    *,
+    seconds: float,
+    stop_signal: signal.Signals = signal.SIGTERM,
 ) -> int:
     """End every process of an earlier daemon on this state folder; return how many there were.
 
-    They have `seconds` to exit after SIGTERM. Raises StartRefusedError if one can't be ended.
+    They have `seconds` to exit after the signal. Raises StartRefusedError if one can't be ended.
     """
 
     async def find() -> list[int]:
@@ -247,7 +257,7 @@ async def end_survivors(
     if not found:
         return 0
     log.warning("orphans_found", pids=found, why="left behind by an earlier daemon; ending them")
-    procfs.send_signal(found, signal.SIGTERM)
+    procfs.send_signal(found, stop_signal)
     with anyio.move_on_after(seconds):
         while await find():  # noqa: ASYNC110  # there is no event
             await anyio.sleep(_POLL_SECONDS)

@@ -20,6 +20,7 @@ from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import (
     INITIAL,
     SERVING,
+    InstanceUsage,
     Role,
     SlotEvent,
     SlotName,
@@ -138,6 +139,7 @@ class Slot:
             started_ts=instance.started_ts if instance else None,
             restarts=self.restarts,
             last_exit=self.last_exit,
+            **(instance.usage if instance else InstanceUsage())._asdict(),
         )
 
     async def start(self, release: Release) -> dict[str, Any]:
@@ -172,6 +174,8 @@ class Slot:
         self.apply(SlotEvent.READY)
         self._context.on_ready(self)
         self._context.tasks.start_soon(self._watch_liveness, instance)
+        if instance.kit and self._context.settings.stop_signal != "TERM":
+            log.warning("stop_signal_ignored", why="a worker with the kit drains on SIGTERM alone")
         boot_ms = instance.age.milliseconds
         log.info("worker_ready", pid=instance.pid, boot_ms=boot_ms)
         return {
@@ -251,7 +255,9 @@ class Slot:
             return {"message": f"{self.name} was empty", "by_itself": True}
         self.apply(SlotEvent.DRAIN_STARTED)
         ports = self._context.plane.ports(self.name)
-        drain = self._context.drains.begin(Drain(instance, ports, settings.drain_timeout_seconds))
+        drain = self._context.drains.begin(
+            Drain(instance, ports, settings.drain_timeout_seconds, settings.drain_quiet_seconds)
+        )
         try:
             await drain.settle(self._context.plane)
             if self._may_linger(instance) and await drain.stops_accepting():
@@ -329,6 +335,7 @@ class Slot:
     async def _clear(self, instance: WorkerProcess) -> None:
         """Forget a worker that ended, and make sure that nothing of it is left."""
         await instance.kill()
+        await anyio.to_thread.run_sync(self.log.close, instance.name)
         if self.instance is instance:
             self.instance = None
             self.apply(SlotEvent.CLEARED)

@@ -34,6 +34,7 @@ from atlas_supervisor.workers.slot import InstanceRegistry, Slot, SlotContext
 log = structlog.get_logger(__name__)
 
 _HURRY_AGAIN_SECONDS = 0.1
+_MEASURE_SECONDS = 5.0
 
 
 async def _no_deploys(_slot: Slot, _cause: str) -> bool:
@@ -110,6 +111,14 @@ class Slots:
     def views(self) -> list[SlotView]:
         """Return both slots as the status shows them, blue first."""
         return [slot.view(Role.ACTIVE if slot is self.active else Role.STAGING) for slot in self]
+
+    async def measure(self) -> None:
+        """Measure what each instance uses, every few seconds, until cancelled."""
+        while True:
+            in_slots = {slot.instance for slot in self if slot.instance is not None}
+            for instance in in_slots | {drain.instance for drain in self.drains}:
+                instance.measure()
+            await anyio.sleep(_MEASURE_SECONDS)
 
     def active_worker(self) -> ActiveWorker:
         """Return the worker that the health is about."""

@@ -37,7 +37,8 @@ async def post_job(request: web.Request) -> web.Response:
         job |= {"state": "done", "result": result}
     else:
         scheduler.wake()
-    return web.json_response(job, status=201, headers={"Location": f"/jobs/{job['id']}"})
+    location = f"jobs/{job['id']}"  # relative: holds behind a path prefix
+    return web.json_response(job, status=201, headers={"Location": location})
 
 
 @routes.get("/jobs")

@@ -171,7 +171,7 @@ async def post_note(request: web.Request) -> web.Response:
     body = await read_object(request, fields=frozenset({"text"}))
     text = text_field(body, "text", limit=NOTE_CHARACTERS)
     note = await memory.remember(text, keep=not is_smoke(request))
-    headers = {"Location": f"/memory/notes/{note['id']}"}
+    headers = {"Location": f"notes/{note['id']}"}  # relative: holds behind a path prefix
     return web.json_response(note, status=201, headers=headers)
 
 

@@ -22,8 +22,14 @@ from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.logs.log_service import LogService
 from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.audit import AuditEntry, Verification
-from atlas_supervisor.model.deploy import DeployRecord, Mode, Result
-from atlas_supervisor.model.event import EventFeed, PublishedEvent, Transition
+from atlas_supervisor.model.deploy import (
+    DeployRecord,
+    EventFeed,
+    Mode,
+    PublishedEvent,
+    Result,
+    Transition,
+)
 from atlas_supervisor.model.health import Health
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.release import ReleaseView
@@ -315,6 +321,7 @@ async def running(
         canary=server.control.canaries,
         health=server.control,
         audit=server.audit,
+        trail=server.audit,
         logs=logs,
         metrics=server.metrics,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import urljoin
 
 import pytest
 
@@ -18,12 +19,26 @@ async def test_the_page_and_all_its_files_are_served_by_the_daemon(tmp_path: Pat
         parts = re.findall(r'(?:src|href)="([^"]+)"', page.body.decode())
         assert len(parts) >= 3
         for part in parts:
-            assert part.startswith("/docs/")
-            answer = await server.tcp("GET", part)
+            assert not part.startswith("/")  # relative: the page may be behind a path prefix
+            answer = await server.tcp("GET", urljoin("/docs", part))
             assert answer.status == 200
             assert answer.headers["X-Content-Type-Options"] == "nosniff"
             kind = {"js": "text/javascript", "css": "text/css", "png": "image/png"}
             assert answer.headers["Content-Type"].startswith(kind[part.rpartition(".")[2]])
+
+
+async def test_the_page_finds_its_document_behind_a_path_prefix(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        script = (await server.tcp("GET", "/docs/init.js")).body.decode()
+        found = re.search(r'url: "([^"]+)"', script)
+        assert found is not None
+        assert urljoin("https://ops.example/atlas/docs", found[1]) == (
+            "https://ops.example/atlas/openapi.json"
+        )
+        (base,) = (await server.tcp("GET", "/openapi.json")).json["servers"]
+    assert urljoin("https://ops.example/atlas/openapi.json", base["url"]) == (
+        "https://ops.example/atlas/"
+    )
 
 
 async def test_the_page_allows_only_its_own_scripts_and_styles(tmp_path: Path) -> None:

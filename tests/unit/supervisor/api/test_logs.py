@@ -121,7 +121,7 @@ async def test_following_continues_over_a_truncated_file(
 ) -> None:
     monkeypatch.setattr(output, "LIMIT_BYTES", 2000)
     monkeypatch.setattr(log_service, "POLL_SECONDS", 0.01)
-    descriptor = blue.open()
+    descriptor = blue.open("blue-1")
     os.write(descriptor, b"before\n")
     async with serving(tmp_path, blue) as server, following(server, f"{BLUE}?follow=true") as lines:
         assert await lines.readline() == b"before\n"

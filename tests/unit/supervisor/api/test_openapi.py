@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]  # it has no types
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from atlas_supervisor.api.openapi import build_document
-from atlas_supervisor.api.routes import Access, AnyRoute
+from atlas_supervisor.api.routes import Access, AnyRoute, Nothing
 from atlas_supervisor.api.server import table
 from tests.unit.supervisor.api.harness import BEARER, running
 
@@ -130,3 +132,33 @@ async def test_the_document_is_served_and_answers_match_it(tmp_path: Path) -> No
             response = served["paths"][path][method.lower()]["responses"][str(answer.status)]
             schema = resolved(response["content"]["application/json"]["schema"])
             assert list(Draft202012Validator(schema).iter_errors(answer.json)) == []
+
+
+def examples_of_request(route: AnyRoute) -> tuple[str, dict[str, str], Any]:
+    """Return path, query and body as Swagger UI fills them in."""
+    path, query = route.path, {}
+    for parameter in operation(route).get("parameters", ()):
+        if parameter["in"] == "path":
+            path = path.replace("{" + parameter["name"] + "}", parameter["example"])
+        elif "example" in parameter:
+            query[parameter["name"]] = json.dumps(parameter["example"])
+    content = operation(route).get("requestBody", {}).get("content", {})
+    return path, query, content.get("application/json", {}).get("example")
+
+
+@pytest.mark.parametrize("route", [route for route in TABLE if route.body is not Nothing], ids=name)
+async def test_the_example_of_a_change_is_accepted_and_harmless(
+    route: AnyRoute, tmp_path: Path
+) -> None:
+    path, query, body = examples_of_request(route)
+    assert "{" not in path
+    assert body
+    async with running(tmp_path) as server:
+        target = f"{path}?{urlencode(query)}" if query else path
+        answer = await server.tcp(route.method, target, headers=BEARER, json=body)
+        assert answer.status in {200, 202}, answer.body
+        asked = server.control.asked
+    if route.path == "/deploy/bluegreen":
+        assert asked[0][:2] == ("deploy", ("1.4.0", True))  # a dry run
+    if route.path == "/deploy/mode":
+        assert asked[0][:2] == ("mode", "bluegreen")

@@ -94,7 +94,7 @@ async def test_wait_false_answers_202_with_a_location(
     async with running(tmp_path, control) as server:
         answer = await server.unix("POST", "/deploy/bluegreen?wait=false")
     assert answer.status == 202
-    assert answer.headers["Location"] == f"/deploy/{examples.STARTED.deploy_id}"
+    assert answer.headers["Location"] == examples.STARTED.deploy_id
     assert answer.json["result"] is None
 
 

@@ -14,7 +14,15 @@ from atlas_supervisor.cli.__main__ import main
 from tests.unit.supervisor.cli.played import Played, serve
 
 # What the caller's own environment must not bring into a test.
-FOREIGN = ("ATLAS_ENV_FILE", "ATLAS_TOKEN", "STATE_DIR", "NO_COLOR", "FORCE_COLOR", "COLUMNS")
+FOREIGN = (
+    "ATLAS_ENV_FILE",
+    "ATLAS_TOKEN",
+    "ATLAS_CACERT",
+    "STATE_DIR",
+    "NO_COLOR",
+    "FORCE_COLOR",
+    "COLUMNS",
+)
 
 
 @dataclass(frozen=True)
@@ -63,8 +71,8 @@ def call() -> Call:
 def atlasctl(call: Call, env_file: Path) -> Call:
     """Call the client within this process, on the test's own env file."""
 
-    async def invoke(*args: str) -> Outcome:
-        return await call("--env-file", env_file, *args)
+    async def invoke(*args: str, env: dict[str, str] | None = None) -> Outcome:
+        return await call("--env-file", env_file, *args, env=env)
 
     return invoke
 

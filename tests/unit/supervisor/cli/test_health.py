@@ -33,7 +33,7 @@ DEAD = health(
     0,
     "unhealthy",
     port_active=check("fail", "blue is backoff"),
-    memory=check("skipped", "there is no instance to ask"),
+    database=check("pass", "write and read-back OK"),
 )
 
 
@@ -55,6 +55,21 @@ async def test_health_shows_the_score_and_each_check(daemon: Played, atlasctl: C
     ]
 
 
+async def test_a_worker_that_reports_no_checks_is_shown_without_them(
+    daemon: Played, atlasctl: Call
+) -> None:
+    names = ("llm_latency", "scheduler", "memory", "db_integrity")
+    foreign = dict.fromkeys(names, check("skipped", "not reported by the worker"))
+    daemon.play("GET", "/health", health(port_active=check("pass", "blue answers"), **foreign))
+    outcome = await atlasctl("health")
+    assert "port_active" in outcome.out
+    assert not any(name in outcome.out for name in names)
+    assert set(json.loads((await atlasctl("health", "--json")).out)["checks"]) == {
+        "port_active",
+        *names,
+    }
+
+
 async def test_unhealthy_is_exit_1_and_still_shows_every_check(
     daemon: Played, atlasctl: Call
 ) -> None:
@@ -64,7 +79,7 @@ async def test_unhealthy_is_exit_1_and_still_shows_every_check(
     assert "0  unhealthy" in outcome.out
     assert "✗ port_active  fail" in outcome.out
     assert "blue is backoff" in outcome.out
-    assert "memory" in outcome.out
+    assert "database" in outcome.out
 
 
 @pytest.mark.parametrize(("body", "code"), [(health(), 200), (DEAD, 503)])

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import fcntl
 import os
+import shlex
 import signal
 import struct
 import sys
@@ -14,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.supervisor.cli.conftest import clean_environment, program, run
-from tests.unit.supervisor.cli.played import Played, record, status, step
+from tests.unit.supervisor.cli.conftest import Outcome, clean_environment, program, run
+from tests.unit.supervisor.cli.played import STAY, Played, problem, record, status, step
 
 ESCAPE = "\x1b"
 SHOW_CURSOR = "\x1b[?25h"
@@ -183,22 +184,89 @@ async def test_ctrl_c_before_the_answer_makes_no_claim(daemon: Played, env_file:
     assert b"If the deploy has started, it continues" in err
 
 
-async def test_a_closed_pipe_ends_the_client_quietly(daemon: Played, env_file: Path) -> None:
+async def in_shell(command: list[str], redirection: str) -> Outcome:
+    """Run a program as a shell does with this redirection."""
+    return await run(["bash", "-o", "pipefail", "-c", f"{shlex.join(command)} {redirection}"])
+
+
+async def test_a_reader_that_left_ends_a_reading_call_quietly(
+    daemon: Played, env_file: Path
+) -> None:
     daemon.play("GET", "/deploy/status", status())
-    reading, writing = os.pipe()
-    os.close(reading)
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *program("--env-file", env_file, "status"),
-            stdout=writing,
-            stderr=asyncio.subprocess.PIPE,
-            env=clean_environment(),
-        )
-        _, err = await process.communicate()
-    finally:
-        os.close(writing)
-    assert process.returncode == 1
-    assert err == b""
+    outcome = await in_shell(program("--env-file", env_file, "status"), "| true")
+    assert (outcome.code, outcome.err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("redirection", "why"),
+    [
+        (">/dev/full", "No space left on device"),
+        (">&-", "it is closed"),
+        ("| true", "Broken pipe"),
+    ],
+)
+async def test_a_deploy_whose_display_fails_has_its_own_exit_status(
+    daemon: Played, env_file: Path, redirection: str, why: str
+) -> None:
+    command = program("--env-file", env_file, "deploy")
+    play_deploy(daemon)
+    switched = await in_shell(command, redirection)
+    assert switched.code == 0
+    assert "switched to 2.0.0 on port 8791" in switched.err
+    assert switched.err.endswith(
+        f"atlasctl: standard output can't be written ({why}); the exit status is that of the "
+        "request\n"
+    )
+    daemon.play("GET", "/deploy/d-42", record(result="failed", reason="smoke: no"))
+    failed = await in_shell(command, redirection)
+    assert failed.code == 1
+    assert "smoke: no" in failed.err
+    assert "Traceback" not in failed.err
+
+
+async def test_a_client_without_any_stream_has_its_own_exit_status(
+    daemon: Played, env_file: Path
+) -> None:
+    daemon.play("POST", "/deploy/mode", {"mode": "single"})
+    command = program("--env-file", env_file, "mode", "single")
+    assert (await in_shell(command, "<&- >&- 2>&-")).code == 0
+    daemon.play("POST", "/deploy/mode", problem("no", "It is refused."), status=409)
+    assert (await in_shell(command, ">/dev/full 2>/dev/full")).code == 1
+
+
+async def test_a_deploy_goes_on_when_its_terminal_disappears(
+    daemon: Played, env_file: Path
+) -> None:
+    daemon.play("POST", "/deploy/bluegreen", record(), status=202)
+    daemon.play("GET", "/deploy/d-42", record(step("preflight"), phase="launch"))
+    ours, theirs = os.openpty()
+    process = await asyncio.create_subprocess_exec(
+        "setsid",  # the terminal's hangup reaches its session
+        "--ctty",
+        "--wait",
+        *program("--env-file", env_file, "deploy"),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=clean_environment(),
+    )
+    os.close(theirs)
+    shown = b""
+    while b"preflight" not in shown:
+        shown += await asyncio.to_thread(os.read, ours, 65536)
+    os.close(ours)
+    daemon.play("GET", "/deploy/d-42", record(step("preflight"), result="switched", phase="guard"))
+    assert await process.wait() == 0
+
+
+async def test_following_a_log_ends_with_its_reader(daemon: Played, env_file: Path) -> None:
+    daemon.play_events(
+        (b'id: 1\ndata: {"event": "first"}\n\n', b'id: 2\ndata: {"event": "second"}\n\n', STAY),
+        path="/deploy/logs/supervisor",
+    )
+    command = program("--env-file", env_file, "logs", "--follow")
+    outcome = await asyncio.wait_for(in_shell(command, "| true"), 30)
+    assert (outcome.code, outcome.err) == (0, "")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["deploy", "--help"]])
@@ -211,8 +279,8 @@ async def test_help_needs_no_daemon(arguments: list[str]) -> None:
 async def test_the_client_loads_nothing_of_the_daemon_and_so_starts_quickly() -> None:
     script = (
         "import sys, atlas_supervisor.cli.__main__\n"
-        "print(*(name for name in sys.modules if name.startswith('supervisor.')\n"
-        "        and not name.startswith('atlas_supervisor.cli')))\n"
+        "print(*(name for name in sys.modules if name.startswith('atlas_supervisor.')\n"
+        "        and not name.startswith(('atlas_supervisor.cli', 'atlas_supervisor.output'))))\n"
         "print(*sorted({'pydantic', 'aiohttp.web', 'structlog'} & set(sys.modules)))\n"
     )
     outcome = await run([sys.executable, "-c", script])

@@ -34,6 +34,15 @@ def test_no_secret_is_shown(load: Load) -> None:
         ("SMOKE_FILE=", "SMOKE_FILE"),
         ("PUBLIC_PORT=0\nCONTROL_PORT=0", "PUBLIC_PORT=0 and CONTROL_PORT=0"),
         ("PUBLIC_PORT=0\nWORKER_COMMAND=serve {fd}", "PUBLIC_PORT=0 there is none"),
+        ("WORKER_COMMAND=serve {port}", "hides the client's address"),
+        ("RELAY_PROXY_PROTOCOL=true", "has no effect"),
+        ("STOP_SIGNAL=quit", "STOP_SIGNAL=QUIT has no effect"),
+        ("DRAIN_QUIET_SECONDS=30", "takes all its time"),
+        ("RELAY_PROXY_PROTOCOL=true\nWORKER_COMMAND=serve {fd}", "has no effect"),
+        (
+            "RELAY_PROXY_PROTOCOL=true\nWORKER_COMMAND=serve {port}\nPUBLIC_PORT=0",
+            "has no effect",
+        ),
         ("CONTROL_PORT=0\n" + TLS, "CONTROL_PORT=0 turns TCP off"),
         ("LLM_URL=http://127.0.0.1/\nLLM_API_KEY_FILE=key.pem", "sent unencrypted"),
     ],
@@ -56,3 +65,10 @@ def test_a_key_readable_by_every_user_is_warned_about(
     pair[1].chmod(0o644)
     (warning,) = warnings(load(TLS))
     assert "chmod" in warning
+
+
+def test_workers_that_get_the_client_s_address_are_not_warned_about(
+    load: Load, tmp_path: Path
+) -> None:
+    (tmp_path / "smoke.toml").touch()
+    assert warnings(load("RELAY_PROXY_PROTOCOL=true\nWORKER_COMMAND=serve {port}")) == []

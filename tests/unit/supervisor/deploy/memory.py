@@ -12,17 +12,22 @@ from typing import NamedTuple
 import anyio
 import anyio.lowlevel
 
-from atlas_supervisor.deploy.effects import ActiveDeploy, StepOutcome
+from atlas_supervisor.deploy.effects import ActiveDeploy
 from atlas_supervisor.deploy.effects import Transition as DeployTransition
-from atlas_supervisor.deploy.machine import FIRST_PHASE, Consequence, Event, Phase, Plan
+from atlas_supervisor.deploy.machine import (
+    FIRST_PHASE,
+    Consequence,
+    Event,
+    Phase,
+    Plan,
+    StepOutcome,
+)
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.errors import AtlasError
-from atlas_supervisor.model.deploy import DeployRecord
+from atlas_supervisor.model.deploy import DeployEvent, DeployRecord, DrainDetail, PublishedEvent
 from atlas_supervisor.model.drain import DrainCounts
-from atlas_supervisor.model.event import DeployEvent, PublishedEvent
 from atlas_supervisor.model.release import Release, Version, VersionChange
 from atlas_supervisor.model.slot import SlotName
-from atlas_supervisor.model.step import DrainDetail
 from atlas_supervisor.store.outbox import Outbox, PendingWrite
 from tests.unit.supervisor.store.samples import a_deploy
 

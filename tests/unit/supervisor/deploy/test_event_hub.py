@@ -9,7 +9,7 @@ import pytest
 
 from atlas_supervisor.deploy import event_hub as hub
 from atlas_supervisor.deploy.event_hub import EventHub
-from atlas_supervisor.model.event import DeployEvent, EventFeed, PublishedEvent
+from atlas_supervisor.model.deploy import DeployEvent, EventFeed, PublishedEvent
 from tests.unit.supervisor.store.samples import a_deploy
 
 WHEN = datetime(2026, 1, 5, tzinfo=UTC)

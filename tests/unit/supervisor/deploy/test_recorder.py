@@ -16,8 +16,7 @@ from atlas_supervisor.deploy.machine import Consequence, Plan
 from atlas_supervisor.deploy.recorder import Recorder, new_record
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.actor import SUPERVISOR, Actor
-from atlas_supervisor.model.deploy import DeployRecord, Mode, Result
-from atlas_supervisor.model.event import DeployEvent, EventFeed
+from atlas_supervisor.model.deploy import DeployEvent, DeployRecord, EventFeed, Mode, Result
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.release import Release, Version, VersionChange
 from atlas_supervisor.model.slot import SlotName

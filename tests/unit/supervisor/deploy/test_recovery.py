@@ -82,7 +82,7 @@ class Left:
 
     async def audited(self) -> list[tuple[str, str]]:
         """Return action and outcome of every entry, in order."""
-        entries = await self.database.audit.entries(
+        entries = await self.database.trail.entries(
             limit=100, before=None, action=None, subject=None
         )
         return [(each.action, each.outcome) for each in reversed(entries)]

@@ -13,11 +13,9 @@ import pytest
 import structlog
 
 from atlas_supervisor.deploy import runner
-from atlas_supervisor.deploy.effects import StepOutcome
-from atlas_supervisor.deploy.machine import Event, Phase, Plan
+from atlas_supervisor.deploy.machine import Event, Phase, Plan, StepOutcome
 from atlas_supervisor.errors import AtlasError
-from atlas_supervisor.model.deploy import DeployRecord
-from atlas_supervisor.model.step import StepDetail
+from atlas_supervisor.model.deploy import DeployRecord, StepDetail
 from atlas_supervisor.store import outbox
 from tests.unit.supervisor.deploy.memory import (
     BLUE,

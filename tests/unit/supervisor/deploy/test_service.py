@@ -10,7 +10,7 @@ import pytest
 
 from atlas_supervisor.deploy import errors
 from atlas_supervisor.deploy.machine import Event, Phase, Plan
-from atlas_supervisor.deploy.runs import Runs
+from atlas_supervisor.deploy.recorder import Runs
 from atlas_supervisor.deploy.service import DeployService, previous_release
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.release import Release

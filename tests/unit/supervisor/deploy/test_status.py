@@ -7,8 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from atlas_supervisor.deploy.status import why_disabled
-from atlas_supervisor.model.deploy import DeployRecord, Result
-from atlas_supervisor.model.step import Step, StepName
+from atlas_supervisor.model.deploy import DeployRecord, Result, Step, StepName
 
 NOW = datetime(2026, 1, 5, 9, 30, tzinfo=UTC)
 

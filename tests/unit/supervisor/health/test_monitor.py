@@ -188,7 +188,7 @@ async def test_a_switch_away_from_a_worker_that_hangs_does_not_wait_for_it(tmp_p
     ):
         await eventually(lambda: old.connections == 1)
         it.subject = ActiveWorker(GREEN, new.port, "green-1", "v2")
-        it.monitor.subject_changed()
+        it.monitor.switched()
         assert (await it.seen()).checks["memory"].status is PASS
 
 

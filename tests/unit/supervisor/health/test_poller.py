@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 
-from atlas_supervisor.health.poller import Poller
+from atlas_supervisor.health.monitor import Poller
 from tests.harness import eventually
 
 

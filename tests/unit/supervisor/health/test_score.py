@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atlas_supervisor.health.score import DEGRADED_BELOW, UNHEALTHY_BELOW, WEIGHTS, score, status_of
-from atlas_supervisor.health.worker_report import REPORTED
 from atlas_supervisor.model.health import CheckStatus, HealthStatus
+from atlas_supervisor.probes.health_probe import REPORTED
 
 PASS, WARN, FAIL, SKIPPED = (
     CheckStatus.PASS,

@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from atlas_supervisor.logs.log_reader import LogReader, show_own_line, show_work
 from atlas_supervisor.logs.rotation import RenamedLog, TruncatedLog
 from atlas_supervisor.model.log import LogLevel, WantedLines
 from atlas_supervisor.model.slot import SlotName
-from atlas_supervisor.telemetry import log_file
-from atlas_supervisor.telemetry.log_file import LogFile
+from atlas_supervisor.telemetry import handlers
+from atlas_supervisor.telemetry.handlers import LogFile
 from atlas_supervisor.workers import output
 from atlas_supervisor.workers.output import WorkerLog
 
@@ -27,9 +28,13 @@ EVERY = WantedLines()
 
 
 @pytest.fixture
-def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkerLog:
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerLog]:
     monkeypatch.setattr(output, "LIMIT_BYTES", 1000)
-    return WorkerLog(tmp_path / "worker-blue.log", SlotName.BLUE)
+    made = WorkerLog(tmp_path / "logs" / "worker-blue.log", SlotName.BLUE)
+    made.path.parent.mkdir()
+    yield made
+    for instance in ("blue-1", "blue-2"):
+        made.close(instance)
 
 
 def of_worker(log: WorkerLog, wanted: WantedLines = EVERY) -> LogReader:
@@ -197,7 +202,7 @@ def test_a_line_is_returned_once_it_is_complete(log: WorkerLog) -> None:
 
 def test_no_line_is_lost_or_repeated_while_the_file_is_truncated(log: WorkerLog) -> None:
     reader, written, seen = of_worker(log), [], []
-    descriptor = log.open()
+    descriptor = log.open("blue-1")
     for number in range(400):
         line = f"line {number} {'x' * (number % 90)}"
         written.append(line)
@@ -234,7 +239,7 @@ def test_a_file_emptied_by_another_program_is_read_from_its_start(log: WorkerLog
 
 
 def handler(path: Path, monkeypatch: pytest.MonkeyPatch) -> LogFile:
-    monkeypatch.setattr(log_file, "FILE_BYTES", 300)
+    monkeypatch.setattr(handlers, "FILE_BYTES", 300)
     made = LogFile(path, on_failure=lambda error: pytest.fail(str(error)))
     made.setFormatter(logging.Formatter("%(message)s"))
     return made
@@ -317,3 +322,54 @@ def test_an_unknown_cursor_gives_a_gap(log: WorkerLog, cursor: str) -> None:
     reader = of_worker(log)
     assert [line.gap for line in reader.resume(cursor)] == [True]
     assert rest(reader) == ["one"]
+
+
+# Files that another program removes, renames or replaces.
+
+
+@pytest.mark.parametrize("way", ["rm", "mv"])
+def test_a_reader_of_a_worker_s_log_goes_on_without_a_gap(log: WorkerLog, way: str) -> None:
+    descriptor = log.open("blue-1")
+    os.write(descriptor, b"x" * 1100 + b"\nread before\n")
+    assert log.rotate()  # there is an older part, which must not be read again
+    os.write(descriptor, b"seen\n")
+    reader = of_worker(log)
+    assert last(reader)[-1] == "seen"
+    assert rest(reader) == []
+    assert not log.has_strayed()
+    log.path.unlink() if way == "rm" else log.path.rename(log.path.with_name("moved"))
+    assert rest(reader) == []
+    for text in (b"one\n", b"two\n"):
+        os.write(descriptor, text)
+        log.collect()
+    assert rest(reader) == ["one", "two"]
+    os.write(descriptor, b"three\n")
+    log.collect()
+    assert rest(reader) == ["three"]
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize("way", ["rm", "mv"])
+def test_a_reader_of_the_daemon_s_log_goes_on_and_reads_no_older_file_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(handlers, "FILE_BYTES", 300)
+    path = tmp_path / "supervisor.jsonl"
+    file = LogFile(path, on_failure=lambda _: None)
+
+    def write(name: str) -> None:
+        text = json.dumps({"ts": "2026-11-26T23:46:49.893775Z", "event": name, "text": "x" * 60})
+        file.emit(logging.LogRecord("t", logging.INFO, "f", 1, text, None, None))
+
+    for number in range(9):
+        write(f"{number}")
+    assert (tmp_path / "supervisor.jsonl.2").exists()
+    reader = of_daemon(path)
+    last(reader)
+    assert rest(reader) == []
+    path.unlink() if way == "rm" else path.rename(tmp_path / "moved")
+    assert rest(reader) == []
+    write("after")
+    found = [line for line in rest(reader) if line != "GAP"]
+    assert [json.loads(line)["event"] for line in found][:1] == ["after"]
+    file.close()

@@ -18,7 +18,7 @@ from atlas_supervisor.probes.health_probe import (
     HttpProber,
     health_gate,
 )
-from atlas_supervisor.probes.http_client import EXCERPT_LIMIT, HttpResponse
+from atlas_supervisor.probes.http_client import EXCERPT_LIMIT
 from tests.unit.supervisor.probes.servers import (
     Handler,
     answer,
@@ -315,27 +315,26 @@ async def test_an_answer_without_a_body_has_nothing_to_keep() -> None:
         assert (await probe(server.port)).excerpt is None
 
 
-def says_broken(answer: HttpResponse) -> str | None:
-    return answer.body.decode() if b"broken" in answer.body else None
+BROKEN = b'{"checks": {"memory": {"status": "fail", "message": "it is full"}}}'
 
 
 async def test_a_response_that_reports_a_failure_fails_with_its_text() -> None:
-    async with serve(answer(b"memory is broken")) as server, HttpProber() as prober:
-        result = await prober.probe(server.port, "/", timeout_seconds=5, complaint=says_broken)
+    async with serve(answer(BROKEN)) as server, HttpProber() as prober:
+        result = await prober.probe(server.port, "/", timeout_seconds=5, gate=True)
     assert (result.verdict, result.status) == (Verdict.FAIL, 200)
-    assert result.message.endswith("/: answered 200, and reports: memory is broken")
-    assert result.excerpt == "memory is broken"
+    assert result.message.endswith("/: answered 200, and reports: memory failed: it is full")
+    assert result.excerpt == BROKEN.decode()
 
 
 async def test_a_response_with_another_status_fails_with_its_reported_failure() -> None:
-    broken = answer(b"memory is broken", status="503 Service Unavailable")
+    broken = answer(BROKEN, status="503 Service Unavailable")
     async with serve(broken) as server, HttpProber() as prober:
-        result = await prober.probe(server.port, "/", timeout_seconds=5, complaint=says_broken)
-    assert result.message.endswith("answered 503, expected 2xx: memory is broken")
+        result = await prober.probe(server.port, "/", timeout_seconds=5, gate=True)
+    assert result.message.endswith("answered 503, expected 2xx: memory failed: it is full")
 
 
 async def test_the_gate_fails_at_the_first_probe_that_complains() -> None:
-    async with serve(answer(b"broken")) as server, HttpProber() as prober:
+    async with serve(answer(BROKEN)) as server, HttpProber() as prober:
         gate = await health_gate(
             prober,
             server.port,
@@ -343,11 +342,10 @@ async def test_the_gate_fails_at_the_first_probe_that_complains() -> None:
             probes=3,
             interval_seconds=0,
             timeout_seconds=5,
-            complaint=says_broken,
         )
     assert gate.verdict is Verdict.FAIL
     assert len(gate.probes) == 1
-    assert "reports: broken" in gate.message
+    assert "reports: memory failed" in gate.message
 
 
 async def test_a_response_of_another_instance_is_not_returned() -> None:

@@ -8,10 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from atlas_supervisor.model.deploy import DeployRecord, Mode
-from atlas_supervisor.model.event import DeployEvent
+from atlas_supervisor.model.deploy import DeployEvent, DeployRecord, Mode, Step, StepName
 from atlas_supervisor.model.state import DeployState
-from atlas_supervisor.model.step import Step, StepName
 
 WHEN = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 

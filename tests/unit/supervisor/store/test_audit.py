@@ -18,7 +18,8 @@ import pytest
 from atlas_supervisor.model.actor import SUPERVISOR, Actor
 from atlas_supervisor.model.audit import AuditEntry, Problem, Verification
 from atlas_supervisor.store import audit as module
-from atlas_supervisor.store.chain import HEAD_FILE
+from atlas_supervisor.store import audit_trail
+from atlas_supervisor.store.audit import HEAD_FILE
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.statements import StoreError
 
@@ -71,7 +72,7 @@ def tamper(path: Path, *statements: str) -> None:
 
 async def listed(database: Database, **asked: Any) -> list[AuditEntry]:
     default: dict[str, Any] = {"limit": 100, "before": None, "action": None, "subject": None}
-    return await database.audit.entries(**{**default, **asked})
+    return await database.trail.entries(**{**default, **asked})
 
 
 def broken(found: Verification) -> tuple[int | None, Problem | None]:
@@ -94,7 +95,7 @@ async def test_entries_come_back_newest_first_each_with_the_hash_of_the_one_befo
             *("uid:0", "unix", "mode", "single"),
         )
         assert (first.subject, first.detail) == ("d0", {"number": 0})
-        found = await database.audit.verify()
+        found = await database.trail.verify()
         assert (found.ok, found.entries, found.head, found.head_id) == (True, 3, third.hash, 3)
 
 
@@ -113,7 +114,7 @@ async def test_pages_and_filters_find_what_was_asked_for(path: Path) -> None:
 async def test_writers_at_once_do_not_fork_the_chain(path: Path) -> None:
     async with trail(path) as database:
         await asyncio.gather(*(database.audit.write(ROOT, "mode", f"o{n}") for n in range(50)))
-        found = await database.audit.verify()
+        found = await database.trail.verify()
         assert (found.ok, found.entries) == (True, 50)
 
 
@@ -121,14 +122,14 @@ async def test_the_chain_goes_on_over_a_restart(path: Path) -> None:
     async with trail(path, 2):
         pass
     async with trail(path, 2) as database:
-        found = await database.audit.verify()
+        found = await database.trail.verify()
         assert (found.ok, found.entries, found.head_id) == (True, 4, 4)
 
 
 async def test_a_long_trail_is_verified_page_by_page_while_others_write(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_PAGE", 3)
+    monkeypatch.setattr(audit_trail, "_PAGE", 3)
     async with trail(path, 10) as database:
 
         async def write() -> None:
@@ -138,8 +139,8 @@ async def test_a_long_trail_is_verified_page_by_page_while_others_write(
         async with anyio.create_task_group() as group:
             group.start_soon(write)
             for _ in range(5):
-                assert (await database.audit.verify()).ok
-        assert (await database.audit.verify()).entries == 30
+                assert (await database.trail.verify()).ok
+        assert (await database.trail.verify()).entries == 30
 
 
 async def test_entries_that_the_disk_does_not_take_are_written_later_in_order(
@@ -163,7 +164,7 @@ async def test_entries_that_the_disk_does_not_take_are_written_later_in_order(
         assert [each.action for each in await listed(database)] == [
             *("mode", "abort", "switch", "mode"),
         ]
-        assert (await database.audit.verify()).ok
+        assert (await database.trail.verify()).ok
 
 
 async def test_entries_that_wait_together_are_one_transaction(path: Path) -> None:
@@ -203,7 +204,7 @@ async def test_the_script_of_the_documentation_finds_the_same(tmp_path: Path) ->
     path = tmp_path / "state" / "atlas.db"
     path.parent.mkdir()
     async with trail(path, 3) as database:
-        head = (await database.audit.verify()).head
+        head = (await database.trail.verify()).head
     (script,) = re.findall(r"^```python\n(.*?)^```", AUDIT_MD, re.MULTILINE | re.DOTALL)
     code, out, _ = await run_script(script, tmp_path)
     assert (code, out) == (0, f"3 {head}\n")
@@ -245,12 +246,12 @@ async def test_tampering_is_found_at_once_and_after_later_entries(
 ) -> None:
     async with trail(path, 5) as database:
         tamper(path, statement)
-        assert broken(await database.audit.verify()) == expected
+        assert broken(await database.trail.verify()) == expected
         await listed(database)  # it can still be read
         await database.audit.write(ROOT, "mode", "single")
-        assert not (await database.audit.verify()).ok
+        assert not (await database.trail.verify()).ok
     async with trail(path, 1) as database:
-        found = await database.audit.verify()
+        found = await database.trail.verify()
         assert not found.ok
         assert found.broken_id is not None
         assert found.broken_id <= 6
@@ -261,11 +262,11 @@ async def test_a_tail_that_is_cut_off_while_no_daemon_runs_stays_missing(path: P
         pass
     tamper(path, "DELETE FROM audit WHERE id >= 4")
     async with trail(path) as database:
-        assert broken(await database.audit.verify()) == (4, Problem.CUT_OFF)
+        assert broken(await database.trail.verify()) == (4, Problem.CUT_OFF)
         await database.audit.write(ROOT, "mode", "single")
-        assert broken(await database.audit.verify()) == (4, Problem.MISSING)
+        assert broken(await database.trail.verify()) == (4, Problem.MISSING)
     async with trail(path) as database:
-        assert broken(await database.audit.verify()) == (4, Problem.MISSING)
+        assert broken(await database.trail.verify()) == (4, Problem.MISSING)
 
 
 async def test_a_trail_that_was_written_anew_contradicts_the_note(path: Path) -> None:
@@ -277,9 +278,9 @@ async def test_a_trail_that_was_written_anew_contradicts_the_note(path: Path) ->
         pass
     write_note(path, noted)
     async with trail(path) as database:
-        assert broken(await database.audit.verify()) == (3, Problem.OUT_OF_PLACE)
+        assert broken(await database.trail.verify()) == (3, Problem.OUT_OF_PLACE)
         await database.audit.write(ROOT, "mode", "single")
-        assert broken(await database.audit.verify()) == (4, Problem.OUT_OF_PLACE)
+        assert broken(await database.trail.verify()) == (4, Problem.OUT_OF_PLACE)
 
 
 async def test_a_removed_database_leaves_its_entries_missing(path: Path) -> None:
@@ -287,7 +288,7 @@ async def test_a_removed_database_leaves_its_entries_missing(path: Path) -> None
         pass
     take_away(path)
     async with trail(path, 1) as database:
-        assert broken(await database.audit.verify()) == (1, Problem.MISSING)
+        assert broken(await database.trail.verify()) == (1, Problem.MISSING)
         assert [each.id for each in await listed(database)] == [4]
 
 
@@ -298,7 +299,7 @@ async def test_a_note_that_is_behind_is_no_fault(path: Path) -> None:
         pass
     write_note(path, noted)  # as if the daemon had been killed before it noted the last two
     async with trail(path, 1) as database:
-        found = await database.audit.verify()
+        found = await database.trail.verify()
         assert (found.ok, found.entries) == (True, 5)
 
 
@@ -311,7 +312,7 @@ async def test_a_note_that_can_not_be_read_is_made_anew(path: Path, content: str
     else:
         write_note(path, content)
     async with trail(path, 1) as database:
-        found = await database.audit.verify()
+        found = await database.trail.verify()
         assert (found.ok, found.entries) == (True, 3)
     assert found.head in note(path)
 
@@ -319,17 +320,17 @@ async def test_a_note_that_can_not_be_read_is_made_anew(path: Path, content: str
 async def test_a_note_that_can_not_be_written_stops_no_entry(path: Path) -> None:
     path.with_name(f".{HEAD_FILE}.new").mkdir()
     async with trail(path, 2) as database:
-        assert (await database.audit.verify()).entries == 2
+        assert (await database.trail.verify()).entries == 2
 
 
 async def test_after_a_damaged_database_was_set_aside_the_chain_goes_on(path: Path) -> None:
     async with trail(path, 3) as database:
-        before = (await database.audit.verify()).head
+        before = (await database.trail.verify()).head
     damage(path)
     async with open_database(path) as (database, aside):
         assert aside is not None
         await database.audit.write(SUPERVISOR, "database", "set_aside", aside=aside.name)
         await database.audit.write(ROOT, "mode", "single")
-        found = await database.audit.verify()
+        found = await database.trail.verify()
         assert (found.ok, found.entries, found.head_id) == (True, 2, 5)
         assert (await listed(database))[-1].previous_hash == before

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from atlas_supervisor.model.deploy import Result
-from atlas_supervisor.model.step import StepName
+from atlas_supervisor.model.deploy import Result, StepName
 from atlas_supervisor.store import deploys
 from atlas_supervisor.store.database import open_database
 from tests.unit.supervisor.store.samples import WHEN, a_deploy, a_step, moved, rows

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from atlas_supervisor.model.deploy import Result
-from atlas_supervisor.model.event import BEGUN
+from atlas_supervisor.model.deploy import BEGUN, Result
 from atlas_supervisor.store.database import Database, open_database
 from tests.unit.supervisor.store.samples import a_deploy, a_step, moved
 

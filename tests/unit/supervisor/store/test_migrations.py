@@ -100,10 +100,10 @@ async def test_entries_from_before_there_was_a_chain_are_chained_as_they_stand(
     before = old_database(path, script)["audit"]
     assert len(before) > 4
     async with open_database(path) as (database, _):
-        found = await database.audit.verify()
+        found = await database.trail.verify()
         assert (found.ok, found.entries) == (True, len(before))
         await database.audit.write(SUPERVISOR, "daemon", "started")
-        assert (await database.audit.verify()).entries == len(before) + 1
+        assert (await database.trail.verify()).entries == len(before) + 1
     after = content(path)["audit"]
     assert [{name: row[name] for name in before[0]} for row in after[:-1]] == before
     assert version(path) == SCHEMA_VERSION

@@ -27,7 +27,7 @@ def connection() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 def busy(server: socket.socket) -> bool:
     (found,) = [each for each in sockdiag.connections() if each.inode == inode_of(server)]
-    return found.busy
+    return found.busy(quiet_seconds=1)
 
 
 def test_an_unused_connection_is_busy_for_a_moment_only() -> None:

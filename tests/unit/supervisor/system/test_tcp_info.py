@@ -31,9 +31,9 @@ def test_a_pending_answer_is_seen_from_segments_and_times(
     segments: tuple[int, int], sent_ms: int, received_ms: int, pending: bool
 ) -> None:
     found = info(segments=segments, sent_ms=sent_ms, received_ms=received_ms)
-    assert awaits_answer(found) is pending
+    assert awaits_answer(found, quiet_seconds=1) is pending
 
 
 @pytest.mark.parametrize("missing", [None, bytes(100)])
 def test_without_the_information_an_answer_counts_as_pending(missing: bytes | None) -> None:
-    assert awaits_answer(missing)
+    assert awaits_answer(missing, quiet_seconds=1)

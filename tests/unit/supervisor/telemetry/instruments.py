@@ -11,8 +11,8 @@ from atlas_supervisor.api import examples
 from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy.collector import Snapshot, gauges
 from atlas_supervisor.model.canary import CanaryPolicy, FeaturePolicy
-from atlas_supervisor.model.deploy import DeployRecord, Mode
-from atlas_supervisor.model.event import BEGUN, DeployEvent, PublishedEvent
+from atlas_supervisor.model.deploy import BEGUN, DeployEvent, DeployRecord, Mode, PublishedEvent
+from atlas_supervisor.model.probe import ProbeResult
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.model.status import Status
@@ -25,7 +25,12 @@ from atlas_supervisor.traffic.plane import RelayTraffic
 
 def made(folder: Path) -> Metrics:
     features = Settings.model_fields["canary_features"].default
-    return Metrics(version="1.2.3", features=features, state_dir=folder)
+    ports = {SlotName.BLUE: 8791, SlotName.GREEN: 8792}
+    return Metrics(version="1.2.3", features=features, slot_ports=ports, state_dir=folder)
+
+
+def probe_result(verdict: Verdict, seconds: float) -> ProbeResult:
+    return ProbeResult(verdict=verdict, status=None, duration_ms=1000 * seconds, message="a test")
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
@@ -75,7 +80,7 @@ def everything(folder: Path, pid: int) -> list[Metric]:
     WorkerUsage(metrics.registry, lambda: [Running("blue", "1.4.0", pid)])
     metrics.deploys.count(published(examples.STARTED))
     metrics.deploys.count(published(examples.SWITCHED, source="switch", event="passed"))
-    metrics.probes.probed(SlotName.BLUE, Verdict.PASS, 0.1)
+    metrics.probes.probed(8791, probe_result(Verdict.PASS, 0.1))
     metrics.requests.answered("GET", "/livez", 200, 0.1)
     status = examples.STATUS.model_copy(update={"health_score": 97})
     return [*metrics.registry.collect(), *read_gauges(status)]

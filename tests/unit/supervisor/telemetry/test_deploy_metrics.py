@@ -10,7 +10,7 @@ from atlas_supervisor.api import examples
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.machine import FLIPS, Event, Phase, Plan
 from atlas_supervisor.model.deploy import Result
-from atlas_supervisor.telemetry.metrics import Metrics, deploys
+from atlas_supervisor.telemetry.metrics import Metrics, instruments
 from tests.unit.supervisor.deploy.memory import DIED, FAIL, World, driven
 from tests.unit.supervisor.deploy.test_event_hub import MemoryJournal
 from tests.unit.supervisor.telemetry.instruments import made, published, value
@@ -49,8 +49,8 @@ def test_the_promised_counters_start_at_0_and_have_no_label(tmp_path: Path) -> N
 
 
 def test_phases_that_flip_count_as_a_switch() -> None:
-    assert {phase.value for phase in FLIPS} == deploys._FLIPS
-    assert (Phase.ENDED.value, Event.PASSED.value) == (deploys._ENDED, deploys._PASSED)
+    assert {phase.value for phase in FLIPS} == instruments._FLIPS
+    assert (Phase.ENDED.value, Event.PASSED.value) == (instruments._ENDED, instruments._PASSED)
 
 
 async def test_a_successful_deploy_counts_as_one_run_and_one_switch(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from atlas_supervisor.model.slot import SlotName
-from atlas_supervisor.telemetry import log_file
+from atlas_supervisor.telemetry import handlers
 from atlas_supervisor.telemetry.logging_setup import configure_logs
 from tests.unit.supervisor.disk import fill, mounted
 from tests.unit.supervisor.telemetry.conftest import lines
@@ -75,8 +75,8 @@ def test_values_unknown_to_JSON_are_logged_as_text(path: Path) -> None:
 def test_the_files_are_bounded_and_readable_by_the_group_at_most(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_file, "FILE_BYTES", 5000)
-    monkeypatch.setattr(log_file, "FILES_KEPT", 2)
+    monkeypatch.setattr(handlers, "FILE_BYTES", 5000)
+    monkeypatch.setattr(handlers, "FILES_KEPT", 2)
     before = os.umask(0)
     try:
         configure_logs(path, "info")
@@ -122,3 +122,42 @@ def test_a_missing_folder_raises_and_leaves_the_log_as_it_was(tmp_path: Path, pa
         configure_logs(tmp_path / "gone" / "supervisor.jsonl", "info")
     structlog.get_logger("t").info("still here")
     assert len(lines(path)) == 1
+
+
+@pytest.mark.parametrize("way", ["rm", "mv", "replace", "logrotate", "folder"])
+def test_a_file_that_lost_its_name_is_replaced_and_that_is_logged_once(
+    path: Path, way: str
+) -> None:
+    log = structlog.get_logger("t")
+    log.info("before")
+    moved = path.with_name("moved")
+    if way == "rm":
+        path.unlink()
+    elif way == "replace":
+        other = path.with_name("other")
+        other.touch()
+        other.replace(path)
+    elif way == "folder":
+        path.parent.rename(path.parent.with_name("moved"))
+    else:
+        path.rename(moved)
+        if way == "logrotate":
+            path.touch()
+    for number in range(3):
+        log.info(f"after {number}")
+    events = [line["event"] for line in lines(path)]
+    assert events == ["after 0", "log_file_replaced", "after 1", "after 2"]
+    if moved.exists():
+        assert [line["event"] for line in lines(moved)] == ["before"]
+
+
+def test_lines_are_kept_while_a_file_of_the_name_can_t_be_opened(path: Path) -> None:
+    log = structlog.get_logger("t")
+    moved = path.with_name("moved")
+    path.rename(moved)
+    path.mkdir()
+    log.info("one")
+    path.rmdir()
+    log.info("two")
+    assert [line["event"] for line in lines(moved)] == ["one"]
+    assert [line["event"] for line in lines(path)] == ["two", "log_file_replaced"]

@@ -17,7 +17,7 @@ from atlas_supervisor.telemetry.metrics import machine
 from atlas_supervisor.telemetry.metrics.exposition import Exposition
 from atlas_supervisor.telemetry.metrics.machine import Running, WorkerUsage
 from tests.unit.supervisor.api.harness import eventually
-from tests.unit.supervisor.telemetry.instruments import made, read_gauges, value
+from tests.unit.supervisor.telemetry.instruments import made, probe_result, read_gauges, value
 
 
 def gauge(name: str, families: list, **labels: str) -> float:  # type: ignore[type-arg]  # Metric
@@ -68,7 +68,7 @@ def test_an_unknown_feature_is_an_error_and_not_a_new_metric(tmp_path: Path) -> 
 
 def test_a_probe_counts_for_its_slot(tmp_path: Path) -> None:
     metrics = made(tmp_path)
-    metrics.probes.probed(SlotName.GREEN, Verdict.FAIL, 2.0)
+    metrics.probes.probed(8792, probe_result(Verdict.FAIL, 2.0))
 
     assert value(metrics, "atlas_probes_total", slot="green", verdict="fail") == 1
     assert value(metrics, "atlas_probes_total", slot="blue", verdict="fail") == 0

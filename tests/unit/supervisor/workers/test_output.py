@@ -3,9 +3,11 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.workers import output
@@ -15,13 +17,17 @@ from tests.unit.supervisor.disk import fill, mounted
 
 
 @pytest.fixture
-def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkerLog:
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerLog]:
     monkeypatch.setattr(output, "LIMIT_BYTES", 1000)
-    return WorkerLog(tmp_path / "worker-blue.log", SlotName.BLUE)
+    made = WorkerLog(tmp_path / "logs" / "worker-blue.log", SlotName.BLUE)
+    made.path.parent.mkdir()
+    yield made
+    for instance in ("blue-1", "blue-2"):
+        made.close(instance)
 
 
 def say(log: WorkerLog, *texts: bytes) -> int:
-    descriptor = log.open()
+    descriptor = log.open("blue-1")
     for text in texts:
         os.write(descriptor, text)
     return descriptor
@@ -99,12 +105,13 @@ def test_a_part_that_cannot_be_kept_is_given_up(
         assert log.rotate() == 2000
         assert (log.size(), log.aside.exists()) == (0, False)
         filler.unlink()
+        log.close("blue-1")
 
 
 def test_a_flood_is_cut_to_its_end_and_logged_once(
     log: WorkerLog, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    descriptor = log.open()
+    descriptor = log.open("blue-1")
     for number in range(5):
         os.write(descriptor, b"\0" * 50_000 + b"%d" % number)
         assert log.rotate() == 50_001
@@ -161,3 +168,129 @@ def test_a_line_of_a_hundred_megabytes_is_not_read_whole(log: WorkerLog) -> None
 
 def test_printable_keeps_what_is() -> None:
     assert printable("grüße\t1") == "grüße\t1"
+
+
+def lose_by_rm(path: Path) -> None:
+    path.unlink()
+
+
+def lose_by_mv(path: Path) -> None:
+    path.rename(path.with_name("moved"))
+
+
+def lose_by_replacement(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_bytes(b"theirs\n")
+    other.replace(path)
+
+
+def lose_by_logrotate(path: Path) -> None:
+    path.rename(path.with_name("moved"))
+    path.touch()
+
+
+WAYS = [lose_by_rm, lose_by_mv, lose_by_replacement, lose_by_logrotate]
+
+
+@pytest.mark.parametrize("lose", WAYS)
+def test_output_to_a_file_that_lost_its_name_goes_on_under_that_name(
+    log: WorkerLog, lose: Callable[[Path], None]
+) -> None:
+    descriptor = say(log, b"before\n")
+    assert not log.has_strayed()
+    lose(log.path)
+    assert not log.has_strayed()  # nothing was written since
+    with structlog.testing.capture_logs() as logged:
+        for text in (b"one\n", b"two\n"):
+            os.write(descriptor, text)
+            assert log.has_strayed()
+            log.collect()
+            assert not log.has_strayed()
+    assert [each["event"] for each in logged] == ["worker_log_replaced"]  # once
+    theirs = b"theirs\n" if lose is lose_by_replacement else b""
+    assert log.path.read_bytes() == theirs + b"one\ntwo\n"
+    assert log.last_lines() == ["one", "two"]
+    moved = log.path.with_name("moved")
+    if moved.exists():
+        assert moved.read_bytes() == b"before\n"  # as it was when it was moved
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize("lose", WAYS)
+def test_a_flood_into_a_file_that_lost_its_name_is_bounded(
+    log: WorkerLog, lose: Callable[[Path], None]
+) -> None:
+    descriptor = say(log, b"before\n")
+    assert not log.has_strayed()
+    lose(log.path)
+    for number in range(50):
+        os.write(descriptor, b"%d" % (number % 10) * 500 + b"\n")
+        if log.has_strayed():
+            log.collect()
+        log.rotate()
+        assert os.fstat(descriptor).st_blocks * 512 <= 4096
+        assert log.size() <= 1000
+    os.write(descriptor, b"x" * 5000 + b"the end\n")
+    log.collect()
+    assert log.size() <= 2000
+    assert log.path.read_bytes().endswith(b"the end\n")
+    os.close(descriptor)
+
+
+def test_output_of_two_instances_in_different_files_is_collected_once(log: WorkerLog) -> None:
+    old = say(log, b"old\n")
+    assert not log.has_strayed()
+    lose_by_rm(log.path)
+    new = log.open("blue-2")
+    os.write(old, b"from the old one\n")
+    os.write(new, b"from the new one\n")
+    log.collect()
+    log.collect()
+    assert sorted(log.path.read_text().splitlines()) == ["from the new one", "from the old one"]
+    os.close(old)
+    os.close(new)
+
+
+def test_the_last_output_of_an_instance_is_collected_and_its_file_closed(log: WorkerLog) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    descriptor = say(log, b"before\n")
+    assert not log.has_strayed()
+    lose_by_rm(log.path)
+    os.write(descriptor, b"its last words\n")
+    os.close(descriptor)
+    log.close("blue-1")
+    log.close("blue-1")
+    assert log.path.read_text() == "its last words\n"
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_output_is_bounded_where_the_folder_is_gone_and_kept_once_it_is_back(
+    log: WorkerLog,
+) -> None:
+    descriptor = say(log, b"before\n")
+    assert not log.has_strayed()
+    folder = log.path.parent
+    away = folder.with_name("away")
+    folder.rename(away)
+    folder.write_text("in the way")
+    with structlog.testing.capture_logs() as logged:
+        for _ in range(5):
+            os.write(descriptor, b"x" * 900)
+            log.collect()
+            assert os.fstat(descriptor).st_size < 1000
+    assert [each["event"] for each in logged] == ["worker_log_not_kept"]  # once
+    folder.unlink()
+    os.write(descriptor, b"after\n")
+    log.collect()
+    assert log.path.read_text() == "after\n"
+    os.close(descriptor)
+    away.rename(folder.with_name("tidy"))
+
+
+def test_a_copy_and_truncation_by_another_program_changes_nothing(log: WorkerLog) -> None:
+    descriptor = say(log, b"before\n")
+    os.truncate(log.path, 0)  # as logrotate's copytruncate does
+    os.write(descriptor, b"after\n")
+    assert not log.has_strayed()
+    assert log.path.read_bytes() == b"after\n"
+    os.close(descriptor)

@@ -13,6 +13,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from atlas_supervisor.model.slot import InstanceUsage
 from atlas_supervisor.system import procfs
 from atlas_supervisor.traffic import InheritedSockets
 from atlas_supervisor.traffic.listeners import listen
@@ -74,6 +75,26 @@ async def test_it_exits_when_it_is_asked_to(tmp_path: Path) -> None:
         assert procfs.start_ticks(instance.pid) is None  # not even a zombie
 
 
+BUSY_CHILD = """
+import subprocess, sys
+subprocess.Popen([sys.executable, "-c", "x = bytearray(64 * 2**20)\\nwhile True: pass"])
+"""
+
+
+async def test_its_memory_and_cpu_are_measured_with_its_children(tmp_path: Path) -> None:
+    def is_busy() -> bool:
+        instance.measure()
+        usage = instance.usage
+        return (usage.memory_mb or 0) > 64 and (usage.cpu_percent or 0) > 10
+
+    async with launched(tmp_path, BUSY_CHILD + READY_AND_SLEEP) as instance:
+        assert instance.usage.memory_mb  # measured by the first reader
+        await eventually(is_busy, what="the child shows in no measurement")
+        await instance.stop(stop_seconds=10)
+        instance.measure()
+        assert instance.usage == InstanceUsage()
+
+
 async def test_a_worker_that_dies_while_it_is_signalled_keeps_its_exit_status(
     tmp_path: Path,
 ) -> None:
@@ -86,6 +107,45 @@ async def test_a_worker_that_dies_while_it_is_signalled_keeps_its_exit_status(
             instance.terminate()
             await instance.wait()
             assert instance.exit_text == "was ended by SIGKILL"
+
+
+REPORT_SIGNALS = f"""{READY}
+import signal, sys
+for name in ("TERM", "QUIT", "INT", "WINCH", "USR1", "USR2"):
+    signal.signal(getattr(signal, "SIG" + name), lambda number, _: sys.exit(int(number)))
+notify("READY=1KIT")
+{SLEEP}"""
+
+
+@pytest.mark.parametrize("name", ["TERM", "QUIT", "INT", "WINCH", "USR1", "USR2"])
+async def test_a_worker_is_asked_to_end_by_its_stop_signal(tmp_path: Path, name: str) -> None:
+    number = signal.Signals[f"SIG{name}"]
+    code = REPORT_SIGNALS.replace("KIT", "")
+    async with launched(tmp_path, code, stop_signal=number) as instance:
+        with anyio.fail_after(10):
+            await instance.reported.ready.wait()
+            assert await instance.stop(stop_seconds=5)
+        assert instance.exit_status == number
+
+
+async def test_a_worker_with_the_kit_is_asked_by_sigterm_whatever_the_stop_signal(
+    tmp_path: Path,
+) -> None:
+    code = REPORT_SIGNALS.replace("KIT", "\\nX_ATLAS_KIT=1")
+    async with launched(tmp_path, code, stop_signal=signal.SIGQUIT) as instance:
+        with anyio.fail_after(10):
+            await instance.reported.ready.wait()
+            assert await instance.stop(stop_seconds=5)
+        assert instance.exit_status == signal.SIGTERM
+
+
+async def test_a_worker_that_ignores_its_stop_signal_is_killed_in_time(tmp_path: Path) -> None:
+    code = f"import signal\nsignal.signal(signal.SIGQUIT, signal.SIG_IGN)\n{READY_AND_SLEEP}"
+    async with launched(tmp_path, code, stop_signal=signal.SIGQUIT) as instance:
+        with anyio.fail_after(10):
+            await instance.reported.ready.wait()
+            assert not await instance.stop(stop_seconds=0.1)
+        assert instance.exit_status == -signal.SIGKILL
 
 
 async def test_a_worker_that_ignores_sigterm_is_killed_in_time(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from atlas_supervisor.model.audit import Problem
-from atlas_supervisor.store.chain import NOTHING, ChainBreak, ChainRow, Head, Walk, hash_of
+from atlas_supervisor.store.audit import NOTHING, Head, hash_of
+from atlas_supervisor.store.audit_trail import ChainBreak, ChainRow, Walk
 
 TEXTS = st.text(max_size=8)
 FIELDS = st.tuples(TEXTS, TEXTS, TEXTS, TEXTS, st.none() | TEXTS, TEXTS, TEXTS)

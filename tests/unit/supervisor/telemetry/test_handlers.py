@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas_supervisor.telemetry.console import is_journal
+from atlas_supervisor.telemetry.handlers import is_journal
 
 SCRIPT = """
 import sys

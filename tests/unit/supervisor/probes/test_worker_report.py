@@ -10,15 +10,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from atlas_supervisor.health.worker_report import (
+from atlas_supervisor.model.health import Check, CheckStatus
+from atlas_supervisor.probes.health_probe import (
+    BODY_LIMIT,
     MESSAGE_LIMIT,
     REPORTED,
     UNIT_LIMIT,
     complaint,
-    read,
+    reported_checks,
 )
-from atlas_supervisor.model.health import Check, CheckStatus
-from atlas_supervisor.probes.health_probe import BODY_LIMIT
 from atlas_supervisor.probes.http_client import HttpResponse
 
 FAIL, SKIPPED = CheckStatus.FAIL, CheckStatus.SKIPPED
@@ -44,7 +44,7 @@ def answer(body: bytes | dict[str, Any], *, cut: bool = False) -> HttpResponse:
 
 
 def one(name: str, check: Any) -> Check:
-    return read(answer({"checks": {name: check}}))[name]
+    return reported_checks(answer({"checks": {name: check}}))[name]
 
 
 def harmless(checks: dict[str, Check]) -> None:
@@ -83,18 +83,18 @@ def test_a_check_is_reported_as_the_worker_reports_it() -> None:
     ],
 )
 def test_a_foreign_servers_answer_skips_every_worker_check(body: bytes) -> None:
-    assert {check.status for check in read(answer(body)).values()} == {SKIPPED}
+    assert {check.status for check in reported_checks(answer(body)).values()} == {SKIPPED}
     assert complaint(answer(body)) is None
 
 
 def test_a_body_that_goes_on_beyond_the_limit_is_not_read() -> None:
     begun = b'{"checks": {"memory": {"status": "fail"}}}'.ljust(BODY_LIMIT)
-    assert read(answer(begun, cut=True))["memory"].status is SKIPPED
+    assert reported_checks(answer(begun, cut=True))["memory"].status is SKIPPED
 
 
 def test_a_body_of_the_full_size_is_read() -> None:
     full = b'{"checks": {"memory": {"status": "fail"}}}'.ljust(BODY_LIMIT)
-    assert read(answer(full))["memory"].status is FAIL
+    assert reported_checks(answer(full))["memory"].status is FAIL
 
 
 @pytest.mark.parametrize("status", [None, True, 1, "", "ok", "FAIL", ["fail"], {"fail": 1}])
@@ -107,7 +107,7 @@ def test_a_check_with_no_word_of_the_four_is_skipped(status: Any) -> None:
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", "true", '"7"', "[1]"])
 def test_a_value_that_is_no_number_is_dropped_and_the_rest_is_kept(value: str) -> None:
     body = f'{{"checks": {{"memory": {{"status": "fail", "value": {value}}}}}}}'.encode()
-    found = read(answer(body))["memory"]
+    found = reported_checks(answer(body))["memory"]
     assert (found.status, found.value) == (FAIL, None)
 
 
@@ -132,7 +132,7 @@ def test_a_long_message_is_cut() -> None:
 
 def test_checks_of_other_names_are_not_read() -> None:
     body = answer({"checks": {"port_active": {"status": "pass"}, "weather": {"status": "fail"}}})
-    assert list(read(body)) == list(REPORTED)
+    assert list(reported_checks(body)) == list(REPORTED)
     assert complaint(body) is None
 
 
@@ -165,12 +165,12 @@ def test_every_failed_check_is_named() -> None:
 @given(st.binary(max_size=300))
 @example(b'{"checks": {"memory": {"status": "fail", "message": "\\ud800\\u001b"}}}')
 def test_no_bytes_do_harm(body: bytes) -> None:
-    harmless(read(answer(body)))
+    harmless(reported_checks(answer(body)))
     complaint(answer(body))
 
 
 @given(st.dictionaries(st.sampled_from(REPORTED), CHECK_OF_SORTS | ANY_JSON))
 def test_no_checks_of_any_shape_do_harm(checks: dict[str, Any]) -> None:
     body = answer({"checks": checks})
-    harmless(read(body))
+    harmless(reported_checks(body))
     complaint(body)
