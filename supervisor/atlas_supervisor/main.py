@@ -1,12 +1,13 @@
 """The program around the daemon: settings, one process per state folder, log and signals.
 
 `main` checks the settings and runs the daemon, or prints why it can't start. The process ends by
-SIGTERM or SIGINT, in order, or by a failure, at once.
+SIGTERM or SIGINT, in order, or by a failure, at once; other signals are ignored (`signals`).
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import os
 import resource
@@ -25,6 +26,7 @@ from atlas_supervisor.config import Settings, describe_settings, load_settings, 
 from atlas_supervisor.daemon import Daemon
 from atlas_supervisor.errors import SettingsError, StartRefusedError
 from atlas_supervisor.system.lock import LOCK_FILE, only_daemon
+from atlas_supervisor.system.signals import name_of, report_ignored
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG, configure_logs
 
 log = structlog.get_logger(__name__)
@@ -37,12 +39,8 @@ _NO_ENV_FILE = (
 _FAILED = 70
 """Exit status of a daemon that failed by itself (EX_SOFTWARE)."""
 
-_NO_ENV_FILE = (
-    "{path}: there is no such env file; name one with --env-file FILE, or run atlas-supervisor in "
-    "the folder of an atlas.env"
-)
-
 _FOLDER_MODE = 0o750
+_TOO_FEW_FILES = 64
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -106,10 +104,10 @@ def _leaves(group: BaseExceptionGroup[StartRefusedError]) -> Iterator[StartRefus
 
 async def run(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT, then drain and stop everything. Raises StartRefusedError."""
+    _raise_file_limit()
     _prepare_folder(settings.state_dir)
     with only_daemon(settings.state_dir / LOCK_FILE):
-        configure_logs(settings.state_dir / "logs" / OWN_LOG, settings.log_level)
-        _raise_file_limit()
+        _configure_logs(settings)
         for warning in warnings(settings):
             log.warning("config_warning", why=warning)
         # Signals first: one that arrives during the start must not leave anything behind.
@@ -132,16 +130,31 @@ def _prepare_folder(state_dir: Path) -> None:
         raise StartRefusedError(f"STATE_DIR={state_dir} can't be used: {error}") from error
 
 
+def _configure_logs(settings: Settings) -> None:
+    path = settings.state_dir / "logs" / OWN_LOG
+    try:
+        configure_logs(path, settings.log_level)
+    except OSError as error:
+        raise StartRefusedError(f"the log {path} can't be written: {error.strerror}") from error
+
+
 def _raise_file_limit() -> None:
     """Raise our own limit of open files; workers are started with the original one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard <= _TOO_FEW_FILES:
+        raise StartRefusedError(
+            f"the limit of open files is {hard} (ulimit -n), and the daemon needs more than "
+            f"{_TOO_FEW_FILES} for itself and its clients"
+        )
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @asynccontextmanager
 async def _stop_signal() -> AsyncIterator[anyio.Event]:
-    """Yield an event that is set by the first SIGTERM or SIGINT."""
+    """Yield an event that is set by the first SIGTERM or SIGINT; log those that are ignored."""
     stopping = anyio.Event()
+    loop = asyncio.get_running_loop()
+    report_ignored(lambda number: loop.call_soon_threadsafe(_log_ignored, number))
 
     async def listen() -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -158,6 +171,11 @@ async def _stop_signal() -> AsyncIterator[anyio.Event]:
             yield stopping
         finally:
             group.cancel_scope.cancel()
+            report_ignored(lambda _number: None)  # the loop is about to end
+
+
+def _log_ignored(number: int) -> None:
+    log.info("signal_ignored", signal=name_of(number))
 
 
 def _is_refusal(error: Exception) -> bool:
