@@ -115,7 +115,7 @@ SLOT_STATES = {
     SlotState.WARM: "the worker is ready and has lost the traffic; a rollback can switch to it",
     SlotState.DRAINING: "the worker finishes its connections and ends",
     SlotState.BACKOFF: "the worker crashed and is restarted after a delay",
-    SlotState.FAILED: "the worker crashed too often, or its release is gone",
+    SlotState.FAILED: "the worker crashed or could not be started too often",
 }
 
 

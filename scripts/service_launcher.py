@@ -34,11 +34,11 @@ def start(env_file: Path) -> int:
     from atlas_supervisor.config import load_settings  # noqa: PLC0415
     from atlas_supervisor.errors import SettingsError, StartRefusedError  # noqa: PLC0415
     from atlas_supervisor.output import unfailing_output  # noqa: PLC0415
-    from atlas_supervisor.workers.standalone import become_worker  # noqa: PLC0415
+    from atlas_supervisor.workers.standalone import become_worker, nothing_recorded  # noqa: PLC0415
 
     with unfailing_output("service_launcher"):
         try:
-            become_worker(load_settings(env_file, os.environ), os.environ)
+            become_worker(load_settings(env_file, os.environ, nothing_recorded), os.environ)
         except SettingsError as error:
             print("\n".join(error.faults), file=sys.stderr)
             return 2

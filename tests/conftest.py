@@ -17,6 +17,23 @@ hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
 
 
+def pytest_configure() -> None:
+    """Let tests start their daemons by forks; benchmarks and the demonstration do not."""
+    from tests.fork_server import ForkServer
+    from tests.harness import DaemonProcess
+
+    DaemonProcess.fork_server = ForkServer()
+
+
+def pytest_unconfigure() -> None:
+    """End the process that daemons were forked from."""
+    from tests.harness import DaemonProcess
+
+    if DaemonProcess.fork_server is not None:
+        DaemonProcess.fork_server.close()
+        DaemonProcess.fork_server = None
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs root where another user runs the suite."""
     if os.geteuid() != 0 and item.get_closest_marker("needs_root"):

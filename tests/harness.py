@@ -17,12 +17,15 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, ClassVar, Self
 
 import aiohttp
 
+from tests.fork_server import ForkedProcess, ForkServer
+
 Setting = str | int | float | Path
 
+PROGRAM = ("-m", "atlas_supervisor")
 INHERITED = ("PATH", "HOME", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR")
 START_SECONDS = 20.0
 STOP_SECONDS = 20.0
@@ -112,9 +115,13 @@ class DaemonProcess:
     """`python -m atlas_supervisor` with settings of its own below `folder`.
 
     `settings` are keys of atlas.env over the quick defaults, `worker_env` is what the workers get
-    besides, `version` and `files` what is in their directory, `program` how Python is told to run
-    the daemon. Use `running()`; `start` and `stop` are for tests that restart it.
+    besides, `version` and `files` what is in their directory. `program` are arguments that make
+    Python run the daemon: with them it is always a Python of its own, started anew.
+    Use `running()`; `start` and `stop` are for tests that restart it.
     """
+
+    fork_server: ClassVar[ForkServer | None] = None
+    """Where there is one (tests/conftest.py), daemons without a `program` are forked from it."""
 
     def __init__(
         self,
@@ -124,7 +131,7 @@ class DaemonProcess:
         worker_env: Mapping[str, Setting] | None = None,
         version: str = "v1",
         files: Mapping[str, str] | None = None,
-        program: Sequence[str] = ("-m", "atlas_supervisor"),
+        program: Sequence[str] | None = None,
     ) -> None:
         self.program = program
         self.folder = folder.resolve()
@@ -146,7 +153,7 @@ class DaemonProcess:
             path.write_text("".join(f"{key}={value}\n" for key, value in worker_env.items()))
             self.settings["WORKER_ENV_FILE"] = path
         self.env_file = self.folder / "atlas.env"
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: asyncio.subprocess.Process | ForkedProcess | None = None
         self._open = AsyncExitStack()
         self._unix: aiohttp.ClientSession | None = None
 
@@ -194,20 +201,28 @@ class DaemonProcess:
 
     async def start(self) -> None:
         """Start the daemon and wait until an active worker takes traffic."""
+        await self.stop_clients()  # of the daemon before
         self.write_settings()
-        inherited = {key: os.environ[key] for key in INHERITED if key in os.environ}
-        command = (sys.executable, *self.program, "--env-file", str(self.env_file))
         with (self.folder / "daemon.out").open("ab") as output:
-            self.process = await asyncio.create_subprocess_exec(
-                *command,
-                cwd=self.folder,
-                env=inherited,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+            self.process = await self._launch(output)
         await self._until_ready()
+
+    async def _launch(self, output: IO[bytes]) -> asyncio.subprocess.Process | ForkedProcess:
+        environment = {key: os.environ[key] for key in INHERITED if key in os.environ}
+        arguments = ("--env-file", str(self.env_file))
+        if self.program is None and self.fork_server is not None:
+            return await self.fork_server.fork(
+                arguments, folder=self.folder, environment=environment, output=output
+            )
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, *(self.program or PROGRAM), *arguments),
+            cwd=self.folder,
+            env=environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
 
     async def _until_ready(self) -> None:
         assert self.process is not None
@@ -227,6 +242,13 @@ class DaemonProcess:
                     return
                 last = f"{answer.status} {answer.json}"
             await asyncio.sleep(0.02)
+
+    async def kill(self) -> None:
+        """Kill the daemon by SIGKILL. Its workers live on."""
+        assert self.process is not None, "the daemon has not been started"
+        self.process.kill()
+        await self.process.wait()
+        await self.stop_clients()
 
     async def stop_clients(self) -> None:
         """Let go of connections to the daemon, for instance because it is gone."""

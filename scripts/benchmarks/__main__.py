@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from atlas_supervisor.output import unfailing_output
 from scripts.benchmarks import (
     acceptance,
     canary,
@@ -43,7 +44,10 @@ BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
     "health": (health.run, "answers of health, status and metrics while deploys run under load"),
     "logs": (logs.run, "what a worker that floods its log costs in disk, memory and time"),
     "rollback": (rollback.run, "the time of a warm rollback"),
-    "rescue": (rescue.run, "what is lost when the active worker is killed under load"),
+    "rescue": (
+        rescue.run,
+        "what is lost when the active worker or the daemon is killed under load",
+    ),
     "canary-daemon": (
         canary_daemon.run,
         "feature canaries: the daemon's CPU, how fast they go off, a day's report",
@@ -100,4 +104,5 @@ def main() -> int:
     return 0
 
 
-sys.exit(main())
+with unfailing_output("scripts/bench"):
+    sys.exit(main())

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from scripts.benchmarks.result import Options, Result
-from tests.acceptance.streams import WORKERS, Run, deploys_and_rollbacks
+from tests.acceptance.support import WORKERS, Run, deploys_and_rollbacks
 from tests.loadclient import streams
 
 DEPLOYS, ROLLBACKS = 50, 20

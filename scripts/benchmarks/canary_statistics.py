@@ -16,7 +16,7 @@ from atlas_supervisor.canary.stats.counts import Prior, Window
 from atlas_supervisor.canary.stats.promotion_evidence import PromotionEvidence
 from atlas_supervisor.canary.stats.rollback_evidence import RollbackEvidence
 from scripts.benchmarks.result import Options, Result
-from tests.unit.supervisor.canary.stats.simulated import (
+from tests.unit.supervisor.canary.stats.support import (
     ALIKE,
     Call,
     Moment,

@@ -82,9 +82,7 @@ class Daemon:
             ),
             settings.socket_passing,
         )
-        self._releases = Releases(
-            directory=settings.worker_directory, releases_dir=settings.releases_dir
-        )
+        self._releases = Releases.of(settings)
         # Opened by `run`, in this order.
         self._database: Database
         self._registry: WorkerRegistry
@@ -120,6 +118,7 @@ class Daemon:
                     tasks=tasks,
                     active=active,
                     inherited=inherited,
+                    checked=self._releases.checked,
                 )
                 api = partial(serve, options=options, bound=bound)
                 await self._serve(
@@ -173,7 +172,7 @@ class Daemon:
         with _refused_by_store():
             await service.resume(waiting)  # before the API can ask for another deploy
             release = await active_release(
-                self._database, self._state, self._releases, slots.active.name
+                self._settings, self._database, self._state, self._releases, slots.active.name
             )
         async with api(self._control(slots, service, queries, monitor, events)):
             tasks.start_soon(slots.start_active, release)
@@ -233,7 +232,7 @@ class Daemon:
             settings=self._settings,
             slots=slots,
             executor=executor,
-            recorder=Recorder(self._database, self._state, events),
+            recorder=Recorder(self._database, self._state, events, self._settings.after_failure),
             releases=self._releases,
             database=self._database,
             events=events,

@@ -197,6 +197,13 @@ UNKNOWN_RELEASE = ErrorSpec(
     "a release is a folder below RELEASES_DIR; without one the worker directory is deployed",
     {"problem": "there is no release '1.5.0'"},
 )
+RELEASES_UNREADABLE = ErrorSpec(
+    "releases_unreadable",
+    503,
+    "{problem}",
+    "RELEASES_DIR must be a folder that the daemon may read",
+    {"problem": "RELEASES_DIR /srv/releases can't be read: Permission denied"},
+)
 DEPLOY_NOT_FOUND = ErrorSpec(
     "deploy_not_found",
     404,

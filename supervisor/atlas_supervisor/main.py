@@ -25,9 +25,11 @@ import structlog
 from atlas_supervisor.config import Settings, describe_settings, load_settings, warnings
 from atlas_supervisor.daemon import Daemon
 from atlas_supervisor.errors import SettingsError, StartRefusedError
+from atlas_supervisor.system import descriptors
 from atlas_supervisor.system.lock import LOCK_FILE, only_daemon
 from atlas_supervisor.system.signals import name_of, report_ignored
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG, configure_logs
+from atlas_supervisor.workers.standalone import nothing_recorded
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +42,6 @@ _FAILED = 70
 """Exit status of a daemon that failed by itself (EX_SOFTWARE)."""
 
 _FOLDER_MODE = 0o750
-_TOO_FEW_FILES = 64
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(_NO_ENV_FILE.format(path=options.env_file.absolute()), file=sys.stderr)  # noqa: T201  # before there is a log
         return _BAD_SETTINGS
     try:
-        settings = load_settings(options.env_file.absolute(), os.environ)
+        settings = load_settings(options.env_file.absolute(), os.environ, nothing_recorded)
     except SettingsError as error:
         for fault in error.faults:
             print(fault, file=sys.stderr)  # noqa: T201  # before there is a log
@@ -139,14 +140,18 @@ def _configure_logs(settings: Settings) -> None:
 
 
 def _raise_file_limit() -> None:
-    """Raise our own limit of open files; workers are started with the original one."""
+    """Raise our own limit of open files; workers are started with the original one.
+
+    Raises StartRefusedError if it is too low.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard <= _TOO_FEW_FILES:
+    if hard < descriptors.FEWEST:
         raise StartRefusedError(
-            f"the limit of open files is {hard} (ulimit -n), and the daemon needs more than "
-            f"{_TOO_FEW_FILES} for itself and its clients"
+            f"the limit of open files is {hard} (ulimit -n), and the daemon needs "
+            f"{descriptors.FEWEST} at least; 1024 or more leave room for clients"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    descriptors.SPARES.hold()
 
 
 @asynccontextmanager

@@ -6,12 +6,11 @@ import asyncio
 import contextlib
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.acceptance.faulty_server import FAULTS, FaultyServer
+from tests.acceptance.fakes import FAULTS, FaultyServer
+from tests.acceptance.support import serving, until
 from tests.loadclient import Load, Reason, Report, Traffic, Wire, echoes_body, echoes_token
 
 EXPECTED = {
@@ -36,19 +35,6 @@ MIX = (
     Traffic("upload", 6, echoes_body, method="POST", body_size=999, drip=(0.02, 0.1), timeout=1.5),
 )
 
-Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-@asynccontextmanager
-async def serving(handler: Handler) -> AsyncIterator[int]:
-    """Serve one kind of behaviour on a free port."""
-    server = await asyncio.start_server(handler, "127.0.0.1", 0)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        await server.wait_closed()
-
 
 async def asked_token(reader: asyncio.StreamReader) -> str:
     head = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -58,12 +44,6 @@ async def asked_token(reader: asyncio.StreamReader) -> str:
 def right_answer(token: str, *, header: str = "") -> bytes:
     body = f"{token} server"
     return f"HTTP/1.1 200 OK\r\n{header}Content-Length: {len(body)}\r\n\r\n{body}".encode()
-
-
-async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - the report is data that grows, not an event
-            await asyncio.sleep(0.01)
 
 
 async def requests(port: int, traffic: Traffic, count: int) -> Report:

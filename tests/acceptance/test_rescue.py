@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.acceptance.rescue import kill_under_load
-from tests.acceptance.streams import IDLE_GRACE_SECONDS
+from tests.acceptance.support import IDLE_GRACE_SECONDS, kill_under_load
 from tests.harness import bundled_worker
 from tests.loadclient import Reason, Traffic, bundled_worker_mix
 

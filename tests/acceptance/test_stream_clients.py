@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
-from tests.acceptance.test_loadclient import serving, until
+from tests.acceptance.support import serving, until
 from tests.loadclient import EventTraffic, Kind, Load, Reason, Report, WebSocketTraffic
 
 WEBSOCKET = WebSocketTraffic("stream", 2, think=(0.0, 0.002), timeout=1.0)

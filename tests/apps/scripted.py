@@ -4,86 +4,104 @@ Standard library only and by socket activation, so it is also the smallest forei
 `exit` (at start, with this status), `say` (a line to print first), `health` (status to answer),
 `health_delay` (seconds), `ignore_sigterm`, `die_on` (a path that ends the process without an
 answer), `die_after_health` (so many health answers, then the process ends itself),
-`stop_after_health` (likewise, but it only stops answering), `health_body` (what it tells there:
-text as it is, else JSON). `/slow` takes its time, and every other answer tells how often its health
-was asked for. While a file `hang` is in its folder, its health is not answered. It knows nothing of
-SIGTERM, so that cuts off whatever it is doing.
+`stop_after_health` (likewise, but it only stops answering), `exit_when_active` (so many
+milliseconds after the state file names its slot as the active one), `health_body` (what it tells
+there: text as it is, else JSON). `/slow` takes its time, and every other answer tells how often its
+health was asked for. While a file `hang` is in its folder, its health is not answered. It knows
+nothing of SIGTERM, so that cuts off whatever it is doing.
 
 With `kit` it plays a worker with the kit: at SIGTERM it accepts nothing more, says so, and ends
 once `/held` has been answered, which it is when the file `let_go` is in the worker's folder.
 """
 
+from __future__ import annotations
+
 import json
 import os
+import select
 import signal
 import socket
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import Any
+
+# Hundreds of these start in one run of the suite. So `python -S` runs it, and what would double
+# its start (http.server, pathlib, typing) is not imported.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 BEHAVIOUR: dict[str, Any] = {}
 SEEN = {"health": 0, "held": 0}
-SERVERS: "list[Server]" = []
+SERVING: list[threading.Thread] = []
+STOPPED, STOP = os.pipe()
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+def serve(listener: socket.socket) -> None:
+    """Accept until STOP is closed; each connection is answered in a thread of its own."""
+    poll = select.poll()
+    poll.register(STOPPED)
+    poll.register(listener, select.POLLIN)
+    while all(ready != STOPPED for ready, _ in poll.poll()):
+        connection, _ = listener.accept()
+        threading.Thread(target=converse, args=(connection,), daemon=True).start()
 
-    def do_GET(self) -> None:
-        if self.path == BEHAVIOUR.get("die_on"):
-            os._exit(9)
-        if self.path == "/held":
-            SEEN["held"] += 1
-            while not Path("let_go").exists():
-                time.sleep(0.02)
-            self._answer(200, {"version": os.environ["ATLAS_VERSION"]})
-            SEEN["held"] -= 1
+
+def converse(connection: socket.socket) -> None:
+    """Read one request and answer it: every answer ends its connection."""
+    with connection:
+        try:
+            head = b""
+            while b"\r\n\r\n" not in head:
+                piece = connection.recv(65536)
+                if not piece:
+                    return
+                head += piece
+            reply(connection, head.split(b" ", 2)[1].decode("latin-1"))
+            connection.shutdown(socket.SHUT_WR)
+        except OSError:  # the client has gone
             return
-        if self.path == "/slow":
-            time.sleep(1.5)
-        if self.path.startswith("/health"):
-            self._health()
-        else:
-            told = {"version": os.environ["ATLAS_VERSION"], "pid": os.getpid()}
-            self._answer(200, {**told, "health_asked": SEEN["health"]})
 
-    def _health(self) -> None:
-        SEEN["health"] += 1
-        time.sleep(BEHAVIOUR.get("health_delay", 0))
-        if SEEN["health"] > BEHAVIOUR.get("stop_after_health", 1 << 30):
-            time.sleep(3600)
-        while Path("hang").exists():
+
+def reply(connection: socket.socket, path: str) -> None:
+    if path == BEHAVIOUR.get("die_on"):
+        os._exit(9)
+    if path.startswith("/health"):
+        reply_health(connection)
+        return
+    told = {"version": os.environ["ATLAS_VERSION"]}
+    if path == "/held":
+        SEEN["held"] += 1
+        while not os.path.exists("let_go"):  # noqa: PTH110 # see above
             time.sleep(0.02)
-        told = BEHAVIOUR.get("health_body", {"status": "whatever"})
-        self._answer(BEHAVIOUR.get("health", 200), told)
-        if SEEN["health"] >= BEHAVIOUR.get("die_after_health", 1 << 30):
-            self.wfile.flush()
-            os._exit(7)
-
-    def _answer(self, status: int, body: Any) -> None:
-        data = (body if isinstance(body, str) else json.dumps(body)).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(data)
-        self.close_connection = True
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-        pass
+        send(connection, 200, told)
+        SEEN["held"] -= 1
+        return
+    if path == "/slow":
+        time.sleep(1.5)
+    send(connection, 200, {**told, "pid": os.getpid(), "health_asked": SEEN["health"]})
 
 
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
+def reply_health(connection: socket.socket) -> None:
+    SEEN["health"] += 1
+    time.sleep(BEHAVIOUR.get("health_delay", 0))
+    if SEEN["health"] > BEHAVIOUR.get("stop_after_health", 1 << 30):
+        time.sleep(3600)
+    while os.path.exists("hang"):  # noqa: PTH110 # see above
+        time.sleep(0.02)
+    told = BEHAVIOUR.get("health_body", {"status": "whatever"})
+    send(connection, BEHAVIOUR.get("health", 200), told)
+    if SEEN["health"] >= BEHAVIOUR.get("die_after_health", 1 << 30):
+        os._exit(7)
 
-    def __init__(self, listener: socket.socket) -> None:
-        super().__init__(listener.getsockname()[:2], Handler, bind_and_activate=False)
-        self.socket.close()
-        self.socket = listener
+
+def send(connection: socket.socket, status: int, body: Any) -> None:
+    data = (body if isinstance(body, str) else json.dumps(body)).encode()
+    head = (
+        f"HTTP/1.1 {status} Scripted\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(data)}\r\nConnection: close\r\n\r\n"
+    )
+    connection.sendall(head.encode() + data)
 
 
 def notify(*lines: str) -> None:
@@ -91,9 +109,22 @@ def notify(*lines: str) -> None:
         sock.sendto("\n".join(lines).encode(), "\0" + os.environ["NOTIFY_SOCKET"][1:])
 
 
+def exit_when_active(milliseconds: float) -> None:
+    state = f"{os.environ['ATLAS_STATE_DIR']}/deploy_state.json"
+    port = int(os.environ["ATLAS_PORT"])
+    while True:
+        with open(state) as file:  # noqa: PTH123  # pathlib is not imported, see above
+            if json.load(file)["active_port"] == port:
+                break
+        time.sleep(0.0002)
+    time.sleep(milliseconds / 1000)
+    os._exit(3)
+
+
 def drain() -> None:
-    for server in SERVERS:
-        server.shutdown()
+    os.close(STOP)
+    for thread in SERVING:
+        thread.join()
     left = {"requests": SEEN["held"], "websockets": 0, "event_streams": 0, "idle": 0}
     notify("X_ATLAS_ACCEPTING=0", f"X_ATLAS_LEFT={json.dumps(left)}")
     while SEEN["held"]:
@@ -102,8 +133,9 @@ def drain() -> None:
 
 
 def main() -> None:
-    path = Path("behaviour.json")
-    BEHAVIOUR.update(json.loads(path.read_text()) if path.exists() else {})
+    if os.path.exists("behaviour.json"):  # noqa: PTH110 # see above
+        with open("behaviour.json") as file:  # noqa: PTH123 # see above
+            BEHAVIOUR.update(json.load(file))
     if "say" in BEHAVIOUR:
         sys.stdout.write(f"{BEHAVIOUR['say']}\n")
         sys.stdout.flush()
@@ -112,9 +144,12 @@ def main() -> None:
     if BEHAVIOUR.get("ignore_sigterm"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for descriptor in range(3, 3 + int(os.environ["LISTEN_FDS"])):
-        server = Server(socket.socket(fileno=descriptor))
-        SERVERS.append(server)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}).start()
+        listener = socket.socket(fileno=descriptor)
+        SERVING.append(threading.Thread(target=serve, args=(listener,)))
+        SERVING[-1].start()
+    if "exit_when_active" in BEHAVIOUR:
+        after = BEHAVIOUR["exit_when_active"]
+        threading.Thread(target=exit_when_active, args=(after,), daemon=True).start()
     if BEHAVIOUR.get("kit"):
         once = threading.Thread(target=drain)
         signal.signal(signal.SIGTERM, lambda *_: None if once.ident else once.start())

@@ -6,11 +6,14 @@ import os
 import signal
 from pathlib import Path
 
-from tests.faults.test_supervisor_killed import kill, start_again
+from tests.faults.support import start_again
 from tests.harness import DaemonProcess
 from tests.integration.support import (
+    WARM,
     everything_agrees,
     public_version,
+    releases,
+    roll_back,
     rows,
     scripted_daemon,
     slot,
@@ -18,7 +21,6 @@ from tests.integration.support import (
     until_phase,
     write,
 )
-from tests.integration.test_rollback import WARM, releases, roll_back
 
 # What is left by a daemon that dies once the file is durable, and before it noted the version.
 SWITCHING = """
@@ -61,7 +63,7 @@ async def test_a_rollback_killed_before_its_version_was_written_counts_as_one(
     folder = releases(tmp_path, "r1", "r2")
     async with scripted_daemon(tmp_path, {**WARM, "RELEASES_DIR": folder}) as daemon:
         deploy_id = await brought_back(daemon)
-        await kill(daemon)
+        await daemon.kill()
         for statement in SWITCHING.split(";"):
             write(daemon, statement)
         assert versions(daemon) == [None, "r1", "r2"]
@@ -84,7 +86,7 @@ async def test_the_revert_of_a_rollback_killed_before_its_version_was_written_co
         deploy_id = await brought_back(daemon)
         reverted = await roll_back(daemon)
         assert (reverted.json["deploy_id"], reverted.json["result"]) == (deploy_id, "rolled_back")
-        await kill(daemon)
+        await daemon.kill()
         for statement in REVERTING.split(";"):
             write(daemon, statement)
         assert versions(daemon) == [None, "r1"]
@@ -103,7 +105,10 @@ async def test_without_its_database_it_starts_the_release_that_had_the_traffic(
         for name in ("r1", "r2"):
             assert (await daemon.deploy(name)).status == 200
         before = state_file(daemon)
-        assert before["active_release"] == {"name": "r2", "version": "r2"}
+        assert (before["active_release"]["name"], before["active_release"]["version"]) == (
+            "r2",
+            "r2",
+        )
         await daemon.stop()
         for path in daemon.state_dir.glob("atlas.db*"):
             path.unlink()

@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.faults.test_supervisor_killed import kill
 from tests.harness import DaemonProcess, eventually
 from tests.integration.support import get, scripted_daemon
 from tests.unit.supervisor.traffic.support import foreign_listener
@@ -70,25 +67,22 @@ def locked_database(daemon: DaemonProcess) -> Iterator[None]:
 
 @contextmanager
 def bad_certificate(daemon: DaemonProcess) -> Iterator[None]:
-    settings, path = daemon.env_file.read_text(), daemon.folder / "tls.pem"
+    path, settings = daemon.folder / "tls.pem", dict(daemon.settings)
     path.write_text("no certificate")
-    daemon.env_file.write_text(f"{settings}CONTROL_TLS_CERT={path}\nCONTROL_TLS_KEY={path}\n")
+    daemon.settings |= {"CONTROL_TLS_CERT": path, "CONTROL_TLS_KEY": path}
     yield
-    daemon.env_file.write_text(settings)
+    daemon.settings = settings
 
 
-def start(daemon: DaemonProcess, *, open_files: int = 65, **environment: str) -> tuple[int, str]:
-    """Start a daemon that is going to be refused; return its exit status and what it printed."""
-    limit = f"ulimit -n {open_files} && exec {sys.executable} -m atlas_supervisor --env-file "
-    done = subprocess.run(
-        ["sh", "-c", f"{limit} '{daemon.env_file}'"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
-        env={**os.environ, **environment},
-    )
-    return done.returncode, done.stderr
+async def refused(daemon: DaemonProcess) -> str:
+    """Start a daemon that is going to be refused; return what it printed."""
+    output = daemon.folder / "daemon.out"
+    output.touch()
+    before = output.stat().st_size
+    with pytest.raises(AssertionError, match=r"the daemon ended with [12]$"):
+        await daemon.start()
+    await daemon.stop_clients()
+    return output.read_bytes()[before:].decode()
 
 
 async def worker_pid(daemon: DaemonProcess) -> int:
@@ -101,11 +95,17 @@ OBSTACLES: dict[Obstacle, str] = {
     taken_control_port: "CONTROL_PORT={CONTROL_PORT} is taken: pid",
     stray_on_the_public_port: "PUBLIC_PORT={PUBLIC_PORT} is taken: pid",
     stray_on_an_own_port: "STAGING_PORT={STAGING_PORT} is taken: pid",
+    in_place_of("control.token", Path.touch): "has 0 characters",
     in_place_of("control.token", os.mkfifo): "can't be used: it is not a regular file",
+    in_place_of("control.token", Path.mkdir): "control.token is a folder",
     in_place_of("supervisor.sock", Path.touch): "supervisor.sock exists and is not a socket",
+    in_place_of("supervisor.lock", Path.mkdir): "supervisor.lock can't be opened",
     in_place_of(".deploy_state.json.new", os.mkfifo): "deploy_state.json can't be written",
+    in_place_of(".deploy_state.json.new", Path.mkdir): "deploy_state.json can't be written",
     in_place_of("logs/supervisor.jsonl", os.mkfifo): "can't be written: it is not a regular file",
+    in_place_of("logs", Path.touch): "can't be used",
     in_place_of("atlas.db", Path.mkdir): "atlas.db can't be opened",
+    in_place_of("atlas.db", os.mkfifo): "atlas.db can't be opened",
     locked_database: "database is locked",
     bad_certificate: "CONTROL_TLS_CERT",
 }
@@ -114,15 +114,13 @@ OBSTACLES: dict[Obstacle, str] = {
 async def test_every_refusal_comes_before_the_first_process_is_touched(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         before = await worker_pid(daemon)
-        await kill(daemon)
+        await daemon.kill()
         for obstacle, message in OBSTACLES.items():
             with obstacle(daemon):
-                code, printed = start(daemon)
+                printed = await refused(daemon)
             assert message.format(**daemon.settings) in printed
-            assert code in {1, 2}
             assert "Traceback" not in printed, printed
             assert await worker_pid(daemon) == before, message
-        await daemon.stop_clients()
         await daemon.start()
 
 
@@ -131,12 +129,17 @@ async def test_too_few_descriptors_are_refused_in_words_and_the_worker_goes_on(
 ) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         before = await worker_pid(daemon)
-        await kill(daemon)
-        code, printed = start(daemon, open_files=64)
-        assert (code, "Traceback" in printed) == (1, False)
+        await daemon.kill()
+        limited = (
+            "import resource, runpy; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64));"
+            "runpy.run_module('atlas_supervisor', run_name='__main__', alter_sys=True)"
+        )
+        daemon.program = ("-c", limited)
+        printed = await refused(daemon)
         assert "the limit of open files is 64" in printed
+        assert "Traceback" not in printed
         assert await worker_pid(daemon) == before
-        await daemon.stop_clients()
+        daemon.program = None
         await daemon.start()
 
 
@@ -145,8 +148,7 @@ async def test_a_state_file_that_is_no_file_is_set_aside_and_rebuilt(
     tmp_path: Path, make: Callable[[Path], None]
 ) -> None:
     async with scripted_daemon(tmp_path) as daemon:
-        await kill(daemon)
-        await daemon.stop_clients()
+        await daemon.kill()
         (daemon.state_dir / "deploy_state.json").unlink()
         make(daemon.state_dir / "deploy_state.json")
         await daemon.start()
@@ -158,20 +160,22 @@ async def test_the_workers_of_a_living_supervisor_are_no_orphans(tmp_path: Path)
     """Also where its folder was moved away, or copied to try an upgrade."""
     async with scripted_daemon(tmp_path) as daemon:
         before = await worker_pid(daemon)
+        second = DaemonProcess(tmp_path / "second")
         moved = tmp_path / "moved"
         daemon.state_dir.rename(moved)
-        code, printed = start(daemon, CONTROL_PORT="0")
-        assert code == 1, printed
-        assert f"PUBLIC_PORT={daemon.public_port} is taken: pid {daemon.pid} " in printed
-        assert await worker_pid(daemon) == before
-        shutil.rmtree(daemon.state_dir)
-        moved.rename(daemon.state_dir)
+        settings = {**daemon.settings, "CONTROL_PORT": 0}
+        second.settings, second.state_dir = settings, daemon.state_dir
+        try:
+            printed = await refused(second)
+            assert f"PUBLIC_PORT={daemon.public_port} is taken: pid {daemon.pid} " in printed
+            assert await worker_pid(daemon) == before
+        finally:
+            shutil.rmtree(daemon.state_dir)
+            moved.rename(daemon.state_dir)
 
-        copy = tmp_path / "copy"
-        shutil.copytree(daemon.state_dir, copy, ignore=shutil.ignore_patterns("*.sock"))
-        tried = DaemonProcess(tmp_path / "second", {**daemon.settings, **ports_of(tmp_path)})
-        tried.state_dir = copy
-        tried.settings["STATE_DIR"] = copy
+        tried = DaemonProcess(tmp_path / "tried")
+        shutil.copytree(daemon.state_dir, tried.state_dir, ignore=shutil.ignore_patterns("*.sock"))
+        tried.settings["WORKER_COMMAND"] = daemon.settings["WORKER_COMMAND"]
         try:
             await tried.start()
             assert await worker_pid(daemon) == before
@@ -180,10 +184,3 @@ async def test_the_workers_of_a_living_supervisor_are_no_orphans(tmp_path: Path)
         finally:
             await tried.clean_up()
         assert await worker_pid(daemon) == before
-
-
-def ports_of(folder: Path) -> dict[str, str | int | float | Path]:
-    """Return four free ports by their settings' names."""
-    other = DaemonProcess(folder / "other")
-    names = ("ACTIVE_PORT", "STAGING_PORT", "PUBLIC_PORT", "CONTROL_PORT")
-    return {name: other.settings[name] for name in names}

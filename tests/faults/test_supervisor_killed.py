@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults.support import start_again
 from tests.harness import DaemonProcess, Setting, eventually
 from tests.integration.support import (
     everything_agrees,
@@ -28,20 +29,6 @@ from tests.integration.support import (
 )
 
 SLOW_SMOKE = '[[command]]\nname = "long"\nrun = ["sleep", "30"]\n'
-
-
-async def kill(daemon: DaemonProcess) -> None:
-    assert daemon.process is not None
-    daemon.process.kill()
-    await daemon.process.wait()
-
-
-async def start_again(daemon: DaemonProcess) -> dict[str, Any]:
-    """Start the next daemon, and return the last deploy as it now stands."""
-    await daemon.stop_clients()
-    await daemon.start()
-    record: dict[str, Any] = (await daemon.status())["last_deploy"]
-    return record
 
 
 async def begin(daemon: DaemonProcess) -> asyncio.Task[Any]:
@@ -75,7 +62,7 @@ async def test_killed_before_the_switch_the_deploy_is_aborted_and_the_old_versio
         await begin(daemon)
         # The journal counts, not what the daemon says: it writes a moment later.
         await eventually(lambda: rows(daemon, "SELECT phase FROM deploys") == [(phase,)])
-        await kill(daemon)
+        await daemon.kill()
         release(daemon, "v1")
         record = await start_again(daemon)
         assert record["result"] == "aborted"
@@ -91,7 +78,7 @@ async def test_killed_while_a_version_waits_it_goes_on_waiting(tmp_path: Path) -
     async with scripted_daemon(tmp_path, {"AUTO_SWITCH_ON_HEALTH": "false"}) as daemon:
         release(daemon, "v2")
         waiting = (await daemon.deploy()).json
-        await kill(daemon)
+        await daemon.kill()
         await start_again(daemon)
         record = await until_phase(daemon, "awaiting_switch")
         assert record["deploy_id"] == waiting["deploy_id"]
@@ -138,7 +125,7 @@ async def test_killed_after_the_switch_the_new_version_stays(tmp_path: Path, pha
         assert (await daemon.deploy()).json["result"] == "switched"
         await until_phase(daemon, phase)
         before = state_file(daemon)
-        await kill(daemon)
+        await daemon.kill()
         record = await start_again(daemon)
         assert (record["result"], record["phase"]) == ("switched", "ended")
         assert state_file(daemon)["active_port"] == before["active_port"]
@@ -189,7 +176,7 @@ async def test_a_fallback_that_a_kill_kept_from_the_disk_is_written_by_the_next_
 
 async def test_workers_live_on_when_the_supervisor_is_killed(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
-        await kill(daemon)
+        await daemon.kill()
         for _ in range(20):
             assert await public_version(daemon) == "v1"
         await start_again(daemon)

@@ -13,11 +13,12 @@ from typing import Any
 
 import aiohttp
 
-from tests.harness import DaemonProcess, Setting
+from tests.harness import DaemonProcess, Setting, write_release
 
-SCRIPT = Path(__file__).parent.parent / "apps" / "scripted.py"
-SCRIPTED = shlex.join(["python", str(SCRIPT)])
-"""The worker command that runs it; the repository's path may have spaces."""
+WARM: dict[str, Setting] = {"KEEP_WARM_FOREIGN": "true", "KEEP_WARM_SECONDS": 60}
+
+SCRIPTED = shlex.join(("python", "-S", str(Path(__file__).parents[1] / "apps" / "scripted.py")))
+"""The command of the scripted worker; the repository's path may have spaces."""
 
 
 @asynccontextmanager
@@ -124,3 +125,14 @@ async def everything_agrees(daemon: DaemonProcess) -> None:
     through_public = (await get(daemon.public_port))[1]
     through_own = (await get(status["active_port"]))[1]
     assert through_public["pid"] == through_own["pid"]
+
+
+async def roll_back(daemon: DaemonProcess) -> Any:
+    return await daemon.request("POST", "/deploy/rollback")
+
+
+def releases(folder: Path, *names: str) -> Path:
+    """Make a folder of releases that can run the scripted worker."""
+    for name in names:
+        write_release(folder / "releases" / name, name)
+    return folder / "releases"

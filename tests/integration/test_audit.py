@@ -11,14 +11,14 @@ from typing import Any
 
 from tests.harness import DaemonProcess, eventually
 from tests.integration.support import release, rows, scripted_daemon
-from tests.unit.supervisor.cli.conftest import Outcome, program, run
+from tests.unit.supervisor.cli.support import Outcome, call_client
 
 QUICK = {"HEALTH_PROBES": 1}
 USER = f"uid:{os.geteuid()}"
 
 
 async def atlasctl(daemon: DaemonProcess, *arguments: str) -> Outcome:
-    return await run(program("--env-file", daemon.env_file, *arguments))
+    return await call_client("--env-file", daemon.env_file, *arguments)
 
 
 def tamper(daemon: DaemonProcess, statement: str, *values: str) -> None:
@@ -73,7 +73,7 @@ async def test_every_change_is_in_it_once_with_who_asked_and_how_it_came_out(
                 (*user, "dry_run", tried, "begun"),
                 (*own, "deploy", tried, "dry_run_passed"),
                 (*user, "deploy", failed, "begun"),
-                (*own, "rollback", failed, "done"),
+                (*own, "rollback", failed, "not_needed"),
                 (*own, "mode", None, "single"),
                 (*own, "deploy", failed, "failed"),
                 ("anonymous", "127.0.0.1", "request", None, "refused"),
@@ -120,10 +120,7 @@ async def test_a_row_that_was_changed_behind_its_back_is_found_by_the_client(
 async def test_a_daemon_that_is_killed_leaves_a_trail_that_is_whole(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path, QUICK) as daemon:
         await daemon.request("POST", "/deploy/mode", json={"mode": "single"})
-        assert daemon.process is not None
-        daemon.process.kill()
-        await daemon.process.wait()
-        await daemon.stop_clients()
+        await daemon.kill()
         await daemon.start()
         found = (await daemon.request("GET", "/deploy/audit/verify")).json
         assert (found["ok"], found["entries"]) == (True, 3)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.harness import DaemonProcess, Setting, eventually
+from tests.integration.support import scripted_daemon
 
 ROOT = Path(__file__).parents[2]
 ON: dict[str, Setting] = {"CANARY_ENABLED": "true", "CANARY_PERCENTAGE": 0.5}
@@ -105,7 +105,7 @@ async def until_counted(daemon: DaemonProcess, calls: int) -> dict[str, Any]:
 async def test_calls_of_a_process_show_in_status_report_and_metrics(
     tmp_path: Path,
 ) -> None:
-    async with DaemonProcess.running(tmp_path, ON) as daemon, caller(daemon) as process:
+    async with scripted_daemon(tmp_path, ON) as daemon, caller(daemon) as process:
         assert await process.send("calls", 400, "good") == "done"
         stats = await until_counted(daemon, 400)
         canary, stable = stats["canary"], stats["stable"]
@@ -125,14 +125,11 @@ async def test_calls_of_a_process_show_in_status_report_and_metrics(
 async def test_the_fallback_reaches_processes_survives_a_killed_daemon_and_can_be_reset(
     tmp_path: Path,
 ) -> None:
-    async with DaemonProcess.running(tmp_path, ON) as daemon, caller(daemon) as process:
+    async with scripted_daemon(tmp_path, ON) as daemon, caller(daemon) as process:
         assert await process.send("enabled") == "True"
         assert await process.send("calls", 200, "bad") == "done"
         await eventually(lambda: state_of(daemon)["canary_disabled_fallback"])
-        os.kill(daemon.pid, signal.SIGKILL)
-        assert daemon.process is not None
-        await daemon.process.wait()
-        await daemon.stop_clients()
+        await daemon.kill()
         await process.until("enabled", "False")
 
         await daemon.start()
@@ -152,7 +149,7 @@ async def test_the_fallback_reaches_processes_survives_a_killed_daemon_and_can_b
 
 
 async def test_a_call_fails_with_its_process(tmp_path: Path) -> None:
-    async with DaemonProcess.running(tmp_path, ON) as daemon, caller(daemon) as process:
+    async with scripted_daemon(tmp_path, ON) as daemon, caller(daemon) as process:
         opened = [await process.send("open") for _ in range(6)]
         process.process.kill()
         stats = await until_counted(daemon, 6)
@@ -161,13 +158,10 @@ async def test_a_call_fails_with_its_process(tmp_path: Path) -> None:
 
 
 async def test_nothing_is_lost_while_the_daemon_is_away(tmp_path: Path) -> None:
-    async with DaemonProcess.running(tmp_path, ON) as daemon, caller(daemon) as process:
+    async with scripted_daemon(tmp_path, ON) as daemon, caller(daemon) as process:
         assert await process.send("calls", 100, "good") == "done"
         await until_counted(daemon, 100)
-        os.kill(daemon.pid, signal.SIGKILL)
-        assert daemon.process is not None
-        await daemon.process.wait()
-        await daemon.stop_clients()
+        await daemon.kill()
         assert await process.send("calls", 1000, "good") == "done"
 
         await daemon.start()
@@ -177,7 +171,7 @@ async def test_nothing_is_lost_while_the_daemon_is_away(tmp_path: Path) -> None:
 
 
 async def test_a_raised_share_takes_no_key_out(tmp_path: Path) -> None:
-    async with DaemonProcess.running(tmp_path, ON) as daemon, caller(daemon) as process:
+    async with scripted_daemon(tmp_path, ON) as daemon, caller(daemon) as process:
         before = int(await process.send("keys", 500))
         answer = await daemon.request("PUT", "/deploy/canary/web", json={"percentage": 0.8})
         assert answer.json["share"] == 0.8
@@ -191,7 +185,7 @@ async def test_a_raised_share_takes_no_key_out(tmp_path: Path) -> None:
 
 async def test_a_canary_is_controlled_over_http_and_bad_input_is_refused(tmp_path: Path) -> None:
     ramp: dict[str, Setting] = {**ON, "CANARY_RAMP": "0.1,0.5,1"}
-    async with DaemonProcess.running(tmp_path, ramp) as daemon:
+    async with scripted_daemon(tmp_path, ramp) as daemon:
         path = "/deploy/canary/vision/ramp"
         started = await daemon.request("POST", path, json={"action": "start"})
         assert (started.json["share"], started.json["stage"]) == (0.1, "ramping")

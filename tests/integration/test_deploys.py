@@ -295,6 +295,23 @@ async def test_a_client_that_never_ends_delays_no_next_deploy(tmp_path: Path) ->
         writer.close()
 
 
+async def test_with_AFTER_FAILURE_stay_a_failed_deploy_does_not_disable_deploys(
+    tmp_path: Path,
+) -> None:
+    settings: dict[str, Setting] = {"AFTER_FAILURE": "stay", "HEALTH_PROBES": 1}
+    async with scripted_daemon(tmp_path, settings) as daemon:
+        release(daemon, "v2", health=500)
+        failed = await daemon.deploy()
+        assert (failed.status, failed.json["result"]) == (422, "failed")
+        status = await daemon.status()
+        assert status["mode"] == "bluegreen"
+        assert [each["code"] for each in status["fallback_suggestions"]] == ["last_deploy_failed"]
+        assert rows(daemon, "SELECT outcome FROM audit WHERE action = 'mode'") == []
+        release(daemon, "v3")
+        assert (await daemon.deploy()).json["result"] == "switched"
+        assert (await daemon.status())["fallback_suggestions"] == []
+
+
 async def test_in_single_mode_no_deploy_is_taken(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path, {"DEPLOY_MODE": "single"}) as daemon:
         answer = await daemon.deploy()

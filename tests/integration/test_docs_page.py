@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.integration.chromium import PROGRAM, blank_page
-from tests.unit.supervisor.api.harness import eventually, running
+from tests.chromium import PROGRAM, Browser
+from tests.harness import free_ports
+from tests.integration import nginx
+from tests.unit.supervisor.api.support import Server, eventually, running
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")
 
@@ -17,8 +21,19 @@ _DOCUMENT = "fetch('/openapi.json').then((answer) => answer.json())"
 _DEPLOY = "#operations-Deploy-post_deploy_bluegreen"
 
 
-async def test_the_page_shows_all_operations_and_asks_nobody_else(tmp_path: Path) -> None:
-    async with running(tmp_path) as server, blank_page(tmp_path) as page:
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    found = Browser(tmp_path_factory.mktemp("chromium"))
+    try:
+        yield found
+    finally:
+        found.end()
+
+
+async def test_the_page_shows_all_operations_and_asks_nobody_else(
+    tmp_path: Path, browser: Browser
+) -> None:
+    async with running(tmp_path) as server, browser.blank_page() as page:
         host = f"http://{server.authority}/"
         await page.open(f"{host}docs")
         await page.until(f"{_PATHS}.length")
@@ -30,9 +45,28 @@ async def test_the_page_shows_all_operations_and_asks_nobody_else(tmp_path: Path
         assert page.complaints == []
 
 
-async def test_an_operation_opens_with_its_parameters_answers_and_types(tmp_path: Path) -> None:
-    async with running(tmp_path) as server, blank_page(tmp_path) as page:
-        await page.open(f"http://{server.authority}/docs")
+@asynccontextmanager
+async def prefixed(server: Server, folder: Path) -> AsyncIterator[str]:
+    """Serve the API below a path prefix, by nginx if the machine has it; return its address."""
+    if nginx.PROGRAM is None:
+        yield f"http://{server.authority}"
+        return
+    (port,) = free_ports(1)
+    proxied = f'proxy_pass http://{server.authority}/; proxy_set_header Origin "";'
+    site = f"server {{ listen 127.0.0.1:{port}; location /atlas/ {{ {proxied} }} }}"
+    async with nginx.nginx(folder / "nginx", site, port=port):
+        yield f"http://127.0.0.1:{port}/atlas"
+
+
+async def test_an_operation_opens_and_is_executed_behind_a_path_prefix(
+    tmp_path: Path, browser: Browser
+) -> None:
+    async with (
+        running(tmp_path) as server,
+        prefixed(server, tmp_path) as base,
+        browser.blank_page() as page,
+    ):
+        await page.open(f"{base}/docs")
         await page.until(f"!!document.querySelector('{_DEPLOY} button')")
         await page.evaluate(f"document.querySelector('{_DEPLOY} button').click()")
         text = f"document.querySelector('{_DEPLOY}').innerText"
@@ -43,12 +77,22 @@ async def test_an_operation_opens_with_its_parameters_answers_and_types(tmp_path
         tabs = f"[...document.querySelectorAll('{_DEPLOY} .tablinks')]"
         await page.evaluate(f"{tabs}.find((it) => it.innerText === 'Schema').click()")
         await page.until(f"{text}.includes('string | null')")
-        assert page.complaints == []
+        await page.evaluate(f"document.querySelector('{_DEPLOY} .try-out__btn').click()")
+        body = f"document.querySelector('{_DEPLOY} textarea')?.value ?? ''"
+        await page.until(f"{body}.includes('1.4.0')")
+        await page.until(f"!!document.querySelector('{_DEPLOY} .execute')")
+        await page.evaluate(f"document.querySelector('{_DEPLOY} .execute').click()")
+        await page.until(f"!!document.querySelector('{_DEPLOY} .live-responses-table')")
+        assert f"{base}/deploy/bluegreen?dry_run=true&wait=true" in page.requests
+        (refused,) = page.complaints  # there is no token
+        assert "401" in refused
 
 
-async def test_the_browser_tells_of_a_page_that_breaks_its_policy(tmp_path: Path) -> None:
+async def test_the_browser_tells_of_a_page_that_breaks_its_policy(
+    tmp_path: Path, browser: Browser
+) -> None:
     # Else its silence above would mean nothing.
-    async with running(tmp_path) as server, blank_page(tmp_path) as page:
+    async with running(tmp_path) as server, browser.blank_page() as page:
         await page.open(f"http://{server.authority}/docs")
         await page.until(f"{_PATHS}.length")
         await page.evaluate(

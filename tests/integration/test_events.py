@@ -13,8 +13,7 @@ from typing import Any
 import aiohttp
 
 from tests.harness import DaemonProcess, eventually
-from tests.integration.support import release, rows, scripted_daemon, until_phase
-from tests.integration.test_rollback import WARM
+from tests.integration.support import WARM, release, rows, scripted_daemon, until_phase
 
 Told = tuple[int, dict[str, Any]]
 
@@ -194,12 +193,9 @@ async def test_a_stream_goes_on_over_a_restart_and_over_a_daemon_that_is_killed(
             await until_phase(daemon, "launch")
             await eventually(lambda: told + second.ids == journal(daemon))
             told += second.ids
-            assert daemon.process is not None
-            daemon.process.kill()
-            await daemon.process.wait()
+            await daemon.kill()
             await eventually(lambda: second.ended is not None)
             assert second.ended != "properly"
-        await daemon.stop_clients()
         release(daemon, "v2")
         await daemon.start()
         record = await daemon.ended(deploy_id)

@@ -17,15 +17,17 @@ from urllib.parse import urljoin
 
 from tests.harness import Answer, DaemonProcess, Setting, eventually
 from tests.integration.support import (
+    WARM,
     everything_agrees,
     get,
     public_version,
     release,
+    releases,
+    roll_back,
     scripted_daemon,
     slot,
     until_phase,
 )
-from tests.integration.test_rollback import WARM, releases, roll_back
 
 COMMAND = '[[command]]\nname = "long"\nrun = ["sleep", "30"]\n'
 REQUEST = '[[http]]\nname = "held"\npath = "/held"\ntimeout_seconds = 30\n'
@@ -141,7 +143,7 @@ async def test_it_can_be_given_up_at_every_step_and_only_until_it_has_switched(
 
 async def test_while_it_runs_and_after_it_another_is_asked_for(tmp_path: Path) -> None:
     folder = releases(tmp_path, "r1", "r2", "r3", "r4")
-    settings = {**WARM, "GUARD_SECONDS": 0.5, "HEALTH_PROBES": 1, "RELEASES_DIR": folder}
+    settings = {**WARM, "GUARD_SECONDS": 1.5, "HEALTH_PROBES": 1, "RELEASES_DIR": folder}
     async with scripted_daemon(tmp_path, settings) as daemon:
         # In the guard and in the warm time of the one before: that ends, as it came out.
         for name, phase in (("r1", "guard"), ("r2", "warm"), ("r3", "guard")):

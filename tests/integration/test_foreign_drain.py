@@ -55,3 +55,21 @@ async def test_streams_that_pause_are_whole_and_an_idle_client_delays_nothing(
         assert time.monotonic() - began < 15  # far below the drain time
         for _, writer in (*streams, (idle, idle_writer)):
             writer.close()
+
+
+async def test_a_daemon_that_stops_lets_streams_that_pause_end_on_the_relay(tmp_path: Path) -> None:
+    settings: dict[str, Setting] = {
+        "WORKER_COMMAND": shlex.join(["python", str(APP), "port", "{port}"]),
+        "HEALTH_PATH": "/",
+        "DRAIN_QUIET_SECONDS": PAUSE_SECONDS / 5,
+    }
+    async with DaemonProcess.running(tmp_path, settings) as daemon:
+        idle, idle_writer = await ask(daemon.public_port, "/")
+        await idle.readuntil(LAST)
+        streams = [await ask(daemon.public_port, "/stream") for _ in range(STREAMS)]
+        stopping = asyncio.create_task(daemon.stop())
+        whole = await asyncio.gather(*(reader.read() for reader, _ in streams))
+        await stopping
+        assert whole == [b"4\r\npart\r\n" * PARTS + LAST] * STREAMS
+        for _, writer in (*streams, (idle, idle_writer)):
+            writer.close()

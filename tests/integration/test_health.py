@@ -21,7 +21,7 @@ from tests.integration.support import (
     slot,
     state_file,
 )
-from tests.unit.worker.language_model import language_model
+from tests.unit.worker.fakes import language_model
 
 OWN = {"database", "disk_free", "steering", "port_active", "uptime"}
 TOLD = {"llm_latency", "scheduler", "memory", "db_integrity"}

@@ -10,15 +10,16 @@ import pytest
 
 from tests.harness import Answer, DaemonProcess
 from tests.integration.support import (
+    WARM,
     everything_agrees,
     public_version,
     release,
+    releases,
     rows,
     scripted_daemon,
     slot,
     until_phase,
 )
-from tests.integration.test_rollback import WARM, releases
 
 ROLLED_BACK = "SELECT count(*) FROM audit WHERE action = 'rollback'"
 
@@ -131,10 +132,7 @@ async def test_a_deploy_that_a_killed_daemon_left_is_not_begun_again(tmp_path: P
         release(daemon, "v2", health_delay=20)
         begun = await post(daemon, "bluegreen", "k1", params={"wait": "false"})
         await until_phase(daemon, "launch")
-        assert daemon.process is not None
-        daemon.process.kill()
-        await daemon.process.wait()
-        await daemon.stop_clients()
+        await daemon.kill()
         release(daemon, "v1")
         await daemon.start()
         again = await post(daemon, "bluegreen", "k1")

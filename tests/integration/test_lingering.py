@@ -123,10 +123,7 @@ async def test_a_daemon_that_is_killed_or_ends_leaves_none_that_lingers(tmp_path
         write_release(daemon.worker_directory, "v2")
         record = await deploy(daemon)
         await draining(daemon, "v1")
-        assert daemon.process is not None
-        daemon.process.kill()
-        await daemon.process.wait()
-        await daemon.stop_clients()
+        await daemon.kill()
         assert len(daemon.leftovers()) == 2
         await daemon.start()
         assert len(daemon.leftovers()) == 1

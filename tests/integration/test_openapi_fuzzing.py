@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.harness import DaemonProcess, Setting
-from tests.integration.cut_streams import ending_streams
+from tests.integration.fakes import ending_streams
 from tests.integration.support import everything_agrees, scripted_daemon
 
-HOOKS = "tests.integration.fuzzing_hooks"
+HOOKS = "tests.apps.fuzzing_hooks"
 ROOT = Path(__file__).parents[2]
 CHECKS = (
     "not_a_server_error",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import DaemonProcess, Setting, missing, write_release
-from tests.integration.proxy_servers import write_server
+from tests.integration.fakes import write_server
 
 SMOKE = """
 [[http]]

@@ -6,21 +6,25 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.harness import DaemonProcess, eventually
+from tests.harness import DaemonProcess, Setting, eventually
 from tests.integration.support import (
     SCRIPTED,
+    WARM,
     everything_agrees,
     public_version,
     release,
+    releases,
+    roll_back,
     scripted_daemon,
     slot,
     until_phase,
 )
-from tests.integration.test_rollback import WARM, releases, roll_back
 
 # A daemon with a bug: its care for the running worker breaks.
 BROKEN = """
@@ -33,6 +37,46 @@ async def broken(self, instance):
 Slot._watch_liveness = broken
 sys.exit(main(sys.argv[1:]))
 """
+
+
+# A daemon on a slow machine: a flip goes on for a while after the roles are exchanged, and so does
+# the writing of a transition.
+SLOW = """
+import sys
+import anyio
+from atlas_supervisor.deploy.recorder import Recorder
+from atlas_supervisor.deploy.switch import Switch
+from atlas_supervisor.main import main
+def slowed(quick):
+    async def slow(*arguments):
+        outcome = await quick(*arguments)
+        await anyio.sleep(0.15)
+        return outcome
+    return slow
+Switch.flip = slowed(Switch.flip)
+Recorder.write = slowed(Recorder.write)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@asynccontextmanager
+async def slow_daemon(
+    folder: Path, settings: Mapping[str, Setting]
+) -> AsyncIterator[DaemonProcess]:
+    daemon = DaemonProcess(folder, {"WORKER_COMMAND": SCRIPTED, "HEALTH_PROBES": 1, **settings})
+    daemon.write_settings()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", SLOW, "--env-file", str(daemon.env_file)),
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        await eventually((daemon.state_dir / "supervisor.sock").exists)
+        assert await public_version(daemon) == "v1"
+        yield daemon
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+    finally:
+        await daemon.clean_up()
 
 
 async def test_a_daemon_that_fails_by_itself_says_so_and_leaves_its_workers_serving(
@@ -121,3 +165,41 @@ async def test_a_rollback_that_is_itself_reverted_leaves_the_right_version_for_t
         await daemon.stop()
         await daemon.start()
         assert await public_version(daemon) == "r2"
+
+
+async def test_a_version_that_dies_in_the_moment_of_the_switch_is_always_reverted(
+    tmp_path: Path,
+) -> None:
+    settings = {**WARM, "GUARD_SECONDS": 0, "HEALTH_PROBES": 1}
+    async with scripted_daemon(tmp_path, settings) as daemon:
+        for milliseconds in (0, 1, 2, 4):
+            release(daemon, f"bad{milliseconds}", exit_when_active=milliseconds)
+            answer = await daemon.deploy()
+            record = await daemon.ended(answer.json["deploy_id"])
+            # Dead before the flip was done, it never had the traffic; else it is reverted.
+            assert record["result"] in {"rolled_back", "failed"}, (milliseconds, record)
+            assert await public_version(daemon) == "v1"
+            await daemon.request("POST", "/deploy/mode", json={"mode": "bluegreen"})
+        await everything_agrees(daemon)
+
+
+async def test_a_version_that_dies_after_the_exchange_of_roles_is_reverted(tmp_path: Path) -> None:
+    async with slow_daemon(tmp_path, WARM) as daemon:
+        release(daemon, "v2", exit_when_active=20)
+        answer = await daemon.deploy()
+        assert (answer.status, answer.json["result"]) == (422, "rolled_back")
+        assert await public_version(daemon) == "v1"
+        await everything_agrees(daemon)
+
+
+async def test_a_rollback_right_after_a_deploy_is_done_even_if_nothing_is_kept_warm(
+    tmp_path: Path,
+) -> None:
+    folder = releases(tmp_path, "r1", "r2")
+    async with slow_daemon(tmp_path, {"RELEASES_DIR": folder}) as daemon:
+        await daemon.ended((await daemon.deploy("r1")).json["deploy_id"])
+        assert (await daemon.deploy("r2")).json["result"] == "switched"
+        answer = await roll_back(daemon)
+        assert answer.status == 200, answer.json
+        assert await public_version(daemon) == "r1"
+        await everything_agrees(daemon)

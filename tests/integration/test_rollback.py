@@ -7,27 +7,22 @@ import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.harness import DaemonProcess, Setting, write_release
 from tests.integration.support import (
+    WARM,
     everything_agrees,
     get,
     public_version,
     release,
+    releases,
+    roll_back,
     rows,
     scripted_daemon,
     slot,
     until_phase,
 )
-
-WARM: dict[str, Setting] = {"KEEP_WARM_FOREIGN": "true", "KEEP_WARM_SECONDS": 60}
-
-
-async def roll_back(daemon: DaemonProcess) -> Any:
-    return await daemon.request("POST", "/deploy/rollback")
 
 
 async def test_a_warm_version_takes_over_at_once_and_the_bad_one_is_drained(tmp_path: Path) -> None:
@@ -62,13 +57,6 @@ async def test_a_version_whose_folder_holds_another_one_now_is_gone(tmp_path: Pa
         answer = await roll_back(daemon)
         assert (answer.status, answer.json["error"]["code"]) == (409, "previous_version_gone")
         assert await public_version(daemon) == "v2"
-
-
-def releases(folder: Path, *names: str) -> Path:
-    """Make a folder of releases that can run the scripted worker."""
-    for name in names:
-        write_release(folder / "releases" / name, name)
-    return folder / "releases"
 
 
 async def test_a_cold_version_passes_the_gates_again_and_the_next_rollback_goes_one_further(
@@ -142,6 +130,7 @@ async def test_the_guard_reverts_a_version_whose_health_fails_after_the_switch(
         "HEALTH_TIMEOUT_SECONDS": 0.3,
         "LIVENESS_FAILURES": 2,
         "HEALTH_PROBES": 1,
+        "DRAIN_TIMEOUT_SECONDS": 1,
     }
     async with scripted_daemon(tmp_path, settings) as daemon:
         release(daemon, "v2", stop_after_health=3)

@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tests.harness import DaemonProcess
-from tests.unit.supervisor.cli.conftest import clean_environment, program, run
+from tests.integration.support import scripted_daemon
+from tests.unit.supervisor.cli.support import call_client, clean_environment, program, run
 
 FOREVER = """\
 [[command]]
@@ -44,7 +45,7 @@ async def test_a_deploy_that_a_restart_of_the_daemon_interrupts_is_told_how_it_c
 ) -> None:
     smoke = tmp_path / "smoke.toml"
     smoke.write_text(FOREVER)
-    async with DaemonProcess.running(tmp_path, {"SMOKE_FILE": smoke}) as daemon:
+    async with scripted_daemon(tmp_path, {"SMOKE_FILE": smoke}) as daemon:
         process = await watched(daemon, "deploy")
         await until(process, "✓ launch")
         await daemon.stop()
@@ -58,8 +59,8 @@ async def test_a_deploy_that_a_restart_of_the_daemon_interrupts_is_told_how_it_c
 async def test_show_follows_from_the_middle_to_the_end_and_tells_the_same_afterwards(
     tmp_path: Path,
 ) -> None:
-    async with DaemonProcess.running(tmp_path, {"AUTO_SWITCH_ON_HEALTH": "false"}) as daemon:
-        begun = await run(program("--env-file", daemon.env_file, "deploy"))
+    async with scripted_daemon(tmp_path, {"AUTO_SWITCH_ON_HEALTH": "false"}) as daemon:
+        begun = await call_client("--env-file", daemon.env_file, "deploy")
         assert begun.code == 0, begun
         process = await watched(daemon, "show", "--follow")
         before = await until(process, "Switch to it with")
@@ -71,7 +72,7 @@ async def test_show_follows_from_the_middle_to_the_end_and_tells_the_same_afterw
         told = out.decode()
         assert "switch requested" in told
         assert [told.count(words) for words in ("✓ switched to", "old version drained")] == [1, 1]
-        afterwards = await run(program("--env-file", daemon.env_file, "show", "-f", "--json"))
+        afterwards = await call_client("--env-file", daemon.env_file, "show", "-f", "--json")
         assert json.loads(afterwards.out)["phase"] == "ended"
 
 
@@ -106,10 +107,10 @@ async def losing_the_first_answer(port: int) -> AsyncIterator[str]:
 
 async def test_a_deploy_whose_answer_is_lost_is_begun_once_and_watched(tmp_path: Path) -> None:
     async with (
-        DaemonProcess.running(tmp_path) as daemon,
+        scripted_daemon(tmp_path) as daemon,
         losing_the_first_answer(daemon.control_port) as url,
     ):
-        outcome = await run(program("--url", url, "deploy"), ATLAS_TOKEN=daemon.token)
+        outcome = await call_client("--url", url, "deploy", env={"ATLAS_TOKEN": daemon.token})
         history = await daemon.request("GET", "/deploy/history")
     assert (outcome.code, outcome.err) == (0, "")
     assert "✓ switched to" in outcome.out
@@ -117,7 +118,7 @@ async def test_a_deploy_whose_answer_is_lost_is_begun_once_and_watched(tmp_path:
 
 
 async def test_a_deploy_in_a_pipe_is_plain_lines_one_a_step_as_they_happen(tmp_path: Path) -> None:
-    async with DaemonProcess.running(tmp_path) as daemon:
+    async with scripted_daemon(tmp_path) as daemon:
         outcome = await run(program("--env-file", daemon.env_file, "deploy"), FORCE_COLOR="1")
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out.replace("\n", "").isprintable()

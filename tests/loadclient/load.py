@@ -69,6 +69,7 @@ class Load:
     async def _client(self, kind: Kind, number: int) -> None:
         session = Session(
             kind.name,
+            number,
             *self._address,
             tally=self.report.kinds[kind.name],
             random=Random(f"{self._seed}/{kind.name}/{number}"),  # noqa: S311 - load is no secret

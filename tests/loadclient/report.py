@@ -35,7 +35,8 @@ class Tally:
 
     A message on a WebSocket and an event count as a request each. `goodbyes` are the streams that
     the server ended properly, by close code, or 0 for server-sent events; `crossed` the messages
-    that met the server's close frame on their way, which is nobody's fault.
+    that met the server's close frame on their way, which is nobody's fault. `latest` has the
+    version that gave each client, by its number, its latest answer.
     """
 
     sent: int = 0
@@ -47,6 +48,7 @@ class Tally:
     crossed: int = 0
     goodbyes: Counter[int] = field(default_factory=Counter)
     answered_by: Counter[str] = field(default_factory=Counter)
+    latest: dict[int, str] = field(default_factory=dict)
     latencies: array[float] = field(default_factory=lambda: array("d"))
 
     def latency_ms(self, quantile: float) -> float:

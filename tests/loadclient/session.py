@@ -19,6 +19,7 @@ class Session:
     """One client's view: whom it asks, where it counts, and when it is to stop."""
 
     kind: str
+    number: int
     host: str
     port: int
     tally: Tally
@@ -35,6 +36,7 @@ class Session:
         """Count a right answer; without `seconds` it has no latency."""
         self.tally.answered += 1
         self.tally.answered_by[who] += 1
+        self.tally.latest[self.number] = who
         if seconds is not None:
             self.tally.latencies.append(seconds * 1000)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,18 +11,10 @@ from pathlib import Path
 import grimp
 import pytest
 
+from tests.unit.support import ADAPTERS
+
 ROOT = Path(__file__).parents[2]
 
-ADAPTERS = {
-    "aiohttp",
-    "aiohttp_streams",
-    "gunicorn",
-    "asgi.__main__",
-    "asgi.command",
-    "asgi.protocols",
-    "asgi.runner",
-}
-"""Modules of the kit for applications that have the framework installed themselves."""
 SOURCE = ROOT / "worker"
 PROGRAMS = {"atlas_worker.__main__", "atlas_worker.app"}
 """The bundled worker, which may import what it needs."""
@@ -77,3 +70,10 @@ def test_the_kit_is_there_without_any_package_installed(module: str) -> None:
         check=True,
         timeout=30,
     )
+
+
+def test_what_tests_share_stands_in_no_module_of_tests() -> None:
+    shared = re.compile(r"^from tests\.\S*\.(?:test_\w+|conftest) import", re.MULTILINE)
+    found = [path for path in (ROOT / "tests").rglob("*.py") if shared.search(path.read_text())]
+
+    assert not found

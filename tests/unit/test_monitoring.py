@@ -16,7 +16,7 @@ import yaml  # type: ignore[import-untyped]  # its types are a package of their 
 from prometheus_client import Metric
 
 from tests.harness import missing
-from tests.unit.supervisor.telemetry.instruments import everything, exposed_name, sample_names
+from tests.unit.supervisor.telemetry.support import everything, exposed_name, sample_names
 
 FOLDER = Path(__file__).parents[2] / "docs/monitoring"
 ALERTS = FOLDER / "alerts.yml"

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.unit.supervisor.telemetry.instruments import everything, exposed_name
+from tests.unit.supervisor.telemetry.support import everything, exposed_name
 
 SOURCE = Path(__file__).parents[2] / "supervisor/atlas_supervisor"
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}

@@ -30,7 +30,7 @@ from atlas_supervisor.model.deploy import (
 )
 from atlas_supervisor.model.drain import DrainCounts, DrainingView
 from atlas_supervisor.model.health import Check, CheckStatus, Health, HealthStatus
-from atlas_supervisor.model.release import LastDeploy, ReleaseView
+from atlas_supervisor.model.release import LastDeploy, ReleaseView, VersionSource
 from atlas_supervisor.model.slot import Role, SlotName, SlotState, SlotView
 from atlas_supervisor.model.status import Status, Traffic
 
@@ -121,6 +121,8 @@ EVENT = DeployEvent.of(
 RELEASE = ReleaseView(
     name="1.4.0",
     version="1.4.0",
+    version_source=VersionSource.FILE,
+    note=None,
     slots=[SlotName.GREEN],
     last_deploy=LastDeploy(deploy_id=SWITCHED.deploy_id, started_ts=_START, result=SWITCHED.result),
 )

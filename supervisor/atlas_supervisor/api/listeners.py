@@ -21,6 +21,7 @@ from atlas_supervisor import errors
 from atlas_supervisor.api.connection import TimedConnection
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.system import sockdiag
+from atlas_supervisor.system.descriptors import Purpose, has_room
 from atlas_supervisor.system.procfs import describe_listeners
 
 log = structlog.get_logger()
@@ -43,8 +44,12 @@ class Acceptor:
         tls: ssl.SSLContext | None,
         limit: int,
         seconds: float,
+        purpose: Purpose = Purpose.API_TCP,
     ) -> None:
         self._server = server
+        self._purpose = purpose
+        self._short = False
+        """Whether connections wait because descriptors are short, which is logged once."""
         self._listeners = listeners
         self._tls = tls
         self._limit = limit
@@ -74,16 +79,19 @@ class Acceptor:
             connection.end_stream()
 
     def _accept(self, listener: socket.socket) -> None:
+        if not has_room(listener, self._purpose):
+            if not self._evict():  # else it is accepted once that one is closed
+                self._pause(listener, os.strerror(errno.EMFILE))
+            return
         # Not in a coroutine: a cancelled one may lose a connection that it has just accepted.
         try:
             sock, _ = listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError as error:
-            log.error("api_accept_failed", reason=error.strerror)
-            self._loop.remove_reader(listener)
-            self._loop.call_later(_PAUSE_SECONDS, self._resume, listener)
+            self._pause(listener, error.strerror)
             return
+        self._short = False
         if len(self._open) >= self._limit and not self._evict():
             log.warning("api_connection_refused", reason="all connections are busy")
             sock.close()
@@ -96,6 +104,13 @@ class Acceptor:
             streams=self._count_as_stream,
         )
         self._open[connection] = self._loop.create_task(self._connect(connection, sock))
+
+    def _pause(self, listener: socket.socket, reason: str | None) -> None:
+        if not self._short:
+            log.error("api_accept_failed", reason=reason)
+        self._short = True
+        self._loop.remove_reader(listener)
+        self._loop.call_later(_PAUSE_SECONDS, self._resume, listener)
 
     def _resume(self, listener: socket.socket) -> None:
         if listener.fileno() >= 0:

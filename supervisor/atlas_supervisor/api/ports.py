@@ -57,8 +57,8 @@ class QueryPort(Protocol):
     async def history(self, limit: int) -> list[DeployRecord]:
         """Return the latest deploys, newest first."""
 
-    async def releases(self) -> list[ReleaseView]:
-        """Return the named releases that exist, by name."""
+    async def releases(self, *, with_git: bool) -> list[ReleaseView]:
+        """Return the named releases that exist, by name. Raises RefusedError."""
 
     async def find(self, deploy_id: str) -> DeployRecord | None:
         """Return one deploy, or None."""

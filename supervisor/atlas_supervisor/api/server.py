@@ -31,6 +31,7 @@ from atlas_supervisor.api.ports import Control
 from atlas_supervisor.api.routes import AnyRoute
 from atlas_supervisor.api.security import Gate, is_loopback
 from atlas_supervisor.errors import StartRefusedError
+from atlas_supervisor.system.descriptors import Purpose
 
 log = structlog.get_logger()
 
@@ -95,13 +96,17 @@ async def serve(control: Control, options: ApiOptions, bound: Bound) -> AsyncIte
         server = runner.server
         if server is None:
             raise RuntimeError("aiohttp's runner has no server after setup")
-        for listeners, tls in (([bound.unix], None), (bound.tcp, options.tls)):
+        for listeners, tls, purpose in (
+            ([bound.unix], None, Purpose.API_UNIX),
+            (bound.tcp, options.tls, Purpose.API_TCP),
+        ):
             acceptor = Acceptor(
                 server,
                 listeners,
                 tls=tls,
                 limit=options.max_connections,
                 seconds=options.receive_seconds,
+                purpose=purpose,
             )
             acceptor.start()
             stack.push_async_callback(acceptor.stop)

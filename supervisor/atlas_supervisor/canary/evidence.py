@@ -22,6 +22,7 @@ from atlas_supervisor.canary.stats.windows import GRACE_SLICES, ClosedWindow, Gr
 from atlas_supervisor.config import Settings
 from atlas_supervisor.model.canary import CountsRow, EpochRow
 from atlas_supervisor.system import procfs
+from atlas_supervisor.system.clock import steady_time
 from atlas_worker.contract import bucket_milliseconds
 from atlas_worker.contract.ring import SLICE_SECONDS, SLICES, EventKind, RingEvent
 
@@ -36,7 +37,7 @@ def unobserved(_feature: str, _arm: str, _seconds: float, _count: int) -> None:
 
 
 class Moment(NamedTuple):
-    """The present in both clocks: the current slice, and Unix time in seconds."""
+    """The present in both clocks: the current slice, and steady Unix time in seconds."""
 
     slice: int
     unix: float
@@ -44,7 +45,7 @@ class Moment(NamedTuple):
     @classmethod
     def now(cls) -> Self:
         """Read both clocks."""
-        return cls(int(time.monotonic() / SLICE_SECONDS), time.time())
+        return cls(int(time.monotonic() / SLICE_SECONDS), steady_time())
 
     def unix_of(self, slice_number: int) -> float:
         """Return the Unix time of a slice."""

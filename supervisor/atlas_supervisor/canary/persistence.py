@@ -17,7 +17,7 @@ import structlog
 
 from atlas_supervisor.canary.call_collector import CallCollector
 from atlas_supervisor.canary.evidence import Evidence, Moment, SavedState
-from atlas_supervisor.canary.stats.ramp import Feature
+from atlas_supervisor.canary.stats.ramp import Feature, resumed
 from atlas_supervisor.canary.stats.rollups import HOUR, MINUTE
 from atlas_supervisor.config import Settings
 from atlas_supervisor.model.actor import SUPERVISOR, Actor
@@ -139,6 +139,7 @@ class CanaryPersistence:
                 **evidence.progress(),
                 **self._fallback_progress(),
                 "features": _features_text(features),
+                "saved_at": json.dumps(now.unix),
             },
         )
         try:
@@ -226,7 +227,8 @@ async def read_saved(database: Database, now: float) -> tuple[SavedState, dict[s
         progress=progress,
     )
     features = [Feature.model_validate(each) for each in json.loads(progress.get("features", "[]"))]
-    return saved, {feature.name: feature for feature in features}
+    saved_at = json.loads(progress.get("saved_at", "null"))
+    return saved, {feature.name: resumed(feature, saved_at, now) for feature in features}
 
 
 def newest_epoch(saved: SavedState, policy: CanaryPolicy | None) -> int:

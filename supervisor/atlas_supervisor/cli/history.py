@@ -57,6 +57,7 @@ def _release_table(screen: Screen, data: Record) -> RenderableType:
     found = data.get("releases") or []
     if not found:
         return safe("no releases; RELEASES_DIR in the env file names their folder", "dim")
+    has_notes = any(each.get("note") for each in found)
     rows = []
     for each in found:
         last = each.get("last_deploy") or {}
@@ -67,6 +68,8 @@ def _release_table(screen: Screen, data: Record) -> RenderableType:
                 safe(", ".join(each.get("slots") or []) or MISSING),
                 safe(local_time(last.get("started_ts")) if last else "never", "dim"),
                 result_text(last) if last else safe(MISSING, "dim"),
+                *([safe(each.get("note") or "", "dim")] if has_notes else []),
             ]
         )
-    return listing(screen, ("release", "version", "runs on", "last deployed", "result"), rows)
+    names = ["release", "version", "runs on", "last deployed", "result"]
+    return listing(screen, [*names, "note"] if has_notes else names, rows)

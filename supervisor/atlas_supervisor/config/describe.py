@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from atlas_supervisor.config.settings import FIELD_OF_KEY, Settings
@@ -59,9 +60,23 @@ def _quoted(text: str) -> str:
     return f"'{inner}'"
 
 
+def release_folders(settings: Settings) -> dict[str, Path | None]:
+    """Return the folders that releases come from, by their keys."""
+    return {
+        "WORKER_DIRECTORY": settings.worker_directory,
+        "RELEASES_DIR": settings.releases_dir,
+    }
+
+
 def warnings(settings: Settings) -> list[str]:
     """Return a line for each setting that is valid but probably a mistake."""
-    return list(_warnings(settings))
+    return [*_missing_folders(settings), *_warnings(settings)]
+
+
+def _missing_folders(settings: Settings) -> Iterator[str]:
+    for key, path in release_folders(settings).items():
+        if path is not None and not path.is_dir():
+            yield f"{key}={path} does not exist: a recorded release is started, and deploys need it"
 
 
 def _warnings(settings: Settings) -> Iterator[str]:

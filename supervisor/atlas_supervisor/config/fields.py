@@ -82,7 +82,8 @@ def _is_folder(path: Path) -> bool | None:
         raise ValueError(f"{path}: {error.strerror}") from error
 
 
-def _existing_folder(path: Path | None) -> Path | None:
+def existing_folder(path: Path | None) -> Path | None:
+    """Return the path. Raises ValueError if there is no such folder."""
     if path is not None and not (there := _is_folder(path)):
         raise ValueError(f"{path} {'does not exist' if there is None else 'is not a folder'}")
     return path
@@ -216,18 +217,13 @@ OptionalUrl = Annotated[
 HttpPath = Annotated[
     str, AfterValidator(_http_path), Field(description="a path that begins with /, as /health")
 ]
-Folder = Annotated[
-    Path,
-    BeforeValidator(_place),
-    AfterValidator(_existing_folder),
-    Field(description="a folder that exists"),
-]
-FolderOrNone = Annotated[
+ReleaseFolder = Annotated[Path, BeforeValidator(_place), Field(description="a folder that exists")]
+ReleaseFolderOrNone = Annotated[
     Path | None,
     BeforeValidator(_place_or_none),
-    AfterValidator(_existing_folder),
     Field(description="a folder that exists, or empty for none"),
 ]
+"""Whether it exists is checked by `load_settings`: a start may do without it."""
 FolderToBe = Annotated[
     Path,
     BeforeValidator(_place),

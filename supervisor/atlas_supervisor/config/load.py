@@ -6,7 +6,7 @@ environment by itself, while here the caller passes both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,8 +15,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from atlas_supervisor.config.checks import check_together
-from atlas_supervisor.config.describe import as_text, shown
+from atlas_supervisor.config.describe import as_text, release_folders, shown
 from atlas_supervisor.config.envfile import EnvFile, read_env_file
+from atlas_supervisor.config.fields import existing_folder
 from atlas_supervisor.config.settings import FIELD_OF_KEY, Settings
 from atlas_supervisor.config.smoke_file import load_smoke_file
 from atlas_supervisor.errors import SettingsError
@@ -38,10 +39,20 @@ class _Given:
     where: str
 
 
-def load_settings(env_file: Path, environ: Mapping[str, str]) -> Settings:
+def _always(_settings: Settings) -> bool:
+    return True
+
+
+def load_settings(
+    env_file: Path,
+    environ: Mapping[str, str],
+    needs_folders: Callable[[Settings], bool] = _always,
+) -> Settings:
     """Read `env_file`, let `environ` win over it, and return the settings.
 
-    Raises SettingsError with every fault at once, one line each.
+    `needs_folders` is asked where a folder of releases is missing, which is a fault unless a
+    release is recorded that can start. Raises SettingsError with every fault at once, one line
+    each.
     """
     faults: list[str] = []
     try:
@@ -60,9 +71,26 @@ def load_settings(env_file: Path, environ: Mapping[str, str]) -> Settings:
     if "SMOKE_FILE" not in bad:
         settings, smoke_faults = _with_smoke_file(settings, given)
         faults += smoke_faults
-    if faults:
-        raise SettingsError(faults)
+    missing = _missing_folders(settings, given, bad)
+    if faults or (missing and needs_folders(settings)):
+        raise SettingsError([*faults, *missing])
     return settings
+
+
+def _missing_folders(
+    settings: Settings, given: Mapping[str, _Given], bad: Mapping[str, str]
+) -> list[str]:
+    faults = []
+    for key, path in release_folders(settings).items():
+        if key not in given or key in bad:
+            continue
+        try:
+            existing_folder(path)
+        except ValueError as error:
+            accepted = Settings.model_fields[FIELD_OF_KEY[key]].description
+            place = f"{key}={shown(key, given[key].value)} ({given[key].where})"
+            faults.append(f"{place}: accepted: {accepted} ({error})")
+    return faults
 
 
 def _given(found: EnvFile, environ: Mapping[str, str]) -> dict[str, _Given]:

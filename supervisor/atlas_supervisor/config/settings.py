@@ -18,8 +18,6 @@ from atlas_supervisor.config.fields import (
     Features,
     FileOrNone,
     FileToBe,
-    Folder,
-    FolderOrNone,
     FolderToBe,
     Host,
     HttpPath,
@@ -31,6 +29,8 @@ from atlas_supervisor.config.fields import (
     PortOrOff,
     Probability,
     Ramp,
+    ReleaseFolder,
+    ReleaseFolderOrNone,
     Seconds,
     SecondsOrZero,
     Share,
@@ -38,7 +38,7 @@ from atlas_supervisor.config.fields import (
     Switch,
     Text,
 )
-from atlas_supervisor.model.deploy import Mode
+from atlas_supervisor.model.deploy import AfterFailure, Mode
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
 
@@ -79,9 +79,9 @@ class Settings(BaseModel):
     control_tls_key: FileOrNone = None
     state_dir: FolderToBe = Path("state")
     worker_command: Command = ("python", "-m", "atlas_worker")
-    worker_directory: Folder = Path()
+    worker_directory: ReleaseFolder = Path()
     worker_env_file: FileOrNone = None
-    releases_dir: FolderOrNone = None
+    releases_dir: ReleaseFolderOrNone = None
     channel: Text = "stable"
     ready_timeout_seconds: Seconds = 30
     drain_timeout_seconds: Seconds = 30
@@ -95,6 +95,9 @@ class Settings(BaseModel):
     stop_signal: StopSignal = "TERM"
     drain_quiet_seconds: Seconds = 1
     relay_proxy_protocol: Switch = False
+    after_failure: Annotated[AfterFailure, Lower, Field(description="single or stay")] = (
+        AfterFailure.SINGLE
+    )
     smoke_file: PlaceOrNone = DEFAULT_SMOKE_FILE
     keep_warm_seconds: SecondsOrZero = 300
     keep_warm_foreign: Switch = False

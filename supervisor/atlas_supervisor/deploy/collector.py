@@ -91,7 +91,7 @@ def _slots(slots: Iterable[SlotView]) -> Iterator[Metric]:
     )
     restarts = CounterMetricFamily(
         "atlas_worker_restarts",
-        "Restarts of crashed workers, since the daemon's start.",
+        "Restarts of the slot's crashed worker, since its deploy.",
         labels=["slot"],
     )
     for view in views:

@@ -27,6 +27,11 @@ def unknown_release(problem: str) -> RefusedError:
     return errors.UNKNOWN_RELEASE.error(problem=problem)
 
 
+def releases_unreadable(problem: str) -> RefusedError:
+    """Return the error for a list of releases that can't be made."""
+    return errors.RELEASES_UNREADABLE.error(problem=problem)
+
+
 def in_progress(run: DeployRun) -> RefusedError:
     """Return the error for a second deploy while `run` is in progress."""
     return errors.DEPLOY_IN_PROGRESS.error(deploy_id=run.record.deploy_id, phase=run.phase)
@@ -37,10 +42,10 @@ def not_durable(problem: str, error: Exception) -> RefusedError:
     return errors.NOT_DURABLE.error(problem=problem, error=error)
 
 
-def switch_failed(run: DeployRun) -> RefusedError:
+def switch_failed(record: DeployRecord, problem: str | None) -> RefusedError:
     """Return the error for a switch that was tried and failed."""
-    record = run.record.model_dump(mode="json")
-    return errors.SWITCH_FAILED.error(problem=run.switch_failure, extra=record)
+    why = problem or record.reason or "the deploy went otherwise"
+    return errors.SWITCH_FAILED.error(problem=why, extra=record.model_dump(mode="json"))
 
 
 def too_late(record: DeployRecord) -> RefusedError:

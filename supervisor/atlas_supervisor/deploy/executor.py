@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import Any
 
 import anyio
 import structlog
@@ -22,7 +23,7 @@ from atlas_supervisor.model.deploy import (
     PreflightDetail,
     SmokeDetail,
 )
-from atlas_supervisor.model.release import Version, VersionChange
+from atlas_supervisor.model.release import Version, VersionChange, VersionSource
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.health_probe import HttpProber, health_gate
 from atlas_supervisor.probes.smoke import run_smoke
@@ -30,12 +31,18 @@ from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.drain import counts
 from atlas_supervisor.workers.launch import LaunchError, worker_environment
+from atlas_supervisor.workers.releases import missing
 from atlas_supervisor.workers.slots import Slots
 
 log = structlog.get_logger(__name__)
 
 _SMALLEST_GUARD_INTERVAL_SECONDS = 0.5
 _ALONE_POLL_SECONDS = 0.05
+_NAMED_BY: dict[VersionSource | None, str] = {
+    VersionSource.GIT: "git's description",
+    VersionSource.NAME: "its folder's name",
+    VersionSource.DIGEST: "a digest of its files",
+}
 
 
 class Executor:
@@ -64,8 +71,8 @@ class Executor:
     async def preflight(self, deploy: ActiveDeploy) -> StepOutcome:
         """Check the release, the smoke file and the ports, and free the staging slot."""
         watch, release = Stopwatch(), deploy.release
-        if not release.path.is_dir():
-            return StepOutcome.failed(f"the release's folder {release.path} is gone")
+        if why := await anyio.to_thread.run_sync(missing, release):
+            return StepOutcome.failed(why)
         try:
             await self._smoke_plan()
         except SettingsError as error:
@@ -76,10 +83,12 @@ class Executor:
                 PreflightDetail(strangers=strangers),
             )
         await self._slots.free_staging()
-        return StepOutcome.passed(
-            f"version {release.version} can be launched on {self._slots.staging.name}",
-            PreflightDetail(version=release.version, waited_ms=watch.milliseconds),
-        )
+        message = f"version {release.version} can be launched on {self._slots.staging.name}"
+        facts: dict[str, Any] = {"version": release.version, "version_source": release.source}
+        if release.note is not None:
+            message += f"; {release.note}, so its version is {_NAMED_BY[release.source]}"
+            facts["version_note"] = release.note
+        return StepOutcome.passed(message, PreflightDetail(**facts, waited_ms=watch.milliseconds))
 
     async def _smoke_plan(self) -> SmokePlan | None:
         """Read the smoke file, which may have changed; None if there is none."""

@@ -6,6 +6,9 @@ copy in the database and the settings stand in for a file that can't be used.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+from contextlib import suppress
+
 import anyio
 import structlog
 
@@ -13,14 +16,14 @@ from atlas_supervisor.config import Settings
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.actor import SUPERVISOR
 from atlas_supervisor.model.deploy import Mode
-from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.release import Release, Version
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.state import ActiveRelease, DeployState
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.state_keeper import StateFile, StateKeeper, UnreadableStateError
 from atlas_supervisor.store.statements import StoreError
 from atlas_supervisor.system.clock import now
-from atlas_supervisor.workers.releases import Releases, UnknownReleaseError
+from atlas_supervisor.workers.releases import Releases, Start, UnknownReleaseError
 
 log = structlog.get_logger(__name__)
 
@@ -70,41 +73,82 @@ async def _fitted(state: DeployState, settings: Settings, database: Database) ->
     return state.model_copy(update={"mode": mode, "active_port": active, "staging_port": staging})
 
 
-async def last_active(
-    database: Database, state: StateKeeper, releases: Releases, slot: SlotName
+async def active_release(
+    settings: Settings, database: Database, state: StateKeeper, releases: Releases, slot: SlotName
 ) -> Release:
-    """Return the release that had the traffic last, or the worker directory at the first start.
+    """Return the release to start: the one that had the traffic last, exactly as recorded.
 
-    The state file decides: it is written with every switch, and is there without the database.
-    Both then name the release that is about to run. Raises UnknownReleaseError, and StoreError if
-    the database can't be read.
+    The version before it, if that is gone; `Releases.start` has the whole order. Raises StoreError.
     """
     rows, named = await database.versions.all(), state.state.active_release
-    last = named or (rows[0].release if rows else None)
-    release = await anyio.to_thread.run_sync(releases.find, last.name if last else None)
-    if not rows or rows[0].release != release:
-        try:
-            await database.versions.push(slot, release)
-        except StoreError as error:  # it can serve without
-            log.error("version_not_saved", slot=slot, release=release.label, why=str(error))
+    recorded = [row.release for row in rows]
+    if named is not None:  # written with every switch, and there without the database
+        recorded = [releases.active(named), *recorded]
+    elif rows:
+        recorded = [rows[0].release, *recorded]
+    # Without deploys, a start is the only way to a new content of the worker directory.
+    is_followed = settings.deploy_mode is Mode.SINGLE and recorded and recorded[0].name is None
+    if is_followed or not recorded:
+        with suppress(UnknownReleaseError):
+            release = await anyio.to_thread.run_sync(releases.find, None)
+            await _note(release, database, state, slot, rows)
+            return release
+    if not recorded:  # WORKER_DIRECTORY was removed a moment ago
+        return Release(name=None, path=settings.worker_directory, version="unknown")
+    start = await anyio.to_thread.run_sync(releases.start, recorded)
+    if start.why is None:
+        await _note(start.release, database, state, slot, rows)
+        return start.release
+    log.critical("active_release_missing", slot=slot, why=start.why)
+    if start.position > 0:
+        await _fall_back(start, database, state, slot)
+    return start.release
+
+
+async def _fall_back(start: Start, database: Database, state: StateKeeper, slot: SlotName) -> None:
+    """Record that a version before the active one has the traffic from now on."""
+    release = start.release
+    log.critical("version_before_started", slot=slot, release=release.label, why=start.why)
+    await _save(database.versions.replace(start.position, slot, release), release)
     await _name(release, state)
-    return release
+    await database.audit.record(
+        SUPERVISOR,
+        "release",
+        "fell_back",
+        reason=start.why,
+        release=release.name,
+        version=release.version,
+    )
 
 
-async def active_release(
-    database: Database, state: StateKeeper, releases: Releases, slot: SlotName
-) -> Release | None:
-    """Return the release that had the traffic last; None if it is gone. Raises StoreError."""
+async def _note(
+    release: Release,
+    database: Database,
+    state: StateKeeper,
+    slot: SlotName,
+    rows: list[Version],
+) -> None:
+    """Record the release that is about to run, where it is not recorded yet."""
+    last = rows[0].release if rows else None
+    if last is None or not last.is_same(release):
+        # A row of an earlier version names the same release and not its folder.
+        is_named = last is not None and last.identity is None
+        is_named = is_named and last is not None and last.label == release.label
+        await _save(database.versions.replace(int(is_named), slot, release), release)
+    await _name(release, state)
+
+
+async def _save(change: Awaitable[None], release: Release) -> None:
+    """Change the versions; the daemon can serve without."""
     try:
-        return await last_active(database, state, releases, slot)
-    except UnknownReleaseError as error:
-        log.critical("active_release_missing", slot=slot, why=str(error))
-        return None
+        await change
+    except StoreError as error:
+        log.error("version_not_saved", release=release.label, why=str(error))
 
 
 async def _name(release: Release, state: StateKeeper) -> None:
-    """Name the release in the state file; it can serve without."""
-    named = ActiveRelease(name=release.name, version=release.version)
+    """Name the release in the state file; the daemon can serve without."""
+    named = ActiveRelease(**release.record)
     if state.state.active_release == named:
         return
     try:

@@ -51,7 +51,9 @@ class Event(StrEnum):
 class Consequence(StrEnum):
     """What a transition demands besides its target's activity, once it is in the journal."""
 
+    ROLLBACK_UNNEEDED_AUDITED = "it is audited that no rollback was needed"
     ROLLBACK_AUDITED = "a rollback is audited"
+    ROLLBACK_FAILURE_AUDITED = "a failed rollback is audited"
     SINGLE_MODE = "the mode falls back to single"
     SWITCH_FAILURE_AUDITED = "a failed switch is audited"
 
@@ -137,8 +139,10 @@ class NotPossibleError(Exception):
 
 
 _P, _E, _R = Phase, Event, Result
-_REJECTED = (Consequence.ROLLBACK_AUDITED, Consequence.SINGLE_MODE)
+_REJECTED = (Consequence.ROLLBACK_UNNEEDED_AUDITED, Consequence.SINGLE_MODE)
+_REVERTED_BY_GUARD = (Consequence.SINGLE_MODE,)
 _ROLLED_BACK = (Consequence.ROLLBACK_AUDITED,)
+_NOT_ROLLED_BACK = (Consequence.ROLLBACK_FAILURE_AUDITED, Consequence.SWITCH_FAILURE_AUDITED)
 _NOT_SWITCHED = (Consequence.SWITCH_FAILURE_AUDITED,)
 
 
@@ -177,25 +181,27 @@ TABLE: tuple[Row, ...] = (
     Row(_P.SWITCH, _E.STAGING_DIED, _P.UNSTAGE, _R.FAILED, demands=_NOT_SWITCHED),
     Row(_P.SWITCH, _E.SUPERVISOR_STOPPED, _P.ENDED, _R.ABORTED),
     Row(_P.GUARD, _E.PASSED, _P.WARM),
-    Row(_P.GUARD, _E.FAILED, _P.REVERT, demands=_REJECTED),
-    Row(_P.GUARD, _E.ACTIVE_DIED, _P.REVERT, demands=_REJECTED),
-    # A request for a rollback is audited by itself, with its actor.
+    Row(_P.GUARD, _E.FAILED, _P.REVERT, demands=_REVERTED_BY_GUARD),
+    Row(_P.GUARD, _E.ACTIVE_DIED, _P.REVERT, demands=_REVERTED_BY_GUARD),
     Row(_P.GUARD, _E.ROLLBACK_REQUESTED, _P.REVERT),
     Row(_P.GUARD, _E.SUPERSEDED, _P.DRAIN),
     Row(_P.GUARD, _E.SUPERVISOR_STOPPED, _P.ENDED),
     Row(_P.WARM, _E.PASSED, _P.DRAIN),
-    Row(_P.WARM, _E.ACTIVE_DIED, _P.REVERT, demands=_ROLLED_BACK),
+    Row(_P.WARM, _E.ACTIVE_DIED, _P.REVERT),
     Row(_P.WARM, _E.ROLLBACK_REQUESTED, _P.REVERT),
     Row(_P.WARM, _E.SUPERSEDED, _P.DRAIN),
     Row(_P.WARM, _E.SUPERVISOR_STOPPED, _P.ENDED),
     # Phases that only clean up can't change the result, and always lead to the end.
     Row(_P.WARM, _E.FAILED, _P.DRAIN),
+    # Until the drain begins, the old version can take over (`UNTIL_BEGUN`).
+    Row(_P.DRAIN, _E.ACTIVE_DIED, _P.REVERT),
+    Row(_P.DRAIN, _E.ROLLBACK_REQUESTED, _P.REVERT),
     Row(_P.DRAIN, _E.PASSED, _P.ENDED),
     Row(_P.DRAIN, _E.FAILED, _P.ENDED),
     Row(_P.DRAIN, _E.SUPERVISOR_STOPPED, _P.ENDED),
-    Row(_P.REVERT, _E.PASSED, _P.DRAIN_REVERTED, _R.ROLLED_BACK),
+    Row(_P.REVERT, _E.PASSED, _P.DRAIN_REVERTED, _R.ROLLED_BACK, demands=_ROLLED_BACK),
     # The old version could not take over: the new one keeps the traffic.
-    Row(_P.REVERT, _E.FAILED, _P.WARM, _R.SWITCHED, demands=_NOT_SWITCHED),
+    Row(_P.REVERT, _E.FAILED, _P.WARM, _R.SWITCHED, demands=_NOT_ROLLED_BACK),
     Row(_P.REVERT, _E.SUPERVISOR_STOPPED, _P.ENDED),
     Row(_P.DRAIN_REVERTED, _E.PASSED, _P.ENDED),
     Row(_P.DRAIN_REVERTED, _E.FAILED, _P.ENDED),
@@ -240,6 +246,19 @@ IN_PROGRESS = frozenset(
 FLIPS = frozenset({Phase.SWITCH, Phase.REVERT})
 """Phases whose activity moves all traffic to the other slot: short, and never interrupted."""
 
+KEPT_DURING_FLIP = {
+    Phase.SWITCH: frozenset({Event.STAGING_DIED, Event.SUPERVISOR_STOPPED}),
+    Phase.REVERT: frozenset({Event.ACTIVE_DIED, Event.SUPERVISOR_STOPPED}),
+}
+"""What is accepted during a flip, and waits for the phase that follows.
+
+Roles are those before the flip: both deaths are of the deployed version. If it is active in the
+phase that follows, `staging_died` is `active_died` there.
+"""
+
+UNTIL_BEGUN = {Phase.DRAIN: frozenset({Event.ACTIVE_DIED, Event.ROLLBACK_REQUESTED})}
+"""Rows that apply only as long as the activity of their phase has not begun."""
+
 STEP_OF = {
     Phase.PREFLIGHT: StepName.PREFLIGHT,
     Phase.LAUNCH: StepName.LAUNCH,
@@ -264,6 +283,17 @@ def step(plan: Plan, phase: Phase, event: Event) -> Row:
 def possible(plan: Plan, phase: Phase, event: Event) -> bool:
     """Return whether the event has a row in this phase."""
     return any(row.phase is phase and row.event is event and plan.meets(row.when) for row in TABLE)
+
+
+def demands_of(row: Row, cause: Event | None) -> tuple[Consequence, ...]:
+    """Return what a transition demands; `cause` is the event that led to the last revert.
+
+    A rollback that was requested is audited by its request, with its actor.
+    """
+    if cause is not Event.ROLLBACK_REQUESTED:
+        return row.demands
+    by_request = {Consequence.ROLLBACK_AUDITED, Consequence.ROLLBACK_FAILURE_AUDITED}
+    return tuple(each for each in row.demands if each not in by_request)
 
 
 def diagram() -> str:

@@ -24,6 +24,7 @@ from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.model.actor import SUPERVISOR, Actor
 from atlas_supervisor.model.deploy import (
     BEGUN,
+    AfterFailure,
     DeployEvent,
     DeployRecord,
     Mode,
@@ -41,10 +42,21 @@ from atlas_supervisor.system.clock import now
 log = structlog.get_logger(__name__)
 
 AUDITED = {
+    Consequence.ROLLBACK_UNNEEDED_AUDITED: ("rollback", "not_needed"),
     Consequence.ROLLBACK_AUDITED: ("rollback", "done"),
+    Consequence.ROLLBACK_FAILURE_AUDITED: ("rollback", "failed"),
     Consequence.SWITCH_FAILURE_AUDITED: ("switch", "failed"),
 }
 """Action and outcome of the entries that a row may demand."""
+
+
+def demanded(
+    demands: tuple[Consequence, ...], after_failure: AfterFailure
+) -> Iterator[Consequence]:
+    """Yield the demands that the settings leave."""
+    for demand in demands:
+        if demand is not Consequence.SINGLE_MODE or after_failure is AfterFailure.SINGLE:
+            yield demand
 
 
 def new_record(release: Release, plan: Plan, ports: tuple[int, int]) -> DeployRecord:
@@ -69,13 +81,28 @@ def new_record(release: Release, plan: Plan, ports: tuple[int, int]) -> DeployRe
 class Recorder:
     """The one writer of deploys; it satisfies `effects.TransitionLog`."""
 
-    def __init__(self, database: Database, state: StateKeeper, events: EventHub) -> None:
+    def __init__(
+        self,
+        database: Database,
+        state: StateKeeper,
+        events: EventHub,
+        after_failure: AfterFailure = AfterFailure.SINGLE,
+    ) -> None:
         self._database = database
         self._state = state
         self._events = events
+        self._after_failure = after_failure
+        self._fallback: PendingWrite | None = None
+        """The last fallback to `single`."""
 
     async def begin(
-        self, record: DeployRecord, plan: Plan, *, actor: Actor, key: IdempotencyKey | None
+        self,
+        record: DeployRecord,
+        plan: Plan,
+        *,
+        actor: Actor,
+        key: IdempotencyKey | None,
+        release: Release | None = None,
     ) -> None:
         """Write a new deploy to all three. Raises RefusedError; then it has not started."""
         action = "rollback" if plan.rollback else "dry_run" if plan.dry_run else "deploy"
@@ -85,7 +112,12 @@ class Recorder:
         try:
             await self._database.outbox.flush()
             journal_id = await self._database.deploys.begin(
-                record, auto_switch=plan.auto_switch, rollback=plan.rollback, key=key, cause=cause
+                record,
+                auto_switch=plan.auto_switch,
+                rollback=plan.rollback,
+                release=release,
+                key=key,
+                cause=cause,
             )
             self._events.publish(PublishedEvent(event, rollback=plan.rollback), journal_id)
             is_written = True
@@ -125,7 +157,7 @@ class Recorder:
             publish=self._events.publish,
         )
         reason = record.reason or transition.event.cause
-        for demand in transition.demands:
+        for demand in demanded(transition.demands, self._after_failure):
             pending = self._demand(demand, record, reason)
         if transition.has_new_result:  # no caller waits for this entry
             self._audit("deploy", str(record.result), record, record.reason)
@@ -136,7 +168,7 @@ class Recorder:
         """Put what a row demands into the outbox; return its last entry."""
         if demand is not Consequence.SINGLE_MODE:
             return self._audit(*AUDITED[demand], record, reason)
-        self._database.outbox.put(partial(self._fall_back_to_single, reason))
+        self._fallback = self._database.outbox.put(partial(self._fall_back_to_single, reason))
         return self._database.audit.enqueue(SUPERVISOR, "mode", Mode.SINGLE.value, reason=reason)
 
     def _audit(
@@ -150,6 +182,11 @@ class Recorder:
             reason=reason,
             version=record.version,
         )
+
+    async def finish_fallback(self) -> None:
+        """Write a fallback that is pending: it must not undo a later request. Raises StoreError."""
+        if self._fallback is not None:
+            await self._database.outbox.flush(self._fallback)
 
     async def _fall_back_to_single(self, reason: str) -> None:
         """Disable deploys until an operator enables them again."""

@@ -17,8 +17,17 @@ import structlog
 from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy.effects import Effects, TransitionLog
 from atlas_supervisor.deploy.initial_state import read_state
-from atlas_supervisor.deploy.machine import FLIPS, TABLE, Consequence, Event, Phase, Plan, step
-from atlas_supervisor.deploy.recorder import AUDITED
+from atlas_supervisor.deploy.machine import (
+    FLIPS,
+    TABLE,
+    Consequence,
+    Event,
+    Phase,
+    Plan,
+    demands_of,
+    step,
+)
+from atlas_supervisor.deploy.recorder import AUDITED, demanded
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.actor import SUPERVISOR
@@ -34,7 +43,7 @@ from atlas_worker.contract import STATE_FILE
 
 log = structlog.get_logger(__name__)
 
-_AFTER_SWITCH = frozenset({Phase.GUARD, Phase.WARM})
+_AFTER_SWITCH = frozenset({Phase.GUARD, Phase.WARM, Phase.DRAIN})
 
 
 async def recover(
@@ -72,7 +81,7 @@ async def finish_interrupted(
         if record.phase == Phase.AWAITING_SWITCH and may_wait:
             waiting = unfinished
             continue
-        state = await _write_demands(database, record, state)
+        state = await _write_demands(database, record, state, settings)
         # Only the latest one's switch can be what the file tells of.
         await _end(database, unfinished, state if latest else None, settings)
     await database.keys.forget_undone()
@@ -80,40 +89,38 @@ async def finish_interrupted(
 
 
 async def _write_demands(
-    database: Database, record: DeployRecord, state: DeployState
+    database: Database, record: DeployRecord, state: DeployState, settings: Settings
 ) -> DeployState:
     """Write what the last transition demands, unless it is written; return the state then."""
-    for demand in await _last_demands(database, record):
+    for demand in demanded(await _last_demands(database, record), settings.after_failure):
         if demand is not Consequence.SINGLE_MODE:
-            action, outcome = AUDITED[demand]
-            if not await database.audit.contains(record.deploy_id, action, outcome):
-                await database.audit.write(
-                    SUPERVISOR,
-                    action,
-                    outcome,
-                    subject=record.deploy_id,
-                    reason=record.reason,
-                    version=record.version,
-                )
+            await _audit_once(database, demand, record)
         elif state.mode is not Mode.SINGLE:
             state = state.model_copy(update={"mode": Mode.SINGLE})
             await database.audit.write(SUPERVISOR, "mode", "single", reason=record.reason)
     return state
 
 
+async def _audit_once(database: Database, demand: Consequence, record: DeployRecord) -> None:
+    action, outcome = AUDITED[demand]
+    if not await database.audit.contains(record.deploy_id, action, outcome):
+        await database.audit.write(
+            SUPERVISOR,
+            action,
+            outcome,
+            subject=record.deploy_id,
+            reason=record.reason,
+            version=record.version,
+        )
+
+
 async def _last_demands(database: Database, record: DeployRecord) -> tuple[Consequence, ...]:
     """Return the demands of the last transition, in order."""
     last, plan = await database.transitions.last(record.deploy_id), Plan(dry_run=record.dry_run)
+    cause = await database.transitions.cause_of(record.deploy_id, Phase.REVERT)
     rows = (row for row in TABLE if (row.phase.value, row.event.value) == last)
-    return next((row.demands for row in rows if plan.meets(row.when)), ())
-
-
-def _release(serving: ActiveRelease, settings: Settings) -> Release:
-    """Return the release that has the traffic; its folder may be gone by now."""
-    path = settings.worker_directory
-    if serving.name is not None and settings.releases_dir is not None:
-        path = settings.releases_dir / serving.name
-    return Release(name=serving.name, path=path, version=serving.version)
+    found = next((row for row in rows if plan.meets(row.when)), None)
+    return demands_of(found, Event(cause) if cause else None) if found else ()
 
 
 def _outcome(
@@ -157,6 +164,9 @@ async def _end(
         versions=versions,
         state=state if versions else None,
     )
+    if phase is Phase.REVERT or (turned and phase in _AFTER_SWITCH):
+        done = Consequence.ROLLBACK_AUDITED if turned else Consequence.ROLLBACK_FAILURE_AUDITED
+        await _audit_once(database, done, ended)
     outcome = result.value if result else "ended"
     subject = record.deploy_id
     await database.audit.write(SUPERVISOR, "deploy", outcome, subject=subject, reason=cause)
@@ -184,17 +194,29 @@ async def _version_change(
     slot, serving = settings.slot_of_port(state.active_port), state.active_release
     if switched:
         serving = ActiveRelease(name=record.release, version=record.version or "unknown")
+        if unfinished.release is not None:
+            serving = ActiveRelease(**unfinished.release.record)
     rows = await database.versions.all()
     noted = bool(rows) and (serving is None or _is(rows[0].release, serving))
     if noted and (unfinished.rollback or rows[0].slot is slot):
         return None
     if switched is unfinished.rollback:
         return VersionChange(None) if len(rows) > 1 else None
-    return VersionChange(Version(slot, _release(serving, settings))) if serving else None
+    if serving is None:
+        return None
+    return VersionChange(Version(slot, Releases.of(settings).active(serving)))
 
 
 def _is(release: Release, other: ActiveRelease) -> bool:
     return (release.name, release.version) == (other.name, other.version)
+
+
+def _pinned(releases: Releases, waiting: UnfinishedDeploy) -> Release:
+    """Return the release of a deploy that waits, with the version that its folder has now."""
+    if waiting.release is None:
+        return releases.find(waiting.record.release)
+    found = releases.checked(releases.recorded(waiting.release))
+    return found.model_copy(update={"recorded_version": None, "problem": None})  # gates follow
 
 
 async def resumed(
@@ -211,7 +233,7 @@ async def resumed(
     cause = "the supervisor was started again; the release passes the gates once more"
     row = step(plan, Phase.AWAITING_SWITCH, Event.SUPERVISOR_STOPPED)
     try:
-        release = await anyio.to_thread.run_sync(releases.find, record.release)
+        release = await anyio.to_thread.run_sync(_pinned, releases, waiting)
     except UnknownReleaseError as error:
         row = step(plan, Phase.PREFLIGHT, Event.FAILED)
         cause = str(error)

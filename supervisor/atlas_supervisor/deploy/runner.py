@@ -4,11 +4,13 @@ A deploy is always in one phase, and a phase is its activity. The activity ends 
 an event comes from outside (an operator asks, a worker dies, the daemon stops) and the activity is
 cancelled and has undone what it did. The table alone decides what follows.
 
-1. One event ends a phase. If both come in the same moment, the outcome of the activity counts; the
-   event from outside is kept if it has a row in the phase that follows, and is dropped otherwise.
-   At most one event from outside waits. More are refused, but a request for what is being done
-   already is accepted, and both callers get the same answer.
+1. One event ends a phase. At most one event from outside waits. More are refused, but a request for
+   what is being done already is accepted, and both callers get the same answer. An event that was
+   accepted counts, even if the activity ends in the same moment: its outcome is then void, unless
+   both lead to the same phase. No activity begins while an event waits.
 2. A flip (`switch`, `revert`) is never cancelled: it is short, and done as a whole or not at all.
+   It accepts only `machine.KEPT_DURING_FLIP`: such an event waits for the phase that follows, and
+   is dropped if it means nothing there. No request is among them, so none is accepted and dropped.
 3. The order of a transition: record and phase in memory, then the journal, then what the row
    demands, then the answer to callers (`settled`), then the next activity. So no activity begins
    before the transition that leads to it was tried to be written.
@@ -18,8 +20,9 @@ cancelled and has undone what it did. The table alone decides what follows.
 5. However an activity ends, by a bug too, that is an event with a row: every phase that can be
    reached has a row for PASSED or waits, one for FAILED, and a way to the end (`test_machine`).
 6. `settled` is set while there is an answer for the last request: a result is known, the phase does
-   not bring another by itself soon, and no event waits. `ended` is set when nothing more follows;
-   `drive` returns once all of it is on the disk.
+   not bring another by itself soon, and no event waits. A later request makes a new one, so that no
+   caller gets another one's answer. `ended` is set when nothing more follows; `drive` returns once
+   all of it is on the disk.
 """
 
 from __future__ import annotations
@@ -41,13 +44,15 @@ from atlas_supervisor.deploy.machine import (
     FIRST_PHASE,
     FLIPS,
     IN_PROGRESS,
+    KEPT_DURING_FLIP,
     STEP_OF,
-    Consequence,
+    UNTIL_BEGUN,
     Event,
     Phase,
     Plan,
     Row,
     StepOutcome,
+    demands_of,
     explains,
     possible,
     step,
@@ -67,6 +72,31 @@ _PORTS_CHANGE = FLIPS | {Phase.PREFLIGHT}
 """Phases after which the ports may be others; during preflight the deploy before may revert."""
 
 
+class Settled:
+    """The answer to the requests that a deploy has accepted; set once."""
+
+    def __init__(self) -> None:
+        self._answered = anyio.Event()
+        self._record: DeployRecord | None = None
+        self.switch_failure: str | None = None
+        """Why the last flip could not be done; None if it was, or there was none."""
+
+    def set(self, record: DeployRecord, switch_failure: str | None) -> None:
+        """Answer every caller that waits."""
+        self._record, self.switch_failure = record, switch_failure
+        self._answered.set()
+
+    def is_set(self) -> bool:
+        """Return whether there is an answer."""
+        return self._record is not None
+
+    async def wait(self) -> DeployRecord:
+        """Wait for the answer, and return the deploy as it was then."""
+        await self._answered.wait()
+        assert self._record is not None  # noqa: S101  # `set` sets both
+        return self._record
+
+
 class DeployRun:
     """One deploy, from its first transition to its last."""
 
@@ -84,11 +114,12 @@ class DeployRun:
         self.plan = plan
         self.release = release
         self.phase = phase
-        self.settled = anyio.Event()
-        """Set while there is an answer for the last request."""
+        self.settled = Settled()
+        """The answer to the last request."""
         self.ended = anyio.Event()
-        self.switch_failure: str | None = None
-        """Why the last switch could not be done; None if it was, or there was none."""
+        self._switch_failure: str | None = None
+        self._reverts_because: Event | None = None
+        """The event that led to the last revert."""
         self._effects = effects
         self._transitions = transitions
         self._last: PendingWrite | None = None
@@ -97,6 +128,8 @@ class DeployRun:
         """The event from outside that waits to be handled."""
         self._arrived = anyio.Event()
         self._changed = anyio.Event()
+        self._has_begun = False
+        """Whether the activity of the phase has begun."""
         self._noted = StepDetail()
         """What the step records should its activity be interrupted."""
 
@@ -105,10 +138,9 @@ class DeployRun:
     @property
     def in_progress(self) -> bool:
         """Whether it is in progress, or is about to be, so that no other deploy may begin."""
-        if self._incoming is None:
+        if self.phase in IN_PROGRESS or self._incoming is None:
             return self.phase in IN_PROGRESS
-        following = step(self.plan, self.phase, self._incoming.event).target
-        return self.phase in IN_PROGRESS or following in IN_PROGRESS
+        return step(self.plan, self.phase, self._incoming.event).target in IN_PROGRESS
 
     @property
     def whereabouts(self) -> str:
@@ -122,7 +154,7 @@ class DeployRun:
         return self.phase is Phase.AWAITING_SWITCH and self._incoming is None
 
     def accepts(self, event: Event) -> bool:
-        """Return whether the event has a row in this phase, and no other is being handled.
+        """Return whether the event means something in this phase, and no other is being handled.
 
         What is being done already is accepted again: both callers get the answer.
         """
@@ -139,6 +171,10 @@ class DeployRun:
         return doing or (self._incoming is not None and self._incoming.event is event)
 
     def _possible(self, event: Event) -> bool:
+        if self.phase in FLIPS:
+            return event in KEPT_DURING_FLIP[self.phase]
+        if self._has_begun and event in UNTIL_BEGUN.get(self.phase, ()):
+            return False
         if event is Event.SUPERVISOR_STOPPED and self.phase is Phase.AWAITING_SWITCH:
             return False  # it goes on waiting; the next daemon takes that row
         return possible(self.plan, self.phase, event)
@@ -153,9 +189,8 @@ class DeployRun:
         if not self.accepts(event):
             return False
         self._incoming = StepOutcome(event, cause, detail or StepDetail())
-        if self.settled.is_set():
-            self.settled = anyio.Event()  # a caller from now on waits for what follows
-        self.switch_failure = None
+        if self.settled.is_set():  # a caller from now on waits for what follows
+            self.settled, self._switch_failure = Settled(), None
         self._arrived.set()
         return True
 
@@ -182,25 +217,40 @@ class DeployRun:
 
     async def _outcome(self) -> StepOutcome:
         """Return what ended the phase: its activity, or an event from outside."""
-        outcomes: list[StepOutcome] = []
         self._noted = StepDetail()
+        outcome = await self._run_activity()
+        if self._incoming is None or self.phase in FLIPS:
+            assert outcome is not None  # noqa: S101  # only an event ends it without one
+            return outcome
+        incoming, interrupted = self._incoming, self._noted
+        self._forget_incoming()
+        if outcome is not None and self._target(outcome) is self._target(incoming):
+            return outcome  # it says more
+        detail = incoming.detail if incoming.detail.model_fields_set else interrupted
+        return StepOutcome(incoming.event, incoming.message, detail)
+
+    async def _run_activity(self) -> StepOutcome | None:
+        """Return the outcome of the activity; None if an event from outside cut it short."""
+        outcome: StepOutcome | None = None
+        if self._incoming is not None and self.phase not in FLIPS:
+            return None
+        if self.phase in FLIPS:
+            return await self._guarded()
 
         async def run() -> None:
-            outcomes.append(await self._guarded())
+            nonlocal outcome
+            if self._incoming is None:
+                outcome = await self._guarded()
             group.cancel_scope.cancel()
 
         async with anyio.create_task_group() as group:
             group.start_soon(run)
-            if self.phase not in FLIPS:
-                await self._arrived.wait()
-                group.cancel_scope.cancel()
-        if outcomes:
-            return outcomes[0]
-        assert self._incoming is not None  # noqa: S101  # nothing else ends the group
-        incoming, interrupted = self._incoming, self._noted
-        self._forget_incoming()
-        detail = incoming.detail if incoming.detail.model_fields_set else interrupted
-        return StepOutcome(incoming.event, incoming.message, detail)
+            await self._arrived.wait()
+            group.cancel_scope.cancel()
+        return outcome
+
+    def _target(self, outcome: StepOutcome) -> Phase:
+        return step(self.plan, self.phase, outcome.event).target
 
     def _forget_incoming(self) -> None:
         self._incoming = None
@@ -208,6 +258,7 @@ class DeployRun:
 
     async def _guarded(self) -> StepOutcome:
         """Run the activity; a failing disk, or a bug of ours, is a failure of the phase."""
+        self._has_begun = True
         if self.phase is Phase.SWITCH and self._last is not None and not self._last.written:
             return StepOutcome.failed("the intent to switch could not be saved")
         try:
@@ -242,12 +293,14 @@ class DeployRun:
     async def _advance(self, outcome: StepOutcome, duration_ms: float) -> None:
         """Make the transition that the outcome leads to."""
         row = step(self.plan, self.phase, outcome.event)
+        if row.target is Phase.REVERT:
+            self._reverts_because = row.event
         ended_step = self._ended_step(outcome, duration_ms)
         before, self.record = self.record.result, self._updated(row, outcome.message, ended_step)
-        self.phase = row.target
+        self.phase, self._has_begun = row.target, False
         self._settle_incoming()
-        if Consequence.SWITCH_FAILURE_AUDITED in row.demands:
-            self.switch_failure = outcome.message
+        if row.phase in FLIPS:
+            self._switch_failure = None if outcome.has_passed else outcome.message
         log.info(
             "deploy_transition",
             source=row.phase,
@@ -266,11 +319,17 @@ class DeployRun:
         )
         has_new_result = self.record.result not in (None, before)
         self._last = await self._transitions.write(
-            Transition(self.record, event, row.demands, outcome.versions, has_new_result)
+            Transition(
+                self.record,
+                event,
+                demands_of(row, self._reverts_because),
+                outcome.versions,
+                has_new_result,
+            )
         )
         # A request that has come meanwhile waits for what follows from it.
         if self.record.result is not None and row.target not in _UNSETTLED and not self._incoming:
-            self.settled.set()
+            self.settled.set(self.record, self._switch_failure)
         if row.target is Phase.ENDED:
             self.ended.set()
         self._changed.set()
@@ -278,7 +337,7 @@ class DeployRun:
 
     def _ended_step(self, outcome: StepOutcome, duration_ms: float) -> Step | None:
         name = STEP_OF.get(self.phase)
-        if name is None:
+        if name is None or outcome.event in UNTIL_BEGUN.get(self.phase, ()):
             return None
         return Step(
             name=name,
@@ -310,7 +369,7 @@ class DeployRun:
         )
 
     def _settle_incoming(self) -> None:
-        """Keep an event that came during a transition only if it has a row in the new phase."""
+        """Keep an event that came during a flip only if it means something in the new phase."""
         if self._incoming is None:
             return
         event = self._incoming.event

@@ -19,11 +19,12 @@ from atlas_supervisor.deploy import errors
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.executor import Executor
 from atlas_supervisor.deploy.idempotency import IdempotentRequests
-from atlas_supervisor.deploy.machine import Event, Plan
+from atlas_supervisor.deploy.machine import FLIPS, Event, Plan
 from atlas_supervisor.deploy.recorder import Recorder, Runs, new_record
 from atlas_supervisor.deploy.recovery import resumed
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.deploy.status import DeployQueries
+from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.deploy import DeployRecord, Mode, Result, StepDetail
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
@@ -32,9 +33,20 @@ from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.keys import KeyRow
 from atlas_supervisor.store.state_keeper import StateKeeper
+from atlas_supervisor.store.statements import StoreError
 from atlas_supervisor.workers.releases import Releases, UnknownReleaseError
 from atlas_supervisor.workers.slot import Slot
 from atlas_supervisor.workers.slots import Slots
+
+_EFFECTS = {
+    Event.SWITCH_REQUESTED: frozenset({Result.SWITCHED, Result.ROLLED_BACK}),
+    Event.ABORT_REQUESTED: frozenset({Result.ABORTED}),
+    Event.ROLLBACK_REQUESTED: frozenset({Result.ROLLED_BACK}),
+}
+"""The results of a deploy that has done what was requested; what switched may be reverted."""
+
+_SETTLED_OTHERWISE = frozenset({Result.SWITCHED, Result.ABORTED})
+"""Results that a failed flip does not explain: another one succeeded, or none was wanted."""
 
 
 async def previous_release(database: Database, releases: Releases) -> Release:
@@ -45,13 +57,9 @@ async def previous_release(database: Database, releases: Releases) -> Release:
         raise errors.nothing_to_roll_back()
     before = rows[1].release
     try:
-        found = await anyio.to_thread.run_sync(releases.find, before.name)
+        return await anyio.to_thread.run_sync(releases.unchanged, before)
     except UnknownReleaseError as error:
         raise errors.previous_gone(before, str(error)) from error
-    if found.name is None and found.version != before.version:
-        why = f"{found.path} now holds version {found.version}"
-        raise errors.previous_gone(before, why)
-    return found
 
 
 class DeployService:
@@ -121,7 +129,7 @@ class DeployService:
         self._refuse_if_busy()
         record = new_record(release, plan, self._slots.ports())
         with anyio.CancelScope(shield=True):  # written and started, or neither
-            await self._recorder.begin(record, plan, actor=actor, key=key)
+            await self._recorder.begin(record, plan, release=release, actor=actor, key=key)
             run = DeployRun(
                 record, plan, release, effects=self._executor, transitions=self._recorder
             )
@@ -157,12 +165,7 @@ class DeployService:
     async def settled(self, deploy_id: str) -> DeployRecord:
         """Wait until the deploy has a result."""
         run = self._runs.get(deploy_id)
-        if run is None:
-            return await self._known(deploy_id)
-        await run.settled.wait()
-        if run.record.result is Result.SWITCHED:
-            return run.record  # a switch that failed then was one back
-        return await self._answer(run)
+        return await (self._answer(run) if run else self._known(deploy_id))
 
     async def _known(self, deploy_id: str) -> DeployRecord:
         """Return the deploy as it is now. Raises LookupError."""
@@ -172,17 +175,30 @@ class DeployService:
         return record
 
     async def _answer(self, run: DeployRun) -> DeployRecord:
-        await run.settled.wait()
-        if run.switch_failure is not None:
-            raise errors.switch_failed(run)
-        return run.record
+        settled = run.settled  # a later request has an answer of its own
+        record = await settled.wait()
+        if settled.switch_failure is not None and record.result not in _SETTLED_OTHERWISE:
+            raise errors.switch_failed(record, settled.switch_failure)
+        return record
 
-    async def _audited(self, run: DeployRun, action: str, actor: Actor) -> DeployRecord:
+    async def _done(self, run: DeployRun, event: Event) -> DeployRecord:
+        """Return the answer to a request that had its effect. Raises RefusedError if it had not."""
+        settled = run.settled
+        record = await settled.wait()
+        if record.result in _EFFECTS[event]:
+            return record
+        if event is Event.ABORT_REQUESTED:
+            raise errors.too_late(record)
+        raise errors.switch_failed(record, settled.switch_failure)
+
+    async def _audited(
+        self, run: DeployRun, event: Event, action: str, actor: Actor
+    ) -> DeployRecord:
         """Return the answer to a request that the deploy has accepted; audit the request."""
         outcome, subject = "failed", run.record.deploy_id
         try:
-            record = await self._answer(run)
-            outcome = record.result.value if record.result else "unknown"
+            record = await self._done(run, event)
+            outcome = str(record.result)
         finally:
             await self._database.audit.record(actor, action, outcome, subject=subject)
         return record
@@ -202,24 +218,21 @@ class DeployService:
 
     async def abort(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
         """Abort the deploy in progress; return once staging is stopped."""
-        async with self._requests.forgotten_if_refused(key):
-            record = await self._steer(Event.ABORT_REQUESTED, "abort", actor, key)
-            if record.result is not Result.ABORTED:
-                raise errors.too_late(record)
-        return record
+        return await self._steer(Event.ABORT_REQUESTED, "abort", actor, key)
 
     async def _steer(
         self, event: Event, action: str, actor: Actor, key: IdempotencyKey | None
     ) -> DeployRecord:
         if key is None:  # a failing disk must not prevent an abort
-            return await self._audited(await self._taker(event, action, actor), action, actor)
+            taker = await self._taker(event, action, actor)
+            return await self._audited(taker, event, action, actor)
         async with self._starting:
             before = await self._keys.find(key)
             run = await self._taker(event, action, actor, key) if before is None else None
         if run is None:
             return await self._repeated(before)
         async with self._requests.forgotten_if_refused(key):
-            return await self._audited(run, action, actor)
+            return await self._audited(run, event, action, actor)
 
     async def _taker(
         self, event: Event, action: str, actor: Actor, key: IdempotencyKey | None = None
@@ -242,21 +255,31 @@ class DeployService:
 
     async def rollback(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
         """Go back to the version before: at once if it is warm, else through the gates."""
-        run = warm = None
+        warm = cold = None
         async with self._starting:  # two requests at once must not go back twice
             before = await self._keys.find(key) if key else None
             if before is None:
                 self._refuse_if_busy()
-                if self._slots.staging.serving:
-                    cause = f"rollback requested by {actor.name}"
-                    warm = await self._offered(Event.ROLLBACK_REQUESTED, cause, key)
+                warm = await self._warm_rollback(actor, key)
             if before is None and warm is None:
                 release = await previous_release(self._database, self._releases)
-                run = await self._begin(release, Plan(rollback=True), actor, key)
-        if warm is not None:
+                cold = await self._begin(release, Plan(rollback=True), actor, key)
+        if warm is None:
+            return await (self.settled(cold.record.deploy_id) if cold else self._repeated(before))
+        try:
             async with self._requests.forgotten_if_refused(key):
-                return await self._audited(warm, "rollback", actor)
-        return await (self.settled(run.record.deploy_id) if run else self._repeated(before))
+                return await self._audited(warm, Event.ROLLBACK_REQUESTED, "rollback", actor)
+        except RefusedError:
+            if self._slots.staging.can_serve:
+                raise
+        return await self.rollback(actor, key)  # too late for the warm version: it has ended
+
+    async def _warm_rollback(self, actor: Actor, key: IdempotencyKey | None) -> DeployRun | None:
+        """Return the deploy that goes back to its warm version; None if none can."""
+        if not self._slots.staging.can_serve:
+            return None
+        cause = f"rollback requested by {actor.name}"
+        return await self._offered(Event.ROLLBACK_REQUESTED, cause, key)
 
     async def set_mode(self, mode: Mode, actor: Actor, key: IdempotencyKey | None = None) -> None:
         """Set the mode durably."""
@@ -269,8 +292,9 @@ class DeployService:
         if mode is Mode.BLUEGREEN and self._settings.deploy_mode is Mode.SINGLE:
             raise errors.single_by_settings()
         try:
+            await self._recorder.finish_fallback()
             await self._state.change(mode=mode)
-        except OSError as error:
+        except (StoreError, OSError) as error:
             what = "the mode could not be saved, so it is unchanged"
             raise errors.not_durable(what, error) from error
         await self._state.copy_to_database()
@@ -283,17 +307,24 @@ class DeployService:
 
         Return once that deploy has settled: it may have reverted to a warm version.
         """
-        active = self._slots.active is slot
-        event = Event.ACTIVE_DIED if active else Event.STAGING_DIED
-        if active and not self._slots.staging.serving:
-            return False  # no other version can take over
-        role = "active" if active else "staging"
         for run in self._runs:
+            active = slot.port == self._active_port_for(run)
+            if active and not self._slots.staging.can_serve:
+                continue  # no other version can take over
+            event = Event.ACTIVE_DIED if active else Event.STAGING_DIED
+            role = "active" if slot is self._slots.active else "staging"
             cause_in_words = f"the {role} instance went down: {cause}"
             if run.offer(event, cause_in_words, StepDetail(output=slot.log.last_lines())):
                 await run.settled.wait()
                 return True
         return False
+
+    def _active_port_for(self, run: DeployRun) -> int:
+        """Return the active port; for a deploy that flips, the one before the flip.
+
+        The flip exchanges the roles before the phase ends.
+        """
+        return run.record.active_port if run.phase in FLIPS else self._slots.active.port
 
     async def stop(self) -> None:
         """End every deploy in a way that its record explains; a waiting one goes on waiting."""

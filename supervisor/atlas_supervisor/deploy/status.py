@@ -6,6 +6,7 @@ Nothing here changes anything. The status comes from memory.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import anyio
@@ -13,9 +14,11 @@ import anyio
 from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy import errors
 from atlas_supervisor.deploy.event_hub import EventHub
+from atlas_supervisor.deploy.machine import Phase
 from atlas_supervisor.deploy.recorder import Runs
 from atlas_supervisor.model.canary import CanaryStats
 from atlas_supervisor.model.deploy import (
+    AfterFailure,
     DeployRecord,
     EventFeed,
     Mode,
@@ -31,7 +34,7 @@ from atlas_supervisor.model.status import Status, Suggestion, Traffic
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.traffic import Plane
-from atlas_supervisor.workers.releases import Releases
+from atlas_supervisor.workers.releases import Releases, UnknownReleaseError
 from atlas_supervisor.workers.slot import Slot
 from atlas_supervisor.workers.slots import Slots
 
@@ -39,17 +42,21 @@ _GATES = {StepName.LAUNCH, StepName.SMOKE, StepName.HEALTH}
 """The steps whose failure sets the mode to `single`, besides the guard."""
 
 
-def why_disabled(last: DeployRecord | None) -> str:
-    """Return why the mode is `single`, as far as the latest deploy explains it."""
+_ROLLBACK_REQUESTED = f"{Phase.GUARD}: rollback requested by "
+
+
+def failure(last: DeployRecord | None) -> str | None:
+    """Return how the latest deploy failed a gate or its guard; None if it did not."""
     failed = (
         {step.name for step in last.steps if not step.ok} if last and not last.dry_run else set()
     )
     if last and last.result is Result.FAILED:
         for gate in failed & _GATES:
             return f"deploy {last.deploy_id} failed at {gate}"
-    if last and last.result is Result.ROLLED_BACK and StepName.GUARD in failed:
+    requested = last is not None and (last.reason or "").startswith(_ROLLBACK_REQUESTED)
+    if last and last.result is Result.ROLLED_BACK and StepName.GUARD in failed and not requested:
         return f"deploy {last.deploy_id} was reverted by its guard"
-    return "the mode is single"
+    return None
 
 
 def suggestions(
@@ -63,11 +70,28 @@ def suggestions(
         found.append(
             Suggestion(
                 code="mode_is_single",
-                message=f"Deploys are disabled: {why_disabled(last)}.",
+                message=f"Deploys are disabled: {failure(last) or 'the mode is single'}.",
                 action="Re-enable with `atlasctl mode bluegreen`.",
             )
         )
-    if active.state is SlotState.BACKOFF:
+    elif settings.after_failure is AfterFailure.STAY and last and (why := failure(last)):
+        found.append(
+            Suggestion(
+                code="last_deploy_failed",
+                message=f"AFTER_FAILURE=stay keeps deploys enabled, but {why}.",
+                action=f"See `atlasctl show {last.deploy_id}`.",
+            )
+        )
+    if active.release_gone is not None and not active.serving:
+        found.append(
+            Suggestion(
+                code="active_release_gone",
+                message=f"The active worker can't be started: {active.release_gone}.",
+                action="Go back with `atlasctl rollback`, deploy another release (`atlasctl "
+                "deploy`), or put the folder back and restart the daemon.",
+            )
+        )
+    elif active.state is SlotState.BACKOFF:
         found.append(
             Suggestion(
                 code="active_worker_crashes",
@@ -84,6 +108,15 @@ def suggestions(
                 message="The active worker crashed too often and is not restarted; none serves.",
                 action=f"See {log} for its output; deploy a version that works "
                 "(`atlasctl deploy`), or fix the cause and restart the daemon.",
+            )
+        )
+    if active.instance is not None and (problem := active.instance.release.problem) is not None:
+        found.append(
+            Suggestion(
+                code="active_release_changed",
+                message=f"What serves is not what was deployed: {problem}.",
+                action="Deploy a release, so that it passes the gates (`atlasctl deploy`), or go "
+                "back with `atlasctl rollback`.",
             )
         )
     return found
@@ -187,14 +220,19 @@ class DeployQueries:
             raise errors.deploy_not_found()
         return await self._events.subscribe(after=after, deploy_id=deploy_id)
 
-    async def releases(self) -> list[ReleaseView]:
-        """Return the named releases that exist, by name."""
-        found = await anyio.to_thread.run_sync(self._releases.all)
+    async def releases(self, *, with_git: bool) -> list[ReleaseView]:
+        """Return the named releases that exist, by name. Raises RefusedError."""
+        try:
+            found = await anyio.to_thread.run_sync(partial(self._releases.all, with_git=with_git))
+        except UnknownReleaseError as error:
+            raise errors.releases_unreadable(str(error)) from error
         last = await self._database.deploys.last_by_release()
         return [
             ReleaseView(
                 name=release.name or "",
-                version=release.version,
+                version=release.version or None,
+                version_source=release.source,
+                note=release.note,
                 slots=[
                     slot.name
                     for slot in self._slots

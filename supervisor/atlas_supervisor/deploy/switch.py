@@ -191,5 +191,4 @@ class Switch:
 def _release_of(slot: Slot) -> ActiveRelease | None:
     if slot.instance is None:
         return None
-    release = slot.instance.release
-    return ActiveRelease(name=release.name, version=release.version)
+    return ActiveRelease(**slot.instance.release.record)

@@ -33,6 +33,8 @@ class ActiveWorker:
     version: str | None = None
     absence: str = ""
     """Why no worker serves, in words."""
+    problem: str | None = None
+    """Why it is not what was deployed, in words."""
 
     def is_same(self, other: ActiveWorker) -> bool:
         """Return whether it is the same instance in the same slot."""
@@ -125,6 +127,8 @@ def port_active(subject: ActiveWorker, own: ProbedResponse, public: ProbedRespon
         explained = own.response is not None and complaint(own.response)
         status = CheckStatus.WARN if explained else CheckStatus.FAIL
         return _port(status, own.result.message, slowest)
+    if subject.problem is not None:
+        return _port(CheckStatus.WARN, subject.problem, slowest)
     where = "on its own port and the public one" if public else "on its own port; no other"
     return _port(CheckStatus.PASS, f"{subject.slot} answers {where}", slowest)
 

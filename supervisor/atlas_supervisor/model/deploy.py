@@ -26,6 +26,15 @@ class Mode(StrEnum):
     BLUEGREEN = "bluegreen"
 
 
+class AfterFailure(StrEnum):
+    """What happens to the mode when a deploy fails or its guard reverts it."""
+
+    SINGLE = "single"
+    """Deploys are disabled until an operator enables them."""
+    STAY = "stay"
+    """Deploys stay enabled."""
+
+
 class Result(StrEnum):
     """A deploy's outcome, as its caller sees it."""
 
@@ -70,6 +79,12 @@ class PreflightDetail(StepDetail):
     """What `preflight` records."""
 
     version: str | None = Field(None, description="The version of the release.")
+    version_source: str | None = Field(
+        None, description="Where the version comes from: `VERSION`, `git`, `name` or `digest`."
+    )
+    version_note: str | None = Field(
+        None, description="Why no better source could be used; absent if none was there."
+    )
     waited_ms: float | None = Field(None, description="Until the staging slot was free.")
     strangers: list[str] | None = Field(
         None, description="Listeners of other programs that would receive public connections."

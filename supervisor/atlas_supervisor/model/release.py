@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from atlas_supervisor.model.deploy import Result
 from atlas_supervisor.model.slot import SlotName
+
+
+class VersionSource(StrEnum):
+    """Where a release's version comes from, the best source first."""
+
+    FILE = "VERSION"
+    GIT = "git"
+    NAME = "name"
+    DIGEST = "digest"
 
 
 class Release(BaseModel):
@@ -21,12 +31,36 @@ class Release(BaseModel):
     name: str | None
     """Its name below `RELEASES_DIR`; None is `WORKER_DIRECTORY`."""
     path: Path
+    """Its real path: no link that is changed later leads elsewhere."""
     version: str
+    source: VersionSource | None = None
+    """None in records of earlier versions, as below."""
+    identity: str | None = None
+    """What distinguishes the folder from another one at the same path later."""
+    note: str | None = None
+    """Why its version has no better source."""
+    recorded_version: str | None = None
+    """The version that was deployed, if the folder holds another one by now."""
+    problem: str | None = None
+    """Why it is not what was deployed, in words."""
 
     @property
     def label(self) -> str:
         """What the log calls it: its name, else its version."""
         return self.name or self.version
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the state file records of it."""
+        return self.model_dump(include={"name", "version", "path", "identity", "source"})
+
+    def is_same(self, other: Release) -> bool:
+        """Return whether it is the same release in the same folder."""
+        return _key(self) == _key(other)
+
+
+def _key(release: Release) -> tuple[str | None, Path, str, str | None]:
+    return release.name, release.path, release.version, release.identity
 
 
 class Version(NamedTuple):
@@ -60,7 +94,15 @@ class ReleaseView(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str = Field(description="Name of the folder below RELEASES_DIR.")
-    version: str = Field(description="The release's version.")
+    version: str | None = Field(
+        description="The release's version; null if only git knows it: then git is run for its "
+        "deploy, and here for callers who are known by token or uid."
+    )
+    version_source: VersionSource | None = Field(
+        description="Where the version comes from: `VERSION`, its file; `git`, its description; "
+        "`name`, the folder's name."
+    )
+    note: str | None = Field(description="Why no better source could be used, if one was there.")
     slots: list[SlotName] = Field(description="The slots it runs in; empty if none.")
     last_deploy: LastDeploy | None = Field(
         description="Its latest deploy; null if it was never deployed."

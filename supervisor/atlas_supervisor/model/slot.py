@@ -66,7 +66,7 @@ class SlotEvent(StrEnum):
     RESTART_SCHEDULED = "restart_scheduled"
     """The worker crashed and is started again after a delay."""
     GIVEN_UP = "given_up"
-    """The worker crashed too often, or its release is gone."""
+    """The worker crashed or could not be started too often."""
 
 
 class UnexpectedEventError(Exception):
@@ -168,7 +168,9 @@ class SlotView(BaseModel):
     pid: int | None = Field(description="Process id of its worker, if there is one.")
     version: str | None = Field(description="Version of its worker, if there is one.")
     started_ts: datetime | None = Field(description="When its worker was started.")
-    restarts: int = Field(description="Number of automatic restarts of its worker.")
+    restarts: int = Field(
+        description="Number of automatic restarts of its worker since it was deployed."
+    )
     last_exit: str | None = Field(
         default=None,
         description="How a worker in this slot last ended unexpectedly, or failed to start; null "

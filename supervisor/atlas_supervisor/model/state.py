@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from atlas_supervisor.model.canary import CanaryPolicy
 from atlas_supervisor.model.deploy import Mode
+from atlas_supervisor.model.release import VersionSource
 
 SCHEMA_VERSION = 1
 
@@ -20,6 +22,10 @@ class ActiveRelease(BaseModel):
     name: str | None
     """Its name below `RELEASES_DIR`; None is `WORKER_DIRECTORY`."""
     version: str
+    path: Path | None = None
+    """Its real path. None in files of earlier versions, as is the rest."""
+    identity: str | None = None
+    source: VersionSource | None = None
 
 
 class DeployState(BaseModel):

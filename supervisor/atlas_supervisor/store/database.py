@@ -14,10 +14,11 @@ import aiosqlite
 import anyio
 
 from atlas_supervisor.errors import StartRefusedError
+from atlas_supervisor.model.release import Release
 from atlas_supervisor.store.audit import HEAD_FILE, AuditStore, HeadFile
 from atlas_supervisor.store.audit_trail import AuditTrail
 from atlas_supervisor.store.canary import CanaryStore
-from atlas_supervisor.store.deploys import DeployStore, TransitionStore, VersionStore
+from atlas_supervisor.store.deploys import DeployStore, TransitionStore, VersionStore, release_of
 from atlas_supervisor.store.keys import KeyStore
 from atlas_supervisor.store.migrations import migrate
 from atlas_supervisor.store.outbox import Outbox
@@ -45,19 +46,20 @@ class Database:
         self.canary = CanaryStore(self.statements)
 
 
-def active_release(path: Path) -> str | None:
-    """Return the name of the release that had the traffic last, without a daemon.
+def recorded_releases(path: Path) -> list[Release]:
+    """Return the releases that had the traffic, the last one first, without a daemon.
 
-    None if it had none, or nothing can be read. Blocks on the disk.
+    None of them if nothing can be read. Blocks on the disk.
     """
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
-            row = connection.execute(
-                "SELECT release FROM versions ORDER BY id DESC LIMIT 1"
-            ).fetchone()
+            connection.row_factory = sqlite3.Row
+            return [
+                release_of(row)
+                for row in connection.execute("SELECT * FROM versions ORDER BY id DESC")
+            ]
     except sqlite3.Error:
-        return None
-    return row[0] if row else None
+        return []
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ journal as well, with an empty phase before it.
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -93,6 +94,11 @@ class TransitionStore:
         rows = await self._statements.read("last_transition", deploy_id=deploy_id)
         return (rows[0]["phase"], rows[0]["event"]) if rows else None
 
+    async def cause_of(self, deploy_id: str, phase: str) -> str | None:
+        """Return the event that led to the phase the last time; None if none did."""
+        rows = await self._statements.read("last_cause", deploy_id=deploy_id, target=phase)
+        return rows[0]["event"] if rows else None
+
 
 def _transition_row(record: DeployRecord, event: DeployEvent) -> Statement:
     outcome = record.model_dump(mode="json", include=set(_OUTCOME))
@@ -153,6 +159,8 @@ class UnfinishedDeploy(NamedTuple):
     auto_switch: bool
     rollback: bool = False
     """Whether it brings back the version before the active one."""
+    release: Release | None = None
+    """What it deploys; None in a record of an earlier version."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +198,7 @@ class DeployStore:
         *,
         auto_switch: bool,
         rollback: bool = False,
+        release: Release | None = None,
         key: IdempotencyKey | None = None,
         cause: str = "",
     ) -> int:
@@ -202,7 +211,7 @@ class DeployStore:
         plan = {"auto_switch": auto_switch, "rollback": rollback}
         event = DeployEvent.of(record, ts=record.started_ts, source=None, event=BEGUN, cause=cause)
         _, begun, *_ = await self._statements.write(
-            ("begin_deploy", {**_columns(record), **plan}),
+            ("begin_deploy", {**_columns(record), **plan, **_folder(release)}),
             _transition_row(record, event),
             *([key_added(key, deploy_id=record.deploy_id)] if key else []),
             *((name, kept) for name in trims),
@@ -264,7 +273,10 @@ class DeployStore:
         """Return the deploys that have not ended, oldest first."""
         return [
             UnfinishedDeploy(
-                await self._record(row), bool(row["auto_switch"]), bool(row["rollback"])
+                await self._record(row),
+                bool(row["auto_switch"]),
+                bool(row["rollback"]),
+                release_of(row) if row["directory"] else None,
             )
             for row in await self._statements.read("unfinished_deploys")
         ]
@@ -327,15 +339,41 @@ class VersionStore:
         """Note that the release has the traffic from now on."""
         await self._statements.write(*versions_changed(VersionChange(Version(slot, release))))
 
+    async def replace(self, count: int, slot: SlotName, release: Release) -> None:
+        """Take the last `count` away, and note that this one has the traffic instead."""
+        added = versions_changed(VersionChange(Version(slot, release)))
+        await self._statements.write(*([("pop_version", {})] * count), *added)
+
     async def all(self) -> list[Version]:
         """Return the versions that had the traffic, the active one first."""
         return [
-            Version(
-                SlotName(row["slot"]),
-                Release(name=row["release"], path=Path(row["directory"]), version=row["version"]),
-            )
+            Version(SlotName(row["slot"]), release_of(row))
             for row in await self._statements.read("versions")
         ]
+
+
+def _folder(release: Release | None) -> dict[str, str | None]:
+    """Return the columns that say which folder it is."""
+    if release is None:
+        return dict.fromkeys(("directory", "identity", "version_source"))
+    return {
+        "directory": str(release.path),
+        "identity": release.identity,
+        "version_source": release.source,
+    }
+
+
+def release_of(row: sqlite3.Row) -> Release:
+    """Return the release of a row; a database of an earlier version has fewer columns."""
+    columns = set(row.keys())
+    found = {
+        field: row[column]
+        for field, column in (("identity", "identity"), ("source", "version_source"))
+        if column in columns
+    }
+    return Release(
+        name=row["release"], path=Path(row["directory"]), version=row["version"] or "", **found
+    )
 
 
 def versions_changed(change: VersionChange) -> list[Statement]:
@@ -343,6 +381,8 @@ def versions_changed(change: VersionChange) -> list[Statement]:
     if change.added is None:
         return [("pop_version", {})]
     slot, release = change.added
-    row = {"ts": now().isoformat(), "slot": slot, "release": release.name}
-    row |= {"directory": str(release.path), "version": release.version}
-    return [("push_version", row), ("trim_versions", {"kept": _VERSIONS_KEPT})]
+    row = {"ts": now().isoformat(), "slot": slot, "release": release.name, **_folder(release)}
+    return [
+        ("push_version", {**row, "version": release.version}),
+        ("trim_versions", {"kept": _VERSIONS_KEPT}),
+    ]

@@ -14,6 +14,9 @@ from atlas_supervisor.system.clock import now
 KEYS_KEPT = timedelta(hours=24)
 """At least so long; the key of a deploy is kept as long as the deploy's record."""
 
+NEWEST_KEPT = 1000
+"""As many are kept however old they look by the wall clock."""
+
 
 class KeyRow(NamedTuple):
     """What a key stands for."""
@@ -51,7 +54,7 @@ class KeyStore:
         self, key: IdempotencyKey, *, deploy_id: str | None = None, asked: Result | None = None
     ) -> None:
         """Remember a key; `asked` is the result that a request steered its deploy to."""
-        old = {"since": (now() - KEYS_KEPT).isoformat()}
+        old = {"since": (now() - KEYS_KEPT).isoformat(), "kept": NEWEST_KEPT}
         await self._statements.write(
             key_added(key, deploy_id=deploy_id, asked=asked), ("trim_keys", old)
         )

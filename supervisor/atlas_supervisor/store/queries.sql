@@ -2,8 +2,9 @@
 
 -- name: begin_deploy
 INSERT INTO deploys (deploy_id, release, version, dry_run, auto_switch, rollback, active_port, staging_port,
-                     phase, started_ts)
-VALUES (:deploy_id, :release, :version, :dry_run, :auto_switch, :rollback, :active_port, :staging_port, :phase, :started_ts);
+                     phase, started_ts, directory, identity, version_source)
+VALUES (:deploy_id, :release, :version, :dry_run, :auto_switch, :rollback, :active_port, :staging_port,
+        :phase, :started_ts, :directory, :identity, :version_source);
 
 -- name: trim_steps
 DELETE FROM steps
@@ -100,8 +101,8 @@ SELECT id, CAST(ts AS BLOB), CAST(actor AS BLOB), CAST(origin AS BLOB), CAST(act
 FROM audit WHERE id IN (SELECT value FROM json_each(:ids)) ORDER BY id;
 
 -- name: push_version
-INSERT INTO versions (ts, slot, release, directory, version)
-VALUES (:ts, :slot, :release, :directory, :version);
+INSERT INTO versions (ts, slot, release, directory, version, identity, version_source)
+VALUES (:ts, :slot, :release, :directory, :version, :identity, :version_source);
 
 -- name: trim_versions
 DELETE FROM versions WHERE id <= (SELECT max(id) FROM versions) - :kept;
@@ -120,17 +121,20 @@ ON CONFLICT (id) DO UPDATE SET state = excluded.state;
 SELECT state FROM last_state;
 
 -- name: add_instance
-INSERT OR REPLACE INTO instances (instance, slot, pid, start_ticks, boot_id, started_ts)
-VALUES (:instance, :slot, :pid, :start_ticks, :boot_id, :started_ts);
+INSERT OR REPLACE INTO instances (instance, slot, pid, start_ticks, boot_id, kit, started_ts)
+VALUES (:instance, :slot, :pid, :start_ticks, :boot_id, :kit, :started_ts);
 
 -- name: remove_instance
 DELETE FROM instances WHERE instance = :instance;
 
 -- name: instances
-SELECT instance, slot, pid, start_ticks, boot_id FROM instances;
+SELECT instance, slot, pid, start_ticks, boot_id, kit FROM instances;
 
 -- name: last_transition
 SELECT phase, event FROM transitions WHERE deploy_id = :deploy_id AND phase <> '' ORDER BY id DESC LIMIT 1;
+
+-- name: last_cause
+SELECT event FROM transitions WHERE deploy_id = :deploy_id AND target = :target ORDER BY id DESC LIMIT 1;
 
 -- name: last_deploys_by_release
 SELECT release, deploy_id, started_ts, result, max(rowid) FROM deploys
@@ -151,7 +155,9 @@ DELETE FROM idempotency_keys WHERE asked IS NOT NULL
 AND asked IS NOT (SELECT result FROM deploys WHERE deploys.deploy_id = idempotency_keys.deploy_id);
 
 -- name: trim_keys
-DELETE FROM idempotency_keys WHERE deploy_id IS NULL AND ts <= :since;
+-- The newest stay however old they look: a wall clock may have been set a day forth.
+DELETE FROM idempotency_keys WHERE deploy_id IS NULL AND ts <= :since
+AND rowid NOT IN (SELECT rowid FROM idempotency_keys ORDER BY rowid DESC LIMIT :kept);
 
 -- name: add_canary_epoch
 INSERT OR REPLACE INTO canary_epochs (epoch, feature, ramp, share, ts, cause)

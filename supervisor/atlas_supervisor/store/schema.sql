@@ -159,3 +159,20 @@ CREATE TABLE canary_progress (
     name         TEXT PRIMARY KEY,
     value        TEXT NOT NULL
 ) STRICT;
+
+-- version: 5
+-- What a release is besides its name: its real path, that very folder, and its version's source.
+-- Null in rows from before: such a release is looked up by its name.
+ALTER TABLE versions ADD COLUMN identity TEXT;
+
+ALTER TABLE versions ADD COLUMN version_source TEXT;
+
+ALTER TABLE deploys ADD COLUMN directory TEXT;
+
+ALTER TABLE deploys ADD COLUMN identity TEXT;
+
+ALTER TABLE deploys ADD COLUMN version_source TEXT;
+
+-- version: 6
+-- Whether the worker has reported that it runs the kit; it does so once, to the daemon of that time.
+ALTER TABLE instances ADD COLUMN kit INTEGER NOT NULL DEFAULT 0;

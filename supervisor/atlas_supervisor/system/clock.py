@@ -1,6 +1,7 @@
 """Time, from one place: the wall clock for readers, the monotonic clock for durations.
 
-A wall clock can jump a day back and forth, so it is not used for waits and measurements.
+A wall clock can be set a day back or forth, so no decision depends on it: waits and measurements
+use `Stopwatch`, and what needs times that can be compared and saved uses `steady_time`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,17 @@ from datetime import UTC, datetime
 def now() -> datetime:
     """Return the present moment, in UTC."""
     return datetime.now(UTC)
+
+
+def steady_time() -> float:
+    """Return Unix time by a clock that is never set.
+
+    It is the wall clock of the daemon's start, and the time since then.
+    """
+    return _STARTED_AT + time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+_STARTED_AT = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Stopwatch:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from atlas_supervisor.system import sockdiag
+from atlas_supervisor.system.descriptors import is_shortage
 from atlas_supervisor.system.sockdiag import TcpSocket
 from atlas_supervisor.system.text import escaped
 
@@ -36,13 +37,18 @@ def pids() -> Iterator[int]:
             yield int(name)
 
 
-def open_sockets(pid: int) -> dict[int, int]:
-    """Return the inodes of a process's sockets by descriptor; none if it is gone or not ours."""
+def open_sockets(pid: int, *, strict: bool = False) -> dict[int, int]:
+    """Return the inodes of a process's open sockets by descriptor; none if it is gone.
+
+    `strict`: raises OSError if there is no descriptor to look with.
+    """
     folder = f"/proc/{pid}/fd"
     found: dict[int, int] = {}
     try:
         names = os.listdir(folder)  # noqa: PTH208  # see above
-    except OSError:
+    except OSError as error:
+        if strict and is_shortage(error):
+            raise
         return found
     for name in names:
         try:
@@ -54,9 +60,9 @@ def open_sockets(pid: int) -> dict[int, int]:
     return found
 
 
-def sockets_of(pid: int) -> set[int]:
-    """Return the inodes of a process's open sockets; none if it is gone."""
-    return set(open_sockets(pid).values())
+def sockets_of(pid: int, *, strict: bool = False) -> set[int]:
+    """Return the inodes of a process's open sockets, as `open_sockets` does."""
+    return set(open_sockets(pid, strict=strict).values())
 
 
 def holders(inode: int) -> list[int]:
@@ -175,11 +181,16 @@ def parent(pid: int) -> int:
     return int(stat[1]) if stat else 0
 
 
-def _stat(pid: int) -> list[str] | None:
-    """Return the fields of `/proc/PID/stat` after the command's name, which may hold anything."""
+def _stat(pid: int, *, strict: bool = False) -> list[str] | None:
+    """Return the fields of `/proc/PID/stat` after the command's name, which may hold anything.
+
+    None if the process is gone. `strict`: raises OSError if there is no descriptor to look with.
+    """
     try:
         text = (_PROC / str(pid) / "stat").read_text(errors="replace")
-    except OSError:
+    except OSError as error:
+        if strict and is_shortage(error):
+            raise
         return None
     return text.rpartition(")")[2].split()
 
@@ -202,14 +213,15 @@ def family_of(
     A process belongs if it carries the tag; if it was started with `environment` (`KEY=value`) and
     with something that begins with `beside`; if it is in one of `sessions`; or if it descends from
     one that belongs. A program can leave its session, overwrite its environment and outlive its
-    parent. It does not change its tag. Zombies and the calling process don't count.
+    parent. It does not change its tag. Zombies and the calling process don't count. Raises OSError
+    if there is no descriptor to look with.
     """
     found: set[int] = set()
     offspring: dict[int, list[int]] = {}
     for pid in pids():
         if pid == os.getpid():
             continue
-        stat = _stat(pid)
+        stat = _stat(pid, strict=True)
         if not stat or stat[0] in "ZX":
             continue
         offspring.setdefault(int(stat[1]), []).append(pid)
@@ -269,7 +281,9 @@ def environment_of(pid: int) -> list[bytes]:
     """Return the variables that the process was started with; none if it is gone or not ours."""
     try:
         return (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
-    except OSError:
+    except OSError as error:
+        if is_shortage(error):
+            raise
         return []
 
 
@@ -283,5 +297,5 @@ def connections_of(family: Collection[int], ports: Collection[int]) -> list[sock
     """Return the connections on these local ports that the processes hold. Raises OSError."""
     held: set[int] = set()
     for pid in family:
-        held |= sockets_of(pid)
+        held |= sockets_of(pid, strict=True)
     return [each for each in sockdiag.connections() if each.port in ports and each.inode in held]

@@ -115,6 +115,13 @@ class Exchanges:
             return None
         return bool(self._methods) or self._requests.within or self._responses.within
 
+    @property
+    def awaits_client(self) -> bool:
+        """Whether the rest of a request is to come, and no answer before it."""
+        unanswered = len(self._methods) - (self._requests.next is not _Next.HEAD)
+        answering = unanswered > 0 or self._responses.within
+        return self._http and self._requests.within and not answering
+
     def client_sent(self, data: memoryview) -> None:
         """Follow the client's bytes."""
         self._follow(self._requests, data)

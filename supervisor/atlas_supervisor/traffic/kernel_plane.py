@@ -208,6 +208,10 @@ class KernelPlane:
             found += listeners.foreign_listeners("127.0.0.1", port, ours)
         return [describe_listeners([listener]) for listener in found]
 
+    def stop_accepting(self) -> bool:
+        """Return that workers accept by themselves, until they are asked to end."""
+        return False
+
     async def close(self) -> None:
         """Close every socket; what is still queued is reset by the kernel."""
         await self._rescues.close()

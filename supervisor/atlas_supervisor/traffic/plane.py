@@ -147,5 +147,8 @@ class Plane(Protocol):
     def foreign_listeners(self) -> list[str]:
         """Return the listeners of other programs on our addresses, in words."""
 
+    def stop_accepting(self) -> bool:
+        """Accept no more clients if the daemon is who accepts; return whether it is."""
+
     async def close(self) -> None:
         """Close everything: the daemon ends."""

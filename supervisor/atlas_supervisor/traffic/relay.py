@@ -12,12 +12,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import socket
 from collections.abc import Callable
+from operator import attrgetter
 from typing import NamedTuple
 
 import structlog
 
+from atlas_supervisor.system.descriptors import Purpose, has_room
+from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import proxy_protocol
 from atlas_supervisor.traffic.relay_connection import Answers, RelayConnection, RelayCounters
 
@@ -28,6 +32,7 @@ _CONNECT_SECONDS = 30.0  # how long a client is kept waiting for a worker that r
 _HANDSHAKE_SECONDS = 0.5  # then the target is chosen anew: traffic may have been switched
 _RETRY_SECONDS = 0.05
 _LONGEST_RETRY_SECONDS = 0.5  # a thousand waiting clients must not keep the daemon busy
+_REPORT_SECONDS = 60.0
 _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
 
 
@@ -69,10 +74,12 @@ class Relay:
         *,
         header: Header | None = None,
         patient: bool = True,
+        purpose: Purpose = Purpose.RELAY,
     ) -> None:
         self._listener = listener
         self._header = header
         self._patient = patient
+        self._purpose = purpose
         self._choose = choose
         self.carried = carried or RelayCounters()
         """Its traffic so far; several relays may share the counters."""
@@ -82,6 +89,9 @@ class Relay:
         self._accepting = False
         self._pausing: asyncio.TimerHandle | None = None
         self.accepted = 0
+        self._reported = -_REPORT_SECONDS
+        self.evicted = 0
+        """Idle connections that were closed because descriptors were short."""
 
     @property
     def open_connections(self) -> int:
@@ -135,23 +145,55 @@ class Relay:
     def _accept(self) -> None:
         for _ in range(_ACCEPTS_PER_WAKE):
             try:
+                if not self._make_room():
+                    self._pause()
+                    return
                 # The flag is shared: a worker with this socket may have made it blocking.
                 self._listener.setblocking(False)
                 client, _address = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                self._pause(error)
+                if error.errno not in _SHORTAGES:
+                    log.error("relay_accept_failed", error=str(error))
+                self._pause()
                 return
             client.setblocking(False)
             self.accepted += 1
             self.carried.connections += 1
             self._carry(client)
 
-    def _pause(self, error: OSError) -> None:
+    def _make_room(self) -> bool:
+        """Return whether one more connection leaves enough descriptors for the daemon's own work.
+
+        Else the connection that has been idle for the longest time is closed: a new one would wait
+        as long as idle clients like. One whose worker is not reached yet needs one more descriptor.
+        """
+        needed = 2 + len(self._waiting)
+        while not has_room(self._listener, self._purpose, needed):
+            if not queue_length(self._listener):
+                return True  # accepting will show that there is no connection
+            self._report_shortage()
+            idle = [pair for pair in self._pairs if pair.is_idle]
+            if not idle:
+                return False
+            min(idle, key=attrgetter("last_move")).end()
+            self.evicted += 1
+        return True
+
+    def _report_shortage(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._reported >= _REPORT_SECONDS:
+            self._reported = now
+            log.warning(
+                "relay_descriptors_short",
+                connections=self.open_connections,
+                why="idle clients are closed, others wait; raise the limit of open files "
+                "(ulimit -n, LimitNOFILE=)",
+            )
+
+    def _pause(self) -> None:
         """Try again soon: the connection waits in the queue, and a retry at once would spin."""
-        if error.errno not in _SHORTAGES:
-            log.error("relay_accept_failed", error=str(error))
         self.stop()
         self._pausing = asyncio.get_running_loop().call_later(_RETRY_SECONDS, self.start)
 
@@ -208,6 +250,8 @@ class Relay:
             if target is None:
                 return None
             try:
+                if not has_room(self._listener, self._purpose):
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
                 return await _connect_in_time(target), target
             except OSError as error:
                 waits = isinstance(error, ConnectionError | TimeoutError)

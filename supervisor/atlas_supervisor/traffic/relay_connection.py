@@ -24,6 +24,10 @@ _BUFFER = memoryview(bytearray(256 * 1024))
 
 _NOTHING = memoryview(b"")
 _FIRST_REQUEST_SECONDS = 1.0  # a request may take a moment on a busy machine
+# How long a connection must be silent to be closed for a new one where descriptors are short:
+_IDLE_BETWEEN_REQUESTS_SECONDS = 0.1
+_IDLE_WITHIN_REQUEST_SECONDS = 5.0
+_IDLE_UNKNOWN_SECONDS = 60.0  # a protocol without framing
 _IDLE_SECONDS = 30.0  # how long no byte may move after the server has closed its side
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER for no time at all
 
@@ -168,6 +172,7 @@ class RelayConnection:
         "born",
         "carried",
         "client",
+        "last_move",
         "server",
     )
 
@@ -184,7 +189,7 @@ class RelayConnection:
         self._moves = 0
         self._exchanges = Exchanges()
         self._idle_timer: asyncio.TimerHandle | None = None
-        self.born = self._loop.time()
+        self.born = self.last_move = self._loop.time()
         self.asked = self.answered = False
         """Whether the client, and whether the server, has sent a byte yet."""
         self.client = _Side(self, client, self._loop)
@@ -205,6 +210,16 @@ class RelayConnection:
         return not self.asked and self.born > self._loop.time() - _FIRST_REQUEST_SECONDS
 
     @property
+    def is_idle(self) -> bool:
+        """Whether it may be closed for another: no answer is pending, and no request is coming."""
+        quiet = self._loop.time() - self.last_move
+        if self._exchanges.pending is None:
+            return quiet > _IDLE_UNKNOWN_SECONDS
+        if self._exchanges.awaits_client:
+            return quiet > _IDLE_WITHIN_REQUEST_SECONDS
+        return quiet > _IDLE_BETWEEN_REQUESTS_SECONDS and not self._exchanges.pending
+
+    @property
     def pending(self) -> bool | None:
         """Whether the server's answer is not complete; None if the protocol is not HTTP/1."""
         if self.server.ended:
@@ -215,6 +230,7 @@ class RelayConnection:
     def moved(self, source: _Side, data: memoryview) -> None:
         """Note that bytes came from this side, and which of them are new."""
         self._moves += 1
+        self.last_move = self._loop.time()
         if source is self.client:
             self.asked = True
             self.carried.from_clients += len(data)
@@ -243,6 +259,11 @@ class RelayConnection:
         sides = self.client, self.server
         if all(side.ended and not side.unsent for side in sides):
             self.abort()  # nothing is unsent, so it is no reset
+
+    def end(self) -> None:
+        """Close an idle connection, both ends of it in order."""
+        self.client.ended = self.server.ended = True  # so that neither is reset
+        self.abort()
 
     def abort(self) -> None:
         """Close both at once."""

@@ -219,6 +219,12 @@ class RelayPlane:
         found = listeners.foreign_listeners(host, port, {inode_of(self._public)})
         return [describe_listeners([listener]) for listener in found]
 
+    def stop_accepting(self) -> bool:
+        """Accept no more clients; open connections go on."""
+        if self._relay is not None:
+            self._relay.stop()
+        return self._relay is not None
+
     async def close(self) -> None:
         """Close every socket and reset relayed connections."""
         if self._relay is not None:

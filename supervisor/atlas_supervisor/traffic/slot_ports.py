@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.system.descriptors import Purpose
 from atlas_supervisor.traffic.plane import RelayTraffic
 from atlas_supervisor.traffic.relay import Header, Relay, Target
 from atlas_supervisor.traffic.relay_connection import Answers, RelayCounters
@@ -46,6 +47,7 @@ class SlotPorts:
                 self._carried,
                 header=header,
                 patient=patient,
+                purpose=Purpose.API_TCP,  # probes are the daemon's own work
             )
             for slot, listener in listeners.items()
         }

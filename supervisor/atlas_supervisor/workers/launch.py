@@ -33,6 +33,7 @@ from atlas_supervisor.traffic import InheritedSockets
 from atlas_supervisor.traffic.listeners import foreign_listeners
 from atlas_supervisor.workers.output import WorkerLog
 from atlas_supervisor.workers.process import NotifySocket, WorkerProcess
+from atlas_supervisor.workers.releases import missing
 from atlas_worker import contract
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
@@ -56,6 +57,10 @@ class LaunchError(Exception):
     def __init__(self, message: str, **detail: Any) -> None:
         super().__init__(message)
         self.detail = {"message": message, **detail}
+
+
+class ReleaseGoneError(LaunchError):
+    """The release's folder is gone, or another one is in its place."""
 
 
 def worker_environment(
@@ -186,6 +191,8 @@ async def launch_release(
     output: WorkerLog,
 ) -> WorkerProcess:
     """Start the settings' worker command in a release. Raises LaunchError and OSError."""
+    if why := await anyio.to_thread.run_sync(missing, release):
+        raise ReleaseGoneError(why)
     if settings.socket_passing is SocketPassing.PORT:
         await anyio.to_thread.run_sync(_refuse_taken_port, port)
     command = settings.worker_argv(slot=slot, port=port, fd=FIRST_DESCRIPTOR)

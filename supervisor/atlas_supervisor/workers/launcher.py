@@ -16,7 +16,7 @@ import resource
 import sys
 
 FIRST = 3
-FIRST_SPARE = 64  # above any descriptor of a worker
+FEWEST_CLOSED = 64  # descriptors that an unknown parent may have left open
 RLIMIT_LOCKS = 10
 NOT_FOUND, NOT_EXECUTABLE = 127, 126  # what shells exit with
 
@@ -77,10 +77,11 @@ def report(message: str) -> None:
 
 def place(descriptors: list[int]) -> None:
     """Move the descriptors to 3, 4, …, in this order, and close all others."""
-    away = [fcntl.fcntl(number, fcntl.F_DUPFD, FIRST_SPARE) for number in descriptors]
+    above = FIRST + len(descriptors)
+    away = [fcntl.fcntl(number, fcntl.F_DUPFD, above) for number in descriptors]
     for offset, number in enumerate(away):
         os.dup2(number, FIRST + offset, inheritable=True)
-    os.closerange(FIRST + len(away), max([FIRST_SPARE, *away, *descriptors]) + 1)
+    os.closerange(above, max([FEWEST_CLOSED, *away, *descriptors]) + 1)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import InstanceUsage, SlotName
 from atlas_supervisor.system import procfs
 from atlas_supervisor.system.clock import Stopwatch, now
+from atlas_supervisor.system.descriptors import with_spares
 from atlas_supervisor.system.pidfd import ForeignProcess
 from atlas_supervisor.system.sockdiag import TcpConnection
 from atlas_supervisor.traffic import Answers
@@ -98,14 +99,6 @@ class WorkerProcess:
     def kit(self) -> bool:
         """Whether it runs the worker kit: it closes its connections once it is not active."""
         return self.reported.kit
-
-    @property
-    def may_have_kit(self) -> bool:
-        """Whether it may report that it accepts nothing more.
-
-        An earlier daemon's worker has said whether it has the kit to that daemon.
-        """
-        return self.kit or isinstance(self._process, ForeignProcess)
 
     @property
     def exit_status(self) -> int | None:
@@ -281,7 +274,9 @@ class WorkerProcess:
     def family(self) -> list[int]:
         """Return the worker's living processes; it reads all of `/proc`, so use a thread."""
         environment = f"{ENV_INSTANCE}={self.name}".encode()
-        return procfs.family_of(environment=environment, sessions={self.pid}, tag=self._tag)
+        return with_spares(
+            lambda: procfs.family_of(environment=environment, sessions={self.pid}, tag=self._tag)
+        )
 
     async def kill(self) -> None:
         """Kill the worker and all that is left of its descendants."""
@@ -290,20 +285,36 @@ class WorkerProcess:
             if self.alive:
                 self._signal(signal.SIGKILL)
                 await self.wait()
-            # Descendants may start more of them meanwhile.
-            while left := await anyio.to_thread.run_sync(self.family):
-                procfs.send_signal(left, signal.SIGKILL)
-                await anyio.sleep(0.01)
+            await self._kill_descendants()
         if limit.cancelled_caught:
-            log.critical("processes_left", **self.facts, pids=self.family())
+            log.critical("processes_left", **self.facts, pid=self.pid)
+
+    async def _kill_descendants(self) -> None:
+        """Kill them until none is left: they may start more of them meanwhile."""
+        reported = False
+        while True:
+            try:
+                left = await anyio.to_thread.run_sync(self.family)
+            except OSError as error:  # nothing is known, which must not count as none
+                if not reported:
+                    log.error("processes_unknown", **self.facts, pid=self.pid, why=str(error))
+                reported = True
+                await anyio.sleep(_POLL_SECONDS)
+                continue
+            if not left:
+                return
+            procfs.send_signal(left, signal.SIGKILL)
+            await anyio.sleep(0.01)
 
 
 class NotifySocket:
     """Receives one worker's reports; the public attributes hold what it has reported so far."""
 
-    def __init__(self, instance: str) -> None:
+    def __init__(self, instance: str, *, kit: bool = False) -> None:
         self.ready = anyio.Event()
-        self.kit = False
+        self.kit = kit
+        self.on_kit: Callable[[], object] = bool
+        """Called once it has reported that it has the kit."""
         self.not_accepting = anyio.Event()
         """Set once it accepts no more connections; that is final."""
         self.left: DrainCounts | None = None
@@ -336,7 +347,9 @@ class NotifySocket:
                 self._handle(data.decode(errors="replace").splitlines())
 
     def _handle(self, lines: list[str]) -> None:
-        self.kit = self.kit or NOTIFY_KIT in lines
+        if NOTIFY_KIT in lines and not self.kit:
+            self.kit = True
+            self.on_kit()
         if NOTIFY_READY in lines:
             self.ready.set()
         if NOTIFY_NOT_ACCEPTING in lines:

@@ -49,6 +49,7 @@ class InstanceRow(NamedTuple):
     pid: int
     start_ticks: int
     boot_id: str
+    kit: bool = False
 
 
 class Survivor(NamedTuple):
@@ -59,6 +60,7 @@ class Survivor(NamedTuple):
     version: str
     pid: int
     pids: tuple[int, ...]
+    kit: bool
 
 
 @dataclass(frozen=True)
@@ -114,11 +116,13 @@ class WorkerRegistry:
         await self._statements.write(("remove_instance", {"instance": instance}))
 
     def launched(self, instance: WorkerProcess) -> None:
-        """Note that the process is there."""
+        """Note that the process is there, and once more that it has the kit."""
         identity = ProcessIdentity.of(instance.pid)
         if identity is not None:  # else it is gone already
-            row = InstanceRow(instance.name, instance.slot, *astuple(identity))
+            pid, start_ticks, boot_id = astuple(identity)
+            row = InstanceRow(instance.name, instance.slot, pid, start_ticks, boot_id, instance.kit)
             self._outbox.put(partial(self.add, row))
+            instance.reported.on_kit = partial(self.launched, instance)
 
     def gone(self, instance: WorkerProcess) -> None:
         """Note that nothing of it is left."""
@@ -181,7 +185,8 @@ def _survivor(instance: str, pids: list[int], known: dict[int, InstanceRow]) -> 
     name = row.slot if row else variables.get(ENV_SLOT, "")
     slot = SlotName.GREEN if name == SlotName.GREEN else SlotName.BLUE
     version = variables.get(ENV_VERSION, "unknown")
-    return Survivor(instance, slot, version, first, tuple(pids))
+    kit = bool(row and row.kit)
+    return Survivor(instance, slot, version, first, tuple(pids), kit)
 
 
 async def take_over(
@@ -230,7 +235,7 @@ def inherit(survivor: Survivor, settings: Settings) -> WorkerProcess | None:
             slot=survivor.slot,
             release=Release(name=None, path=settings.worker_directory, version=survivor.version),
             process=process,
-            notify=NotifySocket(survivor.instance),
+            notify=NotifySocket(survivor.instance, kit=survivor.kit),
             stop_signal=settings.stop_signal_number,
             tag=procfs.tag_for(str(settings.state_dir), survivor.instance),
         )

@@ -1,96 +1,268 @@
-"""Releases: the worker directory, or a folder of `RELEASES_DIR` by its name."""
+"""Releases: the worker directory, or a folder of `RELEASES_DIR` by its name; and recorded ones.
+
+`find` looks a release up for a deploy and pins it: real path, identity of the folder, version. A
+restart and a rollback use what was recorded of it, and `missing` says if that is no longer there.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
-import subprocess
+import stat
+import struct
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
+import structlog
+
+from atlas_supervisor.config import Settings
 from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.state import ActiveRelease
+from atlas_supervisor.workers.release_version import (
+    LookupFailedError,
+    from_source,
+    has_file,
+    has_repository,
+    version_of,
+)
+
+log = structlog.get_logger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
-_GIT_SECONDS = 5.0
+_NAMES_SHOWN = 20
 
 
 class UnknownReleaseError(Exception):
     """There is no such release; the text names the known ones."""
 
 
+class Start(NamedTuple):
+    """A release to start, and its position among those that were recorded."""
+
+    release: Release
+    position: int
+    why: str | None
+    """Why it is not exactly the first one."""
+
+
 class Releases:
     """Looks up releases. Its calls read the disk: run them in a thread."""
 
-    def __init__(self, *, directory: Path, releases_dir: Path | None) -> None:
+    def __init__(
+        self, *, directory: Path, releases_dir: Path | None, state_dir: Path | None = None
+    ) -> None:
         self._directory = directory
         self._releases_dir = releases_dir
+        others = (folder for folder in (releases_dir, state_dir) if folder is not None)
+        self._not_released = frozenset(map(_real, others))
+        """Folders that are no part of the worker directory, although they may lie in it."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Releases:
+        """Return those that the settings name."""
+        return cls(
+            directory=settings.worker_directory,
+            releases_dir=settings.releases_dir,
+            state_dir=settings.state_dir,
+        )
 
     def find(self, name: str | None) -> Release:
         """Return the named release, or the worker directory. Raises UnknownReleaseError."""
-        if name is None:
-            if not self._directory.is_dir():
-                raise UnknownReleaseError(f"WORKER_DIRECTORY {self._directory} is gone")
-            return Release(name=None, path=self._directory, version=version_of(self._directory))
+        path = self._folder(name)
+        found = version_of(path, name or self._name_of(path), ignored=self._not_released)
+        return Release(
+            name=name,
+            path=path,
+            version=found.version,
+            source=found.source,
+            identity=_identity(path),
+            note=found.note,
+        )
+
+    def _folder(self, name: str | None) -> Path:
+        """Return the real path of a release's folder. Raises UnknownReleaseError."""
+        path = self._directory if name is None else self._named(name)
+        try:
+            real = Path(os.path.realpath(path, strict=True))
+            if real.is_dir():
+                return real
+        except OSError as error:
+            if name is not None:
+                raise UnknownReleaseError(f"release {name!r} can't be used: {error}") from error
+        where = f" (a link to {path.readlink()})" if path.is_symlink() else ""
+        raise UnknownReleaseError(f"WORKER_DIRECTORY {path}{where} is gone")
+
+    def _named(self, name: str) -> Path:
         if self._releases_dir is None:
             raise UnknownReleaseError("RELEASES_DIR is not set, so no release has a name")
         path = self._releases_dir / name
         # Only a plain folder is accepted: a link could lead anywhere, and a name is no path.
-        if not _NAME.fullmatch(name) or path.is_symlink() or not path.is_dir():
-            known = ", ".join(self.names()[:20]) or "none"
+        if _NAME.fullmatch(name) and path.is_symlink():
+            raise UnknownReleaseError(
+                f"{name!r} in RELEASES_DIR is a link to {path.readlink()}, and only a folder is a "
+                "release: name the folder itself"
+            )
+        names = self.names()
+        if name not in names:
+            known = ", ".join(names[:_NAMES_SHOWN]) or "none"
             raise UnknownReleaseError(f"there is no release {name!r}; there is: {known}")
-        return Release(name=name, path=path, version=version_of(path))
+        return path
 
-    def all(self) -> list[Release]:
-        """Return every named release, by name, without those removed meanwhile."""
+    def _name_of(self, path: Path) -> str | None:
+        """Return the name that the worker directory gives to its code; None: it never changes."""
+        is_release = self._releases_dir is not None and path.parent == _real(self._releases_dir)
+        is_linked = self._directory.is_symlink() and path.name != self._directory.name
+        return path.name if (is_release or is_linked) and path.name.isprintable() else None
+
+    def all(self, *, with_git: bool) -> list[Release]:
+        """Return every named release, by name, without those removed meanwhile.
+
+        Without git, a version that only git knows is empty. Raises UnknownReleaseError.
+        """
         found = []
         for name in self.names():
             with suppress(UnknownReleaseError, OSError):
-                found.append(self.find(name))
+                path = self._folder(name)
+                unknown = not with_git and has_repository(path) and not has_file(path)
+                release = Release(name=name, path=path, version="", note="git describes it")
+                found.append(release if unknown else self.find(name))
         return found
 
     def names(self) -> list[str]:
-        """Return the names of all releases, sorted."""
-        if self._releases_dir is None or not self._releases_dir.is_dir():
+        """Return the names of all releases, sorted. Raises UnknownReleaseError."""
+        if self._releases_dir is None:
             return []
-        return sorted(
-            path.name
-            for path in self._releases_dir.iterdir()
-            if _NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+        try:
+            with os.scandir(self._releases_dir) as entries:
+                return sorted(
+                    entry.name
+                    for entry in entries
+                    if _NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+                )
+        except OSError as error:
+            folder, why = self._releases_dir, error.strerror
+            raise UnknownReleaseError(f"RELEASES_DIR {folder} can't be read: {why}") from error
+
+    # Recorded releases.
+
+    def active(self, named: ActiveRelease) -> Release:
+        """Return the release that a state file names; one without a path is where its name is."""
+        path = named.path or self._directory
+        if named.path is None and named.name is not None and self._releases_dir is not None:
+            path = self._releases_dir / named.name
+        return Release(**{**named.model_dump(), "path": path})
+
+    def recorded(self, release: Release) -> Release:
+        """Return a recorded release, if it is there exactly as recorded.
+
+        One of an earlier version, without identity, is looked up by its name. Raises
+        UnknownReleaseError.
+        """
+        if release.identity is None:
+            return self.find(release.name)
+        if why := missing(release):
+            raise UnknownReleaseError(why)
+        return release
+
+    def unchanged(self, release: Release) -> Release:
+        """Return a recorded release that still has its version. Raises UnknownReleaseError."""
+        found = self.recorded(release)
+        if release.identity is not None:
+            found = self.checked(found)
+        is_other = found.version != release.version and release.name is None
+        if found.problem is not None or is_other:
+            raise UnknownReleaseError(f"{found.path} now holds version {found.version}")
+        return found
+
+    def start(self, recorded: list[Release]) -> Start:
+        """Return what to start, given what was recorded: the active release, then those before it.
+
+        In order: the active one; the newest one before it that is there and unchanged; what is in
+        the active one's place now, because a machine that was set up anew must serve.
+        """
+        why: str | None = None
+        for position, candidate in enumerate(recorded):
+            try:
+                release = self.unchanged(candidate) if position else self.recorded(candidate)
+            except UnknownReleaseError as error:
+                why = why or str(error)
+                continue
+            if why is not None:
+                instead = f"version {release.version}, an earlier one, was started instead"
+                release = release.model_copy(update={"problem": f"{why}; {instead}"})
+            return Start(release, position, why)
+        return Start(self._in_its_place(recorded[0], why), 0, why)
+
+    def _in_its_place(self, release: Release, why: str | None) -> Release:
+        """Return what is at the place of a release that is gone; that one, if nothing is."""
+        if not release.path.is_dir():
+            return release
+        found = version_of(release.path, release.name, ignored=self._not_released)
+        now = {"version": found.version, "source": found.source, "note": found.note}
+        now["identity"] = _identity(release.path)
+        problem = f"{why}; version {found.version}, which is there now, has passed no gate"
+        return release.model_copy(update={**now, "problem": problem})
+
+    def checked(self, release: Release) -> Release:
+        """Return the release about to be restarted, with the version that its folder now holds.
+
+        Whether it is another than the recorded one is said only if that can be known.
+        """
+        if release.source is None:
+            return release
+        recorded, name = release.recorded_version or release.version, release.label
+        try:
+            version = from_source(release.path, release.source, ignored=self._not_released)
+        except (LookupFailedError, OSError) as error:
+            log.warning("release_version_unknown", release=name, why=str(error))
+            return release
+        if version == recorded:
+            unchanged = {"version": recorded, "recorded_version": None, "problem": None}
+            return release.model_copy(update=unchanged if release.recorded_version else {})
+        what = f"version {version}" if version else f"no {release.source} any more"
+        problem = (
+            f"{release.path} now holds {what}, and version {recorded} was deployed from it: what "
+            "runs has passed no gate"
         )
+        changed = {"version": version or recorded, "recorded_version": recorded}
+        return release.model_copy(update={**changed, "problem": problem})
 
 
-def version_of(path: Path) -> str:
-    """Return the `VERSION` file's first line, else git's description, else the time of change."""
+def missing(release: Release) -> str | None:
+    """Return why the release can't be run as it was recorded; None if its folder is there."""
+    subject = f"release {release.label}"
     try:
-        first = (path / "VERSION").read_text(errors="replace").strip().splitlines()[:1]
-    except OSError:
-        first = []
-    if first and first[0].isprintable():
-        return first[0].strip()[:100]
-    return _git_description(path) or _changed(path)
+        if not stat.S_ISDIR(release.path.stat().st_mode):
+            return f"{subject} is gone: {release.path} is no folder any more"
+        identity = _identity(release.path)
+    except (FileNotFoundError, NotADirectoryError):
+        return f"{subject} is gone: its folder {release.path} does not exist any more"
+    except OSError as error:
+        return f"{subject} can't be looked at: {error}"
+    if release.identity not in (None, identity):
+        return f"{subject} is gone: its folder {release.path} was replaced by another one"
+    return None
 
 
-def _git_description(path: Path) -> str | None:
-    if not (path / ".git").exists():  # a folder within a repository is no release of it
-        return None
-    command = ["git", "-C", str(path), "describe", "--tags", "--always", "--dirty"]
-    # In a git hook, variables are set that name another repository.
-    environment = {name: value for name, value in os.environ.items() if name[:4] != "GIT_"}
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=_GIT_SECONDS,
-            check=True,
-            env=environment,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
 
 
-def _changed(path: Path) -> str:
-    moment = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+_AT_FDCWD, _BIRTH, _STATX_BYTES, _BIRTH_AT = -100, 0x800, 256, 80
+
+
+def _identity(path: Path) -> str:
+    """Return the folder's inode number and, since those are used again, its time of birth.
+
+    Without the device: its number may change when the machine is started again.
+    """
+    inode = str(path.stat().st_ino)
+    statx = getattr(ctypes.CDLL(None), "statx", None)
+    found = ctypes.create_string_buffer(_STATX_BYTES)
+    if statx is None or statx(_AT_FDCWD, os.fsencode(path), 0, _BIRTH, found) != 0:
+        return inode
+    (mask,) = struct.unpack_from("I", found)
+    seconds, nanoseconds = struct.unpack_from("qI", found, _BIRTH_AT)
+    return f"{inode}-{seconds}.{nanoseconds:09}" if mask & _BIRTH else inode

@@ -57,14 +57,26 @@ class CrashCount:
         return policy.delays_seconds[max(self.short_lives - 1, 0)]
 
 
+def as_recorded(release: Release) -> Release:
+    """Return the release without looking at it."""
+    return release
+
+
 class Restarter:
     """Starts one slot's worker again and again while `wanted` says that it should run."""
 
     def __init__(
-        self, slot: Slot, *, wanted: Callable[[], bool], policy: RestartPolicy | None = None
+        self,
+        slot: Slot,
+        *,
+        wanted: Callable[[], bool],
+        checked: Callable[[Release], Release] = as_recorded,
+        policy: RestartPolicy | None = None,
     ) -> None:
         self._slot = slot
         self._wanted = wanted
+        self._checked = checked
+        """Returns the release as its folder is now; it reads the disk."""
         self._policy = policy or RestartPolicy()
         self._crashes = CrashCount()
         self._scope: anyio.CancelScope | None = None
@@ -79,6 +91,11 @@ class Restarter:
     async def restart(self, release: Release, *, lived_seconds: float) -> None:
         """Start the worker again after a crash; returns once it runs or was given up."""
         await self._exclusively(partial(self._restart, release, lived_seconds))
+
+    def forget(self) -> None:
+        """Forget the crashes: the slot's next worker is of another deploy."""
+        self._crashes = CrashCount()
+        self._slot.restarts = 0
 
     async def cancel(self) -> None:
         """Stop trying, and return once nothing of a half-started worker is left."""
@@ -105,12 +122,20 @@ class Restarter:
 
     async def _start(self, release: Release) -> None:
         try:
-            await self._slot.start(release)
+            await self._launch(release)
         except LaunchError as error:
             log.error("worker_failed", **_facts(self._slot, release, error))
             await self._restart(release, 0.0)
         else:
             await self._stop_unwanted()
+
+    async def _launch(self, release: Release) -> None:
+        """Launch it; if its folder holds another version than the recorded one, say so."""
+        current = await anyio.to_thread.run_sync(self._checked, release)
+        if current.problem is not None:
+            slot = self._slot.name
+            log.error("release_changed", slot=slot, release=release.label, why=current.problem)
+        await self._slot.start(current)
 
     async def _stop_unwanted(self) -> None:
         """End a worker that came too late: the other slot has the traffic, or the daemon stops."""
@@ -138,7 +163,7 @@ class Restarter:
                 return  # a deploy uses the slot by now, or will
             slot.restarts += 1
             try:
-                await slot.start(release)
+                await self._launch(release)
             except LaunchError as error:
                 log.error("worker_failed", **_facts(slot, release, error))
                 self._crashes = self._crashes.after(0.0, self._policy)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import anyio
@@ -31,10 +32,13 @@ from atlas_supervisor.model.slot import (
 from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.health_probe import HttpProber
+from atlas_supervisor.system.clock import Stopwatch
+from atlas_supervisor.system.descriptors import SPARES, is_shortage
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.drain import Drain, Drains
 from atlas_supervisor.workers.launch import (
     LaunchError,
+    ReleaseGoneError,
     launch_release,
     new_instance_id,
     until_ready,
@@ -82,6 +86,8 @@ class Slot:
         self.restarts = 0
         self.last_exit: str | None = None
         """How a worker last went down, or did not come up, without having been asked to end."""
+        self.release_gone: str | None = None
+        """Why the release of the last launch is gone; None if it is there."""
         self.instance: WorkerProcess | None = None
         self.log = WorkerLog(context.settings.state_dir / "logs" / f"worker-{name}.log", name)
         self._state = INITIAL
@@ -153,6 +159,7 @@ class Slot:
 
     async def _start(self, release: Release, name: str) -> dict[str, Any]:
         self.apply(SlotEvent.LAUNCHED)
+        self.release_gone = None
         # From now on the queue is the new worker's; else a probe of it would reach the other slot.
         self._context.plane.occupy(self.name)
         try:
@@ -167,6 +174,8 @@ class Slot:
             if isinstance(error, OSError):  # no descriptors left, a full disk, a folder gone
                 self.last_exit = f"the worker could not be started: {error}"
                 raise LaunchError(self.last_exit, instance=name) from error
+            if isinstance(error, ReleaseGoneError):
+                self.release_gone = str(error)
             if isinstance(error, LaunchError):
                 self.last_exit = str(error)
                 error.detail.setdefault("instance", name)
@@ -186,7 +195,8 @@ class Slot:
         }
 
     async def _launch(self, release: Release, name: str) -> WorkerProcess:
-        instance = await launch_release(
+        launch = partial(
+            launch_release,
             release,
             name=name,
             slot=self.name,
@@ -195,6 +205,13 @@ class Slot:
             inherited=self._context.plane.inherited(self.name),
             output=self.log,
         )
+        try:
+            instance = await launch()
+        except OSError as error:
+            if not is_shortage(error):
+                raise
+            with SPARES.released():
+                instance = await launch()
         self.instance = instance
         self._context.tasks.start_soon(self._watch_exit, instance)
         log.info("worker_launched", pid=instance.pid, version=release.version)
@@ -276,10 +293,7 @@ class Slot:
         freed()
 
     def _may_linger(self, instance: WorkerProcess) -> bool:
-        return (
-            instance.may_have_kit
-            and self._context.settings.socket_passing is not SocketPassing.PORT
-        )
+        return instance.kit and self._context.settings.socket_passing is not SocketPassing.PORT
 
     async def _linger(self, drain: Drain, freed: Callable[[], None]) -> dict[str, Any]:
         """Leave the slot as soon as one more may linger; return once the worker has ended.
@@ -316,18 +330,31 @@ class Slot:
         finally:
             self._context.drains.end(drain)
 
-    async def stop(self, *, drain_seconds: float = 0.0) -> bool:
-        """End the worker with all its descendants; return whether it went by itself."""
+    async def stop(self, *, drain_seconds: float = 0.0, answers_first: bool = False) -> bool:
+        """End the worker with all its descendants; return whether it went by itself.
+
+        `answers_first`: a worker without the kit, which may cut them off, is asked to end once its
+        answers are given. It must get no new connections.
+        """
         instance = self.instance
         if instance is None:
             self.apply(SlotEvent.CLEARED)
             return True
         if self.state is not SlotState.STARTING:
             self.apply(SlotEvent.DRAIN_STARTED)
+        settings, ports, age = (
+            self._context.settings,
+            self._context.plane.ports(self.name),
+            Stopwatch(),
+        )
+        if answers_first and not instance.kit:
+            with anyio.move_on_after(drain_seconds):
+                quiet_seconds = settings.drain_quiet_seconds
+                await instance.answered(ports, quiet_seconds, self._context.plane.answers)
         by_itself = await instance.stop(
-            stop_seconds=self._context.settings.stop_timeout_seconds,
-            drain_seconds=drain_seconds,
-            ports=self._context.plane.ports(self.name),
+            stop_seconds=settings.stop_timeout_seconds,
+            drain_seconds=max(drain_seconds - age.seconds, 0),
+            ports=ports,
         )
         await self._clear(instance)
         return by_itself

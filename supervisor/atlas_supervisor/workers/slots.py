@@ -22,13 +22,13 @@ from anyio.abc import TaskGroup
 from atlas_supervisor.config import Settings
 from atlas_supervisor.health.worker_checks import ActiveWorker
 from atlas_supervisor.model.release import Release
-from atlas_supervisor.model.slot import Role, SlotEvent, SlotName, SlotState, SlotView
+from atlas_supervisor.model.slot import Role, SlotName, SlotState, SlotView
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.drain import SETTLE_SECONDS, Drains
 from atlas_supervisor.workers.process import WorkerProcess
 from atlas_supervisor.workers.registry import Inherited
-from atlas_supervisor.workers.restarts import Restarter
+from atlas_supervisor.workers.restarts import Restarter, as_recorded
 from atlas_supervisor.workers.slot import InstanceRegistry, Slot, SlotContext
 
 log = structlog.get_logger(__name__)
@@ -54,6 +54,7 @@ class Slots:
         tasks: TaskGroup,
         active: SlotName,
         inherited: Inherited | None = None,
+        checked: Callable[[Release], Release] = as_recorded,
     ) -> None:
         self.drains = Drains()
         self.on_worker_down: Callable[[Slot, str], Awaitable[bool]] = _no_deploys
@@ -72,7 +73,7 @@ class Slots:
             name: Slot(name, port, context) for name, port in settings.slot_ports.items()
         }
         self._restarters = {
-            name: Restarter(slot, wanted=partial(self._is_wanted, slot))
+            name: Restarter(slot, wanted=partial(self._is_wanted, slot), checked=checked)
             for name, slot in self._slots.items()
         }
         self._plane = plane
@@ -125,7 +126,8 @@ class Slots:
         slot, instance = self.active, self.active.instance
         version = instance.release.version if instance else None
         if instance is not None and slot.serving:
-            return ActiveWorker(slot.name, slot.port, instance.name, version)
+            problem = instance.release.problem
+            return ActiveWorker(slot.name, slot.port, instance.name, version, problem=problem)
         why = f"{slot.name} is {slot.state}"
         if slot.last_exit:
             why += f"; the last time, {slot.last_exit}"
@@ -155,6 +157,7 @@ class Slots:
         await self.cancel_staging_restarts()
         if self.staging.instance is not None:  # left behind by a step that failed
             await self.staging.stop()
+        self._restarters[self.staging.name].forget()
 
     async def _until_replaced(self) -> None:
         """Let the active slot's start replace an earlier daemon's worker; if it fails, don't."""
@@ -230,13 +233,10 @@ class Slots:
 
     # What happens by itself.
 
-    async def start_active(self, release: Release | None) -> None:
-        """Start the active worker; if it crashes, go on trying. None: its release is gone."""
+    async def start_active(self, release: Release) -> None:
+        """Start the active worker; if it crashes, go on trying."""
         await self._end_unwanted()
-        if release is None:
-            self.active.apply(SlotEvent.GIVEN_UP)
-        else:
-            await self._restarters[self._active].start(release)
+        await self._restarters[self._active].start(release)
 
     async def _end_unwanted(self) -> None:
         """End earlier workers without traffic; return once none shares the active socket."""
@@ -301,9 +301,11 @@ class Slots:
     async def stop(self) -> None:
         """Drain and stop every worker, those that linger included."""
         self.begin_stop()
+        closed = self._plane.stop_accepting()
         for restarter in self._restarters.values():
             await restarter.cancel()
         async with anyio.create_task_group() as group:
             group.start_soon(self.drains.all_gone)
             for slot in self:
-                group.start_soon(partial(slot.stop, drain_seconds=self._drain_seconds))
+                stop = partial(slot.stop, drain_seconds=self._drain_seconds, answers_first=closed)
+                group.start_soon(stop)

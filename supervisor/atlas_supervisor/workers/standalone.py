@@ -14,9 +14,10 @@ from typing import NoReturn
 from atlas_supervisor.config import Settings
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.deploy import Mode
+from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.model.state import DeployState
-from atlas_supervisor.store.database import active_release
+from atlas_supervisor.store.database import recorded_releases
 from atlas_supervisor.store.state_keeper import StateFile, UnreadableStateError
 from atlas_supervisor.system.procfs import tag_for
 from atlas_supervisor.traffic.listeners import explain_bind_error, listen, refuse_foreign_listeners
@@ -26,7 +27,7 @@ from atlas_supervisor.workers.launch import (
     new_instance_id,
     worker_environment,
 )
-from atlas_supervisor.workers.releases import Releases, UnknownReleaseError
+from atlas_supervisor.workers.releases import Releases, UnknownReleaseError, missing
 from atlas_worker.contract import STATE_FILE
 
 _LABEL = "the worker's port"
@@ -34,13 +35,12 @@ _LABEL = "the worker's port"
 
 def become_worker(settings: Settings, environ: Mapping[str, str]) -> NoReturn:
     """Replace this process with the worker. Raises StartRefusedError."""
-    port, name = _active(settings)
+    state = _last_state(settings) if settings.deploy_mode is Mode.BLUEGREEN else None
+    port = settings.active_port
+    if state and state.active_port == settings.staging_port:
+        port = settings.staging_port
     slot = settings.slot_of_port(port)
-    releases = Releases(directory=settings.worker_directory, releases_dir=settings.releases_dir)
-    try:
-        release = releases.find(name)
-    except UnknownReleaseError as error:
-        raise StartRefusedError(f"the active release can't be run: {error}") from error
+    release = _release(settings, state)
     refuse_foreign_listeners(_LABEL, "127.0.0.1", port)
     instance = new_instance_id(slot)
     environment = worker_environment(
@@ -71,16 +71,39 @@ def become_worker(settings: Settings, environ: Mapping[str, str]) -> NoReturn:
     os.execve(launcher[0], launcher, environment)  # noqa: S606  # without a shell on purpose
 
 
-def _active(settings: Settings) -> tuple[int, str | None]:
-    """Return the last active port and release, or the settings' if deploys are off."""
-    if settings.deploy_mode is not Mode.BLUEGREEN:
-        return settings.active_port, None
-    state = _last_state(settings)
-    named = state.active_release if state else None
-    name = named.name if named else active_release(settings.state_dir / "atlas.db")
-    if state and state.active_port in {settings.active_port, settings.staging_port}:
-        return state.active_port, name
-    return settings.active_port, name
+def nothing_recorded(settings: Settings) -> bool:
+    """Return whether a start has no recorded release that is there; blocks on the disk."""
+    try:
+        state = StateFile(settings.state_dir / STATE_FILE).read()
+    except (UnreadableStateError, OSError):
+        state = None  # the database has what a start goes by
+    releases = Releases.of(settings)
+    recorded = _recorded(settings, state, releases)
+    return not recorded or missing(releases.start(recorded).release) is not None
+
+
+def _release(settings: Settings, state: DeployState | None) -> Release:
+    """Return the release that a daemon would start. Raises StartRefusedError."""
+    releases = Releases.of(settings)
+    has_deploys = settings.deploy_mode is Mode.BLUEGREEN
+    recorded = _recorded(settings, state, releases) if has_deploys else []
+    try:
+        release = releases.start(recorded).release if recorded else releases.find(None)
+    except UnknownReleaseError as error:
+        raise StartRefusedError(f"the active release can't be run: {error}") from error
+    if why := missing(release):
+        raise StartRefusedError(f"the active release can't be run: {why}")
+    if release.problem is not None:
+        sys.stderr.write(f"{release.problem}\n")
+    return release
+
+
+def _recorded(settings: Settings, state: DeployState | None, releases: Releases) -> list[Release]:
+    """Return the active release and those before it; none if nothing is recorded."""
+    rows = recorded_releases(settings.state_dir / "atlas.db")
+    if state is None or state.active_release is None:
+        return rows
+    return [releases.active(state.active_release), *rows]
 
 
 def _last_state(settings: Settings) -> DeployState | None:

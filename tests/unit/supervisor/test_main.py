@@ -58,6 +58,17 @@ def test_a_missing_env_file_is_named_with_what_to_do(tmp_path: Path) -> None:
     assert "--env-file FILE" in done.stderr
 
 
+def test_too_low_a_limit_of_open_files_is_refused_in_words(env_file: Path, tmp_path: Path) -> None:
+    code = "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (64, 64))"
+    run = "import runpy; runpy.run_module('atlas_supervisor', run_name='__main__')"
+    command = [sys.executable, "-c", f"{code}; {run}", "--env-file", str(env_file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("atlas-supervisor can't start: the limit of open files is 64 ")
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["atlas.env"]
+
+
 def test_import_shortcuts_are_undone_before_the_daemon_runs() -> None:
     code = """
 import gc, os, sys

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
+import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -69,3 +71,47 @@ async def running_app(
     app[DRAIN] = drain
     async with TestClient(TestServer(app)) as client:
         yield Site(client, drain)
+
+
+def png(
+    width: int,
+    height: int,
+    scanlines: bytes,
+    *,
+    colour: int = 0,
+    depth: int = 8,
+    interlace: int = 0,
+) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"tEXt", b"Comment\0ignored")
+        + chunk(b"IDAT", zlib.compress(scanlines)[:7])
+        + chunk(b"IDAT", zlib.compress(scanlines)[7:])
+        + chunk(b"IEND", b"")
+    )
+
+
+def filtered(pixels: list[list[int]], methods: list[int], step: int) -> bytes:
+    """Apply PNG's filters, as an encoder does."""
+    out = bytearray()
+    above = [0] * len(pixels[0])
+    for row, method in zip(pixels, methods, strict=True):
+        out.append(method)
+        for index, value in enumerate(row):
+            left = row[index - step] if index >= step else 0
+            corner = above[index - step] if index >= step else 0
+            up = above[index]
+            distance = {left: abs(up - corner), up: abs(left - corner)}
+            estimate = left + up - corner
+            paeth = min((left, up, corner), key=lambda v: abs(estimate - v))
+            assert distance
+            predicted = [0, left, up, (left + up) // 2, paeth][method]
+            out.append((value - predicted) % 256)
+        above = row
+    return bytes(out)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

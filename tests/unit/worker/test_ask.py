@@ -15,7 +15,7 @@ from atlas_worker.app.llm import LanguageModel, Latencies, Model
 from atlas_worker.app.settings import AppSettings
 from atlas_worker.instance import BadEnvironmentError
 from tests.unit.worker.app_support import Site, running_app
-from tests.unit.worker.language_model import SLOW_SECONDS, WORDS, Played, language_model
+from tests.unit.worker.fakes import SLOW_SECONDS, WORDS, Played, language_model
 
 QUESTION = {"prompt": "What is it?"}
 

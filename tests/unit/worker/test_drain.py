@@ -1,81 +1,12 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas_worker.drain import CLOSING_SHARE, DrainController, RemainingWork, StreamKind
+from atlas_worker.drain import CLOSING_SHARE, RemainingWork, StreamKind
 from atlas_worker.role import InstanceRole
-
-GRACE, SETTLE, TIMEOUT = 5.0, 0.25, 30.0
-
-
-@dataclass(eq=False)
-class FakeConnection:
-    server: FakeServer
-    idle_at: float | None
-    unread: bool = False
-
-    def idle_since(self) -> float | None:
-        return self.idle_at
-
-    def close_if_unread(self) -> None:
-        if not self.unread:
-            self.server.open.remove(self)
-
-
-@dataclass(eq=False)
-class FakeStream:
-    kind: StreamKind = StreamKind.WEBSOCKET
-    closed: list[bool] = field(default_factory=list)
-
-    def begin_close(self, *, replaced: bool) -> None:
-        self.closed.append(replaced)
-
-
-@dataclass
-class FakeServer:
-    open: list[FakeConnection] = field(default_factory=list)
-    running: list[FakeStream] = field(default_factory=list)
-    queue: int = 0
-    accepting: bool = True
-
-    def connections(self) -> list[FakeConnection]:
-        return self.open
-
-    def streams(self) -> list[FakeStream]:
-        return self.running
-
-    def closed(self) -> int:
-        return sum(len(stream.closed) for stream in self.running)
-
-    def queue_length(self) -> int:
-        return self.queue
-
-    def stop_accepting(self) -> None:
-        self.accepting = False
-
-    def connect(self, *, idle_at: float | None = 0.0, unread: bool = False) -> FakeConnection:
-        connection = FakeConnection(self, idle_at, unread)
-        self.open.append(connection)
-        return connection
-
-
-class Scene:
-    """A drain of a server, with a clock that is turned by hand."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-        self.server = FakeServer()
-        self.drain = DrainController(
-            idle_grace=GRACE, timeout=TIMEOUT, settle=SETTLE, clock=lambda: self.now
-        )
-
-    def after(self, seconds: float) -> bool:
-        self.now += seconds
-        return self.drain.tick(self.server)
+from tests.unit.worker.fakes import GRACE, SETTLE, TIMEOUT, FakeStream, Scene
 
 
 @pytest.fixture

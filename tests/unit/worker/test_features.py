@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import itertools
 import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,51 +13,7 @@ from atlas_worker.app.errors import RequestError
 from atlas_worker.app.features.optimizer import evaluate, fill_knapsack, minimum
 from atlas_worker.app.features.vision import look_at
 from atlas_worker.app.features.web import read_page
-from tests.unit.worker.app_support import running_app
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(
-    width: int,
-    height: int,
-    scanlines: bytes,
-    *,
-    colour: int = 0,
-    depth: int = 8,
-    interlace: int = 0,
-) -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"tEXt", b"Comment\0ignored")
-        + chunk(b"IDAT", zlib.compress(scanlines)[:7])
-        + chunk(b"IDAT", zlib.compress(scanlines)[7:])
-        + chunk(b"IEND", b"")
-    )
-
-
-def filtered(pixels: list[list[int]], methods: list[int], step: int) -> bytes:
-    """Apply PNG's filters, as an encoder does."""
-    out = bytearray()
-    above = [0] * len(pixels[0])
-    for row, method in zip(pixels, methods, strict=True):
-        out.append(method)
-        for index, value in enumerate(row):
-            left = row[index - step] if index >= step else 0
-            corner = above[index - step] if index >= step else 0
-            up = above[index]
-            distance = {left: abs(up - corner), up: abs(left - corner)}
-            estimate = left + up - corner
-            paeth = min((left, up, corner), key=lambda v: abs(estimate - v))
-            assert distance
-            predicted = [0, left, up, (left + up) // 2, paeth][method]
-            out.append((value - predicted) % 256)
-        above = row
-    return bytes(out)
+from tests.unit.worker.app_support import chunk, filtered, png, running_app
 
 
 @pytest.mark.parametrize(

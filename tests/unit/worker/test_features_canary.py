@@ -15,9 +15,8 @@ from atlas_worker.app.features.optimizer import fill_knapsack, fill_knapsack_by_
 from atlas_worker.app.features.vision import look_at, look_at_quickly
 from atlas_worker.app.features.web import read_page, read_page_at_once
 from atlas_worker.contract.ring import EventKind, Outcome
-from tests.unit.worker.app_support import running_app
+from tests.unit.worker.app_support import filtered, png, running_app
 from tests.unit.worker.canary_support import Canaries, canaries
-from tests.unit.worker.test_features import filtered, png
 
 __all__ = ["canaries"]
 

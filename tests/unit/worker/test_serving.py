@@ -9,7 +9,7 @@ import pytest
 from atlas_worker import serving
 from atlas_worker.drain import StreamKind
 from atlas_worker.notify import Notifier
-from tests.unit.worker.test_drain import FakeServer, FakeStream, Scene
+from tests.unit.worker.fakes import FakeServer, FakeStream, Scene
 
 
 class Heard(Notifier):

@@ -15,7 +15,7 @@ import pytest
 from atlas_worker import contract
 from atlas_worker.app.server import main
 from atlas_worker.instance import Instance
-from tests.unit.test_imports import ADAPTERS
+from tests.unit.support import ADAPTERS
 from tests.unit.worker.support import Client, listening_socket, port_of
 
 ROOT = Path(__file__).parents[3]

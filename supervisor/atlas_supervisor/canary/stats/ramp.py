@@ -15,6 +15,9 @@ from atlas_supervisor.canary.stats.decision import Conclusion, Decision
 from atlas_supervisor.canary.stats.explain import percent
 from atlas_supervisor.model.verdict import Verdict
 
+_COUNTED_AWAY_SECONDS = 60.0
+"""The most of the time without a daemon that counts for a step's time."""
+
 
 class Stage(StrEnum):
     """The stage of a feature's canary."""
@@ -166,6 +169,16 @@ def waits_for(
         about = "" if decision.needs is None else f", about {decision.needs} more canary calls"
         waits.append(f"evidence that it is no worse{about}")
     return f"{' and '.join(waits) or 'the next check'}, then it is promoted"
+
+
+def resumed(feature: Feature, saved_at: float | None, now: float) -> Feature:
+    """Return a feature that was saved by an earlier daemon, with its time on the step until then.
+
+    Both clocks may have been set since. So the time without a daemon counts up to a limit.
+    """
+    last = feature.step_since if saved_at is None else max(saved_at, feature.step_since)
+    away = min(max(now - last, 0.0), _COUNTED_AWAY_SECONDS)
+    return feature.model_copy(update={"step_since": now - away - (last - feature.step_since)})
 
 
 def set_percentage(feature: Feature, percentage: float, who: str) -> Change | None:

@@ -13,7 +13,7 @@ from atlas_supervisor.api.audit import ENTRY
 from atlas_supervisor.api.denied_audit import AT_ONCE, SECONDS_EACH, DeniedRequests
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.actor import Actor
-from tests.unit.supervisor.api.harness import BEARER, MemoryAudit, running
+from tests.unit.supervisor.api.support import BEARER, MemoryAudit, running
 
 FOREIGN = {"Origin": "http://evil.example"}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from atlas_supervisor.api import examples
-from tests.unit.supervisor.api.harness import (
+from tests.unit.supervisor.api.support import (
     BEARER,
     TOKEN,
     MemoryControl,

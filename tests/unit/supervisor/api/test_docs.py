@@ -8,7 +8,7 @@ from urllib.parse import urljoin
 
 import pytest
 
-from tests.unit.supervisor.api.harness import running
+from tests.unit.supervisor.api.support import running
 
 
 async def test_the_page_and_all_its_files_are_served_by_the_daemon(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from atlas_supervisor.api import events, listeners
 from atlas_supervisor.deploy.errors import stopping
 from atlas_supervisor.errors import AtlasError
-from tests.unit.supervisor.api.harness import (
+from tests.unit.supervisor.api.support import (
     MemoryControl,
     MemoryFeed,
     Server,

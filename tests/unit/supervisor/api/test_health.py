@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from atlas_supervisor.api import examples
-from tests.unit.supervisor.api.harness import MemoryControl, running
+from tests.unit.supervisor.api.support import MemoryControl, running
 
 
 async def test_healthy_and_degraded_are_answered_with_200(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import structlog
 
 import atlas_supervisor.api.server
 from atlas_supervisor.errors import StartRefusedError
-from tests.unit.supervisor.api.harness import BEARER, Server, eventually, free_port, running
+from tests.unit.supervisor.api.support import BEARER, Server, eventually, free_port, running
 
 
 def descriptors() -> set[str]:

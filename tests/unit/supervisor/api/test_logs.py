@@ -18,7 +18,7 @@ from atlas_supervisor.logs.log_service import LogService
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.workers import output
 from atlas_supervisor.workers.output import WorkerLog
-from tests.unit.supervisor.api.harness import BEARER, Server, eventually, running
+from tests.unit.supervisor.api.support import BEARER, Server, eventually, running
 
 OWN = "/deploy/logs/supervisor"
 BLUE = "/deploy/logs/blue"

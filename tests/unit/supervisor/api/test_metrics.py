@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from tests.unit.supervisor.api.harness import BEARER, MemoryControl, eventually, running
+from tests.unit.supervisor.api.support import BEARER, MemoryControl, eventually, running
 
 
 async def test_metrics_are_plain_text_of_version_0_0_4_for_any_accept_header(

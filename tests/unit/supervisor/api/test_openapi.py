@@ -15,7 +15,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from atlas_supervisor.api.openapi import build_document
 from atlas_supervisor.api.routes import Access, AnyRoute, Nothing
 from atlas_supervisor.api.server import table
-from tests.unit.supervisor.api.harness import BEARER, running
+from tests.unit.supervisor.api.support import BEARER, running
 
 TABLE = table("1.2.3")
 DOCUMENT = build_document(TABLE, version="1.2.3")

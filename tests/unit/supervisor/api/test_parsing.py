@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from atlas_supervisor.model.deploy import Mode
-from tests.unit.supervisor.api.harness import BEARER, Server, running
+from tests.unit.supervisor.api.support import BEARER, Server, running
 
 JSON = {**BEARER, "Content-Type": "application/json"}
 

@@ -14,7 +14,7 @@ from atlas_supervisor.api import examples
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.deploy import Mode, Result
-from tests.unit.supervisor.api.harness import BEARER, MemoryControl, Server, running, with_result
+from tests.unit.supervisor.api.support import BEARER, MemoryControl, Server, running, with_result
 
 USER = Actor(name=f"uid:{os.geteuid()}", origin="unix")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from atlas_supervisor.api.security import is_loopback
-from tests.unit.supervisor.api.harness import BEARER, TOKEN, Server, running
+from tests.unit.supervisor.api.support import BEARER, TOKEN, Server, running
 
 OTHER_UID = 65534
 

@@ -3,12 +3,14 @@ from __future__ import annotations
 import errno
 import itertools
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from atlas_supervisor.canary.evidence import Moment
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.canary import CanaryStats
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
@@ -423,6 +425,38 @@ async def test_a_ramp_without_traffic_does_not_advance(
         await canaries.service.ramp("vision", "start", OPERATOR)
         await canaries.look(after=86400)
         assert canaries.feature().share == 0.1
+
+
+@pytest.mark.parametrize("set_by", [0.0, -86_400.0, 86_400.0, 400 * 86_400.0])
+async def test_a_clock_that_is_set_while_no_daemon_runs_keeps_the_time_on_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, set_by: float
+) -> None:
+    clock, settings = Clock(), {**RAMP, "canary_step_seconds": 300}
+    async with running(tmp_path, monkeypatch, clock, **settings) as canaries:
+        await canaries.service.ramp("vision", "start", OPERATOR)
+        await one_second(canaries, canaries.process(), bad=0)
+        clock.pass_seconds(99)
+        await one_second(canaries, canaries.process(), bad=0)
+        waits_for = canaries.feature().waits_for
+        assert waits_for
+        left = int(waits_for.split()[0])
+        assert 150 <= left <= 201
+    clock.unix += set_by
+    async with running(tmp_path, monkeypatch, clock, **settings) as canaries:
+        waits_for = canaries.feature().waits_for
+        assert waits_for
+        assert left - 62 <= int(waits_for.split()[0]) <= left
+        await canaries.look(after=300)
+        await one_second(canaries, canaries.process(), bad=0)
+        assert canaries.feature().share == 0.5
+
+
+def test_no_decision_follows_a_wall_clock_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Moment.now()
+    monkeypatch.setattr(time, "time", lambda: before.unix - 86_400)
+    after = Moment.now()
+    assert 0 <= after.unix - before.unix < 60
+    assert after.slice >= before.slice
 
 
 async def test_a_paused_ramp_resumes_at_its_step_after_a_restart(

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.unit.supervisor.cli.conftest import Call
-from tests.unit.supervisor.cli.played import Played, problem
+from tests.unit.supervisor.cli.fakes import Played, problem
+from tests.unit.supervisor.cli.support import Call
 
 HEAD = "ab" * 32
 

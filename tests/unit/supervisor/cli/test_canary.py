@@ -7,19 +7,10 @@ from typing import Any
 
 import pytest
 
-from atlas_supervisor.api import examples
-from tests.unit.supervisor.cli.conftest import Call
-from tests.unit.supervisor.cli.played import Played, problem
+from tests.unit.supervisor.cli.fakes import FEATURE, REPORT, VIEW, Played, problem, steady
+from tests.unit.supervisor.cli.support import Call
 
-FEATURE: dict[str, Any] = examples.FEATURE.model_dump(mode="json")
-VIEW: dict[str, Any] = examples.VIEW.model_dump(mode="json")
-REPORT: dict[str, Any] = examples.REPORT.model_dump(mode="json")
 UNKNOWN = problem("unknown_feature", "there is no feature 'speech'", "CANARY_FEATURES lists them")
-
-
-def steady(**fields: Any) -> dict[str, Any]:
-    """Return a feature without a ramp."""
-    return {**FEATURE, "stage": "steady", "step": None, "waits_for": None, **fields}
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.unit.supervisor.cli.conftest import Call
-from tests.unit.supervisor.cli.played import Played
-from tests.unit.supervisor.cli.test_canary import FEATURE, REPORT, VIEW, steady
-from tests.unit.supervisor.cli.test_program import on_terminal
+from tests.unit.supervisor.cli.fakes import FEATURE, REPORT, VIEW, Played, steady
+from tests.unit.supervisor.cli.support import Call, on_terminal
 
 OF_VISION = REPORT["features"][0]
 STRATUM = OF_VISION["strata"][0]

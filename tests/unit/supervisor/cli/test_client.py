@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from atlas_supervisor.cli import client
-from tests.unit.supervisor.cli.conftest import Call, Outcome, run
-from tests.unit.supervisor.cli.played import Played, problem, serve
+from tests.unit.supervisor.cli.fakes import Played, problem, serve
+from tests.unit.supervisor.cli.support import Call, Outcome, run
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from atlas_supervisor.cli import client
-from tests.unit.supervisor.cli.conftest import Call
-from tests.unit.supervisor.cli.played import Played, problem, record, status, step
+from tests.unit.supervisor.cli.fakes import Played, problem, record, status, step
+from tests.unit.supervisor.cli.support import Call
 
 PASSED = (
     step("preflight", message="ports are free"),

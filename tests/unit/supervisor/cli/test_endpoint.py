@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from atlas_supervisor.cli import endpoint
-from tests.unit.supervisor.cli.conftest import Call
-from tests.unit.supervisor.cli.played import Played, serve, status
+from tests.unit.supervisor.cli.fakes import Played, serve, status
+from tests.unit.supervisor.cli.support import Call
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from atlas_supervisor.cli import client, follow
-from tests.unit.supervisor.cli.conftest import Call
-from tests.unit.supervisor.cli.played import (
+from tests.unit.supervisor.cli.fakes import (
     BREAK,
     STAY,
     Asked,
@@ -16,6 +15,7 @@ from tests.unit.supervisor.cli.played import (
     record,
     step,
 )
+from tests.unit.supervisor.cli.support import Call
 
 LAUNCHING = record(step("preflight"), phase="launch")
 SMOKING = record(step("preflight"), step("launch"), phase="smoke")

@@ -10,8 +10,8 @@ import pytest
 
 from atlas_supervisor.cli.health import _view
 from atlas_supervisor.cli.terminal import Screen
-from tests.unit.supervisor.cli.conftest import Call
-from tests.unit.supervisor.cli.played import Played, status
+from tests.unit.supervisor.cli.fakes import Played, status
+from tests.unit.supervisor.cli.support import Call
 
 
 def check(status: str, message: str = "", value: float | None = None, unit: str = "") -> Any:

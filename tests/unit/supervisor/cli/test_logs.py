@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.unit.supervisor.cli.conftest import Call, clean_environment, program
-from tests.unit.supervisor.cli.played import BREAK, STAY, Played, problem
+from tests.unit.supervisor.cli.fakes import BREAK, STAY, Played, problem
+from tests.unit.supervisor.cli.support import Call, clean_environment, program
 
 OWN = "/deploy/logs/supervisor"
 BLUE = "/deploy/logs/blue"

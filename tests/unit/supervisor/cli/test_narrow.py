@@ -7,9 +7,17 @@ from typing import Any
 
 import pytest
 
-from tests.unit.supervisor.cli.conftest import Call
-from tests.unit.supervisor.cli.played import Played, record, slot, status, step, transition
-from tests.unit.supervisor.cli.test_canary import REPORT, VIEW
+from tests.unit.supervisor.cli.fakes import (
+    REPORT,
+    VIEW,
+    Played,
+    record,
+    slot,
+    status,
+    step,
+    transition,
+)
+from tests.unit.supervisor.cli.support import Call
 
 ID = "20260105-093000-4f2a11"
 OTHER_ID = "20260105-101500-9c03d7"

@@ -3,59 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import fcntl
 import os
 import shlex
 import signal
-import struct
 import sys
-import termios
 from pathlib import Path
 
 import pytest
 
-from tests.unit.supervisor.cli.conftest import Outcome, clean_environment, program, run
-from tests.unit.supervisor.cli.played import STAY, Played, problem, record, status, step
+from tests.unit.supervisor.cli.fakes import STAY, Played, problem, record, status, step
+from tests.unit.supervisor.cli.support import (
+    Call,
+    Outcome,
+    clean_environment,
+    on_terminal,
+    program,
+    run,
+)
 
 ESCAPE = "\x1b"
 SHOW_CURSOR = "\x1b[?25h"
-
-
-def read_all(descriptor: int) -> bytes:
-    """Read a terminal until no process has it open any more, which Linux reports as EIO."""
-    chunks = []
-    while True:
-        try:
-            chunk = os.read(descriptor, 65536)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            break
-        if not chunk:
-            break
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
-async def on_terminal(*args: str | Path, **env: str) -> str:
-    """Return all that the client writes to a terminal of 80 columns."""
-    ours, theirs = os.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *program(*args),
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            env=clean_environment(**env),
-        )
-        os.close(theirs)
-        written = await asyncio.to_thread(read_all, ours)
-        await process.wait()
-        return written.decode()
-    finally:
-        os.close(ours)
 
 
 def play_deploy(daemon: Played) -> None:
@@ -270,8 +237,8 @@ async def test_following_a_log_ends_with_its_reader(daemon: Played, env_file: Pa
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["deploy", "--help"]])
-async def test_help_needs_no_daemon(arguments: list[str]) -> None:
-    outcome = await run(program(*arguments))
+async def test_help_needs_no_daemon(call: Call, arguments: list[str]) -> None:
+    outcome = await call(*arguments)
     assert outcome.code == 0
     assert "--json" in outcome.out
 

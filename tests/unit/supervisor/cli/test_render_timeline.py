@@ -12,8 +12,8 @@ from rich.console import Console
 from atlas_supervisor.cli.render_deploy import outcome
 from atlas_supervisor.cli.render_timeline import timeline
 from atlas_supervisor.cli.terminal import Screen
-from tests.unit.supervisor.cli.conftest import Call
-from tests.unit.supervisor.cli.played import Played, problem, record, status, step
+from tests.unit.supervisor.cli.fakes import Played, problem, record, status, step
+from tests.unit.supervisor.cli.support import Call
 
 STARTED = datetime(2025, 11, 23, 6, 0, tzinfo=UTC)
 SINGLE = {"code": "mode_is_single", "message": "Deploys are disabled.", "action": "fix, then mode"}

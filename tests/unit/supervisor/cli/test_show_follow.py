@@ -9,8 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from atlas_supervisor.cli.show import already
-from tests.unit.supervisor.cli.conftest import Call, clean_environment, program
-from tests.unit.supervisor.cli.played import (
+from tests.unit.supervisor.cli.fakes import (
     STAY,
     Played,
     event,
@@ -20,6 +19,7 @@ from tests.unit.supervisor.cli.played import (
     step,
     transition,
 )
+from tests.unit.supervisor.cli.support import Call, clean_environment, program
 
 BEGUN = transition(0, None, "preflight", cause="by uid:0")
 READY = transition(1, "preflight", "launch", cause="can be launched")

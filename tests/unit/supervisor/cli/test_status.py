@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.unit.supervisor.cli.conftest import Call
-from tests.unit.supervisor.cli.played import Played, record, slot, status
+from tests.unit.supervisor.cli.fakes import Played, record, slot, status
+from tests.unit.supervisor.cli.support import Call
 
 
 async def test_status_shows_mode_ports_versions_slots_and_traffic(

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from tests.unit.supervisor.cli.conftest import Call
-from tests.unit.supervisor.cli.played import Played, problem, record, status, step
+from tests.unit.supervisor.cli.fakes import Played, problem, record, status, step
+from tests.unit.supervisor.cli.support import Call
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from tests.unit.supervisor.cli.conftest import Call
-from tests.unit.supervisor.cli.played import status
+from tests.unit.supervisor.cli.fakes import status
+from tests.unit.supervisor.cli.support import Call
 
 pytestmark = pytest.mark.skipif(
     shutil.which("openssl") is None, reason="needs openssl to make a certificate"

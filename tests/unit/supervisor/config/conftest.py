@@ -9,7 +9,7 @@ import pytest
 
 from atlas_supervisor.config import Settings, load_settings
 from atlas_supervisor.errors import SettingsError
-from tests.unit.supervisor.config.samples import write
+from tests.unit.supervisor.config.support import write
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from atlas_supervisor.config import describe_settings, warnings
-from tests.unit.supervisor.config.samples import KEYS_IN_ORDER, TLS, Load
+from tests.unit.supervisor.config.support import KEYS_IN_ORDER, TLS, Load
 
 
 def test_the_description_can_be_read_back(load: Load, tmp_path: Path) -> None:

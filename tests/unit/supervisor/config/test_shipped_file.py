@@ -6,7 +6,7 @@ from pathlib import Path
 from atlas_supervisor.config import Settings, load_settings, warnings
 from atlas_supervisor.config.settings import FIELD_OF_KEY
 from atlas_supervisor.model.deploy import Mode
-from tests.unit.supervisor.config.samples import KEYS_IN_ORDER, write
+from tests.unit.supervisor.config.support import KEYS_IN_ORDER, write
 
 ROOT = Path(__file__).parents[4]
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from atlas_supervisor.config import load_settings
 from atlas_supervisor.errors import SettingsError
 from atlas_supervisor.model.deploy import Mode
-from tests.unit.supervisor.config.samples import Faults, Load, write
+from tests.unit.supervisor.config.support import Faults, Load, write
 
 
 def test_an_empty_file_gives_the_defaults(load: Load, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from atlas_supervisor.config import Settings, describe_settings, load_worker_env
 from atlas_supervisor.config.load import NOT_BUILT_YET
-from tests.unit.supervisor.config.samples import TLS, Faults, Load
+from tests.unit.supervisor.config.support import TLS, Faults, Load
 
 
 def test_two_ports_alike_are_refused_with_both_keys(faults: Faults) -> None:

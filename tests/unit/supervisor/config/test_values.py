@@ -6,7 +6,7 @@ import pytest
 
 from atlas_supervisor.model.deploy import Mode
 from atlas_supervisor.model.socket_passing import SocketPassing
-from tests.unit.supervisor.config.samples import Faults, Load
+from tests.unit.supervisor.config.support import Faults, Load
 
 BAD = {
     "DEPLOY_MODE": ["blue-green", "true", ""],

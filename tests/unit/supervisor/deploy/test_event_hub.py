@@ -10,40 +10,10 @@ import pytest
 from atlas_supervisor.deploy import event_hub as hub
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.model.deploy import DeployEvent, EventFeed, PublishedEvent
-from tests.unit.supervisor.store.samples import a_deploy
+from tests.unit.supervisor.deploy.fakes import MemoryJournal
+from tests.unit.supervisor.store.support import a_deploy
 
 WHEN = datetime(2026, 1, 5, tzinfo=UTC)
-
-
-class MemoryJournal:
-    """Ids from 1 on; a read takes a turn of the loop, in which more may be written."""
-
-    def __init__(self) -> None:
-        self.rows: list[PublishedEvent] = []
-        self.unwritten: list[PublishedEvent] = []
-
-    def pending(self) -> list[PublishedEvent]:
-        return self.unwritten
-
-    async def newest(self) -> int:
-        await asyncio.sleep(0)
-        return len(self.rows)
-
-    async def knows(self, transition_id: int) -> bool:
-        await asyncio.sleep(0)
-        return 1 <= transition_id <= len(self.rows)
-
-    async def after(
-        self, transition_id: int, *, deploy_id: str | None, limit: int
-    ) -> list[PublishedEvent]:
-        await asyncio.sleep(0)
-        found = [
-            PublishedEvent(row.event, id=number, journal_id=number, is_published=True)
-            for number, row in enumerate(self.rows, 1)
-            if number > transition_id and deploy_id in (None, row.event.deploy_id)
-        ]
-        await asyncio.sleep(0)
-        return found[:limit]
 
 
 class Scene:

@@ -19,8 +19,8 @@ from atlas_supervisor.model.release import Release, Version, VersionChange
 from atlas_supervisor.model.slot import SlotName, SlotState
 from atlas_supervisor.probes.health_probe import HttpProber
 from tests.harness import eventually
-from tests.unit.supervisor.deploy.test_switch import Ready, kill, ready
-from tests.unit.supervisor.store.samples import a_deploy
+from tests.unit.supervisor.deploy.support import Ready, kill, ready
+from tests.unit.supervisor.store.support import a_deploy
 
 BLUE, GREEN = SlotName.BLUE, SlotName.GREEN
 

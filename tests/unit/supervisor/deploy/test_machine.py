@@ -112,7 +112,7 @@ def test_a_release_that_fails_a_gate_is_audited_falls_back_and_ends_staging() ->
     for phase, event in product(LIVE_STAGING, (Event.FAILED, Event.STAGING_DIED)):
         row = step(Plan(), phase, event)
         assert (row.result, row.target) == (Result.FAILED, Phase.UNSTAGE)
-        assert row.demands == (Consequence.ROLLBACK_AUDITED, Consequence.SINGLE_MODE)
+        assert row.demands == (Consequence.ROLLBACK_UNNEEDED_AUDITED, Consequence.SINGLE_MODE)
 
 
 def test_preflight_and_abort_leave_the_mode_alone() -> None:

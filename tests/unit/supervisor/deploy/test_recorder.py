@@ -16,14 +16,21 @@ from atlas_supervisor.deploy.machine import Consequence, Plan
 from atlas_supervisor.deploy.recorder import Recorder, new_record
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.actor import SUPERVISOR, Actor
-from atlas_supervisor.model.deploy import DeployEvent, DeployRecord, EventFeed, Mode, Result
+from atlas_supervisor.model.deploy import (
+    AfterFailure,
+    DeployEvent,
+    DeployRecord,
+    EventFeed,
+    Mode,
+    Result,
+)
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.release import Release, Version, VersionChange
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
 from atlas_supervisor.store.statements import StoreError
-from tests.unit.supervisor.store.samples import a_state, rows
+from tests.unit.supervisor.store.support import a_state, rows
 
 RELEASE = Release(name="v2", path=Path("releases/v2"), version="2")
 KEY = IdempotencyKey("k1", "the request")
@@ -156,7 +163,7 @@ def happened(record: DeployRecord, **changes: Any) -> Transition:
         update={"phase": "unstage", "result": Result.FAILED, "reason": "smoke: 500"}
     )
     event = DeployEvent.of(after, ts=after.started_ts, source="smoke", event="failed", cause="500")
-    demands = (Consequence.ROLLBACK_AUDITED, Consequence.SINGLE_MODE)
+    demands = (Consequence.ROLLBACK_UNNEEDED_AUDITED, Consequence.SINGLE_MODE)
     return Transition(after, event, **{"demands": demands, "has_new_result": True, **changes})
 
 
@@ -171,7 +178,22 @@ async def test_a_transition_is_followed_by_what_it_demands_and_by_its_result(
         assert it.rows("SELECT event FROM transitions ORDER BY id") == [("begun",), ("failed",)]
         await it.database.outbox.flush()
         assert it.rows("SELECT action, outcome FROM audit ORDER BY id") == [
-            *(("deploy", "begun"), ("rollback", "done"), ("mode", "single"), ("deploy", "failed")),
+            *(("deploy", "begun"), ("rollback", "not_needed")),
+            *(("mode", "single"), ("deploy", "failed")),
+        ]
+
+
+async def test_with_AFTER_FAILURE_stay_a_failed_deploy_leaves_the_mode_and_is_audited(
+    tmp_path: Path,
+) -> None:
+    async with scene(tmp_path) as it:
+        recorder = Recorder(it.database, it.state, it.events, AfterFailure.STAY)
+        record = await it.begin()
+        await recorder.write(happened(record))
+        await it.database.outbox.flush()
+        assert it.state.state.mode is Mode.BLUEGREEN
+        assert it.rows("SELECT action, outcome FROM audit ORDER BY id") == [
+            *(("deploy", "begun"), ("rollback", "not_needed"), ("deploy", "failed")),
         ]
 
 

@@ -2,116 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy.initial_state import read_state
 from atlas_supervisor.deploy.machine import Event, Phase
-from atlas_supervisor.deploy.recovery import finish_interrupted, resumed
+from atlas_supervisor.deploy.recovery import resumed
 from atlas_supervisor.model.actor import SUPERVISOR
-from atlas_supervisor.model.deploy import DeployRecord, Mode
-from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.deploy import AfterFailure, Mode
 from atlas_supervisor.model.slot import SlotName
-from atlas_supervisor.model.state import DeployState
-from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.state_keeper import StateFile
 from atlas_supervisor.workers.releases import Releases
-from tests.harness import write_release
-from tests.unit.supervisor.deploy.memory import World
-from tests.unit.supervisor.store.samples import WHEN, a_deploy, a_state, moved
-
-BLUE, GREEN = SlotName.BLUE, SlotName.GREEN
-PORT = {BLUE: 8791, GREEN: 8792}
-BEFORE_SWITCH = [Phase.PREFLIGHT, Phase.LAUNCH, Phase.SMOKE, Phase.HEALTH]
-AFTER_SWITCH = [Phase.GUARD, Phase.WARM, Phase.DRAIN]
-
-
-@dataclass
-class Left:
-    """What was left, in a real database."""
-
-    database: Database
-    settings: Settings
-    folder: Path
-
-    def release(self, name: str) -> Release:
-        return Release(name=name, path=self.folder / "releases" / name, version=name)
-
-    async def versions(self, *names: tuple[str, SlotName]) -> None:
-        for name, slot in names:
-            await self.database.versions.push(slot, self.release(name))
-
-    async def deploy(
-        self,
-        phase: Phase,
-        deploy_id: str = "d1",
-        *,
-        release: str = "v2",
-        source: Phase = Phase.HEALTH,
-        event: Event = Event.PASSED,
-        rollback: bool = False,
-        **changes: Any,
-    ) -> DeployRecord:
-        record = a_deploy(deploy_id, release=release, version=release)
-        await self.database.deploys.begin(record, auto_switch=True, rollback=rollback)
-        if phase in {*AFTER_SWITCH, Phase.REVERT}:
-            ports = {"active_port": PORT[GREEN], "staging_port": PORT[BLUE], "result": "switched"}
-            changes = {**ports, **changes}
-        record = DeployRecord(**{**record.model_dump(), "phase": phase.value, **changes})
-        await self.database.deploys.write_transition(*moved(record, source=source, event=event))
-        return record
-
-    async def recover(self, active: SlotName, **changes: Any) -> tuple[DeployState, Any]:
-        ports = {"active_port": PORT[active], "staging_port": PORT[active.other]}
-        state = a_state(**ports, **changes)
-        return await finish_interrupted(self.database, state, self.settings)
-
-    async def stack(self) -> list[tuple[str | None, SlotName]]:
-        """Return the versions, the first one last, as they were pushed."""
-        return [
-            (row.release.name, row.slot) for row in reversed(await self.database.versions.all())
-        ]
-
-    async def audited(self) -> list[tuple[str, str]]:
-        """Return action and outcome of every entry, in order."""
-        entries = await self.database.trail.entries(
-            limit=100, before=None, action=None, subject=None
-        )
-        return [(each.action, each.outcome) for each in reversed(entries)]
-
-    async def ended(self, deploy_id: str = "d1") -> DeployRecord:
-        record = await self.database.deploys.find(deploy_id)
-        assert record is not None
-        assert record.phase == "ended"
-        assert record.ended_ts is not None
-        assert record.reason
-        return record
-
-
-@asynccontextmanager
-async def left(folder: Path, **changes: Any) -> AsyncIterator[Left]:
-    for name in ("v1", "v2"):
-        write_release(folder / "releases" / name, name)
-    settings = Settings(
-        base_dir=folder,
-        **{
-            "active_port": PORT[BLUE],
-            "staging_port": PORT[GREEN],
-            "releases_dir": folder / "releases",
-            "deploy_mode": Mode.BLUEGREEN,
-            **changes,
-        },
-    )
-    async with open_database(folder / "atlas.db") as (database, _):
-        yield Left(database, settings, folder)
+from tests.unit.supervisor.deploy.fakes import World
+from tests.unit.supervisor.deploy.support import (
+    AFTER_SWITCH,
+    BEFORE_SWITCH,
+    BLUE,
+    GREEN,
+    PORT,
+    left,
+)
+from tests.unit.supervisor.store.support import WHEN, a_deploy, a_state, moved
 
 
 @pytest.mark.parametrize("phase", BEFORE_SWITCH)
@@ -267,13 +181,33 @@ async def test_a_fallback_is_audited_once_whether_or_not_it_was_performed(tmp_pa
             )
             if mode is Mode.SINGLE:  # the last daemon got that far
                 await it.database.audit.write(
-                    SUPERVISOR, "rollback", "done", subject=record.deploy_id
+                    SUPERVISOR, "rollback", "not_needed", subject=record.deploy_id
                 )
                 await it.database.audit.write(SUPERVISOR, "mode", "single")
             await it.recover(BLUE, mode=mode)
             assert await it.audited() == [
-                *(("rollback", "done"), ("mode", "single"), ("deploy", "failed")),
+                *(("rollback", "not_needed"), ("mode", "single"), ("deploy", "failed")),
             ]
+
+
+async def test_with_AFTER_FAILURE_stay_recovery_leaves_the_mode(tmp_path: Path) -> None:
+    async with left(tmp_path, after_failure=AfterFailure.STAY) as it:
+        await it.deploy(Phase.UNSTAGE, event=Event.FAILED, result="failed", reason="health: 500")
+        state, _ = await it.recover(BLUE)
+        assert state.mode is Mode.BLUEGREEN
+        assert await it.audited() == [("rollback", "not_needed"), ("deploy", "failed")]
+
+
+@pytest.mark.parametrize(("serving", "outcome"), [(BLUE, "done"), (GREEN, "failed")])
+async def test_an_interrupted_revert_is_audited_with_its_true_outcome(
+    tmp_path: Path, serving: SlotName, outcome: str
+) -> None:
+    async with left(tmp_path) as it:
+        await it.versions(("v1", BLUE), ("v2", GREEN))
+        await it.deploy(Phase.REVERT, source=Phase.GUARD, event=Event.FAILED)
+        await it.recover(serving)
+        assert ("rollback", outcome) in await it.audited()
+        assert len([each for each in await it.audited() if each[0] == "rollback"]) == 1
 
 
 async def test_a_failed_switch_that_was_not_audited_is_audited_by_recovery(tmp_path: Path) -> None:
@@ -328,7 +262,7 @@ async def test_a_waiting_release_that_is_gone_fails_its_deploy(tmp_path: Path) -
         )
         ended = await it.ended()
         assert ended.result == "failed"
-        assert "no release 'v2'" in (ended.reason or "")
+        assert "RELEASES_DIR" in (ended.reason or "")
 
 
 async def test_recovering_twice_changes_nothing_more(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from atlas_supervisor.deploy.machine import Phase
 from atlas_supervisor.model.deploy import Mode
 from atlas_supervisor.model.state import ActiveRelease
-from tests.unit.supervisor.deploy.test_recovery import (
+from tests.unit.supervisor.deploy.support import (
     AFTER_SWITCH,
     BEFORE_SWITCH,
     BLUE,

@@ -15,9 +15,9 @@ import structlog
 from atlas_supervisor.deploy import runner
 from atlas_supervisor.deploy.machine import Event, Phase, Plan, StepOutcome
 from atlas_supervisor.errors import AtlasError
-from atlas_supervisor.model.deploy import DeployRecord, StepDetail
+from atlas_supervisor.model.deploy import DeployRecord, PublishedEvent, StepDetail
 from atlas_supervisor.store import outbox
-from tests.unit.supervisor.deploy.memory import (
+from tests.unit.supervisor.deploy.fakes import (
     BLUE,
     DIED,
     FAIL,
@@ -31,7 +31,7 @@ from tests.unit.supervisor.deploy.memory import (
     until,
     until_phase,
 )
-from tests.unit.supervisor.store.samples import a_deploy
+from tests.unit.supervisor.store.support import a_deploy
 
 NEWS = [
     Event.ABORT_REQUESTED,
@@ -165,7 +165,8 @@ async def test_a_disk_that_fails_at_any_write_loses_nothing(lasts: int) -> None:
             await to_the_end(run)
         if activity in {"unstage", "revert"} and run.record.result != "aborted":
             assert world.mode == "single"
-            assert ("rollback", "done") in world.audits
+            outcome = "not_needed" if activity == "unstage" else "done"
+            assert rollbacks(world) == [outcome]
 
 
 @pytest.mark.parametrize(
@@ -188,13 +189,37 @@ async def test_each_result_of_a_deploy_is_audited_once(activity: str, came_to: l
     assert [outcome for action, outcome in world.audits if action == "deploy"] == came_to
 
 
+def rollbacks(world: World) -> list[str]:
+    return [outcome for action, outcome in world.audits if action == "rollback"]
+
+
+@pytest.mark.parametrize("by", [None, Event.ACTIVE_DIED, Event.ROLLBACK_REQUESTED])
+@pytest.mark.parametrize("outcome", [[], [FAIL]])
+async def test_a_revert_is_audited_with_its_true_outcome_once_it_is_known(
+    by: Event | None, outcome: list[Outcome]
+) -> None:
+    world = World()
+    world.outcomes = {"guard": [FAIL] if by is None else [], "revert": list(outcome)}
+    async with driven(world) as run:
+        if by is not None:
+            world.when_begun["guard"] = lambda: run.offer(by, "it came")
+        world.when_begun["revert"] = lambda: asked_before.extend(rollbacks(world))
+        asked_before: list[str] = []
+        await run.ended.wait()
+    assert asked_before == []
+    # A request is audited by the service, with its actor.
+    expected = [] if by is Event.ROLLBACK_REQUESTED else ["failed" if outcome else "done"]
+    assert rollbacks(world) == expected
+    assert (run.record.result == "rolled_back") == (not outcome)
+
+
 async def test_nothing_is_switched_while_the_intent_can_not_be_written() -> None:
     world, broken = World(), True
     world.disk_fails = lambda: broken
     async with driven(world) as run:
         await run.settled.wait()
         assert (run.phase, run.record.result) == (Phase.AWAITING_SWITCH, "awaiting_switch")
-        assert run.switch_failure == "the intent to switch could not be saved"
+        assert run.settled.switch_failure == "the intent to switch could not be saved"
         assert "switch" not in world.done
         broken = False
         assert run.offer(Event.SWITCH_REQUESTED, "try again")
@@ -367,46 +392,88 @@ async def test_a_step_that_a_death_ends_records_the_worker_s_last_output() -> No
     assert (drain.name, "output" in drain.detail) == ("drain", False)
 
 
-# Events from outside that are dropped in a phase, because there they mean nothing. Every other
-# pair of phase and event has a row.
-_ASKED = {Event.ROLLBACK_REQUESTED, Event.SWITCH_REQUESTED, Event.ABORT_REQUESTED}
-_DEATHS = {Event.STAGING_DIED, Event.ACTIVE_DIED}
-_BEFORE = {Event.ROLLBACK_REQUESTED, Event.SWITCH_REQUESTED, Event.ACTIVE_DIED, Event.SUPERSEDED}
-_AFTER = {Event.SWITCH_REQUESTED, Event.ABORT_REQUESTED, Event.STAGING_DIED}
-_CLEANING = _ASKED | _DEATHS | {Event.SUPERSEDED}
-DROPPED: dict[Phase, set[Event]] = {
-    # No staging instance is there yet.
-    Phase.PREFLIGHT: _BEFORE | {Event.STAGING_DIED},
-    # The active version's death is for its restarts: the deploy goes on.
+# Events from outside that have no row in a phase. A request is then refused. Every other pair of
+# phase and event has a row, or is kept for the next phase.
+_REQUESTS = {Event.ROLLBACK_REQUESTED, Event.SWITCH_REQUESTED, Event.ABORT_REQUESTED}
+_BEFORE = {Event.ROLLBACK_REQUESTED, Event.SWITCH_REQUESTED, Event.SUPERSEDED}
+_AFTER = {Event.SWITCH_REQUESTED, Event.ABORT_REQUESTED}
+WITHOUT_ROW: dict[Phase, set[Event]] = {
+    Phase.PREFLIGHT: _BEFORE,
     Phase.LAUNCH: _BEFORE,
     Phase.SMOKE: _BEFORE,
     Phase.HEALTH: _BEFORE,
     # The daemon's stop leaves it waiting; the next daemon takes that row.
     Phase.AWAITING_SWITCH: _BEFORE - {Event.SWITCH_REQUESTED} | {Event.SUPERVISOR_STOPPED},
-    # The flip is short and runs to its end. Its outcome says whether staging died.
-    Phase.SWITCH: _ASKED | {Event.ACTIVE_DIED, Event.SUPERSEDED},
-    Phase.REVERT: _CLEANING,
-    # Warm, the old version may end: nothing of it is needed but a rollback, which is then slow.
+    # The flip is short and runs to its end.
+    Phase.SWITCH: _REQUESTS | {Event.SUPERSEDED},
+    Phase.REVERT: _REQUESTS | {Event.SUPERSEDED},
     Phase.GUARD: _AFTER,
     Phase.WARM: _AFTER,
     # What only cleans up goes to its end.
-    Phase.DRAIN: _CLEANING,
-    Phase.DRAIN_REVERTED: _CLEANING,
-    Phase.UNSTAGE: _CLEANING,
-    Phase.ENDED: set(NEWS),
+    Phase.DRAIN: _REQUESTS | {Event.SUPERSEDED},
+    Phase.DRAIN_REVERTED: _REQUESTS | {Event.SUPERSEDED},
+    Phase.UNSTAGE: _REQUESTS | {Event.SUPERSEDED},
+    Phase.ENDED: _REQUESTS | {Event.SUPERSEDED, Event.SUPERVISOR_STOPPED},
+}
+# Deaths without a row, and why no deploy needs to know: `Slots` is told that the deploy does not
+# deal with it, and starts the active one again (`test_orders` tries every moment).
+_RESTARTED = "the active version is started again, and the deploy goes on"
+_BEING_ENDED = "it is being ended"
+HARMLESS: dict[Phase, dict[Event, str]] = {
+    Phase.PREFLIGHT: {
+        Event.STAGING_DIED: "no instance of this deploy is there yet",
+        Event.ACTIVE_DIED: _RESTARTED,
+    },
+    Phase.LAUNCH: {Event.ACTIVE_DIED: _RESTARTED},
+    Phase.SMOKE: {Event.ACTIVE_DIED: _RESTARTED},
+    Phase.HEALTH: {Event.ACTIVE_DIED: _RESTARTED},
+    Phase.AWAITING_SWITCH: {Event.ACTIVE_DIED: _RESTARTED},
+    Phase.SWITCH: {Event.ACTIVE_DIED: "the version before: it is about to lose the traffic"},
+    Phase.REVERT: {Event.STAGING_DIED: "the flip fails, or it is started again after the flip"},
+    Phase.GUARD: {Event.STAGING_DIED: "the version before: a rollback launches it again"},
+    Phase.WARM: {Event.STAGING_DIED: "the version before: a rollback launches it again"},
+    Phase.DRAIN: {Event.STAGING_DIED: _BEING_ENDED, Event.ACTIVE_DIED: _RESTARTED},
+    Phase.DRAIN_REVERTED: {Event.STAGING_DIED: _BEING_ENDED, Event.ACTIVE_DIED: _RESTARTED},
+    Phase.UNSTAGE: {Event.STAGING_DIED: _BEING_ENDED, Event.ACTIVE_DIED: _RESTARTED},
+    Phase.ENDED: {Event.STAGING_DIED: _BEING_ENDED, Event.ACTIVE_DIED: _RESTARTED},
 }
 
 
+def run_in(phase: Phase, plan: Plan | None = None, *, begun: bool = True) -> runner.DeployRun:
+    run = runner.DeployRun(
+        a_deploy(), plan or Plan(), RELEASE, effects=World(), transitions=World(), phase=phase
+    )
+    run._has_begun = begun
+    return run
+
+
 @pytest.mark.parametrize("phase", Phase)
-async def test_every_event_in_a_phase_has_a_row_or_is_dropped_on_purpose(phase: Phase) -> None:
+async def test_every_event_has_a_row_or_is_kept_or_is_harmless(phase: Phase) -> None:
     for plan in (Plan(), Plan(auto_switch=False), Plan(dry_run=True), Plan(rollback=True)):
         for event in NEWS:
-            run = runner.DeployRun(
-                a_deploy(), plan, RELEASE, effects=World(), transitions=World(), phase=phase
-            )
+            run = run_in(phase, plan)
             # Asked for once more, what is being done is no second event.
             accepted = run.accepts(event) and not run._does(event)
-            assert accepted == (event not in DROPPED[phase]), (plan, phase, event)
+            means_nothing = event in WITHOUT_ROW[phase] | set(HARMLESS[phase])
+            assert accepted != means_nothing, (plan, phase, event)
+
+
+@pytest.mark.parametrize("event", [Event.ACTIVE_DIED, Event.ROLLBACK_REQUESTED])
+async def test_until_its_drain_begins_the_old_version_can_take_over(event: Event) -> None:
+    assert run_in(Phase.DRAIN, begun=False).accepts(event)
+    assert not run_in(Phase.DRAIN).accepts(event)
+    world = World()
+    async with driven(world) as run:
+
+        def written(published: PublishedEvent, _journal_id: int | None) -> None:
+            if published.event.target == Phase.DRAIN:
+                assert run.offer(event, "just in time")
+
+        world.publish = written
+        await run.ended.wait()
+    assert run.record.result == "rolled_back"
+    assert run.record.reason == "drain: just in time"
+    assert [step.name for step in run.record.steps][-2:] == ["guard", "drain"]
 
 
 @pytest.mark.parametrize("activity", WAYS)

@@ -18,7 +18,7 @@ from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.store.database import open_database
 from atlas_supervisor.store.statements import StoreError
 from atlas_supervisor.workers.releases import Releases
-from tests.unit.supervisor.deploy.memory import FAIL, World, driven, to_the_end, until_phase
+from tests.unit.supervisor.deploy.fakes import FAIL, World, driven, to_the_end, until_phase
 
 ABORT, SWITCH = Event.ABORT_REQUESTED, Event.SWITCH_REQUESTED
 
@@ -80,7 +80,7 @@ async def test_of_an_abort_and_a_switch_the_first_one_counts_and_the_other_is_re
         assert run.record.result == result
 
 
-async def test_an_abort_that_comes_as_the_last_probe_passes_is_answered_with_the_result() -> None:
+async def test_an_abort_that_is_accepted_as_the_last_probe_passes_is_done() -> None:
     world = World()
     async with driven(world) as run:
         taken: list[bool] = []
@@ -91,7 +91,8 @@ async def test_an_abort_that_comes_as_the_last_probe_passes_is_answered_with_the
         world.when_ending["health"] = both_ask
         await run.settled.wait()
         assert taken == [True, True]
-        assert run.record.result == "switched"
+        assert run.record.result == "aborted"
+    assert "switch" not in world.done
 
 
 async def test_a_deploy_that_has_switched_is_answered_so_though_its_revert_failed(
@@ -122,7 +123,9 @@ async def test_a_deploy_that_has_switched_is_answered_so_though_its_revert_faile
         assert deployed.result == "switched"
         assert "revert" in {each.source for each in world.journaled}
         with pytest.raises(RefusedError, match="the switch failed"):
-            await service._answer(run)  # the answer to the request for a rollback
+            await service._done(
+                run, Event.ROLLBACK_REQUESTED
+            )  # the answer to the request for a rollback
         world.held["warm"].set()
 
 

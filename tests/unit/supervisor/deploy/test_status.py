@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from atlas_supervisor.deploy.status import why_disabled
+from atlas_supervisor.deploy.status import failure
 from atlas_supervisor.model.deploy import DeployRecord, Result, Step, StepName
 
 NOW = datetime(2026, 1, 5, 9, 30, tzinfo=UTC)
@@ -39,12 +39,18 @@ def record(
 @pytest.mark.parametrize("gate", ["launch", "smoke", "health"])
 def test_a_deploy_that_failed_a_gate_is_named_with_the_gate(gate: str) -> None:
     failed = record(Result.FAILED, StepName(gate))
-    assert why_disabled(failed) == f"deploy d-42 failed at {gate}"
+    assert failure(failed) == f"deploy d-42 failed at {gate}"
 
 
 def test_a_deploy_that_its_guard_reverted_is_named() -> None:
     reverted = record(Result.ROLLED_BACK, StepName.GUARD)
-    assert why_disabled(reverted) == "deploy d-42 was reverted by its guard"
+    assert failure(reverted) == "deploy d-42 was reverted by its guard"
+
+
+def test_a_rollback_by_hand_during_the_guard_is_no_failure() -> None:
+    reverted = record(Result.ROLLED_BACK, StepName.GUARD)
+    by_hand = reverted.model_copy(update={"reason": "guard: rollback requested by uid:0"})
+    assert failure(by_hand) is None
 
 
 @pytest.mark.parametrize(
@@ -61,4 +67,4 @@ def test_a_deploy_that_its_guard_reverted_is_named() -> None:
     ],
 )
 def test_a_deploy_that_leaves_the_mode_as_it_is_is_not_blamed(last: DeployRecord | None) -> None:
-    assert why_disabled(last) == "the mode is single"
+    assert failure(last) is None

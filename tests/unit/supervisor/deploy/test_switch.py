@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,60 +11,13 @@ import pytest
 
 from atlas_supervisor.deploy import switch as switching
 from atlas_supervisor.deploy.machine import Event
-from atlas_supervisor.deploy.switch import Landing, Switch
+from atlas_supervisor.deploy.switch import Landing
 from atlas_supervisor.model.slot import SlotName, SlotState
-from atlas_supervisor.store.database import Database, open_database
-from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
-from atlas_supervisor.workers.slot import Slot
 from tests.harness import eventually
-from tests.unit.supervisor.store.samples import a_state
-from tests.unit.supervisor.workers.support import READY_AND_SLEEP, SLEEP, Bench, bench, release
+from tests.unit.supervisor.deploy.support import kill, ready
+from tests.unit.supervisor.workers.support import SLEEP, release
 
 BLUE, GREEN = SlotName.BLUE, SlotName.GREEN
-
-
-@dataclass
-class Ready:
-    """Two living instances, blue being active, and all that a switch changes."""
-
-    bench: Bench
-    switch: Switch
-    file: StateFile
-    state: StateKeeper
-    database: Database
-
-    def has(self, active: SlotName) -> bool:
-        """Return whether steering, file and memory all say that this slot is active."""
-        port = self.bench.slots[active].port
-        held = self.file.read()
-        assert held is not None
-        assert held == self.state.state
-        assert {held.active_port, held.staging_port} == {s.port for s in self.bench.slots}
-        found = {self.bench.plane.active, self.bench.slots.active.name}
-        return found == {active} and held.active_port == port
-
-
-@asynccontextmanager
-async def ready(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ready]:
-    async def unseen(*_: Any) -> tuple[Landing, str]:
-        return Landing.UNSEEN, "these workers accept nothing"
-
-    monkeypatch.setattr(switching, "landing", unseen)
-    async with bench(folder) as made, open_database(folder / "atlas.db") as (database, _):
-        ports = {"active_port": made.blue.port, "staging_port": made.green.port}
-        file = StateFile(folder / "deploy_state.json")
-        state = StateKeeper(file, database.state, a_state(**ports))
-        await state.change()
-        for slot in (made.blue, made.green):
-            await slot.start(release(folder / slot.name, READY_AND_SLEEP))
-        switch = Switch(settings=made.settings, plane=made.plane, slots=made.slots, state=state)
-        yield Ready(made, switch, file, state, database)
-
-
-async def kill(slot: Slot) -> None:
-    assert slot.instance is not None
-    os.kill(slot.instance.pid, signal.SIGKILL)
-    await slot.instance.exited.wait()
 
 
 async def test_a_switch_changes_everything_and_keeps_the_old_one_warm(

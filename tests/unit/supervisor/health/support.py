@@ -18,8 +18,8 @@ from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
-from tests.unit.supervisor.probes.servers import Handler, answer
-from tests.unit.supervisor.store.samples import a_state
+from tests.unit.supervisor.probes.fakes import Handler, answer
+from tests.unit.supervisor.store.support import a_state
 from tests.unit.supervisor.workers.support import make_settings
 
 BLUE, GREEN = SlotName.BLUE, SlotName.GREEN

@@ -17,9 +17,9 @@ from atlas_supervisor.model.health import CheckStatus
 from atlas_supervisor.store import database as database_module
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
-from tests.unit.supervisor.disk import fill, mounted
 from tests.unit.supervisor.health.support import BLUE, GREEN, Steered
-from tests.unit.supervisor.store.samples import a_state
+from tests.unit.supervisor.store.support import a_state
+from tests.unit.supervisor.support import fill, mounted
 
 PASS, WARN, FAIL = CheckStatus.PASS, CheckStatus.WARN, CheckStatus.FAIL
 PORTS = {BLUE: 8791, GREEN: 8792}

@@ -14,7 +14,7 @@ from atlas_supervisor.model.health import CheckStatus, HealthStatus
 from atlas_supervisor.store.state_keeper import UnreadableStateError
 from tests.harness import eventually
 from tests.unit.supervisor.health.support import BLUE, GREEN, telling, watched
-from tests.unit.supervisor.probes.servers import answer, raw, serve, unused_port
+from tests.unit.supervisor.probes.fakes import answer, raw, serve, unused_port
 
 PASS, WARN, FAIL, SKIPPED = (
     CheckStatus.PASS,

@@ -19,7 +19,7 @@ from atlas_supervisor.probes.health_probe import (
     health_gate,
 )
 from atlas_supervisor.probes.http_client import EXCERPT_LIMIT
-from tests.unit.supervisor.probes.servers import (
+from tests.unit.supervisor.probes.fakes import (
     Handler,
     answer,
     endless,

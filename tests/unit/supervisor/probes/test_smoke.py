@@ -11,7 +11,7 @@ from atlas_supervisor.config.smoke_file import SmokePlan
 from atlas_supervisor.model.probe import CheckResult
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.smoke import run_smoke
-from tests.unit.supervisor.probes.servers import (
+from tests.unit.supervisor.probes.fakes import (
     Handler,
     Server,
     answer,

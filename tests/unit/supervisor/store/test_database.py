@@ -20,7 +20,7 @@ from atlas_supervisor.store import database as module
 from atlas_supervisor.store import deploys
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.statements import StoreError
-from tests.unit.supervisor.store.samples import a_deploy, a_state, a_step, moved, rows
+from tests.unit.supervisor.store.support import a_deploy, a_state, a_step, moved, rows
 from tests.unit.supervisor.traffic.support import open_files
 from tests.unit.supervisor.workers.support import BLUE, GREEN
 

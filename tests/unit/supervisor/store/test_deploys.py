@@ -11,7 +11,7 @@ import pytest
 from atlas_supervisor.model.deploy import Result, StepName
 from atlas_supervisor.store import deploys
 from atlas_supervisor.store.database import open_database
-from tests.unit.supervisor.store.samples import WHEN, a_deploy, a_step, moved, rows
+from tests.unit.supervisor.store.support import WHEN, a_deploy, a_step, moved, rows
 
 
 @pytest.fixture

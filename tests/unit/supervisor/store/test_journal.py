@@ -4,7 +4,7 @@ from pathlib import Path
 
 from atlas_supervisor.model.deploy import BEGUN, Result
 from atlas_supervisor.store.database import Database, open_database
-from tests.unit.supervisor.store.samples import a_deploy, a_step, moved
+from tests.unit.supervisor.store.support import a_deploy, a_step, moved
 
 
 async def a_story(database: Database, deploy_id: str = "d1") -> None:

@@ -14,7 +14,7 @@ from atlas_supervisor.store import deploys, keys
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.keys import KEYS_KEPT, KeyRow
 from atlas_supervisor.store.statements import StoreError
-from tests.unit.supervisor.store.samples import WHEN, a_deploy, a_step, moved
+from tests.unit.supervisor.store.support import WHEN, a_deploy, a_step, moved
 
 
 class Clock:
@@ -68,7 +68,10 @@ async def test_a_used_key_starts_no_second_deploy(database: Database) -> None:
     assert await database.keys.get("k1") == KeyRow("the request under k1", "d1")
 
 
-async def test_the_key_of_a_mode_is_kept_for_a_day(database: Database, clock: Clock) -> None:
+async def test_the_key_of_a_mode_is_kept_for_a_day(
+    database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deploys, "DEPLOYS_KEPT", 1)
     await database.keys.add(a_key("k1"))
     clock.time += KEYS_KEPT - timedelta(seconds=1)
     await database.keys.add(a_key("k2"))
@@ -77,6 +80,16 @@ async def test_the_key_of_a_mode_is_kept_for_a_day(database: Database, clock: Cl
     await begin(database, "d1")
     assert await database.keys.get("k1") is None
     assert await database.keys.get("k2") is not None
+
+
+async def test_a_clock_that_is_set_forth_forgets_no_recent_key(
+    database: Database, clock: Clock
+) -> None:
+    await database.keys.add(a_key("k1"))
+    clock.time += timedelta(days=400)
+    await database.keys.add(a_key("k2"))
+    await begin(database, "d1")
+    assert await database.keys.get("k1") is not None
 
 
 async def test_the_key_of_a_deploy_is_kept_as_long_as_its_record_and_for_a_day_at_least(

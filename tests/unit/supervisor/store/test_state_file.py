@@ -8,10 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from atlas_supervisor.model.release import VersionSource
 from atlas_supervisor.model.state import SCHEMA_VERSION, ActiveRelease
 from atlas_supervisor.store.state_keeper import StateFile, UnreadableStateError
-from tests.unit.supervisor.disk import fill, mounted
-from tests.unit.supervisor.store.samples import a_state
+from tests.unit.supervisor.store.support import a_state
+from tests.unit.supervisor.support import fill, mounted
+
+RELEASE = ActiveRelease(
+    name="r1", version="v1", path=Path("/srv/r1"), identity="1-2.3", source=VersionSource.FILE
+)
 
 
 @pytest.fixture
@@ -33,7 +38,7 @@ def test_a_written_state_is_read_back(file: StateFile) -> None:
 
 
 def test_the_file_holds_what_the_contract_names(file: StateFile) -> None:
-    file.write(a_state(active_release=ActiveRelease(name="r1", version="v1")))
+    file.write(a_state(active_release=RELEASE))
     content = json.loads(file.path.read_text())
     assert content == {
         "schema_version": SCHEMA_VERSION,
@@ -41,7 +46,13 @@ def test_the_file_holds_what_the_contract_names(file: StateFile) -> None:
         "mode": "bluegreen",
         "active_port": 8791,
         "staging_port": 8792,
-        "active_release": {"name": "r1", "version": "v1"},
+        "active_release": {
+            "name": "r1",
+            "version": "v1",
+            "path": "/srv/r1",
+            "identity": "1-2.3",
+            "source": "VERSION",
+        },
         "last_deploy_ts": None,
         "last_switch_ts": "2026-01-02T03:04:05.678901Z",
         "canary_disabled_fallback": False,

@@ -14,7 +14,7 @@ import pytest
 from atlas_supervisor.model.deploy import Mode
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
-from tests.unit.supervisor.store.samples import a_state
+from tests.unit.supervisor.store.support import a_state
 
 
 @asynccontextmanager

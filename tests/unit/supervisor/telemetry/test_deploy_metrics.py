@@ -11,9 +11,8 @@ from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.machine import FLIPS, Event, Phase, Plan
 from atlas_supervisor.model.deploy import Result
 from atlas_supervisor.telemetry.metrics import Metrics, instruments
-from tests.unit.supervisor.deploy.memory import DIED, FAIL, World, driven
-from tests.unit.supervisor.deploy.test_event_hub import MemoryJournal
-from tests.unit.supervisor.telemetry.instruments import made, published, value
+from tests.unit.supervisor.deploy.fakes import DIED, FAIL, MemoryJournal, World, driven
+from tests.unit.supervisor.telemetry.support import made, published, value
 
 PROMISED = (
     "deploy_switch_total",

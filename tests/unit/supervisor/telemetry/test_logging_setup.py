@@ -11,8 +11,8 @@ import structlog
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.telemetry import handlers
 from atlas_supervisor.telemetry.logging_setup import configure_logs
-from tests.unit.supervisor.disk import fill, mounted
-from tests.unit.supervisor.telemetry.conftest import lines
+from tests.unit.supervisor.support import fill, mounted
+from tests.unit.supervisor.telemetry.support import lines
 
 
 def on_console(capfd: pytest.CaptureFixture[str]) -> str:

@@ -16,8 +16,8 @@ from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.telemetry.metrics import machine
 from atlas_supervisor.telemetry.metrics.exposition import Exposition
 from atlas_supervisor.telemetry.metrics.machine import Running, WorkerUsage
-from tests.unit.supervisor.api.harness import eventually
-from tests.unit.supervisor.telemetry.instruments import made, probe_result, read_gauges, value
+from tests.unit.supervisor.api.support import eventually
+from tests.unit.supervisor.telemetry.support import made, probe_result, read_gauges, value
 
 
 def gauge(name: str, families: list, **labels: str) -> float:  # type: ignore[type-arg]  # Metric

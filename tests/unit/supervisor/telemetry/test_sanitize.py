@@ -19,7 +19,7 @@ from atlas_supervisor.telemetry.sanitize import (
     plain_event,
     without_secrets,
 )
-from tests.unit.supervisor.telemetry.conftest import lines
+from tests.unit.supervisor.telemetry.support import lines
 
 
 @pytest.fixture(autouse=True)

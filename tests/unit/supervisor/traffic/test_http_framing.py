@@ -108,3 +108,17 @@ def test_an_answer_that_was_not_asked_for_leaves_nothing_pending() -> None:
     exchanges = Exchanges()
     exchanges.server_sent(memoryview(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n"))
     assert exchanges.pending is False
+
+
+def test_a_request_in_part_awaits_its_client_and_an_answer_in_part_does_not() -> None:
+    exchanges = Exchanges()
+    seen = [exchanges.awaits_client]
+    for data in (b"POST / HTTP/1.1\r\n", b"Content-Length: 2\r\n\r\n", b"a", b"b"):
+        exchanges.client_sent(memoryview(data))
+        seen.append(exchanges.awaits_client)
+    assert seen == [False, True, True, True, False]
+    exchanges.server_sent(memoryview(OK + b"Content-Length: 1\r\n\r\n"))
+    exchanges.client_sent(memoryview(GET[:9]))
+    assert not exchanges.awaits_client
+    exchanges.server_sent(memoryview(b"!"))
+    assert exchanges.awaits_client

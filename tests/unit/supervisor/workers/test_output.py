@@ -13,7 +13,7 @@ from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.workers import output
 from atlas_supervisor.workers.output import WorkerLog, keep_bounded, printable
 from tests.harness import eventually
-from tests.unit.supervisor.disk import fill, mounted
+from tests.unit.supervisor.support import fill, mounted
 
 
 @pytest.fixture

@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 
 from atlas_supervisor.model.slot import InstanceUsage
 from atlas_supervisor.system import procfs
+from atlas_supervisor.system.descriptors import SPARES
 from atlas_supervisor.traffic import InheritedSockets
 from atlas_supervisor.traffic.listeners import listen
 from atlas_supervisor.workers.launch import launch, new_instance_id
@@ -358,3 +361,44 @@ async def test_the_daemons_sockets_do_not_leak_into_a_worker(tmp_path: Path) -> 
             with anyio.fail_after(10):
                 await instance.wait()
     assert (tmp_path / "output").read_text() == "['0', '1', '2', '3']\n"  # 3 is the folder
+
+
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[list[int]]:
+    """Take all descriptors of this process; closing those of the list gives them back."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hoard: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files() + 20, hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                hoard.append(os.dup(0))
+        yield hoard
+    finally:
+        for number in hoard:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_descendants_are_killed_with_the_spare_descriptors_if_there_are_no_others(
+    tmp_path: Path,
+) -> None:
+    async with launched(tmp_path, GRANDCHILDREN + READY_AND_SLEEP) as instance:
+        with anyio.fail_after(10):
+            await instance.reported.ready.wait()
+            family = instance.family()
+            SPARES.hold()
+            with no_descriptors():
+                await instance.kill()
+        assert all(_is_zombie(pid) for pid in family)
+
+
+async def test_a_family_is_unknown_and_not_empty_where_there_is_no_descriptor(
+    tmp_path: Path,
+) -> None:
+    async with launched(tmp_path, READY_AND_SLEEP) as instance:
+        with SPARES.released(), no_descriptors():
+            for look in (instance.family, lambda: procfs._stat(instance.pid, strict=True)):
+                with pytest.raises(OSError, match="Too many open files"):
+                    look()
+        assert instance.family() == [instance.pid]

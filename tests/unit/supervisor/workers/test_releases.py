@@ -1,25 +1,15 @@
 from __future__ import annotations
 
 import os
-import subprocess
+import shutil
 from pathlib import Path
 
 import pytest
 
-from atlas_supervisor.workers.releases import Releases, UnknownReleaseError, version_of
-from tests.harness import missing
+from atlas_supervisor.model.release import Release, VersionSource
+from atlas_supervisor.workers.releases import Releases, UnknownReleaseError, missing
 
-needs_git = pytest.mark.skipif(bool(missing("git")), reason="git is not installed")
-
-
-def git(folder: Path, *arguments: str) -> str:
-    identity = ("-c", "user.name=t", "-c", "user.email=t@example.com")
-    environ = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-    done = subprocess.run(
-        ["git", "-C", str(folder), *identity, *arguments],
-        capture_output=True, text=True, check=True, env=environ,
-    )  # fmt: skip
-    return done.stdout.strip()
+WRITTEN = "1.2.3"
 
 
 @pytest.fixture
@@ -45,7 +35,7 @@ def test_only_plain_folders_with_plain_names_are_releases(releases: Releases) ->
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "../work", "v2/", "v2/../../work", "/etc", "current", "file", "nope", ".hidden",
+    ["", ".", "..", "../work", "v2/", "v2/../../work", "/etc", "file", "nope", ".hidden",
      "with space", "-dash", "v2\n", "v2\0", "x" * 300, "\udcff"],
 )  # fmt: skip
 def test_no_other_name_leads_anywhere(releases: Releases, name: str) -> None:
@@ -64,53 +54,149 @@ def test_missing_folders_are_reported(tmp_path: Path) -> None:
     gone = Releases(directory=tmp_path / "gone", releases_dir=tmp_path / "gone-too")
     with pytest.raises(UnknownReleaseError, match="is gone"):
         gone.find(None)
+    for look in (lambda: gone.find("v1"), gone.names, lambda: gone.all(with_git=False)):
+        with pytest.raises(UnknownReleaseError, match=r"RELEASES_DIR .* can't be read: No such"):
+            look()
+    (tmp_path / "gone-too").mkdir()
     with pytest.raises(UnknownReleaseError, match="there is: none"):
         gone.find("v1")
 
 
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [("1.2.3\n", "1.2.3"), ("  v1  \nnotes\n", "v1"), ("x" * 500, "x" * 100)],
-)
-def test_the_version_file_comes_first(tmp_path: Path, content: str, expected: str) -> None:
-    (tmp_path / "VERSION").write_text(content)
-    assert version_of(tmp_path) == expected
+def test_a_link_in_the_folder_of_releases_is_refused_by_saying_so(releases: Releases) -> None:
+    with pytest.raises(UnknownReleaseError, match=r"'current' in RELEASES_DIR is a link to .*/v2"):
+        releases.find("current")
 
 
-@pytest.mark.parametrize("content", [b"", b"\n\n", b"\x1b[31m", b"\0"])
-def test_an_empty_version_file_is_skipped(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "VERSION").write_bytes(content)
-    os.utime(tmp_path, (0, 0))
-    assert version_of(tmp_path) == "1970-01-01T00:00:00Z"
+def test_a_release_is_pinned_to_its_real_path(tmp_path: Path) -> None:
+    """Links on the way may be changed later: of the worker directory and of RELEASES_DIR."""
+    for name in ("v1", "v2"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+    (tmp_path / "current").symlink_to("all/v1")
+    (tmp_path / "releases").symlink_to("all")
+    linked = Releases(directory=tmp_path / "current", releases_dir=tmp_path / "releases")
+    for found in (linked.find(None), linked.find("v1")):
+        assert (found.path, found.version) == (tmp_path / "all" / "v1", "v1")
+    (tmp_path / "current").unlink()
+    (tmp_path / "current").symlink_to("all/gone")
+    with pytest.raises(UnknownReleaseError, match=r"current \(a link to all/gone\) is gone"):
+        linked.find(None)
 
 
-@needs_git
-def test_git_describes_a_folder_without_a_version_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_a_better_source_a_release_has_its_folders_name(
+    releases: Releases, tmp_path: Path
 ) -> None:
-    git(tmp_path, "init", "-q")
+    found = releases.find("2024.1")
+    assert (found.version, found.source, found.note) == ("2024.1", VersionSource.NAME, None)
+    (tmp_path / "releases" / "2024.1" / "VERSION").write_text("1.0")
+    assert releases.find("2024.1").version == "1.0"
+
+
+def test_the_worker_directory_has_a_digest_because_its_name_never_changes(tmp_path: Path) -> None:
+    """A link is no name for its code either, unless what it leads to has one of its own."""
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "app.py").write_text("1")
+    plain = Releases(directory=work, releases_dir=None)
+    assert plain.find(None).source is VersionSource.DIGEST
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "work").symlink_to(work)
+    linked = Releases(directory=tmp_path / "other" / "work", releases_dir=None)
+    assert linked.find(None).version == plain.find(None).version
+    listed = Releases(directory=work, releases_dir=tmp_path)
+    assert listed.find(None).version == "work"
+
+
+def test_what_the_daemon_writes_is_no_part_of_the_worker_directory(tmp_path: Path) -> None:
+    places = {"releases_dir": tmp_path / "releases", "state_dir": tmp_path / "state"}
+    for folder in places.values():
+        folder.mkdir()
+    own = Releases(directory=tmp_path, **places)
+    before = own.find(None).version
+    for folder in places.values():
+        (folder / "new").write_text("1")
+    assert own.find(None).version == before
     (tmp_path / "app.py").write_text("1")
-    git(tmp_path, "add", "app.py")
-    git(tmp_path, "commit", "-qm", "first")
-    assert version_of(tmp_path) == git(tmp_path, "rev-parse", "--short", "HEAD")
-    git(tmp_path, "tag", "v3")
-    assert version_of(tmp_path) == "v3"
-    monkeypatch.setenv("GIT_DIR", "/somewhere/else")
-    assert version_of(tmp_path) == "v3"
-    (tmp_path / "app.py").write_text("22")
-    assert version_of(tmp_path) == "v3-dirty"
+    assert own.find(None).version != before
 
 
-@needs_git
-def test_a_folder_within_a_repository_does_not_get_its_version(tmp_path: Path) -> None:
-    git(tmp_path, "init", "-q")
-    git(tmp_path, "commit", "-qm", "first", "--allow-empty")
-    (tmp_path / "release").mkdir()
-    os.utime(tmp_path / "release", (0, 0))
-    assert version_of(tmp_path / "release") == "1970-01-01T00:00:00Z"
+def pinned(releases: Releases, tmp_path: Path) -> Release:
+    (tmp_path / "releases" / "v2" / "VERSION").write_text(WRITTEN)
+    return releases.find("v2")
 
 
-def test_a_broken_repository_is_passed_over(tmp_path: Path) -> None:
-    (tmp_path / ".git").write_text("gitdir: /no/such/place\n")
-    os.utime(tmp_path, (0, 0))
-    assert version_of(tmp_path) == "1970-01-01T00:00:00Z"
+def test_a_recorded_release_is_the_same_folder_or_it_is_gone(
+    releases: Releases, tmp_path: Path
+) -> None:
+    release = pinned(releases, tmp_path)
+    folder, aside = release.path, tmp_path / "aside"
+    assert releases.recorded(release) == release
+    folder.rename(aside)
+    with pytest.raises(UnknownReleaseError, match=r"release v2 is gone: its folder .* not exist"):
+        releases.recorded(release)
+    folder.symlink_to(aside)
+    assert missing(release) is None, "the same folder again, if by a link"
+    folder.unlink()
+    folder.write_text("a file")
+    assert "is no folder any more" in str(missing(release))
+    folder.unlink()
+    aside.rename(folder)
+    assert releases.recorded(release) == release
+
+
+@pytest.mark.parametrize("keeps_inode", [True, False])
+def test_a_folder_that_was_replaced_in_place_is_another_one(
+    releases: Releases, tmp_path: Path, keeps_inode: bool
+) -> None:
+    """Even where the file system gives its inode number to the next folder."""
+    release = pinned(releases, tmp_path)
+    if keeps_inode:
+        shutil.rmtree(release.path)
+    else:
+        release.path.rename(tmp_path / "aside")
+    release.path.mkdir()
+    (release.path / "VERSION").write_text(WRITTEN)
+    assert "was replaced by another one" in str(missing(release))
+    with pytest.raises(UnknownReleaseError, match="was replaced by another one"):
+        releases.recorded(release)
+
+
+def test_a_release_from_before_folders_were_recorded_is_found_by_its_name(
+    releases: Releases, tmp_path: Path
+) -> None:
+    old = Release(name="v2", path=tmp_path / "elsewhere", version="of then")
+    assert releases.recorded(old) == releases.find("v2")
+    assert releases.checked(old) == old
+
+
+def test_another_version_in_the_same_folder_is_a_problem_until_it_is_the_old_one_again(
+    releases: Releases, tmp_path: Path
+) -> None:
+    release = pinned(releases, tmp_path)
+    assert releases.checked(release) == release
+    (release.path / "VERSION").write_text("2.0")
+    changed = releases.checked(release)
+    assert changed.version == "2.0"
+    assert "now holds version 2.0, and version 1.2.3 was deployed" in str(changed.problem)
+    assert releases.checked(changed) == changed, "at the next crash, too"
+    (release.path / "VERSION").write_text(WRITTEN)
+    assert releases.checked(changed) == release
+
+
+def test_a_look_up_that_fails_at_a_restart_is_no_other_version(
+    releases: Releases, tmp_path: Path
+) -> None:
+    release = pinned(releases, tmp_path)
+    (release.path / "VERSION").unlink()
+    os.mkfifo(release.path / "VERSION")
+    assert releases.checked(release) == release
+    (release.path / "VERSION").unlink()
+    assert "now holds no VERSION any more" in str(releases.checked(release).problem)
+
+
+def test_the_list_of_releases_runs_git_only_if_it_may(releases: Releases, tmp_path: Path) -> None:
+    (tmp_path / "releases" / "v2" / ".git").write_text("gitdir: /no/such/place")
+    named, unknown = releases.all(with_git=False)
+    assert (named.version, unknown.version) == ("2024.1", "")
+    described = releases.all(with_git=True)[1]
+    assert (described.version, described.source) == ("v2", VersionSource.NAME)
+    assert "git does not describe it" in str(described.note)

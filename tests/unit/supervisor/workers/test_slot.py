@@ -160,7 +160,7 @@ async def test_a_missing_release_fails_the_launch(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
         gone = release(tmp_path / "r", SLEEP).model_copy(update={"path": tmp_path / "gone"})
         before = open_files()
-        with pytest.raises(LaunchError, match="could not be started"):
+        with pytest.raises(LaunchError, match="release v1 is gone: its folder"):
             await made.blue.start(gone)
         assert made.blue.state is SlotState.EMPTY
         await eventually(lambda: open_files() <= before)

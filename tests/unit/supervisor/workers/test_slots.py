@@ -11,6 +11,7 @@ from pathlib import Path
 import anyio
 
 from atlas_supervisor.model.slot import Role, SlotState
+from atlas_supervisor.workers.restarts import CrashCount
 from atlas_supervisor.workers.slot import Slot
 from atlas_supervisor.workers.slots import Slots
 from tests.harness import eventually
@@ -66,6 +67,25 @@ async def test_an_active_worker_that_dies_is_restarted(tmp_path: Path) -> None:
         assert made.blue.restarts == 1
 
 
+async def test_a_release_does_not_inherit_the_crashes_of_the_one_before(tmp_path: Path) -> None:
+    async with attended(tmp_path) as made:
+        starting = await backing_off(made, tmp_path)
+        await made.green.start(release(tmp_path / "v2", READY_AND_SLEEP))
+        made.slots.exchange()
+        with anyio.fail_after(10):
+            await made.slots.drain_staging()
+            await made.slots.free_staging()
+            await starting
+        assert made.blue.restarts == 0
+        await made.blue.start(release(tmp_path / "v3", READY_AND_SLEEP))
+        made.slots.exchange()
+        before = made.blue.instance
+        kill(made.blue)
+        await eventually(lambda: made.blue.serving and made.blue.instance is not before)
+        assert made.blue.restarts == 1
+        assert made.slots._restarters[BLUE]._crashes == CrashCount(1)  # the first one: no delay
+
+
 async def test_a_staging_worker_that_dies_is_not_restarted_and_its_queue_is_passed_on(
     tmp_path: Path,
 ) -> None:
@@ -110,11 +130,18 @@ async def test_nothing_is_restarted_once_the_daemon_stops(tmp_path: Path) -> Non
         assert [slot.state for slot in made.slots] == [SlotState.EMPTY, SlotState.EMPTY]
 
 
-async def test_an_active_release_that_is_gone_leaves_the_slot_failed(tmp_path: Path) -> None:
+async def test_an_active_release_that_is_gone_is_tried_again_and_says_so(tmp_path: Path) -> None:
     async with attended(tmp_path) as made:
-        await made.slots.start_active(None)
-        assert made.blue.state is SlotState.FAILED
-        assert made.slots.active_worker().absence == "blue is failed"
+        active = release(tmp_path / "r", READY_AND_SLEEP)
+        active.path.rename(tmp_path / "aside")
+        made.tasks.start_soon(made.slots.start_active, active)
+        await eventually(lambda: made.blue.state is SlotState.BACKOFF)
+        why = f"release v1 is gone: its folder {active.path} does not exist any more"
+        assert made.blue.release_gone == why
+        assert made.slots.active_worker().absence.endswith(f"the last time, {why}")
+        (tmp_path / "aside").rename(active.path)
+        await eventually(lambda: made.blue.serving)
+        assert made.blue.release_gone is None
 
 
 async def test_staging_is_free_at_once_before_the_first_switch(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from atlas_supervisor.canary.stats.explain import odds, percent
 from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.model.verdict import Verdict
 from atlas_worker.contract import latency_bucket
-from tests.unit.supervisor.canary.stats.simulated import Moment, draw, seeded
+from tests.unit.supervisor.canary.stats.support import Moment, draw, seeded
 
 
 def latencies(rng: random.Random, calls: int, times: float = 1.0) -> Histogram:

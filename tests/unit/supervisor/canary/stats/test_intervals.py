@@ -11,7 +11,7 @@ from atlas_supervisor.canary.stats.intervals import (
     stratified_difference,
     wilson,
 )
-from tests.unit.supervisor.canary.stats.simulated import binomial, seeded
+from tests.unit.supervisor.canary.stats.support import binomial, seeded
 
 
 @st.composite

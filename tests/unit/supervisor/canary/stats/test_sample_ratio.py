@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from atlas_supervisor.canary.stats.counts import Draws
 from atlas_supervisor.canary.stats.sample_ratio import Assigned, check_ratio
-from tests.unit.supervisor.canary.stats.simulated import binomial, most_by_chance, seeded
+from tests.unit.supervisor.canary.stats.support import binomial, most_by_chance, seeded
 
 
 def test_no_assignments_fit() -> None:

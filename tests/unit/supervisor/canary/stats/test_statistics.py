@@ -17,7 +17,7 @@ from atlas_supervisor.canary.stats.latency_evidence import LatencyEvidence
 from atlas_supervisor.canary.stats.promotion_evidence import PromotionEvidence
 from atlas_supervisor.canary.stats.rollback_evidence import RollbackEvidence
 from atlas_worker.contract import latency_bucket
-from tests.unit.supervisor.canary.stats.simulated import (
+from tests.unit.supervisor.canary.stats.support import (
     ALIKE,
     Call,
     Moment,

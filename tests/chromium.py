@@ -9,6 +9,7 @@ import asyncio
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from itertools import count
@@ -99,53 +100,50 @@ class Page:
             self.complaints.append(str([each.get("value") for each in told["args"]]))
 
 
-@asynccontextmanager
-async def blank_page(folder: Path) -> AsyncIterator[Page]:
-    """Run a browser whose profile is in `folder`, and yield its one tab."""
-    assert PROGRAM is not None
-    profile = folder / "chromium"
-    browser = await asyncio.create_subprocess_exec(
-        PROGRAM,
-        *_QUIET,
-        _LOOPBACK_ONLY,
-        f"--user-data-dir={profile}",
-        "about:blank",
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
+class Browser:
+    """A running browser. It belongs to no event loop, so that the tests of a module share it."""
+
+    def __init__(self, profile: Path) -> None:
+        assert PROGRAM is not None
+        self._profile = profile
+        self._process = subprocess.Popen(
+            [PROGRAM, *_QUIET, _LOOPBACK_ONLY, f"--user-data-dir={profile}", "about:blank"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    @asynccontextmanager
+    async def blank_page(self) -> AsyncIterator[Page]:
+        """Yield a new tab, which is closed afterwards."""
         async with (
             aiohttp.ClientSession() as http,
-            http.ws_connect(await _tab(http, profile), max_msg_size=0) as socket,
+            http.ws_connect(await self._new_tab(http), max_msg_size=0) as socket,
         ):
             page = Page(socket)
             listening = asyncio.create_task(page.listen())
             yield page
-            await page.call("Browser.close")
+            await page.call("Page.close")
             await listening
-    finally:
-        await _end(browser)
-        shutil.rmtree(profile, ignore_errors=True)
 
+    def end(self) -> None:
+        """End it, and remove its profile."""
+        self._process.terminate()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        shutil.rmtree(self._profile, ignore_errors=True)
 
-async def _tab(http: aiohttp.ClientSession, profile: Path) -> str:
-    """Return the address of the tab that a new browser opens, as soon as there is one."""
-    async with asyncio.timeout(_SECONDS):
-        while True:
-            with suppress(OSError, IndexError, aiohttp.ClientError):
-                port = (profile / "DevToolsActivePort").read_text().split()[0]
-                async with http.get(f"http://127.0.0.1:{port}/json/list") as answer:
-                    tabs = [tab for tab in await answer.json() if tab["type"] == "page"]
-                address: str = tabs[0]["webSocketDebuggerUrl"]
-                return address
-            await asyncio.sleep(0.05)
-
-
-async def _end(browser: asyncio.subprocess.Process) -> None:
-    try:
-        await asyncio.wait_for(browser.wait(), 5)
-    except TimeoutError:
-        with suppress(ProcessLookupError):
-            os.killpg(browser.pid, signal.SIGKILL)
-        await browser.wait()
+    async def _new_tab(self, http: aiohttp.ClientSession) -> str:
+        """Return the address of a new tab, as soon as the browser can be spoken to."""
+        async with asyncio.timeout(_SECONDS):
+            while True:
+                with suppress(OSError, IndexError, aiohttp.ClientError):
+                    port = (self._profile / "DevToolsActivePort").read_text().split()[0]
+                    new = f"http://127.0.0.1:{port}/json/new?about:blank"
+                    async with http.put(new) as answer:
+                        address: str = (await answer.json())["webSocketDebuggerUrl"]
+                        return address
+                await asyncio.sleep(0.05)

@@ -13,7 +13,12 @@ from typing import Any
 
 from aiohttp import web
 
+from atlas_supervisor.api import examples
 from tests.harness import eventually
+
+FEATURE: dict[str, Any] = examples.FEATURE.model_dump(mode="json")
+VIEW: dict[str, Any] = examples.VIEW.model_dump(mode="json")
+REPORT: dict[str, Any] = examples.REPORT.model_dump(mode="json")
 
 
 @dataclass(frozen=True)
@@ -248,3 +253,8 @@ def status(**fields: Any) -> dict[str, Any]:
         "deploy_in_progress": False,
         **fields,
     }
+
+
+def steady(**fields: Any) -> dict[str, Any]:
+    """Return a feature without a ramp."""
+    return {**FEATURE, "stage": "steady", "step": None, "waits_for": None, **fields}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -22,6 +23,7 @@ from atlas_supervisor.deploy.machine import (
     Plan,
     StepOutcome,
 )
+from atlas_supervisor.deploy.recorder import AUDITED
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.model.deploy import DeployEvent, DeployRecord, DrainDetail, PublishedEvent
@@ -29,7 +31,7 @@ from atlas_supervisor.model.drain import DrainCounts
 from atlas_supervisor.model.release import Release, Version, VersionChange
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.store.outbox import Outbox, PendingWrite
-from tests.unit.supervisor.store.samples import a_deploy
+from tests.unit.supervisor.store.support import a_deploy
 
 BLUE, GREEN = 8791, 8792
 RELEASE = Release(name="v2", path=Path("releases/v2"), version="2")
@@ -71,6 +73,8 @@ class World:
         self.audits: list[tuple[str, str]] = []
         self.mode = "bluegreen"
         self.active, self.staging = BLUE, GREEN
+        self.serving = {BLUE}
+        """Ports whose worker can take all traffic."""
         self.disk_fails: Callable[[], bool] = lambda: False
 
     def ports(self) -> tuple[int, int]:
@@ -94,6 +98,7 @@ class World:
         return await self._do("preflight")
 
     async def launch(self, deploy: ActiveDeploy) -> StepOutcome:
+        self.serving.add(self.staging)
         return await self._do("launch")
 
     async def smoke(self, deploy: ActiveDeploy) -> StepOutcome:
@@ -104,17 +109,20 @@ class World:
 
     async def switch(self, deploy: ActiveDeploy) -> StepOutcome:
         assert self.journaled[-1].target == Phase.SWITCH, "the intent is not durable"
-        return self._turned(await self._do("switch"))
+        return await self._turned(await self._do("switch"), DIED)
 
     async def revert(self, deploy: ActiveDeploy) -> StepOutcome:
-        return self._turned(await self._do("revert"))
+        return await self._turned(await self._do("revert"), FAIL)
 
-    def _turned(self, outcome: StepOutcome) -> StepOutcome:
-        if outcome.has_passed:
-            self.active, self.staging = self.staging, self.active
-            added = None if self.active == BLUE else Version(SlotName.GREEN, RELEASE)
-            return replace(outcome, versions=VersionChange(added))
-        return outcome
+    async def _turned(self, outcome: StepOutcome, if_dead: StepOutcome) -> StepOutcome:
+        if not outcome.has_passed:
+            return outcome
+        if self.staging not in self.serving:
+            return if_dead
+        self.active, self.staging = self.staging, self.active
+        await anyio.lowlevel.checkpoint()  # the roles are exchanged before the phase ends
+        added = None if self.active == BLUE else Version(SlotName.GREEN, RELEASE)
+        return replace(outcome, versions=VersionChange(added))
 
     async def guard(self, deploy: ActiveDeploy) -> StepOutcome:
         return await self._do("guard")
@@ -123,10 +131,12 @@ class World:
         return await self._do("warm")
 
     async def drain(self, deploy: ActiveDeploy) -> StepOutcome:
+        self.serving.discard(self.staging)
         deploy.note(DrainDetail(left=LEFT, cut=None))
         return await self._do("drain")
 
     async def unstage(self, deploy: ActiveDeploy) -> StepOutcome:
+        self.serving.discard(self.staging)
         return await self._do("unstage")
 
     # The log of transitions, through a real outbox.
@@ -164,10 +174,8 @@ class World:
         if demand is Consequence.SINGLE_MODE:
             self._try_disk()
             self.mode = "single"
-        elif demand is Consequence.ROLLBACK_AUDITED:
-            await self._audit("rollback", "done")
         else:
-            await self._audit("switch", "failed")
+            await self._audit(*AUDITED[demand])
 
     async def _audit(self, action: str, outcome: str) -> None:
         self._try_disk()
@@ -237,3 +245,34 @@ def check_end(world: World, run: DeployRun) -> None:
     assert len(world.versions) == len(flips)
     ports = (world.active, world.staging)
     assert (run.record.active_port, run.record.staging_port) == ports
+
+
+class MemoryJournal:
+    """Ids from 1 on; a read takes a turn of the loop, in which more may be written."""
+
+    def __init__(self) -> None:
+        self.rows: list[PublishedEvent] = []
+        self.unwritten: list[PublishedEvent] = []
+
+    def pending(self) -> list[PublishedEvent]:
+        return self.unwritten
+
+    async def newest(self) -> int:
+        await asyncio.sleep(0)
+        return len(self.rows)
+
+    async def knows(self, transition_id: int) -> bool:
+        await asyncio.sleep(0)
+        return 1 <= transition_id <= len(self.rows)
+
+    async def after(
+        self, transition_id: int, *, deploy_id: str | None, limit: int
+    ) -> list[PublishedEvent]:
+        await asyncio.sleep(0)
+        found = [
+            PublishedEvent(row.event, id=number, journal_id=number, is_published=True)
+            for number, row in enumerate(self.rows, 1)
+            if number > transition_id and deploy_id in (None, row.event.deploy_id)
+        ]
+        await asyncio.sleep(0)
+        return found[:limit]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import Metric
 
@@ -93,3 +95,7 @@ def sample_names(families: Iterable[Metric]) -> set[str]:
 def exposed_name(family: Metric) -> str:
     """Return a family's name as the text format has it."""
     return f"{family.name}_total" if family.type == "counter" else family.name
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -34,7 +34,7 @@ from atlas_supervisor.model.health import Health
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.release import ReleaseView
 from atlas_supervisor.model.status import Status
-from tests.unit.supervisor.api.played_canaries import PlayedCanaries
+from tests.unit.supervisor.api.fakes import PlayedCanaries
 
 TOKEN = "a-token-hard-to-guess"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -134,7 +134,7 @@ class MemoryControl:
         self.asked.append(("mode", mode, actor))
         self.mode = mode
 
-    async def releases(self) -> list[ReleaseView]:
+    async def releases(self, *, with_git: bool) -> list[ReleaseView]:
         return []
 
     async def history(self, limit: int) -> list[DeployRecord]:

@@ -1,0 +1,127 @@
+"""Daemons forked from a process that has imported the daemon's program: a start costs a fork.
+
+`tests/fork_server_process.py` is that process, one for each pytest process. The fork becomes what
+`python -m atlas_supervisor` would be, with its own session, environment, folder and files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+PROGRAM = Path(__file__).with_name("fork_server_process.py")
+CLOSE_SECONDS = 10.0
+
+
+class ForkedProcess:
+    """A forked process, used like an `asyncio.subprocess.Process`."""
+
+    def __init__(self, pid: int, ended: asyncio.Task[int]) -> None:
+        self.pid = pid
+        self._ended = ended
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status, or the negative number of the signal that ended it; None: it runs."""
+        return self._ended.result() if self._ended.done() else None
+
+    async def wait(self) -> int:
+        """Wait until it has ended, and return its exit status."""
+        return await asyncio.shield(self._ended)
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal. Raises ProcessLookupError if it has ended."""
+        if self.returncode is not None:
+            raise ProcessLookupError
+        os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+
+class ForkServer:
+    """Starts the server at the first request. Ended by `close`, or by the end of this process."""
+
+    def __init__(self) -> None:
+        self._control: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The server's process, once it was started."""
+        assert self._process is not None
+        return self._process.pid
+
+    async def fork(
+        self,
+        arguments: Sequence[str],
+        *,
+        folder: Path,
+        environment: Mapping[str, str],
+        output: IO[bytes],
+    ) -> ForkedProcess:
+        """Start a daemon in `folder` with these arguments; `output` gets all that it writes."""
+        control = self._started(environment)
+        ours, theirs = pair()
+        ours.setblocking(False)
+        request = {"arguments": arguments, "folder": str(folder), "environment": dict(environment)}
+        files = [theirs.fileno(), output.fileno()]
+        with theirs:
+            socket.send_fds(control, [json.dumps(request).encode()], files)
+        try:
+            pid = await _number(ours)
+        except BaseException:
+            ours.close()
+            raise
+        return ForkedProcess(pid, asyncio.create_task(_last_number(ours)))
+
+    def close(self) -> None:
+        """End the server, if it was started. Daemons that still run go on."""
+        if self._control is not None and self._process is not None:
+            self._control.close()
+            self._process.wait(CLOSE_SECONDS)
+
+    def _started(self, environment: Mapping[str, str]) -> socket.socket:
+        if self._control is None:
+            self._control, theirs = pair()
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, str(PROGRAM), str(theirs.fileno())],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                )
+        return self._control
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Return two connected sockets that keep messages apart."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+async def _number(answers: socket.socket) -> int:
+    """Return the next number that the server sends about a process."""
+    answer = await asyncio.get_running_loop().sock_recv(answers, 4)
+    if not answer:
+        raise AssertionError("the fork server has ended")
+    return int.from_bytes(answer, signed=True)
+
+
+async def _last_number(answers: socket.socket) -> int:
+    with answers:
+        return await _number(answers)
