@@ -201,7 +201,7 @@ async def take_over(
     pids = [pid for survivor in survivors for pid in survivor.pids]
     taken = plane.take_back(pids)
     if not taken.complete:
-        log.warning("sockets_not_taken_back", pids=pids, instead="ending these workers first")
+        log.warning("listeners_not_copied", pids=pids, instead="ending these workers first")
         taken.close()
         seconds = min(settings.stop_timeout_seconds, _STOP_FIRST_SECONDS)
         await end_survivors(
