@@ -44,7 +44,10 @@ BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
     "health": (health.run, "answers of health, status and metrics while deploys run under load"),
     "logs": (logs.run, "what a worker that floods its log costs in disk, memory and time"),
     "rollback": (rollback.run, "the time of a warm rollback"),
-    "rescue": (rescue.run, "what is lost when the active worker is killed under load"),
+    "rescue": (
+        rescue.run,
+        "what is lost when the active worker or the daemon is killed under load",
+    ),
     "canary-daemon": (
         canary_daemon.run,
         "feature canaries: the daemon's CPU, how fast they go off, a day's report",

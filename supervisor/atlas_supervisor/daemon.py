@@ -1,5 +1,8 @@
 """The daemon: opens its parts in order, runs them in one task group, and closes them in reverse.
 
+Everything that can refuse a start comes first: token, TLS, the API's sockets, database, state file,
+the ports. Only then are the workers of an earlier daemon touched, which may be serving.
+
 This is wiring alone. What a part decides is in the part; the process around the daemon (lock,
 log, signals) is in `main`.
 """
@@ -7,8 +10,8 @@ log, signals) is in `main`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from functools import partial
 from importlib.metadata import version
 
@@ -18,7 +21,7 @@ from anyio.abc import TaskGroup
 
 from atlas_supervisor.api.options import api_options
 from atlas_supervisor.api.ports import Control
-from atlas_supervisor.api.server import serve
+from atlas_supervisor.api.server import bind, serve
 from atlas_supervisor.canary.service import FeatureCanaries, open_canaries
 from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy.collector import GaugeCollector
@@ -44,7 +47,7 @@ from atlas_supervisor.telemetry.logging_setup import OWN_LOG
 from atlas_supervisor.telemetry.metrics import Metrics
 from atlas_supervisor.traffic import Endpoints, Plane, make_plane
 from atlas_supervisor.workers.output import keep_bounded
-from atlas_supervisor.workers.registry import WorkerRegistry
+from atlas_supervisor.workers.registry import WorkerRegistry, take_over
 from atlas_supervisor.workers.releases import Releases
 from atlas_supervisor.workers.slots import Slots
 
@@ -93,12 +96,17 @@ class Daemon:
         If the daemon itself fails, workers are left alone: they go on serving.
         """
         async with AsyncExitStack() as stack:
+            options = api_options(self._settings)
+            bound = await stack.enter_async_context(bind(options))
             with _refused_by_store():
                 waiting = await self._open_store(stack)
                 self._canaries = await open_canaries(
                     self._settings, self._state, self._database, self._metrics.canaries.observe
                 )
-            stack.callback(self._canaries.close)
+                stack.callback(self._canaries.close)
+                active = self._settings.slot_of_port(self._state.state.active_port)
+                inherited = await take_over(self._settings, self._plane, self._registry, active)
+            stack.push_async_callback(self._plane.close)
             prober = await stack.enter_async_context(
                 HttpProber(
                     self._metrics.probes.probed,
@@ -106,9 +114,6 @@ class Daemon:
                     reach=self._plane.probe_port,
                 )
             )
-            active = self._settings.slot_of_port(self._state.state.active_port)
-            self._plane.open(active)
-            stack.push_async_callback(self._plane.close)
             async with anyio.create_task_group() as tasks:
                 slots = Slots(
                     settings=self._settings,
@@ -117,13 +122,17 @@ class Daemon:
                     registry=self._registry,
                     tasks=tasks,
                     active=active,
+                    inherited=inherited,
                     checked=self._releases.checked,
                 )
-                await self._serve(slots, prober, waiting, tasks, stopping)
+                api = partial(serve, options=options, bound=bound)
+                await self._serve(
+                    slots, prober, api=api, waiting=waiting, tasks=tasks, stopping=stopping
+                )
                 tasks.cancel_scope.cancel()
 
     async def _open_store(self, stack: AsyncExitStack) -> UnfinishedDeploy | None:
-        """Open database and state file, and put in order what the last daemon left behind."""
+        """Open database and state file, and end what the last daemon left unfinished."""
         folder, storage = self._settings.state_dir, self._metrics.storage
         database, aside = await stack.enter_async_context(
             open_database(folder / "atlas.db", storage.database.written)
@@ -136,11 +145,6 @@ class Daemon:
             SUPERVISOR, "daemon", "started", pid=os.getpid(), version=version("atlas-supervisor")
         )
         self._registry = WorkerRegistry(database.statements)
-        await self._registry.clear(
-            folder,
-            seconds=self._settings.stop_timeout_seconds,
-            stop_signal=self._settings.stop_signal_number,
-        )
         self._state, waiting = await recover(self._settings, database, storage.state_file.written)
         return waiting
 
@@ -148,6 +152,8 @@ class Daemon:
         self,
         slots: Slots,
         prober: HttpProber,
+        *,
+        api: Callable[[Control], AbstractAsyncContextManager[None]],
         waiting: UnfinishedDeploy | None,
         tasks: TaskGroup,
         stopping: anyio.Event,
@@ -159,6 +165,7 @@ class Daemon:
         slots.on_worker_down = service.worker_down
         for background in (
             self._database.outbox.run,
+            self._registry.run,
             self._canaries.run,
             monitor.run,
             self._metrics.loop.sample,
@@ -166,20 +173,19 @@ class Daemon:
             partial(keep_bounded, [slot.log for slot in slots]),
         ):
             tasks.start_soon(background)
-        slots.vacate_staging()
+        slots.occupy_staging()
         with _refused_by_store():
             await service.resume(waiting)  # before the API can ask for another deploy
             release = await active_release(
                 self._settings, self._database, self._state, self._releases, slots.active.name
             )
-        async with serve(
-            self._control(slots, service, queries, monitor, events), api_options(self._settings)
-        ):
+        async with api(self._control(slots, service, queries, monitor, events)):
             tasks.start_soon(slots.start_active, release)
             await stopping.wait()
             slots.begin_stop()
             await service.stop()
             await slots.stop()
+            await self._registry.flush()
             await self._database.audit.record(SUPERVISOR, "daemon", "stopped", pid=os.getpid())
 
     def _monitor(self, slots: Slots, prober: HttpProber) -> HealthMonitor:

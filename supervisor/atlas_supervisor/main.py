@@ -1,12 +1,13 @@
 """The program around the daemon: settings, one process per state folder, log and signals.
 
 `main` checks the settings and runs the daemon, or prints why it can't start. The process ends by
-SIGTERM or SIGINT, in order, or by a failure, at once.
+SIGTERM or SIGINT, in order, or by a failure, at once; other signals are ignored (`signals`).
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import os
 import resource
@@ -25,7 +26,8 @@ from atlas_supervisor.config import Settings, describe_settings, load_settings, 
 from atlas_supervisor.daemon import Daemon
 from atlas_supervisor.errors import SettingsError, StartRefusedError
 from atlas_supervisor.system import descriptors
-from atlas_supervisor.system.lock import only_daemon
+from atlas_supervisor.system.lock import LOCK_FILE, only_daemon
+from atlas_supervisor.system.signals import name_of, report_ignored
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG, configure_logs
 from atlas_supervisor.workers.standalone import nothing_recorded
 
@@ -38,11 +40,6 @@ _NO_ENV_FILE = (
 )
 _FAILED = 70
 """Exit status of a daemon that failed by itself (EX_SOFTWARE)."""
-
-_NO_ENV_FILE = (
-    "{path}: there is no such env file; name one with --env-file FILE, or run atlas-supervisor in "
-    "the folder of an atlas.env"
-)
 
 _FOLDER_MODE = 0o750
 
@@ -110,8 +107,8 @@ async def run(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT, then drain and stop everything. Raises StartRefusedError."""
     _raise_file_limit()
     _prepare_folder(settings.state_dir)
-    with only_daemon(settings.state_dir / "supervisor.lock"):
-        configure_logs(settings.state_dir / "logs" / OWN_LOG, settings.log_level)
+    with only_daemon(settings.state_dir / LOCK_FILE):
+        _configure_logs(settings)
         for warning in warnings(settings):
             log.warning("config_warning", why=warning)
         # Signals first: one that arrives during the start must not leave anything behind.
@@ -134,6 +131,14 @@ def _prepare_folder(state_dir: Path) -> None:
         raise StartRefusedError(f"STATE_DIR={state_dir} can't be used: {error}") from error
 
 
+def _configure_logs(settings: Settings) -> None:
+    path = settings.state_dir / "logs" / OWN_LOG
+    try:
+        configure_logs(path, settings.log_level)
+    except OSError as error:
+        raise StartRefusedError(f"the log {path} can't be written: {error.strerror}") from error
+
+
 def _raise_file_limit() -> None:
     """Raise our own limit of open files; workers are started with the original one.
 
@@ -151,8 +156,10 @@ def _raise_file_limit() -> None:
 
 @asynccontextmanager
 async def _stop_signal() -> AsyncIterator[anyio.Event]:
-    """Yield an event that is set by the first SIGTERM or SIGINT."""
+    """Yield an event that is set by the first SIGTERM or SIGINT; log those that are ignored."""
     stopping = anyio.Event()
+    loop = asyncio.get_running_loop()
+    report_ignored(lambda number: loop.call_soon_threadsafe(_log_ignored, number))
 
     async def listen() -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -169,6 +176,11 @@ async def _stop_signal() -> AsyncIterator[anyio.Event]:
             yield stopping
         finally:
             group.cancel_scope.cancel()
+            report_ignored(lambda _number: None)  # the loop is about to end
+
+
+def _log_ignored(number: int) -> None:
+    log.info("signal_ignored", signal=name_of(number))
 
 
 def _is_refusal(error: Exception) -> bool:

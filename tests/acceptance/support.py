@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.harness import DaemonProcess, Setting, write_release
+from tests.harness import DaemonProcess, Setting, eventually, write_release
 from tests.integration.support import slot, until_phase
 from tests.loadclient import (
     Kind,
@@ -172,3 +172,33 @@ async def kill_under_load(
             rescued.append(record["steps"][-1]["detail"]["rescued"])
         report = await load.stop()
     return Rescue(report, rescued)
+
+
+@dataclass(frozen=True)
+class Restarts:
+    """What came of the daemon's kills: the load's report, and the requests lost by each kill."""
+
+    report: Report
+    lost: list[int]
+
+
+async def kill_the_daemon_under_load(
+    folder: Path, settings: dict[str, Setting], mix: Sequence[Kind], *, times: int
+) -> Restarts:
+    """Kill the daemon with SIGKILL and start it again until its fresh worker serves alone."""
+    async with (
+        DaemonProcess.running(folder, settings) as daemon,
+        Load("127.0.0.1", daemon.public_port, mix) as load,
+    ):
+        lost = []
+        for _ in range(times):
+            before = len(load.report.losses)
+            assert daemon.process is not None
+            daemon.process.kill()
+            await daemon.process.wait()
+            await daemon.stop_clients()
+            await daemon.start()
+            await eventually(lambda: len(daemon.leftovers()) == 1, within=30)
+            lost.append(len(load.report.losses) - before)
+        report = await load.stop()
+    return Restarts(report, lost)

@@ -70,7 +70,7 @@ async def test_killed_before_the_switch_the_deploy_is_aborted_and_the_old_versio
         assert record["phase"] == "ended"
         assert await public_version(daemon) == "v1"
         assert (await daemon.status())["mode"] == "bluegreen"
-        assert len(daemon.leftovers()) == 1
+        await eventually(lambda: len(daemon.leftovers()) == 1)
         await everything_agrees(daemon)
 
 
@@ -130,7 +130,7 @@ async def test_killed_after_the_switch_the_new_version_stays(tmp_path: Path, pha
         assert (record["result"], record["phase"]) == ("switched", "ended")
         assert state_file(daemon)["active_port"] == before["active_port"]
         assert await public_version(daemon) == "v2"
-        assert len(daemon.leftovers()) == 1
+        await eventually(lambda: len(daemon.leftovers()) == 1)
         await everything_agrees(daemon)
 
 
@@ -181,7 +181,7 @@ async def test_workers_live_on_when_the_supervisor_is_killed(tmp_path: Path) -> 
             assert await public_version(daemon) == "v1"
         await start_again(daemon)
         assert await public_version(daemon) == "v1"
-        assert len(daemon.leftovers()) == 1
+        await eventually(lambda: len(daemon.leftovers()) == 1)
 
 
 async def test_a_second_daemon_refuses_names_the_first_and_touches_nothing(tmp_path: Path) -> None:

@@ -1,13 +1,13 @@
-"""Serves the API on its sockets; `serve` is all that the daemon needs."""
+"""Serves the API on its sockets; `bind` and `serve` are all that the daemon needs."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from socket import socket
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from aiohttp import web
@@ -59,21 +59,35 @@ def table(version: str) -> tuple[AnyRoute, ...]:
     return tuple(rows)
 
 
+class Bound(NamedTuple):
+    """The API's sockets, which listen already: clients wait until it is served."""
+
+    unix: socket
+    tcp: list[socket]
+    loopback: bool
+
+
 @asynccontextmanager
-async def serve(control: Control, options: ApiOptions) -> AsyncIterator[None]:
-    """Serve the API while the context lasts, on the Unix socket and, with a port, over TCP.
+async def bind(options: ApiOptions) -> AsyncIterator[Bound]:
+    """Listen on the Unix socket and, with a port, over TCP, while the context lasts.
 
     Raises StartRefusedError if either can't be bound, or TCP off loopback has no TLS.
     """
-    async with AsyncExitStack() as stack:
+    with ExitStack() as stack:
         unix = bind_unix(options.socket_path)
         stack.callback(_remove, options.socket_path, options.socket_path.stat().st_ino)
         stack.callback(unix.close)
         tcp = await bind_tcp(options.host, options.port) if options.port else []
         for listener in tcp:
             stack.callback(listener.close)
-        loopback = _check_exposure(tcp, options)
-        app = build_app(control, Gate(options, loopback=loopback), table(options.version))
+        yield Bound(unix, tcp, _check_exposure(tcp, options))
+
+
+@asynccontextmanager
+async def serve(control: Control, options: ApiOptions, bound: Bound) -> AsyncIterator[None]:
+    """Serve the API on its sockets while the context lasts."""
+    async with AsyncExitStack() as stack:
+        app = build_app(control, Gate(options, loopback=bound.loopback), table(options.version))
         runner = web.AppRunner(
             app, shutdown_timeout=options.shutdown_seconds, handler_cancellation=False
         )
@@ -83,8 +97,8 @@ async def serve(control: Control, options: ApiOptions) -> AsyncIterator[None]:
         if server is None:
             raise RuntimeError("aiohttp's runner has no server after setup")
         for listeners, tls, purpose in (
-            ([unix], None, Purpose.API_UNIX),
-            (tcp, options.tls, Purpose.API_TCP),
+            ([bound.unix], None, Purpose.API_UNIX),
+            (bound.tcp, options.tls, Purpose.API_TCP),
         ):
             acceptor = Acceptor(
                 server,
@@ -96,7 +110,7 @@ async def serve(control: Control, options: ApiOptions) -> AsyncIterator[None]:
             )
             acceptor.start()
             stack.push_async_callback(acceptor.stop)
-        log.info("api_listening", urls=[_url(each, options) for each in tcp])
+        log.info("api_listening", urls=[_url(each, options) for each in bound.tcp])
         yield
 
 

@@ -7,6 +7,7 @@ import secrets
 from pathlib import Path
 
 from atlas_supervisor.errors import StartRefusedError
+from atlas_supervisor.system.files import open_regular
 
 MIN_LENGTH = 16
 MAX_LENGTH = 4096
@@ -46,7 +47,7 @@ def load_or_create_token(path: Path) -> str:
 
 def _read(path: Path) -> str:
     # One byte over the limit suffices; a wrong path may name an endless device.
-    with path.open("rb") as file:
+    with open(open_regular(path, os.O_RDONLY), "rb") as file:  # noqa: PTH123  # a descriptor
         data = file.read(MAX_LENGTH + 1)
     if len(data) > MAX_LENGTH:
         raise OSError(0, f"it has more than {MAX_LENGTH} bytes", str(path))

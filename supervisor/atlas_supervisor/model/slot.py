@@ -56,6 +56,8 @@ class SlotEvent(StrEnum):
     """A switch has given them to the other slot."""
     DRAIN_STARTED = "drain_started"
     """The worker is to finish its connections and end."""
+    INHERITED = "inherited"
+    """A worker of an earlier daemon serves until the active slot has a fresh one."""
     LEFT = "left"
     """The worker accepts nothing more and lingers beside the slot."""
     CLEARED = "cleared"
@@ -74,6 +76,7 @@ _S, _E = SlotState, SlotEvent
 
 TABLE: dict[tuple[SlotState, SlotEvent], SlotState] = {
     (_S.EMPTY, _E.LAUNCHED): _S.STARTING,
+    (_S.EMPTY, _E.INHERITED): _S.WARM,
     (_S.EMPTY, _E.RESTART_SCHEDULED): _S.BACKOFF,
     (_S.EMPTY, _E.CLEARED): _S.EMPTY,
     (_S.STARTING, _E.READY): _S.RUNNING,

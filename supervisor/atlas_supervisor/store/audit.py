@@ -29,6 +29,7 @@ from atlas_supervisor.store.outbox import Outbox, PendingWrite
 from atlas_supervisor.store.state_keeper import replace
 from atlas_supervisor.store.statements import Statements
 from atlas_supervisor.system.clock import now
+from atlas_supervisor.system.files import read_regular
 
 log = structlog.get_logger(__name__)
 
@@ -215,7 +216,7 @@ class HeadFile:
     def read(self) -> Head | None:
         """Return the note; None if there is none, or it can't be read, which is logged."""
         try:
-            note = _Note.model_validate_json(self.path.read_bytes())
+            note = _Note.model_validate_json(read_regular(self.path))
         except FileNotFoundError:
             return None
         except (OSError, ValidationError) as error:

@@ -121,14 +121,14 @@ ON CONFLICT (id) DO UPDATE SET state = excluded.state;
 SELECT state FROM last_state;
 
 -- name: add_instance
-INSERT OR REPLACE INTO instances (instance, slot, pid, start_ticks, boot_id, started_ts)
-VALUES (:instance, :slot, :pid, :start_ticks, :boot_id, :started_ts);
+INSERT OR REPLACE INTO instances (instance, slot, pid, start_ticks, boot_id, kit, started_ts)
+VALUES (:instance, :slot, :pid, :start_ticks, :boot_id, :kit, :started_ts);
 
 -- name: remove_instance
 DELETE FROM instances WHERE instance = :instance;
 
 -- name: instances
-SELECT instance, slot, pid, start_ticks, boot_id FROM instances;
+SELECT instance, slot, pid, start_ticks, boot_id, kit FROM instances;
 
 -- name: last_transition
 SELECT phase, event FROM transitions WHERE deploy_id = :deploy_id AND phase <> '' ORDER BY id DESC LIMIT 1;

@@ -172,3 +172,7 @@ ALTER TABLE deploys ADD COLUMN directory TEXT;
 ALTER TABLE deploys ADD COLUMN identity TEXT;
 
 ALTER TABLE deploys ADD COLUMN version_source TEXT;
+
+-- version: 6
+-- Whether the worker has reported that it runs the kit; it does so once, to the daemon of that time.
+ALTER TABLE instances ADD COLUMN kit INTEGER NOT NULL DEFAULT 0;

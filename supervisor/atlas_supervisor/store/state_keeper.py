@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from atlas_supervisor.model.state import SCHEMA_VERSION, DeployState
 from atlas_supervisor.store.statements import Statement, Statements, StoreError, Timed, untimed
 from atlas_supervisor.system.clock import Stopwatch
+from atlas_supervisor.system.files import open_regular, read_regular
 
 log = structlog.get_logger(__name__)
 
@@ -32,7 +33,7 @@ def replace(path: Path, content: str) -> None:
     die now, takes an fsync of the folder besides.
     """
     temporary = path.with_name(f".{path.name}.new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _MODE)
+    descriptor = open_regular(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _MODE)
     try:
         with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123  # a descriptor
             os.fchmod(file.fileno(), _MODE)  # independent of the umask
@@ -61,11 +62,11 @@ class StateFile:
         Raises UnreadableStateError.
         """
         try:
-            content = self.path.read_bytes()
+            content = read_regular(self.path)
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise UnreadableStateError(f"can't be read: {error}") from error
+            raise UnreadableStateError(f"can't be read: {error.strerror}") from error
         if not content.strip():
             raise UnreadableStateError("is empty")
         try:

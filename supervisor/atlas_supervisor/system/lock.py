@@ -1,15 +1,32 @@
-"""One daemon per state folder: a lock that the kernel releases at any end of the daemon."""
+"""One daemon per state folder: a lock that the kernel releases at any end of the daemon.
+
+The daemon's descriptor of the lock also says, to everyone who may look, that the process is a
+supervisor: its workers are no orphans, wherever the folder has been moved or copied to.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.system.procfs import describe
+
+LOCK_FILE = "supervisor.lock"
+
+
+def holds_a_lock(pid: int) -> bool:
+    """Return whether the process is a living supervisor, on whatever state folder."""
+    folder = Path(f"/proc/{pid}/fd")
+    with suppress(OSError):
+        for entry in folder.iterdir():
+            with suppress(OSError):
+                if Path(str(entry.readlink()).removesuffix(" (deleted)")).name == LOCK_FILE:
+                    return True
+    return False
 
 
 @contextmanager

@@ -6,6 +6,7 @@ no process of a worker is left over.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import resource
 import socket
@@ -36,13 +37,13 @@ def pids() -> Iterator[int]:
             yield int(name)
 
 
-def sockets_of(pid: int, *, strict: bool = False) -> set[int]:
-    """Return the inodes of a process's open sockets; none if it is gone.
+def open_sockets(pid: int, *, strict: bool = False) -> dict[int, int]:
+    """Return the inodes of a process's open sockets by descriptor; none if it is gone.
 
     `strict`: raises OSError if there is no descriptor to look with.
     """
     folder = f"/proc/{pid}/fd"
-    found: set[int] = set()
+    found: dict[int, int] = {}
     try:
         names = os.listdir(folder)  # noqa: PTH208  # see above
     except OSError as error:
@@ -55,8 +56,13 @@ def sockets_of(pid: int, *, strict: bool = False) -> set[int]:
         except OSError:
             continue
         if target.startswith("socket:["):
-            found.add(int(target[8:-1]))
+            found[int(name)] = int(target[8:-1])
     return found
+
+
+def sockets_of(pid: int, *, strict: bool = False) -> set[int]:
+    """Return the inodes of a process's open sockets, as `open_sockets` does."""
+    return set(open_sockets(pid, strict=strict).values())
 
 
 def holders(inode: int) -> list[int]:
@@ -115,6 +121,12 @@ def is_alive(pid: int, started: int) -> bool:
     return stat is not None and stat[0] not in "ZX" and int(stat[19]) == started
 
 
+def exit_status(pid: int) -> int | None:
+    """Return the wait status of a process that has ended and is not reaped yet; None otherwise."""
+    stat = _stat(pid)
+    return int(stat[49]) if stat and stat[0] in "ZX" and len(stat) > 49 else None
+
+
 def usage(pid: int) -> tuple[int, float] | None:
     """Return a process's resident bytes and CPU seconds; None if it is gone."""
     stat = _stat(pid)
@@ -122,6 +134,18 @@ def usage(pid: int) -> tuple[int, float] | None:
         return None
     ticks = int(stat[11]) + int(stat[12])
     return int(stat[21]) * resource.getpagesize(), ticks / os.sysconf("SC_CLK_TCK")
+
+
+def session(pid: int) -> int:
+    """Return the process's session; 0 if the process is gone."""
+    stat = _stat(pid)
+    return int(stat[3]) if stat else 0
+
+
+def ancestors(pid: int) -> Iterator[int]:
+    """Yield the process's parent, its parent, and so on, without the first of all."""
+    while (pid := parent(pid)) > 1:
+        yield pid
 
 
 def children(pid: int) -> list[int]:
@@ -176,29 +200,73 @@ def boot_id() -> str:
 
 
 def family_of(
-    *, environment: bytes, beside: bytes = b"", sessions: Collection[int] = ()
+    *,
+    environment: bytes,
+    beside: bytes = b"",
+    sessions: Collection[int] = (),
+    tag: int = 0,
+    tag_mask: int = -1,
 ) -> list[int]:
     """Return the living processes that belong to an instance or a daemon.
 
-    A process belongs if it was started with `environment` (`KEY=value`; inherited by every
-    descendant, even one that has left its session) and with something that begins with `beside`,
-    or is in one of `sessions` (for programs that overwrite their environment). Zombies and the
-    calling process don't count. Raises OSError if there is no descriptor to look with.
+    A process belongs if it carries the tag; if it was started with `environment` (`KEY=value`) and
+    with something that begins with `beside`; if it is in one of `sessions`; or if it descends from
+    one that belongs. A program can leave its session, overwrite its environment and outlive its
+    parent. It does not change its tag. Zombies and the calling process don't count. Raises OSError
+    if there is no descriptor to look with.
     """
-    found = []
+    found: set[int] = set()
+    offspring: dict[int, list[int]] = {}
     for pid in pids():
         if pid == os.getpid():
             continue
         stat = _stat(pid, strict=True)
         if not stat or stat[0] in "ZX":
             continue
-        started_with = _environment(pid)
-        inherited = environment in started_with and any(
-            each.startswith(beside) for each in started_with
-        )
-        if inherited or int(stat[3]) in sessions:
-            found.append(pid)
-    return found
+        offspring.setdefault(int(stat[1]), []).append(pid)
+        if (
+            int(stat[3]) in sessions
+            or (tag and tag_of(pid) & tag_mask == tag & tag_mask)
+            or _started_with(pid, environment, beside)
+        ):
+            found.add(pid)
+    reached = list(found)
+    while reached:
+        fresh = [child for child in offspring.get(reached.pop(), ()) if child not in found]
+        found.update(fresh)
+        reached += fresh
+    return sorted(found)
+
+
+def _started_with(pid: int, environment: bytes, beside: bytes) -> bool:
+    variables = environment_of(pid)
+    return environment in variables and any(each.startswith(beside) for each in variables)
+
+
+_RLIMIT_LOCKS = 10
+_INSTANCE_BITS = 32
+TAG_OF_DAEMON = -1 << _INSTANCE_BITS
+"""The bits of a tag that all instances of one state folder share."""
+
+
+def tag_for(folder: str, instance: str) -> int:
+    """Return the number that all processes of an instance carry; never 0.
+
+    It is their limit of file locks, which the kernel hands on to every descendant and has not
+    enforced since Linux 2.4. Titles and environments are rewritten, sessions are left; no program
+    touches this one.
+    """
+    of_folder = int.from_bytes(hashlib.blake2b(folder.encode(), digest_size=4).digest()) >> 2 | 1
+    of_instance = int.from_bytes(hashlib.blake2b(instance.encode(), digest_size=4).digest())
+    return of_folder << _INSTANCE_BITS | of_instance
+
+
+def tag_of(pid: int) -> int:
+    """Return the process's tag; 0 if it has none, is gone, or is not ours to look at."""
+    try:
+        return max(resource.prlimit(pid, _RLIMIT_LOCKS)[1], 0)
+    except (OSError, ValueError):
+        return 0
 
 
 def send_signal(pids: Collection[int], number: int) -> None:
@@ -208,13 +276,20 @@ def send_signal(pids: Collection[int], number: int) -> None:
             os.kill(pid, number)
 
 
-def _environment(pid: int) -> list[bytes]:
+def environment_of(pid: int) -> list[bytes]:
+    """Return the variables that the process was started with; none if it is gone or not ours."""
     try:
         return (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
     except OSError as error:
         if is_shortage(error):
             raise
         return []
+
+
+def variables(pid: int) -> dict[str, str]:
+    """Return the environment that the process was started with, as text."""
+    pairs = (each.decode(errors="replace").partition("=") for each in environment_of(pid))
+    return {name: value for name, _, value in pairs}
 
 
 def connections_of(family: Collection[int], ports: Collection[int]) -> list[sockdiag.TcpConnection]:

@@ -29,6 +29,8 @@ from typing import Any
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from atlas_supervisor.system.files import open_regular
+
 FILE_BYTES = 10 * 1024 * 1024
 """The size at which a new file is started."""
 FILES_KEPT = 4
@@ -67,7 +69,8 @@ class LogFile(logging.Handler):
         self._lost = 0
         self._replaced = False
         """Whether the file was replaced, and that is not logged yet."""
-        self._descriptor: int | None = self._open()
+        self._descriptor: int | None = None  # set before a failure: the handler is closed at exit
+        self._descriptor = self._open()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record's line; called with the handler's lock held."""
@@ -144,8 +147,7 @@ class LogFile(logging.Handler):
         return self._open()
 
     def _open(self) -> int:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        descriptor = os.open(self._path, flags, _MODE)
+        descriptor = open_regular(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, _MODE)
         os.fchmod(descriptor, _MODE)  # for any umask, and for a file that existed
         return descriptor
 

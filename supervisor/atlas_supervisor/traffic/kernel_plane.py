@@ -6,11 +6,13 @@ connection (see `steering`). No byte of a client passes through the daemon, and 
 when the daemon dies.
 
 What always holds:
-- The listeners are opened once, blue first, and stay open while the daemon lives. The program's
-  result is an index in the group, in the order of `listen()`; closing a listener would move the
-  other one, and reset every connection in its queue.
+- The listeners are opened once, and stay open while the daemon lives. The program's result is an
+  index in the group, in the order of `listen()`; closing a listener would move the other one, and
+  reset every connection in its queue.
 - Each worker also carries the other slot's public listener, without using it. So one living worker
-  keeps the whole group open when the daemon dies.
+  keeps the whole group open when the daemon dies, and the next daemon takes it back (`takeback`).
+  The worker with the traffic keeps its listener then; the active slot gets the other one, and the
+  traffic once its fresh worker is ready.
 - A slot's queue has one owner. With a worker, that is the worker (`occupy`). Without one, the
   daemon accepts the queue's connections and relays them to the other slot (`vacate`), so that no
   client waits in the queue of a dead worker.
@@ -27,6 +29,7 @@ accepts until its queue is empty (see `workers.drain`).
 from __future__ import annotations
 
 import socket
+from collections.abc import Collection
 
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
@@ -34,12 +37,13 @@ from atlas_supervisor.system.procfs import describe_listeners, inode_of
 from atlas_supervisor.system.sockdiag import TcpSocket
 from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import listeners
-from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, RelayTraffic
+from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, RelayTraffic, TakenBack
 from atlas_supervisor.traffic.refusal import Refusal
 from atlas_supervisor.traffic.relay import Target
 from atlas_supervisor.traffic.relay_connection import Answers
 from atlas_supervisor.traffic.slot_ports import Rescues, SlotPorts
 from atlas_supervisor.traffic.steering import DIRECT_SOURCE, SteeringPolicy
+from atlas_supervisor.traffic.takeback import mark, take_back
 
 
 class KernelPlane:
@@ -50,11 +54,13 @@ class KernelPlane:
     def __init__(self, endpoints: Endpoints, socket_passing: SocketPassing) -> None:
         self._endpoints = endpoints
         self._by_descriptor = socket_passing is SocketPassing.FD
-        self._policy = SteeringPolicy(SlotName.BLUE, direct=self._by_descriptor)
+        self._policy = SteeringPolicy(SlotName.BLUE, self._by_descriptor)
         self._public: dict[SlotName, socket.socket] = {}
+        """In the order of the group."""
         self._own: dict[SlotName, socket.socket] = {}
         self._own_ports: SlotPorts
         self._rescues = Rescues()
+        self._kept: tuple[socket.socket, ...] = ()
 
     @property
     def active(self) -> SlotName:
@@ -66,25 +72,63 @@ class KernelPlane:
         """Share of new connections per slot."""
         return self._policy.weights
 
-    def open(self, active: SlotName) -> None:
-        """Open the group and the slots' own ports."""
+    def take_back(self, pids: Collection[int]) -> TakenBack:
+        """Look at the addresses, and take the group back from workers of an earlier daemon."""
+        taken = take_back(self._endpoints, pids)
         try:
-            self._open_sockets(SteeringPolicy(active, direct=self._by_descriptor))
+            host, port = self._endpoints.public_host, self._endpoints.public_port
+            listeners.refuse_unusable("PUBLIC_PORT", host, port, taken.inodes)
+            for slot, own_port in self._endpoints.slot_ports.items():
+                label = listeners.own_port_label(slot)
+                listeners.refuse_unusable(label, "127.0.0.1", own_port, taken.inodes)
+        except BaseException:
+            taken.close()
+            raise
+        return taken
+
+    def open(self, active: SlotName, taken: TakenBack | None = None) -> None:
+        """Open the group and the slots' own ports, with what was taken back."""
+        taken = taken or TakenBack()
+        self._kept = taken.kept
+        try:
+            self._open_sockets(active, taken)
         except BaseException:
             self._close_sockets()
             raise
         targets = {slot: self._target_of(slot) for slot in SlotName} if self._by_descriptor else {}
         self._own_ports = SlotPorts(self._own, targets)
 
-    def _open_sockets(self, policy: SteeringPolicy) -> None:
+    def _open_sockets(self, active: SlotName, taken: TakenBack) -> None:
         host, port = self._endpoints.public_host, self._endpoints.public_port
-        listeners.refuse_foreign_listeners("PUBLIC_PORT", host, port)
+        listeners.refuse_foreign_listeners("PUBLIC_PORT", host, port, taken.inodes)
+        with_traffic = active.other if taken.serving else active
+        self._policy = SteeringPolicy(with_traffic, self._by_descriptor)
         try:
-            self._public = listeners.open_group(host, port, policy)
+            if taken.group:
+                self._continue_group(taken)
+            else:
+                self._public = listeners.open_group(host, port, self._policy)
         except OSError as error:
             raise listeners.explain_bind_error("PUBLIC_PORT", host, port, error) from error
-        self._policy = policy
-        self._own = listeners.open_slot_ports(self._endpoints.slot_ports)
+        self.steer(with_traffic)
+        self._own = listeners.open_slot_ports(
+            self._endpoints.slot_ports, listeners.listen_in_front, taken.inodes
+        )
+
+    def _continue_group(self, taken: TakenBack) -> None:
+        """Take the group as it is: its order can't be changed."""
+        host, port = self._endpoints.public_host, self._endpoints.public_port
+        group = list(taken.group)
+        self._public = dict(zip(self._order(taken), group, strict=False))  # closed after a failure
+        if len(group) == 1:
+            group.append(listeners.listen(host, port, reuse_port=True))
+        for sock in group:
+            listeners.restore_backlog(sock)
+        self._public = dict(zip(self._order(taken), group, strict=True))
+
+    def _order(self, taken: TakenBack) -> tuple[SlotName, SlotName]:
+        first = self._policy.active if taken.traffic == 0 else self._policy.active.other
+        return first, first.other
 
     def _target_of(self, slot: SlotName) -> Target:
         """Return the address of a worker that inherited the public socket alone."""
@@ -113,9 +157,11 @@ class KernelPlane:
 
     def steer(self, slot: SlotName) -> None:
         """Attach the program that sends new connections to the slot: the switch itself."""
-        policy = SteeringPolicy(slot, direct=self._by_descriptor)
+        first, second = self._public
+        policy = SteeringPolicy(slot, self._by_descriptor, (first, second))
         listeners.attach(self._public[slot], policy)
         self._policy = policy
+        mark(list(self._public.values()), traffic=self._public[slot])
 
     def refresh(self, slot: SlotName) -> None:
         """Set the queue's size and the program again: the worker shares the sockets."""
@@ -161,7 +207,9 @@ class KernelPlane:
     def foreign_listeners(self) -> list[str]:
         """Return foreign listeners on the public port and on the slots' own ports."""
         found: list[TcpSocket] = []
-        ours = {inode_of(sock) for sock in (*self._public.values(), *self._own.values())}
+        ours = {
+            inode_of(sock) for sock in (*self._public.values(), *self._own.values(), *self._kept)
+        }
         found += listeners.foreign_listeners(
             self._endpoints.public_host, self._endpoints.public_port, ours
         )
@@ -180,5 +228,5 @@ class KernelPlane:
         self._close_sockets()
 
     def _close_sockets(self) -> None:
-        for sock in (*self._public.values(), *self._own.values()):
+        for sock in (*self._public.values(), *self._own.values(), *self._kept):
             sock.close()

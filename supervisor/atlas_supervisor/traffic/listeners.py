@@ -23,6 +23,7 @@ from atlas_supervisor.traffic.steering import (
     DIRECT_SOURCE,
     GROUP_ORDER,
     SteeringPolicy,
+    compile_index,
     compile_policy,
 )
 
@@ -33,6 +34,7 @@ _SO_ATTACH_REUSEPORT_CBPF = 51
 _INSTRUCTION_BYTES = 8
 _TRIALS = 8  # a kernel that spreads by chance passes once in four thousand million times
 _TRIAL_SECONDS = 2.0
+_ARRIVAL_SECONDS = 0.05
 _WILDCARDS = {"0.0.0.0", "::"}  # noqa: S104  # compared, not bound
 
 
@@ -81,21 +83,63 @@ def open_group(host: str, port: int, policy: SteeringPolicy) -> dict[SlotName, s
     return group
 
 
+def own_port_label(slot: SlotName) -> str:
+    """Return the name of the setting that has the slot's own port."""
+    return "ACTIVE_PORT" if slot is SlotName.BLUE else "STAGING_PORT"
+
+
 def open_slot_ports(
-    ports: dict[SlotName, int], open_one: Callable[[str, int], socket.socket] = listen
+    ports: dict[SlotName, int],
+    open_one: Callable[[str, int], socket.socket],
+    known: Collection[int] = (),
 ) -> dict[SlotName, socket.socket]:
-    """Return a socket on each slot's own port, on loopback. Raises StartRefusedError."""
+    """Return a socket on each slot's own port, on loopback. Raises StartRefusedError.
+
+    `known` are the inodes of listeners that workers of an earlier daemon still have.
+    """
     found = {}
     with ExitStack() as opened:  # after a failure, none is left open
         for slot, port in ports.items():
-            label = "ACTIVE_PORT" if slot is SlotName.BLUE else "STAGING_PORT"
-            refuse_foreign_listeners(label, "127.0.0.1", port)
+            label = own_port_label(slot)
+            refuse_foreign_listeners(label, "127.0.0.1", port, known)
             try:
                 found[slot] = opened.enter_context(open_one("127.0.0.1", port))
             except OSError as error:
                 raise explain_bind_error(label, "127.0.0.1", port, error) from error
         opened.pop_all()
     return found
+
+
+def listen_in_front(host: str, port: int) -> socket.socket:
+    """Return a listener that gets every new connection, also where others listen on the port.
+
+    The others are of workers that an earlier daemon has left behind. Raises OSError.
+    """
+    others = len(sockdiag.listeners(port))
+    sock = listen(host, port, reuse_port=True)
+    try:
+        if others:
+            _steer_to(sock, others)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _steer_to(sock: socket.socket, others: int) -> None:
+    """Make the kernel send every new connection of the port to this socket of the group.
+
+    Its index is the number of the others, unless one of them is closing; so it is tried out.
+    """
+    for index in range(others, -1, -1):
+        _attach_program(sock, compile_index(index))
+        with socket.create_connection(sock.getsockname(), _TRIAL_SECONDS):
+            deadline = time.monotonic() + _ARRIVAL_SECONDS
+            while time.monotonic() < deadline:
+                if queue_length(sock):
+                    sock.accept()[0].close()
+                    return
+    raise OSError(errno.EADDRINUSE, "the kernel does not steer the port")
 
 
 def restore_backlog(sock: socket.socket) -> None:
@@ -105,7 +149,10 @@ def restore_backlog(sock: socket.socket) -> None:
 
 def attach(sock: socket.socket, policy: SteeringPolicy) -> None:
     """Make the kernel steer the socket's whole group by the policy. Raises OSError."""
-    program = compile_policy(policy)
+    _attach_program(sock, compile_policy(policy))
+
+
+def _attach_program(sock: socket.socket, program: bytes) -> None:
     code = ctypes.create_string_buffer(program, len(program))
     count = len(program) // _INSTRUCTION_BYTES
     sock.setsockopt(
@@ -168,13 +215,23 @@ def _conflicts(host: str, other: str) -> bool:
     return (":" in host) == (":" in other) and bool({host, other} & _WILDCARDS)
 
 
-def refuse_foreign_listeners(label: str, host: str, port: int) -> None:
+def refuse_foreign_listeners(label: str, host: str, port: int, ours: Collection[int] = ()) -> None:
     """Raise StartRefusedError, naming the process, if another program listens on the address."""
-    if found := foreign_listeners(host, port):
+    if found := foreign_listeners(host, port, ours):
         raise StartRefusedError(
             f"{label}={port} is taken: {procfs.describe_listeners(found)}. "
             f"Stop it, or choose another {label}."
         )
+
+
+def refuse_unusable(label: str, host: str, port: int, ours: Collection[int]) -> None:
+    """Raise StartRefusedError if the address can't be opened once `ours` are closed."""
+    refuse_foreign_listeners(label, host, port, ours)
+    try:
+        bind(host, port, reuse_port=True).close()
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE or not ours:
+            raise explain_bind_error(label, host, port, error) from error
 
 
 def explain_bind_error(label: str, host: str, port: int, error: OSError) -> StartRefusedError:

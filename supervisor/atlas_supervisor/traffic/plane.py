@@ -8,6 +8,7 @@ inherit a socket. The layers above don't depend on which one is in use.
 from __future__ import annotations
 
 import socket
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self
 
@@ -37,6 +38,31 @@ class InheritedSockets:
 
     named: dict[str, socket.socket]
     spare: tuple[socket.socket, ...] = ()
+
+
+@dataclass(frozen=True)
+class TakenBack:
+    """The sockets of an earlier daemon's workers, and who serves on them."""
+
+    group: tuple[socket.socket, ...] = ()
+    """The public port's sockets, in the order of the group; one that was closed is missing."""
+    traffic: int = 0
+    """Which of them the kernel's program steers to."""
+    serving: frozenset[int] = frozenset()
+    """The pids of processes that accept from the socket with the traffic."""
+    waiting: frozenset[int] = frozenset()
+    """The pids of those that accept from the other one."""
+    kept: tuple[socket.socket, ...] = ()
+    """Listeners of the slots' own ports. They stay open: else their groups would be reordered."""
+    inodes: frozenset[int] = frozenset()
+    """All listeners on our ports that these processes have open."""
+    complete: bool = True
+    """Whether every one of them could be copied, and the group can be used."""
+
+    def close(self) -> None:
+        """Close the copies; the workers' own descriptors stay open."""
+        for sock in (*self.group, *self.kept):
+            sock.close()
 
 
 class RelayTraffic(NamedTuple):
@@ -70,8 +96,17 @@ class Plane(Protocol):
     def weights(self) -> dict[str, float]:
         """Share of new connections per slot, 0 to 1."""
 
-    def open(self, active: SlotName) -> None:
-        """Open every listening socket. Raises StartRefusedError."""
+    def take_back(self, pids: Collection[int]) -> TakenBack:
+        """Look at the addresses, and take sockets back from workers of an earlier daemon.
+
+        Nothing changes for the workers. Raises StartRefusedError if an address can't be had.
+        """
+
+    def open(self, active: SlotName, taken: TakenBack | None = None) -> None:
+        """Open every listening socket that was not taken back. Raises StartRefusedError.
+
+        While a worker of an earlier daemon serves, it keeps the traffic, and has the other slot.
+        """
 
     def inherited(self, slot: SlotName) -> InheritedSockets:
         """Return the sockets that a worker of the slot starts with."""

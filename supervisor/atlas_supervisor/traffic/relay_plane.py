@@ -13,18 +13,21 @@ probes and smoke tests included. So these connect to a listener of ours, which a
 from __future__ import annotations
 
 import socket
+from collections.abc import Collection
+from dataclasses import replace
 
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.system.procfs import describe_listeners, inode_of
 from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import listeners
-from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, RelayTraffic
+from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, RelayTraffic, TakenBack
 from atlas_supervisor.traffic.refusal import Refusal
 from atlas_supervisor.traffic.relay import Relay, Target, client_header, local_header
 from atlas_supervisor.traffic.relay_connection import Answers
 from atlas_supervisor.traffic.slot_ports import Rescues, SlotPorts
 from atlas_supervisor.traffic.steering import DIRECT_SOURCE
+from atlas_supervisor.traffic.takeback import take_back
 
 
 class RelayPlane:
@@ -45,6 +48,7 @@ class RelayPlane:
         self._with_header = bool(by_port and endpoints.proxy_protocol)
         self._own_ports: SlotPorts
         self._rescues = Rescues()
+        self._kept: tuple[socket.socket, ...] = ()
 
     @property
     def name(self) -> str:
@@ -61,11 +65,38 @@ class RelayPlane:
         """Share of new connections per slot."""
         return {slot.value: 1.0 if slot is self._active else 0.0 for slot in SlotName}
 
-    def open(self, active: SlotName) -> None:
+    def take_back(self, pids: Collection[int]) -> TakenBack:
+        """Look at the addresses; of what workers of an earlier daemon have, own ports are shared.
+
+        The public port died with that daemon. Where its workers still listen in the way of this
+        plane, what is returned is not complete.
+        """
+        taken = take_back(self._endpoints, pids)
+        host, port = self._endpoints.public_host, self._endpoints.public_port
+        try:
+            if port:
+                listeners.refuse_unusable("PUBLIC_PORT", host, port, taken.inodes)
+            for slot, own_port in self._endpoints.slot_ports.items():
+                label = listeners.own_port_label(slot)
+                listeners.refuse_unusable(label, "127.0.0.1", own_port, taken.inodes)
+        except BaseException:
+            taken.close()
+            raise
+        in_the_way = taken.group or (taken.kept and self._socket_passing is SocketPassing.PORT)
+        return replace(
+            taken,
+            serving=frozenset(),
+            waiting=frozenset(),
+            complete=taken.complete and not in_the_way,
+        )
+
+    def open(self, active: SlotName, taken: TakenBack | None = None) -> None:
         """Open the public listener and the slots' own ports."""
         self._active = active
+        taken = taken or TakenBack()
+        self._kept = taken.kept
         try:
-            self._open_sockets()
+            self._open_sockets(taken)
         except BaseException:
             self._close_sockets()
             raise
@@ -75,13 +106,12 @@ class RelayPlane:
             self._relay = Relay(self._public, self._target, header=header)
             self._relay.start()
 
-    def _open_sockets(self) -> None:
+    def _open_sockets(self, taken: TakenBack) -> None:
         host, port = self._endpoints.public_host, self._endpoints.public_port
         # A worker binds its own port beside our reservation (SO_REUSEADDR).
-        open_one = (
-            listeners.bind if self._socket_passing is SocketPassing.PORT else listeners.listen
-        )
-        self._own = listeners.open_slot_ports(self._endpoints.slot_ports, open_one)
+        binds = self._socket_passing is SocketPassing.PORT
+        open_one = listeners.bind if binds else listeners.listen_in_front
+        self._own = listeners.open_slot_ports(self._endpoints.slot_ports, open_one, taken.inodes)
         if not port:
             return
         listeners.refuse_foreign_listeners("PUBLIC_PORT", host, port)
@@ -223,6 +253,7 @@ class RelayPlane:
 
     def _close_sockets(self) -> None:
         opened = (self._own, self._inner, self._probe_listeners)
-        for sock in (self._public, *(sock for each in opened for sock in each.values())):
+        ours = (sock for each in opened for sock in each.values())
+        for sock in (self._public, *ours, *self._kept):
             if sock is not None:
                 sock.close()

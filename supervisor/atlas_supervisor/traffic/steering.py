@@ -6,8 +6,9 @@ socket that gets the connection. This module turns a policy into that program, a
 attaches it with one setsockopt.
 
 What always holds:
-- Index 0 is blue and index 1 is green, the order of `listen()` (GROUP_ORDER). Which slot is active
-  changes with the program and not with the sockets.
+- The index counts the group's sockets in the order of `listen()`: 0 is blue and 1 is green
+  (GROUP_ORDER), or the other way round after a restart that took the sockets back from a worker.
+  Which slot is active changes with the program and not with the sockets.
 - A switch attaches another program. The kernel exchanges the two atomically: every connection is
   steered by the one or by the other, and none is refused.
 - A connection belongs to a queue from its first SYN on. A program has no effect on connections
@@ -65,6 +66,8 @@ class SteeringPolicy:
 
     active: SlotName
     direct: bool = False
+    order: tuple[SlotName, SlotName] = GROUP_ORDER
+    """Whose socket is first in the group, and whose is second."""
 
     @property
     def weights(self) -> dict[str, float]:
@@ -74,6 +77,7 @@ class SteeringPolicy:
 
 def compile_policy(policy: SteeringPolicy) -> bytes:
     """Return the policy as an array of `struct sock_filter`."""
+    index = policy.order.index
     program: list[tuple[int, int, int, int]] = []
     if policy.direct:
         # A dual-stack socket sees both families; only IPv4 has more than one loopback source.
@@ -83,9 +87,14 @@ def compile_policy(policy: SteeringPolicy) -> bytes:
             (_JEQ_K, 0, 5, 0x40),  # not IPv4: on to the last instruction
             (_LD_W_ABS, 0, 0, _NET_OFF + _IPV4_SOURCE),
             (_JEQ_K, 0, 1, int(DIRECT_SOURCE[SlotName.BLUE])),
-            (_RET_K, 0, 0, GROUP_ORDER.index(SlotName.BLUE)),
+            (_RET_K, 0, 0, index(SlotName.BLUE)),
             (_JEQ_K, 0, 1, int(DIRECT_SOURCE[SlotName.GREEN])),
-            (_RET_K, 0, 0, GROUP_ORDER.index(SlotName.GREEN)),
+            (_RET_K, 0, 0, index(SlotName.GREEN)),
         ]
-    program.append((_RET_K, 0, 0, GROUP_ORDER.index(policy.active)))
+    program.append((_RET_K, 0, 0, index(policy.active)))
     return b"".join(_INSTRUCTION.pack(*instruction) for instruction in program)
+
+
+def compile_index(index: int) -> bytes:
+    """Return a program that sends every connection to one socket of its group."""
+    return _INSTRUCTION.pack(_RET_K, 0, 0, index)

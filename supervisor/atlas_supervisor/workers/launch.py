@@ -31,6 +31,7 @@ from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.system import procfs
+from atlas_supervisor.system.procfs import tag_for
 from atlas_supervisor.telemetry.sanitize import is_secret, keep_secret
 from atlas_supervisor.traffic import InheritedSockets
 from atlas_supervisor.traffic.listeners import foreign_listeners
@@ -120,7 +121,9 @@ def new_instance_id(slot: SlotName) -> str:
     return f"{slot}-{secrets.token_hex(8)}"
 
 
-def launcher_command(descriptors: list[int], announced: int, command: list[str]) -> list[str]:
+def launcher_command(
+    descriptors: list[int], announced: int, tag: int, command: list[str]
+) -> list[str]:
     """Return the command line of a process that becomes `command` with these descriptors.
 
     They land at 3 and onwards; the first `announced` of them are for socket activation.
@@ -131,6 +134,7 @@ def launcher_command(descriptors: list[int], announced: int, command: list[str])
         ",".join(map(str, descriptors)) or "-",
         str(announced),
         str(_OPEN_FILES),
+        str(tag),
         *command,
     ]
 
@@ -146,6 +150,7 @@ async def launch(
     announce: bool,
     output: int,
     stop_signal: signal.Signals = signal.SIGTERM,
+    tag: int = 0,
 ) -> WorkerProcess:
     """Start a worker process and return it, not yet ready. Raises OSError.
 
@@ -158,7 +163,7 @@ async def launch(
     try:
         with anyio.CancelScope(shield=True):  # else a process could be started and not be recorded
             process = await anyio.open_process(
-                launcher_command(descriptors, announced, command),
+                launcher_command(descriptors, announced, tag, command),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -177,6 +182,7 @@ async def launch(
         process=process,
         notify=notify,
         stop_signal=stop_signal,
+        tag=tag,
     )
 
 
@@ -214,6 +220,7 @@ async def launch_release(
             announce=settings.socket_passing is SocketPassing.ACTIVATION,
             output=descriptor,
             stop_signal=settings.stop_signal_number,
+            tag=tag_for(str(settings.state_dir), name),
         )
     except Exception:
         output.close(name)

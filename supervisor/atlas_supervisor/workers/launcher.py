@@ -6,7 +6,7 @@ the worker under the same pid.
 
 It runs outside of the package and imports nothing but the standard library.
 Arguments: descriptors (`12,13,14`, or `-`), how many of them to announce, the limit of open
-files, then the command.
+files, the instance's tag (see `procfs.tag_for`), then the command.
 """
 
 import _signal  # type: ignore[import-not-found]  # `signal` itself would double the start
@@ -17,26 +17,28 @@ import sys
 
 FIRST = 3
 FEWEST_CLOSED = 64  # descriptors that an unknown parent may have left open
+RLIMIT_LOCKS = 10
 NOT_FOUND, NOT_EXECUTABLE = 127, 126  # what shells exit with
-DEFAULT_SIGNALS = [
-    getattr(_signal, f"SIG{name}")
-    for name in ("PIPE", "XFSZ", "HUP", "INT", "QUIT", "TERM", "WINCH", "USR1", "USR2")
-]
 
 
 def main(arguments: list[str]) -> int:
     """Set up and execute; if that fails, print why and return an exit status."""
     descriptors = [int(number) for number in arguments[0].split(",")] if arguments[0] != "-" else []
-    announced, open_files, command = int(arguments[1]), int(arguments[2]), arguments[3:]
+    announced, open_files, tag = (int(number) for number in arguments[1:4])
+    command = arguments[4:]
     place(descriptors)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, hard))
+    try:
+        resource.setrlimit(RLIMIT_LOCKS, (tag, tag))
+    except (OSError, ValueError) as error:  # it is lower already; there are other ways to find it
+        report(f"the process can't be tagged: {error}")
     if announced:
         os.environ["LISTEN_FDS"] = str(announced)
         os.environ["LISTEN_PID"] = str(os.getpid())
-    # A program keeps ignoring what its parent ignores: Python SIGPIPE and SIGXFSZ, a shell SIGINT
-    # and SIGQUIT in the background. One that ignores STOP_SIGNAL could not be asked to end.
-    for number in DEFAULT_SIGNALS:
+    # A program keeps ignoring and blocking what its parent ignores and blocks: Python SIGPIPE and
+    # SIGXFSZ, the daemon more of them, a shell SIGINT and SIGQUIT in the background.
+    for number in _signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}:
         _signal.signal(number, _signal.SIG_DFL)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
     program = find(command[0])

@@ -27,6 +27,7 @@ from atlas_supervisor.model.slot import InstanceUsage, SlotName
 from atlas_supervisor.system import procfs, sockdiag
 from atlas_supervisor.system.clock import Stopwatch, now
 from atlas_supervisor.system.descriptors import with_spares
+from atlas_supervisor.system.pidfd import ForeignProcess
 from atlas_supervisor.system.sockdiag import TcpConnection, TcpSocket
 from atlas_supervisor.traffic import Answers
 from atlas_worker.contract import (
@@ -58,9 +59,10 @@ class WorkerProcess:
         name: str,
         slot: SlotName,
         release: Release,
-        process: Process,
+        process: Process | ForeignProcess,
         notify: NotifySocket,
         stop_signal: signal.Signals = signal.SIGTERM,
+        tag: int = 0,
     ) -> None:
         self.name = name
         self.slot = slot
@@ -79,6 +81,7 @@ class WorkerProcess:
         """Set before it is asked to end, and once it was reported as down: its exit is no news."""
         self._process = process
         self._stop_signal = stop_signal
+        self._tag = tag
         self._asked_to_end = False
         self._usage: InstanceUsage | None = None
         self._measured = (0.0, 0.0)
@@ -273,7 +276,9 @@ class WorkerProcess:
     def family(self) -> list[int]:
         """Return the worker's living processes; it reads all of `/proc`, so use a thread."""
         environment = f"{ENV_INSTANCE}={self.name}".encode()
-        return with_spares(lambda: procfs.family_of(environment=environment, sessions={self.pid}))
+        return with_spares(
+            lambda: procfs.family_of(environment=environment, sessions={self.pid}, tag=self._tag)
+        )
 
     def foreign_listeners(self) -> list[TcpSocket]:
         """Return the sockets on which its processes listen and that are not the daemon's.
@@ -316,9 +321,11 @@ class WorkerProcess:
 class NotifySocket:
     """Receives one worker's reports; the public attributes hold what it has reported so far."""
 
-    def __init__(self, instance: str) -> None:
+    def __init__(self, instance: str, *, kit: bool = False) -> None:
         self.ready = anyio.Event()
-        self.kit = False
+        self.kit = kit
+        self.on_kit: Callable[[], object] = bool
+        """Called once it has reported that it has the kit."""
         self.not_accepting = anyio.Event()
         """Set once it accepts no more connections; that is final."""
         self.left: DrainCounts | None = None
@@ -351,7 +358,9 @@ class NotifySocket:
                 self._handle(data.decode(errors="replace").splitlines())
 
     def _handle(self, lines: list[str]) -> None:
-        self.kit = self.kit or NOTIFY_KIT in lines
+        if NOTIFY_KIT in lines and not self.kit:
+            self.kit = True
+            self.on_kit()
         if NOTIFY_READY in lines:
             self.ready.set()
         if NOTIFY_NOT_ACCEPTING in lines:

@@ -1,29 +1,42 @@
-"""Records worker processes in the database, and ends those that an earlier daemon left behind.
+"""Records worker processes in the database, and finds those that an earlier daemon left behind.
 
-After a crash of the daemon its workers still hold the listening sockets and serve. Adopting them
-comes later; for now they are asked to drain, and then killed, so that no worker of unknown state
-has the traffic.
+After a crash of the daemon its workers still hold the listening sockets and serve. They are not
+adopted: they serve until a fresh worker is ready, and are drained then (`Slots`). Where their
+sockets can't be taken back, they are ended before anything is opened.
+
+A process is an orphan only if no living supervisor stands above it. A second daemon on a copy of
+the state folder, or on a folder that was moved away under a running one, finds the records or the
+environment of workers that are not its own.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
-from dataclasses import astuple
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import anyio
 import structlog
 
+from atlas_supervisor.config import Settings
 from atlas_supervisor.errors import StartRefusedError
-from atlas_supervisor.store.statements import Statements, StoreError
+from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.store.outbox import Outbox
+from atlas_supervisor.store.statements import Statements
 from atlas_supervisor.system import procfs
 from atlas_supervisor.system.clock import now
+from atlas_supervisor.system.lock import holds_a_lock
+from atlas_supervisor.system.pidfd import ForeignProcess
 from atlas_supervisor.system.procfs import ProcessIdentity
-from atlas_supervisor.workers.process import WorkerProcess
-from atlas_worker.contract import ENV_INSTANCE, ENV_STATE_DIR
+from atlas_supervisor.traffic import Plane, TakenBack
+from atlas_supervisor.workers.process import NotifySocket, WorkerProcess
+from atlas_worker.contract import ENV_INSTANCE, ENV_SLOT, ENV_STATE_DIR, ENV_VERSION
 
 log = structlog.get_logger(__name__)
 
@@ -36,25 +49,58 @@ class InstanceRow(NamedTuple):
     pid: int
     start_ticks: int
     boot_id: str
+    kit: bool = False
+
+
+class Survivor(NamedTuple):
+    """One instance that an earlier daemon left behind: its first process, and all of them."""
+
+    instance: str
+    slot: SlotName
+    version: str
+    pid: int
+    pids: tuple[int, ...]
+    kit: bool
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """The workers of an earlier daemon, by what they accept from."""
+
+    serving: Sequence[WorkerProcess] = ()
+    """The public socket with the traffic. The first of them is the one to be replaced."""
+    waiting: Sequence[WorkerProcess] = ()
+    """The other public socket."""
+    others: Sequence[WorkerProcess] = ()
+    """Neither."""
 
 
 class WorkerRegistry:
-    """Writes workers into the database; a failing disk stops no worker."""
+    """Writes workers into the database, in the background: no worker waits for a disk."""
 
     def __init__(self, statements: Statements) -> None:
         self._statements = statements
+        self._outbox = Outbox()
 
-    async def clear(
-        self, state_dir: Path, *, seconds: float, stop_signal: signal.Signals = signal.SIGTERM
-    ) -> None:
-        """End and forget what an earlier daemon left behind.
+    async def run(self) -> None:
+        """Write what is pending as soon as the disk takes it; never returns."""
+        await self._outbox.run()
 
-        Raises StartRefusedError if a process can't be ended, and StoreError.
+    async def flush(self) -> None:
+        """Write what is pending, as far as that is possible now."""
+        await self._outbox.attempt()
+
+    async def survivors(self, state_dir: Path) -> list[Survivor]:
+        """Return what an earlier daemon left behind, and forget what has ended.
+
+        Raises StoreError.
         """
-        known = await self.rows()
-        await end_orphans(state_dir, known, seconds=seconds, stop_signal=stop_signal)
-        for row in known:
-            await self.remove(row.instance)
+        rows = await self.rows()
+        found = await anyio.to_thread.run_sync(find_survivors, state_dir, rows)
+        for row in rows:
+            if row.instance not in {survivor.instance for survivor in found}:
+                await self.remove(row.instance)
+        return found
 
     async def rows(self) -> list[InstanceRow]:
         """Return the recorded workers. Raises StoreError."""
@@ -69,32 +115,136 @@ class WorkerRegistry:
         """Remove a worker; it need not be there. Raises StoreError."""
         await self._statements.write(("remove_instance", {"instance": instance}))
 
-    async def launched(self, instance: WorkerProcess) -> None:
-        """Note that the process is there."""
+    def launched(self, instance: WorkerProcess) -> None:
+        """Note that the process is there, and once more that it has the kit."""
         identity = ProcessIdentity.of(instance.pid)
-        if identity is None:  # it is gone already
-            return
-        row = InstanceRow(instance.name, instance.slot, *astuple(identity))
-        try:
-            await self.add(row)
-        except StoreError as error:
-            log.error("instance_not_recorded", **instance.facts, pid=instance.pid, why=str(error))
+        if identity is not None:  # else it is gone already
+            pid, start_ticks, boot_id = astuple(identity)
+            row = InstanceRow(instance.name, instance.slot, pid, start_ticks, boot_id, instance.kit)
+            self._outbox.put(partial(self.add, row))
+            instance.reported.on_kit = partial(self.launched, instance)
 
-    async def gone(self, instance: WorkerProcess) -> None:
+    def gone(self, instance: WorkerProcess) -> None:
         """Note that nothing of it is left."""
-        try:
-            await self.remove(instance.name)
-        except StoreError as error:
-            log.error("instance_not_recorded", **instance.facts, pid=instance.pid, why=str(error))
+        self._outbox.put(partial(self.remove, instance.name))
 
 
 _POLL_SECONDS = 0.05
 _KILL_SECONDS = 5.0
+_STOP_FIRST_SECONDS = 2.0
+"""How long clients may wait for workers that have to end before the sockets can be opened."""
 
 
-async def end_orphans(
+def find_survivors(state_dir: Path, rows: Sequence[InstanceRow]) -> list[Survivor]:
+    """Return the instances of an earlier daemon on this state folder that still have processes."""
+    known = {row.pid: row for row in rows if _is_there(row)}
+    found: dict[str, list[int]] = {}
+    for pid in _orphans(state_dir, known):
+        found.setdefault(_instance_of(pid, state_dir, rows), []).append(pid)
+    return [_survivor(instance, pids, known) for instance, pids in found.items()]
+
+
+def _is_there(row: InstanceRow) -> bool:
+    """Whether a recorded pid is still the same process, in the same boot."""
+    return row.pid > 1 and ProcessIdentity(row.pid, row.start_ticks, row.boot_id).exists
+
+
+def _orphans(state_dir: Path, known: dict[int, InstanceRow]) -> Iterator[int]:
+    """Yield the processes of an earlier daemon's workers."""
+    # The folder alone is not enough: a program may report canary calls without being a worker.
+    family = procfs.family_of(
+        environment=f"{ENV_STATE_DIR}={state_dir}".encode(),
+        beside=f"{ENV_INSTANCE}=".encode(),
+        sessions=known,
+        tag=procfs.tag_for(str(state_dir), ""),
+        tag_mask=procfs.TAG_OF_DAEMON,
+    )
+    ourselves = os.getpid()
+    # A shell within a worker may start the daemon.
+    spared = {ourselves, *procfs.ancestors(ourselves)}
+    for pid in family:
+        above = set(procfs.ancestors(pid)) - {ourselves}
+        if pid not in spared and not any(holds_a_lock(each) for each in above):
+            yield pid
+
+
+def _instance_of(pid: int, state_dir: Path, rows: Sequence[InstanceRow]) -> str:
+    """Return the instance that a process belongs to, by its tag, record or environment."""
+    tag, session = procfs.tag_of(pid), procfs.session(pid)
+    for row in rows:
+        if session == row.pid or tag == procfs.tag_for(str(state_dir), row.instance):
+            return row.instance
+    return procfs.variables(pid).get(ENV_INSTANCE) or f"unrecorded-{session}"
+
+
+def _survivor(instance: str, pids: list[int], known: dict[int, InstanceRow]) -> Survivor:
+    leader = next((pid for pid in pids if pid in known), None)
+    first = leader or min(pids, key=lambda pid: (procfs.start_ticks(pid) or 0, pid))
+    row = known.get(first)
+    variables = procfs.variables(first)
+    name = row.slot if row else variables.get(ENV_SLOT, "")
+    slot = SlotName.GREEN if name == SlotName.GREEN else SlotName.BLUE
+    version = variables.get(ENV_VERSION, "unknown")
+    kit = bool(row and row.kit)
+    return Survivor(instance, slot, version, first, tuple(pids), kit)
+
+
+async def take_over(
+    settings: Settings, plane: Plane, registry: WorkerRegistry, active: SlotName
+) -> Inherited:
+    """Open the plane with the sockets that an earlier daemon's workers have; return the workers.
+
+    They are not touched, unless their sockets can't be taken back. Raises StartRefusedError.
+    """
+    state_dir = settings.state_dir
+    survivors = await registry.survivors(state_dir)
+    pids = [pid for survivor in survivors for pid in survivor.pids]
+    taken = plane.take_back(pids)
+    if not taken.complete:
+        log.warning("listeners_not_copied", pids=pids, instead="ending these workers first")
+        taken.close()
+        seconds = min(settings.stop_timeout_seconds, _STOP_FIRST_SECONDS)
+        await end_survivors(
+            state_dir,
+            await registry.rows(),
+            seconds=seconds,
+            stop_signal=settings.stop_signal_number,
+        )
+        taken, survivors = TakenBack(), await registry.survivors(state_dir)
+    plane.open(active, taken)
+    if survivors:
+        log.warning("orphans_found", pids=pids, why="left behind by an earlier daemon")
+    found: dict[bool | None, list[WorkerProcess]] = {True: [], False: [], None: []}
+    for survivor in sorted(survivors, key=lambda each: each.slot is not active):
+        if instance := inherit(survivor, settings):
+            serves = bool(taken.serving.intersection(survivor.pids))
+            accepts = serves or bool(taken.waiting.intersection(survivor.pids))
+            found[serves if accepts else None].append(instance)
+    return Inherited(serving=found[True], waiting=found[False], others=found[None])
+
+
+def inherit(survivor: Survivor, settings: Settings) -> WorkerProcess | None:
+    """Return the survivor as a worker that can be drained; None if it has ended.
+
+    It goes on reporting to the address that it was started with.
+    """
+    with suppress(ProcessLookupError):
+        process = ForeignProcess(survivor.pid)
+        return WorkerProcess(
+            name=survivor.instance,
+            slot=survivor.slot,
+            release=Release(name=None, path=settings.worker_directory, version=survivor.version),
+            process=process,
+            notify=NotifySocket(survivor.instance, kit=survivor.kit),
+            stop_signal=settings.stop_signal_number,
+            tag=procfs.tag_for(str(settings.state_dir), survivor.instance),
+        )
+    return None
+
+
+async def end_survivors(
     state_dir: Path,
-    known: Sequence[InstanceRow],
+    rows: Sequence[InstanceRow],
     *,
     seconds: float,
     stop_signal: signal.Signals = signal.SIGTERM,
@@ -103,50 +253,25 @@ async def end_orphans(
 
     They have `seconds` to exit after the signal. Raises StartRefusedError if one can't be ended.
     """
-    found = await anyio.to_thread.run_sync(_find, state_dir, known)
+
+    async def find() -> list[int]:
+        found = await anyio.to_thread.run_sync(find_survivors, state_dir, rows)
+        return sorted(pid for survivor in found for pid in survivor.pids)
+
+    found = await find()
     if not found:
         return 0
     log.warning("orphans_found", pids=found, why="left behind by an earlier daemon; ending them")
     procfs.send_signal(found, stop_signal)
     with anyio.move_on_after(seconds):
-        while await anyio.to_thread.run_sync(_find, state_dir, known):  # noqa: ASYNC110  # no event
+        while await find():  # noqa: ASYNC110  # there is no event
             await anyio.sleep(_POLL_SECONDS)
     left = found
     with anyio.move_on_after(_KILL_SECONDS):
-        while left := await anyio.to_thread.run_sync(_find, state_dir, known):
+        while left := await find():
             procfs.send_signal(left, signal.SIGKILL)
             await anyio.sleep(_POLL_SECONDS)
     if left:
         who = ", ".join(procfs.describe(pid) for pid in left)
         raise StartRefusedError(f"workers of an earlier daemon can't be ended: {who}")
     return len(found)
-
-
-def _find(state_dir: Path, known: Sequence[InstanceRow]) -> list[int]:
-    """Return the living processes of an earlier daemon.
-
-    They are found by their environment and by their record: a recorded pid counts only if it is
-    still the same process, in the same boot.
-    """
-    sessions = {
-        row.pid
-        for row in known
-        if row.pid > 1 and ProcessIdentity(row.pid, row.start_ticks, row.boot_id).exists
-    }
-    ours = _ancestors()
-    # The folder alone is not enough: a program may report canary calls without being a worker.
-    family = procfs.family_of(
-        environment=f"{ENV_STATE_DIR}={state_dir}".encode(),
-        beside=f"{ENV_INSTANCE}=".encode(),
-        sessions=sessions,
-    )
-    return [pid for pid in family if pid not in ours]
-
-
-def _ancestors() -> set[int]:
-    """Return this process and its ancestors: a shell within a worker may start the daemon."""
-    found, pid = {os.getpid()}, os.getppid()
-    while pid > 1:
-        found.add(pid)
-        pid = procfs.parent(pid)
-    return found

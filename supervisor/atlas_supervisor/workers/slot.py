@@ -54,10 +54,10 @@ _LINGERING_POLL_SECONDS = 1.0  # one with the kit ends by itself; this is for th
 class InstanceRegistry(Protocol):
     """Remembers processes, so that a later daemon finds those that this one leaves behind."""
 
-    async def launched(self, instance: WorkerProcess) -> None:
+    def launched(self, instance: WorkerProcess) -> None:
         """Note that the process is there."""
 
-    async def gone(self, instance: WorkerProcess) -> None:
+    def gone(self, instance: WorkerProcess) -> None:
         """Note that nothing of it is left."""
 
 
@@ -75,6 +75,8 @@ class SlotContext:
     """Called once when a worker ended or hangs without having been asked to end, with the cause."""
     on_change: Callable[[], None]
     """Called after every change of a slot's state."""
+    on_ready: Callable[[Slot], None]
+    """Called when a worker has become ready, before anything else can happen."""
 
 
 class Slot:
@@ -193,6 +195,7 @@ class Slot:
                 error.detail.setdefault("instance", name)
             raise
         self.apply(SlotEvent.READY)
+        self._context.on_ready(self)
         self._context.tasks.start_soon(self._watch_liveness, instance)
         if instance.kit and self._context.settings.stop_signal != "TERM":
             log.warning("stop_signal_ignored", why="a worker with the kit drains on SIGTERM alone")
@@ -226,8 +229,30 @@ class Slot:
         self.instance = instance
         self._context.tasks.start_soon(self._watch_exit, instance)
         log.info("worker_launched", pid=instance.pid, version=release.version)
-        await self._context.registry.launched(instance)
+        self._context.registry.launched(instance)
         return instance
+
+    def inherit(self, instance: WorkerProcess) -> None:
+        """Take a worker of an earlier daemon, to be drained once another one has its traffic."""
+        self.instance = instance
+        instance.slot = self.name
+        self.apply(SlotEvent.INHERITED)
+        self._context.plane.occupy(self.name)
+        self._context.tasks.start_soon(self._watch_exit, instance)
+
+    async def dismiss(self, instance: WorkerProcess) -> None:
+        """End an earlier daemon's worker that is in no slot; return once it accepts nothing more.
+
+        It has the time of a drain.
+        """
+        ports, allowed = self._context.plane.ports(self.name), self._context.settings
+        drain = self._context.drains.begin(Drain(instance, ports, allowed.drain_timeout_seconds))
+        self._context.tasks.start_soon(instance.wait)
+        drain.detached = await drain.stops_accepting()
+        if drain.detached:
+            self._context.tasks.start_soon(self._finish, drain)
+        else:
+            await self._finish(drain)
 
     async def _watch_exit(self, instance: WorkerProcess) -> None:
         clear_contextvars()  # a worker outlives the deploy that its log lines would name
@@ -356,7 +381,7 @@ class Slot:
             self.instance = None
             self.apply(SlotEvent.CLEARED)
         log.info("worker_exited", **instance.facts, pid=instance.pid, how=instance.exit_text)
-        await self._context.registry.gone(instance)
+        self._context.registry.gone(instance)
 
 
 async def until_hung(

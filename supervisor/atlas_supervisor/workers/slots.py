@@ -4,6 +4,9 @@ The active slot's worker is restarted when it crashes. The staging slot belongs 
 a switch it is occupied by the version before, which stays warm and then drains. The next deploy
 asks for it with `free_staging`. The deploy that occupies it sees `staging_needed` and ends its
 guard and warm time; drains are hurried; then the slot is free.
+
+After a daemon was killed, its worker still serves. It has the traffic and the staging slot's
+sockets until the active slot's fresh worker is ready; then it is drained like a version before.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.drain import SETTLE_SECONDS, Drains
 from atlas_supervisor.workers.outage import Outage
 from atlas_supervisor.workers.process import WorkerProcess
+from atlas_supervisor.workers.registry import Inherited
 from atlas_supervisor.workers.restarts import Restarter, as_recorded
 from atlas_supervisor.workers.slot import InstanceRegistry, Slot, SlotContext
 
@@ -50,6 +54,7 @@ class Slots:
         registry: InstanceRegistry,
         tasks: TaskGroup,
         active: SlotName,
+        inherited: Inherited | None = None,
         checked: Callable[[Release], Release] = as_recorded,
     ) -> None:
         self.drains = Drains()
@@ -64,6 +69,7 @@ class Slots:
             drains=self.drains,
             on_down=self._worker_down,
             on_change=self._note_service,
+            on_ready=self._worker_ready,
         )
         self._slots = {
             name: Slot(name, port, context) for name, port in settings.slot_ports.items()
@@ -80,6 +86,10 @@ class Slots:
         self._needed = anyio.Event()
         self._free = anyio.Event()
         self._free.set()
+        self._tasks = tasks
+        self._inherited = inherited or Inherited()
+        self._replaced = not self._inherited.serving
+        """Whether no worker of an earlier daemon has the traffic (any more)."""
 
     def __iter__(self) -> Iterator[Slot]:
         """Yield blue, then green."""
@@ -146,11 +156,19 @@ class Slots:
     async def free_staging(self) -> None:
         """Return once staging is free for the next deploy; what occupies it is asked to leave."""
         if not self._free.is_set():
+            await self._until_replaced()
             await self._clear_staging()
         await self.cancel_staging_restarts()
         if self.staging.instance is not None:  # left behind by a step that failed
             await self.staging.stop()
         self.staging.forget_crashes()
+
+    async def _until_replaced(self) -> None:
+        """Let the active slot's start replace an earlier daemon's worker; if it fails, don't."""
+        starting = {SlotState.EMPTY, SlotState.STARTING}
+        while not self._replaced and self.active.state in starting:  # noqa: ASYNC110  # no event
+            await anyio.sleep(_HURRY_AGAIN_SECONDS)
+        self._replace_inherited()
 
     async def _clear_staging(self) -> None:
         """Ask for staging, and wait until the version before has left it."""
@@ -174,6 +192,15 @@ class Slots:
         restarter = self._restarters[self.staging.name]
         if not restarter.idle.is_set():
             await restarter.cancel()
+
+    def occupy_staging(self) -> None:
+        """Leave staging to a worker of an earlier daemon that has its sockets; else vacate it."""
+        occupants = self._inherited.serving or self._inherited.waiting
+        if not occupants:
+            self.vacate_staging()
+            return
+        self._free = anyio.Event()
+        self.staging.inherit(occupants[0])
 
     def vacate_staging(self) -> None:
         """Pass connections that are queued for staging on to the active slot."""
@@ -213,14 +240,49 @@ class Slots:
     async def start_active(self, release: Release) -> None:
         """Start the active worker; if it crashes, go on trying."""
         self._note_service()
+        await self._end_unwanted()
         await self._restarters[self._active].start(release)
 
     def _note_service(self) -> None:
         """Note whether clients can be served, for those that wait."""
         if not self._stopping:
-            can_serve = self.active.can_serve
+            # Until it is replaced, an earlier daemon's worker has the traffic.
+            can_serve = self.active.can_serve or not self._replaced
             if not can_serve or self._outage.noted:
                 self._outage.note(self._active, can_serve=can_serve)
+
+    async def _end_unwanted(self) -> None:
+        """End earlier workers without traffic; return once none shares the active socket."""
+        waiting, others = self._inherited.waiting, self._inherited.others
+        for instance in others:
+            self._tasks.start_soon(self.active.dismiss, instance)
+        if not self._inherited.serving:  # then the first of them is in staging
+            if waiting:
+                self._tasks.start_soon(self.drain_staging)
+            for instance in waiting[1:]:
+                self._tasks.start_soon(self.staging.dismiss, instance)
+            return
+        async with anyio.create_task_group() as group:  # the fresh worker accepts where they do
+            for instance in waiting:
+                group.start_soon(self.active.dismiss, instance)
+
+    def _worker_ready(self, slot: Slot) -> None:
+        if slot is self.active:
+            self._replace_inherited()
+
+    def _replace_inherited(self) -> None:
+        """Give the traffic to the active slot, and drain the worker that has it."""
+        if self._replaced:
+            return
+        self._replaced = True
+        self._note_service()
+        try:
+            self._plane.steer(self._active)
+        except OSError as error:
+            log.critical("steering_uncertain", wanted=self._active, why=str(error))
+        self._tasks.start_soon(self.drain_staging)
+        for instance in self._inherited.serving[1:]:
+            self._tasks.start_soon(self.staging.dismiss, instance)
 
     def _is_wanted(self, slot: Slot) -> bool:
         return slot is self.active and not self._stopping
@@ -231,6 +293,9 @@ class Slots:
             return
         self._note_service()
         log.error("worker_down", **instance.facts, pid=instance.pid, why=cause)
+        if instance in self._inherited.serving:
+            self._replace_inherited()
+            return
         handled = await self.on_worker_down(slot, cause)
         if handled and slot is not self.active:
             return  # the deploy ends what is left of it

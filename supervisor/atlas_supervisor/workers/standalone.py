@@ -19,6 +19,7 @@ from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.store.database import recorded_releases
 from atlas_supervisor.store.state_keeper import StateFile, UnreadableStateError
+from atlas_supervisor.system.procfs import tag_for
 from atlas_supervisor.traffic.listeners import explain_bind_error, listen, refuse_foreign_listeners
 from atlas_supervisor.workers.launch import (
     FIRST_DESCRIPTOR,
@@ -41,11 +42,12 @@ def become_worker(settings: Settings, environ: Mapping[str, str]) -> NoReturn:
     slot = settings.slot_of_port(port)
     release = _release(settings, state)
     refuse_foreign_listeners(_LABEL, "127.0.0.1", port)
+    instance = new_instance_id(slot)
     environment = worker_environment(
         settings,
         slot=slot,
         port=port,
-        instance=new_instance_id(slot),
+        instance=instance,
         release=release,
         environ=environ,
     )
@@ -64,7 +66,8 @@ def become_worker(settings: Settings, environ: Mapping[str, str]) -> NoReturn:
     os.chdir(release.path)
     sys.stderr.write(f"version {release.version} on 127.0.0.1:{port}, without the supervisor\n")
     sys.stderr.flush()
-    launcher = launcher_command(descriptors, announced, command)
+    tag = tag_for(str(settings.state_dir), instance)
+    launcher = launcher_command(descriptors, announced, tag, command)
     os.execve(launcher[0], launcher, environment)  # noqa: S606  # without a shell on purpose
 
 

@@ -17,7 +17,7 @@ import aiohttp
 from atlas_supervisor.api import audit, examples
 from atlas_supervisor.api.options import ApiOptions
 from atlas_supervisor.api.ports import Control
-from atlas_supervisor.api.server import serve
+from atlas_supervisor.api.server import bind, serve
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.logs.log_service import LogService
 from atlas_supervisor.model.actor import Actor
@@ -325,5 +325,5 @@ async def running(
         logs=logs,
         metrics=server.metrics,
     )
-    async with serve(parts, server.options):
+    async with bind(server.options) as bound, serve(parts, server.options, bound):
         yield server

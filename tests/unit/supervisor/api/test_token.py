@@ -79,7 +79,7 @@ def test_a_file_without_a_usable_token_is_refused(tmp_path: Path, content: bytes
 
 
 def test_a_path_that_is_not_a_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StartRefusedError, match="directory"):
+    with pytest.raises(StartRefusedError, match="not a regular file"):
         load_or_create_token(tmp_path)
     with pytest.raises(StartRefusedError, match="No such file"):
         load_or_create_token(tmp_path / "missing" / "control.token")

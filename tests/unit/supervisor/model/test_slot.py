@@ -21,6 +21,8 @@ from atlas_supervisor.model.slot import (
 )
 
 EVENTS = st.lists(st.sampled_from(SlotEvent), max_size=40)
+OWN = st.lists(st.sampled_from(sorted({*SlotEvent} - {SlotEvent.INHERITED})), max_size=40)
+"""What can happen to the daemon's own workers."""
 
 
 def walk(events: list[SlotEvent]) -> SlotState:
@@ -56,7 +58,7 @@ def test_only_a_ready_worker_gains_or_loses_the_traffic() -> None:
     assert {TABLE[each] for each in TABLE if each[1] in roles} == SERVING
 
 
-@given(EVENTS)
+@given(OWN)
 def test_a_worker_runs_only_after_it_was_launched_and_became_ready(events: list[SlotEvent]) -> None:
     state, seen = INITIAL, list[SlotEvent]()
     for event in events:
@@ -74,7 +76,7 @@ def test_a_new_worker_can_be_launched_once_the_slot_was_cleared(events: list[Slo
     assert possible(walk([*events, SlotEvent.CLEARED]), SlotEvent.LAUNCHED)
 
 
-@given(EVENTS)
+@given(OWN)
 def test_a_draining_worker_never_serves_again(events: list[SlotEvent]) -> None:
     state = SlotState.DRAINING
     for event in events:
@@ -83,6 +85,11 @@ def test_a_draining_worker_never_serves_again(events: list[SlotEvent]) -> None:
         if possible(state, event):
             state = next_state(state, event)
         assert state not in SERVING
+
+
+def test_only_an_empty_slot_inherits_a_worker_and_keeps_it_out_of_the_active_role() -> None:
+    rows = {state: target for (state, event), target in TABLE.items() if event == "inherited"}
+    assert rows == {SlotState.EMPTY: SlotState.WARM}
 
 
 def test_the_diagram_has_an_arrow_for_every_row() -> None:

@@ -121,7 +121,7 @@ def test_a_slot_port_that_is_taken_closes_the_other_one_and_names_the_key() -> N
         socket.create_server(("127.0.0.1", green)),
         pytest.raises(StartRefusedError, match=f"STAGING_PORT={green} is taken: pid"),
     ):
-        listeners.open_slot_ports({BLUE: blue, GREEN: green})
+        listeners.open_slot_ports({BLUE: blue, GREEN: green}, listeners.listen)
     assert open_files() == before
 
 
@@ -145,7 +145,7 @@ def test_a_port_that_is_bound_without_listening_is_explained() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", blue))
         with pytest.raises(StartRefusedError, match="bound but does not listen"):
-            listeners.open_slot_ports({BLUE: blue, GREEN: green})
+            listeners.open_slot_ports({BLUE: blue, GREEN: green}, listeners.listen)
 
 
 @pytest.mark.parametrize(

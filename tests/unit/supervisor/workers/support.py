@@ -131,10 +131,10 @@ class Registry:
     def __init__(self) -> None:
         self.entries: list[tuple[str, str]] = []
 
-    async def launched(self, instance: WorkerProcess) -> None:
+    def launched(self, instance: WorkerProcess) -> None:
         self.entries.append(("launched", instance.name))
 
-    async def gone(self, instance: WorkerProcess) -> None:
+    def gone(self, instance: WorkerProcess) -> None:
         self.entries.append(("gone", instance.name))
 
 

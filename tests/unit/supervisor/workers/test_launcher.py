@@ -4,13 +4,13 @@ import itertools
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from atlas_supervisor.system import procfs
 from atlas_supervisor.workers.launch import LAUNCHER
 from atlas_supervisor.workers.launcher import find
 
@@ -88,7 +88,7 @@ def test_the_worker_finds_its_sockets_announced_to_itself() -> None:
     reader, writer = os.pipe()
     try:
         done = run(
-            f"{writer},{reader}", "2", "512", sys.executable, "-c", REPORT,
+            f"{writer},{reader}", "2", "512", "77", sys.executable, "-c", REPORT,
             pass_fds=(reader, writer),
             env={**os.environ, "LISTEN_FDNAMES": "public:private"},
         )  # fmt: skip
@@ -106,45 +106,57 @@ def test_the_worker_finds_its_sockets_announced_to_itself() -> None:
 
 
 def test_nothing_is_announced_that_was_not_asked_for() -> None:
-    done = run("-", "0", "512", sys.executable, "-c", REPORT, env={"PATH": os.environ["PATH"]})
+    done = run(
+        "-", "0", "512", "77", sys.executable, "-c", REPORT, env={"PATH": os.environ["PATH"]}
+    )
     report = json.loads(done.stdout)
     assert not any(name.startswith("LISTEN_") for name in report["env"])
     assert set(report["fds"]) == {"0", "1", "2"}
 
 
-def test_the_worker_gets_the_signals_that_python_ignores() -> None:
-    code = "import signal, sys; sys.stdout.write(open('/proc/self/status').read())"
-    # A shell, because the interpreter itself would ignore them again.
-    done = run("-", "0", "512", "/bin/sh", "-c", "cat /proc/self/status", code)
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("SigIgn")]
-    ignored = int(line.split()[1], 16)
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):
-        assert not ignored & 1 << (number - 1)
+def test_the_worker_starts_with_default_dispositions_and_an_empty_mask() -> None:
+    launcher = [sys.executable, "-I", "-S", str(LAUNCHER), "-", "0", "512", "77"]
+    spoiled = (
+        "import os, signal, sys\n"
+        "left = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}\n"
+        "[signal.signal(number, signal.SIG_IGN) for number in left]\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, left)\n"
+        "os.execv(sys.argv[1], sys.argv[1:])\n"
+    )
+    # A program other than Python, which would ignore SIGPIPE and SIGXFSZ again.
+    command = [*launcher, "/bin/cat", "/proc/self/status"]
+    done = subprocess.run(
+        [sys.executable, "-c", spoiled, *command], capture_output=True, text=True, check=True
+    )
+    status = dict(line.split(":\t") for line in done.stdout.splitlines() if ":\t" in line)
+    assert {int(status[name], 16) for name in ("SigIgn", "SigBlk", "SigCgt")} == {0}
 
 
-def test_the_worker_gets_the_signals_that_the_daemon_ignores_or_blocks() -> None:
-    names = [signal.Signals[f"SIG{name}"] for name in ("HUP", "INT", "QUIT", "USR1", "WINCH")]
-
-    def ignore_and_block() -> None:
-        for number in names:
-            signal.signal(number, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGQUIT, signal.SIGTERM])
-
-    done = run("-", "0", "512", "cat", "/proc/self/status", preexec_fn=ignore_and_block)
-    fields = dict(line.split(":\t") for line in done.stdout.splitlines() if line.startswith("Sig"))
-    assert not int(fields["SigBlk"], 16)
-    assert not any(int(fields["SigIgn"], 16) & 1 << (number - 1) for number in names)
+def test_the_worker_and_its_descendants_carry_the_tag() -> None:
+    code = "import os; print(os.getpid(), flush=True); os.read(0, 1)"
+    with subprocess.Popen(
+        [
+            *(sys.executable, "-I", "-S", str(LAUNCHER), "-", "0", "512", "77"),
+            *("/bin/sh", "-c", f"exec env -i setsid -w {sys.executable} -c '{code}'"),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as worker:
+        assert worker.stdout is not None
+        assert procfs.tag_of(int(worker.stdout.readline())) == 77
+        worker.communicate("x")
 
 
 def test_a_missing_program_is_reported() -> None:
-    done = run("-", "0", "512", "no-such-program", env={"PATH": "/bin:/usr/bin"})
+    done = run("-", "0", "512", "77", "no-such-program", env={"PATH": "/bin:/usr/bin"})
     assert done.returncode == 127
     assert done.stderr == "no-such-program: not found in /bin:/usr/bin\n"
 
 
 def test_a_file_that_is_no_program_is_reported(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("not a program")
-    done = run("-", "0", "512", "./notes", cwd=tmp_path)
+    done = run("-", "0", "512", "77", "./notes", cwd=tmp_path)
     assert done.returncode == 126
     assert done.stderr == "./notes: can't be executed: Permission denied\n"
 
@@ -157,7 +169,7 @@ def test_a_script_without_its_interpreter_is_not_replaced_by_another_of_its_name
         (tmp_path / folder / "serve").write_text(first + "\n")
         (tmp_path / folder / "serve").chmod(0o755)
     path = f"{tmp_path}/release:{tmp_path}/daemon"
-    done = run("-", "0", "512", "serve", env={"PATH": path})
+    done = run("-", "0", "512", "77", "serve", env={"PATH": path})
     assert done.returncode == 127
     assert done.stdout == ""
     assert f"{tmp_path}/release/serve" in done.stderr
@@ -177,5 +189,5 @@ def test_only_executable_files_are_found(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_soft_limit_of_open_files_is_lowered_and_the_hard_limit_stays() -> None:
     code = "import resource; print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
-    done = run("-", "0", "256", sys.executable, "-c", code)
+    done = run("-", "0", "256", "77", sys.executable, "-c", code)
     assert done.stdout.split() == ["256", str(resource.getrlimit(resource.RLIMIT_NOFILE)[1])]

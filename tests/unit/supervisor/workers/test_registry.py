@@ -16,7 +16,7 @@ from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.store.database import open_database
 from atlas_supervisor.system import procfs
 from atlas_supervisor.workers import registry
-from atlas_supervisor.workers.registry import InstanceRow, WorkerRegistry, end_orphans
+from atlas_supervisor.workers.registry import InstanceRow, WorkerRegistry, end_survivors
 from tests.unit.supervisor.workers.support import DEAF
 
 WAIT = "print('so far', flush=True)\nimport time\ntime.sleep(600)\n"
@@ -66,7 +66,7 @@ async def test_recorded_workers_come_back_as_written(tmp_path: Path) -> None:
 
 
 async def test_without_leftovers_nothing_is_done(tmp_path: Path) -> None:
-    assert await end_orphans(tmp_path, [], seconds=1) == 0
+    assert await end_survivors(tmp_path, [], seconds=1) == 0
 
 
 async def test_workers_of_this_state_folder_are_ended_and_no_others(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ async def test_workers_of_this_state_folder_are_ended_and_no_others(tmp_path: Pa
         worker(**of_a_worker(f"{tmp_path}2")) as other,
         worker(ATLAS_STATE_DIR=str(tmp_path)) as caller,  # it may report canary calls, no more
     ):
-        assert await end_orphans(tmp_path, [], seconds=0.3) == 2
+        assert await end_survivors(tmp_path, [], seconds=0.3) == 2
         assert one.wait(5) == -signal.SIGTERM
         assert deaf.wait(5) == -signal.SIGKILL
         assert other.poll() is None
@@ -88,14 +88,14 @@ async def test_a_worker_that_overwrote_its_environment_is_found_by_its_record(
     tmp_path: Path,
 ) -> None:
     with worker() as known, worker() as other:
-        assert await end_orphans(tmp_path, [row(known.pid)], seconds=5) == 1
+        assert await end_survivors(tmp_path, [row(known.pid)], seconds=5) == 1
         assert known.wait(5) == -signal.SIGTERM
         assert other.poll() is None
 
 
 @pytest.mark.parametrize("pid", [0, 1, -1])
 async def test_a_record_without_a_process_is_ignored(tmp_path: Path, pid: int) -> None:
-    assert await end_orphans(tmp_path, [row(pid, start_ticks=0)], seconds=1) == 0
+    assert await end_survivors(tmp_path, [row(pid, start_ticks=0)], seconds=1) == 0
 
 
 async def test_a_reused_pid_is_left_alone(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ async def test_a_reused_pid_is_left_alone(tmp_path: Path) -> None:
             row(other.pid, start_ticks=ticks - 1),
             row(other.pid, boot_id="another boot"),
         ]
-        assert await end_orphans(tmp_path, rows, seconds=1) == 0
+        assert await end_survivors(tmp_path, rows, seconds=1) == 0
         assert other.poll() is None
 
 
@@ -114,8 +114,8 @@ async def test_the_daemon_and_its_ancestors_are_spared(tmp_path: Path) -> None:
     code = (
         "import asyncio, sys\n"
         "from pathlib import Path\n"
-        "from atlas_supervisor.workers.registry import end_orphans\n"
-        "print(asyncio.run(end_orphans(Path(sys.argv[1]), [], seconds=1)))\n"
+        "from atlas_supervisor.workers.registry import end_survivors\n"
+        "print(asyncio.run(end_survivors(Path(sys.argv[1]), [], seconds=1)))\n"
     )
     shell = 'true; "$@"; true'  # the shell stays: it is started with the same environment
     process = await asyncio.create_subprocess_exec(
@@ -138,7 +138,7 @@ async def test_a_worker_that_cannot_be_ended_refuses_the_start_with_its_pid(
         pytest.raises(StartRefusedError, match=f"pid {stuck.pid} "),
     ):
         with anyio.fail_after(5):
-            await end_orphans(tmp_path, [], seconds=0.1)
+            await end_survivors(tmp_path, [], seconds=0.1)
 
 
 async def test_many_are_ended_together(tmp_path: Path) -> None:
@@ -146,4 +146,4 @@ async def test_many_are_ended_together(tmp_path: Path) -> None:
         for _ in range(5):
             stack.enter_context(worker(**of_a_worker(tmp_path)))
         with anyio.fail_after(10):
-            assert await end_orphans(tmp_path, [], seconds=8) == 5
+            assert await end_survivors(tmp_path, [], seconds=8) == 5

@@ -1,0 +1,92 @@
+"""Takes the listening sockets back from the workers of an earlier daemon.
+
+A worker that outlives its daemon keeps the public port's group open: it inherited its own socket
+of the group, and carries the other one. The next daemon copies the descriptors. So no connection
+is refused or reset, and the traffic stays with the old worker until a fresh one is ready.
+
+Two things about a socket are known to the daemon that opened it and are lost with it: its place in
+the group, and whether the program steers to it. They are kept on the socket itself, in two flags
+that mean something for multicast and nothing for TCP.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+
+from atlas_supervisor.system import pidfd, procfs, sockdiag
+from atlas_supervisor.traffic.plane import Endpoints, TakenBack
+
+_IP_MULTICAST_ALL, _IPV6_MULTICAST_ALL = 49, 29
+_SECOND = {
+    socket.AF_INET: (socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP),
+}
+"""Cleared on the second socket of the group."""
+_IDLE = {
+    socket.AF_INET: (socket.IPPROTO_IP, _IP_MULTICAST_ALL),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, _IPV6_MULTICAST_ALL),
+}
+"""Cleared on a socket without the traffic."""
+
+
+def mark(group: Sequence[socket.socket], traffic: socket.socket) -> None:
+    """Note on the sockets what the next daemon has to know about them."""
+    for index, sock in enumerate(group):
+        sock.setsockopt(*_SECOND[sock.family], int(index == 0))
+        sock.setsockopt(*_IDLE[sock.family], int(sock is traffic))
+
+
+def take_back(endpoints: Endpoints, pids: Collection[int]) -> TakenBack:
+    """Copy the listening sockets of these processes. Changes nothing for them."""
+    public = _inodes(endpoints.public_port, endpoints.public_host)
+    own = set[int]().union(*(_inodes(port) for port in endpoints.slot_ports.values()))
+    held: dict[int, list[tuple[int, int]]] = {}
+    first: dict[int, int] = {}
+    for pid in pids:
+        for number, inode in sorted(procfs.open_sockets(pid).items()):
+            if inode in public or inode in own:
+                held.setdefault(inode, []).append((pid, number))
+            if inode in public:  # its own one comes first: the other's place is behind it
+                first.setdefault(pid, inode)
+    copies = {inode: copy for inode in held if (copy := _copied(held[inode]))}
+    for sock in copies.values():  # a worker that some other version started lacks it
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    group = sorted(
+        ((inode, copies[inode]) for inode in public & copies.keys()),
+        key=lambda each: not each[1].getsockopt(*_SECOND[each[1].family]),
+    )
+    traffic = _traffic([sock for _, sock in group])
+    serving = frozenset(pid for pid in first if group and first[pid] == group[traffic or 0][0])
+    return TakenBack(
+        group=tuple(sock for _, sock in group),
+        traffic=traffic or 0,
+        serving=serving,
+        waiting=frozenset(first) - serving,
+        kept=tuple(copies[inode] for inode in own & copies.keys()),
+        inodes=frozenset(held),
+        complete=held.keys() == copies.keys() and traffic is not None,
+    )
+
+
+def _inodes(port: int, host: str | None = None) -> set[int]:
+    found = sockdiag.listeners(port) if port else []
+    return {each.inode for each in found if host in {None, each.address}}
+
+
+def _copied(places: Iterable[tuple[int, int]]) -> socket.socket | None:
+    """Return a copy from the first process that allows it."""
+    for pid, number in places:
+        with suppress(OSError):  # gone, or not ours to trace
+            return socket.socket(fileno=pidfd.copy_descriptor(pid, number))
+    return None
+
+
+def _traffic(group: Sequence[socket.socket]) -> int | None:
+    """Return the index of the socket with the traffic; None if the marks make no sense."""
+    if len(group) < 2:
+        return 0
+    places = [bool(sock.getsockopt(*_SECOND[sock.family])) for sock in group]
+    traffic = [bool(sock.getsockopt(*_IDLE[sock.family])) for sock in group]
+    return traffic.index(True) if places == [True, False] and sum(traffic) == 1 else None

@@ -1,0 +1,186 @@
+"""A start that is refused touches no process: an earlier daemon's workers go on serving."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.harness import DaemonProcess, eventually
+from tests.integration.support import get, scripted_daemon
+from tests.unit.supervisor.traffic.support import foreign_listener
+
+Obstacle = Callable[[DaemonProcess], AbstractContextManager[None]]
+
+
+@contextmanager
+def taken_control_port(daemon: DaemonProcess) -> Iterator[None]:
+    with foreign_listener(daemon.control_port):
+        yield
+
+
+@contextmanager
+def stray_on_the_public_port(daemon: DaemonProcess) -> Iterator[None]:
+    with foreign_listener(daemon.public_port, "0.0.0.0", reuse_port=True):
+        yield
+
+
+@contextmanager
+def stray_on_an_own_port(daemon: DaemonProcess) -> Iterator[None]:
+    with foreign_listener(int(str(daemon.settings["STAGING_PORT"]))):
+        yield
+
+
+@contextmanager
+def replaced(path: Path, make: Callable[[Path], object]) -> Iterator[None]:
+    """Have something else at the path, and what was there afterwards."""
+    original = path.with_name("original")
+    if path.exists():
+        path.rename(original)
+    make(path)
+    try:
+        yield
+    finally:
+        if path.exists() and not path.is_dir():
+            path.unlink()
+        elif path.exists():
+            shutil.rmtree(path)
+        if original.exists():
+            original.rename(path)
+
+
+def in_place_of(name: str, make: Callable[[Path], object]) -> Obstacle:
+    return lambda daemon: replaced(daemon.state_dir / name, make)
+
+
+@contextmanager
+def locked_database(daemon: DaemonProcess) -> Iterator[None]:
+    with closing(sqlite3.connect(daemon.state_dir / "atlas.db", isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        yield
+
+
+@contextmanager
+def bad_certificate(daemon: DaemonProcess) -> Iterator[None]:
+    path, settings = daemon.folder / "tls.pem", dict(daemon.settings)
+    path.write_text("no certificate")
+    daemon.settings |= {"CONTROL_TLS_CERT": path, "CONTROL_TLS_KEY": path}
+    yield
+    daemon.settings = settings
+
+
+async def refused(daemon: DaemonProcess) -> str:
+    """Start a daemon that is going to be refused; return what it printed."""
+    output = daemon.folder / "daemon.out"
+    output.touch()
+    before = output.stat().st_size
+    with pytest.raises(AssertionError, match=r"the daemon ended with [12]$"):
+        await daemon.start()
+    await daemon.stop_clients()
+    return output.read_bytes()[before:].decode()
+
+
+async def worker_pid(daemon: DaemonProcess) -> int:
+    status, body = await get(daemon.public_port)
+    assert status == 200
+    return int(body["pid"])
+
+
+OBSTACLES: dict[Obstacle, str] = {
+    taken_control_port: "CONTROL_PORT={CONTROL_PORT} is taken: pid",
+    stray_on_the_public_port: "PUBLIC_PORT={PUBLIC_PORT} is taken: pid",
+    stray_on_an_own_port: "STAGING_PORT={STAGING_PORT} is taken: pid",
+    in_place_of("control.token", Path.touch): "has 0 characters",
+    in_place_of("control.token", os.mkfifo): "can't be used: it is not a regular file",
+    in_place_of("control.token", Path.mkdir): "control.token is a folder",
+    in_place_of("supervisor.sock", Path.touch): "supervisor.sock exists and is not a socket",
+    in_place_of("supervisor.lock", Path.mkdir): "supervisor.lock can't be opened",
+    in_place_of(".deploy_state.json.new", os.mkfifo): "deploy_state.json can't be written",
+    in_place_of(".deploy_state.json.new", Path.mkdir): "deploy_state.json can't be written",
+    in_place_of("logs/supervisor.jsonl", os.mkfifo): "can't be written: it is not a regular file",
+    in_place_of("logs", Path.touch): "can't be used",
+    in_place_of("atlas.db", Path.mkdir): "atlas.db can't be opened",
+    in_place_of("atlas.db", os.mkfifo): "atlas.db can't be opened",
+    locked_database: "database is locked",
+    bad_certificate: "CONTROL_TLS_CERT",
+}
+
+
+async def test_every_refusal_comes_before_the_first_process_is_touched(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        before = await worker_pid(daemon)
+        await daemon.kill()
+        for obstacle, message in OBSTACLES.items():
+            with obstacle(daemon):
+                printed = await refused(daemon)
+            assert message.format(**daemon.settings) in printed
+            assert "Traceback" not in printed, printed
+            assert await worker_pid(daemon) == before, message
+        await daemon.start()
+
+
+async def test_too_few_descriptors_are_refused_in_words_and_the_worker_goes_on(
+    tmp_path: Path,
+) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        before = await worker_pid(daemon)
+        await daemon.kill()
+        limited = (
+            "import resource, runpy; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64));"
+            "runpy.run_module('atlas_supervisor', run_name='__main__', alter_sys=True)"
+        )
+        daemon.program = ("-c", limited)
+        printed = await refused(daemon)
+        assert "the limit of open files is 64" in printed
+        assert "Traceback" not in printed
+        assert await worker_pid(daemon) == before
+        daemon.program = None
+        await daemon.start()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+async def test_a_state_file_that_is_no_file_is_set_aside_and_rebuilt(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        await daemon.kill()
+        (daemon.state_dir / "deploy_state.json").unlink()
+        make(daemon.state_dir / "deploy_state.json")
+        await daemon.start()
+        assert len(list(daemon.state_dir.glob("deploy_state.json.unreadable-*"))) == 1
+        await eventually(lambda: len(daemon.leftovers()) == 1)
+
+
+async def test_the_workers_of_a_living_supervisor_are_no_orphans(tmp_path: Path) -> None:
+    """Also where its folder was moved away, or copied to try an upgrade."""
+    async with scripted_daemon(tmp_path) as daemon:
+        before = await worker_pid(daemon)
+        second = DaemonProcess(tmp_path / "second")
+        moved = tmp_path / "moved"
+        daemon.state_dir.rename(moved)
+        settings = {**daemon.settings, "CONTROL_PORT": 0}
+        second.settings, second.state_dir = settings, daemon.state_dir
+        try:
+            printed = await refused(second)
+            assert f"PUBLIC_PORT={daemon.public_port} is taken: pid {daemon.pid} " in printed
+            assert await worker_pid(daemon) == before
+        finally:
+            shutil.rmtree(daemon.state_dir)
+            moved.rename(daemon.state_dir)
+
+        tried = DaemonProcess(tmp_path / "tried")
+        shutil.copytree(daemon.state_dir, tried.state_dir, ignore=shutil.ignore_patterns("*.sock"))
+        tried.settings["WORKER_COMMAND"] = daemon.settings["WORKER_COMMAND"]
+        try:
+            await tried.start()
+            assert await worker_pid(daemon) == before
+            assert await worker_pid(tried) != before
+            await tried.stop()
+        finally:
+            await tried.clean_up()
+        assert await worker_pid(daemon) == before
