@@ -132,7 +132,7 @@ async def test_a_daemon_that_is_killed_or_ends_leaves_none_that_lingers(tmp_path
         second = await download(daemon)
         write_release(daemon.worker_directory, "v3")
         record = await deploy(daemon)
-        # The first client asks again as its worker is ended, and is served: no connection is refused.
+        # The first client asks again as its worker is ended: no connection is refused.
         await draining(daemon, "v2", requests=2)
         await daemon.stop()  # which sees that nothing is left
         await asyncio.gather(first, second, return_exceptions=True)
