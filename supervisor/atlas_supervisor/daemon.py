@@ -42,11 +42,12 @@ from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.store.statements import StoreError
+from atlas_supervisor.system.children import Reaper, become_subreaper
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG
 from atlas_supervisor.telemetry.metrics import Metrics
 from atlas_supervisor.traffic import Endpoints, Plane, make_plane
 from atlas_supervisor.workers.output import keep_bounded
-from atlas_supervisor.workers.registry import WorkerRegistry, take_over
+from atlas_supervisor.workers.registry import WorkerRegistry, end_strays, take_over
 from atlas_supervisor.workers.releases import Releases
 from atlas_supervisor.workers.slots import Slots
 
@@ -94,6 +95,7 @@ class Daemon:
 
         If the daemon itself fails, workers are left alone: they go on serving.
         """
+        become_subreaper()
         async with AsyncExitStack() as stack:
             options = api_options(self._settings)
             bound = await stack.enter_async_context(bind(options))
@@ -161,6 +163,7 @@ class Daemon:
         for background in (
             self._database.outbox.run,
             self._registry.run,
+            Reaper().run,
             self._canaries.run,
             monitor.run,
             self._metrics.loop.sample,
@@ -180,6 +183,7 @@ class Daemon:
             slots.begin_stop()
             await service.stop()
             await slots.stop()
+            await end_strays(self._settings.state_dir)
             await self._registry.flush()
             await self._database.audit.record(SUPERVISOR, "daemon", "stopped", pid=os.getpid())
 
