@@ -114,8 +114,7 @@ SLOT_STATES = {
     SlotState.RUNNING: "the worker is ready",
     SlotState.WARM: "the worker is ready and has lost the traffic; a rollback can switch to it",
     SlotState.DRAINING: "the worker finishes its connections and ends",
-    SlotState.BACKOFF: "the worker crashed and is restarted after a delay",
-    SlotState.FAILED: "the worker crashed or could not be started too often",
+    SlotState.BACKOFF: "the worker crashed or was not ready in time, and is tried again later",
 }
 
 

@@ -12,6 +12,7 @@ import random
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -29,6 +30,7 @@ PROGRAM = ("-m", "atlas_supervisor")
 INHERITED = ("PATH", "HOME", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR")
 START_SECONDS = 20.0
 STOP_SECONDS = 20.0
+_CURVE = ("-pkeyopt", "ec_paramgen_curve:P-256")
 # Below what Linux hands out to clients by itself: no outgoing connection takes a port away.
 PORTS = range(10240, 32768)
 # Tests that run side by side each choose from ports of their own: between choosing and binding
@@ -75,6 +77,18 @@ def write_release(folder: Path, version: str, files: Mapping[str, str] | None = 
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)
     return folder
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """Make a self-signed certificate and its key; return their files."""
+    certificate, key = folder / "certificate.pem", folder / "certificate-key.pem"
+    subject = ("-subj", "/CN=worker", "-keyout", str(key), "-out", str(certificate))
+    subprocess.run(
+        ("openssl", "req", "-x509", "-nodes", "-newkey", "ec", *_CURVE, *subject),
+        check=True,
+        capture_output=True,
+    )
+    return certificate, key
 
 
 def processes_with(variable: str, value: str) -> list[int]:

@@ -38,6 +38,7 @@ from atlas_supervisor.health.monitor import HealthMonitor
 from atlas_supervisor.logs.log_service import LogService
 from atlas_supervisor.model.actor import SUPERVISOR
 from atlas_supervisor.probes.health_probe import HttpProber
+from atlas_supervisor.probes.http_client import RequestShape
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.state_keeper import StateKeeper
@@ -109,7 +110,11 @@ class Daemon:
                 inherited = await take_over(self._settings, self._plane, self._registry, active)
             stack.push_async_callback(self._plane.close)
             prober = await stack.enter_async_context(
-                HttpProber(self._metrics.probes.probed, reach=self._plane.probe_port)
+                HttpProber(
+                    self._metrics.probes.probed,
+                    shape=RequestShape.of(self._settings),
+                    reach=self._plane.probe_port,
+                )
             )
             async with anyio.create_task_group() as tasks:
                 slots = Slots(

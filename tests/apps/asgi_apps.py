@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -175,3 +176,18 @@ wrapped = DrainMiddleware(plain)
 wrapped_without_lifespan = DrainMiddleware(without_lifespan)
 wrapped_cannot_start = DrainMiddleware(cannot_start)
 not_callable = 7
+
+
+async def behind_tls(scope: Scope, receive: Receive, send: Send) -> None:
+    """Serve one host alone, and send who comes without TLS there, as frameworks can be set to."""
+    if scope["type"] == "lifespan":
+        await _lifespan(receive, send)
+        return
+    headers = dict(scope["headers"])
+    status, extra = 200, []
+    if headers[b"host"] != b"app.example.org":
+        status = 400
+    elif scope["scheme"] != "https" and headers.get(b"x-forwarded-proto") != b"https":
+        status, extra = 301, [(b"location", b"https://app.example.org" + scope["path"].encode())]
+    await send({"type": "http.response.start", "status": status, "headers": extra})
+    await send({"type": "http.response.body", "body": str(os.getpid()).encode()})

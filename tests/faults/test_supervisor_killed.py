@@ -237,23 +237,26 @@ async def test_a_stray_listener_on_the_public_port_stops_a_deploy_and_is_named(
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"\xff\xfe garbage", b'{"schema_version": 99}', b'{"mode": "purple"}']
+    "content",
+    [None, b"", b"{", b"\xff\xfe garbage", b'{"schema_version": 99}', b'{"mode": "purple"}'],
 )
-async def test_an_unusable_state_file_is_set_aside_and_rebuilt(
-    tmp_path: Path, content: bytes
+async def test_an_unusable_or_missing_state_file_is_rebuilt(
+    tmp_path: Path, content: bytes | None
 ) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         release(daemon, "v2")
         assert (await daemon.deploy()).status == 200
         before = state_file(daemon)
         await daemon.stop()
-        (daemon.state_dir / "deploy_state.json").write_bytes(content)
+        (daemon.state_dir / "deploy_state.json").unlink()
+        if content is not None:
+            (daemon.state_dir / "deploy_state.json").write_bytes(content)
         await daemon.start()
         after = state_file(daemon)
         assert after["active_port"] == before["active_port"]
         assert after["last_switch_ts"] == before["last_switch_ts"]
         aside = list(daemon.state_dir.glob("deploy_state.json.unreadable-*"))
-        assert [path.read_bytes() for path in aside] == [content]
+        assert [path.read_bytes() for path in aside] == ([] if content is None else [content])
         audited = rows(daemon, "SELECT outcome FROM audit WHERE action = 'state_file'")
         assert audited == [("rebuilt",)]
         await everything_agrees(daemon)

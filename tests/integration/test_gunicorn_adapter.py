@@ -55,3 +55,20 @@ async def test_it_is_kept_warm_and_rolled_back_at_once_and_no_request_is_lost(
             report = await load.stop()
         assert record["result"] == "rolled_back"
         assert [str(loss) for kind in report.kinds.values() for loss in kind.losses] == []
+
+
+async def test_plain_gunicorn_with_a_slow_import_is_deployed(tmp_path: Path) -> None:
+    """It sends READY=1 before its processes can answer, here for longer than a probe may take."""
+    settings: dict[str, Setting] = {
+        "WORKER_COMMAND": "gunicorn --no-control-socket --worker-class gthread slow_app:app",
+        "HEALTH_TIMEOUT_SECONDS": 0.5,
+        "STOP_TIMEOUT_SECONDS": 5,
+    }
+    files = {"slow_app.py": f"import time\ntime.sleep(1.2)\n{APP}"}
+    async with DaemonProcess.running(tmp_path, settings, files=files) as daemon:
+        assert (await get(daemon.public_port, "/instance"))[0] == 200
+        deploy = await daemon.deploy()
+        assert (deploy.status, deploy.json["result"]) == (200, "switched"), deploy.json
+        launch = next(step for step in deploy.json["steps"] if step["name"] == "launch")
+        assert launch["duration_ms"] > 1200
+        assert "worker reported ready and answered" in launch["detail"]["message"]

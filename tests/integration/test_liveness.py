@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from pathlib import Path
+
+import aiohttp
 
 from tests.harness import Setting, eventually
 from tests.integration.support import (
@@ -48,6 +51,43 @@ async def test_a_worker_that_hangs_is_stopped_and_started_again(tmp_path: Path) 
         )
         # Its place is taken by another: the public port just waits for it.
         assert (await get(daemon.public_port))[1]["pid"] != first
+
+
+async def test_a_worker_whose_health_fails_is_not_restarted(tmp_path: Path) -> None:
+    settings: dict[str, Setting] = {"LIVENESS_INTERVAL_SECONDS": 0.05, "LIVENESS_FAILURES": 1}
+    files = {"behaviour.json": '{"health": 500}'}
+    async with scripted_daemon(tmp_path, settings, files=files) as daemon:
+        first = (await get(daemon.public_port))[1]
+        while (body := (await get(daemon.public_port))[1])["health_asked"] < 6:
+            assert body["pid"] == first["pid"]
+        assert (await daemon.request("GET", "/readyz")).status == 200
+        health = await daemon.request("GET", "/health")
+        assert "answered 500" in health.json["checks"]["port_active"]["message"]
+
+
+async def test_a_worker_that_stays_down_is_reported_and_its_clients_are_refused(
+    tmp_path: Path,
+) -> None:
+    async with scripted_daemon(tmp_path, {"READY_TIMEOUT_SECONDS": 1}) as daemon:
+        release(daemon, "v1", exit=3)
+        os.kill(slot(await daemon.status(), "active")["pid"], signal.SIGKILL)
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://127.0.0.1:{daemon.public_port}/") as answer,
+        ):
+            assert answer.status == 503
+            assert int(answer.headers["Retry-After"]) > 0
+        assert (await daemon.request("GET", "/readyz")).status == 503
+        status = await daemon.status()
+        assert "exited with status 3" in slot(status, "active")["last_exit"]
+        (suggestion,) = status["fallback_suggestions"]
+        assert suggestion["code"] == "active_worker_crashes"
+        assert "exited with status 3" in suggestion["message"]
+        release(daemon, "v1")
+        async with asyncio.timeout(10):
+            while (await daemon.request("GET", "/readyz")).status != 200:
+                pass
+        assert await public_version(daemon) == "v1"
 
 
 async def test_a_crash_loop_backs_off_and_says_so(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from tests.harness import DaemonProcess, Setting
 from tests.integration.fakes import ending_streams
-from tests.integration.support import everything_agrees, scripted_daemon
+from tests.integration.support import everything_agrees, releases, scripted_daemon
 
 HOOKS = "tests.apps.fuzzing_hooks"
 ROOT = Path(__file__).parents[2]
@@ -78,7 +78,9 @@ async def schemathesis(
 
 @pytest.mark.timeout(180)  # 25 s alone, more with other tests beside it
 async def test_every_answer_is_one_that_is_documented(tmp_path: Path) -> None:
-    async with scripted_daemon(tmp_path, QUICK) as daemon:
+    # The documents' examples name a release: it is there.
+    named: dict[str, Setting] = {"RELEASES_DIR": releases(tmp_path, "1.4.0")}
+    async with scripted_daemon(tmp_path, QUICK | named) as daemon:
         code, output = await schemathesis(
             daemon,
             *("--phases", "coverage,fuzzing"),

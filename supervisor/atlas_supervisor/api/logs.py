@@ -32,6 +32,18 @@ _NDJSON, _TEXT, _EVENTS = "application/x-ndjson", "text/plain; charset=utf-8", "
 _RETRY_MILLISECONDS = 1000
 
 
+class LogEvent(BaseModel):
+    """One line of a log as a server-sent event."""
+
+    model_config = ConfigDict(frozen=True)
+
+    event: Literal["message", "gap"] = Field(
+        default="message", description="`gap`: lines are missing here; `data` says why."
+    )
+    data: str = Field(description="The line.")
+    id: str = Field(description="The id to resume after.")
+
+
 class LogsQuery(BaseModel):
     """Which lines to return, and how."""
 
@@ -157,7 +169,7 @@ _OWN_EXAMPLE = (
     '"happening": "passed", "target": "smoke", "why": "pid 4711 was ready after 310 ms"}\n'
 )
 _WORKER_EXAMPLE = "2026-01-05 09:30:01,190 INFO version 1.4.0 serves http://127.0.0.1:8790\n"
-_EVENTS_EXAMPLE = "retry: 1000\n\nid: 1311-40960-2843712905\ndata: listening\n\n: still here\n\n"
+_EVENT_EXAMPLE = LogEvent(data="listening", id="1311-40960-2843712905")
 
 ROUTES: tuple[AnyRoute, ...] = (
     Route(
@@ -191,9 +203,9 @@ ROUTES: tuple[AnyRoute, ...] = (
             ),
             ResponseSpec(
                 200,
-                "The same as events (`events=true`).",
-                None,
-                _EVENTS_EXAMPLE,
+                "The same as events (`events=true`). This is one of them.",
+                LogEvent,
+                _EVENT_EXAMPLE,
                 content_type=_EVENTS,
             ),
         ),

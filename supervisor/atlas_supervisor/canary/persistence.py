@@ -8,7 +8,7 @@ again. Audit entries enter the outbox after the commit, so an entry never preced
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from atlas_supervisor.config import Settings
 from atlas_supervisor.model.actor import SUPERVISOR, Actor
 from atlas_supervisor.model.canary import CanaryPolicy, CountsRow, EpochRow, FallbackView
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
+from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.store.canary import CanaryCommit
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.statements import StoreError
@@ -48,6 +49,7 @@ class CanaryPersistence:
         self._epochs: list[EpochRow] = []
         self._keys: list[tuple[int, int]] = []
         self._ramps: list[int] | None = None
+        self._state: Callable[[], DeployState] | None = None
         self._audits: list[tuple[Actor, str, str, str | None, dict[str, Any]]] = []
         self._audited_fallback = ""
         """The `since_ts` of the last fallback in the audit trail."""
@@ -81,6 +83,11 @@ class CanaryPersistence:
     def queue_features(self, ramps: Collection[int]) -> None:
         """Queue changed features; `ramps` are the current ones, whose keys are kept."""
         self._ramps = list(ramps)
+        self._urgent = True
+
+    def queue_state(self, state: Callable[[], DeployState]) -> None:
+        """Queue the copy of a state file that has changed; it is the one at the time of writing."""
+        self._state = state
         self._urgent = True
 
     def queue_audit(
@@ -135,6 +142,7 @@ class CanaryPersistence:
             epochs=list(self._epochs),
             keys=list(self._keys),
             ramps=self._ramps,
+            state=self._state() if self._state else None,
             progress={
                 **evidence.progress(),
                 **self._fallback_progress(),
@@ -162,7 +170,7 @@ class CanaryPersistence:
         evidence.rollups.forget_old(now.unix)
         del self._epochs[: len(commit.epochs)]
         del self._keys[: len(commit.keys)]
-        self._ramps = None
+        self._ramps = self._state = None
         self._pending = self._urgent = False
 
     async def _enqueue_audits(self) -> None:

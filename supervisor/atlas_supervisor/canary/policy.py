@@ -197,6 +197,7 @@ class PolicyStore:
             except OSError:
                 self._persistence.release_epochs(newest)
                 raise
+            self._persistence.queue_state(lambda: self._state.state)
         self._policy, self.features = policy, features
         for name, feature in features.items():
             if self._evidence.epoch(feature.epoch) is None:

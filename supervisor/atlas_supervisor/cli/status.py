@@ -32,7 +32,6 @@ _STATE_STYLES = {
     "starting": "yellow",
     "draining": "yellow",
     "backoff": "red",
-    "failed": "red",
     "empty": "dim",
 }
 _SLOT_NAMES: Sequence[str] = ("slot", "role", "state", "port", "pid", "version", "up", "restarts")
@@ -158,7 +157,7 @@ def _usage(instance: Record) -> list[str]:
 def _exits(data: Record) -> Iterator[RenderableType]:
     """Yield the last unexpected exit of each slot that has restarts or is in trouble."""
     for slot in data.get("slots") or []:
-        troubled = slot.get("restarts") or slot.get("state") in {"backoff", "failed"}
+        troubled = slot.get("restarts") or slot.get("state") == "backoff"
         if troubled and slot.get("last_exit"):
             yield safe(f"{slot.get('slot')}: last unexpected exit: {slot['last_exit']}", "yellow")
 

@@ -33,6 +33,8 @@ def describe_settings(settings: Settings) -> str:
     for key, name in FIELD_OF_KEY.items():
         value = getattr(settings, name)
         text = shlex.join(value) if key == "WORKER_COMMAND" else as_text(value)
+        if key == "HEALTH_HEADERS":
+            text = "; ".join(f"{header}: {content}" for header, content in value)
         lines.append(f"{key}={_quoted(masked(key, text))}")
     return "\n".join(lines)
 

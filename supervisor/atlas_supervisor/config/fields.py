@@ -151,12 +151,6 @@ def _url(value: str) -> str:
     return value
 
 
-def _http_path(value: str) -> str:
-    if not re.fullmatch(r"/[!-~]*", value) or "#" in value:
-        raise ValueError("it is not such a path")
-    return value
-
-
 Switch = Annotated[bool, Field(description="true or false")]
 Port = Annotated[int, Field(ge=1, le=65535, description="a port from 1 to 65535")]
 PortOrOff = Annotated[
@@ -213,9 +207,6 @@ OptionalUrl = Annotated[
     str,
     AfterValidator(_url),
     Field(description="an http:// or https:// URL, or empty for none"),
-]
-HttpPath = Annotated[
-    str, AfterValidator(_http_path), Field(description="a path that begins with /, as /health")
 ]
 ReleaseFolder = Annotated[Path, BeforeValidator(_place), Field(description="a folder that exists")]
 ReleaseFolderOrNone = Annotated[

@@ -20,7 +20,6 @@ from atlas_supervisor.config.fields import (
     FileToBe,
     FolderToBe,
     Host,
-    HttpPath,
     Lower,
     OptionalText,
     OptionalUrl,
@@ -38,6 +37,7 @@ from atlas_supervisor.config.fields import (
     Switch,
     Text,
 )
+from atlas_supervisor.config.http_fields import HttpHeaders, HttpHost, HttpPath, HttpPathOrNone
 from atlas_supervisor.model.deploy import AfterFailure, Mode
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
@@ -90,6 +90,13 @@ class Settings(BaseModel):
     health_probes: Count = 3
     health_interval_seconds: Seconds = 0.5
     health_timeout_seconds: Seconds = 2
+    health_host: HttpHost = ""
+    # A header may be a secret: only `describe_settings` shows it, masked.
+    health_headers: Annotated[HttpHeaders, Field(repr=False)] = ()
+    health_scheme: Annotated[
+        Literal["http", "https"], Lower, Field(description="http or https")
+    ] = "http"
+    liveness_path: HttpPathOrNone = ""
     liveness_interval_seconds: Seconds = 5
     liveness_failures: Count = 3
     stop_signal: StopSignal = "TERM"

@@ -26,6 +26,7 @@ from atlas_supervisor.model.deploy import (
 from atlas_supervisor.model.release import Version, VersionChange, VersionSource
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.health_probe import HttpProber, health_gate
+from atlas_supervisor.probes.http_client import RequestShape
 from atlas_supervisor.probes.smoke import run_smoke
 from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.traffic import Plane
@@ -113,9 +114,11 @@ class Executor:
             return StepOutcome.staging_died("staging is gone")
         if plan is None:
             return StepOutcome.passed("there are no smoke tests", SmokeDetail(checks=[]))
+        shape = RequestShape.of(self._settings)
         checks = await run_smoke(
             plan,
-            base_url=f"http://127.0.0.1:{self._plane.probe_port(slot.port)}",
+            base_url=shape.base_url(self._plane.probe_port(slot.port)),
+            headers=shape.headers_for(slot.port),
             env=worker_environment(
                 self._settings,
                 slot=slot.name,
@@ -138,6 +141,16 @@ class Executor:
     async def health(self, _deploy: ActiveDeploy) -> StepOutcome:
         """Probe staging; every one of the probes must pass, and complain of nothing itself."""
         slot, settings = self._slots.staging, self._settings
+        instance = slot.instance
+
+        def still_starting() -> bool:
+            """Return whether its other processes may not be up yet, though it reported ready."""
+            return (
+                instance is not None
+                and instance.reported.ready.is_set()
+                and instance.age.seconds < settings.ready_timeout_seconds
+            )
+
         gate = await health_gate(
             self._prober,
             slot.port,
@@ -145,7 +158,8 @@ class Executor:
             probes=settings.health_probes,
             interval_seconds=settings.health_interval_seconds,
             timeout_seconds=settings.health_timeout_seconds,
-            expect_instance=slot.instance.name if slot.instance else None,
+            expect_instance=instance.name if instance else None,
+            still_starting=still_starting,
         )
         if gate.verdict is Verdict.PASS:
             return StepOutcome.passed(gate.message, HealthDetail(probes=gate.probes))

@@ -34,14 +34,12 @@ async def read_state(settings: Settings, file: StateFile, database: Database) ->
         known = file.read()
     except UnreadableStateError as error:
         aside = file.set_aside(now().strftime("%Y%m%dT%H%M%SZ"))
-        known = await database.state.load()
-        source = "its copy in the database" if known else "the settings"
-        log.error("state_file_unreadable", why=str(error), aside=aside.name, rebuilt_from=source)
-        await database.audit.write(
-            SUPERVISOR, "state_file", "rebuilt", reason=str(error), aside=aside.name, source=source
-        )
+        known = await _rebuilt(database, str(error), aside=aside.name)
     except OSError as error:
         raise StartRefusedError(f"{file.path} can't be read: {error}") from error
+    else:
+        if known is None and not await _is_first_start(database):
+            known = await _rebuilt(database, "is missing")
     if known is None:
         return DeployState(
             mode=settings.deploy_mode,
@@ -49,6 +47,23 @@ async def read_state(settings: Settings, file: StateFile, database: Database) ->
             staging_port=settings.staging_port,
         )
     return await _fitted(known, settings, database)
+
+
+async def _is_first_start(database: Database) -> bool:
+    """Return whether this daemon's own start is all that the audit trail has."""
+    _, newest = await database.audit.settled()
+    return newest <= 1
+
+
+async def _rebuilt(database: Database, why: str, **detail: str) -> DeployState | None:
+    """Return the copy of a state file that is lost, and audit the loss; None if there is none."""
+    known = await database.state.load()
+    source = "its copy in the database" if known else "the settings"
+    log.error("state_file_lost", why=why, rebuilt_from=source, **detail)
+    await database.audit.write(
+        SUPERVISOR, "state_file", "rebuilt", reason=why, source=source, **detail
+    )
+    return known
 
 
 async def _fitted(state: DeployState, settings: Settings, database: Database) -> DeployState:

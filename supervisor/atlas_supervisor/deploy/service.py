@@ -94,6 +94,8 @@ class DeployService:
         self._keys = database.keys
         self._requests = IdempotentRequests(database.keys)
         self._starting = anyio.Lock()
+        self._rolling_back: DeployRun | None = None
+        """Goes back to its warm version for a request that is not answered yet."""
 
     # Starting a deploy.
 
@@ -260,7 +262,9 @@ class DeployService:
             before = await self._keys.find(key) if key else None
             if before is None:
                 self._refuse_if_busy()
-                warm = await self._warm_rollback(actor, key)
+                if self._rolling_back is not None:  # done perhaps, but not answered yet
+                    raise errors.in_progress(self._rolling_back)
+                warm = self._rolling_back = await self._warm_rollback(actor, key)
             if before is None and warm is None:
                 release = await previous_release(self._database, self._releases)
                 cold = await self._begin(release, Plan(rollback=True), actor, key)
@@ -272,6 +276,8 @@ class DeployService:
         except RefusedError:
             if self._slots.staging.can_serve:
                 raise
+        finally:
+            self._rolling_back = None
         return await self.rollback(actor, key)  # too late for the warm version: it has ended
 
     async def _warm_rollback(self, actor: Actor, key: IdempotencyKey | None) -> DeployRun | None:

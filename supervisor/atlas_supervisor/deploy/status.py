@@ -88,26 +88,18 @@ def suggestions(
                 code="active_release_gone",
                 message=f"The active worker can't be started: {active.release_gone}.",
                 action="Go back with `atlasctl rollback`, deploy another release (`atlasctl "
-                "deploy`), or put the folder back and restart the daemon.",
+                "deploy`), or put the folder back.",
             )
         )
-    elif active.state is SlotState.BACKOFF:
+    elif active.state in {SlotState.BACKOFF, SlotState.STARTING} and active.restarts:
         found.append(
             Suggestion(
                 code="active_worker_crashes",
-                message="The active worker keeps crashing, or does not answer 2xx on "
-                f"{settings.health_path}; {active.restarts} restarts so far.",
-                action=f"See {logs / 'supervisor.jsonl'} for the reason and {log} for its output; "
+                message=f"The active worker does not stay up: {active.last_exit or 'it crashed'}; "
+                f"{active.restarts} restarts so far. It is tried again, at pauses of up to a "
+                "minute.",
+                action=f"See {logs / 'supervisor.jsonl'} for the reasons and {log} for its output; "
                 "go back with `atlasctl rollback`.",
-            )
-        )
-    if active.state is SlotState.FAILED:
-        found.append(
-            Suggestion(
-                code="active_worker_given_up",
-                message="The active worker crashed too often and is not restarted; none serves.",
-                action=f"See {log} for its output; deploy a version that works "
-                "(`atlasctl deploy`), or fix the cause and restart the daemon.",
             )
         )
     if active.instance is not None and (problem := active.instance.release.problem) is not None:
@@ -185,8 +177,8 @@ class DeployQueries:
         )
 
     def ready(self) -> bool:
-        """Return whether an active worker takes traffic."""
-        return self._slots.active.serving
+        """Return whether an active worker takes traffic: it is ready and answers its probes."""
+        return self._slots.active.answers
 
     async def history(self, limit: int) -> list[DeployRecord]:
         """Return the latest deploys, newest first."""

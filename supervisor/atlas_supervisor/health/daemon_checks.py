@@ -42,10 +42,9 @@ async def database(keeper: StateKeeper, store: Database) -> Check:
         read = await store.state.load()
     except StoreError as error:
         return Check(status=CheckStatus.FAIL, unit="ms", message=str(error))
-    except ValueError as error:
-        return Check(status=CheckStatus.FAIL, unit="ms", message=f"unreadable read-back: {error}")
     if read is None:
-        return Check(status=CheckStatus.FAIL, unit="ms", message="the write is not there")
+        message = "missing or unreadable read-back: what was written is not there"
+        return Check(status=CheckStatus.FAIL, unit="ms", message=message)
     message = "write and read-back OK"
     return Check(status=CheckStatus.PASS, value=watch.milliseconds, unit="ms", message=message)
 

@@ -57,7 +57,9 @@ class WorkerChecks:
     def __init__(self, settings: Settings, prober: HttpProber) -> None:
         self._settings = settings
         self._prober = prober
-        self._public = public_url(str(settings.public_host), settings.public_port)
+        self._public = public_url(
+            settings.health_scheme, str(settings.public_host), settings.public_port
+        )
 
     async def check(self, subject: ActiveWorker) -> WorkerReading:
         """Check once; never raises for what the instance does."""
@@ -87,9 +89,9 @@ class WorkerChecks:
         return WorkerReading(subject, checks, Stopwatch())
 
 
-def public_url(host: str, port: int) -> URL | None:
+def public_url(scheme: str, host: str, port: int) -> URL | None:
     """Return where this machine reaches the public port; None if there is none."""
-    return URL.build(scheme="http", host=loopback_of(host), port=port) if port else None
+    return URL.build(scheme=scheme, host=loopback_of(host), port=port) if port else None
 
 
 def no_worker(subject: ActiveWorker) -> WorkerReading:

@@ -41,7 +41,6 @@ class SlotState(StrEnum):
     WARM = "warm"
     DRAINING = "draining"
     BACKOFF = "backoff"
-    FAILED = "failed"
 
 
 class SlotEvent(StrEnum):
@@ -65,8 +64,6 @@ class SlotEvent(StrEnum):
     """No process of the worker is left, and none is to be started again."""
     RESTART_SCHEDULED = "restart_scheduled"
     """The worker crashed and is started again after a delay."""
-    GIVEN_UP = "given_up"
-    """The worker crashed or could not be started too often."""
 
 
 class UnexpectedEventError(Exception):
@@ -81,7 +78,6 @@ TABLE: dict[tuple[SlotState, SlotEvent], SlotState] = {
     (_S.EMPTY, _E.LAUNCHED): _S.STARTING,
     (_S.EMPTY, _E.INHERITED): _S.WARM,
     (_S.EMPTY, _E.RESTART_SCHEDULED): _S.BACKOFF,
-    (_S.EMPTY, _E.GIVEN_UP): _S.FAILED,
     (_S.EMPTY, _E.CLEARED): _S.EMPTY,
     (_S.STARTING, _E.READY): _S.RUNNING,
     # A failed start is not a drain: the slot is starting until nothing of the worker is left.
@@ -99,10 +95,7 @@ TABLE: dict[tuple[SlotState, SlotEvent], SlotState] = {
     (_S.DRAINING, _E.CLEARED): _S.EMPTY,
     (_S.BACKOFF, _E.LAUNCHED): _S.STARTING,
     (_S.BACKOFF, _E.RESTART_SCHEDULED): _S.BACKOFF,
-    (_S.BACKOFF, _E.GIVEN_UP): _S.FAILED,
     (_S.BACKOFF, _E.CLEARED): _S.EMPTY,
-    (_S.FAILED, _E.LAUNCHED): _S.STARTING,
-    (_S.FAILED, _E.CLEARED): _S.EMPTY,
 }
 
 SERVING = frozenset({_S.RUNNING, _S.WARM})
@@ -163,7 +156,7 @@ class SlotView(BaseModel):
     state: SlotState = Field(
         description="`empty`: no worker; `starting`: launched, not ready yet; `running`; `warm`: "
         "out of traffic, kept for an instant rollback; `draining`: finishing its connections; "
-        "`backoff`: crashed, restarts after a delay; `failed`: crashed too often, not restarted."
+        "`backoff`: crashed or not ready in time, tried again after a delay."
     )
     pid: int | None = Field(description="Process id of its worker, if there is one.")
     version: str | None = Field(description="Version of its worker, if there is one.")

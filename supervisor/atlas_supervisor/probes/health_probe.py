@@ -26,7 +26,9 @@ from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.http_client import (
     HttpExchangeError,
     HttpResponse,
+    RequestShape,
     exchange,
+    explanation,
     open_session,
     printable,
 )
@@ -56,6 +58,8 @@ class ProbedResponse:
     result: ProbeResult
     response: HttpResponse | None
     """None where no complete response came from the expected instance."""
+    answered: bool = False
+    """Whether the expected instance began an HTTP response in time, of whatever status."""
 
 
 class GateResult(BaseModel):
@@ -75,8 +79,10 @@ class HttpProber:
         self,
         observe: Callable[[int, ProbeResult], None] = lambda _port, _result: None,
         *,
+        shape: RequestShape | None = None,
         reach: Callable[[int], int] = lambda port: port,
     ) -> None:
+        self._shape = shape or RequestShape()
         self._observe = observe
         """Called with the port and the result of every probe."""
         self._reach = reach
@@ -137,20 +143,25 @@ class HttpProber:
         """
         if self._session is None:
             raise RuntimeError("HttpProber is used outside of its context")
-        status, response, excerpt = None, None, None
-        own = f"127.0.0.1:{port}"
+        status, response, excerpt, wrong = None, None, None, None
+        base = str(via.origin()) if via else self._shape.base_url(self._reach(port))
+        headers = self._shape.headers_for(port)
+        host = headers["Host"]
+        headers[PROBE_HEADER] = "1"
         started = time.perf_counter()
         try:
             response = await exchange(
                 self._session,
                 "GET",
-                f"{via.origin() if via else f'http://127.0.0.1:{self._reach(port)}'}{path}",
-                headers={"Host": own, PROBE_HEADER: "1"},
+                f"{base}{path}",
+                headers=headers,
                 timeout_seconds=timeout_seconds,
                 limit=BODY_LIMIT,
             )
             status = response.status
             verdict, message = _judge(response, complaint(response) if gate else None)
+            if verdict is Verdict.FAIL and (why := explanation(response, base, host)):
+                message = f"{message}; {why}"
             if wrong := _wrong_instance(response, expect_instance):
                 verdict, message = Verdict.FAIL, wrong
             if verdict is not Verdict.PASS:
@@ -167,7 +178,7 @@ class HttpProber:
             excerpt=excerpt,
         )
         self._observe(port, result)
-        return ProbedResponse(result, response)
+        return ProbedResponse(result, response, answered=status is not None and not wrong)
 
 
 def _wrong_instance(response: HttpResponse, expected: str | None) -> str | None:
@@ -198,10 +209,13 @@ async def health_gate(
     interval_seconds: float,
     timeout_seconds: float,
     expect_instance: str | None = None,
+    still_starting: Callable[[], bool] = lambda: False,
 ) -> GateResult:
     """Probe until `probes` in a row have passed; the first that fails ends it.
 
-    An inconclusive probe is no evidence either way and is repeated, a few times in all.
+    An inconclusive probe is no evidence either way and is repeated, a few times in all. Before
+    the first that passes, one without an answer is repeated for as long as the worker is
+    `still_starting`.
     """
     results: list[ProbeResult] = []
 
@@ -216,6 +230,10 @@ async def health_gate(
             expect_instance=expect_instance,
             gate=True,
         )
+        passed, unanswered = count(Verdict.PASS), result.status is None
+        if result.verdict is Verdict.FAIL and unanswered and not passed and still_starting():
+            await anyio.sleep(interval_seconds)
+            continue
         results.append(result)
         passed = count(Verdict.PASS)
         if result.verdict is Verdict.FAIL:

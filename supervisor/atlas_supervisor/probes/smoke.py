@@ -25,6 +25,7 @@ from atlas_supervisor.probes.http_client import (
     HttpExchangeError,
     HttpResponse,
     exchange,
+    explanation,
     open_session,
     printable,
 )
@@ -42,32 +43,42 @@ _OWN_ERRORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 
 
 async def run_smoke(
-    plan: SmokePlan, *, base_url: str, env: Mapping[str, str], directory: Path, deploy_id: str
+    plan: SmokePlan,
+    *,
+    base_url: str,
+    headers: CIMultiDict[str],
+    env: Mapping[str, str],
+    directory: Path,
+    deploy_id: str,
 ) -> list[CheckResult]:
     """Run all tests in the file's order, requests first, and return a result for each.
 
-    `base_url` is the staging instance's, without a path. Programs run in `directory` with `env`
-    as their whole environment, and the base URL added.
+    `base_url` is the staging instance's, without a path, and `headers` are those of every request,
+    `Host` included. Programs run in `directory` with `env` as their whole environment, and the
+    base URL added.
     """
     environment = {**env, ENV_STAGING_URL: base_url}
+    common = headers.copy()
+    common[SMOKE_HEADER] = deploy_id
     async with open_session() as session:
-        requests = [await _run_http(check, session, base_url, deploy_id) for check in plan.http]
+        requests = [await _run_http(check, session, base_url, common) for check in plan.http]
     commands = [await _run_command(check, environment, directory) for check in plan.command]
     return requests + commands
 
 
 async def _run_http(
-    check: HttpCheck, session: aiohttp.ClientSession, base_url: str, deploy_id: str
+    check: HttpCheck, session: aiohttp.ClientSession, base_url: str, common: CIMultiDict[str]
 ) -> CheckResult:
-    headers = CIMultiDict(check.headers)
-    headers[SMOKE_HEADER] = deploy_id
+    headers = common.copy()
+    headers.update(check.headers)  # the test's own win
+    headers[SMOKE_HEADER] = common[SMOKE_HEADER]
     started = time.perf_counter()
     shown: dict[str, str] = {}
     try:
         answer = await exchange(
             session,
             check.method,
-            base_url.rstrip("/") + check.path,
+            base_url + check.path,
             headers=headers,
             body=check.body,
             json=check.json_,
@@ -80,6 +91,9 @@ async def _run_http(
     else:
         duration_ms = _since(started)
         found = list(expectation.problems(check.expect, answer, duration_ms))
+        unexpected = answer.status != check.expect.status
+        if unexpected and (why := explanation(answer, base_url, headers["Host"])):
+            found.append(why)
         verdict = Verdict.FAIL if found else Verdict.PASS
         got = f"status {answer.status} in {duration_ms:.0f} ms: {answer.excerpt}"
         shown = _explaining(answer) if found else {}

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from atlas_supervisor.model.canary import CountsRow, EpochRow, RingRow
+from atlas_supervisor.model.state import DeployState
+from atlas_supervisor.store.state_keeper import state_saved
 from atlas_supervisor.store.statements import Statement, Statements
 
 
@@ -24,6 +26,8 @@ class CanaryCommit:
     """Keys that have had their first call, each with its ramp."""
     ramps: Sequence[int] | None = None
     """The ramps that go on, where that has changed: the keys of all others are forgotten."""
+    state: DeployState | None = None
+    """The state file's content, where that has changed."""
     progress: Mapping[str, str] = field(default_factory=dict)
     """JSON by name."""
 
@@ -47,6 +51,8 @@ class CanaryStore:
                 for name, value in commit.progress.items()
             ),
         ]
+        if commit.state is not None:
+            statements.append(state_saved(commit.state))
         if commit.ramps is not None:
             statements.append(("forget_canary_keys", {"ramps": json.dumps(list(commit.ramps))}))
         await self._statements.write(*statements)

@@ -118,9 +118,13 @@ class StateCopy:
         await self._statements.write(state_saved(state))
 
     async def load(self) -> DeployState | None:
-        """Return the copy; None if there is none. Raises StoreError."""
+        """Return the copy; None if there is none that can be used. Raises StoreError."""
         rows = await self._statements.read("last_state")
-        return DeployState.model_validate_json(rows[0]["state"]) if rows else None
+        try:
+            return DeployState.model_validate_json(rows[0]["state"]) if rows else None
+        except ValidationError as error:
+            log.error("state_copy_unreadable", why=str(error))
+            return None
 
 
 def state_saved(state: DeployState) -> Statement:

@@ -2,8 +2,9 @@
 
 Clients decide how many connections there are. Without a bound they would take the descriptors that
 the restart of a worker, the state file and the API need. The kernel assigns the lowest free number,
-so whoever accepts only below a number leaves all numbers from there on to others: the relay has the
-lowest bound, the API over TCP the next, and its Unix socket the one after. No counting is needed.
+so whoever accepts only below a number leaves all numbers from there on to others: the relay of
+the public port has the lowest bound, then come the API over TCP, its Unix socket, and the slots'
+own ports. No counting is needed.
 
 The daemon's own work has no bound. Should there be no descriptor left all the same, a few spare
 ones are closed for it.
@@ -42,6 +43,8 @@ class Purpose(Enum):
     RELAY = _Kept(1 / 4, 64)
     API_TCP = _Kept(1 / 8, 32)
     API_UNIX = _Kept(1 / 16, 16)
+    OWN_PORT = _Kept(1 / 32, 8)
+    """The slots' own ports, where the daemon relays: its probes go there."""
 
     def bound(self, limit: int) -> int:
         """Return the number from which on descriptors are left to others."""

@@ -85,8 +85,7 @@ def describe_listeners(found: Collection[TcpSocket]) -> str:
     parts = []
     for listener in found:
         who = ", ".join(describe(pid) for pid in holders(listener.inode)) or "an unknown process"
-        host = f"[{listener.address}]" if ":" in listener.address else listener.address
-        parts.append(f"{who} listens on {host}:{listener.port}")
+        parts.append(f"{who} listens on {listener.place}")
     return "; ".join(dict.fromkeys(parts))  # sockets of one group read alike
 
 

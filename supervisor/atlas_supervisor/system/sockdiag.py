@@ -51,6 +51,15 @@ class TcpSocket(NamedTuple):
     port: int
     inode: int
 
+    @property
+    def place(self) -> str:
+        """Its address and port in one word."""
+        return (
+            f"[{self.address}]:{self.port}"
+            if ":" in self.address
+            else f"{self.address}:{self.port}"
+        )
+
 
 class TcpConnection(NamedTuple):
     """Our end of a connection."""
@@ -69,10 +78,13 @@ class TcpConnection(NamedTuple):
         return self.untaken or awaits_answer(self.info, quiet_seconds)
 
 
-def listeners(port: int) -> list[TcpSocket]:
-    """Return every socket that listens on `port`, on any address. Raises OSError."""
+def listeners(port: int | None = None) -> list[TcpSocket]:
+    """Return every socket that listens on `port` (None: on any), on any address.
+
+    Raises OSError.
+    """
     found = (_parsed(message) for message in _dump((_LISTEN,)))
-    return [each for each in found if each.port == port]
+    return [each for each in found if port in {None, each.port}]
 
 
 def connections() -> list[TcpConnection]:

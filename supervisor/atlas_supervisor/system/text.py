@@ -9,6 +9,7 @@ import re
 _SUSPECT = re.compile(r"[^ -~]")
 
 _SECRET_KEY = re.compile(r"(?i)(?:TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|API_?KEY)$")
+_SECRET_HEADER = re.compile(r"(?i)auth|cookie|token|secret|passw|key|signature|credential")
 _USERINFO = re.compile(r"(?<=://)[^/?#\s]*@")
 _QUERY = re.compile(r"(?<=\?)[^#\s]+")
 
@@ -37,6 +38,15 @@ def masked(key: str, value: str) -> str:
     """
     if value and _SECRET_KEY.search(key):
         return "***"
+    if "HEADER" in key.upper():
+        return ";".join(map(_masked_header, value.split(";")))
     if "://" in value:
         return _QUERY.sub("***", _USERINFO.sub("***@", value))
     return value
+
+
+def _masked_header(header: str) -> str:
+    name, colon, _value = header.partition(":")
+    if not _SECRET_HEADER.search(name):
+        return header
+    return f"{name}{colon} ***" if colon else "***"

@@ -38,6 +38,7 @@ from atlas_supervisor.system.sockdiag import TcpSocket
 from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import listeners
 from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, RelayTraffic, TakenBack
+from atlas_supervisor.traffic.refusal import Refusal
 from atlas_supervisor.traffic.relay import Target
 from atlas_supervisor.traffic.relay_connection import Answers
 from atlas_supervisor.traffic.slot_ports import Rescues, SlotPorts
@@ -175,13 +176,21 @@ class KernelPlane:
     def vacate(self, slot: SlotName, heir: SlotName) -> None:
         """Relay the public queue of a slot without a worker to the heir; close on its own port."""
         target = Target("127.0.0.1", self._endpoints.slot_ports[heir])
-        self._rescues.begin(slot, self._public[slot], lambda: target)
+        self._rescues.begin(slot, self._public[slot], lambda: self._rescues.refusal(heir) or target)
         self._own_ports.vacate(slot)
 
     def occupy(self, slot: SlotName) -> None:
         """Leave the slot's queues to its worker again; rescued connections go on to their end."""
         self._rescues.end(slot)
         self._own_ports.occupy(slot)
+
+    def refuse(self, slot: SlotName, refusal: Refusal) -> None:
+        """Refuse the slot's public queue; a worker that is launched shares it."""
+        self._rescues.refuse(slot, self._public[slot], refusal)
+
+    def admit(self, slot: SlotName) -> None:
+        """Leave the public queue to the slot's worker again."""
+        self._rescues.admit(slot)
 
     def rescued(self, slot: SlotName) -> int:
         """Return how many connections were passed on since the slot lost its worker."""

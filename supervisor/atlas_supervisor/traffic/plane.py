@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self
 
 from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.traffic.refusal import Refusal
 from atlas_supervisor.traffic.relay_connection import Answers, RelayCounters
 
 
@@ -134,6 +135,12 @@ class Plane(Protocol):
 
     def occupy(self, slot: SlotName) -> None:
         """Leave the slot's queues to its worker again."""
+
+    def refuse(self, slot: SlotName, refusal: Refusal) -> None:
+        """Refuse the slot's public connections, waiting and new; launches go on meanwhile."""
+
+    def admit(self, slot: SlotName) -> None:
+        """Leave them to its worker again."""
 
     def rescued(self, slot: SlotName) -> int:
         """Return how many of the slot's connections were passed on since it lost its worker."""

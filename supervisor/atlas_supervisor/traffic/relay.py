@@ -14,7 +14,7 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ import structlog
 from atlas_supervisor.system.descriptors import Purpose, has_room
 from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import proxy_protocol
+from atlas_supervisor.traffic.refusal import Refusal, refuse
 from atlas_supervisor.traffic.relay_connection import Answers, RelayConnection, RelayCounters
 
 log = structlog.get_logger(__name__)
@@ -58,18 +59,21 @@ def local_header(_client: socket.socket) -> bytes:
     return proxy_protocol.LOCAL
 
 
+Choice = Target | Refusal | None
+"""Where a connection goes. None means that there is no worker: it is closed at once."""
+
+
 class Relay:
     """Accepts on one listening socket and relays each connection to the target of `choose`.
 
-    `choose` is called once per connection, so a connection stays where it began. None means that
-    there is no worker: the connection is closed at once. So it is for a client that is not
-    `patient` if the worker can't be reached; others wait.
+    `choose` is called once per connection, so a connection stays where it began. If the worker
+    can't be reached, the client waits; one that is not `patient` is closed at once.
     """
 
     def __init__(
         self,
         listener: socket.socket,
-        choose: Callable[[], Target | None],
+        choose: Callable[[], Choice],
         carried: RelayCounters | None = None,
         *,
         header: Header | None = None,
@@ -202,17 +206,23 @@ class Relay:
         if target is None:
             client.close()
             return
+        if isinstance(target, Refusal):
+            self._run(refuse(client, target))
+            return
         try:
             server = _connect_at_once(target)
         except OSError:
             if not self._patient:
                 client.close()
                 return
-            task = asyncio.get_running_loop().create_task(self._carry_later(client))
-            self._waiting.add(task)
-            task.add_done_callback(self._waiting.discard)
+            self._run(self._carry_later(client))
         else:
             self._begin(client, server, target)
+
+    def _run(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._waiting.add(task)
+        task.add_done_callback(self._waiting.discard)
 
     def _begin(self, client: socket.socket, server: socket.socket, target: Target) -> None:
         try:
@@ -237,18 +247,20 @@ class Relay:
             except OSError as error:
                 log.warning("relay_failed", error=str(error))
                 return
-            if found is not None:
+            if isinstance(found, Refusal):
+                await refuse(client, found)
+            elif found is not None:
                 ours.pop_all()
                 self._begin(client, *found)
 
-    async def _connect(self) -> tuple[socket.socket, Target] | None:
+    async def _connect(self) -> tuple[socket.socket, Target] | Refusal | None:
         """Return a connection to the chosen target; wait for a worker that restarts."""
         deadline = asyncio.get_running_loop().time() + _CONNECT_SECONDS
         pause = _RETRY_SECONDS
         while True:
             target = self._choose()
-            if target is None:
-                return None
+            if not isinstance(target, Target):
+                return target
             try:
                 if not has_room(self._listener, self._purpose):
                     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

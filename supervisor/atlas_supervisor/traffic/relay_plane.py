@@ -22,9 +22,11 @@ from atlas_supervisor.system.procfs import describe_listeners, inode_of
 from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import listeners
 from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, RelayTraffic, TakenBack
+from atlas_supervisor.traffic.refusal import Refusal
 from atlas_supervisor.traffic.relay import Relay, Target, client_header, local_header
 from atlas_supervisor.traffic.relay_connection import Answers
 from atlas_supervisor.traffic.slot_ports import Rescues, SlotPorts
+from atlas_supervisor.traffic.steering import DIRECT_SOURCE
 from atlas_supervisor.traffic.takeback import take_back
 
 
@@ -130,10 +132,18 @@ class RelayPlane:
             return SlotPorts(self._probe_listeners, targets, header=local_header, patient=False)
         if self._socket_passing is SocketPassing.ACTIVATION or not self._inner:
             return SlotPorts(self._own, {})
-        return SlotPorts(self._own, {slot: self._target_of(slot) for slot in SlotName})
+        # By the source, a probe differs from a client while clients are refused.
+        sources = {slot: str(DIRECT_SOURCE[slot]) for slot in SlotName}
+        return SlotPorts(
+            self._own,
+            {slot: self._target_of(slot)._replace(source=sources[slot]) for slot in SlotName},
+        )
 
-    def _target(self) -> Target:
-        return self._target_of(self._active)
+    def _target(self) -> Target | Refusal:
+        return self._clients_of(self._active)
+
+    def _clients_of(self, slot: SlotName) -> Target | Refusal:
+        return self._rescues.refusal(slot) or self._target_of(slot)
 
     def _target_of(self, slot: SlotName) -> Target:
         if slot in self._inner:
@@ -187,13 +197,21 @@ class RelayPlane:
     def vacate(self, slot: SlotName, heir: SlotName) -> None:
         """Relay what the last worker did not accept to the heir; close on its own port."""
         if slot in self._inner:
-            self._rescues.begin(slot, self._inner[slot], lambda: self._target_of(heir))
+            self._rescues.begin(slot, self._inner[slot], lambda: self._clients_of(heir))
         self._own_ports.vacate(slot)
 
     def occupy(self, slot: SlotName) -> None:
         """Leave the slot's queues to its worker again; rescued connections go on to their end."""
         self._rescues.end(slot)
         self._own_ports.occupy(slot)
+
+    def refuse(self, slot: SlotName, refusal: Refusal) -> None:
+        """Refuse the slot's clients, those included that its last worker did not accept."""
+        self._rescues.refuse(slot, self._inner.get(slot), refusal)
+
+    def admit(self, slot: SlotName) -> None:
+        """Relay clients to the slot's worker again."""
+        self._rescues.admit(slot)
 
     def rescued(self, slot: SlotName) -> int:
         """Return how many connections were passed on since the slot lost its worker."""

@@ -19,7 +19,8 @@ from functools import partial
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.system.descriptors import Purpose
 from atlas_supervisor.traffic.plane import RelayTraffic
-from atlas_supervisor.traffic.relay import Header, Relay, Target
+from atlas_supervisor.traffic.refusal import Refusal
+from atlas_supervisor.traffic.relay import Choice, Header, Relay, Target
 from atlas_supervisor.traffic.relay_connection import Answers, RelayCounters
 
 
@@ -47,7 +48,7 @@ class SlotPorts:
                 self._carried,
                 header=header,
                 patient=patient,
-                purpose=Purpose.API_TCP,  # probes are the daemon's own work
+                purpose=Purpose.OWN_PORT,
             )
             for slot, listener in listeners.items()
         }
@@ -88,18 +89,24 @@ class SlotPorts:
 
 
 class Rescues:
-    """The rescues of both slots' public queues; at most one for each at a time."""
+    """The rescues of both slots' public queues; at most one for each at a time.
+
+    A queue that no worker serves may be refused instead. A rescue ends that, a worker that is being
+    started does not: whether it comes up is not known yet.
+    """
 
     def __init__(self) -> None:
         self._running: dict[SlotName, Relay] = {}
+        self._refusals: dict[SlotName, Refusal] = {}
+        self._refusing: dict[SlotName, Relay] = {}
+        """Those whose queue is ours to read."""
         self._ending: list[Relay] = []
         """Relays that accept no more, and still have open connections."""
         self._carried = RelayCounters()
 
-    def begin(
-        self, dead: SlotName, queue: socket.socket, choose: Callable[[], Target | None]
-    ) -> None:
+    def begin(self, dead: SlotName, queue: socket.socket, choose: Callable[[], Choice]) -> None:
         """Relay connections from the slot's queue from now on; does nothing a second time."""
+        self.admit(dead)
         if dead not in self._running:
             self._running[dead] = Relay(queue, choose, self._carried)
             self._running[dead].start()
@@ -110,13 +117,33 @@ class Rescues:
             rescue.stop()
             self._ending = [one for one in (*self._ending, rescue) if one.open_connections]
 
+    def refuse(self, slot: SlotName, queue: socket.socket | None, refusal: Refusal) -> None:
+        """Refuse the slot's connections from now on, unless they are rescued."""
+        if slot in self._running:
+            return
+        self._refusals[slot] = refusal
+        if queue is not None and slot not in self._refusing:
+            self._refusing[slot] = Relay(queue, lambda: refusal, self._carried)
+            self._refusing[slot].start()
+
+    def admit(self, slot: SlotName) -> None:
+        """Refuse the slot's connections no more."""
+        self._refusals.pop(slot, None)
+        if relay := self._refusing.pop(slot, None):
+            relay.stop()
+            self._ending = [one for one in (*self._ending, relay) if one.open_connections]
+
+    def refusal(self, slot: SlotName) -> Refusal | None:
+        """Return what the slot's connections get instead of its worker; None if it may serve."""
+        return self._refusals.get(slot)
+
     def count(self, slot: SlotName) -> int:
         """Return how many connections were passed on since the slot lost its worker."""
         return self._running[slot].accepted if slot in self._running else 0
 
     def relayed(self) -> RelayTraffic:
         """Return the traffic of all rescues."""
-        relays = (*self._running.values(), *self._ending)
+        relays = (*self._running.values(), *self._refusing.values(), *self._ending)
         return RelayTraffic.of(self._carried, sum(relay.open_connections for relay in relays))
 
     def answers(self) -> Answers:
@@ -128,7 +155,8 @@ class Rescues:
 
     async def close(self) -> None:
         """Accept no more, and reset open connections."""
-        for relay in (*self._running.values(), *self._ending):
+        for relay in (*self._running.values(), *self._refusing.values(), *self._ending):
             await relay.close()
         self._running.clear()
+        self._refusing.clear()
         self._ending.clear()

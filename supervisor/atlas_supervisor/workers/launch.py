@@ -5,6 +5,9 @@ daemon's own may hold secrets, sockets and addresses that are not for workers.
 
 The daemon does not start the worker's program directly: `launcher.py` places the descriptors
 first, and then becomes the program.
+
+A worker is ready once it has answered a request on its slot's own port. `READY=1` alone is a
+claim: a program may listen elsewhere, or send it before its processes can answer.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.probes.health_probe import HttpProber
-from atlas_supervisor.system.procfs import describe_listeners, tag_for
+from atlas_supervisor.system import procfs
+from atlas_supervisor.system.procfs import tag_for
 from atlas_supervisor.telemetry.sanitize import is_secret, keep_secret
 from atlas_supervisor.traffic import InheritedSockets
 from atlas_supervisor.traffic.listeners import foreign_listeners
@@ -43,6 +47,8 @@ _OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 """The limit that the daemon was started with. Workers get it; the daemon raises its own."""
 
 _RETRY_SECONDS = 0.05
+_BOOT_SECONDS, _LATE_RETRY_SECONDS = 5.0, 0.5  # what is not up by then need not be seen at once
+_REACHED_BY_LOOPBACK = {"127.0.0.1", "0.0.0.0", "::", "::ffff:127.0.0.1"}  # noqa: S104  # compared
 
 ALLOWED = (
     "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TERM",
@@ -226,47 +232,88 @@ async def launch_release(
 def _refuse_taken_port(port: int) -> None:
     """Raise LaunchError if another process listens where the worker is going to bind."""
     if found := foreign_listeners("127.0.0.1", port):
-        raise LaunchError(f"port {port} is taken: {describe_listeners(found)}")
+        raise LaunchError(f"port {port} is taken: {procfs.describe_listeners(found)}")
+
+
+class _FirstAnswer:
+    """Waits for an HTTP response of any status, and keeps what was seen instead."""
+
+    def __init__(self, port: int, prober: HttpProber, settings: Settings) -> None:
+        self._port = port
+        self._prober = prober
+        self._settings = settings
+        self.last_failure: str | None = None
+
+    async def wait(self) -> None:
+        """Return once there is an answer; the listener is open, so the request waits."""
+        began = anyio.current_time()
+        while True:
+            result = await self._prober.probe(
+                self._port,
+                self._settings.health_path,
+                timeout_seconds=self._settings.ready_timeout_seconds,
+            )
+            if result.status is not None:
+                return
+            self.last_failure = result.message
+            soon = anyio.current_time() - began < _BOOT_SECONDS
+            await anyio.sleep(_RETRY_SECONDS if soon else _LATE_RETRY_SECONDS)
 
 
 async def until_ready(
     instance: WorkerProcess, port: int, output: WorkerLog, prober: HttpProber, settings: Settings
 ) -> str:
-    """Wait until it reports ready or answers on its port, and return which came first.
+    """Wait until it answers on its slot's port, and return what it did.
 
     Raises LaunchError, with the last lines of its output, if it dies or takes too long.
     """
-    allowed = settings.ready_timeout_seconds
-    how: list[str] = []
+    allowed, answered = settings.ready_timeout_seconds, False
+    answer = _FirstAnswer(port, prober, settings)
 
-    async def first(waiter: Callable[[], Awaitable[Any]], text: str) -> None:
+    async def first(waiter: Callable[[], Awaitable[Any]]) -> None:
         await waiter()
-        how.append(text)
         race.cancel_scope.cancel()
 
     async def answers() -> None:
-        await _first_answer(port, prober, settings)
+        nonlocal answered
+        await answer.wait()
+        answered = True
 
     with anyio.move_on_after(allowed):
         async with anyio.create_task_group() as race:
-            race.start_soon(first, instance.exited.wait, "exited")
-            race.start_soon(first, instance.reported.ready.wait, "worker reported ready")
-            race.start_soon(first, answers, "worker answered")
-    if instance.alive and how:
-        return how[0]
+            race.start_soon(first, instance.exited.wait)
+            race.start_soon(first, answers)
+    reported = instance.reported.ready.is_set()
+    if instance.alive and answered:
+        return "worker reported ready and answered" if reported else "worker answered"
     if instance.alive:
-        message = f"it was not ready within {allowed:g} s"
+        seen = await anyio.to_thread.run_sync(_where_it_listens, instance, port, settings)
+        parts = [f"it was not ready within {allowed:g} s"]
+        parts += ["it reported ready and did not answer"] if reported else []
+        parts += [answer.last_failure] if answer.last_failure else []
+        message = "; ".join((*parts, seen))
     else:
         message = f"it {instance.exit_text} before it was ready"
     raise LaunchError(message, output=output.last_lines())
 
 
-async def _first_answer(port: int, prober: HttpProber, settings: Settings) -> None:
-    """Wait for an HTTP response of any status; the listener is open, so the request waits."""
-    while True:
-        result = await prober.probe(
-            port, settings.health_path, timeout_seconds=settings.ready_timeout_seconds
-        )
-        if result.status is not None:
-            return
-        await anyio.sleep(_RETRY_SECONDS)
+def _where_it_listens(instance: WorkerProcess, port: int, settings: Settings) -> str:
+    """Return where the worker's processes listen, and where they should."""
+    kind, expected = settings.socket_passing, f"127.0.0.1:{port}"
+    if kind is not SocketPassing.PORT:
+        what = "descriptor 3" if kind is SocketPassing.FD else "descriptors 3 and 4 (LISTEN_FDS)"
+        expected = f"its inherited {what}, which lead to {expected}"
+    try:
+        found = instance.foreign_listeners()
+    except OSError as error:
+        return f"where it listens is unknown ({error}); expected {expected}"
+    if any(each.port == port and each.address in _REACHED_BY_LOOPBACK for each in found):
+        return f"it listens on {expected} as expected"
+    if not found:
+        nowhere = "it listens nowhere" if kind is SocketPassing.PORT else "it listens nowhere else"
+        return f"{nowhere}; expected {expected}"
+    places = ", ".join(sorted({each.place for each in found}))
+    own = procfs.sockets_of(instance.pid)
+    if kind is SocketPassing.ACTIVATION and not any(each.inode in own for each in found):
+        places += " (in a child process: a start script must exec its server)"
+    return f"it listens on {places}; expected {expected}"

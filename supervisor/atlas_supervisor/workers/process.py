@@ -24,11 +24,11 @@ from pydantic import ValidationError
 from atlas_supervisor.model.drain import DrainCounts
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import InstanceUsage, SlotName
-from atlas_supervisor.system import procfs
+from atlas_supervisor.system import procfs, sockdiag
 from atlas_supervisor.system.clock import Stopwatch, now
 from atlas_supervisor.system.descriptors import with_spares
 from atlas_supervisor.system.pidfd import ForeignProcess
-from atlas_supervisor.system.sockdiag import TcpConnection
+from atlas_supervisor.system.sockdiag import TcpConnection, TcpSocket
 from atlas_supervisor.traffic import Answers
 from atlas_worker.contract import (
     ENV_INSTANCE,
@@ -75,6 +75,8 @@ class WorkerProcess:
         """What it has reported about itself."""
         self.connected: int | None = None
         """How many connections it had when that was last looked at."""
+        self.answers = True
+        """Whether it passed its last liveness probe."""
         self.expected_to_exit = False
         """Set before it is asked to end, and once it was reported as down: its exit is no news."""
         self._process = process
@@ -277,6 +279,15 @@ class WorkerProcess:
         return with_spares(
             lambda: procfs.family_of(environment=environment, sessions={self.pid}, tag=self._tag)
         )
+
+    def foreign_listeners(self) -> list[TcpSocket]:
+        """Return the sockets on which its processes listen and that are not the daemon's.
+
+        It reads all of `/proc`, so use a thread. Raises OSError.
+        """
+        held: set[int] = set().union(*map(procfs.sockets_of, self.family()))
+        held -= procfs.sockets_of(os.getpid())
+        return [listener for listener in sockdiag.listeners() if listener.inode in held]
 
     async def kill(self) -> None:
         """Kill the worker and all that is left of its descendants."""

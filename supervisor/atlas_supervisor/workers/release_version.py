@@ -25,7 +25,8 @@ _FILE = "VERSION"
 _FILE_BYTES = 4096
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _SHOWN_CHARACTERS = 100
-_GIT_SECONDS = 5.0
+_SECONDS = 5.0
+"""How long git, or the digest, may take for a deploy."""
 _GIT = ("git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
 _DESCRIBE = ("--git-dir=.git", "--work-tree=.", "describe", "--tags", "--always")
 """With its folder named, git neither searches above it nor refuses what another user owns."""
@@ -39,7 +40,6 @@ _GIT_ENVIRONMENT = {
 }
 """All that git gets besides `PATH`: no variable of ours names another repository or user."""
 _DIGEST_FILES = 100_000
-_DIGEST_SECONDS = 5.0
 _NOT_CODE = frozenset({"__pycache__", ".git"})
 
 
@@ -79,17 +79,22 @@ def version_of(path: Path, name: str | None, *, ignored: frozenset[Path] = froze
 
 
 def from_source(
-    path: Path, source: VersionSource, *, ignored: frozenset[Path] = frozenset()
+    path: Path,
+    source: VersionSource,
+    *,
+    ignored: frozenset[Path] = frozenset(),
+    seconds: float | None = None,
 ) -> str | None:
     """Return the version that one source gives; None if there is none of the kind.
 
-    Raises LookupFailedError.
+    Raises LookupFailedError, also if it takes longer than `seconds`.
     """
+    seconds = _SECONDS if seconds is None else seconds
     if source is VersionSource.FILE:
         return _from_file(path)
     if source is VersionSource.GIT:
-        return _from_git(path)
-    return _from_files(path, ignored) if source is VersionSource.DIGEST else path.name
+        return _from_git(path, seconds)
+    return _from_files(path, ignored, seconds) if source is VersionSource.DIGEST else path.name
 
 
 def has_file(path: Path) -> bool:
@@ -152,10 +157,10 @@ def _shown(text: str, origin: str) -> str:
 # Git.
 
 
-def _from_git(folder: Path) -> str | None:
+def _from_git(folder: Path, seconds: float) -> str | None:
     if not has_repository(folder):
         return None
-    code, output, errors = _described(folder)
+    code, output, errors = _described(folder, seconds)
     if code != 0:
         last = errors.decode(errors="replace").strip().splitlines()[-1:] or [f"exit status {code}"]
         why = "".join(character for character in last[0] if character.isprintable())[:200]
@@ -169,7 +174,7 @@ def _from_git(folder: Path) -> str | None:
     return _shown(text, "git's description")
 
 
-def _described(folder: Path) -> tuple[int, bytes, bytes]:
+def _described(folder: Path, seconds: float) -> tuple[int, bytes, bytes]:
     """Run git; a checkout's configuration can name programs, so root is not who looks for changes.
 
     Root runs git as the folder's owner. Where that one can't reach the folder, root runs it without
@@ -177,12 +182,14 @@ def _described(folder: Path) -> tuple[int, bytes, bytes]:
     """
     owner = folder.stat().st_uid
     if os.geteuid() != 0 or owner == 0:
-        return _run_git(folder, "--dirty")
-    described = _run_git(folder, "--dirty", user=owner)
-    return described if described[0] == 0 else _run_git(folder)
+        return _run_git(folder, seconds, "--dirty")
+    described = _run_git(folder, seconds, "--dirty", user=owner)
+    return described if described[0] == 0 else _run_git(folder, seconds)
 
 
-def _run_git(folder: Path, *options: str, user: int | None = None) -> tuple[int, bytes, bytes]:
+def _run_git(
+    folder: Path, seconds: float, *options: str, user: int | None = None
+) -> tuple[int, bytes, bytes]:
     """Return git's exit status and both of its outputs. Raises LookupFailedError."""
     try:
         git = subprocess.Popen(
@@ -203,11 +210,11 @@ def _run_git(folder: Path, *options: str, user: int | None = None) -> tuple[int,
         raise LookupFailedError(f"git can't be run: {error}") from error
     with git:
         try:
-            output, errors = git.communicate(timeout=_GIT_SECONDS)
+            output, errors = git.communicate(timeout=seconds)
         except BaseException as error:
             os.killpg(git.pid, signal.SIGKILL)  # and what it has started
             if isinstance(error, subprocess.TimeoutExpired):
-                raise LookupFailedError(f"git took longer than {_GIT_SECONDS:g} s") from error
+                raise LookupFailedError(f"git took longer than {seconds:g} s") from error
             raise
     return git.returncode, output, errors
 
@@ -215,7 +222,7 @@ def _run_git(folder: Path, *options: str, user: int | None = None) -> tuple[int,
 # All files.
 
 
-def _from_files(folder: Path, ignored: frozenset[Path]) -> str:
+def _from_files(folder: Path, ignored: frozenset[Path], seconds: float) -> str:
     """Return a digest of all names, sizes and times; a copy that keeps the times has the same."""
     digest, watch, files = hashlib.sha256(), Stopwatch(), 0
     try:
@@ -223,8 +230,8 @@ def _from_files(folder: Path, ignored: frozenset[Path]) -> str:
             files += 1
             if files > _DIGEST_FILES:
                 raise LookupFailedError(f"it has more than {_DIGEST_FILES} files")
-            if watch.seconds > _DIGEST_SECONDS:
-                raise LookupFailedError(f"its files took longer than {_DIGEST_SECONDS:g} s to read")
+            if watch.seconds > seconds:
+                raise LookupFailedError(f"its files took longer than {seconds:g} s to read")
             with suppress(FileNotFoundError):  # removed meanwhile
                 digest.update(_line(entry, folder))
     except OSError as error:

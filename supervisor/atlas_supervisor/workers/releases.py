@@ -32,6 +32,8 @@ log = structlog.get_logger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 _NAMES_SHOWN = 20
+_RESTART_SECONDS = 1.0
+"""How long a restart may wait to learn the version of its release."""
 
 
 class UnknownReleaseError(Exception):
@@ -214,7 +216,12 @@ class Releases:
             return release
         recorded, name = release.recorded_version or release.version, release.label
         try:
-            version = from_source(release.path, release.source, ignored=self._not_released)
+            version = from_source(
+                release.path,
+                release.source,
+                ignored=self._not_released,
+                seconds=_RESTART_SECONDS,
+            )
         except (LookupFailedError, OSError) as error:
             log.warning("release_version_unknown", release=name, why=str(error))
             return release

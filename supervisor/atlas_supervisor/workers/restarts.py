@@ -1,8 +1,8 @@
 """Restarts a crashed worker with growing delays.
 
 A worker that lived for a while is started again at once; each short life in a row makes the next
-delay longer, and after the last one the worker is given up. `cancel` ends an attempt at any
-moment: a slot that is no longer active may be needed for a deploy.
+delay longer, up to a minute. It is never given up: what it needs may come back. `cancel` ends an
+attempt at any moment: a slot that is no longer active may be needed for a deploy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from atlas_supervisor.workers.slot import Slot
 
 log = structlog.get_logger(__name__)
 
-_DELAYS_SECONDS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 30.0, 30.0)
+_DELAYS_SECONDS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 _STABLE_SECONDS = 30.0
 _RESTARTABLE = frozenset({SlotState.EMPTY, SlotState.BACKOFF})
 
@@ -30,31 +30,20 @@ _RESTARTABLE = frozenset({SlotState.EMPTY, SlotState.BACKOFF})
 class RestartPolicy:
     """How long to wait before each start in a row of short lives.
 
-    A life of `stable_seconds` or more begins a new row. After as many short lives as there are
-    `delays_seconds`, the worker is given up.
+    A life of `stable_seconds` or more begins a new row. The last delay is repeated.
     """
 
     delays_seconds: tuple[float, ...] = _DELAYS_SECONDS
     stable_seconds: float = _STABLE_SECONDS
 
+    def short_lives_after(self, short_lives: int, lived_seconds: float) -> int:
+        """Return how many short lives in a row there are after a life of this length."""
+        return 1 if lived_seconds >= self.stable_seconds else short_lives + 1
 
-@dataclass(frozen=True)
-class CrashCount:
-    """Short lives in a row."""
-
-    short_lives: int = 0
-
-    def after(self, lived_seconds: float, policy: RestartPolicy) -> CrashCount:
-        """Return the count after a life of this length."""
-        if lived_seconds >= policy.stable_seconds:
-            return CrashCount(1)
-        return CrashCount(self.short_lives + 1)
-
-    def delay_seconds(self, policy: RestartPolicy) -> float | None:
-        """Return how long to wait before the next start; None: give up."""
-        if self.short_lives > len(policy.delays_seconds):
-            return None
-        return policy.delays_seconds[max(self.short_lives - 1, 0)]
+    def delay_seconds(self, short_lives: int) -> float:
+        """Return how long to wait before the next start."""
+        last = len(self.delays_seconds) - 1
+        return self.delays_seconds[min(max(short_lives - 1, 0), last)]
 
 
 def as_recorded(release: Release) -> Release:
@@ -78,7 +67,6 @@ class Restarter:
         self._checked = checked
         """Returns the release as its folder is now; it reads the disk."""
         self._policy = policy or RestartPolicy()
-        self._crashes = CrashCount()
         self._scope: anyio.CancelScope | None = None
         self.idle = anyio.Event()
         """Set while no attempt is in progress."""
@@ -89,13 +77,8 @@ class Restarter:
         await self._exclusively(partial(self._start, release))
 
     async def restart(self, release: Release, *, lived_seconds: float) -> None:
-        """Start the worker again after a crash; returns once it runs or was given up."""
+        """Start the worker again after a crash; returns once it runs."""
         await self._exclusively(partial(self._restart, release, lived_seconds))
-
-    def forget(self) -> None:
-        """Forget the crashes: the slot's next worker is of another deploy."""
-        self._crashes = CrashCount()
-        self._slot.restarts = 0
 
     async def cancel(self) -> None:
         """Stop trying, and return once nothing of a half-started worker is left."""
@@ -144,19 +127,10 @@ class Restarter:
                 await self._slot.stop()
 
     async def _restart(self, release: Release, lived_seconds: float) -> None:
-        slot = self._slot
-        self._crashes = self._crashes.after(lived_seconds, self._policy)
+        slot, policy = self._slot, self._policy
+        slot.short_lives = policy.short_lives_after(slot.short_lives, lived_seconds)
         while self._wanted() and slot.state in _RESTARTABLE:
-            delay = self._crashes.delay_seconds(self._policy)
-            if delay is None:
-                slot.apply(SlotEvent.GIVEN_UP)
-                log.critical(
-                    "worker_given_up",
-                    slot=slot.name,
-                    release=release.label,
-                    short_lives=self._crashes.short_lives,
-                )
-                return
+            delay = policy.delay_seconds(slot.short_lives)
             slot.apply(SlotEvent.RESTART_SCHEDULED)
             await anyio.sleep(delay)
             if slot.state is not SlotState.BACKOFF or not self._wanted():
@@ -166,7 +140,7 @@ class Restarter:
                 await self._launch(release)
             except LaunchError as error:
                 log.error("worker_failed", **_facts(slot, release, error))
-                self._crashes = self._crashes.after(0.0, self._policy)
+                slot.short_lives = policy.short_lives_after(slot.short_lives, 0.0)
             else:
                 await self._stop_unwanted()
                 return

@@ -73,8 +73,8 @@ class SlotContext:
     drains: Drains
     on_down: Callable[[Slot, WorkerProcess, str], Awaitable[None]]
     """Called once when a worker ended or hangs without having been asked to end, with the cause."""
-    on_ready: Callable[[Slot], None]
-    """Called when a worker has become ready, before anything else can happen."""
+    on_change: Callable[[], None]
+    """Called after every change of a slot's state."""
 
 
 class Slot:
@@ -84,6 +84,8 @@ class Slot:
         self.name = name
         self.port = port
         self.restarts = 0
+        self.short_lives = 0
+        """Crashes in a row of the release in it, each soon after its start."""
         self.last_exit: str | None = None
         """How a worker last went down, or did not come up, without having been asked to end."""
         self.release_gone: str | None = None
@@ -92,6 +94,10 @@ class Slot:
         self.log = WorkerLog(context.settings.state_dir / "logs" / f"worker-{name}.log", name)
         self._state = INITIAL
         self._context = context
+
+    def forget_crashes(self) -> None:
+        """Count anew: the slot's next worker is of another deploy."""
+        self.restarts = self.short_lives = 0
 
     @property
     def state(self) -> SlotState:
@@ -118,9 +124,15 @@ class Slot:
         """Whether all traffic can be switched to it."""
         return self.serving and not self.is_down
 
+    @property
+    def answers(self) -> bool:
+        """Whether it can serve, and passed its last liveness probe."""
+        return self.can_serve and self.instance is not None and self.instance.answers
+
     def apply(self, event: SlotEvent) -> None:
         """Take the state that follows from the event. Raises UnexpectedEventError."""
         self._state = next_state(self._state, event)
+        self._context.on_change()
 
     def activate(self) -> None:
         """Note that the slot has the traffic; nothing changes if its worker died meanwhile."""
@@ -181,7 +193,6 @@ class Slot:
                 error.detail.setdefault("instance", name)
             raise
         self.apply(SlotEvent.READY)
-        self._context.on_ready(self)
         self._context.tasks.start_soon(self._watch_liveness, instance)
         if instance.kit and self._context.settings.stop_signal != "TERM":
             log.warning("stop_signal_ignored", why="a worker with the kit drains on SIGTERM alone")
@@ -375,24 +386,28 @@ async def until_hung(
 ) -> str | None:
     """Probe it while it lives; return why it counts as hung, or None once it ends.
 
-    A process that is alive and answers nothing is worse than a dead one: connections wait in its
-    queue. Only failures in a row count, and an error of the prober itself is no evidence.
+    Any HTTP response in time shows that it does not hang: a restart brings no database back. With
+    `LIVENESS_PATH` the application itself says whether it is to be restarted. Only failures in a
+    row count, and an error of the prober itself is no evidence.
     """
-    failures = 0
+    failures, own_path = 0, settings.liveness_path
     while True:
         with anyio.move_on_after(settings.liveness_interval_seconds):
             await instance.exited.wait()
         if not instance.alive or instance.expected_to_exit:
             return None
-        result = await prober.probe(
+        probed = await prober.probe_response(
             port,
-            settings.health_path,
+            own_path or settings.health_path,
             timeout_seconds=settings.health_timeout_seconds,
             expect_instance=instance.name,
         )
+        result = probed.result
         if result.verdict is Verdict.INCONCLUSIVE:
             continue
-        failures = failures + 1 if result.verdict is Verdict.FAIL else 0
+        lives = result.verdict is Verdict.PASS if own_path else probed.answered
+        instance.answers = lives
+        failures = 0 if lives else failures + 1
         if failures:
             log.warning("liveness_failed", **instance.facts, times=failures, why=result.message)
         if failures >= settings.liveness_failures:

@@ -26,6 +26,7 @@ from atlas_supervisor.model.slot import Role, SlotName, SlotState, SlotView
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.drain import SETTLE_SECONDS, Drains
+from atlas_supervisor.workers.outage import Outage
 from atlas_supervisor.workers.process import WorkerProcess
 from atlas_supervisor.workers.registry import Inherited
 from atlas_supervisor.workers.restarts import Restarter, as_recorded
@@ -67,7 +68,7 @@ class Slots:
             tasks=tasks,
             drains=self.drains,
             on_down=self._worker_down,
-            on_ready=self._worker_ready,
+            on_change=self._note_service,
         )
         self._slots = {
             name: Slot(name, port, context) for name, port in settings.slot_ports.items()
@@ -77,6 +78,7 @@ class Slots:
             for name, slot in self._slots.items()
         }
         self._plane = plane
+        self._outage = Outage(plane, settings)
         self._drain_seconds = settings.drain_timeout_seconds
         self._active = active
         self._stopping = False
@@ -141,6 +143,7 @@ class Slots:
         self._active = target.name
         target.activate()
         source.deactivate()
+        self._note_service()
         if self._free.is_set():
             self._free = anyio.Event()
 
@@ -157,7 +160,7 @@ class Slots:
         await self.cancel_staging_restarts()
         if self.staging.instance is not None:  # left behind by a step that failed
             await self.staging.stop()
-        self._restarters[self.staging.name].forget()
+        self.staging.forget_crashes()
 
     async def _until_replaced(self) -> None:
         """Let the active slot's start replace an earlier daemon's worker; if it fails, don't."""
@@ -236,6 +239,7 @@ class Slots:
     async def start_active(self, release: Release) -> None:
         """Start the active worker; if it crashes, go on trying."""
         await self._end_unwanted()
+        self._note_service()
         await self._restarters[self._active].start(release)
 
     async def _end_unwanted(self) -> None:
@@ -253,10 +257,6 @@ class Slots:
             for instance in waiting:
                 group.start_soon(self.active.dismiss, instance)
 
-    def _worker_ready(self, slot: Slot) -> None:
-        if slot is self.active:
-            self._replace_inherited()
-
     def _replace_inherited(self) -> None:
         """Give the traffic to the active slot, and drain the worker that has it."""
         if self._replaced:
@@ -269,6 +269,19 @@ class Slots:
         self._tasks.start_soon(self.drain_staging)
         for instance in self._inherited.serving[1:]:
             self._tasks.start_soon(self.staging.dismiss, instance)
+        self._note_service()
+
+    def _note_service(self) -> None:
+        """Note whether clients can be served, for those that wait."""
+        if self._stopping:
+            return
+        if self.active.can_serve:
+            self._replace_inherited()
+        if not self._replaced:
+            return  # a worker of an earlier daemon serves them
+        can_serve = self.active.can_serve
+        if not can_serve or self._outage.noted:
+            self._outage.note(self._active, can_serve=can_serve)
 
     def _is_wanted(self, slot: Slot) -> bool:
         return slot is self.active and not self._stopping
@@ -277,6 +290,7 @@ class Slots:
         """Decide what follows when a worker went down by itself."""
         if self._stopping:
             return
+        self._note_service()
         log.error("worker_down", **instance.facts, pid=instance.pid, why=cause)
         if instance in self._inherited.serving:
             self._replace_inherited()
@@ -297,6 +311,7 @@ class Slots:
     def begin_stop(self) -> None:
         """Restart nothing from now on: a worker that goes down is expected to."""
         self._stopping = True
+        self._outage.stop()
 
     async def stop(self) -> None:
         """Drain and stop every worker, those that linger included."""

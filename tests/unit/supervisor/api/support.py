@@ -135,7 +135,7 @@ class MemoryControl:
         self.mode = mode
 
     async def releases(self, *, with_git: bool) -> list[ReleaseView]:
-        return []
+        return [examples.RELEASE.model_copy(update={"version": "git" if with_git else None})]
 
     async def history(self, limit: int) -> list[DeployRecord]:
         return list(self.records.values())[:limit]

@@ -185,6 +185,14 @@ async def test_the_history_has_the_requested_length(tmp_path: Path) -> None:
     assert answers[1][0]["deploy_id"] == "d0"
 
 
+async def test_git_is_run_for_the_list_of_releases_if_the_caller_is_known(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        known = await server.unix("GET", "/deploy/releases")
+        unknown = await server.tcp("GET", "/deploy/releases")
+    assert known.json["releases"][0]["version"] == "git"
+    assert unknown.json["releases"][0]["version"] is None
+
+
 async def test_one_deploy_is_shown_by_its_id(tmp_path: Path) -> None:
     async with running(tmp_path, MemoryControl(records={"d1": examples.FAILED})) as server:
         found = await server.tcp("GET", "/deploy/d1")

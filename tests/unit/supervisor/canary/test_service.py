@@ -265,6 +265,7 @@ async def test_too_many_failures_turn_all_canaries_off_until_an_operator_resets_
         assert (view.fallback.canary.calls, view.fallback.canary.errors) == (20, 19)
         assert (view.fallback.stable.calls, view.fallback.stable.error_rate) == (50, 0.02)
         assert [each.code for each in canaries.service.suggestions()] == ["canary_fallback"]
+        assert await canaries.database.state.load() == written  # should the file be lost
     async with running(tmp_path, monkeypatch) as canaries:
         await canaries.look(after=7200)
         assert canaries.written.canary_disabled_fallback

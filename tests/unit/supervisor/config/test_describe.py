@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 from atlas_supervisor.config import describe_settings, warnings
-from tests.unit.supervisor.config.support import KEYS_IN_ORDER, TLS, Load
+from tests.unit.supervisor.config.support import KEYS_IN_ORDER, TLS, Faults, Load
 
 
 def test_the_description_can_be_read_back(load: Load, tmp_path: Path) -> None:
     (tmp_path / "smoke.toml").touch()
     settings = load(
+        "HEALTH_HEADERS=X-Forwarded-Proto: https;X-A: b #c\nHEALTH_SCHEME=https\n"
         "ACTIVE_PORT=1000\nHEALTH_INTERVAL_SECONDS=0.05\nPUBLIC_HOST=::1\nCHANNEL='a #b'\n"
         "LLM_MODEL=\"'it''s\"\nWORKER_COMMAND=sh -c \"exec 'a b' {fd}\"\nKEEP_WARM_SECONDS=123456.5"
     )
@@ -21,9 +22,22 @@ def test_the_description_can_be_read_back(load: Load, tmp_path: Path) -> None:
 
 
 def test_no_secret_is_shown(load: Load) -> None:
-    settings = load("LLM_URL=https://me:hunter2@host:1/v1?key=hunter2")
+    settings = load(
+        "LLM_URL=https://me:hunter2@host:1/v1?key=hunter2\n"
+        "HEALTH_HEADERS=X-A: b; Authorization: Bearer hunter2; X-Api-Key: hunter2\n"
+    )
+    assert "HEALTH_HEADERS=X-A: b; Authorization: ***; X-Api-Key: ***" in describe_settings(
+        settings
+    )
     assert "LLM_URL=https://***@host:1/v1?***" in describe_settings(settings)
     assert "hunter2" not in describe_settings(settings) + repr(settings)
+
+
+def test_no_secret_is_in_a_fault(faults: Faults) -> None:
+    for value in ("Cookie: hunter2; Host: a", "Authorization Bearer hunter2"):
+        for key in ("HEALTH_HEADERS", "HEALTH_HEADER"):  # the second is a typo
+            (fault,) = faults(f"{key}={value}")
+            assert "hunter2" not in fault
 
 
 @pytest.mark.parametrize(

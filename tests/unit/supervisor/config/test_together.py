@@ -6,9 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from atlas_supervisor.config import Settings, describe_settings, load_worker_env
+from atlas_supervisor.config import (
+    Settings,
+    describe_settings,
+    load_settings,
+    load_worker_env,
+    warnings,
+)
 from atlas_supervisor.config.load import NOT_BUILT_YET
-from tests.unit.supervisor.config.support import TLS, Faults, Load
+from tests.unit.supervisor.config.support import TLS, Faults, Load, write
 
 
 def test_two_ports_alike_are_refused_with_both_keys(faults: Faults) -> None:
@@ -128,3 +134,19 @@ def test_a_bad_line_in_the_worker_environment_is_refused_without_its_value(
     (fault,) = faults("WORKER_ENV_FILE=worker.env")
     assert fault.startswith(f"WORKER_ENV_FILE={tmp_path}/worker.env line ")
     assert "hunter2" not in fault
+
+
+@pytest.mark.parametrize("key", ["WORKER_DIRECTORY", "RELEASES_DIR"])
+def test_a_missing_folder_of_releases_is_a_fault_unless_a_recorded_release_can_start(
+    tmp_path: Path, faults: Faults, key: str
+) -> None:
+    (fault,) = faults(f"{key}=gone")
+    assert fault.startswith(f"{key}=gone (line 1): accepted: a folder that exists")
+    env_file = write(tmp_path, f"{key}=gone")
+    settings = load_settings(env_file, {}, lambda _: False)
+    assert f"{key}={tmp_path / 'gone'} does not exist" in warnings(settings)[0]
+    load_settings(write(tmp_path, ""), {}, not_asked)
+
+
+def not_asked(_settings: Settings) -> bool:
+    raise AssertionError("the record is looked at only if a folder is missing")

@@ -4,6 +4,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
+from atlas_supervisor.errors import SettingsError
 from atlas_supervisor.model.deploy import Mode
 from atlas_supervisor.model.socket_passing import SocketPassing
 from tests.unit.supervisor.config.support import Faults, Load
@@ -27,6 +28,17 @@ BAD = {
     "HEALTH_PATH": ["health", "/he alth", "/h#x", "/ü", ""],
     "HEALTH_PROBES": ["0", "1.5", "", "1001"],
     "HEALTH_TIMEOUT_SECONDS": ["0"],
+    "HEALTH_HOST": [
+        *("a b", "http://a", "a/", "a..b", ".a", "ü.org", "a:0", "a:65536", "a:", "a:b", "::1"),
+        *("[::1", "[a]", "[fe80::1%lo]", "x" * 64, "a." * 130, "a\tb", "a,b", "user@a"),
+    ],
+    "HEALTH_HEADERS": [
+        *("no colon", "X-A: 1; no colon", ": 1", "X A: 1", "X-A : 1", "X-A: 1; x-a: 2"),
+        *("Host: a", "X-A: 1; hOST: a", "X-A: a\tb", "Content-Length: 3", "Transfer-Encoding: x"),
+        *("Connection: close", "X-Atlas-Probe: 0", "Ü: 1"),
+    ],
+    "HEALTH_SCHEME": ["h2", "https://", ""],
+    "LIVENESS_PATH": ["livez", "/a b"],
     "KEEP_WARM_SECONDS": ["-1", "nan", "inf", ""],
     "GUARD_SECONDS": ["-0.1", "nan"],
     "TRAFFIC_RAMP": ["", "0,1", "0.5,0.5", "0.5,0.2", "0.5,2", "a", "0.5,,1", "nan"],
@@ -66,6 +78,19 @@ def test_a_bad_value_is_refused_with_what_is_accepted(faults: Faults, key: str, 
         ("GUARD_SECONDS=0", "guard_seconds", 0),
         ("HEALTH_INTERVAL_SECONDS=.25", "health_interval_seconds", 0.25),
         ("HEALTH_PATH=/h?a=1", "health_path", "/h?a=1"),
+        ("HEALTH_HOST=", "health_host", ""),
+        ("HEALTH_HOST=app.example.org:8443", "health_host", "app.example.org:8443"),
+        ("HEALTH_HOST=my_app.", "health_host", "my_app."),
+        ("HEALTH_HOST=[::1]:80", "health_host", "[::1]:80"),
+        ("HEALTH_HEADERS=", "health_headers", ()),
+        (
+            'HEALTH_HEADERS=" X-Forwarded-Proto: https;X-Real-IP:10.0.0.1 ; X-Empty:;"',
+            "health_headers",
+            (("X-Forwarded-Proto", "https"), ("X-Real-IP", "10.0.0.1"), ("X-Empty", "")),
+        ),
+        ("HEALTH_SCHEME=HTTPS", "health_scheme", "https"),
+        ("LIVENESS_PATH=", "liveness_path", ""),
+        ("LIVENESS_PATH=/livez", "liveness_path", "/livez"),
         ("LOG_LEVEL=DEBUG", "log_level", "debug"),
         ("LLM_URL=http://127.0.0.1:8080/v1", "llm_url", "http://127.0.0.1:8080/v1"),
         (
@@ -101,3 +126,11 @@ def test_the_placeholders_say_how_a_worker_gets_its_socket(
 def test_a_command_that_takes_a_descriptor_must_get_one(load: Load) -> None:
     with pytest.raises(ValueError, match="no descriptor"):
         load("WORKER_COMMAND=serve {fd}").worker_argv(slot="blue", port=1)
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\n", "\r", "\0"])
+def test_a_host_or_header_of_two_lines_is_refused(load: Load, end: str) -> None:
+    for key, value in (("HEALTH_HOST", f"a{end}"), ("HEALTH_HEADERS", f"X-A: 1{end}X-B: 2")):
+        with pytest.raises(SettingsError, match=f"{key}=.*accepted: ") as refused:
+            load("", {key: value})
+        assert all(fault.isprintable() for fault in refused.value.faults)

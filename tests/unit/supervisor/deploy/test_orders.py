@@ -74,7 +74,7 @@ class Scene:
             slots=self._slots(),
             executor=anything,
             recorder=anything,
-            releases=anything(find=lambda _name: BEFORE),
+            releases=anything(unchanged=lambda before: before),
             database=database,
             events=anything(close=lambda: None),
             state=anything,

@@ -240,6 +240,53 @@ async def test_a_mode_that_the_settings_overrule_is_audited_once(tmp_path: Path)
         assert await it.audited() == [("mode", "single")]
 
 
+LATCHED = {
+    "mode": Mode.SINGLE,
+    "canary_disabled_fallback": True,
+    "active_port": PORT[GREEN],
+    "staging_port": PORT[BLUE],
+}
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{"])
+async def test_a_state_file_that_is_lost_is_rebuilt_from_its_copy_with_latches_and_port(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    async with left(tmp_path, canary_enabled=True) as it:
+        await it.database.audit.write(SUPERVISOR, "daemon", "started")
+        await it.database.audit.write(SUPERVISOR, "daemon", "started")
+        lost = a_state(**LATCHED)
+        await it.database.state.save(lost)
+        file = StateFile(tmp_path / "deploy_state.json")
+        if content is not None:
+            file.path.write_bytes(content)
+        assert await read_state(it.settings, file, it.database) == lost
+        assert ("state_file", "rebuilt") in await it.audited()
+
+
+@pytest.mark.parametrize("content", [None, b"{"])
+async def test_a_state_file_that_is_lost_with_its_copy_follows_the_settings_and_is_audited(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    async with left(tmp_path, deploy_mode=Mode.BLUEGREEN) as it:
+        for _ in range(2):
+            await it.database.audit.write(SUPERVISOR, "daemon", "started")
+        await it.database.statements.write(("save_state", {"state": '{"mode": "purple"}'}))
+        file = StateFile(tmp_path / "deploy_state.json")
+        if content is not None:
+            file.path.write_bytes(content)
+        state = await read_state(it.settings, file, it.database)
+        assert (state.mode, state.active_port) == (Mode.BLUEGREEN, PORT[BLUE])
+        assert ("state_file", "rebuilt") in await it.audited()
+
+
+async def test_at_the_first_start_no_state_file_is_lost(tmp_path: Path) -> None:
+    async with left(tmp_path) as it:
+        await it.database.audit.write(SUPERVISOR, "daemon", "started")
+        await read_state(it.settings, StateFile(tmp_path / "deploy_state.json"), it.database)
+        assert await it.audited() == [("daemon", "started")]
+
+
 async def test_a_waiting_release_goes_through_its_gates_again(tmp_path: Path) -> None:
     async with left(tmp_path) as it:
         record = await it.deploy(Phase.AWAITING_SWITCH, result="awaiting_switch")

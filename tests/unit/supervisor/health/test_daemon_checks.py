@@ -69,7 +69,7 @@ async def test_a_database_with_an_unreadable_copy_fails(
         monkeypatch.setattr(database.state, "save", spoils)
         check = await daemon_checks.database(keeper, database)
     assert check.status is FAIL
-    assert "unreadable read-back" in check.message
+    assert "missing or unreadable read-back" in check.message
 
 
 async def test_enough_free_disk_passes_with_its_size(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -26,7 +27,7 @@ class Server:
 
 
 @asynccontextmanager
-async def serve(handler: Handler) -> AsyncIterator[Server]:
+async def serve(handler: Handler, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
     """Serve each request by the handler; open connections are cut off at the end."""
     writers: set[asyncio.StreamWriter] = set()
     tasks: set[asyncio.Task[None]] = set()
@@ -49,7 +50,7 @@ async def serve(handler: Handler) -> AsyncIterator[Server]:
         task = asyncio.create_task(handle(reader, writer))
         tasks.add(task)
 
-    listener = await asyncio.start_server(start, "127.0.0.1", 0)
+    listener = await asyncio.start_server(start, "127.0.0.1", 0, ssl=tls)
     server = Server(listener.sockets[0].getsockname()[1])
     try:
         yield server

@@ -370,3 +370,65 @@ async def test_a_probe_via_another_address_sends_the_same_request() -> None:
         )
     assert other.requests == own.requests
     assert f"port {other.port}, /health" in look.result.message
+
+
+async def test_a_worker_that_is_still_starting_is_probed_again_until_it_answers() -> None:
+    seen: list[bytes] = []
+
+    async def handler(request: bytes, writer: asyncio.StreamWriter) -> None:
+        seen.append(request)
+        if len(seen) == 1:
+            return  # closed without an answer
+        await (asyncio.Event().wait() if len(seen) == 2 else answer()(request, writer))
+
+    async with serve(handler) as server, HttpProber() as prober:
+        result = await health_gate(
+            prober,
+            server.port,
+            "/",
+            probes=2,
+            interval_seconds=0,
+            timeout_seconds=0.2,
+            still_starting=lambda: True,
+        )
+    assert result.verdict is Verdict.PASS
+    assert len(result.probes) == 2
+
+
+@pytest.mark.parametrize("status", ["500 No", "404 No"])
+async def test_a_worker_that_is_still_starting_fails_by_an_answer(status: str) -> None:
+    async with serve(answer(status=status)) as server, HttpProber() as prober:
+        result = await health_gate(
+            prober,
+            server.port,
+            "/",
+            probes=1,
+            interval_seconds=0,
+            timeout_seconds=5,
+            still_starting=lambda: True,
+        )
+    assert result.verdict is Verdict.FAIL
+    assert len(server.requests) == 1
+
+
+async def test_a_worker_that_has_passed_once_is_no_longer_starting() -> None:
+    count = 0
+
+    async def handler(request: bytes, writer: asyncio.StreamWriter) -> None:
+        nonlocal count
+        count += 1
+        if count == 1:
+            await answer()(request, writer)
+
+    async with serve(handler) as server, HttpProber() as prober:
+        result = await health_gate(
+            prober,
+            server.port,
+            "/",
+            probes=2,
+            interval_seconds=0,
+            timeout_seconds=5,
+            still_starting=lambda: True,
+        )
+    assert result.verdict is Verdict.FAIL
+    assert [each.verdict for each in result.probes] == [Verdict.PASS, Verdict.FAIL]

@@ -10,6 +10,7 @@ import pytest
 from atlas_supervisor.config.smoke_file import SmokePlan
 from atlas_supervisor.model.probe import CheckResult
 from atlas_supervisor.model.verdict import Verdict
+from atlas_supervisor.probes.http_client import RequestShape
 from atlas_supervisor.probes.smoke import run_smoke
 from tests.unit.supervisor.probes.fakes import (
     Handler,
@@ -28,7 +29,14 @@ async def run_http(server: Server, *checks: dict[str, Any]) -> list[CheckResult]
     plan = SmokePlan.model_validate(
         {"http": [{"name": f"check {n}", "path": "/", **c} for n, c in enumerate(checks)]}
     )
-    return await run_smoke(plan, base_url=server.url, env={}, directory=Path(), deploy_id="d-1")
+    return await run_smoke(
+        plan,
+        base_url=server.url,
+        headers=RequestShape().headers_for(server.port),
+        env={},
+        directory=Path(),
+        deploy_id="d-1",
+    )
 
 
 async def test_a_request_has_its_fields_and_the_smoke_header() -> None:
@@ -145,7 +153,12 @@ async def test_all_tests_are_run_even_if_one_fails(tmp_path: Path) -> None:
     )
     async with serve(answer(status="500 No")) as server:
         results = await run_smoke(
-            plan, base_url=server.url, env=dict(os.environ), directory=tmp_path, deploy_id="d-1"
+            plan,
+            base_url=server.url,
+            headers=RequestShape().headers_for(server.port),
+            env=dict(os.environ),
+            directory=tmp_path,
+            deploy_id="d-1",
         )
     assert [(r.name, r.kind, r.ok) for r in results] == [
         ("a", "http", False),

@@ -15,6 +15,7 @@ import pytest
 from atlas_supervisor.config.smoke_file import SmokePlan
 from atlas_supervisor.model.probe import CheckResult
 from atlas_supervisor.model.verdict import Verdict
+from atlas_supervisor.probes.http_client import RequestShape
 from atlas_supervisor.probes.smoke import run_smoke
 
 NOWHERE = "http://127.0.0.1:1"
@@ -28,6 +29,7 @@ async def run_command(
     (result,) = await run_smoke(
         plan,
         base_url=NOWHERE,
+        headers=RequestShape().headers_for(1),
         env={"PATH": os.environ["PATH"]} if env is None else env,
         directory=directory,
         deploy_id="d-1",

@@ -12,19 +12,18 @@ from atlas_supervisor.system.descriptors import SPARES, Purpose, has_room, with_
 
 
 @pytest.mark.parametrize(
-    ("limit", "relay", "tcp", "unix"),
+    ("limit", "relay", "tcp", "unix", "own"),
     [
-        (65, 49, 57, 61),
-        (128, 96, 112, 120),
-        (1024, 960, 992, 1008),
-        (10**6, 999936, 999968, 999984),
+        (65, 49, 57, 61, 63),
+        (128, 96, 112, 120, 124),
+        (1024, 960, 992, 1008, 1016),
+        (9999, 9935, 9967, 9983, 9991),
     ],
 )
 def test_each_purpose_leaves_more_to_those_above_it(
-    limit: int, relay: int, tcp: int, unix: int
+    limit: int, relay: int, tcp: int, unix: int, own: int
 ) -> None:
-    purposes = Purpose.RELAY, Purpose.API_TCP, Purpose.API_UNIX
-    assert [purpose.bound(limit) for purpose in purposes] == [relay, tcp, unix]
+    assert [purpose.bound(limit) for purpose in Purpose] == [relay, tcp, unix, own]
 
 
 @pytest.fixture

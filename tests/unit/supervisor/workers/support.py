@@ -32,7 +32,24 @@ def notify(text):
         s.sendto(text.encode(), "\\0" + os.environ["NOTIFY_SOCKET"][1:])
 """
 SLEEP = "import time\ntime.sleep(600)\n"
-READY_AND_SLEEP = f"{READY}notify('READY=1')\n{SLEEP}"
+ANSWER = """
+import os, select, socket, threading
+def answer():
+    listener = socket.socket(fileno=4)
+    while True:
+        select.select([listener], [], [])
+        try:
+            client, _ = listener.accept()
+        except BlockingIOError:
+            continue
+        with client:
+            client.recv(65536)
+            client.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n")
+if "LISTEN_FDS" in os.environ:
+    threading.Thread(target=answer, daemon=True).start()
+"""
+"""Answers on the slot's own port alone, and takes nothing from the public queue."""
+READY_AND_SLEEP = f"{READY}notify('READY=1')\n{ANSWER}{SLEEP}"
 DEAF = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
 SERVE = """
 import http.server, os, socket, threading

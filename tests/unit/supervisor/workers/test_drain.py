@@ -21,7 +21,7 @@ from atlas_supervisor.model.slot import SlotState
 from atlas_supervisor.workers.drain import LINGERING_LIMIT, in_words
 from atlas_supervisor.workers.process import WorkerProcess
 from tests.harness import eventually
-from tests.unit.supervisor.workers.support import BLUE, READY, Bench, bench, release
+from tests.unit.supervisor.workers.support import ANSWER, BLUE, READY, Bench, bench, release
 
 KIT = f"""{READY}
 import json, select, signal, time
@@ -39,6 +39,7 @@ def term(*_):
 signal.signal(signal.SIGTERM, term)
 public = socket.socket(fileno=3)
 notify("READY=1\\nX_ATLAS_KIT=1")
+{ANSWER}
 while not os.path.exists("end"):
     if select.select([public], [], [], 0.02)[0] and not terms:
         held.append(public.accept())

@@ -210,7 +210,7 @@ os.environ["SLOW"] = {str(tmp_path)!r}
 os.execv("/bin/sh", ["sh", "-c", "sleep 60 & sleep 60"])
 """
     program_called_git(tmp_path, monkeypatch, code)
-    monkeypatch.setattr(release_version, "_GIT_SECONDS", 0.5)
+    monkeypatch.setattr(release_version, "_SECONDS", 0.5)
     began = time.monotonic()
     assert version_of(tmp_path, "r1") == Found("r1", NAME, "git took longer than 0.5 s")
     assert time.monotonic() - began < 5
@@ -311,6 +311,6 @@ def test_a_folder_too_large_for_a_digest_says_so(
     monkeypatch.setattr(release_version, "_DIGEST_FILES", 2)
     assert version_of(code, None) == Found("code", NAME, "it has more than 2 files")
     monkeypatch.undo()
-    monkeypatch.setattr(release_version, "_DIGEST_SECONDS", -1.0)
+    monkeypatch.setattr(release_version, "_SECONDS", -1.0)
     note = "its files took longer than -1 s to read"
     assert version_of(code, None) == Found("code", NAME, note)

@@ -193,6 +193,20 @@ def test_a_look_up_that_fails_at_a_restart_is_no_other_version(
     assert "now holds no VERSION any more" in str(releases.checked(release).problem)
 
 
+def test_a_restart_does_not_wait_for_a_slow_git(
+    releases: Releases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git = tmp_path / "bin" / "git"
+    git.parent.mkdir()
+    git.write_text("#!/bin/sh\nexec sleep 60\n")
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", str(git.parent), prepend=os.pathsep)
+    monkeypatch.setattr("atlas_supervisor.workers.releases._RESTART_SECONDS", 0.1)
+    release = releases.find("v2").model_copy(update={"source": VersionSource.GIT})
+    (release.path / ".git").mkdir()
+    assert releases.checked(release) == release
+
+
 def test_the_list_of_releases_runs_git_only_if_it_may(releases: Releases, tmp_path: Path) -> None:
     (tmp_path / "releases" / "v2" / ".git").write_text("gitdir: /no/such/place")
     named, unknown = releases.all(with_git=False)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,21 @@ import pytest
 from atlas_supervisor.model.probe import ProbeResult
 from atlas_supervisor.model.slot import Role, SlotState
 from atlas_supervisor.model.verdict import Verdict
-from atlas_supervisor.probes.health_probe import HttpProber
+from atlas_supervisor.probes.health_probe import HttpProber, ProbedResponse
 from atlas_supervisor.system import procfs
 from atlas_supervisor.workers.launch import LaunchError
 from atlas_supervisor.workers.output import keep_bounded
 from tests.harness import eventually
 from tests.unit.supervisor.traffic.support import foreign_listener, open_files
 from tests.unit.supervisor.workers.support import (
+    ANSWER,
     BLUE,
     DEAF,
     GREEN,
     READY,
     READY_AND_SLEEP,
     SLEEP,
+    Bench,
     bench,
     release,
     serving,
@@ -220,13 +223,14 @@ class Unsure(HttpProber):
 
     probes = 0
 
-    async def probe(self, port: int, path: str, **more: Any) -> ProbeResult:
+    async def probe_response(self, port: int, path: str, **more: Any) -> ProbedResponse:
         if more.get("expect_instance") is None:
-            return await super().probe(port, path, **more)
+            return await super().probe_response(port, path, **more)
         Unsure.probes += 1
-        return ProbeResult(
+        result = ProbeResult(
             verdict=Verdict.INCONCLUSIVE, status=None, duration_ms=0, message="no descriptors"
         )
+        return ProbedResponse(result, None)
 
 
 async def test_inconclusive_probes_do_not_count_against_the_worker(tmp_path: Path) -> None:
@@ -248,7 +252,7 @@ async def test_an_answer_of_another_instance_counts_as_a_failure(tmp_path: Path)
 
 
 async def test_a_draining_worker_serves_its_queue_first(tmp_path: Path) -> None:
-    code = READY + "notify('READY=1')\nimport time\ntime.sleep(0.5)\n" + serving()
+    code = READY + "notify('READY=1')\n" + ANSWER + "import time\ntime.sleep(0.5)\n" + serving()
     async with bench(tmp_path) as made:
         await made.blue.start(release(tmp_path / "r", code))
         assert made.blue.instance is not None
@@ -302,3 +306,118 @@ async def test_a_worker_that_fills_its_log_is_cut(
         await eventually(lambda: made.blue.log.aside.stat().st_size >= 10_000)
         looking.cancel()
         assert made.blue.serving
+
+
+LISTENS_ELSEWHERE = """
+import socket, time
+server = socket.create_server(("127.0.0.1", 0))
+print("port", server.getsockname()[1], flush=True)
+"""
+
+
+async def refused(made: Bench, code: str, folder: Path) -> str:
+    with pytest.raises(LaunchError) as failed:
+        await made.blue.start(release(folder / "r", code))
+    return str(failed.value).replace(listening_port(failed.value), "ELSEWHERE")
+
+
+def listening_port(error: LaunchError) -> str:
+    (line,) = [line for line in error.detail["output"] if line.startswith("port ")] or ["port -"]
+    return str(line).split()[1]
+
+
+@pytest.mark.parametrize("passing", ["activation", "fd", "port"])
+async def test_a_worker_that_reports_ready_and_listens_elsewhere_is_not_ready(
+    tmp_path: Path, passing: str
+) -> None:
+    command = (sys.executable, "app.py", *({"fd": ("{fd}",), "port": ("{port}",)}.get(passing, ())))
+    async with bench(tmp_path, worker_command=command, ready_timeout_seconds=0.8) as made:
+        code = READY + LISTENS_ELSEWHERE + "notify('READY=1')\n" + SLEEP
+        message = await refused(made, code, tmp_path)
+        assert message.startswith("it was not ready within 0.8 s; it reported ready and did not")
+        assert "it listens on 127.0.0.1:ELSEWHERE; expected " in message
+        assert message.endswith(f"127.0.0.1:{made.blue.port}")
+        assert ("inherited descriptor" in message) is (passing != "port")
+        assert made.blue.state is SlotState.EMPTY
+
+
+async def test_a_start_script_without_exec_is_recognized(tmp_path: Path) -> None:
+    command = ("sh", "-c", f"{sys.executable} app.py; true")
+    async with bench(tmp_path, worker_command=command, ready_timeout_seconds=0.8) as made:
+        message = await refused(made, LISTENS_ELSEWHERE + SLEEP, tmp_path)
+        assert "listens on 127.0.0.1:ELSEWHERE (in a child process: a start script must" in message
+
+
+async def test_a_worker_that_listens_nowhere_is_not_ready(tmp_path: Path) -> None:
+    command = (sys.executable, "app.py", "{port}")
+    async with bench(tmp_path, worker_command=command, ready_timeout_seconds=0.5) as made:
+        message = await refused(made, SLEEP, tmp_path)
+        assert "connection refused" in message
+        assert f"it listens nowhere; expected 127.0.0.1:{made.blue.port}" in message
+
+
+async def test_a_worker_that_listens_as_expected_and_does_not_answer_is_not_ready(
+    tmp_path: Path,
+) -> None:
+    command = (sys.executable, "app.py", "{port}")
+    code = f"import socket, sys\ns = socket.create_server(('', int(sys.argv[1])))\n{SLEEP}"
+    async with bench(tmp_path, worker_command=command, ready_timeout_seconds=0.5) as made:
+        message = await refused(made, code, tmp_path)
+        assert f"it listens on 127.0.0.1:{made.blue.port} as expected" in message
+
+
+async def test_a_worker_that_reports_ready_before_it_can_answer_is_waited_for(
+    tmp_path: Path,
+) -> None:
+    code = f"{READY}notify('READY=1')\nimport time\ntime.sleep(0.7)\n{serving()}"
+    async with bench(tmp_path) as made:
+        how = await made.blue.start(release(tmp_path / "r", code))
+        assert "worker reported ready and answered" in how["message"]
+        assert made.blue.instance is not None
+        assert made.blue.instance.age.seconds > 0.7
+
+
+@pytest.mark.parametrize("status", [404, 500, 301])
+async def test_a_worker_that_answers_with_any_status_does_not_hang(
+    tmp_path: Path, status: int
+) -> None:
+    async with bench(tmp_path, Counting, **{**QUICK, "liveness_interval_seconds": 0.02}) as made:
+        Counting.probes = 0
+        await made.blue.start(release(tmp_path / "r", serving(status)))
+        await eventually(lambda: Counting.probes > 6)
+        assert made.down == []
+        assert made.blue.answers
+
+
+class Counting(HttpProber):
+    """Counts its probes."""
+
+    probes = 0
+
+    async def probe_response(self, port: int, path: str, **more: Any) -> ProbedResponse:
+        probed = await super().probe_response(port, path, **more)
+        Counting.probes += 1
+        return probed
+
+
+async def test_with_a_liveness_path_only_2xx_is_alive(tmp_path: Path) -> None:
+    async with bench(tmp_path, **QUICK, liveness_path="/livez") as made:
+        await made.blue.start(release(tmp_path / "r", serving(500)))
+        with anyio.fail_after(10):
+            await made.downs.wait()
+        assert "failed 2 liveness probes in a row" in made.down[0][1]
+        assert "/livez: answered 500, expected 2xx" in made.down[0][1]
+
+
+async def test_a_worker_that_does_not_answer_is_not_ready_before_it_is_restarted(
+    tmp_path: Path,
+) -> None:
+    async with bench(tmp_path, **{**QUICK, "liveness_failures": 1000}) as made:
+        await made.blue.start(release(tmp_path / "r", serving()))
+        assert made.blue.instance is not None
+        assert made.blue.answers
+        os.kill(made.blue.instance.pid, signal.SIGSTOP)
+        await eventually(lambda: not made.blue.answers)
+        assert made.blue.serving
+        os.kill(made.blue.instance.pid, signal.SIGCONT)
+        await eventually(lambda: made.blue.answers)

@@ -11,7 +11,6 @@ from pathlib import Path
 import anyio
 
 from atlas_supervisor.model.slot import Role, SlotState
-from atlas_supervisor.workers.restarts import CrashCount
 from atlas_supervisor.workers.slot import Slot
 from atlas_supervisor.workers.slots import Slots
 from tests.harness import eventually
@@ -83,7 +82,7 @@ async def test_a_release_does_not_inherit_the_crashes_of_the_one_before(tmp_path
         kill(made.blue)
         await eventually(lambda: made.blue.serving and made.blue.instance is not before)
         assert made.blue.restarts == 1
-        assert made.slots._restarters[BLUE]._crashes == CrashCount(1)  # the first one: no delay
+        assert made.blue.short_lives == 1  # the first one: no delay
 
 
 async def test_a_staging_worker_that_dies_is_not_restarted_and_its_queue_is_passed_on(
