@@ -42,16 +42,20 @@ from atlas_supervisor.probes.http_client import RequestShape
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.state_keeper import StateKeeper
-from atlas_supervisor.store.statements import StoreError
+from atlas_supervisor.store.statements import StoreError, is_damage
+from atlas_supervisor.system.children import Reaper, become_subreaper
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG
 from atlas_supervisor.telemetry.metrics import Metrics
 from atlas_supervisor.traffic import Endpoints, Plane, make_plane
 from atlas_supervisor.workers.output import keep_bounded
-from atlas_supervisor.workers.registry import WorkerRegistry, take_over
+from atlas_supervisor.workers.registry import WorkerRegistry, end_strays, take_over
 from atlas_supervisor.workers.releases import Releases
 from atlas_supervisor.workers.slots import Slots
 
 log = structlog.get_logger(__name__)
+
+_LATEST_READ = 50
+"""So many deploys are read at the start to see whether the database holds what it should."""
 
 
 @contextmanager
@@ -95,15 +99,12 @@ class Daemon:
 
         If the daemon itself fails, workers are left alone: they go on serving.
         """
+        become_subreaper()
         async with AsyncExitStack() as stack:
             options = api_options(self._settings)
             bound = await stack.enter_async_context(bind(options))
             with _refused_by_store():
                 waiting = await self._open_store(stack)
-                self._canaries = await open_canaries(
-                    self._settings, self._state, self._database, self._metrics.canaries.observe
-                )
-                stack.callback(self._canaries.close)
                 active = self._settings.slot_of_port(self._state.state.active_port)
                 inherited = await take_over(self._settings, self._plane, self._registry, active)
             stack.push_async_callback(self._plane.close)
@@ -132,10 +133,25 @@ class Daemon:
                 tasks.cancel_scope.cancel()
 
     async def _open_store(self, stack: AsyncExitStack) -> UnfinishedDeploy | None:
-        """Open database and state file, and end what the last daemon left unfinished."""
+        """Open database and state file; without what the database holds if that is damaged."""
+        try:
+            async with AsyncExitStack() as attempt:
+                waiting = await self._read_store(attempt)
+                stack.push_async_exit(attempt.pop_all())
+                return waiting
+        except Exception as error:
+            if not is_damage(error):
+                raise
+            log.error("database_damaged", why=str(error), kind=type(error).__name__)
+        return await self._read_store(stack, damaged=True)
+
+    async def _read_store(
+        self, stack: AsyncExitStack, *, damaged: bool = False
+    ) -> UnfinishedDeploy | None:
+        """Read all that a start goes by, and end what the last daemon left unfinished."""
         folder, storage = self._settings.state_dir, self._metrics.storage
         database, aside = await stack.enter_async_context(
-            open_database(folder / "atlas.db", storage.database.written)
+            open_database(folder / "atlas.db", storage.database.written, damaged=damaged)
         )
         self._database = database
         if aside is not None:
@@ -146,6 +162,13 @@ class Daemon:
         )
         self._registry = WorkerRegistry(database.statements)
         self._state, waiting = await recover(self._settings, database, storage.state_file.written)
+        self._canaries = await open_canaries(
+            self._settings, self._state, database, self._metrics.canaries.observe
+        )
+        stack.callback(self._canaries.close)
+        await self._registry.rows()
+        await database.versions.all()
+        await database.deploys.latest(_LATEST_READ)
         return waiting
 
     async def _serve(
@@ -166,6 +189,7 @@ class Daemon:
         for background in (
             self._database.outbox.run,
             self._registry.run,
+            Reaper().run,
             self._canaries.run,
             monitor.run,
             self._metrics.loop.sample,
@@ -185,6 +209,7 @@ class Daemon:
             slots.begin_stop()
             await service.stop()
             await slots.stop()
+            await end_strays(self._settings.state_dir)
             await self._registry.flush()
             await self._database.audit.record(SUPERVISOR, "daemon", "stopped", pid=os.getpid())
 

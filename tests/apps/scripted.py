@@ -10,6 +10,9 @@ there: text as it is, else JSON). `/slow` takes its time, and every other answer
 health was asked for. While a file `hang` is in its folder, its health is not answered. It knows
 nothing of SIGTERM, so that cuts off whatever it is doing.
 
+With `alone` a second process serves beside it, or in place of it if that is `instead`: forked
+twice, in a session of its own, with another title and no environment. The file `alone` has its pid.
+
 With `kit` it plays a worker with the kit: at SIGTERM it accepts nothing more, says so, and ends
 once `/held` has been answered, which it is when the file `let_go` is in the worker's folder.
 """
@@ -132,7 +135,25 @@ def drain() -> None:
     os._exit(0)
 
 
+def serve_alone(*, instead: bool) -> None:
+    """Start a process that says nothing of where it comes from."""
+    if not instead and os.fork():
+        return
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    with open("alone.new", "w") as file:  # noqa: PTH123 # see above
+        file.write(str(os.getpid()))
+    os.rename("alone.new", "alone")  # noqa: PTH104 # see above
+    known = [os.environ["LISTEN_FDS"], os.environ["ATLAS_VERSION"]]
+    os.execve(sys.executable, ["nginx: master", "-S", __file__, "alone", *known], {})  # noqa: S606
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["alone"]:
+        os.environ |= {"LISTEN_FDS": sys.argv[2], "ATLAS_VERSION": sys.argv[3]}
     if os.path.exists("behaviour.json"):  # noqa: PTH110 # see above
         with open("behaviour.json") as file:  # noqa: PTH123 # see above
             BEHAVIOUR.update(json.load(file))
@@ -141,6 +162,8 @@ def main() -> None:
         sys.stdout.flush()
     if "exit" in BEHAVIOUR:
         sys.exit(BEHAVIOUR["exit"])
+    if "alone" in BEHAVIOUR and sys.argv[1:2] != ["alone"]:
+        serve_alone(instead=BEHAVIOUR["alone"] == "instead")
     if BEHAVIOUR.get("ignore_sigterm"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for descriptor in range(3, 3 + int(os.environ["LISTEN_FDS"])):

@@ -289,3 +289,17 @@ async def test_an_active_port_that_is_none_of_ours_falls_back_to_the_first(tmp_p
             ("reset",)
         ]
         await everything_agrees(daemon)
+
+
+async def test_no_signal_but_those_two_ends_a_running_daemon_and_each_is_logged(
+    tmp_path: Path,
+) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        stopping = {signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGSTOP}
+        pausing = {signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+        for number in signal.valid_signals() - stopping - pausing:
+            os.kill(daemon.pid, number)
+        log = daemon.state_dir / "logs" / "supervisor.jsonl"
+        for name in ("HUP", "QUIT", "USR1", "USR2", "ALRM", "VTALRM", "PROF", "RTMIN", "RTMAX"):
+            await eventually(lambda name=name: f'"signal": "SIG{name}"' in log.read_text())  # type: ignore[misc]
+        assert (await daemon.request("GET", "/livez")).status == 200

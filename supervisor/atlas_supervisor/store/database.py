@@ -23,7 +23,7 @@ from atlas_supervisor.store.keys import KeyStore
 from atlas_supervisor.store.migrations import migrate
 from atlas_supervisor.store.outbox import Outbox
 from atlas_supervisor.store.state_keeper import StateCopy
-from atlas_supervisor.store.statements import Statements, Timed, untimed
+from atlas_supervisor.store.statements import Statements, Timed, is_damage, untimed
 from atlas_supervisor.system.clock import now
 
 _BUSY_SECONDS = 5.0
@@ -64,7 +64,7 @@ def recorded_releases(path: Path) -> list[Release]:
 
 @asynccontextmanager
 async def open_database(
-    path: Path, timed: Timed = untimed
+    path: Path, timed: Timed = untimed, *, damaged: bool = False
 ) -> AsyncIterator[tuple[Database, Path | None]]:
     """Open the database; a damaged one is set aside first, and its new path is returned.
 
@@ -73,10 +73,11 @@ async def open_database(
     aside: Path | None = None
     try:
         try:
+            aside = await anyio.to_thread.run_sync(_set_aside, path) if damaged else None
             connection = await _connect(path)
-        except sqlite3.OperationalError:
-            raise
-        except sqlite3.DatabaseError:  # "file is not a database", "malformed": start a new one
+        except (sqlite3.Error, ValueError, LookupError) as error:
+            if aside is not None or not is_damage(error):
+                raise
             aside = await anyio.to_thread.run_sync(_set_aside, path)
             connection = await _connect(path)
     except (sqlite3.Error, OSError) as error:

@@ -57,6 +57,37 @@ class UnstorableError(StoreError):
 _NEVER = (sqlite3.IntegrityError, sqlite3.DataError, ValueError, OverflowError)
 
 
+_TRANSIENT = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_PROTOCOL,
+    }
+)
+"""What is no fault of the content: another process, the disk, permissions."""
+
+
+def is_damage(error: BaseException) -> bool:
+    """Return whether a failure at the start comes from what the database holds.
+
+    Damage shows in many ways: SQLite notices it, a text is no Unicode (SQLite's own messages may
+    quote it), a value is no valid JSON, a column is missing.
+    """
+    if isinstance(error, StoreError) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, sqlite3.Error):
+        code = getattr(error, "sqlite_errorcode", None)
+        return code is None or code & 0xFF not in _TRANSIENT
+    return isinstance(error, (ValueError, LookupError, TypeError))
+
+
 class Statements:
     """Runs named queries on the one connection of the process. Raises StoreError."""
 

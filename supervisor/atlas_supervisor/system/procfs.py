@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from atlas_supervisor.system import sockdiag
 from atlas_supervisor.system.descriptors import is_shortage
@@ -119,6 +119,19 @@ def is_alive(pid: int, started: int) -> bool:
     """Whether the process with this number and these start ticks still runs; a zombie does not."""
     stat = _stat(pid)
     return stat is not None and stat[0] not in "ZX" and int(stat[19]) == started
+
+
+class Zombie(NamedTuple):
+    """A process that has ended and is not reaped yet."""
+
+    session: int
+    start_ticks: int
+
+
+def zombie(pid: int) -> Zombie | None:
+    """Return the process if it is a zombie."""
+    stat = _stat(pid)
+    return Zombie(int(stat[3]), int(stat[19])) if stat and stat[0] == "Z" else None
 
 
 def exit_status(pid: int) -> int | None:

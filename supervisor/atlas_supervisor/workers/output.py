@@ -86,10 +86,15 @@ class WorkerLog:
     def open(self, instance: str) -> int:
         """Return a descriptor to write to, and remember the offset where this instance begins.
 
-        `close` is to be called when the instance has ended. Raises OSError.
+        `close` is to be called when the instance has ended. Without a folder for logs the output
+        is dropped: a worker has to be started all the same. Raises OSError.
         """
         self.rotate()
-        descriptor = _private(self.path, _TO_APPEND)
+        try:
+            descriptor = _private(self.path, _TO_APPEND)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            log.error("worker_output_dropped", slot=self.slot, why=str(error))
+            descriptor = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
             own = os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
         except OSError:

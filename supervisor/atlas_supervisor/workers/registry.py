@@ -30,6 +30,7 @@ from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.store.outbox import Outbox
 from atlas_supervisor.store.statements import Statements
 from atlas_supervisor.system import procfs
+from atlas_supervisor.system.children import living_children
 from atlas_supervisor.system.clock import now
 from atlas_supervisor.system.lock import holds_a_lock
 from atlas_supervisor.system.pidfd import ForeignProcess
@@ -275,3 +276,26 @@ async def end_survivors(
         who = ", ".join(procfs.describe(pid) for pid in left)
         raise StartRefusedError(f"workers of an earlier daemon can't be ended: {who}")
     return len(found)
+
+
+async def end_strays(state_dir: Path) -> None:
+    """Kill what is left of all workers once they have ended: nothing outlives an orderly stop.
+
+    Whatever they started and left to itself is our child by now. As pid 1 we also are the parent
+    of processes that have nothing to do with us; there only those with the tag count.
+    """
+    tag = procfs.tag_for(str(state_dir), "") & procfs.TAG_OF_DAEMON
+
+    def find() -> list[int]:
+        found = living_children()
+        if os.getpid() == 1:
+            found = [pid for pid in found if procfs.tag_of(pid) & procfs.TAG_OF_DAEMON == tag]
+        return found
+
+    with anyio.move_on_after(_KILL_SECONDS) as limit:
+        while left := await anyio.to_thread.run_sync(find):
+            log.warning("strays_killed", pids=left)
+            procfs.send_signal(left, signal.SIGKILL)
+            await anyio.sleep(_POLL_SECONDS)
+    if limit.cancelled_caught:
+        log.critical("processes_left", pids=find())
