@@ -166,6 +166,8 @@ class Daemon:
             self._settings, self._state, database, self._metrics.canaries.observe
         )
         stack.callback(self._canaries.close)
+        # Values that are read later, and would fail then.
+        self._canaries.view()
         await self._registry.rows()
         await database.versions.all()
         await database.deploys.latest(_LATEST_READ)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import DaemonProcess, eventually
-from tests.integration.support import get, scripted_daemon
+from tests.harness import DaemonProcess, Setting, eventually
+from tests.integration.support import SCRIPTED, get, scripted_daemon
+from tests.unit.supervisor.support import fill, mounted
 from tests.unit.supervisor.traffic.support import foreign_listener
 
 Obstacle = Callable[[DaemonProcess], AbstractContextManager[None]]
@@ -141,6 +142,28 @@ async def test_too_few_descriptors_are_refused_in_words_and_the_worker_goes_on(
         assert await worker_pid(daemon) == before
         daemon.program = None
         await daemon.start()
+
+
+@pytest.mark.needs_root
+async def test_a_start_on_a_full_disk_is_refused_and_the_worker_goes_on(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "size=8m") as disk:
+        settings: dict[str, Setting] = {"STATE_DIR": disk / "state"}
+        daemon = DaemonProcess(tmp_path, {**settings, "WORKER_COMMAND": SCRIPTED})
+        daemon.state_dir = disk / "state"
+        try:
+            await daemon.start()
+            before = await worker_pid(daemon)
+            await daemon.kill()
+            filler = fill(disk)
+            printed = await refused(daemon)
+            assert "disk" in printed or "No space left" in printed
+            assert "Traceback" not in printed
+            assert await worker_pid(daemon) == before
+            filler.unlink()
+            await daemon.start()
+            await daemon.stop()
+        finally:
+            await daemon.clean_up()
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
