@@ -7,13 +7,14 @@ therefore be run again.
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import aiosqlite
 
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.store.audit import NOTHING, Head, hash_of
-from atlas_supervisor.store.statements import sections
+from atlas_supervisor.store.statements import is_damage, sections
 
 _STEPS = {int(version): script for version, script in sections("schema.sql", "version").items()}
 SCHEMA_VERSION = max(_STEPS)
@@ -44,8 +45,15 @@ async def migrate(connection: aiosqlite.Connection, path: Path) -> None:
             await _chain_audit(connection)
         await connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         await connection.commit()
-    except BaseException:
+    except BaseException as error:
         await connection.rollback()
+        if isinstance(error, sqlite3.OperationalError) and is_damage(error):
+            # A step may be wrong and the database right: that is no reason to set it aside.
+            raise StartRefusedError(
+                f"{path} can't be upgraded from schema version {present}: {error}. It is as it "
+                "was: start the supervisor that wrote it, or move the file, its -wal and -shm "
+                "companions and audit_head.json away: the active release stays, the history is lost"
+            ) from error
         raise
 
 
