@@ -137,16 +137,16 @@ def drain() -> None:
 
 def serve_alone(*, instead: bool) -> None:
     """Start a process that says nothing of where it comes from."""
-    if not instead and os.fork():
+    if child := os.fork():
+        os.waitpid(child, 0)  # its pid is written, before anything can be ended
+        if instead:
+            os._exit(0)
         return
-    if os.fork():
-        os._exit(0)
     os.setsid()
-    if os.fork():
+    if grandchild := os.fork():
+        with open("alone", "w") as file:  # noqa: PTH123 # see above
+            file.write(str(grandchild))
         os._exit(0)
-    with open("alone.new", "w") as file:  # noqa: PTH123 # see above
-        file.write(str(os.getpid()))
-    os.rename("alone.new", "alone")  # noqa: PTH104 # see above
     known = [os.environ["LISTEN_FDS"], os.environ["ATLAS_VERSION"]]
     os.execve(sys.executable, ["nginx: master", "-S", __file__, "alone", *known], {})  # noqa: S606
 
