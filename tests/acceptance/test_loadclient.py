@@ -184,7 +184,7 @@ async def test_another_process_answering_on_a_connection_is_a_loss() -> None:
     assert {loss.nth for loss in tally.losses} == {3}
 
 
-async def test_nobody_listening_is_refused() -> None:
+async def test_a_port_without_a_listener_is_refused() -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         report = await requests(bound.getsockname()[1], get(), 5)

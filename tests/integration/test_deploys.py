@@ -195,7 +195,7 @@ async def test_a_waiting_version_that_dies_fails_the_deploy(tmp_path: Path) -> N
         assert (await daemon.status())["mode"] == "single"
 
 
-async def test_nobody_answers_on_the_own_port_of_an_empty_slot(tmp_path: Path) -> None:
+async def test_the_own_port_of_an_empty_slot_refuses_connections(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         reader, writer = await asyncio.open_connection(
             "127.0.0.1", (await daemon.status())["staging_port"]

@@ -216,7 +216,7 @@ async def alone(daemon: DaemonProcess) -> int:
     return descriptors(daemon)
 
 
-async def test_what_changes_around_it_leaves_it_its_way(tmp_path: Path) -> None:
+async def test_a_deploy_goes_on_while_its_surroundings_change(tmp_path: Path) -> None:
     folder = releases(tmp_path, "r1", "r2", "r3", "r4")
     smoke = tmp_path / "smoke.toml"
     smoke.write_text(NO_SMOKE)

@@ -132,7 +132,7 @@ async def test_a_switch_that_could_not_be_done_counts_as_failed_each_time(tmp_pa
         assert await promised(daemon) == [3, 1, 2, 1]
 
 
-async def test_what_the_relay_carries_is_counted_in_bytes_both_ways(tmp_path: Path) -> None:
+async def test_the_relay_counts_bytes_both_ways(tmp_path: Path) -> None:
     command: dict[str, Setting] = {"WORKER_COMMAND": "python -m http.server {port}"}
     more: dict[str, Setting] = {**command, "HEALTH_PATH": "/"}
     async with DaemonProcess.running(tmp_path, more) as daemon:

@@ -168,7 +168,7 @@ async def test_a_version_that_is_killed_while_the_old_one_is_warm_is_reverted_at
         await everything_agrees(daemon)
 
 
-async def test_what_waited_in_the_dead_version_s_queue_is_answered_by_the_warm_one(
+async def test_connections_queued_for_a_dead_version_are_answered_by_the_warm_one(
     tmp_path: Path,
 ) -> None:
     async with scripted_daemon(tmp_path, WARM) as daemon:

@@ -72,7 +72,7 @@ def test_the_kit_is_there_without_any_package_installed(module: str) -> None:
     )
 
 
-def test_what_tests_share_stands_in_no_module_of_tests() -> None:
+def test_no_test_module_imports_another_one() -> None:
     shared = re.compile(r"^from tests\.\S*\.(?:test_\w+|conftest) import", re.MULTILINE)
     found = [path for path in (ROOT / "tests").rglob("*.py") if shared.search(path.read_text())]
 

@@ -27,13 +27,13 @@ WORDS = re.compile(
     r"|\bReturn what\b|\bTell whether\b",
     re.IGNORECASE,
 )
-MOST = {"supervisor": 420, "worker": 116, "scripts": 1, "docs": 47, "pages": 0, "tests": 453}
+MOST = {"supervisor": 0, "worker": 0, "scripts": 0, "docs": 0, "pages": 0, "tests": 171}
 """Lines with such a word. Lower these when they fall; none may rise."""
 
 EVENT = re.compile(r"[a-z]+(?:_[a-z0-9]+)*")
 EVENT_WORDS = {"gone", "unwise", "told", "owed", "unwritten", "forgotten", "nobody"}
-EVENTS_MOST = 4
-RIDDLES_MOST = 127
+EVENTS_MOST = 0
+RIDDLES_MOST = 0
 
 
 def lines_with_words(place: str) -> Iterator[str]:

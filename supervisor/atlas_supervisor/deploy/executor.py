@@ -183,7 +183,7 @@ class Executor:
         if self._slots.staging.is_down:
             self._slots.vacate_staging()
         slot, back = self._slots.active, None
-        if deploy.plan.rollback and slot.instance:  # what it had taken away has the traffic again
+        if deploy.plan.rollback and slot.instance:  # the version before has the traffic again
             back = Version(slot.name, slot.instance.release)
         return replace(outcome, versions=VersionChange(back))
 

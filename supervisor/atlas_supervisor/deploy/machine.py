@@ -286,7 +286,7 @@ def possible(plan: Plan, phase: Phase, event: Event) -> bool:
 
 
 def demands_of(row: Row, cause: Event | None) -> tuple[Consequence, ...]:
-    """Return what a transition demands; `cause` is the event that led to the last revert.
+    """Return the records that a transition demands; `cause` is the event that led to the revert.
 
     A rollback that was requested is audited by its request, with its actor.
     """

@@ -216,7 +216,7 @@ class DeployRun:
             await self._last.wait()
 
     async def _outcome(self) -> StepOutcome:
-        """Return what ended the phase: its activity, or an event from outside."""
+        """Return the outcome that ended the phase: its activity, or an event from outside."""
         self._noted = StepDetail()
         outcome = await self._run_activity()
         if self._incoming is None or self.phase in FLIPS:

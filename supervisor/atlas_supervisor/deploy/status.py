@@ -121,7 +121,7 @@ class CanaryOverview(Protocol):
         """Return the last hour's numbers."""
 
     def suggestions(self) -> list[Suggestion]:
-        """Return what an operator should do about them, if anything."""
+        """Return problems with them and their fixes."""
 
 
 class DeployQueries:

@@ -59,7 +59,7 @@ class ProbedResponse:
     response: HttpResponse | None
     """None where no complete response came from the expected instance."""
     answered: bool = False
-    """Whether the expected instance began an HTTP response in time, of whatever status."""
+    """Whether the expected instance began an HTTP response in time, of any status."""
 
 
 class GateResult(BaseModel):

@@ -200,7 +200,7 @@ def _unverified() -> ssl.SSLContext:
 
 
 def explanation(response: HttpResponse, url: str, host: str) -> str | None:
-    """Return what may explain a refusal, and the setting that helps; None if nothing is known.
+    """Return the probable cause of a refusal, and the setting that helps; None if nothing is known.
 
     `host` is the request's `Host`.
     """

@@ -90,7 +90,7 @@ class Walk:
         return None
 
     def arrived(self, head: Head, newest_id: int) -> ChainBreak | None:
-        """Return what is wrong at the end, where the last entry must be `head`.
+        """Return the break at the end, where the last entry must be `head`.
 
         `newest_id` is the highest id that there is.
         """

@@ -33,12 +33,12 @@ class KeyStore:
         self._statements = statements
 
     async def get(self, value: str) -> KeyRow | None:
-        """Return what the key stands for; None if it is unknown."""
+        """Return the request of the key; None if it is unknown."""
         rows = await self._statements.read("key", key=value)
         return KeyRow(rows[0]["fingerprint"], rows[0]["deploy_id"]) if rows else None
 
     async def find(self, key: IdempotencyKey) -> KeyRow | None:
-        """Return what this key stands for, if it was used before, and mark it as repeated.
+        """Return the request of a key that was used before, and mark the key as repeated.
 
         Raises RefusedError if it was used for another request.
         """

@@ -39,7 +39,7 @@ class Reaper:
         """Zombies that may be our own children, by pid and start, since they were first seen."""
 
     async def run(self) -> None:
-        """Reap for ever."""
+        """Reap until cancelled."""
         while True:
             self.reap()
             await anyio.sleep(_LOOK_SECONDS)

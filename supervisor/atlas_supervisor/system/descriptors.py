@@ -2,8 +2,8 @@
 
 Clients decide how many connections there are. Without a bound they would take the descriptors that
 the restart of a worker, the state file and the API need. The kernel assigns the lowest free number,
-so whoever accepts only below a number leaves all numbers from there on to others: the relay of
-the public port has the lowest bound, then come the API over TCP, its Unix socket, and the slots'
+so a listener that accepts only below a number leaves all numbers from there on to others: the relay
+of the public port has the lowest bound, then come the API over TCP, its Unix socket, and the slots'
 own ports. No counting is needed.
 
 The daemon's own work has no bound. Should there be no descriptor left all the same, a few spare

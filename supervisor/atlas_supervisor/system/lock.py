@@ -19,7 +19,7 @@ LOCK_FILE = "supervisor.lock"
 
 
 def holds_a_lock(pid: int) -> bool:
-    """Return whether the process is a living supervisor, on whatever state folder."""
+    """Return whether the process is a living supervisor, on any state folder."""
     folder = Path(f"/proc/{pid}/fd")
     with suppress(OSError):
         for entry in folder.iterdir():

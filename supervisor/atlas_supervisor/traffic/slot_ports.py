@@ -134,7 +134,7 @@ class Rescues:
             self._ending = [one for one in (*self._ending, relay) if one.open_connections]
 
     def refusal(self, slot: SlotName) -> Refusal | None:
-        """Return what the slot's connections get instead of its worker; None if it may serve."""
+        """Return the refusal for the slot's connections; None if it may serve."""
         return self._refusals.get(slot)
 
     def count(self, slot: SlotName) -> int:

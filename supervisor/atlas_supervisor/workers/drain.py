@@ -167,7 +167,7 @@ class Drain:
 
 
 def counts(instance: WorkerProcess) -> dict[str, Any]:
-    """Return what it reported as left and as cut off; None where it reported nothing."""
+    """Return its reports of remaining and cut connections; None without a report."""
     left, cut = instance.reported.left, instance.reported.cut
     return {"left": left and left.model_dump(), "cut": cut and cut.model_dump()}
 

@@ -263,7 +263,7 @@ class _FirstAnswer:
 async def until_ready(
     instance: WorkerProcess, port: int, output: WorkerLog, prober: HttpProber, settings: Settings
 ) -> str:
-    """Wait until it answers on its slot's port, and return what it did.
+    """Wait until it answers on its slot's port, and return how it became ready.
 
     Raises LaunchError, with the last lines of its output, if it dies or takes too long.
     """

@@ -1,9 +1,9 @@
 """Ends the wait of clients while no worker can serve.
 
 Connections wait while a worker restarts, which none of them notices. A worker that does not come
-up again would let them wait for ever: after `READY_TIMEOUT_SECONDS` the daemon answers them with
-503 (over TLS it can only close them), and new ones likewise. As soon as a worker is ready it gets
-the next connection.
+up again would let them wait without an end: after `READY_TIMEOUT_SECONDS` the daemon answers them
+with 503 (over TLS it can only close them), and new ones likewise. As soon as a worker is ready it
+gets the next connection.
 """
 
 from __future__ import annotations

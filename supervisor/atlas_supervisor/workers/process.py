@@ -72,7 +72,7 @@ class WorkerProcess:
         self.age = Stopwatch()
         self.exited = anyio.Event()
         self.reported = notify
-        """What it has reported about itself."""
+        """Its own reports."""
         self.connected: int | None = None
         """How many connections it had when that was last looked at."""
         self.answers = True
@@ -319,7 +319,7 @@ class WorkerProcess:
 
 
 class NotifySocket:
-    """Receives one worker's reports; the public attributes hold what it has reported so far."""
+    """Receives one worker's reports; the public attributes hold the reports so far."""
 
     def __init__(self, instance: str, *, kit: bool = False) -> None:
         self.ready = anyio.Event()

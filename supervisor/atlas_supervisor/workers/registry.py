@@ -92,7 +92,7 @@ class WorkerRegistry:
         await self._outbox.attempt()
 
     async def survivors(self, state_dir: Path) -> list[Survivor]:
-        """Return what an earlier daemon left behind, and forget what has ended.
+        """Return the workers that an earlier daemon left behind, and forget ended ones.
 
         Raises StoreError.
         """
@@ -281,7 +281,7 @@ async def end_survivors(
 async def end_strays(state_dir: Path) -> None:
     """Kill what is left of all workers once they have ended: nothing outlives an orderly stop.
 
-    Whatever they started and left to itself is our child by now. As pid 1 we also are the parent
+    Processes that they started and left are our children by now. As pid 1 we also are the parent
     of processes that have nothing to do with us; there only those with the tag count.
     """
     tag = procfs.tag_for(str(state_dir), "") & procfs.TAG_OF_DAEMON

@@ -212,7 +212,7 @@ def _run_git(
         try:
             output, errors = git.communicate(timeout=seconds)
         except BaseException as error:
-            os.killpg(git.pid, signal.SIGKILL)  # and what it has started
+            os.killpg(git.pid, signal.SIGKILL)  # and its descendants
             if isinstance(error, subprocess.TimeoutExpired):
                 raise LookupFailedError(f"git took longer than {seconds:g} s") from error
             raise
@@ -256,7 +256,7 @@ def _walk(folder: Path, ignored: frozenset[Path]) -> Iterator[os.DirEntry[str]]:
 
 
 def _line(entry: os.DirEntry[str], folder: Path) -> bytes:
-    """Return what the digest knows of one entry; the time of a link is rarely kept by a copy."""
+    """Return one entry's part of the digest; the time of a link is rarely kept by a copy."""
     name = os.fsencode(os.path.relpath(entry.path, folder))
     if entry.is_symlink():
         return b"%s\0link\0%s\0" % (name, os.fsencode(Path(entry.path).readlink()))

@@ -179,7 +179,7 @@ class Releases:
         return found
 
     def start(self, recorded: list[Release]) -> Start:
-        """Return what to start, given what was recorded: the active release, then those before it.
+        """Return the release to start, by the records: the active release, then those before it.
 
         In order: the active one; the newest one before it that is there and unchanged; what is in
         the active one's place now, because a machine that was set up anew must serve.
@@ -198,7 +198,7 @@ class Releases:
         return Start(self._in_its_place(recorded[0], why), 0, why)
 
     def _in_its_place(self, release: Release, why: str | None) -> Release:
-        """Return what is at the place of a release that is gone; that one, if nothing is."""
+        """Return the release at the place of one that is gone; that one if there is none."""
         if not release.path.is_dir():
             return release
         found = version_of(release.path, release.name, ignored=self._not_released)

@@ -258,7 +258,7 @@ async def test_the_own_port_of_a_slot_without_a_worker_is_never_answered_by_the_
         assert await who(at.slot_ports[GREEN]) == "green"
 
 
-async def test_who_asked_a_worker_of_a_port_and_heard_nothing_counts_as_queued() -> None:
+async def test_an_unanswered_client_of_a_port_worker_counts_as_queued() -> None:
     answer = asyncio.Event()
 
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

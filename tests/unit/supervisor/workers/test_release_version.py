@@ -85,7 +85,7 @@ def test_a_version_file_that_gives_none_is_named_as_the_reason(
     assert version_of(tmp_path, "r1") == Found("r1", NAME, note)
 
 
-def test_what_is_no_file_is_neither_waited_for_nor_opened(tmp_path: Path) -> None:
+def test_a_version_that_is_no_regular_file_does_not_block(tmp_path: Path) -> None:
     place = tmp_path / "VERSION"
     place.mkdir()
     assert version_of(tmp_path, "r1").note == "VERSION is a folder and not a file"
@@ -227,7 +227,7 @@ os.execv("/bin/sh", ["sh", "-c", "sleep 60 & sleep 60"])
         ("raise SystemExit(3)", "git does not describe it: exit status 3"),
     ],
 )
-def test_what_git_answers_is_a_version_or_the_reason(
+def test_an_answer_of_git_is_a_version_or_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, note: str
 ) -> None:
     (tmp_path / ".git").mkdir()
@@ -272,7 +272,7 @@ def test_a_digest_is_that_of_a_copy_with_its_times(code: Path, tmp_path: Path) -
     assert digest(copy) == digest(code), "the folders' own times say nothing"
 
 
-def test_what_python_and_programs_leave_is_no_part_of_a_digest(code: Path) -> None:
+def test_caches_and_sockets_are_no_part_of_a_digest(code: Path) -> None:
     before = digest(code)
     (code / "package" / "__pycache__").mkdir()
     (code / "package" / "__pycache__" / "one.pyc").write_text("1")

@@ -106,7 +106,7 @@ def test_the_worker_directory_has_a_digest_because_its_name_never_changes(tmp_pa
     assert listed.find(None).version == "work"
 
 
-def test_what_the_daemon_writes_is_no_part_of_the_worker_directory(tmp_path: Path) -> None:
+def test_the_state_folder_is_no_part_of_the_digest(tmp_path: Path) -> None:
     places = {"releases_dir": tmp_path / "releases", "state_dir": tmp_path / "state"}
     for folder in places.values():
         folder.mkdir()
