@@ -219,7 +219,7 @@ class DaemonProcess:
         self.write_settings()
         with (self.folder / "daemon.out").open("ab") as output:
             self.process = await self._launch(output)
-        await self._until_ready()
+        await self.until_ready()
 
     async def _launch(self, output: IO[bytes]) -> asyncio.subprocess.Process | ForkedProcess:
         environment = {key: os.environ[key] for key in INHERITED if key in os.environ}
@@ -238,7 +238,7 @@ class DaemonProcess:
             start_new_session=True,
         )
 
-    async def _until_ready(self) -> None:
+    async def until_ready(self) -> None:
         assert self.process is not None
         deadline = asyncio.get_running_loop().time() + START_SECONDS
         last = "no answer yet"

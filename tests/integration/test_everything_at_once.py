@@ -58,6 +58,13 @@ async def begun(daemon: DaemonProcess, phase: str, name: str | None = None) -> s
     return str(record["deploy_id"])
 
 
+async def until_draining(daemon: DaemonProcess, deploy_id: str) -> None:
+    """Wait until a deploy that is not the last one drains."""
+    async with asyncio.timeout(10):
+        while (await daemon.request("GET", f"/deploy/{deploy_id}")).json["phase"] != "drain":  # noqa: ASYNC110  # of another process
+            await asyncio.sleep(0.01)
+
+
 async def nothing_left(daemon: DaemonProcess, deploy_id: str, result: str, version: str) -> None:
     """Check how it came out, who has the traffic, and that only that one lives."""
     record = await daemon.ended(deploy_id)
@@ -160,6 +167,7 @@ async def test_while_it_runs_and_after_it_another_is_asked_for(tmp_path: Path) -
         async with asked(daemon, "/slow"):
             draining = (await daemon.deploy("r4")).json["deploy_id"]
             aborted = await begun(daemon, "preflight", "r1")
+            await until_draining(daemon, draining)
             assert await outcome(await post(daemon, "abort")) == (200, "aborted")
             assert (await daemon.ended(aborted))["result"] == "aborted"
             status = await daemon.request("GET", f"/deploy/{draining}")

@@ -317,7 +317,7 @@ async def test_the_daemon_serves_as_the_first_process_and_stops_in_order(tmp_pat
     )
     try:
         daemon.process = process
-        await daemon._until_ready()
+        await daemon.until_ready()
         assert (await daemon.deploy()).status == 200
         first = (await daemon.request("GET", "/deploy/status")).json["slots"][0]["pid"]
         assert first is None or first < 100  # numbers of the namespace

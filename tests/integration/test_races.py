@@ -66,11 +66,11 @@ async def slow_daemon(
     daemon = DaemonProcess(folder, {"WORKER_COMMAND": SCRIPTED, "HEALTH_PROBES": 1, **settings})
     daemon.write_settings()
     try:
-        process = await asyncio.create_subprocess_exec(
+        process = daemon.process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", SLOW, "--env-file", str(daemon.env_file)),
             stderr=asyncio.subprocess.DEVNULL,
         )
-        await eventually((daemon.state_dir / "supervisor.sock").exists)
+        await daemon.until_ready()
         assert await public_version(daemon) == "v1"
         yield daemon
         process.send_signal(signal.SIGTERM)

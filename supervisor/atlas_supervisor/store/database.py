@@ -81,10 +81,7 @@ async def open_database(
             aside = await anyio.to_thread.run_sync(_set_aside, path)
             connection = await _connect(path)
     except (sqlite3.Error, OSError) as error:
-        raise StartRefusedError(
-            f"{path} can't be opened: {error}. Is the disk full or read-only, or the file another "
-            "user's?"
-        ) from error
+        raise _refusal(path, error) from error
     database = Database(connection, timed)
     try:
         await database.audit.open(HeadFile(path.with_name(HEAD_FILE)), set_aside=aside is not None)
@@ -92,6 +89,12 @@ async def open_database(
     finally:
         with anyio.CancelScope(shield=True):
             await connection.close()
+
+
+def _refusal(path: Path, error: Exception) -> StartRefusedError:
+    return StartRefusedError(
+        f"{path} can't be opened: {error}. Is the disk full or read-only, or the file another user's?"
+    )
 
 
 async def _connect(path: Path) -> aiosqlite.Connection:
@@ -105,7 +108,10 @@ async def _connect(path: Path) -> aiosqlite.Connection:
         problems = [row[0] for row in await connection.execute_fetchall("PRAGMA quick_check(1)")]
         if problems != ["ok"]:
             raise sqlite3.DatabaseError(f"damaged: {problems}")
-        await migrate(connection, path)
+        try:
+            await migrate(connection, path)
+        except sqlite3.OperationalError as error:  # our own steps don't fit: no damage
+            raise _refusal(path, error) from error
     except BaseException:
         with anyio.CancelScope(shield=True):
             await connection.close()

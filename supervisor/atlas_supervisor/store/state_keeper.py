@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from atlas_supervisor.model.state import SCHEMA_VERSION, DeployState
 from atlas_supervisor.store.statements import Statement, Statements, StoreError, Timed, untimed
 from atlas_supervisor.system.clock import Stopwatch
-from atlas_supervisor.system.files import open_regular, read_regular
+from atlas_supervisor.system.files import read_regular
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +33,8 @@ def replace(path: Path, content: str) -> None:
     die now, takes an fsync of the folder besides.
     """
     temporary = path.with_name(f".{path.name}.new")
-    descriptor = open_regular(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _MODE)
+    temporary.unlink(missing_ok=True)  # left by a crash; or not a regular file: never opened
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)
     try:
         with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123  # a descriptor
             os.fchmod(file.fileno(), _MODE)  # independent of the umask

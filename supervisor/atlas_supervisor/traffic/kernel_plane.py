@@ -43,7 +43,7 @@ from atlas_supervisor.traffic.relay import Target
 from atlas_supervisor.traffic.relay_connection import Answers
 from atlas_supervisor.traffic.slot_ports import Rescues, SlotPorts
 from atlas_supervisor.traffic.steering import DIRECT_SOURCE, SteeringPolicy
-from atlas_supervisor.traffic.takeback import mark, take_back
+from atlas_supervisor.traffic.takeback import take_back
 
 
 class KernelPlane:
@@ -161,7 +161,7 @@ class KernelPlane:
         policy = SteeringPolicy(slot, self._by_descriptor, (first, second))
         listeners.attach(self._public[slot], policy)
         self._policy = policy
-        mark(list(self._public.values()), traffic=self._public[slot])
+        listeners.mark(list(self._public.values()), traffic=self._public[slot])
 
     def refresh(self, slot: SlotName) -> None:
         """Set the queue's size and the program again: the worker shares the sockets."""

@@ -11,7 +11,7 @@ import errno
 import socket
 import struct
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 
 from atlas_supervisor.errors import StartRefusedError
@@ -36,6 +36,18 @@ _TRIALS = 8  # a kernel that spreads by chance passes once in four thousand mill
 _TRIAL_SECONDS = 2.0
 _ARRIVAL_SECONDS = 0.05
 _WILDCARDS = {"0.0.0.0", "::"}  # noqa: S104  # compared, not bound
+
+_IP_MULTICAST_ALL, _IPV6_MULTICAST_ALL = 49, 29
+SECOND_IN_GROUP = {
+    socket.AF_INET: (socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP),
+}
+"""Cleared on the second socket of the group."""
+WITHOUT_TRAFFIC = {
+    socket.AF_INET: (socket.IPPROTO_IP, _IP_MULTICAST_ALL),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, _IPV6_MULTICAST_ALL),
+}
+"""Cleared on a socket without the traffic."""
 
 
 def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
@@ -250,3 +262,10 @@ def explain_bind_error(label: str, host: str, port: int, error: OSError) -> Star
 def loopback_of(host: str) -> str:
     """Return an address by which a process on this machine reaches a listener on `host`."""
     return "127.0.0.1" if host in _WILDCARDS else host
+
+
+def mark(group: Sequence[socket.socket], traffic: socket.socket) -> None:
+    """Note on the sockets what the next daemon has to know about them."""
+    for index, sock in enumerate(group):
+        sock.setsockopt(*SECOND_IN_GROUP[sock.family], int(index == 0))
+        sock.setsockopt(*WITHOUT_TRAFFIC[sock.family], int(sock is traffic))

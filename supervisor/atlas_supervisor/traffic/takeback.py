@@ -16,26 +16,8 @@ from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 
 from atlas_supervisor.system import pidfd, procfs, sockdiag
+from atlas_supervisor.traffic.listeners import SECOND_IN_GROUP, WITHOUT_TRAFFIC
 from atlas_supervisor.traffic.plane import Endpoints, TakenBack
-
-_IP_MULTICAST_ALL, _IPV6_MULTICAST_ALL = 49, 29
-_SECOND = {
-    socket.AF_INET: (socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP),
-    socket.AF_INET6: (socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP),
-}
-"""Cleared on the second socket of the group."""
-_IDLE = {
-    socket.AF_INET: (socket.IPPROTO_IP, _IP_MULTICAST_ALL),
-    socket.AF_INET6: (socket.IPPROTO_IPV6, _IPV6_MULTICAST_ALL),
-}
-"""Cleared on a socket without the traffic."""
-
-
-def mark(group: Sequence[socket.socket], traffic: socket.socket) -> None:
-    """Note on the sockets what the next daemon has to know about them."""
-    for index, sock in enumerate(group):
-        sock.setsockopt(*_SECOND[sock.family], int(index == 0))
-        sock.setsockopt(*_IDLE[sock.family], int(sock is traffic))
 
 
 def take_back(endpoints: Endpoints, pids: Collection[int]) -> TakenBack:
@@ -55,7 +37,7 @@ def take_back(endpoints: Endpoints, pids: Collection[int]) -> TakenBack:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     group = sorted(
         ((inode, copies[inode]) for inode in public & copies.keys()),
-        key=lambda each: not each[1].getsockopt(*_SECOND[each[1].family]),
+        key=lambda each: not each[1].getsockopt(*SECOND_IN_GROUP[each[1].family]),
     )
     traffic = _traffic([sock for _, sock in group])
     serving = frozenset(pid for pid in first if group and first[pid] == group[traffic or 0][0])
@@ -87,6 +69,6 @@ def _traffic(group: Sequence[socket.socket]) -> int | None:
     """Return the index of the socket with the traffic; None if the marks make no sense."""
     if len(group) < 2:
         return 0
-    places = [bool(sock.getsockopt(*_SECOND[sock.family])) for sock in group]
-    traffic = [bool(sock.getsockopt(*_IDLE[sock.family])) for sock in group]
+    places = [bool(sock.getsockopt(*SECOND_IN_GROUP[sock.family])) for sock in group]
+    traffic = [bool(sock.getsockopt(*WITHOUT_TRAFFIC[sock.family])) for sock in group]
     return traffic.index(True) if places == [True, False] and sum(traffic) == 1 else None

@@ -75,6 +75,8 @@ class SlotContext:
     """Called once when a worker ended or hangs without having been asked to end, with the cause."""
     on_change: Callable[[], None]
     """Called after every change of a slot's state."""
+    on_ready: Callable[[Slot], None]
+    """Called when a worker has become ready, before anything else can happen."""
 
 
 class Slot:
@@ -193,6 +195,7 @@ class Slot:
                 error.detail.setdefault("instance", name)
             raise
         self.apply(SlotEvent.READY)
+        self._context.on_ready(self)
         self._context.tasks.start_soon(self._watch_liveness, instance)
         if instance.kit and self._context.settings.stop_signal != "TERM":
             log.warning("stop_signal_ignored", why="a worker with the kit drains on SIGTERM alone")

@@ -69,6 +69,7 @@ class Slots:
             drains=self.drains,
             on_down=self._worker_down,
             on_change=self._note_service,
+            on_ready=self._worker_ready,
         )
         self._slots = {
             name: Slot(name, port, context) for name, port in settings.slot_ports.items()
@@ -238,9 +239,17 @@ class Slots:
 
     async def start_active(self, release: Release) -> None:
         """Start the active worker; if it crashes, go on trying."""
-        await self._end_unwanted()
         self._note_service()
+        await self._end_unwanted()
         await self._restarters[self._active].start(release)
+
+    def _note_service(self) -> None:
+        """Note whether clients can be served, for those that wait."""
+        if not self._stopping:
+            # Until it is replaced, an earlier daemon's worker has the traffic.
+            can_serve = self.active.can_serve or not self._replaced
+            if not can_serve or self._outage.noted:
+                self._outage.note(self._active, can_serve=can_serve)
 
     async def _end_unwanted(self) -> None:
         """End earlier workers without traffic; return once none shares the active socket."""
@@ -257,11 +266,16 @@ class Slots:
             for instance in waiting:
                 group.start_soon(self.active.dismiss, instance)
 
+    def _worker_ready(self, slot: Slot) -> None:
+        if slot is self.active:
+            self._replace_inherited()
+
     def _replace_inherited(self) -> None:
         """Give the traffic to the active slot, and drain the worker that has it."""
         if self._replaced:
             return
         self._replaced = True
+        self._note_service()
         try:
             self._plane.steer(self._active)
         except OSError as error:
@@ -269,19 +283,6 @@ class Slots:
         self._tasks.start_soon(self.drain_staging)
         for instance in self._inherited.serving[1:]:
             self._tasks.start_soon(self.staging.dismiss, instance)
-        self._note_service()
-
-    def _note_service(self) -> None:
-        """Note whether clients can be served, for those that wait."""
-        if self._stopping:
-            return
-        if self.active.can_serve:
-            self._replace_inherited()
-        if not self._replaced:
-            return  # a worker of an earlier daemon serves them
-        can_serve = self.active.can_serve
-        if not can_serve or self._outage.noted:
-            self._outage.note(self._active, can_serve=can_serve)
 
     def _is_wanted(self, slot: Slot) -> bool:
         return slot is self.active and not self._stopping
