@@ -93,7 +93,8 @@ async def open_database(
 
 def _refusal(path: Path, error: Exception) -> StartRefusedError:
     return StartRefusedError(
-        f"{path} can't be opened: {error}. Is the disk full or read-only, or the file another user's?"
+        f"{path} can't be opened: {error}. "
+        "Is the disk full or read-only, or the file another user's?"
     )
 
 
