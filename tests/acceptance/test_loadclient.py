@@ -59,7 +59,9 @@ def get(loops: int = 1, *, think: float = 0.0, timeout: float = 5.0) -> Traffic:
 
 async def test_one_spoilt_answer_in_ten_is_seen_every_single_time() -> None:
     async with FaultyServer().running() as server, Load("127.0.0.1", server.port, MIX) as load:
+        kinds = load.report.kinds
         await until(lambda: len(server.faults) >= 8 * len(FAULTS))
+        await until(lambda: all(each.losses and each.answered for each in kinds.values()))
         report = await load.stop()
     lost = {loss.token: loss.reason for loss in report.losses}
     assert lost == {token: EXPECTED[fault] for token, fault in server.faults.items()}

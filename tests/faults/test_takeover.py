@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from tests.integration.support import (
 )
 from tests.loadclient import Kind, WebSocketTraffic, bundled_worker_mix
 
-PORT_WORKER = f"{sys.executable} -m http.server --bind 127.0.0.1 {{port}}"
+PORT_WORKER = "python -m http.server --bind 127.0.0.1 {port}"
 
 
 async def worker(daemon: DaemonProcess) -> int:

@@ -277,7 +277,7 @@ def test_the_unit_of_several_applications_is_valid(tmp_path: Path) -> None:
     unit.write_text(
         replaced(
             text,
-            ("/opt/atlas/bin/atlas-supervisor", BIN / "atlas-supervisor"),
+            ("/opt/atlas/bin/atlas-supervisor", f'"{BIN / "atlas-supervisor"}"'),
             ("atlas-%i", "root"),
         )
     )
@@ -293,12 +293,6 @@ def test_the_unit_of_several_applications_is_valid(tmp_path: Path) -> None:
 # A container.
 
 
-def is_permitted() -> bool:
-    """Return whether this process may make a namespace of processes."""
-    command = ("unshare", "--pid", "--fork", "--mount-proc", "true")
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
 def test_the_settings_for_a_container_are_valid(tmp_path: Path) -> None:
     (tmp_path / "releases/first").mkdir(parents=True)
     (tmp_path / "smoke.toml").touch()
@@ -306,7 +300,7 @@ def test_the_settings_for_a_container_are_valid(tmp_path: Path) -> None:
     assert settings.public_host.is_unspecified
 
 
-@pytest.mark.skipif(not is_permitted(), reason="needs a namespace of processes")
+@pytest.mark.needs_root
 async def test_the_daemon_serves_as_the_first_process_and_stops_in_order(tmp_path: Path) -> None:
     daemon = DaemonProcess(tmp_path, {"WORKER_COMMAND": SCRIPTED})
     daemon.write_settings()

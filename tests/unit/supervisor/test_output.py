@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -94,7 +95,8 @@ def test_service_launcher_starts_its_worker_whatever_standard_error_is(
     env_file = tmp_path / "atlas.env"
     done = tmp_path / "done"
     env_file.write_text(f"SMOKE_FILE=\nACTIVE_PORT=1\nWORKER_COMMAND=touch {done} {{port}}\n")
-    command = f"exec {sys.executable} {LAUNCHER} --env-file {env_file} {redirection}"
+    program = shlex.join((sys.executable, str(LAUNCHER), "--env-file", str(env_file)))
+    command = f"exec {program} {redirection}"
     ended = subprocess.run(["bash", "-c", command], cwd=tmp_path, check=False, timeout=30)
     assert ended.returncode == 0
     assert done.exists()
@@ -111,7 +113,8 @@ def test_check_has_its_own_exit_status_where_nothing_can_be_printed(
     tmp_path: Path, redirection: str, said: str
 ) -> None:
     env_file = tmp_path / "atlas.env"
-    check = f"exec {sys.executable} -m atlas_supervisor --check --env-file {env_file} {redirection}"
+    program = (sys.executable, "-m", "atlas_supervisor", "--check", "--env-file", str(env_file))
+    check = f"exec {shlex.join(program)} {redirection}"
     for settings, status in (("SMOKE_FILE=\n", 0), ("SMOKE_FILE=\nNO_KEY=1\n", 2)):
         env_file.write_text(settings)
         ended = subprocess.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 import struct
@@ -60,7 +61,8 @@ async def serve(handler: Handler, *, tls: ssl.SSLContext | None = None) -> Async
         for task in tasks:
             task.cancel()
         for writer in writers:
-            writer.transport.abort()
+            with contextlib.suppress(AttributeError):  # Python 3.11.2: TLS that has ended already
+                writer.transport.abort()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -137,7 +138,7 @@ def test_the_worker_and_its_descendants_carry_the_tag() -> None:
     with subprocess.Popen(
         [
             *(sys.executable, "-I", "-S", str(LAUNCHER), "-", "0", "512", "77"),
-            *("/bin/sh", "-c", f"exec env -i setsid -w {sys.executable} -c '{code}'"),
+            *("/bin/sh", "-c", f"exec env -i setsid -w {shlex.join((sys.executable, '-c', code))}"),
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

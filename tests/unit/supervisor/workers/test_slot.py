@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
 import sys
 from functools import partial
@@ -342,7 +343,7 @@ async def test_a_worker_that_reports_ready_and_listens_elsewhere_is_not_ready(
 
 
 async def test_a_start_script_without_exec_is_recognized(tmp_path: Path) -> None:
-    command = ("sh", "-c", f"{sys.executable} app.py; true")
+    command = ("sh", "-c", f"{shlex.quote(sys.executable)} app.py; true")
     async with bench(tmp_path, worker_command=command, ready_timeout_seconds=0.8) as made:
         message = await refused(made, LISTENS_ELSEWHERE + SLEEP, tmp_path)
         assert "listens on 127.0.0.1:ELSEWHERE (in a child process: a start script must" in message
