@@ -46,7 +46,10 @@ def serve(listener: socket.socket) -> None:
     poll.register(STOPPED)
     poll.register(listener, select.POLLIN)
     while all(ready != STOPPED for ready, _ in poll.poll()):
-        connection, _ = listener.accept()
+        try:
+            connection, _ = listener.accept()
+        except BlockingIOError:  # another process on this listener was first
+            continue
         threading.Thread(target=converse, args=(connection,), daemon=True).start()
 
 
