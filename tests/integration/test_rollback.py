@@ -168,6 +168,14 @@ async def test_a_version_that_is_killed_while_the_old_one_is_warm_is_reverted_at
         await everything_agrees(daemon)
 
 
+async def until_queued(daemon: DaemonProcess, name: str, count: int) -> None:
+    """Wait until so many connections wait in the queue of a slot."""
+    wanted = f'atlas_listener_queue_connections{{slot="{name}"}} {count:.1f}'
+    async with asyncio.timeout(10):
+        while wanted not in (await daemon.request("GET", "/metrics")).json:  # noqa: ASYNC110  # of the kernel
+            await asyncio.sleep(0.02)
+
+
 async def test_connections_queued_for_a_dead_version_are_answered_by_the_warm_one(
     tmp_path: Path,
 ) -> None:
@@ -178,7 +186,7 @@ async def test_connections_queued_for_a_dead_version_are_answered_by_the_warm_on
         pid = slot(await daemon.status(), "active")["pid"]
         os.kill(pid, signal.SIGSTOP)  # so that connections stay in its queue
         waiting = [asyncio.create_task(get(daemon.public_port)) for _ in range(20)]
-        await asyncio.wait(waiting, timeout=0.3)
+        await until_queued(daemon, "green", 20)
         assert not any(task.done() for task in waiting)
         os.kill(pid, signal.SIGKILL)
         answers = await asyncio.gather(*waiting)
