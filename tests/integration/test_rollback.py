@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness import DaemonProcess
 from tests.integration.support import (
     WARM,
     everything_agrees,
