@@ -52,7 +52,8 @@ if len(sys.argv) > 1 and int(sys.argv[1]) > 3:
         server.detach()
 """
 WAYS = {"activation": (), "fd": ("{fd}",), "port": ("{port}",)}
-PATIENCE = 0.6
+PATIENCE = 1.5
+"""Seconds. A worker that begins to serve later is ended, with the clients that it has accepted."""
 
 
 async def ask(port: int, request: str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n") -> str:
