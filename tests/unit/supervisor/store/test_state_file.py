@@ -190,3 +190,17 @@ def test_a_folder_that_is_gone_is_an_error_of_the_disk(tmp_path: Path) -> None:
     assert file.read() is None
     with pytest.raises(FileNotFoundError):
         file.write(a_state())
+
+
+def test_a_fifo_or_a_link_in_place_of_the_new_file_is_replaced_and_never_opened(
+    tmp_path: Path,
+) -> None:
+    file, new = StateFile(tmp_path / "state.json"), tmp_path / ".state.json.new"
+    other = tmp_path / "other"
+    other.write_text("not ours")
+    for place in (os.mkfifo, lambda path: path.symlink_to(other)):
+        place(new)
+        file.write(a_state())
+        assert file.read() == a_state()
+        assert other.read_text() == "not ours"
+        assert not new.exists()
