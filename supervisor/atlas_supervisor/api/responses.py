@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from http import HTTPStatus
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.payload import Payload
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_jsonable_python
 
@@ -40,6 +42,7 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 _LONGEST_FIELD = 100
+_PIECE_BYTES = 16 * 1024
 
 
 class ErrorDetail(BaseModel):
@@ -71,10 +74,31 @@ def success(reply: Reply, *, headers: Mapping[str, str]) -> web.Response:
     payload = reply.payload
     data = payload.model_dump_json().encode() if isinstance(payload, BaseModel) else payload
     return web.Response(
-        body=data,
+        body=_PacedBody(data, kept=reply.kept) if len(data) > _PIECE_BYTES else data,
         status=reply.status,
         headers=_headers(reply.content_type, {**reply.headers, **headers}),
     )
+
+
+class _PacedBody(Payload):
+    """A body that is written piece by piece, as its client reads: the rest is not copied."""
+
+    _default_content_type = "application/octet-stream"
+    _autoclose = True
+
+    def __init__(self, data: bytes, *, kept: bool) -> None:
+        super().__init__(data)
+        self._data = data
+        self._size = len(data)
+        self.own_size = 0 if kept else len(data)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return self._data.decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        for start in range(0, len(self._data), _PIECE_BYTES):
+            await writer.write(self._data[start : start + _PIECE_BYTES])
+            await writer.drain()
 
 
 def stream(reply: StreamReply) -> web.StreamResponse:
@@ -83,6 +107,12 @@ def stream(reply: StreamReply) -> web.StreamResponse:
     response = web.StreamResponse(headers=headers)
     response.force_close()
     return response
+
+
+def own_size(response: web.StreamResponse) -> int:
+    """Return how much memory the body of a complete answer takes; of a short one and a stream 0."""
+    body = response.body if isinstance(response, web.Response) else None
+    return body.own_size if isinstance(body, _PacedBody) else 0
 
 
 def refusal(
