@@ -46,7 +46,7 @@ MAX_ARRIVALS = 4096
 _RESERVED_SHARE = 4
 """One place in so many is for trusted callers alone."""
 _ACCEPTED_AT_ONCE = 32
-_DISPLACED_AT_ONCE = 4
+_DISPLACED_AT_ONCE = 2
 _DISPLACE_SECONDS = 0.01
 _PAUSE_SECONDS = 0.1  # after an error that may pass, such as a lack of descriptors
 
@@ -224,7 +224,8 @@ class Acceptor:
             summary=self._summary,
             closed=self._forget,
             trust=self._move_to_trusted,
-            streams=self._count_as_stream,
+            check_streams=self._check_streams,
+            stream=self._count_as_stream,
         )
         sock = arrival.take()
         task = self._loop.create_task(self._connect(connection, sock))
@@ -304,11 +305,13 @@ class Acceptor:
         if task is not None:
             self._trusted[connection] = task
 
-    def _count_as_stream(self, connection: TimedConnection) -> None:
-        """Count a connection as a stream. Raises RefusedError if there are too many."""
+    def _check_streams(self, connection: TimedConnection) -> None:
+        """Raise RefusedError if there are too many streams for another one."""
         if self._stopping:
             raise errors.STOPPING.error()
         if sum(each.trusted is connection.trusted for each in self._streams) >= MAX_STREAMS:
             raise errors.TOO_MANY_STREAMS.error(limit=MAX_STREAMS)
+
+    def _count_as_stream(self, connection: TimedConnection) -> None:
         self._forget(connection)
         self._streams[connection] = None

@@ -165,11 +165,14 @@ def _refusal(
 
 def _endpoint(route: AnyRoute, control: Control, gate: Gate) -> _Handler:
     """Return the handler of one row: it parses the request, calls the row's handler and answers."""
+    may_stream = errors.TOO_MANY_STREAMS in route.errors
 
     async def endpoint(request: web.Request) -> web.StreamResponse:
         connection = _connection(request)
         actor = gate.identify(request, connection.peer, route.access)
         request[_ACTOR] = actor
+        if may_stream:
+            connection.check_streams()  # before anything is read for it
         query = read_query(request, route.query)
         headers = read_headers(request, route.headers)
         body = await read_body(request, route.body, connection.deadline)

@@ -49,7 +49,7 @@ class Arrival:
 
     def receive(self) -> None:
         """Read until the head is complete."""
-        self._loop.add_reader(self.sock, self._read)
+        self._loop.add_reader(self.sock.fileno(), self._read)
 
     def take(self) -> socket.socket:
         """Return the socket, which is the caller's from now on."""
@@ -62,7 +62,7 @@ class Arrival:
         self.sock.close()
 
     def _stop(self) -> None:
-        self._loop.remove_reader(self.sock)
+        self._loop.remove_reader(self.sock.fileno())
         self._timer.cancel()
 
     def _read(self) -> None:
@@ -78,7 +78,7 @@ class Arrival:
         self.head += data
         full = len(self.head) == _MOST_BYTES
         if full or _COMPLETE.search(self.head) or _NO_HEAD.search(self.head):
-            self._loop.remove_reader(self.sock)
+            self._loop.remove_reader(self.sock.fileno())
             self.is_complete = True
             self._complete(self)
 

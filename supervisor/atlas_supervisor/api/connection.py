@@ -31,7 +31,7 @@ _LAST_SECONDS = 0.5
 # An error answer is lost if the connection is reset while the client still sends: keep reading so
 # long.
 _LINGER_SECONDS = 2.0
-_MOST_BUFFERED = 32 * 1024
+_MOST_BUFFERED = 16 * 1024
 """Bytes of an answer that are buffered for a client; it must read them before more are written."""
 _UCRED = struct.Struct("iII")  # pid, uid, gid
 _RESET = struct.pack("ii", 1, 0)  # linger for no time: what is left is discarded
@@ -84,7 +84,8 @@ class TimedConnection(web.RequestHandler):
         summary: LogSummary,
         closed: Callable[[TimedConnection], None],
         trust: Callable[[TimedConnection], None],
-        streams: Callable[[TimedConnection], None],
+        check_streams: Callable[[TimedConnection], None],
+        stream: Callable[[TimedConnection], None],
     ) -> None:
         self._clock = asyncio.get_running_loop()
         super().__init__(
@@ -101,7 +102,8 @@ class TimedConnection(web.RequestHandler):
         self._summary = summary
         self._closed = closed
         self._trust = trust
-        self._streams = streams
+        self._check_streams = check_streams
+        self._stream = stream
         self._close_source: Callable[[], None] | None = None
         self._turn = _Turn.FRESH
         self._early = False
@@ -195,6 +197,10 @@ class TimedConnection(web.RequestHandler):
             self._turn = _Turn.RECEIVING if self._early else _Turn.IDLE
         self._arm(self._clock.time() + self._seconds)
 
+    def check_streams(self) -> None:
+        """Raise RefusedError if there are too many streams for this one."""
+        self._check_streams(self)
+
     def open_stream(self, close: Callable[[], None]) -> None:
         """Turn the connection into a stream; `close` is called when it must end.
 
@@ -202,7 +208,8 @@ class TimedConnection(web.RequestHandler):
         """
         if self.transport is None:
             raise ConnectionResetError("the client has left")
-        self._streams(self)
+        self._check_streams(self)
+        self._stream(self)
         self._close_source = close
         # The client must read each part before the next one is taken: pending parts stay in the
         # source, which is bounded. Not 0, with which asyncio's TLS pauses and resumes endlessly.

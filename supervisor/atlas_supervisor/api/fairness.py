@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-BEGUN_AT_ONCE = 8
+BEGUN_AT_ONCE = 4
 """So many requests of untrusted callers begin in `PAUSE_SECONDS`; a trusted one waits for no more."""
 PAUSE_SECONDS = 0.005
 

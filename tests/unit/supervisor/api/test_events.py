@@ -247,7 +247,7 @@ async def test_streams_are_counted_and_one_too_many_is_refused(
             await part(reader)
             answer = await server.tcp("GET", "/deploy/events")
             assert (answer.status, answer.code) == (503, "too_many_streams")
-            assert server.control.feeds[1].closed
+            assert len(server.control.feeds) == 1  # nothing was read for it
         async with asyncio.timeout(LATE):
             await eventually(lambda: server.control.feeds[0].closed)
         async with stream(server) as reader:
