@@ -160,7 +160,9 @@ def _refusal(
     if isinstance(error, web.HTTPMethodNotAllowed):
         headers["Allow"] = error.headers["Allow"]
     # An unread body is not worth waiting for: the connection is closed instead.
-    return responses.refusal(refused, headers=headers, close=not request.content.at_eof())
+    return responses.refusal(
+        refused, headers=headers, close=not request.content.at_eof(), trusted=request[_TRUSTED]
+    )
 
 
 def _endpoint(route: AnyRoute, control: Control, gate: Gate) -> _Handler:
@@ -197,7 +199,7 @@ def _endpoint(route: AnyRoute, control: Control, gate: Gate) -> _Handler:
         if route.access is Access.CHANGE:
             record = reply.payload if isinstance(reply.payload, DeployRecord) else None
             _log_changed(request, connection, reply.status, record)
-        return responses.success(reply, headers=_repeated(request))
+        return responses.success(reply, headers=_repeated(request), trusted=call.trusted)
 
     return endpoint
 

@@ -179,7 +179,7 @@ class TimedConnection(web.RequestHandler):
         self._whole = whole
 
     def become_trusted(self) -> None:
-        """Note that its caller is trusted; so it stays, whatever comes on this connection."""
+        """Note that its caller is trusted, which holds until the connection ends."""
         if not self.trusted:
             self.trusted = True
             self._trust(self)

@@ -19,6 +19,7 @@ from pydantic_core import to_jsonable_python
 from atlas_supervisor import errors
 from atlas_supervisor.api.routes import Reply, StreamReply
 from atlas_supervisor.errors import ErrorSpec, RefusedError
+from atlas_supervisor.model.worker_text import disclosed, withheld
 from atlas_supervisor.system.text import escaped
 
 _BY_STATUS = {
@@ -69,10 +70,15 @@ class ErrorAnswer(BaseModel):
 # Responses.
 
 
-def success(reply: Reply, *, headers: Mapping[str, str]) -> web.Response:
-    """Return a handler's reply as a response, with these headers besides its own."""
-    payload = reply.payload
-    data = payload.model_dump_json().encode() if isinstance(payload, BaseModel) else payload
+def success(reply: Reply, *, headers: Mapping[str, str], trusted: bool) -> web.Response:
+    """Return a handler's reply as a response, with these headers besides its own.
+
+    Without what workers have said, unless the caller is trusted.
+    """
+    data = reply.payload
+    if isinstance(data, BaseModel):
+        data = data.model_dump_json().encode()
+        data = disclosed(data) if trusted else withheld(data)
     return web.Response(
         body=_PacedBody(data, kept=reply.kept) if len(data) > _PIECE_BYTES else data,
         status=reply.status,
@@ -116,11 +122,15 @@ def own_size(response: web.StreamResponse) -> int:
 
 
 def refusal(
-    error: RefusedError, *, headers: Mapping[str, str] | None = None, close: bool = False
+    error: RefusedError,
+    *,
+    headers: Mapping[str, str] | None = None,
+    close: bool = False,
+    trusted: bool = False,
 ) -> web.Response:
     """Return an error as a response; `close` ends the connection after it."""
     response = web.Response(
-        body=_encode(error),
+        body=_encode(error, trusted=trusted),
         status=error.status,
         headers=_headers("application/json", headers or {}),
     )
@@ -131,7 +141,7 @@ def refusal(
 
 def raw_timeout() -> bytes:
     """Return the whole answer to headers that did not arrive in time, for a bare transport."""
-    body = _encode(errors.TOO_SLOW.error())
+    body = _encode(errors.TOO_SLOW.error(), trusted=False)
     fields = {**_headers("application/json", {}), "Content-Length": str(len(body))}
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     return f"HTTP/1.1 408 Request Timeout\r\n{head}Connection: close\r\n\r\n".encode() + body
@@ -142,12 +152,15 @@ def _headers(content_type: str, more: Mapping[str, str]) -> dict[str, str]:
     return {"Content-Type": content_type + charset, **_HEADERS, **more}
 
 
-def _encode(error: RefusedError) -> bytes:
+def _encode(error: RefusedError, *, trusted: bool) -> bytes:
     extra = dict(error.extra)
     detail = {"code": error.code, "message": error.message, "hint": error.hint}
     if error.status == 400 and "field" in extra:
         detail["field"] = extra.pop("field")
-    return json.dumps({**to_jsonable_python(extra), "error": detail}).encode()
+    document = {**to_jsonable_python(extra), "error": detail}
+    # Halves of characters become escapes, which JSON has, too.
+    text = json.dumps(document, ensure_ascii=False).encode(errors="backslashreplace")
+    return disclosed(text) if trusted else withheld(text)
 
 
 # Errors that are made from what a library found.

@@ -24,7 +24,7 @@ import structlog
 
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.system.clock import Stopwatch
-from atlas_supervisor.system.text import escaped
+from atlas_supervisor.system.text import escaped, without_known_secrets
 
 log = structlog.get_logger(__name__)
 
@@ -322,5 +322,6 @@ def _to_append(path: str, _flags: int) -> int:
 
 
 def printable(text: str, limit: int = 500) -> str:
-    """Return the text with control characters escaped, cut to `limit` characters."""
+    """Return the text without known secrets, with control characters escaped, cut to `limit` characters."""
+    text = without_known_secrets(text)
     return escaped(text[:limit], keep="\t") + ("…" if len(text) > limit else "")
