@@ -11,7 +11,7 @@ import json
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -112,11 +112,9 @@ async def attackers(kind: str, count: int, port: int) -> AsyncIterator[None]:
         sys.executable, *arguments, stdout=asyncio.subprocess.PIPE, cwd=_ROOT
     )
     try:
-        assert process.stdout is not None
-        try:
-            await asyncio.wait_for(process.stdout.readline(), _OPEN_SECONDS)
-        except TimeoutError:
-            pass  # they are not let in, and go on trying
+        if process.stdout is not None:
+            with suppress(TimeoutError):  # they are not let in, and go on trying
+                await asyncio.wait_for(process.stdout.readline(), _OPEN_SECONDS)
         yield
     finally:
         process.kill()

@@ -49,9 +49,7 @@ def _unread(port: int) -> bytes:
 KINDS = {
     "silent": Kind(lambda _port: b""),
     "dripped header": Kind(lambda port: head(port, "GET /livez HTTP/1.1")[:-2] + b"X: ", b"a"),
-    "announced body": Kind(
-        lambda port: head(port, "GET /livez HTTP/1.1", "Content-Length: 60000")
-    ),
+    "announced body": Kind(lambda port: head(port, "GET /livez HTTP/1.1", "Content-Length: 60000")),
     "unread answers": Kind(_unread),
     "event streams": Kind(lambda port: head(port, "GET /deploy/events?after=0 HTTP/1.1")),
     "refused posts": Kind(_refused, reads=True),

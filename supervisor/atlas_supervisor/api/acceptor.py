@@ -8,8 +8,8 @@ handshake: clients could exhaust the daemon's descriptors and memory. Here
 2. with the head of its request it gets a place at once if a place is free or its caller is trusted:
    a part of the places is for such callers alone. A place is taken from the oldest connection that
    waits for its client, of an untrusted caller if there is one;
-3. where untrusted callers have taken all their places, others of them wait, and a few at a time take
-   the places of the oldest;
+3. where untrusted callers have taken all their places, others of them wait, and a few at a time
+   take the places of the oldest;
 4. a stream leaves its place, and counts against a limit of its own.
 
 A connection that loses its place is reset, with everything that was not sent.
@@ -22,7 +22,7 @@ import errno
 import os
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import chain, islice
 
@@ -157,7 +157,7 @@ class Acceptor:
         else:
             arrival.receive()
 
-    def _has_ended(self, arrival: Arrival, late: bool) -> None:  # noqa: FBT001  # a callback
+    def _has_ended(self, arrival: Arrival, late: bool) -> None:  # a callback
         if arrival in self._waiting:
             self._log_no_place()
         self._drop(arrival)

@@ -109,7 +109,6 @@ def _admission(
 
     `changes` has the handlers of routes that change something, with their paths.
     """
-
     turnstile = Turnstile()
 
     @web.middleware

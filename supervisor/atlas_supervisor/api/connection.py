@@ -301,9 +301,7 @@ class TimedConnection(web.RequestHandler):
 
     def _log_refused(self, status: int, code: str) -> None:
         origin = self.peer.address
-        self._summary.add(
-            log.warning, "api_refused", code, status=status, code=code, origin=origin
-        )
+        self._summary.add(log.warning, "api_refused", code, status=status, code=code, origin=origin)
 
     def reset(self) -> None:
         """End the connection at once, with everything that is not sent, in the kernel too."""

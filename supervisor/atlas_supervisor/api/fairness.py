@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 BEGUN_AT_ONCE = 4
-"""So many requests of untrusted callers begin in `PAUSE_SECONDS`; a trusted one waits for no more."""
+"""So many requests of untrusted callers begin in `PAUSE_SECONDS`."""
 PAUSE_SECONDS = 0.005
 
 MOST_UNSENT = 24 * 1024 * 1024
@@ -64,7 +64,8 @@ class _Answer:
 class Unsent:
     """Counts the bytes of answers that are being sent; beyond the limit the oldest ones are ended.
 
-    Those of untrusted callers go first. An answer is counted as long as a part of it is left: it is in memory as a whole.
+    Those of untrusted callers go first. An answer is counted until it is sent to its end: it is in
+    memory as a whole.
     """
 
     def __init__(self) -> None:

@@ -45,6 +45,7 @@ _QUOTED = re.compile(rf"(?i)([\"']{_NAME}[\"']\s*[:=]\s*)(\"[^\"]*\"|'[^']*')")
 _HEADER = re.compile(r"(?i)\b(authorization[\"']?\s*[:=]\s*[\"']?\w+\s+|bearer\s+)[\w.~+/=-]{6,}")
 _URL = re.compile(r"\b\w++://[^\s\"'<>]+")
 
+
 def without_secrets(key: str, text: str) -> str:
     """Return the text of a field with every secret in it replaced by `***`."""
     if text and is_secret(key):

@@ -322,6 +322,6 @@ def _to_append(path: str, _flags: int) -> int:
 
 
 def printable(text: str, limit: int = 500) -> str:
-    """Return the text without known secrets, with control characters escaped, cut to `limit` characters."""
+    """Return the text, cut to `limit` characters, without known secrets and control characters."""
     text = without_known_secrets(text)
     return escaped(text[:limit], keep="\t") + ("…" if len(text) > limit else "")

@@ -15,7 +15,6 @@ from tests.unit.supervisor.api.support import (
     TOKEN,
     MemoryControl,
     Server,
-    eventually,
     parse,
     read_all,
     running,
