@@ -24,6 +24,8 @@ import structlog
 
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.system.clock import Stopwatch
+from atlas_supervisor.system.descriptors import is_shortage
+from atlas_supervisor.system.files import open_regular
 from atlas_supervisor.system.text import escaped
 
 log = structlog.get_logger(__name__)
@@ -86,13 +88,16 @@ class WorkerLog:
     def open(self, instance: str) -> int:
         """Return a descriptor to write to, and remember the offset where this instance begins.
 
-        `close` is to be called when the instance has ended. Without a folder for logs the output
-        is dropped: a worker has to be started all the same. Raises OSError.
+        `close` is to be called when the instance has ended. Where the file can't be opened the
+        output is dropped: a worker has to be started all the same. Raises OSError if there is no
+        free descriptor.
         """
         self.rotate()
         try:
             descriptor = _private(self.path, _TO_APPEND)
-        except (FileNotFoundError, NotADirectoryError) as error:
+        except OSError as error:
+            if is_shortage(error):
+                raise
             log.error("worker_output_dropped", slot=self.slot, why=str(error))
             descriptor = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -294,7 +299,7 @@ def _copy(source: BinaryIO, target: BinaryIO, position: int, end: int) -> int:
 def _tail(path: Path, begin: int, most: int) -> bytes:
     """Return the last bytes of the file after `begin`; none if it can't be read."""
     try:
-        with path.open("rb") as file:
+        with open(open_regular(path, os.O_RDONLY), "rb") as file:  # noqa: PTH123  # a descriptor
             size = file.seek(0, os.SEEK_END)
             file.seek(max(begin if begin <= size else 0, size - most))
             return file.read(most)
@@ -314,7 +319,7 @@ def _key_of(path: Path) -> _FileKey | None:
 
 
 def _private(path: str | Path, flags: int) -> int:
-    return os.open(path, flags, 0o640)
+    return open_regular(Path(path), flags)
 
 
 def _to_append(path: str, _flags: int) -> int:
