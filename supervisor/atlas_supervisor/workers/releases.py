@@ -86,15 +86,18 @@ class Releases:
     def _folder(self, name: str | None) -> Path:
         """Return the real path of a release's folder. Raises UnknownReleaseError."""
         path = self._directory if name is None else self._named(name)
+        subject = f"release {name!r}" if name is not None else f"WORKER_DIRECTORY {path}"
+        if name is None and path.is_symlink():
+            subject += f" (a link to {path.readlink()})"
         try:
             real = Path(os.path.realpath(path, strict=True))
-            if real.is_dir():
-                return real
+        except FileNotFoundError as error:
+            raise UnknownReleaseError(f"{subject} is gone") from error
         except OSError as error:
-            if name is not None:
-                raise UnknownReleaseError(f"release {name!r} can't be used: {error}") from error
-        where = f" (a link to {path.readlink()})" if path.is_symlink() else ""
-        raise UnknownReleaseError(f"WORKER_DIRECTORY {path}{where} is gone")
+            raise UnknownReleaseError(f"{subject} can't be used: {error.strerror}") from error
+        if not real.is_dir():
+            raise UnknownReleaseError(f"{subject} can't be used: it is no folder")
+        return real
 
     def _named(self, name: str) -> Path:
         if self._releases_dir is None:
