@@ -20,6 +20,7 @@ import structlog
 from atlas_supervisor.config import Settings
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.state import ActiveRelease
+from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.workers.release_version import (
     LookupFailedError,
     from_source,
@@ -32,6 +33,8 @@ log = structlog.get_logger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 _NAMES_SHOWN = 20
+_LIST_SECONDS = 5.0
+"""After this time the list of releases goes on without git."""
 _RESTART_SECONDS = 1.0
 """How long a restart may wait to learn the version of its release."""
 
@@ -124,14 +127,17 @@ class Releases:
     def all(self, *, with_git: bool) -> list[Release]:
         """Return every named release, by name, without those removed meanwhile.
 
-        Without git, a version that only git knows is empty. Raises UnknownReleaseError.
+        A version that only git knows is empty without git, and once git has taken too long for
+        those before. Raises UnknownReleaseError.
         """
-        found = []
+        found, watch = [], Stopwatch()
+        note = "git was too slow for the releases before" if with_git else "git describes it"
         for name in self.names():
             with suppress(UnknownReleaseError, OSError):
                 path = self._folder(name)
-                unknown = not with_git and has_repository(path) and not has_file(path)
-                release = Release(name=name, path=path, version="", note="git describes it")
+                asked = with_git and watch.seconds < _LIST_SECONDS
+                unknown = not asked and has_repository(path) and not has_file(path)
+                release = Release(name=name, path=path, version="", note=note)
                 found.append(release if unknown else self.find(name))
         return found
 
