@@ -72,7 +72,8 @@ class Gate:
     def check_sender(self, request: web.BaseRequest, peer: Peer) -> None:
         """Refuse requests that are meant for another host, or that a foreign page has sent.
 
-        Raises RefusedError: 400 (also for another version of HTTP), 403 `foreign_origin`, 421 `wrong_host`.
+        Raises RefusedError: 400, also for another version of HTTP; 403 `foreign_origin`, 421
+        `wrong_host`.
         """
         if request.version.major != 1:
             raise errors.BAD_REQUEST.error()
