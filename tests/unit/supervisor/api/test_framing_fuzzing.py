@@ -29,8 +29,10 @@ STATUSES = {200, 400, 401, 403, 404, 405, 408, 413, 415, 417, 421}
 ENDS = ("\r\n", "\r\n", "\r\n", "\r\n", "\r\n", "\n", "\r", "\r\r\n")
 SEPARATORS = (": ", ": ", ": ", ":", " : ", ":\t", ":\x0b", ":\x00")
 SIZES = ("0", "+0", "-1", "0x10", "1_0", "00", " 4", "4 ", "4,4", "", "99999999999999999999", "٤")
-CODINGS = ("chunked", "Chunked", "xchunked", "identity", "chunked, identity", "identity, chunked")
-CODINGS += ("chunked\x0b", "\x00chunked", "gzip, chunked", "chunked;q=1", '"chunked"', "")
+CODINGS = (
+    *("chunked", "Chunked", "xchunked", "identity", "chunked, identity", "identity, chunked"),
+    *("chunked\x0b", "\x00chunked", "gzip, chunked", "chunked;q=1", '"chunked"', ""),
+)
 CHUNK_ENDS = (
     "0\r\n\r\n",
     "0\r\n\r\n",
@@ -109,7 +111,7 @@ def seen_by_h11(data: bytes) -> set[str]:
     """Return the deploys that are asked for, as h11 understands it."""
     connection = h11.Connection(h11.SERVER)
     connection.receive_data(data)
-    found = set()
+    found: set[str] = set()
     try:
         while True:
             event = connection.next_event()
