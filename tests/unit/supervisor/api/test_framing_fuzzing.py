@@ -179,4 +179,4 @@ async def test_no_framing_hides_a_request_from_a_strict_parser(tmp_path: Path) -
         assert (await server.tcp("GET", "/livez")).status == 200
     assert control.asked == []  # without the token nothing is changed
     failures = [line for line in lines if line["log_level"] == "error"]
-    assert failures == [], failures[0]
+    assert failures == [], failures[0].get("exc_info")
