@@ -218,7 +218,7 @@ class RelayPlane:
     def refuse(self, slot: SlotName, refusal: Refusal, launching: bool, /) -> None:
         """Refuse the slot's clients, those included that its last worker did not accept.
 
-        Without a public port they come to the slot's own one, as the probes of a launch do.
+        Without a public port they use the slot's own one, as the probes of a launch do.
         """
         self._rescues.refuse(slot, self._inner.get(slot), refusal)
         if self._public is None and not launching:

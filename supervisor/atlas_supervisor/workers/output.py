@@ -14,8 +14,10 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -166,7 +168,7 @@ class WorkerLog:
         try:
             self.path.parent.mkdir(mode=0o750, exist_ok=True)
             with (
-                open(self.path, "ab", buffering=0, opener=_to_append) as target,
+                os.fdopen(open_regular(self.path, _TO_APPEND), "ab", buffering=0) as target,
                 open(source, "rb", buffering=0, closefd=False) as file,
             ):
                 self._note_loss(key, begin, target.tell())
@@ -196,16 +198,18 @@ class WorkerLog:
     def size(self) -> int:
         """Return the file's size; 0 if there is none."""
         try:
-            return self.path.stat().st_size
+            status = self.path.stat()
         except OSError:
             return 0
+        return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
     def rotate(self) -> int:
         """Copy a file over the limit aside and cut it; return its size, or 0 if it was not."""
         if self.size() <= LIMIT_BYTES:
             return 0
         try:
-            with self.lock, self.path.open("rb+", buffering=0) as file:
+            opened = open_regular(self.path, os.O_RDWR)
+            with self.lock, os.fdopen(opened, "rb+", buffering=0) as file:
                 if (size := _used(file)) <= LIMIT_BYTES:  # another thread has just cut it
                     return 0
                 start = self._copy_aside(file)
@@ -240,7 +244,8 @@ class WorkerLog:
                         break  # there is no more, or too much to catch up with
         except OSError as error:
             log.error("worker_log_not_kept", slot=self.slot, why=str(error))
-            self.aside.unlink(missing_ok=True)
+            with suppress(OSError):  # it may be a folder by now
+                self.aside.unlink()
         return start
 
     def _report_cut(self, size: int, dropped: int) -> None:
@@ -320,10 +325,6 @@ def _key_of(path: Path) -> _FileKey | None:
 
 def _private(path: str | Path, flags: int) -> int:
     return open_regular(Path(path), flags)
-
-
-def _to_append(path: str, _flags: int) -> int:
-    return _private(path, _TO_APPEND)
 
 
 def printable(text: str, limit: int = 500) -> str:

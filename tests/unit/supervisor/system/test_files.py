@@ -23,7 +23,7 @@ def _device(path: Path) -> None:
 
 @pytest.mark.parametrize("make", [os.mkfifo, _socket, _device])
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY | os.O_APPEND, os.O_RDWR | os.O_CREAT])
-def test_what_is_no_regular_file_is_refused_at_once(
+def test_anything_but_a_regular_file_is_refused_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None], flags: int
 ) -> None:
     monkeypatch.chdir(tmp_path)
