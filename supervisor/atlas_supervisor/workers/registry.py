@@ -192,8 +192,8 @@ def _orphans(
     # A shell within a worker may start the daemon.
     spared = {ourselves, *procfs.ancestors(ourselves)}
     for pid in family:
-        above = set(procfs.ancestors(pid)) - {ourselves}
-        if pid not in spared and not any(holds_a_lock(each) for each in above):
+        line = {pid, *procfs.ancestors(pid)} - {ourselves}  # of a copied folder: the daemon itself
+        if pid not in spared and not any(map(holds_a_lock, line)):
             yield pid
 
 
