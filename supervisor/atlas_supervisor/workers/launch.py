@@ -294,6 +294,8 @@ async def until_ready(
         message = "; ".join((*parts, seen))
     else:
         message = f"it {instance.exit_text} before it was ready"
+        if instance.exit_status == 0 and await anyio.to_thread.run_sync(instance.family):
+            message += "; it went on in the background, and must stay in the foreground"
     raise LaunchError(message, output=output.last_lines())
 
 
