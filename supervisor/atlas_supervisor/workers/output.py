@@ -90,12 +90,18 @@ class WorkerLog:
     def open(self, instance: str) -> int:
         """Return a descriptor to write to, and remember the offset where this instance begins.
 
-        `close` is to be called when the instance has ended. Where there can be no such file, for
-        instance without a folder for logs or with a FIFO of that name, the output is dropped: a
-        worker has to be started all the same. Raises OSError.
+        `close` is to be called when the instance has ended. Where the file can't be opened the
+        output is dropped: a worker has to be started all the same. Raises OSError if there is no
+        free descriptor.
         """
         self.rotate()
-        descriptor = self._opened()
+        try:
+            descriptor = _private(self.path, _TO_APPEND)
+        except OSError as error:
+            if is_shortage(error):
+                raise
+            log.error("worker_output_dropped", slot=self.slot, why=str(error))
+            descriptor = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
             own = os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
         except OSError:
@@ -107,21 +113,6 @@ class WorkerLog:
             self._named_sizes[_key(status)] = status.st_size
             self._launch_offset, self._launch_aside = status.st_size, None
         return descriptor
-
-    def _opened(self) -> int:
-        try:
-            descriptor = _private(self.path, _TO_APPEND | os.O_NONBLOCK)  # no wait for a FIFO
-            if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                os.set_blocking(descriptor, True)  # as the worker expects it
-                return descriptor
-            os.close(descriptor)
-            why = f"{self.path} is not a regular file"
-        except OSError as error:
-            if is_shortage(error):
-                raise
-            why = str(error)
-        log.error("worker_output_dropped", slot=self.slot, why=why)
-        return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
 
     def close(self, instance: str) -> None:
         """Forget an instance of which no process is left, or that was never started."""
@@ -313,7 +304,7 @@ def _copy(source: BinaryIO, target: BinaryIO, position: int, end: int) -> int:
 def _tail(path: Path, begin: int, most: int) -> bytes:
     """Return the last bytes of the file after `begin`; none if it can't be read."""
     try:
-        with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
+        with open(open_regular(path, os.O_RDONLY), "rb") as file:  # noqa: PTH123  # a descriptor
             size = file.seek(0, os.SEEK_END)
             file.seek(max(begin if begin <= size else 0, size - most))
             return file.read(most)
@@ -333,7 +324,7 @@ def _key_of(path: Path) -> _FileKey | None:
 
 
 def _private(path: str | Path, flags: int) -> int:
-    return os.open(path, flags, 0o640)
+    return open_regular(Path(path), flags)
 
 
 def printable(text: str, limit: int = 500) -> str:

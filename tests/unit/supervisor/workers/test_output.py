@@ -367,3 +367,15 @@ def test_a_copy_and_truncation_by_another_program_changes_nothing(log: WorkerLog
     assert not log.has_strayed()
     assert log.path.read_bytes() == b"after\n"
     os.close(descriptor)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_log_that_is_no_file_stops_no_worker(
+    log: WorkerLog, make: Callable[[Path], None]
+) -> None:
+    make(log.path)
+    descriptor = say(log, b"dropped\n")
+    os.close(descriptor)
+    assert not log.rotate()
+    log.collect()
+    assert log.last_lines() == []

@@ -112,7 +112,7 @@ async def test_a_launch_that_fails_is_retried_like_a_crash(tmp_path: Path) -> No
         restarter = Restarter(made.blue, wanted=lambda: True, policy=QUICK)
         restarting = asyncio.create_task(restarter.start(release(tmp_path / "r", READY_AND_SLEEP)))
         await eventually(lambda: made.blue.restarts >= 2)
-        extra.write_text("")
+        extra.write_bytes(b"")
         await asyncio.wait_for(restarting, 10)
         assert made.blue.serving
 

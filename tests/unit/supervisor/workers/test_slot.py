@@ -351,6 +351,13 @@ async def test_a_start_script_without_exec_is_recognized(tmp_path: Path) -> None
         assert "listens on 127.0.0.1:ELSEWHERE (in a child process: a start script must" in message
 
 
+async def test_a_worker_that_listens_on_a_unix_socket_is_recognized(tmp_path: Path) -> None:
+    code = f"import socket\ns = socket.socket(socket.AF_UNIX)\ns.bind('app')\ns.listen()\n{SLEEP}"
+    async with bench(tmp_path, ready_timeout_seconds=0.8) as made:
+        message = await refused(made, code, tmp_path)
+        assert "it listens on the Unix socket app; expected its inherited" in message
+
+
 async def test_a_worker_that_listens_nowhere_is_not_ready(tmp_path: Path) -> None:
     command = (sys.executable, "app.py", "{port}")
     async with bench(tmp_path, worker_command=command, ready_timeout_seconds=0.5) as made:
