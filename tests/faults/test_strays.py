@@ -39,6 +39,7 @@ async def test_a_release_that_leaves_its_process_to_another_one_is_refused_and_c
         release(daemon, "v2", alone="instead")
         refused = await daemon.deploy()
         assert (refused.status, refused.json["result"]) == (422, "failed")
+        assert refused.json["reason"].endswith("and must stay in the foreground")
         assert not is_there(alone(daemon))
         for _ in range(10):
             assert await public_version(daemon) == "v1"

@@ -295,6 +295,9 @@ async def until_ready(
         message = "; ".join((*parts, seen))
     else:
         message = f"it {instance.exit_text} before it was ready"
+        left = await anyio.to_thread.run_sync(instance.family)
+        if left and instance.exit_status == 0:
+            message += "; it went on in the background, and must stay in the foreground"
     raise LaunchError(message, output=output.last_lines())
 
 

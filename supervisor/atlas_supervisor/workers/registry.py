@@ -32,6 +32,7 @@ from atlas_supervisor.store.statements import Statements
 from atlas_supervisor.system import procfs, sockdiag
 from atlas_supervisor.system.children import living_children
 from atlas_supervisor.system.clock import now
+from atlas_supervisor.system.descriptors import with_spares
 from atlas_supervisor.system.lock import holds_a_lock
 from atlas_supervisor.system.pidfd import ForeignProcess
 from atlas_supervisor.system.procfs import ProcessIdentity
@@ -192,8 +193,8 @@ def _orphans(
     # A shell within a worker may start the daemon.
     spared = {ourselves, *procfs.ancestors(ourselves)}
     for pid in family:
-        above = set(procfs.ancestors(pid)) - {ourselves}
-        if pid not in spared and not any(holds_a_lock(each) for each in above):
+        line = {pid, *procfs.ancestors(pid)} - {ourselves}  # of a copied folder: the daemon itself
+        if pid not in spared and not any(map(holds_a_lock, line)):
             yield pid
 
 
@@ -328,7 +329,11 @@ async def end_strays(state_dir: Path) -> None:
         found = living_children()
         if os.getpid() == 1:
             found = [pid for pid in found if procfs.tag_of(pid) & procfs.TAG_OF_DAEMON == tag]
-        return sorted({*found, *procfs.holders_of(procfs.own_listeners())} - spared)
+        try:
+            found += with_spares(lambda: procfs.holders_of(procfs.own_listeners()))
+        except OSError as error:
+            log.warning("listeners_unknown", why=str(error))
+        return sorted(set(found) - spared)
 
     with anyio.move_on_after(_KILL_SECONDS) as limit:
         while left := await anyio.to_thread.run_sync(find):
