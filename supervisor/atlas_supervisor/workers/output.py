@@ -28,7 +28,7 @@ from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.system.descriptors import is_shortage
 from atlas_supervisor.system.files import open_regular
-from atlas_supervisor.system.text import escaped
+from atlas_supervisor.system.text import escaped, without_known_secrets
 
 log = structlog.get_logger(__name__)
 
@@ -328,5 +328,6 @@ def _private(path: str | Path, flags: int) -> int:
 
 
 def printable(text: str, limit: int = 500) -> str:
-    """Return the text with control characters escaped, cut to `limit` characters."""
+    """Return the text, cut to `limit` characters, without known secrets and control characters."""
+    text = without_known_secrets(text)
     return escaped(text[:limit], keep="\t") + ("…" if len(text) > limit else "")
