@@ -61,6 +61,14 @@ class SavedState(NamedTuple):
     progress: Mapping[str, str] = {}
 
 
+class Checkpoint(NamedTuple):
+    """The epochs, and by feature the evidence and the stable arm's latencies."""
+
+    epochs: dict[int, EpochRow]
+    ramps: dict[str, RampEvidence]
+    stable: dict[str, Histogram]
+
+
 class Evidence:
     """Everything known about the calls of all features."""
 
@@ -91,6 +99,14 @@ class Evidence:
         drawn = 0 < row.share < 1
         if drawn and self._ramps[row.feature].fix_thresholds(self._stable_of(row.feature)):
             self._stable[row.feature] = Histogram()  # the next epoch goes by this one's calls
+
+    def checkpoint(self) -> Checkpoint:
+        """Return a copy of the state that `start_epoch` changes, for `restore`."""
+        return Checkpoint(dict(self._epochs), dict(self._ramps), dict(self._stable))
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take back the epochs that were started since."""
+        self._epochs, self._ramps, self._stable = checkpoint
 
     def set_ramps(self, ramps: Mapping[str, int]) -> None:
         """Set the current ramp of each feature; calls of other ramps are not evidence."""
