@@ -6,6 +6,7 @@ message stay together.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import stat
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
+from atlas_supervisor.system.files import open_regular
 from atlas_worker.contract import FEATURE_NAME_LIMIT, FEATURES_LIMIT
 
 PLACEHOLDERS = ("fd", "port", "slot")
@@ -68,7 +70,7 @@ def _existing_file(path: Path | None) -> Path | None:
     if path is None:
         return None
     try:
-        path.open("rb").close()
+        os.close(open_regular(path, os.O_RDONLY))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
     return path
