@@ -63,6 +63,8 @@ class Survivor(NamedTuple):
     pid: int
     pids: tuple[int, ...]
     kit: bool
+    marked: bool
+    """Whether it has the record or the environment of a worker."""
 
 
 @dataclass(frozen=True)
@@ -215,8 +217,8 @@ def _survivor(instance: str, pids: list[int], known: dict[int, InstanceRow]) -> 
     name = row.slot if row else variables.get(ENV_SLOT, "")
     slot = SlotName.GREEN if name == SlotName.GREEN else SlotName.BLUE
     version = variables.get(ENV_VERSION, "unknown")
-    kit = bool(row and row.kit)
-    return Survivor(instance, slot, version, first, tuple(pids), kit)
+    kit, marked = bool(row and row.kit), bool(row or variables.get(ENV_INSTANCE))
+    return Survivor(instance, slot, version, first, tuple(pids), kit, marked)
 
 
 async def take_over(
@@ -247,7 +249,8 @@ async def take_over(
     if survivors:
         log.warning("orphans_found", pids=pids, why="left behind by an earlier daemon")
     found: dict[bool | None, list[WorkerProcess]] = {True: [], False: [], None: []}
-    for survivor in sorted(survivors, key=lambda each: each.slot is not active):
+    # The active worker first, and last what is found by nothing but its sockets.
+    for survivor in sorted(survivors, key=lambda each: (not each.marked, each.slot is not active)):
         if instance := inherit(survivor, settings):
             serves = bool(taken.serving.intersection(survivor.pids))
             accepts = serves or bool(taken.waiting.intersection(survivor.pids))
