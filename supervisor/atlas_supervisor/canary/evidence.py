@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from atlas_supervisor.canary.stats.counts import Window
 from atlas_supervisor.canary.stats.decision import Conclusion, Decision, RampEvidence
@@ -30,6 +30,9 @@ _OUTCOMES = {0: CallOutcome.OK, 1: CallOutcome.ERROR, 2: CallOutcome.CANCELLED}
 
 Observe = Callable[[str, str, float, int], None]
 """Called with the feature, the arm (`canary` or `stable`), seconds, and the number of calls."""
+
+Checkpoint = Mapping[str, dict[Any, Any]]
+"""All maps of `Evidence`, by attribute."""
 
 
 def unobserved(_feature: str, _arm: str, _seconds: float, _count: int) -> None:
@@ -59,14 +62,6 @@ class SavedState(NamedTuple):
     epochs: Iterable[EpochRow] = ()
     keys: Iterable[tuple[int, int]] = ()
     progress: Mapping[str, str] = {}
-
-
-class Checkpoint(NamedTuple):
-    """The epochs, and by feature the evidence and the stable arm's latencies."""
-
-    epochs: dict[int, EpochRow]
-    ramps: dict[str, RampEvidence]
-    stable: dict[str, Histogram]
 
 
 class Evidence:
@@ -102,11 +97,11 @@ class Evidence:
 
     def checkpoint(self) -> Checkpoint:
         """Return a copy of the state that `start_epoch` changes, for `restore`."""
-        return Checkpoint(dict(self._epochs), dict(self._ramps), dict(self._stable))
+        return {name: dict(each) for name, each in vars(self).items() if isinstance(each, dict)}
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take back the epochs that were started since."""
-        self._epochs, self._ramps, self._stable = checkpoint
+        """Take back the epochs that were started since, if no events were added since."""
+        vars(self).update(checkpoint)
 
     def set_ramps(self, ramps: Mapping[str, int]) -> None:
         """Set the current ramp of each feature; calls of other ramps are not evidence."""
