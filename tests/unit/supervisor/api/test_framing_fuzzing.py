@@ -155,7 +155,7 @@ async def one_case(server: Server, random: Random, name: str) -> bytes:
         received = await read_all(reader)
     finally:
         writer.close()
-    if b" HEAD" not in b" " + data:  # its answers have no body, so they can't be told apart
+    if b" HEAD" not in b" " + data:  # its answers have no body, so their ends are unknown
         for status, body in answers(received):
             assert status in STATUSES, (status, data)
             assert status == 200 or set(json.loads(body)["error"]) >= {"code", "message", "hint"}
