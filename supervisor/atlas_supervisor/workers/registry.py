@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from functools import partial
@@ -326,18 +326,33 @@ async def end_strays(state_dir: Path) -> None:
     earlier daemon left behind are not our children, but may share our listening sockets.
     """
     tag = procfs.tag_for(str(state_dir), "") & procfs.TAG_OF_DAEMON
-    spared = {os.getpid(), *procfs.ancestors(os.getpid()), 1}
 
     def find() -> list[int]:
         found = living_children()
         if os.getpid() == 1:
             found = [pid for pid in found if procfs.tag_of(pid) & procfs.TAG_OF_DAEMON == tag]
-        try:
-            found += with_spares(lambda: procfs.holders_of(procfs.own_listeners()))
-        except OSError as error:
-            log.warning("listeners_unknown", why=str(error))
-        return sorted(set(found) - spared)
+        return found + _sharers(procfs.own_listeners)
 
+    await _kill(find)
+
+
+async def end_sharers(inodes: Collection[int]) -> None:
+    """Kill every other process that has one of these sockets of ours."""
+    await _kill(lambda: _sharers(lambda: inodes))
+
+
+def _sharers(inodes: Callable[[], Collection[int]]) -> list[int]:
+    """Return the processes that share the sockets, without us and those that started us."""
+    spared = {1, os.getpid(), *procfs.ancestors(os.getpid())}
+    try:
+        return sorted(set(with_spares(lambda: procfs.holders_of(inodes()))) - spared)
+    except OSError as error:
+        log.warning("listeners_unknown", why=str(error))
+        return []
+
+
+async def _kill(find: Callable[[], Collection[int]]) -> None:
+    """Kill what is found until there is nothing left."""
     with anyio.move_on_after(_KILL_SECONDS) as limit:
         while left := await anyio.to_thread.run_sync(find):
             log.warning("strays_killed", pids=left)
