@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -200,6 +202,45 @@ async def test_three_hundred_short_processes_between_two_polls_lose_nothing(
         await canaries.look()
         assert counted(canaries) == 1500
         assert list((tmp_path / "canary").glob("*.ring")) == []
+
+
+SHORT = """
+import os
+from atlas_worker import canary
+for _ in range(30):
+    if os.fork() == 0:
+        for number in range(5):
+            with canary.call("vision", key=str(number) if number % 2 else None): pass
+        os._exit(0)
+while True:
+    try: os.wait()
+    except ChildProcessError: break
+"""
+
+
+async def test_short_processes_of_the_kit_lose_nothing_and_leave_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch):
+        pass
+    environment = {"ATLAS_STATE_DIR": str(tmp_path), "PATH": os.environ["PATH"]}
+    command = (sys.executable, "-c", SHORT)
+    program = await asyncio.create_subprocess_exec(*command, cwd=tmp_path, env=environment)
+    assert await asyncio.wait_for(program.wait(), 30) == 0
+    folder = tmp_path / "canary"
+    assert len(list(folder.glob("*.ring"))) == 30
+
+    collector, found, more = CallCollector(folder, ()), [], True
+    while more:
+        collected, more = collector.poll()
+        found += collected
+    collector.acknowledge(collector.positions(), ())
+    collector.close()
+
+    assert [each.exited for each in found] == [True] * 30
+    assert sum(sum(each.events.values()) for each in found) == 30 * 2 * 3
+    assert sum(len(each.keyed) for each in found) == 30 * 2 * 2
+    assert [path.name for path in folder.iterdir()] == [layout.REFUSED_CALLS_FILE]
 
 
 # Dropped calls.
