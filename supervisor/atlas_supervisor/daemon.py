@@ -37,6 +37,7 @@ from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.health.monitor import HealthMonitor
 from atlas_supervisor.logs.log_service import LogService
 from atlas_supervisor.model.actor import SUPERVISOR
+from atlas_supervisor.model.deploy import PublishedEvent
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.probes.http_client import RequestShape
 from atlas_supervisor.store.database import Database, open_database
@@ -44,6 +45,7 @@ from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.store.statements import StoreError, is_damage
 from atlas_supervisor.system.children import Reaper, become_subreaper
+from atlas_supervisor.system.service_manager import ServiceManager
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG
 from atlas_supervisor.telemetry.metrics import Metrics
 from atlas_supervisor.traffic import Endpoints, Plane, make_plane
@@ -88,6 +90,7 @@ class Daemon:
             settings.socket_passing,
         )
         self._releases = Releases.of(settings)
+        self._manager = ServiceManager()
         # Opened by `run`, in this order.
         self._database: Database
         self._registry: WorkerRegistry
@@ -185,7 +188,7 @@ class Daemon:
     ) -> None:
         """Run everything on the open sockets and files until it is time to stop."""
         monitor = self._monitor(slots, prober)
-        events = EventHub(self._database.transitions, self._metrics.deploys.count)
+        events = EventHub(self._database.transitions, self._count)
         service, queries = self._deploys(slots, prober, monitor, events, tasks)
         slots.on_worker_down = service.worker_down
         for background in (
@@ -197,6 +200,7 @@ class Daemon:
             self._metrics.loop.sample,
             slots.measure,
             partial(keep_bounded, [slot.log for slot in slots]),
+            partial(self._manager.run, answers=self._registry.rows, status=queries.summary),
         ):
             tasks.start_soon(background)
         slots.occupy_staging()
@@ -206,14 +210,28 @@ class Daemon:
                 self._settings, self._database, self._state, self._releases, slots.active.name
             )
         async with api(self._control(slots, service, queries, monitor, events)):
+            slots.on_change = partial(self._report, slots)
             tasks.start_soon(slots.start_active, release)
+            self._report(slots)
             await stopping.wait()
+            self._manager.stopping()
             slots.begin_stop()
             await service.stop()
             await slots.stop()
             await end_strays(self._settings.state_dir)
             await self._registry.flush()
             await self._database.audit.record(SUPERVISOR, "daemon", "stopped", pid=os.getpid())
+
+    def _count(self, event: PublishedEvent) -> None:
+        self._metrics.deploys.count(event)
+        self._manager.changed()
+
+    def _report(self, slots: Slots) -> None:
+        """Report a change to the service manager; the first worker that serves makes it ready."""
+        if slots.serving is None:
+            self._manager.changed()
+        else:
+            self._manager.ready()
 
     def _monitor(self, slots: Slots, prober: HttpProber) -> HealthMonitor:
         return HealthMonitor(

@@ -6,6 +6,7 @@ A ring's position is released to its process only after everything before it is 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import structlog
 from atlas_supervisor.canary.ring_reader import Positions, RingReader, RingRefusedError, ring_files
 from atlas_supervisor.model.canary import RingRow
 from atlas_supervisor.system import procfs
+from atlas_supervisor.system.account import Account
 from atlas_worker.contract.ring import RING_SUFFIX, RingEvent, decode
 
 log = structlog.get_logger(__name__)
@@ -47,8 +49,11 @@ class _TrackedRing:
 class CallCollector:
     """The rings in one folder. `poll`, `acknowledge` and `close` block on the disk."""
 
-    def __init__(self, folder: Path, known: Iterable[RingRow]) -> None:
+    def __init__(
+        self, folder: Path, known: Iterable[RingRow], account: Account | None = None
+    ) -> None:
         self._folder = folder
+        self._owners = {os.getuid(), account.uid if account else os.getuid()}
         self._known = {row.ring: row for row in known}
         """Positions saved by the last daemon, of rings that are not open yet."""
         self._rings: dict[str, _TrackedRing] = {}
@@ -91,7 +96,7 @@ class CallCollector:
             if name in self._rings or name in self._refused:
                 continue
             try:
-                reader = RingReader.open(path)
+                reader = RingReader.open(path, self._owners)
                 before = self._known.pop(name, None)
                 tail = reader.tail
             except RingRefusedError as error:

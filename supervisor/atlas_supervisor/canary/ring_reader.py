@@ -22,7 +22,7 @@ import os
 import stat
 import struct
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,8 +82,11 @@ class RingReader:
         self._same_boot = owner.boot_id == procfs.boot_id()
 
     @classmethod
-    def open(cls, path: Path) -> RingReader:
-        """Open a ring. Raises RingRefusedError unless it is a complete ring of this uid."""
+    def open(cls, path: Path, owners: Collection[int] | None = None) -> RingReader:
+        """Open a ring. Raises RingRefusedError unless it is complete, and of an owner's uid.
+
+        None: ours is the only one.
+        """
         # A FIFO must not block the daemon, and a link must not be followed.
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         try:
@@ -91,7 +94,7 @@ class RingReader:
         except OSError as error:
             raise RingRefusedError(f"{path.name} can't be opened: {error.strerror}") from error
         try:
-            _check(os.fstat(descriptor))
+            _check(os.fstat(descriptor), owners or {os.getuid()})
             owner = layout.unpack_header(os.pread(descriptor, layout.HEADER_BYTES, 0))
             return cls(path, descriptor, owner)
         except (OSError, ValueError) as error:
@@ -255,11 +258,11 @@ def _is_void(word: int) -> bool:
     return word >> layout.KIND_SHIFT & 7 == layout.EventKind.VOID
 
 
-def _check(status: os.stat_result) -> None:
-    """Raise ValueError for a file that is not a ring of this uid."""
+def _check(status: os.stat_result, owners: Collection[int]) -> None:
+    """Raise ValueError for a file that is not a ring of one of these users."""
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("not a regular file")
-    if status.st_uid != os.getuid():
-        raise ValueError(f"owned by uid {status.st_uid}, not {os.getuid()}")
+    if status.st_uid not in owners:
+        raise ValueError(f"owned by uid {status.st_uid}, not {' or '.join(map(str, owners))}")
     if status.st_size != layout.RING_BYTES:
         raise ValueError(f"has {status.st_size} bytes instead of {layout.RING_BYTES}")

@@ -47,6 +47,7 @@ from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.status import Suggestion
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.state_keeper import StateKeeper
+from atlas_supervisor.system.account import make_folder
 from atlas_supervisor.system.clock import now
 from atlas_worker.contract import RINGS_DIRECTORY
 
@@ -57,7 +58,6 @@ POLL_SECONDS = 0.25
 
 _AFTER_BUG_SECONDS = 10.0
 _MAX_NAME = 100  # characters of an unknown feature's name that are quoted
-_RINGS_MODE = 0o700
 
 
 class FeatureCanaries:
@@ -330,8 +330,8 @@ async def open_canaries(
     features = initial_features(settings, features, policy)
     folder = settings.state_dir / RINGS_DIRECTORY
     try:
-        folder.mkdir(mode=_RINGS_MODE, exist_ok=True)
-        collector = CallCollector(folder, await database.canary.rings())
+        make_folder(folder, settings.worker_account)
+        collector = CallCollector(folder, await database.canary.rings(), settings.worker_account)
         collector.remove_unfinished()
         canaries = FeatureCanaries(
             settings=settings,

@@ -176,6 +176,14 @@ class DeployQueries:
             deploy_in_progress=self._runs.current is not None,
         )
 
+    def summary(self) -> str:
+        """Return the state in one line that anyone may read."""
+        slot, run = self._slots.serving, self._runs.current
+        text = f"no worker serves: {self._slots.active.name} is {self._slots.active.state}"
+        if slot is not None and slot.instance is not None:
+            text = f"version {slot.instance.release.version} serves on port {slot.port}"
+        return f"{text}; deploy {run.record.deploy_id}: {run.record.phase}" if run else text
+
     def ready(self) -> bool:
         """Return whether an active worker takes traffic: it is ready and answers its probes."""
         return self._slots.active.answers

@@ -38,6 +38,8 @@ def replace(path: Path, content: str) -> None:
     try:
         with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123  # a descriptor
             os.fchmod(file.fileno(), _MODE)  # independent of the umask
+            if os.geteuid() == 0:  # those that may enter the folder may read the file
+                os.fchown(file.fileno(), -1, path.parent.stat().st_gid)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

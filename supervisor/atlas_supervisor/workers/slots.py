@@ -60,6 +60,8 @@ class Slots:
         self.drains = Drains()
         self.on_worker_down: Callable[[Slot, str], Awaitable[bool]] = _no_deploys
         """Called when a worker went down; returns whether a deploy dealt with it."""
+        self.on_change: Callable[[], object] = bool
+        """Called after every change of a slot or of the roles."""
         context = SlotContext(
             settings=settings,
             plane=plane,
@@ -106,6 +108,12 @@ class Slots:
     def staging(self) -> Slot:
         """The other one."""
         return self._slots[self._active.other]
+
+    @property
+    def serving(self) -> Slot | None:
+        """The slot that serves clients; None while none can."""
+        slot = self.active if self._replaced else self.staging
+        return slot if slot.can_serve else None
 
     def ports(self) -> tuple[int, int]:
         """Return the active and the staging port."""
@@ -273,6 +281,7 @@ class Slots:
 
     def _note_service(self) -> None:
         """Note whether clients can be served, for those that wait."""
+        self.on_change()
         if self._stopping:
             return
         if self.active.can_serve:

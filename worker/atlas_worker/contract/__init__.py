@@ -43,6 +43,7 @@ STATE_FILE = "deploy_state.json"
 STATE_SCHEMA_VERSION = 1  # of the state file; a worker does not read one that is newer
 SUPERVISOR_SOCKET = "supervisor.sock"
 RINGS_DIRECTORY = "canary"  # made by the daemon, mode 0700; one ring for each process of a worker
+BUNDLED_WORKER_DIRECTORY = "worker"  # what the bundled worker keeps
 
 # HTTP headers. A request with PROBE_HEADER is the supervisor's own: the kit answers it with
 # INSTANCE_HEADER, so that an answer from the wrong instance is noticed. SMOKE_HEADER marks a smoke
