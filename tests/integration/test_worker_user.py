@@ -24,7 +24,7 @@ pytestmark = pytest.mark.needs_root
 
 ROOT = Path(__file__).parents[2]
 OWNER = ROOT.stat().st_uid
-USER = pwd.getpwuid(OWNER) if OWNER else pwd.getpwnam("nobody")
+USER = pwd.getpwuid(OWNER) if OWNER else pwd.getpwuid(65534)
 """One that can run what is in the repository, if there is one."""
 SMOKE = """
 [[command]]

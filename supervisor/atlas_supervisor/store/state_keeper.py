@@ -26,8 +26,10 @@ log = structlog.get_logger(__name__)
 _MODE = 0o640
 
 
-def replace(path: Path, content: str) -> None:
+def replace(path: Path, content: str, *, shared: bool = False) -> None:
     """Give the file this content: written beside it, fsync, rename. Blocks on the disk.
+
+    `shared`: those that may enter the folder by its group may read it.
 
     Raises OSError, and then the file is as it was. That the new one stays, should the machine
     die now, takes an fsync of the folder besides.
@@ -38,7 +40,7 @@ def replace(path: Path, content: str) -> None:
     try:
         with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123  # a descriptor
             os.fchmod(file.fileno(), _MODE)  # independent of the umask
-            if os.geteuid() == 0:  # those that may enter the folder may read the file
+            if shared and os.geteuid() == 0:
                 os.fchown(file.fileno(), -1, path.parent.stat().st_gid)
             file.write(content)
             file.flush()
@@ -92,7 +94,7 @@ class StateFile:
         failed, what was to be written.
         """
         content = json.dumps(state.model_dump(mode="json"), indent=2) + "\n"
-        replace(self.path, content)
+        replace(self.path, content, shared=True)
         self._sync_folder()
 
     def set_aside(self, stamp: str) -> Path:

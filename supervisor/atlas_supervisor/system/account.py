@@ -29,7 +29,7 @@ class Account:
 
     @classmethod
     def named(cls, name: str) -> Self:
-        """Look the user up. Raises ValueError for one that can't be told from the daemon's."""
+        """Look the user up. Raises ValueError for one that would not be apart from root."""
         try:
             found = pwd.getpwnam(name)
         except KeyError:

@@ -34,7 +34,6 @@ class ServiceManager:
         self._address = environ.get("NOTIFY_SOCKET", "")
         self._beat_seconds = min(_BEAT_SECONDS, _watchdog_seconds(environ) / _BEATS)
         self._ready = self._stopping = False
-        self._status = ""
         self._news = anyio.Event()
 
     def ready(self) -> None:
@@ -72,7 +71,7 @@ class ServiceManager:
                 except AtlasError as error:
                     log.error("watchdog_withheld", why=str(error))
                 else:
-                    self._send([*self._state(status), *self._signs_of_life()])
+                    self._send([*self._state(status), *(["WATCHDOG=1"] if self._ready else [])])
                 await anyio.sleep(self._beat_seconds)
 
     async def _report_changes(self, status: Callable[[], str]) -> None:
@@ -83,16 +82,13 @@ class ServiceManager:
 
     def _state(self, status: Callable[[], str]) -> list[str]:
         if self._stopping:
-            return ["STOPPING=1", _status_line(f"stopping; {status()}")]
-        return [*(["READY=1"] if self._ready else []), _status_line(status())]
+            return ["STOPPING=1", self._extension(), _status_line(f"stopping; {status()}")]
+        return ["READY=1" if self._ready else self._extension(), _status_line(status())]
 
-    def _signs_of_life(self) -> list[str]:
-        """Return what keeps systemd from killing the daemon, by what it waits for."""
-        signs = ["WATCHDOG=1"] if self._ready else []
-        if self._stopping or not self._ready:
-            seconds = max(_BEAT_SECONDS, self._beat_seconds) * _BEATS
-            signs.append(f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}")
-        return signs
+    def _extension(self) -> str:
+        """Return the line that extends systemd's limit on a start or a stop."""
+        seconds = max(_BEAT_SECONDS, self._beat_seconds) * _BEATS
+        return f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}"
 
     def _send(self, lines: list[str]) -> None:
         """Send a message, or drop it: nothing waits for the service manager."""
