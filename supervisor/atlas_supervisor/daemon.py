@@ -37,7 +37,6 @@ from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.health.monitor import HealthMonitor
 from atlas_supervisor.logs.log_service import LogService
 from atlas_supervisor.model.actor import SUPERVISOR
-from atlas_supervisor.model.deploy import PublishedEvent
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.probes.http_client import RequestShape
 from atlas_supervisor.store.database import Database, open_database
@@ -90,7 +89,6 @@ class Daemon:
             settings.socket_passing,
         )
         self._releases = Releases.of(settings)
-        self._manager = ServiceManager()
         # Opened by `run`, in this order.
         self._database: Database
         self._registry: WorkerRegistry
@@ -188,8 +186,9 @@ class Daemon:
     ) -> None:
         """Run everything on the open sockets and files until it is time to stop."""
         monitor = self._monitor(slots, prober)
-        events = EventHub(self._database.transitions, self._count)
+        events = EventHub(self._database.transitions, self._metrics.deploys.count)
         service, queries = self._deploys(slots, prober, monitor, events, tasks)
+        manager = ServiceManager()
         slots.on_worker_down = service.worker_down
         for background in (
             self._database.outbox.run,
@@ -200,7 +199,6 @@ class Daemon:
             self._metrics.loop.sample,
             slots.measure,
             partial(keep_bounded, [slot.log for slot in slots]),
-            partial(self._manager.run, answers=self._registry.rows, status=queries.summary),
         ):
             tasks.start_soon(background)
         slots.occupy_staging()
@@ -210,28 +208,16 @@ class Daemon:
                 self._settings, self._database, self._state, self._releases, slots.active.name
             )
         async with api(self._control(slots, service, queries, monitor, events)):
-            slots.on_change = partial(self._report, slots)
             tasks.start_soon(slots.start_active, release)
-            self._report(slots)
+            tasks.start_soon(manager.run, queries.serves, queries.summary, self._registry.rows)
             await stopping.wait()
-            self._manager.stopping()
+            manager.stopping = True
             slots.begin_stop()
             await service.stop()
             await slots.stop()
             await end_strays(self._settings.state_dir)
             await self._registry.flush()
             await self._database.audit.record(SUPERVISOR, "daemon", "stopped", pid=os.getpid())
-
-    def _count(self, event: PublishedEvent) -> None:
-        self._metrics.deploys.count(event)
-        self._manager.changed()
-
-    def _report(self, slots: Slots) -> None:
-        """Report a change to the service manager; the first worker that serves makes it ready."""
-        if slots.serving is None:
-            self._manager.changed()
-        else:
-            self._manager.ready()
 
     def _monitor(self, slots: Slots, prober: HttpProber) -> HealthMonitor:
         return HealthMonitor(

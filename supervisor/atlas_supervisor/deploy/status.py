@@ -176,6 +176,10 @@ class DeployQueries:
             deploy_in_progress=self._runs.current is not None,
         )
 
+    def serves(self) -> bool:
+        """Return whether any worker serves clients, also one of an earlier daemon."""
+        return self._slots.serving is not None
+
     def summary(self) -> str:
         """Return the state in one line that anyone may read."""
         slot, run = self._slots.serving, self._runs.current

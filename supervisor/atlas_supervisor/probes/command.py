@@ -14,7 +14,7 @@ from subprocess import DEVNULL, PIPE, STDOUT
 import anyio
 from anyio.abc import ByteReceiveStream, Process
 
-from atlas_supervisor.system.account import Account, as_user
+from atlas_supervisor.system.account import Account
 
 OUTPUT_LIMIT = 8 * 1024
 """Bytes of output that are kept: the last ones, where programs report errors."""
@@ -75,7 +75,7 @@ async def _session(
             cwd=directory,
             env=env,
             start_new_session=True,
-            **as_user(account),
+            **(account.privileges if account else {}),
         )
     try:
         yield process

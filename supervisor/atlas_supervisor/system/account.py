@@ -47,6 +47,11 @@ class Account:
         shell = self.shell or "/bin/sh"
         return {"HOME": self.home, "USER": self.name, "LOGNAME": self.name, "SHELL": shell}
 
+    @property
+    def privileges(self) -> dict[str, Any]:
+        """The arguments of `subprocess` that start one of its processes, by root."""
+        return {"user": self.uid, "group": self.gid, "extra_groups": list(self.groups)}
+
     def may(self, wanted: int, path: Path) -> bool:
         """Return whether the file's mode allows the user this: 4 to read, 2 to write, 1 to enter.
 
@@ -57,13 +62,6 @@ class Account:
             return bool(stat.S_IMODE(status.st_mode) >> 6 & wanted)
         shift = 3 if status.st_gid in self.groups else 0
         return bool(stat.S_IMODE(status.st_mode) >> shift & wanted)
-
-
-def as_user(account: Account | None) -> dict[str, Any]:
-    """Return the arguments of `subprocess` that start a process of this user; None: of ours."""
-    if account is None:
-        return {}
-    return {"user": account.uid, "group": account.gid, "extra_groups": list(account.groups)}
 
 
 def make_folder(path: Path, account: Account | None, mode: int = 0o700) -> None:

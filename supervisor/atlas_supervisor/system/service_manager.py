@@ -1,9 +1,9 @@
 """Reports the daemon's state to systemd, as sd_notify(3) defines it.
 
-Every message holds the whole state, so that one that is lost is made good by the next. Messages
-go out when something changes, and in any case several times within the watchdog's time. They stop
-when the event loop hangs or the database can't be read. Then systemd kills the daemon and starts
-the next one, and workers serve on. Without `NOTIFY_SOCKET` nothing is sent.
+It looks at the state a few times in a second, and reports a change. A sign of life goes out several
+times within the watchdog's time. They stop when the event loop hangs or the database can't be read.
+Then systemd kills the daemon and starts the next one, and workers serve on. Without `NOTIFY_SOCKET`
+nothing is sent.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from atlas_supervisor.errors import AtlasError
 
 log = structlog.get_logger(__name__)
 
+_LOOK_SECONDS = 0.2
 _BEAT_SECONDS = 10.0
-"""The longest pause between two messages."""
+"""The longest pause between two signs of life."""
 _BEATS = 3
 """So many fit into the time after which systemd takes the daemon for hung."""
 _STATUS_LENGTH = 300
@@ -33,62 +34,54 @@ class ServiceManager:
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         self._address = environ.get("NOTIFY_SOCKET", "")
         self._beat_seconds = min(_BEAT_SECONDS, _watchdog_seconds(environ) / _BEATS)
-        self._ready = self._stopping = False
-        self._news = anyio.Event()
-
-    def ready(self) -> None:
-        """Report that a worker serves."""
-        self._ready = True
-        self.changed()
-
-    def stopping(self) -> None:
-        """Report that the daemon stops, which takes as long as its drains."""
-        self._stopping = True
-        self.changed()
-
-    def changed(self) -> None:
-        """Report the state soon: it may be another one."""
-        self._news.set()
+        self._ready = False
+        self.stopping = False
+        """Whether the daemon stops, which takes as long as its drains."""
 
     def refused(self, why: str) -> None:
         """Report why the daemon can't start."""
         self._send([_status_line(why)])
 
     async def run(
-        self, answers: Callable[[], Awaitable[object]], status: Callable[[], str]
+        self,
+        serves: Callable[[], bool],
+        status: Callable[[], str],
+        answers: Callable[[], Awaitable[object]],
     ) -> None:
-        """Report until cancelled: `status` in one line, and all else as long as `answers` does.
+        """Report until cancelled: ready once a worker serves, and `status`, a line.
 
         `answers` raises AtlasError, or does not return, if a restart is the better state.
         """
         if not self._address:
             return
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._report_changes, status)
+            tasks.start_soon(self._beat, answers)
+            last: list[str] = []
             while True:
-                try:
-                    await answers()
-                except AtlasError as error:
-                    log.error("watchdog_withheld", why=str(error))
-                else:
-                    self._send([*self._state(status), *(["WATCHDOG=1"] if self._ready else [])])
-                await anyio.sleep(self._beat_seconds)
+                self._ready = self._ready or serves()
+                text = f"stopping; {status()}" if self.stopping else status()
+                if (lines := [*self._phase(), _status_line(text)]) != last:
+                    self._send(lines)
+                last = lines
+                await anyio.sleep(_LOOK_SECONDS)
 
-    async def _report_changes(self, status: Callable[[], str]) -> None:
+    async def _beat(self, answers: Callable[[], Awaitable[object]]) -> None:
         while True:
-            self._news = anyio.Event()
-            self._send(self._state(status))
-            await self._news.wait()
+            try:
+                await answers()
+            except AtlasError as error:
+                log.error("watchdog_withheld", why=str(error))
+            else:
+                self._send([*self._phase(), *(["WATCHDOG=1"] if self._ready else [])])
+            await anyio.sleep(self._beat_seconds)
 
-    def _state(self, status: Callable[[], str]) -> list[str]:
-        if self._stopping:
-            return ["STOPPING=1", self._extension(), _status_line(f"stopping; {status()}")]
-        return ["READY=1" if self._ready else self._extension(), _status_line(status())]
-
-    def _extension(self) -> str:
-        """Return the line that extends systemd's limit on a start or a stop."""
+    def _phase(self) -> list[str]:
+        """Return the lines for where the daemon is; a start or a stop is extended."""
         seconds = max(_BEAT_SECONDS, self._beat_seconds) * _BEATS
-        return f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}"
+        extension = f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}"
+        if self.stopping:
+            return ["STOPPING=1", extension]
+        return ["READY=1" if self._ready else extension]
 
     def _send(self, lines: list[str]) -> None:
         """Send a message, or drop it: nothing waits for the service manager."""

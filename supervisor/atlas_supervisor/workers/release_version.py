@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from atlas_supervisor.model.release import VersionSource
-from atlas_supervisor.system.account import Account, as_user
+from atlas_supervisor.system.account import Account
 from atlas_supervisor.system.clock import Stopwatch
 
 _FILE = "VERSION"
@@ -198,7 +198,7 @@ def _described(folder: Path, seconds: float, account: Account | None) -> tuple[i
     status = folder.stat()
     owner = {"user": status.st_uid, "group": status.st_gid, "extra_groups": []}
     if account is not None or os.geteuid() != 0 or status.st_uid == 0:
-        return _run_git(folder, seconds, "--dirty", **as_user(account))
+        return _run_git(folder, seconds, "--dirty", **(account.privileges if account else {}))
     described = _run_git(folder, seconds, "--dirty", **owner)
     return described if described[0] == 0 else _run_git(folder, seconds)
 

@@ -60,8 +60,6 @@ class Slots:
         self.drains = Drains()
         self.on_worker_down: Callable[[Slot, str], Awaitable[bool]] = _no_deploys
         """Called when a worker went down; returns whether a deploy dealt with it."""
-        self.on_change: Callable[[], object] = bool
-        """Called after every change of a slot or of the roles."""
         context = SlotContext(
             settings=settings,
             plane=plane,
@@ -281,7 +279,6 @@ class Slots:
 
     def _note_service(self) -> None:
         """Note whether clients can be served, for those that wait."""
-        self.on_change()
         if self._stopping:
             return
         if self.active.can_serve:

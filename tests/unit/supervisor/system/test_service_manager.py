@@ -40,16 +40,29 @@ async def fine() -> None:
     """Answer."""
 
 
+class Reporting:
+    """A daemon's side: its state, as it is reported."""
+
+    def __init__(self, manager: ServiceManager) -> None:
+        self.manager = manager
+        self.serves = False
+
+    async def run(self, answers: Callable[[], Awaitable[object]]) -> None:
+        await self.manager.run(
+            lambda: self.serves, lambda: "version 1 serves\non port 8791", answers
+        )
+
+
 @asynccontextmanager
 async def reporting(
     folder: Path, answers: Callable[[], Awaitable[object]] = fine, watchdog: str = "60000"
-) -> AsyncIterator[tuple[ServiceManager, Systemd]]:
+) -> AsyncIterator[tuple[Reporting, Systemd]]:
     path = str(folder / "notify")
     systemd = Systemd(path)
-    manager = ServiceManager({"NOTIFY_SOCKET": path, "WATCHDOG_USEC": watchdog})
-    task = asyncio.create_task(manager.run(answers, lambda: "version 1 serves\non port 8791"))
+    daemon = Reporting(ServiceManager({"NOTIFY_SOCKET": path, "WATCHDOG_USEC": watchdog}))
+    task = asyncio.create_task(daemon.run(answers))
     try:
-        yield manager, systemd
+        yield daemon, systemd
     finally:
         task.cancel()
         systemd.close()
@@ -59,22 +72,25 @@ async def reporting(
 async def test_a_start_is_extended_until_it_is_ready_and_watched_from_then_on(
     tmp_path: Path,
 ) -> None:
-    async with reporting(tmp_path) as (manager, systemd):
-        starting = await systemd.until("EXTEND_TIMEOUT_USEC=30000000")
+    async with reporting(tmp_path) as (daemon, systemd):
+        starting = await systemd.until("STATUS=version 1 serves on port 8791")
+        assert "EXTEND_TIMEOUT_USEC=30000000" in starting
         assert not starting & {"READY=1", "WATCHDOG=1"}
-        assert "STATUS=version 1 serves on port 8791" in starting
-        manager.ready()
+        daemon.serves = True
+        await systemd.until("READY=1", "STATUS=version 1 serves on port 8791")
         running = await systemd.until("READY=1", "WATCHDOG=1")
         assert not any(line.startswith("EXTEND") for line in running)
+        daemon.serves = False  # it crashed, and is started again by the daemon
+        assert "READY=1" in await systemd.until("WATCHDOG=1")
 
 
 async def test_a_stop_is_announced_and_extended_while_it_lasts(tmp_path: Path) -> None:
-    async with reporting(tmp_path) as (manager, systemd):
-        manager.ready()
-        manager.stopping()
-        stop = await systemd.until("STOPPING=1", "WATCHDOG=1", "EXTEND_TIMEOUT_USEC=30000000")
-        assert "STATUS=stopping; version 1 serves on port 8791" in stop
+    async with reporting(tmp_path) as (daemon, systemd):
+        daemon.serves = daemon.manager.stopping = True
+        stop = await systemd.until("STATUS=stopping; version 1 serves on port 8791")
+        assert {"STOPPING=1", "EXTEND_TIMEOUT_USEC=30000000"} <= stop
         assert "READY=1" not in stop
+        await systemd.until("STOPPING=1", "WATCHDOG=1", "EXTEND_TIMEOUT_USEC=30000000")
 
 
 async def test_a_long_watchdog_time_extends_by_more_than_the_pause_between_two_messages(
@@ -96,9 +112,9 @@ async def test_a_database_that_fails_or_hangs_withholds_the_watchdog_and_not_the
             await asyncio.Event().wait()
         raise AtlasError("the database could not be read: disk I/O error")
 
-    async with reporting(tmp_path, broken) as (manager, systemd):
+    async with reporting(tmp_path, broken) as (daemon, systemd):
         await asked.wait()
-        manager.ready()
+        daemon.serves = True
         assert "WATCHDOG=1" not in await systemd.until("READY=1")
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):  # ten times the pause
@@ -110,16 +126,15 @@ async def test_without_a_service_manager_nothing_is_reported() -> None:
         raise AssertionError("nothing is to be asked")
 
     manager = ServiceManager({})
-    manager.ready()
     manager.refused("a port is taken")
-    await manager.run(never, str)
+    await manager.run(lambda: True, str, never)
 
 
 async def test_a_service_manager_that_is_gone_delays_nothing(tmp_path: Path) -> None:
     manager = ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "gone"), "WATCHDOG_USEC": "x"})
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
-            await manager.run(fine, str)
+            await manager.run(lambda: True, str, fine)
 
 
 async def test_a_watchdog_for_another_process_is_not_ours() -> None:
