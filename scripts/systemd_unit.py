@@ -72,7 +72,7 @@ def unit_text(service: Service) -> str:
     shipped = (ROOT / "scripts" / (UNIT if service.name is None else TEMPLATE)).read_text()
     stop_seconds = settings.drain_timeout_seconds + settings.stop_timeout_seconds
     env_file, python = argument(service.env_file), argument(ROOT / ".venv/bin/python")
-    ending = f"%t/%N/stopping {stop_seconds:.0f} {settings.stop_signal}"
+    ending = f"%t/%N {stop_seconds:.0f} {settings.stop_signal}"
     changes = {
         "ExecStart": f"{python} -m atlas_supervisor --env-file {env_file}",
         "ExecStopPost": f"/bin/sh {argument(ROOT / 'scripts/end-workers')} {ending}",

@@ -309,6 +309,24 @@ async def test_stop_ends_the_workers_of_a_daemon_that_died_and_cannot_start(
         assert running.show("ActiveState") in {"inactive", "failed"}
     finally:
         unit.write_text(text)
+        await running.run("systemctl", "daemon-reload")
+
+
+async def test_a_stop_right_after_the_daemon_s_death_ends_its_workers(running: Shop) -> None:
+    """While systemd still runs what follows a death, which takes long here."""
+    drop_in = running.machine.disk / f"etc/systemd/system/{UNIT}.d/slow.conf"
+    drop_in.write_text("[Service]\nExecStopPost=/bin/sleep 1\n")
+    await running.run("systemctl", "daemon-reload")
+    try:
+        os.kill(running.pid, signal.SIGKILL)
+        await eventually(lambda: running.show("SubState") == "stop-post")
+        assert len(running.workers()) == 1
+        await running.run("systemctl", "stop", UNIT)
+        await eventually(lambda: running.machine.of_unit(UNIT) == [])
+        assert running.show("SubState") == "failed"  # its death was not asked for
+    finally:
+        drop_in.unlink()
+        await running.run("systemctl", "daemon-reload")
 
 
 async def test_the_installer_has_root_s_daemon_run_workers_of_another_user(shop: Shop) -> None:
