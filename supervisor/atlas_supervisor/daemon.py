@@ -47,7 +47,7 @@ from atlas_supervisor.system.children import Reaper, become_subreaper
 from atlas_supervisor.system.service_manager import ServiceManager
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG
 from atlas_supervisor.telemetry.metrics import Metrics
-from atlas_supervisor.traffic import Endpoints, Plane, make_plane
+from atlas_supervisor.traffic import PATIENCE_SECONDS, Endpoints, Plane, make_plane
 from atlas_supervisor.workers.output import keep_bounded
 from atlas_supervisor.workers.registry import WorkerRegistry, end_strays, take_over
 from atlas_supervisor.workers.releases import Releases
@@ -85,6 +85,8 @@ class Daemon:
                 settings.public_port,
                 settings.slot_ports,
                 proxy_protocol=settings.relay_proxy_protocol,
+                # The refusal of an outage comes first.
+                patience_seconds=PATIENCE_SECONDS + settings.ready_timeout_seconds,
             ),
             settings.socket_passing,
         )
@@ -209,7 +211,7 @@ class Daemon:
             )
         async with api(self._control(slots, service, queries, monitor, events)):
             tasks.start_soon(slots.start_active, release)
-            tasks.start_soon(manager.run, queries.serves, queries.summary, self._registry.rows)
+            tasks.start_soon(manager.run, queries.ready, queries.summary, self._registry.rows)
             await stopping.wait()
             manager.stopping = True
             slots.begin_stop()

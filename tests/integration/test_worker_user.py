@@ -193,20 +193,6 @@ async def test_a_launcher_without_the_daemon_gives_up_root_too(folder: Path) -> 
         await process.wait()
 
 
-def test_a_version_is_not_read_through_a_link_to_what_only_the_daemon_may_read(
-    folder: Path,
-) -> None:
-    from atlas_supervisor.system.account import Account
-    from atlas_supervisor.workers.release_version import version_of
-
-    (folder / "secret").write_text("0123456789abcdef")
-    (folder / "work").mkdir()
-    (folder / "work" / "VERSION").symlink_to(folder / "secret")
-    found = version_of(folder / "work", "named", account=Account.named(USER.pw_name))
-    assert (found.version, found.note) == ("named", "VERSION is a link and not a file")
-    assert version_of(folder / "work", "named").version == "0123456789abcdef"
-
-
 def test_git_runs_as_the_worker_user_never_as_root(folder: Path) -> None:
     from atlas_supervisor.system.account import Account
     from atlas_supervisor.workers.release_version import version_of

@@ -176,21 +176,18 @@ class DeployQueries:
             deploy_in_progress=self._runs.current is not None,
         )
 
-    def serves(self) -> bool:
-        """Return whether any worker serves clients, also one of an earlier daemon."""
-        return self._slots.serving is not None
-
     def summary(self) -> str:
         """Return the state in one line that anyone may read."""
-        slot, run = self._slots.serving, self._runs.current
-        text = f"no worker serves: {self._slots.active.name} is {self._slots.active.state}"
-        if slot is not None and slot.instance is not None:
+        active, run = self._slots.active, self._runs.current
+        slot = active if active.can_serve else self._slots.staging  # an earlier daemon's
+        text = f"no worker serves: {active.name} is {active.state}"
+        if self.ready() and slot.instance is not None:
             text = f"version {slot.instance.release.version} serves on port {slot.port}"
         return f"{text}; deploy {run.record.deploy_id}: {run.record.phase}" if run else text
 
     def ready(self) -> bool:
-        """Return whether an active worker takes traffic: it is ready and answers its probes."""
-        return self._slots.active.answers
+        """Return whether a worker takes traffic: a ready one, or one of an earlier daemon."""
+        return self._slots.serves
 
     async def history(self, limit: int) -> list[DeployRecord]:
         """Return the latest deploys, newest first."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import resource
 import signal
 import stat
 import subprocess
@@ -40,6 +41,9 @@ _GIT_ENVIRONMENT = {
     "GIT_ALLOW_PROTOCOL": "",
 }
 """All that git gets besides `PATH`: no variable of ours names another repository or user."""
+_GIT_BYTES = 1024**3
+"""The memory that it may allocate: a repository can name a file without an end. What it maps, such
+as its packs, does not count."""
 _DIGEST_FILES = 100_000
 _NOT_CODE = frozenset({"__pycache__", ".git"})
 
@@ -95,12 +99,12 @@ def from_source(
 ) -> str | None:
     """Return the version that one source gives; None if there is none of the kind.
 
-    With an account, git runs as that user, and no link is followed to a file that only the daemon
-    may read. Raises LookupFailedError, also if it takes longer than `seconds`.
+    With an account, git runs as that user. Raises LookupFailedError, also if it takes longer than
+    `seconds`.
     """
     seconds = _SECONDS if seconds is None else seconds
     if source is VersionSource.FILE:
-        return _from_file(path, follow_links=account is None)
+        return _from_file(path)
     if source is VersionSource.GIT:
         return _from_git(path, seconds, account)
     return _from_files(path, ignored, seconds) if source is VersionSource.DIGEST else path.name
@@ -119,11 +123,11 @@ def has_repository(path: Path) -> bool:
 # The file.
 
 
-def _from_file(folder: Path, *, follow_links: bool) -> str | None:
+def _from_file(folder: Path) -> str | None:
     if not has_file(folder):
         return None
     try:
-        content = _read_a_little(folder / _FILE, follow_links=follow_links)
+        content = _read_a_little(folder)
     except OSError as error:
         raise LookupFailedError(f"{_FILE} can't be read: {error.strerror}") from error
     if len(content) > _FILE_BYTES:
@@ -139,26 +143,27 @@ def _from_file(folder: Path, *, follow_links: bool) -> str | None:
     return _shown(_LINE_END.split(text)[0], _FILE)
 
 
-def _read_a_little(path: Path, *, follow_links: bool) -> bytes:
-    """Return the file's first bytes, one more than it may have. Never waits, as for a FIFO."""
-    mode = path.stat(follow_symlinks=follow_links).st_mode
+def _read_a_little(folder: Path) -> bytes:
+    """Return the file's first bytes, one more than it may have. Never waits, as for a FIFO.
+
+    A link that leads out of the release is refused: a version is shown to everyone, and the daemon
+    can read what the release's author can't.
+    """
+    path = folder / _FILE
+    mode = path.stat().st_mode
     if not stat.S_ISREG(mode):  # before it is opened: opening a device may do something
         raise LookupFailedError(f"{path.name} is {_kind(mode)} and not a file")
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    descriptor = os.open(path, flags if follow_links else flags | os.O_NOFOLLOW)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise LookupFailedError(f"{path.name} is not a file")
+        if not Path(f"/proc/self/fd/{descriptor}").readlink().is_relative_to(folder.resolve()):
+            raise LookupFailedError(f"{path.name} is a link to a file outside of the release")
         return file.read(_FILE_BYTES + 1)
 
 
 def _kind(mode: int) -> str:
-    kinds = {
-        stat.S_IFDIR: "a folder",
-        stat.S_IFIFO: "a FIFO",
-        stat.S_IFSOCK: "a socket",
-        stat.S_IFLNK: "a link",
-    }
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
     return kinds.get(stat.S_IFMT(mode), "a device")
 
 
@@ -221,6 +226,8 @@ def _run_git(folder: Path, seconds: float, *options: str, **user: Any) -> tuple[
     except (OSError, subprocess.SubprocessError) as error:
         raise LookupFailedError(f"git can't be run: {error}") from error
     with git:
+        with suppress(OSError):  # it may have ended already
+            resource.prlimit(git.pid, resource.RLIMIT_DATA, (_GIT_BYTES, _GIT_BYTES))
         try:
             output, errors = git.communicate(timeout=seconds)
         except BaseException as error:

@@ -108,10 +108,13 @@ class Slots:
         return self._slots[self._active.other]
 
     @property
-    def serving(self) -> Slot | None:
-        """The slot that serves clients; None while none can."""
-        slot = self.active if self._replaced else self.staging
-        return slot if slot.can_serve else None
+    def serves(self) -> bool:
+        """Whether clients are served: by the active worker, or still by an earlier daemon's."""
+        return self.active.answers or self._earlier_serves
+
+    @property
+    def _earlier_serves(self) -> bool:
+        return not self._replaced and any(each.alive for each in self._inherited.serving)
 
     def ports(self) -> tuple[int, int]:
         """Return the active and the staging port."""
@@ -139,6 +142,8 @@ class Slots:
         why = f"{slot.name} is {slot.state}"
         if slot.last_exit:
             why += f"; the last time, {slot.last_exit}"
+        if self._earlier_serves:
+            why += "; the worker of an earlier daemon serves until then"
         return ActiveWorker(slot.name, slot.port, None, version, absence=why)
 
     # The roles.
@@ -287,7 +292,8 @@ class Slots:
             return  # a worker of an earlier daemon serves them
         can_serve = self.active.can_serve
         if not can_serve or self._outage.noted:
-            self._outage.note(self._active, can_serve=can_serve)
+            launching = self.active.state is SlotState.STARTING
+            self._outage.note(self._active, can_serve=can_serve, launching=launching)
 
     def _is_wanted(self, slot: Slot) -> bool:
         return slot is self.active and not self._stopping
