@@ -122,7 +122,7 @@ def test_a_port_below_1024_takes_one_capability(tmp_path: Path) -> None:
 def test_a_long_drain_makes_a_long_stop(tmp_path: Path) -> None:
     text = unit_text(service(tmp_path, DRAIN_TIMEOUT_SECONDS=300, STOP_SIGNAL="QUIT"))
     assert values(text, "TimeoutStopSec") == ["340"]
-    assert values(text, "ExecStopPost")[0].endswith("/scripts/end-workers %t/%N 310 QUIT")
+    assert values(text, "ExecStopPost")[0].endswith(" %t/%N 310 QUIT")
 
 
 def install(*arguments: object) -> int:
