@@ -15,7 +15,7 @@ from pathlib import Path
 from atlas_supervisor.config import load_settings, warnings
 from atlas_supervisor.errors import SettingsError
 from atlas_supervisor.workers.standalone import nothing_recorded
-from scripts.systemd_unit import ROOT, Service, unit_text
+from scripts.systemd_unit import ROOT, Service, is_hidden, unit_text
 
 SYSTEM_UNITS = Path("/etc/systemd/system")
 RUNNING = Path("/run/systemd/system")
@@ -91,6 +91,7 @@ def install(options: argparse.Namespace) -> None:
         return
     refuse_early(options, service, text)
     prepare_user(service)
+    refuse_unreadable(service)
     set_worker_user(options, service.env_file)
     prepare_state(service)
     changed = write_unit(options.unit_dir / service.unit, text)
@@ -194,6 +195,31 @@ def prepare_user(service: Service) -> None:
         service.user,
     )
     print(f"made the user {service.user}")
+
+
+def refuse_unreadable(service: Service) -> None:
+    """Raise InstallError for what the service's user can't read, as its own start would find."""
+    user = pwd.getpwnam(service.user)
+    if os.geteuid() != 0 or user.pw_uid == 0:
+        return
+    groups = os.getgrouplist(user.pw_name, user.pw_gid)
+    settings = service.settings
+    for path in (ROOT / "supervisor", service.env_file, settings.worker_directory):
+        # A folder that is bound into the sandbox is reached whatever is above it.
+        folder, name = (path, ".") if path.is_dir() else (path.parent, path.name)
+        found = subprocess.run(
+            ("test", "-r", name if is_hidden(path) else path),
+            cwd=folder,
+            user=user.pw_uid,
+            group=user.pw_gid,
+            extra_groups=groups,
+            check=False,
+        )
+        if found.returncode:
+            raise InstallError(
+                f"{service.user} can't read {path}: see its mode and owner, and those above it "
+                "(namei -l); for example chgrp, and chmod g+rX"
+            )
 
 
 def set_worker_user(options: argparse.Namespace, env_file: Path) -> None:

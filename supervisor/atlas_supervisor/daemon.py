@@ -229,6 +229,7 @@ class Daemon:
             database=self._database,
             state=self._state,
             subject=slots.active_worker,
+            canaries=self._canaries.check,
         )
 
     def _deploys(

@@ -34,6 +34,13 @@ CHECKS = (
 )
 EXAMPLES = 2
 """For each operation, besides the several dozen that follow from the document alone."""
+LONG = os.environ.get("ATLAS_FUZZ_SECONDS")
+"""`scripts/fuzz` asks for about ten examples a second, of any seed."""
+CHOSEN = (
+    ("--max-examples", str(10 * int(LONG)), "--seed", os.environ["ATLAS_FUZZ_SEED"])
+    if LONG
+    else ("--max-examples", str(EXAMPLES), "--generation-deterministic")
+)
 
 # A deploy waits for its switch, so that there is something to switch and to abort.
 QUICK: dict[str, Setting] = {"HEALTH_PROBES": 1, "AUTO_SWITCH_ON_HEALTH": "false"}
@@ -52,8 +59,8 @@ async def schemathesis(
             f"http://127.0.0.1:{port}/openapi.json",
             *("--header", "Host: localhost"),  # the port in ours is not the daemon's
             *("--checks", ",".join(CHECKS)),
-            *("--max-examples", str(EXAMPLES)),
-            *("--generation-deterministic", "--no-shrink"),
+            *CHOSEN,
+            "--no-shrink",
             *("--request-timeout", "20"),
             *("--continue-on-failure", "--no-color"),
             *arguments,

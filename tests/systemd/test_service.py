@@ -221,6 +221,10 @@ async def test_installing_it_again_changes_nothing_and_another_unit_is_not_repla
         "warning: SMOKE_FILE is empty or missing: the health gate is the only check of a release",
         f"{UNIT} is running",
     ]
+    running.env_file.chmod(0o600)
+    said = await running.install(check=False)
+    assert f"atlas-{NAME} can't read /etc/atlas/{NAME}.env: see its mode and owner" in said
+    running.env_file.chmod(0o644)
     own = unit.read_text().replace("UMask=0027", "UMask=0077")
     unit.write_text(own)
     said = await running.install(check=False)
