@@ -20,7 +20,6 @@ from atlas_supervisor import errors
 from atlas_supervisor.api import responses
 from atlas_supervisor.api.connection import TimedConnection
 from atlas_supervisor.api.denied_audit import DeniedRequests
-from atlas_supervisor.api.fairness import Turnstile
 from atlas_supervisor.api.parsing import (
     MAX_BODY_BYTES,
     read_body,
@@ -30,7 +29,7 @@ from atlas_supervisor.api.parsing import (
 )
 from atlas_supervisor.api.ports import Control, MetricsPort
 from atlas_supervisor.api.routes import Access, AnyRoute, Request, StreamReply
-from atlas_supervisor.api.security import Gate
+from atlas_supervisor.api.security import Gate, Turnstile
 from atlas_supervisor.errors import AtlasError, RefusedError
 from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.deploy import DeployRecord
