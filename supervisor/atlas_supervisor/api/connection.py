@@ -19,7 +19,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
 from atlas_supervisor import errors
-from atlas_supervisor.api import responses
+from atlas_supervisor.api import messages
 from atlas_supervisor.api.security import Peer, Unsent, peer_of
 from atlas_supervisor.telemetry.log_summary import LogSummary
 
@@ -238,15 +238,15 @@ class TimedConnection(web.RequestHandler):
         else:
             self._log_refused(status, "bad_request")
             refusal = errors.BAD_REQUEST.error(status=status)
-        return responses.refusal(refusal, close=True)
+        return messages.refusal(refusal, close=True)
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Give errors that aiohttp raised before the application ran the common shape."""
         if isinstance(resp, web.HTTPException):
-            resp = responses.refusal(responses.of_http_exception(resp), close=True)
-        size = responses.own_size(resp)
+            resp = messages.refusal(messages.of_http_exception(resp), close=True)
+        size = messages.own_size(resp)
         self._answering = True
         try:
             with self._unsent.count(size, trusted=self.trusted, end=self.reset):
@@ -279,7 +279,7 @@ class TimedConnection(web.RequestHandler):
             return  # a part of a stream was read just in time
         if self._turn is _Turn.RECEIVING:
             self._log_refused(408, "too_slow")
-            transport.write(responses.raw_timeout())
+            transport.write(messages.raw_timeout())
             if transport.get_write_buffer_size():
                 self.reset()
                 return
