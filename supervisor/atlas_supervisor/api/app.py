@@ -120,6 +120,8 @@ def _admission(
             connection.become_trusted()
         else:
             await turnstile.enter()
+        if connection.transport is None:  # else the missing body would be taken for a failure
+            raise ConnectionResetError("the connection has ended")
         request[_STARTED] = asyncio.get_running_loop().time()
         try:
             gate.check_sender(request, connection.peer)

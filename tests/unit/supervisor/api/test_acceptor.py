@@ -6,6 +6,7 @@ import asyncio
 import os
 import select
 import socket
+import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from tests.unit.supervisor.api.support import (
 LATE = 8.0
 GET = "GET /livez HTTP/1.1"
 ALIVE = b'{"status":"alive"}'
+RESET = struct.pack("ii", 1, 0)
 ASSET = "/docs/swagger-ui-bundle.js"
 
 
@@ -335,3 +337,17 @@ class Slow(MemoryControl):
         await self.may_end.wait()
         self.reading -= 1
         return []
+
+
+async def test_a_client_that_leaves_without_its_body_is_no_error(tmp_path: Path) -> None:
+    async with running(tmp_path) as server, asyncio.timeout(LATE):
+        with capture_logs() as lines:
+            for number in range(40):
+                with connected(server, head(server, GET, "Content-Length: 100")) as sock:
+                    if number % 2:
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            counted = server.metrics.counted
+            await eventually(lambda: len(counted) >= 20)
+            assert (await server.tcp("GET", "/livez")).status == 200
+    assert [line for line in lines if line["log_level"] == "error"] == []
+    assert {status for _, _, status, _ in counted} == {200, 499}
