@@ -144,6 +144,9 @@ class CallCollector:
             descriptor = os.open(self._folder / REFUSED_CALLS_FILE, flags, 0o600)
             with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
                 file.write(_COUNT.pack(0))
+                if os.geteuid() == 0:  # workers write to it, whose folder it is
+                    owner = self._folder.stat()
+                    os.fchown(descriptor, owner.st_uid, owner.st_gid)
         for path in self._folder.glob(f".*{RING_SUFFIX}.new"):
             pid = path.name.lstrip(".").partition("-")[0]
             if not pid.isdecimal() or procfs.start_ticks(int(pid)) is None:
