@@ -205,7 +205,7 @@ def refuse_unreadable(service: Service) -> None:
     groups = os.getgrouplist(user.pw_name, user.pw_gid)
     settings = service.settings
     for path in (ROOT / "supervisor", service.env_file, settings.worker_directory):
-        # A folder that is bound into the sandbox is reached whatever is above it.
+        # A folder that is bound into the sandbox is reached without the folders above it.
         folder, name = (path, ".") if path.is_dir() else (path.parent, path.name)
         found = subprocess.run(
             ("test", "-r", name if is_hidden(path) else path),

@@ -31,6 +31,8 @@ Setting = str | int | float | Path
 PROGRAM = ("-m", "atlas_supervisor")
 INHERITED = ("PATH", "HOME", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR")
 START_SECONDS = 20.0
+FUZZ_SECONDS = float(os.environ.get("ATLAS_FUZZ_SECONDS", "0"))
+"""How long `scripts/fuzz` has each fuzzer go on; 0 in the suite."""
 STOP_SECONDS = 20.0
 _CURVE = ("-pkeyopt", "ec_paramgen_curve:P-256")
 # Below what Linux hands out to clients by itself: no outgoing connection takes a port away.
@@ -409,8 +411,7 @@ def fuzzed(cases: int, at_once: int = 1) -> Iterator[dict[int, random.Random]]:
     A failing test names its seed: the key in the group.
     """
     seed = int(os.environ.get("ATLAS_FUZZ_SEED", "1"))
-    seconds = float(os.environ.get("ATLAS_FUZZ_SECONDS", "0"))
-    deadline, done = time.monotonic() + seconds, 0
+    deadline, done = time.monotonic() + FUZZ_SECONDS, 0
     while done < cases or time.monotonic() < deadline:
         numbers = range(seed + done, seed + done + at_once)
         done += at_once

@@ -74,7 +74,7 @@ async def all_that_is_read(daemon: DaemonProcess, *deploys: str, token: str | No
     return "\n".join(found)
 
 
-async def test_worker_output_needs_the_token_and_secrets_are_masked_even_then(
+async def test_worker_output_needs_the_token_and_secrets_in_it_are_masked_even_then(
     tmp_path: Path,
 ) -> None:
     smoke, key = tmp_path / "smoke.toml", tmp_path / "llm.key"

@@ -19,6 +19,7 @@ The layout and its protocol are in `atlas_worker.contract.ring`. The reader's si
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
@@ -33,6 +34,7 @@ from atlas_supervisor.system import procfs
 from atlas_worker.contract import SLOWEST_BUCKET
 from atlas_worker.contract import ring as layout
 
+_NO_FAULT_OF_THE_FILE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _FIRST_CHUNK, _CHUNK = 64, 4096  # units in the first read of a poll, and in the largest
 _MOST = 2**62
 """Above any index and count: a cell with more is not a count."""
@@ -105,12 +107,15 @@ class RingReader:
         """Open a ring. Raises RingRefusedError unless it is a complete ring of a trusted uid.
 
         That is ours, and the folder's: with WORKER_USER the folder is the workers' own.
+        Raises OSError where that is no fault of the file: too few descriptors, too little memory.
         """
         # A FIFO must not block the daemon, and a link must not be followed.
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         try:
             descriptor = os.open(path, flags)
         except OSError as error:
+            if error.errno in _NO_FAULT_OF_THE_FILE:
+                raise
             raise RingRefusedError(f"{path.name} can't be opened: {error.strerror}") from error
         try:
             _check(os.fstat(descriptor), {os.getuid(), path.parent.stat().st_uid})

@@ -56,5 +56,5 @@ def _without(value: Any, *, in_detail: bool) -> Any:
         if in_detail and key == _REPLACED
         else _without(each, in_detail=in_detail or key == "detail")
         for key, each in value.items()
-        if not (in_detail and key in _LEFT_OUT)
+        if not (in_detail and each and key in _LEFT_OUT)
     }

@@ -19,7 +19,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from atlas_supervisor.model.deploy import DeployRecord
-from tests.harness import fuzzed
+from tests.harness import FUZZ_SECONDS, fuzzed
 from tests.unit.supervisor.api.support import MemoryControl, Server, read_all, running
 
 CASES = 240
@@ -141,7 +141,7 @@ def answers(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 async def one_case(server: Server, random: Random, name: str) -> bytes:
-    """Send a case in some pieces, and return what was sent."""
+    """Send a case in some pieces, and return the bytes of all of them."""
     wire = "".join(request(random, name, server.authority) for _ in range(random.randint(1, 2)))
     data = mutated(random, wire.encode("utf-8"))
     reader, writer = await asyncio.open_connection("127.0.0.1", server.options.port)
@@ -155,14 +155,14 @@ async def one_case(server: Server, random: Random, name: str) -> bytes:
         received = await read_all(reader)
     finally:
         writer.close()
-    if b" HEAD" not in b" " + data:  # its answers have no body, so their ends are unknown
+    if b" HEAD" not in b" " + data:  # its answers have no body, so they are not parsed here
         for status, body in answers(received):
             assert status in STATUSES, (status, data)
             assert status == 200 or set(json.loads(body)["error"]) >= {"code", "message", "hint"}
     return data
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(30 + 2 * FUZZ_SECONDS)
 async def test_no_framing_hides_a_request_from_a_strict_parser(tmp_path: Path) -> None:
     control = Looked()
     async with running(tmp_path, control, receive_seconds=SECONDS) as server:

@@ -15,7 +15,7 @@ import pytest
 from atlas_supervisor.system import procfs
 from atlas_worker.contract import RINGS_DIRECTORY
 from atlas_worker.contract import ring as layout
-from tests.harness import fuzzed
+from tests.harness import FUZZ_SECONDS, fuzzed
 from tests.unit.supervisor.canary.support import NO_PID, Canaries, running
 
 ROUNDS = 4
@@ -133,7 +133,7 @@ async def one_round(canaries: Canaries, folder: Path, random: Random) -> None:
     await canaries.look()
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(60 + 2 * FUZZ_SECONDS)
 async def test_no_file_in_place_of_a_ring_stops_the_canaries_or_takes_their_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
