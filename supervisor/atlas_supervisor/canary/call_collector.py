@@ -26,7 +26,8 @@ class CollectedEvents(NamedTuple):
 
     ring: str
     events: Mapping[RingEvent, int]
-    keyed: Iterable[tuple[RingEvent, int]]
+    keyed: Iterable[tuple[RingEvent, int, int]]
+    """Each with the key's hash and the call's serial, which an outcome repeats."""
     exited: bool
     """Whether the process has exited, so that these are its last events."""
 
@@ -98,7 +99,9 @@ class CallCollector:
                 self._refused.add(name)
                 log.warning("canary_ring_refused", why=str(error))
                 continue
-            start = Positions(before.tail, before.keyed_tail) if before else tail
+            start = tail
+            if before is not None:
+                start = Positions(max(before.tail, tail.main), max(before.keyed_tail, tail.keyed))
             self._rings[name] = _TrackedRing(reader, start, start)
 
     def _read(self, name: str, ring: _TrackedRing) -> CollectedEvents | None:
@@ -106,19 +109,18 @@ class CallCollector:
             return None
         try:
             batch = ring.reader.read(ring.read)
-            ring.dropped = ring.reader.dropped + ring.reader.keyed_dropped
         except RingRefusedError as error:
             log.warning("canary_ring_refused", why=str(error))
             ring.exited = True
             return CollectedEvents(name, {}, (), exited=True)
-        ring.read = batch.next
+        ring.read, ring.dropped = batch.next, batch.dropped
         ring.exited = not batch.alive
         if not (batch.events or batch.keyed or ring.exited):
             return None
         return CollectedEvents(
             name,
             {decode(word): count for word, count in batch.events.items()},
-            [(decode(word), key) for word, key in batch.keyed],
+            [(decode(word), key, serial) for word, key, serial in batch.keyed],
             ring.exited,
         )
 

@@ -24,7 +24,7 @@ from atlas_supervisor.model.canary import CountsRow, EpochRow
 from atlas_supervisor.system import procfs
 from atlas_supervisor.system.clock import steady_time
 from atlas_worker.contract import bucket_milliseconds
-from atlas_worker.contract.ring import SLICE_SECONDS, SLICES, EventKind, RingEvent
+from atlas_worker.contract.ring import HASH_MASK, SLICE_SECONDS, SLICES, EventKind, RingEvent
 
 _OUTCOMES = {0: CallOutcome.OK, 1: CallOutcome.ERROR, 2: CallOutcome.CANCELLED}
 
@@ -106,14 +106,14 @@ class Evidence:
         self,
         ring: str,
         events: Mapping[RingEvent, int],
-        keyed: Iterable[tuple[RingEvent, int]],
+        keyed: Iterable[tuple[RingEvent, int, int]],
         now: Moment,
     ) -> None:
         """Add the events of one process: all assignments first, then the outcomes."""
         unpacked: list[tuple[Group, RingEvent, int, int | None]] = [
             (self._group(event, now), event, count, None) for event, count in events.items()
         ]
-        unpacked += [(self._group(event, now), event, 1, key) for event, key in keyed]
+        unpacked += [(self._group(event, now), event, 1, key) for event, key, _ in keyed]
         for group, event, count, key in unpacked:
             if event.kind in (EventKind.STARTED, EventKind.ASKED):
                 self._calls.begin(ring, group, count, asked=event.kind == EventKind.ASKED, key=key)
@@ -243,7 +243,9 @@ class Evidence:
             self._restore_progress(saved.progress, ramp_of)
         self._windows.set_ramps(ramp_of)
         for ramp in set(ramp_of.values()):
-            self._windows.restore_keys(ramp, (key for of, key in saved.keys if of == ramp))
+            # Earlier versions saved 63 bits of the hash.
+            known = (key & HASH_MASK for of, key in saved.keys if of == ramp)
+            self._windows.restore_keys(ramp, known)
         missing = set(self._settings.canary_features) - set(self._ramps)
         for name in missing & {row.feature for row in self._epochs.values()}:
             self._ramps[name] = self._new_ramp(name)

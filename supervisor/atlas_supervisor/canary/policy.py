@@ -17,6 +17,7 @@ from atlas_supervisor.config import Settings
 from atlas_supervisor.model.canary import CanaryPolicy, EpochRow, FallbackView, FeaturePolicy
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.system.clock import now
+from atlas_worker.contract.ring import LAYOUT_VERSION
 
 
 def rules_of(settings: Settings) -> Rules:
@@ -80,6 +81,7 @@ def policy_of(
         },
         fallback=fallback,
         counted_from=counted_from,
+        ring_layout=LAYOUT_VERSION,
     )
 
 

@@ -55,6 +55,8 @@ class CanaryPolicy(BaseModel):
     fallback: FallbackView | None = None
     counted_from: int = 0
     """The fallback counts calls from this epoch on; a reset moves it forward."""
+    ring_layout: int = 1
+    """The newest layout of rings that the daemon reads; an earlier daemon did not write it."""
 
 
 class CountsRow(NamedTuple):

@@ -21,7 +21,7 @@ from atlas_worker.canary.policy import (
     newest_question,
 )
 from atlas_worker.canary.process import process
-from atlas_worker.canary.ring import Lane
+from atlas_worker.canary.ring import FIRST_SERIAL, Lane
 from atlas_worker.contract import latency_bucket
 from atlas_worker.contract.ring import (
     KIND_SHIFT,
@@ -42,7 +42,6 @@ _REPORTS = EventKind.REPORTED - EventKind.ASKED << KIND_SHIFT
 _FAILED = Outcome.ERROR << OUTCOME_SHIFT
 _CANCELLED = Outcome.CANCELLED << OUTCOME_SHIFT
 _TIMEOUT_SLICES = int(60 / SLICE_SECONDS)  # the daemon has timed the call out by then
-_UNDER_LAP = LAP - 1
 _now = time.monotonic
 _number = int.from_bytes
 
@@ -98,29 +97,31 @@ def _ask_with_key(rule: Rule, key: str) -> bool:
     except Exception:  # noqa: BLE001 - as in `_decide_by_key`
         return False
     used = digest < rule.threshold
-    hashed = _number(digest) & _UNDER_LAP or 1
     arm = rule.canary if used else rule.stable
     word = arm.asked
     lane = process.keyed
-    for place in lane.free:  # `Lane.write`, without the call
+    hashed = _number(digest) & lane.hash_mask
+    for place in lane.free:  # `Lane.write_keyed`, without the call
+        hashed |= (place | FIRST_SERIAL) & lane.serial_mask
         lane.keys[place] = hashed if place >= 0 else hashed | LAP
         lane.words[place] = word if place >= 0 else word | LAP
         break
     else:
-        word = lane.write_late(word, hashed) and word
+        hashed = lane.write_late(word, hashed)
+        word = hashed and word
     arm.set_unreported([(word, hashed)])
     return used
 
 
 def _decide_by_key(rule: Rule, key: object) -> tuple[bool, int]:
-    """Return whether the canary serves a key, and the key's hash word; 0 for an unusable key."""
+    """Return whether the canary serves a key, and the key's hash; -1 for an unusable key."""
     try:
         hasher = rule.hasher.copy()
         hasher.update((key if type(key) is str else str(key)).encode())
         digest = hasher.digest()
     except Exception:  # noqa: BLE001 - a foreign `__str__` or a lone surrogate may raise anything
-        return False, 0
-    return digest < rule.threshold, _number(digest) & _UNDER_LAP or 1
+        return False, -1
+    return digest < rule.threshold, _number(digest)
 
 
 def record_canary_call(feature: str, used_canary: bool, ok: bool, latency_ms: float) -> None:
@@ -175,7 +176,7 @@ class Call:
     `is_canary` is the implementation to use.
     """
 
-    __slots__ = ("_began", "_feature", "_hash", "_key", "_lane", "_word", "is_canary")
+    __slots__ = ("_began", "_feature", "_key", "_key_word", "_lane", "_word", "is_canary")
 
     def __init__(self, feature: str, key: str | None = None) -> None:
         self.is_canary = False
@@ -201,7 +202,7 @@ class Call:
             self._enter_with_key(rule, self._key)
             return self
         self.is_canary = used = process.random() < rule.share
-        self._hash = 0
+        self._key_word = 0
         self._lane = lane = process.main
         word = (rule.canary if used else rule.stable).started
         self._began = _now()
@@ -214,13 +215,13 @@ class Call:
         return self
 
     def _enter_with_key(self, rule: Rule, key: str) -> None:
-        self.is_canary, self._hash = _decide_by_key(rule, key)
-        self._lane = process.keyed
+        self.is_canary, hashed = _decide_by_key(rule, key)
+        self._lane = lane = process.keyed
         self._began = _now()
-        if self._hash:
+        if hashed >= 0:
             word = (rule.canary if self.is_canary else rule.stable).started
-            if self._lane.write(word, self._hash):
-                self._word = word
+            self._key_word = lane.write_keyed(word, hashed)
+            self._word = self._key_word and word
 
     def __exit__(
         self,
@@ -234,7 +235,7 @@ class Call:
             word += _ENDS + latency_bucket((_now() - self._began) * 1000)
             if kind is not None:
                 word |= _outcome(kind)
-            _end(self._lane, word, self._hash)
+            _end(self._lane, word, self._key_word)
 
     async def __aenter__(self) -> Self:
         """Decide, and report the start."""

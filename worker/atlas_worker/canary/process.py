@@ -17,7 +17,7 @@ from pathlib import Path
 from atlas_worker.canary.policy import BadPolicyError, Rule, Unreported, read_policy
 from atlas_worker.canary.ring import RingWriter, make_ring
 from atlas_worker.contract import ENV_STATE_DIR, RINGS_DIRECTORY, STATE_FILE
-from atlas_worker.contract.ring import SLICE_SECONDS, SLICES
+from atlas_worker.contract.ring import FIRST_LAYOUT, SLICE_SECONDS, SLICES
 
 POLL_SECONDS = 0.05
 _RING_RETRY_SECONDS = 1.0
@@ -27,8 +27,9 @@ _STATE_BYTES = 1024 * 1024  # the daemon's own is a few kilobytes
 class CanaryProcess:
     """The canaries of one process; `rules` has the listed features."""
 
-    __slots__ = ("_folder", "_lock", "_retry", "_ring", "_seen", "_slice", "_started", "_starting",
-                 "_unreported", "enabled", "keyed", "main", "random", "rules")  # fmt: skip
+    __slots__ = ("_folder", "_layout", "_lock", "_retry", "_ring", "_seen", "_slice", "_started",
+                 "_starting", "_unreported", "enabled", "keyed", "main",
+                 "random", "rules")  # fmt: skip
 
     def __init__(self) -> None:
         self.reset()
@@ -44,6 +45,7 @@ class CanaryProcess:
         self._folder = Path()
         self._seen: tuple[int, int, int] | None = None
         self._slice = -1
+        self._layout = FIRST_LAYOUT
         self._retry = 0.0
         self._use(RingWriter.without_file())
 
@@ -103,12 +105,13 @@ class CanaryProcess:
             seen = (status.st_mtime_ns, status.st_ino, status.st_size)
             if seen != self._seen:
                 policy = read_policy(_content(self._folder / STATE_FILE), self._unreported)
-                rules, enabled = policy.rules, policy.enabled
+                rules, enabled, self._layout = policy.rules, policy.enabled, policy.ring_layout
                 self._seen = seen
         except (OSError, BadPolicyError):
             pass  # the last valid policy stays
-        if rules and self._ring.main.capacity == 0 and now >= self._retry:
+        if rules and not self._ring.has_file and now >= self._retry:
             self._make_ring(now)
+        self._ring.add_blocks()
         number = int(now / SLICE_SECONDS) % SLICES
         if number != self._slice or rules is not self.rules:
             self._slice = number
@@ -121,7 +124,7 @@ class CanaryProcess:
         dropped = (self.main.dropped, self.keyed.dropped)
         # Without a file calls are decided, and counted as dropped.
         with contextlib.suppress(OSError, ValueError):
-            self._use(make_ring(self._folder / RINGS_DIRECTORY, dropped))
+            self._use(make_ring(self._folder / RINGS_DIRECTORY, dropped, self._layout))
 
     def _use(self, ring: RingWriter) -> None:
         self._ring = ring
