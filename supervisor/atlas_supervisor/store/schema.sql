@@ -176,3 +176,12 @@ ALTER TABLE deploys ADD COLUMN version_source TEXT;
 -- version: 6
 -- Whether the worker has reported that it runs the kit; it does so once, to the daemon of that time.
 ALTER TABLE instances ADD COLUMN kit INTEGER NOT NULL DEFAULT 0;
+
+-- version: 7
+-- What is known of a key's hash: an interval, in one round of a ramp. Of keys from before only that
+-- they have counted is known: the interval is empty, so they count again in the next round.
+ALTER TABLE canary_keys ADD COLUMN round INTEGER NOT NULL DEFAULT 1;
+
+ALTER TABLE canary_keys ADD COLUMN low REAL NOT NULL DEFAULT 0;
+
+ALTER TABLE canary_keys ADD COLUMN high REAL NOT NULL DEFAULT 0;

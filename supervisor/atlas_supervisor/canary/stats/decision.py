@@ -8,7 +8,8 @@ Invariants
   two e-processes is one, rounds divide alpha by fixed parts that add up to 1, and features share it
   by Holm's rule on the largest evidence of each. Rounds are added by the union bound and not as a
   mean, because each has its own past.
-- A rollback for errors needs a canary call that failed. That only withholds rollbacks.
+- A rollback for errors needs a canary call that failed, and a least number of canary calls: the
+  fallback, which is a rule for the same calls, goes first. That only withholds rollbacks.
 - A rollback stays one; a promotion goes by the present evidence.
 """
 
@@ -102,12 +103,13 @@ class RampEvidence:
     """The evidence about one feature over one ramp; it carries over the ramp's steps.
 
     Alpha is divided over the rounds: the first one has FIRST_ROUND of it, round k from 2 on
-    (1 - FIRST_ROUND) / (k (k - 1)). Within a round, a rollback goes by 3/4 of the evidence by errors
-    plus 1/4 of that by latency.
+    (1 - FIRST_ROUND) / (k (k - 1)). Within a round, a rollback goes by 3/4 of the evidence by
+    errors plus 1/4 of that by latency.
 
     `alpha` is the probability of a wrongful rollback in the ramps of all features together.
     `promote_alpha` is that of promoting this feature although its error rate is higher by `margin`
-    or more. `prior` is the error rate assumed beforehand, and `past` are stable's latencies.
+    or more. `prior` is the error rate assumed beforehand, and `past` are stable's latencies. Errors
+    are no reason for a rollback before `least_calls` canary calls have an outcome.
     """
 
     def __init__(
@@ -120,11 +122,13 @@ class RampEvidence:
         latency_margin: float = 0.1,
         prior: Prior | None = None,
         past: Histogram | None = None,
+        least_calls: int = 0,
     ) -> None:
         for each in (alpha, promote_alpha):
             if not 0 < each < 1:
                 raise ValueError(f"alpha is between 0 and 1, not {each}")
         self.feature, self.alpha, self.promote_alpha = feature, alpha, promote_alpha
+        self.least_calls = max(least_calls, 1)
         self.first = RoundEvidence(margin, latency_margin, prior, past)
         self.later: tuple[int, RoundEvidence] | None = None
         """The present round if it is not the first, with its number."""
@@ -176,10 +180,10 @@ class RampEvidence:
         """Keep the largest evidence; without a canary error only latency is evidence."""
         errors = math.log(ERRORS_PART) + found.errors.log_e
         latency = math.log1p(-ERRORS_PART) + found.latency.log_e
-        both = log_sum((errors, latency)) if found.canary_errors else latency
-        log = both + _log_weight(number)
+        counts = found.canary_errors > 0 and found.canary_calls >= self.least_calls
+        log = _log_weight(number) + (log_sum((errors, latency)) if counts else latency)
         if log > self.largest:
-            by_errors = found.canary_errors and errors >= latency
+            by_errors = counts and errors >= latency
             self._kind = EvidenceKind.ERRORS if by_errors else EvidenceKind.LATENCY
             self.largest = log
 
@@ -211,8 +215,9 @@ class RampEvidence:
     def conclusion(self, parts: int = 1) -> Conclusion | None:
         """Return the verdict reached, if any; a rollback stays one.
 
-        `parts` is the number of features that alpha is divided by. A sample ratio mismatch withholds
-        a promotion. It does not withhold a rollback: that would keep a bad canary in traffic.
+        `parts` is the number of features that alpha is divided by. A sample ratio mismatch
+        withholds a promotion. It does not withhold a rollback: that would keep a bad canary in
+        traffic.
         """
         if self.failed is EvidenceKind.ERRORS:
             reason = explain.fails_more(self.feature, self.totals, self.alpha / parts)
@@ -237,7 +242,9 @@ class RampEvidence:
             return Decision(Verdict.INCONCLUSIVE, EvidenceKind.RATIO, reason, numbers)
         keys = keys or Keys()
         needs = None if keys.anew_seconds is not None else self._calls_needed(parts)
-        reason = explain.inconclusive(self.feature, self.totals, needs, keys.used, keys.anew_seconds)
+        reason = explain.inconclusive(
+            self.feature, self.totals, needs, keys.used, keys.anew_seconds
+        )
         return Decision(Verdict.INCONCLUSIVE, EvidenceKind.WAITING, reason, numbers, needs)
 
     def ratios(self) -> SampleRatios:
@@ -305,7 +312,7 @@ class RampEvidence:
         """Return the state as JSON values, without loss; open windows are saved elsewhere."""
         return {
             "feature": self.feature,
-            "alphas": [self.alpha, self.promote_alpha],
+            "settings": [self.alpha, self.promote_alpha, self.least_calls],
             "first": self.first.to_dict(),
             "later": self.later and [self.later[0], self.later[1].to_dict()],
             "failed": self.failed and self.failed.value,
@@ -318,8 +325,10 @@ class RampEvidence:
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> RampEvidence:
         """Return the saved state. Raises ValueError if a version with other tests has saved it."""
-        alpha, promote_alpha = saved["alphas"]
-        evidence = cls(saved["feature"], alpha=alpha, promote_alpha=promote_alpha)
+        alpha, promote_alpha, least = saved["settings"]
+        evidence = cls(
+            saved["feature"], alpha=alpha, promote_alpha=promote_alpha, least_calls=least
+        )
         evidence.first = RoundEvidence.from_dict(saved["first"])
         if saved["later"] is not None:
             number, later = saved["later"]

@@ -10,7 +10,7 @@ below, and Ville's inequality (1939) bounds its maximum:
 the number of calls need not be fixed in advance. A p-value has no such guarantee.
 
 Invariants
-- Everything that a factor depends on besides its own call is fixed before that call (`predictable`).
+- Everything that a factor depends on besides its own call is fixed before that call.
 - Each call is multiplied in once.
 - A weighted mean of such products is one again, so alpha may be spread over bets (`Mixture`).
 - A number that is certainly below the product may be compared in its place: if the lower bound has
@@ -21,6 +21,7 @@ Products are stored as logarithms: over 10^7 calls they leave the range of a flo
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -44,10 +45,7 @@ class Mixture:
 
     def copy(self) -> Mixture:
         """Return a copy that goes on by itself."""
-        other = Mixture.__new__(Mixture)
-        other._log_weights, other._started = self._log_weights, self._started
-        other._logs = self._logs
-        return other
+        return copy.copy(self)  # its lists are replaced, never changed
 
     def start(self, due: float) -> None:
         """Start bets until this part of the money bets."""

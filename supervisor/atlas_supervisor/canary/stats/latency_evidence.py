@@ -170,9 +170,7 @@ class LatencyBets:
     stable_ranks: list[list[float]]
 
     @classmethod
-    def fixed(
-        cls, share: float, slow_rates: Sequence[float], placement: Placement
-    ) -> LatencyBets:
+    def fixed(cls, share: float, slow_rates: Sequence[float], placement: Placement) -> LatencyBets:
         """Return the bets that these numbers fix."""
         canary_ranks, stable_ranks = [], []
         for strength in STRENGTHS:

@@ -2,8 +2,8 @@
 
 Order. Windows are multiplied in one after the other (`windows` says in which order). Before a
 window's first call everything that its factors depend on is fixed as its `Terms`: the pooled error
-rate, the part of the money that bets, and the latency quantiles with their rates. They come from the
-calls of earlier windows that have an outcome by then.
+rate, the part of the money that bets, and the latency quantiles with their rates. They come from
+the calls of earlier windows that have an outcome by then.
 
 Invariants
 - Terms never change, also not over a restart: they are saved with the window.
@@ -115,7 +115,7 @@ class RoundEvidence:
         self._promotion_bound = 0.0
         """The promotion's logarithm after the last window with a canary call."""
         self._baseline = Baseline(prior or Prior())
-        self._canary_calls = 0
+        self.canary_calls = 0
         self.canary_errors = 0
         self.placement = place(past, latency_margin) if past is not None else None
         self._slow = [Baseline(each) for each in self.placement.priors] if self.placement else []
@@ -123,7 +123,7 @@ class RoundEvidence:
         self._recent = Histogram()
         """Stable's latencies in closed windows since the quantiles were placed."""
         self._recent_calls = 0
-        self._open: list[CallWindow] = []
+        self.extended: list[CallWindow] = []
         """The open windows that were multiplied in, of a copy."""
 
     def copy(self) -> RoundEvidence:
@@ -131,7 +131,7 @@ class RoundEvidence:
         other = copy.copy(self)
         other.errors, other.latency = self.errors.copy(), self.latency.copy()
         other.promotion = self.promotion.copy()
-        other._open = []
+        other.extended = []
         return other
 
     @property
@@ -154,7 +154,7 @@ class RoundEvidence:
     def close(self, window: CallWindow) -> None:
         """Multiply a window in, all of whose calls have ended."""
         self.extend(window, 0)
-        self._open.clear()
+        self.extended.clear()
         if window.number >= self._first:
             self._recent.merge(Histogram(window.stable.latency.items()))
 
@@ -173,10 +173,10 @@ class RoundEvidence:
         self._baseline = self._baseline.after(
             canary.calls + stable.calls, canary.errors + stable.errors
         )
-        self._canary_calls += canary.calls
+        self.canary_calls += canary.calls
         self.canary_errors += canary.errors
         self._recent_calls += stable.calls
-        self._open.append(window)
+        self.extended.append(window)
 
     def _multiply(self, window: CallWindow, terms: Terms, now: int) -> None:
         canary, stable = window.canary, window.stable
@@ -279,7 +279,7 @@ class RoundEvidence:
             _calls_until(errors, self.errors, _growth(by_errors, rates)),
             _calls_until(promotion, self.promotion, _growth(by_margin, rates)),
         ]
-        if self.placement is not None and sum(self.seen.canary) and sum(self.seen.stable):
+        if self.placement is not None and any(self.seen.canary) and any(self.seen.stable):
             forecasts.append(_calls_until(latency, self.latency, self._latency_growth(rates)))
         return min(forecasts)
 
@@ -299,7 +299,7 @@ class RoundEvidence:
 
     def _fix(self, number: int) -> Terms:
         """Fix the terms of the next window by the calls of those before it."""
-        started = share_started(self._canary_calls)
+        started = share_started(self.canary_calls)
         placement = self.placement
         if self._recent_calls >= (PLACE_CALLS if placement else LEAST_CALLS):
             placement = self._place(number) or placement
@@ -310,7 +310,7 @@ class RoundEvidence:
     def _place(self, number: int) -> Placement | None:
         """Return the quantiles of stable's calls since the last placement."""
         recent = Histogram(self._recent)
-        for window in self._open:
+        for window in self.extended:
             if self._first <= window.number < number:
                 recent.merge(Histogram(window.stable.latency.items()))
         return place(recent, self.latency_margin, number)
@@ -333,7 +333,7 @@ class RoundEvidence:
             "promotion": self.promotion.to_dict(),
             "promotion_bound": self._promotion_bound,
             "baseline": self._baseline.to_list(),
-            "canary": [self._canary_calls, self.canary_errors],
+            "canary": [self.canary_calls, self.canary_errors],
             "placement": self.placement and self.placement.to_list(),
             "slow": [each.to_list() for each in self._slow],
             "seen": list(self.seen),
@@ -350,7 +350,7 @@ class RoundEvidence:
         evidence.promotion.restore(saved["promotion"])
         evidence._promotion_bound = saved["promotion_bound"]
         evidence._baseline = Baseline.from_list(saved["baseline"])
-        evidence._canary_calls, evidence.canary_errors = saved["canary"]
+        evidence.canary_calls, evidence.canary_errors = saved["canary"]
         evidence.placement = Placement.from_list(saved["placement"])
         evidence._slow = [Baseline.from_list(each) for each in saved["slow"]]
         canary, stable = saved["seen"]
@@ -373,11 +373,15 @@ class RoundEvidence:
         self._promotion_bound = self.promotion.log_e
         past = errors["past"]
         self._baseline = Baseline(Prior(**past["prior"]), past["calls"], past["errors"])
-        self._canary_calls = errors["canary_calls"]
+        self.canary_calls = errors["canary_calls"]
 
     @staticmethod
     def _spread(
-        mixture: Mixture, weights: Sequence[float], logs: Sequence[float], started: float, of: int = 1
+        mixture: Mixture,
+        weights: Sequence[float],
+        logs: Sequence[float],
+        started: float,
+        of: int = 1,
     ) -> None:
         total = log_sum(logs)
         shares = Mixture([weight / of for weight in weights])
@@ -399,9 +403,7 @@ def _growth(bets: Iterable[Bet], rates: Rates) -> list[float]:
 def _calls_until(needed: float, mixture: Mixture, speeds: Sequence[float]) -> float:
     """Return the canary calls until a bet alone reaches this logarithm; infinite if none will."""
     both = zip(mixture.logs, speeds, strict=True)
-    return min(
-        (max(needed - log, 0) / speed for log, speed in both if speed > 0), default=math.inf
-    )
+    return min((max(needed - log, 0) / speed for log, speed in both if speed > 0), default=math.inf)
 
 
 def _sum(one: Iterable[int], other: Iterable[int]) -> tuple[int, ...]:

@@ -43,6 +43,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from atlas_supervisor.canary.stats.counts import Arm
+from atlas_supervisor.model.canary import KeyRow
 
 SLICES_PER_SECOND = 2
 TIMEOUT_SLICES = 60 * SLICES_PER_SECOND
@@ -61,7 +62,8 @@ class CallKey(NamedTuple):
 
     ring: str
     key: int
-    serial: int = 0
+    serial: int
+    """0 in rings of an earlier kit, which does not name the call that ends: not evidence."""
 
 
 class Group(NamedTuple):
@@ -86,16 +88,6 @@ class Stratum(NamedTuple):
     share: float
     round: int = 1
     recorded: bool = False
-
-
-class KeyRow(NamedTuple):
-    """What is known of a key's hash in one round of a ramp: an interval that it is in."""
-
-    ramp: int
-    key: int
-    round: int
-    low: float
-    high: float
 
 
 class DrawCounts(NamedTuple):
@@ -186,9 +178,11 @@ class _Ramp:
     round: int = 1
     keys: dict[int, tuple[float, float]] = field(default_factory=dict)
     """The interval of each key's hash, in this round."""
+    repeats: int = 0
+    """Calls of keys that had counted, since the last call that was evidence."""
     recorded: dict[tuple[int, int], tuple[Side, Side]] = field(default_factory=dict)
     """Canary and stable calls that were only recorded, by slice and epoch."""
-    recorded_before: int = 0
+    recorded_before: int = -2 * TIMEOUT_SLICES  # slices begin at 0, and a call before
     """Recorded calls of slices before this one are in their windows."""
 
     def find(self, stratum: Stratum, slice_number: int) -> CallWindow | None:
@@ -209,17 +203,22 @@ class _Ramp:
 
     def assign(self, stratum: Stratum, group: Group, count: int, *, asked: bool) -> CallWindow:
         window = self.find(stratum, group.slice)
-        if window is None or (group.slice > window.latest and self._is_full(window, group.slice)):
+        if window is None or self._is_over(window, group.slice):
             new = CallWindow(self.next_number, stratum, group.slice, group.slice)
             window = self.add_window(new)
         window.latest = max(window.latest, group.slice)
         window.assigned += count
         self.assigned += count
+        self.repeats = 0
         calls = OpenCalls(group.slice, group.canary, asked)
         window.open[calls] = window.open.get(calls, 0) + count
         return window
 
-    def _is_full(self, window: CallWindow, slice_number: int) -> bool:
+    def _is_over(self, window: CallWindow, slice_number: int) -> bool:
+        """Return whether a new window begins with this slice; only a stratum's last one ends."""
+        last = self.by_stratum[window.stratum][-1]
+        if window is not last or slice_number <= window.latest:
+            return False
         limit = min(self.assigned * _PART, _MOST_CALLS)
         return window.assigned >= limit or slice_number - window.since >= _MOST_SLICES
 
@@ -284,7 +283,10 @@ class Windows:
         ramp = self._ramps[epoch.ramp]
         if key is None:
             stratum = Stratum(group.epoch, epoch.share)
+        elif not key.serial:
+            return
         elif (share := self._draw(epoch, ramp, key.key, canary=group.canary)) is None:
+            ramp.repeats += count
             return
         else:
             stratum = Stratum(group.epoch, share, ramp.round)
@@ -325,9 +327,7 @@ class Windows:
             window.side(canary=group.canary).add(known, bucket, failed=failed)
             window.changed = True
 
-    def drop_unreported(
-        self, group: Group, count: int, *, key: CallKey | None = None
-    ) -> None:
+    def drop_unreported(self, group: Group, count: int, *, key: CallKey | None = None) -> None:
         """Set calls aside whose outcome was never reported: they are no evidence of failures."""
         window, calls = self._take(group, asked=True, key=key)
         if key is not None and window is None:
@@ -376,6 +376,7 @@ class Windows:
         """Forget the keys of a ramp: from now on all count anew, in this round."""
         if ramp in self._ramps and number > self._ramps[ramp].round:
             self._ramps[ramp].round, self._ramps[ramp].keys = number, {}
+            self._ramps[ramp].repeats = 0
 
     # Results.
 
@@ -386,6 +387,14 @@ class Windows:
             ramp.flush_recorded(now - TIMEOUT_SLICES - GRACE_SLICES, self._epochs)
             closed += [(number, window) for window in ramp.pop_closed(now - GRACE_SLICES)]
         return closed
+
+    def ramps(self) -> list[int]:
+        """Return the current ramps."""
+        return list(self._ramps)
+
+    def round_of(self, ramp: int) -> int:
+        """Return the present round of a ramp."""
+        return self._ramps[ramp].round if ramp in self._ramps else 1
 
     def open_windows(self, ramp: int) -> list[CallWindow]:
         """Return a ramp's open windows, in order."""
@@ -412,6 +421,10 @@ class Windows:
         """Return whether calls of a ramp have had keys, in this round."""
         return ramp in self._ramps and bool(self._ramps[ramp].keys)
 
+    def repeats(self, ramp: int) -> int:
+        """Return the calls of keys that had counted, since the last call that was evidence."""
+        return self._ramps[ramp].repeats if ramp in self._ramps else 0
+
     def pending_calls(self, ramp: int) -> int:
         """Return how many calls of a ramp have no outcome, or wait for those of their slice."""
         if ramp not in self._ramps:
@@ -431,7 +444,13 @@ class Windows:
             "ramps": [
                 [
                     number,
-                    [ramp.assigned, ramp.next_number, ramp.round, ramp.recorded_before],
+                    [
+                        ramp.assigned,
+                        ramp.next_number,
+                        ramp.round,
+                        ramp.repeats,
+                        ramp.recorded_before,
+                    ],
                     [_saved(window) for window in ramp.windows],
                     [[*at, *map(_saved_side, sides)] for at, sides in ramp.recorded.items()],
                 ]
@@ -446,6 +465,13 @@ class Windows:
             "overflown": self.overflown,
         }
 
+    def restore_rounds(self, saved: Mapping[str, Any], epochs: Mapping[int, DrawnEpoch]) -> None:
+        """Take over what does not depend on the clock of a boot: the rounds, and window numbers."""
+        self.set_epochs(epochs)
+        for number, (_, next_number, present, *_), *_ in saved["ramps"]:
+            if number in self._ramps:
+                self._ramps[number].next_number, self._ramps[number].round = next_number, present
+
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any], epochs: Mapping[int, DrawnEpoch]) -> Windows:
         """Return the saved windows of epochs that still belong to a ramp."""
@@ -457,7 +483,7 @@ class Windows:
             if number not in windows._ramps:
                 continue
             ramp = windows._ramps[number]
-            ramp.assigned, ramp.next_number, ramp.round, ramp.recorded_before = counts
+            ramp.assigned, ramp.next_number, ramp.round, ramp.repeats, ramp.recorded_before = counts
             for each in kept:
                 window = ramp.add_window(_restored(each))
                 by_number[number, window.number] = window
