@@ -23,7 +23,7 @@ from typing import Any
 
 from atlas_supervisor.canary.stats import explain
 from atlas_supervisor.canary.stats.counts import Arm, Draws, Prior, Strata, Window, expected_rates
-from atlas_supervisor.canary.stats.evalue import exponential, log_sum
+from atlas_supervisor.canary.stats.evalue import exponential, log_add
 from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.intervals import stratified_difference
 from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
@@ -170,18 +170,25 @@ class RampEvidence:
         for window in windows:
             if (found := rounds.get(window.stratum.round)) is not None:
                 found.extend(window, now)
-                self._note_largest(found, window.stratum.round)
+                self._note_largest(found, window.stratum.round, last=window is windows[-1])
         self._open, self._now = tuple(windows), rounds
 
     def _rounds(self) -> dict[int, RoundEvidence]:
         return {1: self.first, **({self.later[0]: self.later[1]} if self.later else {})}
 
-    def _note_largest(self, found: RoundEvidence, number: int) -> None:
-        """Keep the largest evidence; without a canary error only latency is evidence."""
+    def _note_largest(self, found: RoundEvidence, number: int, *, last: bool = True) -> None:
+        """Keep the largest evidence; without a canary error only latency is evidence.
+
+        Before the last window it is computed only if it may be enough.
+        """
+        if not last and max(found.errors.log_bound, found.latency.log_bound) < -math.log(
+            self.alpha
+        ):
+            return
         errors = math.log(ERRORS_PART) + found.errors.log_e
         latency = math.log1p(-ERRORS_PART) + found.latency.log_e
         counts = found.canary_errors > 0 and found.canary_calls >= self.least_calls
-        log = _log_weight(number) + (log_sum((errors, latency)) if counts else latency)
+        log = _log_weight(number) + (log_add(errors, latency) if counts else latency)
         if log > self.largest:
             by_errors = counts and errors >= latency
             self._kind = EvidenceKind.ERRORS if by_errors else EvidenceKind.LATENCY

@@ -51,10 +51,8 @@ class Mixture:
         """Start bets until this part of the money bets."""
         if due > self._started:
             new = math.log(due - self._started)
-            self._logs = [
-                log_sum((log, new + weight))
-                for log, weight in zip(self._logs, self._log_weights, strict=True)
-            ]
+            both = zip(self._logs, self._log_weights, strict=True)
+            self._logs = [log_add(log, new + weight) for log, weight in both]
             self._started = due
 
     def multiply(self, log_factors: Sequence[float]) -> None:
@@ -65,6 +63,11 @@ class Mixture:
     def logs(self) -> Sequence[float]:
         """The logarithm of each bet's money."""
         return self._logs
+
+    @property
+    def log_bound(self) -> float:
+        """A number that the logarithm of all money does not exceed, quickly computed."""
+        return max(0.0, *self._logs) + math.log(len(self._logs) + 1)
 
     @property
     def log_e(self) -> float:
@@ -87,6 +90,13 @@ class Mixture:
 def exponential(log: float) -> float:
     """Return e to this power, limited to about 1e304."""
     return math.exp(min(log, _MAX_LOG))
+
+
+def log_add(one: float, other: float) -> float:
+    """Return the logarithm of the sum of two numbers that are given by their logarithms."""
+    if one < other:
+        one, other = other, one
+    return one + math.log1p(math.exp(other - one))
 
 
 def log_sum(logs: Sequence[float]) -> float:

@@ -98,5 +98,10 @@ def arm_bets(share: float) -> list[Bet]:
 
 
 def share_started(canary_calls: int) -> float:
-    """Return the part of the money that bets after this many canary calls, in [0.9, 1)."""
-    return 1 - (1 - STARTED_AT_FIRST) / (1 + math.log1p(canary_calls / _RESTART_CALLS))
+    """Return the part of the money that bets after this many canary calls, in [0.9, 1).
+
+    It is raised whenever the calls have grown by a tenth.
+    """
+    steps = math.floor(math.log1p(canary_calls / 10) / math.log(1.1))
+    calls = 10 * (math.exp(steps * math.log(1.1)) - 1)
+    return 1 - (1 - STARTED_AT_FIRST) / (1 + math.log1p(calls / _RESTART_CALLS))

@@ -83,8 +83,13 @@ class _Cache:
     errors: list[Bet]
     promotion: list[Bet]
     latency: LatencyBets | None
-    levels: tuple[list[int], list[int]] | None = None
-    """Calls by level, canary and stable."""
+    by_errors: Sequence[float] = ()
+    by_promotion: Sequence[float] = ()
+    by_latency: Sequence[float] = ()
+    """The logarithms of each test's factors."""
+    levels: tuple[list[int], list[int]] = ([], [])
+    """Calls with an outcome by latency level, canary and stable."""
+    counts_canary: bool = False
 
 
 class Slow(NamedTuple):
@@ -179,78 +184,70 @@ class RoundEvidence:
         self.extended.append(window)
 
     def _multiply(self, window: CallWindow, terms: Terms, now: int) -> None:
-        canary, stable = window.canary, window.stable
-        cache = self._cache(window, terms)
-        canary_open, stable_open = window.opened(canary=True), window.opened(canary=False)
-        worked = Outcomes(
-            canary.errors,
-            canary.calls - canary.errors + canary_open,
-            stable.errors + stable_open,
-            stable.calls - stable.errors,
-        )
+        cache = self._cache(window, terms, now)
         self.errors.start(terms.started)
-        self.errors.multiply(log_factors(cache.errors, worked))
-        failed = Outcomes(
-            canary.errors + canary_open + window.unreported[True],
-            canary.calls - canary.errors,
-            stable.errors,
-            stable.calls - stable.errors + stable_open + window.unreported[False],
-        )
-        self.promotion.multiply(log_factors(cache.promotion, failed))
-        if canary.calls + canary_open + window.unreported[True]:
+        self.errors.multiply(cache.by_errors)
+        self.promotion.multiply(cache.by_promotion)
+        if cache.counts_canary:
             self._promotion_bound = self.promotion.log_e
-        if cache.latency is not None and cache.levels is not None:
-            self._multiply_latency(window, terms, cache.latency, cache.levels, now)
+        if cache.latency is not None:
+            self.latency.start(terms.started)
+            self.latency.multiply(cache.by_latency)
+            self._learn_latency(*cache.levels)
 
-    def _multiply_latency(
-        self,
-        window: CallWindow,
-        terms: Terms,
-        bets: LatencyBets,
-        known: tuple[list[int], list[int]],
-        now: int,
-    ) -> None:
-        canary, stable = known
-        placement = terms.placement
-        if window.open and placement is not None:
-            canary, stable = list(canary), list(stable)
-            for calls, count in window.open.items():
-                if not calls.canary:
-                    stable[-1] += count
-                elif calls.asked:
-                    canary[0] += count
-                else:
-                    seconds = max(now - calls.slice - 1, 0) / SLICES_PER_SECOND
-                    bucket = latency_bucket(seconds * 1000)
-                    canary[placement.level(bucket, canary=True)] += count
-        self.latency.start(terms.started)
-        self.latency.multiply(bets.log_factors(canary, stable))
-        both = _sum(*known)
+    def _learn_latency(self, canary: Sequence[int], stable: Sequence[int]) -> None:
+        both = _sum(canary, stable)
         self._slow = [
             each.after(sum(both), sum(both[level:]))
             for each, level in zip(self._slow, SLOW_LEVELS, strict=True)
         ]
-        self.seen = Slow(_sum(self.seen.canary, known[0]), _sum(self.seen.stable, known[1]))
+        self.seen = Slow(_sum(self.seen.canary, canary), _sum(self.seen.stable, stable))
 
-    def _cache(self, window: CallWindow, terms: Terms) -> _Cache:
+    def _cache(self, window: CallWindow, terms: Terms, now: int) -> _Cache:
+        """Return the factors of a window; computed only if they may have changed."""
         share, placement = window.stratum.share, terms.placement
         cache: _Cache | None = window.bets
         if cache is None:
-            cache = _Cache(
+            cache = window.bets = _Cache(
                 errors=[*rate_bets(share, terms.rate), *arm_bets(share)],
                 promotion=margin_bets(share, terms.rate, self.margin),
                 latency=LatencyBets.fixed(share, terms.slow_rates, placement)
                 if placement is not None
                 else None,
             )
-            window.bets = cache
-        if placement is not None and (cache.levels is None or window.changed):
-            cache.levels = (
-                placement.levels(window.canary.latency.items(), canary=True),
-                placement.levels(window.stable.latency.items(), canary=False),
-            )
+        ages = cache.latency is not None and any(calls.canary for calls in window.open)
+        if window.changed or ages:
+            self._count(window, cache)
+            if cache.latency is not None and placement is not None:
+                if window.changed:
+                    cache.levels = (
+                        placement.levels(window.canary.latency.items(), canary=True),
+                        placement.levels(window.stable.latency.items(), canary=False),
+                    )
+                levels = _worst_levels(window, placement, cache.levels, now)
+                cache.by_latency = cache.latency.log_factors(*levels)
             window.changed = False
         return cache
+
+    @staticmethod
+    def _count(window: CallWindow, cache: _Cache) -> None:
+        canary, stable = window.canary, window.stable
+        canary_open, stable_open = window.opened(canary=True), window.opened(canary=False)
+        worst_for_rollback = Outcomes(
+            canary.errors,
+            canary.calls - canary.errors + canary_open,
+            stable.errors + stable_open,
+            stable.calls - stable.errors,
+        )
+        cache.by_errors = log_factors(cache.errors, worst_for_rollback)
+        worst_for_promotion = Outcomes(
+            canary.errors + canary_open + window.unreported[True],
+            canary.calls - canary.errors,
+            stable.errors,
+            stable.calls - stable.errors + stable_open + window.unreported[False],
+        )
+        cache.by_promotion = log_factors(cache.promotion, worst_for_promotion)
+        cache.counts_canary = canary.calls + canary_open + window.unreported[True] > 0
 
     # Readers.
 
@@ -387,6 +384,22 @@ class RoundEvidence:
         shares = Mixture([weight / of for weight in weights])
         shares.multiply([total] * len(weights))
         mixture.restore({"started": started, "logs": list(shares.logs)})
+
+
+def _worst_levels(
+    window: CallWindow, placement: Placement, known: tuple[list[int], list[int]], now: int
+) -> tuple[list[int], list[int]]:
+    """Return the calls by level, those without an outcome as they are worst for a rollback."""
+    canary, stable = list(known[0]), list(known[1])
+    for calls, count in window.open.items():
+        if not calls.canary:
+            stable[-1] += count
+        elif calls.asked:  # it may turn out not to count
+            canary[0] += count
+        else:
+            seconds = max(now - calls.slice - 1, 0) / SLICES_PER_SECOND
+            canary[placement.level(latency_bucket(seconds * 1000), canary=True)] += count
+    return canary, stable
 
 
 def _growth(bets: Iterable[Bet], rates: Rates) -> list[float]:

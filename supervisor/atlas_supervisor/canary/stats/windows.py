@@ -9,7 +9,7 @@ bound open calls from below, so no verdict waits for them.
 
 Terms. A *slice* is half a second of the machine's monotonic clock. An *epoch* has one share; a
 *ramp* is the sequence of epochs that one evidence covers. A *stratum* is the calls that were drawn
-alike; a *window* is a run of its slices: one slice at first, later some 2 % of the ramp's calls.
+alike; a *window* is a run of its slices: one slice at first, later some 4 % of the ramp's calls.
 When it begins depends on time and on the number of assignments alone.
 
 Invariants
@@ -53,7 +53,7 @@ GRACE_SLICES = 4
 MAX_KEYS = 100_000
 """Keys of one ramp that are remembered; later keys are not evidence."""
 
-_PART, _MOST_CALLS, _MOST_SLICES = 0.02, 1_000, 60 * SLICES_PER_SECOND
+_PART, _MOST_CALLS, _MOST_SLICES = 0.04, 1_000, 60 * SLICES_PER_SECOND
 """A window ends at this part of the ramp's calls, at this many calls, or after this many slices."""
 
 
@@ -148,7 +148,7 @@ class CallWindow:
     bets: Any = None
     """What the tests have computed from the terms."""
     changed: bool = True
-    """Whether a call has ended since the tests have counted the latencies."""
+    """Whether calls were assigned or have ended since the tests have counted them."""
 
     def side(self, *, canary: bool) -> Side:
         """Return one arm."""
@@ -212,6 +212,7 @@ class _Ramp:
         self.repeats = 0
         calls = OpenCalls(group.slice, group.canary, asked)
         window.open[calls] = window.open.get(calls, 0) + count
+        window.changed = True
         return window
 
     def _is_over(self, window: CallWindow, slice_number: int) -> bool:
@@ -334,6 +335,7 @@ class Windows:
             return
         if window is not None:
             window.unreported[group.canary] += window.close(calls, count)
+            window.changed = True
         if (epoch := self._epochs.get(group.epoch)) is not None:
             share = window.stratum.share if window is not None else epoch.share
             if window is None or window.stratum.round == 1:
