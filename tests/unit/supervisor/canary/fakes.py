@@ -16,13 +16,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 from atlas_supervisor.canary.evidence import Evidence, Moment, SavedState
-from atlas_supervisor.canary.stats.ramp import Action, Change, Feature, Rules, Stage, act
+from atlas_supervisor.canary.stats.ramp import (
+    Action,
+    Change,
+    Feature,
+    Rules,
+    Stage,
+    act,
+    set_percentage,
+)
 from atlas_supervisor.canary.stats.ramp import judge_ramp as next_state
-from atlas_supervisor.canary.stats.ramp import set_percentage
 from atlas_supervisor.config import Settings
 from atlas_supervisor.model.canary import CountsRow, EpochRow, KeyRow
 from atlas_worker.contract import latency_bucket
 from atlas_worker.contract.ring import SLICE_SECONDS, EventKind, Outcome, RingEvent
+from tests.unit.supervisor.canary.stats.support import seeded
 
 VISION = "vision"
 
@@ -537,9 +545,10 @@ NO_WORSE: dict[str, Adversary] = {
 """Adversaries by what they do; in each, what is `wrong` has at most the promised probability."""
 
 
-def played(adversary: Adversary, seed: int) -> Service:
-    """Return a service after one run."""
-    rng = random.Random(seed)  # noqa: S311 - a simulation wants a seed, not a secret
-    found = service(adversary.story(rng), **adversary.settings)
+def played(adversary: Adversary, seed: int, seconds: float | None = None) -> Service:
+    """Return a service after one run, which is cut at so many seconds."""
+    story = adversary.story(seeded(seed))
+    story.seconds = seconds or story.seconds
+    found = service(story, **adversary.settings)
     found.play()
     return found
