@@ -6,7 +6,6 @@ import asyncio
 import math
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -412,55 +411,6 @@ async def test_the_end_of_a_keyed_call_names_its_call(canaries: Canaries) -> Non
     asked, reported = events[-2:]
     assert (asked[0].kind, reported[0].kind) == (EventKind.ASKED, EventKind.REPORTED)
     assert asked[2] == reported[2]
-
-
-# Routes.
-
-
-def test_a_route_calls_the_arm_that_was_decided(canaries: Canaries) -> None:
-    canaries.decide({"vision": 0.5})
-
-    def old(number: int, *, twice: bool = False) -> str:
-        return f"old {number} {twice}"
-
-    @canary.route("vision", stable=old)
-    def new(number: int, *, twice: bool = False) -> str:
-        """Documented."""
-        return f"new {number} {twice}"
-
-    assert new.__doc__ == "Documented."
-    assert {new(1, twice=True) for _ in range(200)} == {"old 1 True", "new 1 True"}
-    assert canaries.kinds() == {EventKind.STARTED: 200, EventKind.ENDED: 200}
-
-
-async def test_an_async_route_measures_until_the_awaitable_has_ended(canaries: Canaries) -> None:
-    canaries.decide({"vision": 1})
-
-    async def old() -> str:
-        return "old"
-
-    @canary.route("vision", stable=old)
-    async def new() -> str:
-        await asyncio.sleep(0.02)
-        raise ValueError("broken")
-
-    with pytest.raises(ValueError, match="broken"):
-        await new()
-
-    ended = next(event for event in canaries.events() if event.kind == EventKind.ENDED)
-    assert ended.outcome == Outcome.ERROR
-    assert bucket_milliseconds(ended.bucket) > 19
-
-
-def test_a_route_that_can_not_be_measured_is_refused_when_decorating() -> None:
-    async def waits() -> None: ...
-
-    def gives() -> Iterator[int]:
-        yield 1
-
-    for new, stable in ((waits, print), (print, waits), (gives, gives), (print, 7)):
-        with pytest.raises(TypeError):
-            canary.route("vision", stable=stable)(new)  # type: ignore[arg-type]  # on purpose
 
 
 # The package.

@@ -6,11 +6,9 @@ possible. `process` provides the policy, `ring` takes the words.
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Callable
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Self
 
 from atlas_worker.canary.policy import (
     MAX_UNREPORTED,
@@ -33,9 +31,6 @@ from atlas_worker.contract.ring import (
     EventKind,
     Outcome,
 )
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 _ENDS = EventKind.ENDED - EventKind.STARTED << KIND_SHIFT
 _REPORTS = EventKind.REPORTED - EventKind.ASKED << KIND_SHIFT
@@ -262,46 +257,3 @@ def _outcome(kind: type[BaseException]) -> int:
 
 
 call = Call
-
-
-def route(feature: str, *, stable: Callable[P, T]) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorate the canary of a feature: each call is served by it or by `stable`.
-
-    Both are plain functions or both are async functions; anything else raises TypeError when
-    decorating.
-    """
-
-    def decorate(new: Callable[P, T]) -> Callable[P, T]:
-        if _is_async(new) != _is_async(stable):
-            raise TypeError(f"{feature}: canary and stable must both be async, or neither")
-        if _is_async(new):
-            routed_async: Callable[P, T] = _route_async(feature, new, stable)
-            return routed_async
-
-        @functools.wraps(new)
-        def routed(*args: P.args, **kwargs: P.kwargs) -> T:
-            with Call(feature) as one:
-                return new(*args, **kwargs) if one.is_canary else stable(*args, **kwargs)
-
-        return routed
-
-    return decorate
-
-
-def _route_async(feature: str, new: Callable[..., Any], stable: Callable[..., Any]) -> Any:
-    @functools.wraps(new)
-    async def routed(*args: Any, **kwargs: Any) -> Any:
-        with Call(feature) as one:
-            return await (new if one.is_canary else stable)(*args, **kwargs)
-
-    return routed
-
-
-def _is_async(function: object) -> bool:
-    import inspect  # noqa: PLC0415 - most applications never decorate anything
-
-    if not callable(function):
-        raise TypeError(f"{function!r} is not a function")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise TypeError(f"{function!r} is a generator: use canary.call around its work")
-    return inspect.iscoroutinefunction(function)
