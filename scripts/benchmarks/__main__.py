@@ -16,6 +16,7 @@ from atlas_supervisor.output import unfailing_output
 from scripts.benchmarks import (
     acceptance,
     canary,
+    canary_adversaries,
     canary_daemon,
     canary_statistics,
     events,
@@ -47,6 +48,10 @@ BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
     "rescue": (
         rescue.run,
         "what is lost when the active worker or the daemon is killed under load",
+    ),
+    "canary-adversaries": (
+        canary_adversaries.run,
+        "how often a canary is judged wrongly by services that break simpler ways of counting",
     ),
     "canary-daemon": (
         canary_daemon.run,

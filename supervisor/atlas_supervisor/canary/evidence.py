@@ -290,7 +290,7 @@ class Evidence:
     # Saved state.
 
     def pop_new_keys(self) -> list[KeyRow]:
-        """Return what was learned of keys since the last call."""
+        """Return the intervals of keys that have changed since the last call."""
         return self._windows.pop_new_keys()
 
     def progress(self) -> dict[str, str]:

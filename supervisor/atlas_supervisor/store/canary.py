@@ -23,7 +23,7 @@ class CanaryCommit:
     """Rings that are read to their end and no more."""
     epochs: Sequence[EpochRow] = ()
     keys: Sequence[KeyRow] = ()
-    """What was learned of keys; earlier rounds of their ramps are forgotten."""
+    """Changed intervals of keys; those of earlier rounds of their ramps are deleted."""
     ramps: Sequence[int] | None = None
     """The ramps that go on, where that has changed: the keys of all others are forgotten."""
     state: DeployState | None = None
@@ -83,7 +83,7 @@ class CanaryStore:
         return [RingRow(*row) for row in await self._statements.read("canary_rings")]
 
     async def keys(self) -> list[KeyRow]:
-        """Return what is known of keys."""
+        """Return the intervals of all keys."""
         return [KeyRow(*row) for row in await self._statements.read("canary_keys")]
 
     async def progress(self) -> dict[str, str]:

@@ -21,7 +21,7 @@ Invariants
 - m is fixed before a window's first call.
 - As a < s + δ and b > s, a failed canary call lowers every bet and a failed stable call raises it.
   So a call without an outcome is bounded from below: a canary call as failed, a stable call as
-  good. A decision that was never reported counts the same way for ever.
+  good. A decision that was never reported always counts that way.
 - What stable calls add after the last canary call is not counted: a lower bound, which keeps a
   canary that no longer gets calls from being promoted by what stable does.
 - The current value decides, not the highest: a canary that was good and turned bad loses it again.

@@ -408,12 +408,12 @@ class Windows:
         return draws
 
     def pop_new_keys(self) -> list[KeyRow]:
-        """Return what was learned of keys since the last call."""
+        """Return the intervals of keys that have changed since the last call."""
         new, self._new_keys = self._new_keys, {}
         return list(new.values())
 
     def restore_keys(self, rows: Iterable[KeyRow]) -> None:
-        """Add what was known of keys before a restart, in the present rounds."""
+        """Add the intervals of keys from before a restart, in the present rounds."""
         for row in rows:
             ramp = self._ramps.get(row.ramp)
             if ramp is not None and row.round == ramp.round:

@@ -261,7 +261,7 @@ def test_a_window_without_random_assignment_is_not_evidence(share: float) -> Non
     assert evidence.rate > 0.4  # but its calls are learned from
 
 
-def test_what_stable_adds_without_canary_calls_is_not_evidence_for_a_promotion() -> None:
+def test_stable_calls_without_canary_calls_are_not_evidence_for_a_promotion() -> None:
     evidence = new_round()
     update(evidence, Window(0.2, Arm(40, 0), Arm(160, 2)))
     before = promotion(evidence)
