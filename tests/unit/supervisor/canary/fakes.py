@@ -277,7 +277,7 @@ def service(story: Story, **changes: object) -> Service:
         "canary_step_seconds": 30.0,
         **changes,
     }
-    return Service(story, Settings(**given))  # type: ignore[arg-type]  # checked by pydantic
+    return Service(story, Settings(**given))
 
 
 class Adversary(NamedTuple):
