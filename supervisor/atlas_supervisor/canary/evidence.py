@@ -92,6 +92,14 @@ class SavedState(NamedTuple):
     """The present."""
 
 
+class Checkpoint(NamedTuple):
+    """The epochs, and by feature the evidence and the stable arm's latencies."""
+
+    epochs: dict[int, EpochRow]
+    ramps: dict[str, RampEvidence]
+    stable: dict[str, Histogram]
+
+
 class Evidence:
     """Everything known about the calls of all features."""
 
@@ -122,6 +130,14 @@ class Evidence:
         if fresh or row.feature not in self._ramps:
             self._ramps[row.feature] = self._new_ramp(row.feature)
             self._began.pop(row.feature, None)
+
+    def checkpoint(self) -> Checkpoint:
+        """Return a copy of the state that `start_epoch` changes, for `restore`."""
+        return Checkpoint(dict(self._epochs), dict(self._ramps), dict(self._stable))
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take back the epochs that were started since."""
+        self._epochs, self._ramps, self._stable = checkpoint
 
     def set_ramps(self, ramps: Mapping[str, int]) -> None:
         """Set the current ramp of each feature; calls of other ramps are not evidence."""

@@ -66,7 +66,7 @@ class Batch:
     """New events. `events` counts equal words (see `ring.decode`), without their lap bit.
 
     `keyed` has each event with a key, in order: its word, the key's hash (`HASH_MASK`) and the
-    call's serial; a serial of 0 is of the first layout, where an outcome does not name its call.
+    call's serial, which is 0 in the first layout alone: there an outcome does not name its call.
     `skipped` counts the indices that a dead process has reserved and not written. `alive` is the
     state before reading: with False the batch is the ring's last.
     """
@@ -207,9 +207,10 @@ class RingReader:
 
     def _keyed(self, words: list[int], keys: list[int]) -> list[tuple[int, int, int]]:
         checked = {word: self._checked(word) for word in set(words)}
-        serials = layout.SERIAL_MASK if self._version > layout.FIRST_LAYOUT else 0
+        has_serials = self._version > layout.FIRST_LAYOUT
+        mask, named = (layout.SERIAL_MASK, layout.SERIAL_MASK + 1) if has_serials else (0, 0)
         return [
-            (event, key & layout.HASH_MASK, key & serials)
+            (event, key & layout.HASH_MASK, key & mask | named)
             for word, key in zip(words, keys, strict=True)
             if (event := checked[word])
         ]

@@ -178,6 +178,16 @@ ALTER TABLE deploys ADD COLUMN version_source TEXT;
 ALTER TABLE instances ADD COLUMN kit INTEGER NOT NULL DEFAULT 0;
 
 -- version: 7
+-- The listening sockets that workers inherit. A process that has one of them open is ours.
+CREATE TABLE listeners (
+    inode        INTEGER NOT NULL,
+    boot_id      TEXT NOT NULL
+) STRICT;
+
+-- No query used it.
+DROP INDEX deploys_by_start;
+
+-- version: 8
 -- What is known of a key's hash: an interval, in one round of a ramp. Of keys from before only that
 -- they have counted is known: the interval is empty, so they count again in the next round.
 ALTER TABLE canary_keys ADD COLUMN round INTEGER NOT NULL DEFAULT 1;

@@ -7,6 +7,7 @@ nothing has changed.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -20,6 +21,7 @@ from atlas_supervisor.model.state import SCHEMA_VERSION, DeployState
 from atlas_supervisor.store.statements import Statement, Statements, StoreError, Timed, untimed
 from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.system.files import read_regular
+from atlas_worker.contract import STATE_BYTES_LIMIT
 
 log = structlog.get_logger(__name__)
 
@@ -90,6 +92,10 @@ class StateFile:
         failed, what was to be written.
         """
         content = json.dumps(state.model_dump(mode="json"), indent=2) + "\n"
+        if len(content) > STATE_BYTES_LIMIT:
+            raise OSError(
+                errno.EFBIG, f"more than {STATE_BYTES_LIMIT} bytes, which no worker reads"
+            )
         replace(self.path, content)
         self._sync_folder()
 

@@ -1,4 +1,7 @@
-"""Opens regular files only: a FIFO or a device in the place of one would block the daemon."""
+"""Opens regular files only: a FIFO or a device in the place of one would block the daemon.
+
+What a setting names may be anything; so is what another program has put in a file's place.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import errno
 import os
 import stat
 from pathlib import Path
+
+_LIMIT_BYTES = 16 * 1024 * 1024
 
 
 def open_regular(path: Path, flags: int, mode: int = 0o640) -> int:
@@ -19,13 +24,17 @@ def open_regular(path: Path, flags: int, mode: int = 0o640) -> int:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise _not_regular(path)
+    os.set_blocking(descriptor, True)
     return descriptor
 
 
 def read_regular(path: Path) -> bytes:
-    """Return a regular file's content. Raises OSError."""
+    """Return a regular file's content. Raises OSError, also if it has more than 16 MiB."""
     with open(open_regular(path, os.O_RDONLY), "rb") as file:  # a descriptor
-        return file.read()
+        content = file.read(_LIMIT_BYTES + 1)
+    if len(content) > _LIMIT_BYTES:
+        raise OSError(errno.EFBIG, f"it has more than {_LIMIT_BYTES} bytes", str(path))
+    return content
 
 
 def _not_regular(path: Path) -> OSError:

@@ -19,7 +19,7 @@ from atlas_worker import canary, is_canary_enabled, record_canary_call, use_cana
 from atlas_worker.canary.policy import BadPolicyError, Rule, key_threshold, read_policy
 from atlas_worker.canary.process import process
 from atlas_worker.canary.ring import make_ring
-from atlas_worker.contract import STATE_SCHEMA_VERSION
+from atlas_worker.contract import STATE_BYTES_LIMIT, STATE_SCHEMA_VERSION
 from atlas_worker.contract import ring as layout
 from atlas_worker.contract.ring import EventKind, decode
 from tests.unit.worker.canary_support import SALT, Canaries, canaries, eventually, output, program
@@ -511,3 +511,149 @@ def test_a_daemon_that_reads_newer_layouts_gets_the_newest_known(canaries: Canar
     use_canary_version("vision", key="me")
     [(_, batch)] = canaries.drain()
     assert [serial > 0 for _, _, serial in batch.keyed] == [True]
+
+
+# Processes without a ring.
+
+
+def refused_calls(folder: Path) -> int:
+    return int.from_bytes((folder / "canary" / layout.REFUSED_CALLS_FILE).read_bytes(), "little")
+
+
+REFUSED = """
+from atlas_worker.contract import ring
+ring.FOLDER_BYTES_LIMIT = -1
+import os, sys
+for number in range(5):
+    with canary.call("vision", key=str(number) if number % 2 else None):
+        pass
+"""
+
+
+def test_calls_of_processes_that_get_no_ring_are_counted_where_they_survive(
+    canaries: Canaries,
+) -> None:
+    canaries.decide({"vision": 1})
+    (canaries.folder / "canary" / layout.REFUSED_CALLS_FILE).write_bytes(bytes(8))
+    for _ in range(2):
+        output(canaries.folder, REFUSED)
+    assert refused_calls(canaries.folder) == 10
+
+    with program(canaries.folder, REFUSED + "sys.stdin.read()") as child:  # the helper thread
+        eventually(lambda: refused_calls(canaries.folder) == 15)
+        child.kill()
+
+
+def test_a_count_that_another_process_holds_is_written_later(canaries: Canaries) -> None:
+    import fcntl
+
+    canaries.decide({"vision": 1})
+    counts = canaries.folder / "canary" / layout.REFUSED_CALLS_FILE
+    counts.write_bytes(bytes(8))
+    with counts.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with program(
+            canaries.folder, REFUSED + "print('done', flush=True)\nsys.stdin.read()"
+        ) as it:
+            assert it.stdout is not None
+            assert it.stdout.readline() == "done\n"
+            assert refused_calls(canaries.folder) == 0
+            fcntl.flock(file, fcntl.LOCK_UN)
+            eventually(lambda: refused_calls(canaries.folder) == 5)
+
+
+def test_calls_counted_as_refused_are_not_counted_again_in_a_ring(
+    canaries: Canaries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    canaries.decide({"vision": 1})
+    (canaries.folder / "canary" / layout.REFUSED_CALLS_FILE).write_bytes(bytes(8))
+    with monkeypatch.context() as patch:
+        patch.setattr(layout, "FOLDER_BYTES_LIMIT", -1)
+        for _ in range(3):
+            use_canary_version("vision")
+        eventually(lambda: refused_calls(canaries.folder) == 3)
+    eventually(lambda: canaries.rings)
+
+    assert canaries.dropped() + refused_calls(canaries.folder) == 3
+
+
+# What is logged.
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in caplog.records if each.name == "atlas_worker.canary"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b" " * (STATE_BYTES_LIMIT + 1), "more than 1048576 bytes"),
+        (b"{", "no policy"),
+        (b'{"schema_version": 99, "canary": {}}', "a newer supervisor"),
+    ],
+    ids=["too large", "broken", "newer"],
+)
+def test_a_policy_that_can_not_be_read_is_logged_once(
+    canaries: Canaries, caplog: pytest.LogCaptureFixture, content: bytes, words: str
+) -> None:
+    canaries.replace(content)
+    for _ in range(3):
+        assert not use_canary_version("vision")
+        process._try_refresh()
+        process._log_problems()
+    [message] = logged(caplog)
+    assert words in message
+
+    canaries.decide({"vision": 1})
+    eventually(lambda: use_canary_version("vision"))
+    canaries.replace(content)
+    eventually(lambda: len(logged(caplog)) == 2)  # it is a new problem
+    assert use_canary_version("vision")
+
+
+def test_a_ring_that_can_not_be_created_is_logged_once(
+    canaries: Canaries, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "FOLDER_BYTES_LIMIT", -1)
+    canaries.decide({"vision": 1})
+    use_canary_version("vision")
+    process._try_refresh()
+    process._log_problems()
+    [message] = logged(caplog)
+    assert "not recorded" in message
+
+
+@pytest.mark.parametrize("left", ["nothing", "a folder", "a state file without canaries"])
+def test_without_a_supervisor_nothing_is_logged(
+    canaries: Canaries, caplog: pytest.LogCaptureFixture, left: str
+) -> None:
+    if left == "nothing":
+        (canaries.folder / "canary").rmdir()
+    if left.startswith("a state"):
+        canaries.replace(b'{"schema_version": 1, "canary": null}')
+    use_canary_version("vision")
+    process._try_refresh()
+    process._log_problems()
+    assert logged(caplog) == []
+
+
+def test_a_log_handler_may_use_canaries_and_raise(canaries: Canaries) -> None:
+    import logging
+
+    used: list[bool] = []
+
+    class Handler(logging.Handler):
+        def emit(self, _record: logging.LogRecord) -> None:
+            thread = threading.Thread(target=lambda: used.append(use_canary_version("vision")))
+            thread.start()
+            thread.join(10)
+            raise RuntimeError("a handler's own")
+
+    handler = Handler()
+    logging.getLogger("atlas_worker.canary").addHandler(handler)
+    try:
+        canaries.replace(b"{")
+        assert not use_canary_version("vision")
+    finally:
+        logging.getLogger("atlas_worker.canary").removeHandler(handler)
+    assert used == [False]

@@ -20,7 +20,7 @@ from collections.abc import (
     Generator,
     Iterator,
 )
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import pytest
 
@@ -30,6 +30,8 @@ from atlas_worker.contract.ring import EventKind, Outcome
 from tests.unit.worker.canary_support import Canaries, canaries
 
 __all__ = ["canaries"]
+
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -67,8 +69,8 @@ def calls(on: Canaries) -> Calls:
     return Calls(on)
 
 
-def routed(new: Any) -> Any:
-    return canary.route("vision", stable=lambda *_: None)(new)
+def routed(new: Any, beside: Any = print) -> Any:
+    return canary.route("vision", stable=beside)(new)
 
 
 async def waits(fails: bool = False) -> str:
@@ -111,25 +113,32 @@ def old_style(fails: bool = False) -> Generator[Any, Any, str]:
     return (yield from waits(fails).__await__())
 
 
+class Typed(Protocol):
+    def __call__(self, new: T) -> T: ...
+
+
+beside_waits: Typed = canary.route("vision", stable=waits)  # type: ignore[assignment]  # methods
+
+
 class Service:
-    @canary.route("vision", stable=waits)
+    @beside_waits
     async def plain(self, fails: bool = False) -> str:
         assert isinstance(self, Service)
         return await waits(fails)
 
     @classmethod
-    @canary.route("vision", stable=waits)
+    @beside_waits
     async def of_class(cls, fails: bool = False) -> str:
         assert cls is Service
         return await waits(fails)
 
-    @canary.route("vision", stable=waits)
+    @beside_waits
     @classmethod
     async def of_class_inside(cls, fails: bool = False) -> str:
         assert cls is Service
         return await waits(fails)
 
-    @canary.route("vision", stable=waits)
+    @beside_waits
     @staticmethod
     async def static(fails: bool = False) -> str:
         return await waits(fails)
@@ -325,11 +334,11 @@ async def streams(fails: bool = False) -> AsyncGenerator[int, int | None]:
 
 
 def generator(declared: bool) -> Any:
-    return canary.route("vision", stable=gives)(gives) if declared else routed(gives)
+    return routed(gives, beside=gives if declared else print)
 
 
 def async_generator(declared: bool) -> Any:
-    return canary.route("vision", stable=streams)(streams) if declared else routed(streams)
+    return routed(streams, beside=streams if declared else print)
 
 
 both = pytest.mark.parametrize("declared", [True, False])
@@ -338,7 +347,7 @@ both = pytest.mark.parametrize("declared", [True, False])
 @both
 def test_a_generator_ends_when_it_is_exhausted(calls: Calls, declared: bool) -> None:
     made = generator(declared)()
-    assert inspect.isgenerator(made)
+    assert isinstance(made, types.GeneratorType)
     assert next(made) == 1
     assert calls.so_far() == (1, OPEN)
     assert made.send(5) == 5
@@ -382,7 +391,7 @@ def test_an_exception_thrown_into_a_generator_reaches_it(calls: Calls, declared:
         except KeyError:
             yield "caught"
 
-    made: Any = canary.route("vision", stable=catches if declared else print)(catches)()
+    made: Any = routed(catches, catches if declared else print)()
     next(made)
     assert made.throw(KeyError()) == "caught"
     assert list(made) == []
@@ -396,7 +405,7 @@ def test_an_exception_thrown_into_a_generator_reaches_it(calls: Calls, declared:
 @both
 async def test_an_async_generator_ends_when_it_is_exhausted(calls: Calls, declared: bool) -> None:
     made = async_generator(declared)()
-    assert inspect.isasyncgen(made)
+    assert isinstance(made, types.AsyncGeneratorType)
     assert await made.__anext__() == 1
     assert calls.so_far() == (1, OPEN)
     assert await made.asend(5) == 5
@@ -440,7 +449,7 @@ async def test_an_async_generator_cleans_up_when_its_consumer_is_cancelled(
             cleaned.append("inner")
 
     async def consume() -> None:
-        async for _ in canary.route("vision", stable=endless if declared else print)(endless)():
+        async for _ in routed(endless, endless if declared else print)():
             pass
 
     task = asyncio.create_task(consume())
@@ -459,7 +468,7 @@ async def test_an_async_generator_serves_as_a_context_manager(calls: Calls, decl
         with contextlib.suppress(KeyError):
             yield "open"
 
-    made: Any = canary.route("vision", stable=resource if declared else print)(resource)
+    made: Any = routed(resource, resource if declared else print)
     async with contextlib.asynccontextmanager(made)() as value:
         assert value == "open"
         raise KeyError
@@ -540,7 +549,7 @@ def test_a_routed_function_is_declared_as_its_implementations_are() -> None:
     assert inspect.iscoroutinefunction(routed(waits))
     assert inspect.iscoroutinefunction(routed(functools.partial(waits)))
     assert inspect.iscoroutinefunction(routed(AsyncCallable()))
-    assert inspect.iscoroutinefunction(canary.route("vision", stable=waits)(print))  # type: ignore[arg-type]  # on purpose
+    assert inspect.iscoroutinefunction(routed(print, beside=waits))
     assert inspect.iscoroutinefunction(Service().plain)
     assert inspect.isasyncgenfunction(async_generator(declared=True))
     assert inspect.isgeneratorfunction(generator(declared=True))
@@ -550,7 +559,7 @@ def test_a_routed_function_is_declared_as_its_implementations_are() -> None:
 
 async def test_an_async_canary_beside_a_plain_stable_is_awaited(canaries: Canaries) -> None:
     canaries.decide({"vision": 0})
-    assert await canary.route("vision", stable=lambda: "old")(waits)() == "old"  # type: ignore[arg-type, misc]  # on purpose
+    assert await routed(waits, beside=lambda: "old")() == "old"
 
 
 @pytest.mark.parametrize(

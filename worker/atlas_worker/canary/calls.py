@@ -19,7 +19,7 @@ from atlas_worker.canary.policy import (
     newest_question,
 )
 from atlas_worker.canary.process import process
-from atlas_worker.canary.ring import FIRST_SERIAL, Lane
+from atlas_worker.canary.ring import Lane
 from atlas_worker.contract import latency_bucket
 from atlas_worker.contract.ring import (
     KIND_SHIFT,
@@ -37,6 +37,7 @@ _REPORTS = EventKind.REPORTED - EventKind.ASKED << KIND_SHIFT
 _FAILED = Outcome.ERROR << OUTCOME_SHIFT
 _CANCELLED = Outcome.CANCELLED << OUTCOME_SHIFT
 _TIMEOUT_SLICES = int(60 / SLICE_SECONDS)  # the daemon has timed the call out by then
+_UNDER_LAP = LAP - 1
 _now = time.monotonic
 _number = int.from_bytes
 
@@ -46,7 +47,9 @@ def is_canary_enabled() -> bool:
     return process.is_enabled()
 
 
-def use_canary_version(feature: str, *, key: str | None = None) -> bool:
+def use_canary_version(  # noqa: C901, PLR0912 - a function for keys alone costs 4 % more
+    feature: str, *, key: str | None = None
+) -> bool:
     """Return whether the canary of a feature serves this call. Never raises.
 
     The same key gets the same answer while the share stays, and a greater share takes no key out.
@@ -60,7 +63,31 @@ def use_canary_version(feature: str, *, key: str | None = None) -> bool:
             return False
         rule = found
     if key is not None:
-        return _ask_with_key(rule, key)
+        try:
+            hasher = rule.hasher.copy()
+            hasher.update((key if type(key) is str else str(key)).encode())
+            digest = hasher.digest()
+        except Exception:  # noqa: BLE001 - a foreign `__str__` or a lone surrogate may raise anything
+            return False
+        used = digest < rule.threshold
+        arm = rule.canary if used else rule.stable
+        word = arm.asked
+        lane = process.keyed
+        hashed = _number(digest) & _UNDER_LAP
+        for place in lane.free:  # `Lane.write`, without the call
+            hashed ^= place & lane.serial_mask
+            if place >= 0:
+                lane.keys[place] = hashed
+                lane.words[place] = word
+            else:
+                lane.keys[place] = hashed | LAP
+                lane.words[place] = word | LAP
+            break
+        else:
+            hashed = lane.write_late(word, hashed)
+            word = hashed and word
+        arm.set_unreported([(word, hashed)])
+        return used
     draw = process.random
     used = draw() < rule.share
     arm = rule.canary if used else rule.stable
@@ -82,41 +109,6 @@ def use_canary_version(feature: str, *, key: str | None = None) -> bool:
     else:  # setting a context variable is slow, so equal questions share a list
         unreported.append(word)
     return used
-
-
-def _ask_with_key(rule: Rule, key: str) -> bool:
-    try:  # `_decide_by_key`, without the call
-        hasher = rule.hasher.copy()
-        hasher.update((key if type(key) is str else str(key)).encode())
-        digest = hasher.digest()
-    except Exception:  # noqa: BLE001 - as in `_decide_by_key`
-        return False
-    used = digest < rule.threshold
-    arm = rule.canary if used else rule.stable
-    word = arm.asked
-    lane = process.keyed
-    hashed = _number(digest) & lane.hash_mask
-    for place in lane.free:  # `Lane.write_keyed`, without the call
-        hashed |= (place | FIRST_SERIAL) & lane.serial_mask
-        lane.keys[place] = hashed if place >= 0 else hashed | LAP
-        lane.words[place] = word if place >= 0 else word | LAP
-        break
-    else:
-        hashed = lane.write_late(word, hashed)
-        word = hashed and word
-    arm.set_unreported([(word, hashed)])
-    return used
-
-
-def _decide_by_key(rule: Rule, key: object) -> tuple[bool, int]:
-    """Return whether the canary serves a key, and the key's hash; -1 for an unusable key."""
-    try:
-        hasher = rule.hasher.copy()
-        hasher.update((key if type(key) is str else str(key)).encode())
-        digest = hasher.digest()
-    except Exception:  # noqa: BLE001 - a foreign `__str__` or a lone surrogate may raise anything
-        return False, -1
-    return digest < rule.threshold, _number(digest)
 
 
 def record_canary_call(feature: str, used_canary: bool, ok: bool, latency_ms: float) -> None:
@@ -210,13 +202,30 @@ class Call:
         return self
 
     def _enter_with_key(self, rule: Rule, key: str) -> None:
-        self.is_canary, hashed = _decide_by_key(rule, key)
+        try:
+            hasher = rule.hasher.copy()
+            hasher.update((key if type(key) is str else str(key)).encode())
+            digest = hasher.digest()
+        except Exception:  # noqa: BLE001 - as in `use_canary_version`
+            return
+        self.is_canary = used = digest < rule.threshold
         self._lane = lane = process.keyed
+        word = (rule.canary if used else rule.stable).started
+        hashed = _number(digest) & _UNDER_LAP
         self._began = _now()
-        if hashed >= 0:
-            word = (rule.canary if self.is_canary else rule.stable).started
-            self._key_word = lane.write_keyed(word, hashed)
-            self._word = self._key_word and word
+        for place in lane.free:  # `Lane.write`, without the call
+            hashed ^= place & lane.serial_mask
+            if place >= 0:
+                lane.keys[place] = hashed
+                lane.words[place] = word
+            else:
+                lane.keys[place] = hashed | LAP
+                lane.words[place] = word | LAP
+            self._key_word = hashed
+            self._word = word
+            return
+        self._key_word = lane.write_late(word, hashed)
+        self._word = self._key_word and word
 
     def __exit__(
         self,

@@ -38,19 +38,16 @@ from atlas_worker.contract import ENV_INSTANCE, ENV_VERSION
 from atlas_worker.contract import ring as layout
 from atlas_worker.contract.ring import LAP
 
-FIRST_SERIAL = layout.KEYED_ENTRIES
-"""Serials are from here up to twice this: `place | FIRST_SERIAL` in both kinds of laps."""
-
 
 class Lane:
     """One of the two rings of a file. Places are negative in odd laps, where the lap bit is set.
 
-    A key word is `hash & hash_mask | (place | FIRST_SERIAL) & serial_mask`.
+    A key word is `hash ^ place & serial_mask`, its top bit clear.
     """
 
     __slots__ = ("_allocate", "_blocks", "_closed", "_dropped", "_header", "_lock", "_next",
                  "_outran", "_refilling", "_reserved", "_run", "_tail", "capacity", "free",
-                 "hash_mask", "keys", "serial_mask", "words")  # fmt: skip
+                 "keys", "serial_mask", "words")  # fmt: skip
 
     def __init__(
         self,
@@ -65,7 +62,7 @@ class Lane:
         self.words = words
         self.keys = keys  # empty if the lane has none
         self.free: Iterator[int] = iter(())
-        self.hash_mask, self.serial_mask = layout.HASH_MASK, layout.SERIAL_MASK
+        self.serial_mask = layout.KEYED_ENTRIES - 1
         self._header = header
         self.capacity = len(words)
         self._tail, self._dropped, self._reserved = (at // layout.WORD_BYTES for at in cells)
@@ -95,18 +92,6 @@ class Lane:
             return
         self.write_late(word)
 
-    def write_keyed(self, word: int, hashed: int) -> int:
-        """Write an assignment with a key, of which `hashed` is the hash.
-
-        Returns the key word, which the outcome repeats; 0 if it was dropped.
-        """
-        for place in self.free:
-            key = hashed & self.hash_mask | (place | FIRST_SERIAL) & self.serial_mask
-            self.keys[place] = key if place >= 0 else key | LAP
-            self.words[place] = word if place >= 0 else word | LAP
-            return key
-        return self.write_late(word, hashed)
-
     def write_late(self, word: int, key: int = 0, *, ending: bool = False) -> int:
         """Reserve places after `free` has run out, and write; return 0 if it was dropped.
 
@@ -124,7 +109,7 @@ class Lane:
                     self._refilling = False
                 if place is not None:
                     if key and not ending:
-                        key = key & self.hash_mask | (place | FIRST_SERIAL) & self.serial_mask
+                        key ^= place & self.serial_mask
                     self._put(place, word, key)
                     return key or 1
             self._header[self._dropped] += 1
@@ -206,7 +191,7 @@ class RingWriter:
             allocate=partial(_allocate, path, layout.KEYED_OFFSET, keyed.nbytes),
         )
         if version == layout.FIRST_LAYOUT:
-            self.keyed.hash_mask, self.keyed.serial_mask = LAP - 1, 0
+            self.keyed.serial_mask = 0
 
     @classmethod
     def without_file(cls) -> RingWriter:

@@ -41,6 +41,9 @@ LEFT_KINDS = ("requests", "websockets", "event_streams", "idle")
 # Files in STATE_DIR.
 STATE_FILE = "deploy_state.json"
 STATE_SCHEMA_VERSION = 1  # of the state file; a worker does not read one that is newer
+STATE_BYTES_LIMIT = 1024 * 1024  # the daemon writes no larger state file, and a worker reads none
+FEATURES_LIMIT = 1000  # of CANARY_FEATURES, with names of up to 64 characters: a quarter of that
+FEATURE_NAME_LIMIT = 64
 SUPERVISOR_SOCKET = "supervisor.sock"
 RINGS_DIRECTORY = "canary"  # made by the daemon, mode 0700; one ring for each process of a worker
 

@@ -18,7 +18,7 @@ there is no lock and no system call between them.
   outcome is ENDED or REPORTED, and repeats epoch, arm and slice of the assignment.
 - A key word is the top 47 bits of the key's hash and, in the low 16, the serial of the call, which
   its outcome repeats: a key's overlapping calls stay apart. It is unique among the open calls of
-  the ring and never 0; the kit makes it of the place of the assignment.
+  the key in this ring; the kit combines the next 16 bits of the hash with the assignment's place.
 - The process publishes up to which index it has reserved places before it writes any of them, so
   nothing is written from there on. The file is sparse: blocks exist for the first places of both
   rings, and for all of one once half of those are used.

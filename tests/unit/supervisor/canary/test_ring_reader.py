@@ -119,7 +119,7 @@ def test_equal_events_are_counted_and_voids_are_skipped(writer: Writer, ring: Ri
     batch = ring.read(Positions())
 
     assert batch.events == {asked(1): 3, asked(2): 1}
-    assert batch.keyed == [(asked(3), 77 << 16, 0x8001)]
+    assert batch.keyed == [(asked(3), 77 << 16, 0x18001)]
     assert batch.next == Positions(5, 2)
     assert ring.read(batch.next).events == {}
 
@@ -181,7 +181,7 @@ def test_gaps_of_a_dead_process_are_skipped_and_counted(dead: Writer) -> None:
     assert sorted(batch.events) == sorted(asked(i % 1000) for i in (2, far, far + 3))
     assert batch.next == Positions(far + 4, 3)
     assert batch.skipped == (far + 4 - 2) - 3 + 2
-    assert batch.keyed == [(asked(2), 5 << 16, 7)]
+    assert batch.keyed == [(asked(2), 5 << 16, 0x10007)]
     again = ring.read(batch.next)
     assert (again.events, again.skipped, again.next) == ({}, 0, batch.next)
     ring.close()
@@ -331,7 +331,7 @@ def test_a_latency_above_a_minute_is_read_as_a_minute(writer: Writer, ring: Ring
     batch = ring.read(Positions())
 
     assert batch.events == {recorded | SLOWEST_BUCKET: 2}
-    assert batch.keyed == [(recorded | SLOWEST_BUCKET, 5 << 16, 7)]
+    assert batch.keyed == [(recorded | SLOWEST_BUCKET, 5 << 16, 0x10007)]
 
 
 # The first layout, of earlier kits.
