@@ -92,12 +92,8 @@ class SavedState(NamedTuple):
     """The present."""
 
 
-class Checkpoint(NamedTuple):
-    """The epochs, and by feature the evidence and the stable arm's latencies."""
-
-    epochs: dict[int, EpochRow]
-    ramps: dict[str, RampEvidence]
-    stable: dict[str, Histogram]
+Checkpoint = dict[str, dict[Any, Any]]
+"""Copies of the maps of an Evidence, by attribute."""
 
 
 class Evidence:
@@ -133,11 +129,11 @@ class Evidence:
 
     def checkpoint(self) -> Checkpoint:
         """Return a copy of the state that `start_epoch` changes, for `restore`."""
-        return Checkpoint(dict(self._epochs), dict(self._ramps), dict(self._stable))
+        return {name: dict(each) for name, each in vars(self).items() if isinstance(each, dict)}
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take back the epochs that were started since."""
-        self._epochs, self._ramps, self._stable = checkpoint
+        """Take back the epochs that were started since, if no events were added since."""
+        vars(self).update(checkpoint)
 
     def set_ramps(self, ramps: Mapping[str, int]) -> None:
         """Set the current ramp of each feature; calls of other ramps are not evidence."""
