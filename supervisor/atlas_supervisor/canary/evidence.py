@@ -57,6 +57,9 @@ _PRIOR_CALLS = 2, 1_000
 
 _OUTCOMES = {0: CallOutcome.OK, 1: CallOutcome.ERROR, 2: CallOutcome.CANCELLED}
 
+_ASSIGNMENTS = frozenset({int(EventKind.STARTED), int(EventKind.ASKED)})
+_ENDS = frozenset({int(EventKind.ENDED), int(EventKind.REPORTED)})
+
 Observe = Callable[[str, str, float, int], None]
 """Called with the feature, the arm (`canary` or `stable`), seconds, and the number of calls."""
 
@@ -153,23 +156,22 @@ class Evidence:
         now: Moment,
     ) -> None:
         """Add the events of one process: all assignments first, then the outcomes."""
-        unpacked: list[tuple[Group, RingEvent, int, CallKey | None]] = [
-            (self._group(event, now), event, count, None) for event, count in events.items()
-        ]
-        unpacked += [
-            (self._group(event, now), event, 1, CallKey(ring, key, serial))
-            for event, key, serial in keyed
-        ]
-        for group, event, count, key in unpacked:
-            if event.kind in (EventKind.STARTED, EventKind.ASKED):
+        outcomes: list[tuple[Group, RingEvent, int, CallKey | None]] = []
+        unkeyed = ((event, count, None) for event, count in events.items())
+        with_key = ((event, 1, CallKey(ring, key, serial)) for event, key, serial in keyed)
+        for event, count, key in (*unkeyed, *with_key):
+            group = self._group(event, now)
+            if event.kind in _ASSIGNMENTS:
                 self._calls.begin(ring, group, count, asked=event.kind == EventKind.ASKED, key=key)
-        for group, event, count, key in unpacked:
+            else:
+                outcomes.append((group, event, count, key))
+        for group, event, count, key in outcomes:
             outcome = _OUTCOMES.get(event.outcome, CallOutcome.ERROR)
-            if event.kind == EventKind.RECORDED:
-                self._calls.record(group, count, outcome, event.bucket)
-            elif event.kind in (EventKind.ENDED, EventKind.REPORTED):
+            if event.kind in _ENDS:
                 asked = event.kind == EventKind.REPORTED
                 self._calls.end(ring, group, count, outcome, event.bucket, asked=asked, key=key)
+            elif event.kind == EventKind.RECORDED:
+                self._calls.record(group, count, outcome, event.bucket)
 
     def _group(self, event: RingEvent, now: Moment) -> Group:
         behind = (now.slice - event.slice_number) % SLICES

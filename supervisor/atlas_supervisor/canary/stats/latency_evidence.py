@@ -35,6 +35,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from statistics import NormalDist
 from typing import Any
 
@@ -132,8 +133,11 @@ def place(stable: Histogram, margin: float, first: int = 0) -> Placement | None:
     calls = stable.count
     if calls < LEAST_CALLS:
         return None
-    cuts = [(stable.quantile_bucket(quantile) or 0) + 1 for quantile in CUTS]
-    below = [calls - stable.over(cut) for cut in cuts]
+    cuts = [(bucket or 0) + 1 for bucket in stable.quantile_buckets(CUTS)]
+    levels = [0] * LEVELS
+    for bucket, count in stable:
+        levels[bisect_right(cuts, bucket)] += count
+    below = list(accumulate(levels[:-1]))
     ends = zip([0, *below], [*below, calls], strict=True)
     ranks = [(low + high + 1) / (2 * calls + 2) for low, high in ends]
     adjusted = _adjusted(margin)

@@ -175,7 +175,10 @@ class CallTracker:
         tally.latency.add(bucket, count)
 
     def _tally(self, group: Group) -> Tally:
-        return self._tallies.setdefault(group, Tally())
+        tally = self._tallies.get(group)
+        if tally is None:
+            tally = self._tallies[group] = Tally()
+        return tally
 
     def to_list(self) -> list[Any]:
         """Return the open calls as JSON values; `pop_tallies` comes first."""

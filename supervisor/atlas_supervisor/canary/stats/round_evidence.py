@@ -89,6 +89,9 @@ class _Cache:
     """The logarithms of each test's factors."""
     levels: tuple[list[int], list[int]] = ([], [])
     """Calls with an outcome by latency level, canary and stable."""
+    worst_levels: tuple[list[int], list[int]] | None = None
+    slow: Sequence[tuple[int, int]] = ()
+    """Calls with an outcome, and how many were slow, by threshold."""
     counts_canary: bool = False
 
 
@@ -124,7 +127,8 @@ class RoundEvidence:
         self.canary_errors = 0
         self.placement = place(past, latency_margin) if past is not None else None
         self._slow = [Baseline(each) for each in self.placement.priors] if self.placement else []
-        self.seen = Slow()
+        self._seen = Slow()
+        """Of closed windows."""
         self._recent = Histogram()
         """Stable's latencies in closed windows since the quantiles were placed."""
         self._recent_calls = 0
@@ -159,9 +163,11 @@ class RoundEvidence:
     def close(self, window: CallWindow) -> None:
         """Multiply a window in, all of whose calls have ended."""
         self.extend(window, 0)
+        self._seen = self.seen
         self.extended.clear()
         if window.number >= self._first:
-            self._recent.merge(Histogram(window.stable.latency.items()))
+            for bucket, count in window.stable.latency.items():
+                self._recent.add(bucket, count)
 
     def extend(self, window: CallWindow, now: int) -> None:
         """Multiply a lower bound of the next window in; `now` is the current slice."""
@@ -193,15 +199,8 @@ class RoundEvidence:
         if cache.latency is not None:
             self.latency.start(terms.started)
             self.latency.multiply(cache.by_latency)
-            self._learn_latency(*cache.levels)
-
-    def _learn_latency(self, canary: Sequence[int], stable: Sequence[int]) -> None:
-        both = _sum(canary, stable)
-        self._slow = [
-            each.after(sum(both), sum(both[level:]))
-            for each, level in zip(self._slow, SLOW_LEVELS, strict=True)
-        ]
-        self.seen = Slow(_sum(self.seen.canary, canary), _sum(self.seen.stable, stable))
+            both = zip(self._slow, cache.slow, strict=True)
+            self._slow = [each.after(*counts) for each, counts in both]
 
     def _cache(self, window: CallWindow, terms: Terms, now: int) -> _Cache:
         """Return the factors of a window; computed only if they may have changed."""
@@ -215,18 +214,17 @@ class RoundEvidence:
                 if placement is not None
                 else None,
             )
-        ages = cache.latency is not None and any(calls.canary for calls in window.open)
-        if window.changed or ages:
+        changed, window.changed = window.changed, False
+        if changed:
             self._count(window, cache)
-            if cache.latency is not None and placement is not None:
-                if window.changed:
-                    cache.levels = (
-                        placement.levels(window.canary.latency.items(), canary=True),
-                        placement.levels(window.stable.latency.items(), canary=False),
-                    )
+        if cache.latency is not None and placement is not None:
+            if changed:
+                _count_levels(window, placement, cache)
+            if changed or window.open:
                 levels = _worst_levels(window, placement, cache.levels, now)
-                cache.by_latency = cache.latency.log_factors(*levels)
-            window.changed = False
+                if levels != cache.worst_levels:
+                    cache.worst_levels = levels
+                    cache.by_latency = cache.latency.log_factors(*levels)
         return cache
 
     @staticmethod
@@ -250,6 +248,20 @@ class RoundEvidence:
         cache.counts_canary = canary.calls + canary_open + window.unreported[True] > 0
 
     # Readers.
+
+    @property
+    def seen(self) -> Slow:
+        """The calls by latency level, since the levels were placed."""
+        canary, stable = self._seen
+        for window in self.extended:
+            if (
+                window.bets is not None
+                and window.bets.latency is not None
+                and (window.terms.placement == self.placement)
+            ):
+                canary = _sum(canary, window.bets.levels[0])
+                stable = _sum(stable, window.bets.levels[1])
+        return Slow(canary, stable)
 
     def slow_calls(self) -> SlowCalls:
         """Return the slow calls by the threshold that the arms differ most by."""
@@ -317,7 +329,7 @@ class RoundEvidence:
         self.placement = placement
         self._recent, self._recent_calls = Histogram(), 0
         self._slow = [Baseline(each) for each in placement.priors]
-        self.seen = Slow()
+        self._seen = Slow()
 
     # Saved state.
 
@@ -333,7 +345,7 @@ class RoundEvidence:
             "canary": [self.canary_calls, self.canary_errors],
             "placement": self.placement and self.placement.to_list(),
             "slow": [each.to_list() for each in self._slow],
-            "seen": list(self.seen),
+            "seen": list(self._seen),
             "recent": list(self._recent),
             "recent_calls": self._recent_calls,
         }
@@ -351,7 +363,7 @@ class RoundEvidence:
         evidence.placement = Placement.from_list(saved["placement"])
         evidence._slow = [Baseline.from_list(each) for each in saved["slow"]]
         canary, stable = saved["seen"]
-        evidence.seen = Slow(tuple(canary), tuple(stable))
+        evidence._seen = Slow(tuple(canary), tuple(stable))
         evidence._recent = Histogram(saved["recent"])
         evidence._recent_calls = saved["recent_calls"]
         return evidence
@@ -384,6 +396,14 @@ class RoundEvidence:
         shares = Mixture([weight / of for weight in weights])
         shares.multiply([total] * len(weights))
         mixture.restore({"started": started, "logs": list(shares.logs)})
+
+
+def _count_levels(window: CallWindow, placement: Placement, cache: _Cache) -> None:
+    canary = placement.levels(window.canary.latency.items(), canary=True)
+    stable = placement.levels(window.stable.latency.items(), canary=False)
+    both = _sum(canary, stable)
+    cache.levels, cache.worst_levels = (canary, stable), None
+    cache.slow = [(sum(both), sum(both[level:])) for level in SLOW_LEVELS]
 
 
 def _worst_levels(

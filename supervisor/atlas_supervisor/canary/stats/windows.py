@@ -53,7 +53,7 @@ GRACE_SLICES = 4
 MAX_KEYS = 100_000
 """Keys of one ramp that are remembered; later keys are not evidence."""
 
-_PART, _MOST_CALLS, _MOST_SLICES = 0.04, 1_000, 60 * SLICES_PER_SECOND
+_PART, _MOST_CALLS, _MOST_SLICES = 0.04, 10_000, 60 * SLICES_PER_SECOND
 """A window ends at this part of the ramp's calls, at this many calls, or after this many slices."""
 
 
@@ -201,19 +201,22 @@ class _Ramp:
         self.next_number = max(self.next_number, window.number + 1)
         return window
 
-    def assign(self, stratum: Stratum, group: Group, count: int, *, asked: bool) -> CallWindow:
-        window = self.find(stratum, group.slice)
-        if window is None or self._is_over(window, group.slice):
-            new = CallWindow(self.next_number, stratum, group.slice, group.slice)
+    def window_for(self, stratum: Stratum, slice_number: int) -> CallWindow:
+        """Return the window that new calls of this slice belong to."""
+        window = self.find(stratum, slice_number)
+        if window is None or self._is_over(window, slice_number):
+            new = CallWindow(self.next_number, stratum, slice_number, slice_number)
             window = self.add_window(new)
-        window.latest = max(window.latest, group.slice)
+        window.latest = max(window.latest, slice_number)
+        return window
+
+    def add(self, window: CallWindow, calls: OpenCalls, count: int) -> None:
+        """Add assigned calls to their window."""
         window.assigned += count
         self.assigned += count
         self.repeats = 0
-        calls = OpenCalls(group.slice, group.canary, asked)
         window.open[calls] = window.open.get(calls, 0) + count
         window.changed = True
-        return window
 
     def _is_over(self, window: CallWindow, slice_number: int) -> bool:
         """Return whether a new window begins with this slice; only a stratum's last one ends."""
@@ -252,6 +255,8 @@ class Windows:
     def __init__(self) -> None:
         self._epochs: dict[int, DrawnEpoch] = {}
         self._ramps: dict[int, _Ramp] = {}
+        self._found: dict[tuple[Group, bool], tuple[CallWindow, OpenCalls]] = {}
+        """The window of each group without keys, as it is found for its first call."""
         self._units: dict[tuple[CallKey, Group], tuple[CallWindow, OpenCalls]] = {}
         """The open calls with a key that are evidence. A serial is unique within its group."""
         self._new_keys: dict[tuple[int, int], KeyRow] = {}
@@ -268,6 +273,7 @@ class Windows:
         self._ramps = {ramp: self._ramps.get(ramp, _Ramp()) for ramp in ramps}
         kept = {id(window) for ramp in self._ramps.values() for window in ramp.windows}
         self._units = {key: unit for key, unit in self._units.items() if id(unit[0]) in kept}
+        self._found = {group: it for group, it in self._found.items() if id(it[0]) in kept}
         for counts in self._draws:
             for drawn in [drawn for drawn in counts if drawn[0] not in epochs]:
                 del counts[drawn]
@@ -282,6 +288,10 @@ class Windows:
         if epoch is None:
             return
         ramp = self._ramps[epoch.ramp]
+        if key is None and (found := self._found.get((group, asked))) is not None:
+            self._draws.assigned[group.epoch, epoch.share, group.canary] += count
+            ramp.add(*found, count)
+            return
         if key is None:
             stratum = Stratum(group.epoch, epoch.share)
         elif not key.serial:
@@ -293,9 +303,13 @@ class Windows:
             stratum = Stratum(group.epoch, share, ramp.round)
         if stratum.round == 1:
             self._draws.assigned[group.epoch, stratum.share, group.canary] += count
-        window = ramp.assign(stratum, group, count, asked=asked)
-        if key is not None:
-            self._units[key, group] = window, OpenCalls(group.slice, group.canary, asked)
+        calls = OpenCalls(group.slice, group.canary, asked)
+        window = ramp.window_for(stratum, group.slice)
+        ramp.add(window, calls, count)
+        if key is None:
+            self._found[group, asked] = window, calls
+        else:
+            self._units[key, group] = window, calls
 
     def _draw(self, epoch: DrawnEpoch, ramp: _Ramp, key: int, *, canary: bool) -> float | None:
         """Return the chance that this key had of the canary, given its past; None if no draw."""
@@ -344,6 +358,8 @@ class Windows:
     def _take(
         self, group: Group, *, asked: bool, key: CallKey | None
     ) -> tuple[CallWindow | None, OpenCalls]:
+        if key is None and (found := self._found.get((group, asked))) is not None:
+            return found
         calls = OpenCalls(group.slice, group.canary, asked)
         if key is not None:
             return self._units.pop((key, group), (None, calls))
@@ -388,6 +404,9 @@ class Windows:
         for number, ramp in self._ramps.items():
             ramp.flush_recorded(now - TIMEOUT_SLICES - GRACE_SLICES, self._epochs)
             closed += [(number, window) for window in ramp.pop_closed(now - GRACE_SLICES)]
+        if closed:
+            gone = {id(window) for _, window in closed}
+            self._found = {group: it for group, it in self._found.items() if id(it[0]) not in gone}
         return closed
 
     def ramps(self) -> list[int]:
