@@ -44,6 +44,7 @@ from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.store.statements import StoreError, is_damage
 from atlas_supervisor.system.children import Reaper, become_subreaper
+from atlas_supervisor.system.service_manager import ServiceManager
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG
 from atlas_supervisor.telemetry.metrics import Metrics
 from atlas_supervisor.traffic import PATIENCE_SECONDS, Endpoints, Plane, make_plane
@@ -189,6 +190,7 @@ class Daemon:
         monitor = self._monitor(slots, prober)
         events = EventHub(self._database.transitions, self._metrics.deploys.count)
         service, queries = self._deploys(slots, prober, monitor, events, tasks)
+        manager = ServiceManager()
         slots.on_worker_down = service.worker_down
         for background in (
             self._database.outbox.run,
@@ -209,7 +211,9 @@ class Daemon:
             )
         async with api(self._control(slots, service, queries, monitor, events)):
             tasks.start_soon(slots.start_active, release)
+            tasks.start_soon(manager.run, queries.ready, queries.summary, self._registry.rows)
             await stopping.wait()
+            manager.stopping = True
             slots.begin_stop()
             await service.stop()
             await slots.stop()

@@ -26,10 +26,13 @@ from atlas_supervisor.config import Settings, describe_settings, load_settings, 
 from atlas_supervisor.daemon import Daemon
 from atlas_supervisor.errors import SettingsError, StartRefusedError
 from atlas_supervisor.system import descriptors
+from atlas_supervisor.system.account import make_folder
 from atlas_supervisor.system.lock import LOCK_FILE, only_daemon
+from atlas_supervisor.system.service_manager import ServiceManager
 from atlas_supervisor.system.signals import name_of, report_ignored
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG, configure_logs
 from atlas_supervisor.workers.standalone import nothing_recorded
+from atlas_worker.contract import BUNDLED_WORKER_DIRECTORY
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = load_settings(options.env_file.absolute(), os.environ, nothing_recorded)
     except SettingsError as error:
+        if not options.check:
+            ServiceManager().refused(f"can't start: {'; '.join(error.faults)}")
         for fault in error.faults:
             print(fault, file=sys.stderr)  # noqa: T201  # before there is a log
         return _BAD_SETTINGS
@@ -64,6 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         anyio.run(run, settings)
     except* StartRefusedError as refused:  # task groups wrap what is raised inside of them
         refusals = [str(refusal) for refusal in _leaves(refused)]
+        ServiceManager().refused(f"can't start: {'; '.join(refusals)}")
     for refusal in refusals:
         print(f"atlas-supervisor can't start: {refusal}", file=sys.stderr)  # noqa: T201  # as above
     return _REFUSED if refusals else 0
@@ -106,7 +112,7 @@ def _leaves(group: BaseExceptionGroup[StartRefusedError]) -> Iterator[StartRefus
 async def run(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT, then drain and stop everything. Raises StartRefusedError."""
     _raise_file_limit()
-    _prepare_folder(settings.state_dir)
+    _prepare_folder(settings)
     with only_daemon(settings.state_dir / LOCK_FILE):
         _configure_logs(settings)
         for warning in warnings(settings):
@@ -122,10 +128,14 @@ async def run(settings: Settings) -> None:
         log.info("stopped")
 
 
-def _prepare_folder(state_dir: Path) -> None:
+def _prepare_folder(settings: Settings) -> None:
+    state_dir, account = settings.state_dir, settings.worker_account
     try:
         for folder in (state_dir, state_dir / "logs"):
             folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+        if account is not None:  # workers read the state file, by their group
+            os.chown(state_dir, -1, account.gid)
+            make_folder(state_dir / BUNDLED_WORKER_DIRECTORY, account)
         state_dir.chmod(_FOLDER_MODE)
     except OSError as error:
         raise StartRefusedError(f"STATE_DIR={state_dir} can't be used: {error}") from error

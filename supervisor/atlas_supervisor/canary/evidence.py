@@ -63,6 +63,9 @@ _ENDS = frozenset({int(EventKind.ENDED), int(EventKind.REPORTED)})
 Observe = Callable[[str, str, float, int], None]
 """Called with the feature, the arm (`canary` or `stable`), seconds, and the number of calls."""
 
+Checkpoint = Mapping[str, dict[Any, Any]]
+"""All maps of `Evidence`, by attribute."""
+
 
 def unobserved(_feature: str, _arm: str, _seconds: float, _count: int) -> None:
     """Ignore the observation."""
@@ -93,10 +96,6 @@ class SavedState(NamedTuple):
     progress: Mapping[str, str] = {}
     unix: float = 0.0
     """The present."""
-
-
-Checkpoint = dict[str, dict[Any, Any]]
-"""Copies of the maps of an Evidence, by attribute."""
 
 
 class Evidence:

@@ -29,12 +29,13 @@ from atlas_supervisor.store.canary import CanaryCommit
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.statements import StoreError
 from atlas_supervisor.system.clock import Stopwatch
+from atlas_supervisor.system.clock import now as wall_clock
 
 log = structlog.get_logger(__name__)
 
 _COUNTS_SECONDS = 1.0
 """The least time between writes of counts alone: each write waits for the disk."""
-_TRIM_SECONDS = 600.0
+_TRIM_SECONDS = 3600.0
 _FALLBACK_ACTION = "canary_fallback"
 
 
@@ -66,7 +67,7 @@ class CanaryPersistence:
         self._audited_fallback = ""
         """The `since_ts` of the last fallback in the audit trail."""
         self._since_write = Stopwatch()
-        self._since_trim: Stopwatch | None = None
+        self._since_trim = Stopwatch()
         self.failure: str | None = None
         """Why the last write failed; None if it did not."""
 
@@ -222,11 +223,16 @@ class CanaryPersistence:
         await self._database.canary.commit(CanaryCommit(progress=self._fallback_progress()))
 
     async def _trim(self, now: Moment) -> None:
-        if self._since_trim is not None and self._since_trim.seconds < _TRIM_SECONDS:
+        """Delete old counts, but none by a clock that was far ahead at the start and was set since.
+
+        So the first time is not at the start, and the earlier one of two clocks counts.
+        """
+        if self._since_trim.seconds < _TRIM_SECONDS:
             return
         self._since_trim = Stopwatch()
+        until = min(now.unix, wall_clock().timestamp())
         try:
-            await self._database.canary.trim(now.unix, kept_days=self._retention_days)
+            await self._database.canary.trim(until, kept_days=self._retention_days)
         except StoreError as error:
             log.error("canary_trim_failed", why=str(error))
 

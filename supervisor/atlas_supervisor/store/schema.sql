@@ -185,7 +185,7 @@ CREATE TABLE listeners (
 ) STRICT;
 
 -- No query used it.
-DROP INDEX deploys_by_start;
+DROP INDEX IF EXISTS deploys_by_start;
 
 -- version: 8
 -- What is known of a key's hash: an interval, in one round of a ramp. Of keys from before only that

@@ -16,7 +16,7 @@ _LIMIT_BYTES = 16 * 1024 * 1024
 def open_regular(path: Path, flags: int, mode: int = 0o640) -> int:
     """Return a descriptor, closed on exec. Raises OSError, also if it is no regular file."""
     try:
-        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, mode)
+        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, mode)
     except OSError as error:
         if error.errno in {errno.ENXIO, errno.ENODEV}:  # a FIFO without a reader, a socket
             raise _not_regular(path) from error

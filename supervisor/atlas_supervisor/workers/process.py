@@ -25,6 +25,7 @@ from atlas_supervisor.model.drain import DrainCounts
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import InstanceUsage, SlotName
 from atlas_supervisor.system import procfs, sockdiag
+from atlas_supervisor.system.account import Account
 from atlas_supervisor.system.clock import Stopwatch, now
 from atlas_supervisor.system.descriptors import with_spares
 from atlas_supervisor.system.pidfd import ForeignProcess
@@ -323,7 +324,8 @@ class WorkerProcess:
 class NotifySocket:
     """Receives one worker's reports; the public attributes hold the reports so far."""
 
-    def __init__(self, instance: str, *, kit: bool = False) -> None:
+    def __init__(self, instance: str, *, kit: bool = False, account: Account | None = None) -> None:
+        self._senders = {0, account.uid if account else os.getuid()}
         self.ready = anyio.Event()
         self.kit = kit
         self.on_kit: Callable[[], object] = bool
@@ -356,7 +358,7 @@ class NotifySocket:
                 )
             except (BlockingIOError, InterruptedError):
                 return
-            if _sender_uid(ancillary) in {0, os.getuid()}:
+            if _sender_uid(ancillary) in self._senders:
                 self._handle(data.decode(errors="replace").splitlines())
 
     def _handle(self, lines: list[str]) -> None:

@@ -67,7 +67,7 @@ def become_worker(settings: Settings, environ: Mapping[str, str]) -> NoReturn:
     sys.stderr.write(f"version {release.version} on 127.0.0.1:{port}, without the supervisor\n")
     sys.stderr.flush()
     tag = tag_for(str(settings.state_dir), instance)
-    launcher = launcher_command(descriptors, announced, tag, command)
+    launcher = launcher_command(descriptors, announced, tag, command, settings.worker_account)
     os.execve(launcher[0], launcher, environment)  # noqa: S606  # without a shell on purpose
 
 

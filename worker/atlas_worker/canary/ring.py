@@ -56,7 +56,7 @@ class Lane:
         header: memoryview,
         *,
         cells: tuple[int, int, int],
-        run: int,
+        first: int,
         allocate: Callable[[], None],
     ) -> None:
         self.words = words
@@ -66,8 +66,9 @@ class Lane:
         self._header = header
         self.capacity = len(words)
         self._tail, self._dropped, self._reserved = (at // layout.WORD_BYTES for at in cells)
-        self._run = self._blocks = run
-        """The places that have blocks, from the first on: at first those of one run."""
+        self._blocks = first
+        """The places that have blocks, from the first on."""
+        self._run = first // 2
         self._allocate = allocate
         self._outran = False
         self._next = 0
@@ -122,7 +123,7 @@ class Lane:
 
     def add_blocks(self) -> None:
         """Add blocks for all places once half of the first ones are used; in the helper thread."""
-        if self._blocks < self.capacity and self._next > self._blocks // 2:
+        if self._blocks < self.capacity and self._next >= self._blocks:  # of two runs one is used
             self._extend()
 
     def _extend(self) -> None:
@@ -175,7 +176,7 @@ class RingWriter:
             main[:0],
             header,
             cells=(layout.TAIL_OFFSET, layout.DROPPED_OFFSET, layout.RESERVED_OFFSET),
-            run=layout.MAIN_FIRST_WORDS,
+            first=layout.MAIN_FIRST_WORDS,
             allocate=partial(_allocate, path, layout.HEADER_BYTES, main.nbytes),
         )
         self.keyed = Lane(
@@ -187,7 +188,7 @@ class RingWriter:
                 layout.KEYED_DROPPED_OFFSET,
                 layout.KEYED_RESERVED_OFFSET,
             ),
-            run=layout.KEYED_FIRST_ENTRIES,
+            first=layout.KEYED_FIRST_ENTRIES,
             allocate=partial(_allocate, path, layout.KEYED_OFFSET, keyed.nbytes),
         )
         if version == layout.FIRST_LAYOUT:

@@ -46,7 +46,7 @@ RING_SUFFIX = ".ring"
 RING_MODE = 0o600
 MAIN_FIRST_WORDS = 2**12
 KEYED_FIRST_ENTRIES = 2**10
-"""The places that a new file has blocks for; also the most that are reserved at once."""
+"""The places that a new file has blocks for; half of them are reserved at once at most."""
 FOLDER_BYTES_LIMIT = 256 * RING_BYTES
 """With this much in the folder no daemon has read it for long; no more rings are added."""
 REFUSED_CALLS_FILE = "refused_calls"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
 import os
+import resource
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ import pytest
 
 from atlas_supervisor.canary import call_collector
 from atlas_supervisor.canary.call_collector import CallCollector
+from atlas_supervisor.canary.ring_reader import RingReader
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.health import CheckStatus
 from atlas_supervisor.store.statements import StoreError
@@ -142,6 +147,31 @@ async def test_rings_beyond_the_bound_wait_until_their_process_exits(
         assert descriptors() == before + 3
 
 
+async def test_a_ring_is_not_refused_for_want_of_descriptors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        process = canaries.process()
+        process.calls(1)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors(), limits[1]))
+        held = []
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    held.append(os.open("/dev/null", os.O_RDONLY))
+            canaries.service._collector.poll()
+            with pytest.raises(OSError, match="Too many open files"):
+                RingReader.open(process.path)
+        finally:
+            for descriptor in held:
+                os.close(descriptor)
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        await canaries.look()
+        assert counted(canaries) == 1
+        assert "canary_ring_refused" not in codes(canaries)
+
+
 async def test_of_one_process_only_its_newest_rings_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +230,45 @@ async def test_three_hundred_short_processes_between_two_polls_lose_nothing(
         await canaries.look()
         assert counted(canaries) == 1500
         assert list((tmp_path / "canary").glob("*.ring")) == []
+
+
+SHORT = """
+import os
+from atlas_worker import canary
+for _ in range(30):
+    if os.fork() == 0:
+        for number in range(5):
+            with canary.call("vision", key=str(number) if number % 2 else None): pass
+        os._exit(0)
+while True:
+    try: os.wait()
+    except ChildProcessError: break
+"""
+
+
+async def test_short_processes_of_the_kit_lose_nothing_and_leave_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch):
+        pass
+    environment = {"ATLAS_STATE_DIR": str(tmp_path), "PATH": os.environ["PATH"]}
+    command = (sys.executable, "-c", SHORT)
+    program = await asyncio.create_subprocess_exec(*command, cwd=tmp_path, env=environment)
+    assert await asyncio.wait_for(program.wait(), 30) == 0
+    folder = tmp_path / "canary"
+    assert len(list(folder.glob("*.ring"))) == 30
+
+    collector, found, more = CallCollector(folder, ()), [], True
+    while more:
+        collected, more = collector.poll()
+        found += collected
+    collector.acknowledge(collector.positions(), ())
+    collector.close()
+
+    assert [each.exited for each in found] == [True] * 30
+    assert sum(sum(each.events.values()) for each in found) == 30 * 2 * 3
+    assert sum(len(each.keyed) for each in found) == 30 * 2 * 2
+    assert [path.name for path in folder.iterdir()] == [layout.REFUSED_CALLS_FILE]
 
 
 # Dropped calls.

@@ -86,7 +86,7 @@ async def test_a_public_port_on_which_another_instance_answers_is_unhealthy(
     ):
         health = await it.seen()
     assert health.checks["port_active"].status is FAIL
-    assert "'green-7', expected 'blue-1'" in health.checks["port_active"].message
+    assert "⟦'green-7'⟧, expected 'blue-1'" in health.checks["port_active"].message
     assert health.checks["memory"].status is PASS
 
 
