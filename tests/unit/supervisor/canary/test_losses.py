@@ -211,7 +211,7 @@ async def test_a_backlog_is_read_in_parts_and_is_evidence_as_if_read_at_once(
             process.calls(8, canary=False)
         canaries.clock.pass_seconds(60)
         await canaries.look()
-        assert read == [16, 16, 16, 16]
+        assert read == [32, 32, 32, 32]
         assert canaries.service.view().late_calls == 0
         assert evidence_calls(canaries) == 32
 
@@ -512,4 +512,5 @@ async def test_a_key_is_the_same_in_rings_of_both_layouts(
         await canaries.look(after=5)
         await canaries.look(after=5)
         assert counted(canaries) == 2
-        assert evidence_calls(canaries) == 1
+        # The earlier layout does not name the call that ends, so its calls are not evidence.
+        assert canaries.feature().judgement.numbers["canary"]["calls"] == 1
