@@ -41,6 +41,7 @@ from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.probes.http_client import RequestShape
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.deploys import UnfinishedDeploy
+from atlas_supervisor.store.state_folder import DATABASE_FILE, LOGS_DIRECTORY
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.store.statements import StoreError, is_damage
 from atlas_supervisor.system.children import Reaper, become_subreaper
@@ -151,7 +152,7 @@ class Daemon:
         """Read all that a start goes by, and end what the last daemon left unfinished."""
         folder, storage = self._settings.state_dir, self._metrics.storage
         database, aside = await stack.enter_async_context(
-            open_database(folder / "atlas.db", storage.database.written, damaged=damaged)
+            open_database(folder / DATABASE_FILE, storage.database.written, damaged=damaged)
         )
         self._database = database
         if aside is not None:
@@ -283,7 +284,7 @@ class Daemon:
         monitor: HealthMonitor,
         events: EventHub,
     ) -> Control:
-        own_log = self._settings.state_dir / "logs" / OWN_LOG
+        own_log = self._settings.state_dir / LOGS_DIRECTORY / OWN_LOG
         collector = GaugeCollector(
             queries=queries, slots=slots, plane=self._plane, events=events, state=self._state
         )

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atlas_supervisor.logs.lines import CHUNK_BYTES, line_ends_at
+from atlas_supervisor.system.files import open_regular
 from atlas_supervisor.telemetry.handlers import FILES_KEPT, older
 from atlas_supervisor.workers.output import WorkerLog
 
@@ -89,7 +90,7 @@ class RotatingLog(ABC):
             with self._lock:
                 for path, number, begin in self._parts():
                     with suppress(FileNotFoundError):
-                        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                        descriptor = open_regular(path, os.O_RDONLY)
                         stack.callback(os.close, descriptor)
                         size = os.fstat(descriptor).st_size
                         file = _number(descriptor) if number is None else number

@@ -5,6 +5,7 @@ Write-ahead log with `synchronous=FULL`: when a call returns, what it wrote surv
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -25,6 +26,7 @@ from atlas_supervisor.store.outbox import Outbox
 from atlas_supervisor.store.state_keeper import StateCopy
 from atlas_supervisor.store.statements import Statements, Timed, is_damage, untimed
 from atlas_supervisor.system.clock import now
+from atlas_supervisor.system.files import open_regular
 
 _BUSY_SECONDS = 5.0
 _FILE_MODE = 0o640
@@ -52,13 +54,14 @@ def recorded_releases(path: Path) -> list[Release]:
     None of them if nothing can be read. Blocks on the disk.
     """
     try:
+        os.close(open_regular(path, os.O_RDONLY))  # SQLite would wait at a FIFO
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
             connection.row_factory = sqlite3.Row
             return [
                 release_of(row)
                 for row in connection.execute("SELECT * FROM versions ORDER BY id DESC")
             ]
-    except sqlite3.Error:
+    except (sqlite3.Error, OSError):
         return []
 
 
@@ -118,8 +121,11 @@ def _make_private(path: Path) -> None:
 
     Tries to open it, too: where that can't be done, aiosqlite would leave its thread behind.
     """
-    path.touch(mode=_FILE_MODE)
-    path.chmod(_FILE_MODE)
+    descriptor = open_regular(path, os.O_RDWR | os.O_CREAT, _FILE_MODE)
+    try:
+        os.fchmod(descriptor, _FILE_MODE)
+    finally:
+        os.close(descriptor)
     sqlite3.connect(path).close()
 
 

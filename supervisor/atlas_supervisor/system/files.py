@@ -1,4 +1,7 @@
-"""Opens regular files only: a FIFO or a device in the place of one would block the daemon."""
+"""Opens regular files only: a FIFO or a device in the place of one would block the daemon.
+
+Links are not followed. The daemon's own files are none, so one was put there to lead it astray.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,16 @@ import stat
 from pathlib import Path
 
 
-def open_regular(path: Path, flags: int, mode: int = 0o640) -> int:
+def open_regular(path: Path | str, flags: int, mode: int = 0o640) -> int:
     """Return a descriptor, closed on exec. Raises OSError, also if it is no regular file."""
+    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
-        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, mode)
+        descriptor = os.open(path, flags, mode)
     except OSError as error:
         if error.errno in {errno.ENXIO, errno.ENODEV}:  # a FIFO without a reader, a socket
             raise _not_regular(path) from error
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a link", str(path)) from error
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -28,5 +34,5 @@ def read_regular(path: Path) -> bytes:
         return file.read()
 
 
-def _not_regular(path: Path) -> OSError:
+def _not_regular(path: Path | str) -> OSError:
     return OSError(errno.EINVAL, "it is not a regular file", str(path))

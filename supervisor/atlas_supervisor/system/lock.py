@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from atlas_supervisor.errors import StartRefusedError
+from atlas_supervisor.system.files import open_regular
 from atlas_supervisor.system.procfs import describe
 
 LOCK_FILE = "supervisor.lock"
@@ -33,7 +34,7 @@ def holds_a_lock(pid: int) -> bool:
 def only_daemon(path: Path) -> Iterator[None]:
     """Hold the lock. Raises StartRefusedError, naming the daemon that holds it."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        descriptor = open_regular(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise StartRefusedError(f"{path} can't be opened: {error.strerror}") from error
     try:

@@ -121,7 +121,7 @@ class LogFile(logging.Handler):
     def _has_lost_its_name(self, descriptor: int) -> bool:
         """Return whether another program has removed, renamed or replaced the file."""
         try:
-            named = self._path.stat()
+            named = self._path.lstat()
         except FileNotFoundError:
             return True
         except OSError:

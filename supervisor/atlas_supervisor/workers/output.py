@@ -24,6 +24,7 @@ import structlog
 
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.system.clock import Stopwatch
+from atlas_supervisor.system.files import open_regular
 from atlas_supervisor.system.text import escaped
 
 log = structlog.get_logger(__name__)
@@ -39,7 +40,9 @@ _REPORT_SECONDS = 60.0
 _TAIL_BYTES = 64 * 1024
 _PIECE_BYTES = 1024 * 1024
 _CATCH_UPS = 3
-_TO_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+_TO_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+_NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL})
+"""No folder is there, or a link, FIFO or device in the file's place."""
 
 _FileKey = tuple[int, int]
 """Device and inode: what a file is, under any name."""
@@ -86,13 +89,16 @@ class WorkerLog:
     def open(self, instance: str) -> int:
         """Return a descriptor to write to, and remember the offset where this instance begins.
 
-        `close` is to be called when the instance has ended. Without a folder for logs the output
-        is dropped: a worker has to be started all the same. Raises OSError.
+        `close` is to be called when the instance has ended. Without a folder for logs, or with a
+        link in the file's place, the output is dropped: a worker has to be started all the same.
+        Raises OSError.
         """
         self.rotate()
         try:
             descriptor = _private(self.path, _TO_APPEND)
-        except (FileNotFoundError, NotADirectoryError) as error:
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise
             log.error("worker_output_dropped", slot=self.slot, why=str(error))
             descriptor = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -191,7 +197,7 @@ class WorkerLog:
     def size(self) -> int:
         """Return the file's size; 0 if there is none."""
         try:
-            return self.path.stat().st_size
+            return self.path.lstat().st_size
         except OSError:
             return 0
 
@@ -200,7 +206,7 @@ class WorkerLog:
         if self.size() <= LIMIT_BYTES:
             return 0
         try:
-            with self.lock, self.path.open("rb+", buffering=0) as file:
+            with self.lock, open(_private(self.path, os.O_RDWR), "rb+", buffering=0) as file:
                 if (size := _used(file)) <= LIMIT_BYTES:  # another thread has just cut it
                     return 0
                 start = self._copy_aside(file)
@@ -294,7 +300,7 @@ def _copy(source: BinaryIO, target: BinaryIO, position: int, end: int) -> int:
 def _tail(path: Path, begin: int, most: int) -> bytes:
     """Return the last bytes of the file after `begin`; none if it can't be read."""
     try:
-        with path.open("rb") as file:
+        with open(_private(path, os.O_RDONLY), "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(begin if begin <= size else 0, size - most))
             return file.read(most)
@@ -308,13 +314,15 @@ def _key(status: os.stat_result) -> _FileKey:
 
 def _key_of(path: Path) -> _FileKey | None:
     try:
-        return _key(path.stat())
+        return _key(path.lstat())
     except OSError:
         return None
 
 
 def _private(path: str | Path, flags: int) -> int:
-    return os.open(path, flags, 0o640)
+    descriptor = open_regular(path, flags)
+    os.set_blocking(descriptor, True)  # the flag is shared with the worker
+    return descriptor
 
 
 def _to_append(path: str, _flags: int) -> int:
