@@ -28,6 +28,7 @@ from atlas_supervisor.deploy.collector import GaugeCollector
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.executor import Executor
 from atlas_supervisor.deploy.initial_state import active_release
+from atlas_supervisor.deploy.landing_watch import LandingWatch
 from atlas_supervisor.deploy.recorder import Recorder, Runs
 from atlas_supervisor.deploy.recovery import recover
 from atlas_supervisor.deploy.service import DeployService
@@ -185,9 +186,14 @@ class Daemon:
         stopping: anyio.Event,
     ) -> None:
         """Run everything on the open sockets and files until it is time to stop."""
-        monitor = self._monitor(slots, prober)
+        watch = LandingWatch(
+            settings=self._settings, slots=slots, plane=self._plane, audit=self._database.audit
+        )
+        monitor = self._monitor(slots, prober, watch)
         events = EventHub(self._database.transitions, self._metrics.deploys.count)
-        service, queries = self._deploys(slots, prober, monitor, events, tasks)
+        service, queries = self._deploys(
+            slots, prober, monitor=monitor, watch=watch, events=events, tasks=tasks
+        )
         slots.on_worker_down = service.worker_down
         for background in (
             self._database.outbox.run,
@@ -195,6 +201,7 @@ class Daemon:
             Reaper().run,
             self._canaries.run,
             monitor.run,
+            watch.run,
             self._metrics.loop.sample,
             slots.measure,
             partial(keep_bounded, [slot.log for slot in slots]),
@@ -216,7 +223,7 @@ class Daemon:
             await self._registry.flush()
             await self._database.audit.record(SUPERVISOR, "daemon", "stopped", pid=os.getpid())
 
-    def _monitor(self, slots: Slots, prober: HttpProber) -> HealthMonitor:
+    def _monitor(self, slots: Slots, prober: HttpProber, watch: LandingWatch) -> HealthMonitor:
         return HealthMonitor(
             settings=self._settings,
             prober=prober,
@@ -224,13 +231,16 @@ class Daemon:
             database=self._database,
             state=self._state,
             subject=slots.active_worker,
+            watched=watch.health,
         )
 
     def _deploys(
         self,
         slots: Slots,
         prober: HttpProber,
+        *,
         monitor: HealthMonitor,
+        watch: LandingWatch,
         events: EventHub,
         tasks: TaskGroup,
     ) -> tuple[DeployService, DeployQueries]:
@@ -247,6 +257,7 @@ class Daemon:
             switch=switch,
             plane=self._plane,
             prober=prober,
+            check_landing=watch.request,
         )
         runs = Runs()
         queries = DeployQueries(

@@ -104,6 +104,7 @@ class HealthMonitor:
         database: Database,
         state: StateKeeper,
         subject: Callable[[], ActiveWorker],
+        watched: Callable[[], Check | None] = lambda: None,
     ) -> None:
         self._subject = subject
         self._uptime = Stopwatch()
@@ -121,7 +122,7 @@ class HealthMonitor:
                 partial(daemon_checks.disk_free, folder), interval=INTERVAL_SECONDS
             ),
             "steering": Poller(
-                partial(daemon_checks.steering, plane, file, settings.slot_ports),
+                partial(daemon_checks.steering, plane, file, settings.slot_ports, watched),
                 interval=INTERVAL_SECONDS,
             ),
         }

@@ -1,7 +1,7 @@
 """The state folder: made, or refused if another user could have planted what is in it.
 
-The daemon acts on these files: whoever writes the state file chooses what is run, and whoever knows
-the token commands. A planted link or a hard link would have it truncate another file, a FIFO hang
+The daemon acts on these files: the state file names the program that is run, and the token is all
+that a command needs. A planted link or a hard link would have it truncate another file, a FIFO hang
 the start. So each file that it opens is looked at first, before anything is opened or created.
 
 Root is trusted, since it may do everything, and so is the daemon's own group: a member may read the

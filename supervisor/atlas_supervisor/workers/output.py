@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,6 @@ import structlog
 
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.system.clock import Stopwatch
-from atlas_supervisor.system.files import open_regular
 from atlas_supervisor.system.text import escaped
 
 log = structlog.get_logger(__name__)
@@ -41,7 +41,7 @@ _TAIL_BYTES = 64 * 1024
 _PIECE_BYTES = 1024 * 1024
 _CATCH_UPS = 3
 _TO_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-_NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL})
+_NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO})
 """No folder is there, or a link, FIFO or device in the file's place."""
 
 _FileKey = tuple[int, int]
@@ -320,7 +320,12 @@ def _key_of(path: Path) -> _FileKey | None:
 
 
 def _private(path: str | Path, flags: int) -> int:
-    descriptor = open_regular(path, flags)
+    """Open a regular file; a link is not followed, a FIFO not waited at."""
+    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o640)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     os.set_blocking(descriptor, True)  # the flag is shared with the worker
     return descriptor
 

@@ -77,6 +77,8 @@ class WorkerProcess:
         """How many connections it had when that was last looked at."""
         self.answers = True
         """Whether it passed its last liveness probe."""
+        self.took_traffic: str | None = None
+        """How it took public traffic that belongs to another one, in words."""
         self.expected_to_exit = False
         """Set before it is asked to end, and once it was reported as down: its exit is no news."""
         self._process = process

@@ -88,7 +88,7 @@ def test_a_file_with_a_second_name_is_refused_before_it_is_written(folder: Path,
 
 
 @pytest.mark.parametrize("name", [each for each in (*FILES, *FOLDERS) if each != SOCKET])
-def test_what_every_user_may_write_is_refused_with_the_command_that_mends_it(
+def test_a_file_that_every_user_may_write_is_refused_with_the_command_that_mends_it(
     folder: Path, name: str
 ) -> None:
     path = folder / name
@@ -126,7 +126,7 @@ def test_a_folder_above_that_every_user_may_write_is_warned_about(tmp_path: Path
 
 @pytest.mark.needs_root
 @pytest.mark.parametrize("name", [*FILES, *FOLDERS])
-def test_what_belongs_to_another_user_is_refused_for_root_too(folder: Path, name: str) -> None:
+def test_a_file_of_another_user_is_refused_for_root_too(folder: Path, name: str) -> None:
     os.chown(folder / name, OTHER, OTHER)
     printed = fault(folder)
     assert f"belongs to uid {OTHER}" in printed
