@@ -93,7 +93,7 @@ def load_worker_env(path: Path) -> dict[str, str]:
 
 def _worker_fault(entry: Entry) -> str | None:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", entry.key):
-        return f"{entry.key!r} is not a variable name"
+        return "this is not a variable name"  # it may be a secret in the wrong place
     if _RESERVED.fullmatch(entry.key):
         return f"{entry.key} is reserved for the supervisor"
     if "\0" in entry.value:
