@@ -15,8 +15,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, ClassVar, Self
 
@@ -33,9 +34,9 @@ STOP_SECONDS = 20.0
 _CURVE = ("-pkeyopt", "ec_paramgen_curve:P-256")
 # Below what Linux hands out to clients by itself: no outgoing connection takes a port away.
 PORTS = range(10240, 32768)
-# Tests that run side by side each choose from ports of their own: between choosing and binding
-# a port, another one could take it.
-SHARES = 16
+# Processes that run side by side each choose from ports of their own: between choosing and
+# binding a port, another one could take it.
+SHARES = 64
 DEFAULTS: Mapping[str, Setting] = {
     "DEPLOY_MODE": "bluegreen",
     "HEALTH_INTERVAL_SECONDS": 0.05,
@@ -55,9 +56,9 @@ def bundled_worker(*, idle_grace: float) -> dict[str, Setting]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return that many different TCP ports that nobody listens on, on any address."""
+    """Return that many different TCP ports without a listener, on any address."""
     found: list[int] = []
-    share = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % SHARES
+    share, _ = _claim_share()
     while len(found) < count:
         port = random.choice(PORTS[share::SHARES])  # noqa: S311 - two runs at once must differ, no more
         with socket.socket() as trial:
@@ -68,6 +69,20 @@ def free_ports(count: int) -> list[int]:
         if port not in found:
             found.append(port)
     return found
+
+
+@cache
+def _claim_share() -> tuple[int, socket.socket]:
+    """Claim a share of the ports for this process, whichever run of the suite it belongs to.
+
+    The claim is an abstract Unix socket: it leaves no file and ends with the process.
+    """
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    for share in range(SHARES):
+        with suppress(OSError):
+            claim.bind(f"\0atlas-test-ports-{share}")
+            return share, claim
+    raise AssertionError(f"{SHARES} processes with daemons under test run already")
 
 
 def write_release(folder: Path, version: str, files: Mapping[str, str] | None = None) -> Path:

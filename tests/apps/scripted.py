@@ -14,7 +14,8 @@ With `alone` a second process serves beside it, or in place of it if that is `in
 twice, in a session of its own, with another title and no environment. The file `alone` has its pid.
 
 With `kit` it plays a worker with the kit: at SIGTERM it accepts nothing more, says so, and ends
-once `/held` has been answered, which it is when the file `let_go` is in the worker's folder.
+once `/held` has been answered, which it is when the file `let_go` is in the worker's folder. The
+file `held` says that one has begun.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ def reply(connection: socket.socket, path: str) -> None:
     told = {"version": os.environ["ATLAS_VERSION"]}
     if path == "/held":
         SEEN["held"] += 1
+        os.close(os.open("held", os.O_CREAT | os.O_WRONLY))
         while not os.path.exists("let_go"):  # noqa: PTH110 # see above
             time.sleep(0.02)
         send(connection, 200, told)

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from atlas_supervisor.system import procfs
 from tests.acceptance.support import IDLE_GRACE_SECONDS, kill_the_daemon_under_load
 from tests.faults.support import start_again
 from tests.harness import DaemonProcess, Setting, bundled_worker, eventually
@@ -57,9 +56,8 @@ async def test_an_open_request_delays_only_the_old_worker_s_own_end(
         release(daemon, "v2", kit=kit)
         assert (await daemon.deploy()).status == 200
         old, before = await worker(daemon), state_file(daemon)
-        idle = len(procfs.open_sockets(old))
         held = asyncio.create_task(get(daemon.public_port, "/held"))
-        await eventually(lambda: len(procfs.open_sockets(old)) > idle)
+        await eventually((daemon.worker_directory / "held").exists)
         await daemon.kill()
         await daemon.start()
         fresh = await worker(daemon)

@@ -12,6 +12,8 @@ daemon off; pid nginx-$1.pid; error_log stderr; worker_processes 1; user root;
 events {}
 http {
     access_log off;
+    client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi; scgi_temp_path scgi;
     server {
         listen 127.0.0.1:$1 proxy_protocol;
         location / {

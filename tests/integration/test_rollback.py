@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -170,10 +171,13 @@ async def test_a_version_that_is_killed_while_the_old_one_is_warm_is_reverted_at
 
 
 async def until_queued(daemon: DaemonProcess, name: str, count: int) -> None:
-    """Wait until so many connections wait in the queue of a slot."""
-    wanted = f'atlas_listener_queue_connections{{slot="{name}"}} {count:.1f}'
+    """Wait until at least so many connections wait in the queue of a slot."""
+    queued = re.compile(rf'^atlas_listener_queue_connections{{slot="{name}"}} (\S+)$', re.MULTILINE)
     async with asyncio.timeout(10):
-        while wanted not in (await daemon.request("GET", "/metrics")).json:  # noqa: ASYNC110  # of the kernel
+        while True:
+            found = queued.search((await daemon.request("GET", "/metrics")).json)
+            if found and float(found[1]) >= count:
+                return
             await asyncio.sleep(0.02)
 
 
@@ -193,7 +197,8 @@ async def test_connections_queued_for_a_dead_version_are_answered_by_the_warm_on
         answers = await asyncio.gather(*waiting)
         assert {(status, body["version"]) for status, body in answers} == {(200, "v1")}
         record = await daemon.ended(deploy_id)
-        assert record["steps"][-1]["detail"]["rescued"] == 20
+        # The daemon's own health check of the public port may be one more of them.
+        assert record["steps"][-1]["detail"]["rescued"] in {20, 21}
 
 
 async def test_a_warm_version_that_ends_by_itself_is_no_reason_to_revert(tmp_path: Path) -> None:
