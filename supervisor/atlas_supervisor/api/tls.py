@@ -41,7 +41,7 @@ class _Pair:
         self._files = (certificate, key)
 
     def seen(self) -> _Seen:
-        """Return what changes whenever a file does. Raises OSError."""
+        """Return the identity of both contents. Raises OSError."""
         found = [path.stat() for path in self._files]
         return tuple((each.st_ino, each.st_size, each.st_mtime_ns) for each in found)
 

@@ -199,10 +199,10 @@ def test_all_faults_are_reported_at_once(faults: Faults) -> None:
         {"HEALTH_PATH": "health"},
     )
     for part in (
-        "nonsense",
+        "line 1: not KEY=value",
         "ACTIVE_PORT=a",
         "STAGING_PORT=8790 and PUBLIC_PORT=8790",
-        "TYPO=1",
+        "TYPO=***",
         "CHANNEL=y",
         "CONTROL_HOST=0.0.0.0",
         "TRAFFIC_STICKY=address",
