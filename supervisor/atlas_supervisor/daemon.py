@@ -186,9 +186,8 @@ class Daemon:
         stopping: anyio.Event,
     ) -> None:
         """Run everything on the open sockets and files until it is time to stop."""
-        watch = LandingWatch(
-            settings=self._settings, slots=slots, plane=self._plane, audit=self._database.audit
-        )
+        audit = self._database.audit
+        watch = LandingWatch(settings=self._settings, slots=slots, plane=self._plane, audit=audit)
         monitor = self._monitor(slots, prober, watch)
         events = EventHub(self._database.transitions, self._metrics.deploys.count)
         service, queries = self._deploys(
@@ -202,6 +201,7 @@ class Daemon:
             self._canaries.run,
             monitor.run,
             watch.run,
+            partial(self._state.watch, partial(audit.record, SUPERVISOR, "state_file", "put_back")),
             self._metrics.loop.sample,
             slots.measure,
             partial(keep_bounded, [slot.log for slot in slots]),

@@ -92,6 +92,7 @@ class CallCollector:
                 continue
             try:
                 reader = RingReader.open(path)
+                reader.refuse_forged()
                 before = self._known.pop(name, None)
                 tail = reader.tail
             except RingRefusedError as error:
