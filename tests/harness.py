@@ -267,10 +267,15 @@ class DaemonProcess:
             except (OSError, aiohttp.ClientError) as error:
                 last = repr(error)
             else:
-                if answer.status == 200:
+                # A worker of the daemon before may serve already.
+                if answer.status == 200 and await self._has_fresh_worker():
                     return
                 last = f"{answer.status} {answer.json}"
             await asyncio.sleep(0.02)
+
+    async def _has_fresh_worker(self) -> bool:
+        slots = (await self.status())["slots"]
+        return any((slot["role"], slot["state"]) == ("active", "running") for slot in slots)
 
     async def kill(self) -> None:
         """Kill the daemon by SIGKILL. Its workers live on."""

@@ -48,7 +48,7 @@ from atlas_supervisor.store.statements import StoreError, is_damage
 from atlas_supervisor.system.children import Reaper, become_subreaper
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG
 from atlas_supervisor.telemetry.metrics import Metrics
-from atlas_supervisor.traffic import Endpoints, Plane, make_plane
+from atlas_supervisor.traffic import PATIENCE_SECONDS, Endpoints, Plane, make_plane
 from atlas_supervisor.workers.output import keep_bounded
 from atlas_supervisor.workers.registry import WorkerRegistry, end_strays, take_over
 from atlas_supervisor.workers.releases import Releases
@@ -86,6 +86,8 @@ class Daemon:
                 settings.public_port,
                 settings.slot_ports,
                 proxy_protocol=settings.relay_proxy_protocol,
+                # The refusal of an outage comes first.
+                patience_seconds=PATIENCE_SECONDS + settings.ready_timeout_seconds,
             ),
             settings.socket_passing,
         )

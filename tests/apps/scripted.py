@@ -5,7 +5,8 @@ Standard library only and by socket activation, so it is also the smallest forei
 `health_delay` (seconds), `ignore_sigterm`, `die_on` (a path that ends the process without an
 answer), `die_after_health` (so many health answers, then the process ends itself),
 `stop_after_health` (likewise, but it only stops answering), `exit_when_active` (so many
-milliseconds after the state file names its slot as the active one), `health_body` (what it tells
+milliseconds after the state file names its slot as the active one), `exit_with` (once this file is
+there), `health_body` (what it tells
 there: text as it is, else JSON). `/slow` takes its time, and every other answer tells how often its
 health was asked for. While a file `hang` is in its folder, its health is not answered. It knows
 nothing of SIGTERM, so that cuts off whatever it is doing.
@@ -129,6 +130,18 @@ def exit_when_active(milliseconds: float) -> None:
     os._exit(3)
 
 
+def exit_with(path: str) -> None:
+    while not os.path.exists(path):  # noqa: PTH110 # see above
+        time.sleep(0.001)
+    os._exit(3)
+
+
+def watch_for_ends() -> None:
+    for key, end in (("exit_when_active", exit_when_active), ("exit_with", exit_with)):
+        if key in BEHAVIOUR:
+            threading.Thread(target=end, args=(BEHAVIOUR[key],), daemon=True).start()
+
+
 def drain() -> None:
     os.close(STOP)
     for thread in SERVING:
@@ -175,9 +188,7 @@ def main() -> None:
         listener = socket.socket(fileno=descriptor)
         SERVING.append(threading.Thread(target=serve, args=(listener,)))
         SERVING[-1].start()
-    if "exit_when_active" in BEHAVIOUR:
-        after = BEHAVIOUR["exit_when_active"]
-        threading.Thread(target=exit_when_active, args=(after,), daemon=True).start()
+    watch_for_ends()
     if BEHAVIOUR.get("kit"):
         once = threading.Thread(target=drain)
         signal.signal(signal.SIGTERM, lambda *_: None if once.ident else once.start())

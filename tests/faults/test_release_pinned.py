@@ -208,3 +208,33 @@ async def test_a_waiting_release_is_the_folder_that_passed_the_gates(tmp_path: P
         switched = await daemon.request("POST", "/deploy/switch")
         assert (switched.json["result"], switched.json["version"]) == ("switched", "v2")
         assert await public_version(daemon) == "v2"
+
+
+async def test_a_waiting_release_whose_folder_is_gone_is_not_switched_to(tmp_path: Path) -> None:
+    """It could not be started again after a crash."""
+    waits: dict[str, Setting] = {"AUTO_SWITCH_ON_HEALTH": "false"}
+    async with scripted_daemon(tmp_path, linked(tmp_path, **waits)) as daemon:
+        point_to(tmp_path, "v2")
+        assert (await daemon.deploy()).json["result"] == "awaiting_switch"
+        folder = (tmp_path / "all" / "v2").resolve()
+        away = folder.rename(folder.with_name("away"))
+        refused = await daemon.request("POST", "/deploy/switch")
+        assert (refused.status, refused.json["error"]["code"]) == (503, "switch_failed")
+        assert f"its folder {folder} does not exist any more" in refused.json["error"]["message"]
+        assert await public_version(daemon) == "v1"
+        away.rename(folder)
+        switched = await daemon.request("POST", "/deploy/switch")
+        assert switched.json["result"] == "switched"
+        assert await public_version(daemon) == "v2"
+
+
+async def test_a_release_whose_folder_goes_during_its_gates_is_refused(tmp_path: Path) -> None:
+    smoke = tmp_path / "smoke.toml"
+    smoke.write_text('[[command]]\nname = "it goes"\nrun = ["sh", "-c", "mv $PWD $PWD-away"]\n')
+    async with scripted_daemon(tmp_path, linked(tmp_path, SMOKE_FILE=smoke)) as daemon:
+        point_to(tmp_path, "v2")
+        refused = await daemon.deploy()
+        assert (refused.status, refused.json["result"]) == (422, "failed")
+        assert [step["name"] for step in refused.json["steps"]][-1] == "health"
+        assert "does not exist any more" in refused.json["reason"]
+        assert await public_version(daemon) == "v1"

@@ -92,6 +92,28 @@ def wrapped(folder: Path, script: str) -> str:
     return str(path)
 
 
+async def test_the_next_daemon_ends_a_process_without_any_mark_that_holds_the_public_listener(
+    tmp_path: Path,
+) -> None:
+    """It left tag, session, environment and parents behind; daemon and worker were killed."""
+    async with scripted_daemon(tmp_path) as daemon:
+        script = f"(setsid env -i sleep 300 & echo $! > {tmp_path}/stray) & exec {SCRIPTED}"
+        command = daemon.settings["WORKER_COMMAND"]
+        daemon.settings["WORKER_COMMAND"] = wrapped(tmp_path, f"prlimit -p $$ --locks=7\n{script}")
+        await daemon.stop()
+        await daemon.start()
+        await eventually((tmp_path / "stray").exists)
+        stray, workers = int((tmp_path / "stray").read_text()), daemon.leftovers()
+        await daemon.kill()
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+        daemon.settings["WORKER_COMMAND"] = command
+        assert is_there(stray)
+        await daemon.start()
+        await eventually(lambda: not is_there(stray))
+        await everything_agrees(daemon)
+
+
 @pytest.mark.parametrize("killed", ["daemon", "daemon and worker"])
 async def test_the_next_daemon_starts_though_such_a_process_holds_the_public_listener(
     tmp_path: Path, killed: str

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from atlas_supervisor.system import sockdiag
 from tests.acceptance.support import IDLE_GRACE_SECONDS, kill_the_daemon_under_load
 from tests.faults.support import start_again
 from tests.harness import DaemonProcess, Setting, bundled_worker, eventually
@@ -24,8 +25,6 @@ from tests.integration.support import (
     until_phase,
 )
 from tests.loadclient import Kind, WebSocketTraffic, bundled_worker_mix
-
-PORT_WORKER = "python -m http.server --bind 127.0.0.1 {port}"
 
 
 async def worker(daemon: DaemonProcess) -> int:
@@ -101,6 +100,9 @@ async def test_a_daemon_killed_before_its_fresh_worker_is_ready_leaves_the_old_o
         task = asyncio.create_task(daemon.start())
         await eventually(lambda: len(daemon.leftovers()) == 2)
         assert await worker(daemon) == old
+        assert (await daemon.request("GET", "/readyz")).status == 200
+        health = (await daemon.request("GET", "/health")).json["checks"]["port_active"]
+        assert "the worker of an earlier daemon serves until then" in health["message"]
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await daemon.kill()
@@ -163,20 +165,26 @@ async def test_with_only_a_warm_version_left_the_active_one_is_started(tmp_path:
         await everything_agrees(daemon)
 
 
-async def test_a_worker_that_binds_its_own_port_is_ended_before_the_next_one_starts(
+async def test_a_worker_that_binds_its_own_port_is_ended_while_clients_wait(
     tmp_path: Path,
 ) -> None:
+    deaf = "trap '' TERM; exec python -m http.server --bind 127.0.0.1 $1\n"
+    files = {"deaf.sh": deaf, "ok.json": "{}"}
     settings: dict[str, Setting] = {
-        "WORKER_COMMAND": PORT_WORKER,
+        "WORKER_COMMAND": "sh deaf.sh {port}",
         "HEALTH_PATH": "/",
-        "STOP_TIMEOUT_SECONDS": 2,
+        "STOP_TIMEOUT_SECONDS": 1,
     }
-    async with DaemonProcess.running(tmp_path, settings) as daemon:
+    async with DaemonProcess.running(tmp_path, settings, files=files) as daemon:
         old = daemon.leftovers()
         await daemon.kill()
-        await daemon.start()
-        assert len(daemon.leftovers()) == 1
-        assert daemon.leftovers() != old
+        task = asyncio.create_task(daemon.start())
+        await eventually(lambda: sockdiag.listeners(daemon.public_port))
+        assert set(old) & set(daemon.leftovers())
+        status, _ = await get(daemon.public_port, "/ok.json")
+        assert status == 200
+        await task
+        assert not set(old) & set(daemon.leftovers())
 
 
 async def test_sockets_that_cannot_be_taken_back_end_the_old_worker_first(tmp_path: Path) -> None:

@@ -40,8 +40,9 @@ sys.exit(main(sys.argv[1:]))
 
 
 # A daemon on a slow machine: a flip goes on for a while after the roles are exchanged, and so does
-# the writing of a transition.
+# the writing of a transition. The file FLIPPED says that the roles are exchanged.
 SLOW = """
+import os
 import sys
 import anyio
 from atlas_supervisor.deploy.recorder import Recorder
@@ -50,9 +51,12 @@ from atlas_supervisor.main import main
 def slowed(quick):
     async def slow(*arguments):
         outcome = await quick(*arguments)
+        if quick is flip:
+            os.close(os.open(os.environ["FLIPPED"], os.O_CREAT | os.O_WRONLY))
         await anyio.sleep(0.15)
         return outcome
     return slow
+flip = Switch.flip
 Switch.flip = slowed(Switch.flip)
 Recorder.write = slowed(Recorder.write)
 sys.exit(main(sys.argv[1:]))
@@ -68,6 +72,7 @@ async def slow_daemon(
     try:
         process = daemon.process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", SLOW, "--env-file", str(daemon.env_file)),
+            env={**os.environ, "FLIPPED": str(folder / "flipped")},
             stderr=asyncio.subprocess.DEVNULL,
         )
         await daemon.until_ready()
@@ -185,7 +190,7 @@ async def test_a_version_that_dies_in_the_moment_of_the_switch_is_always_reverte
 
 async def test_a_version_that_dies_after_the_exchange_of_roles_is_reverted(tmp_path: Path) -> None:
     async with slow_daemon(tmp_path, WARM) as daemon:
-        release(daemon, "v2", exit_when_active=20)
+        release(daemon, "v2", exit_with=str(tmp_path / "flipped"))
         answer = await daemon.deploy()
         assert (answer.status, answer.json["result"]) == (422, "rolled_back")
         assert await public_version(daemon) == "v1"

@@ -81,7 +81,7 @@ def _headline(screen: Screen, data: Record) -> RenderableType:
         return spaced(safe(f"{score}", style), safe(word, style), safe(about), safe(seen))
     lines = (" ".join(_DIGITS[digit][row] for digit in score) for row in range(3))
     grid = Table.grid(padding=(0, 3))
-    beside = Text("\n").join([safe(word, style), safe(about), safe(seen, "dim")])
+    beside = Text("\n", overflow="fold").join([safe(word, style), safe(about), safe(seen, "dim")])
     grid.add_row(Text("\n".join(lines), style=style), beside)
     return grid
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from dotenv.parser import Binding, parse_stream
 
 from atlas_supervisor.errors import SettingsError
+from atlas_supervisor.system.files import read_regular
 
 _RESERVED = re.compile(r"ATLAS_.*|LISTEN_.*|NOTIFY_SOCKET")
 
@@ -43,14 +44,14 @@ class EnvFile:
 def read_env_file(path: Path) -> EnvFile:
     """Read a file; raises SettingsError if it can't be read as text."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path, follow=True).decode()
     except UnicodeDecodeError:
         raise SettingsError([f"{path}: not UTF-8 text; lines of KEY=value are accepted"]) from None
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise SettingsError([f"{path}: {reason}; a readable file is accepted"]) from error
     found = EnvFile()
-    for binding in parse_stream(io.StringIO(text)):
+    for binding in parse_stream(io.StringIO(text, newline=None)):
         if binding.error or (binding.key is not None and binding.value is None):
             found.garbled.append(Entry("", binding.original.string.strip(), _line(binding)))
         elif binding.key is not None:

@@ -6,6 +6,7 @@ message stay together.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import stat
@@ -17,6 +18,8 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+
+from atlas_supervisor.system.files import open_regular
 
 PLACEHOLDERS = ("fd", "port", "slot")
 """Placeholders in a worker's command, in braces."""
@@ -66,7 +69,7 @@ def _existing_file(path: Path | None) -> Path | None:
     if path is None:
         return None
     try:
-        path.open("rb").close()
+        os.close(open_regular(path, os.O_RDONLY, follow=True))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
     return path

@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from atlas_supervisor.errors import SettingsError
+from atlas_supervisor.system.files import read_regular
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -99,7 +100,7 @@ def load_smoke_file(path: Path) -> SmokePlan:
     accepted.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(read_regular(path, follow=True).decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError([f"{path}: {error}; a TOML file is accepted"]) from error
     except OSError as error:

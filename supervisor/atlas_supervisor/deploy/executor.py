@@ -23,7 +23,7 @@ from atlas_supervisor.model.deploy import (
     PreflightDetail,
     SmokeDetail,
 )
-from atlas_supervisor.model.release import Version, VersionChange, VersionSource
+from atlas_supervisor.model.release import Release, Version, VersionChange, VersionSource
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.health_probe import HttpProber, health_gate
 from atlas_supervisor.probes.http_client import RequestShape
@@ -75,8 +75,8 @@ class Executor:
     async def preflight(self, deploy: ActiveDeploy) -> StepOutcome:
         """Check the release, the smoke file and the ports, and free the staging slot."""
         watch, release = Stopwatch(), deploy.release
-        if why := await anyio.to_thread.run_sync(missing, release):
-            return StepOutcome.failed(why)
+        if gone := await _gone(release):
+            return gone
         try:
             await self._smoke_plan()
         except SettingsError as error:
@@ -142,8 +142,11 @@ class Executor:
         message = f"{len(checks)} smoke tests passed" if checks else "there are no smoke tests"
         return StepOutcome.passed(message, SmokeDetail(checks=checks))
 
-    async def health(self, _deploy: ActiveDeploy) -> StepOutcome:
-        """Probe staging; every one of the probes must pass, and complain of nothing itself."""
+    async def health(self, deploy: ActiveDeploy) -> StepOutcome:
+        """Probe staging; every one of the probes must pass, and complain of nothing itself.
+
+        Its release must still be there: else it could not be started again after a crash.
+        """
         slot, settings = self._slots.staging, self._settings
         instance = slot.instance
 
@@ -170,6 +173,8 @@ class Executor:
             await self._landing_checked()
             taken = instance.took_traffic if instance else None
             if taken is None:
+                if gone := await _gone(deploy.release):
+                    return gone
                 return StepOutcome.passed(gate.message, HealthDetail(probes=gate.probes))
             message = taken
         detail = HealthDetail(probes=gate.probes, output=slot.log.last_lines())
@@ -183,6 +188,8 @@ class Executor:
 
     async def switch(self, deploy: ActiveDeploy) -> StepOutcome:
         """Switch to staging; the deployed version has the traffic from now on."""
+        if gone := await _gone(deploy.release):  # a deploy may have waited for days
+            return gone
         outcome = await self._switch.flip()
         if not outcome.has_passed:
             return outcome
@@ -293,3 +300,9 @@ class Executor:
         slot = self._slots.staging
         await self._slots.stop_staging()
         return StepOutcome.passed(f"{slot.name} is stopped")
+
+
+async def _gone(release: Release) -> StepOutcome | None:
+    """Return the failure of a deploy whose release is no longer there as recorded."""
+    why = await anyio.to_thread.run_sync(missing, release)
+    return StepOutcome.failed(why) if why else None

@@ -177,8 +177,8 @@ class DeployQueries:
         )
 
     def ready(self) -> bool:
-        """Return whether an active worker takes traffic: it is ready and answers its probes."""
-        return self._slots.active.answers
+        """Return whether a worker takes traffic: a ready one, or one of an earlier daemon."""
+        return self._slots.serves
 
     async def history(self, limit: int) -> list[DeployRecord]:
         """Return the latest deploys, newest first."""

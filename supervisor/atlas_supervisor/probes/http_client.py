@@ -236,8 +236,13 @@ async def _hint(url: URL, cause: Exception) -> str | None:
 
 
 def _tls_reason(error: Exception) -> str | None:
-    """Return OpenSSL's word for an error of TLS; None for any other error."""
-    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    """Return OpenSSL's word for an error of TLS; None for any other error.
+
+    aiohttp wraps it. Its number must not be taken for the system's: 1 is EPERM as well.
+    """
+    cause: BaseException | None = error.__cause__ or error
+    if isinstance(error, aiohttp.ClientConnectorError):
+        cause = error.os_error
     return (cause.reason or "unknown error") if isinstance(cause, ssl.SSLError) else None
 
 

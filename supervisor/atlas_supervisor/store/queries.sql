@@ -130,6 +130,15 @@ DELETE FROM instances WHERE instance = :instance;
 -- name: instances
 SELECT instance, slot, pid, start_ticks, boot_id, kit FROM instances;
 
+-- name: forget_listeners
+DELETE FROM listeners;
+
+-- name: add_listener
+INSERT INTO listeners (inode, boot_id) VALUES (:inode, :boot_id);
+
+-- name: listeners
+SELECT inode FROM listeners WHERE boot_id = :boot_id;
+
 -- name: last_transition
 SELECT phase, event FROM transitions WHERE deploy_id = :deploy_id AND phase <> '' ORDER BY id DESC LIMIT 1;
 

@@ -176,3 +176,13 @@ ALTER TABLE deploys ADD COLUMN version_source TEXT;
 -- version: 6
 -- Whether the worker has reported that it runs the kit; it does so once, to the daemon of that time.
 ALTER TABLE instances ADD COLUMN kit INTEGER NOT NULL DEFAULT 0;
+
+-- version: 7
+-- The listening sockets that workers inherit. A process that has one of them open is ours.
+CREATE TABLE listeners (
+    inode        INTEGER NOT NULL,
+    boot_id      TEXT NOT NULL
+) STRICT;
+
+-- No query used it.
+DROP INDEX deploys_by_start;

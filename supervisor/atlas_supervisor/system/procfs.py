@@ -67,7 +67,17 @@ def sockets_of(pid: int, *, strict: bool = False) -> set[int]:
 
 def holders(inode: int) -> list[int]:
     """Return the processes that have the socket open, as far as permissions allow."""
-    return [pid for pid in pids() if inode in sockets_of(pid)]
+    return holders_of({inode})
+
+
+def holders_of(inodes: Collection[int]) -> list[int]:
+    """Return the processes that have one of the sockets open, as far as permissions allow."""
+    return [pid for pid in pids() if not sockets_of(pid).isdisjoint(inodes)]
+
+
+def own_listeners() -> set[int]:
+    """Return the inodes of the sockets on which this process listens. Raises OSError."""
+    return sockets_of(os.getpid()) & {each.inode for each in sockdiag.listeners()}
 
 
 def describe(pid: int) -> str:

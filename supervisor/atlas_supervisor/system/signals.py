@@ -40,6 +40,7 @@ _report: Callable[[int], object] = _pending.append
 
 def ignore_signals() -> None:
     """Let no signal end this process but SIGTERM and SIGINT."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a parent may have blocked even these
     for number in _FAULTS | _FAILED_WRITES:
         signal.signal(number, signal.SIG_IGN)
     for number in LOGGED:

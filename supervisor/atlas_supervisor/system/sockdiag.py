@@ -14,6 +14,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from atlas_supervisor.system.tcp_info import awaits_answer
@@ -28,6 +29,7 @@ _ANSWER_SECONDS = 2.0
 
 _ESTABLISHED, _FIN_WAIT_1, _FIN_WAIT_2, _CLOSE_WAIT, _LISTEN = 1, 4, 5, 8, 10
 _ALL_STATES = 0xFFFFFFFF
+_ACCEPTS = 0x10000  # a flag of a Unix socket that listens
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _REQUEST_BODY = struct.Struct("=BBBBI")  # family, protocol, extensions, padding, states
@@ -85,6 +87,16 @@ def listeners(port: int | None = None) -> list[TcpSocket]:
     """
     found = (_parsed(message) for message in _dump((_LISTEN,)))
     return [each for each in found if port in {None, each.port}]
+
+
+def unix_listeners() -> dict[int, str]:
+    """Return the path of every Unix stream socket that listens and has one, by its inode."""
+    found = {}
+    for line in Path("/proc/net/unix").read_text(errors="replace").splitlines()[1:]:
+        fields = line.split(maxsplit=7)  # address, references, protocol, flags, type, state, inode
+        if len(fields) == 8 and int(fields[3], 16) & _ACCEPTS:
+            found[int(fields[6])] = fields[7]
+    return found
 
 
 def connections() -> list[TcpConnection]:

@@ -69,6 +69,9 @@ class LogFile(logging.Handler):
         self._lost = 0
         self._replaced = False
         """Whether the file was replaced, and that is not logged yet."""
+        self._displaced: OSError | None = None
+        """Why there can be no file of the name, although ours has lost it."""
+        self._displaced_logged = False
         self._descriptor: int | None = None  # set before a failure: the handler is closed at exit
         self._descriptor = self._open()
 
@@ -84,8 +87,12 @@ class LogFile(logging.Handler):
         if self._lost:
             lost, self._lost = self._lost, 0
             log.warning("log_lines_lost", lines=lost, why="they could not be written")
+        if self._displaced and not self._displaced_logged:
+            self._displaced_logged = True
+            log.error("log_file_displaced", file=self._path.name, why=str(self._displaced))
         if self._replaced:
-            self._replaced = False
+            self._replaced = self._displaced_logged = False
+            self._displaced = None
             log.warning(
                 "log_file_replaced",
                 file=self._path.name,
@@ -107,8 +114,10 @@ class LogFile(logging.Handler):
         if self._descriptor is None:
             self._descriptor = self._open()
         elif self._has_lost_its_name(self._descriptor):
-            with suppress(OSError):  # then the next line tries again
+            try:
                 self._replace(self._descriptor)
+            except OSError as error:  # the next line tries again; meanwhile the size is bounded
+                self._displaced = self._displaced or error
         size = os.fstat(self._descriptor).st_size
         if size and size + len(line) > FILE_BYTES:
             self._descriptor = self._rotate(self._descriptor)
@@ -122,10 +131,8 @@ class LogFile(logging.Handler):
         """Return whether another program has removed, renamed or replaced the file."""
         try:
             named = self._path.lstat()
-        except FileNotFoundError:
-            return True
         except OSError:
-            return False  # it can't be known
+            return True
         return not os.path.samestat(named, os.fstat(descriptor))
 
     def _replace(self, lost: int) -> None:
@@ -136,15 +143,22 @@ class LogFile(logging.Handler):
         self._replaced = True
 
     def _rotate(self, full: int) -> int:
-        """Rename the full file and all older ones, and return a new file's descriptor."""
-        for number in range(FILES_KEPT - 1, 0, -1):
-            if older(self._path, number).exists():
-                older(self._path, number).replace(older(self._path, number + 1))
-        if self._path.exists():
-            self._path.replace(older(self._path, 1))
+        """Rename the full file and all older ones, and return a new file's descriptor.
+
+        Where one can't be renamed, because a folder is in the way, its lines are dropped.
+        """
+        for number in range(FILES_KEPT - 1, -1, -1):
+            name = older(self._path, number) if number else self._path
+            with suppress(OSError):  # most often there is none
+                name.replace(older(self._path, number + 1))
         self._descriptor = None  # if the new file can't be opened, the next line tries again
-        os.close(full)
-        return self._open()
+        try:
+            fresh = self._open()
+            if os.path.samestat(os.fstat(fresh), os.fstat(full)):
+                os.ftruncate(fresh, 0)
+        finally:
+            os.close(full)
+        return fresh
 
     def _open(self) -> int:
         descriptor = open_regular(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, _MODE)

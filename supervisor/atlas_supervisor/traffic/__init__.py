@@ -8,10 +8,19 @@ from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.traffic import listeners
 from atlas_supervisor.traffic.kernel_plane import KernelPlane
 from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, Plane, TakenBack
+from atlas_supervisor.traffic.refusal import PATIENCE_SECONDS
 from atlas_supervisor.traffic.relay_connection import Answers
 from atlas_supervisor.traffic.relay_plane import RelayPlane
 
-__all__ = ["Answers", "Endpoints", "InheritedSockets", "Plane", "TakenBack", "make_plane"]
+__all__ = [
+    "PATIENCE_SECONDS",
+    "Answers",
+    "Endpoints",
+    "InheritedSockets",
+    "Plane",
+    "TakenBack",
+    "make_plane",
+]
 
 log = structlog.get_logger(__name__)
 

@@ -31,6 +31,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Collection
 
+import structlog
+
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.system.procfs import describe_listeners, inode_of
@@ -44,6 +46,8 @@ from atlas_supervisor.traffic.relay_connection import Answers
 from atlas_supervisor.traffic.slot_ports import Rescues, SlotPorts
 from atlas_supervisor.traffic.steering import DIRECT_SOURCE, SteeringPolicy
 from atlas_supervisor.traffic.takeback import take_back
+
+log = structlog.get_logger(__name__)
 
 
 class KernelPlane:
@@ -59,7 +63,7 @@ class KernelPlane:
         """In the order of the group."""
         self._own: dict[SlotName, socket.socket] = {}
         self._own_ports: SlotPorts
-        self._rescues = Rescues()
+        self._rescues = Rescues(endpoints.patience_seconds)
         self._kept: tuple[socket.socket, ...] = ()
 
     @property
@@ -196,7 +200,7 @@ class KernelPlane:
         self._rescues.end(slot)
         self._own_ports.occupy(slot)
 
-    def refuse(self, slot: SlotName, refusal: Refusal) -> None:
+    def refuse(self, slot: SlotName, refusal: Refusal, _launching: bool, /) -> None:
         """Refuse the slot's public queue; a worker that is launched shares it."""
         self._rescues.refuse(slot, self._public[slot], refusal)
 
@@ -230,8 +234,22 @@ class KernelPlane:
         return [describe_listeners([listener]) for listener in found]
 
     def stop_accepting(self) -> bool:
-        """Return that workers accept by themselves, until they are asked to end."""
-        return False
+        """Let new connections wait in the other slot's queue, where it has no worker.
+
+        The marks stay: to a daemon that follows a kill, the worker has the traffic.
+        """
+        active = self._policy.active
+        if not self._rescues.is_running(active.other):
+            return False
+        self._rescues.end(active.other)
+        first, second = self._public
+        policy = SteeringPolicy(active.other, self._by_descriptor, (first, second))
+        try:
+            listeners.attach(self._public[active], policy)
+        except OSError as error:
+            log.error("stop_not_steered", why=str(error))
+            return False
+        return True
 
     async def close(self) -> None:
         """Close every socket; what is still queued is reset by the kernel."""

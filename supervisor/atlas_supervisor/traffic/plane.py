@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self
 
 from atlas_supervisor.model.slot import SlotName
-from atlas_supervisor.traffic.refusal import Refusal
+from atlas_supervisor.traffic.refusal import PATIENCE_SECONDS, Refusal
 from atlas_supervisor.traffic.relay_connection import Answers, RelayCounters
 
 
@@ -27,6 +27,8 @@ class Endpoints:
     slot_ports: dict[SlotName, int]
     proxy_protocol: bool = False
     """Whether workers that bind their own port get the client's address by PROXY protocol."""
+    patience_seconds: float = PATIENCE_SECONDS
+    """How long a relayed client waits for a worker that can't be reached."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,11 @@ class Plane(Protocol):
     def occupy(self, slot: SlotName) -> None:
         """Leave the slot's queues to its worker again."""
 
-    def refuse(self, slot: SlotName, refusal: Refusal) -> None:
-        """Refuse the slot's public connections, waiting and new; launches go on meanwhile."""
+    def refuse(self, slot: SlotName, refusal: Refusal, launching: bool, /) -> None:
+        """Refuse the slot's clients, waiting and new; launches go on meanwhile.
+
+        To be called again when a launch has failed: without a public port it ends the refusal.
+        """
 
     def admit(self, slot: SlotName) -> None:
         """Leave them to its worker again."""
@@ -164,7 +169,7 @@ class Plane(Protocol):
         """Return the listeners of other programs on our addresses, in words."""
 
     def stop_accepting(self) -> bool:
-        """Accept no more clients if the daemon is who accepts; return whether it is."""
+        """Give the workers no more clients, since they are about to end; return whether it does."""
 
     async def close(self) -> None:
         """Close everything: the daemon ends."""

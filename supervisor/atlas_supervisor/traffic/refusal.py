@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 from atlas_supervisor.traffic.steering import DIRECT_SOURCE
 
+PATIENCE_SECONDS = 30.0
+"""How long a client waits, at least, for a worker that can't be reached."""
+
 _SECONDS = 5.0  # for all of it: a client that sends nothing must not keep a descriptor
 _HEAD_BYTES = 64 * 1024
 _CHUNK_BYTES = 64 * 1024

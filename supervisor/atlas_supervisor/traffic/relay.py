@@ -23,13 +23,12 @@ import structlog
 from atlas_supervisor.system.descriptors import Purpose, has_room
 from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import proxy_protocol
-from atlas_supervisor.traffic.refusal import Refusal, refuse
+from atlas_supervisor.traffic.refusal import PATIENCE_SECONDS, Refusal, refuse
 from atlas_supervisor.traffic.relay_connection import Answers, RelayConnection, RelayCounters
 
 log = structlog.get_logger(__name__)
 
 _ACCEPTS_PER_WAKE = 64  # so that a burst of connections does not starve the rest of the daemon
-_CONNECT_SECONDS = 30.0  # how long a client is kept waiting for a worker that restarts
 _HANDSHAKE_SECONDS = 0.5  # then the target is chosen anew: traffic may have been switched
 _RETRY_SECONDS = 0.05
 _LONGEST_RETRY_SECONDS = 0.5  # a thousand waiting clients must not keep the daemon busy
@@ -67,7 +66,8 @@ class Relay:
     """Accepts on one listening socket and relays each connection to the target of `choose`.
 
     `choose` is called once per connection, so a connection stays where it began. If the worker
-    can't be reached, the client waits; one that is not `patient` is closed at once.
+    can't be reached, the client waits for so long; then, or without `patience_seconds` at once, it
+    is closed.
     """
 
     def __init__(
@@ -77,12 +77,12 @@ class Relay:
         carried: RelayCounters | None = None,
         *,
         header: Header | None = None,
-        patient: bool = True,
+        patience_seconds: float = PATIENCE_SECONDS,
         purpose: Purpose = Purpose.RELAY,
     ) -> None:
         self._listener = listener
         self._header = header
-        self._patient = patient
+        self._patience_seconds = patience_seconds
         self._purpose = purpose
         self._choose = choose
         self.carried = carried or RelayCounters()
@@ -212,7 +212,7 @@ class Relay:
         try:
             server = _connect_at_once(target)
         except OSError:
-            if not self._patient:
+            if not self._patience_seconds:
                 client.close()
                 return
             self._run(self._carry_later(client))
@@ -255,7 +255,7 @@ class Relay:
 
     async def _connect(self) -> tuple[socket.socket, Target] | Refusal | None:
         """Return a connection to the chosen target; wait for a worker that restarts."""
-        deadline = asyncio.get_running_loop().time() + _CONNECT_SECONDS
+        deadline = asyncio.get_running_loop().time() + self._patience_seconds
         pause = _RETRY_SECONDS
         while True:
             target = self._choose()

@@ -47,7 +47,7 @@ class RelayPlane:
         by_port = socket_passing is SocketPassing.PORT and endpoints.public_port
         self._with_header = bool(by_port and endpoints.proxy_protocol)
         self._own_ports: SlotPorts
-        self._rescues = Rescues()
+        self._rescues = Rescues(endpoints.patience_seconds)
         self._kept: tuple[socket.socket, ...] = ()
 
     @property
@@ -68,8 +68,8 @@ class RelayPlane:
     def take_back(self, pids: Collection[int]) -> TakenBack:
         """Look at the addresses; of what workers of an earlier daemon have, own ports are shared.
 
-        The public port died with that daemon. Where its workers still listen in the way of this
-        plane, what is returned is not complete.
+        The public port died with that daemon, and is opened at once: clients wait then. Where its
+        workers still listen in the way of this plane, what is returned is not complete.
         """
         taken = take_back(self._endpoints, pids)
         host, port = self._endpoints.public_host, self._endpoints.public_port
@@ -79,6 +79,8 @@ class RelayPlane:
             for slot, own_port in self._endpoints.slot_ports.items():
                 label = listeners.own_port_label(slot)
                 listeners.refuse_unusable(label, "127.0.0.1", own_port, taken.inodes)
+            if port and not taken.group:
+                self._public = self._listen()
         except BaseException:
             taken.close()
             raise
@@ -103,22 +105,20 @@ class RelayPlane:
         self._own_ports = self._serve_own_ports()
         if self._public is not None:
             header = client_header if self._with_header else None
-            self._relay = Relay(self._public, self._target, header=header)
+            patience = self._endpoints.patience_seconds
+            self._relay = Relay(
+                self._public, self._target, header=header, patience_seconds=patience
+            )
             self._relay.start()
 
     def _open_sockets(self, taken: TakenBack) -> None:
-        host, port = self._endpoints.public_host, self._endpoints.public_port
         # A worker binds its own port beside our reservation (SO_REUSEADDR).
         binds = self._socket_passing is SocketPassing.PORT
         open_one = listeners.bind if binds else listeners.listen_in_front
         self._own = listeners.open_slot_ports(self._endpoints.slot_ports, open_one, taken.inodes)
-        if not port:
+        if not self._endpoints.public_port:
             return
-        listeners.refuse_foreign_listeners("PUBLIC_PORT", host, port)
-        try:
-            self._public = listeners.listen(host, port)
-        except OSError as error:
-            raise listeners.explain_bind_error("PUBLIC_PORT", host, port, error) from error
+        self._public = self._public or self._listen()
         if self._socket_passing is not SocketPassing.PORT:
             for slot in SlotName:
                 self._inner[slot] = listeners.listen("127.0.0.1", 0)
@@ -126,10 +126,20 @@ class RelayPlane:
             for slot in SlotName:
                 self._probe_listeners[slot] = listeners.listen("127.0.0.1", 0)
 
+    def _listen(self) -> socket.socket:
+        host, port = self._endpoints.public_host, self._endpoints.public_port
+        listeners.refuse_foreign_listeners("PUBLIC_PORT", host, port)
+        try:
+            return listeners.listen(host, port)
+        except OSError as error:
+            raise listeners.explain_bind_error("PUBLIC_PORT", host, port, error) from error
+
     def _serve_own_ports(self) -> SlotPorts:
         if self._socket_passing is SocketPassing.PORT:
             targets = {slot: self._target_of(slot) for slot in self._probe_listeners}
-            return SlotPorts(self._probe_listeners, targets, header=local_header, patient=False)
+            return SlotPorts(
+                self._probe_listeners, targets, header=local_header, patience_seconds=0
+            )
         if self._socket_passing is SocketPassing.ACTIVATION or not self._inner:
             return SlotPorts(self._own, {})
         # By the source, a probe differs from a client while clients are refused.
@@ -212,9 +222,14 @@ class RelayPlane:
         self._rescues.end(slot)
         self._own_ports.occupy(slot)
 
-    def refuse(self, slot: SlotName, refusal: Refusal) -> None:
-        """Refuse the slot's clients, those included that its last worker did not accept."""
+    def refuse(self, slot: SlotName, refusal: Refusal, launching: bool, /) -> None:
+        """Refuse the slot's clients, those included that its last worker did not accept.
+
+        Without a public port they use the slot's own one, as the probes of a launch do.
+        """
         self._rescues.refuse(slot, self._inner.get(slot), refusal)
+        if self._public is None and not launching:
+            self._own_ports.vacate(slot, refusal)
 
     def admit(self, slot: SlotName) -> None:
         """Relay clients to the slot's worker again."""

@@ -19,7 +19,7 @@ from functools import partial
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.system.descriptors import Purpose
 from atlas_supervisor.traffic.plane import RelayTraffic
-from atlas_supervisor.traffic.refusal import Refusal
+from atlas_supervisor.traffic.refusal import PATIENCE_SECONDS, Refusal
 from atlas_supervisor.traffic.relay import Choice, Header, Relay, Target
 from atlas_supervisor.traffic.relay_connection import Answers, RelayCounters
 
@@ -36,10 +36,10 @@ class SlotPorts:
         targets: Mapping[SlotName, Target],
         *,
         header: Header | None = None,
-        patient: bool = True,
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         self._targets = targets
-        self._vacant: set[SlotName] = set()
+        self._vacant: dict[SlotName, Refusal | None] = {}
         self._carried = RelayCounters()
         self._relays = {
             slot: Relay(
@@ -47,7 +47,7 @@ class SlotPorts:
                 partial(self._target, slot),
                 self._carried,
                 header=header,
-                patient=patient,
+                patience_seconds=patience_seconds,
                 purpose=Purpose.OWN_PORT,
             )
             for slot, listener in listeners.items()
@@ -55,18 +55,18 @@ class SlotPorts:
         for slot in targets:
             self._relays[slot].start()
 
-    def _target(self, slot: SlotName) -> Target | None:
-        return None if slot in self._vacant else self._targets.get(slot)
+    def _target(self, slot: SlotName) -> Choice:
+        return self._vacant[slot] if slot in self._vacant else self._targets.get(slot)
 
-    def vacate(self, slot: SlotName) -> None:
-        """Close every connection from now on, those in the queue included."""
-        self._vacant.add(slot)
+    def vacate(self, slot: SlotName, refusal: Refusal | None = None) -> None:
+        """Close or refuse every connection from now on, those in the queue included."""
+        self._vacant[slot] = refusal
         if relay := self._relays.get(slot):
             relay.start()
 
     def occupy(self, slot: SlotName) -> None:
         """Leave the port to the slot's worker again, or relay to it."""
-        self._vacant.discard(slot)
+        self._vacant.pop(slot, None)
         if slot in self._relays and slot not in self._targets:
             self._relays[slot].stop()
 
@@ -95,7 +95,8 @@ class Rescues:
     started does not: whether it comes up is not known yet.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience_seconds: float) -> None:
+        self._patience_seconds = patience_seconds
         self._running: dict[SlotName, Relay] = {}
         self._refusals: dict[SlotName, Refusal] = {}
         self._refusing: dict[SlotName, Relay] = {}
@@ -108,8 +109,14 @@ class Rescues:
         """Relay connections from the slot's queue from now on; does nothing a second time."""
         self.admit(dead)
         if dead not in self._running:
-            self._running[dead] = Relay(queue, choose, self._carried)
+            self._running[dead] = Relay(
+                queue, choose, self._carried, patience_seconds=self._patience_seconds
+            )
             self._running[dead].start()
+
+    def is_running(self, slot: SlotName) -> bool:
+        """Return whether the slot's queue is rescued."""
+        return slot in self._running
 
     def end(self, slot: SlotName) -> None:
         """Leave the queue to a worker; accepted connections go on to their end."""

@@ -32,6 +32,7 @@ from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.system import procfs
 from atlas_supervisor.system.procfs import tag_for
+from atlas_supervisor.system.text import escaped
 from atlas_supervisor.telemetry.sanitize import is_secret, keep_secret
 from atlas_supervisor.traffic import InheritedSockets
 from atlas_supervisor.traffic.listeners import foreign_listeners
@@ -304,16 +305,17 @@ def _where_it_listens(instance: WorkerProcess, port: int, settings: Settings) ->
         what = "descriptor 3" if kind is SocketPassing.FD else "descriptors 3 and 4 (LISTEN_FDS)"
         expected = f"its inherited {what}, which lead to {expected}"
     try:
-        found = instance.foreign_listeners()
+        found, paths = instance.foreign_listeners()
     except OSError as error:
         return f"where it listens is unknown ({error}); expected {expected}"
     if any(each.port == port and each.address in _REACHED_BY_LOOPBACK for each in found):
         return f"it listens on {expected} as expected"
-    if not found:
+    if not (found or paths):
         nowhere = "it listens nowhere" if kind is SocketPassing.PORT else "it listens nowhere else"
         return f"{nowhere}; expected {expected}"
-    places = ", ".join(sorted({each.place for each in found}))
+    unix = [f"the Unix socket {escaped(path)}" for path in paths]
+    places = ", ".join((*sorted({each.place for each in found}), *sorted(unix)))
     own = procfs.sockets_of(instance.pid)
-    if kind is SocketPassing.ACTIVATION and not any(each.inode in own for each in found):
+    if kind is SocketPassing.ACTIVATION and found and not any(each.inode in own for each in found):
         places += " (in a child process: a start script must exec its server)"
     return f"it listens on {places}; expected {expected}"

@@ -38,17 +38,23 @@ class Outage:
         """Whether the last note was that no worker can serve."""
         self.refusing: SlotName | None = None
         """The slot whose clients are refused."""
+        self._launching = False
 
-    def note(self, active: SlotName, *, can_serve: bool) -> None:
-        """Note whether the active worker can serve; to be called whenever that may have changed."""
-        self.noted = not can_serve
+    def note(self, active: SlotName, *, can_serve: bool, launching: bool = False) -> None:
+        """Note whether the active worker can serve, or is being launched.
+
+        To be called whenever that may have changed.
+        """
+        self.noted, self._launching = not can_serve, launching
         if self.refusing is not None and (can_serve or self.refusing is not active):
             self._plane.admit(self.refusing)
             self.refusing = None
             log.info("clients_admitted", slot=active)
         if can_serve:
             self.stop()
-        elif self._timer is None and self.refusing is None:
+        elif self.refusing is not None:
+            self._plane.refuse(active, self._refusal, launching)
+        elif self._timer is None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self._patience, self._begin, active)
 
@@ -61,4 +67,4 @@ class Outage:
     def _begin(self, active: SlotName) -> None:
         self._timer, self.refusing = None, active
         log.critical("clients_refused", slot=active, waited_seconds=self._patience)
-        self._plane.refuse(active, self._refusal)
+        self._plane.refuse(active, self._refusal, self._launching)

@@ -17,6 +17,7 @@ import secrets
 import stat
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -25,6 +26,8 @@ import structlog
 
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.system.clock import Stopwatch
+from atlas_supervisor.system.descriptors import is_shortage
+from atlas_supervisor.system.files import open_regular
 from atlas_supervisor.system.text import escaped
 
 log = structlog.get_logger(__name__)
@@ -40,9 +43,7 @@ _REPORT_SECONDS = 60.0
 _TAIL_BYTES = 64 * 1024
 _PIECE_BYTES = 1024 * 1024
 _CATCH_UPS = 3
-_TO_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-_NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO})
-"""No folder is there, or a link, FIFO or device in the file's place."""
+_TO_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 
 _FileKey = tuple[int, int]
 """Device and inode: what a file is, under any name."""
@@ -89,15 +90,15 @@ class WorkerLog:
     def open(self, instance: str) -> int:
         """Return a descriptor to write to, and remember the offset where this instance begins.
 
-        `close` is to be called when the instance has ended. Without a folder for logs, or with a
-        link in the file's place, the output is dropped: a worker has to be started all the same.
-        Raises OSError.
+        `close` is to be called when the instance has ended. Where the file can't be opened the
+        output is dropped: a worker has to be started all the same. Raises OSError if there is no
+        free descriptor.
         """
         self.rotate()
         try:
             descriptor = _private(self.path, _TO_APPEND)
         except OSError as error:
-            if error.errno not in _NO_FILE:
+            if is_shortage(error):
                 raise
             log.error("worker_output_dropped", slot=self.slot, why=str(error))
             descriptor = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -167,7 +168,7 @@ class WorkerLog:
         try:
             self.path.parent.mkdir(mode=0o750, exist_ok=True)
             with (
-                open(self.path, "ab", buffering=0, opener=_to_append) as target,
+                os.fdopen(open_regular(self.path, _TO_APPEND), "ab", buffering=0) as target,
                 open(source, "rb", buffering=0, closefd=False) as file,
             ):
                 self._note_loss(key, begin, target.tell())
@@ -197,16 +198,18 @@ class WorkerLog:
     def size(self) -> int:
         """Return the file's size; 0 if there is none."""
         try:
-            return self.path.lstat().st_size
+            status = self.path.lstat()
         except OSError:
             return 0
+        return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
     def rotate(self) -> int:
         """Copy a file over the limit aside and cut it; return its size, or 0 if it was not."""
         if self.size() <= LIMIT_BYTES:
             return 0
         try:
-            with self.lock, open(_private(self.path, os.O_RDWR), "rb+", buffering=0) as file:
+            opened = open_regular(self.path, os.O_RDWR)
+            with self.lock, os.fdopen(opened, "rb+", buffering=0) as file:
                 if (size := _used(file)) <= LIMIT_BYTES:  # another thread has just cut it
                     return 0
                 start = self._copy_aside(file)
@@ -241,7 +244,8 @@ class WorkerLog:
                         break  # there is no more, or too much to catch up with
         except OSError as error:
             log.error("worker_log_not_kept", slot=self.slot, why=str(error))
-            self.aside.unlink(missing_ok=True)
+            with suppress(OSError):  # it may be a folder by now
+                self.aside.unlink()
         return start
 
     def _report_cut(self, size: int, dropped: int) -> None:
@@ -300,7 +304,7 @@ def _copy(source: BinaryIO, target: BinaryIO, position: int, end: int) -> int:
 def _tail(path: Path, begin: int, most: int) -> bytes:
     """Return the last bytes of the file after `begin`; none if it can't be read."""
     try:
-        with open(_private(path, os.O_RDONLY), "rb") as file:
+        with open(open_regular(path, os.O_RDONLY), "rb") as file:  # noqa: PTH123  # a descriptor
             size = file.seek(0, os.SEEK_END)
             file.seek(max(begin if begin <= size else 0, size - most))
             return file.read(most)
@@ -320,18 +324,11 @@ def _key_of(path: Path) -> _FileKey | None:
 
 
 def _private(path: str | Path, flags: int) -> int:
-    """Open a regular file; a link is not followed, a FIFO not waited at."""
+    """Open a log to write; a link is not followed, and a FIFO without a reader not waited at."""
     flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(path, flags, 0o640)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     os.set_blocking(descriptor, True)  # the flag is shared with the worker
     return descriptor
-
-
-def _to_append(path: str, _flags: int) -> int:
-    return _private(path, _TO_APPEND)
 
 
 def printable(text: str, limit: int = 500) -> str:

@@ -285,14 +285,16 @@ class WorkerProcess:
             lambda: procfs.family_of(environment=environment, sessions={self.pid}, tag=self._tag)
         )
 
-    def foreign_listeners(self) -> list[TcpSocket]:
+    def foreign_listeners(self) -> tuple[list[TcpSocket], list[str]]:
         """Return the sockets on which its processes listen and that are not the daemon's.
 
-        It reads all of `/proc`, so use a thread. Raises OSError.
+        First those of TCP, then the paths of Unix sockets. It reads all of `/proc`, so use a
+        thread. Raises OSError.
         """
         held: set[int] = set().union(*map(procfs.sockets_of, self.family()))
         held -= procfs.sockets_of(os.getpid())
-        return [listener for listener in sockdiag.listeners() if listener.inode in held]
+        tcp = [listener for listener in sockdiag.listeners() if listener.inode in held]
+        return tcp, [path for inode, path in sockdiag.unix_listeners().items() if inode in held]
 
     async def kill(self) -> None:
         """Kill the worker and all that is left of its descendants."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from functools import partial
@@ -29,7 +29,7 @@ from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.store.outbox import Outbox
 from atlas_supervisor.store.statements import Statements
-from atlas_supervisor.system import procfs
+from atlas_supervisor.system import procfs, sockdiag
 from atlas_supervisor.system.children import living_children
 from atlas_supervisor.system.clock import now
 from atlas_supervisor.system.lock import holds_a_lock
@@ -96,8 +96,8 @@ class WorkerRegistry:
 
         Raises StoreError.
         """
-        rows = await self.rows()
-        found = await anyio.to_thread.run_sync(find_survivors, state_dir, rows)
+        rows, listeners = await self.rows(), await self.listeners()
+        found = await anyio.to_thread.run_sync(find_survivors, state_dir, rows, listeners)
         for row in rows:
             if row.instance not in {survivor.instance for survivor in found}:
                 await self.remove(row.instance)
@@ -106,6 +106,24 @@ class WorkerRegistry:
     async def rows(self) -> list[InstanceRow]:
         """Return the recorded workers. Raises StoreError."""
         return [InstanceRow(*row) for row in await self._statements.read("instances")]
+
+    async def listeners(self) -> set[int]:
+        """Return the recorded listening sockets, if the machine was not started again since.
+
+        Raises StoreError.
+        """
+        rows = await self._statements.read("listeners", boot_id=procfs.boot_id())
+        return {row["inode"] for row in rows}
+
+    def listening(self) -> None:
+        """Note our listening sockets, all of which are open by now."""
+        boot_id, inodes = procfs.boot_id(), procfs.own_listeners()
+        rows = [("add_listener", {"inode": each, "boot_id": boot_id}) for each in sorted(inodes)]
+
+        async def write() -> None:
+            await self._statements.write(("forget_listeners", {}), *rows)
+
+        self._outbox.put(write)
 
     async def add(self, row: InstanceRow) -> None:
         """Record a worker. Raises StoreError."""
@@ -136,11 +154,16 @@ _STOP_FIRST_SECONDS = 2.0
 """How long clients may wait for workers that have to end before the sockets can be opened."""
 
 
-def find_survivors(state_dir: Path, rows: Sequence[InstanceRow]) -> list[Survivor]:
-    """Return the instances of an earlier daemon on this state folder that still have processes."""
+def find_survivors(
+    state_dir: Path, rows: Sequence[InstanceRow], listeners: Collection[int] = ()
+) -> list[Survivor]:
+    """Return the instances of an earlier daemon on this state folder that still have processes.
+
+    `listeners` are the sockets on which that daemon listened.
+    """
     known = {row.pid: row for row in rows if _is_there(row)}
     found: dict[str, list[int]] = {}
-    for pid in _orphans(state_dir, known):
+    for pid in _orphans(state_dir, known, listeners):
         found.setdefault(_instance_of(pid, state_dir, rows), []).append(pid)
     return [_survivor(instance, pids, known) for instance, pids in found.items()]
 
@@ -150,7 +173,9 @@ def _is_there(row: InstanceRow) -> bool:
     return row.pid > 1 and ProcessIdentity(row.pid, row.start_ticks, row.boot_id).exists
 
 
-def _orphans(state_dir: Path, known: dict[int, InstanceRow]) -> Iterator[int]:
+def _orphans(
+    state_dir: Path, known: dict[int, InstanceRow], listeners: Collection[int]
+) -> Iterator[int]:
     """Yield the processes of an earlier daemon's workers."""
     # The folder alone is not enough: a program may report canary calls without being a worker.
     family = procfs.family_of(
@@ -160,6 +185,9 @@ def _orphans(state_dir: Path, known: dict[int, InstanceRow]) -> Iterator[int]:
         tag=procfs.tag_for(str(state_dir), ""),
         tag_mask=procfs.TAG_OF_DAEMON,
     )
+    if listeners:  # one can leave its session with another environment, another limit, no parent
+        still_open = {each.inode for each in sockdiag.listeners()}.intersection(listeners)
+        family = sorted({*family, *procfs.holders_of(still_open)}) if still_open else family
     ourselves = os.getpid()
     # A shell within a worker may start the daemon.
     spared = {ourselves, *procfs.ancestors(ourselves)}
@@ -199,7 +227,7 @@ async def take_over(
     """
     state_dir = settings.state_dir
     survivors = await registry.survivors(state_dir)
-    pids = [pid for survivor in survivors for pid in survivor.pids]
+    pids = _pids(survivors)
     taken = plane.take_back(pids)
     if not taken.complete:
         log.warning("listeners_not_copied", pids=pids, instead="ending these workers first")
@@ -208,11 +236,13 @@ async def take_over(
         await end_survivors(
             state_dir,
             await registry.rows(),
+            await registry.listeners(),
             seconds=seconds,
             stop_signal=settings.stop_signal_number,
         )
         taken, survivors = TakenBack(), await registry.survivors(state_dir)
     plane.open(active, taken)
+    registry.listening()
     if survivors:
         log.warning("orphans_found", pids=pids, why="left behind by an earlier daemon")
     found: dict[bool | None, list[WorkerProcess]] = {True: [], False: [], None: []}
@@ -246,6 +276,7 @@ def inherit(survivor: Survivor, settings: Settings) -> WorkerProcess | None:
 async def end_survivors(
     state_dir: Path,
     rows: Sequence[InstanceRow],
+    listeners: Collection[int] = (),
     *,
     seconds: float,
     stop_signal: signal.Signals = signal.SIGTERM,
@@ -255,42 +286,49 @@ async def end_survivors(
     They have `seconds` to exit after the signal. Raises StartRefusedError if one can't be ended.
     """
 
-    async def find() -> list[int]:
-        found = await anyio.to_thread.run_sync(find_survivors, state_dir, rows)
-        return sorted(pid for survivor in found for pid in survivor.pids)
+    async def find() -> list[Survivor]:
+        return await anyio.to_thread.run_sync(find_survivors, state_dir, rows, listeners)
 
     found = await find()
     if not found:
         return 0
-    log.warning("orphans_found", pids=found, why="left behind by an earlier daemon; ending them")
-    procfs.send_signal(found, stop_signal)
+    pids = _pids(found)
+    log.warning("orphans_found", pids=pids, why="left behind by an earlier daemon; ending them")
+    for survivor in found:  # the kit drains on SIGTERM alone
+        procfs.send_signal(survivor.pids, signal.SIGTERM if survivor.kit else stop_signal)
     with anyio.move_on_after(seconds):
         while await find():  # noqa: ASYNC110  # there is no event
             await anyio.sleep(_POLL_SECONDS)
-    left = found
+    left = pids
     with anyio.move_on_after(_KILL_SECONDS):
-        while left := await find():
+        while left := _pids(await find()):
             procfs.send_signal(left, signal.SIGKILL)
             await anyio.sleep(_POLL_SECONDS)
     if left:
         who = ", ".join(procfs.describe(pid) for pid in left)
         raise StartRefusedError(f"workers of an earlier daemon can't be ended: {who}")
-    return len(found)
+    return len(pids)
+
+
+def _pids(survivors: Sequence[Survivor]) -> list[int]:
+    return sorted(pid for survivor in survivors for pid in survivor.pids)
 
 
 async def end_strays(state_dir: Path) -> None:
     """Kill what is left of all workers once they have ended: nothing outlives an orderly stop.
 
     Processes that they started and left are our children by now. As pid 1 we also are the parent
-    of processes that have nothing to do with us; there only those with the tag count.
+    of processes that have nothing to do with us; there only those with the tag count. Those that an
+    earlier daemon left behind are not our children, but may share our listening sockets.
     """
     tag = procfs.tag_for(str(state_dir), "") & procfs.TAG_OF_DAEMON
+    spared = {os.getpid(), *procfs.ancestors(os.getpid()), 1}
 
     def find() -> list[int]:
         found = living_children()
         if os.getpid() == 1:
             found = [pid for pid in found if procfs.tag_of(pid) & procfs.TAG_OF_DAEMON == tag]
-        return found
+        return sorted({*found, *procfs.holders_of(procfs.own_listeners())} - spared)
 
     with anyio.move_on_after(_KILL_SECONDS) as limit:
         while left := await anyio.to_thread.run_sync(find):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import resource
 import signal
 import stat
 import subprocess
@@ -39,6 +40,9 @@ _GIT_ENVIRONMENT = {
     "GIT_ALLOW_PROTOCOL": "",
 }
 """All that git gets besides `PATH`: no variable of ours names another repository or user."""
+_GIT_BYTES = 1024**3
+"""The memory that it may allocate: a repository can name a file without an end. What it maps, such
+as its packs, does not count."""
 _DIGEST_FILES = 100_000
 _NOT_CODE = frozenset({"__pycache__", ".git"})
 
@@ -114,7 +118,7 @@ def _from_file(folder: Path) -> str | None:
     if not has_file(folder):
         return None
     try:
-        content = _read_a_little(folder / _FILE)
+        content = _read_a_little(folder)
     except OSError as error:
         raise LookupFailedError(f"{_FILE} can't be read: {error.strerror}") from error
     if len(content) > _FILE_BYTES:
@@ -130,8 +134,13 @@ def _from_file(folder: Path) -> str | None:
     return _shown(_LINE_END.split(text)[0], _FILE)
 
 
-def _read_a_little(path: Path) -> bytes:
-    """Return the file's first bytes, one more than it may have. Never waits, as for a FIFO."""
+def _read_a_little(folder: Path) -> bytes:
+    """Return the file's first bytes, one more than it may have. Never waits, as for a FIFO.
+
+    A link that leads out of the release is refused: a version is shown to everyone, and the daemon
+    can read what the release's author can't.
+    """
+    path = folder / _FILE
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):  # before it is opened: opening a device may do something
         raise LookupFailedError(f"{path.name} is {_kind(mode)} and not a file")
@@ -139,6 +148,8 @@ def _read_a_little(path: Path) -> bytes:
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise LookupFailedError(f"{path.name} is not a file")
+        if not Path(f"/proc/self/fd/{descriptor}").readlink().is_relative_to(folder.resolve()):
+            raise LookupFailedError(f"{path.name} is a link to a file outside of the release")
         return file.read(_FILE_BYTES + 1)
 
 
@@ -209,6 +220,8 @@ def _run_git(
     except (OSError, subprocess.SubprocessError) as error:
         raise LookupFailedError(f"git can't be run: {error}") from error
     with git:
+        with suppress(OSError):  # it may have ended already
+            resource.prlimit(git.pid, resource.RLIMIT_DATA, (_GIT_BYTES, _GIT_BYTES))
         try:
             output, errors = git.communicate(timeout=seconds)
         except BaseException as error:

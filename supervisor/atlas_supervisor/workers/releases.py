@@ -20,6 +20,7 @@ import structlog
 from atlas_supervisor.config import Settings
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.state import ActiveRelease
+from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.workers.release_version import (
     LookupFailedError,
     from_source,
@@ -32,6 +33,8 @@ log = structlog.get_logger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 _NAMES_SHOWN = 20
+_LIST_SECONDS = 5.0
+"""After this time the list of releases goes on without git."""
 _RESTART_SECONDS = 1.0
 """How long a restart may wait to learn the version of its release."""
 
@@ -86,15 +89,18 @@ class Releases:
     def _folder(self, name: str | None) -> Path:
         """Return the real path of a release's folder. Raises UnknownReleaseError."""
         path = self._directory if name is None else self._named(name)
+        subject = f"release {name!r}" if name is not None else f"WORKER_DIRECTORY {path}"
+        if name is None and path.is_symlink():
+            subject += f" (a link to {path.readlink()})"
         try:
             real = Path(os.path.realpath(path, strict=True))
-            if real.is_dir():
-                return real
+        except FileNotFoundError as error:
+            raise UnknownReleaseError(f"{subject} is gone") from error
         except OSError as error:
-            if name is not None:
-                raise UnknownReleaseError(f"release {name!r} can't be used: {error}") from error
-        where = f" (a link to {path.readlink()})" if path.is_symlink() else ""
-        raise UnknownReleaseError(f"WORKER_DIRECTORY {path}{where} is gone")
+            raise UnknownReleaseError(f"{subject} can't be used: {error.strerror}") from error
+        if not real.is_dir():
+            raise UnknownReleaseError(f"{subject} can't be used: it is no folder")
+        return real
 
     def _named(self, name: str) -> Path:
         if self._releases_dir is None:
@@ -121,14 +127,17 @@ class Releases:
     def all(self, *, with_git: bool) -> list[Release]:
         """Return every named release, by name, without those removed meanwhile.
 
-        Without git, a version that only git knows is empty. Raises UnknownReleaseError.
+        A version that only git knows is empty without git, and once git has taken too long for
+        those before. Raises UnknownReleaseError.
         """
-        found = []
+        found, watch = [], Stopwatch()
+        note = "git was too slow for the releases before" if with_git else "git describes it"
         for name in self.names():
             with suppress(UnknownReleaseError, OSError):
                 path = self._folder(name)
-                unknown = not with_git and has_repository(path) and not has_file(path)
-                release = Release(name=name, path=path, version="", note="git describes it")
+                asked = with_git and watch.seconds < _LIST_SECONDS
+                unknown = not asked and has_repository(path) and not has_file(path)
+                release = Release(name=name, path=path, version="", note=note)
                 found.append(release if unknown else self.find(name))
         return found
 

@@ -48,6 +48,7 @@ from atlas_supervisor.workers.process import WorkerProcess
 
 log = structlog.get_logger(__name__)
 
+_QUEUE_POLL_SECONDS = 0.02
 _LINGERING_POLL_SECONDS = 1.0  # one with the kit ends by itself; this is for the status alone
 
 
@@ -345,23 +346,20 @@ class Slot:
         """End the worker with all its descendants; return whether it went by itself.
 
         `answers_first`: a worker without the kit, which may cut them off, is asked to end once its
-        answers are given. It must get no new connections.
+        queue is empty and its answers are given. It must get no new connections.
         """
-        instance = self.instance
+        instance, plane = self.instance, self._context.plane
         if instance is None:
             self.apply(SlotEvent.CLEARED)
             return True
         if self.state is not SlotState.STARTING:
             self.apply(SlotEvent.DRAIN_STARTED)
-        settings, ports, age = (
-            self._context.settings,
-            self._context.plane.ports(self.name),
-            Stopwatch(),
-        )
+        settings, ports, age = self._context.settings, plane.ports(self.name), Stopwatch()
         if answers_first and not instance.kit:
             with anyio.move_on_after(drain_seconds):
-                quiet_seconds = settings.drain_quiet_seconds
-                await instance.answered(ports, quiet_seconds, self._context.plane.answers)
+                while instance.alive and plane.queued(self.name):  # noqa: ASYNC110  # no event
+                    await anyio.sleep(_QUEUE_POLL_SECONDS)
+                await instance.answered(ports, settings.drain_quiet_seconds, plane.answers)
         by_itself = await instance.stop(
             stop_seconds=settings.stop_timeout_seconds,
             drain_seconds=max(drain_seconds - age.seconds, 0),

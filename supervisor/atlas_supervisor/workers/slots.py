@@ -107,6 +107,15 @@ class Slots:
         """The other one."""
         return self._slots[self._active.other]
 
+    @property
+    def serves(self) -> bool:
+        """Whether clients are served: by the active worker, or still by an earlier daemon's."""
+        return self.active.answers or self._earlier_serves
+
+    @property
+    def _earlier_serves(self) -> bool:
+        return not self._replaced and any(each.alive for each in self._inherited.serving)
+
     def ports(self) -> tuple[int, int]:
         """Return the active and the staging port."""
         return self.active.port, self.staging.port
@@ -133,6 +142,8 @@ class Slots:
         why = f"{slot.name} is {slot.state}"
         if slot.last_exit:
             why += f"; the last time, {slot.last_exit}"
+        if self._earlier_serves:
+            why += "; the worker of an earlier daemon serves until then"
         return ActiveWorker(slot.name, slot.port, None, version, absence=why)
 
     # The roles.
@@ -281,7 +292,8 @@ class Slots:
             return  # a worker of an earlier daemon serves them
         can_serve = self.active.can_serve
         if not can_serve or self._outage.noted:
-            self._outage.note(self._active, can_serve=can_serve)
+            launching = self.active.state is SlotState.STARTING
+            self._outage.note(self._active, can_serve=can_serve, launching=launching)
 
     def _is_wanted(self, slot: Slot) -> bool:
         return slot is self.active and not self._stopping

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -228,3 +229,21 @@ def test_a_secret_under_a_mistyped_key_is_not_shown(faults: Faults) -> None:
     )
     assert len(found) == 4
     assert "hunter2" not in "".join(found)
+
+
+@pytest.mark.parametrize(
+    "key", ["SMOKE_FILE", "WORKER_ENV_FILE", "LLM_API_KEY_FILE", "CONTROL_TLS_CERT"]
+)
+def test_a_setting_that_names_a_fifo_is_refused_at_once(
+    faults: Faults, tmp_path: Path, key: str
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    fault = faults(f"{key}=fifo")[0]
+    assert fault.startswith(f"{key}=")
+    assert "it is not a regular file" in fault
+
+
+def test_an_env_file_that_is_a_fifo_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(SettingsError, match="it is not a regular file"):
+        load_settings(tmp_path / "fifo", {})

@@ -191,6 +191,13 @@ def test_a_missing_log_is_followed_from_its_start(log: WorkerLog) -> None:
     assert rest(reader) == ["one", "two"]
 
 
+def test_a_reader_does_not_wait_for_a_fifo_in_place_of_a_log(log: WorkerLog) -> None:
+    os.mkfifo(log.path)
+    for reader in (of_worker(log), of_daemon(log.path)):
+        with pytest.raises(OSError, match="not a regular file"):
+            last(reader)
+
+
 def test_a_line_is_returned_once_it_is_complete(log: WorkerLog) -> None:
     say(log, b"one\nhal")
     reader = of_worker(log)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -182,6 +184,29 @@ async def test_no_setting_is_suggested_where_the_other_scheme_fails_too(
         result = await probe(server.port, shape, timeout_seconds=0.1)
     assert result.verdict is Verdict.FAIL
     assert "HEALTH_SCHEME" not in result.message
+
+
+def demand_certificate(listener: socket.socket, tls: ssl.SSLContext) -> None:
+    """Refuse one client after its handshake, and leave the connection to it."""
+    client, _ = listener.accept()
+    with tls.wrap_socket(client, server_side=True, do_handshake_on_connect=False) as link:
+        with contextlib.suppress(ssl.SSLError):
+            link.do_handshake()
+        with contextlib.suppress(OSError):
+            link.recv(1)
+
+
+async def test_an_alert_after_the_handshake_is_the_workers_and_fails_in_words(
+    tls: ssl.SSLContext,
+) -> None:
+    tls.verify_mode = ssl.CERT_REQUIRED
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = asyncio.create_task(asyncio.to_thread(demand_certificate, listener, tls))
+        refused = await probe(listener.getsockname()[1], HTTPS)
+        await serving
+    tls.verify_mode = ssl.CERT_NONE
+    assert refused.verdict is Verdict.FAIL
+    assert "TLS with 127.0.0.1 failed: tlsv13 alert certificate required" in refused.message
 
 
 async def test_a_failed_handshake_fails_in_words(tls: ssl.SSLContext) -> None:

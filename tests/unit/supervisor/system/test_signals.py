@@ -54,6 +54,14 @@ def test_two_end_it(number: signal.Signals) -> None:
     assert run(str(number.value)).returncode in {-number, 1}
 
 
+def test_a_parent_that_blocked_signals_does_not_make_it_unstoppable() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        assert run(str(signal.SIGTERM.value)).returncode == -signal.SIGTERM
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def test_a_fault_of_its_own_ends_it_even_so() -> None:
     code = (
         "import ctypes; from atlas_supervisor.system.signals import ignore_signals\n"

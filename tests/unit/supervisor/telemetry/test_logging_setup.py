@@ -157,7 +157,21 @@ def test_lines_are_kept_while_a_file_of_the_name_can_t_be_opened(path: Path) -> 
     path.rename(moved)
     path.mkdir()
     log.info("one")
-    path.rmdir()
     log.info("two")
-    assert [line["event"] for line in lines(moved)] == ["one"]
-    assert [line["event"] for line in lines(path)] == ["two", "log_file_replaced"]
+    path.rmdir()
+    log.info("three")
+    kept = [line["event"] for line in lines(moved)]
+    assert kept == ["one", "log_file_displaced", "two"]  # it is logged once
+    assert [line["event"] for line in lines(path)] == ["three", "log_file_replaced"]
+
+
+@pytest.mark.parametrize("number", [1, 2, handlers.FILES_KEPT])
+def test_a_folder_with_the_name_of_an_older_file_stops_no_line(
+    path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(handlers, "FILE_BYTES", 1000)
+    (handlers.older(path, number) / "full").mkdir(parents=True)
+    for count in range(200):
+        structlog.get_logger("t").info(f"line {count}")
+        assert lines(path)[-1]["event"] == f"line {count}"
+        assert path.stat().st_size <= 1000

@@ -7,6 +7,7 @@ import resource
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -26,10 +27,12 @@ from tests.unit.supervisor.traffic.support import (
 
 
 @asynccontextmanager
-async def relaying(choose: Callable[[], Target | None]) -> AsyncIterator[tuple[Relay, int]]:
+async def relaying(
+    choose: Callable[[], Target | None], **more: Any
+) -> AsyncIterator[tuple[Relay, int]]:
     (port,) = free_ports(1)
     with listeners.listen("127.0.0.1", port) as sock:
-        running = Relay(sock, choose)
+        running = Relay(sock, choose, **more)
         running.start()
         try:
             yield running, port
@@ -198,11 +201,11 @@ async def test_a_target_that_refuses_is_waited_for() -> None:
             assert set(await asyncio.gather(*waiting)) == {"restarted"}
 
 
-async def test_a_target_that_stays_unreachable_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay, "_CONNECT_SECONDS", 0.1)
+async def test_a_target_that_stays_unreachable_is_given_up() -> None:
     (closed,) = free_ports(1)
     before = open_files()
-    async with relaying(lambda: Target("127.0.0.1", closed)) as (running, port):
+    target = Target("127.0.0.1", closed)
+    async with relaying(lambda: target, patience_seconds=0.1) as (running, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         assert await asyncio.wait_for(reader.read(), 5) == b""
         writer.close()

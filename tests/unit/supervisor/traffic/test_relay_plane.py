@@ -210,6 +210,18 @@ async def test_a_switch_under_connections_loses_none() -> None:
         assert set(answers) == {"blue", "green"}
 
 
+async def test_clients_wait_for_as_long_as_was_asked_for() -> None:
+    (blue, green, public) = free_ports(3)
+    endpoints = Endpoints("127.0.0.1", public, {BLUE: blue, GREEN: green}, patience_seconds=0.2)
+    plane = make_plane(endpoints, SocketPassing.PORT)
+    plane.open(BLUE)
+    try:
+        with contextlib.suppress(ConnectionResetError):  # its request was not read
+            assert await asyncio.wait_for(who(public), 5) == ""
+    finally:
+        await plane.close()
+
+
 async def test_clients_wait_for_a_worker_that_restarts() -> None:
     async with opened(SocketPassing.PORT) as (_, at):
         waiting = [asyncio.create_task(who(at.public_port)) for _ in range(10)]

@@ -27,6 +27,7 @@ from tests.unit.supervisor.workers.support import (
     READY_AND_SLEEP,
     SLEEP,
     Bench,
+    ask,
     bench,
     release,
     serving,
@@ -54,16 +55,6 @@ if len(sys.argv) > 1 and int(sys.argv[1]) > 3:
 WAYS = {"activation": (), "fd": ("{fd}",), "port": ("{port}",)}
 PATIENCE = 1.5
 """Seconds. A worker that begins to serve later is ended, with the clients that it has accepted."""
-
-
-async def ask(port: int, request: str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n") -> str:
-    """Return the whole answer; empty if the connection was closed without one."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        writer.write(request.encode())
-        return (await asyncio.wait_for(reader.read(), 20)).decode()
-    finally:
-        writer.close()
 
 
 def is_refusal(answer: str) -> bool:
@@ -136,6 +127,23 @@ async def until_served(made: Bench, port: int) -> None:
     assert made.blue.instance is not None
     for answer in await asyncio.gather(*(ask(port) for _ in range(20))):
         assert answer.endswith(made.blue.instance.name)
+
+
+@pytest.mark.parametrize("broken", [EXITS, HANGS])
+async def test_without_a_public_port_clients_of_the_active_port_are_refused(
+    tmp_path: Path, broken: str
+) -> None:
+    async with bench(
+        tmp_path, make_slots=Slots, public_port=0, ready_timeout_seconds=PATIENCE
+    ) as made:
+        assert made.plane.name == "none"
+        port = made.settings.active_port
+        made.tasks.start_soon(made.slots.start_active, release(tmp_path / "r", broken + serving()))
+        assert is_refusal(await ask(port))
+        await eventually(partial(is_in, made, SlotState.BACKOFF))
+        assert is_refusal(await asyncio.wait_for(ask(port), 5))
+        (tmp_path / "r" / "up").touch()
+        await until_served(made, port)
 
 
 async def test_a_short_restart_is_waited_for(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -287,6 +288,78 @@ def test_output_is_bounded_where_the_folder_is_gone_and_kept_once_it_is_back(
     away.rename(folder.with_name("tidy"))
 
 
+def become_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def become_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def become_device(path: Path) -> None:
+    path.symlink_to("/dev/full")
+
+
+def become_socket(path: Path) -> None:
+    os.mknod(path, 0o640 | stat.S_IFSOCK)
+
+
+def become_loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+NO_FILES = [become_fifo, become_folder, become_device, become_socket, become_loop]
+
+
+@pytest.mark.parametrize("become", NO_FILES)
+def test_a_worker_starts_without_its_output_where_the_name_is_no_file(
+    log: WorkerLog, become: Callable[[Path], None]
+) -> None:
+    become(log.path)
+    with structlog.testing.capture_logs() as logged:
+        descriptor = say(log, b"dropped\n")
+        assert not log.has_strayed()
+        assert log.rotate() == 0
+        assert log.last_lines() == []
+    assert [each["event"] for each in logged] == ["worker_output_dropped"]
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize("become", NO_FILES)
+def test_output_is_bounded_where_the_name_is_no_file_any_more(
+    log: WorkerLog, become: Callable[[Path], None]
+) -> None:
+    descriptor = say(log, b"before\n")
+    assert not log.has_strayed()
+    lose_by_rm(log.path)
+    become(log.path)
+    with structlog.testing.capture_logs() as logged:
+        for _ in range(5):
+            os.write(descriptor, b"x" * 900)
+            assert log.has_strayed()
+            log.collect()
+            assert os.fstat(descriptor).st_size < 1000
+            assert log.last_lines() == []
+    assert [each["event"] for each in logged] == ["worker_log_not_kept"]  # once
+    log.path.rmdir() if become is become_folder else log.path.unlink()
+    os.write(descriptor, b"after\n")
+    log.collect()
+    assert log.path.read_text() == "after\n"
+    os.close(descriptor)
+
+
+def test_a_full_file_is_cut_although_a_folder_has_the_name_of_the_older_part(
+    log: WorkerLog,
+) -> None:
+    log.aside.mkdir()
+    descriptor = say(log, b"x" * 1500)
+    with structlog.testing.capture_logs() as logged:
+        assert log.rotate() == 1500
+    assert log.size() == 0
+    assert "worker_log_not_kept" in [each["event"] for each in logged]
+    os.close(descriptor)
+
+
 def test_a_copy_and_truncation_by_another_program_changes_nothing(log: WorkerLog) -> None:
     descriptor = say(log, b"before\n")
     os.truncate(log.path, 0)  # as logrotate's copytruncate does
@@ -294,3 +367,15 @@ def test_a_copy_and_truncation_by_another_program_changes_nothing(log: WorkerLog
     assert not log.has_strayed()
     assert log.path.read_bytes() == b"after\n"
     os.close(descriptor)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_log_that_is_no_file_stops_no_worker(
+    log: WorkerLog, make: Callable[[Path], None]
+) -> None:
+    make(log.path)
+    descriptor = say(log, b"dropped\n")
+    os.close(descriptor)
+    assert not log.rotate()
+    log.collect()
+    assert log.last_lines() == []

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ import pytest
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.store.database import open_database
 from atlas_supervisor.system import procfs
+from atlas_supervisor.system.procfs import inode_of
+from atlas_supervisor.traffic.listeners import listen
 from atlas_supervisor.workers import registry
 from atlas_supervisor.workers.registry import InstanceRow, WorkerRegistry, end_survivors
 from tests.unit.supervisor.workers.support import DEAF
@@ -23,10 +26,13 @@ WAIT = "print('so far', flush=True)\nimport time\ntime.sleep(600)\n"
 
 
 @contextmanager
-def worker(code: str = "", **environ: str) -> Iterator[subprocess.Popen[str]]:
+def worker(
+    code: str = "", inherits: socket.socket | None = None, /, **environ: str
+) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
         [sys.executable, "-c", code + WAIT],
         env=environ,
+        pass_fds=[inherits.fileno()] if inherits else [],
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -91,6 +97,41 @@ async def test_a_worker_that_overwrote_its_environment_is_found_by_its_record(
         assert await end_survivors(tmp_path, [row(known.pid)], seconds=5) == 1
         assert known.wait(5) == -signal.SIGTERM
         assert other.poll() is None
+
+
+async def test_a_process_without_any_mark_is_found_by_the_listener_that_it_holds(
+    tmp_path: Path,
+) -> None:
+    with listen("127.0.0.1", 0) as ours, listen("127.0.0.1", 0) as theirs:
+        both = (inode_of(ours), inode_of(theirs))
+        assert procfs.own_listeners() >= set(both)
+        with worker("", ours) as holder, worker("", theirs) as other:
+            assert await end_survivors(tmp_path, [], both[:1], seconds=5) == 1
+            assert holder.wait(5) == -signal.SIGTERM
+            assert other.poll() is None
+
+
+async def test_recorded_listeners_are_those_of_the_last_daemon(tmp_path: Path) -> None:
+    async with open_database(tmp_path / "atlas.db") as (database, _):
+        workers = WorkerRegistry(database.statements)
+        for _ in range(2):
+            with listen("127.0.0.1", 0) as sock:
+                workers.listening()
+                await workers.flush()
+                assert inode_of(sock) in await workers.listeners()
+        workers.listening()
+        await workers.flush()
+        assert await workers.listeners() == procfs.own_listeners()
+
+
+async def test_a_worker_with_the_kit_gets_SIGTERM_and_another_one_STOP_SIGNAL(
+    tmp_path: Path,
+) -> None:
+    with worker() as kit, worker() as foreign:
+        rows = [row(kit.pid)._replace(kit=True), row(foreign.pid)._replace(instance="green-1")]
+        found = await end_survivors(tmp_path, rows, seconds=5, stop_signal=signal.SIGQUIT)
+        assert found == 2
+        assert (kit.wait(5), foreign.wait(5)) == (-signal.SIGTERM, -signal.SIGQUIT)
 
 
 @pytest.mark.parametrize("pid", [0, 1, -1])

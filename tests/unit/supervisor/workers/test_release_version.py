@@ -108,7 +108,23 @@ def test_a_huge_file_is_read_for_a_little_only(tmp_path: Path) -> None:
     with (tmp_path / "VERSION").open("wb") as file:
         file.truncate(3 * 1024**3)
     assert version_of(tmp_path, "r1").note == "VERSION is larger than 4 KiB"
-    assert len(release_version._read_a_little(tmp_path / "VERSION")) == 4097
+    assert len(release_version._read_a_little(tmp_path)) == 4097
+
+
+def test_a_version_file_that_leads_out_of_the_release_is_not_read(tmp_path: Path) -> None:
+    """The version is shown to everyone, and the daemon may read what the author may not."""
+    (tmp_path / "control.token").write_text("secret\n")
+    release = tmp_path / "r1"
+    (release / "build").mkdir(parents=True)
+    (release / "VERSION").symlink_to("../control.token")
+    note = "VERSION is a link to a file outside of the release"
+    assert version_of(release, "r1") == Found("r1", NAME, note)
+    (release / "build" / "number").write_text("7\n")
+    (release / "VERSION").unlink()
+    (release / "VERSION").symlink_to("build/number")
+    (tmp_path / "current").symlink_to("r1")
+    for path in (release, tmp_path / "current"):
+        assert version_of(path, "r1") == Found("7", FILE)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -133,6 +149,17 @@ def test_git_describes_a_checkout_without_a_version_file(
     assert version_of(checkout, "r1").version == "v3"
     (checkout / "app.py").write_text("22")
     assert version_of(checkout, "r1").version == "v3-dirty"
+
+
+@needs_git
+def test_git_that_reads_a_file_without_an_end_has_bounded_memory(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(release_version, "_GIT_BYTES", 32 * 1024**2)
+    git(checkout, "config", "core.attributesFile", "/dev/zero")
+    note = version_of(checkout, "r1").note
+    assert note is not None
+    assert "git does not describe it: fatal: Out of memory" in note
 
 
 @needs_git

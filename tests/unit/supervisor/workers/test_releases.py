@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from atlas_supervisor.model.release import Release, VersionSource
+from atlas_supervisor.workers import releases as releases_module
 from atlas_supervisor.workers.releases import Releases, UnknownReleaseError, missing
 
 WRITTEN = "1.2.3"
@@ -214,3 +215,29 @@ def test_the_list_of_releases_runs_git_only_if_it_may(releases: Releases, tmp_pa
     described = releases.all(with_git=True)[1]
     assert (described.version, described.source) == ("v2", VersionSource.NAME)
     assert "git does not describe it" in str(described.note)
+
+
+def test_a_slow_git_bounds_the_list_of_releases_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("r1", "r2", "r3"):
+        (tmp_path / "all" / name / ".git").mkdir(parents=True)
+    (tmp_path / "git").write_text("#!/bin/sh\nsleep 0.1\necho described\n")
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(releases_module, "_LIST_SECONDS", 0.05)
+    listed = Releases(directory=tmp_path, releases_dir=tmp_path / "all").all(with_git=True)
+    assert [each.version for each in listed] == ["described", "", ""]
+    assert listed[2].note == "git was too slow for the releases before"
+
+
+def test_a_worker_directory_that_can_t_be_used_is_not_called_gone(tmp_path: Path) -> None:
+    link = tmp_path / "current"
+    link.symlink_to("other")
+    (tmp_path / "other").symlink_to("current")
+    with pytest.raises(UnknownReleaseError, match=r"\(a link to other\) can't be used: Too many"):
+        Releases(directory=link, releases_dir=None).find(None)
+    link.unlink()
+    link.touch()
+    with pytest.raises(UnknownReleaseError, match="can't be used: it is no folder"):
+        Releases(directory=link, releases_dir=None).find(None)

@@ -105,13 +105,14 @@ async def test_a_restart_leaves_a_slot_alone_that_a_deploy_has_begun_to_use(tmp_
         assert [what for what, _ in made.registry.entries] == ["launched"]
 
 
-async def test_a_full_disk_is_retried_like_a_crash(tmp_path: Path) -> None:
-    async with bench(tmp_path) as made:
-        made.blue.log.path.mkdir()  # its log can't be opened
+async def test_a_launch_that_fails_is_retried_like_a_crash(tmp_path: Path) -> None:
+    extra = tmp_path / "worker.env"
+    extra.write_bytes(b"\xff")
+    async with bench(tmp_path, worker_env_file=extra) as made:
         restarter = Restarter(made.blue, wanted=lambda: True, policy=QUICK)
         restarting = asyncio.create_task(restarter.start(release(tmp_path / "r", READY_AND_SLEEP)))
         await eventually(lambda: made.blue.restarts >= 2)
-        made.blue.log.path.rmdir()
+        extra.write_bytes(b"")
         await asyncio.wait_for(restarting, 10)
         assert made.blue.serving
 

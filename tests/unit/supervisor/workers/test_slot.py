@@ -170,15 +170,10 @@ async def test_a_missing_release_fails_the_launch(tmp_path: Path) -> None:
         await eventually(lambda: open_files() <= before)
 
 
-@pytest.mark.parametrize("spoil", ["log", "environment"])
-async def test_an_unusable_log_or_environment_fails_the_launch(tmp_path: Path, spoil: str) -> None:
+async def test_an_unusable_environment_fails_the_launch(tmp_path: Path) -> None:
     extra = tmp_path / "worker.env"
-    extra.touch()
+    extra.write_bytes(b"\xff")
     async with bench(tmp_path, worker_env_file=extra) as made:
-        if spoil == "log":
-            made.blue.log.path.mkdir()
-        else:
-            extra.write_bytes(b"\xff")
         with pytest.raises(LaunchError):
             await made.blue.start(release(tmp_path / "r", READY_AND_SLEEP))
         assert made.blue.state is SlotState.EMPTY
@@ -347,6 +342,13 @@ async def test_a_start_script_without_exec_is_recognized(tmp_path: Path) -> None
     async with bench(tmp_path, worker_command=command, ready_timeout_seconds=0.8) as made:
         message = await refused(made, LISTENS_ELSEWHERE + SLEEP, tmp_path)
         assert "listens on 127.0.0.1:ELSEWHERE (in a child process: a start script must" in message
+
+
+async def test_a_worker_that_listens_on_a_unix_socket_is_recognized(tmp_path: Path) -> None:
+    code = f"import socket\ns = socket.socket(socket.AF_UNIX)\ns.bind('app')\ns.listen()\n{SLEEP}"
+    async with bench(tmp_path, ready_timeout_seconds=0.8) as made:
+        message = await refused(made, code, tmp_path)
+        assert "it listens on the Unix socket app; expected its inherited" in message
 
 
 async def test_a_worker_that_listens_nowhere_is_not_ready(tmp_path: Path) -> None:

@@ -15,12 +15,15 @@ from atlas_supervisor.workers.slot import Slot
 from atlas_supervisor.workers.slots import Slots
 from tests.harness import eventually
 from tests.unit.supervisor.workers.support import (
+    ANSWER,
     BLUE,
     GREEN,
     READY_AND_SLEEP,
     Bench,
+    ask,
     bench,
     release,
+    serving,
 )
 
 DIES = "raise SystemExit(1)"
@@ -127,6 +130,33 @@ async def test_nothing_is_restarted_once_the_daemon_stops(tmp_path: Path) -> Non
         await made.slots.stop()
         assert made.down == []
         assert [slot.state for slot in made.slots] == [SlotState.EMPTY, SlotState.EMPTY]
+
+
+async def test_a_stop_lets_a_foreign_worker_answer_what_is_in_its_queue(tmp_path: Path) -> None:
+    waits = "import time\nwhile not os.path.exists('go'): time.sleep(0.01)\n"
+    async with attended(tmp_path) as made:
+        made.slots.vacate_staging()
+        await made.blue.start(release(tmp_path / "r", ANSWER + waits + serving()))
+        client = asyncio.create_task(ask(made.settings.public_port))
+        await eventually(lambda: made.plane.queued(BLUE) == 1)
+        stop = asyncio.create_task(made.slots.stop())
+        await asyncio.sleep(0)
+        late = asyncio.create_task(ask(made.settings.public_port))  # it delays nothing
+        await eventually(lambda: made.plane.queued(GREEN) == 1)
+        (tmp_path / "r" / "go").touch()
+        assert (await client).startswith("HTTP/1.0 200")
+        await stop
+        assert not late.done()
+        late.cancel()
+
+
+async def test_a_stop_beside_a_warm_worker_steers_nothing(tmp_path: Path) -> None:
+    async with attended(tmp_path) as made:
+        await both_running(made, tmp_path)
+        assert not made.plane.stop_accepting()
+        client = asyncio.create_task(ask(made.settings.public_port))
+        await eventually(lambda: made.plane.queued(BLUE) == 1)
+        client.cancel()
 
 
 async def test_an_active_release_that_is_gone_is_tried_again_and_says_so(tmp_path: Path) -> None:
