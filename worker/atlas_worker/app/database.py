@@ -98,7 +98,7 @@ class ModuleDatabase:
 
 
 def _make_private(path: Path) -> None:
-    """Give folder and files their modes: nothing is open to other users, whatever the umask is.
+    """Give folder and files their modes: nothing is open to other users, under any umask.
 
     SQLite's companions take after the file; those of an earlier version are corrected.
     """
