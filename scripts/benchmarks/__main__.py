@@ -15,6 +15,7 @@ from rich.console import Console
 from atlas_supervisor.output import unfailing_output
 from scripts.benchmarks import (
     acceptance,
+    attack,
     canary,
     canary_daemon,
     canary_statistics,
@@ -58,6 +59,7 @@ BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
     ),
     "canary": (canary.run, "a feature canary's decision, record and call beside three flag SDKs"),
     "start": (start.run, "the time and CPU until the daemon is ready"),
+    "attack": (attack.run, "honest API clients beside 256 to 4,000 hostile connections, six kinds"),
     "footprint": (footprint.run, "the daemon's memory, CPU, descriptors, files over many deploys"),
 }
 

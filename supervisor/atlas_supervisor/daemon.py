@@ -234,6 +234,7 @@ class Daemon:
             state=self._state,
             subject=slots.active_worker,
             watched=watch.health,
+            canaries=self._canaries.check,
         )
 
     def _deploys(

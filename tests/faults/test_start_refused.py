@@ -77,7 +77,7 @@ OBSTACLES: dict[Obstacle, str] = {
     in_place_of("control.token", Path.mkdir): "control.token is a folder",
     in_place_of("supervisor.sock", Path.touch): "supervisor.sock exists and is not a socket",
     in_place_of("supervisor.lock", Path.mkdir): "supervisor.lock can't be opened",
-    in_place_of("supervisor.lock", os.mkfifo): "supervisor.lock can't be opened",
+    in_place_of("supervisor.lock", os.mkfifo): "supervisor.lock: it is not a regular file",
     in_place_of(".deploy_state.json.new", Path.mkdir): "deploy_state.json can't be written",
     in_place_of("logs/supervisor.jsonl", os.mkfifo): "supervisor.jsonl: it is not a regular file",
     in_place_of("logs", Path.touch): "can't be used",

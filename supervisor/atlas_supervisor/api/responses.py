@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from http import HTTPStatus
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.payload import Payload
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_jsonable_python
 
 from atlas_supervisor import errors
 from atlas_supervisor.api.routes import Reply, StreamReply
 from atlas_supervisor.errors import ErrorSpec, RefusedError
+from atlas_supervisor.model.worker_text import disclosed, withheld
 from atlas_supervisor.system.text import escaped
 
 _BY_STATUS = {
@@ -40,6 +43,7 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 _LONGEST_FIELD = 100
+_PIECE_BYTES = 16 * 1024
 
 
 class ErrorDetail(BaseModel):
@@ -66,15 +70,41 @@ class ErrorAnswer(BaseModel):
 # Responses.
 
 
-def success(reply: Reply, *, headers: Mapping[str, str]) -> web.Response:
-    """Return a handler's reply as a response, with these headers besides its own."""
-    payload = reply.payload
-    data = payload.model_dump_json().encode() if isinstance(payload, BaseModel) else payload
+def success(reply: Reply, *, headers: Mapping[str, str], trusted: bool) -> web.Response:
+    """Return a handler's reply as a response, with these headers besides its own.
+
+    Without what workers have said, unless the caller is trusted.
+    """
+    data = reply.payload
+    if isinstance(data, BaseModel):
+        data = data.model_dump_json().encode()
+        data = disclosed(data) if trusted else withheld(data)
     return web.Response(
-        body=data,
+        body=_PacedBody(data, kept=reply.kept) if len(data) > _PIECE_BYTES else data,
         status=reply.status,
         headers=_headers(reply.content_type, {**reply.headers, **headers}),
     )
+
+
+class _PacedBody(Payload):
+    """A body that is written piece by piece, as its client reads: the rest is not copied."""
+
+    _default_content_type = "application/octet-stream"
+    _autoclose = True
+
+    def __init__(self, data: bytes, *, kept: bool) -> None:
+        super().__init__(data)
+        self._data = data
+        self._size = len(data)
+        self.own_size = 0 if kept else len(data)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return self._data.decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        for start in range(0, len(self._data), _PIECE_BYTES):
+            await writer.write(self._data[start : start + _PIECE_BYTES])
+            await writer.drain()
 
 
 def stream(reply: StreamReply) -> web.StreamResponse:
@@ -85,12 +115,22 @@ def stream(reply: StreamReply) -> web.StreamResponse:
     return response
 
 
+def own_size(response: web.StreamResponse) -> int:
+    """Return how much memory the body of a complete answer takes; of a short one and a stream 0."""
+    body = response.body if isinstance(response, web.Response) else None
+    return body.own_size if isinstance(body, _PacedBody) else 0
+
+
 def refusal(
-    error: RefusedError, *, headers: Mapping[str, str] | None = None, close: bool = False
+    error: RefusedError,
+    *,
+    headers: Mapping[str, str] | None = None,
+    close: bool = False,
+    trusted: bool = False,
 ) -> web.Response:
     """Return an error as a response; `close` ends the connection after it."""
     response = web.Response(
-        body=_encode(error),
+        body=_encode(error, trusted=trusted),
         status=error.status,
         headers=_headers("application/json", headers or {}),
     )
@@ -101,7 +141,7 @@ def refusal(
 
 def raw_timeout() -> bytes:
     """Return the whole answer to headers that did not arrive in time, for a bare transport."""
-    body = _encode(errors.TOO_SLOW.error())
+    body = _encode(errors.TOO_SLOW.error(), trusted=False)
     fields = {**_headers("application/json", {}), "Content-Length": str(len(body))}
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     return f"HTTP/1.1 408 Request Timeout\r\n{head}Connection: close\r\n\r\n".encode() + body
@@ -112,12 +152,15 @@ def _headers(content_type: str, more: Mapping[str, str]) -> dict[str, str]:
     return {"Content-Type": content_type + charset, **_HEADERS, **more}
 
 
-def _encode(error: RefusedError) -> bytes:
+def _encode(error: RefusedError, *, trusted: bool) -> bytes:
     extra = dict(error.extra)
     detail = {"code": error.code, "message": error.message, "hint": error.hint}
     if error.status == 400 and "field" in extra:
         detail["field"] = extra.pop("field")
-    return json.dumps({**to_jsonable_python(extra), "error": detail}).encode()
+    document = {**to_jsonable_python(extra), "error": detail}
+    # Halves of characters become escapes, which JSON has, too.
+    text = json.dumps(document, ensure_ascii=False).encode(errors="backslashreplace")
+    return disclosed(text) if trusted else withheld(text)
 
 
 # Errors that are made from what a library found.

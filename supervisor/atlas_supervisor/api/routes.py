@@ -46,6 +46,8 @@ class Request(Generic[Q, B]):
     query: Q
     body: B
     path: Mapping[str, str]
+    trusted: bool = False
+    """Whether the caller may read the logs, and with them what workers print."""
     key: IdempotencyKey | None = None
     """The request's `Idempotency-Key`; None without one."""
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -60,6 +62,8 @@ class Reply:
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     content_type: str = "application/json"
+    kept: bool = False
+    """Whether the bytes are kept for other answers, too: they take no memory of their own."""
 
 
 class StreamSource(Protocol):

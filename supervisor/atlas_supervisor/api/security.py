@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 from collections.abc import Iterable
 
 from aiohttp import web
@@ -18,9 +19,11 @@ from atlas_supervisor import errors
 from atlas_supervisor.api.connection import Peer
 from atlas_supervisor.api.options import ApiOptions
 from atlas_supervisor.api.routes import Access
+from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.actor import Actor
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+_AUTHORIZATION = re.compile(rb"(?im)^authorization:[ \t]*bearer[ \t]+([!-~]+)[ \t]*\r?$")
 _WILDCARDS = ("", "0.0.0.0", "::")  # noqa: S104 # compared with, not bound
 
 
@@ -44,11 +47,36 @@ class Gate:
             names.add(_bracketed(options.host))
         self._hosts = frozenset(name.lower() for name in names)
 
+    def trusts_uid(self, uid: int | None) -> bool:
+        """Return whether a caller of this uid may do everything over the Unix socket."""
+        return uid in (0, self._own_uid)
+
+    def has_token(self, head: bytes) -> bool:
+        """Return whether a request that begins so seems to have the token, to serve it first.
+
+        This permits nothing: the complete request is checked by `identify`.
+        """
+        given = [found[1] for found in _AUTHORIZATION.finditer(head)]
+        return len(given) == 1 and hmac.compare_digest(given[0], self._token)
+
+    def trusts(self, request: web.BaseRequest, peer: Peer) -> bool:
+        """Return whether the caller may do everything."""
+        if peer.uid is not None:
+            return self.trusts_uid(peer.uid)
+        try:
+            self._check_token(request.headers.getall("Authorization", []))
+        except RefusedError:
+            return False
+        return True
+
     def check_sender(self, request: web.BaseRequest, peer: Peer) -> None:
         """Refuse requests that are meant for another host, or that a foreign page has sent.
 
-        Raises RefusedError: 400, 403 `foreign_origin`, 421 `wrong_host`.
+        Raises RefusedError: 400, also for another version of HTTP; 403 `foreign_origin`, 421
+        `wrong_host`.
         """
+        if request.version.major != 1:
+            raise errors.BAD_REQUEST.error()
         if peer.uid is None:
             self._check_host(request, peer)
         for origin in request.headers.getall("Origin", []):
@@ -64,10 +92,10 @@ class Gate:
         Raises RefusedError: 401 `token_required` or `token_wrong`, 403 `not_permitted`.
         """
         if peer.uid is not None:
-            if access is not Access.READ and peer.uid not in (0, self._own_uid):
+            if access is not Access.READ and not self.trusts_uid(peer.uid):
                 raise errors.NOT_PERMITTED.error(uid=peer.uid)
             return Actor(name=f"uid:{peer.uid}", origin="unix")
-        if access is Access.READ and self._loopback:
+        if access is Access.READ and self._loopback and not self.trusts(request, peer):
             return Actor(name="anonymous", origin=peer.address)
         self._check_token(request.headers.getall("Authorization", []))
         return Actor(name="token", origin=peer.address)

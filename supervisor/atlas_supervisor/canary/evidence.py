@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from atlas_supervisor.canary.stats.counts import Window
 from atlas_supervisor.canary.stats.decision import Conclusion, Decision, RampEvidence
@@ -24,12 +24,15 @@ from atlas_supervisor.model.canary import CountsRow, EpochRow
 from atlas_supervisor.system import procfs
 from atlas_supervisor.system.clock import steady_time
 from atlas_worker.contract import bucket_milliseconds
-from atlas_worker.contract.ring import SLICE_SECONDS, SLICES, EventKind, RingEvent
+from atlas_worker.contract.ring import HASH_MASK, SLICE_SECONDS, SLICES, EventKind, RingEvent
 
 _OUTCOMES = {0: CallOutcome.OK, 1: CallOutcome.ERROR, 2: CallOutcome.CANCELLED}
 
 Observe = Callable[[str, str, float, int], None]
 """Called with the feature, the arm (`canary` or `stable`), seconds, and the number of calls."""
+
+Checkpoint = Mapping[str, dict[Any, Any]]
+"""All maps of `Evidence`, by attribute."""
 
 
 def unobserved(_feature: str, _arm: str, _seconds: float, _count: int) -> None:
@@ -92,6 +95,14 @@ class Evidence:
         if drawn and self._ramps[row.feature].fix_thresholds(self._stable_of(row.feature)):
             self._stable[row.feature] = Histogram()  # the next epoch goes by this one's calls
 
+    def checkpoint(self) -> Checkpoint:
+        """Return a copy of the state that `start_epoch` changes, for `restore`."""
+        return {name: dict(each) for name, each in vars(self).items() if isinstance(each, dict)}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take back the epochs that were started since, if no events were added since."""
+        vars(self).update(checkpoint)
+
     def set_ramps(self, ramps: Mapping[str, int]) -> None:
         """Set the current ramp of each feature; calls of other ramps are not evidence."""
         self._windows.set_ramps(
@@ -106,14 +117,14 @@ class Evidence:
         self,
         ring: str,
         events: Mapping[RingEvent, int],
-        keyed: Iterable[tuple[RingEvent, int]],
+        keyed: Iterable[tuple[RingEvent, int, int]],
         now: Moment,
     ) -> None:
         """Add the events of one process: all assignments first, then the outcomes."""
         unpacked: list[tuple[Group, RingEvent, int, int | None]] = [
             (self._group(event, now), event, count, None) for event, count in events.items()
         ]
-        unpacked += [(self._group(event, now), event, 1, key) for event, key in keyed]
+        unpacked += [(self._group(event, now), event, 1, key) for event, key, _ in keyed]
         for group, event, count, key in unpacked:
             if event.kind in (EventKind.STARTED, EventKind.ASKED):
                 self._calls.begin(ring, group, count, asked=event.kind == EventKind.ASKED, key=key)
@@ -243,7 +254,9 @@ class Evidence:
             self._restore_progress(saved.progress, ramp_of)
         self._windows.set_ramps(ramp_of)
         for ramp in set(ramp_of.values()):
-            self._windows.restore_keys(ramp, (key for of, key in saved.keys if of == ramp))
+            # Earlier versions saved 63 bits of the hash.
+            known = (key & HASH_MASK for of, key in saved.keys if of == ramp)
+            self._windows.restore_keys(ramp, known)
         missing = set(self._settings.canary_features) - set(self._ramps)
         for name in missing & {row.feature for row in self._epochs.values()}:
             self._ramps[name] = self._new_ramp(name)

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from atlas_supervisor.system.files import open_regular
+from atlas_worker.contract import FEATURE_NAME_LIMIT, FEATURES_LIMIT
 
 PLACEHOLDERS = ("fd", "port", "slot")
 """Placeholders in a worker's command, in braces."""
@@ -132,7 +133,11 @@ def _ascending(shares: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _features(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(names) > FEATURES_LIMIT:
+        raise ValueError(f"{len(names)} names are more than {FEATURES_LIMIT}")
     for name in names:
+        if len(name) > FEATURE_NAME_LIMIT:
+            raise ValueError(f"{name!r} has more than {FEATURE_NAME_LIMIT} characters")
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise ValueError(f"{name!r} is not such a name")
         if name == "requests":
@@ -189,7 +194,7 @@ Features = Annotated[
     tuple[str, ...],
     BeforeValidator(_split),
     AfterValidator(_features),
-    Field(description="names like a_name1 with commas between, each once, none 'requests'"),
+    Field(description="up to 1000 names like a_name1 with commas between, each once"),
 ]
 Host = Annotated[
     IPv4Address | IPv6Address,

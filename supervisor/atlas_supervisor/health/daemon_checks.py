@@ -46,6 +46,9 @@ async def database(keeper: StateKeeper, store: Database) -> Check:
     if read is None:
         message = "missing or unreadable read-back: what was written is not there"
         return Check(status=CheckStatus.FAIL, unit="ms", message=message)
+    if not store.is_in_place():
+        message = "atlas.db was removed or replaced; what is written is lost with the next start"
+        return Check(status=CheckStatus.FAIL, unit="ms", message=message)
     message = "write and read-back OK"
     return Check(status=CheckStatus.PASS, value=watch.milliseconds, unit="ms", message=message)
 

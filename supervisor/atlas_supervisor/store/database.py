@@ -35,7 +35,10 @@ _FILE_MODE = 0o640
 class Database:
     """The open database, noun by noun. Every method raises StoreError and writes all or nothing."""
 
-    def __init__(self, connection: aiosqlite.Connection, timed: Timed = untimed) -> None:
+    def __init__(
+        self, connection: aiosqlite.Connection, path: Path, timed: Timed = untimed
+    ) -> None:
+        self._path, self._file = path, path.stat()
         self.statements = Statements(connection, timed)
         self.outbox = Outbox()
         self.deploys = DeployStore(self.statements, self.outbox)
@@ -46,6 +49,16 @@ class Database:
         self.audit = AuditStore(self.statements, self.outbox)
         self.trail = AuditTrail(self.statements, self.audit)
         self.canary = CanaryStore(self.statements)
+
+    def is_in_place(self) -> bool:
+        """Return whether the open file is still the one at its path, where a start looks for it.
+
+        SQLite goes on in a file that was removed or replaced.
+        """
+        try:
+            return os.path.samestat(self._path.stat(), self._file)
+        except OSError:
+            return False
 
 
 def recorded_releases(path: Path) -> list[Release]:
@@ -88,7 +101,7 @@ async def open_database(
             f"{path} can't be opened: {error}. Is the disk full or read-only, or the file another "
             "user's?"
         ) from error
-    database = Database(connection, timed)
+    database = Database(connection, path, timed)
     try:
         await database.audit.open(HeadFile(path.with_name(HEAD_FILE)), set_aside=aside is not None)
         yield database, aside

@@ -185,4 +185,4 @@ CREATE TABLE listeners (
 ) STRICT;
 
 -- No query used it.
-DROP INDEX deploys_by_start;
+DROP INDEX IF EXISTS deploys_by_start;

@@ -7,6 +7,7 @@ nothing has changed.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Awaitable, Callable
@@ -21,6 +22,7 @@ from atlas_supervisor.model.state import SCHEMA_VERSION, DeployState
 from atlas_supervisor.store.statements import Statement, Statements, StoreError, Timed, untimed
 from atlas_supervisor.system.clock import Stopwatch, now
 from atlas_supervisor.system.files import read_regular
+from atlas_worker.contract import STATE_BYTES_LIMIT
 
 log = structlog.get_logger(__name__)
 
@@ -112,7 +114,12 @@ class StateFile:
         Raises OSError; the file then holds what it held before, or, if the very last step
         failed, what was to be written.
         """
-        replace(self.path, _content(state))
+        content = _content(state)
+        if len(content) > STATE_BYTES_LIMIT:
+            raise OSError(
+                errno.EFBIG, f"more than {STATE_BYTES_LIMIT} bytes, which no worker reads"
+            )
+        replace(self.path, content)
         self._sync_folder()
 
     def set_aside(self, stamp: str) -> Path:

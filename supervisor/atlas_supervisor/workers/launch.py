@@ -32,8 +32,7 @@ from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.system import procfs
 from atlas_supervisor.system.procfs import tag_for
-from atlas_supervisor.system.text import escaped
-from atlas_supervisor.telemetry.sanitize import is_secret, keep_secret
+from atlas_supervisor.system.text import escaped, keep_secret, secrets_in
 from atlas_supervisor.traffic import InheritedSockets
 from atlas_supervisor.traffic.listeners import foreign_listeners
 from atlas_supervisor.workers.output import WorkerLog
@@ -47,6 +46,7 @@ FIRST_DESCRIPTOR = 3
 _OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 """The limit that the daemon was started with. Workers get it; the daemon raises its own."""
 
+_LONGEST_KEY = 8 * 1024
 _RETRY_SECONDS = 0.05
 _BOOT_SECONDS, _LATE_RETRY_SECONDS = 5.0, 0.5  # what is not up by then need not be seen at once
 _REACHED_BY_LOOPBACK = {"127.0.0.1", "0.0.0.0", "::", "::ffff:127.0.0.1"}  # noqa: S104  # compared
@@ -90,8 +90,10 @@ def worker_environment(
     }
     if settings.worker_env_file is not None:
         own = load_worker_env(settings.worker_env_file)
-        keep_secret(value for key, value in own.items() if is_secret(key))
+        keep_secret(secrets_in(own))
         values |= own
+    if settings.llm_api_key_file is not None:
+        keep_secret([_beginning(settings.llm_api_key_file)])
     values["PATH"] = _path(release.path, values.get("PATH", os.defpath))
     values |= {
         contract.ENV_SLOT: slot.value,
@@ -109,6 +111,15 @@ def worker_environment(
         "MEMORY_ENABLED": str(settings.memory_enabled).lower(),
     }
     return values
+
+
+def _beginning(path: Path) -> str:
+    """Return the text of a short file; of one that can't be read, nothing."""
+    try:
+        with path.open("rb") as file:
+            return file.read(_LONGEST_KEY).decode(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def _path(release: Path, inherited: str) -> str:
@@ -295,6 +306,9 @@ async def until_ready(
         message = "; ".join((*parts, seen))
     else:
         message = f"it {instance.exit_text} before it was ready"
+        left = await anyio.to_thread.run_sync(instance.family)
+        if left and instance.exit_status == 0:
+            message += "; it went on in the background, and must stay in the foreground"
     raise LaunchError(message, output=output.last_lines())
 
 
