@@ -46,6 +46,7 @@ from atlas_supervisor.store.state_folder import DATABASE_FILE, LOGS_DIRECTORY
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.store.statements import StoreError, is_damage
 from atlas_supervisor.system.children import Reaper, become_subreaper
+from atlas_supervisor.system.service_manager import ServiceManager
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG
 from atlas_supervisor.telemetry.metrics import Metrics
 from atlas_supervisor.traffic import PATIENCE_SECONDS, Endpoints, Plane, make_plane
@@ -195,6 +196,7 @@ class Daemon:
         service, queries = self._deploys(
             slots, prober, monitor=monitor, watch=watch, events=events, tasks=tasks
         )
+        manager = ServiceManager()
         slots.on_worker_down = service.worker_down
         for background in (
             self._database.outbox.run,
@@ -217,7 +219,9 @@ class Daemon:
             )
         async with api(self._control(slots, service, queries, monitor, events)):
             tasks.start_soon(slots.start_active, release)
+            tasks.start_soon(manager.run, queries.ready, queries.summary, self._registry.rows)
             await stopping.wait()
+            manager.stopping = True
             slots.begin_stop()
             await service.stop()
             await slots.stop()

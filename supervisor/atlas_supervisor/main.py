@@ -28,6 +28,7 @@ from atlas_supervisor.errors import SettingsError, StartRefusedError
 from atlas_supervisor.store import state_folder
 from atlas_supervisor.system import descriptors
 from atlas_supervisor.system.lock import LOCK_FILE, only_daemon
+from atlas_supervisor.system.service_manager import ServiceManager
 from atlas_supervisor.system.signals import name_of, report_ignored
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG, configure_logs
 from atlas_supervisor.workers.standalone import nothing_recorded
@@ -52,6 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = load_settings(options.env_file.absolute(), os.environ, nothing_recorded)
     except SettingsError as error:
+        if not options.check:
+            ServiceManager().refused(f"can't start: {'; '.join(error.faults)}")
         for fault in error.faults:
             print(fault, file=sys.stderr)  # noqa: T201  # before there is a log
         return _BAD_SETTINGS
@@ -63,6 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         anyio.run(run, settings)
     except* StartRefusedError as refused:  # task groups wrap what is raised inside of them
         refusals = [str(refusal) for refusal in _leaves(refused)]
+        ServiceManager().refused(f"can't start: {'; '.join(refusals)}")
     for refusal in refusals:
         print(f"atlas-supervisor can't start: {refusal}", file=sys.stderr)  # noqa: T201  # as above
     return _REFUSED if refusals else 0
@@ -105,7 +109,9 @@ def _leaves(group: BaseExceptionGroup[StartRefusedError]) -> Iterator[StartRefus
 async def run(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT, then drain and stop everything. Raises StartRefusedError."""
     _raise_file_limit()
-    state_folder.prepare(settings.state_dir, settings.control_token_file)
+    state_folder.prepare(
+        settings.state_dir, settings.control_token_file, settings.worker_account
+    )
     with only_daemon(settings.state_dir / LOCK_FILE):
         _configure_logs(settings)
         for warning in (*warnings(settings), *state_folder.insecure_parents(settings.state_dir)):

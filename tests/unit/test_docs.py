@@ -143,7 +143,10 @@ def test_every_verb_of_the_client_is_documented() -> None:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_every_command_of_ours_that_is_named_exists(path: Path) -> None:
     named = set(
-        re.findall(r"(?<![\w/])(?:\./)?(scripts/[a-z_-]+(?:\.py)?|\.ci/run)", path.read_text())
+        re.findall(
+            r"(?<![\w/])(?:\./)?(scripts/[a-z_-]+(?:\.py|@?\.service)?|\.ci/run)",
+            path.read_text(),
+        )
     )
 
     assert not {name for name in named if not (ROOT / name).exists()}

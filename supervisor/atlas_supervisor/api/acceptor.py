@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import resource
 import socket
 import ssl
 from collections.abc import Iterator
@@ -43,6 +44,8 @@ MAX_STREAMS = 256
 """Streams of trusted callers on each acceptor, and again of all others."""
 MAX_ARRIVALS = 4096
 
+_ARRIVALS_SHARE = 4
+"""They take one descriptor in so many at most."""
 _RESERVED_SHARE = 4
 """One place in so many is for trusted callers alone."""
 _ACCEPTED_AT_ONCE = 32
@@ -79,6 +82,8 @@ class Acceptor:
         self._unsent = unsent
         self._summary = summary
         self._loop = asyncio.get_running_loop()
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most_arrivals = min(MAX_ARRIVALS, descriptors // _ARRIVALS_SHARE)
         # Each in the order of arrival.
         self._arriving: dict[Arrival, None] = {}
         self._waiting: dict[Arrival, None] = {}
@@ -143,7 +148,7 @@ class Acceptor:
             self._loop.add_reader(listener, self._accept, listener)
 
     def _arrived(self, sock: socket.socket) -> None:
-        if len(self._arriving) + len(self._waiting) >= MAX_ARRIVALS:
+        if len(self._arriving) + len(self._waiting) >= self._most_arrivals:
             self._end_arrival()
         arrival = Arrival(
             sock,

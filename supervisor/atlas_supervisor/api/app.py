@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from contextlib import nullcontext
 from itertools import groupby
 
 import structlog
@@ -166,6 +167,7 @@ def _refusal(
 
 def _endpoint(route: AnyRoute, control: Control, gate: Gate) -> _Handler:
     """Return the handler of one row: it parses the request, calls the row's handler and answers."""
+    one_at_a_time = asyncio.Lock()
     may_stream = errors.TOO_MANY_STREAMS in route.errors
 
     async def endpoint(request: web.Request) -> web.StreamResponse:
@@ -192,13 +194,14 @@ def _endpoint(route: AnyRoute, control: Control, gate: Gate) -> _Handler:
             key=key,
             headers=headers,
         )
-        reply = await route.handler(call)
-        if isinstance(reply, StreamReply):
-            return await _stream(request, connection, reply)
-        if route.access is Access.CHANGE:
-            record = reply.payload if isinstance(reply.payload, DeployRecord) else None
-            _log_changed(request, connection, reply.status, record)
-        return responses.success(reply, headers=_repeated(request), trusted=call.trusted)
+        async with one_at_a_time if route.heavy and not call.trusted else nullcontext():
+            reply = await route.handler(call)
+            if isinstance(reply, StreamReply):
+                return await _stream(request, connection, reply)
+            if route.access is Access.CHANGE:
+                record = reply.payload if isinstance(reply.payload, DeployRecord) else None
+                _log_changed(request, connection, reply.status, record)
+            return await responses.success(reply, headers=_repeated(request), trusted=call.trusted)
 
     return endpoint
 

@@ -48,6 +48,7 @@ def api_options(settings: Settings) -> ApiOptions:
     if settings.control_tls_cert and settings.control_tls_key:
         tls = server_context(settings.control_tls_cert, settings.control_tls_key)
     token = load_or_create_token(settings.control_token_file)
+    _refuse_readable(settings)
     keep_secret([token])
     return ApiOptions(
         socket_path=settings.state_dir / SUPERVISOR_SOCKET,
@@ -58,3 +59,20 @@ def api_options(settings: Settings) -> ApiOptions:
         port=settings.control_port,
         tls=tls,
     )
+
+
+def _refuse_readable(settings: Settings) -> None:
+    """Raise StartRefusedError if workers could command the daemon, or pass for it."""
+    account, files = (
+        settings.worker_account,
+        (
+            ("CONTROL_TOKEN_FILE", settings.control_token_file),
+            ("CONTROL_TLS_KEY", settings.control_tls_key),
+        ),
+    )
+    for key, path in files:
+        if account is not None and path is not None and account.may(4, path):
+            raise StartRefusedError(
+                f"{key}={path} is readable by WORKER_USER={account.name}; let root own it, with "
+                "another group (chgrp root), and no other user read it (chmod o=)"
+            )

@@ -6,6 +6,7 @@ into it.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -44,6 +45,7 @@ _HEADERS = {
 }
 _LONGEST_FIELD = 100
 _PIECE_BYTES = 16 * 1024
+_LONG_BYTES = 64 * 1024
 
 
 class ErrorDetail(BaseModel):
@@ -70,7 +72,7 @@ class ErrorAnswer(BaseModel):
 # Responses.
 
 
-def success(reply: Reply, *, headers: Mapping[str, str], trusted: bool) -> web.Response:
+async def success(reply: Reply, *, headers: Mapping[str, str], trusted: bool) -> web.Response:
     """Return a handler's reply as a response, with these headers besides its own.
 
     Without what workers have said, unless the caller is trusted.
@@ -78,7 +80,12 @@ def success(reply: Reply, *, headers: Mapping[str, str], trusted: bool) -> web.R
     data = reply.payload
     if isinstance(data, BaseModel):
         data = data.model_dump_json().encode()
-        data = disclosed(data) if trusted else withheld(data)
+        if trusted:
+            data = disclosed(data)
+        elif len(data) > _LONG_BYTES:
+            data = await asyncio.to_thread(withheld, data)
+        else:
+            data = withheld(data)
     return web.Response(
         body=_PacedBody(data, kept=reply.kept) if len(data) > _PIECE_BYTES else data,
         status=reply.status,

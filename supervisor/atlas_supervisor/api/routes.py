@@ -122,6 +122,8 @@ class Route(Generic[Q, B]):
     access: Access = Access.READ
     parameters: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    heavy: bool = False
+    """Takes the daemon a while: untrusted callers are answered one at a time."""
     keyed: bool = False
     """Takes an `Idempotency-Key`: a repeated request is not executed twice."""
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import struct
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
@@ -40,7 +41,7 @@ from atlas_worker.contract.ring import (
 log = structlog.get_logger(__name__)
 
 MAX_OPEN = 512
-"""Rings of living processes that are read; further ones wait until some of these exit."""
+"""Rings of living processes that are read, or a quarter of the descriptors; others wait."""
 _TRIED = 64
 MAX_PER_PROCESS = 4
 UNITS_PER_POLL = 200_000
@@ -143,6 +144,9 @@ class CallCollector:
             descriptor = os.open(self._folder / REFUSED_CALLS_FILE, flags, 0o600)
             with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
                 file.write(_COUNT.pack(0))
+                if os.geteuid() == 0:  # workers write to it, whose folder it is
+                    owner = self._folder.stat()
+                    os.fchown(descriptor, owner.st_uid, owner.st_gid)
         for path in self._folder.glob(f".*{RING_SUFFIX}.new"):
             pid = path.name.lstrip(".").partition("-")[0]
             if not pid.isdecimal() or procfs.start_ticks(int(pid)) is None:
@@ -181,7 +185,8 @@ class CallCollector:
         present = {path.name: path for path in ring_files(self._folder)}
         self._refused &= present.keys()
         new = [name for name in present if name not in self._rings and name not in self._refused]
-        room = max(MAX_OPEN - sum(not each.exited for each in self._rings.values()), 0)
+        most = min(MAX_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        room = max(most - sum(not each.exited for each in self._rings.values()), 0)
         # Of those that wait, some are tried: a ring of an exited process is closed at once.
         waiting = random.sample(new[room:], min(len(new[room:]), _TRIED))
         refused = []
@@ -190,10 +195,12 @@ class CallCollector:
                 self._open(name, present[name], only_exited=name in waiting)
             except RingRefusedError as error:
                 refused.append(self._set_aside(present[name], str(error)))
+            except OSError:  # no descriptor is left
+                break
         self._report_refused(refused)
-        left = sum(name not in self._rings for name in new[room:])
-        if left > len(refused):
-            why = f"{left} processes wait until their canary calls are read: {MAX_OPEN} others are"
+        left = sum(name not in self._rings for name in new) - len(refused)
+        if left > 0:
+            why = f"{left} processes wait until their canary calls are read: {most} others may be"
             self._report("canary_rings_waiting", why)
 
     def _open(self, name: str, path: Path, *, only_exited: bool) -> None:

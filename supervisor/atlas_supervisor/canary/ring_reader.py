@@ -19,6 +19,7 @@ The layout and its protocol are in `atlas_worker.contract.ring`. The reader's si
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
@@ -33,6 +34,7 @@ from atlas_supervisor.system import procfs
 from atlas_worker.contract import SLOWEST_BUCKET
 from atlas_worker.contract import ring as layout
 
+_NO_FAULT_OF_THE_FILE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _FIRST_CHUNK, _CHUNK = 64, 4096  # units in the first read of a poll, and in the largest
 _MOST = 2**62
 """Above any index and count: a cell with more is not a count."""
@@ -102,15 +104,21 @@ class RingReader:
 
     @classmethod
     def open(cls, path: Path) -> RingReader:
-        """Open a ring. Raises RingRefusedError unless it is a complete ring of this uid."""
+        """Open a ring. Raises RingRefusedError unless it is a complete ring of a trusted uid.
+
+        That is ours, and the folder's: with WORKER_USER the folder is the workers' own.
+        Raises OSError where that is no fault of the file: too few descriptors, too little memory.
+        """
         # A FIFO must not block the daemon, and a link must not be followed.
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         try:
             descriptor = os.open(path, flags)
         except OSError as error:
+            if error.errno in _NO_FAULT_OF_THE_FILE:
+                raise
             raise RingRefusedError(f"{path.name} can't be opened: {error.strerror}") from error
         try:
-            _check(os.fstat(descriptor))
+            _check(os.fstat(descriptor), {os.getuid(), path.parent.stat().st_uid})
             owner, version = layout.unpack_header(os.pread(descriptor, layout.HEADER_BYTES, 0))
             return cls(path, descriptor, owner, version)
         except (OSError, ValueError) as error:
@@ -336,11 +344,11 @@ def _picked(part: tuple[int, ...], written: Sequence[int]) -> Iterable[int]:
     return part[: len(written)] if isinstance(written, range) else [part[one] for one in written]
 
 
-def _check(status: os.stat_result) -> None:
-    """Raise ValueError for a file that is not a ring of this uid."""
+def _check(status: os.stat_result, owners: set[int]) -> None:
+    """Raise ValueError for a file that is not a ring of one of these users."""
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("not a regular file")
-    if status.st_uid != os.getuid():
-        raise ValueError(f"owned by uid {status.st_uid}, not {os.getuid()}")
+    if status.st_uid not in owners:
+        raise ValueError(f"owned by uid {status.st_uid}, not {' or '.join(map(str, owners))}")
     if status.st_size != layout.RING_BYTES:
         raise ValueError(f"has {status.st_size} bytes instead of {layout.RING_BYTES}")

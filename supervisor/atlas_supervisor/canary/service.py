@@ -52,6 +52,7 @@ from atlas_supervisor.model.status import Suggestion
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.store.statements import StoreError
+from atlas_supervisor.system.account import make_folder
 from atlas_supervisor.system.clock import now
 from atlas_worker.contract import RINGS_DIRECTORY
 
@@ -62,7 +63,6 @@ POLL_SECONDS = 0.25
 
 _AFTER_BUG_SECONDS = 10.0
 _MAX_NAME = 100  # characters of an unknown feature's name that are quoted
-_RINGS_MODE = 0o700
 
 
 class FeatureCanaries:
@@ -374,7 +374,7 @@ async def open_canaries(
     features = initial_features(settings, features, policy)
     folder = settings.state_dir / RINGS_DIRECTORY
     try:
-        folder.mkdir(mode=_RINGS_MODE, exist_ok=True)
+        make_folder(folder, settings.worker_account)
         counts = saved.progress.get("dropped", "[0, 0]")
         collector = CallCollector(folder, await database.canary.rings(), counts)
         collector.prepare()

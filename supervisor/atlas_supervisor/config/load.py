@@ -71,6 +71,11 @@ def load_settings(
         if not bad.keys() & keys and given.keys() & keys:
             faults.append(fault)
     faults += _faults_of_unbuilt(settings, given, bad)
+    if not faults and (account := settings.worker_account) and account.may(2, env_file):
+        faults.append(
+            f"{env_file.name}: WORKER_USER={account.name} may write it, and so choose the user of "
+            "its processes; accepted: a file that only root writes"
+        )
     if "SMOKE_FILE" not in bad:
         settings, smoke_faults = _with_smoke_file(settings, given)
         faults += smoke_faults

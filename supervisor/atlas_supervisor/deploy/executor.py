@@ -132,6 +132,7 @@ class Executor:
             ),
             directory=instance.release.path,
             deploy_id=deploy.record.deploy_id,
+            account=self._settings.worker_account,
         )
         if failed := [check for check in checks if not check.ok]:
             names = ", ".join(f"{check.name!r}: {check.message}" for check in failed)

@@ -66,6 +66,8 @@ def recorded_releases(path: Path) -> list[Release]:
 
     None of them if nothing can be read. Blocks on the disk.
     """
+    if not path.is_file():
+        return []  # SQLite would wait for the other end of a FIFO
     try:
         os.close(open_regular(path, os.O_RDONLY))  # SQLite would wait at a FIFO
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:

@@ -18,8 +18,14 @@ from pathlib import Path
 
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.store.audit import HEAD_FILE
+from atlas_supervisor.system.account import Account, make_folder
 from atlas_supervisor.system.lock import LOCK_FILE
-from atlas_worker.contract import RINGS_DIRECTORY, STATE_FILE, SUPERVISOR_SOCKET
+from atlas_worker.contract import (
+    BUNDLED_WORKER_DIRECTORY,
+    RINGS_DIRECTORY,
+    STATE_FILE,
+    SUPERVISOR_SOCKET,
+)
 
 DATABASE_FILE = "atlas.db"
 LOGS_DIRECTORY = "logs"
@@ -32,20 +38,33 @@ _REPLACED = (STATE_FILE, HEAD_FILE)
 """Files that are replaced as a whole; what is no file is set aside or ignored."""
 
 
-def prepare(folder: Path, token_file: Path | None = None) -> None:
-    """Make the folder and that of the logs. Raises StartRefusedError, also for what is planted."""
+def prepare(
+    folder: Path, token_file: Path | None = None, account: Account | None = None
+) -> None:
+    """Make the folder and that of the logs. Raises StartRefusedError, also for what is planted.
+
+    Workers of another account read the state file, by their group.
+    """
     try:
         folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
-        refuse_planted(folder, token_file)
+        refuse_planted(folder, token_file, account)
         (folder / LOGS_DIRECTORY).mkdir(mode=_FOLDER_MODE, exist_ok=True)
+        if account is not None:
+            os.chown(folder, -1, account.gid)
+            make_folder(folder / BUNDLED_WORKER_DIRECTORY, account)
         folder.chmod(_FOLDER_MODE)
     except OSError as error:
         raise StartRefusedError(f"STATE_DIR={folder} can't be used: {error}") from error
 
 
-def refuse_planted(folder: Path, token_file: Path | None = None) -> None:
-    """Raise StartRefusedError if another user could have planted a file, or could change one."""
-    faults = list(_faults(folder, token_file))
+def refuse_planted(
+    folder: Path, token_file: Path | None = None, account: Account | None = None
+) -> None:
+    """Raise StartRefusedError if another user could have planted a file, or could change one.
+
+    The folder of the rings is the account's, where workers have one; each ring is looked at.
+    """
+    faults = list(_faults(folder, token_file, account))
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise StartRefusedError(f"STATE_DIR={folder} can't be used: {faults[0]}{more}")
@@ -64,15 +83,17 @@ def insecure_parents(folder: Path) -> list[str]:
     return found
 
 
-def _faults(folder: Path, token_file: Path | None) -> Iterator[str]:
+def _faults(folder: Path, token_file: Path | None, account: Account | None) -> Iterator[str]:
     """Yield a line for each fault: what it is, and what to do."""
     if folder.is_symlink():  # ours may lead to another place
         if why := _not_ours(folder.lstat()):
             yield f"the link {why[0]}; remove it"
         folder = folder.resolve()
     logs, rings = folder / LOGS_DIRECTORY, folder / RINGS_DIRECTORY
-    for path in (folder, logs, rings):
+    for path in (folder, logs):
         yield from _fault(path)
+    if account is None or not rings.is_dir() or rings.lstat().st_uid != account.uid:
+        yield from _fault(rings)
     for name in _WRITTEN:
         yield from _fault(folder / name, is_file=True, written=True)
     for name in _REPLACED:

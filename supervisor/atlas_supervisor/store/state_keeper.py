@@ -34,8 +34,10 @@ _Identity = tuple[int, int, int]
 """Inode, size and time of the last change, which no program can set."""
 
 
-def replace(path: Path, content: str) -> None:
+def replace(path: Path, content: str, *, shared: bool = False) -> None:
     """Give the file this content: written beside it, fsync, rename. Blocks on the disk.
+
+    `shared`: those that may enter the folder by its group may read it.
 
     Raises OSError, and then the file is as it was. That the new one stays, should the machine
     die now, takes an fsync of the folder besides.
@@ -46,6 +48,8 @@ def replace(path: Path, content: str) -> None:
     try:
         with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123  # a descriptor
             os.fchmod(file.fileno(), _MODE)  # independent of the umask
+            if shared and os.geteuid() == 0:
+                os.fchown(file.fileno(), -1, path.parent.stat().st_gid)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -119,7 +123,7 @@ class StateFile:
             raise OSError(
                 errno.EFBIG, f"more than {STATE_BYTES_LIMIT} bytes, which no worker reads"
             )
-        replace(self.path, content)
+        replace(self.path, content, shared=True)
         self._sync_folder()
 
     def set_aside(self, stamp: str) -> Path:

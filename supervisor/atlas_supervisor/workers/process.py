@@ -26,6 +26,7 @@ from atlas_supervisor.model.drain import DrainCounts
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import InstanceUsage, SlotName
 from atlas_supervisor.system import procfs, sockdiag
+from atlas_supervisor.system.account import Account
 from atlas_supervisor.system.clock import Stopwatch, now
 from atlas_supervisor.system.descriptors import with_spares
 from atlas_supervisor.system.pidfd import ForeignProcess
@@ -328,8 +329,16 @@ class WorkerProcess:
 class NotifySocket:
     """Receives one worker's reports; the public attributes hold the reports so far."""
 
-    def __init__(self, instance: str, *, kit: bool = False, held: bool = False) -> None:
+    def __init__(
+        self,
+        instance: str,
+        *,
+        kit: bool = False,
+        account: Account | None = None,
+        held: bool = False,
+    ) -> None:
         """Bind the socket. `held`: nothing is read until `read_from`. Raises OSError."""
+        self._senders = {0, account.uid if account else os.getuid()}
         self.ready = anyio.Event()
         self.kit = kit
         self.on_kit: Callable[[], object] = bool
@@ -409,7 +418,7 @@ class NotifySocket:
             except (BlockingIOError, InterruptedError):
                 return
             pid, uid = _sender(ancillary)
-            if uid in {0, os.getuid()} and self._is_own(pid):
+            if uid in self._senders and self._is_own(pid):
                 self._handle(data.decode(errors="replace").splitlines())
             if self._is_full():
                 return

@@ -270,7 +270,9 @@ def inherit(survivor: Survivor, settings: Settings) -> WorkerProcess | None:
             slot=survivor.slot,
             release=Release(name=None, path=settings.worker_directory, version=survivor.version),
             process=process,
-            notify=NotifySocket(survivor.instance, kit=survivor.kit),
+            notify=NotifySocket(
+                survivor.instance, kit=survivor.kit, account=settings.worker_account
+            ),
             stop_signal=settings.stop_signal_number,
             tag=procfs.tag_for(str(settings.state_dir), survivor.instance),
         )

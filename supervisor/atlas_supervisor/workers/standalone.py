@@ -36,7 +36,7 @@ _LABEL = "the worker's port"
 
 def become_worker(settings: Settings, environ: Mapping[str, str]) -> NoReturn:
     """Replace this process with the worker. Raises StartRefusedError."""
-    refuse_planted(settings.state_dir)  # what is run is what these files name
+    refuse_planted(settings.state_dir, account=settings.worker_account)  # what is run is what these files name
     state = _last_state(settings) if settings.deploy_mode is Mode.BLUEGREEN else None
     port = settings.active_port
     if state and state.active_port == settings.staging_port:
@@ -69,7 +69,7 @@ def become_worker(settings: Settings, environ: Mapping[str, str]) -> NoReturn:
     sys.stderr.write(f"version {release.version} on 127.0.0.1:{port}, without the supervisor\n")
     sys.stderr.flush()
     tag = tag_for(str(settings.state_dir), instance)
-    launcher = launcher_command(descriptors, announced, tag, command)
+    launcher = launcher_command(descriptors, announced, tag, command, settings.worker_account)
     os.execve(launcher[0], launcher, environment)  # noqa: S606  # without a shell on purpose
 
 

@@ -49,7 +49,7 @@ async def test_folder_and_files_are_closed_to_other_users(tmp_path: Path) -> Non
             await database.close()
     finally:
         os.umask(old)
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o750
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 async def test_a_rolled_back_write_leaves_nothing(tmp_path: Path) -> None:

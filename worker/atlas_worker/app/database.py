@@ -21,7 +21,7 @@ T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 
 BUSY_SECONDS = 5.0
-_FOLDER_MODE, _FILE_MODE = 0o750, 0o640
+_FOLDER_MODE, _FILE_MODE = 0o700, 0o640
 
 
 class ModuleDatabase:

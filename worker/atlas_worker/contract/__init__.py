@@ -46,6 +46,7 @@ FEATURES_LIMIT = 1000  # of CANARY_FEATURES, with names of up to 64 characters: 
 FEATURE_NAME_LIMIT = 64
 SUPERVISOR_SOCKET = "supervisor.sock"
 RINGS_DIRECTORY = "canary"  # made by the daemon, mode 0700; one ring for each process of a worker
+BUNDLED_WORKER_DIRECTORY = "worker"  # what the bundled worker keeps
 
 # HTTP headers. A request with PROBE_HEADER is the supervisor's own: the kit answers it with
 # INSTANCE_HEADER, so that an answer from the wrong instance is noticed. SMOKE_HEADER marks a smoke

@@ -8,6 +8,7 @@ import select
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,6 +16,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from atlas_supervisor.api import acceptor, examples, fairness
+from atlas_supervisor.model.deploy import DeployRecord
 from tests.unit.supervisor.api.support import (
     BEARER,
     MemoryControl,
@@ -305,3 +307,31 @@ async def test_another_users_connections_on_the_unix_socket_do_not_keep_the_daem
                 os.seteuid(0)
             for _ in range(5):
                 assert (await server.unix("GET", "/livez")).status == 200
+
+
+async def test_long_histories_are_read_one_at_a_time_without_the_token(tmp_path: Path) -> None:
+    control = Slow()
+    async with running(tmp_path, control) as server, asyncio.timeout(LATE):
+        anonymous = [asyncio.create_task(server.tcp("GET", "/deploy/history")) for _ in range(8)]
+        await eventually(lambda: control.reading == 1)
+        known = asyncio.create_task(server.tcp("GET", "/deploy/history", headers=BEARER))
+        await eventually(lambda: control.reading == 2)
+        assert (await server.tcp("GET", "/livez")).status == 200
+        assert control.reading == 2
+        control.may_end.set()
+        answers = await asyncio.gather(known, *anonymous)
+    assert [each.status for each in answers] == [200] * 9
+
+
+@dataclass
+class Slow(MemoryControl):
+    """Its history takes until the test lets it end."""
+
+    reading: int = 0
+    may_end: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def history(self, limit: int) -> list[DeployRecord]:
+        self.reading += 1
+        await self.may_end.wait()
+        self.reading -= 1
+        return []

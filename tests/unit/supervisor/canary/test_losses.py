@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
+import resource
 import struct
 import sys
 from collections.abc import Callable
@@ -15,6 +17,7 @@ import pytest
 
 from atlas_supervisor.canary import call_collector
 from atlas_supervisor.canary.call_collector import CallCollector
+from atlas_supervisor.canary.ring_reader import RingReader
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.health import CheckStatus
 from atlas_supervisor.store.statements import StoreError
@@ -142,6 +145,31 @@ async def test_rings_beyond_the_bound_wait_until_their_process_exits(
         await canaries.look()
         assert counted(canaries) == 10
         assert descriptors() == before + 3
+
+
+async def test_a_ring_is_not_refused_for_want_of_descriptors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        process = canaries.process()
+        process.calls(1)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors(), limits[1]))
+        held = []
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    held.append(os.open("/dev/null", os.O_RDONLY))
+            canaries.service._collector.poll()
+            with pytest.raises(OSError, match="Too many open files"):
+                RingReader.open(process.path)
+        finally:
+            for descriptor in held:
+                os.close(descriptor)
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        await canaries.look()
+        assert counted(canaries) == 1
+        assert "canary_ring_refused" not in codes(canaries)
 
 
 async def test_of_one_process_only_its_newest_rings_are_read(
