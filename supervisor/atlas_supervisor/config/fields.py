@@ -70,7 +70,7 @@ def _existing_file(path: Path | None) -> Path | None:
     if path is None:
         return None
     try:
-        os.close(open_regular(path, os.O_RDONLY))
+        os.close(open_regular(path, os.O_RDONLY, follow=True))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
     return path
