@@ -187,6 +187,18 @@ async def test_a_worker_that_binds_its_own_port_is_ended_while_clients_wait(
         assert not set(old) & set(daemon.leftovers())
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])  # each is in the way of the other
+async def test_a_changed_public_host_ends_the_old_worker_first(tmp_path: Path, host: str) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        for changed in (host, "127.0.0.1"):
+            old = daemon.leftovers()
+            await daemon.kill()
+            daemon.settings["PUBLIC_HOST"] = changed
+            await daemon.start()
+            assert await public_version(daemon) == "v1"
+            assert not set(old) & set(daemon.leftovers())
+
+
 async def test_sockets_that_cannot_be_taken_back_end_the_old_worker_first(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         old = daemon.leftovers()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from contextlib import suppress
+from pathlib import Path
 
 import anyio
 import structlog
@@ -33,10 +34,7 @@ async def read_state(settings: Settings, file: StateFile, database: Database) ->
     try:
         known = file.read()
     except UnreadableStateError as error:
-        aside = file.set_aside(now().strftime("%Y%m%dT%H%M%SZ"))
-        known = await _rebuilt(database, str(error), aside=aside.name)
-    except OSError as error:
-        raise StartRefusedError(f"{file.path} can't be read: {error}") from error
+        known = await _rebuilt(database, str(error), aside=_set_aside(file).name)
     else:
         if known is None and not await _is_first_start(database):
             known = await _rebuilt(database, "is missing")
@@ -47,6 +45,13 @@ async def read_state(settings: Settings, file: StateFile, database: Database) ->
             staging_port=settings.staging_port,
         )
     return await _fitted(known, settings, database)
+
+
+def _set_aside(file: StateFile) -> Path:
+    try:
+        return file.set_aside(now().strftime("%Y%m%dT%H%M%SZ"))
+    except OSError as error:
+        raise StartRefusedError(f"{file.path} can't be set aside: {error}") from error
 
 
 async def _is_first_start(database: Database) -> bool:

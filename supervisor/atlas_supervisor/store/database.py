@@ -5,6 +5,7 @@ Write-ahead log with `synchronous=FULL`: when a call returns, what it wrote surv
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -25,6 +26,7 @@ from atlas_supervisor.store.outbox import Outbox
 from atlas_supervisor.store.state_keeper import StateCopy
 from atlas_supervisor.store.statements import Statements, Timed, is_damage, untimed
 from atlas_supervisor.system.clock import now
+from atlas_supervisor.system.files import open_regular
 
 _BUSY_SECONDS = 5.0
 _FILE_MODE = 0o640
@@ -33,7 +35,10 @@ _FILE_MODE = 0o640
 class Database:
     """The open database, noun by noun. Every method raises StoreError and writes all or nothing."""
 
-    def __init__(self, connection: aiosqlite.Connection, timed: Timed = untimed) -> None:
+    def __init__(
+        self, connection: aiosqlite.Connection, path: Path, timed: Timed = untimed
+    ) -> None:
+        self._path, self._file = path, path.stat()
         self.statements = Statements(connection, timed)
         self.outbox = Outbox()
         self.deploys = DeployStore(self.statements, self.outbox)
@@ -45,12 +50,24 @@ class Database:
         self.trail = AuditTrail(self.statements, self.audit)
         self.canary = CanaryStore(self.statements)
 
+    def is_in_place(self) -> bool:
+        """Return whether the open file is still the one at its path, where a start looks for it.
+
+        SQLite goes on in a file that was removed or replaced.
+        """
+        try:
+            return os.path.samestat(self._path.stat(), self._file)
+        except OSError:
+            return False
+
 
 def recorded_releases(path: Path) -> list[Release]:
     """Return the releases that had the traffic, the last one first, without a daemon.
 
     None of them if nothing can be read. Blocks on the disk.
     """
+    if not path.is_file():
+        return []  # SQLite would wait for the other end of a FIFO
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
             connection.row_factory = sqlite3.Row
@@ -85,7 +102,7 @@ async def open_database(
             f"{path} can't be opened: {error}. Is the disk full or read-only, or the file another "
             "user's?"
         ) from error
-    database = Database(connection, timed)
+    database = Database(connection, path, timed)
     try:
         await database.audit.open(HeadFile(path.with_name(HEAD_FILE)), set_aside=aside is not None)
         yield database, aside
@@ -116,10 +133,14 @@ async def _connect(path: Path) -> aiosqlite.Connection:
 def _make_private(path: Path) -> None:
     """Give the file its mode before SQLite opens it: its companions take after it.
 
-    Tries to open it, too: where that can't be done, aiosqlite would leave its thread behind.
+    Not by its name, which may be a link to a device of the machine. Tries to open it, too: where
+    that can't be done, aiosqlite would leave its thread behind.
     """
-    path.touch(mode=_FILE_MODE)
-    path.chmod(_FILE_MODE)
+    descriptor = open_regular(path, os.O_RDWR | os.O_CREAT, _FILE_MODE)
+    try:
+        os.fchmod(descriptor, _FILE_MODE)  # for a file that existed
+    finally:
+        os.close(descriptor)
     sqlite3.connect(path).close()
 
 

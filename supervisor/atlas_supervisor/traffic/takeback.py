@@ -21,15 +21,22 @@ from atlas_supervisor.traffic.plane import Endpoints, TakenBack
 
 
 def take_back(endpoints: Endpoints, pids: Collection[int]) -> TakenBack:
-    """Copy the listening sockets of these processes. Changes nothing for them."""
+    """Copy the listening sockets of these processes. Changes nothing for them.
+
+    One on another address of the public port, as after a change of `PUBLIC_HOST`, is in the way.
+    """
     public = _inodes(endpoints.public_port, endpoints.public_host)
     own = set[int]().union(*(_inodes(port) for port in endpoints.slot_ports.values()))
+    other = _inodes(endpoints.public_port) - public - own
+    in_the_way: set[int] = set()
     held: dict[int, list[tuple[int, int]]] = {}
     first: dict[int, int] = {}
     for pid in pids:
         for number, inode in sorted(procfs.open_sockets(pid).items()):
             if inode in public or inode in own:
                 held.setdefault(inode, []).append((pid, number))
+            if inode in other:
+                in_the_way.add(inode)
             if inode in public:  # its own one comes first: the other's place is behind it
                 first.setdefault(pid, inode)
     copies = {inode: copy for inode in held if (copy := _copied(held[inode]))}
@@ -47,8 +54,8 @@ def take_back(endpoints: Endpoints, pids: Collection[int]) -> TakenBack:
         serving=serving,
         waiting=frozenset(first) - serving,
         kept=tuple(copies[inode] for inode in own & copies.keys()),
-        inodes=frozenset(held),
-        complete=held.keys() == copies.keys() and traffic is not None,
+        inodes=frozenset(in_the_way.union(held)),
+        complete=held.keys() == copies.keys() and traffic is not None and not in_the_way,
     )
 
 

@@ -31,6 +31,7 @@ from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.system import procfs
+from atlas_supervisor.system.account import Account
 from atlas_supervisor.system.procfs import tag_for
 from atlas_supervisor.system.text import escaped, keep_secret, secrets_in
 from atlas_supervisor.traffic import InheritedSockets
@@ -88,6 +89,9 @@ def worker_environment(
         for name, value in environ.items()
         if name in ALLOWED or name.startswith(ALLOWED_PREFIX)
     }
+    if settings.worker_account is not None:
+        values.pop("XDG_RUNTIME_DIR", None)
+        values |= settings.worker_account.environment
     if settings.worker_env_file is not None:
         own = load_worker_env(settings.worker_env_file)
         keep_secret(secrets_in(own))
@@ -134,12 +138,18 @@ def new_instance_id(slot: SlotName) -> str:
 
 
 def launcher_command(
-    descriptors: list[int], announced: int, tag: int, command: list[str]
+    descriptors: list[int],
+    announced: int,
+    tag: int,
+    command: list[str],
+    account: Account | None,
 ) -> list[str]:
     """Return the command line of a process that becomes `command` with these descriptors.
 
-    They land at 3 and onwards; the first `announced` of them are for socket activation.
+    They land at 3 and onwards; the first `announced` of them are for socket activation. The
+    process takes the account's rights, as root; the daemon's own program need not be open to it.
     """
+    user = (account.uid, account.gid, *account.groups) if account else ()
     return [
         sys.executable,
         *("-I", "-S", str(LAUNCHER)),
@@ -147,6 +157,7 @@ def launcher_command(
         str(announced),
         str(_OPEN_FILES),
         str(tag),
+        ",".join(map(str, user)) or "-",
         *command,
     ]
 
@@ -163,19 +174,20 @@ async def launch(
     output: int,
     stop_signal: signal.Signals = signal.SIGTERM,
     tag: int = 0,
+    account: Account | None = None,
 ) -> WorkerProcess:
     """Start a worker process and return it, not yet ready. Raises OSError.
 
     It prints to the descriptor `output`, which the caller closes.
     """
-    notify = NotifySocket(name)
+    notify = NotifySocket(name, account=account, held=True)  # until it is known who may report
     descriptors = [sock.fileno() for sock in (*inherited.named.values(), *inherited.spare)]
     names = {"LISTEN_FDNAMES": ":".join(inherited.named)} if announce and inherited.named else {}
     announced = len(inherited.named) if announce else 0
     try:
         with anyio.CancelScope(shield=True):  # else a process could be started and not be recorded
             process = await anyio.open_process(
-                launcher_command(descriptors, announced, tag, command),
+                launcher_command(descriptors, announced, tag, command, account),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -233,6 +245,7 @@ async def launch_release(
             output=descriptor,
             stop_signal=settings.stop_signal_number,
             tag=tag_for(str(settings.state_dir), name),
+            account=settings.worker_account,
         )
     except Exception:
         output.close(name)
@@ -306,6 +319,9 @@ async def until_ready(
         message = "; ".join((*parts, seen))
     else:
         message = f"it {instance.exit_text} before it was ready"
+        left = await anyio.to_thread.run_sync(instance.family)
+        if left and instance.exit_status == 0:
+            message += "; it went on in the background, and must stay in the foreground"
     raise LaunchError(message, output=output.last_lines())
 
 

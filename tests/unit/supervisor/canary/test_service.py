@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from atlas_supervisor.canary import persistence
 from atlas_supervisor.canary.evidence import Moment
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.canary import CanaryStats
@@ -721,15 +722,36 @@ async def test_the_report_covers_the_requested_hours(
         assert calls == {1: 1, 2: 2, 24: 24, 48: 48, 60: 60, 720: 72}
 
 
-async def test_counts_are_deleted_after_their_retention(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+# Deleting old counts.
+
+DAY = 86400
+
+
+@pytest.mark.parametrize(
+    ("then", "is_kept"), [(10 * 365 * DAY, True), (40 * DAY, True), (0, False)]
+)
+async def test_old_counts_are_deleted_but_not_by_a_clock_that_is_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: int, is_kept: bool
 ) -> None:
-    clock = Clock()
-    async with running(tmp_path, monkeypatch, clock, canary_retention_days=2.0) as canaries:
-        canaries.process().calls(5)
+    monkeypatch.setattr(persistence, "_TRIM_SECONDS", 0)
+    recorded = time.time() if is_kept else time.time() - 40 * DAY
+    clock = Clock(unix=recorded)
+    async with running(tmp_path, monkeypatch, clock) as canaries:
+        canaries.process().calls(3)
         await canaries.look()
-    clock.pass_seconds(3 * 86400)
-    async with running(tmp_path, monkeypatch, clock, canary_retention_days=2.0) as canaries:
-        canaries.process().calls(1)
+    clock.unix = time.time() + then  # at the next start
+    async with running(tmp_path, monkeypatch, clock) as canaries:
+        canaries.process().calls(3)
         await canaries.look()
-        assert (await canaries.service.report(720)).features[0].canary.calls == 1
+        found = await canaries.database.canary.counts(60, 0, int(recorded) + DAY)
+        assert bool(found) is is_kept
+
+
+async def test_a_start_deletes_no_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(unix=time.time() - 40 * DAY)
+    for _ in range(2):
+        async with running(tmp_path, monkeypatch, clock) as canaries:
+            canaries.process().calls(3)
+            await canaries.look()
+            assert await canaries.database.canary.counts(60, 0, int(time.time()) - 39 * DAY)
+        clock.unix = time.time()

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from atlas_supervisor.deploy import initial_state
 from atlas_supervisor.deploy.initial_state import read_state
 from atlas_supervisor.deploy.machine import Event, Phase
 from atlas_supervisor.deploy.recovery import resumed
+from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.actor import SUPERVISOR
 from atlas_supervisor.model.deploy import AfterFailure, Mode
 from atlas_supervisor.model.slot import SlotName
@@ -278,6 +280,19 @@ async def test_a_state_file_that_is_lost_with_its_copy_follows_the_settings_and_
         state = await read_state(it.settings, file, it.database)
         assert (state.mode, state.active_port) == (Mode.BLUEGREEN, PORT[BLUE])
         assert ("state_file", "rebuilt") in await it.audited()
+
+
+async def test_an_unreadable_state_file_that_can_not_be_set_aside_refuses_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(initial_state, "now", lambda: WHEN)
+    async with left(tmp_path) as it:
+        file = StateFile(tmp_path / "deploy_state.json")
+        file.path.write_bytes(b"{")
+        file.path.with_name(f"{file.path.name}.unreadable-{WHEN:%Y%m%dT%H%M%SZ}").mkdir()
+        with pytest.raises(StartRefusedError, match=r"can't be set aside: .* Is a directory"):
+            await read_state(it.settings, file, it.database)
+        assert file.path.read_bytes() == b"{"
 
 
 async def test_at_the_first_start_no_state_file_is_lost(tmp_path: Path) -> None:

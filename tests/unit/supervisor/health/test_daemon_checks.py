@@ -40,6 +40,21 @@ async def test_a_database_that_can_be_written_and_read_back_passes(tmp_path: Pat
     assert (check.value or 0) > 0
 
 
+@pytest.mark.parametrize("replace", [False, True])
+async def test_a_database_that_is_written_to_no_file_fails(tmp_path: Path, replace: bool) -> None:
+    async with store(tmp_path) as (keeper, database):
+        path = tmp_path / "atlas.db"
+        path.rename(tmp_path / "away")
+        if replace:
+            path.touch()
+        check = await daemon_checks.database(keeper, database)
+        assert check.status is FAIL
+        path.unlink(missing_ok=True)
+        (tmp_path / "away").rename(path)
+        again = await daemon_checks.database(keeper, database)
+    assert again.status is PASS
+
+
 async def test_a_locked_database_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database_module, "_BUSY_SECONDS", 0.05)
     async with store(tmp_path) as (keeper, database):

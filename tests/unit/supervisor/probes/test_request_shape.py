@@ -1,24 +1,23 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import shutil
-import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import aiohttp
 import pytest
 
 from atlas_supervisor.config.smoke_file import SmokePlan
 from atlas_supervisor.model.probe import CheckResult, ProbeResult
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.health_probe import HttpProber
-from atlas_supervisor.probes.http_client import RequestShape
+from atlas_supervisor.probes.http_client import HttpExchangeError, RequestShape, exchange
 from atlas_supervisor.probes.smoke import run_smoke
-from tests.harness import make_certificate
+from tests.harness import free_ports, make_certificate
 from tests.unit.supervisor.probes.fakes import Handler, answer, raw, serve
 
 HTTPS = RequestShape("https")
@@ -186,27 +185,26 @@ async def test_no_setting_is_suggested_where_the_other_scheme_fails_too(
     assert "HEALTH_SCHEME" not in result.message
 
 
-def demand_certificate(listener: socket.socket, tls: ssl.SSLContext) -> None:
-    """Refuse one client after its handshake, and leave the connection to it."""
-    client, _ = listener.accept()
-    with tls.wrap_socket(client, server_side=True, do_handshake_on_connect=False) as link:
-        with contextlib.suppress(ssl.SSLError):
-            link.do_handshake()
-        with contextlib.suppress(OSError):
-            link.recv(1)
+class Alerted:
+    """A session whose request ends in an alert after the handshake, as aiohttp reports it.
+
+    With a real worker the alert and the close arrive together, and either may be seen first.
+    """
+
+    async def request(self, *_arguments: Any, **_options: Any) -> aiohttp.ClientResponse:
+        alert = ssl.SSLError(1, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] alert")
+        alert.reason = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+        raise aiohttp.ClientOSError(*alert.args) from alert
 
 
-async def test_an_alert_after_the_handshake_is_the_workers_and_fails_in_words(
-    tls: ssl.SSLContext,
-) -> None:
-    tls.verify_mode = ssl.CERT_REQUIRED
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        serving = asyncio.create_task(asyncio.to_thread(demand_certificate, listener, tls))
-        refused = await probe(listener.getsockname()[1], HTTPS)
-        await serving
-    tls.verify_mode = ssl.CERT_NONE
-    assert refused.verdict is Verdict.FAIL
-    assert "TLS with 127.0.0.1 failed: tlsv13 alert certificate required" in refused.message
+async def test_an_alert_after_the_handshake_is_no_error_of_the_daemon() -> None:
+    (port,) = free_ports(1)
+    session = cast("aiohttp.ClientSession", Alerted())
+    url = f"https://127.0.0.1:{port}/"
+    with pytest.raises(HttpExchangeError) as failed:
+        await exchange(session, "GET", url, headers={}, timeout_seconds=5, limit=1)
+    assert failed.value.verdict is Verdict.FAIL
+    assert "failed: tlsv13 alert certificate required" in str(failed.value)
 
 
 async def test_a_failed_handshake_fails_in_words(tls: ssl.SSLContext) -> None:

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from atlas_supervisor.model.actor import SUPERVISOR
 from atlas_supervisor.model.release import Release, Version, VersionChange
 from atlas_supervisor.store import database as module
 from atlas_supervisor.store import deploys
-from atlas_supervisor.store.database import Database, open_database
+from atlas_supervisor.store.database import Database, open_database, recorded_releases
 from atlas_supervisor.store.statements import StoreError
 from tests.unit.supervisor.store.support import a_deploy, a_state, a_step, moved, rows
 from tests.unit.supervisor.traffic.support import open_files
@@ -299,3 +300,36 @@ async def test_a_closed_database_says_so(path: Path) -> None:
         await database.deploys.begin(a_deploy(), auto_switch=True)
     with pytest.raises(StoreError):
         await database.deploys.latest(1)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, Path.touch])
+def test_no_release_is_recorded_where_there_is_no_database(
+    path: Path, make: Callable[[Path], object]
+) -> None:
+    assert recorded_releases(path) == []
+    make(path)
+    assert recorded_releases(path) == []
+
+
+def mode_of(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+@pytest.fixture(params=[os.mkfifo, os.mkdir])
+def target(path: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """Return what a link in place of the database leads to; everyone may use it."""
+    made = tmp_path / "other"
+    request.param(made)
+    made.chmod(0o777)
+    path.symlink_to(made)
+    return made
+
+
+async def test_the_target_of_a_link_in_place_of_the_database_keeps_its_mode(
+    path: Path, target: Path
+) -> None:
+    """It may be a device of the machine, and the daemon root."""
+    with pytest.raises(StartRefusedError, match="can't be opened"):
+        async with open_database(path):
+            pass
+    assert mode_of(target) == 0o777
