@@ -206,6 +206,7 @@ class CallCollector:
     def _open(self, name: str, path: Path, *, only_exited: bool) -> None:
         reader = RingReader.open(path)
         try:
+            reader.refuse_forged()
             tail = reader.tail
         except RingRefusedError:
             reader.close()

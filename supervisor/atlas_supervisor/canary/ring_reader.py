@@ -135,6 +135,22 @@ class RingReader:
         """Return whether the process that writes this ring still runs."""
         return self._same_boot and procfs.is_alive(self.owner.pid, self.owner.start_ticks)
 
+    def refuse_forged(self) -> None:
+        """Raise RingRefusedError if a living process is named that does not write this ring.
+
+        A process has its own ring mapped, and no other process can do that for it. One that can't
+        be looked at (PR_SET_DUMPABLE) must be of a worker.
+        """
+        pid, state_dir = self.owner.pid, str(self.path.parent.parent)
+        if not self.alive() or pid == os.getpid():
+            return
+        mapped = procfs.has_mapped(pid, self.path.name)
+        if mapped is None:
+            of_daemon = procfs.tag_for(state_dir, "") ^ procfs.tag_of(pid)
+            mapped = not of_daemon & procfs.TAG_OF_DAEMON
+        if not mapped:
+            raise RingRefusedError(f"{self.path.name} is refused: pid {pid} does not write it")
+
     @property
     def dropped(self) -> int:
         """How many calls found no room since the process started, with and without a key."""

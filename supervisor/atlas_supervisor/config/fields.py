@@ -70,7 +70,7 @@ def _existing_file(path: Path | None) -> Path | None:
     if path is None:
         return None
     try:
-        os.close(open_regular(path, os.O_RDONLY))
+        os.close(open_regular(path, os.O_RDONLY, follow=True))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
     return path
@@ -182,6 +182,10 @@ Share = Annotated[
 Probability = Annotated[
     float,
     Field(gt=0, lt=1, allow_inf_nan=False, description="a probability between 0 and 1"),
+]
+LatencyMargin = Annotated[
+    float,
+    Field(ge=0, le=9, allow_inf_nan=False, description="a part from 0 to 9 (0.1 is 10 % slower)"),
 ]
 _Step = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Ramp = Annotated[

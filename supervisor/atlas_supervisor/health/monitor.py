@@ -105,6 +105,7 @@ class HealthMonitor:
         state: StateKeeper,
         subject: Callable[[], ActiveWorker],
         canaries: Callable[[], Check],
+        watched: Callable[[], Check | None] = lambda: None,
     ) -> None:
         self._subject = subject
         self._canaries = canaries
@@ -123,7 +124,7 @@ class HealthMonitor:
                 partial(daemon_checks.disk_free, folder), interval=INTERVAL_SECONDS
             ),
             "steering": Poller(
-                partial(daemon_checks.steering, plane, file, settings.slot_ports),
+                partial(daemon_checks.steering, plane, file, settings.slot_ports, watched),
                 interval=INTERVAL_SECONDS,
             ),
         }

@@ -180,7 +180,7 @@ async def launch(
 
     It prints to the descriptor `output`, which the caller closes.
     """
-    notify = NotifySocket(name, account=account)
+    notify = NotifySocket(name, account=account, held=True)  # until it is known who may report
     descriptors = [sock.fileno() for sock in (*inherited.named.values(), *inherited.spare)]
     names = {"LISTEN_FDNAMES": ":".join(inherited.named)} if announce and inherited.named else {}
     announced = len(inherited.named) if announce else 0

@@ -111,7 +111,9 @@ class WorkerLog:
 
     def _opened(self) -> int:
         try:
-            descriptor = os.open(self.path, _TO_APPEND | os.O_NONBLOCK, _MODE)  # a FIFO would block
+            # A link would lead astray, and a FIFO block.
+            flags = _TO_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+            descriptor = os.open(self.path, flags, _MODE)
             if stat.S_ISREG(os.fstat(descriptor).st_mode):
                 os.set_blocking(descriptor, True)  # as the worker expects it
                 return descriptor
@@ -208,7 +210,7 @@ class WorkerLog:
     def size(self) -> int:
         """Return the file's size; 0 if there is none."""
         try:
-            status = self.path.stat()
+            status = self.path.lstat()
         except OSError:
             return 0
         return status.st_size if stat.S_ISREG(status.st_mode) else 0
@@ -328,13 +330,14 @@ def _key(status: os.stat_result) -> _FileKey:
 
 def _key_of(path: Path) -> _FileKey | None:
     try:
-        return _key(path.stat())
+        return _key(path.lstat())
     except OSError:
         return None
 
 
 def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, _MODE)
+    """Open a log; a link is not followed, and a FIFO without a reader not waited at."""
+    return os.open(path, flags | os.O_NOFOLLOW, _MODE)
 
 
 def printable(text: str, limit: int = 500) -> str:
