@@ -180,7 +180,7 @@ async def test_a_launcher_without_the_daemon_gives_up_root_too(folder: Path) -> 
     )
     try:
         port = int(str(daemon.settings["ACTIVE_PORT"]))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 try:
                     assert (await get(port))[1]["pid"] == process.pid
