@@ -45,6 +45,8 @@ _FAILED = 70
 """Exit status of a daemon that failed by itself (EX_SOFTWARE)."""
 
 _FOLDER_MODE = 0o750
+_OWN_NAMES = frozenset({LOCK_FILE, "atlas.db"})
+"""Files that a folder with our state has."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -131,12 +133,14 @@ async def run(settings: Settings) -> None:
 def _prepare_folder(settings: Settings) -> None:
     state_dir, account = settings.state_dir, settings.worker_account
     try:
+        names = {*os.listdir(state_dir)} if state_dir.exists() else set[str]()  # noqa: PTH208  # no paths
         for folder in (state_dir, state_dir / "logs"):
             folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
         if account is not None:  # workers read the state file, by their group
             os.chown(state_dir, -1, account.gid)
             make_folder(state_dir / BUNDLED_WORKER_DIRECTORY, account)
-        state_dir.chmod(_FOLDER_MODE)
+        if not names or names & _OWN_NAMES:  # else others use it, too: it may be /tmp
+            state_dir.chmod(_FOLDER_MODE)
     except OSError as error:
         raise StartRefusedError(f"STATE_DIR={state_dir} can't be used: {error}") from error
 

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from atlas_supervisor import main
+from atlas_supervisor.config import load_settings
+from atlas_supervisor.workers.standalone import nothing_recorded
+
 _CHECK = [sys.executable, "-m", "atlas_supervisor", "--check", "--env-file"]
 
 
@@ -87,3 +91,19 @@ sys.exit(atlas_supervisor.__main__.main())
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (7, "")
     assert done.stdout == "True True\n/the/machine's None\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [(None, 0o750), ("atlas.db", 0o750), ("of another program", 0o1777)]
+)
+def test_only_a_state_folder_of_its_own_is_made_private(
+    env_file: Path, tmp_path: Path, name: str | None, mode: int
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    if name is not None:
+        (folder / name).touch()
+    env_file.write_text(f"STATE_DIR={folder}\n")
+    main._prepare_folder(load_settings(env_file, {}, nothing_recorded))
+    assert folder.stat().st_mode & 0o7777 == mode
