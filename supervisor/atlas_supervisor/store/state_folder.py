@@ -45,12 +45,14 @@ def prepare(folder: Path, token_file: Path | None = None, account: Account | Non
     """
     try:
         folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+        names = {path.name for path in folder.iterdir()}
         refuse_planted(folder, token_file, account)
         (folder / LOGS_DIRECTORY).mkdir(mode=_FOLDER_MODE, exist_ok=True)
         if account is not None:
             os.chown(folder, -1, account.gid)
             make_folder(folder / BUNDLED_WORKER_DIRECTORY, account)
-        folder.chmod(_FOLDER_MODE)
+        if not names or names & {LOCK_FILE, DATABASE_FILE}:  # else other programs use it, too
+            folder.chmod(_FOLDER_MODE)
     except OSError as error:
         raise StartRefusedError(f"STATE_DIR={folder} can't be used: {error}") from error
 

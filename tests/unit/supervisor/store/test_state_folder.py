@@ -167,3 +167,18 @@ def test_the_plain_worker_does_not_run_what_another_users_state_file_names(
     env_file.write_text(f"STATE_DIR={folder}\nSMOKE_FILE=\n")
     with pytest.raises(StartRefusedError, match=f"belongs to uid {OTHER}"):
         become_worker(load_settings(env_file, {}), {})
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [(None, 0o750), ("atlas.db", 0o750), ("of another program", 0o755)]
+)
+def test_only_a_state_folder_of_its_own_is_made_private(
+    tmp_path: Path, name: str | None, mode: int
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir(mode=0o755)
+    folder.chmod(0o755)
+    if name is not None:
+        (folder / name).touch()
+    prepare(folder)
+    assert folder.stat().st_mode & 0o7777 == mode
