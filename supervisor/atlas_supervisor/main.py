@@ -109,9 +109,7 @@ def _leaves(group: BaseExceptionGroup[StartRefusedError]) -> Iterator[StartRefus
 async def run(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT, then drain and stop everything. Raises StartRefusedError."""
     _raise_file_limit()
-    state_folder.prepare(
-        settings.state_dir, settings.control_token_file, settings.worker_account
-    )
+    state_folder.prepare(settings.state_dir, settings.control_token_file, settings.worker_account)
     with only_daemon(settings.state_dir / LOCK_FILE):
         _configure_logs(settings)
         for warning in (*warnings(settings), *state_folder.insecure_parents(settings.state_dir)):

@@ -187,7 +187,7 @@ def test_faults_of_the_settings_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert install("--env-file", env_file(tmp_path, PUBLIC_PROT=80), "--print") == 2
-    assert "PUBLIC_PROT=80 (line 1): no such key" in capsys.readouterr().err
+    assert "PUBLIC_PROT=*** (line 1): no such key" in capsys.readouterr().err
 
 
 def test_a_machine_without_systemd_is_told_so(

@@ -11,6 +11,7 @@ from pathlib import Path
 from atlas_supervisor.api.tls import server_context
 from atlas_supervisor.api.token import load_or_create_token
 from atlas_supervisor.config import Settings
+from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.system.text import keep_secret
 from atlas_worker.contract import SUPERVISOR_SOCKET
 

@@ -38,9 +38,7 @@ _REPLACED = (STATE_FILE, HEAD_FILE)
 """Files that are replaced as a whole; what is no file is set aside or ignored."""
 
 
-def prepare(
-    folder: Path, token_file: Path | None = None, account: Account | None = None
-) -> None:
+def prepare(folder: Path, token_file: Path | None = None, account: Account | None = None) -> None:
     """Make the folder and that of the logs. Raises StartRefusedError, also for what is planted.
 
     Workers of another account read the state file, by their group.

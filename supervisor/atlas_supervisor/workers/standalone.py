@@ -36,7 +36,9 @@ _LABEL = "the worker's port"
 
 def become_worker(settings: Settings, environ: Mapping[str, str]) -> NoReturn:
     """Replace this process with the worker. Raises StartRefusedError."""
-    refuse_planted(settings.state_dir, account=settings.worker_account)  # what is run is what these files name
+    refuse_planted(
+        settings.state_dir, account=settings.worker_account
+    )  # what is run is what these files name
     state = _last_state(settings) if settings.deploy_mode is Mode.BLUEGREEN else None
     port = settings.active_port
     if state and state.active_port == settings.staging_port:
