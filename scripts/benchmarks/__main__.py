@@ -17,6 +17,7 @@ from scripts.benchmarks import (
     acceptance,
     attack,
     canary,
+    canary_adversaries,
     canary_daemon,
     canary_statistics,
     events,
@@ -48,6 +49,10 @@ BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
     "rescue": (
         rescue.run,
         "what is lost when the active worker or the daemon is killed under load",
+    ),
+    "canary-adversaries": (
+        canary_adversaries.run,
+        "how often a canary is judged wrongly by services that break simpler ways of counting",
     ),
     "canary-daemon": (
         canary_daemon.run,

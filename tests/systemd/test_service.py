@@ -92,6 +92,11 @@ class Shop:
         """The daemon's pid, 0 if there is none."""
         return self.machine.main_pid(UNIT)
 
+    @property
+    def own_tmp(self) -> Path:
+        """The service's `/tmp`, as it is out here."""
+        return self.machine.disk / f"var/cache/atlas-supervisor@{NAME}/tmp"
+
     def workers(self) -> set[int]:
         """Return the processes of the service that are Python and not the daemon."""
         others = set(self.machine.of_unit(UNIT)) - {self.pid}
@@ -153,6 +158,11 @@ def privileges_of(pid: int) -> tuple[bool, int]:
     status = Path(f"/proc/{pid}/status").read_text()
     bounding = int(status.partition("\nCapBnd:\t")[2].split()[0], 16)
     return "\nNoNewPrivs:\t1\n" not in status, bounding
+
+
+def write_temporary(pid: int, name: str) -> None:
+    """Create a file in the `/tmp` that the process sees."""
+    Path(f"/proc/{pid}/root/tmp", name).touch()
 
 
 def command_line(pid: int) -> bytes:
@@ -225,14 +235,14 @@ async def test_installing_it_again_changes_nothing_and_another_unit_is_not_repla
     said = await running.install(check=False)
     assert f"atlas-{NAME} can't read /etc/atlas/{NAME}.env: see its mode and owner" in said
     running.env_file.chmod(0o644)
-    own = unit.read_text().replace("UMask=0027", "UMask=0077")
+    text = unit.read_text()
+    own = text.replace("UMask=0027", "UMask=0077")
     unit.write_text(own)
     said = await running.install(check=False)
     assert "-UMask=0077\n+UMask=0027\n" in said
     assert "--force" in said
     assert unit.read_text() == own
-    await running.install("--force")
-    assert "UMask=0027" in unit.read_text()
+    unit.write_text(text)
 
 
 async def test_the_journal_has_what_it_logs_with_priorities(running: Shop) -> None:
@@ -264,11 +274,17 @@ async def test_a_killed_and_a_hung_daemon_are_replaced_and_no_request_is_lost(
 async def test_a_daemon_that_cannot_start_is_tried_again_while_its_workers_serve(
     running: Shop,
 ) -> None:
+    await eventually(lambda: len(running.workers()) == 1)
     workers = running.workers()
     running.write_settings(ACTIVE_PORTT=1)
     async with running.load() as load:
+        (running.own_tmp / "spooled").touch()
         await running.refused_after_a_kill()
         assert running.workers() == workers
+        for pid in workers:
+            write_temporary(pid, "another")
+        assert (running.own_tmp / "spooled").exists()
+        assert (running.own_tmp / "another").exists()
         running.write_settings()
         await running.until_active()
         await eventually(lambda: len(running.workers()) == 1)
@@ -293,6 +309,7 @@ async def test_a_stop_that_drains_for_long_is_not_cut_short_and_leaves_nothing(
     await stop
     assert running.show("Result") == "success"
     assert running.machine.of_unit(UNIT) == []
+    assert not running.own_tmp.exists()
     with pytest.raises(OSError, match="Connect call failed"):
         await running.served()
 
@@ -307,9 +324,10 @@ async def test_stop_ends_the_workers_of_a_daemon_that_died_and_cannot_start(
     await running.run("systemctl", "daemon-reload")
     try:
         await running.refused_after_a_kill()
-        assert len(running.workers()) == 1
+        assert running.workers()
         await running.run("systemctl", "stop", UNIT)
         assert running.machine.of_unit(UNIT) == []
+        assert not running.own_tmp.exists()
         assert running.show("ActiveState") in {"inactive", "failed"}
     finally:
         unit.write_text(text)
@@ -324,7 +342,7 @@ async def test_a_stop_right_after_the_daemon_s_death_ends_its_workers(running: S
     try:
         os.kill(running.pid, signal.SIGKILL)
         await eventually(lambda: running.show("SubState") == "stop-post")
-        assert len(running.workers()) == 1
+        assert running.workers()
         await running.run("systemctl", "stop", UNIT)
         await eventually(lambda: running.machine.of_unit(UNIT) == [])
         assert running.show("SubState") == "failed"  # its death was not asked for

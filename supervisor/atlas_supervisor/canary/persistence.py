@@ -22,7 +22,7 @@ from atlas_supervisor.canary.stats.ramp import Feature, resumed
 from atlas_supervisor.canary.stats.rollups import HOUR, MINUTE
 from atlas_supervisor.config import Settings
 from atlas_supervisor.model.actor import SUPERVISOR, Actor
-from atlas_supervisor.model.canary import CanaryPolicy, CountsRow, EpochRow, FallbackView
+from atlas_supervisor.model.canary import CanaryPolicy, CountsRow, EpochRow, FallbackView, KeyRow
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.store.canary import CanaryCommit
@@ -60,7 +60,7 @@ class CanaryPersistence:
         self._pending = False
         self._urgent = False
         self._epochs: list[EpochRow] = []
-        self._keys: list[tuple[int, int]] = []
+        self._keys: list[KeyRow] = []
         self._ramps: list[int] | None = None
         self._state: Callable[[], DeployState] | None = None
         self._audits: list[_Audit] = []
@@ -273,6 +273,7 @@ async def read_saved(database: Database, now: float) -> tuple[SavedState, dict[s
         epochs=await database.canary.epochs(int(now) - 2 * HOUR),
         keys=await database.canary.keys(),
         progress=progress,
+        unix=now,
     )
     features = [Feature.model_validate(each) for each in json.loads(progress.get("features", "[]"))]
     saved_at = json.loads(progress.get("saved_at", "null"))

@@ -183,6 +183,10 @@ Probability = Annotated[
     float,
     Field(gt=0, lt=1, allow_inf_nan=False, description="a probability between 0 and 1"),
 ]
+LatencyMargin = Annotated[
+    float,
+    Field(ge=0, le=9, allow_inf_nan=False, description="a part from 0 to 9 (0.1 is 10 % slower)"),
+]
 _Step = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Ramp = Annotated[
     tuple[_Step, ...],

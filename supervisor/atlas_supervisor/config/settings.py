@@ -21,6 +21,7 @@ from atlas_supervisor.config.fields import (
     FileToBe,
     FolderToBe,
     Host,
+    LatencyMargin,
     Lower,
     OptionalText,
     OptionalUrl,
@@ -126,6 +127,7 @@ class Settings(BaseModel):
     canary_alpha: Probability = 0.01
     canary_promote_alpha: Probability = 0.05
     canary_margin: Probability = 0.02
+    canary_latency_margin: LatencyMargin = 0.1
     canary_retention_days: Days = 30
     # A URL may have a password: only `describe_settings` shows it, masked.
     llm_url: Annotated[OptionalUrl, Field(repr=False)] = ""

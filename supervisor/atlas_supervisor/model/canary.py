@@ -89,6 +89,16 @@ class EpochRow(NamedTuple):
     cause: str
 
 
+class KeyRow(NamedTuple):
+    """What is known of a key's hash in one round of a ramp: an interval that it is in."""
+
+    ramp: int
+    key: int
+    round: int
+    low: float
+    high: float
+
+
 class RingRow(NamedTuple):
     """How far the events of one process were read and counted."""
 

@@ -69,14 +69,13 @@ def recorded_releases(path: Path) -> list[Release]:
     if not path.is_file():
         return []  # SQLite would wait for the other end of a FIFO
     try:
-        os.close(open_regular(path, os.O_RDONLY))  # SQLite would wait at a FIFO
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
             connection.row_factory = sqlite3.Row
             return [
                 release_of(row)
                 for row in connection.execute("SELECT * FROM versions ORDER BY id DESC")
             ]
-    except (sqlite3.Error, OSError):
+    except sqlite3.Error:
         return []
 
 
@@ -134,11 +133,12 @@ async def _connect(path: Path) -> aiosqlite.Connection:
 def _make_private(path: Path) -> None:
     """Give the file its mode before SQLite opens it: its companions take after it.
 
-    Tries to open it, too: where that can't be done, aiosqlite would leave its thread behind.
+    Not by its name, which may be a link to a device of the machine. Tries to open it, too: where
+    that can't be done, aiosqlite would leave its thread behind.
     """
     descriptor = open_regular(path, os.O_RDWR | os.O_CREAT, _FILE_MODE)
     try:
-        os.fchmod(descriptor, _FILE_MODE)
+        os.fchmod(descriptor, _FILE_MODE)  # for a file that existed
     finally:
         os.close(descriptor)
     sqlite3.connect(path).close()

@@ -62,52 +62,52 @@ def use_canary_version(  # noqa: C901, PLR0912 - a function for keys alone costs
         if found is None:
             return False
         rule = found
-    if key is not None:
-        try:
-            hasher = rule.hasher.copy()
-            hasher.update((key if type(key) is str else str(key)).encode())
-            digest = hasher.digest()
-        except Exception:  # noqa: BLE001 - a foreign `__str__` or a lone surrogate may raise anything
-            return False
-        used = digest < rule.threshold
+    if key is None:
+        draw = process.random
+        used = draw() < rule.share
         arm = rule.canary if used else rule.stable
         word = arm.asked
-        lane = process.keyed
-        hashed = _number(digest) & _UNDER_LAP
+        lane = process.main
         for place in lane.free:  # `Lane.write`, without the call
-            hashed ^= place & lane.serial_mask
-            if place >= 0:
-                lane.keys[place] = hashed
-                lane.words[place] = word
-            else:
-                lane.keys[place] = hashed | LAP
-                lane.words[place] = word | LAP
+            lane.words[place] = word if place >= 0 else word | LAP
             break
         else:
-            hashed = lane.write_late(word, hashed)
-            word = hashed and word
-        arm.set_unreported([(word, hashed)])
+            word = lane.write_late(word) and word
+            if not word or len(arm.unreported([])) > MAX_UNREPORTED:  # checked only now and then
+                arm.set_unreported([])
+        find = arm.unreported
+        unreported = find(None)
+        if unreported is None:
+            arm.set_unreported([word])
+        elif unreported and unreported[0] is not word:
+            arm.set_unreported(StackedQuestions.on(unreported, word))
+        else:  # setting a context variable is slow, so equal questions share a list
+            unreported.append(word)
         return used
-    draw = process.random
-    used = draw() < rule.share
+    try:
+        hasher = rule.hasher.copy()
+        hasher.update((key if type(key) is str else str(key)).encode())
+        digest = hasher.digest()
+    except Exception:  # noqa: BLE001 - a foreign `__str__` or a lone surrogate may raise anything
+        return False
+    used = digest < rule.threshold
     arm = rule.canary if used else rule.stable
     word = arm.asked
-    lane = process.main
+    lane = process.keyed
+    hashed = _number(digest) & _UNDER_LAP
     for place in lane.free:  # `Lane.write`, without the call
-        lane.words[place] = word if place >= 0 else word | LAP
+        hashed ^= place & lane.serial_mask
+        if place >= 0:
+            lane.keys[place] = hashed
+            lane.words[place] = word
+        else:
+            lane.keys[place] = hashed | LAP
+            lane.words[place] = word | LAP
         break
     else:
-        word = lane.write_late(word) and word
-        if not word or len(arm.unreported([])) > MAX_UNREPORTED:  # checked only now and then
-            arm.set_unreported([])
-    find = arm.unreported
-    unreported = find(None)
-    if unreported is None:
-        arm.set_unreported([word])
-    elif unreported and unreported[0] is not word:
-        arm.set_unreported(StackedQuestions.on(unreported, word))
-    else:  # setting a context variable is slow, so equal questions share a list
-        unreported.append(word)
+        hashed = lane.write_late(word, hashed)
+        word = hashed and word
+    arm.set_unreported([(word, hashed)])
     return used
 
 

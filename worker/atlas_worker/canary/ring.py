@@ -129,7 +129,7 @@ class Lane:
     def _extend(self) -> None:
         with contextlib.suppress(OSError):
             self._allocate()
-            self._blocks = self.capacity
+            self._blocks, self._run = self.capacity, self.capacity // 8
 
     def _take(self, *, ending: bool) -> int | None:
         for place in self.free:  # another thread has refilled it

@@ -6,6 +6,7 @@ import asyncio
 import os
 import select
 import socket
+import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from structlog.testing import capture_logs
 
-from atlas_supervisor.api import acceptor, examples, fairness
+from atlas_supervisor.api import acceptor, examples, security
 from atlas_supervisor.model.deploy import DeployRecord
 from tests.unit.supervisor.api.support import (
     BEARER,
@@ -28,6 +29,7 @@ from tests.unit.supervisor.api.support import (
 LATE = 8.0
 GET = "GET /livez HTTP/1.1"
 ALIVE = b'{"status":"alive"}'
+RESET = struct.pack("ii", 1, 0)
 ASSET = "/docs/swagger-ui-bundle.js"
 
 
@@ -201,7 +203,7 @@ async def test_answers_that_are_not_read_end_the_oldest_beyond_a_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = examples.SWITCHED.model_copy(update={"reason": "x" * 1_000_000})
-    monkeypatch.setattr(fairness, "MOST_UNSENT", 2_500_000)
+    monkeypatch.setattr(security, "MOST_UNSENT", 2_500_000)
     async with (
         running(tmp_path, MemoryControl(records={"d1": record})) as server,
         asyncio.timeout(LATE),
@@ -268,7 +270,7 @@ async def test_each_refused_request_of_a_caller_with_the_token_is_logged(tmp_pat
 async def test_requests_with_the_token_overtake_those_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fairness, "PAUSE_SECONDS", 0.5)
+    monkeypatch.setattr(security, "PAUSE_SECONDS", 0.5)
     async with running(tmp_path) as server, asyncio.timeout(LATE):
         with many(server, 30, head(server, GET) * 2):
             begun = asyncio.get_running_loop().time()
@@ -335,3 +337,17 @@ class Slow(MemoryControl):
         await self.may_end.wait()
         self.reading -= 1
         return []
+
+
+async def test_a_client_that_leaves_without_its_body_is_no_error(tmp_path: Path) -> None:
+    async with running(tmp_path) as server, asyncio.timeout(LATE):
+        with capture_logs() as lines:
+            for number in range(40):
+                with connected(server, head(server, GET, "Content-Length: 100")) as sock:
+                    if number % 2:
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            counted = server.metrics.counted
+            await eventually(lambda: len(counted) >= 20)
+            assert (await server.tcp("GET", "/livez")).status == 200
+    assert [line for line in lines if line["log_level"] == "error"] == []
+    assert {status for _, _, status, _ in counted} == {200, 499}

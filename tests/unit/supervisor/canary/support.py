@@ -106,8 +106,9 @@ class Process:
 
     def calls(self, count: int, *, failed: int = 0, **more: Any) -> None:
         """Write calls that have ended, the first `failed` of them as errors."""
-        self.write(EventKind.RECORDED, outcome=Outcome.ERROR, times=failed, **more)
-        self.write(EventKind.RECORDED, times=count - failed, **more)
+        self.write(EventKind.STARTED, times=count, **more)
+        self.write(EventKind.ENDED, outcome=Outcome.ERROR, times=failed, **more)
+        self.write(EventKind.ENDED, times=count - failed, **more)
 
     def die(self) -> None:
         """Make the owner a process that does not exist."""
