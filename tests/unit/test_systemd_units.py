@@ -108,7 +108,7 @@ def test_folders_that_the_sandbox_would_hide_are_bound_into_it(tmp_path: Path) -
     assert values(text, "ProtectHome") == ["tmpfs"]
     assert "/home/bob/state" in values(text, "BindReadOnlyPaths")
     assert "/home/bob/v" in values(text, "BindReadOnlyPaths")
-    assert values(text, "BindPaths")[-1] == "/home/bob/state"
+    assert values(text, "BindPaths") == ["/home/bob/state"]
 
 
 def test_a_port_below_1024_takes_one_capability(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_faults_of_the_settings_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert install("--env-file", env_file(tmp_path, PUBLIC_PROT=80), "--print") == 2
-    assert "(line 1): no such key; the nearest accepted: PUBLIC_PORT" in capsys.readouterr().err
+    assert "PUBLIC_PROT=*** (line 1): no such key" in capsys.readouterr().err
 
 
 def test_a_machine_without_systemd_is_told_so(
