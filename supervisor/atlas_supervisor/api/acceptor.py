@@ -32,9 +32,8 @@ from aiohttp import web
 
 from atlas_supervisor import errors
 from atlas_supervisor.api.arrival import Arrival
-from atlas_supervisor.api.connection import TimedConnection, peer_of
-from atlas_supervisor.api.fairness import Unsent
-from atlas_supervisor.api.security import Gate
+from atlas_supervisor.api.connection import TimedConnection
+from atlas_supervisor.api.security import Gate, Unsent, peer_of
 from atlas_supervisor.system.descriptors import Purpose, has_room
 from atlas_supervisor.telemetry.log_summary import LogSummary
 

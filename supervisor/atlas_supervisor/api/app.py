@@ -17,11 +17,10 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from atlas_supervisor import errors
-from atlas_supervisor.api import responses
+from atlas_supervisor.api import messages
 from atlas_supervisor.api.connection import TimedConnection
 from atlas_supervisor.api.denied_audit import DeniedRequests
-from atlas_supervisor.api.fairness import Turnstile
-from atlas_supervisor.api.parsing import (
+from atlas_supervisor.api.messages import (
     MAX_BODY_BYTES,
     read_body,
     read_headers,
@@ -30,7 +29,7 @@ from atlas_supervisor.api.parsing import (
 )
 from atlas_supervisor.api.ports import Control, MetricsPort
 from atlas_supervisor.api.routes import Access, AnyRoute, Request, StreamReply
-from atlas_supervisor.api.security import Gate
+from atlas_supervisor.api.security import Gate, Turnstile
 from atlas_supervisor.errors import AtlasError, RefusedError
 from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.deploy import DeployRecord
@@ -128,9 +127,7 @@ def _admission(
             response = await handler(request)
         except (RefusedError, web.HTTPException) as error:
             refused = (
-                responses.of_http_exception(error)
-                if isinstance(error, web.HTTPException)
-                else error
+                messages.of_http_exception(error) if isinstance(error, web.HTTPException) else error
             )
             _log_refused(request, connection, refused, summary)
             path = changes.get(request.match_info.handler)
@@ -141,10 +138,10 @@ def _admission(
             raise  # the client has left, or the daemon stops
         except AtlasError as error:  # the database, for example
             log.error("api_unavailable", **_facts(request, connection), why=str(error))
-            response = responses.refusal(errors.UNAVAILABLE.error(problem=error), close=True)
+            response = messages.refusal(errors.UNAVAILABLE.error(problem=error), close=True)
         except Exception as error:  # a bug: logged, never shown
             log.error("api_failed", **_facts(request, connection), exc_info=error)
-            response = responses.refusal(errors.INTERNAL_ERROR.error(), close=True)
+            response = messages.refusal(errors.INTERNAL_ERROR.error(), close=True)
         connection.end(last=response.keep_alive is False)
         return response
 
@@ -160,7 +157,7 @@ def _refusal(
     if isinstance(error, web.HTTPMethodNotAllowed):
         headers["Allow"] = error.headers["Allow"]
     # An unread body is not worth waiting for: the connection is closed instead.
-    return responses.refusal(
+    return messages.refusal(
         refused, headers=headers, close=not request.content.at_eof(), trusted=request[_TRUSTED]
     )
 
@@ -201,7 +198,7 @@ def _endpoint(route: AnyRoute, control: Control, gate: Gate) -> _Handler:
             if route.access is Access.CHANGE:
                 record = reply.payload if isinstance(reply.payload, DeployRecord) else None
                 _log_changed(request, connection, reply.status, record)
-            return await responses.success(reply, headers=_repeated(request), trusted=call.trusted)
+            return await messages.success(reply, headers=_repeated(request), trusted=call.trusted)
 
     return endpoint
 
@@ -215,7 +212,7 @@ async def _stream(
     """
     source = reply.source
     try:
-        response = responses.stream(reply)
+        response = messages.stream(reply)
         if request.method != "HEAD":
             connection.open_stream(source.close)
             await response.prepare(request)

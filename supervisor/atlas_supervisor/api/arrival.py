@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 
-from atlas_supervisor.api.responses import raw_timeout
+from atlas_supervisor.api.messages import raw_timeout
 
 _MOST_BYTES = 4 * 1024
 """The beginning of a longer head counts as a head; the rest stays in the kernel meanwhile."""

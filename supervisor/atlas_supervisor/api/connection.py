@@ -12,7 +12,6 @@ import socket
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import Enum, auto
 
 import structlog
@@ -20,8 +19,8 @@ from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
 from atlas_supervisor import errors
-from atlas_supervisor.api import responses
-from atlas_supervisor.api.fairness import Unsent
+from atlas_supervisor.api import messages
+from atlas_supervisor.api.security import Peer, Unsent, peer_of
 from atlas_supervisor.telemetry.log_summary import LogSummary
 
 log = structlog.get_logger()
@@ -33,20 +32,7 @@ _LAST_SECONDS = 0.5
 _LINGER_SECONDS = 2.0
 _MOST_BUFFERED = 16 * 1024
 """Bytes of an answer that are buffered for a client; it must read them before more are written."""
-_UCRED = struct.Struct("iII")  # pid, uid, gid
 _RESET = struct.pack("ii", 1, 0)  # linger for no time: what is left is discarded
-
-
-@dataclass(frozen=True)
-class Peer:
-    """The other end of a connection, as the kernel reports it."""
-
-    uid: int | None
-    """Of the process that connected over the Unix socket; None over TCP."""
-    address: str
-    """The peer's address; `unix` on the Unix socket."""
-    local: str
-    """The local address that it connected to; empty on the Unix socket."""
 
 
 class _Turn(Enum):
@@ -252,15 +238,15 @@ class TimedConnection(web.RequestHandler):
         else:
             self._log_refused(status, "bad_request")
             refusal = errors.BAD_REQUEST.error(status=status)
-        return responses.refusal(refusal, close=True)
+        return messages.refusal(refusal, close=True)
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Give errors that aiohttp raised before the application ran the common shape."""
         if isinstance(resp, web.HTTPException):
-            resp = responses.refusal(responses.of_http_exception(resp), close=True)
-        size = responses.own_size(resp)
+            resp = messages.refusal(messages.of_http_exception(resp), close=True)
+        size = messages.own_size(resp)
         self._answering = True
         try:
             with self._unsent.count(size, trusted=self.trusted, end=self.reset):
@@ -293,7 +279,7 @@ class TimedConnection(web.RequestHandler):
             return  # a part of a stream was read just in time
         if self._turn is _Turn.RECEIVING:
             self._log_refused(408, "too_slow")
-            transport.write(responses.raw_timeout())
+            transport.write(messages.raw_timeout())
             if transport.get_write_buffer_size():
                 self.reset()
                 return
@@ -311,14 +297,3 @@ class TimedConnection(web.RequestHandler):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self.transport.abort()
         self.force_close()
-
-
-def peer_of(sock: socket.socket) -> Peer:
-    """Return the other end of a connected socket."""
-    if sock.family == socket.AF_UNIX:
-        data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        return Peer(uid=_UCRED.unpack(data)[1], address="unix", local="")
-    try:
-        return Peer(uid=None, address=sock.getpeername()[0], local=sock.getsockname()[0])
-    except OSError:  # the client has left already
-        return Peer(uid=None, address="unknown", local="unknown")

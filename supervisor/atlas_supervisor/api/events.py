@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from atlas_supervisor import errors
 from atlas_supervisor.api import examples
-from atlas_supervisor.api.responses import bad_header
+from atlas_supervisor.api.messages import bad_header
 from atlas_supervisor.api.routes import AnyRoute, Nothing, Request, ResponseSpec, Route, StreamReply
 from atlas_supervisor.model.deploy import EventFeed, PublishedEvent
 

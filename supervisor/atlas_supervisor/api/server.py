@@ -26,12 +26,11 @@ from atlas_supervisor.api import (
 )
 from atlas_supervisor.api.acceptor import Acceptor
 from atlas_supervisor.api.app import build_app
-from atlas_supervisor.api.fairness import Unsent
 from atlas_supervisor.api.listeners import bind_tcp, bind_unix
 from atlas_supervisor.api.options import ApiOptions
 from atlas_supervisor.api.ports import Control
 from atlas_supervisor.api.routes import AnyRoute
-from atlas_supervisor.api.security import Gate, is_loopback
+from atlas_supervisor.api.security import Gate, Unsent, is_loopback
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.system.descriptors import Purpose
 from atlas_supervisor.telemetry.log_summary import LogSummary

@@ -127,7 +127,7 @@ class CanaryProcess:
         except (FileNotFoundError, NoPolicyError):
             pass  # there is no supervisor; the last valid policy stays
         except (OSError, BadPolicyError) as error:
-            self._problems[0] = f"the last valid canary policy stays, since {error}"
+            self._problems[0] = f"the canary policy can't be read, so the last one stays: {error}"
         if rules and not self._ring.has_file and now >= self._retry:
             self._make_ring(now)
         self._ring.add_blocks()

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from structlog.testing import capture_logs
 
-from atlas_supervisor.api import acceptor, examples, fairness
+from atlas_supervisor.api import acceptor, examples, security
 from atlas_supervisor.model.deploy import DeployRecord
 from tests.unit.supervisor.api.support import (
     BEARER,
@@ -201,7 +201,7 @@ async def test_answers_that_are_not_read_end_the_oldest_beyond_a_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = examples.SWITCHED.model_copy(update={"reason": "x" * 1_000_000})
-    monkeypatch.setattr(fairness, "MOST_UNSENT", 2_500_000)
+    monkeypatch.setattr(security, "MOST_UNSENT", 2_500_000)
     async with (
         running(tmp_path, MemoryControl(records={"d1": record})) as server,
         asyncio.timeout(LATE),
@@ -268,7 +268,7 @@ async def test_each_refused_request_of_a_caller_with_the_token_is_logged(tmp_pat
 async def test_requests_with_the_token_overtake_those_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fairness, "PAUSE_SECONDS", 0.5)
+    monkeypatch.setattr(security, "PAUSE_SECONDS", 0.5)
     async with running(tmp_path) as server, asyncio.timeout(LATE):
         with many(server, 30, head(server, GET) * 2):
             begun = asyncio.get_running_loop().time()

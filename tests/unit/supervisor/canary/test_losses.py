@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import json
 import os
 import resource
+import sqlite3
 import struct
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -458,7 +461,43 @@ async def test_an_infinite_latency_counts_as_a_minute(
         assert average == pytest.approx((9 * 10 + 60_000) / 10, rel=0.02)
 
 
-# Rings of an earlier kit.
+# Other versions of the kit and of the daemon.
+
+
+async def test_workers_are_told_the_layout_after_an_upgrade_of_the_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        file = canaries.state._file.path
+    earlier = json.loads(file.read_text())
+    del earlier["canary"]["ring_layout"]
+    file.write_text(json.dumps(earlier))
+    async with running(tmp_path, monkeypatch) as canaries:
+        assert json.loads(file.read_text())["canary"]["ring_layout"] == layout.LAYOUT_VERSION
+        epochs = {name: each.epoch for name, each in canaries.policy.features.items()}
+        assert epochs == {
+            name: each["epoch"] for name, each in earlier["canary"]["features"].items()
+        }
+
+
+async def test_keys_saved_by_an_earlier_daemon_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as canaries:
+        ramp = canaries.policy.features["vision"].ramp
+        await canaries.look()
+    with closing(sqlite3.connect(tmp_path / "atlas.db")) as database, database:
+        database.execute(
+            "INSERT INTO canary_keys (ramp, key) VALUES (?, ?)", (ramp, 7 << 16 | 0x1234)
+        )
+    async with running(tmp_path, monkeypatch) as canaries:
+        process = canaries.process()
+        for key in (7, 8):
+            process.write(EventKind.STARTED, key=key)
+            process.write(EventKind.ENDED, key=key)
+        await canaries.look(after=5)
+        await canaries.look(after=5)
+        assert evidence_calls(canaries) == 1
 
 
 async def test_a_key_is_the_same_in_rings_of_both_layouts(
