@@ -1,8 +1,8 @@
 """A worker process that calls canaries at a steady rate, or watches for the moment they go off.
 
-`canary_caller.py calls RATE SECONDS`, `canary_caller.py short RATE SECONDS` and `canary_caller.py
-watch`; a line on standard output when it is ready, and one at its end. `ATLAS_STATE_DIR` says where
-the daemon is.
+`canary_caller.py` takes `calls RATE SECONDS`, `short RATE SECONDS`, `watch`, `watch-share` or
+`turn-bad`; it prints a line when it is ready, and one at its end. `ATLAS_STATE_DIR` says where the
+daemon is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from contextlib import suppress
 
 from atlas_worker import canary, is_canary_enabled, record_canary_call
+from atlas_worker.canary.process import process
 
 BURST_SECONDS = 0.01
 CALLS_OF_SHORT = 5
@@ -66,6 +67,42 @@ def watch() -> None:
     print(time.time_ns(), flush=True)
 
 
+def watch_share() -> None:
+    """Print the time at which a feature's canary gets no calls any more."""
+    while (rule := process.rule("vision")) is None or not rule.share:
+        time.sleep(0.001)
+    print("ready", flush=True)
+    while (rule := process.rule("vision")) is None or rule.share:
+        time.sleep(0.0005)
+    print(time.time_ns(), flush=True)
+
+
+def turn_bad() -> None:
+    """Make good calls, one in two hundred of them hanging; then, on a line, failing canary calls.
+
+    Prints the time of the last failure.
+    """
+    hanging = []
+    for number in range(600):
+        call = canary.call("vision")
+        call.__enter__()
+        if number % 200 == 100:
+            hanging.append(call)
+        else:
+            call.__exit__(None, None, None)
+        time.sleep(0.002)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    failed = 0
+    while failed < 60:
+        with suppress(ValueError), canary.call("vision") as call:
+            if call.is_canary:
+                failed += 1
+                raise ValueError
+    print(time.time_ns(), flush=True)
+    sys.stdin.read()
+
+
 def fail(count: int) -> None:
     """Report this many failed canary calls."""
     for _ in range(count):
@@ -79,6 +116,10 @@ if __name__ == "__main__":
         short(float(sys.argv[2]), float(sys.argv[3]))
     elif sys.argv[1] == "watch":
         watch()
+    elif sys.argv[1] == "watch-share":
+        watch_share()
+    elif sys.argv[1] == "turn-bad":
+        turn_bad()
     else:
         fail(int(sys.argv[2]))
         sys.stdin.read()

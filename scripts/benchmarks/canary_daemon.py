@@ -48,6 +48,7 @@ async def run(options: Options) -> Result:
     cost = await cost_of_calls(seconds)
     short = await short_processes(seconds)
     spread = await time_to_go_off(rounds)
+    rolled = await time_to_roll_back(rounds)
     day = await a_day_of_counts(options.count or 50)
     table = Table(title="feature canaries, the daemon's side", title_justify="left")
     for column in ("", "measured", "aim"):
@@ -68,6 +69,11 @@ async def run(options: Options) -> Result:
         "p99 under 100 ms",
     )
     table.add_row(
+        f"off in {WATCHERS} processes after the last failure, one call in 200 hanging",
+        "{median:.0f}, {p99:.0f}, {max:.0f} ms".format(**rolled),
+        "p99 under 250 ms",
+    )
+    table.add_row(
         f"report of 24 h with {CALLS:,} calls: median, max",
         "{median_ms:.0f}, {max_ms:.0f} ms".format(**day),
         "under 100 ms",
@@ -77,7 +83,11 @@ async def run(options: Options) -> Result:
         f"idle, the daemon took {cost['idle_percent']:.2f} % of a core; counted "
         f"{cost['counted']:,} of {cost['made']:,} calls, {cost['dropped']} dropped"
     )
-    return Result([table], {"cost": cost, "short": short, "off": spread, "day": day}, [note])
+    return Result(
+        [table],
+        {"cost": cost, "short": short, "off": spread, "rolled_back": rolled, "day": day},
+        [note],
+    )
 
 
 @asynccontextmanager
@@ -184,6 +194,32 @@ async def time_to_go_off(rounds: int) -> dict[str, float]:
                 os.kill(running.pid, signal.SIGKILL)
                 took += [(int(await line(each)) - changed) / 1e6 for each in processes]
             await restart(running)
+    return {
+        "median": statistics.median(took),
+        "p99": quantile(took, 0.99),
+        "max": max(took),
+        "count": len(took),
+    }
+
+
+async def time_to_roll_back(rounds: int) -> dict[str, float]:
+    """Measure from a canary's last failure to each process's share of 0, while calls hang."""
+    took: list[float] = []
+    for _ in range(rounds):
+        settings: dict[str, Setting] = {"CANARY_ERROR_THRESHOLD": 1, "CANARY_FEATURES": "vision"}
+        async with (
+            daemon(**settings) as running,
+            callers(running, WATCHERS, "watch-share") as watchers,
+            callers(running, 1, "turn-bad") as bad,
+        ):
+            for process in (*watchers, *bad):
+                await line(process)
+            await asyncio.sleep(random.random())  # noqa: S311 - a moment between two polls
+            if bad[0].stdin is None:
+                raise RuntimeError("the process has no input to write")
+            bad[0].stdin.write(b"now\n")
+            failed = int(await line(bad[0]))
+            took += [(int(await line(each)) - failed) / 1e6 for each in watchers]
     return {
         "median": statistics.median(took),
         "p99": quantile(took, 0.99),

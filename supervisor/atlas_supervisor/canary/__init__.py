@@ -1,6 +1,6 @@
 """Feature canaries in the daemon: from the rings of worker processes to a share and a verdict.
 
-Four times a second `service.py` runs this pipeline:
+Five times a second `service.py` runs this pipeline:
 
     worker process      writes an event per decision and outcome  worker/…/atlas_worker/canary
       | ring file                                                 layout: atlas_worker/contract/ring
@@ -11,10 +11,11 @@ Four times a second `service.py` runs this pipeline:
       v
     evidence            routes events; everything below it is pure and in stats/
       stats/outcomes      open calls -> outcomes and tallies
-      stats/windows       outcomes -> windows, closed in order of assignment
+      stats/windows       outcomes and open calls -> windows, in order of assignment
       stats/rollups       tallies -> minutes and hours, the last hour
-      stats/decision      windows -> e-values -> verdict, with the tests in
-                          rollback_evidence, latency_evidence, promotion_evidence, sample_ratio
+      stats/round_evidence  windows -> e-values, with the bets of rollback_evidence,
+                          latency_evidence and promotion_evidence
+      stats/decision      e-values of all rounds -> verdict, with sample_ratio
       | verdict
       v
     stats/ramp          verdict, step time or an operator's action -> next state of a feature

@@ -58,7 +58,7 @@ from atlas_worker.contract import RINGS_DIRECTORY
 
 log = structlog.get_logger(__name__)
 
-POLL_SECONDS = 0.25
+POLL_SECONDS = 0.2
 """How often the rings are read."""
 
 _AFTER_BUG_SECONDS = 10.0

@@ -184,7 +184,7 @@ class FeatureView(BaseModel):
     reason: str = Field(description="What led to this stage, in words.")
     waits_for: str | None = Field(description="What the ramp waits for; null if for nothing.")
     judgement: JudgementView = Field(description="What the evidence says.")
-    pending_calls: int = Field(description="Calls that are not part of the evidence yet.")
+    pending_calls: int = Field(description="Calls without an outcome that counts yet.")
     warnings: list[str] = Field(description="Reasons not to trust the numbers.")
 
 
@@ -204,7 +204,7 @@ class CanaryView(BaseModel):
     )
     late_calls: int = Field(description="Outcomes reported after 60 s or after their window.")
     overflown_calls: int = Field(
-        description="Calls of keys beyond the 100,000 that a ramp remembers: counted, not evidence."
+        description="Calls of keys beyond the 100,000 of a ramp and day: counted, not evidence."
     )
     features: list[FeatureView] = Field(description="One entry for each of CANARY_FEATURES.")
 

@@ -73,6 +73,8 @@ class Decision(Conclusion):
     """JSON values."""
     needs: int | None = None
     """A forecast of the canary calls until a verdict; None with a verdict, or if unknown."""
+    keyed: bool = False
+    """Whether only the first calls of keys count."""
 
 
 @dataclass(frozen=True)
@@ -252,7 +254,8 @@ class RampEvidence:
         reason = explain.inconclusive(
             self.feature, self.totals, needs, keys.used, keys.anew_seconds
         )
-        return Decision(Verdict.INCONCLUSIVE, EvidenceKind.WAITING, reason, numbers, needs)
+        kind = EvidenceKind.WAITING
+        return Decision(Verdict.INCONCLUSIVE, kind, reason, numbers, needs, keys.used)
 
     def ratios(self) -> SampleRatios:
         """Return whether assignments and reports fit the canary's share."""

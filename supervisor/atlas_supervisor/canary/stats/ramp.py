@@ -12,7 +12,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict
 
 from atlas_supervisor.canary.stats.decision import Conclusion, Decision
-from atlas_supervisor.canary.stats.explain import percent
+from atlas_supervisor.canary.stats.explain import needed, percent
 from atlas_supervisor.model.verdict import Verdict
 
 _COUNTED_AWAY_SECONDS = 60.0
@@ -166,7 +166,8 @@ def waits_for(
         share = percent(rules.steps[feature.step + 1])
         return f"{' and '.join(waits) or 'the next check'}, then the share is {share}"
     if decision.verdict is not Verdict.PASS:
-        about = "" if decision.needs is None else f", about {decision.needs} more canary calls"
+        forecast = decision.needs
+        about = "" if forecast is None else f", about {needed(forecast, keyed=decision.keyed)}"
         waits.append(f"evidence that it is no worse{about}")
     return f"{' and '.join(waits) or 'the next check'}, then it is promoted"
 
