@@ -15,6 +15,7 @@ import errno
 import os
 import secrets
 import stat
+import stat
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -324,7 +325,12 @@ def _key_of(path: Path) -> _FileKey | None:
 
 
 def _private(path: str | Path, flags: int) -> int:
-    return open_regular(Path(path), flags)
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o640)  # never wait for a FIFO's reader
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 def printable(text: str, limit: int = 500) -> str:

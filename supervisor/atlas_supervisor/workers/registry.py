@@ -192,8 +192,9 @@ def _orphans(
     # A shell within a worker may start the daemon.
     spared = {ourselves, *procfs.ancestors(ourselves)}
     for pid in family:
-        above = set(procfs.ancestors(pid)) - {ourselves}
-        if pid not in spared and not any(holds_a_lock(each) for each in above):
+        # A living supervisor has the listeners of a state folder that was copied from its own.
+        line = {pid, *procfs.ancestors(pid)} - {ourselves}
+        if pid not in spared and not any(holds_a_lock(each) for each in line):
             yield pid
 
 
