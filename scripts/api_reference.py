@@ -15,7 +15,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from atlas_supervisor import errors
-from atlas_supervisor.api.responses import ErrorAnswer
+from atlas_supervisor.api.messages import ErrorAnswer
 from atlas_supervisor.api.routes import Access, AnyRoute, ResponseSpec, errors_of
 from atlas_supervisor.api.server import table
 from atlas_supervisor.errors import CATALOGUE, ErrorSpec

@@ -14,7 +14,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -30,6 +31,8 @@ Setting = str | int | float | Path
 PROGRAM = ("-m", "atlas_supervisor")
 INHERITED = ("PATH", "HOME", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR")
 START_SECONDS = 20.0
+FUZZ_SECONDS = float(os.environ.get("ATLAS_FUZZ_SECONDS", "0"))
+"""How long `scripts/fuzz` has each fuzzer go on; 0 in the suite."""
 STOP_SECONDS = 20.0
 _CURVE = ("-pkeyopt", "ec_paramgen_curve:P-256")
 # Below what Linux hands out to clients by itself: no outgoing connection takes a port away.
@@ -400,3 +403,16 @@ def last_lines(path: Path, count: int = 40) -> str:
 def missing(*programs: str) -> list[str]:
     """Return which of these programs are not installed."""
     return [program for program in programs if shutil.which(program) is None]
+
+
+def fuzzed(cases: int, at_once: int = 1) -> Iterator[dict[int, random.Random]]:
+    """Yield seeded generators in groups; `scripts/fuzz` has it go on for a time, from any seed.
+
+    A failing test names its seed: the key in the group.
+    """
+    seed = int(os.environ.get("ATLAS_FUZZ_SEED", "1"))
+    deadline, done = time.monotonic() + FUZZ_SECONDS, 0
+    while done < cases or time.monotonic() < deadline:
+        numbers = range(seed + done, seed + done + at_once)
+        done += at_once
+        yield {number: random.Random(number) for number in numbers}  # noqa: S311 - no secrets

@@ -15,7 +15,9 @@ from rich.console import Console
 from atlas_supervisor.output import unfailing_output
 from scripts.benchmarks import (
     acceptance,
+    attack,
     canary,
+    canary_adversaries,
     canary_daemon,
     canary_statistics,
     events,
@@ -48,6 +50,10 @@ BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
         rescue.run,
         "what is lost when the active worker or the daemon is killed under load",
     ),
+    "canary-adversaries": (
+        canary_adversaries.run,
+        "how often a canary is judged wrongly by services that break simpler ways of counting",
+    ),
     "canary-daemon": (
         canary_daemon.run,
         "feature canaries: the daemon's CPU, how fast they go off, a day's report",
@@ -58,6 +64,7 @@ BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
     ),
     "canary": (canary.run, "a feature canary's decision, record and call beside three flag SDKs"),
     "start": (start.run, "the time and CPU until the daemon is ready"),
+    "attack": (attack.run, "honest API clients beside 256 to 4,000 hostile connections, six kinds"),
     "footprint": (footprint.run, "the daemon's memory, CPU, descriptors, files over many deploys"),
 }
 

@@ -32,6 +32,7 @@ from tests.harness import DaemonProcess, Setting, eventually
 CALLER = Path(__file__).with_name("canary_caller.py")
 ROOT = Path(__file__).parents[2]
 PROCESSES, RATE = 4, 2_500.0
+SHORT_RATE = 40.0
 WATCHERS = 8
 DAY, CALLS = 24 * 3600, 100_000_000
 SETTINGS: dict[str, Setting] = {
@@ -45,6 +46,7 @@ SETTINGS: dict[str, Setting] = {
 async def run(options: Options) -> Result:
     seconds, rounds = options.seconds or 15, options.rounds or 12
     cost = await cost_of_calls(seconds)
+    short = await short_processes(seconds)
     spread = await time_to_go_off(rounds)
     day = await a_day_of_counts(options.count or 50)
     table = Table(title="feature canaries, the daemon's side", title_justify="left")
@@ -54,6 +56,11 @@ async def run(options: Options) -> Result:
         f"CPU for {cost['calls_per_second']:,.0f} calls/s from {PROCESSES} processes, of a core",
         f"{cost['percent']:.2f} %",
         "under 5 %",
+    )
+    table.add_row(
+        f"lost of {short['made']:,} calls of {SHORT_RATE:.0f} short processes a second; CPU",
+        f"{short['lost']}; {short['percent']:.2f} %",
+        "0",
     )
     table.add_row(
         f"off in {WATCHERS} processes, daemon killed right after: median, p99, max",
@@ -70,7 +77,7 @@ async def run(options: Options) -> Result:
         f"idle, the daemon took {cost['idle_percent']:.2f} % of a core; counted "
         f"{cost['counted']:,} of {cost['made']:,} calls, {cost['dropped']} dropped"
     )
-    return Result([table], {"cost": cost, "off": spread, "day": day}, [note])
+    return Result([table], {"cost": cost, "short": short, "off": spread, "day": day}, [note])
 
 
 @asynccontextmanager
@@ -140,6 +147,23 @@ async def cost_of_calls(seconds: float) -> dict[str, Any]:
         "counted": sum(arms),
         "dropped": status["dropped_events"],
     }
+
+
+async def short_processes(seconds: float) -> dict[str, Any]:
+    """Count the calls of many processes that exit at once; the last ones are read within 5 s."""
+    async with daemon(CANARY_MIN_CALLS=1_000_000_000) as running:
+        async with callers(running, 1, "short", str(SHORT_RATE), str(seconds)) as [process]:
+            await line(process)
+            before, begun = cpu_seconds(running.pid), time.monotonic()
+            made = int(await line(process))
+            busy = (cpu_seconds(running.pid) - before) / (time.monotonic() - begun)
+        counted, deadline = 0, time.monotonic() + 5
+        while counted < made and time.monotonic() < deadline:
+            view = (await running.request("GET", "/deploy/canary/report")).json["features"][0]
+            counted = view["canary"]["calls"] + view["stable"]["calls"]
+            await asyncio.sleep(0.2)
+        rings = len(list((running.state_dir / "canary").glob("*.ring")))
+    return {"made": made, "lost": made - counted, "percent": busy * 100, "rings_left": rings}
 
 
 async def time_to_go_off(rounds: int) -> dict[str, float]:

@@ -13,8 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from atlas_supervisor.canary.stats.counts import Prior, Window
-from atlas_supervisor.canary.stats.promotion_evidence import PromotionEvidence
-from atlas_supervisor.canary.stats.rollback_evidence import RollbackEvidence
+from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
 from scripts.benchmarks.result import Options, Result
 from tests.unit.supervisor.canary.stats.support import (
     ALIKE,
@@ -24,12 +23,17 @@ from tests.unit.supervisor.canary.stats.support import (
     as_they_end,
     calls_until_found,
     draw,
+    errors,
     errs,
     in_order,
     most_by_chance,
+    new_round,
+    odds_reached,
+    promotion,
     ramp,
     seeded,
     unequal_calls,
+    update,
     worse,
 )
 
@@ -67,16 +71,14 @@ async def run(options: Options) -> Result:
 def rollbacks(story: Story, runs: int) -> float:
     """Return the share of runs in which a canary that is no worse is rolled back."""
     rng = seeded(1)
-    return (
-        sum(errs(rng, RollbackEvidence(ALPHA), story, WINDOWS, CALLS) for _ in range(runs)) / runs
-    )
+    return sum(errs(rng, (errors, ALPHA), story, WINDOWS, CALLS) for _ in range(runs)) / runs
 
 
 def promotions(story: Story, runs: int) -> float:
     """Return the share of runs in which a canary that is worse by the margin is promoted."""
     rng = seeded(2)
-    evidence = (PromotionEvidence(MARGIN, PROMOTE_ALPHA) for _ in range(runs))
-    return sum(errs(rng, each, story, WINDOWS, CALLS) for each in evidence) / runs
+    test = (promotion, PROMOTE_ALPHA)
+    return sum(errs(rng, test, story, WINDOWS, CALLS) for _ in range(runs)) / runs
 
 
 def at_the_margin(rate: float) -> dict[str, Story]:
@@ -89,11 +91,12 @@ def by_speed(order: Order, runs: int) -> float:
     """Return the share of runs in which a canary that is only slower is rolled back."""
     rng, wrong = seeded(3), 0
     for _ in range(runs):
-        evidence = RollbackEvidence(ALPHA)
+        evidence, reached = new_round(), False
         calls = list(unequal_calls(rng, SPEED_CALLS, SPEED_RATE, SPEED_SHARE))
         for window in order(calls, SPEED_SHARE, 20):
-            evidence.update(window)
-        wrong += evidence.reached
+            update(evidence, window)
+            reached = reached or odds_reached(evidence, errors, ALPHA)
+        wrong += reached
     return wrong / runs
 
 
@@ -117,12 +120,12 @@ def late(good: int, runs: int) -> float:
     """Return the median for a canary that turns bad late, over ten pasts."""
     rng, found = seeded(5), []
     for _ in range(10):
-        evidence = RollbackEvidence(ALPHA)
+        evidence = new_round()
         for _ in range(good // 100):
-            evidence.update(draw(rng, 100, Moment(0.1, 0.01, 0.01)))
+            update(evidence, draw(rng, 100, Moment(0.1, 0.01, 0.01)))
         kept, truth = evidence.to_dict(), Moment(0.1, 0.05, 0.01)
         found += [
-            calls_until_found(rng, truth, after=RollbackEvidence.from_dict(kept))
+            calls_until_found(rng, truth, after=RoundEvidence.from_dict(kept))
             for _ in range(max(1, runs // 10))
         ]
     return statistics.median(found)
@@ -132,10 +135,10 @@ def until_promoted(runs: int) -> float:
     """Return the median of canary calls until a canary as good as stable is promoted."""
     rng, found = seeded(6), []
     for _ in range(runs):
-        evidence, seen = PromotionEvidence(MARGIN, PROMOTE_ALPHA), 0
-        while not evidence.reached:
+        evidence, seen = new_round(), 0
+        while not odds_reached(evidence, promotion, PROMOTE_ALPHA):
             window = draw(rng, 20, Moment(0.1, 0.01, 0.01))
-            evidence.update(window)
+            update(evidence, window)
             seen += window.canary.calls
         found.append(seen)
     return statistics.median(found)

@@ -28,6 +28,7 @@ from atlas_supervisor.deploy.collector import GaugeCollector
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.executor import Executor
 from atlas_supervisor.deploy.initial_state import active_release
+from atlas_supervisor.deploy.landing_watch import LandingWatch
 from atlas_supervisor.deploy.recorder import Recorder, Runs
 from atlas_supervisor.deploy.recovery import recover
 from atlas_supervisor.deploy.service import DeployService
@@ -41,9 +42,11 @@ from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.probes.http_client import RequestShape
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.deploys import UnfinishedDeploy
+from atlas_supervisor.store.state_folder import DATABASE_FILE, LOGS_DIRECTORY
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.store.statements import StoreError, is_damage
 from atlas_supervisor.system.children import Reaper, become_subreaper
+from atlas_supervisor.system.service_manager import ServiceManager
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG
 from atlas_supervisor.telemetry.metrics import Metrics
 from atlas_supervisor.traffic import PATIENCE_SECONDS, Endpoints, Plane, make_plane
@@ -153,7 +156,7 @@ class Daemon:
         """Read all that a start goes by, and end what the last daemon left unfinished."""
         folder, storage = self._settings.state_dir, self._metrics.storage
         database, aside = await stack.enter_async_context(
-            open_database(folder / "atlas.db", storage.database.written, damaged=damaged)
+            open_database(folder / DATABASE_FILE, storage.database.written, damaged=damaged)
         )
         self._database = database
         if aside is not None:
@@ -186,9 +189,14 @@ class Daemon:
         stopping: anyio.Event,
     ) -> None:
         """Run everything on the open sockets and files until it is time to stop."""
-        monitor = self._monitor(slots, prober)
+        audit = self._database.audit
+        watch = LandingWatch(settings=self._settings, slots=slots, plane=self._plane, audit=audit)
+        monitor = self._monitor(slots, prober, watch)
         events = EventHub(self._database.transitions, self._metrics.deploys.count)
-        service, queries = self._deploys(slots, prober, monitor, events, tasks)
+        service, queries = self._deploys(
+            slots, prober, monitor=monitor, watch=watch, events=events, tasks=tasks
+        )
+        manager = ServiceManager()
         slots.on_worker_down = service.worker_down
         for background in (
             self._database.outbox.run,
@@ -196,6 +204,8 @@ class Daemon:
             Reaper().run,
             self._canaries.run,
             monitor.run,
+            watch.run,
+            partial(self._state.watch, partial(audit.record, SUPERVISOR, "state_file", "put_back")),
             self._metrics.loop.sample,
             slots.measure,
             partial(keep_bounded, [slot.log for slot in slots]),
@@ -209,7 +219,9 @@ class Daemon:
             )
         async with api(self._control(slots, service, queries, monitor, events)):
             tasks.start_soon(slots.start_active, release)
+            tasks.start_soon(manager.run, queries.ready, queries.summary, self._registry.rows)
             await stopping.wait()
+            manager.stopping = True
             slots.begin_stop()
             await service.stop()
             await slots.stop()
@@ -217,7 +229,7 @@ class Daemon:
             await self._registry.flush()
             await self._database.audit.record(SUPERVISOR, "daemon", "stopped", pid=os.getpid())
 
-    def _monitor(self, slots: Slots, prober: HttpProber) -> HealthMonitor:
+    def _monitor(self, slots: Slots, prober: HttpProber, watch: LandingWatch) -> HealthMonitor:
         return HealthMonitor(
             settings=self._settings,
             prober=prober,
@@ -225,13 +237,17 @@ class Daemon:
             database=self._database,
             state=self._state,
             subject=slots.active_worker,
+            watched=watch.health,
+            canaries=self._canaries.check,
         )
 
     def _deploys(
         self,
         slots: Slots,
         prober: HttpProber,
+        *,
         monitor: HealthMonitor,
+        watch: LandingWatch,
         events: EventHub,
         tasks: TaskGroup,
     ) -> tuple[DeployService, DeployQueries]:
@@ -248,6 +264,7 @@ class Daemon:
             switch=switch,
             plane=self._plane,
             prober=prober,
+            check_landing=watch.request,
         )
         runs = Runs()
         queries = DeployQueries(
@@ -285,7 +302,7 @@ class Daemon:
         monitor: HealthMonitor,
         events: EventHub,
     ) -> Control:
-        own_log = self._settings.state_dir / "logs" / OWN_LOG
+        own_log = self._settings.state_dir / LOGS_DIRECTORY / OWN_LOG
         collector = GaugeCollector(
             queries=queries, slots=slots, plane=self._plane, events=events, state=self._state
         )

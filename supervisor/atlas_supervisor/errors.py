@@ -355,8 +355,8 @@ TOO_MANY_STREAMS = ErrorSpec(
     "too_many_streams",
     503,
     "{limit} streams are open already",
-    "close some, or poll GET /deploy/status",
-    {"limit": 512},
+    "close some, use the token (its callers have a limit of their own), or poll GET /deploy/status",
+    {"limit": 256},
 )
 UNAVAILABLE = ErrorSpec(
     "unavailable",

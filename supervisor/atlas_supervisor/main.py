@@ -25,8 +25,10 @@ import structlog
 from atlas_supervisor.config import Settings, describe_settings, load_settings, warnings
 from atlas_supervisor.daemon import Daemon
 from atlas_supervisor.errors import SettingsError, StartRefusedError
+from atlas_supervisor.store import state_folder
 from atlas_supervisor.system import descriptors
 from atlas_supervisor.system.lock import LOCK_FILE, only_daemon
+from atlas_supervisor.system.service_manager import ServiceManager
 from atlas_supervisor.system.signals import name_of, report_ignored
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG, configure_logs
 from atlas_supervisor.workers.standalone import nothing_recorded
@@ -41,8 +43,6 @@ _NO_ENV_FILE = (
 _FAILED = 70
 """Exit status of a daemon that failed by itself (EX_SOFTWARE)."""
 
-_FOLDER_MODE = 0o750
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the daemon; return the exit status."""
@@ -53,6 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = load_settings(options.env_file.absolute(), os.environ, nothing_recorded)
     except SettingsError as error:
+        if not options.check:
+            ServiceManager().refused(f"can't start: {'; '.join(error.faults)}")
         for fault in error.faults:
             print(fault, file=sys.stderr)  # noqa: T201  # before there is a log
         return _BAD_SETTINGS
@@ -64,6 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         anyio.run(run, settings)
     except* StartRefusedError as refused:  # task groups wrap what is raised inside of them
         refusals = [str(refusal) for refusal in _leaves(refused)]
+        ServiceManager().refused(f"can't start: {'; '.join(refusals)}")
     for refusal in refusals:
         print(f"atlas-supervisor can't start: {refusal}", file=sys.stderr)  # noqa: T201  # as above
     return _REFUSED if refusals else 0
@@ -106,10 +109,10 @@ def _leaves(group: BaseExceptionGroup[StartRefusedError]) -> Iterator[StartRefus
 async def run(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT, then drain and stop everything. Raises StartRefusedError."""
     _raise_file_limit()
-    _prepare_folder(settings.state_dir)
+    state_folder.prepare(settings.state_dir, settings.control_token_file, settings.worker_account)
     with only_daemon(settings.state_dir / LOCK_FILE):
         _configure_logs(settings)
-        for warning in warnings(settings):
+        for warning in (*warnings(settings), *state_folder.insecure_parents(settings.state_dir)):
             log.warning("config_warning", why=warning)
         # Signals first: one that arrives during the start must not leave anything behind.
         async with _stop_signal() as stopping:
@@ -122,17 +125,8 @@ async def run(settings: Settings) -> None:
         log.info("stopped")
 
 
-def _prepare_folder(state_dir: Path) -> None:
-    try:
-        for folder in (state_dir, state_dir / "logs"):
-            folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
-        state_dir.chmod(_FOLDER_MODE)
-    except OSError as error:
-        raise StartRefusedError(f"STATE_DIR={state_dir} can't be used: {error}") from error
-
-
 def _configure_logs(settings: Settings) -> None:
-    path = settings.state_dir / "logs" / OWN_LOG
+    path = settings.state_dir / state_folder.LOGS_DIRECTORY / OWN_LOG
     try:
         configure_logs(path, settings.log_level)
     except OSError as error:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.harness import DaemonProcess
+from tests.integration.support import get
 
 
 async def start_again(daemon: DaemonProcess) -> dict[str, Any]:
@@ -12,3 +19,38 @@ async def start_again(daemon: DaemonProcess) -> dict[str, Any]:
     await daemon.start()
     record: dict[str, Any] = (await daemon.status())["last_deploy"]
     return record
+
+
+@contextmanager
+def replaced(path: Path, make: Callable[[Path], object]) -> Iterator[None]:
+    """Have something else at the path, and what was there afterwards."""
+    original = path.with_name("original")
+    if path.exists():
+        path.rename(original)
+    make(path)
+    try:
+        yield
+    finally:
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            path.unlink()
+        elif path.exists():
+            shutil.rmtree(path)
+        if original.exists():
+            original.rename(path)
+
+
+async def refused(daemon: DaemonProcess) -> str:
+    """Start a daemon that is going to be refused; return what it printed."""
+    output = daemon.folder / "daemon.out"
+    output.touch()
+    before = output.stat().st_size
+    with pytest.raises(AssertionError, match=r"the daemon ended with [12]$"):
+        await daemon.start()
+    await daemon.stop_clients()
+    return output.read_bytes()[before:].decode()
+
+
+async def worker_pid(daemon: DaemonProcess) -> int:
+    status, body = await get(daemon.public_port)
+    assert status == 200
+    return int(body["pid"])

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.support import refused, replaced, worker_pid
 from tests.harness import DaemonProcess, Setting, eventually
-from tests.integration.support import SCRIPTED, get, scripted_daemon
+from tests.integration.support import SCRIPTED, scripted_daemon
 from tests.unit.supervisor.support import fill, mounted
 from tests.unit.supervisor.traffic.support import foreign_listener
 
@@ -37,24 +38,6 @@ def stray_on_an_own_port(daemon: DaemonProcess) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def replaced(path: Path, make: Callable[[Path], object]) -> Iterator[None]:
-    """Have something else at the path, and what was there afterwards."""
-    original = path.with_name("original")
-    if path.exists():
-        path.rename(original)
-    make(path)
-    try:
-        yield
-    finally:
-        if path.exists() and not path.is_dir():
-            path.unlink()
-        elif path.exists():
-            shutil.rmtree(path)
-        if original.exists():
-            original.rename(path)
-
-
 def in_place_of(name: str, make: Callable[[Path], object]) -> Obstacle:
     return lambda daemon: replaced(daemon.state_dir / name, make)
 
@@ -75,21 +58,14 @@ def bad_certificate(daemon: DaemonProcess) -> Iterator[None]:
     daemon.settings = settings
 
 
-async def refused(daemon: DaemonProcess) -> str:
-    """Start a daemon that is going to be refused; return what it printed."""
-    output = daemon.folder / "daemon.out"
-    output.touch()
-    before = output.stat().st_size
-    with pytest.raises(AssertionError, match=r"the daemon ended with [12]$"):
-        await daemon.start()
-    await daemon.stop_clients()
-    return output.read_bytes()[before:].decode()
+def known_to_all(path: Path) -> None:
+    path.write_text("a-token-that-a-stranger-knows\n")
+    path.chmod(0o644)
 
 
-async def worker_pid(daemon: DaemonProcess) -> int:
-    status, body = await get(daemon.public_port)
-    assert status == 200
-    return int(body["pid"])
+def linked(path: Path) -> None:
+    (path.parent / "elsewhere").touch()
+    path.symlink_to(path.parent / "elsewhere")
 
 
 OBSTACLES: dict[Obstacle, str] = {
@@ -97,16 +73,19 @@ OBSTACLES: dict[Obstacle, str] = {
     stray_on_the_public_port: "PUBLIC_PORT={PUBLIC_PORT} is taken: pid",
     stray_on_an_own_port: "STAGING_PORT={STAGING_PORT} is taken: pid",
     in_place_of("control.token", Path.touch): "has 0 characters",
-    in_place_of("control.token", os.mkfifo): "can't be used: it is not a regular file",
+    in_place_of("control.token", os.mkfifo): "control.token: it is not a regular file; remove it",
     in_place_of("control.token", Path.mkdir): "control.token is a folder",
     in_place_of("supervisor.sock", Path.touch): "supervisor.sock exists and is not a socket",
     in_place_of("supervisor.lock", Path.mkdir): "supervisor.lock can't be opened",
-    in_place_of("supervisor.lock", os.mkfifo): "supervisor.lock can't be opened",
+    in_place_of("supervisor.lock", os.mkfifo): "supervisor.lock: it is not a regular file",
     in_place_of(".deploy_state.json.new", Path.mkdir): "deploy_state.json can't be written",
-    in_place_of("logs/supervisor.jsonl", os.mkfifo): "can't be written: it is not a regular file",
+    in_place_of("logs/supervisor.jsonl", os.mkfifo): "supervisor.jsonl: it is not a regular file",
     in_place_of("logs", Path.touch): "can't be used",
+    in_place_of("control.token", known_to_all): "control.token is open to every user",
+    in_place_of("supervisor.lock", linked): "supervisor.lock is a link",
+    in_place_of("logs/worker-blue.log", os.mkfifo): "worker-blue.log: it is not a regular file",
     in_place_of("atlas.db", Path.mkdir): "atlas.db can't be opened",
-    in_place_of("atlas.db", os.mkfifo): "atlas.db can't be opened",
+    in_place_of("atlas.db", os.mkfifo): "atlas.db: it is not a regular file",
     locked_database: "database is locked",
     bad_certificate: "CONTROL_TLS_CERT",
 }
@@ -122,6 +101,20 @@ async def test_every_refusal_comes_before_the_first_process_is_touched(tmp_path:
             assert message.format(**daemon.settings) in printed
             assert "Traceback" not in printed, printed
             assert await worker_pid(daemon) == before, message
+        await daemon.start()
+
+
+@pytest.mark.needs_root
+async def test_a_folder_of_another_user_is_refused_and_the_worker_goes_on(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        before = await worker_pid(daemon)
+        await daemon.kill()
+        os.chown(daemon.state_dir, 65534, 65534)
+        printed = await refused(daemon)
+        assert "belongs to uid 65534" in printed
+        assert "Traceback" not in printed, printed
+        assert await worker_pid(daemon) == before
+        os.chown(daemon.state_dir, 0, 0)
         await daemon.start()
 
 

@@ -39,9 +39,29 @@ async def test_a_release_that_leaves_its_process_to_another_one_is_refused_and_c
         release(daemon, "v2", alone="instead")
         refused = await daemon.deploy()
         assert (refused.status, refused.json["result"]) == (422, "failed")
+        assert refused.json["reason"].endswith("and must stay in the foreground")
         assert not is_there(alone(daemon))
         for _ in range(10):
             assert await public_version(daemon) == "v1"
+        await everything_agrees(daemon)
+
+
+async def test_a_process_without_any_mark_goes_with_the_release_whose_listener_it_has(
+    tmp_path: Path,
+) -> None:
+    """With tag, session, environment and parents gone, it is found by the slot's own socket."""
+    async with scripted_daemon(tmp_path) as daemon:
+        release(daemon, "v2")
+        stray = f"(setsid env -i sleep 300 & echo $! > {tmp_path}/stray)"
+        script = f"prlimit -p $$ --locks=7\n[ -e {tmp_path}/stray ] || {stray} & exec {SCRIPTED}"
+        daemon.settings["WORKER_COMMAND"] = wrapped(tmp_path, script)
+        await daemon.stop()
+        await daemon.start()
+        await eventually((tmp_path / "stray").exists)
+        stray_pid = int((tmp_path / "stray").read_text())
+        assert is_there(stray_pid)
+        assert (await daemon.deploy()).json["result"] == "switched"
+        await eventually(lambda: not is_there(stray_pid))
         await everything_agrees(daemon)
 
 

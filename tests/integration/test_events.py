@@ -58,7 +58,9 @@ async def listening(
 ) -> AsyncIterator[Listener]:
     """Listen over TCP while the context lasts; the stream has begun."""
     url = f"http://127.0.0.1:{daemon.control_port}/deploy/events"
-    headers = {} if last_event_id is None else {"Last-Event-ID": str(last_event_id)}
+    headers = {"Authorization": f"Bearer {daemon.token}"}  # records have excerpts of answers
+    if last_event_id is not None:
+        headers["Last-Event-ID"] = str(last_event_id)
     timeout = aiohttp.ClientTimeout(total=None)
     async with (
         aiohttp.ClientSession(timeout=timeout, read_bufsize=2**20) as session,

@@ -23,7 +23,7 @@ from tests.integration.support import (
 )
 from tests.unit.worker.fakes import language_model
 
-OWN = {"database", "disk_free", "steering", "port_active", "uptime"}
+OWN = {"database", "disk_free", "steering", "canaries", "port_active", "uptime"}
 TOLD = {"llm_latency", "scheduler", "memory", "db_integrity"}
 HUNG: dict[str, Setting] = {"HEALTH_TIMEOUT_SECONDS": 60, "LIVENESS_INTERVAL_SECONDS": 3600}
 

@@ -270,26 +270,6 @@ def test_several_applications_share_nothing(tmp_path: Path) -> None:
     assert both[0].state_dir != both[1].state_dir
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")
-def test_the_unit_of_several_applications_is_valid(tmp_path: Path) -> None:
-    unit = tmp_path / "atlas@.service"
-    text = block("several-applications", "systemd", "[Service]")
-    unit.write_text(
-        replaced(
-            text,
-            ("/opt/atlas/bin/atlas-supervisor", f'"{BIN / "atlas-supervisor"}"'),
-            ("atlas-%i", "root"),
-        )
-    )
-    checked = subprocess.run(
-        ("systemd-analyze", "verify", "--man=no", str(tmp_path / "atlas@shop.service")),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (checked.returncode, str(unit) in checked.stderr) == (0, False), checked.stderr
-
-
 # A container.
 
 

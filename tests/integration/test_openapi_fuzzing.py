@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import DaemonProcess, Setting
+from tests.harness import FUZZ_SECONDS, DaemonProcess, Setting
 from tests.integration.fakes import ending_streams
 from tests.integration.support import everything_agrees, releases, scripted_daemon
 
@@ -34,6 +34,16 @@ CHECKS = (
 )
 EXAMPLES = 2
 """For each operation, besides the several dozen that follow from the document alone."""
+CHOSEN = (  # scripts/fuzz wants more, of any seed
+    (
+        "--max-examples",
+        str(EXAMPLES + int(FUZZ_SECONDS / 5)),
+        "--seed",
+        os.environ["ATLAS_FUZZ_SEED"],
+    )
+    if FUZZ_SECONDS
+    else ("--max-examples", str(EXAMPLES), "--generation-deterministic")
+)
 
 # A deploy waits for its switch, so that there is something to switch and to abort.
 QUICK: dict[str, Setting] = {"HEALTH_PROBES": 1, "AUTO_SWITCH_ON_HEALTH": "false"}
@@ -52,8 +62,8 @@ async def schemathesis(
             f"http://127.0.0.1:{port}/openapi.json",
             *("--header", "Host: localhost"),  # the port in ours is not the daemon's
             *("--checks", ",".join(CHECKS)),
-            *("--max-examples", str(EXAMPLES)),
-            *("--generation-deterministic", "--no-shrink"),
+            *CHOSEN,
+            "--no-shrink",
             *("--request-timeout", "20"),
             *("--continue-on-failure", "--no-color"),
             *arguments,
@@ -76,7 +86,7 @@ async def schemathesis(
     return process.returncode or 0, output.decode()
 
 
-@pytest.mark.timeout(180)  # 25 s alone, more with other tests beside it
+@pytest.mark.timeout(180 + 20 * FUZZ_SECONDS)  # 25 s alone, more with other tests beside it
 async def test_every_answer_is_one_that_is_documented(tmp_path: Path) -> None:
     # The documents' examples name a release: it is there.
     named: dict[str, Setting] = {"RELEASES_DIR": releases(tmp_path, "1.4.0")}
@@ -109,7 +119,7 @@ async def test_every_answer_is_one_that_is_documented(tmp_path: Path) -> None:
         await everything_agrees(daemon)
 
 
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(90 + 20 * FUZZ_SECONDS)
 async def test_without_the_token_every_answer_is_documented_and_nothing_is_changed(
     tmp_path: Path,
 ) -> None:

@@ -143,7 +143,10 @@ def test_every_verb_of_the_client_is_documented() -> None:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_every_command_of_ours_that_is_named_exists(path: Path) -> None:
     named = set(
-        re.findall(r"(?<![\w/])(?:\./)?(scripts/[a-z_-]+(?:\.py)?|\.ci/run)", path.read_text())
+        re.findall(
+            r"(?<![\w/])(?:\./)?(scripts/[a-z_-]+(?:\.py|@?\.service)?|\.ci/run)",
+            path.read_text(),
+        )
     )
 
     assert not {name for name in named if not (ROOT / name).exists()}
@@ -191,6 +194,49 @@ def test_every_file_that_is_named_exists(path: Path) -> None:
     named = re.findall(r"`((?:supervisor|worker|tests|docs|scripts)/[\w./-]+)`", text)
 
     assert not {name for name in named if not (ROOT / name).exists()}
+
+
+def promises() -> list[tuple[str, str]]:
+    """Return the rows of docs/security.md that name a test: promise, and its tests."""
+    text = (ROOT / "docs/security.md").read_text()
+    rows = re.findall(r"^\| (.+?) \| (`tests/.+`) \|$", text, re.MULTILINE)
+    assert len(rows) == text.count("| `tests/"), "a row is not of the form: promise, tests"
+    return rows
+
+
+@pytest.mark.parametrize(("promise", "tests"), promises())
+def test_every_promise_about_security_has_its_test(promise: str, tests: str) -> None:
+    for named in re.findall(r"`(.+?)`", tests):
+        path, _, name = named.partition("::")
+        assert (ROOT / path).is_file(), promise
+        pattern = rf"^(async )?def {name}\(" if name else r"^(async )?def test_"
+        assert re.search(pattern, (ROOT / path).read_text(), re.MULTILINE), f"{promise}: {named}"
+
+
+def test_every_pinned_package_has_its_reason_and_no_other() -> None:
+    text = (ROOT / "docs/dependencies.md").read_text()
+    pinned = re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    assert sorted(re.findall(r"^\| `([a-z0-9-]+)` \|", text, re.MULTILINE)) == sorted(pinned)
+
+
+@pytest.mark.parametrize(
+    "name", ["requirements.lock", "requirements-dev.lock", "requirements-sbom.lock"]
+)
+def test_every_pinned_version_has_hashes_and_no_index_is_named(name: str) -> None:
+    text = (ROOT / name).read_text()
+    for pin in re.split(r"^(?=\S+==)", text, flags=re.MULTILINE)[1:]:
+        assert "--hash=sha256:" in pin, pin
+    assert "://" not in text
+
+
+def test_packages_are_installed_from_wheels_with_hashes() -> None:
+    for name in ("_setup", "sbom"):
+        text = (ROOT / "scripts" / name).read_text().replace("\\\n", " ")
+        calls = [line for line in text.splitlines() if "--requirement" in line]
+        assert calls
+        for call in calls:
+            assert "--require-hashes" in call
+            assert "--only-binary :all:" in call
 
 
 def test_every_module_that_the_architecture_names_exists() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from contextlib import nullcontext
 from itertools import groupby
 
 import structlog
@@ -16,10 +17,10 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from atlas_supervisor import errors
-from atlas_supervisor.api import responses
+from atlas_supervisor.api import messages
 from atlas_supervisor.api.connection import TimedConnection
 from atlas_supervisor.api.denied_audit import DeniedRequests
-from atlas_supervisor.api.parsing import (
+from atlas_supervisor.api.messages import (
     MAX_BODY_BYTES,
     read_body,
     read_headers,
@@ -28,13 +29,14 @@ from atlas_supervisor.api.parsing import (
 )
 from atlas_supervisor.api.ports import Control, MetricsPort
 from atlas_supervisor.api.routes import Access, AnyRoute, Request, StreamReply
-from atlas_supervisor.api.security import Gate
+from atlas_supervisor.api.security import Gate, Turnstile
 from atlas_supervisor.errors import AtlasError, RefusedError
 from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.deploy import DeployRecord
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.system.text import escaped
+from atlas_supervisor.telemetry.log_summary import LogSummary
 
 log = structlog.get_logger()
 
@@ -43,15 +45,18 @@ _CLIENT_LEFT = 499
 """Counted, as nginx does, for a request whose client left before the answer."""
 _ACTOR = web.RequestKey("actor", Actor)
 _KEY = web.RequestKey("key", IdempotencyKey)
+_TRUSTED = web.RequestKey("trusted", bool)
 _STARTED = web.RequestKey("started", float)
 
 
-def build_app(control: Control, gate: Gate, table: Iterable[AnyRoute]) -> web.Application:
+def build_app(
+    control: Control, gate: Gate, table: Iterable[AnyRoute], summary: LogSummary
+) -> web.Application:
     """Return the application that serves `table`; its connections must be `TimedConnection`s."""
     table = tuple(table)
     known = {route.method for route in table} | {"HEAD"}
     changes: dict[_Handler, str] = {}
-    admission = _admission(gate, DeniedRequests(control.audit), changes)
+    admission = _admission(gate, DeniedRequests(control.audit), changes, summary)
     app = web.Application(
         middlewares=[_counting(control.metrics, known), admission],
         client_max_size=MAX_BODY_BYTES,
@@ -97,16 +102,26 @@ def _counting(metrics: MetricsPort, methods: Collection[str]) -> Middleware:
     return count
 
 
-def _admission(gate: Gate, denied: DeniedRequests, changes: Mapping[_Handler, str]) -> Middleware:
+def _admission(
+    gate: Gate, denied: DeniedRequests, changes: Mapping[_Handler, str], summary: LogSummary
+) -> Middleware:
     """Return the outermost middleware: it admits a request and turns every failure into an answer.
 
     `changes` has the handlers of routes that change something, with their paths.
     """
+    turnstile = Turnstile()
 
     @web.middleware
     async def admit(request: web.Request, handler: _Handler) -> web.StreamResponse:
         connection = _connection(request)
-        connection.begin()
+        connection.begin(whole=request.content.is_eof())
+        request[_TRUSTED] = gate.trusts(request, connection.peer)
+        if request[_TRUSTED]:
+            connection.become_trusted()
+        else:
+            await turnstile.enter()
+        if connection.transport is None:  # else the missing body would be taken for a failure
+            raise ConnectionResetError("the connection has ended")
         request[_STARTED] = asyncio.get_running_loop().time()
         try:
             gate.check_sender(request, connection.peer)
@@ -114,11 +129,9 @@ def _admission(gate: Gate, denied: DeniedRequests, changes: Mapping[_Handler, st
             response = await handler(request)
         except (RefusedError, web.HTTPException) as error:
             refused = (
-                responses.of_http_exception(error)
-                if isinstance(error, web.HTTPException)
-                else error
+                messages.of_http_exception(error) if isinstance(error, web.HTTPException) else error
             )
-            _log_refused(request, connection, refused)
+            _log_refused(request, connection, refused, summary)
             path = changes.get(request.match_info.handler)
             if path is not None and refused.status in denied.STATUSES:
                 denied.record(_caller(request, connection), request.method, path, refused)
@@ -127,10 +140,10 @@ def _admission(gate: Gate, denied: DeniedRequests, changes: Mapping[_Handler, st
             raise  # the client has left, or the daemon stops
         except AtlasError as error:  # the database, for example
             log.error("api_unavailable", **_facts(request, connection), why=str(error))
-            response = responses.refusal(errors.UNAVAILABLE.error(problem=error), close=True)
+            response = messages.refusal(errors.UNAVAILABLE.error(problem=error), close=True)
         except Exception as error:  # a bug: logged, never shown
             log.error("api_failed", **_facts(request, connection), exc_info=error)
-            response = responses.refusal(errors.INTERNAL_ERROR.error(), close=True)
+            response = messages.refusal(errors.INTERNAL_ERROR.error(), close=True)
         connection.end(last=response.keep_alive is False)
         return response
 
@@ -146,16 +159,22 @@ def _refusal(
     if isinstance(error, web.HTTPMethodNotAllowed):
         headers["Allow"] = error.headers["Allow"]
     # An unread body is not worth waiting for: the connection is closed instead.
-    return responses.refusal(refused, headers=headers, close=not request.content.at_eof())
+    return messages.refusal(
+        refused, headers=headers, close=not request.content.at_eof(), trusted=request[_TRUSTED]
+    )
 
 
 def _endpoint(route: AnyRoute, control: Control, gate: Gate) -> _Handler:
     """Return the handler of one row: it parses the request, calls the row's handler and answers."""
+    one_at_a_time = asyncio.Lock()
+    may_stream = errors.TOO_MANY_STREAMS in route.errors
 
     async def endpoint(request: web.Request) -> web.StreamResponse:
         connection = _connection(request)
         actor = gate.identify(request, connection.peer, route.access)
         request[_ACTOR] = actor
+        if may_stream:
+            connection.check_streams()  # before anything is read for it
         query = read_query(request, route.query)
         headers = read_headers(request, route.headers)
         body = await read_body(request, route.body, connection.deadline)
@@ -170,16 +189,18 @@ def _endpoint(route: AnyRoute, control: Control, gate: Gate) -> _Handler:
             query=query,
             body=body,
             path=request.match_info,
+            trusted=request[_TRUSTED],
             key=key,
             headers=headers,
         )
-        reply = await route.handler(call)
-        if isinstance(reply, StreamReply):
-            return await _stream(request, connection, reply)
-        if route.access is Access.CHANGE:
-            record = reply.payload if isinstance(reply.payload, DeployRecord) else None
-            _log_changed(request, connection, reply.status, record)
-        return responses.success(reply, headers=_repeated(request))
+        async with one_at_a_time if route.heavy and not call.trusted else nullcontext():
+            reply = await route.handler(call)
+            if isinstance(reply, StreamReply):
+                return await _stream(request, connection, reply)
+            if route.access is Access.CHANGE:
+                record = reply.payload if isinstance(reply.payload, DeployRecord) else None
+                _log_changed(request, connection, reply.status, record)
+            return await messages.success(reply, headers=_repeated(request), trusted=call.trusted)
 
     return endpoint
 
@@ -193,7 +214,7 @@ async def _stream(
     """
     source = reply.source
     try:
-        response = responses.stream(reply)
+        response = messages.stream(reply)
         if request.method != "HEAD":
             connection.open_stream(source.close)
             await response.prepare(request)
@@ -250,12 +271,18 @@ def _log_changed(
     log.info("api_changed", status=status, **facts, **(record.facts if record else {}))
 
 
-def _log_refused(request: web.Request, connection: TimedConnection, refused: RefusedError) -> None:
+def _log_refused(
+    request: web.Request, connection: TimedConnection, refused: RefusedError, summary: LogSummary
+) -> None:
     # A read that gets "not ready" or "not found" is harmless; a denied change is worth a warning.
     harmless = request.method in {"GET", "HEAD"} and refused.status in {404, 405, 503}
     write = log.debug if harmless else log.warning
     facts = {**_timed_facts(request, connection), **_deploy_facts(refused)}
-    write("api_refused", status=refused.status, code=refused.code, **facts)
+    if request[_TRUSTED]:
+        write("api_refused", status=refused.status, code=refused.code, **facts)
+    else:
+        kind = refused.code
+        summary.add(write, "api_refused", kind, status=refused.status, code=kind, **facts)
 
 
 def _timed_facts(request: web.Request, connection: TimedConnection) -> dict[str, object]:

@@ -167,6 +167,7 @@ ROUTES: tuple[AnyRoute, ...] = (
         tag="Canary",
         query=ReportQuery,
         body=Nothing,
+        heavy=True,
         answers=(ResponseSpec(200, "The report.", CanaryReport, examples.REPORT),),
     ),
 )

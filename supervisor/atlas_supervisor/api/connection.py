@@ -11,7 +11,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
 from enum import Enum, auto
 
 import structlog
@@ -19,7 +19,9 @@ from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
 from atlas_supervisor import errors
-from atlas_supervisor.api import responses
+from atlas_supervisor.api import messages
+from atlas_supervisor.api.security import Peer, Unsent, peer_of
+from atlas_supervisor.telemetry.log_summary import LogSummary
 
 log = structlog.get_logger()
 
@@ -28,19 +30,9 @@ _LAST_SECONDS = 0.5
 # An error answer is lost if the connection is reset while the client still sends: keep reading so
 # long.
 _LINGER_SECONDS = 2.0
-_UCRED = struct.Struct("iII")  # pid, uid, gid
-
-
-@dataclass(frozen=True)
-class Peer:
-    """The other end of a connection, as the kernel reports it."""
-
-    uid: int | None
-    """Of the process that connected over the Unix socket; None over TCP."""
-    address: str
-    """The peer's address; `unix` on the Unix socket."""
-    local: str
-    """The local address that it connected to; empty on the Unix socket."""
+_MOST_BUFFERED = 16 * 1024
+"""Bytes of an answer that are buffered for a client; it must read them before more are written."""
+_RESET = struct.pack("ii", 1, 0)  # linger for no time: what is left is discarded
 
 
 class _Turn(Enum):
@@ -70,9 +62,16 @@ class TimedConnection(web.RequestHandler):
         self,
         server: web.Server,
         *,
+        head: bytes,
         seconds: float,
+        deadline: float,
+        trusted: bool,
+        unsent: Unsent,
+        summary: LogSummary,
         closed: Callable[[TimedConnection], None],
-        streams: Callable[[TimedConnection], None],
+        trust: Callable[[TimedConnection], None],
+        check_streams: Callable[[TimedConnection], None],
+        stream: Callable[[TimedConnection], None],
     ) -> None:
         self._clock = asyncio.get_running_loop()
         super().__init__(
@@ -83,28 +82,58 @@ class TimedConnection(web.RequestHandler):
             auto_decompress=False,  # compressed bodies are refused, not inflated
             lingering_time=min(seconds, _LINGER_SECONDS),
         )
+        self._head = head
         self._seconds = seconds
+        self._unsent = unsent
+        self._summary = summary
         self._closed = closed
-        self._streams = streams
+        self._trust = trust
+        self._check_streams = check_streams
+        self._stream = stream
         self._close_source: Callable[[], None] | None = None
         self._turn = _Turn.FRESH
         self._early = False
+        self._whole = False
         self._answering = False
         self._timer: asyncio.TimerHandle | None = None
-        self.peer = Peer(uid=None, address="", local="")
-        self.deadline = self._clock.time() + seconds
+        self._peer: Peer | None = None
+        self.trusted = trusted
+        """Whether its caller has shown that it may do everything."""
+        self.deadline = deadline
         """Loop time by which the whole request must have arrived."""
 
     @property
+    def is_made(self) -> bool:
+        """Whether it has had its socket."""
+        return self._peer is not None
+
+    @property
+    def peer(self) -> Peer:
+        """The other end."""
+        if self._peer is None:
+            raise RuntimeError("the connection is not made yet")
+        return self._peer
+
+    @property
     def busy(self) -> bool:
-        """Whether the daemon is working on a request of this connection."""
-        return self._turn is _Turn.HANDLING
+        """Whether the daemon is working on a request that has arrived as a whole.
+
+        A trusted caller's connection is busy until the answer is sent; others must read theirs.
+        """
+        if self._answering:
+            return self.trusted
+        return self._turn is _Turn.HANDLING and self._whole
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Arm the clock, which counts from the moment the connection was accepted."""
         super().connection_made(transport)
-        self.peer = _peer_of(transport)
+        self._peer = peer_of(transport.get_extra_info("socket"))
+        if isinstance(transport, asyncio.WriteTransport):
+            transport.set_write_buffer_limits(high=_MOST_BUFFERED)
         self._arm(self.deadline)
+        if self._head:
+            self.data_received(self._head)
+            self._head = b""
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Stop the clock and notify the listener."""
@@ -125,15 +154,26 @@ class TimedConnection(web.RequestHandler):
             self._early = True
         super().data_received(data)
 
-    def begin(self) -> None:
-        """Stop the clock: the headers have arrived. Reading the body must respect `deadline`."""
+    def begin(self, *, whole: bool) -> None:
+        """Stop the clock: the headers have arrived, and the body with them if it is `whole`.
+
+        Reading the rest must respect `deadline`.
+        """
         self._disarm()
         self._turn = _Turn.HANDLING
         self._early = False
+        self._whole = whole
+
+    def become_trusted(self) -> None:
+        """Note that its caller is trusted, which holds until the connection ends."""
+        if not self.trusted:
+            self.trusted = True
+            self._trust(self)
 
     def received(self) -> None:
         """Note that the body has arrived: further bytes belong to the next request."""
         self._early = False
+        self._whole = True
 
     def end(self, *, last: bool) -> None:
         """Restart the clock: the answer is ready. `last`: the connection ends with it."""
@@ -143,6 +183,10 @@ class TimedConnection(web.RequestHandler):
             self._turn = _Turn.RECEIVING if self._early else _Turn.IDLE
         self._arm(self._clock.time() + self._seconds)
 
+    def check_streams(self) -> None:
+        """Raise RefusedError if there are too many streams for this one."""
+        self._check_streams(self)
+
     def open_stream(self, close: Callable[[], None]) -> None:
         """Turn the connection into a stream; `close` is called when it must end.
 
@@ -150,7 +194,8 @@ class TimedConnection(web.RequestHandler):
         """
         if self.transport is None:
             raise ConnectionResetError("the client has left")
-        self._streams(self)
+        self._check_streams(self)
+        self._stream(self)
         self._close_source = close
         # The client must read each part before the next one is taken: pending parts stay in the
         # source, which is bounded. Not 0, with which asyncio's TLS pauses and resumes endlessly.
@@ -183,25 +228,29 @@ class TimedConnection(web.RequestHandler):
     ) -> web.StreamResponse:
         """Answer invalid HTTP, and failures outside of every handler."""
         self._turn = _Turn.CLOSING
+        if isinstance(exc, ConnectionError):
+            raise exc  # the client has left, or was ended: it gets no answer
         if request.writer.output_size > 0:
             raise ConnectionError("the answer is partly sent and can't be replaced")
         if status == 500:
             log.error("api_failed", origin=self.peer.address, exc_info=exc)
             refusal = errors.INTERNAL_ERROR.error()
         else:
-            log.warning("api_refused", status=status, code="bad_request", origin=self.peer.address)
+            self._log_refused(status, "bad_request")
             refusal = errors.BAD_REQUEST.error(status=status)
-        return responses.refusal(refusal, close=True)
+        return messages.refusal(refusal, close=True)
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Give errors that aiohttp raised before the application ran the common shape."""
         if isinstance(resp, web.HTTPException):
-            resp = responses.refusal(responses.of_http_exception(resp), close=True)
+            resp = messages.refusal(messages.of_http_exception(resp), close=True)
+        size = messages.own_size(resp)
         self._answering = True
         try:
-            return await super().finish_response(request, resp, start_time)
+            with self._unsent.count(size, trusted=self.trusted, end=self.reset):
+                return await super().finish_response(request, resp, start_time)
         finally:
             self._answering = False
 
@@ -222,31 +271,29 @@ class TimedConnection(web.RequestHandler):
             return
         if self._answering or transport.get_write_buffer_size():
             if self._close_source is not None:
-                log.info("api_stream_not_read", origin=self.peer.address)
-            self._abort()  # the client does not read
+                origin = self.peer.address
+                self._summary.add(log.info, "api_stream_not_read", None, origin=origin)
+            self.reset()  # the client does not read
             return
         if self._turn is _Turn.HANDLING:
             return  # a part of a stream was read just in time
         if self._turn is _Turn.RECEIVING:
-            log.warning("api_refused", status=408, code="too_slow", origin=self.peer.address)
-            transport.write(responses.raw_timeout())
+            self._log_refused(408, "too_slow")
+            transport.write(messages.raw_timeout())
             if transport.get_write_buffer_size():
-                self._abort()
+                self.reset()
                 return
         self.force_close()
 
-    def _abort(self) -> None:
+    def _log_refused(self, status: int, code: str) -> None:
+        origin = self.peer.address
+        self._summary.add(log.warning, "api_refused", code, status=status, code=code, origin=origin)
+
+    def reset(self) -> None:
+        """End the connection at once, with everything that is not sent, in the kernel too."""
         if self.transport is not None:
+            sock = self.transport.get_extra_info("socket")
+            with suppress(OSError):  # the client has left already
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self.transport.abort()
         self.force_close()
-
-
-def _peer_of(transport: asyncio.BaseTransport) -> Peer:
-    sock = transport.get_extra_info("socket")
-    if sock.family == socket.AF_UNIX:
-        data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        return Peer(uid=_UCRED.unpack(data)[1], address="unix", local="")
-    peer, local = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
-    return Peer(
-        uid=None, address=peer[0] if peer else "unknown", local=local[0] if local else "unknown"
-    )

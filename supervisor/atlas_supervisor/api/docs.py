@@ -72,7 +72,7 @@ def routes(document: Callable[[], dict[str, Any]]) -> tuple[AnyRoute, ...]:
         return json.dumps(document()).encode()
 
     async def openapi(_call: Request[Nothing, Nothing]) -> Reply:
-        return Reply(await asyncio.to_thread(encoded))
+        return Reply(await asyncio.to_thread(encoded), kept=True)
 
     return (
         _route(
@@ -135,5 +135,10 @@ async def _asset(call: Request[Nothing, Nothing]) -> Reply:
         return Reply(_INIT.encode(), content_type="text/javascript")
     if name not in _ASSETS:  # a name is looked up, never joined to a path unchecked
         raise errors.ASSET_NOT_FOUND.error()
-    data = await asyncio.to_thread((swagger_ui.static_path / name).read_bytes)
-    return Reply(data, content_type=_ASSETS[name])
+    data = await asyncio.to_thread(_read_asset, name)
+    return Reply(data, content_type=_ASSETS[name], kept=True)
+
+
+@cache
+def _read_asset(name: str) -> bytes:
+    return (swagger_ui.static_path / name).read_bytes()

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from atlas_supervisor import errors
 from atlas_supervisor.api import examples
-from atlas_supervisor.api.responses import bad_header
+from atlas_supervisor.api.messages import bad_header
 from atlas_supervisor.api.routes import AnyRoute, Nothing, Request, ResponseSpec, Route, StreamReply
 from atlas_supervisor.model.deploy import EventFeed, PublishedEvent
 
@@ -56,8 +56,9 @@ class StreamedEvent(BaseModel):
 class _Frames:
     """Encodes a feed as an event stream."""
 
-    def __init__(self, feed: EventFeed) -> None:
+    def __init__(self, feed: EventFeed, *, trusted: bool) -> None:
         self._feed = feed
+        self._trusted = trusted
         self._opening: bytes | None = _opening(feed)
 
     async def next(self) -> bytes | None:
@@ -74,12 +75,17 @@ class _Frames:
 
     def _blocks(self, first: PublishedEvent) -> bytes:
         """Return an event and those already queued behind it: one write instead of many."""
-        blocks = [_block(first)]
+        blocks = [self._block(first)]
         size = len(blocks[0])
         while size < _TOGETHER_BYTES and (event := self._feed.ready()) is not None:
-            blocks.append(_block(event))
+            blocks.append(self._block(event))
             size += len(blocks[-1])
         return b"".join(blocks)
+
+    def _block(self, event: PublishedEvent) -> bytes:
+        name = b"" if event.id is None else b"id: %d\n" % event.id
+        data = event.data if self._trusted else event.withheld_data
+        return name + b"event: transition\ndata: " + data + b"\n\n"
 
     def close(self) -> None:
         """End the feed."""
@@ -96,11 +102,6 @@ def _opening(feed: EventFeed) -> bytes:
     return blocks.encode()
 
 
-def _block(event: PublishedEvent) -> bytes:
-    name = b"" if event.id is None else b"id: %d\n" % event.id
-    return name + b"event: transition\ndata: " + event.data + b"\n\n"
-
-
 async def _events(call: Request[EventsQuery, Nothing]) -> StreamReply:
     after = call.query.after
     given = call.headers.get(LAST_EVENT_ID)
@@ -110,7 +111,7 @@ async def _events(call: Request[EventsQuery, Nothing]) -> StreamReply:
         after = int(given)
     feed = await call.control.queries.events(after=after, deploy_id=call.query.deploy_id)
     return StreamReply(
-        _Frames(feed),
+        _Frames(feed, trusted=call.trusted),
         content_type="text/event-stream",
         headers={"X-Accel-Buffering": "no"},  # nginx would hold events back
     )

@@ -185,6 +185,7 @@ VIEW = CanaryView(
     canary_disabled_fallback=False,
     fallback=None,
     dropped_events=0,
+    problems={},
     late_calls=0,
     overflown_calls=0,
     features=[FEATURE],
@@ -226,7 +227,7 @@ def _check(
 
 _PASS, _SKIPPED = CheckStatus.PASS, CheckStatus.SKIPPED
 HEALTH = Health(
-    score=92,
+    score=93,
     status=HealthStatus.DEGRADED,
     checks={
         "llm_latency": _check(CheckStatus.WARN, "slow first token; 12 calls", 11800, "ms"),
@@ -238,6 +239,7 @@ HEALTH = Health(
         "database": _check(_PASS, "write and read-back OK", 3.2, "ms"),
         "disk_free": _check(_PASS, "free in STATE_DIR", 18211, "MiB"),
         "steering": _check(_PASS, "new connections go to green, as in the state file"),
+        "canaries": _check(_PASS, "all rings are read, and counts are written"),
     },
     slot=SlotName.GREEN,
     version="1.4.0",

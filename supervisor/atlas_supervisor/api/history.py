@@ -94,6 +94,7 @@ ROUTES: tuple[AnyRoute, ...] = (
         tag="Deploy",
         query=HistoryQuery,
         body=Nothing,
+        heavy=True,
         answers=(
             ResponseSpec(200, "The latest deploys.", History, History(deploys=[examples.SWITCHED])),
         ),

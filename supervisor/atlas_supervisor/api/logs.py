@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from atlas_supervisor import errors
 from atlas_supervisor.api.events import LAST_EVENT_ID
-from atlas_supervisor.api.responses import bad_field, bad_header
+from atlas_supervisor.api.messages import bad_field, bad_header
 from atlas_supervisor.api.routes import (
     Access,
     AnyRoute,

@@ -28,8 +28,7 @@ from openapi_pydantic.util import PydanticSchema, construct_open_api_with_schema
 from pydantic import BaseModel, Field
 
 from atlas_supervisor.api import examples
-from atlas_supervisor.api.parsing import IDEMPOTENCY_KEY, KEY_PATTERN
-from atlas_supervisor.api.responses import ErrorAnswer, ErrorDetail
+from atlas_supervisor.api.messages import IDEMPOTENCY_KEY, KEY_PATTERN, ErrorAnswer, ErrorDetail
 from atlas_supervisor.api.routes import Access, AnyRoute, Nothing, ResponseSpec, errors_of
 from atlas_supervisor.errors import ErrorSpec
 from atlas_supervisor.model.deploy import DeployRecord

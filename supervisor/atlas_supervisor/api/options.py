@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+from atlas_supervisor.api.tls import server_context
 from atlas_supervisor.api.token import load_or_create_token
 from atlas_supervisor.config import Settings
-from atlas_supervisor.errors import StartRefusedError
-from atlas_supervisor.telemetry.sanitize import keep_secret
+from atlas_supervisor.system.text import keep_secret
 from atlas_worker.contract import SUPERVISOR_SOCKET
 
 
@@ -46,8 +46,9 @@ def api_options(settings: Settings) -> ApiOptions:
     """Return the options that the settings ask for; the token's file is made if there is none."""
     tls = None
     if settings.control_tls_cert and settings.control_tls_key:
-        tls = _tls(settings.control_tls_cert, settings.control_tls_key)
+        tls = server_context(settings.control_tls_cert, settings.control_tls_key)
     token = load_or_create_token(settings.control_token_file)
+    _refuse_readable(settings)
     keep_secret([token])
     return ApiOptions(
         socket_path=settings.state_dir / SUPERVISOR_SOCKET,
@@ -60,13 +61,18 @@ def api_options(settings: Settings) -> ApiOptions:
     )
 
 
-def _tls(certificate: Path, key: Path) -> ssl.SSLContext:
-    """Return the server's context. Raises StartRefusedError."""
-    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        tls.load_cert_chain(certificate, key, password="")  # never ask at a terminal
-    except (OSError, ValueError) as error:  # changed since the settings were checked
-        raise StartRefusedError(
-            f"CONTROL_TLS_CERT={certificate} with CONTROL_TLS_KEY={key} can't be used: {error}"
-        ) from error
-    return tls
+def _refuse_readable(settings: Settings) -> None:
+    """Raise StartRefusedError if workers could command the daemon, or pass for it."""
+    account, files = (
+        settings.worker_account,
+        (
+            ("CONTROL_TOKEN_FILE", settings.control_token_file),
+            ("CONTROL_TLS_KEY", settings.control_tls_key),
+        ),
+    )
+    for key, path in files:
+        if account is not None and path is not None and account.may(4, path):
+            raise StartRefusedError(
+                f"{key}={path} is readable by WORKER_USER={account.name}; let root own it, with "
+                "another group (chgrp root), and no other user read it (chmod o=)"
+            )

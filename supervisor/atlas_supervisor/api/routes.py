@@ -46,6 +46,8 @@ class Request(Generic[Q, B]):
     query: Q
     body: B
     path: Mapping[str, str]
+    trusted: bool = False
+    """Whether the caller may read the logs, and with them what workers print."""
     key: IdempotencyKey | None = None
     """The request's `Idempotency-Key`; None without one."""
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -60,6 +62,8 @@ class Reply:
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     content_type: str = "application/json"
+    kept: bool = False
+    """Whether the bytes are kept for other answers, too: they take no memory of their own."""
 
 
 class StreamSource(Protocol):
@@ -118,6 +122,8 @@ class Route(Generic[Q, B]):
     access: Access = Access.READ
     parameters: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    heavy: bool = False
+    """Takes the daemon a while: untrusted callers are answered one at a time."""
     keyed: bool = False
     """Takes an `Idempotency-Key`: a repeated request is not executed twice."""
 

@@ -1,27 +1,60 @@
-"""Decides who may do what.
+"""Decides who may do what, and how much of the daemon's time and memory a caller can take.
 
 Over the Unix socket the kernel supplies the caller's uid, and nothing else counts. Over TCP
 nothing about the caller is known, so a change always needs the token. Any web page can make a
 browser on this machine send requests, so `Host`, `Origin` and `Sec-Fetch-Site` are checked first.
+
+A caller is trusted if it has the token, or connects to the Unix socket as root or the daemon's own
+user. Its requests begin at once, those of all others at a bounded rate. Answers that are made and
+not sent yet are bounded over all connections.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
-from collections.abc import Iterable
+import re
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from aiohttp import web
 from yarl import URL
 
 from atlas_supervisor import errors
-from atlas_supervisor.api.connection import Peer
 from atlas_supervisor.api.options import ApiOptions
 from atlas_supervisor.api.routes import Access
+from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.actor import Actor
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+_AUTHORIZATION = re.compile(rb"(?im)^authorization:[ \t]*bearer[ \t]+([!-~]+)[ \t]*\r?$")
 _WILDCARDS = ("", "0.0.0.0", "::")  # noqa: S104 # compared with, not bound
+
+BEGUN_AT_ONCE = 4
+"""So many requests of untrusted callers begin in `PAUSE_SECONDS`."""
+PAUSE_SECONDS = 0.005
+
+MOST_UNSENT = 24 * 1024 * 1024
+"""Bytes of all answers that are not sent yet."""
+
+_UCRED = struct.Struct("iII")  # pid, uid, gid
+
+
+@dataclass(frozen=True)
+class Peer:
+    """The other end of a connection, as the kernel reports it."""
+
+    uid: int | None
+    """Of the process that connected over the Unix socket; None over TCP."""
+    address: str
+    """The peer's address; `unix` on the Unix socket."""
+    local: str
+    """The local address that it connected to; empty on the Unix socket."""
 
 
 class Gate:
@@ -44,11 +77,36 @@ class Gate:
             names.add(_bracketed(options.host))
         self._hosts = frozenset(name.lower() for name in names)
 
+    def trusts_uid(self, uid: int | None) -> bool:
+        """Return whether a caller of this uid may do everything over the Unix socket."""
+        return uid in (0, self._own_uid)
+
+    def has_token(self, head: bytes) -> bool:
+        """Return whether a request that begins so seems to have the token, to serve it first.
+
+        This permits nothing: the complete request is checked by `identify`.
+        """
+        given = [found[1] for found in _AUTHORIZATION.finditer(head)]
+        return len(given) == 1 and hmac.compare_digest(given[0], self._token)
+
+    def trusts(self, request: web.BaseRequest, peer: Peer) -> bool:
+        """Return whether the caller may do everything."""
+        if peer.uid is not None:
+            return self.trusts_uid(peer.uid)
+        try:
+            self._check_token(request.headers.getall("Authorization", []))
+        except RefusedError:
+            return False
+        return True
+
     def check_sender(self, request: web.BaseRequest, peer: Peer) -> None:
         """Refuse requests that are meant for another host, or that a foreign page has sent.
 
-        Raises RefusedError: 400, 403 `foreign_origin`, 421 `wrong_host`.
+        Raises RefusedError: 400, also for another version of HTTP; 403 `foreign_origin`, 421
+        `wrong_host`.
         """
+        if request.version.major != 1:
+            raise errors.BAD_REQUEST.error()
         if peer.uid is None:
             self._check_host(request, peer)
         for origin in request.headers.getall("Origin", []):
@@ -64,10 +122,10 @@ class Gate:
         Raises RefusedError: 401 `token_required` or `token_wrong`, 403 `not_permitted`.
         """
         if peer.uid is not None:
-            if access is not Access.READ and peer.uid not in (0, self._own_uid):
+            if access is not Access.READ and not self.trusts_uid(peer.uid):
                 raise errors.NOT_PERMITTED.error(uid=peer.uid)
             return Actor(name=f"uid:{peer.uid}", origin="unix")
-        if access is Access.READ and self._loopback:
+        if access is Access.READ and self._loopback and not self.trusts(request, peer):
             return Actor(name="anonymous", origin=peer.address)
         self._check_token(request.headers.getall("Authorization", []))
         return Actor(name="token", origin=peer.address)
@@ -103,6 +161,95 @@ class Gate:
         # Bytes that are not UTF-8 arrive as surrogates.
         if not hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), self._token):
             raise errors.TOKEN_WRONG.error(file=self._token_name)
+
+
+class Turnstile:
+    """Lets requests begin at a bounded rate, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._left = BEGUN_AT_ONCE
+        self._refilling = False
+
+    async def enter(self) -> None:
+        """Return once the request may begin."""
+        if not self._refilling:
+            self._refilling = True
+            self._loop.call_later(PAUSE_SECONDS, self._refill)
+        if self._left and not self._waiting:
+            self._left -= 1
+            return
+        turn = self._loop.create_future()
+        self._waiting.append(turn)
+        await turn
+
+    def _refill(self) -> None:
+        self._left = BEGUN_AT_ONCE
+        while self._left and self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():  # else its request was cancelled
+                turn.set_result(None)
+                self._left -= 1
+        self._refilling = bool(self._waiting)
+        if self._refilling:
+            self._loop.call_later(PAUSE_SECONDS, self._refill)
+
+
+@dataclass(eq=False)
+class _Answer:
+    size: int
+    end: Callable[[], None]
+    trusted: bool
+
+
+class Unsent:
+    """Counts the bytes of answers that are being sent; beyond the limit the oldest ones are ended.
+
+    Those of untrusted callers go first. An answer is counted until it is sent to its end: it is in
+    memory as a whole.
+    """
+
+    def __init__(self) -> None:
+        self._total = 0
+        self._answers: dict[_Answer, None] = {}
+
+    @contextmanager
+    def count(self, size: int, *, trusted: bool, end: Callable[[], None]) -> Iterator[None]:
+        """Count an answer while the context lasts; `end` is called if it must make room."""
+        answer = _Answer(size, end, trusted)
+        self._answers[answer] = None
+        self._total += size
+        try:
+            self._make_room(answer)
+            yield
+        finally:
+            self._remove(answer)
+
+    def _make_room(self, newest: _Answer) -> None:
+        for trusted in (False, True):
+            for each in [one for one in self._answers if one.trusted is trusted]:
+                if self._total <= MOST_UNSENT:
+                    return
+                if each is not newest:
+                    self._remove(each)
+                    each.end()
+
+    def _remove(self, answer: _Answer) -> None:
+        if answer in self._answers:
+            del self._answers[answer]
+            self._total -= answer.size
+
+
+def peer_of(sock: socket.socket) -> Peer:
+    """Return the other end of a connected socket."""
+    if sock.family == socket.AF_UNIX:
+        data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        return Peer(uid=_UCRED.unpack(data)[1], address="unix", local="")
+    try:
+        return Peer(uid=None, address=sock.getpeername()[0], local=sock.getsockname()[0])
+    except OSError:  # the client has left already
+        return Peer(uid=None, address="unknown", local="unknown")
 
 
 def is_loopback(addresses: Iterable[str]) -> bool:

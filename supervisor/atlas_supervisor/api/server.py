@@ -24,14 +24,16 @@ from atlas_supervisor.api import (
     logs,
     metrics,
 )
+from atlas_supervisor.api.acceptor import Acceptor
 from atlas_supervisor.api.app import build_app
-from atlas_supervisor.api.listeners import Acceptor, bind_tcp, bind_unix
+from atlas_supervisor.api.listeners import bind_tcp, bind_unix
 from atlas_supervisor.api.options import ApiOptions
 from atlas_supervisor.api.ports import Control
 from atlas_supervisor.api.routes import AnyRoute
-from atlas_supervisor.api.security import Gate, is_loopback
+from atlas_supervisor.api.security import Gate, Unsent, is_loopback
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.system.descriptors import Purpose
+from atlas_supervisor.telemetry.log_summary import LogSummary
 
 log = structlog.get_logger()
 
@@ -87,7 +89,10 @@ async def bind(options: ApiOptions) -> AsyncIterator[Bound]:
 async def serve(control: Control, options: ApiOptions, bound: Bound) -> AsyncIterator[None]:
     """Serve the API on its sockets while the context lasts."""
     async with AsyncExitStack() as stack:
-        app = build_app(control, Gate(options, loopback=bound.loopback), table(options.version))
+        gate = Gate(options, loopback=bound.loopback)
+        unsent, summary = Unsent(), LogSummary()
+        stack.callback(summary.flush)
+        app = build_app(control, gate, table(options.version), summary)
         runner = web.AppRunner(
             app, shutdown_timeout=options.shutdown_seconds, handler_cancellation=False
         )
@@ -103,9 +108,12 @@ async def serve(control: Control, options: ApiOptions, bound: Bound) -> AsyncIte
             acceptor = Acceptor(
                 server,
                 listeners,
+                gate=gate,
                 tls=tls,
                 limit=options.max_connections,
                 seconds=options.receive_seconds,
+                unsent=unsent,
+                summary=summary,
                 purpose=purpose,
             )
             acceptor.start()

@@ -1,9 +1,14 @@
-"""The bearer token: created once, readable by the daemon's user and group only."""
+"""The bearer token: created once, readable by the daemon's user and the file's group only.
+
+The group is for operators: its members may do everything over TCP (docs/security.md). A file that
+other users may read or write, or have put there, is refused.
+"""
 
 from __future__ import annotations
 
 import os
 import secrets
+import stat
 from pathlib import Path
 
 from atlas_supervisor.errors import StartRefusedError
@@ -21,10 +26,10 @@ def load_or_create_token(path: Path) -> str:
     """
     try:
         try:
-            text = _read(path)
+            text, fault = _read(path)
         except FileNotFoundError:
             _create(path)
-            text = _read(path)
+            text, fault = _read(path)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise StartRefusedError(
@@ -42,16 +47,38 @@ def load_or_create_token(path: Path) -> str:
             f"CONTROL_TOKEN_FILE: {path} has more than one word of printable ASCII; "
             "remove the file, and a new one is created"
         )
+    if fault is not None:
+        raise StartRefusedError(f"CONTROL_TOKEN_FILE: {path} {fault}")
     return token
 
 
-def _read(path: Path) -> str:
-    # One byte over the limit suffices; a wrong path may name an endless device.
-    with open(open_regular(path, os.O_RDONLY), "rb") as file:  # noqa: PTH123  # a descriptor
-        data = file.read(MAX_LENGTH + 1)
+def _read(path: Path) -> tuple[str, str | None]:
+    """Return the content, and why other users may know it."""
+    # Outside of STATE_DIR it may be a link, as container platforms mount secrets.
+    descriptor = open_regular(path.resolve(), os.O_RDONLY)
+    with open(descriptor, "rb") as file:  # noqa: PTH123  # a descriptor
+        found = os.fstat(descriptor)
+        data = file.read(MAX_LENGTH + 1)  # a wrong path may name an endless device
     if len(data) > MAX_LENGTH:
         raise OSError(0, f"it has more than {MAX_LENGTH} bytes", str(path))
-    return data.decode("ascii")
+    return data.decode("ascii"), _fault(found) or _fault(path.lstat())
+
+
+def _fault(found: os.stat_result) -> str | None:
+    """Return why other users may know the content or have written it, and what to do."""
+    own, mode = os.geteuid(), stat.S_IMODE(found.st_mode)
+    if found.st_uid not in {own, 0}:
+        return f"belongs to uid {found.st_uid}; remove it, and a new one is created"
+    if stat.S_ISLNK(found.st_mode):
+        return None
+    if mode & stat.S_IRWXO:
+        return (
+            f"is open to every user (mode {mode:04o}), who may know the token by now; remove it, "
+            "and a new one is created, or, if it is still a secret, chmod o= it"
+        )
+    if mode & stat.S_IWGRP and found.st_gid != os.getegid():
+        return f"is writable by the group {found.st_gid}, which is not ours; chmod g-w it"
+    return None
 
 
 def _create(path: Path) -> None:

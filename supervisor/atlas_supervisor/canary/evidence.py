@@ -9,27 +9,62 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple, Self
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Self
 
-from atlas_supervisor.canary.stats.counts import Window
-from atlas_supervisor.canary.stats.decision import Conclusion, Decision, RampEvidence
-from atlas_supervisor.canary.stats.histogram import Histogram
-from atlas_supervisor.canary.stats.outcomes import SLICES_PER_SECOND, CallOutcome, CallTracker
+import structlog
+
+from atlas_supervisor.canary.stats.counts import Prior
+from atlas_supervisor.canary.stats.decision import (
+    Conclusion,
+    Decision,
+    Keys,
+    RampEvidence,
+    holm,
+)
+from atlas_supervisor.canary.stats.outcomes import CallOutcome, CallTracker, Tally
 from atlas_supervisor.canary.stats.rollups import ArmTallies, Rollups
 from atlas_supervisor.canary.stats.sample_ratio import SampleRatios
-from atlas_supervisor.canary.stats.windows import GRACE_SLICES, ClosedWindow, Group, Windows
+from atlas_supervisor.canary.stats.windows import (
+    GRACE_SLICES,
+    SLICES_PER_SECOND,
+    CallKey,
+    DrawnEpoch,
+    Group,
+    Windows,
+)
 from atlas_supervisor.config import Settings
-from atlas_supervisor.model.canary import CountsRow, EpochRow
+from atlas_supervisor.model.canary import CountsRow, EpochRow, KeyRow
 from atlas_supervisor.system import procfs
 from atlas_supervisor.system.clock import steady_time
 from atlas_worker.contract import bucket_milliseconds
-from atlas_worker.contract.ring import SLICE_SECONDS, SLICES, EventKind, RingEvent
+from atlas_worker.contract.ring import HASH_MASK, SLICE_SECONDS, SLICES, EventKind, RingEvent
+
+log = structlog.get_logger(__name__)
+
+ROUND_SECONDS = 86_400.0
+"""How long a key counts once, if its share stays: in a later round all count anew."""
+
+_LEAST_CALLS = 20
+"""The most canary calls that a rollback for errors waits for."""
+
+_REPEATS = 100
+"""So many calls in a row of keys that had counted: no others are to be expected."""
+
+_PRIOR_CALLS = 2, 1_000
+"""The least and the most weight of a feature's last hour in the rate that a ramp starts from."""
 
 _OUTCOMES = {0: CallOutcome.OK, 1: CallOutcome.ERROR, 2: CallOutcome.CANCELLED}
 
+_ASSIGNMENTS = frozenset({int(EventKind.STARTED), int(EventKind.ASKED)})
+_ENDS = frozenset({int(EventKind.ENDED), int(EventKind.REPORTED)})
+
 Observe = Callable[[str, str, float, int], None]
 """Called with the feature, the arm (`canary` or `stable`), seconds, and the number of calls."""
+
+Checkpoint = Mapping[str, dict[Any, Any]]
+"""All maps of `Evidence`, by attribute."""
 
 
 def unobserved(_feature: str, _arm: str, _seconds: float, _count: int) -> None:
@@ -57,8 +92,10 @@ class SavedState(NamedTuple):
 
     counts: Iterable[CountsRow] = ()
     epochs: Iterable[EpochRow] = ()
-    keys: Iterable[tuple[int, int]] = ()
+    keys: Iterable[KeyRow] = ()
     progress: Mapping[str, str] = {}
+    unix: float = 0.0
+    """The present."""
 
 
 class Evidence:
@@ -75,10 +112,12 @@ class Evidence:
         self.rollups = Rollups(saved.counts)
         self._ramps: dict[str, RampEvidence] = {}
         """The evidence of each feature's current ramp."""
-        self._stable: dict[str, Histogram] = {}
-        """Latencies of stable calls in closed windows, for the latency thresholds."""
+        self._began: dict[str, float] = {}
+        """When each feature's ramp has begun, in Unix time."""
         self._step_calls: dict[int, int] = {}
-        """Canary calls in closed windows, by epoch."""
+        """Canary calls with an outcome, by epoch."""
+        self._unix = saved.unix
+        """The time of the last `advance`."""
         self._restore(saved)
 
     # Input.
@@ -88,15 +127,21 @@ class Evidence:
         self._epochs[row.epoch] = row
         if fresh or row.feature not in self._ramps:
             self._ramps[row.feature] = self._new_ramp(row.feature)
-        drawn = 0 < row.share < 1
-        if drawn and self._ramps[row.feature].fix_thresholds(self._stable_of(row.feature)):
-            self._stable[row.feature] = Histogram()  # the next epoch goes by this one's calls
+            self._began.pop(row.feature, None)
+
+    def checkpoint(self) -> Checkpoint:
+        """Return a copy of the state that `start_epoch` changes, for `restore`."""
+        return {name: dict(each) for name, each in vars(self).items() if isinstance(each, dict)}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take back the epochs that were started since, if no events were added since."""
+        vars(self).update(checkpoint)
 
     def set_ramps(self, ramps: Mapping[str, int]) -> None:
         """Set the current ramp of each feature; calls of other ramps are not evidence."""
-        self._windows.set_ramps(
+        self._windows.set_epochs(
             {
-                epoch: row.ramp
+                epoch: DrawnEpoch(row.ramp, row.share)
                 for epoch, row in self._epochs.items()
                 if ramps.get(row.feature) == row.ramp
             }
@@ -106,24 +151,26 @@ class Evidence:
         self,
         ring: str,
         events: Mapping[RingEvent, int],
-        keyed: Iterable[tuple[RingEvent, int]],
+        keyed: Iterable[tuple[RingEvent, int, int]],
         now: Moment,
     ) -> None:
         """Add the events of one process: all assignments first, then the outcomes."""
-        unpacked: list[tuple[Group, RingEvent, int, int | None]] = [
-            (self._group(event, now), event, count, None) for event, count in events.items()
-        ]
-        unpacked += [(self._group(event, now), event, 1, key) for event, key in keyed]
-        for group, event, count, key in unpacked:
-            if event.kind in (EventKind.STARTED, EventKind.ASKED):
+        outcomes: list[tuple[Group, RingEvent, int, CallKey | None]] = []
+        unkeyed = ((event, count, None) for event, count in events.items())
+        with_key = ((event, 1, CallKey(ring, key, serial)) for event, key, serial in keyed)
+        for event, count, key in (*unkeyed, *with_key):
+            group = self._group(event, now)
+            if event.kind in _ASSIGNMENTS:
                 self._calls.begin(ring, group, count, asked=event.kind == EventKind.ASKED, key=key)
-        for group, event, count, key in unpacked:
+            else:
+                outcomes.append((group, event, count, key))
+        for group, event, count, key in outcomes:
             outcome = _OUTCOMES.get(event.outcome, CallOutcome.ERROR)
-            if event.kind == EventKind.RECORDED:
-                self._calls.record(group, count, outcome, event.bucket)
-            elif event.kind in (EventKind.ENDED, EventKind.REPORTED):
+            if event.kind in _ENDS:
                 asked = event.kind == EventKind.REPORTED
                 self._calls.end(ring, group, count, outcome, event.bucket, asked=asked, key=key)
+            elif event.kind == EventKind.RECORDED:
+                self._calls.record(group, count, outcome, event.bucket)
 
     def _group(self, event: RingEvent, now: Moment) -> Group:
         behind = (now.slice - event.slice_number) % SLICES
@@ -136,66 +183,100 @@ class Evidence:
         self._calls.process_exited(ring, now.slice)
 
     def advance(self, now: Moment) -> bool:
-        """Apply timeouts and multiply complete windows in; return whether anything changed."""
+        """Apply timeouts and judge all windows; return whether anything has changed."""
+        self._unix = now.unix
+        self._start_rounds(now.unix)
         self._calls.expire(now.slice)
         tallies = self._calls.pop_tallies()
         for group, tally in tallies.items():
-            if (row := self._epochs.get(group.epoch)) is not None:
-                at = now.unix_of(group.slice)
-                self.rollups.add(at, now.unix, group.epoch, tally, canary=group.canary)
-                arm = "canary" if group.canary else "stable"
-                for bucket, count in tally.latency:
-                    self._observe(row.feature, arm, bucket_milliseconds(bucket) / 1000, count)
+            self._add_tally(group, tally, now)
         self._count_draws()
-        closed = self._windows.pop_closed(now.slice)
-        for window in closed:
-            self._multiply(window)
-        return bool(tallies or closed)
+        return bool(self._judge(now.slice) or tallies)
+
+    def _add_tally(self, group: Group, tally: Tally, now: Moment) -> None:
+        row = self._epochs.get(group.epoch)
+        if row is None:
+            return
+        self.rollups.add(
+            now.unix_of(group.slice), now.unix, group.epoch, tally, canary=group.canary
+        )
+        if group.canary:
+            self._step_calls[group.epoch] = self._step_calls.get(group.epoch, 0) + tally.calls
+        arm = "canary" if group.canary else "stable"
+        for bucket, count in tally.latency:
+            self._observe(row.feature, arm, bucket_milliseconds(bucket) / 1000, count)
 
     def _count_draws(self) -> None:
         assigned, unreported = self._windows.pop_draws()
-        for (epoch, canary), count in assigned.items():
-            row = self._epochs[epoch]
-            self._ramps[row.feature].assigned.add(row.share, count, canary=canary)
-        for (epoch, canary), count in unreported.items():
-            row = self._epochs[epoch]
-            self._ramps[row.feature].unreported.add(row.share, count, canary=canary)
+        for (epoch, share, canary), count in assigned.items():
+            self._ramps[self._epochs[epoch].feature].assigned.add(share, count, canary=canary)
+        for (epoch, share, canary), count in unreported.items():
+            self._ramps[self._epochs[epoch].feature].unreported.add(share, count, canary=canary)
 
-    def _multiply(self, window: ClosedWindow) -> None:
-        row = self._epochs[window.epoch]
-        ramp = self._ramps[row.feature]
-        stable = self._stable_of(row.feature)
-        if not ramp.thresholds:
-            ramp.fix_thresholds(stable)
-        slow = ramp.slow(window.canary_latency, window.stable_latency)
-        ramp.update(Window(row.share, window.canary, window.stable), slow)
-        stable.merge(window.stable_latency)
-        calls = self._step_calls.get(window.epoch, 0)
-        self._step_calls[window.epoch] = calls + window.canary.calls
+    def _judge(self, now: int) -> int:
+        """Multiply all windows in, and return how many were closed.
 
-    def _stable_of(self, feature: str) -> Histogram:
-        return self._stable.setdefault(feature, Histogram())
+        An error in one window, which would be a bug, must not lose the others.
+        """
+        closed = self._windows.pop_closed(now)
+        features = {row.ramp: row.feature for row in self._epochs.values()}
+        for ramp, window in closed:
+            with _logged(features[ramp]):
+                self._ramps[features[ramp]].close(window)
+        for ramp in self._windows.ramps():
+            with _logged(features[ramp]):
+                self._ramps[features[ramp]].judge(self._windows.open_windows(ramp), now)
+        for feature in self._holm()[0]:
+            self._ramps[feature].fail()
+        return len(closed)
+
+    def _holm(self) -> tuple[frozenset[str], int]:
+        names = set(self._settings.canary_features)
+        largest = {
+            name: self._ramps[name].largest if name in self._ramps else 0.0 for name in names
+        }
+        return holm(largest, self._settings.canary_alpha)
+
+    def _start_rounds(self, unix: float) -> None:
+        """Let all keys of a ramp count anew each day."""
+        features = {row.feature: row.ramp for row in self._epochs.values()}
+        for feature, evidence in self._ramps.items():
+            ramp = features.get(feature, 0)
+            number = 1 + int((unix - self._began.setdefault(feature, unix)) / ROUND_SECONDS)
+            if number > self._windows.round_of(ramp) and self._windows.has_keys(ramp):
+                self._windows.start_round(ramp, number)
+                evidence.start_round(number)
 
     # Results.
 
     def conclusion(self, feature: str) -> Conclusion | None:
         """Return the verdict that a feature's ramp has reached, if any."""
-        return self._ramps[feature].conclusion()
+        return self._ramps[feature].conclusion(self._holm()[1])
 
     def decision(self, feature: str) -> Decision:
         """Return the verdict on a feature's ramp with its numbers."""
-        return self._ramps[feature].decision()
+        return self._ramps[feature].decision(self._holm()[1], self.keys(feature))
+
+    def keys(self, feature: str) -> Keys:
+        """Return how the keys of a feature's ramp count at present."""
+        ramp = max((row.ramp for row in self._epochs.values() if row.feature == feature), default=0)
+        if not self._windows.has_keys(ramp):
+            return Keys()
+        if self._windows.repeats(ramp) < _REPEATS:
+            return Keys(used=True)
+        age = self._unix - self._began.get(feature, self._unix)
+        return Keys(used=True, anew_seconds=ROUND_SECONDS - age % ROUND_SECONDS)
 
     def ratios(self, feature: str) -> SampleRatios:
         """Return the sample ratio checks of a feature's ramp."""
         return self._ramps[feature].ratios()
 
     def step_calls(self, epoch: int) -> int:
-        """Return how many canary calls of an epoch are evidence."""
+        """Return how many canary calls of an epoch have an outcome."""
         return self._step_calls.get(epoch, 0)
 
     def pending_calls(self, ramp: int) -> int:
-        """Return how many calls of a ramp are not yet evidence."""
+        """Return how many calls of a ramp have no outcome that counts yet."""
         return self._windows.pending_calls(ramp)
 
     @property
@@ -221,8 +302,8 @@ class Evidence:
 
     # Saved state.
 
-    def pop_new_keys(self) -> list[tuple[int, int]]:
-        """Return the new keys since the last call, each as (ramp, key)."""
+    def pop_new_keys(self) -> list[KeyRow]:
+        """Return the intervals of keys that have changed since the last call."""
         return self._windows.pop_new_keys()
 
     def progress(self) -> dict[str, str]:
@@ -232,37 +313,69 @@ class Evidence:
             "calls": self._calls.to_list(),
             "windows": self._windows.to_dict(),
             "judges": {name: ramp.to_dict() for name, ramp in self._ramps.items()},
-            "stable": {name: list(latency) for name, latency in self._stable.items()},
+            "began": self._began,
             "step_calls": list(self._step_calls.items()),
         }
         return {name: json.dumps(value) for name, value in progress.items()}
 
     def _restore(self, saved: SavedState) -> None:
-        ramp_of = {row.epoch: row.ramp for row in self._epochs.values()}
+        epochs = {row.epoch: DrawnEpoch(row.ramp, row.share) for row in self._epochs.values()}
         if "boot" in saved.progress:
-            self._restore_progress(saved.progress, ramp_of)
-        self._windows.set_ramps(ramp_of)
-        for ramp in set(ramp_of.values()):
-            self._windows.restore_keys(ramp, (key for of, key in saved.keys if of == ramp))
+            self._restore_progress(saved.progress, epochs)
+        self._windows.set_epochs(epochs)
+        # Earlier versions saved 63 bits of the hash.
+        self._windows.restore_keys(row._replace(key=row.key & HASH_MASK) for row in saved.keys)
         missing = set(self._settings.canary_features) - set(self._ramps)
         for name in missing & {row.feature for row in self._epochs.values()}:
             self._ramps[name] = self._new_ramp(name)
 
-    def _restore_progress(self, progress: Mapping[str, str], ramp_of: Mapping[int, int]) -> None:
+    def _restore_progress(
+        self, progress: Mapping[str, str], epochs: Mapping[int, DrawnEpoch]
+    ) -> None:
         found = {name: json.loads(text) for name, text in progress.items()}
+        current = "began" in found  # else it was saved before there were rounds (schema 6)
         if found["boot"] == procfs.boot_id():  # after a reboot slices start at 0 again
-            self._windows = Windows.from_dict(found["windows"], ramp_of)
+            if current:
+                self._windows = Windows.from_dict(found["windows"], epochs)
             self._calls = CallTracker.from_list(self._windows, found["calls"])
-        self._ramps = {name: RampEvidence.from_dict(each) for name, each in found["judges"].items()}
-        self._stable = {name: Histogram(each) for name, each in found["stable"].items()}
+        elif current:
+            self._windows.restore_rounds(found["windows"], epochs)
+        for name, each in found["judges"].items():
+            self._ramps[name] = RampEvidence.from_dict(each) if current else self._carried(each)
+        self._began = dict(found.get("began", {}))
         self._step_calls = dict(found["step_calls"])
 
+    def _carried(self, saved: dict[str, Any]) -> RampEvidence:
+        """Return the evidence that a version before rounds has saved; it goes on."""
+        evidence = self._new_ramp(saved["feature"])
+        evidence.carry_over(saved)
+        return evidence
+
     def _new_ramp(self, feature: str) -> RampEvidence:
-        settings = self._settings
+        """Return evidence that starts from stable's last hour."""
+        settings, least = self._settings, Prior()
+        stable = self.last_hour(self._unix).get(feature, ArmTallies.empty()).stable
+        errors = least.mean * least.weight + stable.errors
+        prior = Prior(
+            min(max(errors / (least.weight + stable.calls), 1e-9), 0.999),
+            min(max(stable.calls, _PRIOR_CALLS[0]), _PRIOR_CALLS[1]),
+        )
         return RampEvidence(
             feature,
             alpha=settings.canary_alpha,
             promote_alpha=settings.canary_promote_alpha,
             margin=settings.canary_margin,
-            features=len(settings.canary_features),
+            latency_margin=settings.canary_latency_margin,
+            prior=prior,
+            past=stable.latency,
+            least_calls=min(settings.canary_min_calls, _LEAST_CALLS),
         )
+
+
+@contextmanager
+def _logged(feature: str) -> Iterator[None]:
+    """Log an error in one window, so that the others are judged."""
+    try:
+        yield
+    except (ArithmeticError, ValueError, LookupError):
+        log.exception("canary_window_failed", feature=feature)

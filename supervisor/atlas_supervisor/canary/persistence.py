@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -21,7 +22,7 @@ from atlas_supervisor.canary.stats.ramp import Feature, resumed
 from atlas_supervisor.canary.stats.rollups import HOUR, MINUTE
 from atlas_supervisor.config import Settings
 from atlas_supervisor.model.actor import SUPERVISOR, Actor
-from atlas_supervisor.model.canary import CanaryPolicy, CountsRow, EpochRow, FallbackView
+from atlas_supervisor.model.canary import CanaryPolicy, CountsRow, EpochRow, FallbackView, KeyRow
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.store.canary import CanaryCommit
@@ -38,6 +39,17 @@ _TRIM_SECONDS = 3600.0
 _FALLBACK_ACTION = "canary_fallback"
 
 
+_Audit = tuple[Actor, str, str, str | None, dict[str, Any]]
+
+
+class QueuedChanges(NamedTuple):
+    """Queued epochs, audit entries, and the ramps whose keys are kept."""
+
+    epochs: list[EpochRow]
+    audits: list[_Audit]
+    ramps: list[int] | None
+
+
 class CanaryPersistence:
     """The changes that are not in the database yet, and the number of the newest epoch."""
 
@@ -48,14 +60,16 @@ class CanaryPersistence:
         self._pending = False
         self._urgent = False
         self._epochs: list[EpochRow] = []
-        self._keys: list[tuple[int, int]] = []
+        self._keys: list[KeyRow] = []
         self._ramps: list[int] | None = None
         self._state: Callable[[], DeployState] | None = None
-        self._audits: list[tuple[Actor, str, str, str | None, dict[str, Any]]] = []
+        self._audits: list[_Audit] = []
         self._audited_fallback = ""
         """The `since_ts` of the last fallback in the audit trail."""
         self._since_write = Stopwatch()
         self._since_trim = Stopwatch()
+        self.failure: str | None = None
+        """Why the last write failed; None if it did not."""
 
     def new_epoch(self) -> int:
         """Return the next unused epoch number."""
@@ -131,9 +145,18 @@ class CanaryPersistence:
         now: Moment,
     ) -> None:
         """Write pending changes if it is time; a failure is logged and retried."""
-        due = self._urgent or (self._pending and self._since_write.seconds >= _COUNTS_SECONDS)
-        if not due:
-            return
+        if self._urgent or (self._pending and self._since_write.seconds >= _COUNTS_SECONDS):
+            with suppress(StoreError):
+                await self.commit(evidence, features, collector, now)
+
+    async def commit(
+        self,
+        evidence: Evidence,
+        features: Mapping[str, Feature],
+        collector: CallCollector,
+        now: Moment,
+    ) -> None:
+        """Write pending changes. Raises StoreError, and they stay pending."""
         self._since_write = Stopwatch()
         self._keys += evidence.pop_new_keys()
         commit = CanaryCommit(
@@ -148,6 +171,7 @@ class CanaryPersistence:
                 **evidence.progress(),
                 **self._fallback_progress(),
                 "features": _features_text(features),
+                "dropped": collector.saved(),
                 "saved_at": json.dumps(now.unix),
             },
         )
@@ -155,10 +179,20 @@ class CanaryPersistence:
             await self._database.canary.commit(commit)
         except StoreError as error:
             log.error("canary_write_failed", why=str(error))
-            return
+            self.failure = str(error)
+            raise
+        self.failure = None
         self._committed(commit, evidence, collector, now)
         await self._enqueue_audits()
         await self._trim(now)
+
+    def queued(self) -> QueuedChanges:
+        """Return a copy of the queue, for `restore_queue`."""
+        return QueuedChanges(list(self._epochs), list(self._audits), self._ramps)
+
+    def restore_queue(self, queued: QueuedChanges) -> None:
+        """Drop the epochs and audit entries that were queued since; their numbers stay used."""
+        self._epochs, self._audits, self._ramps = queued
 
     def _fallback_progress(self) -> dict[str, str]:
         return {"fallback_told": json.dumps(self._audited_fallback)}
@@ -239,6 +273,7 @@ async def read_saved(database: Database, now: float) -> tuple[SavedState, dict[s
         epochs=await database.canary.epochs(int(now) - 2 * HOUR),
         keys=await database.canary.keys(),
         progress=progress,
+        unix=now,
     )
     features = [Feature.model_validate(each) for each in json.loads(progress.get("features", "[]"))]
     saved_at = json.loads(progress.get("saved_at", "null"))

@@ -2,21 +2,27 @@
 
 All decisions under one epoch have one share; a changed share starts a new epoch. Changes are
 applied in one order: state file (workers read it), memory, database. So after a crash the state
-file is right and the database may be behind.
+file is right and the database may be behind. A change that was requested is answered once it is in
+both, or it is taken back and refused.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
-from atlas_supervisor.canary.evidence import Evidence
-from atlas_supervisor.canary.persistence import CanaryPersistence
+import structlog
+
+from atlas_supervisor.canary.evidence import Checkpoint, Evidence
+from atlas_supervisor.canary.persistence import CanaryPersistence, QueuedChanges
 from atlas_supervisor.canary.stats.ramp import Change, Feature, Rules, Stage
 from atlas_supervisor.config import Settings
 from atlas_supervisor.model.canary import CanaryPolicy, EpochRow, FallbackView, FeaturePolicy
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.system.clock import now
+from atlas_worker.contract.ring import LAYOUT_VERSION
+
+log = structlog.get_logger(__name__)
 
 
 def rules_of(settings: Settings) -> Rules:
@@ -80,6 +86,7 @@ def policy_of(
         },
         fallback=fallback,
         counted_from=counted_from,
+        ring_layout=LAYOUT_VERSION,
     )
 
 
@@ -157,6 +164,11 @@ class PolicyStore:
         """Return the effective share of a feature's canary."""
         return self.policy.features[feature].share
 
+    @property
+    def is_published(self) -> bool:
+        """Whether the state file has the policy; not if a refused change could not be undone."""
+        return self._state.state.canary == self._policy
+
     async def apply(
         self,
         changes: Mapping[str, Change],
@@ -164,11 +176,13 @@ class PolicyStore:
         fallback: FallbackView | None,
         cause: str = "the settings",
         forget: bool = False,
+        make_durable: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Apply changes: state file, memory, database. Raises OSError, and nothing has changed.
 
         `cause` is recorded for epochs of features without a change of their own. With `forget`,
-        the fallback no longer counts earlier calls.
+        the fallback no longer counts earlier calls. `make_durable` writes the database at once;
+        what it raises is raised, and the change is taken back.
         """
         before, newest = self._policy, self._persistence.newest_epoch
         fresh = frozenset(name for name, each in changes.items() if each.fresh)
@@ -189,21 +203,49 @@ class PolicyStore:
             fallback=fallback,
             counted_from=counted_from,
         )
-        if policy != before or (fallback is None) == self.is_latched:
-            try:
-                await self._state.change(
-                    canary=policy, canary_disabled_fallback=fallback is not None
-                )
-            except OSError:
-                self._persistence.release_epochs(newest)
-                raise
-            self._persistence.queue_state(lambda: self._state.state)
+        try:
+            await self._publish(policy)
+        except OSError:
+            self._persistence.release_epochs(newest)
+            raise
+        undo = (before, self.features, self._evidence.checkpoint(), self._persistence.queued())
         self._policy, self.features = policy, features
         for name, feature in features.items():
             if self._evidence.epoch(feature.epoch) is None:
                 self._start_epoch(feature, changes[name].why if name in changes else cause)
-        self._evidence.set_ramps(current_ramps(policy))
         self._persistence.queue_features(current_ramps(policy).values())
+        if make_durable is not None:
+            try:
+                await make_durable()
+            except BaseException:
+                await self._take_back(*undo)
+                raise
+        self._evidence.set_ramps(current_ramps(policy))
+
+    async def _publish(self, policy: CanaryPolicy) -> None:
+        """Write the policy to the state file if it has another. Raises OSError."""
+        latched = policy.fallback is not None
+        state = self._state.state
+        if policy != state.canary or latched != state.canary_disabled_fallback:
+            await self._state.change(canary=policy, canary_disabled_fallback=latched)
+            self._persistence.queue_state(lambda: self._state.state)
+
+    async def _take_back(
+        self,
+        policy: CanaryPolicy | None,
+        features: dict[str, Feature],
+        checkpoint: Checkpoint,
+        queued: QueuedChanges,
+    ) -> None:
+        """Undo a change that was published and could not be written to the database."""
+        self._policy, self.features = policy, features
+        self._evidence.restore(checkpoint)
+        self._persistence.restore_queue(queued)
+        if policy is not None:
+            try:
+                await self._publish(policy)
+            except OSError as error:
+                log.critical("canary_policy_uncertain", why=str(error), instead="tried again")
 
     def _start_epoch(self, feature: Feature, why: str) -> None:
         row = EpochRow(

@@ -23,9 +23,21 @@ from atlas_supervisor.model.canary import (
     CanaryView,
     CountsRow,
     EpochRow,
+    FallbackView,
+    FeatureReport,
     FeatureView,
+    JudgementView,
 )
 from atlas_supervisor.model.status import Suggestion
+from atlas_supervisor.model.verdict import Verdict
+
+_RESET = "an operator's reset of the fallback"
+_REMEDIES = {
+    "canary_events_dropped": "See the daemon's log, and docs/canary-in-code.md for the bounds.",
+    "canary_ring_refused": "The file is in STATE_DIR/canary with the suffix .refused: its process "
+    "may be broken, or use a newer kit than this daemon. Restart it.",
+    "canary_rings_waiting": "Run fewer processes with canaries, or see which ones do not exit.",
+}
 
 
 class RecentStats(NamedTuple):
@@ -52,6 +64,7 @@ def feature_view(
     now: float,
     *,
     warnings: list[str],
+    fallback: FallbackView | None,
 ) -> FeatureView:
     """Return one feature's canary for the status."""
     decision = evidence.decision(feature.name)
@@ -69,11 +82,29 @@ def feature_view(
         epoch=feature.epoch,
         ramp=feature.ramp,
         reason=feature.reason or (epoch.cause if epoch else ""),
-        waits_for=waits_for(feature, decision, calls, rules, now),
-        judgement=decision_view(decision),
+        waits_for=(
+            _RESET
+            if fallback and feature.stage is not Stage.ROLLED_BACK
+            else waits_for(feature, decision, calls, rules, now)
+        ),
+        judgement=_judgement(feature.name, decision, fallback),
         pending_calls=evidence.pending_calls(feature.ramp),
         warnings=warnings,
     )
+
+
+def _judgement(name: str, decision: Decision, fallback: FallbackView | None) -> JudgementView:
+    """Return the verdict, or after a fallback that no verdict is reached any more.
+
+    A fallback counts all calls that have ended, and comes before the evidence has them.
+    """
+    view = decision_view(decision)
+    if fallback is None:
+        return view
+    reason = f"{name}: all canaries are off until the fallback is reset: {fallback.reason}"
+    verdict = Verdict.INCONCLUSIVE.value
+    changes = {"verdict": verdict, "kind": "fallback", "reason": reason, "needs": None}
+    return view.model_copy(update=changes)
 
 
 def build_report(
@@ -82,6 +113,8 @@ def build_report(
     epochs: list[EpochRow],
     counts: Iterable[CountsRow],
     decisions: Mapping[str, tuple[Decision, SampleRatios]],
+    *,
+    fallback: FallbackView | None,
 ) -> CanaryReport:
     """Return every feature over the last hours. Takes long enough to need a thread."""
     tallies = by_epoch(counts)
@@ -90,10 +123,18 @@ def build_report(
         since_ts=until - timedelta(hours=hours),
         until_ts=until,
         features=[
-            feature_report(name, epochs, tallies, decision, ratios)
+            _report(
+                feature_report(name, epochs, tallies, decision, ratios),
+                _judgement(name, decision, fallback),
+            )
             for name, (decision, ratios) in decisions.items()
         ],
     )
+
+
+def _report(found: FeatureReport, judgement: JudgementView) -> FeatureReport:
+    changes = {"verdict": judgement.verdict, "reason": judgement.reason, "judgement": judgement}
+    return found.model_copy(update=changes)
 
 
 def suggestions(view: CanaryView) -> Iterator[Suggestion]:
@@ -119,10 +160,5 @@ def suggestions(view: CanaryView) -> Iterator[Suggestion]:
                 message=f"{feature.feature}: {warning}.",
                 action="See docs/canary.md for what is compared and what invalidates it.",
             )
-    if view.dropped_events:
-        yield Suggestion(
-            code="canary_events_dropped",
-            message=f"Worker processes had no room for {view.dropped_events} events of canary "
-            "calls, which are missing from all numbers.",
-            action="The daemon was away for long, or its disk refuses writes: see its log.",
-        )
+    for code, message in view.problems.items():
+        yield Suggestion(code=code, message=f"{message}.", action=_REMEDIES[code])

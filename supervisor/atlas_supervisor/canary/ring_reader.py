@@ -5,19 +5,21 @@ The layout and its protocol are in `atlas_worker.contract.ring`. The reader's si
 - A ring is read with `pread`, never mapped: a mapped file that its owner truncates kills its
   readers by SIGBUS.
 - The file belongs to another program, which may be broken. Only checked values are used: type,
-  owner and size of the file, magic, layout version, kind and lap bit of each word. A ring that
-  fails a check is refused with one log line.
+  owner and size of the file, magic, layout version, every cell, and kind, outcome and lap bit of
+  each word. A ring that fails a check is refused with the reason.
 - A unit at index i is written if its kind is not 0 and its lap bit is that of the lap
   i // capacity. The reader stops at the first unwritten unit of a living process: it will be
   written. Of a dead process it reads everything and skips the gaps.
 - Whether the process lives is asked *before* reading. If it was dead, all it ever wrote is there,
   and the batch is its last.
-- The index never passes tail + capacity: the process can't have written more, as it stops when
-  the ring is full. The tail moves only in `advance`, after the events are in the database.
+- The index never passes what the process has reserved, nor tail + capacity, where it stops. So a
+  short ring costs little, alive or dead. The tail moves only in `advance`, after the events are in
+  the database.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
@@ -25,12 +27,17 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.system import procfs
+from atlas_worker.contract import SLOWEST_BUCKET
 from atlas_worker.contract import ring as layout
 
-_CHUNK = 4096  # units in one read
+_NO_FAULT_OF_THE_FILE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+_FIRST_CHUNK, _CHUNK = 64, 4096  # units in the first read of a poll, and in the largest
+_MOST = 2**62
+"""Above any index and count: a cell with more is not a count."""
 
 
 class RingRefusedError(AtlasError):
@@ -45,19 +52,32 @@ class Positions:
     keyed: int = 0
 
 
+class Cells(NamedTuple):
+    """The header's counts, in the order of their places."""
+
+    tail: int
+    keyed_tail: int
+    dropped: int
+    keyed_dropped: int
+    reserved: int
+    keyed_reserved: int
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """New events. `events` counts equal words (see `ring.decode`), without their lap bit.
 
-    `keyed` has each event with a key, in order, with the key's hash. `skipped` counts the indices
-    that a dead process has reserved and not written. `alive` is the state before reading: with
-    False the batch is the ring's last.
+    `keyed` has each event with a key, in order: its word, the key's hash (`HASH_MASK`) and the
+    call's serial, which is 0 in the first layout alone: there an outcome does not name its call.
+    `skipped` counts the indices that a dead process has reserved and not written. `alive` is the
+    state before reading: with False the batch is the ring's last.
     """
 
     events: Counter[int]
-    keyed: list[tuple[int, int]]
+    keyed: list[tuple[int, int, int]]
     next: Positions
     skipped: int
+    dropped: int
     alive: bool
 
 
@@ -75,25 +95,32 @@ class RingReader:
     Every read raises RingRefusedError if the file can't be read or is too short.
     """
 
-    def __init__(self, path: Path, descriptor: int, owner: layout.Owner) -> None:
+    def __init__(self, path: Path, descriptor: int, owner: layout.Owner, version: int) -> None:
         self.path = path
         self.owner = owner
+        self._version = version
         self._descriptor = descriptor
         self._same_boot = owner.boot_id == procfs.boot_id()
 
     @classmethod
     def open(cls, path: Path) -> RingReader:
-        """Open a ring. Raises RingRefusedError unless it is a complete ring of this uid."""
+        """Open a ring. Raises RingRefusedError unless it is a complete ring of a trusted uid.
+
+        That is ours, and the folder's: with WORKER_USER the folder is the workers' own.
+        Raises OSError where that is no fault of the file: too few descriptors, too little memory.
+        """
         # A FIFO must not block the daemon, and a link must not be followed.
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         try:
             descriptor = os.open(path, flags)
         except OSError as error:
+            if error.errno in _NO_FAULT_OF_THE_FILE:
+                raise
             raise RingRefusedError(f"{path.name} can't be opened: {error.strerror}") from error
         try:
-            _check(os.fstat(descriptor))
-            owner = layout.unpack_header(os.pread(descriptor, layout.HEADER_BYTES, 0))
-            return cls(path, descriptor, owner)
+            _check(os.fstat(descriptor), {os.getuid(), path.parent.stat().st_uid})
+            owner, version = layout.unpack_header(os.pread(descriptor, layout.HEADER_BYTES, 0))
+            return cls(path, descriptor, owner, version)
         except (OSError, ValueError) as error:
             os.close(descriptor)
             raise RingRefusedError(f"{path.name} is refused: {error}") from error
@@ -108,20 +135,33 @@ class RingReader:
         """Return whether the process that writes this ring still runs."""
         return self._same_boot and procfs.is_alive(self.owner.pid, self.owner.start_ticks)
 
-    @property
-    def dropped(self) -> int:
-        """How many calls found no room since the process started."""
-        return self._cell(layout.DROPPED_OFFSET)
+    def refuse_forged(self) -> None:
+        """Raise RingRefusedError if a living process is named that does not write this ring.
+
+        A process has its own ring mapped, and no other process can do that for it. One that can't
+        be looked at (PR_SET_DUMPABLE) must be of a worker.
+        """
+        pid, state_dir = self.owner.pid, str(self.path.parent.parent)
+        if not self.alive() or pid == os.getpid():
+            return
+        mapped = procfs.has_mapped(pid, self.path.name)
+        if mapped is None:
+            of_daemon = procfs.tag_for(state_dir, "") ^ procfs.tag_of(pid)
+            mapped = not of_daemon & procfs.TAG_OF_DAEMON
+        if not mapped:
+            raise RingRefusedError(f"{self.path.name} is refused: pid {pid} does not write it")
 
     @property
-    def keyed_dropped(self) -> int:
-        """The same, for calls with a key."""
-        return self._cell(layout.KEYED_DROPPED_OFFSET)
+    def dropped(self) -> int:
+        """How many calls found no room since the process started, with and without a key."""
+        cells = self._cells()
+        return cells.dropped + cells.keyed_dropped
 
     @property
     def tail(self) -> Positions:
         """The position up to which space is released to the process."""
-        return Positions(self._cell(layout.TAIL_OFFSET), self._cell(layout.KEYED_TAIL_OFFSET))
+        cells = self._cells()
+        return Positions(cells.tail, cells.keyed_tail)
 
     def advance(self, positions: Positions) -> None:
         """Release the space before the positions; their events must be in the database.
@@ -138,37 +178,97 @@ class RingReader:
             raise RingRefusedError(f"{self.path.name}: {error.strerror}") from error
 
     def read(self, positions: Positions) -> Batch:
-        """Return the events from the positions on, or from the tail if that is later."""
+        """Return the events from the positions on, which are not before the tail."""
         alive = self.alive()  # first: if it is dead, everything it wrote is there
-        tail = self.tail
-        main = self._follow(_MAIN, positions.main, tail.main, over_gaps=not alive)
-        keyed = self._follow(_KEYED, positions.keyed, tail.keyed, over_gaps=not alive)
+        cells = self._cells()
+        if positions.main < cells.tail or positions.keyed < cells.keyed_tail:
+            raise RingRefusedError(f"{self.path.name}: its tail was changed to {self.tail}")
+        if alive and (positions.main > cells.reserved or positions.keyed > cells.keyed_reserved):
+            raise RingRefusedError(f"{self.path.name}: less is reserved than was read")
+        main = self._follow(_MAIN, positions.main, cells.tail, cells.reserved, alive=alive)
+        keyed = self._follow(
+            _KEYED, positions.keyed, cells.keyed_tail, cells.keyed_reserved, alive=alive
+        )
         return Batch(
-            events=_counted(main.columns[0]),
-            keyed=_pairs(*keyed.columns),
+            events=self._counted(main.columns[0]),
+            keyed=self._keyed(*keyed.columns),
             next=Positions(main.end, keyed.end),
             skipped=main.skipped + keyed.skipped,
+            dropped=cells.dropped + cells.keyed_dropped,
             alive=alive,
         )
 
-    def _follow(self, shape: _Shape, position: int, tail: int, *, over_gaps: bool) -> _Found:
+    def _follow(
+        self, shape: _Shape, position: int, tail: int, reserved: int, *, alive: bool
+    ) -> _Found:
         columns: list[list[int]] = [[] for _ in range(shape.width)]
-        index = end = start = max(position, tail)
-        limit = tail + shape.capacity
+        index = end = start = position
+        limit = min(tail + shape.capacity, reserved)
+        size = _FIRST_CHUNK
         while index < limit:
             place = index % shape.capacity
-            count = min(_CHUNK, shape.capacity - place, limit - index)
+            count = min(size, shape.capacity - place, limit - index)
             chunk = self._words(shape.offset + place * shape.width * 8, count * shape.width)
             parts = [chunk[column :: shape.width] for column in range(shape.width)]
-            written = _written(parts, lap=index // shape.capacity & 1, over_gaps=over_gaps)
+            written = _written(parts, lap=index // shape.capacity & 1, over_gaps=not alive)
             for column, part in zip(columns, parts, strict=True):
                 column.extend(_picked(part, written))
             if written:
                 end = index + written[-1] + 1
-            if len(written) < count and not over_gaps:
+            if len(written) < count and alive:
                 break
             index += count
+            size = min(size * 8, _CHUNK)
         return _Found(columns, end, end - start - len(columns[0]))
+
+    def _counted(self, words: list[int]) -> Counter[int]:
+        """Return the count of each event; equal words are counted before they are examined."""
+        events: Counter[int] = Counter()
+        for word, count in Counter(words).items():
+            if checked := self._checked(word):
+                events[checked] += count
+        return events
+
+    def _keyed(self, words: list[int], keys: list[int]) -> list[tuple[int, int, int]]:
+        checked = {word: self._checked(word) for word in set(words)}
+        has_serials = self._version > layout.FIRST_LAYOUT
+        mask, named = (layout.SERIAL_MASK, layout.SERIAL_MASK + 1) if has_serials else (0, 0)
+        return [
+            (event, key & layout.HASH_MASK, key & mask | named)
+            for word, key in zip(words, keys, strict=True)
+            if (event := checked[word])
+        ]
+
+    def _checked(self, word: int) -> int:
+        """Return an event without its lap bit, its latency bounded; 0 for a VOID."""
+        validity = _VALIDITY[word >> layout.OUTCOME_SHIFT & 63]
+        if validity == 1:
+            over = (word & layout.BUCKET_MASK) - SLOWEST_BUCKET
+            return (word & ~layout.LAP) - max(over, 0)
+        if validity == 0:
+            return 0
+        raise RingRefusedError(f"{self.path.name} has an invalid event {word:#x}")
+
+    def _cells(self) -> Cells:
+        """Return the checked cells."""
+        found = self._words(layout.TAIL_OFFSET, _CELL_WORDS)
+        cells = Cells._make(found[::_CELL_STEP])
+        if self._version == layout.FIRST_LAYOUT:  # which has no such cell
+            tail, keyed_tail = cells.tail, cells.keyed_tail
+            cells = cells._replace(
+                reserved=tail + _MAIN.capacity, keyed_reserved=keyed_tail + _KEYED.capacity
+            )
+        for name, value in zip(Cells._fields, cells, strict=True):
+            if value > _MOST:
+                raise RingRefusedError(f"{self.path.name}: {name} is {value}")
+        for tail, reserved, shape in (
+            (cells.tail, cells.reserved, _MAIN),
+            (cells.keyed_tail, cells.keyed_reserved, _KEYED),
+        ):
+            if not tail <= reserved <= tail + shape.capacity:
+                reason = f"reserved up to {reserved} with a tail of {tail}"
+                raise RingRefusedError(f"{self.path.name}: {reason}")
+        return cells
 
     def _words(self, offset: int, count: int) -> tuple[int, ...]:
         try:
@@ -176,9 +276,6 @@ class RingReader:
             return struct.unpack(f"<{count}Q", data)
         except (OSError, struct.error) as error:
             raise RingRefusedError(f"{self.path.name} can't be read: {error}") from error
-
-    def _cell(self, offset: int) -> int:
-        return self._words(offset, 1)[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +289,19 @@ class _Shape:
 
 _MAIN = _Shape(layout.MAIN_WORDS, 1, layout.HEADER_BYTES)
 _KEYED = _Shape(layout.KEYED_ENTRIES, 2, layout.KEYED_OFFSET)
+_CELL_STEP = (layout.KEYED_TAIL_OFFSET - layout.TAIL_OFFSET) // layout.WORD_BYTES
+_CELL_WORDS = _CELL_STEP * len(Cells._fields)
+
+
+def _validity(kind: int, outcome: int) -> int:
+    if kind == layout.EventKind.VOID:
+        return 0
+    known = kind in set(layout.EventKind) and outcome in set(layout.Outcome)
+    return 1 if known and kind != layout.EventKind.UNWRITTEN else 2
+
+
+_VALIDITY = [_validity(bits >> 3, bits & 3) for bits in range(64)]
+"""By the six bits of kind, arm and outcome: 1 for an event, 0 for a VOID, 2 if it is invalid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,32 +344,11 @@ def _picked(part: tuple[int, ...], written: Sequence[int]) -> Iterable[int]:
     return part[: len(written)] if isinstance(written, range) else [part[one] for one in written]
 
 
-def _counted(words: list[int]) -> Counter[int]:
-    """Return the count of each event; equal words are counted before they are examined."""
-    events: Counter[int] = Counter()
-    for word, count in Counter(words).items():
-        if not _is_void(word):
-            events[word & ~layout.LAP] += count
-    return events
-
-
-def _pairs(words: list[int], hashes: list[int]) -> list[tuple[int, int]]:
-    return [
-        (word & ~layout.LAP, key & ~layout.LAP)
-        for word, key in zip(words, hashes, strict=True)
-        if not _is_void(word)
-    ]
-
-
-def _is_void(word: int) -> bool:
-    return word >> layout.KIND_SHIFT & 7 == layout.EventKind.VOID
-
-
-def _check(status: os.stat_result) -> None:
-    """Raise ValueError for a file that is not a ring of this uid."""
+def _check(status: os.stat_result, owners: set[int]) -> None:
+    """Raise ValueError for a file that is not a ring of one of these users."""
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("not a regular file")
-    if status.st_uid != os.getuid():
-        raise ValueError(f"owned by uid {status.st_uid}, not {os.getuid()}")
+    if status.st_uid not in owners:
+        raise ValueError(f"owned by uid {status.st_uid}, not {' or '.join(map(str, owners))}")
     if status.st_size != layout.RING_BYTES:
         raise ValueError(f"has {status.st_size} bytes instead of {layout.RING_BYTES}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 
 import anyio
 import structlog
@@ -27,6 +29,7 @@ from atlas_supervisor.canary.stats.ramp import (
     Change,
     Feature,
     RampError,
+    Stage,
     act,
     judge_ramp,
     reset,
@@ -43,10 +46,13 @@ from atlas_supervisor.model.canary import (
     FallbackView,
     FeatureView,
 )
+from atlas_supervisor.model.health import Check, CheckStatus
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.status import Suggestion
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.state_keeper import StateKeeper
+from atlas_supervisor.store.statements import StoreError
+from atlas_supervisor.system.account import make_folder
 from atlas_supervisor.system.clock import now
 from atlas_worker.contract import RINGS_DIRECTORY
 
@@ -57,7 +63,6 @@ POLL_SECONDS = 0.25
 
 _AFTER_BUG_SECONDS = 10.0
 _MAX_NAME = 100  # characters of an unknown feature's name that are quoted
-_RINGS_MODE = 0o700
 
 
 class FeatureCanaries:
@@ -115,11 +120,13 @@ class FeatureCanaries:
         """Read new events, decide, and write; `at_once` writes even if it is not time yet."""
         with anyio.CancelScope(shield=True):  # events that were read must be added
             async with self._lock:
-                moment = Moment.now()
-                for each in await anyio.to_thread.run_sync(self._collector.poll):
-                    self._evidence.add_events(each.ring, each.events, each.keyed, moment)
-                    if each.exited:
-                        self._evidence.process_exited(each.ring, moment)
+                moment, more = Moment.now(), True
+                while more:  # memory is bounded: a part of the events at a time
+                    collected, more = await anyio.to_thread.run_sync(self._collector.poll)
+                    for each in collected:
+                        self._evidence.add_events(each.ring, each.events, each.keyed, moment)
+                        if each.exited:
+                            self._evidence.process_exited(each.ring, moment)
                 changed = self._evidence.advance(moment)
                 if changed:
                     self._recent = None
@@ -131,6 +138,8 @@ class FeatureCanaries:
     async def _decide(self, moment: Moment) -> None:
         """Apply the fallback, or else each feature's verdict."""
         policy = self._policies.policy
+        if not self._policies.is_published:
+            await self._policies.apply({}, fallback=policy.fallback)
         if not policy.enabled or policy.fallback is not None:
             return
         canary, stable = self._evidence.rollups.arms(moment.unix, policy.counted_from)
@@ -152,19 +161,35 @@ class FeatureCanaries:
         await self._policies.apply({}, fallback=fallback, cause="the fallback")
         self._persistence.queue_fallback(fallback)
 
-    async def _change(self, change: Change, actor: Actor, outcome: str) -> None:
+    async def _change(
+        self,
+        change: Change,
+        actor: Actor,
+        outcome: str,
+        make_durable: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         feature = change.feature
         log.warning("canary_changed", feature=feature.name, stage=feature.stage, why=change.why)
+
+        async def audited() -> None:
+            share = self._policies.share(feature.name)
+            self._persistence.queue_audit(
+                actor, "canary", outcome, feature.name, reason=change.why, share=share
+            )
+            if make_durable is not None:
+                await make_durable()
+
         fallback = self._policies.policy.fallback
-        await self._policies.apply({feature.name: change}, fallback=fallback)
-        share = self._policies.share(feature.name)
-        self._persistence.queue_audit(
-            actor, "canary", outcome, feature.name, reason=change.why, share=share
-        )
+        await self._policies.apply({feature.name: change}, fallback=fallback, make_durable=audited)
 
     async def _write(self, moment: Moment) -> None:
         features = self._policies.features
         await self._persistence.write(self._evidence, features, self._collector, moment)
+
+    async def _commit(self) -> None:
+        """Write everything now. Raises StoreError."""
+        features = self._policies.features
+        await self._persistence.commit(self._evidence, features, self._collector, Moment.now())
 
     def close(self) -> None:
         """Close the rings; the next daemon reads the rest."""
@@ -200,11 +225,13 @@ class FeatureCanaries:
         self, feature: str, change: Change | None, actor: Actor, outcome: str
     ) -> FeatureView:
         if change is not None:
+            # A rollback is in the state file, which wins after a crash: it must not wait.
+            rolled_back = change.feature.stage is Stage.ROLLED_BACK
+            make_durable = partial(self._write, Moment.now()) if rolled_back else self._commit
             try:
-                await self._change(change, actor, outcome)
-            except OSError as error:
+                await self._change(change, actor, outcome, make_durable)
+            except (OSError, StoreError) as error:
                 raise _not_durable(error) from error
-            await self._write(Moment.now())
         return self._feature_view(self._known(feature))
 
     async def reset(
@@ -230,15 +257,20 @@ class FeatureCanaries:
                 name: Change(each.model_copy(update=since), why, fresh=True)
                 for name, each in self._policies.features.items()
             }
+        subject = feature or "fallback"
+
+        async def audited() -> None:
+            self._persistence.queue_audit(actor, "canary_reset", "done", subject)
+            await self._commit()
+
         fallback = self._policies.policy.fallback if feature else None
         try:
-            await self._policies.apply(changes, fallback=fallback, forget=feature is None)
-        except OSError as error:
+            await self._policies.apply(
+                changes, fallback=fallback, forget=feature is None, make_durable=audited
+            )
+        except (OSError, StoreError) as error:
             raise _not_durable(error) from error
-        subject = feature or "fallback"
         log.info("canary_reset", subject=subject, by=actor.name)
-        self._persistence.queue_audit(actor, "canary_reset", "done", subject)
-        await self._write(Moment.now())
 
     # Views.
 
@@ -258,6 +290,7 @@ class FeatureCanaries:
             canary_disabled_fallback=policy.fallback is not None,
             fallback=policy.fallback,
             dropped_events=self._collector.dropped,
+            problems=self._collector.problems(),
             late_calls=self._evidence.late,
             overflown_calls=self._evidence.overflown,
             features=[self._feature_view(feature) for feature in self._policies.features.values()],
@@ -280,7 +313,17 @@ class FeatureCanaries:
             name: (self._evidence.decision(name), self._evidence.ratios(name))
             for name in self._policies.features
         }
-        return await anyio.to_thread.run_sync(build_report, until, hours, epochs, counts, decisions)
+        build = partial(build_report, fallback=self._policies.policy.fallback)
+        return await anyio.to_thread.run_sync(build, until, hours, epochs, counts, decisions)
+
+    def check(self) -> Check:
+        """Return whether the calls of all processes are counted, from memory."""
+        problems = list(self._collector.problems().values())
+        if self._persistence.failure is not None:
+            problems.append(f"counts can't be written: {self._persistence.failure}")
+        if problems:
+            return Check(status=CheckStatus.WARN, message="; ".join(problems))
+        return Check(status=CheckStatus.PASS, message="all rings are read, and counts are written")
 
     def _known(self, name: str) -> Feature:
         if name not in self._policies.features:
@@ -296,6 +339,7 @@ class FeatureCanaries:
             self._evidence,
             Moment.now().unix,
             warnings=self._last_hour().warnings.get(feature.name, []),
+            fallback=self._policies.policy.fallback,
         )
 
 
@@ -330,9 +374,10 @@ async def open_canaries(
     features = initial_features(settings, features, policy)
     folder = settings.state_dir / RINGS_DIRECTORY
     try:
-        folder.mkdir(mode=_RINGS_MODE, exist_ok=True)
-        collector = CallCollector(folder, await database.canary.rings())
-        collector.remove_unfinished()
+        make_folder(folder, settings.worker_account)
+        counts = saved.progress.get("dropped", "[0, 0]")
+        collector = CallCollector(folder, await database.canary.rings(), counts)
+        collector.prepare()
         canaries = FeatureCanaries(
             settings=settings,
             policies=PolicyStore(settings, state, evidence, persistence, features),

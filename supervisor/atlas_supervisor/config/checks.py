@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Iterator
 from itertools import combinations
@@ -20,6 +21,7 @@ def check_together(settings: Settings) -> Iterator[Fault]:
     yield from _ports(settings)
     yield from _control(settings)
     yield from _worker_env(settings)
+    yield from _worker_user(settings)
 
 
 def _ports(settings: Settings) -> Iterator[Fault]:
@@ -74,3 +76,16 @@ def _worker_env(settings: Settings) -> Iterator[Fault]:
     except SettingsError as error:
         for fault in error.faults:
             yield {"WORKER_ENV_FILE"}, f"WORKER_ENV_FILE={fault}"
+
+
+def _worker_user(settings: Settings) -> Iterator[Fault]:
+    try:
+        account = settings.worker_account
+    except ValueError as error:
+        why = str(error)
+    else:
+        if account is None or os.geteuid() == 0:
+            return
+        why = f"the daemon is not root, but uid {os.geteuid()}, and can't start their processes"
+    accepted = "a user other than root, if root runs the daemon; or empty for the daemon's own"
+    yield {"WORKER_USER"}, f"WORKER_USER={settings.worker_user}: accepted: {accepted} ({why})"

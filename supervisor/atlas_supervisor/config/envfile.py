@@ -44,7 +44,7 @@ class EnvFile:
 def read_env_file(path: Path) -> EnvFile:
     """Read a file; raises SettingsError if it can't be read as text."""
     try:
-        text = read_regular(path).decode()
+        text = read_regular(path, follow=True).decode()
     except UnicodeDecodeError:
         raise SettingsError([f"{path}: not UTF-8 text; lines of KEY=value are accepted"]) from None
     except OSError as error:
@@ -94,7 +94,7 @@ def load_worker_env(path: Path) -> dict[str, str]:
 
 def _worker_fault(entry: Entry) -> str | None:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", entry.key):
-        return f"{entry.key!r} is not a variable name"
+        return "this is not a variable name"  # it may be a secret in the wrong place
     if _RESERVED.fullmatch(entry.key):
         return f"{entry.key} is reserved for the supervisor"
     if "\0" in entry.value:

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from atlas_supervisor.system.files import open_regular
+from atlas_worker.contract import FEATURE_NAME_LIMIT, FEATURES_LIMIT
 
 PLACEHOLDERS = ("fd", "port", "slot")
 """Placeholders in a worker's command, in braces."""
@@ -69,7 +70,7 @@ def _existing_file(path: Path | None) -> Path | None:
     if path is None:
         return None
     try:
-        os.close(open_regular(path, os.O_RDONLY))
+        os.close(open_regular(path, os.O_RDONLY, follow=True))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
     return path
@@ -132,7 +133,11 @@ def _ascending(shares: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _features(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(names) > FEATURES_LIMIT:
+        raise ValueError(f"{len(names)} names are more than {FEATURES_LIMIT}")
     for name in names:
+        if len(name) > FEATURE_NAME_LIMIT:
+            raise ValueError(f"{name!r} has more than {FEATURE_NAME_LIMIT} characters")
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise ValueError(f"{name!r} is not such a name")
         if name == "requests":
@@ -178,6 +183,10 @@ Probability = Annotated[
     float,
     Field(gt=0, lt=1, allow_inf_nan=False, description="a probability between 0 and 1"),
 ]
+LatencyMargin = Annotated[
+    float,
+    Field(ge=0, le=9, allow_inf_nan=False, description="a part from 0 to 9 (0.1 is 10 % slower)"),
+]
 _Step = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Ramp = Annotated[
     tuple[_Step, ...],
@@ -189,7 +198,7 @@ Features = Annotated[
     tuple[str, ...],
     BeforeValidator(_split),
     AfterValidator(_features),
-    Field(description="names like a_name1 with commas between, each once, none 'requests'"),
+    Field(description="up to 1000 names like a_name1 with commas between, each once"),
 ]
 Host = Annotated[
     IPv4Address | IPv6Address,

@@ -6,6 +6,7 @@ environment by itself, while here the caller passes both.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 
 from atlas_supervisor.config.checks import check_together
 from atlas_supervisor.config.describe import as_text, release_folders, shown
-from atlas_supervisor.config.envfile import EnvFile, read_env_file
+from atlas_supervisor.config.envfile import Entry, EnvFile, read_env_file
 from atlas_supervisor.config.fields import existing_folder
 from atlas_supervisor.config.settings import FIELD_OF_KEY, Settings
 from atlas_supervisor.config.smoke_file import load_smoke_file
@@ -29,6 +30,8 @@ NOT_BUILT_YET = frozenset(
     }
 )
 """Keys without an implementation yet: another value than the default is refused, not ignored."""
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,11 @@ def load_settings(
         if not bad.keys() & keys and given.keys() & keys:
             faults.append(fault)
     faults += _faults_of_unbuilt(settings, given, bad)
+    if not faults and (account := settings.worker_account) and account.may(2, env_file):
+        faults.append(
+            f"{env_file.name}: WORKER_USER={account.name} may write it, and so choose the user of "
+            "its processes; accepted: a file that only root writes"
+        )
     if "SMOKE_FILE" not in bad:
         settings, smoke_faults = _with_smoke_file(settings, given)
         faults += smoke_faults
@@ -104,25 +112,36 @@ def _given(found: EnvFile, environ: Mapping[str, str]) -> dict[str, _Given]:
 
 
 def _faults_of_file(found: EnvFile, path: Path) -> list[str]:
+    """Return the faults of its lines. What is no known key may be a secret: it is not shown."""
     faults = [
-        f"{path.name} line {entry.line}: {shown('', entry.value)}: KEY=value is accepted"
+        f"{path.name} line {entry.line}: not KEY=value, which is accepted"
         for entry in found.garbled
     ]
     for entry in found.repeated:
         first = found.entries[entry.key]
-        faults.append(
-            f"{entry.key}={shown(entry.key, entry.value)} (line {entry.line}): already given on "
-            f"line {first.line} as {shown(first.key, first.value) or 'empty'}; "
-            "a key is accepted once"
-        )
+        place = f"already given on line {first.line}"
+        if entry.key in FIELD_OF_KEY:
+            place += f" as {shown(first.key, first.value) or 'empty'}"
+        faults.append(f"{_given_as(entry)} (line {entry.line}): {place}; a key is accepted once")
     for entry in found.entries.values():
         if entry.key not in FIELD_OF_KEY:
             near = get_close_matches(entry.key.upper(), FIELD_OF_KEY, n=1, cutoff=0.0)
             faults.append(
-                f"{shown('', entry.key)}={shown(entry.key, entry.value)} (line {entry.line}): "
-                f"no such key; the nearest accepted: {near[0]}"
+                f"{_given_as(entry)} (line {entry.line}): no such key; the nearest accepted: "
+                f"{near[0]}"
             )
     return faults
+
+
+def _given_as(entry: Entry) -> str:
+    """Return a key and its value for a message; those of an unknown key as far as is safe.
+
+    A secret that ends with `=`, alone on a line, reads like an empty key.
+    """
+    if entry.key in FIELD_OF_KEY:
+        return f"{entry.key}={shown(entry.key, entry.value)}"
+    named = entry.value.strip("=") or get_close_matches(entry.key.upper(), FIELD_OF_KEY, n=1)
+    return f"{entry.key if named and _NAME.fullmatch(entry.key) else '***'}=***"
 
 
 def _validate(base_dir: Path, given: Mapping[str, _Given]) -> tuple[Settings, dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cached_property
 from ipaddress import IPv4Address
 from pathlib import Path
 from signal import Signals
@@ -20,6 +21,7 @@ from atlas_supervisor.config.fields import (
     FileToBe,
     FolderToBe,
     Host,
+    LatencyMargin,
     Lower,
     OptionalText,
     OptionalUrl,
@@ -41,6 +43,7 @@ from atlas_supervisor.config.http_fields import HttpHeaders, HttpHost, HttpPath,
 from atlas_supervisor.model.deploy import AfterFailure, Mode
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
+from atlas_supervisor.system.account import Account
 
 DEFAULT_TOKEN_FILE = "control.token"  # noqa: S105 - the name of a file
 DEFAULT_SMOKE_FILE = Path("smoke.toml")
@@ -81,6 +84,7 @@ class Settings(BaseModel):
     worker_command: Command = ("python", "-m", "atlas_worker")
     worker_directory: ReleaseFolder = Path()
     worker_env_file: FileOrNone = None
+    worker_user: OptionalText = ""
     releases_dir: ReleaseFolderOrNone = None
     channel: Text = "stable"
     ready_timeout_seconds: Seconds = 30
@@ -123,6 +127,7 @@ class Settings(BaseModel):
     canary_alpha: Probability = 0.01
     canary_promote_alpha: Probability = 0.05
     canary_margin: Probability = 0.02
+    canary_latency_margin: LatencyMargin = 0.1
     canary_retention_days: Days = 30
     # A URL may have a password: only `describe_settings` shows it, masked.
     llm_url: Annotated[OptionalUrl, Field(repr=False)] = ""
@@ -152,6 +157,11 @@ class Settings(BaseModel):
     def slot_of_port(self, port: int) -> SlotName:
         """Return the slot that owns the port; green for any port but blue's."""
         return SlotName.BLUE if port == self.active_port else SlotName.GREEN
+
+    @cached_property
+    def worker_account(self) -> Account | None:
+        """The user that workers run as; None: the daemon's. Raises ValueError if it can't be."""
+        return Account.named(self.worker_user) if self.worker_user else None
 
     @property
     def stop_signal_number(self) -> Signals:

@@ -100,7 +100,7 @@ def load_smoke_file(path: Path) -> SmokePlan:
     accepted.
     """
     try:
-        data = tomllib.loads(read_regular(path).decode())
+        data = tomllib.loads(read_regular(path, follow=True).decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError([f"{path}: {error}; a TOML file is accepted"]) from error
     except OSError as error:

@@ -57,12 +57,15 @@ class Executor:
         switch: Switch,
         plane: Plane,
         prober: HttpProber,
+        check_landing: Callable[[anyio.Event], None] | None = None,
     ) -> None:
         self._settings = settings
         self._slots = slots
         self._switch = switch
         self._plane = plane
         self._prober = prober
+        self._check_landing = check_landing
+        """Asks for a check of where connections arrive; the event is set once it is over."""
         self._warm_since = Stopwatch()
 
     def ports(self) -> tuple[int, int]:
@@ -100,6 +103,7 @@ class Executor:
     async def launch(self, deploy: ActiveDeploy) -> StepOutcome:
         """Start the release on staging; a failure carries the last lines that it printed."""
         await self._slots.free_staging()  # a deploy that is resumed had its preflight before
+        await self._landing_checked()  # what is found after the launch is the new worker's doing
         try:
             detail = LaunchDetail.model_validate(await self._slots.staging.start(deploy.release))
         except LaunchError as error:
@@ -128,6 +132,7 @@ class Executor:
             ),
             directory=instance.release.path,
             deploy_id=deploy.record.deploy_id,
+            account=self._settings.worker_account,
         )
         if failed := [check for check in checks if not check.ok]:
             names = ", ".join(f"{check.name!r}: {check.message}" for check in failed)
@@ -164,12 +169,23 @@ class Executor:
             expect_instance=instance.name if instance else None,
             still_starting=still_starting,
         )
+        message = gate.message
         if gate.verdict is Verdict.PASS:
-            if gone := await _gone(deploy.release):
-                return gone
-            return StepOutcome.passed(gate.message, HealthDetail(probes=gate.probes))
+            await self._landing_checked()
+            taken = instance.took_traffic if instance else None
+            if taken is None:
+                if gone := await _gone(deploy.release):
+                    return gone
+                return StepOutcome.passed(gate.message, HealthDetail(probes=gate.probes))
+            message = taken
         detail = HealthDetail(probes=gate.probes, output=slot.log.last_lines())
-        return StepOutcome.failed(gate.message, detail)
+        return StepOutcome.failed(message, detail)
+
+    async def _landing_checked(self) -> None:
+        if self._check_landing is not None:
+            over = anyio.Event()
+            self._check_landing(over)
+            await over.wait()
 
     async def switch(self, deploy: ActiveDeploy) -> StepOutcome:
         """Switch to staging; the deployed version has the traffic from now on."""

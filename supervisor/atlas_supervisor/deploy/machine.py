@@ -285,15 +285,20 @@ def possible(plan: Plan, phase: Phase, event: Event) -> bool:
     return any(row.phase is phase and row.event is event and plan.meets(row.when) for row in TABLE)
 
 
-def demands_of(row: Row, cause: Event | None) -> tuple[Consequence, ...]:
+def demands_of(plan: Plan, row: Row, cause: Event | None) -> tuple[Consequence, ...]:
     """Return the records that a transition demands; `cause` is the event that led to the revert.
 
-    A rollback that was requested is audited by its request, with its actor.
+    A rollback that was requested is audited by its request, with its actor. One that launched its
+    version again, and whose version did not pass, has failed.
     """
+    demands = row.demands
+    if plan.rollback:
+        failed = {Consequence.ROLLBACK_UNNEEDED_AUDITED: Consequence.ROLLBACK_FAILURE_AUDITED}
+        demands = tuple(failed.get(each, each) for each in demands)
     if cause is not Event.ROLLBACK_REQUESTED:
-        return row.demands
+        return demands
     by_request = {Consequence.ROLLBACK_AUDITED, Consequence.ROLLBACK_FAILURE_AUDITED}
-    return tuple(each for each in row.demands if each not in by_request)
+    return tuple(each for each in demands if each not in by_request)
 
 
 def diagram() -> str:

@@ -81,7 +81,7 @@ async def finish_interrupted(
         if record.phase == Phase.AWAITING_SWITCH and may_wait:
             waiting = unfinished
             continue
-        state = await _write_demands(database, record, state, settings)
+        state = await _write_demands(database, unfinished, state, settings)
         # Only the latest one's switch can be what the file tells of.
         await _end(database, unfinished, state if latest else None, settings)
     await database.keys.forget_undone()
@@ -89,10 +89,11 @@ async def finish_interrupted(
 
 
 async def _write_demands(
-    database: Database, record: DeployRecord, state: DeployState, settings: Settings
+    database: Database, unfinished: UnfinishedDeploy, state: DeployState, settings: Settings
 ) -> DeployState:
     """Write what the last transition demands, unless it is written; return the state then."""
-    for demand in demanded(await _last_demands(database, record), settings.after_failure):
+    record, demands = unfinished.record, await _last_demands(database, unfinished)
+    for demand in demanded(demands, settings.after_failure):
         if demand is not Consequence.SINGLE_MODE:
             await _audit_once(database, demand, record)
         elif state.mode is not Mode.SINGLE:
@@ -114,13 +115,17 @@ async def _audit_once(database: Database, demand: Consequence, record: DeployRec
         )
 
 
-async def _last_demands(database: Database, record: DeployRecord) -> tuple[Consequence, ...]:
+async def _last_demands(
+    database: Database, unfinished: UnfinishedDeploy
+) -> tuple[Consequence, ...]:
     """Return the demands of the last transition, in order."""
-    last, plan = await database.transitions.last(record.deploy_id), Plan(dry_run=record.dry_run)
+    record = unfinished.record
+    plan = Plan(dry_run=record.dry_run, rollback=unfinished.rollback)
+    last = await database.transitions.last(record.deploy_id)
     cause = await database.transitions.cause_of(record.deploy_id, Phase.REVERT)
     rows = (row for row in TABLE if (row.phase.value, row.event.value) == last)
     found = next((row for row in rows if plan.meets(row.when)), None)
-    return demands_of(found, Event(cause) if cause else None) if found else ()
+    return demands_of(plan, found, Event(cause) if cause else None) if found else ()
 
 
 def _outcome(

@@ -322,7 +322,7 @@ class DeployRun:
             Transition(
                 self.record,
                 event,
-                demands_of(row, self._reverts_because),
+                demands_of(self.plan, row, self._reverts_because),
                 outcome.versions,
                 has_new_result,
             )

@@ -176,6 +176,15 @@ class DeployQueries:
             deploy_in_progress=self._runs.current is not None,
         )
 
+    def summary(self) -> str:
+        """Return the state in one line that anyone may read."""
+        active, run = self._slots.active, self._runs.current
+        slot = active if active.can_serve else self._slots.staging  # an earlier daemon's
+        text = f"no worker serves: {active.name} is {active.state}"
+        if self.ready() and slot.instance is not None:
+            text = f"version {slot.instance.release.version} serves on port {slot.port}"
+        return f"{text}; deploy {run.record.deploy_id}: {run.record.phase}" if run else text
+
     def ready(self) -> bool:
         """Return whether a worker takes traffic: a ready one, or one of an earlier daemon."""
         return self._slots.serves

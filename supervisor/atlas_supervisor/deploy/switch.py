@@ -7,15 +7,18 @@ from then on the switch counts.
 
 The check (`landing`) connects to the public port and asks the kernel which process accepted. It
 finds what the kernel's return code can't show: a foreign listener on a more specific address, or
-a group out of order.
+a group out of order. `landing_watch` repeats it while the daemon runs.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from enum import StrEnum
+from typing import NamedTuple
 
 import anyio
 import structlog
@@ -48,37 +51,84 @@ class Landing(StrEnum):
     """Unknown: it was not accepted in time, or permissions hide the process that accepted."""
 
 
+class Arrival(NamedTuple):
+    """Where some connections arrived, in words, and the processes that should not have them."""
+
+    landing: Landing
+    text: str
+    pids: tuple[int, ...] = ()
+
+
 async def landing(host: str, port: int, instance: WorkerProcess) -> tuple[Landing, str]:
     """Connect to the public port, and find out whether `instance` got the connection."""
-    return await anyio.to_thread.run_sync(_connect_and_find, loopback_of(host), port, instance)
+    found = await arrival(host, port, instance)
+    return found.landing, found.text
 
 
-def _connect_and_find(host: str, port: int, instance: WorkerProcess) -> tuple[Landing, str]:
+async def arrival(
+    host: str,
+    port: int,
+    instance: WorkerProcess,
+    *,
+    count: int = 1,
+    elsewhere: Callable[[], int] = lambda: 0,
+) -> Arrival:
+    """Make `count` connections, and find out whether `instance` got all of them.
+
+    `elsewhere` returns how many connections wait where none should: what never accepts is found by
+    that. Without a program the kernel spreads connections by chance, so one of them shows little.
+    """
+    return await anyio.to_thread.run_sync(
+        _connect_and_find, (loopback_of(host), port), instance, count, elsewhere
+    )
+
+
+def _connect_and_find(
+    address: tuple[str, int], instance: WorkerProcess, count: int, elsewhere: Callable[[], int]
+) -> Arrival:
+    before = elsewhere()
     try:
-        with socket.create_connection((host, port), _ACCEPT_SECONDS) as client:
-            inode = _accepted(client)
-            if inode == 0:
-                return Landing.UNSEEN, f"not accepted within {_ACCEPT_SECONDS:g} s"
-            if inode in procfs.sockets_of(instance.pid):
-                return Landing.RIGHT, f"pid {instance.pid} accepted it"
-            if any(inode in procfs.sockets_of(pid) for pid in instance.family()):
-                return Landing.RIGHT, f"a process of pid {instance.pid} accepted it"
-            others = [procfs.describe(pid) for pid in procfs.holders(inode)]
+        with ExitStack() as stack:
+            clients = [
+                stack.enter_context(socket.create_connection(address, _ACCEPT_SECONDS))
+                for _ in range(count)
+            ]
+            inodes = _accepted(clients)
+            if len(inodes) < count and elsewhere() > before:
+                return Arrival(Landing.WRONG, "a connection waits in the other slot's queue")
+            if not inodes:
+                return Arrival(Landing.UNSEEN, f"not accepted within {_ACCEPT_SECONDS:g} s")
+            return _holder(inodes, instance)
     except OSError as error:
-        return Landing.UNSEEN, f"could not be checked: {error}"
-    if not others:  # accepted and closed again before the check
-        return Landing.UNSEEN, "accepted and closed at once"
-    return Landing.WRONG, f"{', '.join(others)} accepted it"
+        return Arrival(Landing.UNSEEN, f"could not be checked: {error}")
 
 
-def _accepted(client: socket.socket) -> int:
-    """Return the inode of the server's end; 0 if it was not accepted in time."""
-    deadline = time.monotonic() + _ACCEPT_SECONDS
+def _holder(inodes: set[int], instance: WorkerProcess) -> Arrival:
+    """Find the processes that have accepted the connections."""
+    if not (others := inodes - procfs.sockets_of(instance.pid)):
+        return Arrival(Landing.RIGHT, f"pid {instance.pid} accepted it")
+    for pid in instance.family():
+        others -= procfs.sockets_of(pid)
+    if not others:
+        return Arrival(Landing.RIGHT, f"a process of pid {instance.pid} accepted it")
+    if not (pids := tuple(pid for pid in procfs.pids() if others & procfs.sockets_of(pid))):
+        return Arrival(Landing.UNSEEN, "accepted and closed at once")  # before the check
+    names = ["the daemon" if pid == os.getpid() else procfs.describe(pid) for pid in pids]
+    return Arrival(Landing.WRONG, f"{', '.join(names)} accepted it", pids)
+
+
+def _accepted(clients: list[socket.socket]) -> set[int]:
+    """Return the inodes of the servers' ends that were accepted in time."""
+    deadline, pause = time.monotonic() + _ACCEPT_SECONDS, _POLL_SECONDS
+    found: dict[socket.socket, int] = {}
     while True:
-        inode = sockdiag.accepted_inode(client)
-        if inode or time.monotonic() > deadline:
-            return inode
-        time.sleep(_POLL_SECONDS)
+        for client in clients:
+            if client not in found and (inode := sockdiag.accepted_inode(client)):
+                found[client] = inode
+        if len(found) == len(clients) or time.monotonic() > deadline:
+            return set(found.values())
+        time.sleep(pause)
+        pause *= 1.5
 
 
 class Switch:

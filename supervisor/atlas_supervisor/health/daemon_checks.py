@@ -6,6 +6,7 @@ None of the checks raises for what it finds: an error is the result.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import anyio
@@ -68,8 +69,16 @@ async def disk_free(folder: Path) -> Check:
     return Check(status=status, value=float(free // MIB), unit="MiB", message=message)
 
 
-async def steering(plane: Plane, file: StateFile, ports: dict[SlotName, int]) -> Check:
-    """Compare the slot that gets new connections with the state file on the disk."""
+async def steering(
+    plane: Plane,
+    file: StateFile,
+    ports: dict[SlotName, int],
+    watched: Callable[[], Check | None] = lambda: None,
+) -> Check:
+    """Compare the slot that gets new connections with the state file on the disk.
+
+    `watched` returns what is wrong with where connections really arrive.
+    """
     watch = Stopwatch()
     while True:
         try:
@@ -77,6 +86,8 @@ async def steering(plane: Plane, file: StateFile, ports: dict[SlotName, int]) ->
         except UnreadableStateError as error:
             return _steering(CheckStatus.FAIL, f"the state file {error}")
         status, message = _compared(plane.active, state, ports)
+        if status is CheckStatus.PASS and (found := watched()) is not None:
+            return found
         if status is CheckStatus.PASS or watch.seconds > SWITCH_SECONDS:
             return _steering(status, message)
         await anyio.sleep(SWITCH_SECONDS / 10)

@@ -104,8 +104,11 @@ class HealthMonitor:
         database: Database,
         state: StateKeeper,
         subject: Callable[[], ActiveWorker],
+        canaries: Callable[[], Check],
+        watched: Callable[[], Check | None] = lambda: None,
     ) -> None:
         self._subject = subject
+        self._canaries = canaries
         self._uptime = Stopwatch()
         self._checks = WorkerChecks(settings, prober)
         self._checking: ActiveWorker | None = None
@@ -121,7 +124,7 @@ class HealthMonitor:
                 partial(daemon_checks.disk_free, folder), interval=INTERVAL_SECONDS
             ),
             "steering": Poller(
-                partial(daemon_checks.steering, plane, file, settings.slot_ports),
+                partial(daemon_checks.steering, plane, file, settings.slot_ports, watched),
                 interval=INTERVAL_SECONDS,
             ),
         }
@@ -198,6 +201,10 @@ class HealthMonitor:
         uptime = Check(status=CheckStatus.PASS, value=seconds, unit="s", message=_UPTIME)
         checks = {**reading.checks, "uptime": uptime}
         checks |= {name: _result(poller) for name, poller in self._daemon.items()}
+        checks["canaries"] = self._canaries()
+        if checks["database"].status is CheckStatus.FAIL:  # one fault counts once
+            message = "counts can't be written: see database"
+            checks["canaries"] = Check(status=CheckStatus.SKIPPED, message=message)
         points = score({name: check.status for name, check in checks.items()})
         return Health(
             score=points,

@@ -12,7 +12,7 @@ from typing import Any
 from atlas_supervisor.logs.lines import LineSplitter, RawLine, TruncatedError, read_backwards
 from atlas_supervisor.logs.rotation import Position, RotatingLog, Segment
 from atlas_supervisor.model.log import LogLevel, LogLine, WantedLines
-from atlas_supervisor.system.text import escaped
+from atlas_supervisor.system.text import escaped, without_known_secrets
 
 MAX_WORKER_LINE = 8 * 1024
 MAX_OWN_LINE = 256 * 1024
@@ -37,7 +37,7 @@ def show_worker_line(wanted: WantedLines) -> Show:
     def show(line: RawLine) -> str | None:
         cut = line.length > len(line.head)
         head = line.head if cut else line.head.removesuffix(b"\r")
-        text = "\t".join(map(escaped, head.decode(errors="replace").split("\t")))
+        text = escaped(without_known_secrets(head.decode(errors="replace")), keep="\t")
         if contains is not None and contains not in text:
             return None
         return f"{text} …[{line.length} bytes in all]" if cut else text

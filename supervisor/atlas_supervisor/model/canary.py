@@ -55,6 +55,8 @@ class CanaryPolicy(BaseModel):
     fallback: FallbackView | None = None
     counted_from: int = 0
     """The fallback counts calls from this epoch on; a reset moves it forward."""
+    ring_layout: int = 1
+    """The newest layout of rings that the daemon reads; an earlier daemon did not write it."""
 
 
 class CountsRow(NamedTuple):
@@ -85,6 +87,16 @@ class EpochRow(NamedTuple):
     share: float
     ts: str
     cause: str
+
+
+class KeyRow(NamedTuple):
+    """What is known of a key's hash in one round of a ramp: an interval that it is in."""
+
+    ramp: int
+    key: int
+    round: int
+    low: float
+    high: float
 
 
 class RingRow(NamedTuple):
@@ -143,7 +155,8 @@ class JudgementView(BaseModel):
 
     verdict: str = Field(description="`pass`: promote; `fail`: roll back; `inconclusive`: hold.")
     kind: str = Field(
-        description="What decided: `errors`, `latency`, `promotion`, `ratio` or `waiting`."
+        description="What decided: `errors`, `latency`, `promotion`, `ratio`, `fallback` or "
+        "`waiting`."
     )
     reason: str = Field(description="The verdict in words.")
     numbers: dict[str, Any] = Field(description="The numbers behind it, see docs/canary.md.")
@@ -183,7 +196,12 @@ class CanaryView(BaseModel):
     enabled: bool = Field(description="Whether canaries are on: CANARY_ENABLED, and no fallback.")
     canary_disabled_fallback: bool = Field(description="Whether the fallback turned canaries off.")
     fallback: FallbackView | None = Field(description="When and why it did; null if it did not.")
-    dropped_events: int = Field(description="Events lost because a process's buffer was full.")
+    dropped_events: int = Field(
+        description="Calls lost because a process's ring was full or could not be created."
+    )
+    problems: dict[str, str] = Field(
+        description="What was lost or refused within the last hour, by the code of its suggestion."
+    )
     late_calls: int = Field(description="Outcomes reported after 60 s or after their window.")
     overflown_calls: int = Field(
         description="Calls of keys beyond the 100,000 that a ramp remembers: counted, not evidence."

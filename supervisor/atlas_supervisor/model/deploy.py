@@ -14,6 +14,7 @@ from pydantic_core import CoreSchema
 
 from atlas_supervisor.model.drain import DrainCounts
 from atlas_supervisor.model.probe import CheckResult, ProbeResult
+from atlas_supervisor.model.worker_text import disclosed, withheld
 
 BEGUN = "begun"
 """The first event of every deploy; it has no source."""
@@ -289,6 +290,15 @@ class PublishedEvent:
     @cached_property
     def data(self) -> bytes:
         """The event as one line of JSON; made once, however many listen."""
+        return disclosed(self._marked)
+
+    @cached_property
+    def withheld_data(self) -> bytes:
+        """The same without a worker's words, for callers that may not read logs."""
+        return withheld(self._marked)
+
+    @cached_property
+    def _marked(self) -> bytes:
         return self.event.model_dump_json().encode()
 
 

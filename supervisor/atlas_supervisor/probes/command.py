@@ -14,6 +14,8 @@ from subprocess import DEVNULL, PIPE, STDOUT
 import anyio
 from anyio.abc import ByteReceiveStream, Process
 
+from atlas_supervisor.system.account import Account
+
 OUTPUT_LIMIT = 8 * 1024
 """Bytes of output that are kept: the last ones, where programs report errors."""
 
@@ -33,7 +35,12 @@ class Finished:
 
 
 async def run_command(
-    run: Sequence[str], *, env: Mapping[str, str], directory: Path, timeout_seconds: float
+    run: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    directory: Path,
+    timeout_seconds: float,
+    account: Account | None = None,
 ) -> Finished:
     """Run a program in a new session, and end its whole process group with it.
 
@@ -42,7 +49,10 @@ async def run_command(
     tail = bytearray()
     exit_code = None
     with anyio.move_on_after(timeout_seconds):
-        async with _session(run, env, directory) as process, anyio.create_task_group() as tasks:
+        async with (
+            _session(run, env, directory, account) as process,
+            anyio.create_task_group() as tasks,
+        ):
             assert process.stdout is not None  # noqa: S101 - for mypy: it was requested
             tasks.start_soon(_keep_tail, process.stdout, tail)
             exit_code = await process.wait()
@@ -53,7 +63,7 @@ async def run_command(
 
 @asynccontextmanager
 async def _session(
-    run: Sequence[str], env: Mapping[str, str], directory: Path
+    run: Sequence[str], env: Mapping[str, str], directory: Path, account: Account | None
 ) -> AsyncIterator[Process]:
     # Shielded: a cancellation during the start would lose the process, not prevent it.
     with anyio.CancelScope(shield=True):
@@ -65,6 +75,7 @@ async def _session(
             cwd=directory,
             env=env,
             start_new_session=True,
+            **(account.privileges if account else {}),
         )
     try:
         yield process

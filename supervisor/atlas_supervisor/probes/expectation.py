@@ -8,16 +8,17 @@ from collections.abc import Iterator
 from pydantic import JsonValue
 
 from atlas_supervisor.config.smoke_file import Expectation
-from atlas_supervisor.probes.http_client import HttpResponse
+from atlas_supervisor.model.worker_text import quoted
+from atlas_supervisor.probes.http_client import HttpResponse, printable
 
 
 def describe(expect: Expectation) -> str:
     """Return the expectation in one line."""
     parts = [f"status {expect.status}"]
     if expect.contains is not None:
-        parts.append(f"contains {_quoted(expect.contains)}")
+        parts.append(f"contains {_as_json(expect.contains)}")
     if expect.json_ is not None:
-        parts.append(f"json {_quoted(expect.json_)}")
+        parts.append(f"json {_as_json(expect.json_)}")
     if expect.max_ms is not None:
         parts.append(f"within {expect.max_ms:g} ms")
     return ", ".join(parts)
@@ -29,7 +30,7 @@ def problems(expect: Expectation, answer: HttpResponse, duration_ms: float) -> I
         yield f"status is {answer.status}, expected {expect.status}"
     if expect.contains is not None and expect.contains.encode() not in answer.body:
         where = f"the first {len(answer.body)} bytes of the body" if answer.cut else "the body"
-        yield f"{_quoted(expect.contains)} is not in {where}"
+        yield f"{_as_json(expect.contains)} is not in {where}"
     if expect.json_ is not None:
         yield from _json_problems(expect.json_, answer)
     if expect.max_ms is not None and duration_ms > expect.max_ms:
@@ -54,15 +55,15 @@ def _differences(expected: JsonValue, got: JsonValue, place: str) -> Iterator[st
             if key in got:
                 yield from _differences(value, got[key], f"{place}.{key}")
             else:
-                yield f"{place}.{key} is missing, expected {_quoted(value)}"
+                yield f"{place}.{key} is missing, expected {_as_json(value)}"
     elif isinstance(expected, list) and isinstance(got, list) and len(expected) == len(got):
         for index, (wanted, item) in enumerate(zip(expected, got, strict=True)):
             yield from _differences(wanted, item, f"{place}[{index}]")
     # In Python true equals 1; in JSON it does not.
     elif expected != got or isinstance(expected, bool) != isinstance(got, bool):
-        yield f"{place} is {_quoted(got)}, expected {_quoted(expected)}"
+        yield f"{place} is {quoted(printable(_as_json(got)))}, expected {_as_json(expected)}"
 
 
-def _quoted(value: JsonValue) -> str:
+def _as_json(value: JsonValue) -> str:
     text = json.dumps(value)
     return text if len(text) <= 200 else f"{text[:199]}…"

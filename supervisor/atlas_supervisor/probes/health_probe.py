@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from yarl import URL
 from atlas_supervisor.model.health import Check, CheckStatus
 from atlas_supervisor.model.probe import ProbeResult
 from atlas_supervisor.model.verdict import Verdict
+from atlas_supervisor.model.worker_text import quoted
 from atlas_supervisor.probes.http_client import (
     HttpExchangeError,
     HttpResponse,
@@ -47,8 +49,8 @@ GATE_CHECKS = ("scheduler", "memory", "db_integrity")
 """Checks whose failure fails a deploy: ADR 0006."""
 
 MESSAGE_LIMIT = 200
-UNIT_LIMIT = 16
 """Characters that are kept of a worker's text."""
+_UNIT = re.compile(r"[A-Za-z%µ°/]{1,8}")
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,8 @@ def _wrong_instance(response: HttpResponse, expected: str | None) -> str | None:
     instance = response.headers.get(INSTANCE_HEADER)
     if instance is None or expected is None or instance == expected:
         return None
-    return f"the wrong instance answered: {instance[:80]!r}, expected {expected!r}"
+    shown = quoted(repr(printable(instance)[:80]))
+    return f"the wrong instance answered: {shown}, expected {expected!r}"
 
 
 def _judge(response: HttpResponse, failures: str | None) -> tuple[Verdict, str]:
@@ -288,11 +291,12 @@ def _check(name: str, reported: Any) -> Check:
     if not isinstance(word, str) or word not in set(CheckStatus):
         why = f"the worker's answer has no readable {name}"
         return Check(status=CheckStatus.SKIPPED, message=why)
+    message = _line(reported.get("message"), MESSAGE_LIMIT)
     return Check(
         status=CheckStatus(word),
         value=_number(reported.get("value")),
-        unit=_line(reported.get("unit"), UNIT_LIMIT) or None,
-        message=_line(reported.get("message"), MESSAGE_LIMIT),
+        unit=_unit(reported.get("unit")),
+        message=quoted(message) if message else "",
     )
 
 
@@ -306,9 +310,14 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _unit(text: Any) -> str | None:
+    """Return a unit; None for anything longer, which is shown to callers that may not read logs."""
+    return text if isinstance(text, str) and _UNIT.fullmatch(text) else None
+
+
 def _line(text: Any, limit: int) -> str:
     """Return the text's beginning as one printable line; an empty one for anything but text."""
     if not isinstance(text, str):
         return ""
-    line = printable(" ".join(text[: 2 * limit].split()))
+    line = printable(" ".join(text.split()))
     return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -23,7 +23,8 @@ from yarl import URL
 
 from atlas_supervisor.config import Settings
 from atlas_supervisor.model.verdict import Verdict
-from atlas_supervisor.system.text import escaped
+from atlas_supervisor.model.worker_text import quoted
+from atlas_supervisor.system.text import escaped, without_known_secrets
 
 _OWN_ERRORS = frozenset(
     {
@@ -60,8 +61,8 @@ EXCERPT_LIMIT = 600
 
 
 def printable(text: str) -> str:
-    """Return foreign text safe to print: it must not move a terminal's cursor."""
-    return escaped(text, keep="\n")
+    """Return foreign text safe to show: without known secrets, and fit for a terminal."""
+    return escaped(without_known_secrets(text), keep="\n")
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class HttpResponse:
         """The body's beginning, printable; `…` stands for the rest."""
         # Four bytes are the most that a character takes; a body may be large.
         text = self.body[: 4 * EXCERPT_LIMIT].decode(errors="replace").replace("\r\n", "\n").strip()
+        text = without_known_secrets(text)  # before one could be cut in two
         shown = printable(text[:EXCERPT_LIMIT])
         left = self.cut or len(self.body) > 4 * EXCERPT_LIMIT or len(text) > EXCERPT_LIMIT
         if len(shown) > EXCERPT_LIMIT:  # escapes are longer than what they stand for
@@ -208,7 +210,7 @@ def explanation(response: HttpResponse, url: str, host: str) -> str | None:
     if scheme == "http" and 400 <= status <= 499 and _WANTS_TLS.search(response.body[:4096]):
         return "it answers TLS: HEALTH_SCHEME=https"
     if 300 <= status <= 399 and (location := response.headers.get("Location")) is not None:
-        text = f"Location: {escaped(location[:_LOCATION_LIMIT])}"
+        text = f"Location: {quoted(printable(location)[:_LOCATION_LIMIT])}"
         if scheme == "http" and location.lower().startswith("https:"):
             text += " (behind TLS, HEALTH_HEADERS=X-Forwarded-Proto: https may help)"
         return f"{text}; the Host that was sent: {host} (HEALTH_HOST)"
@@ -315,9 +317,8 @@ def _broken(status: int | None, error: Exception, host: str) -> HttpExchangeErro
 
 def _reason(error: Exception) -> str:
     """Return the error in one short printable line; it may quote what a broken server sent."""
-    if isinstance(error, aiohttp.ClientResponseError):
-        text = error.message
-    else:
-        text = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    line = " ".join((text or type(error).__name__).split())
-    return escaped(line[:160])
+    if isinstance(error, OSError) and error.strerror:
+        return escaped(error.strerror)
+    text = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
+    line = printable(" ".join(text.split()))[:160]
+    return quoted(line) if line else type(error).__name__

@@ -29,6 +29,7 @@ from atlas_supervisor.probes.http_client import (
     open_session,
     printable,
 )
+from atlas_supervisor.system.account import Account
 from atlas_worker.contract import ENV_STAGING_URL, SMOKE_HEADER
 
 BODY_LIMIT = 1024 * 1024
@@ -50,19 +51,22 @@ async def run_smoke(
     env: Mapping[str, str],
     directory: Path,
     deploy_id: str,
+    account: Account | None = None,
 ) -> list[CheckResult]:
     """Run all tests in the file's order, requests first, and return a result for each.
 
     `base_url` is the staging instance's, without a path, and `headers` are those of every request,
     `Host` included. Programs run in `directory` with `env` as their whole environment, and the
-    base URL added.
+    base URL added, and as the user of `account`.
     """
     environment = {**env, ENV_STAGING_URL: base_url}
     common = headers.copy()
     common[SMOKE_HEADER] = deploy_id
     async with open_session() as session:
         requests = [await _run_http(check, session, base_url, common) for check in plan.http]
-    commands = [await _run_command(check, environment, directory) for check in plan.command]
+    commands = [
+        await _run_command(check, environment, directory, account) for check in plan.command
+    ]
     return requests + commands
 
 
@@ -111,12 +115,18 @@ async def _run_http(
     )
 
 
-async def _run_command(check: CommandCheck, env: Mapping[str, str], directory: Path) -> CheckResult:
+async def _run_command(
+    check: CommandCheck, env: Mapping[str, str], directory: Path, account: Account | None
+) -> CheckResult:
     program = check.run[0]
     started = time.perf_counter()
     try:
         finished = await run_command(
-            check.run, env=env, directory=directory, timeout_seconds=check.timeout_seconds
+            check.run,
+            env=env,
+            directory=directory,
+            timeout_seconds=check.timeout_seconds,
+            account=account,
         )
     except OSError as error:
         verdict = Verdict.INCONCLUSIVE if error.errno in _OWN_ERRORS else Verdict.FAIL

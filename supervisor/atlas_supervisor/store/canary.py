@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from atlas_supervisor.model.canary import CountsRow, EpochRow, RingRow
+from atlas_supervisor.model.canary import CountsRow, EpochRow, KeyRow, RingRow
 from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.store.state_keeper import state_saved
 from atlas_supervisor.store.statements import Statement, Statements
@@ -22,8 +22,8 @@ class CanaryCommit:
     gone: Sequence[str] = ()
     """Rings that are read to their end and no more."""
     epochs: Sequence[EpochRow] = ()
-    keys: Sequence[tuple[int, int]] = ()
-    """Keys that have had their first call, each with its ramp."""
+    keys: Sequence[KeyRow] = ()
+    """Changed intervals of keys; those of earlier rounds of their ramps are deleted."""
     ramps: Sequence[int] | None = None
     """The ramps that go on, where that has changed: the keys of all others are forgotten."""
     state: DeployState | None = None
@@ -45,7 +45,11 @@ class CanaryStore:
             *(("put_canary_ring", row._asdict()) for row in commit.rings),
             *(("forget_canary_ring", {"ring": ring}) for ring in commit.gone),
             *(("add_canary_epoch", row._asdict()) for row in commit.epochs),
-            *(("add_canary_key", {"ramp": ramp, "key": key}) for ramp, key in commit.keys),
+            *(("put_canary_key", row._asdict()) for row in commit.keys),
+            *(
+                ("forget_canary_rounds", {"ramp": ramp, "round": number})
+                for ramp, number in {(row.ramp, row.round) for row in commit.keys if row.round > 1}
+            ),
             *(
                 ("put_canary_progress", {"name": name, "value": value})
                 for name, value in commit.progress.items()
@@ -78,9 +82,9 @@ class CanaryStore:
         """Return how far each ring is accounted for."""
         return [RingRow(*row) for row in await self._statements.read("canary_rings")]
 
-    async def keys(self) -> list[tuple[int, int]]:
-        """Return the keys that have had their first call, each with its ramp."""
-        return [(row["ramp"], row["key"]) for row in await self._statements.read("canary_keys")]
+    async def keys(self) -> list[KeyRow]:
+        """Return the intervals of all keys."""
+        return [KeyRow(*row) for row in await self._statements.read("canary_keys")]
 
     async def progress(self) -> dict[str, str]:
         """Return the other values, by name."""

@@ -26,6 +26,7 @@ from atlas_supervisor.store.outbox import Outbox
 from atlas_supervisor.store.state_keeper import StateCopy
 from atlas_supervisor.store.statements import Statements, Timed, is_damage, untimed
 from atlas_supervisor.system.clock import now
+from atlas_supervisor.system.files import open_regular
 
 _BUSY_SECONDS = 5.0
 _FILE_MODE = 0o640
@@ -132,10 +133,14 @@ async def _connect(path: Path) -> aiosqlite.Connection:
 def _make_private(path: Path) -> None:
     """Give the file its mode before SQLite opens it: its companions take after it.
 
-    Tries to open it, too: where that can't be done, aiosqlite would leave its thread behind.
+    Not by its name, which may be a link to a device of the machine. Tries to open it, too: where
+    that can't be done, aiosqlite would leave its thread behind.
     """
-    path.touch(mode=_FILE_MODE)
-    path.chmod(_FILE_MODE)
+    descriptor = open_regular(path, os.O_RDWR | os.O_CREAT, _FILE_MODE)
+    try:
+        os.fchmod(descriptor, _FILE_MODE)  # for a file that existed
+    finally:
+        os.close(descriptor)
     sqlite3.connect(path).close()
 
 

@@ -201,14 +201,17 @@ DELETE FROM canary_rings WHERE ring = :ring;
 -- name: canary_rings
 SELECT ring, tail, keyed_tail, dropped FROM canary_rings;
 
--- name: add_canary_key
-INSERT OR IGNORE INTO canary_keys (ramp, key) VALUES (:ramp, :key);
+-- name: put_canary_key
+INSERT OR REPLACE INTO canary_keys (ramp, key, round, low, high) VALUES (:ramp, :key, :round, :low, :high);
+
+-- name: forget_canary_rounds
+DELETE FROM canary_keys WHERE ramp = :ramp AND round < :round;
 
 -- name: forget_canary_keys
 DELETE FROM canary_keys WHERE ramp NOT IN (SELECT value FROM json_each(:ramps));
 
 -- name: canary_keys
-SELECT ramp, key FROM canary_keys;
+SELECT ramp, key, round, low, high FROM canary_keys;
 
 -- name: put_canary_progress
 INSERT OR REPLACE INTO canary_progress (name, value) VALUES (:name, :value);

@@ -185,4 +185,13 @@ CREATE TABLE listeners (
 ) STRICT;
 
 -- No query used it.
-DROP INDEX deploys_by_start;
+DROP INDEX IF EXISTS deploys_by_start;
+
+-- version: 8
+-- What is known of a key's hash: an interval, in one round of a ramp. Of keys from before only that
+-- they have counted is known: the interval is empty, so they count again in the next round.
+ALTER TABLE canary_keys ADD COLUMN round INTEGER NOT NULL DEFAULT 1;
+
+ALTER TABLE canary_keys ADD COLUMN low REAL NOT NULL DEFAULT 0;
+
+ALTER TABLE canary_keys ADD COLUMN high REAL NOT NULL DEFAULT 0;

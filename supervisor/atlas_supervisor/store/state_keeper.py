@@ -7,8 +7,10 @@ nothing has changed.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,24 @@ from pydantic import ValidationError
 
 from atlas_supervisor.model.state import SCHEMA_VERSION, DeployState
 from atlas_supervisor.store.statements import Statement, Statements, StoreError, Timed, untimed
-from atlas_supervisor.system.clock import Stopwatch
+from atlas_supervisor.system.clock import Stopwatch, now
 from atlas_supervisor.system.files import read_regular
+from atlas_worker.contract import STATE_BYTES_LIMIT
 
 log = structlog.get_logger(__name__)
 
 _MODE = 0o640
+_WATCH_SECONDS = 0.25
+_REPORT_SECONDS = 60.0  # a program that does it again and again must not fill log and audit trail
+
+_Identity = tuple[int, int, int]
+"""Inode, size and time of the last change, which no program can set."""
 
 
-def replace(path: Path, content: str) -> None:
+def replace(path: Path, content: str, *, shared: bool = False) -> None:
     """Give the file this content: written beside it, fsync, rename. Blocks on the disk.
+
+    `shared`: those that may enter the folder by its group may read it.
 
     Raises OSError, and then the file is as it was. That the new one stays, should the machine
     die now, takes an fsync of the folder besides.
@@ -38,6 +48,8 @@ def replace(path: Path, content: str) -> None:
     try:
         with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123  # a descriptor
             os.fchmod(file.fileno(), _MODE)  # independent of the umask
+            if shared and os.geteuid() == 0:
+                os.fchown(file.fileno(), -1, path.parent.stat().st_gid)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -45,6 +57,23 @@ def replace(path: Path, content: str) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _content(state: DeployState) -> str:
+    return json.dumps(state.model_dump(mode="json"), indent=2) + "\n"
+
+
+def _difference(found: bytes, state: DeployState) -> str:
+    """Return the names of the fields that differ; a stranger's values are not shown."""
+    try:
+        other = json.loads(found)
+    except (ValueError, RecursionError):
+        other = None
+    if not isinstance(other, dict):
+        return "it to something else"
+    own = state.model_dump(mode="json")
+    names = [name for name in own if other.get(name) != own[name]]
+    return ", ".join(names) or "its text"
 
 
 class UnreadableStateError(Exception):
@@ -89,8 +118,12 @@ class StateFile:
         Raises OSError; the file then holds what it held before, or, if the very last step
         failed, what was to be written.
         """
-        content = json.dumps(state.model_dump(mode="json"), indent=2) + "\n"
-        replace(self.path, content)
+        content = _content(state)
+        if len(content) > STATE_BYTES_LIMIT:
+            raise OSError(
+                errno.EFBIG, f"more than {STATE_BYTES_LIMIT} bytes, which no worker reads"
+            )
+        replace(self.path, content, shared=True)
         self._sync_folder()
 
     def set_aside(self, stamp: str) -> Path:
@@ -134,7 +167,7 @@ def state_saved(state: DeployState) -> Statement:
 
 
 class StateKeeper:
-    """The one writer of the state file."""
+    """The one writer of the state file. What another program writes there is undone."""
 
     def __init__(
         self, file: StateFile, copy: StateCopy, state: DeployState, timed: Timed = untimed
@@ -144,6 +177,8 @@ class StateKeeper:
         self._state = state
         self._timed = timed
         self._changing = anyio.Lock()
+        self._seen: _Identity | None = None
+        """Of the file that was last found to have the state."""
 
     @property
     def state(self) -> DeployState:
@@ -174,6 +209,58 @@ class StateKeeper:
                 await anyio.to_thread.run_sync(self._file.write, before)
         except (OSError, UnreadableStateError) as error:
             log.critical("state_file_uncertain", why=str(error))
+
+    async def watch(self, audit: Callable[..., Awaitable[None]]) -> None:
+        """Undo changes that another program makes to the file, until cancelled."""
+        reported: Stopwatch | None = None
+        left_out = 0
+        while True:
+            await anyio.sleep(_WATCH_SECONDS)
+            try:
+                why = await self.put_back()
+            except OSError as error:
+                why = f"it can't be put back: {error.strerror}"
+            if why is None:
+                continue
+            if reported is not None and reported.seconds < _REPORT_SECONDS:
+                left_out += 1
+                continue
+            log.error("state_file_changed", why=why, left_out=left_out)
+            await audit(reason=why, left_out=left_out)
+            reported, left_out = Stopwatch(), 0
+
+    async def put_back(self) -> str | None:
+        """Write the state again if the file has another content; return the difference in words.
+
+        Raises OSError if that is not possible.
+        """
+        if self._seen is not None and await anyio.to_thread.run_sync(self._identity) == self._seen:
+            return None
+        async with self._changing:
+            return await anyio.to_thread.run_sync(self._put_back)
+
+    def _put_back(self) -> str | None:
+        identity = self._identity()
+        try:
+            found = read_regular(self._file.path)
+        except OSError as error:
+            found, why = None, f"it can't be read: {error.strerror}"
+        if found == _content(self._state).encode():
+            self._seen = identity
+            return None
+        if found is not None:
+            why = f"another program has changed {_difference(found, self._state)}"
+        if self._file.path.is_dir():
+            self._file.set_aside(now().strftime("%Y%m%dT%H%M%S%fZ"))
+        self._file.write(self._state)
+        return why
+
+    def _identity(self) -> _Identity | None:
+        try:
+            found = self._file.path.lstat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_size, found.st_ctime_ns
 
     async def copy_to_database(self) -> None:
         """Keep a copy where the file can be rebuilt from; a failure is logged, not raised."""

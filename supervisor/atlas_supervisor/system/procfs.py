@@ -315,6 +315,17 @@ def variables(pid: int) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
+def has_mapped(pid: int, name: str) -> bool | None:
+    """Return whether the process has a file of this name mapped; None if it can't be looked at."""
+    try:
+        maps = (_PROC / str(pid) / "maps").read_text(errors="replace")
+    except PermissionError:
+        return None
+    except OSError:
+        return False
+    return any(each.endswith(f"/{name}") for each in maps.splitlines())
+
+
 def connections_of(family: Collection[int], ports: Collection[int]) -> list[sockdiag.TcpConnection]:
     """Return the connections on these local ports that the processes hold. Raises OSError."""
     held: set[int] = set()

@@ -130,7 +130,7 @@ class LogFile(logging.Handler):
     def _has_lost_its_name(self, descriptor: int) -> bool:
         """Return whether another program has removed, renamed or replaced the file."""
         try:
-            named = self._path.stat()
+            named = self._path.lstat()
         except OSError:
             return True
         return not os.path.samestat(named, os.fstat(descriptor))

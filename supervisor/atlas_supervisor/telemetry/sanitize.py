@@ -15,17 +15,20 @@ from typing import Any
 
 from structlog.typing import EventDict, WrappedLogger
 
-from atlas_supervisor.system.text import escaped, masked
+from atlas_supervisor.system.text import (
+    MASK,
+    escaped,
+    is_secret,
+    masked,
+    without_known_secrets,
+)
 
-MASK = "***"
 LONGEST_TEXT = 4096
 LONGEST_TRACEBACK = 16 * 1024
 MOST_VALUES = 64
 """In one mapping or list; also the number of fields of a line."""
 DEEPEST = 4
 
-_SHORTEST_SECRET = 6
-"""A shorter value is not a secret, and would be found in the middle of ordinary words."""
 _LONGEST_LINE = 24 * 1024  # characters, then one text more; in JSON and UTF-8 up to four bytes each
 _SHORT = 80
 _LARGEST = 2**64  # JSON readers get larger numbers wrong, and Python may refuse to write them
@@ -42,25 +45,12 @@ _QUOTED = re.compile(rf"(?i)([\"']{_NAME}[\"']\s*[:=]\s*)(\"[^\"]*\"|'[^']*')")
 _HEADER = re.compile(r"(?i)\b(authorization[\"']?\s*[:=]\s*[\"']?\w+\s+|bearer\s+)[\w.~+/=-]{6,}")
 _URL = re.compile(r"\b\w++://[^\s\"'<>]+")
 
-_secrets: set[str] = set()
-
-
-def keep_secret(values: Iterable[str]) -> None:
-    """Mask these values in every event from now on; short ones are ignored."""
-    _secrets.update(value for value in values if len(value) >= _SHORTEST_SECRET)
-
-
-def is_secret(key: str) -> bool:
-    """Return whether a field or variable of this name holds a secret."""
-    return masked(key, "x") != "x"
-
 
 def without_secrets(key: str, text: str) -> str:
     """Return the text of a field with every secret in it replaced by `***`."""
     if text and is_secret(key):
         return MASK
-    for value in sorted(_secrets, key=len, reverse=True):  # one may contain another
-        text = text.replace(value, MASK)
+    text = without_known_secrets(text)
     if "://" in text:
         text = _URL.sub(lambda found: masked("", found[0]), text)
     text = _ASSIGNED.sub(rf"\1{MASK}", text)

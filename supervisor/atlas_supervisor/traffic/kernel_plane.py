@@ -163,7 +163,7 @@ class KernelPlane:
         """Attach the program that sends new connections to the slot: the switch itself."""
         first, second = self._public
         policy = SteeringPolicy(slot, self._by_descriptor, (first, second))
-        listeners.attach(self._public[slot], policy)
+        listeners.attach_to_group(self._public[slot], policy)
         self._policy = policy
         listeners.mark(list(self._public.values()), traffic=self._public[slot])
 
@@ -172,6 +172,18 @@ class KernelPlane:
         listeners.restore_backlog(self._public[slot])
         listeners.restore_backlog(self._own[slot])
         self.steer(self._policy.active)
+
+    def restore(self, *, turned: bool) -> None:
+        """Listen and steer again after a worker has changed that."""
+        if turned:
+            self._public = dict(reversed(self._public.items()))
+        for sock in (*self._public.values(), *self._own.values()):
+            listeners.restore_backlog(sock)
+        self.steer(self._policy.active)
+
+    def locked(self) -> bool:
+        """Return whether a worker has locked a listener's filters."""
+        return any(listeners.is_locked(sock) for sock in self._public.values())
 
     def queued(self, slot: SlotName) -> int:
         """Return the length of the slot's public queue."""

@@ -30,7 +30,7 @@ from atlas_supervisor.traffic.steering import (
 BACKLOG = 4096
 """Connections that may wait in one listener's queue (the kernel's somaxconn may cut it)."""
 
-_SO_ATTACH_REUSEPORT_CBPF = 51
+_SO_LOCK_FILTER, _SO_ATTACH_REUSEPORT_CBPF = 44, 51
 _INSTRUCTION_BYTES = 8
 _TRIALS = 8  # a kernel that spreads by chance passes once in four thousand million times
 _TRIAL_SECONDS = 2.0
@@ -162,6 +162,25 @@ def restore_backlog(sock: socket.socket) -> None:
 def attach(sock: socket.socket, policy: SteeringPolicy) -> None:
     """Make the kernel steer the socket's whole group by the policy. Raises OSError."""
     _attach_program(sock, compile_policy(policy))
+
+
+def attach_to_group(sock: socket.socket, policy: SteeringPolicy) -> None:
+    """Attach the policy though a worker may have locked the sockets of the group.
+
+    The lock is a socket's, the program the group's. So it is attached through one more socket,
+    the last of the group for a moment: closing it leaves the order as it is. Raises OSError.
+    """
+    try:
+        attach(sock, policy)
+    except PermissionError:
+        host, port, *_ = sock.getsockname()
+        with listen(host, port, reuse_port=True) as beside:
+            attach(beside, policy)
+
+
+def is_locked(sock: socket.socket) -> bool:
+    """Return whether the socket's filters can't be changed any more."""
+    return bool(sock.getsockopt(socket.SOL_SOCKET, _SO_LOCK_FILTER))
 
 
 def _attach_program(sock: socket.socket, program: bytes) -> None:

@@ -125,6 +125,15 @@ class Plane(Protocol):
     def refresh(self, slot: SlotName) -> None:
         """Restore what a worker may have changed on the sockets that it shares with us."""
 
+    def restore(self, *, turned: bool) -> None:
+        """Listen and steer again after a worker has changed that. Raises OSError.
+
+        `turned`: in the other order of the group, which changes if a worker ends a listener.
+        """
+
+    def locked(self) -> bool:
+        """Return whether a worker has locked the filters of sockets that it shares with us."""
+
     def queued(self, slot: SlotName) -> int:
         """Return how many of the slot's connections wait to be accepted."""
 

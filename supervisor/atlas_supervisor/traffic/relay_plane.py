@@ -194,6 +194,13 @@ class RelayPlane:
         if slot in self._inner:
             listeners.restore_backlog(self._inner[slot])
 
+    def restore(self, *, turned: bool) -> None:
+        """Do nothing: the public port's socket is the daemon's alone."""
+
+    def locked(self) -> bool:
+        """Return that no worker could: see `restore`."""
+        return False
+
     def queued(self, slot: SlotName) -> int:
         """Return how many relayed connections the slot's worker has not accepted yet.
 

@@ -16,8 +16,8 @@ What always holds:
 - The result must be 0 or 1. For an index out of range the kernel silently hashes over all sockets
   of the group.
 - The program is attached to the group, through any of its sockets. A worker that inherited one
-  could replace it, so it is attached again after every launch, and every switch is checked with a
-  real connection.
+  could replace it, so it is attached again after every launch, every switch is checked with a
+  real connection, and so is the steering in between (`deploy.landing_watch`).
 
 With `direct`, two reserved loopback sources reach the slots through the public port, independent
 of the active slot. The program reads the source address with SKF_NET_OFF, relative to the IP

@@ -31,9 +31,9 @@ from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.system import procfs
+from atlas_supervisor.system.account import Account
 from atlas_supervisor.system.procfs import tag_for
-from atlas_supervisor.system.text import escaped
-from atlas_supervisor.telemetry.sanitize import is_secret, keep_secret
+from atlas_supervisor.system.text import escaped, keep_secret, secrets_in
 from atlas_supervisor.traffic import InheritedSockets
 from atlas_supervisor.traffic.listeners import foreign_listeners
 from atlas_supervisor.workers.output import WorkerLog
@@ -47,6 +47,7 @@ FIRST_DESCRIPTOR = 3
 _OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 """The limit that the daemon was started with. Workers get it; the daemon raises its own."""
 
+_LONGEST_KEY = 8 * 1024
 _RETRY_SECONDS = 0.05
 _BOOT_SECONDS, _LATE_RETRY_SECONDS = 5.0, 0.5  # what is not up by then need not be seen at once
 _REACHED_BY_LOOPBACK = {"127.0.0.1", "0.0.0.0", "::", "::ffff:127.0.0.1"}  # noqa: S104  # compared
@@ -88,10 +89,15 @@ def worker_environment(
         for name, value in environ.items()
         if name in ALLOWED or name.startswith(ALLOWED_PREFIX)
     }
+    if settings.worker_account is not None:
+        values.pop("XDG_RUNTIME_DIR", None)
+        values |= settings.worker_account.environment
     if settings.worker_env_file is not None:
         own = load_worker_env(settings.worker_env_file)
-        keep_secret(value for key, value in own.items() if is_secret(key))
+        keep_secret(secrets_in(own))
         values |= own
+    if settings.llm_api_key_file is not None:
+        keep_secret([_beginning(settings.llm_api_key_file)])
     values["PATH"] = _path(release.path, values.get("PATH", os.defpath))
     values |= {
         contract.ENV_SLOT: slot.value,
@@ -111,6 +117,15 @@ def worker_environment(
     return values
 
 
+def _beginning(path: Path) -> str:
+    """Return the text of a short file; of one that can't be read, nothing."""
+    try:
+        with path.open("rb") as file:
+            return file.read(_LONGEST_KEY).decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
 def _path(release: Path, inherited: str) -> str:
     """Put the release's own environment first, then the daemon's interpreter."""
     own = [str(release / ".venv" / "bin")] if (release / ".venv" / "bin").is_dir() else []
@@ -123,12 +138,18 @@ def new_instance_id(slot: SlotName) -> str:
 
 
 def launcher_command(
-    descriptors: list[int], announced: int, tag: int, command: list[str]
+    descriptors: list[int],
+    announced: int,
+    tag: int,
+    command: list[str],
+    account: Account | None,
 ) -> list[str]:
     """Return the command line of a process that becomes `command` with these descriptors.
 
-    They land at 3 and onwards; the first `announced` of them are for socket activation.
+    They land at 3 and onwards; the first `announced` of them are for socket activation. The
+    process takes the account's rights, as root; the daemon's own program need not be open to it.
     """
+    user = (account.uid, account.gid, *account.groups) if account else ()
     return [
         sys.executable,
         *("-I", "-S", str(LAUNCHER)),
@@ -136,6 +157,7 @@ def launcher_command(
         str(announced),
         str(_OPEN_FILES),
         str(tag),
+        ",".join(map(str, user)) or "-",
         *command,
     ]
 
@@ -152,19 +174,20 @@ async def launch(
     output: int,
     stop_signal: signal.Signals = signal.SIGTERM,
     tag: int = 0,
+    account: Account | None = None,
 ) -> WorkerProcess:
     """Start a worker process and return it, not yet ready. Raises OSError.
 
     It prints to the descriptor `output`, which the caller closes.
     """
-    notify = NotifySocket(name)
+    notify = NotifySocket(name, account=account, held=True)  # until it is known who may report
     descriptors = [sock.fileno() for sock in (*inherited.named.values(), *inherited.spare)]
     names = {"LISTEN_FDNAMES": ":".join(inherited.named)} if announce and inherited.named else {}
     announced = len(inherited.named) if announce else 0
     try:
         with anyio.CancelScope(shield=True):  # else a process could be started and not be recorded
             process = await anyio.open_process(
-                launcher_command(descriptors, announced, tag, command),
+                launcher_command(descriptors, announced, tag, command, account),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -222,6 +245,7 @@ async def launch_release(
             output=descriptor,
             stop_signal=settings.stop_signal_number,
             tag=tag_for(str(settings.state_dir), name),
+            account=settings.worker_account,
         )
     except Exception:
         output.close(name)
@@ -295,6 +319,9 @@ async def until_ready(
         message = "; ".join((*parts, seen))
     else:
         message = f"it {instance.exit_text} before it was ready"
+        left = await anyio.to_thread.run_sync(instance.family)
+        if left and instance.exit_status == 0:
+            message += "; it went on in the background, and must stay in the foreground"
     raise LaunchError(message, output=output.last_lines())
 
 

@@ -6,7 +6,8 @@ the worker under the same pid.
 
 It runs outside of the package and imports nothing but the standard library.
 Arguments: descriptors (`12,13,14`, or `-`), how many of them to announce, the limit of open
-files, the instance's tag (see `procfs.tag_for`), then the command.
+files, the instance's tag (see `procfs.tag_for`), the user to become (uid, gid and all groups,
+`33,33,33,50`, or `-`), then the command.
 """
 
 import _signal  # type: ignore[import-not-found]  # `signal` itself would double the start
@@ -23,9 +24,9 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126  # what shells exit with
 
 def main(arguments: list[str]) -> int:
     """Set up and execute; if that fails, print why and return an exit status."""
-    descriptors = [int(number) for number in arguments[0].split(",")] if arguments[0] != "-" else []
+    descriptors = numbers(arguments[0])
     announced, open_files, tag = (int(number) for number in arguments[1:4])
-    command = arguments[4:]
+    user, command = numbers(arguments[4]), arguments[5:]
     place(descriptors)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, hard))
@@ -33,6 +34,12 @@ def main(arguments: list[str]) -> int:
         resource.setrlimit(RLIMIT_LOCKS, (tag, tag))
     except (OSError, ValueError) as error:  # it is lower already; there are other ways to find it
         report(f"the process can't be tagged: {error}")
+    try:
+        if user:
+            become(*user)
+    except OSError as error:
+        report(f"uid {user[0]} can't be taken, or can't enter its folder: {error.strerror}")
+        return NOT_EXECUTABLE
     if announced:
         os.environ["LISTEN_FDS"] = str(announced)
         os.environ["LISTEN_PID"] = str(os.getpid())
@@ -53,6 +60,19 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         report(f"{program}: can't be executed: {error.strerror}")
         return NOT_EXECUTABLE
+
+
+def numbers(text: str) -> list[int]:
+    """Return the numbers of a list with commas; `-` is an empty one."""
+    return [int(number) for number in text.split(",")] if text != "-" else []
+
+
+def become(uid: int, gid: int, *groups: int) -> None:
+    """Become this user for good, and enter the current folder as such. Raises OSError."""
+    os.setgroups(groups)
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    os.chdir(".")
 
 
 def find(program: str) -> str | None:

@@ -15,7 +15,6 @@ import errno
 import os
 import secrets
 import stat
-import stat
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -29,7 +28,7 @@ from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.system.descriptors import is_shortage
 from atlas_supervisor.system.files import open_regular
-from atlas_supervisor.system.text import escaped
+from atlas_supervisor.system.text import escaped, without_known_secrets
 
 log = structlog.get_logger(__name__)
 
@@ -44,6 +43,7 @@ _REPORT_SECONDS = 60.0
 _TAIL_BYTES = 64 * 1024
 _PIECE_BYTES = 1024 * 1024
 _CATCH_UPS = 3
+_MODE = 0o640
 _TO_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 
 _FileKey = tuple[int, int]
@@ -96,13 +96,7 @@ class WorkerLog:
         free descriptor.
         """
         self.rotate()
-        try:
-            descriptor = _private(self.path, _TO_APPEND)
-        except OSError as error:
-            if is_shortage(error):
-                raise
-            log.error("worker_output_dropped", slot=self.slot, why=str(error))
-            descriptor = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = self._opened()
         try:
             own = os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
         except OSError:
@@ -114,6 +108,23 @@ class WorkerLog:
             self._named_sizes[_key(status)] = status.st_size
             self._launch_offset, self._launch_aside = status.st_size, None
         return descriptor
+
+    def _opened(self) -> int:
+        try:
+            # A link would lead astray, and a FIFO block.
+            flags = _TO_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+            descriptor = os.open(self.path, flags, _MODE)
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                os.set_blocking(descriptor, True)  # as the worker expects it
+                return descriptor
+            os.close(descriptor)
+            why = f"{self.path} is not a regular file"
+        except OSError as error:
+            if is_shortage(error):
+                raise
+            why = str(error)
+        log.error("worker_output_dropped", slot=self.slot, why=why)
+        return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
 
     def close(self, instance: str) -> None:
         """Forget an instance of which no process is left, or that was never started."""
@@ -199,7 +210,7 @@ class WorkerLog:
     def size(self) -> int:
         """Return the file's size; 0 if there is none."""
         try:
-            status = self.path.stat()
+            status = self.path.lstat()
         except OSError:
             return 0
         return status.st_size if stat.S_ISREG(status.st_mode) else 0
@@ -319,20 +330,17 @@ def _key(status: os.stat_result) -> _FileKey:
 
 def _key_of(path: Path) -> _FileKey | None:
     try:
-        return _key(path.stat())
+        return _key(path.lstat())
     except OSError:
         return None
 
 
-def _private(path: str | Path, flags: int) -> int:
-    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o640)  # never wait for a FIFO's reader
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-    os.set_blocking(descriptor, True)
-    return descriptor
+def _private(path: str, flags: int) -> int:
+    """Open a log; a link is not followed, and a FIFO without a reader not waited at."""
+    return os.open(path, flags | os.O_NOFOLLOW, _MODE)
 
 
 def printable(text: str, limit: int = 500) -> str:
-    """Return the text with control characters escaped, cut to `limit` characters."""
+    """Return the text, cut to `limit` characters, without known secrets and control characters."""
+    text = without_known_secrets(text)
     return escaped(text[:limit], keep="\t") + ("…" if len(text) > limit else "")

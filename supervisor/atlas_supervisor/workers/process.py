@@ -1,8 +1,9 @@
 """One worker process, from its launch to its last descendant, and what it reports about itself.
 
 A worker reports by the sd_notify protocol. Each has an abstract socket with an unguessable name:
-there is no file to clean up, and messages from other users are ignored. It is not trusted: what
-can't be parsed is no report.
+there is no file to clean up. Only messages that the kernel attributes to one of its own processes
+count: the name is in /proc/net/unix, so any process of our user could report for it. It is not
+trusted either: what can't be parsed is no report, and a flood is read at a bounded rate.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from atlas_supervisor.model.drain import DrainCounts
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import InstanceUsage, SlotName
 from atlas_supervisor.system import procfs, sockdiag
+from atlas_supervisor.system.account import Account
 from atlas_supervisor.system.clock import Stopwatch, now
 from atlas_supervisor.system.descriptors import with_spares
 from atlas_supervisor.system.pidfd import ForeignProcess
@@ -47,6 +49,7 @@ _KILL_SECONDS = 5.0  # a process that the kernel itself holds on to can't be wai
 
 _MESSAGE_LIMIT = 4096
 _MESSAGES_PER_WAKE = 16  # a flood of messages must not delay the daemon
+_MESSAGES_PER_PERIOD, _PERIOD_SECONDS = 64, 0.5  # further ones wait in the kernel's short queue
 _CREDENTIALS = struct.Struct("=iII")
 
 
@@ -77,11 +80,14 @@ class WorkerProcess:
         """How many connections it had when that was last looked at."""
         self.answers = True
         """Whether it passed its last liveness probe."""
+        self.took_traffic: str | None = None
+        """How it took public traffic that belongs to another one, in words."""
         self.expected_to_exit = False
         """Set before it is asked to end, and once it was reported as down: its exit is no news."""
         self._process = process
         self._stop_signal = stop_signal
         self._tag = tag
+        notify.read_from(self.pid)
         self._asked_to_end = False
         self._usage: InstanceUsage | None = None
         self._measured = (0.0, 0.0)
@@ -323,7 +329,16 @@ class WorkerProcess:
 class NotifySocket:
     """Receives one worker's reports; the public attributes hold the reports so far."""
 
-    def __init__(self, instance: str, *, kit: bool = False) -> None:
+    def __init__(
+        self,
+        instance: str,
+        *,
+        kit: bool = False,
+        account: Account | None = None,
+        held: bool = False,
+    ) -> None:
+        """Bind the socket. `held`: nothing is read until `read_from`. Raises OSError."""
+        self._senders = {0, account.uid if account else os.getuid()}
         self.ready = anyio.Event()
         self.kit = kit
         self.on_kit: Callable[[], object] = bool
@@ -337,6 +352,12 @@ class NotifySocket:
         self.cut: DrainCounts | None = None
         """Connections cut off at its deadline; None if it reported none."""
         self.address = f"@atlas-notify-{instance}"
+        self._pid = self._session = 0
+        """The worker's first process and its session; 0: any process may report."""
+        self._count, self._period = 0, Stopwatch()
+        self._paused: asyncio.TimerHandle | None = None
+        self._refused = self._flooded = False
+        """Whether that was logged."""
         self._socket = socket.socket(
             socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         )
@@ -346,18 +367,61 @@ class NotifySocket:
         except OSError:
             self._socket.close()
             raise
+        if not held:
+            self._resume()
+
+    def read_from(self, pid: int) -> None:
+        """Let the processes of the worker that began with this one report, and no others."""
+        self._pid, self._session = pid, procfs.session(pid)
+        self._resume()
+
+    def _resume(self) -> None:
+        self._paused, self._count, self._period = None, 0, Stopwatch()
         asyncio.get_running_loop().add_reader(self._socket.fileno(), self._read)
+
+    def _is_full(self) -> bool:
+        """Count a message; with too many of them stop reading for the rest of the period."""
+        if self._period.seconds >= _PERIOD_SECONDS:
+            self._count, self._period = 0, Stopwatch()
+        self._count += 1
+        if self._count < _MESSAGES_PER_PERIOD:
+            return False
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._socket.fileno())
+        self._paused = loop.call_later(_PERIOD_SECONDS - self._period.seconds, self._resume)
+        if not self._flooded:
+            self._flooded = True
+            log.warning("worker_reports_delayed", address=self.address, why="there are too many")
+        return True
+
+    def _is_own(self, pid: int) -> bool:
+        """Return whether it is a process of the worker; one that is gone by now is unknown.
+
+        Sessions and ancestors can't be forged, as a variable or a tag can.
+        """
+        if not self._pid or pid == self._pid or procfs.session(pid) == self._session:
+            return True
+        if self._pid in procfs.ancestors(pid):
+            return True
+        if not self._refused:
+            self._refused = True
+            sender = procfs.describe(pid)
+            log.warning("worker_report_refused", address=self.address, sender=sender)
+        return False
 
     def _read(self) -> None:
         for _ in range(_MESSAGES_PER_WAKE):
             try:
-                data, ancillary, _flags, _sender = self._socket.recvmsg(
+                data, ancillary, *_ = self._socket.recvmsg(
                     _MESSAGE_LIMIT, socket.CMSG_SPACE(_CREDENTIALS.size)
                 )
             except (BlockingIOError, InterruptedError):
                 return
-            if _sender_uid(ancillary) in {0, os.getuid()}:
+            pid, uid = _sender(ancillary)
+            if uid in self._senders and self._is_own(pid):
                 self._handle(data.decode(errors="replace").splitlines())
+            if self._is_full():
+                return
 
     def _handle(self, lines: list[str]) -> None:
         if NOTIFY_KIT in lines and not self.kit:
@@ -377,6 +441,9 @@ class NotifySocket:
     def close(self) -> None:
         """Read the last messages, and close the socket."""
         if self._socket.fileno() >= 0:
+            if self._paused is not None:
+                self._paused.cancel()
+            self._count = 0
             self._read()
             asyncio.get_running_loop().remove_reader(self._socket.fileno())
             self._socket.close()
@@ -390,8 +457,10 @@ def _counts(line: str, prefix: str) -> DrainCounts | None:
         return None
 
 
-def _sender_uid(ancillary: list[tuple[int, int, bytes]]) -> int | None:
+def _sender(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, int]:
+    """Return the sender's pid and uid, as the kernel attributes them; -1 if it does not."""
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
-            return int(_CREDENTIALS.unpack_from(data)[1])
-    return None
+            pid, uid, _ = _CREDENTIALS.unpack_from(data)
+            return pid, uid
+    return -1, -1

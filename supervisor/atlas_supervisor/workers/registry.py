@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from functools import partial
@@ -32,6 +32,7 @@ from atlas_supervisor.store.statements import Statements
 from atlas_supervisor.system import procfs, sockdiag
 from atlas_supervisor.system.children import living_children
 from atlas_supervisor.system.clock import now
+from atlas_supervisor.system.descriptors import with_spares
 from atlas_supervisor.system.lock import holds_a_lock
 from atlas_supervisor.system.pidfd import ForeignProcess
 from atlas_supervisor.system.procfs import ProcessIdentity
@@ -62,6 +63,8 @@ class Survivor(NamedTuple):
     pid: int
     pids: tuple[int, ...]
     kit: bool
+    marked: bool
+    """Whether it has the record or the environment of a worker."""
 
 
 @dataclass(frozen=True)
@@ -192,9 +195,8 @@ def _orphans(
     # A shell within a worker may start the daemon.
     spared = {ourselves, *procfs.ancestors(ourselves)}
     for pid in family:
-        # A living supervisor has the listeners of a state folder that was copied from its own.
-        line = {pid, *procfs.ancestors(pid)} - {ourselves}
-        if pid not in spared and not any(holds_a_lock(each) for each in line):
+        line = {pid, *procfs.ancestors(pid)} - {ourselves}  # of a copied folder: the daemon itself
+        if pid not in spared and not any(map(holds_a_lock, line)):
             yield pid
 
 
@@ -215,8 +217,8 @@ def _survivor(instance: str, pids: list[int], known: dict[int, InstanceRow]) -> 
     name = row.slot if row else variables.get(ENV_SLOT, "")
     slot = SlotName.GREEN if name == SlotName.GREEN else SlotName.BLUE
     version = variables.get(ENV_VERSION, "unknown")
-    kit = bool(row and row.kit)
-    return Survivor(instance, slot, version, first, tuple(pids), kit)
+    kit, marked = bool(row and row.kit), bool(row or variables.get(ENV_INSTANCE))
+    return Survivor(instance, slot, version, first, tuple(pids), kit, marked)
 
 
 async def take_over(
@@ -247,7 +249,8 @@ async def take_over(
     if survivors:
         log.warning("orphans_found", pids=pids, why="left behind by an earlier daemon")
     found: dict[bool | None, list[WorkerProcess]] = {True: [], False: [], None: []}
-    for survivor in sorted(survivors, key=lambda each: each.slot is not active):
+    # The active worker first, and last what is found by nothing but its sockets.
+    for survivor in sorted(survivors, key=lambda each: (not each.marked, each.slot is not active)):
         if instance := inherit(survivor, settings):
             serves = bool(taken.serving.intersection(survivor.pids))
             accepts = serves or bool(taken.waiting.intersection(survivor.pids))
@@ -267,7 +270,9 @@ def inherit(survivor: Survivor, settings: Settings) -> WorkerProcess | None:
             slot=survivor.slot,
             release=Release(name=None, path=settings.worker_directory, version=survivor.version),
             process=process,
-            notify=NotifySocket(survivor.instance, kit=survivor.kit),
+            notify=NotifySocket(
+                survivor.instance, kit=survivor.kit, account=settings.worker_account
+            ),
             stop_signal=settings.stop_signal_number,
             tag=procfs.tag_for(str(settings.state_dir), survivor.instance),
         )
@@ -323,14 +328,33 @@ async def end_strays(state_dir: Path) -> None:
     earlier daemon left behind are not our children, but may share our listening sockets.
     """
     tag = procfs.tag_for(str(state_dir), "") & procfs.TAG_OF_DAEMON
-    spared = {os.getpid(), *procfs.ancestors(os.getpid()), 1}
 
     def find() -> list[int]:
         found = living_children()
         if os.getpid() == 1:
             found = [pid for pid in found if procfs.tag_of(pid) & procfs.TAG_OF_DAEMON == tag]
-        return sorted({*found, *procfs.holders_of(procfs.own_listeners())} - spared)
+        return found + _sharers(procfs.own_listeners)
 
+    await _kill(find)
+
+
+async def end_sharers(inodes: Collection[int]) -> None:
+    """Kill every other process that has one of these sockets of ours."""
+    await _kill(lambda: _sharers(lambda: inodes))
+
+
+def _sharers(inodes: Callable[[], Collection[int]]) -> list[int]:
+    """Return the processes that share the sockets, without us and those that started us."""
+    spared = {1, os.getpid(), *procfs.ancestors(os.getpid())}
+    try:
+        return sorted(set(with_spares(lambda: procfs.holders_of(inodes()))) - spared)
+    except OSError as error:
+        log.warning("listeners_unknown", why=str(error))
+        return []
+
+
+async def _kill(find: Callable[[], Collection[int]]) -> None:
+    """Kill what is found until there is nothing left."""
     with anyio.move_on_after(_KILL_SECONDS) as limit:
         while left := await anyio.to_thread.run_sync(find):
             log.warning("strays_killed", pids=left)

@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from atlas_supervisor.model.release import VersionSource
+from atlas_supervisor.system.account import Account
 from atlas_supervisor.system.clock import Stopwatch
 
 _FILE = "VERSION"
@@ -60,7 +61,13 @@ class LookupFailedError(Exception):
     """The source is there and gives no version; the text says why."""
 
 
-def version_of(path: Path, name: str | None, *, ignored: frozenset[Path] = frozenset()) -> Found:
+def version_of(
+    path: Path,
+    name: str | None,
+    *,
+    ignored: frozenset[Path] = frozenset(),
+    account: Account | None = None,
+) -> Found:
     """Return the version of the release in a folder, from the best source that has one.
 
     `name` is what to call it if neither file nor git does; None: its folder's name is the same
@@ -69,7 +76,7 @@ def version_of(path: Path, name: str | None, *, ignored: frozenset[Path] = froze
     notes: list[str] = []
     for source in (VersionSource.FILE, VersionSource.GIT):
         try:
-            if (version := from_source(path, source)) is not None:
+            if (version := from_source(path, source, account=account)) is not None:
                 return Found(version, source, "; ".join(notes) or None)
         except LookupFailedError as error:
             notes.append(str(error))
@@ -88,16 +95,18 @@ def from_source(
     *,
     ignored: frozenset[Path] = frozenset(),
     seconds: float | None = None,
+    account: Account | None = None,
 ) -> str | None:
     """Return the version that one source gives; None if there is none of the kind.
 
-    Raises LookupFailedError, also if it takes longer than `seconds`.
+    With an account, git runs as that user. Raises LookupFailedError, also if it takes longer than
+    `seconds`.
     """
     seconds = _SECONDS if seconds is None else seconds
     if source is VersionSource.FILE:
         return _from_file(path)
     if source is VersionSource.GIT:
-        return _from_git(path, seconds)
+        return _from_git(path, seconds, account)
     return _from_files(path, ignored, seconds) if source is VersionSource.DIGEST else path.name
 
 
@@ -168,10 +177,10 @@ def _shown(text: str, origin: str) -> str:
 # Git.
 
 
-def _from_git(folder: Path, seconds: float) -> str | None:
+def _from_git(folder: Path, seconds: float, account: Account | None) -> str | None:
     if not has_repository(folder):
         return None
-    code, output, errors = _described(folder, seconds)
+    code, output, errors = _described(folder, seconds, account)
     if code != 0:
         last = errors.decode(errors="replace").strip().splitlines()[-1:] or [f"exit status {code}"]
         why = "".join(character for character in last[0] if character.isprintable())[:200]
@@ -185,22 +194,21 @@ def _from_git(folder: Path, seconds: float) -> str | None:
     return _shown(text, "git's description")
 
 
-def _described(folder: Path, seconds: float) -> tuple[int, bytes, bytes]:
+def _described(folder: Path, seconds: float, account: Account | None) -> tuple[int, bytes, bytes]:
     """Run git; a checkout's configuration can name programs, so root is not who looks for changes.
 
     Root runs git as the folder's owner. Where that one can't reach the folder, root runs it without
     looking for changed files, which starts none of those programs.
     """
-    owner = folder.stat().st_uid
-    if os.geteuid() != 0 or owner == 0:
-        return _run_git(folder, seconds, "--dirty")
-    described = _run_git(folder, seconds, "--dirty", user=owner)
+    status = folder.stat()
+    owner = {"user": status.st_uid, "group": status.st_gid, "extra_groups": []}
+    if account is not None or os.geteuid() != 0 or status.st_uid == 0:
+        return _run_git(folder, seconds, "--dirty", **(account.privileges if account else {}))
+    described = _run_git(folder, seconds, "--dirty", **owner)
     return described if described[0] == 0 else _run_git(folder, seconds)
 
 
-def _run_git(
-    folder: Path, seconds: float, *options: str, user: int | None = None
-) -> tuple[int, bytes, bytes]:
+def _run_git(folder: Path, seconds: float, *options: str, **user: Any) -> tuple[int, bytes, bytes]:
     """Return git's exit status and both of its outputs. Raises LookupFailedError."""
     try:
         git = subprocess.Popen(
@@ -211,9 +219,7 @@ def _run_git(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            user=user,
-            group=None if user is None else folder.stat().st_gid,
-            extra_groups=None if user is None else [],
+            **user,
         )
     except FileNotFoundError as error:
         raise LookupFailedError("git is not installed") from error

@@ -20,8 +20,10 @@ import structlog
 from atlas_supervisor.config import Settings
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.state import ActiveRelease
+from atlas_supervisor.system.account import Account
 from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.workers.release_version import (
+    Found,
     LookupFailedError,
     from_source,
     has_file,
@@ -56,10 +58,17 @@ class Releases:
     """Looks up releases. Its calls read the disk: run them in a thread."""
 
     def __init__(
-        self, *, directory: Path, releases_dir: Path | None, state_dir: Path | None = None
+        self,
+        *,
+        directory: Path,
+        releases_dir: Path | None,
+        state_dir: Path | None = None,
+        account: Account | None = None,
     ) -> None:
         self._directory = directory
         self._releases_dir = releases_dir
+        self._account = account
+        """The user that a release's code runs as; None: the daemon's."""
         others = (folder for folder in (releases_dir, state_dir) if folder is not None)
         self._not_released = frozenset(map(_real, others))
         """Folders that are no part of the worker directory, although they may lie in it."""
@@ -71,12 +80,13 @@ class Releases:
             directory=settings.worker_directory,
             releases_dir=settings.releases_dir,
             state_dir=settings.state_dir,
+            account=settings.worker_account,
         )
 
     def find(self, name: str | None) -> Release:
         """Return the named release, or the worker directory. Raises UnknownReleaseError."""
         path = self._folder(name)
-        found = version_of(path, name or self._name_of(path), ignored=self._not_released)
+        found = self._version_of(path, name or self._name_of(path))
         return Release(
             name=name,
             path=path,
@@ -85,6 +95,9 @@ class Releases:
             identity=_identity(path),
             note=found.note,
         )
+
+    def _version_of(self, path: Path, name: str | None) -> Found:
+        return version_of(path, name, ignored=self._not_released, account=self._account)
 
     def _folder(self, name: str | None) -> Path:
         """Return the real path of a release's folder. Raises UnknownReleaseError."""
@@ -210,7 +223,7 @@ class Releases:
         """Return the release at the place of one that is gone; that one if there is none."""
         if not release.path.is_dir():
             return release
-        found = version_of(release.path, release.name, ignored=self._not_released)
+        found = self._version_of(release.path, release.name)
         now = {"version": found.version, "source": found.source, "note": found.note}
         now["identity"] = _identity(release.path)
         problem = f"{why}; version {found.version}, which is there now, has passed no gate"
@@ -230,6 +243,7 @@ class Releases:
                 release.source,
                 ignored=self._not_released,
                 seconds=_RESTART_SECONDS,
+                account=self._account,
             )
         except (LookupFailedError, OSError) as error:
             log.warning("release_version_unknown", release=name, why=str(error))

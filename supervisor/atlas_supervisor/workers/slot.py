@@ -34,6 +34,7 @@ from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.system.descriptors import SPARES, is_shortage
+from atlas_supervisor.system.procfs import inode_of
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.drain import Drain, Drains
 from atlas_supervisor.workers.launch import (
@@ -45,6 +46,7 @@ from atlas_supervisor.workers.launch import (
 )
 from atlas_supervisor.workers.output import WorkerLog
 from atlas_supervisor.workers.process import WorkerProcess
+from atlas_supervisor.workers.registry import end_sharers
 
 log = structlog.get_logger(__name__)
 
@@ -371,12 +373,28 @@ class Slot:
     async def _clear(self, instance: WorkerProcess) -> None:
         """Forget a worker that ended, and make sure that nothing of it is left."""
         await instance.kill()
+        await self._end_sharers(instance)
         await anyio.to_thread.run_sync(self.log.close, instance.name)
         if self.instance is instance:
             self.instance = None
             self.apply(SlotEvent.CLEARED)
         log.info("worker_exited", **instance.facts, pid=instance.pid, how=instance.exit_text)
         self._context.registry.gone(instance)
+
+    async def _end_sharers(self, instance: WorkerProcess) -> None:
+        """End what left the worker's family and may still accept from a socket of this slot.
+
+        Only while no other worker, not even one that is being launched, has the slot's sockets. The
+        other slot's worker carries some of them as its spare, so those prove nothing.
+        """
+        drains = [each for each in self._context.drains if each.instance.slot is self.name]
+        if self.instance is not instance or any(each.instance is not instance for each in drains):
+            return
+        plane = self._context.plane
+        spare = plane.inherited(self.name.other).spare
+        own = [sock for sock in plane.inherited(self.name).named.values() if sock not in spare]
+        if own:
+            await end_sharers({inode_of(sock) for sock in own})
 
 
 async def until_hung(

@@ -18,6 +18,7 @@ from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.store.database import recorded_releases
+from atlas_supervisor.store.state_folder import DATABASE_FILE, refuse_planted
 from atlas_supervisor.store.state_keeper import StateFile, UnreadableStateError
 from atlas_supervisor.system.procfs import tag_for
 from atlas_supervisor.traffic.listeners import explain_bind_error, listen, refuse_foreign_listeners
@@ -35,6 +36,9 @@ _LABEL = "the worker's port"
 
 def become_worker(settings: Settings, environ: Mapping[str, str]) -> NoReturn:
     """Replace this process with the worker. Raises StartRefusedError."""
+    refuse_planted(
+        settings.state_dir, account=settings.worker_account
+    )  # what is run is what these files name
     state = _last_state(settings) if settings.deploy_mode is Mode.BLUEGREEN else None
     port = settings.active_port
     if state and state.active_port == settings.staging_port:
@@ -67,7 +71,7 @@ def become_worker(settings: Settings, environ: Mapping[str, str]) -> NoReturn:
     sys.stderr.write(f"version {release.version} on 127.0.0.1:{port}, without the supervisor\n")
     sys.stderr.flush()
     tag = tag_for(str(settings.state_dir), instance)
-    launcher = launcher_command(descriptors, announced, tag, command)
+    launcher = launcher_command(descriptors, announced, tag, command, settings.worker_account)
     os.execve(launcher[0], launcher, environment)  # noqa: S606  # without a shell on purpose
 
 
@@ -100,7 +104,7 @@ def _release(settings: Settings, state: DeployState | None) -> Release:
 
 def _recorded(settings: Settings, state: DeployState | None, releases: Releases) -> list[Release]:
     """Return the active release and those before it; none if nothing is recorded."""
-    rows = recorded_releases(settings.state_dir / "atlas.db")
+    rows = recorded_releases(settings.state_dir / DATABASE_FILE)
     if state is None or state.active_release is None:
         return rows
     return [releases.active(state.active_release), *rows]

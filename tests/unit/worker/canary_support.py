@@ -20,7 +20,7 @@ import pytest
 
 from atlas_supervisor.canary.ring_reader import Batch, Positions, RingReader, ring_files
 from atlas_worker.canary.process import process
-from atlas_worker.contract.ring import EventKind, RingEvent, decode
+from atlas_worker.contract.ring import LAYOUT_VERSION, EventKind, RingEvent, decode
 
 ROOT = Path(__file__).parents[3]
 SALT = "5a" * 16
@@ -39,7 +39,7 @@ class Canaries:
 
     def decide(
         self, shares: dict[str, Any], *, epoch: int = 17, enabled: bool = True,
-        latched: bool = False, schema: int = 1,
+        latched: bool = False, schema: int = 1, ring_layout: int = LAYOUT_VERSION,
     ) -> None:  # fmt: skip
         features = {name: {"share": share, "epoch": epoch} for name, share in shares.items()}
         self.replace(
@@ -47,7 +47,12 @@ class Canaries:
                 {
                     "schema_version": schema,
                     "canary_disabled_fallback": latched,
-                    "canary": {"enabled": enabled, "salt": SALT, "features": features},
+                    "canary": {
+                        "enabled": enabled,
+                        "salt": SALT,
+                        "features": features,
+                        "ring_layout": ring_layout,
+                    },
                 }
             ).encode()
         )
@@ -66,7 +71,7 @@ class Canaries:
         batches = []
         for path in self.rings:
             ring = RingReader.open(path)
-            batch = ring.read(self._read.get(path, Positions()))
+            batch = ring.read(self._read.get(path, ring.tail))
             ring.advance(batch.next)
             ring.close()
             self._read[path] = batch.next

@@ -6,7 +6,6 @@ import asyncio
 import math
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ import pytest
 from atlas_worker import canary, is_canary_enabled, record_canary_call, use_canary_version
 from atlas_worker.canary import calls, policy
 from atlas_worker.canary.process import process
-from atlas_worker.contract import LATENCY_BUCKETS, bucket_milliseconds, latency_bucket
-from atlas_worker.contract.ring import EventKind, Outcome, RingEvent
+from atlas_worker.contract import SLOWEST_BUCKET, bucket_milliseconds, latency_bucket
+from atlas_worker.contract.ring import EventKind, Outcome, RingEvent, decode
 from tests.unit.worker.canary_support import Canaries, canaries, eventually, output
 
 __all__ = ["canaries"]
@@ -285,8 +284,9 @@ def test_an_invalid_record_is_ignored(canaries: Canaries, ok: Any, latency: Any)
 
 @pytest.mark.parametrize(
     ("latency", "bucket"),
-    [(math.nan, 0), (-5.0, 0), (0, 0), (math.inf, LATENCY_BUCKETS - 1), (1e300, 2047),
-     (10**400, 2047), (Decimal("1.5"), latency_bucket(1.5)), (True, latency_bucket(1.0))],
+    [(math.nan, 0), (-5.0, 0), (0, 0), (math.inf, SLOWEST_BUCKET), (1e300, SLOWEST_BUCKET),
+     (60_001, SLOWEST_BUCKET), (10**400, SLOWEST_BUCKET),
+     (Decimal("1.5"), latency_bucket(1.5)), (True, latency_bucket(1.0))],
 )  # fmt: skip
 def test_an_invalid_latency_is_tolerated(canaries: Canaries, latency: Any, bucket: int) -> None:
     canaries.decide({"vision": 1})
@@ -308,10 +308,12 @@ def test_any_key_gets_a_decision(canaries: Canaries, key: Any) -> None:
 
 
 def test_a_bucket_is_within_one_percent_of_a_latency() -> None:
-    for exponent in range(-29, 200):
+    for exponent in range(-29, 106):
         latency = 1.11**exponent
         assert bucket_milliseconds(latency_bucket(latency)) == pytest.approx(latency, rel=0.0101)
-    assert all(latency_bucket(bucket_milliseconds(one)) == one for one in range(LATENCY_BUCKETS))
+    buckets = range(SLOWEST_BUCKET + 1)
+    assert all(latency_bucket(bucket_milliseconds(one)) == one for one in buckets)
+    assert bucket_milliseconds(SLOWEST_BUCKET) == pytest.approx(60_000, rel=0.0101)
 
 
 # Calls.
@@ -355,14 +357,12 @@ async def test_a_call_reports_its_outcome_and_propagates_the_exception(
             await in_a_task()
 
     [(_, batch)] = canaries.drain()
-    from atlas_worker.contract.ring import decode
-
-    for words in (list(batch.events), [word for word, _ in batch.keyed]):
+    for words in (list(batch.events), [word for word, _, _ in batch.keyed]):
         assert outcomes([decode(word) for word in words]) == {
             (EventKind.STARTED, 0): 1,
             (EventKind.ENDED, outcome): 1,
         }
-    assert len({key for _, key in batch.keyed}) == 1
+    assert len({unit[1:] for unit in batch.keyed}) == 1
 
 
 def test_a_calls_latency_is_measured(canaries: Canaries) -> None:
@@ -386,53 +386,31 @@ def test_a_call_is_reusable_and_calls_can_be_nested(canaries: Canaries) -> None:
     assert canaries.kinds() == {EventKind.STARTED: 4, EventKind.ENDED: 4}
 
 
-# Routes.
-
-
-def test_a_route_calls_the_arm_that_was_decided(canaries: Canaries) -> None:
-    canaries.decide({"vision": 0.5})
-
-    def old(number: int, *, twice: bool = False) -> str:
-        return f"old {number} {twice}"
-
-    @canary.route("vision", stable=old)
-    def new(number: int, *, twice: bool = False) -> str:
-        """Documented."""
-        return f"new {number} {twice}"
-
-    assert new.__doc__ == "Documented."
-    assert {new(1, twice=True) for _ in range(200)} == {"old 1 True", "new 1 True"}
-    assert canaries.kinds() == {EventKind.STARTED: 200, EventKind.ENDED: 200}
-
-
-async def test_an_async_route_measures_until_the_awaitable_has_ended(canaries: Canaries) -> None:
+async def test_the_end_of_a_keyed_call_names_its_call(canaries: Canaries) -> None:
     canaries.decide({"vision": 1})
+    calls = [canary.call("vision", key="me") for _ in range(3)]
+    for call in calls:
+        call.__enter__()
+    calls[1].__exit__(ValueError, None, None)
+    calls[2].__exit__(None, None, None)
+    calls[0].__exit__(None, None, None)
+    use_canary_version("vision", key="me")
+    record_canary_call("vision", True, False, 1.0)
 
-    async def old() -> str:
-        return "old"
+    [(_, batch)] = canaries.drain()
+    events = [(decode(word), key, serial) for word, key, serial in batch.keyed]
 
-    @canary.route("vision", stable=old)
-    async def new() -> str:
-        await asyncio.sleep(0.02)
-        raise ValueError("broken")
-
-    with pytest.raises(ValueError, match="broken"):
-        await new()
-
-    ended = next(event for event in canaries.events() if event.kind == EventKind.ENDED)
-    assert ended.outcome == Outcome.ERROR
-    assert bucket_milliseconds(ended.bucket) > 19
-
-
-def test_a_route_that_can_not_be_measured_is_refused_when_decorating() -> None:
-    async def waits() -> None: ...
-
-    def gives() -> Iterator[int]:
-        yield 1
-
-    for new, stable in ((waits, print), (print, waits), (gives, gives), (print, 7)):
-        with pytest.raises(TypeError):
-            canary.route("vision", stable=stable)(new)  # type: ignore[arg-type]  # on purpose
+    assert len({key for _, key, _ in events}) == 1
+    started = [serial for event, _, serial in events if event.kind == EventKind.STARTED]
+    assert len(set(started)) == 3
+    assert 0 not in started
+    ended = [(one.outcome, serial) for one, _, serial in events if one.kind == EventKind.ENDED]
+    assert ended == [
+        (Outcome.ERROR, started[1]), (Outcome.OK, started[2]), (Outcome.OK, started[0]),
+    ]  # fmt: skip
+    asked, reported = events[-2:]
+    assert (asked[0].kind, reported[0].kind) == (EventKind.ASKED, EventKind.REPORTED)
+    assert asked[2] == reported[2]
 
 
 # The package.

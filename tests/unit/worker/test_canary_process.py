@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from atlas_worker import canary, is_canary_enabled, record_canary_call, use_cana
 from atlas_worker.canary.policy import BadPolicyError, Rule, key_threshold, read_policy
 from atlas_worker.canary.process import process
 from atlas_worker.canary.ring import make_ring
-from atlas_worker.contract import STATE_SCHEMA_VERSION
+from atlas_worker.contract import STATE_BYTES_LIMIT, STATE_SCHEMA_VERSION
 from atlas_worker.contract import ring as layout
 from atlas_worker.contract.ring import EventKind, decode
 from tests.unit.worker.canary_support import SALT, Canaries, canaries, eventually, output, program
@@ -110,12 +111,10 @@ def test_a_full_keyed_ring_drops_and_recovers(canaries: Canaries) -> None:
     for number in range(room + 5):
         use_canary_version("vision", key=str(number))
 
-    [(path, batch)] = canaries.drain()
+    [(_, batch)] = canaries.drain()
 
-    assert len({key for _, key in batch.keyed}) == room
-    ring = RingReader.open(path)
-    assert ring.keyed_dropped == 5
-    ring.close()
+    assert len({key for _, key, _ in batch.keyed}) == room
+    assert batch.dropped == 5
     use_canary_version("vision", key="me")
     assert len(canaries.drain()[0][1].keyed) == 1
 
@@ -171,7 +170,7 @@ with canary.call("vision"):
     for word, count in batch.events.items():
         kinds[EventKind(decode(word).kind)] += count
     assert kinds == {EventKind.STARTED: 5001, EventKind.ENDED: 5000}
-    assert [decode(word).kind for word, _ in batch.keyed] == [EventKind.STARTED]
+    assert [decode(word).kind for word, _, _ in batch.keyed] == [EventKind.STARTED]
     assert not batch.alive
     assert batch.skipped == 0
     assert path.name.startswith(f"{child.pid}-")
@@ -375,7 +374,7 @@ def test_the_same_key_gets_the_same_answer_in_every_process(canaries: Canaries) 
 
     assert output(canaries.folder, code) == f"{here}\n"
     assert 10 < sum(here) < 40
-    hashes = [[key for _, key in batch.keyed] for _, batch in canaries.drain()]
+    hashes = [[key for _, key, _ in batch.keyed] for _, batch in canaries.drain()]
     assert hashes[0] == hashes[1]
     assert len(set(hashes[0])) == 50
 
@@ -397,10 +396,266 @@ def test_on_a_full_disk_calls_are_decided_and_not_recorded(
     assert list((canaries.folder / "canary").iterdir()) == []
 
 
-def test_no_ring_is_added_to_a_folder_at_its_limit(canaries: Canaries) -> None:
+def test_no_ring_is_added_to_a_folder_with_too_many_bytes(
+    canaries: Canaries, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = canaries.folder / "canary"
-    for number in range(layout.RINGS_LIMIT):
+    for number in range(300):  # empty files are few bytes
         (folder / f"{number}.ring").touch()
+    canaries.decide({"vision": 1})
+    assert use_canary_version("vision")
+    assert process._ring.has_file
 
+    (folder / "0.ring").write_bytes(bytes(100_000))
+    monkeypatch.setattr(layout, "FOLDER_BYTES_LIMIT", 100_000)
     with pytest.raises(OSError, match="unread rings"):
-        make_ring(folder, (0, 0))
+        make_ring(folder, (0, 0), layout.LAYOUT_VERSION)
+
+
+def allocated(path: Path) -> int:
+    return path.stat().st_blocks * 512
+
+
+def test_a_ring_of_few_calls_is_small_and_grows_before_it_is_full(canaries: Canaries) -> None:
+    canaries.decide({"vision": 1})
+    use_canary_version("vision")
+    [path] = canaries.rings
+    for _ in range(layout.MAIN_FIRST_WORDS // 2 - 10):
+        use_canary_version("vision")
+    process._try_refresh()
+    assert allocated(path) <= 64 * 1024
+
+    for _ in range(20):
+        use_canary_version("vision")
+    eventually(lambda: allocated(path) > layout.MAIN_WORDS * layout.WORD_BYTES)
+    for _ in range(layout.KEYED_FIRST_ENTRIES // 2 + 1):
+        use_canary_version("vision", key="me")
+    eventually(lambda: allocated(path) >= layout.RING_BYTES)
+    assert canaries.dropped() == 0
+
+
+def test_a_burst_that_outruns_the_helper_thread_loses_no_call(canaries: Canaries) -> None:
+    canaries.decide({"vision": 1})
+    use_canary_version("vision")
+    with process._lock:  # which stops the helper thread
+        for number in range(2 * layout.MAIN_FIRST_WORDS):
+            use_canary_version("vision")
+            if number % 4 == 0:
+                use_canary_version("vision", key="me")
+
+    assert canaries.dropped() == 0
+    [(_, batch)] = canaries.drain()
+    assert batch.events.total() == 2 * layout.MAIN_FIRST_WORDS + 1
+    assert len(batch.keyed) == layout.MAIN_FIRST_WORDS // 2
+
+
+def test_on_a_disk_that_fills_up_a_ring_keeps_its_size_and_drops_are_counted(
+    canaries: Canaries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    canaries.decide({"vision": 1})
+    use_canary_version("vision")
+    tried = 0
+
+    def full(*_: int) -> None:
+        nonlocal tried
+        tried += 1
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with process._lock:
+        for _ in range(layout.MAIN_FIRST_WORDS + 100):
+            use_canary_version("vision")
+        assert tried == 1  # not for each call
+    assert canaries.dropped() == 101
+    assert canaries.kinds() == {EventKind.ASKED: layout.MAIN_FIRST_WORDS}
+
+    monkeypatch.undo()
+    eventually(lambda: process.main._blocks == layout.MAIN_WORDS)
+    use_canary_version("vision")
+    assert canaries.kinds() == {EventKind.ASKED: 1}
+
+
+def test_a_process_killed_early_has_reserved_little(canaries: Canaries) -> None:
+    canaries.decide({"vision": 1})
+    output(canaries.folder, "for _ in range(5): use_canary_version('vision')")
+
+    [path] = canaries.rings
+    ring = RingReader.open(path)
+    assert not ring.alive()
+    assert ring._cells().reserved <= layout.MAIN_FIRST_WORDS // 2
+    assert ring._cells().keyed_reserved == 0
+    ring.close()
+    assert canaries.kinds() == {EventKind.ASKED: 5}
+
+
+def test_for_an_earlier_daemon_the_first_layout_is_written(canaries: Canaries) -> None:
+    from hashlib import blake2b
+
+    canaries.decide({"vision": 1}, ring_layout=layout.FIRST_LAYOUT)
+    for _ in range(2):
+        with canary.call("vision", key="me"):
+            pass
+    use_canary_version("vision", key="me")
+    record_canary_call("vision", True, True, 1.0)
+
+    [path] = canaries.rings
+    content = path.read_bytes()
+    assert layout.unpack_header(content)[1] == layout.FIRST_LAYOUT
+    words = memoryview(content)[layout.KEYED_OFFSET :].cast("Q")
+    digest = blake2b(f"{SALT}\0vision\0me".encode(), digest_size=8).digest()
+    assert list(words[1:12:2]) == [int.from_bytes(digest) & layout.LAP - 1] * 6
+    [(_, batch)] = canaries.drain()
+    assert [serial for _, _, serial in batch.keyed] == [0] * 6
+
+
+def test_a_daemon_that_reads_newer_layouts_gets_the_newest_known(canaries: Canaries) -> None:
+    canaries.decide({"vision": 1}, ring_layout=layout.LAYOUT_VERSION + 5)
+    use_canary_version("vision", key="me")
+    [(_, batch)] = canaries.drain()
+    assert [serial > 0 for _, _, serial in batch.keyed] == [True]
+
+
+# Processes without a ring.
+
+
+def refused_calls(folder: Path) -> int:
+    return int.from_bytes((folder / "canary" / layout.REFUSED_CALLS_FILE).read_bytes(), "little")
+
+
+REFUSED = """
+from atlas_worker.contract import ring
+ring.FOLDER_BYTES_LIMIT = -1
+import os, sys
+for number in range(5):
+    with canary.call("vision", key=str(number) if number % 2 else None):
+        pass
+"""
+
+
+def test_calls_of_processes_that_get_no_ring_are_counted_where_they_survive(
+    canaries: Canaries,
+) -> None:
+    canaries.decide({"vision": 1})
+    (canaries.folder / "canary" / layout.REFUSED_CALLS_FILE).write_bytes(bytes(8))
+    for _ in range(2):
+        output(canaries.folder, REFUSED)
+    assert refused_calls(canaries.folder) == 10
+
+    with program(canaries.folder, REFUSED + "sys.stdin.read()") as child:  # the helper thread
+        eventually(lambda: refused_calls(canaries.folder) == 15)
+        child.kill()
+
+
+def test_a_count_that_another_process_holds_is_written_later(canaries: Canaries) -> None:
+    import fcntl
+
+    canaries.decide({"vision": 1})
+    counts = canaries.folder / "canary" / layout.REFUSED_CALLS_FILE
+    counts.write_bytes(bytes(8))
+    with counts.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with program(
+            canaries.folder, REFUSED + "print('done', flush=True)\nsys.stdin.read()"
+        ) as it:
+            assert it.stdout is not None
+            assert it.stdout.readline() == "done\n"
+            assert refused_calls(canaries.folder) == 0
+            fcntl.flock(file, fcntl.LOCK_UN)
+            eventually(lambda: refused_calls(canaries.folder) == 5)
+
+
+def test_calls_counted_as_refused_are_not_counted_again_in_a_ring(
+    canaries: Canaries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    canaries.decide({"vision": 1})
+    (canaries.folder / "canary" / layout.REFUSED_CALLS_FILE).write_bytes(bytes(8))
+    with monkeypatch.context() as patch:
+        patch.setattr(layout, "FOLDER_BYTES_LIMIT", -1)
+        for _ in range(3):
+            use_canary_version("vision")
+        eventually(lambda: refused_calls(canaries.folder) == 3)
+    eventually(lambda: canaries.rings)
+
+    assert canaries.dropped() + refused_calls(canaries.folder) == 3
+
+
+# What is logged.
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in caplog.records if each.name == "atlas_worker.canary"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b" " * (STATE_BYTES_LIMIT + 1), "more than 1048576 bytes"),
+        (b"{", "no policy"),
+        (b'{"schema_version": 99, "canary": {}}', "a newer supervisor"),
+    ],
+    ids=["too large", "broken", "newer"],
+)
+def test_a_policy_that_can_not_be_read_is_logged_once(
+    canaries: Canaries, caplog: pytest.LogCaptureFixture, content: bytes, words: str
+) -> None:
+    canaries.replace(content)
+    for _ in range(3):
+        assert not use_canary_version("vision")
+        process._try_refresh()
+        process._log_problems()
+    [message] = logged(caplog)
+    assert words in message
+
+    canaries.decide({"vision": 1})
+    eventually(lambda: use_canary_version("vision"))
+    canaries.replace(content)
+    eventually(lambda: len(logged(caplog)) == 2)  # it is a new problem
+    assert use_canary_version("vision")
+
+
+def test_a_ring_that_can_not_be_created_is_logged_once(
+    canaries: Canaries, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "FOLDER_BYTES_LIMIT", -1)
+    canaries.decide({"vision": 1})
+    use_canary_version("vision")
+    process._try_refresh()
+    process._log_problems()
+    [message] = logged(caplog)
+    assert "not recorded" in message
+
+
+@pytest.mark.parametrize("left", ["nothing", "a folder", "a state file without canaries"])
+def test_without_a_supervisor_nothing_is_logged(
+    canaries: Canaries, caplog: pytest.LogCaptureFixture, left: str
+) -> None:
+    if left == "nothing":
+        (canaries.folder / "canary").rmdir()
+    if left.startswith("a state"):
+        canaries.replace(b'{"schema_version": 1, "canary": null}')
+    use_canary_version("vision")
+    process._try_refresh()
+    process._log_problems()
+    assert logged(caplog) == []
+
+
+def test_a_log_handler_may_use_canaries_and_raise(canaries: Canaries) -> None:
+    import logging
+
+    used: list[bool] = []
+
+    class Handler(logging.Handler):
+        def emit(self, _record: logging.LogRecord) -> None:
+            thread = threading.Thread(target=lambda: used.append(use_canary_version("vision")))
+            thread.start()
+            thread.join(10)
+            raise RuntimeError("a handler's own")
+
+    handler = Handler()
+    logging.getLogger("atlas_worker.canary").addHandler(handler)
+    try:
+        canaries.replace(b"{")
+        assert not use_canary_version("vision")
+    finally:
+        logging.getLogger("atlas_worker.canary").removeHandler(handler)
+    assert used == [False]

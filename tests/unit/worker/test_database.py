@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,6 +32,24 @@ async def test_a_write_is_readable_and_durable(tmp_path: Path) -> None:
     assert mode == "wal"
     await database.close()
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.db"]
+
+
+async def test_folder_and_files_are_closed_to_other_users(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    folder.mkdir(mode=0o755)
+    old = os.umask(0)
+    try:
+        (folder / "earlier.db").touch(mode=0o666)
+        for name in ("earlier.db", "a.db"):
+            database = ModuleDatabase(folder / name, [TABLE])
+            await database.open()
+            await database.write(add("one"))  # type: ignore[arg-type]
+            modes = {stat.S_IMODE(path.stat().st_mode) for path in folder.glob(f"{name}*")}
+            assert modes == {0o640}
+            await database.close()
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 async def test_a_rolled_back_write_leaves_nothing(tmp_path: Path) -> None:

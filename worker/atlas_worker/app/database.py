@@ -8,6 +8,8 @@ transaction, and a smoke test's write is rolled back.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +21,7 @@ T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 
 BUSY_SECONDS = 5.0
+_FOLDER_MODE, _FILE_MODE = 0o700, 0o640
 
 
 class ModuleDatabase:
@@ -78,7 +81,7 @@ class ModuleDatabase:
         return result
 
     def _prepare(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        _make_private(self._path)
         connection = self._connect(self._writer)
         _enter_wal(connection)
         self._transact(self._migrate, keep=True)
@@ -92,6 +95,22 @@ class ModuleDatabase:
         for number, statement in enumerate(self._migrations[done:], start=done + 1):
             connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {number}")
+
+
+def _make_private(path: Path) -> None:
+    """Give folder and files their modes: nothing is open to other users, under any umask.
+
+    SQLite's companions take after the file; those of an earlier version are corrected.
+    """
+    folder = path.parent
+    folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # an open one may be locked; closing it unlocks
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        os.close(os.open(path, flags, _FILE_MODE))
+    with contextlib.suppress(OSError):  # another user has made them, or the last one is leaving
+        folder.chmod(_FOLDER_MODE)
+        for each in folder.glob(f"{path.name}*"):
+            each.chmod(_FILE_MODE)
 
 
 def _enter_wal(connection: sqlite3.Connection) -> None:

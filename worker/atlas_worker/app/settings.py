@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atlas_worker.app.llm import Model
+from atlas_worker.contract import BUNDLED_WORKER_DIRECTORY
 from atlas_worker.instance import BadEnvironmentError
 
 _WORDS = {
@@ -28,7 +29,7 @@ class AppSettings:
     def from_environment(cls, environ: Mapping[str, str], state_dir: Path) -> AppSettings:
         """Read them; raises `BadEnvironmentError`."""
         return cls(
-            directory=state_dir / "worker",
+            directory=state_dir / BUNDLED_WORKER_DIRECTORY,
             scheduler_enabled=_switch(environ, "SCHEDULER_ENABLED"),
             memory_enabled=_switch(environ, "MEMORY_ENABLED"),
             model=_model(environ),

@@ -6,11 +6,9 @@ possible. `process` provides the policy, `ring` takes the words.
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Callable
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Self
 
 from atlas_worker.canary.policy import (
     MAX_UNREPORTED,
@@ -34,9 +32,6 @@ from atlas_worker.contract.ring import (
     Outcome,
 )
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 _ENDS = EventKind.ENDED - EventKind.STARTED << KIND_SHIFT
 _REPORTS = EventKind.REPORTED - EventKind.ASKED << KIND_SHIFT
 _FAILED = Outcome.ERROR << OUTCOME_SHIFT
@@ -52,7 +47,9 @@ def is_canary_enabled() -> bool:
     return process.is_enabled()
 
 
-def use_canary_version(feature: str, *, key: str | None = None) -> bool:
+def use_canary_version(  # noqa: C901, PLR0912 - a function for keys alone costs 4 % more
+    feature: str, *, key: str | None = None
+) -> bool:
     """Return whether the canary of a feature serves this call. Never raises.
 
     The same key gets the same answer while the share stays, and a greater share takes no key out.
@@ -65,62 +62,53 @@ def use_canary_version(feature: str, *, key: str | None = None) -> bool:
         if found is None:
             return False
         rule = found
-    if key is not None:
-        return _ask_with_key(rule, key)
-    draw = process.random
-    used = draw() < rule.share
-    arm = rule.canary if used else rule.stable
-    word = arm.asked
-    lane = process.main
-    for place in lane.free:  # `Lane.write`, without the call
-        lane.words[place] = word if place >= 0 else word | LAP
-        break
-    else:
-        word = lane.write_late(word) and word
-        if not word or len(arm.unreported([])) > MAX_UNREPORTED:  # checked only now and then
-            arm.set_unreported([])
-    find = arm.unreported
-    unreported = find(None)
-    if unreported is None:
-        arm.set_unreported([word])
-    elif unreported and unreported[0] is not word:
-        arm.set_unreported(StackedQuestions.on(unreported, word))
-    else:  # setting a context variable is slow, so equal questions share a list
-        unreported.append(word)
-    return used
-
-
-def _ask_with_key(rule: Rule, key: str) -> bool:
-    try:  # `_decide_by_key`, without the call
-        hasher = rule.hasher.copy()
-        hasher.update((key if type(key) is str else str(key)).encode())
-        digest = hasher.digest()
-    except Exception:  # noqa: BLE001 - as in `_decide_by_key`
-        return False
-    used = digest < rule.threshold
-    hashed = _number(digest) & _UNDER_LAP or 1
-    arm = rule.canary if used else rule.stable
-    word = arm.asked
-    lane = process.keyed
-    for place in lane.free:  # `Lane.write`, without the call
-        lane.keys[place] = hashed if place >= 0 else hashed | LAP
-        lane.words[place] = word if place >= 0 else word | LAP
-        break
-    else:
-        word = lane.write_late(word, hashed) and word
-    arm.set_unreported([(word, hashed)])
-    return used
-
-
-def _decide_by_key(rule: Rule, key: object) -> tuple[bool, int]:
-    """Return whether the canary serves a key, and the key's hash word; 0 for an unusable key."""
+    if key is None:
+        draw = process.random
+        used = draw() < rule.share
+        arm = rule.canary if used else rule.stable
+        word = arm.asked
+        lane = process.main
+        for place in lane.free:  # `Lane.write`, without the call
+            lane.words[place] = word if place >= 0 else word | LAP
+            break
+        else:
+            word = lane.write_late(word) and word
+            if not word or len(arm.unreported([])) > MAX_UNREPORTED:  # checked only now and then
+                arm.set_unreported([])
+        find = arm.unreported
+        unreported = find(None)
+        if unreported is None:
+            arm.set_unreported([word])
+        elif unreported and unreported[0] is not word:
+            arm.set_unreported(StackedQuestions.on(unreported, word))
+        else:  # setting a context variable is slow, so equal questions share a list
+            unreported.append(word)
+        return used
     try:
         hasher = rule.hasher.copy()
         hasher.update((key if type(key) is str else str(key)).encode())
         digest = hasher.digest()
     except Exception:  # noqa: BLE001 - a foreign `__str__` or a lone surrogate may raise anything
-        return False, 0
-    return digest < rule.threshold, _number(digest) & _UNDER_LAP or 1
+        return False
+    used = digest < rule.threshold
+    arm = rule.canary if used else rule.stable
+    word = arm.asked
+    lane = process.keyed
+    hashed = _number(digest) & _UNDER_LAP
+    for place in lane.free:  # `Lane.write`, without the call
+        hashed ^= place & lane.serial_mask
+        if place >= 0:
+            lane.keys[place] = hashed
+            lane.words[place] = word
+        else:
+            lane.keys[place] = hashed | LAP
+            lane.words[place] = word | LAP
+        break
+    else:
+        hashed = lane.write_late(word, hashed)
+        word = hashed and word
+    arm.set_unreported([(word, hashed)])
+    return used
 
 
 def record_canary_call(feature: str, used_canary: bool, ok: bool, latency_ms: float) -> None:
@@ -175,7 +163,7 @@ class Call:
     `is_canary` is the implementation to use.
     """
 
-    __slots__ = ("_began", "_feature", "_hash", "_key", "_lane", "_word", "is_canary")
+    __slots__ = ("_began", "_feature", "_key", "_key_word", "_lane", "_word", "is_canary")
 
     def __init__(self, feature: str, key: str | None = None) -> None:
         self.is_canary = False
@@ -201,7 +189,7 @@ class Call:
             self._enter_with_key(rule, self._key)
             return self
         self.is_canary = used = process.random() < rule.share
-        self._hash = 0
+        self._key_word = 0
         self._lane = lane = process.main
         word = (rule.canary if used else rule.stable).started
         self._began = _now()
@@ -214,13 +202,30 @@ class Call:
         return self
 
     def _enter_with_key(self, rule: Rule, key: str) -> None:
-        self.is_canary, self._hash = _decide_by_key(rule, key)
-        self._lane = process.keyed
+        try:
+            hasher = rule.hasher.copy()
+            hasher.update((key if type(key) is str else str(key)).encode())
+            digest = hasher.digest()
+        except Exception:  # noqa: BLE001 - as in `use_canary_version`
+            return
+        self.is_canary = used = digest < rule.threshold
+        self._lane = lane = process.keyed
+        word = (rule.canary if used else rule.stable).started
+        hashed = _number(digest) & _UNDER_LAP
         self._began = _now()
-        if self._hash:
-            word = (rule.canary if self.is_canary else rule.stable).started
-            if self._lane.write(word, self._hash):
-                self._word = word
+        for place in lane.free:  # `Lane.write`, without the call
+            hashed ^= place & lane.serial_mask
+            if place >= 0:
+                lane.keys[place] = hashed
+                lane.words[place] = word
+            else:
+                lane.keys[place] = hashed | LAP
+                lane.words[place] = word | LAP
+            self._key_word = hashed
+            self._word = word
+            return
+        self._key_word = lane.write_late(word, hashed)
+        self._word = self._key_word and word
 
     def __exit__(
         self,
@@ -234,7 +239,7 @@ class Call:
             word += _ENDS + latency_bucket((_now() - self._began) * 1000)
             if kind is not None:
                 word |= _outcome(kind)
-            _end(self._lane, word, self._hash)
+            _end(self._lane, word, self._key_word)
 
     async def __aenter__(self) -> Self:
         """Decide, and report the start."""
@@ -261,46 +266,3 @@ def _outcome(kind: type[BaseException]) -> int:
 
 
 call = Call
-
-
-def route(feature: str, *, stable: Callable[P, T]) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorate the canary of a feature: each call is served by it or by `stable`.
-
-    Both are plain functions or both are async functions; anything else raises TypeError when
-    decorating.
-    """
-
-    def decorate(new: Callable[P, T]) -> Callable[P, T]:
-        if _is_async(new) != _is_async(stable):
-            raise TypeError(f"{feature}: canary and stable must both be async, or neither")
-        if _is_async(new):
-            routed_async: Callable[P, T] = _route_async(feature, new, stable)
-            return routed_async
-
-        @functools.wraps(new)
-        def routed(*args: P.args, **kwargs: P.kwargs) -> T:
-            with Call(feature) as one:
-                return new(*args, **kwargs) if one.is_canary else stable(*args, **kwargs)
-
-        return routed
-
-    return decorate
-
-
-def _route_async(feature: str, new: Callable[..., Any], stable: Callable[..., Any]) -> Any:
-    @functools.wraps(new)
-    async def routed(*args: Any, **kwargs: Any) -> Any:
-        with Call(feature) as one:
-            return await (new if one.is_canary else stable)(*args, **kwargs)
-
-    return routed
-
-
-def _is_async(function: object) -> bool:
-    import inspect  # noqa: PLC0415 - most applications never decorate anything
-
-    if not callable(function):
-        raise TypeError(f"{function!r} is not a function")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise TypeError(f"{function!r} is a generator: use canary.call around its work")
-    return inspect.iscoroutinefunction(function)

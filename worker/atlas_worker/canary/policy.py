@@ -10,11 +10,11 @@ from contextvars import ContextVar
 from hashlib import blake2b
 from typing import Any, Self
 
-from atlas_worker.contract import STATE_SCHEMA_VERSION
-from atlas_worker.contract.ring import EPOCHS, EventKind, encode
+from atlas_worker.contract import STATE_BYTES_LIMIT, STATE_SCHEMA_VERSION
+from atlas_worker.contract.ring import EPOCHS, FIRST_LAYOUT, LAYOUT_VERSION, EventKind, encode
 
 Question = int | tuple[int, int]
-"""The event word of a decision; with a key, that and the key's hash word."""
+"""The event word of a decision; with a key, that and the key word."""
 Unreported = ContextVar[list[Question]]
 """The decisions of one context and arm without an outcome. A decision is removed when its outcome
 is reported, in any context that has inherited the list. Equal decisions share a list."""
@@ -60,6 +60,10 @@ def newest_question(unreported: list[Question] | None) -> Question | None:
 
 class BadPolicyError(ValueError):
     """The state file has no valid policy."""
+
+
+class NoPolicyError(BadPolicyError):
+    """The state file has none yet, or its daemon knows no canaries."""
 
 
 class ArmWords:
@@ -112,11 +116,12 @@ class Rule:
 
 
 class CanaryRules:
-    """The rules of all listed features, and whether canaries are on."""
+    """The rules of all listed features, whether canaries are on, and the layout of new rings."""
 
-    def __init__(self, *, enabled: bool, rules: dict[str, Rule]) -> None:
+    def __init__(self, *, enabled: bool, rules: dict[str, Rule], ring_layout: int) -> None:
         self.enabled = enabled
         self.rules = rules
+        self.ring_layout = ring_layout
 
 
 def key_threshold(share: float) -> bytes:
@@ -144,15 +149,23 @@ def read_policy(
 
     `unreported` keeps each feature's context variables across policies.
     """
+    if len(content) > STATE_BYTES_LIMIT:
+        raise BadPolicyError(f"the state file has more than {STATE_BYTES_LIMIT} bytes")
     try:
         document = json.loads(content)
         if document["schema_version"] > STATE_SCHEMA_VERSION:
             raise BadPolicyError("a newer supervisor wrote the state file")
-        canary = document["canary"]
+        canary = document.get("canary")
+        if canary is None:
+            raise NoPolicyError("the state file has no policy")
         latched = _of(bool, document["canary_disabled_fallback"])
         enabled = _of(bool, canary["enabled"]) and not latched
         salt = _of(str, canary["salt"])
+        # An earlier daemon does not say which layouts it reads: it reads the first one.
+        ring_layout = min(_of(int, canary.get("ring_layout", FIRST_LAYOUT)), LAYOUT_VERSION)
         listed = {_of(str, name): _checked(one) for name, one in canary["features"].items()}
+    except BadPolicyError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadPolicyError(f"the state file has no policy: {error!r}") from error
     rules = {}
@@ -162,7 +175,7 @@ def read_policy(
             if name not in unreported:
                 unreported[name] = (ContextVar(f"{name}_stable"), ContextVar(f"{name}_canary"))
             rules[name] = Rule(name, share, epoch, salt, unreported[name])
-    return CanaryRules(enabled=enabled, rules=rules)
+    return CanaryRules(enabled=enabled, rules=rules, ring_layout=ring_layout)
 
 
 def _checked(feature: Any) -> tuple[float, int]:

@@ -3,10 +3,14 @@
 Nothing happens before the first use, which loads the policy in the caller's thread. From then on a
 helper thread checks the state file every 50 ms, and callers never access the disk. A forked child
 starts anew at its own first use.
+
+What keeps calls from being decided or recorded is logged once, by the logger `atlas_worker.canary`.
+Without a supervisor, which is a missing file or folder, nothing is.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import random
@@ -14,21 +18,28 @@ import threading
 import time
 from pathlib import Path
 
-from atlas_worker.canary.policy import BadPolicyError, Rule, Unreported, read_policy
+from atlas_worker.canary.policy import (
+    BadPolicyError,
+    NoPolicyError,
+    Rule,
+    Unreported,
+    read_policy,
+)
+from atlas_worker.canary.refused import RefusedCalls
 from atlas_worker.canary.ring import RingWriter, make_ring
-from atlas_worker.contract import ENV_STATE_DIR, RINGS_DIRECTORY, STATE_FILE
-from atlas_worker.contract.ring import SLICE_SECONDS, SLICES
+from atlas_worker.contract import ENV_STATE_DIR, RINGS_DIRECTORY, STATE_BYTES_LIMIT, STATE_FILE
+from atlas_worker.contract.ring import FIRST_LAYOUT, SLICE_SECONDS, SLICES
 
 POLL_SECONDS = 0.05
 _RING_RETRY_SECONDS = 1.0
-_STATE_BYTES = 1024 * 1024  # the daemon's own is a few kilobytes
 
 
 class CanaryProcess:
     """The canaries of one process; `rules` has the listed features."""
 
-    __slots__ = ("_folder", "_lock", "_retry", "_ring", "_seen", "_slice", "_started", "_starting",
-                 "_unreported", "enabled", "keyed", "main", "random", "rules")  # fmt: skip
+    __slots__ = ("_folder", "_layout", "_lock", "_logged", "_problems", "_refused", "_retry",
+                 "_ring", "_seen", "_slice", "_started", "_starting", "_unreported", "enabled",
+                 "keyed", "main", "random", "rules")  # fmt: skip
 
     def __init__(self) -> None:
         self.reset()
@@ -44,7 +55,11 @@ class CanaryProcess:
         self._folder = Path()
         self._seen: tuple[int, int, int] | None = None
         self._slice = -1
+        self._layout = FIRST_LAYOUT
         self._retry = 0.0
+        self._problems = ["", ""]  # of the policy, of the ring
+        self._logged = ["", ""]
+        self._refused: RefusedCalls | None = None
         self._use(RingWriter.without_file())
 
     def after_fork(self) -> None:
@@ -79,6 +94,7 @@ class CanaryProcess:
                 self._starting = False
             self._try_refresh()
             self._started = True
+        self._log_problems()
 
     def _follow(self) -> None:
         lock = self._lock
@@ -88,6 +104,7 @@ class CanaryProcess:
                 if self._lock is not lock:  # reset, with another thread
                     return
                 self._try_refresh()
+            self._log_problems()
 
     def _try_refresh(self) -> None:
         # The helper thread must go on, or a fallback goes unnoticed; callers must not fail.
@@ -102,13 +119,19 @@ class CanaryProcess:
             status = os.stat(self._folder / STATE_FILE)  # noqa: PTH116 - faster than Path.stat
             seen = (status.st_mtime_ns, status.st_ino, status.st_size)
             if seen != self._seen:
-                policy = read_policy(_content(self._folder / STATE_FILE), self._unreported)
-                rules, enabled = policy.rules, policy.enabled
-                self._seen = seen
-        except (OSError, BadPolicyError):
-            pass  # the last valid policy stays
-        if rules and self._ring.main.capacity == 0 and now >= self._retry:
+                content = _content(self._folder / STATE_FILE)
+                self._seen = seen  # a bad one is not parsed again and again
+                policy = read_policy(content, self._unreported)
+                rules, enabled, self._layout = policy.rules, policy.enabled, policy.ring_layout
+                self._problems[0] = ""
+        except (FileNotFoundError, NoPolicyError):
+            pass  # there is no supervisor; the last valid policy stays
+        except (OSError, BadPolicyError) as error:
+            self._problems[0] = f"the canary policy can't be read, so the last one stays: {error}"
+        if rules and not self._ring.has_file and now >= self._retry:
             self._make_ring(now)
+        self._ring.add_blocks()
+        self._count_refused()
         number = int(now / SLICE_SECONDS) % SLICES
         if number != self._slice or rules is not self.rules:
             self._slice = number
@@ -118,10 +141,36 @@ class CanaryProcess:
 
     def _make_ring(self, now: float) -> None:
         self._retry = now + _RING_RETRY_SECONDS
-        dropped = (self.main.dropped, self.keyed.dropped)
+        folder = self._folder / RINGS_DIRECTORY
+        dropped = self.main.dropped + self.keyed.dropped
+        counted = self._refused.counted if self._refused else 0
         # Without a file calls are decided, and counted as dropped.
-        with contextlib.suppress(OSError, ValueError):
-            self._use(make_ring(self._folder / RINGS_DIRECTORY, dropped))
+        try:
+            self._use(make_ring(folder, (dropped - counted, 0), self._layout))
+            self._problems[1] = ""
+        except FileNotFoundError:
+            pass  # there is no supervisor
+        except (OSError, ValueError) as error:
+            self._problems[1] = f"canary calls of this process are not recorded: {error}"
+            if self._refused is None:
+                self._refused = RefusedCalls(folder)
+                atexit.register(self._count_refused, last=True)
+
+    def _count_refused(self, *, last: bool = False) -> None:
+        with self._lock:
+            if self._refused is not None and not self._ring.has_file:
+                self._refused.count(self.main.dropped + self.keyed.dropped, last=last)
+
+    def _log_problems(self) -> None:
+        # Without the lock: a log handler may take as long as it likes, and use canaries itself.
+        for number, problem in enumerate(self._problems):
+            if problem != self._logged[number]:
+                self._logged[number] = problem
+                if problem:
+                    with contextlib.suppress(Exception):
+                        import logging  # noqa: PLC0415 - most processes log nothing here
+
+                        logging.getLogger("atlas_worker.canary").warning("%s", problem)
 
     def _use(self, ring: RingWriter) -> None:
         self._ring = ring
@@ -129,10 +178,13 @@ class CanaryProcess:
 
 
 def _content(path: Path) -> bytes:
-    """Return the file's content; does not block on a FIFO. Raises OSError."""
+    """Return the file's content up to the limit and one more byte; does not block on a FIFO.
+
+    Raises OSError.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        return os.read(descriptor, _STATE_BYTES)
+        return os.read(descriptor, STATE_BYTES_LIMIT + 1)
     finally:
         os.close(descriptor)
 

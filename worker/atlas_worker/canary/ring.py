@@ -11,6 +11,10 @@ The layout and protocol are in `atlas_worker.contract.ring`. The writer's side o
 - When `free` has run out, `write_late` reserves the next run of places under a lock: up to the end
   of the lap at most, and up to tail + capacity, minus a quarter that is reserved for outcomes. As
   a run never crosses the end of a lap, the sign of a place gives the lap bit (negative: odd lap).
+  The end of the run is published before its places are handed out.
+- A place is used only if the file has blocks for it: on a full disk a write to a hole would raise
+  SIGBUS. The helper thread adds blocks once half of the first ones are used; a burst that is faster
+  adds them in its own thread, once.
 - An outcome that needs the reserved quarter takes one place only, so that assignments can't get
   the rest.
 - The lock is re-entrant: a signal handler may interrupt `write_late` and record an event itself.
@@ -26,7 +30,8 @@ import mmap
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from atlas_worker.contract import ENV_INSTANCE, ENV_VERSION
@@ -35,21 +40,37 @@ from atlas_worker.contract.ring import LAP
 
 
 class Lane:
-    """One of the two rings of a file. Places are negative in odd laps, where the lap bit is set."""
+    """One of the two rings of a file. Places are negative in odd laps, where the lap bit is set.
 
-    __slots__ = ("_closed", "_dropped", "_header", "_lock", "_next", "_refilling",
-                 "_tail", "capacity", "free", "keys", "words")  # fmt: skip
+    A key word is `hash ^ place & serial_mask`, its top bit clear.
+    """
+
+    __slots__ = ("_allocate", "_blocks", "_closed", "_dropped", "_header", "_lock", "_next",
+                 "_outran", "_refilling", "_reserved", "_run", "_tail", "capacity", "free",
+                 "keys", "serial_mask", "words")  # fmt: skip
 
     def __init__(
-        self, words: memoryview, keys: memoryview, header: memoryview, *, tail: int, dropped: int
+        self,
+        words: memoryview,
+        keys: memoryview,
+        header: memoryview,
+        *,
+        cells: tuple[int, int, int],
+        first: int,
+        allocate: Callable[[], None],
     ) -> None:
         self.words = words
         self.keys = keys  # empty if the lane has none
         self.free: Iterator[int] = iter(())
+        self.serial_mask = layout.KEYED_ENTRIES - 1
         self._header = header
         self.capacity = len(words)
-        self._tail = tail // layout.WORD_BYTES
-        self._dropped = dropped // layout.WORD_BYTES
+        self._tail, self._dropped, self._reserved = (at // layout.WORD_BYTES for at in cells)
+        self._blocks = first
+        """The places that have blocks, from the first on."""
+        self._run = first // 2
+        self._allocate = allocate
+        self._outran = False
         self._next = 0
         self._closed = False
         # Re-entrant, for signal handlers that record something themselves.
@@ -65,25 +86,21 @@ class Lane:
     def dropped(self, count: int) -> None:
         self._header[self._dropped] = count
 
-    def write(self, word: int, key: int = 0) -> bool:
-        """Write an assignment; return False if it was dropped.
-
-        `key` is the hash word of an event with a key.
-        """
+    def write(self, word: int) -> None:
+        """Write an assignment without a key."""
         for place in self.free:
-            if key:
-                self.keys[place] = key if place >= 0 else key | LAP
             self.words[place] = word if place >= 0 else word | LAP
-            return True
-        return self.write_late(word, key)
+            return
+        self.write_late(word)
 
-    def write_late(self, word: int, key: int = 0, *, ending: bool = False) -> bool:
-        """Reserve places after `free` has run out, and write; return False if it was dropped.
+    def write_late(self, word: int, key: int = 0, *, ending: bool = False) -> int:
+        """Reserve places after `free` has run out, and write; return 0 if it was dropped.
 
-        Dropped events are counted, unless the ring is the parent's.
+        With a key it returns the key word. An assignment is given its hash, an outcome the key
+        word of its assignment. Dropped events are counted, unless the ring is the parent's.
         """
         if self._closed:  # before the lock, which a thread of the parent may hold
-            return False
+            return 0
         with self._lock:
             if not self._refilling:
                 self._refilling = True
@@ -92,15 +109,27 @@ class Lane:
                 finally:
                     self._refilling = False
                 if place is not None:
+                    if key and not ending:
+                        key ^= place & self.serial_mask
                     self._put(place, word, key)
-                    return True
+                    return key or 1
             self._header[self._dropped] += 1
-            return False
+            return 0
 
     def close(self) -> None:
         """Drop all further events, as after a fork the file is the parent's."""
         self._closed = True
         self.free = iter(())
+
+    def add_blocks(self) -> None:
+        """Add blocks for all places once half of the first ones are used; in the helper thread."""
+        if self._blocks < self.capacity and self._next >= self._blocks:  # of two runs one is used
+            self._extend()
+
+    def _extend(self) -> None:
+        with contextlib.suppress(OSError):
+            self._allocate()
+            self._blocks, self._run = self.capacity, self.capacity // 8
 
     def _take(self, *, ending: bool) -> int | None:
         for place in self.free:  # another thread has refilled it
@@ -110,13 +139,18 @@ class Lane:
             return None
         kept = 0 if ending else capacity // 4
         lap, place = divmod(self._next, capacity)
-        count = min(self._header[self._tail] + capacity - kept - self._next, capacity - place)
+        room = self._header[self._tail] + capacity - kept - self._next
+        if place >= self._blocks and room > 0 and not self._outran:
+            self._outran = True  # once: on a full disk every call would try
+            self._extend()
+        count = min(room, self._run, self._blocks - place)
         if count <= 0:
             return None
         if ending:
             count = 1  # assignments must not get the rest
         first = place - capacity if lap % 2 else place
         self._next += count
+        self._header[self._reserved] = self._next
         self.free = iter(range(first + 1, first + count))
         return first
 
@@ -130,26 +164,50 @@ class Lane:
 class RingWriter:
     """Both rings of this process's file; without a file they count dropped events."""
 
-    def __init__(self, file: bytearray | mmap.mmap) -> None:
+    def __init__(
+        self, file: bytearray | mmap.mmap, path: Path = Path(), version: int = layout.LAYOUT_VERSION
+    ) -> None:
         view = memoryview(file)
         header = view[: layout.HEADER_BYTES].cast("Q")
         main = view[layout.HEADER_BYTES : layout.KEYED_OFFSET].cast("Q")
         keyed = view[layout.KEYED_OFFSET :].cast("Q")
         self.main = Lane(
-            main, main[:0], header, tail=layout.TAIL_OFFSET, dropped=layout.DROPPED_OFFSET
+            main,
+            main[:0],
+            header,
+            cells=(layout.TAIL_OFFSET, layout.DROPPED_OFFSET, layout.RESERVED_OFFSET),
+            first=layout.MAIN_FIRST_WORDS,
+            allocate=partial(_allocate, path, layout.HEADER_BYTES, main.nbytes),
         )
         self.keyed = Lane(
             keyed[::2],
             keyed[1::2],
             header,
-            tail=layout.KEYED_TAIL_OFFSET,
-            dropped=layout.KEYED_DROPPED_OFFSET,
+            cells=(
+                layout.KEYED_TAIL_OFFSET,
+                layout.KEYED_DROPPED_OFFSET,
+                layout.KEYED_RESERVED_OFFSET,
+            ),
+            first=layout.KEYED_FIRST_ENTRIES,
+            allocate=partial(_allocate, path, layout.KEYED_OFFSET, keyed.nbytes),
         )
+        if version == layout.FIRST_LAYOUT:
+            self.keyed.serial_mask = 0
 
     @classmethod
     def without_file(cls) -> RingWriter:
         """Return a writer that drops all events and counts them."""
         return cls(bytearray(layout.HEADER_BYTES))
+
+    @property
+    def has_file(self) -> bool:
+        """Whether events are written to a file."""
+        return self.main.capacity > 0
+
+    def add_blocks(self) -> None:
+        """Add blocks ahead of need; in the helper thread."""
+        self.main.add_blocks()
+        self.keyed.add_blocks()
 
     def close(self) -> None:
         """Drop all further events."""
@@ -157,12 +215,12 @@ class RingWriter:
         self.keyed.close()
 
 
-def make_ring(folder: Path, dropped: tuple[int, int]) -> RingWriter:
-    """Create this process's file; `dropped` is the count before. Raises OSError."""
+def make_ring(folder: Path, dropped: tuple[int, int], version: int) -> RingWriter:
+    """Create this process's file in a layout; `dropped` is the count before. Raises OSError."""
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         raise OSError("rings need the global interpreter lock")
-    if sum(1 for _ in os.scandir(folder)) >= layout.RINGS_LIMIT:
-        raise OSError(f"{folder} has {layout.RINGS_LIMIT} unread rings")
+    if _is_full(folder):
+        raise OSError(f"{folder} has {layout.FOLDER_BYTES_LIMIT} bytes of unread rings")
     owner = _this_process()
     path = folder / f"{owner.pid}-{owner.start_ticks}-{os.urandom(4).hex()}{layout.RING_SUFFIX}"
     # The file gets its name when it is complete.
@@ -170,10 +228,13 @@ def make_ring(folder: Path, dropped: tuple[int, int]) -> RingWriter:
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     descriptor = os.open(unfinished, flags, layout.RING_MODE)
     try:
-        # Allocates every block now: on a disk that fills up later, a write would raise SIGBUS.
-        os.posix_fallocate(descriptor, 0, layout.RING_BYTES)
-        os.pwrite(descriptor, layout.pack_header(owner), 0)
-        ring = RingWriter(mmap.mmap(descriptor, layout.RING_BYTES))
+        os.truncate(descriptor, layout.RING_BYTES)
+        first = layout.MAIN_FIRST_WORDS * layout.WORD_BYTES
+        os.posix_fallocate(descriptor, 0, layout.HEADER_BYTES + first)
+        first = layout.KEYED_FIRST_ENTRIES * 2 * layout.WORD_BYTES
+        os.posix_fallocate(descriptor, layout.KEYED_OFFSET, first)
+        os.pwrite(descriptor, layout.pack_header(owner, version), 0)
+        ring = RingWriter(mmap.mmap(descriptor, layout.RING_BYTES), path, version)
         ring.main.dropped, ring.keyed.dropped = dropped
         unfinished.rename(path)
     except BaseException:
@@ -183,6 +244,30 @@ def make_ring(folder: Path, dropped: tuple[int, int]) -> RingWriter:
     finally:
         os.close(descriptor)
     return ring
+
+
+def _allocate(path: Path, offset: int, count: int) -> None:
+    """Allocate a part of the file. Raises OSError.
+
+    By its name: an application may close descriptors that it does not know.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.posix_fallocate(descriptor, offset, count)
+    finally:
+        os.close(descriptor)
+
+
+def _is_full(folder: Path) -> bool:
+    with os.scandir(folder) as files:
+        listed = list(files)
+    if len(listed) * layout.RING_BYTES <= layout.FOLDER_BYTES_LIMIT:
+        return False
+    used = 0
+    for file in listed:
+        with contextlib.suppress(OSError):  # the daemon may remove it now
+            used += file.stat(follow_symlinks=False).st_blocks * 512
+    return used > layout.FOLDER_BYTES_LIMIT
 
 
 def _this_process() -> layout.Owner:

@@ -41,8 +41,12 @@ LEFT_KINDS = ("requests", "websockets", "event_streams", "idle")
 # Files in STATE_DIR.
 STATE_FILE = "deploy_state.json"
 STATE_SCHEMA_VERSION = 1  # of the state file; a worker does not read one that is newer
+STATE_BYTES_LIMIT = 1024 * 1024  # the daemon writes no larger state file, and a worker reads none
+FEATURES_LIMIT = 1000  # of CANARY_FEATURES, with names of up to 64 characters: a quarter of that
+FEATURE_NAME_LIMIT = 64
 SUPERVISOR_SOCKET = "supervisor.sock"
 RINGS_DIRECTORY = "canary"  # made by the daemon, mode 0700; one ring for each process of a worker
+BUNDLED_WORKER_DIRECTORY = "worker"  # what the bundled worker keeps
 
 # HTTP headers. A request with PROBE_HEADER is the supervisor's own: the kit answers it with
 # INSTANCE_HEADER, so that an answer from the wrong instance is noticed. SMOKE_HEADER marks a smoke
@@ -52,13 +56,14 @@ INSTANCE_HEADER = "X-Atlas-Instance"
 SMOKE_HEADER = "X-Atlas-Smoke"
 
 # Latencies are counted in buckets that grow by this ratio, from a microsecond on, so a value is
-# accurate within 1 %. The last bucket has everything slower.
+# accurate within 1 %. Everything slower than 60 s, which is when a call times out, counts as that.
 LATENCY_RATIO = 1.02
-LATENCY_BUCKETS = 2048
+LATENCY_BUCKETS = 2048  # those above 60 s are in counts of earlier versions
 _FIRST_MILLISECONDS = 0.001
 _BUCKETS_PER_E = 1 / math.log(LATENCY_RATIO)
 _OFFSET = 1 - math.log(_FIRST_MILLISECONDS) * _BUCKETS_PER_E
-_LAST_MILLISECONDS = _FIRST_MILLISECONDS * LATENCY_RATIO ** (LATENCY_BUCKETS - 2)
+_LAST_MILLISECONDS = 60_000.0
+SLOWEST_BUCKET = int(math.log(_LAST_MILLISECONDS) * _BUCKETS_PER_E + _OFFSET)
 
 
 def latency_bucket(milliseconds: float) -> int:
@@ -66,7 +71,7 @@ def latency_bucket(milliseconds: float) -> int:
     if not milliseconds > _FIRST_MILLISECONDS:
         return 0
     if milliseconds >= _LAST_MILLISECONDS:
-        return LATENCY_BUCKETS - 1
+        return SLOWEST_BUCKET
     return int(math.log(milliseconds) * _BUCKETS_PER_E + _OFFSET)
 
 

@@ -16,6 +16,15 @@ there is no lock and no system call between them.
   always report its end.
 - An assignment is STARTED (a call), ASKED (a decision alone) or RECORDED (with its outcome). Its
   outcome is ENDED or REPORTED, and repeats epoch, arm and slice of the assignment.
+- A key word is the top 47 bits of the key's hash and, in the low 16, the serial of the call, which
+  its outcome repeats: a key's overlapping calls stay apart. It is unique among the open calls of
+  the key in this ring; the kit combines the next 16 bits of the hash with the assignment's place.
+- The process publishes up to which index it has reserved places before it writes any of them, so
+  nothing is written from there on. The file is sparse: blocks exist for the first places of both
+  rings, and for all of one once half of those are used.
+
+Layout 1, of earlier kits, has 63 bits of hash, no serial, and no cell of reserved places. The state
+file's `ring_layout` is the newest layout that the daemon reads; without it the kit writes layout 1.
 """
 
 from __future__ import annotations
@@ -25,35 +34,47 @@ from enum import IntEnum
 from typing import NamedTuple
 
 MAGIC = b"ATLASCN1"
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
+FIRST_LAYOUT = 1  # without serials; the oldest that is read
 MAIN_WORDS = 2**17
-KEYED_ENTRIES = 2**15  # of two words: an event, and the hash of its key
+KEYED_ENTRIES = 2**15  # of two words: an event, and its key word
 HEADER_BYTES = 4096
 WORD_BYTES = 8
 KEYED_OFFSET = HEADER_BYTES + MAIN_WORDS * WORD_BYTES
 RING_BYTES = KEYED_OFFSET + KEYED_ENTRIES * 2 * WORD_BYTES
 RING_SUFFIX = ".ring"
 RING_MODE = 0o600
-RINGS_LIMIT = 256
-"""With this many files in the folder no daemon has read them for long; no more are added."""
+MAIN_FIRST_WORDS = 2**12
+KEYED_FIRST_ENTRIES = 2**10
+"""The places that a new file has blocks for; half of them are reserved at once at most."""
+FOLDER_BYTES_LIMIT = 256 * RING_BYTES
+"""With this much in the folder no daemon has read it for long; no more rings are added."""
+REFUSED_CALLS_FILE = "refused_calls"
+"""In the folder, made by the daemon: one cell, the number of calls of processes that could not
+create a ring. Processes add to it under an exclusive `flock`."""
 
 # Magic, layout version, both capacities, padding, pid, start ticks, boot id, instance, version;
 # texts are UTF-8, cut to their width and padded with NUL.
 _HEADER = struct.Struct("<8sIIIIQQ36s4x80s96s")
 # Cells of eight bytes, each on a cache line of its own. "Dropped" counts calls that found no room,
-# each once.
+# each once; "reserved" is the index from which on nothing is written.
 TAIL_OFFSET = 256
 KEYED_TAIL_OFFSET = 320
 DROPPED_OFFSET = 384
 KEYED_DROPPED_OFFSET = 448
+RESERVED_OFFSET = 512
+KEYED_RESERVED_OFFSET = 576
 
 # An event's word from the top bit: lap 1, kind 3, arm 1, outcome 2, epoch 20, slice 26, bucket 11.
 LAP = 1 << 63
+SERIAL_MASK = (1 << 16) - 1
+HASH_MASK = LAP - 1 - SERIAL_MASK
 KIND_SHIFT = 60
 ARM_SHIFT = 59
 OUTCOME_SHIFT = 57
 EPOCH_SHIFT = 37
 SLICE_SHIFT = 11
+BUCKET_MASK = (1 << SLICE_SHIFT) - 1
 EPOCHS = 1 << 20
 SLICES = 1 << 26
 SLICE_SECONDS = 0.5
@@ -126,15 +147,15 @@ def decode(word: int) -> RingEvent:
         word >> OUTCOME_SHIFT & 3,
         word >> EPOCH_SHIFT & EPOCHS - 1,
         word >> SLICE_SHIFT & SLICES - 1,
-        word & (1 << SLICE_SHIFT) - 1,
+        word & BUCKET_MASK,
     )
 
 
-def pack_header(owner: Owner) -> bytes:
+def pack_header(owner: Owner, layout: int = LAYOUT_VERSION) -> bytes:
     """Return the header of the file."""
     return _HEADER.pack(
         MAGIC,
-        LAYOUT_VERSION,
+        layout,
         MAIN_WORDS,
         KEYED_ENTRIES,
         0,
@@ -146,14 +167,15 @@ def pack_header(owner: Owner) -> bytes:
     )
 
 
-def unpack_header(header: bytes) -> Owner:
-    """Return the owner of a ring. Raises ValueError for another layout."""
+def unpack_header(header: bytes) -> tuple[Owner, int]:
+    """Return the owner of a ring, and its layout. Raises ValueError for an unknown layout."""
     if len(header) < _HEADER.size or not header.startswith(MAGIC):
         raise ValueError("not a ring")
     _, layout, words, entries, _, pid, ticks, *texts = _HEADER.unpack_from(header)
-    if (layout, words, entries) != (LAYOUT_VERSION, MAIN_WORDS, KEYED_ENTRIES):
+    known = FIRST_LAYOUT <= layout <= LAYOUT_VERSION
+    if not known or (words, entries) != (MAIN_WORDS, KEYED_ENTRIES):
         raise ValueError(f"unknown layout {layout} ({words} words, {entries} entries)")
     if not 0 < pid < 2**31:
         raise ValueError(f"{pid} is not a pid")
     boot_id, instance, version = (text.rstrip(b"\0").decode(errors="replace") for text in texts)
-    return Owner(pid, ticks, boot_id, instance, version)
+    return Owner(pid, ticks, boot_id, instance, version), layout

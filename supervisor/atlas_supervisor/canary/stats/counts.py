@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 MIN_RATE, MAX_RATE = 1e-9, 0.999
 """Bounds of the pooled rate. At 0 or 1 a single call would decide everything."""
+
+MIN_SHARE = 1e-6
+"""Below this share, or above its complement, calls are not compared."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,13 @@ class Window:
 
     @property
     def is_drawn(self) -> bool:
-        """Whether calls were assigned at random; at a share of 0 or 1 there is no comparison."""
-        return 0 < self.share < 1
+        """Whether calls were assigned at random, so that the arms can be compared."""
+        return is_drawn(self.share)
+
+
+def is_drawn(share: float) -> bool:
+    """Return whether both arms get calls at this share, so that they can be compared."""
+    return MIN_SHARE <= share <= 1 - MIN_SHARE
 
 
 @dataclass
@@ -127,7 +135,7 @@ class Draws:
 
     def add(self, share: float, count: int, *, canary: bool) -> None:
         """Add assignments to one arm, unless they were not drawn at random."""
-        if 0 < share < 1:
+        if is_drawn(share):
             to_canary, to_stable = self.by_share.get(share, (0, 0))
             self.by_share[share] = (
                 (to_canary + count, to_stable) if canary else (to_canary, to_stable + count)
@@ -158,12 +166,10 @@ class Prior:
             raise ValueError(f"not a prior: rate {self.mean}, weight {self.weight}")
 
 
-@dataclass
-class Baseline:
+class Baseline(NamedTuple):
     """Pooled error rate of both arms before the next window (m in docs/canary.md).
 
-    Evidence is valid only if this rate is fixed before the window: a window is multiplied in
-    first, and `learn` adds its calls afterwards.
+    Evidence is valid only if this rate is fixed before the window's first call.
     """
 
     prior: Prior
@@ -176,20 +182,19 @@ class Baseline:
         errors = self.prior.mean * self.prior.weight + self.errors
         return min(max(errors / (self.prior.weight + self.calls), MIN_RATE), MAX_RATE)
 
-    def learn(self, both: Arm) -> None:
-        """Add the calls of a window that was multiplied in."""
-        self.calls += both.calls
-        self.errors += both.errors
+    def after(self, calls: int, errors: int) -> Baseline:
+        """Return the baseline with more calls."""
+        return Baseline(self.prior, self.calls + calls, self.errors + errors)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_list(self) -> list[float]:
         """Return the counts as JSON values."""
-        prior = {"mean": self.prior.mean, "weight": self.prior.weight}
-        return {"prior": prior, "calls": self.calls, "errors": self.errors}
+        return [self.prior.mean, self.prior.weight, self.calls, self.errors]
 
     @classmethod
-    def from_dict(cls, saved: dict[str, Any]) -> Baseline:
-        """Return the counts that `to_dict` has saved."""
-        return cls(Prior(**saved["prior"]), saved["calls"], saved["errors"])
+    def from_list(cls, saved: Iterable[Any]) -> Baseline:
+        """Return the counts that `to_list` has saved."""
+        mean, weight, calls, errors = saved
+        return cls(Prior(mean, weight), calls, errors)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,15 @@
 
 `RampEvidence` holds all tests of a ramp. `conclusion` is what a daemon's poll needs; `decision`
 adds the numbers and the forecast that a reader is shown.
+
+Invariants
+- A wrongful rollback has at most the probability alpha, over all features and rounds: the mean of
+  two e-processes is one, rounds divide alpha by fixed parts that add up to 1, and features share it
+  by Holm's rule on the largest evidence of each. Rounds are added by the union bound and not as a
+  mean, because each has its own past.
+- A rollback for errors needs a canary call that failed, and a least number of canary calls: the
+  fallback, which is a rule for the same calls, goes first. That only withholds rollbacks.
+- A rollback stays one; a promotion goes by the present evidence.
 """
 
 from __future__ import annotations
@@ -14,17 +23,21 @@ from typing import Any
 
 from atlas_supervisor.canary.stats import explain
 from atlas_supervisor.canary.stats.counts import Arm, Draws, Prior, Strata, Window, expected_rates
+from atlas_supervisor.canary.stats.evalue import exponential, log_add
 from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.intervals import stratified_difference
-from atlas_supervisor.canary.stats.latency_evidence import LatencyEvidence, Slow
-from atlas_supervisor.canary.stats.promotion_evidence import PromotionEvidence
-from atlas_supervisor.canary.stats.rollback_evidence import RollbackEvidence
+from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
 from atlas_supervisor.canary.stats.sample_ratio import SampleRatios, check_draws
+from atlas_supervisor.canary.stats.windows import CallWindow
 from atlas_supervisor.model.verdict import Verdict
-from atlas_worker.contract import bucket_milliseconds
 
 ERRORS_PART = 0.75
-"""The part of alpha for errors. Latency gets the rest: it says more per call."""
+"""The weight of the errors in a rollback. Latency gets the rest: it says more per call."""
+
+FIRST_ROUND = 0.9
+"""The part of alpha for the first round: most ramps are over before the second."""
+
+_ROUND_PRIOR_CALLS = 50.0
 
 _LEAST_CALLS = 20  # canary calls before there is a forecast
 _MAX_FORECAST = 10_000_000
@@ -62,12 +75,41 @@ class Decision(Conclusion):
     """A forecast of the canary calls until a verdict; None with a verdict, or if unknown."""
 
 
+@dataclass(frozen=True)
+class Keys:
+    """How a ramp's calls with a key count as evidence, for a reader."""
+
+    used: bool = False
+    """Whether calls have keys, so that only first calls count."""
+    anew_seconds: float | None = None
+    """None while keys appear that have not counted; else the time until all count anew."""
+
+
+def holm(largest: Mapping[str, float], alpha: float) -> tuple[frozenset[str], int]:
+    """Return the features that reach their part of alpha, and how many parts the others need.
+
+    `largest` are logarithms. The reciprocal of the largest evidence is a p-value at any time, so
+    Holm's rule (1979) holds: a feature that is rolled back leaves its part to the others.
+    """
+    reached: set[str] = set()
+    for feature, log in sorted(largest.items(), key=lambda each: -each[1]):
+        if log < math.log((len(largest) - len(reached)) / alpha):
+            break
+        reached.add(feature)
+    return frozenset(reached), max(len(largest) - len(reached), 1)
+
+
 class RampEvidence:
     """The evidence about one feature over one ramp; it carries over the ramp's steps.
 
-    `alpha` is the probability of a wrongful rollback in the ramps of all `features` together.
+    Alpha is divided over the rounds: the first one has FIRST_ROUND of it, round k from 2 on
+    (1 - FIRST_ROUND) / (k (k - 1)). Within a round, a rollback goes by 3/4 of the evidence by
+    errors plus 1/4 of that by latency.
+
+    `alpha` is the probability of a wrongful rollback in the ramps of all features together.
     `promote_alpha` is that of promoting this feature although its error rate is higher by `margin`
-    or more. `prior` is the error rate assumed beforehand.
+    or more. `prior` is the error rate assumed beforehand, and `past` are stable's latencies. Errors
+    are no reason for a rollback before `least_calls` canary calls have an outcome.
     """
 
     def __init__(
@@ -77,136 +119,212 @@ class RampEvidence:
         alpha: float = 0.01,
         promote_alpha: float = 0.05,
         margin: float = 0.02,
-        features: int = 1,
+        latency_margin: float = 0.1,
         prior: Prior | None = None,
+        past: Histogram | None = None,
+        least_calls: int = 0,
     ) -> None:
-        if features < 1:
-            raise ValueError(f"alpha is split over at least 1 feature, not {features}")
-        self.feature = feature
-        own = alpha / features
-        self.errors = RollbackEvidence(own * ERRORS_PART, prior)
-        self.latency = LatencyEvidence(own * (1 - ERRORS_PART))
-        self.promotion = PromotionEvidence(margin, promote_alpha, prior)
-        self.totals = Strata()
+        for each in (alpha, promote_alpha):
+            if not 0 < each < 1:
+                raise ValueError(f"alpha is between 0 and 1, not {each}")
+        self.feature, self.alpha, self.promote_alpha = feature, alpha, promote_alpha
+        self.least_calls = max(least_calls, 1)
+        self.first = RoundEvidence(margin, latency_margin, prior, past)
+        self.later: tuple[int, RoundEvidence] | None = None
+        """The present round if it is not the first, with its number."""
         self.assigned = Draws()
-        """All assignments of this ramp, those without an outcome included."""
+        """All assignments of this ramp, those without an outcome included; a key counts once."""
         self.unreported = Draws()
         """The assignments whose outcome was never reported."""
+        self.failed: EvidenceKind | None = None
+        """What has led to a rollback, which is final."""
+        self.largest = 0.0
+        """The logarithm of the largest evidence for a rollback so far."""
+        self._kind = EvidenceKind.ERRORS
+        self._closed = Strata()
+        self._open: Sequence[CallWindow] = ()
+        self._now: dict[int, RoundEvidence] = {}
+        """The rounds with the open windows multiplied in."""
+
+    # Windows.
+
+    def start_round(self, number: int) -> None:
+        """Start a later round, in which all keys count anew."""
+        margin, latency_margin = self.first.margin, self.first.latency_margin
+        prior = Prior(self.first.rate, _ROUND_PRIOR_CALLS)
+        self.later = number, RoundEvidence(margin, latency_margin, prior)
+
+    def close(self, window: CallWindow) -> None:
+        """Multiply the next window in, all of whose calls have ended."""
+        number = window.stratum.round
+        if (found := self._rounds().get(number)) is None:
+            return
+        found.close(window)
+        self._note_largest(found, number)
+        self._closed.add(_counts_of(window))
+        self._now = {}
+
+    def judge(self, windows: Sequence[CallWindow], now: int) -> None:
+        """Multiply lower bounds of the open windows in; `now` is the current slice."""
+        rounds = {number: each.copy() for number, each in self._rounds().items()}
+        for window in windows:
+            if (found := rounds.get(window.stratum.round)) is not None:
+                found.extend(window, now)
+                self._note_largest(found, window.stratum.round, last=window is windows[-1])
+        self._open, self._now = tuple(windows), rounds
+
+    def _rounds(self) -> dict[int, RoundEvidence]:
+        return {1: self.first, **({self.later[0]: self.later[1]} if self.later else {})}
+
+    def _note_largest(self, found: RoundEvidence, number: int, *, last: bool = True) -> None:
+        """Keep the largest evidence; without a canary error only latency is evidence.
+
+        Before the last window it is computed only if it may be enough.
+        """
+        if not last and max(found.errors.log_bound, found.latency.log_bound) < -math.log(
+            self.alpha
+        ):
+            return
+        errors = math.log(ERRORS_PART) + found.errors.log_e
+        latency = math.log1p(-ERRORS_PART) + found.latency.log_e
+        counts = found.canary_errors > 0 and found.canary_calls >= self.least_calls
+        log = _log_weight(number) + (log_add(errors, latency) if counts else latency)
+        if log > self.largest:
+            by_errors = counts and errors >= latency
+            self._kind = EvidenceKind.ERRORS if by_errors else EvidenceKind.LATENCY
+            self.largest = log
 
     @property
-    def thresholds(self) -> tuple[int, ...]:
-        """The latency buckets from which on a call is slow; empty until they are fixed."""
-        return self.latency.thresholds
+    def totals(self) -> Strata:
+        """The calls with an outcome, by share; those of open windows included."""
+        totals = Strata(dict(self._closed.by_share), self._closed.last_share)
+        for window in self._open:
+            totals.add(_counts_of(window))
+        return totals
 
-    def fix_thresholds(self, stable: Histogram) -> bool:
-        """Place the latency thresholds by stable's past; return False if it has too few calls.
+    # Verdicts.
 
-        To be called when an epoch begins, and between windows while there are no thresholds.
-        `stable` are windows that were already multiplied in.
-        """
-        return self.latency.fix_thresholds(stable)
+    def fail(self) -> None:
+        """Make the present evidence for a rollback final."""
+        self.failed = self.failed or self._kind
 
-    def slow(self, canary: Histogram, stable: Histogram) -> tuple[Slow, ...]:
-        """Return the slow calls of a window by each threshold."""
-        return self.latency.slow(canary, stable)
+    @property
+    def promotes(self) -> bool:
+        """Whether the present evidence promotes."""
+        return any(
+            each.log_promotion + _log_weight(number) >= -math.log(self.promote_alpha)
+            for number, each in self._present().items()
+        )
 
-    def update(self, window: Window, slow: Sequence[Slow] = ()) -> None:
-        """Multiply the next window in, in order of assignment, each window once.
+    def _present(self) -> dict[int, RoundEvidence]:
+        return self._now or self._rounds()
 
-        Raises ValueError if `slow` does not match the thresholds.
-        """
-        self.latency.update(window, slow)
-        self.errors.update(window)
-        self.promotion.update(window)
-        self.totals.add(window)
-
-    def conclusion(self) -> Conclusion | None:
+    def conclusion(self, parts: int = 1) -> Conclusion | None:
         """Return the verdict reached, if any; a rollback stays one.
 
-        A sample ratio mismatch withholds a promotion. It does not withhold a rollback: that would
-        keep a bad canary in traffic.
+        `parts` is the number of features that alpha is divided by. A sample ratio mismatch
+        withholds a promotion. It does not withhold a rollback: that would keep a bad canary in
+        traffic.
         """
-        name, totals = self.feature, self.totals
-        if self.errors.reached:
-            reason = explain.fails_more(name, totals, self.errors.alpha)
-            return Conclusion(Verdict.FAIL, EvidenceKind.ERRORS, reason)
-        if self.latency.reached:
-            return Conclusion(Verdict.FAIL, EvidenceKind.LATENCY, self._is_slower())
-        if self.promotion.reached and self.ratios().fit:
-            margin, alpha = self.promotion.margin, self.promotion.alpha
-            reason = explain.is_no_worse(name, totals, margin, alpha)
+        if self.failed is EvidenceKind.ERRORS:
+            reason = explain.fails_more(self.feature, self.totals, self.alpha / parts)
+            return Conclusion(Verdict.FAIL, self.failed, reason)
+        if self.failed is not None:
+            return Conclusion(Verdict.FAIL, self.failed, self._is_slower(parts))
+        if self.promotes and self.ratios().fit:
+            margin, alpha = self.first.margin, self.promote_alpha
+            reason = explain.is_no_worse(self.feature, self.totals, margin, alpha)
             return Conclusion(Verdict.PASS, EvidenceKind.PROMOTION, reason)
         return None
 
-    def decision(self) -> Decision:
+    def decision(self, parts: int = 1, keys: Keys | None = None) -> Decision:
         """Return the current verdict with its reason, numbers and forecast."""
         ratios = self.ratios()
-        numbers = self._numbers(ratios)
-        if (reached := self.conclusion()) is not None:
+        numbers = self._numbers(ratios, parts)
+        if (reached := self.conclusion(parts)) is not None:
             return Decision(reached.verdict, reached.kind, reached.reason, numbers)
         if not ratios.fit:
             mismatch = explain.sample_ratio_mismatch(ratios)
             reason = f"{self.feature}: {mismatch}; no promotion meanwhile"
             return Decision(Verdict.INCONCLUSIVE, EvidenceKind.RATIO, reason, numbers)
-        needs = self._calls_needed()
-        reason = explain.inconclusive(self.feature, self.totals, needs)
+        keys = keys or Keys()
+        needs = None if keys.anew_seconds is not None else self._calls_needed(parts)
+        reason = explain.inconclusive(
+            self.feature, self.totals, needs, keys.used, keys.anew_seconds
+        )
         return Decision(Verdict.INCONCLUSIVE, EvidenceKind.WAITING, reason, numbers, needs)
 
     def ratios(self) -> SampleRatios:
         """Return whether assignments and reports fit the canary's share."""
         return SampleRatios(check_draws(self.assigned), check_draws(self.unreported))
 
-    def _is_slower(self) -> str:
-        strongest = self.latency.strongest
-        milliseconds = bucket_milliseconds(self.thresholds[strongest])
-        seen = self.latency.seen[strongest]
-        return explain.is_slower(self.feature, milliseconds, seen, self.latency.alpha)
+    def _is_slower(self, parts: int) -> str:
+        found = self._latest()[1]
+        if found.placement is None:
+            found = self.first
+        return explain.is_slower(self.feature, found.slow_calls(), self.alpha / parts)
 
-    def _calls_needed(self) -> int | None:
+    def _latest(self) -> tuple[int, RoundEvidence]:
+        number = self.later[0] if self.later else 1
+        return number, self._present()[number]
+
+    def _calls_needed(self, parts: int) -> int | None:
         """Return a forecast of the canary calls until the first verdict, of either kind."""
-        share, canary, stable = self.totals.last_share, self.totals.canary, self.totals.stable
-        rates = expected_rates(share, canary, stable)
-        if rates is None or canary.calls < _LEAST_CALLS or not stable.calls:
+        totals = self.totals
+        rates = expected_rates(totals.last_share, totals.canary, totals.stable)
+        if rates is None or totals.canary.calls < _LEAST_CALLS or not totals.stable.calls:
             return None
-        slow = [expected_rates(share, *seen) for seen in self.latency.seen]
-        forecasts = (
-            self.errors.calls_needed(rates),
-            self.latency.calls_needed([each for each in slow if each]),
-            self.promotion.calls_needed(rates),
+        number, found = self._latest()
+        rollback = math.log(parts / self.alpha) - _log_weight(number)
+        promotion = -math.log(self.promote_alpha) - _log_weight(number)
+        least = found.calls_needed(
+            rates,
+            errors=rollback - math.log(ERRORS_PART),
+            latency=rollback - math.log1p(-ERRORS_PART),
+            promotion=promotion,
         )
-        least = min((each for each in forecasts if each is not None), default=math.inf)
         return math.ceil(least) if least <= _MAX_FORECAST else None
 
-    def _numbers(self, ratios: SampleRatios) -> dict[str, Any]:
+    def _numbers(self, ratios: SampleRatios, parts: int) -> dict[str, Any]:
         totals = self.totals
         difference = stratified_difference(totals.by_share.values())
+        number, found = self._latest()
+        rollback, weight = parts / self.alpha, exponential(_log_weight(number))
+        by_kind = {
+            EvidenceKind.ERRORS: (found.errors.log_e, rollback / ERRORS_PART),
+            EvidenceKind.LATENCY: (found.latency.log_e, rollback / (1 - ERRORS_PART)),
+            EvidenceKind.PROMOTION: (found.log_promotion, 1 / self.promote_alpha),
+        }
         return {
             "canary": {"calls": totals.canary.calls, "errors": totals.canary.errors},
             "stable": {"calls": totals.stable.calls, "errors": totals.stable.errors},
             "canary_error_rate": totals.canary.rate,
             "stable_error_rate": totals.stable_rate,
             "difference": difference and asdict(difference),
-            "margin": self.promotion.margin,
+            "margin": found.margin,
             "evidence": {
-                kind.value: {"e_value": each.e_value, "needed": 1 / each.alpha}
-                for kind, each in (
-                    (EvidenceKind.ERRORS, self.errors),
-                    (EvidenceKind.LATENCY, self.latency),
-                    (EvidenceKind.PROMOTION, self.promotion),
-                )
+                "rollback": {"e_value": exponential(self.largest), "needed": rollback},
+                **{
+                    kind.value: {"e_value": exponential(log), "needed": needed / weight}
+                    for kind, (log, needed) in by_kind.items()
+                },
             },
             "sample_ratio": asdict(ratios.assigned),
             "unreported_ratio": asdict(ratios.unreported),
         }
 
+    # Saved state.
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the state as JSON values, without loss."""
+        """Return the state as JSON values, without loss; open windows are saved elsewhere."""
         return {
             "feature": self.feature,
-            "errors": self.errors.to_dict(),
-            "latency": self.latency.to_dict(),
-            "promotion": self.promotion.to_dict(),
-            "totals": self.totals.to_list(),
+            "settings": [self.alpha, self.promote_alpha, self.least_calls],
+            "first": self.first.to_dict(),
+            "later": self.later and [self.later[0], self.later[1].to_dict()],
+            "failed": self.failed and self.failed.value,
+            "largest": [self.largest, self._kind.value],
+            "totals": self._closed.to_list(),
             "assigned": self.assigned.to_list(),
             "unreported": self.unreported.to_list(),
         }
@@ -214,14 +332,44 @@ class RampEvidence:
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> RampEvidence:
         """Return the saved state. Raises ValueError if a version with other tests has saved it."""
-        evidence = cls(saved["feature"])
-        evidence.errors = RollbackEvidence.from_dict(saved["errors"])
-        evidence.latency = LatencyEvidence.from_dict(saved["latency"])
-        evidence.promotion = PromotionEvidence.from_dict(saved["promotion"])
-        evidence.totals = Strata.from_list(saved["totals"])
-        evidence.assigned = Draws.from_list(saved.get("assigned", ()))
-        evidence.unreported = Draws.from_list(saved.get("unreported", ()))
+        alpha, promote_alpha, least = saved["settings"]
+        evidence = cls(
+            saved["feature"], alpha=alpha, promote_alpha=promote_alpha, least_calls=least
+        )
+        evidence.first = RoundEvidence.from_dict(saved["first"])
+        if saved["later"] is not None:
+            number, later = saved["later"]
+            evidence.later = number, RoundEvidence.from_dict(later)
+        evidence.failed = saved["failed"] and EvidenceKind(saved["failed"])
+        evidence.largest, kind = saved["largest"]
+        evidence._kind = EvidenceKind(kind)
+        evidence._restore_counts(saved)
         return evidence
+
+    def carry_over(self, saved: Mapping[str, Any]) -> None:
+        """Take over the evidence that a version before rounds has saved (database schema 6)."""
+        self.first.carry_over(saved)
+        for kind in (EvidenceKind.ERRORS, EvidenceKind.LATENCY):
+            test = saved[kind.value]
+            if test["highest"] >= -math.log(test["alpha"]):
+                self.failed = self.failed or kind
+        self._restore_counts(saved)
+
+    def _restore_counts(self, saved: Mapping[str, Any]) -> None:
+        self._closed = Strata.from_list(saved["totals"])
+        self.assigned = Draws.from_list(saved.get("assigned", ()))
+        self.unreported = Draws.from_list(saved.get("unreported", ()))
+
+
+def _log_weight(number: int) -> float:
+    """Return the logarithm of the part of alpha that a round has."""
+    if number == 1:
+        return math.log(FIRST_ROUND)
+    return math.log((1 - FIRST_ROUND) / (number * (number - 1)))
+
+
+def _counts_of(window: CallWindow) -> Window:
+    return Window(window.stratum.share, window.canary.arm, window.stable.arm)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """E-values: the measure of evidence that all sequential tests here share.
 
-Theory. A test multiplies, window by window, factors whose expectation is at most 1 as long as its
-null hypothesis is true. The running product is then a non-negative supermartingale that starts at
-1 or below, and Ville's inequality (1939) bounds its maximum:
+Theory. A test multiplies, call by call, factors whose expectation is at most 1 as long as its null
+hypothesis is true. The running product is then a non-negative supermartingale that starts at 1 or
+below, and Ville's inequality (1939) bounds its maximum:
 
     P(the product ever reaches 1/alpha) <= alpha      if the null hypothesis is true
 
@@ -10,53 +10,81 @@ null hypothesis is true. The running product is then a non-negative supermarting
 the number of calls need not be fixed in advance. A p-value has no such guarantee.
 
 Invariants
-- Factors are computed from the past only: the rate that a window is judged by is fixed before it.
-- Each window is multiplied in once, in the order in which its calls were assigned.
-- `reached` never goes back to False: the bound is on the maximum, not on the current value.
-- A mean of e-values is an e-value, so alpha may be split over several tests in one.
+- Everything that a factor depends on besides its own call is fixed before that call.
+- Each call is multiplied in once.
+- A weighted mean of such products is one again, so alpha may be spread over bets (`Mixture`).
+- A number that is certainly below the product may be compared in its place: if the lower bound has
+  reached 1/alpha, so has the product. That is how calls without an outcome are handled.
 
-The product is stored as its logarithm: over 10^7 calls it leaves the range of a float.
+Products are stored as logarithms: over 10^7 calls they leave the range of a float.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 _MAX_LOG = 700.0  # exp() of more than 709 does not fit a float
 
 
-class EProcess(ABC):
-    """A sequence of e-values against one null hypothesis, which a test extends by windows.
+class Mixture:
+    """Money spread over several bets by weight, of which a part may start later.
 
-    `alpha` is the probability that it is ever `reached` although the null hypothesis is true.
-    Raises ValueError for an alpha outside (0, 1).
+    Bets that start later on the same odds multiply by the same factors from then on, so each bet
+    needs one number however often it starts.
     """
 
-    def __init__(self, alpha: float) -> None:
-        if not 0 < alpha < 1:
-            raise ValueError(f"alpha is between 0 and 1, not {alpha}")
-        self.alpha = alpha
-        self._highest = 0.0
+    __slots__ = ("_log_weights", "_logs", "_started")
+
+    def __init__(self, weights: Sequence[float], started: float = 1.0) -> None:
+        self._log_weights = [math.log(each) for each in weights]
+        self._started = started
+        self._logs = [each + math.log(started) for each in self._log_weights]
+
+    def copy(self) -> Mixture:
+        """Return a copy that goes on by itself."""
+        return copy.copy(self)  # its lists are replaced, never changed
+
+    def start(self, due: float) -> None:
+        """Start bets until this part of the money bets."""
+        if due > self._started:
+            new = math.log(due - self._started)
+            both = zip(self._logs, self._log_weights, strict=True)
+            self._logs = [log_add(log, new + weight) for log, weight in both]
+            self._started = due
+
+    def multiply(self, log_factors: Sequence[float]) -> None:
+        """Multiply each bet by its factor."""
+        self._logs = [log + by for log, by in zip(self._logs, log_factors, strict=True)]
 
     @property
-    @abstractmethod
+    def logs(self) -> Sequence[float]:
+        """The logarithm of each bet's money."""
+        return self._logs
+
+    @property
+    def log_bound(self) -> float:
+        """A number that the logarithm of all money does not exceed, quickly computed."""
+        return max(0.0, *self._logs) + math.log(len(self._logs) + 1)
+
+    @property
     def log_e(self) -> float:
-        """The natural logarithm of the current e-value."""
+        """The logarithm of all money; what does not bet yet counts as it is."""
+        if self._started >= 1:
+            return log_sum(self._logs)
+        return log_sum([*self._logs, math.log1p(-self._started)])
 
-    @property
-    def e_value(self) -> float:
-        """The current odds against chance, at most about 1e304."""
-        return exponential(self.log_e)
+    def to_dict(self) -> dict[str, Any]:
+        """Return the state as JSON values, without loss."""
+        return {"started": self._started, "logs": list(self._logs)}
 
-    @property
-    def reached(self) -> bool:
-        """Whether the e-value has ever reached 1/alpha."""
-        return self._highest >= -math.log(self.alpha)
-
-    def _track_highest(self) -> None:
-        self._highest = max(self._highest, self.log_e)
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Take over the saved state. Raises ValueError if it is of other bets."""
+        if len(saved["logs"]) != len(self._log_weights):
+            raise ValueError("this evidence was saved by another version of the supervisor")
+        self._started, self._logs = saved["started"], list(saved["logs"])
 
 
 def exponential(log: float) -> float:
@@ -64,17 +92,14 @@ def exponential(log: float) -> float:
     return math.exp(min(log, _MAX_LOG))
 
 
+def log_add(one: float, other: float) -> float:
+    """Return the logarithm of the sum of two numbers that are given by their logarithms."""
+    if one < other:
+        one, other = other, one
+    return one + math.log1p(math.exp(other - one))
+
+
 def log_sum(logs: Sequence[float]) -> float:
     """Return the logarithm of the sum of numbers that are given by their logarithms."""
     largest = max(logs)
-    return largest + math.log(sum(math.exp(each - largest) for each in logs))
-
-
-def log_ratio(calls: float, errors: float, rate: float, against: float) -> float:
-    """Return the log-likelihood ratio of these counts, of one rate against another.
-
-    Both rates are within (0, 1). Expected counts need not be whole.
-    """
-    failed = math.log(rate / against)
-    worked = math.log1p(-rate) - math.log1p(-against)
-    return errors * failed + (calls - errors) * worked
+    return largest + math.log(sum([math.exp(each - largest) for each in logs]))

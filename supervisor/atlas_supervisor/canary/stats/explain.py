@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from atlas_supervisor.canary.stats.counts import Arm, Strata
 from atlas_supervisor.canary.stats.sample_ratio import SampleRatios
@@ -50,13 +51,22 @@ def fails_more(feature: str, totals: Strata, alpha: float) -> str:
     return f"{feature}: {error_rates(totals)}; odds against chance are {odds(1 / alpha)}"
 
 
-def is_slower(feature: str, milliseconds: float, seen: tuple[Arm, Arm], alpha: float) -> str:
+class SlowCalls(NamedTuple):
+    """The part of each arm's calls that was slow, by a threshold of each arm in milliseconds."""
+
+    canary_ms: float
+    stable_ms: float
+    canary: Arm
+    stable: Arm
+
+
+def is_slower(feature: str, slow: SlowCalls, alpha: float) -> str:
     """Return the reason to roll back a canary that is slow more often, by one threshold."""
-    canary, stable = seen
     return (
-        f"{feature}: {percent(canary.rate or 0)} of canary calls and {percent(stable.rate or 0)} "
-        f"of stable calls take over {milliseconds:.3g} ms, over {amount(canary.calls)} canary "
-        f"calls; odds against chance are {odds(1 / alpha)}"
+        f"{feature}: {percent(slow.canary.rate or 0)} of canary calls take over "
+        f"{slow.canary_ms:.3g} ms and {percent(slow.stable.rate or 0)} of stable calls over "
+        f"{slow.stable_ms:.3g} ms, over {amount(slow.canary.calls)} canary calls; odds against "
+        f"chance are {odds(1 / alpha)}"
     )
 
 
@@ -85,13 +95,29 @@ def sample_ratio_mismatch(ratios: SampleRatios) -> str:
     )
 
 
-def inconclusive(feature: str, totals: Strata, needs: int | None) -> str:
+def inconclusive(
+    feature: str, totals: Strata, needs: int | None, keyed: bool, anew_seconds: float | None
+) -> str:
     """Return the reason to hold for want of evidence, with a forecast if there is one."""
     if not totals.canary.calls:
         return f"{feature}: no canary calls yet, share unchanged"
-    more = (
-        "too early to forecast how many more calls are needed"
-        if needs is None
-        else f"about {amount(needs)} more canary calls are needed"
-    )
+    if anew_seconds is not None:
+        more = all_keys_counted(anew_seconds)
+    elif needs is None:
+        more = "too early to forecast how many more calls are needed"
+    else:
+        more = f"about {needed(needs, keyed=keyed)} are needed"
     return f"{feature}: {error_rates(totals)}; not enough data, {more}"
+
+
+def needed(calls: int, *, keyed: bool) -> str:
+    """Return a number of calls that are still needed."""
+    return f"{amount(calls)} more {'first canary calls of a key' if keyed else 'canary calls'}"
+
+
+def all_keys_counted(anew_seconds: float) -> str:
+    """Return why no calls are counted at present, and until when."""
+    hours = max(1, math.ceil(anew_seconds / 3600))
+    return (
+        f"every key that calls has counted; keys count anew at the next step, or within {hours} h"
+    )

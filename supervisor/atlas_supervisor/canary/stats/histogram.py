@@ -44,8 +44,9 @@ class Histogram:
 
     def merge(self, other: Histogram) -> None:
         """Add another histogram to this one."""
+        counts = self._counts
         for bucket, count in other._counts.items():
-            self.add(bucket, count)
+            counts[bucket] = counts.get(bucket, 0) + count
 
     @property
     def count(self) -> int:
@@ -62,14 +63,15 @@ class Histogram:
 
     def quantile_bucket(self, q: float) -> int | None:
         """Return the bucket of the quantile (nearest rank), 0 <= q <= 1; None without calls."""
-        return self._quantile_buckets((q,))[0]
+        return self.quantile_buckets((q,))[0]
 
     def quantiles(self, *qs: float) -> list[float | None]:
         """Return several quantiles in milliseconds in one pass; `qs` are in ascending order."""
-        buckets = self._quantile_buckets(qs)
+        buckets = self.quantile_buckets(qs)
         return [None if bucket is None else bucket_milliseconds(bucket) for bucket in buckets]
 
-    def _quantile_buckets(self, qs: Sequence[float]) -> list[int | None]:
+    def quantile_buckets(self, qs: Sequence[float]) -> list[int | None]:
+        """Return the buckets of several quantiles in one pass; `qs` are in ascending order."""
         if any(not 0 <= q <= 1 for q in qs):
             raise ValueError(f"a quantile is between 0 and 1, not {qs}")
         calls, below = self.count, 0

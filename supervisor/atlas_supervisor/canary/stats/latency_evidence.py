@@ -1,35 +1,53 @@
-"""Evidence for a rollback: the canary is slower than stable.
+"""Evidence for a rollback: the canary is slower than stable by more than a margin.
 
-Theory. "Slow" takes the place of "failed" and everything else is the test of `rollback_evidence`.
-A call is slow by a threshold τ if its latency bucket is τ or above. There are three thresholds,
-placed a little above stable's p50, p95 and p99, so that a shift of the whole distribution and a
-longer tail are both found. Each threshold has an e-process of its own; the evidence is their mean,
-which is an e-value too. That costs at most a factor of 3, or ln 3 in the logarithm.
+Theory. Let a canary call of x ms count as one of x/1.1 ms, with a margin of 10 %, and of x - 1 ms
+at most: a difference of microseconds would be certain and irrelevant. Null hypothesis: for every t,
+canary calls adjusted this way take over t ms no more often than stable calls. There are two kinds
+of bets, each with half of the money, all on the same coarse ranks: a call's level is how many of
+stable's past quantiles (`CUTS`) it has passed.
 
-Slack: thresholds lie 10 % and at least 1 ms above the quantile. Where all calls take nearly the
-same time, a difference of microseconds would be certain and irrelevant.
+Slow calls: "slow" takes the place of "failed" in the bets on a risk ratio of `rollback_evidence`,
+at stable's p50, p95 and p99. They find a longer tail.
 
-Order and invariants
-- Without thresholds (until LEAST_CALLS stable calls are known) windows are ignored.
-- Thresholds are fixed when an epoch begins, or later as soon as there are enough calls. They come
-  from windows that were already multiplied in, never from the window that they judge: otherwise
-  the factor's expectation could exceed 1.
-- Fixing them anew defines anew what counts as slow. So each test's pooled rate starts again, from
-  the share of stable calls above the new threshold, with the weight of 50 calls. The evidence
-  gathered so far stays: earlier factors were valid when they were multiplied in.
+Ranks (after Shekhar and Ramdas, arXiv 2112.09162, and Waudby-Smith and Ramdas, arXiv 2010.09686):
+let w >= 0 not fall with the latency, and q = p·w / (p·w + 1 - p), p being the canary's share. A
+canary call multiplies by q/p and a stable call by (1-q)/(1-p). The first grows with w, so if the
+canary is no slower its expectation is at most that over stable's calls, and p·(q/p) +
+(1-p)·(1-q)/(1-p) = 1. Here w = exp(λz - λ²/2), with z the normal score of the level and λ one of
+`STRENGTHS`. They find a shift of the whole distribution.
+
+Invariants
+- Quantiles, scores and pooled rates are fixed before a window's first call. They come from calls of
+  earlier windows. They are placed anew after every PLACE_CALLS stable calls, because latencies
+  drift; money and earlier factors stay, which were valid when they were multiplied in.
+- Rounding is in the canary's favour: a call that is slower by exactly the margin never gets a
+  higher level.
+- Every bet grows with a canary call's level and falls with a stable call's. So a call without an
+  outcome is bounded from below: a canary call has the level of the time that it is open already, a
+  stable call the highest.
 - All calls count, failed ones too. A cancelled call counts with the time that it took.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from statistics import NormalDist
+from typing import Any
 
-from atlas_supervisor.canary.stats.counts import Arm, Prior, Rates, Window
-from atlas_supervisor.canary.stats.evalue import EProcess, log_sum
+from atlas_supervisor.canary.stats.counts import Prior
 from atlas_supervisor.canary.stats.histogram import Histogram
-from atlas_supervisor.canary.stats.rollback_evidence import RollbackEvidence
+from atlas_supervisor.canary.stats.rollback_evidence import (
+    RISK_RATIOS,
+    Bet,
+    Outcomes,
+    log_factors,
+    rate_bets,
+)
 from atlas_worker.contract import (
     LATENCY_BUCKETS,
     LATENCY_RATIO,
@@ -37,114 +55,144 @@ from atlas_worker.contract import (
     latency_bucket,
 )
 
-QUANTILES = (0.5, 0.95, 0.99)
-"""The quantiles of stable's latencies that the thresholds are placed by."""
+CUTS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.99, 0.995, 0.999)
+"""The quantiles of stable's latencies between the levels."""
 
-SLACK = 1.1
-"""A threshold is at least this factor above its quantile."""
+LEVELS = len(CUTS) + 1
+
+SLOW_LEVELS = tuple(CUTS.index(quantile) + 1 for quantile in (0.5, 0.95, 0.99))
+"""The levels from which on a call is slow."""
+
+STRENGTHS = (0.1, 0.25, 0.6, 1.2)
+"""The strengths λ of the bets on ranks."""
+
+WEIGHTS = (
+    *[0.5 / (len(SLOW_LEVELS) * len(RISK_RATIOS))] * (len(SLOW_LEVELS) * len(RISK_RATIOS)),
+    *[0.5 / len(STRENGTHS)] * len(STRENGTHS),
+)
+"""The money of each bet: by threshold and risk ratio, then by strength."""
 
 SLACK_MS = 1.0
-"""A threshold is at least this many milliseconds above its quantile."""
+"""A canary that is slower by no more than this many milliseconds is not slower."""
 
 LEAST_CALLS = 200
-"""Stable calls needed to place thresholds: the slowest 1 % are then two calls."""
+"""Stable calls needed to place quantiles: the slowest 1 % are then two calls."""
 
-_SLACK_BUCKETS = round(math.log(SLACK) / math.log(LATENCY_RATIO))
-_PRIOR_CALLS = 50.0  # weight of stable's past: latencies drift from one epoch to the next
+PLACE_CALLS = 2_000
+"""Stable calls after which quantiles are placed anew."""
 
-
-class Slow(NamedTuple):
-    """The slow calls of a window in each arm, by one threshold."""
-
-    canary: int
-    stable: int
+_PRIOR_CALLS = 50.0  # weight of stable's past: latencies drift
+_NORMAL = NormalDist()
 
 
-class LatencyEvidence(EProcess):
-    """The mean of three e-processes against "the canary is slow no more often than stable"."""
+@dataclass(frozen=True)
+class Placement:
+    """Stable's past quantiles, as the first bucket of each level but the lowest."""
 
-    def __init__(self, alpha: float) -> None:
-        super().__init__(alpha)
-        self.thresholds: tuple[int, ...] = ()
-        self.seen: list[tuple[Arm, Arm]] = []
-        """Calls and slow calls of both arms by threshold, since it was fixed."""
-        self._tests = [RollbackEvidence(alpha) for _ in QUANTILES]
+    cuts: tuple[int, ...]
+    canary_cuts: tuple[int, ...]
+    """The same for canary calls, which are adjusted by the margin."""
+    scores: tuple[float, ...]
+    """The normal score of each level."""
+    slow_rates: tuple[float, ...]
+    """The part of stable's past calls that was slow, by threshold."""
+    first: int = 0
+    """The first window that goes by it."""
 
-    def fix_thresholds(self, stable: Histogram) -> bool:
-        """Place the thresholds by stable's past; return False if it has too few calls."""
-        calls = stable.count
-        if calls < LEAST_CALLS:
-            return False
-        self.thresholds = tuple(_above(stable.quantile_bucket(q) or 0) for q in QUANTILES)
-        self.seen = [(Arm(), Arm())] * len(self.thresholds)
-        for test, threshold in zip(self._tests, self.thresholds, strict=True):
-            rate = (stable.over(threshold) + 0.5) / (calls + 1)
-            test.reset_baseline(Prior(rate, _PRIOR_CALLS))
-        return True
+    def level(self, bucket: int, *, canary: bool) -> int:
+        """Return the level of a call's latency."""
+        return bisect_right(self.canary_cuts if canary else self.cuts, bucket)
 
-    def slow(self, canary: Histogram, stable: Histogram) -> tuple[Slow, ...]:
-        """Return the slow calls of a window by each threshold."""
-        return tuple(Slow(canary.over(each), stable.over(each)) for each in self.thresholds)
-
-    def update(self, window: Window, slow: Sequence[Slow]) -> None:
-        """Multiply the next window in, with its slow calls by each threshold.
-
-        Raises ValueError if `slow` does not match the thresholds.
-        """
-        if len(slow) != len(self.thresholds):
-            raise ValueError(f"{len(slow)} counts of slow calls, {len(self.thresholds)} thresholds")
-        for index, counts in enumerate(slow):
-            canary = Arm(window.canary.calls, counts.canary)
-            stable = Arm(window.stable.calls, counts.stable)
-            self._tests[index].update(Window(window.share, canary, stable))
-            if window.is_drawn:
-                seen = self.seen[index]
-                self.seen[index] = (seen[0] + canary, seen[1] + stable)
-        self._track_highest()
+    def levels(self, latency: Iterable[tuple[int, int]], *, canary: bool) -> list[int]:
+        """Return how many calls of these latencies are in each level."""
+        found, cuts = [0] * LEVELS, self.canary_cuts if canary else self.cuts
+        for bucket, count in latency:
+            found[bisect_right(cuts, bucket)] += count
+        return found
 
     @property
-    def log_e(self) -> float:
-        """The natural logarithm of the mean of the thresholds' e-values."""
-        return log_sum([test.log_e for test in self._tests]) - math.log(len(self._tests))
+    def priors(self) -> list[Prior]:
+        """The rates of slow calls that are assumed before the next window."""
+        return [Prior(rate, _PRIOR_CALLS) for rate in self.slow_rates]
 
-    @property
-    def strongest(self) -> int:
-        """The index of the threshold with the highest e-value."""
-        return max(range(len(self._tests)), key=lambda index: self._tests[index].log_e)
-
-    def calls_needed(self, rates: Sequence[Rates]) -> float | None:
-        """Return a forecast of the canary calls until it is reached, at these rates."""
-        extra = math.log(len(self._tests))  # a single test is a third of the mean
-        found = [
-            test.calls_needed(each, extra) for test, each in zip(self._tests, rates, strict=False)
-        ]
-        return min((each for each in found if each is not None), default=None)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the state as JSON values, without loss."""
-        return {
-            "alpha": self.alpha,
-            "thresholds": list(self.thresholds),
-            "seen": [[c.calls, c.errors, s.calls, s.errors] for c, s in self.seen],
-            "tests": [test.to_dict() for test in self._tests],
-            "highest": self._highest,
-        }
+    def to_list(self) -> list[Any]:
+        """Return it as JSON values."""
+        return [self.cuts, self.canary_cuts, self.scores, self.slow_rates, self.first]
 
     @classmethod
-    def from_dict(cls, saved: dict[str, Any]) -> LatencyEvidence:
-        """Return the saved state. Raises ValueError if a version with other tests has saved it."""
-        if len(saved["tests"]) != len(QUANTILES):
-            raise ValueError("this evidence was saved by another version of the supervisor")
-        evidence = cls(saved["alpha"])
-        evidence.thresholds = tuple(saved["thresholds"])
-        evidence.seen = [(Arm(cc, ce), Arm(sc, se)) for cc, ce, sc, se in saved["seen"]]
-        evidence._tests = [RollbackEvidence.from_dict(each) for each in saved["tests"]]
-        evidence._highest = saved["highest"]
-        return evidence
+    def from_list(cls, saved: Iterable[Any] | None) -> Placement | None:
+        """Return the placement that `to_list` has saved."""
+        if saved is None:
+            return None
+        cuts, canary_cuts, scores, slow_rates, first = saved
+        return cls(tuple(cuts), tuple(canary_cuts), tuple(scores), tuple(slow_rates), first)
 
 
-def _above(bucket: int) -> int:
-    """Return the threshold for a quantile in this bucket."""
-    by_ratio = bucket + 1 + _SLACK_BUCKETS
-    by_time = latency_bucket(bucket_milliseconds(bucket) + SLACK_MS) + 1
-    return min(max(by_ratio, by_time), LATENCY_BUCKETS - 1)
+def place(stable: Histogram, margin: float, first: int = 0) -> Placement | None:
+    """Return the placement by stable's past calls; None if there are too few."""
+    calls = stable.count
+    if calls < LEAST_CALLS:
+        return None
+    cuts = [(bucket or 0) + 1 for bucket in stable.quantile_buckets(CUTS)]
+    levels = [0] * LEVELS
+    for bucket, count in stable:
+        levels[bisect_right(cuts, bucket)] += count
+    below = list(accumulate(levels[:-1]))
+    ends = zip([0, *below], [*below, calls], strict=True)
+    ranks = [(low + high + 1) / (2 * calls + 2) for low, high in ends]
+    adjusted = _adjusted(margin)
+    return Placement(
+        cuts=tuple(cuts),
+        canary_cuts=tuple(bisect_left(adjusted, cut) for cut in cuts),
+        scores=tuple(_NORMAL.inv_cdf(rank) for rank in ranks),
+        slow_rates=tuple((calls - below[at - 1] + 0.5) / (calls + 1) for at in SLOW_LEVELS),
+        first=first,
+    )
+
+
+@lru_cache(maxsize=4)
+def _adjusted(margin: float) -> list[int]:
+    """Return the bucket that a canary's bucket counts as, at this margin."""
+    shift = math.ceil(math.log1p(margin) / math.log(LATENCY_RATIO) - 1e-9)
+    return [
+        max(0, min(bucket - shift, latency_bucket(_lower_edge(bucket) - SLACK_MS)))
+        for bucket in range(LATENCY_BUCKETS)
+    ]
+
+
+def _lower_edge(bucket: int) -> float:
+    return bucket_milliseconds(bucket) / math.sqrt(LATENCY_RATIO)
+
+
+@dataclass(frozen=True)
+class LatencyBets:
+    """The bets on one window: by threshold and risk ratio, then by strength."""
+
+    slow: list[list[Bet]]
+    canary_ranks: list[list[float]]
+    """Of each strength, the logarithm of a canary call's factor by level."""
+    stable_ranks: list[list[float]]
+
+    @classmethod
+    def fixed(cls, share: float, slow_rates: Sequence[float], placement: Placement) -> LatencyBets:
+        """Return the bets that these numbers fix."""
+        canary_ranks, stable_ranks = [], []
+        for strength in STRENGTHS:
+            logs = [strength * score - strength**2 / 2 for score in placement.scores]
+            totals = [math.log(share * math.exp(log) + 1 - share) for log in logs]
+            canary_ranks.append([log - total for log, total in zip(logs, totals, strict=True)])
+            stable_ranks.append([-total for total in totals])
+        return cls([rate_bets(share, rate) for rate in slow_rates], canary_ranks, stable_ranks)
+
+    def log_factors(self, canary: Sequence[float], stable: Sequence[float]) -> list[float]:
+        """Return the logarithm of the factor of each bet, by both arms' calls by level."""
+        canary_calls, stable_calls = sum(canary), sum(stable)
+        found: list[float] = []
+        for bets, level in zip(self.slow, SLOW_LEVELS, strict=True):
+            c, s = sum(canary[level:]), sum(stable[level:])
+            found += log_factors(bets, Outcomes(c, canary_calls - c, s, stable_calls - s))
+        for in_canary, in_stable in zip(self.canary_ranks, self.stable_ranks, strict=True):
+            by_canary = sum([by * count for by, count in zip(in_canary, canary, strict=True)])
+            by_stable = sum([by * count for by, count in zip(in_stable, stable, strict=True)])
+            found.append(by_canary + by_stable)
+        return found

@@ -7,18 +7,23 @@ has exited, has failed; a decision that was only asked for stays unreported.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 
 from atlas_supervisor.canary.stats.histogram import Histogram
-from atlas_supervisor.canary.stats.windows import Group, RingKey, Windows
-from atlas_worker.contract import latency_bucket
+from atlas_supervisor.canary.stats.windows import (
+    SLICES_PER_SECOND,
+    TIMEOUT_SLICES,
+    CallKey,
+    Group,
+    Windows,
+)
+from atlas_worker.contract import bucket_milliseconds, latency_bucket
 
-SLICES_PER_SECOND = 2
-TIMEOUT_SLICES = 60 * SLICES_PER_SECOND
-"""A call that has not ended this long after its slice has failed."""
+_TIMEOUT_BUCKET = latency_bucket(TIMEOUT_SLICES / SLICES_PER_SECOND * 1000)
 
 
 class CallOutcome(Enum):
@@ -77,14 +82,14 @@ class CallTracker:
         return sum(sum(each.values()) for each in self._open.values())
 
     def begin(
-        self, ring: str, group: Group, count: int, *, asked: bool, key: int | None = None
+        self, ring: str, group: Group, count: int, *, asked: bool, key: CallKey | None = None
     ) -> None:
         """Add assigned calls; with `asked`, the outcome may never be reported."""
         kind = CallKind(asked, key is not None)
         calls = self._open.setdefault(ring, {})
         calls[group, kind] = calls.get((group, kind), 0) + count
         self._tally(group).assigned += count
-        self._windows.assign(group, count, asked=asked, key=_ring_key(ring, key))
+        self._windows.assign(group, count, asked=asked, key=key)
 
     def end(
         self,
@@ -95,7 +100,7 @@ class CallTracker:
         bucket: int,
         *,
         asked: bool,
-        key: int | None = None,
+        key: CallKey | None = None,
     ) -> None:
         """Add the outcome of calls that were assigned before; after their timeout it is late."""
         known = self._close(ring, group, CallKind(asked, key is not None), count)
@@ -103,14 +108,19 @@ class CallTracker:
         if known:
             self._count(group, known, outcome, bucket)
             failed = outcome is CallOutcome.ERROR
-            self._windows.end(group, known, bucket, failed=failed, key=_ring_key(ring, key))
+            self._windows.end(group, known, bucket, failed=failed, asked=asked, key=key)
 
     def record(self, group: Group, count: int, outcome: CallOutcome, bucket: int) -> None:
-        """Add calls that were assigned and ended in one event."""
+        """Add calls that were only recorded, at their end; as evidence they count at their begin.
+
+        One that has taken as long as the timeout is evidence of a failure, as any other call.
+        """
         self._tally(group).assigned += count
         self._count(group, count, outcome, bucket)
-        self._windows.assign(group, count)
-        self._windows.end(group, count, bucket, failed=outcome is CallOutcome.ERROR)
+        took = math.ceil(bucket_milliseconds(bucket) / 1000 * SLICES_PER_SECOND)
+        began = group._replace(slice=group.slice - min(took, TIMEOUT_SLICES))
+        failed = outcome is CallOutcome.ERROR or bucket >= _TIMEOUT_BUCKET
+        self._windows.record(began, count, bucket, failed=failed)
 
     def process_exited(self, ring: str, now: int) -> None:
         """Close the open calls of a process that has exited; `now` is the current slice."""
@@ -148,12 +158,14 @@ class CallTracker:
             self._tally(group).unreported += count
         else:
             self._count(group, count, CallOutcome.ERROR, bucket)
+        keys: list[CallKey | None] = [None]
         if kind.keyed:
-            self._windows.expire_keys(ring, group, bucket, asked=kind.asked)
-        elif kind.asked:
-            self._windows.drop_unreported(group, count)
-        else:
-            self._windows.end(group, count, bucket, failed=True)
+            keys, count = list(self._windows.open_units(ring, group, asked=kind.asked)), 1
+        for key in keys:
+            if kind.asked:
+                self._windows.drop_unreported(group, count, key=key)
+            else:
+                self._windows.end(group, count, bucket, failed=True, key=key)
 
     def _count(self, group: Group, count: int, outcome: CallOutcome, bucket: int) -> None:
         tally = self._tally(group)
@@ -163,7 +175,10 @@ class CallTracker:
         tally.latency.add(bucket, count)
 
     def _tally(self, group: Group) -> Tally:
-        return self._tallies.setdefault(group, Tally())
+        tally = self._tallies.get(group)
+        if tally is None:
+            tally = self._tallies[group] = Tally()
+        return tally
 
     def to_list(self) -> list[Any]:
         """Return the open calls as JSON values; `pop_tallies` comes first."""
@@ -181,7 +196,3 @@ class CallTracker:
             calls = tracker._open.setdefault(ring, {})
             calls[Group(epoch, slice_number, canary), CallKind(asked, keyed)] = count
         return tracker
-
-
-def _ring_key(ring: str, key: int | None) -> RingKey | None:
-    return None if key is None else (ring, key)

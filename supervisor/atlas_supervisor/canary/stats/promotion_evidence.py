@@ -1,116 +1,82 @@
 """Evidence for a promotion: the canary's error rate is not higher by a margin or more.
 
-Theory (after Grünwald, de Heide and Koolen, arXiv 1906.07801; docs/canary.md tells what a margin
+Theory (after Grünwald, de Heide and Koolen, arXiv 1906.07801; docs/canary.md says what a margin
 means). "No worse" can't be shown, only "not worse by δ": this is a non-inferiority test.
 
-Null hypothesis: the canary's rate is at least δ above stable's, for any rate of stable. Of all
-such pairs (s + δ, s) the one that is hardest to tell from "both arms have the pooled rate m" is
+Null hypothesis: the canary's rate is at least δ above stable's, for any rate of stable. Each bet is
+on a pair of rates, a for the canary and b for stable. Of all pairs (s + δ, s) of the null the one
+that is hardest to tell from it is
 
-    s = argmin  p·KL(m‖s+δ) + (1-p)·KL(m‖s)      KL(a‖b) = a·ln(a/b) + (1-a)·ln((1-a)/(1-b))
+    s = argmin  p·KL(a‖s+δ) + (1-p)·KL(b‖s)      KL(x‖y) = x·ln(x/y) + (1-x)·ln((1-x)/(1-y))
 
-with p the canary's share: the reverse information projection of m onto the null. A window with c
-errors in C canary calls and s' errors in S stable calls multiplies the evidence by
+with p the canary's share: the reverse information projection onto the null. A canary call
+multiplies by a/(s+δ) if it failed, else by (1-a)/(1-s-δ); a stable call by b/s or (1-b)/(1-s). As
+the null is convex in the distribution of one call, the projection makes the expectation at most 1
+for all of its pairs at once.
 
-    (m/(s+δ))^c · ((1-m)/(1-s-δ))^(C-c) · (m/s)^s' · ((1-m)/(1-s))^(S-s')
+Three quarters of the money bet on "both arms have m", the pooled rate of the calls before, and a
+quarter on "the canary fails half as often".
 
-The projection makes the factor's expectation at most 1 for every pair of the null at once: equal
-to 1 on its boundary near m, below 1 further inside. As for a rollback, m is the pooled rate before
-the window, and each window is multiplied in first and learned from afterwards.
+Invariants
+- m is fixed before a window's first call.
+- As a < s + δ and b > s, a failed canary call lowers every bet and a failed stable call raises it.
+  So a call without an outcome is bounded from below: a canary call as failed, a stable call as
+  good. A decision that was never reported always counts that way.
+- What stable calls add after the last canary call is not counted: a lower bound, which keeps a
+  canary that no longer gets calls from being promoted by what stable does.
+- The current value decides, not the highest: a canary that was good and turned bad loses it again.
 
-The objective is convex in s and its derivative grows with s, so s is found by bisection between
-max(0, m - δ) and min(m, 1 - δ). There are no restarts: a canary that was good and turned bad is
-the rollback test's business, which takes precedence over a promotion.
+The slope of the objective grows with s, so s is found by bisection.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from atlas_supervisor.canary.stats.counts import Baseline, Prior, Rates, Window
-from atlas_supervisor.canary.stats.evalue import EProcess, log_ratio
+from atlas_supervisor.canary.stats.counts import MAX_RATE
+from atlas_supervisor.canary.stats.rollback_evidence import Bet
 
+WEIGHTS = (0.75, 0.25)
+"""The money on "both have the same rate" and on "the canary fails half as often"."""
 
-class PromotionEvidence(EProcess):
-    """The e-process against "the canary's error rate is higher by `margin` or more".
-
-    `margin` is a difference of rates: 0.02 is two percentage points.
-    """
-
-    def __init__(self, margin: float, alpha: float, prior: Prior | None = None) -> None:
-        super().__init__(alpha)
-        if not 0 < margin < 1:
-            raise ValueError(f"the margin is between 0 and 1, not {margin}")
-        self.margin = margin
-        self._baseline = Baseline(prior or Prior())
-        self._log = 0.0
-
-    def update(self, window: Window) -> None:
-        """Multiply the next window in, then learn from it."""
-        if window.is_drawn and window.both.calls:
-            self._log += log_factor(window, self._baseline.rate, self.margin)
-            self._track_highest()
-        self._baseline.learn(window.both)
-
-    @property
-    def rate(self) -> float:
-        """The pooled rate that the next window is judged by."""
-        return self._baseline.rate
-
-    @property
-    def log_e(self) -> float:
-        """The natural logarithm of the e-value."""
-        return self._log
-
-    def calls_needed(self, rates: Rates) -> float | None:
-        """Return a forecast of the canary calls until it is reached, at these rates."""
-        stable = nearest_stable_rate(self.rate, self.margin, rates.share)
-        in_canary = log_ratio(1, rates.canary, self.rate, stable + self.margin)
-        in_stable = log_ratio(1, rates.stable, self.rate, stable)
-        speed = in_canary + rates.stable_calls * in_stable
-        return max(-math.log(self.alpha) - self._log, 0) / speed if speed > 0 else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the state as JSON values, without loss."""
-        return {
-            "margin": self.margin,
-            "alpha": self.alpha,
-            "past": self._baseline.to_dict(),
-            "log": self._log,
-            "highest": self._highest,
-        }
-
-    @classmethod
-    def from_dict(cls, saved: dict[str, Any]) -> PromotionEvidence:
-        """Return the saved state."""
-        evidence = cls(saved["margin"], saved["alpha"])
-        evidence._baseline = Baseline.from_dict(saved["past"])
-        evidence._log, evidence._highest = saved["log"], saved["highest"]
-        return evidence
+_BETTER = 0.5
 
 
-def log_factor(window: Window, rate: float, margin: float) -> float:
-    """Return the logarithm of the factor by which a window multiplies the evidence."""
-    stable = nearest_stable_rate(rate, margin, window.share)
-    in_canary = log_ratio(window.canary.calls, window.canary.errors, rate, stable + margin)
-    return in_canary + log_ratio(window.stable.calls, window.stable.errors, rate, stable)
+def margin_bets(share: float, rate: float, margin: float) -> list[Bet]:
+    """Return the bets against "worse by the margin", given the pooled rate m."""
+    stable = min(rate / (share * _BETTER + 1 - share), MAX_RATE)
+    return [_bet(rate, rate, margin, share), _bet(_BETTER * stable, stable, margin, share)]
 
 
-def nearest_stable_rate(rate: float, margin: float, share: float) -> float:
-    """Return the s that minimises share·KL(rate‖s+margin) + (1-share)·KL(rate‖s)."""
-    low, high = max(0.0, rate - margin), min(rate, 1 - margin)
+def _bet(canary: float, stable: float, margin: float, share: float) -> Bet:
+    """Return the bet on this pair of rates against the nearest pair of the null."""
+    nearest = nearest_stable_rate(canary, stable, margin, share)
+    worse = nearest + margin
+    return Bet(
+        math.log(canary / worse),
+        math.log1p(-canary) - math.log1p(-worse),
+        math.log(stable / nearest),
+        math.log1p(-stable) - math.log1p(-nearest),
+    )
+
+
+def nearest_stable_rate(canary: float, stable: float, margin: float, share: float) -> float:
+    """Return the s that minimises share·KL(canary‖s+margin) + (1-share)·KL(stable‖s)."""
+    low, high = max(0.0, canary - margin), min(stable, 1 - margin)
     while True:
         middle = (low + high) / 2
         if not low < middle < high:
-            return middle
-        if _slope(middle, rate, margin, share) < 0:
+            return low or high
+        if _slope(middle, canary, stable, margin, share) < 0:
             low = middle
         else:
             high = middle
 
 
-def _slope(stable: float, rate: float, margin: float, share: float) -> float:
-    canary = stable + margin
-    by_canary = (canary - rate) / (canary * (1 - canary))
-    by_stable = (stable - rate) / (stable * (1 - stable))
+def _slope(nearest: float, canary: float, stable: float, margin: float, share: float) -> float:
+    worse = nearest + margin
+    if worse >= 1:
+        return math.inf
+    by_canary = (worse - canary) / (worse * (1 - worse))
+    by_stable = (nearest - stable) / (nearest * (1 - nearest))
     return share * by_canary + (1 - share) * by_stable

@@ -1,46 +1,69 @@
-"""Windows: the calls of all processes by the time of their assignment, closed in order.
+"""Windows: the calls of all processes in the order of their assignment, with and without outcome.
 
-Theory. Evidence multiplies windows, and is valid only if a window's factor does not depend on which
-calls happen to have ended. Suppose that good canary calls take a minute and bad ones fail at once:
-counted as they end, all canary calls of the first minute are failures (79 % false rollbacks in the
-simulation of docs/canary.md). So a call belongs to the window in which it was *assigned*, and a
-window is multiplied in only when all of its calls have an outcome.
+Theory. Evidence multiplies calls, and is valid only if what decides about a call's factor, and
+whether the call counts, is fixed before its arm and outcome can matter. Suppose that good canary
+calls take a minute and bad ones fail at once: counted as they end, all canary calls of the first
+minute are failures (79 % false rollbacks in the simulation of docs/canary.md). So a call belongs to
+the window that it was *assigned* in, and one without an outcome counts there as open. The tests
+bound open calls from below, so no verdict waits for them.
 
 Terms. A *slice* is half a second of the machine's monotonic clock. An *epoch* has one share; a
-*ramp* is the sequence of epochs that one evidence covers. A window is one slice of one epoch.
+*ramp* is the sequence of epochs that one evidence covers. A *stratum* is the calls that were drawn
+alike; a *window* is a run of its slices: one slice at first, later some 4 % of the ramp's calls.
+When it begins depends on time and on the number of assignments alone.
 
 Invariants
-- Windows of a ramp close in the order of (slice, epoch), each once. A window with an open call
-  blocks the later ones, until the call ends or times out (60 s, see `outcomes`).
-- No window closes before GRACE_SLICES have passed since its slice: a process may still be writing
-  events of it, and only then is "no open call" the same as "no more calls".
-- `closed_before` never goes back. A call assigned before it is late: it is in the statistics, not
-  in the evidence.
-- Of a key only the first call of a ramp counts: its later calls get the same arm, so they are not
-  separate draws. The keys that were seen are remembered for the whole ramp, up to MAX_KEYS.
-- Assignments are counted by arm when they arrive, for the sample ratio check.
+- The order of a ramp's windows is that in which their first calls were read, and is never changed.
+  A window is closed, and leaves, when all before it have, each of its calls has ended or timed out
+  (60 s, see `outcomes`), and GRACE_SLICES have passed. A call read later begins a new window.
+- An end is counted in the window of its assignment: calls of the same process, arm and slice are
+  always in one window, and a call with a key is named by its serial.
+- A key's arm is fixed, so only a first call can be a draw. A key's hash is uniform in [0, 1) and
+  compared with the share. What its calls have shown is an interval: below the share (canary) or not
+  (stable). At another share the chance of the canary, given that, is (share - low) / (high - low);
+  where it is 0 or 1 the call is no draw and not evidence. So a stable key counts again at each step
+  of a ramp, with (p2 - p1) / (1 - p1).
+- In each *round* (a day) the intervals are forgotten and all keys count anew, for tests of their
+  own: `decision` divides alpha over the rounds. Up to MAX_KEYS keys are remembered.
+- A call that is only *recorded*, without a decision of ours, is not seen before it ends. So it is
+  put into the slice of its beginning, and such a slice becomes a window when every call of it has
+  ended or would have failed: after 60 s. Sooner, the calls that end soon would count first.
+- Assignments are counted by arm when they are read, for the sample ratio check.
 
-Order per poll: `assign` and `end` for all events, timeouts (`outcomes`), then `pop_draws` and
-`pop_closed`. What is left is saved with `to_dict`, so a restart neither loses nor repeats a window.
+Order per poll: `assign` and `end` for all events, timeouts (`outcomes`), then `pop_draws`,
+`pop_closed` and `open_windows`. What is left is saved with `to_dict`, so a restart neither loses
+nor repeats a call.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from atlas_supervisor.canary.stats.counts import Arm
-from atlas_supervisor.canary.stats.histogram import Histogram
+from atlas_supervisor.model.canary import KeyRow
 
+SLICES_PER_SECOND = 2
+TIMEOUT_SLICES = 60 * SLICES_PER_SECOND
+"""A call that has not ended this long after its slice has failed."""
 GRACE_SLICES = 4
-"""Slices after its end in which a process may still report events of a slice."""
+"""Slices after its last one that a window waits for events which are still being written."""
 MAX_KEYS = 100_000
 """Keys of one ramp that are remembered; later keys are not evidence."""
 
-RingKey = tuple[str, int]
-"""A key's hash, with the ring of the process that reported it."""
+_PART, _MOST_CALLS, _MOST_SLICES = 0.04, 10_000, 60 * SLICES_PER_SECOND
+"""A window ends at this part of the ramp's calls, at this many calls, or after this many slices."""
+
+
+class CallKey(NamedTuple):
+    """A call with a key: the ring of its process, the key's hash, and the call's serial."""
+
+    ring: str
+    key: int
+    serial: int
+    """0 in rings of an earlier kit, which does not name the call that ends: not evidence."""
 
 
 class Group(NamedTuple):
@@ -51,210 +74,387 @@ class Group(NamedTuple):
     canary: bool
 
 
+class DrawnEpoch(NamedTuple):
+    """An epoch that gathers evidence: its ramp, and the canary's share."""
+
+    ramp: int
+    share: float
+
+
+class Stratum(NamedTuple):
+    """Calls whose arm was drawn alike: with this share, given the past."""
+
+    epoch: int
+    share: float
+    round: int = 1
+    recorded: bool = False
+
+
 class DrawCounts(NamedTuple):
-    """Assignments by epoch and arm (True: canary); a key counts once.
+    """Assignments by epoch, share and arm (True: canary); a key counts once.
 
     `unreported` are those that stay without an outcome.
     """
 
-    assigned: Counter[tuple[int, bool]]
-    unreported: Counter[tuple[int, bool]]
-
-
-class ClosedWindow(NamedTuple):
-    """A window whose calls all have an outcome."""
-
-    ramp: int
-    epoch: int
-    slice: int
-    canary: Arm
-    stable: Arm
-    canary_latency: Histogram
-    stable_latency: Histogram
+    assigned: Counter[tuple[int, float, bool]]
+    unreported: Counter[tuple[int, float, bool]]
 
 
 @dataclass
-class _Side:
-    """One arm of an open window."""
+class Side:
+    """The calls of one arm in a window that have an outcome."""
 
     calls: int = 0
     errors: int = 0
-    latency: Histogram = field(default_factory=Histogram)
+    latency: dict[int, int] = field(default_factory=dict)
+    """Number of calls by latency bucket."""
+
+    def add(self, count: int, bucket: int, *, failed: bool) -> None:
+        """Add calls with one outcome."""
+        self.calls += count
+        self.errors += count if failed else 0
+        self.latency[bucket] = self.latency.get(bucket, 0) + count
 
     @property
     def arm(self) -> Arm:
+        """The counts alone."""
         return Arm(self.calls, self.errors)
 
 
+class OpenCalls(NamedTuple):
+    """Calls without an outcome: `asked` ones may never get one."""
+
+    slice: int
+    canary: bool
+    asked: bool
+
+
 @dataclass
-class _OpenWindow:
-    open: int = 0
-    """Calls without an outcome."""
-    canary: _Side = field(default_factory=_Side)
-    stable: _Side = field(default_factory=_Side)
+class CallWindow:
+    """A window. `terms` is what its tests have fixed before its first call (`round_evidence`)."""
 
-    def side(self, group: Group) -> _Side:
-        return self.canary if group.canary else self.stable
+    number: int
+    stratum: Stratum
+    since: int
+    """The first slice."""
+    latest: int
+    assigned: int = 0
+    canary: Side = field(default_factory=Side)
+    stable: Side = field(default_factory=Side)
+    open: dict[OpenCalls, int] = field(default_factory=dict)
+    unreported: dict[bool, int] = field(default_factory=lambda: {True: 0, False: 0})
+    """Calls that were never reported, by arm (True: canary)."""
+    terms: Any = None
+    bets: Any = None
+    """What the tests have computed from the terms."""
+    changed: bool = True
+    """Whether calls were assigned or have ended since the tests have counted them."""
 
-    def close(self, ramp: int, at: tuple[int, int]) -> ClosedWindow:
-        number, epoch = at
-        canary, stable = self.canary, self.stable
-        return ClosedWindow(
-            ramp, epoch, number, canary.arm, stable.arm, canary.latency, stable.latency
-        )
+    def side(self, *, canary: bool) -> Side:
+        """Return one arm."""
+        return self.canary if canary else self.stable
+
+    def opened(self, *, canary: bool) -> int:
+        """Return the number of calls of an arm without an outcome."""
+        return sum([count for calls, count in self.open.items() if calls.canary is canary])
+
+    def close(self, calls: OpenCalls, count: int) -> int:
+        """Take calls out of the open ones; return how many were."""
+        left = self.open.get(calls, 0)
+        if count < left:
+            self.open[calls] = left - count
+            return count
+        self.open.pop(calls, None)
+        return left
 
 
 @dataclass
 class _Ramp:
-    windows: dict[tuple[int, int], _OpenWindow] = field(default_factory=dict)
-    """By slice and epoch, which is their order."""
-    closed_before: int = 0
-    """All slices before this one are closed."""
-    keys: set[int] = field(default_factory=set)
-    """Keys that have had their first call."""
+    windows: list[CallWindow] = field(default_factory=list)
+    by_stratum: dict[Stratum, list[CallWindow]] = field(default_factory=dict)
+    assigned: int = 0
+    """All calls that were evidence or will be."""
+    next_number: int = 0
+    round: int = 1
+    keys: dict[int, tuple[float, float]] = field(default_factory=dict)
+    """The interval of each key's hash, in this round."""
+    repeats: int = 0
+    """Calls of keys that had counted, since the last call that was evidence."""
+    recorded: dict[tuple[int, int], tuple[Side, Side]] = field(default_factory=dict)
+    """Canary and stable calls that were only recorded, by slice and epoch."""
+    recorded_before: int = -2 * TIMEOUT_SLICES  # slices begin at 0, and a call before
+    """Recorded calls of slices before this one are in their windows."""
+
+    def find(self, stratum: Stratum, slice_number: int) -> CallWindow | None:
+        """Return the window that a slice of a stratum belongs to, if there is one."""
+        windows = self.by_stratum.get(stratum)
+        if not windows:
+            return None
+        for window in reversed(windows):
+            if window.since <= slice_number:
+                return window
+        return windows[0]
+
+    def add_window(self, window: CallWindow) -> CallWindow:
+        self.windows.append(window)
+        self.by_stratum.setdefault(window.stratum, []).append(window)
+        self.next_number = max(self.next_number, window.number + 1)
+        return window
+
+    def window_for(self, stratum: Stratum, slice_number: int) -> CallWindow:
+        """Return the window that new calls of this slice belong to."""
+        window = self.find(stratum, slice_number)
+        if window is None or self._is_over(window, slice_number):
+            new = CallWindow(self.next_number, stratum, slice_number, slice_number)
+            window = self.add_window(new)
+        window.latest = max(window.latest, slice_number)
+        return window
+
+    def add(self, window: CallWindow, calls: OpenCalls, count: int) -> None:
+        """Add assigned calls to their window."""
+        window.assigned += count
+        self.assigned += count
+        self.repeats = 0
+        window.open[calls] = window.open.get(calls, 0) + count
+        window.changed = True
+
+    def _is_over(self, window: CallWindow, slice_number: int) -> bool:
+        """Return whether a new window begins with this slice; only a stratum's last one ends."""
+        last = self.by_stratum[window.stratum][-1]
+        if window is not last or slice_number <= window.latest:
+            return False
+        limit = min(self.assigned * _PART, _MOST_CALLS)
+        return window.assigned >= limit or slice_number - window.since >= _MOST_SLICES
+
+    def flush_recorded(self, before: int, share_of: Mapping[int, DrawnEpoch]) -> None:
+        """Make windows of the recorded calls that began in slices before this one."""
+        for at in sorted(at for at in self.recorded if at[0] < before):
+            canary, stable = self.recorded.pop(at)
+            if at[1] in share_of:
+                stratum = Stratum(at[1], share_of[at[1]].share, recorded=True)
+                window = CallWindow(self.next_number, stratum, at[0], at[0], canary=canary)
+                window.stable = stable
+                window.assigned = canary.calls + stable.calls
+                self.assigned += window.assigned
+                self.add_window(window)
+        self.recorded_before = max(self.recorded_before, before)
+
+    def pop_closed(self, before: int) -> Iterator[CallWindow]:
+        while self.windows and not self.windows[0].open and self.windows[0].latest < before:
+            window = self.windows.pop(0)
+            left = self.by_stratum[window.stratum]
+            left.remove(window)
+            if not left:
+                del self.by_stratum[window.stratum]
+            yield window
 
 
 class Windows:
     """The open windows of all current ramps."""
 
     def __init__(self) -> None:
-        self._ramp_of: dict[int, int] = {}
+        self._epochs: dict[int, DrawnEpoch] = {}
         self._ramps: dict[int, _Ramp] = {}
-        self._open_keys: dict[tuple[RingKey, Group], bool] = {}
-        """Keys whose first call is open; True if the outcome may never be reported."""
-        self._new_keys: list[tuple[int, int]] = []
+        self._found: dict[tuple[Group, bool], tuple[CallWindow, OpenCalls]] = {}
+        """The window of each group without keys, as it is found for its first call."""
+        self._units: dict[tuple[CallKey, Group], tuple[CallWindow, OpenCalls]] = {}
+        """The open calls with a key that are evidence. A serial is unique within its group."""
+        self._new_keys: dict[tuple[int, int], KeyRow] = {}
         self._draws = DrawCounts(Counter(), Counter())
         self.late = 0
-        """Calls that arrived after their window was closed."""
+        """Recorded calls that took longer than their window waited."""
         self.overflown = 0
         """Calls of keys beyond MAX_KEYS."""
 
-    def set_ramps(self, ramp_of: Mapping[int, int]) -> None:
-        """Set the ramp of each current epoch; the windows of all other ramps are dropped."""
-        self._ramp_of = dict(ramp_of)
-        ramps = set(ramp_of.values())
+    def set_epochs(self, epochs: Mapping[int, DrawnEpoch]) -> None:
+        """Set the epochs whose calls are evidence; the windows of all other ramps are dropped."""
+        self._epochs = dict(epochs)
+        ramps = {epoch.ramp for epoch in epochs.values()}
         self._ramps = {ramp: self._ramps.get(ramp, _Ramp()) for ramp in ramps}
-        self._open_keys = {
-            unit: asked for unit, asked in self._open_keys.items() if unit[1].epoch in ramp_of
-        }
+        kept = {id(window) for ramp in self._ramps.values() for window in ramp.windows}
+        self._units = {key: unit for key, unit in self._units.items() if id(unit[0]) in kept}
+        self._found = {group: it for group, it in self._found.items() if id(it[0]) in kept}
         for counts in self._draws:
-            for drawn in [drawn for drawn in counts if drawn[0] not in ramp_of]:
+            for drawn in [drawn for drawn in counts if drawn[0] not in epochs]:
                 del counts[drawn]
 
+    # Input.
+
     def assign(
-        self, group: Group, count: int, *, asked: bool = False, key: RingKey | None = None
+        self, group: Group, count: int, *, asked: bool = False, key: CallKey | None = None
     ) -> None:
-        """Add assigned calls; of a key only the first call of its ramp counts."""
-        if group.epoch not in self._ramp_of:
+        """Add assigned calls; one with a key is evidence if its arm was a draw."""
+        epoch = self._epochs.get(group.epoch)
+        if epoch is None:
             return
-        if key is not None:
-            if not self._is_first(group, key[1]):
-                return
-            self._open_keys[key, group] = asked
-        self._draws.assigned[group.epoch, group.canary] += count
-        window = self._window(group, create=True)
-        if window is None:
-            self.late += count
+        ramp = self._ramps[epoch.ramp]
+        if key is None and (found := self._found.get((group, asked))) is not None:
+            self._draws.assigned[group.epoch, epoch.share, group.canary] += count
+            ramp.add(*found, count)
+            return
+        if key is None:
+            stratum = Stratum(group.epoch, epoch.share)
+        elif not key.serial:
+            return
+        elif (share := self._draw(epoch, ramp, key.key, canary=group.canary)) is None:
+            ramp.repeats += count
+            return
         else:
-            window.open += count
+            stratum = Stratum(group.epoch, share, ramp.round)
+        if stratum.round == 1:
+            self._draws.assigned[group.epoch, stratum.share, group.canary] += count
+        calls = OpenCalls(group.slice, group.canary, asked)
+        window = ramp.window_for(stratum, group.slice)
+        ramp.add(window, calls, count)
+        if key is None:
+            self._found[group, asked] = window, calls
+        else:
+            self._units[key, group] = window, calls
+
+    def _draw(self, epoch: DrawnEpoch, ramp: _Ramp, key: int, *, canary: bool) -> float | None:
+        """Return the chance that this key had of the canary, given its past; None if no draw."""
+        known = ramp.keys.get(key)
+        if known is None and len(ramp.keys) >= MAX_KEYS:
+            self.overflown += 1
+            return None
+        low, high = known or (0.0, 1.0)
+        share = epoch.share
+        if not low < share < high:
+            return None
+        interval = (low, share) if canary else (share, high)
+        ramp.keys[key] = interval
+        self._new_keys[epoch.ramp, key] = KeyRow(epoch.ramp, key, ramp.round, *interval)
+        return (share - low) / (high - low)
 
     def end(
-        self, group: Group, count: int, bucket: int, *, failed: bool, key: RingKey | None = None
+        self,
+        group: Group,
+        count: int,
+        bucket: int,
+        *,
+        failed: bool,
+        asked: bool = False,
+        key: CallKey | None = None,
     ) -> None:
         """Add the outcome of calls that were assigned before."""
-        if key is not None:
-            if self._open_keys.pop((key, group), None) is None:
-                return
-            count = 1
-        window = self._window(group)
-        if window is None:
+        window, calls = self._take(group, asked=asked, key=key)
+        if window is not None and (known := window.close(calls, count)):
+            window.side(canary=group.canary).add(known, bucket, failed=failed)
+            window.changed = True
+
+    def drop_unreported(self, group: Group, count: int, *, key: CallKey | None = None) -> None:
+        """Set calls aside whose outcome was never reported: they are no evidence of failures."""
+        window, calls = self._take(group, asked=True, key=key)
+        if key is not None and window is None:
             return
-        window.open -= count
-        side = window.side(group)
-        side.calls += count
-        side.errors += count if failed else 0
-        side.latency.add(bucket, count)
+        if window is not None:
+            window.unreported[group.canary] += window.close(calls, count)
+            window.changed = True
+        if (epoch := self._epochs.get(group.epoch)) is not None:
+            share = window.stratum.share if window is not None else epoch.share
+            if window is None or window.stratum.round == 1:
+                self._draws.unreported[group.epoch, share, group.canary] += count
 
-    def drop_unreported(self, group: Group, count: int) -> None:
-        """Take out calls whose outcome was never reported: they are not evidence."""
-        if group.epoch in self._ramp_of:
-            self._draws.unreported[group.epoch, group.canary] += count
-        if (window := self._window(group)) is not None:
-            window.open -= count
+    def _take(
+        self, group: Group, *, asked: bool, key: CallKey | None
+    ) -> tuple[CallWindow | None, OpenCalls]:
+        if key is None and (found := self._found.get((group, asked))) is not None:
+            return found
+        calls = OpenCalls(group.slice, group.canary, asked)
+        if key is not None:
+            return self._units.pop((key, group), (None, calls))
+        epoch = self._epochs.get(group.epoch)
+        if epoch is None:
+            return None, calls
+        stratum = Stratum(group.epoch, epoch.share)
+        return self._ramps[epoch.ramp].find(stratum, group.slice), calls
 
-    def expire_keys(self, ring: str, group: Group, bucket: int, *, asked: bool) -> None:
-        """Close the open calls with a key of one process in this group.
-
-        Calls that had started have failed; those that were only `asked` for are unreported.
-        """
-        expired = [
-            unit
-            for unit, only_asked in self._open_keys.items()
-            if unit[0][0] == ring and unit[1] == group and only_asked is asked
+    def open_units(self, ring: str, group: Group, *, asked: bool) -> list[CallKey]:
+        """Return the open calls with a key of one process in this group."""
+        return [
+            key
+            for (key, of), (_, calls) in self._units.items()
+            if key.ring == ring and of == group and calls.asked is asked
         ]
-        for unit in expired:
-            if asked:
-                del self._open_keys[unit]
-                self.drop_unreported(group, 1)
-            else:
-                self.end(group, 1, bucket, failed=True, key=unit[0])
 
-    def pop_closed(self, now: int) -> list[ClosedWindow]:
-        """Close complete windows and return them in order; `now` is the current slice."""
-        closed: list[ClosedWindow] = []
+    def record(self, group: Group, count: int, bucket: int, *, failed: bool) -> None:
+        """Add calls that were never assigned by us; `group` has the slice of their beginning."""
+        epoch = self._epochs.get(group.epoch)
+        if epoch is None:
+            return
+        self._draws.assigned[group.epoch, epoch.share, group.canary] += count
+        ramp = self._ramps[epoch.ramp]
+        if group.slice < ramp.recorded_before:
+            self.late += count
+            return
+        sides = ramp.recorded.setdefault((group.slice, group.epoch), (Side(), Side()))
+        sides[0 if group.canary else 1].add(count, bucket, failed=failed)
+
+    def start_round(self, ramp: int, number: int) -> None:
+        """Forget the keys of a ramp: from now on all count anew, in this round."""
+        if ramp in self._ramps and number > self._ramps[ramp].round:
+            self._ramps[ramp].round, self._ramps[ramp].keys = number, {}
+            self._ramps[ramp].repeats = 0
+
+    # Results.
+
+    def pop_closed(self, now: int) -> list[tuple[int, CallWindow]]:
+        """Close complete windows; return them in order, each with its ramp. `now` is a slice."""
+        closed: list[tuple[int, CallWindow]] = []
         for number, ramp in self._ramps.items():
-            horizon = now - GRACE_SLICES
-            for at in sorted(ramp.windows):
-                if at[0] >= horizon or ramp.windows[at].open:
-                    horizon = min(horizon, at[0])
-                    break
-                window = ramp.windows.pop(at).close(number, at)
-                if window.canary.calls or window.stable.calls:
-                    closed.append(window)
-            ramp.closed_before = max(ramp.closed_before, horizon)
+            ramp.flush_recorded(now - TIMEOUT_SLICES - GRACE_SLICES, self._epochs)
+            closed += [(number, window) for window in ramp.pop_closed(now - GRACE_SLICES)]
+        if closed:
+            gone = {id(window) for _, window in closed}
+            self._found = {group: it for group, it in self._found.items() if id(it[0]) not in gone}
         return closed
+
+    def ramps(self) -> list[int]:
+        """Return the current ramps."""
+        return list(self._ramps)
+
+    def round_of(self, ramp: int) -> int:
+        """Return the present round of a ramp."""
+        return self._ramps[ramp].round if ramp in self._ramps else 1
+
+    def open_windows(self, ramp: int) -> list[CallWindow]:
+        """Return a ramp's open windows, in order."""
+        return self._ramps[ramp].windows if ramp in self._ramps else []
 
     def pop_draws(self) -> DrawCounts:
         """Return the assignments since the last call."""
         draws, self._draws = self._draws, DrawCounts(Counter(), Counter())
         return draws
 
-    def pop_new_keys(self) -> list[tuple[int, int]]:
-        """Return the new keys since the last call, each as (ramp, key)."""
-        new, self._new_keys = self._new_keys, []
-        return new
+    def pop_new_keys(self) -> list[KeyRow]:
+        """Return the intervals of keys that have changed since the last call."""
+        new, self._new_keys = self._new_keys, {}
+        return list(new.values())
 
-    def restore_keys(self, ramp: int, keys: Iterable[int]) -> None:
-        """Add keys that have had their first call before a restart."""
-        if ramp in self._ramps:
-            self._ramps[ramp].keys.update(keys)
+    def restore_keys(self, rows: Iterable[KeyRow]) -> None:
+        """Add the intervals of keys from before a restart, in the present rounds."""
+        for row in rows:
+            ramp = self._ramps.get(row.ramp)
+            if ramp is not None and row.round == ramp.round:
+                ramp.keys[row.key] = (row.low, row.high)
+
+    def has_keys(self, ramp: int) -> bool:
+        """Return whether calls of a ramp have had keys, in this round."""
+        return ramp in self._ramps and bool(self._ramps[ramp].keys)
+
+    def repeats(self, ramp: int) -> int:
+        """Return the calls of keys that had counted, since the last call that was evidence."""
+        return self._ramps[ramp].repeats if ramp in self._ramps else 0
 
     def pending_calls(self, ramp: int) -> int:
-        """Return how many calls of a ramp are not yet evidence."""
-        windows = self._ramps.get(ramp, _Ramp()).windows.values()
-        return sum(each.open + each.canary.calls + each.stable.calls for each in windows)
+        """Return how many calls of a ramp have no outcome, or wait for those of their slice."""
+        if ramp not in self._ramps:
+            return 0
+        found = self._ramps[ramp]
+        waiting = sum(one.calls + other.calls for one, other in found.recorded.values())
+        return waiting + sum(sum(window.open.values()) for window in found.windows)
 
-    def _is_first(self, group: Group, key: int) -> bool:
-        ramp = self._ramp_of[group.epoch]
-        known = self._ramps[ramp].keys
-        if key in known:
-            return False
-        if len(known) >= MAX_KEYS:
-            self.overflown += 1
-            return False
-        known.add(key)
-        self._new_keys.append((ramp, key))
-        return True
-
-    def _window(self, group: Group, *, create: bool = False) -> _OpenWindow | None:
-        """Return the group's window; None if it is closed or its ramp is not current."""
-        number = self._ramp_of.get(group.epoch)
-        if number is None:
-            return None
-        ramp, at = self._ramps[number], (group.slice, group.epoch)
-        if at not in ramp.windows and create and group.slice >= ramp.closed_before:
-            ramp.windows[at] = _OpenWindow()
-        return ramp.windows.get(at)
+    # Saved state.
 
     def to_dict(self) -> dict[str, Any]:
         """Return the open windows as JSON values.
@@ -263,39 +463,93 @@ class Windows:
         """
         return {
             "ramps": [
-                [number, ramp.closed_before, [_saved(at, it) for at, it in ramp.windows.items()]]
+                [
+                    number,
+                    [
+                        ramp.assigned,
+                        ramp.next_number,
+                        ramp.round,
+                        ramp.repeats,
+                        ramp.recorded_before,
+                    ],
+                    [_saved(window) for window in ramp.windows],
+                    [[*at, *map(_saved_side, sides)] for at, sides in ramp.recorded.items()],
+                ]
                 for number, ramp in self._ramps.items()
             ],
-            "units": [[*key, *group, asked] for (key, group), asked in self._open_keys.items()],
+            "units": [
+                [*key, *group, self._epochs[group.epoch].ramp, window.number, calls.asked]
+                for (key, group), (window, calls) in self._units.items()
+                if group.epoch in self._epochs
+            ],
             "late": self.late,
             "overflown": self.overflown,
         }
 
+    def restore_rounds(self, saved: Mapping[str, Any], epochs: Mapping[int, DrawnEpoch]) -> None:
+        """Take over what does not depend on the clock of a boot: the rounds, and window numbers."""
+        self.set_epochs(epochs)
+        for number, (_, next_number, present, *_), *_ in saved["ramps"]:
+            if number in self._ramps:
+                self._ramps[number].next_number, self._ramps[number].round = next_number, present
+
     @classmethod
-    def from_dict(cls, saved: Mapping[str, Any], ramp_of: Mapping[int, int]) -> Windows:
+    def from_dict(cls, saved: Mapping[str, Any], epochs: Mapping[int, DrawnEpoch]) -> Windows:
         """Return the saved windows of epochs that still belong to a ramp."""
         windows = cls()
-        windows.set_ramps(ramp_of)
-        for number, closed_before, open_windows in saved["ramps"]:
-            if number in windows._ramps:
-                ramp = windows._ramps[number]
-                ramp.closed_before = closed_before
-                ramp.windows = dict(_restored(each) for each in open_windows)
-        for ring, key, epoch, slice_number, canary, asked in saved["units"]:
-            if epoch in ramp_of:
-                windows._open_keys[(ring, key), Group(epoch, slice_number, canary)] = asked
+        windows.set_epochs(epochs)
         windows.late, windows.overflown = saved["late"], saved["overflown"]
+        by_number: dict[tuple[int, int], CallWindow] = {}
+        for number, counts, kept, recorded in saved["ramps"]:
+            if number not in windows._ramps:
+                continue
+            ramp = windows._ramps[number]
+            ramp.assigned, ramp.next_number, ramp.round, ramp.repeats, ramp.recorded_before = counts
+            for each in kept:
+                window = ramp.add_window(_restored(each))
+                by_number[number, window.number] = window
+            for slice_number, epoch, canary, stable in recorded:
+                ramp.recorded[slice_number, epoch] = _side(canary), _side(stable)
+        for ring, key, serial, *group, number, window_number, asked in saved["units"]:
+            if (found := by_number.get((number, window_number))) is not None:
+                unit = CallKey(ring, key, serial), Group(*group)
+                windows._units[unit] = found, OpenCalls(*unit[1][1:], asked)
         return windows
 
 
-def _saved(at: tuple[int, int], window: _OpenWindow) -> list[Any]:
-    sides = [
-        [side.calls, side.errors, list(side.latency)] for side in (window.canary, window.stable)
+def _saved(window: CallWindow) -> list[Any]:
+    return [
+        window.number,
+        list(window.stratum),
+        [window.since, window.latest, window.assigned],
+        _saved_side(window.canary),
+        _saved_side(window.stable),
+        [[*calls, count] for calls, count in window.open.items()],
+        [window.unreported[True], window.unreported[False]],
+        window.terms.to_list() if window.terms is not None else None,
     ]
-    return [*at, window.open, *sides]
 
 
-def _restored(saved: list[Any]) -> tuple[tuple[int, int], _OpenWindow]:
-    slice_number, epoch, count, *sides = saved
-    canary, stable = (_Side(calls, errors, Histogram(latency)) for calls, errors, latency in sides)
-    return (slice_number, epoch), _OpenWindow(count, canary, stable)
+def _restored(saved: list[Any]) -> CallWindow:
+    number, stratum, (since, latest, assigned), canary, stable, opened, unreported, terms = saved
+    return CallWindow(
+        number,
+        Stratum(*stratum),
+        since,
+        latest,
+        assigned,
+        _side(canary),
+        _side(stable),
+        {OpenCalls(*calls): count for *calls, count in opened},
+        {True: unreported[0], False: unreported[1]},
+        terms,
+    )
+
+
+def _saved_side(side: Side) -> list[Any]:
+    return [side.calls, side.errors, list(side.latency.items())]
+
+
+def _side(saved: list[Any]) -> Side:
+    calls, errors, latency = saved
+    return Side(calls, errors, dict(map(tuple, latency)))

@@ -283,7 +283,7 @@ async def read_all(reader: asyncio.StreamReader) -> bytes:
     try:
         while chunk := await reader.read(65536):
             data += chunk
-    except ConnectionResetError:
+    except ConnectionError:
         pass  # an unread request is reset after its answer
     return bytes(data)
 

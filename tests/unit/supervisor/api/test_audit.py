@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from atlas_supervisor.api import denied_audit
 from atlas_supervisor.api.audit import ENTRY
 from atlas_supervisor.api.denied_audit import AT_ONCE, SECONDS_EACH, DeniedRequests
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.actor import Actor
-from tests.unit.supervisor.api.support import BEARER, MemoryAudit, running
+from tests.unit.supervisor.api.support import BEARER, MemoryAudit, eventually, running
 
 FOREIGN = {"Origin": "http://evil.example"}
 
@@ -117,3 +118,29 @@ async def test_denied_requests_are_audited_at_a_bounded_rate_and_counted(
     now += 100 * SECONDS_EACH
     assert [each["left_out"] for each in ask(500)] == [2] + [0] * (AT_ONCE - 1)
     monkeypatch.setattr(loop, "time", real)
+
+
+async def test_denied_requests_that_were_left_out_are_audited_without_a_further_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(denied_audit, "SECONDS_EACH", 0.2)
+    audit = MemoryAudit()
+    denied = DeniedRequests(audit)
+    refused = RefusedError("token_wrong", "this is not the token", status=401, hint="")
+    anonymous = Actor(name="anonymous", origin="::1")
+    for _ in range(AT_ONCE + 5):
+        denied.record(anonymous, "POST", "/deploy/mode", refused)
+    async with asyncio.timeout(5):
+        await eventually(lambda: len(audit.recorded) > AT_ONCE)
+    assert audit.recorded[-1][3]["left_out"] == 4
+
+
+async def test_a_flood_of_anonymous_requests_hides_no_other_callers_denied_request() -> None:
+    audit = MemoryAudit()
+    denied = DeniedRequests(audit)
+    refused = RefusedError("not_permitted", "not permitted", status=403, hint="")
+    for _ in range(1000):
+        denied.record(Actor(name="anonymous", origin="::1"), "POST", "/deploy/mode", refused)
+    denied.record(Actor(name="uid:1000", origin="unix"), "POST", "/deploy/abort", refused)
+    assert len(audit.recorded) == AT_ONCE + 1
+    assert audit.recorded[-1][0].name == "uid:1000"

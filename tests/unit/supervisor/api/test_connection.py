@@ -15,7 +15,6 @@ from tests.unit.supervisor.api.support import (
     TOKEN,
     MemoryControl,
     Server,
-    eventually,
     parse,
     read_all,
     running,
@@ -289,30 +288,3 @@ async def test_an_upgrade_request_is_ignored(tmp_path: Path) -> None:
         async with asyncio.timeout(LATE):
             answer = parse(await server.raw("\r\n".join([*lines, "", ""]).encode()))
     assert answer.status == 200
-
-
-async def test_the_oldest_idle_connection_makes_room_for_a_new_one(tmp_path: Path) -> None:
-    async with running(tmp_path, max_connections=3) as server:
-        idle = [await asyncio.open_connection("127.0.0.1", server.options.port) for _ in range(3)]
-        assert (await server.tcp("GET", "/livez")).status == 200
-        async with asyncio.timeout(LATE):
-            assert await idle[0][0].read() == b""
-        assert not idle[2][0].at_eof()
-        for _, writer in idle:
-            writer.close()
-
-
-async def test_busy_connections_are_not_closed_for_new_ones(tmp_path: Path) -> None:
-    control = MemoryControl()
-    control.go_on.clear()
-    async with running(tmp_path, control, max_connections=2) as server:
-        working = [
-            asyncio.create_task(server.tcp("POST", "/deploy/switch", headers=BEARER))
-            for _ in range(2)
-        ]
-        async with asyncio.timeout(LATE):
-            await eventually(lambda: len(control.asked) == 2)
-            assert await server.raw(b"") == b""  # full: closed at once
-            assert (await server.unix("GET", "/livez")).status == 200  # a bound of its own
-        control.go_on.set()
-        assert [answer.status for answer in await asyncio.gather(*working)] == [200, 200]

@@ -9,7 +9,7 @@ from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
 from atlas_supervisor.api.deploy import DeployBody, DeployQuery
-from atlas_supervisor.api.parsing import IDEMPOTENCY_KEY, read_key
+from atlas_supervisor.api.messages import IDEMPOTENCY_KEY, read_key
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.idempotency_key import IdempotencyKey

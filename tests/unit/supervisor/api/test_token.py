@@ -87,3 +87,49 @@ def test_a_path_that_is_not_a_file_is_refused(tmp_path: Path) -> None:
     dangling.symlink_to(tmp_path / "nowhere")
     with pytest.raises(StartRefusedError):
         load_or_create_token(dangling)
+
+
+SECRET = "a-token-of-twenty-one"
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o602, 0o601, 0o666])
+def test_a_token_that_other_users_may_know_is_refused(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "control.token"
+    path.write_text(SECRET)
+    path.chmod(mode)
+    with pytest.raises(StartRefusedError, match="is open to every user") as refused:
+        load_or_create_token(path)
+    assert "chmod o= it" in str(refused.value)
+    assert SECRET not in str(refused.value)
+    path.chmod(0o640)
+    assert load_or_create_token(path) == SECRET
+
+
+def test_a_link_may_lead_to_the_token_as_container_platforms_mount_it(tmp_path: Path) -> None:
+    (tmp_path / "..data").mkdir()
+    (tmp_path / "..data" / "token").write_text(SECRET)
+    (tmp_path / "..data" / "token").chmod(0o440)
+    (tmp_path / "token").symlink_to(tmp_path / "..data" / "token")
+    assert load_or_create_token(tmp_path / "token") == SECRET
+
+
+@pytest.mark.needs_root
+def test_a_token_of_another_user_is_refused_and_a_group_may_read_it(tmp_path: Path) -> None:
+    path = tmp_path / "control.token"
+    path.write_text(SECRET)
+    path.chmod(0o640)
+    os.chown(path, 0, 65534)
+    assert load_or_create_token(path) == SECRET
+    path.chmod(0o660)
+    with pytest.raises(StartRefusedError, match="writable by the group 65534"):
+        load_or_create_token(path)
+    os.chown(path, 65534, 0)
+    with pytest.raises(StartRefusedError, match="belongs to uid 65534"):
+        load_or_create_token(path)
+    link = tmp_path / "link"
+    os.chown(path, 0, 0)
+    path.chmod(0o600)
+    link.symlink_to(path)
+    os.chown(link, 65534, 65534, follow_symlinks=False)
+    with pytest.raises(StartRefusedError, match="belongs to uid 65534"):
+        load_or_create_token(link)

@@ -57,13 +57,14 @@ class Process:
     pid: int = field(default_factory=os.getpid)
     index: int = 0
     keyed_index: int = 0
+    version: int = layout.LAYOUT_VERSION
 
     def __post_init__(self) -> None:
         ticks = procfs.start_ticks(self.pid) or 1
         self.path = self.folder / f"{self.pid}-{ticks}-{secrets.token_hex(4)}{layout.RING_SUFFIX}"
         owner = layout.Owner(self.pid, ticks, procfs.boot_id(), "blue-1", "v1")
         with self.path.open("wb") as file:
-            file.write(layout.pack_header(owner))
+            file.write(layout.pack_header(owner, self.version))
             file.truncate(layout.RING_BYTES)
 
     def write(
@@ -75,9 +76,10 @@ class Process:
         outcome: Outcome = Outcome.OK,
         ms: float = 10.0,
         key: int | None = None,
+        serial: int = 0x8000,
         times: int = 1,
     ) -> None:
-        """Write an event `times` times."""
+        """Write an event `times` times; `key` is the key's hash."""
         word = layout.encode(
             kind,
             is_canary=canary,
@@ -93,20 +95,27 @@ class Process:
                 self.index += times
             else:
                 file.seek(layout.KEYED_OFFSET + self.keyed_index * WORDS.size)
-                file.write(WORDS.pack(word, key) * times)
+                file.write(WORDS.pack(word, key << 16 | serial) * times)
                 self.keyed_index += times
+            for offset, index in (
+                (layout.RESERVED_OFFSET, self.index),
+                (layout.KEYED_RESERVED_OFFSET, self.keyed_index),
+            ):
+                file.seek(offset)
+                file.write(struct.pack("<Q", index))
 
     def calls(self, count: int, *, failed: int = 0, **more: Any) -> None:
         """Write calls that have ended, the first `failed` of them as errors."""
-        self.write(EventKind.RECORDED, outcome=Outcome.ERROR, times=failed, **more)
-        self.write(EventKind.RECORDED, times=count - failed, **more)
+        self.write(EventKind.STARTED, times=count, **more)
+        self.write(EventKind.ENDED, outcome=Outcome.ERROR, times=failed, **more)
+        self.write(EventKind.ENDED, times=count - failed, **more)
 
     def die(self) -> None:
         """Make the owner a process that does not exist."""
         ticks = procfs.start_ticks(self.pid) or 1
         owner = layout.Owner(NO_PID, ticks, procfs.boot_id(), "blue-1", "v1")
         with self.path.open("rb+") as file:
-            file.write(layout.pack_header(owner))
+            file.write(layout.pack_header(owner, self.version))
 
 
 @dataclass

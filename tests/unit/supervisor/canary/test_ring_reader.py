@@ -7,12 +7,14 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from atlas_supervisor.canary.ring_reader import Positions, RingReader, RingRefusedError, ring_files
 from atlas_supervisor.system import procfs
+from atlas_worker.contract import SLOWEST_BUCKET
 from atlas_worker.contract import ring as layout
 from atlas_worker.contract.ring import EventKind, Owner, decode, encode
 
@@ -28,16 +30,25 @@ def living() -> Owner:
 class Writer:
     """Writes a ring by the layout alone, as a program in any language would."""
 
-    def __init__(self, path: Path, owner: Owner) -> None:
+    def __init__(self, path: Path, owner: Owner, version: int = layout.LAYOUT_VERSION) -> None:
         self.path = path
-        path.write_bytes(layout.pack_header(owner).ljust(layout.RING_BYTES, b"\0"))
+        self.version = version
+        self.reserved = {layout.RESERVED_OFFSET: 0, layout.KEYED_RESERVED_OFFSET: 0}
+        path.write_bytes(layout.pack_header(owner, version).ljust(layout.RING_BYTES, b"\0"))
+
+    def reserve(self, cell: int, end: int) -> None:
+        self.reserved[cell] = max(self.reserved[cell], end)
+        if self.version > layout.FIRST_LAYOUT:
+            self.put(cell, self.reserved[cell])
 
     def main(self, index: int, word: int) -> None:
         lap = index // layout.MAIN_WORDS % 2 << 63
+        self.reserve(layout.RESERVED_OFFSET, index + 1)
         self.put(layout.HEADER_BYTES + index % layout.MAIN_WORDS * 8, word | lap)
 
     def keyed(self, index: int, word: int, key: int) -> None:
         lap = index // layout.KEYED_ENTRIES % 2 << 63
+        self.reserve(layout.KEYED_RESERVED_OFFSET, index + 1)
         place = layout.KEYED_OFFSET + index % layout.KEYED_ENTRIES * 16
         self.put(place, word | lap if word else 0)
         self.put(place + 8, key | lap if key else 0)
@@ -45,6 +56,7 @@ class Writer:
     def quarter(self, index: int, word: int) -> None:
         count = layout.MAIN_WORDS // 4
         lap = index // layout.MAIN_WORDS % 2 << 63
+        self.reserve(layout.RESERVED_OFFSET, index + count)
         with self.path.open("r+b") as file:
             file.seek(layout.HEADER_BYTES + index % layout.MAIN_WORDS * 8)
             file.write(struct.pack("<Q", word | lap) * count)
@@ -101,13 +113,13 @@ def test_a_ring_names_its_owner(ring: RingReader) -> None:
 def test_equal_events_are_counted_and_voids_are_skipped(writer: Writer, ring: RingReader) -> None:
     for index, word in enumerate((asked(1), asked(2), asked(1), EventKind.VOID << 60, asked(1))):
         writer.main(index, word)
-    writer.keyed(0, asked(3), 77)
+    writer.keyed(0, asked(3), 77 << 16 | 0x8001)
     writer.keyed(1, EventKind.VOID << 60, 1)
 
     batch = ring.read(Positions())
 
     assert batch.events == {asked(1): 3, asked(2): 1}
-    assert batch.keyed == [(asked(3), 77)]
+    assert batch.keyed == [(asked(3), 77 << 16, 0x18001)]
     assert batch.next == Positions(5, 2)
     assert ring.read(batch.next).events == {}
 
@@ -132,7 +144,7 @@ def test_events_before_the_tail_are_not_read_again(writer: Writer, ring: RingRea
         writer.main(index, asked(index))
     ring.advance(Positions(3, 0))
 
-    assert epochs(ring.read(Positions()).events) == [3]
+    assert epochs(ring.read(ring.tail).events) == [3]
 
 
 def test_a_gap_of_a_living_process_is_waited_for(writer: Writer, ring: RingReader) -> None:
@@ -157,11 +169,11 @@ def test_gaps_of_a_dead_process_are_skipped_and_counted(dead: Writer) -> None:
         dead.main(index, asked(index % 1000))
     dead.keyed(0, asked(1), 0)
     dead.keyed(1, 0, 5)
-    dead.keyed(2, asked(2), 5)
+    dead.keyed(2, asked(2), 5 << 16 | 7)
     ring = RingReader.open(dead.path)
 
     dead.put(layout.TAIL_OFFSET, 2)
-    batch = ring.read(Positions())
+    batch = ring.read(Positions(2, 0))
     ring.advance(batch.next)
 
     assert not batch.alive
@@ -169,7 +181,7 @@ def test_gaps_of_a_dead_process_are_skipped_and_counted(dead: Writer) -> None:
     assert sorted(batch.events) == sorted(asked(i % 1000) for i in (2, far, far + 3))
     assert batch.next == Positions(far + 4, 3)
     assert batch.skipped == (far + 4 - 2) - 3 + 2
-    assert batch.keyed == [(asked(2), 5)]
+    assert batch.keyed == [(asked(2), 5 << 16, 0x10007)]
     again = ring.read(batch.next)
     assert (again.events, again.skipped, again.next) == ({}, 0, batch.next)
     ring.close()
@@ -223,7 +235,8 @@ def test_a_file_that_is_not_a_ring_is_refused(tmp_path: Path, writer: Writer) ->
         "short": good[:-1],
         "long": good + b"\0",
         "magic": b"ATLASCN2" + good[8:],
-        "layout": good[:8] + b"\2" + good[9:],
+        "layout": good[:8] + b"\3" + good[9:],
+        "no layout": good[:8] + b"\0" + good[9:],
         "capacity": good[:12] + b"\1" + good[13:],
         "pid": good[:24] + b"\xff" * 8 + good[32:],
         "zero": bytes(layout.RING_BYTES),
@@ -261,18 +274,83 @@ def test_a_file_truncated_while_open_is_refused(writer: Writer, ring: RingReader
         _ = ring.dropped
 
 
-def test_a_ring_of_noise_is_read_without_harm(tmp_path: Path) -> None:
-    for owner in (DEAD, living()):
-        writer = Writer(tmp_path / "noise.ring", owner)
-        content = bytearray(writer.path.read_bytes())
-        content[256:] = os.urandom(len(content) - 256)
-        writer.path.write_bytes(content)
-        ring = RingReader.open(writer.path)
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("owner", [DEAD, living()], ids=["dead", "living"])
+def test_a_ring_of_noise_is_refused(tmp_path: Path, owner: Owner, version: int) -> None:
+    writer = Writer(tmp_path / "noise.ring", owner, version)
+    content = bytearray(writer.path.read_bytes())
+    content[256:] = os.urandom(len(content) - 256)
+    writer.path.write_bytes(content)
+    with closing(RingReader.open(writer.path)) as ring, pytest.raises(RingRefusedError):
+        ring.read(Positions(5, 2**63))
 
-        batch = ring.read(Positions(5, 2**63))
 
-        assert all(0 <= word < 2**63 for word in batch.events)
-        ring.close()
+BIG = 2**63
+
+
+@pytest.mark.parametrize(
+    ("offset", "value"),
+    [
+        (layout.DROPPED_OFFSET, BIG),
+        (layout.DROPPED_OFFSET, 2**64 - 1),
+        (layout.KEYED_DROPPED_OFFSET, 2**62 + 1),
+        (layout.TAIL_OFFSET, BIG),
+        (layout.TAIL_OFFSET, 3),
+        (layout.KEYED_TAIL_OFFSET, 2**64 - 1),
+        (layout.KEYED_TAIL_OFFSET, 1),
+        (layout.RESERVED_OFFSET, BIG),
+        (layout.RESERVED_OFFSET, layout.MAIN_WORDS + 1),
+        (layout.RESERVED_OFFSET, 1),
+        (layout.KEYED_RESERVED_OFFSET, layout.KEYED_ENTRIES + 1),
+        (layout.HEADER_BYTES + 16, 6 << layout.KIND_SHIFT),
+        (layout.HEADER_BYTES + 16, EventKind.ENDED << layout.KIND_SHIFT | 3 << 57),
+        (layout.KEYED_OFFSET, 6 << layout.KIND_SHIFT),
+    ],
+)
+def test_a_ring_with_an_impossible_cell_is_refused(
+    writer: Writer, ring: RingReader, offset: int, value: int
+) -> None:
+    writer.main(0, asked(1))
+    writer.main(1, asked(1))
+    before = ring.read(Positions())
+    writer.main(2, asked(1))
+    writer.keyed(0, asked(1), 7)
+
+    writer.put(offset, value)
+
+    with pytest.raises(RingRefusedError, match=r"1-2-ab\.ring"):
+        ring.read(before.next)
+
+
+def test_a_latency_above_a_minute_is_read_as_a_minute(writer: Writer, ring: RingReader) -> None:
+    recorded = encode(EventKind.RECORDED, is_canary=True, epoch=1, slice_number=5)
+    writer.main(0, recorded | 2047)
+    writer.main(1, recorded | SLOWEST_BUCKET)
+    writer.keyed(0, recorded | 2047, 5 << 16 | 7)
+
+    batch = ring.read(Positions())
+
+    assert batch.events == {recorded | SLOWEST_BUCKET: 2}
+    assert batch.keyed == [(recorded | SLOWEST_BUCKET, 5 << 16, 0x10007)]
+
+
+# The first layout, of earlier kits.
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_ring_of_the_first_layout_is_read_without_serials(tmp_path: Path, alive: bool) -> None:
+    writer = Writer(tmp_path / "old.ring", living() if alive else DEAD, version=1)
+    far = layout.MAIN_WORDS - 1
+    writer.main(0, asked(1))
+    writer.keyed(0, asked(3), 77 << 16 | 0x1234)
+    if not alive:
+        writer.main(far, asked(2))
+    with closing(RingReader.open(writer.path)) as ring:
+        batch = ring.read(Positions())
+
+    assert epochs(batch.events) == ([1] if alive else [1, 2])
+    assert batch.keyed == [(asked(3), 77 << 16, 0)]
+    assert batch.next == Positions(1 if alive else far + 1, 1)
 
 
 def test_a_closed_ring_is_not_read(ring: RingReader) -> None:

@@ -14,6 +14,7 @@ from atlas_supervisor.deploy.machine import (
     NotPossibleError,
     Phase,
     Plan,
+    demands_of,
     diagram,
     possible,
     step,
@@ -113,6 +114,14 @@ def test_a_release_that_fails_a_gate_is_audited_falls_back_and_ends_staging() ->
         row = step(Plan(), phase, event)
         assert (row.result, row.target) == (Result.FAILED, Phase.UNSTAGE)
         assert row.demands == (Consequence.ROLLBACK_UNNEEDED_AUDITED, Consequence.SINGLE_MODE)
+
+
+def test_a_rollback_whose_version_fails_a_gate_is_audited_as_failed() -> None:
+    for phase in LIVE_STAGING:
+        row = step(Plan(rollback=True), phase, Event.FAILED)
+        demands = (Consequence.ROLLBACK_FAILURE_AUDITED, Consequence.SINGLE_MODE)
+        assert demands_of(Plan(rollback=True), row, None) == demands
+        assert demands_of(Plan(), row, None) == row.demands
 
 
 def test_preflight_and_abort_leave_the_mode_alone() -> None:

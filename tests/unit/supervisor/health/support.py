@@ -13,7 +13,7 @@ import anyio
 
 from atlas_supervisor.health.monitor import HealthMonitor
 from atlas_supervisor.health.worker_checks import ActiveWorker
-from atlas_supervisor.model.health import Health
+from atlas_supervisor.model.health import Check, CheckStatus, Health
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.store.database import Database, open_database
@@ -82,6 +82,7 @@ async def watched(folder: Path, port: int, **changes: Any) -> AsyncIterator[Watc
             database=database,
             state=state,
             subject=lambda: it.subject,
+            canaries=lambda: Check(status=CheckStatus.PASS),
         )
         it = Watched(
             monitor, ActiveWorker(BLUE, port, "blue-1", "v1"), database, state, file, plane

@@ -32,7 +32,7 @@ async def test_the_score_is_100_when_every_check_of_the_contract_passes(tmp_path
     assert (health.score, health.status) == (100, HealthStatus.HEALTHY)
     assert list(health.checks)[:6] == [*ALL_WELL, "port_active", "uptime"]
     assert set(health.checks) == {
-        *ALL_WELL, "port_active", "uptime", "database", "disk_free", "steering"
+        *ALL_WELL, "port_active", "uptime", "database", "disk_free", "steering", "canaries"
     }  # fmt: skip
     assert {check.status for check in health.checks.values()} == {PASS}
     assert (health.slot, health.version) == (BLUE, "v1")
@@ -86,7 +86,7 @@ async def test_a_public_port_on_which_another_instance_answers_is_unhealthy(
     ):
         health = await it.seen()
     assert health.checks["port_active"].status is FAIL
-    assert "'green-7', expected 'blue-1'" in health.checks["port_active"].message
+    assert "⟦'green-7'⟧, expected 'blue-1'" in health.checks["port_active"].message
     assert health.checks["memory"].status is PASS
 
 

@@ -135,7 +135,7 @@ async def test_an_answer_of_the_wrong_instance_fails_and_names_it() -> None:
         right = await probe(server.port, expect_instance="old")
         any_one = await probe(server.port)
     assert wrong.verdict is Verdict.FAIL
-    assert "the wrong instance answered: 'old', expected 'new'" in wrong.message
+    assert "the wrong instance answered: ⟦'old'⟧, expected 'new'" in wrong.message
     assert right.verdict is any_one.verdict is Verdict.PASS
 
 
@@ -322,7 +322,7 @@ async def test_a_response_that_reports_a_failure_fails_with_its_text() -> None:
     async with serve(answer(BROKEN)) as server, HttpProber() as prober:
         result = await prober.probe(server.port, "/", timeout_seconds=5, gate=True)
     assert (result.verdict, result.status) == (Verdict.FAIL, 200)
-    assert result.message.endswith("/: answered 200, and reports: memory failed: it is full")
+    assert result.message.endswith("/: answered 200, and reports: memory failed: ⟦it is full⟧")
     assert result.excerpt == BROKEN.decode()
 
 
@@ -330,7 +330,7 @@ async def test_a_response_with_another_status_fails_with_its_reported_failure() 
     broken = answer(BROKEN, status="503 Service Unavailable")
     async with serve(broken) as server, HttpProber() as prober:
         result = await prober.probe(server.port, "/", timeout_seconds=5, gate=True)
-    assert result.message.endswith("answered 503, expected 2xx: memory failed: it is full")
+    assert result.message.endswith("answered 503, expected 2xx: memory failed: ⟦it is full⟧")
 
 
 async def test_the_gate_fails_at_the_first_probe_that_complains() -> None:

@@ -240,7 +240,7 @@ async def test_a_redirect_is_shown_with_its_location(status: int) -> None:
         result = await probe(server.port, RequestShape())
         check = await smoke(server.port, RequestShape())
     for message in (result.message, check.message):
-        assert f"Location: {location}" in message
+        assert f"Location: ⟦{location}⟧" in message
         assert "HEALTH_HEADERS=X-Forwarded-Proto: https" in message
     assert len(server.requests) == 2
 

@@ -88,12 +88,12 @@ async def test_an_answer_as_expected_passes(expect: dict[str, Any]) -> None:
     [
         ({"status": 201}, "status is 200, expected 201"),
         ({"contains": "atlas"}, '"atlas" is not in the body'),
-        ({"json": {"status": "fail"}}, 'json.status is "ok", expected "fail"'),
-        ({"json": {"db": {"up": 1}}}, "json.db.up is true, expected 1"),
-        ({"json": {"db": {"n": True}}}, "json.db.n is 1, expected true"),
+        ({"json": {"status": "fail"}}, 'json.status is ⟦"ok"⟧, expected "fail"'),
+        ({"json": {"db": {"up": 1}}}, "json.db.up is ⟦true⟧, expected 1"),
+        ({"json": {"db": {"n": True}}}, "json.db.n is ⟦1⟧, expected true"),
         ({"json": {"gone": 1}}, "json.gone is missing, expected 1"),
         ({"json": {"list": []}}, "expected []"),
-        ({"json": {"list": [{"a": 2}]}}, "json.list[0].a is 1, expected 2"),
+        ({"json": {"list": [{"a": 2}]}}, "json.list[0].a is ⟦1⟧, expected 2"),
         ({"json": [1]}, "expected [1]"),
         ({"max_ms": 0.001}, "expected at most 0.001 ms"),
     ],
@@ -113,7 +113,7 @@ async def test_each_difference_is_a_problem_of_its_own() -> None:
         )
     assert failed.problems == [
         "status is 200, expected 201",
-        'json.status is "ok", expected "fail"',
+        'json.status is ⟦"ok"⟧, expected "fail"',
     ]
     assert failed.message == f"GET /: {'; '.join(failed.problems)}"
     assert passed.problems == []

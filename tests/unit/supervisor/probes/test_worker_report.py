@@ -11,11 +11,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from atlas_supervisor.model.health import Check, CheckStatus
+from atlas_supervisor.model.worker_text import quoted
 from atlas_supervisor.probes.health_probe import (
     BODY_LIMIT,
     MESSAGE_LIMIT,
     REPORTED,
-    UNIT_LIMIT,
     complaint,
     reported_checks,
 )
@@ -51,16 +51,16 @@ def harmless(checks: dict[str, Check]) -> None:
     assert list(checks) == list(REPORTED)
     for check in checks.values():
         assert check.value is None or math.isfinite(check.value)
-        assert len(check.message) <= MESSAGE_LIMIT
+        assert len(check.message) <= MESSAGE_LIMIT + 2
         assert check.message.isprintable() or not check.message
-        assert len(check.unit or "") <= UNIT_LIMIT
+        assert len(check.unit or "") <= 8
         json.loads(check.model_dump_json())
 
 
 def test_a_check_is_reported_as_the_worker_reports_it() -> None:
     reported = {"status": "warn", "value": 11.5, "unit": "s", "message": "no turn for 11 s"}
     assert one("scheduler", reported) == Check(
-        status=CheckStatus.WARN, value=11.5, unit="s", message="no turn for 11 s"
+        status=CheckStatus.WARN, value=11.5, unit="s", message=quoted("no turn for 11 s")
     )
 
 
@@ -126,8 +126,8 @@ def test_no_control_character_comes_through(evil: str) -> None:
 
 def test_a_long_message_is_cut() -> None:
     found = one("memory", {"status": "fail", "message": "long " * 10_000})
-    assert len(found.message) == MESSAGE_LIMIT
-    assert found.message.endswith("…")
+    assert len(found.message) == MESSAGE_LIMIT + 2
+    assert found.message.endswith("…⟧")
 
 
 def test_checks_of_other_names_are_not_read() -> None:
@@ -140,7 +140,7 @@ def test_checks_of_other_names_are_not_read() -> None:
 def test_a_failed_gate_check_is_a_complaint(name: str) -> None:
     reported = {"status": "fail", "message": "the file is gone"}
     body = {"checks": {name: reported, "llm_latency": {"status": "pass"}}}
-    assert complaint(answer(body)) == f"{name} failed: the file is gone"
+    assert complaint(answer(body)) == f"{name} failed: ⟦the file is gone⟧"
 
 
 @pytest.mark.parametrize("status", ["warn", "pass", "skipped"])

@@ -309,3 +309,27 @@ def test_no_release_is_recorded_where_there_is_no_database(
     assert recorded_releases(path) == []
     make(path)
     assert recorded_releases(path) == []
+
+
+def mode_of(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+@pytest.fixture(params=[os.mkfifo, os.mkdir])
+def target(path: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """Return what a link in place of the database leads to; everyone may use it."""
+    made = tmp_path / "other"
+    request.param(made)
+    made.chmod(0o777)
+    path.symlink_to(made)
+    return made
+
+
+async def test_the_target_of_a_link_in_place_of_the_database_keeps_its_mode(
+    path: Path, target: Path
+) -> None:
+    """It may be a device of the machine, and the daemon root."""
+    with pytest.raises(StartRefusedError, match="can't be opened"):
+        async with open_database(path):
+            pass
+    assert mode_of(target) == 0o777

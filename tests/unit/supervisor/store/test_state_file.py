@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from atlas_supervisor.model.canary import CanaryPolicy, FeaturePolicy
 from atlas_supervisor.model.release import VersionSource
 from atlas_supervisor.model.state import SCHEMA_VERSION, ActiveRelease
 from atlas_supervisor.store.state_keeper import StateFile, UnreadableStateError
+from atlas_worker.contract import STATE_BYTES_LIMIT
 from tests.unit.supervisor.store.support import a_state
 from tests.unit.supervisor.support import fill, mounted
 
@@ -35,6 +37,21 @@ def test_a_written_state_is_read_back(file: StateFile) -> None:
         file.write(state)
         assert file.read() == state
     assert names(file) == ["deploy_state.json"]
+
+
+def test_a_state_that_no_worker_would_read_is_refused(file: StateFile) -> None:
+    file.write(a_state(generation=1))
+    features = {
+        f"feature_{number}": FeaturePolicy(share=0.2, epoch=1, ramp=1, stage="steady")
+        for number in range(12_000)
+    }
+    with pytest.raises(OSError, match="which no worker reads"):
+        file.write(a_state(canary=CanaryPolicy(enabled=True, salt="", features=features)))
+    assert file.read() == a_state(generation=1)
+    longest = {f"{number:x>64}": each for number, each in enumerate(features.values())}
+    first = dict(list(longest.items())[:1000])
+    file.write(a_state(canary=CanaryPolicy(enabled=True, salt="", features=first)))
+    assert file.path.stat().st_size < STATE_BYTES_LIMIT / 3
 
 
 def test_the_file_holds_what_the_contract_names(file: StateFile) -> None:

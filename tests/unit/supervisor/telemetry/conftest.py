@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import structlog
 
-from atlas_supervisor.telemetry import sanitize
+from atlas_supervisor.system import text
 from atlas_supervisor.telemetry.logging_setup import configure_logs
 
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Configure the process's logging for one test, and restore it."""
-    monkeypatch.setattr(sanitize, "_secrets", set())
+    monkeypatch.setattr(text, "_known", [])
     root = logging.getLogger()
     level, quiet = root.level, {n: logging.getLogger(n).level for n in ("aiosqlite", "asyncio")}
     handlers = root.handlers[:]

@@ -9,13 +9,13 @@ import pytest
 import structlog
 
 from atlas_supervisor.model.slot import SlotName
-from atlas_supervisor.telemetry import sanitize
+from atlas_supervisor.system import text as system_text
+from atlas_supervisor.system.text import keep_secret
 from atlas_supervisor.telemetry.sanitize import (
     LONGEST_TEXT,
     LONGEST_TRACEBACK,
     MOST_VALUES,
     in_order,
-    keep_secret,
     plain_event,
     without_secrets,
 )
@@ -24,7 +24,7 @@ from tests.unit.supervisor.telemetry.support import lines
 
 @pytest.fixture(autouse=True)
 def no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sanitize, "_secrets", set())
+    monkeypatch.setattr(system_text, "_known", [])
 
 
 def plain(**event: Any) -> dict[str, Any]:

@@ -226,3 +226,21 @@ async def test_closing_leaves_nothing_open() -> None:
             await eventually(lambda: plane.rescued(GREEN) == 1)
     await eventually(lambda: asyncio.all_tasks() <= tasks)
     await eventually(lambda: open_files() <= before)
+
+
+async def test_locked_filters_stop_no_switch_and_leave_the_group_in_its_order() -> None:
+    async with (
+        opened(SocketPassing.ACTIVATION) as (plane, at),
+        contextlib.AsyncExitStack() as stack,
+    ):
+        for slot in (BLUE, GREEN):
+            public = plane.inherited(slot).named["public"]
+            await stack.enter_async_context(serving(naming(slot.value), public))
+        assert not plane.locked()
+        for slot in (BLUE, GREEN):
+            public = plane.inherited(slot).named["public"]
+            public.setsockopt(socket.SOL_SOCKET, 44, 1)
+        assert plane.locked()
+        for active in (GREEN, BLUE, GREEN):
+            plane.steer(active)
+            assert [await who(at.public_port) for _ in range(8)] == [active.value] * 8

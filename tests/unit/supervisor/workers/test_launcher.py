@@ -89,7 +89,7 @@ def test_the_worker_finds_its_sockets_announced_to_itself() -> None:
     reader, writer = os.pipe()
     try:
         done = run(
-            f"{writer},{reader}", "2", "512", "77", sys.executable, "-c", REPORT,
+            f"{writer},{reader}", "2", "512", "77", "-", sys.executable, "-c", REPORT,
             pass_fds=(reader, writer),
             env={**os.environ, "LISTEN_FDNAMES": "public:private"},
         )  # fmt: skip
@@ -108,7 +108,7 @@ def test_the_worker_finds_its_sockets_announced_to_itself() -> None:
 
 def test_nothing_is_announced_that_was_not_asked_for() -> None:
     done = run(
-        "-", "0", "512", "77", sys.executable, "-c", REPORT, env={"PATH": os.environ["PATH"]}
+        "-", "0", "512", "77", "-", sys.executable, "-c", REPORT, env={"PATH": os.environ["PATH"]}
     )
     report = json.loads(done.stdout)
     assert not any(name.startswith("LISTEN_") for name in report["env"])
@@ -116,7 +116,7 @@ def test_nothing_is_announced_that_was_not_asked_for() -> None:
 
 
 def test_the_worker_starts_with_default_dispositions_and_an_empty_mask() -> None:
-    launcher = [sys.executable, "-I", "-S", str(LAUNCHER), "-", "0", "512", "77"]
+    launcher = [sys.executable, "-I", "-S", str(LAUNCHER), "-", "0", "512", "77", "-"]
     spoiled = (
         "import os, signal, sys\n"
         "left = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}\n"
@@ -137,7 +137,7 @@ def test_the_worker_and_its_descendants_carry_the_tag() -> None:
     code = "import os; print(os.getpid(), flush=True); os.read(0, 1)"
     with subprocess.Popen(
         [
-            *(sys.executable, "-I", "-S", str(LAUNCHER), "-", "0", "512", "77"),
+            *(sys.executable, "-I", "-S", str(LAUNCHER), "-", "0", "512", "77", "-"),
             *("/bin/sh", "-c", f"exec env -i setsid -w {shlex.join((sys.executable, '-c', code))}"),
         ],
         stdin=subprocess.PIPE,
@@ -150,14 +150,14 @@ def test_the_worker_and_its_descendants_carry_the_tag() -> None:
 
 
 def test_a_missing_program_is_reported() -> None:
-    done = run("-", "0", "512", "77", "no-such-program", env={"PATH": "/bin:/usr/bin"})
+    done = run("-", "0", "512", "77", "-", "no-such-program", env={"PATH": "/bin:/usr/bin"})
     assert done.returncode == 127
     assert done.stderr == "no-such-program: not found in /bin:/usr/bin\n"
 
 
 def test_a_file_that_is_no_program_is_reported(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("not a program")
-    done = run("-", "0", "512", "77", "./notes", cwd=tmp_path)
+    done = run("-", "0", "512", "77", "-", "./notes", cwd=tmp_path)
     assert done.returncode == 126
     assert done.stderr == "./notes: can't be executed: Permission denied\n"
 
@@ -170,7 +170,7 @@ def test_a_script_without_its_interpreter_is_not_replaced_by_another_of_its_name
         (tmp_path / folder / "serve").write_text(first + "\n")
         (tmp_path / folder / "serve").chmod(0o755)
     path = f"{tmp_path}/release:{tmp_path}/daemon"
-    done = run("-", "0", "512", "77", "serve", env={"PATH": path})
+    done = run("-", "0", "512", "77", "-", "serve", env={"PATH": path})
     assert done.returncode == 127
     assert done.stdout == ""
     assert f"{tmp_path}/release/serve" in done.stderr
@@ -190,5 +190,5 @@ def test_only_executable_files_are_found(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_soft_limit_of_open_files_is_lowered_and_the_hard_limit_stays() -> None:
     code = "import resource; print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
-    done = run("-", "0", "256", "77", sys.executable, "-c", code)
+    done = run("-", "0", "256", "77", "-", sys.executable, "-c", code)
     assert done.stdout.split() == ["256", str(resource.getrlimit(resource.RLIMIT_NOFILE)[1])]

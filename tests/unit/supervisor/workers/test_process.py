@@ -91,7 +91,7 @@ async def test_its_memory_and_cpu_are_measured_with_its_children(tmp_path: Path)
         return (usage.memory_mb or 0) > 64 and (usage.cpu_percent or 0) > 10
 
     async with launched(tmp_path, BUSY_CHILD + READY_AND_SLEEP) as instance:
-        assert instance.usage.memory_mb  # measured by the first reader
+        assert instance.usage.memory_mb is not None  # measured by the first reader
         await eventually(is_busy, what="the child shows in no measurement")
         await instance.stop(stop_seconds=10)
         instance.measure()

@@ -5,6 +5,8 @@ import asyncio
 import os
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -133,3 +135,100 @@ async def test_a_name_that_is_taken_leaves_no_descriptor() -> None:
         with pytest.raises(OSError, match="in use"):
             NotifySocket(notify.address.removeprefix("@atlas-notify-"))
         assert open_files() == before
+
+
+SENDER = """
+import socket, sys
+sys.stdin.readline()
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+    sock.connect(chr(0) + sys.argv[1])
+    sock.send(sys.argv[2].encode())
+sys.stdin.readline()
+"""
+
+
+@contextmanager
+def sender(notify: NotifySocket, text: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a session of its own, as a worker is; it sends once it gets a line."""
+    command = (sys.executable, "-S", "-c", SENDER, notify.address[1:], text)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:
+        yield process
+
+
+def proceed(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    process.stdin.write(b"go\n")
+    process.stdin.flush()
+
+
+async def test_a_report_of_another_process_of_our_user_does_not_count(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with (
+        listening("forged") as (notify, client),
+        sender(notify, "X_ATLAS_KIT=1") as worker,
+        sender(notify, "READY=1\nX_ATLAS_ACCEPTING=0") as forger,
+    ):
+        notify.read_from(worker.pid)
+        proceed(forger)
+        client.send(b"READY=1")  # from the test itself
+        proceed(worker)
+        await eventually(lambda: notify.kit)
+        proceed(forger)
+        proceed(worker)
+        assert not notify.ready.is_set()
+        assert not notify.not_accepting.is_set()
+        assert capfd.readouterr().out.count("worker_report_refused") == 1
+
+
+async def test_a_report_by_a_child_of_the_worker_in_another_session_counts() -> None:
+    with listening("child") as (notify, _), sender(notify, "READY=1") as child:
+        notify.read_from(os.getpid())
+        proceed(child)
+        await asyncio.wait_for(notify.ready.wait(), 5)
+        proceed(child)
+
+
+async def test_nothing_is_read_before_it_is_known_who_may_report() -> None:
+    notify = NotifySocket(f"held-{os.getpid()}", held=True)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+            client.connect("\0" + notify.address[1:])
+            client.send(b"READY=1")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not notify.ready.is_set()
+        notify.read_from(os.getpid())
+        await asyncio.wait_for(notify.ready.wait(), 5)
+    finally:
+        notify.close()
+
+
+async def test_a_flood_of_reports_is_read_at_a_bounded_rate_and_loses_none() -> None:
+    notify = NotifySocket(f"flood-{os.getpid()}", held=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+        client.connect("\0" + notify.address[1:])
+        client.setblocking(False)
+
+        def fill() -> int:
+            for sent in range(100_000):
+                try:
+                    client.send(b"STATUS=noise")
+                except BlockingIOError:
+                    return sent
+            raise AssertionError("the kernel's queue has no end")
+
+        try:
+            fill()  # the rest is what was read
+            loop = asyncio.get_running_loop()
+            began, read = loop.time(), 0
+            notify.read_from(os.getpid())
+            while loop.time() < began + 0.8:
+                await asyncio.sleep(0)
+                read += fill()
+            assert 64 <= read <= 64 * ((loop.time() - began) / 0.5 + 2)
+            client.setblocking(True)
+            await asyncio.to_thread(client.send, b"READY=1")
+            await asyncio.wait_for(notify.ready.wait(), 10)
+        finally:
+            notify.close()

@@ -157,6 +157,7 @@ def test_git_that_reads_a_file_without_an_end_has_bounded_memory(
 ) -> None:
     monkeypatch.setattr(release_version, "_GIT_BYTES", 32 * 1024**2)
     git(checkout, "config", "core.attributesFile", "/dev/zero")
+    (checkout / "app.py").write_text("2")  # of the same size, so git has to read it
     note = version_of(checkout, "r1").note
     assert note is not None
     assert "git does not describe it: fatal: Out of memory" in note

@@ -108,12 +108,12 @@ def test_the_worker_directory_has_a_digest_because_its_name_never_changes(tmp_pa
 
 
 def test_the_state_folder_is_no_part_of_the_digest(tmp_path: Path) -> None:
-    places = {"releases_dir": tmp_path / "releases", "state_dir": tmp_path / "state"}
-    for folder in places.values():
+    releases_dir, state_dir = tmp_path / "releases", tmp_path / "state"
+    for folder in (releases_dir, state_dir):
         folder.mkdir()
-    own = Releases(directory=tmp_path, **places)
+    own = Releases(directory=tmp_path, releases_dir=releases_dir, state_dir=state_dir)
     before = own.find(None).version
-    for folder in places.values():
+    for folder in (releases_dir, state_dir):
         (folder / "new").write_text("1")
     assert own.find(None).version == before
     (tmp_path / "app.py").write_text("1")

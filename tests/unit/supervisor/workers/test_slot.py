@@ -170,6 +170,13 @@ async def test_a_missing_release_fails_the_launch(tmp_path: Path) -> None:
         await eventually(lambda: open_files() <= before)
 
 
+async def test_an_unusable_log_does_not_keep_a_worker_from_starting(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        made.blue.log.path.mkdir()
+        await made.blue.start(release(tmp_path / "r", READY_AND_SLEEP))
+        assert made.blue.serving
+
+
 async def test_an_unusable_environment_fails_the_launch(tmp_path: Path) -> None:
     extra = tmp_path / "worker.env"
     extra.write_bytes(b"\xff")

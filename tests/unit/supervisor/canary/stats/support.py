@@ -9,10 +9,85 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from atlas_supervisor.canary.stats.counts import Arm, Prior, Window
-from atlas_supervisor.canary.stats.promotion_evidence import PromotionEvidence
-from atlas_supervisor.canary.stats.rollback_evidence import RollbackEvidence
+from atlas_supervisor.canary.stats.histogram import Histogram
+from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
+from atlas_supervisor.canary.stats.windows import CallWindow, Side, Stratum
+from atlas_worker.contract import latency_bucket
 
-Evidence = RollbackEvidence | PromotionEvidence
+Value = Callable[[RoundEvidence], float]
+"""The logarithm of one of a round's tests."""
+
+
+def errors(evidence: RoundEvidence) -> float:
+    return evidence.errors.log_e
+
+
+def latency(evidence: RoundEvidence) -> float:
+    return evidence.latency.log_e
+
+
+def promotion(evidence: RoundEvidence) -> float:
+    return evidence.log_promotion
+
+
+def new_round(
+    prior: Prior | None = None, past: Histogram | None = None, latency_margin: float = 0.1
+) -> RoundEvidence:
+    return RoundEvidence(0.02, latency_margin, prior, past)
+
+
+class Feed:
+    """Gives closed windows, numbered in order, to a round or a ramp."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def window(
+        self,
+        counts: Window,
+        canary: Histogram | None = None,
+        stable: Histogram | None = None,
+        round_number: int = 1,
+    ) -> CallWindow:
+        """Return a closed window with these counts and latencies."""
+        stratum = Stratum(1, counts.share, round_number)
+        window = CallWindow(self.number, stratum, self.number, self.number)
+        window.canary = Side(counts.canary.calls, counts.canary.errors, dict(canary or ()))
+        window.stable = Side(counts.stable.calls, counts.stable.errors, dict(stable or ()))
+        self.number += 1
+        return window
+
+
+def latency_windows(
+    rng: random.Random,
+    windows: int,
+    *,
+    calls: int,
+    share: float,
+    times: float = 1.0,
+    canary_times: float = 1.0,
+    first: int = 0,
+) -> Iterator[CallWindow]:
+    """Yield windows of log-normal latencies around 50 ms."""
+    feed = Feed()
+    feed.number = first
+    for _ in range(windows):
+        canary = binomial(rng, calls, share)
+        counts = Window(share, Arm(canary, 0), Arm(calls - canary, 0))
+        both = [
+            Histogram((latency_bucket(50 * by * rng.lognormvariate(0, 0.5)), 1) for _ in range(n))
+            for n, by in ((canary, times * canary_times), (calls - canary, times))
+        ]
+        yield feed.window(counts, both[0], both[1])
+
+
+def update(evidence: RoundEvidence, counts: Window) -> None:
+    """Multiply a window without latencies in."""
+    evidence.close(Feed().window(counts))
+
+
+def odds_reached(evidence: RoundEvidence, value: Value, alpha: float) -> bool:
+    return value(evidence) >= -math.log(alpha)
 
 
 @dataclass(frozen=True)
@@ -101,11 +176,14 @@ ALIKE: dict[str, Story] = {
 """Stories in which the canary is no worse: every rollback is a false alarm."""
 
 
-def errs(rng: random.Random, evidence: Evidence, story: Story, windows: int, calls: int) -> bool:
-    """Return whether a story reaches 1/alpha after any of its windows."""
+def errs(
+    rng: random.Random, test: tuple[Value, float], story: Story, windows: int, calls: int
+) -> bool:
+    """Return whether a test, with its alpha, reaches 1/alpha after any window of a story."""
+    evidence, (value, alpha) = new_round(), test
     for number in range(windows):
-        evidence.update(draw(rng, calls, story(number / windows)))
-        if evidence.reached:
+        update(evidence, draw(rng, calls, story(number / windows)))
+        if odds_reached(evidence, value, alpha):
             return True
     return False
 
@@ -114,15 +192,15 @@ def calls_until_found(
     rng: random.Random,
     truth: Moment,
     prior: Prior | None = None,
-    after: RollbackEvidence | None = None,
+    after: RoundEvidence | None = None,
     calls: int = 20,
 ) -> int:
     """Return the canary calls until a worse canary is detected, at alpha 0.01."""
-    evidence = after or RollbackEvidence(0.01, prior)
+    evidence = after or new_round(prior)
     seen = 0
-    while not evidence.reached and seen < 50_000:
+    while not odds_reached(evidence, errors, 0.01) and seen < 50_000:
         window = draw(rng, calls, truth)
-        evidence.update(window)
+        update(evidence, window)
         seen += window.canary.calls
     return seen
 

@@ -1,18 +1,27 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 
 import pytest
 
-from atlas_supervisor.canary.stats.counts import Arm, Window
-from atlas_supervisor.canary.stats.decision import Decision, EvidenceKind, Fallback, RampEvidence
+from atlas_supervisor.canary.stats.counts import Arm, Prior, Window
+from atlas_supervisor.canary.stats.decision import (
+    Decision,
+    EvidenceKind,
+    Fallback,
+    Keys,
+    RampEvidence,
+    holm,
+)
 from atlas_supervisor.canary.stats.explain import odds, percent
 from atlas_supervisor.canary.stats.histogram import Histogram
+from atlas_supervisor.canary.stats.windows import CallWindow, OpenCalls
 from atlas_supervisor.model.verdict import Verdict
 from atlas_worker.contract import latency_bucket
-from tests.unit.supervisor.canary.stats.support import Moment, draw, seeded
+from tests.unit.supervisor.canary.stats.support import Feed, Moment, draw, seeded
 
 
 def latencies(rng: random.Random, calls: int, times: float = 1.0) -> Histogram:
@@ -21,59 +30,83 @@ def latencies(rng: random.Random, calls: int, times: float = 1.0) -> Histogram:
     )
 
 
-def feed(
-    evidence: RampEvidence, rng: random.Random, truth: Moment, windows: int, times: float = 1.0
-) -> int:
-    """Feed windows until there is a verdict; return the canary calls that it took."""
-    for _ in range(windows):
-        window = draw(rng, 40, truth)
-        canary = latencies(rng, window.canary.calls, times)
-        evidence.update(window, evidence.slow(canary, latencies(rng, window.stable.calls)))
-        if evidence.decision().verdict is not Verdict.INCONCLUSIVE:
-            break
-    return evidence.totals.canary.calls
+class Ramp:
+    """The evidence of one ramp, with windows to feed it; `fail` as the daemon calls it."""
+
+    def __init__(self, parts: int = 1, **settings: object) -> None:
+        self.evidence = RampEvidence("vision", **settings)  # type: ignore[arg-type]  # any of them
+        self.parts = parts
+        self.windows = Feed()
+
+    def close(self, *args: object) -> None:
+        self.evidence.close(self.windows.window(*args))  # type: ignore[arg-type]  # any of them
+        self._check()
+
+    def judge(self, window: CallWindow, now: int) -> None:
+        self.evidence.judge([window], now)
+        self._check()
+
+    def _check(self) -> None:
+        if self.evidence.largest >= math.log(self.parts / self.evidence.alpha):
+            self.evidence.fail()
+
+    def decision(self, keys: Keys | None = None) -> Decision:
+        return self.evidence.decision(self.parts, keys)
+
+    def feed(self, rng: random.Random, truth: Moment, windows: int, times: float = 1.0) -> int:
+        """Feed windows until there is a verdict; return the canary calls that it took."""
+        for _ in range(windows):
+            window = draw(rng, 40, truth)
+            canary = latencies(rng, window.canary.calls, times)
+            self.close(window, canary, latencies(rng, window.stable.calls))
+            if self.decision().verdict is not Verdict.INCONCLUSIVE:
+                break
+        return self.evidence.totals.canary.calls
 
 
 def test_a_canary_that_fails_more_is_rolled_back_with_a_reason() -> None:
-    evidence = RampEvidence("vision", alpha=0.01)
+    ramp = Ramp()
     for _ in range(3):
-        evidence.update(Window(0.5, Arm(100, 20), Arm(100, 1)))
+        ramp.close(Window(0.5, Arm(100, 20), Arm(100, 1)))
 
-    decision = evidence.decision()
+    decision = ramp.decision()
 
     assert (decision.verdict, decision.kind) == (Verdict.FAIL, EvidenceKind.ERRORS)
     assert decision.reason == (
         "vision: canary error rate 20.0 %, stable 1.0 %, over 300 canary calls; "
-        "odds against chance are over 130 to 1"
+        "odds against chance are over 100 to 1"
     )
     assert decision.needs is None
 
 
 def test_a_canary_that_is_slower_is_rolled_back_by_its_latency() -> None:
-    rng, evidence = seeded(1), RampEvidence("web")
-    assert evidence.fix_thresholds(latencies(rng, 2_000))
-    feed(evidence, rng, Moment(0.1, 0.01, 0.01), 200, times=2.0)
+    rng = seeded(1)
+    ramp = Ramp(past=latencies(rng, 2_000))
+    calls = ramp.feed(rng, Moment(0.1, 0.01, 0.01), 200, times=2.0)
 
-    decision = evidence.decision()
+    decision = ramp.decision()
 
     assert (decision.verdict, decision.kind) == (Verdict.FAIL, EvidenceKind.LATENCY)
-    assert re.search(r"of stable calls take over [\d.]+ ms", decision.reason)
-    assert evidence.totals.canary.calls < 200
+    assert re.search(
+        r"of canary calls take over [\d.]+ ms and [\d.]+ % of stable calls over [\d.]+ ms",
+        decision.reason,
+    )
+    assert calls < 200
 
 
-def test_a_canary_that_is_slower_by_less_than_the_slack_is_not_rolled_back() -> None:
-    rng, evidence = seeded(2), RampEvidence("web", promote_alpha=1e-9)
-    assert evidence.fix_thresholds(latencies(rng, 2_000))
-    feed(evidence, rng, Moment(0.1, 0.01, 0.01), 300, times=1.05)
+def test_a_canary_that_is_slower_by_less_than_the_margin_is_not_rolled_back() -> None:
+    rng = seeded(2)
+    ramp = Ramp(past=latencies(rng, 2_000), promote_alpha=1e-9)
+    ramp.feed(rng, Moment(0.1, 0.01, 0.01), 300, times=1.09)
 
-    assert evidence.decision().kind is EvidenceKind.WAITING
+    assert ramp.decision().kind is EvidenceKind.WAITING
 
 
 def test_a_canary_that_is_no_worse_is_promoted_with_the_margin_in_the_reason() -> None:
-    rng, evidence = seeded(3), RampEvidence("vision")
-    feed(evidence, rng, Moment(0.1, 0.01, 0.01), 1_000)
+    rng, ramp = seeded(3), Ramp()
+    ramp.feed(rng, Moment(0.1, 0.01, 0.01), 1_000)
 
-    decision = evidence.decision()
+    decision = ramp.decision()
 
     assert (decision.verdict, decision.kind) == (Verdict.PASS, EvidenceKind.PROMOTION)
     assert decision.reason.endswith(
@@ -82,39 +115,114 @@ def test_a_canary_that_is_no_worse_is_promoted_with_the_margin_in_the_reason() -
 
 
 def test_a_canary_that_turns_bad_after_promotion_is_reached_is_rolled_back() -> None:
-    rng, evidence = seeded(4), RampEvidence("vision")
-    feed(evidence, rng, Moment(0.1, 0.01, 0.01), 1_000)
+    rng, ramp = seeded(4), Ramp()
+    ramp.feed(rng, Moment(0.1, 0.01, 0.01), 1_000)
     for _ in range(200):
-        evidence.update(draw(rng, 40, Moment(0.1, 0.3, 0.01)))
+        ramp.close(draw(rng, 40, Moment(0.1, 0.3, 0.01)))
 
-    assert evidence.decision().verdict is Verdict.FAIL
+    assert ramp.decision().verdict is Verdict.FAIL
+
+
+def test_a_promotion_goes_by_the_present_evidence() -> None:
+    rng, ramp = seeded(4), Ramp(alpha=1e-30)
+    ramp.feed(rng, Moment(0.1, 0.01, 0.01), 1_000)
+    assert ramp.decision().verdict is Verdict.PASS
+    for _ in range(20):
+        ramp.close(draw(rng, 40, Moment(0.1, 0.05, 0.01)))
+
+    assert ramp.decision().verdict is Verdict.INCONCLUSIVE
 
 
 def test_a_rollback_verdict_is_final() -> None:
-    rng, evidence = seeded(5), RampEvidence("vision")
-    feed(evidence, rng, Moment(0.1, 0.3, 0.01), 300)
+    rng, ramp = seeded(5), Ramp()
+    ramp.feed(rng, Moment(0.1, 0.3, 0.01), 300)
     for _ in range(50):
-        evidence.update(draw(rng, 5_000, Moment(0.1, 0.01, 0.01)))
+        ramp.close(draw(rng, 5_000, Moment(0.1, 0.01, 0.01)))
 
-    assert evidence.decision().verdict is Verdict.FAIL
+    assert ramp.decision().verdict is Verdict.FAIL
+
+
+def test_a_rollback_for_errors_needs_a_canary_call_that_failed() -> None:
+    ramp = Ramp(prior=Prior(0.3, 1e5))
+    for _ in range(5):
+        ramp.close(Window(0.5, Arm(), Arm(100, 0)))
+    ramp.close(Window(0.5, Arm(5, 0), Arm(5, 0)))
+
+    assert ramp.evidence.first.errors.log_e > math.log(400)
+    assert ramp.decision().verdict is Verdict.INCONCLUSIVE
+
+
+def test_a_rollback_for_errors_waits_for_the_least_number_of_canary_calls() -> None:
+    ramp = Ramp(least_calls=20)
+    ramp.close(Window(0.1, Arm(19, 19), Arm(100, 0)))
+    assert ramp.decision().verdict is Verdict.INCONCLUSIVE
+    ramp.close(Window(0.1, Arm(1, 1), Arm(10, 0)))
+    assert ramp.decision().verdict is Verdict.FAIL
+
+
+def open_window(ramp: Ramp, *, canary: int, stable: int, counts: Window) -> CallWindow:
+    window = ramp.windows.window(counts)
+    window.open = {
+        OpenCalls(900, canary=True, asked=False): canary,
+        OpenCalls(900, canary=False, asked=False): stable,
+    }
+    return window
+
+
+def test_a_verdict_does_not_wait_for_calls_that_can_not_change_it() -> None:
+    ramp = Ramp()
+    window = open_window(ramp, canary=3, stable=2, counts=Window(0.5, Arm(100, 20), Arm(100, 1)))
+    ramp.judge(window, 901)
+    before = ramp.evidence.largest
+
+    assert ramp.decision().verdict is Verdict.FAIL
+    window.canary.add(3, 300, failed=False)  # the worst outcomes
+    window.stable.add(2, 300, failed=True)
+    window.open.clear()
+    window.changed = True
+    ramp.evidence.close(window)
+    assert ramp.evidence.first.errors.log_e >= before - 1e-9
+
+
+def test_open_calls_count_for_the_other_side_until_they_end() -> None:
+    ramp = Ramp()
+    counts = Window(0.5, Arm(100, 8), Arm(100, 1))
+    ramp.judge(open_window(ramp, canary=0, stable=30, counts=counts), 901)
+
+    assert ramp.decision().verdict is Verdict.INCONCLUSIVE
+    assert ramp.decision().numbers["canary"] == {"calls": 100, "errors": 8}
+
+
+def test_an_unreported_canary_call_counts_as_failed_for_a_promotion() -> None:
+    rng, promoted = seeded(6), []
+    for lost in (0.0, 0.05):
+        ramp = Ramp()
+        for _ in range(200):
+            counts = draw(rng, 40, Moment(0.2, 0.0, 0.01))
+            window = ramp.windows.window(counts)
+            window.unreported[True] = round(lost * counts.canary.calls + rng.random() - 0.5)
+            ramp.evidence.close(window)
+        promoted.append(ramp.evidence.promotes)
+
+    assert promoted == [True, False]
 
 
 def test_without_canary_calls_the_verdict_is_inconclusive() -> None:
-    evidence = RampEvidence("vision")
+    ramp = Ramp()
     for _ in range(5):
-        evidence.update(Window(0.01, Arm(), Arm(20, 1)))
+        ramp.close(Window(0.01, Arm(), Arm(20, 1)))
 
-    decision = evidence.decision()
+    decision = ramp.decision()
 
     assert decision.verdict is Verdict.INCONCLUSIVE
     assert decision.needs is None
     assert decision.reason == "vision: no canary calls yet, share unchanged"
 
 
-def undecided() -> Decision:
-    evidence = RampEvidence("vision", features=3)
-    evidence.update(Window(0.1, Arm(50, 1), Arm(450, 9)))
-    return evidence.decision()
+def undecided(keys: Keys | None = None) -> Decision:
+    ramp = Ramp(parts=3)
+    ramp.close(Window(0.1, Arm(50, 1), Arm(450, 9)))
+    return ramp.decision(keys)
 
 
 def test_an_inconclusive_verdict_forecasts_the_calls_needed() -> None:
@@ -129,27 +237,39 @@ def test_an_inconclusive_verdict_forecasts_the_calls_needed() -> None:
     )
 
 
-def test_there_is_no_forecast_from_few_calls() -> None:
-    evidence = RampEvidence("vision")
-    evidence.update(Window(0.1, Arm(5, 1), Arm(45, 1)))
+def test_with_keys_the_forecast_is_of_first_calls_and_absent_while_all_keys_have_counted() -> None:
+    decision, dry = undecided(Keys(used=True)), undecided(Keys(used=True, anew_seconds=4000))
 
-    decision = evidence.decision()
+    assert decision.reason.endswith(
+        f"about {decision.needs:,} more first canary calls of a key are needed"
+    )
+    assert dry.needs is None
+    assert dry.reason.endswith(
+        "every key that calls has counted; keys count anew at the next step, or within 2 h"
+    )
+
+
+def test_there_is_no_forecast_from_few_calls() -> None:
+    ramp = Ramp()
+    ramp.close(Window(0.1, Arm(5, 1), Arm(45, 1)))
+
+    decision = ramp.decision()
 
     assert decision.needs is None
     assert "too early to forecast" in decision.reason
 
 
 def test_a_sample_ratio_mismatch_withholds_the_promotion() -> None:
-    rng, evidence = seeded(6), RampEvidence("vision")
+    rng, ramp = seeded(6), Ramp()
     for _ in range(200):
         window = draw(rng, 40, Moment(0.2, 0.01, 0.01))
-        evidence.update(Window(0.1, window.canary, window.stable))
-        evidence.assigned.add(0.1, window.canary.calls, canary=True)
-        evidence.assigned.add(0.1, window.stable.calls, canary=False)
+        ramp.close(Window(0.1, window.canary, window.stable))
+        ramp.evidence.assigned.add(0.1, window.canary.calls, canary=True)
+        ramp.evidence.assigned.add(0.1, window.stable.calls, canary=False)
 
-    decision = evidence.decision()
+    decision = ramp.decision()
 
-    assert evidence.promotion.reached
+    assert ramp.evidence.promotes
     assert (decision.verdict, decision.kind) == (Verdict.INCONCLUSIVE, EvidenceKind.RATIO)
     assert re.search(
         r"got \d\d\.\d % of the calls instead of 10\.0 %.*no promotion meanwhile", decision.reason
@@ -157,92 +277,122 @@ def test_a_sample_ratio_mismatch_withholds_the_promotion() -> None:
 
 
 def test_a_mismatch_of_unreported_calls_withholds_the_promotion() -> None:
-    rng, evidence = seeded(6), RampEvidence("vision")
+    rng, ramp = seeded(6), Ramp()
     for _ in range(600):
         window = draw(rng, 40, Moment(0.1, 0.01, 0.01))
-        evidence.update(window)
-        evidence.assigned.add(0.1, window.canary.calls, canary=True)
-        evidence.assigned.add(0.1, window.stable.calls, canary=False)
-    evidence.assigned.add(0.1, 10, canary=True)
-    evidence.unreported.add(0.1, 10, canary=True)
+        ramp.close(window)
+        ramp.evidence.assigned.add(0.1, window.canary.calls, canary=True)
+        ramp.evidence.assigned.add(0.1, window.stable.calls, canary=False)
+    ramp.evidence.assigned.add(0.1, 10, canary=True)
+    ramp.evidence.unreported.add(0.1, 10, canary=True)
 
-    decision = evidence.decision()
+    decision = ramp.decision()
 
-    assert evidence.promotion.reached
-    assert evidence.ratios().assigned.fits
+    assert ramp.evidence.promotes
+    assert ramp.evidence.ratios().assigned.fits
     assert (decision.verdict, decision.kind) == (Verdict.INCONCLUSIVE, EvidenceKind.RATIO)
     assert "the canary arm reports fewer of its decisions" in decision.reason
 
 
 def test_stables_rate_is_weighted_by_the_canarys_calls_of_each_share() -> None:
-    evidence = RampEvidence("vision")
-    evidence.update(Window(0.01, Arm(100, 1), Arm(9_900, 99)))
-    evidence.update(Window(0.5, Arm(5_000, 500), Arm(5_000, 500)))
+    ramp = Ramp()
+    ramp.close(Window(0.01, Arm(100, 1), Arm(9_900, 99)))
+    ramp.close(Window(0.5, Arm(5_000, 500), Arm(5_000, 500)))
 
-    numbers = evidence.decision().numbers
+    numbers = ramp.decision().numbers
 
     assert numbers["stable_error_rate"] == pytest.approx(numbers["canary_error_rate"])
 
 
-def test_alpha_is_split_over_features_and_between_errors_and_latency() -> None:
-    evidence = RampEvidence("vision", alpha=0.01, features=4)
+def test_a_feature_that_is_rolled_back_leaves_its_part_of_alpha_to_the_others() -> None:
+    logs = {name: math.log(e_value) for name, e_value in (("a", 301), ("b", 199), ("c", 99))}
 
-    assert evidence.errors.alpha + evidence.latency.alpha == pytest.approx(0.01 / 4)
-
-
-def test_too_few_stable_calls_place_no_thresholds() -> None:
-    evidence = RampEvidence("vision")
-
-    assert not evidence.fix_thresholds(latencies(seeded(1), 199))
-    assert evidence.thresholds == ()
-    evidence.update(Window(0.1, Arm(5, 1), Arm(45, 1)), evidence.slow(Histogram(), Histogram()))
+    assert holm(logs, 0.01) == (frozenset("a"), 2)
+    assert holm({**logs, "b": math.log(201)}, 0.01) == (frozenset("ab"), 1)
+    assert holm({**logs, "b": math.log(201), "c": math.log(101)}, 0.01) == (frozenset("abc"), 1)
+    assert holm({**logs, "a": math.log(299)}, 0.01) == (frozenset(), 3)
 
 
-def test_slow_counts_that_do_not_match_the_thresholds_are_refused_without_effect() -> None:
-    evidence = RampEvidence("vision")
-    evidence.fix_thresholds(latencies(seeded(1), 500))
-    before = evidence.to_dict()
+def test_rounds_have_parts_of_alpha_that_add_up_to_less_than_one() -> None:
+    ramp = Ramp()
+    first = ramp.decision().numbers["evidence"]["promotion"]["needed"]
+    parts = [20 / first]
+    for number in range(2, 60):
+        ramp.evidence.start_round(number)
+        parts.append(20 / ramp.decision().numbers["evidence"]["promotion"]["needed"])
 
-    with pytest.raises(ValueError, match="thresholds"):
-        evidence.update(Window(0.1, Arm(5, 1), Arm(45, 1)))
-
-    assert evidence.to_dict() == before
+    assert 0.99 < sum(parts) < 1
+    assert parts[0] == pytest.approx(0.9)
 
 
-def test_new_thresholds_keep_the_evidence() -> None:
-    rng, evidence = seeded(7), RampEvidence("web")
-    evidence.fix_thresholds(latencies(rng, 500))
-    feed(evidence, rng, Moment(0.1, 0.01, 0.01), 5, times=2.0)
-    before = evidence.latency.log_e
+def test_windows_of_a_later_round_are_evidence_of_their_own() -> None:
+    ramp = Ramp()
+    ramp.close(Window(0.5, Arm(100, 1), Arm(100, 1)))
+    before = ramp.evidence.first.to_dict()
+    ramp.evidence.start_round(2)
+    for _ in range(3):
+        ramp.close(Window(0.5, Arm(100, 20), Arm(100, 1)), None, None, 2)
 
-    evidence.fix_thresholds(latencies(rng, 500, times=3.0))
-
-    assert evidence.latency.log_e == before
-    assert evidence.latency.seen == [(Arm(), Arm())] * 3
+    assert ramp.decision().verdict is Verdict.FAIL
+    assert ramp.evidence.first.to_dict() == before
 
 
 def test_restored_ramp_evidence_continues_unchanged() -> None:
-    rng, evidence = seeded(8), RampEvidence("web", alpha=0.02, margin=0.03, features=2)
-    evidence.fix_thresholds(latencies(rng, 500))
-    feed(evidence, rng, Moment(0.1, 0.02, 0.01), 20)
-    feed(evidence, rng, Moment(0.25, 0.02, 0.01), 5)
-    restored = RampEvidence.from_dict(json.loads(json.dumps(evidence.to_dict(), allow_nan=False)))
-    window = Window(0.25, Arm(20, 3), Arm(60, 1))
-    slow = evidence.slow(latencies(rng, 20), latencies(rng, 60))
-    for each in (evidence, restored):
-        each.update(window, slow)
+    rng = seeded(8)
+    ramp = Ramp(alpha=0.02, margin=0.03, latency_margin=0.2, past=latencies(rng, 500))
+    ramp.feed(rng, Moment(0.1, 0.02, 0.01), 20)
+    ramp.feed(rng, Moment(0.25, 0.02, 0.01), 5)
+    ramp.evidence.start_round(2)
+    saved = json.dumps(ramp.evidence.to_dict(), allow_nan=False)
+    restored = RampEvidence.from_dict(json.loads(saved))
+    canary, stable = latencies(rng, 20), latencies(rng, 60)
+    for evidence in (ramp.evidence, restored):
+        for number in (1, 2):
+            counts = Window(0.25, Arm(20, 3), Arm(60, 1))
+            evidence.close(Feed().window(counts, canary, stable, number))
 
-    assert restored.to_dict() == evidence.to_dict()
-    assert restored.decision() == evidence.decision()
+    assert restored.to_dict() == ramp.evidence.to_dict()
+    assert restored.decision() == ramp.evidence.decision()
+
+
+def test_evidence_of_a_version_before_rounds_goes_on() -> None:
+    logs = [0.5, 1.0, 2.0, 2.5, 1.0, -3.0, -9.0]
+    test = {
+        "alpha": 0.0025,
+        "past": {"prior": {"mean": 0.02, "weight": 2.0}, "calls": 1000, "errors": 30},
+        "canary_calls": 100,
+        "started": 0.94,
+        "logs": logs,
+        "highest": 2.9,
+    }
+    saved = {
+        "feature": "vision",
+        "errors": test,
+        "latency": {"alpha": 0.0008, "tests": [test] * 3, "highest": 2.0},
+        "promotion": {"alpha": 0.05, "margin": 0.02, "log": 1.25, "highest": 3.1},
+        "totals": [[0.1, 100, 5, 900, 25]],
+    }
+    evidence = RampEvidence("vision")
+    evidence.carry_over(saved)
+    money = sum(math.exp(log) for log in logs) + 0.06
+
+    assert math.exp(evidence.first.errors.log_e) == pytest.approx(money)
+    assert math.exp(evidence.first.latency.log_e) == pytest.approx(money)
+    assert evidence.first.log_promotion == pytest.approx(1.25)
+    assert evidence.failed is None
+    assert evidence.totals.canary == Arm(100, 5)
+    evidence.carry_over({**saved, "errors": {**test, "highest": 9.0}})
+    assert evidence.decision().verdict is Verdict.FAIL
 
 
 def test_the_numbers_of_a_decision_are_json_values() -> None:
     json.dumps(undecided().numbers, allow_nan=False)
 
 
-def test_ramp_evidence_for_no_feature_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 1"):
-        RampEvidence("vision", features=0)
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 2.0])
+def test_an_alpha_that_is_no_probability_is_refused(alpha: float) -> None:
+    with pytest.raises(ValueError, match="alpha is between 0 and 1"):
+        RampEvidence("vision", alpha=alpha)
 
 
 @pytest.mark.parametrize(

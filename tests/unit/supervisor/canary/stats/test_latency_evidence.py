@@ -1,29 +1,156 @@
-"""The placement of the latency thresholds."""
+"""The placement of the latency quantiles, and calls that are slower by no more than the margin."""
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
+from atlas_supervisor.canary.stats.counts import Arm, Window
 from atlas_supervisor.canary.stats.histogram import Histogram
-from atlas_supervisor.canary.stats.latency_evidence import LEAST_CALLS, LatencyEvidence
-from atlas_worker.contract import bucket_milliseconds, latency_bucket
+from atlas_supervisor.canary.stats.latency_evidence import (
+    CUTS,
+    LEAST_CALLS,
+    PLACE_CALLS,
+    SLOW_LEVELS,
+    Placement,
+    place,
+)
+from atlas_supervisor.canary.stats.windows import OpenCalls
+from atlas_worker.contract import latency_bucket
+from tests.unit.supervisor.canary.stats.support import (
+    Feed,
+    latency,
+    latency_windows,
+    most_by_chance,
+    new_round,
+    odds_reached,
+    seeded,
+)
 
 
-def thresholds_of(milliseconds: float, calls: int = LEAST_CALLS) -> list[float]:
-    evidence = LatencyEvidence(0.01)
-    evidence.fix_thresholds(Histogram([(latency_bucket(milliseconds), calls)]))
-    return [bucket_milliseconds(each) for each in evidence.thresholds]
+def placed(milliseconds: float, margin: float = 0.1, calls: int = LEAST_CALLS) -> Placement | None:
+    return place(Histogram([(latency_bucket(milliseconds), calls)]), margin)
 
 
-@pytest.mark.parametrize("usual", [0.04, 0.5, 3.0])
-def test_a_call_that_is_slower_by_less_than_a_millisecond_is_not_slow(usual: float) -> None:
-    assert all(usual + 1 < each < 1.1 * (usual + 1) for each in thresholds_of(usual))
+@pytest.mark.parametrize("usual", [0.04, 0.5, 3.0, 8.0])
+def test_a_call_that_is_slower_by_up_to_a_millisecond_has_no_higher_level(usual: float) -> None:
+    placement = placed(usual)
+    assert placement is not None
+
+    level = placement.level(latency_bucket(usual), canary=False)
+    assert placement.level(latency_bucket(usual + 1), canary=True) <= level
+    assert placement.level(latency_bucket(1.15 * (usual + 1.1)), canary=True) > level
 
 
+@pytest.mark.parametrize("margin", [0.05, 0.1, 0.5])
 @pytest.mark.parametrize("usual", [20.0, 80.0, 5000.0])
-def test_a_call_that_is_slower_by_less_than_a_tenth_is_not_slow(usual: float) -> None:
-    assert all(1.1 * usual < each < 1.16 * usual for each in thresholds_of(usual))
+def test_a_call_that_is_slower_by_up_to_the_margin_has_no_higher_level(
+    usual: float, margin: float
+) -> None:
+    placement = placed(usual, margin)
+    assert placement is not None
+
+    level = placement.level(latency_bucket(usual), canary=False)
+    assert placement.level(latency_bucket(usual * (1 + margin)), canary=True) <= level
+    assert placement.level(latency_bucket(1.06 * usual * (1 + margin) + 0.1), canary=True) > level
 
 
-def test_without_enough_stable_calls_nothing_is_slow() -> None:
-    assert thresholds_of(10, LEAST_CALLS - 1) == []
+def test_levels_are_between_the_quantiles_of_stables_past() -> None:
+    placement = place(Histogram((bucket, 1) for bucket in range(200, 1200)), 0.0)
+    assert placement is not None
+
+    below = [cut - 200 for cut in placement.cuts]
+    assert below == [round(quantile * 1000) for quantile in CUTS]
+    assert placement.slow_rates == pytest.approx([0.5, 0.05, 0.01], abs=0.001)
+    assert list(placement.scores) == sorted(placement.scores)
+    assert [CUTS[level - 1] for level in SLOW_LEVELS] == [0.5, 0.95, 0.99]
+
+
+def test_without_enough_stable_calls_nothing_is_placed() -> None:
+    assert placed(10, calls=LEAST_CALLS - 1) is None
+
+
+def test_quantiles_are_placed_anew_when_latencies_have_changed_in_both_arms() -> None:
+    rng, evidence = seeded(1), new_round()
+    for window in latency_windows(rng, 60, calls=100, share=0.1):
+        evidence.close(window)
+    before = evidence.placement
+    assert before is not None
+    for window in latency_windows(rng, 60, calls=100, share=0.1, times=5.0, first=60):
+        evidence.close(window)
+    after = evidence.placement
+    assert after is not None
+    assert after.first > before.first
+    assert after.cuts[6] - before.cuts[6] == pytest.approx(math.log(5) / math.log(1.02), abs=6)
+
+    seen, number = 0, 120
+    while not odds_reached(evidence, latency, 0.01):
+        for window in latency_windows(
+            rng, 1, calls=100, share=0.1, times=5.0, canary_times=1.5, first=number
+        ):
+            evidence.close(window)
+            seen += window.canary.calls
+        number += 1
+    assert seen < 400  # by the quantiles of before, every call is slow
+
+
+def test_the_evidence_stays_when_quantiles_are_placed_anew() -> None:
+    rng, evidence = seeded(2), new_round()
+    for window in latency_windows(rng, PLACE_CALLS // 100 + 30, calls=100, share=0.1):
+        before, placement = evidence.latency.log_e, evidence.placement
+        evidence.close(window)
+        if placement is not None and evidence.placement != placement:
+            break
+    else:
+        pytest.fail("no quantiles were placed anew")
+
+    assert abs(evidence.latency.log_e - before) < 1
+
+
+@pytest.mark.parametrize("slower", [1.03, 1.05, 1.09])
+def test_a_canary_that_is_slower_by_less_than_the_margin_is_rarely_rolled_back(
+    slower: float,
+) -> None:
+    rng, wrong, runs = seeded(3), 0, 20
+    for _ in range(runs):
+        evidence, reached = new_round(), False
+        for window in latency_windows(rng, 40, calls=100, share=0.3, canary_times=slower):
+            evidence.close(window)
+            reached = reached or odds_reached(evidence, latency, 0.05)
+        wrong += reached
+
+    assert wrong <= most_by_chance(runs, 0.05)
+
+
+@pytest.mark.parametrize("slower", [1.3, 2.0])
+def test_a_canary_that_is_slower_by_more_than_the_margin_is_found(slower: float) -> None:
+    rng, evidence, reached = seeded(4), new_round(), False
+    for window in latency_windows(rng, 60, calls=100, share=0.3, canary_times=slower):
+        evidence.close(window)
+        reached = reached or odds_reached(evidence, latency, 0.01)
+
+    assert reached
+
+
+def test_an_open_call_is_as_slow_as_it_is_open_already() -> None:
+    """A canary call that hangs is evidence before it ends; a stable call counts as the slowest."""
+    rng, evidence = seeded(5), new_round()
+    for window in latency_windows(rng, 30, calls=100, share=0.2):
+        evidence.close(window)
+    hanging = Feed().window(
+        Window(0.2, Arm(), Arm(80, 0)), None, Histogram([(latency_bucket(40), 80)])
+    )
+    hanging.number, values = 30, []
+    hanging.open[OpenCalls(1000, canary=True, asked=False)] = 20
+    for now in (1001, 1002, 1010):
+        copy = evidence.copy()
+        copy.extend(hanging, now)
+        values.append(copy.latency.log_e)
+    hanging.open[OpenCalls(1000, canary=False, asked=False)] = 1
+    copy = evidence.copy()
+    copy.extend(hanging, 1010)
+
+    assert values == sorted(values)
+    assert values[-1] > evidence.latency.log_e + 2
+    assert copy.latency.log_e < values[-1]

@@ -13,24 +13,29 @@ import pytest
 
 from atlas_supervisor.canary.stats.counts import Prior, Window
 from atlas_supervisor.canary.stats.histogram import Histogram
-from atlas_supervisor.canary.stats.latency_evidence import LatencyEvidence
-from atlas_supervisor.canary.stats.promotion_evidence import PromotionEvidence
-from atlas_supervisor.canary.stats.rollback_evidence import RollbackEvidence
+from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
 from atlas_worker.contract import latency_bucket
 from tests.unit.supervisor.canary.stats.support import (
     ALIKE,
     Call,
+    Feed,
     Moment,
     Story,
     as_they_end,
     calls_until_found,
     draw,
+    errors,
     errs,
     in_order,
+    latency,
     most_by_chance,
+    new_round,
+    odds_reached,
+    promotion,
     ramp,
     seeded,
     unequal_calls,
+    update,
     worse,
 )
 
@@ -41,7 +46,7 @@ RUNS = 40
 @pytest.mark.parametrize("story", list(ALIKE.values()), ids=list(ALIKE))
 def test_a_canary_that_is_no_worse_is_rarely_rolled_back(story: Story) -> None:
     rng = seeded(1)
-    wrong = sum(errs(rng, RollbackEvidence(ALPHA), story, 100, 50) for _ in range(RUNS))
+    wrong = sum(errs(rng, (errors, ALPHA), story, 100, 50) for _ in range(RUNS))
 
     assert wrong <= most_by_chance(RUNS, ALPHA)
 
@@ -51,7 +56,7 @@ def test_a_canary_that_is_worse_by_the_margin_is_rarely_promoted(
     shape: Callable[[Story], Story],
 ) -> None:
     rng, story = seeded(2), shape(worse(0.03, 0.01))
-    wrong = sum(errs(rng, PromotionEvidence(0.02, ALPHA), story, 100, 50) for _ in range(RUNS))
+    wrong = sum(errs(rng, (promotion, ALPHA), story, 100, 50) for _ in range(RUNS))
 
     assert wrong <= most_by_chance(RUNS, ALPHA)
 
@@ -59,10 +64,11 @@ def test_a_canary_that_is_worse_by_the_margin_is_rarely_promoted(
 def wrong_by_speed(windows: Callable[[list[Call], float, int], Iterator[Window]]) -> int:
     rng, wrong = seeded(3), 0
     for _ in range(RUNS):
-        evidence, calls = RollbackEvidence(ALPHA), list(unequal_calls(rng, 1_000, 0.2, 0.3))
+        evidence, calls, found = new_round(), list(unequal_calls(rng, 1_000, 0.2, 0.3)), False
         for window in windows(calls, 0.3, 20):
-            evidence.update(window)
-        wrong += evidence.reached
+            update(evidence, window)
+            found = found or odds_reached(evidence, errors, ALPHA)
+        wrong += found
     return wrong
 
 
@@ -91,13 +97,11 @@ def test_a_worse_canary_is_found_soon(canary: float, prior: Prior | None, at_mos
 
 
 def test_a_canary_that_turns_bad_after_100_000_good_calls_is_found_soon() -> None:
-    rng, evidence = seeded(5), RollbackEvidence(0.01)
+    rng, evidence = seeded(5), new_round()
     for _ in range(1_000):
-        evidence.update(draw(rng, 100, Moment(0.1, 0.01, 0.01)))
+        update(evidence, draw(rng, 100, Moment(0.1, 0.01, 0.01)))
     kept, truth = evidence.to_dict(), Moment(0.1, 0.05, 0.01)
-    found = [
-        calls_until_found(rng, truth, after=RollbackEvidence.from_dict(kept)) for _ in range(15)
-    ]
+    found = [calls_until_found(rng, truth, after=RoundEvidence.from_dict(kept)) for _ in range(15)]
 
     assert statistics.median(found) < 700  # without restarts it takes over 900
 
@@ -105,7 +109,7 @@ def test_a_canary_that_turns_bad_after_100_000_good_calls_is_found_soon() -> Non
 def test_an_equal_canary_is_promoted_and_not_rolled_back() -> None:
     rng, story = seeded(6), worse(0.01, 0.01)
 
-    assert sum(errs(rng, PromotionEvidence(0.02, 0.05), story, 200, 50) for _ in range(20)) >= 18
+    assert sum(errs(rng, (promotion, 0.05), story, 200, 50) for _ in range(20)) >= 18
 
 
 def test_a_canary_as_fast_as_stable_is_rarely_rolled_back_for_latency() -> None:
@@ -117,14 +121,14 @@ def test_a_canary_as_fast_as_stable_is_rarely_rolled_back_for_latency() -> None:
         return Histogram((latency_bucket(each), 1) for each in drawn)
 
     for _ in range(RUNS):
-        evidence = LatencyEvidence(ALPHA)
-        assert evidence.fix_thresholds(latencies(200))
+        evidence, feed, found = new_round(past=latencies(200)), Feed(), False
         for number in range(40):
-            window = draw(rng, 40, Moment(0.2, 0, 0))
+            counts = draw(rng, 40, Moment(0.2, 0, 0))
             times = 2.0 if 15 < number < 25 else 1.0
-            canary = latencies(window.canary.calls, times)
-            stable = latencies(window.stable.calls, times)
-            evidence.update(window, evidence.slow(canary, stable))
-        wrong += evidence.reached
+            canary = latencies(counts.canary.calls, times)
+            stable = latencies(counts.stable.calls, times)
+            evidence.close(feed.window(counts, canary, stable))
+            found = found or odds_reached(evidence, latency, ALPHA)
+        wrong += found
 
     assert wrong <= most_by_chance(RUNS, ALPHA)

@@ -10,22 +10,36 @@ from hypothesis import strategies as st
 
 from atlas_supervisor.canary.stats import windows as windows_module
 from atlas_supervisor.canary.stats.counts import Arm
-from atlas_supervisor.canary.stats.outcomes import TIMEOUT_SLICES, CallOutcome, CallTracker
-from atlas_supervisor.canary.stats.windows import GRACE_SLICES, ClosedWindow, Group, Windows
+from atlas_supervisor.canary.stats.outcomes import CallOutcome, CallTracker
+from atlas_supervisor.canary.stats.windows import (
+    GRACE_SLICES,
+    TIMEOUT_SLICES,
+    CallKey,
+    CallWindow,
+    DrawnEpoch,
+    Group,
+    Windows,
+)
+from atlas_supervisor.model.canary import KeyRow
+from atlas_worker.contract import latency_bucket
 
-RAMP = 7
+RAMP, SHARE = 7, 0.25
 CANARY, STABLE = Group(7, 100, canary=True), Group(7, 100, canary=False)
 OVER = 100 + 1 + GRACE_SLICES
 
 
 def following(*epochs: int) -> tuple[Windows, CallTracker]:
     windows = Windows()
-    windows.set_ramps(dict.fromkeys(epochs or (7,), RAMP))
+    windows.set_epochs(dict.fromkeys(epochs or (7,), DrawnEpoch(RAMP, SHARE)))
     return windows, CallTracker(windows)
 
 
-def arms(sealed: list[ClosedWindow]) -> list[tuple[int, Arm, Arm]]:
-    return [(each.slice, each.canary, each.stable) for each in sealed]
+def closed(windows: Windows, now: int) -> list[CallWindow]:
+    return [window for _, window in windows.pop_closed(now)]
+
+
+def arms(windows: list[CallWindow]) -> list[tuple[int, Arm, Arm]]:
+    return [(each.since, each.canary.arm, each.stable.arm) for each in windows]
 
 
 def begin(calls: CallTracker, group: Group, count: int = 1, ring: str = "r") -> None:
@@ -43,6 +57,20 @@ def end(
     calls.end(ring, group, count, outcome, 300, asked=False)
 
 
+def begin_key(calls: CallTracker, group: Group, key: int, serial: int = 1, ring: str = "r") -> None:
+    calls.begin(ring, group, 1, asked=False, key=CallKey(ring, key, serial))
+
+
+def end_key(
+    calls: CallTracker,
+    group: Group,
+    key: int,
+    serial: int = 1,
+    outcome: CallOutcome = CallOutcome.OK,
+) -> None:
+    calls.end("r", group, 1, outcome, 300, asked=False, key=CallKey("r", key, serial))
+
+
 def test_a_window_closes_after_its_calls_and_its_grace_have_ended() -> None:
     windows, calls = following()
     begin(calls, CANARY, 2)
@@ -50,9 +78,9 @@ def test_a_window_closes_after_its_calls_and_its_grace_have_ended() -> None:
     end(calls, CANARY, 2, outcome=CallOutcome.ERROR)
     end(calls, STABLE, 3)
 
-    assert windows.pop_closed(OVER - 1) == []
-    assert arms(windows.pop_closed(OVER)) == [(100, Arm(2, 2), Arm(3, 0))]
-    assert windows.pop_closed(OVER + 1) == []
+    assert closed(windows, OVER - 1) == []
+    assert arms(closed(windows, OVER)) == [(100, Arm(2, 2), Arm(3, 0))]
+    assert closed(windows, OVER + 1) == []
 
 
 def test_an_open_call_blocks_its_window_and_all_later_ones() -> None:
@@ -62,9 +90,9 @@ def test_an_open_call_blocks_its_window_and_all_later_ones() -> None:
     begin(calls, later)
     end(calls, later)
 
-    assert windows.pop_closed(OVER + 50) == []
+    assert closed(windows, OVER + 50) == []
     end(calls, CANARY)
-    assert [each.slice for each in windows.pop_closed(OVER + 50)] == [100, 101]
+    assert [each.since for each in closed(windows, OVER + 50)] == [100, 101]
 
 
 def test_windows_close_in_order_of_assignment_for_any_order_of_outcomes() -> None:
@@ -76,9 +104,10 @@ def test_windows_close_in_order_of_assignment_for_any_order_of_outcomes() -> Non
     seen: list[int] = []
     for group in shuffled:
         end(calls, group)
-        seen += [each.slice for each in windows.pop_closed(1000)]
+        seen += [each.since for each in closed(windows, 1000)]
 
-    assert seen == [group.slice for group in groups]
+    assert seen == sorted(seen)
+    assert seen[:25] == [group.slice for group in groups][:25]
 
 
 def test_the_epochs_of_a_ramp_close_in_one_order() -> None:
@@ -87,8 +116,8 @@ def test_the_epochs_of_a_ramp_close_in_one_order() -> None:
         begin(calls, group)
         end(calls, group)
 
-    sealed = windows.pop_closed(OVER + 1)
-    assert [(each.slice, each.epoch) for each in sealed] == [(100, 7), (101, 7), (101, 8)]
+    found = [(each.since, each.stratum.epoch) for each in closed(windows, OVER + 1)]
+    assert found == [(101, 8), (101, 7)]
 
 
 def test_calls_of_several_processes_are_one_window() -> None:
@@ -98,9 +127,9 @@ def test_calls_of_several_processes_are_one_window() -> None:
     for ring in ("a", "b"):
         end(calls, CANARY, ring=ring)
 
-    assert windows.pop_closed(OVER) == []
+    assert closed(windows, OVER) == []
     end(calls, CANARY, ring="c", outcome=CallOutcome.ERROR)
-    assert arms(windows.pop_closed(OVER)) == [(100, Arm(3, 1), Arm())]
+    assert arms(closed(windows, OVER)) == [(100, Arm(3, 1), Arm())]
 
 
 def test_a_call_that_never_ends_fails_after_its_timeout() -> None:
@@ -112,7 +141,7 @@ def test_a_call_that_never_ends_fails_after_its_timeout() -> None:
     calls.expire(101 + TIMEOUT_SLICES)
 
     assert calls.open == 0
-    assert arms(windows.pop_closed(1000)) == [(100, Arm(1, 1), Arm(1, 1))]
+    assert arms(closed(windows, 1000)) == [(100, Arm(1, 1), Arm(1, 1))]
     assert calls.pop_tallies()[CANARY].errors == 1
 
 
@@ -125,7 +154,7 @@ def test_an_outcome_after_the_timeout_is_late_and_not_counted() -> None:
 
     assert calls.late == 1
     assert calls.pop_tallies() == {}
-    assert arms(windows.pop_closed(1000)) == [(100, Arm(1, 1), Arm())]
+    assert arms(closed(windows, 1000)) == [(100, Arm(1, 1), Arm())]
 
 
 def test_after_a_process_exit_started_calls_have_failed_and_decisions_are_unreported() -> None:
@@ -136,7 +165,7 @@ def test_after_a_process_exit_started_calls_have_failed_and_decisions_are_unrepo
     end(calls, STABLE, ring="alive")
     calls.process_exited("dead", 104)
 
-    assert arms(windows.pop_closed(OVER)) == [(100, Arm(2, 2), Arm(1, 0))]
+    assert arms(closed(windows, OVER)) == [(100, Arm(2, 2), Arm(1, 0))]
     tallies = calls.pop_tallies()
     assert (tallies[CANARY].calls, tallies[CANARY].errors) == (2, 2)
     assert (tallies[STABLE].assigned, tallies[STABLE].unreported) == (4, 3)
@@ -147,10 +176,10 @@ def test_a_decision_without_an_outcome_is_not_evidence() -> None:
     windows, calls = following()
     calls.begin("r", CANARY, 2, asked=True)
     calls.end("r", CANARY, 1, CallOutcome.ERROR, 300, asked=True)
-    assert windows.pop_closed(OVER + 10) == []
+    assert closed(windows, OVER + 10) == []
 
     calls.expire(1000)
-    assert arms(windows.pop_closed(1000)) == [(100, Arm(1, 1), Arm())]
+    assert arms(closed(windows, 1000)) == [(100, Arm(1, 1), Arm())]
     assert calls.pop_tallies()[CANARY].unreported == 1
 
 
@@ -159,42 +188,57 @@ def test_a_cancelled_call_counts_and_is_not_a_failure() -> None:
     begin(calls, CANARY)
     end(calls, CANARY, outcome=CallOutcome.CANCELLED)
 
-    assert arms(windows.pop_closed(OVER)) == [(100, Arm(1, 0), Arm())]
+    assert arms(closed(windows, OVER)) == [(100, Arm(1, 0), Arm())]
     tally = calls.pop_tallies()[CANARY]
     assert (tally.calls, tally.errors, tally.cancelled, tally.latency.count) == (1, 0, 1, 1)
 
 
-def test_a_recorded_call_is_assigned_and_ended_at_once() -> None:
+def test_a_recorded_call_is_evidence_at_its_beginning_when_all_that_began_then_have_ended() -> None:
     windows, calls = following()
-    calls.record(CANARY, 4, CallOutcome.ERROR, 300)
+    calls.record(CANARY, 4, CallOutcome.ERROR, latency_bucket(10))
+    slow = CANARY._replace(slice=150)
+    calls.record(slow, 6, CallOutcome.OK, latency_bucket(25_000))
+    over = 100 + TIMEOUT_SLICES + GRACE_SLICES
 
-    assert calls.open == 0
-    assert arms(windows.pop_closed(OVER)) == [(100, Arm(4, 4), Arm())]
+    assert (calls.open, windows.pending_calls(RAMP)) == (0, 10)
     assert calls.pop_tallies()[CANARY].assigned == 4
+    assert closed(windows, over - 10) == []
+    assert arms(closed(windows, over + 1)) == [(99, Arm(10, 4), Arm())]
+    calls.record(slow, 1, CallOutcome.OK, latency_bucket(26_000))
+    assert windows.late == 1
 
 
-def test_calls_of_a_closed_window_are_counted_and_not_evidence() -> None:
+def test_a_recorded_call_of_a_minute_is_evidence_of_a_failure() -> None:
+    windows, calls = following()
+    calls.record(CANARY, 1, CallOutcome.OK, latency_bucket(60_000))
+
+    assert arms(closed(windows, 1000)) == [(100 - TIMEOUT_SLICES, Arm(1, 1), Arm())]
+    assert calls.pop_tallies()[CANARY].errors == 0
+
+
+def test_a_call_that_is_read_after_its_window_was_closed_is_evidence_in_a_new_one() -> None:
     windows, calls = following()
     begin(calls, CANARY)
     end(calls, CANARY)
-    windows.pop_closed(OVER)
-    calls.pop_tallies()
+    assert len(closed(windows, OVER)) == 1
     begin(calls, CANARY)
     end(calls, CANARY, outcome=CallOutcome.ERROR)
 
-    assert windows.pop_closed(1000) == []
-    assert windows.late == 1
-    assert calls.pop_tallies()[CANARY].errors == 1
+    assert arms(closed(windows, OVER)) == [(100, Arm(1, 1), Arm())]
 
 
-def test_an_empty_slice_closes_too_so_late_calls_do_not_reopen_it() -> None:
+def test_windows_grow_with_the_ramp_and_begin_with_a_slice() -> None:
     windows, calls = following()
-    begin(calls, CANARY._replace(slice=200))
-    end(calls, CANARY._replace(slice=200))
-    windows.pop_closed(205)
-    begin(calls, CANARY._replace(slice=150))
+    for piece in range(100, 200):
+        for group in (CANARY._replace(slice=piece), STABLE._replace(slice=piece)):
+            begin(calls, group, 5)
+            end(calls, group, 5)
+    found = closed(windows, 1000)
 
-    assert windows.late == 1
+    assert [each.since for each in found][:20] == list(range(100, 120))
+    assert sum(each.canary.calls for each in found) == 500
+    assert 45 < len(found) < 60
+    assert all(each.assigned <= 50 for each in found)
 
 
 def test_calls_of_an_epoch_without_a_ramp_are_counted_and_not_evidence() -> None:
@@ -203,20 +247,19 @@ def test_calls_of_an_epoch_without_a_ramp_are_counted_and_not_evidence() -> None
     begin(calls, other)
     end(calls, other)
 
-    assert windows.pop_closed(1000) == []
-    assert windows.late == 0
+    assert closed(windows, 1000) == []
     assert calls.pop_tallies()[other].calls == 1
 
 
 def test_a_ramp_that_ends_is_dropped_with_its_open_calls() -> None:
     windows, calls = following()
     begin(calls, CANARY)
-    calls.begin("r", CANARY, 1, asked=False, key=5)
-    windows.set_ramps({})
+    begin_key(calls, CANARY, 5)
+    windows.set_epochs({})
     end(calls, CANARY)
-    calls.end("r", CANARY, 1, CallOutcome.ERROR, 300, asked=False, key=5)
+    end_key(calls, CANARY, 5, outcome=CallOutcome.ERROR)
 
-    assert windows.pop_closed(1000) == []
+    assert closed(windows, 1000) == []
     assert windows.pending_calls(RAMP) == 0
 
 
@@ -224,43 +267,114 @@ def test_the_first_call_of_a_key_is_evidence_and_all_its_calls_are_counted() -> 
     windows, calls = following()
     for piece in (100, 101, 102):
         group = CANARY._replace(slice=piece)
-        calls.begin("r", group, 1, asked=False, key=0)
-        calls.end("r", group, 1, CallOutcome.ERROR, 300, asked=False, key=0)
+        begin_key(calls, group, 0, piece)
+        end_key(calls, group, 0, piece, CallOutcome.ERROR)
 
-    assert sum(each.canary.calls for each in windows.pop_closed(1000)) == 1
+    assert sum(each.canary.calls for each in closed(windows, 1000)) == 1
     assert sum(tally.calls for tally in calls.pop_tallies().values()) == 3
-    assert windows.pop_new_keys() == [(RAMP, 0)]
+    assert windows.pop_new_keys() == [KeyRow(RAMP, 0, 1, 0.0, SHARE)]
     assert windows.pop_new_keys() == []
+    assert windows.repeats(RAMP) == 2
 
 
-def test_the_outcome_of_a_key_is_that_of_its_first_call_even_if_a_later_one_ends_first() -> None:
+@pytest.mark.parametrize("later", [100, 101])
+def test_the_outcome_of_a_key_is_that_of_its_first_call_even_if_a_later_one_ends_first(
+    later: int,
+) -> None:
     windows, calls = following()
-    later = CANARY._replace(slice=101)
-    calls.begin("r", CANARY, 1, asked=False, key=5)
-    calls.begin("r", later, 1, asked=False, key=5)
-    calls.end("r", later, 1, CallOutcome.OK, 300, asked=False, key=5)
-    calls.end("r", CANARY, 1, CallOutcome.ERROR, 300, asked=False, key=5)
+    second = CANARY._replace(slice=later)
+    begin_key(calls, CANARY, 5, 1)
+    begin_key(calls, second, 5, 2)
+    end_key(calls, second, 5, 2, CallOutcome.OK)
+    assert [each.canary.calls for each in windows.open_windows(RAMP)] == [0]
+    end_key(calls, CANARY, 5, 1, CallOutcome.ERROR)
 
-    assert arms(windows.pop_closed(1000)) == [(100, Arm(1, 1), Arm())]
+    assert arms(closed(windows, 1000)) == [(100, Arm(1, 1), Arm())]
+
+
+def test_calls_with_a_key_of_an_earlier_kit_are_counted_and_not_evidence() -> None:
+    windows, calls = following()
+    begin_key(calls, CANARY, 5, serial=0)
+    end_key(calls, CANARY, 5, serial=0)
+
+    assert closed(windows, 1000) == []
+    assert calls.pop_tallies()[CANARY].calls == 1
 
 
 def test_a_key_counts_once_over_all_processes() -> None:
     windows, calls = following()
     for ring in ("a", "b"):
-        calls.begin(ring, CANARY, 1, asked=False, key=5)
-        calls.end(ring, CANARY, 1, CallOutcome.OK, 300, asked=False, key=5)
+        begin_key(calls, CANARY, 5, ring=ring)
+        calls.end(ring, CANARY, 1, CallOutcome.OK, 300, asked=False, key=CallKey(ring, 5, 1))
 
-    assert arms(windows.pop_closed(OVER)) == [(100, Arm(1, 0), Arm())]
+    assert arms(closed(windows, OVER)) == [(100, Arm(1, 0), Arm())]
 
 
 def test_the_first_call_of_a_key_fails_with_its_process() -> None:
     windows, calls = following()
-    calls.begin("r", CANARY, 1, asked=False, key=5)
-    calls.begin("r", CANARY, 1, asked=False, key=5)
-    calls.begin("r", CANARY, 1, asked=True, key=6)
+    begin_key(calls, CANARY, 5, 1)
+    begin_key(calls, CANARY, 5, 2)
+    calls.begin("r", CANARY, 1, asked=True, key=CallKey("r", 6, 3))
     calls.process_exited("r", 102)
 
-    assert arms(windows.pop_closed(OVER)) == [(100, Arm(1, 1), Arm())]
+    found = closed(windows, OVER)
+    assert arms(found) == [(100, Arm(1, 1), Arm())]
+    assert found[0].unreported == {True: 1, False: 0}
+
+
+def stepped(*shares: float) -> tuple[Windows, CallTracker]:
+    """Return the windows of a ramp with a step for each share, in epochs 7, 8, …"""
+    windows = Windows()
+    windows.set_epochs({7 + step: DrawnEpoch(RAMP, share) for step, share in enumerate(shares)})
+    return windows, CallTracker(windows)
+
+
+def shares_of(windows: Windows) -> list[tuple[float, int, int]]:
+    found = windows.open_windows(RAMP)
+    return [
+        (each.stratum.share, each.opened(canary=True), each.opened(canary=False)) for each in found
+    ]
+
+
+def test_a_key_that_was_stable_counts_again_at_the_next_step_with_the_chance_that_it_had() -> None:
+    windows, calls = stepped(0.05, 0.24)
+    for key in range(10):
+        begin_key(calls, Group(7, 100, canary=key == 0), key, key + 1)
+    for key in range(12):
+        begin_key(calls, Group(8, 101, canary=key < 3), key, key + 1)
+        begin_key(calls, Group(8, 102, canary=key < 3), key, key + 1)
+
+    # Key 0 was the canary's before, and stays so; 10 and 11 are new.
+    assert shares_of(windows) == [
+        (0.05, 1, 9),
+        (pytest.approx((0.24 - 0.05) / 0.95), 2, 7),
+        (0.24, 0, 2),
+    ]
+
+
+def test_a_key_of_the_canary_counts_again_when_the_share_falls() -> None:
+    windows, calls = stepped(0.5, 0.1)
+    begin_key(calls, Group(7, 100, canary=True), 1, 1)
+    begin_key(calls, Group(7, 100, canary=False), 2, 2)
+    begin_key(calls, Group(8, 101, canary=False), 1, 3)
+    begin_key(calls, Group(8, 101, canary=False), 2, 4)
+
+    assert shares_of(windows) == [(0.5, 1, 1), (pytest.approx(0.2), 0, 1)]
+
+
+def test_in_a_new_round_all_keys_count_anew() -> None:
+    windows, calls = following()
+    for key in range(5):
+        begin_key(calls, CANARY, key, key + 1)
+    windows.start_round(RAMP, 2)
+    for key in range(5):
+        begin_key(calls, CANARY._replace(slice=200), key, key + 1)
+
+    assert [(each.stratum.round, each.assigned) for each in windows.open_windows(RAMP)] == [
+        (1, 5),
+        (2, 5),
+    ]
+    assert windows.pop_draws().assigned.total() == 5  # the ratio is checked in the first round
 
 
 def test_keys_beyond_the_limit_are_not_evidence(
@@ -269,10 +383,10 @@ def test_keys_beyond_the_limit_are_not_evidence(
     monkeypatch.setattr(windows_module, "MAX_KEYS", 2)
     windows, calls = following()
     for key in range(5):
-        calls.begin("r", CANARY, 1, asked=False, key=key)
-        calls.end("r", CANARY, 1, CallOutcome.OK, 300, asked=False, key=key)
+        begin_key(calls, CANARY, key)
+        end_key(calls, CANARY, key)
 
-    assert arms(windows.pop_closed(OVER)) == [(100, Arm(2, 0), Arm())]
+    assert arms(closed(windows, OVER)) == [(100, Arm(2, 0), Arm())]
     assert windows.overflown == 3
 
 
@@ -287,7 +401,7 @@ Doing = tuple[str, int, bool, bool, "int | None", int]
             st.booleans(),
             st.booleans(),
             st.one_of(st.none(), st.integers(0, 3)),
-            st.integers(0, 2),
+            st.integers(0, 3),
         ),
         max_size=40,
     ),
@@ -296,49 +410,55 @@ Doing = tuple[str, int, bool, bool, "int | None", int]
 def test_saved_and_restored_at_any_moment_it_continues_unchanged(
     story: list[Doing], pause: int
 ) -> None:
-    def play(*, interrupted: bool) -> tuple[list[ClosedWindow], int, int]:
+    def play(*, interrupted: bool) -> tuple[list[CallWindow], int, int]:
         windows, calls = following()
-        sealed: list[ClosedWindow] = []
-        keys: list[tuple[int, int]] = []
+        found: list[CallWindow] = []
+        keys: list[KeyRow] = []
         for number, (ring, piece, canary, asked, key, how) in enumerate(story):
             if interrupted and number == pause:
                 kept = json.loads(json.dumps([windows.to_dict(), calls.to_list()]))
                 keys += windows.pop_new_keys()
-                windows = Windows.from_dict(kept[0], {7: RAMP})
-                windows.restore_keys(RAMP, (each for _, each in keys))
+                windows = Windows.from_dict(kept[0], {7: DrawnEpoch(RAMP, SHARE)})
+                windows.restore_keys(keys)
                 calls = CallTracker.from_list(windows, kept[1])
             group = Group(7, piece, canary)
-            calls.begin(ring, group, 1, asked=asked, key=key)
+            unit = None if key is None else CallKey(ring, key, number + 1)
+            if how == 3 and key is None:
+                calls.record(group, 1, CallOutcome.ERROR, 700)
+                continue
+            calls.begin(ring, group, 1, asked=asked, key=unit)
             if how:
                 outcome = CallOutcome.OK if how == 1 else CallOutcome.ERROR
-                calls.end(ring, group, 1, outcome, 300, asked=asked, key=key)
-            sealed += windows.pop_closed(piece)
+                calls.end(ring, group, 1, outcome, 300, asked=asked, key=unit)
+            found += closed(windows, piece)
         calls.process_exited("a", 120)
         calls.expire(1000)
-        sealed += windows.pop_closed(1000)
-        return sealed, calls.open, windows.late
+        found += closed(windows, 1000)
+        return found, calls.open, windows.late
 
     assert play(interrupted=True) == play(interrupted=False)
 
 
 @given(st.data())
-def test_every_call_is_counted_once_and_is_evidence_at_most_once(data: st.DataObject) -> None:
+def test_every_call_is_counted_once_and_is_evidence_once(data: st.DataObject) -> None:
     windows, calls = following()
     assigned: Counter[bool] = Counter()
+    found: list[CallWindow] = []
     for _ in range(data.draw(st.integers(0, 30))):
-        group = Group(7, data.draw(st.integers(100, 105)), data.draw(st.booleans()))
+        group = Group(7, data.draw(st.integers(100, 115)), data.draw(st.booleans()))
         assigned[group.canary] += 1
         begin(calls, group, ring=data.draw(st.sampled_from("ab")))
         if data.draw(st.booleans()):
             end(calls, group, ring=data.draw(st.sampled_from("ab")))
+        found += closed(windows, data.draw(st.integers(100, 125)))
     calls.process_exited("a", 120)
     calls.expire(1000)
-    sealed = windows.pop_closed(1000)
+    found += closed(windows, 1000)
     tallies = calls.pop_tallies()
 
     for canary in (True, False):
         mine = [tally for group, tally in tallies.items() if group.canary is canary]
         assert sum(tally.assigned for tally in mine) == assigned[canary]
         assert sum(tally.calls for tally in mine) == assigned[canary]
-    assert sum(each.canary.calls for each in sealed) == assigned[True]
-    assert sum(each.stable.calls for each in sealed) == assigned[False]
+    assert sum(each.canary.calls for each in found) == assigned[True]
+    assert sum(each.stable.calls for each in found) == assigned[False]

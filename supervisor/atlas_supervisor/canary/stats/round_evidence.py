@@ -1,0 +1,443 @@
+"""The three tests of one round: a rollback by errors, one by latency, and a promotion.
+
+Order. Windows are multiplied in one after the other (`windows` says in which order). Before a
+window's first call everything that its factors depend on is fixed as its `Terms`: the pooled error
+rate, the part of the money that bets, and the latency quantiles with their rates. They come from
+the calls of earlier windows that have an outcome by then.
+
+Invariants
+- Terms never change, also not over a restart: they are saved with the window.
+- `extend` multiplies by a lower bound of the window's factor: each call without an outcome counts
+  as it is worst for the test. Once all calls have ended the bound is the factor. So what reaches
+  1/alpha with open calls also does when they have ended, and no verdict waits for a slow call.
+- A closed window is multiplied into the round for good; the open ones into a copy, at each poll.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from atlas_supervisor.canary.stats.counts import Arm, Baseline, Prior, Rates, is_drawn
+from atlas_supervisor.canary.stats.evalue import Mixture, log_sum
+from atlas_supervisor.canary.stats.explain import SlowCalls
+from atlas_supervisor.canary.stats.histogram import Histogram
+from atlas_supervisor.canary.stats.latency_evidence import (
+    LEAST_CALLS,
+    LEVELS,
+    PLACE_CALLS,
+    SLOW_LEVELS,
+    LatencyBets,
+    Placement,
+    place,
+)
+from atlas_supervisor.canary.stats.latency_evidence import WEIGHTS as LATENCY_WEIGHTS
+from atlas_supervisor.canary.stats.promotion_evidence import WEIGHTS as PROMOTION_WEIGHTS
+from atlas_supervisor.canary.stats.promotion_evidence import margin_bets
+from atlas_supervisor.canary.stats.rollback_evidence import (
+    RISK_RATIOS,
+    STARTED_AT_FIRST,
+    Bet,
+    Outcomes,
+    arm_bets,
+    log_factors,
+    rate_bets,
+    share_started,
+)
+from atlas_supervisor.canary.stats.windows import SLICES_PER_SECOND, CallWindow
+from atlas_worker.contract import bucket_milliseconds, latency_bucket
+
+ERROR_WEIGHTS = (1 / (2 * len(RISK_RATIOS)),) * (2 * len(RISK_RATIOS))
+
+
+class Terms(NamedTuple):
+    """What a window's factors depend on besides its calls."""
+
+    rate: float
+    """The pooled error rate m."""
+    started: float
+    """The part of the money that bets."""
+    placement: Placement | None
+    slow_rates: tuple[float, ...] = ()
+    """The pooled rates of slow calls, by threshold."""
+
+    def to_list(self) -> list[Any]:
+        """Return them as JSON values."""
+        placed = self.placement and self.placement.to_list()
+        return [self.rate, self.started, placed, self.slow_rates]
+
+    @classmethod
+    def from_list(cls, saved: Sequence[Any]) -> Terms:
+        """Return the terms that `to_list` has saved."""
+        rate, started, placed, slow_rates = saved
+        return cls(rate, started, Placement.from_list(placed), tuple(slow_rates))
+
+
+@dataclass
+class _Cache:
+    """What a window's terms and its calls with an outcome lead to."""
+
+    errors: list[Bet]
+    promotion: list[Bet]
+    latency: LatencyBets | None
+    by_errors: Sequence[float] = ()
+    by_promotion: Sequence[float] = ()
+    by_latency: Sequence[float] = ()
+    """The logarithms of each test's factors."""
+    levels: tuple[list[int], list[int]] = ([], [])
+    """Calls with an outcome by latency level, canary and stable."""
+    worst_levels: tuple[list[int], list[int]] | None = None
+    slow: Sequence[tuple[int, int]] = ()
+    """Calls with an outcome, and how many were slow, by threshold."""
+    counts_canary: bool = False
+
+
+class Slow(NamedTuple):
+    """Calls of each arm by latency level, since the levels were placed."""
+
+    canary: tuple[int, ...] = (0,) * LEVELS
+    stable: tuple[int, ...] = (0,) * LEVELS
+
+
+class RoundEvidence:
+    """The evidence of one round. `margin` and `latency_margin` are the settings' margins."""
+
+    def __init__(
+        self,
+        margin: float,
+        latency_margin: float,
+        prior: Prior | None = None,
+        past: Histogram | None = None,
+    ) -> None:
+        if not 0 < margin < 1:
+            raise ValueError(f"the margin is between 0 and 1, not {margin}")
+        if not 0 <= latency_margin < 10:
+            raise ValueError(f"the latency margin is between 0 and 10, not {latency_margin}")
+        self.margin, self.latency_margin = margin, latency_margin
+        self.errors = Mixture(ERROR_WEIGHTS, STARTED_AT_FIRST)
+        self.latency = Mixture(LATENCY_WEIGHTS, STARTED_AT_FIRST)
+        self.promotion = Mixture(PROMOTION_WEIGHTS)
+        self._promotion_bound = 0.0
+        """The promotion's logarithm after the last window with a canary call."""
+        self._baseline = Baseline(prior or Prior())
+        self.canary_calls = 0
+        self.canary_errors = 0
+        self.placement = place(past, latency_margin) if past is not None else None
+        self._slow = [Baseline(each) for each in self.placement.priors] if self.placement else []
+        self._seen = Slow()
+        """Of closed windows."""
+        self._recent = Histogram()
+        """Stable's latencies in closed windows since the quantiles were placed."""
+        self._recent_calls = 0
+        self.extended: list[CallWindow] = []
+        """The open windows that were multiplied in, of a copy."""
+
+    def copy(self) -> RoundEvidence:
+        """Return a copy to multiply open windows into."""
+        other = copy.copy(self)
+        other.errors, other.latency = self.errors.copy(), self.latency.copy()
+        other.promotion = self.promotion.copy()
+        other.extended = []
+        return other
+
+    @property
+    def rate(self) -> float:
+        """The pooled rate that the next window is judged by."""
+        return self._baseline.rate
+
+    @property
+    def log_promotion(self) -> float:
+        """A lower bound of the promotion's logarithm, without what stable alone has added."""
+        return min(self.promotion.log_e, self._promotion_bound)
+
+    @property
+    def _first(self) -> int:
+        """The first window after the quantiles were placed."""
+        return self.placement.first if self.placement else 0
+
+    # Windows.
+
+    def close(self, window: CallWindow) -> None:
+        """Multiply a window in, all of whose calls have ended."""
+        self.extend(window, 0)
+        self._seen = self.seen
+        self.extended.clear()
+        if window.number >= self._first:
+            for bucket, count in window.stable.latency.items():
+                self._recent.add(bucket, count)
+
+    def extend(self, window: CallWindow, now: int) -> None:
+        """Multiply a lower bound of the next window in; `now` is the current slice."""
+        if window.terms is None:
+            window.terms = self._fix(window.number)
+        elif not isinstance(window.terms, Terms):
+            window.terms = Terms.from_list(window.terms)
+        terms: Terms = window.terms
+        if terms.placement is not None and terms.placement != self.placement:
+            self._adopt(terms.placement)
+        if is_drawn(window.stratum.share):
+            self._multiply(window, terms, now)
+        canary, stable = window.canary, window.stable
+        self._baseline = self._baseline.after(
+            canary.calls + stable.calls, canary.errors + stable.errors
+        )
+        self.canary_calls += canary.calls
+        self.canary_errors += canary.errors
+        self._recent_calls += stable.calls
+        self.extended.append(window)
+
+    def _multiply(self, window: CallWindow, terms: Terms, now: int) -> None:
+        cache = self._cache(window, terms, now)
+        self.errors.start(terms.started)
+        self.errors.multiply(cache.by_errors)
+        self.promotion.multiply(cache.by_promotion)
+        if cache.counts_canary:
+            self._promotion_bound = self.promotion.log_e
+        if cache.latency is not None:
+            self.latency.start(terms.started)
+            self.latency.multiply(cache.by_latency)
+            both = zip(self._slow, cache.slow, strict=True)
+            self._slow = [each.after(*counts) for each, counts in both]
+
+    def _cache(self, window: CallWindow, terms: Terms, now: int) -> _Cache:
+        """Return the factors of a window; computed only if they may have changed."""
+        share, placement = window.stratum.share, terms.placement
+        cache: _Cache | None = window.bets
+        if cache is None:
+            cache = window.bets = _Cache(
+                errors=[*rate_bets(share, terms.rate), *arm_bets(share)],
+                promotion=margin_bets(share, terms.rate, self.margin),
+                latency=LatencyBets.fixed(share, terms.slow_rates, placement)
+                if placement is not None
+                else None,
+            )
+        changed, window.changed = window.changed, False
+        if changed:
+            self._count(window, cache)
+        if cache.latency is not None and placement is not None:
+            if changed:
+                _count_levels(window, placement, cache)
+            if changed or window.open:
+                levels = _worst_levels(window, placement, cache.levels, now)
+                if levels != cache.worst_levels:
+                    cache.worst_levels = levels
+                    cache.by_latency = cache.latency.log_factors(*levels)
+        return cache
+
+    @staticmethod
+    def _count(window: CallWindow, cache: _Cache) -> None:
+        canary, stable = window.canary, window.stable
+        canary_open, stable_open = window.opened(canary=True), window.opened(canary=False)
+        worst_for_rollback = Outcomes(
+            canary.errors,
+            canary.calls - canary.errors + canary_open,
+            stable.errors + stable_open,
+            stable.calls - stable.errors,
+        )
+        cache.by_errors = log_factors(cache.errors, worst_for_rollback)
+        worst_for_promotion = Outcomes(
+            canary.errors + canary_open + window.unreported[True],
+            canary.calls - canary.errors,
+            stable.errors,
+            stable.calls - stable.errors + stable_open + window.unreported[False],
+        )
+        cache.by_promotion = log_factors(cache.promotion, worst_for_promotion)
+        cache.counts_canary = canary.calls + canary_open + window.unreported[True] > 0
+
+    # Readers.
+
+    @property
+    def seen(self) -> Slow:
+        """The calls by latency level, since the levels were placed."""
+        canary, stable = self._seen
+        for window in self.extended:
+            if (
+                window.bets is not None
+                and window.bets.latency is not None
+                and (window.terms.placement == self.placement)
+            ):
+                canary = _sum(canary, window.bets.levels[0])
+                stable = _sum(stable, window.bets.levels[1])
+        return Slow(canary, stable)
+
+    def slow_calls(self) -> SlowCalls:
+        """Return the slow calls by the threshold that the arms differ most by."""
+        placement, seen = self.placement, self.seen
+        if placement is None:
+            return SlowCalls(0, 0, Arm(), Arm())
+        per = len(RISK_RATIOS)
+        tests = [log_sum(self.latency.logs[at * per : (at + 1) * per]) for at in range(3)]
+        level = SLOW_LEVELS[tests.index(max(tests))]
+        return SlowCalls(
+            bucket_milliseconds(placement.canary_cuts[level - 1]),
+            bucket_milliseconds(placement.cuts[level - 1]),
+            Arm(sum(seen.canary), sum(seen.canary[level:])),
+            Arm(sum(seen.stable), sum(seen.stable[level:])),
+        )
+
+    def calls_needed(
+        self, rates: Rates, *, errors: float, latency: float, promotion: float
+    ) -> float:
+        """Return a forecast of the canary calls until a test reaches its logarithm."""
+        by_errors = [*rate_bets(rates.share, self.rate), *arm_bets(rates.share)]
+        by_margin = margin_bets(rates.share, self.rate, self.margin)
+        forecasts = [
+            _calls_until(errors, self.errors, _growth(by_errors, rates)),
+            _calls_until(promotion, self.promotion, _growth(by_margin, rates)),
+        ]
+        if self.placement is not None and any(self.seen.canary) and any(self.seen.stable):
+            forecasts.append(_calls_until(latency, self.latency, self._latency_growth(rates)))
+        return min(forecasts)
+
+    def _latency_growth(self, rates: Rates) -> list[float]:
+        placement, seen = self.placement, self.seen
+        if placement is None:
+            return []
+        slow_rates = [each.rate for each in self._slow]
+        bets = LatencyBets.fixed(rates.share, slow_rates, placement)
+        stable_calls = sum(seen.stable)
+        stable = [count / stable_calls for count in seen.stable]
+        shrunk = [count + part for count, part in zip(seen.canary, stable, strict=True)]
+        canary = [count / sum(shrunk) for count in shrunk]
+        return bets.log_factors(canary, [part * rates.stable_calls for part in stable])
+
+    # Terms.
+
+    def _fix(self, number: int) -> Terms:
+        """Fix the terms of the next window by the calls of those before it."""
+        started = share_started(self.canary_calls)
+        placement = self.placement
+        if self._recent_calls >= (PLACE_CALLS if placement else LEAST_CALLS):
+            placement = self._place(number) or placement
+        if placement is not None and placement != self.placement:
+            self._adopt(placement)
+        return Terms(self.rate, started, placement, tuple(each.rate for each in self._slow))
+
+    def _place(self, number: int) -> Placement | None:
+        """Return the quantiles of stable's calls since the last placement."""
+        recent = Histogram(self._recent)
+        for window in self.extended:
+            if self._first <= window.number < number:
+                recent.merge(Histogram(window.stable.latency.items()))
+        return place(recent, self.latency_margin, number)
+
+    def _adopt(self, placement: Placement) -> None:
+        """Count slow calls anew by these quantiles; the evidence stays."""
+        self.placement = placement
+        self._recent, self._recent_calls = Histogram(), 0
+        self._slow = [Baseline(each) for each in placement.priors]
+        self._seen = Slow()
+
+    # Saved state.
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the state as JSON values, without loss."""
+        return {
+            "margins": [self.margin, self.latency_margin],
+            "errors": self.errors.to_dict(),
+            "latency": self.latency.to_dict(),
+            "promotion": self.promotion.to_dict(),
+            "promotion_bound": self._promotion_bound,
+            "baseline": self._baseline.to_list(),
+            "canary": [self.canary_calls, self.canary_errors],
+            "placement": self.placement and self.placement.to_list(),
+            "slow": [each.to_list() for each in self._slow],
+            "seen": list(self._seen),
+            "recent": list(self._recent),
+            "recent_calls": self._recent_calls,
+        }
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> RoundEvidence:
+        """Return the saved state. Raises ValueError if a version with other bets has saved it."""
+        evidence = cls(*saved["margins"])
+        evidence.errors.restore(saved["errors"])
+        evidence.latency.restore(saved["latency"])
+        evidence.promotion.restore(saved["promotion"])
+        evidence._promotion_bound = saved["promotion_bound"]
+        evidence._baseline = Baseline.from_list(saved["baseline"])
+        evidence.canary_calls, evidence.canary_errors = saved["canary"]
+        evidence.placement = Placement.from_list(saved["placement"])
+        evidence._slow = [Baseline.from_list(each) for each in saved["slow"]]
+        canary, stable = saved["seen"]
+        evidence._seen = Slow(tuple(canary), tuple(stable))
+        evidence._recent = Histogram(saved["recent"])
+        evidence._recent_calls = saved["recent_calls"]
+        return evidence
+
+    def carry_over(self, saved: Mapping[str, Any]) -> None:
+        """Take over the evidence of a version that had single tests, as money of the first bets.
+
+        Its open windows and its latency quantiles are left out; both tests go on from their value.
+        """
+        errors, latency = saved["errors"], saved["latency"]
+        tests = latency["tests"]
+        self._spread(self.errors, ERROR_WEIGHTS, errors["logs"], errors["started"])
+        logs = [log for test in tests for log in test["logs"]]
+        self._spread(self.latency, LATENCY_WEIGHTS, logs, tests[0]["started"], len(tests))
+        self._spread(self.promotion, PROMOTION_WEIGHTS, [saved["promotion"]["log"]], 1.0)
+        self._promotion_bound = self.promotion.log_e
+        past = errors["past"]
+        self._baseline = Baseline(Prior(**past["prior"]), past["calls"], past["errors"])
+        self.canary_calls = errors["canary_calls"]
+
+    @staticmethod
+    def _spread(
+        mixture: Mixture,
+        weights: Sequence[float],
+        logs: Sequence[float],
+        started: float,
+        of: int = 1,
+    ) -> None:
+        total = log_sum(logs)
+        shares = Mixture([weight / of for weight in weights])
+        shares.multiply([total] * len(weights))
+        mixture.restore({"started": started, "logs": list(shares.logs)})
+
+
+def _count_levels(window: CallWindow, placement: Placement, cache: _Cache) -> None:
+    canary = placement.levels(window.canary.latency.items(), canary=True)
+    stable = placement.levels(window.stable.latency.items(), canary=False)
+    both = _sum(canary, stable)
+    cache.levels, cache.worst_levels = (canary, stable), None
+    cache.slow = [(sum(both), sum(both[level:])) for level in SLOW_LEVELS]
+
+
+def _worst_levels(
+    window: CallWindow, placement: Placement, known: tuple[list[int], list[int]], now: int
+) -> tuple[list[int], list[int]]:
+    """Return the calls by level, those without an outcome as they are worst for a rollback."""
+    canary, stable = list(known[0]), list(known[1])
+    for calls, count in window.open.items():
+        if not calls.canary:
+            stable[-1] += count
+        elif calls.asked:  # it may turn out not to count
+            canary[0] += count
+        else:
+            seconds = max(now - calls.slice - 1, 0) / SLICES_PER_SECOND
+            canary[placement.level(latency_bucket(seconds * 1000), canary=True)] += count
+    return canary, stable
+
+
+def _growth(bets: Iterable[Bet], rates: Rates) -> list[float]:
+    """Return the growth of each bet's logarithm per canary call, expected at these rates."""
+    per_call = Outcomes(
+        rates.canary,
+        1 - rates.canary,
+        rates.stable * rates.stable_calls,
+        (1 - rates.stable) * rates.stable_calls,
+    )
+    return log_factors(list(bets), per_call)
+
+
+def _calls_until(needed: float, mixture: Mixture, speeds: Sequence[float]) -> float:
+    """Return the canary calls until a bet alone reaches this logarithm; infinite if none will."""
+    both = zip(mixture.logs, speeds, strict=True)
+    return min((max(needed - log, 0) / speed for log, speed in both if speed > 0), default=math.inf)
+
+
+def _sum(one: Iterable[int], other: Iterable[int]) -> tuple[int, ...]:
+    return tuple([a + b for a, b in zip(one, other, strict=True)])

@@ -1,0 +1,107 @@
+"""Reports the daemon's state to systemd, as sd_notify(3) defines it.
+
+It looks at the state a few times in a second, and reports a change. A sign of life goes out several
+times within the watchdog's time. They stop when the event loop hangs or the database can't be read.
+Then systemd kills the daemon and starts the next one, and workers serve on. Without `NOTIFY_SOCKET`
+nothing is sent.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+
+import anyio
+import structlog
+
+from atlas_supervisor.errors import AtlasError
+
+log = structlog.get_logger(__name__)
+
+_LOOK_SECONDS = 0.2
+_BEAT_SECONDS = 10.0
+"""The longest pause between two signs of life."""
+_BEATS = 3
+"""So many fit into the time after which systemd takes the daemon for hung."""
+_STATUS_LENGTH = 300
+
+
+class ServiceManager:
+    """The connection to the service manager that started this process, if one did."""
+
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        self._address = environ.get("NOTIFY_SOCKET", "")
+        self._beat_seconds = min(_BEAT_SECONDS, _watchdog_seconds(environ) / _BEATS)
+        self._ready = False
+        self.stopping = False
+        """Whether the daemon stops, which takes as long as its drains."""
+
+    def refused(self, why: str) -> None:
+        """Report why the daemon can't start."""
+        self._send([_status_line(why)])
+
+    async def run(
+        self,
+        serves: Callable[[], bool],
+        status: Callable[[], str],
+        answers: Callable[[], Awaitable[object]],
+    ) -> None:
+        """Report until cancelled: ready once a worker serves, and `status`, a line.
+
+        `answers` raises AtlasError, or does not return, if a restart is the better state.
+        """
+        if not self._address:
+            return
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._beat, answers)
+            last: list[str] = []
+            while True:
+                self._ready = self._ready or serves()
+                text = f"stopping; {status()}" if self.stopping else status()
+                if (lines := [*self._phase(), _status_line(text)]) != last:
+                    self._send(lines)
+                last = lines
+                await anyio.sleep(_LOOK_SECONDS)
+
+    async def _beat(self, answers: Callable[[], Awaitable[object]]) -> None:
+        while True:
+            try:
+                await answers()
+            except AtlasError as error:
+                log.error("watchdog_withheld", why=str(error))
+            else:
+                self._send([*self._phase(), *(["WATCHDOG=1"] if self._ready else [])])
+            await anyio.sleep(self._beat_seconds)
+
+    def _phase(self) -> list[str]:
+        """Return the lines for where the daemon is; a start or a stop is extended."""
+        seconds = max(_BEAT_SECONDS, self._beat_seconds) * _BEATS
+        extension = f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}"
+        if self.stopping:
+            return ["STOPPING=1", extension]
+        return ["READY=1" if self._ready else extension]
+
+    def _send(self, lines: list[str]) -> None:
+        """Send a message, or drop it: nothing waits for the service manager."""
+        if not self._address:
+            return
+        address = self._address
+        flags = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        with suppress(OSError), socket.socket(socket.AF_UNIX, flags) as out:
+            message = "\n".join(lines).encode(errors="replace")
+            out.sendto(message, "\0" + address[1:] if address.startswith("@") else address)
+
+
+def _status_line(text: str) -> str:
+    return f"STATUS={' '.join(text.split())[:_STATUS_LENGTH]}"
+
+
+def _watchdog_seconds(environ: Mapping[str, str]) -> float:
+    """Return the time after which a silent daemon is killed; endless if it is not watched."""
+    if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return float("inf")
+    with suppress(ValueError):
+        return int(environ.get("WATCHDOG_USEC", "")) / 1e6 or float("inf")
+    return float("inf")
