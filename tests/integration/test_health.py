@@ -170,7 +170,7 @@ async def test_a_worker_that_hangs_in_its_health_costs_the_supervisor_nothing(
 async def test_a_new_version_that_hangs_at_once_is_said_to_have_answered_nothing(
     tmp_path: Path,
 ) -> None:
-    settings: dict[str, Setting] = {**HUNG, "HEALTH_PROBES": 1}
+    settings: dict[str, Setting] = {**HUNG, "HEALTH_PROBES": 1, "DRAIN_TIMEOUT_SECONDS": 1}
     async with scripted_daemon(tmp_path, settings) as daemon:
         # Two answers: the one that makes it ready, and the gate's.
         release(daemon, "v2", stop_after_health=2)

@@ -142,7 +142,8 @@ async def test_the_relay_counts_bytes_both_ways(tmp_path: Path) -> None:
                 body = await answer.read()
         samples = await scraped(daemon)
 
-    assert number(samples, "atlas_relay_connections_total", purpose="public") == 1
+    # The health asks through the public port as well, every two seconds.
+    assert number(samples, "atlas_relay_connections_total", purpose="public") in {1, 2}
     moved = "atlas_relay_bytes_total"
     assert number(samples, moved, purpose="public", direction="from_clients") > 20
     assert number(samples, moved, purpose="public", direction="to_clients") > len(body)

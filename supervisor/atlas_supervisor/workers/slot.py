@@ -357,7 +357,7 @@ class Slot:
         if self.state is not SlotState.STARTING:
             self.apply(SlotEvent.DRAIN_STARTED)
         settings, ports, age = self._context.settings, plane.ports(self.name), Stopwatch()
-        if answers_first and not instance.kit:
+        if answers_first and instance.answers and not instance.kit:
             with anyio.move_on_after(drain_seconds):
                 while instance.alive and plane.queued(self.name):  # noqa: ASYNC110  # no event
                     await anyio.sleep(_QUEUE_POLL_SECONDS)
