@@ -108,7 +108,7 @@ def test_folders_that_the_sandbox_would_hide_are_bound_into_it(tmp_path: Path) -
     assert values(text, "ProtectHome") == ["tmpfs"]
     assert "/home/bob/state" in values(text, "BindReadOnlyPaths")
     assert "/home/bob/v" in values(text, "BindReadOnlyPaths")
-    assert values(text, "BindPaths") == ["/home/bob/state"]
+    assert values(text, "BindPaths")[-1] == "/home/bob/state"
 
 
 def test_a_port_below_1024_takes_one_capability(tmp_path: Path) -> None:
