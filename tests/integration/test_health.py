@@ -16,10 +16,8 @@ from tests.integration.support import (
     get,
     public_version,
     release,
-    rewrite,
     scripted_daemon,
     slot,
-    state_file,
 )
 from tests.unit.worker.fakes import language_model
 
@@ -226,16 +224,6 @@ async def test_each_answer_after_a_switch_is_about_the_version_that_has_the_traf
         assert (await daemon.request("POST", "/deploy/rollback")).status == 200
         assert (await health(daemon))["version"] == "v3"
         await until(daemon, "memory", "pass")
-
-
-async def test_a_state_file_that_names_another_port_is_unhealthy(tmp_path: Path) -> None:
-    async with scripted_daemon(tmp_path) as daemon:
-        file = state_file(daemon)
-        ports = file["active_port"], file["staging_port"]
-        rewrite(daemon, active_port=ports[1], staging_port=ports[0])
-        told = await until(daemon, "steering", "fail")
-        assert told["status"] == "unhealthy"
-        assert f"names port {ports[1]}" in told["checks"]["steering"]["message"]
 
 
 async def test_a_release_that_says_itself_that_it_is_broken_fails_the_gate_by_name(

@@ -29,7 +29,15 @@ def test_anything_but_a_regular_file_is_refused_at_once(
     monkeypatch.chdir(tmp_path)
     make(tmp_path / "file")
     with pytest.raises(OSError, match="it is not a regular file"):
-        open_regular(tmp_path / "file", flags)
+        open_regular(tmp_path / "file", flags, follow=True)
+
+
+def test_a_link_is_followed_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("content")
+    (tmp_path / "link").symlink_to("file")
+    with pytest.raises(OSError, match="it is a link"):
+        read_regular(tmp_path / "link")
+    assert read_regular(tmp_path / "link", follow=True) == b"content"
 
 
 def test_a_descriptor_of_a_regular_file_blocks_as_any_other(tmp_path: Path) -> None:
