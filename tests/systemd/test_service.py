@@ -250,6 +250,7 @@ async def test_installing_it_again_changes_nothing_and_another_unit_is_not_repla
 
 
 async def test_the_journal_has_what_it_logs_with_priorities(running: Shop) -> None:
+    await running.deploy("v1")
     said = await running.journal("--output", "json", "_COMM=python")
     entries = [json.loads(line) for line in said.splitlines()]
     priorities = {entry["MESSAGE"].split()[0]: entry["PRIORITY"] for entry in entries}
