@@ -20,8 +20,9 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 from rich.table import Table
 
@@ -45,7 +46,7 @@ from scripts.benchmarks.result import Options, Result, quantile
 from tests.unit.supervisor.canary.stats.support import most_by_chance
 
 ROOT = Path(__file__).parents[2]
-RUNS, CHUNK = 20, 10
+RUNS, CHUNK = 20, 4
 METHODS = ("ours", "with past", "gbstats", "savvi", "confseq", "oracle", "any base")
 PEERS = ("gbstats", "savvi", "confseq")
 WRONG = tuple(NULL_OF.values())
@@ -260,16 +261,30 @@ def peers(
         "alpha": scenario.alpha,
         "null": MARGIN if scenario.kind.promotes else math.log1p(scenario.latency_margin),
     }
-    jobs = [json.dumps({**same, "slices": [counts(each) for each in one]}) for one in streams]
-    program = str(Path(__file__).with_name("peer_methods.py"))
-    done = subprocess.run(
-        [python, "-W", "ignore", program],
-        input="".join(f"{job}\n" for job in jobs),
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
+    program, found = package_program(python), []
+    for slices in streams:
+        job = {**same, "slices": [counts(each) for each in slices]}
+        program.stdin.write(json.dumps(job) + "\n")
+        program.stdin.flush()
+        found.append(json.loads(program.stdout.readline()))
+    return found
+
+
+class Program(NamedTuple):
+    """A running `peer_methods.py`; it ends when this process does."""
+
+    stdin: IO[str]
+    stdout: IO[str]
+
+
+@cache
+def package_program(python: str) -> Program:
+    """Start the packages' program, once for each process: its imports take a second."""
+    command = [python, "-W", "ignore", str(Path(__file__).with_name("peer_methods.py"))]
+    child = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
     )
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return Program(cast("IO[str]", child.stdin), cast("IO[str]", child.stdout))
 
 
 def counts(each: Slice) -> list[float]:
