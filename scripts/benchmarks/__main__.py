@@ -19,6 +19,7 @@ from scripts.benchmarks import (
     canary,
     canary_adversaries,
     canary_daemon,
+    canary_peers,
     canary_statistics,
     events,
     footprint,
@@ -57,6 +58,10 @@ BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
     "canary-daemon": (
         canary_daemon.run,
         "feature canaries: the daemon's CPU, how fast they go off, a day's report",
+    ),
+    "canary-peers": (
+        canary_peers.run,
+        "the canary's evidence beside gbstats, savvi, confseq and an oracle, on the same calls",
     ),
     "canary-statistics": (
         canary_statistics.run,

@@ -65,7 +65,7 @@ def locked(name: str) -> set[str]:
     return {canonical(each) for each in re.findall(r"^([\w.-]+)==", text, flags=re.MULTILINE)}
 
 
-@pytest.mark.parametrize("name", LOCKS)
+@pytest.mark.parametrize("name", [*LOCKS, "requirements-peers.lock"])
 def test_a_lock_file_pins_every_distribution_by_hash_and_names_no_index(name: str) -> None:
     entries = re.split(r"(?m)^(?=[^\s#])", (ROOT / name).read_text())[1:]
     assert len(entries) > 20
