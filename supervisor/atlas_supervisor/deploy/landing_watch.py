@@ -23,7 +23,7 @@ import anyio
 import structlog
 
 from atlas_supervisor.config import Settings
-from atlas_supervisor.deploy.switch import Arrival, Landing, arrival
+from atlas_supervisor.deploy.switch import Landing, LandingCheck, check_landing
 from atlas_supervisor.model.actor import SUPERVISOR
 from atlas_supervisor.model.health import Check, CheckStatus
 from atlas_supervisor.model.slot import SlotName
@@ -114,7 +114,7 @@ class LandingWatch:
         instance, expected = active.instance, active.name
         if instance is None or not active.can_serve or self._plane.active is not expected:
             return None  # a start, a switch or a takeover is going on
-        seen = await self._arrival(instance, expected)
+        seen = await self._check_landing(instance, expected)
         switched = self._plane.active is not expected or active.instance is not instance
         if seen.landing is not Landing.WRONG or switched or not active.can_serve:
             return None
@@ -126,7 +126,7 @@ class LandingWatch:
         )
 
     async def _blamed(
-        self, seen: Arrival, expected: SlotName
+        self, seen: LandingCheck, expected: SlotName
     ) -> tuple[str, tuple[WorkerProcess, ...]]:
         """Return the finding in words, and the workers that caused it."""
         what = f"connections to the public port, which belong to {expected}, arrived at"
@@ -150,14 +150,14 @@ class LandingWatch:
             except OSError as error:
                 log.critical("steering_uncertain", wanted=expected, why=str(error))
                 return False
-            if (await self._arrival(instance, expected)).landing is not Landing.WRONG:
+            if (await self._check_landing(instance, expected)).landing is not Landing.WRONG:
                 return True
             if self._plane.active is not expected:
                 return True  # a switch has begun meanwhile, and attaches its own
         return False
 
-    async def _arrival(self, instance: WorkerProcess, expected: SlotName) -> Arrival:
-        return await arrival(
+    async def _check_landing(self, instance: WorkerProcess, expected: SlotName) -> LandingCheck:
+        return await check_landing(
             str(self._settings.public_host),
             self._settings.public_port,
             instance,

@@ -51,7 +51,7 @@ class Landing(StrEnum):
     """Unknown: it was not accepted in time, or permissions hide the process that accepted."""
 
 
-class Arrival(NamedTuple):
+class LandingCheck(NamedTuple):
     """Where some connections arrived, in words, and the processes that should not have them."""
 
     landing: Landing
@@ -59,20 +59,14 @@ class Arrival(NamedTuple):
     pids: tuple[int, ...] = ()
 
 
-async def landing(host: str, port: int, instance: WorkerProcess) -> tuple[Landing, str]:
-    """Connect to the public port, and find out whether `instance` got the connection."""
-    found = await arrival(host, port, instance)
-    return found.landing, found.text
-
-
-async def arrival(
+async def check_landing(
     host: str,
     port: int,
     instance: WorkerProcess,
     *,
     count: int = 1,
     elsewhere: Callable[[], int] = lambda: 0,
-) -> Arrival:
+) -> LandingCheck:
     """Make `count` connections, and find out whether `instance` got all of them.
 
     `elsewhere` returns how many connections wait where none should: what never accepts is found by
@@ -85,7 +79,7 @@ async def arrival(
 
 def _connect_and_find(
     address: tuple[str, int], instance: WorkerProcess, count: int, elsewhere: Callable[[], int]
-) -> Arrival:
+) -> LandingCheck:
     before = elsewhere()
     try:
         with ExitStack() as stack:
@@ -95,26 +89,26 @@ def _connect_and_find(
             ]
             inodes = _accepted(clients)
             if len(inodes) < count and elsewhere() > before:
-                return Arrival(Landing.WRONG, "a connection waits in the other slot's queue")
+                return LandingCheck(Landing.WRONG, "a connection waits in the other slot's queue")
             if not inodes:
-                return Arrival(Landing.UNSEEN, f"not accepted within {_ACCEPT_SECONDS:g} s")
+                return LandingCheck(Landing.UNSEEN, f"not accepted within {_ACCEPT_SECONDS:g} s")
             return _holder(inodes, instance)
     except OSError as error:
-        return Arrival(Landing.UNSEEN, f"could not be checked: {error}")
+        return LandingCheck(Landing.UNSEEN, f"could not be checked: {error}")
 
 
-def _holder(inodes: set[int], instance: WorkerProcess) -> Arrival:
+def _holder(inodes: set[int], instance: WorkerProcess) -> LandingCheck:
     """Find the processes that have accepted the connections."""
     if not (others := inodes - procfs.sockets_of(instance.pid)):
-        return Arrival(Landing.RIGHT, f"pid {instance.pid} accepted it")
+        return LandingCheck(Landing.RIGHT, f"pid {instance.pid} accepted it")
     for pid in instance.family():
         others -= procfs.sockets_of(pid)
     if not others:
-        return Arrival(Landing.RIGHT, f"a process of pid {instance.pid} accepted it")
+        return LandingCheck(Landing.RIGHT, f"a process of pid {instance.pid} accepted it")
     if not (pids := tuple(pid for pid in procfs.pids() if others & procfs.sockets_of(pid))):
-        return Arrival(Landing.UNSEEN, "accepted and closed at once")  # before the check
+        return LandingCheck(Landing.UNSEEN, "accepted and closed at once")  # before the check
     names = ["the daemon" if pid == os.getpid() else procfs.describe(pid) for pid in pids]
-    return Arrival(Landing.WRONG, f"{', '.join(names)} accepted it", pids)
+    return LandingCheck(Landing.WRONG, f"{', '.join(names)} accepted it", pids)
 
 
 def _accepted(clients: list[socket.socket]) -> set[int]:
@@ -180,9 +174,9 @@ class Switch:
 
     async def _make_durable(self, source: Slot, target: Slot, flip_us: float) -> StepOutcome:
         """Check where connections arrive, then write the state file; on failure it is unchanged."""
-        where, seen = await self._landing(target)
-        if where is Landing.WRONG:
-            return StepOutcome.failed(f"a connection arrived at the wrong process: {seen}")
+        seen = await self._landing(target)
+        if seen.landing is Landing.WRONG:
+            return StepOutcome.failed(f"a connection arrived at the wrong process: {seen.text}")
         died = StepOutcome.staging_died(f"{target.name} died during the switch")
         if not target.can_serve:
             return died
@@ -204,16 +198,16 @@ class Switch:
             f"{target.name} (port {target.port}) now receives all new connections",
             SwitchDetail(
                 state_file_ms=watch.milliseconds,
-                landing=where.value,
-                landing_detail=seen,
+                landing=seen.landing.value,
+                landing_detail=seen.text,
                 flip_us=flip_us,
             ),
         )
 
-    async def _landing(self, target: Slot) -> tuple[Landing, str]:
+    async def _landing(self, target: Slot) -> LandingCheck:
         if self._plane.name != "kernel" or target.instance is None:
-            return Landing.UNSEEN, "not checked: the daemon itself accepts"
-        return await landing(
+            return LandingCheck(Landing.UNSEEN, "not checked: the daemon itself accepts")
+        return await check_landing(
             str(self._settings.public_host), self._settings.public_port, target.instance
         )
 

@@ -16,7 +16,7 @@ from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy import switch as switching
 from atlas_supervisor.deploy.machine import Event, Phase
 from atlas_supervisor.deploy.recovery import finish_interrupted
-from atlas_supervisor.deploy.switch import Landing, Switch
+from atlas_supervisor.deploy.switch import Landing, LandingCheck, Switch
 from atlas_supervisor.model.deploy import DeployRecord, Mode
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import SlotName
@@ -57,10 +57,10 @@ class Ready:
 
 @asynccontextmanager
 async def ready(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ready]:
-    async def unseen(*_: Any) -> tuple[Landing, str]:
-        return Landing.UNSEEN, "these workers accept nothing"
+    async def unseen(*_: Any) -> LandingCheck:
+        return LandingCheck(Landing.UNSEEN, "these workers accept nothing")
 
-    monkeypatch.setattr(switching, "landing", unseen)
+    monkeypatch.setattr(switching, "check_landing", unseen)
     async with bench(folder) as made, open_database(folder / "atlas.db") as (database, _):
         ports = {"active_port": made.blue.port, "staging_port": made.green.port}
         file = StateFile(folder / "deploy_state.json")

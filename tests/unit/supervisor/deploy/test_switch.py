@@ -11,7 +11,7 @@ import pytest
 
 from atlas_supervisor.deploy import switch as switching
 from atlas_supervisor.deploy.machine import Event
-from atlas_supervisor.deploy.switch import Landing
+from atlas_supervisor.deploy.switch import Landing, LandingCheck
 from atlas_supervisor.model.slot import SlotName, SlotState
 from tests.harness import eventually
 from tests.unit.supervisor.deploy.support import kill, ready
@@ -85,10 +85,10 @@ async def test_a_connection_that_arrives_at_a_foreign_listener_undoes_the_switch
 ) -> None:
     async with ready(tmp_path, monkeypatch) as it:
 
-        async def wrong(*_: Any) -> tuple[Landing, str]:
-            return Landing.WRONG, "pid 1 accepted it"
+        async def wrong(*_: Any) -> LandingCheck:
+            return LandingCheck(Landing.WRONG, "pid 1 accepted it")
 
-        monkeypatch.setattr(switching, "landing", wrong)
+        monkeypatch.setattr(switching, "check_landing", wrong)
         outcome = await it.switch.flip()
         assert "wrong process: pid 1" in outcome.message
         assert it.has(BLUE)
@@ -99,10 +99,10 @@ async def test_a_bug_in_the_middle_leaves_everything(
 ) -> None:
     async with ready(tmp_path, monkeypatch) as it:
 
-        async def breaks(*_: Any) -> tuple[Landing, str]:
+        async def breaks(*_: Any) -> LandingCheck:
             raise ZeroDivisionError
 
-        monkeypatch.setattr(switching, "landing", breaks)
+        monkeypatch.setattr(switching, "check_landing", breaks)
         with pytest.raises(ZeroDivisionError):
             await it.switch.flip()
         assert it.has(BLUE)
@@ -115,9 +115,9 @@ async def test_an_instance_that_dies_in_the_middle_gets_no_traffic(
     async with ready(tmp_path, monkeypatch) as it:
         before, change = it.state.state.last_switch_ts, it.state.change
 
-        async def dies_at_landing(*_: Any) -> tuple[Landing, str]:
+        async def dies_at_landing(*_: Any) -> LandingCheck:
             await kill(it.bench.green)
-            return Landing.UNSEEN, "not accepted"
+            return LandingCheck(Landing.UNSEEN, "not accepted")
 
         async def dies_at_write(**changes: Any) -> None:
             await change(**changes)
@@ -127,7 +127,7 @@ async def test_an_instance_that_dies_in_the_middle_gets_no_traffic(
         if moment == "before":
             await kill(it.bench.green)
         elif moment == "landing":
-            monkeypatch.setattr(switching, "landing", dies_at_landing)
+            monkeypatch.setattr(switching, "check_landing", dies_at_landing)
         else:
             monkeypatch.setattr(it.state, "change", dies_at_write)
         outcome = await it.switch.flip()

@@ -317,7 +317,7 @@ def mode_of(path: Path) -> int:
 
 @pytest.fixture(params=[os.mkfifo, os.mkdir])
 def target(path: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """Return what a link in place of the database leads to; everyone may use it."""
+    """Put a link in the place of the database; return its target, open to every user."""
     made = tmp_path / "other"
     request.param(made)
     made.chmod(0o777)
