@@ -29,6 +29,7 @@ from atlas_supervisor.store.outbox import Outbox, PendingWrite
 from atlas_supervisor.store.state_keeper import replace
 from atlas_supervisor.store.statements import Statements
 from atlas_supervisor.system.clock import now
+from atlas_supervisor.system.failpoints import seam
 from atlas_supervisor.system.files import read_regular
 
 log = structlog.get_logger(__name__)
@@ -224,6 +225,7 @@ class HeadFile:
             return None
         return Head(note.id, note.hash)
 
+    @seam("audit-head")
     def write(self, head: Head) -> None:
         """Note the end of the chain. Raises OSError; then it is as it was.
 
