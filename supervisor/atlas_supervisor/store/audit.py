@@ -190,6 +190,11 @@ class AuditStore:
         asked = {"subject": subject, "action": action, "outcome": outcome}
         return bool(await self._statements.read("audit_known", **asked))
 
+    async def last_outcome(self, action: str) -> str | None:
+        """Return the outcome of the newest entry of this action; None if there is none."""
+        rows = await self._statements.read("last_outcome", action=action)
+        return str(rows[0]["outcome"]) if rows else None
+
 
 def _pending(
     actor: Actor, action: str, outcome: str, subject: str | None, detail: dict[str, Any]
