@@ -26,7 +26,7 @@ from atlas_supervisor.config import Settings, describe_settings, load_settings, 
 from atlas_supervisor.daemon import Daemon
 from atlas_supervisor.errors import SettingsError, StartRefusedError
 from atlas_supervisor.store import state_folder
-from atlas_supervisor.system import descriptors
+from atlas_supervisor.system import descriptors, failpoints
 from atlas_supervisor.system.lock import LOCK_FILE, only_daemon
 from atlas_supervisor.system.service_manager import ServiceManager
 from atlas_supervisor.system.signals import name_of, report_ignored
@@ -47,6 +47,9 @@ _FAILED = 70
 def main(arguments: list[str] | None = None) -> int:
     """Run the daemon; return the exit status."""
     options = _parser().parse_args(arguments)
+    if names := failpoints.names_if_unknown():
+        print("\n".join(names), file=sys.stderr)  # noqa: T201  # before there is a log
+        return _BAD_SETTINGS
     if not options.env_file.exists():
         print(_NO_ENV_FILE.format(path=options.env_file.absolute()), file=sys.stderr)  # noqa: T201  # before there is a log
         return _BAD_SETTINGS
