@@ -9,7 +9,7 @@ bound open calls from below, so no verdict waits for them.
 
 Terms. A *slice* is half a second of the machine's monotonic clock. An *epoch* has one share; a
 *ramp* is the sequence of epochs that one evidence covers. A *stratum* is the calls that were drawn
-alike; a *window* is a run of its slices: one slice at first, later some 4 % of the ramp's calls.
+alike; a *window* is a run of its slices: 4 % of the ramp's calls, up to WINDOW_SLICES.
 When it begins depends on time and on the number of assignments alone.
 
 Invariants
@@ -53,8 +53,10 @@ GRACE_SLICES = 4
 MAX_KEYS = 100_000
 """Keys of one ramp that are remembered; later keys are not evidence."""
 
-_PART, _MOST_CALLS, _MOST_SLICES = 0.04, 10_000, 60 * SLICES_PER_SECOND
-"""A window ends at this part of the ramp's calls, at this many calls, or after this many slices."""
+WINDOW_SLICES = 4
+"""The most slices of a window. What its bets depend on is fixed when it begins, so it is short; and
+a minute of hanging calls leaves some thirty open, so it is not shorter."""
+_PART = 0.04  # of the ramp's calls in a window, if that is less: rates are learned fast at first
 
 
 class CallKey(NamedTuple):
@@ -223,8 +225,8 @@ class _Ramp:
         last = self.by_stratum[window.stratum][-1]
         if window is not last or slice_number <= window.latest:
             return False
-        limit = min(self.assigned * _PART, _MOST_CALLS)
-        return window.assigned >= limit or slice_number - window.since >= _MOST_SLICES
+        is_full = window.assigned >= self.assigned * _PART
+        return is_full or slice_number - window.since >= WINDOW_SLICES
 
     def flush_recorded(self, before: int, share_of: Mapping[int, DrawnEpoch]) -> None:
         """Make windows of the recorded calls that began in slices before this one."""
