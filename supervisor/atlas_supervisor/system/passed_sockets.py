@@ -85,7 +85,8 @@ def receive(environ: MutableMapping[str, str] = os.environ) -> PassedSockets:
     if pid != str(os.getpid()):
         return passed
     given = names.split(":") if names else []
-    for index in range(min(_number(count), resource.getrlimit(resource.RLIMIT_NOFILE)[0])):
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # numbers may be above the soft limit
+    for index in range(min(_number(count), most)):
         name = given[index] if index < len(given) else _UNNAMED
         if name:
             with suppress(OSError):  # it is not open
