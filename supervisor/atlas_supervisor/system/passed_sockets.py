@@ -76,7 +76,7 @@ class PassedSockets:
 
 
 def receive(environ: MutableMapping[str, str] = os.environ) -> PassedSockets:
-    """Return what was passed to this process, and remove the variables.
+    """Return the descriptors that were passed to this process, and remove the variables.
 
     Of variables that are for another process or make no sense, nothing is taken.
     """

@@ -142,6 +142,11 @@ class KernelPlane:
             source=str(DIRECT_SOURCE[slot]),
         )
 
+    def sockets(self) -> dict[str, socket.socket]:
+        """Return the group, and the slots' own listeners."""
+        public = {f"public-{slot}": sock for slot, sock in self._public.items()}
+        return public | {f"own-{slot}": sock for slot, sock in self._own.items()}
+
     def inherited(self, slot: SlotName) -> InheritedSockets:
         """Return the slot's public listener, its own one if the worker takes two, and the spare."""
         named = {"public": self._public[slot]}

@@ -110,6 +110,9 @@ class Plane(Protocol):
         While a worker of an earlier daemon serves, it keeps the traffic, and has the other slot.
         """
 
+    def sockets(self) -> dict[str, socket.socket]:
+        """Return the sockets that a later daemon needs, by the names to pass them on under."""
+
     def inherited(self, slot: SlotName) -> InheritedSockets:
         """Return the sockets that a worker of the slot starts with."""
 

@@ -160,6 +160,11 @@ class RelayPlane:
             return Target("127.0.0.1", self._inner[slot].getsockname()[1])
         return Target("127.0.0.1", self._endpoints.slot_ports[slot])
 
+    def sockets(self) -> dict[str, socket.socket]:
+        """Return the public listener, and what there is of the slots' own ports."""
+        public = {"public": self._public} if self._public is not None else {}
+        return public | {f"own-{slot}": sock for slot, sock in self._own.items()}
+
     def inherited(self, slot: SlotName) -> InheritedSockets:
         """Return the worker's sockets: none if it binds its own port, one if it takes one alone."""
         if self._socket_passing is SocketPassing.PORT:

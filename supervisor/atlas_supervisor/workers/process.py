@@ -73,6 +73,8 @@ class WorkerProcess:
         self.pid = process.pid
         self.started_ts: datetime = now()
         self.age = Stopwatch()
+        self.launched_with = ""
+        """A digest of the settings that it was launched with; empty if they are unknown."""
         self.exited = anyio.Event()
         self.reported = notify
         """Its own reports."""

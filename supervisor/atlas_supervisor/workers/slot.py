@@ -39,6 +39,7 @@ from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.drain import Drain, Drains
 from atlas_supervisor.workers.launch import (
     LaunchError,
+    LaunchSettings,
     ReleaseGoneError,
     launch_release,
     new_instance_id,
@@ -74,6 +75,7 @@ class SlotContext:
     registry: InstanceRegistry
     tasks: TaskGroup
     drains: Drains
+    launch_settings: LaunchSettings
     on_down: Callable[[Slot, WorkerProcess, str], Awaitable[None]]
     """Called once when a worker ended or hangs without having been asked to end, with the cause."""
     on_change: Callable[[], None]
@@ -227,6 +229,8 @@ class Slot:
             with SPARES.released():
                 instance = await launch()
         self.instance = instance
+        self._context.launch_settings.refresh()
+        instance.launched_with = self._context.launch_settings.digest(release)
         self._context.tasks.start_soon(self._watch_exit, instance)
         log.info("worker_launched", pid=instance.pid, version=release.version)
         self._context.registry.launched(instance)
