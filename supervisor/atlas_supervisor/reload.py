@@ -154,7 +154,8 @@ class Reloads:
             sock.close()
         self._fresh.clear()
         self._reloading = self._runs.stopping = False
-        self.accepted = anyio.Event()
+        if self.accepted.is_set():  # else it is waited for
+            self.accepted = anyio.Event()
 
     def _view(self, report: CheckReport) -> ReloadView:
         known = digests(self._settings)

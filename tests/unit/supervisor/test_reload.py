@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from atlas_supervisor import reload
@@ -307,3 +308,13 @@ async def test_without_a_quiet_moment_the_daemon_goes_on_as_it_was(
 
     assert not stage.executed
     assert stage.audits[-1] == ("reload", "failed")
+
+
+async def test_a_reload_after_a_refused_one_reaches_those_that_wait_for_it(stage: Stage) -> None:
+    async with anyio.create_task_group() as group:
+        group.start_soon(stage.reloads.until_accepted, anyio.Event())
+        await anyio.lowlevel.checkpoint()
+        stage.foreign = ["PUBLIC_PORT is taken"]
+        await stage.refused()
+        stage.foreign = []
+        await stage.reloads.reload(OPERATOR)  # ends the wait, and with it this block
