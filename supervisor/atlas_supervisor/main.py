@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _unusable(env_file: Path) -> str:
-    """Return what is wrong before the settings are read; empty if nothing is."""
+    """Return why nothing can be started or checked; empty if it can."""
     if not env_file.exists():
         return _NO_ENV_FILE.format(path=env_file.absolute())
     return "\n".join(failpoints.names_if_unknown())
