@@ -39,6 +39,7 @@ from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.health.monitor import HealthMonitor
 from atlas_supervisor.logs.log_service import LogService
 from atlas_supervisor.model.actor import SUPERVISOR
+from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.status import DaemonView, Start
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.probes.http_client import RequestShape
@@ -56,9 +57,11 @@ from atlas_supervisor.system.service_manager import ServiceManager
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG
 from atlas_supervisor.telemetry.metrics import Metrics
 from atlas_supervisor.traffic import PATIENCE_SECONDS, Endpoints, Plane, make_plane
+from atlas_supervisor.workers.adoption import take_over
 from atlas_supervisor.workers.output import keep_bounded
-from atlas_supervisor.workers.registry import WorkerRegistry, end_strays, take_over
+from atlas_supervisor.workers.registry import WorkerRegistry, end_strays
 from atlas_supervisor.workers.releases import Releases
+from atlas_supervisor.workers.slot import Slot
 from atlas_supervisor.workers.slots import Slots
 
 log = structlog.get_logger(__name__)
@@ -122,11 +125,13 @@ class Daemon:
         async with AsyncExitStack() as stack:
             options = api_options(self._settings)
             bound = await stack.enter_async_context(bind(options, self._passed))
-            self._passed.close()
             with _refused_by_store():
-                waiting = await self._open_store(stack)
+                unfinished = await self._open_store(stack)
                 active = self._settings.slot_of_port(self._state.state.active_port)
-                inherited = await take_over(self._settings, self._plane, self._registry, active)
+                inherited = await take_over(
+                    self._settings, self._plane, self._registry, active, self._passed
+                )
+            self._passed.close()
             stack.push_async_callback(self._plane.close)
             prober = await stack.enter_async_context(
                 HttpProber(
@@ -151,7 +156,7 @@ class Daemon:
                     prober,
                     api=partial(serve, options=options, bound=bound),
                     control=bound.sockets,
-                    waiting=waiting,
+                    unfinished=unfinished,
                     tasks=tasks,
                     requests=requests,
                 )
@@ -161,9 +166,9 @@ class Daemon:
         """Open database and state file; without what the database holds if that is damaged."""
         try:
             async with AsyncExitStack() as attempt:
-                waiting = await self._read_store(attempt)
+                unfinished = await self._read_store(attempt)
                 stack.push_async_exit(attempt.pop_all())
-                return waiting
+                return unfinished
         except Exception as error:
             if not is_damage(error):
                 raise
@@ -188,10 +193,12 @@ class Daemon:
             "started",
             pid=os.getpid(),
             version=version("atlas-supervisor"),
-            start=self._start(),
+            reloaded=self._program.reloaded,
         )
         self._registry = WorkerRegistry(database.statements)
-        self._state, waiting = await recover(self._settings, database, storage.state_file.written)
+        self._state, unfinished = await recover(
+            self._settings, database, storage.state_file.written
+        )
         self._canaries = await open_canaries(
             self._settings, self._state, database, self._metrics.canaries.observe
         )
@@ -201,7 +208,7 @@ class Daemon:
         await self._registry.rows()
         await database.versions.all()
         await database.deploys.latest(_LATEST_READ)
-        return waiting
+        return unfinished
 
     async def _serve(
         self,
@@ -210,7 +217,7 @@ class Daemon:
         *,
         api: Callable[[Control], AbstractAsyncContextManager[None]],
         control: Mapping[str, socket],
-        waiting: UnfinishedDeploy | None,
+        unfinished: UnfinishedDeploy | None,
         tasks: TaskGroup,
         requests: Requests,
     ) -> None:
@@ -237,12 +244,10 @@ class Daemon:
             partial(keep_bounded, [slot.log for slot in slots]),
         ):
             tasks.start_soon(background)
-        slots.occupy_staging()
+        slots.take_in()
         with _refused_by_store():
-            await service.resume(waiting)  # before the API can ask for another deploy
-            release = await active_release(
-                self._settings, self._database, self._state, self._releases, slots.active.name
-            )
+            await service.resume(unfinished)  # before the API can ask for another deploy
+            release = await self._active_release(slots.active)
         reloads = self._reloads(slots, runs)
         ports = self._control(
             slots, service, queries, monitor=monitor, events=events, reloads=reloads
@@ -273,15 +278,13 @@ class Daemon:
         sockets = {**control, **self._plane.sockets()}
         return {LOCK: self._lock, **{name: sock.fileno() for name, sock in sockets.items()}}
 
-    def _start(self) -> Start:
-        return Start.RELOAD if self._program.reloaded else Start.FRESH
-
     def _view(self, slots: Slots) -> DaemonView:
+        start = Start.ADOPTED if slots.adopted else Start.FRESH
         return DaemonView(
             version=version("atlas-supervisor"),
             pid=os.getpid(),
             started_ts=self._started_ts,
-            start=self._start(),
+            start=Start.RELOAD if self._program.reloaded else start,
             settings_pending=slots.settings_pending,
         )
 
@@ -301,6 +304,14 @@ class Daemon:
             foreign_listeners=self._plane.foreign_listeners,
             is_busy=is_busy,
             manager=self._manager,
+        )
+
+    async def _active_release(self, slot: Slot) -> Release:
+        """Return the release that runs, or is to be started. Raises StoreError."""
+        if slot.alive and slot.instance is not None:
+            return slot.instance.release
+        return await active_release(
+            self._settings, self._database, self._state, self._releases, slot.name
         )
 
     def _monitor(self, slots: Slots, prober: HttpProber, watch: LandingWatch) -> HealthMonitor:
