@@ -1,4 +1,4 @@
-"""The daemon is reloaded many times under load: what is lost, what grows, how long it waits.
+"""The daemon is reloaded again and again under load: what is lost, what grows, how long it takes.
 
 Clients use the public port in every way that the bundled worker serves, and two ask the API without
 a pause: a request that is refused, reset or answered with an error counts as lost.

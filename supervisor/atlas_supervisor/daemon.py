@@ -188,7 +188,12 @@ class Daemon:
             log.error("database_unreadable", aside=aside.name)
             await database.audit.write(SUPERVISOR, "database", "set_aside", aside=aside.name)
         await database.audit.record(
-            SUPERVISOR, "daemon", "started", pid=os.getpid(), version=version("atlas-supervisor")
+            SUPERVISOR,
+            "daemon",
+            "started",
+            pid=os.getpid(),
+            version=version("atlas-supervisor"),
+            reloaded=self._program.reloaded,
         )
         self._registry = WorkerRegistry(database.statements)
         self._state, unfinished = await recover(

@@ -49,7 +49,15 @@ async def reload(daemon: DaemonProcess, **settings: Any) -> dict[str, Any]:
     assert answer.status == 202, answer
     assert set(answer.json["changed"]) == set(settings)
     assert answer.json["before"]["started_ts"] == before["daemon"]["started_ts"]
-    return await until_reloaded(daemon, before)
+    after = await until_reloaded(daemon, before)
+    assert workers(after) == workers(before)
+    return after
+
+
+def workers(status: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a reload must not change of the slots."""
+    fields = ("slot", "role", "state", "pid", "version", "started_ts", "restarts")
+    return [{name: slot[name] for name in fields} for slot in status["slots"]]
 
 
 def resources(daemon: DaemonProcess) -> dict[str, int]:

@@ -34,6 +34,11 @@ class ExecutedError(Exception):
     """In place of an exec, which does not return."""
 
 
+def made(**attributes: Any) -> Any:
+    """Return an object with these attributes, in place of any."""
+    return SimpleNamespace(**attributes)
+
+
 class Stage:
     """A daemon as far as a reload sees it; the new program is a script."""
 
@@ -41,22 +46,22 @@ class Stage:
         self.settings = make_settings(folder, **settings)
         self.audits: list[tuple[str, str]] = []
         self.disk_fails = False
-        self.deploy: Any = None
-        self.runs: Any = SimpleNamespace(current=None, stopping=False)
+        self.runs = made(current=None, stopping=False)
         self.busy: list[bool] = []
         self.foreign: list[str] = []
         self.executed: list[dict[str, int]] = []
         self.fails: OSError | None = None
-        self.program: Any = SimpleNamespace(
+        self.program = made(
             command=(sys.executable, "-c", "raise SystemExit(9)"),
             environ=dict(os.environ),
             execute=self._execute,
         )
+        database = self._database()
         self.reloads = Reloads(
             settings=self.settings,
             program=self.program,
             runs=self.runs,
-            database=self._database(),
+            database=database,
             daemon=lambda: examples.DAEMON,
             foreign_listeners=lambda: self.foreign,
             is_busy=lambda: self.busy.pop(0) if self.busy else False,
@@ -75,9 +80,9 @@ class Stage:
         async def attempt() -> bool:
             return True
 
-        return SimpleNamespace(
-            audit=SimpleNamespace(record=record, write=write),
-            outbox=SimpleNamespace(attempt=attempt),
+        return made(
+            audit=made(record=record, write=write),
+            outbox=made(attempt=attempt),
         )
 
     def _execute(self, descriptors: dict[str, int]) -> None:
@@ -113,7 +118,7 @@ def stage(tmp_path: Path) -> Stage:
 
 
 def in_progress(phase: Phase, *, waits: bool = False) -> Any:
-    return SimpleNamespace(record=SimpleNamespace(deploy_id="d-1"), phase=phase, waits=waits)
+    return made(record=made(deploy_id="d-1"), phase=phase, waits=waits)
 
 
 async def test_an_accepted_reload_names_the_new_version_and_what_changes(stage: Stage) -> None:

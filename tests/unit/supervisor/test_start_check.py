@@ -109,7 +109,8 @@ def test_the_program_prints_the_report_as_one_line_and_faults_with_exit_status_2
     tmp_path: Path,
 ) -> None:
     env_file = _env_file(tmp_path, "PUBLIC_PORT=http\n")
-    command = [sys.executable, "-m", "atlas_supervisor", "--check-start", "--env-file", env_file]
+    command = [sys.executable, "-m", "atlas_supervisor", "--check-start"]
+    command += ["--env-file", str(env_file)]
 
     bad = subprocess.run(command, capture_output=True, text=True, check=False)
     _env_file(tmp_path, "")
