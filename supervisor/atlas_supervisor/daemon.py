@@ -38,6 +38,7 @@ from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.health.monitor import HealthMonitor
 from atlas_supervisor.logs.log_service import LogService
 from atlas_supervisor.model.actor import SUPERVISOR
+from atlas_supervisor.model.release import Release
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.probes.http_client import RequestShape
 from atlas_supervisor.store.database import Database, open_database
@@ -46,13 +47,16 @@ from atlas_supervisor.store.state_folder import DATABASE_FILE, LOGS_DIRECTORY
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.store.statements import StoreError, is_damage
 from atlas_supervisor.system.children import Reaper, become_subreaper
+from atlas_supervisor.system.passed_sockets import PassedSockets, receive
 from atlas_supervisor.system.service_manager import ServiceManager
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG
 from atlas_supervisor.telemetry.metrics import Metrics
 from atlas_supervisor.traffic import PATIENCE_SECONDS, Endpoints, Plane, make_plane
+from atlas_supervisor.workers.adoption import take_over
 from atlas_supervisor.workers.output import keep_bounded
-from atlas_supervisor.workers.registry import WorkerRegistry, end_strays, take_over
+from atlas_supervisor.workers.registry import WorkerRegistry, end_strays
 from atlas_supervisor.workers.releases import Releases
+from atlas_supervisor.workers.slot import Slot
 from atlas_supervisor.workers.slots import Slots
 
 log = structlog.get_logger(__name__)
@@ -73,8 +77,9 @@ def _refused_by_store() -> Iterator[None]:
 class Daemon:
     """One running daemon."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, passed: PassedSockets | None = None) -> None:
         self._settings = settings
+        self._passed = passed or receive()
         self._metrics = Metrics(
             version=version("atlas-supervisor"),
             features=settings.canary_features,
@@ -109,9 +114,12 @@ class Daemon:
             options = api_options(self._settings)
             bound = await stack.enter_async_context(bind(options))
             with _refused_by_store():
-                waiting = await self._open_store(stack)
+                unfinished = await self._open_store(stack)
                 active = self._settings.slot_of_port(self._state.state.active_port)
-                inherited = await take_over(self._settings, self._plane, self._registry, active)
+                inherited = await take_over(
+                    self._settings, self._plane, self._registry, active, self._passed
+                )
+            self._passed.close()
             stack.push_async_callback(self._plane.close)
             prober = await stack.enter_async_context(
                 HttpProber(
@@ -133,7 +141,7 @@ class Daemon:
                 )
                 api = partial(serve, options=options, bound=bound)
                 await self._serve(
-                    slots, prober, api=api, waiting=waiting, tasks=tasks, stopping=stopping
+                    slots, prober, api=api, unfinished=unfinished, tasks=tasks, stopping=stopping
                 )
                 tasks.cancel_scope.cancel()
 
@@ -141,9 +149,9 @@ class Daemon:
         """Open database and state file; without what the database holds if that is damaged."""
         try:
             async with AsyncExitStack() as attempt:
-                waiting = await self._read_store(attempt)
+                unfinished = await self._read_store(attempt)
                 stack.push_async_exit(attempt.pop_all())
-                return waiting
+                return unfinished
         except Exception as error:
             if not is_damage(error):
                 raise
@@ -166,7 +174,9 @@ class Daemon:
             SUPERVISOR, "daemon", "started", pid=os.getpid(), version=version("atlas-supervisor")
         )
         self._registry = WorkerRegistry(database.statements)
-        self._state, waiting = await recover(self._settings, database, storage.state_file.written)
+        self._state, unfinished = await recover(
+            self._settings, database, storage.state_file.written
+        )
         self._canaries = await open_canaries(
             self._settings, self._state, database, self._metrics.canaries.observe
         )
@@ -176,7 +186,7 @@ class Daemon:
         await self._registry.rows()
         await database.versions.all()
         await database.deploys.latest(_LATEST_READ)
-        return waiting
+        return unfinished
 
     async def _serve(
         self,
@@ -184,7 +194,7 @@ class Daemon:
         prober: HttpProber,
         *,
         api: Callable[[Control], AbstractAsyncContextManager[None]],
-        waiting: UnfinishedDeploy | None,
+        unfinished: UnfinishedDeploy | None,
         tasks: TaskGroup,
         stopping: anyio.Event,
     ) -> None:
@@ -211,12 +221,10 @@ class Daemon:
             partial(keep_bounded, [slot.log for slot in slots]),
         ):
             tasks.start_soon(background)
-        slots.occupy_staging()
+        slots.take_in()
         with _refused_by_store():
-            await service.resume(waiting)  # before the API can ask for another deploy
-            release = await active_release(
-                self._settings, self._database, self._state, self._releases, slots.active.name
-            )
+            await service.resume(unfinished)  # before the API can ask for another deploy
+            release = await self._active_release(slots.active)
         async with api(self._control(slots, service, queries, monitor, events)):
             tasks.start_soon(slots.start_active, release)
             tasks.start_soon(manager.run, queries.ready, queries.summary, self._registry.rows)
@@ -228,6 +236,14 @@ class Daemon:
             await end_strays(self._settings.state_dir)
             await self._registry.flush()
             await self._database.audit.record(SUPERVISOR, "daemon", "stopped", pid=os.getpid())
+
+    async def _active_release(self, slot: Slot) -> Release:
+        """Return the release that runs, or is to be started. Raises StoreError."""
+        if slot.alive and slot.instance is not None:
+            return slot.instance.release
+        return await active_release(
+            self._settings, self._database, self._state, self._releases, slot.name
+        )
 
     def _monitor(self, slots: Slots, prober: HttpProber, watch: LandingWatch) -> HealthMonitor:
         return HealthMonitor(

@@ -64,7 +64,7 @@ async def test_a_database_with_content_that_cannot_be_read_is_set_aside(
         assert (await daemon.deploy()).status == 200
         await daemon.stop()
         if "instances" in script:
-            row = "INSERT INTO instances VALUES ('blue-1', 'blue', 1, 1, '', '', 0)"
+            row = "INSERT INTO instances VALUES ('blue-1', 'blue', 1, 1, '', '', 0, NULL)"
             script = f"{row};{script}"
         damage(daemon, script)
         await started(daemon)

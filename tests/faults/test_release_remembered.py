@@ -75,6 +75,8 @@ async def test_a_rollback_killed_before_its_version_was_written_counts_as_one(
         assert await public_version(daemon) == "r1"
         assert versions(daemon) == [None, "r1"]
         await everything_agrees(daemon)
+        os.kill(slot(await daemon.status(), "staging")["pid"], signal.SIGKILL)
+        await daemon.ended(deploy_id)
         # So the next one goes back by one more, and not to the one that was given up.
         again = await roll_back(daemon)
         assert (again.json["result"], again.json["release"]) == ("switched", None)

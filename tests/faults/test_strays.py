@@ -148,6 +148,9 @@ async def test_the_next_daemon_starts_though_such_a_process_holds_the_public_lis
                 os.kill(pid, signal.SIGKILL)
         release(daemon, "v3")
         await daemon.start()
+        if killed == "daemon":  # its worker goes on, and so does what belongs to it
+            assert is_there(beside)
+            assert (await daemon.deploy()).json["result"] == "switched"
         await eventually(lambda: not is_there(beside))
         await everything_agrees(daemon)
 

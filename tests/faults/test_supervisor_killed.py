@@ -17,12 +17,14 @@ import pytest
 from tests.faults.support import start_again
 from tests.harness import DaemonProcess, Setting, eventually
 from tests.integration.support import (
+    WARM,
     everything_agrees,
     public_version,
     release,
     rewrite,
     rows,
     scripted_daemon,
+    slot,
     state_file,
     until_phase,
     write,
@@ -78,14 +80,22 @@ async def test_killed_before_the_switch_the_deploy_is_aborted_and_the_old_versio
         await everything_agrees(daemon)
 
 
-async def test_killed_while_a_version_waits_it_goes_on_waiting(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lives", [True, False])
+async def test_killed_while_a_version_waits_it_goes_on_waiting(tmp_path: Path, lives: bool) -> None:
     async with scripted_daemon(tmp_path, {"AUTO_SWITCH_ON_HEALTH": "false"}) as daemon:
         release(daemon, "v2")
         waiting = (await daemon.deploy()).json
+        before = slot(await daemon.status(), "staging")
         await daemon.kill()
+        if not lives:
+            os.kill(before["pid"], signal.SIGKILL)
         await start_again(daemon)
         record = await until_phase(daemon, "awaiting_switch")
         assert record["deploy_id"] == waiting["deploy_id"]
+        steps = [step["name"] for step in record["steps"]]
+        assert steps.count("health") == (1 if lives else 2)  # its instance has passed the gates
+        after = slot(await daemon.status(), "staging")
+        assert (after["pid"] == before["pid"], after["state"]) == (lives, "running")
         switched = await daemon.request("POST", "/deploy/switch")
         assert (switched.status, switched.json["result"]) == (200, "switched")
         assert await public_version(daemon) == "v2"
@@ -118,20 +128,22 @@ async def test_the_record_of_a_deploy_that_the_stop_interrupted_says_so(tmp_path
 
 
 @pytest.mark.parametrize("phase", ["guard", "warm"])
-async def test_killed_after_the_switch_the_new_version_stays(tmp_path: Path, phase: str) -> None:
-    settings: dict[str, Setting] = {
-        "KEEP_WARM_FOREIGN": "true",
-        "KEEP_WARM_SECONDS": 60,
-        "GUARD_SECONDS": 30 if phase == "guard" else 0,
-    }
-    async with scripted_daemon(tmp_path, settings) as daemon:
+async def test_killed_with_the_version_before_the_new_version_stays(
+    tmp_path: Path, phase: str
+) -> None:
+    async with scripted_daemon(
+        tmp_path, {**WARM, "GUARD_SECONDS": 30 if phase == "guard" else 0}
+    ) as daemon:
         release(daemon, "v2")
         assert (await daemon.deploy()).json["result"] == "switched"
-        await until_phase(daemon, phase)
+        await eventually(lambda: rows(daemon, "SELECT phase FROM deploys") == [(phase,)])
         before = state_file(daemon)
+        warm = slot(await daemon.status(), "staging")["pid"]
         await daemon.kill()
+        os.kill(warm, signal.SIGKILL)
         record = await start_again(daemon)
         assert (record["result"], record["phase"]) == ("switched", "ended")
+        assert record["reason"] == f"the supervisor ended during {phase}"
         assert state_file(daemon)["active_port"] == before["active_port"]
         assert await public_version(daemon) == "v2"
         await eventually(lambda: len(daemon.leftovers()) == 1)

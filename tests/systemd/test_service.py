@@ -375,7 +375,7 @@ async def test_the_installer_has_root_s_daemon_run_workers_of_another_user(shop:
     await eventually(lambda: len(shop.workers()) == 1)
     assert {uid_of(pid) for pid in shop.workers()} == {web}
     assert await shop.served() == "v2"
-    assert "listeners_not_copied" not in await shop.journal()
+    assert "workers_ended_first" not in await shop.journal()
 
 
 async def test_it_is_back_after_a_power_cut_on_a_port_below_1024(shop: Shop) -> None:

@@ -134,6 +134,8 @@ class DeployRun:
         """Whether the activity of the phase has begun."""
         self._noted = StepDetail()
         """What the step records should its activity be interrupted."""
+        if record.result is not None and phase not in _UNSETTLED:  # it goes on after a restart
+            self.settled.set(record, None)
 
     # What can happen from outside.
 

@@ -56,6 +56,8 @@ class SlotEvent(StrEnum):
     """A switch has given them to the other slot."""
     DRAIN_STARTED = "drain_started"
     """The worker is to finish its connections and end."""
+    ADOPTED = "adopted"
+    """The worker was started by an earlier daemon, and goes on as the slot's own."""
     INHERITED = "inherited"
     """A worker of an earlier daemon serves until the active slot has a fresh one."""
     LEFT = "left"
@@ -76,6 +78,7 @@ _S, _E = SlotState, SlotEvent
 
 TABLE: dict[tuple[SlotState, SlotEvent], SlotState] = {
     (_S.EMPTY, _E.LAUNCHED): _S.STARTING,
+    (_S.EMPTY, _E.ADOPTED): _S.RUNNING,
     (_S.EMPTY, _E.INHERITED): _S.WARM,
     (_S.EMPTY, _E.RESTART_SCHEDULED): _S.BACKOFF,
     (_S.EMPTY, _E.CLEARED): _S.EMPTY,

@@ -124,14 +124,14 @@ ON CONFLICT (id) DO UPDATE SET state = excluded.state;
 SELECT state FROM last_state;
 
 -- name: add_instance
-INSERT OR REPLACE INTO instances (instance, slot, pid, start_ticks, boot_id, kit, started_ts)
-VALUES (:instance, :slot, :pid, :start_ticks, :boot_id, :kit, :started_ts);
+INSERT OR REPLACE INTO instances (instance, slot, pid, start_ticks, boot_id, kit, started_ts, life)
+VALUES (:instance, :slot, :pid, :start_ticks, :boot_id, :kit, :started_ts, :life);
 
 -- name: remove_instance
 DELETE FROM instances WHERE instance = :instance;
 
 -- name: instances
-SELECT instance, slot, pid, start_ticks, boot_id, kit FROM instances;
+SELECT instance, slot, pid, start_ticks, boot_id, kit, life FROM instances;
 
 -- name: forget_listeners
 DELETE FROM listeners;

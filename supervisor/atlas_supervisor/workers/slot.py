@@ -56,10 +56,10 @@ _LINGERING_POLL_SECONDS = 1.0  # one with the kit ends by itself; this is for th
 
 
 class InstanceRegistry(Protocol):
-    """Remembers processes, so that a later daemon finds those that this one leaves behind."""
+    """Remembers processes, so that a later daemon goes on with those that this one leaves."""
 
     def launched(self, instance: WorkerProcess) -> None:
-        """Note that the process is there."""
+        """Note that the process is there, and from now on what changes in its life."""
 
     def gone(self, instance: WorkerProcess) -> None:
         """Note that nothing of it is left."""
@@ -158,7 +158,7 @@ class Slot:
             state=self.state,
             pid=instance.pid if instance else None,
             version=instance.release.version if instance else None,
-            started_ts=instance.started_ts if instance else None,
+            started_ts=instance.life.started_ts if instance else None,
             restarts=self.restarts,
             last_exit=self.last_exit,
             **(instance.usage if instance else InstanceUsage())._asdict(),
@@ -197,6 +197,7 @@ class Slot:
                 error.detail.setdefault("instance", name)
             raise
         self.apply(SlotEvent.READY)
+        instance.note(ready=True)
         self._context.tasks.start_soon(self._watch_liveness, instance)
         if instance.kit and self._context.settings.stop_signal != "TERM":
             log.warning("stop_signal_ignored", why="a worker with the kit drains on SIGTERM alone")
@@ -229,16 +230,31 @@ class Slot:
             with SPARES.released():
                 instance = await launch()
         self.instance = instance
+        instance.note(
+            port=self.port,
+            socket_passing=self._context.settings.socket_passing,
+            restarts=self.restarts,
+        )
         self._context.tasks.start_soon(self._watch_exit, instance)
         log.info("worker_launched", pid=instance.pid, version=release.version)
         self._context.registry.launched(instance)
         return instance
 
-    @seam("inherit")
+    @seam("adopt")
+    def adopt(self, instance: WorkerProcess) -> None:
+        """Go on with a worker of an earlier daemon as if we had launched it."""
+        self.instance, self.restarts = instance, instance.life.restarts
+        self.apply(SlotEvent.ADOPTED)
+        self._context.plane.occupy(self.name)
+        self._context.registry.launched(instance)
+        self._context.tasks.start_soon(self._watch_exit, instance)
+        self._context.tasks.start_soon(self._watch_liveness, instance)
+
     def inherit(self, instance: WorkerProcess) -> None:
         """Take a worker of an earlier daemon, to be drained once another one has its traffic."""
         self.instance = instance
         instance.slot = self.name
+        self._context.registry.launched(instance)  # a still later daemon finds it in this slot
         self.apply(SlotEvent.INHERITED)
         self._context.plane.occupy(self.name)
         self._context.tasks.start_soon(self._watch_exit, instance)
