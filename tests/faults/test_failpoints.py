@@ -25,7 +25,7 @@ from tests.failpoints import (
 from tests.faults.support import under_load
 from tests.harness import DaemonProcess, write_release
 from tests.integration.support import scripted_daemon
-from tests.invariants import invariants_hold
+from tests.invariants import fresh_workers, invariants_hold, workers_of
 
 SAMPLE = (
     "before-record-launch",  # between fork and bookkeeping
@@ -62,7 +62,9 @@ async def test_a_daemon_killed_at_a_failpoint_loses_no_request_and_nothing_contr
     ):
         for failpoint in SAMPLE:
             assert await killed_at(daemon, failpoint, lambda: scenario(daemon, caller)), failpoint
+            workers = workers_of(daemon)
             await daemon.start()
+            assert not await fresh_workers(daemon, workers), failpoint
             await invariants_hold(daemon, load.report.losses)
             await reset(daemon)
 
