@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.faults.support import under_load
 from tests.harness import DaemonProcess
 from tests.integration.support import WARM, public_version, release, scripted_daemon, until_phase
@@ -27,6 +29,11 @@ def set_clock(daemon: DaemonProcess, ahead_seconds: int) -> None:
     new.rename(daemon.folder / "clock")
 
 
+@pytest.mark.fault(
+    "Clock and machine",
+    "the clock set a day forth and back",
+    "the order of deploys stays, and no wait ends",
+)
 async def test_a_clock_that_is_set_a_day_forth_and_back_changes_no_order_and_ends_no_wait(
     tmp_path: Path,
 ) -> None:

@@ -12,6 +12,8 @@ import sys
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+import pytest
+
 import atlas_supervisor.main
 from atlas_supervisor.system.failpoints import FAILPOINT, NAMES
 from tests.failpoints import (
@@ -52,6 +54,16 @@ async def test_the_scenario_passes_every_failpoint_and_each_is_named(tmp_path: P
         await reset(daemon)
 
 
+@pytest.mark.fault(
+    "The daemon",
+    "killed before or after a durable step or effect",
+    "no request is lost, and file, database and steering agree",
+)
+@pytest.mark.fault(
+    "The daemon",
+    "killed between fork and bookkeeping",
+    "the worker is found and ended; nothing is left over",
+)
 async def test_a_daemon_killed_at_a_failpoint_loses_no_request_and_nothing_contradicts(
     tmp_path: Path,
 ) -> None:

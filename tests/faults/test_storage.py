@@ -46,6 +46,11 @@ def locked(daemon: DaemonProcess) -> Iterator[None]:
         yield
 
 
+@pytest.mark.fault(
+    "Disk and files",
+    "a full disk (ENOSPC) under a running daemon",
+    "every change is refused and nothing half done; no request is lost",
+)
 async def test_a_full_disk_refuses_every_change_and_cuts_no_client(tmp_path: Path) -> None:
     async with (
         scripted_daemon(tmp_path, {**WARM, "GUARD_SECONDS": 0.1}) as daemon,
@@ -69,6 +74,11 @@ async def test_a_full_disk_refuses_every_change_and_cuts_no_client(tmp_path: Pat
         assert not load.report.losses
 
 
+@pytest.mark.fault(
+    "Database",
+    "locked by another program during a switch",
+    "there is no switch without a written intent, and it can be tried again",
+)
 async def test_a_locked_database_delays_a_switch_which_is_then_tried_again(tmp_path: Path) -> None:
     async with (
         scripted_daemon(tmp_path, {"AUTO_SWITCH_ON_HEALTH": "false"}) as daemon,
@@ -90,6 +100,11 @@ async def test_a_locked_database_delays_a_switch_which_is_then_tried_again(tmp_p
         assert not load.report.losses
 
 
+@pytest.mark.fault(
+    "Database",
+    "without its write-ahead log",
+    "the active release stays; the gap in the audit trail is reported",
+)
 async def test_a_database_without_its_log_starts_and_the_gap_in_the_audit_trail_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +124,9 @@ async def test_a_database_without_its_log_starts_and_the_gap_in_the_audit_trail_
 
 
 @pytest.mark.needs_root
+@pytest.mark.fault(
+    "Disk and files", "a read-only disk (EROFS)", "the start is refused, and the worker goes on"
+)
 async def test_a_start_on_a_read_only_disk_is_refused_and_the_worker_goes_on(
     tmp_path: Path,
 ) -> None:

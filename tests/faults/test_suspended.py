@@ -7,6 +7,8 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.faults.support import under_load
 from tests.harness import Setting, eventually
 from tests.integration.support import (
@@ -19,6 +21,9 @@ from tests.integration.support import (
 )
 
 
+@pytest.mark.fault(
+    "The daemon", "stopped (SIGSTOP) and continued", "no client is delayed, and the deploy goes on"
+)
 async def test_a_daemon_that_is_stopped_and_continued_delays_no_client_and_goes_on(
     tmp_path: Path,
 ) -> None:
@@ -35,6 +40,7 @@ async def test_a_daemon_that_is_stopped_and_continued_delays_no_client_and_goes_
         assert not load.report.losses
 
 
+@pytest.mark.fault("Workers", "stopped (SIGSTOP)", "it is killed and replaced; new requests wait")
 async def test_a_worker_that_is_stopped_is_killed_and_its_clients_wait_for_the_next_one(
     tmp_path: Path,
 ) -> None:
