@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,6 +154,15 @@ def no_process_is_left_over(seen: Seen) -> Iterator[str]:
 def workers_of(daemon: DaemonProcess) -> list[int]:
     """Return the pids of all processes that a daemon on this state folder has started."""
     return [pid for pid in daemon.leftovers() if procfs.variables(pid).get("ATLAS_INSTANCE")]
+
+
+async def fresh_workers(daemon: DaemonProcess, before: Collection[int]) -> list[str]:
+    """Return why a start has replaced a worker; `before` are the processes that were there."""
+    status = await daemon.status()
+    active = next(each for each in status["slots"] if each["role"] == "active")
+    if active["pid"] in before:
+        return []
+    return [f"pid {active['pid']} serves, and none of {sorted(before)}"]
 
 
 def _state_of(pid: str) -> str:

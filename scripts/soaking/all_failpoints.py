@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 from scripts.soaking import application
-from scripts.soaking.report import Findings
+from scripts.soaking.report import WORKERS_STAY, Findings
 from tests import failpoints
 from tests.harness import DaemonProcess, Setting
-from tests.invariants import INVARIANTS, lasting_violations
+from tests.invariants import INVARIANTS, fresh_workers, lasting_violations, workers_of
 from tests.loadclient import Load
 
 SETTINGS: dict[str, Setting] = {**application.SETTINGS, **failpoints.SETTINGS}
@@ -41,7 +41,9 @@ async def kill_everywhere(
         reached = await failpoints.killed_at(daemon, point, run)
         findings.acted("kills at a failpoint" if reached else "failpoints passed less often")
         if not daemon.runs:
+            workers = workers_of(daemon)
             await daemon.start()
+            findings.note(WORKERS_STAY, await fresh_workers(daemon, workers), point)
         losses = load.report.losses[judged:]
         judged += len(losses)
         found = await lasting_violations(daemon, losses, within=30)

@@ -48,6 +48,10 @@ class Findings:
             for problem in found:
                 self.print(f"VIOLATED after {after}: {name}: {problem}")
 
+    def note(self, name: str, problems: Sequence[str], after: str) -> None:
+        """Count a check of one invariant."""
+        self.check((name,), {name: problems} if problems else {}, after)
+
     def print(self, line: str) -> None:
         """Print a line with the time since the beginning."""
         print(f"{time.monotonic() - self.began:8.1f} s  {line}", flush=True)

@@ -24,7 +24,7 @@ from scripts.soaking.report import ANSWERS, WORKERS_STAY, Findings
 from tests.failpoints import CanaryCaller
 from tests.harness import Answer, DaemonProcess, Setting, eventually
 from tests.integration.support import slot, state_file
-from tests.invariants import INVARIANTS, lasting_violations
+from tests.invariants import INVARIANTS, fresh_workers, lasting_violations, workers_of
 from tests.loadclient import Load, Loss, Reason
 
 SETTINGS: dict[str, Setting] = {
@@ -81,7 +81,7 @@ class Soak:
                     await ACTIONS[name][1](self)
                     await self._caller.call(self._random.randrange(50))
             except (TimeoutError, aiohttp.ClientError, OSError, AssertionError) as error:
-                self._findings.check((ANSWERS,), {ANSWERS: [f"{error!r}"]}, name)
+                self._findings.note(ANSWERS, [repr(error)], name)
             await self._check(name)
             await asyncio.sleep(self._random.expovariate(4))
             if time.monotonic() > minute:
@@ -114,7 +114,7 @@ class Soak:
     async def _ask(self, method: str, path: str, **more: Any) -> Answer:
         answer = await self._daemon.request(method, path, **more)
         problems = [] if answer.status in DOCUMENTED else [f"{method} {path}: {answer}"]
-        self._findings.check((ANSWERS,), {ANSWERS: problems} if problems else {}, path)
+        self._findings.note(ANSWERS, problems, path)
         return answer
 
     # What operators do.
@@ -143,15 +143,6 @@ class Soak:
     async def enable_deploys(self) -> None:
         await self._ask("POST", "/deploy/mode", json={"mode": "bluegreen"})
 
-    async def reload(self) -> None:
-        before = await self._workers()
-        if "daemon" not in before:
-            return  # this supervisor knows no reload
-        answer = await self._ask("POST", "/supervisor/reload")
-        if answer.status in {200, 202}:
-            await self._daemon.until_ready()
-            await self._workers_stay(before, "a reload")
-
     async def latch_the_canary(self) -> None:
         enabled = not state_file(self._daemon)["canary_disabled_fallback"]
         await self._caller.call(200, error_rate=1)
@@ -164,25 +155,21 @@ class Soak:
     # What happens to the daemon.
 
     async def kill(self) -> None:
-        before = await self._workers()
-        await self._killed()
-        await self._workers_stay(before, "a kill")
-
-    async def kill_during_a_deploy(self) -> None:
-        await self.deploy(good=self._random.random() < 0.8, wait=False)
-        await asyncio.sleep(self._random.uniform(0, 3))
-        await self._killed()
-
-    async def _killed(self) -> None:
         await self._daemon.kill()
         longest = LONGEST_AWAY_SECONDS if self._random.random() < 0.3 else 2.0
         await asyncio.sleep(self._random.uniform(0, longest))
         await self._start()
 
+    async def kill_during_a_deploy(self) -> None:
+        await self.deploy(good=self._random.random() < 0.8, wait=False)
+        await asyncio.sleep(self._random.uniform(0, 3))
+        await self.kill()
+
     async def _start(self) -> None:
-        began = time.monotonic()
+        workers, began = workers_of(self._daemon), time.monotonic()
         await self._daemon.start()
         self._findings.starts.append(time.monotonic() - began)
+        self._findings.note(WORKERS_STAY, await fresh_workers(self._daemon, workers), "a kill")
 
     async def pause(self) -> None:
         with suspended(self._daemon.pid):
@@ -240,24 +227,6 @@ class Soak:
             os.kill(view["pid"], signal.SIGKILL)
         await asyncio.sleep(IN_FLIGHT_SECONDS)
 
-    async def _workers(self) -> dict[str, Any]:
-        """Return the status once nothing is about to replace a worker by itself."""
-        async with asyncio.timeout(SETTLE_SECONDS):
-            while True:
-                status = await self._daemon.status()
-                if not status["deploy_in_progress"] and slot(status, "active")["pid"]:
-                    return status
-                await asyncio.sleep(0.1)
-
-    async def _workers_stay(self, before: dict[str, Any], after: str) -> None:
-        status = await self._daemon.status()
-        if "daemon" not in status:
-            return  # this supervisor replaces the workers of one that was killed
-        pids = [slot(each, "active")["pid"] for each in (before, status)]
-        problems = [] if pids[0] == pids[1] else [f"pid {pids[0]} became pid {pids[1]}"]
-        found = {WORKERS_STAY: problems} if problems else {}
-        self._findings.check((WORKERS_STAY,), found, after)
-
 
 @contextmanager
 def suspended(pid: int) -> Iterator[None]:
@@ -305,7 +274,6 @@ ACTIONS: Mapping[str, tuple[float, Action]] = {
     "deploys and aborts": (2, Soak.deploy_and_abort),
     "rollbacks": (3, Soak.roll_back),
     "resets of the mode": (3, Soak.enable_deploys),
-    "reloads": (3, Soak.reload),
     "canary failures": (1, Soak.latch_the_canary),
     "canary resets": (2, Soak.reset_the_canary),
     "kills": (4, Soak.kill),

@@ -12,6 +12,8 @@ import sys
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+import pytest
+
 import atlas_supervisor.main
 from atlas_supervisor.system.failpoints import FAILPOINT, NAMES
 from tests.failpoints import (
@@ -22,10 +24,10 @@ from tests.failpoints import (
     passings,
     reset,
 )
+from tests.faults.support import under_load
 from tests.harness import DaemonProcess, write_release
 from tests.integration.support import scripted_daemon
-from tests.invariants import invariants_hold
-from tests.loadclient import Load, LostError, Reason, Request, Response, Traffic
+from tests.invariants import fresh_workers, invariants_hold, workers_of
 
 SAMPLE = (
     "before-record-launch",  # between fork and bookkeeping
@@ -35,18 +37,6 @@ SAMPLE = (
     "before-canary-policy:2",
 )
 assert atlas_supervisor.main  # imports every module that declares a failpoint
-
-
-def scripted_answer(_request: Request, response: Response) -> str:
-    """Check that the scripted worker answered."""
-    if response.status != 200:
-        raise LostError(Reason.WRONG_STATUS, str(response.status))
-    return str(json.loads(response.body)["version"])
-
-
-LOAD = (
-    Traffic("one connection per request", 2, scripted_answer, keep_alive=False, think=(0, 0.06)),
-)
 
 
 def failing_daemon(folder: Path) -> AbstractAsyncContextManager[DaemonProcess]:
@@ -64,17 +54,29 @@ async def test_the_scenario_passes_every_failpoint_and_each_is_named(tmp_path: P
         await reset(daemon)
 
 
+@pytest.mark.fault(
+    "The daemon",
+    "killed before or after a durable step or effect",
+    "no request is lost, and file, database and steering agree",
+)
+@pytest.mark.fault(
+    "The daemon",
+    "killed between fork and bookkeeping",
+    "the worker is found and ended; nothing is left over",
+)
 async def test_a_daemon_killed_at_a_failpoint_loses_no_request_and_nothing_contradicts(
     tmp_path: Path,
 ) -> None:
     async with (
         failing_daemon(tmp_path) as daemon,
         CanaryCaller.running(daemon) as caller,
-        Load("127.0.0.1", daemon.public_port, LOAD) as load,
+        under_load(daemon) as load,
     ):
         for failpoint in SAMPLE:
             assert await killed_at(daemon, failpoint, lambda: scenario(daemon, caller)), failpoint
+            workers = workers_of(daemon)
             await daemon.start()
+            assert not await fresh_workers(daemon, workers), failpoint
             await invariants_hold(daemon, load.report.losses)
             await reset(daemon)
 

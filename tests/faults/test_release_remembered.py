@@ -60,6 +60,7 @@ def versions(daemon: DaemonProcess) -> list[str | None]:
     return [name for (name,) in rows(daemon, "SELECT release FROM versions ORDER BY id")]
 
 
+@pytest.mark.fault("Disk and files", "a state file at odds with the database", "the file counts")
 async def test_a_rollback_killed_before_its_version_was_written_counts_as_one(
     tmp_path: Path,
 ) -> None:
@@ -102,6 +103,7 @@ async def test_the_revert_of_a_rollback_killed_before_its_version_was_written_co
         await everything_agrees(daemon)
 
 
+@pytest.mark.fault("Database", "removed", "the release that had the traffic is started")
 async def test_without_its_database_it_starts_the_release_that_had_the_traffic(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ async def restarted(daemon: DaemonProcess, before: int) -> None:
     assert await public_version(daemon) == "v1"
 
 
+@pytest.mark.fault("Database", "locked while a worker crashes", "the restart does not wait")
 async def test_a_restart_does_not_wait_for_a_locked_database(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         with closing(sqlite3.connect(daemon.state_dir / "atlas.db", isolation_level=None)) as it:
@@ -43,6 +44,9 @@ async def test_a_restart_needs_no_state_folder(tmp_path: Path) -> None:
         moved.rename(daemon.state_dir)
 
 
+@pytest.mark.fault(
+    "Disk and files", "a state folder that is removed", "a crashed worker is restarted all the same"
+)
 async def test_a_restart_needs_no_folder_that_was_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -255,7 +255,6 @@ class Slot:
         self._context.tasks.start_soon(self._watch_exit, instance)
         self._context.tasks.start_soon(self._watch_liveness, instance)
 
-    @seam("inherit")
     def inherit(self, instance: WorkerProcess) -> None:
         """Take a worker of an earlier daemon, to be drained once another one has its traffic."""
         self.instance = instance
