@@ -44,6 +44,7 @@ from typing import Any, NamedTuple
 
 from atlas_supervisor.canary.stats.counts import Arm
 from atlas_supervisor.model.canary import KeyRow
+from atlas_worker.contract.ring import Outcome
 
 SLICES_PER_SECOND = 2
 TIMEOUT_SLICES = 60 * SLICES_PER_SECOND
@@ -74,6 +75,24 @@ class Group(NamedTuple):
     epoch: int
     slice: int
     canary: bool
+
+
+class Ended(NamedTuple):
+    """Calls of one group that have ended alike."""
+
+    outcome: int
+    """An `Outcome` of the ring."""
+    bucket: int
+    calls: int = 1
+
+
+def first_of(ended: Iterable[Ended], most: int) -> Iterator[Ended]:
+    """Yield the first calls that have ended, at most so many."""
+    for each in ended:
+        if most <= 0:
+            return
+        yield each if each.calls <= most else each._replace(calls=most)
+        most -= each.calls
 
 
 class DrawnEpoch(NamedTuple):
@@ -111,10 +130,11 @@ class Side:
     latency: dict[int, int] = field(default_factory=dict)
     """Number of calls by latency bucket."""
 
-    def add(self, count: int, bucket: int, *, failed: bool) -> None:
-        """Add calls with one outcome."""
+    def add(self, ended: Ended) -> None:
+        """Add calls that have ended."""
+        outcome, bucket, count = ended
         self.calls += count
-        self.errors += count if failed else 0
+        self.errors += count if outcome == Outcome.ERROR else 0
         self.latency[bucket] = self.latency.get(bucket, 0) + count
 
     @property
@@ -331,18 +351,19 @@ class Windows:
     def end(
         self,
         group: Group,
-        count: int,
-        bucket: int,
+        ended: Iterable[Ended],
         *,
-        failed: bool,
         asked: bool = False,
         key: CallKey | None = None,
     ) -> None:
-        """Add the outcome of calls that were assigned before."""
+        """Add the outcomes of calls that were assigned before."""
         window, calls = self._take(group, asked=asked, key=key)
-        if window is not None and (known := window.close(calls, count)):
-            window.side(canary=group.canary).add(known, bucket, failed=failed)
-            window.changed = True
+        if window is None:
+            return
+        side, window.changed = window.side(canary=group.canary), True
+        for each in first_of(ended, window.open.get(calls, 0)):
+            window.close(calls, each.calls)
+            side.add(each)
 
     def drop_unreported(self, group: Group, count: int, *, key: CallKey | None = None) -> None:
         """Set calls aside whose outcome was never reported: they are no evidence of failures."""
@@ -379,18 +400,18 @@ class Windows:
             if key.ring == ring and of == group and calls.asked is asked
         ]
 
-    def record(self, group: Group, count: int, bucket: int, *, failed: bool) -> None:
+    def record(self, group: Group, ended: Ended) -> None:
         """Add calls that were never assigned by us; `group` has the slice of their beginning."""
         epoch = self._epochs.get(group.epoch)
         if epoch is None:
             return
-        self._draws.assigned[group.epoch, epoch.share, group.canary] += count
+        self._draws.assigned[group.epoch, epoch.share, group.canary] += ended.calls
         ramp = self._ramps[epoch.ramp]
         if group.slice < ramp.recorded_before:
-            self.late += count
+            self.late += ended.calls
             return
         sides = ramp.recorded.setdefault((group.slice, group.epoch), (Side(), Side()))
-        sides[0 if group.canary else 1].add(count, bucket, failed=failed)
+        sides[0 if group.canary else 1].add(ended)
 
     def start_round(self, ramp: int, number: int) -> None:
         """Forget the keys of a ramp: from now on all count anew, in this round."""
