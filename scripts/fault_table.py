@@ -57,7 +57,8 @@ def faults() -> Iterator[Fault]:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 for words in map(_words, reversed(node.decorator_list)):
                     if words:
-                        yield Fault(*words, str(path.relative_to(ROOT)), node.name)
+                        kind, fault, promise = words
+                        yield Fault(kind, fault, promise, str(path.relative_to(ROOT)), node.name)
 
 
 def _words(decorator: ast.expr) -> list[str]:
