@@ -42,7 +42,6 @@ from statistics import NormalDist
 from typing import Any
 
 from atlas_supervisor.canary.stats.counts import Prior
-from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.rollback_evidence import (
     RISK_RATIOS,
     Bet,
@@ -50,6 +49,7 @@ from atlas_supervisor.canary.stats.rollback_evidence import (
     log_factors,
     rate_bets,
 )
+from atlas_supervisor.model.histogram import Histogram
 from atlas_worker.contract import (
     LATENCY_BUCKETS,
     LATENCY_RATIO,

@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.windows import (
     SLICES_PER_SECOND,
     TIMEOUT_SLICES,
@@ -22,6 +21,7 @@ from atlas_supervisor.canary.stats.windows import (
     Windows,
     first_of,
 )
+from atlas_supervisor.model.histogram import Histogram
 from atlas_worker.contract import bucket_milliseconds, latency_bucket
 from atlas_worker.contract.ring import Outcome
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from atlas_supervisor.canary.stats.counts import Arm, Prior, Window
-from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
 from atlas_supervisor.canary.stats.windows import CallWindow, Side, Stratum
+from atlas_supervisor.model.histogram import Histogram
 from atlas_worker.contract import latency_bucket
 
 Value = Callable[[RoundEvidence], float]

@@ -17,8 +17,8 @@ from atlas_supervisor.canary.stats.decision import (
     holm,
 )
 from atlas_supervisor.canary.stats.explain import odds, percent
-from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.windows import CallWindow, Ended, OpenCalls
+from atlas_supervisor.model.histogram import Histogram
 from atlas_supervisor.model.verdict import Verdict
 from atlas_worker.contract import latency_bucket
 from atlas_worker.contract.ring import Outcome

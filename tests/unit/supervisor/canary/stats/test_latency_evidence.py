@@ -7,7 +7,6 @@ import math
 import pytest
 
 from atlas_supervisor.canary.stats.counts import Arm, Window
-from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.latency_evidence import (
     CUTS,
     LEAST_CALLS,
@@ -17,6 +16,7 @@ from atlas_supervisor.canary.stats.latency_evidence import (
     place,
 )
 from atlas_supervisor.canary.stats.windows import OpenCalls
+from atlas_supervisor.model.histogram import Histogram
 from atlas_worker.contract import latency_bucket
 from tests.unit.supervisor.canary.stats.support import (
     Feed,
