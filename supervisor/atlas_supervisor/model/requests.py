@@ -17,6 +17,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Self
 
+from pydantic import BaseModel, Field
+
 from atlas_supervisor.model.histogram import Histogram
 from atlas_worker.contract.request_file import CLASSES, SLOW_SECONDS
 
@@ -125,3 +127,16 @@ class RequestMinute:
     slot: str
     version: str
     totals: RequestTotals
+
+
+class RequestFigures(BaseModel, frozen=True):
+    """What users' requests were like in the last minute."""
+
+    per_second: float = Field(description="Requests per second.")
+    error_share: float | None = Field(
+        description="Share of responses with 5xx and of requests cut by the end of a process, from "
+        "0 to 1; null without any."
+    )
+    p50_ms: float | None = Field(description="Median latency until the response had ended.")
+    p95_ms: float | None = Field(description="95th percentile.")
+    p99_ms: float | None = Field(description="99th percentile.")
