@@ -18,7 +18,7 @@ from atlas_worker.contract.ring import Owner
 
 
 def this_process() -> Owner:
-    """Return what identifies this process, its instance and version. Raises OSError."""
+    """Return the identity of this process, its instance and version. Raises OSError."""
     status = Path("/proc/self/stat").read_text()
     return Owner(
         pid=os.getpid(),

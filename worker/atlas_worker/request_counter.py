@@ -8,8 +8,8 @@ That needs the global interpreter lock; without it nothing is counted.
 What counts: a request of a user, from its head until the response has ended (a stream to its last
 byte). Not the supervisor's probes and smoke tests, which carry a header. A WebSocket is a
 connection: its handshake is the request, and ended when it is answered. A response that the
-application did not finish counts as 500, whatever its first line said; a client that left before
-its end is no failure.
+application did not finish counts as 500, also if its first line had another status; a client that
+left before its end is no failure.
 
 A forked child counts in a file of its own, from its first request on.
 """

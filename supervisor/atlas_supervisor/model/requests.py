@@ -62,7 +62,7 @@ class RequestCounts:
         return self._with(other, 1)
 
     def __sub__(self, other: RequestCounts) -> RequestCounts:
-        """Return what was added since `other`, an earlier total of the same instance."""
+        """Return the counts since `other`, an earlier total of the same instance."""
         return self._with(other, -1)
 
     def _with(self, other: RequestCounts, sign: int) -> RequestCounts:

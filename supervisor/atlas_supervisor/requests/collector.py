@@ -185,7 +185,7 @@ class RequestCollector:
         return found.figures(time.monotonic()) if found else None
 
     async def record(self, version: str, since: float, until: float) -> RequestTotals:
-        """Return what a version has counted in the minutes that begin in `[since, until)`.
+        """Return the totals of a version in the minutes that begin in `[since, until)`.
 
         Times are Unix time. Raises StoreError.
         """

@@ -76,7 +76,7 @@ def write_state(state_dir: Path, active_port: int) -> None:
 
 
 def counted(state_dir: Path) -> dict[str, int]:
-    """Return what the request files in a state folder count, of all processes; without zeros."""
+    """Return the counts of a state folder, of all its processes; without zeros."""
     counts: dict[str, int] = {}
     names = ("begun", "1xx", "2xx", "3xx", "4xx", "5xx", "left")
     for path in (state_dir / RINGS_DIRECTORY).glob(f"*{layout.SUFFIX}"):
