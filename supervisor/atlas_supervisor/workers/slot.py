@@ -34,11 +34,13 @@ from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.system.descriptors import SPARES, is_shortage
+from atlas_supervisor.system.failpoints import seam
 from atlas_supervisor.system.procfs import inode_of
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.drain import Drain, Drains
 from atlas_supervisor.workers.launch import (
     LaunchError,
+    LaunchSettings,
     ReleaseGoneError,
     launch_release,
     new_instance_id,
@@ -74,6 +76,7 @@ class SlotContext:
     registry: InstanceRegistry
     tasks: TaskGroup
     drains: Drains
+    launch_settings: LaunchSettings
     on_down: Callable[[Slot, WorkerProcess, str], Awaitable[None]]
     """Called once when a worker ended or hangs without having been asked to end, with the cause."""
     on_change: Callable[[], None]
@@ -209,6 +212,7 @@ class Slot:
             "kit": instance.kit,
         }
 
+    @seam("launch")
     async def _launch(self, release: Release, name: str) -> WorkerProcess:
         launch = partial(
             launch_release,
@@ -228,16 +232,19 @@ class Slot:
             with SPARES.released():
                 instance = await launch()
         self.instance = instance
+        self._context.launch_settings.refresh()
         instance.note(
             port=self.port,
             socket_passing=self._context.settings.socket_passing,
             restarts=self.restarts,
+            launched_with=self._context.launch_settings.digest(release),
         )
         self._context.tasks.start_soon(self._watch_exit, instance)
         log.info("worker_launched", pid=instance.pid, version=release.version)
         self._context.registry.launched(instance)
         return instance
 
+    @seam("adopt")
     def adopt(self, instance: WorkerProcess) -> None:
         """Go on with a worker of an earlier daemon as if we had launched it."""
         self.instance, self.restarts = instance, instance.life.restarts
@@ -290,6 +297,7 @@ class Slot:
             self.last_exit = cause
             await self._context.on_down(self, instance, cause)
 
+    @seam("drain")
     async def drain(self, freed: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """Drain the worker, and return how that went; see `workers.drain`.
 
