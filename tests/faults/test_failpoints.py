@@ -33,7 +33,6 @@ SAMPLE = (
     "before-record-launch",  # between fork and bookkeeping
     "after-transition-to-switch",
     "after-steer:4",  # the kernel has switched, the state file has not
-    "before-state-folder-sync:4",
     "before-canary-policy:2",
 )
 assert atlas_supervisor.main  # imports every module that declares a failpoint
