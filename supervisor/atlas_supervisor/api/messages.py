@@ -79,6 +79,9 @@ class ErrorDetail(BaseModel):
     field: str | None = Field(
         default=None, description="The query field, body field or header at fault, if any."
     )
+    lines: list[str] | None = Field(
+        default=None, description="Of a refused reload: one line for each fault."
+    )
 
 
 class ErrorAnswer(BaseModel):
@@ -184,6 +187,8 @@ def _encode(error: RefusedError, *, trusted: bool) -> bytes:
     detail = {"code": error.code, "message": error.message, "hint": error.hint}
     if error.status == 400 and "field" in extra:
         detail["field"] = extra.pop("field")
+    if error.code == errors.RELOAD_REFUSED.code:
+        detail["lines"] = extra.pop("lines", [error.message])
     document = {**to_jsonable_python(extra), "error": detail}
     # Halves of characters become escapes, which JSON has, too.
     text = json.dumps(document, ensure_ascii=False).encode(errors="backslashreplace")

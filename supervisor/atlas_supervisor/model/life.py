@@ -23,6 +23,8 @@ class Life(BaseModel):
     port: int = 0
     """Its slot's own port."""
     socket_passing: SocketPassing | None = None
+    launched_with: str = ""
+    """A digest of the settings that it was launched with; empty if they are unknown."""
     restarts: int = 0
     """Automatic restarts in its slot since the deploy."""
     ready: bool = False

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from enum import StrEnum
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from atlas_supervisor.model.canary import CanaryStats
@@ -32,6 +35,42 @@ class Traffic(BaseModel):
     weights: dict[str, float] = Field(description="Share of new connections, by slot.")
 
 
+class Start(StrEnum):
+    """How a daemon began."""
+
+    FRESH = "fresh"
+    RELOAD = "reload"
+    ADOPTED = "adopted"
+
+
+class DaemonView(BaseModel):
+    """The daemon itself."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str = Field(description="Version of ATLAS Supervisor.")
+    pid: int = Field(description="Its process; a reload keeps it.")
+    started_ts: datetime = Field(description="When it was started, or reloaded.")
+    start: Start = Field(
+        description="`reload`: a reload, in the same process; `adopted`: workers of an earlier "
+        "daemon were taken over; `fresh`: neither."
+    )
+    settings_pending: bool = Field(
+        description="Whether the active worker was launched with other worker settings than there "
+        "are now; they apply at the next deploy."
+    )
+
+
+class ReloadView(BaseModel):
+    """A reload that was accepted."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str = Field(description="Version of the program that is about to run.")
+    before: DaemonView = Field(description="The daemon that is replaced.")
+    changed: list[str] = Field(description="The keys of settings that change, in their order.")
+
+
 class Status(BaseModel):
     """The daemon's current status."""
 
@@ -58,6 +97,7 @@ class Status(BaseModel):
         "in the slots.",
     )
     traffic: Traffic = Field(description="How connections to the public port are split.")
+    daemon: DaemonView = Field(description="What answers here, and how it was started.")
     deploy_in_progress: bool = Field(
         description="Whether a deploy is in progress; it is `last_deploy`."
     )

@@ -188,6 +188,11 @@ class StateKeeper:
         """The state as it stands on the disk."""
         return self._state
 
+    @property
+    def busy(self) -> bool:
+        """Whether the file is written at this moment."""
+        return self._changing.locked()
+
     async def change(self, **changes: Any) -> DeployState:
         """Change the state durably and return it. Raises OSError, and then nothing changed."""
         with anyio.CancelScope(shield=True):

@@ -97,6 +97,11 @@ class Statements:
         self._timed = timed
         self._using = anyio.Lock()
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is read or written at this moment."""
+        return self._using.locked()
+
     async def write(self, *statements: Statement) -> list[int | None]:
         """Run the statements in one transaction; if one fails, nothing of it is left.
 

@@ -87,6 +87,11 @@ class WorkerRegistry:
         """Write what is pending, as far as that is possible now."""
         await self._outbox.attempt()
 
+    @property
+    def pending(self) -> bool:
+        """Whether anything is still to be written."""
+        return self._outbox.pending
+
     async def survivors(self, state_dir: Path) -> list[Survivor]:
         """Return the workers that an earlier daemon left behind, and forget ended ones.
 

@@ -40,6 +40,7 @@ from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.drain import Drain, Drains
 from atlas_supervisor.workers.launch import (
     LaunchError,
+    LaunchSettings,
     ReleaseGoneError,
     launch_release,
     new_instance_id,
@@ -75,6 +76,7 @@ class SlotContext:
     registry: InstanceRegistry
     tasks: TaskGroup
     drains: Drains
+    launch_settings: LaunchSettings
     on_down: Callable[[Slot, WorkerProcess, str], Awaitable[None]]
     """Called once when a worker ended or hangs without having been asked to end, with the cause."""
     on_change: Callable[[], None]
@@ -230,10 +232,12 @@ class Slot:
             with SPARES.released():
                 instance = await launch()
         self.instance = instance
+        self._context.launch_settings.refresh()
         instance.note(
             port=self.port,
             socket_passing=self._context.settings.socket_passing,
             restarts=self.restarts,
+            launched_with=self._context.launch_settings.digest(release),
         )
         self._context.tasks.start_soon(self._watch_exit, instance)
         log.info("worker_launched", pid=instance.pid, version=release.version)

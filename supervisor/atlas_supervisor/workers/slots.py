@@ -28,6 +28,7 @@ from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.adoption import Inherited
 from atlas_supervisor.workers.drain import SETTLE_SECONDS, Drains
+from atlas_supervisor.workers.launch import LaunchSettings
 from atlas_supervisor.workers.outage import Outage
 from atlas_supervisor.workers.process import WorkerProcess
 from atlas_supervisor.workers.restarts import Restarter, as_recorded
@@ -61,6 +62,7 @@ class Slots:
         self.drains = Drains()
         self.on_worker_down: Callable[[Slot, str], Awaitable[bool]] = _no_deploys
         """Called when a worker went down; returns whether a deploy dealt with it."""
+        self._launch_settings = LaunchSettings(settings)
         context = SlotContext(
             settings=settings,
             plane=plane,
@@ -68,6 +70,7 @@ class Slots:
             registry=registry,
             tasks=tasks,
             drains=self.drains,
+            launch_settings=self._launch_settings,
             on_down=self._worker_down,
             on_change=self._note_service,
         )
@@ -116,6 +119,19 @@ class Slots:
     @property
     def _earlier_serves(self) -> bool:
         return not self._replaced and any(each.alive for each in self._inherited.serving)
+
+    @property
+    def settings_pending(self) -> bool:
+        """Whether the active worker was launched with other settings than there are now."""
+        instance = self.active.instance
+        if instance is None or not instance.life.launched_with:
+            return False
+        return instance.life.launched_with != self._launch_settings.digest(instance.release)
+
+    @property
+    def launching(self) -> bool:
+        """Whether a worker is being launched whose process is not known yet."""
+        return any(slot.state is SlotState.STARTING and slot.instance is None for slot in self)
 
     def ports(self) -> tuple[int, int]:
         """Return the active and the staging port."""
