@@ -30,10 +30,10 @@ from tests.integration.support import scripted_daemon
 from tests.invariants import fresh_workers, invariants_hold, workers_of
 
 SAMPLE = (
-    "before-record-launch",  # between fork and bookkeeping
-    "after-transition-to-switch",
-    "after-steer:4",  # the kernel has switched, the state file has not
-    "before-canary-policy:2",
+    "before-record-worker:2",  # between fork and bookkeeping
+    "after-steer:3",  # the kernel has switched, and the state file has not
+    "before-exec",
+    "before-canary-policy:3",  # the canary falls back
 )
 assert atlas_supervisor.main  # imports every module that declares a failpoint
 
