@@ -55,12 +55,18 @@ def faults() -> Iterator[Fault]:
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                for decorator in reversed(node.decorator_list):
-                    match decorator:
-                        case ast.Call(func=ast.Attribute(attr="fault"), args=words):
-                            kind, fault, promise = map(ast.literal_eval, words)
-                            place = str(path.relative_to(ROOT))
-                            yield Fault(kind, fault, promise, place, node.name)
+                for words in map(_words, reversed(node.decorator_list)):
+                    if words:
+                        kind, fault, promise = words
+                        yield Fault(kind, fault, promise, str(path.relative_to(ROOT)), node.name)
+
+
+def _words(decorator: ast.expr) -> list[str]:
+    """Return the words of a mark; none if it is another decorator."""
+    match decorator:
+        case ast.Call(func=ast.Attribute(attr="fault"), args=arguments):
+            return [str(ast.literal_eval(argument)) for argument in arguments]
+    return []
 
 
 def invariants() -> Iterator[str]:

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +54,7 @@ _RECENT_SECONDS = 3600.0
 _LOGGED_SECONDS = 60.0
 _COUNT = struct.Struct("<Q")
 _MOST_CALLS = 2**53
+_decoded = lru_cache(maxsize=4096)(decode)  # events of several processes and polls are alike
 
 
 class CollectedEvents(NamedTuple):
@@ -246,11 +248,10 @@ class CallCollector:
             ring.reader.close()
         if not (batch.events or batch.keyed or ring.exited):
             return None
-        decoded = {word: decode(word) for word in {word for word, _, _ in batch.keyed}}
         return CollectedEvents(
             name,
-            {decode(word): count for word, count in batch.events.items()},
-            [(decoded[word], key, serial) for word, key, serial in batch.keyed],
+            {_decoded(word): count for word, count in batch.events.items()},
+            [(_decoded(word), key, serial) for word, key, serial in batch.keyed],
             ring.exited,
         )
 
