@@ -245,6 +245,8 @@ class Daemon:
         ):
             tasks.start_soon(background)
         slots.take_in()
+        if slots.adopted:
+            await audit.record(SUPERVISOR, "daemon", "adopted", workers=slots.adopted)
         with _refused_by_store():
             await service.resume(unfinished)  # before the API can ask for another deploy
             release = await self._active_release(slots.active)

@@ -24,6 +24,7 @@ from tests.integration.support import (
     get,
     public_version,
     release,
+    rewrite,
     roll_back,
     rows,
     scripted_daemon,
@@ -35,6 +36,10 @@ from tests.integration.support import (
 from tests.loadclient import Kind, WebSocketTraffic, bundled_worker_mix
 
 LIVES = "SELECT life FROM instances"
+SWITCHING = (
+    "UPDATE deploys SET phase = 'switch', result = NULL,"
+    " active_port = staging_port, staging_port = active_port"
+)
 LASTING = ("slot", "port", "role", "state", "pid", "version", "started_ts", "restarts")
 
 
@@ -79,7 +84,7 @@ async def test_a_killed_daemon_and_its_successor_lose_no_request(tmp_path: Path)
     }
     restarts = await kill_the_daemon_under_load(tmp_path, settings, mix, times=3)
     print(restarts.report.describe())  # noqa: T201 - what was measured stands in the output
-    assert restarts.lost == [0, 0, 0]
+    assert (restarts.lost, len(restarts.workers)) == ([0, 0, 0], 1)
     assert restarts.report.kinds["one connection per request"].latency_ms(1) < 2000
 
 
@@ -345,4 +350,65 @@ async def test_sockets_that_cannot_be_taken_back_end_the_old_worker_first(tmp_pa
         await daemon.start()
         assert await public_version(daemon) == "v1"
         assert not set(old) & set(daemon.leftovers())
+        await everything_agrees(daemon)
+
+
+async def test_where_the_state_file_names_the_other_slot_the_one_with_the_traffic_serves_until_then(
+    tmp_path: Path,
+) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        old, file = await worker(daemon), state_file(daemon)
+        await daemon.kill()
+        rewrite(daemon, active_port=file["staging_port"], staging_port=file["active_port"])
+        release(daemon, "v1", health_delay=0.5)
+        starting = asyncio.create_task(daemon.start())
+        while not starting.done():
+            assert await worker(daemon) in {old, *daemon.leftovers()}
+        await starting
+        assert await worker(daemon) != old
+        assert state_file(daemon)["active_port"] == file["staging_port"]
+        await eventually(lambda: len(daemon.leftovers()) == 1)
+        await everything_agrees(daemon)
+
+
+async def test_killed_in_the_middle_of_a_flip_both_workers_go_on_where_the_state_file_says(
+    tmp_path: Path,
+) -> None:
+    async with scripted_daemon(tmp_path, WARM) as daemon:
+        release(daemon, "v2")
+        deploy_id = (await daemon.deploy()).json["deploy_id"]
+        await until_phase(daemon, "warm")
+        before, file = await lasting(daemon), state_file(daemon)
+        for turned in (True, False):  # the switch was durable; it was not
+            await daemon.kill()
+            write(daemon, SWITCHING)
+            if not turned:
+                was = {"active_port": file["staging_port"], "staging_port": file["active_port"]}
+                rewrite(daemon, **was, active_release=None)
+            record = await start_again(daemon)
+            assert record["deploy_id"] == deploy_id
+            if turned:
+                assert await until_phase(daemon, "warm")
+                assert await lasting(daemon) == before
+                await everything_agrees(daemon)
+        assert (record["result"], record["phase"]) == ("aborted", "ended")
+        active = slot(await daemon.status(), "active")
+        assert active["pid"] in {view["pid"] for view in before}
+        assert await public_version(daemon) == "v1"
+        await everything_agrees(daemon)
+        await eventually(lambda: daemon.leftovers() == [active["pid"]])
+
+
+async def test_a_revert_that_was_decided_is_done_by_the_next_daemon(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path, WARM) as daemon:
+        old = await worker(daemon)
+        release(daemon, "v2")
+        deploy_id = (await daemon.deploy()).json["deploy_id"]
+        await until_phase(daemon, "warm")
+        await daemon.kill()
+        write(daemon, "UPDATE deploys SET phase = 'revert'")
+        await daemon.start()
+        record = await daemon.ended(deploy_id)
+        assert record["result"] == "rolled_back"
+        assert await worker(daemon) == old
         await everything_agrees(daemon)

@@ -86,7 +86,6 @@ async def finish_interrupted(
             continue
         # Only the latest one's switch can be what the file tells of.
         await _end(database, unfinished, state if latest else None, settings)
-    await database.keys.forget_undone()
     return state, open_ended
 
 

@@ -161,7 +161,8 @@ DELETE FROM idempotency_keys WHERE key = :key;
 
 -- name: forget_undone_keys
 DELETE FROM idempotency_keys WHERE asked IS NOT NULL
-AND asked IS NOT (SELECT result FROM deploys WHERE deploys.deploy_id = idempotency_keys.deploy_id);
+AND asked IS NOT (SELECT CASE phase WHEN 'revert' THEN idempotency_keys.asked ELSE result END
+    FROM deploys WHERE deploys.deploy_id = idempotency_keys.deploy_id);
 
 -- name: trim_keys
 -- The newest stay however old they look: a wall clock may have been set a day forth.

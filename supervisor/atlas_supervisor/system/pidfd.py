@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import signal
 from contextlib import suppress
 
 from atlas_supervisor.system import procfs
@@ -51,6 +52,12 @@ class ForeignProcess:
             os.close(self._handle)
             raise ProcessLookupError(pid)
         asyncio.get_running_loop().add_reader(self._handle, self._end)
+
+    def send_signal(self, number: int) -> None:
+        """Signal it; no process that has its pid later."""
+        if not self._ended.is_set():
+            with suppress(ProcessLookupError, PermissionError):
+                signal.pidfd_send_signal(self._handle, number)
 
     async def wait(self) -> None:
         """Wait until it has ended; it may still be a zombie that its parent has not reaped."""

@@ -36,7 +36,7 @@ from atlas_supervisor.system.pidfd import ForeignProcess
 from atlas_supervisor.traffic import Plane, TakenBack
 from atlas_supervisor.workers.process import NotifySocket, WorkerProcess
 from atlas_supervisor.workers.registry import Survivor, WorkerRegistry, end_survivors, pids_of
-from atlas_worker.contract import ENV_INSTANCE
+from atlas_worker.contract import ENV_INSTANCE, ENV_STATE_DIR
 
 log = structlog.get_logger(__name__)
 
@@ -127,8 +127,8 @@ def _choose(
 ) -> dict[Survivor, int | None]:
     """Return the workers to adopt, with the process of each that has its sockets.
 
-    Of one that drains the sockets don't matter. Without the one of the active slot there is none,
-    if another one accepts clients: the fresh worker needs a socket from which no other one accepts.
+    Of one that drains the sockets don't matter. Without the one of the active slot there is none if
+    another one has the traffic, or accepts from where the fresh one is going to.
     """
     found: dict[SlotName, tuple[Survivor, int | None]] = {}
     # The newest first: one that lingers may have been in the same slot.
@@ -143,12 +143,9 @@ def _choose(
         del found[active.other]
     chosen = dict(found.values())
     if active not in found:
-        serving = (each for each in survivors if not _drains(each))
-        return (
-            chosen
-            if not any(_accepts(each, taken) for each in serving if each not in chosen)
-            else {}
-        )
+        others = (each for each in survivors if each not in chosen and not _drains(each))
+        accepting = any(not taken.accepts.keys().isdisjoint(each.pids) for each in others)
+        return {} if accepting or taken.traffic in places else chosen
     other = found.get(active.other)
     is_alone = not other or _drains(other[0])  # else the other one takes over from a hung one
     if is_alone and not _reacts(plane.direct(active), settings):
@@ -156,10 +153,6 @@ def _choose(
         log.warning("worker_hung", instance=hung.instance, pid=pid, instead="replacing it")
         return {}
     return chosen
-
-
-def _accepts(survivor: Survivor, taken: TakenBack) -> bool:
-    return not taken.accepts.keys().isdisjoint(survivor.pids)
 
 
 def _started(survivor: Survivor) -> int:
@@ -203,9 +196,12 @@ def _reacts(place: tuple[str, int, str | None], settings: Settings) -> bool:
 
 def _is_instance(survivor: Survivor, settings: Settings) -> bool:
     """Return whether the recorded process has the mark of its instance still."""
-    tag = procfs.tag_for(str(settings.state_dir), survivor.instance)
+    folder = str(settings.state_dir)  # of a folder that was copied or moved, it is another one
+    if procfs.tag_of(survivor.pid) == procfs.tag_for(folder, survivor.instance):
+        return True
     variables = procfs.variables(survivor.pid)
-    return procfs.tag_of(survivor.pid) == tag or variables.get(ENV_INSTANCE) == survivor.instance
+    found = variables.get(ENV_INSTANCE), variables.get(ENV_STATE_DIR)
+    return found == (survivor.instance, folder)
 
 
 def inherit(survivor: Survivor, settings: Settings) -> WorkerProcess | None:

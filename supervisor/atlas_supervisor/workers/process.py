@@ -203,10 +203,13 @@ class WorkerProcess:
     def _signal(self, number: int) -> None:
         """Signal it if it is there.
 
-        Not through the process object: that polls for the exit status and takes it from the task
-        that waits for it, which would then report a made-up one.
+        A child is not signalled through its process object: that polls for the exit status and
+        takes it from the task that waits for it, which would then report a made-up one.
         """
-        procfs.send_signal([self.pid], number)
+        if isinstance(self._process, ForeignProcess):
+            self._process.send_signal(number)
+        else:
+            procfs.send_signal([self.pid], number)
 
     async def stops_accepting(self, ports: Collection[int]) -> bool:
         """Ask it to drain, and return whether it reported that it accepts nothing more.

@@ -221,9 +221,9 @@ class Slots:
             await restarter.cancel()
 
     @property
-    def adopted(self) -> bool:
-        """Whether a slot went on with a worker of an earlier daemon."""
-        return bool(self._inherited.adopted)
+    def adopted(self) -> list[dict[str, Any]]:
+        """The workers of an earlier daemon with which slots have gone on."""
+        return [{**each.facts, "pid": each.pid} for each in self._inherited.adopted.values()]
 
     @property
     def adopted_in_staging(self) -> Release | None:
