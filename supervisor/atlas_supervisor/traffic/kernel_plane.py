@@ -298,6 +298,12 @@ class KernelPlane:
             return False
         return True
 
+    def pause(self) -> None:
+        """Do nothing: workers accept by themselves."""
+
+    def resume(self) -> None:
+        """Do nothing: see `pause`."""
+
     async def close(self) -> None:
         """Close every socket; what is still queued is reset by the kernel."""
         await self._rescues.close()

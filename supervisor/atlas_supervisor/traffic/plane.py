@@ -203,5 +203,11 @@ class Plane(Protocol):
     def stop_accepting(self) -> bool:
         """Give the workers no more clients, since they are about to end; return whether it does."""
 
+    def pause(self) -> None:
+        """Let new connections wait in their queue, where this process would carry them."""
+
+    def resume(self) -> None:
+        """Accept them again."""
+
     async def close(self) -> None:
         """Close everything: the daemon ends."""

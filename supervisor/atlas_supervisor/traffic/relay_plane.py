@@ -327,6 +327,16 @@ class RelayPlane:
             self._relay.stop()
         return self._relay is not None
 
+    def pause(self) -> None:
+        """Let new clients wait in the queue; open connections go on."""
+        if self._relay is not None:
+            self._relay.stop()
+
+    def resume(self) -> None:
+        """Accept clients again."""
+        if self._relay is not None:
+            self._relay.start()
+
     async def close(self) -> None:
         """Close every socket and reset relayed connections."""
         if self._relay is not None:
