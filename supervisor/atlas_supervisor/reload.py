@@ -5,8 +5,8 @@
    that only a restart can make, an address of the API that can't be bound.
 2. Then the API stops: requests in progress are answered, streams end and are resumed from the next
    daemon, new connections wait in the queues of the listeners, which are passed on.
-3. Connections that this process relays would end with it. On the relay plane new ones wait in the
-   queue, and those that are open have a few seconds to get the answers that are pending.
+3. Connections that this process relays would end with it. Those of the public port are passed on
+   (`carry_over`); the others have a few seconds to get the answers that are pending.
 4. The exec happens at a moment when nothing is half done: no flip, no deploy before its switch, no
    launch that is not recorded, no write to the database or the state file. Between the last look
    and the exec the event loop runs nothing else. To the journal it is as if the daemon had been
@@ -250,10 +250,10 @@ class Reloads:
             await self._database.audit.record(SUPERVISOR, "reload", "failed", reason=why)
 
     async def _let_answer(self, stopping: anyio.Event) -> None:
-        """Give relayed connections time for the answers that are pending."""
+        """Give connections that can't be passed on time for the answers that are pending."""
         self._plane.pause()
         with anyio.move_on_after(_ANSWER_SECONDS):
-            while any(self._plane.answers().values()) and not stopping.is_set():  # noqa: ASYNC110  # no event
+            while self._plane.answering() and not stopping.is_set():  # noqa: ASYNC110  # no event
                 await anyio.sleep(_LOOK_SECONDS)
 
     async def _execute(self, descriptors: Mapping[str, int], stopping: anyio.Event) -> str:
@@ -268,7 +268,7 @@ class Reloads:
             for handler in logging.getLogger().handlers:
                 handler.flush()
             try:
-                self._program.execute({**descriptors, SIGNALS: pipe})
+                self._program.execute({**descriptors, **self._plane.pass_on(), SIGNALS: pipe})
             except OSError as error:
                 return f"{self._program.command[0]} can't be executed: {error.strerror}"
 

@@ -301,6 +301,14 @@ class KernelPlane:
     def pause(self) -> None:
         """Do nothing: workers accept by themselves."""
 
+    def answering(self) -> bool:
+        """Return whether an answer is pending on a connection that the daemon relays."""
+        return any(self.answers().values())
+
+    def pass_on(self) -> dict[str, int]:
+        """Return nothing: clients' connections are their workers'."""
+        return {}
+
     def resume(self) -> None:
         """Do nothing: see `pause`."""
 

@@ -206,8 +206,14 @@ class Plane(Protocol):
     def pause(self) -> None:
         """Let new connections wait in their queue, where this process would carry them."""
 
+    def answering(self) -> bool:
+        """Return whether an answer is pending on a connection that can't be passed on."""
+
+    def pass_on(self) -> dict[str, int]:
+        """Return descriptors by name with which the next program goes on with connections."""
+
     def resume(self) -> None:
-        """Accept them again."""
+        """Accept them again: there is no next program."""
 
     async def close(self) -> None:
         """Close everything: the daemon ends."""

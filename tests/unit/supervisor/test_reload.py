@@ -76,7 +76,8 @@ class Stage:
             foreign_listeners=lambda: self.foreign,
             pause=lambda: self.done.append("paused"),
             resume=lambda: self.done.append("resumed"),
-            answers=lambda: dict.fromkeys(("a",), self.pending.pop(0) if self.pending else False),
+            answering=lambda: self.pending.pop(0) if self.pending else False,
+            pass_on=dict,
         )
 
     def _database(self) -> Any:
