@@ -227,3 +227,47 @@ runpy.run_module("atlas_supervisor", run_name="__main__", alter_sys=True)"""
         assert again["daemon"] == after["daemon"]
         assert workers(again) == workers(before)
         assert (await daemon.deploy()).json["result"] == "switched"
+
+
+SLOW = """
+import http.server, sys, threading
+go = threading.Event()
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "8")
+        self.end_headers()
+        if self.path == "/go":
+            go.set()
+        self.wfile.write(b"half")
+        if self.path == "/slow":
+            go.wait()
+        self.wfile.write(b"half")
+    def log_message(self, *_): pass
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+async def test_connections_that_the_daemon_relays_go_on_in_the_middle_of_an_answer(
+    tmp_path: Path,
+) -> None:
+    async def ask(path: str, end: bytes) -> None:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        async with asyncio.timeout(WITHIN_SECONDS):
+            await reader.readuntil(end)
+
+    command: dict[str, Any] = {"WORKER_COMMAND": "python slow.py {port}"}
+    async with DaemonProcess.running(tmp_path, command, files={"slow.py": SLOW}) as daemon:
+        reader, writer = await asyncio.open_connection("127.0.0.1", daemon.public_port)
+        await ask("/", b"\r\n\r\nhalfhalf")
+        await ask("/slow", b"\r\n\r\nhalf")
+        await reload(daemon, CANARY_RETENTION_DAYS=7)
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://127.0.0.1:{daemon.public_port}/go") as answer,
+        ):
+            assert await answer.text() == "halfhalf"
+        assert await reader.readexactly(4) == b"half"
+        await ask("/", b"\r\n\r\nhalfhalf")
+        writer.close()
