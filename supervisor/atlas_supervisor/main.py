@@ -29,7 +29,7 @@ from atlas_supervisor.errors import SettingsError, StartRefusedError
 from atlas_supervisor.reload import CHECK_OPTION, LOCK, SIGNALS, Requests
 from atlas_supervisor.start_check import CheckReport, refused, report
 from atlas_supervisor.store import state_folder
-from atlas_supervisor.system import descriptors, signals
+from atlas_supervisor.system import descriptors, failpoints, signals
 from atlas_supervisor.system.lock import LOCK_FILE, only_daemon
 from atlas_supervisor.system.passed_sockets import PassedSockets, receive
 from atlas_supervisor.system.program import Program
@@ -51,8 +51,8 @@ _FAILED = 70
 def main(arguments: list[str] | None = None) -> int:
     """Run the daemon; return the exit status."""
     options = _parser().parse_args(arguments)
-    if not options.env_file.exists():
-        print(_NO_ENV_FILE.format(path=options.env_file.absolute()), file=sys.stderr)  # noqa: T201  # before there is a log
+    if unusable := _unusable(options.env_file):
+        print(unusable, file=sys.stderr)  # noqa: T201  # before there is a log
         return _BAD_SETTINGS
     try:
         settings = load_settings(options.env_file.absolute(), os.environ, nothing_recorded)
@@ -61,14 +61,21 @@ def main(arguments: list[str] | None = None) -> int:
             return _print_report(refused(error.faults))
         if not options.check:
             ServiceManager().refused(f"can't start: {'; '.join(error.faults)}")
-        for fault in error.faults:
-            print(fault, file=sys.stderr)  # noqa: T201  # before there is a log
+        print("\n".join(error.faults), file=sys.stderr)  # noqa: T201  # as above
         return _BAD_SETTINGS
     if options.check:
-        _print_settings(settings)
-        return 0
-    if options.check_start:
-        return _print_report(report(settings))
+        return _print_settings(settings)
+    return _print_report(report(settings)) if options.check_start else _run(settings)
+
+
+def _unusable(env_file: Path) -> str:
+    """Return why nothing can be started or checked; empty if it can."""
+    if not env_file.exists():
+        return _NO_ENV_FILE.format(path=env_file.absolute())
+    return "\n".join(failpoints.names_if_unknown())
+
+
+def _run(settings: Settings) -> int:
     refusals: list[str] = []
     try:
         anyio.run(run, settings, receive(), Program())
@@ -104,11 +111,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _print_settings(settings: Settings) -> None:
-    """Print the effective settings, and warnings about them."""
+def _print_settings(settings: Settings) -> int:
+    """Print the effective settings, and warnings about them; return the exit status."""
     print(f"{describe_settings(settings)}\nOK", flush=True)  # noqa: T201  # the purpose of --check
     for warning in warnings(settings):
         print(f"warning: {warning}", file=sys.stderr)  # noqa: T201  # before there is a log
+    return 0
 
 
 def _print_report(found: CheckReport) -> int:

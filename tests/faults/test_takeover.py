@@ -72,6 +72,7 @@ async def until(daemon: DaemonProcess, role: str, **expected: Any) -> dict[str, 
             await asyncio.sleep(0.02)
 
 
+@pytest.mark.fault("The daemon", "killed under load", "no request is lost")
 async def test_a_killed_daemon_and_its_successor_lose_no_request(tmp_path: Path) -> None:
     """Not with a WebSocket open either: it goes on, because its worker does."""
     mix: list[Kind] = [
@@ -88,6 +89,9 @@ async def test_a_killed_daemon_and_its_successor_lose_no_request(tmp_path: Path)
     assert restarts.report.kinds["one connection per request"].latency_ms(1) < 2000
 
 
+@pytest.mark.fault(
+    "The daemon", "killed again and again", "the same worker goes on, on the same port"
+)
 async def test_the_active_worker_goes_on_as_it_was_through_kill_after_kill(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         release(daemon, "v2")
@@ -115,6 +119,9 @@ async def test_the_active_worker_goes_on_as_it_was_through_kill_after_kill(tmp_p
         await everything_agrees(daemon)
 
 
+@pytest.mark.fault(
+    "The daemon", "killed while a version is warm", "it stays warm, and a rollback to it is instant"
+)
 async def test_a_warm_version_stays_warm_and_a_rollback_to_it_is_instant(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path, {**WARM, "GUARD_SECONDS": 3}) as daemon:
         old = await worker(daemon)
@@ -138,6 +145,7 @@ async def test_a_warm_version_stays_warm_and_a_rollback_to_it_is_instant(tmp_pat
         await everything_agrees(daemon)
 
 
+@pytest.mark.fault("The daemon", "killed, and only the warm version lives", "that one takes over")
 async def test_with_only_a_warm_version_left_that_one_takes_over(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path, WARM) as daemon:
         old = await worker(daemon)
@@ -155,6 +163,9 @@ async def test_with_only_a_warm_version_left_that_one_takes_over(tmp_path: Path)
 
 
 @pytest.mark.parametrize("kit", [True, False])
+@pytest.mark.fault(
+    "The daemon", "killed during a drain", "the drain goes on, and its request is answered"
+)
 async def test_a_drain_goes_on_and_its_request_is_answered(tmp_path: Path, kit: bool) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         release(daemon, "v1", kit=kit)
@@ -207,6 +218,7 @@ async def test_a_worker_that_is_not_recorded_is_replaced_by_a_fresh_one_and_drai
         await everything_agrees(daemon)
 
 
+@pytest.mark.fault("The daemon", "killed, and its worker hangs", "a fresh worker replaces it")
 async def test_a_hung_worker_is_replaced_by_a_fresh_one(tmp_path: Path) -> None:
     settings: dict[str, Setting] = {"HEALTH_TIMEOUT_SECONDS": 0.2, "LIVENESS_FAILURES": 2}
     async with scripted_daemon(tmp_path, settings) as daemon:
@@ -336,6 +348,11 @@ async def test_a_changed_public_host_ends_the_old_worker_first(tmp_path: Path, h
             assert not set(old) & set(daemon.leftovers())
 
 
+@pytest.mark.fault(
+    "Ports and connections",
+    "sockets that can't be had back",
+    "the old worker is ended before the new one starts",
+)
 async def test_sockets_that_cannot_be_taken_back_end_the_old_worker_first(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         old = daemon.leftovers()

@@ -41,6 +41,7 @@ from atlas_supervisor.deploy.effects import (
     TransitionLog,
 )
 from atlas_supervisor.deploy.machine import (
+    ACTIVITIES,
     FIRST_PHASE,
     FLIPS,
     IN_PROGRESS,
@@ -62,6 +63,7 @@ from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.model.deploy import DeployEvent, DeployRecord, Result, Step, StepDetail
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.system.clock import Stopwatch, now
+from atlas_supervisor.system.failpoints import seam
 
 log = structlog.get_logger(__name__)
 
@@ -258,6 +260,7 @@ class DeployRun:
         self._incoming = None
         self._arrived = anyio.Event()
 
+    @seam("activity", ACTIVITIES, lambda run: run.phase)
     async def _guarded(self) -> StepOutcome:
         """Run the activity; a failing disk, or a bug of ours, is a failure of the phase."""
         self._has_begun = True

@@ -79,6 +79,9 @@ SELECT hash FROM audit WHERE id = :id;
 -- name: audit_known
 SELECT 1 FROM audit WHERE subject = :subject AND action = :action AND outcome = :outcome LIMIT 1;
 
+-- name: last_outcome
+SELECT outcome FROM audit WHERE action = :action ORDER BY id DESC LIMIT 1;
+
 -- name: audit_ids_from
 SELECT id FROM audit WHERE id BETWEEN :id AND :until ORDER BY id LIMIT :limit;
 

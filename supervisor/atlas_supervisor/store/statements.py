@@ -18,6 +18,7 @@ import anyio
 
 from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.system.clock import Stopwatch
+from atlas_supervisor.system.failpoints import seam
 
 T = TypeVar("T")
 
@@ -118,6 +119,7 @@ class Statements:
         async with self.connection.execute(_QUERIES[name], parameters) as cursor:
             return cursor.lastrowid
 
+    @seam("transaction")
     async def transaction(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do the work in one transaction, all or nothing; return its result."""
         # Shielded and one at a time: a transaction is never left open, nor mixed with another.

@@ -35,6 +35,7 @@ import structlog
 
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
+from atlas_supervisor.system.failpoints import seam
 from atlas_supervisor.system.passed_sockets import PassedSockets
 from atlas_supervisor.system.procfs import describe_listeners, inode_of
 from atlas_supervisor.system.sockdiag import TcpSocket
@@ -83,6 +84,7 @@ class KernelPlane:
         """Share of new connections per slot."""
         return self._policy.weights
 
+    @seam("take-back")
     def take_back(self, pids: Collection[int], passed: PassedSockets) -> TakenBack:
         """Look at the addresses, and take the group back from workers of an earlier daemon."""
         drop_passed(passed, [PUBLIC_NAME])
@@ -105,6 +107,7 @@ class KernelPlane:
                 return pid
         return None
 
+    @seam("open-plane")
     def open(
         self,
         active: SlotName,
@@ -206,6 +209,7 @@ class KernelPlane:
         """Return the slot's own port: it leads to the worker directly."""
         return port
 
+    @seam("steer")
     def steer(self, slot: SlotName) -> None:
         """Attach the program that sends new connections to the slot: the switch itself."""
         first, second = self._public
@@ -236,12 +240,14 @@ class KernelPlane:
         """Return the length of the slot's public queue."""
         return queue_length(self._public[slot])
 
+    @seam("vacate")
     def vacate(self, slot: SlotName, heir: SlotName) -> None:
         """Relay the public queue of a slot without a worker to the heir; close on its own port."""
         target = Target("127.0.0.1", self._endpoints.slot_ports[heir])
         self._rescues.begin(slot, self._public[slot], lambda: self._rescues.refusal(heir) or target)
         self._own_ports.vacate(slot)
 
+    @seam("occupy")
     def occupy(self, slot: SlotName) -> None:
         """Leave the slot's queues to its worker again; rescued connections go on to their end."""
         self._rescues.end(slot)

@@ -30,6 +30,7 @@ from atlas_supervisor.system import procfs, sockdiag
 from atlas_supervisor.system.account import Account
 from atlas_supervisor.system.clock import Stopwatch, now
 from atlas_supervisor.system.descriptors import with_spares
+from atlas_supervisor.system.failpoints import seam
 from atlas_supervisor.system.pidfd import ForeignProcess
 from atlas_supervisor.system.sockdiag import TcpConnection, TcpSocket
 from atlas_supervisor.traffic import Answers
@@ -174,6 +175,7 @@ class WorkerProcess:
                 self.exited.set()
                 self.reported.close()
 
+    @seam("terminate")
     def terminate(self) -> None:
         """Ask it to drain and exit; a stopped process is continued, so that it gets the signal.
 
@@ -318,6 +320,7 @@ class WorkerProcess:
         tcp = [listener for listener in sockdiag.listeners() if listener.inode in held]
         return tcp, [path for inode, path in sockdiag.unix_listeners().items() if inode in held]
 
+    @seam("kill")
     async def kill(self) -> None:
         """Kill the worker and all that is left of its descendants."""
         self.expected_to_exit = True

@@ -31,6 +31,7 @@ from atlas_supervisor.system import procfs, sockdiag
 from atlas_supervisor.system.children import living_children
 from atlas_supervisor.system.clock import now
 from atlas_supervisor.system.descriptors import with_spares
+from atlas_supervisor.system.failpoints import seam
 from atlas_supervisor.system.lock import holds_a_lock
 from atlas_supervisor.system.procfs import ProcessIdentity
 from atlas_supervisor.workers.process import WorkerProcess, ignore
@@ -137,6 +138,7 @@ class WorkerRegistry:
         """Remove a worker; it need not be there. Raises StoreError."""
         await self._statements.write(("remove_instance", {"instance": instance}))
 
+    @seam("record-launch")
     def launched(self, instance: WorkerProcess) -> None:
         """Note that the process is there, and what changes in its life."""
         identity = ProcessIdentity.of(instance.pid)
@@ -147,6 +149,7 @@ class WorkerRegistry:
             self._outbox.put(partial(self.add, row))
             instance.on_change = partial(self.launched, instance)
 
+    @seam("record-end")
     def gone(self, instance: WorkerProcess) -> None:
         """Note that nothing of it is left."""
         instance.on_change = ignore

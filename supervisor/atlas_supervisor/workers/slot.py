@@ -34,6 +34,7 @@ from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.system.descriptors import SPARES, is_shortage
+from atlas_supervisor.system.failpoints import seam
 from atlas_supervisor.system.procfs import inode_of
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.drain import Drain, Drains
@@ -211,6 +212,7 @@ class Slot:
             "kit": instance.kit,
         }
 
+    @seam("launch")
     async def _launch(self, release: Release, name: str) -> WorkerProcess:
         launch = partial(
             launch_release,
@@ -242,6 +244,7 @@ class Slot:
         self._context.registry.launched(instance)
         return instance
 
+    @seam("adopt")
     def adopt(self, instance: WorkerProcess) -> None:
         """Go on with a worker of an earlier daemon as if we had launched it."""
         self.instance, self.restarts = instance, instance.life.restarts
@@ -294,6 +297,7 @@ class Slot:
             self.last_exit = cause
             await self._context.on_down(self, instance, cause)
 
+    @seam("drain")
     async def drain(self, freed: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """Drain the worker, and return how that went; see `workers.drain`.
 

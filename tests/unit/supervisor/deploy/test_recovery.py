@@ -231,6 +231,20 @@ async def test_the_end_of_a_switch_is_one_transaction_with_its_version_and_the_s
         assert (kept.generation, kept.active_port) == (9, PORT[GREEN])
 
 
+@pytest.mark.parametrize("mode", [Mode.SINGLE, Mode.BLUEGREEN])
+async def test_a_mode_that_was_set_without_its_audit_entry_gets_it_at_the_next_start_once(
+    tmp_path: Path, mode: Mode
+) -> None:
+    async with left(tmp_path) as it:
+        other = Mode.BLUEGREEN if mode is Mode.SINGLE else Mode.SINGLE
+        await it.database.audit.write(SUPERVISOR, "mode", other.value)
+        file = StateFile(tmp_path / "deploy_state.json")
+        file.write(a_state(mode=mode))
+        for _ in range(2):
+            assert (await read_state(it.settings, file, it.database)).mode is mode
+        assert await it.audited() == [("mode", other.value), ("mode", mode.value)]
+
+
 async def test_a_mode_that_the_settings_overrule_is_audited_once(tmp_path: Path) -> None:
     async with left(tmp_path, deploy_mode=Mode.SINGLE) as it:
         file = StateFile(tmp_path / "deploy_state.json")

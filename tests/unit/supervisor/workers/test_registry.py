@@ -142,10 +142,16 @@ async def test_a_worker_with_the_kit_gets_SIGTERM_and_another_one_STOP_SIGNAL(
 
 
 @pytest.mark.parametrize("pid", [0, 1, -1])
+@pytest.mark.fault("Clock and machine", "pid 0, 1 or -1 in a record", "it is ignored")
 async def test_a_record_without_a_process_is_ignored(tmp_path: Path, pid: int) -> None:
     assert await end_survivors(tmp_path, [row(pid, start_ticks=0)], seconds=1) == 0
 
 
+@pytest.mark.fault(
+    "Clock and machine",
+    "a pid that is used again, or of another boot",
+    "that process is left alone",
+)
 async def test_a_reused_pid_is_left_alone(tmp_path: Path) -> None:
     with worker() as other:
         ticks = procfs.start_ticks(other.pid)
