@@ -306,6 +306,20 @@ class KernelPlane:
             return False
         return True
 
+    def pause(self) -> None:
+        """Do nothing: workers accept by themselves."""
+
+    def answering(self) -> bool:
+        """Return whether an answer is pending on a connection that the daemon relays."""
+        return any(self.answers().values())
+
+    def pass_on(self) -> dict[str, int]:
+        """Return nothing: clients' connections are their workers'."""
+        return {}
+
+    def resume(self) -> None:
+        """Do nothing: see `pause`."""
+
     async def close(self) -> None:
         """Close every socket; what is still queued is reset by the kernel."""
         await self._rescues.close()

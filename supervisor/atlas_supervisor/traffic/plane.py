@@ -205,5 +205,17 @@ class Plane(Protocol):
     def stop_accepting(self) -> bool:
         """Give the workers no more clients, since they are about to end; return whether it does."""
 
+    def pause(self) -> None:
+        """Let new connections wait in their queue, where this process would carry them."""
+
+    def answering(self) -> bool:
+        """Return whether an answer is pending on a connection that can't be passed on."""
+
+    def pass_on(self) -> dict[str, int]:
+        """Return descriptors by name with which the next program goes on with connections."""
+
+    def resume(self) -> None:
+        """Accept them again: there is no next program."""
+
     async def close(self) -> None:
         """Close everything: the daemon ends."""
