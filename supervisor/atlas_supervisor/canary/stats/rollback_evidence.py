@@ -36,7 +36,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-RISK_RATIOS = {1.25: 0.05, 1.5: 0.1, 2.0: 0.2, 3.0: 0.2, 5.0: 0.2, 10.0: 0.15, 20.0: 0.1}
+RISK_RATIOS = {1.25: 0.04, 1.5: 0.08, 2.0: 0.2, 3.0: 0.18, 5.0: 0.2, 10.0: 0.16, 20.0: 0.14}
 """The risk ratios r, and how the money is divided. The least ones need many calls anyway."""
 
 STARTED_AT_FIRST = 0.9
