@@ -88,7 +88,7 @@ def feature_view(
             else waits_for(feature, decision, calls, rules, now)
         ),
         judgement=_judgement(feature.name, decision, fallback),
-        pending_calls=evidence.pending_calls(feature.ramp),
+        pending_calls=evidence.pending_calls(feature.name),
         warnings=warnings,
     )
 
