@@ -22,7 +22,7 @@ from enum import StrEnum
 from typing import Any
 
 from atlas_supervisor.canary.stats import explain
-from atlas_supervisor.canary.stats.counts import Arm, Draws, Prior, Strata, Window, expected_rates
+from atlas_supervisor.canary.stats.counts import Arm, Draws, Prior, Strata, expected_rates
 from atlas_supervisor.canary.stats.evalue import exponential, log_add
 from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.intervals import stratified_difference
@@ -162,7 +162,7 @@ class RampEvidence:
             return
         found.close(window)
         self._note_largest(found, number)
-        self._closed.add(_counts_of(window))
+        self._closed.add(*_counts_of(window))
         self._now = {}
 
     def judge(self, windows: Sequence[CallWindow], now: int) -> None:
@@ -200,7 +200,7 @@ class RampEvidence:
         """The calls with an outcome, by share; those of open windows included."""
         totals = Strata(dict(self._closed.by_share), self._closed.last_share)
         for window in self._open:
-            totals.add(_counts_of(window))
+            totals.add(*_counts_of(window))
         return totals
 
     # Verdicts.
@@ -368,8 +368,8 @@ def _log_weight(number: int) -> float:
     return math.log((1 - FIRST_ROUND) / (number * (number - 1)))
 
 
-def _counts_of(window: CallWindow) -> Window:
-    return Window(window.stratum.share, window.canary.arm, window.stable.arm)
+def _counts_of(window: CallWindow) -> tuple[float, Arm, Arm]:
+    return window.stratum.share, window.canary.arm, window.stable.arm
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from atlas_supervisor.canary.stats.counts import Arm, Prior, Window
+from atlas_supervisor.canary.stats.counts import Arm, Prior
 from atlas_supervisor.canary.stats.decision import (
     Decision,
     EvidenceKind,
@@ -22,7 +22,7 @@ from atlas_supervisor.canary.stats.windows import CallWindow, Ended, OpenCalls
 from atlas_supervisor.model.verdict import Verdict
 from atlas_worker.contract import latency_bucket
 from atlas_worker.contract.ring import Outcome
-from tests.unit.supervisor.canary.stats.support import Feed, Moment, draw, seeded
+from tests.unit.supervisor.canary.stats.support import Feed, Moment, Window, draw, seeded
 
 
 def latencies(rng: random.Random, calls: int, times: float = 1.0) -> Histogram:
