@@ -46,7 +46,10 @@ from atlas_supervisor.store.state_folder import DATABASE_FILE, LOGS_DIRECTORY
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.store.statements import StoreError, is_damage
 from atlas_supervisor.system.children import Reaper, become_subreaper
+from atlas_supervisor.system.passed_sockets import PassedSockets
+from atlas_supervisor.system.procfs import tag_for
 from atlas_supervisor.system.service_manager import ServiceManager
+from atlas_supervisor.system.socket_store import SocketStore
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG
 from atlas_supervisor.telemetry.metrics import Metrics
 from atlas_supervisor.traffic import PATIENCE_SECONDS, Endpoints, Plane, make_plane
@@ -73,8 +76,10 @@ def _refused_by_store() -> Iterator[None]:
 class Daemon:
     """One running daemon."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, passed: PassedSockets) -> None:
         self._settings = settings
+        self._passed = passed
+        self._manager = ServiceManager()
         self._metrics = Metrics(
             version=version("atlas-supervisor"),
             features=settings.canary_features,
@@ -94,6 +99,7 @@ class Daemon:
         )
         self._releases = Releases.of(settings)
         # Opened by `run`, in this order.
+        self._store: SocketStore
         self._database: Database
         self._registry: WorkerRegistry
         self._state: StateKeeper
@@ -108,11 +114,21 @@ class Daemon:
         async with AsyncExitStack() as stack:
             options = api_options(self._settings)
             bound = await stack.enter_async_context(bind(options))
+            self._store = SocketStore(self._settings.state_dir, self._manager, self._passed)
+            stack.callback(self._store.close)
+            await self._store.drop_misplaced(self._passed, self._plane.addresses)
             with _refused_by_store():
                 waiting = await self._open_store(stack)
                 active = self._settings.slot_of_port(self._state.state.active_port)
-                inherited = await take_over(self._settings, self._plane, self._registry, active)
+                inherited = await take_over(
+                    self._settings, self._plane, self._registry, active, self._passed
+                )
             stack.push_async_callback(self._plane.close)
+            # Where it relays, clients wait for the daemon, and a worker alone is of no use to them.
+            relays = self._plane.name == "relay"
+            tag = 0 if relays else tag_for(str(self._settings.state_dir), "")
+            await self._store.keep(self._plane.sockets(), tag)
+            self._passed.close()
             prober = await stack.enter_async_context(
                 HttpProber(
                     self._metrics.probes.probed,
@@ -196,7 +212,6 @@ class Daemon:
         service, queries = self._deploys(
             slots, prober, monitor=monitor, watch=watch, events=events, tasks=tasks
         )
-        manager = ServiceManager()
         slots.on_worker_down = service.worker_down
         for background in (
             self._database.outbox.run,
@@ -219,12 +234,13 @@ class Daemon:
             )
         async with api(self._control(slots, service, queries, monitor, events)):
             tasks.start_soon(slots.start_active, release)
-            tasks.start_soon(manager.run, queries.ready, queries.summary, self._registry.rows)
+            tasks.start_soon(self._manager.run, queries.ready, queries.summary, self._registry.rows)
             await stopping.wait()
-            manager.stopping = True
+            self._manager.stopping = True
             slots.begin_stop()
             await service.stop()
             await slots.stop()
+            await self._store.empty()
             await end_strays(self._settings.state_dir)
             await self._registry.flush()
             await self._database.audit.record(SUPERVISOR, "daemon", "stopped", pid=os.getpid())

@@ -28,6 +28,7 @@ from atlas_supervisor.errors import SettingsError, StartRefusedError
 from atlas_supervisor.store import state_folder
 from atlas_supervisor.system import descriptors
 from atlas_supervisor.system.lock import LOCK_FILE, only_daemon
+from atlas_supervisor.system.passed_sockets import receive
 from atlas_supervisor.system.service_manager import ServiceManager
 from atlas_supervisor.system.signals import name_of, report_ignored
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG, configure_logs
@@ -117,7 +118,7 @@ async def run(settings: Settings) -> None:
         # Signals first: one that arrives during the start must not leave anything behind.
         async with _stop_signal() as stopping:
             try:
-                await Daemon(settings).run(stopping)
+                await Daemon(settings, receive()).run(stopping)
             except Exception as error:
                 if not _is_refusal(error):
                     _exit_at_once(error)

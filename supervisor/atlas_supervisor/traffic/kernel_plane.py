@@ -35,6 +35,7 @@ import structlog
 
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
+from atlas_supervisor.system.passed_sockets import PassedSockets
 from atlas_supervisor.system.procfs import describe_listeners, inode_of
 from atlas_supervisor.system.sockdiag import TcpSocket
 from atlas_supervisor.system.tcp_info import queue_length
@@ -76,9 +77,20 @@ class KernelPlane:
         """Share of new connections per slot."""
         return self._policy.weights
 
-    def take_back(self, pids: Collection[int]) -> TakenBack:
-        """Look at the addresses, and take the group back from workers of an earlier daemon."""
-        taken = take_back(self._endpoints, pids)
+    @property
+    def addresses(self) -> dict[str, tuple[str, int]]:
+        """The group's, and the slots' own ports."""
+        public = self._endpoints.public_host, self._endpoints.public_port
+        return {f"public-{slot}": public for slot in SlotName} | self._endpoints.own_addresses
+
+    def sockets(self) -> dict[str, socket.socket]:
+        """Return the group, and the slots' own listeners."""
+        public = {f"public-{slot}": sock for slot, sock in self._public.items()}
+        return public | {f"own-{slot}": sock for slot, sock in self._own.items()}
+
+    def take_back(self, pids: Collection[int], passed: PassedSockets) -> TakenBack:
+        """Look at the addresses, and take the group back, also from workers."""
+        taken = take_back(self._endpoints, pids, passed)
         try:
             host, port = self._endpoints.public_host, self._endpoints.public_port
             listeners.refuse_unusable("PUBLIC_PORT", host, port, taken.inodes)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self
 
 from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.system.passed_sockets import PassedSockets
 from atlas_supervisor.traffic.refusal import PATIENCE_SECONDS, Refusal
 from atlas_supervisor.traffic.relay_connection import Answers, RelayCounters
 
@@ -29,6 +30,11 @@ class Endpoints:
     """Whether workers that bind their own port get the client's address by PROXY protocol."""
     patience_seconds: float = PATIENCE_SECONDS
     """How long a relayed client waits for a worker that can't be reached."""
+
+    @property
+    def own_addresses(self) -> dict[str, tuple[str, int]]:
+        """Host and port of the sockets on the slots' own ports, by name."""
+        return {f"own-{slot}": ("127.0.0.1", port) for slot, port in self.slot_ports.items()}
 
 
 @dataclass(frozen=True)
@@ -98,8 +104,15 @@ class Plane(Protocol):
     def weights(self) -> dict[str, float]:
         """Share of new connections per slot, 0 to 1."""
 
-    def take_back(self, pids: Collection[int]) -> TakenBack:
-        """Look at the addresses, and take sockets back from workers of an earlier daemon.
+    @property
+    def addresses(self) -> dict[str, tuple[str, int]]:
+        """Host and port of each named socket that the next daemon needs."""
+
+    def sockets(self) -> dict[str, socket.socket]:
+        """Return those that are open."""
+
+    def take_back(self, pids: Collection[int], passed: PassedSockets) -> TakenBack:
+        """Look at the addresses, and take sockets back, also from workers of an earlier daemon.
 
         Nothing changes for the workers. Raises StartRefusedError if an address can't be had.
         """

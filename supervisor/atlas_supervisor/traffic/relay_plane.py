@@ -18,6 +18,7 @@ from dataclasses import replace
 
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
+from atlas_supervisor.system.passed_sockets import PassedSockets
 from atlas_supervisor.system.procfs import describe_listeners, inode_of
 from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import listeners
@@ -65,21 +66,33 @@ class RelayPlane:
         """Share of new connections per slot."""
         return {slot.value: 1.0 if slot is self._active else 0.0 for slot in SlotName}
 
-    def take_back(self, pids: Collection[int]) -> TakenBack:
+    @property
+    def addresses(self) -> dict[str, tuple[str, int]]:
+        """The public one, and the slots' own ports."""
+        host, port = self._endpoints.public_host, self._endpoints.public_port
+        return ({"public": (host, port)} if port else {}) | self._endpoints.own_addresses
+
+    def sockets(self) -> dict[str, socket.socket]:
+        """Return the public listener, and what there is of the slots' own ports."""
+        public = {"public": self._public} if self._public is not None else {}
+        return public | {f"own-{slot}": sock for slot, sock in self._own.items()}
+
+    def take_back(self, pids: Collection[int], passed: PassedSockets) -> TakenBack:
         """Look at the addresses; of what workers of an earlier daemon have, own ports are shared.
 
         The public port died with that daemon, and is opened at once: clients wait then. Where its
         workers still listen in the way of this plane, what is returned is not complete.
         """
-        taken = take_back(self._endpoints, pids)
+        taken = take_back(self._endpoints, pids, passed)
         host, port = self._endpoints.public_host, self._endpoints.public_port
+        self._public = passed.take("public")
         try:
-            if port:
+            if port and self._public is None:
                 listeners.refuse_unusable("PUBLIC_PORT", host, port, taken.inodes)
             for slot, own_port in self._endpoints.slot_ports.items():
                 label = listeners.own_port_label(slot)
                 listeners.refuse_unusable(label, "127.0.0.1", own_port, taken.inodes)
-            if port and not taken.group:
+            if port and not taken.group and self._public is None:
                 self._public = self._listen()
         except BaseException:
             taken.close()

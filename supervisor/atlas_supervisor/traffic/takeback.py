@@ -15,13 +15,17 @@ import socket
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 
+from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.system import pidfd, procfs, sockdiag
+from atlas_supervisor.system.passed_sockets import PassedSockets
 from atlas_supervisor.traffic.listeners import SECOND_IN_GROUP, WITHOUT_TRAFFIC
 from atlas_supervisor.traffic.plane import Endpoints, TakenBack
 
 
-def take_back(endpoints: Endpoints, pids: Collection[int]) -> TakenBack:
-    """Copy the listening sockets of these processes. Changes nothing for them.
+def take_back(endpoints: Endpoints, pids: Collection[int], passed: PassedSockets) -> TakenBack:
+    """Take what was passed, and copy the listening sockets of these processes.
+
+    Nothing changes for them.
 
     One on another address of the public port, as after a change of `PUBLIC_HOST`, is in the way.
     """
@@ -39,7 +43,12 @@ def take_back(endpoints: Endpoints, pids: Collection[int]) -> TakenBack:
                 in_the_way.add(inode)
             if inode in public:  # its own one comes first: the other's place is behind it
                 first.setdefault(pid, inode)
-    copies = {inode: copy for inode in held if (copy := _copied(held[inode]))}
+    copies = _taken(passed, public | own)
+    copies |= {
+        inode: copy
+        for inode in held.keys() - copies.keys()
+        if (copy := _copied(held[inode])) is not None
+    }
     for sock in copies.values():  # a worker that some other version started lacks it
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     group = sorted(
@@ -54,9 +63,21 @@ def take_back(endpoints: Endpoints, pids: Collection[int]) -> TakenBack:
         serving=serving,
         waiting=frozenset(first) - serving,
         kept=tuple(copies[inode] for inode in own & copies.keys()),
-        inodes=frozenset(in_the_way.union(held)),
-        complete=held.keys() == copies.keys() and traffic is not None and not in_the_way,
+        inodes=frozenset(in_the_way.union(held, copies)),
+        complete=held.keys() <= copies.keys() and traffic is not None and not in_the_way,
     )
+
+
+def _taken(passed: PassedSockets, wanted: Collection[int]) -> dict[int, socket.socket]:
+    """Return the passed sockets that listen on our addresses."""
+    found = {}
+    for name in (f"{kind}-{slot}" for kind in ("public", "own") for slot in SlotName):
+        sock = passed.take(name)
+        if sock is not None and (inode := procfs.inode_of(sock)) in wanted:
+            found[inode] = sock
+        elif sock is not None:
+            sock.close()
+    return found
 
 
 def _inodes(port: int, host: str | None = None) -> set[int]:

@@ -34,6 +34,7 @@ from atlas_supervisor.system.children import living_children
 from atlas_supervisor.system.clock import now
 from atlas_supervisor.system.descriptors import with_spares
 from atlas_supervisor.system.lock import holds_a_lock
+from atlas_supervisor.system.passed_sockets import PassedSockets
 from atlas_supervisor.system.pidfd import ForeignProcess
 from atlas_supervisor.system.procfs import ProcessIdentity
 from atlas_supervisor.traffic import Plane, TakenBack
@@ -192,8 +193,8 @@ def _orphans(
         still_open = {each.inode for each in sockdiag.listeners()}.intersection(listeners)
         family = sorted({*family, *procfs.holders_of(still_open)}) if still_open else family
     ourselves = os.getpid()
-    # A shell within a worker may start the daemon.
-    spared = {ourselves, *procfs.ancestors(ourselves)}
+    # A shell within a worker may start the daemon. systemd stores our listening sockets.
+    spared = {1, ourselves, *procfs.ancestors(ourselves)}
     for pid in family:
         line = {pid, *procfs.ancestors(pid)} - {ourselves}  # of a copied folder: the daemon itself
         if pid not in spared and not any(map(holds_a_lock, line)):
@@ -222,7 +223,11 @@ def _survivor(instance: str, pids: list[int], known: dict[int, InstanceRow]) -> 
 
 
 async def take_over(
-    settings: Settings, plane: Plane, registry: WorkerRegistry, active: SlotName
+    settings: Settings,
+    plane: Plane,
+    registry: WorkerRegistry,
+    active: SlotName,
+    passed: PassedSockets,
 ) -> Inherited:
     """Open the plane with the sockets that an earlier daemon's workers have; return the workers.
 
@@ -231,7 +236,7 @@ async def take_over(
     state_dir = settings.state_dir
     survivors = await registry.survivors(state_dir)
     pids = _pids(survivors)
-    taken = plane.take_back(pids)
+    taken = plane.take_back(pids, passed)
     if not taken.complete:
         log.warning("listeners_not_copied", pids=pids, instead="ending these workers first")
         taken.close()
