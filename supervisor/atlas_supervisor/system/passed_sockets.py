@@ -82,7 +82,7 @@ class PassedSockets:
 
 
 def receive(environ: MutableMapping[str, str] = os.environ) -> PassedSockets:
-    """Return what was passed to this process, and remove the variables.
+    """Return the descriptors that were passed to this process, and remove the variables.
 
     Of variables that are for another process or make no sense, nothing is taken.
     """
@@ -91,7 +91,8 @@ def receive(environ: MutableMapping[str, str] = os.environ) -> PassedSockets:
     if pid != str(os.getpid()):
         return passed
     given = names.split(":") if names else []
-    for index in range(min(_number(count), resource.getrlimit(resource.RLIMIT_NOFILE)[0])):
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # numbers may be above the soft limit
+    for index in range(min(_number(count), most)):
         name = given[index] if index < len(given) else _UNNAMED
         if name:
             with suppress(OSError):  # it is not open

@@ -127,7 +127,7 @@ def test_the_first_of_a_name_is_taken_and_unknown_ones_are_closed(listener: sock
     os.close(plain)
 
 
-def test_what_is_no_socket_is_not_given_out_as_one() -> None:
+def test_a_descriptor_of_a_file_is_not_given_out_as_a_socket() -> None:
     passed = PassedSockets()
     null = os.open(os.devnull, os.O_RDONLY)
     passed.put("public-blue", null)
