@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.payload import Payload
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import to_jsonable_python
 
 from atlas_supervisor import errors
@@ -68,10 +68,8 @@ _PIECE_BYTES = 16 * 1024
 _LONG_BYTES = 64 * 1024
 
 
-class ErrorDetail(BaseModel):
+class ErrorDetail(BaseModel, frozen=True):
     """What went wrong: `code` for programs, the rest for people."""
-
-    model_config = ConfigDict(frozen=True)
 
     code: str = Field(description="Stable, snake_case.")
     message: str = Field(description="What went wrong.")
@@ -84,10 +82,8 @@ class ErrorDetail(BaseModel):
     )
 
 
-class ErrorAnswer(BaseModel):
+class ErrorAnswer(BaseModel, frozen=True):
     """The body of every error."""
-
-    model_config = ConfigDict(frozen=True)
 
     error: ErrorDetail = Field(description="What went wrong.")
 

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.socket_passing import SocketPassing
 
 
-class Life(BaseModel):
+class Life(BaseModel, frozen=True):
     """An instance's life so far."""
-
-    model_config = ConfigDict(frozen=True)
 
     release: Release
     started_ts: datetime

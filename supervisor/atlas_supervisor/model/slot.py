@@ -10,7 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 
 class SlotName(StrEnum):
@@ -148,10 +148,8 @@ CpuPercent = Annotated[
 ]
 
 
-class SlotView(BaseModel):
+class SlotView(BaseModel, frozen=True):
     """One slot as the status shows it."""
-
-    model_config = ConfigDict(frozen=True)
 
     slot: SlotName = Field(description="The slot's name.")
     port: int = Field(description="The slot's own port, on loopback.")

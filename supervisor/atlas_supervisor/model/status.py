@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from atlas_supervisor.model.canary import CanaryStats
 from atlas_supervisor.model.deploy import DeployRecord, Mode
@@ -13,20 +13,16 @@ from atlas_supervisor.model.drain import DrainingView
 from atlas_supervisor.model.slot import SlotView
 
 
-class Suggestion(BaseModel):
+class Suggestion(BaseModel, frozen=True):
     """A condition that an operator should know about, and what to do."""
-
-    model_config = ConfigDict(frozen=True)
 
     code: str = Field(description="Stable, snake_case.")
     message: str = Field(description="What is wrong.")
     action: str = Field(description="What to do about it.")
 
 
-class Traffic(BaseModel):
+class Traffic(BaseModel, frozen=True):
     """How connections to the public port reach the slots."""
-
-    model_config = ConfigDict(frozen=True)
 
     plane: str = Field(
         description="`kernel`: workers accept connections themselves; `relay`: the daemon relays "
@@ -43,10 +39,8 @@ class Start(StrEnum):
     ADOPTED = "adopted"
 
 
-class DaemonView(BaseModel):
+class DaemonView(BaseModel, frozen=True):
     """The daemon itself."""
-
-    model_config = ConfigDict(frozen=True)
 
     version: str = Field(description="Version of ATLAS Supervisor.")
     pid: int = Field(description="Its process; a reload keeps it.")
@@ -61,20 +55,16 @@ class DaemonView(BaseModel):
     )
 
 
-class ReloadView(BaseModel):
+class ReloadView(BaseModel, frozen=True):
     """A reload that was accepted."""
-
-    model_config = ConfigDict(frozen=True)
 
     version: str = Field(description="Version of the program that is about to run.")
     before: DaemonView = Field(description="The daemon that is replaced.")
     changed: list[str] = Field(description="The keys of settings that change, in their order.")
 
 
-class Status(BaseModel):
+class Status(BaseModel, frozen=True):
     """The daemon's current status."""
-
-    model_config = ConfigDict(frozen=True)
 
     mode: Mode = Field(description="`bluegreen`: deploys are enabled; `single`: disabled.")
     active_port: int = Field(description="Port of the active slot.")
