@@ -40,6 +40,7 @@ SWITCHING = (
     "UPDATE deploys SET phase = 'switch', result = NULL,"
     " active_port = staging_port, staging_port = active_port"
 )
+BACK_TO = "DELETE FROM transitions WHERE id > (SELECT min(id) FROM transitions WHERE target = '{}')"
 LASTING = ("slot", "port", "role", "state", "pid", "version", "started_ts", "restarts")
 
 
@@ -435,6 +436,7 @@ async def test_killed_in_the_middle_of_a_flip_both_workers_go_on_where_the_state
         for turned in (True, False):  # the switch was durable; it was not
             await daemon.kill()
             write(daemon, SWITCHING)
+            write(daemon, BACK_TO.format("switch"))
             if not turned:
                 was = {"active_port": file["staging_port"], "staging_port": file["active_port"]}
                 rewrite(daemon, **was, active_release=None)
@@ -460,8 +462,10 @@ async def test_a_revert_that_was_decided_is_done_by_the_next_daemon(tmp_path: Pa
         await until_phase(daemon, "warm")
         await daemon.kill()
         write(daemon, "UPDATE deploys SET phase = 'revert'")
+        failed = "UPDATE transitions SET event = 'failed', target = 'revert' WHERE target = 'warm'"
+        write(daemon, failed)
         await daemon.start()
         record = await daemon.ended(deploy_id)
-        assert record["result"] == "rolled_back"
+        assert (record["result"], (await daemon.status())["mode"]) == ("rolled_back", "single")
         assert await worker(daemon) == old
         await everything_agrees(daemon)
