@@ -459,7 +459,7 @@ async def test_a_revert_that_was_decided_is_done_by_the_next_daemon(tmp_path: Pa
         old = await worker(daemon)
         release(daemon, "v2")
         deploy_id = (await daemon.deploy()).json["deploy_id"]
-        await until_phase(daemon, "warm")
+        await eventually(lambda: rows(daemon, "SELECT phase FROM deploys") == [("warm",)])
         await daemon.kill()
         write(daemon, "UPDATE deploys SET phase = 'revert'")
         failed = "UPDATE transitions SET event = 'failed', target = 'revert' WHERE target = 'warm'"
