@@ -178,7 +178,9 @@ class KernelPlane:
         public = {public_name(slot): sock for slot, sock in self._public.items()}
         return public | {own_name(slot): sock for slot, sock in self._own.items()}
 
-    def direct(self, slot: SlotName) -> tuple[str, int, str | None]:
+    def direct(
+        self, slot: SlotName, _pid: int | None, _taken: TakenBack
+    ) -> tuple[str, int, str | None]:
         """Return the slot's own port; of a worker without it, the public one."""
         if self._by_descriptor:
             return self._target_of(slot)

@@ -139,8 +139,10 @@ class Plane(Protocol):
     def sockets(self) -> dict[str, socket.socket]:
         """Return the sockets that a later daemon needs, by the names to pass them on under."""
 
-    def direct(self, slot: SlotName) -> tuple[str, int, str | None]:
-        """Return host, port and source address by which a worker is reached before `open`."""
+    def direct(
+        self, slot: SlotName, pid: int | None, taken: TakenBack
+    ) -> tuple[str, int, str | None]:
+        """Return host, port and source by which an adoptable worker is reached before `open`."""
 
     def inherited(self, slot: SlotName) -> InheritedSockets:
         """Return the sockets that a worker of the slot starts with."""

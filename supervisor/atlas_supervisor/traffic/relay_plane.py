@@ -246,9 +246,13 @@ class RelayPlane:
         public = {PUBLIC_NAME: self._public} if self._public is not None else {}
         return public | {own_name(slot): sock for slot, sock in self._own.items()}
 
-    def direct(self, slot: SlotName) -> tuple[str, int, str | None]:
+    def direct(
+        self, slot: SlotName, pid: int | None, taken: TakenBack
+    ) -> tuple[str, int, str | None]:
         """Return the slot's own port, or the listener that the relay connects to."""
-        return self._target_of(slot)
+        inner = taken.inner.get(pid or 0)
+        port = inner.getsockname()[1] if inner else self._endpoints.slot_ports[slot]
+        return "127.0.0.1", port, None
 
     def steer(self, slot: SlotName) -> None:
         """Choose the slot for every connection that is accepted from now on."""
