@@ -145,7 +145,7 @@ def lives(family: int) -> bool:
 
 
 def content(pid: str, name: str) -> str:
-    """Return what the kernel tells of a process. Raises OSError."""
+    """Return the content of a file in a process's folder. Raises OSError."""
     with open(f"/proc/{pid}/{name}", errors="replace") as file:  # noqa: PTH123  # as above
         return file.read()
 
