@@ -15,7 +15,7 @@ import pytest
 
 from atlas_supervisor.system import sockdiag
 from tests.acceptance.support import IDLE_GRACE_SECONDS, kill_the_daemon_under_load
-from tests.faults.support import start_again
+from tests.faults.support import WITHOUT_PIDFD_GETFD, start_again
 from tests.harness import DaemonProcess, Setting, bundled_worker, eventually, free_ports
 from tests.integration.support import (
     SCRIPTED,
@@ -397,6 +397,24 @@ async def test_in_single_mode_the_worker_goes_on_and_no_version_waits(tmp_path: 
 
 @pytest.mark.fault(
     "Ports and connections",
+    "a daemon that may not copy its workers' sockets (container, ptrace_scope)",
+    "it gets them from their keeper, and the workers go on",
+)
+async def test_where_tracing_is_refused_the_keeper_has_the_sockets(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path, WARM) as daemon:
+        release(daemon, "v2")
+        assert (await daemon.deploy()).json["result"] == "switched"
+        await until_phase(daemon, "warm")
+        before = await lasting(daemon)
+        await daemon.kill()
+        daemon.program = ("-c", WITHOUT_PIDFD_GETFD)
+        await daemon.start()
+        assert await lasting(daemon) == before
+        await everything_agrees(daemon)
+
+
+@pytest.mark.fault(
+    "Ports and connections",
     "sockets that can't be had back",
     "the old worker is ended before the new one starts",
 )
@@ -404,13 +422,8 @@ async def test_sockets_that_cannot_be_taken_back_end_the_old_worker_first(tmp_pa
     async with scripted_daemon(tmp_path) as daemon:
         old = daemon.leftovers()
         await daemon.kill()
-        refusing = (
-            "import runpy; from atlas_supervisor.system import pidfd\n"
-            "def refuse(pid, number): raise PermissionError(1, 'not permitted')\n"
-            "pidfd.copy_descriptor = refuse\n"
-            "runpy.run_module('atlas_supervisor', run_name='__main__', alter_sys=True)"
-        )
-        daemon.program = ("-c", refusing)
+        daemon.end_keeper()
+        daemon.program = ("-c", WITHOUT_PIDFD_GETFD)
         await daemon.start()
         assert await public_version(daemon) == "v1"
         assert not set(old) & set(daemon.leftovers())
