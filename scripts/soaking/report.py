@@ -14,6 +14,7 @@ from rich.table import Table
 from tests.invariants import INVARIANTS
 from tests.loadclient import Report
 
+LOST = "no request is lost"
 WORKERS_STAY = "no worker is replaced by a kill or a reload"
 ANSWERS = "the API answers as documented"
 NOTHING_LEFT = "a stop leaves nothing"

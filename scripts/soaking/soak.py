@@ -57,6 +57,8 @@ class Soak:
         random: Random,
         findings: Findings,
     ) -> None:
+        self.killed = 0
+        """How many workers that served were killed."""
         self.allowed = 0
         """Losses of clients whose request was in flight at a worker that the soak killed."""
         self._daemon = daemon
@@ -229,6 +231,7 @@ class Soak:
         view = slot(await self._daemon.status(), role)
         if view["pid"] is None:
             return
+        self.killed += 1
         self._killed_at.append(self._load.seconds)
         with suppress(ProcessLookupError):
             os.kill(view["pid"], signal.SIGKILL)
