@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -40,10 +40,16 @@ class Findings:
             self.print(action)
 
     def check(
-        self, names: Sequence[str], problems: Mapping[str, Sequence[str]], after: str
+        self,
+        names: Sequence[str],
+        problems: Mapping[str, Sequence[str]],
+        after: str,
+        story: Callable[[], str] = str,
     ) -> None:
-        """Count a check of these invariants, and print what violates them."""
+        """Count a check of these invariants; print what violates them, and at first the logs."""
         self.checks.update(names)
+        if problems and not self.violated:
+            print(story(), file=sys.stderr)
         for name, found in problems.items():
             self.violated[name] += 1
             for problem in found:

@@ -98,7 +98,7 @@ class Soak:
         found = await lasting_violations(
             self._daemon, self._unexpected_losses(), within=SETTLE_SECONDS
         )
-        self._findings.check(tuple(INVARIANTS), found, after)
+        self._findings.check(tuple(INVARIANTS), found, after, self._daemon.story)
 
     def _unexpected_losses(self) -> list[Loss]:
         """Return the losses since the last call that no killed worker explains."""
