@@ -279,6 +279,9 @@ async def test_a_killed_and_a_hung_daemon_are_replaced_and_no_request_is_lost(
     assert await running.served() == "v1"
 
 
+@pytest.mark.fault(
+    "The daemon", "one that can't start, under systemd", "it is tried again while its workers serve"
+)
 async def test_a_daemon_that_cannot_start_is_tried_again_while_its_workers_serve(
     running: Shop,
 ) -> None:
@@ -323,6 +326,7 @@ async def test_a_stop_that_drains_for_long_is_not_cut_short_and_leaves_nothing(
         await running.served()
 
 
+@pytest.mark.fault("The daemon", "dead and unable to start at a stop", "the stop ends its workers")
 async def test_stop_ends_the_workers_of_a_daemon_that_died_and_cannot_start(
     running: Shop,
 ) -> None:
