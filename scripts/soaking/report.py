@@ -16,9 +16,10 @@ from tests.loadclient import Report
 
 LOST = "no request is lost"
 WORKERS_STAY = "no worker is replaced by a kill or a reload"
+LIVES = "the daemon ends only if it is killed"
 ANSWERS = "the API answers as documented"
 NOTHING_LEFT = "a stop leaves nothing"
-ALL = (*INVARIANTS, WORKERS_STAY, ANSWERS, NOTHING_LEFT)
+ALL = (*INVARIANTS, WORKERS_STAY, LIVES, ANSWERS, NOTHING_LEFT)
 
 
 @dataclass
