@@ -42,6 +42,7 @@ from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.store.statements import StoreError
 from atlas_supervisor.system import signals
+from atlas_supervisor.system.failpoints import seam
 from atlas_supervisor.system.program import Program
 from atlas_supervisor.system.service_manager import ServiceManager
 from atlas_supervisor.system.text import escaped, without_known_secrets
@@ -130,6 +131,7 @@ class Reloads:
             except RefusedError as refused:
                 log.error("reload_refused", code=refused.code, why=refused.message)
 
+    @seam("reload")
     async def reload(self, actor: Actor) -> ReloadView:
         """Check the new program and settings; return once the replacement is about to happen."""
         self._refuse_now()

@@ -50,6 +50,7 @@ from atlas_supervisor.traffic.steering import DIRECT_SOURCE, SteeringPolicy
 from atlas_supervisor.traffic.takeback import (
     PUBLIC_NAME,
     drop_passed,
+    own_addresses,
     own_name,
     public_name,
     take_back,
@@ -172,6 +173,12 @@ class KernelPlane:
         known = [(slot, taken.accepts[pid]) for slot, pid in adopted.items()]
         slot, index = known[0] if known else (self._policy.active, taken.traffic)
         return (slot, slot.other) if index == 0 else (slot.other, slot)
+
+    @property
+    def addresses(self) -> dict[str, tuple[str, int]]:
+        """The public address for both slots, and the slots' own ports."""
+        public = self._endpoints.public_host, self._endpoints.public_port
+        return {public_name(slot): public for slot in SlotName} | own_addresses(self._endpoints)
 
     def sockets(self) -> dict[str, socket.socket]:
         """Return both public sockets and those of the slots' own ports."""

@@ -136,6 +136,10 @@ class Plane(Protocol):
         daemon serves, it keeps the traffic, and has the other slot.
         """
 
+    @property
+    def addresses(self) -> dict[str, tuple[str, int]]:
+        """Host and port of each of `sockets`, by name."""
+
     def sockets(self) -> dict[str, socket.socket]:
         """Return the sockets that a later daemon needs, by the names to pass them on under."""
 

@@ -35,6 +35,7 @@ from atlas_supervisor.traffic.takeback import (
     PUBLIC_NAME,
     drop_passed,
     holders,
+    own_addresses,
     own_name,
     public_name,
     take_back,
@@ -240,6 +241,12 @@ class RelayPlane:
             if self._endpoints.slot_ports[slot] == port:
                 return int(listener.getsockname()[1])
         return port
+
+    @property
+    def addresses(self) -> dict[str, tuple[str, int]]:
+        """The public address, if there is one, and the slots' own ports."""
+        public = self._endpoints.public_host, self._endpoints.public_port
+        return ({PUBLIC_NAME: public} if public[1] else {}) | own_addresses(self._endpoints)
 
     def sockets(self) -> dict[str, socket.socket]:
         """Return the public socket and those of the slots' own ports."""
