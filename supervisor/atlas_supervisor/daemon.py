@@ -314,7 +314,7 @@ class Daemon:
             runs=runs,
             database=database,
             daemon=partial(self._view, slots),
-            foreign_listeners=self._plane.foreign_listeners,
+            plane=self._plane,
             is_busy=is_busy,
             manager=self._manager,
         )

@@ -260,6 +260,43 @@ async def test_the_journal_has_what_it_logs_with_priorities(running: Shop) -> No
     assert not any(entry["MESSAGE"].startswith(("<", "[")) for entry in entries)
 
 
+async def test_a_reload_keeps_the_main_process_its_workers_and_every_request(
+    running: Shop,
+) -> None:
+    pid, workers, restarts = running.pid, running.workers(), running.show("NRestarts")
+    async with running.load() as load:
+        running.write_settings(CHANNEL="beta")
+        await running.run("systemctl", "reload", UNIT)
+        report = await load.stop()
+
+    assert report.losses == []
+    assert (running.pid, running.workers()) == (pid, workers)
+    assert (running.show("ActiveState"), running.show("NRestarts")) == ("active", restarts)
+    status = await running.request("GET", "/deploy/status")
+    assert status["daemon"]["start"] == "reload"
+    assert status["channel"] == "beta"
+    assert status["daemon"]["settings_pending"]
+
+    running.write_settings(PUBLIC_PORT=1, CHANNEL="stable")
+    reload = partial(running.machine.run, "systemctl", "reload", UNIT, check=False)
+    assert "failed" in await asyncio.to_thread(reload)
+    assert "PUBLIC_PORT=1: a reload can't change it" in await running.journal()
+    assert (await running.request("GET", "/deploy/status"))["daemon"] == status["daemon"]
+    assert running.show("ActiveState") == "active"
+
+    running.write_settings()
+    os.kill(pid, signal.SIGHUP)
+    states: set[str] = set()
+
+    def is_reloaded() -> object:
+        states.add(running.show("SubState"))
+        begun = states & {"reload", "reload-notify"}  # before systemd 253, and since
+        return begun and running.show("SubState") == "running"
+
+    await eventually(is_reloaded, within=20, what="systemd sees the reload and its end")
+    assert running.pid == pid
+
+
 @pytest.mark.fault(
     "The daemon", "stopped past its watchdog", "systemd replaces it, and no request is lost"
 )

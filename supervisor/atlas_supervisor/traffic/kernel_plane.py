@@ -185,7 +185,9 @@ class KernelPlane:
         public = {public_name(slot): sock for slot, sock in self._public.items()}
         return public | {own_name(slot): sock for slot, sock in self._own.items()}
 
-    def direct(self, slot: SlotName) -> tuple[str, int, str | None]:
+    def direct(
+        self, slot: SlotName, _pid: int | None, _taken: TakenBack
+    ) -> tuple[str, int, str | None]:
         """Return the slot's own port; of a worker without it, the public one."""
         if self._by_descriptor:
             return self._target_of(slot)
@@ -310,6 +312,20 @@ class KernelPlane:
             log.error("stop_not_steered", why=str(error))
             return False
         return True
+
+    def pause(self) -> None:
+        """Do nothing: workers accept by themselves."""
+
+    def answering(self) -> bool:
+        """Return whether an answer is pending on a connection that the daemon relays."""
+        return any(self.answers().values())
+
+    def pass_on(self) -> dict[str, int]:
+        """Return nothing: clients' connections are their workers'."""
+        return {}
+
+    def resume(self) -> None:
+        """Do nothing: see `pause`."""
 
     async def close(self) -> None:
         """Close every socket; what is still queued is reset by the kernel."""

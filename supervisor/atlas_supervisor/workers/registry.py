@@ -138,7 +138,7 @@ class WorkerRegistry:
         """Remove a worker; it need not be there. Raises StoreError."""
         await self._statements.write(("remove_instance", {"instance": instance}))
 
-    @seam("record-launch")
+    @seam("record-worker")
     def launched(self, instance: WorkerProcess) -> None:
         """Note that the process is there, and what changes in its life."""
         identity = ProcessIdentity.of(instance.pid)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -92,6 +93,27 @@ async def test_a_stop_is_announced_and_extended_while_it_lasts(tmp_path: Path) -
         assert {"STOPPING=1", "EXTEND_TIMEOUT_USEC=30000000"} <= stop
         assert "READY=1" not in stop
         await systemd.until("STOPPING=1", "WATCHDOG=1", "EXTEND_TIMEOUT_USEC=30000000")
+
+
+async def test_a_reload_is_announced_and_ends_with_ready_from_this_daemon_or_the_next(
+    tmp_path: Path,
+) -> None:
+    async with reporting(tmp_path) as (daemon, systemd):
+        daemon.serves = True
+        await systemd.until("READY=1")
+        daemon.manager.reloading()
+        message = await systemd.until("RELOADING=1")
+        (moment,) = [line for line in message if line.startswith("MONOTONIC_USEC=")]
+        assert 0 <= time.monotonic() * 1e6 - int(moment.partition("=")[2]) < 10e6
+        daemon.manager.reload_ended()  # it could not be replaced
+        await systemd.until("READY=1")
+    manager = ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "next")}, reloaded=True)
+    systemd = Systemd(str(tmp_path / "next"))
+    task = asyncio.create_task(manager.run(lambda: False, lambda: "no worker serves", fine))
+    await systemd.until("READY=1", "STATUS=no worker serves")  # as it had been ready before
+    task.cancel()
+    systemd.close()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_a_long_watchdog_time_extends_by_more_than_the_pause_between_two_messages(
