@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -154,6 +154,8 @@ class DaemonProcess:
 
     fork_server: ClassVar[ForkServer | None] = None
     """Where there is one (tests/conftest.py), daemons without a `program` are forked from it."""
+    check_at_end: ClassVar[Callable[[DaemonProcess], Awaitable[None]] | None] = None
+    """What `running` has to check before it stops the daemon (tests/faults/conftest.py)."""
 
     def __init__(
         self,
@@ -185,6 +187,8 @@ class DaemonProcess:
             path.write_text("".join(f"{key}={value}\n" for key, value in worker_env.items()))
             self.settings["WORKER_ENV_FILE"] = path
         self.env_file = self.folder / "atlas.env"
+        self.environment: dict[str, str] = {}
+        """Variables that the next daemon gets besides."""
         self.process: asyncio.subprocess.Process | ForkedProcess | None = None
         self._open = AsyncExitStack()
         self._unix: aiohttp.ClientSession | None = None
@@ -199,6 +203,8 @@ class DaemonProcess:
         try:
             await daemon.start()
             yield daemon
+            if cls.check_at_end is not None and daemon.runs:
+                await cls.check_at_end(daemon)
             await daemon.stop()
         except BaseException as error:
             error.add_note(daemon.story())
@@ -210,6 +216,11 @@ class DaemonProcess:
     def pid(self) -> int:
         assert self.process is not None, "the daemon has not been started"
         return self.process.pid
+
+    @property
+    def runs(self) -> bool:
+        """Whether the daemon was started and has not ended."""
+        return self.process is not None and self.process.returncode is None
 
     @property
     def public_port(self) -> int:
@@ -240,7 +251,8 @@ class DaemonProcess:
         await self.until_ready()
 
     async def _launch(self, output: IO[bytes]) -> asyncio.subprocess.Process | ForkedProcess:
-        environment = {key: os.environ[key] for key in INHERITED if key in os.environ}
+        inherited = {key: os.environ[key] for key in INHERITED if key in os.environ}
+        environment = {**inherited, **self.environment}
         arguments = ("--env-file", str(self.env_file))
         if self.program is None and self.fork_server is not None:
             return await self.fork_server.fork(
@@ -307,6 +319,7 @@ class DaemonProcess:
         assert code == 0, f"the daemon ended with {code}"
         left = self.leftovers()
         assert not left, f"processes left over: {left}"
+        assert not self.end_keeper(), "the keeper of the sockets is left over"
 
     async def clean_up(self) -> None:
         """Leave nothing behind, whatever happened; what should be gone by now is killed."""
@@ -318,6 +331,7 @@ class DaemonProcess:
             except TimeoutError:
                 self.process.kill()
                 await self.process.wait()
+        self.end_keeper()
         for pid in self.leftovers():
             try:
                 handle = os.pidfd_open(pid)
@@ -328,6 +342,27 @@ class DaemonProcess:
                     os.close(handle)
             except ProcessLookupError:
                 continue
+
+    def end_keeper(self) -> bool:
+        """End the process that keeps the sockets for the next daemon; return whether there is one.
+
+        A daemon that stops has ended it.
+        """
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as keeper:
+            keeper.settimeout(STOP_SECONDS)
+            try:
+                folder = os.open(self.state_dir, os.O_PATH | os.O_DIRECTORY)
+                try:
+                    keeper.connect(f"/proc/self/fd/{folder}/keeper.sock")
+                finally:
+                    os.close(folder)
+            except OSError:
+                return False
+            keeper.send(b"end")
+            with suppress(ConnectionResetError):
+                while keeper.recv(4096):
+                    pass
+        return True
 
     def leftovers(self) -> list[int]:
         """Return the pids of this daemon's workers that are alive."""

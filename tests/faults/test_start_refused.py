@@ -14,6 +14,7 @@ import pytest
 from tests.faults.support import refused, replaced, worker_pid
 from tests.harness import DaemonProcess, Setting, eventually
 from tests.integration.support import SCRIPTED, scripted_daemon
+from tests.invariants import invariants_hold
 from tests.unit.supervisor.support import fill, mounted
 from tests.unit.supervisor.traffic.support import foreign_listener
 
@@ -34,6 +35,7 @@ def stray_on_the_public_port(daemon: DaemonProcess) -> Iterator[None]:
 
 @contextmanager
 def stray_on_an_own_port(daemon: DaemonProcess) -> Iterator[None]:
+    daemon.end_keeper()  # it would leave no place
     with foreign_listener(int(str(daemon.settings["STAGING_PORT"]))):
         yield
 
@@ -91,6 +93,7 @@ OBSTACLES: dict[Obstacle, str] = {
 }
 
 
+@pytest.mark.fault("The daemon", "a start that is refused", "no process is touched")
 async def test_every_refusal_comes_before_the_first_process_is_touched(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         before = await worker_pid(daemon)
@@ -138,6 +141,9 @@ async def test_too_few_descriptors_are_refused_in_words_and_the_worker_goes_on(
 
 
 @pytest.mark.needs_root
+@pytest.mark.fault(
+    "Disk and files", "a full disk at a start", "the start is refused, and the worker goes on"
+)
 async def test_a_start_on_a_full_disk_is_refused_and_the_worker_goes_on(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "size=8m") as disk:
         settings: dict[str, Setting] = {"STATE_DIR": disk / "state"}
@@ -154,6 +160,7 @@ async def test_a_start_on_a_full_disk_is_refused_and_the_worker_goes_on(tmp_path
             assert await worker_pid(daemon) == before
             filler.unlink()
             await daemon.start()
+            await invariants_hold(daemon)
             await daemon.stop()
         finally:
             await daemon.clean_up()
@@ -186,7 +193,8 @@ async def test_the_workers_of_a_living_supervisor_are_no_orphans(tmp_path: Path)
             assert f"PUBLIC_PORT={daemon.public_port} is taken: pid {daemon.pid} " in printed
             assert await worker_pid(daemon) == before
         finally:
-            shutil.rmtree(daemon.state_dir)
+            while daemon.state_dir.exists():  # the daemon writes its state file there meanwhile
+                shutil.rmtree(daemon.state_dir, ignore_errors=True)
             moved.rename(daemon.state_dir)
 
         tried = DaemonProcess(tmp_path / "tried")

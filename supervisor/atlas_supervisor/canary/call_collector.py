@@ -31,6 +31,7 @@ from atlas_supervisor.canary.ring_reader import Positions, RingReader, RingRefus
 from atlas_supervisor.model.canary import RingRow
 from atlas_supervisor.system import procfs
 from atlas_supervisor.system.clock import Stopwatch
+from atlas_supervisor.system.failpoints import seam
 from atlas_worker.contract.ring import (
     FOLDER_BYTES_LIMIT,
     REFUSED_CALLS_FILE,
@@ -262,6 +263,7 @@ class CallCollector:
         """Return the rings whose saved positions are to be deleted."""
         return list(self._removed)
 
+    @seam("canary-rings")
     def acknowledge(self, rows: Iterable[RingRow], removed: Collection[str]) -> None:
         """Release the space of events that are in the database now."""
         self._removed = [name for name in self._removed if name not in removed]

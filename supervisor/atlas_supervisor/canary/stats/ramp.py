@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from atlas_supervisor.canary.stats.counts import Arm
 from atlas_supervisor.canary.stats.decision import Conclusion, Decision
@@ -54,10 +54,8 @@ class RampError(Exception):
         self.hint = hint
 
 
-class Feature(BaseModel):
+class Feature(BaseModel, frozen=True, extra="ignore"):
     """A feature's canary as it is saved. Times are Unix seconds."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str
     stage: Stage = Stage.STEADY
@@ -204,7 +202,7 @@ def _start(feature: Feature, rules: Rules, now: float, who: str) -> Change:
     if rules.last < 0:
         raise RampError(
             "there are no steps to ramp through",
-            "set CANARY_RAMP, for instance to 0.05,0.25,1, and restart the daemon",
+            "set CANARY_RAMP, for instance to 0.05,0.25,1, then atlasctl reload",
         )
     update = {"stage": Stage.RAMPING, "step": 0, "step_since": now, "reason": ""}
     return Change(feature.model_copy(update=update), f"ramp started by {who}", fresh=True)

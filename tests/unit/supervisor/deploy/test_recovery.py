@@ -10,15 +10,12 @@ import pytest
 from atlas_supervisor.deploy import initial_state
 from atlas_supervisor.deploy.initial_state import read_state
 from atlas_supervisor.deploy.machine import Event, Phase
-from atlas_supervisor.deploy.recovery import resumed
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.actor import SUPERVISOR
 from atlas_supervisor.model.deploy import AfterFailure, Mode
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.state_keeper import StateFile
-from atlas_supervisor.workers.releases import Releases
-from tests.unit.supervisor.deploy.fakes import World
 from tests.unit.supervisor.deploy.support import (
     AFTER_SWITCH,
     BEFORE_SWITCH,
@@ -28,6 +25,8 @@ from tests.unit.supervisor.deploy.support import (
     left,
 )
 from tests.unit.supervisor.store.support import WHEN, a_deploy, a_state, moved
+
+AFTER_REVERT = {Phase.GUARD, Phase.WARM, Phase.DRAIN, Phase.REVERT}
 
 
 @pytest.mark.parametrize("phase", BEFORE_SWITCH)
@@ -232,6 +231,20 @@ async def test_the_end_of_a_switch_is_one_transaction_with_its_version_and_the_s
         assert (kept.generation, kept.active_port) == (9, PORT[GREEN])
 
 
+@pytest.mark.parametrize("mode", [Mode.SINGLE, Mode.BLUEGREEN])
+async def test_a_mode_that_was_set_without_its_audit_entry_gets_it_at_the_next_start_once(
+    tmp_path: Path, mode: Mode
+) -> None:
+    async with left(tmp_path) as it:
+        other = Mode.BLUEGREEN if mode is Mode.SINGLE else Mode.SINGLE
+        await it.database.audit.write(SUPERVISOR, "mode", other.value)
+        file = StateFile(tmp_path / "deploy_state.json")
+        file.write(a_state(mode=mode))
+        for _ in range(2):
+            assert (await read_state(it.settings, file, it.database)).mode is mode
+        assert await it.audited() == [("mode", other.value), ("mode", mode.value)]
+
+
 async def test_a_mode_that_the_settings_overrule_is_audited_once(tmp_path: Path) -> None:
     async with left(tmp_path, deploy_mode=Mode.SINGLE) as it:
         file = StateFile(tmp_path / "deploy_state.json")
@@ -305,26 +318,67 @@ async def test_at_the_first_start_no_state_file_is_lost(tmp_path: Path) -> None:
 async def test_a_waiting_release_goes_through_its_gates_again(tmp_path: Path) -> None:
     async with left(tmp_path) as it:
         record = await it.deploy(Phase.AWAITING_SWITCH, result="awaiting_switch")
-        releases = Releases(directory=tmp_path, releases_dir=tmp_path / "releases")
         waiting = UnfinishedDeploy(record, auto_switch=False)
-        run = await resumed(it.database, waiting, releases, effects=World(), transitions=World())
-        assert run is not None
-        assert (run.phase, run.record.result, run.release.name) == (Phase.LAUNCH, None, "v2")
-        assert not run.settled.is_set()
+        again, release = await it.resume(waiting, a_state())
+        assert release is not None
+        assert (again.phase, again.result, release.name) == (Phase.LAUNCH, None, "v2")
 
 
 async def test_a_waiting_release_that_is_gone_fails_its_deploy(tmp_path: Path) -> None:
     async with left(tmp_path) as it:
         record = await it.deploy(Phase.AWAITING_SWITCH, result="awaiting_switch")
-        releases = Releases(directory=tmp_path, releases_dir=tmp_path / "elsewhere")
+        (tmp_path / "releases").rename(tmp_path / "elsewhere")
         waiting = UnfinishedDeploy(record, auto_switch=False)
-        assert (
-            await resumed(it.database, waiting, releases, effects=World(), transitions=World())
-            is None
-        )
+        assert (await it.resume(waiting, a_state()))[1] is None
         ended = await it.ended()
         assert ended.result == "failed"
         assert "RELEASES_DIR" in (ended.reason or "")
+
+
+@pytest.mark.parametrize(
+    ("phase", "active", "goes_on"),
+    [
+        (Phase.AWAITING_SWITCH, BLUE, (Phase.AWAITING_SWITCH, "awaiting_switch")),
+        (Phase.SWITCH, GREEN, (Phase.GUARD, "switched")),
+        (Phase.GUARD, GREEN, (Phase.GUARD, "switched")),
+        (Phase.WARM, GREEN, (Phase.WARM, "switched")),
+        (Phase.DRAIN, GREEN, (Phase.DRAIN, "switched")),
+        (Phase.REVERT, GREEN, (Phase.REVERT, "switched")),
+        (Phase.REVERT, BLUE, (Phase.DRAIN_REVERTED, "rolled_back")),
+    ],
+)
+async def test_with_its_worker_in_staging_alive_a_deploy_goes_on_in_its_phase(
+    tmp_path: Path, phase: Phase, active: SlotName, goes_on: tuple[Phase, str]
+) -> None:
+    async with left(tmp_path) as it:
+        await it.versions(("v1", BLUE), *([("v2", GREEN)] if phase in AFTER_REVERT else []))
+        result = "awaiting_switch" if phase is Phase.AWAITING_SWITCH else None
+        await it.deploy(phase, **{"result": result} if result else {})  # type: ignore[arg-type]
+        state, unfinished = await it.interrupted(active)
+        assert unfinished is not None
+        record, release = await it.resume(unfinished, state, it.release("v1"))
+        assert release is not None
+        assert ((record.phase, record.result), record.ended_ts) == (goes_on, None)
+        assert await it.database.deploys.find("d1") == record
+        assert record.active_port == state.active_port
+        serving = "v1" if active is BLUE else "v2"
+        assert (await it.stack())[-1] == (serving, active)
+        again, unfinished = await it.interrupted(active)  # killed once more, right away
+        assert unfinished is not None
+        assert (await it.resume(unfinished, again, it.release("v1")))[0] == record
+
+
+@pytest.mark.parametrize(
+    ("phase", "active"), [(Phase.SWITCH, BLUE), (Phase.GUARD, BLUE), (Phase.UNSTAGE, BLUE)]
+)
+async def test_a_deploy_whose_staging_worker_is_not_needed_any_more_ends(
+    tmp_path: Path, phase: Phase, active: SlotName
+) -> None:
+    async with left(tmp_path) as it:
+        await it.versions(("v1", BLUE))
+        await it.deploy(phase)
+        assert (await it.interrupted(active))[1] is None
+        assert (await it.ended()).phase == "ended"
 
 
 async def test_recovering_twice_changes_nothing_more(tmp_path: Path) -> None:
