@@ -43,6 +43,9 @@ from atlas_worker.contract import STATE_FILE
 
 log = structlog.get_logger(__name__)
 
+_LATEST = 2
+"""So many deploys can end in the same moment: one drains while the next one is in progress."""
+
 _AFTER_SWITCH = frozenset({Phase.GUARD, Phase.WARM, Phase.DRAIN})
 
 
@@ -84,6 +87,7 @@ async def finish_interrupted(
         state = await _write_demands(database, unfinished, state, settings)
         # Only the latest one's switch can be what the file tells of.
         await _end(database, unfinished, state if latest else None, settings)
+    await _audit_results(database)
     await database.keys.forget_undone()
     return state, waiting
 
@@ -96,10 +100,26 @@ async def _write_demands(
     for demand in demanded(demands, settings.after_failure):
         if demand is not Consequence.SINGLE_MODE:
             await _audit_once(database, demand, record)
-        elif state.mode is not Mode.SINGLE:
+        elif not await database.audit.contains(record.deploy_id, "mode", Mode.SINGLE):
+            # With that entry the mode fell back before, and may have been reset since.
             state = state.model_copy(update={"mode": Mode.SINGLE})
-            await database.audit.write(SUPERVISOR, "mode", "single", reason=record.reason)
+            subject, reason = record.deploy_id, record.reason
+            await database.audit.write(
+                SUPERVISOR, "mode", Mode.SINGLE.value, subject=subject, reason=reason
+            )
     return state
+
+
+async def _audit_results(database: Database) -> None:
+    """Audit the results of the latest deploys, if a daemon was killed just before it did."""
+    for record in await database.deploys.latest(_LATEST):
+        result, subject = record.result, record.deploy_id
+        if record.ended_ts is None or result is None:
+            continue
+        if not await database.audit.contains(subject, "deploy", result):
+            await database.audit.write(
+                SUPERVISOR, "deploy", result.value, subject=subject, reason=record.reason
+            )
 
 
 async def _audit_once(database: Database, demand: Consequence, record: DeployRecord) -> None:
