@@ -1,0 +1,299 @@
+"""A seed's story: what the operator asks, what goes wrong, and what must hold all the while.
+
+It has three acts. First everything happens at random. Then nothing goes wrong any more, and after
+a while all records must agree. At last the daemon is stopped, and nothing may be left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+from collections.abc import Awaitable, Callable
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from atlas_supervisor.config import Settings
+from atlas_supervisor.errors import AtlasError
+from atlas_supervisor.model.actor import Actor
+from atlas_supervisor.model.deploy import AfterFailure, Mode
+from atlas_supervisor.model.idempotency_key import IdempotencyKey
+from atlas_supervisor.store.database import open_database
+from atlas_supervisor.store.state_folder import DATABASE_FILE
+from tests.simulation import invariants
+from tests.simulation.life import Life
+from tests.simulation.world import BAD, GOOD, DiskFault, World
+
+ACTIONS = (3, 24)
+"""How many things happen in a story, at least and at most."""
+QUIET_SECONDS = 50.0
+_OPERATOR = Actor(name="operator", origin="unix")
+_WEIGHTS = {
+    "deploy": 24,
+    "dry_run": 4,
+    "switch": 8,
+    "abort": 5,
+    "rollback": 9,
+    "bluegreen": 9,
+    "single": 1,
+    "canaries_fail": 2,
+    "canary_reset": 3,
+    "kill": 5,
+    "kill_at_effect": 7,
+    "restart": 3,
+    "disk_fault": 6,
+    "worker_killed": 5,
+}
+
+
+class Scenario:
+    """One seed, played on a folder of its own."""
+
+    def __init__(self, seed: int, folder: Path) -> None:
+        self.world = World(seed)
+        self.draw = self.world.random
+        self._folder = folder
+        self._life: Life | None = None
+        self._down_until = 0.0
+        self._keys: dict[str, tuple[str, str | None]] = {}
+        """What was asked for under each key, and the deploy that the answer named."""
+        self.latches = invariants.Latches(self.world)
+        self.world.on_write = self.latches.written
+        self.asked = 0
+        """Deploys that may have begun: requests, and repetitions under another key."""
+
+    @cached_property
+    def settings(self) -> Settings:
+        stay = self.draw.random() < 0.2
+        return Settings(
+            base_dir=self._folder,
+            deploy_mode=Mode.BLUEGREEN,
+            state_dir=self._folder / "state",
+            releases_dir=self._folder / "releases",
+            worker_directory=self._folder / "releases" / "v1",
+            smoke_file=self._folder / "smoke.toml",
+            auto_switch_on_health=self.draw.random() < 0.75,
+            after_failure=AfterFailure.STAY if stay else AfterFailure.SINGLE,
+            ready_timeout_seconds=6,
+            drain_timeout_seconds=5,
+            stop_timeout_seconds=2,
+            health_probes=2,
+            liveness_interval_seconds=3,
+            liveness_failures=2,
+            keep_warm_seconds=self.draw.choice((0, 8, 20)),
+            guard_seconds=self.draw.choice((0, 4, 10)),
+            canary_enabled=True,
+            canary_features=("web",),
+        )
+
+    def life(self) -> Life:
+        """Return the present daemon, or the last one."""
+        assert self._life is not None
+        return self._life
+
+    # The acts.
+
+    def play(self) -> None:
+        """Play it to its end."""
+        self._plan()
+        ends = self.world.timeline.now
+        while not self._finished:
+            self._life = Life(self.world, self.settings)
+            self.world.tell("the daemon is started")
+            end = self._life.run()
+            self.latches.daemon_ended()
+            self.world.tell(f"the daemon is {end}")
+            ends += 1
+            if self.world.failure is not None or end == "halted" or ends > 60:
+                return
+            if not self._finished:
+                self.world.timeline.pass_time(self.draw.choice((0.2, 1.0, 5.0)))
+        invariants.after_stop(self)
+
+    _finished = False
+
+    def _plan(self) -> None:
+        moment, after = 1.0, self.world.timeline.after
+        names, weights = list(_WEIGHTS), list(_WEIGHTS.values())
+        for name in self.draw.choices(names, weights, k=self.draw.randint(*ACTIONS)):
+            moment += self.draw.choice((0.0, 0.05, 0.5, 2.0, 4.0, 9.0))
+            after(moment, partial(self._act, name))
+        after(moment + 3.0, self._calm_down)
+
+    def _calm_down(self) -> None:
+        self.world.calm, self.world.fault = True, None
+        if self._life is not None:
+            self._life.doomed_at = None
+        self.world.tell("from now on nothing goes wrong")
+        self.world.look()
+        self.world.timeline.after(QUIET_SECONDS / 2, partial(self._ask, "abort", late=True))
+        self.world.timeline.after(QUIET_SECONDS, self._look_at_all)
+
+    def _look_at_all(self) -> None:
+        life = self._life
+        if life is None or life.control is None:
+            self.world.timeline.after(5.0, self._look_at_all)
+            return
+        invariants.when_quiet(self)
+        self._finished = True
+        self.world.tell("the daemon is asked to stop")
+        life.stop()
+
+    # What happens.
+
+    def _act(self, name: str) -> None:
+        action: Callable[[], object] | None = getattr(self, f"_{name}", None)
+        if action is not None:
+            action()
+        else:
+            self._ask(name)
+
+    def _kill(self) -> None:
+        if self._is_up:
+            self.world.tell("kill -9")
+            self.life().loop.kill_after(self.draw.choice((1, 2, 3, 5, 10, 40)))
+
+    def _kill_at_effect(self) -> None:
+        if self._is_up and not self.world.calm:
+            self.life().doomed_at = (self.draw.randint(1, 25), self.draw.random() < 0.5)
+
+    def _restart(self) -> None:
+        if self._is_up:
+            self.world.tell("the daemon is asked to stop, to be started again")
+            self.life().stop()
+
+    @property
+    def _is_up(self) -> bool:
+        return self._life is not None and not self._life.dead
+
+    def _disk_fault(self) -> None:
+        targets = self.draw.choice((("state file",), ("database",), ("state file", "database")))
+        fault = DiskFault(
+            self.draw.choice(("full", "eio", "readonly")),
+            frozenset((*targets, "audit head")),
+            self.draw.choice((1.0, 1.0, 0.4)),
+        )
+        self.world.fault = fault
+        self.world.tell(f"the disk fails: {fault.kind}, {', '.join(targets)}, {fault.share:g}")
+        self.world.timeline.after(self.draw.choice((0.3, 2.0, 8.0)), self._end_fault)
+
+    def _end_fault(self) -> None:
+        self.world.fault = None
+        self.world.tell("the disk works")
+        self.world.look()
+
+    def _worker_killed(self) -> None:
+        if living := self.world.living:
+            self.world.exit(self.draw.choice(living), -9)
+
+    def _canaries_fail(self) -> None:
+        if self._is_up:
+            self.life().canaries_fail = True
+            self.world.timeline.after(4.0, self._canaries_pass)
+
+    def _canaries_pass(self) -> None:
+        if self._life is not None:
+            self._life.canaries_fail = False
+
+    # The operator.
+
+    def _ask(self, name: str, *, late: bool = False) -> None:
+        life = self._life
+        if life is None or life.control is None:
+            return
+        key = None if late else self._key(name)
+        life.loop.create_task(self._answered(life, name, key))
+
+    def _key(self, name: str) -> IdempotencyKey | None:
+        """Return a new key, one that was used before, or none."""
+        if name == "canary_reset" or self.draw.random() < 0.5:
+            return None
+        known = [value for value, (asked, _) in self._keys.items() if asked == name]
+        if known and self.draw.random() < 0.4:
+            value = self.draw.choice(known)
+        else:
+            value = f"key-{len(self._keys)}"
+            self._keys[value] = (name, None)
+        return IdempotencyKey(value, fingerprint=name)
+
+    async def _answered(self, life: Life, name: str, key: IdempotencyKey | None) -> None:
+        under = f" under {key.value}" if key else ""
+        self.world.tell(f"operator: {name}{under}")
+        self.latches.asked(name)
+        code: str | None = None
+        try:
+            answer = await self._request(life, name, key)
+        except AtlasError as error:
+            code = getattr(error, "code", str(error))
+            self.world.tell(f"operator: {name}{under} is refused: {code}")
+            return
+        except LookupError:
+            return
+        finally:
+            if not life.dead:
+                self.latches.answered(name, code)
+        deploy_id = getattr(answer, "deploy_id", None)
+        result = getattr(answer, "result", "done")
+        self.world.tell(f"operator: {name}{under} is answered: {deploy_id or ''} {result}")
+        if key is not None:
+            self._remember(key.value, name, deploy_id)
+
+    def _remember(self, value: str, name: str, deploy_id: str | None) -> None:
+        _, before = self._keys[value]
+        if before is not None and deploy_id is not None and before != deploy_id:
+            self.world.breach(f"{value} ({name}) had two effects: {before}, {deploy_id}")
+        self._keys[value] = (name, before or deploy_id)
+
+    def _request(self, life: Life, name: str, key: IdempotencyKey | None) -> Awaitable[Any]:
+        assert life.control is not None
+        deploys, canary = life.control.deploys, life.control.canary
+        steer = {"switch": deploys.switch, "abort": deploys.abort, "rollback": deploys.rollback}
+        if name in {"deploy", "dry_run"}:
+            return self._deploy_and_wait(life, name, key)
+        if name == "canary_reset":
+            return canary.reset(None, _OPERATOR)
+        if name in steer:
+            return steer[name](_OPERATOR, key)
+        return deploys.set_mode(Mode(name), _OPERATOR, key)
+
+    async def _deploy_and_wait(self, life: Life, name: str, key: IdempotencyKey | None) -> Any:
+        assert life.control is not None
+        good = self.draw.random() < 0.75
+        release = self.draw.choice(GOOD if good else BAD)
+        self.world.tell(f"operator: {name} of {release}")
+        deploys = life.control.deploys
+        record = await deploys.deploy(
+            release=release, dry_run=name == "dry_run", actor=_OPERATOR, key=key
+        )
+        return await deploys.settled(record.deploy_id)
+
+    def rows(self, query: str) -> list[sqlite3.Row]:
+        """Return rows of the database, read by a connection of our own."""
+        connection = sqlite3.connect(self.settings.state_dir / DATABASE_FILE)
+        connection.row_factory = sqlite3.Row
+        try:
+            return connection.execute(query).fetchall()
+        finally:
+            connection.close()
+
+
+def prepare(folder: Path) -> None:
+    """Make what no daemon changes: releases, smoke file, and an empty database to begin with."""
+    for name in (*GOOD, *BAD):
+        (folder / "releases" / name).mkdir(parents=True)
+        (folder / "releases" / name / "VERSION").write_text(f"{name}\n")
+    (folder / "smoke.toml").write_text('[[http]]\nname = "home"\npath = "/"\n')
+
+    async def make() -> None:
+        async with open_database(folder / DATABASE_FILE):
+            pass
+
+    asyncio.run(make())
+
+
+def clear(folder: Path) -> None:
+    """Make an empty state folder."""
+    shutil.rmtree(folder / "state", ignore_errors=True)
+    (folder / "state" / "logs").mkdir(parents=True)
+    shutil.copyfile(folder / DATABASE_FILE, folder / "state" / DATABASE_FILE)
