@@ -45,6 +45,8 @@ class Timeline:
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.wall = BEGAN
+        """The wall clock's time at the beginning; it can be set."""
         self._events: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = itertools.count()
 
@@ -160,7 +162,7 @@ class _Time:
         return self._timeline.now
 
     def time(self) -> float:
-        return BEGAN + self._timeline.now
+        return self._timeline.wall + self._timeline.now
 
     def clock_gettime(self, _clock: int) -> float:
         return self._timeline.now
@@ -173,7 +175,7 @@ class _Datetime:
         self._timeline = timeline
 
     def now(self, zone: tzinfo) -> datetime:
-        return datetime.fromtimestamp(BEGAN + self._timeline.now, zone)
+        return datetime.fromtimestamp(self._timeline.wall + self._timeline.now, zone)
 
 
 @contextmanager

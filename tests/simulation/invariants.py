@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from atlas_supervisor.model.deploy import AfterFailure, StepName
+import anyio
+
+from atlas_supervisor.api.ports import Control
+from atlas_supervisor.deploy.machine import IN_PROGRESS, Phase
+from atlas_supervisor.errors import AtlasError
+from atlas_supervisor.model.deploy import AfterFailure, PublishedEvent, StepName
 from atlas_supervisor.model.slot import SlotName
 from tests.simulation.world import World
 
@@ -60,6 +65,46 @@ class Latches:
         self._uncertain.clear()
 
 
+class Subscriber:
+    """Follows the events of all deploys over every life of the daemon, as a client would."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._last = 0
+        self._seen: list[PublishedEvent] = []
+        self._phases: dict[str, str] = {}
+
+    async def follow(self, control: Control) -> None:
+        """Resume after the last event, and go on until the daemon stops."""
+        while True:
+            try:
+                feed = await control.queries.events(after=self._last, deploy_id=None)
+                if feed.reset is not None:
+                    self._world.breach(f"the events can't be resumed: {feed.reset}")
+                while (event := await feed.next()) is not None:
+                    self._note(event)
+            except AtlasError:  # the disk fails, or the daemon stops
+                await anyio.sleep(0.5)
+            else:
+                return
+
+    def _note(self, event: PublishedEvent) -> None:
+        self._seen.append(event)
+        if event.id is not None:
+            if event.id <= self._last:
+                self._world.breach(f"event {event.id} comes after event {self._last}")
+            self._last = event.id
+        self._phases[event.event.deploy_id] = event.event.target
+        busy = [phase for phase in self._phases.values() if phase in IN_PROGRESS]
+        # The deploy before may be reverted while the next one makes room.
+        if len(busy) > 1 and set(busy) != {Phase.REVERT, Phase.PREFLIGHT}:
+            self._world.breach(f"two deploys are in progress at once: {', '.join(sorted(busy))}")
+
+    def missed(self, journal: set[int]) -> set[int]:
+        """Return the ids of the journal that never came."""
+        return journal - {each.journal_id for each in self._seen if each.journal_id is not None}
+
+
 def when_quiet(scenario: Scenario) -> None:
     """Look at everything once nothing has gone wrong for a while."""
     world, life = scenario.world, scenario.life()
@@ -68,6 +113,10 @@ def when_quiet(scenario: Scenario) -> None:
     _records_agree(scenario)
     _deploys_have_ended(scenario)
     _audited(scenario)
+    _nothing_is_left(scenario)
+    journal = {row["id"] for row in scenario.rows("SELECT id FROM transitions")}
+    if missed := scenario.subscriber.missed(journal):
+        world.breach(f"events were not published: {sorted(missed)}")
     status = control.queries.status()
     if not control.queries.ready():
         world.breach(f"no worker serves, although nothing goes wrong: {status.slots}")
@@ -83,10 +132,8 @@ def _records_agree(scenario: Scenario) -> None:
     held = json.loads((scenario.settings.state_dir / "deploy_state.json").read_text())
     (row,) = scenario.rows("SELECT state FROM last_state") if _has_copy(scenario) else (None,)
     active = _SLOTS[held["active_port"]]
-    if row is not None and json.loads(row["state"]) != held:
-        differing = [key for key, value in json.loads(row["state"]).items() if held[key] != value]
-        if set(differing) - {"generation", "last_deploy_ts"}:
-            world.breach(f"the database's copy of the state differs: {differing}")
+    if row is not None and not is_copy(json.loads(row["state"]), held):
+        world.breach("the database's copy of the state file differs")
     if status.mode != held["mode"] or status.active_port != held["active_port"]:
         world.breach("the state in memory is not that of the file")
     if life.plane.active is not active:
@@ -100,6 +147,12 @@ def _records_agree(scenario: Scenario) -> None:
         world.breach(f"{worker} serves, and the file names {named['name'] or named['version']}")
     if versions and versions[0]["version"] != named["version"]:
         world.breach(f"the file names {named['version']}, the versions {versions[0]['version']}")
+
+
+def is_copy(copy: dict[str, Any], held: dict[str, Any]) -> bool:
+    """Return whether the copy says the same; when a deploy began is not copied."""
+    passing = {"generation", "last_deploy_ts"}
+    return all(copy.get(key) == value for key, value in held.items() if key not in passing)
 
 
 def _has_copy(scenario: Scenario) -> bool:
@@ -124,6 +177,16 @@ def _deploys_have_ended(scenario: Scenario) -> None:
 def _repeated(steps: list[Any]) -> set[str]:
     names = [step["name"] for step in steps]
     return {name for name in names if names.count(name) > 1}
+
+
+def _nothing_is_left(scenario: Scenario) -> None:
+    """One worker lives, the active one, and the database knows of it alone."""
+    world = scenario.world
+    if len(world.living) != 1:
+        world.breach(f"there should be one worker: {', '.join(map(str, world.living))}")
+    known = {row["instance"] for row in scenario.rows("SELECT instance FROM instances")}
+    if known != {each.instance for each in world.living}:
+        world.breach(f"the database knows of other workers: {sorted(known)}")
 
 
 def _audited(scenario: Scenario) -> None:

@@ -7,6 +7,7 @@ a while all records must agree. At last the daemon is stopped, and nothing may b
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import sqlite3
 from collections.abc import Awaitable, Callable
@@ -21,6 +22,7 @@ from atlas_supervisor.model.deploy import AfterFailure, Mode
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.store.database import open_database
 from atlas_supervisor.store.state_folder import DATABASE_FILE
+from atlas_worker.contract import STATE_FILE
 from tests.simulation import invariants
 from tests.simulation.life import Life
 from tests.simulation.world import BAD, GOOD, DiskFault, World
@@ -44,6 +46,7 @@ _WEIGHTS = {
     "restart": 3,
     "disk_fault": 6,
     "worker_killed": 5,
+    "clock_set": 2,
 }
 
 
@@ -55,13 +58,12 @@ class Scenario:
         self.draw = self.world.random
         self._folder = folder
         self._life: Life | None = None
-        self._down_until = 0.0
         self._keys: dict[str, tuple[str, str | None]] = {}
         """What was asked for under each key, and the deploy that the answer named."""
         self.latches = invariants.Latches(self.world)
         self.world.on_write = self.latches.written
-        self.asked = 0
-        """Deploys that may have begun: requests, and repetitions under another key."""
+        self.subscriber = invariants.Subscriber(self.world)
+        self._looks_left = 4
 
     @cached_property
     def settings(self) -> Settings:
@@ -100,6 +102,7 @@ class Scenario:
         ends = self.world.timeline.now
         while not self._finished:
             self._life = Life(self.world, self.settings)
+            self._life.on_control = self._follow
             self.world.tell("the daemon is started")
             end = self._life.run()
             self.latches.daemon_ended()
@@ -109,6 +112,7 @@ class Scenario:
                 return
             if not self._finished:
                 self.world.timeline.pass_time(self.draw.choice((0.2, 1.0, 5.0)))
+                self._damage_state_file()
         invariants.after_stop(self)
 
     _finished = False
@@ -132,13 +136,44 @@ class Scenario:
 
     def _look_at_all(self) -> None:
         life = self._life
-        if life is None or life.control is None:
-            self.world.timeline.after(5.0, self._look_at_all)
+        is_busy = len(self.world.living) != 1 and self._looks_left > 0
+        if life is None or life.control is None or is_busy:
+            self._looks_left -= 1
+            self.world.timeline.after(10.0, self._look_at_all)
             return
+        life.loop.create_task(self._end(life))
+
+    async def _end(self, life: Life) -> None:
+        """Look at everything, and stop the daemon."""
+        assert life.control is not None
         invariants.when_quiet(self)
+        found = await life.control.trail.verify()
+        if not found.ok:
+            self.world.breach(f"the audit trail is broken at {found.broken_id}")
         self._finished = True
         self.world.tell("the daemon is asked to stop")
         life.stop()
+
+    def _follow(self) -> None:
+        life = self.life()
+        assert life.control is not None
+        life.loop.create_task(self.subscriber.follow(life.control))
+
+    def _damage_state_file(self) -> None:
+        """Lose the state file, sometimes, while no daemon runs and its copy is up to date."""
+        path = self.settings.state_dir / STATE_FILE
+        if self.draw.random() > 0.08 or not path.exists():
+            return
+        copies = self.rows("SELECT state FROM last_state")
+        held = json.loads(path.read_text())
+        if not copies or not invariants.is_copy(json.loads(copies[0]["state"]), held):
+            return
+        damage = self.draw.choice(("removed", "emptied", "overwritten"))
+        self.world.tell(f"the state file is {damage}")
+        if damage == "removed":
+            path.unlink()
+        else:
+            path.write_text("" if damage == "emptied" else "{nonsense")
 
     # What happens.
 
@@ -186,6 +221,11 @@ class Scenario:
     def _worker_killed(self) -> None:
         if living := self.world.living:
             self.world.exit(self.draw.choice(living), -9)
+
+    def _clock_set(self) -> None:
+        seconds = self.draw.choice((-86400.0, -3600.0, 3600.0, 86400.0))
+        self.world.tell(f"the wall clock is set by {seconds:+g} s")
+        self.world.timeline.wall += seconds
 
     def _canaries_fail(self) -> None:
         if self._is_up:
