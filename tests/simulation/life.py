@@ -24,6 +24,40 @@ from tests.simulation.seams import Process, Processes, Reports, SimulatedPlane
 from tests.simulation.world import World
 
 
+class Ambush:
+    """What goes wrong at one effect of the daemon's: the next one of its kind, or a later one."""
+
+    def __init__(self, world: World, fail_disk: Callable[[], None]) -> None:
+        draw = world.random
+        self._world = world
+        self._kind = draw.choice(("steer", "write state file", "write database", "launch", ""))
+        self._left = draw.randint(1, 3 if self._kind else 25)
+        self._what = draw.choice(("kill", "kill", "kill", "worker", "disk"))
+        self._happens = draw.random() < 0.5
+        """Whether the effect itself still happens, if the daemon is killed."""
+        self._fail_disk = fail_disk
+
+    def is_due(self, what: str) -> bool:
+        """Return whether it is this effect's turn."""
+        if self._kind in what:
+            self._left -= 1
+        return self._left <= 0
+
+    def happen(self, life: Life, what: str) -> None:
+        """Let it go wrong."""
+        world = self._world
+        if self._what == "disk":
+            self._fail_disk()
+        elif self._what == "worker" and world.living:
+            world.exit(world.random.choice(world.living), -9)
+        elif self._happens:
+            world.tell(f"kill -9 after: {what}")
+            life.loop.kill_after(1)
+        else:
+            world.tell(f"kill -9 before: {what}")
+            life.loop.killed = True
+
+
 class Life:
     """A daemon, as the world and its operator see it."""
 
@@ -40,8 +74,7 @@ class Life:
         self.on_control: Callable[[], object] = bool
         self.dead = self.up = self.stopping_began = False
         self.canaries_fail = False
-        self.doomed_at: tuple[int, bool] | None = None
-        """After how many effects it is killed, and whether that one still happens."""
+        self.ambush: Ambush | None = None
         self._settings = settings
         self._stopping: anyio.Event | None = None
 
@@ -121,17 +154,12 @@ class Life:
     def effect(self, what: str) -> bool:
         """Note that the daemon is about to do something; return whether that is refused.
 
-        It may be killed just then: before it, which the seam sees at `loop.killed`, or after it.
+        Just then something may go wrong; if it is killed before it, the seam sees `loop.killed`.
         """
-        if self.doomed_at is not None:
-            left, happens = self.doomed_at
-            self.doomed_at = (left - 1, happens) if left > 1 else None
-            if self.doomed_at is None:
-                self.world.tell(f"kill -9 {'after' if happens else 'before'}: {what}")
-                if happens:
-                    self.loop.kill_after(1)
-                else:
-                    self.loop.killed = True
+        ambush = self.ambush
+        if ambush is not None and ambush.is_due(what):
+            self.ambush = None
+            ambush.happen(self, what)
         refusable = what in {"steer", "launch"} and self.up and not self.world.calm
         return refusable and self.world.random.random() < 0.01
 

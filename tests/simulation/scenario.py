@@ -24,7 +24,7 @@ from atlas_supervisor.store.database import open_database
 from atlas_supervisor.store.state_folder import DATABASE_FILE
 from atlas_worker.contract import STATE_FILE
 from tests.simulation import invariants
-from tests.simulation.life import Life
+from tests.simulation.life import Ambush, Life
 from tests.simulation.world import BAD, GOOD, DiskFault, World
 
 ACTIONS = (3, 24)
@@ -32,17 +32,17 @@ ACTIONS = (3, 24)
 QUIET_SECONDS = 50.0
 _OPERATOR = Actor(name="operator", origin="unix")
 _WEIGHTS = {
-    "deploy": 24,
+    "deploy": 28,
     "dry_run": 4,
     "switch": 8,
     "abort": 5,
     "rollback": 9,
-    "bluegreen": 9,
+    "bluegreen": 13,
     "single": 1,
     "canaries_fail": 2,
     "canary_reset": 3,
     "kill": 5,
-    "kill_at_effect": 7,
+    "ambush": 14,
     "restart": 3,
     "disk_fault": 6,
     "worker_killed": 5,
@@ -128,7 +128,7 @@ class Scenario:
     def _calm_down(self) -> None:
         self.world.calm, self.world.fault = True, None
         if self._life is not None:
-            self._life.doomed_at = None
+            self._life.ambush = None
         self.world.tell("from now on nothing goes wrong")
         self.world.look()
         self.world.timeline.after(QUIET_SECONDS / 2, partial(self._ask, "abort", late=True))
@@ -165,7 +165,10 @@ class Scenario:
         if self.draw.random() > 0.08 or not path.exists():
             return
         copies = self.rows("SELECT state FROM last_state")
-        held = json.loads(path.read_text())
+        try:
+            held = json.loads(path.read_text())
+        except ValueError:
+            return  # it is damaged already
         if not copies or not invariants.is_copy(json.loads(copies[0]["state"]), held):
             return
         damage = self.draw.choice(("removed", "emptied", "overwritten"))
@@ -189,9 +192,9 @@ class Scenario:
             self.world.tell("kill -9")
             self.life().loop.kill_after(self.draw.choice((1, 2, 3, 5, 10, 40)))
 
-    def _kill_at_effect(self) -> None:
+    def _ambush(self) -> None:
         if self._is_up and not self.world.calm:
-            self.life().doomed_at = (self.draw.randint(1, 25), self.draw.random() < 0.5)
+            self.life().ambush = Ambush(self.world, self._disk_fault)
 
     def _restart(self) -> None:
         if self._is_up:
