@@ -19,6 +19,7 @@ from atlas_supervisor.deploy.machine import (
 from atlas_supervisor.model import slot
 from atlas_supervisor.model.slot import SlotState
 from scripts.api_reference import api_reference
+from scripts.fault_table import reliability
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -134,6 +135,7 @@ def slot_document() -> str:
 GENERATED = {
     "docs/api.md": api_reference,
     "docs/deploy-machine.md": deploy_machine,
+    "docs/reliability.md": reliability,
     "docs/slot-machine.md": slot_document,
 }
 """By path below the repository: what returns the document's text."""

@@ -75,6 +75,7 @@ def unit_text(service: Service) -> str:
     ending = f"%t/%N {stop_seconds:.0f} {settings.stop_signal}"
     changes = {
         "ExecStart": f"{python} -m atlas_supervisor --env-file {env_file}",
+        "ExecReload": f"{python} -m atlas_supervisor.cli reload --env-file {env_file}",
         "ExecStopPost": f"/bin/sh {argument(ROOT / 'scripts/end-workers')} {ending}",
         "TimeoutStopSec": f"{max(LONGEST_STOP_SECONDS, stop_seconds + 30):.0f}",
         "User": service.user,

@@ -105,6 +105,7 @@ def become(request: dict[str, Any]) -> None:
     os.environ.update(request["environment"])
     sys.path[0] = request["folder"]
     sys.argv[1:] = request["arguments"]
+    sys.orig_argv = [sys.executable, "-m", PACKAGE, *request["arguments"]]  # what a reload executes
     runpy.run_module(PACKAGE, run_name="__main__", alter_sys=True)
 
 

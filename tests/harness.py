@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -154,6 +154,8 @@ class DaemonProcess:
 
     fork_server: ClassVar[ForkServer | None] = None
     """Where there is one (tests/conftest.py), daemons without a `program` are forked from it."""
+    check_at_end: ClassVar[Callable[[DaemonProcess], Awaitable[None]] | None] = None
+    """What `running` has to check before it stops the daemon (tests/faults/conftest.py)."""
 
     def __init__(
         self,
@@ -185,6 +187,8 @@ class DaemonProcess:
             path.write_text("".join(f"{key}={value}\n" for key, value in worker_env.items()))
             self.settings["WORKER_ENV_FILE"] = path
         self.env_file = self.folder / "atlas.env"
+        self.environment: dict[str, str] = {}
+        """Variables that the next daemon gets besides."""
         self.process: asyncio.subprocess.Process | ForkedProcess | None = None
         self._open = AsyncExitStack()
         self._unix: aiohttp.ClientSession | None = None
@@ -199,6 +203,8 @@ class DaemonProcess:
         try:
             await daemon.start()
             yield daemon
+            if cls.check_at_end is not None and daemon.runs:
+                await cls.check_at_end(daemon)
             await daemon.stop()
         except BaseException as error:
             error.add_note(daemon.story())
@@ -210,6 +216,11 @@ class DaemonProcess:
     def pid(self) -> int:
         assert self.process is not None, "the daemon has not been started"
         return self.process.pid
+
+    @property
+    def runs(self) -> bool:
+        """Whether the daemon was started and has not ended."""
+        return self.process is not None and self.process.returncode is None
 
     @property
     def public_port(self) -> int:
@@ -240,7 +251,8 @@ class DaemonProcess:
         await self.until_ready()
 
     async def _launch(self, output: IO[bytes]) -> asyncio.subprocess.Process | ForkedProcess:
-        environment = {key: os.environ[key] for key in INHERITED if key in os.environ}
+        inherited = {key: os.environ[key] for key in INHERITED if key in os.environ}
+        environment = {**inherited, **self.environment}
         arguments = ("--env-file", str(self.env_file))
         if self.program is None and self.fork_server is not None:
             return await self.fork_server.fork(

@@ -27,6 +27,7 @@ from scripts.benchmarks import (
     hop,
     logs,
     relay,
+    reload,
     rescue,
     rollback,
     start,
@@ -46,6 +47,10 @@ BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
     "events": (events.run, "what 200 watchers cost a deploy and the daemon, 20 of them stuck"),
     "health": (health.run, "answers of health, status and metrics while deploys run under load"),
     "logs": (logs.run, "what a worker that floods its log costs in disk, memory and time"),
+    "reload": (
+        reload.run,
+        "the daemon reloaded again and again under load: what is lost, and what grows",
+    ),
     "rollback": (rollback.run, "the time of a warm rollback"),
     "rescue": (
         rescue.run,
@@ -83,7 +88,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("name", nargs="?", choices=list(BENCHMARKS), metavar="NAME")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
-    parser.add_argument("--count", type=int, help="how many deploys, rollbacks or runs")
+    parser.add_argument("--count", type=int, help="how many deploys, rollbacks, reloads or runs")
     parser.add_argument("--rounds", type=int, help="how many rounds (hop)")
     parser.add_argument("--seconds", type=float, help="length of one measurement")
     parsed = parser.parse_args()

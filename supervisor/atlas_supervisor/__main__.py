@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from atlas_supervisor.output import unfailing_output
+from atlas_supervisor.system.program import is_reloaded
 from atlas_supervisor.system.signals import ignore_signals
 
 
@@ -48,7 +49,7 @@ def _without_certificates() -> Iterator[None]:
 
 def main() -> int:
     """Run the daemon; return the exit status."""
-    ignore_signals()
+    ignore_signals(reloaded=is_reloaded())
     with unfailing_output("atlas-supervisor"):
         with _without_collector(), _without_certificates():
             from atlas_supervisor import main as program  # noqa: PLC0415 - within these alone

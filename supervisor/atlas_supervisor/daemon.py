@@ -10,10 +10,11 @@ log, signals) is in `main`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from functools import partial
 from importlib.metadata import version
+from socket import socket
 
 import anyio
 import structlog
@@ -38,21 +39,29 @@ from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.health.monitor import HealthMonitor
 from atlas_supervisor.logs.log_service import LogService
 from atlas_supervisor.model.actor import SUPERVISOR
+from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.status import DaemonView, Start
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.probes.http_client import RequestShape
+from atlas_supervisor.reload import LOCK, Reloads, Requests
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.state_folder import DATABASE_FILE, LOGS_DIRECTORY
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.store.statements import StoreError, is_damage
 from atlas_supervisor.system.children import Reaper, become_subreaper
+from atlas_supervisor.system.clock import now
+from atlas_supervisor.system.passed_sockets import PassedSockets
+from atlas_supervisor.system.program import Program
 from atlas_supervisor.system.service_manager import ServiceManager
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG
 from atlas_supervisor.telemetry.metrics import Metrics
 from atlas_supervisor.traffic import PATIENCE_SECONDS, Endpoints, Plane, make_plane
+from atlas_supervisor.workers.adoption import take_over
 from atlas_supervisor.workers.output import keep_bounded
-from atlas_supervisor.workers.registry import WorkerRegistry, end_strays, take_over
+from atlas_supervisor.workers.registry import WorkerRegistry, end_strays
 from atlas_supervisor.workers.releases import Releases
+from atlas_supervisor.workers.slot import Slot
 from atlas_supervisor.workers.slots import Slots
 
 log = structlog.get_logger(__name__)
@@ -73,8 +82,16 @@ def _refused_by_store() -> Iterator[None]:
 class Daemon:
     """One running daemon."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self, settings: Settings, passed: PassedSockets, program: Program, lock: int
+    ) -> None:
+        """`lock` is the descriptor of the held lock, which a reload passes on."""
         self._settings = settings
+        self._passed = passed
+        self._program = program
+        self._lock = lock
+        self._started_ts = now()
+        self._manager = ServiceManager(reloaded=program.reloaded)
         self._metrics = Metrics(
             version=version("atlas-supervisor"),
             features=settings.canary_features,
@@ -99,7 +116,7 @@ class Daemon:
         self._state: StateKeeper
         self._canaries: FeatureCanaries
 
-    async def run(self, stopping: anyio.Event) -> None:
+    async def run(self, requests: Requests) -> None:
         """Start, wait until it is time to stop, and stop.
 
         If the daemon itself fails, workers are left alone: they go on serving.
@@ -107,11 +124,14 @@ class Daemon:
         become_subreaper()
         async with AsyncExitStack() as stack:
             options = api_options(self._settings)
-            bound = await stack.enter_async_context(bind(options))
+            bound = await stack.enter_async_context(bind(options, self._passed))
             with _refused_by_store():
-                waiting = await self._open_store(stack)
+                unfinished = await self._open_store(stack)
                 active = self._settings.slot_of_port(self._state.state.active_port)
-                inherited = await take_over(self._settings, self._plane, self._registry, active)
+                inherited = await take_over(
+                    self._settings, self._plane, self._registry, active, self._passed
+                )
+            self._passed.close()
             stack.push_async_callback(self._plane.close)
             prober = await stack.enter_async_context(
                 HttpProber(
@@ -131,9 +151,14 @@ class Daemon:
                     inherited=inherited,
                     checked=self._releases.checked,
                 )
-                api = partial(serve, options=options, bound=bound)
                 await self._serve(
-                    slots, prober, api=api, waiting=waiting, tasks=tasks, stopping=stopping
+                    slots,
+                    prober,
+                    api=partial(serve, options=options, bound=bound),
+                    control=bound.sockets,
+                    unfinished=unfinished,
+                    tasks=tasks,
+                    requests=requests,
                 )
                 tasks.cancel_scope.cancel()
 
@@ -141,9 +166,9 @@ class Daemon:
         """Open database and state file; without what the database holds if that is damaged."""
         try:
             async with AsyncExitStack() as attempt:
-                waiting = await self._read_store(attempt)
+                unfinished = await self._read_store(attempt)
                 stack.push_async_exit(attempt.pop_all())
-                return waiting
+                return unfinished
         except Exception as error:
             if not is_damage(error):
                 raise
@@ -163,10 +188,17 @@ class Daemon:
             log.error("database_unreadable", aside=aside.name)
             await database.audit.write(SUPERVISOR, "database", "set_aside", aside=aside.name)
         await database.audit.record(
-            SUPERVISOR, "daemon", "started", pid=os.getpid(), version=version("atlas-supervisor")
+            SUPERVISOR,
+            "daemon",
+            "started",
+            pid=os.getpid(),
+            version=version("atlas-supervisor"),
+            reloaded=self._program.reloaded,
         )
         self._registry = WorkerRegistry(database.statements)
-        self._state, waiting = await recover(self._settings, database, storage.state_file.written)
+        self._state, unfinished = await recover(
+            self._settings, database, storage.state_file.written
+        )
         self._canaries = await open_canaries(
             self._settings, self._state, database, self._metrics.canaries.observe
         )
@@ -176,7 +208,7 @@ class Daemon:
         await self._registry.rows()
         await database.versions.all()
         await database.deploys.latest(_LATEST_READ)
-        return waiting
+        return unfinished
 
     async def _serve(
         self,
@@ -184,19 +216,20 @@ class Daemon:
         prober: HttpProber,
         *,
         api: Callable[[Control], AbstractAsyncContextManager[None]],
-        waiting: UnfinishedDeploy | None,
+        control: Mapping[str, socket],
+        unfinished: UnfinishedDeploy | None,
         tasks: TaskGroup,
-        stopping: anyio.Event,
+        requests: Requests,
     ) -> None:
         """Run everything on the open sockets and files until it is time to stop."""
         audit = self._database.audit
         watch = LandingWatch(settings=self._settings, slots=slots, plane=self._plane, audit=audit)
         monitor = self._monitor(slots, prober, watch)
         events = EventHub(self._database.transitions, self._metrics.deploys.count)
+        runs = Runs()
         service, queries = self._deploys(
-            slots, prober, monitor=monitor, watch=watch, events=events, tasks=tasks
+            slots, prober, monitor=monitor, watch=watch, events=events, runs=runs, tasks=tasks
         )
-        manager = ServiceManager()
         slots.on_worker_down = service.worker_down
         for background in (
             self._database.outbox.run,
@@ -211,23 +244,77 @@ class Daemon:
             partial(keep_bounded, [slot.log for slot in slots]),
         ):
             tasks.start_soon(background)
-        slots.occupy_staging()
+        slots.take_in()
+        if slots.adopted:
+            await audit.record(SUPERVISOR, "daemon", "adopted", workers=slots.adopted)
         with _refused_by_store():
-            await service.resume(waiting)  # before the API can ask for another deploy
-            release = await active_release(
-                self._settings, self._database, self._state, self._releases, slots.active.name
-            )
-        async with api(self._control(slots, service, queries, monitor, events)):
-            tasks.start_soon(slots.start_active, release)
-            tasks.start_soon(manager.run, queries.ready, queries.summary, self._registry.rows)
-            await stopping.wait()
-            manager.stopping = True
-            slots.begin_stop()
-            await service.stop()
-            await slots.stop()
-            await end_strays(self._settings.state_dir)
-            await self._registry.flush()
-            await self._database.audit.record(SUPERVISOR, "daemon", "stopped", pid=os.getpid())
+            await service.resume(unfinished)  # before the API can ask for another deploy
+            release = await self._active_release(slots.active)
+        reloads = self._reloads(slots, runs)
+        ports = self._control(
+            slots, service, queries, monitor=monitor, events=events, reloads=reloads
+        )
+        tasks.start_soon(slots.start_active, release)
+        tasks.start_soon(self._manager.run, queries.ready, queries.summary, self._registry.rows)
+        tasks.start_soon(reloads.follow_signal, requests.reload)
+        while True:
+            async with api(ports):
+                await reloads.until_accepted(requests.stop)
+                if requests.stop.is_set():
+                    await self._stop(slots, service)
+                    return
+            await reloads.replace(self._descriptors(control), requests.stop)
+
+    async def _stop(self, slots: Slots, service: DeployService) -> None:
+        """End every deploy and every worker."""
+        self._manager.stopping = True
+        slots.begin_stop()
+        await service.stop()
+        await slots.stop()
+        await end_strays(self._settings.state_dir)
+        await self._registry.flush()
+        await self._database.audit.record(SUPERVISOR, "daemon", "stopped", pid=os.getpid())
+
+    def _descriptors(self, control: Mapping[str, socket]) -> dict[str, int]:
+        """Return the descriptors that the next program gets at a reload, by name."""
+        sockets = {**control, **self._plane.sockets()}
+        return {LOCK: self._lock, **{name: sock.fileno() for name, sock in sockets.items()}}
+
+    def _view(self, slots: Slots) -> DaemonView:
+        start = Start.ADOPTED if slots.adopted else Start.FRESH
+        return DaemonView(
+            version=version("atlas-supervisor"),
+            pid=os.getpid(),
+            started_ts=self._started_ts,
+            start=Start.RELOAD if self._program.reloaded else start,
+            settings_pending=slots.settings_pending,
+        )
+
+    def _reloads(self, slots: Slots, runs: Runs) -> Reloads:
+        database, registry, state = self._database, self._registry, self._state
+
+        def is_busy() -> bool:
+            written = database.statements.busy or database.outbox.pending or registry.pending
+            return written or state.busy or slots.launching
+
+        return Reloads(
+            settings=self._settings,
+            program=self._program,
+            runs=runs,
+            database=database,
+            daemon=partial(self._view, slots),
+            foreign_listeners=self._plane.foreign_listeners,
+            is_busy=is_busy,
+            manager=self._manager,
+        )
+
+    async def _active_release(self, slot: Slot) -> Release:
+        """Return the release that runs, or is to be started. Raises StoreError."""
+        if slot.alive and slot.instance is not None:
+            return slot.instance.release
+        return await active_release(
+            self._settings, self._database, self._state, self._releases, slot.name
+        )
 
     def _monitor(self, slots: Slots, prober: HttpProber, watch: LandingWatch) -> HealthMonitor:
         return HealthMonitor(
@@ -249,6 +336,7 @@ class Daemon:
         monitor: HealthMonitor,
         watch: LandingWatch,
         events: EventHub,
+        runs: Runs,
         tasks: TaskGroup,
     ) -> tuple[DeployService, DeployQueries]:
         switch = Switch(
@@ -266,7 +354,6 @@ class Daemon:
             prober=prober,
             check_landing=watch.request,
         )
-        runs = Runs()
         queries = DeployQueries(
             settings=self._settings,
             slots=slots,
@@ -278,6 +365,7 @@ class Daemon:
             runs=runs,
             canaries=self._canaries,
             health_score=lambda: monitor.health().score,
+            daemon=partial(self._view, slots),
         )
         service = DeployService(
             settings=self._settings,
@@ -299,8 +387,10 @@ class Daemon:
         slots: Slots,
         service: DeployService,
         queries: DeployQueries,
+        *,
         monitor: HealthMonitor,
         events: EventHub,
+        reloads: Reloads,
     ) -> Control:
         own_log = self._settings.state_dir / LOGS_DIRECTORY / OWN_LOG
         collector = GaugeCollector(
@@ -309,6 +399,7 @@ class Daemon:
         return Control(
             deploys=service,
             queries=queries,
+            reloads=reloads,
             canary=self._canaries,
             health=monitor,
             audit=self._database.audit,

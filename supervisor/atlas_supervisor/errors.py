@@ -277,6 +277,12 @@ PREVIOUS_VERSION_GONE = ErrorSpec(
     "with RELEASES_DIR every release keeps its own folder, so that a rollback can launch it",
     {"version": "1.3.2", "problem": "its folder has another version now"},
 )
+RELOAD_IN_PROGRESS = ErrorSpec(
+    "reload_in_progress",
+    409,
+    "a reload is in progress already",
+    "wait for it: atlasctl status (GET /deploy/status) shows when the daemon was started",
+)
 RAMP_NOT_POSSIBLE = ErrorSpec(
     "ramp_not_possible",
     409,
@@ -329,6 +335,17 @@ SWITCH_FAILED = ErrorSpec(
     with_record=True,
 )
 
+# A reload.
+
+RELOAD_REFUSED = ErrorSpec(
+    "reload_refused",
+    422,
+    "the reload was refused and nothing has changed: {problem}",
+    "correct what error.lines has, then reload again; what a reload can't change takes a restart "
+    "of the daemon",
+    {"problem": "PUBLIC_PORT=8795: a reload can't change it; it is 8790"},
+)
+
 # What the daemon can't do at the moment.
 
 INTERNAL_ERROR = ErrorSpec(
@@ -350,7 +367,16 @@ NOT_DURABLE = ErrorSpec(
     _DISK_HINT,
     {"problem": "the change could not be saved and was not made", "error": "disk is full"},
 )
-STOPPING = ErrorSpec("stopping", 503, "the daemon is stopping", "try again later")
+STOPPING = ErrorSpec(
+    "stopping", 503, "the daemon is stopping, or is being reloaded", "try again in a few seconds"
+)
+RELOAD_FAILED = ErrorSpec(
+    "reload_failed",
+    503,
+    "the daemon goes on as it was: {problem}",
+    "the daemon's log has the details; traffic is not affected",
+    {"problem": "the check of the new program did not end within 30 s"},
+)
 TOO_MANY_STREAMS = ErrorSpec(
     "too_many_streams",
     503,

@@ -1,7 +1,8 @@
 """The program around the daemon: settings, one process per state folder, log and signals.
 
 `main` checks the settings and runs the daemon, or prints why it can't start. The process ends by
-SIGTERM or SIGINT, in order, or by a failure, at once; other signals are ignored (`signals`).
+SIGTERM or SIGINT, in order, or by a failure, at once; SIGHUP reloads it (`reload`), and other
+signals are ignored (`signals`).
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ import structlog
 from atlas_supervisor.config import Settings, describe_settings, load_settings, warnings
 from atlas_supervisor.daemon import Daemon
 from atlas_supervisor.errors import SettingsError, StartRefusedError
+from atlas_supervisor.reload import CHECK_OPTION, LOCK, SIGNALS, Requests
+from atlas_supervisor.start_check import CheckReport, refused, report
 from atlas_supervisor.store import state_folder
-from atlas_supervisor.system import descriptors
+from atlas_supervisor.system import descriptors, failpoints, signals
 from atlas_supervisor.system.lock import LOCK_FILE, only_daemon
+from atlas_supervisor.system.passed_sockets import PassedSockets, receive
+from atlas_supervisor.system.program import Program
 from atlas_supervisor.system.service_manager import ServiceManager
-from atlas_supervisor.system.signals import name_of, report_ignored
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG, configure_logs
 from atlas_supervisor.workers.standalone import nothing_recorded
 
@@ -47,25 +51,36 @@ _FAILED = 70
 def main(arguments: list[str] | None = None) -> int:
     """Run the daemon; return the exit status."""
     options = _parser().parse_args(arguments)
-    if not options.env_file.exists():
-        print(_NO_ENV_FILE.format(path=options.env_file.absolute()), file=sys.stderr)  # noqa: T201  # before there is a log
+    if unusable := _unusable(options.env_file):
+        print(unusable, file=sys.stderr)  # noqa: T201  # before there is a log
         return _BAD_SETTINGS
     try:
         settings = load_settings(options.env_file.absolute(), os.environ, nothing_recorded)
     except SettingsError as error:
+        if options.check_start:
+            return _print_report(refused(error.faults))
         if not options.check:
             ServiceManager().refused(f"can't start: {'; '.join(error.faults)}")
-        for fault in error.faults:
-            print(fault, file=sys.stderr)  # noqa: T201  # before there is a log
+        print("\n".join(error.faults), file=sys.stderr)  # noqa: T201  # as above
         return _BAD_SETTINGS
     if options.check:
-        _print_settings(settings)
-        return 0
+        return _print_settings(settings)
+    return _print_report(report(settings)) if options.check_start else _run(settings)
+
+
+def _unusable(env_file: Path) -> str:
+    """Return why nothing can be started or checked; empty if it can."""
+    if not env_file.exists():
+        return _NO_ENV_FILE.format(path=env_file.absolute())
+    return "\n".join(failpoints.names_if_unknown())
+
+
+def _run(settings: Settings) -> int:
     refusals: list[str] = []
     try:
-        anyio.run(run, settings)
-    except* StartRefusedError as refused:  # task groups wrap what is raised inside of them
-        refusals = [str(refusal) for refusal in _leaves(refused)]
+        anyio.run(run, settings, receive(), Program())
+    except* StartRefusedError as group:  # task groups wrap what is raised inside of them
+        refusals = [str(refusal) for refusal in _leaves(group)]
         ServiceManager().refused(f"can't start: {'; '.join(refusals)}")
     for refusal in refusals:
         print(f"atlas-supervisor can't start: {refusal}", file=sys.stderr)  # noqa: T201  # as above
@@ -87,15 +102,27 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="check the settings, print them (secrets masked) and OK, and exit: 0, or 2",
     )
+    parser.add_argument(
+        CHECK_OPTION,
+        action="store_true",
+        help="check what else a start would refuse, and print it as JSON: for a reload",
+    )
     parser.add_argument("--version", action="version", version=version("atlas-supervisor"))
     return parser
 
 
-def _print_settings(settings: Settings) -> None:
-    """Print the effective settings, and warnings about them."""
+def _print_settings(settings: Settings) -> int:
+    """Print the effective settings, and warnings about them; return the exit status."""
     print(f"{describe_settings(settings)}\nOK", flush=True)  # noqa: T201  # the purpose of --check
     for warning in warnings(settings):
         print(f"warning: {warning}", file=sys.stderr)  # noqa: T201  # before there is a log
+    return 0
+
+
+def _print_report(found: CheckReport) -> int:
+    """Print the report of a check for the daemon that reloads; return the exit status."""
+    print(found.model_dump_json(), flush=True)  # noqa: T201  # its reader is a program
+    return _BAD_SETTINGS if found.faults else 0
 
 
 def _leaves(group: BaseExceptionGroup[StartRefusedError]) -> Iterator[StartRefusedError]:
@@ -106,18 +133,22 @@ def _leaves(group: BaseExceptionGroup[StartRefusedError]) -> Iterator[StartRefus
             yield each
 
 
-async def run(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT, then drain and stop everything. Raises StartRefusedError."""
+async def run(settings: Settings, passed: PassedSockets, program: Program) -> None:
+    """Run until SIGTERM or SIGINT, then drain and stop everything. Raises StartRefusedError.
+
+    `passed` is what the daemon before a reload, or the service manager, had open.
+    """
     _raise_file_limit()
     state_folder.prepare(settings.state_dir, settings.control_token_file, settings.worker_account)
-    with only_daemon(settings.state_dir / LOCK_FILE):
+    lock_file = settings.state_dir / LOCK_FILE
+    with only_daemon(lock_file, passed.take_descriptor(LOCK)) as lock:
         _configure_logs(settings)
         for warning in (*warnings(settings), *state_folder.insecure_parents(settings.state_dir)):
             log.warning("config_warning", why=warning)
         # Signals first: one that arrives during the start must not leave anything behind.
-        async with _stop_signal() as stopping:
+        async with _requests(passed) as requests:
             try:
-                await Daemon(settings).run(stopping)
+                await Daemon(settings, passed, program, lock).run(requests)
             except Exception as error:
                 if not _is_refusal(error):
                     _exit_at_once(error)
@@ -149,32 +180,38 @@ def _raise_file_limit() -> None:
 
 
 @asynccontextmanager
-async def _stop_signal() -> AsyncIterator[anyio.Event]:
-    """Yield an event that is set by the first SIGTERM or SIGINT; log those that are ignored."""
-    stopping = anyio.Event()
+async def _requests(passed: PassedSockets) -> AsyncIterator[Requests]:
+    """Yield what is asked of the daemon by signals; log those that are ignored."""
+    requests = Requests()
     loop = asyncio.get_running_loop()
-    report_ignored(lambda number: loop.call_soon_threadsafe(_log_ignored, number))
+    signals.report_ignored(lambda number: loop.call_soon_threadsafe(_log_ignored, number))
 
     async def listen() -> None:
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
             armed.set()
-            async for number in signals:
+            async for number in received:
+                if number == signal.SIGHUP:
+                    requests.reload.set()
+                    continue
                 log.info("stopping", signal=signal.Signals(number).name)
-                stopping.set()
+                requests.stop.set()
 
     armed = anyio.Event()
     async with anyio.create_task_group() as group:
         group.start_soon(listen)
         await armed.wait()
+        if (waiting := passed.take_descriptor(SIGNALS)) is not None:
+            signals.repeat(waiting)
+        signals.handled()
         try:
-            yield stopping
+            yield requests
         finally:
             group.cancel_scope.cancel()
-            report_ignored(lambda _number: None)  # the loop is about to end
+            signals.report_ignored(lambda _number: None)  # the loop is about to end
 
 
 def _log_ignored(number: int) -> None:
-    log.info("signal_ignored", signal=name_of(number))
+    log.info("signal_ignored", signal=signals.name_of(number))
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.acceptance.support import IDLE_GRACE_SECONDS, kill_under_load
 from tests.harness import bundled_worker
 from tests.loadclient import Reason, Traffic, bundled_worker_mix
@@ -11,6 +13,11 @@ from tests.loadclient import Reason, Traffic, bundled_worker_mix
 KILLS = 6
 
 
+@pytest.mark.fault(
+    "Workers",
+    "the active one killed under load, a warm one there",
+    "only requests in flight at it are lost; its queue is answered by the warm one",
+)
 async def test_a_killed_worker_s_queue_is_answered_by_the_warm_one(tmp_path: Path) -> None:
     mix: list[Traffic] = list(bundled_worker_mix(pause=0.7 * IDLE_GRACE_SECONDS))
     settings = bundled_worker(idle_grace=IDLE_GRACE_SECONDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import pytest
 
 from tests.harness import DaemonProcess
 from tests.integration.support import get
+from tests.loadclient import Load, LostError, Reason, Request, Response, Traffic
 
 
 async def start_again(daemon: DaemonProcess) -> dict[str, Any]:
@@ -48,6 +50,20 @@ async def refused(daemon: DaemonProcess) -> str:
         await daemon.start()
     await daemon.stop_clients()
     return output.read_bytes()[before:].decode()
+
+
+def scripted_answer(_request: Request, response: Response) -> str:
+    """Check that the scripted worker answered."""
+    if response.status != 200:
+        raise LostError(Reason.WRONG_STATUS, str(response.status))
+    return str(json.loads(response.body)["version"])
+
+
+def under_load(daemon: DaemonProcess) -> Load:
+    """Put clients on the public port, each with a connection per request."""
+    pause = (0.0, 0.06)
+    clients = Traffic("one-shot", 2, scripted_answer, keep_alive=False, think=pause)
+    return Load("127.0.0.1", daemon.public_port, (clients,))
 
 
 async def worker_pid(daemon: DaemonProcess) -> int:

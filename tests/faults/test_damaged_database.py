@@ -64,13 +64,14 @@ async def test_a_database_with_content_that_cannot_be_read_is_set_aside(
         assert (await daemon.deploy()).status == 200
         await daemon.stop()
         if "instances" in script:
-            row = "INSERT INTO instances VALUES ('blue-1', 'blue', 1, 1, '', '', 0)"
+            row = "INSERT INTO instances VALUES ('blue-1', 'blue', 1, 1, '', '', 0, NULL)"
             script = f"{row};{script}"
         damage(daemon, script)
         await started(daemon)
         assert len(set_aside(daemon)) == 1
 
 
+@pytest.mark.fault("Database", "eight random bytes in it", "they end no start")
 async def test_eight_random_bytes_never_end_a_start(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         release(daemon, "v2")

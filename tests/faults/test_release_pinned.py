@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.harness import DaemonProcess, Setting, eventually, write_release
 from tests.integration.support import (
     WARM,
@@ -228,6 +230,7 @@ async def test_a_waiting_release_whose_folder_is_gone_is_not_switched_to(tmp_pat
         assert await public_version(daemon) == "v2"
 
 
+@pytest.mark.fault("Workers", "a release deleted during its gates", "it is refused")
 async def test_a_release_whose_folder_goes_during_its_gates_is_refused(tmp_path: Path) -> None:
     smoke = tmp_path / "smoke.toml"
     smoke.write_text('[[command]]\nname = "it goes"\nrun = ["sh", "-c", "mv $PWD $PWD-away"]\n')

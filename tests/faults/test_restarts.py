@@ -9,6 +9,8 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 from tests.harness import DaemonProcess, eventually
 from tests.integration.support import get, public_version, scripted_daemon, slot
 
@@ -20,6 +22,7 @@ async def restarted(daemon: DaemonProcess, before: int) -> None:
     assert await public_version(daemon) == "v1"
 
 
+@pytest.mark.fault("Database", "locked while a worker crashes", "the restart does not wait")
 async def test_a_restart_does_not_wait_for_a_locked_database(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         with closing(sqlite3.connect(daemon.state_dir / "atlas.db", isolation_level=None)) as it:
@@ -41,7 +44,13 @@ async def test_a_restart_needs_no_state_folder(tmp_path: Path) -> None:
         moved.rename(daemon.state_dir)
 
 
-async def test_a_restart_needs_no_folder_that_was_removed(tmp_path: Path) -> None:
+@pytest.mark.fault(
+    "Disk and files", "a state folder that is removed", "a crashed worker is restarted all the same"
+)
+async def test_a_restart_needs_no_folder_that_was_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DaemonProcess, "check_at_end", None)  # there is nothing left to compare
     async with scripted_daemon(tmp_path) as daemon:
         pid = slot(await daemon.status(), "active")["pid"]
         shutil.rmtree(daemon.state_dir)

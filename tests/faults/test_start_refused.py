@@ -91,6 +91,7 @@ OBSTACLES: dict[Obstacle, str] = {
 }
 
 
+@pytest.mark.fault("The daemon", "a start that is refused", "no process is touched")
 async def test_every_refusal_comes_before_the_first_process_is_touched(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         before = await worker_pid(daemon)
@@ -138,6 +139,9 @@ async def test_too_few_descriptors_are_refused_in_words_and_the_worker_goes_on(
 
 
 @pytest.mark.needs_root
+@pytest.mark.fault(
+    "Disk and files", "a full disk at a start", "the start is refused, and the worker goes on"
+)
 async def test_a_start_on_a_full_disk_is_refused_and_the_worker_goes_on(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "size=8m") as disk:
         settings: dict[str, Setting] = {"STATE_DIR": disk / "state"}

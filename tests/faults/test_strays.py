@@ -46,6 +46,9 @@ async def test_a_release_that_leaves_its_process_to_another_one_is_refused_and_c
         await everything_agrees(daemon)
 
 
+@pytest.mark.fault(
+    "Workers", "double-forked descendants without a mark", "they end with their release"
+)
 async def test_a_process_without_any_mark_goes_with_the_release_whose_listener_it_has(
     tmp_path: Path,
 ) -> None:
@@ -89,6 +92,7 @@ async def test_a_stop_leaves_no_process_with_the_public_listener(tmp_path: Path)
         assert await public_version(daemon) == "v3"
 
 
+@pytest.mark.fault("Workers", "descendants of a worker that died", "a stop ends them")
 async def test_a_stop_ends_what_a_worker_started_before_it_died(tmp_path: Path) -> None:
     """Also one without the tag: it became the daemon's own child when its parent ended."""
     async with scripted_daemon(tmp_path) as daemon:
@@ -148,6 +152,9 @@ async def test_the_next_daemon_starts_though_such_a_process_holds_the_public_lis
                 os.kill(pid, signal.SIGKILL)
         release(daemon, "v3")
         await daemon.start()
+        if killed == "daemon":  # its worker goes on, and so does what belongs to it
+            assert is_there(beside)
+            assert (await daemon.deploy()).json["result"] == "switched"
         await eventually(lambda: not is_there(beside))
         await everything_agrees(daemon)
 

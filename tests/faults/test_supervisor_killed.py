@@ -17,12 +17,14 @@ import pytest
 from tests.faults.support import start_again
 from tests.harness import DaemonProcess, Setting, eventually
 from tests.integration.support import (
+    WARM,
     everything_agrees,
     public_version,
     release,
     rewrite,
     rows,
     scripted_daemon,
+    slot,
     state_file,
     until_phase,
     write,
@@ -48,9 +50,16 @@ async def stopped_at_the_switch(daemon: DaemonProcess) -> None:
         "UPDATE deploys SET phase = 'switch', result = NULL, ended_ts = NULL,"
         " active_port = staging_port, staging_port = active_port",
     )
+    write(
+        daemon,
+        "DELETE FROM transitions WHERE id > (SELECT id FROM transitions WHERE target = 'switch')",
+    )
 
 
 @pytest.mark.parametrize("phase", ["launch", "smoke", "health"])
+@pytest.mark.fault(
+    "The daemon", "killed before the switch", "the deploy is aborted, and the old version serves"
+)
 async def test_killed_before_the_switch_the_deploy_is_aborted_and_the_old_version_serves(
     tmp_path: Path, phase: str
 ) -> None:
@@ -74,14 +83,23 @@ async def test_killed_before_the_switch_the_deploy_is_aborted_and_the_old_versio
         await everything_agrees(daemon)
 
 
-async def test_killed_while_a_version_waits_it_goes_on_waiting(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lives", [True, False])
+@pytest.mark.fault("The daemon", "killed while a version waits for its switch", "it waits on")
+async def test_killed_while_a_version_waits_it_goes_on_waiting(tmp_path: Path, lives: bool) -> None:
     async with scripted_daemon(tmp_path, {"AUTO_SWITCH_ON_HEALTH": "false"}) as daemon:
         release(daemon, "v2")
         waiting = (await daemon.deploy()).json
+        before = slot(await daemon.status(), "staging")
         await daemon.kill()
+        if not lives:
+            os.kill(before["pid"], signal.SIGKILL)
         await start_again(daemon)
         record = await until_phase(daemon, "awaiting_switch")
         assert record["deploy_id"] == waiting["deploy_id"]
+        steps = [step["name"] for step in record["steps"]]
+        assert steps.count("health") == (1 if lives else 2)  # its instance has passed the gates
+        after = slot(await daemon.status(), "staging")
+        assert (after["pid"] == before["pid"], after["state"]) == (lives, "running")
         switched = await daemon.request("POST", "/deploy/switch")
         assert (switched.status, switched.json["result"]) == (200, "switched")
         assert await public_version(daemon) == "v2"
@@ -114,26 +132,32 @@ async def test_the_record_of_a_deploy_that_the_stop_interrupted_says_so(tmp_path
 
 
 @pytest.mark.parametrize("phase", ["guard", "warm"])
-async def test_killed_after_the_switch_the_new_version_stays(tmp_path: Path, phase: str) -> None:
-    settings: dict[str, Setting] = {
-        "KEEP_WARM_FOREIGN": "true",
-        "KEEP_WARM_SECONDS": 60,
-        "GUARD_SECONDS": 30 if phase == "guard" else 0,
-    }
-    async with scripted_daemon(tmp_path, settings) as daemon:
+@pytest.mark.fault("The daemon", "killed after the switch", "the new version stays")
+async def test_killed_with_the_version_before_the_new_version_stays(
+    tmp_path: Path, phase: str
+) -> None:
+    async with scripted_daemon(
+        tmp_path, {**WARM, "GUARD_SECONDS": 30 if phase == "guard" else 0}
+    ) as daemon:
         release(daemon, "v2")
         assert (await daemon.deploy()).json["result"] == "switched"
-        await until_phase(daemon, phase)
+        await eventually(lambda: rows(daemon, "SELECT phase FROM deploys") == [(phase,)])
         before = state_file(daemon)
+        warm = slot(await daemon.status(), "staging")["pid"]
         await daemon.kill()
+        os.kill(warm, signal.SIGKILL)
         record = await start_again(daemon)
         assert (record["result"], record["phase"]) == ("switched", "ended")
+        assert record["reason"] == f"the supervisor ended during {phase}"
         assert state_file(daemon)["active_port"] == before["active_port"]
         assert await public_version(daemon) == "v2"
         await eventually(lambda: len(daemon.leftovers()) == 1)
         await everything_agrees(daemon)
 
 
+@pytest.mark.fault(
+    "The daemon", "killed between the intent and the state file", "the switch is taken back"
+)
 async def test_killed_between_the_intent_and_the_state_file_the_switch_is_taken_back(
     tmp_path: Path,
 ) -> None:
@@ -147,6 +171,7 @@ async def test_killed_between_the_intent_and_the_state_file_the_switch_is_taken_
         await everything_agrees(daemon)
 
 
+@pytest.mark.fault("The daemon", "killed after the state file was durable", "the switch counts")
 async def test_killed_after_the_state_file_was_durable_the_switch_counts(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         await stopped_at_the_switch(daemon)
@@ -158,6 +183,9 @@ async def test_killed_after_the_state_file_was_durable_the_switch_counts(tmp_pat
         await everything_agrees(daemon)
 
 
+@pytest.mark.fault(
+    "The daemon", "killed before a fallback was written", "the next daemon writes it"
+)
 async def test_a_fallback_that_a_kill_kept_from_the_disk_is_written_by_the_next_daemon(
     tmp_path: Path,
 ) -> None:
@@ -184,6 +212,11 @@ async def test_workers_live_on_when_the_supervisor_is_killed(tmp_path: Path) -> 
         await eventually(lambda: len(daemon.leftovers()) == 1)
 
 
+@pytest.mark.fault(
+    "The daemon",
+    "started twice on one state folder",
+    "the second one refuses, names the first and touches nothing",
+)
 async def test_a_second_daemon_refuses_names_the_first_and_touches_nothing(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         process = await asyncio.create_subprocess_exec(
@@ -197,6 +230,11 @@ async def test_a_second_daemon_refuses_names_the_first_and_touches_nothing(tmp_p
         await everything_agrees(daemon)
 
 
+@pytest.mark.fault(
+    "Ports and connections",
+    "a port held by another program",
+    "the start is refused and names it; it is never killed",
+)
 async def test_a_port_held_by_another_program_is_refused_with_its_name(tmp_path: Path) -> None:
     daemon = DaemonProcess(tmp_path)
     stranger = await asyncio.start_server(lambda _r, w: w.close(), "127.0.0.1", daemon.public_port)
@@ -209,6 +247,11 @@ async def test_a_port_held_by_another_program_is_refused_with_its_name(tmp_path:
     await daemon.clean_up()
 
 
+@pytest.mark.fault(
+    "Ports and connections",
+    "a stray listener on the public port",
+    "the deploy fails in its preflight and names it",
+)
 async def test_a_stray_listener_on_the_public_port_stops_a_deploy_and_is_named(
     tmp_path: Path,
 ) -> None:
@@ -240,6 +283,11 @@ async def test_a_stray_listener_on_the_public_port_stops_a_deploy_and_is_named(
     "content",
     [None, b"", b"{", b"\xff\xfe garbage", b'{"schema_version": 99}', b'{"mode": "purple"}'],
 )
+@pytest.mark.fault(
+    "Disk and files",
+    "a state file that is empty, cut short, garbage, from the future or missing",
+    "it is rebuilt from its copy, latches included",
+)
 async def test_an_unusable_or_missing_state_file_is_rebuilt(
     tmp_path: Path, content: bytes | None
 ) -> None:
@@ -262,6 +310,7 @@ async def test_an_unusable_or_missing_state_file_is_rebuilt(
         await everything_agrees(daemon)
 
 
+@pytest.mark.fault("Database", "corrupt", "it is set aside, and the state file counts")
 async def test_a_corrupt_database_is_set_aside_and_the_state_file_counts(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         release(daemon, "v2")
@@ -279,6 +328,7 @@ async def test_a_corrupt_database_is_set_aside_and_the_state_file_counts(tmp_pat
         await everything_agrees(daemon)
 
 
+@pytest.mark.fault("Disk and files", "a state file with an unknown port", "the first port, audited")
 async def test_an_active_port_that_is_none_of_ours_falls_back_to_the_first(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         await daemon.stop()
@@ -291,6 +341,7 @@ async def test_an_active_port_that_is_none_of_ours_falls_back_to_the_first(tmp_p
         await everything_agrees(daemon)
 
 
+@pytest.mark.fault("The daemon", "any other signal", "it goes on, and logs the signal")
 async def test_no_signal_but_those_two_ends_a_running_daemon_and_each_is_logged(
     tmp_path: Path,
 ) -> None:

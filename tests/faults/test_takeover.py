@@ -1,4 +1,7 @@
-"""After the daemon's death its worker serves on, until a fresh one is ready: no request is lost."""
+"""After the daemon's death its workers serve on, and are the next one's: no request is lost.
+
+One that can't be taken over is replaced: it serves until a fresh worker is ready.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +18,63 @@ from tests.acceptance.support import IDLE_GRACE_SECONDS, kill_the_daemon_under_l
 from tests.faults.support import start_again
 from tests.harness import DaemonProcess, Setting, bundled_worker, eventually
 from tests.integration.support import (
+    SCRIPTED,
+    WARM,
     everything_agrees,
     get,
     public_version,
     release,
+    rewrite,
+    roll_back,
+    rows,
     scripted_daemon,
     slot,
     state_file,
     until_phase,
+    write,
 )
 from tests.loadclient import Kind, WebSocketTraffic, bundled_worker_mix
+
+LIVES = "SELECT life FROM instances"
+SWITCHING = (
+    "UPDATE deploys SET phase = 'switch', result = NULL,"
+    " active_port = staging_port, staging_port = active_port"
+)
+LASTING = ("slot", "port", "role", "state", "pid", "version", "started_ts", "restarts")
 
 
 async def worker(daemon: DaemonProcess) -> int:
     return int((await get(daemon.public_port))[1]["pid"])
 
 
+async def lasting(daemon: DaemonProcess) -> list[dict[str, Any]]:
+    """Return what the status shows of both slots, without what changes by itself."""
+    return [{key: view[key] for key in LASTING} for view in (await daemon.status())["slots"]]
+
+
+async def start_again_after_kill(daemon: DaemonProcess) -> Any:
+    await daemon.kill()
+    return await start_again(daemon)
+
+
+def not_recorded(daemon: DaemonProcess) -> None:
+    """Leave workers as a daemon leaves them that dies before it can write down what they are."""
+    write(daemon, "UPDATE instances SET life = NULL")
+
+
+async def until(daemon: DaemonProcess, role: str, **expected: Any) -> dict[str, Any]:
+    """Wait until the slot of this role is shown like this."""
+    async with asyncio.timeout(10):
+        while True:
+            view = slot(await daemon.status(), role)
+            if {key: view[key] for key in expected} == expected:
+                return view
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.fault("The daemon", "killed under load", "no request is lost")
 async def test_a_killed_daemon_and_its_successor_lose_no_request(tmp_path: Path) -> None:
-    """Not with a WebSocket open either, which delays only the old worker's end."""
+    """Not with a WebSocket open either: it goes on, because its worker does."""
     mix: list[Kind] = [
         *bundled_worker_mix(pause=0.7 * IDLE_GRACE_SECONDS),
         WebSocketTraffic("WebSocket", loops=1),
@@ -47,17 +89,118 @@ async def test_a_killed_daemon_and_its_successor_lose_no_request(tmp_path: Path)
     assert restarts.report.kinds["one connection per request"].latency_ms(1) < 2000
 
 
+@pytest.mark.fault(
+    "The daemon", "killed again and again", "the same worker goes on, on the same port"
+)
+async def test_the_active_worker_goes_on_as_it_was_through_kill_after_kill(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        release(daemon, "v2")
+        assert (await daemon.deploy()).json["result"] == "switched"
+        await eventually(lambda: len(daemon.leftovers()) == 1)
+        os.kill(daemon.leftovers()[0], signal.SIGKILL)
+        await until(daemon, "active", state="running", restarts=1)
+        before, file = await lasting(daemon), state_file(daemon)
+        for _ in range(2):
+            await daemon.kill()
+            for _ in range(5):
+                assert await public_version(daemon) == "v2"
+            await daemon.start()
+            assert await lasting(daemon) == before
+            after = state_file(daemon)
+            assert (after["active_port"], after["mode"]) == (file["active_port"], file["mode"])
+            await everything_agrees(daemon)
+
+        os.kill(daemon.leftovers()[0], signal.SIGKILL)
+        view = await until(daemon, "active", state="running", restarts=2)
+        assert view["last_exit"] in {"it was ended by SIGKILL", "it ended, exit status unknown"}
+        release(daemon, "v3")
+        assert (await daemon.deploy()).json["result"] == "switched"
+        assert await public_version(daemon) == "v3"
+        await everything_agrees(daemon)
+
+
+@pytest.mark.fault(
+    "The daemon", "killed while a version is warm", "it stays warm, and a rollback to it is instant"
+)
+async def test_a_warm_version_stays_warm_and_a_rollback_to_it_is_instant(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path, {**WARM, "GUARD_SECONDS": 3}) as daemon:
+        old = await worker(daemon)
+        release(daemon, "v2")
+        assert (await daemon.deploy()).json["result"] == "switched"
+        await until_phase(daemon, "guard")
+        before = await lasting(daemon)
+        record = await start_again_after_kill(daemon)
+        assert (record["result"], record["phase"]) == ("switched", "guard")
+        assert await lasting(daemon) == before
+        await everything_agrees(daemon)
+        record = await until_phase(daemon, "warm")  # with what was left of the guard time
+        assert "no reason to revert" in record["steps"][-1]["detail"]["message"]
+        record = await start_again_after_kill(daemon)
+        assert (record["phase"], await lasting(daemon)) == ("warm", before)
+
+        rolled = await roll_back(daemon)
+        assert (rolled.status, rolled.json["result"]) == (200, "rolled_back")
+        assert await worker(daemon) == old
+        await eventually(lambda: daemon.leftovers() == [old])
+        await everything_agrees(daemon)
+
+
+@pytest.mark.fault("The daemon", "killed, and only the warm version lives", "that one takes over")
+async def test_with_only_a_warm_version_left_that_one_takes_over(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path, WARM) as daemon:
+        old = await worker(daemon)
+        release(daemon, "v2")
+        assert (await daemon.deploy()).status == 200
+        await until_phase(daemon, "warm")
+        active = slot(await daemon.status(), "active")["pid"]
+        await daemon.kill()
+        os.kill(active, signal.SIGKILL)
+        await daemon.start()
+        record = await daemon.ended((await daemon.status())["last_deploy"]["deploy_id"])
+        assert (record["result"], await worker(daemon)) == ("rolled_back", old)
+        assert "ended while no supervisor ran" in record["reason"]
+        await everything_agrees(daemon)
+
+
 @pytest.mark.parametrize("kit", [True, False])
-async def test_an_open_request_delays_only_the_old_worker_s_own_end(
-    tmp_path: Path, kit: bool
+@pytest.mark.fault(
+    "The daemon", "killed during a drain", "the drain goes on, and its request is answered"
+)
+async def test_a_drain_goes_on_and_its_request_is_answered(tmp_path: Path, kit: bool) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        release(daemon, "v1", kit=kit)
+        assert (await daemon.deploy()).status == 200  # the same version, which is one of that kind
+        await eventually(lambda: len(daemon.leftovers()) == 1)
+        old = await worker(daemon)
+        held = asyncio.create_task(get(daemon.public_port, "/held"))
+        await eventually((daemon.worker_directory / "held").exists)
+        release(daemon, "v2")
+        deploy_id = (await daemon.deploy()).json["deploy_id"]
+        fresh = await worker(daemon)
+        if kit:
+            await eventually(lambda: '"not_accepting":true' in str(rows(daemon, LIVES)))
+        await daemon.kill()
+        await daemon.start()
+        assert sorted(daemon.leftovers()) == sorted([old, fresh])
+        assert await worker(daemon) == fresh
+        (daemon.worker_directory / "let_go").touch()
+        assert (await held)[1]["version"] == "v1"
+        record = await daemon.ended(deploy_id)
+        assert record["result"] == "switched"
+        assert record["steps"][-1]["name"] == "drain"
+        await eventually(lambda: daemon.leftovers() == [fresh])
+        await everything_agrees(daemon)
+
+
+async def test_a_worker_that_is_not_recorded_is_replaced_by_a_fresh_one_and_drained(
+    tmp_path: Path,
 ) -> None:
     async with scripted_daemon(tmp_path) as daemon:
-        release(daemon, "v2", kit=kit)
-        assert (await daemon.deploy()).status == 200
         old, before = await worker(daemon), state_file(daemon)
         held = asyncio.create_task(get(daemon.public_port, "/held"))
         await eventually((daemon.worker_directory / "held").exists)
         await daemon.kill()
+        not_recorded(daemon)
         await daemon.start()
         fresh = await worker(daemon)
         assert fresh != old
@@ -66,27 +209,25 @@ async def test_an_open_request_delays_only_the_old_worker_s_own_end(
         assert (after["active_port"], after["mode"]) == (before["active_port"], before["mode"])
         await everything_agrees(daemon)
         (daemon.worker_directory / "let_go").touch()
-        assert (await held)[1]["version"] == "v2"
+        assert (await held)[1]["version"] == "v1"
         await eventually(lambda: daemon.leftovers() == [fresh])
+        await until(daemon, "staging", state="empty")
+        shown = await lasting(daemon)
+        await start_again_after_kill(daemon)
+        assert await lasting(daemon) == shown  # though the slots' sockets have changed places
+        await everything_agrees(daemon)
 
 
-async def test_a_daemon_killed_again_and_again_leaves_one_worker_on_the_same_port(
-    tmp_path: Path,
-) -> None:
-    async with scripted_daemon(tmp_path) as daemon:
-        active = state_file(daemon)["active_port"]
-        for _ in range(3):
-            await daemon.kill()
-            await daemon.start()
-            await eventually(lambda: len(daemon.leftovers()) == 1)
-            assert state_file(daemon)["active_port"] == active
-            await everything_agrees(daemon)
-        release(daemon, "v2")
-        assert (await daemon.deploy()).json["result"] == "switched"
-        assert await public_version(daemon) == "v2"
+@pytest.mark.fault("The daemon", "killed, and its worker hangs", "a fresh worker replaces it")
+async def test_a_hung_worker_is_replaced_by_a_fresh_one(tmp_path: Path) -> None:
+    settings: dict[str, Setting] = {"HEALTH_TIMEOUT_SECONDS": 0.2, "LIVENESS_FAILURES": 2}
+    async with scripted_daemon(tmp_path, settings) as daemon:
+        old = await worker(daemon)
         await daemon.kill()
+        os.kill(old, signal.SIGSTOP)
         await daemon.start()
-        assert await public_version(daemon) == "v2"
+        assert await worker(daemon) != old
+        await eventually(lambda: old not in daemon.leftovers())
         await everything_agrees(daemon)
 
 
@@ -97,6 +238,7 @@ async def test_a_daemon_killed_before_its_fresh_worker_is_ready_leaves_the_old_o
         old = await worker(daemon)
         release(daemon, "v1", health_delay=30)  # ready by its first answer, which does not come
         await daemon.kill()
+        not_recorded(daemon)
         task = asyncio.create_task(daemon.start())
         await eventually(lambda: len(daemon.leftovers()) == 2)
         assert await worker(daemon) == old
@@ -121,6 +263,7 @@ async def test_the_old_worker_serves_on_while_the_fresh_one_fails_and_until_a_go
         old = await worker(daemon)
         release(daemon, "v1", exit=3)
         await daemon.kill()
+        not_recorded(daemon)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(2.5):
                 await daemon.start()
@@ -132,41 +275,24 @@ async def test_the_old_worker_serves_on_while_the_fresh_one_fails_and_until_a_go
 
 
 async def test_a_warm_version_and_the_active_one_are_both_replaced(tmp_path: Path) -> None:
-    settings: dict[str, Setting] = {"KEEP_WARM_FOREIGN": "true", "KEEP_WARM_SECONDS": 60}
-    async with scripted_daemon(tmp_path, settings) as daemon:
+    async with scripted_daemon(tmp_path, WARM) as daemon:
         release(daemon, "v2")
         assert (await daemon.deploy()).status == 200
         await until_phase(daemon, "warm")
         old = daemon.leftovers()
-        await start_again_after_kill(daemon)
+        await daemon.kill()
+        not_recorded(daemon)
+        record = await start_again(daemon)
+        assert (record["result"], record["phase"]) == ("switched", "ended")
         assert await public_version(daemon) == "v2"
         await eventually(lambda: len(daemon.leftovers()) == 1)
         assert not set(old) & set(daemon.leftovers())
         await everything_agrees(daemon)
 
 
-async def start_again_after_kill(daemon: DaemonProcess) -> Any:
-    await daemon.kill()
-    return await start_again(daemon)
-
-
-async def test_with_only_a_warm_version_left_the_active_one_is_started(tmp_path: Path) -> None:
-    settings: dict[str, Setting] = {"KEEP_WARM_FOREIGN": "true", "KEEP_WARM_SECONDS": 60}
-    async with scripted_daemon(tmp_path, settings) as daemon:
-        release(daemon, "v2")
-        assert (await daemon.deploy()).status == 200
-        await until_phase(daemon, "warm")
-        active = slot(await daemon.status(), "active")["pid"]
-        await daemon.kill()
-        os.kill(active, signal.SIGKILL)
-        await daemon.start()
-        assert await public_version(daemon) == "v2"
-        await eventually(lambda: len(daemon.leftovers()) == 1)
-        await everything_agrees(daemon)
-
-
-async def test_a_worker_that_binds_its_own_port_is_ended_while_clients_wait(
-    tmp_path: Path,
+@pytest.mark.parametrize("recorded", [True, False])
+async def test_a_worker_that_binds_its_own_port_goes_on_or_ends_while_clients_wait(
+    tmp_path: Path, recorded: bool
 ) -> None:
     deaf = "trap '' TERM; exec python -m http.server --bind 127.0.0.1 $1\n"
     files = {"deaf.sh": deaf, "ok.json": "{}"}
@@ -176,15 +302,38 @@ async def test_a_worker_that_binds_its_own_port_is_ended_while_clients_wait(
         "STOP_TIMEOUT_SECONDS": 1,
     }
     async with DaemonProcess.running(tmp_path, settings, files=files) as daemon:
-        old = daemon.leftovers()
+        old, before = daemon.leftovers(), await lasting(daemon)
         await daemon.kill()
+        if not recorded:
+            not_recorded(daemon)
         task = asyncio.create_task(daemon.start())
         await eventually(lambda: sockdiag.listeners(daemon.public_port))
         assert set(old) & set(daemon.leftovers())
         status, _ = await get(daemon.public_port, "/ok.json")
         assert status == 200
         await task
-        assert not set(old) & set(daemon.leftovers())
+        if not recorded:
+            assert not set(old) & set(daemon.leftovers())
+            return
+        assert await lasting(daemon) == before
+        os.kill(old[0], signal.SIGKILL)  # its port, which could not be reserved, is its successor's
+        await until(daemon, "active", state="running", restarts=1)
+        (daemon.worker_directory / "VERSION").write_text("v2")
+        assert (await daemon.deploy()).json["result"] == "switched"
+
+
+async def test_a_worker_that_takes_one_descriptor_goes_on(tmp_path: Path) -> None:
+    command = f"sh -c 'LISTEN_FDS=1 exec {SCRIPTED}' {{fd}}"
+    async with scripted_daemon(tmp_path, {**WARM, "WORKER_COMMAND": command}) as daemon:
+        release(daemon, "v2")
+        assert (await daemon.deploy()).json["result"] == "switched"
+        await until_phase(daemon, "warm")
+        before = await lasting(daemon)
+        await start_again_after_kill(daemon)
+        assert await lasting(daemon) == before
+        await everything_agrees(daemon)
+        assert (await roll_back(daemon)).json["result"] == "rolled_back"
+        await everything_agrees(daemon)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])  # each is in the way of the other
@@ -199,6 +348,11 @@ async def test_a_changed_public_host_ends_the_old_worker_first(tmp_path: Path, h
             assert not set(old) & set(daemon.leftovers())
 
 
+@pytest.mark.fault(
+    "Ports and connections",
+    "sockets that can't be had back",
+    "the old worker is ended before the new one starts",
+)
 async def test_sockets_that_cannot_be_taken_back_end_the_old_worker_first(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         old = daemon.leftovers()
@@ -213,4 +367,65 @@ async def test_sockets_that_cannot_be_taken_back_end_the_old_worker_first(tmp_pa
         await daemon.start()
         assert await public_version(daemon) == "v1"
         assert not set(old) & set(daemon.leftovers())
+        await everything_agrees(daemon)
+
+
+async def test_where_the_state_file_names_the_other_slot_the_one_with_the_traffic_serves_until_then(
+    tmp_path: Path,
+) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        old, file = await worker(daemon), state_file(daemon)
+        await daemon.kill()
+        rewrite(daemon, active_port=file["staging_port"], staging_port=file["active_port"])
+        release(daemon, "v1", health_delay=0.5)
+        starting = asyncio.create_task(daemon.start())
+        while not starting.done():
+            assert await worker(daemon) in {old, *daemon.leftovers()}
+        await starting
+        assert await worker(daemon) != old
+        assert state_file(daemon)["active_port"] == file["staging_port"]
+        await eventually(lambda: len(daemon.leftovers()) == 1)
+        await everything_agrees(daemon)
+
+
+async def test_killed_in_the_middle_of_a_flip_both_workers_go_on_where_the_state_file_says(
+    tmp_path: Path,
+) -> None:
+    async with scripted_daemon(tmp_path, WARM) as daemon:
+        release(daemon, "v2")
+        deploy_id = (await daemon.deploy()).json["deploy_id"]
+        await until_phase(daemon, "warm")
+        before, file = await lasting(daemon), state_file(daemon)
+        for turned in (True, False):  # the switch was durable; it was not
+            await daemon.kill()
+            write(daemon, SWITCHING)
+            if not turned:
+                was = {"active_port": file["staging_port"], "staging_port": file["active_port"]}
+                rewrite(daemon, **was, active_release=None)
+            record = await start_again(daemon)
+            assert record["deploy_id"] == deploy_id
+            if turned:
+                assert await until_phase(daemon, "warm")
+                assert await lasting(daemon) == before
+                await everything_agrees(daemon)
+        assert (record["result"], record["phase"]) == ("aborted", "ended")
+        active = slot(await daemon.status(), "active")
+        assert active["pid"] in {view["pid"] for view in before}
+        assert await public_version(daemon) == "v1"
+        await everything_agrees(daemon)
+        await eventually(lambda: daemon.leftovers() == [active["pid"]])
+
+
+async def test_a_revert_that_was_decided_is_done_by_the_next_daemon(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path, WARM) as daemon:
+        old = await worker(daemon)
+        release(daemon, "v2")
+        deploy_id = (await daemon.deploy()).json["deploy_id"]
+        await until_phase(daemon, "warm")
+        await daemon.kill()
+        write(daemon, "UPDATE deploys SET phase = 'revert'")
+        await daemon.start()
+        record = await daemon.ended(deploy_id)
+        assert record["result"] == "rolled_back"
+        assert await worker(daemon) == old
         await everything_agrees(daemon)

@@ -11,6 +11,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.harness import DaemonProcess, Setting, eventually
 from tests.integration.support import scripted_daemon
 
@@ -122,6 +124,9 @@ async def test_calls_of_a_process_show_in_status_report_and_metrics(
         assert f'canary_vision_count{{arm="stable"}} {stable["calls"]}.0' in metrics
 
 
+@pytest.mark.fault(
+    "The daemon", "killed while a canary is latched", "it stays latched until a reset"
+)
 async def test_the_fallback_reaches_processes_survives_a_killed_daemon_and_can_be_reset(
     tmp_path: Path,
 ) -> None:

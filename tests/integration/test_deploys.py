@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from tests.harness import Setting
 from tests.integration.support import (
     ask_to_die,
@@ -106,6 +108,11 @@ async def test_a_version_that_dies_at_its_start_says_why_in_its_last_words(tmp_p
         assert await public_version(daemon) == "v1"
 
 
+@pytest.mark.fault(
+    "Workers",
+    "the staging one dies during its gates",
+    "the deploy fails, and clients notice nothing",
+)
 async def test_a_version_that_dies_during_its_gates_is_refused(tmp_path: Path) -> None:
     settings: dict[str, Setting] = {"HEALTH_PROBES": 20}
     async with scripted_daemon(tmp_path, settings) as daemon:
@@ -204,6 +211,7 @@ async def test_the_own_port_of_an_empty_slot_refuses_connections(tmp_path: Path)
         writer.close()
 
 
+@pytest.mark.fault("Requests", "two deploys at once", "one deploy, and one refusal")
 async def test_two_deploys_at_once_are_one_deploy_and_a_refusal(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         release(daemon, "v2")
@@ -224,6 +232,11 @@ async def test_a_deploy_that_is_not_waited_for_can_be_followed(tmp_path: Path) -
         assert [each["deploy_id"] for each in history] == [begun.json["deploy_id"]]
 
 
+@pytest.mark.fault(
+    "Disk and files",
+    "a state file that can't be written at the switch",
+    "there is no switch, and it can be tried again",
+)
 async def test_a_switch_whose_state_can_not_be_written_is_none_and_can_be_tried_again(
     tmp_path: Path,
 ) -> None:
@@ -255,6 +268,7 @@ async def test_a_switch_whose_state_can_not_be_written_is_none_and_can_be_tried_
         await everything_agrees(daemon)
 
 
+@pytest.mark.fault("Workers", "one that ignores SIGTERM", "it is killed when its time is over")
 async def test_a_stubborn_old_version_is_killed_in_the_end(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path, {"STOP_TIMEOUT_SECONDS": 0.5}) as daemon:
         release(daemon, "v2", ignore_sigterm=True)
@@ -280,6 +294,9 @@ async def test_a_worker_that_dies_at_sigterm_gives_its_answers_before_it_gets_on
         await daemon.ended(answer.json["deploy_id"])
 
 
+@pytest.mark.fault(
+    "Workers", "a drain that never ends", "it delays no next deploy, and is cut off at its deadline"
+)
 async def test_a_client_that_never_ends_delays_no_next_deploy(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         _, writer = await asyncio.open_connection("127.0.0.1", daemon.public_port)

@@ -64,6 +64,11 @@ async def kill_active(daemon: DaemonProcess) -> None:
 
 
 @pytest.mark.parametrize("limit", [65, 128])
+@pytest.mark.fault(
+    "Ports and connections",
+    "no descriptors left (EMFILE), on the relay",
+    "idle clients make way for others and for the daemon's own work",
+)
 async def test_idle_clients_of_the_relay_make_way_for_others_and_for_the_daemon_s_own_work(
     tmp_path: Path, limit: int
 ) -> None:
@@ -87,6 +92,11 @@ async def test_idle_clients_of_the_relay_make_way_for_others_and_for_the_daemon_
         busy_writer.close()
 
 
+@pytest.mark.fault(
+    "Ports and connections",
+    "no descriptors left (EMFILE), by clients of the API",
+    "its Unix socket answers, and workers are restarted",
+)
 async def test_idle_clients_of_the_api_do_not_shut_out_its_unix_socket_or_a_restart(
     tmp_path: Path,
 ) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
+import pytest
+
 from tests.harness import Answer, DaemonProcess, Setting, eventually
 from tests.integration.support import (
     WARM,
@@ -148,6 +150,11 @@ async def test_it_can_be_given_up_at_every_step_and_only_until_it_has_switched(
             await nothing_left(daemon, deploy_id, result, version)
 
 
+@pytest.mark.fault(
+    "Requests",
+    "deploy, switch, abort and rollback at once",
+    "each is done or refused, at every step",
+)
 async def test_while_it_runs_and_after_it_another_is_asked_for(tmp_path: Path) -> None:
     folder = releases(tmp_path, "r1", "r2", "r3", "r4")
     settings = {**WARM, "GUARD_SECONDS": 1.5, "HEALTH_PROBES": 1, "RELEASES_DIR": folder}

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from atlas_supervisor.system import procfs
 from atlas_worker.contract import RINGS_DIRECTORY, latency_bucket
 from atlas_worker.contract import ring as layout
@@ -76,6 +78,9 @@ async def test_forged_reports_and_rings_do_not_count_for_a_worker(tmp_path: Path
         assert rows(daemon, "SELECT kit FROM instances") == [(0,)]
 
 
+@pytest.mark.fault(
+    "Disk and files", "a state file that another program changes", "it is put back and audited"
+)
 async def test_a_state_file_that_another_program_changes_is_put_back_and_audited(
     tmp_path: Path,
 ) -> None:

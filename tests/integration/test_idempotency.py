@@ -115,6 +115,11 @@ async def test_two_at_once_under_one_key_are_one_deploy_and_get_its_answer(tmp_p
         await everything_agrees(daemon)
 
 
+@pytest.mark.fault(
+    "Requests",
+    "a client that leaves in mid-deploy",
+    "the deploy goes on, and the client can ask for its answer",
+)
 async def test_a_client_that_left_gets_the_answer_when_it_comes_back(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         release(daemon, "v2", health_delay=0.5)

@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.harness import DaemonProcess, Setting, eventually, write_release
 from tests.integration.support import get, public_version, rows, slot
 
@@ -74,6 +76,11 @@ async def versions(daemon: DaemonProcess, count: int = 12) -> set[str]:
     return {await public_version(daemon) for _ in range(count)}
 
 
+@pytest.mark.fault(
+    "Ports and connections",
+    "a worker that takes the traffic",
+    "the steering is restored, and the release named",
+)
 async def test_traffic_taken_by_a_staging_worker_is_given_back_and_the_release_named(
     tmp_path: Path,
 ) -> None:

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 from tests.harness import Setting, eventually
 from tests.integration.support import (
@@ -20,6 +21,9 @@ from tests.integration.support import (
 )
 
 
+@pytest.mark.fault(
+    "Workers", "the active one killed, alone", "it is restarted at once; new requests wait"
+)
 async def test_a_worker_that_is_killed_is_started_again(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         release(daemon, "v1", die_on="/die")
@@ -35,6 +39,7 @@ async def test_a_worker_that_is_killed_is_started_again(tmp_path: Path) -> None:
         assert slot(await daemon.status(), "active")["restarts"] == 1
 
 
+@pytest.mark.fault("Workers", "one that hangs", "it is stopped and started again")
 async def test_a_worker_that_hangs_is_stopped_and_started_again(tmp_path: Path) -> None:
     settings: dict[str, Setting] = {
         "LIVENESS_INTERVAL_SECONDS": 0.1,
@@ -65,6 +70,9 @@ async def test_a_worker_whose_health_fails_is_not_restarted(tmp_path: Path) -> N
         assert "answered 500" in health.json["checks"]["port_active"]["message"]
 
 
+@pytest.mark.fault(
+    "Workers", "one that stays down", "clients get 503, and the other slot can be deployed to"
+)
 async def test_a_worker_that_stays_down_is_reported_and_its_clients_are_refused(
     tmp_path: Path,
 ) -> None:
@@ -90,6 +98,9 @@ async def test_a_worker_that_stays_down_is_reported_and_its_clients_are_refused(
         assert await public_version(daemon) == "v1"
 
 
+@pytest.mark.fault(
+    "Workers", "a crash loop", "growing delays up to a minute, never given up, and reported"
+)
 async def test_a_crash_loop_backs_off_and_says_so(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         release(daemon, "v1", exit=1)

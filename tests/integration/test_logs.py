@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 from atlas_supervisor.workers.output import LIMIT_BYTES
 from tests.harness import DaemonProcess, eventually
@@ -102,6 +103,11 @@ async def followed(daemon: DaemonProcess, source: str, until: str) -> list[str]:
     raise AssertionError(f"it ended after {found}")
 
 
+@pytest.mark.fault(
+    "Logs",
+    "a worker that prints 100 MB of NUL bytes in one line",
+    "the log is cut, and no request is delayed",
+)
 async def test_a_line_of_a_hundred_megabytes_of_nul_bytes_delays_no_request(tmp_path: Path) -> None:
     script = Path(__file__).parent.parent / "apps" / "scripted.py"
     settings: dict[str, Any] = {"WORKER_COMMAND": f"python flooding.py {shlex.quote(str(script))}"}
@@ -128,6 +134,9 @@ async def test_a_line_of_a_hundred_megabytes_of_nul_bytes_delays_no_request(tmp_
         assert (await daemon.status())["slots"][0]["restarts"] == 0
 
 
+@pytest.mark.fault(
+    "Logs", "logs that another program removes", "they go on, bounded, and are followed"
+)
 async def test_logs_that_another_program_removes_go_on_bounded_and_are_followed(
     tmp_path: Path,
 ) -> None:

@@ -84,6 +84,9 @@ async def slow_daemon(
         await daemon.clean_up()
 
 
+@pytest.mark.fault(
+    "The daemon", "a failure of its own", "it says so and leaves its workers serving"
+)
 async def test_a_daemon_that_fails_by_itself_says_so_and_leaves_its_workers_serving(
     tmp_path: Path,
 ) -> None:
@@ -139,6 +142,7 @@ async def test_the_active_one_dies_while_the_next_one_passes_its_gates(tmp_path:
         await everything_agrees(daemon)
 
 
+@pytest.mark.fault("Requests", "two rollbacks at once", "one goes back")
 async def test_two_rollbacks_at_once_go_back_once(tmp_path: Path) -> None:
     folder = releases(tmp_path, "r1", "r2", "r3")
     async with scripted_daemon(tmp_path, {**WARM, "RELEASES_DIR": folder}) as daemon:
@@ -172,6 +176,9 @@ async def test_a_rollback_that_is_itself_reverted_leaves_the_right_version_for_t
         assert await public_version(daemon) == "r2"
 
 
+@pytest.mark.fault(
+    "Workers", "the new one dies in the moment of the switch", "the switch is reverted"
+)
 async def test_a_version_that_dies_in_the_moment_of_the_switch_is_always_reverted(
     tmp_path: Path,
 ) -> None:

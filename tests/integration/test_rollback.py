@@ -87,6 +87,9 @@ async def test_a_cold_version_passes_the_gates_again_and_the_next_rollback_goes_
         await everything_agrees(daemon)
 
 
+@pytest.mark.fault(
+    "Workers", "a release deleted before a rollback", "the rollback is refused and says so"
+)
 async def test_a_release_deleted_before_the_rollback_is_said_to_be_gone(tmp_path: Path) -> None:
     folder = releases(tmp_path, "r1", "r2")
     async with scripted_daemon(tmp_path, {"RELEASES_DIR": folder}) as daemon:
@@ -201,6 +204,7 @@ async def test_connections_queued_for_a_dead_version_are_answered_by_the_warm_on
         assert record["steps"][-1]["detail"]["rescued"] in {20, 21}
 
 
+@pytest.mark.fault("Workers", "the warm one ends", "nothing is reverted")
 async def test_a_warm_version_that_ends_by_itself_is_no_reason_to_revert(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path, WARM) as daemon:
         release(daemon, "v2")

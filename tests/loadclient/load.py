@@ -58,6 +58,11 @@ class Load:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    @property
+    def seconds(self) -> float:
+        """The time since the load began, as losses have it."""
+        return asyncio.get_running_loop().time() - self._began
+
     async def stop(self) -> Report:
         """Let every request in flight end, close all connections and return the report."""
         self._stopping.set()

@@ -11,14 +11,15 @@ import json
 import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
-
-import anyio
+from typing import Any, cast
 
 from atlas_supervisor.api.ports import Control
 from atlas_supervisor.config import Settings
 from atlas_supervisor.daemon import Daemon
 from atlas_supervisor.errors import StartRefusedError
+from atlas_supervisor.reload import Requests
+from atlas_supervisor.system.passed_sockets import PassedSockets
+from atlas_supervisor.system.program import Program
 from tests.simulation.clock import HaltedError, KilledError, VirtualLoop
 from tests.simulation.seams import Process, Processes, Reports, SimulatedPlane
 from tests.simulation.world import World
@@ -58,6 +59,20 @@ class Ambush:
             life.loop.killed = True
 
 
+class _Program:
+    """The process of the daemon, as far as a reload goes."""
+
+    def __init__(self, life: Life, *, reloaded: bool) -> None:
+        self.reloaded = reloaded
+        self._life = life
+
+    def execute(self, _descriptors: object) -> None:
+        """End this program; the next one gets the sockets, which nothing closes meanwhile."""
+        self._life.world.tell("the daemon executes its program anew")
+        self._life.world.kernel.is_passed = True
+        self._life.loop.killed = True
+
+
 class Life:
     """A daemon, as the world and its operator see it."""
 
@@ -75,8 +90,9 @@ class Life:
         self.dead = self.up = self.stopping_began = False
         self.canaries_fail = False
         self.ambush: Ambush | None = None
-        self._settings = settings
-        self._stopping: anyio.Event | None = None
+        self.settings = settings
+        self._program = _Program(self, reloaded=world.kernel.is_passed)
+        self._requests: Requests | None = None
 
     # Its course.
 
@@ -87,7 +103,7 @@ class Life:
             self.loop.run_until_complete(self._main())
             end = "stopped"
         except KilledError:
-            end = "killed"
+            end = "reloaded" if self.world.kernel.is_passed else "killed"
         except HaltedError as error:
             end = "halted"
             self.world.breach(str(error))
@@ -97,10 +113,11 @@ class Life:
         return end
 
     async def _main(self) -> None:
-        self._stopping = anyio.Event()
+        self._requests = Requests()
         if self.stopping_began:
-            self._stopping.set()
-        await Daemon(self._settings).run(self._stopping)
+            self._requests.stop.set()
+        passed, program = PassedSockets(), cast("Program", self._program)
+        await Daemon(self.settings, passed, program, lock=0).run(self._requests)
 
     def _failure(self, error: BaseException) -> str:
         leaves = list(_leaves(error))
@@ -120,15 +137,15 @@ class Life:
         self.loop.discard()
         kernel = self.world.kernel
         kernel.relayed.clear()
-        if not self.world.living:
+        if not self.world.living and not kernel.is_passed:
             kernel.group = None
         self.world.look()
 
     def stop(self) -> None:
         """Ask it to stop."""
         self.stopping_began = True
-        if self._stopping is not None:
-            self._stopping.set()
+        if self._requests is not None:
+            self._requests.stop.set()
 
     def serve(self, control: Control) -> None:
         """Note that its API can be asked."""
@@ -138,6 +155,10 @@ class Life:
     def _task_failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self.world.breach(f"a task failed: {context.get('exception') or context.get('message')!r}")
         self.world.failure = self.world.failure or context.get("exception")
+
+    @property
+    def is_killed(self) -> bool:
+        return self.dead or self.loop.killed
 
     # What the seams ask.
 

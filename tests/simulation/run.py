@@ -103,7 +103,7 @@ def _logs_heard(world: World) -> Iterator[None]:
     before = structlog.get_config()
 
     def heard(_logger: Any, level: str, event: MutableMapping[str, Any]) -> Any:
-        if world.daemon is None:
+        if world.daemon is None or world.daemon.is_killed:
             raise structlog.DropEvent  # it was killed
         name = event.pop("event")
         error = sys.exc_info()[1] if event.pop("exc_info", None) else None

@@ -44,6 +44,7 @@ _WEIGHTS = {
     "kill": 5,
     "ambush": 14,
     "restart": 3,
+    "reload": 6,
     "disk_fault": 6,
     "worker_killed": 5,
     "clock_set": 2,
@@ -111,7 +112,8 @@ class Scenario:
             if self.world.failure is not None or end == "halted" or ends > 60:
                 return
             if not self._finished:
-                self.world.timeline.pass_time(self.draw.choice((0.2, 1.0, 5.0)))
+                down = (0.3,) if end == "reloaded" else (0.2, 1.0, 5.0)
+                self.world.timeline.pass_time(self.draw.choice(down))
                 self._damage_state_file()
         invariants.after_stop(self)
 
@@ -250,7 +252,7 @@ class Scenario:
 
     def _key(self, name: str) -> IdempotencyKey | None:
         """Return a new key, one that was used before, or none."""
-        if name == "canary_reset" or self.draw.random() < 0.5:
+        if name in {"canary_reset", "reload"} or self.draw.random() < 0.5:
             return None
         known = [value for value, (asked, _) in self._keys.items() if asked == name]
         if known and self.draw.random() < 0.4:
@@ -271,7 +273,12 @@ class Scenario:
             code = getattr(error, "code", str(error))
             self.world.tell(f"operator: {name}{under} is refused: {code}")
             return
-        except LookupError:
+        except Exception as error:  # noqa: BLE001  # a bug
+            # The daemon was killed; or the key is no deploy's, or its deploy is forgotten.
+            if life.is_killed or type(error) is LookupError:
+                return
+            self.world.breach(f"{name} fails: {error!r}")
+            self.world.failure = self.world.failure or error
             return
         finally:
             if not life.dead:
@@ -296,6 +303,8 @@ class Scenario:
             return self._deploy_and_wait(life, name, key)
         if name == "canary_reset":
             return canary.reset(None, _OPERATOR)
+        if name == "reload":
+            return life.control.reloads.reload(_OPERATOR)
         if name in steer:
             return steer[name](_OPERATOR, key)
         return deploys.set_mode(Mode(name), _OPERATOR, key)

@@ -11,11 +11,13 @@ import asyncio
 import errno
 import os
 import secrets
+import signal
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Collection, Generator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Generator, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Self
 from unittest.mock import patch
 
 import aiosqlite
@@ -23,7 +25,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-from atlas_supervisor import daemon
+from atlas_supervisor import daemon, reload
 from atlas_supervisor.canary import service as canary_service
 from atlas_supervisor.deploy import executor, landing_watch, switch
 from atlas_supervisor.deploy.switch import Landing, LandingCheck
@@ -31,11 +33,12 @@ from atlas_supervisor.model.probe import CheckResult, ProbeResult
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.health_probe import ProbedResponse
+from atlas_supervisor.start_check import CheckReport, shown
 from atlas_supervisor.store import audit, state_keeper
 from atlas_supervisor.system.procfs import ProcessIdentity
 from atlas_supervisor.traffic import TakenBack
 from atlas_supervisor.traffic.plane import InheritedSockets
-from atlas_supervisor.workers import launch, process, registry, slot
+from atlas_supervisor.workers import adoption, launch, process, registry, slot
 from atlas_supervisor.workers.process import WorkerProcess
 from atlas_supervisor.workers.registry import Survivor
 
@@ -72,32 +75,48 @@ class SimulatedPlane:
     def weights(self) -> dict[str, float]:
         return {each.value: float(each is self.active) for each in SlotName}
 
-    def take_back(self, pids: Collection[int]) -> TakenBack:
-        kernel, holders = self._kernel, [w for w in self._world.living if w.pid in pids]
-        if not holders or kernel.group is None:
+    def take_back(self, pids: Collection[int], _passed: object) -> TakenBack:
+        kernel = self._kernel
+        holders = [each for each in self._world.living if each.pid in pids]
+        if kernel.group is None or not (holders or kernel.is_passed):
             return TakenBack()
-        if not self._world.copies_sockets:
+        if not (self._world.copies_sockets or kernel.is_passed):
             return TakenBack(complete=False)
         sockets: Any = tuple(map(Socket, kernel.group))
         return TakenBack(
             group=sockets,
             traffic=kernel.group.index(kernel.traffic),
-            serving=frozenset(w.pid for w in holders if w.socket == kernel.traffic),
-            waiting=frozenset(w.pid for w in holders if w.socket != kernel.traffic),
+            accepts={w.pid: kernel.group.index(w.socket) for w in holders if w.accepting},
         )
 
-    def open(self, active: SlotName, taken: TakenBack | None = None) -> None:
-        kernel = self._kernel
-        with_traffic = active.other if taken and taken.serving else active
-        if taken and taken.group and kernel.group is not None:
-            first, second = kernel.group
-            other = second if kernel.traffic == first else first
-            self._public = {with_traffic: kernel.traffic, with_traffic.other: other}
+    def adoptable(self, _slot: SlotName, pids: Collection[int], taken: TakenBack) -> int | None:
+        return next((pid for pid in pids if pid in taken.accepts), None)
+
+    def open(
+        self,
+        active: SlotName,
+        taken: TakenBack | None = None,
+        adopted: Mapping[SlotName, int] | None = None,
+    ) -> None:
+        kernel, taken, adopted = self._kernel, taken or TakenBack(), adopted or {}
+        served = not adopted and taken.traffic in taken.accepts.values()
+        with_traffic = active.other if served else active
+        if taken.group and kernel.group is not None:
+            known = [(name, taken.accepts[pid]) for name, pid in adopted.items()]
+            name, index = known[0] if known else (with_traffic, taken.traffic)
+            self._public = {name: kernel.group[index], name.other: kernel.group[1 - index]}
         else:
             kernel.group = (kernel.made, kernel.made + 1)
             kernel.made += 2
             self._public = dict(zip(SlotName, kernel.group, strict=True))
+        kernel.is_passed = False
         self.steer(with_traffic)
+
+    def sockets(self) -> dict[str, Any]:
+        return {}
+
+    def direct(self, name: SlotName) -> tuple[str, int, str | None]:
+        return "127.0.0.1", next(port for port, each in _PORTS.items() if each is name), None
 
     def inherited(self, name: SlotName) -> InheritedSockets:
         own, other = Socket(self._public[name]), Socket(self._public[name.other])
@@ -178,21 +197,25 @@ class SimulatedPlane:
 class Process:
     """A worker process, as its parent or a later daemon sees it."""
 
-    def __init__(self, life: Life, pid: int) -> None:
+    def __init__(self, life: Life, pid: int, *, is_child: bool = True) -> None:
         worker = life.world.find(pid)
-        if worker is None or not worker.alive:
+        if worker is None or (not worker.alive and not is_child):
             raise ProcessLookupError(pid)
-        self.pid, self.returncode = pid, worker.returncode
+        self.pid = pid
+        self.returncode: int | None = None
+        self._is_child = is_child
         self._worker, self._ended = worker, asyncio.Event()
         life.processes.setdefault(pid, []).append(self)
+        if not worker.alive:
+            self.end()
 
     def end(self) -> None:
-        self.returncode = self._worker.returncode
+        """Let it be known; of one that is no child the status is not."""
+        self.returncode = self._worker.returncode if self._is_child else None
         self._ended.set()
 
-    async def wait(self) -> int:
+    async def wait(self) -> None:
         await self._ended.wait()
-        return self.returncode or 0
 
 
 class Reports:
@@ -203,18 +226,19 @@ class Reports:
         self.ready = anyio.Event()
         self.not_accepting = anyio.Event()
         self.kit = kit
-        self.on_kit: Callable[[], object] = bool
+        self.on_change: Callable[[], object] = bool
         self.left = self.most = self.cut = None
         life.reports[instance] = self
 
     def hear(self, what: str) -> None:
         if what == "KIT" and not self.kit:
             self.kit = True
-            self.on_kit()
+            self.on_change()
         elif what == "READY":
             self.ready.set()
-        elif what == "NOT_ACCEPTING":
+        elif what == "NOT_ACCEPTING" and not self.not_accepting.is_set():
             self.not_accepting.set()
+            self.on_change()
 
     def read_from(self, _pid: int) -> None:
         """Do nothing: no other process reports."""
@@ -350,6 +374,9 @@ class Log:
     def close(self, _instance: str) -> None:
         """Do nothing."""
 
+    def adopt(self, _instance: str, _pid: int) -> None:
+        """Do nothing."""
+
     def last_lines(self, _count: int = 20) -> list[str]:
         return []
 
@@ -449,10 +476,17 @@ class Seams:
             registry: {
                 "procfs": processes,
                 "find_survivors": self._survivors,
-                "NotifySocket": lambda *args, **options: Reports(life(), *args, **options),
-                "ForeignProcess": lambda pid: Process(life(), pid),
-                "ProcessIdentity": _Identities,
+                "ProcessIdentity": _Identity,
             },
+            adoption: {
+                "procfs": processes,
+                "NotifySocket": lambda *args, **options: Reports(life(), *args, **options),
+                "ForeignProcess": lambda pid, _identity: Process(life(), pid, is_child=False),
+                "_is_instance": lambda *_: True,
+                "_reacts": self._reacts,
+            },
+            reload.Reloads: {"_ask_program": self._ask_program},
+            reload: {"signals": _Signals},
             slot: {"WorkerLog": Log, "end_sharers": self._nothing, "inode_of": lambda sock: sock},
         }
 
@@ -479,8 +513,8 @@ class Seams:
         return made
 
     @asynccontextmanager
-    async def _bound(self, _options: object) -> AsyncIterator[None]:
-        yield
+    async def _bound(self, *_: object) -> AsyncIterator[Any]:
+        yield SimpleNamespace(sockets={})
 
     @asynccontextmanager
     async def _served(self, control: Any, **_: Any) -> AsyncIterator[None]:
@@ -527,12 +561,31 @@ class Seams:
         return WorkerProcess(name=name, slot=slot, release=release, process=started, notify=reports)
 
     def _survivors(self, _folder: Path, rows: Any, _listeners: object = ()) -> list[Survivor]:
-        kits = {row.instance for row in rows if row.kit}
-        return [
-            Survivor(each.instance, each.slot, each.release, each.pid, (each.pid,),
-                     each.instance in kits, marked=True)
-            for each in self._life().world.living
-        ]  # fmt: skip
+        known = {row.instance: row for row in rows}
+        found = []
+        for each in self._life().world.living:
+            row = known.get(each.instance)
+            kit = bool(row and row.kit)
+            found.append(
+                Survivor(
+                    *(each.instance, each.slot, each.release, each.pid, (each.pid,), kit),
+                    marked=True,
+                    row=row,
+                )
+            )
+        return found
+
+    def _reacts(self, place: tuple[str, int, str | None], _settings: object) -> bool:
+        worker = self._life().world.in_slot(_PORTS[place[1]])
+        return worker is not None and worker.serves
+
+    async def _ask_program(self) -> CheckReport:
+        """Return the report of the check of a new program, which may be a bad one."""
+        life = self._life()
+        await anyio.sleep(0.3 + life.latency())
+        if life.world.random.random() < 0.2:
+            return CheckReport(version="2", faults=["a setting is wrong"])
+        return CheckReport(version="2", shown=shown(life.settings))
 
     async def _smoke(self, _plan: object, *, base_url: str, **_: Any) -> list[CheckResult]:
         life = self._life()
@@ -552,20 +605,30 @@ class Seams:
         return LandingCheck(Landing.RIGHT, "it accepted")
 
     async def _end_strays(self, _folder: Path) -> None:
-        """End what is left; nothing should be."""
-        for each in self._life().world.living:
-            self._life().world.breach(f"{each} is left after the stop")
+        """End what is left: drains of an earlier daemon's workers that were not over."""
+        life = self._life()
+        for each in life.world.living:
+            life.procfs.send_signal([each.pid], signal.SIGKILL)
+        await anyio.sleep(0.05)
 
     async def _nothing(self, _inodes: object) -> None:
         await anyio.lowlevel.checkpoint()
 
 
-class _Identities:
-    """Every process has an identity."""
+class _Signals:
+    """No signal arrives during an exec."""
 
     @staticmethod
-    def of(pid: int) -> ProcessIdentity:
-        return ProcessIdentity(pid, 1, "this boot")
+    def kept() -> Any:
+        return nullcontext(0)
+
+
+class _Identity(ProcessIdentity):
+    """Tells a worker of the world from all others."""
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        return cls(pid, 1, "this boot")
 
 
 class _Current:

@@ -34,6 +34,10 @@ class Daemon(Protocol):
     up: bool
     """Whether it has all its parts."""
 
+    @property
+    def is_killed(self) -> bool:
+        """Whether nothing of it goes on any more."""
+
     def notified(self, instance: str, what: str) -> None:
         """A worker reports something."""
 
@@ -107,6 +111,8 @@ class Kernel:
     relayed: dict[int, SlotName] = field(default_factory=dict)
     """Sockets whose connections the daemon passes on, and the slot that gets them."""
     made: int = 0
+    is_passed: bool = False
+    """Whether the sockets are on their way to the next program of the daemon's process."""
 
 
 class World:
@@ -217,7 +223,7 @@ class World:
         self.tell(f"worker {worker} ends: {status}")
         if self.daemon is not None:
             self.daemon.ended(worker.pid)
-        elif not self.living:
+        elif not self.living and not self.kernel.is_passed:
             self.kernel.group = None  # its last holder is gone
         self.look()
 

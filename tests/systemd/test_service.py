@@ -259,6 +259,9 @@ async def test_the_journal_has_what_it_logs_with_priorities(running: Shop) -> No
     assert not any(entry["MESSAGE"].startswith(("<", "[")) for entry in entries)
 
 
+@pytest.mark.fault(
+    "The daemon", "stopped past its watchdog", "systemd replaces it, and no request is lost"
+)
 async def test_a_killed_and_a_hung_daemon_are_replaced_and_no_request_is_lost(
     running: Shop,
 ) -> None:
@@ -375,9 +378,10 @@ async def test_the_installer_has_root_s_daemon_run_workers_of_another_user(shop:
     await eventually(lambda: len(shop.workers()) == 1)
     assert {uid_of(pid) for pid in shop.workers()} == {web}
     assert await shop.served() == "v2"
-    assert "listeners_not_copied" not in await shop.journal()
+    assert "workers_ended_first" not in await shop.journal()
 
 
+@pytest.mark.fault("Clock and machine", "a power cut", "the service is back with the same version")
 async def test_it_is_back_after_a_power_cut_on_a_port_below_1024(shop: Shop) -> None:
     """With the version that was active; the port is one that it may have without privileges."""
     await shop.run("systemctl", "stop", UNIT)

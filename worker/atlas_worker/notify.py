@@ -43,9 +43,9 @@ class Notifier:
         """Report that the drain has started."""
         return self.send(NOTIFY_STOPPING)
 
-    def not_accepting(self) -> bool:
+    def not_accepting(self, *, wait: bool = True) -> bool:
         """Report that no connection is accepted: another instance may serve this slot."""
-        return self.send(NOTIFY_NOT_ACCEPTING)
+        return self.send(NOTIFY_NOT_ACCEPTING, timeout=_SEND_TIMEOUT if wait else 0.0)
 
     def left(self, counts: Mapping[str, int]) -> bool:
         """Report the remaining work. Never waits, because it is sent often."""

@@ -187,6 +187,8 @@ class _Reporter:
         self._server = server
         self._notifier = notifier
         self._accepting = True
+        self._first = True
+        """Whether it was not tried yet to report that nothing is accepted."""
         self._reported: RemainingWork | None = None
         self._next = 0.0
 
@@ -194,14 +196,14 @@ class _Reporter:
         """Report changes since the last report, if enough time has passed."""
         if not self._drain.stopping:
             return
-        if self._accepting and not self._drain.accepting:
-            self._accepting = False
-            self._notifier.not_accepting()
         now = time.monotonic()
+        # A report that was not delivered is repeated: the supervisor may be starting again.
+        if self._accepting and not self._drain.accepting and (self._first or now >= self._next):
+            self._accepting = not self._notifier.not_accepting(wait=self._first)
+            self._first = False
         if now < self._next:
             return
         left = self._drain.remaining_work(self._server)
-        # A report that was not delivered is repeated.
         if left != self._reported and self._notifier.left(left.as_dict()):
             self._reported = left
         self._next = now + _REPORT_SECONDS

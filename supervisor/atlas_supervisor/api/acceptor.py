@@ -24,6 +24,7 @@ import resource
 import socket
 import ssl
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import chain, islice
 
@@ -50,6 +51,7 @@ _RESERVED_SHARE = 4
 _ACCEPTED_AT_ONCE = 32
 _DISPLACED_AT_ONCE = 2
 _DISPLACE_SECONDS = 0.01
+_ARRIVE_SECONDS, _LOOK_SECONDS = 0.5, 0.01  # at the end
 _PAUSE_SECONDS = 0.1  # after an error that may pass, such as a lack of descriptors
 
 
@@ -99,11 +101,21 @@ class Acceptor:
             self._loop.add_reader(listener, self._accept, listener)
 
     async def stop(self) -> None:
-        """Stop accepting, and end arrivals, handshakes and streams; connections stay open."""
+        """Stop accepting, and end streams. What has arrived is answered, the rest is ended.
+
+        The listeners stay open: after a reload the next daemon accepts what waits in their queues.
+        """
         self._stopping = True
         for listener in self._listeners:
             self._loop.remove_reader(listener)
-            listener.close()
+        for connection in list(self._streams):
+            connection.end_stream()
+        for connection in (*self._untrusted, *self._trusted):
+            connection.conclude()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_ARRIVE_SECONDS):
+                while self._is_arriving():  # noqa: ASYNC110  # there is no event
+                    await asyncio.sleep(_LOOK_SECONDS)
         if self._displacing is not None:
             self._displacing.cancel()
         for arrival in (*self._arriving, *self._waiting):
@@ -112,8 +124,11 @@ class Acceptor:
         for task in connecting:
             task.cancel()
         await asyncio.gather(*connecting, return_exceptions=True)
-        for connection in list(self._streams):
-            connection.end_stream()
+
+    def _is_arriving(self) -> bool:
+        """Return whether a request may be on its way: a client connects before it sends one."""
+        placed = (*self._untrusted, *self._trusted)
+        return bool(self._arriving or self._waiting or any(each.is_arriving for each in placed))
 
     # Arriving.
 
@@ -143,7 +158,7 @@ class Acceptor:
         self._loop.call_later(_PAUSE_SECONDS, self._resume, listener)
 
     def _resume(self, listener: socket.socket) -> None:
-        if listener.fileno() >= 0:
+        if not self._stopping:
             self._loop.add_reader(listener, self._accept, listener)
 
     def _arrived(self, sock: socket.socket) -> None:
@@ -231,6 +246,8 @@ class Acceptor:
             check_streams=self._check_streams,
             stream=self._count_as_stream,
         )
+        if self._stopping:
+            connection.conclude()
         sock = arrival.take()
         task = self._loop.create_task(self._connect(connection, sock))
         task.add_done_callback(partial(self._connected, connection, sock))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from atlas_supervisor.api import examples
 from atlas_supervisor.api.routes import (
@@ -20,10 +20,8 @@ _MAX_ID = 2**63 - 1
 _WORD = r"^[ -~]{1,100}$"
 
 
-class AuditQuery(BaseModel):
+class AuditQuery(BaseModel, extra="forbid"):
     """Which entries to list."""
-
-    model_config = ConfigDict(extra="forbid")
 
     limit: int = Field(default=100, ge=1, le=1000, description="Maximum number of entries.")
     before: int | None = Field(
@@ -40,10 +38,8 @@ class AuditQuery(BaseModel):
     )
 
 
-class AuditPage(BaseModel):
+class AuditPage(BaseModel, frozen=True):
     """Entries of the audit trail, newest first."""
-
-    model_config = ConfigDict(frozen=True)
 
     entries: list[AuditEntry] = Field(description="The entries, newest first.")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from atlas_supervisor import errors
 from atlas_supervisor.api import examples
@@ -23,10 +23,8 @@ from atlas_supervisor.model.canary import CanaryReport, CanaryView, FeatureView
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,99}", re.ASCII)
 
 
-class PercentageBody(BaseModel):
+class PercentageBody(BaseModel, extra="forbid"):
     """The share to set."""
-
-    model_config = ConfigDict(extra="forbid")
 
     percentage: float = Field(
         ge=0,
@@ -37,10 +35,8 @@ class PercentageBody(BaseModel):
     )
 
 
-class RampBody(BaseModel):
+class RampBody(BaseModel, extra="forbid"):
     """An action on a ramp."""
-
-    model_config = ConfigDict(extra="forbid")
 
     action: Literal["start", "pause", "resume", "advance", "promote", "rollback"] = Field(
         description="`start` at the first step of CANARY_RAMP; `pause`, `resume`; `advance` to the "
@@ -49,10 +45,8 @@ class RampBody(BaseModel):
     )
 
 
-class ResetBody(BaseModel):
+class ResetBody(BaseModel, extra="forbid"):
     """What to reset."""
-
-    model_config = ConfigDict(extra="forbid")
 
     feature: str | None = Field(
         default=None,
@@ -63,10 +57,8 @@ class ResetBody(BaseModel):
     )
 
 
-class ReportQuery(BaseModel):
+class ReportQuery(BaseModel, extra="forbid"):
     """Which hours to report on."""
-
-    model_config = ConfigDict(extra="forbid")
 
     hours: int = Field(default=24, ge=1, le=720, description="Number of hours until now.")
 

@@ -95,6 +95,7 @@ class TimedConnection(web.RequestHandler):
         self._early = False
         self._whole = False
         self._answering = False
+        self._concluding = False
         self._timer: asyncio.TimerHandle | None = None
         self._peer: Peer | None = None
         self.trusted = trusted
@@ -113,6 +114,15 @@ class TimedConnection(web.RequestHandler):
         if self._peer is None:
             raise RuntimeError("the connection is not made yet")
         return self._peer
+
+    @property
+    def is_arriving(self) -> bool:
+        """Whether its request has not arrived yet; a later one, on a kept connection, may come."""
+        return not self.is_made or self._turn in {_Turn.FRESH, _Turn.RECEIVING}
+
+    def conclude(self) -> None:
+        """Let its next answer be the last one, and say so in it: the daemon stops."""
+        self._concluding = True
 
     @property
     def busy(self) -> bool:
@@ -246,6 +256,8 @@ class TimedConnection(web.RequestHandler):
         """Give errors that aiohttp raised before the application ran the common shape."""
         if isinstance(resp, web.HTTPException):
             resp = messages.refusal(messages.of_http_exception(resp), close=True)
+        if self._concluding and not resp.prepared:
+            resp.force_close()
         size = messages.own_size(resp)
         self._answering = True
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from atlas_supervisor import errors
 from atlas_supervisor.api import examples
@@ -24,10 +24,8 @@ from atlas_supervisor.model.status import Status
 _PASSED = frozenset({Result.SWITCHED, Result.AWAITING_SWITCH, Result.DRY_RUN_PASSED})
 
 
-class DeployQuery(BaseModel):
+class DeployQuery(BaseModel, extra="forbid"):
     """How to run a deploy."""
-
-    model_config = ConfigDict(extra="forbid")
 
     dry_run: bool = Field(
         default=False,
@@ -40,10 +38,8 @@ class DeployQuery(BaseModel):
     )
 
 
-class DeployBody(BaseModel):
+class DeployBody(BaseModel, extra="forbid"):
     """What to deploy."""
-
-    model_config = ConfigDict(extra="forbid")
 
     release: (
         Annotated[
@@ -59,10 +55,8 @@ class DeployBody(BaseModel):
     )
 
 
-class ModeBody(BaseModel):
+class ModeBody(BaseModel, extra="forbid"):
     """The mode to set."""
-
-    model_config = ConfigDict(extra="forbid")
 
     mode: Mode = Field(
         description="`bluegreen` enables deploys and resets a fallback, `single` disables them.",

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from openapi_ui_bundles import swagger_ui
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from atlas_supervisor import errors
 from atlas_supervisor.api.routes import AnyRoute, Nothing, Reply, Request, ResponseSpec, Route
@@ -56,10 +56,8 @@ _ASSETS = {
 }
 
 
-class Document(BaseModel):
+class Document(BaseModel, extra="allow", frozen=True):
     """An OpenAPI document."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
 
     openapi: str = Field(description="Version of the OpenAPI specification.")
 

@@ -7,7 +7,7 @@ import json
 import re
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from atlas_supervisor import errors
 from atlas_supervisor.api import examples
@@ -26,10 +26,8 @@ _MAX_ID = 2**63 - 1
 _ID = re.compile(r"[0-9]{1,19}", re.ASCII)
 
 
-class EventsQuery(BaseModel):
+class EventsQuery(BaseModel, extra="forbid"):
     """Which events to stream."""
-
-    model_config = ConfigDict(extra="forbid")
 
     deploy_id: str | None = Field(
         default=None, pattern=r"^[A-Za-z0-9._-]{1,100}$", description="Only events of this deploy."
@@ -43,10 +41,8 @@ class EventsQuery(BaseModel):
     )
 
 
-class StreamedEvent(BaseModel):
+class StreamedEvent(BaseModel, frozen=True):
     """One server-sent event; the stream is a sequence of them."""
-
-    model_config = ConfigDict(frozen=True)
 
     event: Literal["transition", "reset"] = Field(description="The kind of event.")
     data: str = Field(description="JSON on one line: a `DeployEvent`, or for `reset` a `message`.")

@@ -32,7 +32,7 @@ from atlas_supervisor.model.drain import DrainCounts, DrainingView
 from atlas_supervisor.model.health import Check, CheckStatus, Health, HealthStatus
 from atlas_supervisor.model.release import LastDeploy, ReleaseView, VersionSource
 from atlas_supervisor.model.slot import Role, SlotName, SlotState, SlotView
-from atlas_supervisor.model.status import Status, Traffic
+from atlas_supervisor.model.status import DaemonView, ReloadView, Start, Status, Traffic
 
 _START = datetime(2026, 1, 5, 9, 30, tzinfo=UTC)
 
@@ -278,6 +278,16 @@ def _slot(slot: SlotName, *, port: int, role: Role, state: SlotState, version: s
     )
 
 
+DAEMON = DaemonView(
+    version="1.2.0",
+    pid=1311,
+    started_ts=_START - timedelta(days=3),
+    start=Start.FRESH,
+    settings_pending=False,
+)
+
+RELOAD = ReloadView(version="1.2.1", before=DAEMON, changed=["GUARD_SECONDS", "LOG_LEVEL"])
+
 STATUS = Status(
     mode=Mode.BLUEGREEN,
     active_port=8792,
@@ -310,5 +320,6 @@ STATUS = Status(
         )
     ],
     traffic=Traffic(plane="kernel", weights={"blue": 0.0, "green": 1.0}),
+    daemon=DAEMON,
     deploy_in_progress=False,
 )

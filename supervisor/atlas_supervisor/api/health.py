@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from atlas_supervisor import errors
 from atlas_supervisor.api import examples
@@ -10,10 +10,8 @@ from atlas_supervisor.api.routes import AnyRoute, Nothing, Reply, Request, Respo
 from atlas_supervisor.model.health import Health, HealthStatus
 
 
-class Alive(BaseModel):
+class Alive(BaseModel, frozen=True):
     """The answer of a daemon that lives, or is ready."""
-
-    model_config = ConfigDict(frozen=True)
 
     status: str = Field(description="`alive` or `ready`.")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from atlas_supervisor import errors
 from atlas_supervisor.api import examples
@@ -17,18 +17,14 @@ from atlas_supervisor.model.status import Status
 _DEPLOY_ID = re.compile(r"[A-Za-z0-9._-]{1,100}", re.ASCII)
 
 
-class HistoryQuery(BaseModel):
+class HistoryQuery(BaseModel, extra="forbid"):
     """How many deploys to list."""
-
-    model_config = ConfigDict(extra="forbid")
 
     limit: int = Field(default=50, ge=1, le=1000, description="Maximum number of deploys.")
 
 
-class History(BaseModel):
+class History(BaseModel, frozen=True):
     """Past deploys, newest first."""
-
-    model_config = ConfigDict(frozen=True)
 
     deploys: list[DeployRecord] = Field(description="The deploys, newest first.")
 
@@ -39,10 +35,8 @@ class DeployWithTransitions(DeployRecord):
     transitions: list[Transition] = Field(description="Its transitions so far, in order.")
 
 
-class ReleaseList(BaseModel):
+class ReleaseList(BaseModel, frozen=True):
     """The releases that exist, by name."""
-
-    model_config = ConfigDict(frozen=True)
 
     releases: list[ReleaseView] = Field(description="The releases, by name.")
 

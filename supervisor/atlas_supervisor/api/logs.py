@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from atlas_supervisor import errors
 from atlas_supervisor.api.events import LAST_EVENT_ID
@@ -32,10 +32,8 @@ _NDJSON, _TEXT, _EVENTS = "application/x-ndjson", "text/plain; charset=utf-8", "
 _RETRY_MILLISECONDS = 1000
 
 
-class LogEvent(BaseModel):
+class LogEvent(BaseModel, frozen=True):
     """One line of a log as a server-sent event."""
-
-    model_config = ConfigDict(frozen=True)
 
     event: Literal["message", "gap"] = Field(
         default="message", description="`gap`: lines are missing here; `data` says why."
@@ -44,10 +42,8 @@ class LogEvent(BaseModel):
     id: str = Field(description="The id to resume after.")
 
 
-class LogsQuery(BaseModel):
+class LogsQuery(BaseModel, extra="forbid"):
     """Which lines to return, and how."""
-
-    model_config = ConfigDict(extra="forbid")
 
     lines: int = Field(
         default=100, ge=0, le=MOST_LINES, description="Maximum number of existing lines."

@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.payload import Payload
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import to_jsonable_python
 
 from atlas_supervisor import errors
@@ -68,10 +68,8 @@ _PIECE_BYTES = 16 * 1024
 _LONG_BYTES = 64 * 1024
 
 
-class ErrorDetail(BaseModel):
+class ErrorDetail(BaseModel, frozen=True):
     """What went wrong: `code` for programs, the rest for people."""
-
-    model_config = ConfigDict(frozen=True)
 
     code: str = Field(description="Stable, snake_case.")
     message: str = Field(description="What went wrong.")
@@ -79,12 +77,13 @@ class ErrorDetail(BaseModel):
     field: str | None = Field(
         default=None, description="The query field, body field or header at fault, if any."
     )
+    lines: list[str] | None = Field(
+        default=None, description="Of a refused reload: one line for each fault."
+    )
 
 
-class ErrorAnswer(BaseModel):
+class ErrorAnswer(BaseModel, frozen=True):
     """The body of every error."""
-
-    model_config = ConfigDict(frozen=True)
 
     error: ErrorDetail = Field(description="What went wrong.")
 
@@ -184,6 +183,8 @@ def _encode(error: RefusedError, *, trusted: bool) -> bytes:
     detail = {"code": error.code, "message": error.message, "hint": error.hint}
     if error.status == 400 and "field" in extra:
         detail["field"] = extra.pop("field")
+    if error.code == errors.RELOAD_REFUSED.code:
+        detail["lines"] = extra.pop("lines", [error.message])
     document = {**to_jsonable_python(extra), "error": detail}
     # Halves of characters become escapes, which JSON has, too.
     text = json.dumps(document, ensure_ascii=False).encode(errors="backslashreplace")

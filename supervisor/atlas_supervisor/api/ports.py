@@ -18,7 +18,7 @@ from atlas_supervisor.model.health import Health
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.log import LogFeed, LogSource, WantedLines
 from atlas_supervisor.model.release import ReleaseView
-from atlas_supervisor.model.status import Status
+from atlas_supervisor.model.status import ReloadView, Status
 
 
 class DeployPort(Protocol):
@@ -71,6 +71,13 @@ class QueryPort(Protocol):
 
         The caller closes the feed.
         """
+
+
+class ReloadPort(Protocol):
+    """Replaces the daemon in place."""
+
+    async def reload(self, actor: Actor) -> ReloadView:
+        """Check the new program and settings; return once the replacement is about to happen."""
 
 
 class CanaryPort(Protocol):
@@ -155,6 +162,7 @@ class Control:
 
     deploys: DeployPort
     queries: QueryPort
+    reloads: ReloadPort
     canary: CanaryPort
     health: HealthPort
     audit: AuditPort

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Generic, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from atlas_supervisor import errors
 from atlas_supervisor.api.ports import Control
@@ -27,10 +27,8 @@ class Access(Enum):
     CHANGE = "change"
 
 
-class Nothing(BaseModel):
+class Nothing(BaseModel, extra="forbid"):
     """The query or body of a request that takes none."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 Q = TypeVar("Q", bound=BaseModel)

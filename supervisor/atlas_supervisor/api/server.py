@@ -23,6 +23,7 @@ from atlas_supervisor.api import (
     history,
     logs,
     metrics,
+    reload,
 )
 from atlas_supervisor.api.acceptor import Acceptor
 from atlas_supervisor.api.app import build_app
@@ -33,9 +34,12 @@ from atlas_supervisor.api.routes import AnyRoute
 from atlas_supervisor.api.security import Gate, Unsent, is_loopback
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.system.descriptors import Purpose
+from atlas_supervisor.system.passed_sockets import PassedSockets
 from atlas_supervisor.telemetry.log_summary import LogSummary
 
 log = structlog.get_logger()
+
+CONTROL_UNIX, CONTROL_TCP = "control-unix", "control-tcp"
 
 
 def table(version: str) -> tuple[AnyRoute, ...]:
@@ -49,6 +53,7 @@ def table(version: str) -> tuple[AnyRoute, ...]:
         *logs.ROUTES,
         *health.ROUTES,
         *metrics.ROUTES,
+        *reload.ROUTES,
     ]
 
     def document() -> dict[str, Any]:
@@ -68,21 +73,51 @@ class Bound(NamedTuple):
     tcp: list[socket]
     loopback: bool
 
+    @property
+    def sockets(self) -> dict[str, socket]:
+        """The sockets by the names under which the next daemon gets them."""
+        return {CONTROL_UNIX: self.unix, **dict(zip((CONTROL_TCP,), self.tcp, strict=False))}
+
 
 @asynccontextmanager
-async def bind(options: ApiOptions) -> AsyncIterator[Bound]:
+async def bind(options: ApiOptions, passed: PassedSockets | None = None) -> AsyncIterator[Bound]:
     """Listen on the Unix socket and, with a port, over TCP, while the context lasts.
+
+    Sockets that were passed are used where they fit: clients may wait in their queues.
 
     Raises StartRefusedError if either can't be bound, or TCP off loopback has no TLS.
     """
+    passed = passed or PassedSockets()
     with ExitStack() as stack:
-        unix = bind_unix(options.socket_path)
+        unix = _passed_unix(options, passed) or bind_unix(options.socket_path)
         stack.callback(_remove, options.socket_path, options.socket_path.stat().st_ino)
         stack.callback(unix.close)
-        tcp = await bind_tcp(options.host, options.port) if options.port else []
+        tcp = _passed_tcp(options, passed)
+        if options.port and not tcp:
+            tcp = await bind_tcp(options.host, options.port)
         for listener in tcp:
             stack.callback(listener.close)
         yield Bound(unix, tcp, _check_exposure(tcp, options))
+
+
+def _passed_unix(options: ApiOptions, passed: PassedSockets) -> socket | None:
+    """Return the Unix socket that was passed, unless its name in the folder is gone."""
+    sock = passed.take(CONTROL_UNIX)
+    if sock is not None and not options.socket_path.is_socket():
+        sock.close()
+        return None
+    return sock
+
+
+def _passed_tcp(options: ApiOptions, passed: PassedSockets) -> list[socket]:
+    """Return the TCP socket that was passed, if it is on the wanted address."""
+    sock = passed.take(CONTROL_TCP)
+    if sock is None:
+        return []
+    if sock.getsockname()[:2] == (options.host, options.port):
+        return [sock]
+    sock.close()
+    return []
 
 
 @asynccontextmanager

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ from atlas_supervisor.canary.ring_reader import Positions, RingReader, RingRefus
 from atlas_supervisor.model.canary import RingRow
 from atlas_supervisor.system import procfs
 from atlas_supervisor.system.clock import Stopwatch
+from atlas_supervisor.system.failpoints import seam
 from atlas_worker.contract.ring import (
     FOLDER_BYTES_LIMIT,
     REFUSED_CALLS_FILE,
@@ -52,6 +54,7 @@ _RECENT_SECONDS = 3600.0
 _LOGGED_SECONDS = 60.0
 _COUNT = struct.Struct("<Q")
 _MOST_CALLS = 2**53
+_decoded = lru_cache(maxsize=4096)(decode)  # events of several processes and polls are alike
 
 
 class CollectedEvents(NamedTuple):
@@ -245,11 +248,10 @@ class CallCollector:
             ring.reader.close()
         if not (batch.events or batch.keyed or ring.exited):
             return None
-        decoded = {word: decode(word) for word in {word for word, _, _ in batch.keyed}}
         return CollectedEvents(
             name,
-            {decode(word): count for word, count in batch.events.items()},
-            [(decoded[word], key, serial) for word, key, serial in batch.keyed],
+            {_decoded(word): count for word, count in batch.events.items()},
+            [(_decoded(word), key, serial) for word, key, serial in batch.keyed],
             ring.exited,
         )
 
@@ -261,6 +263,7 @@ class CallCollector:
         """Return the rings whose saved positions are to be deleted."""
         return list(self._removed)
 
+    @seam("canary-rings")
     def acknowledge(self, rows: Iterable[RingRow], removed: Collection[str]) -> None:
         """Release the space of events that are in the database now."""
         self._removed = [name for name in self._removed if name not in removed]

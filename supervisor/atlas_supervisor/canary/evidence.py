@@ -23,7 +23,7 @@ from atlas_supervisor.canary.stats.decision import (
     RampEvidence,
     holm,
 )
-from atlas_supervisor.canary.stats.outcomes import CallOutcome, CallTracker, Tally
+from atlas_supervisor.canary.stats.outcomes import CallTracker, Tally
 from atlas_supervisor.canary.stats.rollups import ArmTallies, Rollups
 from atlas_supervisor.canary.stats.sample_ratio import SampleRatios
 from atlas_supervisor.canary.stats.windows import (
@@ -31,6 +31,7 @@ from atlas_supervisor.canary.stats.windows import (
     SLICES_PER_SECOND,
     CallKey,
     DrawnEpoch,
+    Ended,
     Group,
     Windows,
 )
@@ -54,8 +55,6 @@ _REPEATS = 100
 
 _PRIOR_CALLS = 2, 1_000
 """The least and the most weight of a feature's last hour in the rate that a ramp starts from."""
-
-_OUTCOMES = {0: CallOutcome.OK, 1: CallOutcome.ERROR, 2: CallOutcome.CANCELLED}
 
 _ASSIGNMENTS = frozenset({int(EventKind.STARTED), int(EventKind.ASKED)})
 _ENDS = frozenset({int(EventKind.ENDED), int(EventKind.REPORTED)})
@@ -118,6 +117,8 @@ class Evidence:
         """Canary calls with an outcome, by epoch."""
         self._unix = saved.unix
         """The time of the last `advance`."""
+        self._parts = 1
+        """How many features alpha is divided by, as of the last `advance`."""
         self._restore(saved)
 
     # Input.
@@ -155,28 +156,25 @@ class Evidence:
         now: Moment,
     ) -> None:
         """Add the events of one process: all assignments first, then the outcomes."""
-        outcomes: list[tuple[Group, RingEvent, int, CallKey | None]] = []
+        ended: dict[tuple[int, int, int, bool, CallKey | None], list[Ended]] = {}
         unkeyed = ((event, count, None) for event, count in events.items())
         with_key = ((event, 1, CallKey(ring, key, serial)) for event, key, serial in keyed)
         for event, count, key in (*unkeyed, *with_key):
-            group = self._group(event, now)
-            if event.kind in _ASSIGNMENTS:
-                self._calls.begin(ring, group, count, asked=event.kind == EventKind.ASKED, key=key)
+            kind, canary, outcome, epoch, slice_number, bucket = event
+            if kind in _ASSIGNMENTS:
+                group = _group(epoch, slice_number, now.slice, canary=canary)
+                self._calls.begin(ring, group, count, asked=kind == EventKind.ASKED, key=key)
             else:
-                outcomes.append((group, event, count, key))
-        for group, event, count, key in outcomes:
-            outcome = _OUTCOMES.get(event.outcome, CallOutcome.ERROR)
-            if event.kind in _ENDS:
-                asked = event.kind == EventKind.REPORTED
-                self._calls.end(ring, group, count, outcome, event.bucket, asked=asked, key=key)
-            elif event.kind == EventKind.RECORDED:
-                self._calls.record(group, count, outcome, event.bucket)
-
-    def _group(self, event: RingEvent, now: Moment) -> Group:
-        behind = (now.slice - event.slice_number) % SLICES
-        if behind > SLICES // 2:  # the process has read its clock after this poll began
-            behind = max(behind - SLICES, -GRACE_SLICES)
-        return Group(event.epoch, now.slice - behind, event.is_canary)
+                alike = ended.setdefault((kind, epoch, slice_number, canary, key), [])
+                alike.append(Ended(outcome, bucket, count))
+        for (kind, epoch, slice_number, canary, key), alike in ended.items():
+            group = _group(epoch, slice_number, now.slice, canary=canary)
+            if kind in _ENDS:
+                asked = kind == EventKind.REPORTED
+                self._calls.end(ring, group, alike, asked=asked, key=key)
+            elif kind == EventKind.RECORDED:
+                for each in alike:
+                    self._calls.record(group, each)
 
     def process_exited(self, ring: str, now: Moment) -> None:
         """Close the open calls of a process, after its last events."""
@@ -226,16 +224,12 @@ class Evidence:
         for ramp in self._windows.ramps():
             with _logged(features[ramp]):
                 self._ramps[features[ramp]].judge(self._windows.open_windows(ramp), now)
-        for feature in self._holm()[0]:
+        largest = dict.fromkeys(self._settings.canary_features, 0.0)
+        largest |= {name: self._ramps[name].largest for name in largest.keys() & self._ramps}
+        reached, self._parts = holm(largest, self._settings.canary_alpha)
+        for feature in reached:
             self._ramps[feature].fail()
         return len(closed)
-
-    def _holm(self) -> tuple[frozenset[str], int]:
-        names = set(self._settings.canary_features)
-        largest = {
-            name: self._ramps[name].largest if name in self._ramps else 0.0 for name in names
-        }
-        return holm(largest, self._settings.canary_alpha)
 
     def _start_rounds(self, unix: float) -> None:
         """Let all keys of a ramp count anew each day."""
@@ -251,11 +245,11 @@ class Evidence:
 
     def conclusion(self, feature: str) -> Conclusion | None:
         """Return the verdict that a feature's ramp has reached, if any."""
-        return self._ramps[feature].conclusion(self._holm()[1])
+        return self._ramps[feature].conclusion(self._parts)
 
     def decision(self, feature: str) -> Decision:
         """Return the verdict on a feature's ramp with its numbers."""
-        return self._ramps[feature].decision(self._holm()[1], self.keys(feature))
+        return self._ramps[feature].decision(self._parts, self.keys(feature))
 
     def keys(self, feature: str) -> Keys:
         """Return how the keys of a feature's ramp count at present."""
@@ -370,6 +364,14 @@ class Evidence:
             past=stable.latency,
             least_calls=min(settings.canary_min_calls, _LEAST_CALLS),
         )
+
+
+def _group(epoch: int, slice_number: int, now: int, *, canary: bool) -> Group:
+    """Return the group of an event, whose slice is known modulo SLICES; `now` is the slice."""
+    behind = (now - slice_number) % SLICES
+    if behind > SLICES // 2:  # the process has read its clock after this poll began
+        behind = max(behind - SLICES, -GRACE_SLICES)
+    return Group(epoch, now - behind, canary)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from atlas_supervisor.config import Settings
 from atlas_supervisor.model.canary import CanaryPolicy, EpochRow, FallbackView, FeaturePolicy
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.system.clock import now
+from atlas_supervisor.system.failpoints import seam
 from atlas_worker.contract.ring import LAYOUT_VERSION
 
 log = structlog.get_logger(__name__)
@@ -169,6 +170,7 @@ class PolicyStore:
         """Whether the state file has the policy; not if a refused change could not be undone."""
         return self._state.state.canary == self._policy
 
+    @seam("canary-policy")
     async def apply(
         self,
         changes: Mapping[str, Change],

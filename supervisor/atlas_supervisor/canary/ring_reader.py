@@ -84,9 +84,10 @@ class Batch:
 def ring_files(folder: Path) -> list[Path]:
     """Return the rings in a folder, sorted by name; none if there is no such folder."""
     try:
-        return sorted(folder.glob(f"*{layout.RING_SUFFIX}"))
+        names = os.listdir(folder)  # noqa: PTH208 - much cheaper, and read at each poll
     except OSError:
         return []
+    return [folder / name for name in sorted(names) if name.endswith(layout.RING_SUFFIX)]
 
 
 class RingReader:
@@ -316,28 +317,16 @@ def _written(parts: list[tuple[int, ...]], *, lap: int, over_gaps: bool) -> Sequ
 
     The first word of a unit is an event, the second a hash; neither is 0 once written.
     """
-    high = (lap + 1) << 63
-    lows = ((lap << 63) + (1 << layout.KIND_SHIFT), (lap << 63) + 1)
-    bounds = list(zip(parts, lows, strict=False))
-
-    def are_written(first: int, last: int) -> bool:
-        return all(
-            min(part[first:last]) >= low and max(part[first:last]) < high for part, low in bounds
-        )
-
-    # Binary search over slices: a Python step for each word would cost more.
-    first, last = 0, len(parts[0])
-    while first < last:
-        middle = (first + last + 1) // 2 if first or last < len(parts[0]) else last
-        if are_written(first, middle):
-            first = middle
-        else:
-            last = middle - 1
-    if not over_gaps or first == len(parts[0]):
-        return range(first)
-    if max(parts[0]) < lows[0] or min(parts[0]) >= high:
-        return ()
-    return [number for number in range(len(parts[0])) if are_written(number, number + 1)]
+    high, gaps = (lap + 1) << 63, list[int]()
+    for part, least in zip(parts, (1 << layout.KIND_SHIFT, 1), strict=False):
+        low = (lap << 63) + least
+        # Equal words are checked once: a Python step for each word would cost more.
+        if missing := {word for word in set(part) if not low <= word < high}:
+            numbers = (number for number, word in enumerate(part) if word in missing)
+            gaps += numbers if over_gaps else [next(numbers)]
+    if not gaps or not over_gaps:
+        return range(min(gaps, default=len(parts[0])))
+    return sorted(set(range(len(parts[0]))).difference(gaps))
 
 
 def _picked(part: tuple[int, ...], written: Sequence[int]) -> Iterable[int]:

@@ -11,9 +11,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from atlas_supervisor.cli.client import Record, objects
+from atlas_supervisor.cli.client import Record, mapping, objects
 from atlas_supervisor.cli.health import score_text
 from atlas_supervisor.cli.listing import fits, listing
+from atlas_supervisor.cli.reload import DEPLOY, PENDING
 from atlas_supervisor.cli.render_deploy import (
     GO_AHEAD,
     awaits_switch,
@@ -51,7 +52,7 @@ def overview(screen: Screen, data: Record) -> RenderableType:
     """Return the status: framed on a terminal, as plain lines in a pipe."""
     parts: list[RenderableType] = [_facts(data), Text(), _slots(screen, data)]
     parts += [*_exits(data), *_draining(data)]
-    notes = [*_waiting(screen, data), *suggestions(screen, data)]
+    notes = [*_waiting(screen, data), *_pending(screen, data), *suggestions(screen, data)]
     if notes:
         parts += [Text(), *notes]
     if not screen.is_terminal:
@@ -74,6 +75,12 @@ def _waiting(screen: Screen, data: Record) -> Iterator[RenderableType]:
         yield note(screen, f"{last.get('version')} passed its gates and waits.", GO_AHEAD)
 
 
+def _pending(screen: Screen, data: Record) -> Iterator[RenderableType]:
+    """Yield what to do if worker settings have changed since the active worker's launch."""
+    if mapping(data.get("daemon")).get("settings_pending"):
+        yield note(screen, PENDING, DEPLOY)
+
+
 def _facts(data: Record) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
@@ -85,12 +92,21 @@ def _facts(data: Record) -> RenderableType:
     grid.add_row("traffic", safe(_weights(data)))
     grid.add_row("health", score_text(data.get("health_score")))
     grid.add_row("channel", safe(_or_missing(data.get("channel"))))
+    if daemon := mapping(data.get("daemon")):
+        grid.add_row("daemon", _daemon(daemon))
     last = data.get("last_deploy")
     if data.get("deploy_in_progress") and isinstance(last, dict):
         grid.add_row("deploying", _line(str(last.get("deploy_id")), doing(last)))
     else:
         grid.add_row("last deploy", _last_deploy(last))
     return grid
+
+
+def _daemon(daemon: Record) -> Text:
+    begun = {"reload": "since its reload", "adopted": "since it took its workers over"}
+    how = begun.get(str(daemon.get("start")), "since its start")
+    facts = f"pid {daemon.get('pid')}", f"{age(daemon.get('started_ts'))} {how}"
+    return spaced(safe(daemon.get("version")), *(safe(fact, "dim") for fact in facts))
 
 
 def _public(data: Record) -> Text:

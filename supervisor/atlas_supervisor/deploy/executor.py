@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import anyio
@@ -67,6 +68,10 @@ class Executor:
         self._check_landing = check_landing
         """Asks for a check of where connections arrive; the event is set once it is over."""
         self._warm_since = Stopwatch()
+
+    def resume(self, switched: datetime | None) -> None:
+        """Count guard and warm time from the switch, which was before this daemon's start."""
+        self._warm_since = Stopwatch.since(switched)
 
     def ports(self) -> tuple[int, int]:
         """Return the active and the staging port as they are now."""

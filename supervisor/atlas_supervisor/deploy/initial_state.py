@@ -74,8 +74,11 @@ async def _rebuilt(database: Database, why: str, **detail: str) -> DeployState |
 async def _fitted(state: DeployState, settings: Settings, database: Database) -> DeployState:
     """Return the state after what the settings override."""
     mode = Mode.SINGLE if settings.deploy_mode is Mode.SINGLE else state.mode
+    audited = await database.audit.last_outcome("mode")
+    reason = "the daemon before was killed before it could audit the change"
     if mode is not state.mode:
         reason = "DEPLOY_MODE=single in the settings always wins"
+    if mode is not state.mode or audited not in {None, mode.value}:
         await database.audit.write(SUPERVISOR, "mode", mode.value, reason=reason)
     ports = {settings.active_port, settings.staging_port}
     active = state.active_port

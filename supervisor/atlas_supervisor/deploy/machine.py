@@ -212,6 +212,8 @@ TABLE: tuple[Row, ...] = (
 )
 
 FIRST_PHASE = Phase.PREFLIGHT
+TARGETS = sorted({row.target for row in TABLE})
+"""Every phase that a transition leads to."""
 
 ACTIVITIES = {
     Phase.PREFLIGHT: "check the release, the smoke file and the ports; free the staging slot",

@@ -19,7 +19,7 @@ import structlog
 from atlas_supervisor.deploy import errors
 from atlas_supervisor.deploy.effects import Transition
 from atlas_supervisor.deploy.event_hub import EventHub
-from atlas_supervisor.deploy.machine import FIRST_PHASE, Consequence, Event, Phase, Plan
+from atlas_supervisor.deploy.machine import FIRST_PHASE, TARGETS, Consequence, Event, Phase, Plan
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.model.actor import SUPERVISOR, Actor
 from atlas_supervisor.model.deploy import (
@@ -38,6 +38,7 @@ from atlas_supervisor.store.outbox import PendingWrite
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.store.statements import StoreError
 from atlas_supervisor.system.clock import now
+from atlas_supervisor.system.failpoints import seam
 
 log = structlog.get_logger(__name__)
 
@@ -143,6 +144,7 @@ class Recorder:
             self._database.outbox.put(partial(self._database.keys.forget, key))
         await self._database.outbox.attempt()
 
+    @seam("transition-to", TARGETS, lambda _, transition: transition.record.phase)
     async def write(self, transition: Transition) -> PendingWrite:
         """Write a transition, and what it demands, after everything that is pending.
 

@@ -1,9 +1,13 @@
-"""What the last daemon left unfinished, ended before this one begins.
+"""What the last daemon left unfinished: it is ended, or goes on with the workers that live.
 
 The journal says what was intended, the state file what was done. Where they differ the file is
-right, because a switch counts from the moment when the file is durable. Every deploy that was in
-progress is brought to an end that its record explains, or goes on waiting. What the last
-transition demanded is written if it was not.
+right, because a switch counts from the moment when the file is durable. What the last transition
+demanded is written if it was not.
+
+A deploy that was interrupted before its switch is ended: aborted. The latest one, if it waits for
+its switch or was beyond it, goes on where it was, provided that its worker in staging was adopted;
+that is known only when the ports are open (`resumed`). Without that worker a deploy that waits
+passes its gates once more, and any other one is ended in a way that its record explains.
 """
 
 from __future__ import annotations
@@ -15,7 +19,6 @@ import anyio
 import structlog
 
 from atlas_supervisor.config import Settings
-from atlas_supervisor.deploy.effects import Effects, TransitionLog
 from atlas_supervisor.deploy.initial_state import read_state
 from atlas_supervisor.deploy.machine import (
     FLIPS,
@@ -28,7 +31,6 @@ from atlas_supervisor.deploy.machine import (
     step,
 )
 from atlas_supervisor.deploy.recorder import AUDITED, demanded
-from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.actor import SUPERVISOR
 from atlas_supervisor.model.deploy import DeployEvent, DeployRecord, Mode, Result
@@ -47,49 +49,62 @@ _LATEST = 2
 """So many deploys can end in the same moment: one drains while the next one is in progress."""
 
 _AFTER_SWITCH = frozenset({Phase.GUARD, Phase.WARM, Phase.DRAIN})
+_GOING_ON = _AFTER_SWITCH | {Phase.AWAITING_SWITCH, Phase.DRAIN_REVERTED}
 
 
 async def recover(
     settings: Settings, database: Database, written: Callable[[float, bool], None]
 ) -> tuple[StateKeeper, UnfinishedDeploy | None]:
-    """Return the state after what the last daemon left unfinished, and the deploy that still waits.
+    """Return the state after what the last daemon left unfinished, and the deploy that may go on.
 
     Raises StartRefusedError if the state file can't be written, and StoreError.
     """
     file = StateFile(settings.state_dir / STATE_FILE)
     state = await read_state(settings, file, database)
-    state, waiting = await finish_interrupted(database, state, settings)
+    state, open_ended = await finish_interrupted(database, state, settings)
     keeper = StateKeeper(file, database.state, state, written)
     try:
         await keeper.change()
     except OSError as error:
         raise StartRefusedError(f"{file.path} can't be written: {error}") from error
     await keeper.copy_to_database()
-    return keeper, waiting
+    return keeper, open_ended
 
 
 async def finish_interrupted(
     database: Database, state: DeployState, settings: Settings
 ) -> tuple[DeployState, UnfinishedDeploy | None]:
-    """End what was in progress; return the state that follows, and the deploy that still waits.
+    """End what was in progress; return the state that follows, and the deploy that may go on.
 
-    Afterwards the newest of the database's versions is the one that has the traffic.
+    Afterwards, and once that one was resumed, the newest of the database's versions is the one that
+    has the traffic.
     """
-    waiting: UnfinishedDeploy | None = None
+    open_ended: UnfinishedDeploy | None = None
     newest = {record.deploy_id for record in await database.deploys.latest(1)}
     for unfinished in await database.deploys.unfinished():
-        record = unfinished.record
-        latest = record.deploy_id in newest
-        may_wait = latest and settings.deploy_mode is not Mode.SINGLE
-        if record.phase == Phase.AWAITING_SWITCH and may_wait:
-            waiting = unfinished
-            continue
+        latest = unfinished.record.deploy_id in newest
         state = await _write_demands(database, unfinished, state, settings)
+        if latest and _may_go_on(unfinished, state, settings):
+            open_ended = unfinished
+            continue
         # Only the latest one's switch can be what the file tells of.
         await _end(database, unfinished, state if latest else None, settings)
     await _audit_results(database)
-    await database.keys.forget_undone()
-    return state, waiting
+    return state, open_ended
+
+
+def _may_go_on(unfinished: UnfinishedDeploy, state: DeployState, settings: Settings) -> bool:
+    phase, turned = Phase(unfinished.record.phase), _turned(unfinished.record, state)
+    if phase is Phase.AWAITING_SWITCH and settings.deploy_mode is Mode.SINGLE:
+        return False
+    if phase in FLIPS:
+        return turned or phase is Phase.REVERT
+    return phase in _GOING_ON and not (turned and phase in _AFTER_SWITCH)
+
+
+def _turned(record: DeployRecord, state: DeployState) -> bool:
+    """Return whether the ports are the other way round than before the flip that was intended."""
+    return state.active_port == record.staging_port
 
 
 async def _write_demands(
@@ -114,9 +129,7 @@ async def _audit_results(database: Database) -> None:
     """Audit the results of the latest deploys, if a daemon was killed just before it did."""
     for record in await database.deploys.latest(_LATEST):
         result, subject = record.result, record.deploy_id
-        if record.ended_ts is None or result is None:
-            continue
-        if not await database.audit.contains(subject, "deploy", result):
+        if result is not None and not await database.audit.contains(subject, "deploy", result):
             await database.audit.write(
                 SUPERVISOR, "deploy", result.value, subject=subject, reason=record.reason
             )
@@ -164,18 +177,24 @@ def _outcome(
 
 
 async def _end(
-    database: Database, unfinished: UnfinishedDeploy, state: DeployState | None, settings: Settings
-) -> None:
-    """End it; `state` is where its switch would show, None if a later one hides that."""
+    database: Database,
+    unfinished: UnfinishedDeploy,
+    state: DeployState | None,
+    settings: Settings,
+    target: Phase = Phase.ENDED,
+) -> DeployRecord:
+    """End it, or lead it to the phase after its flip; return the record then.
+
+    `state` is where its switch would show, None if a later one hides that.
+    """
     record, phase = unfinished.record, Phase(unfinished.record.phase)
-    # The record's ports are those from before the flip that was intended.
-    turned = state is not None and state.active_port == record.staging_port
+    turned = state is not None and _turned(record, state)
     result, cause = _outcome(unfinished, phase, turned=turned)
     changes: dict[str, Any] = {
         "result": result,
-        "phase": Phase.ENDED.value,
+        "phase": target.value,
         "reason": record.reason or cause,
-        "ended_ts": now(),
+        "ended_ts": now() if target is Phase.ENDED else None,
     }
     versions = None
     if state is not None and turned and phase in FLIPS | _AFTER_SWITCH:
@@ -195,6 +214,7 @@ async def _end(
     outcome = result.value if result else "ended"
     subject = record.deploy_id
     await database.audit.write(SUPERVISOR, "deploy", outcome, subject=subject, reason=cause)
+    return ended
 
 
 def _stopped(record: DeployRecord, source: Phase, cause: str) -> DeployEvent:
@@ -246,13 +266,38 @@ def _pinned(releases: Releases, waiting: UnfinishedDeploy) -> Release:
 
 async def resumed(
     database: Database,
-    waiting: UnfinishedDeploy,
+    unfinished: UnfinishedDeploy,
     releases: Releases,
+    state: DeployState,
+    settings: Settings,
     *,
-    effects: Effects,
-    transitions: TransitionLog,
-) -> DeployRun | None:
-    """Return the waiting deploy, about to pass its gates once more; None: its release is gone."""
+    lives: Release | None,
+) -> tuple[DeployRecord, Release | None]:
+    """Return the deploy as it goes on, or as it has ended, and its release if it goes on.
+
+    `lives` is the release of its worker in staging, if that was adopted.
+    """
+    record, phase = unfinished.record, Phase(unfinished.record.phase)
+    if lives is None:
+        if phase is not Phase.AWAITING_SWITCH:
+            return await _end(database, unfinished, state, settings), None
+        return await _once_more(database, unfinished, releases)
+    if phase in FLIPS and _turned(record, state):
+        target = step(Plan(), phase, Event.PASSED).target
+        record = await _end(database, unfinished, state, settings, target)
+    else:
+        cause = "the supervisor was started again, and goes on with the workers that live"
+        subject = record.deploy_id
+        await database.audit.write(
+            SUPERVISOR, "deploy", "resumed", subject=subject, reason=cause, phase=phase
+        )
+    return record, unfinished.release or lives
+
+
+async def _once_more(
+    database: Database, waiting: UnfinishedDeploy, releases: Releases
+) -> tuple[DeployRecord, Release | None]:
+    """Lead a deploy that waited to its gates once more; it fails if its release is gone."""
     plan = Plan(dry_run=False, auto_switch=False, rollback=waiting.rollback)
     record, release = waiting.record, None
     cause = "the supervisor was started again; the release passes the gates once more"
@@ -277,7 +322,4 @@ async def resumed(
         await database.audit.write(
             SUPERVISOR, "deploy", "failed", subject=record.deploy_id, reason=cause
         )
-        return None
-    return DeployRun(
-        record, plan, release, effects=effects, transitions=transitions, phase=row.target
-    )
+    return record, release

@@ -41,6 +41,7 @@ from atlas_supervisor.deploy.effects import (
     TransitionLog,
 )
 from atlas_supervisor.deploy.machine import (
+    ACTIVITIES,
     FIRST_PHASE,
     FLIPS,
     IN_PROGRESS,
@@ -62,6 +63,7 @@ from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.model.deploy import DeployEvent, DeployRecord, Result, Step, StepDetail
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.system.clock import Stopwatch, now
+from atlas_supervisor.system.failpoints import seam
 
 log = structlog.get_logger(__name__)
 
@@ -132,6 +134,8 @@ class DeployRun:
         """Whether the activity of the phase has begun."""
         self._noted = StepDetail()
         """What the step records should its activity be interrupted."""
+        if record.result is not None and phase not in _UNSETTLED:  # it goes on after a restart
+            self.settled.set(record, None)
 
     # What can happen from outside.
 
@@ -256,6 +260,7 @@ class DeployRun:
         self._incoming = None
         self._arrived = anyio.Event()
 
+    @seam("activity", ACTIVITIES, lambda run: run.phase)
     async def _guarded(self) -> StepOutcome:
         """Run the activity; a failing disk, or a bug of ours, is a failure of the phase."""
         self._has_begun = True

@@ -19,7 +19,7 @@ from atlas_supervisor.deploy import errors
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.executor import Executor
 from atlas_supervisor.deploy.idempotency import IdempotentRequests
-from atlas_supervisor.deploy.machine import FLIPS, Event, Plan
+from atlas_supervisor.deploy.machine import FLIPS, Event, Phase, Plan
 from atlas_supervisor.deploy.recorder import Recorder, Runs, new_record
 from atlas_supervisor.deploy.recovery import resumed
 from atlas_supervisor.deploy.runner import DeployRun
@@ -147,19 +147,31 @@ class DeployService:
             await run.drive()
         self._runs.remove(run)
 
-    async def resume(self, waiting: UnfinishedDeploy | None) -> None:
-        """Show the latest deploy, and resume one that waited when the last daemon ended."""
-        if waiting is not None:
-            run = await resumed(
-                self._database,
-                waiting,
-                self._releases,
+    async def resume(self, unfinished: UnfinishedDeploy | None) -> None:
+        """Show the latest deploy, and go on with one that the last daemon did not end."""
+        state, lives = self._state.state, self._slots.adopted_in_staging
+        release = None
+        if unfinished is not None:
+            record, release = await resumed(
+                self._database, unfinished, self._releases, state, self._settings, lives=lives
+            )
+        await self._keys.forget_undone()
+        if unfinished is not None and release is not None:
+            self._executor.resume(state.last_switch_ts)
+            run = DeployRun(
+                record,
+                Plan(auto_switch=False, rollback=unfinished.rollback),
+                release,
                 effects=self._executor,
                 transitions=self._recorder,
+                phase=Phase(record.phase),
             )
-            if run is not None:
-                self._start(run)
-                return
+            self._start(run)
+            if run.waits:
+                self._slots.keep_staging()
+            return
+        if lives is not None:
+            self._slots.abandon_staging()
         self._runs.show(next(iter(await self._database.deploys.latest(1)), None))
 
     # Answering.

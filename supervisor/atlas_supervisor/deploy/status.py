@@ -30,7 +30,7 @@ from atlas_supervisor.model.deploy import (
 from atlas_supervisor.model.release import ReleaseView
 from atlas_supervisor.model.slot import SlotState
 from atlas_supervisor.model.state import DeployState
-from atlas_supervisor.model.status import Status, Suggestion, Traffic
+from atlas_supervisor.model.status import DaemonView, Status, Suggestion, Traffic
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.traffic import Plane
@@ -140,6 +140,7 @@ class DeployQueries:
         runs: Runs,
         canaries: CanaryOverview,
         health_score: Callable[[], int],
+        daemon: Callable[[], DaemonView],
     ) -> None:
         self._settings = settings
         self._slots = slots
@@ -151,6 +152,7 @@ class DeployQueries:
         self._runs = runs
         self._canaries = canaries
         self._health_score = health_score
+        self._daemon = daemon
 
     def status(self) -> Status:
         """Return the current status, from memory."""
@@ -173,6 +175,7 @@ class DeployQueries:
             slots=self._slots.views(),
             draining=self._slots.drains.views(),
             traffic=Traffic(plane=self._plane.name, weights=self._plane.weights),
+            daemon=self._daemon(),
             deploy_in_progress=self._runs.current is not None,
         )
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 
-class Actor(BaseModel):
+class Actor(BaseModel, frozen=True):
     """An admitted caller, and the way it came in."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     """`uid:0`, `token`, or `supervisor` for the daemon's own decisions."""

@@ -5,13 +5,11 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 
-class AuditEntry(BaseModel):
+class AuditEntry(BaseModel, frozen=True):
     """One change, or one that was denied: who, from where, what, with which outcome."""
-
-    model_config = ConfigDict(frozen=True)
 
     id: int = Field(description="Grows by one with each entry, from 1 on.")
     ts: str = Field(description="When it happened: ISO 8601, UTC.")
@@ -39,10 +37,8 @@ class Problem(StrEnum):
     FOREIGN = "foreign"
 
 
-class Verification(BaseModel):
+class Verification(BaseModel, frozen=True):
     """The result of verifying the whole audit trail."""
-
-    model_config = ConfigDict(frozen=True)
 
     ok: bool = Field(description="Whether every entry is present, in place and unchanged.")
     entries: int = Field(description="Number of intact entries, counted from the first.")

@@ -5,13 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 
-class FeaturePolicy(BaseModel):
+class FeaturePolicy(BaseModel, frozen=True, extra="ignore"):
     """What a worker needs to decide a call of one feature."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     share: float = Field(ge=0, le=1)
     """Effective share of calls that go to the canary: 0 where canaries are off."""
@@ -22,20 +20,16 @@ class FeaturePolicy(BaseModel):
     stage: str = "steady"
 
 
-class ArmCounts(BaseModel):
+class ArmCounts(BaseModel, frozen=True):
     """Calls and errors of one arm."""
-
-    model_config = ConfigDict(frozen=True)
 
     calls: int = Field(description="Number of calls.")
     errors: int = Field(description="Number of calls that failed.")
     error_rate: float = Field(description="Share of calls that failed.")
 
 
-class FallbackView(BaseModel):
+class FallbackView(BaseModel, frozen=True):
     """The latch that turned all canaries off, with the numbers at that time."""
-
-    model_config = ConfigDict(frozen=True)
 
     since_ts: datetime = Field(description="When canaries were turned off.")
     reason: str = Field(description="Why, in words.")
@@ -43,10 +37,8 @@ class FallbackView(BaseModel):
     stable: ArmCounts = Field(description="Stable calls of the same hour.")
 
 
-class CanaryPolicy(BaseModel):
+class CanaryPolicy(BaseModel, frozen=True, extra="ignore"):
     """The part of `deploy_state.json` that workers read."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     enabled: bool
     salt: str
@@ -108,10 +100,8 @@ class RingRow(NamedTuple):
     dropped: int
 
 
-class LatencyView(BaseModel):
+class LatencyView(BaseModel, frozen=True):
     """Latency in milliseconds, exact to 1 %; null without calls."""
-
-    model_config = ConfigDict(frozen=True)
 
     avg: float | None = Field(default=None, description="Mean.")
     p50: float | None = Field(default=None, description="Median.")
@@ -119,10 +109,8 @@ class LatencyView(BaseModel):
     p99: float | None = Field(default=None, description="99th percentile.")
 
 
-class ArmView(BaseModel):
+class ArmView(BaseModel, frozen=True):
     """One arm's calls over a span of time; docs/canary-in-code.md says what counts."""
-
-    model_config = ConfigDict(frozen=True)
 
     calls: int = Field(default=0, description="Calls with a known outcome.")
     errors: int = Field(default=0, description="Calls that failed.")
@@ -132,10 +120,8 @@ class ArmView(BaseModel):
     unreported: int = Field(default=0, description="Decisions without a reported outcome.")
 
 
-class BothArms(BaseModel):
+class BothArms(BaseModel, frozen=True):
     """The two arms of a feature."""
-
-    model_config = ConfigDict(frozen=True)
 
     canary: ArmView = Field(description="Calls of the new code.")
     stable: ArmView = Field(description="Calls of the old code.")
@@ -148,10 +134,8 @@ class CanaryStats(BothArms):
     features: dict[str, BothArms] = Field(description="The same for each feature, by name.")
 
 
-class JudgementView(BaseModel):
+class JudgementView(BaseModel, frozen=True):
     """What the evidence says about a canary."""
-
-    model_config = ConfigDict(frozen=True)
 
     verdict: str = Field(description="`pass`: promote; `fail`: roll back; `inconclusive`: hold.")
     kind: str = Field(
@@ -165,10 +149,8 @@ class JudgementView(BaseModel):
     )
 
 
-class FeatureView(BaseModel):
+class FeatureView(BaseModel, frozen=True):
     """One feature's canary, currently."""
-
-    model_config = ConfigDict(frozen=True)
 
     feature: str = Field(description="The feature's name.")
     share: float = Field(description="Effective share of calls that go to the canary.")
@@ -188,10 +170,8 @@ class FeatureView(BaseModel):
     warnings: list[str] = Field(description="Reasons not to trust the numbers.")
 
 
-class CanaryView(BaseModel):
+class CanaryView(BaseModel, frozen=True):
     """Every feature's canary, currently."""
-
-    model_config = ConfigDict(frozen=True)
 
     enabled: bool = Field(description="Whether canaries are on: CANARY_ENABLED, and no fallback.")
     canary_disabled_fallback: bool = Field(description="Whether the fallback turned canaries off.")
@@ -209,10 +189,8 @@ class CanaryView(BaseModel):
     features: list[FeatureView] = Field(description="One entry for each of CANARY_FEATURES.")
 
 
-class IntervalView(BaseModel):
+class IntervalView(BaseModel, frozen=True):
     """An estimate with its 95 % interval."""
-
-    model_config = ConfigDict(frozen=True)
 
     estimate: float = Field(description="The estimate.")
     low: float = Field(description="Lower end of the interval.")
@@ -227,10 +205,8 @@ class ArmReport(ArmView):
     )
 
 
-class StratumView(BaseModel):
+class StratumView(BaseModel, frozen=True):
     """The calls of one epoch, all assigned by the same share."""
-
-    model_config = ConfigDict(frozen=True)
 
     epoch: int = Field(description="Number of the epoch.")
     since_ts: datetime = Field(description="When it began.")
@@ -241,10 +217,8 @@ class StratumView(BaseModel):
     difference: IntervalView | None = Field(description="Canary's error rate minus stable's.")
 
 
-class FeatureReport(BaseModel):
+class FeatureReport(BaseModel, frozen=True):
     """One feature over the span of a report."""
-
-    model_config = ConfigDict(frozen=True)
 
     feature: str = Field(description="The feature's name.")
     canary: ArmReport = Field(description="Calls of the new code.")
@@ -260,10 +234,8 @@ class FeatureReport(BaseModel):
     warnings: list[str] = Field(description="Reasons not to trust the numbers.")
 
 
-class CanaryReport(BaseModel):
+class CanaryReport(BaseModel, frozen=True):
     """Every feature, over the last hours."""
-
-    model_config = ConfigDict(frozen=True)
 
     hours: int = Field(description="Length of the report's span.")
     since_ts: datetime = Field(description="Its beginning.")

@@ -8,7 +8,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Annotated, Any, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic import BaseModel, Field, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -59,10 +59,8 @@ class StepName(StrEnum):
     DRAIN = "drain"
 
 
-class StepDetail(BaseModel):
+class StepDetail(BaseModel, frozen=True, extra="allow"):
     """What every step may record. What does not apply is absent from the record."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
 
     message: str = Field("", description="What happened, in words.")
     output: list[str] | None = Field(
@@ -156,10 +154,8 @@ class _DetailSchema:
         return {"anyOf": [handler(model.__pydantic_core_schema__) for model in models]}
 
 
-class Step(BaseModel):
+class Step(BaseModel, frozen=True):
     """One step that has ended."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: StepName = Field(description="The step. Steps are listed in this order, as far as run.")
     ok: bool = Field(description="Whether it passed.")
@@ -170,10 +166,8 @@ class Step(BaseModel):
     )
 
 
-class DeployRecord(BaseModel):
+class DeployRecord(BaseModel, frozen=True):
     """A deploy, from its request to the end of its drain."""
-
-    model_config = ConfigDict(frozen=True)
 
     deploy_id: str = Field(description="The deploy's name.")
     result: Result | None = Field(description="The outcome; null while the deploy is in progress.")
@@ -201,10 +195,8 @@ class DeployRecord(BaseModel):
         return {"deploy_id": self.deploy_id, **({"release": release} if release else {})}
 
 
-class Transition(BaseModel):
+class Transition(BaseModel, frozen=True):
     """One transition of a deploy, as its record lists it."""
-
-    model_config = ConfigDict(frozen=True)
 
     id: int | None = Field(
         description="Its id in the journal, for `Last-Event-ID`; null while it is not written."
@@ -219,10 +211,8 @@ class Transition(BaseModel):
     )
 
 
-class DeployEvent(BaseModel):
+class DeployEvent(BaseModel, frozen=True):
     """One transition as it is published, with the deploy's state after it."""
-
-    model_config = ConfigDict(frozen=True)
 
     deploy_id: str = Field(description="The deploy's name.")
     ts: datetime = Field(description="When it happened.")

@@ -5,17 +5,15 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from atlas_supervisor.model.slot import CpuPercent, MemoryMB, SlotName
 
 Count = Annotated[int, Field(strict=True, ge=0, le=1_000_000_000)]
 
 
-class DrainCounts(BaseModel):
+class DrainCounts(BaseModel, frozen=True):
     """What a draining worker with the kit still has, by its own count."""
-
-    model_config = ConfigDict(frozen=True)
 
     requests: Count = Field(description="Requests in progress.")
     websockets: Count = Field(description="Open WebSockets.")
@@ -30,10 +28,8 @@ class DrainCounts(BaseModel):
         return DrainCounts(**{kind: max(count, theirs[kind]) for kind, count in self})
 
 
-class DrainingView(BaseModel):
+class DrainingView(BaseModel, frozen=True):
     """A worker that finishes its connections and then exits."""
-
-    model_config = ConfigDict(frozen=True)
 
     slot: SlotName = Field(description="The slot it served in; another worker may be there by now.")
     instance: str = Field(description="Unique name of the worker process.")

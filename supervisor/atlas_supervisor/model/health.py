@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from atlas_supervisor.model.slot import SlotName
 
@@ -19,10 +19,8 @@ class CheckStatus(StrEnum):
     """It does not apply or could not run: no evidence either way."""
 
 
-class Check(BaseModel):
+class Check(BaseModel, frozen=True):
     """The result of one check."""
-
-    model_config = ConfigDict(frozen=True)
 
     status: CheckStatus = Field(
         description="`skipped`: it does not apply or could not run; it does not lower the score."
@@ -40,10 +38,8 @@ class HealthStatus(StrEnum):
     UNHEALTHY = "unhealthy"
 
 
-class Health(BaseModel):
+class Health(BaseModel, frozen=True):
     """Every check, and the score over all of them."""
-
-    model_config = ConfigDict(frozen=True)
 
     score: int = Field(ge=0, le=100, description="Over the checks that apply; 100: all pass.")
     status: HealthStatus = Field(description="The score in a word.")

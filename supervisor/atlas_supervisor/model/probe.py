@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from atlas_supervisor.model.verdict import Verdict
 
 
-class ProbeResult(BaseModel):
+class ProbeResult(BaseModel, frozen=True):
     """The result of one probe."""
-
-    model_config = ConfigDict(frozen=True)
 
     verdict: Verdict = Field(description="`inconclusive`: the prober itself failed.")
     status: int | None = Field(description="The HTTP status; null without an answer.")
@@ -21,10 +19,8 @@ class ProbeResult(BaseModel):
     excerpt: str | None = Field(None, description="The beginning of a failing answer's body.")
 
 
-class CheckResult(BaseModel):
+class CheckResult(BaseModel, frozen=True):
     """The result of one smoke test."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str = Field(description="The test's name in the smoke file.")
     kind: Literal["http", "command"] = Field(description="A request or a program.")

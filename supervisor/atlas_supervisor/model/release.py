@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from atlas_supervisor.model.deploy import Result
 from atlas_supervisor.model.slot import SlotName
@@ -23,10 +23,8 @@ class VersionSource(StrEnum):
     DIGEST = "digest"
 
 
-class Release(BaseModel):
+class Release(BaseModel, frozen=True):
     """A folder to run workers from, as it was when it was looked up."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str | None
     """Its name below `RELEASES_DIR`; None is `WORKER_DIRECTORY`."""
@@ -78,20 +76,16 @@ class VersionChange:
     """None: the last one is taken away, since the one before it has the traffic again."""
 
 
-class LastDeploy(BaseModel):
+class LastDeploy(BaseModel, frozen=True):
     """The latest deploy of one release."""
-
-    model_config = ConfigDict(frozen=True)
 
     deploy_id: str = Field(description="The deploy's name.")
     started_ts: datetime = Field(description="When it was requested.")
     result: Result | None = Field(description="Its outcome; null while it is in progress.")
 
 
-class ReleaseView(BaseModel):
+class ReleaseView(BaseModel, frozen=True):
     """A release as the list of them shows it."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str = Field(description="Name of the folder below RELEASES_DIR.")
     version: str | None = Field(

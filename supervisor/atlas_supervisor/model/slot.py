@@ -10,7 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 
 class SlotName(StrEnum):
@@ -56,6 +56,8 @@ class SlotEvent(StrEnum):
     """A switch has given them to the other slot."""
     DRAIN_STARTED = "drain_started"
     """The worker is to finish its connections and end."""
+    ADOPTED = "adopted"
+    """The worker was started by an earlier daemon, and goes on as the slot's own."""
     INHERITED = "inherited"
     """A worker of an earlier daemon serves until the active slot has a fresh one."""
     LEFT = "left"
@@ -76,6 +78,7 @@ _S, _E = SlotState, SlotEvent
 
 TABLE: dict[tuple[SlotState, SlotEvent], SlotState] = {
     (_S.EMPTY, _E.LAUNCHED): _S.STARTING,
+    (_S.EMPTY, _E.ADOPTED): _S.RUNNING,
     (_S.EMPTY, _E.INHERITED): _S.WARM,
     (_S.EMPTY, _E.RESTART_SCHEDULED): _S.BACKOFF,
     (_S.EMPTY, _E.CLEARED): _S.EMPTY,
@@ -145,10 +148,8 @@ CpuPercent = Annotated[
 ]
 
 
-class SlotView(BaseModel):
+class SlotView(BaseModel, frozen=True):
     """One slot as the status shows it."""
-
-    model_config = ConfigDict(frozen=True)
 
     slot: SlotName = Field(description="The slot's name.")
     port: int = Field(description="The slot's own port, on loopback.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, PositiveInt
 
 from atlas_supervisor.model.canary import CanaryPolicy
 from atlas_supervisor.model.deploy import Mode
@@ -14,10 +14,8 @@ from atlas_supervisor.model.release import VersionSource
 SCHEMA_VERSION = 1
 
 
-class ActiveRelease(BaseModel):
+class ActiveRelease(BaseModel, frozen=True, extra="ignore"):
     """The release on the active port."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str | None
     """Its name below `RELEASES_DIR`; None is `WORKER_DIRECTORY`."""
@@ -28,10 +26,8 @@ class ActiveRelease(BaseModel):
     source: VersionSource | None = None
 
 
-class DeployState(BaseModel):
+class DeployState(BaseModel, frozen=True, extra="ignore"):
     """The state file's content. `generation` grows with every write."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     schema_version: int = SCHEMA_VERSION
     generation: int = 0

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from datetime import datetime
+from enum import StrEnum
+
+from pydantic import BaseModel, Field
 
 from atlas_supervisor.model.canary import CanaryStats
 from atlas_supervisor.model.deploy import DeployRecord, Mode
@@ -10,20 +13,16 @@ from atlas_supervisor.model.drain import DrainingView
 from atlas_supervisor.model.slot import SlotView
 
 
-class Suggestion(BaseModel):
+class Suggestion(BaseModel, frozen=True):
     """A condition that an operator should know about, and what to do."""
-
-    model_config = ConfigDict(frozen=True)
 
     code: str = Field(description="Stable, snake_case.")
     message: str = Field(description="What is wrong.")
     action: str = Field(description="What to do about it.")
 
 
-class Traffic(BaseModel):
+class Traffic(BaseModel, frozen=True):
     """How connections to the public port reach the slots."""
-
-    model_config = ConfigDict(frozen=True)
 
     plane: str = Field(
         description="`kernel`: workers accept connections themselves; `relay`: the daemon relays "
@@ -32,10 +31,40 @@ class Traffic(BaseModel):
     weights: dict[str, float] = Field(description="Share of new connections, by slot.")
 
 
-class Status(BaseModel):
-    """The daemon's current status."""
+class Start(StrEnum):
+    """How a daemon began."""
 
-    model_config = ConfigDict(frozen=True)
+    FRESH = "fresh"
+    RELOAD = "reload"
+    ADOPTED = "adopted"
+
+
+class DaemonView(BaseModel, frozen=True):
+    """The daemon itself."""
+
+    version: str = Field(description="Version of ATLAS Supervisor.")
+    pid: int = Field(description="Its process; a reload keeps it.")
+    started_ts: datetime = Field(description="When it was started, or reloaded.")
+    start: Start = Field(
+        description="`reload`: a reload, in the same process; `adopted`: workers of an earlier "
+        "daemon were taken over; `fresh`: neither."
+    )
+    settings_pending: bool = Field(
+        description="Whether the active worker was launched with other worker settings than there "
+        "are now; they apply at the next deploy."
+    )
+
+
+class ReloadView(BaseModel, frozen=True):
+    """A reload that was accepted."""
+
+    version: str = Field(description="Version of the program that is about to run.")
+    before: DaemonView = Field(description="The daemon that is replaced.")
+    changed: list[str] = Field(description="The keys of settings that change, in their order.")
+
+
+class Status(BaseModel, frozen=True):
+    """The daemon's current status."""
 
     mode: Mode = Field(description="`bluegreen`: deploys are enabled; `single`: disabled.")
     active_port: int = Field(description="Port of the active slot.")
@@ -58,6 +87,7 @@ class Status(BaseModel):
         "in the slots.",
     )
     traffic: Traffic = Field(description="How connections to the public port are split.")
+    daemon: DaemonView = Field(description="What answers here, and how it was started.")
     deploy_in_progress: bool = Field(
         description="Whether a deploy is in progress; it is `last_deploy`."
     )

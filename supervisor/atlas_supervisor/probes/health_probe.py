@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import aiohttp
 import anyio
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from yarl import URL
 
 from atlas_supervisor.model.health import Check, CheckStatus
@@ -64,10 +64,8 @@ class ProbedResponse:
     """Whether the expected instance began an HTTP response in time, of any status."""
 
 
-class GateResult(BaseModel):
+class GateResult(BaseModel, frozen=True):
     """The result of a row of probes."""
-
-    model_config = ConfigDict(frozen=True)
 
     verdict: Verdict
     probes: list[ProbeResult]

@@ -29,6 +29,7 @@ from atlas_supervisor.store.outbox import Outbox, PendingWrite
 from atlas_supervisor.store.state_keeper import replace
 from atlas_supervisor.store.statements import Statements
 from atlas_supervisor.system.clock import now
+from atlas_supervisor.system.failpoints import seam
 from atlas_supervisor.system.files import read_regular
 
 log = structlog.get_logger(__name__)
@@ -189,6 +190,11 @@ class AuditStore:
         asked = {"subject": subject, "action": action, "outcome": outcome}
         return bool(await self._statements.read("audit_known", **asked))
 
+    async def last_outcome(self, action: str) -> str | None:
+        """Return the outcome of the newest entry of this action; None if there is none."""
+        rows = await self._statements.read("last_outcome", action=action)
+        return str(rows[0]["outcome"]) if rows else None
+
 
 def _pending(
     actor: Actor, action: str, outcome: str, subject: str | None, detail: dict[str, Any]
@@ -224,6 +230,7 @@ class HeadFile:
             return None
         return Head(note.id, note.hash)
 
+    @seam("audit-head")
     def write(self, head: Head) -> None:
         """Note the end of the chain. Raises OSError; then it is as it was.
 

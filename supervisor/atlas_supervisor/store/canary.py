@@ -11,6 +11,7 @@ from atlas_supervisor.model.canary import CountsRow, EpochRow, KeyRow, RingRow
 from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.store.state_keeper import state_saved
 from atlas_supervisor.store.statements import Statement, Statements
+from atlas_supervisor.system.failpoints import seam
 
 
 @dataclass
@@ -38,6 +39,7 @@ class CanaryStore:
     def __init__(self, statements: Statements) -> None:
         self._statements = statements
 
+    @seam("canary-commit")
     async def commit(self, commit: CanaryCommit) -> None:
         """Write it all, or nothing."""
         statements: list[Statement] = [

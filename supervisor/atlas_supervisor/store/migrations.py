@@ -29,13 +29,7 @@ async def migrate(connection: aiosqlite.Connection, path: Path) -> None:
     state folder is held.
     """
     ((present,),) = await connection.execute_fetchall("PRAGMA user_version")
-    if present > SCHEMA_VERSION:
-        raise StartRefusedError(
-            f"{path} has schema version {present} and this supervisor knows versions up to "
-            f"{SCHEMA_VERSION}: a newer supervisor wrote it. Start that one again, or move the "
-            "file, its -wal and -shm companions and audit_head.json away: the active release "
-            "stays, the history is lost"
-        )
+    refuse_newer(present, path)
     if present == SCHEMA_VERSION:
         return
     steps = "\n".join(script for version, script in _STEPS.items() if version > present)
@@ -55,6 +49,17 @@ async def migrate(connection: aiosqlite.Connection, path: Path) -> None:
                 "companions and audit_head.json away: the active release stays, the history is lost"
             ) from error
         raise
+
+
+def refuse_newer(present: int, path: Path) -> None:
+    """Raise StartRefusedError if a newer version wrote the database at `path`."""
+    if present > SCHEMA_VERSION:
+        raise StartRefusedError(
+            f"{path} has schema version {present} and this supervisor knows versions up to "
+            f"{SCHEMA_VERSION}: a newer supervisor wrote it. Start that one again, or move the "
+            "file, its -wal and -shm companions and audit_head.json away: the active release "
+            "stays, the history is lost"
+        )
 
 
 async def _chain_audit(connection: aiosqlite.Connection) -> None:

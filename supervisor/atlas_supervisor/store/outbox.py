@@ -87,6 +87,11 @@ class Outbox:
         return iter(self._entries)
 
     @property
+    def pending(self) -> bool:
+        """Whether anything is still to be written."""
+        return bool(self._entries)
+
+    @property
     def waiting(self) -> list[PendingWrite]:
         """The entries whose writing has not begun, in order."""
         return list(self._entries)[1 if self._writing.locked() else 0 :]

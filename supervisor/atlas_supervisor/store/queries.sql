@@ -79,6 +79,9 @@ SELECT hash FROM audit WHERE id = :id;
 -- name: audit_known
 SELECT 1 FROM audit WHERE subject = :subject AND action = :action AND outcome = :outcome LIMIT 1;
 
+-- name: last_outcome
+SELECT outcome FROM audit WHERE action = :action ORDER BY id DESC LIMIT 1;
+
 -- name: audit_ids_from
 SELECT id FROM audit WHERE id BETWEEN :id AND :until ORDER BY id LIMIT :limit;
 
@@ -121,14 +124,14 @@ ON CONFLICT (id) DO UPDATE SET state = excluded.state;
 SELECT state FROM last_state;
 
 -- name: add_instance
-INSERT OR REPLACE INTO instances (instance, slot, pid, start_ticks, boot_id, kit, started_ts)
-VALUES (:instance, :slot, :pid, :start_ticks, :boot_id, :kit, :started_ts);
+INSERT OR REPLACE INTO instances (instance, slot, pid, start_ticks, boot_id, kit, started_ts, life)
+VALUES (:instance, :slot, :pid, :start_ticks, :boot_id, :kit, :started_ts, :life);
 
 -- name: remove_instance
 DELETE FROM instances WHERE instance = :instance;
 
 -- name: instances
-SELECT instance, slot, pid, start_ticks, boot_id, kit FROM instances;
+SELECT instance, slot, pid, start_ticks, boot_id, kit, life FROM instances;
 
 -- name: forget_listeners
 DELETE FROM listeners;
@@ -161,7 +164,8 @@ DELETE FROM idempotency_keys WHERE key = :key;
 
 -- name: forget_undone_keys
 DELETE FROM idempotency_keys WHERE asked IS NOT NULL
-AND asked IS NOT (SELECT result FROM deploys WHERE deploys.deploy_id = idempotency_keys.deploy_id);
+AND asked IS NOT (SELECT CASE phase WHEN 'revert' THEN idempotency_keys.asked ELSE result END
+    FROM deploys WHERE deploys.deploy_id = idempotency_keys.deploy_id);
 
 -- name: trim_keys
 -- The newest stay however old they look: a wall clock may have been set a day forth.

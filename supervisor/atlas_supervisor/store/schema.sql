@@ -195,3 +195,7 @@ ALTER TABLE canary_keys ADD COLUMN round INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE canary_keys ADD COLUMN low REAL NOT NULL DEFAULT 0;
 
 ALTER TABLE canary_keys ADD COLUMN high REAL NOT NULL DEFAULT 0;
+
+-- version: 9
+-- The worker's life so far (JSON): with it the next daemon goes on with the worker as its own.
+ALTER TABLE instances ADD COLUMN life TEXT;

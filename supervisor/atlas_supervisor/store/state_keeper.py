@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from atlas_supervisor.model.state import SCHEMA_VERSION, DeployState
 from atlas_supervisor.store.statements import Statement, Statements, StoreError, Timed, untimed
 from atlas_supervisor.system.clock import Stopwatch, now
+from atlas_supervisor.system.failpoints import seam
 from atlas_supervisor.system.files import read_regular
 from atlas_worker.contract import STATE_BYTES_LIMIT
 
@@ -112,6 +113,7 @@ class StateFile:
             )
         return state
 
+    @seam("state-file")
     def write(self, state: DeployState) -> None:
         """Replace the file's content durably.
 
@@ -133,6 +135,7 @@ class StateFile:
         self._sync_folder()
         return aside
 
+    @seam("state-folder-sync")
     def _sync_folder(self) -> None:
         folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -185,6 +188,11 @@ class StateKeeper:
     def state(self) -> DeployState:
         """The state as it stands on the disk."""
         return self._state
+
+    @property
+    def busy(self) -> bool:
+        """Whether the file is written at this moment."""
+        return self._changing.locked()
 
     async def change(self, **changes: Any) -> DeployState:
         """Change the state durably and return it. Raises OSError, and then nothing changed."""

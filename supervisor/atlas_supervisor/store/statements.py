@@ -18,6 +18,7 @@ import anyio
 
 from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.system.clock import Stopwatch
+from atlas_supervisor.system.failpoints import seam
 
 T = TypeVar("T")
 
@@ -96,6 +97,11 @@ class Statements:
         self._timed = timed
         self._using = anyio.Lock()
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is read or written at this moment."""
+        return self._using.locked()
+
     async def write(self, *statements: Statement) -> list[int | None]:
         """Run the statements in one transaction; if one fails, nothing of it is left.
 
@@ -113,6 +119,7 @@ class Statements:
         async with self.connection.execute(_QUERIES[name], parameters) as cursor:
             return cursor.lastrowid
 
+    @seam("transaction")
     async def transaction(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do the work in one transaction, all or nothing; return its result."""
         # Shielded and one at a time: a transaction is never left open, nor mixed with another.

@@ -29,8 +29,17 @@ _STARTED_AT = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 class Stopwatch:
     """Measures the time since it was made, independent of the wall clock."""
 
-    def __init__(self) -> None:
-        self._started = time.monotonic()
+    def __init__(self, passed: float = 0.0) -> None:
+        """Begin to measure; `passed` seconds are over already."""
+        self._started = time.monotonic() - passed
+
+    @classmethod
+    def since(cls, moment: datetime | None) -> Stopwatch:
+        """Return one that was made at a recorded moment of the past, None being now.
+
+        The time until now is that of the wall clock.
+        """
+        return cls(max((now() - moment).total_seconds(), 0.0) if moment else 0.0)
 
     @property
     def seconds(self) -> float:

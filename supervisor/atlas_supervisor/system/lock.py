@@ -31,10 +31,16 @@ def holds_a_lock(pid: int) -> bool:
 
 
 @contextmanager
-def only_daemon(path: Path) -> Iterator[None]:
-    """Hold the lock. Raises StartRefusedError, naming the daemon that holds it."""
+def only_daemon(path: Path, passed: int | None = None) -> Iterator[int]:
+    """Hold the lock, and yield its descriptor. `passed` is that of the daemon before a reload.
+
+    Raises StartRefusedError, naming the daemon that holds it.
+    """
+    if passed is not None and not _is_at(passed, path):
+        os.close(passed)
+        passed = None
     try:
-        descriptor = open_regular(path, os.O_RDWR | os.O_CREAT)
+        descriptor = open_regular(path, os.O_RDWR | os.O_CREAT) if passed is None else passed
     except OSError as error:
         raise StartRefusedError(f"{path} can't be opened: {error.strerror}") from error
     try:
@@ -48,6 +54,13 @@ def only_daemon(path: Path) -> Iterator[None]:
             ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except OSError:
+        return False

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
@@ -31,16 +32,29 @@ _STATUS_LENGTH = 300
 class ServiceManager:
     """The connection to the service manager that started this process, if one did."""
 
-    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, environ: Mapping[str, str] = os.environ, *, reloaded: bool = False) -> None:
+        """Begin to report; a daemon that was `reloaded` had been ready before."""
         self._address = environ.get("NOTIFY_SOCKET", "")
         self._beat_seconds = min(_BEAT_SECONDS, _watchdog_seconds(environ) / _BEATS)
-        self._ready = False
+        self._ready = reloaded
+        self._reloading = False
         self.stopping = False
         """Whether the daemon stops, which takes as long as its drains."""
 
     def refused(self, why: str) -> None:
         """Report why the daemon can't start."""
         self._send([_status_line(why)])
+
+    def reloading(self) -> None:
+        """Report that the daemon is about to be replaced in place; the next one reports ready."""
+        self._reloading = True
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._send(["RELOADING=1", f"MONOTONIC_USEC={now}"])
+
+    def reload_ended(self) -> None:
+        """Report that the daemon was not replaced."""
+        self._reloading = False
+        self._send(self._phase())
 
     async def run(
         self,
@@ -81,6 +95,8 @@ class ServiceManager:
         extension = f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}"
         if self.stopping:
             return ["STOPPING=1", extension]
+        if self._reloading:
+            return [extension]
         return ["READY=1" if self._ready else extension]
 
     def _send(self, lines: list[str]) -> None:

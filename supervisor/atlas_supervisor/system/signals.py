@@ -1,14 +1,19 @@
-"""The daemon's signals: SIGTERM and SIGINT end it, in order, and no other does.
+"""The daemon's signals: SIGTERM and SIGINT end it, in order, SIGHUP reloads it, no other matters.
 
 Most have an action by default that would end the process. Each of them is decided here, before
 anything else of the daemon is imported: a stray SIGHUP in the first second must not end it either.
+
+A reload executes the next program in this process. The three stay blocked from before the exec
+until that program handles them (`kept`, `handled`): what arrives in between is not lost.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 _FAULTS = frozenset(
@@ -38,13 +43,52 @@ _pending: deque[int] = deque(maxlen=64)
 _report: Callable[[int], object] = _pending.append
 
 
-def ignore_signals() -> None:
-    """Let no signal end this process but SIGTERM and SIGINT."""
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a parent may have blocked even these
+_HANDLED = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+"""Those that ask the daemon for something."""
+
+
+def ignore_signals(*, reloaded: bool = False) -> None:
+    """Let no signal end this process but SIGTERM and SIGINT; after a reload these wait as well."""
     for number in _FAULTS | _FAILED_WRITES:
         signal.signal(number, signal.SIG_IGN)
     for number in LOGGED:
         signal.signal(number, _note)  # not SIG_IGN, which every program that we start would inherit
+    # A parent may have blocked any of them.
+    signal.pthread_sigmask(signal.SIG_SETMASK, _HANDLED if reloaded else ())
+
+
+def handled() -> None:
+    """Let signals that wait since a reload arrive: there are handlers for them now."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+
+
+@contextmanager
+def kept() -> Iterator[int]:
+    """Keep every signal that arrives meanwhile, for the next program in this process.
+
+    Blocked signals wait, in an exec too. But another thread may take one that this thread blocks;
+    the interpreter then writes its number to a pipe, whose end to `repeat` from is yielded. Signals
+    from before are handled as ever, in the next turns of the event loop.
+    """
+    before = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    woken = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    try:
+        yield reading
+    finally:
+        signal.set_wakeup_fd(woken)
+        os.close(writing)
+        repeat(reading)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def repeat(reading: int) -> None:
+    """Send us again the signals whose numbers are in a pipe of `kept`, and close it."""
+    with suppress(BlockingIOError):
+        for number in os.read(reading, 4096):
+            if number in _HANDLED:
+                os.kill(os.getpid(), number)
+    os.close(reading)
 
 
 def report_ignored(report: Callable[[int], object]) -> None:

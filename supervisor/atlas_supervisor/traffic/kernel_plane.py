@@ -11,8 +11,8 @@ What always holds:
   reset every connection in its queue.
 - Each worker also carries the other slot's public listener, without using it. So one living worker
   keeps the whole group open when the daemon dies, and the next daemon takes it back (`takeback`).
-  The worker with the traffic keeps its listener then; the active slot gets the other one, and the
-  traffic once its fresh worker is ready.
+  Where it can't take the worker over, too, that one keeps the traffic and its listener; the active
+  slot gets the other one, and the traffic once its fresh worker is ready.
 - A slot's queue has one owner. With a worker, that is the worker (`occupy`). Without one, the
   daemon accepts the queue's connections and relays them to the other slot (`vacate`), so that no
   client waits in the queue of a dead worker.
@@ -29,12 +29,14 @@ accepts until its queue is empty (see `workers.drain`).
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import structlog
 
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
+from atlas_supervisor.system.failpoints import seam
+from atlas_supervisor.system.passed_sockets import PassedSockets
 from atlas_supervisor.system.procfs import describe_listeners, inode_of
 from atlas_supervisor.system.sockdiag import TcpSocket
 from atlas_supervisor.system.tcp_info import queue_length
@@ -45,7 +47,13 @@ from atlas_supervisor.traffic.relay import Target
 from atlas_supervisor.traffic.relay_connection import Answers
 from atlas_supervisor.traffic.slot_ports import Rescues, SlotPorts
 from atlas_supervisor.traffic.steering import DIRECT_SOURCE, SteeringPolicy
-from atlas_supervisor.traffic.takeback import take_back
+from atlas_supervisor.traffic.takeback import (
+    PUBLIC_NAME,
+    drop_passed,
+    own_name,
+    public_name,
+    take_back,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -76,9 +84,11 @@ class KernelPlane:
         """Share of new connections per slot."""
         return self._policy.weights
 
-    def take_back(self, pids: Collection[int]) -> TakenBack:
+    @seam("take-back")
+    def take_back(self, pids: Collection[int], passed: PassedSockets) -> TakenBack:
         """Look at the addresses, and take the group back from workers of an earlier daemon."""
-        taken = take_back(self._endpoints, pids)
+        drop_passed(passed, [PUBLIC_NAME])
+        taken = take_back(self._endpoints, pids, passed)
         try:
             host, port = self._endpoints.public_host, self._endpoints.public_port
             listeners.refuse_unusable("PUBLIC_PORT", host, port, taken.inodes)
@@ -90,49 +100,89 @@ class KernelPlane:
             raise
         return taken
 
-    def open(self, active: SlotName, taken: TakenBack | None = None) -> None:
+    def adoptable(self, slot: SlotName, pids: Collection[int], taken: TakenBack) -> int | None:
+        """Return the process that accepts from a public socket and, if it takes two, its own."""
+        for pid in pids:
+            if pid in taken.accepts and (self._by_descriptor or (slot, pid) in taken.own):
+                return pid
+        return None
+
+    @seam("open-plane")
+    def open(
+        self,
+        active: SlotName,
+        taken: TakenBack | None = None,
+        adopted: Mapping[SlotName, int] | None = None,
+    ) -> None:
         """Open the group and the slots' own ports, with what was taken back."""
-        taken = taken or TakenBack()
+        taken, adopted = taken or TakenBack(), adopted or {}
         self._kept = taken.kept
         try:
-            self._open_sockets(active, taken)
+            self._open_sockets(active, taken, adopted)
         except BaseException:
             self._close_sockets()
             raise
         targets = {slot: self._target_of(slot) for slot in SlotName} if self._by_descriptor else {}
         self._own_ports = SlotPorts(self._own, targets)
 
-    def _open_sockets(self, active: SlotName, taken: TakenBack) -> None:
+    def _open_sockets(
+        self, active: SlotName, taken: TakenBack, adopted: Mapping[SlotName, int]
+    ) -> None:
         host, port = self._endpoints.public_host, self._endpoints.public_port
         listeners.refuse_foreign_listeners("PUBLIC_PORT", host, port, taken.inodes)
-        with_traffic = active.other if taken.serving else active
+        served = not adopted and taken.traffic in taken.accepts.values()
+        with_traffic = active.other if served else active
         self._policy = SteeringPolicy(with_traffic, self._by_descriptor)
         try:
             if taken.group:
-                self._continue_group(taken)
+                self._continue_group(taken, adopted)
             else:
                 self._public = listeners.open_group(host, port, self._policy)
         except OSError as error:
             raise listeners.explain_bind_error("PUBLIC_PORT", host, port, error) from error
         self.steer(with_traffic)
-        self._own = listeners.open_slot_ports(
-            self._endpoints.slot_ports, listeners.listen_in_front, taken.inodes
+        had = {
+            slot: sock
+            for slot in self._endpoints.slot_ports
+            if (sock := taken.own_of(slot, adopted.get(slot)))
+        }
+        for sock in had.values():
+            listeners.restore_backlog(sock)
+        self._own = had | listeners.open_slot_ports(
+            {slot: port for slot, port in self._endpoints.slot_ports.items() if slot not in had},
+            listeners.listen_in_front,
+            taken.inodes,
         )
 
-    def _continue_group(self, taken: TakenBack) -> None:
+    def _continue_group(self, taken: TakenBack, adopted: Mapping[SlotName, int]) -> None:
         """Take the group as it is: its order can't be changed."""
         host, port = self._endpoints.public_host, self._endpoints.public_port
-        group = list(taken.group)
-        self._public = dict(zip(self._order(taken), group, strict=False))  # closed after a failure
+        group, order = list(taken.group), self._order(taken, adopted)
+        self._public = dict(zip(order, group, strict=False))  # closed after a failure
         if len(group) == 1:
             group.append(listeners.listen(host, port, reuse_port=True))
         for sock in group:
             listeners.restore_backlog(sock)
-        self._public = dict(zip(self._order(taken), group, strict=True))
+        self._public = dict(zip(order, group, strict=True))
 
-    def _order(self, taken: TakenBack) -> tuple[SlotName, SlotName]:
-        first = self._policy.active if taken.traffic == 0 else self._policy.active.other
-        return first, first.other
+    def _order(
+        self, taken: TakenBack, adopted: Mapping[SlotName, int]
+    ) -> tuple[SlotName, SlotName]:
+        """Return the slots in the order of the group: by an adopted worker, else by the traffic."""
+        known = [(slot, taken.accepts[pid]) for slot, pid in adopted.items()]
+        slot, index = known[0] if known else (self._policy.active, taken.traffic)
+        return (slot, slot.other) if index == 0 else (slot.other, slot)
+
+    def sockets(self) -> dict[str, socket.socket]:
+        """Return both public sockets and those of the slots' own ports."""
+        public = {public_name(slot): sock for slot, sock in self._public.items()}
+        return public | {own_name(slot): sock for slot, sock in self._own.items()}
+
+    def direct(self, slot: SlotName) -> tuple[str, int, str | None]:
+        """Return the slot's own port; of a worker without it, the public one."""
+        if self._by_descriptor:
+            return self._target_of(slot)
+        return Target("127.0.0.1", self._endpoints.slot_ports[slot])
 
     def _target_of(self, slot: SlotName) -> Target:
         """Return the address of a worker that inherited the public socket alone."""
@@ -159,6 +209,7 @@ class KernelPlane:
         """Return the slot's own port: it leads to the worker directly."""
         return port
 
+    @seam("steer")
     def steer(self, slot: SlotName) -> None:
         """Attach the program that sends new connections to the slot: the switch itself."""
         first, second = self._public
@@ -189,12 +240,14 @@ class KernelPlane:
         """Return the length of the slot's public queue."""
         return queue_length(self._public[slot])
 
+    @seam("vacate")
     def vacate(self, slot: SlotName, heir: SlotName) -> None:
         """Relay the public queue of a slot without a worker to the heir; close on its own port."""
         target = Target("127.0.0.1", self._endpoints.slot_ports[heir])
         self._rescues.begin(slot, self._public[slot], lambda: self._rescues.refusal(heir) or target)
         self._own_ports.vacate(slot)
 
+    @seam("occupy")
     def occupy(self, slot: SlotName) -> None:
         """Leave the slot's queues to its worker again; rescued connections go on to their end."""
         self._rescues.end(slot)

@@ -8,11 +8,12 @@ inherit a socket. The layers above don't depend on which one is in use.
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, Self
 
 from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.system.passed_sockets import PassedSockets
 from atlas_supervisor.traffic.refusal import PATIENCE_SECONDS, Refusal
 from atlas_supervisor.traffic.relay_connection import Answers, RelayCounters
 
@@ -44,27 +45,40 @@ class InheritedSockets:
 
 @dataclass(frozen=True)
 class TakenBack:
-    """The sockets of an earlier daemon's workers, and who serves on them."""
+    """The sockets of an earlier daemon and its workers, and who accepts from them."""
 
     group: tuple[socket.socket, ...] = ()
     """The public port's sockets, in the order of the group; one that was closed is missing."""
     traffic: int = 0
     """Which of them the kernel's program steers to."""
-    serving: frozenset[int] = frozenset()
-    """The pids of processes that accept from the socket with the traffic."""
-    waiting: frozenset[int] = frozenset()
-    """The pids of those that accept from the other one."""
+    accepts: Mapping[int, int] = field(default_factory=dict)
+    """Which of them a process accepts from, by its pid."""
+    own: Mapping[tuple[SlotName, int], socket.socket] = field(default_factory=dict)
+    """A slot's own listener, by slot and by the pid that has it; 0: it was passed to us."""
+    inner: Mapping[int, socket.socket] = field(default_factory=dict)
+    """The listener to which the relay connects, by the pid that has it."""
     kept: tuple[socket.socket, ...] = ()
-    """Listeners of the slots' own ports. They stay open: else their groups would be reordered."""
+    """All listeners of own ports. They stay open: else their groups would be reordered."""
     inodes: frozenset[int] = frozenset()
     """All listeners on our ports that these processes have open."""
     complete: bool = True
-    """Whether every one of them could be copied, and the group can be used."""
+    """Whether every one of them could be had, and the group can be used."""
 
     def close(self) -> None:
         """Close the copies; the workers' own descriptors stay open."""
-        for sock in (*self.group, *self.kept):
+        for sock in (*self.group, *self.inner.values(), *self.own.values(), *self.kept):
             sock.close()
+
+    def own_of(self, slot: SlotName, pid: int | None) -> socket.socket | None:
+        """Return the own listener of a slot whose worker, if any, has this pid.
+
+        None if there is none, or if a process accepts from it that is no worker of the slot.
+        """
+        if pid is not None and (slot, pid) in self.own:
+            return self.own[slot, pid]
+        passed = self.own.get((slot, 0))
+        shared = any(sock is passed for (_, holder), sock in self.own.items() if holder)
+        return None if shared else passed
 
 
 class RelayTraffic(NamedTuple):
@@ -98,17 +112,35 @@ class Plane(Protocol):
     def weights(self) -> dict[str, float]:
         """Share of new connections per slot, 0 to 1."""
 
-    def take_back(self, pids: Collection[int]) -> TakenBack:
+    def take_back(self, pids: Collection[int], passed: PassedSockets) -> TakenBack:
         """Look at the addresses, and take sockets back from workers of an earlier daemon.
 
         Nothing changes for the workers. Raises StartRefusedError if an address can't be had.
         """
 
-    def open(self, active: SlotName, taken: TakenBack | None = None) -> None:
+    def adoptable(self, slot: SlotName, pids: Collection[int], taken: TakenBack) -> int | None:
+        """Return the process of a worker whose sockets were all taken back; None if there is none.
+
+        With it the worker can be the slot's own.
+        """
+
+    def open(
+        self,
+        active: SlotName,
+        taken: TakenBack | None = None,
+        adopted: Mapping[SlotName, int] | None = None,
+    ) -> None:
         """Open every listening socket that was not taken back. Raises StartRefusedError.
 
-        While a worker of an earlier daemon serves, it keeps the traffic, and has the other slot.
+        `adopted` has the processes of the slots' own workers. While another worker of an earlier
+        daemon serves, it keeps the traffic, and has the other slot.
         """
+
+    def sockets(self) -> dict[str, socket.socket]:
+        """Return the sockets that a later daemon needs, by the names to pass them on under."""
+
+    def direct(self, slot: SlotName) -> tuple[str, int, str | None]:
+        """Return host, port and source address by which a worker is reached before `open`."""
 
     def inherited(self, slot: SlotName) -> InheritedSockets:
         """Return the sockets that a worker of the slot starts with."""

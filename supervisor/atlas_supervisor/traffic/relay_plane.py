@@ -13,11 +13,13 @@ probes and smoke tests included. So these connect to a listener of ours, which a
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
+from atlas_supervisor.system.passed_sockets import PassedSockets
 from atlas_supervisor.system.procfs import describe_listeners, inode_of
 from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import listeners
@@ -27,7 +29,16 @@ from atlas_supervisor.traffic.relay import Relay, Target, client_header, local_h
 from atlas_supervisor.traffic.relay_connection import Answers
 from atlas_supervisor.traffic.slot_ports import Rescues, SlotPorts
 from atlas_supervisor.traffic.steering import DIRECT_SOURCE
-from atlas_supervisor.traffic.takeback import take_back
+from atlas_supervisor.traffic.takeback import (
+    PUBLIC_NAME,
+    drop_passed,
+    holders,
+    own_name,
+    public_name,
+    take_back,
+    take_inner,
+    take_passed,
+)
 
 
 class RelayPlane:
@@ -65,40 +76,69 @@ class RelayPlane:
         """Share of new connections per slot."""
         return {slot.value: 1.0 if slot is self._active else 0.0 for slot in SlotName}
 
-    def take_back(self, pids: Collection[int]) -> TakenBack:
+    def take_back(self, pids: Collection[int], passed: PassedSockets) -> TakenBack:
         """Look at the addresses; of what workers of an earlier daemon have, own ports are shared.
 
-        The public port died with that daemon, and is opened at once: clients wait then. Where its
-        workers still listen in the way of this plane, what is returned is not complete.
+        The public port was passed on, or died with that daemon and is opened at once: clients wait
+        then. Where its workers still listen in the way of this plane, the result is not complete.
         """
-        taken = take_back(self._endpoints, pids)
         host, port = self._endpoints.public_host, self._endpoints.public_port
-        try:
+        drop_passed(passed, map(public_name, SlotName))
+        if self._socket_passing is SocketPassing.PORT:
+            taken = self._looked_at(pids, passed)
+        else:
+            taken = take_back(self._endpoints, pids, passed)
             if port:
-                listeners.refuse_unusable("PUBLIC_PORT", host, port, taken.inodes)
+                taken = replace(taken, inner=take_inner(self._endpoints, pids))
+        try:
+            self._public = take_passed(passed, PUBLIC_NAME, host, port)
+            ours = {*taken.inodes, *([inode_of(self._public)] if self._public else [])}
+            if port:
+                listeners.refuse_unusable("PUBLIC_PORT", host, port, ours)
             for slot, own_port in self._endpoints.slot_ports.items():
                 label = listeners.own_port_label(slot)
                 listeners.refuse_unusable(label, "127.0.0.1", own_port, taken.inodes)
-            if port and not taken.group:
+            if port and not taken.group and self._public is None:
                 self._public = self._listen()
         except BaseException:
             taken.close()
             raise
-        in_the_way = taken.group or (taken.kept and self._socket_passing is SocketPassing.PORT)
-        return replace(
-            taken,
-            serving=frozenset(),
-            waiting=frozenset(),
-            complete=taken.complete and not in_the_way,
-        )
+        return replace(taken, accepts={}, complete=taken.complete and not taken.group)
 
-    def open(self, active: SlotName, taken: TakenBack | None = None) -> None:
+    def _looked_at(self, pids: Collection[int], passed: PassedSockets) -> TakenBack:
+        """Return the sockets of workers that bind their own ports: these are not to be copied."""
+        taken = take_back(replace(self._endpoints, slot_ports={}), pids, passed)
+        theirs, own = set[int](), {}
+        for slot, port in self._endpoints.slot_ports.items():
+            theirs |= {*holders(port, pids).values()}
+            if sock := take_passed(passed, own_name(slot), "127.0.0.1", port):
+                own[slot, 0] = sock
+        return replace(taken, own=own, inodes=taken.inodes | theirs)
+
+    def adoptable(self, slot: SlotName, pids: Collection[int], taken: TakenBack) -> int | None:
+        """Return the process that has what the relay connects to, and the slot's own port."""
+        if self._socket_passing is SocketPassing.PORT:
+            return next(iter(holders(self._endpoints.slot_ports[slot], pids)), None)
+        relayed, by_own = bool(self._endpoints.public_port), SocketPassing.ACTIVATION
+        for pid in pids:
+            if (pid in taken.inner or not relayed) and (
+                (slot, pid) in taken.own or (relayed and self._socket_passing is not by_own)
+            ):
+                return pid
+        return None
+
+    def open(
+        self,
+        active: SlotName,
+        taken: TakenBack | None = None,
+        adopted: Mapping[SlotName, int] | None = None,
+    ) -> None:
         """Open the public listener and the slots' own ports."""
         self._active = active
-        taken = taken or TakenBack()
-        self._kept = taken.kept
+        taken, adopted = taken or TakenBack(), adopted or {}
+        self._kept = (*taken.kept, *taken.inner.values())
         try:
-            self._open_sockets(taken)
+            self._open_sockets(taken, adopted)
         except BaseException:
             self._close_sockets()
             raise
@@ -111,17 +151,27 @@ class RelayPlane:
             )
             self._relay.start()
 
-    def _open_sockets(self, taken: TakenBack) -> None:
+    def _open_sockets(self, taken: TakenBack, adopted: Mapping[SlotName, int]) -> None:
         # A worker binds its own port beside our reservation (SO_REUSEADDR).
         binds = self._socket_passing is SocketPassing.PORT
         open_one = listeners.bind if binds else listeners.listen_in_front
-        self._own = listeners.open_slot_ports(self._endpoints.slot_ports, open_one, taken.inodes)
+        ports = self._endpoints.slot_ports
+        had = {slot: sock for slot in ports if (sock := taken.own_of(slot, adopted.get(slot)))}
+        missing = {
+            slot: port
+            for slot, port in ports.items()
+            if slot not in had and not (binds and slot in adopted)
+        }
+        self._own = had | listeners.open_slot_ports(missing, open_one, taken.inodes)
+        for slot in had:
+            self.refresh(slot)
         if not self._endpoints.public_port:
             return
         self._public = self._public or self._listen()
         if self._socket_passing is not SocketPassing.PORT:
             for slot in SlotName:
-                self._inner[slot] = listeners.listen("127.0.0.1", 0)
+                inner = taken.inner.get(adopted.get(slot, 0))
+                self._inner[slot] = inner or listeners.listen("127.0.0.1", 0)
         elif self._with_header:
             for slot in SlotName:
                 self._probe_listeners[slot] = listeners.listen("127.0.0.1", 0)
@@ -182,6 +232,15 @@ class RelayPlane:
                 return int(listener.getsockname()[1])
         return port
 
+    def sockets(self) -> dict[str, socket.socket]:
+        """Return the public socket and those of the slots' own ports."""
+        public = {PUBLIC_NAME: self._public} if self._public is not None else {}
+        return public | {own_name(slot): sock for slot, sock in self._own.items()}
+
+    def direct(self, slot: SlotName) -> tuple[str, int, str | None]:
+        """Return the slot's own port, or the listener that the relay connects to."""
+        return self._target_of(slot)
+
     def steer(self, slot: SlotName) -> None:
         """Choose the slot for every connection that is accepted from now on."""
         self._active = slot
@@ -221,6 +280,9 @@ class RelayPlane:
         """Leave the slot's queues to its worker again; rescued connections go on to their end."""
         self._rescues.end(slot)
         self._own_ports.occupy(slot)
+        if slot not in self._own:  # an adopted worker was on its port
+            with suppress(OSError):
+                self._own[slot] = listeners.bind("127.0.0.1", self._endpoints.slot_ports[slot])
 
     def refuse(self, slot: SlotName, refusal: Refusal, launching: bool, /) -> None:
         """Refuse the slot's clients, those included that its last worker did not accept.

@@ -1,8 +1,8 @@
-"""Takes the listening sockets back from the workers of an earlier daemon.
+"""Takes the listening sockets of an earlier daemon back: those passed on, or from its workers.
 
 A worker that outlives its daemon keeps the public port's group open: it inherited its own socket
-of the group, and carries the other one. The next daemon copies the descriptors. So no connection
-is refused or reset, and the traffic stays with the old worker until a fresh one is ready.
+of the group, and carries the other one. Its own port's listener it has as well. The next daemon
+copies these descriptors, unless they were passed to it. So no connection is refused or reset.
 
 Two things about a socket are known to the daemon that opened it and are lost with it: its place in
 the group, and whether the program steers to it. They are kept on the socket itself, in two flags
@@ -15,48 +15,127 @@ import socket
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 
+from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.system import pidfd, procfs, sockdiag
+from atlas_supervisor.system.passed_sockets import PassedSockets
+from atlas_supervisor.system.procfs import inode_of
 from atlas_supervisor.traffic.listeners import SECOND_IN_GROUP, WITHOUT_TRAFFIC
 from atlas_supervisor.traffic.plane import Endpoints, TakenBack
 
+PUBLIC_NAME = "public"
+"""The name under which the relay's public socket is passed on."""
 
-def take_back(endpoints: Endpoints, pids: Collection[int]) -> TakenBack:
-    """Copy the listening sockets of these processes. Changes nothing for them.
 
-    One on another address of the public port, as after a change of `PUBLIC_HOST`, is in the way.
+def public_name(slot: SlotName) -> str:
+    """Return the name under which the slot's public socket is passed on."""
+    return f"public-{slot}"
+
+
+def own_name(slot: SlotName) -> str:
+    """Return the name under which the socket of the slot's own port is passed on."""
+    return f"own-{slot}"
+
+
+def drop_passed(passed: PassedSockets, names: Iterable[str]) -> None:
+    """Close sockets of the public port that are for another plane: they are in the way."""
+    for name in names:
+        if sock := passed.take(name):
+            sock.close()
+
+
+def take_passed(passed: PassedSockets, name: str, host: str, port: int) -> socket.socket | None:
+    """Return the socket that was passed under this name, if it has this address."""
+    sock = passed.take(name)
+    if sock is None or sock.getsockname()[:2] == (host, port):
+        return sock
+    sock.close()
+    return None
+
+
+def take_back(endpoints: Endpoints, pids: Collection[int], passed: PassedSockets) -> TakenBack:
+    """Take what was passed, and copy the listening sockets of these processes.
+
+    Changes nothing for them. One on another address of the public port, as after a change of
+    `PUBLIC_HOST`, is in the way.
     """
     public = _inodes(endpoints.public_port, endpoints.public_host)
-    own = set[int]().union(*(_inodes(port) for port in endpoints.slot_ports.values()))
-    other = _inodes(endpoints.public_port) - public - own
-    in_the_way: set[int] = set()
-    held: dict[int, list[tuple[int, int]]] = {}
-    first: dict[int, int] = {}
+    ports = {slot: _inodes(port) for slot, port in endpoints.slot_ports.items()}
+    other = _inodes(endpoints.public_port) - public - set().union(*ports.values())
+    places: dict[int, list[tuple[int, int]]] = {}
+    accepts: dict[int, int] = {}
+    own: dict[tuple[SlotName, int], int] = {}
     for pid in pids:
         for number, inode in sorted(procfs.open_sockets(pid).items()):
-            if inode in public or inode in own:
-                held.setdefault(inode, []).append((pid, number))
-            if inode in other:
-                in_the_way.add(inode)
+            places.setdefault(inode, []).append((pid, number))
             if inode in public:  # its own one comes first: the other's place is behind it
-                first.setdefault(pid, inode)
-    copies = {inode: copy for inode in held if (copy := _copied(held[inode]))}
+                accepts.setdefault(pid, inode)
+            for slot, inodes in ports.items():
+                if inode in inodes:
+                    own.setdefault((slot, pid), inode)
+    in_the_way = other & places.keys()
+    held = places.keys() & public.union(*ports.values())
+    given, named = _passed(endpoints, passed)
+    copies = given | {
+        inode: copy for inode in held - given.keys() if (copy := _copied(places[inode]))
+    }
     for sock in copies.values():  # a worker that some other version started lacks it
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     group = sorted(
         ((inode, copies[inode]) for inode in public & copies.keys()),
         key=lambda each: not each[1].getsockopt(*SECOND_IN_GROUP[each[1].family]),
     )
+    order = [inode for inode, _ in group]
     traffic = _traffic([sock for _, sock in group])
-    serving = frozenset(pid for pid in first if group and first[pid] == group[traffic or 0][0])
     return TakenBack(
         group=tuple(sock for _, sock in group),
         traffic=traffic or 0,
-        serving=serving,
-        waiting=frozenset(first) - serving,
-        kept=tuple(copies[inode] for inode in own & copies.keys()),
-        inodes=frozenset(in_the_way.union(held)),
-        complete=held.keys() == copies.keys() and traffic is not None and not in_the_way,
+        accepts={pid: order.index(inode) for pid, inode in accepts.items() if inode in order},
+        own={place: copies[inode] for place, inode in own.items() if inode in copies}
+        | {(slot, 0): copies[inode] for slot, inode in named.items()},
+        kept=tuple(copies[inode] for inode in copies.keys() - public),
+        inodes=frozenset(in_the_way | held | given.keys()),
+        complete=held <= copies.keys() and traffic is not None and not in_the_way,
     )
+
+
+def _passed(
+    endpoints: Endpoints, passed: PassedSockets
+) -> tuple[dict[int, socket.socket], dict[SlotName, int]]:
+    """Return the sockets that were passed and have our addresses, and which are of own ports."""
+    found, own = {}, {}
+    for slot, port in endpoints.slot_ports.items():
+        public = endpoints.public_host, endpoints.public_port
+        if sock := take_passed(passed, public_name(slot), *public):
+            found[inode_of(sock)] = sock
+        if sock := take_passed(passed, own_name(slot), "127.0.0.1", port):
+            found[inode_of(sock)] = sock
+            own[slot] = inode_of(sock)
+    return found, own
+
+
+def take_inner(endpoints: Endpoints, pids: Collection[int]) -> dict[int, socket.socket]:
+    """Copy the listener of each process that is on loopback, and on none of our ports."""
+    ours = {endpoints.public_port, *endpoints.slot_ports.values()}
+    inner = {
+        each.inode
+        for each in sockdiag.listeners()
+        if each.address == "127.0.0.1" and each.port not in ours
+    }
+    found = {}
+    for pid in pids:
+        places = [
+            (pid, n) for n, inode in sorted(procfs.open_sockets(pid).items()) if inode in inner
+        ]
+        if copy := _copied(places[:1]):
+            found[pid] = copy
+    return found
+
+
+def holders(port: int, pids: Collection[int]) -> dict[int, int]:
+    """Return the listener on the port that each of these processes has open, by its inode."""
+    inodes = _inodes(port)
+    held = {pid: inodes & procfs.sockets_of(pid) for pid in pids}
+    return {pid: min(found) for pid, found in held.items() if found}
 
 
 def _inodes(port: int, host: str | None = None) -> set[int]:

@@ -59,8 +59,8 @@ for. It lets a deploy follow every few seconds while each version before has a s
 
 _POLL_SECONDS = 0.02
 
-_ORDERLY = frozenset({0, -signal.SIGTERM, 128 + signal.SIGTERM})
-"""Exit statuses of a program that ended as asked."""
+_ORDERLY = frozenset({0, -signal.SIGTERM, 128 + signal.SIGTERM, None})
+"""Exit statuses of a program that ended as asked, or of which that is unknown."""
 
 _NAMES = {"requests": "request", "websockets": "WebSocket", "event_streams": "event stream"}
 
@@ -87,8 +87,10 @@ class Drain:
         self.gone = anyio.Event()
         self._seconds = seconds
         self._quiet_seconds = quiet_seconds
-        self._age = Stopwatch()
-        self._since_ts = now()
+        if instance.life.draining_ts is None:  # else an earlier daemon began it
+            instance.note(draining_ts=now())
+        self._since_ts = instance.life.draining_ts or now()
+        self._age = Stopwatch.since(self._since_ts)
         self._settling: anyio.CancelScope | None = None
         self._hurried = False
 

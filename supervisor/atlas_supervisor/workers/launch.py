@@ -12,6 +12,7 @@ claim: a program may listen elsewhere, or send it before its processes can answe
 
 from __future__ import annotations
 
+import hashlib
 import os
 import resource
 import secrets
@@ -19,6 +20,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,39 @@ def worker_environment(
         "MEMORY_ENABLED": str(settings.memory_enabled).lower(),
     }
     return values
+
+
+class LaunchSettings:
+    """What a launch takes from the settings; the daemon's environment and releases are no part.
+
+    The content of `WORKER_ENV_FILE` is that of the daemon's start, or of the last launch.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._nowhere = Release(name=None, path=settings.worker_directory, version="")
+        self._variables: dict[str, str] = {}
+        with suppress(SettingsError):  # it was changed since the settings were checked
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Read `WORKER_ENV_FILE` again. Raises SettingsError if it can't be used."""
+        self._variables = worker_environment(
+            self._settings,
+            slot=SlotName.BLUE,
+            port=0,
+            instance="",
+            release=self._nowhere,
+            environ={},
+        )
+
+    def digest(self, release: Release) -> str:
+        """Return a digest of the settings for a launch of the release."""
+        settings = self._settings
+        directory = str(settings.worker_directory) if release.name is None else ""
+        variables = sorted(item for item in self._variables.items() if item[0] != "PATH")
+        parts = (settings.worker_command, settings.worker_user, directory, variables)
+        return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
 def _beginning(path: Path) -> str:

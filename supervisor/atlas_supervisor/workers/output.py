@@ -109,6 +109,14 @@ class WorkerLog:
             self._launch_offset, self._launch_aside = status.st_size, None
         return descriptor
 
+    def adopt(self, instance: str, pid: int) -> None:
+        """Keep the file of an instance of an earlier daemon, if it still writes there."""
+        with suppress(OSError):
+            if _key(os.stat(f"/proc/{pid}/fd/1")) == _key_of(self.path):  # noqa: PTH116  # a link
+                with self.lock:
+                    own = self._held[instance] = open_regular(self.path, os.O_RDWR)
+                    self._named_sizes[_key(os.fstat(own))] = self.size()
+
     def _opened(self) -> int:
         try:
             # A link would lead astray, and a FIFO block.

@@ -15,7 +15,7 @@ import socket
 import struct
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from datetime import datetime
+from typing import Any
 
 import anyio
 import structlog
@@ -23,12 +23,14 @@ from anyio.abc import Process
 from pydantic import ValidationError
 
 from atlas_supervisor.model.drain import DrainCounts
+from atlas_supervisor.model.life import Life
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import InstanceUsage, SlotName
 from atlas_supervisor.system import procfs, sockdiag
 from atlas_supervisor.system.account import Account
 from atlas_supervisor.system.clock import Stopwatch, now
 from atlas_supervisor.system.descriptors import with_spares
+from atlas_supervisor.system.failpoints import seam
 from atlas_supervisor.system.pidfd import ForeignProcess
 from atlas_supervisor.system.sockdiag import TcpConnection, TcpSocket
 from atlas_supervisor.traffic import Answers
@@ -53,6 +55,10 @@ _MESSAGES_PER_PERIOD, _PERIOD_SECONDS = 64, 0.5  # further ones wait in the kern
 _CREDENTIALS = struct.Struct("=iII")
 
 
+def ignore() -> None:
+    """Record nothing."""
+
+
 class WorkerProcess:
     """A running worker. Made by `launch`; ends with `stop` or by itself."""
 
@@ -66,13 +72,16 @@ class WorkerProcess:
         notify: NotifySocket,
         stop_signal: signal.Signals = signal.SIGTERM,
         tag: int = 0,
+        life: Life | None = None,
     ) -> None:
         self.name = name
         self.slot = slot
         self.release = release
         self.pid = process.pid
-        self.started_ts: datetime = now()
-        self.age = Stopwatch()
+        self.life = life or Life(release=release, started_ts=now())
+        self.age = Stopwatch.since(self.life.started_ts) if life else Stopwatch()
+        self.on_change: Callable[[], None] = ignore
+        """Called when its life has changed, to record it."""
         self.exited = anyio.Event()
         self.reported = notify
         """Its own reports."""
@@ -88,7 +97,7 @@ class WorkerProcess:
         self._stop_signal = stop_signal
         self._tag = tag
         notify.read_from(self.pid)
-        self._asked_to_end = False
+        notify.on_change = lambda: self.note(not_accepting=notify.not_accepting.is_set())
         self._usage: InstanceUsage | None = None
         self._measured = (0.0, 0.0)
         """CPU seconds, and age at that time."""
@@ -97,6 +106,11 @@ class WorkerProcess:
     def alive(self) -> bool:
         """Whether the worker's first process is there."""
         return not self.exited.is_set()
+
+    def note(self, **changes: Any) -> None:
+        """Note a change in its life."""
+        self.life = self.life.model_copy(update=changes)
+        self.on_change()
 
     @property
     def facts(self) -> dict[str, str]:
@@ -110,7 +124,10 @@ class WorkerProcess:
 
     @property
     def exit_status(self) -> int | None:
-        """Its exit status, negative for the signal that ended it; None while it lives."""
+        """Its exit status, negative for the signal that ended it.
+
+        None while it lives, and if it is unknown: the kernel reports it to the parent.
+        """
         return self._process.returncode
 
     @property
@@ -118,7 +135,7 @@ class WorkerProcess:
         """How it ended, in words."""
         code = self._process.returncode
         if code is None:
-            return "is still running"
+            return "is still running" if self.alive else "ended, exit status unknown"
         if code < 0:
             with suppress(ValueError):
                 return f"was ended by {signal.Signals(-code).name}"
@@ -149,13 +166,16 @@ class WorkerProcess:
 
     async def wait(self) -> None:
         """Wait for the worker's end, and note it. May be called by several tasks."""
+        ended = False
         try:
             await self._process.wait()
+            ended = True
         finally:
-            if self._process.returncode is not None:
+            if ended or self._process.returncode is not None:
                 self.exited.set()
                 self.reported.close()
 
+    @seam("terminate")
     def terminate(self) -> None:
         """Ask it to drain and exit; a stopped process is continued, so that it gets the signal.
 
@@ -164,8 +184,8 @@ class WorkerProcess:
         """
         self.expected_to_exit = True
         if self.alive:
-            if not self._asked_to_end:
-                self._asked_to_end = True
+            if not self.life.asked_to_end:
+                self.note(asked_to_end=True)
                 self._signal(signal.SIGTERM if self.kit else self._stop_signal)
             self._signal(signal.SIGCONT)
 
@@ -177,7 +197,7 @@ class WorkerProcess:
         """
         left = self.reported.left
         streams = left and (left.websockets or left.event_streams)
-        if not (self.alive and self._asked_to_end and streams):
+        if not (self.alive and self.life.asked_to_end and streams):
             return False
         self._signal(signal.SIGTERM)
         return True
@@ -185,10 +205,13 @@ class WorkerProcess:
     def _signal(self, number: int) -> None:
         """Signal it if it is there.
 
-        Not through the process object: that polls for the exit status and takes it from the task
-        that waits for it, which would then report a made-up one.
+        A child is not signalled through its process object: that polls for the exit status and
+        takes it from the task that waits for it, which would then report a made-up one.
         """
-        procfs.send_signal([self.pid], number)
+        if isinstance(self._process, ForeignProcess):
+            self._process.send_signal(number)
+        else:
+            procfs.send_signal([self.pid], number)
 
     async def stops_accepting(self, ports: Collection[int]) -> bool:
         """Ask it to drain, and return whether it reported that it accepts nothing more.
@@ -297,6 +320,7 @@ class WorkerProcess:
         tcp = [listener for listener in sockdiag.listeners() if listener.inode in held]
         return tcp, [path for inode, path in sockdiag.unix_listeners().items() if inode in held]
 
+    @seam("kill")
     async def kill(self) -> None:
         """Kill the worker and all that is left of its descendants."""
         self.expected_to_exit = True
@@ -341,8 +365,8 @@ class NotifySocket:
         self._senders = {0, account.uid if account else os.getuid()}
         self.ready = anyio.Event()
         self.kit = kit
-        self.on_kit: Callable[[], object] = bool
-        """Called once it has reported that it has the kit."""
+        self.on_change: Callable[[], None] = ignore
+        """Called once it has reported that it has the kit, or that it accepts nothing more."""
         self.not_accepting = anyio.Event()
         """Set once it accepts no more connections; that is final."""
         self.left: DrainCounts | None = None
@@ -426,11 +450,12 @@ class NotifySocket:
     def _handle(self, lines: list[str]) -> None:
         if NOTIFY_KIT in lines and not self.kit:
             self.kit = True
-            self.on_kit()
+            self.on_change()
         if NOTIFY_READY in lines:
             self.ready.set()
-        if NOTIFY_NOT_ACCEPTING in lines:
+        if NOTIFY_NOT_ACCEPTING in lines and not self.not_accepting.is_set():
             self.not_accepting.set()
+            self.on_change()
         for line in lines:
             if line.startswith(NOTIFY_LEFT) and (left := _counts(line, NOTIFY_LEFT)):
                 self.left = left

@@ -1,8 +1,7 @@
 """Records worker processes in the database, and finds those that an earlier daemon left behind.
 
-After a crash of the daemon its workers still hold the listening sockets and serve. They are not
-adopted: they serve until a fresh worker is ready, and are drained then (`Slots`). Where their
-sockets can't be taken back, they are ended before anything is opened.
+After a crash of the daemon its workers still hold the listening sockets and serve. `adoption` goes
+on with them.
 
 A process is an orphan only if no living supervisor stands above it. A second daemon on a copy of
 the state folder, or on a folder that was moved away under a running one, finds the records or the
@@ -13,19 +12,18 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import astuple
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import anyio
 import structlog
+from pydantic import ValidationError
 
-from atlas_supervisor.config import Settings
 from atlas_supervisor.errors import StartRefusedError
-from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.life import Life
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.store.outbox import Outbox
 from atlas_supervisor.store.statements import Statements
@@ -33,11 +31,10 @@ from atlas_supervisor.system import procfs, sockdiag
 from atlas_supervisor.system.children import living_children
 from atlas_supervisor.system.clock import now
 from atlas_supervisor.system.descriptors import with_spares
+from atlas_supervisor.system.failpoints import seam
 from atlas_supervisor.system.lock import holds_a_lock
-from atlas_supervisor.system.pidfd import ForeignProcess
 from atlas_supervisor.system.procfs import ProcessIdentity
-from atlas_supervisor.traffic import Plane, TakenBack
-from atlas_supervisor.workers.process import NotifySocket, WorkerProcess
+from atlas_supervisor.workers.process import WorkerProcess, ignore
 from atlas_worker.contract import ENV_INSTANCE, ENV_SLOT, ENV_STATE_DIR, ENV_VERSION
 
 log = structlog.get_logger(__name__)
@@ -52,6 +49,13 @@ class InstanceRow(NamedTuple):
     start_ticks: int
     boot_id: str
     kit: bool = False
+    life: Life | None = None
+    """None in a row of an earlier version."""
+
+    @property
+    def identity(self) -> ProcessIdentity:
+        """The very process that was recorded."""
+        return ProcessIdentity(self.pid, self.start_ticks, self.boot_id)
 
 
 class Survivor(NamedTuple):
@@ -65,18 +69,7 @@ class Survivor(NamedTuple):
     kit: bool
     marked: bool
     """Whether it has the record or the environment of a worker."""
-
-
-@dataclass(frozen=True)
-class Inherited:
-    """The workers of an earlier daemon, by what they accept from."""
-
-    serving: Sequence[WorkerProcess] = ()
-    """The public socket with the traffic. The first of them is the one to be replaced."""
-    waiting: Sequence[WorkerProcess] = ()
-    """The other public socket."""
-    others: Sequence[WorkerProcess] = ()
-    """Neither."""
+    row: InstanceRow | None = None
 
 
 class WorkerRegistry:
@@ -94,6 +87,11 @@ class WorkerRegistry:
         """Write what is pending, as far as that is possible now."""
         await self._outbox.attempt()
 
+    @property
+    def pending(self) -> bool:
+        """Whether anything is still to be written."""
+        return self._outbox.pending
+
     async def survivors(self, state_dir: Path) -> list[Survivor]:
         """Return the workers that an earlier daemon left behind, and forget ended ones.
 
@@ -108,7 +106,8 @@ class WorkerRegistry:
 
     async def rows(self) -> list[InstanceRow]:
         """Return the recorded workers. Raises StoreError."""
-        return [InstanceRow(*row) for row in await self._statements.read("instances")]
+        rows = await self._statements.read("instances")
+        return [InstanceRow(*row)._replace(life=_life(row["life"])) for row in rows]
 
     async def listeners(self) -> set[int]:
         """Return the recorded listening sockets, if the machine was not started again since.
@@ -130,25 +129,39 @@ class WorkerRegistry:
 
     async def add(self, row: InstanceRow) -> None:
         """Record a worker. Raises StoreError."""
-        started = {**row._asdict(), "started_ts": now().isoformat()}
-        await self._statements.write(("add_instance", started))
+        life = row.life.model_dump_json() if row.life else None
+        started_ts = (row.life.started_ts if row.life else now()).isoformat()
+        columns = {**row._asdict(), "life": life, "started_ts": started_ts}
+        await self._statements.write(("add_instance", columns))
 
     async def remove(self, instance: str) -> None:
         """Remove a worker; it need not be there. Raises StoreError."""
         await self._statements.write(("remove_instance", {"instance": instance}))
 
+    @seam("record-launch")
     def launched(self, instance: WorkerProcess) -> None:
-        """Note that the process is there, and once more that it has the kit."""
+        """Note that the process is there, and what changes in its life."""
         identity = ProcessIdentity.of(instance.pid)
         if identity is not None:  # else it is gone already
             pid, start_ticks, boot_id = astuple(identity)
-            row = InstanceRow(instance.name, instance.slot, pid, start_ticks, boot_id, instance.kit)
+            who = (instance.name, instance.slot, pid, start_ticks, boot_id)
+            row = InstanceRow(*who, kit=instance.kit, life=instance.life)
             self._outbox.put(partial(self.add, row))
-            instance.reported.on_kit = partial(self.launched, instance)
+            instance.on_change = partial(self.launched, instance)
 
+    @seam("record-end")
     def gone(self, instance: WorkerProcess) -> None:
         """Note that nothing of it is left."""
+        instance.on_change = ignore
         self._outbox.put(partial(self.remove, instance.name))
+
+
+def _life(recorded: str | None) -> Life | None:
+    """Return the recorded life; None if there is none, or it is of another version."""
+    try:
+        return Life.model_validate_json(recorded or "")
+    except ValidationError:
+        return None
 
 
 _POLL_SECONDS = 0.05
@@ -164,16 +177,11 @@ def find_survivors(
 
     `listeners` are the sockets on which that daemon listened.
     """
-    known = {row.pid: row for row in rows if _is_there(row)}
+    known = {row.pid: row for row in rows if row.pid > 1 and row.identity.exists}
     found: dict[str, list[int]] = {}
     for pid in _orphans(state_dir, known, listeners):
         found.setdefault(_instance_of(pid, state_dir, rows), []).append(pid)
     return [_survivor(instance, pids, known) for instance, pids in found.items()]
-
-
-def _is_there(row: InstanceRow) -> bool:
-    """Whether a recorded pid is still the same process, in the same boot."""
-    return row.pid > 1 and ProcessIdentity(row.pid, row.start_ticks, row.boot_id).exists
 
 
 def _orphans(
@@ -218,65 +226,7 @@ def _survivor(instance: str, pids: list[int], known: dict[int, InstanceRow]) -> 
     slot = SlotName.GREEN if name == SlotName.GREEN else SlotName.BLUE
     version = variables.get(ENV_VERSION, "unknown")
     kit, marked = bool(row and row.kit), bool(row or variables.get(ENV_INSTANCE))
-    return Survivor(instance, slot, version, first, tuple(pids), kit, marked)
-
-
-async def take_over(
-    settings: Settings, plane: Plane, registry: WorkerRegistry, active: SlotName
-) -> Inherited:
-    """Open the plane with the sockets that an earlier daemon's workers have; return the workers.
-
-    They are not touched, unless their sockets can't be taken back. Raises StartRefusedError.
-    """
-    state_dir = settings.state_dir
-    survivors = await registry.survivors(state_dir)
-    pids = _pids(survivors)
-    taken = plane.take_back(pids)
-    if not taken.complete:
-        log.warning("listeners_not_copied", pids=pids, instead="ending these workers first")
-        taken.close()
-        seconds = min(settings.stop_timeout_seconds, _STOP_FIRST_SECONDS)
-        await end_survivors(
-            state_dir,
-            await registry.rows(),
-            await registry.listeners(),
-            seconds=seconds,
-            stop_signal=settings.stop_signal_number,
-        )
-        taken, survivors = TakenBack(), await registry.survivors(state_dir)
-    plane.open(active, taken)
-    registry.listening()
-    if survivors:
-        log.warning("orphans_found", pids=pids, why="left behind by an earlier daemon")
-    found: dict[bool | None, list[WorkerProcess]] = {True: [], False: [], None: []}
-    # The active worker first, and last what is found by nothing but its sockets.
-    for survivor in sorted(survivors, key=lambda each: (not each.marked, each.slot is not active)):
-        if instance := inherit(survivor, settings):
-            serves = bool(taken.serving.intersection(survivor.pids))
-            accepts = serves or bool(taken.waiting.intersection(survivor.pids))
-            found[serves if accepts else None].append(instance)
-    return Inherited(serving=found[True], waiting=found[False], others=found[None])
-
-
-def inherit(survivor: Survivor, settings: Settings) -> WorkerProcess | None:
-    """Return the survivor as a worker that can be drained; None if it has ended.
-
-    It goes on reporting to the address that it was started with.
-    """
-    with suppress(ProcessLookupError):
-        process = ForeignProcess(survivor.pid)
-        return WorkerProcess(
-            name=survivor.instance,
-            slot=survivor.slot,
-            release=Release(name=None, path=settings.worker_directory, version=survivor.version),
-            process=process,
-            notify=NotifySocket(
-                survivor.instance, kit=survivor.kit, account=settings.worker_account
-            ),
-            stop_signal=settings.stop_signal_number,
-            tag=procfs.tag_for(str(settings.state_dir), survivor.instance),
-        )
-    return None
+    return Survivor(instance, slot, version, first, tuple(pids), kit, marked, row)
 
 
 async def end_survivors(
@@ -286,19 +236,22 @@ async def end_survivors(
     *,
     seconds: float,
     stop_signal: signal.Signals = signal.SIGTERM,
+    spared: Collection[str] = (),
 ) -> int:
     """End every process of an earlier daemon on this state folder; return how many there were.
 
+    `spared` are instances that go on.
     They have `seconds` to exit after the signal. Raises StartRefusedError if one can't be ended.
     """
 
     async def find() -> list[Survivor]:
-        return await anyio.to_thread.run_sync(find_survivors, state_dir, rows, listeners)
+        every = await anyio.to_thread.run_sync(find_survivors, state_dir, rows, listeners)
+        return [each for each in every if each.instance not in spared]
 
     found = await find()
     if not found:
         return 0
-    pids = _pids(found)
+    pids = pids_of(found)
     log.warning("orphans_found", pids=pids, why="left behind by an earlier daemon; ending them")
     for survivor in found:  # the kit drains on SIGTERM alone
         procfs.send_signal(survivor.pids, signal.SIGTERM if survivor.kit else stop_signal)
@@ -307,7 +260,7 @@ async def end_survivors(
             await anyio.sleep(_POLL_SECONDS)
     left = pids
     with anyio.move_on_after(_KILL_SECONDS):
-        while left := _pids(await find()):
+        while left := pids_of(await find()):
             procfs.send_signal(left, signal.SIGKILL)
             await anyio.sleep(_POLL_SECONDS)
     if left:
@@ -316,7 +269,8 @@ async def end_survivors(
     return len(pids)
 
 
-def _pids(survivors: Sequence[Survivor]) -> list[int]:
+def pids_of(survivors: Iterable[Survivor]) -> list[int]:
+    """Return all processes of these instances."""
     return sorted(pid for survivor in survivors for pid in survivor.pids)
 
 

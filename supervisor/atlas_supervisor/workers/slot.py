@@ -34,11 +34,13 @@ from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.system.descriptors import SPARES, is_shortage
+from atlas_supervisor.system.failpoints import seam
 from atlas_supervisor.system.procfs import inode_of
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.drain import Drain, Drains
 from atlas_supervisor.workers.launch import (
     LaunchError,
+    LaunchSettings,
     ReleaseGoneError,
     launch_release,
     new_instance_id,
@@ -55,10 +57,10 @@ _LINGERING_POLL_SECONDS = 1.0  # one with the kit ends by itself; this is for th
 
 
 class InstanceRegistry(Protocol):
-    """Remembers processes, so that a later daemon finds those that this one leaves behind."""
+    """Remembers processes, so that a later daemon goes on with those that this one leaves."""
 
     def launched(self, instance: WorkerProcess) -> None:
-        """Note that the process is there."""
+        """Note that the process is there, and from now on what changes in its life."""
 
     def gone(self, instance: WorkerProcess) -> None:
         """Note that nothing of it is left."""
@@ -74,6 +76,7 @@ class SlotContext:
     registry: InstanceRegistry
     tasks: TaskGroup
     drains: Drains
+    launch_settings: LaunchSettings
     on_down: Callable[[Slot, WorkerProcess, str], Awaitable[None]]
     """Called once when a worker ended or hangs without having been asked to end, with the cause."""
     on_change: Callable[[], None]
@@ -157,7 +160,7 @@ class Slot:
             state=self.state,
             pid=instance.pid if instance else None,
             version=instance.release.version if instance else None,
-            started_ts=instance.started_ts if instance else None,
+            started_ts=instance.life.started_ts if instance else None,
             restarts=self.restarts,
             last_exit=self.last_exit,
             **(instance.usage if instance else InstanceUsage())._asdict(),
@@ -196,6 +199,7 @@ class Slot:
                 error.detail.setdefault("instance", name)
             raise
         self.apply(SlotEvent.READY)
+        instance.note(ready=True)
         self._context.tasks.start_soon(self._watch_liveness, instance)
         if instance.kit and self._context.settings.stop_signal != "TERM":
             log.warning("stop_signal_ignored", why="a worker with the kit drains on SIGTERM alone")
@@ -208,6 +212,7 @@ class Slot:
             "kit": instance.kit,
         }
 
+    @seam("launch")
     async def _launch(self, release: Release, name: str) -> WorkerProcess:
         launch = partial(
             launch_release,
@@ -227,15 +232,34 @@ class Slot:
             with SPARES.released():
                 instance = await launch()
         self.instance = instance
+        self._context.launch_settings.refresh()
+        instance.note(
+            port=self.port,
+            socket_passing=self._context.settings.socket_passing,
+            restarts=self.restarts,
+            launched_with=self._context.launch_settings.digest(release),
+        )
         self._context.tasks.start_soon(self._watch_exit, instance)
         log.info("worker_launched", pid=instance.pid, version=release.version)
         self._context.registry.launched(instance)
         return instance
 
+    @seam("adopt")
+    def adopt(self, instance: WorkerProcess) -> None:
+        """Go on with a worker of an earlier daemon as if we had launched it."""
+        self.instance, self.restarts = instance, instance.life.restarts
+        self.log.adopt(instance.name, instance.pid)
+        self.apply(SlotEvent.ADOPTED)
+        self._context.plane.occupy(self.name)
+        self._context.registry.launched(instance)
+        self._context.tasks.start_soon(self._watch_exit, instance)
+        self._context.tasks.start_soon(self._watch_liveness, instance)
+
     def inherit(self, instance: WorkerProcess) -> None:
         """Take a worker of an earlier daemon, to be drained once another one has its traffic."""
         self.instance = instance
         instance.slot = self.name
+        self._context.registry.launched(instance)  # a still later daemon finds it in this slot
         self.apply(SlotEvent.INHERITED)
         self._context.plane.occupy(self.name)
         self._context.tasks.start_soon(self._watch_exit, instance)
@@ -273,6 +297,7 @@ class Slot:
             self.last_exit = cause
             await self._context.on_down(self, instance, cause)
 
+    @seam("drain")
     async def drain(self, freed: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """Drain the worker, and return how that went; see `workers.drain`.
 

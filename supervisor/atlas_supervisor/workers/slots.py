@@ -5,8 +5,9 @@ a switch it is occupied by the version before, which stays warm and then drains.
 asks for it with `free_staging`. The deploy that occupies it sees `staging_needed` and ends its
 guard and warm time; drains are hurried; then the slot is free.
 
-After a daemon was killed, its worker still serves. It has the traffic and the staging slot's
-sockets until the active slot's fresh worker is ready; then it is drained like a version before.
+After a daemon was killed, its workers are adopted (`adoption`): each slot goes on with its own. One
+that can't be has the traffic and the staging slot's sockets until the active slot's fresh worker is
+ready; then it is drained like a version before.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import Role, SlotName, SlotState, SlotView
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.traffic import Plane
+from atlas_supervisor.workers.adoption import Inherited
 from atlas_supervisor.workers.drain import SETTLE_SECONDS, Drains
+from atlas_supervisor.workers.launch import LaunchSettings
 from atlas_supervisor.workers.outage import Outage
 from atlas_supervisor.workers.process import WorkerProcess
-from atlas_supervisor.workers.registry import Inherited
 from atlas_supervisor.workers.restarts import Restarter, as_recorded
 from atlas_supervisor.workers.slot import InstanceRegistry, Slot, SlotContext
 
@@ -61,6 +63,7 @@ class Slots:
         self.drains = Drains()
         self.on_worker_down: Callable[[Slot, str], Awaitable[bool]] = _no_deploys
         """Called when a worker went down; returns whether a deploy dealt with it."""
+        self._launch_settings = LaunchSettings(settings)
         context = SlotContext(
             settings=settings,
             plane=plane,
@@ -68,6 +71,7 @@ class Slots:
             registry=registry,
             tasks=tasks,
             drains=self.drains,
+            launch_settings=self._launch_settings,
             on_down=self._worker_down,
             on_change=self._note_service,
         )
@@ -116,6 +120,19 @@ class Slots:
     @property
     def _earlier_serves(self) -> bool:
         return not self._replaced and any(each.alive for each in self._inherited.serving)
+
+    @property
+    def settings_pending(self) -> bool:
+        """Whether the active worker was launched with other settings than there are now."""
+        instance = self.active.instance
+        if instance is None or not instance.life.launched_with:
+            return False
+        return instance.life.launched_with != self._launch_settings.digest(instance.release)
+
+    @property
+    def launching(self) -> bool:
+        """Whether a worker is being launched whose process is not known yet."""
+        return any(slot.state is SlotState.STARTING and slot.instance is None for slot in self)
 
     def ports(self) -> tuple[int, int]:
         """Return the active and the staging port."""
@@ -204,14 +221,44 @@ class Slots:
         if not restarter.idle.is_set():
             await restarter.cancel()
 
-    def occupy_staging(self) -> None:
-        """Leave staging to a worker of an earlier daemon that has its sockets; else vacate it."""
+    @property
+    def adopted(self) -> list[dict[str, Any]]:
+        """The workers of an earlier daemon with which slots have gone on."""
+        return [{**each.facts, "pid": each.pid} for each in self._inherited.adopted.values()]
+
+    @property
+    def adopted_in_staging(self) -> Release | None:
+        """The release of the adopted worker in staging; None if there is none."""
+        slot = self.staging
+        adopted = slot.instance is not None and slot.name in self._inherited.adopted
+        return slot.instance.release if slot.instance and adopted and slot.can_serve else None
+
+    def take_in(self) -> None:
+        """Go on with the workers of an earlier daemon; without one, staging is vacated.
+
+        One that is in staging is kept warm until it is known what its deploy needs it for.
+        """
         occupants = self._inherited.serving or self._inherited.waiting
-        if not occupants:
+        for slot in self:
+            if instance := self._inherited.adopted.get(slot.name):
+                slot.adopt(instance)
+        if self.staging.alive:
+            self.staging.deactivate()
+        elif occupants:
+            self.staging.inherit(occupants[0])
+        else:
             self.vacate_staging()
             return
         self._free = anyio.Event()
-        self.staging.inherit(occupants[0])
+
+    def keep_staging(self) -> None:
+        """Leave an adopted worker in staging to a deploy that waits to switch to it."""
+        self.staging.activate()
+        self._free.set()
+
+    def abandon_staging(self) -> None:
+        """Drain an adopted worker in staging that no deploy needs any more."""
+        self._tasks.start_soon(self.drain_staging)
 
     def vacate_staging(self) -> None:
         """Pass connections that are queued for staging on to the active slot."""
@@ -249,17 +296,24 @@ class Slots:
     # What happens by itself.
 
     async def start_active(self, release: Release) -> None:
-        """Start the active worker; if it crashes, go on trying."""
+        """Start the active worker, unless one was adopted; if it crashes, go on trying."""
+        slot = self.active
         await self._end_unwanted()
+        if slot.alive:
+            return
         self._note_service()
+        if self.staging.can_serve:  # as if it had ended a moment ago
+            cause = "it ended while no supervisor ran"
+            if await self.on_worker_down(slot, cause) and slot is not self.active:
+                return
         if not self._stopping:
-            await self._restarters[self._active].start(release)
+            await self._restarters[slot.name].start(release)
 
     async def _end_unwanted(self) -> None:
         """End earlier workers without traffic; return once none shares the active socket."""
         waiting, others = self._inherited.waiting, self._inherited.others
         for instance in others:
-            self._tasks.start_soon(self.active.dismiss, instance)
+            self._tasks.start_soon(self[instance.slot].dismiss, instance)
         if not self._inherited.serving:  # then the first of them is in staging
             if waiting:
                 self._tasks.start_soon(self.drain_staging)

@@ -20,9 +20,9 @@ class Heard(Notifier):
         self.words: list[object] = []
         self.deaf = False
 
-    def not_accepting(self) -> bool:
-        self.words.append("not accepting")
-        return True
+    def not_accepting(self, *, wait: bool = True) -> bool:
+        self.words.append("not accepting" if wait else "not accepting, again")
+        return not self.deaf
 
     def left(self, counts: Mapping[str, int]) -> bool:
         self.words.append(counts)
@@ -70,6 +70,26 @@ def test_remaining_work_is_reported_on_change_at_most_every_half_second(
     assert heard.words == [counts(1), counts(1)]  # an undelivered report is repeated
     reporter.report_end()
     assert heard.words[-1] == ("cut", counts(1))
+
+
+def test_the_end_of_accepting_is_reported_at_once_and_until_a_supervisor_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene, heard = Scene(), Heard()
+    monkeypatch.setattr("atlas_worker.serving.time.monotonic", lambda: scene.now)
+    reporter = serving._Reporter(scene.drain, scene.server, heard)
+    scene.drain.stop()
+    reporter.report()
+    heard.words.clear()
+    scene.drain.accepting, heard.deaf = False, True
+    for _ in range(2):
+        reporter.report()
+    assert heard.words == ["not accepting"]
+    scene.now += 1
+    heard.deaf = False
+    for _ in range(2):
+        reporter.report()
+    assert heard.words == ["not accepting", "not accepting, again"]
 
 
 @pytest.mark.parametrize(

@@ -115,8 +115,8 @@ class _AcceptingNotifier(Notifier):
     its probes.
     """
 
-    def not_accepting(self) -> bool:
-        return False
+    def not_accepting(self, *, wait: bool = True) -> bool:  # there is no report
+        return True
 
 
 class _DelayedStop:

@@ -31,7 +31,7 @@ from atlas_supervisor.canary.stats.sample_ratio import SampleRatios, check_draws
 from atlas_supervisor.canary.stats.windows import CallWindow
 from atlas_supervisor.model.verdict import Verdict
 
-ERRORS_PART = 0.75
+ERRORS_PART = 2 / 3
 """The weight of the errors in a rollback. Latency gets the rest: it says more per call."""
 
 FIRST_ROUND = 0.9
@@ -105,8 +105,8 @@ class RampEvidence:
     """The evidence about one feature over one ramp; it carries over the ramp's steps.
 
     Alpha is divided over the rounds: the first one has FIRST_ROUND of it, round k from 2 on
-    (1 - FIRST_ROUND) / (k (k - 1)). Within a round, a rollback goes by 3/4 of the evidence by
-    errors plus 1/4 of that by latency.
+    (1 - FIRST_ROUND) / (k (k - 1)). Within a round, a rollback goes by 2/3 of the evidence by
+    errors plus 1/3 of that by latency.
 
     `alpha` is the probability of a wrongful rollback in the ramps of all features together.
     `promote_alpha` is that of promoting this feature although its error rate is higher by `margin`

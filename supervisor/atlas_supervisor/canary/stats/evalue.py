@@ -81,10 +81,12 @@ class Mixture:
         return {"started": self._started, "logs": list(self._logs)}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Take over the saved state. Raises ValueError if it is of other bets."""
-        if len(saved["logs"]) != len(self._log_weights):
-            raise ValueError("this evidence was saved by another version of the supervisor")
-        self._started, self._logs = saved["started"], list(saved["logs"])
+        """Take over the saved state; the money of other bets is spread over these."""
+        self._started, logs = saved["started"], list(saved["logs"])
+        if len(logs) != len(self._log_weights):  # an earlier version has saved it
+            total = log_sum(logs)
+            logs = [total + weight for weight in self._log_weights]
+        self._logs = logs
 
 
 def exponential(log: float) -> float:

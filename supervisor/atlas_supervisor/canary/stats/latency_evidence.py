@@ -1,25 +1,27 @@
 """Evidence for a rollback: the canary is slower than stable by more than a margin.
 
-Theory. Let a canary call of x ms count as one of x/1.1 ms, with a margin of 10 %, and of x - 1 ms
-at most: a difference of microseconds would be certain and irrelevant. Null hypothesis: for every t,
-canary calls adjusted this way take over t ms no more often than stable calls. There are two kinds
-of bets, each with half of the money, all on the same coarse ranks: a call's level is how many of
+Theory. Let a canary call of x ms count as one of x/1.1 ms, with a margin of 10 %; one of less than
+11 ms as x - 1 ms at most, as a difference of microseconds would be certain and irrelevant. Null
+hypothesis: for every t, canary calls adjusted this way take over t ms no more often than stable
+calls. There are two kinds of bets, all on the same coarse ranks: a call's level is how many of
 stable's past quantiles (`CUTS`) it has passed.
 
-Slow calls: "slow" takes the place of "failed" in the bets on a risk ratio of `rollback_evidence`,
-at stable's p50, p95 and p99. They find a longer tail.
+Slow calls have a quarter of the money: "slow" takes the place of "failed" in the bets on a risk
+ratio of `rollback_evidence`, at stable's p95 and p99. They find a longer tail.
 
-Ranks (after Shekhar and Ramdas, arXiv 2112.09162, and Waudby-Smith and Ramdas, arXiv 2010.09686):
-let w >= 0 not fall with the latency, and q = p·w / (p·w + 1 - p), p being the canary's share. A
-canary call multiplies by q/p and a stable call by (1-q)/(1-p). The first grows with w, so if the
-canary is no slower its expectation is at most that over stable's calls, and p·(q/p) +
+Ranks have the rest (after Shekhar and Ramdas, arXiv 2112.09162, and Waudby-Smith and Ramdas, arXiv
+2010.09686): let w >= 0 not fall with the latency, and q = p·w / (p·w + 1 - p), p being the canary's
+share. A canary call multiplies by q/p and a stable call by (1-q)/(1-p). The first grows with w, so
+if the canary is no slower its expectation is at most that over stable's calls, and p·(q/p) +
 (1-p)·(1-q)/(1-p) = 1. Here w = exp(λz - λ²/2), with z the normal score of the level and λ one of
-`STRENGTHS`. They find a shift of the whole distribution.
+`STRENGTHS`: for normal logarithms, the likelihood ratio of a shift by λ standard deviations. They
+find a shift of the whole distribution.
 
 Invariants
 - Quantiles, scores and pooled rates are fixed before a window's first call. They come from calls of
-  earlier windows. They are placed anew after every PLACE_CALLS stable calls, because latencies
-  drift; money and earlier factors stay, which were valid when they were multiplied in.
+  earlier windows. They are placed anew after four times as many stable calls as they come from,
+  PLACE_CALLS at most, because latencies drift; money and earlier factors stay, which were valid
+  when they were multiplied in.
 - Rounding is in the canary's favour: a call that is slower by exactly the margin never gets a
   higher level.
 - Every bet grows with a canary call's level and falls with a stable call's. So a call without an
@@ -60,26 +62,32 @@ CUTS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.
 
 LEVELS = len(CUTS) + 1
 
-SLOW_LEVELS = tuple(CUTS.index(quantile) + 1 for quantile in (0.5, 0.95, 0.99))
+SLOW_LEVELS = tuple(CUTS.index(quantile) + 1 for quantile in (0.95, 0.99))
 """The levels from which on a call is slow."""
 
-STRENGTHS = (0.1, 0.25, 0.6, 1.2)
-"""The strengths λ of the bets on ranks."""
+STRENGTHS = {0.1: 0.1, 0.25: 0.45, 0.6: 0.35, 1.2: 0.1}
+"""The strengths λ of the bets on ranks, and how their money is divided.
+
+Most is on shifts by a quarter and by a half of a standard deviation: for a log-normal latency with
+a sigma of 0.7, by a fifth and by a half. Larger ones are found soon by any bet.
+"""
+
+_RANKS_PART = 0.75
 
 WEIGHTS = (
-    *[0.5 / (len(SLOW_LEVELS) * len(RISK_RATIOS))] * (len(SLOW_LEVELS) * len(RISK_RATIOS)),
-    *[0.5 / len(STRENGTHS)] * len(STRENGTHS),
+    *[(1 - _RANKS_PART) / len(SLOW_LEVELS) * part for part in RISK_RATIOS.values()]
+    * len(SLOW_LEVELS),
+    *[_RANKS_PART * part for part in STRENGTHS.values()],
 )
 """The money of each bet: by threshold and risk ratio, then by strength."""
 
-SLACK_MS = 1.0
-"""A canary that is slower by no more than this many milliseconds is not slower."""
+SLACK_MS, SLACK_BELOW_MS = 1.0, 11.0
+"""A difference up to the first is not counted for canary calls of less than the second."""
 
-LEAST_CALLS = 200
-"""Stable calls needed to place quantiles: the slowest 1 % are then two calls."""
+LEAST_CALLS, PLACE_CALLS = 50, 2_000
+"""The least stable calls to place quantiles by, and the most until they are placed anew."""
 
-PLACE_CALLS = 2_000
-"""Stable calls after which quantiles are placed anew."""
+_AGAIN = 4
 
 _PRIOR_CALLS = 50.0  # weight of stable's past: latencies drift
 _NORMAL = NormalDist()
@@ -96,8 +104,10 @@ class Placement:
     """The normal score of each level."""
     slow_rates: tuple[float, ...]
     """The part of stable's past calls that was slow, by threshold."""
-    first: int = 0
+    first: int
     """The first window that goes by it."""
+    again: int
+    """The number of stable calls after which quantiles are placed anew."""
 
     def level(self, bucket: int, *, canary: bool) -> int:
         """Return the level of a call's latency."""
@@ -117,15 +127,16 @@ class Placement:
 
     def to_list(self) -> list[Any]:
         """Return it as JSON values."""
-        return [self.cuts, self.canary_cuts, self.scores, self.slow_rates, self.first]
+        return list(vars(self).values())
 
     @classmethod
     def from_list(cls, saved: Iterable[Any] | None) -> Placement | None:
-        """Return the placement that `to_list` has saved."""
-        if saved is None:
-            return None
-        cuts, canary_cuts, scores, slow_rates, first = saved
-        return cls(tuple(cuts), tuple(canary_cuts), tuple(scores), tuple(slow_rates), first)
+        """Return the placement that `to_list` has saved; None if an earlier version has."""
+        match list(saved or ()):
+            case [cuts, canary_cuts, scores, slow_rates, first, again]:
+                levels = tuple(cuts), tuple(canary_cuts), tuple(scores)
+                return cls(*levels, tuple(slow_rates), first, again)
+        return None
 
 
 def place(stable: Histogram, margin: float, first: int = 0) -> Placement | None:
@@ -147,6 +158,7 @@ def place(stable: Histogram, margin: float, first: int = 0) -> Placement | None:
         scores=tuple(_NORMAL.inv_cdf(rank) for rank in ranks),
         slow_rates=tuple((calls - below[at - 1] + 0.5) / (calls + 1) for at in SLOW_LEVELS),
         first=first,
+        again=min(_AGAIN * calls, PLACE_CALLS),
     )
 
 
@@ -154,14 +166,14 @@ def place(stable: Histogram, margin: float, first: int = 0) -> Placement | None:
 def _adjusted(margin: float) -> list[int]:
     """Return the bucket that a canary's bucket counts as, at this margin."""
     shift = math.ceil(math.log1p(margin) / math.log(LATENCY_RATIO) - 1e-9)
-    return [
-        max(0, min(bucket - shift, latency_bucket(_lower_edge(bucket) - SLACK_MS)))
-        for bucket in range(LATENCY_BUCKETS)
+    edges = [
+        bucket_milliseconds(each) / math.sqrt(LATENCY_RATIO) for each in range(LATENCY_BUCKETS)
     ]
-
-
-def _lower_edge(bucket: int) -> float:
-    return bucket_milliseconds(bucket) / math.sqrt(LATENCY_RATIO)
+    at_most = [
+        latency_bucket(edge - SLACK_MS) if edge < SLACK_BELOW_MS else LATENCY_BUCKETS
+        for edge in edges
+    ]
+    return [max(0, min(bucket - shift, most)) for bucket, most in enumerate(at_most)]
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ has exited, has failed; a decision that was only asked for stays unreported.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any, NamedTuple
 
 from atlas_supervisor.canary.stats.histogram import Histogram
@@ -18,21 +17,15 @@ from atlas_supervisor.canary.stats.windows import (
     SLICES_PER_SECOND,
     TIMEOUT_SLICES,
     CallKey,
+    Ended,
     Group,
     Windows,
+    first_of,
 )
 from atlas_worker.contract import bucket_milliseconds, latency_bucket
+from atlas_worker.contract.ring import Outcome
 
 _TIMEOUT_BUCKET = latency_bucket(TIMEOUT_SLICES / SLICES_PER_SECOND * 1000)
-
-
-class CallOutcome(Enum):
-    """The outcome of a call."""
-
-    OK = "ok"
-    ERROR = "error"
-    CANCELLED = "cancelled"
-    """Not a failure; it would have taken at least as long as it did."""
 
 
 @dataclass
@@ -56,6 +49,14 @@ class Tally:
         self.errors += other.errors
         self.cancelled += other.cancelled
         self.latency.merge(other.latency)
+
+    def count(self, ended: Iterable[Ended]) -> None:
+        """Add calls that have ended. A cancelled call is no failure: it took as long as it did."""
+        for outcome, bucket, count in ended:
+            self.calls += count
+            self.errors += count if outcome == Outcome.ERROR else 0
+            self.cancelled += count if outcome == Outcome.CANCELLED else 0
+            self.latency.add(bucket, count)
 
 
 class CallKind(NamedTuple):
@@ -95,32 +96,36 @@ class CallTracker:
         self,
         ring: str,
         group: Group,
-        count: int,
-        outcome: CallOutcome,
-        bucket: int,
+        ended: Collection[Ended],
         *,
         asked: bool,
         key: CallKey | None = None,
     ) -> None:
-        """Add the outcome of calls that were assigned before; after their timeout it is late."""
-        known = self._close(ring, group, CallKind(asked, key is not None), count)
-        self.late += count - known
-        if known:
-            self._count(group, known, outcome, bucket)
-            failed = outcome is CallOutcome.ERROR
-            self._windows.end(group, known, bucket, failed=failed, asked=asked, key=key)
+        """Add outcomes of calls that were assigned before; after their timeout they are late."""
+        kind, calls = CallKind(asked, key is not None), self._open.get(ring, {})
+        count, left = sum([each.calls for each in ended]), calls.pop((group, kind), 0)
+        self.late += max(count - left, 0)
+        if left > count:
+            calls[group, kind] = left - count
+        elif left < count:
+            ended = [*first_of(ended, left)]
+        if ended:
+            self._tally(group).count(ended)
+            self._windows.end(group, ended, asked=asked, key=key)
 
-    def record(self, group: Group, count: int, outcome: CallOutcome, bucket: int) -> None:
+    def record(self, group: Group, ended: Ended) -> None:
         """Add calls that were only recorded, at their end; as evidence they count at their begin.
 
         One that has taken as long as the timeout is evidence of a failure, as any other call.
         """
-        self._tally(group).assigned += count
-        self._count(group, count, outcome, bucket)
-        took = math.ceil(bucket_milliseconds(bucket) / 1000 * SLICES_PER_SECOND)
+        tally = self._tally(group)
+        tally.assigned += ended.calls
+        tally.count([ended])
+        took = math.ceil(bucket_milliseconds(ended.bucket) / 1000 * SLICES_PER_SECOND)
         began = group._replace(slice=group.slice - min(took, TIMEOUT_SLICES))
-        failed = outcome is CallOutcome.ERROR or bucket >= _TIMEOUT_BUCKET
-        self._windows.record(began, count, bucket, failed=failed)
+        if ended.bucket >= _TIMEOUT_BUCKET:
+            ended = ended._replace(outcome=Outcome.ERROR)
+        self._windows.record(began, ended)
 
     def process_exited(self, ring: str, now: int) -> None:
         """Close the open calls of a process that has exited; `now` is the current slice."""
@@ -140,39 +145,22 @@ class CallTracker:
         tallies, self._tallies = self._tallies, {}
         return tallies
 
-    def _close(self, ring: str, group: Group, kind: CallKind, count: int) -> int:
-        """Remove open calls; return how many of them were open."""
-        calls = self._open.get(ring, {})
-        left = calls.get((group, kind), 0)
-        known = min(left, count)
-        if known == left:
-            calls.pop((group, kind), None)
-        else:
-            calls[group, kind] = left - known
-        return known
-
     def _expire(self, ring: str, group: Group, kind: CallKind, count: int, now: int) -> None:
         seconds = max(now - group.slice, 0) / SLICES_PER_SECOND
-        bucket = latency_bucket(seconds * 1000)
+        failed = Ended(Outcome.ERROR, latency_bucket(seconds * 1000), count)
         if kind.asked:
             self._tally(group).unreported += count
         else:
-            self._count(group, count, CallOutcome.ERROR, bucket)
+            self._tally(group).count([failed])
         keys: list[CallKey | None] = [None]
         if kind.keyed:
-            keys, count = list(self._windows.open_units(ring, group, asked=kind.asked)), 1
+            keys = [*self._windows.open_units(ring, group, asked=kind.asked)]
+            failed = failed._replace(calls=1)
         for key in keys:
             if kind.asked:
-                self._windows.drop_unreported(group, count, key=key)
+                self._windows.drop_unreported(group, failed.calls, key=key)
             else:
-                self._windows.end(group, count, bucket, failed=True, key=key)
-
-    def _count(self, group: Group, count: int, outcome: CallOutcome, bucket: int) -> None:
-        tally = self._tally(group)
-        tally.calls += count
-        tally.errors += count if outcome is CallOutcome.ERROR else 0
-        tally.cancelled += count if outcome is CallOutcome.CANCELLED else 0
-        tally.latency.add(bucket, count)
+                self._windows.end(group, [failed], key=key)
 
     def _tally(self, group: Group) -> Tally:
         tally = self._tallies.get(group)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from atlas_supervisor.canary.stats.decision import Conclusion, Decision
 from atlas_supervisor.canary.stats.explain import needed, percent
@@ -52,10 +52,8 @@ class RampError(Exception):
         self.hint = hint
 
 
-class Feature(BaseModel):
+class Feature(BaseModel, frozen=True, extra="ignore"):
     """A feature's canary as it is saved. Times are Unix seconds."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str
     stage: Stage = Stage.STEADY

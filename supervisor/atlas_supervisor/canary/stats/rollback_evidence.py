@@ -25,8 +25,9 @@ Invariants
   less than a good one. So a call without an outcome is bounded from below: a canary call as good, a
   stable call as failed.
 - Restarts (Shin, Ramdas and Rinaldo, arXiv 2203.03532): after 100,000 good calls a single bet has
-  lost nearly everything. So 0.9 of the money bets from the first call on, and the rest is added
-  step by step; after n canary calls 1 - 0.1 / (1 + ln(1 + n/100)) bets.
+  lost nearly everything. So 0.9 of the money bets from the first call on, and a little is added
+  whenever the canary calls have grown by a fiftieth; after n of them 1 - 0.1 / (1 + ln(1 + n/1000))
+  bets.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-RISK_RATIOS = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0)
-"""The risk ratios r; each gets the same part of the money."""
+RISK_RATIOS = {1.25: 0.05, 1.5: 0.1, 2.0: 0.2, 3.0: 0.2, 5.0: 0.2, 10.0: 0.15, 20.0: 0.1}
+"""The risk ratios r, and how the money is divided. The least ones need many calls anyway."""
 
 STARTED_AT_FIRST = 0.9
 """The part of the money that bets from the first call on."""
 
 _MAX_CANARY_RATE = 0.999  # at 1 a single good canary call would end the bet
-_RESTART_CALLS = 100  # canary calls over which the restarts begin to thin out
+_RESTART_CALLS = 1_000  # canary calls over which the restarts begin to thin out
 
 
 class Bet(NamedTuple):
@@ -100,8 +101,8 @@ def arm_bets(share: float) -> list[Bet]:
 def share_started(canary_calls: int) -> float:
     """Return the part of the money that bets after this many canary calls, in [0.9, 1).
 
-    It is raised whenever the calls have grown by a tenth.
+    It is raised when the calls have grown by a fiftieth, as starting costs more than betting.
     """
-    steps = math.floor(math.log1p(canary_calls / 10) / math.log(1.1))
-    calls = 10 * (math.exp(steps * math.log(1.1)) - 1)
+    steps = math.floor(math.log1p(canary_calls / 50) / math.log(1.02))
+    calls = 50 * (1.02**steps - 1)
     return 1 - (1 - STARTED_AT_FIRST) / (1 + math.log1p(calls / _RESTART_CALLS))

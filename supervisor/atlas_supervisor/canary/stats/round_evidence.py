@@ -28,7 +28,6 @@ from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.latency_evidence import (
     LEAST_CALLS,
     LEVELS,
-    PLACE_CALLS,
     SLOW_LEVELS,
     LatencyBets,
     Placement,
@@ -50,7 +49,8 @@ from atlas_supervisor.canary.stats.rollback_evidence import (
 from atlas_supervisor.canary.stats.windows import SLICES_PER_SECOND, CallWindow
 from atlas_worker.contract import bucket_milliseconds, latency_bucket
 
-ERROR_WEIGHTS = (1 / (2 * len(RISK_RATIOS)),) * (2 * len(RISK_RATIOS))
+ERROR_WEIGHTS = tuple(part / 2 for part in RISK_RATIOS.values()) * 2
+"""The money of the bets on rates, and of those on a failure's arm."""
 
 
 class Terms(NamedTuple):
@@ -269,7 +269,9 @@ class RoundEvidence:
         if placement is None:
             return SlowCalls(0, 0, Arm(), Arm())
         per = len(RISK_RATIOS)
-        tests = [log_sum(self.latency.logs[at * per : (at + 1) * per]) for at in range(3)]
+        tests = [
+            log_sum(self.latency.logs[at * per : (at + 1) * per]) for at in range(len(SLOW_LEVELS))
+        ]
         level = SLOW_LEVELS[tests.index(max(tests))]
         return SlowCalls(
             bucket_milliseconds(placement.canary_cuts[level - 1]),
@@ -310,7 +312,7 @@ class RoundEvidence:
         """Fix the terms of the next window by the calls of those before it."""
         started = share_started(self.canary_calls)
         placement = self.placement
-        if self._recent_calls >= (PLACE_CALLS if placement else LEAST_CALLS):
+        if self._recent_calls >= (placement.again if placement else LEAST_CALLS):
             placement = self._place(number) or placement
         if placement is not None and placement != self.placement:
             self._adopt(placement)
@@ -371,31 +373,17 @@ class RoundEvidence:
     def carry_over(self, saved: Mapping[str, Any]) -> None:
         """Take over the evidence of a version that had single tests, as money of the first bets.
 
-        Its open windows and its latency quantiles are left out; both tests go on from their value.
+        Its open windows and its latency quantiles are left out.
         """
-        errors, latency = saved["errors"], saved["latency"]
-        tests = latency["tests"]
-        self._spread(self.errors, ERROR_WEIGHTS, errors["logs"], errors["started"])
-        logs = [log for test in tests for log in test["logs"]]
-        self._spread(self.latency, LATENCY_WEIGHTS, logs, tests[0]["started"], len(tests))
-        self._spread(self.promotion, PROMOTION_WEIGHTS, [saved["promotion"]["log"]], 1.0)
+        errors, tests = saved["errors"], saved["latency"]["tests"]
+        logs = [log - math.log(len(tests)) for test in tests for log in test["logs"]]
+        self.errors.restore(errors)
+        self.latency.restore({"started": tests[0]["started"], "logs": logs})
+        self.promotion.restore({"started": 1.0, "logs": [saved["promotion"]["log"]]})
         self._promotion_bound = self.promotion.log_e
         past = errors["past"]
         self._baseline = Baseline(Prior(**past["prior"]), past["calls"], past["errors"])
         self.canary_calls = errors["canary_calls"]
-
-    @staticmethod
-    def _spread(
-        mixture: Mixture,
-        weights: Sequence[float],
-        logs: Sequence[float],
-        started: float,
-        of: int = 1,
-    ) -> None:
-        total = log_sum(logs)
-        shares = Mixture([weight / of for weight in weights])
-        shares.multiply([total] * len(weights))
-        mixture.restore({"started": started, "logs": list(shares.logs)})
 
 
 def _count_levels(window: CallWindow, placement: Placement, cache: _Cache) -> None:

@@ -9,7 +9,7 @@ bound open calls from below, so no verdict waits for them.
 
 Terms. A *slice* is half a second of the machine's monotonic clock. An *epoch* has one share; a
 *ramp* is the sequence of epochs that one evidence covers. A *stratum* is the calls that were drawn
-alike; a *window* is a run of its slices: one slice at first, later some 4 % of the ramp's calls.
+alike; a *window* is a run of its slices: 4 % of the ramp's calls, up to WINDOW_SLICES.
 When it begins depends on time and on the number of assignments alone.
 
 Invariants
@@ -44,6 +44,7 @@ from typing import Any, NamedTuple
 
 from atlas_supervisor.canary.stats.counts import Arm
 from atlas_supervisor.model.canary import KeyRow
+from atlas_worker.contract.ring import Outcome
 
 SLICES_PER_SECOND = 2
 TIMEOUT_SLICES = 60 * SLICES_PER_SECOND
@@ -53,8 +54,10 @@ GRACE_SLICES = 4
 MAX_KEYS = 100_000
 """Keys of one ramp that are remembered; later keys are not evidence."""
 
-_PART, _MOST_CALLS, _MOST_SLICES = 0.04, 10_000, 60 * SLICES_PER_SECOND
-"""A window ends at this part of the ramp's calls, at this many calls, or after this many slices."""
+WINDOW_SLICES = 4
+"""The most slices of a window. What its bets depend on is fixed when it begins, so it is short; and
+a minute of hanging calls leaves some thirty open, so it is not shorter."""
+_PART = 0.04  # of the ramp's calls in a window, if that is less: rates are learned fast at first
 
 
 class CallKey(NamedTuple):
@@ -72,6 +75,24 @@ class Group(NamedTuple):
     epoch: int
     slice: int
     canary: bool
+
+
+class Ended(NamedTuple):
+    """Calls of one group that have ended alike."""
+
+    outcome: int
+    """An `Outcome` of the ring."""
+    bucket: int
+    calls: int = 1
+
+
+def first_of(ended: Iterable[Ended], most: int) -> Iterator[Ended]:
+    """Yield the first calls that have ended, at most so many."""
+    for each in ended:
+        if most <= 0:
+            return
+        yield each if each.calls <= most else each._replace(calls=most)
+        most -= each.calls
 
 
 class DrawnEpoch(NamedTuple):
@@ -109,10 +130,11 @@ class Side:
     latency: dict[int, int] = field(default_factory=dict)
     """Number of calls by latency bucket."""
 
-    def add(self, count: int, bucket: int, *, failed: bool) -> None:
-        """Add calls with one outcome."""
+    def add(self, ended: Ended) -> None:
+        """Add calls that have ended."""
+        outcome, bucket, count = ended
         self.calls += count
-        self.errors += count if failed else 0
+        self.errors += count if outcome == Outcome.ERROR else 0
         self.latency[bucket] = self.latency.get(bucket, 0) + count
 
     @property
@@ -223,8 +245,8 @@ class _Ramp:
         last = self.by_stratum[window.stratum][-1]
         if window is not last or slice_number <= window.latest:
             return False
-        limit = min(self.assigned * _PART, _MOST_CALLS)
-        return window.assigned >= limit or slice_number - window.since >= _MOST_SLICES
+        is_full = window.assigned >= self.assigned * _PART
+        return is_full or slice_number - window.since >= WINDOW_SLICES
 
     def flush_recorded(self, before: int, share_of: Mapping[int, DrawnEpoch]) -> None:
         """Make windows of the recorded calls that began in slices before this one."""
@@ -329,18 +351,19 @@ class Windows:
     def end(
         self,
         group: Group,
-        count: int,
-        bucket: int,
+        ended: Iterable[Ended],
         *,
-        failed: bool,
         asked: bool = False,
         key: CallKey | None = None,
     ) -> None:
-        """Add the outcome of calls that were assigned before."""
+        """Add the outcomes of calls that were assigned before."""
         window, calls = self._take(group, asked=asked, key=key)
-        if window is not None and (known := window.close(calls, count)):
-            window.side(canary=group.canary).add(known, bucket, failed=failed)
-            window.changed = True
+        if window is None:
+            return
+        side, window.changed = window.side(canary=group.canary), True
+        for each in first_of(ended, window.open.get(calls, 0)):
+            window.close(calls, each.calls)
+            side.add(each)
 
     def drop_unreported(self, group: Group, count: int, *, key: CallKey | None = None) -> None:
         """Set calls aside whose outcome was never reported: they are no evidence of failures."""
@@ -377,18 +400,18 @@ class Windows:
             if key.ring == ring and of == group and calls.asked is asked
         ]
 
-    def record(self, group: Group, count: int, bucket: int, *, failed: bool) -> None:
+    def record(self, group: Group, ended: Ended) -> None:
         """Add calls that were never assigned by us; `group` has the slice of their beginning."""
         epoch = self._epochs.get(group.epoch)
         if epoch is None:
             return
-        self._draws.assigned[group.epoch, epoch.share, group.canary] += count
+        self._draws.assigned[group.epoch, epoch.share, group.canary] += ended.calls
         ramp = self._ramps[epoch.ramp]
         if group.slice < ramp.recorded_before:
-            self.late += count
+            self.late += ended.calls
             return
         sides = ramp.recorded.setdefault((group.slice, group.epoch), (Side(), Side()))
-        sides[0 if group.canary else 1].add(count, bucket, failed=failed)
+        sides[0 if group.canary else 1].add(ended)
 
     def start_round(self, ramp: int, number: int) -> None:
         """Forget the keys of a ramp: from now on all count anew, in this round."""

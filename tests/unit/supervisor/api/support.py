@@ -33,7 +33,7 @@ from atlas_supervisor.model.deploy import (
 from atlas_supervisor.model.health import Health
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.release import ReleaseView
-from atlas_supervisor.model.status import Status
+from atlas_supervisor.model.status import ReloadView, Status
 from tests.unit.supervisor.api.fakes import PlayedCanaries
 
 TOKEN = "a-token-hard-to-guess"
@@ -133,6 +133,12 @@ class MemoryControl:
     async def set_mode(self, mode: Mode, actor: Actor, key: IdempotencyKey | None = None) -> None:
         self.asked.append(("mode", mode, actor))
         self.mode = mode
+
+    async def reload(self, actor: Actor) -> ReloadView:
+        self.asked.append(("reload", None, actor))
+        if self.refusal:
+            raise self.refusal
+        return examples.RELOAD
 
     async def releases(self, *, with_git: bool) -> list[ReleaseView]:
         return [examples.RELEASE.model_copy(update={"version": "git" if with_git else None})]
@@ -318,6 +324,7 @@ async def running(
     parts = Control(
         deploys=server.control,
         queries=server.control,
+        reloads=server.control,
         canary=server.control.canaries,
         health=server.control,
         audit=server.audit,

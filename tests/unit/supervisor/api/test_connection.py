@@ -83,6 +83,7 @@ async def test_a_body_in_chunks_over_the_limit_is_413(tmp_path: Path) -> None:
         b"GET /livez HTTP/1.1\r\n" + b"X: y\r\n" * 10_000 + b"\r\n",
     ],
 )
+@pytest.mark.fault("Requests", "huge headers", "refused")
 async def test_headers_over_any_limit_are_refused(tmp_path: Path, head: bytes) -> None:
     async with running(tmp_path) as server:
         answer = parse(await server.raw(head))
@@ -95,6 +96,7 @@ async def test_a_connection_that_sends_nothing_is_closed(tmp_path: Path) -> None
             assert await server.raw(b"") == b""
 
 
+@pytest.mark.fault("Requests", "slow headers", "cut off after 20 s")
 async def test_dripped_headers_are_cut_off_with_408(tmp_path: Path) -> None:
     async with running(tmp_path, receive_seconds=SOON) as server:
         async with asyncio.timeout(LATE):
@@ -108,6 +110,7 @@ async def test_dripped_headers_are_cut_off_with_408(tmp_path: Path) -> None:
     ("framing", "drop"),
     [("Content-Length: 60000", b" "), ("Transfer-Encoding: chunked", b"1\r\n \r\n")],
 )
+@pytest.mark.fault("Requests", "a slow body", "cut off after 20 s")
 async def test_a_dripped_body_is_cut_off_with_408(
     tmp_path: Path, framing: str, drop: bytes
 ) -> None:

@@ -326,6 +326,11 @@ async def test_a_fallback_right_before_a_kill_is_audited_once_by_the_next_daemon
             assert await canaries.audited() == [("canary_fallback", "latched", None)]
 
 
+@pytest.mark.fault(
+    "Disk and files",
+    "a full disk when a canary falls back",
+    "the fallback is delayed and not prevented",
+)
 async def test_a_full_disk_delays_the_fallback_and_does_not_prevent_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

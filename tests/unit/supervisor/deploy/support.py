@@ -15,14 +15,16 @@ import pytest
 from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy import switch as switching
 from atlas_supervisor.deploy.machine import Event, Phase
-from atlas_supervisor.deploy.recovery import finish_interrupted
+from atlas_supervisor.deploy.recovery import finish_interrupted, resumed
 from atlas_supervisor.deploy.switch import Landing, LandingCheck, Switch
 from atlas_supervisor.model.deploy import DeployRecord, Mode
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.store.database import Database, open_database
+from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
+from atlas_supervisor.workers.releases import Releases
 from atlas_supervisor.workers.slot import Slot
 from tests.harness import write_release
 from tests.unit.supervisor.store.support import a_deploy, a_state, moved
@@ -116,7 +118,18 @@ class Left:
     async def recover(self, active: SlotName, **changes: Any) -> tuple[DeployState, Any]:
         ports = {"active_port": PORT[active], "staging_port": PORT[active.other]}
         state = a_state(**ports, **changes)
-        return await finish_interrupted(self.database, state, self.settings)
+        state, left = await finish_interrupted(self.database, state, self.settings)
+        if left is None or left.record.phase == Phase.AWAITING_SWITCH:
+            return state, left
+        await self.resume(left, state)
+        return state, None
+
+    async def resume(
+        self, left: UnfinishedDeploy, state: DeployState, lives: Release | None = None
+    ) -> tuple[DeployRecord, Release | None]:
+        """Go on with what was left, with this release in staging."""
+        releases = Releases(directory=self.folder, releases_dir=self.folder / "releases")
+        return await resumed(self.database, left, releases, state, self.settings, lives=lives)
 
     async def stack(self) -> list[tuple[str | None, SlotName]]:
         """Return the versions, the first one last, as they were pushed."""

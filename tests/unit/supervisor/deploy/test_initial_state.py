@@ -12,7 +12,7 @@ import pytest
 
 from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy.initial_state import active_release
-from atlas_supervisor.deploy.recovery import finish_interrupted
+from atlas_supervisor.deploy.recovery import finish_interrupted, resumed
 from atlas_supervisor.deploy.service import previous_release
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.deploy import Mode
@@ -204,5 +204,7 @@ async def test_a_switch_that_was_not_noted_is_noted_with_its_folder(tmp_path: Pa
         await it.database.deploys.begin(record, auto_switch=True, release=release)
         changes: dict[str, Any] = {"active_release": ActiveRelease(**release.record)}
         state = a_state(active_port=record.staging_port, staging_port=record.active_port, **changes)
-        await finish_interrupted(it.database, state, it.settings)
+        _, left = await finish_interrupted(it.database, state, it.settings)
+        assert left is not None
+        await resumed(it.database, left, it.releases, state, it.settings, lives=None)
         assert (await it.database.versions.all())[0].release == release

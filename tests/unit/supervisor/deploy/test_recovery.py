@@ -10,15 +10,12 @@ import pytest
 from atlas_supervisor.deploy import initial_state
 from atlas_supervisor.deploy.initial_state import read_state
 from atlas_supervisor.deploy.machine import Event, Phase
-from atlas_supervisor.deploy.recovery import resumed
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.actor import SUPERVISOR
 from atlas_supervisor.model.deploy import AfterFailure, Mode
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.state_keeper import StateFile
-from atlas_supervisor.workers.releases import Releases
-from tests.unit.supervisor.deploy.fakes import World
 from tests.unit.supervisor.deploy.support import (
     AFTER_SWITCH,
     BEFORE_SWITCH,
@@ -220,6 +217,13 @@ async def test_a_result_whose_audit_entry_a_kill_prevented_is_audited(tmp_path: 
         assert await it.audited() == [("deploy", "aborted")]
 
 
+async def test_a_result_of_a_deploy_that_goes_on_is_audited_after_a_kill(tmp_path: Path) -> None:
+    async with left(tmp_path) as it:
+        await it.deploy(Phase.GUARD)
+        await it.recover(GREEN)
+        assert ("deploy", "switched") in await it.audited()
+
+
 async def test_with_AFTER_FAILURE_stay_recovery_leaves_the_mode(tmp_path: Path) -> None:
     async with left(tmp_path, after_failure=AfterFailure.STAY) as it:
         await it.deploy(Phase.UNSTAGE, event=Event.FAILED, result="failed", reason="health: 500")
@@ -258,6 +262,20 @@ async def test_the_end_of_a_switch_is_one_transaction_with_its_version_and_the_s
         kept = await it.database.state.load()
         assert kept is not None
         assert (kept.generation, kept.active_port) == (9, PORT[GREEN])
+
+
+@pytest.mark.parametrize("mode", [Mode.SINGLE, Mode.BLUEGREEN])
+async def test_a_mode_that_was_set_without_its_audit_entry_gets_it_at_the_next_start_once(
+    tmp_path: Path, mode: Mode
+) -> None:
+    async with left(tmp_path) as it:
+        other = Mode.BLUEGREEN if mode is Mode.SINGLE else Mode.SINGLE
+        await it.database.audit.write(SUPERVISOR, "mode", other.value)
+        file = StateFile(tmp_path / "deploy_state.json")
+        file.write(a_state(mode=mode))
+        for _ in range(2):
+            assert (await read_state(it.settings, file, it.database)).mode is mode
+        assert await it.audited() == [("mode", other.value), ("mode", mode.value)]
 
 
 async def test_a_mode_that_the_settings_overrule_is_audited_once(tmp_path: Path) -> None:
@@ -333,23 +351,18 @@ async def test_at_the_first_start_no_state_file_is_lost(tmp_path: Path) -> None:
 async def test_a_waiting_release_goes_through_its_gates_again(tmp_path: Path) -> None:
     async with left(tmp_path) as it:
         record = await it.deploy(Phase.AWAITING_SWITCH, result="awaiting_switch")
-        releases = Releases(directory=tmp_path, releases_dir=tmp_path / "releases")
         waiting = UnfinishedDeploy(record, auto_switch=False)
-        run = await resumed(it.database, waiting, releases, effects=World(), transitions=World())
-        assert run is not None
-        assert (run.phase, run.record.result, run.release.name) == (Phase.LAUNCH, None, "v2")
-        assert not run.settled.is_set()
+        again, release = await it.resume(waiting, a_state())
+        assert release is not None
+        assert (again.phase, again.result, release.name) == (Phase.LAUNCH, None, "v2")
 
 
 async def test_a_waiting_release_that_is_gone_fails_its_deploy(tmp_path: Path) -> None:
     async with left(tmp_path) as it:
         record = await it.deploy(Phase.AWAITING_SWITCH, result="awaiting_switch")
-        releases = Releases(directory=tmp_path, releases_dir=tmp_path / "elsewhere")
+        (tmp_path / "releases").rename(tmp_path / "elsewhere")
         waiting = UnfinishedDeploy(record, auto_switch=False)
-        assert (
-            await resumed(it.database, waiting, releases, effects=World(), transitions=World())
-            is None
-        )
+        assert (await it.resume(waiting, a_state()))[1] is None
         ended = await it.ended()
         assert ended.result == "failed"
         assert "RELEASES_DIR" in (ended.reason or "")

@@ -258,6 +258,7 @@ def write(file: LogFile, number: int) -> str:
     return text
 
 
+@pytest.mark.fault("Logs", "rotation while a reader follows", "the reader misses no line")
 def test_the_daemons_log_is_followed_across_rotation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,8 +21,9 @@ from atlas_supervisor.model.slot import (
 )
 
 EVENTS = st.lists(st.sampled_from(SlotEvent), max_size=40)
-OWN = st.lists(st.sampled_from(sorted({*SlotEvent} - {SlotEvent.INHERITED})), max_size=40)
-"""What can happen to the daemon's own workers."""
+EARLIER = {SlotEvent.ADOPTED, SlotEvent.INHERITED}
+OWN = st.lists(st.sampled_from(sorted({*SlotEvent} - EARLIER)), max_size=40)
+"""What can happen to workers that this daemon has launched."""
 
 
 def walk(events: list[SlotEvent]) -> SlotState:

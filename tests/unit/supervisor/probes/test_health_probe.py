@@ -129,6 +129,9 @@ async def test_a_port_without_a_listener_fails() -> None:
     assert "connection refused" in result.message
 
 
+@pytest.mark.fault(
+    "Workers", "a probe answered by the wrong instance", "the probe fails and names it"
+)
 async def test_an_answer_of_the_wrong_instance_fails_and_names_it() -> None:
     async with serve(answer(headers="X-Atlas-Instance: old\r\n")) as server:
         wrong = await probe(server.port, expect_instance="new")
@@ -163,6 +166,9 @@ def no_descriptors_left() -> Iterator[None]:
             os.close(descriptor)
 
 
+@pytest.mark.fault(
+    "Workers", "the daemon's own failure to probe", "it does not count against the worker"
+)
 async def test_our_own_lack_of_descriptors_is_not_the_workers_fault() -> None:
     async with serve(answer()) as server, HttpProber() as prober:
         with no_descriptors_left():

@@ -52,6 +52,9 @@ async def test_a_change_that_cannot_be_written_has_not_happened(tmp_path: Path) 
         assert (await keeper.change(mode=Mode.SINGLE)).generation == 2
 
 
+@pytest.mark.fault(
+    "Disk and files", "fsync fails (EIO)", "the state file and memory stay as they were"
+)
 async def test_a_change_that_was_not_durable_is_taken_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,8 +14,11 @@ import anyio
 import pytest
 
 from atlas_supervisor.errors import StartRefusedError
+from atlas_supervisor.model.life import Life
+from atlas_supervisor.model.release import Release
 from atlas_supervisor.store.database import open_database
 from atlas_supervisor.system import procfs
+from atlas_supervisor.system.clock import now
 from atlas_supervisor.system.procfs import inode_of
 from atlas_supervisor.traffic.listeners import listen
 from atlas_supervisor.workers import registry
@@ -61,11 +64,15 @@ def of_a_worker(state_dir: object) -> dict[str, str]:
 
 
 async def test_recorded_workers_come_back_as_written(tmp_path: Path) -> None:
-    one = InstanceRow("blue-1", "blue", 12, 34, "boot")
+    release = Release(name="r1", path=tmp_path, version="1", recorded_version="0")
+    life = Life(release=release, started_ts=now(), port=8791, restarts=3, draining_ts=now())
+    one = InstanceRow("blue-1", "blue", 12, 34, "boot", kit=True, life=life)
     async with open_database(tmp_path / "atlas.db") as (database, _):
         workers = WorkerRegistry(database.statements)
         await workers.add(one)
         assert await workers.rows() == [one]
+        await workers.add(one._replace(life=None))  # as an earlier version has left it
+        assert await workers.rows() == [one._replace(life=None)]
         await workers.remove("blue-1")
         await workers.remove("never-there")
         assert await workers.rows() == []
@@ -135,10 +142,16 @@ async def test_a_worker_with_the_kit_gets_SIGTERM_and_another_one_STOP_SIGNAL(
 
 
 @pytest.mark.parametrize("pid", [0, 1, -1])
+@pytest.mark.fault("Clock and machine", "pid 0, 1 or -1 in a record", "it is ignored")
 async def test_a_record_without_a_process_is_ignored(tmp_path: Path, pid: int) -> None:
     assert await end_survivors(tmp_path, [row(pid, start_ticks=0)], seconds=1) == 0
 
 
+@pytest.mark.fault(
+    "Clock and machine",
+    "a pid that is used again, or of another boot",
+    "that process is left alone",
+)
 async def test_a_reused_pid_is_left_alone(tmp_path: Path) -> None:
     with worker() as other:
         ticks = procfs.start_ticks(other.pid)

@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from atlas_supervisor.model.slot import Role, SlotName, SlotState
-from atlas_supervisor.workers.registry import Inherited
+from atlas_supervisor.workers.adoption import Inherited
 from atlas_supervisor.workers.slot import Slot
 from atlas_supervisor.workers.slots import Slots
 from tests.harness import eventually

@@ -18,9 +18,10 @@ from atlas_supervisor.canary.stats.decision import (
 )
 from atlas_supervisor.canary.stats.explain import odds, percent
 from atlas_supervisor.canary.stats.histogram import Histogram
-from atlas_supervisor.canary.stats.windows import CallWindow, OpenCalls
+from atlas_supervisor.canary.stats.windows import CallWindow, Ended, OpenCalls
 from atlas_supervisor.model.verdict import Verdict
 from atlas_worker.contract import latency_bucket
+from atlas_worker.contract.ring import Outcome
 from tests.unit.supervisor.canary.stats.support import Feed, Moment, draw, seeded
 
 
@@ -176,8 +177,8 @@ def test_a_verdict_does_not_wait_for_calls_that_can_not_change_it() -> None:
     before = ramp.evidence.largest
 
     assert ramp.decision().verdict is Verdict.FAIL
-    window.canary.add(3, 300, failed=False)  # the worst outcomes
-    window.stable.add(2, 300, failed=True)
+    window.canary.add(Ended(Outcome.OK, 300, 3))  # the worst outcomes
+    window.stable.add(Ended(Outcome.ERROR, 300, 2))
     window.open.clear()
     window.changed = True
     ramp.evidence.close(window)

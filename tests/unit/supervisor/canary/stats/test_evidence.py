@@ -19,7 +19,7 @@ from atlas_supervisor.canary.stats.counts import (
 )
 from atlas_supervisor.canary.stats.evalue import Mixture
 from atlas_supervisor.canary.stats.histogram import Histogram
-from atlas_supervisor.canary.stats.latency_evidence import STRENGTHS, LatencyBets, place
+from atlas_supervisor.canary.stats.latency_evidence import WEIGHTS, LatencyBets, place
 from atlas_supervisor.canary.stats.promotion_evidence import margin_bets, nearest_stable_rate
 from atlas_supervisor.canary.stats.rollback_evidence import (
     RISK_RATIOS,
@@ -120,7 +120,7 @@ def test_a_latency_bet_can_only_lose_while_the_canary_is_slower_by_no_more_than_
     placement = place(Histogram((each, 1) for each in past), margin)
     assert placement is not None
     bets = LatencyBets.fixed(share, placement.slow_rates, placement)
-    expected = [0.0] * (3 * len(RISK_RATIOS) + len(STRENGTHS))
+    expected = [0.0] * len(WEIGHTS)
     for bucket in (truth, truth // 2):
         edge = bucket_milliseconds(bucket) * 1.0099
         slower = min(latency_bucket(edge * (1 + margin)), LATENCY_BUCKETS - 1)
@@ -213,8 +213,8 @@ def test_the_nearest_stable_rate_minimises_the_divergence(
 
 def test_a_window_multiplies_by_the_documented_formula() -> None:
     # m = 0.02, p = 0.5, r = 3: stable 0.01, canary 0.03, together 0.02.
-    bet = rate_bets(0.5, 0.02)[RISK_RATIOS.index(3.0)]
-    arm = arm_bets(0.5)[RISK_RATIOS.index(3.0)]
+    bet = rate_bets(0.5, 0.02)[list(RISK_RATIOS).index(3.0)]
+    arm = arm_bets(0.5)[list(RISK_RATIOS).index(3.0)]
 
     assert [math.exp(log) for log in bet] == pytest.approx(
         [0.03 / 0.02, 0.97 / 0.98, 0.01 / 0.02, 0.99 / 0.98]
@@ -232,7 +232,9 @@ def test_a_window_is_judged_by_the_pooled_rate_before_it() -> None:
 
     bets = [*rate_bets(0.1, 0.02), *arm_bets(0.1)]
     factors = [math.exp(a * 6 + b * 14 + c * 9 + d * 171) for a, b, c, d in bets]
-    assert math.exp(evidence.errors.log_e) == pytest.approx(0.9 * sum(factors) / 14 + 0.1)
+    both = zip([*RISK_RATIOS.values()] * 2, factors, strict=True)
+    mean = sum(part / 2 * factor for part, factor in both)
+    assert math.exp(evidence.errors.log_e) == pytest.approx(0.9 * mean + 0.1)
     assert evidence.rate == pytest.approx((0.04 + 15) / 202)
 
 
@@ -286,11 +288,13 @@ def test_restored_evidence_continues_unchanged(history: list[Window], then: list
     assert errors(kept) == errors(whole)
 
 
-def test_evidence_saved_with_other_bets_is_refused() -> None:
-    kept = Mixture(ERROR_WEIGHTS).to_dict()
+def test_the_money_of_other_bets_is_spread_over_the_present_ones() -> None:
+    earlier, restored = Mixture([0.5, 0.5], 0.9), Mixture(ERROR_WEIGHTS, 0.9)
+    earlier.multiply([2.0, -1.0])
+    restored.restore(earlier.to_dict())
 
-    with pytest.raises(ValueError, match="another version"):
-        Mixture(ERROR_WEIGHTS).restore({**kept, "logs": kept["logs"][1:]})
+    assert restored.log_e == pytest.approx(earlier.log_e)
+    assert restored.logs[0] == restored.logs[7] < restored.logs[2]
 
 
 @settings(deadline=None)

@@ -43,6 +43,18 @@ def test_a_call_that_is_slower_by_up_to_a_millisecond_has_no_higher_level(usual:
     assert placement.level(latency_bucket(1.15 * (usual + 1.1)), canary=True) > level
 
 
+@pytest.mark.parametrize("usual", [12.0, 80.0])
+def test_without_a_margin_two_percent_more_than_some_milliseconds_are_a_higher_level(
+    usual: float,
+) -> None:
+    placement = placed(usual, margin=0.0)
+    assert placement is not None
+
+    level = placement.level(latency_bucket(usual), canary=False)
+    assert placement.level(latency_bucket(usual), canary=True) == level
+    assert placement.level(latency_bucket(1.02 * usual), canary=True) > level
+
+
 @pytest.mark.parametrize("margin", [0.05, 0.1, 0.5])
 @pytest.mark.parametrize("usual", [20.0, 80.0, 5000.0])
 def test_a_call_that_is_slower_by_up_to_the_margin_has_no_higher_level(
@@ -62,9 +74,9 @@ def test_levels_are_between_the_quantiles_of_stables_past() -> None:
 
     below = [cut - 200 for cut in placement.cuts]
     assert below == [round(quantile * 1000) for quantile in CUTS]
-    assert placement.slow_rates == pytest.approx([0.5, 0.05, 0.01], abs=0.001)
+    assert placement.slow_rates == pytest.approx([0.05, 0.01], abs=0.001)
     assert list(placement.scores) == sorted(placement.scores)
-    assert [CUTS[level - 1] for level in SLOW_LEVELS] == [0.5, 0.95, 0.99]
+    assert [CUTS[level - 1] for level in SLOW_LEVELS] == [0.95, 0.99]
 
 
 def test_without_enough_stable_calls_nothing_is_placed() -> None:

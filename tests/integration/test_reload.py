@@ -1,0 +1,185 @@
+"""A reload in place: the same process with new code and settings, and nothing lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from atlas_supervisor.cli.client import DaemonClient
+from atlas_supervisor.cli.endpoint import Endpoint
+from atlas_supervisor.cli.follow import events
+from tests.harness import DaemonProcess, eventually, free_ports
+from tests.integration.support import rows, scripted_daemon, slot, until_phase
+from tests.loadclient import Load, bundled_worker_mix
+
+RELOADS = 5
+WITHIN_SECONDS = 30.0
+
+
+async def until_reloaded(daemon: DaemonProcess, before: dict[str, Any]) -> dict[str, Any]:
+    """Wait for another daemon in the same process than the one of this status."""
+    deadline = asyncio.get_running_loop().time() + WITHIN_SECONDS
+    while True:
+        try:
+            answer = await daemon.request("GET", "/deploy/status")
+        except aiohttp.ClientConnectionError:  # a kept connection that was closed meanwhile
+            continue
+        status: dict[str, Any] = answer.json
+        if answer.status == 200 and status["daemon"] != before["daemon"]:
+            assert status["daemon"]["pid"] == before["daemon"]["pid"] == daemon.pid
+            assert status["daemon"]["start"] == "reload"
+            return status
+        assert asyncio.get_running_loop().time() < deadline, "not reloaded"
+        await asyncio.sleep(0.02)
+
+
+async def reload(daemon: DaemonProcess, **settings: Any) -> dict[str, Any]:
+    """Change settings, reload, and return the next daemon's status."""
+    before = await daemon.status()
+    daemon.settings.update(settings)
+    daemon.write_settings()
+    answer = await daemon.request("POST", "/supervisor/reload")
+    assert answer.status == 202, answer
+    assert set(answer.json["changed"]) == set(settings)
+    assert answer.json["before"]["started_ts"] == before["daemon"]["started_ts"]
+    after = await until_reloaded(daemon, before)
+    assert workers(after) == workers(before)
+    return after
+
+
+def workers(status: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a reload must not change of the slots."""
+    fields = ("slot", "role", "state", "pid", "version", "started_ts", "restarts")
+    return [{name: slot[name] for name in fields} for slot in status["slots"]]
+
+
+def resources(daemon: DaemonProcess) -> dict[str, int]:
+    """Return how many descriptors, threads and dead children the daemon has."""
+    process = Path(f"/proc/{daemon.pid}")
+    children = (process / f"task/{daemon.pid}/children").read_text().split()
+    states = [Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] for pid in children]
+    return {
+        "descriptors": len(list((process / "fd").iterdir())),
+        "threads": len(list((process / "task").iterdir())),
+        "zombies": states.count("Z"),
+    }
+
+
+async def watch(daemon: DaemonProcess, seen: list[tuple[str, str]]) -> None:
+    """Follow all deploys as `atlasctl` does."""
+    endpoint = Endpoint(base="http://localhost", socket=daemon.state_dir / "supervisor.sock")
+    async with DaemonClient(endpoint) as client:
+        async for event in events(client):
+            if event is not None:
+                data = json.loads(event.data)
+                seen.append((data["deploy_id"], data["target"]))
+
+
+@pytest.mark.timeout(150)
+async def test_reloads_under_load_lose_no_request_and_no_event_and_leak_nothing(
+    tmp_path: Path,
+) -> None:
+    seen: list[tuple[str, str]] = []
+    async with DaemonProcess.running(tmp_path) as daemon:
+        watching = asyncio.create_task(watch(daemon, seen))
+        async with Load("127.0.0.1", daemon.public_port, bundled_worker_mix()) as load:
+            await reload(daemon, LOG_LEVEL="debug")
+            first = resources(daemon)
+            for number in range(1, RELOADS):
+                answer = await daemon.deploy()
+                assert answer.json["result"] == "switched", answer
+                await daemon.ended(answer.json["deploy_id"])
+                status = await reload(daemon, CANARY_RETENTION_DAYS=number)
+                assert status["last_deploy"]["deploy_id"] == answer.json["deploy_id"]
+                assert not status["daemon"]["settings_pending"]
+            last = resources(daemon)
+            report = await load.stop()
+        happened = rows(daemon, "SELECT deploy_id, target FROM transitions ORDER BY id")
+        await eventually(lambda: len(seen) >= len(happened), what="every event")
+        watching.cancel()
+        await asyncio.wait([watching])
+    assert [str(loss) for tally in report.kinds.values() for loss in tally.losses] == []
+    assert report.total().answered > 100
+    assert seen == happened
+    assert last["zombies"] == 0
+    assert last["threads"] <= first["threads"] + 2
+    assert last["descriptors"] <= first["descriptors"] + 4  # connections of this test
+
+
+@pytest.mark.timeout(120)
+async def test_worker_settings_wait_for_a_deploy_and_other_settings_apply_at_once(
+    tmp_path: Path,
+) -> None:
+    async with scripted_daemon(tmp_path, worker_env={"COLOUR": "blue"}) as daemon:
+        (tmp_path / "worker.env").write_text("COLOUR=green\n")
+        (port,) = free_ports(1)
+        before = daemon.control_port
+
+        status = await reload(daemon, CONTROL_PORT=port, AUTO_SWITCH_ON_HEALTH="false")
+
+        assert (await daemon.request_tcp("GET", "/livez")).status == 200
+        with pytest.raises(aiohttp.ClientConnectorError):
+            async with aiohttp.ClientSession() as session:
+                await session.get(f"http://127.0.0.1:{before}/livez")
+
+        assert status["daemon"]["settings_pending"]
+        answer = await daemon.deploy()
+        assert answer.json["result"] == "awaiting_switch", answer
+
+        status = await reload(daemon, CHANNEL="beta")  # a waiting deploy is no reason against it
+
+        assert status["channel"] == "beta"
+        assert status["daemon"]["settings_pending"]
+        assert status["deploy_in_progress"]
+        await until_phase(daemon, "awaiting_switch")
+        assert (await daemon.request("POST", "/deploy/switch")).status == 200
+        assert (await daemon.deploy()).json["result"] == "awaiting_switch"  # with CHANNEL, too
+        assert (await daemon.request("POST", "/deploy/switch")).status == 200
+        assert not (await daemon.status())["daemon"]["settings_pending"]
+
+
+@pytest.mark.timeout(120)
+async def test_a_refused_reload_changes_nothing_and_SIGHUP_reloads_too(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        before = await daemon.status()
+
+        (port,) = free_ports(1)
+        good = dict(daemon.settings)
+        daemon.settings["PUBLIC_PORT"] = port
+        daemon.write_settings()
+        answer = await daemon.request("POST", "/supervisor/reload")
+        assert (answer.status, answer.json["error"]["code"]) == (422, "reload_refused")
+        (line,) = answer.json["error"]["lines"]
+        assert line == f"PUBLIC_PORT={port}: a reload can't change it; it is {good['PUBLIC_PORT']}"
+
+        daemon.settings = good | {"GUARD_SECONDS": "soon"}
+        daemon.write_settings()
+        os.kill(daemon.pid, signal.SIGHUP)
+        log = daemon.state_dir / "logs/supervisor.jsonl"
+        said = '"event": "reload_refused"'
+        await eventually(lambda: said in log.read_text(), within=WITHIN_SECONDS)
+        assert "GUARD_SECONDS=soon" in log.read_text()
+        outcomes = "SELECT actor, outcome FROM audit WHERE action = 'reload' ORDER BY id"
+        await eventually(lambda: len(rows(daemon, outcomes)) == 2)
+        uid = f"uid:{os.geteuid()}"
+        assert rows(daemon, outcomes) == [(uid, "refused"), ("SIGHUP", "refused")]
+        after = await daemon.status()
+        assert after["daemon"] == before["daemon"]
+        assert slot(after, "active")["pid"] == slot(before, "active")["pid"]
+
+        daemon.settings = good | {"GUARD_SECONDS": 1}
+        daemon.write_settings()
+        os.kill(daemon.pid, signal.SIGHUP)
+        await until_reloaded(daemon, before)
+        assert rows(daemon, outcomes)[-1] == ("SIGHUP", "accepted")
+
+        answer = await daemon.request("POST", "/supervisor/reload")
+        assert answer.status == 202
+        # SIGTERM in the midst of it: the daemon stops, in order, which the harness checks.

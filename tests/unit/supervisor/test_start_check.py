@@ -1,0 +1,129 @@
+"""What a start would refuse, found without starting."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from atlas_supervisor.config import load_settings
+from atlas_supervisor.start_check import CheckReport, refused_changes, report, shown
+
+SECRET = "a-secret-that-is-not-shown"
+
+
+def checked(folder: Path, **settings: object) -> CheckReport:
+    env_file = folder / "atlas.env"
+    lines = {"SMOKE_FILE": "", **settings}
+    env_file.write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
+    return report(load_settings(env_file, {}))
+
+
+def test_a_folder_without_faults_is_left_untouched(tmp_path: Path) -> None:
+    found = checked(tmp_path, LLM_URL=f"http://user:{SECRET}@127.0.0.1:1/")
+
+    assert found.faults == []
+    assert found.version
+    assert found.shown["PUBLIC_PORT"] == "8790"
+    assert SECRET not in found.model_dump_json()
+    assert [path.name for path in tmp_path.iterdir()] == ["atlas.env"]
+
+
+def test_each_setting_that_differs_has_another_digest(tmp_path: Path) -> None:
+    before = checked(tmp_path, LLM_URL="http://127.0.0.1:1/")
+    after = checked(tmp_path, LLM_URL=f"http://user:{SECRET}@127.0.0.1:1/", CHANNEL="beta")
+
+    changed = {key for key, value in before.digests.items() if after.digests[key] != value}
+    assert changed == {"LLM_URL", "CHANNEL"}
+
+
+def test_faults_in_the_state_folder_that_refuse_a_start_are_reported(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "control.token").write_text("short\n")
+    (state / "control.token").chmod(0o640)
+    (state / "logs").mkdir()
+    (state / "logs" / "supervisor.jsonl").mkdir()
+    with closing(sqlite3.connect(state / "atlas.db")) as database:
+        database.execute("PRAGMA user_version = 9999")
+        database.commit()
+
+    faults = "\n".join(checked(tmp_path).faults)
+
+    assert "control.token has 5 characters, a token at least 16" in faults
+    assert "supervisor.jsonl can't be written: " in faults
+    assert "atlas.db has schema version 9999 and this supervisor knows versions up to" in faults
+
+
+def test_a_planted_file_is_a_fault(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "deploy_state.json").symlink_to("/etc/hostname")
+
+    (fault,) = checked(tmp_path).faults
+
+    assert "deploy_state.json is a link" in fault
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_token_that_could_not_be_made_is_a_fault(tmp_path: Path) -> None:
+    folder = tmp_path / "sealed"
+    folder.mkdir(mode=0o500)
+
+    (fault,) = checked(tmp_path, CONTROL_TOKEN_FILE=folder / "token").faults
+
+    assert "CONTROL_TOKEN_FILE" in fault
+
+
+def test_a_change_that_only_a_restart_can_make_is_named(tmp_path: Path) -> None:
+    before = shown(load_settings(_env_file(tmp_path, ""), {}))
+    after = shown(
+        load_settings(
+            _env_file(
+                tmp_path,
+                "PUBLIC_HOST=127.0.0.2\nPUBLIC_PORT=8795\nACTIVE_PORT=8796\nSTAGING_PORT=8797\n"
+                "STATE_DIR=other\nWORKER_COMMAND=serve {port}\nRELAY_PROXY_PROTOCOL=true\n"
+                "LOG_LEVEL=debug\n",
+            ),
+            {},
+        )
+    )
+
+    lines = list(refused_changes(before, after))
+
+    assert [line.split("=")[0].split(":")[0] for line in lines] == [
+        *("PUBLIC_HOST", "PUBLIC_PORT", "ACTIVE_PORT", "STAGING_PORT", "STATE_DIR"),
+        *("WORKER_COMMAND", "RELAY_PROXY_PROTOCOL"),
+    ]
+    assert "PUBLIC_PORT=8795: a reload can't change it; it is 8790" in lines
+    assert list(refused_changes(before, before)) == []
+
+
+def test_the_program_prints_the_report_as_one_line_and_faults_with_exit_status_2(
+    tmp_path: Path,
+) -> None:
+    env_file = _env_file(tmp_path, "PUBLIC_PORT=http\n")
+    command = [sys.executable, "-m", "atlas_supervisor", "--check-start"]
+    command += ["--env-file", str(env_file)]
+
+    bad = subprocess.run(command, capture_output=True, text=True, check=False)
+    _env_file(tmp_path, "")
+    good = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert (bad.returncode, bad.stderr) == (2, "")
+    (fault,) = json.loads(bad.stdout)["faults"]
+    assert fault.startswith("PUBLIC_PORT=http (line 2): accepted: ")
+    assert (good.returncode, good.stderr) == (0, "")
+    assert json.loads(good.stdout)["faults"] == []
+
+
+def _env_file(folder: Path, text: str) -> Path:
+    path = folder / "atlas.env"
+    path.write_text(f"SMOKE_FILE=\n{text}")
+    return path
