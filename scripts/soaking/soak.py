@@ -21,9 +21,9 @@ import aiohttp
 
 from scripts.soaking import application
 from scripts.soaking.report import ANSWERS, WORKERS_STAY, Findings
-from tests.failpoints import CanaryCaller
+from tests.failpoints import CanaryCaller, reload
 from tests.harness import Answer, DaemonProcess, Setting, eventually
-from tests.integration.support import slot, state_file
+from tests.integration.support import slot
 from tests.invariants import INVARIANTS, fresh_workers, lasting_violations, workers_of
 from tests.loadclient import Load, Loss, Reason
 
@@ -42,6 +42,7 @@ LONGEST_AWAY_SECONDS = 20.0
 IN_FLIGHT_SECONDS = 2.0
 """Losses of a killed worker's clients are noticed within this time."""
 CUT = {Reason.RESET, Reason.CLOSED, Reason.TRUNCATED}
+ACCEPTED = 202
 DOCUMENTED = {200, 202, 409, 422, 423, 503}
 
 
@@ -79,7 +80,7 @@ class Soak:
             try:
                 async with asyncio.timeout(ACTION_SECONDS):
                     await ACTIONS[name][1](self)
-                    await self._caller.call(self._random.randrange(50))
+                    await self._caller.call(self._random.randrange(10))
             except (TimeoutError, aiohttp.ClientError, OSError, AssertionError) as error:
                 self._findings.note(ANSWERS, [repr(error)], name)
             await self._check(name)
@@ -143,11 +144,17 @@ class Soak:
     async def enable_deploys(self) -> None:
         await self._ask("POST", "/deploy/mode", json={"mode": "bluegreen"})
 
+    async def reload(self) -> None:
+        workers = workers_of(self._daemon)
+        if await reload(self._daemon) == ACCEPTED:
+            self._findings.note(
+                WORKERS_STAY, await fresh_workers(self._daemon, workers), "a reload"
+            )
+
     async def latch_the_canary(self) -> None:
-        enabled = not state_file(self._daemon)["canary_disabled_fallback"]
-        await self._caller.call(200, error_rate=1)
-        if enabled:
-            await eventually(lambda: state_file(self._daemon)["canary_disabled_fallback"])
+        """Let enough calls fail that the canary falls back, unless many were good before."""
+        await self._caller.call(400, error_rate=1)
+        await asyncio.sleep(self._random.uniform(0, 1))
 
     async def reset_the_canary(self) -> None:
         await self._ask("POST", "/deploy/canary/reset")
@@ -274,6 +281,7 @@ ACTIONS: Mapping[str, tuple[float, Action]] = {
     "deploys and aborts": (2, Soak.deploy_and_abort),
     "rollbacks": (3, Soak.roll_back),
     "resets of the mode": (3, Soak.enable_deploys),
+    "reloads": (3, Soak.reload),
     "canary failures": (1, Soak.latch_the_canary),
     "canary resets": (2, Soak.reset_the_canary),
     "kills": (4, Soak.kill),

@@ -24,7 +24,7 @@ from tests.integration.support import (
     state_file,
     until_phase,
 )
-from tests.invariants import lasting_violations
+from tests.invariants import invariants_hold, lasting_violations
 from tests.unit.supervisor.support import mounted
 
 
@@ -146,6 +146,7 @@ async def test_a_start_on_a_read_only_disk_is_refused_and_the_worker_goes_on(
             assert await worker_pid(daemon) == before
             unmount(disk)
             await daemon.start()
+            await invariants_hold(daemon)
             await daemon.stop()
         finally:
             await daemon.clean_up()
