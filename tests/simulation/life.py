@@ -137,7 +137,7 @@ class Life:
         self.loop.discard()
         kernel = self.world.kernel
         kernel.relayed.clear()
-        if not self.world.living and not kernel.is_passed:
+        if not self.world.living and not kernel.outlives:
             kernel.group = None
         self.world.look()
 

@@ -78,9 +78,10 @@ class SimulatedPlane:
     def take_back(self, pids: Collection[int], _passed: object) -> TakenBack:
         kernel = self._kernel
         holders = [each for each in self._world.living if each.pid in pids]
-        if kernel.group is None or not (holders or kernel.is_passed):
+        has_all = kernel.is_passed or kernel.is_kept
+        if kernel.group is None or not (holders or has_all):
             return TakenBack()
-        if not (self._world.copies_sockets or kernel.is_passed):
+        if not (self._world.copies_sockets or has_all):
             return TakenBack(complete=False)
         sockets: Any = tuple(map(Socket, kernel.group))
         return TakenBack(
@@ -115,7 +116,22 @@ class SimulatedPlane:
     def sockets(self) -> dict[str, Any]:
         return {}
 
-    def direct(self, name: SlotName) -> tuple[str, int, str | None]:
+    @property
+    def addresses(self) -> dict[str, tuple[str, int]]:
+        return {}
+
+    def pause(self) -> None:
+        """Do nothing: this process carries no connection."""
+
+    resume = pause
+
+    def answering(self) -> bool:
+        return False
+
+    def pass_on(self) -> dict[str, int]:
+        return {}
+
+    def direct(self, name: SlotName, *_: object) -> tuple[str, int, str | None]:
         return "127.0.0.1", next(port for port, each in _PORTS.items() if each is name), None
 
     def inherited(self, name: SlotName) -> InheritedSockets:
@@ -399,6 +415,25 @@ class Health:
         return self
 
 
+class Store:
+    """Keeps the sockets over the daemon's death, where there is a keeper or systemd."""
+
+    def __init__(self, life: Life) -> None:
+        self._world = life.world
+
+    async def drop_misplaced(self, *_: object) -> None:
+        """Do nothing: the settings never change."""
+
+    async def keep(self, *_: object) -> None:
+        self._world.kernel.is_kept = self._world.has_keeper
+
+    async def empty(self) -> None:
+        self._world.kernel.is_kept = False
+
+    def close(self) -> None:
+        """Do nothing: the daemon ends."""
+
+
 class Fallback:
     """Says what the world has drawn about the canaries."""
 
@@ -453,6 +488,7 @@ class Seams:
                 "Metrics": lambda **_: _Unmeasured(),
                 "api_options": lambda _settings: None,
                 "GaugeCollector": lambda **_: _Unmeasured(),
+                "SocketStore": lambda *_: Store(life()),
                 "bind": self._bound,
                 "serve": self._served,
                 "HttpProber": lambda *_, **__: Prober(life()),

@@ -113,6 +113,13 @@ class Kernel:
     made: int = 0
     is_passed: bool = False
     """Whether the sockets are on their way to the next program of the daemon's process."""
+    is_kept: bool = False
+    """Whether they are held by a process besides daemon and workers."""
+
+    @property
+    def outlives(self) -> bool:
+        """Whether the sockets stay without daemon and workers."""
+        return self.is_passed or self.is_kept
 
 
 class World:
@@ -133,6 +140,8 @@ class World:
         """What the daemon first failed with; for its traceback."""
         self.copies_sockets = self.random.random() < 0.85
         """Whether a daemon may copy its workers' sockets (ptrace_scope)."""
+        self.has_keeper = self.random.random() < 0.4
+        """Whether another process holds the sockets as well."""
         self.calm = False
         """Whether no worker of a good release goes wrong any more."""
         self._kit = self.random.random() < 0.8
@@ -223,7 +232,7 @@ class World:
         self.tell(f"worker {worker} ends: {status}")
         if self.daemon is not None:
             self.daemon.ended(worker.pid)
-        elif not self.living and not self.kernel.is_passed:
+        elif not self.living and not self.kernel.outlives:
             self.kernel.group = None  # its last holder is gone
         self.look()
 
@@ -251,7 +260,12 @@ class World:
 
     def _refuse_to_end_the_only_one(self, worker: Worker) -> None:
         stops = self.daemon is None or self.daemon.stopping_began
-        if stops or worker.draining or not worker.serves or not self.copies_sockets:
+        if (
+            stops
+            or worker.draining
+            or not worker.serves
+            or not (self.copies_sockets or self.has_keeper)
+        ):
             return
         if worker.socket != self.kernel.traffic or worker.sick:
             return
