@@ -20,16 +20,18 @@ from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.deploy import AfterFailure, Mode
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
+from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.store.database import open_database
 from atlas_supervisor.store.state_folder import DATABASE_FILE
 from atlas_worker.contract import STATE_FILE
 from tests.simulation import invariants
 from tests.simulation.life import Ambush, Life
-from tests.simulation.world import BAD, GOOD, DiskFault, World
+from tests.simulation.world import BAD, GOOD, DiskFault, Worker, World
 
 ACTIONS = (3, 24)
 """How many things happen in a story, at least and at most."""
 QUIET_SECONDS = 50.0
+_PORT = {SlotName.BLUE: 8791, SlotName.GREEN: 8792}
 _OPERATOR = Actor(name="operator", origin="unix")
 _WEIGHTS = {
     "deploy": 28,
@@ -65,6 +67,8 @@ class Scenario:
         self.world.on_write = self.latches.written
         self.subscriber = invariants.Subscriber(self.world)
         self._looks_left = 4
+        self._kept: Worker | None = None
+        """The worker that the daemon has to go on with, before its API can be asked."""
 
     @cached_property
     def settings(self) -> Settings:
@@ -102,6 +106,7 @@ class Scenario:
         self._plan()
         ends = self.world.timeline.now
         while not self._finished:
+            self._kept = self._adoptable()
             self._life = Life(self.world, self.settings)
             self._life.on_control = self._follow
             self.world.tell("the daemon is started")
@@ -156,9 +161,28 @@ class Scenario:
         self.world.tell("the daemon is asked to stop")
         life.stop()
 
+    def _adoptable(self) -> Worker | None:
+        """Return the worker that the next daemon has to go on with, if there is one for sure."""
+        world = self.world
+        serving = [each for each in world.living if each.socket == world.kernel.traffic]
+        if len(serving) != 1 or not (world.copies_sockets or world.kernel.outlives):
+            return None
+        (worker,) = serving
+        rows = self.rows("SELECT slot, life FROM instances")
+        lives = [json.loads(row["life"]) for row in rows if row["slot"] == worker.slot]
+        known = len(lives) == 1 and lives[0]["ready"] and not lives[0]["asked_to_end"]
+        path = self.settings.state_dir / STATE_FILE
+        names_it = path.exists() and f'"active_port": {_PORT[worker.slot]},' in path.read_text()
+        return worker if known and names_it and worker.serves else None
+
     def _follow(self) -> None:
-        life = self.life()
+        life, kept = self.life(), self._kept
         assert life.control is not None
+        if kept is not None and kept.serves:
+            slots = life.control.queries.status().slots
+            if kept.pid not in [each.pid for each in slots if each.role == "active"]:
+                self.world.breach(f"{kept} served, and the next daemon did not go on with it")
+        self._kept = None
         life.loop.create_task(self.subscriber.follow(life.control))
 
     def _damage_state_file(self) -> None:

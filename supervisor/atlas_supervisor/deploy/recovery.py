@@ -83,6 +83,8 @@ async def finish_interrupted(
     newest = {record.deploy_id for record in await database.deploys.latest(1)}
     for unfinished in await database.deploys.unfinished():
         latest = unfinished.record.deploy_id in newest
+        if latest:
+            unfinished = _as_the_file_says(unfinished, state)  # noqa: PLW2901  # the same deploy
         state = await _write_demands(database, unfinished, state, settings)
         if latest and _may_go_on(unfinished, state, settings):
             open_ended = unfinished
@@ -91,6 +93,17 @@ async def finish_interrupted(
         await _end(database, unfinished, state if latest else None, settings)
     await _audit_results(database)
     return state, open_ended
+
+
+def _as_the_file_says(unfinished: UnfinishedDeploy, state: DeployState) -> UnfinishedDeploy:
+    """Return a deploy whose switch failed as one in its switch, if the file has it all the same.
+
+    A failing disk may take the file, then refuse to make it durable and to take it back.
+    """
+    record = unfinished.record
+    if record.phase != Phase.AWAITING_SWITCH or not _turned(record, state):
+        return unfinished
+    return unfinished._replace(record=record.model_copy(update={"phase": Phase.SWITCH.value}))
 
 
 def _may_go_on(unfinished: UnfinishedDeploy, state: DeployState, settings: Settings) -> bool:

@@ -374,6 +374,8 @@ async def test_a_waiting_release_that_is_gone_fails_its_deploy(tmp_path: Path) -
     ("phase", "active", "goes_on"),
     [
         (Phase.AWAITING_SWITCH, BLUE, (Phase.AWAITING_SWITCH, "awaiting_switch")),
+        # The disk took the file, and then refused to make it durable and to take it back.
+        (Phase.AWAITING_SWITCH, GREEN, (Phase.GUARD, "switched")),
         (Phase.SWITCH, GREEN, (Phase.GUARD, "switched")),
         (Phase.GUARD, GREEN, (Phase.GUARD, "switched")),
         (Phase.WARM, GREEN, (Phase.WARM, "switched")),
