@@ -20,8 +20,10 @@ from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.reload import Requests
 from atlas_supervisor.system.passed_sockets import PassedSockets
 from atlas_supervisor.system.program import Program
+from atlas_supervisor.traffic import Plane
 from tests.simulation.clock import HaltedError, KilledError, VirtualLoop
-from tests.simulation.seams import Process, Processes, Reports, SimulatedPlane
+from tests.simulation.fakes import Process, Processes, Reports
+from tests.simulation.plane import SimulatedPlane
 from tests.simulation.world import World
 
 
@@ -80,7 +82,7 @@ class Life:
         self.world = world
         self.loop = VirtualLoop(world.timeline)
         self.loop.set_exception_handler(self._task_failed)
-        self.plane = SimulatedPlane(self)
+        self.plane: Plane = SimulatedPlane(self)
         self.procfs = Processes(self)
         self.processes: dict[int, list[Process]] = {}
         self.reports: dict[str, Reports] = {}

@@ -18,8 +18,9 @@ from unittest.mock import patch
 import structlog
 
 from tests.simulation.clock import virtual
-from tests.simulation.scenario import Scenario, clear, prepare
+from tests.simulation.scenario import Scenario
 from tests.simulation.seams import Seams
+from tests.simulation.support import clear, prepare
 from tests.simulation.world import World
 
 _LEFT_OUT = {"worker_launched", "worker_exited", "api_listening", "worker_ready"}

@@ -6,9 +6,7 @@ a while all records must agree. At last the daemon is stopped, and nothing may b
 
 from __future__ import annotations
 
-import asyncio
 import json
-import shutil
 import sqlite3
 from collections.abc import Awaitable, Callable
 from functools import cached_property, partial
@@ -21,7 +19,6 @@ from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.deploy import AfterFailure, Mode
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.slot import SlotName
-from atlas_supervisor.store.database import open_database
 from atlas_supervisor.store.state_folder import DATABASE_FILE
 from atlas_worker.contract import STATE_FILE
 from tests.simulation import invariants
@@ -352,24 +349,3 @@ class Scenario:
             return connection.execute(query).fetchall()
         finally:
             connection.close()
-
-
-def prepare(folder: Path) -> None:
-    """Make what no daemon changes: releases, smoke file, and an empty database to begin with."""
-    for name in (*GOOD, *BAD):
-        (folder / "releases" / name).mkdir(parents=True)
-        (folder / "releases" / name / "VERSION").write_text(f"{name}\n")
-    (folder / "smoke.toml").write_text('[[http]]\nname = "home"\npath = "/"\n')
-
-    async def make() -> None:
-        async with open_database(folder / DATABASE_FILE):
-            pass
-
-    asyncio.run(make())
-
-
-def clear(folder: Path) -> None:
-    """Make an empty state folder."""
-    shutil.rmtree(folder / "state", ignore_errors=True)
-    (folder / "state" / "logs").mkdir(parents=True)
-    shutil.copyfile(folder / DATABASE_FILE, folder / "state" / DATABASE_FILE)
