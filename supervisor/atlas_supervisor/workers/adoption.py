@@ -36,7 +36,7 @@ from atlas_supervisor.system.pidfd import ForeignProcess
 from atlas_supervisor.traffic import Plane, TakenBack
 from atlas_supervisor.workers.process import NotifySocket, WorkerProcess
 from atlas_supervisor.workers.registry import Survivor, WorkerRegistry, end_survivors, pids_of
-from atlas_worker.contract import ENV_INSTANCE, ENV_STATE_DIR
+from atlas_worker.contract import ENV_INSTANCE, ENV_STATE_DIR, PROBE_HEADER
 
 log = structlog.get_logger(__name__)
 
@@ -189,7 +189,10 @@ def _reacts(place: tuple[str, int, str | None], settings: Settings, probes: int)
     """
     seconds = settings.health_timeout_seconds * probes
     host, port, source = place
-    request = f"GET {settings.health_path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+    request = (
+        f"GET {settings.health_path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+        f"{PROBE_HEADER}: 1\r\n\r\n"
+    )
     try:
         with socket.create_connection((host, port), seconds, source and (source, 0)) as client:
             client.sendall(request.encode())

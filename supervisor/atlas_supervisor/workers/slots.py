@@ -145,10 +145,14 @@ class Slots:
     async def measure(self) -> None:
         """Measure what each instance uses, every few seconds, until cancelled."""
         while True:
-            in_slots = {slot.instance for slot in self if slot.instance is not None}
-            for instance in in_slots | {drain.instance for drain in self.drains}:
+            for instance in self.instances():
                 instance.measure()
             await anyio.sleep(_MEASURE_SECONDS)
+
+    def instances(self) -> set[WorkerProcess]:
+        """Return the instances in the slots and those that drain."""
+        in_slots = {slot.instance for slot in self if slot.instance is not None}
+        return in_slots | {drain.instance for drain in self.drains}
 
     def active_worker(self) -> ActiveWorker:
         """Return the worker that the health is about."""

@@ -36,7 +36,6 @@ from atlas_supervisor.canary.stats.error_evidence import (
 )
 from atlas_supervisor.canary.stats.evalue import Mixture, log_sum
 from atlas_supervisor.canary.stats.explain import SlowCalls
-from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.latency_evidence import (
     LEAST_CALLS,
     LEVELS,
@@ -47,6 +46,7 @@ from atlas_supervisor.canary.stats.latency_evidence import (
 )
 from atlas_supervisor.canary.stats.latency_evidence import WEIGHTS as LATENCY_WEIGHTS
 from atlas_supervisor.canary.stats.windows import SLICES_PER_SECOND
+from atlas_supervisor.model.histogram import Histogram
 from atlas_worker.contract import bucket_milliseconds, latency_bucket
 
 ERROR_WEIGHTS = tuple(part / 2 for part in RISK_RATIOS.values()) * 2
