@@ -189,7 +189,7 @@ class Switch:
                 try:
                     self._steer_split(self._split)
                 except NoSplitError:
-                    return  # the deploy is about to be told
+                    return  # the deploy is about to fail
                 except OSError as error:
                     log.critical("steering_uncertain", wanted=weight, why=str(error))
 

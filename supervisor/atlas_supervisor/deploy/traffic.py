@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from atlas_supervisor.config import Settings
+from atlas_supervisor.config import Settings, Sticky
 from atlas_supervisor.deploy import errors
 from atlas_supervisor.deploy.machine import Event
 from atlas_supervisor.deploy.recorder import Runs
@@ -67,9 +67,11 @@ class TrafficControl:
         if self._runs.stopping:
             raise errors.stopping()
         run, staging = self._sharing(), self._slots.staging.name
+        by_address = self._settings.traffic_sticky is Sticky.ADDRESS
+        what = "client addresses" if by_address else "new connections"
         outcome = "failed"
         try:
-            await self._set(run, weight, f"{weight:.4%} of new connections go to {staging}", actor)
+            await self._set(run, weight, f"{staging} gets {weight * 100:.6g} % of {what}", actor)
             outcome = "split"
         finally:
             subject = run.record.deploy_id

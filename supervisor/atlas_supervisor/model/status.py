@@ -47,7 +47,7 @@ class SplitView(BaseModel, frozen=True):
         "`address`: a client address keeps its version while the share grows."
     )
     testers: list[str] = Field(
-        description="Networks that get the waiting version whatever its share (TRAFFIC_TESTERS)."
+        description="Networks that always get the waiting version (TRAFFIC_TESTERS)."
     )
 
 

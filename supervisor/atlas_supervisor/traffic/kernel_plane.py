@@ -227,7 +227,7 @@ class KernelPlane:
         self._attach(replace(self._policy, split=split))
 
     def _attach(self, policy: SteeringPolicy) -> None:
-        """Attach the policy. The mark is the active slot's, whatever part the other one has."""
+        """Attach the policy. The mark is the active slot's, also while there is a split."""
         first, second = self._public
         policy = replace(policy, order=(first, second))
         listeners.attach_to_group(self._public[policy.active], policy)

@@ -79,7 +79,7 @@ class Split:
     salt: int = 0
     """32 bits that make the assignment of addresses another one."""
     testers: tuple[Network, ...] = ()
-    """They get the staging slot, whatever the weight."""
+    """They get the staging slot, with a weight of 0, too."""
 
     @property
     def threshold(self) -> int:
@@ -176,8 +176,8 @@ _Program = list[tuple[int, int, int, int]]
 
 def compile_policy(policy: SteeringPolicy) -> bytes:
     """Return the policy as an array of `struct sock_filter`."""
-    split = policy.split
-    if policy.has_direct_sources or split.by_address:
+    program = [_to(policy, policy.active)]
+    if policy.has_direct_sources:
         ipv4, ipv6 = _branch(policy, 4), _branch(policy, 6)
         program = [
             (_LD_B_ABS, 0, 0, _NET_OFF),
@@ -187,8 +187,6 @@ def compile_policy(policy: SteeringPolicy) -> bytes:
             *ipv4,
             *ipv6,
         ]
-    else:
-        program = _drawn(policy, 4)
     return _packed(program)
 
 
