@@ -96,6 +96,7 @@ async def pass_every_failpoint(
     """Deploy, roll back, supersede, refuse, abort, latch: every phase and every effect."""
     await switch_to(daemon, release, "a")
     await until_phase(daemon, "warm")
+    await reload(daemon)
     rolled_back = await daemon.request("POST", "/deploy/rollback")
     assert rolled_back.json["result"] == "rolled_back", rolled_back
     await daemon.ended(rolled_back.json["deploy_id"])
@@ -119,6 +120,18 @@ async def switch_to(daemon: DaemonProcess, release: Release, version: str) -> No
     assert waiting.json["result"] == "awaiting_switch", waiting
     switched = await daemon.request("POST", "/deploy/switch")
     assert switched.json["result"] == "switched", switched
+
+
+async def reload(daemon: DaemonProcess) -> int:
+    """Reload the daemon; return the API's status, once another one runs if it was accepted."""
+    before = (await daemon.status())["daemon"]
+    answer = await daemon.request("POST", "/supervisor/reload")
+    while answer.status == 202:
+        with suppress(aiohttp.ClientConnectionError):  # one that was closed meanwhile
+            if (await daemon.status())["daemon"] != before:
+                break
+        await asyncio.sleep(0.02)
+    return answer.status
 
 
 async def latch(daemon: DaemonProcess, caller: CanaryCaller) -> None:

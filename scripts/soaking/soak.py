@@ -20,10 +20,11 @@ from typing import Any
 import aiohttp
 
 from scripts.soaking import application
-from scripts.soaking.report import ANSWERS, WORKERS_STAY, Findings
-from tests.failpoints import CanaryCaller
+from scripts.soaking.report import ANSWERS, LIVES, WORKERS_STAY, Findings
+from tests.failpoints import CanaryCaller, reload
+from tests.faults.support import limited
 from tests.harness import Answer, DaemonProcess, Setting, eventually
-from tests.integration.support import slot, state_file
+from tests.integration.support import slot
 from tests.invariants import INVARIANTS, fresh_workers, lasting_violations, workers_of
 from tests.loadclient import Load, Loss, Reason
 
@@ -42,6 +43,7 @@ LONGEST_AWAY_SECONDS = 20.0
 IN_FLIGHT_SECONDS = 2.0
 """Losses of a killed worker's clients are noticed within this time."""
 CUT = {Reason.RESET, Reason.CLOSED, Reason.TRUNCATED}
+ACCEPTED = 202
 DOCUMENTED = {200, 202, 409, 422, 423, 503}
 
 
@@ -56,6 +58,8 @@ class Soak:
         random: Random,
         findings: Findings,
     ) -> None:
+        self.killed = 0
+        """How many workers that served were killed."""
         self.allowed = 0
         """Losses of clients whose request was in flight at a worker that the soak killed."""
         self._daemon = daemon
@@ -79,7 +83,7 @@ class Soak:
             try:
                 async with asyncio.timeout(ACTION_SECONDS):
                     await ACTIONS[name][1](self)
-                    await self._caller.call(self._random.randrange(50))
+                    await self._caller.call(self._random.randrange(10))
             except (TimeoutError, aiohttp.ClientError, OSError, AssertionError) as error:
                 self._findings.note(ANSWERS, [repr(error)], name)
             await self._check(name)
@@ -89,13 +93,20 @@ class Soak:
                 self._findings.print(f"{self._findings.actions.total()} actions")
 
     async def _check(self, after: str) -> None:
-        """Check every invariant; a daemon that has ended is started again first."""
+        """Check every invariant; a daemon that has ended by itself is started again."""
+        found: dict[str, list[str]] = {}
+        try:
+            found = await lasting_violations(
+                self._daemon, self._unexpected_losses(), within=SETTLE_SECONDS
+            )
+        except (aiohttp.ClientError, OSError) as error:
+            found[ANSWERS] = [repr(error)]
+            await asyncio.sleep(1)  # it may be about to end
+        if not self._daemon.runs:
+            found[LIVES] = ["it has ended by itself"]
+        self._findings.check((*INVARIANTS, LIVES), found, after, self._daemon.story)
         if not self._daemon.runs:
             await self._start()
-        found = await lasting_violations(
-            self._daemon, self._unexpected_losses(), within=SETTLE_SECONDS
-        )
-        self._findings.check(tuple(INVARIANTS), found, after)
 
     def _unexpected_losses(self) -> list[Loss]:
         """Return the losses since the last call that no killed worker explains."""
@@ -143,11 +154,17 @@ class Soak:
     async def enable_deploys(self) -> None:
         await self._ask("POST", "/deploy/mode", json={"mode": "bluegreen"})
 
+    async def reload(self) -> None:
+        workers = workers_of(self._daemon)
+        if await reload(self._daemon) == ACCEPTED:
+            self._findings.note(
+                WORKERS_STAY, await fresh_workers(self._daemon, workers), "a reload"
+            )
+
     async def latch_the_canary(self) -> None:
-        enabled = not state_file(self._daemon)["canary_disabled_fallback"]
-        await self._caller.call(200, error_rate=1)
-        if enabled:
-            await eventually(lambda: state_file(self._daemon)["canary_disabled_fallback"])
+        """Let enough calls fail that the canary falls back, unless many were good before."""
+        await self._caller.call(400, error_rate=1)
+        await asyncio.sleep(self._random.uniform(0, 1))
 
     async def reset_the_canary(self) -> None:
         await self._ask("POST", "/deploy/canary/reset")
@@ -222,6 +239,7 @@ class Soak:
         view = slot(await self._daemon.status(), role)
         if view["pid"] is None:
             return
+        self.killed += 1
         self._killed_at.append(self._load.seconds)
         with suppress(ProcessLookupError):
             os.kill(view["pid"], signal.SIGKILL)
@@ -236,18 +254,6 @@ def suspended(pid: int) -> Iterator[None]:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
-
-
-@contextmanager
-def limited(pid: int, limit: int, most: int) -> Iterator[None]:
-    """Let the process have less of something meanwhile: it fails as on a full disk or table."""
-    soft, hard = resource.prlimit(pid, limit)
-    resource.prlimit(pid, limit, (most, hard))
-    try:
-        yield
-    finally:
-        with suppress(ProcessLookupError):
-            resource.prlimit(pid, limit, (soft, hard))
 
 
 @asynccontextmanager
@@ -274,6 +280,7 @@ ACTIONS: Mapping[str, tuple[float, Action]] = {
     "deploys and aborts": (2, Soak.deploy_and_abort),
     "rollbacks": (3, Soak.roll_back),
     "resets of the mode": (3, Soak.enable_deploys),
+    "reloads": (3, Soak.reload),
     "canary failures": (1, Soak.latch_the_canary),
     "canary resets": (2, Soak.reset_the_canary),
     "kills": (4, Soak.kill),

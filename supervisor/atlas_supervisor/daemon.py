@@ -54,8 +54,10 @@ from atlas_supervisor.store.statements import StoreError, is_damage
 from atlas_supervisor.system.children import Reaper, become_subreaper
 from atlas_supervisor.system.clock import now
 from atlas_supervisor.system.passed_sockets import PassedSockets
+from atlas_supervisor.system.procfs import tag_for
 from atlas_supervisor.system.program import Program
 from atlas_supervisor.system.service_manager import ServiceManager
+from atlas_supervisor.system.socket_store import SocketStore
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG
 from atlas_supervisor.telemetry.metrics import Metrics
 from atlas_supervisor.traffic import PATIENCE_SECONDS, Endpoints, Plane, Split, make_plane
@@ -92,10 +94,11 @@ class Daemon:
         self._passed = passed
         self._program = program
         self._lock = lock
+        self._version = version("atlas-supervisor")  # once: an upgrade replaces what is read here
         self._started_ts = now()
         self._manager = ServiceManager(reloaded=program.reloaded)
         self._metrics = Metrics(
-            version=version("atlas-supervisor"),
+            version=self._version,
             features=settings.canary_features,
             slot_ports=settings.slot_ports,
             state_dir=settings.state_dir,
@@ -113,6 +116,7 @@ class Daemon:
         )
         self._releases = Releases.of(settings)
         # Opened by `run`, in this order.
+        self._store: SocketStore
         self._database: Database
         self._registry: WorkerRegistry
         self._state: StateKeeper
@@ -127,6 +131,9 @@ class Daemon:
         async with AsyncExitStack() as stack:
             options = api_options(self._settings)
             bound = await stack.enter_async_context(bind(options, self._passed))
+            self._store = SocketStore(self._settings.state_dir, self._manager, self._passed)
+            stack.callback(self._store.close)
+            await self._store.drop_misplaced(self._passed, self._plane.addresses)
             with _refused_by_store():
                 unfinished = await self._open_store(stack)
                 active = self._settings.slot_of_port(self._state.state.active_port)
@@ -138,8 +145,12 @@ class Daemon:
                     self._passed,
                     split=self._split_of(unfinished),
                 )
-            self._passed.close()
             stack.push_async_callback(self._plane.close)
+            # Where it relays, clients wait for the daemon, and a worker alone is of no use to them.
+            relays = self._plane.name == "relay"
+            tag = 0 if relays else tag_for(str(self._settings.state_dir), "")
+            await self._store.keep(self._plane.sockets(), tag)
+            self._passed.close()
             prober = await stack.enter_async_context(
                 HttpProber(
                     self._metrics.probes.probed,
@@ -206,7 +217,7 @@ class Daemon:
             "daemon",
             "started",
             pid=os.getpid(),
-            version=version("atlas-supervisor"),
+            version=self._version,
             reloaded=self._program.reloaded,
         )
         self._registry = WorkerRegistry(database.statements)
@@ -264,7 +275,19 @@ class Daemon:
         with _refused_by_store():
             await service.resume(unfinished)  # before the API can ask for another deploy
             release = await self._active_release(slots.active)
-        reloads = self._reloads(slots, runs)
+        reloads = Reloads(
+            settings=self._settings,
+            program=self._program,
+            daemon=partial(self._view, slots),
+            descriptors=partial(self._descriptors, control),
+            runs=runs,
+            slots=slots,
+            plane=self._plane,
+            database=self._database,
+            registry=self._registry,
+            state=self._state,
+            manager=self._manager,
+        )
         ports = self._control(
             slots, service, queries, traffic, monitor=monitor, events=events, reloads=reloads
         )
@@ -277,7 +300,7 @@ class Daemon:
                 if requests.stop.is_set():
                     await self._stop(slots, service)
                     return
-            await reloads.replace(self._descriptors(control), requests.stop)
+            await reloads.replace(requests.stop)
 
     async def _stop(self, slots: Slots, service: DeployService) -> None:
         """End every deploy and every worker."""
@@ -285,6 +308,7 @@ class Daemon:
         slots.begin_stop()
         await service.stop()
         await slots.stop()
+        await self._store.empty()
         await end_strays(self._settings.state_dir)
         await self._registry.flush()
         await self._database.audit.record(SUPERVISOR, "daemon", "stopped", pid=os.getpid())
@@ -297,29 +321,11 @@ class Daemon:
     def _view(self, slots: Slots) -> DaemonView:
         start = Start.ADOPTED if slots.adopted else Start.FRESH
         return DaemonView(
-            version=version("atlas-supervisor"),
+            version=self._version,
             pid=os.getpid(),
             started_ts=self._started_ts,
             start=Start.RELOAD if self._program.reloaded else start,
             settings_pending=slots.settings_pending,
-        )
-
-    def _reloads(self, slots: Slots, runs: Runs) -> Reloads:
-        database, registry, state = self._database, self._registry, self._state
-
-        def is_busy() -> bool:
-            written = database.statements.busy or database.outbox.pending or registry.pending
-            return written or state.busy or slots.launching
-
-        return Reloads(
-            settings=self._settings,
-            program=self._program,
-            runs=runs,
-            database=database,
-            daemon=partial(self._view, slots),
-            foreign_listeners=self._plane.foreign_listeners,
-            is_busy=is_busy,
-            manager=self._manager,
         )
 
     async def _active_release(self, slot: Slot) -> Release:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,22 @@ import pytest
 from tests.harness import DaemonProcess
 from tests.integration.support import get
 from tests.loadclient import Load, LostError, Reason, Request, Response, Traffic
+
+# A daemon that the kernel refuses pidfd_getfd, as in a container: the filter of seccomp(2) looks at
+# the system call's number, which is the same everywhere, and has the call fail with EPERM.
+WITHOUT_PIDFD_GETFD = """
+import ctypes, runpy, struct
+SET_NO_NEW_PRIVS, SET_SECCOMP, MODE_FILTER, PIDFD_GETFD = 38, 22, 2, 438
+program = b"".join(struct.pack("=HBBI", *each) for each in (
+    (0x20, 0, 0, 0), (0x15, 0, 1, PIDFD_GETFD), (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7FFF0000)
+))
+code = ctypes.create_string_buffer(program, len(program))
+filter = ctypes.create_string_buffer(struct.pack("@HP", 4, ctypes.addressof(code)))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+assert libc.prctl(SET_SECCOMP, MODE_FILTER, filter, 0, 0) == 0, ctypes.get_errno()
+runpy.run_module("atlas_supervisor", run_name="__main__", alter_sys=True)
+"""
 
 
 async def start_again(daemon: DaemonProcess) -> dict[str, Any]:
@@ -50,6 +67,18 @@ async def refused(daemon: DaemonProcess) -> str:
         await daemon.start()
     await daemon.stop_clients()
     return output.read_bytes()[before:].decode()
+
+
+@contextmanager
+def limited(pid: int, limit: int, most: int) -> Iterator[None]:
+    """Let a running process have no more of something meanwhile, as on a full disk or table."""
+    soft, hard = resource.prlimit(pid, limit)
+    resource.prlimit(pid, limit, (most, hard))
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            resource.prlimit(pid, limit, (soft, hard))
 
 
 def scripted_answer(_request: Request, response: Response) -> str:

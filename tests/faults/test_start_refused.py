@@ -14,6 +14,7 @@ import pytest
 from tests.faults.support import refused, replaced, worker_pid
 from tests.harness import DaemonProcess, Setting, eventually
 from tests.integration.support import SCRIPTED, scripted_daemon
+from tests.invariants import invariants_hold
 from tests.unit.supervisor.support import fill, mounted
 from tests.unit.supervisor.traffic.support import foreign_listener
 
@@ -34,6 +35,7 @@ def stray_on_the_public_port(daemon: DaemonProcess) -> Iterator[None]:
 
 @contextmanager
 def stray_on_an_own_port(daemon: DaemonProcess) -> Iterator[None]:
+    daemon.end_keeper()  # it would leave no place
     with foreign_listener(int(str(daemon.settings["STAGING_PORT"]))):
         yield
 
@@ -158,6 +160,7 @@ async def test_a_start_on_a_full_disk_is_refused_and_the_worker_goes_on(tmp_path
             assert await worker_pid(daemon) == before
             filler.unlink()
             await daemon.start()
+            await invariants_hold(daemon)
             await daemon.stop()
         finally:
             await daemon.clean_up()
@@ -190,7 +193,8 @@ async def test_the_workers_of_a_living_supervisor_are_no_orphans(tmp_path: Path)
             assert f"PUBLIC_PORT={daemon.public_port} is taken: pid {daemon.pid} " in printed
             assert await worker_pid(daemon) == before
         finally:
-            shutil.rmtree(daemon.state_dir)
+            while daemon.state_dir.exists():  # the daemon writes its state file there meanwhile
+                shutil.rmtree(daemon.state_dir, ignore_errors=True)
             moved.rename(daemon.state_dir)
 
         tried = DaemonProcess(tmp_path / "tried")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.support import refused, under_load, worker_pid
+from tests.faults.support import limited, refused, under_load, worker_pid
 from tests.harness import DaemonProcess, Setting, eventually
 from tests.integration.support import (
     SCRIPTED,
@@ -24,19 +24,8 @@ from tests.integration.support import (
     state_file,
     until_phase,
 )
-from tests.invariants import lasting_violations
+from tests.invariants import invariants_hold, lasting_violations
 from tests.unit.supervisor.support import mounted
-
-
-@contextmanager
-def full_disk(daemon: DaemonProcess) -> Iterator[None]:
-    """Let every write of the daemon to a file fail, as on a full disk."""
-    soft, hard = resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (1, hard))
-    try:
-        yield
-    finally:
-        resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @contextmanager
@@ -60,7 +49,7 @@ async def test_a_full_disk_refuses_every_change_and_cuts_no_client(tmp_path: Pat
         assert (await daemon.deploy()).json["result"] == "switched"
         await until_phase(daemon, "warm")
         before = state_file(daemon)
-        with full_disk(daemon):
+        with limited(daemon.pid, resource.RLIMIT_FSIZE, 1):  # every write fails, as on a full disk
             deploy = await daemon.deploy()
             rollback = await daemon.request("POST", "/deploy/rollback")
             mode = await daemon.request("POST", "/deploy/mode", json={"mode": "single"})
@@ -146,6 +135,7 @@ async def test_a_start_on_a_read_only_disk_is_refused_and_the_worker_goes_on(
             assert await worker_pid(daemon) == before
             unmount(disk)
             await daemon.start()
+            await invariants_hold(daemon)
             await daemon.stop()
         finally:
             await daemon.clean_up()

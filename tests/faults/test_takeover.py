@@ -15,8 +15,8 @@ import pytest
 
 from atlas_supervisor.system import sockdiag
 from tests.acceptance.support import IDLE_GRACE_SECONDS, kill_the_daemon_under_load
-from tests.faults.support import start_again
-from tests.harness import DaemonProcess, Setting, bundled_worker, eventually
+from tests.faults.support import WITHOUT_PIDFD_GETFD, start_again
+from tests.harness import DaemonProcess, Setting, bundled_worker, eventually, free_ports
 from tests.integration.support import (
     SCRIPTED,
     WARM,
@@ -40,6 +40,7 @@ SWITCHING = (
     "UPDATE deploys SET phase = 'switch', result = NULL,"
     " active_port = staging_port, staging_port = active_port"
 )
+BACK_TO = "DELETE FROM transitions WHERE id > (SELECT min(id) FROM transitions WHERE target = '{}')"
 LASTING = ("slot", "port", "role", "state", "pid", "version", "started_ts", "restarts")
 
 
@@ -85,7 +86,7 @@ async def test_a_killed_daemon_and_its_successor_lose_no_request(tmp_path: Path)
     }
     restarts = await kill_the_daemon_under_load(tmp_path, settings, mix, times=3)
     print(restarts.report.describe())  # noqa: T201 - what was measured stands in the output
-    assert restarts.lost == [0, 0, 0]
+    assert (restarts.lost, len(restarts.workers)) == ([0, 0, 0], 1)
     assert restarts.report.kinds["one connection per request"].latency_ms(1) < 2000
 
 
@@ -192,6 +193,11 @@ async def test_a_drain_goes_on_and_its_request_is_answered(tmp_path: Path, kit: 
         await everything_agrees(daemon)
 
 
+@pytest.mark.fault(
+    "The daemon",
+    "killed before its worker was recorded",
+    "a fresh worker replaces it once it is ready",
+)
 async def test_a_worker_that_is_not_recorded_is_replaced_by_a_fresh_one_and_drained(
     tmp_path: Path,
 ) -> None:
@@ -322,18 +328,24 @@ async def test_a_worker_that_binds_its_own_port_goes_on_or_ends_while_clients_wa
         assert (await daemon.deploy()).json["result"] == "switched"
 
 
-async def test_a_worker_that_takes_one_descriptor_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("plane", ["kernel", "relay"])
+async def test_a_worker_that_takes_one_descriptor_goes_on(tmp_path: Path, plane: str) -> None:
     command = f"sh -c 'LISTEN_FDS=1 exec {SCRIPTED}' {{fd}}"
-    async with scripted_daemon(tmp_path, {**WARM, "WORKER_COMMAND": command}) as daemon:
+    host = "127.0.0.1" if plane == "kernel" else "::1"  # there the kernel can't address a slot
+    settings = {**WARM, "WORKER_COMMAND": command, "PUBLIC_HOST": host}
+    async with scripted_daemon(tmp_path, settings) as daemon:
         release(daemon, "v2")
         assert (await daemon.deploy()).json["result"] == "switched"
         await until_phase(daemon, "warm")
         before = await lasting(daemon)
         await start_again_after_kill(daemon)
-        assert await lasting(daemon) == before
-        await everything_agrees(daemon)
+        status = await daemon.status()
+        assert (await lasting(daemon), status["traffic"]["plane"]) == (before, plane)
+        for view in status["slots"]:
+            assert (await get(view["port"]))[1]["pid"] == view["pid"]
+        assert (await get(daemon.public_port, host=host))[1]["version"] == "v2"
         assert (await roll_back(daemon)).json["result"] == "rolled_back"
-        await everything_agrees(daemon)
+        assert (await get(daemon.public_port, host=host))[1]["version"] == "v1"
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])  # each is in the way of the other
@@ -350,6 +362,59 @@ async def test_a_changed_public_host_ends_the_old_worker_first(tmp_path: Path, h
 
 @pytest.mark.fault(
     "Ports and connections",
+    "a changed port in the settings",
+    "the old worker serves until the new one is ready",
+)
+async def test_a_worker_on_another_port_than_the_settings_have_now_is_replaced(
+    tmp_path: Path,
+) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        old = await worker(daemon)
+        await daemon.kill()
+        (daemon.settings["ACTIVE_PORT"],) = free_ports(1)
+        await daemon.start()
+        assert await worker(daemon) != old
+        await everything_agrees(daemon)
+        await eventually(lambda: old not in daemon.leftovers())
+
+
+async def test_in_single_mode_the_worker_goes_on_and_no_version_waits(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path, {"AUTO_SWITCH_ON_HEALTH": "false"}) as daemon:
+        old = await worker(daemon)
+        release(daemon, "v2")
+        assert (await daemon.deploy()).json["result"] == "awaiting_switch"
+        await daemon.kill()
+        daemon.settings["DEPLOY_MODE"] = "single"
+        record = await start_again(daemon)
+        assert record["result"] == "aborted"
+        assert record["reason"].endswith("and can't wait any longer")
+        await until(daemon, "staging", state="empty")
+        before = await lasting(daemon)
+        await start_again_after_kill(daemon)
+        assert (await lasting(daemon), daemon.leftovers()) == (before, [old])
+        await everything_agrees(daemon)
+
+
+@pytest.mark.fault(
+    "Ports and connections",
+    "a daemon that may not copy its workers' sockets (container, ptrace_scope)",
+    "it gets them from their keeper, and the workers go on",
+)
+async def test_where_tracing_is_refused_the_keeper_has_the_sockets(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path, WARM) as daemon:
+        release(daemon, "v2")
+        assert (await daemon.deploy()).json["result"] == "switched"
+        await until_phase(daemon, "warm")
+        before = await lasting(daemon)
+        await daemon.kill()
+        daemon.program = ("-c", WITHOUT_PIDFD_GETFD)
+        await daemon.start()
+        assert await lasting(daemon) == before
+        await everything_agrees(daemon)
+
+
+@pytest.mark.fault(
+    "Ports and connections",
     "sockets that can't be had back",
     "the old worker is ended before the new one starts",
 )
@@ -357,19 +422,19 @@ async def test_sockets_that_cannot_be_taken_back_end_the_old_worker_first(tmp_pa
     async with scripted_daemon(tmp_path) as daemon:
         old = daemon.leftovers()
         await daemon.kill()
-        refusing = (
-            "import runpy; from atlas_supervisor.system import pidfd\n"
-            "def refuse(pid, number): raise PermissionError(1, 'not permitted')\n"
-            "pidfd.copy_descriptor = refuse\n"
-            "runpy.run_module('atlas_supervisor', run_name='__main__', alter_sys=True)"
-        )
-        daemon.program = ("-c", refusing)
+        daemon.end_keeper()
+        daemon.program = ("-c", WITHOUT_PIDFD_GETFD)
         await daemon.start()
         assert await public_version(daemon) == "v1"
         assert not set(old) & set(daemon.leftovers())
         await everything_agrees(daemon)
 
 
+@pytest.mark.fault(
+    "The daemon",
+    "the state file names the slot without a worker",
+    "the other one serves until it has one",
+)
 async def test_where_the_state_file_names_the_other_slot_the_one_with_the_traffic_serves_until_then(
     tmp_path: Path,
 ) -> None:
@@ -388,6 +453,9 @@ async def test_where_the_state_file_names_the_other_slot_the_one_with_the_traffi
         await everything_agrees(daemon)
 
 
+@pytest.mark.fault(
+    "The daemon", "killed in the middle of a flip", "both workers go on, where the state file says"
+)
 async def test_killed_in_the_middle_of_a_flip_both_workers_go_on_where_the_state_file_says(
     tmp_path: Path,
 ) -> None:
@@ -399,6 +467,7 @@ async def test_killed_in_the_middle_of_a_flip_both_workers_go_on_where_the_state
         for turned in (True, False):  # the switch was durable; it was not
             await daemon.kill()
             write(daemon, SWITCHING)
+            write(daemon, BACK_TO.format("switch"))
             if not turned:
                 was = {"active_port": file["staging_port"], "staging_port": file["active_port"]}
                 rewrite(daemon, **was, active_release=None)
@@ -416,16 +485,21 @@ async def test_killed_in_the_middle_of_a_flip_both_workers_go_on_where_the_state
         await eventually(lambda: daemon.leftovers() == [active["pid"]])
 
 
+@pytest.mark.fault(
+    "The daemon", "killed before a revert that was decided", "the next daemon reverts"
+)
 async def test_a_revert_that_was_decided_is_done_by_the_next_daemon(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path, WARM) as daemon:
         old = await worker(daemon)
         release(daemon, "v2")
         deploy_id = (await daemon.deploy()).json["deploy_id"]
-        await until_phase(daemon, "warm")
+        await eventually(lambda: rows(daemon, "SELECT phase FROM deploys") == [("warm",)])
         await daemon.kill()
         write(daemon, "UPDATE deploys SET phase = 'revert'")
+        failed = "UPDATE transitions SET event = 'failed', target = 'revert' WHERE target = 'warm'"
+        write(daemon, failed)
         await daemon.start()
         record = await daemon.ended(deploy_id)
-        assert record["result"] == "rolled_back"
+        assert (record["result"], (await daemon.status())["mode"]) == ("rolled_back", "single")
         assert await worker(daemon) == old
         await everything_agrees(daemon)

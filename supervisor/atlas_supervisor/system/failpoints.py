@@ -33,11 +33,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def seam(
-    name: str, variants: Iterable[str] = (), variant_of: Callable[..., str] | None = None
+    name: str,
+    variants: Iterable[str] = (),
+    variant_of: Callable[..., str] | None = None,
+    *,
+    returns: bool = True,
 ) -> Callable[[F], F]:
-    """Declare a function as a seam; `variant_of` its arguments is one of the `variants`."""
+    """Declare a function as a seam; `variant_of` its arguments is one of the `variants`.
+
+    One that returns only if it failed has no failpoint after it.
+    """
     names = [f"{name}-{variant}" for variant in variants] or [name]
-    NAMES.extend(f"{when}-{each}" for each in names for when in ("before", "after"))
+    moments = ("before", "after") if returns else ("before",)
+    NAMES.extend(f"{moment}-{each}" for each in names for moment in moments)
 
     def declared(function: F) -> F:
         return cast("F", _armed(function, name, variant_of)) if _wanted else function
@@ -47,7 +55,14 @@ def seam(
 
 def names_if_unknown() -> list[str]:
     """Return all names if `ATLAS_FAILPOINT` has none of them; to be called after all imports."""
-    return [] if _wanted in {"", TRACE, *NAMES} else NAMES
+    return [] if _wanted in {"", TRACE, *NAMES} else sorted(NAMES)
+
+
+def remaining() -> dict[str, str]:
+    """Return the variable for a program that this process executes: passings are counted on."""
+    if _wanted in {"", TRACE}:
+        return {}
+    return {FAILPOINT: f"{_wanted}:{_left}"}
 
 
 def _armed(

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping
 from typing import NoReturn
 
+from atlas_supervisor.system.failpoints import remaining, seam
 from atlas_supervisor.system.passed_sockets import passing
 
 _RELOADED = "ATLAS_RELOAD"
@@ -36,6 +37,7 @@ class Program:
         self.environ = dict(os.environ)
         self._open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
 
+    @seam("exec", returns=False)
     def execute(self, descriptors: Mapping[str, int]) -> NoReturn:
         """Execute it anew in this process, with these descriptors by name.
 
@@ -45,7 +47,7 @@ class Program:
         try:
             with passing(descriptors) as variables:
                 resource.setrlimit(resource.RLIMIT_NOFILE, self._open_files)
-                environ = {**self.environ, **variables, _RELOADED: str(os.getpid())}
+                environ = {**self.environ, **variables, **remaining(), _RELOADED: str(os.getpid())}
                 os.execve(self.command[0], self.command, environ)  # noqa: S606  # no shell wanted
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, raised)

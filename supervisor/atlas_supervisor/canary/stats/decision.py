@@ -1,4 +1,4 @@
-"""Decides: the verdict on one feature's ramp, and the fallback over all features.
+"""Decides: the verdict on one feature's ramp.
 
 `RampEvidence` holds all tests of a ramp. `conclusion` is what a daemon's poll needs; `decision`
 adds the numbers and the forecast that a reader is shown.
@@ -22,13 +22,14 @@ from enum import StrEnum
 from typing import Any
 
 from atlas_supervisor.canary.stats import explain
-from atlas_supervisor.canary.stats.counts import Arm, Draws, Prior, Strata, Window, expected_rates
+from atlas_supervisor.canary.stats.counts import Arm, CallWindow, Prior, Strata
 from atlas_supervisor.canary.stats.evalue import exponential, log_add
+from atlas_supervisor.canary.stats.forecast import calls_needed, expected_rates
 from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.intervals import stratified_difference
 from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
-from atlas_supervisor.canary.stats.sample_ratio import SampleRatios, check_draws
-from atlas_supervisor.canary.stats.windows import CallWindow
+from atlas_supervisor.canary.stats.sample_ratio import Draws, SampleRatios, check_ratio
+from atlas_supervisor.canary.stats.windows import Windows
 from atlas_supervisor.model.verdict import Verdict
 
 ERRORS_PART = 2 / 3
@@ -38,9 +39,6 @@ FIRST_ROUND = 0.9
 """The part of alpha for the first round: most ramps are over before the second."""
 
 _ROUND_PRIOR_CALLS = 50.0
-
-_LEAST_CALLS = 20  # canary calls before there is a forecast
-_MAX_FORECAST = 10_000_000
 
 
 class EvidenceKind(StrEnum):
@@ -87,20 +85,6 @@ class Keys:
     """None while keys appear that have not counted; else the time until all count anew."""
 
 
-def holm(largest: Mapping[str, float], alpha: float) -> tuple[frozenset[str], int]:
-    """Return the features that reach their part of alpha, and how many parts the others need.
-
-    `largest` are logarithms. The reciprocal of the largest evidence is a p-value at any time, so
-    Holm's rule (1979) holds: a feature that is rolled back leaves its part to the others.
-    """
-    reached: set[str] = set()
-    for feature, log in sorted(largest.items(), key=lambda each: -each[1]):
-        if log < math.log((len(largest) - len(reached)) / alpha):
-            break
-        reached.add(feature)
-    return frozenset(reached), max(len(largest) - len(reached), 1)
-
-
 class RampEvidence:
     """The evidence about one feature over one ramp; it carries over the ramp's steps.
 
@@ -117,6 +101,7 @@ class RampEvidence:
     def __init__(
         self,
         feature: str,
+        ramp: int = 0,
         *,
         alpha: float = 0.01,
         promote_alpha: float = 0.05,
@@ -131,13 +116,10 @@ class RampEvidence:
                 raise ValueError(f"alpha is between 0 and 1, not {each}")
         self.feature, self.alpha, self.promote_alpha = feature, alpha, promote_alpha
         self.least_calls = max(least_calls, 1)
+        self.windows = Windows(ramp)
         self.first = RoundEvidence(margin, latency_margin, prior, past)
         self.later: tuple[int, RoundEvidence] | None = None
         """The present round if it is not the first, with its number."""
-        self.assigned = Draws()
-        """All assignments of this ramp, those without an outcome included; a key counts once."""
-        self.unreported = Draws()
-        """The assignments whose outcome was never reported."""
         self.failed: EvidenceKind | None = None
         """What has led to a rollback, which is final."""
         self.largest = 0.0
@@ -155,6 +137,7 @@ class RampEvidence:
         margin, latency_margin = self.first.margin, self.first.latency_margin
         prior = Prior(self.first.rate, _ROUND_PRIOR_CALLS)
         self.later = number, RoundEvidence(margin, latency_margin, prior)
+        self.windows.start_round(number)
 
     def close(self, window: CallWindow) -> None:
         """Multiply the next window in, all of whose calls have ended."""
@@ -163,7 +146,7 @@ class RampEvidence:
             return
         found.close(window)
         self._note_largest(found, number)
-        self._closed.add(_counts_of(window))
+        self._closed.add(*_counts_of(window))
         self._now = {}
 
     def judge(self, windows: Sequence[CallWindow], now: int) -> None:
@@ -201,7 +184,7 @@ class RampEvidence:
         """The calls with an outcome, by share; those of open windows included."""
         totals = Strata(dict(self._closed.by_share), self._closed.last_share)
         for window in self._open:
-            totals.add(_counts_of(window))
+            totals.add(*_counts_of(window))
         return totals
 
     # Verdicts.
@@ -259,7 +242,8 @@ class RampEvidence:
 
     def ratios(self) -> SampleRatios:
         """Return whether assignments and reports fit the canary's share."""
-        return SampleRatios(check_draws(self.assigned), check_draws(self.unreported))
+        windows = self.windows
+        return SampleRatios(check_ratio(windows.assigned), check_ratio(windows.unreported))
 
     def _is_slower(self, parts: int) -> str:
         found = self._latest()[1]
@@ -275,18 +259,17 @@ class RampEvidence:
         """Return a forecast of the canary calls until the first verdict, of either kind."""
         totals = self.totals
         rates = expected_rates(totals.last_share, totals.canary, totals.stable)
-        if rates is None or totals.canary.calls < _LEAST_CALLS or not totals.stable.calls:
+        if rates is None:
             return None
         number, found = self._latest()
         rollback = math.log(parts / self.alpha) - _log_weight(number)
-        promotion = -math.log(self.promote_alpha) - _log_weight(number)
-        least = found.calls_needed(
+        return calls_needed(
+            found,
             rates,
             errors=rollback - math.log(ERRORS_PART),
             latency=rollback - math.log1p(-ERRORS_PART),
-            promotion=promotion,
+            promotion=-math.log(self.promote_alpha) - _log_weight(number),
         )
-        return math.ceil(least) if least <= _MAX_FORECAST else None
 
     def _numbers(self, ratios: SampleRatios, parts: int) -> dict[str, Any]:
         totals = self.totals
@@ -319,7 +302,7 @@ class RampEvidence:
     # Saved state.
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the state as JSON values, without loss; open windows are saved elsewhere."""
+        """Return the state as JSON values, without loss."""
         return {
             "feature": self.feature,
             "settings": [self.alpha, self.promote_alpha, self.least_calls],
@@ -328,13 +311,12 @@ class RampEvidence:
             "failed": self.failed and self.failed.value,
             "largest": [self.largest, self._kind.value],
             "totals": self._closed.to_list(),
-            "assigned": self.assigned.to_list(),
-            "unreported": self.unreported.to_list(),
+            "windows": self.windows.to_dict(),
         }
 
     @classmethod
-    def from_dict(cls, saved: dict[str, Any]) -> RampEvidence:
-        """Return the saved state. Raises ValueError if a version with other tests has saved it."""
+    def from_dict(cls, saved: dict[str, Any], *, same_boot: bool = True) -> RampEvidence:
+        """Return the saved state; after a reboot without the open windows."""
         alpha, promote_alpha, least = saved["settings"]
         evidence = cls(
             saved["feature"], alpha=alpha, promote_alpha=promote_alpha, least_calls=least
@@ -346,7 +328,8 @@ class RampEvidence:
         evidence.failed = saved["failed"] and EvidenceKind(saved["failed"])
         evidence.largest, kind = saved["largest"]
         evidence._kind = EvidenceKind(kind)
-        evidence._restore_counts(saved)
+        evidence._closed = Strata.from_list(saved["totals"])
+        evidence.windows = Windows.from_dict(saved["windows"], same_boot=same_boot)
         return evidence
 
     def carry_over(self, saved: Mapping[str, Any]) -> None:
@@ -356,12 +339,9 @@ class RampEvidence:
             test = saved[kind.value]
             if test["highest"] >= -math.log(test["alpha"]):
                 self.failed = self.failed or kind
-        self._restore_counts(saved)
-
-    def _restore_counts(self, saved: Mapping[str, Any]) -> None:
         self._closed = Strata.from_list(saved["totals"])
-        self.assigned = Draws.from_list(saved.get("assigned", ()))
-        self.unreported = Draws.from_list(saved.get("unreported", ()))
+        for name in ("assigned", "unreported"):
+            setattr(self.windows, name, Draws.from_list(saved.get(name, ())))
 
 
 def _log_weight(number: int) -> float:
@@ -371,33 +351,5 @@ def _log_weight(number: int) -> float:
     return math.log((1 - FIRST_ROUND) / (number * (number - 1)))
 
 
-def _counts_of(window: CallWindow) -> Window:
-    return Window(window.stratum.share, window.canary.arm, window.stable.arm)
-
-
-@dataclass(frozen=True)
-class Fallback:
-    """Turns all canaries off when more than `threshold` of their calls failed.
-
-    It looks at the canary arm alone, all features together, once `minimum` calls are known. So it
-    also works where there is no comparison, but it gives no error probability.
-    """
-
-    threshold: float = 0.15
-    minimum: int = 20
-
-    def reason(self, canary: Arm, stable: Arm) -> str | None:
-        """Return the reason to turn canaries off, by both arms' calls of the last hour, or None."""
-        rate = canary.rate
-        if rate is None or canary.calls < self.minimum or rate <= self.threshold:
-            return None
-        failed = (
-            f"{explain.percent(rate)} of {canary.calls} canary calls failed, "
-            f"more than {explain.percent(self.threshold)}"
-        )
-        if stable.rate is None:
-            return f"{failed}; no stable calls"
-        failed += f"; stable: {explain.percent(stable.rate)} of {stable.calls}"
-        if stable.rate > self.threshold:
-            failed += "; both arms fail, so the canary may not be the cause"
-        return failed
+def _counts_of(window: CallWindow) -> tuple[float, Arm, Arm]:
+    return window.stratum.share, window.canary.arm, window.stable.arm

@@ -51,8 +51,8 @@ class Mixture:
         """Start bets until this part of the money bets."""
         if due > self._started:
             new = math.log(due - self._started)
-            both = zip(self._logs, self._log_weights, strict=True)
-            self._logs = [log_add(log, new + weight) for log, weight in both]
+            both = zip(self._logs, [new + weight for weight in self._log_weights], strict=True)
+            self._logs = [max(a, b) + math.log1p(math.exp(-abs(a - b))) for a, b in both]
             self._started = due
 
     def multiply(self, log_factors: Sequence[float]) -> None:
@@ -96,12 +96,24 @@ def exponential(log: float) -> float:
 
 def log_add(one: float, other: float) -> float:
     """Return the logarithm of the sum of two numbers that are given by their logarithms."""
-    if one < other:
-        one, other = other, one
-    return one + math.log1p(math.exp(other - one))
+    return max(one, other) + math.log1p(math.exp(-abs(one - other)))
 
 
 def log_sum(logs: Sequence[float]) -> float:
     """Return the logarithm of the sum of numbers that are given by their logarithms."""
     largest = max(logs)
     return largest + math.log(sum([math.exp(each - largest) for each in logs]))
+
+
+def holm(largest: Mapping[str, float], alpha: float) -> tuple[frozenset[str], int]:
+    """Return the features that reach their part of alpha, and how many parts the others need.
+
+    `largest` are logarithms. The reciprocal of the largest evidence is a p-value at any time, so
+    Holm's rule (1979) holds: a feature that is rolled back leaves its part to the others.
+    """
+    reached: set[str] = set()
+    for feature, log in sorted(largest.items(), key=lambda each: -each[1]):
+        if log < math.log((len(largest) - len(reached)) / alpha):
+            break
+        reached.add(feature)
+    return frozenset(reached), max(len(largest) - len(reached), 1)
