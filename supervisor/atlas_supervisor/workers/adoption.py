@@ -33,7 +33,7 @@ from atlas_supervisor.system import procfs
 from atlas_supervisor.system.clock import now
 from atlas_supervisor.system.passed_sockets import PassedSockets
 from atlas_supervisor.system.pidfd import ForeignProcess
-from atlas_supervisor.traffic import Plane, TakenBack
+from atlas_supervisor.traffic import Plane, Split, TakenBack
 from atlas_supervisor.workers.process import NotifySocket, WorkerProcess
 from atlas_supervisor.workers.registry import Survivor, WorkerRegistry, end_survivors, pids_of
 from atlas_worker.contract import ENV_INSTANCE, ENV_STATE_DIR, PROBE_HEADER
@@ -64,6 +64,8 @@ async def take_over(
     registry: WorkerRegistry,
     active: SlotName,
     passed: PassedSockets,
+    *,
+    split: Split | None = None,
 ) -> Inherited:
     """Open the plane with the sockets that an earlier daemon's workers have; return the workers.
 
@@ -89,7 +91,8 @@ async def take_over(
     drain = pids_of(filter(_drains, survivors))
     accepts = {pid: index for pid, index in taken.accepts.items() if pid not in drain}
     taken = replace(taken, accepts=accepts)
-    plane.open(active, taken, {each.slot: pid for each, pid in chosen.items() if pid is not None})
+    processes = {each.slot: pid for each, pid in chosen.items() if pid is not None}
+    plane.open(active, taken, processes, split)
     registry.listening()
     adopted = {each.slot: process for each in chosen if (process := inherit(each, settings))}
     for instance in adopted.values():
