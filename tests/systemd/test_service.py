@@ -263,6 +263,7 @@ async def test_the_journal_has_what_it_logs_with_priorities(running: Shop) -> No
 async def test_a_reload_keeps_the_main_process_its_workers_and_every_request(
     running: Shop,
 ) -> None:
+    await eventually(lambda: len(running.workers()) == 1)
     pid, workers, restarts = running.pid, running.workers(), running.show("NRestarts")
     async with running.load() as load:
         running.write_settings(CHANNEL="beta")
