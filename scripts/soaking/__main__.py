@@ -14,8 +14,9 @@ from random import Random
 from atlas_supervisor.output import unfailing_output
 from scripts.soaking import all_failpoints, application, soak
 from scripts.soaking.report import NOTHING_LEFT, Findings
+from scripts.soaking.wrk_load import WrkLoad
 from tests.failpoints import CanaryCaller
-from tests.harness import DaemonProcess
+from tests.harness import DaemonProcess, missing
 from tests.loadclient import Load, Report
 
 INTERRUPTED = 130
@@ -42,8 +43,11 @@ def arguments() -> argparse.Namespace:
         help="kill at the first N passings of each failpoint only",
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="failpoints with it in the name")
+    parser.add_argument("--wrk", action="store_true", help="with wrk beside the load (--minutes)")
     parser.add_argument("--verbose", action="store_true", help="print every action")
     parsed = parser.parse_args()
+    if parsed.wrk and missing("wrk"):
+        parser.error("wrk is not installed")
     if parsed.minutes is None and not parsed.all_failpoints:
         parser.error("one of --minutes and --all-failpoints is needed")
     return parsed
@@ -74,8 +78,12 @@ async def run(chosen: argparse.Namespace) -> int:
                 else:
                     random = Random(chosen.seed)  # noqa: S311  # faults are no secret
                     soaked = soak.Soak(daemon, load, caller, random, findings)
-                    await soaked.run(chosen.minutes * 60)
+                    url = f"http://127.0.0.1:{daemon.public_port}/"
+                    more = WrkLoad(Path(name), url, findings, lambda: soaked.killed)
+                    async with more.running(chosen.wrk):
+                        await soaked.run(chosen.minutes * 60)
                     extra = soaked.allowed
+                    findings.print(f"{more.requests:,} requests of wrk")
                 await load.stop()
             findings.check((NOTHING_LEFT,), {}, "the stop")
         except asyncio.CancelledError:

@@ -47,5 +47,5 @@ async def kill_everywhere(
         losses = load.report.losses[judged:]
         judged += len(losses)
         found = await lasting_violations(daemon, losses, within=30)
-        findings.check(tuple(INVARIANTS), found, point)
+        findings.check(tuple(INVARIANTS), found, point, daemon.story)
         await failpoints.reset(daemon)

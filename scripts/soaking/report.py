@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -14,10 +14,12 @@ from rich.table import Table
 from tests.invariants import INVARIANTS
 from tests.loadclient import Report
 
+LOST = "no request is lost"
 WORKERS_STAY = "no worker is replaced by a kill or a reload"
+LIVES = "the daemon ends only if it is killed"
 ANSWERS = "the API answers as documented"
 NOTHING_LEFT = "a stop leaves nothing"
-ALL = (*INVARIANTS, WORKERS_STAY, ANSWERS, NOTHING_LEFT)
+ALL = (*INVARIANTS, WORKERS_STAY, LIVES, ANSWERS, NOTHING_LEFT)
 
 
 @dataclass
@@ -39,10 +41,16 @@ class Findings:
             self.print(action)
 
     def check(
-        self, names: Sequence[str], problems: Mapping[str, Sequence[str]], after: str
+        self,
+        names: Sequence[str],
+        problems: Mapping[str, Sequence[str]],
+        after: str,
+        story: Callable[[], str] = str,
     ) -> None:
-        """Count a check of these invariants, and print what violates them."""
+        """Count a check of these invariants; print what violates them, and at first the logs."""
         self.checks.update(names)
+        if problems and not self.violated:
+            print(story(), file=sys.stderr)
         for name, found in problems.items():
             self.violated[name] += 1
             for problem in found:

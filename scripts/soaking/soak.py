@@ -20,8 +20,9 @@ from typing import Any
 import aiohttp
 
 from scripts.soaking import application
-from scripts.soaking.report import ANSWERS, WORKERS_STAY, Findings
+from scripts.soaking.report import ANSWERS, LIVES, WORKERS_STAY, Findings
 from tests.failpoints import CanaryCaller, reload
+from tests.faults.support import limited
 from tests.harness import Answer, DaemonProcess, Setting, eventually
 from tests.integration.support import slot
 from tests.invariants import INVARIANTS, fresh_workers, lasting_violations, workers_of
@@ -57,6 +58,8 @@ class Soak:
         random: Random,
         findings: Findings,
     ) -> None:
+        self.killed = 0
+        """How many workers that served were killed."""
         self.allowed = 0
         """Losses of clients whose request was in flight at a worker that the soak killed."""
         self._daemon = daemon
@@ -90,13 +93,20 @@ class Soak:
                 self._findings.print(f"{self._findings.actions.total()} actions")
 
     async def _check(self, after: str) -> None:
-        """Check every invariant; a daemon that has ended is started again first."""
+        """Check every invariant; a daemon that has ended by itself is started again."""
+        found: dict[str, list[str]] = {}
+        try:
+            found = await lasting_violations(
+                self._daemon, self._unexpected_losses(), within=SETTLE_SECONDS
+            )
+        except (aiohttp.ClientError, OSError) as error:
+            found[ANSWERS] = [repr(error)]
+            await asyncio.sleep(1)  # it may be about to end
+        if not self._daemon.runs:
+            found[LIVES] = ["it has ended by itself"]
+        self._findings.check((*INVARIANTS, LIVES), found, after, self._daemon.story)
         if not self._daemon.runs:
             await self._start()
-        found = await lasting_violations(
-            self._daemon, self._unexpected_losses(), within=SETTLE_SECONDS
-        )
-        self._findings.check(tuple(INVARIANTS), found, after)
 
     def _unexpected_losses(self) -> list[Loss]:
         """Return the losses since the last call that no killed worker explains."""
@@ -229,6 +239,7 @@ class Soak:
         view = slot(await self._daemon.status(), role)
         if view["pid"] is None:
             return
+        self.killed += 1
         self._killed_at.append(self._load.seconds)
         with suppress(ProcessLookupError):
             os.kill(view["pid"], signal.SIGKILL)
@@ -243,18 +254,6 @@ def suspended(pid: int) -> Iterator[None]:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
-
-
-@contextmanager
-def limited(pid: int, limit: int, most: int) -> Iterator[None]:
-    """Let the process have less of something meanwhile: it fails as on a full disk or table."""
-    soft, hard = resource.prlimit(pid, limit)
-    resource.prlimit(pid, limit, (most, hard))
-    try:
-        yield
-    finally:
-        with suppress(ProcessLookupError):
-            resource.prlimit(pid, limit, (soft, hard))
 
 
 @asynccontextmanager

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,18 @@ async def refused(daemon: DaemonProcess) -> str:
         await daemon.start()
     await daemon.stop_clients()
     return output.read_bytes()[before:].decode()
+
+
+@contextmanager
+def limited(pid: int, limit: int, most: int) -> Iterator[None]:
+    """Let a running process have no more of something meanwhile, as on a full disk or table."""
+    soft, hard = resource.prlimit(pid, limit)
+    resource.prlimit(pid, limit, (most, hard))
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            resource.prlimit(pid, limit, (soft, hard))
 
 
 def scripted_answer(_request: Request, response: Response) -> str:

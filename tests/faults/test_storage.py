@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.support import refused, under_load, worker_pid
+from tests.faults.support import limited, refused, under_load, worker_pid
 from tests.harness import DaemonProcess, Setting, eventually
 from tests.integration.support import (
     SCRIPTED,
@@ -26,17 +26,6 @@ from tests.integration.support import (
 )
 from tests.invariants import invariants_hold, lasting_violations
 from tests.unit.supervisor.support import mounted
-
-
-@contextmanager
-def full_disk(daemon: DaemonProcess) -> Iterator[None]:
-    """Let every write of the daemon to a file fail, as on a full disk."""
-    soft, hard = resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (1, hard))
-    try:
-        yield
-    finally:
-        resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @contextmanager
@@ -60,7 +49,7 @@ async def test_a_full_disk_refuses_every_change_and_cuts_no_client(tmp_path: Pat
         assert (await daemon.deploy()).json["result"] == "switched"
         await until_phase(daemon, "warm")
         before = state_file(daemon)
-        with full_disk(daemon):
+        with limited(daemon.pid, resource.RLIMIT_FSIZE, 1):  # every write fails, as on a full disk
             deploy = await daemon.deploy()
             rollback = await daemon.request("POST", "/deploy/rollback")
             mode = await daemon.request("POST", "/deploy/mode", json={"mode": "single"})

@@ -85,6 +85,9 @@ async def watch(daemon: DaemonProcess, seen: list[tuple[str, str]]) -> None:
 
 
 @pytest.mark.timeout(150)
+@pytest.mark.fault(
+    "The daemon", "reloads under load", "no request and no event is lost, and nothing leaks"
+)
 async def test_reloads_under_load_lose_no_request_and_no_event_and_leak_nothing(
     tmp_path: Path,
 ) -> None:
@@ -148,6 +151,11 @@ async def test_worker_settings_wait_for_a_deploy_and_other_settings_apply_at_onc
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.fault(
+    "The daemon",
+    "a reload to a broken program or settings",
+    "it is refused with its lines, and nothing changes",
+)
 async def test_a_refused_reload_changes_nothing_and_SIGHUP_reloads_too(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         before = await daemon.status()

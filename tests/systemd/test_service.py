@@ -356,6 +356,9 @@ async def test_a_daemon_with_another_public_address_drops_what_systemd_has_store
     assert running.show("NFileDescriptorStore") == "4"
 
 
+@pytest.mark.fault(
+    "The daemon", "one that can't start, under systemd", "it is tried again while its workers serve"
+)
 async def test_a_daemon_that_cannot_start_is_tried_again_while_its_workers_serve(
     running: Shop,
 ) -> None:
@@ -400,6 +403,7 @@ async def test_a_stop_that_drains_for_long_is_not_cut_short_and_leaves_nothing(
         await running.served()
 
 
+@pytest.mark.fault("The daemon", "dead and unable to start at a stop", "the stop ends its workers")
 async def test_stop_ends_the_workers_of_a_daemon_that_died_and_cannot_start(
     running: Shop,
 ) -> None:

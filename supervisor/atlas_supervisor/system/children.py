@@ -41,7 +41,10 @@ class Reaper:
     async def run(self) -> None:
         """Reap until cancelled."""
         while True:
-            self.reap()
+            try:
+                self.reap()
+            except OSError as error:  # no descriptor is left: they wait
+                log.warning("children_unknown", why=str(error))
             await anyio.sleep(_LOOK_SECONDS)
 
     def reap(self) -> None:

@@ -54,10 +54,22 @@ _PEER = struct.Struct("3i")
 class SocketStore:
     """What is kept for the next daemon, and by what."""
 
-    def __init__(self, folder: Path, manager: ServiceManager, passed: PassedSockets) -> None:
-        """Add what a keeper has to what was passed."""
+    def __init__(
+        self,
+        folder: Path,
+        manager: ServiceManager,
+        passed: PassedSockets,
+        *,
+        reloaded: bool = False,
+    ) -> None:
+        """Add what a keeper has to what was passed.
+
+        `reloaded`: that came from the daemon before, with much that systemd has not stored.
+        """
         self._manager = manager
-        self._stored = passed.identities
+        self._stored = frozenset(
+            each for each in passed.identities if each[0].startswith(_LISTENERS) or not reloaded
+        )
         self._keeper = Keeper(folder / KEEPER_SOCKET)
         self._keeper.fetch(passed)
 

@@ -51,6 +51,7 @@ async def drip(server: Server, first: bytes, drop: bytes) -> bytes:
         writer.close()
 
 
+@pytest.mark.fault("Requests", "a huge body", "413, and it is not read")
 async def test_a_body_over_the_limit_is_413_without_being_read(tmp_path: Path) -> None:
     async with running(tmp_path, receive_seconds=1.0) as server:
         answer = parse(await server.raw(post(server, "Content-Length: 99999999999")))

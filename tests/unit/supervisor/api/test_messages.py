@@ -43,6 +43,7 @@ JSON = {**BEARER, "Content-Type": "application/json"}
         ("&".join(f"f{n}=1" for n in range(100)), None),
     ],
 )
+@pytest.mark.fault("Requests", "an odd query", "refused by the name of its field")
 async def test_an_invalid_query_is_refused_by_name(
     tmp_path: Path, query: str, field: str | None
 ) -> None:
@@ -127,6 +128,7 @@ async def post(server: Server, path: str, data: bytes, **headers: str) -> Any:
         (b'{"a\\nb\\u001b": 1}', "a\\nb\\x1b"),
     ],
 )
+@pytest.mark.fault("Requests", "deep, broken or doubled JSON", "refused, and never 500")
 async def test_an_invalid_body_is_refused_and_starts_no_deploy(
     tmp_path: Path, data: bytes, field: str | None
 ) -> None:
