@@ -76,7 +76,11 @@ class SocketStore:
     async def drop_misplaced(
         self, passed: PassedSockets, addresses: Mapping[str, tuple[str, int]]
     ) -> None:
-        """Close what is not on the address that its name has by now: it would be in the way."""
+        """Close what is not on the address that its name has by now: it would be in the way.
+
+        The rest is ours alone then, and kept again by `keep`: workers on the other address may have
+        to end, and then nothing is taken back.
+        """
         dropped = [
             name
             for name in sorted(passed.names)
@@ -84,7 +88,8 @@ class SocketStore:
         ]
         if dropped:
             log.warning("kept_sockets_dropped", names=dropped, why="the settings were changed")
-            self._manager.store({}, dropped)
+            self._manager.store({}, {name for name, _ in self._stored})
+            self._stored = frozenset()
             await anyio.to_thread.run_sync(self._manager.barrier)
             await self._keeper.end()
 
