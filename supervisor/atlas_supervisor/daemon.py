@@ -133,7 +133,12 @@ class Daemon:
         async with AsyncExitStack() as stack:
             options = api_options(self._settings)
             bound = await stack.enter_async_context(bind(options, self._passed))
-            self._store = SocketStore(self._settings.state_dir, self._manager, self._passed)
+            self._store = SocketStore(
+                self._settings.state_dir,
+                self._manager,
+                self._passed,
+                reloaded=self._program.reloaded,
+            )
             stack.callback(self._store.close)
             await self._store.drop_misplaced(self._passed, self._plane.addresses)
             with _refused_by_store():

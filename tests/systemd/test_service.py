@@ -343,9 +343,10 @@ async def test_a_daemon_with_another_public_address_drops_what_systemd_has_store
     running: Shop,
 ) -> None:
     running.write_settings(PUBLIC_HOST="0.0.0.0")
-    for each in running.machine.of_unit(UNIT):
-        os.kill(each, signal.SIGKILL)
-    await running.until_active()
+    pid, restarts = running.pid, int(running.show("NRestarts"))
+    os.kill(pid, signal.SIGKILL)
+    await running.until_active(after=pid)
+    assert int(running.show("NRestarts")) == restarts + 1  # no start was refused
     assert await running.served() == "v1"
     assert running.show("NFileDescriptorStore") == "4"
     (public,) = {each.address for each in sockdiag.listeners(running.public_port)}
