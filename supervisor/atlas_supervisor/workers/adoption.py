@@ -20,6 +20,7 @@ import socket
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import anyio
 import structlog
@@ -105,6 +106,10 @@ async def take_over(
             places = {accepts[pid] for pid in each.pids if pid in accepts} - own
             serves = not adopted and taken.traffic in places
             found[serves if places and active.other not in adopted else None].append(left)
+    held = {each.name for each in chain(adopted.values(), *found.values())}
+    for each in (*chosen, *rest):
+        if each.instance not in held:  # it has ended meanwhile
+            registry.forget(each.instance)
     return Inherited(adopted, found[True], found[False], found[None])
 
 
