@@ -319,6 +319,7 @@ class DaemonProcess:
         assert code == 0, f"the daemon ended with {code}"
         left = self.leftovers()
         assert not left, f"processes left over: {left}"
+        assert not self.end_keeper(), "the keeper of the sockets is left over"
 
     async def clean_up(self) -> None:
         """Leave nothing behind, whatever happened; what should be gone by now is killed."""
@@ -330,6 +331,7 @@ class DaemonProcess:
             except TimeoutError:
                 self.process.kill()
                 await self.process.wait()
+        self.end_keeper()
         for pid in self.leftovers():
             try:
                 handle = os.pidfd_open(pid)
@@ -340,6 +342,27 @@ class DaemonProcess:
                     os.close(handle)
             except ProcessLookupError:
                 continue
+
+    def end_keeper(self) -> bool:
+        """End the process that keeps the sockets for the next daemon; return whether there is one.
+
+        A daemon that stops has ended it.
+        """
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as keeper:
+            keeper.settimeout(STOP_SECONDS)
+            try:
+                folder = os.open(self.state_dir, os.O_PATH | os.O_DIRECTORY)
+                try:
+                    keeper.connect(f"/proc/self/fd/{folder}/keeper.sock")
+                finally:
+                    os.close(folder)
+            except OSError:
+                return False
+            keeper.send(b"end")
+            with suppress(ConnectionResetError):
+                while keeper.recv(4096):
+                    pass
+        return True
 
     def leftovers(self) -> list[int]:
         """Return the pids of this daemon's workers that are alive."""

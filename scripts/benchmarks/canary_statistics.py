@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from atlas_supervisor.canary.stats.counts import Prior, Window
+from atlas_supervisor.canary.stats.counts import Prior
 from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
 from scripts.benchmarks.result import Options, Result
 from tests.unit.supervisor.canary.stats.support import (
@@ -20,6 +20,7 @@ from tests.unit.supervisor.canary.stats.support import (
     Call,
     Moment,
     Story,
+    Window,
     as_they_end,
     calls_until_found,
     draw,

@@ -1,7 +1,7 @@
 """What is lost when the active worker is killed under load, or the daemon.
 
-A warm version takes over from a killed worker, the next daemon's fresh worker from one whose daemon
-was killed.
+A warm version takes over from a killed worker. The worker of a killed daemon goes on with the next
+one.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ async def killed_daemons(count: int) -> Result:
     facts = {
         "kills": count,
         **counted(restarts.report),
+        "worker processes": len(restarts.workers),
         "lost by a kill, median": int(median(restarts.lost)),
         "lost by a kill, at most": max(restarts.lost),
         "longest answer of a new connection, ms": round(

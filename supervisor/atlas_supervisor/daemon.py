@@ -52,8 +52,10 @@ from atlas_supervisor.store.statements import StoreError, is_damage
 from atlas_supervisor.system.children import Reaper, become_subreaper
 from atlas_supervisor.system.clock import now
 from atlas_supervisor.system.passed_sockets import PassedSockets
+from atlas_supervisor.system.procfs import tag_for
 from atlas_supervisor.system.program import Program
 from atlas_supervisor.system.service_manager import ServiceManager
+from atlas_supervisor.system.socket_store import SocketStore
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG
 from atlas_supervisor.telemetry.metrics import Metrics
 from atlas_supervisor.traffic import PATIENCE_SECONDS, Endpoints, Plane, make_plane
@@ -111,6 +113,7 @@ class Daemon:
         )
         self._releases = Releases.of(settings)
         # Opened by `run`, in this order.
+        self._store: SocketStore
         self._database: Database
         self._registry: WorkerRegistry
         self._state: StateKeeper
@@ -125,14 +128,21 @@ class Daemon:
         async with AsyncExitStack() as stack:
             options = api_options(self._settings)
             bound = await stack.enter_async_context(bind(options, self._passed))
+            self._store = SocketStore(self._settings.state_dir, self._manager, self._passed)
+            stack.callback(self._store.close)
+            await self._store.drop_misplaced(self._passed, self._plane.addresses)
             with _refused_by_store():
                 unfinished = await self._open_store(stack)
                 active = self._settings.slot_of_port(self._state.state.active_port)
                 inherited = await take_over(
                     self._settings, self._plane, self._registry, active, self._passed
                 )
-            self._passed.close()
             stack.push_async_callback(self._plane.close)
+            # Where it relays, clients wait for the daemon, and a worker alone is of no use to them.
+            relays = self._plane.name == "relay"
+            tag = 0 if relays else tag_for(str(self._settings.state_dir), "")
+            await self._store.keep(self._plane.sockets(), tag)
+            self._passed.close()
             prober = await stack.enter_async_context(
                 HttpProber(
                     self._metrics.probes.probed,
@@ -271,6 +281,7 @@ class Daemon:
         slots.begin_stop()
         await service.stop()
         await slots.stop()
+        await self._store.empty()
         await end_strays(self._settings.state_dir)
         await self._registry.flush()
         await self._database.audit.record(SUPERVISOR, "daemon", "stopped", pid=os.getpid())
@@ -303,7 +314,7 @@ class Daemon:
             runs=runs,
             database=database,
             daemon=partial(self._view, slots),
-            foreign_listeners=self._plane.foreign_listeners,
+            plane=self._plane,
             is_busy=is_busy,
             manager=self._manager,
         )

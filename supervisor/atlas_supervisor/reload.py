@@ -5,11 +5,13 @@
    that only a restart can make, an address of the API that can't be bound.
 2. Then the API stops: requests in progress are answered, streams end and are resumed from the next
    daemon, new connections wait in the queues of the listeners, which are passed on.
-3. The exec happens at a moment when nothing is half done: no flip, no deploy before its switch, no
+3. Connections that this process relays would end with it. Those of the public port are passed on
+   (`carry_over`); the others have a few seconds to get the answers that are pending.
+4. The exec happens at a moment when nothing is half done: no flip, no deploy before its switch, no
    launch that is not recorded, no write to the database or the state file. Between the last look
    and the exec the event loop runs nothing else. To the journal it is as if the daemon had been
    killed then, which is safe at any moment; to the sockets, the workers and the signals it is not.
-4. If the moment does not come, a stop comes first, or the exec fails, the daemon goes on as it was.
+5. If the moment does not come, a stop comes first, or the exec fails, the daemon goes on as it was.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ from atlas_supervisor.system.failpoints import seam
 from atlas_supervisor.system.program import Program
 from atlas_supervisor.system.service_manager import ServiceManager
 from atlas_supervisor.system.text import escaped, without_known_secrets
+from atlas_supervisor.traffic import Plane
 
 log = structlog.get_logger(__name__)
 
@@ -51,7 +54,7 @@ CHECK_OPTION = "--check-start"
 LOCK, SIGNALS = "lock", "signals"
 """Names of what is passed on besides sockets: the held lock; signals from during the exec."""
 
-_QUIET_SECONDS = 5.0
+_ANSWER_SECONDS, _QUIET_SECONDS = 5.0, 5.0
 _LOOK_SECONDS = 0.01
 _TURNS = 5
 """Turns of the event loop until a signal that arrived before has had its effect."""
@@ -79,7 +82,7 @@ class Reloads:
         runs: Runs,
         database: Database,
         daemon: Callable[[], DaemonView],
-        foreign_listeners: Callable[[], list[str]],
+        plane: Plane,
         is_busy: Callable[[], bool],
         manager: ServiceManager,
     ) -> None:
@@ -88,7 +91,7 @@ class Reloads:
         self._runs = runs
         self._database = database
         self._daemon = daemon
-        self._foreign_listeners = foreign_listeners
+        self._plane = plane
         self._is_busy = is_busy
         self._manager = manager
         self._reloading = False
@@ -180,7 +183,7 @@ class Reloads:
         report = await self._ask_program()
         known = shown(self._settings)
         lines = [*report.faults, *(refused_changes(known, report.shown) if report.shown else ())]
-        lines += await anyio.to_thread.run_sync(self._foreign_listeners)
+        lines += await anyio.to_thread.run_sync(self._plane.foreign_listeners)
         if not lines:
             lines += await self._bind_anew(known, report.shown)
         if lines:
@@ -233,6 +236,7 @@ class Reloads:
         self._manager.reloading()
         descriptors = {**descriptors, **{name: s.fileno() for name, s in self._fresh.items()}}
         why = "something is in progress"
+        await self._let_answer(stopping)
         with anyio.move_on_after(_QUIET_SECONDS):
             while not stopping.is_set():
                 await self._database.outbox.attempt()
@@ -240,11 +244,19 @@ class Reloads:
                     why = await self._execute(descriptors, stopping)
                     break
                 await anyio.sleep(_LOOK_SECONDS)
+        self._plane.resume()
         self._give_up()
         self._manager.reload_ended()
         if not stopping.is_set():
             log.error("reload_failed", why=why, instead="the daemon goes on as it was")
             await self._database.audit.record(SUPERVISOR, "reload", "failed", reason=why)
+
+    async def _let_answer(self, stopping: anyio.Event) -> None:
+        """Give connections that can't be passed on time for the answers that are pending."""
+        self._plane.pause()
+        with anyio.move_on_after(_ANSWER_SECONDS):
+            while self._plane.answering() and not stopping.is_set():  # noqa: ASYNC110  # no event
+                await anyio.sleep(_LOOK_SECONDS)
 
     async def _execute(self, descriptors: Mapping[str, int], stopping: anyio.Event) -> str:
         """Execute it, unless a stop comes first; return why it was not."""
@@ -258,7 +270,7 @@ class Reloads:
             for handler in logging.getLogger().handlers:
                 handler.flush()
             try:
-                self._program.execute({**descriptors, SIGNALS: pipe})
+                self._program.execute({**descriptors, **self._plane.pass_on(), SIGNALS: pipe})
             except OSError as error:
                 return f"{self._program.command[0]} can't be executed: {error.strerror}"
 

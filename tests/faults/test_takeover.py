@@ -16,7 +16,7 @@ import pytest
 from atlas_supervisor.system import sockdiag
 from tests.acceptance.support import IDLE_GRACE_SECONDS, kill_the_daemon_under_load
 from tests.faults.support import start_again
-from tests.harness import DaemonProcess, Setting, bundled_worker, eventually
+from tests.harness import DaemonProcess, Setting, bundled_worker, eventually, free_ports
 from tests.integration.support import (
     SCRIPTED,
     WARM,
@@ -85,7 +85,7 @@ async def test_a_killed_daemon_and_its_successor_lose_no_request(tmp_path: Path)
     }
     restarts = await kill_the_daemon_under_load(tmp_path, settings, mix, times=3)
     print(restarts.report.describe())  # noqa: T201 - what was measured stands in the output
-    assert restarts.lost == [0, 0, 0]
+    assert (restarts.lost, len(restarts.workers)) == ([0, 0, 0], 1)
     assert restarts.report.kinds["one connection per request"].latency_ms(1) < 2000
 
 
@@ -322,18 +322,24 @@ async def test_a_worker_that_binds_its_own_port_goes_on_or_ends_while_clients_wa
         assert (await daemon.deploy()).json["result"] == "switched"
 
 
-async def test_a_worker_that_takes_one_descriptor_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("plane", ["kernel", "relay"])
+async def test_a_worker_that_takes_one_descriptor_goes_on(tmp_path: Path, plane: str) -> None:
     command = f"sh -c 'LISTEN_FDS=1 exec {SCRIPTED}' {{fd}}"
-    async with scripted_daemon(tmp_path, {**WARM, "WORKER_COMMAND": command}) as daemon:
+    host = "127.0.0.1" if plane == "kernel" else "::1"  # there the kernel can't address a slot
+    settings = {**WARM, "WORKER_COMMAND": command, "PUBLIC_HOST": host}
+    async with scripted_daemon(tmp_path, settings) as daemon:
         release(daemon, "v2")
         assert (await daemon.deploy()).json["result"] == "switched"
         await until_phase(daemon, "warm")
         before = await lasting(daemon)
         await start_again_after_kill(daemon)
-        assert await lasting(daemon) == before
-        await everything_agrees(daemon)
+        status = await daemon.status()
+        assert (await lasting(daemon), status["traffic"]["plane"]) == (before, plane)
+        for view in status["slots"]:
+            assert (await get(view["port"]))[1]["pid"] == view["pid"]
+        assert (await get(daemon.public_port, host=host))[1]["version"] == "v2"
         assert (await roll_back(daemon)).json["result"] == "rolled_back"
-        await everything_agrees(daemon)
+        assert (await get(daemon.public_port, host=host))[1]["version"] == "v1"
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])  # each is in the way of the other
@@ -346,6 +352,36 @@ async def test_a_changed_public_host_ends_the_old_worker_first(tmp_path: Path, h
             await daemon.start()
             assert await public_version(daemon) == "v1"
             assert not set(old) & set(daemon.leftovers())
+
+
+async def test_a_worker_on_another_port_than_the_settings_have_now_is_replaced(
+    tmp_path: Path,
+) -> None:
+    async with scripted_daemon(tmp_path) as daemon:
+        old = await worker(daemon)
+        await daemon.kill()
+        (daemon.settings["ACTIVE_PORT"],) = free_ports(1)
+        await daemon.start()
+        assert await worker(daemon) != old
+        await everything_agrees(daemon)
+        await eventually(lambda: old not in daemon.leftovers())
+
+
+async def test_in_single_mode_the_worker_goes_on_and_no_version_waits(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path, {"AUTO_SWITCH_ON_HEALTH": "false"}) as daemon:
+        old = await worker(daemon)
+        release(daemon, "v2")
+        assert (await daemon.deploy()).json["result"] == "awaiting_switch"
+        await daemon.kill()
+        daemon.settings["DEPLOY_MODE"] = "single"
+        record = await start_again(daemon)
+        assert record["result"] == "aborted"
+        assert record["reason"].endswith("and can't wait any longer")
+        await until(daemon, "staging", state="empty")
+        before = await lasting(daemon)
+        await start_again_after_kill(daemon)
+        assert (await lasting(daemon), daemon.leftovers()) == (before, [old])
+        await everything_agrees(daemon)
 
 
 @pytest.mark.fault(

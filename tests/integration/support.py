@@ -37,11 +37,12 @@ def release(daemon: DaemonProcess, version: str, **behaviour: Any) -> None:
     (daemon.worker_directory / "behaviour.json").write_text(json.dumps(behaviour))
 
 
-async def get(port: int, path: str = "/") -> tuple[int, Any]:
+async def get(port: int, path: str = "/", host: str = "127.0.0.1") -> tuple[int, Any]:
     """Ask a worker, on a connection of its own."""
+    where = f"[{host}]" if ":" in host else host
     async with (
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session,
-        session.get(f"http://127.0.0.1:{port}{path}") as answer,
+        session.get(f"http://{where}:{port}{path}") as answer,
     ):
         return answer.status, await answer.json(content_type=None)
 

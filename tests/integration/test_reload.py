@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tests.harness import DaemonProcess, eventually, free_ports
 from tests.integration.support import rows, scripted_daemon, slot, until_phase
 from tests.loadclient import Load, bundled_worker_mix
 
+REPOSITORY = Path(__file__).parents[2]
 RELOADS = 5
 WITHIN_SECONDS = 30.0
 
@@ -191,3 +193,89 @@ async def test_a_refused_reload_changes_nothing_and_SIGHUP_reloads_too(tmp_path:
         answer = await daemon.request("POST", "/supervisor/reload")
         assert answer.status == 202
         # SIGTERM in the midst of it: the daemon stops, in order, which the harness checks.
+
+
+@pytest.mark.timeout(120)
+async def test_new_code_is_refused_if_it_is_broken_and_else_runs_in_the_same_process(
+    tmp_path: Path,
+) -> None:
+    installed = tmp_path / "installed"
+    for root in ("supervisor", "worker"):
+        shutil.copytree(REPOSITORY / root, installed, dirs_exist_ok=True)
+    run = f"""import runpy, sys
+sys.path.insert(0, {str(installed)!r})
+runpy.run_module("atlas_supervisor", run_name="__main__", alter_sys=True)"""
+    daemon_source, program_source = (
+        installed / "atlas_supervisor" / name for name in ("daemon.py", "system/program.py")
+    )
+    async with scripted_daemon(tmp_path, program=("-c", run)) as daemon:
+        before = await daemon.status()
+        released = daemon_source.read_text()
+
+        daemon_source.write_text(f"{released}\ndef broken(:\n")
+        answer = await daemon.request("POST", "/supervisor/reload")
+        assert answer.status == 422
+        assert "SyntaxError: invalid syntax" in answer.json["error"]["lines"]
+        assert (await daemon.status())["daemon"] == before["daemon"]
+
+        # The new code audits its start in another word, and can't be replaced itself.
+        daemon_source.write_text(released.replace('"started",', '"started_anew",'))
+        failing = program_source.read_text().replace("os.execve(", "_fail(")
+        program_source.write_text(f"{failing}\ndef _fail(*_):\n    raise OSError(12, 'full')\n")
+        after = await reload(daemon)
+        started = "SELECT outcome FROM audit WHERE action = 'daemon' ORDER BY id"
+        assert rows(daemon, started) == [("started",), ("started_anew",)]
+
+        answer = await daemon.request("POST", "/supervisor/reload")
+        assert answer.status == 202
+        failed = "SELECT outcome FROM audit WHERE action = 'reload' ORDER BY id DESC LIMIT 1"
+        await eventually(lambda: rows(daemon, failed) == [("failed",)], within=WITHIN_SECONDS)
+        await daemon.stop_clients()
+        again = await daemon.status()
+        assert again["daemon"] == after["daemon"]
+        assert workers(again) == workers(before)
+        assert (await daemon.deploy()).json["result"] == "switched"
+
+
+SLOW = """
+import http.server, sys, threading
+go = threading.Event()
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "8")
+        self.end_headers()
+        if self.path == "/go":
+            go.set()
+        self.wfile.write(b"half")
+        if self.path == "/slow":
+            go.wait()
+        self.wfile.write(b"half")
+    def log_message(self, *_): pass
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+async def test_connections_that_the_daemon_relays_go_on_in_the_middle_of_an_answer(
+    tmp_path: Path,
+) -> None:
+    async def ask(path: str, end: bytes) -> None:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        async with asyncio.timeout(WITHIN_SECONDS):
+            await reader.readuntil(end)
+
+    command: dict[str, Any] = {"WORKER_COMMAND": "python slow.py {port}"}
+    async with DaemonProcess.running(tmp_path, command, files={"slow.py": SLOW}) as daemon:
+        reader, writer = await asyncio.open_connection("127.0.0.1", daemon.public_port)
+        await ask("/", b"\r\n\r\nhalfhalf")
+        await ask("/slow", b"\r\n\r\nhalf")
+        await reload(daemon, CANARY_RETENTION_DAYS=7)
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://127.0.0.1:{daemon.public_port}/go") as answer,
+        ):
+            assert await answer.text() == "halfhalf"
+        assert await reader.readexactly(4) == b"half"
+        await ask("/", b"\r\n\r\nhalfhalf")
+        writer.close()

@@ -17,8 +17,9 @@ from typing import Any
 import aiohttp
 import pytest
 
+from atlas_supervisor.system import sockdiag
 from tests.harness import answered, bundled_worker, eventually, free_ports, write_release
-from tests.loadclient import Load, bundled_worker_mix
+from tests.loadclient import Load, Reason, bundled_worker_mix
 from tests.systemd.support import Machine, machine, missing
 
 pytestmark = [
@@ -30,6 +31,7 @@ NAME = "shop"
 UNIT = f"atlas-supervisor@{NAME}.service"
 IDLE_GRACE_SECONDS = 0.8
 WATCHDOG_SECONDS = 3
+MIX = bundled_worker_mix(pause=0.7 * IDLE_GRACE_SECONDS)
 DROP_IN = f"""
 [Service]
 WatchdogSec={WATCHDOG_SECONDS}
@@ -149,8 +151,7 @@ class Shop:
             return str((await answer.json())["version"])
 
     def load(self) -> Load:
-        mix = bundled_worker_mix(pause=0.7 * IDLE_GRACE_SECONDS)
-        return Load("127.0.0.1", self.public_port, mix)
+        return Load("127.0.0.1", self.public_port, MIX)
 
 
 def uid_of(pid: int) -> int:
@@ -259,6 +260,43 @@ async def test_the_journal_has_what_it_logs_with_priorities(running: Shop) -> No
     assert not any(entry["MESSAGE"].startswith(("<", "[")) for entry in entries)
 
 
+async def test_a_reload_keeps_the_main_process_its_workers_and_every_request(
+    running: Shop,
+) -> None:
+    pid, workers, restarts = running.pid, running.workers(), running.show("NRestarts")
+    async with running.load() as load:
+        running.write_settings(CHANNEL="beta")
+        await running.run("systemctl", "reload", UNIT)
+        report = await load.stop()
+
+    assert report.losses == []
+    assert (running.pid, running.workers()) == (pid, workers)
+    assert (running.show("ActiveState"), running.show("NRestarts")) == ("active", restarts)
+    status = await running.request("GET", "/deploy/status")
+    assert status["daemon"]["start"] == "reload"
+    assert status["channel"] == "beta"
+    assert status["daemon"]["settings_pending"]
+
+    running.write_settings(PUBLIC_PORT=1, CHANNEL="stable")
+    reload = partial(running.machine.run, "systemctl", "reload", UNIT, check=False)
+    assert "failed" in await asyncio.to_thread(reload)
+    assert "PUBLIC_PORT=1: a reload can't change it" in await running.journal()
+    assert (await running.request("GET", "/deploy/status"))["daemon"] == status["daemon"]
+    assert running.show("ActiveState") == "active"
+
+    running.write_settings()
+    os.kill(pid, signal.SIGHUP)
+    states: set[str] = set()
+
+    def is_reloaded() -> object:
+        states.add(running.show("SubState"))
+        begun = states & {"reload", "reload-notify"}  # before systemd 253, and since
+        return begun and running.show("SubState") == "running"
+
+    await eventually(is_reloaded, within=20, what="systemd sees the reload and its end")
+    assert running.pid == pid
+
+
 @pytest.mark.fault(
     "The daemon", "stopped past its watchdog", "systemd replaces it, and no request is lost"
 )
@@ -277,6 +315,50 @@ async def test_a_killed_and_a_hung_daemon_are_replaced_and_no_request_is_lost(
     assert "Watchdog timeout" in await running.journal()
     await running.deploy("v1")
     assert await running.served() == "v1"
+
+
+@pytest.mark.fault(
+    "The daemon",
+    "killed together with its workers, under systemd",
+    "clients wait; only what the dead worker had accepted is lost",
+)
+async def test_all_processes_die_at_once_and_no_client_is_refused(running: Shop) -> None:
+    """systemd has the sockets, so connections wait; what the dead worker had accepted is lost."""
+    stored = running.show("NFileDescriptorStore")
+    assert stored == "4"
+    async with running.load() as load:
+        for _ in range(3):
+            pid = running.pid
+            for each in running.machine.of_unit(UNIT):
+                os.kill(each, signal.SIGKILL)
+            async with asyncio.timeout(10):  # long before the next worker
+                await running.served()
+            await running.until_active(after=pid)
+            assert running.show("NFileDescriptorStore") == stored
+        report = await load.stop()
+    assert {loss.reason for loss in report.losses} <= {Reason.RESET, Reason.CLOSED}
+    clients = sum(kind.loops for kind in MIX)
+    assert len(report.losses) <= 3 * clients, report.describe()
+    print(report.describe())  # noqa: T201 - what was measured stands in the output
+    await running.deploy("v1")
+
+
+async def test_a_daemon_with_another_public_address_drops_what_systemd_has_stored(
+    running: Shop,
+) -> None:
+    running.write_settings(PUBLIC_HOST="0.0.0.0")
+    for each in running.machine.of_unit(UNIT):
+        os.kill(each, signal.SIGKILL)
+    await running.until_active()
+    assert await running.served() == "v1"
+    assert running.show("NFileDescriptorStore") == "4"
+    (public,) = {each.address for each in sockdiag.listeners(running.public_port)}
+    assert public == "0.0.0.0"
+    assert "kept_sockets_dropped" in await running.journal()
+    running.write_settings()
+    await running.run("systemctl", "restart", UNIT)  # with nothing stored any more
+    assert await running.served() == "v1"
+    assert running.show("NFileDescriptorStore") == "4"
 
 
 @pytest.mark.fault(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import socket
 from contextlib import ExitStack
 from pathlib import Path
 
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.system import sockdiag
+from atlas_supervisor.system.files import short_name
 from atlas_supervisor.system.procfs import describe_listeners
 
 _BACKLOG = 4096  # at most; a flood of connections must not keep others out of the queue
@@ -71,10 +71,7 @@ def bind_unix(path: Path) -> socket.socket:
     """
     with ExitStack() as stack:
         try:
-            folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            stack.callback(os.close, folder)
-            # Not by the path itself: the kernel allows 107 bytes, and STATE_DIR may be longer.
-            name = f"/proc/self/fd/{folder}/{path.name}"
+            name = stack.enter_context(short_name(path))
             _remove_stale(name, path)
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             with ExitStack() as undo:

@@ -1,6 +1,6 @@
 """Feature canaries in the daemon: from the rings of worker processes to a share and a verdict.
 
-Five times a second `service.py` runs this pipeline:
+At each poll `service.py` runs this pipeline:
 
     worker process      writes an event per decision and outcome  worker/…/atlas_worker/canary
       | ring file                                                 layout: atlas_worker/contract/ring
@@ -23,6 +23,5 @@ Five times a second `service.py` runs this pipeline:
     persistence         counts, evidence, epochs and ring positions -> atlas.db, one transaction;
                         only then is the space in the rings released
 
-What readers see: `report` (status, report, suggestions), with `stats/comparison` and
-`stats/explain`.
+What readers see: `report` (status, report, suggestions), with `stats/explain`.
 """

@@ -30,7 +30,6 @@ from atlas_supervisor.canary.stats.windows import (
     GRACE_SLICES,
     SLICES_PER_SECOND,
     CallKey,
-    DrawnEpoch,
     Ended,
     Group,
     Windows,
@@ -106,8 +105,7 @@ class Evidence:
         self._settings = settings
         self._observe = observe
         self._epochs = {row.epoch: row for row in saved.epochs}
-        self._windows = Windows()
-        self._calls = CallTracker(self._windows)
+        self._calls = CallTracker()
         self.rollups = Rollups(saved.counts)
         self._ramps: dict[str, RampEvidence] = {}
         """The evidence of each feature's current ramp."""
@@ -127,7 +125,7 @@ class Evidence:
         """Start a feature's next epoch; `fresh` if its evidence starts anew."""
         self._epochs[row.epoch] = row
         if fresh or row.feature not in self._ramps:
-            self._ramps[row.feature] = self._new_ramp(row.feature)
+            self._ramps[row.feature] = self._new_ramp(row.feature, row.ramp)
             self._began.pop(row.feature, None)
 
     def checkpoint(self) -> Checkpoint:
@@ -140,13 +138,13 @@ class Evidence:
 
     def set_ramps(self, ramps: Mapping[str, int]) -> None:
         """Set the current ramp of each feature; calls of other ramps are not evidence."""
-        self._windows.set_epochs(
-            {
-                epoch: DrawnEpoch(row.ramp, row.share)
-                for epoch, row in self._epochs.items()
-                if ramps.get(row.feature) == row.ramp
-            }
-        )
+        by_epoch: dict[int, Windows] = {}
+        for feature, evidence in self._ramps.items():
+            rows = [row for row in self._epochs.values() if row.feature == feature]
+            shares = {row.epoch: row.share for row in rows if row.ramp == ramps.get(feature)}
+            evidence.windows.set_shares(shares)
+            by_epoch |= dict.fromkeys(shares, evidence.windows)
+        self._calls.windows = by_epoch
 
     def add_events(
         self,
@@ -188,7 +186,6 @@ class Evidence:
         tallies = self._calls.pop_tallies()
         for group, tally in tallies.items():
             self._add_tally(group, tally, now)
-        self._count_draws()
         return bool(self._judge(now.slice) or tallies)
 
     def _add_tally(self, group: Group, tally: Tally, now: Moment) -> None:
@@ -204,41 +201,33 @@ class Evidence:
         for bucket, count in tally.latency:
             self._observe(row.feature, arm, bucket_milliseconds(bucket) / 1000, count)
 
-    def _count_draws(self) -> None:
-        assigned, unreported = self._windows.pop_draws()
-        for (epoch, share, canary), count in assigned.items():
-            self._ramps[self._epochs[epoch].feature].assigned.add(share, count, canary=canary)
-        for (epoch, share, canary), count in unreported.items():
-            self._ramps[self._epochs[epoch].feature].unreported.add(share, count, canary=canary)
-
     def _judge(self, now: int) -> int:
         """Multiply all windows in, and return how many were closed.
 
         An error in one window, which would be a bug, must not lose the others.
         """
-        closed = self._windows.pop_closed(now)
-        features = {row.ramp: row.feature for row in self._epochs.values()}
-        for ramp, window in closed:
-            with _logged(features[ramp]):
-                self._ramps[features[ramp]].close(window)
-        for ramp in self._windows.ramps():
-            with _logged(features[ramp]):
-                self._ramps[features[ramp]].judge(self._windows.open_windows(ramp), now)
+        closed = 0
+        for feature, evidence in self._ramps.items():
+            if not evidence.windows.shares:
+                continue
+            for window in evidence.windows.pop_closed(now):
+                closed += 1
+                with _logged(feature):
+                    evidence.close(window)
+            with _logged(feature):
+                evidence.judge(evidence.windows.open, now)
         largest = dict.fromkeys(self._settings.canary_features, 0.0)
         largest |= {name: self._ramps[name].largest for name in largest.keys() & self._ramps}
         reached, self._parts = holm(largest, self._settings.canary_alpha)
         for feature in reached:
             self._ramps[feature].fail()
-        return len(closed)
+        return closed
 
     def _start_rounds(self, unix: float) -> None:
         """Let all keys of a ramp count anew each day."""
-        features = {row.feature: row.ramp for row in self._epochs.values()}
         for feature, evidence in self._ramps.items():
-            ramp = features.get(feature, 0)
             number = 1 + int((unix - self._began.setdefault(feature, unix)) / ROUND_SECONDS)
-            if number > self._windows.round_of(ramp) and self._windows.has_keys(ramp):
-                self._windows.start_round(ramp, number)
+            if number > evidence.windows.round and evidence.windows.has_keys:
                 evidence.start_round(number)
 
     # Results.
@@ -253,11 +242,9 @@ class Evidence:
 
     def keys(self, feature: str) -> Keys:
         """Return how the keys of a feature's ramp count at present."""
-        ramp = max((row.ramp for row in self._epochs.values() if row.feature == feature), default=0)
-        if not self._windows.has_keys(ramp):
-            return Keys()
-        if self._windows.repeats(ramp) < _REPEATS:
-            return Keys(used=True)
+        windows = self._ramps[feature].windows
+        if not windows.has_keys or windows.repeats < _REPEATS:
+            return Keys(used=windows.has_keys)
         age = self._unix - self._began.get(feature, self._unix)
         return Keys(used=True, anew_seconds=ROUND_SECONDS - age % ROUND_SECONDS)
 
@@ -269,19 +256,19 @@ class Evidence:
         """Return how many canary calls of an epoch have an outcome."""
         return self._step_calls.get(epoch, 0)
 
-    def pending_calls(self, ramp: int) -> int:
-        """Return how many calls of a ramp have no outcome that counts yet."""
-        return self._windows.pending_calls(ramp)
+    def pending_calls(self, feature: str) -> int:
+        """Return how many calls of a feature's ramp have no outcome that counts yet."""
+        return self._ramps[feature].windows.pending_calls
 
     @property
     def late(self) -> int:
         """How many outcomes arrived after their timeout, or after their window was closed."""
-        return self._calls.late + self._windows.late
+        return self._calls.late + sum(each.windows.late for each in self._ramps.values())
 
     @property
     def overflown(self) -> int:
         """How many calls were of keys beyond those that a ramp remembers."""
-        return self._windows.overflown
+        return sum(each.windows.overflown for each in self._ramps.values())
 
     def epoch(self, number: int) -> EpochRow | None:
         """Return an epoch; None if it is unknown."""
@@ -298,14 +285,13 @@ class Evidence:
 
     def pop_new_keys(self) -> list[KeyRow]:
         """Return the intervals of keys that have changed since the last call."""
-        return self._windows.pop_new_keys()
+        return [row for each in self._ramps.values() for row in each.windows.pop_new_keys()]
 
     def progress(self) -> dict[str, str]:
         """Return everything that is not saved as rows of its own, by name as JSON."""
         progress = {
             "boot": procfs.boot_id(),
             "calls": self._calls.to_list(),
-            "windows": self._windows.to_dict(),
             "judges": {name: ramp.to_dict() for name, ramp in self._ramps.items()},
             "began": self._began,
             "step_calls": list(self._step_calls.items()),
@@ -313,39 +299,31 @@ class Evidence:
         return {name: json.dumps(value) for name, value in progress.items()}
 
     def _restore(self, saved: SavedState) -> None:
-        epochs = {row.epoch: DrawnEpoch(row.ramp, row.share) for row in self._epochs.values()}
+        ramps = {row.feature: row.ramp for row in self._epochs.values()}
         if "boot" in saved.progress:
-            self._restore_progress(saved.progress, epochs)
-        self._windows.set_epochs(epochs)
-        # Earlier versions saved 63 bits of the hash.
-        self._windows.restore_keys(row._replace(key=row.key & HASH_MASK) for row in saved.keys)
-        missing = set(self._settings.canary_features) - set(self._ramps)
-        for name in missing & {row.feature for row in self._epochs.values()}:
-            self._ramps[name] = self._new_ramp(name)
+            self._restore_progress(saved.progress, ramps)
+        for name in ramps.keys() & set(self._settings.canary_features) - self._ramps.keys():
+            self._ramps[name] = self._new_ramp(name, ramps[name])
+        by_number = {each.windows.ramp: each.windows for each in self._ramps.values()}
+        for row in saved.keys:
+            if row.ramp in by_number:  # earlier versions saved 63 bits of the hash
+                by_number[row.ramp].restore_key(row._replace(key=row.key & HASH_MASK))
 
-    def _restore_progress(
-        self, progress: Mapping[str, str], epochs: Mapping[int, DrawnEpoch]
-    ) -> None:
+    def _restore_progress(self, progress: Mapping[str, str], ramps: Mapping[str, int]) -> None:
         found = {name: json.loads(text) for name, text in progress.items()}
-        current = "began" in found  # else it was saved before there were rounds (schema 6)
-        if found["boot"] == procfs.boot_id():  # after a reboot slices start at 0 again
-            if current:
-                self._windows = Windows.from_dict(found["windows"], epochs)
-            self._calls = CallTracker.from_list(self._windows, found["calls"])
-        elif current:
-            self._windows.restore_rounds(found["windows"], epochs)
+        same_boot = found["boot"] == procfs.boot_id()  # after a reboot slices start at 0 again
+        if same_boot:
+            self._calls = CallTracker.from_list(found["calls"])
         for name, each in found["judges"].items():
-            self._ramps[name] = RampEvidence.from_dict(each) if current else self._carried(each)
+            if "began" in found:
+                self._ramps[name] = RampEvidence.from_dict(each, same_boot=same_boot)
+            else:  # it was saved before there were rounds (schema 6), and goes on
+                self._ramps[name] = self._new_ramp(name, ramps.get(name, 0))
+                self._ramps[name].carry_over(each)
         self._began = dict(found.get("began", {}))
         self._step_calls = dict(found["step_calls"])
 
-    def _carried(self, saved: dict[str, Any]) -> RampEvidence:
-        """Return the evidence that a version before rounds has saved; it goes on."""
-        evidence = self._new_ramp(saved["feature"])
-        evidence.carry_over(saved)
-        return evidence
-
-    def _new_ramp(self, feature: str) -> RampEvidence:
+    def _new_ramp(self, feature: str, ramp: int) -> RampEvidence:
         """Return evidence that starts from stable's last hour."""
         settings, least = self._settings, Prior()
         stable = self.last_hour(self._unix).get(feature, ArmTallies.empty()).stable
@@ -356,6 +334,7 @@ class Evidence:
         )
         return RampEvidence(
             feature,
+            ramp,
             alpha=settings.canary_alpha,
             promote_alpha=settings.canary_promote_alpha,
             margin=settings.canary_margin,

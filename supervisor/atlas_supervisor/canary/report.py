@@ -1,4 +1,9 @@
-"""Builds the views of canaries for readers: the status, the report, and suggestions."""
+"""Builds the views of canaries for readers: the status, the report, and suggestions.
+
+Calls of different epochs were assigned by different shares and at different times. Pooled, they
+would compare the morning of one arm with the evening of the other, so the report computes the
+difference within each epoch first.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +12,23 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from atlas_supervisor.canary.evidence import Evidence
-from atlas_supervisor.canary.stats.comparison import (
-    canary_stats,
-    decision_view,
-    feature_report,
-    warnings_of,
-)
+from atlas_supervisor.canary.stats.counts import Arm
 from atlas_supervisor.canary.stats.decision import Decision
+from atlas_supervisor.canary.stats.explain import percent, sample_ratio_mismatch
+from atlas_supervisor.canary.stats.intervals import (
+    Interval,
+    difference,
+    stratified_difference,
+    wilson,
+)
+from atlas_supervisor.canary.stats.outcomes import Tally
 from atlas_supervisor.canary.stats.ramp import Feature, Rules, Stage, waits_for
-from atlas_supervisor.canary.stats.rollups import by_epoch
+from atlas_supervisor.canary.stats.rollups import ArmTallies, by_epoch
 from atlas_supervisor.canary.stats.sample_ratio import SampleRatios
 from atlas_supervisor.model.canary import (
+    ArmReport,
+    ArmView,
+    BothArms,
     CanaryReport,
     CanaryStats,
     CanaryView,
@@ -26,11 +37,17 @@ from atlas_supervisor.model.canary import (
     FallbackView,
     FeatureReport,
     FeatureView,
+    IntervalView,
     JudgementView,
+    LatencyView,
+    StratumView,
 )
 from atlas_supervisor.model.status import Suggestion
 from atlas_supervisor.model.verdict import Verdict
 
+_UNREPORTED_SHARE = 0.05
+"""A larger share of decisions without an outcome is a warning."""
+_LEAST_DECISIONS = 50
 _RESET = "an operator's reset of the fallback"
 _REMEDIES = {
     "canary_events_dropped": "See the daemon's log, and docs/canary-in-code.md for the bounds.",
@@ -52,8 +69,8 @@ class RecentStats(NamedTuple):
 def recent_stats(evidence: Evidence, minute: int) -> RecentStats:
     """Return the numbers of the last hour."""
     tallies = evidence.last_hour(minute * 60)
-    warnings = {name: warnings_of(both, evidence.ratios(name)) for name, both in tallies.items()}
-    return RecentStats(minute, canary_stats(tallies), warnings)
+    warnings = {name: _warnings_of(both, evidence.ratios(name)) for name, both in tallies.items()}
+    return RecentStats(minute, _canary_stats(tallies), warnings)
 
 
 def feature_view(
@@ -88,7 +105,7 @@ def feature_view(
             else waits_for(feature, decision, calls, rules, now)
         ),
         judgement=_judgement(feature.name, decision, fallback),
-        pending_calls=evidence.pending_calls(feature.ramp),
+        pending_calls=evidence.pending_calls(feature.name),
         warnings=warnings,
     )
 
@@ -98,13 +115,20 @@ def _judgement(name: str, decision: Decision, fallback: FallbackView | None) -> 
 
     A fallback counts all calls that have ended, and comes before the evidence has them.
     """
-    view = decision_view(decision)
-    if fallback is None:
-        return view
-    reason = f"{name}: all canaries are off until the fallback is reset: {fallback.reason}"
-    verdict = Verdict.INCONCLUSIVE.value
-    changes = {"verdict": verdict, "kind": "fallback", "reason": reason, "needs": None}
-    return view.model_copy(update=changes)
+    numbers = dict(decision.numbers)
+    if fallback is not None:
+        reason = f"{name}: all canaries are off until the fallback is reset: {fallback.reason}"
+        verdict = Verdict.INCONCLUSIVE.value
+        return JudgementView(
+            verdict=verdict, kind="fallback", reason=reason, numbers=numbers, needs=None
+        )
+    return JudgementView(
+        verdict=decision.verdict.value,
+        kind=decision.kind.value,
+        reason=decision.reason,
+        numbers=numbers,
+        needs=decision.needs,
+    )
 
 
 def build_report(
@@ -123,18 +147,119 @@ def build_report(
         since_ts=until - timedelta(hours=hours),
         until_ts=until,
         features=[
-            _report(
-                feature_report(name, epochs, tallies, decision, ratios),
-                _judgement(name, decision, fallback),
-            )
+            _feature_report(name, epochs, tallies, _judgement(name, decision, fallback), ratios)
             for name, (decision, ratios) in decisions.items()
         ],
     )
 
 
-def _report(found: FeatureReport, judgement: JudgementView) -> FeatureReport:
-    changes = {"verdict": judgement.verdict, "reason": judgement.reason, "judgement": judgement}
-    return found.model_copy(update=changes)
+def _fields(tally: Tally) -> dict[str, object]:
+    latency = tally.latency
+    p50, p95, p99 = latency.quantiles(0.5, 0.95, 0.99)
+    return {
+        "calls": tally.calls,
+        "errors": tally.errors,
+        "error_rate": tally.errors / tally.calls if tally.calls else 0.0,
+        "latency_ms": LatencyView(
+            avg=_rounded(latency.mean_ms),
+            p50=_rounded(p50),
+            p95=_rounded(p95),
+            p99=_rounded(p99),
+        ),
+        "assigned": tally.assigned,
+        "unreported": tally.unreported,
+    }
+
+
+def _both_arms(both: ArmTallies) -> BothArms:
+    canary, stable = (ArmView(**_fields(tally)) for tally in both)
+    return BothArms(canary=canary, stable=stable)
+
+
+def _canary_stats(features: Mapping[str, ArmTallies]) -> CanaryStats:
+    """Return the tallies of each feature and their sum."""
+    total = ArmTallies.empty()
+    for both in features.values():
+        total.add(both)
+    shown = {name: _both_arms(both) for name, both in features.items()}
+    return CanaryStats(**_both_arms(total).model_dump(), features=shown)
+
+
+def _arm_report(tally: Tally) -> ArmReport:
+    interval = wilson(Arm(tally.calls, tally.errors))
+    return ArmReport(**_fields(tally), error_rate_interval=_interval(interval))
+
+
+def _feature_report(
+    feature: str,
+    epochs: Iterable[EpochRow],
+    tallies: Mapping[int, ArmTallies],
+    judgement: JudgementView,
+    ratios: SampleRatios,
+) -> FeatureReport:
+    """Return one feature's report; `tallies` are by epoch."""
+    mine = [epoch for epoch in epochs if epoch.feature == feature and epoch.epoch in tallies]
+    total = ArmTallies.empty()
+    for epoch in mine:
+        total.add(tallies[epoch.epoch])
+    compared = [_arms_of(tallies[epoch.epoch]) for epoch in mine]
+    return FeatureReport(
+        feature=feature,
+        canary=_arm_report(total.canary),
+        stable=_arm_report(total.stable),
+        difference=_interval(stratified_difference(compared)),
+        strata=[_stratum(epoch, tallies[epoch.epoch]) for epoch in mine],
+        judgement=judgement,
+        verdict=judgement.verdict,
+        reason=judgement.reason,
+        warnings=_warnings_of(total, ratios),
+    )
+
+
+def _arms_of(both: ArmTallies) -> tuple[Arm, Arm]:
+    canary, stable = both
+    return Arm(canary.calls, canary.errors), Arm(stable.calls, stable.errors)
+
+
+def _warnings_of(total: ArmTallies, ratios: SampleRatios) -> list[str]:
+    """Return the reasons to distrust the numbers: a sample ratio mismatch, unreported outcomes.
+
+    `ratios` are of the whole ramp, where a key counts once: all its calls get the same arm.
+    """
+    found = [] if ratios.fit else [sample_ratio_mismatch(ratios)]
+    for name, side in (("canary", total.canary), ("stable", total.stable)):
+        if (
+            side.assigned >= _LEAST_DECISIONS
+            and side.unreported > _UNREPORTED_SHARE * side.assigned
+        ):
+            share = percent(side.unreported / side.assigned)
+            found.append(
+                f"{share} of the {name} arm's decisions were never reported; every "
+                "use_canary_version needs its record_canary_call"
+            )
+    return found
+
+
+def _stratum(epoch: EpochRow, both: ArmTallies) -> StratumView:
+    return StratumView(
+        epoch=epoch.epoch,
+        since_ts=datetime.fromisoformat(epoch.ts),
+        share=epoch.share,
+        cause=epoch.cause,
+        canary=_arm_report(both.canary),
+        stable=_arm_report(both.stable),
+        difference=_interval(difference(*_arms_of(both))),
+    )
+
+
+def _interval(interval: Interval | None) -> IntervalView | None:
+    if interval is None:
+        return None
+    return IntervalView(estimate=interval.estimate, low=interval.low, high=interval.high)
+
+
+def _rounded(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else float(f"{milliseconds:.4g}")
 
 
 def suggestions(view: CanaryView) -> Iterator[Suggestion]:

@@ -20,6 +20,7 @@ from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.store.audit import HEAD_FILE
 from atlas_supervisor.system.account import Account, make_folder
 from atlas_supervisor.system.lock import LOCK_FILE
+from atlas_supervisor.system.socket_store import KEEPER_SOCKET
 from atlas_worker.contract import (
     BUNDLED_WORKER_DIRECTORY,
     RINGS_DIRECTORY,
@@ -99,6 +100,7 @@ def _faults(folder: Path, token_file: Path | None, account: Account | None) -> I
     for name in _REPLACED:
         yield from _fault(folder / name)
     yield from _fault(folder / SUPERVISOR_SOCKET, socket=True)
+    yield from _fault(folder / KEEPER_SOCKET, socket=True)
     if token_file is not None and token_file.parent == folder:
         yield from _fault(token_file, is_file=True)
     if logs.is_dir() and not logs.is_symlink():

@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _LIMIT_BYTES = 16 * 1024 * 1024
@@ -43,6 +45,19 @@ def read_regular(path: Path, *, follow: bool = False) -> bytes:
     if len(content) > _LIMIT_BYTES:
         raise OSError(errno.EFBIG, f"it has more than {_LIMIT_BYTES} bytes", str(path))
     return content
+
+
+@contextmanager
+def short_name(path: Path) -> Iterator[str]:
+    """Yield another name of a Unix socket, in an open folder. Raises OSError.
+
+    The kernel allows 107 bytes, and STATE_DIR may be longer.
+    """
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
 
 
 def _not_regular(path: Path) -> OSError:

@@ -36,6 +36,12 @@ class PassedSockets:
         """The names of those that can be taken."""
         return frozenset(self._descriptors)
 
+    @property
+    def identities(self) -> frozenset[tuple[str, int]]:
+        """The names and inodes of all that was passed and not taken yet."""
+        pairs = (*self._descriptors.items(), *self._others)
+        return frozenset((name, os.fstat(descriptor).st_ino) for name, descriptor in pairs)
+
     def put(self, name: str, descriptor: int) -> None:
         """Add an open descriptor, which is ours from now on; one of that name comes first."""
         os.set_inheritable(descriptor, False)

@@ -70,9 +70,13 @@ def holders(inode: int) -> list[int]:
     return holders_of({inode})
 
 
+KEEPERS: set[int] = set()
+"""Processes that keep our listening sockets for us (`socket_store`): none of them uses one."""
+
+
 def holders_of(inodes: Collection[int]) -> list[int]:
     """Return the processes that have one of the sockets open, as far as permissions allow."""
-    return [pid for pid in pids() if not sockets_of(pid).isdisjoint(inodes)]
+    return [pid for pid in pids() if pid not in KEEPERS and not sockets_of(pid).isdisjoint(inodes)]
 
 
 def own_listeners() -> set[int]:

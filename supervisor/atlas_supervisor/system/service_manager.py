@@ -4,14 +4,19 @@ It looks at the state a few times in a second, and reports a change. A sign of l
 times within the watchdog's time. They stop when the event loop hangs or the database can't be read.
 Then systemd kills the daemon and starts the next one, and workers serve on. Without `NOTIFY_SOCKET`
 nothing is sent.
+
+systemd also stores the listening sockets (`FileDescriptorStoreMax=` in the unit), so that the next
+daemon gets them back even if no worker lives. A socket that it has under another name counts as
+stored: a name that is wrong by now is removed first.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 
 import anyio
@@ -27,6 +32,8 @@ _BEAT_SECONDS = 10.0
 _BEATS = 3
 """So many fit into the time after which systemd takes the daemon for hung."""
 _STATUS_LENGTH = 300
+_STORE_SECONDS = 1.0
+"""The longest wait for systemd to take one socket."""
 
 
 class ServiceManager:
@@ -40,6 +47,31 @@ class ServiceManager:
         self._reloading = False
         self.stopping = False
         """Whether the daemon stops, which takes as long as its drains."""
+
+    @property
+    def present(self) -> bool:
+        """Whether there is a service manager."""
+        return bool(self._address)
+
+    def store(self, sockets: Mapping[str, socket.socket], unused: Iterable[str]) -> None:
+        """Have these sockets stored under their names, and nothing under the unused ones."""
+        for name in sorted(unused):
+            self._send(["FDSTOREREMOVE=1", f"FDNAME={name}"], seconds=_STORE_SECONDS)
+        for name, sock in sockets.items():
+            lines = ["FDSTORE=1", f"FDNAME={name}", "FDPOLL=0"]  # else a shutdown would remove it
+            if not self._send(lines, [sock.fileno()], seconds=_STORE_SECONDS):
+                log.warning("socket_not_stored", name=name)
+
+    def barrier(self) -> None:
+        """Wait until systemd has processed all messages, for a moment at most."""
+        ours, its = os.pipe()
+        try:
+            sent = self._send(["BARRIER=1"], [its], seconds=_STORE_SECONDS)
+        finally:
+            os.close(its)
+        if sent:
+            select.select([ours], [], [], _STORE_SECONDS)  # until the other end is closed
+        os.close(ours)
 
     def refused(self, why: str) -> None:
         """Report why the daemon can't start."""
@@ -99,15 +131,19 @@ class ServiceManager:
             return [extension]
         return ["READY=1" if self._ready else extension]
 
-    def _send(self, lines: list[str]) -> None:
-        """Send a message, or drop it: nothing waits for the service manager."""
+    def _send(
+        self, lines: list[str], descriptors: Iterable[int] = (), *, seconds: float = 0
+    ) -> bool:
+        """Send a message, or drop it after so many seconds; return whether it was sent."""
         if not self._address:
-            return
+            return False
         address = self._address
-        flags = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        with suppress(OSError), socket.socket(socket.AF_UNIX, flags) as out:
-            message = "\n".join(lines).encode(errors="replace")
-            out.sendto(message, "\0" + address[1:] if address.startswith("@") else address)
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
+            out.settimeout(seconds)
+            out.connect("\0" + address[1:] if address.startswith("@") else address)
+            socket.send_fds(out, ["\n".join(lines).encode(errors="replace")], [*descriptors])
+            return True
+        return False
 
 
 def _status_line(text: str) -> str:

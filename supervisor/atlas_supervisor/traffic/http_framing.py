@@ -139,9 +139,10 @@ class Exchanges:
                 else:
                     position = self._read(direction, data, position)
         except _NotHttpError:
-            self._give_up()
+            self.give_up()
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
+        """Take the bytes from here on for another protocol."""
         self._http = False
         self._requests.partial = self._responses.partial = b""
         self._methods.clear()
@@ -192,7 +193,7 @@ class Exchanges:
             return  # the answer itself is still to come
         method = self._methods.popleft() if self._methods else b""
         if status == 101 or (method == b"CONNECT" and status <= 299):
-            self._give_up()  # another protocol from here on
+            self.give_up()  # another protocol from here on
         elif method == b"HEAD" or status in {204, 304}:
             pass
         elif not self._responses.expect_body(head):

@@ -50,6 +50,7 @@ from atlas_supervisor.traffic.steering import DIRECT_SOURCE, SteeringPolicy
 from atlas_supervisor.traffic.takeback import (
     PUBLIC_NAME,
     drop_passed,
+    own_addresses,
     own_name,
     public_name,
     take_back,
@@ -173,12 +174,20 @@ class KernelPlane:
         slot, index = known[0] if known else (self._policy.active, taken.traffic)
         return (slot, slot.other) if index == 0 else (slot.other, slot)
 
+    @property
+    def addresses(self) -> dict[str, tuple[str, int]]:
+        """The public address for both slots, and the slots' own ports."""
+        public = self._endpoints.public_host, self._endpoints.public_port
+        return {public_name(slot): public for slot in SlotName} | own_addresses(self._endpoints)
+
     def sockets(self) -> dict[str, socket.socket]:
         """Return both public sockets and those of the slots' own ports."""
         public = {public_name(slot): sock for slot, sock in self._public.items()}
         return public | {own_name(slot): sock for slot, sock in self._own.items()}
 
-    def direct(self, slot: SlotName) -> tuple[str, int, str | None]:
+    def direct(
+        self, slot: SlotName, _pid: int | None, _taken: TakenBack
+    ) -> tuple[str, int, str | None]:
         """Return the slot's own port; of a worker without it, the public one."""
         if self._by_descriptor:
             return self._target_of(slot)
@@ -303,6 +312,20 @@ class KernelPlane:
             log.error("stop_not_steered", why=str(error))
             return False
         return True
+
+    def pause(self) -> None:
+        """Do nothing: workers accept by themselves."""
+
+    def answering(self) -> bool:
+        """Return whether an answer is pending on a connection that the daemon relays."""
+        return any(self.answers().values())
+
+    def pass_on(self) -> dict[str, int]:
+        """Return nothing: clients' connections are their workers'."""
+        return {}
+
+    def resume(self) -> None:
+        """Do nothing: see `pause`."""
 
     async def close(self) -> None:
         """Close every socket; what is still queued is reset by the kernel."""

@@ -136,11 +136,17 @@ class Plane(Protocol):
         daemon serves, it keeps the traffic, and has the other slot.
         """
 
+    @property
+    def addresses(self) -> dict[str, tuple[str, int]]:
+        """Host and port of each of `sockets`, by name."""
+
     def sockets(self) -> dict[str, socket.socket]:
         """Return the sockets that a later daemon needs, by the names to pass them on under."""
 
-    def direct(self, slot: SlotName) -> tuple[str, int, str | None]:
-        """Return host, port and source address by which a worker is reached before `open`."""
+    def direct(
+        self, slot: SlotName, pid: int | None, taken: TakenBack
+    ) -> tuple[str, int, str | None]:
+        """Return host, port and source by which an adoptable worker is reached before `open`."""
 
     def inherited(self, slot: SlotName) -> InheritedSockets:
         """Return the sockets that a worker of the slot starts with."""
@@ -202,6 +208,18 @@ class Plane(Protocol):
 
     def stop_accepting(self) -> bool:
         """Give the workers no more clients, since they are about to end; return whether it does."""
+
+    def pause(self) -> None:
+        """Let new connections wait in their queue, where this process would carry them."""
+
+    def answering(self) -> bool:
+        """Return whether an answer is pending on a connection that can't be passed on."""
+
+    def pass_on(self) -> dict[str, int]:
+        """Return descriptors by name with which the next program goes on with connections."""
+
+    def resume(self) -> None:
+        """Accept them again: there is no next program."""
 
     async def close(self) -> None:
         """Close everything: the daemon ends."""

@@ -14,7 +14,7 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -24,7 +24,12 @@ from atlas_supervisor.system.descriptors import Purpose, has_room
 from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import proxy_protocol
 from atlas_supervisor.traffic.refusal import PATIENCE_SECONDS, Refusal, refuse
-from atlas_supervisor.traffic.relay_connection import Answers, RelayConnection, RelayCounters
+from atlas_supervisor.traffic.relay_connection import (
+    Answers,
+    RelayConnection,
+    RelayCounters,
+    RelayState,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -101,6 +106,16 @@ class Relay:
     def open_connections(self) -> int:
         """How many connections are being relayed now."""
         return len(self._pairs) + len(self._waiting)
+
+    @property
+    def pairs(self) -> Iterable[tuple[RelayConnection, Target]]:
+        """The connections whose worker was reached, each with where it leads."""
+        return self._pairs.items()
+
+    @property
+    def connecting(self) -> bool:
+        """Whether there are others, that are not there yet or are being refused."""
+        return bool(self._waiting)
 
     def unanswered(self, target: Target) -> int:
         """Return how many clients have sent this target something and got no byte back.
@@ -234,6 +249,14 @@ class Relay:
         pair = RelayConnection(client, server, on_close=self._forget, carried=self.carried)
         self._pairs[pair] = target
         pair.start(header)
+
+    def resume(
+        self, client: socket.socket, server: socket.socket, target: Target, state: RelayState
+    ) -> None:
+        """Go on with a connection that another process has relayed."""
+        pair = RelayConnection(client, server, on_close=self._forget, carried=self.carried)
+        self._pairs[pair] = target
+        pair.resume(state)
 
     def _forget(self, pair: RelayConnection) -> None:
         del self._pairs[pair]

@@ -15,7 +15,9 @@ import asyncio
 import contextlib
 import socket
 import struct
+from base64 import b64decode, b64encode
 from collections.abc import Callable
+from typing import NamedTuple
 
 from atlas_supervisor.traffic.http_framing import Exchanges
 
@@ -47,6 +49,17 @@ class RelayCounters:
         """Bytes."""
 
 
+class RelayState(NamedTuple):
+    """What is known of a connection besides its two sockets; of each pair, the client's first."""
+
+    unsent: tuple[str, str]
+    """Bytes that are not sent to this side yet, in base64."""
+    ended: tuple[bool, bool]
+    broken: tuple[bool, bool]
+    between: bool
+    """Whether it is HTTP/1, and no request and no answer has begun."""
+
+
 class _Side:
     """One of the two sockets."""
 
@@ -71,6 +84,13 @@ class _Side:
 
     def listen(self) -> None:
         self._loop.add_reader(self.fd, self.read)
+
+    def go_on(self) -> None:
+        """Wait for what comes next: bytes from this side, and room for what is unsent to it."""
+        if self.unsent:
+            self._loop.add_writer(self.fd, self._send_rest)
+        if not self.ended and not self.other.unsent:
+            self.listen()
 
     def read(self) -> None:
         """Pass on the bytes that arrived, or the end of stream."""
@@ -204,6 +224,30 @@ class RelayConnection:
             self.server.send(header)
         self.client.read()  # the request has often arrived already
 
+    def state(self) -> RelayState:
+        """Return what another process needs to go on with it, besides the sockets."""
+        (client, server), exchanges = (self.client, self.server), self._exchanges
+        return RelayState(
+            unsent=(_as_text(client.unsent), _as_text(server.unsent)),
+            ended=(client.ended, server.ended),
+            broken=(client.broken, server.broken),
+            between=exchanges.pending is False and not exchanges.awaits_client,
+        )
+
+    def resume(self, state: RelayState) -> None:
+        """Go on with a connection that another process has begun."""
+        self.asked = self.answered = True
+        if not state.between:
+            self._exchanges.give_up()
+        sides = self.client, self.server
+        for index, side in enumerate(sides):
+            side.ended, side.broken = state.ended[index], state.broken[index]
+            side.unsent = b64decode(state.unsent[index])
+        for side in sides:
+            side.go_on()
+        if self.server.ended:
+            self._wait(self._moves)
+
     @property
     def is_new(self) -> bool:
         """Whether the client has connected a moment ago and may be about to send a request."""
@@ -275,3 +319,7 @@ class RelayConnection:
         self.client.close()
         self.server.close()
         on_close(self)
+
+
+def _as_text(data: bytes) -> str:
+    return b64encode(data).decode()

@@ -12,6 +12,7 @@ probes and smoke tests included. So these connect to a listener of ours, which a
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -22,7 +23,8 @@ from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.system.passed_sockets import PassedSockets
 from atlas_supervisor.system.procfs import describe_listeners, inode_of
 from atlas_supervisor.system.tcp_info import queue_length
-from atlas_supervisor.traffic import listeners
+from atlas_supervisor.traffic import carry_over, listeners
+from atlas_supervisor.traffic.carry_over import CarriedConnection
 from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, RelayTraffic, TakenBack
 from atlas_supervisor.traffic.refusal import Refusal
 from atlas_supervisor.traffic.relay import Relay, Target, client_header, local_header
@@ -33,6 +35,7 @@ from atlas_supervisor.traffic.takeback import (
     PUBLIC_NAME,
     drop_passed,
     holders,
+    own_addresses,
     own_name,
     public_name,
     take_back,
@@ -59,6 +62,10 @@ class RelayPlane:
         self._with_header = bool(by_port and endpoints.proxy_protocol)
         self._own_ports: SlotPorts
         self._rescues = Rescues(endpoints.patience_seconds)
+        self._carried: list[CarriedConnection] = []
+        """Clients' connections from before a reload."""
+        self._passed_on: int | None = None
+        """The file with what is known of those that are passed on."""
         self._kept: tuple[socket.socket, ...] = ()
 
     @property
@@ -90,6 +97,7 @@ class RelayPlane:
             taken = take_back(self._endpoints, pids, passed)
             if port:
                 taken = replace(taken, inner=take_inner(self._endpoints, pids))
+        self._carried = list(carry_over.taken_from(passed))
         try:
             self._public = take_passed(passed, PUBLIC_NAME, host, port)
             ours = {*taken.inodes, *([inode_of(self._public)] if self._public else [])}
@@ -150,6 +158,8 @@ class RelayPlane:
                 self._public, self._target, header=header, patience_seconds=patience
             )
             self._relay.start()
+            for each in self._carried:
+                self._relay.resume(*each)
 
     def _open_sockets(self, taken: TakenBack, adopted: Mapping[SlotName, int]) -> None:
         # A worker binds its own port beside our reservation (SO_REUSEADDR).
@@ -232,14 +242,24 @@ class RelayPlane:
                 return int(listener.getsockname()[1])
         return port
 
+    @property
+    def addresses(self) -> dict[str, tuple[str, int]]:
+        """The public address, if there is one, and the slots' own ports."""
+        public = self._endpoints.public_host, self._endpoints.public_port
+        return ({PUBLIC_NAME: public} if public[1] else {}) | own_addresses(self._endpoints)
+
     def sockets(self) -> dict[str, socket.socket]:
         """Return the public socket and those of the slots' own ports."""
         public = {PUBLIC_NAME: self._public} if self._public is not None else {}
         return public | {own_name(slot): sock for slot, sock in self._own.items()}
 
-    def direct(self, slot: SlotName) -> tuple[str, int, str | None]:
+    def direct(
+        self, slot: SlotName, pid: int | None, taken: TakenBack
+    ) -> tuple[str, int, str | None]:
         """Return the slot's own port, or the listener that the relay connects to."""
-        return self._target_of(slot)
+        inner = taken.inner.get(pid or 0)
+        port = inner.getsockname()[1] if inner else self._endpoints.slot_ports[slot]
+        return "127.0.0.1", port, None
 
     def steer(self, slot: SlotName) -> None:
         """Choose the slot for every connection that is accepted from now on."""
@@ -326,6 +346,30 @@ class RelayPlane:
         if self._relay is not None:
             self._relay.stop()
         return self._relay is not None
+
+    def pause(self) -> None:
+        """Let new clients wait in the queue; open connections go on."""
+        if self._relay is not None:
+            self._relay.stop()
+
+    def answering(self) -> bool:
+        """Return whether a client is not connected yet, or one of a rescue or an own port waits."""
+        others = self._rescues.answers() | self._own_ports.answers()
+        return any(others.values()) or (self._relay is not None and self._relay.connecting)
+
+    def pass_on(self) -> dict[str, int]:
+        """Return the descriptors of all clients' connections."""
+        found = carry_over.pass_on(self._relay.pairs) if self._relay is not None else {}
+        self._passed_on = next(iter(found.values()), None)
+        return found
+
+    def resume(self) -> None:
+        """Accept clients again."""
+        if self._passed_on is not None:
+            os.close(self._passed_on)
+            self._passed_on = None
+        if self._relay is not None:
+            self._relay.start()
 
     async def close(self) -> None:
         """Close every socket and reset relayed connections."""

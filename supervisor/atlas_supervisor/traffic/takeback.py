@@ -36,6 +36,11 @@ def own_name(slot: SlotName) -> str:
     return f"own-{slot}"
 
 
+def own_addresses(endpoints: Endpoints) -> dict[str, tuple[str, int]]:
+    """Return host and port of the sockets of the slots' own ports, by name."""
+    return {own_name(slot): ("127.0.0.1", port) for slot, port in endpoints.slot_ports.items()}
+
+
 def drop_passed(passed: PassedSockets, names: Iterable[str]) -> None:
     """Close sockets of the public port that are for another plane: they are in the way."""
     for name in names:

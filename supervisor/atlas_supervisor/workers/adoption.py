@@ -148,9 +148,9 @@ def _choose(
         return {} if accepting or taken.traffic in places else chosen
     other = found.get(active.other)
     is_alone = not other or _drains(other[0])  # else the other one takes over from a hung one
-    if is_alone and not _reacts(plane.direct(active), settings):
-        hung, pid = found[active]
-        log.warning("worker_hung", instance=hung.instance, pid=pid, instead="replacing it")
+    own, pid = found[active]
+    if is_alone and not _reacts(plane.direct(active, pid, taken), settings):
+        log.warning("worker_hung", instance=own.instance, pid=pid, instead="replacing it")
         return {}
     return chosen
 

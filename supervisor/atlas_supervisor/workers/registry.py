@@ -200,8 +200,8 @@ def _orphans(
         still_open = {each.inode for each in sockdiag.listeners()}.intersection(listeners)
         family = sorted({*family, *procfs.holders_of(still_open)}) if still_open else family
     ourselves = os.getpid()
-    # A shell within a worker may start the daemon.
-    spared = {ourselves, *procfs.ancestors(ourselves)}
+    # A shell within a worker may start the daemon. systemd stores our listening sockets.
+    spared = {1, ourselves, *procfs.ancestors(ourselves)}
     for pid in family:
         line = {pid, *procfs.ancestors(pid)} - {ourselves}  # of a copied folder: the daemon itself
         if pid not in spared and not any(map(holds_a_lock, line)):

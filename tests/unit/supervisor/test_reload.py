@@ -49,6 +49,9 @@ class Stage:
         self.runs = made(current=None, stopping=False)
         self.busy: list[bool] = []
         self.foreign: list[str] = []
+        self.done: list[str] = []
+        self.pending: list[bool] = []
+        """Whether a relayed connection waits for its answer, look by look."""
         self.executed: list[dict[str, int]] = []
         self.fails: OSError | None = None
         self.program = made(
@@ -63,9 +66,18 @@ class Stage:
             runs=self.runs,
             database=database,
             daemon=lambda: examples.DAEMON,
-            foreign_listeners=lambda: self.foreign,
+            plane=self._plane(),
             is_busy=lambda: self.busy.pop(0) if self.busy else False,
             manager=ServiceManager({}),
+        )
+
+    def _plane(self) -> Any:
+        return made(
+            foreign_listeners=lambda: self.foreign,
+            pause=lambda: self.done.append("paused"),
+            resume=lambda: self.done.append("resumed"),
+            answering=lambda: self.pending.pop(0) if self.pending else False,
+            pass_on=dict,
         )
 
     def _database(self) -> Any:
@@ -259,11 +271,14 @@ async def test_a_daemon_that_stops_refuses_it(stage: Stage) -> None:
 async def test_the_exec_waits_until_nothing_is_half_done(stage: Stage) -> None:
     await stage.reloads.reload(OPERATOR)
     stage.busy = [True, True, True]
+    stage.pending = [True, True]
 
     with pytest.raises(ExecutedError):
         await stage.reloads.replace({"lock": 7}, anyio.Event())
 
     assert not stage.busy
+    assert not stage.pending
+    assert stage.done == ["paused"]
     (descriptors,) = stage.executed
     assert descriptors.keys() == {"lock", "signals"}
 
@@ -289,6 +304,7 @@ async def test_an_exec_that_fails_lets_the_daemon_go_on_as_it_was(stage: Stage) 
     assert not stage.reloads.accepted.is_set()
     assert not stage.runs.stopping
     assert stage.audits == [("reload", "accepted"), ("reload", "failed")]
+    assert stage.done == ["paused", "resumed"]
     await stage.reloads.reload(OPERATOR)  # and it can be tried again
 
 

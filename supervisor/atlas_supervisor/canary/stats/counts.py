@@ -1,8 +1,8 @@
-"""The counts that all evidence is computed from: per arm, per window, per share, and pooled.
+"""The counts that all evidence is computed from: per arm, per share, and pooled.
 
-An `Arm` is a pair of calls and errors. A `Window` has both arms of one slice of time. `Strata` adds
-windows up by share, `Draws` counts assignments by share, and `Baseline` is the pooled error rate
-before the next window. All of them only count; the tests are in the modules named `…_evidence`.
+An `Arm` is a pair of calls and errors. `Strata` adds both arms up by share, `Draws` counts
+assignments by share, and `Baseline` is the pooled error rate before the next window. All of them
+only count; the tests are in the modules named `…_evidence`.
 """
 
 from __future__ import annotations
@@ -41,32 +41,6 @@ class Arm:
         return self.errors / self.calls if self.calls else None
 
 
-@dataclass(frozen=True)
-class Window:
-    """The calls of both arms that were assigned in one slice of time, under one share.
-
-    Raises ValueError for a share outside [0, 1].
-    """
-
-    share: float
-    canary: Arm
-    stable: Arm
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"the canary's share is between 0 and 1, not {self.share}")
-
-    @property
-    def both(self) -> Arm:
-        """The calls of both arms together."""
-        return self.canary + self.stable
-
-    @property
-    def is_drawn(self) -> bool:
-        """Whether calls were assigned at random, so that the arms can be compared."""
-        return is_drawn(self.share)
-
-
 def is_drawn(share: float) -> bool:
     """Return whether both arms get calls at this share, so that they can be compared."""
     return MIN_SHARE <= share <= 1 - MIN_SHARE
@@ -84,12 +58,12 @@ class Strata:
     by_share: dict[float, tuple[Arm, Arm]] = field(default_factory=dict)
     last_share: float | None = None
 
-    def add(self, window: Window) -> None:
-        """Add a window, unless its calls were not drawn at random."""
-        if window.is_drawn:
-            canary, stable = self.by_share.get(window.share, (Arm(), Arm()))
-            self.by_share[window.share] = (canary + window.canary, stable + window.stable)
-            self.last_share = window.share
+    def add(self, share: float, canary: Arm, stable: Arm) -> None:
+        """Add calls of both arms, unless they were not drawn at random."""
+        if is_drawn(share):
+            before = self.by_share.get(share, (Arm(), Arm()))
+            self.by_share[share] = (before[0] + canary, before[1] + stable)
+            self.last_share = share
 
     @property
     def canary(self) -> Arm:
@@ -123,7 +97,7 @@ class Strata:
         strata = cls()
         for share, *counts in saved:
             cc, ce, sc, se = (int(each) for each in counts)
-            strata.add(Window(share, Arm(cc, ce), Arm(sc, se)))
+            strata.add(share, Arm(cc, ce), Arm(sc, se))
         return strata
 
 

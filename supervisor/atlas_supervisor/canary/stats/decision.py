@@ -22,13 +22,13 @@ from enum import StrEnum
 from typing import Any
 
 from atlas_supervisor.canary.stats import explain
-from atlas_supervisor.canary.stats.counts import Arm, Draws, Prior, Strata, Window, expected_rates
+from atlas_supervisor.canary.stats.counts import Arm, Draws, Prior, Strata, expected_rates
 from atlas_supervisor.canary.stats.evalue import exponential, log_add
 from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.intervals import stratified_difference
 from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
 from atlas_supervisor.canary.stats.sample_ratio import SampleRatios, check_draws
-from atlas_supervisor.canary.stats.windows import CallWindow
+from atlas_supervisor.canary.stats.windows import CallWindow, Windows
 from atlas_supervisor.model.verdict import Verdict
 
 ERRORS_PART = 2 / 3
@@ -117,6 +117,7 @@ class RampEvidence:
     def __init__(
         self,
         feature: str,
+        ramp: int = 0,
         *,
         alpha: float = 0.01,
         promote_alpha: float = 0.05,
@@ -131,13 +132,10 @@ class RampEvidence:
                 raise ValueError(f"alpha is between 0 and 1, not {each}")
         self.feature, self.alpha, self.promote_alpha = feature, alpha, promote_alpha
         self.least_calls = max(least_calls, 1)
+        self.windows = Windows(ramp)
         self.first = RoundEvidence(margin, latency_margin, prior, past)
         self.later: tuple[int, RoundEvidence] | None = None
         """The present round if it is not the first, with its number."""
-        self.assigned = Draws()
-        """All assignments of this ramp, those without an outcome included; a key counts once."""
-        self.unreported = Draws()
-        """The assignments whose outcome was never reported."""
         self.failed: EvidenceKind | None = None
         """What has led to a rollback, which is final."""
         self.largest = 0.0
@@ -155,6 +153,7 @@ class RampEvidence:
         margin, latency_margin = self.first.margin, self.first.latency_margin
         prior = Prior(self.first.rate, _ROUND_PRIOR_CALLS)
         self.later = number, RoundEvidence(margin, latency_margin, prior)
+        self.windows.start_round(number)
 
     def close(self, window: CallWindow) -> None:
         """Multiply the next window in, all of whose calls have ended."""
@@ -163,7 +162,7 @@ class RampEvidence:
             return
         found.close(window)
         self._note_largest(found, number)
-        self._closed.add(_counts_of(window))
+        self._closed.add(*_counts_of(window))
         self._now = {}
 
     def judge(self, windows: Sequence[CallWindow], now: int) -> None:
@@ -201,7 +200,7 @@ class RampEvidence:
         """The calls with an outcome, by share; those of open windows included."""
         totals = Strata(dict(self._closed.by_share), self._closed.last_share)
         for window in self._open:
-            totals.add(_counts_of(window))
+            totals.add(*_counts_of(window))
         return totals
 
     # Verdicts.
@@ -259,7 +258,8 @@ class RampEvidence:
 
     def ratios(self) -> SampleRatios:
         """Return whether assignments and reports fit the canary's share."""
-        return SampleRatios(check_draws(self.assigned), check_draws(self.unreported))
+        windows = self.windows
+        return SampleRatios(check_draws(windows.assigned), check_draws(windows.unreported))
 
     def _is_slower(self, parts: int) -> str:
         found = self._latest()[1]
@@ -319,7 +319,7 @@ class RampEvidence:
     # Saved state.
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the state as JSON values, without loss; open windows are saved elsewhere."""
+        """Return the state as JSON values, without loss."""
         return {
             "feature": self.feature,
             "settings": [self.alpha, self.promote_alpha, self.least_calls],
@@ -328,13 +328,12 @@ class RampEvidence:
             "failed": self.failed and self.failed.value,
             "largest": [self.largest, self._kind.value],
             "totals": self._closed.to_list(),
-            "assigned": self.assigned.to_list(),
-            "unreported": self.unreported.to_list(),
+            "windows": self.windows.to_dict(),
         }
 
     @classmethod
-    def from_dict(cls, saved: dict[str, Any]) -> RampEvidence:
-        """Return the saved state. Raises ValueError if a version with other tests has saved it."""
+    def from_dict(cls, saved: dict[str, Any], *, same_boot: bool = True) -> RampEvidence:
+        """Return the saved state; after a reboot without the open windows."""
         alpha, promote_alpha, least = saved["settings"]
         evidence = cls(
             saved["feature"], alpha=alpha, promote_alpha=promote_alpha, least_calls=least
@@ -346,7 +345,8 @@ class RampEvidence:
         evidence.failed = saved["failed"] and EvidenceKind(saved["failed"])
         evidence.largest, kind = saved["largest"]
         evidence._kind = EvidenceKind(kind)
-        evidence._restore_counts(saved)
+        evidence._closed = Strata.from_list(saved["totals"])
+        evidence.windows = Windows.from_dict(saved["windows"], same_boot=same_boot)
         return evidence
 
     def carry_over(self, saved: Mapping[str, Any]) -> None:
@@ -356,12 +356,9 @@ class RampEvidence:
             test = saved[kind.value]
             if test["highest"] >= -math.log(test["alpha"]):
                 self.failed = self.failed or kind
-        self._restore_counts(saved)
-
-    def _restore_counts(self, saved: Mapping[str, Any]) -> None:
         self._closed = Strata.from_list(saved["totals"])
-        self.assigned = Draws.from_list(saved.get("assigned", ()))
-        self.unreported = Draws.from_list(saved.get("unreported", ()))
+        for name in ("assigned", "unreported"):
+            setattr(self.windows, name, Draws.from_list(saved.get(name, ())))
 
 
 def _log_weight(number: int) -> float:
@@ -371,8 +368,8 @@ def _log_weight(number: int) -> float:
     return math.log((1 - FIRST_ROUND) / (number * (number - 1)))
 
 
-def _counts_of(window: CallWindow) -> Window:
-    return Window(window.stratum.share, window.canary.arm, window.stable.arm)
+def _counts_of(window: CallWindow) -> tuple[float, Arm, Arm]:
+    return window.stratum.share, window.canary.arm, window.stable.arm
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,8 @@ class Mixture:
         """Start bets until this part of the money bets."""
         if due > self._started:
             new = math.log(due - self._started)
-            both = zip(self._logs, self._log_weights, strict=True)
-            self._logs = [log_add(log, new + weight) for log, weight in both]
+            both = zip(self._logs, [new + weight for weight in self._log_weights], strict=True)
+            self._logs = [max(a, b) + math.log1p(math.exp(-abs(a - b))) for a, b in both]
             self._started = due
 
     def multiply(self, log_factors: Sequence[float]) -> None:
@@ -96,9 +96,7 @@ def exponential(log: float) -> float:
 
 def log_add(one: float, other: float) -> float:
     """Return the logarithm of the sum of two numbers that are given by their logarithms."""
-    if one < other:
-        one, other = other, one
-    return one + math.log1p(math.exp(other - one))
+    return max(one, other) + math.log1p(math.exp(-abs(one - other)))
 
 
 def log_sum(logs: Sequence[float]) -> float:

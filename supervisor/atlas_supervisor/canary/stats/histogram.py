@@ -61,10 +61,6 @@ class Histogram:
         total = sum(count * bucket_milliseconds(bucket) for bucket, count in self)
         return total / self.count
 
-    def quantile_bucket(self, q: float) -> int | None:
-        """Return the bucket of the quantile (nearest rank), 0 <= q <= 1; None without calls."""
-        return self.quantile_buckets((q,))[0]
-
     def quantiles(self, *qs: float) -> list[float | None]:
         """Return several quantiles in milliseconds in one pass; `qs` are in ascending order."""
         buckets = self.quantile_buckets(qs)
@@ -82,15 +78,6 @@ class Histogram:
             while len(found) < len(ranks) and below >= ranks[len(found)]:
                 found.append(bucket)
         return found + [None] * (len(ranks) - len(found))
-
-    def quantile(self, q: float) -> float | None:
-        """Return the quantile (nearest rank) in milliseconds, within 1 %; None without calls."""
-        bucket = self.quantile_bucket(q)
-        return None if bucket is None else bucket_milliseconds(bucket)
-
-    def over(self, bucket: int) -> int:
-        """Return how many calls are in this bucket or slower ones."""
-        return sum(count for each, count in self._counts.items() if each >= bucket)
 
     def to_bytes(self) -> bytes:
         """Return the histogram packed: each bucket as its distance to the last, and its count."""

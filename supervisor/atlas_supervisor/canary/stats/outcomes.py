@@ -8,7 +8,7 @@ has exited, has failed; a decision that was only asked for stays unreported.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -69,18 +69,14 @@ class CallKind(NamedTuple):
 class CallTracker:
     """All open calls, and the tallies since the last `pop_tallies`."""
 
-    def __init__(self, windows: Windows) -> None:
-        self._windows = windows
+    def __init__(self) -> None:
+        self.windows: Mapping[int, Windows] = {}
+        """Where the calls of an epoch are evidence; there is none for other epochs."""
         self._open: dict[str, dict[tuple[Group, CallKind], int]] = {}
         """By process, named by its ring."""
         self._tallies: dict[Group, Tally] = {}
         self.late = 0
         """Outcomes of calls that had timed out before."""
-
-    @property
-    def open(self) -> int:
-        """How many calls have no outcome yet."""
-        return sum(sum(each.values()) for each in self._open.values())
 
     def begin(
         self, ring: str, group: Group, count: int, *, asked: bool, key: CallKey | None = None
@@ -90,7 +86,8 @@ class CallTracker:
         calls = self._open.setdefault(ring, {})
         calls[group, kind] = calls.get((group, kind), 0) + count
         self._tally(group).assigned += count
-        self._windows.assign(group, count, asked=asked, key=key)
+        if (windows := self.windows.get(group.epoch)) is not None:
+            windows.assign(group, count, asked=asked, key=key)
 
     def end(
         self,
@@ -111,7 +108,8 @@ class CallTracker:
             ended = [*first_of(ended, left)]
         if ended:
             self._tally(group).count(ended)
-            self._windows.end(group, ended, asked=asked, key=key)
+            if (windows := self.windows.get(group.epoch)) is not None:
+                windows.end(group, ended, asked=asked, key=key)
 
     def record(self, group: Group, ended: Ended) -> None:
         """Add calls that were only recorded, at their end; as evidence they count at their begin.
@@ -125,7 +123,8 @@ class CallTracker:
         began = group._replace(slice=group.slice - min(took, TIMEOUT_SLICES))
         if ended.bucket >= _TIMEOUT_BUCKET:
             ended = ended._replace(outcome=Outcome.ERROR)
-        self._windows.record(began, ended)
+        if (windows := self.windows.get(group.epoch)) is not None:
+            windows.record(began, ended)
 
     def process_exited(self, ring: str, now: int) -> None:
         """Close the open calls of a process that has exited; `now` is the current slice."""
@@ -152,15 +151,17 @@ class CallTracker:
             self._tally(group).unreported += count
         else:
             self._tally(group).count([failed])
+        if (windows := self.windows.get(group.epoch)) is None:
+            return
         keys: list[CallKey | None] = [None]
         if kind.keyed:
-            keys = [*self._windows.open_units(ring, group, asked=kind.asked)]
+            keys = [*windows.open_units(ring, group, asked=kind.asked)]
             failed = failed._replace(calls=1)
         for key in keys:
             if kind.asked:
-                self._windows.drop_unreported(group, failed.calls, key=key)
+                windows.drop_unreported(group, failed.calls, key=key)
             else:
-                self._windows.end(group, [failed], key=key)
+                windows.end(group, [failed], key=key)
 
     def _tally(self, group: Group) -> Tally:
         tally = self._tallies.get(group)
@@ -177,9 +178,9 @@ class CallTracker:
         ]
 
     @classmethod
-    def from_list(cls, windows: Windows, saved: Iterable[Any]) -> CallTracker:
+    def from_list(cls, saved: Iterable[Any]) -> CallTracker:
         """Return the saved open calls."""
-        tracker = cls(windows)
+        tracker = cls()
         for ring, epoch, slice_number, canary, asked, keyed, count in saved:
             calls = tracker._open.setdefault(ring, {})
             calls[Group(epoch, slice_number, canary), CallKind(asked, keyed)] = count

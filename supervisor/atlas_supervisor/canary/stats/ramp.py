@@ -200,7 +200,7 @@ def _start(feature: Feature, rules: Rules, now: float, who: str) -> Change:
     if rules.last < 0:
         raise RampError(
             "there are no steps to ramp through",
-            "set CANARY_RAMP, for instance to 0.05,0.25,1, and restart the daemon",
+            "set CANARY_RAMP, for instance to 0.05,0.25,1, then atlasctl reload",
         )
     update = {"stage": Stage.RAMPING, "step": 0, "step_since": now, "reason": ""}
     return Change(feature.model_copy(update=update), f"ramp started by {who}", fresh=True)

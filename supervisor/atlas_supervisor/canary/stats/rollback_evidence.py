@@ -26,8 +26,7 @@ Invariants
   stable call as failed.
 - Restarts (Shin, Ramdas and Rinaldo, arXiv 2203.03532): after 100,000 good calls a single bet has
   lost nearly everything. So 0.9 of the money bets from the first call on, and a little is added
-  whenever the canary calls have grown by a fiftieth; after n of them 1 - 0.1 / (1 + ln(1 + n/1000))
-  bets.
+  in small steps; after n canary calls 1 - 0.1 / (1 + ln(1 + n/1000)) bets.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-RISK_RATIOS = {1.25: 0.05, 1.5: 0.1, 2.0: 0.2, 3.0: 0.2, 5.0: 0.2, 10.0: 0.15, 20.0: 0.1}
+RISK_RATIOS = {1.25: 0.04, 1.5: 0.08, 2.0: 0.2, 3.0: 0.18, 5.0: 0.2, 10.0: 0.16, 20.0: 0.14}
 """The risk ratios r, and how the money is divided. The least ones need many calls anyway."""
 
 STARTED_AT_FIRST = 0.9
@@ -44,6 +43,7 @@ STARTED_AT_FIRST = 0.9
 
 _MAX_CANARY_RATE = 0.999  # at 1 a single good canary call would end the bet
 _RESTART_CALLS = 1_000  # canary calls over which the restarts begin to thin out
+_RESTART_STEP = 0.02  # of growth between two restarts, as starting costs more time than betting
 
 
 class Bet(NamedTuple):
@@ -99,10 +99,6 @@ def arm_bets(share: float) -> list[Bet]:
 
 
 def share_started(canary_calls: int) -> float:
-    """Return the part of the money that bets after this many canary calls, in [0.9, 1).
-
-    It is raised when the calls have grown by a fiftieth, as starting costs more than betting.
-    """
-    steps = math.floor(math.log1p(canary_calls / 50) / math.log(1.02))
-    calls = 50 * (1.02**steps - 1)
-    return 1 - (1 - STARTED_AT_FIRST) / (1 + math.log1p(calls / _RESTART_CALLS))
+    """Return the part of the money that bets after this many canary calls, in [0.9, 1)."""
+    grown = math.log1p(canary_calls / _RESTART_CALLS) // _RESTART_STEP * _RESTART_STEP
+    return 1 - (1 - STARTED_AT_FIRST) / (1 + grown)

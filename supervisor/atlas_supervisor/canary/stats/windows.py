@@ -30,19 +30,18 @@ Invariants
   ended or would have failed: after 60 s. Sooner, the calls that end soon would count first.
 - Assignments are counted by arm when they are read, for the sample ratio check.
 
-Order per poll: `assign` and `end` for all events, timeouts (`outcomes`), then `pop_draws`,
-`pop_closed` and `open_windows`. What is left is saved with `to_dict`, so a restart neither loses
-nor repeats a call.
+Order per poll: `assign` and `end` for all events, timeouts (`outcomes`), then `pop_closed` and
+`open`. What is left is saved with `to_dict`, so a restart neither loses nor repeats a call.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, NamedTuple
 
-from atlas_supervisor.canary.stats.counts import Arm
+from atlas_supervisor.canary.stats.counts import Arm, Draws
 from atlas_supervisor.model.canary import KeyRow
 from atlas_worker.contract.ring import Outcome
 
@@ -95,13 +94,6 @@ def first_of(ended: Iterable[Ended], most: int) -> Iterator[Ended]:
         most -= each.calls
 
 
-class DrawnEpoch(NamedTuple):
-    """An epoch that gathers evidence: its ramp, and the canary's share."""
-
-    ramp: int
-    share: float
-
-
 class Stratum(NamedTuple):
     """Calls whose arm was drawn alike: with this share, given the past."""
 
@@ -109,16 +101,6 @@ class Stratum(NamedTuple):
     share: float
     round: int = 1
     recorded: bool = False
-
-
-class DrawCounts(NamedTuple):
-    """Assignments by epoch, share and arm (True: canary); a key counts once.
-
-    `unreported` are those that stay without an outcome.
-    """
-
-    assigned: Counter[tuple[int, float, bool]]
-    unreported: Counter[tuple[int, float, bool]]
 
 
 @dataclass
@@ -141,6 +123,16 @@ class Side:
     def arm(self) -> Arm:
         """The counts alone."""
         return Arm(self.calls, self.errors)
+
+    def to_list(self) -> list[Any]:
+        """Return it as JSON values."""
+        return [self.calls, self.errors, list(self.latency.items())]
+
+    @classmethod
+    def from_list(cls, saved: Iterable[Any]) -> Side:
+        """Return the side that `to_list` has saved."""
+        calls, errors, latency = saved
+        return cls(calls, errors, dict(map(tuple, latency)))
 
 
 class OpenCalls(NamedTuple):
@@ -189,116 +181,82 @@ class CallWindow:
         self.open.pop(calls, None)
         return left
 
+    def is_complete(self, before: int) -> bool:
+        """Return whether all calls have ended, and no more of these slices are to be expected."""
+        return not self.open and self.latest < before
 
-@dataclass
-class _Ramp:
-    windows: list[CallWindow] = field(default_factory=list)
-    by_stratum: dict[Stratum, list[CallWindow]] = field(default_factory=dict)
-    assigned: int = 0
-    """All calls that were evidence or will be."""
-    next_number: int = 0
-    round: int = 1
-    keys: dict[int, tuple[float, float]] = field(default_factory=dict)
-    """The interval of each key's hash, in this round."""
-    repeats: int = 0
-    """Calls of keys that had counted, since the last call that was evidence."""
-    recorded: dict[tuple[int, int], tuple[Side, Side]] = field(default_factory=dict)
-    """Canary and stable calls that were only recorded, by slice and epoch."""
-    recorded_before: int = -2 * TIMEOUT_SLICES  # slices begin at 0, and a call before
-    """Recorded calls of slices before this one are in their windows."""
+    def to_list(self) -> list[Any]:
+        """Return it as JSON values."""
+        return [
+            self.number,
+            list(self.stratum),
+            [self.since, self.latest, self.assigned],
+            self.canary.to_list(),
+            self.stable.to_list(),
+            [[*calls, count] for calls, count in self.open.items()],
+            [self.unreported[True], self.unreported[False]],
+            self.terms.to_list() if self.terms is not None else None,
+        ]
 
-    def find(self, stratum: Stratum, slice_number: int) -> CallWindow | None:
-        """Return the window that a slice of a stratum belongs to, if there is one."""
-        windows = self.by_stratum.get(stratum)
-        if not windows:
-            return None
-        for window in reversed(windows):
-            if window.since <= slice_number:
-                return window
-        return windows[0]
-
-    def add_window(self, window: CallWindow) -> CallWindow:
-        self.windows.append(window)
-        self.by_stratum.setdefault(window.stratum, []).append(window)
-        self.next_number = max(self.next_number, window.number + 1)
-        return window
-
-    def window_for(self, stratum: Stratum, slice_number: int) -> CallWindow:
-        """Return the window that new calls of this slice belong to."""
-        window = self.find(stratum, slice_number)
-        if window is None or self._is_over(window, slice_number):
-            new = CallWindow(self.next_number, stratum, slice_number, slice_number)
-            window = self.add_window(new)
-        window.latest = max(window.latest, slice_number)
-        return window
-
-    def add(self, window: CallWindow, calls: OpenCalls, count: int) -> None:
-        """Add assigned calls to their window."""
-        window.assigned += count
-        self.assigned += count
-        self.repeats = 0
-        window.open[calls] = window.open.get(calls, 0) + count
-        window.changed = True
-
-    def _is_over(self, window: CallWindow, slice_number: int) -> bool:
-        """Return whether a new window begins with this slice; only a stratum's last one ends."""
-        last = self.by_stratum[window.stratum][-1]
-        if window is not last or slice_number <= window.latest:
-            return False
-        is_full = window.assigned >= self.assigned * _PART
-        return is_full or slice_number - window.since >= WINDOW_SLICES
-
-    def flush_recorded(self, before: int, share_of: Mapping[int, DrawnEpoch]) -> None:
-        """Make windows of the recorded calls that began in slices before this one."""
-        for at in sorted(at for at in self.recorded if at[0] < before):
-            canary, stable = self.recorded.pop(at)
-            if at[1] in share_of:
-                stratum = Stratum(at[1], share_of[at[1]].share, recorded=True)
-                window = CallWindow(self.next_number, stratum, at[0], at[0], canary=canary)
-                window.stable = stable
-                window.assigned = canary.calls + stable.calls
-                self.assigned += window.assigned
-                self.add_window(window)
-        self.recorded_before = max(self.recorded_before, before)
-
-    def pop_closed(self, before: int) -> Iterator[CallWindow]:
-        while self.windows and not self.windows[0].open and self.windows[0].latest < before:
-            window = self.windows.pop(0)
-            left = self.by_stratum[window.stratum]
-            left.remove(window)
-            if not left:
-                del self.by_stratum[window.stratum]
-            yield window
+    @classmethod
+    def from_list(cls, saved: Iterable[Any]) -> CallWindow:
+        """Return the window that `to_list` has saved."""
+        number, stratum, counts, canary, stable, opened, (lost, others), terms = saved
+        since, latest, assigned = counts
+        return cls(
+            number,
+            Stratum(*stratum),
+            since,
+            latest,
+            assigned,
+            Side.from_list(canary),
+            Side.from_list(stable),
+            {OpenCalls(*calls): count for *calls, count in opened},
+            {True: lost, False: others},
+            terms,
+        )
 
 
 class Windows:
-    """The open windows of all current ramps."""
+    """The open windows of one ramp, and the keys that its calls have had."""
 
-    def __init__(self) -> None:
-        self._epochs: dict[int, DrawnEpoch] = {}
-        self._ramps: dict[int, _Ramp] = {}
-        self._found: dict[tuple[Group, bool], tuple[CallWindow, OpenCalls]] = {}
-        """The window of each group without keys, as it is found for its first call."""
-        self._units: dict[tuple[CallKey, Group], tuple[CallWindow, OpenCalls]] = {}
-        """The open calls with a key that are evidence. A serial is unique within its group."""
-        self._new_keys: dict[tuple[int, int], KeyRow] = {}
-        self._draws = DrawCounts(Counter(), Counter())
+    def __init__(self, ramp: int) -> None:
+        self.ramp = ramp
+        self.shares: dict[int, float] = {}
+        """The share of each epoch whose calls are evidence; none if the ramp is over."""
+        self.open: list[CallWindow] = []
+        """In order."""
+        self.round = 1
+        self.repeats = 0
+        """Calls of keys that had counted, since the last call that was evidence."""
+        self.assigned, self.unreported = Draws(), Draws()
+        """Assignments of the first round, and those that stay without an outcome."""
         self.late = 0
         """Recorded calls that took longer than their window waited."""
         self.overflown = 0
         """Calls of keys beyond MAX_KEYS."""
+        self._by_stratum: dict[Stratum, list[CallWindow]] = {}
+        self._found: dict[tuple[Group, bool], tuple[CallWindow, OpenCalls]] = {}
+        """The window of each group without keys, as it is found for its first call."""
+        self._calls = 0
+        """All calls that were evidence or will be."""
+        self._next_number = 0
+        self._keys: dict[int, tuple[float, float]] = {}
+        """The interval of each key's hash, in this round."""
+        self._new_keys: dict[int, KeyRow] = {}
+        self._units: dict[tuple[CallKey, Group], tuple[CallWindow, OpenCalls]] = {}
+        """The open calls with a key that are evidence. A serial is unique within its group."""
+        self._recorded: dict[tuple[int, int], tuple[Side, Side]] = {}
+        """Canary and stable calls that were only recorded, by slice and epoch."""
+        self._recorded_before = -2 * TIMEOUT_SLICES  # slices begin at 0, and a call before
+        """Recorded calls of slices before this one are in their windows."""
 
-    def set_epochs(self, epochs: Mapping[int, DrawnEpoch]) -> None:
-        """Set the epochs whose calls are evidence; the windows of all other ramps are dropped."""
-        self._epochs = dict(epochs)
-        ramps = {epoch.ramp for epoch in epochs.values()}
-        self._ramps = {ramp: self._ramps.get(ramp, _Ramp()) for ramp in ramps}
-        kept = {id(window) for ramp in self._ramps.values() for window in ramp.windows}
-        self._units = {key: unit for key, unit in self._units.items() if id(unit[0]) in kept}
-        self._found = {group: it for group, it in self._found.items() if id(it[0]) in kept}
-        for counts in self._draws:
-            for drawn in [drawn for drawn in counts if drawn[0] not in epochs]:
-                del counts[drawn]
+    def set_shares(self, shares: Mapping[int, float]) -> None:
+        """Set the shares by epoch. Without any the ramp is over, and its open windows are lost."""
+        self.shares = dict(shares)
+        if not shares:
+            for each in (self.open, self._by_stratum, self._found, self._units, self._recorded):
+                each.clear()
 
     # Input.
 
@@ -306,47 +264,49 @@ class Windows:
         self, group: Group, count: int, *, asked: bool = False, key: CallKey | None = None
     ) -> None:
         """Add assigned calls; one with a key is evidence if its arm was a draw."""
-        epoch = self._epochs.get(group.epoch)
-        if epoch is None:
-            return
-        ramp = self._ramps[epoch.ramp]
+        share = self.shares[group.epoch]
         if key is None and (found := self._found.get((group, asked))) is not None:
-            self._draws.assigned[group.epoch, epoch.share, group.canary] += count
-            ramp.add(*found, count)
+            self.assigned.add(share, count, canary=group.canary)
+            self._add(*found, count)
             return
         if key is None:
-            stratum = Stratum(group.epoch, epoch.share)
+            stratum = Stratum(group.epoch, share)
         elif not key.serial:
             return
-        elif (share := self._draw(epoch, ramp, key.key, canary=group.canary)) is None:
-            ramp.repeats += count
+        elif (chance := self._draw(share, key.key, canary=group.canary)) is None:
+            self.repeats += count
             return
         else:
-            stratum = Stratum(group.epoch, share, ramp.round)
+            stratum = Stratum(group.epoch, chance, self.round)
         if stratum.round == 1:
-            self._draws.assigned[group.epoch, stratum.share, group.canary] += count
-        calls = OpenCalls(group.slice, group.canary, asked)
-        window = ramp.window_for(stratum, group.slice)
-        ramp.add(window, calls, count)
+            self.assigned.add(stratum.share, count, canary=group.canary)
+        found = self._window_for(stratum, group.slice), OpenCalls(group.slice, group.canary, asked)
+        self._add(*found, count)
         if key is None:
-            self._found[group, asked] = window, calls
+            self._found[group, asked] = found
         else:
-            self._units[key, group] = window, calls
+            self._units[key, group] = found
 
-    def _draw(self, epoch: DrawnEpoch, ramp: _Ramp, key: int, *, canary: bool) -> float | None:
+    def _draw(self, share: float, key: int, *, canary: bool) -> float | None:
         """Return the chance that this key had of the canary, given its past; None if no draw."""
-        known = ramp.keys.get(key)
-        if known is None and len(ramp.keys) >= MAX_KEYS:
+        known = self._keys.get(key)
+        if known is None and len(self._keys) >= MAX_KEYS:
             self.overflown += 1
             return None
         low, high = known or (0.0, 1.0)
-        share = epoch.share
         if not low < share < high:
             return None
         interval = (low, share) if canary else (share, high)
-        ramp.keys[key] = interval
-        self._new_keys[epoch.ramp, key] = KeyRow(epoch.ramp, key, ramp.round, *interval)
+        self._keys[key] = interval
+        self._new_keys[key] = KeyRow(self.ramp, key, self.round, *interval)
         return (share - low) / (high - low)
+
+    def _add(self, window: CallWindow, calls: OpenCalls, count: int) -> None:
+        window.assigned += count
+        window.open[calls] = window.open.get(calls, 0) + count
+        window.changed = True
+        self._calls += count
+        self.repeats = 0
 
     def end(
         self,
@@ -373,10 +333,9 @@ class Windows:
         if window is not None:
             window.unreported[group.canary] += window.close(calls, count)
             window.changed = True
-        if (epoch := self._epochs.get(group.epoch)) is not None:
-            share = window.stratum.share if window is not None else epoch.share
-            if window is None or window.stratum.round == 1:
-                self._draws.unreported[group.epoch, share, group.canary] += count
+        share = window.stratum.share if window is not None else self.shares[group.epoch]
+        if window is None or window.stratum.round == 1:
+            self.unreported.add(share, count, canary=group.canary)
 
     def _take(
         self, group: Group, *, asked: bool, key: CallKey | None
@@ -386,11 +345,7 @@ class Windows:
         calls = OpenCalls(group.slice, group.canary, asked)
         if key is not None:
             return self._units.pop((key, group), (None, calls))
-        epoch = self._epochs.get(group.epoch)
-        if epoch is None:
-            return None, calls
-        stratum = Stratum(group.epoch, epoch.share)
-        return self._ramps[epoch.ramp].find(stratum, group.slice), calls
+        return self._find(Stratum(group.epoch, self.shares[group.epoch]), group.slice), calls
 
     def open_units(self, ring: str, group: Group, *, asked: bool) -> list[CallKey]:
         """Return the open calls with a key of one process in this group."""
@@ -402,177 +357,132 @@ class Windows:
 
     def record(self, group: Group, ended: Ended) -> None:
         """Add calls that were never assigned by us; `group` has the slice of their beginning."""
-        epoch = self._epochs.get(group.epoch)
-        if epoch is None:
-            return
-        self._draws.assigned[group.epoch, epoch.share, group.canary] += ended.calls
-        ramp = self._ramps[epoch.ramp]
-        if group.slice < ramp.recorded_before:
+        self.assigned.add(self.shares[group.epoch], ended.calls, canary=group.canary)
+        if group.slice < self._recorded_before:
             self.late += ended.calls
             return
-        sides = ramp.recorded.setdefault((group.slice, group.epoch), (Side(), Side()))
+        sides = self._recorded.setdefault((group.slice, group.epoch), (Side(), Side()))
         sides[0 if group.canary else 1].add(ended)
 
-    def start_round(self, ramp: int, number: int) -> None:
-        """Forget the keys of a ramp: from now on all count anew, in this round."""
-        if ramp in self._ramps and number > self._ramps[ramp].round:
-            self._ramps[ramp].round, self._ramps[ramp].keys = number, {}
-            self._ramps[ramp].repeats = 0
+    def start_round(self, number: int) -> None:
+        """Forget the keys: from now on all count anew, in this round."""
+        self.round, self._keys, self.repeats = number, {}, 0
 
-    # Results.
+    # Windows.
 
-    def pop_closed(self, now: int) -> list[tuple[int, CallWindow]]:
-        """Close complete windows; return them in order, each with its ramp. `now` is a slice."""
-        closed: list[tuple[int, CallWindow]] = []
-        for number, ramp in self._ramps.items():
-            ramp.flush_recorded(now - TIMEOUT_SLICES - GRACE_SLICES, self._epochs)
-            closed += [(number, window) for window in ramp.pop_closed(now - GRACE_SLICES)]
+    def _find(self, stratum: Stratum, slice_number: int) -> CallWindow | None:
+        """Return the window that a slice of a stratum belongs to, if there is one."""
+        windows = self._by_stratum.get(stratum, ())
+        for window in reversed(windows):
+            if window.since <= slice_number:
+                return window
+        return windows[0] if windows else None
+
+    def _window_for(self, stratum: Stratum, slice_number: int) -> CallWindow:
+        """Return the window that new calls of this slice belong to."""
+        window = self._find(stratum, slice_number)
+        if window is None or self._is_over(window, slice_number):
+            window = CallWindow(self._next_number, stratum, slice_number, slice_number)
+            self._open_window(window)
+        window.latest = max(window.latest, slice_number)
+        return window
+
+    def _open_window(self, window: CallWindow) -> None:
+        self.open.append(window)
+        self._by_stratum.setdefault(window.stratum, []).append(window)
+        self._next_number = max(self._next_number, window.number + 1)
+
+    def _is_over(self, window: CallWindow, slice_number: int) -> bool:
+        """Return whether a new window begins with this slice; only a stratum's last one ends."""
+        if window is not self._by_stratum[window.stratum][-1] or slice_number <= window.latest:
+            return False
+        is_full = window.assigned >= self._calls * _PART
+        return is_full or slice_number - window.since >= WINDOW_SLICES
+
+    def pop_closed(self, now: int) -> list[CallWindow]:
+        """Close complete windows; return them in order. `now` is a slice."""
+        self._flush_recorded(now - TIMEOUT_SLICES - GRACE_SLICES)
+        closed = [*takewhile(lambda each: each.is_complete(now - GRACE_SLICES), self.open)]
+        del self.open[: len(closed)]
+        for window in closed:
+            self._by_stratum[window.stratum].remove(window)
         if closed:
-            gone = {id(window) for _, window in closed}
+            self._by_stratum = {each: left for each, left in self._by_stratum.items() if left}
+            gone = {id(window) for window in closed}
             self._found = {group: it for group, it in self._found.items() if id(it[0]) not in gone}
         return closed
 
-    def ramps(self) -> list[int]:
-        """Return the current ramps."""
-        return list(self._ramps)
+    def _flush_recorded(self, before: int) -> None:
+        """Make windows of the recorded calls that began in slices before this one."""
+        for at in sorted(at for at in self._recorded if at[0] < before):
+            canary, stable = self._recorded.pop(at)
+            if at[1] not in self.shares:
+                continue
+            stratum = Stratum(at[1], self.shares[at[1]], recorded=True)
+            calls = canary.calls + stable.calls
+            window = CallWindow(self._next_number, stratum, at[0], at[0], calls, canary, stable)
+            self._calls += calls
+            self._open_window(window)
+        self._recorded_before = max(self._recorded_before, before)
 
-    def round_of(self, ramp: int) -> int:
-        """Return the present round of a ramp."""
-        return self._ramps[ramp].round if ramp in self._ramps else 1
+    @property
+    def pending_calls(self) -> int:
+        """How many calls have no outcome, or wait for those of their slice."""
+        waiting = sum(one.calls + other.calls for one, other in self._recorded.values())
+        return waiting + sum(sum(window.open.values()) for window in self.open)
 
-    def open_windows(self, ramp: int) -> list[CallWindow]:
-        """Return a ramp's open windows, in order."""
-        return self._ramps[ramp].windows if ramp in self._ramps else []
+    # Keys.
 
-    def pop_draws(self) -> DrawCounts:
-        """Return the assignments since the last call."""
-        draws, self._draws = self._draws, DrawCounts(Counter(), Counter())
-        return draws
+    @property
+    def has_keys(self) -> bool:
+        """Whether calls have had keys, in this round."""
+        return bool(self._keys)
 
     def pop_new_keys(self) -> list[KeyRow]:
         """Return the intervals of keys that have changed since the last call."""
         new, self._new_keys = self._new_keys, {}
         return list(new.values())
 
-    def restore_keys(self, rows: Iterable[KeyRow]) -> None:
-        """Add the intervals of keys from before a restart, in the present rounds."""
-        for row in rows:
-            ramp = self._ramps.get(row.ramp)
-            if ramp is not None and row.round == ramp.round:
-                ramp.keys[row.key] = (row.low, row.high)
-
-    def has_keys(self, ramp: int) -> bool:
-        """Return whether calls of a ramp have had keys, in this round."""
-        return ramp in self._ramps and bool(self._ramps[ramp].keys)
-
-    def repeats(self, ramp: int) -> int:
-        """Return the calls of keys that had counted, since the last call that was evidence."""
-        return self._ramps[ramp].repeats if ramp in self._ramps else 0
-
-    def pending_calls(self, ramp: int) -> int:
-        """Return how many calls of a ramp have no outcome, or wait for those of their slice."""
-        if ramp not in self._ramps:
-            return 0
-        found = self._ramps[ramp]
-        waiting = sum(one.calls + other.calls for one, other in found.recorded.values())
-        return waiting + sum(sum(window.open.values()) for window in found.windows)
+    def restore_key(self, row: KeyRow) -> None:
+        """Add the interval of a key from before a restart, if it is of this round."""
+        if row.round == self.round:
+            self._keys[row.key] = (row.low, row.high)
 
     # Saved state.
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the open windows as JSON values.
-
-        `pop_draws` and `pop_new_keys` come first: both are saved elsewhere.
-        """
+        """Return the state as JSON values; keys are saved elsewhere (`pop_new_keys`)."""
         return {
-            "ramps": [
-                [
-                    number,
-                    [
-                        ramp.assigned,
-                        ramp.next_number,
-                        ramp.round,
-                        ramp.repeats,
-                        ramp.recorded_before,
-                    ],
-                    [_saved(window) for window in ramp.windows],
-                    [[*at, *map(_saved_side, sides)] for at, sides in ramp.recorded.items()],
-                ]
-                for number, ramp in self._ramps.items()
-            ],
+            "ramp": [self.ramp, self.round, self._next_number],
+            "draws": [self.assigned.to_list(), self.unreported.to_list()],
+            "counts": [self._calls, self._recorded_before, self.repeats, self.late, self.overflown],
+            "open": [window.to_list() for window in self.open],
+            "recorded": [[*at, *map(Side.to_list, sides)] for at, sides in self._recorded.items()],
             "units": [
-                [*key, *group, self._epochs[group.epoch].ramp, window.number, calls.asked]
+                [*key, *group, window.number, calls.asked]
                 for (key, group), (window, calls) in self._units.items()
-                if group.epoch in self._epochs
             ],
-            "late": self.late,
-            "overflown": self.overflown,
         }
 
-    def restore_rounds(self, saved: Mapping[str, Any], epochs: Mapping[int, DrawnEpoch]) -> None:
-        """Take over what does not depend on the clock of a boot: the rounds, and window numbers."""
-        self.set_epochs(epochs)
-        for number, (_, next_number, present, *_), *_ in saved["ramps"]:
-            if number in self._ramps:
-                self._ramps[number].next_number, self._ramps[number].round = next_number, present
-
     @classmethod
-    def from_dict(cls, saved: Mapping[str, Any], epochs: Mapping[int, DrawnEpoch]) -> Windows:
-        """Return the saved windows of epochs that still belong to a ramp."""
-        windows = cls()
-        windows.set_epochs(epochs)
-        windows.late, windows.overflown = saved["late"], saved["overflown"]
-        by_number: dict[tuple[int, int], CallWindow] = {}
-        for number, counts, kept, recorded in saved["ramps"]:
-            if number not in windows._ramps:
-                continue
-            ramp = windows._ramps[number]
-            ramp.assigned, ramp.next_number, ramp.round, ramp.repeats, ramp.recorded_before = counts
-            for each in kept:
-                window = ramp.add_window(_restored(each))
-                by_number[number, window.number] = window
-            for slice_number, epoch, canary, stable in recorded:
-                ramp.recorded[slice_number, epoch] = _side(canary), _side(stable)
-        for ring, key, serial, *group, number, window_number, asked in saved["units"]:
-            if (found := by_number.get((number, window_number))) is not None:
-                unit = CallKey(ring, key, serial), Group(*group)
-                windows._units[unit] = found, OpenCalls(*unit[1][1:], asked)
+    def from_dict(cls, saved: Mapping[str, Any], *, same_boot: bool) -> Windows:
+        """Return the saved windows; after a reboot, whose slices start at 0, no open ones."""
+        ramp, present, next_number = saved["ramp"]
+        windows = cls(ramp)
+        windows.round, windows._next_number = present, next_number
+        windows.assigned, windows.unreported = map(Draws.from_list, saved["draws"])
+        if not same_boot:
+            return windows
+        windows._calls, windows._recorded_before, *lost = saved["counts"]
+        windows.repeats, windows.late, windows.overflown = lost
+        for each in saved["open"]:
+            windows._open_window(CallWindow.from_list(each))
+        for slice_number, epoch, *sides in saved["recorded"]:
+            canary, stable = map(Side.from_list, sides)
+            windows._recorded[slice_number, epoch] = canary, stable
+        by_number = {window.number: window for window in windows.open}
+        for ring, key, serial, *group, number, asked in saved["units"]:
+            of = Group(*group)
+            unit = by_number[number], OpenCalls(of.slice, of.canary, asked)
+            windows._units[CallKey(ring, key, serial), of] = unit
         return windows
-
-
-def _saved(window: CallWindow) -> list[Any]:
-    return [
-        window.number,
-        list(window.stratum),
-        [window.since, window.latest, window.assigned],
-        _saved_side(window.canary),
-        _saved_side(window.stable),
-        [[*calls, count] for calls, count in window.open.items()],
-        [window.unreported[True], window.unreported[False]],
-        window.terms.to_list() if window.terms is not None else None,
-    ]
-
-
-def _restored(saved: list[Any]) -> CallWindow:
-    number, stratum, (since, latest, assigned), canary, stable, opened, unreported, terms = saved
-    return CallWindow(
-        number,
-        Stratum(*stratum),
-        since,
-        latest,
-        assigned,
-        _side(canary),
-        _side(stable),
-        {OpenCalls(*calls): count for *calls, count in opened},
-        {True: unreported[0], False: unreported[1]},
-        terms,
-    )
-
-
-def _saved_side(side: Side) -> list[Any]:
-    return [side.calls, side.errors, list(side.latency.items())]
-
-
-def _side(saved: list[Any]) -> Side:
-    calls, errors, latency = saved
-    return Side(calls, errors, dict(map(tuple, latency)))

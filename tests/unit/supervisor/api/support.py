@@ -6,13 +6,14 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import anyio.lowlevel
 
 from atlas_supervisor.api import audit, examples
 from atlas_supervisor.api.options import ApiOptions
@@ -34,6 +35,7 @@ from atlas_supervisor.model.health import Health
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.release import ReleaseView
 from atlas_supervisor.model.status import ReloadView, Status
+from atlas_supervisor.system.passed_sockets import PassedSockets
 from tests.unit.supervisor.api.fakes import PlayedCanaries
 
 TOKEN = "a-token-hard-to-guess"
@@ -247,6 +249,9 @@ class Server:
     options: ApiOptions
     audit: MemoryAudit = field(default_factory=MemoryAudit)
     metrics: MemoryMetrics = field(default_factory=MemoryMetrics)
+    sockets: dict[str, socket.socket] = field(default_factory=dict)
+    stopped: Callable[[], Awaitable[object]] = anyio.lowlevel.checkpoint
+    """Called once the API has stopped, and before its sockets are closed."""
 
     @property
     def authority(self) -> str:
@@ -306,9 +311,13 @@ async def running(
     folder: Path,
     control: MemoryControl | None = None,
     logs: LogService | None = None,
+    passed: PassedSockets | None = None,
     **changes: Any,
 ) -> AsyncIterator[Server]:
-    """Run a server on a free port and a socket in `folder`; `changes` are to its options."""
+    """Run a server on a free port and a socket in `folder`; `changes` are to its options.
+
+    `passed` are sockets of a server before.
+    """
     given: dict[str, Any] = {
         "socket_path": folder / "supervisor.sock",
         "token": TOKEN,
@@ -332,5 +341,8 @@ async def running(
         logs=logs,
         metrics=server.metrics,
     )
-    async with bind(server.options) as bound, serve(parts, server.options, bound):
-        yield server
+    async with bind(server.options, passed) as bound:
+        server.sockets = bound.sockets
+        async with serve(parts, server.options, bound):
+            yield server
+        await server.stopped()

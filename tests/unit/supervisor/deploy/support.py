@@ -116,13 +116,20 @@ class Left:
         return record
 
     async def recover(self, active: SlotName, **changes: Any) -> tuple[DeployState, Any]:
-        ports = {"active_port": PORT[active], "staging_port": PORT[active.other]}
-        state = a_state(**ports, **changes)
-        state, left = await finish_interrupted(self.database, state, self.settings)
+        """Recover with no worker alive."""
+        state, left = await self.interrupted(active, **changes)
         if left is None or left.record.phase == Phase.AWAITING_SWITCH:
             return state, left
         await self.resume(left, state)
         return state, None
+
+    async def interrupted(
+        self, active: SlotName, **changes: Any
+    ) -> tuple[DeployState, UnfinishedDeploy | None]:
+        """Return the state, and the deploy that goes on if its worker lives."""
+        ports = {"active_port": PORT[active], "staging_port": PORT[active.other]}
+        state = a_state(**ports, **changes)
+        return await finish_interrupted(self.database, state, self.settings)
 
     async def resume(
         self, left: UnfinishedDeploy, state: DeployState, lives: Release | None = None

@@ -26,6 +26,8 @@ from tests.unit.supervisor.deploy.support import (
 )
 from tests.unit.supervisor.store.support import WHEN, a_deploy, a_state, moved
 
+AFTER_REVERT = {Phase.GUARD, Phase.WARM, Phase.DRAIN, Phase.REVERT}
+
 
 @pytest.mark.parametrize("phase", BEFORE_SWITCH)
 async def test_before_the_switch_it_is_aborted_and_the_version_stays(
@@ -331,6 +333,52 @@ async def test_a_waiting_release_that_is_gone_fails_its_deploy(tmp_path: Path) -
         ended = await it.ended()
         assert ended.result == "failed"
         assert "RELEASES_DIR" in (ended.reason or "")
+
+
+@pytest.mark.parametrize(
+    ("phase", "active", "goes_on"),
+    [
+        (Phase.AWAITING_SWITCH, BLUE, (Phase.AWAITING_SWITCH, "awaiting_switch")),
+        (Phase.SWITCH, GREEN, (Phase.GUARD, "switched")),
+        (Phase.GUARD, GREEN, (Phase.GUARD, "switched")),
+        (Phase.WARM, GREEN, (Phase.WARM, "switched")),
+        (Phase.DRAIN, GREEN, (Phase.DRAIN, "switched")),
+        (Phase.REVERT, GREEN, (Phase.REVERT, "switched")),
+        (Phase.REVERT, BLUE, (Phase.DRAIN_REVERTED, "rolled_back")),
+    ],
+)
+async def test_with_its_worker_in_staging_alive_a_deploy_goes_on_in_its_phase(
+    tmp_path: Path, phase: Phase, active: SlotName, goes_on: tuple[Phase, str]
+) -> None:
+    async with left(tmp_path) as it:
+        await it.versions(("v1", BLUE), *([("v2", GREEN)] if phase in AFTER_REVERT else []))
+        result = "awaiting_switch" if phase is Phase.AWAITING_SWITCH else None
+        await it.deploy(phase, **{"result": result} if result else {})  # type: ignore[arg-type]
+        state, unfinished = await it.interrupted(active)
+        assert unfinished is not None
+        record, release = await it.resume(unfinished, state, it.release("v1"))
+        assert release is not None
+        assert ((record.phase, record.result), record.ended_ts) == (goes_on, None)
+        assert await it.database.deploys.find("d1") == record
+        assert record.active_port == state.active_port
+        serving = "v1" if active is BLUE else "v2"
+        assert (await it.stack())[-1] == (serving, active)
+        again, unfinished = await it.interrupted(active)  # killed once more, right away
+        assert unfinished is not None
+        assert (await it.resume(unfinished, again, it.release("v1")))[0] == record
+
+
+@pytest.mark.parametrize(
+    ("phase", "active"), [(Phase.SWITCH, BLUE), (Phase.GUARD, BLUE), (Phase.UNSTAGE, BLUE)]
+)
+async def test_a_deploy_whose_staging_worker_is_not_needed_any_more_ends(
+    tmp_path: Path, phase: Phase, active: SlotName
+) -> None:
+    async with left(tmp_path) as it:
+        await it.versions(("v1", BLUE))
+        await it.deploy(phase)
+        assert (await it.interrupted(active))[1] is None
+        assert (await it.ended()).phase == "ended"
 
 
 async def test_recovering_twice_changes_nothing_more(tmp_path: Path) -> None:

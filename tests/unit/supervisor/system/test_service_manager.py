@@ -3,11 +3,13 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.system.service_manager import ServiceManager
@@ -93,6 +95,27 @@ async def test_a_stop_is_announced_and_extended_while_it_lasts(tmp_path: Path) -
         await systemd.until("STOPPING=1", "WATCHDOG=1", "EXTEND_TIMEOUT_USEC=30000000")
 
 
+async def test_a_reload_is_announced_and_ends_with_ready_from_this_daemon_or_the_next(
+    tmp_path: Path,
+) -> None:
+    async with reporting(tmp_path) as (daemon, systemd):
+        daemon.serves = True
+        await systemd.until("READY=1")
+        daemon.manager.reloading()
+        message = await systemd.until("RELOADING=1")
+        (moment,) = [line for line in message if line.startswith("MONOTONIC_USEC=")]
+        assert 0 <= time.monotonic() * 1e6 - int(moment.partition("=")[2]) < 10e6
+        daemon.manager.reload_ended()  # it could not be replaced
+        await systemd.until("READY=1")
+    manager = ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "next")}, reloaded=True)
+    systemd = Systemd(str(tmp_path / "next"))
+    task = asyncio.create_task(manager.run(lambda: False, lambda: "no worker serves", fine))
+    await systemd.until("READY=1", "STATUS=no worker serves")  # as it had been ready before
+    task.cancel()
+    systemd.close()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_a_long_watchdog_time_extends_by_more_than_the_pause_between_two_messages(
     tmp_path: Path,
 ) -> None:
@@ -150,3 +173,46 @@ async def test_a_watchdog_for_another_process_is_not_ours() -> None:
     assert await systemd.message() == {"STATUS=a port is taken"}
     assert manager._beat_seconds == 10
     systemd.close()
+
+
+def test_sockets_are_stored_by_name_after_what_is_of_no_use_was_removed(tmp_path: Path) -> None:
+    address = str(tmp_path / "notify")
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd,
+        socket.create_server(("127.0.0.1", 0)) as blue,
+        socket.create_server(("127.0.0.1", 0)) as green,
+    ):
+        systemd.bind(address)
+        manager = ServiceManager({"NOTIFY_SOCKET": address})
+        assert manager.present
+        manager.store({"public-blue": blue, "public-green": green}, {"public"})
+        data, descriptors, _, _ = socket.recv_fds(systemd, 4096, 8)
+        assert (data.splitlines(), descriptors) == ([b"FDSTOREREMOVE=1", b"FDNAME=public"], [])
+        for name, sock in ((b"public-blue", blue), (b"public-green", green)):
+            data, (descriptor,), _, _ = socket.recv_fds(systemd, 4096, 8)
+            assert data.splitlines() == [b"FDSTORE=1", b"FDNAME=" + name, b"FDPOLL=0"]
+            with socket.socket(fileno=descriptor) as stored:
+                assert stored.getsockname() == sock.getsockname()
+
+
+async def test_a_barrier_waits_until_systemd_has_closed_its_end(tmp_path: Path) -> None:
+    address = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(address)
+        manager = ServiceManager({"NOTIFY_SOCKET": address})
+        waiting = asyncio.create_task(asyncio.to_thread(manager.barrier))
+        received = await asyncio.to_thread(socket.recv_fds, systemd, 4096, 8)
+        data, (end,) = received[:2]
+        assert data == b"BARRIER=1"
+        assert not waiting.done()
+        os.close(end)
+        async with asyncio.timeout(0.9):  # before it gives up
+            await waiting
+
+
+def test_a_socket_that_systemd_does_not_take_is_logged_and_delays_nothing(tmp_path: Path) -> None:
+    manager = ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "gone")})
+    with socket.create_server(("127.0.0.1", 0)) as sock, capture_logs() as logs:
+        manager.store({"public": sock}, ())
+        manager.barrier()
+    assert [(each["event"], each["name"]) for each in logs] == [("socket_not_stored", "public")]

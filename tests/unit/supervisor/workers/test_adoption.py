@@ -31,7 +31,7 @@ class Sockets:
     def adoptable(self, _slot: SlotName, pids: Collection[int], taken: TakenBack) -> int | None:
         return next((pid for pid in pids if pid in taken.accepts), None)
 
-    def direct(self, _slot: SlotName) -> tuple[str, int, str | None]:
+    def direct(self, *_: object) -> tuple[str, int, str | None]:
         return "127.0.0.1", 1, None
 
 

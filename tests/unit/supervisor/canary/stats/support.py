@@ -7,12 +7,22 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from atlas_supervisor.canary.stats.counts import Arm, Prior, Window
+from atlas_supervisor.canary.stats.counts import Arm, Prior
 from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
 from atlas_supervisor.canary.stats.windows import CallWindow, Side, Stratum
 from atlas_worker.contract import latency_bucket
+
+
+class Window(NamedTuple):
+    """The counts of both arms that were assigned under one share."""
+
+    share: float
+    canary: Arm
+    stable: Arm
+
 
 Value = Callable[[RoundEvidence], float]
 """The logarithm of one of a round's tests."""

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from atlas_supervisor.canary.stats.counts import Arm, Prior, Window
+from atlas_supervisor.canary.stats.counts import Arm, Prior
 from atlas_supervisor.canary.stats.decision import (
     Decision,
     EvidenceKind,
@@ -22,7 +22,7 @@ from atlas_supervisor.canary.stats.windows import CallWindow, Ended, OpenCalls
 from atlas_supervisor.model.verdict import Verdict
 from atlas_worker.contract import latency_bucket
 from atlas_worker.contract.ring import Outcome
-from tests.unit.supervisor.canary.stats.support import Feed, Moment, draw, seeded
+from tests.unit.supervisor.canary.stats.support import Feed, Moment, Window, draw, seeded
 
 
 def latencies(rng: random.Random, calls: int, times: float = 1.0) -> Histogram:
@@ -265,8 +265,8 @@ def test_a_sample_ratio_mismatch_withholds_the_promotion() -> None:
     for _ in range(200):
         window = draw(rng, 40, Moment(0.2, 0.01, 0.01))
         ramp.close(Window(0.1, window.canary, window.stable))
-        ramp.evidence.assigned.add(0.1, window.canary.calls, canary=True)
-        ramp.evidence.assigned.add(0.1, window.stable.calls, canary=False)
+        ramp.evidence.windows.assigned.add(0.1, window.canary.calls, canary=True)
+        ramp.evidence.windows.assigned.add(0.1, window.stable.calls, canary=False)
 
     decision = ramp.decision()
 
@@ -282,10 +282,10 @@ def test_a_mismatch_of_unreported_calls_withholds_the_promotion() -> None:
     for _ in range(600):
         window = draw(rng, 40, Moment(0.1, 0.01, 0.01))
         ramp.close(window)
-        ramp.evidence.assigned.add(0.1, window.canary.calls, canary=True)
-        ramp.evidence.assigned.add(0.1, window.stable.calls, canary=False)
-    ramp.evidence.assigned.add(0.1, 10, canary=True)
-    ramp.evidence.unreported.add(0.1, 10, canary=True)
+        ramp.evidence.windows.assigned.add(0.1, window.canary.calls, canary=True)
+        ramp.evidence.windows.assigned.add(0.1, window.stable.calls, canary=False)
+    ramp.evidence.windows.assigned.add(0.1, 10, canary=True)
+    ramp.evidence.windows.unreported.add(0.1, 10, canary=True)
 
     decision = ramp.decision()
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from atlas_supervisor.canary.stats.counts import Prior, Window
+from atlas_supervisor.canary.stats.counts import Prior
 from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
 from atlas_worker.contract import latency_bucket
@@ -21,6 +21,7 @@ from tests.unit.supervisor.canary.stats.support import (
     Feed,
     Moment,
     Story,
+    Window,
     as_they_end,
     calls_until_found,
     draw,

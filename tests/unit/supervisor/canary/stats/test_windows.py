@@ -17,7 +17,6 @@ from atlas_supervisor.canary.stats.windows import (
     WINDOW_SLICES,
     CallKey,
     CallWindow,
-    DrawnEpoch,
     Ended,
     Group,
     Windows,
@@ -32,13 +31,19 @@ OVER = 100 + 1 + GRACE_SLICES
 
 
 def following(*epochs: int) -> tuple[Windows, CallTracker]:
-    windows = Windows()
-    windows.set_epochs(dict.fromkeys(epochs or (7,), DrawnEpoch(RAMP, SHARE)))
-    return windows, CallTracker(windows)
+    return drawn(dict.fromkeys(epochs or (7,), SHARE))
 
 
-def closed(windows: Windows, now: int) -> list[CallWindow]:
-    return [window for _, window in windows.pop_closed(now)]
+def drawn(shares: dict[int, float]) -> tuple[Windows, CallTracker]:
+    """Return the windows of a ramp with these shares by epoch."""
+    windows, calls = Windows(RAMP), CallTracker()
+    windows.set_shares(shares)
+    calls.windows = dict.fromkeys(shares, windows)
+    return windows, calls
+
+
+def open_calls(calls: CallTracker) -> int:
+    return sum(row[-1] for row in calls.to_list())
 
 
 def arms(windows: list[CallWindow]) -> list[tuple[int, Arm, Arm]]:
@@ -81,9 +86,9 @@ def test_a_window_closes_after_its_calls_and_its_grace_have_ended() -> None:
     end(calls, CANARY, 2, outcome=Outcome.ERROR)
     end(calls, STABLE, 3)
 
-    assert closed(windows, OVER - 1) == []
-    assert arms(closed(windows, OVER)) == [(100, Arm(2, 2), Arm(3, 0))]
-    assert closed(windows, OVER + 1) == []
+    assert windows.pop_closed(OVER - 1) == []
+    assert arms(windows.pop_closed(OVER)) == [(100, Arm(2, 2), Arm(3, 0))]
+    assert windows.pop_closed(OVER + 1) == []
 
 
 def test_an_open_call_blocks_its_window_and_all_later_ones() -> None:
@@ -93,9 +98,9 @@ def test_an_open_call_blocks_its_window_and_all_later_ones() -> None:
     begin(calls, later)
     end(calls, later)
 
-    assert closed(windows, OVER + 50) == []
+    assert windows.pop_closed(OVER + 50) == []
     end(calls, CANARY)
-    assert [each.since for each in closed(windows, OVER + 50)] == [100, 101]
+    assert [each.since for each in windows.pop_closed(OVER + 50)] == [100, 101]
 
 
 def test_windows_close_in_order_of_assignment_for_any_order_of_outcomes() -> None:
@@ -107,7 +112,7 @@ def test_windows_close_in_order_of_assignment_for_any_order_of_outcomes() -> Non
     seen: list[int] = []
     for group in shuffled:
         end(calls, group)
-        seen += [each.since for each in closed(windows, 1000)]
+        seen += [each.since for each in windows.pop_closed(1000)]
 
     assert seen == sorted(seen)
     assert seen[:25] == [group.slice for group in groups][:25]
@@ -119,7 +124,7 @@ def test_the_epochs_of_a_ramp_close_in_one_order() -> None:
         begin(calls, group)
         end(calls, group)
 
-    found = [(each.since, each.stratum.epoch) for each in closed(windows, OVER + 1)]
+    found = [(each.since, each.stratum.epoch) for each in windows.pop_closed(OVER + 1)]
     assert found == [(101, 8), (101, 7)]
 
 
@@ -130,9 +135,9 @@ def test_calls_of_several_processes_are_one_window() -> None:
     for ring in ("a", "b"):
         end(calls, CANARY, ring=ring)
 
-    assert closed(windows, OVER) == []
+    assert windows.pop_closed(OVER) == []
     end(calls, CANARY, ring="c", outcome=Outcome.ERROR)
-    assert arms(closed(windows, OVER)) == [(100, Arm(3, 1), Arm())]
+    assert arms(windows.pop_closed(OVER)) == [(100, Arm(3, 1), Arm())]
 
 
 def test_a_call_that_never_ends_fails_after_its_timeout() -> None:
@@ -140,11 +145,11 @@ def test_a_call_that_never_ends_fails_after_its_timeout() -> None:
     begin(calls, CANARY)
     begin(calls, STABLE)
     calls.expire(100 + TIMEOUT_SLICES)
-    assert calls.open == 2
+    assert open_calls(calls) == 2
     calls.expire(101 + TIMEOUT_SLICES)
 
-    assert calls.open == 0
-    assert arms(closed(windows, 1000)) == [(100, Arm(1, 1), Arm(1, 1))]
+    assert open_calls(calls) == 0
+    assert arms(windows.pop_closed(1000)) == [(100, Arm(1, 1), Arm(1, 1))]
     assert calls.pop_tallies()[CANARY].errors == 1
 
 
@@ -157,7 +162,7 @@ def test_an_outcome_after_the_timeout_is_late_and_not_counted() -> None:
 
     assert calls.late == 1
     assert calls.pop_tallies() == {}
-    assert arms(closed(windows, 1000)) == [(100, Arm(1, 1), Arm())]
+    assert arms(windows.pop_closed(1000)) == [(100, Arm(1, 1), Arm())]
 
 
 def test_after_a_process_exit_started_calls_have_failed_and_decisions_are_unreported() -> None:
@@ -168,7 +173,7 @@ def test_after_a_process_exit_started_calls_have_failed_and_decisions_are_unrepo
     end(calls, STABLE, ring="alive")
     calls.process_exited("dead", 104)
 
-    assert arms(closed(windows, OVER)) == [(100, Arm(2, 2), Arm(1, 0))]
+    assert arms(windows.pop_closed(OVER)) == [(100, Arm(2, 2), Arm(1, 0))]
     tallies = calls.pop_tallies()
     assert (tallies[CANARY].calls, tallies[CANARY].errors) == (2, 2)
     assert (tallies[STABLE].assigned, tallies[STABLE].unreported) == (4, 3)
@@ -179,10 +184,10 @@ def test_a_decision_without_an_outcome_is_not_evidence() -> None:
     windows, calls = following()
     calls.begin("r", CANARY, 2, asked=True)
     calls.end("r", CANARY, [Ended(Outcome.ERROR, 300)], asked=True)
-    assert closed(windows, OVER + 10) == []
+    assert windows.pop_closed(OVER + 10) == []
 
     calls.expire(1000)
-    assert arms(closed(windows, 1000)) == [(100, Arm(1, 1), Arm())]
+    assert arms(windows.pop_closed(1000)) == [(100, Arm(1, 1), Arm())]
     assert calls.pop_tallies()[CANARY].unreported == 1
 
 
@@ -191,7 +196,7 @@ def test_a_cancelled_call_counts_and_is_not_a_failure() -> None:
     begin(calls, CANARY)
     end(calls, CANARY, outcome=Outcome.CANCELLED)
 
-    assert arms(closed(windows, OVER)) == [(100, Arm(1, 0), Arm())]
+    assert arms(windows.pop_closed(OVER)) == [(100, Arm(1, 0), Arm())]
     tally = calls.pop_tallies()[CANARY]
     assert (tally.calls, tally.errors, tally.cancelled, tally.latency.count) == (1, 0, 1, 1)
 
@@ -203,10 +208,10 @@ def test_a_recorded_call_is_evidence_at_its_beginning_when_all_that_began_then_h
     calls.record(slow, Ended(Outcome.OK, latency_bucket(25_000), 6))
     over = 100 + TIMEOUT_SLICES + GRACE_SLICES
 
-    assert (calls.open, windows.pending_calls(RAMP)) == (0, 10)
+    assert (open_calls(calls), windows.pending_calls) == (0, 10)
     assert calls.pop_tallies()[CANARY].assigned == 4
-    assert closed(windows, over - 10) == []
-    assert arms(closed(windows, over + 1)) == [(99, Arm(10, 4), Arm())]
+    assert windows.pop_closed(over - 10) == []
+    assert arms(windows.pop_closed(over + 1)) == [(99, Arm(10, 4), Arm())]
     calls.record(slow, Ended(Outcome.OK, latency_bucket(26_000), 1))
     assert windows.late == 1
 
@@ -215,7 +220,7 @@ def test_a_recorded_call_of_a_minute_is_evidence_of_a_failure() -> None:
     windows, calls = following()
     calls.record(CANARY, Ended(Outcome.OK, latency_bucket(60_000), 1))
 
-    assert arms(closed(windows, 1000)) == [(100 - TIMEOUT_SLICES, Arm(1, 1), Arm())]
+    assert arms(windows.pop_closed(1000)) == [(100 - TIMEOUT_SLICES, Arm(1, 1), Arm())]
     assert calls.pop_tallies()[CANARY].errors == 0
 
 
@@ -223,11 +228,11 @@ def test_a_call_that_is_read_after_its_window_was_closed_is_evidence_in_a_new_on
     windows, calls = following()
     begin(calls, CANARY)
     end(calls, CANARY)
-    assert len(closed(windows, OVER)) == 1
+    assert len(windows.pop_closed(OVER)) == 1
     begin(calls, CANARY)
     end(calls, CANARY, outcome=Outcome.ERROR)
 
-    assert arms(closed(windows, OVER)) == [(100, Arm(1, 1), Arm())]
+    assert arms(windows.pop_closed(OVER)) == [(100, Arm(1, 1), Arm())]
 
 
 def test_windows_grow_with_the_ramp_and_begin_with_a_slice() -> None:
@@ -236,7 +241,7 @@ def test_windows_grow_with_the_ramp_and_begin_with_a_slice() -> None:
         for group in (CANARY._replace(slice=piece), STABLE._replace(slice=piece)):
             begin(calls, group, 5)
             end(calls, group, 5)
-    found = closed(windows, 1000)
+    found = windows.pop_closed(1000)
 
     assert [each.since for each in found][:20] == list(range(100, 120))
     assert sum(each.canary.calls for each in found) == 500
@@ -249,7 +254,7 @@ def test_calls_of_an_epoch_without_a_ramp_are_counted_and_not_evidence() -> None
     begin(calls, other)
     end(calls, other)
 
-    assert closed(windows, 1000) == []
+    assert windows.pop_closed(1000) == []
     assert calls.pop_tallies()[other].calls == 1
 
 
@@ -257,12 +262,13 @@ def test_a_ramp_that_ends_is_dropped_with_its_open_calls() -> None:
     windows, calls = following()
     begin(calls, CANARY)
     begin_key(calls, CANARY, 5)
-    windows.set_epochs({})
+    windows.set_shares({})
+    calls.windows = {}
     end(calls, CANARY)
     end_key(calls, CANARY, 5, outcome=Outcome.ERROR)
 
-    assert closed(windows, 1000) == []
-    assert windows.pending_calls(RAMP) == 0
+    assert windows.pop_closed(1000) == []
+    assert windows.pending_calls == 0
 
 
 def test_the_first_call_of_a_key_is_evidence_and_all_its_calls_are_counted() -> None:
@@ -272,11 +278,11 @@ def test_the_first_call_of_a_key_is_evidence_and_all_its_calls_are_counted() -> 
         begin_key(calls, group, 0, piece)
         end_key(calls, group, 0, piece, Outcome.ERROR)
 
-    assert sum(each.canary.calls for each in closed(windows, 1000)) == 1
+    assert sum(each.canary.calls for each in windows.pop_closed(1000)) == 1
     assert sum(tally.calls for tally in calls.pop_tallies().values()) == 3
     assert windows.pop_new_keys() == [KeyRow(RAMP, 0, 1, 0.0, SHARE)]
     assert windows.pop_new_keys() == []
-    assert windows.repeats(RAMP) == 2
+    assert windows.repeats == 2
 
 
 @pytest.mark.parametrize("later", [100, 101])
@@ -288,10 +294,10 @@ def test_the_outcome_of_a_key_is_that_of_its_first_call_even_if_a_later_one_ends
     begin_key(calls, CANARY, 5, 1)
     begin_key(calls, second, 5, 2)
     end_key(calls, second, 5, 2, Outcome.OK)
-    assert [each.canary.calls for each in windows.open_windows(RAMP)] == [0]
+    assert [each.canary.calls for each in windows.open] == [0]
     end_key(calls, CANARY, 5, 1, Outcome.ERROR)
 
-    assert arms(closed(windows, 1000)) == [(100, Arm(1, 1), Arm())]
+    assert arms(windows.pop_closed(1000)) == [(100, Arm(1, 1), Arm())]
 
 
 def test_calls_with_a_key_of_an_earlier_kit_are_counted_and_not_evidence() -> None:
@@ -299,7 +305,7 @@ def test_calls_with_a_key_of_an_earlier_kit_are_counted_and_not_evidence() -> No
     begin_key(calls, CANARY, 5, serial=0)
     end_key(calls, CANARY, 5, serial=0)
 
-    assert closed(windows, 1000) == []
+    assert windows.pop_closed(1000) == []
     assert calls.pop_tallies()[CANARY].calls == 1
 
 
@@ -309,7 +315,7 @@ def test_a_key_counts_once_over_all_processes() -> None:
         begin_key(calls, CANARY, 5, ring=ring)
         calls.end(ring, CANARY, [Ended(Outcome.OK, 300)], asked=False, key=CallKey(ring, 5, 1))
 
-    assert arms(closed(windows, OVER)) == [(100, Arm(1, 0), Arm())]
+    assert arms(windows.pop_closed(OVER)) == [(100, Arm(1, 0), Arm())]
 
 
 def test_the_first_call_of_a_key_fails_with_its_process() -> None:
@@ -319,20 +325,18 @@ def test_the_first_call_of_a_key_fails_with_its_process() -> None:
     calls.begin("r", CANARY, 1, asked=True, key=CallKey("r", 6, 3))
     calls.process_exited("r", 102)
 
-    found = closed(windows, OVER)
+    found = windows.pop_closed(OVER)
     assert arms(found) == [(100, Arm(1, 1), Arm())]
     assert found[0].unreported == {True: 1, False: 0}
 
 
 def stepped(*shares: float) -> tuple[Windows, CallTracker]:
     """Return the windows of a ramp with a step for each share, in epochs 7, 8, …"""
-    windows = Windows()
-    windows.set_epochs({7 + step: DrawnEpoch(RAMP, share) for step, share in enumerate(shares)})
-    return windows, CallTracker(windows)
+    return drawn({7 + step: share for step, share in enumerate(shares)})
 
 
 def shares_of(windows: Windows) -> list[tuple[float, int, int]]:
-    found = windows.open_windows(RAMP)
+    found = windows.open
     return [
         (each.stratum.share, each.opened(canary=True), each.opened(canary=False)) for each in found
     ]
@@ -368,15 +372,15 @@ def test_in_a_new_round_all_keys_count_anew() -> None:
     windows, calls = following()
     for key in range(5):
         begin_key(calls, CANARY, key, key + 1)
-    windows.start_round(RAMP, 2)
+    windows.start_round(2)
     for key in range(5):
         begin_key(calls, CANARY._replace(slice=200), key, key + 1)
 
-    assert [(each.stratum.round, each.assigned) for each in windows.open_windows(RAMP)] == [
+    assert [(each.stratum.round, each.assigned) for each in windows.open] == [
         (1, 5),
         (2, 5),
     ]
-    assert windows.pop_draws().assigned.total() == 5  # the ratio is checked in the first round
+    assert sum(windows.assigned.by_share[SHARE]) == 5  # the ratio is checked in the first round
 
 
 def test_keys_beyond_the_limit_are_not_evidence(
@@ -388,7 +392,7 @@ def test_keys_beyond_the_limit_are_not_evidence(
         begin_key(calls, CANARY, key)
         end_key(calls, CANARY, key)
 
-    assert arms(closed(windows, OVER)) == [(100, Arm(2, 0), Arm())]
+    assert arms(windows.pop_closed(OVER)) == [(100, Arm(2, 0), Arm())]
     assert windows.overflown == 3
 
 
@@ -420,9 +424,12 @@ def test_saved_and_restored_at_any_moment_it_continues_unchanged(
             if interrupted and number == pause:
                 kept = json.loads(json.dumps([windows.to_dict(), calls.to_list()]))
                 keys += windows.pop_new_keys()
-                windows = Windows.from_dict(kept[0], {7: DrawnEpoch(RAMP, SHARE)})
-                windows.restore_keys(keys)
-                calls = CallTracker.from_list(windows, kept[1])
+                windows = Windows.from_dict(kept[0], same_boot=True)
+                windows.set_shares({7: SHARE})
+                for row in keys:
+                    windows.restore_key(row)
+                calls = CallTracker.from_list(kept[1])
+                calls.windows = {7: windows}
             group = Group(7, piece, canary)
             unit = None if key is None else CallKey(ring, key, number + 1)
             if how == 3 and key is None:
@@ -432,11 +439,11 @@ def test_saved_and_restored_at_any_moment_it_continues_unchanged(
             if how:
                 outcome = Outcome.OK if how == 1 else Outcome.ERROR
                 calls.end(ring, group, [Ended(outcome, 300)], asked=asked, key=unit)
-            found += closed(windows, piece)
+            found += windows.pop_closed(piece)
         calls.process_exited("a", 120)
         calls.expire(1000)
-        found += closed(windows, 1000)
-        return found, calls.open, windows.late
+        found += windows.pop_closed(1000)
+        return found, open_calls(calls), windows.late
 
     assert play(interrupted=True) == play(interrupted=False)
 
@@ -452,10 +459,10 @@ def test_every_call_is_counted_once_and_is_evidence_once(data: st.DataObject) ->
         begin(calls, group, ring=data.draw(st.sampled_from("ab")))
         if data.draw(st.booleans()):
             end(calls, group, ring=data.draw(st.sampled_from("ab")))
-        found += closed(windows, data.draw(st.integers(100, 125)))
+        found += windows.pop_closed(data.draw(st.integers(100, 125)))
     calls.process_exited("a", 120)
     calls.expire(1000)
-    found += closed(windows, 1000)
+    found += windows.pop_closed(1000)
     tallies = calls.pop_tallies()
 
     for canary in (True, False):
