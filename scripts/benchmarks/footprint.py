@@ -1,4 +1,4 @@
-"""What the daemon itself takes, idle and over many deploys: it must not grow.
+"""What the daemon itself takes, idle and over many deploys: it must not grow. And its keeper.
 
 The workers are tiny and know nothing of the supervisor: theirs is not what is measured.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from atlas_supervisor.system import procfs, sockdiag
 from scripts.benchmarks.result import Options, Result
 from tests.harness import DaemonProcess, Setting, write_release
 
@@ -40,6 +41,7 @@ async def run(options: Options) -> Result:
         files = {WORKER.name: WORKER.read_text()}
         async with DaemonProcess.running(Path(name), SETTINGS, files=files) as daemon:
             idle = await idle_share(daemon.pid, seconds)
+            keeper = memory(keeper_of(daemon))
             samples = [sample(daemon, 0)]
             for number in range(1, count + 1):
                 await deploy(daemon, number)
@@ -47,9 +49,30 @@ async def run(options: Options) -> Result:
                     samples.append(sample(daemon, number))
     return Result(
         [table(samples)],
-        {"idle_cpu_percent": idle, "samples": [asdict(each) for each in samples]},
-        [f"idle: {idle:.2f} % of a core over {seconds:.0f} s (probes of the worker included)"],
+        {
+            "idle_cpu_percent": idle,
+            "samples": [asdict(each) for each in samples],
+            "keeper_kib": keeper,
+        },
+        [
+            f"idle: {idle:.2f} % of a core over {seconds:.0f} s (probes of the worker included)",
+            "the keeper of the sockets: {Rss} KiB resident, {Pss} KiB with its share of what it"
+            " shares, {Private_Dirty} KiB its own".format_map(keeper),
+        ],
     )
+
+
+def keeper_of(daemon: DaemonProcess) -> int:
+    """Return the process that has the public port and is neither the daemon nor a worker."""
+    inodes = {each.inode for each in sockdiag.listeners(daemon.public_port)}
+    (keeper,) = {*procfs.holders_of(inodes)} - {daemon.pid, *daemon.leftovers()}
+    return keeper
+
+
+def memory(pid: int) -> dict[str, int]:
+    """Return the memory that the kernel reports for the process, in KiB."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    return {key: int(value.split()[0]) for key, _, value in (line.partition(":") for line in lines)}
 
 
 async def deploy(daemon: DaemonProcess, number: int) -> None:

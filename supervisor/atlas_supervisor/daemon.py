@@ -92,10 +92,11 @@ class Daemon:
         self._passed = passed
         self._program = program
         self._lock = lock
+        self._version = version("atlas-supervisor")  # once: an upgrade replaces what is read here
         self._started_ts = now()
         self._manager = ServiceManager(reloaded=program.reloaded)
         self._metrics = Metrics(
-            version=version("atlas-supervisor"),
+            version=self._version,
             features=settings.canary_features,
             slot_ports=settings.slot_ports,
             state_dir=settings.state_dir,
@@ -202,7 +203,7 @@ class Daemon:
             "daemon",
             "started",
             pid=os.getpid(),
-            version=version("atlas-supervisor"),
+            version=self._version,
             reloaded=self._program.reloaded,
         )
         self._registry = WorkerRegistry(database.statements)
@@ -260,7 +261,19 @@ class Daemon:
         with _refused_by_store():
             await service.resume(unfinished)  # before the API can ask for another deploy
             release = await self._active_release(slots.active)
-        reloads = self._reloads(slots, runs)
+        reloads = Reloads(
+            settings=self._settings,
+            program=self._program,
+            daemon=partial(self._view, slots),
+            descriptors=partial(self._descriptors, control),
+            runs=runs,
+            slots=slots,
+            plane=self._plane,
+            database=self._database,
+            registry=self._registry,
+            state=self._state,
+            manager=self._manager,
+        )
         ports = self._control(
             slots, service, queries, monitor=monitor, events=events, reloads=reloads
         )
@@ -273,7 +286,7 @@ class Daemon:
                 if requests.stop.is_set():
                     await self._stop(slots, service)
                     return
-            await reloads.replace(self._descriptors(control), requests.stop)
+            await reloads.replace(requests.stop)
 
     async def _stop(self, slots: Slots, service: DeployService) -> None:
         """End every deploy and every worker."""
@@ -294,29 +307,11 @@ class Daemon:
     def _view(self, slots: Slots) -> DaemonView:
         start = Start.ADOPTED if slots.adopted else Start.FRESH
         return DaemonView(
-            version=version("atlas-supervisor"),
+            version=self._version,
             pid=os.getpid(),
             started_ts=self._started_ts,
             start=Start.RELOAD if self._program.reloaded else start,
             settings_pending=slots.settings_pending,
-        )
-
-    def _reloads(self, slots: Slots, runs: Runs) -> Reloads:
-        database, registry, state = self._database, self._registry, self._state
-
-        def is_busy() -> bool:
-            written = database.statements.busy or database.outbox.pending or registry.pending
-            return written or state.busy or slots.launching
-
-        return Reloads(
-            settings=self._settings,
-            program=self._program,
-            runs=runs,
-            database=database,
-            daemon=partial(self._view, slots),
-            plane=self._plane,
-            is_busy=is_busy,
-            manager=self._manager,
         )
 
     async def _active_release(self, slot: Slot) -> Release:

@@ -181,18 +181,26 @@ def _raise_file_limit() -> None:
 
 @asynccontextmanager
 async def _requests(passed: PassedSockets) -> AsyncIterator[Requests]:
-    """Yield what is asked of the daemon by signals; log those that are ignored."""
+    """Yield what is asked of the daemon by signals; log those that are ignored.
+
+    SIGHUP is ignored until here, and not after: before the daemon serves, the reload waits.
+    """
     requests = Requests()
     loop = asyncio.get_running_loop()
-    signals.report_ignored(lambda number: loop.call_soon_threadsafe(_log_ignored, number))
+
+    def noted(number: int) -> None:
+        if number == signal.SIGHUP:
+            requests.reload.set()
+        else:
+            _log_ignored(number)
+
+    signals.report(_log_ignored)
+    signals.report(lambda number: loop.call_soon_threadsafe(noted, number))
 
     async def listen() -> None:
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
             armed.set()
             async for number in received:
-                if number == signal.SIGHUP:
-                    requests.reload.set()
-                    continue
                 log.info("stopping", signal=signal.Signals(number).name)
                 requests.stop.set()
 
@@ -207,7 +215,7 @@ async def _requests(passed: PassedSockets) -> AsyncIterator[Requests]:
             yield requests
         finally:
             group.cancel_scope.cancel()
-            signals.report_ignored(lambda _number: None)  # the loop is about to end
+            signals.report(lambda _number: None)  # the loop is about to end
 
 
 def _log_ignored(number: int) -> None:

@@ -39,6 +39,7 @@ from atlas_supervisor.model.status import DaemonView, ReloadView
 from atlas_supervisor.probes.command import run_command
 from atlas_supervisor.start_check import CheckReport, digests, refused_changes, shown
 from atlas_supervisor.store.database import Database
+from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.store.statements import StoreError
 from atlas_supervisor.system import signals
 from atlas_supervisor.system.failpoints import seam
@@ -46,6 +47,8 @@ from atlas_supervisor.system.program import Program
 from atlas_supervisor.system.service_manager import ServiceManager
 from atlas_supervisor.system.text import escaped, without_known_secrets
 from atlas_supervisor.traffic import Plane
+from atlas_supervisor.workers.registry import WorkerRegistry
+from atlas_supervisor.workers.slots import Slots
 
 log = structlog.get_logger(__name__)
 
@@ -79,20 +82,27 @@ class Reloads:
         *,
         settings: Settings,
         program: Program,
-        runs: Runs,
-        database: Database,
         daemon: Callable[[], DaemonView],
+        descriptors: Callable[[], Mapping[str, int]],
+        runs: Runs,
+        slots: Slots,
         plane: Plane,
-        is_busy: Callable[[], bool],
+        database: Database,
+        registry: WorkerRegistry,
+        state: StateKeeper,
         manager: ServiceManager,
     ) -> None:
+        """`descriptors` are passed on by name, besides connections."""
         self._settings = settings
         self._program = program
-        self._runs = runs
-        self._database = database
         self._daemon = daemon
+        self._descriptors = descriptors
+        self._runs = runs
+        self._slots = slots
         self._plane = plane
-        self._is_busy = is_busy
+        self._database = database
+        self._registry = registry
+        self._state = state
         self._manager = manager
         self._reloading = False
         self._fresh: dict[str, socket] = {}
@@ -228,20 +238,19 @@ class Reloads:
 
     # The replacement.
 
-    async def replace(self, descriptors: Mapping[str, int], stopping: anyio.Event) -> None:
-        """Execute the new program, with these descriptors by name.
+    async def replace(self, stopping: anyio.Event) -> None:
+        """Execute the new program; the API has stopped.
 
         Returns if that failed or a stop came first: then the daemon goes on as it was.
         """
         self._manager.reloading()
-        descriptors = {**descriptors, **{name: s.fileno() for name, s in self._fresh.items()}}
         why = "something is in progress"
         await self._let_answer(stopping)
         with anyio.move_on_after(_QUIET_SECONDS):
             while not stopping.is_set():
                 await self._database.outbox.attempt()
                 if self._is_quiet():
-                    why = await self._execute(descriptors, stopping)
+                    why = await self._execute(stopping)
                     break
                 await anyio.sleep(_LOOK_SECONDS)
         self._plane.resume()
@@ -258,7 +267,7 @@ class Reloads:
             while self._plane.answering() and not stopping.is_set():  # noqa: ASYNC110  # no event
                 await anyio.sleep(_LOOK_SECONDS)
 
-    async def _execute(self, descriptors: Mapping[str, int], stopping: anyio.Event) -> str:
+    async def _execute(self, stopping: anyio.Event) -> str:
         """Execute it, unless a stop comes first; return why it was not."""
         with signals.kept() as pipe:
             for _ in range(_TURNS):
@@ -269,15 +278,19 @@ class Reloads:
                 return "the daemon stops"
             for handler in logging.getLogger().handlers:
                 handler.flush()
+            fresh = {name: sock.fileno() for name, sock in self._fresh.items()}
+            passed = {**self._descriptors(), **fresh, **self._plane.pass_on(), SIGNALS: pipe}
             try:
-                self._program.execute({**descriptors, **self._plane.pass_on(), SIGNALS: pipe})
+                self._program.execute(passed)
             except OSError as error:
                 return f"{self._program.command[0]} can't be executed: {error.strerror}"
 
     def _is_quiet(self) -> bool:
         """Return whether nothing is half done that the next daemon would have to undo."""
-        current = self._runs.current
-        return (current is None or current.waits) and not self._is_busy()
+        current, database = self._runs.current, self._database
+        writing = database.statements.busy or database.outbox.pending
+        writing = writing or self._registry.pending or self._state.busy
+        return (current is None or current.waits) and not (writing or self._slots.launching)
 
 
 def _line(text: str) -> str:

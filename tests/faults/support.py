@@ -16,6 +16,22 @@ from tests.harness import DaemonProcess
 from tests.integration.support import get
 from tests.loadclient import Load, LostError, Reason, Request, Response, Traffic
 
+# A daemon that the kernel refuses pidfd_getfd, as in a container: the filter of seccomp(2) looks at
+# the system call's number, which is the same everywhere, and has the call fail with EPERM.
+WITHOUT_PIDFD_GETFD = """
+import ctypes, runpy, struct
+SET_NO_NEW_PRIVS, SET_SECCOMP, MODE_FILTER, PIDFD_GETFD = 38, 22, 2, 438
+program = b"".join(struct.pack("=HBBI", *each) for each in (
+    (0x20, 0, 0, 0), (0x15, 0, 1, PIDFD_GETFD), (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7FFF0000)
+))
+code = ctypes.create_string_buffer(program, len(program))
+filter = ctypes.create_string_buffer(struct.pack("@HP", 4, ctypes.addressof(code)))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+assert libc.prctl(SET_SECCOMP, MODE_FILTER, filter, 0, 0) == 0, ctypes.get_errno()
+runpy.run_module("atlas_supervisor", run_name="__main__", alter_sys=True)
+"""
+
 
 async def start_again(daemon: DaemonProcess) -> dict[str, Any]:
     """Start the next daemon, and return the last deploy as it now stands."""

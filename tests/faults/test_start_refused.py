@@ -35,6 +35,7 @@ def stray_on_the_public_port(daemon: DaemonProcess) -> Iterator[None]:
 
 @contextmanager
 def stray_on_an_own_port(daemon: DaemonProcess) -> Iterator[None]:
+    daemon.end_keeper()  # it would leave no place
     with foreign_listener(int(str(daemon.settings["STAGING_PORT"]))):
         yield
 

@@ -15,7 +15,7 @@ import pytest
 
 from atlas_supervisor.system import sockdiag
 from tests.acceptance.support import IDLE_GRACE_SECONDS, kill_the_daemon_under_load
-from tests.faults.support import start_again
+from tests.faults.support import WITHOUT_PIDFD_GETFD, start_again
 from tests.harness import DaemonProcess, Setting, bundled_worker, eventually, free_ports
 from tests.integration.support import (
     SCRIPTED,
@@ -40,6 +40,7 @@ SWITCHING = (
     "UPDATE deploys SET phase = 'switch', result = NULL,"
     " active_port = staging_port, staging_port = active_port"
 )
+BACK_TO = "DELETE FROM transitions WHERE id > (SELECT min(id) FROM transitions WHERE target = '{}')"
 LASTING = ("slot", "port", "role", "state", "pid", "version", "started_ts", "restarts")
 
 
@@ -192,6 +193,11 @@ async def test_a_drain_goes_on_and_its_request_is_answered(tmp_path: Path, kit: 
         await everything_agrees(daemon)
 
 
+@pytest.mark.fault(
+    "The daemon",
+    "killed before its worker was recorded",
+    "a fresh worker replaces it once it is ready",
+)
 async def test_a_worker_that_is_not_recorded_is_replaced_by_a_fresh_one_and_drained(
     tmp_path: Path,
 ) -> None:
@@ -354,6 +360,11 @@ async def test_a_changed_public_host_ends_the_old_worker_first(tmp_path: Path, h
             assert not set(old) & set(daemon.leftovers())
 
 
+@pytest.mark.fault(
+    "Ports and connections",
+    "a changed port in the settings",
+    "the old worker serves until the new one is ready",
+)
 async def test_a_worker_on_another_port_than_the_settings_have_now_is_replaced(
     tmp_path: Path,
 ) -> None:
@@ -386,6 +397,24 @@ async def test_in_single_mode_the_worker_goes_on_and_no_version_waits(tmp_path: 
 
 @pytest.mark.fault(
     "Ports and connections",
+    "a daemon that may not copy its workers' sockets (container, ptrace_scope)",
+    "it gets them from their keeper, and the workers go on",
+)
+async def test_where_tracing_is_refused_the_keeper_has_the_sockets(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path, WARM) as daemon:
+        release(daemon, "v2")
+        assert (await daemon.deploy()).json["result"] == "switched"
+        await until_phase(daemon, "warm")
+        before = await lasting(daemon)
+        await daemon.kill()
+        daemon.program = ("-c", WITHOUT_PIDFD_GETFD)
+        await daemon.start()
+        assert await lasting(daemon) == before
+        await everything_agrees(daemon)
+
+
+@pytest.mark.fault(
+    "Ports and connections",
     "sockets that can't be had back",
     "the old worker is ended before the new one starts",
 )
@@ -393,19 +422,19 @@ async def test_sockets_that_cannot_be_taken_back_end_the_old_worker_first(tmp_pa
     async with scripted_daemon(tmp_path) as daemon:
         old = daemon.leftovers()
         await daemon.kill()
-        refusing = (
-            "import runpy; from atlas_supervisor.system import pidfd\n"
-            "def refuse(pid, number): raise PermissionError(1, 'not permitted')\n"
-            "pidfd.copy_descriptor = refuse\n"
-            "runpy.run_module('atlas_supervisor', run_name='__main__', alter_sys=True)"
-        )
-        daemon.program = ("-c", refusing)
+        daemon.end_keeper()
+        daemon.program = ("-c", WITHOUT_PIDFD_GETFD)
         await daemon.start()
         assert await public_version(daemon) == "v1"
         assert not set(old) & set(daemon.leftovers())
         await everything_agrees(daemon)
 
 
+@pytest.mark.fault(
+    "The daemon",
+    "the state file names the slot without a worker",
+    "the other one serves until it has one",
+)
 async def test_where_the_state_file_names_the_other_slot_the_one_with_the_traffic_serves_until_then(
     tmp_path: Path,
 ) -> None:
@@ -424,6 +453,9 @@ async def test_where_the_state_file_names_the_other_slot_the_one_with_the_traffi
         await everything_agrees(daemon)
 
 
+@pytest.mark.fault(
+    "The daemon", "killed in the middle of a flip", "both workers go on, where the state file says"
+)
 async def test_killed_in_the_middle_of_a_flip_both_workers_go_on_where_the_state_file_says(
     tmp_path: Path,
 ) -> None:
@@ -435,6 +467,7 @@ async def test_killed_in_the_middle_of_a_flip_both_workers_go_on_where_the_state
         for turned in (True, False):  # the switch was durable; it was not
             await daemon.kill()
             write(daemon, SWITCHING)
+            write(daemon, BACK_TO.format("switch"))
             if not turned:
                 was = {"active_port": file["staging_port"], "staging_port": file["active_port"]}
                 rewrite(daemon, **was, active_release=None)
@@ -452,16 +485,21 @@ async def test_killed_in_the_middle_of_a_flip_both_workers_go_on_where_the_state
         await eventually(lambda: daemon.leftovers() == [active["pid"]])
 
 
+@pytest.mark.fault(
+    "The daemon", "killed before a revert that was decided", "the next daemon reverts"
+)
 async def test_a_revert_that_was_decided_is_done_by_the_next_daemon(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path, WARM) as daemon:
         old = await worker(daemon)
         release(daemon, "v2")
         deploy_id = (await daemon.deploy()).json["deploy_id"]
-        await until_phase(daemon, "warm")
+        await eventually(lambda: rows(daemon, "SELECT phase FROM deploys") == [("warm",)])
         await daemon.kill()
         write(daemon, "UPDATE deploys SET phase = 'revert'")
+        failed = "UPDATE transitions SET event = 'failed', target = 'revert' WHERE target = 'warm'"
+        write(daemon, failed)
         await daemon.start()
         record = await daemon.ended(deploy_id)
-        assert record["result"] == "rolled_back"
+        assert (record["result"], (await daemon.status())["mode"]) == ("rolled_back", "single")
         assert await worker(daemon) == old
         await everything_agrees(daemon)

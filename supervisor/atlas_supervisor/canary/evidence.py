@@ -15,25 +15,18 @@ from typing import Any, NamedTuple, Self
 
 import structlog
 
-from atlas_supervisor.canary.stats.counts import Prior
+from atlas_supervisor.canary.stats.counts import CallKey, Ended, Group, Prior
 from atlas_supervisor.canary.stats.decision import (
     Conclusion,
     Decision,
     Keys,
     RampEvidence,
-    holm,
 )
+from atlas_supervisor.canary.stats.evalue import holm
 from atlas_supervisor.canary.stats.outcomes import CallTracker, Tally
 from atlas_supervisor.canary.stats.rollups import ArmTallies, Rollups
 from atlas_supervisor.canary.stats.sample_ratio import SampleRatios
-from atlas_supervisor.canary.stats.windows import (
-    GRACE_SLICES,
-    SLICES_PER_SECOND,
-    CallKey,
-    Ended,
-    Group,
-    Windows,
-)
+from atlas_supervisor.canary.stats.windows import GRACE_SLICES, SLICES_PER_SECOND, Windows
 from atlas_supervisor.config import Settings
 from atlas_supervisor.model.canary import CountsRow, EpochRow, KeyRow
 from atlas_supervisor.system import procfs

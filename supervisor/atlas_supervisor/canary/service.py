@@ -23,10 +23,10 @@ from atlas_supervisor.canary.report import (
     suggestions,
 )
 from atlas_supervisor.canary.stats.counts import Arm
-from atlas_supervisor.canary.stats.decision import Fallback
 from atlas_supervisor.canary.stats.ramp import (
     Action,
     Change,
+    Fallback,
     Feature,
     RampError,
     Stage,

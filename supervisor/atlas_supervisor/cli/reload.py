@@ -16,11 +16,13 @@ from atlas_supervisor.cli.errors import FailedError, NoDaemonError
 from atlas_supervisor.cli.render_deploy import note
 from atlas_supervisor.cli.session import Session, refusal, verb
 from atlas_supervisor.cli.terminal import BAD, OK, Screen, safe
-from atlas_supervisor.cli.units import MISSING
 
 PENDING = "Worker settings have changed; they are applied at the next deploy."
 DEPLOY = "Apply them now with `atlasctl deploy`."
 
+_MOVING = ("CONTROL_HOST", "CONTROL_PORT", "CONTROL_TLS_CERT", "CONTROL_TLS_KEY")
+"""What leads to the API over TCP."""
+_STATE_DIR_HINT = "A reload can't change STATE_DIR: put it back if it was changed in the env file."
 _CHECK_SECONDS = 60.0
 _REPLACE_SECONDS = 60.0
 _SAME_SECONDS = 15.0
@@ -36,16 +38,40 @@ async def reload(session: Session) -> None:
     """
     session.parting = "Interrupted. If the reload has started, it continues: see `atlasctl status`."
     with session.screen.waiting(lambda: "checking program and settings"):
-        answer = await session.daemon.post("/supervisor/reload", patience=_CHECK_SECONDS)
+        answer = await _requested(session)
     if not answer.ok:
         _show_refusal(session, answer)
     before = mapping(session.expect(answer, "before", "version")["before"])
+    moving = [key for key in _MOVING if key in _changed(answer.data)]
+    if moving and session.daemon.endpoint.socket is None:
+        session.report(answer, lambda _: _moved(session.screen, moving))
+        return
     with session.screen.waiting(lambda: "replacing the daemon"):
         daemon = await _replaced(session, before)
     if session.json:
         session.report_json(answer)
         return
     session.screen.conclude(Group(*_outcome(session.screen, answer.data, before, daemon)))
+
+
+async def _requested(session: Session) -> ApiResponse:
+    try:
+        return await session.daemon.post("/supervisor/reload", patience=_CHECK_SECONDS)
+    except NoDaemonError as error:
+        if session.daemon.endpoint.socket is not None:  # it is in the STATE_DIR of the new settings
+            error.hint = f"{error.hint} {_STATE_DIR_HINT}"
+        raise
+
+
+def _changed(reload: Record) -> list[str]:
+    changed = reload.get("changed")
+    return [str(key) for key in changed] if isinstance(changed, list) else []
+
+
+def _moved(screen: Screen, keys: list[str]) -> RenderableType:
+    """Return the outcome if the next daemon is to be found elsewhere."""
+    text = f"the reload is in progress; {', '.join(keys)} changes, so --url may be another one then"
+    return Text(" ").join((screen.sign(OK), safe(text)))
 
 
 def _show_refusal(session: Session, answer: ApiResponse) -> None:
@@ -93,8 +119,6 @@ def _outcome(
     if version != old:
         text = f"reloaded: ATLAS {old} is now {version}, pid {daemon.get('pid')}"
     yield Text(" ").join((screen.sign(OK), safe(text)))
-    changed = reload.get("changed")
-    names = ", ".join(map(str, changed)) if isinstance(changed, list) else MISSING
-    yield safe(f"  settings changed: {names or 'none'}", "dim")
+    yield safe(f"  settings changed: {', '.join(_changed(reload)) or 'none'}", "dim")
     if daemon.get("settings_pending"):
         yield note(screen, PENDING, DEPLOY)

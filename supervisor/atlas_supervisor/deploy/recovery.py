@@ -86,6 +86,7 @@ async def finish_interrupted(
             continue
         # Only the latest one's switch can be what the file tells of.
         await _end(database, unfinished, state if latest else None, settings)
+    await database.keys.forget_undone()  # of a flip that goes on it is not known yet
     return state, open_ended
 
 
@@ -262,7 +263,9 @@ async def resumed(
     record, phase = unfinished.record, Phase(unfinished.record.phase)
     if lives is None:
         if phase is not Phase.AWAITING_SWITCH:
-            return await _end(database, unfinished, state, settings), None
+            ended = await _end(database, unfinished, state, settings)
+            await database.keys.forget_undone()
+            return ended, None
         return await _once_more(database, unfinished, releases)
     if phase in FLIPS and _turned(record, state):
         target = step(Plan(), phase, Event.PASSED).target

@@ -155,7 +155,6 @@ class DeployService:
             record, release = await resumed(
                 self._database, unfinished, self._releases, state, self._settings, lives=lives
             )
-        await self._keys.forget_undone()
         if unfinished is not None and release is not None:
             self._executor.resume(state.last_switch_ts)
             run = DeployRun(

@@ -164,7 +164,7 @@ DELETE FROM idempotency_keys WHERE key = :key;
 
 -- name: forget_undone_keys
 DELETE FROM idempotency_keys WHERE asked IS NOT NULL
-AND asked IS NOT (SELECT CASE phase WHEN 'revert' THEN idempotency_keys.asked ELSE result END
+AND asked IS NOT (SELECT CASE WHEN phase IN ('switch', 'revert') THEN idempotency_keys.asked ELSE result END
     FROM deploys WHERE deploys.deploy_id = idempotency_keys.deploy_id);
 
 -- name: trim_keys

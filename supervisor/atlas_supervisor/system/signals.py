@@ -91,12 +91,12 @@ def repeat(reading: int) -> None:
     os.close(reading)
 
 
-def report_ignored(report: Callable[[int], object]) -> None:
-    """Call `report` with each ignored signal from now on, and with those that came before."""
+def report(to: Callable[[int], object]) -> None:
+    """Call `to` with each signal that ends nothing from now on, and with those from before."""
     global _report  # noqa: PLW0603  # handlers belong to the process, too
-    _report = report
+    _report = to
     while _pending:
-        report(_pending.popleft())
+        to(_pending.popleft())
 
 
 def name_of(number: int) -> str:

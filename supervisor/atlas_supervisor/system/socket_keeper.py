@@ -1,22 +1,21 @@
 """Keeps the listening sockets open while there is no daemon, for a daemon without systemd.
 
-The daemon starts it with `python -I -S`, and `socket_store` is the daemon's side. It runs outside
-of the package and imports as little as it can: it lives as long as the daemon and its workers.
+The daemon's side is `socket_store`, which starts it. It runs outside of the package and imports as
+little as it can: it lives as long as the daemon and its workers.
 
 The protocol, over a Unix socket of records: the daemon connects, in place of the one before, and
 gets a greeting with version, pid and names, and the sockets: `1 4711 public-blue own-blue`. It
 sends `keep FAMILY NAMES` with the sockets to keep in place of those before, and `end`, in which all
-versions agree.
+versions agree. It ends at `end`, or when there has been no daemon for some time and no process of
+the family. While a worker lives it stays: the next daemon, however late, takes over without a
+refusal. The family are the upper bits of the limit of file locks that all workers carry
+(`procfs.tag_for`); 0: none counts, since clients wait for the daemon.
 
-It ends at `end`, or when there has been no daemon for some time and no process of the family. While
-a worker lives it stays: the next daemon, however late, takes over without a refusal. The family are
-the upper bits of the limit of file locks that all workers carry (`procfs.tag_for`); 0: none counts,
-since clients wait for the daemon.
-
-Arguments: the seconds without a daemon. Descriptor 0: the Unix socket, which listens.
+Argument: the seconds without a daemon. Descriptor 0: the Unix socket.
 """
 
-import _socket  # not `socket`, which would double the memory of its own
+import _socket  # not `socket`, which would cost another megabyte
+import array
 import os
 import select
 import sys
@@ -28,7 +27,6 @@ INT_BYTES = 4
 FAMILY_SHIFT = 32
 LOCKS = "Max file locks"
 LOOK_SECONDS = 5.0
-ROOT = 0
 ENDED = select.POLLIN | select.POLLHUP | select.POLLERR
 
 
@@ -51,9 +49,8 @@ class Keeper:
             if self.daemon is not None:
                 poll.register(self.daemon, ENDED)
             ready = {number for number, _ in poll.poll(wait)}
-            daemon = self.daemon
-            if daemon is not None and daemon.fileno() in ready:
-                if not self.serve(daemon):
+            if self.daemon is not None and self.daemon.fileno() in ready:
+                if not self.serve(self.daemon):
                     return
             elif self.listener.fileno() in ready:
                 self.accept()
@@ -75,19 +72,17 @@ class Keeper:
             return
         connection = _socket.socket(fileno=number)
         peer = connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 3 * INT_BYTES)
-        if int.from_bytes(peer[INT_BYTES : 2 * INT_BYTES], sys.byteorder) not in {
-            ROOT,
-            os.geteuid(),
-        }:
+        _, uid, _ = array.array("i", peer)
+        if uid not in {0, os.geteuid()}:
             connection.close()
             return
         connection.setblocking(False)
         self.lose_daemon()
         self.daemon, self.daemon_started = connection, False
-        numbers = b"".join(fd.to_bytes(INT_BYTES, sys.byteorder) for fd in self.sockets.values())
-        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, numbers)] if numbers else []
+        greeting = b" ".join([VERSION, b"%d" % os.getpid(), *self.sockets])
+        numbers = array.array("i", self.sockets.values())
         try:
-            connection.sendmsg([b" ".join([VERSION, b"%d" % os.getpid(), *self.sockets])], rights)
+            connection.sendmsg([greeting], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, numbers)])
         except OSError:
             return  # it has gone, and may have sent something
 
@@ -97,7 +92,6 @@ class Keeper:
             self.daemon.close()
             self.daemon = None
         if self.daemon_started:
-            self.daemon_started = False
             self.deadline = time.monotonic() + self.seconds
 
     def serve(self, daemon: _socket.socket) -> bool:
@@ -124,9 +118,7 @@ def receive(connection: _socket.socket) -> tuple[bytes, list[int]]:
     """Return a record and its descriptors. Raises OSError."""
     space = _socket.CMSG_SPACE(MOST_DESCRIPTORS * INT_BYTES)
     record, ancillary, _, _ = connection.recvmsg(RECORD_BYTES, space, _socket.MSG_CMSG_CLOEXEC)
-    data = b"".join(data for _, kind, data in ancillary if kind == _socket.SCM_RIGHTS)
-    places = range(0, len(data) - INT_BYTES + 1, INT_BYTES)
-    return record, [int.from_bytes(data[at : at + INT_BYTES], sys.byteorder) for at in places]
+    return record, [number for _, _, data in ancillary for number in array.array("i", data)]
 
 
 def lives(family: int) -> bool:
@@ -135,19 +127,14 @@ def lives(family: int) -> bool:
         if not pid.isdigit():
             continue
         try:
-            hard = content(pid, "limits").partition(LOCKS)[2].split()[1]
-            zombie = content(pid, "stat").rpartition(") ")[2][0] in "ZX"
+            with open(f"/proc/{pid}/limits") as limits, open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123  # pathlib as well
+                hard = limits.read().partition(LOCKS)[2].split()[1]
+                zombie = stat.read().rpartition(b") ")[2][:1] in b"ZX"
         except (OSError, IndexError):
             continue  # it is gone
         if hard.isdigit() and int(hard) >> FAMILY_SHIFT == family and not zombie:
             return True
     return False
-
-
-def content(pid: str, name: str) -> str:
-    """Return what the kernel tells of a process. Raises OSError."""
-    with open(f"/proc/{pid}/{name}", errors="replace") as file:  # noqa: PTH123  # as above
-        return file.read()
 
 
 def main() -> None:

@@ -22,12 +22,13 @@ import subprocess
 import sys
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack, suppress
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import anyio
 import structlog
 
-from atlas_supervisor.system import procfs
+from atlas_supervisor.system import procfs, socket_keeper
 from atlas_supervisor.system.files import short_name
 from atlas_supervisor.system.passed_sockets import PassedSockets
 from atlas_supervisor.system.service_manager import ServiceManager
@@ -41,7 +42,6 @@ from atlas_supervisor.system.socket_keeper import (
 log = structlog.get_logger(__name__)
 
 KEEPER_SOCKET = "keeper.sock"
-_PROGRAM = Path(__file__).with_name("socket_keeper.py")
 _ALONE_SECONDS = 60.0
 """How long a keeper waits for a daemon where no worker accepts; clients wait as long."""
 _ANSWER_SECONDS = 1.0
@@ -235,8 +235,11 @@ class Keeper:
 
 def _started(listener: socket.socket, alone_seconds: float) -> subprocess.Popen[bytes]:
     """Start a keeper, which outlives us and our terminal. Raises OSError."""
+    program = Path(cache_from_source(socket_keeper.__file__))
+    if not program.is_file():  # what compiles it takes another half of a megabyte for good
+        program = Path(socket_keeper.__file__)
     return subprocess.Popen(
-        (sys.executable, "-I", "-S", str(_PROGRAM), str(alone_seconds)),
+        (sys.executable, "-I", "-S", str(program), str(alone_seconds)),
         stdin=listener.fileno(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -225,7 +225,7 @@ class RelayConnection:
         self.client.read()  # the request has often arrived already
 
     def state(self) -> RelayState:
-        """Return what another process needs to go on with it, besides the sockets."""
+        """Return the state with which another process goes on, besides the sockets."""
         (client, server), exchanges = (self.client, self.server), self._exchanges
         return RelayState(
             unsent=(_as_text(client.unsent), _as_text(server.unsent)),

@@ -39,6 +39,17 @@ def made(**attributes: Any) -> Any:
     return SimpleNamespace(**attributes)
 
 
+class _Busy:
+    """A state file that is written for some looks; it satisfies what a reload asks of it."""
+
+    def __init__(self, looks: list[bool]) -> None:
+        self._looks = looks
+
+    @property
+    def busy(self) -> bool:
+        return self._looks.pop(0) if self._looks else False
+
+
 class Stage:
     """A daemon as far as a reload sees it; the new program is a script."""
 
@@ -60,14 +71,18 @@ class Stage:
             execute=self._execute,
         )
         database = self._database()
+        busy: Any = _Busy(self.busy)
         self.reloads = Reloads(
             settings=self.settings,
             program=self.program,
-            runs=self.runs,
-            database=database,
             daemon=lambda: examples.DAEMON,
+            descriptors=lambda: {"lock": 7, "control-tcp": 8},
+            runs=self.runs,
+            slots=made(launching=False),
             plane=self._plane(),
-            is_busy=lambda: self.busy.pop(0) if self.busy else False,
+            database=database,
+            registry=made(pending=False),
+            state=busy,
             manager=ServiceManager({}),
         )
 
@@ -94,7 +109,8 @@ class Stage:
 
         return made(
             audit=made(record=record, write=write),
-            outbox=made(attempt=attempt),
+            outbox=made(attempt=attempt, pending=False),
+            statements=made(busy=False),
         )
 
     def _execute(self, descriptors: dict[str, int]) -> None:
@@ -270,17 +286,17 @@ async def test_a_daemon_that_stops_refuses_it(stage: Stage) -> None:
 
 async def test_the_exec_waits_until_nothing_is_half_done(stage: Stage) -> None:
     await stage.reloads.reload(OPERATOR)
-    stage.busy = [True, True, True]
+    stage.busy += [True, True, True]
     stage.pending = [True, True]
 
     with pytest.raises(ExecutedError):
-        await stage.reloads.replace({"lock": 7}, anyio.Event())
+        await stage.reloads.replace(anyio.Event())
 
     assert not stage.busy
     assert not stage.pending
     assert stage.done == ["paused"]
     (descriptors,) = stage.executed
-    assert descriptors.keys() == {"lock", "signals"}
+    assert descriptors.keys() == {"lock", "control-tcp", "signals"}
 
 
 async def test_the_next_address_of_the_api_is_bound_before_and_passed_on(stage: Stage) -> None:
@@ -289,9 +305,9 @@ async def test_the_next_address_of_the_api_is_bound_before_and_passed_on(stage: 
     await stage.reloads.reload(OPERATOR)
 
     with pytest.raises(ExecutedError):
-        await stage.reloads.replace({"control-tcp": 7}, anyio.Event())
+        await stage.reloads.replace(anyio.Event())
 
-    assert stage.executed[0]["control-tcp"] != 7
+    assert stage.executed[0]["control-tcp"] != 8
     stage.reloads._give_up()
 
 
@@ -299,7 +315,7 @@ async def test_an_exec_that_fails_lets_the_daemon_go_on_as_it_was(stage: Stage) 
     await stage.reloads.reload(OPERATOR)
     stage.fails = FileNotFoundError(2, "No such file or directory")
 
-    await stage.reloads.replace({}, anyio.Event())
+    await stage.reloads.replace(anyio.Event())
 
     assert not stage.reloads.accepted.is_set()
     assert not stage.runs.stopping
@@ -313,7 +329,7 @@ async def test_a_stop_comes_first(stage: Stage) -> None:
     stopping = anyio.Event()
     stopping.set()
 
-    await stage.reloads.replace({}, stopping)
+    await stage.reloads.replace(stopping)
 
     assert not stage.executed
 
@@ -325,7 +341,7 @@ async def test_without_a_quiet_moment_the_daemon_goes_on_as_it_was(
     await stage.reloads.reload(OPERATOR)
     stage.runs.current = in_progress(Phase.REVERT)
 
-    await stage.reloads.replace({}, anyio.Event())
+    await stage.reloads.replace(anyio.Event())
 
     assert not stage.executed
     assert stage.audits[-1] == ("reload", "failed")

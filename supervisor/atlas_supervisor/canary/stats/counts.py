@@ -1,15 +1,18 @@
-"""The counts that all evidence is computed from: per arm, per share, and pooled.
+"""The counts that all evidence is computed from: per arm, per share, pooled, and per window.
 
-An `Arm` is a pair of calls and errors. `Strata` adds both arms up by share, `Draws` counts
-assignments by share, and `Baseline` is the pooled error rate before the next window. All of them
-only count; the tests are in the modules named `…_evidence`.
+An `Arm` is a pair of calls and errors. `Strata` adds both arms up by share, and `Baseline` is the
+pooled error rate before the next window. A `CallWindow` has the calls of some slices, with and
+without outcome (`windows` has its theory and puts them in order). All of them only count; the tests
+are in the modules named `…_evidence`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from atlas_worker.contract.ring import Outcome
 
 MIN_RATE, MAX_RATE = 1e-9, 0.999
 """Bounds of the pooled rate. At 0 or 1 a single call would decide everything."""
@@ -101,30 +104,6 @@ class Strata:
         return strata
 
 
-@dataclass
-class Draws:
-    """Assignments to the canary and to stable, by share. A key is drawn once, by its first call."""
-
-    by_share: dict[float, tuple[int, int]] = field(default_factory=dict)
-
-    def add(self, share: float, count: int, *, canary: bool) -> None:
-        """Add assignments to one arm, unless they were not drawn at random."""
-        if is_drawn(share):
-            to_canary, to_stable = self.by_share.get(share, (0, 0))
-            self.by_share[share] = (
-                (to_canary + count, to_stable) if canary else (to_canary, to_stable + count)
-            )
-
-    def to_list(self) -> list[list[float]]:
-        """Return the counts as JSON values."""
-        return [[share, *counts] for share, counts in self.by_share.items()]
-
-    @classmethod
-    def from_list(cls, saved: Iterable[Iterable[float]]) -> Draws:
-        """Return the counts that `to_list` has saved."""
-        return cls({share: (int(canary), int(stable)) for share, canary, stable in saved})
-
-
 @dataclass(frozen=True)
 class Prior:
     """An error rate assumed before the first call, and the number of calls that it weighs.
@@ -171,28 +150,159 @@ class Baseline(NamedTuple):
         return cls(Prior(mean, weight), calls, errors)
 
 
-@dataclass(frozen=True)
-class Rates:
-    """Error rates expected of the next calls, for a forecast. The share is within (0, 1)."""
+class CallKey(NamedTuple):
+    """A call with a key: the ring of its process, the key's hash, and the call's serial."""
 
+    ring: str
+    key: int
+    serial: int
+    """0 in rings of an earlier kit, which does not name the call that ends: not evidence."""
+
+
+class Group(NamedTuple):
+    """Calls assigned alike: under one epoch, in one slice, to one arm."""
+
+    epoch: int
+    slice: int
+    canary: bool
+
+
+class Ended(NamedTuple):
+    """Calls of one group that have ended alike."""
+
+    outcome: int
+    """An `Outcome` of the ring."""
+    bucket: int
+    calls: int = 1
+
+
+def first_of(ended: Iterable[Ended], most: int) -> Iterator[Ended]:
+    """Yield the first calls that have ended, at most so many."""
+    for each in ended:
+        if most <= 0:
+            return
+        yield each if each.calls <= most else each._replace(calls=most)
+        most -= each.calls
+
+
+class Stratum(NamedTuple):
+    """Calls whose arm was drawn alike: with this share, given the past."""
+
+    epoch: int
     share: float
-    canary: float
-    stable: float
+    round: int = 1
+    recorded: bool = False
+
+
+@dataclass
+class Side:
+    """The calls of one arm in a window that have an outcome."""
+
+    calls: int = 0
+    errors: int = 0
+    latency: dict[int, int] = field(default_factory=dict)
+    """Number of calls by latency bucket."""
+
+    def add(self, ended: Ended) -> None:
+        """Add calls that have ended."""
+        outcome, bucket, count = ended
+        self.calls += count
+        self.errors += count if outcome == Outcome.ERROR else 0
+        self.latency[bucket] = self.latency.get(bucket, 0) + count
 
     @property
-    def stable_calls(self) -> float:
-        """How many stable calls come with each canary call."""
-        return (1 - self.share) / self.share
+    def arm(self) -> Arm:
+        """The counts alone."""
+        return Arm(self.calls, self.errors)
+
+    def to_list(self) -> list[Any]:
+        """Return it as JSON values."""
+        return [self.calls, self.errors, list(self.latency.items())]
+
+    @classmethod
+    def from_list(cls, saved: Iterable[Any]) -> Side:
+        """Return the side that `to_list` has saved."""
+        calls, errors, latency = saved
+        return cls(calls, errors, dict(map(tuple, latency)))
 
 
-def expected_rates(share: float | None, canary: Arm, stable: Arm) -> Rates | None:
-    """Return the arms' rates, each shrunk by one call towards the pooled rate; None if no share."""
-    if share is None:
-        return None
-    both = canary + stable
-    pooled = (both.errors + 0.5) / (both.calls + 1)
-    return Rates(
-        share,
-        (canary.errors + pooled) / (canary.calls + 1),
-        (stable.errors + pooled) / (stable.calls + 1),
-    )
+class OpenCalls(NamedTuple):
+    """Calls without an outcome: `asked` ones may never get one."""
+
+    slice: int
+    canary: bool
+    asked: bool
+
+
+@dataclass
+class CallWindow:
+    """A window. `terms` is what its tests have fixed before its first call (`round_evidence`)."""
+
+    number: int
+    stratum: Stratum
+    since: int
+    """The first slice."""
+    latest: int
+    assigned: int = 0
+    canary: Side = field(default_factory=Side)
+    stable: Side = field(default_factory=Side)
+    open: dict[OpenCalls, int] = field(default_factory=dict)
+    unreported: dict[bool, int] = field(default_factory=lambda: {True: 0, False: 0})
+    """Calls that were never reported, by arm (True: canary)."""
+    terms: Any = None
+    bets: Any = None
+    """What the tests have computed from the terms."""
+    changed: bool = True
+    """Whether calls were assigned or have ended since the tests have counted them."""
+
+    def side(self, *, canary: bool) -> Side:
+        """Return one arm."""
+        return self.canary if canary else self.stable
+
+    def opened(self, *, canary: bool) -> int:
+        """Return the number of calls of an arm without an outcome."""
+        return sum([count for calls, count in self.open.items() if calls.canary is canary])
+
+    def close(self, calls: OpenCalls, count: int) -> int:
+        """Take calls out of the open ones; return how many were."""
+        left = self.open.get(calls, 0)
+        if count < left:
+            self.open[calls] = left - count
+            return count
+        self.open.pop(calls, None)
+        return left
+
+    def is_complete(self, before: int) -> bool:
+        """Return whether all calls have ended, and no more of these slices are to be expected."""
+        return not self.open and self.latest < before
+
+    def to_list(self) -> list[Any]:
+        """Return it as JSON values."""
+        return [
+            self.number,
+            list(self.stratum),
+            [self.since, self.latest, self.assigned],
+            self.canary.to_list(),
+            self.stable.to_list(),
+            [[*calls, count] for calls, count in self.open.items()],
+            [self.unreported[True], self.unreported[False]],
+            self.terms.to_list() if self.terms is not None else None,
+        ]
+
+    @classmethod
+    def from_list(cls, saved: Iterable[Any]) -> CallWindow:
+        """Return the window that `to_list` has saved."""
+        number, stratum, counts, canary, stable, opened, (lost, others), terms = saved
+        since, latest, assigned = counts
+        return cls(
+            number,
+            Stratum(*stratum),
+            since,
+            latest,
+            assigned,
+            Side.from_list(canary),
+            Side.from_list(stable),
+            {OpenCalls(*calls): count for *calls, count in opened},
+            {True: lost, False: others},
+            terms,
+        )

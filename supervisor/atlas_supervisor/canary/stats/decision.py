@@ -1,4 +1,4 @@
-"""Decides: the verdict on one feature's ramp, and the fallback over all features.
+"""Decides: the verdict on one feature's ramp.
 
 `RampEvidence` holds all tests of a ramp. `conclusion` is what a daemon's poll needs; `decision`
 adds the numbers and the forecast that a reader is shown.
@@ -22,13 +22,14 @@ from enum import StrEnum
 from typing import Any
 
 from atlas_supervisor.canary.stats import explain
-from atlas_supervisor.canary.stats.counts import Arm, Draws, Prior, Strata, expected_rates
+from atlas_supervisor.canary.stats.counts import Arm, CallWindow, Prior, Strata
 from atlas_supervisor.canary.stats.evalue import exponential, log_add
+from atlas_supervisor.canary.stats.forecast import calls_needed, expected_rates
 from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.intervals import stratified_difference
 from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
-from atlas_supervisor.canary.stats.sample_ratio import SampleRatios, check_draws
-from atlas_supervisor.canary.stats.windows import CallWindow, Windows
+from atlas_supervisor.canary.stats.sample_ratio import Draws, SampleRatios, check_ratio
+from atlas_supervisor.canary.stats.windows import Windows
 from atlas_supervisor.model.verdict import Verdict
 
 ERRORS_PART = 2 / 3
@@ -38,9 +39,6 @@ FIRST_ROUND = 0.9
 """The part of alpha for the first round: most ramps are over before the second."""
 
 _ROUND_PRIOR_CALLS = 50.0
-
-_LEAST_CALLS = 20  # canary calls before there is a forecast
-_MAX_FORECAST = 10_000_000
 
 
 class EvidenceKind(StrEnum):
@@ -85,20 +83,6 @@ class Keys:
     """Whether calls have keys, so that only first calls count."""
     anew_seconds: float | None = None
     """None while keys appear that have not counted; else the time until all count anew."""
-
-
-def holm(largest: Mapping[str, float], alpha: float) -> tuple[frozenset[str], int]:
-    """Return the features that reach their part of alpha, and how many parts the others need.
-
-    `largest` are logarithms. The reciprocal of the largest evidence is a p-value at any time, so
-    Holm's rule (1979) holds: a feature that is rolled back leaves its part to the others.
-    """
-    reached: set[str] = set()
-    for feature, log in sorted(largest.items(), key=lambda each: -each[1]):
-        if log < math.log((len(largest) - len(reached)) / alpha):
-            break
-        reached.add(feature)
-    return frozenset(reached), max(len(largest) - len(reached), 1)
 
 
 class RampEvidence:
@@ -259,7 +243,7 @@ class RampEvidence:
     def ratios(self) -> SampleRatios:
         """Return whether assignments and reports fit the canary's share."""
         windows = self.windows
-        return SampleRatios(check_draws(windows.assigned), check_draws(windows.unreported))
+        return SampleRatios(check_ratio(windows.assigned), check_ratio(windows.unreported))
 
     def _is_slower(self, parts: int) -> str:
         found = self._latest()[1]
@@ -275,18 +259,17 @@ class RampEvidence:
         """Return a forecast of the canary calls until the first verdict, of either kind."""
         totals = self.totals
         rates = expected_rates(totals.last_share, totals.canary, totals.stable)
-        if rates is None or totals.canary.calls < _LEAST_CALLS or not totals.stable.calls:
+        if rates is None:
             return None
         number, found = self._latest()
         rollback = math.log(parts / self.alpha) - _log_weight(number)
-        promotion = -math.log(self.promote_alpha) - _log_weight(number)
-        least = found.calls_needed(
+        return calls_needed(
+            found,
             rates,
             errors=rollback - math.log(ERRORS_PART),
             latency=rollback - math.log1p(-ERRORS_PART),
-            promotion=promotion,
+            promotion=-math.log(self.promote_alpha) - _log_weight(number),
         )
-        return math.ceil(least) if least <= _MAX_FORECAST else None
 
     def _numbers(self, ratios: SampleRatios, parts: int) -> dict[str, Any]:
         totals = self.totals
@@ -370,31 +353,3 @@ def _log_weight(number: int) -> float:
 
 def _counts_of(window: CallWindow) -> tuple[float, Arm, Arm]:
     return window.stratum.share, window.canary.arm, window.stable.arm
-
-
-@dataclass(frozen=True)
-class Fallback:
-    """Turns all canaries off when more than `threshold` of their calls failed.
-
-    It looks at the canary arm alone, all features together, once `minimum` calls are known. So it
-    also works where there is no comparison, but it gives no error probability.
-    """
-
-    threshold: float = 0.15
-    minimum: int = 20
-
-    def reason(self, canary: Arm, stable: Arm) -> str | None:
-        """Return the reason to turn canaries off, by both arms' calls of the last hour, or None."""
-        rate = canary.rate
-        if rate is None or canary.calls < self.minimum or rate <= self.threshold:
-            return None
-        failed = (
-            f"{explain.percent(rate)} of {canary.calls} canary calls failed, "
-            f"more than {explain.percent(self.threshold)}"
-        )
-        if stable.rate is None:
-            return f"{failed}; no stable calls"
-        failed += f"; stable: {explain.percent(stable.rate)} of {stable.calls}"
-        if stable.rate > self.threshold:
-            failed += "; both arms fail, so the canary may not be the cause"
-        return failed

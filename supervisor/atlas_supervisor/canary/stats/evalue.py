@@ -103,3 +103,17 @@ def log_sum(logs: Sequence[float]) -> float:
     """Return the logarithm of the sum of numbers that are given by their logarithms."""
     largest = max(logs)
     return largest + math.log(sum([math.exp(each - largest) for each in logs]))
+
+
+def holm(largest: Mapping[str, float], alpha: float) -> tuple[frozenset[str], int]:
+    """Return the features that reach their part of alpha, and how many parts the others need.
+
+    `largest` are logarithms. The reciprocal of the largest evidence is a p-value at any time, so
+    Holm's rule (1979) holds: a feature that is rolled back leaves its part to the others.
+    """
+    reached: set[str] = set()
+    for feature, log in sorted(largest.items(), key=lambda each: -each[1]):
+        if log < math.log((len(largest) - len(reached)) / alpha):
+            break
+        reached.add(feature)
+    return frozenset(reached), max(len(largest) - len(reached), 1)

@@ -1,7 +1,8 @@
 """The ramp: a pure state machine of one feature's share.
 
 An operator's action, a step's time or a verdict goes in; the feature's next state comes out, or
-None if nothing changes. An action that asks for the present state changes nothing.
+None if nothing changes. An action that asks for the present state changes nothing. Beside it is the
+fallback, a rule over all features.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel
 
+from atlas_supervisor.canary.stats.counts import Arm
 from atlas_supervisor.canary.stats.decision import Conclusion, Decision
 from atlas_supervisor.canary.stats.explain import needed, percent
 from atlas_supervisor.model.verdict import Verdict
@@ -215,3 +217,31 @@ def _to(feature: Feature, stage: Stage, why: str) -> Change | None:
         return None
     reason = {"reason": why} if stage in (Stage.PROMOTED, Stage.ROLLED_BACK) else {}
     return Change(feature.model_copy(update={"stage": stage, **reason}), why)
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """Turns all canaries off when more than `threshold` of their calls failed.
+
+    It looks at the canary arm alone, all features together, once `minimum` calls are known. So it
+    also works where there is no comparison, but it gives no error probability.
+    """
+
+    threshold: float = 0.15
+    minimum: int = 20
+
+    def reason(self, canary: Arm, stable: Arm) -> str | None:
+        """Return the reason to turn canaries off, by both arms' calls of the last hour, or None."""
+        rate = canary.rate
+        if rate is None or canary.calls < self.minimum or rate <= self.threshold:
+            return None
+        failed = (
+            f"{percent(rate)} of {canary.calls} canary calls failed, "
+            f"more than {percent(self.threshold)}"
+        )
+        if stable.rate is None:
+            return f"{failed}; no stable calls"
+        failed += f"; stable: {percent(stable.rate)} of {stable.calls}"
+        if stable.rate > self.threshold:
+            failed += "; both arms fail, so the canary may not be the cause"
+        return failed

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from atlas_supervisor.canary.stats.counts import Arm, Baseline, Prior, Rates, is_drawn
+from atlas_supervisor.canary.stats.counts import Arm, Baseline, CallWindow, Prior, is_drawn
 from atlas_supervisor.canary.stats.evalue import Mixture, log_sum
 from atlas_supervisor.canary.stats.explain import SlowCalls
 from atlas_supervisor.canary.stats.histogram import Histogram
@@ -46,7 +46,7 @@ from atlas_supervisor.canary.stats.rollback_evidence import (
     rate_bets,
     share_started,
 )
-from atlas_supervisor.canary.stats.windows import SLICES_PER_SECOND, CallWindow
+from atlas_supervisor.canary.stats.windows import SLICES_PER_SECOND
 from atlas_worker.contract import bucket_milliseconds, latency_bucket
 
 ERROR_WEIGHTS = tuple(part / 2 for part in RISK_RATIOS.values()) * 2
@@ -147,6 +147,11 @@ class RoundEvidence:
     def rate(self) -> float:
         """The pooled rate that the next window is judged by."""
         return self._baseline.rate
+
+    @property
+    def slow_rates(self) -> tuple[float, ...]:
+        """The pooled rates of slow calls that the next window is judged by."""
+        return tuple([each.rate for each in self._slow])
 
     @property
     def log_promotion(self) -> float:
@@ -280,32 +285,6 @@ class RoundEvidence:
             Arm(sum(seen.stable), sum(seen.stable[level:])),
         )
 
-    def calls_needed(
-        self, rates: Rates, *, errors: float, latency: float, promotion: float
-    ) -> float:
-        """Return a forecast of the canary calls until a test reaches its logarithm."""
-        by_errors = [*rate_bets(rates.share, self.rate), *arm_bets(rates.share)]
-        by_margin = margin_bets(rates.share, self.rate, self.margin)
-        forecasts = [
-            _calls_until(errors, self.errors, _growth(by_errors, rates)),
-            _calls_until(promotion, self.promotion, _growth(by_margin, rates)),
-        ]
-        if self.placement is not None and any(self.seen.canary) and any(self.seen.stable):
-            forecasts.append(_calls_until(latency, self.latency, self._latency_growth(rates)))
-        return min(forecasts)
-
-    def _latency_growth(self, rates: Rates) -> list[float]:
-        placement, seen = self.placement, self.seen
-        if placement is None:
-            return []
-        slow_rates = [each.rate for each in self._slow]
-        bets = LatencyBets.fixed(rates.share, slow_rates, placement)
-        stable_calls = sum(seen.stable)
-        stable = [count / stable_calls for count in seen.stable]
-        shrunk = [count + part for count, part in zip(seen.canary, stable, strict=True)]
-        canary = [count / sum(shrunk) for count in shrunk]
-        return bets.log_factors(canary, [part * rates.stable_calls for part in stable])
-
     # Terms.
 
     def _fix(self, number: int) -> Terms:
@@ -316,7 +295,7 @@ class RoundEvidence:
             placement = self._place(number) or placement
         if placement is not None and placement != self.placement:
             self._adopt(placement)
-        return Terms(self.rate, started, placement, tuple(each.rate for each in self._slow))
+        return Terms(self.rate, started, placement, self.slow_rates)
 
     def _place(self, number: int) -> Placement | None:
         """Return the quantiles of stable's calls since the last placement."""
@@ -408,23 +387,6 @@ def _worst_levels(
             seconds = max(now - calls.slice - 1, 0) / SLICES_PER_SECOND
             canary[placement.level(latency_bucket(seconds * 1000), canary=True)] += count
     return canary, stable
-
-
-def _growth(bets: Iterable[Bet], rates: Rates) -> list[float]:
-    """Return the growth of each bet's logarithm per canary call, expected at these rates."""
-    per_call = Outcomes(
-        rates.canary,
-        1 - rates.canary,
-        rates.stable * rates.stable_calls,
-        (1 - rates.stable) * rates.stable_calls,
-    )
-    return log_factors(list(bets), per_call)
-
-
-def _calls_until(needed: float, mixture: Mixture, speeds: Sequence[float]) -> float:
-    """Return the canary calls until a bet alone reaches this logarithm; infinite if none will."""
-    both = zip(mixture.logs, speeds, strict=True)
-    return min((max(needed - log, 0) / speed for log, speed in both if speed > 0), default=math.inf)
 
 
 def _sum(one: Iterable[int], other: Iterable[int]) -> tuple[int, ...]:

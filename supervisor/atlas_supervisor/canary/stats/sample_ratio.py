@@ -25,10 +25,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from atlas_supervisor.canary.stats.counts import Draws
+from atlas_supervisor.canary.stats.counts import is_drawn
 from atlas_supervisor.canary.stats.evalue import exponential, log_sum
 
 ALPHA = 0.001
@@ -37,12 +37,28 @@ ALPHA = 0.001
 _CONCENTRATIONS = (10.0, 1_000.0, 100_000.0)
 
 
-class Assigned(NamedTuple):
-    """Assignments to each arm under one share."""
+@dataclass
+class Draws:
+    """Assignments to the canary and to stable, by share. A key is drawn once, by its first call."""
 
-    share: float
-    canary: int
-    stable: int
+    by_share: dict[float, tuple[int, int]] = field(default_factory=dict)
+
+    def add(self, share: float, count: int, *, canary: bool) -> None:
+        """Add assignments to one arm, unless they were not drawn at random."""
+        if is_drawn(share):
+            to_canary, to_stable = self.by_share.get(share, (0, 0))
+            self.by_share[share] = (
+                (to_canary + count, to_stable) if canary else (to_canary, to_stable + count)
+            )
+
+    def to_list(self) -> list[list[float]]:
+        """Return the counts as JSON values."""
+        return [[share, *counts] for share, counts in self.by_share.items()]
+
+    @classmethod
+    def from_list(cls, saved: Iterable[Iterable[float]]) -> Draws:
+        """Return the counts that `to_list` has saved."""
+        return cls({share: (int(canary), int(stable)) for share, canary, stable in saved})
 
 
 @dataclass(frozen=True)
@@ -70,31 +86,26 @@ class SampleRatios(NamedTuple):
         return self.assigned.fits and self.unreported.fits
 
 
-def check_draws(draws: Draws) -> SampleRatioCheck:
-    """Return whether the assignments of a ramp fit their shares."""
-    return check_ratio(Assigned(share, *counts) for share, counts in draws.by_share.items())
-
-
-def check_ratio(epochs: Iterable[Assigned], alpha: float = ALPHA) -> SampleRatioCheck:
-    """Return whether these assignments fit their shares; shares of 0 and 1 are left out."""
-    drawn = [each for each in epochs if 0 < each.share < 1 and each.canary + each.stable]
-    calls = sum(each.canary + each.stable for each in drawn)
+def check_ratio(draws: Draws, alpha: float = ALPHA) -> SampleRatioCheck:
+    """Return whether these assignments fit their shares."""
+    drawn = [(share, *counts) for share, counts in draws.by_share.items()]
+    calls = sum(canary + stable for _, canary, stable in drawn)
     if not calls:
         return SampleRatioCheck(True, 1.0, None, None)
-    logs = [sum(_log_factor(each, k) for each in drawn) for k in _CONCENTRATIONS]
+    logs = [sum(_log_factor(*each, k) for each in drawn) for k in _CONCENTRATIONS]
     log_e = log_sum(logs) - math.log(len(_CONCENTRATIONS))
     return SampleRatioCheck(
         fits=log_e < -math.log(alpha),
         e_value=exponential(log_e),
-        expected=sum(each.share * (each.canary + each.stable) for each in drawn) / calls,
-        observed=sum(each.canary for each in drawn) / calls,
+        expected=sum(share * (canary + stable) for share, canary, stable in drawn) / calls,
+        observed=sum(canary for _, canary, _ in drawn) / calls,
     )
 
 
-def _log_factor(of: Assigned, concentration: float) -> float:
-    a, b = concentration * of.share, concentration * (1 - of.share)
-    mixture = _log_beta(a + of.canary, b + of.stable) - _log_beta(a, b)
-    return mixture - of.canary * math.log(of.share) - of.stable * math.log1p(-of.share)
+def _log_factor(share: float, canary: int, stable: int, concentration: float) -> float:
+    a, b = concentration * share, concentration * (1 - share)
+    mixture = _log_beta(a + canary, b + stable) - _log_beta(a, b)
+    return mixture - canary * math.log(share) - stable * math.log1p(-share)
 
 
 def _log_beta(a: float, b: float) -> float:

@@ -36,14 +36,22 @@ Order per poll: `assign` and `end` for all events, timeouts (`outcomes`), then `
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import Any
 
-from atlas_supervisor.canary.stats.counts import Arm, Draws
+from atlas_supervisor.canary.stats.counts import (
+    CallKey,
+    CallWindow,
+    Ended,
+    Group,
+    OpenCalls,
+    Side,
+    Stratum,
+    first_of,
+)
+from atlas_supervisor.canary.stats.sample_ratio import Draws
 from atlas_supervisor.model.canary import KeyRow
-from atlas_worker.contract.ring import Outcome
 
 SLICES_PER_SECOND = 2
 TIMEOUT_SLICES = 60 * SLICES_PER_SECOND
@@ -57,164 +65,6 @@ WINDOW_SLICES = 4
 """The most slices of a window. What its bets depend on is fixed when it begins, so it is short; and
 a minute of hanging calls leaves some thirty open, so it is not shorter."""
 _PART = 0.04  # of the ramp's calls in a window, if that is less: rates are learned fast at first
-
-
-class CallKey(NamedTuple):
-    """A call with a key: the ring of its process, the key's hash, and the call's serial."""
-
-    ring: str
-    key: int
-    serial: int
-    """0 in rings of an earlier kit, which does not name the call that ends: not evidence."""
-
-
-class Group(NamedTuple):
-    """Calls assigned alike: under one epoch, in one slice, to one arm."""
-
-    epoch: int
-    slice: int
-    canary: bool
-
-
-class Ended(NamedTuple):
-    """Calls of one group that have ended alike."""
-
-    outcome: int
-    """An `Outcome` of the ring."""
-    bucket: int
-    calls: int = 1
-
-
-def first_of(ended: Iterable[Ended], most: int) -> Iterator[Ended]:
-    """Yield the first calls that have ended, at most so many."""
-    for each in ended:
-        if most <= 0:
-            return
-        yield each if each.calls <= most else each._replace(calls=most)
-        most -= each.calls
-
-
-class Stratum(NamedTuple):
-    """Calls whose arm was drawn alike: with this share, given the past."""
-
-    epoch: int
-    share: float
-    round: int = 1
-    recorded: bool = False
-
-
-@dataclass
-class Side:
-    """The calls of one arm in a window that have an outcome."""
-
-    calls: int = 0
-    errors: int = 0
-    latency: dict[int, int] = field(default_factory=dict)
-    """Number of calls by latency bucket."""
-
-    def add(self, ended: Ended) -> None:
-        """Add calls that have ended."""
-        outcome, bucket, count = ended
-        self.calls += count
-        self.errors += count if outcome == Outcome.ERROR else 0
-        self.latency[bucket] = self.latency.get(bucket, 0) + count
-
-    @property
-    def arm(self) -> Arm:
-        """The counts alone."""
-        return Arm(self.calls, self.errors)
-
-    def to_list(self) -> list[Any]:
-        """Return it as JSON values."""
-        return [self.calls, self.errors, list(self.latency.items())]
-
-    @classmethod
-    def from_list(cls, saved: Iterable[Any]) -> Side:
-        """Return the side that `to_list` has saved."""
-        calls, errors, latency = saved
-        return cls(calls, errors, dict(map(tuple, latency)))
-
-
-class OpenCalls(NamedTuple):
-    """Calls without an outcome: `asked` ones may never get one."""
-
-    slice: int
-    canary: bool
-    asked: bool
-
-
-@dataclass
-class CallWindow:
-    """A window. `terms` is what its tests have fixed before its first call (`round_evidence`)."""
-
-    number: int
-    stratum: Stratum
-    since: int
-    """The first slice."""
-    latest: int
-    assigned: int = 0
-    canary: Side = field(default_factory=Side)
-    stable: Side = field(default_factory=Side)
-    open: dict[OpenCalls, int] = field(default_factory=dict)
-    unreported: dict[bool, int] = field(default_factory=lambda: {True: 0, False: 0})
-    """Calls that were never reported, by arm (True: canary)."""
-    terms: Any = None
-    bets: Any = None
-    """What the tests have computed from the terms."""
-    changed: bool = True
-    """Whether calls were assigned or have ended since the tests have counted them."""
-
-    def side(self, *, canary: bool) -> Side:
-        """Return one arm."""
-        return self.canary if canary else self.stable
-
-    def opened(self, *, canary: bool) -> int:
-        """Return the number of calls of an arm without an outcome."""
-        return sum([count for calls, count in self.open.items() if calls.canary is canary])
-
-    def close(self, calls: OpenCalls, count: int) -> int:
-        """Take calls out of the open ones; return how many were."""
-        left = self.open.get(calls, 0)
-        if count < left:
-            self.open[calls] = left - count
-            return count
-        self.open.pop(calls, None)
-        return left
-
-    def is_complete(self, before: int) -> bool:
-        """Return whether all calls have ended, and no more of these slices are to be expected."""
-        return not self.open and self.latest < before
-
-    def to_list(self) -> list[Any]:
-        """Return it as JSON values."""
-        return [
-            self.number,
-            list(self.stratum),
-            [self.since, self.latest, self.assigned],
-            self.canary.to_list(),
-            self.stable.to_list(),
-            [[*calls, count] for calls, count in self.open.items()],
-            [self.unreported[True], self.unreported[False]],
-            self.terms.to_list() if self.terms is not None else None,
-        ]
-
-    @classmethod
-    def from_list(cls, saved: Iterable[Any]) -> CallWindow:
-        """Return the window that `to_list` has saved."""
-        number, stratum, counts, canary, stable, opened, (lost, others), terms = saved
-        since, latest, assigned = counts
-        return cls(
-            number,
-            Stratum(*stratum),
-            since,
-            latest,
-            assigned,
-            Side.from_list(canary),
-            Side.from_list(stable),
-            {OpenCalls(*calls): count for *calls, count in opened},
-            {True: lost, False: others},
-            terms,
-        )
 
 
 class Windows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,6 +80,27 @@ async def test_a_daemon_that_is_not_replaced_is_a_failure(
 
     assert outcome.code == 1
     assert "The daemon goes on as it was.\n" in outcome.err
+
+
+async def test_an_api_that_moves_is_not_waited_for_at_the_old_url(
+    daemon: Played, call: Call
+) -> None:
+    moving = ACCEPTED | {"changed": ["CONTROL_PORT", "LOG_LEVEL"]}
+    daemon.play("POST", "/supervisor/reload", moving, status=202)
+    outcome = await call("reload", "--url", daemon.url)
+    assert outcome.code == 0
+    assert "the reload is in progress; CONTROL_PORT changes" in outcome.out
+    assert [each.path for each in daemon.asked] == ["/supervisor/reload"]
+
+
+async def test_without_a_daemon_the_hint_names_a_changed_state_folder(
+    atlasctl: Call, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "moved.env").write_text("STATE_DIR=elsewhere\n")
+    outcome = await atlasctl("reload", "--env-file", str(tmp_path / "moved.env"))
+    assert outcome.code == 3
+    assert "A reload can't change STATE_DIR" in outcome.err
 
 
 async def test_json_is_the_answer_of_the_api_once_the_next_daemon_is_there(

@@ -20,7 +20,7 @@ def run():  # as the program does before its event loop runs
             signal.SIGTTIN, signal.SIGTTOU, signal.SIGTERM, signal.SIGINT}:
         os.kill(os.getpid(), number)
     seen = []
-    signals.report_ignored(seen.append)
+    signals.report(seen.append)
     os.kill(os.getpid(), signal.SIGHUP)
     print(*map(signals.name_of, seen))
     return 0

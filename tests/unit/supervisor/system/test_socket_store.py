@@ -69,7 +69,7 @@ async def keeping(
 
 
 def fetched(path: Path) -> tuple[Keeper, PassedSockets]:
-    """Return the next daemon's side, and what it has got."""
+    """Return the next daemon's side, and its sockets."""
     passed = PassedSockets()
     keeper = Keeper(path)
     keeper.fetch(passed)
@@ -89,7 +89,7 @@ def mode_of(path: Path) -> int | None:
 
 
 def output_of(code: str, path: Path) -> bytes:
-    """Run it beside a socket that everybody may connect to."""
+    """Run it beside a socket to which every user may connect."""
     path.chmod(0o666)
     command = (sys.executable, "-c", code)
     return subprocess.run(command, cwd=path.parent, check=True, stdout=subprocess.PIPE).stdout

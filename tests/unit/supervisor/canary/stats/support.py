@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from atlas_supervisor.canary.stats.counts import Arm, Prior
+from atlas_supervisor.canary.stats.counts import Arm, CallWindow, Prior, Side, Stratum
 from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
-from atlas_supervisor.canary.stats.windows import CallWindow, Side, Stratum
 from atlas_worker.contract import latency_bucket
 
 

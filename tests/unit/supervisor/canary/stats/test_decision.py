@@ -7,18 +7,17 @@ import re
 
 import pytest
 
-from atlas_supervisor.canary.stats.counts import Arm, Prior
+from atlas_supervisor.canary.stats.counts import Arm, CallWindow, Ended, OpenCalls, Prior
 from atlas_supervisor.canary.stats.decision import (
     Decision,
     EvidenceKind,
-    Fallback,
     Keys,
     RampEvidence,
-    holm,
 )
+from atlas_supervisor.canary.stats.evalue import holm
 from atlas_supervisor.canary.stats.explain import odds, percent
 from atlas_supervisor.canary.stats.histogram import Histogram
-from atlas_supervisor.canary.stats.windows import CallWindow, Ended, OpenCalls
+from atlas_supervisor.canary.stats.ramp import Fallback
 from atlas_supervisor.model.verdict import Verdict
 from atlas_worker.contract import latency_bucket
 from atlas_worker.contract.ring import Outcome

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from atlas_supervisor.canary.stats.counts import Arm
+from atlas_supervisor.canary.stats.counts import Arm, OpenCalls
 from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.latency_evidence import (
     CUTS,
@@ -16,7 +16,6 @@ from atlas_supervisor.canary.stats.latency_evidence import (
     Placement,
     place,
 )
-from atlas_supervisor.canary.stats.windows import OpenCalls
 from atlas_worker.contract import latency_bucket
 from tests.unit.supervisor.canary.stats.support import (
     Feed,

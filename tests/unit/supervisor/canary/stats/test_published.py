@@ -21,7 +21,7 @@ from atlas_supervisor.canary.stats.rollback_evidence import (
     log_factors,
     rate_bets,
 )
-from atlas_supervisor.canary.stats.sample_ratio import Assigned, check_ratio
+from atlas_supervisor.canary.stats.sample_ratio import Draws, check_ratio
 
 ARMS = [0, 0, 1, 0, 1, 1, 0, 0, 0, 1, 1, 0, 1, 0, 0, 0, 1, 1, 1, 0, 1, 1, 0, 1]
 """The arms of failed calls, 1 for the canary, at a share of 0.2."""
@@ -58,7 +58,7 @@ def test_bets_on_the_arm_of_a_failed_call_are_those_of_confseq() -> None:
 def test_the_sample_ratio_check_is_the_mixture_of_confseq(calls: tuple[int, int]) -> None:
     expected = sum(math.exp(log) for log in MIXTURES[calls]) / 3
 
-    assert check_ratio([Assigned(0.2, *calls)]).e_value == pytest.approx(expected, rel=1e-9)
+    assert check_ratio(Draws({0.2: calls})).e_value == pytest.approx(expected, rel=1e-9)
 
 
 def two_proportions(ya: int, na: int, yb: int, nb: int, rates: tuple[float, float]) -> float:

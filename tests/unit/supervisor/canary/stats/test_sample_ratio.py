@@ -6,41 +6,40 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas_supervisor.canary.stats.counts import Draws
-from atlas_supervisor.canary.stats.sample_ratio import Assigned, check_ratio
+from atlas_supervisor.canary.stats.sample_ratio import Draws, check_ratio
 from tests.unit.supervisor.canary.stats.support import binomial, most_by_chance, seeded
 
 
 def test_no_assignments_fit() -> None:
-    check = check_ratio([Assigned(0, 3, 100), Assigned(1, 100, 3), Assigned(0.1, 0, 0)])
+    check = check_ratio(Draws({0.1: (0, 0)}))
 
     assert check.fits
     assert (check.expected, check.observed) == (None, None)
 
 
 def test_assignments_by_the_share_fit() -> None:
-    assert check_ratio([Assigned(0.1, 103, 897), Assigned(0.5, 490, 510)]).fits
+    assert check_ratio(Draws({0.1: (103, 897), 0.5: (490, 510)})).fits
 
 
 @pytest.mark.parametrize(
-    "counts", [Assigned(0.1, 30, 70), Assigned(0.1, 1_300, 8_700), Assigned(0.5, 505_000, 495_000)]
+    ("share", "canary", "stable"), [(0.1, 30, 70), (0.1, 1_300, 8_700), (0.5, 505_000, 495_000)]
 )
-def test_assignments_off_the_share_do_not_fit(counts: Assigned) -> None:
-    check = check_ratio([counts])
+def test_assignments_off_the_share_do_not_fit(share: float, canary: int, stable: int) -> None:
+    check = check_ratio(Draws({share: (canary, stable)}))
 
     assert not check.fits
-    assert check.expected == pytest.approx(counts.share)
-    assert check.observed == pytest.approx(counts.canary / (counts.canary + counts.stable))
+    assert check.expected == pytest.approx(share)
+    assert check.observed == pytest.approx(canary / (canary + stable))
 
 
 def test_an_arm_that_reports_less_shows_among_the_unreported() -> None:
-    assert not check_ratio([Assigned(0.1, 20, 0)]).fits
+    assert not check_ratio(Draws({0.1: (20, 0)})).fits
 
 
 @settings(deadline=None)
 @given(st.floats(0.001, 0.999), st.integers(0, 10**7), st.integers(0, 10**7))
 def test_any_counts_give_a_finite_e_value(share: float, canary: int, stable: int) -> None:
-    check = check_ratio([Assigned(share, canary, stable)])
+    check = check_ratio(Draws({share: (canary, stable)}))
 
     assert math.isfinite(check.e_value)
     assert check.e_value >= 0
@@ -52,7 +51,7 @@ def test_the_next_assignment_has_an_expected_factor_of_one(
     share: float, canary: int, stable: int
 ) -> None:
     now, with_canary, with_stable = (
-        check_ratio([Assigned(share, canary + one, stable + other)]).e_value
+        check_ratio(Draws({share: (canary + one, stable + other)})).e_value
         for one, other in ((0, 0), (1, 0), (0, 1))
     )
 
@@ -66,7 +65,7 @@ def test_false_alarms_stay_below_alpha_under_continuous_checks() -> None:
         for _ in range(50):
             more = binomial(rng, 40, 0.1)
             canary, stable = canary + more, stable + 40 - more
-            if not check_ratio([Assigned(0.1, canary, stable)], alpha=0.05).fits:
+            if not check_ratio(Draws({0.1: (canary, stable)}), alpha=0.05).fits:
                 wrong += 1
                 break
 

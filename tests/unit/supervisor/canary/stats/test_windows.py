@@ -9,16 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atlas_supervisor.canary.stats import windows as windows_module
-from atlas_supervisor.canary.stats.counts import Arm
+from atlas_supervisor.canary.stats.counts import Arm, CallKey, CallWindow, Ended, Group
 from atlas_supervisor.canary.stats.outcomes import CallTracker
 from atlas_supervisor.canary.stats.windows import (
     GRACE_SLICES,
     TIMEOUT_SLICES,
     WINDOW_SLICES,
-    CallKey,
-    CallWindow,
-    Ended,
-    Group,
     Windows,
 )
 from atlas_supervisor.model.canary import KeyRow
