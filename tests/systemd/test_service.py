@@ -318,6 +318,11 @@ async def test_a_killed_and_a_hung_daemon_are_replaced_and_no_request_is_lost(
     assert await running.served() == "v1"
 
 
+@pytest.mark.fault(
+    "The daemon",
+    "killed together with its workers, under systemd",
+    "clients wait; only what the dead worker had accepted is lost",
+)
 async def test_all_processes_die_at_once_and_no_client_is_refused(running: Shop) -> None:
     """systemd has the sockets, so connections wait; what the dead worker had accepted is lost."""
     stored = running.show("NFileDescriptorStore")
