@@ -177,7 +177,7 @@ class DeployQueries:
             ],
             slots=[self._with_requests(view) for view in self._slots.views()],
             draining=self._slots.drains.views(),
-            traffic=Traffic(plane=self._plane.name, weights=self._plane.weights),
+            traffic=Traffic(plane=self._plane.name, weights=self._plane.policy.weights),
             daemon=self._daemon(),
             deploy_in_progress=self._runs.current is not None,
         )
