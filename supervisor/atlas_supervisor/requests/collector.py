@@ -263,6 +263,9 @@ class RequestCollector:
                     path.unlink(missing_ok=True)
                 return
             self._instance(name, known.slot, known.version)
+        if name in present and path.name not in self._saved_cells and not file.alive():
+            file.close()  # its writer can't be checked any more
+            raise FileRefusedError(f"{path.name} is refused: its process was never seen")
         if sum(each.instance == name for each in self._files.values()) >= MAX_PER_INSTANCE:
             file.close()
             raise FileRefusedError(f"{name} has {MAX_PER_INSTANCE} request files already")
