@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from atlas_supervisor.system import procfs
-from atlas_supervisor.system.worker_file import (
+from atlas_supervisor.system.procfs import (
     FileRefusedError,
     open_worker_file,
     refuse_forged,

@@ -46,7 +46,7 @@ from atlas_supervisor.store.requests import InstanceRow, RequestCommit, RequestS
 from atlas_supervisor.store.statements import StoreError
 from atlas_supervisor.system import procfs
 from atlas_supervisor.system.clock import steady_time
-from atlas_supervisor.system.worker_file import FileRefusedError, worker_files
+from atlas_supervisor.system.procfs import FileRefusedError, worker_files
 from atlas_supervisor.traffic.request_tally import RequestTally
 from atlas_worker.contract import RINGS_DIRECTORY
 from atlas_worker.contract.request_file import CELLS, SUFFIX

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from atlas_supervisor.system import procfs
-from atlas_supervisor.system.worker_file import FileRefusedError, open_worker_file, refuse_forged
+from atlas_supervisor.system.procfs import FileRefusedError, open_worker_file, refuse_forged
 from atlas_worker.contract import request_file as layout
 from atlas_worker.contract.ring import Owner
 
