@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.traffic import TakenBack
 from atlas_supervisor.traffic.plane import InheritedSockets
+from atlas_supervisor.traffic.steering import Split, SteeringPolicy
 
 if TYPE_CHECKING:
     from tests.simulation.life import Life
@@ -37,11 +38,11 @@ class SimulatedPlane:
     def __init__(self, life: Life) -> None:
         self._life, self._world, self._kernel = life, life.world, life.world.kernel
         self._public: dict[SlotName, int] = {}
-        self.active = SlotName.BLUE
+        self.policy = SteeringPolicy(SlotName.BLUE)
 
     @property
-    def weights(self) -> dict[str, float]:
-        return {each.value: float(each is self.active) for each in SlotName}
+    def active(self) -> SlotName:
+        return self.policy.active
 
     def take_back(self, pids: Collection[int], _passed: object) -> TakenBack:
         kernel = self._kernel
@@ -66,6 +67,7 @@ class SimulatedPlane:
         active: SlotName,
         taken: TakenBack | None = None,
         adopted: Mapping[SlotName, int] | None = None,
+        split: Split | None = None,
     ) -> None:
         kernel, taken, adopted = self._kernel, taken or TakenBack(), adopted or {}
         served = not adopted and taken.traffic in taken.accepts.values()
@@ -80,6 +82,8 @@ class SimulatedPlane:
             self._public = dict(zip(SlotName, kernel.group, strict=True))
         kernel.is_passed = False
         self.steer(with_traffic)
+        if split and len(adopted) == len(SlotName):
+            self.split(split)
 
     def sockets(self) -> dict[str, Any]:
         return {}
@@ -121,15 +125,19 @@ class SimulatedPlane:
             raise OSError(errno.ENOMEM, "the kernel refused the program")
         if self._life.loop.killed:
             return
-        self.active, self._kernel.traffic = name, self._public[name]
+        self.policy, self._kernel.traffic = SteeringPolicy(name), self._public[name]
         self._world.tell(f"daemon: new connections go to {name}")
         self._world.look()
+
+    def split(self, split: Split) -> None:
+        """Take the policy: the world's clients are of no network, and all go to the active slot."""
+        self.policy = SteeringPolicy(self.policy.active, split=split)
 
     def refresh(self, _slot: SlotName) -> None:
         """Do nothing: these workers change nothing."""
 
     def restore(self, *, turned: bool) -> None:
-        self.steer(self.active)
+        self.steer(self.policy.active)
 
     def locked(self) -> bool:
         return False

@@ -208,7 +208,7 @@ class Seams:
             )
         return found
 
-    def _reacts(self, place: tuple[str, int, str | None], _settings: object) -> bool:
+    def _reacts(self, place: tuple[str, int, str | None], *_: object) -> bool:
         worker = self._life().world.in_slot(PORTS[place[1]])
         return worker is not None and worker.serves
 

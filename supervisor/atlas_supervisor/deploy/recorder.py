@@ -125,7 +125,7 @@ class Recorder:
             await self._database.audit.write(
                 actor, action, "begun", subject=record.deploy_id, release=record.release
             )
-            await self._state.change(last_deploy_ts=record.started_ts)
+            await self._state.change(last_deploy_ts=record.started_ts, staging_weight=0.0)
         except (StoreError, OSError) as error:
             what = "the deploy could not be saved, so it was not started"
             if is_written:

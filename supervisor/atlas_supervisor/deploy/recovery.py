@@ -62,6 +62,8 @@ async def recover(
     file = StateFile(settings.state_dir / STATE_FILE)
     state = await read_state(settings, file, database)
     state, open_ended = await finish_interrupted(database, state, settings)
+    if open_ended is None or open_ended.record.phase != Phase.AWAITING_SWITCH:
+        state = state.model_copy(update={"staging_weight": 0.0})
     keeper = StateKeeper(file, database.state, state, written)
     try:
         await keeper.change()

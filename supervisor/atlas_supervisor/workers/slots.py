@@ -145,10 +145,14 @@ class Slots:
     async def measure(self) -> None:
         """Measure what each instance uses, every few seconds, until cancelled."""
         while True:
-            in_slots = {slot.instance for slot in self if slot.instance is not None}
-            for instance in in_slots | {drain.instance for drain in self.drains}:
+            for instance in self.instances():
                 instance.measure()
             await anyio.sleep(_MEASURE_SECONDS)
+
+    def instances(self) -> set[WorkerProcess]:
+        """Return the instances in the slots and those that drain."""
+        in_slots = {slot.instance for slot in self if slot.instance is not None}
+        return in_slots | {drain.instance for drain in self.drains}
 
     def active_worker(self) -> ActiveWorker:
         """Return the worker that the health is about."""
@@ -289,7 +293,7 @@ class Slots:
         return {"message": message, "rescued": rescued}
 
     async def stop_staging(self) -> None:
-        """End the worker that never had traffic."""
+        """End a worker that never had traffic."""
         await self.staging.stop()
         self.vacate_staging()
 
@@ -370,6 +374,8 @@ class Slots:
         if instance in self._inherited.serving:
             self._replace_inherited()
             return
+        if slot is self.staging and self._plane.policy.split:
+            self._take_share(slot)
         handled = await self.on_worker_down(slot, cause)
         if handled and slot is not self.active:
             return  # the deploy ends what is left of it
@@ -382,6 +388,14 @@ class Slots:
             await restarter.restart(instance.release, lived_seconds=instance.age.seconds)
         else:
             self._plane.vacate(slot.name, slot.name.other)
+
+    def _take_share(self, slot: Slot) -> None:
+        """Give what staging has of the traffic to the active slot, its queue included."""
+        try:
+            self._plane.steer(self._active)
+        except OSError as error:
+            log.critical("steering_uncertain", wanted=self._active, why=str(error))
+        self._plane.vacate(slot.name, self._active)
 
     def begin_stop(self) -> None:
         """Restart nothing from now on: a worker that goes down is expected to."""
