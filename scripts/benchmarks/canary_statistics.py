@@ -13,8 +13,8 @@ from typing import Any
 from rich.table import Table
 
 from atlas_supervisor.canary.stats.counts import Prior
-from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
+from atlas_supervisor.model.histogram import Histogram
 from atlas_worker.contract import latency_bucket
 from scripts.benchmarks.result import Options, Result
 from tests.unit.supervisor.canary.stats.support import (

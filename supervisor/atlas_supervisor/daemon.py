@@ -30,11 +30,13 @@ from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.executor import Executor
 from atlas_supervisor.deploy.initial_state import active_release
 from atlas_supervisor.deploy.landing_watch import LandingWatch
+from atlas_supervisor.deploy.machine import Phase
 from atlas_supervisor.deploy.recorder import Recorder, Runs
 from atlas_supervisor.deploy.recovery import recover
 from atlas_supervisor.deploy.service import DeployService
 from atlas_supervisor.deploy.status import DeployQueries
-from atlas_supervisor.deploy.switch import Switch
+from atlas_supervisor.deploy.switch import Switch, split_of
+from atlas_supervisor.deploy.traffic import TrafficControl
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.health.monitor import HealthMonitor
 from atlas_supervisor.logs.log_service import LogService
@@ -44,6 +46,7 @@ from atlas_supervisor.model.status import DaemonView, Start
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.probes.http_client import RequestShape
 from atlas_supervisor.reload import LOCK, Reloads, Requests
+from atlas_supervisor.requests.collector import InstanceName, RequestCollector
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.state_folder import DATABASE_FILE, LOGS_DIRECTORY
@@ -58,7 +61,7 @@ from atlas_supervisor.system.service_manager import ServiceManager
 from atlas_supervisor.system.socket_store import SocketStore
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG
 from atlas_supervisor.telemetry.metrics import Metrics
-from atlas_supervisor.traffic import PATIENCE_SECONDS, Endpoints, Plane, make_plane
+from atlas_supervisor.traffic import PATIENCE_SECONDS, Endpoints, Plane, Split, make_plane
 from atlas_supervisor.workers.adoption import take_over
 from atlas_supervisor.workers.output import keep_bounded
 from atlas_supervisor.workers.registry import WorkerRegistry, end_strays
@@ -119,6 +122,7 @@ class Daemon:
         self._registry: WorkerRegistry
         self._state: StateKeeper
         self._canaries: FeatureCanaries
+        self._requests: RequestCollector
 
     async def run(self, requests: Requests) -> None:
         """Start, wait until it is time to stop, and stop.
@@ -136,7 +140,12 @@ class Daemon:
                 unfinished = await self._open_store(stack)
                 active = self._settings.slot_of_port(self._state.state.active_port)
                 inherited = await take_over(
-                    self._settings, self._plane, self._registry, active, self._passed
+                    self._settings,
+                    self._plane,
+                    self._registry,
+                    active,
+                    self._passed,
+                    split=self._split_of(unfinished),
                 )
             stack.push_async_callback(self._plane.close)
             # Where it relays, clients wait for the daemon, and a worker alone is of no use to them.
@@ -172,6 +181,13 @@ class Daemon:
                     requests=requests,
                 )
                 tasks.cancel_scope.cancel()
+
+    def _split_of(self, unfinished: UnfinishedDeploy | None) -> Split | None:
+        """Return the part of the traffic that staging had, if its deploy waits for its switch."""
+        if unfinished is None or unfinished.record.phase != Phase.AWAITING_SWITCH:
+            return None
+        weight = self._state.state.staging_weight
+        return split_of(self._settings, unfinished.record.deploy_id, weight)
 
     async def _open_store(self, stack: AsyncExitStack) -> UnfinishedDeploy | None:
         """Open database and state file; without what the database holds if that is damaged."""
@@ -214,6 +230,8 @@ class Daemon:
             self._settings, self._state, database, self._metrics.canaries.observe
         )
         stack.callback(self._canaries.close)
+        self._requests = RequestCollector(folder, database.requests)
+        await self._requests.restore()
         # Values that are read later, and would fail then.
         self._canaries.view()
         await self._registry.rows()
@@ -238,15 +256,19 @@ class Daemon:
         monitor = self._monitor(slots, prober, watch)
         events = EventHub(self._database.transitions, self._metrics.deploys.count)
         runs = Runs()
-        service, queries = self._deploys(
+        service, queries, traffic = self._deploys(
             slots, prober, monitor=monitor, watch=watch, events=events, runs=runs, tasks=tasks
         )
         slots.on_worker_down = service.worker_down
+        self._requests.present = lambda: [
+            InstanceName(each.name, each.slot, each.release.version) for each in slots.instances()
+        ]
         for background in (
             self._database.outbox.run,
             self._registry.run,
             Reaper().run,
             self._canaries.run,
+            self._requests.run,
             monitor.run,
             watch.run,
             partial(self._state.watch, partial(audit.record, SUPERVISOR, "state_file", "put_back")),
@@ -275,7 +297,7 @@ class Daemon:
             manager=self._manager,
         )
         ports = self._control(
-            slots, service, queries, monitor=monitor, events=events, reloads=reloads
+            slots, service, queries, traffic, monitor=monitor, events=events, reloads=reloads
         )
         tasks.start_soon(slots.start_active, release)
         tasks.start_soon(self._manager.run, queries.ready, queries.summary, self._registry.rows)
@@ -296,6 +318,7 @@ class Daemon:
         await slots.stop()
         await self._store.empty()
         await end_strays(self._settings.state_dir)
+        await self._requests.finish()
         await self._registry.flush()
         await self._database.audit.record(SUPERVISOR, "daemon", "stopped", pid=os.getpid())
 
@@ -344,7 +367,7 @@ class Daemon:
         events: EventHub,
         runs: Runs,
         tasks: TaskGroup,
-    ) -> tuple[DeployService, DeployQueries]:
+    ) -> tuple[DeployService, DeployQueries, TrafficControl]:
         switch = Switch(
             settings=self._settings,
             plane=self._plane,
@@ -370,6 +393,7 @@ class Daemon:
             state=self._state,
             runs=runs,
             canaries=self._canaries,
+            request_figures=self._requests.figures,
             health_score=lambda: monitor.health().score,
             daemon=partial(self._view, slots),
         )
@@ -386,13 +410,22 @@ class Daemon:
             queries=queries,
             tasks=tasks,
         )
-        return service, queries
+        traffic = TrafficControl(
+            settings=self._settings,
+            plane=self._plane,
+            slots=slots,
+            switch=switch,
+            runs=runs,
+            audit=self._database.audit,
+        )
+        return service, queries, traffic
 
     def _control(
         self,
         slots: Slots,
         service: DeployService,
         queries: DeployQueries,
+        traffic: TrafficControl,
         *,
         monitor: HealthMonitor,
         events: EventHub,
@@ -400,11 +433,17 @@ class Daemon:
     ) -> Control:
         own_log = self._settings.state_dir / LOGS_DIRECTORY / OWN_LOG
         collector = GaugeCollector(
-            queries=queries, slots=slots, plane=self._plane, events=events, state=self._state
+            queries=queries,
+            slots=slots,
+            plane=self._plane,
+            events=events,
+            state=self._state,
+            requests=self._requests.exposed,
         )
         return Control(
             deploys=service,
             queries=queries,
+            traffic=traffic,
             reloads=reloads,
             canary=self._canaries,
             health=monitor,

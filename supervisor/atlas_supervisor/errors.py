@@ -257,6 +257,19 @@ NOTHING_TO_SWITCH = ErrorSpec(
     _STATUS_HINT,
     {"state": "no deploy is in progress"},
 )
+NOTHING_TO_SPLIT = ErrorSpec(
+    "nothing_to_split",
+    409,
+    "no deploy may share the traffic now: {state}",
+    "with AUTO_SWITCH_ON_HEALTH=false a deploy waits for its switch once it has passed its gates",
+    {"state": "no deploy is in progress"},
+)
+NO_PUBLIC_PORT = ErrorSpec(
+    "nothing_to_split",
+    409,
+    "with PUBLIC_PORT=0 there is no traffic to split: clients follow active_port",
+    "set PUBLIC_PORT in the env file and restart the daemon",
+)
 NOTHING_TO_ABORT = ErrorSpec(
     "nothing_to_abort",
     409,

@@ -120,7 +120,7 @@ def test_every_setting_that_is_named_exists(path: Path) -> None:
 def test_the_settings_that_take_only_their_defaults_are_named_as_limits() -> None:
     text = (ROOT / "docs/limits.md").read_text()
 
-    assert "`TRAFFIC_RAMP` and `TRAFFIC_STICKY` accept only their defaults" in text
+    assert "`TRAFFIC_RAMP` accepts only its default" in text
 
 
 def command_lines(verbs: Iterable[click.Command], word: str = "atlasctl") -> Iterator[str]:

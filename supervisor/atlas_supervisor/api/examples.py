@@ -32,7 +32,14 @@ from atlas_supervisor.model.drain import DrainCounts, DrainingView
 from atlas_supervisor.model.health import Check, CheckStatus, Health, HealthStatus
 from atlas_supervisor.model.release import LastDeploy, ReleaseView, VersionSource
 from atlas_supervisor.model.slot import Role, SlotName, SlotState, SlotView
-from atlas_supervisor.model.status import DaemonView, ReloadView, Start, Status, Traffic
+from atlas_supervisor.model.status import (
+    DaemonView,
+    ReloadView,
+    SplitView,
+    Start,
+    Status,
+    Traffic,
+)
 
 _START = datetime(2026, 1, 5, 9, 30, tzinfo=UTC)
 
@@ -277,6 +284,17 @@ def _slot(slot: SlotName, *, port: int, role: Role, state: SlotState, version: s
         cpu_percent=12.4 if role is Role.ACTIVE else 0.0,
     )
 
+
+SPLIT = SplitView(
+    deploy_id=SWITCHED.deploy_id,
+    version="1.4.0",
+    active_version="1.3.2",
+    staging_slot=SlotName.GREEN,
+    staging_weight=0.1,
+    weights={"blue": 0.9, "green": 0.1},
+    sticky="connection",
+    testers=["10.1.0.0/16", "192.0.2.7/32"],
+)
 
 DAEMON = DaemonView(
     version="1.2.0",

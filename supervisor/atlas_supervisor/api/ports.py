@@ -18,7 +18,7 @@ from atlas_supervisor.model.health import Health
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.log import LogFeed, LogSource, WantedLines
 from atlas_supervisor.model.release import ReleaseView
-from atlas_supervisor.model.status import ReloadView, Status
+from atlas_supervisor.model.status import ReloadView, SplitView, Status
 
 
 class DeployPort(Protocol):
@@ -43,6 +43,16 @@ class DeployPort(Protocol):
 
     async def set_mode(self, mode: Mode, actor: Actor, key: IdempotencyKey | None = None) -> None:
         """Set the mode durably."""
+
+
+class TrafficPort(Protocol):
+    """The split of the traffic while a deploy waits for its switch."""
+
+    def view(self) -> SplitView:
+        """Return it as it is now."""
+
+    async def set_weight(self, weight: float, actor: Actor) -> SplitView:
+        """Give the waiting version this share; return once that is durable."""
 
 
 class QueryPort(Protocol):
@@ -162,6 +172,7 @@ class Control:
 
     deploys: DeployPort
     queries: QueryPort
+    traffic: TrafficPort
     reloads: ReloadPort
     canary: CanaryPort
     health: HealthPort

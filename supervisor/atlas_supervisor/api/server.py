@@ -24,6 +24,7 @@ from atlas_supervisor.api import (
     logs,
     metrics,
     reload,
+    traffic,
 )
 from atlas_supervisor.api.acceptor import Acceptor
 from atlas_supervisor.api.app import build_app
@@ -46,6 +47,7 @@ def table(version: str) -> tuple[AnyRoute, ...]:
     """Return every route; a new noun is a module and its name here."""
     rows = [
         *deploy.ROUTES,
+        *traffic.ROUTES,
         *history.ROUTES,
         *audit.ROUTES,
         *events.ROUTES,

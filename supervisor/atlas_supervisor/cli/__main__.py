@@ -19,6 +19,7 @@ from atlas_supervisor.cli.session import Verbs
 from atlas_supervisor.cli.show import show
 from atlas_supervisor.cli.status import status
 from atlas_supervisor.cli.steer import abort, mode, rollback, switch
+from atlas_supervisor.cli.traffic import traffic
 from atlas_supervisor.output import unfailing_output
 
 VERBS = (
@@ -31,6 +32,7 @@ VERBS = (
     mode,
     history,
     show,
+    traffic,
     releases,
     logs,
     canary,

@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from atlas_supervisor.config.settings import FIELD_OF_KEY, Settings
+from atlas_supervisor.config.settings import FIELD_OF_KEY, Settings, Sticky
 from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.system.text import escaped, masked
 
@@ -109,6 +109,7 @@ def _warnings(settings: Settings) -> Iterator[str]:
     if settings.socket_passing is SocketPassing.FD and settings.public_port == 0:
         yield "WORKER_COMMAND has {fd}, the public socket, and with PUBLIC_PORT=0 there is none"
     yield from _about_the_relay(settings)
+    yield from _about_the_split(settings)
     yield from _about_the_stop(settings)
     if settings.llm_api_key_file and settings.llm_url.startswith("http://"):
         yield "LLM_URL is http://: the key in LLM_API_KEY_FILE is sent unencrypted"
@@ -125,6 +126,21 @@ def _about_the_relay(settings: Settings) -> Iterator[str]:
         yield (
             "WORKER_COMMAND has {port}, so the relay hides the client's address: workers see "
             "127.0.0.1; with RELAY_PROXY_PROTOCOL=true they get it by PROXY protocol v2"
+        )
+
+
+def _about_the_split(settings: Settings) -> Iterator[str]:
+    if settings.traffic_sticky is Sticky.ADDRESS:
+        yield (
+            "TRAFFIC_STICKY=address is of no use behind a proxy: all clients share the proxy's "
+            "address, and so one version"
+        )
+    if settings.traffic_testers and not settings.public_port:
+        yield "TRAFFIC_TESTERS has no effect, because PUBLIC_PORT=0: clients follow active_port"
+    elif settings.traffic_testers and settings.auto_switch_on_health:
+        yield (
+            "TRAFFIC_TESTERS has no effect, because AUTO_SWITCH_ON_HEALTH=true: a release that has "
+            "passed its gates gets all the traffic at once"
         )
 
 

@@ -11,7 +11,14 @@ import re
 import shlex
 import stat
 from difflib import get_close_matches
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_interface,
+)
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,6 +31,9 @@ from atlas_worker.contract import FEATURE_NAME_LIMIT, FEATURES_LIMIT
 
 PLACEHOLDERS = ("fd", "port", "slot")
 """Placeholders in a worker's command, in braces."""
+
+NETWORKS_LIMIT = 32
+"""So that their program fits into what an older kernel allows for one."""
 
 
 def _lower(value: object) -> object:
@@ -132,6 +142,27 @@ def _ascending(shares: tuple[float, ...]) -> tuple[float, ...]:
     return shares
 
 
+def _network(text: object) -> IPv4Network | IPv6Network:
+    given = ip_interface(str(text))
+    if given.version == 6 and given.ip.ipv4_mapped is not None:
+        raise ValueError(f"write {text} as an IPv4 network")
+    if given.ip != given.network.network_address:
+        raise ValueError(f"{text} has bits beyond its prefix; its network is {given.network}")
+    return given.network
+
+
+def _networks(value: object) -> object:
+    parts = _split(value)
+    if not isinstance(parts, tuple):
+        return value
+    if len(parts) > NETWORKS_LIMIT:
+        raise ValueError(f"{len(parts)} networks are more than {NETWORKS_LIMIT}")
+    networks = tuple(map(_network, parts))
+    if twice := [each for each in networks if networks.count(each) > 1]:
+        raise ValueError(f"{twice[0]} is given twice")
+    return networks
+
+
 def _features(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(names) > FEATURES_LIMIT:
         raise ValueError(f"{len(names)} names are more than {FEATURES_LIMIT}")
@@ -199,6 +230,14 @@ Features = Annotated[
     BeforeValidator(_split),
     AfterValidator(_features),
     Field(description="up to 1000 names like a_name1 with commas between, each once"),
+]
+Networks = Annotated[
+    tuple[IPv4Network | IPv6Network, ...],
+    BeforeValidator(_networks),
+    Field(
+        description=f"up to {NETWORKS_LIMIT} IP networks or addresses with commas between, as "
+        "10.1.0.0/16,192.0.2.7,2001:db8::/48"
+    ),
 ]
 Host = Annotated[
     IPv4Address | IPv6Address,

@@ -26,7 +26,6 @@ from atlas_supervisor.errors import SettingsError
 NOT_BUILT_YET = frozenset(
     {
         "TRAFFIC_RAMP",
-        "TRAFFIC_STICKY",
     }
 )
 """Keys without an implementation yet: another value than the default is refused, not ignored."""

@@ -23,6 +23,7 @@ from atlas_supervisor.config.fields import (
     Host,
     LatencyMargin,
     Lower,
+    Networks,
     OptionalText,
     OptionalUrl,
     PlaceOrNone,
@@ -114,6 +115,7 @@ class Settings(BaseModel):
     keep_warm_foreign: Switch = False
     guard_seconds: SecondsOrZero = 60
     traffic_ramp: Annotated[Ramp, Field(min_length=1)] = (1.0,)
+    traffic_testers: Networks = ()
     traffic_sticky: Annotated[Sticky, Lower, Field(description="connection or address")] = (
         Sticky.CONNECTION
     )

@@ -51,6 +51,9 @@ class Effects(Protocol):
     async def health(self, deploy: ActiveDeploy) -> StepOutcome:
         """Run the health gate against staging."""
 
+    async def await_switch(self, deploy: ActiveDeploy) -> StepOutcome:
+        """Let staging have its part of the traffic, and wait for the operator."""
+
     async def switch(self, deploy: ActiveDeploy) -> StepOutcome:
         """Send all traffic to staging, durably; on failure everything is as it was."""
 
@@ -67,7 +70,7 @@ class Effects(Protocol):
         """Send all traffic back to the warm version, durably; on failure as for a switch."""
 
     async def unstage(self, deploy: ActiveDeploy) -> StepOutcome:
-        """End the instance that never had traffic."""
+        """End the instance that did not get all the traffic."""
 
     def ports(self) -> tuple[int, int]:
         """Return the active and the staging port as they are now."""

@@ -11,9 +11,14 @@ from atlas_supervisor.model.release import Release
 single_by_settings = errors.SINGLE_BY_SETTINGS.error
 stopping = errors.STOPPING.error
 nothing_to_roll_back = errors.NOTHING_TO_ROLL_BACK.error
+no_public_port = errors.NO_PUBLIC_PORT.error
 deploy_not_found = errors.DEPLOY_NOT_FOUND.error
 
-_NOTHING_TO = {"switch": errors.NOTHING_TO_SWITCH, "abort": errors.NOTHING_TO_ABORT}
+_NOTHING_TO = {
+    "switch": errors.NOTHING_TO_SWITCH,
+    "abort": errors.NOTHING_TO_ABORT,
+    "split": errors.NOTHING_TO_SPLIT,
+}
 
 
 def mode_is_single(setting: Mode) -> RefusedError:
@@ -55,7 +60,7 @@ def too_late(record: DeployRecord) -> RefusedError:
 
 
 def nothing_to(action: str, run: DeployRun | None) -> RefusedError:
-    """Return the error for `switch` or `abort` where no deploy is in a phase for it."""
+    """Return the error for `switch`, `abort` or `split` if no deploy is in a phase for it."""
     state = f"the deploy is in {run.whereabouts}" if run else "no deploy is in progress"
     return _NOTHING_TO[action].error(state=state)
 

@@ -72,6 +72,7 @@ class Executor:
     def resume(self, switched: datetime | None) -> None:
         """Count guard and warm time from the switch, which was before this daemon's start."""
         self._warm_since = Stopwatch.since(switched)
+        self._switch.has_shared = True  # perhaps
 
     def ports(self) -> tuple[int, int]:
         """Return the active and the staging port as they are now."""
@@ -192,6 +193,12 @@ class Executor:
             self._check_landing(over)
             await over.wait()
 
+    async def await_switch(self, deploy: ActiveDeploy) -> StepOutcome:
+        """Let staging have its part of the traffic, and wait for the operator."""
+        await self._switch.open_split(deploy.record.deploy_id)
+        await anyio.sleep_forever()
+        raise AssertionError  # pragma: no cover  # cancelled by the event that it waits for
+
     async def switch(self, deploy: ActiveDeploy) -> StepOutcome:
         """Switch to staging; the deployed version has the traffic from now on."""
         if gone := await _gone(deploy.release):  # a deploy may have waited for days
@@ -302,10 +309,13 @@ class Executor:
         return StepOutcome.passed(detail.message, detail)
 
     async def unstage(self, _deploy: ActiveDeploy) -> StepOutcome:
-        """End the instance that never had traffic."""
-        slot = self._slots.staging
-        await self._slots.stop_staging()
-        return StepOutcome.passed(f"{slot.name} is stopped")
+        """End the instance that did not get all the traffic; drain it if it had a part."""
+        slot, message = self._slots.staging, ""
+        if await self._switch.close_split():
+            message = f": {(await self._slots.drain_staging())['message']}"
+        else:
+            await self._slots.stop_staging()
+        return StepOutcome.passed(f"{slot.name} is stopped{message}")
 
 
 async def _gone(release: Release) -> StepOutcome | None:

@@ -5,7 +5,8 @@ steering program to the group (SO_ATTACH_REUSEPORT_CBPF), detach ours, or lock t
 sockets (SO_LOCK_FILTER); the kernel does not report that. So the check of a switch (`switch`) is
 repeated at intervals, and before and after the gates of a deploy. If a connection arrives
 elsewhere, the program is attached again, the release that took it is named in health, audit and
-log, and it does not pass its gates.
+log, and it does not pass its gates. While staging has a part of the traffic, the check uses the
+loopback source that the program sends to the active slot.
 
 It can't see a program that leaves the daemon's own connections alone, and takes those of chosen
 addresses or a small share of all. That ends with the next worker's start or switch, which attach
@@ -30,6 +31,8 @@ from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.store.audit import AuditStore
 from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.traffic import Plane
+from atlas_supervisor.traffic.listeners import loopback_of
+from atlas_supervisor.traffic.steering import DIRECT_SOURCE
 from atlas_supervisor.workers.process import WorkerProcess
 from atlas_supervisor.workers.slots import Slots
 
@@ -114,6 +117,8 @@ class LandingWatch:
         instance, expected = active.instance, active.name
         if instance is None or not active.can_serve or self._plane.active is not expected:
             return None  # a start, a switch or a takeover is going on
+        if self._plane.policy.split and ":" in loopback_of(str(self._settings.public_host)):
+            return None  # IPv6 has one loopback source, which the split may send to staging
         seen = await self._check_landing(instance, expected)
         switched = self._plane.active is not expected or active.instance is not instance
         if seen.landing is not Landing.WRONG or switched or not active.can_serve:
@@ -157,12 +162,14 @@ class LandingWatch:
         return False
 
     async def _check_landing(self, instance: WorkerProcess, expected: SlotName) -> LandingCheck:
+        split = self._plane.policy.split
         return await check_landing(
             str(self._settings.public_host),
             self._settings.public_port,
             instance,
             count=CONNECTIONS,
-            elsewhere=lambda: self._plane.queued(expected.other),
+            elsewhere=lambda: 0 if split else self._plane.queued(expected.other),
+            source=str(DIRECT_SOURCE[expected]) if split else None,
         )
 
     def _new_lock(self) -> Disturbance | None:

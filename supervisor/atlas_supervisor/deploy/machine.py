@@ -41,6 +41,7 @@ class Event(StrEnum):
     FAILED = "failed"
     STAGING_DIED = "staging_died"
     ACTIVE_DIED = "active_died"
+    SPLIT_REQUESTED = "split_requested"
     SWITCH_REQUESTED = "switch_requested"
     ABORT_REQUESTED = "abort_requested"
     ROLLBACK_REQUESTED = "rollback_requested"
@@ -171,6 +172,7 @@ TABLE: tuple[Row, ...] = (
     Row(_P.HEALTH, _E.PASSED, _P.AWAITING_SWITCH, _R.AWAITING_SWITCH, When.MANUAL),
     Row(_P.HEALTH, _E.PASSED, _P.UNSTAGE, _R.DRY_RUN_PASSED, When.DRY_RUN),
     *_gate(_P.HEALTH),
+    Row(_P.AWAITING_SWITCH, _E.SPLIT_REQUESTED, _P.AWAITING_SWITCH),
     Row(_P.AWAITING_SWITCH, _E.SWITCH_REQUESTED, _P.SWITCH),
     Row(_P.AWAITING_SWITCH, _E.ABORT_REQUESTED, _P.UNSTAGE, _R.ABORTED),
     Row(_P.AWAITING_SWITCH, _E.STAGING_DIED, _P.UNSTAGE, _R.FAILED, demands=_REJECTED),
@@ -220,14 +222,14 @@ ACTIVITIES = {
     Phase.LAUNCH: "start the release on staging and wait until it is ready",
     Phase.SMOKE: "run the smoke tests against staging",
     Phase.HEALTH: "run the health gate against staging",
-    Phase.AWAITING_SWITCH: "wait for the operator",
+    Phase.AWAITING_SWITCH: "give staging its part of the traffic, and wait for the operator",
     Phase.SWITCH: "send all traffic to staging, durably",
     Phase.GUARD: "watch the new version for the guard time",
     Phase.WARM: "keep the old version alive for the rest of its warm time",
     Phase.DRAIN: "drain and end the old version",
     Phase.REVERT: "send all traffic back to the old version, durably",
     Phase.DRAIN_REVERTED: "drain and end the new version",
-    Phase.UNSTAGE: "end the instance that never had traffic",
+    Phase.UNSTAGE: "take staging's part of the traffic away, and end its instance",
 }
 """What the activity of each phase does, in words."""
 

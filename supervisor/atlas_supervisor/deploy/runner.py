@@ -7,7 +7,8 @@ cancelled and has undone what it did. The table alone decides what follows.
 1. One event ends a phase. At most one event from outside waits. More are refused, but a request for
    what is being done already is accepted, and both callers get the same answer. An event that was
    accepted counts, even if the activity ends in the same moment: its outcome is then void, unless
-   both lead to the same phase. No activity begins while an event waits.
+   both lead to the same phase. No activity begins while an event waits. Only a split, which is
+   done when its event comes, gives way to another event.
 2. A flip (`switch`, `revert`) is never cancelled: it is short, and done as a whole or not at all.
    It accepts only `machine.KEPT_DURING_FLIP`: such an event waits for the phase that follows, and
    is dropped if it means nothing there. No request is among them, so none is accepted and dropped.
@@ -162,7 +163,8 @@ class DeployRun:
 
         What is being done already is accepted again: both callers get the answer.
         """
-        return self._does(event) or (self._incoming is None and self._possible(event))
+        free = self._incoming is None or self._incoming.event is Event.SPLIT_REQUESTED
+        return self._does(event) or (free and self._possible(event))
 
     def _does(self, event: Event) -> bool:
         """Return whether the request is being done already, and is not settled yet."""
@@ -285,7 +287,7 @@ class DeployRun:
             Phase.LAUNCH: effects.launch,
             Phase.SMOKE: effects.smoke,
             Phase.HEALTH: effects.health,
-            Phase.AWAITING_SWITCH: _wait_for_operator,
+            Phase.AWAITING_SWITCH: effects.await_switch,
             Phase.SWITCH: effects.switch,
             Phase.GUARD: effects.guard,
             Phase.WARM: effects.warm,
@@ -384,8 +386,3 @@ class DeployRun:
         elif not self._possible(event):
             log.info("deploy_event_dropped", happening=event, phase=self.phase)
             self._forget_incoming()
-
-
-async def _wait_for_operator(_deploy: ActiveDeploy) -> StepOutcome:
-    await anyio.sleep_forever()
-    raise AssertionError  # pragma: no cover  # cancelled by the event that it waits for

@@ -1,9 +1,15 @@
-"""The switch: all traffic moves to the staging slot, durably, or nothing changes.
+"""The switch and the split: staging gets all the traffic, or a part, durably, or nothing changes.
 
 The active slot is recorded in three places that must agree: the program in the kernel, the state
 file, and memory (`Slots`). This is the only place that changes them, in this order: steer, check
 with a real connection, state file, memory. A failure before the state file is durable steers back;
 from then on the switch counts.
+
+Before it, a deploy that has passed its gates may have a part of the traffic (the split): testers'
+networks, and the share that the state file names, `staging_weight`. A share is steered first and
+then written, and both are undone if that fails; so the file is right after a kill, too. The share
+is 0 from the switch on, and when the deploy ends without one. One change follows another
+(`_changing`).
 
 The check (`landing`) connects to the public port and asks the kernel which process accepted. It
 finds what the kernel's return code can't show: a foreign listener on a more specific address, or
@@ -17,20 +23,22 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from enum import StrEnum
+from hashlib import blake2b
 from typing import NamedTuple
 
 import anyio
 import structlog
 
-from atlas_supervisor.config import Settings
+from atlas_supervisor.config import Settings, Sticky
 from atlas_supervisor.deploy.machine import StepOutcome
 from atlas_supervisor.model.deploy import SwitchDetail
 from atlas_supervisor.model.state import ActiveRelease, DeployState
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.system import procfs, sockdiag
 from atlas_supervisor.system.clock import Stopwatch, now
-from atlas_supervisor.traffic import Plane
+from atlas_supervisor.traffic import Plane, Split
 from atlas_supervisor.traffic.listeners import loopback_of
 from atlas_supervisor.workers.process import WorkerProcess
 from atlas_supervisor.workers.slot import Slot
@@ -66,27 +74,32 @@ async def check_landing(
     *,
     count: int = 1,
     elsewhere: Callable[[], int] = lambda: 0,
+    source: str | None = None,
 ) -> LandingCheck:
     """Make `count` connections, and find out whether `instance` got all of them.
 
     `elsewhere` returns how many connections wait where none should: what never accepts is found by
     that. Without a program the kernel spreads connections by chance, so one of them shows little.
+    `source` is the local address that they are made from.
     """
-    return await anyio.to_thread.run_sync(
-        _connect_and_find, (loopback_of(host), port), instance, count, elsewhere
-    )
+
+    def connect() -> socket.socket:
+        local = (source, 0) if source else None
+        return socket.create_connection((loopback_of(host), port), _ACCEPT_SECONDS, local)
+
+    return await anyio.to_thread.run_sync(_connect_and_find, connect, instance, count, elsewhere)
 
 
 def _connect_and_find(
-    address: tuple[str, int], instance: WorkerProcess, count: int, elsewhere: Callable[[], int]
+    connect: Callable[[], socket.socket],
+    instance: WorkerProcess,
+    count: int,
+    elsewhere: Callable[[], int],
 ) -> LandingCheck:
     before = elsewhere()
     try:
         with ExitStack() as stack:
-            clients = [
-                stack.enter_context(socket.create_connection(address, _ACCEPT_SECONDS))
-                for _ in range(count)
-            ]
+            clients = [stack.enter_context(connect()) for _ in range(count)]
             inodes = _accepted(clients)
             if len(inodes) < count and elsewhere() > before:
                 return LandingCheck(Landing.WRONG, "a connection waits in the other slot's queue")
@@ -125,8 +138,19 @@ def _accepted(clients: list[socket.socket]) -> set[int]:
         pause *= 1.5
 
 
+def split_of(settings: Settings, deploy_id: str, weight: float) -> Split:
+    """Return a deploy's part of the traffic; its addresses are others than those of the last."""
+    salt = int.from_bytes(blake2b(deploy_id.encode(), digest_size=4).digest())
+    by_address = settings.traffic_sticky is Sticky.ADDRESS
+    return Split(weight, by_address, salt, settings.traffic_testers)
+
+
+class NoSplitError(Exception):
+    """Staging can't have a part of the traffic at this moment."""
+
+
 class Switch:
-    """Moves all traffic to the staging slot, and keeps the state file in step."""
+    """Moves traffic to the staging slot, all or a part, and keeps the state file in step."""
 
     def __init__(
         self,
@@ -143,15 +167,74 @@ class Switch:
         self._state = state
         self._changed = changed
         """Called after each flip."""
+        self._changing = anyio.Lock()
+        self._split: Split | None = None
+        """What staging may have; None while it may have nothing."""
+        self.has_shared = False
+        """Whether staging may have connections of the split that is open."""
 
     async def flip(self) -> StepOutcome:
         """Make staging active. Not cancellable; on failure nothing has changed."""
         with anyio.CancelScope(shield=True):
-            outcome = await self._flip()
-        return outcome  # noqa: RET504  # mypy takes a cancel scope for one that may swallow
+            async with self._changing:
+                outcome = await self._flip()
+        return outcome  # mypy takes a cancel scope for one that may swallow
+
+    async def open_split(self, deploy_id: str) -> None:
+        """Let staging have its part: testers, and the share that the state file names."""
+        with anyio.CancelScope(shield=True):
+            async with self._changing:
+                weight = self._state.state.staging_weight
+                self._split = split_of(self._settings, deploy_id, weight)
+                try:
+                    self._steer_split(self._split)
+                except NoSplitError:
+                    return  # the deploy is about to fail
+                except OSError as error:
+                    log.critical("steering_uncertain", wanted=weight, why=str(error))
+
+    async def set_weight(self, weight: float) -> None:
+        """Give staging this share of the new connections, durably.
+
+        Raises OSError, and then nothing changed; NoSplitError if staging may have none now.
+        """
+        with anyio.CancelScope(shield=True):
+            async with self._changing:
+                if (before := self._split) is None:
+                    raise NoSplitError
+                after = replace(before, weight=weight)
+                self._steer_split(after)
+                try:
+                    await self._state.change(staging_weight=weight)
+                except OSError:
+                    if self._slots.staging.can_serve:
+                        self._steer_split(before)
+                    raise
+                self._split = after
+
+    def _steer_split(self, split: Split) -> None:
+        if not self._slots.staging.can_serve:
+            raise NoSplitError
+        if split or self._plane.policy.split:
+            self._plane.split(split)
+        self.has_shared = self.has_shared or bool(split)
+
+    async def close_split(self) -> bool:
+        """Take staging's part away; return whether it may have had connections."""
+        with anyio.CancelScope(shield=True):
+            async with self._changing:
+                had, self._split, self.has_shared = self.has_shared, None, False
+                if self._plane.policy.split:
+                    self._steer_back(self._slots.active)
+                if self._state.state.staging_weight:
+                    try:
+                        await self._state.change(staging_weight=0.0)
+                    except OSError as error:  # the next deploy begins with 0 all the same
+                        log.error("staging_weight_not_saved", why=str(error))
+        return had
 
     async def _flip(self) -> StepOutcome:
-        source, target = self._slots.active, self._slots.staging
+        source, target, split = self._slots.active, self._slots.staging, self._plane.policy.split
         if not target.can_serve:
             return StepOutcome.staging_died(f"{target.name} is not alive")
         try:
@@ -165,9 +248,10 @@ class Switch:
             outcome = await self._make_durable(source, target, flip_us)
         finally:  # after a bug as well: steering must match the state file
             if not outcome.has_passed:
-                self._steer_back(source)
+                self._steer_back(source, split if target.can_serve else Split())
         if not outcome.has_passed:
             return outcome
+        self._split, self.has_shared = None, False
         self._slots.exchange()
         self._changed()
         return outcome
@@ -187,6 +271,7 @@ class Switch:
                 staging_port=source.port,
                 last_switch_ts=now(),
                 active_release=_release_of(target),
+                staging_weight=0.0,
             )
         except OSError as error:
             return StepOutcome.failed(f"the state file could not be written: {error}")
@@ -211,9 +296,11 @@ class Switch:
             str(self._settings.public_host), self._settings.public_port, target.instance
         )
 
-    def _steer_back(self, source: Slot) -> None:
+    def _steer_back(self, source: Slot, split: Split = Split()) -> None:  # noqa: B008  # frozen
         try:
             self._plane.steer(source.name)
+            if split:
+                self._plane.split(split)
         except OSError as error:
             log.critical("steering_uncertain", wanted=source.name, why=str(error))
 
@@ -225,6 +312,7 @@ class Switch:
                 staging_port=before.staging_port,
                 last_switch_ts=before.last_switch_ts,
                 active_release=before.active_release,
+                staging_weight=before.staging_weight,
             )
         except OSError as error:
             log.error("switch_not_reverted", why=str(error))

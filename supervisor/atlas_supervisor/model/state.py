@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-from pydantic import BaseModel, PositiveInt
+from pydantic import BaseModel, Field, PositiveInt
 
 from atlas_supervisor.model.canary import CanaryPolicy
 from atlas_supervisor.model.deploy import Mode
@@ -39,6 +39,8 @@ class DeployState(BaseModel, frozen=True, extra="ignore"):
     files of earlier versions."""
     last_deploy_ts: datetime | None = None
     last_switch_ts: datetime | None = None
+    staging_weight: float = Field(default=0.0, ge=0, le=1)
+    """Share of new connections that the staging slot has, while its deploy waits for the switch."""
     canary_disabled_fallback: bool = False
     canary: CanaryPolicy | None = None
     """None in files of versions without canaries."""

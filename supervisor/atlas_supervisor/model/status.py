@@ -31,6 +31,26 @@ class Traffic(BaseModel, frozen=True):
     weights: dict[str, float] = Field(description="Share of new connections, by slot.")
 
 
+class SplitView(BaseModel, frozen=True):
+    """How the traffic is split between two versions."""
+
+    deploy_id: str = Field(description="The deploy that waits.")
+    version: str | None = Field(description="Its version.")
+    active_version: str | None = Field(
+        description="Version of the active worker; null if there is none."
+    )
+    staging_slot: str = Field(description="Slot of the waiting version.")
+    staging_weight: float = Field(description="Its share of new connections, from 0 to 1.")
+    weights: dict[str, float] = Field(description="Share of new connections, by slot.")
+    sticky: str = Field(
+        description="The setting TRAFFIC_STICKY. `connection`: each connection is drawn; "
+        "`address`: a client address keeps its version while the share grows."
+    )
+    testers: list[str] = Field(
+        description="Networks that always get the waiting version (TRAFFIC_TESTERS)."
+    )
+
+
 class Start(StrEnum):
     """How a daemon began."""
 

@@ -11,6 +11,7 @@ from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, Plane, T
 from atlas_supervisor.traffic.refusal import PATIENCE_SECONDS
 from atlas_supervisor.traffic.relay_connection import Answers
 from atlas_supervisor.traffic.relay_plane import RelayPlane
+from atlas_supervisor.traffic.steering import Split, SteeringPolicy
 
 __all__ = [
     "PATIENCE_SECONDS",
@@ -18,6 +19,8 @@ __all__ = [
     "Endpoints",
     "InheritedSockets",
     "Plane",
+    "Split",
+    "SteeringPolicy",
     "TakenBack",
     "make_plane",
 ]

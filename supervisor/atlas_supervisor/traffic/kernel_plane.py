@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 import structlog
 
@@ -46,7 +47,7 @@ from atlas_supervisor.traffic.refusal import Refusal
 from atlas_supervisor.traffic.relay import Target
 from atlas_supervisor.traffic.relay_connection import Answers
 from atlas_supervisor.traffic.slot_ports import Rescues, SlotPorts
-from atlas_supervisor.traffic.steering import DIRECT_SOURCE, SteeringPolicy
+from atlas_supervisor.traffic.steering import DIRECT_SOURCE, Split, SteeringPolicy
 from atlas_supervisor.traffic.takeback import (
     PUBLIC_NAME,
     drop_passed,
@@ -81,9 +82,9 @@ class KernelPlane:
         return self._policy.active
 
     @property
-    def weights(self) -> dict[str, float]:
-        """Share of new connections per slot."""
-        return self._policy.weights
+    def policy(self) -> SteeringPolicy:
+        """Where new connections go."""
+        return self._policy
 
     @seam("take-back")
     def take_back(self, pids: Collection[int], passed: PassedSockets) -> TakenBack:
@@ -114,12 +115,13 @@ class KernelPlane:
         active: SlotName,
         taken: TakenBack | None = None,
         adopted: Mapping[SlotName, int] | None = None,
+        split: Split | None = None,
     ) -> None:
         """Open the group and the slots' own ports, with what was taken back."""
         taken, adopted = taken or TakenBack(), adopted or {}
         self._kept = taken.kept
         try:
-            self._open_sockets(active, taken, adopted)
+            self._open_sockets(active, taken, adopted, split or Split())
         except BaseException:
             self._close_sockets()
             raise
@@ -127,13 +129,19 @@ class KernelPlane:
         self._own_ports = SlotPorts(self._own, targets)
 
     def _open_sockets(
-        self, active: SlotName, taken: TakenBack, adopted: Mapping[SlotName, int]
+        self,
+        active: SlotName,
+        taken: TakenBack,
+        adopted: Mapping[SlotName, int],
+        split: Split,
     ) -> None:
         host, port = self._endpoints.public_host, self._endpoints.public_port
         listeners.refuse_foreign_listeners("PUBLIC_PORT", host, port, taken.inodes)
         served = not adopted and taken.traffic in taken.accepts.values()
         with_traffic = active.other if served else active
         self._policy = SteeringPolicy(with_traffic, self._by_descriptor)
+        if len(adopted) == len(SlotName):
+            self._policy = replace(self._policy, split=split)
         try:
             if taken.group:
                 self._continue_group(taken, adopted)
@@ -141,7 +149,7 @@ class KernelPlane:
                 self._public = listeners.open_group(host, port, self._policy)
         except OSError as error:
             raise listeners.explain_bind_error("PUBLIC_PORT", host, port, error) from error
-        self.steer(with_traffic)
+        self._attach(self._policy)
         had = {
             slot: sock
             for slot in self._endpoints.slot_ports
@@ -221,17 +229,25 @@ class KernelPlane:
     @seam("steer")
     def steer(self, slot: SlotName) -> None:
         """Attach the program that sends new connections to the slot: the switch itself."""
+        self._attach(SteeringPolicy(slot, self._by_descriptor))
+
+    def split(self, split: Split) -> None:
+        """Attach the program that gives the staging slot its part."""
+        self._attach(replace(self._policy, split=split))
+
+    def _attach(self, policy: SteeringPolicy) -> None:
+        """Attach the policy. The mark is the active slot's, also while there is a split."""
         first, second = self._public
-        policy = SteeringPolicy(slot, self._by_descriptor, (first, second))
-        listeners.attach_to_group(self._public[slot], policy)
+        policy = replace(policy, order=(first, second))
+        listeners.attach_to_group(self._public[policy.active], policy)
         self._policy = policy
-        listeners.mark(list(self._public.values()), traffic=self._public[slot])
+        listeners.mark(list(self._public.values()), traffic=self._public[policy.active])
 
     def refresh(self, slot: SlotName) -> None:
         """Set the queue's size and the program again: the worker shares the sockets."""
         listeners.restore_backlog(self._public[slot])
         listeners.restore_backlog(self._own[slot])
-        self.steer(self._policy.active)
+        self._attach(self._policy)
 
     def restore(self, *, turned: bool) -> None:
         """Listen and steer again after a worker has changed that."""
@@ -239,7 +255,7 @@ class KernelPlane:
             self._public = dict(reversed(self._public.items()))
         for sock in (*self._public.values(), *self._own.values()):
             listeners.restore_backlog(sock)
-        self.steer(self._policy.active)
+        self._attach(self._policy)
 
     def locked(self) -> bool:
         """Return whether a worker has locked a listener's filters."""
@@ -253,7 +269,9 @@ class KernelPlane:
     def vacate(self, slot: SlotName, heir: SlotName) -> None:
         """Relay the public queue of a slot without a worker to the heir; close on its own port."""
         target = Target("127.0.0.1", self._endpoints.slot_ports[heir])
-        self._rescues.begin(slot, self._public[slot], lambda: self._rescues.refusal(heir) or target)
+        self._rescues.begin(
+            slot, self._public[slot], lambda _client: self._rescues.refusal(heir) or target
+        )
         self._own_ports.vacate(slot)
 
     @seam("occupy")
@@ -304,8 +322,7 @@ class KernelPlane:
         if not self._rescues.is_running(active.other):
             return False
         self._rescues.end(active.other)
-        first, second = self._public
-        policy = SteeringPolicy(active.other, self._by_descriptor, (first, second))
+        policy = replace(self._policy, active=active.other, split=Split())
         try:
             listeners.attach(self._public[active], policy)
         except OSError as error:

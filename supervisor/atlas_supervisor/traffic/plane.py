@@ -16,6 +16,7 @@ from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.system.passed_sockets import PassedSockets
 from atlas_supervisor.traffic.refusal import PATIENCE_SECONDS, Refusal
 from atlas_supervisor.traffic.relay_connection import Answers, RelayCounters
+from atlas_supervisor.traffic.steering import Split, SteeringPolicy
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ class Plane(Protocol):
         """The slot that new connections go to."""
 
     @property
-    def weights(self) -> dict[str, float]:
-        """Share of new connections per slot, 0 to 1."""
+    def policy(self) -> SteeringPolicy:
+        """Where new connections go."""
 
     def take_back(self, pids: Collection[int], passed: PassedSockets) -> TakenBack:
         """Look at the addresses, and take sockets back from workers of an earlier daemon.
@@ -129,11 +130,13 @@ class Plane(Protocol):
         active: SlotName,
         taken: TakenBack | None = None,
         adopted: Mapping[SlotName, int] | None = None,
+        split: Split | None = None,
     ) -> None:
         """Open every listening socket that was not taken back. Raises StartRefusedError.
 
-        `adopted` has the processes of the slots' own workers. While another worker of an earlier
-        daemon serves, it keeps the traffic, and has the other slot.
+        `adopted` has the processes of the slots' own workers; with both, the split is that of the
+        daemon before. While another worker of an earlier daemon serves, it keeps the traffic, and
+        has the other slot.
         """
 
     @property
@@ -159,6 +162,12 @@ class Plane(Protocol):
 
     def steer(self, slot: SlotName) -> None:
         """Send every new connection to the slot. Raises OSError, and then nothing changed."""
+
+    def split(self, split: Split) -> None:
+        """Give the other slot this part of the new connections, until the next `steer`.
+
+        Raises OSError, and then nothing changed.
+        """
 
     def refresh(self, slot: SlotName) -> None:
         """Restore what a worker may have changed on the sockets that it shares with us."""

@@ -66,6 +66,9 @@ def local_header(_client: socket.socket) -> bytes:
 Choice = Target | Refusal | None
 """Where a connection goes. None means that there is no worker: it is closed at once."""
 
+Choose = Callable[[socket.socket], Choice]
+"""Returns it for this client."""
+
 
 class Relay:
     """Accepts on one listening socket and relays each connection to the target of `choose`.
@@ -78,7 +81,7 @@ class Relay:
     def __init__(
         self,
         listener: socket.socket,
-        choose: Callable[[], Choice],
+        choose: Choose,
         carried: RelayCounters | None = None,
         *,
         header: Header | None = None,
@@ -217,7 +220,7 @@ class Relay:
         self._pausing = asyncio.get_running_loop().call_later(_RETRY_SECONDS, self.start)
 
     def _carry(self, client: socket.socket) -> None:
-        target = self._choose()
+        target = self._choose(client)
         if target is None:
             client.close()
             return
@@ -266,7 +269,7 @@ class Relay:
         with contextlib.ExitStack() as ours:
             ours.enter_context(client)
             try:
-                found = await self._connect()
+                found = await self._connect(client)
             except OSError as error:
                 log.warning("relay_failed", error=str(error))
                 return
@@ -276,12 +279,14 @@ class Relay:
                 ours.pop_all()
                 self._begin(client, *found)
 
-    async def _connect(self) -> tuple[socket.socket, Target] | Refusal | None:
+    async def _connect(
+        self, client: socket.socket
+    ) -> tuple[socket.socket, Target] | Refusal | None:
         """Return a connection to the chosen target; wait for a worker that restarts."""
         deadline = asyncio.get_running_loop().time() + self._patience_seconds
         pause = _RETRY_SECONDS
         while True:
-            target = self._choose()
+            target = self._choose(client)
             if not isinstance(target, Target):
                 return target
             try:

@@ -17,6 +17,8 @@ import socket
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from ipaddress import ip_address
+from random import getrandbits
 
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
@@ -30,7 +32,7 @@ from atlas_supervisor.traffic.refusal import Refusal
 from atlas_supervisor.traffic.relay import Relay, Target, client_header, local_header
 from atlas_supervisor.traffic.relay_connection import Answers
 from atlas_supervisor.traffic.slot_ports import Rescues, SlotPorts
-from atlas_supervisor.traffic.steering import DIRECT_SOURCE
+from atlas_supervisor.traffic.steering import DIRECT_SOURCE, Split, SteeringPolicy, choose
 from atlas_supervisor.traffic.takeback import (
     PUBLIC_NAME,
     drop_passed,
@@ -50,7 +52,7 @@ class RelayPlane:
     def __init__(self, endpoints: Endpoints, socket_passing: SocketPassing) -> None:
         self._endpoints = endpoints
         self._socket_passing = socket_passing
-        self._active = SlotName.BLUE
+        self._policy = SteeringPolicy(SlotName.BLUE)
         self._public: socket.socket | None = None
         self._relay: Relay | None = None
         self._own: dict[SlotName, socket.socket] = {}
@@ -76,12 +78,12 @@ class RelayPlane:
     @property
     def active(self) -> SlotName:
         """The slot that new connections go to."""
-        return self._active
+        return self._policy.active
 
     @property
-    def weights(self) -> dict[str, float]:
-        """Share of new connections per slot."""
-        return {slot.value: 1.0 if slot is self._active else 0.0 for slot in SlotName}
+    def policy(self) -> SteeringPolicy:
+        """Where new connections go."""
+        return self._policy
 
     def take_back(self, pids: Collection[int], passed: PassedSockets) -> TakenBack:
         """Look at the addresses; of what workers of an earlier daemon have, own ports are shared.
@@ -140,10 +142,13 @@ class RelayPlane:
         active: SlotName,
         taken: TakenBack | None = None,
         adopted: Mapping[SlotName, int] | None = None,
+        split: Split | None = None,
     ) -> None:
         """Open the public listener and the slots' own ports."""
-        self._active = active
         taken, adopted = taken or TakenBack(), adopted or {}
+        self._policy = SteeringPolicy(active)
+        if split and len(adopted) == len(SlotName):
+            self._policy = replace(self._policy, split=split)
         self._kept = (*taken.kept, *taken.inner.values())
         try:
             self._open_sockets(taken, adopted)
@@ -209,8 +214,15 @@ class RelayPlane:
             {slot: self._target_of(slot)._replace(source=sources[slot]) for slot in SlotName},
         )
 
-    def _target(self) -> Target | Refusal:
-        return self._clients_of(self._active)
+    def _target(self, client: socket.socket) -> Target | Refusal:
+        return self._clients_of(self._chosen(client) if self._policy.split else self.active)
+
+    def _chosen(self, client: socket.socket) -> SlotName:
+        try:
+            source = ip_address(client.getpeername()[0].partition("%")[0])
+        except OSError:  # the client has reset the connection
+            return self.active
+        return choose(self._policy, source, getrandbits(32))
 
     def _clients_of(self, slot: SlotName) -> Target | Refusal:
         return self._rescues.refusal(slot) or self._target_of(slot)
@@ -263,7 +275,11 @@ class RelayPlane:
 
     def steer(self, slot: SlotName) -> None:
         """Choose the slot for every connection that is accepted from now on."""
-        self._active = slot
+        self._policy = SteeringPolicy(slot)
+
+    def split(self, split: Split) -> None:
+        """Give the other slot its part of what is accepted from now on."""
+        self._policy = replace(self._policy, split=split)
 
     def refresh(self, slot: SlotName) -> None:
         """Set the queues' sizes again: the worker shares the sockets."""
@@ -293,7 +309,7 @@ class RelayPlane:
     def vacate(self, slot: SlotName, heir: SlotName) -> None:
         """Relay what the last worker did not accept to the heir; close on its own port."""
         if slot in self._inner:
-            self._rescues.begin(slot, self._inner[slot], lambda: self._clients_of(heir))
+            self._rescues.begin(slot, self._inner[slot], lambda _client: self._clients_of(heir))
         self._own_ports.vacate(slot)
 
     def occupy(self, slot: SlotName) -> None:

@@ -13,14 +13,14 @@ relays them to the living worker.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.system.descriptors import Purpose
 from atlas_supervisor.traffic.plane import RelayTraffic
 from atlas_supervisor.traffic.refusal import PATIENCE_SECONDS, Refusal
-from atlas_supervisor.traffic.relay import Choice, Header, Relay, Target
+from atlas_supervisor.traffic.relay import Choice, Choose, Header, Relay, Target
 from atlas_supervisor.traffic.relay_connection import Answers, RelayCounters
 
 
@@ -55,7 +55,7 @@ class SlotPorts:
         for slot in targets:
             self._relays[slot].start()
 
-    def _target(self, slot: SlotName) -> Choice:
+    def _target(self, slot: SlotName, _client: socket.socket) -> Choice:
         return self._vacant[slot] if slot in self._vacant else self._targets.get(slot)
 
     def vacate(self, slot: SlotName, refusal: Refusal | None = None) -> None:
@@ -105,7 +105,7 @@ class Rescues:
         """Relays that accept no more, and still have open connections."""
         self._carried = RelayCounters()
 
-    def begin(self, dead: SlotName, queue: socket.socket, choose: Callable[[], Choice]) -> None:
+    def begin(self, dead: SlotName, queue: socket.socket, choose: Choose) -> None:
         """Relay connections from the slot's queue from now on; does nothing a second time."""
         self.admit(dead)
         if dead not in self._running:
@@ -130,7 +130,7 @@ class Rescues:
             return
         self._refusals[slot] = refusal
         if queue is not None and slot not in self._refusing:
-            self._refusing[slot] = Relay(queue, lambda: refusal, self._carried)
+            self._refusing[slot] = Relay(queue, lambda _client: refusal, self._carried)
             self._refusing[slot].start()
 
     def admit(self, slot: SlotName) -> None:

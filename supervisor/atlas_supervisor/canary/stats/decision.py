@@ -25,11 +25,11 @@ from atlas_supervisor.canary.stats import explain
 from atlas_supervisor.canary.stats.counts import Arm, CallWindow, Draws, Prior, Strata
 from atlas_supervisor.canary.stats.evalue import exponential, log_add
 from atlas_supervisor.canary.stats.forecast import calls_needed, expected_rates
-from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.intervals import stratified_difference
 from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
 from atlas_supervisor.canary.stats.sample_ratio import SampleRatios, check_ratio
 from atlas_supervisor.canary.stats.windows import Windows
+from atlas_supervisor.model.histogram import Histogram
 from atlas_supervisor.model.verdict import Verdict
 
 ERRORS_PART = 2 / 3

@@ -49,7 +49,7 @@ from atlas_supervisor.canary.stats.error_evidence import (
     log_factors,
     rate_bets,
 )
-from atlas_supervisor.canary.stats.histogram import Histogram
+from atlas_supervisor.model.histogram import Histogram
 from atlas_worker.contract import (
     LATENCY_BUCKETS,
     LATENCY_RATIO,

@@ -35,7 +35,6 @@ from atlas_supervisor.canary.stats.error_evidence import (
     share_started,
 )
 from atlas_supervisor.canary.stats.evalue import Mixture
-from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.latency_evidence import (
     LEAST_CALLS,
     LEVELS,
@@ -46,6 +45,7 @@ from atlas_supervisor.canary.stats.latency_evidence import (
 )
 from atlas_supervisor.canary.stats.latency_evidence import WEIGHTS as LATENCY_WEIGHTS
 from atlas_supervisor.canary.stats.windows import SLICES_PER_SECOND
+from atlas_supervisor.model.histogram import Histogram
 from atlas_worker.contract import latency_bucket
 
 ERROR_WEIGHTS = tuple(part / 2 for part in RISK_RATIOS.values()) * 2

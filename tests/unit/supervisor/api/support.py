@@ -34,7 +34,7 @@ from atlas_supervisor.model.deploy import (
 from atlas_supervisor.model.health import Health
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.release import ReleaseView
-from atlas_supervisor.model.status import ReloadView, Status
+from atlas_supervisor.model.status import ReloadView, SplitView, Status
 from atlas_supervisor.system.passed_sockets import PassedSockets
 from tests.unit.supervisor.api.fakes import PlayedCanaries
 
@@ -135,6 +135,17 @@ class MemoryControl:
     async def set_mode(self, mode: Mode, actor: Actor, key: IdempotencyKey | None = None) -> None:
         self.asked.append(("mode", mode, actor))
         self.mode = mode
+
+    def view(self) -> SplitView:
+        if self.refusal:
+            raise self.refusal
+        return examples.SPLIT
+
+    async def set_weight(self, weight: float, actor: Actor) -> SplitView:
+        self.asked.append(("traffic", weight, actor))
+        if self.refusal:
+            raise self.refusal
+        return examples.SPLIT.model_copy(update={"staging_weight": weight})
 
     async def reload(self, actor: Actor) -> ReloadView:
         self.asked.append(("reload", None, actor))
@@ -333,6 +344,7 @@ async def running(
     parts = Control(
         deploys=server.control,
         queries=server.control,
+        traffic=server.control,
         reloads=server.control,
         canary=server.control.canaries,
         health=server.control,

@@ -196,7 +196,7 @@ def test_unknown_keys_in_the_process_environment_are_ignored(load: Load) -> None
 def test_all_faults_are_reported_at_once(faults: Faults) -> None:
     found = faults(
         "nonsense\nACTIVE_PORT=a\nSTAGING_PORT=8790\nTYPO=1\nCHANNEL=x\nCHANNEL=y\n"
-        "CONTROL_HOST=0.0.0.0\nTRAFFIC_STICKY=address\nSMOKE_FILE=gone.toml\nGUARD_SECONDS=-1",
+        "CONTROL_HOST=0.0.0.0\nTRAFFIC_RAMP=0.5\nSMOKE_FILE=gone.toml\nGUARD_SECONDS=-1",
         {"HEALTH_PATH": "health"},
     )
     for part in (
@@ -206,7 +206,7 @@ def test_all_faults_are_reported_at_once(faults: Faults) -> None:
         "TYPO=***",
         "CHANNEL=y",
         "CONTROL_HOST=0.0.0.0",
-        "TRAFFIC_STICKY=address",
+        "TRAFFIC_RAMP=0.5",
         "SMOKE_FILE=",
         "GUARD_SECONDS=-1",
         "HEALTH_PATH=health",

@@ -42,6 +42,10 @@ BAD = {
     "KEEP_WARM_SECONDS": ["-1", "nan", "inf", ""],
     "GUARD_SECONDS": ["-0.1", "nan"],
     "TRAFFIC_RAMP": ["", "0,1", "0.5,0.5", "0.5,0.2", "0.5,2", "a", "0.5,,1", "nan"],
+    "TRAFFIC_TESTERS": [
+        *("10.1.0.0/33", "10.1.2.3/16", "office", "10.0.0.1,,10.0.0.2", "10.0.0.1,10.0.0.1/32"),
+        *("::ffff:10.0.0.1", ",".join(f"10.0.0.{each}" for each in range(33)), "1", "fe80::1%lo"),
+    ],
     "TRAFFIC_STICKY": ["cookie", ""],
     "CANARY_ENABLED": ["x"],
     "CANARY_PERCENTAGE": ["20", "-0.1", "nan", ""],

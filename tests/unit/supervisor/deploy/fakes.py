@@ -107,6 +107,10 @@ class World:
     async def health(self, deploy: ActiveDeploy) -> StepOutcome:
         return await self._do("health")
 
+    async def await_switch(self, deploy: ActiveDeploy) -> StepOutcome:
+        await anyio.sleep_forever()
+        raise AssertionError
+
     async def switch(self, deploy: ActiveDeploy) -> StepOutcome:
         assert self.journaled[-1].target == Phase.SWITCH, "the intent is not durable"
         return await self._turned(await self._do("switch"), DIED)

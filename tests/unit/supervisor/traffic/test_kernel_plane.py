@@ -49,7 +49,7 @@ async def test_each_workers_sockets_reach_it_and_the_public_port_the_active_one(
         for active in (BLUE, GREEN, BLUE):
             plane.steer(active)
             assert plane.active is active
-            assert plane.weights == {active.value: 1.0, active.other.value: 0.0}
+            assert plane.policy.weights == {active.value: 1.0, active.other.value: 0.0}
             assert await who(at.public_port, address) == f"{active} public"
         for slot, port in at.slot_ports.items():
             assert await who(port) == f"{slot} private"

@@ -32,7 +32,7 @@ async def relaying(
 ) -> AsyncIterator[tuple[Relay, int]]:
     (port,) = free_ports(1)
     with listeners.listen("127.0.0.1", port) as sock:
-        running = Relay(sock, choose, **more)
+        running = Relay(sock, lambda _client: choose(), **more)
         running.start()
         try:
             yield running, port
@@ -275,7 +275,7 @@ async def test_a_worker_that_made_the_shared_socket_blocking_does_not_block_the_
     async with serving(naming("server")) as server_port:
         (port,) = free_ports(1)
         with listeners.listen("127.0.0.1", port) as sock:
-            running = Relay(sock, lambda: Target("127.0.0.1", server_port))
+            running = Relay(sock, lambda _client: Target("127.0.0.1", server_port))
             running.start()
             sock.setblocking(True)
             assert await asyncio.wait_for(who(port), 5) == "server"

@@ -164,7 +164,7 @@ async def test_workers_that_are_handed_sockets_are_relayed_to(
         for active in (BLUE, GREEN):
             plane.steer(active)
             assert plane.active is active
-            assert plane.weights[active.value] == 1.0
+            assert plane.policy.weights[active.value] == 1.0
             address = "127.0.0.1" if host == "::" else host
             assert await who(at.public_port, address) == f"{active} public"
             for slot, port in at.slot_ports.items():

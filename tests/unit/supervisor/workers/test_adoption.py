@@ -101,12 +101,11 @@ def test_the_state_file_says_which_slot_is_active_and_not_the_traffic(scene: Sce
 @pytest.mark.parametrize(
     "life",
     [
-        {"ready": False},
         {"port": 1},
         {"socket_passing": SocketPassing.FD},
         {"asked_to_end": True},
     ],
-    ids=["was starting", "has another port", "has its socket by other means", "is ending"],
+    ids=["has another port", "has its socket by other means", "is ending"],
 )
 def test_an_active_worker_that_does_not_fit_is_replaced_and_with_it_a_warm_one(
     scene: Scene, life: dict[str, Any]
@@ -115,6 +114,17 @@ def test_an_active_worker_that_does_not_fit_is_replaced_and_with_it_a_warm_one(
     scene.worker(BLUE, BLUE_SOCKET, **life)
     ends = "asked_to_end" in life  # it does not count as one that accepts
     assert len(scene.chosen()) == (1 if ends else 0)
+
+
+def test_a_worker_that_was_starting_goes_on_if_it_answers_by_now_and_is_active(
+    scene: Scene,
+) -> None:
+    """Perhaps it was ready, and the daemon was killed before it could write that down."""
+    active = scene.worker(BLUE, BLUE_SOCKET, ready=False)
+    scene.worker(GREEN, GREEN_SOCKET, ready=False)
+    assert scene.chosen() == {active}
+    scene.reacts = False
+    assert scene.chosen() == set()
 
 
 def test_with_the_active_worker_dead_a_warm_one_goes_on_unless_it_has_the_traffic(

@@ -26,9 +26,9 @@ from atlas_supervisor.canary.stats.error_evidence import (
     share_started,
 )
 from atlas_supervisor.canary.stats.evalue import Mixture
-from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.latency_evidence import WEIGHTS, LatencyBets, place
 from atlas_supervisor.canary.stats.round_evidence import ERROR_WEIGHTS, RoundEvidence
+from atlas_supervisor.model.histogram import Histogram
 from atlas_worker.contract import LATENCY_BUCKETS, bucket_milliseconds, latency_bucket
 from tests.unit.supervisor.canary.stats.support import (
     Value,

@@ -1,0 +1,76 @@
+"""The routes that show and set the split of the traffic between two versions."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+
+from atlas_supervisor import errors
+from atlas_supervisor.api import examples
+from atlas_supervisor.api.routes import (
+    Access,
+    AnyRoute,
+    Nothing,
+    Reply,
+    Request,
+    ResponseSpec,
+    Route,
+)
+from atlas_supervisor.model.status import SplitView
+
+
+class SplitBody(BaseModel, extra="forbid"):
+    """The split to set."""
+
+    staging_weight: float = Field(
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of new connections, or with TRAFFIC_STICKY=address of client addresses, "
+        "that the waiting version gets; 0 takes it away.",
+        examples=[examples.SPLIT.staging_weight],
+    )
+
+
+async def _view(call: Request[Nothing, Nothing]) -> Reply:
+    return Reply(call.control.traffic.view())
+
+
+async def _set(call: Request[Nothing, SplitBody]) -> Reply:
+    return Reply(await call.control.traffic.set_weight(call.body.staging_weight, call.actor))
+
+
+ROUTES: tuple[AnyRoute, ...] = (
+    Route(
+        method="GET",
+        path="/deploy/traffic",
+        handler=_view,
+        summary="Split of the traffic",
+        description="While a deploy that has passed its gates waits for its switch.",
+        tag="Deploy",
+        query=Nothing,
+        body=Nothing,
+        access=Access.READ,
+        answers=(ResponseSpec(200, "The split.", SplitView, examples.SPLIT),),
+        errors=(errors.NOTHING_TO_SPLIT, errors.NO_PUBLIC_PORT),
+    ),
+    Route(
+        method="POST",
+        path="/deploy/traffic",
+        handler=_set,
+        summary="Split the traffic",
+        description="Gives the waiting version a share of new connections. Open connections stay "
+        "where they are. The share is durable: it survives a kill of the daemon and a reload. It "
+        "ends with the switch, an abort, or the end of the version's worker.",
+        tag="Deploy",
+        query=Nothing,
+        body=SplitBody,
+        access=Access.CHANGE,
+        answers=(ResponseSpec(200, "The split from now on.", SplitView, examples.SPLIT),),
+        errors=(
+            errors.NOTHING_TO_SPLIT,
+            errors.NO_PUBLIC_PORT,
+            errors.NOT_DURABLE,
+            errors.STOPPING,
+        ),
+    ),
+)
