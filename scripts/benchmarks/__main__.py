@@ -30,6 +30,7 @@ from scripts.benchmarks import (
     reload,
     rescue,
     rollback,
+    split,
     start,
     switch,
 )
@@ -52,6 +53,10 @@ BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
         "the daemon reloaded again and again under load: what is lost, and what grows",
     ),
     "rollback": (rollback.run, "the time of a warm rollback"),
+    "split": (
+        split.run,
+        "shares and addresses of a split traffic, and its throughput beside without one",
+    ),
     "rescue": (
         rescue.run,
         "what is lost when the active worker or the daemon is killed under load",
