@@ -22,8 +22,8 @@ from enum import StrEnum
 from typing import Any
 
 from atlas_supervisor.canary.stats import explain
+from atlas_supervisor.canary.stats.bets import exponential, log_add
 from atlas_supervisor.canary.stats.counts import Arm, CallWindow, Draws, Prior, Strata
-from atlas_supervisor.canary.stats.evalue import exponential, log_add
 from atlas_supervisor.canary.stats.forecast import calls_needed, expected_rates
 from atlas_supervisor.canary.stats.intervals import stratified_difference
 from atlas_supervisor.canary.stats.round_evidence import RoundEvidence

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 
+from atlas_supervisor.canary.stats.bets import RISK_RATIOS, log_sum
 from atlas_supervisor.canary.stats.counts import Strata
-from atlas_supervisor.canary.stats.error_evidence import RISK_RATIOS
-from atlas_supervisor.canary.stats.evalue import log_sum
 from atlas_supervisor.canary.stats.latency_evidence import SLOW_LEVELS, Placement
 from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
 from atlas_supervisor.canary.stats.sample_ratio import SampleRatios

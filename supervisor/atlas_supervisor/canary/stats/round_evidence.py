@@ -21,12 +21,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from atlas_supervisor.canary.stats.counts import Baseline, CallWindow, Prior, is_drawn
-from atlas_supervisor.canary.stats.error_evidence import (
+from atlas_supervisor.canary.stats.bets import (
     PROMOTION_WEIGHTS,
     RISK_RATIOS,
     STARTED_AT_FIRST,
     Bet,
+    Mixture,
     Outcomes,
     arm_bets,
     log_factors,
@@ -34,7 +34,7 @@ from atlas_supervisor.canary.stats.error_evidence import (
     rate_bets,
     share_started,
 )
-from atlas_supervisor.canary.stats.evalue import Mixture
+from atlas_supervisor.canary.stats.counts import Baseline, CallWindow, Prior, is_drawn
 from atlas_supervisor.canary.stats.latency_evidence import (
     LEAST_CALLS,
     LEVELS,
