@@ -204,7 +204,7 @@ def _canaries(state: DeployState) -> Iterator[Metric]:
 def _requests(requests: Requests) -> Iterator[Metric]:
     count = CounterMetricFamily(
         "atlas_requests",
-        "Users' requests counted by workers with the kit, by outcome.",
+        "Users' requests by outcome, counted by workers with the kit or by the relay.",
         labels=["slot", "version", "code"],
     )
     seconds = HistogramMetricFamily(

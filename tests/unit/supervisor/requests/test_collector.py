@@ -182,7 +182,7 @@ async def test_the_next_daemon_goes_on_with_the_totals_of_living_and_dead_proces
             await collector.poll()
             before = totals(collector).counts
             assert before == RequestCounts(3, (0, 2, 0, 0, 1))
-        # That daemon was killed. What it had read and not written is read again, and no more.
+        # That daemon was killed. Its unwritten counts are read again, and no others.
         living.serve(404)
         dead.serve(500)
         dead.count("begin 1")
