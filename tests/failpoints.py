@@ -21,7 +21,7 @@ import aiohttp
 
 from atlas_supervisor.system.failpoints import FAILPOINT, TRACE
 from tests.harness import PROGRAM, DaemonProcess, Setting, eventually
-from tests.integration.support import state_file, until_phase
+from tests.integration.support import rows, slot, state_file, until_phase
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS: dict[str, Setting] = {
@@ -153,6 +153,13 @@ async def reset(daemon: DaemonProcess) -> None:
     await daemon.request("POST", "/deploy/canary/reset")
 
 
+async def until_recorded(daemon: DaemonProcess) -> None:
+    """Wait until the record says that the active worker is ready: only such a one is taken over."""
+    pid = slot(await daemon.status(), "active")["pid"]
+    query = f"SELECT 1 FROM instances WHERE pid = {pid} AND json_extract(life, '$.ready')"  # noqa: S608  # a number
+    await eventually(lambda: rows(daemon, query))
+
+
 @contextmanager
 def armed(daemon: DaemonProcess, failpoint: str) -> Iterator[None]:
     """Let the next daemon be one with a failpoint: a Python of its own, which imports it armed."""
@@ -182,6 +189,7 @@ async def killed_at(
     daemon: DaemonProcess, failpoint: str, scenario: Callable[[], Coroutine[Any, Any, None]]
 ) -> bool:
     """Run the scenario until the daemon is killed there; return whether it was."""
+    await until_recorded(daemon)
     with armed(daemon, failpoint):
         await daemon.kill()
         with suppress(AssertionError, aiohttp.ClientError):  # it may be killed before it is ready

@@ -23,7 +23,7 @@ from typing import Any
 
 from rich.table import Table
 
-from atlas_supervisor.canary.stats.histogram import Histogram
+from atlas_supervisor.model.histogram import Histogram
 from atlas_worker.contract import latency_bucket
 from scripts.benchmarks.footprint import WORKER, cpu_seconds
 from scripts.benchmarks.result import Options, Result, quantile

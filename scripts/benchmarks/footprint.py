@@ -70,7 +70,7 @@ def keeper_of(daemon: DaemonProcess) -> int:
 
 
 def memory(pid: int) -> dict[str, int]:
-    """Return the memory that the kernel reports for the process, in KiB."""
+    """Return the process's memory by kind, in KiB."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     return {key: int(value.split()[0]) for key, _, value in (line.partition(":") for line in lines)}
 

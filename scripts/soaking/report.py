@@ -72,7 +72,7 @@ class Findings:
         lost = len(load.losses) - allowed
         console.print(
             f"{load.sent:,} requests, {lost} lost"
-            + (f", besides {allowed} in flight at a worker that was killed" if allowed else ""),
+            + (f", besides {allowed} in flight at a process that was killed" if allowed else ""),
             highlight=False,
         )
         if self.starts:

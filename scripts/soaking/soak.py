@@ -19,6 +19,7 @@ from typing import Any
 
 import aiohttp
 
+from atlas_supervisor.system import procfs, sockdiag
 from scripts.soaking import application
 from scripts.soaking.report import ANSWERS, LIVES, WORKERS_STAY, Findings
 from tests.failpoints import CanaryCaller, reload
@@ -59,9 +60,9 @@ class Soak:
         findings: Findings,
     ) -> None:
         self.killed = 0
-        """How many workers that served were killed."""
+        """How many processes that served were killed."""
         self.allowed = 0
-        """Losses of clients whose request was in flight at a worker that the soak killed."""
+        """Losses of clients whose request was in flight at a process that the soak killed."""
         self._daemon = daemon
         self._load = load
         self._caller = caller
@@ -71,7 +72,7 @@ class Soak:
         self._judged = 0
         """So many losses were judged."""
         self._killed_at: list[float] = []
-        """When the soak killed a worker that served, in seconds of the load."""
+        """When the soak killed a process that served, in seconds of the load."""
 
     async def run(self, seconds: float) -> None:
         """Act and check for so long."""
@@ -172,6 +173,9 @@ class Soak:
     # What happens to the daemon.
 
     async def kill(self) -> None:
+        if carried(self._daemon):  # rescued from a worker that the soak killed
+            self.killed += 1
+            self._killed_at.append(self._load.seconds)
         await self._daemon.kill()
         longest = LONGEST_AWAY_SECONDS if self._random.random() < 0.3 else 2.0
         await asyncio.sleep(self._random.uniform(0, longest))
@@ -244,6 +248,13 @@ class Soak:
         with suppress(ProcessLookupError):
             os.kill(view["pid"], signal.SIGKILL)
         await asyncio.sleep(IN_FLIGHT_SECONDS)
+
+
+def carried(daemon: DaemonProcess) -> int:
+    """Return how many clients' connections the daemon itself carries."""
+    own = procfs.sockets_of(daemon.pid)
+    known = [each for each in sockdiag.connections() if each.port == daemon.public_port]
+    return sum(each.inode in own for each in known)
 
 
 @contextmanager

@@ -46,6 +46,7 @@ from atlas_supervisor.model.status import DaemonView, Start
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.probes.http_client import RequestShape
 from atlas_supervisor.reload import LOCK, Reloads, Requests
+from atlas_supervisor.requests.collector import InstanceName, RequestCollector
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.state_folder import DATABASE_FILE, LOGS_DIRECTORY
@@ -121,6 +122,7 @@ class Daemon:
         self._registry: WorkerRegistry
         self._state: StateKeeper
         self._canaries: FeatureCanaries
+        self._requests: RequestCollector
 
     async def run(self, requests: Requests) -> None:
         """Start, wait until it is time to stop, and stop.
@@ -131,7 +133,12 @@ class Daemon:
         async with AsyncExitStack() as stack:
             options = api_options(self._settings)
             bound = await stack.enter_async_context(bind(options, self._passed))
-            self._store = SocketStore(self._settings.state_dir, self._manager, self._passed)
+            self._store = SocketStore(
+                self._settings.state_dir,
+                self._manager,
+                self._passed,
+                reloaded=self._program.reloaded,
+            )
             stack.callback(self._store.close)
             await self._store.drop_misplaced(self._passed, self._plane.addresses)
             with _refused_by_store():
@@ -228,6 +235,8 @@ class Daemon:
             self._settings, self._state, database, self._metrics.canaries.observe
         )
         stack.callback(self._canaries.close)
+        self._requests = RequestCollector(folder, database.requests)
+        await self._requests.restore()
         # Values that are read later, and would fail then.
         self._canaries.view()
         await self._registry.rows()
@@ -256,11 +265,15 @@ class Daemon:
             slots, prober, monitor=monitor, watch=watch, events=events, runs=runs, tasks=tasks
         )
         slots.on_worker_down = service.worker_down
+        self._requests.present = lambda: [
+            InstanceName(each.name, each.slot, each.release.version) for each in slots.instances()
+        ]
         for background in (
             self._database.outbox.run,
             self._registry.run,
             Reaper().run,
             self._canaries.run,
+            self._requests.run,
             monitor.run,
             watch.run,
             partial(self._state.watch, partial(audit.record, SUPERVISOR, "state_file", "put_back")),
@@ -310,6 +323,7 @@ class Daemon:
         await slots.stop()
         await self._store.empty()
         await end_strays(self._settings.state_dir)
+        await self._requests.finish()
         await self._registry.flush()
         await self._database.audit.record(SUPERVISOR, "daemon", "stopped", pid=os.getpid())
 
@@ -384,6 +398,7 @@ class Daemon:
             state=self._state,
             runs=runs,
             canaries=self._canaries,
+            request_figures=self._requests.figures,
             health_score=lambda: monitor.health().score,
             daemon=partial(self._view, slots),
         )
@@ -423,7 +438,12 @@ class Daemon:
     ) -> Control:
         own_log = self._settings.state_dir / LOGS_DIRECTORY / OWN_LOG
         collector = GaugeCollector(
-            queries=queries, slots=slots, plane=self._plane, events=events, state=self._state
+            queries=queries,
+            slots=slots,
+            plane=self._plane,
+            events=events,
+            state=self._state,
+            requests=self._requests.exposed,
         )
         return Control(
             deploys=service,

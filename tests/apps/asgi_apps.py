@@ -117,6 +117,18 @@ async def _stuck(_send: Send) -> None:
     await asyncio.Event().wait()
 
 
+async def _fail(_send: Send) -> None:
+    raise RuntimeError("as it is meant to")
+
+
+async def _half(send: Send) -> None:
+    """Begin an answer and fail."""
+    length = [(b"content-length", b"10")]
+    await send({"type": "http.response.start", "status": 200, "headers": length})
+    await send({"type": "http.response.body", "body": b"half", "more_body": True})
+    raise RuntimeError("as it is meant to")
+
+
 async def _go(send: Send) -> None:
     _gate().set()
     await _answer(send, "continued")
@@ -129,6 +141,8 @@ _PATHS: dict[str, Callable[[Send], Awaitable[None]]] = {
     "/slow": _slow,
     "/afterwards": _afterwards,
     "/stuck": _stuck,
+    "/fail": _fail,
+    "/half": _half,
     "/go": _go,
     "/early": lambda send: _answer(send, "too large"),
     "/large": lambda send: _answer(send, "x" * LARGE),
@@ -141,6 +155,9 @@ async def plain(scope: Scope, receive: Receive, send: Send) -> None:
         await _lifespan(receive, send)
     elif scope["type"] == "websocket":
         await (_socket_flood if scope["path"] == "/ws-flood" else _socket)(receive, send)
+    elif scope["path"] == "/until-left":
+        while (await receive())["type"] != "http.disconnect":
+            _note("waits")
     elif handler := _PATHS.get(scope["path"]):
         await handler(send)
     elif scope["path"].endswith("/scope"):

@@ -53,6 +53,7 @@ async def test_the_scenario_passes_every_failpoint_and_each_is_named(tmp_path: P
         await reset(daemon)
 
 
+@pytest.mark.timeout(150)
 @pytest.mark.fault(
     "The daemon",
     "killed before or after a durable step or effect",

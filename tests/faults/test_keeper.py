@@ -21,14 +21,14 @@ BY_PORT: Mapping[str, Setting] = {
 CLIENTS = 20
 
 
-def others(daemon: DaemonProcess) -> set[int]:
-    """Return the processes that have the public port, without the daemon and its workers."""
+def keepers(daemon: DaemonProcess) -> set[int]:
+    """Return the processes that keep the public port for the daemon."""
     inodes = {each.inode for each in sockdiag.listeners(daemon.public_port)}
-    return {*procfs.holders_of(inodes)} - {daemon.pid, *daemon.leftovers()}
+    return {pid for pid in procfs.holders_of(inodes) if "socket_keeper" in procfs.describe(pid)}
 
 
 def keeper_of(daemon: DaemonProcess) -> int:
-    (keeper,) = others(daemon)
+    (keeper,) = keepers(daemon)
     return keeper
 
 
@@ -89,7 +89,7 @@ async def test_a_keeper_is_no_worker_and_is_replaced_when_it_dies(tmp_path: Path
         await daemon.start()
         assert keeper_of(daemon) == first
         os.kill(first, signal.SIGKILL)
-        await eventually(lambda: others(daemon) - {first}, what="there is another keeper")
+        await eventually(lambda: keepers(daemon) - {first}, what="there is another keeper")
         second = keeper_of(daemon)
         await kill_all(daemon)
         await daemon.start()

@@ -223,7 +223,7 @@ runpy.run_module("atlas_supervisor", run_name="__main__", alter_sys=True)"""
         failing = program_source.read_text().replace("os.execve(", "_fail(")
         program_source.write_text(f"{failing}\ndef _fail(*_):\n    raise OSError(12, 'full')\n")
         after = await reload(daemon)
-        started = "SELECT outcome FROM audit WHERE action = 'daemon' ORDER BY id"
+        started = "SELECT outcome FROM audit WHERE outcome LIKE 'started%' ORDER BY id"
         assert rows(daemon, started) == [("started",), ("started_anew",)]
 
         answer = await daemon.request("POST", "/supervisor/reload")

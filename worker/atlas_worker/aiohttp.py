@@ -34,13 +34,15 @@ from aiohttp.abc import AbstractAccessLogger
 from aiohttp.http import StreamWriter
 from aiohttp.web_log import AccessLogger
 from aiohttp.web_protocol import RequestHandler
+from multidict import istr
 
 from atlas_worker.aiohttp_streams import EventStream, WebSocket
-from atlas_worker.contract import INSTANCE_HEADER, PROBE_HEADER
+from atlas_worker.contract import INSTANCE_HEADER, PROBE_HEADER, SMOKE_HEADER
 from atlas_worker.drain import DrainController, Stream
 from atlas_worker.events import is_event_stream
 from atlas_worker.instance import Instance
 from atlas_worker.notify import Notifier
+from atlas_worker.request_counter import CLIENT_LEFT, NOT_COUNTED, UNFINISHED, counter
 from atlas_worker.serving import new_drain
 from atlas_worker.serving import serve as serve_until_drained
 from atlas_worker.sockets import BACKLOG, Listener, find_listeners
@@ -49,6 +51,8 @@ DRAIN: web.AppKey[DrainController] = web.AppKey("atlas_drain", DrainController)
 """Handlers and background work find the drain at `app[DRAIN]`."""
 
 _log = logging.getLogger("atlas.worker")
+
+_PROBE, _SMOKE = istr(PROBE_HEADER), istr(SMOKE_HEADER)
 
 DEFAULT_PORT = 8080
 
@@ -59,12 +63,13 @@ _CANCEL_SECONDS = 0.2
 class _Connection(RequestHandler):
     """One connection; knows in addition what is in progress on it."""
 
-    __slots__ = ("_head_started", "stream")
+    __slots__ = ("_began", "_head_started", "stream")
 
     def __init__(
         self, server: web.Server, *, loop: asyncio.AbstractEventLoop, **options: Any
     ) -> None:
         super().__init__(server, loop=loop, **options)
+        self._began = NOT_COUNTED
         self._head_started = False
         self.stream: WebSocket | EventStream | None = None
 
@@ -74,6 +79,7 @@ class _Connection(RequestHandler):
         """Remember a response that starts, if it is a stream."""
         if isinstance(response, web.WebSocketResponse):
             self.stream = WebSocket(response, lambda: drain.remaining)
+            self._count_end(response.status)
         elif (
             is_event_stream(request.method, response.content_type)
             and response.content_length is None  # with a length it has an end of its own
@@ -87,21 +93,33 @@ class _Connection(RequestHandler):
         start_time: float | None,
         request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
     ) -> tuple[web.StreamResponse, bool]:
-        """Let a stream's close end before the connection continues or is closed."""
+        """Count the request; let a stream's close end before the connection goes on or closes."""
+        headers = request.headers
+        supervisors = _PROBE in headers or _SMOKE in headers
+        self._began = NOT_COUNTED if supervisors else counter.begin()
+        status = UNFINISHED
         try:
-            return await super()._handle_request(request, start_time, request_handler)
+            response, reset = await super()._handle_request(request, start_time, request_handler)
+            status = CLIENT_LEFT if reset else response.status
+            return response, reset
         except asyncio.CancelledError:
             stream, task = self.stream, asyncio.current_task()
             if isinstance(stream, EventStream) and stream.ended and task and not task.uncancel():
+                status = stream.response.status
                 return stream.response, False
             self.stream = None
             raise
         finally:
+            self._count_end(CLIENT_LEFT if self.transport is None else status)
             if isinstance(self.stream, WebSocket):
                 # It stays: nothing but its end follows on this connection.
                 await self.stream.finished()
             else:
                 self.stream = None
+
+    def _count_end(self, status: int) -> None:
+        counter.end(self._began, status)
+        self._began = NOT_COUNTED
 
     def data_received(self, data: bytes) -> None:
         """Remember whether the data started a request's head without ending it."""
@@ -218,6 +236,7 @@ async def serve(
     try:
         if runner.server is None:
             raise RuntimeError("aiohttp's runner has no server after its setup")
+        counter.open()
         # An encoded body reaches the application as it was sent.
         listening = _Listening(runner.server, listeners, {"auto_decompress": False, **options})
         await serve_until_drained(drain, listening, instance, notifier)

@@ -13,10 +13,12 @@ once the queue has been empty for the settling time. Meanwhile every response ca
 from __future__ import annotations
 
 import array
+import errno
 import fcntl
 import math
 import os
 import signal
+import sys
 import termios
 import threading
 import time
@@ -31,9 +33,11 @@ except ImportError as error:
         "atlas_worker.gunicorn needs gunicorn: install 27 or newer in the application's environment"
     ) from error
 
+from atlas_worker.contract import PROBE_HEADER, SMOKE_HEADER
 from atlas_worker.drain import SETTLE_SECONDS
 from atlas_worker.instance import Instance
 from atlas_worker.notify import Notifier
+from atlas_worker.request_counter import CLIENT_LEFT, NOT_COUNTED, UNFINISHED, counter
 from atlas_worker.role import InstanceRole, RoleWatcher
 from atlas_worker.sockets import Listener
 
@@ -41,6 +45,7 @@ __all__ = [
     "control_socket_disable",
     "graceful_timeout",
     "keepalive",
+    "post_request",
     "post_worker_init",
     "pre_request",
     "threads",
@@ -181,17 +186,35 @@ def post_worker_init(worker: Any) -> None:
     """Follow the role and SIGTERM in this worker process; the last one up sends READY=1."""
     global _drain  # noqa: PLW0603 - gunicorn gives its hooks no other place for state
     _drain = _Drain(worker)
+    counter.open()
     if _unread(_up_reader) < worker.cfg.workers:  # else one is replaced, and it is sent
         os.write(_up_writer, b".")
         if _unread(_up_reader) >= worker.cfg.workers:
             _notifier.ready()
 
 
+_SUPERVISORS = frozenset({PROBE_HEADER.upper(), SMOKE_HEADER.upper()})
+_CLIENT_LEFT = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN})
+
+
 def pre_request(worker: Any, req: Any) -> None:
-    """Make the response carry `Connection: close` during the drain.
+    """Count the request; make the response carry `Connection: close` during the drain.
 
     Decided once for each request: the header must announce what happens.
     """
+    supervisors = any(name in _SUPERVISORS for name, _ in req.headers)
+    req.atlas_began = NOT_COUNTED if supervisors else counter.begin()
     worker.log.debug("%s %s", req.method, req.path)  # as gunicorn's own hook
     if _drain is not None and _drain.shedding:
         req.should_close = lambda: True
+
+
+def post_request(_worker: Any, req: Any, _environ: Any, resp: Any) -> None:
+    """Count the end of the request."""
+    # gunicorn calls this while what the application raised is on its way up.
+    error, status = sys.exc_info()[1], UNFINISHED
+    if isinstance(error, OSError) and error.errno in _CLIENT_LEFT:
+        status = CLIENT_LEFT
+    elif error is None and resp is not None:
+        status = resp.status_code or UNFINISHED
+    counter.end(getattr(req, "atlas_began", NOT_COUNTED), status)

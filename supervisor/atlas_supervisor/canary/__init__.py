@@ -13,8 +13,8 @@ At each poll `service.py` runs this pipeline:
       stats/outcomes      open calls -> outcomes and tallies
       stats/windows       outcomes and open calls -> windows, in order of assignment
       stats/rollups       tallies -> minutes and hours, the last hour
-      stats/round_evidence  windows -> e-values, with the bets of rollback_evidence,
-                          latency_evidence and promotion_evidence
+      stats/round_evidence  windows -> e-values, with the bets of error_evidence and
+                          latency_evidence
       stats/decision      e-values of all rounds -> verdict, with sample_ratio
       | verdict
       v

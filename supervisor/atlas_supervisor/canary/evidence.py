@@ -225,9 +225,9 @@ class Evidence:
 
     # Results.
 
-    def conclusion(self, feature: str) -> Conclusion | None:
+    def conclusion(self, feature: str, *, may_promote: bool = True) -> Conclusion | None:
         """Return the verdict that a feature's ramp has reached, if any."""
-        return self._ramps[feature].conclusion(self._parts)
+        return self._ramps[feature].conclusion(self._parts, may_promote=may_promote)
 
     def decision(self, feature: str) -> Decision:
         """Return the verdict on a feature's ramp with its numbers."""

@@ -19,9 +19,7 @@ The layout and its protocol are in `atlas_worker.contract.ring`. The reader's si
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 import struct
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -29,19 +27,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.system import procfs
+from atlas_supervisor.system.worker_file import (
+    FileRefusedError,
+    open_worker_file,
+    refuse_forged,
+    worker_files,
+)
 from atlas_worker.contract import SLOWEST_BUCKET
 from atlas_worker.contract import ring as layout
 
-_NO_FAULT_OF_THE_FILE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _FIRST_CHUNK, _CHUNK = 64, 4096  # units in the first read of a poll, and in the largest
 _MOST = 2**62
 """Above any index and count: a cell with more is not a count."""
 
 
-class RingRefusedError(AtlasError):
-    """The file can't be used as a ring; the text is the reason."""
+RingRefusedError = FileRefusedError
+"""The file can't be used as a ring; the text is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +85,7 @@ class Batch:
 
 def ring_files(folder: Path) -> list[Path]:
     """Return the rings in a folder, sorted by name; none if there is no such folder."""
-    try:
-        names = os.listdir(folder)  # noqa: PTH208 - much cheaper, and read at each poll
-    except OSError:
-        return []
-    return [folder / name for name in sorted(names) if name.endswith(layout.RING_SUFFIX)]
+    return worker_files(folder, layout.RING_SUFFIX)
 
 
 class RingReader:
@@ -102,24 +100,17 @@ class RingReader:
         self._version = version
         self._descriptor = descriptor
         self._same_boot = owner.boot_id == procfs.boot_id()
+        self._first_chunk: dict[int, int] = {}
+        """Units in the first read, by the width of a unit: a few more than the last time."""
 
     @classmethod
     def open(cls, path: Path) -> RingReader:
         """Open a ring. Raises RingRefusedError unless it is a complete ring of a trusted uid.
 
-        That is ours, and the folder's: with WORKER_USER the folder is the workers' own.
         Raises OSError where that is no fault of the file: too few descriptors, too little memory.
         """
-        # A FIFO must not block the daemon, and a link must not be followed.
-        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        descriptor = open_worker_file(path, layout.RING_BYTES, os.O_RDWR)
         try:
-            descriptor = os.open(path, flags)
-        except OSError as error:
-            if error.errno in _NO_FAULT_OF_THE_FILE:
-                raise
-            raise RingRefusedError(f"{path.name} can't be opened: {error.strerror}") from error
-        try:
-            _check(os.fstat(descriptor), {os.getuid(), path.parent.stat().st_uid})
             owner, version = layout.unpack_header(os.pread(descriptor, layout.HEADER_BYTES, 0))
             return cls(path, descriptor, owner, version)
         except (OSError, ValueError) as error:
@@ -137,20 +128,9 @@ class RingReader:
         return self._same_boot and procfs.is_alive(self.owner.pid, self.owner.start_ticks)
 
     def refuse_forged(self) -> None:
-        """Raise RingRefusedError if a living process is named that does not write this ring.
-
-        A process has its own ring mapped, and no other process can do that for it. One that can't
-        be looked at (PR_SET_DUMPABLE) must be of a worker.
-        """
-        pid, state_dir = self.owner.pid, str(self.path.parent.parent)
-        if not self.alive() or pid == os.getpid():
-            return
-        mapped = procfs.has_mapped(pid, self.path.name)
-        if mapped is None:
-            of_daemon = procfs.tag_for(state_dir, "") ^ procfs.tag_of(pid)
-            mapped = not of_daemon & procfs.TAG_OF_DAEMON
-        if not mapped:
-            raise RingRefusedError(f"{self.path.name} is refused: pid {pid} does not write it")
+        """Raise RingRefusedError if a living process is named that does not write this ring."""
+        if self.alive() and self.owner.pid != os.getpid():
+            refuse_forged(self.path, self.owner)
 
     @property
     def dropped(self) -> int:
@@ -205,7 +185,7 @@ class RingReader:
         columns: list[list[int]] = [[] for _ in range(shape.width)]
         index = end = start = position
         limit = min(tail + shape.capacity, reserved)
-        size = _FIRST_CHUNK
+        size = self._first_chunk.get(shape.width, _FIRST_CHUNK)
         while index < limit:
             place = index % shape.capacity
             count = min(size, shape.capacity - place, limit - index)
@@ -220,6 +200,7 @@ class RingReader:
                 break
             index += count
             size = min(size * 8, _CHUNK)
+        self._first_chunk[shape.width] = min(max((end - start) * 5 // 4, _FIRST_CHUNK), _CHUNK)
         return _Found(columns, end, end - start - len(columns[0]))
 
     def _counted(self, words: list[int]) -> Counter[int]:
@@ -331,13 +312,3 @@ def _written(parts: list[tuple[int, ...]], *, lap: int, over_gaps: bool) -> Sequ
 
 def _picked(part: tuple[int, ...], written: Sequence[int]) -> Iterable[int]:
     return part[: len(written)] if isinstance(written, range) else [part[one] for one in written]
-
-
-def _check(status: os.stat_result, owners: set[int]) -> None:
-    """Raise ValueError for a file that is not a ring of one of these users."""
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("not a regular file")
-    if status.st_uid not in owners:
-        raise ValueError(f"owned by uid {status.st_uid}, not {' or '.join(map(str, owners))}")
-    if status.st_size != layout.RING_BYTES:
-        raise ValueError(f"has {status.st_size} bytes instead of {layout.RING_BYTES}")

@@ -58,7 +58,7 @@ from atlas_worker.contract import RINGS_DIRECTORY
 
 log = structlog.get_logger(__name__)
 
-POLL_SECONDS = 0.18
+POLL_SECONDS = 0.16
 """How often the rings are read: workers look 50 ms later, and both within a quarter of a second."""
 
 _AFTER_BUG_SECONDS = 10.0
@@ -148,7 +148,8 @@ class FeatureCanaries:
             await self._fall_back(canary, stable, reason)
             return
         for feature in list(self._policies.features.values()):
-            conclusion = self._evidence.conclusion(feature.name)
+            ramps = feature.stage is Stage.RAMPING
+            conclusion = self._evidence.conclusion(feature.name, may_promote=ramps)
             calls = self._evidence.step_calls(feature.epoch)
             change = judge_ramp(feature, conclusion, calls, self._rules, moment.unix)
             if change is not None:

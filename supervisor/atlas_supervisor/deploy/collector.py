@@ -5,15 +5,24 @@ Called in the event loop's thread. Nothing here waits for a disk or a worker.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.status import DeployQueries
 from atlas_supervisor.model.deploy import Mode
 from atlas_supervisor.model.drain import DrainingView
+from atlas_supervisor.model.histogram import Histogram
+from atlas_supervisor.model.requests import RequestTotals
 from atlas_supervisor.model.slot import Role, SlotName, SlotState, SlotView
 from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.model.status import Status
@@ -24,8 +33,12 @@ from atlas_supervisor.telemetry.metrics.machine import Running, WorkerUsage
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.traffic.plane import RelayTraffic
 from atlas_supervisor.workers.slots import Slots
+from atlas_worker.contract import bucket_milliseconds
 
 _SERVING = frozenset({SlotState.RUNNING, SlotState.WARM})
+_REQUEST_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+Requests = Mapping[tuple[str, str], RequestTotals]
+"""Users' requests since the daemon's start, by slot and version."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,7 @@ class Snapshot:
     relayed: Mapping[str, RelayTraffic]
     listeners: int
     """Subscribers of `GET /deploy/events`."""
+    requests: Requests
 
 
 def gauges(now: Snapshot) -> Iterator[Metric]:
@@ -51,6 +65,7 @@ def gauges(now: Snapshot) -> Iterator[Metric]:
     yield from _draining(now.status.draining)
     yield from _traffic(now)
     yield from _canaries(now.state)
+    yield from _requests(now.requests)
 
 
 def _deploys(now: Snapshot) -> Iterator[Metric]:
@@ -186,6 +201,38 @@ def _canaries(state: DeployState) -> Iterator[Metric]:
     )
 
 
+def _requests(requests: Requests) -> Iterator[Metric]:
+    count = CounterMetricFamily(
+        "atlas_requests",
+        "Users' requests that workers with the kit have counted, by what became of them.",
+        labels=["slot", "version", "code"],
+    )
+    seconds = HistogramMetricFamily(
+        "atlas_request_seconds",
+        "Latency of users' requests, until the response had ended.",
+        labels=["slot", "version"],
+    )
+    for (slot, version), totals in requests.items():
+        counts = totals.counts
+        codes = {f"{number}xx": each for number, each in enumerate(counts.classes, 1)}
+        for code, each in (codes | {"client_left": counts.left, "cut": counts.cut}).items():
+            count.add_metric([slot, version, code], each)
+        seconds.add_metric([slot, version], *_latencies(totals.latency))
+    yield count
+    yield seconds
+
+
+def _latencies(latency: Histogram) -> tuple[list[tuple[str, float]], float]:
+    """Return the count up to each bound, and the sum of all, within 1 %."""
+    counts, total = [0] * (len(_REQUEST_SECONDS) + 1), 0.0
+    for bucket, count in latency:
+        value = bucket_milliseconds(bucket) / 1000
+        counts[bisect_left(_REQUEST_SECONDS, value)] += count
+        total += value * count
+    bounds = [*(str(bound) for bound in _REQUEST_SECONDS), "+Inf"]
+    return list(zip(bounds, map(float, accumulate(counts)), strict=True)), total
+
+
 def _relay(relayed: Mapping[str, RelayTraffic]) -> Iterator[Metric]:
     yield _gauge(
         "atlas_relay_open_connections",
@@ -233,12 +280,14 @@ class GaugeCollector:
         plane: Plane,
         events: EventHub,
         state: StateKeeper,
+        requests: Callable[[], Requests],
     ) -> None:
         self._queries = queries
         self._slots = slots
         self._plane = plane
         self._events = events
         self._state = state
+        self._requests = requests
 
     def exposition(self, metrics: Metrics) -> Exposition:
         """Return the instruments together with the gauges; to be called once."""
@@ -254,6 +303,7 @@ class GaugeCollector:
                 queued={slot: self._plane.queued(slot) for slot in SlotName},
                 relayed=self._plane.relayed(),
                 listeners=self._events.listeners,
+                requests=self._requests(),
             )
         )
 

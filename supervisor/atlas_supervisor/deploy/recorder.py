@@ -94,7 +94,7 @@ class Recorder:
         self._events = events
         self._after_failure = after_failure
         self._fallback: PendingWrite | None = None
-        """The last fallback to `single`."""
+        """The audit entry of the last fallback to `single`, which is written after it."""
 
     async def begin(
         self,
@@ -170,8 +170,11 @@ class Recorder:
         """Put what a row demands into the outbox; return its last entry."""
         if demand is not Consequence.SINGLE_MODE:
             return self._audit(*AUDITED[demand], record, reason)
-        self._fallback = self._database.outbox.put(partial(self._fall_back_to_single, reason))
-        return self._database.audit.enqueue(SUPERVISOR, "mode", Mode.SINGLE.value, reason=reason)
+        self._database.outbox.put(partial(self._fall_back_to_single, reason))
+        self._fallback = self._database.audit.enqueue(
+            SUPERVISOR, "mode", Mode.SINGLE.value, subject=record.deploy_id, reason=reason
+        )
+        return self._fallback
 
     def _audit(
         self, action: str, outcome: str, record: DeployRecord, reason: str | None

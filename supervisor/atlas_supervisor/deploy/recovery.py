@@ -45,6 +45,9 @@ from atlas_worker.contract import STATE_FILE
 
 log = structlog.get_logger(__name__)
 
+_LATEST = 2
+"""So many deploys can end in the same moment: one drains while the next one is in progress."""
+
 _AFTER_SWITCH = frozenset({Phase.GUARD, Phase.WARM, Phase.DRAIN})
 _GOING_ON = _AFTER_SWITCH | {Phase.AWAITING_SWITCH, Phase.DRAIN_REVERTED}
 
@@ -82,14 +85,28 @@ async def finish_interrupted(
     newest = {record.deploy_id for record in await database.deploys.latest(1)}
     for unfinished in await database.deploys.unfinished():
         latest = unfinished.record.deploy_id in newest
+        if latest:
+            unfinished = _as_the_file_says(unfinished, state)  # noqa: PLW2901  # the same deploy
         state = await _write_demands(database, unfinished, state, settings)
         if latest and _may_go_on(unfinished, state, settings):
             open_ended = unfinished
             continue
         # Only the latest one's switch can be what the file tells of.
         await _end(database, unfinished, state if latest else None, settings)
+    await _audit_results(database)
     await database.keys.forget_undone()  # of a flip that goes on it is not known yet
     return state, open_ended
+
+
+def _as_the_file_says(unfinished: UnfinishedDeploy, state: DeployState) -> UnfinishedDeploy:
+    """Return a deploy whose switch failed as one in its switch, if the file has it all the same.
+
+    A failing disk may take the file, then refuse to make it durable and to take it back.
+    """
+    record = unfinished.record
+    if record.phase != Phase.AWAITING_SWITCH or not _turned(record, state):
+        return unfinished
+    return unfinished._replace(record=record.model_copy(update={"phase": Phase.SWITCH.value}))
 
 
 def _may_go_on(unfinished: UnfinishedDeploy, state: DeployState, settings: Settings) -> bool:
@@ -114,10 +131,24 @@ async def _write_demands(
     for demand in demanded(demands, settings.after_failure):
         if demand is not Consequence.SINGLE_MODE:
             await _audit_once(database, demand, record)
-        elif state.mode is not Mode.SINGLE:
+        elif not await database.audit.contains(record.deploy_id, "mode", Mode.SINGLE):
+            # With that entry the mode fell back before, and may have been reset since.
             state = state.model_copy(update={"mode": Mode.SINGLE})
-            await database.audit.write(SUPERVISOR, "mode", "single", reason=record.reason)
+            subject, reason = record.deploy_id, record.reason
+            await database.audit.write(
+                SUPERVISOR, "mode", Mode.SINGLE.value, subject=subject, reason=reason
+            )
     return state
+
+
+async def _audit_results(database: Database) -> None:
+    """Audit the results of the latest deploys, if a daemon was killed just before it did."""
+    for record in await database.deploys.latest(_LATEST):
+        result, subject = record.result, record.deploy_id
+        if result is not None and not await database.audit.contains(subject, "deploy", result):
+            await database.audit.write(
+                SUPERVISOR, "deploy", result.value, subject=subject, reason=record.reason
+            )
 
 
 async def _audit_once(database: Database, demand: Consequence, record: DeployRecord) -> None:

@@ -28,7 +28,8 @@ from atlas_supervisor.model.deploy import (
     as_transition,
 )
 from atlas_supervisor.model.release import ReleaseView
-from atlas_supervisor.model.slot import SlotState
+from atlas_supervisor.model.requests import RequestFigures
+from atlas_supervisor.model.slot import SlotState, SlotView
 from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.model.status import DaemonView, Status, Suggestion, Traffic
 from atlas_supervisor.store.database import Database
@@ -139,6 +140,7 @@ class DeployQueries:
         state: StateKeeper,
         runs: Runs,
         canaries: CanaryOverview,
+        request_figures: Callable[[str], RequestFigures | None],
         health_score: Callable[[], int],
         daemon: Callable[[], DaemonView],
     ) -> None:
@@ -151,6 +153,7 @@ class DeployQueries:
         self._state = state
         self._runs = runs
         self._canaries = canaries
+        self._request_figures = request_figures
         self._health_score = health_score
         self._daemon = daemon
 
@@ -172,12 +175,17 @@ class DeployQueries:
                 *suggestions(settings, state, active, latest),
                 *self._canaries.suggestions(),
             ],
-            slots=self._slots.views(),
+            slots=[self._with_requests(view) for view in self._slots.views()],
             draining=self._slots.drains.views(),
             traffic=Traffic(plane=self._plane.name, weights=self._plane.policy.weights),
             daemon=self._daemon(),
             deploy_in_progress=self._runs.current is not None,
         )
+
+    def _with_requests(self, view: SlotView) -> SlotView:
+        instance = self._slots[view.slot].instance
+        figures = self._request_figures(instance.name) if instance else None
+        return view.model_copy(update={"requests": figures}) if figures else view
 
     def summary(self) -> str:
         """Return the state in one line that anyone may read."""

@@ -12,6 +12,8 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, Field
 
+from atlas_supervisor.model.requests import RequestFigures
+
 
 class SlotName(StrEnum):
     """A slot's name. Blue owns `ACTIVE_PORT`, green `STAGING_PORT`, for good: roles move."""
@@ -172,3 +174,8 @@ class SlotView(BaseModel, frozen=True):
     )
     memory_mb: MemoryMB = None
     cpu_percent: CpuPercent = None
+    requests: RequestFigures | None = Field(
+        default=None,
+        description="Users' requests of the last minute; null for a worker that does not count "
+        "them (without the kit).",
+    )

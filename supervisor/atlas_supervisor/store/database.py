@@ -23,6 +23,7 @@ from atlas_supervisor.store.deploys import DeployStore, TransitionStore, Version
 from atlas_supervisor.store.keys import KeyStore
 from atlas_supervisor.store.migrations import migrate
 from atlas_supervisor.store.outbox import Outbox
+from atlas_supervisor.store.requests import RequestStore
 from atlas_supervisor.store.state_keeper import StateCopy
 from atlas_supervisor.store.statements import Statements, Timed, is_damage, untimed
 from atlas_supervisor.system.clock import now
@@ -49,6 +50,7 @@ class Database:
         self.audit = AuditStore(self.statements, self.outbox)
         self.trail = AuditTrail(self.statements, self.audit)
         self.canary = CanaryStore(self.statements)
+        self.requests = RequestStore(self.statements)
 
     def is_in_place(self) -> bool:
         """Return whether the open file is still the one at its path, where a start looks for it.

@@ -222,3 +222,32 @@ INSERT OR REPLACE INTO canary_progress (name, value) VALUES (:name, :value);
 
 -- name: canary_progress
 SELECT name, value FROM canary_progress;
+
+-- name: put_request_instance
+INSERT OR REPLACE INTO request_instances (instance, slot, version, minute, counts, latency)
+VALUES (:instance, :slot, :version, :minute, :counts, :latency);
+
+-- name: request_instances
+SELECT instance, slot, version, counts, latency FROM request_instances;
+
+-- name: put_request_file
+INSERT OR REPLACE INTO request_files (file, instance, cells) VALUES (:file, :instance, :cells);
+
+-- name: forget_request_file
+DELETE FROM request_files WHERE file = :file;
+
+-- name: request_files
+SELECT file, cells FROM request_files;
+
+-- name: add_request_minute
+INSERT INTO request_minutes (minute, slot, version, counts, latency) VALUES (:minute, :slot, :version, :counts, :latency);
+
+-- name: request_minutes
+SELECT minute, slot, version, counts, latency FROM request_minutes
+WHERE version = :version AND minute >= :since AND minute < :until ORDER BY minute;
+
+-- name: trim_request_minutes
+DELETE FROM request_minutes WHERE minute < :before;
+
+-- name: trim_request_instances
+DELETE FROM request_instances WHERE minute < :before;

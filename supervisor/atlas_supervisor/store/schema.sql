@@ -199,3 +199,32 @@ ALTER TABLE canary_keys ADD COLUMN high REAL NOT NULL DEFAULT 0;
 -- version: 9
 -- The worker's life so far (JSON): with it the next daemon goes on with the worker as its own.
 ALTER TABLE instances ADD COLUMN life TEXT;
+
+-- version: 10
+-- Users' requests of each instance since its first one, as they were when this was written.
+CREATE TABLE request_instances (
+    instance     TEXT PRIMARY KEY,
+    slot         TEXT NOT NULL,
+    version      TEXT NOT NULL,
+    minute       INTEGER NOT NULL,
+    counts       TEXT NOT NULL,
+    latency      BLOB NOT NULL
+) STRICT;
+
+-- The cells of the request files that are contained in that.
+CREATE TABLE request_files (
+    file         TEXT PRIMARY KEY,
+    instance     TEXT NOT NULL,
+    cells        BLOB NOT NULL
+) STRICT;
+
+-- What was read in a minute, by version; of a minute in which a daemon was started, in two rows.
+CREATE TABLE request_minutes (
+    minute       INTEGER NOT NULL,
+    slot         TEXT NOT NULL,
+    version      TEXT NOT NULL,
+    counts       TEXT NOT NULL,
+    latency      BLOB NOT NULL
+) STRICT;
+
+CREATE INDEX request_minutes_by_version ON request_minutes (version, minute);

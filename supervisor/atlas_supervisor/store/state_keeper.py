@@ -182,6 +182,7 @@ class StateKeeper:
         self._changing = anyio.Lock()
         self._seen: _Identity | None = None
         """Of the file that was last found to have the state."""
+        self._copy_is_late = False
 
     @property
     def state(self) -> DeployState:
@@ -219,11 +220,16 @@ class StateKeeper:
             log.critical("state_file_uncertain", why=str(error))
 
     async def watch(self, audit: Callable[..., Awaitable[None]]) -> None:
-        """Undo changes that another program makes to the file, until cancelled."""
+        """Undo changes that another program makes to the file, until cancelled.
+
+        Also copy the state to the database, where that has failed.
+        """
         reported: Stopwatch | None = None
         left_out = 0
         while True:
             await anyio.sleep(_WATCH_SECONDS)
+            if self._copy_is_late:
+                await self.copy_to_database()
             try:
                 why = await self.put_back()
             except OSError as error:
@@ -271,8 +277,12 @@ class StateKeeper:
         return found.st_ino, found.st_size, found.st_ctime_ns
 
     async def copy_to_database(self) -> None:
-        """Keep a copy where the file can be rebuilt from; a failure is logged, not raised."""
+        """Keep a copy where the file can be rebuilt from; if that fails, `watch` tries it again."""
         try:
             await self._copy.save(self._state)
         except StoreError as error:
-            log.error("state_copy_failed", why=str(error))
+            if not self._copy_is_late:
+                log.error("state_copy_failed", why=str(error))
+            self._copy_is_late = True
+        else:
+            self._copy_is_late = False

@@ -212,13 +212,17 @@ def _stat(pid: int, *, strict: bool = False) -> list[str] | None:
 
     None if the process is gone. `strict`: raises OSError if there is no descriptor to look with.
     """
-    try:
-        text = (_PROC / str(pid) / "stat").read_text(errors="replace")
+    try:  # each ring's process is looked at in each poll, so without a text file's cost
+        descriptor = os.open(_PROC / str(pid) / "stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            text = os.read(descriptor, 4096)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         if strict and is_shortage(error):
             raise
         return None
-    return text.rpartition(")")[2].split()
+    return text.rpartition(b")")[2].decode(errors="replace").split()
 
 
 def boot_id() -> str:

@@ -32,6 +32,7 @@ _BEAT_SECONDS = 10.0
 _BEATS = 3
 """So many fit into the time after which systemd takes the daemon for hung."""
 _STATUS_LENGTH = 300
+_RELOAD_SECONDS = 60.0
 _STORE_SECONDS = 1.0
 """The longest wait for systemd to take one socket."""
 
@@ -42,8 +43,9 @@ class ServiceManager:
     def __init__(self, environ: Mapping[str, str] = os.environ, *, reloaded: bool = False) -> None:
         """Begin to report; a daemon that was `reloaded` had been ready before."""
         self._address = environ.get("NOTIFY_SOCKET", "")
-        self._beat_seconds = min(_BEAT_SECONDS, _watchdog_seconds(environ) / _BEATS)
-        self._ready = reloaded
+        self._watchdog_seconds = _watchdog_seconds(environ)
+        self._beat_seconds = min(_BEAT_SECONDS, self._watchdog_seconds / _BEATS)
+        self._ready = self._reloaded = reloaded
         self._reloading = False
         self.stopping = False
         """Whether the daemon stops, which takes as long as its drains."""
@@ -78,15 +80,18 @@ class ServiceManager:
         self._send([_status_line(why)])
 
     def reloading(self) -> None:
-        """Report that the daemon is about to be replaced in place; the next one reports ready."""
+        """Report that the daemon is about to be replaced in place; the next one reports ready.
+
+        Until then nothing is sent, so the watchdog has more time.
+        """
         self._reloading = True
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
-        self._send(["RELOADING=1", f"MONOTONIC_USEC={now}"])
+        self._send(["RELOADING=1", f"MONOTONIC_USEC={now}", *self._watchdog(_RELOAD_SECONDS)])
 
     def reload_ended(self) -> None:
         """Report that the daemon was not replaced."""
         self._reloading = False
-        self._send(self._phase())
+        self._send([*self._phase(), *self._watchdog()])
 
     async def run(
         self,
@@ -100,6 +105,8 @@ class ServiceManager:
         """
         if not self._address:
             return
+        if self._reloaded:
+            self._send(self._watchdog())
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._beat, answers)
             last: list[str] = []
@@ -120,6 +127,13 @@ class ServiceManager:
             else:
                 self._send([*self._phase(), *(["WATCHDOG=1"] if self._ready else [])])
             await anyio.sleep(self._beat_seconds)
+
+    def _watchdog(self, least_seconds: float = 0.0) -> list[str]:
+        """Return the lines that set the watchdog's time; none if the daemon is not watched."""
+        if self._watchdog_seconds == float("inf"):
+            return []
+        seconds = max(self._watchdog_seconds, least_seconds)
+        return [f"WATCHDOG_USEC={seconds * 1e6:.0f}", "WATCHDOG=1"]
 
     def _phase(self) -> list[str]:
         """Return the lines for where the daemon is; a start or a stop is extended."""

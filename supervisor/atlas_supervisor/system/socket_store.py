@@ -54,17 +54,33 @@ _PEER = struct.Struct("3i")
 class SocketStore:
     """What is kept for the next daemon, and by what."""
 
-    def __init__(self, folder: Path, manager: ServiceManager, passed: PassedSockets) -> None:
-        """Add what a keeper has to what was passed."""
+    def __init__(
+        self,
+        folder: Path,
+        manager: ServiceManager,
+        passed: PassedSockets,
+        *,
+        reloaded: bool = False,
+    ) -> None:
+        """Add what a keeper has to what was passed.
+
+        `reloaded`: that came from the daemon before, with much that systemd has not stored.
+        """
         self._manager = manager
-        self._stored = passed.identities
+        self._stored = frozenset(
+            each for each in passed.identities if each[0].startswith(_LISTENERS) or not reloaded
+        )
         self._keeper = Keeper(folder / KEEPER_SOCKET)
         self._keeper.fetch(passed)
 
     async def drop_misplaced(
         self, passed: PassedSockets, addresses: Mapping[str, tuple[str, int]]
     ) -> None:
-        """Close what is not on the address that its name has by now: it would be in the way."""
+        """Close what is not on the address that its name has by now: it would be in the way.
+
+        The rest is ours alone then, and kept again by `keep`: workers on the other address may have
+        to end, and then nothing is taken back.
+        """
         dropped = [
             name
             for name in sorted(passed.names)
@@ -72,7 +88,8 @@ class SocketStore:
         ]
         if dropped:
             log.warning("kept_sockets_dropped", names=dropped, why="the settings were changed")
-            self._manager.store({}, dropped)
+            self._manager.store({}, {name for name, _ in self._stored})
+            self._stored = frozenset()
             await anyio.to_thread.run_sync(self._manager.barrier)
             await self._keeper.end()
 

@@ -1,9 +1,9 @@
 """Goes on with the workers of an earlier daemon that was killed, or that became this one.
 
-A worker is *adopted*, and is its slot's own from then on, if it is recorded, had become ready, is
-the very process of that time, listens where its slot has to, and reacts. Everything that its daemon
-knew of it is in the record (`model.life`), so the same instance goes on: only its exit status may
-stay unknown.
+A worker is *adopted*, and is its slot's own from then on, if it is recorded, is the very process of
+that time, listens where its slot has to, and reacts. One in staging must have been ready, too.
+Everything that its daemon knew of it is in the record (`model.life`), so the same instance goes on:
+only its exit status may stay unknown.
 
 Otherwise it is *inherited*: it serves until the active slot has a fresh worker that is ready, and
 is drained then (`Slots`). So no worker that serves ends before another one answers. There are two
@@ -20,6 +20,7 @@ import socket
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import anyio
 import structlog
@@ -36,7 +37,7 @@ from atlas_supervisor.system.pidfd import ForeignProcess
 from atlas_supervisor.traffic import Plane, Split, TakenBack
 from atlas_supervisor.workers.process import NotifySocket, WorkerProcess
 from atlas_supervisor.workers.registry import Survivor, WorkerRegistry, end_survivors, pids_of
-from atlas_worker.contract import ENV_INSTANCE, ENV_STATE_DIR
+from atlas_worker.contract import ENV_INSTANCE, ENV_STATE_DIR, PROBE_HEADER
 
 log = structlog.get_logger(__name__)
 
@@ -105,6 +106,10 @@ async def take_over(
             places = {accepts[pid] for pid in each.pids if pid in accepts} - own
             serves = not adopted and taken.traffic in places
             found[serves if places and active.other not in adopted else None].append(left)
+    held = {each.name for each in chain(adopted.values(), *found.values())}
+    for each in (*chosen, *rest):
+        if each.instance not in held:  # it has ended meanwhile
+            registry.forget(each.instance)
     return Inherited(adopted, found[True], found[False], found[None])
 
 
@@ -139,7 +144,8 @@ def _choose(
         if each.slot in found or (_drains(each) and each.slot is active):
             continue
         pid = None if _drains(each) else _adoptable(each, taken, plane, settings)
-        if _drains(each) or pid is not None:
+        fits = pid is not None and (each.slot is active or _was_ready(each))
+        if _drains(each) or fits:
             found[each.slot] = each, pid
     places = [taken.accepts[pid] for _, pid in found.values() if pid and pid in taken.accepts]
     if len(places) > len(set(places)):  # both accept from one socket
@@ -149,17 +155,23 @@ def _choose(
         others = (each for each in survivors if each not in chosen and not _drains(each))
         accepting = any(not taken.accepts.keys().isdisjoint(each.pids) for each in others)
         return {} if accepting or taken.traffic in places else chosen
-    other = found.get(active.other)
+    (own, pid), other = found[active], found.get(active.other)
+    probes = settings.liveness_failures if _was_ready(own) else 1  # or it is still starting
     is_alone = not other or _drains(other[0])  # else the other one takes over from a hung one
-    own, pid = found[active]
-    if is_alone and not _reacts(plane.direct(active, pid, taken), settings):
-        log.warning("worker_hung", instance=own.instance, pid=pid, instead="replacing it")
+    if (is_alone or not _was_ready(own)) and not _reacts(
+        plane.direct(active, pid, taken), settings, probes
+    ):
+        log.warning("worker_unresponsive", instance=own.instance, pid=pid)
         return {}
     return chosen
 
 
 def _started(survivor: Survivor) -> int:
     return survivor.row.start_ticks if survivor.row else 0
+
+
+def _was_ready(survivor: Survivor) -> bool:
+    return bool(survivor.row and survivor.row.life and survivor.row.life.ready)
 
 
 def _drains(survivor: Survivor) -> bool:
@@ -171,21 +183,24 @@ def _adoptable(
 ) -> int | None:
     """Return the process that has the worker's sockets; None if it can't be the slot's own."""
     life, slot = survivor.row and survivor.row.life, survivor.slot
-    if not life or not life.ready or not _is_instance(survivor, settings):
+    if not life or not _is_instance(survivor, settings):
         return None
     if (life.port, life.socket_passing) != (settings.slot_ports[slot], settings.socket_passing):
         return None  # the settings have changed
     return plane.adoptable(slot, survivor.pids, taken)
 
 
-def _reacts(place: tuple[str, int, str | None], settings: Settings) -> bool:
-    """Return whether a worker reacts in the time after which a running one counts as hung.
+def _reacts(place: tuple[str, int, str | None], settings: Settings, probes: int) -> bool:
+    """Return whether a worker reacts in the time of so many probes.
 
-    Any reaction counts: this is no probe, it may speak TLS or expect another header first.
+    Any reaction counts: it may speak TLS or expect another header first.
     """
-    seconds = settings.health_timeout_seconds * settings.liveness_failures
+    seconds = settings.health_timeout_seconds * probes
     host, port, source = place
-    request = f"GET {settings.health_path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+    request = (
+        f"GET {settings.health_path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+        f"{PROBE_HEADER}: 1\r\n\r\n"
+    )
     try:
         with socket.create_connection((host, port), seconds, source and (source, 0)) as client:
             client.sendall(request.encode())

@@ -153,7 +153,11 @@ class WorkerRegistry:
     def gone(self, instance: WorkerProcess) -> None:
         """Note that nothing of it is left."""
         instance.on_change = ignore
-        self._outbox.put(partial(self.remove, instance.name))
+        self.forget(instance.name)
+
+    def forget(self, instance: str) -> None:
+        """Remove a worker as soon as the disk takes it."""
+        self._outbox.put(partial(self.remove, instance))
 
 
 def _life(recorded: str | None) -> Life | None:

@@ -249,6 +249,7 @@ class Slot:
         """Go on with a worker of an earlier daemon as if we had launched it."""
         self.instance, self.restarts = instance, instance.life.restarts
         self.log.adopt(instance.name, instance.pid)
+        instance.note(ready=True)
         self.apply(SlotEvent.ADOPTED)
         self._context.plane.occupy(self.name)
         self._context.registry.launched(instance)

@@ -38,6 +38,7 @@ log = structlog.get_logger(__name__)
 
 _HURRY_AGAIN_SECONDS = 0.1
 _MEASURE_SECONDS = 5.0
+_STEER_AGAIN_SECONDS = 1.0
 
 
 async def _no_deploys(_slot: Slot, _cause: str) -> bool:
@@ -144,10 +145,14 @@ class Slots:
     async def measure(self) -> None:
         """Measure what each instance uses, every few seconds, until cancelled."""
         while True:
-            in_slots = {slot.instance for slot in self if slot.instance is not None}
-            for instance in in_slots | {drain.instance for drain in self.drains}:
+            for instance in self.instances():
                 instance.measure()
             await anyio.sleep(_MEASURE_SECONDS)
+
+    def instances(self) -> set[WorkerProcess]:
+        """Return the instances in the slots and those that drain."""
+        in_slots = {slot.instance for slot in self if slot.instance is not None}
+        return in_slots | {drain.instance for drain in self.drains}
 
     def active_worker(self) -> ActiveWorker:
         """Return the worker that the health is about."""
@@ -305,7 +310,8 @@ class Slots:
             cause = "it ended while no supervisor ran"
             if await self.on_worker_down(slot, cause) and slot is not self.active:
                 return
-        await self._restarters[slot.name].start(release)
+        if not self._stopping:
+            await self._restarters[slot.name].start(release)
 
     async def _end_unwanted(self) -> None:
         """End earlier workers without traffic; return once none shares the active socket."""
@@ -326,15 +332,22 @@ class Slots:
         """Give the traffic to the active slot, and drain the worker that has it."""
         if self._replaced:
             return
-        self._replaced = True
         try:
             self._plane.steer(self._active)
-        except OSError as error:
+        except OSError as error:  # it keeps the traffic, so it must not be drained
             log.critical("steering_uncertain", wanted=self._active, why=str(error))
+            self._tasks.start_soon(self._replace_later)
+            return
+        self._replaced = True
         self._tasks.start_soon(self.drain_staging)
         for instance in self._inherited.serving[1:]:
             self._tasks.start_soon(self.staging.dismiss, instance)
         self._note_service()
+
+    async def _replace_later(self) -> None:
+        await anyio.sleep(_STEER_AGAIN_SECONDS)
+        if not self._stopping:
+            self._replace_inherited()
 
     def _note_service(self) -> None:
         """Note whether clients can be served, for those that wait."""

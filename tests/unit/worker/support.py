@@ -17,6 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from atlas_worker.contract import RINGS_DIRECTORY
+from atlas_worker.contract import request_file as layout
+
 # Puts the sockets at 3 and up and execs, so that LISTEN_PID is the worker's own pid.
 LAUNCHER = """
 import os, sys
@@ -70,6 +73,25 @@ def write_state(state_dir: Path, active_port: int) -> None:
     new = state_dir / "deploy_state.json.new"
     new.write_text(json.dumps({"schema_version": 1, "active_port": active_port}))
     new.replace(state_dir / "deploy_state.json")
+
+
+def counted(state_dir: Path) -> dict[str, int]:
+    """Return the counts of a state folder, of all its processes; without zeros."""
+    counts: dict[str, int] = {}
+    names = ("begun", "1xx", "2xx", "3xx", "4xx", "5xx", "left")
+    for path in (state_dir / RINGS_DIRECTORY).glob(f"*{layout.SUFFIX}"):
+        cells = struct.unpack(f"<{layout.CELLS}Q", path.read_bytes()[layout.HEADER_BYTES :])
+        for place, name in enumerate(names):
+            count = sum(cells[place : layout.LATENCIES : layout.RECORD_CELLS])
+            counts[name] = counts.get(name, 0) + count
+        counts["latencies"] = counts.get("latencies", 0) + sum(cells[layout.LATENCIES :])
+    return {name: count for name, count in counts.items() if count}
+
+
+def make_counts_folder(tmp_path: Path) -> Path:
+    """Make the folder that request files are in, as the daemon does; return the state folder."""
+    (tmp_path / "state" / RINGS_DIRECTORY).mkdir(parents=True)
+    return tmp_path / "state"
 
 
 @dataclass

@@ -8,8 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.worker.asgi_support import appears, close_code, opened_websocket, running
-from tests.unit.worker.support import Client, until
+from tests.unit.worker.asgi_support import (
+    RUNNER,
+    appears,
+    close_code,
+    opened_websocket,
+    running,
+)
+from tests.unit.worker.support import Client, counted, make_counts_folder, until
 
 UVICORN = ["-m", "uvicorn", "--fd", "3", "--no-access-log"]
 KINDS = {
@@ -145,3 +151,41 @@ async def test_an_application_without_a_lifespan_drains(tmp_path: Path) -> None:
         worker.terminate()
         await until(lambda: reports.has("STOPPING=1"))
         assert (await client.get()).closes
+
+
+SERVERS = {
+    "the runner": [*RUNNER, "asgi_apps:plain"],
+    "the middleware": [*UVICORN, *H11, "asgi_apps:wrapped"],
+}
+
+
+@pytest.mark.parametrize("server", SERVERS.values(), ids=SERVERS)
+async def test_requests_are_counted_by_what_became_of_them(
+    tmp_path: Path, server: list[str]
+) -> None:
+    state_dir = make_counts_folder(tmp_path)
+    async with running(tmp_path, server) as (worker, _):
+        for path, mark in (("/", ""), ("/", "X-Atlas-Probe"), ("/fail", ""), ("/half", "")):
+            async with Client.to(worker.port) as client:
+                client.send(path, headers={mark: "1"} if mark else None)
+                await client.reader.readuntil(b"\r\n\r\n")
+        async with Client.to(worker.port) as client:
+            client.send("/until-left")
+            await appears(tmp_path / "waits")
+        expected = {"begun": 4, "2xx": 1, "5xx": 2, "left": 1, "latencies": 3}
+        await until(lambda: counted(state_dir) == expected)
+
+        # Of a WebSocket the handshake counts.
+        async with Client.to(worker.port) as client:
+            await opened_websocket(client)
+            expected |= {"begun": 5, "1xx": 1, "latencies": 4}
+            await until(lambda: counted(state_dir) == expected)
+        # A stream counts when it has ended.
+        async with Client.to(worker.port) as client, Client.to(worker.port) as other:
+            client.send("/answer")
+            await client.reader.readuntil(b"\n\n")
+            await until(lambda: counted(state_dir).get("begun") == 6)
+            assert counted(state_dir) == {**expected, "begun": 6}
+            await other.get("/go")
+            expected |= {"begun": 7, "2xx": 3, "latencies": 6}
+            await until(lambda: counted(state_dir) == expected)

@@ -18,9 +18,11 @@ import pytest
 from tests.unit.worker.support import (
     Client,
     Worker,
+    counted,
     end,
     launch,
     listening_socket,
+    make_counts_folder,
     port_of,
     until,
     write_state,
@@ -40,10 +42,19 @@ if os.environ.get("HOLD_SECOND"):
         pathlib.Path("second").touch()
         wait_for("go")
 
+def half():
+    yield b"half"
+    raise RuntimeError("as it is meant to")
+
 def app(environ, start_response):
     if environ["PATH_INFO"] == "/slow":
         pathlib.Path("entered").touch()
         wait_for("go")
+    if environ["PATH_INFO"] == "/fail":
+        raise RuntimeError("as it is meant to")
+    if environ["PATH_INFO"] == "/half":
+        start_response("200 OK", [("Content-Length", "10")])
+        return half()
     body = b"%d" % os.getpid()
     start_response("200 OK", [("Content-Length", str(len(body)))])
     return [body]
@@ -282,3 +293,26 @@ async def test_an_own_configuration_can_chain_the_hooks(tmp_path: Path) -> None:
         assert (tmp_path / "mine").exists()
         worker.retire()
         await worker.shed()
+
+
+@pytest.mark.parametrize("options", [("--workers", "2"), ("--worker-class", "sync")])
+async def test_requests_are_counted_by_the_process_that_serves_them(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    state_dir = make_counts_folder(tmp_path)
+    instance = {"ATLAS_INSTANCE": "the-instance"}
+    async with launched(tmp_path, *options, environ=instance) as worker:
+        await asyncio.wait_for(worker.ready(), 20)
+        for path, mark in (("/", ""), ("/", "X-Atlas-Probe"), ("/fail", ""), ("/half", "")):
+            async with Client.to(worker.port) as client:
+                client.send(path, headers={mark: "1"} if mark else None)
+                await client.reader.readuntil(b"\r\n\r\n")
+        expected = {"begun": 3, "2xx": 1, "5xx": 2, "latencies": 3}
+        await until(lambda: counted(state_dir) == expected)
+        async with Client.to(worker.port) as client:
+            client.send("/slow")
+            await until((tmp_path / "entered").exists)
+            assert counted(state_dir) == {**expected, "begun": 4}
+            (tmp_path / "go").touch()
+            await client.answer()
+        await until(lambda: counted(state_dir).get("2xx") == 2)

@@ -1,4 +1,4 @@
-"""Wraps an ASGI application: knows its running exchanges, and adds the kit's headers.
+"""Wraps an ASGI application: knows and counts its exchanges, and adds the kit's headers.
 
 Plain ASGI and the standard library only; the runner and the middleware both use it.
 """
@@ -6,6 +6,7 @@ Plain ASGI and the standard library only; the runner and the middleware both use
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from http import HTTPStatus
 from typing import Any, Protocol
 
 from atlas_worker.asgi.streams import (
@@ -16,9 +17,10 @@ from atlas_worker.asgi.streams import (
     Send,
     WebSocketStream,
 )
-from atlas_worker.contract import INSTANCE_HEADER, PROBE_HEADER
+from atlas_worker.contract import INSTANCE_HEADER, PROBE_HEADER, SMOKE_HEADER
 from atlas_worker.drain import DrainController, Stream
 from atlas_worker.events import is_event_stream
+from atlas_worker.request_counter import CLIENT_LEFT, NOT_COUNTED, UNFINISHED, counter
 
 Scope = MutableMapping[str, Any]
 # Any: frameworks type the three in ways of their own.
@@ -28,7 +30,10 @@ LED_BY_KIT = "atlas.kit"
 """A key of the lifespan's scope: the kit itself is the server, so its middleware steps aside."""
 
 _PROBE = PROBE_HEADER.lower().encode()
+_SMOKE = SMOKE_HEADER.lower().encode()
 _INSTANCE = INSTANCE_HEADER.lower().encode()
+_LAST = frozenset({"http.response.body", "http.response.pathsend"})
+_LEFT = frozenset({"http.disconnect", "websocket.disconnect"})
 
 
 class ExchangeConnection(Protocol):
@@ -54,9 +59,31 @@ class _Plain:
 class Exchange:
     """One call of the application: a request or a WebSocket."""
 
-    def __init__(self, connection: ExchangeConnection) -> None:
+    __slots__ = ("began", "connection", "left", "probed", "status", "stream")
+
+    def __init__(
+        self, connection: ExchangeConnection, headers: Iterable[tuple[bytes, bytes]]
+    ) -> None:
         self.connection = connection
         self.stream: Stream | None = None
+        self.probed = supervisors = False
+        for name, _ in headers:
+            if name == _PROBE:
+                self.probed = supervisors = True
+            elif name == _SMOKE:
+                supervisors = True
+        self.began = NOT_COUNTED if supervisors else counter.begin()
+        self.status = UNFINISHED
+        self.left = False
+
+    def count_end(self, status: int) -> None:
+        """Count the end of the request; later ones have no effect."""
+        counter.end(self.began, status)
+        self.began = NOT_COUNTED
+
+    def count_rest(self) -> None:
+        """Count a request that the application has not ended."""
+        self.count_end(CLIENT_LEFT if self.left else UNFINISHED)
 
 
 class Exchanges:
@@ -92,14 +119,23 @@ class Exchanges:
         else:
             await self._app({**scope, LED_BY_KIT: True}, receive, send)
             return
-        exchange = Exchange(connection)
+        exchange = Exchange(connection, scope["headers"])
         self._running.add(exchange)
+
+        async def receive_noted() -> Message:
+            message = await receive()
+            if message["type"] in _LEFT:
+                exchange.left = True
+            return message
+
         try:
-            await self._app(scope, receive, wrap(exchange, scope, send))
+            await self._app(scope, receive_noted, wrap(exchange, scope, send))
         except GoneError:
             # The kit's own: it ended the application's stream.
+            exchange.count_end(exchange.status)
             return
         finally:
+            exchange.count_rest()
             self._running.discard(exchange)
 
     def _http(self, exchange: Exchange, scope: Scope, send: Send) -> Send:
@@ -107,13 +143,21 @@ class Exchanges:
 
         async def send_marked(message: Message) -> None:
             nonlocal stream
-            if message["type"] == "http.response.start":
-                message = self._marked(exchange.connection, scope, message)
+            kind = message["type"]
+            if kind == "http.response.start":
+                exchange.status = message["status"]
+                message = self._marked(exchange, scope, message)
                 stream = self._stream_of(exchange, scope, message, send)
-            elif stream is not None and message["type"] == "http.response.body":
-                await stream.send(message)
-                return
-            await send(message)
+            try:
+                if stream is not None and kind == "http.response.body":
+                    await stream.send(message)
+                else:
+                    await send(message)
+            except OSError:  # as servers report a client that left
+                exchange.left = True
+                raise
+            if kind in _LAST and not message.get("more_body", False):
+                exchange.count_end(exchange.status)
 
         return send_marked
 
@@ -136,14 +180,14 @@ class Exchanges:
         exchange.stream = stream
         return stream
 
-    def _marked(self, connection: ExchangeConnection, scope: Scope, message: Message) -> Message:
+    def _marked(self, exchange: Exchange, scope: Scope, message: Message) -> Message:
         """Add the kit's headers to a response."""
-        probed = any(name == _PROBE for name, _ in scope["headers"])
+        probed = exchange.probed
         # HTTP/2 and later have no such header; there the server announces the close itself.
         closes = (
             self._drain.shedding
             and scope.get("http_version", "1.1").startswith("1")
-            and connection.can_close()
+            and exchange.connection.can_close()
         )
         if not (probed or closes):
             return message
@@ -166,7 +210,13 @@ class Exchanges:
                 await stream.send(message)
                 return
             await send(message)
-            if message["type"] == "websocket.accept":
+            kind = message["type"]
+            if kind == "websocket.accept":
+                exchange.count_end(HTTPStatus.SWITCHING_PROTOCOLS)
                 exchange.stream = stream = WebSocketStream(send)
+            elif kind == "websocket.close":  # before it was accepted
+                exchange.count_end(HTTPStatus.FORBIDDEN)
+            elif kind == "websocket.http.response.start":
+                exchange.count_end(message["status"])
 
         return send_until_closed

@@ -21,6 +21,7 @@ from atlas_worker.asgi.streams import Message, Receive, Send
 from atlas_worker.drain import Connection, DrainController, Stream
 from atlas_worker.instance import Instance
 from atlas_worker.notify import Notifier
+from atlas_worker.request_counter import counter
 from atlas_worker.serving import begin_drain, new_drain, serve
 
 _log = logging.getLogger("atlas.worker")
@@ -87,6 +88,7 @@ class DrainMiddleware:
         await send({"type": "lifespan.shutdown.complete"})
 
     def _start(self) -> None:
+        counter.open()
         if self._life is None:
             self._life = asyncio.get_running_loop().create_task(self._live())
 

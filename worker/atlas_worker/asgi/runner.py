@@ -20,6 +20,7 @@ from atlas_worker.asgi.protocols import Watched
 from atlas_worker.drain import Connection, Stream
 from atlas_worker.instance import Instance
 from atlas_worker.notify import Notifier
+from atlas_worker.request_counter import counter
 from atlas_worker.serving import new_drain, serve
 from atlas_worker.sockets import BACKLOG, Listener
 
@@ -119,6 +120,7 @@ async def run(
     if server.lifespan.should_exit:
         raise StartupError("the application did not start; its message is above")
     listening = _Listening(server, exchanges, listeners)
+    counter.open()
     dates = asyncio.create_task(_keep_dates(server))
     try:
         await serve(drain, listening, instance, notifier)

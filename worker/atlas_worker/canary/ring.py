@@ -28,15 +28,14 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from atlas_worker.contract import ENV_INSTANCE, ENV_VERSION
 from atlas_worker.contract import ring as layout
 from atlas_worker.contract.ring import LAP
+from atlas_worker.process_file import create
 
 
 class Lane:
@@ -217,33 +216,20 @@ class RingWriter:
 
 def make_ring(folder: Path, dropped: tuple[int, int], version: int) -> RingWriter:
     """Create this process's file in a layout; `dropped` is the count before. Raises OSError."""
-    if not getattr(sys, "_is_gil_enabled", lambda: True)():
-        raise OSError("rings need the global interpreter lock")
-    if _is_full(folder):
-        raise OSError(f"{folder} has {layout.FOLDER_BYTES_LIMIT} bytes of unread rings")
-    owner = _this_process()
-    path = folder / f"{owner.pid}-{owner.start_ticks}-{os.urandom(4).hex()}{layout.RING_SUFFIX}"
-    # The file gets its name when it is complete.
-    unfinished = path.with_name(f".{path.name}.new")
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    descriptor = os.open(unfinished, flags, layout.RING_MODE)
-    try:
-        os.truncate(descriptor, layout.RING_BYTES)
+
+    def fill(descriptor: int, owner: layout.Owner) -> None:
         first = layout.MAIN_FIRST_WORDS * layout.WORD_BYTES
         os.posix_fallocate(descriptor, 0, layout.HEADER_BYTES + first)
         first = layout.KEYED_FIRST_ENTRIES * 2 * layout.WORD_BYTES
         os.posix_fallocate(descriptor, layout.KEYED_OFFSET, first)
         os.pwrite(descriptor, layout.pack_header(owner, version), 0)
-        ring = RingWriter(mmap.mmap(descriptor, layout.RING_BYTES), path, version)
-        ring.main.dropped, ring.keyed.dropped = dropped
-        unfinished.rename(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        raise
-    finally:
-        os.close(descriptor)
-    return ring
+        for at, count in zip(
+            (layout.DROPPED_OFFSET, layout.KEYED_DROPPED_OFFSET), dropped, strict=True
+        ):
+            os.pwrite(descriptor, count.to_bytes(layout.WORD_BYTES, "little"), at)
+
+    file, path = create(folder, layout.RING_SUFFIX, layout.RING_BYTES, fill)
+    return RingWriter(file, path, version)
 
 
 def _allocate(path: Path, offset: int, count: int) -> None:
@@ -256,26 +242,3 @@ def _allocate(path: Path, offset: int, count: int) -> None:
         os.posix_fallocate(descriptor, offset, count)
     finally:
         os.close(descriptor)
-
-
-def _is_full(folder: Path) -> bool:
-    with os.scandir(folder) as files:
-        listed = list(files)
-    if len(listed) * layout.RING_BYTES <= layout.FOLDER_BYTES_LIMIT:
-        return False
-    used = 0
-    for file in listed:
-        with contextlib.suppress(OSError):  # the daemon may remove it now
-            used += file.stat(follow_symlinks=False).st_blocks * 512
-    return used > layout.FOLDER_BYTES_LIMIT
-
-
-def _this_process() -> layout.Owner:
-    status = Path("/proc/self/stat").read_text()
-    return layout.Owner(
-        pid=os.getpid(),
-        start_ticks=int(status.rpartition(")")[2].split()[19]),
-        boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
-        instance=os.environ.get(ENV_INSTANCE, ""),
-        version=os.environ.get(ENV_VERSION, ""),
-    )

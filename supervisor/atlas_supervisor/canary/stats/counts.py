@@ -1,9 +1,9 @@
 """The counts that all evidence is computed from: per arm, per share, pooled, and per window.
 
-An `Arm` is a pair of calls and errors. `Strata` adds both arms up by share, and `Baseline` is the
-pooled error rate before the next window. A `CallWindow` has the calls of some slices, with and
-without outcome (`windows` has its theory and puts them in order). All of them only count; the tests
-are in the modules named `…_evidence`.
+An `Arm` is a pair of calls and errors. `Strata` adds both arms up by share, `Draws` counts
+assignments by share, and `Baseline` is the pooled error rate before the next window. A `CallWindow`
+has the calls of some slices, with and without outcome (`windows` has its theory and puts them in
+order). All of them only count; the tests are in the modules named `…_evidence`.
 """
 
 from __future__ import annotations
@@ -102,6 +102,30 @@ class Strata:
             cc, ce, sc, se = (int(each) for each in counts)
             strata.add(share, Arm(cc, ce), Arm(sc, se))
         return strata
+
+
+@dataclass
+class Draws:
+    """Assignments to the canary and to stable, by share. A key is drawn once, by its first call."""
+
+    by_share: dict[float, tuple[int, int]] = field(default_factory=dict)
+
+    def add(self, share: float, count: int, *, canary: bool) -> None:
+        """Add assignments to one arm, unless they were not drawn at random."""
+        if is_drawn(share):
+            to_canary, to_stable = self.by_share.get(share, (0, 0))
+            self.by_share[share] = (
+                (to_canary + count, to_stable) if canary else (to_canary, to_stable + count)
+            )
+
+    def to_list(self) -> list[list[float]]:
+        """Return the counts as JSON values."""
+        return [[share, *counts] for share, counts in self.by_share.items()]
+
+    @classmethod
+    def from_list(cls, saved: Iterable[Iterable[float]]) -> Draws:
+        """Return the counts that `to_list` has saved."""
+        return cls({share: (int(canary), int(stable)) for share, canary, stable in saved})
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,14 @@ from enum import StrEnum
 from typing import Any
 
 from atlas_supervisor.canary.stats import explain
-from atlas_supervisor.canary.stats.counts import Arm, CallWindow, Prior, Strata
+from atlas_supervisor.canary.stats.counts import Arm, CallWindow, Draws, Prior, Strata
 from atlas_supervisor.canary.stats.evalue import exponential, log_add
 from atlas_supervisor.canary.stats.forecast import calls_needed, expected_rates
-from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.intervals import stratified_difference
 from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
-from atlas_supervisor.canary.stats.sample_ratio import Draws, SampleRatios, check_ratio
+from atlas_supervisor.canary.stats.sample_ratio import SampleRatios, check_ratio
 from atlas_supervisor.canary.stats.windows import Windows
+from atlas_supervisor.model.histogram import Histogram
 from atlas_supervisor.model.verdict import Verdict
 
 ERRORS_PART = 2 / 3
@@ -204,7 +204,7 @@ class RampEvidence:
     def _present(self) -> dict[int, RoundEvidence]:
         return self._now or self._rounds()
 
-    def conclusion(self, parts: int = 1) -> Conclusion | None:
+    def conclusion(self, parts: int = 1, *, may_promote: bool = True) -> Conclusion | None:
         """Return the verdict reached, if any; a rollback stays one.
 
         `parts` is the number of features that alpha is divided by. A sample ratio mismatch
@@ -216,7 +216,7 @@ class RampEvidence:
             return Conclusion(Verdict.FAIL, self.failed, reason)
         if self.failed is not None:
             return Conclusion(Verdict.FAIL, self.failed, self._is_slower(parts))
-        if self.promotes and self.ratios().fit:
+        if may_promote and self.promotes and self.ratios().fit:
             margin, alpha = self.first.margin, self.promote_alpha
             reason = explain.is_no_worse(self.feature, self.totals, margin, alpha)
             return Conclusion(Verdict.PASS, EvidenceKind.PROMOTION, reason)

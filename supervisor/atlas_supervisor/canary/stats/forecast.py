@@ -12,16 +12,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from atlas_supervisor.canary.stats.counts import Arm
-from atlas_supervisor.canary.stats.evalue import Mixture
-from atlas_supervisor.canary.stats.latency_evidence import LatencyBets
-from atlas_supervisor.canary.stats.promotion_evidence import margin_bets
-from atlas_supervisor.canary.stats.rollback_evidence import (
+from atlas_supervisor.canary.stats.error_evidence import (
     Bet,
     Outcomes,
     arm_bets,
     log_factors,
+    margin_bets,
     rate_bets,
 )
+from atlas_supervisor.canary.stats.evalue import Mixture
+from atlas_supervisor.canary.stats.latency_evidence import LatencyBets
 from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
 
 _LEAST_CALLS = 20  # canary calls before there is a forecast

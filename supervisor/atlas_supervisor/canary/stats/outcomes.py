@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from atlas_supervisor.canary.stats.counts import CallKey, Ended, Group, first_of
-from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.windows import SLICES_PER_SECOND, TIMEOUT_SLICES, Windows
+from atlas_supervisor.model.histogram import Histogram
 from atlas_worker.contract import bucket_milliseconds, latency_bucket
 from atlas_worker.contract.ring import Outcome
 

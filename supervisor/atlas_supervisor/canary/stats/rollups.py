@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from atlas_supervisor.canary.stats.counts import Arm
-from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.outcomes import Tally
 from atlas_supervisor.model.canary import CountsRow
+from atlas_supervisor.model.histogram import Histogram
 
 MINUTE, HOUR = 60, 3600
 

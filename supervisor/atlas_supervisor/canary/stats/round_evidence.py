@@ -22,9 +22,20 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from atlas_supervisor.canary.stats.counts import Arm, Baseline, CallWindow, Prior, is_drawn
+from atlas_supervisor.canary.stats.error_evidence import (
+    PROMOTION_WEIGHTS,
+    RISK_RATIOS,
+    STARTED_AT_FIRST,
+    Bet,
+    Outcomes,
+    arm_bets,
+    log_factors,
+    margin_bets,
+    rate_bets,
+    share_started,
+)
 from atlas_supervisor.canary.stats.evalue import Mixture, log_sum
 from atlas_supervisor.canary.stats.explain import SlowCalls
-from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.latency_evidence import (
     LEAST_CALLS,
     LEVELS,
@@ -34,19 +45,8 @@ from atlas_supervisor.canary.stats.latency_evidence import (
     place,
 )
 from atlas_supervisor.canary.stats.latency_evidence import WEIGHTS as LATENCY_WEIGHTS
-from atlas_supervisor.canary.stats.promotion_evidence import WEIGHTS as PROMOTION_WEIGHTS
-from atlas_supervisor.canary.stats.promotion_evidence import margin_bets
-from atlas_supervisor.canary.stats.rollback_evidence import (
-    RISK_RATIOS,
-    STARTED_AT_FIRST,
-    Bet,
-    Outcomes,
-    arm_bets,
-    log_factors,
-    rate_bets,
-    share_started,
-)
 from atlas_supervisor.canary.stats.windows import SLICES_PER_SECOND
+from atlas_supervisor.model.histogram import Histogram
 from atlas_worker.contract import bucket_milliseconds, latency_bucket
 
 ERROR_WEIGHTS = tuple(part / 2 for part in RISK_RATIOS.values()) * 2

@@ -24,41 +24,16 @@ share of 0 or 1 are left out. A mismatch withholds a promotion, never a rollback
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from atlas_supervisor.canary.stats.counts import is_drawn
+from atlas_supervisor.canary.stats.counts import Draws
 from atlas_supervisor.canary.stats.evalue import exponential, log_sum
 
 ALPHA = 0.001
 """The probability that a correct share is ever reported as a mismatch."""
 
 _CONCENTRATIONS = (10.0, 1_000.0, 100_000.0)
-
-
-@dataclass
-class Draws:
-    """Assignments to the canary and to stable, by share. A key is drawn once, by its first call."""
-
-    by_share: dict[float, tuple[int, int]] = field(default_factory=dict)
-
-    def add(self, share: float, count: int, *, canary: bool) -> None:
-        """Add assignments to one arm, unless they were not drawn at random."""
-        if is_drawn(share):
-            to_canary, to_stable = self.by_share.get(share, (0, 0))
-            self.by_share[share] = (
-                (to_canary + count, to_stable) if canary else (to_canary, to_stable + count)
-            )
-
-    def to_list(self) -> list[list[float]]:
-        """Return the counts as JSON values."""
-        return [[share, *counts] for share, counts in self.by_share.items()]
-
-    @classmethod
-    def from_list(cls, saved: Iterable[Iterable[float]]) -> Draws:
-        """Return the counts that `to_list` has saved."""
-        return cls({share: (int(canary), int(stable)) for share, canary, stable in saved})
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ from typing import Any
 from atlas_supervisor.canary.stats.counts import (
     CallKey,
     CallWindow,
+    Draws,
     Ended,
     Group,
     OpenCalls,
@@ -50,7 +51,6 @@ from atlas_supervisor.canary.stats.counts import (
     Stratum,
     first_of,
 )
-from atlas_supervisor.canary.stats.sample_ratio import Draws
 from atlas_supervisor.model.canary import KeyRow
 
 SLICES_PER_SECOND = 2

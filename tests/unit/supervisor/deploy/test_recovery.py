@@ -184,11 +184,46 @@ async def test_a_fallback_is_audited_once_whether_or_not_it_was_performed(tmp_pa
                 await it.database.audit.write(
                     SUPERVISOR, "rollback", "not_needed", subject=record.deploy_id
                 )
-                await it.database.audit.write(SUPERVISOR, "mode", "single")
+                await it.database.audit.write(
+                    SUPERVISOR, "mode", "single", subject=record.deploy_id
+                )
             await it.recover(BLUE, mode=mode)
             assert await it.audited() == [
                 *(("rollback", "not_needed"), ("mode", "single"), ("deploy", "failed")),
             ]
+
+
+async def test_a_fallback_that_was_written_and_not_audited_is_audited(tmp_path: Path) -> None:
+    async with left(tmp_path) as it:
+        await it.deploy(Phase.UNSTAGE, event=Event.FAILED, result="failed", reason="health: 500")
+        await it.recover(BLUE, mode=Mode.SINGLE)
+        assert ("mode", "single") in await it.audited()
+
+
+async def test_recovery_does_not_undo_an_operators_reset_of_the_mode(tmp_path: Path) -> None:
+    async with left(tmp_path) as it:
+        record = await it.deploy(Phase.UNSTAGE, event=Event.FAILED, result="failed")
+        audit = it.database.audit
+        await audit.write(SUPERVISOR, "mode", "single", subject=record.deploy_id)
+        await audit.write(SUPERVISOR, "mode", "bluegreen")  # while the deploy was unstaged
+        state, _ = await it.recover(BLUE, mode=Mode.BLUEGREEN)
+        assert state.mode is Mode.BLUEGREEN
+
+
+async def test_a_result_whose_audit_entry_a_kill_prevented_is_audited(tmp_path: Path) -> None:
+    async with left(tmp_path) as it:
+        await it.deploy(Phase.ENDED, result="aborted", ended_ts=WHEN)
+        await it.recover(BLUE)
+        assert await it.audited() == [("deploy", "aborted")]
+        await it.recover(BLUE)
+        assert await it.audited() == [("deploy", "aborted")]
+
+
+async def test_a_result_of_a_deploy_that_goes_on_is_audited_after_a_kill(tmp_path: Path) -> None:
+    async with left(tmp_path) as it:
+        await it.deploy(Phase.GUARD)
+        await it.recover(GREEN)
+        assert ("deploy", "switched") in await it.audited()
 
 
 async def test_with_AFTER_FAILURE_stay_recovery_leaves_the_mode(tmp_path: Path) -> None:
@@ -339,6 +374,8 @@ async def test_a_waiting_release_that_is_gone_fails_its_deploy(tmp_path: Path) -
     ("phase", "active", "goes_on"),
     [
         (Phase.AWAITING_SWITCH, BLUE, (Phase.AWAITING_SWITCH, "awaiting_switch")),
+        # The disk took the file, and then refused to make it durable and to take it back.
+        (Phase.AWAITING_SWITCH, GREEN, (Phase.GUARD, "switched")),
         (Phase.SWITCH, GREEN, (Phase.GUARD, "switched")),
         (Phase.GUARD, GREEN, (Phase.GUARD, "switched")),
         (Phase.WARM, GREEN, (Phase.WARM, "switched")),

@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 from atlas_supervisor.model.deploy import Mode
+from atlas_supervisor.store import state_keeper
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.state_keeper import StateFile, StateKeeper
 from tests.unit.supervisor.store.support import a_state
@@ -94,3 +95,22 @@ async def test_a_copy_that_fails_is_no_reason_to_fail(tmp_path: Path) -> None:
     async with keeping(tmp_path) as (keeper, _, database):
         await database.statements.connection.execute("DROP TABLE last_state")
         await keeper.copy_to_database()
+
+
+async def test_a_copy_that_failed_is_made_once_the_database_works_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_keeper, "_WATCH_SECONDS", 0.01)
+
+    async def unheard(**_: object) -> None: ...
+
+    async with keeping(tmp_path) as (keeper, _, database), anyio.create_task_group() as tasks:
+        connection = database.statements.connection
+        await connection.execute("ALTER TABLE last_state RENAME TO away")
+        await keeper.change(mode=Mode.SINGLE)
+        await keeper.copy_to_database()
+        await connection.execute("ALTER TABLE away RENAME TO last_state")
+        tasks.start_soon(keeper.watch, unheard)
+        while await database.state.load() != keeper.state:  # noqa: ASYNC110  # no event
+            await anyio.sleep(0.01)
+        tasks.cancel_scope.cancel()

@@ -102,14 +102,16 @@ async def test_a_reload_is_announced_and_ends_with_ready_from_this_daemon_or_the
         daemon.serves = True
         await systemd.until("READY=1")
         daemon.manager.reloading()
-        message = await systemd.until("RELOADING=1")
+        message = await systemd.until("RELOADING=1", "WATCHDOG_USEC=60000000", "WATCHDOG=1")
         (moment,) = [line for line in message if line.startswith("MONOTONIC_USEC=")]
         assert 0 <= time.monotonic() * 1e6 - int(moment.partition("=")[2]) < 10e6
         daemon.manager.reload_ended()  # it could not be replaced
-        await systemd.until("READY=1")
-    manager = ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "next")}, reloaded=True)
+        await systemd.until("READY=1", "WATCHDOG_USEC=60000")
+    environ = {"NOTIFY_SOCKET": str(tmp_path / "next"), "WATCHDOG_USEC": "60000"}
+    manager = ServiceManager(environ, reloaded=True)
     systemd = Systemd(str(tmp_path / "next"))
     task = asyncio.create_task(manager.run(lambda: False, lambda: "no worker serves", fine))
+    assert await systemd.message() == {"WATCHDOG_USEC=60000", "WATCHDOG=1"}
     await systemd.until("READY=1", "STATUS=no worker serves")  # as it had been ready before
     task.cancel()
     systemd.close()

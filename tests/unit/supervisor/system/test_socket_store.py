@@ -253,3 +253,38 @@ async def test_sockets_on_another_address_are_dropped_before_anything_is_opened(
         assert fetched_names(path) == {"own-blue"}
         passed.close()
         await store.empty()
+
+
+@pytest.mark.parametrize(
+    ("reloaded", "removed"),
+    [(False, ["control-tcp", "public-blue", "unknown"]), (True, ["public-blue"])],
+)
+async def test_systemd_is_asked_to_remove_what_is_of_no_use_and_only_once_stored(
+    tmp_path: Path, reloaded: bool, removed: list[str]
+) -> None:
+    """A reload passes more than listeners, which systemd does not have."""
+    address = str(tmp_path / "notify")
+    with ExitStack() as stack:
+        systemd = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        systemd.bind(address)
+        systemd.settimeout(5)
+        kept, *others = (
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(4)
+        )
+        passed = PassedSockets()
+        passed.put("own-blue", os.dup(kept.fileno()))
+        for name, sock in zip(("unknown", "public-blue", "control-tcp"), others, strict=True):
+            passed.put(name, os.dup(sock.fileno()))
+        store = SocketStore(
+            tmp_path, ServiceManager({"NOTIFY_SOCKET": address}), passed, reloaded=reloaded
+        )
+        passed.close()
+        await store.keep({"own-blue": kept}, TAG)
+        for name in removed:
+            assert systemd.recv(4096).splitlines() == [
+                b"FDSTOREREMOVE=1",
+                f"FDNAME={name}".encode(),
+            ]
+        assert systemd.recv(4096).splitlines()[:2] == [b"FDSTORE=1", b"FDNAME=own-blue"]
+        await store.empty()
+        assert systemd.recv(4096).splitlines() == [b"FDSTOREREMOVE=1", b"FDNAME=own-blue"]

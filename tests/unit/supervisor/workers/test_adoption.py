@@ -17,6 +17,7 @@ from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.system import procfs
 from atlas_supervisor.system.clock import now
+from atlas_supervisor.system.passed_sockets import PassedSockets
 from atlas_supervisor.traffic import Plane, TakenBack
 from atlas_supervisor.workers import adoption
 from atlas_supervisor.workers.registry import InstanceRow, Survivor
@@ -101,12 +102,11 @@ def test_the_state_file_says_which_slot_is_active_and_not_the_traffic(scene: Sce
 @pytest.mark.parametrize(
     "life",
     [
-        {"ready": False},
         {"port": 1},
         {"socket_passing": SocketPassing.FD},
         {"asked_to_end": True},
     ],
-    ids=["was starting", "has another port", "has its socket by other means", "is ending"],
+    ids=["has another port", "has its socket by other means", "is ending"],
 )
 def test_an_active_worker_that_does_not_fit_is_replaced_and_with_it_a_warm_one(
     scene: Scene, life: dict[str, Any]
@@ -115,6 +115,17 @@ def test_an_active_worker_that_does_not_fit_is_replaced_and_with_it_a_warm_one(
     scene.worker(BLUE, BLUE_SOCKET, **life)
     ends = "asked_to_end" in life  # it does not count as one that accepts
     assert len(scene.chosen()) == (1 if ends else 0)
+
+
+def test_a_worker_that_was_starting_goes_on_if_it_answers_by_now_and_is_active(
+    scene: Scene,
+) -> None:
+    """Perhaps it was ready, and the daemon was killed before it could write that down."""
+    active = scene.worker(BLUE, BLUE_SOCKET, ready=False)
+    scene.worker(GREEN, GREEN_SOCKET, ready=False)
+    assert scene.chosen() == {active}
+    scene.reacts = False
+    assert scene.chosen() == set()
 
 
 def test_with_the_active_worker_dead_a_warm_one_goes_on_unless_it_has_the_traffic(
@@ -194,3 +205,33 @@ def test_a_process_with_the_mark_of_another_state_folder_is_not_taken_over(
     with sleeping(**variables) as process:
         found = Survivor("blue-1", BLUE, "1", process.pid, (process.pid,), False, True)
         assert adoption._is_instance(found, settings) is (folder == "same")
+
+
+async def test_a_worker_that_ended_while_it_was_looked_at_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(tmp_path, monkeypatch)
+    names = {scene.worker(BLUE, BLUE_SOCKET), scene.worker(GREEN, GREEN_SOCKET)}
+    forgotten = []
+
+    class Records:
+        async def survivors(self, _folder: Path) -> list[Survivor]:
+            return scene.survivors
+
+        def listening(self) -> None: ...
+
+        def forget(self, instance: str) -> None:
+            forgotten.append(instance)
+
+    class Opened(Sockets):
+        def take_back(self, *_: object) -> TakenBack:
+            return TakenBack(accepts=scene.accepts)
+
+        def open(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(adoption, "inherit", lambda *_: None)
+    plane: Any = Opened()
+    records: Any = Records()
+    found = await adoption.take_over(scene.settings, plane, records, BLUE, PassedSockets())
+    assert not found.adopted
+    assert set(forgotten) == names

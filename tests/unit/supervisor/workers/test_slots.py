@@ -9,9 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import anyio
+import pytest
 
-from atlas_supervisor.model.slot import Role, SlotState
+from atlas_supervisor.model.slot import Role, SlotName, SlotState
 from atlas_supervisor.traffic import Split
+from atlas_supervisor.workers.adoption import Inherited
 from atlas_supervisor.workers.slot import Slot
 from atlas_supervisor.workers.slots import Slots
 from tests.harness import eventually
@@ -279,3 +281,35 @@ async def test_a_dying_staging_worker_loses_its_share_at_once(tmp_path: Path) ->
         with anyio.fail_after(5):
             await made.downs.wait()
         assert made.plane.policy.weights == {"blue": 1.0, "green": 0.0}
+
+
+async def test_an_active_worker_is_not_started_once_the_daemon_stops(tmp_path: Path) -> None:
+    async with attended(tmp_path) as made:
+        made.slots.begin_stop()
+        await made.slots.start_active(release(tmp_path / "late", READY_AND_SLEEP))
+        assert made.blue.state is SlotState.EMPTY
+        assert not made.registry.entries
+
+
+async def test_a_worker_that_keeps_the_traffic_is_not_drained_before_it_is_steered_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("atlas_supervisor.workers.slots._STEER_AGAIN_SECONDS", 0.05)
+    async with attended(tmp_path) as made:
+        await both_running(made, tmp_path)
+        steered = made.plane.steer
+        refusals = [OSError("refused")]
+
+        def steer(name: SlotName) -> None:
+            assert made.green.state is SlotState.RUNNING
+            if refusals:
+                raise refusals.pop()
+            steered(name)
+
+        monkeypatch.setattr(made.plane, "steer", steer)
+        assert made.green.instance is not None
+        made.slots._inherited = Inherited(serving=[made.green.instance])
+        made.slots._replaced = False
+        made.slots._replace_inherited()
+        assert not refusals
+        await eventually(lambda: made.green.state is SlotState.EMPTY)

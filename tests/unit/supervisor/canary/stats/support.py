@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from atlas_supervisor.canary.stats.counts import Arm, CallWindow, Prior, Side, Stratum
-from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
+from atlas_supervisor.model.histogram import Histogram
 from atlas_worker.contract import latency_bucket
 
 

@@ -16,8 +16,8 @@ from atlas_supervisor.canary.stats.decision import (
 )
 from atlas_supervisor.canary.stats.evalue import holm
 from atlas_supervisor.canary.stats.explain import odds, percent
-from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.ramp import Fallback
+from atlas_supervisor.model.histogram import Histogram
 from atlas_supervisor.model.verdict import Verdict
 from atlas_worker.contract import latency_bucket
 from atlas_worker.contract.ring import Outcome

@@ -16,18 +16,19 @@ from atlas_supervisor.canary.stats.counts import (
     Baseline,
     Prior,
 )
-from atlas_supervisor.canary.stats.evalue import Mixture
-from atlas_supervisor.canary.stats.histogram import Histogram
-from atlas_supervisor.canary.stats.latency_evidence import WEIGHTS, LatencyBets, place
-from atlas_supervisor.canary.stats.promotion_evidence import margin_bets, nearest_stable_rate
-from atlas_supervisor.canary.stats.rollback_evidence import (
+from atlas_supervisor.canary.stats.error_evidence import (
     RISK_RATIOS,
     Bet,
     arm_bets,
+    margin_bets,
+    nearest_stable_rate,
     rate_bets,
     share_started,
 )
+from atlas_supervisor.canary.stats.evalue import Mixture
+from atlas_supervisor.canary.stats.latency_evidence import WEIGHTS, LatencyBets, place
 from atlas_supervisor.canary.stats.round_evidence import ERROR_WEIGHTS, RoundEvidence
+from atlas_supervisor.model.histogram import Histogram
 from atlas_worker.contract import LATENCY_BUCKETS, bucket_milliseconds, latency_bucket
 from tests.unit.supervisor.canary.stats.support import (
     Value,

@@ -7,7 +7,6 @@ import math
 import pytest
 
 from atlas_supervisor.canary.stats.counts import Arm, OpenCalls
-from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.latency_evidence import (
     CUTS,
     LEAST_CALLS,
@@ -16,6 +15,7 @@ from atlas_supervisor.canary.stats.latency_evidence import (
     Placement,
     place,
 )
+from atlas_supervisor.model.histogram import Histogram
 from atlas_worker.contract import latency_bucket
 from tests.unit.supervisor.canary.stats.support import (
     Feed,

@@ -10,18 +10,18 @@ import math
 
 import pytest
 
-from atlas_supervisor.canary.stats.counts import Arm
-from atlas_supervisor.canary.stats.evalue import Mixture
-from atlas_supervisor.canary.stats.intervals import wilson
-from atlas_supervisor.canary.stats.promotion_evidence import nearest_stable_rate
-from atlas_supervisor.canary.stats.rollback_evidence import (
+from atlas_supervisor.canary.stats.counts import Arm, Draws
+from atlas_supervisor.canary.stats.error_evidence import (
     RISK_RATIOS,
     Outcomes,
     arm_bets,
     log_factors,
+    nearest_stable_rate,
     rate_bets,
 )
-from atlas_supervisor.canary.stats.sample_ratio import Draws, check_ratio
+from atlas_supervisor.canary.stats.evalue import Mixture
+from atlas_supervisor.canary.stats.intervals import wilson
+from atlas_supervisor.canary.stats.sample_ratio import check_ratio
 
 ARMS = [0, 0, 1, 0, 1, 1, 0, 0, 0, 1, 1, 0, 1, 0, 0, 0, 1, 1, 1, 0, 1, 1, 0, 1]
 """The arms of failed calls, 1 for the canary, at a share of 0.2."""

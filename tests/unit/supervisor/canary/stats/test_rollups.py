@@ -4,9 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atlas_supervisor.canary.stats.counts import Arm
-from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.outcomes import Tally
 from atlas_supervisor.canary.stats.rollups import HOUR, MINUTE, Rollups, tally_of
+from atlas_supervisor.model.histogram import Histogram
 
 NOON = 1_800_000_000 // HOUR * HOUR
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas_supervisor.canary.stats.sample_ratio import Draws, check_ratio
+from atlas_supervisor.canary.stats.counts import Draws
+from atlas_supervisor.canary.stats.sample_ratio import check_ratio
 from tests.unit.supervisor.canary.stats.support import binomial, most_by_chance, seeded
 
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from atlas_supervisor.canary.stats.counts import Prior
-from atlas_supervisor.canary.stats.histogram import Histogram
 from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
+from atlas_supervisor.model.histogram import Histogram
 from atlas_worker.contract import latency_bucket
 from tests.unit.supervisor.canary.stats.support import (
     ALIKE,

@@ -1,4 +1,6 @@
-"""Evidence for a rollback: the canary fails more often than stable.
+"""Evidence by errors: for a rollback, and for a promotion.
+
+**Rollback: the canary fails more often than stable.**
 
 Theory (docs/canary.md has the guarantees and the simulations). Null hypothesis: the canary fails no
 more often than stable, for any rate of stable. For each call only the arm and the outcome are
@@ -27,6 +29,36 @@ Invariants
 - Restarts (Shin, Ramdas and Rinaldo, arXiv 2203.03532): after 100,000 good calls a single bet has
   lost nearly everything. So 0.9 of the money bets from the first call on, and a little is added
   in small steps; after n canary calls 1 - 0.1 / (1 + ln(1 + n/1000)) bets.
+
+**Promotion: the canary's error rate is not higher by a margin or more.**
+
+Theory (after Grünwald, de Heide and Koolen, arXiv 1906.07801; docs/canary.md says what a margin
+means). "No worse" can't be shown, only "not worse by δ": this is a non-inferiority test.
+
+Null hypothesis: the canary's rate is at least δ above stable's, for any rate of stable. Each bet is
+on a pair of rates, a for the canary and b for stable. Of all pairs (s + δ, s) of the null the one
+that is hardest to tell from it is
+
+    s = argmin  p·KL(a‖s+δ) + (1-p)·KL(b‖s)      KL(x‖y) = x·ln(x/y) + (1-x)·ln((1-x)/(1-y))
+
+with p the canary's share: the reverse information projection onto the null. A canary call
+multiplies by a/(s+δ) if it failed, else by (1-a)/(1-s-δ); a stable call by b/s or (1-b)/(1-s). As
+the null is convex in the distribution of one call, the projection makes the expectation at most 1
+for all of its pairs at once.
+
+Three quarters of the money bet on "both arms have m", the pooled rate of the calls before, and a
+quarter on "the canary fails half as often".
+
+Invariants
+- m is fixed before a window's first call.
+- As a < s + δ and b > s, a failed canary call lowers every bet and a failed stable call raises it.
+  So a call without an outcome is bounded from below: a canary call as failed, a stable call as
+  good. A decision that was never reported always counts that way.
+- What stable calls add after the last canary call is not counted: a lower bound, which keeps a
+  canary that no longer gets calls from being promoted by what stable does.
+- The current value decides, not the highest: a canary that was good and turned bad loses it again.
+
+The slope of the objective grows with s, so s is found by bisection.
 """
 
 from __future__ import annotations
@@ -34,6 +66,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from atlas_supervisor.canary.stats.counts import MAX_RATE
 
 RISK_RATIOS = {1.25: 0.04, 1.5: 0.08, 2.0: 0.2, 3.0: 0.18, 5.0: 0.2, 10.0: 0.16, 20.0: 0.14}
 """The risk ratios r, and how the money is divided. The least ones need many calls anyway."""
@@ -102,3 +136,51 @@ def share_started(canary_calls: int) -> float:
     """Return the part of the money that bets after this many canary calls, in [0.9, 1)."""
     grown = math.log1p(canary_calls / _RESTART_CALLS) // _RESTART_STEP * _RESTART_STEP
     return 1 - (1 - STARTED_AT_FIRST) / (1 + grown)
+
+
+# Promotion.
+
+PROMOTION_WEIGHTS = (0.75, 0.25)
+"""The money on "both have the same rate" and on "the canary fails half as often"."""
+
+_BETTER = 0.5
+
+
+def margin_bets(share: float, rate: float, margin: float) -> list[Bet]:
+    """Return the bets against "worse by the margin", given the pooled rate m."""
+    stable = min(rate / (share * _BETTER + 1 - share), MAX_RATE)
+    return [_bet(rate, rate, margin, share), _bet(_BETTER * stable, stable, margin, share)]
+
+
+def _bet(canary: float, stable: float, margin: float, share: float) -> Bet:
+    """Return the bet on this pair of rates against the nearest pair of the null."""
+    nearest = nearest_stable_rate(canary, stable, margin, share)
+    worse = nearest + margin
+    return Bet(
+        math.log(canary / worse),
+        math.log1p(-canary) - math.log1p(-worse),
+        math.log(stable / nearest),
+        math.log1p(-stable) - math.log1p(-nearest),
+    )
+
+
+def nearest_stable_rate(canary: float, stable: float, margin: float, share: float) -> float:
+    """Return the s that minimises share·KL(canary‖s+margin) + (1-share)·KL(stable‖s)."""
+    low, high = max(0.0, canary - margin), min(stable, 1 - margin)
+    while True:
+        middle = (low + high) / 2
+        if not low < middle < high:
+            return low or high
+        if _slope(middle, canary, stable, margin, share) < 0:
+            low = middle
+        else:
+            high = middle
+
+
+def _slope(nearest: float, canary: float, stable: float, margin: float, share: float) -> float:
+    worse = nearest + margin
+    if worse >= 1:
+        return math.inf
+    by_canary = (worse - canary) / (worse * (1 - worse))
+    by_stable = (nearest - stable) / (nearest * (1 - nearest))
+    return share * by_canary + (1 - share) * by_stable

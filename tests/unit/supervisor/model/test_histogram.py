@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas_supervisor.canary.stats.histogram import Histogram
+from atlas_supervisor.model.histogram import Histogram
 from atlas_worker.contract import (
     LATENCY_BUCKETS,
     SLOWEST_BUCKET,

@@ -1,0 +1,142 @@
+"""Counts of users' requests by version: what the ramp and the guard of a deploy judge by. Pure.
+
+A request belongs to the second in which it began, with or without an outcome, so slow requests bias
+nothing. Its outcome is the class of its status once the response has ended; "left" if its client
+left before; "cut" if its process died before. A request without an outcome is open. A second is
+sealed after `SLOW_SECONDS` and a little: what is open then stays so in its counts, which never
+change again. A later outcome is in the totals alone.
+
+Counts are cumulative for each instance, over its processes and over restarts of the daemon. So the
+counts of an interval are a difference of two totals, and those of a window by beginnings a sum of
+seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Self
+
+from pydantic import BaseModel, Field
+
+from atlas_supervisor.model.histogram import Histogram
+from atlas_worker.contract.request_file import CLASSES, SLOW_SECONDS
+
+SEALED_AFTER_SECONDS = SLOW_SECONDS + 2
+"""A second is sealed this long after its beginning."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestCounts:
+    """Requests that began in an interval, by what has become of them."""
+
+    begun: int = 0
+    classes: tuple[int, ...] = (0,) * CLASSES
+    """Responses that have ended, by class of status: 1xx to 5xx."""
+    left: int = 0
+    """Requests whose client left before the response had ended: no failure of the version."""
+    cut: int = 0
+    """Requests that were open when their process died: failures."""
+
+    @property
+    def ended(self) -> int:
+        """Requests with an outcome that says something about the version."""
+        return sum(self.classes) + self.cut
+
+    @property
+    def failed(self) -> int:
+        """Requests that failed: 5xx, and cut."""
+        return self.classes[-1] + self.cut
+
+    @property
+    def open(self) -> int:
+        """Requests without an outcome."""
+        return max(self.begun - self.ended - self.left, 0)
+
+    @property
+    def error_share(self) -> float | None:
+        """Failed requests among the ended ones; None without any."""
+        return self.failed / self.ended if self.ended else None
+
+    def __add__(self, other: RequestCounts) -> RequestCounts:
+        return self._with(other, 1)
+
+    def __sub__(self, other: RequestCounts) -> RequestCounts:
+        """Return the counts since `other`, an earlier total of the same instance."""
+        return self._with(other, -1)
+
+    def _with(self, other: RequestCounts, sign: int) -> RequestCounts:
+        pairs = zip(self.classes, other.classes, strict=True)
+        return RequestCounts(
+            begun=self.begun + sign * other.begun,
+            classes=tuple(mine + sign * theirs for mine, theirs in pairs),
+            left=self.left + sign * other.left,
+            cut=self.cut + sign * other.cut,
+        )
+
+    @classmethod
+    def sum(cls, counts: Iterable[RequestCounts]) -> RequestCounts:
+        """Return the sum of several counts."""
+        total = cls()
+        for each in counts:
+            total += each
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSecond:
+    """The requests of one instance that began in one second."""
+
+    second: int
+    """`int(time.monotonic())`: the clock of the whole machine, also after a daemon's restart."""
+    counts: RequestCounts
+    sealed: bool
+    """Whether the counts are final."""
+
+
+@dataclass(slots=True)
+class RequestTotals:
+    """Everything that one instance has counted, from its first request on."""
+
+    counts: RequestCounts = field(default_factory=RequestCounts)
+    latency: Histogram = field(default_factory=Histogram)
+    """Of responses that have ended, until their end."""
+
+    def copy(self) -> Self:
+        """Return these totals, which later requests do not change."""
+        return type(self)(self.counts, Histogram(self.latency))
+
+    def since(self, earlier: RequestTotals) -> RequestTotals:
+        """Return the totals of the interval since an earlier copy of the same instance's."""
+        before = dict(earlier.latency)
+        rest = ((bucket, count - before.get(bucket, 0)) for bucket, count in self.latency)
+        return RequestTotals(self.counts - earlier.counts, Histogram(rest))
+
+    def add(self, other: RequestTotals) -> None:
+        """Add those of another instance, process or minute."""
+        self.counts += other.counts
+        self.latency.merge(other.latency)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestMinute:
+    """What one version has counted in one minute, by the moment of its reading."""
+
+    minute: int
+    """Its beginning, in Unix time."""
+    slot: str
+    version: str
+    totals: RequestTotals
+
+
+class RequestFigures(BaseModel, frozen=True):
+    """What users' requests were like in the last minute."""
+
+    per_second: float = Field(description="Requests per second.")
+    error_share: float | None = Field(
+        description="Share of responses with 5xx and of requests cut by the end of a process, from "
+        "0 to 1; null without any."
+    )
+    p50_ms: float | None = Field(description="Median latency until the response had ended.")
+    p95_ms: float | None = Field(description="95th percentile.")
+    p99_ms: float | None = Field(description="99th percentile.")

@@ -1,0 +1,380 @@
+"""Collects the counts of users' requests once a second, and keeps them by instance and second.
+
+For the evidence of ramps and guards, with an instance by its name (`WorkerProcess.name`):
+
+- `totals(instance)`: all counts since its first request, over its processes and restarts of the
+  daemon. None for one that does not count: it has no kit, or does not serve yet.
+- `seconds(instance, since)`: what began in each second from `since` on (`time.monotonic()`), the
+  last ten minutes at most; the last ones are not sealed yet. What began before the daemon's start
+  is in the totals alone.
+- `record(version, since, until)`: what a version has counted, whole minutes of Unix time.
+
+Counts are written once a minute, with the cells they come from: a daemon that was killed goes on
+from there, and nothing is counted twice or lost. The file of a process that has ended is removed
+once its last counts are written.
+"""
+
+from __future__ import annotations
+
+import resource
+import struct
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import anyio
+import structlog
+
+from atlas_supervisor.model.requests import (
+    SEALED_AFTER_SECONDS,
+    RequestCounts,
+    RequestFigures,
+    RequestMinute,
+    RequestSecond,
+    RequestTotals,
+)
+from atlas_supervisor.requests.count_file import NO_CELLS, CountFile
+from atlas_supervisor.requests.figures import KEPT_SECONDS, InstanceCounts
+from atlas_supervisor.requests.seconds import LATE_SECONDS, Cells, added, left_open, totals_of
+from atlas_supervisor.store.requests import InstanceRow, RequestCommit, RequestStore
+from atlas_supervisor.store.statements import StoreError
+from atlas_supervisor.system import procfs
+from atlas_supervisor.system.clock import steady_time
+from atlas_supervisor.system.worker_file import FileRefusedError, worker_files
+from atlas_worker.contract import RINGS_DIRECTORY
+from atlas_worker.contract.request_file import CELLS, SUFFIX
+
+log = structlog.get_logger(__name__)
+
+POLL_SECONDS = 1.0
+WRITE_SECONDS = 60
+_AFTER_BUG_SECONDS = 10.0
+MAX_OPEN = 384
+"""Files of living processes that are read, or a quarter of the descriptors; others wait."""
+MAX_PER_INSTANCE = 64
+"""Processes of one instance whose requests are counted; there are up to six instances."""
+_SERIES = 8
+"""Slots' versions whose counts are exposed as metrics, the latest ones."""
+_PACKED = struct.Struct(f"<{CELLS}Q")
+
+
+class InstanceName(NamedTuple):
+    """An instance that is there, and what it is an instance of."""
+
+    name: str
+    slot: str
+    version: str
+
+
+@dataclass
+class _Tracked:
+    """A file that is read."""
+
+    file: CountFile
+    instance: str
+    cells: Cells
+    saved: Cells
+    read_at: float
+    """When it was read last, `time.monotonic()`."""
+    since: int
+    """The first second that all counts are known of."""
+    open: dict[int, int] = field(default_factory=dict)
+    """Requests without an outcome, by the second in which they began."""
+    ended: bool = False
+
+    def note(self, second: int, counts: RequestCounts) -> None:
+        """Note requests that began or ended."""
+        without = counts.begun - counts.ended - counts.left
+        self.open[second] = self.open.get(second, 0) + without
+
+    def forget_sealed(self, now: float) -> None:
+        """Forget seconds whose counts do not change any more."""
+        for second in [each for each in self.open if each + SEALED_AFTER_SECONDS < now]:
+            del self.open[second]
+
+    def end(self) -> None:
+        """Close the file, which is read to its end."""
+        self.ended = True
+        self.file.close()
+
+
+class RequestCollector:
+    """The request files in one folder; and what was counted, for the status and for evidence."""
+
+    def __init__(self, state_dir: Path, store: RequestStore) -> None:
+        self.present: Callable[[], list[InstanceName]] = list
+        """Returns the instances that are there; set by the daemon."""
+        self._folder = state_dir / RINGS_DIRECTORY
+        self._store = store
+        self._instances: dict[str, InstanceCounts] = {}
+        self._saved_rows: dict[str, InstanceRow] = {}
+        self._saved_cells: dict[str, bytes] = {}
+        self._files: dict[str, _Tracked] = {}
+        self._refused: set[str] = set()
+        self._gone: set[str] = set()
+        self._changed: set[str] = set()
+        self._unwritten: dict[tuple[str, str], RequestTotals] = {}
+        self._exposed: dict[tuple[str, str], RequestTotals] = {}
+        self._polled = False
+        self._write_at = 0.0
+
+    async def restore(self) -> None:
+        """Read what the last daemon has written, and remove unfinished files. Raises StoreError.
+
+        A process that was killed has created the latter and never named them.
+        """
+        self._saved_rows = {row.instance: row for row in await self._store.instances()}
+        self._saved_cells = await self._store.files()
+        self._write_at = _next_minute()
+        await anyio.to_thread.run_sync(self._remove_unfinished)
+
+    def _remove_unfinished(self) -> None:
+        for path in self._folder.glob(f".*{SUFFIX}.new"):
+            pid = path.name.lstrip(".").partition("-")[0]
+            if not pid.isdecimal() or procfs.start_ticks(int(pid)) is None:
+                path.unlink(missing_ok=True)
+
+    async def run(self) -> None:
+        """Read the files once a second until cancelled; then close them."""
+        try:
+            while True:
+                due = anyio.current_time() + POLL_SECONDS
+                try:
+                    await self.poll()
+                    if steady_time() >= self._write_at:
+                        self._write_at = _next_minute()
+                        await self.write()
+                except StoreError as error:  # tried again in a minute
+                    log.error("requests_not_written", why=str(error))
+                except Exception:  # a bug must not stop the daemon, which also runs deploys
+                    log.exception("requests_poll_failed")
+                    await anyio.sleep(_AFTER_BUG_SECONDS)
+                await anyio.sleep_until(due)
+        finally:
+            for tracked in self._files.values():
+                tracked.file.close()
+
+    async def finish(self) -> None:
+        """Read and write the last counts of workers that have ended."""
+        try:
+            await self.poll()
+            await self.write()
+        except StoreError as error:  # the next daemon reads them
+            log.error("requests_not_written", why=str(error))
+
+    # What others ask for.
+
+    def totals(self, instance: str) -> RequestTotals | None:
+        """Return a copy of everything that the instance has counted; None if it does not count."""
+        found = self._instances.get(instance)
+        return found.totals.copy() if found else None
+
+    def seconds(self, instance: str, since: int) -> list[RequestSecond]:
+        """Return the seconds from `since` on in which requests have begun, oldest first."""
+        found = self._instances.get(instance)
+        return found.seconds(since, time.monotonic()) if found else []
+
+    def figures(self, instance: str) -> RequestFigures | None:
+        """Return the live figures of an instance; None if it does not count."""
+        found = self._instances.get(instance)
+        return found.figures(time.monotonic()) if found else None
+
+    async def record(self, version: str, since: float, until: float) -> RequestTotals:
+        """Return the totals of a version in the minutes that begin in `[since, until)`.
+
+        Times are Unix time. Raises StoreError.
+        """
+        total = RequestTotals()
+        for row in await self._store.minutes(version, int(since), int(until)):
+            total.add(row.totals)
+        return total
+
+    def exposed(self) -> Mapping[tuple[str, str], RequestTotals]:
+        """Return the counts since the daemon's start, by slot and version."""
+        return self._exposed
+
+    # Reading.
+
+    async def poll(self) -> None:
+        """Read all files once."""
+        present = {each.name: each for each in self.present()}
+        with anyio.CancelScope(shield=True):  # what was read must be added
+            read = await anyio.to_thread.run_sync(partial(self._read_all, present))
+            now = time.monotonic()
+            for tracked, cells, ended in read:
+                self._add(tracked, cells, now, ended=ended)
+            self._polled = True
+        reading = {each.instance for each in self._files.values()}
+        for name in self._instances.keys() - present.keys() - reading - self._changed:
+            if self._instances[name].added_at < now - KEPT_SECONDS:
+                del self._instances[name]
+
+    def _read_all(self, present: Mapping[str, InstanceName]) -> list[tuple[_Tracked, Cells, bool]]:
+        """Return the files with their cells, and whether their process has ended."""
+        self._open_new(present)
+        read = []
+        for tracked in self._files.values():
+            if tracked.ended:
+                continue
+            ended = not tracked.file.alive()  # first: then everything it wrote is there
+            try:
+                read.append((tracked, tracked.file.read(tracked.cells), ended))
+            except FileRefusedError as error:
+                self._refuse(tracked.file.path, str(error))
+                tracked.end()
+        return read
+
+    def _open_new(self, present: Mapping[str, InstanceName]) -> None:
+        paths = {path.name: path for path in worker_files(self._folder, SUFFIX)}
+        self._refused &= paths.keys()
+        self._gone |= self._saved_cells.keys() - paths.keys()
+        most = min(MAX_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        for name in sorted(paths.keys() - self._files.keys() - self._refused):
+            if sum(not each.ended for each in self._files.values()) >= most:
+                break
+            try:
+                self._open(paths[name], present)
+            except FileRefusedError as error:
+                self._refuse(paths[name], str(error))
+            except OSError:  # no descriptor is left
+                break
+
+    def _open(self, path: Path, present: Mapping[str, InstanceName]) -> None:
+        file = CountFile.open(path)
+        name = file.owner.instance
+        if name not in self._instances:
+            row = self._saved_rows.get(name)
+            known = present.get(name) or row
+            if known is None:  # of no instance that is ours, or not known yet
+                alive = file.alive()
+                file.close()
+                if not alive:
+                    path.unlink(missing_ok=True)
+                return
+            totals = row.totals if row else RequestTotals()
+            self._instances[name] = InstanceCounts(
+                known.slot, known.version, totals, time.monotonic()
+            )
+            if row is None:  # the next daemon must know it, too
+                self._changed.add(name)
+                self._write_at = 0.0
+        if sum(each.instance == name for each in self._files.values()) >= MAX_PER_INSTANCE:
+            file.close()
+            raise FileRefusedError(f"{name} has {MAX_PER_INSTANCE} request files already")
+        saved = _unpacked(self._saved_cells.pop(path.name, None))
+        now = time.monotonic()
+        # A file that is new since the last poll is of a process that began after that.
+        since = 0 if self._polled else int(now) + 1
+        self._files[path.name] = _Tracked(file, name, saved, saved, now, since)
+
+    def _refuse(self, path: Path, why: str) -> None:
+        """Log the reason once, and remove the file."""
+        log.warning("request_file_refused", file=path.name, why=why)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError:
+            self._refused.add(path.name)
+
+    def _add(self, tracked: _Tracked, cells: Cells, now: float, *, ended: bool) -> None:
+        """Add what is new in a file."""
+        instance = self._instances[tracked.instance]
+        if now - tracked.read_at > LATE_SECONDS:
+            tracked.since = int(now) + 1
+        more = RequestTotals()
+        if cells != tracked.cells:
+            more = totals_of(tracked.cells, cells)
+            for second, counts in added(tracked.cells, cells, int(now)):
+                if second is not None and second >= tracked.since:
+                    instance.add_second(second, counts)
+                    tracked.note(second, counts)
+        if ended:
+            more.add(RequestTotals(RequestCounts(cut=left_open(cells))))
+            for second, count in tracked.open.items():
+                instance.add_second(second, RequestCounts(cut=max(count, 0)))
+            tracked.end()
+        tracked.cells, tracked.read_at = cells, now
+        tracked.forget_sealed(now)
+        instance.add(more, now)
+        if more != RequestTotals():
+            self._note(tracked.instance, instance, more)
+
+    def _note(self, name: str, instance: InstanceCounts, more: RequestTotals) -> None:
+        """Note what is to be written, and shown as metrics."""
+        key = instance.slot, instance.version
+        self._unwritten.setdefault(key, RequestTotals()).add(more)
+        exposed = self._exposed.pop(key, RequestTotals())
+        exposed.add(more)
+        self._exposed[key] = exposed  # the latest one is the last
+        for old in list(self._exposed)[:-_SERIES]:
+            del self._exposed[old]
+        self._changed.add(name)
+
+    # Writing.
+
+    async def write(self) -> None:
+        """Write what is new, and remove files that are read to their end. Raises StoreError."""
+        ended = {name for name, tracked in self._files.items() if tracked.ended}
+        cells = {
+            name: tracked.cells
+            for name, tracked in self._files.items()
+            if not tracked.ended and tracked.cells is not tracked.saved
+        }
+        if not (self._changed or ended or cells or self._gone):
+            return
+        unwritten, self._unwritten = self._unwritten, {}
+        changed, self._changed = self._changed, set()
+        gone = set(self._gone)
+        minute = int(steady_time() - WRITE_SECONDS / 2) // 60 * 60
+        try:
+            await self._store.commit(
+                RequestCommit(
+                    minute=minute,
+                    instances=[
+                        InstanceRow(name, each.slot, each.version, each.totals)
+                        for name, each in self._instances.items()
+                    ],
+                    files=[
+                        (name, self._files[name].instance, _packed(each))
+                        for name, each in cells.items()
+                    ],
+                    gone=ended | gone,
+                    minutes=[
+                        RequestMinute(minute, slot, version, totals)
+                        for (slot, version), totals in unwritten.items()
+                    ],
+                )
+            )
+        except BaseException:
+            for key, totals in unwritten.items():
+                self._unwritten.setdefault(key, RequestTotals()).add(totals)
+            self._changed |= changed
+            raise
+        self._gone -= gone
+        for name, each in cells.items():
+            self._files[name].saved = each
+        for name in ended:
+            with suppress(OSError):
+                self._files[name].file.path.unlink(missing_ok=True)
+            del self._files[name]
+
+
+def _next_minute() -> float:
+    return (int(steady_time()) // WRITE_SECONDS + 1) * WRITE_SECONDS
+
+
+def _packed(cells: Cells) -> bytes:
+    return zlib.compress(_PACKED.pack(*cells), 1)
+
+
+def _unpacked(packed: bytes | None) -> Cells:
+    if packed is None:
+        return NO_CELLS
+    try:
+        return _PACKED.unpack(zlib.decompress(packed))
+    except (zlib.error, struct.error):
+        return NO_CELLS

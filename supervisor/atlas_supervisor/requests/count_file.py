@@ -1,0 +1,88 @@
+"""Reads the request files of worker processes.
+
+The layout and its protocol are in `atlas_worker.contract.request_file`. A file is read with
+`pread`, never mapped: a mapped file that its owner truncates kills its readers by SIGBUS. Only
+checked values are used: cells only grow, and up to a bound. A worker counts as itself alone: the
+file's process must have it mapped and belong to the instance that the file names.
+
+Whether the process lives is asked *before* reading. If it was dead, all it ever wrote is there.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+from typing import Self
+
+from atlas_supervisor.system import procfs
+from atlas_supervisor.system.worker_file import FileRefusedError, open_worker_file, refuse_forged
+from atlas_worker.contract import request_file as layout
+from atlas_worker.contract.ring import Owner
+
+_CELLS = struct.Struct(f"<{layout.CELLS}Q")
+_MOST = 2**53
+"""A cell with more is not a count."""
+
+NO_CELLS = (0,) * layout.CELLS
+
+
+class CountFile:
+    """The counts of one process. Its methods read a file and may block briefly."""
+
+    def __init__(self, path: Path, descriptor: int, owner: Owner) -> None:
+        self.path = path
+        self.owner = owner
+        self._descriptor = descriptor
+        self._same_boot = owner.boot_id == procfs.boot_id()
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open a file. Raises FileRefusedError unless it is complete and its process's own.
+
+        Raises OSError where that is no fault of the file: too few descriptors, too little memory.
+        """
+        descriptor = open_worker_file(path, layout.FILE_BYTES, os.O_RDONLY)
+        try:
+            owner = layout.unpack_header(os.pread(descriptor, layout.HEADER_BYTES, 0))
+            found = cls(path, descriptor, owner)
+            if found.alive():
+                refuse_forged(path, owner)
+                _refuse_other_instance(path, owner)
+        except (OSError, ValueError) as error:
+            os.close(descriptor)
+            raise FileRefusedError(f"{path.name} is refused: {error}") from error
+        except FileRefusedError:
+            os.close(descriptor)
+            raise
+        return found
+
+    def close(self) -> None:
+        """Close the file; idempotent."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def alive(self) -> bool:
+        """Return whether the process that writes this file still runs."""
+        return self._same_boot and procfs.is_alive(self.owner.pid, self.owner.start_ticks)
+
+    def read(self, before: tuple[int, ...]) -> tuple[int, ...]:
+        """Return all cells; `before` is what was read last. Raises FileRefusedError."""
+        try:
+            data = os.pread(self._descriptor, _CELLS.size, layout.HEADER_BYTES)
+            cells = _CELLS.unpack(data)
+        except (OSError, struct.error) as error:
+            raise FileRefusedError(f"{self.path.name} can't be read: {error}") from error
+        if cells == before:
+            return before
+        if max(cells) > _MOST or any(map(int.__lt__, cells, before)):
+            raise FileRefusedError(f"{self.path.name} has cells that are no counts")
+        return cells
+
+
+def _refuse_other_instance(path: Path, owner: Owner) -> None:
+    tag = procfs.tag_of(owner.pid)
+    if tag and tag != procfs.tag_for(str(path.parent.parent), owner.instance):
+        text = f"{path.name} is refused: pid {owner.pid} is not of instance {owner.instance!r}"
+        raise FileRefusedError(text)

@@ -1,0 +1,174 @@
+"""The counter of requests: its cells, and what a fork, threads and a missing folder do to it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from atlas_worker import request_counter
+from atlas_worker.contract import ENV_INSTANCE, ENV_STATE_DIR, latency_bucket
+from atlas_worker.contract import request_file as layout
+from atlas_worker.request_counter import (
+    CLIENT_LEFT,
+    NOT_COUNTED,
+    RequestCounter,
+    counting,
+)
+from tests.unit.worker.support import counted, make_counts_folder
+
+
+@pytest.fixture
+def cells() -> memoryview[int]:
+    return memoryview(bytearray(layout.CELLS * layout.WORD_BYTES)).cast("Q")
+
+
+@pytest.fixture
+def state_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(ENV_INSTANCE, "blue-1")
+    monkeypatch.setenv(ENV_STATE_DIR, str(tmp_path / "state"))
+    return make_counts_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [(101, 1), (200, 2), (304, 3), (499, 4), (500, 5), (999, 5), (42, 1), (-1, 5), (70_000, 5)],
+)
+def test_a_request_counts_in_the_second_of_its_beginning(
+    cells: memoryview[int], status: int, outcome: int
+) -> None:
+    begin, end = counting(cells)
+
+    began = begin()
+    place = int(began) % layout.SECONDS * layout.RECORD_CELLS
+    assert cells[place + layout.BEGUN] == 1
+    assert sum(cells) == 1
+    end(began, status)
+
+    assert cells[place + outcome] == 1
+    assert sum(cells[layout.LATENCIES :]) == 1
+    assert sum(cells) == 3
+
+
+def test_latency_is_counted_except_of_a_client_that_left(
+    cells: memoryview[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(request_counter, "monotonic", lambda: now)
+    begin, end = counting(cells)
+    began = begin()
+    now += 0.25
+
+    end(began, CLIENT_LEFT)
+    assert sum(cells[layout.LATENCIES :]) == 0
+    end(began, 200)
+
+    assert cells[layout.LATENCIES + latency_bucket(250.0)] == 1
+
+
+def test_a_slow_request_ends_in_a_record_of_its_own(
+    cells: memoryview[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(request_counter, "monotonic", lambda: now)
+    begin, end = counting(cells)
+    began = begin()
+    now += layout.SLOW_SECONDS
+
+    end(began, 200)
+
+    assert cells[layout.SLOW_RECORD + 2] == 1
+
+
+def test_what_was_not_counted_at_its_beginning_is_not_at_its_end(cells: memoryview[int]) -> None:
+    _, end = counting(cells)
+
+    end(NOT_COUNTED, 500)
+
+    assert sum(cells) == 0
+
+
+def test_threads_lose_no_count(cells: memoryview[int]) -> None:
+    begin, end = counting(cells)
+
+    def work() -> None:
+        for _ in range(20_000):
+            end(begin(), 200)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+
+    assert sum(cells[2 : layout.LATENCIES : layout.RECORD_CELLS]) == 80_000
+    assert sum(cells) == 3 * 80_000
+
+
+def test_a_forked_child_counts_in_a_file_of_its_own(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = RequestCounter()
+    counter.open()
+    began = counter.begin()
+    pid = os.fork()
+    if not pid:
+        counter.reset()  # as the hook does for the module's one
+        counter.end(began, 200)  # the parent's
+        own = counter.begin()
+        counter.end(own, 404)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    counter.end(began, 200)
+
+    assert counted(state_dir) == {"begun": 2, "2xx": 1, "4xx": 1, "latencies": 2}
+    owners = {
+        layout.unpack_header(path.read_bytes()).pid
+        for path in (state_dir / "canary").glob(f"*{layout.SUFFIX}")
+    }
+    assert owners == {os.getpid(), pid}
+
+
+@pytest.mark.parametrize("supervised", [False, True])
+def test_without_a_supervisor_nothing_is_counted_or_logged(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    supervised: bool,
+) -> None:
+    monkeypatch.setenv(ENV_STATE_DIR, str(tmp_path))
+    if supervised:
+        monkeypatch.setenv(ENV_INSTANCE, "blue-1")
+    counter = RequestCounter()
+
+    counter.end(counter.begin(), 200)
+
+    assert list(tmp_path.iterdir()) == []
+    assert caplog.records == []
+
+
+def test_a_file_that_can_not_be_created_is_logged_once(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(request_counter, "create", full)
+    counter = RequestCounter()
+    with caplog.at_level(logging.WARNING):
+        counter.end(counter.begin(), 200)
+        counter.open()
+
+    (record,) = caplog.records
+    assert "are not counted: no space left on device" in record.getMessage()
+    assert counted(state_dir) == {}
