@@ -26,7 +26,7 @@ async def test_the_split_is_shown_and_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "body", [{}, {"staging_weight": 1.01}, {"staging_weight": "0.5"}, {"staging_weight": True}]
 )
-async def test_what_is_no_share_is_refused_by_its_field(
+async def test_a_weight_out_of_range_is_refused_by_its_field(
     tmp_path: Path, body: dict[str, object]
 ) -> None:
     async with running(tmp_path) as server:

@@ -41,7 +41,7 @@ async def test_a_share_is_sent_and_json_is_the_answer_itself(
 
 
 @pytest.mark.parametrize("weight", ["1.5", "-1", "half", "nan"])
-async def test_what_is_no_share_is_wrong_usage(atlasctl: Call, weight: str) -> None:
+async def test_a_weight_out_of_range_is_wrong_usage(atlasctl: Call, weight: str) -> None:
     outcome = await atlasctl("traffic", "--", weight)
     assert outcome.code == 2
 
