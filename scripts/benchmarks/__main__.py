@@ -31,6 +31,7 @@ from scripts.benchmarks import (
     requests,
     rescue,
     rollback,
+    split,
     start,
     switch,
 )
@@ -57,6 +58,10 @@ BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
         "what the counting of a request costs: the counter, and a server beside one without it",
     ),
     "rollback": (rollback.run, "the time of a warm rollback"),
+    "split": (
+        split.run,
+        "shares and addresses of a split traffic, and its throughput beside without one",
+    ),
     "rescue": (
         rescue.run,
         "what is lost when the active worker or the daemon is killed under load",

@@ -349,8 +349,8 @@ def connections_of(family: Collection[int], ports: Collection[int]) -> list[sock
 
 
 # Files that a worker's process writes and the daemon reads. They belong to another program, which
-# may be broken or hostile: no FIFO may block the daemon, no link is followed, owner and size must be
-# right, and a living process that a file names must be the one that writes it.
+# may be broken or hostile: no FIFO may block the daemon, no link is followed, owner and size are
+# checked, and a living process that a file names must be the one that writes it.
 
 _NO_FAULT_OF_THE_FILE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
