@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -45,6 +46,7 @@ def main() -> int:
     which.add_argument("--seeds", type=_seeds, metavar="A..B", help="play all of these")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: %(default)s)")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the folder in memory is removed
     began = time.monotonic()
     if options.seed is not None:
         with Player() as player:

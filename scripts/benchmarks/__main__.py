@@ -28,6 +28,7 @@ from scripts.benchmarks import (
     logs,
     relay,
     reload,
+    requests,
     rescue,
     rollback,
     split,
@@ -51,6 +52,10 @@ BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
     "reload": (
         reload.run,
         "the daemon reloaded again and again under load: what is lost, and what grows",
+    ),
+    "requests": (
+        requests.run,
+        "what the counting of a request costs: the counter, and a server beside one without it",
     ),
     "rollback": (rollback.run, "the time of a warm rollback"),
     "split": (

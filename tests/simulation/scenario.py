@@ -165,8 +165,8 @@ class Scenario:
         if len(serving) != 1 or not (world.copies_sockets or world.kernel.outlives):
             return None
         (worker,) = serving
-        rows = self.rows("SELECT slot, life FROM instances")
-        lives = [json.loads(row["life"]) for row in rows if row["slot"] == worker.slot]
+        rows = self.rows("SELECT instance, life FROM instances")
+        lives = [json.loads(row["life"]) for row in rows if row["instance"] == worker.instance]
         known = len(lives) == 1 and lives[0]["ready"] and not lives[0]["asked_to_end"]
         path = self.settings.state_dir / STATE_FILE
         names_it = path.exists() and f'"active_port": {_PORT[worker.slot]},' in path.read_text()

@@ -64,6 +64,7 @@ class Worker:
     sick: bool = False
     """Whether it answers probes with 500."""
     draining: bool = False
+    asked_to_end: bool = False
     had_traffic: bool = False
     returncode: int | None = None
 
@@ -259,13 +260,10 @@ class World:
             self.look()
 
     def _refuse_to_end_the_only_one(self, worker: Worker) -> None:
+        asked_before, worker.asked_to_end = worker.asked_to_end, True
         stops = self.daemon is None or self.daemon.stopping_began
-        if (
-            stops
-            or worker.draining
-            or not worker.serves
-            or not (self.copies_sockets or self.has_keeper)
-        ):
+        has_sockets = self.copies_sockets or self.has_keeper
+        if stops or asked_before or not worker.serves or not has_sockets:
             return
         if worker.socket != self.kernel.traffic or worker.sick:
             return
