@@ -128,3 +128,17 @@ async def test_a_release_that_takes_public_traffic_in_a_dry_run_fails_its_gates(
         assert "arrived at green (release bad, version bad, pid " in answer.json["reason"]
         assert await versions(daemon) == {"v1"}
         assert [each["release"] for each in found(daemon, "restored")[0]["workers"]] == ["bad"]
+
+
+async def test_with_a_share_of_the_traffic_a_worker_can_not_take_all_of_it(tmp_path: Path) -> None:
+    async with staged(tmp_path) as daemon:
+        assert (await daemon.deploy("bad")).json["result"] == "awaiting_switch"
+        staging = slot(await daemon.status(), "staging")
+        share = {"staging_weight": 0.5}
+        assert (await daemon.request("POST", "/deploy/traffic", json=share)).status == 200
+        for count, attack in enumerate(("/steal", "/detach", "/shutdown"), start=1):
+            assert (await get(staging["port"], attack))[1]["outcome"] == "done"
+            await eventually(lambda: len(logged(daemon)) >= count, within=WITHIN, what=attack)  # noqa: B023  # ended before the next
+        assert await versions(daemon, 40) == {"v1", "bad"}  # with its share, as before
+        await daemon.request("POST", "/deploy/traffic", json={"staging_weight": 0})
+        await until_only(daemon, "v1")

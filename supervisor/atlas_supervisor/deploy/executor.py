@@ -109,6 +109,7 @@ class Executor:
     async def launch(self, deploy: ActiveDeploy) -> StepOutcome:
         """Start the release on staging; a failure carries the last lines that it printed."""
         await self._slots.free_staging()  # a deploy that is resumed had its preflight before
+        self._switch.has_shared = False
         await self._landing_checked()  # what is found after the launch is the new worker's doing
         try:
             detail = LaunchDetail.model_validate(await self._slots.staging.start(deploy.release))

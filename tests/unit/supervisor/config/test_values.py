@@ -1,9 +1,10 @@
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
+from atlas_supervisor.config import Sticky
 from atlas_supervisor.errors import SettingsError
 from atlas_supervisor.model.deploy import Mode
 from atlas_supervisor.model.socket_passing import SocketPassing
@@ -105,6 +106,16 @@ def test_a_bad_value_is_refused_with_what_is_accepted(faults: Faults, key: str, 
         ("HEALTH_SCHEME=HTTPS", "health_scheme", "https"),
         ("LIVENESS_PATH=", "liveness_path", ""),
         ("LIVENESS_PATH=/livez", "liveness_path", "/livez"),
+        ("TRAFFIC_STICKY=Address", "traffic_sticky", Sticky.ADDRESS),
+        (
+            "TRAFFIC_TESTERS=10.1.0.0/16, 192.0.2.7,2001:db8::/48",
+            "traffic_testers",
+            (
+                IPv4Network("10.1.0.0/16"),
+                IPv4Network("192.0.2.7/32"),
+                IPv6Network("2001:db8::/48"),
+            ),
+        ),
         ("LOG_LEVEL=DEBUG", "log_level", "debug"),
         ("LLM_URL=http://127.0.0.1:8080/v1", "llm_url", "http://127.0.0.1:8080/v1"),
         (

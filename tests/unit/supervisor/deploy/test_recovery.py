@@ -10,12 +10,14 @@ import pytest
 from atlas_supervisor.deploy import initial_state
 from atlas_supervisor.deploy.initial_state import read_state
 from atlas_supervisor.deploy.machine import Event, Phase
+from atlas_supervisor.deploy.recovery import recover
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.actor import SUPERVISOR
 from atlas_supervisor.model.deploy import AfterFailure, Mode
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.state_keeper import StateFile
+from atlas_worker.contract import STATE_FILE
 from tests.unit.supervisor.deploy.support import (
     AFTER_SWITCH,
     BEFORE_SWITCH,
@@ -41,6 +43,20 @@ async def test_before_the_switch_it_is_aborted_and_the_version_stays(
         record = await it.ended()
         assert (record.result, record.reason) == ("aborted", f"the supervisor ended during {phase}")
         assert await it.stack() == [("v1", BLUE)]
+
+
+@pytest.mark.parametrize(
+    ("phase", "weight"), [(Phase.AWAITING_SWITCH, 0.5), (Phase.HEALTH, 0), (Phase.GUARD, 0)]
+)
+async def test_a_share_of_the_traffic_goes_on_with_a_deploy_that_waits_alone(
+    tmp_path: Path, phase: Phase, weight: float
+) -> None:
+    async with left(tmp_path, state_dir=tmp_path) as it:
+        ports = {"active_port": PORT[BLUE], "staging_port": PORT[GREEN]}
+        StateFile(tmp_path / STATE_FILE).write(a_state(**ports, staging_weight=0.5))
+        await it.deploy(phase)
+        keeper, _ = await recover(it.settings, it.database, lambda _seconds, _ok: None)
+        assert keeper.state.staging_weight == weight
 
 
 @pytest.mark.parametrize("noted", [True, False])
