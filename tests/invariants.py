@@ -278,7 +278,7 @@ async def violations(daemon: DaemonProcess, losses: Sequence[Loss] = ()) -> dict
 async def lasting_violations(
     daemon: DaemonProcess, losses: Sequence[Loss] = (), *, within: float = 15.0
 ) -> dict[str, list[str]]:
-    """Look until everything holds; return what does not within so many seconds."""
+    """Look until everything holds; return the violations that are left after so many seconds."""
     deadline = asyncio.get_running_loop().time() + within
     while found := await violations(daemon, losses):
         if asyncio.get_running_loop().time() > deadline:

@@ -28,8 +28,10 @@ from scripts.benchmarks import (
     logs,
     relay,
     reload,
+    requests,
     rescue,
     rollback,
+    split,
     start,
     switch,
 )
@@ -51,7 +53,15 @@ BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
         reload.run,
         "the daemon reloaded again and again under load: what is lost, and what grows",
     ),
+    "requests": (
+        requests.run,
+        "what the counting of a request costs: the counter, and a server beside one without it",
+    ),
     "rollback": (rollback.run, "the time of a warm rollback"),
+    "split": (
+        split.run,
+        "shares and addresses of a split traffic, and its throughput beside without one",
+    ),
     "rescue": (
         rescue.run,
         "what is lost when the active worker or the daemon is killed under load",

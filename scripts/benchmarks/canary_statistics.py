@@ -14,10 +14,13 @@ from rich.table import Table
 
 from atlas_supervisor.canary.stats.counts import Prior
 from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
+from atlas_supervisor.model.histogram import Histogram
+from atlas_worker.contract import latency_bucket
 from scripts.benchmarks.result import Options, Result
 from tests.unit.supervisor.canary.stats.support import (
     ALIKE,
     Call,
+    Feed,
     Moment,
     Story,
     Window,
@@ -27,6 +30,7 @@ from tests.unit.supervisor.canary.stats.support import (
     errors,
     errs,
     in_order,
+    latency,
     most_by_chance,
     new_round,
     odds_reached,
@@ -44,6 +48,16 @@ ALPHA, PROMOTE_ALPHA, MARGIN = 0.01, 0.05, 0.02
 SPEED_SHARE, SPEED_RATE, SPEED_CALLS = 0.3, 0.2, 2_000
 KNOWN = 1e6  # a prior worth this many calls is as good as known
 
+LATENCY_ALPHA = 0.05
+Slower = Callable[[float], float]
+NOT_SLOWER: dict[str, tuple[float, float, Slower, float]] = {
+    "as fast, margin 0": (0.0, 50.0, lambda ms: ms, 0.7),
+    "slower by 10 %, margin 10 %": (0.1, 50.0, lambda ms: 1.1 * ms, 0.7),
+    "slower by 1 ms at 3 ms, margin 10 %": (0.1, 3.0, lambda ms: max(ms + 1, 1.1 * ms), 0.3),
+    "slower by 1 ms at 3 ms, margin 0": (0.0, 3.0, lambda ms: max(min(ms, 10.0) + 1, ms), 0.3),
+}
+"""By name: the margin, stable's median in milliseconds, a canary's latency by stable's, sigma."""
+
 Order = Callable[[list[Call], float, int], Iterator[Window]]
 
 
@@ -59,13 +73,16 @@ async def run(options: Options) -> Result:
         for rate in (0.001, 0.01, 0.05, 0.3)
         for name, story in at_the_margin(rate).items()
     }
+    slower = {name: by_latency(*how, runs) for name, how in NOT_SLOWER.items()}
     found = detection(runs)
     tables = [
         rates_table(f"wrong, of {runs} runs of {WINDOWS * CALLS} calls", wrong, ALPHA, runs),
+        rates_table("wrong by latency, of 2,400 calls", slower, LATENCY_ALPHA, runs),
         rates_table("wrong, at the margin", promoted, PROMOTE_ALPHA, runs),
         found_table(found),
     ]
-    data: dict[str, Any] = {"runs": runs, "wrong": {**wrong, **promoted}, "canary_calls": found}
+    rates = {**wrong, **slower, **promoted}
+    data: dict[str, Any] = {"runs": runs, "wrong": rates, "canary_calls": found}
     return Result(tables, data, ["each row looks after every window; medians of canary calls"])
 
 
@@ -97,6 +114,27 @@ def by_speed(order: Order, runs: int) -> float:
         for window in order(calls, SPEED_SHARE, 20):
             update(evidence, window)
             reached = reached or odds_reached(evidence, errors, ALPHA)
+        wrong += reached
+    return wrong / runs
+
+
+def by_latency(margin: float, median: float, slower: Slower, sigma: float, runs: int) -> float:
+    """Return the share of runs in which a canary that is slower by up to the margin is found."""
+    rng, wrong = seeded(77), 0
+    for _ in range(runs):
+        evidence, feed, reached = new_round(latency_margin=margin), Feed(), False
+        for _ in range(60):
+            counts = draw(rng, 40, Moment(0.1, 0.0, 0.0))
+            arms = ((counts.canary, slower), (counts.stable, lambda ms: ms))
+            canary, stable = (
+                Histogram(
+                    (latency_bucket(of(median * rng.lognormvariate(0, sigma))), 1)
+                    for _ in range(arm.calls)
+                )
+                for arm, of in arms
+            )
+            evidence.close(feed.window(counts, canary, stable))
+            reached = reached or odds_reached(evidence, latency, LATENCY_ALPHA)
         wrong += reached
     return wrong / runs
 

@@ -1,4 +1,4 @@
-"""A worker that starts in a moment: answers every request with 200 on the sockets handed over."""
+"""A worker that starts in a moment: answers its version on the sockets handed over."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import signal
 import socket
 import sys
 
-ANSWER = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 3\r\n\r\nok\n"
+VERSION = os.environ.get("ATLAS_VERSION", "ok").encode()
+HEAD = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+ANSWER = HEAD % len(VERSION) + VERSION
 
 
 def main() -> None:

@@ -83,7 +83,8 @@ async def run(chosen: argparse.Namespace) -> int:
                     async with more.running(chosen.wrk):
                         await soaked.run(chosen.minutes * 60)
                     extra = soaked.allowed
-                    findings.print(f"{more.requests:,} requests of wrk")
+                    if chosen.wrk:
+                        findings.print(f"{more.requests:,} requests of wrk")
                 await load.stop()
             findings.check((NOTHING_LEFT,), {}, "the stop")
         except asyncio.CancelledError:

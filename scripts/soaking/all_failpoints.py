@@ -40,10 +40,11 @@ async def kill_everywhere(
     for point in points:
         reached = await failpoints.killed_at(daemon, point, run)
         findings.acted("kills at a failpoint" if reached else "failpoints passed less often")
-        if not daemon.runs:
-            workers = workers_of(daemon)
-            await daemon.start()
-            findings.note(WORKERS_STAY, await fresh_workers(daemon, workers), point)
+        if daemon.runs:  # it may pass the failpoint yet
+            await daemon.kill()
+        workers = workers_of(daemon)
+        await daemon.start()
+        findings.note(WORKERS_STAY, await fresh_workers(daemon, workers), point)
         losses = load.report.losses[judged:]
         judged += len(losses)
         found = await lasting_violations(daemon, losses, within=30)

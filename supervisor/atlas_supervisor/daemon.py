@@ -110,6 +110,7 @@ class Daemon:
                 settings.public_port,
                 settings.slot_ports,
                 proxy_protocol=settings.relay_proxy_protocol,
+                count_requests=settings.relay_count_requests,
                 # The refusal of an outage comes first.
                 patience_seconds=PATIENCE_SECONDS + settings.ready_timeout_seconds,
             ),
@@ -266,8 +267,10 @@ class Daemon:
         )
         slots.on_worker_down = service.worker_down
         self._requests.present = lambda: [
-            InstanceName(each.name, each.slot, each.release.version) for each in slots.instances()
+            InstanceName(each.name, each.slot, each.release.version, each.kit)
+            for each in slots.instances()
         ]
+        self._requests.relayed = self._plane.tallies
         for background in (
             self._database.outbox.run,
             self._registry.run,

@@ -49,7 +49,7 @@ async def worker(daemon: DaemonProcess) -> int:
 
 
 async def lasting(daemon: DaemonProcess) -> list[dict[str, Any]]:
-    """Return what the status shows of both slots, without what changes by itself."""
+    """Return both slots of the status, without the fields that change by themselves."""
     return [{key: view[key] for key in LASTING} for view in (await daemon.status())["slots"]]
 
 

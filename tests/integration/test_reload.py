@@ -57,7 +57,7 @@ async def reload(daemon: DaemonProcess, **settings: Any) -> dict[str, Any]:
 
 
 def workers(status: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return what a reload must not change of the slots."""
+    """Return the fields of both slots that a reload must not change."""
     fields = ("slot", "role", "state", "pid", "version", "started_ts", "restarts")
     return [{name: slot[name] for name in fields} for slot in status["slots"]]
 

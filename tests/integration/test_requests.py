@@ -103,3 +103,18 @@ async def test_users_requests_are_counted_by_what_became_of_them(tmp_path: Path)
         )
         == 32
     )
+
+
+async def test_the_relay_counts_the_requests_of_workers_without_the_kit(tmp_path: Path) -> None:
+    settings = {"WORKER_COMMAND": "python -m http.server {port}", "HEALTH_PATH": "/"}
+    async with DaemonProcess.running(tmp_path, settings) as daemon:
+        await ask(daemon, "/", 5)
+        await ask(daemon, "/nothing", 2)
+        await until_counted(daemon, _2xx=5, _4xx=2)
+        assert (await active(daemon))["requests"]["error_share"] == 0.0
+        daemon.settings["RELAY_COUNT_REQUESTS"] = "false"
+        await daemon.stop()
+        await daemon.start()
+        await ask(daemon, "/", 5)
+        assert (await active(daemon))["requests"] is None
+        assert await counted(daemon) == {}

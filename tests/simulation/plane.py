@@ -175,6 +175,9 @@ class SimulatedPlane:
     def relayed(self) -> dict[str, Any]:
         return {}
 
+    def tallies(self) -> dict[SlotName, Any]:
+        return {}
+
     def foreign_listeners(self) -> list[str]:
         return []
 

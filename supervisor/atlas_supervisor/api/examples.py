@@ -31,6 +31,7 @@ from atlas_supervisor.model.deploy import (
 from atlas_supervisor.model.drain import DrainCounts, DrainingView
 from atlas_supervisor.model.health import Check, CheckStatus, Health, HealthStatus
 from atlas_supervisor.model.release import LastDeploy, ReleaseView, VersionSource
+from atlas_supervisor.model.requests import RequestFigures
 from atlas_supervisor.model.slot import Role, SlotName, SlotState, SlotView
 from atlas_supervisor.model.status import (
     DaemonView,
@@ -282,6 +283,11 @@ def _slot(slot: SlotName, *, port: int, role: Role, state: SlotState, version: s
         restarts=0,
         memory_mb=84.5,
         cpu_percent=12.4 if role is Role.ACTIVE else 0.0,
+        requests=RequestFigures(
+            per_second=41.5, error_share=0.0004, p50_ms=8.2, p95_ms=31.0, p99_ms=77.4
+        )
+        if role is Role.ACTIVE
+        else None,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self
 
 import structlog
 
+from atlas_supervisor.canary.stats.bets import holm
 from atlas_supervisor.canary.stats.counts import CallKey, Ended, Group, Prior
 from atlas_supervisor.canary.stats.decision import (
     Conclusion,
@@ -22,7 +23,6 @@ from atlas_supervisor.canary.stats.decision import (
     Keys,
     RampEvidence,
 )
-from atlas_supervisor.canary.stats.evalue import holm
 from atlas_supervisor.canary.stats.outcomes import CallTracker, Tally
 from atlas_supervisor.canary.stats.rollups import ArmTallies, Rollups
 from atlas_supervisor.canary.stats.sample_ratio import SampleRatios

@@ -44,7 +44,7 @@ class FeatureName(click.ParamType[str]):
 
 
 class Share(click.ParamType[float]):
-    """A share of calls: `0.1` or `10%`."""
+    """A share of calls or connections: `0.1` or `10%`."""
 
     name = "percentage"
 
@@ -55,15 +55,13 @@ class Share(click.ParamType[float]):
         found = _SHARE.fullmatch(str(value).strip())
         number = None if found is None else Decimal(found[1])
         if found is None or number is None:
-            self.fail(
-                f"{value!r} is not a share: write 0.1 or 10% for a tenth of the calls.", param, ctx
-            )
+            self.fail(f"{value!r} is not a share: write 0.1 or 10% for a tenth.", param, ctx)
         if found[2]:
             number /= 100
         if number > 1:
             meant = f"; did you mean {found[1]}%?" if not found[2] and number <= 100 else "."
             self.fail(
-                f"{value!r} is more than all calls: a share is 0 to 1, or 0% to 100%{meant}",
+                f"{value!r} is more than all: a share is 0 to 1, or 0% to 100%{meant}",
                 param,
                 ctx,
             )

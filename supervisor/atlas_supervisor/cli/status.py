@@ -25,7 +25,7 @@ from atlas_supervisor.cli.render_deploy import (
 )
 from atlas_supervisor.cli.session import Session, verb
 from atlas_supervisor.cli.terminal import Screen, safe, spaced
-from atlas_supervisor.cli.units import MISSING, age, amount
+from atlas_supervisor.cli.units import MISSING, age, amount, latency, percent
 
 _STATE_STYLES = {
     "running": "green",
@@ -36,6 +36,7 @@ _STATE_STYLES = {
     "empty": "dim",
 }
 _SLOT_NAMES: Sequence[str] = ("slot", "role", "state", "port", "pid", "version", "up", "restarts")
+_QUANTILES = ("p50", "p95", "p99")
 _PADDING = 2
 _FRAME = 2 * (1 + _PADDING)
 """Columns of the frame and its padding."""
@@ -51,7 +52,7 @@ async def status(session: Session) -> None:
 def overview(screen: Screen, data: Record) -> RenderableType:
     """Return the status: framed on a terminal, as plain lines in a pipe."""
     parts: list[RenderableType] = [_facts(data), Text(), _slots(screen, data)]
-    parts += [*_exits(data), *_draining(data)]
+    parts += [*_requests(data), *_exits(data), *_draining(data)]
     notes = [*_waiting(screen, data), *_pending(screen, data), *suggestions(screen, data)]
     if notes:
         parts += [Text(), *notes]
@@ -168,6 +169,21 @@ def _usage(instance: Record) -> list[str]:
         MISSING if memory is None else f"{amount(memory)} MB",
         f"{cpu:.0f} %" if isinstance(cpu, int | float) else MISSING,
     ]
+
+
+def _requests(data: Record) -> Iterator[RenderableType]:
+    """Yield a line for each slot whose worker counts its requests and has some."""
+    for slot in objects(data.get("slots")):
+        figures = mapping(slot.get("requests"))
+        if not figures.get("per_second"):
+            continue
+        share = figures.get("error_share")
+        latencies = [f"{name} {latency(figures.get(f'{name}_ms'))}" for name in _QUANTILES]
+        yield spaced(
+            safe(f"{slot.get('slot')}: {figures['per_second']:.4g} requests/s"),
+            safe(f"{percent(share)} failed", "yellow" if share else "dim"),
+            safe(", ".join(latencies), "dim"),
+        )
 
 
 def _exits(data: Record) -> Iterator[RenderableType]:

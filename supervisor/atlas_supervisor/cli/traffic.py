@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 from rich.console import Group, RenderableType
 
+from atlas_supervisor.cli.canary import Share
 from atlas_supervisor.cli.client import Record
 from atlas_supervisor.cli.render_deploy import GO_AHEAD, note
 from atlas_supervisor.cli.session import Session, verb
@@ -17,9 +18,9 @@ _KEEPS = {
 
 
 @verb
-@click.argument("weight", type=click.FloatRange(0, 1), required=False)
+@click.argument("weight", type=Share(), required=False)
 async def traffic(session: Session, weight: float | None) -> None:
-    """Show how the traffic is split, or give the waiting version the share WEIGHT (0 to 1).
+    """Show how the traffic is split, or give the waiting version the share WEIGHT: 0.1 or 10%.
 
     Possible once a deploy has passed its gates and waits for its switch.
     """

@@ -107,6 +107,7 @@ class Settings(BaseModel):
     stop_signal: StopSignal = "TERM"
     drain_quiet_seconds: Seconds = 1
     relay_proxy_protocol: Switch = False
+    relay_count_requests: Switch = True
     after_failure: Annotated[AfterFailure, Lower, Field(description="single or stay")] = (
         AfterFailure.SINGLE
     )

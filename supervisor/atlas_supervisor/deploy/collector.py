@@ -204,12 +204,12 @@ def _canaries(state: DeployState) -> Iterator[Metric]:
 def _requests(requests: Requests) -> Iterator[Metric]:
     count = CounterMetricFamily(
         "atlas_requests",
-        "Users' requests that workers with the kit have counted, by what became of them.",
+        "Users' requests by outcome, counted by workers with the kit or by the relay.",
         labels=["slot", "version", "code"],
     )
     seconds = HistogramMetricFamily(
         "atlas_request_seconds",
-        "Latency of users' requests, until the response had ended.",
+        "Latency of users' requests, until the response ends.",
         labels=["slot", "version"],
     )
     for (slot, version), totals in requests.items():

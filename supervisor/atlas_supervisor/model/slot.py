@@ -176,6 +176,6 @@ class SlotView(BaseModel, frozen=True):
     cpu_percent: CpuPercent = None
     requests: RequestFigures | None = Field(
         default=None,
-        description="Users' requests of the last minute; null for a worker that does not count "
-        "them (without the kit).",
+        description="Users' requests of the last minute, as a worker with the kit counts them, or "
+        "the relay; null where neither does.",
     )

@@ -38,6 +38,7 @@ from atlas_supervisor.model.requests import (
     RequestSecond,
     RequestTotals,
 )
+from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.requests.count_file import NO_CELLS, CountFile
 from atlas_supervisor.requests.figures import KEPT_SECONDS, InstanceCounts
 from atlas_supervisor.requests.seconds import LATE_SECONDS, Cells, added, left_open, totals_of
@@ -46,6 +47,7 @@ from atlas_supervisor.store.statements import StoreError
 from atlas_supervisor.system import procfs
 from atlas_supervisor.system.clock import steady_time
 from atlas_supervisor.system.worker_file import FileRefusedError, worker_files
+from atlas_supervisor.traffic.request_tally import RequestTally
 from atlas_worker.contract import RINGS_DIRECTORY
 from atlas_worker.contract.request_file import CELLS, SUFFIX
 
@@ -69,6 +71,8 @@ class InstanceName(NamedTuple):
     name: str
     slot: str
     version: str
+    kit: bool = True
+    """Whether it counts its requests itself; else the relay does, if it carries them."""
 
 
 @dataclass
@@ -109,6 +113,8 @@ class RequestCollector:
     def __init__(self, state_dir: Path, store: RequestStore) -> None:
         self.present: Callable[[], list[InstanceName]] = list
         """Returns the instances that are there; set by the daemon."""
+        self.relayed: Callable[[], Mapping[SlotName, RequestTally]] = dict
+        """Returns what the relay counts, by slot; set by the daemon."""
         self._folder = state_dir / RINGS_DIRECTORY
         self._store = store
         self._instances: dict[str, InstanceCounts] = {}
@@ -208,6 +214,7 @@ class RequestCollector:
             now = time.monotonic()
             for tracked, cells, ended in read:
                 self._add(tracked, cells, now, ended=ended)
+            self._add_relayed(present, now)
             self._polled = True
         reading = {each.instance for each in self._files.values()}
         for name in self._instances.keys() - present.keys() - reading - self._changed:
@@ -248,21 +255,14 @@ class RequestCollector:
         file = CountFile.open(path)
         name = file.owner.instance
         if name not in self._instances:
-            row = self._saved_rows.get(name)
-            known = present.get(name) or row
+            known = present.get(name) or self._saved_rows.get(name)
             if known is None:  # of no instance that is ours, or not known yet
                 alive = file.alive()
                 file.close()
                 if not alive:
                     path.unlink(missing_ok=True)
                 return
-            totals = row.totals if row else RequestTotals()
-            self._instances[name] = InstanceCounts(
-                known.slot, known.version, totals, time.monotonic()
-            )
-            if row is None:  # the next daemon must know it, too
-                self._changed.add(name)
-                self._write_at = 0.0
+            self._instance(name, known.slot, known.version)
         if sum(each.instance == name for each in self._files.values()) >= MAX_PER_INSTANCE:
             file.close()
             raise FileRefusedError(f"{name} has {MAX_PER_INSTANCE} request files already")
@@ -271,6 +271,16 @@ class RequestCollector:
         # A file that is new since the last poll is of a process that began after that.
         since = 0 if self._polled else int(now) + 1
         self._files[path.name] = _Tracked(file, name, saved, saved, now, since)
+
+    def _instance(self, name: str, slot: str, version: str) -> InstanceCounts:
+        if name not in self._instances:
+            row = self._saved_rows.get(name)
+            totals = row.totals if row else RequestTotals()
+            self._instances[name] = InstanceCounts(slot, version, totals, time.monotonic())
+            if row is None:  # the next daemon must know it, too
+                self._changed.add(name)
+                self._write_at = 0.0
+        return self._instances[name]
 
     def _refuse(self, path: Path, why: str) -> None:
         """Log the reason once, and remove the file."""
@@ -302,6 +312,22 @@ class RequestCollector:
         instance.add(more, now)
         if more != RequestTotals():
             self._note(tracked.instance, instance, more)
+
+    def _add_relayed(self, present: Mapping[str, InstanceName], now: float) -> None:
+        """Add what the relay has counted to the instances in the slots."""
+        slots = {each.slot: each for each in present.values()}
+        for slot, tally in self.relayed().items():
+            if (known := slots.get(slot)) is None:
+                continue
+            more = tally.take()
+            if known.kit:
+                continue
+            instance = self._instance(known.name, known.slot, known.version)
+            for second, counts in more.seconds.items():
+                instance.add_second(second, counts)
+            instance.add(more.totals, now)
+            if more.totals != RequestTotals():
+                self._note(known.name, instance, more.totals)
 
     def _note(self, name: str, instance: InstanceCounts, more: RequestTotals) -> None:
         """Note what is to be written, and shown as metrics."""

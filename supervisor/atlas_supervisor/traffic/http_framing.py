@@ -10,8 +10,12 @@ Bytes that are no HTTP/1, such as TLS, or no longer, such as those of a WebSocke
 from __future__ import annotations
 
 import re
+import time
 from collections import deque
 from enum import Enum, auto
+
+from atlas_supervisor.traffic.request_tally import RequestTally
+from atlas_worker.contract import PROBE_HEADER, SMOKE_HEADER
 
 _HEAD_LIMIT = 64 * 1024
 """Bytes of one head or line. Beyond it the bytes count as something else."""
@@ -25,6 +29,7 @@ _RESPONSE = re.compile(rb"HTTP/1\.[01] (\d\d\d)[ \r\n]")
 _LENGTH = re.compile(rb"\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r?\n", re.IGNORECASE)
 _ENCODING = re.compile(rb"\ntransfer-encoding:([^\r\n]*)", re.IGNORECASE)
 _CHUNK = re.compile(rb"[ \t]*([0-9a-fA-F]{1,15})[ \t]*(?:;[^\n]*)?\r?\n")
+_OWN = re.compile(b"\n(?:%s|%s):" % (PROBE_HEADER.encode(), SMOKE_HEADER.encode()), re.IGNORECASE)
 _VERSION = b"HTTP/1."
 
 
@@ -100,9 +105,15 @@ class _Direction:
 class Exchanges:
     """The requests and answers of one connection, so far."""
 
-    __slots__ = ("_http", "_methods", "_requests", "_responses")
+    __slots__ = ("_began", "_http", "_methods", "_requests", "_responses", "_status", "_tally")
 
-    def __init__(self) -> None:
+    def __init__(self, tally: RequestTally | None = None) -> None:
+        """Count the requests, unless there is no tally."""
+        self._tally = tally
+        self._began: deque[float] = deque()
+        """When the requests began whose answer has not ended; 0 for the supervisor's own."""
+        self._status = 0
+        """That of the answer that has begun and not ended."""
         self._requests, self._responses = _Direction(), _Direction()
         self._methods: deque[bytes] = deque()
         """The requests whose answer has not begun."""
@@ -138,12 +149,35 @@ class Exchanges:
                     position += direction.skip(len(data) - position)
                 else:
                     position = self._read(direction, data, position)
+                if self._status and self._responses.next is _Next.HEAD:
+                    self._count_end()
         except _NotHttpError:
             self.give_up()
+
+    def _count_end(self) -> None:
+        if self._tally is not None and self._began:
+            self._tally.end(self._began.popleft(), time.monotonic(), self._status)
+        self._status = 0
+
+    def closed(self, *, by_client: bool) -> None:
+        """Count the requests whose answer has not ended."""
+        if self._tally is None:
+            return
+        if not by_client and self._responses.next is _Next.UNTIL_CLOSE:
+            self._count_end()
+        now = time.monotonic()
+        for began in self._began:
+            self._tally.lose(began, now, by_client=by_client)
+        self._began.clear()
 
     def give_up(self) -> None:
         """Take the bytes from here on for another protocol."""
         self._http = False
+        if self._tally is not None:
+            now = time.monotonic()
+            for began in self._began:  # nothing is known of them
+                self._tally.lose(began, now, by_client=True)
+        self._began.clear()
         self._requests.partial = self._responses.partial = b""
         self._methods.clear()
 
@@ -182,6 +216,8 @@ class Exchanges:
         if found is None or len(self._methods) >= _PIPELINE_LIMIT:
             raise _NotHttpError
         self._methods.append(found[1])
+        if self._tally is not None:
+            self._began.append(0.0 if _OWN.search(head) else self._tally.begin(time.monotonic()))
         self._requests.expect_body(head)
 
     def _begin_response(self, head: bytes) -> None:
@@ -192,7 +228,9 @@ class Exchanges:
         if 100 <= status <= 199 and status != 101:
             return  # the answer itself is still to come
         method = self._methods.popleft() if self._methods else b""
+        self._status = status
         if status == 101 or (method == b"CONNECT" and status <= 299):
+            self._count_end()
             self.give_up()  # another protocol from here on
         elif method == b"HEAD" or status in {204, 304}:
             pass

@@ -46,6 +46,7 @@ from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, RelayTra
 from atlas_supervisor.traffic.refusal import Refusal
 from atlas_supervisor.traffic.relay import Target
 from atlas_supervisor.traffic.relay_connection import Answers
+from atlas_supervisor.traffic.request_tally import RequestTally
 from atlas_supervisor.traffic.slot_ports import Rescues, SlotPorts
 from atlas_supervisor.traffic.steering import DIRECT_SOURCE, Split, SteeringPolicy
 from atlas_supervisor.traffic.takeback import (
@@ -299,6 +300,10 @@ class KernelPlane:
     def relayed(self) -> dict[str, RelayTraffic]:
         """Return the daemon's relayed traffic: rescues, and the own ports of `{fd}` workers."""
         return {"own_port": self._own_ports.relayed(), "rescue": self._rescues.relayed()}
+
+    def tallies(self) -> Mapping[SlotName, RequestTally]:
+        """Return none: users' bytes pass by this process."""
+        return {}
 
     def foreign_listeners(self) -> list[str]:
         """Return foreign listeners on the public port and on the slots' own ports."""

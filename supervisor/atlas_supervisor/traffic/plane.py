@@ -16,6 +16,7 @@ from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.system.passed_sockets import PassedSockets
 from atlas_supervisor.traffic.refusal import PATIENCE_SECONDS, Refusal
 from atlas_supervisor.traffic.relay_connection import Answers, RelayCounters
+from atlas_supervisor.traffic.request_tally import RequestTally
 from atlas_supervisor.traffic.steering import Split, SteeringPolicy
 
 
@@ -31,6 +32,8 @@ class Endpoints:
     """Whether workers that bind their own port get the client's address by PROXY protocol."""
     patience_seconds: float = PATIENCE_SECONDS
     """How long a relayed client waits for a worker that can't be reached."""
+    count_requests: bool = True
+    """Whether the relay counts the requests of plain HTTP/1."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +214,9 @@ class Plane(Protocol):
 
     def relayed(self) -> dict[str, RelayTraffic]:
         """Return the relayed traffic by purpose: `public`, `own_port`, `rescue`."""
+
+    def tallies(self) -> Mapping[SlotName, RequestTally]:
+        """Return the counts of users' requests that the daemon relays, by slot."""
 
     def foreign_listeners(self) -> list[str]:
         """Return the listeners of other programs on our addresses, in words."""

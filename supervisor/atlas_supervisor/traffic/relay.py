@@ -14,7 +14,7 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -30,6 +30,7 @@ from atlas_supervisor.traffic.relay_connection import (
     RelayCounters,
     RelayState,
 )
+from atlas_supervisor.traffic.request_tally import RequestTally
 
 log = structlog.get_logger(__name__)
 
@@ -87,7 +88,10 @@ class Relay:
         header: Header | None = None,
         patience_seconds: float = PATIENCE_SECONDS,
         purpose: Purpose = Purpose.RELAY,
+        tallies: Mapping[int, RequestTally] | None = None,
     ) -> None:
+        """`tallies` count the requests to each port, where they are counted."""
+        self._tallies = tallies or {}
         self._listener = listener
         self._header = header
         self._patience_seconds = patience_seconds
@@ -249,17 +253,20 @@ class Relay:
             client.close()
             server.close()
             return
-        pair = RelayConnection(client, server, on_close=self._forget, carried=self.carried)
-        self._pairs[pair] = target
+        pair = self._pair(client, server, target)
         pair.start(header)
 
     def resume(
         self, client: socket.socket, server: socket.socket, target: Target, state: RelayState
     ) -> None:
         """Go on with a connection that another process has relayed."""
-        pair = RelayConnection(client, server, on_close=self._forget, carried=self.carried)
-        self._pairs[pair] = target
-        pair.resume(state)
+        self._pair(client, server, target).resume(state)
+
+    def _pair(self, client: socket.socket, server: socket.socket, to: Target) -> RelayConnection:
+        tally = self._tallies.get(to.port)
+        pair = RelayConnection(client, server, self._forget, self.carried, tally)
+        self._pairs[pair] = to
+        return pair
 
     def _forget(self, pair: RelayConnection) -> None:
         del self._pairs[pair]

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from atlas_supervisor.traffic.http_framing import Exchanges
+from atlas_supervisor.traffic.request_tally import RequestTally
 
 _BUFFER = memoryview(bytearray(256 * 1024))
 """Holds a read until it is sent on in the same call; the unsent rest is copied."""
@@ -99,6 +100,7 @@ class _Side:
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
+            self.broken = True
             self._pair.abort()
             return
         if count:
@@ -202,12 +204,13 @@ class RelayConnection:
         server: socket.socket,
         on_close: Callable[[RelayConnection], None],
         carried: RelayCounters,
+        tally: RequestTally | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_close: Callable[[RelayConnection], None] | None = on_close
         self.carried = carried
         self._moves = 0
-        self._exchanges = Exchanges()
+        self._exchanges = Exchanges(tally)
         self._idle_timer: asyncio.TimerHandle | None = None
         self.born = self.last_move = self._loop.time()
         self.asked = self.answered = False
@@ -314,6 +317,7 @@ class RelayConnection:
         if self._on_close is None:
             return
         on_close, self._on_close = self._on_close, None
+        self._exchanges.closed(by_client=not (self.server.ended or self.server.broken))
         if self._idle_timer is not None:
             self._idle_timer.cancel()
         self.client.close()

@@ -31,6 +31,7 @@ from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, RelayTra
 from atlas_supervisor.traffic.refusal import Refusal
 from atlas_supervisor.traffic.relay import Relay, Target, client_header, local_header
 from atlas_supervisor.traffic.relay_connection import Answers
+from atlas_supervisor.traffic.request_tally import RequestTally
 from atlas_supervisor.traffic.slot_ports import Rescues, SlotPorts
 from atlas_supervisor.traffic.steering import DIRECT_SOURCE, Split, SteeringPolicy, choose
 from atlas_supervisor.traffic.takeback import (
@@ -63,6 +64,7 @@ class RelayPlane:
         by_port = socket_passing is SocketPassing.PORT and endpoints.public_port
         self._with_header = bool(by_port and endpoints.proxy_protocol)
         self._own_ports: SlotPorts
+        self._tallies = {s: RequestTally() for s in SlotName if endpoints.count_requests}
         self._rescues = Rescues(endpoints.patience_seconds)
         self._carried: list[CarriedConnection] = []
         """Clients' connections from before a reload."""
@@ -159,8 +161,13 @@ class RelayPlane:
         if self._public is not None:
             header = client_header if self._with_header else None
             patience = self._endpoints.patience_seconds
+            tallies = {self._target_of(slot).port: each for slot, each in self._tallies.items()}
             self._relay = Relay(
-                self._public, self._target, header=header, patience_seconds=patience
+                self._public,
+                self._target,
+                header=header,
+                patience_seconds=patience,
+                tallies=tallies,
             )
             self._relay.start()
             for each in self._carried:
@@ -348,6 +355,10 @@ class RelayPlane:
         if self._relay is not None:
             found["public"] = RelayTraffic.of(self._relay.carried, self._relay.open_connections)
         return found
+
+    def tallies(self) -> Mapping[SlotName, RequestTally]:
+        """Return the counts of users' requests that the daemon relays, by slot."""
+        return self._tallies
 
     def foreign_listeners(self) -> list[str]:
         """Return foreign listeners on the public port."""

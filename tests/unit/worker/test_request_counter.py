@@ -85,7 +85,7 @@ def test_a_slow_request_ends_in_a_record_of_its_own(
     assert cells[layout.SLOW_RECORD + 2] == 1
 
 
-def test_what_was_not_counted_at_its_beginning_is_not_at_its_end(cells: memoryview[int]) -> None:
+def test_an_uncounted_beginning_has_no_counted_end(cells: memoryview[int]) -> None:
     _, end = counting(cells)
 
     end(NOT_COUNTED, 500)

@@ -22,8 +22,8 @@ from enum import StrEnum
 from typing import Any
 
 from atlas_supervisor.canary.stats import explain
+from atlas_supervisor.canary.stats.bets import exponential, log_add
 from atlas_supervisor.canary.stats.counts import Arm, CallWindow, Draws, Prior, Strata
-from atlas_supervisor.canary.stats.evalue import exponential, log_add
 from atlas_supervisor.canary.stats.forecast import calls_needed, expected_rates
 from atlas_supervisor.canary.stats.intervals import stratified_difference
 from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
@@ -249,7 +249,10 @@ class RampEvidence:
         found = self._latest()[1]
         if found.placement is None:
             found = self.first
-        return explain.is_slower(self.feature, found.slow_calls(), self.alpha / parts)
+        if found.placement is None:  # an earlier version has placed it
+            against = explain.odds(parts / self.alpha)
+            return f"{self.feature}: canary calls are slower; odds against chance are {against}"
+        return explain.is_slower(self.feature, found, found.placement, self.alpha / parts)
 
     def _latest(self) -> tuple[int, RoundEvidence]:
         number = self.later[0] if self.later else 1

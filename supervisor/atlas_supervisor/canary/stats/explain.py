@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
-from atlas_supervisor.canary.stats.counts import Arm, Strata
+from atlas_supervisor.canary.stats.bets import RISK_RATIOS, log_sum
+from atlas_supervisor.canary.stats.counts import Strata
+from atlas_supervisor.canary.stats.latency_evidence import SLOW_LEVELS, Placement
+from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
 from atlas_supervisor.canary.stats.sample_ratio import SampleRatios
+from atlas_worker.contract import bucket_milliseconds
 
 
 def percent(rate: float) -> str:
@@ -51,22 +54,22 @@ def fails_more(feature: str, totals: Strata, alpha: float) -> str:
     return f"{feature}: {error_rates(totals)}; odds against chance are {odds(1 / alpha)}"
 
 
-class SlowCalls(NamedTuple):
-    """The part of each arm's calls that was slow, by a threshold of each arm in milliseconds."""
-
-    canary_ms: float
-    stable_ms: float
-    canary: Arm
-    stable: Arm
-
-
-def is_slower(feature: str, slow: SlowCalls, alpha: float) -> str:
-    """Return the reason to roll back a canary that is slow more often, by one threshold."""
+def is_slower(feature: str, found: RoundEvidence, placement: Placement, alpha: float) -> str:
+    """Return the reason to roll back a slower canary, by the threshold with most evidence."""
+    per, seen = len(RISK_RATIOS), found.seen
+    bets = [found.latency.logs[at * per : (at + 1) * per] for at in range(len(SLOW_LEVELS))]
+    level = SLOW_LEVELS[max(range(len(bets)), key=lambda at: log_sum(bets[at]))]
+    canary, stable = (
+        f"{percent(sum(calls[level:]) / max(sum(calls), 1))} of {name} calls"
+        for name, calls in (("canary", seen.canary), ("stable", seen.stable))
+    )
+    over, stable_over = (
+        f"over {bucket_milliseconds(cuts[level - 1]):.3g} ms"
+        for cuts in (placement.canary_cuts, placement.cuts)
+    )
     return (
-        f"{feature}: {percent(slow.canary.rate or 0)} of canary calls take over "
-        f"{slow.canary_ms:.3g} ms and {percent(slow.stable.rate or 0)} of stable calls over "
-        f"{slow.stable_ms:.3g} ms, over {amount(slow.canary.calls)} canary calls; odds against "
-        f"chance are {odds(1 / alpha)}"
+        f"{feature}: {canary} take {over} and {stable} {stable_over}, over "
+        f"{amount(sum(seen.canary))} canary calls; odds against chance are {odds(1 / alpha)}"
     )
 
 

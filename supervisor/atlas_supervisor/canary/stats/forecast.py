@@ -11,16 +11,16 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from atlas_supervisor.canary.stats.counts import Arm
-from atlas_supervisor.canary.stats.error_evidence import (
+from atlas_supervisor.canary.stats.bets import (
     Bet,
+    Mixture,
     Outcomes,
     arm_bets,
     log_factors,
     margin_bets,
     rate_bets,
 )
-from atlas_supervisor.canary.stats.evalue import Mixture
+from atlas_supervisor.canary.stats.counts import Arm
 from atlas_supervisor.canary.stats.latency_evidence import LatencyBets
 from atlas_supervisor.canary.stats.round_evidence import RoundEvidence
 

@@ -7,7 +7,7 @@ calls. There are two kinds of bets, all on the same coarse ranks: a call's level
 stable's past quantiles (`CUTS`) it has passed.
 
 Slow calls have a quarter of the money: "slow" takes the place of "failed" in the bets on a risk
-ratio of `error_evidence`, at stable's p95 and p99. They find a longer tail.
+ratio of `bets`, at stable's p95 and p99. They find a longer tail.
 
 Ranks have the rest (after Shekhar and Ramdas, arXiv 2112.09162, and Waudby-Smith and Ramdas, arXiv
 2010.09686): let w >= 0 not fall with the latency, and q = p·w / (p·w + 1 - p), p being the canary's
@@ -41,14 +41,14 @@ from itertools import accumulate
 from statistics import NormalDist
 from typing import Any
 
-from atlas_supervisor.canary.stats.counts import Prior
-from atlas_supervisor.canary.stats.error_evidence import (
+from atlas_supervisor.canary.stats.bets import (
     RISK_RATIOS,
     Bet,
     Outcomes,
     log_factors,
     rate_bets,
 )
+from atlas_supervisor.canary.stats.counts import Prior
 from atlas_supervisor.model.histogram import Histogram
 from atlas_worker.contract import (
     LATENCY_BUCKETS,

@@ -21,12 +21,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from atlas_supervisor.canary.stats.counts import Arm, Baseline, CallWindow, Prior, is_drawn
-from atlas_supervisor.canary.stats.error_evidence import (
+from atlas_supervisor.canary.stats.bets import (
     PROMOTION_WEIGHTS,
     RISK_RATIOS,
     STARTED_AT_FIRST,
     Bet,
+    Mixture,
     Outcomes,
     arm_bets,
     log_factors,
@@ -34,8 +34,7 @@ from atlas_supervisor.canary.stats.error_evidence import (
     rate_bets,
     share_started,
 )
-from atlas_supervisor.canary.stats.evalue import Mixture, log_sum
-from atlas_supervisor.canary.stats.explain import SlowCalls
+from atlas_supervisor.canary.stats.counts import Baseline, CallWindow, Prior, is_drawn
 from atlas_supervisor.canary.stats.latency_evidence import (
     LEAST_CALLS,
     LEVELS,
@@ -47,7 +46,7 @@ from atlas_supervisor.canary.stats.latency_evidence import (
 from atlas_supervisor.canary.stats.latency_evidence import WEIGHTS as LATENCY_WEIGHTS
 from atlas_supervisor.canary.stats.windows import SLICES_PER_SECOND
 from atlas_supervisor.model.histogram import Histogram
-from atlas_worker.contract import bucket_milliseconds, latency_bucket
+from atlas_worker.contract import latency_bucket
 
 ERROR_WEIGHTS = tuple(part / 2 for part in RISK_RATIOS.values()) * 2
 """The money of the bets on rates, and of those on a failure's arm."""
@@ -267,23 +266,6 @@ class RoundEvidence:
                 canary = _sum(canary, window.bets.levels[0])
                 stable = _sum(stable, window.bets.levels[1])
         return Slow(canary, stable)
-
-    def slow_calls(self) -> SlowCalls:
-        """Return the slow calls by the threshold that the arms differ most by."""
-        placement, seen = self.placement, self.seen
-        if placement is None:
-            return SlowCalls(0, 0, Arm(), Arm())
-        per = len(RISK_RATIOS)
-        tests = [
-            log_sum(self.latency.logs[at * per : (at + 1) * per]) for at in range(len(SLOW_LEVELS))
-        ]
-        level = SLOW_LEVELS[tests.index(max(tests))]
-        return SlowCalls(
-            bucket_milliseconds(placement.canary_cuts[level - 1]),
-            bucket_milliseconds(placement.cuts[level - 1]),
-            Arm(sum(seen.canary), sum(seen.canary[level:])),
-            Arm(sum(seen.stable), sum(seen.stable[level:])),
-        )
 
     # Terms.
 

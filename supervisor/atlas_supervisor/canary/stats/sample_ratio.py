@@ -27,8 +27,8 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from atlas_supervisor.canary.stats.bets import exponential, log_sum
 from atlas_supervisor.canary.stats.counts import Draws
-from atlas_supervisor.canary.stats.evalue import exponential, log_sum
 
 ALPHA = 0.001
 """The probability that a correct share is ever reported as a mismatch."""

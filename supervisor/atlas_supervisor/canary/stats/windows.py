@@ -3,7 +3,7 @@
 Theory. Evidence multiplies calls, and is valid only if what decides about a call's factor, and
 whether the call counts, is fixed before its arm and outcome can matter. Suppose that good canary
 calls take a minute and bad ones fail at once: counted as they end, all canary calls of the first
-minute are failures (72 % false rollbacks in the simulation of docs/canary.md). So a call belongs to
+minute are failures (74 % false rollbacks in the simulation of docs/canary.md). So a call belongs to
 the window that it was *assigned* in, and one without an outcome counts there as open. The tests
 bound open calls from below, so no verdict waits for them.
 

@@ -30,9 +30,9 @@ async def test_a_share_can_be_a_fraction_or_a_percentage(
     ("written", "said"),
     [
         ("10", "did you mean 10%?"),
-        ("101%", "'101%' is more than all calls: a share is 0 to 1, or 0% to 100%."),
+        ("101%", "'101%' is more than all: a share is 0 to 1, or 0% to 100%."),
         ("1000", "a share is 0 to 1, or 0% to 100%."),
-        ("0,1", "'0,1' is not a share: write 0.1 or 10% for a tenth of the calls."),
+        ("0,1", "'0,1' is not a share: write 0.1 or 10% for a tenth."),
         ("nan", "'nan' is not a share"),
         ("1e-3", "'1e-3' is not a share"),
         ("\u0660.\u0661", "is not a share"),  # digits, but of no number that we write

@@ -137,3 +137,20 @@ async def test_status_shows_draining_workers_and_unexpected_exits(
     assert "1 request, 3 websockets, 2 idle" in outcome.out
     assert "5 connections" in outcome.out
     assert "nothing left" in outcome.out
+
+
+async def test_status_shows_the_requests_of_workers_that_count_them(
+    daemon: Played, atlasctl: Call
+) -> None:
+    figures = {"per_second": 41.5, "error_share": 0.002, "p50_ms": 8.2, "p95_ms": 31, "p99_ms": 77}
+    busy, foreign = status()["slots"]
+    quiet = dict.fromkeys(figures, None) | {"per_second": 0.0}
+    daemon.play(
+        "GET",
+        "/deploy/status",
+        status(slots=[{**busy, "requests": figures}, {**foreign, "requests": quiet}]),
+    )
+    outcome = await atlasctl("status")
+    line = "blue: 41.5 requests/s  0.2 % failed  p50 8.2 ms, p95 31 ms, p99 77 ms"
+    assert line in outcome.out
+    assert "green: " not in outcome.out

@@ -15,7 +15,7 @@ import structlog
 from atlas_supervisor.deploy import runner
 from atlas_supervisor.deploy.machine import Event, Phase, Plan, StepOutcome
 from atlas_supervisor.errors import AtlasError
-from atlas_supervisor.model.deploy import DeployRecord, PublishedEvent, StepDetail
+from atlas_supervisor.model.deploy import DeployRecord, PublishedEvent, Result, StepDetail
 from atlas_supervisor.store import outbox
 from tests.unit.supervisor.deploy.fakes import (
     BLUE,
@@ -41,6 +41,7 @@ NEWS = [
     Event.ROLLBACK_REQUESTED,
     Event.SUPERVISOR_STOPPED,
     Event.SWITCH_REQUESTED,
+    Event.SPLIT_REQUESTED,
 ]
 # Which activities have to fail for this one to begin.
 WAYS: dict[str, dict[str, Outcome]] = {
@@ -455,6 +456,8 @@ async def test_every_event_has_a_row_or_is_kept_or_is_harmless(phase: Phase) -> 
             # Asked for once more, what is being done is no second event.
             accepted = run.accepts(event) and not run._does(event)
             means_nothing = event in WITHOUT_ROW[phase] | set(HARMLESS[phase])
+            if event is Event.SPLIT_REQUESTED:
+                means_nothing = phase is not Phase.AWAITING_SWITCH
             assert accepted != means_nothing, (plan, phase, event)
 
 
@@ -483,3 +486,17 @@ async def test_an_activity_may_end_in_any_event_and_the_deploy_still_ends(activi
         world.outcomes[activity] = [StepOutcome(event, "it ended so")]
         async with driven(world) as run:
             await to_the_end(run)
+
+
+async def test_a_split_is_journaled_and_gives_way_to_what_comes_meanwhile() -> None:
+    world = World()
+    async with driven(world, Plan(auto_switch=False)) as run:
+        await until_phase(run, Phase.AWAITING_SWITCH)
+        await until(lambda: run.accepts(Event.SPLIT_REQUESTED))
+        assert run.offer(Event.SPLIT_REQUESTED, "green gets 10 %")
+        assert (await run.settled.wait()).result is Result.AWAITING_SWITCH
+        assert (world.journaled[-1].source, world.journaled[-1].target) == ("awaiting_switch",) * 2
+        assert run.waits
+        assert run.offer(Event.SPLIT_REQUESTED, "green gets 20 %")
+        assert run.offer(Event.STAGING_DIED, "it exited")
+        assert (await run.settled.wait()).result is Result.FAILED

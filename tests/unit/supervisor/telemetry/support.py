@@ -14,7 +14,9 @@ from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy.collector import Snapshot, gauges
 from atlas_supervisor.model.canary import CanaryPolicy, FeaturePolicy
 from atlas_supervisor.model.deploy import BEGUN, DeployEvent, DeployRecord, Mode, PublishedEvent
+from atlas_supervisor.model.histogram import Histogram
 from atlas_supervisor.model.probe import ProbeResult
+from atlas_supervisor.model.requests import RequestCounts, RequestTotals
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.model.status import Status
@@ -23,6 +25,7 @@ from atlas_supervisor.system.clock import now
 from atlas_supervisor.telemetry.metrics import Metrics
 from atlas_supervisor.telemetry.metrics.machine import Running, WorkerUsage
 from atlas_supervisor.traffic.plane import RelayTraffic
+from atlas_worker.contract import latency_bucket
 
 
 def made(folder: Path) -> Metrics:
@@ -54,6 +57,12 @@ def published(
     return PublishedEvent(happened, rollback=rollback)
 
 
+REQUESTS = RequestTotals(
+    RequestCounts(begun=16, classes=(0, 10, 0, 2, 1), left=2, cut=1),
+    Histogram([(latency_bucket(4.0), 9), (latency_bucket(700.0), 4)]),
+)
+
+
 def read_gauges(status: Status = examples.STATUS, **changes: object) -> list[Metric]:
     """Return the gauges of a daemon in this state."""
     given = {
@@ -72,6 +81,7 @@ def read_gauges(status: Status = examples.STATUS, **changes: object) -> list[Met
         "queued": dict.fromkeys(SlotName, 0),
         "relayed": {"public": RelayTraffic(1, 2, 3, 4)},
         "listeners": 0,
+        "requests": {("blue", "1.4.0"): REQUESTS},
     }
     return list(gauges(Snapshot(**{**given, **changes})))  # type: ignore[arg-type]  # by its name
 

@@ -6,6 +6,7 @@ import errno
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 import structlog
@@ -16,7 +17,7 @@ from atlas_supervisor.model.socket_passing import SocketPassing
 from atlas_supervisor.traffic import Endpoints, Plane, listeners, make_plane
 from atlas_supervisor.traffic.kernel_plane import KernelPlane
 from atlas_supervisor.traffic.relay_plane import RelayPlane
-from atlas_supervisor.traffic.steering import SteeringPolicy
+from atlas_supervisor.traffic.steering import Split, SteeringPolicy, choose
 from tests.harness import eventually, free_ports
 from tests.unit.supervisor.traffic.support import (
     BLUE,
@@ -378,3 +379,22 @@ async def test_closing_leaves_nothing_open() -> None:
         writer.close()
     await eventually(lambda: asyncio.all_tasks() <= tasks)
     await eventually(lambda: open_files() <= before)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::"])
+async def test_a_split_is_relayed_as_the_kernel_steers_it(host: str) -> None:
+    split = Split(0.5, by_address=True, salt=9, testers=(IPv4Network("127.200.0.0/16"),))
+    async with (
+        relay_plane(SocketPassing.ACTIVATION, host) as (plane, at),
+        contextlib.AsyncExitStack() as stack,
+    ):
+        for slot in (BLUE, GREEN):
+            inherited = plane.inherited(slot).named["public"]
+            await stack.enter_async_context(serving(naming(slot), inherited))
+        plane.split(split)
+        assert plane.policy.weights == {"blue": 0.5, "green": 0.5}
+        for source in ("127.200.0.1", *(f"127.1.{number}.1" for number in range(20))):
+            expected = choose(SteeringPolicy(BLUE, split=split), IPv4Address(source), 0)
+            assert await who(at.public_port, "127.0.0.1", source) == expected
+        plane.steer(GREEN)
+        assert await who(at.public_port, "127.0.0.1", "127.200.0.1") == "green"

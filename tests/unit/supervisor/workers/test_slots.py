@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 from atlas_supervisor.model.slot import Role, SlotName, SlotState
+from atlas_supervisor.traffic import Split
 from atlas_supervisor.workers.adoption import Inherited
 from atlas_supervisor.workers.slot import Slot
 from atlas_supervisor.workers.slots import Slots
@@ -270,6 +271,16 @@ async def test_restarts_of_staging_end_when_a_deploy_needs_it(tmp_path: Path) ->
             await made.slots.free_staging()
             await starting
         assert made.blue.state is SlotState.EMPTY
+
+
+async def test_a_dying_staging_worker_loses_its_share_at_once(tmp_path: Path) -> None:
+    async with attended(tmp_path) as made:
+        await both_running(made, tmp_path)
+        made.plane.split(Split(0.5))
+        kill(made.green)
+        with anyio.fail_after(5):
+            await made.downs.wait()
+        assert made.plane.policy.weights == {"blue": 1.0, "green": 0.0}
 
 
 async def test_an_active_worker_is_not_started_once_the_daemon_stops(tmp_path: Path) -> None:

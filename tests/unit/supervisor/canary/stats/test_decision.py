@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from atlas_supervisor.canary.stats.bets import holm
 from atlas_supervisor.canary.stats.counts import Arm, CallWindow, Ended, OpenCalls, Prior
 from atlas_supervisor.canary.stats.decision import (
     Decision,
@@ -14,7 +15,6 @@ from atlas_supervisor.canary.stats.decision import (
     Keys,
     RampEvidence,
 )
-from atlas_supervisor.canary.stats.evalue import holm
 from atlas_supervisor.canary.stats.explain import odds, percent
 from atlas_supervisor.canary.stats.ramp import Fallback
 from atlas_supervisor.model.histogram import Histogram

@@ -9,6 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from atlas_supervisor.canary.stats.bets import (
+    RISK_RATIOS,
+    Bet,
+    Mixture,
+    arm_bets,
+    margin_bets,
+    nearest_stable_rate,
+    rate_bets,
+    share_started,
+)
 from atlas_supervisor.canary.stats.counts import (
     MAX_RATE,
     MIN_RATE,
@@ -16,16 +26,6 @@ from atlas_supervisor.canary.stats.counts import (
     Baseline,
     Prior,
 )
-from atlas_supervisor.canary.stats.error_evidence import (
-    RISK_RATIOS,
-    Bet,
-    arm_bets,
-    margin_bets,
-    nearest_stable_rate,
-    rate_bets,
-    share_started,
-)
-from atlas_supervisor.canary.stats.evalue import Mixture
 from atlas_supervisor.canary.stats.latency_evidence import WEIGHTS, LatencyBets, place
 from atlas_supervisor.canary.stats.round_evidence import ERROR_WEIGHTS, RoundEvidence
 from atlas_supervisor.model.histogram import Histogram

@@ -10,16 +10,16 @@ import math
 
 import pytest
 
-from atlas_supervisor.canary.stats.counts import Arm, Draws
-from atlas_supervisor.canary.stats.error_evidence import (
+from atlas_supervisor.canary.stats.bets import (
     RISK_RATIOS,
+    Mixture,
     Outcomes,
     arm_bets,
     log_factors,
     nearest_stable_rate,
     rate_bets,
 )
-from atlas_supervisor.canary.stats.evalue import Mixture
+from atlas_supervisor.canary.stats.counts import Arm, Draws
 from atlas_supervisor.canary.stats.intervals import wilson
 from atlas_supervisor.canary.stats.sample_ratio import check_ratio
 
