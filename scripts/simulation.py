@@ -46,7 +46,8 @@ def main() -> int:
     which.add_argument("--seeds", type=_seeds, metavar="A..B", help="play all of these")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: %(default)s)")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the folder in memory is removed
+    if options.jobs == 1:  # a pool can't end while one of its processes handles a signal
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the folder in memory is removed
     began = time.monotonic()
     if options.seed is not None:
         with Player() as player:

@@ -303,8 +303,8 @@ class Slots:
         """Start the active worker, unless one was adopted; if it crashes, go on trying."""
         slot = self.active
         await self._end_unwanted()
-        if slot.alive:
-            return
+        if slot.name in self._inherited.adopted:
+            return  # it lives, or is restarted because it went down
         self._note_service()
         if self.staging.can_serve:  # as if it had ended a moment ago
             cause = "it ended while no supervisor ran"

@@ -313,3 +313,16 @@ async def test_a_worker_that_keeps_the_traffic_is_not_drained_before_it_is_steer
         made.slots._replace_inherited()
         assert not refusals
         await eventually(lambda: made.green.state is SlotState.EMPTY)
+
+
+async def test_an_adopted_worker_that_dies_at_the_start_is_restarted_once(tmp_path: Path) -> None:
+    async with attended(tmp_path) as made:
+        await both_running(made, tmp_path)
+        assert made.blue.instance is not None
+        first = made.blue.instance
+        made.slots._inherited = Inherited(adopted={BLUE: first})
+        kill(made.blue)
+        await first.exited.wait()
+        await made.slots.start_active(first.release)
+        await eventually(lambda: made.blue.serving and made.blue.instance is not first)
+        assert made.blue.restarts == 1
