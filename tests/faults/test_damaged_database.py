@@ -72,7 +72,11 @@ async def test_a_database_with_content_that_cannot_be_read_is_set_aside(
 
 
 @pytest.mark.fault("Database", "eight random bytes in it", "they end no start")
-async def test_eight_random_bytes_never_end_a_start(tmp_path: Path) -> None:
+async def test_eight_random_bytes_never_end_a_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each start is on an older database than the state folder tells of, so the trail has gaps.
+    monkeypatch.setattr(DaemonProcess, "check_at_end", None)
     async with scripted_daemon(tmp_path) as daemon:
         release(daemon, "v2")
         assert (await daemon.deploy()).status == 200

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.failpoints import killed_at
 from tests.faults.support import start_again
 from tests.harness import DaemonProcess, Setting, eventually
 from tests.integration.support import (
@@ -191,11 +192,13 @@ async def test_a_fallback_that_a_kill_kept_from_the_disk_is_written_by_the_next_
 ) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         release(daemon, "v2", health=500)
-        assert (await daemon.deploy()).status == 422
-        await daemon.stop()
-        write(daemon, "UPDATE deploys SET phase = 'unstage', ended_ts = NULL")
-        write(daemon, "DELETE FROM transitions WHERE phase = 'unstage'")
-        rewrite(daemon, mode="bluegreen")
+
+        async def deploy() -> None:
+            await daemon.deploy()
+
+        # The first is at the start, and the second has the time of the deploy.
+        assert await killed_at(daemon, "before-state-file:3", deploy)
+        assert state_file(daemon)["mode"] == "bluegreen"
         release(daemon, "v1")
         await daemon.start()
         assert (await daemon.status())["mode"] == "single"

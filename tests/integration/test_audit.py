@@ -74,7 +74,7 @@ async def test_every_change_is_in_it_once_with_who_asked_and_how_it_came_out(
                 (*own, "deploy", tried, "dry_run_passed"),
                 (*user, "deploy", failed, "begun"),
                 (*own, "rollback", failed, "not_needed"),
-                (*own, "mode", None, "single"),
+                (*own, "mode", failed, "single"),
                 (*own, "deploy", failed, "failed"),
                 ("anonymous", "127.0.0.1", "request", None, "refused"),
                 (*user, "mode", None, "bluegreen"),
@@ -123,7 +123,7 @@ async def test_a_daemon_that_is_killed_leaves_a_trail_that_is_whole(tmp_path: Pa
         await daemon.kill()
         await daemon.start()
         found = (await daemon.request("GET", "/deploy/audit/verify")).json
-        assert (found["ok"], found["entries"]) == (True, 3)
+        assert (found["ok"], found["entries"]) == (True, 4)
         assert [each["outcome"] for each in await entries(daemon)] == [
-            *("started", "single", "started"),
+            *("started", "single", "started", "adopted"),
         ]

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from atlas_supervisor.system import procfs
-from atlas_supervisor.system.procfs import (
-    FileRefusedError,
+from atlas_supervisor.system.worker_file import (
+    UnusableFileError,
     open_worker_file,
     refuse_forged,
     worker_files,
@@ -42,7 +42,7 @@ _MOST = 2**62
 """Above any index and count: a cell with more is not a count."""
 
 
-RingRefusedError = FileRefusedError
+RingRefusedError = UnusableFileError
 """The file can't be used as a ring; the text is the reason."""
 
 

@@ -46,7 +46,7 @@ from atlas_supervisor.store.requests import InstanceRow, RequestCommit, RequestS
 from atlas_supervisor.store.statements import StoreError
 from atlas_supervisor.system import procfs
 from atlas_supervisor.system.clock import steady_time
-from atlas_supervisor.system.procfs import FileRefusedError, worker_files
+from atlas_supervisor.system.worker_file import UnusableFileError, worker_files
 from atlas_supervisor.traffic.request_tally import RequestTally
 from atlas_worker.contract import RINGS_DIRECTORY
 from atlas_worker.contract.request_file import CELLS, SUFFIX
@@ -231,7 +231,7 @@ class RequestCollector:
             ended = not tracked.file.alive()  # first: then everything it wrote is there
             try:
                 read.append((tracked, tracked.file.read(tracked.cells), ended))
-            except FileRefusedError as error:
+            except UnusableFileError as error:
                 self._refuse(tracked.file.path, str(error))
                 tracked.end()
         return read
@@ -246,7 +246,7 @@ class RequestCollector:
                 break
             try:
                 self._open(paths[name], present)
-            except FileRefusedError as error:
+            except UnusableFileError as error:
                 self._refuse(paths[name], str(error))
             except OSError:  # no descriptor is left
                 break
@@ -265,10 +265,10 @@ class RequestCollector:
             self._instance(name, known.slot, known.version)
         if name in present and path.name not in self._saved_cells and not file.alive():
             file.close()  # its writer can't be checked any more
-            raise FileRefusedError(f"{path.name} is refused: its process was never seen")
+            raise UnusableFileError(f"{path.name} is refused: its process was never seen")
         if sum(each.instance == name for each in self._files.values()) >= MAX_PER_INSTANCE:
             file.close()
-            raise FileRefusedError(f"{name} has {MAX_PER_INSTANCE} request files already")
+            raise UnusableFileError(f"{name} has {MAX_PER_INSTANCE} request files already")
         saved = _unpacked(self._saved_cells.pop(path.name, None))
         now = time.monotonic()
         # A file that is new since the last poll is of a process that began after that.

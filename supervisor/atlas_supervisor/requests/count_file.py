@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from atlas_supervisor.system import procfs
-from atlas_supervisor.system.procfs import FileRefusedError, open_worker_file, refuse_forged
+from atlas_supervisor.system.worker_file import UnusableFileError, open_worker_file, refuse_forged
 from atlas_worker.contract import request_file as layout
 from atlas_worker.contract.ring import Owner
 
@@ -38,7 +38,7 @@ class CountFile:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open a file. Raises FileRefusedError unless it is complete and its process's own.
+        """Open a file. Raises UnusableFileError unless it is complete and its process's own.
 
         Raises OSError where that is no fault of the file: too few descriptors, too little memory.
         """
@@ -51,8 +51,8 @@ class CountFile:
                 _refuse_other_instance(path, owner)
         except (OSError, ValueError) as error:
             os.close(descriptor)
-            raise FileRefusedError(f"{path.name} is refused: {error}") from error
-        except FileRefusedError:
+            raise UnusableFileError(f"{path.name} is refused: {error}") from error
+        except UnusableFileError:
             os.close(descriptor)
             raise
         return found
@@ -68,16 +68,16 @@ class CountFile:
         return self._same_boot and procfs.is_alive(self.owner.pid, self.owner.start_ticks)
 
     def read(self, before: tuple[int, ...]) -> tuple[int, ...]:
-        """Return all cells; `before` is what was read last. Raises FileRefusedError."""
+        """Return all cells; `before` is what was read last. Raises UnusableFileError."""
         try:
             data = os.pread(self._descriptor, _CELLS.size, layout.HEADER_BYTES)
             cells = _CELLS.unpack(data)
         except (OSError, struct.error) as error:
-            raise FileRefusedError(f"{self.path.name} can't be read: {error}") from error
+            raise UnusableFileError(f"{self.path.name} can't be read: {error}") from error
         if cells == before:
             return before
         if max(cells) > _MOST or any(map(int.__lt__, cells, before)):
-            raise FileRefusedError(f"{self.path.name} has cells that are no counts")
+            raise UnusableFileError(f"{self.path.name} has cells that are no counts")
         return cells
 
 
@@ -85,4 +85,4 @@ def _refuse_other_instance(path: Path, owner: Owner) -> None:
     tag = procfs.tag_of(owner.pid)
     if tag and tag != procfs.tag_for(str(path.parent.parent), owner.instance):
         text = f"{path.name} is refused: pid {owner.pid} is not of instance {owner.instance!r}"
-        raise FileRefusedError(text)
+        raise UnusableFileError(text)

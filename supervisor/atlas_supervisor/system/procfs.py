@@ -8,24 +8,20 @@ no process of a worker is left over.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import resource
 import socket
-import stat
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.system import sockdiag
 from atlas_supervisor.system.descriptors import is_shortage
 from atlas_supervisor.system.sockdiag import TcpSocket
 from atlas_supervisor.system.text import escaped
-from atlas_worker.contract.ring import Owner
 
 _PROC = Path("/proc")
 _MOST_PROCESSES = 100
@@ -346,69 +342,3 @@ def connections_of(family: Collection[int], ports: Collection[int]) -> list[sock
     for pid in family:
         held |= sockets_of(pid, strict=True)
     return [each for each in sockdiag.connections() if each.port in ports and each.inode in held]
-
-
-# Files that a worker's process writes and the daemon reads. They belong to another program, which
-# may be broken or hostile: no FIFO may block the daemon, no link is followed, owner and size are
-# checked, and a living process that a file names must be the one that writes it.
-
-_NO_FAULT_OF_THE_FILE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-
-
-class FileRefusedError(AtlasError):
-    """The file can't be used; the text is the reason."""
-
-
-def worker_files(folder: Path, suffix: str) -> list[Path]:
-    """Return the files in a folder, sorted by name; none if there is no such folder."""
-    try:
-        names = os.listdir(folder)  # noqa: PTH208 - much cheaper, and read at each poll
-    except OSError:
-        return []
-    return [folder / name for name in sorted(names) if name.endswith(suffix)]
-
-
-def open_worker_file(path: Path, size: int, access: int) -> int:
-    """Open a complete file of a trusted uid. Raises FileRefusedError.
-
-    That uid is ours, or the folder's: with WORKER_USER the folder is the workers' own.
-    Raises OSError where that is no fault of the file: too few descriptors, too little memory.
-    """
-    flags = access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    try:
-        descriptor = os.open(path, flags)
-    except OSError as error:
-        if error.errno in _NO_FAULT_OF_THE_FILE:
-            raise
-        raise FileRefusedError(f"{path.name} can't be opened: {error.strerror}") from error
-    try:
-        _check(os.fstat(descriptor), {os.getuid(), path.parent.stat().st_uid}, size)
-    except (OSError, ValueError) as error:
-        os.close(descriptor)
-        raise FileRefusedError(f"{path.name} is refused: {error}") from error
-    return descriptor
-
-
-def refuse_forged(path: Path, owner: Owner) -> None:
-    """Raise FileRefusedError if another process is named than the one that writes this file.
-
-    A process has its own file mapped, and no other process can do that for it. One that can't be
-    looked at (PR_SET_DUMPABLE) must be of a worker.
-    """
-    pid, state_dir = owner.pid, str(path.parent.parent)
-    mapped = has_mapped(pid, path.name)
-    if mapped is None:
-        of_daemon = tag_for(state_dir, "") ^ tag_of(pid)
-        mapped = not of_daemon & TAG_OF_DAEMON
-    if not mapped:
-        raise FileRefusedError(f"{path.name} is refused: pid {pid} does not write it")
-
-
-def _check(status: os.stat_result, owners: set[int], size: int) -> None:
-    """Raise ValueError for a file that is not one of these users', or not of this size."""
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("not a regular file")
-    if status.st_uid not in owners:
-        raise ValueError(f"owned by uid {status.st_uid}, not {' or '.join(map(str, owners))}")
-    if status.st_size != size:
-        raise ValueError(f"has {status.st_size} bytes instead of {size}")

@@ -209,11 +209,12 @@ async def test_answers_that_are_not_read_end_the_oldest_beyond_a_limit(
         asyncio.timeout(LATE),
     ):
         request = head(server, "GET /deploy/d1 HTTP/1.1")
-        with connected(server, request) as first, connected(server, request) as second:
+        with connected(server, request) as first:
             await has_answer(first)
-            await has_answer(second)
-            answer = await server.tcp("GET", "/deploy/d1")  # makes room for itself
-            assert await what_is_left(first) < 300_000
+            with connected(server, request) as second:
+                await has_answer(second)
+                answer = await server.tcp("GET", "/deploy/d1")  # makes room for itself
+                assert await what_is_left(first) < 300_000
     assert len(answer.body) > 1_000_000
 
 

@@ -63,6 +63,7 @@ def test_the_file_holds_what_the_contract_names(file: StateFile) -> None:
         "mode": "bluegreen",
         "active_port": 8791,
         "staging_port": 8792,
+        "staging_weight": 0.0,
         "active_release": {
             "name": "r1",
             "version": "v1",
