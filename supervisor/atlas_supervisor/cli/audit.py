@@ -105,4 +105,17 @@ def _detail(detail: Any) -> str:
     """Return the detail on one line, without empty values."""
     if not isinstance(detail, dict):
         return ""
-    return ", ".join(f"{name} {value}" for name, value in detail.items() if value not in (None, ""))
+    return ", ".join(
+        f"{name} {_value(value)}" for name, value in detail.items() if value not in (None, "", [])
+    )
+
+
+def _value(value: Any) -> str:
+    """Return a value in words: a list by its items, a record by its values."""
+    if isinstance(value, list):
+        return " + ".join(map(_value, value))
+    if isinstance(value, dict):
+        return " ".join(map(_value, value.values()))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)

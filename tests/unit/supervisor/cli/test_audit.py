@@ -73,6 +73,16 @@ async def test_entries_are_listed_with_actor_origin_action_and_outcome(
     assert daemon.asked[0].query == {"limit": "20"}
 
 
+async def test_lists_and_records_in_a_detail_are_shown_in_words(
+    daemon: Played, atlasctl: Call
+) -> None:
+    worker = {"slot": "blue", "release": "v1", "pid": 7}
+    detail = {"workers": [worker, worker | {"slot": "green"}], "reloaded": False, "changed": []}
+    daemon.play("GET", "/deploy/audit", {"entries": [entry(1, detail=detail)]})
+    shown = (await atlasctl("audit")).out.splitlines()[1]
+    assert shown.endswith("workers blue v1 7 + green v1 7, reloaded no")
+
+
 async def test_the_options_are_passed_to_the_daemon(daemon: Played, atlasctl: Call) -> None:
     daemon.play("GET", "/deploy/audit", {"entries": []})
     asked = ("--limit", "5", "--before", "9", "--action", "mode", "--subject", "d-42")
