@@ -151,8 +151,10 @@ class Life:
 
     def serve(self, control: Control) -> None:
         """Note that its API can be asked."""
+        again = self.up  # a reload was given up
         self.control, self.up = control, True
-        self.on_control()
+        if not again:
+            self.on_control()
 
     def _task_failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self.world.breach(f"a task failed: {context.get('exception') or context.get('message')!r}")

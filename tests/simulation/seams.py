@@ -261,7 +261,7 @@ class _Identity(ProcessIdentity):
 
     @classmethod
     def of(cls, pid: int) -> Self:
-        return cls(pid, 1, "this boot")
+        return cls(pid, pid, "this boot")  # a later process has started later
 
 
 class _Current:
