@@ -24,10 +24,13 @@ CLIENTS = 20
 def keepers(daemon: DaemonProcess) -> set[int]:
     """Return the processes that keep the public port for the daemon."""
     inodes = {each.inode for each in sockdiag.listeners(daemon.public_port)}
-    return {pid for pid in procfs.holders_of(inodes) if "socket_keeper" in procfs.describe(pid)}
+    holders = {pid: Path(f"/proc/{pid}/cmdline") for pid in procfs.holders_of(inodes)}
+    return {pid for pid, command in holders.items() if b"socket_keeper" in command.read_bytes()}
 
 
-def keeper_of(daemon: DaemonProcess) -> int:
+async def keeper_of(daemon: DaemonProcess) -> int:
+    """Return the keeper, for which the daemon does not wait at its start."""
+    await eventually(lambda: len(keepers(daemon)) == 1, what="there is one keeper")
     (keeper,) = keepers(daemon)
     return keeper
 
@@ -80,20 +83,20 @@ async def test_where_the_daemon_relays_its_death_refuses_no_client(tmp_path: Pat
 )
 async def test_a_keeper_is_no_worker_and_is_replaced_when_it_dies(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
-        first = keeper_of(daemon)
+        first = await keeper_of(daemon)
         (worker,) = daemon.leftovers()
         os.kill(worker, signal.SIGKILL)
         await eventually(lambda: daemon.leftovers() not in ([], [worker]))
-        assert keeper_of(daemon) == first
+        assert await keeper_of(daemon) == first
         await daemon.kill()
         await daemon.start()
-        assert keeper_of(daemon) == first
+        assert await keeper_of(daemon) == first
         os.kill(first, signal.SIGKILL)
         await eventually(lambda: keepers(daemon) - {first}, what="there is another keeper")
-        second = keeper_of(daemon)
+        second = await keeper_of(daemon)
         await kill_all(daemon)
         await daemon.start()
-        assert keeper_of(daemon) == second
+        assert await keeper_of(daemon) == second
 
 
 async def test_changed_ports_are_not_held_up_by_what_a_keeper_has(tmp_path: Path) -> None:

@@ -94,6 +94,8 @@ class Slots:
         self._inherited = inherited or Inherited()
         self._replaced = not self._inherited.serving
         """Whether no worker of an earlier daemon has the traffic (any more)."""
+        self._unshared = anyio.Event()
+        """Set once no earlier worker accepts from the active socket, but its own."""
 
     def __iter__(self) -> Iterator[Slot]:
         """Yield blue, then green."""
@@ -303,6 +305,7 @@ class Slots:
         """Start the active worker, unless one was adopted; if it crashes, go on trying."""
         slot = self.active
         await self._end_unwanted()
+        self._unshared.set()
         if slot.name in self._inherited.adopted:
             return  # it lives, or is restarted because it went down
         self._note_service()
@@ -372,6 +375,7 @@ class Slots:
         self._note_service()
         log.error("worker_down", **instance.facts, pid=instance.pid, why=cause)
         if instance in self._inherited.serving:
+            await self._unshared.wait()  # one that never passed its gates may accept there
             self._replace_inherited()
             return
         if slot is self.staging and self._plane.policy.split:

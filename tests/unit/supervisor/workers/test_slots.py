@@ -326,3 +326,21 @@ async def test_an_adopted_worker_that_dies_at_the_start_is_restarted_once(tmp_pa
         await made.slots.start_active(first.release)
         await eventually(lambda: made.blue.serving and made.blue.instance is not first)
         assert made.blue.restarts == 1
+
+
+async def test_a_dying_earlier_worker_passes_the_traffic_on_once_no_other_earlier_one_accepts_it(
+    tmp_path: Path,
+) -> None:
+    async with attended(tmp_path) as made:
+        await made.green.start(release(tmp_path / "v1", READY_AND_SLEEP))
+        assert made.green.instance is not None
+        made.slots._inherited = Inherited(serving=[made.green.instance])
+        made.slots._replaced = False
+        made.plane.steer(GREEN)
+        kill(made.green)
+        await eventually(lambda: not made.green.alive)
+        for _ in range(5):
+            await anyio.lowlevel.checkpoint()
+        assert made.plane.active is GREEN
+        made.slots._unshared.set()  # `_end_unwanted` has returned
+        await eventually(lambda: made.plane.active is BLUE)
