@@ -461,12 +461,13 @@ async def test_the_installer_has_root_s_daemon_run_workers_of_another_user(shop:
     pid = shop.pid
     assert uid_of(pid) == 0
     await shop.deploy("v2")
+    before = await shop.journal()  # of earlier tests, too
     os.kill(pid, signal.SIGKILL)
     await shop.until_active(after=pid)
     await eventually(lambda: len(shop.workers()) == 1)
     assert {uid_of(pid) for pid in shop.workers()} == {web}
     assert await shop.served() == "v2"
-    assert "workers_ended_first" not in await shop.journal()
+    assert "workers_ended_first" not in (await shop.journal()).removeprefix(before)
 
 
 @pytest.mark.fault("Clock and machine", "a power cut", "the service is back with the same version")
