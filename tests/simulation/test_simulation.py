@@ -39,5 +39,5 @@ def test_a_broken_promise_is_found_and_its_story_told(
         return []
 
     monkeypatch.setattr(Seams, "_smoke", careless)
-    stories = (player.play(seed).text for seed in range(1, 100))
+    stories = (player.play(seed).text for seed in range(43, 100))
     assert any("has traffic, and never passed its gates" in story for story in stories)

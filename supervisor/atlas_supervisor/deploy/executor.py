@@ -13,7 +13,7 @@ import structlog
 from atlas_supervisor.config import Settings
 from atlas_supervisor.config.smoke_file import SmokePlan, load_smoke_file
 from atlas_supervisor.deploy.effects import ActiveDeploy
-from atlas_supervisor.deploy.machine import Event, StepOutcome
+from atlas_supervisor.deploy.machine import Event, StepOutcome, When
 from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.errors import SettingsError
 from atlas_supervisor.model.deploy import (
@@ -183,6 +183,8 @@ class Executor:
             if taken is None:
                 if gone := await _gone(deploy.release):
                     return gone
+                if deploy.plan.meets(When.MANUAL):  # before a caller learns that it waits
+                    await self._switch.open_split(deploy.record.deploy_id)
                 return StepOutcome.passed(gate.message, HealthDetail(probes=gate.probes))
             message = taken
         detail = HealthDetail(probes=gate.probes, output=slot.log.last_lines())
@@ -195,7 +197,7 @@ class Executor:
             await over.wait()
 
     async def await_switch(self, deploy: ActiveDeploy) -> StepOutcome:
-        """Let staging have its part of the traffic, and wait for the operator."""
+        """Let staging have its part of the traffic, also after a restart; wait for the operator."""
         await self._switch.open_split(deploy.record.deploy_id)
         await anyio.sleep_forever()
         raise AssertionError  # pragma: no cover  # cancelled by the event that it waits for
