@@ -16,7 +16,7 @@ from tests.loadclient import Load, Report, Traffic, echo, echoes_token
 
 RELAY_DEPLOYS = 15
 # `./scripts/bench acceptance` takes all of them through 50 and 20; the suite keeps to its time.
-DEPLOYS_AND_ROLLBACKS = {"bundled": (30, 12), "asgi": (10, 4), "aiohttp": (10, 4)}
+DEPLOYS_AND_ROLLBACKS = {"bundled": (20, 8), "asgi": (10, 4), "aiohttp": (10, 4)}
 
 ONE_SHOT = (
     Traffic("one GET per connection", 4, echoes_token, keep_alive=False, think=(0.0, 0.05)),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shlex
 import signal
 from pathlib import Path
 from typing import Any
@@ -331,7 +330,7 @@ async def test_a_worker_that_binds_its_own_port_goes_on_or_ends_while_clients_wa
 
 @pytest.mark.parametrize("plane", ["kernel", "relay"])
 async def test_a_worker_that_takes_one_descriptor_goes_on(tmp_path: Path, plane: str) -> None:
-    command = shlex.join(["sh", "-c", f"LISTEN_FDS=1 exec {SCRIPTED}", "{fd}"])
+    command = f"env LISTEN_FDS=1 {SCRIPTED} {{fd}}"
     host = "127.0.0.1" if plane == "kernel" else "::1"  # there the kernel can't address a slot
     settings = {**WARM, "WORKER_COMMAND": command, "PUBLIC_HOST": host}
     async with scripted_daemon(tmp_path, settings) as daemon:
