@@ -25,6 +25,8 @@ BAD = ("never-ready", "crashes-at-once", "fails-smoke", "fails-health")
 OUTAGE_SECONDS = 3.0
 HANG_SECONDS = 16.0
 """How long a version with traffic may be dead, or hung, while another one lives and is warm."""
+SWITCH_SECONDS = 0.1
+"""How long a switch may take until it is durable, or undone."""
 
 
 class Daemon(Protocol):
@@ -66,6 +68,8 @@ class Worker:
     draining: bool = False
     asked_to_end: bool = False
     had_traffic: bool = False
+    """Whether it had the traffic for longer than a switch takes that is undone."""
+    traffic_since: float | None = None
     returncode: int | None = None
 
     @property
@@ -287,8 +291,19 @@ class World:
         for each in takers:
             if each.release in BAD:
                 self.breach(f"{each} has traffic, and never passed its gates")
-            each.had_traffic = each.had_traffic or each.serves
+        self._note_traffic(takers)
         self._watch_outage(takers)
+
+    def _note_traffic(self, takers: list[Worker]) -> None:
+        """Note which workers have the traffic, and which had it."""
+        for each in self.living:
+            since = each.traffic_since
+            if since is not None and self.timeline.now - since > SWITCH_SECONDS:
+                each.had_traffic = True
+            if each not in takers or not each.serves:
+                each.traffic_since = None
+            elif since is None:
+                each.traffic_since = self.timeline.now
 
     def _watch_outage(self, takers: list[Worker]) -> None:
         """See whether a warm version would have to take over, and does not."""
