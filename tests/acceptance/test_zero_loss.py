@@ -14,7 +14,7 @@ from tests.acceptance.support import APPS, WORKERS, deploys_and_rollbacks
 from tests.harness import DaemonProcess, Setting, eventually, missing, write_release
 from tests.loadclient import Load, Report, Traffic, echo, echoes_token
 
-RELAY_DEPLOYS = 15
+RELAY_DEPLOYS = 10
 # `./scripts/bench acceptance` takes all of them through 50 and 20; the suite keeps to its time.
 DEPLOYS_AND_ROLLBACKS = {"bundled": (20, 8), "asgi": (10, 4), "aiohttp": (10, 4)}
 
@@ -78,7 +78,7 @@ async def test_deploys_and_rollbacks_lose_nothing_and_cut_no_stream(
 @pytest.mark.timeout(90)
 async def test_uvicorn_on_one_descriptor_loses_no_request(tmp_path: Path) -> None:
     command = "uvicorn --fd {fd} --no-access-log --lifespan off asgi_app:app"
-    report = await deploy_foreign(tmp_path, command, "asgi_app.py", [*ONE_SHOT, *KEEP_ALIVE], 10)
+    report = await deploy_foreign(tmp_path, command, "asgi_app.py", [*ONE_SHOT, *KEEP_ALIVE], 6)
     # What becomes of keep-alive clients is uvicorn's own way of closing idle connections: the
     # report above shows it, docs/worker-contract.md tells it, and nothing is promised.
     assert lost(report, ONE_SHOT) == []
