@@ -35,8 +35,8 @@ def stray_on_the_public_port(daemon: DaemonProcess) -> Iterator[None]:
 
 @contextmanager
 def stray_on_an_own_port(daemon: DaemonProcess) -> Iterator[None]:
-    daemon.end_keeper()  # it would leave no place
-    with foreign_listener(int(str(daemon.settings["STAGING_PORT"]))):
+    daemon.end_keeper()  # it has that port, until it has ended
+    with foreign_listener(int(str(daemon.settings["STAGING_PORT"])), reuse_port=True):
         yield
 
 
