@@ -117,10 +117,10 @@ class Shell:
     async def stop_daemon(self) -> None:
         """End the daemon as Ctrl-C does."""
         if self._daemon is not None:
-            os.kill(self._daemon, signal.SIGINT)
-            status, _ = await self.run(f"wait {self._daemon}")
+            pid, self._daemon = self._daemon, None
+            os.kill(pid, signal.SIGINT)
+            status, _ = await self.run(f"wait {pid}")
             assert status == 0, self._log.read_text()
-            self._daemon = None
 
     def serves(self) -> bool:
         try:

@@ -128,6 +128,8 @@ class RequestCollector:
         self._exposed: dict[tuple[str, str], RequestTotals] = {}
         self._polled = False
         self._write_at = 0.0
+        self._lock = anyio.Lock()
+        """Held while files are read or written: the daemon's stop does both beside `run`."""
 
     async def restore(self) -> None:
         """Read what the last daemon has written, and remove unfinished files. Raises StoreError.
@@ -208,6 +210,10 @@ class RequestCollector:
 
     async def poll(self) -> None:
         """Read all files once."""
+        async with self._lock:
+            await self._poll()
+
+    async def _poll(self) -> None:
         present = {each.name: each for each in self.present()}
         with anyio.CancelScope(shield=True):  # what was read must be added
             read = await anyio.to_thread.run_sync(partial(self._read_all, present))
@@ -347,6 +353,10 @@ class RequestCollector:
 
     async def write(self) -> None:
         """Write what is new, and remove files that are read to their end. Raises StoreError."""
+        async with self._lock:
+            await self._write()
+
+    async def _write(self) -> None:
         ended = {name for name, tracked in self._files.items() if tracked.ended}
         cells = {
             name: tracked.cells

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
+import anyio
 import pytest
 
 from atlas_supervisor.model.requests import SEALED_AFTER_SECONDS, RequestCounts, RequestTotals
@@ -236,6 +237,25 @@ def forge(folder: Path, owner: Owner, *, size: int = layout.FILE_BYTES) -> Path:
 
 def own(instance: str = "blue-1") -> Owner:
     return Owner(os.getpid(), procfs.start_ticks(os.getpid()) or 0, procfs.boot_id(), instance, "")
+
+
+async def test_a_stop_that_meets_a_write_reads_and_writes_everything_once(folder: Path) -> None:
+    async with collecting(folder) as collector:
+        await collector.poll()
+        with counting(folder) as process:
+            process.serve(200, 500)
+            await collector.poll()
+            process.kill()
+            await collector.poll()
+
+            async with anyio.create_task_group() as tasks:  # as `run` and the daemon's stop do
+                tasks.start_soon(collector.write)
+                tasks.start_soon(collector.finish)
+                tasks.start_soon(collector.finish)
+
+        recorded = await collector.record("v1", 0, steady_time() + 60)
+        assert recorded.counts == RequestCounts(begun=2, classes=(0, 1, 0, 0, 1))
+        assert not list((folder / RINGS_DIRECTORY).iterdir())
 
 
 async def test_a_file_that_its_process_does_not_write_is_refused_and_removed(folder: Path) -> None:
