@@ -29,6 +29,14 @@ def arguments() -> argparse.Namespace:
         "table of the invariants, and exits 1 if one was violated.",
     )
     parser.add_argument("--minutes", type=float, metavar="N", help="random faults for so long")
+    parser.add_argument(
+        "--times",
+        type=times,
+        metavar="ACTION=N",
+        action="append",
+        help="instead of that: this action so many times, in a random order with the others that "
+        "are named (kills=100)",
+    )
     parser.add_argument("--seed", type=int, metavar="S", help="their seed; random if not given")
     parser.add_argument(
         "--all-failpoints",
@@ -43,14 +51,25 @@ def arguments() -> argparse.Namespace:
         help="kill at the first N passings of each failpoint only",
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="failpoints with it in the name")
-    parser.add_argument("--wrk", action="store_true", help="with wrk beside the load (--minutes)")
+    parser.add_argument(
+        "--wrk", action="store_true", help="with wrk beside the load (not with --all-failpoints)"
+    )
     parser.add_argument("--verbose", action="store_true", help="print every action")
     parsed = parser.parse_args()
     if parsed.wrk and missing("wrk"):
         parser.error("wrk is not installed")
-    if parsed.minutes is None and not parsed.all_failpoints:
-        parser.error("one of --minutes and --all-failpoints is needed")
+    ways = (parsed.minutes, parsed.times, parsed.all_failpoints or None)
+    if sum(each is not None for each in ways) != 1:
+        parser.error("one of --minutes, --times and --all-failpoints is needed")
     return parsed
+
+
+def times(text: str) -> tuple[str, int]:
+    """Parse an action and how often it is to be done."""
+    name, _, count = text.rpartition("=")
+    if name not in soak.ACTIONS or not count.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {'=N, '.join(soak.ACTIONS)}=N")
+    return name, int(count)
 
 
 async def run(chosen: argparse.Namespace) -> int:
@@ -81,7 +100,11 @@ async def run(chosen: argparse.Namespace) -> int:
                     url = f"http://127.0.0.1:{daemon.public_port}/"
                     more = WrkLoad(Path(name), url, findings, lambda: soaked.killed)
                     async with more.running(chosen.wrk):
-                        await soaked.run(chosen.minutes * 60)
+                        await soaked.run(
+                            soaked.shuffled(dict(chosen.times))
+                            if chosen.times
+                            else soaked.drawn_for(chosen.minutes * 60)
+                        )
                     extra = soaked.allowed
                     if chosen.wrk:
                         findings.print(f"{more.requests:,} requests of wrk")
@@ -101,8 +124,8 @@ def main() -> int:
     chosen = arguments()
     if chosen.seed is None:
         chosen.seed = secrets.randbelow(1 << 32)
-    if chosen.minutes is not None:
-        print(f"scripts/soak --minutes {chosen.minutes:g} --seed {chosen.seed}", flush=True)
+    if not chosen.all_failpoints:
+        print(f"the seed is {chosen.seed}", flush=True)
     return asyncio.run(run(chosen))
 
 

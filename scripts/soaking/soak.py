@@ -12,7 +12,7 @@ import resource
 import signal
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from random import Random
 from typing import Any
@@ -74,12 +74,22 @@ class Soak:
         self._killed_at: list[float] = []
         """When the soak killed a process that served, in seconds of the load."""
 
-    async def run(self, seconds: float) -> None:
-        """Act and check for so long."""
+    def drawn_for(self, seconds: float) -> Iterator[str]:
+        """Yield actions, drawn by how often each one is wanted, for so long."""
         names, weights = list(ACTIONS), [weight for weight, _ in ACTIONS.values()]
-        end, minute = time.monotonic() + seconds, time.monotonic() + 60
+        end = time.monotonic() + seconds
         while time.monotonic() < end:
-            (name,) = self._random.choices(names, weights)
+            yield from self._random.choices(names, weights)
+
+    def shuffled(self, times: Mapping[str, int]) -> list[str]:
+        """Return each action as often as is asked for, in a random order."""
+        names = [name for name, count in times.items() for _ in range(count)]
+        return self._random.sample(names, len(names))
+
+    async def run(self, names: Iterable[str]) -> None:
+        """Do the actions of these names, and check after each one."""
+        minute = time.monotonic() + 60
+        for name in names:
             self._findings.acted(name)
             try:
                 async with asyncio.timeout(ACTION_SECONDS):
