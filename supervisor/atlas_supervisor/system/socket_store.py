@@ -200,8 +200,8 @@ class Keeper:
         self.pid = self._connection = None
 
     def _start(self) -> None:
-        if not self._sockets:
-            return  # the daemon stops
+        if not self._sockets or self._connection is not None:
+            return  # the daemon stops, or has started another one meanwhile
         if self._process is not None:
             self._process.poll()  # it has ended, or we would not be here
         try:

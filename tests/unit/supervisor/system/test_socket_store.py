@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from atlas_supervisor.system import procfs
+from atlas_supervisor.system import procfs, socket_store
 from atlas_supervisor.system.files import short_name
 from atlas_supervisor.system.passed_sockets import PassedSockets
 from atlas_supervisor.system.procfs import inode_of
@@ -202,6 +202,24 @@ async def test_one_that_dies_is_started_again_with_the_same_sockets(path: Path) 
             assert passed.identities == identities(sockets)
             passed.close()
     assert [each["event"] for each in logs] == ["socket_keeper_ended"]
+
+
+async def test_one_that_died_is_not_started_twice_where_other_sockets_are_to_be_kept(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket_store, "_RESTART_SECONDS", 0.1)
+    async with keeping(path, "public") as (keeper, sockets):
+        os.kill(keeper.pid or 0, signal.SIGKILL)
+        await eventually(lambda: keeper.pid is None)
+        keeper.keep(sockets, 0)
+        second = keeper.pid
+
+        over = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.15, over.set)
+        await over.wait()
+
+        assert second is not None
+        assert keeper.pid == second
 
 
 @pytest.mark.parametrize("greeting", [b"2 4711 public", b"garbage", b"1 4711 public"])
