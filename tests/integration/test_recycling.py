@@ -49,7 +49,7 @@ async def warning(daemon: DaemonProcess, name: str) -> dict[str, Any]:
 
 
 def has_ended(record: dict[str, Any]) -> bool:
-    return record["phase"] == "ended"
+    return bool(record["phase"] == "ended")
 
 
 def in_its_gates(record: dict[str, Any]) -> bool:
