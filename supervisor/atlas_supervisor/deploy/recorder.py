@@ -110,7 +110,7 @@ class Recorder:
     ) -> None:
         """Write a new deploy to all three. Raises RefusedError; then it has not started.
 
-        `why` is in words, where nobody has requested it.
+        `why` is the reason of a recycle, in words.
         """
         action = "rollback" if plan.rollback else "dry_run" if plan.dry_run else "deploy"
         cause, reason = f"{action.replace('_', ' ')} requested by {actor.name}", {}

@@ -2,8 +2,8 @@
 
 That is a deploy through all gates (`DeployService.recycle`), so a leak costs no client a request.
 It is the least urgent thing that the daemon does: it waits until no other deploy is in progress or
-keeps a version for a rollback, and gives way to whatever is requested. If it fails the old worker
-stays, and it is tried again after growing pauses.
+keeps a version for a rollback, and gives way to every request. If it fails the old worker stays, and
+it is tried again after growing pauses.
 
 Memory is the resident set of the worker and its descendants, as the status shows it; only several
 measurements in a row count, so that a spike does not.
@@ -70,7 +70,7 @@ class Patience:
             self.over = self.over + 1 if 0 < self.max_rss_mb < memory_mb else 0
 
     def due(self, age_seconds: float) -> tuple[Reason, str] | None:
-        """Return what limit the worker is beyond, and that in words; None if it is not."""
+        """Return the limit that the worker is beyond, and that in words; None if it is not."""
         if self.over >= MEASUREMENTS:
             limit = f"WORKER_MAX_RSS_MB={self.max_rss_mb:g}"
             return Reason.MEMORY, f"the worker has {self.memory_mb:g} MiB, with {limit}"
@@ -142,7 +142,7 @@ class Recycler:
             await anyio.sleep(_LOOK_SECONDS)
 
     def _current(self) -> _Subject | None:
-        """Return what there is of the active worker; None while it can't serve."""
+        """Return the active worker with its measurements so far; None while it can't serve."""
         active, last = self._slots.active, self._runs.latest
         if active.instance is None or not active.can_serve:
             return None
@@ -172,7 +172,7 @@ class Recycler:
             subject.fail(f"deploy {record.deploy_id}: {record.reason}" if failed else None)
 
     def _waits(self, subject: _Subject) -> str | None:
-        """Return what has to end before the worker may be recycled, in words."""
+        """Return in words why the worker can't be recycled now; None if it can."""
         if busy := next((run for run in self._runs if run.phase not in _DRAINS), None):
             return f"deploy {busy.record.deploy_id} is in {busy.phase}"
         if not self._slots.staging_is_free:
@@ -184,7 +184,7 @@ class Recycler:
     # What it shows.
 
     def view(self) -> RecycleView | None:
-        """Return what the status shows; None without a limit."""
+        """Return the limits and how far the worker is from them; None without a limit."""
         if not any(self._limits):
             return None
         memory, age = self._limits
