@@ -110,9 +110,9 @@ def is_recycle(record: Record) -> bool:
 def result_text(record: Record) -> Text:
     """Return a deploy's result in its colour, or its current phase."""
     result = record.get("result")
-    if result is None:
-        return safe(doing(record), "cyan")
     text = safe(result, _RESULT_STYLES.get(str(result), "green"))
+    if result is None:
+        text = safe(doing(record), "cyan")
     return spaced(text, safe(RECYCLED, "dim")) if is_recycle(record) else text
 
 

@@ -2,8 +2,8 @@
 
 That is a deploy through all gates (`DeployService.recycle`), so a leak costs no client a request.
 It is the least urgent thing that the daemon does: it waits until no other deploy is in progress or
-keeps a version for a rollback, and gives way to every request. If it fails the old worker stays, and
-it is tried again after growing pauses.
+keeps a version for a rollback, and gives way to every request. If it fails the old worker stays,
+and it is tried again after growing pauses.
 
 Memory is the resident set of the worker and its descendants, as the status shows it; only several
 measurements in a row count, so that a spike does not.
@@ -109,12 +109,15 @@ class _Subject:
             self.patience.measured(usage.memory_mb)
         return self.patience.due(self.worker.age.seconds)
 
-    def fail(self, why: str | None) -> None:
-        """Note an attempt in vain; `why` if that is a failure."""
+    def rest(self) -> None:
+        """Note an attempt in vain, so that the next one is later."""
         self.patience.attempts += 1
         self.tried = Stopwatch()
-        if why is not None:
-            self.worker.not_recycled = f"the worker can't be recycled, and serves on: {why}"
+
+    def fail(self, why: str) -> None:
+        """Note one that has failed."""
+        self.rest()
+        self.worker.not_recycled = f"the worker can't be recycled, and serves on: {why}"
 
 
 class Recycler:
@@ -151,7 +154,7 @@ class Recycler:
         subject = _Subject(active.instance, Patience(*self._limits))
         began = active.instance.life.started_ts
         if last and last.cause is Cause.RECYCLED and last.started_ts > began:
-            self._note(subject, last)  # an earlier daemon tried
+            self._note_failure(subject, last)  # an earlier daemon tried
         return subject
 
     async def _attempt(self, recycle: Recycle, subject: _Subject, reason: Reason, why: str) -> None:
@@ -164,17 +167,19 @@ class Recycler:
             return
         if record is not None:
             self._counted(reason)
-            self._note(subject, record)
+            if record.result is Result.ABORTED:  # it was not its fault
+                subject.rest()
+            self._note_failure(subject, record)
 
-    def _note(self, subject: _Subject, record: DeployRecord) -> None:
-        if record.result is not Result.SWITCHED:
-            failed = record.result in _FAILURES
-            subject.fail(f"deploy {record.deploy_id}: {record.reason}" if failed else None)
+    def _note_failure(self, subject: _Subject, record: DeployRecord) -> None:
+        if record.result in _FAILURES:
+            subject.fail(f"deploy {record.deploy_id}: {record.reason}")
 
     def _waits(self, subject: _Subject) -> str | None:
         """Return in words why the worker can't be recycled now; None if it can."""
         if busy := next((run for run in self._runs if run.phase not in _DRAINS), None):
-            return f"deploy {busy.record.deploy_id} is in {busy.phase}"
+            doing = "recycles it and" if busy.plan.recycle else "comes first and"
+            return f"deploy {busy.record.deploy_id} {doing} is in {busy.phase}"
         if not self._slots.staging_is_free:
             return "the worker before it drains"
         if left := subject.pause_left:
