@@ -26,6 +26,7 @@ from scripts.benchmarks import (
     health,
     hop,
     logs,
+    recycle,
     relay,
     reload,
     requests,
@@ -49,6 +50,7 @@ BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
     "events": (events.run, "what 200 watchers cost a deploy and the daemon, 20 of them stuck"),
     "health": (health.run, "answers of health, status and metrics while deploys run under load"),
     "logs": (logs.run, "what a worker that floods its log costs in disk, memory and time"),
+    "recycle": (recycle.run, "a leaking worker replaced again and again under wrk: what is lost"),
     "reload": (
         reload.run,
         "the daemon reloaded again and again under load: what is lost, and what grows",

@@ -33,6 +33,7 @@ from atlas_supervisor.deploy.landing_watch import LandingWatch
 from atlas_supervisor.deploy.machine import Phase
 from atlas_supervisor.deploy.recorder import Recorder, Runs
 from atlas_supervisor.deploy.recovery import recover
+from atlas_supervisor.deploy.recycler import Recycler
 from atlas_supervisor.deploy.service import DeployService
 from atlas_supervisor.deploy.status import DeployQueries
 from atlas_supervisor.deploy.switch import Switch, split_of
@@ -259,11 +260,19 @@ class Daemon:
         """Run everything on the open sockets and files until it is time to stop."""
         audit = self._database.audit
         watch = LandingWatch(settings=self._settings, slots=slots, plane=self._plane, audit=audit)
-        monitor = self._monitor(slots, prober, watch)
         events = EventHub(self._database.transitions, self._metrics.deploys.count)
         runs = Runs()
+        recycler = Recycler(self._settings, slots, runs, self._metrics.deploys.recycled)
+        monitor = self._monitor(slots, prober, watch)
         service, queries, traffic = self._deploys(
-            slots, prober, monitor=monitor, watch=watch, events=events, runs=runs, tasks=tasks
+            slots,
+            prober,
+            monitor=monitor,
+            watch=watch,
+            events=events,
+            runs=runs,
+            recycler=recycler,
+            tasks=tasks,
         )
         slots.on_worker_down = service.worker_down
         self._requests.present = lambda: [
@@ -308,6 +317,7 @@ class Daemon:
             slots, service, queries, traffic, monitor=monitor, events=events, reloads=reloads
         )
         tasks.start_soon(slots.start_active, release)
+        tasks.start_soon(recycler.run, service.recycle)
         tasks.start_soon(self._manager.run, queries.ready, queries.summary, self._registry.rows)
         tasks.start_soon(reloads.follow_signal, requests.reload)
         while True:
@@ -374,6 +384,7 @@ class Daemon:
         watch: LandingWatch,
         events: EventHub,
         runs: Runs,
+        recycler: Recycler,
         tasks: TaskGroup,
     ) -> tuple[DeployService, DeployQueries, TrafficControl]:
         switch = Switch(
@@ -403,6 +414,7 @@ class Daemon:
             canaries=self._canaries,
             request_figures=self._requests.figures,
             health_score=lambda: monitor.health().score,
+            recycler=recycler,
             daemon=partial(self._view, slots),
         )
         service = DeployService(

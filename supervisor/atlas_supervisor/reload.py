@@ -141,6 +141,7 @@ class Reloads:
             self._refuse_now(own=True)
             view = self._view(report)
             await self._audit_accepted(actor, view)
+            await self._runs.make_way("it gives way to a reload")
             self._refuse_now(own=True)
         except BaseException as error:
             self._give_up()
@@ -161,7 +162,7 @@ class Reloads:
         if self._reloading and not own:
             raise errors.RELOAD_IN_PROGRESS.error()
         current = self._runs.current
-        if current is not None and not current.waits:
+        if current is not None and not (current.waits or current.plan.recycle):
             raise in_progress(current)
 
     def _give_up(self) -> None:

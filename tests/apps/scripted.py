@@ -6,10 +6,10 @@ Standard library only and by socket activation, so it is also the smallest forei
 answer), `die_after_health` (so many health answers, then the process ends itself),
 `stop_after_health` (likewise, but it only stops answering), `exit_when_active` (so many
 milliseconds after the state file names its slot as the active one), `exit_with` (once this file is
-there), `health_body` (what it tells
-there: text as it is, else JSON). `/slow` takes its time, and every other answer tells how often its
-health was asked for. While a file `hang` is in its folder, its health is not answered. It knows
-nothing of SIGTERM, so that cuts off whatever it is doing.
+there), `health_body` (what it tells there: text as it is, else JSON), `leak` (so many MiB are kept
+with each other answer). `/slow` takes its time, and every other answer tells how often its health
+was asked for. While a file `hang` is in its folder, its health is not answered. It knows nothing of
+SIGTERM, so that cuts off whatever it is doing.
 
 With `alone` a second process serves beside it, or in place of it if that is `instead`: forked
 twice, in a session of its own, with another title and no environment. The file `alone` has its pid.
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 BEHAVIOUR: dict[str, Any] = {}
 SEEN = {"health": 0, "held": 0}
+LEAKED: list[bytes] = []
 SERVING: list[threading.Thread] = []
 STOPPED, STOP = os.pipe()
 
@@ -86,6 +87,8 @@ def reply(connection: socket.socket, path: str) -> None:
         send(connection, 200, told)
         SEEN["held"] -= 1
         return
+    if "leak" in BEHAVIOUR:
+        LEAKED.append(b"x" * (BEHAVIOUR["leak"] << 20))
     if path == "/slow":
         time.sleep(1.5)
     send(connection, 200, {**told, "pid": os.getpid(), "health_asked": SEEN["health"]})

@@ -73,6 +73,27 @@ async def until(daemon: DaemonProcess, role: str, **expected: Any) -> dict[str, 
             await asyncio.sleep(0.02)
 
 
+@pytest.mark.fault(
+    "The daemon", "killed during a recycle", "the worker serves on, and the next daemon recycles it"
+)
+async def test_a_recycle_that_a_kill_interrupts_is_done_by_the_next_daemon(tmp_path: Path) -> None:
+    async with scripted_daemon(tmp_path, {**WARM, "WORKER_MAX_AGE_SECONDS": 3}) as daemon:
+        before = await worker(daemon)
+        release(daemon, "v1", health_delay=0.7)  # so that the kill finds it in its gates
+        await until(daemon, "staging", state="running")
+        interrupted = await start_again_after_kill(daemon)
+        assert (interrupted["result"], interrupted["cause"]) == ("aborted", "recycled")
+        assert await worker(daemon) == before
+        status = await daemon.status()
+        assert status["mode"] == "bluegreen"
+        async with asyncio.timeout(20):  # its age goes on, so it is due
+            while await worker(daemon) == before:
+                await asyncio.sleep(0.1)
+        last = (await daemon.status())["last_deploy"]
+        assert (await daemon.ended(last["deploy_id"]))["result"] == "switched"
+        await everything_agrees(daemon)
+
+
 @pytest.mark.fault("The daemon", "killed under load", "no request is lost")
 async def test_a_killed_daemon_and_its_successor_lose_no_request(tmp_path: Path) -> None:
     """Not with a WebSocket open either: it goes on, because its worker does."""

@@ -205,6 +205,10 @@ def _audited(scenario: Scenario) -> None:
             if (name, "rollback", expected) not in entries:
                 world.breach(f"deploy {name} failed a gate, and no rollback is in the audit trail")
             single = (name, "mode", "single") in entries
+            if row["deploy_cause"] == "recycled":
+                if single:
+                    world.breach(f"recycle {name} failed a gate, and the mode was single")
+                continue
             if scenario.settings.after_failure is AfterFailure.SINGLE and not single:
                 world.breach(f"deploy {name} failed a gate, and the mode was never single")
 

@@ -63,7 +63,7 @@ class Scenario:
         self.latches = invariants.Latches(self.world)
         self.world.on_write = self.latches.written
         self.subscriber = invariants.Subscriber(self.world)
-        self._looks_left = 4
+        self._looks_left = 20
         self._kept: Worker | None = None
         """The worker that the daemon has to go on with, before its API can be asked."""
 
@@ -87,6 +87,7 @@ class Scenario:
             liveness_failures=2,
             keep_warm_seconds=self.draw.choice((0, 8, 20)),
             guard_seconds=self.draw.choice((0, 4, 10)),
+            worker_max_age_seconds=self.draw.choice((0, 0, 7, 25)),
             canary_enabled=True,
             canary_features=("web",),
         )
@@ -140,12 +141,18 @@ class Scenario:
 
     def _look_at_all(self) -> None:
         life = self._life
-        is_busy = len(self.world.living) != 1 and self._looks_left > 0
+        is_busy = self._looks_left > 0 and (len(self.world.living) != 1 or self._is_recycling)
         if life is None or life.control is None or is_busy:
             self._looks_left -= 1
-            self.world.timeline.after(10.0, self._look_at_all)
+            self.world.timeline.after(2.0, self._look_at_all)
             return
         life.loop.create_task(self._end(life))
+
+    @property
+    def _is_recycling(self) -> bool:
+        """Whether a recycle, which nobody has asked for, is under way or not written yet."""
+        going = "SELECT 1 FROM deploys WHERE deploy_cause = 'recycled' AND ended_ts IS NULL"
+        return bool(self.rows(going)) or len(self.rows("SELECT 1 FROM instances")) != 1
 
     async def _end(self, life: Life) -> None:
         """Look at everything, and stop the daemon."""

@@ -35,6 +35,7 @@ from atlas_supervisor.model.requests import RequestFigures
 from atlas_supervisor.model.slot import Role, SlotName, SlotState, SlotView
 from atlas_supervisor.model.status import (
     DaemonView,
+    RecycleView,
     ReloadView,
     SplitView,
     Start,
@@ -345,5 +346,14 @@ STATUS = Status(
     ],
     traffic=Traffic(plane="kernel", weights={"blue": 0.0, "green": 1.0}),
     daemon=DAEMON,
+    recycle=RecycleView(
+        max_rss_mb=800,
+        max_age_seconds=None,
+        due_ts=None,
+        due=None,
+        waits=None,
+        failure=None,
+        attempts=0,
+    ),
     deploy_in_progress=False,
 )

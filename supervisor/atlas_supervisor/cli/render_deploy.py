@@ -39,6 +39,8 @@ BUSY = frozenset({"switch", "revert", "unstage"})  # another deploy would still 
 GO_AHEAD = "Switch to it with `atlasctl switch`, or abort with `atlasctl abort`."
 AFTERWARDS = frozenset({"guard", "drain"})  # they run after the deploy has its result
 
+RECYCLED = "recycled"
+
 _SHOWN_APART = frozenset({"message", "checks", "output", "probes", "failed_probe"})
 _UNITS = {"_us": 0.001, "_ms": 1.0, "_seconds": 1000.0}
 _RESULT_STYLES = {"failed": "red", "rolled_back": "red", "aborted": "yellow"}
@@ -95,15 +97,23 @@ def title(record: Record) -> Text:
         parts.append(safe(f"release {record['release']}"))
     if record.get("dry_run"):
         parts.append(safe("dry run", "yellow"))
+    if is_recycle(record):
+        parts.append(safe(RECYCLED, "dim"))
     return spaced(*parts)
+
+
+def is_recycle(record: Record) -> bool:
+    """Return whether the daemon began it, to replace a worker beyond a limit."""
+    return record.get("cause") == RECYCLED
 
 
 def result_text(record: Record) -> Text:
     """Return a deploy's result in its colour, or its current phase."""
     result = record.get("result")
+    text = safe(result, _RESULT_STYLES.get(str(result), "green"))
     if result is None:
-        return safe(doing(record), "cyan")
-    return safe(result, _RESULT_STYLES.get(str(result), "green"))
+        text = safe(doing(record), "cyan")
+    return spaced(text, safe(RECYCLED, "dim")) if is_recycle(record) else text
 
 
 def step_line(screen: Screen, step: Record) -> RenderableType:
@@ -178,7 +188,8 @@ def _headline(record: Record) -> str:
     if switch_failed(record):
         return "switch failed: ports and mode are unchanged"
     if result == "switched":
-        return f"switched to {version} on port {record.get('active_port')} in {took(record)}"
+        what = "recycled" if is_recycle(record) else "switched to"
+        return f"{what} {version} on port {record.get('active_port')} in {took(record)}"
     if result == "awaiting_switch":
         return f"{version} passed its gates and waits on port {record.get('staging_port')}"
     if result == "dry_run_passed":

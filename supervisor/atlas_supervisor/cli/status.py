@@ -25,7 +25,15 @@ from atlas_supervisor.cli.render_deploy import (
 )
 from atlas_supervisor.cli.session import Session, verb
 from atlas_supervisor.cli.terminal import Screen, safe, spaced
-from atlas_supervisor.cli.units import MISSING, age, amount, latency, percent
+from atlas_supervisor.cli.units import (
+    MISSING,
+    SECOND,
+    age,
+    amount,
+    duration,
+    latency,
+    percent,
+)
 
 _STATE_STYLES = {
     "running": "green",
@@ -95,6 +103,8 @@ def _facts(data: Record) -> RenderableType:
     grid.add_row("channel", safe(_or_missing(data.get("channel"))))
     if daemon := mapping(data.get("daemon")):
         grid.add_row("daemon", _daemon(daemon))
+    if recycle := mapping(data.get("recycle")):
+        grid.add_row("recycle", _recycle(recycle))
     last = data.get("last_deploy")
     if data.get("deploy_in_progress") and isinstance(last, dict):
         grid.add_row("deploying", _line(str(last.get("deploy_id")), doing(last)))
@@ -108,6 +118,19 @@ def _daemon(daemon: Record) -> Text:
     how = begun.get(str(daemon.get("start")), "since its start")
     facts = f"pid {daemon.get('pid')}", f"{age(daemon.get('started_ts'))} {how}"
     return spaced(safe(daemon.get("version")), *(safe(fact, "dim") for fact in facts))
+
+
+def _recycle(recycle: Record) -> Text:
+    """Return the limits of a worker, and whether the active one is beyond them."""
+    memory, age_limit = recycle.get("max_rss_mb"), recycle.get("max_age_seconds")
+    limits = [f"{amount(memory)} MB"] if isinstance(memory, int | float) else []
+    if isinstance(age_limit, int | float):
+        limits.append(f"{duration(age_limit * SECOND)} of age")
+    parts = [safe(f"at {' or '.join(limits)}")]
+    if recycle.get("due"):
+        waits = recycle.get("waits")
+        parts.append(safe(f"due: {waits}" if waits else "due", "yellow"))
+    return spaced(*parts)
 
 
 def _public(data: Record) -> Text:

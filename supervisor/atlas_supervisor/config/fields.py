@@ -207,6 +207,14 @@ Seconds = Annotated[
 SecondsOrZero = Annotated[
     float, Field(ge=0, le=604800, allow_inf_nan=False, description="seconds from 0 to 604800")
 ]
+AgeOrZero = Annotated[
+    float,
+    Field(ge=0, le=31_536_000, allow_inf_nan=False, description="seconds from 0 to 31536000"),
+]
+MebibytesOrZero = Annotated[
+    float,
+    Field(ge=0, le=16_777_216, allow_inf_nan=False, description="MiB from 0 to 16777216"),
+]
 Share = Annotated[
     float, Field(ge=0, le=1, allow_inf_nan=False, description="a share from 0 to 1 (0.2 is 20 %)")
 ]

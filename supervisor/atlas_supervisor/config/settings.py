@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from atlas_supervisor.config.fields import (
+    AgeOrZero,
     Calls,
     Command,
     Count,
@@ -23,6 +24,7 @@ from atlas_supervisor.config.fields import (
     Host,
     LatencyMargin,
     Lower,
+    MebibytesOrZero,
     Networks,
     OptionalText,
     OptionalUrl,
@@ -86,6 +88,8 @@ class Settings(BaseModel):
     worker_directory: ReleaseFolder = Path()
     worker_env_file: FileOrNone = None
     worker_user: OptionalText = ""
+    worker_max_rss_mb: MebibytesOrZero = 0
+    worker_max_age_seconds: AgeOrZero = 0
     releases_dir: ReleaseFolderOrNone = None
     channel: Text = "stable"
     ready_timeout_seconds: Seconds = 30

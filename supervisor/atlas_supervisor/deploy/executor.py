@@ -33,6 +33,7 @@ from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.drain import counts
 from atlas_supervisor.workers.launch import LaunchError, worker_environment
+from atlas_supervisor.workers.process import WorkerProcess
 from atlas_supervisor.workers.releases import missing
 from atlas_supervisor.workers.slots import Slots
 
@@ -83,6 +84,8 @@ class Executor:
         watch, release = Stopwatch(), deploy.release
         if gone := await _gone(release):
             return gone
+        if release.problem is not None:  # a recycle must start what was deployed
+            return StepOutcome.failed(release.problem)
         try:
             await self._smoke_plan()
         except SettingsError as error:
@@ -183,12 +186,27 @@ class Executor:
             if taken is None:
                 if gone := await _gone(deploy.release):
                     return gone
+                if deploy.plan.recycle and (excess := self._excess(instance)):
+                    return StepOutcome.failed(excess, HealthDetail(probes=gate.probes))
                 if deploy.plan.meets(When.MANUAL):  # before a caller learns that it waits
                     await self._switch.open_split(deploy.record.deploy_id)
                 return StepOutcome.passed(gate.message, HealthDetail(probes=gate.probes))
             message = taken
         detail = HealthDetail(probes=gate.probes, output=slot.log.last_lines())
         return StepOutcome.failed(message, detail)
+
+    def _excess(self, instance: WorkerProcess | None) -> str | None:
+        """Return why it is no use to recycle: the fresh worker is over the limit, too."""
+        limit = self._settings.worker_max_rss_mb
+        if instance is None or not limit:
+            return None
+        instance.measure()
+        memory = instance.usage.memory_mb or 0
+        if memory <= limit:
+            return None
+        return (
+            f"a fresh worker has {memory:g} MiB already, so WORKER_MAX_RSS_MB={limit:g} is too low"
+        )
 
     async def _landing_checked(self) -> None:
         if self._check_landing is not None:
@@ -210,8 +228,10 @@ class Executor:
         if not outcome.has_passed:
             return outcome
         self._warm_since = Stopwatch()
-        added = Version(self._slots.active.name, deploy.release)
-        return replace(outcome, versions=VersionChange(None if deploy.plan.rollback else added))
+        added = None
+        if not deploy.plan.rollback:
+            added = Version(self._slots.active.name, deploy.release)
+        return replace(outcome, versions=VersionChange(added, moved=deploy.plan.recycle))
 
     async def revert(self, deploy: ActiveDeploy) -> StepOutcome:
         """Switch back to the warm version, and pass on what a dead one had queued."""
@@ -221,9 +241,9 @@ class Executor:
         if self._slots.staging.is_down:
             self._slots.vacate_staging()
         slot, back = self._slots.active, None
-        if deploy.plan.rollback and slot.instance:  # the version before has the traffic again
-            back = Version(slot.name, slot.instance.release)
-        return replace(outcome, versions=VersionChange(back))
+        if (deploy.plan.rollback or deploy.plan.recycle) and slot.instance:
+            back = Version(slot.name, slot.instance.release)  # it has the traffic again
+        return replace(outcome, versions=VersionChange(back, moved=deploy.plan.recycle))
 
     @property
     def _warm_seconds(self) -> float:

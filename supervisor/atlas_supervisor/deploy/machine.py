@@ -67,6 +67,8 @@ class When(StrEnum):
     LIVE = "not a dry run"
     AUTO = "switches by itself"
     MANUAL = "waits for the operator"
+    REQUESTED = "requested"
+    RECYCLE = "recycle"
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,9 @@ class Plan:
     auto_switch: bool = True
     rollback: bool = False
     """It launches the version before the active one again, because that is no longer warm."""
+    recycle: bool = False
+    """It launches the active version again, beside a worker that is beyond a limit. It ends by
+    itself, never disables deploys, and keeps no old worker: that one is no other version."""
 
     def meets(self, condition: When) -> bool:
         """Return whether a row with this condition applies."""
@@ -86,6 +91,8 @@ class Plan:
             When.LIVE: not self.dry_run,
             When.AUTO: not self.dry_run and self.auto_switch,
             When.MANUAL: not self.dry_run and not self.auto_switch,
+            When.REQUESTED: not self.recycle,
+            When.RECYCLE: self.recycle,
         }[condition]
 
 
@@ -178,8 +185,12 @@ TABLE: tuple[Row, ...] = (
     Row(_P.AWAITING_SWITCH, _E.STAGING_DIED, _P.UNSTAGE, _R.FAILED, demands=_REJECTED),
     # It goes on waiting over a restart of the daemon: its release passes the gates once more.
     Row(_P.AWAITING_SWITCH, _E.SUPERVISOR_STOPPED, _P.LAUNCH),
-    Row(_P.SWITCH, _E.PASSED, _P.GUARD, _R.SWITCHED),
-    Row(_P.SWITCH, _E.FAILED, _P.AWAITING_SWITCH, _R.AWAITING_SWITCH, demands=_NOT_SWITCHED),
+    Row(_P.SWITCH, _E.PASSED, _P.GUARD, _R.SWITCHED, When.REQUESTED),
+    Row(_P.SWITCH, _E.PASSED, _P.DRAIN, _R.SWITCHED, When.RECYCLE),
+    Row(
+        _P.SWITCH, _E.FAILED, _P.AWAITING_SWITCH, _R.AWAITING_SWITCH, When.REQUESTED, _NOT_SWITCHED
+    ),
+    Row(_P.SWITCH, _E.FAILED, _P.UNSTAGE, _R.FAILED, When.RECYCLE, _NOT_SWITCHED),
     Row(_P.SWITCH, _E.STAGING_DIED, _P.UNSTAGE, _R.FAILED, demands=_NOT_SWITCHED),
     Row(_P.SWITCH, _E.SUPERVISOR_STOPPED, _P.ENDED, _R.ABORTED),
     Row(_P.GUARD, _E.PASSED, _P.WARM),
@@ -190,14 +201,15 @@ TABLE: tuple[Row, ...] = (
     Row(_P.GUARD, _E.SUPERVISOR_STOPPED, _P.ENDED),
     Row(_P.WARM, _E.PASSED, _P.DRAIN),
     Row(_P.WARM, _E.ACTIVE_DIED, _P.REVERT),
-    Row(_P.WARM, _E.ROLLBACK_REQUESTED, _P.REVERT),
+    # The old worker of a recycle is no version to go back to.
+    Row(_P.WARM, _E.ROLLBACK_REQUESTED, _P.REVERT, when=When.REQUESTED),
     Row(_P.WARM, _E.SUPERSEDED, _P.DRAIN),
     Row(_P.WARM, _E.SUPERVISOR_STOPPED, _P.ENDED),
     # Phases that only clean up can't change the result, and always lead to the end.
     Row(_P.WARM, _E.FAILED, _P.DRAIN),
     # Until the drain begins, the old version can take over (`UNTIL_BEGUN`).
     Row(_P.DRAIN, _E.ACTIVE_DIED, _P.REVERT),
-    Row(_P.DRAIN, _E.ROLLBACK_REQUESTED, _P.REVERT),
+    Row(_P.DRAIN, _E.ROLLBACK_REQUESTED, _P.REVERT, when=When.REQUESTED),
     Row(_P.DRAIN, _E.PASSED, _P.ENDED),
     Row(_P.DRAIN, _E.FAILED, _P.ENDED),
     Row(_P.DRAIN, _E.SUPERVISOR_STOPPED, _P.ENDED),
@@ -293,9 +305,11 @@ def demands_of(plan: Plan, row: Row, cause: Event | None) -> tuple[Consequence, 
     """Return the records that a transition demands; `cause` is the event that led to the revert.
 
     A rollback that was requested is audited by its request, with its actor. One that launched its
-    version again, and whose version did not pass, has failed.
+    version again, and whose version did not pass, has failed. No recycle disables deploys.
     """
     demands = row.demands
+    if plan.recycle:
+        demands = tuple(each for each in demands if each is not Consequence.SINGLE_MODE)
     if plan.rollback:
         failed = {Consequence.ROLLBACK_UNNEEDED_AUDITED: Consequence.ROLLBACK_FAILURE_AUDITED}
         demands = tuple(failed.get(each, each) for each in demands)

@@ -25,6 +25,7 @@ from atlas_supervisor.model.actor import SUPERVISOR, Actor
 from atlas_supervisor.model.deploy import (
     BEGUN,
     AfterFailure,
+    Cause,
     DeployEvent,
     DeployRecord,
     Mode,
@@ -76,6 +77,7 @@ def new_record(release: Release, plan: Plan, ports: tuple[int, int]) -> DeployRe
         phase=FIRST_PHASE.value,
         started_ts=now(),
         ended_ts=None,
+        cause=Cause.RECYCLED if plan.recycle else Cause.REQUESTED,
     )
 
 
@@ -104,10 +106,16 @@ class Recorder:
         actor: Actor,
         key: IdempotencyKey | None,
         release: Release | None = None,
+        why: str | None = None,
     ) -> None:
-        """Write a new deploy to all three. Raises RefusedError; then it has not started."""
+        """Write a new deploy to all three. Raises RefusedError; then it has not started.
+
+        `why` is the reason of a recycle, in words.
+        """
         action = "rollback" if plan.rollback else "dry_run" if plan.dry_run else "deploy"
-        cause = f"{action.replace('_', ' ')} requested by {actor.name}"
+        cause, reason = f"{action.replace('_', ' ')} requested by {actor.name}", {}
+        if why is not None:
+            action, cause, reason = "recycle", f"recycled: {why}", {"reason": why}
         event = DeployEvent.of(record, ts=record.started_ts, source=None, event=BEGUN, cause=cause)
         is_written = False
         try:
@@ -123,7 +131,7 @@ class Recorder:
             self._events.publish(PublishedEvent(event, rollback=plan.rollback), journal_id)
             is_written = True
             await self._database.audit.write(
-                actor, action, "begun", subject=record.deploy_id, release=record.release
+                actor, action, "begun", subject=record.deploy_id, release=record.release, **reason
             )
             await self._state.change(last_deploy_ts=record.started_ts, staging_weight=0.0)
         except (StoreError, OSError) as error:
@@ -206,6 +214,7 @@ class Runs:
     def __init__(self) -> None:
         self._runs: dict[str, DeployRun] = {}
         self._latest: DeployRecord | None = None
+        self._requested: DeployRecord | None = None
         self.stopping = False
         """Whether the daemon stops, so that nothing new may begin."""
 
@@ -227,9 +236,22 @@ class Runs:
         """The latest deploy as it is now, whether it has ended or not."""
         return self.fresh(self._latest) if self._latest else None
 
-    def show(self, record: DeployRecord | None) -> None:
-        """Let this be the latest deploy until there is another."""
-        self._latest = record
+    @property
+    def requested(self) -> DeployRecord | None:
+        """The latest deploy that is no recycle, as it is now."""
+        return self.fresh(self._requested) if self._requested else None
+
+    def show(self, record: DeployRecord | None, *, requested: DeployRecord | None) -> None:
+        """Let these be the latest deploys until there are others."""
+        self._latest, self._requested = record, requested
+
+    async def make_way(self, cause: str) -> None:
+        """Abort a recycle that is in progress, for something that was asked for.
+
+        It goes on if its switch comes first; either way it is in the way no longer.
+        """
+        while (run := self.current) is not None and run.plan.recycle:
+            await run.give_way(cause)
 
     def fresh(self, record: DeployRecord) -> DeployRecord:
         """Return the record as it is now, even if that could not be written yet."""
@@ -240,8 +262,10 @@ class Runs:
         """Note a deploy that begins."""
         self._runs[run.record.deploy_id] = run
         self._latest = run.record
+        if not run.plan.recycle:
+            self._requested = run.record
 
     def remove(self, run: DeployRun) -> None:
         """Forget a deploy that has ended and is written."""
-        self._latest = self.latest
+        self._latest, self._requested = self.latest, self.requested
         del self._runs[run.record.deploy_id]

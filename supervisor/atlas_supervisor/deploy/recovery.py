@@ -33,7 +33,7 @@ from atlas_supervisor.deploy.machine import (
 from atlas_supervisor.deploy.recorder import AUDITED, demanded
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.actor import SUPERVISOR
-from atlas_supervisor.model.deploy import DeployEvent, DeployRecord, Mode, Result
+from atlas_supervisor.model.deploy import Cause, DeployEvent, DeployRecord, Mode, Result
 from atlas_supervisor.model.release import Release, Version, VersionChange
 from atlas_supervisor.model.state import ActiveRelease, DeployState
 from atlas_supervisor.store.database import Database
@@ -164,12 +164,22 @@ async def _audit_once(database: Database, demand: Consequence, record: DeployRec
         )
 
 
+def plan_of(unfinished: UnfinishedDeploy, *, auto_switch: bool) -> Plan:
+    """Return the plan of a deploy that an earlier daemon has begun."""
+    record = unfinished.record
+    return Plan(
+        dry_run=record.dry_run,
+        auto_switch=auto_switch,
+        rollback=unfinished.rollback,
+        recycle=record.cause is Cause.RECYCLED,
+    )
+
+
 async def _last_demands(
     database: Database, unfinished: UnfinishedDeploy
 ) -> tuple[Consequence, ...]:
     """Return the demands of the last transition, in order."""
-    record = unfinished.record
-    plan = Plan(dry_run=record.dry_run, rollback=unfinished.rollback)
+    record, plan = unfinished.record, plan_of(unfinished, auto_switch=True)
     last = await database.transitions.last(record.deploy_id)
     cause = await database.transitions.cause_of(record.deploy_id, Phase.REVERT)
     rows = (row for row in TABLE if (row.phase.value, row.event.value) == last)
@@ -181,7 +191,7 @@ def _outcome(
     unfinished: UnfinishedDeploy, phase: Phase, *, turned: bool
 ) -> tuple[Result | None, str]:
     """Return the result, and why; `turned`: the ports are now the other way round."""
-    plan = Plan(dry_run=unfinished.record.dry_run, auto_switch=unfinished.auto_switch)
+    plan = plan_of(unfinished, auto_switch=unfinished.auto_switch)
     cause = f"the supervisor ended during {phase.value}"
     if turned and phase in FLIPS:
         return step(plan, phase, Event.PASSED).result, f"{cause}, after the switch was durable"
@@ -258,6 +268,8 @@ async def _version_change(
         if unfinished.release is not None:
             serving = ActiveRelease(**unfinished.release.record)
     rows = await database.versions.all()
+    if record.cause is Cause.RECYCLED:
+        return VersionChange(rows[0]._replace(slot=slot) if rows else None, moved=True)
     noted = bool(rows) and (serving is None or _is(rows[0].release, serving))
     if noted and (unfinished.rollback or rows[0].slot is slot):
         return None
@@ -301,7 +313,8 @@ async def resumed(
             return ended, None
         return await _once_more(database, unfinished, releases)
     if phase in FLIPS and _turned(record, state):
-        target = step(Plan(), phase, Event.PASSED).target
+        plan = plan_of(unfinished, auto_switch=unfinished.auto_switch)
+        target = step(plan, phase, Event.PASSED).target
         record = await _end(database, unfinished, state, settings, target)
     else:
         cause = "the supervisor was started again, and goes on with the workers that live"
@@ -316,7 +329,7 @@ async def _once_more(
     database: Database, waiting: UnfinishedDeploy, releases: Releases
 ) -> tuple[DeployRecord, Release | None]:
     """Lead a deploy that waited to its gates once more; it fails if its release is gone."""
-    plan = Plan(dry_run=False, auto_switch=False, rollback=waiting.rollback)
+    plan = plan_of(waiting, auto_switch=False)
     record, release = waiting.record, None
     cause = "the supervisor was started again; the release passes the gates once more"
     row = step(plan, Phase.AWAITING_SWITCH, Event.SUPERVISOR_STOPPED)

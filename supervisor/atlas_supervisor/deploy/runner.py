@@ -211,6 +211,13 @@ class DeployRun:
             self.offer(event, cause)
             await changed.wait()
 
+    async def give_way(self, cause: str) -> None:
+        """Abort it, unless its flip comes first; return once it is not in progress any more."""
+        while self.in_progress:
+            changed = self._changed
+            self.offer(Event.ABORT_REQUESTED, cause)
+            await changed.wait()
+
     # What it does.
 
     async def drive(self) -> None:

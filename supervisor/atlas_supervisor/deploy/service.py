@@ -21,11 +21,11 @@ from atlas_supervisor.deploy.executor import Executor
 from atlas_supervisor.deploy.idempotency import IdempotentRequests
 from atlas_supervisor.deploy.machine import FLIPS, Event, Phase, Plan
 from atlas_supervisor.deploy.recorder import Recorder, Runs, new_record
-from atlas_supervisor.deploy.recovery import resumed
+from atlas_supervisor.deploy.recovery import plan_of, resumed
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.deploy.status import DeployQueries
 from atlas_supervisor.errors import RefusedError
-from atlas_supervisor.model.actor import Actor
+from atlas_supervisor.model.actor import SUPERVISOR, Actor
 from atlas_supervisor.model.deploy import DeployRecord, Mode, Result, StepDetail
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.release import Release
@@ -34,6 +34,7 @@ from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.keys import KeyRow
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.store.statements import StoreError
+from atlas_supervisor.workers.process import WorkerProcess
 from atlas_supervisor.workers.releases import Releases, UnknownReleaseError
 from atlas_supervisor.workers.slot import Slot
 from atlas_supervisor.workers.slots import Slots
@@ -121,22 +122,49 @@ class DeployService:
     def _refuse_if_busy(self) -> None:
         if self._runs.stopping:
             raise errors.stopping()
-        if (current := self._runs.current) is not None:
+        current = self._runs.current
+        if current is not None and not current.plan.recycle:
             raise errors.in_progress(current)
 
     async def _begin(
-        self, release: Release, plan: Plan, actor: Actor, key: IdempotencyKey | None
+        self,
+        release: Release,
+        plan: Plan,
+        actor: Actor,
+        key: IdempotencyKey | None = None,
+        why: str | None = None,
     ) -> DeployRun:
         """Write a new deploy and start it; to be called with `_starting` held."""
         self._refuse_if_busy()
+        await self._runs.make_way(f"it gives way to a request of {actor.name}")
+        self._refuse_if_busy()
         record = new_record(release, plan, self._slots.ports())
         with anyio.CancelScope(shield=True):  # written and started, or neither
-            await self._recorder.begin(record, plan, release=release, actor=actor, key=key)
+            await self._recorder.begin(record, plan, release=release, actor=actor, key=key, why=why)
             run = DeployRun(
                 record, plan, release, effects=self._executor, transitions=self._recorder
             )
             self._start(run)
         return run
+
+    async def recycle(self, worker: WorkerProcess, why: str) -> DeployRecord | None:
+        """Let a fresh worker of the same release take over, and return how that went.
+
+        None if the worker is not the active one any more, or another deploy has begun. Raises
+        AtlasError if the deploy can't be written.
+        """
+        async with self._starting:
+            active = self._slots.active
+            is_current = active.instance is worker and active.can_serve
+            if self._runs.stopping or self._runs.current is not None or not is_current:
+                return None
+            try:
+                release = await anyio.to_thread.run_sync(self._releases.unchanged, worker.release)
+            except UnknownReleaseError as error:  # that is a failure of its preflight
+                problem = f"{error}; a recycle starts only what was deployed"
+                release = worker.release.model_copy(update={"problem": problem})
+            run = await self._begin(release, Plan(recycle=True), SUPERVISOR, why=why)
+        return await run.settled.wait()
 
     def _start(self, run: DeployRun) -> None:
         self._runs.add(run)
@@ -159,7 +187,7 @@ class DeployService:
             self._executor.resume(state.last_switch_ts)
             run = DeployRun(
                 record,
-                Plan(auto_switch=False, rollback=unfinished.rollback),
+                plan_of(unfinished, auto_switch=False),
                 release,
                 effects=self._executor,
                 transitions=self._recorder,
@@ -171,7 +199,9 @@ class DeployService:
             return
         if lives is not None:
             self._slots.abandon_staging()
-        self._runs.show(next(iter(await self._database.deploys.latest(1)), None))
+        deploys = self._database.deploys
+        latest = next(iter(await deploys.latest(1)), None)
+        self._runs.show(latest, requested=await deploys.latest_requested())
 
     # Answering.
 

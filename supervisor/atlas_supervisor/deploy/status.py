@@ -16,6 +16,7 @@ from atlas_supervisor.deploy import errors
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.machine import Phase
 from atlas_supervisor.deploy.recorder import Runs
+from atlas_supervisor.deploy.recycler import Recycler
 from atlas_supervisor.model.canary import CanaryStats
 from atlas_supervisor.model.deploy import (
     AfterFailure,
@@ -142,6 +143,7 @@ class DeployQueries:
         canaries: CanaryOverview,
         request_figures: Callable[[str], RequestFigures | None],
         health_score: Callable[[], int],
+        recycler: Recycler,
         daemon: Callable[[], DaemonView],
     ) -> None:
         self._settings = settings
@@ -155,6 +157,7 @@ class DeployQueries:
         self._canaries = canaries
         self._request_figures = request_figures
         self._health_score = health_score
+        self._recycler = recycler
         self._daemon = daemon
 
     def status(self) -> Status:
@@ -172,13 +175,15 @@ class DeployQueries:
             last_deploy=latest,
             canary_stats=self._canaries.stats(),
             fallback_suggestions=[
-                *suggestions(settings, state, active, latest),
+                *suggestions(settings, state, active, self._runs.requested),
+                *self._recycler.suggestions(),
                 *self._canaries.suggestions(),
             ],
             slots=[self._with_requests(view) for view in self._slots.views()],
             draining=self._slots.drains.views(),
             traffic=Traffic(plane=self._plane.name, weights=self._plane.policy.weights),
             daemon=self._daemon(),
+            recycle=self._recycler.view(),
             deploy_in_progress=self._runs.current is not None,
         )
 

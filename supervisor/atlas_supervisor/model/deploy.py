@@ -47,6 +47,15 @@ class Result(StrEnum):
     ABORTED = "aborted"
 
 
+class Cause(StrEnum):
+    """What a deploy was started for."""
+
+    REQUESTED = "requested"
+    """Someone asked for it: a deploy, a dry run or a rollback."""
+    RECYCLED = "recycled"
+    """The active worker was beyond a limit, and the same release took its place."""
+
+
 class StepName(StrEnum):
     """The steps of a deploy, in the order in which they come."""
 
@@ -187,6 +196,11 @@ class DeployRecord(BaseModel, frozen=True):
     ended_ts: datetime | None = Field(
         description="When guard, warm time and drain were over as well; null before that."
     )
+    cause: Cause = Field(
+        default=Cause.REQUESTED,
+        description="`requested`: someone asked for it; `recycled`: the daemon replaces a worker "
+        "that is beyond WORKER_MAX_RSS_MB or WORKER_MAX_AGE_SECONDS.",
+    )
 
     @property
     def facts(self) -> dict[str, str]:
@@ -231,6 +245,7 @@ class DeployEvent(BaseModel, frozen=True):
     dry_run: bool = Field(description="Its `dry_run`.")
     active_port: int = Field(description="Its `active_port` afterwards.")
     staging_port: int = Field(description="Its `staging_port` afterwards.")
+    deploy_cause: Cause = Field(description="Its `cause`.")
 
     @classmethod
     def of(
@@ -261,6 +276,7 @@ class DeployEvent(BaseModel, frozen=True):
             dry_run=record.dry_run,
             active_port=record.active_port,
             staging_port=record.staging_port,
+            deploy_cause=record.cause,
         )
 
 

@@ -74,6 +74,8 @@ class VersionChange:
 
     added: Version | None
     """None: the last one is taken away, since the one before it has the traffic again."""
+    moved: bool = False
+    """Whether it is the last one again, and only its slot is another."""
 
 
 class LastDeploy(BaseModel, frozen=True):

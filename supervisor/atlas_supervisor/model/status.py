@@ -51,6 +51,34 @@ class SplitView(BaseModel, frozen=True):
     )
 
 
+class RecycleView(BaseModel, frozen=True):
+    """The limits of a worker, and how far the active one is from them."""
+
+    max_rss_mb: float | None = Field(
+        description="The setting WORKER_MAX_RSS_MB, for the `memory_mb` of a slot; null if there "
+        "is no limit."
+    )
+    max_age_seconds: float | None = Field(
+        description="The setting WORKER_MAX_AGE_SECONDS; null if there is no limit."
+    )
+    due_ts: datetime | None = Field(
+        description="When the active worker reaches that age; null without a limit or a worker."
+    )
+    due: str | None = Field(
+        description="Why it is to be recycled now, in words; null if it is within its limits."
+    )
+    waits: str | None = Field(
+        description="What a recycle that is due waits for, in words; null if nothing."
+    )
+    failure: str | None = Field(
+        description="Why the active worker could not be recycled, the last time; null if that "
+        "did not happen."
+    )
+    attempts: int = Field(
+        description="Attempts to recycle it in vain, those that gave way to a request included."
+    )
+
+
 class Start(StrEnum):
     """How a daemon began."""
 
@@ -108,6 +136,9 @@ class Status(BaseModel, frozen=True):
     )
     traffic: Traffic = Field(description="How connections to the public port are split.")
     daemon: DaemonView = Field(description="What answers here, and how it was started.")
+    recycle: RecycleView | None = Field(
+        default=None, description="The limits of a worker; null if there are none."
+    )
     deploy_in_progress: bool = Field(
         description="Whether a deploy is in progress; it is `last_deploy`."
     )

@@ -20,6 +20,7 @@ import aiosqlite
 
 from atlas_supervisor.model.deploy import (
     BEGUN,
+    Cause,
     DeployEvent,
     DeployRecord,
     PublishedEvent,
@@ -127,6 +128,7 @@ def _event(row: aiosqlite.Row) -> DeployEvent:
         step=_step(row),
         release=row["release"],
         dry_run=bool(row["dry_run"]),
+        deploy_cause=row["deploy_cause"],
         **_outcome(row),
     )
 
@@ -264,6 +266,11 @@ class DeployStore:
             for row in await self._statements.read("latest_deploys", limit=limit)
         ]
 
+    async def latest_requested(self) -> DeployRecord | None:
+        """Return the latest deploy that is no recycle."""
+        rows = await self._statements.read("latest_requested_deploy", cause=Cause.REQUESTED)
+        return await self._record(rows[0]) if rows else None
+
     async def find(self, deploy_id: str) -> DeployRecord | None:
         """Return one deploy with its steps."""
         rows = await self._statements.read("deploy", deploy_id=deploy_id)
@@ -315,6 +322,7 @@ class DeployStore:
             phase=row["phase"],
             started_ts=datetime.fromisoformat(row["started_ts"]),
             ended_ts=datetime.fromisoformat(row["ended_ts"]) if row["ended_ts"] else None,
+            cause=row["deploy_cause"],
         )
 
 
@@ -379,8 +387,10 @@ def release_of(row: sqlite3.Row) -> Release:
 def versions_changed(change: VersionChange) -> list[Statement]:
     """Return the statements that change the versions."""
     if change.added is None:
-        return [("pop_version", {})]
+        return [] if change.moved else [("pop_version", {})]
     slot, release = change.added
+    if change.moved:
+        return [("move_version", {"slot": slot})]
     row = {"ts": now().isoformat(), "slot": slot, "release": release.name, **_folder(release)}
     return [
         ("push_version", {**row, "version": release.version}),

@@ -2,9 +2,9 @@
 
 -- name: begin_deploy
 INSERT INTO deploys (deploy_id, release, version, dry_run, auto_switch, rollback, active_port, staging_port,
-                     phase, started_ts, directory, identity, version_source)
+                     phase, started_ts, directory, identity, version_source, deploy_cause)
 VALUES (:deploy_id, :release, :version, :dry_run, :auto_switch, :rollback, :active_port, :staging_port,
-        :phase, :started_ts, :directory, :identity, :version_source);
+        :phase, :started_ts, :directory, :identity, :version_source, :cause);
 
 -- name: trim_steps
 DELETE FROM steps
@@ -33,7 +33,7 @@ SELECT 1 FROM transitions WHERE id = :id;
 
 -- name: transitions_after
 SELECT transitions.*, deploys.release, deploys.dry_run, deploys.version, deploys.result, deploys.reason,
-       deploys.active_port, deploys.staging_port,
+       deploys.active_port, deploys.staging_port, deploys.deploy_cause,
        steps.name, steps.ok, steps.duration_ms AS step_duration_ms, steps.detail
 FROM transitions JOIN deploys USING (deploy_id)
 LEFT JOIN steps ON steps.deploy_id = transitions.deploy_id AND steps.position = transitions.step_position
@@ -56,6 +56,9 @@ SELECT :deploy_id, count(*), :name, :ok, :duration_ms, :detail FROM steps WHERE 
 -- name: latest_deploys
 -- By sequence, as everywhere: a wall clock may have been set back since.
 SELECT * FROM deploys ORDER BY rowid DESC LIMIT :limit;
+
+-- name: latest_requested_deploy
+SELECT * FROM deploys WHERE deploy_cause = :cause ORDER BY rowid DESC LIMIT 1;
 
 -- name: deploy
 SELECT * FROM deploys WHERE deploy_id = :deploy_id;
@@ -112,6 +115,9 @@ DELETE FROM versions WHERE id <= (SELECT max(id) FROM versions) - :kept;
 
 -- name: pop_version
 DELETE FROM versions WHERE id = (SELECT max(id) FROM versions);
+
+-- name: move_version
+UPDATE versions SET slot = :slot WHERE id = (SELECT max(id) FROM versions);
 
 -- name: versions
 SELECT * FROM versions ORDER BY id DESC;

@@ -228,3 +228,7 @@ CREATE TABLE request_minutes (
 ) STRICT;
 
 CREATE INDEX request_minutes_by_version ON request_minutes (version, minute);
+
+-- version: 11
+-- What a deploy was started for: `requested`, or `recycled`.
+ALTER TABLE deploys ADD COLUMN deploy_cause TEXT NOT NULL DEFAULT 'requested';

@@ -89,6 +89,8 @@ class WorkerProcess:
         """How many connections it had when that was last looked at."""
         self.answers = True
         """Whether it passed its last liveness probe."""
+        self.not_recycled: str | None = None
+        """Why it could not be replaced when it was beyond a limit, in words."""
         self.took_traffic: str | None = None
         """How it took public traffic that belongs to another one, in words."""
         self.expected_to_exit = False

@@ -38,6 +38,8 @@ log = structlog.get_logger(__name__)
 
 _HURRY_AGAIN_SECONDS = 0.1
 _MEASURE_SECONDS = 5.0
+MEASURE_OFTEN_SECONDS = 1.0
+"""The same where memory is limited: a leak may be fast."""
 _STEER_AGAIN_SECONDS = 1.0
 
 
@@ -85,6 +87,9 @@ class Slots:
         self._plane = plane
         self._outage = Outage(plane, settings)
         self._drain_seconds = settings.drain_timeout_seconds
+        self._measure_seconds = (
+            MEASURE_OFTEN_SECONDS if settings.worker_max_rss_mb else _MEASURE_SECONDS
+        )
         self._active = active
         self._stopping = False
         self._needed = anyio.Event()
@@ -149,7 +154,7 @@ class Slots:
         while True:
             for instance in self.instances():
                 instance.measure()
-            await anyio.sleep(_MEASURE_SECONDS)
+            await anyio.sleep(self._measure_seconds)
 
     def instances(self) -> set[WorkerProcess]:
         """Return the instances in the slots and those that drain."""
@@ -161,7 +166,7 @@ class Slots:
         slot, instance = self.active, self.active.instance
         version = instance.release.version if instance else None
         if instance is not None and slot.serving:
-            problem = instance.release.problem
+            problem = instance.release.problem or instance.not_recycled
             return ActiveWorker(slot.name, slot.port, instance.name, version, problem=problem)
         why = f"{slot.name} is {slot.state}"
         if slot.last_exit:
@@ -186,6 +191,11 @@ class Slots:
     def staging_needed(self) -> anyio.Event:
         """Set while a deploy waits for the staging slot."""
         return self._needed
+
+    @property
+    def staging_is_free(self) -> bool:
+        """Whether the next deploy need not wait for the version before to leave."""
+        return self._free.is_set()
 
     async def free_staging(self) -> None:
         """Return once staging is free for the next deploy; what occupies it is asked to leave."""

@@ -12,7 +12,7 @@ from itertools import accumulate
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import HistogramMetricFamily
 
-from atlas_supervisor.model.deploy import BEGUN, DeployEvent, PublishedEvent, Result
+from atlas_supervisor.model.deploy import BEGUN, Cause, DeployEvent, PublishedEvent, Result
 from atlas_supervisor.model.probe import ProbeResult
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.verdict import Verdict
@@ -29,6 +29,7 @@ _CALL_SECONDS = (0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0, 60.0)
 _FLIPS = frozenset({"switch", "revert"})
 """Phases that switch all traffic; the end of each counts as an attempted switch."""
 
+_RECYCLE_REASONS = ("memory", "age")
 _ENDED = "ended"
 _PASSED = "passed"
 
@@ -36,8 +37,8 @@ _PASSED = "passed"
 class _Kind:
     """The kinds of deploys, as the label has them."""
 
-    DEPLOY, DRY_RUN, ROLLBACK = "deploy", "dry_run", "rollback"
-    ALL = (DEPLOY, DRY_RUN, ROLLBACK)
+    DEPLOY, DRY_RUN, ROLLBACK, RECYCLE = "deploy", "dry_run", "rollback", "recycle"
+    ALL = (DEPLOY, DRY_RUN, ROLLBACK, RECYCLE)
 
 
 class DeployMetrics:
@@ -53,13 +54,13 @@ class DeployMetrics:
 
         self._switches = promised(
             "deploy_switch_total",
-            "Attempted switches of all traffic, by deploys and rollbacks.",
+            "Attempted switches of all traffic, by deploys, rollbacks and recycles.",
         )
         self._switched = promised("deploy_switch_success", "Switches that succeeded.")
         self._not_switched = promised("deploy_switch_fail", "Switches that failed.")
         self._runs = promised(
             "deploy_bluegreen_runs",
-            "Deploys started, dry runs included. Rollbacks are not counted.",
+            "Deploys started, dry runs included. Rollbacks and recycles are not counted.",
         )
         self._started = Counter(
             "atlas_deploys_total",
@@ -86,6 +87,14 @@ class DeployMetrics:
             ["kind", "result"],
             registry=registry,
         )
+        self._recycles = Counter(
+            "atlas_recycles_total",
+            "Attempts to replace a worker beyond a limit, by that limit: memory or age.",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in _RECYCLE_REASONS:
+            self._recycles.labels(reason)
         for kind in _Kind.ALL:  # an alert sees a number grow only if it was there before
             self._started.labels(kind)
             for result in Result:
@@ -106,9 +115,13 @@ class DeployMetrics:
             self._steps.labels(event.step.name.value, outcome).observe(seconds)
         self._note_result(event)
 
+    def recycled(self, reason: str) -> None:
+        """Count an attempt to recycle a worker."""
+        self._recycles.labels(reason).inc()
+
     def _note_start(self, event: DeployEvent, *, rollback: bool) -> None:
         kind = _Kind.ROLLBACK if rollback else _kind_of(event)
-        if kind != _Kind.ROLLBACK:
+        if kind in {_Kind.DEPLOY, _Kind.DRY_RUN}:
             self._runs.inc()
         self._started.labels(kind).inc()
         self._running[event.deploy_id] = _Deploy(kind, event.ts.timestamp())
@@ -138,6 +151,8 @@ class _Deploy:
 
 
 def _kind_of(event: DeployEvent) -> str:
+    if event.deploy_cause is Cause.RECYCLED:
+        return _Kind.RECYCLE
     return _Kind.DRY_RUN if event.dry_run else _Kind.DEPLOY
 
 

@@ -17,7 +17,7 @@ from atlas_supervisor.deploy import switch as switching
 from atlas_supervisor.deploy.machine import Event, Phase
 from atlas_supervisor.deploy.recovery import finish_interrupted, resumed
 from atlas_supervisor.deploy.switch import Landing, LandingCheck, Switch
-from atlas_supervisor.model.deploy import DeployRecord, Mode
+from atlas_supervisor.model.deploy import Cause, DeployRecord, Mode
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.state import DeployState
@@ -104,9 +104,10 @@ class Left:
         source: Phase = Phase.HEALTH,
         event: Event = Event.PASSED,
         rollback: bool = False,
+        cause: Cause = Cause.REQUESTED,
         **changes: Any,
     ) -> DeployRecord:
-        record = a_deploy(deploy_id, release=release, version=release)
+        record = a_deploy(deploy_id, release=release, version=release, cause=cause)
         await self.database.deploys.begin(record, auto_switch=True, rollback=rollback)
         if phase in {*AFTER_SWITCH, Phase.REVERT}:
             ports = {"active_port": PORT[GREEN], "staging_port": PORT[BLUE], "result": "switched"}

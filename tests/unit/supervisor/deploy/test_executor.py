@@ -39,10 +39,10 @@ class Stage:
         assert instance is not None
         return instance.release
 
-    def deploy(self, *, rollback: bool = False) -> DeployRun:
+    def deploy(self, *, rollback: bool = False, recycle: bool = False) -> DeployRun:
         """Return a deploy of what is on green; only its activities are run."""
         unused: Any = None
-        plan = Plan(rollback=rollback)
+        plan = Plan(rollback=rollback, recycle=recycle)
         return DeployRun(a_deploy(), plan, self.release(GREEN), effects=unused, transitions=unused)
 
 
@@ -69,6 +69,27 @@ async def test_a_switch_adds_its_version_and_a_rollback_takes_one_away(
         assert switched.versions == VersionChange(None if rollback else green)
         reverted = await on.activities.revert(on.deploy(rollback=rollback))
         assert reverted.versions == VersionChange(blue if rollback else None)
+
+
+async def test_a_recycle_moves_its_version_to_the_other_slot_and_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stage(tmp_path, monkeypatch) as on:
+        blue, green = Version(BLUE, on.release(BLUE)), Version(GREEN, on.release(GREEN))
+        switched = await on.activities.switch(on.deploy(recycle=True))
+        assert switched.versions == VersionChange(green, moved=True)
+        reverted = await on.activities.revert(on.deploy(recycle=True))
+        assert reverted.versions == VersionChange(blue, moved=True)
+
+
+async def test_a_recycle_starts_nothing_but_what_was_deployed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stage(tmp_path, monkeypatch) as on:
+        run = on.deploy(recycle=True)
+        run.release = run.release.model_copy(update={"problem": "it holds version v9 by now"})
+        outcome = await on.activities.preflight(run)
+        assert (outcome.has_passed, outcome.message) == (False, "it holds version v9 by now")
 
 
 async def test_a_flip_that_failed_changes_no_version(

@@ -21,7 +21,11 @@ from atlas_supervisor.deploy.machine import (
 )
 from atlas_supervisor.model.deploy import Result
 
-PLANS = [Plan(dry_run=dry, auto_switch=auto) for dry, auto in product((False, True), repeat=2)]
+RECYCLE = Plan(recycle=True)
+PLANS = [
+    *(Plan(dry_run=dry, auto_switch=auto) for dry, auto in product((False, True), repeat=2)),
+    RECYCLE,
+]
 BEFORE_SWITCH = {Phase.PREFLIGHT, Phase.LAUNCH, Phase.SMOKE, Phase.HEALTH, Phase.AWAITING_SWITCH}
 LIVE_STAGING = {Phase.LAUNCH, Phase.SMOKE, Phase.HEALTH}
 
@@ -193,7 +197,29 @@ def test_only_the_guard_falls_back_after_a_switch() -> None:
 def test_the_old_version_is_drained_only_after_the_switch() -> None:
     for row in TABLE:
         if row.target is Phase.DRAIN:
-            assert row.phase in {Phase.GUARD, Phase.WARM}
+            assert row.phase in {Phase.SWITCH, Phase.GUARD, Phase.WARM}
+
+
+def test_a_recycle_needs_nobody_and_never_touches_the_mode() -> None:
+    assert Phase.AWAITING_SWITCH not in reachable(RECYCLE)
+    for row in TABLE:
+        assert Consequence.SINGLE_MODE not in demands_of(RECYCLE, row, None)
+
+
+def test_the_old_worker_of_a_recycle_is_drained_at_once_and_is_no_version_to_go_back_to() -> None:
+    after = step(RECYCLE, Phase.SWITCH, Event.PASSED)
+    assert (after.target, after.result) == (Phase.DRAIN, Result.SWITCHED)
+    assert not [phase for phase in reachable(RECYCLE) if _goes_back(phase)]
+    assert possible(RECYCLE, Phase.DRAIN, Event.ACTIVE_DIED), "its drain has not begun"
+
+
+def _goes_back(phase: Phase) -> bool:
+    return possible(RECYCLE, phase, Event.ROLLBACK_REQUESTED)
+
+
+def test_a_recycle_whose_switch_can_not_be_done_fails_and_ends_staging() -> None:
+    row = step(RECYCLE, Phase.SWITCH, Event.FAILED)
+    assert (row.target, row.result) == (Phase.UNSTAGE, Result.FAILED)
 
 
 def test_a_deploy_is_in_progress_until_it_has_all_the_traffic_or_gave_up() -> None:

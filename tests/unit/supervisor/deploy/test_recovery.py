@@ -13,7 +13,7 @@ from atlas_supervisor.deploy.machine import Event, Phase
 from atlas_supervisor.deploy.recovery import recover
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.actor import SUPERVISOR
-from atlas_supervisor.model.deploy import AfterFailure, Mode
+from atlas_supervisor.model.deploy import AfterFailure, Cause, Mode
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.state_keeper import StateFile
@@ -93,6 +93,52 @@ async def test_a_switch_that_the_state_file_does_not_show_is_none(tmp_path: Path
         record = await it.ended()
         assert (record.result, record.active_port) == ("aborted", PORT[BLUE])
         assert await it.stack() == [("v1", BLUE)]
+
+
+@pytest.mark.parametrize(
+    ("phase", "active", "result"),
+    [
+        (Phase.SMOKE, BLUE, "aborted"),
+        (Phase.SWITCH, BLUE, "aborted"),
+        (Phase.SWITCH, GREEN, "switched"),
+        (Phase.DRAIN, GREEN, "switched"),
+        (Phase.REVERT, BLUE, "rolled_back"),
+    ],
+)
+async def test_a_recycle_that_was_interrupted_leaves_one_version_and_the_mode(
+    tmp_path: Path, phase: Phase, active: SlotName, result: str
+) -> None:
+    async with left(tmp_path) as it:
+        await it.versions(("v0", GREEN), ("v1", BLUE))
+        await it.deploy(phase, release="v1", cause=Cause.RECYCLED)
+        state, waiting = await it.recover(active)
+        assert ((await it.ended()).result, waiting, state.mode) == (result, None, Mode.BLUEGREEN)
+        assert [name for name, _ in await it.stack()] == ["v0", "v1"]
+        if phase is not Phase.DRAIN:  # its switch moved the version
+            assert (await it.stack())[-1] == ("v1", active)
+
+
+async def test_a_recycle_whose_new_worker_lives_goes_on_with_its_drain(tmp_path: Path) -> None:
+    async with left(tmp_path) as it:
+        await it.versions(("v1", BLUE))
+        await it.deploy(Phase.SWITCH, release="v1", cause=Cause.RECYCLED)
+        state, unfinished = await it.interrupted(GREEN)
+        assert unfinished is not None
+        record, release = await it.resume(unfinished, state, it.release("v1"))
+        assert (record.phase, record.result) == (Phase.DRAIN, "switched")
+        assert release == it.release("v1")
+        assert await it.stack() == [("v1", GREEN)]
+
+
+@pytest.mark.parametrize("source", [Phase.LAUNCH, Phase.SMOKE, Phase.HEALTH])
+async def test_a_recycle_that_failed_before_the_kill_never_falls_back(
+    tmp_path: Path, source: Phase
+) -> None:
+    async with left(tmp_path) as it:
+        cause, failed = Cause.RECYCLED, Event.FAILED
+        await it.deploy(Phase.UNSTAGE, source=source, event=failed, cause=cause, result="failed")
+        state, _ = await it.recover(BLUE)
+        assert state.mode is Mode.BLUEGREEN
 
 
 @pytest.mark.parametrize("phase", AFTER_SWITCH)

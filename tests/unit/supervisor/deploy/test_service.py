@@ -95,6 +95,49 @@ async def test_an_abort_that_is_accepted_as_the_last_probe_passes_is_done() -> N
     assert "switch" not in world.done
 
 
+@pytest.mark.parametrize("phase", ["preflight", "launch", "smoke", "health", "unstage"])
+async def test_a_recycle_gives_way_at_any_step_before_its_switch(phase: str) -> None:
+    world, runs = World(), Runs()
+    world.held[phase] = anyio.Event()
+    if phase == "unstage":
+        world.outcomes["health"] = [FAIL]
+    async with driven(world, Plan(recycle=True)) as run:
+        runs.add(run)
+        await until_phase(run, Phase(phase))
+        if phase == "unstage":  # it has failed already, and is about to end
+            world.held[phase].set()
+        await runs.make_way("for a deploy")
+        assert runs.current is None
+    assert run.record.result == ("failed" if phase == "unstage" else "aborted")
+    assert world.mode == "bluegreen"
+
+
+async def test_a_recycle_whose_switch_comes_first_is_in_the_way_no_longer() -> None:
+    world, runs = World(), Runs()
+    world.held = {"switch": anyio.Event(), "drain": anyio.Event()}
+    async with driven(world, Plan(recycle=True)) as run:
+        runs.add(run)
+        await until_phase(run, Phase.SWITCH)
+        world.held["switch"].set()
+        await runs.make_way("for a deploy")
+        assert (run.phase, runs.current) == (Phase.DRAIN, None)
+        assert not run.offer(Event.ROLLBACK_REQUESTED, "to the leaking worker")
+        world.held["drain"].set()
+    assert (run.record.result, run.record.phase) == ("switched", "ended")
+
+
+async def test_a_deploy_that_was_requested_is_not_in_the_way_of_itself() -> None:
+    runs = Runs()
+    world = World()
+    world.held["launch"] = anyio.Event()
+    async with driven(world) as run:
+        runs.add(run)
+        await until_phase(run, Phase.LAUNCH)
+        await runs.make_way("for a deploy")
+        assert runs.current is run
+        world.held["launch"].set()
+
+
 async def test_a_deploy_that_has_switched_is_answered_so_though_its_revert_failed(
     tmp_path: Path,
 ) -> None:
