@@ -13,7 +13,7 @@ import structlog
 from atlas_supervisor.config import Settings
 from atlas_supervisor.config.smoke_file import SmokePlan, load_smoke_file
 from atlas_supervisor.deploy.effects import ActiveDeploy
-from atlas_supervisor.deploy.machine import Event, StepOutcome, When
+from atlas_supervisor.deploy.machine import HELD_WHY, Event, StepOutcome, When
 from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.errors import SettingsError
 from atlas_supervisor.model.deploy import (
@@ -40,6 +40,7 @@ log = structlog.get_logger(__name__)
 
 _SMALLEST_GUARD_INTERVAL_SECONDS = 0.5
 _ALONE_POLL_SECONDS = 0.05
+_SKIPPED = "skipped: a fast rollback to a version that ran without complaint"
 _NAMED_BY: dict[VersionSource | None, str] = {
     VersionSource.GIT: "git's description",
     VersionSource.NAME: "its folder's name",
@@ -83,6 +84,8 @@ class Executor:
         watch, release = Stopwatch(), deploy.release
         if gone := await _gone(release):
             return gone
+        if release.fault is not None:
+            return StepOutcome.failed(release.fault)
         try:
             await self._smoke_plan()
         except SettingsError as error:
@@ -98,6 +101,10 @@ class Executor:
         if release.note is not None:
             message += f"; {release.note}, so its version is {_NAMED_BY[release.source]}"
             facts["version_note"] = release.note
+        if deploy.plan.irreversible:
+            message += "; it is irreversible: nothing reverts it by itself after the switch"
+            facts["irreversible"] = True
+        message += f"; {deploy.plan.remark}" if deploy.plan.remark else ""
         return StepOutcome.passed(message, PreflightDetail(**facts, waited_ms=watch.milliseconds))
 
     async def _smoke_plan(self) -> SmokePlan | None:
@@ -119,6 +126,8 @@ class Executor:
 
     async def smoke(self, deploy: ActiveDeploy) -> StepOutcome:
         """Run every smoke test against staging's own port."""
+        if deploy.plan.fast:
+            return StepOutcome.passed(_SKIPPED, SmokeDetail(skipped=True))
         plan = await self._smoke_plan()
         slot, instance = self._slots.staging, self._slots.staging.instance
         if instance is None:
@@ -157,6 +166,8 @@ class Executor:
         """
         slot, settings = self._slots.staging, self._settings
         instance = slot.instance
+        if deploy.plan.fast:
+            return StepOutcome.passed(_SKIPPED, HealthDetail(skipped=True))
 
         def still_starting() -> bool:
             """Return whether its other processes may not be up yet, though it reported ready."""
@@ -206,12 +217,16 @@ class Executor:
         """Switch to staging; the deployed version has the traffic from now on."""
         if gone := await _gone(deploy.release):  # a deploy may have waited for days
             return gone
+        crashes, back = self._slots.active.restarts, deploy.plan.rollback
+        complaint = f"its worker was restarted {crashes} times after crashes" if crashes else None
+        if back:
+            complaint = f"deploy {deploy.record.deploy_id} went back from it"
         outcome = await self._switch.flip()
         if not outcome.has_passed:
             return outcome
         self._warm_since = Stopwatch()
         added = Version(self._slots.active.name, deploy.release)
-        return replace(outcome, versions=VersionChange(None if deploy.plan.rollback else added))
+        return replace(outcome, versions=VersionChange(added, back, complaint))
 
     async def revert(self, deploy: ActiveDeploy) -> StepOutcome:
         """Switch back to the warm version, and pass on what a dead one had queued."""
@@ -220,10 +235,11 @@ class Executor:
             return StepOutcome.failed(outcome.message, outcome.detail)  # no staging has died
         if self._slots.staging.is_down:
             self._slots.vacate_staging()
-        slot, back = self._slots.active, None
+        slot, complaint = self._slots.active, deploy.record.reason
+        change = VersionChange(back=True, complaint=complaint)
         if deploy.plan.rollback and slot.instance:  # the version before has the traffic again
-            back = Version(slot.name, slot.instance.release)
-        return replace(outcome, versions=VersionChange(back))
+            change = VersionChange(Version(slot.name, slot.instance.release), complaint=complaint)
+        return replace(outcome, versions=change)
 
     @property
     def _warm_seconds(self) -> float:
@@ -284,11 +300,13 @@ class Executor:
             GuardDetail(guarded_seconds=seconds, probes=probes),
         )
 
-    async def warm(self, _deploy: ActiveDeploy) -> StepOutcome:
+    async def warm(self, deploy: ActiveDeploy) -> StepOutcome:
         """Wait for the rest of the warm time, or for the end of the warm instance.
 
         It does not end by itself while the old version is the only one that lives.
         """
+        if (reason := deploy.record.reason or "").endswith(HELD_WHY):
+            self._slots.complaint = reason
         return await self._until_superseded(self._keep_warm)
 
     async def _keep_warm(self) -> StepOutcome:

@@ -57,6 +57,7 @@ class Consequence(StrEnum):
     ROLLBACK_FAILURE_AUDITED = "a failed rollback is audited"
     SINGLE_MODE = "the mode falls back to single"
     SWITCH_FAILURE_AUDITED = "a failed switch is audited"
+    HELD = "it is audited that the version keeps the traffic, and noted with the version"
 
 
 class When(StrEnum):
@@ -67,6 +68,8 @@ class When(StrEnum):
     LIVE = "not a dry run"
     AUTO = "switches by itself"
     MANUAL = "waits for the operator"
+    REVERSIBLE = "may be reverted"
+    IRREVERSIBLE = "irreversible"
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,13 @@ class Plan:
     dry_run: bool = False
     auto_switch: bool = True
     rollback: bool = False
-    """It launches the version before the active one again, because that is no longer warm."""
+    """It launches an earlier version again, because that is not warm."""
+    fast: bool = False
+    """It does so without smoke tests and health gate."""
+    irreversible: bool = False
+    """Once the version has all the traffic, only a request takes it away."""
+    remark: str = ""
+    """What the record is to say of it."""
 
     def meets(self, condition: When) -> bool:
         """Return whether a row with this condition applies."""
@@ -86,6 +95,8 @@ class Plan:
             When.LIVE: not self.dry_run,
             When.AUTO: not self.dry_run and self.auto_switch,
             When.MANUAL: not self.dry_run and not self.auto_switch,
+            When.REVERSIBLE: not self.irreversible,
+            When.IRREVERSIBLE: self.irreversible,
         }[condition]
 
 
@@ -145,6 +156,9 @@ _REVERTED_BY_GUARD = (Consequence.SINGLE_MODE,)
 _ROLLED_BACK = (Consequence.ROLLBACK_AUDITED,)
 _NOT_ROLLED_BACK = (Consequence.ROLLBACK_FAILURE_AUDITED, Consequence.SWITCH_FAILURE_AUDITED)
 _NOT_SWITCHED = (Consequence.SWITCH_FAILURE_AUDITED,)
+_HELD = (Consequence.HELD,)
+HELD_WHY = "not reverted, since release.toml says that it is irreversible"
+"""Ends the reason of a deploy whose version would have been reverted and was not."""
 
 
 def _gate(phase: Phase) -> tuple[Row, ...]:
@@ -183,20 +197,26 @@ TABLE: tuple[Row, ...] = (
     Row(_P.SWITCH, _E.STAGING_DIED, _P.UNSTAGE, _R.FAILED, demands=_NOT_SWITCHED),
     Row(_P.SWITCH, _E.SUPERVISOR_STOPPED, _P.ENDED, _R.ABORTED),
     Row(_P.GUARD, _E.PASSED, _P.WARM),
-    Row(_P.GUARD, _E.FAILED, _P.REVERT, demands=_REVERTED_BY_GUARD),
-    Row(_P.GUARD, _E.ACTIVE_DIED, _P.REVERT, demands=_REVERTED_BY_GUARD),
+    # Only these rows revert without a request. An irreversible version keeps the traffic instead;
+    # if it died, it is started again like any active one. A share before the switch is no reason:
+    # the old version serves beside it all the while, so it can take that back.
+    Row(_P.GUARD, _E.FAILED, _P.REVERT, None, When.REVERSIBLE, _REVERTED_BY_GUARD),
+    Row(_P.GUARD, _E.FAILED, _P.WARM, None, When.IRREVERSIBLE, _HELD),
+    Row(_P.GUARD, _E.ACTIVE_DIED, _P.REVERT, None, When.REVERSIBLE, _REVERTED_BY_GUARD),
+    Row(_P.GUARD, _E.ACTIVE_DIED, _P.WARM, None, When.IRREVERSIBLE, _HELD),
     Row(_P.GUARD, _E.ROLLBACK_REQUESTED, _P.REVERT),
     Row(_P.GUARD, _E.SUPERSEDED, _P.DRAIN),
     Row(_P.GUARD, _E.SUPERVISOR_STOPPED, _P.ENDED),
     Row(_P.WARM, _E.PASSED, _P.DRAIN),
-    Row(_P.WARM, _E.ACTIVE_DIED, _P.REVERT),
+    Row(_P.WARM, _E.ACTIVE_DIED, _P.REVERT, when=When.REVERSIBLE),
+    Row(_P.WARM, _E.ACTIVE_DIED, _P.WARM, None, When.IRREVERSIBLE, _HELD),
     Row(_P.WARM, _E.ROLLBACK_REQUESTED, _P.REVERT),
     Row(_P.WARM, _E.SUPERSEDED, _P.DRAIN),
     Row(_P.WARM, _E.SUPERVISOR_STOPPED, _P.ENDED),
     # Phases that only clean up can't change the result, and always lead to the end.
     Row(_P.WARM, _E.FAILED, _P.DRAIN),
     # Until the drain begins, the old version can take over (`UNTIL_BEGUN`).
-    Row(_P.DRAIN, _E.ACTIVE_DIED, _P.REVERT),
+    Row(_P.DRAIN, _E.ACTIVE_DIED, _P.REVERT, when=When.REVERSIBLE),
     Row(_P.DRAIN, _E.ROLLBACK_REQUESTED, _P.REVERT),
     Row(_P.DRAIN, _E.PASSED, _P.ENDED),
     Row(_P.DRAIN, _E.FAILED, _P.ENDED),

@@ -47,6 +47,7 @@ AUDITED = {
     Consequence.ROLLBACK_AUDITED: ("rollback", "done"),
     Consequence.ROLLBACK_FAILURE_AUDITED: ("rollback", "failed"),
     Consequence.SWITCH_FAILURE_AUDITED: ("switch", "failed"),
+    Consequence.HELD: ("rollback", "held"),
 }
 """Action and outcome of the entries that a row may demand."""
 
@@ -108,6 +109,8 @@ class Recorder:
         """Write a new deploy to all three. Raises RefusedError; then it has not started."""
         action = "rollback" if plan.rollback else "dry_run" if plan.dry_run else "deploy"
         cause = f"{action.replace('_', ' ')} requested by {actor.name}"
+        cause += f", {plan.remark}" if plan.remark else ""
+        how = {"fast": plan.fast, "remark": plan.remark} if plan.rollback else {}
         event = DeployEvent.of(record, ts=record.started_ts, source=None, event=BEGUN, cause=cause)
         is_written = False
         try:
@@ -123,7 +126,12 @@ class Recorder:
             self._events.publish(PublishedEvent(event, rollback=plan.rollback), journal_id)
             is_written = True
             await self._database.audit.write(
-                actor, action, "begun", subject=record.deploy_id, release=record.release
+                actor,
+                action,
+                "begun",
+                subject=record.deploy_id,
+                release=record.release,
+                **how,
             )
             await self._state.change(last_deploy_ts=record.started_ts, staging_weight=0.0)
         except (StoreError, OSError) as error:
@@ -168,6 +176,8 @@ class Recorder:
 
     def _demand(self, demand: Consequence, record: DeployRecord, reason: str) -> PendingWrite:
         """Put what a row demands into the outbox; return its last entry."""
+        if demand is Consequence.HELD:
+            log.error("revert_held", **record.facts, why=reason)
         if demand is not Consequence.SINGLE_MODE:
             return self._audit(*AUDITED[demand], record, reason)
         self._database.outbox.put(partial(self._fall_back_to_single, reason))

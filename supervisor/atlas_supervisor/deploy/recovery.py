@@ -52,6 +52,17 @@ _AFTER_SWITCH = frozenset({Phase.GUARD, Phase.WARM, Phase.DRAIN})
 _GOING_ON = _AFTER_SWITCH | {Phase.AWAITING_SWITCH, Phase.DRAIN_REVERTED}
 
 
+def plan_of(unfinished: UnfinishedDeploy, *, auto_switch: bool | None = None) -> Plan:
+    """Return what was requested, as far as it is recorded."""
+    release = unfinished.release
+    return Plan(
+        unfinished.record.dry_run,
+        unfinished.auto_switch if auto_switch is None else auto_switch,
+        unfinished.rollback,
+        irreversible=release is not None and release.irreversible,
+    )
+
+
 async def recover(
     settings: Settings, database: Database, written: Callable[[float, bool], None]
 ) -> tuple[StateKeeper, UnfinishedDeploy | None]:
@@ -169,7 +180,7 @@ async def _last_demands(
 ) -> tuple[Consequence, ...]:
     """Return the demands of the last transition, in order."""
     record = unfinished.record
-    plan = Plan(dry_run=record.dry_run, rollback=unfinished.rollback)
+    plan = plan_of(unfinished)
     last = await database.transitions.last(record.deploy_id)
     cause = await database.transitions.cause_of(record.deploy_id, Phase.REVERT)
     rows = (row for row in TABLE if (row.phase.value, row.event.value) == last)
@@ -181,7 +192,7 @@ def _outcome(
     unfinished: UnfinishedDeploy, phase: Phase, *, turned: bool
 ) -> tuple[Result | None, str]:
     """Return the result, and why; `turned`: the ports are now the other way round."""
-    plan = Plan(dry_run=unfinished.record.dry_run, auto_switch=unfinished.auto_switch)
+    plan = plan_of(unfinished)
     cause = f"the supervisor ended during {phase.value}"
     if turned and phase in FLIPS:
         return step(plan, phase, Event.PASSED).result, f"{cause}, after the switch was durable"
@@ -261,11 +272,17 @@ async def _version_change(
     noted = bool(rows) and (serving is None or _is(rows[0].release, serving))
     if noted and (unfinished.rollback or rows[0].slot is slot):
         return None
-    if switched is unfinished.rollback:
-        return VersionChange(None) if len(rows) > 1 else None
+    if not (switched or unfinished.rollback):
+        back = VersionChange(back=True, complaint=record.reason or "it was reverted")
+        return back if len(rows) > 1 else None
     if serving is None:
         return None
-    return VersionChange(Version(slot, Releases.of(settings).active(serving)))
+    release = Releases.of(settings).active(serving)
+    if switched and unfinished.release is not None:
+        release = unfinished.release
+    complaint = f"deploy {record.deploy_id} went back from it" if unfinished.rollback else None
+    back_to = switched and unfinished.rollback
+    return VersionChange(Version(slot, release), back_to, complaint)
 
 
 def _is(release: Release, other: ActiveRelease) -> bool:
@@ -301,7 +318,7 @@ async def resumed(
             return ended, None
         return await _once_more(database, unfinished, releases)
     if phase in FLIPS and _turned(record, state):
-        target = step(Plan(), phase, Event.PASSED).target
+        target = step(plan_of(unfinished), phase, Event.PASSED).target
         record = await _end(database, unfinished, state, settings, target)
     else:
         cause = "the supervisor was started again, and goes on with the workers that live"
@@ -316,7 +333,7 @@ async def _once_more(
     database: Database, waiting: UnfinishedDeploy, releases: Releases
 ) -> tuple[DeployRecord, Release | None]:
     """Lead a deploy that waited to its gates once more; it fails if its release is gone."""
-    plan = Plan(dry_run=False, auto_switch=False, rollback=waiting.rollback)
+    plan = plan_of(waiting, auto_switch=False)
     record, release = waiting.record, None
     cause = "the supervisor was started again; the release passes the gates once more"
     row = step(plan, Phase.AWAITING_SWITCH, Event.SUPERVISOR_STOPPED)

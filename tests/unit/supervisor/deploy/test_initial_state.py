@@ -13,7 +13,7 @@ import pytest
 from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy.initial_state import active_release
 from atlas_supervisor.deploy.recovery import finish_interrupted, resumed
-from atlas_supervisor.deploy.service import previous_release
+from atlas_supervisor.deploy.service import launchable
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.deploy import Mode
 from atlas_supervisor.model.release import Release
@@ -180,14 +180,14 @@ async def test_a_rollback_launches_exactly_what_was_deployed_or_says_why_not(
         before = await it.switched("r1")
         await it.switched("r2")
         if change == "nothing":
-            assert await previous_release(it.database, it.releases) == before
+            assert (await launchable(it.database, it.releases))[1] == before
             return
         if change == "version":
             (before.path / "VERSION").write_text("another")
         else:
             replace(before.path, "r1")
         with pytest.raises(RefusedError) as refused:
-            await previous_release(it.database, it.releases)
+            await launchable(it.database, it.releases)
         expected = {
             "version": f"{before.path} now holds version another",
             "folder": f"its folder {before.path} was replaced by another one",
