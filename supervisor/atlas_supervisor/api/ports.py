@@ -78,7 +78,7 @@ class QueryPort(Protocol):
         """Return the named releases that exist, by name. Raises RefusedError."""
 
     async def earlier(self, *, with_git: bool) -> EarlierVersions:
-        """Return what can be gone back to."""
+        """Return the versions that can be gone back to."""
 
     async def find(self, deploy_id: str) -> DeployRecord | None:
         """Return one deploy, or None."""

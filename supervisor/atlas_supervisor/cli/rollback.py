@@ -96,7 +96,7 @@ def _how(each: Record) -> str:
 
 
 def _but(each: Record) -> str:
-    """Return what speaks against it, the worst first."""
+    """Return the objections to it, the worst first."""
     past = ", ".join(map(str, each.get("past_irreversible") or []))
     notes = (
         each.get("gone"),

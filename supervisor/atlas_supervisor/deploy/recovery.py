@@ -53,7 +53,7 @@ _GOING_ON = _AFTER_SWITCH | {Phase.AWAITING_SWITCH, Phase.DRAIN_REVERTED}
 
 
 def plan_of(unfinished: UnfinishedDeploy, *, auto_switch: bool | None = None) -> Plan:
-    """Return what was requested, as far as it is recorded."""
+    """Return the deploy as it was requested, as far as it is recorded."""
     release = unfinished.release
     return Plan(
         unfinished.record.dry_run,

@@ -37,7 +37,7 @@ class ReleaseFile(BaseModel):
 
 
 def read_release_file(folder: Path) -> ReleaseFile:
-    """Return what the release in this folder says of itself. Raises ReleaseFileError."""
+    """Return the file of the release in this folder. Raises ReleaseFileError."""
     path = folder / RELEASE_FILE
     try:
         content = read_regular(path)

@@ -124,7 +124,7 @@ def test_irreversible_versions_since_are_named_and_do_not_forbid_it() -> None:
     assert chosen(record, "2").past == ("4",)
 
 
-def test_what_is_irreversible_reverts_by_itself_when_it_was_only_gone_back_to() -> None:
+def test_an_irreversible_version_that_is_gone_back_to_may_be_reverted() -> None:
     back = chosen([active("3"), served("2", irreversible=True)], "2")
     assert not back.release.irreversible
     again = chosen([served("3", irreversible=True, undone=True), active("2")], "3")
