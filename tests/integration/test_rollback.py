@@ -327,6 +327,6 @@ async def test_an_irreversible_version_is_held_and_only_an_operator_goes_back(
         answer = await rollback(daemon, version="v1", fast=True)
         assert (answer.status, answer.json["result"]) == (200, "rolled_back")
         assert answer.json["deploy_id"] == deploy_id
-        assert "past v2, which is irreversible" in answer.json["reason"]
+        assert "past irreversible v2" in answer.json["reason"]
         assert await public_version(daemon) == "v1"
         assert (await daemon.status())["fallback_suggestions"] == []

@@ -63,8 +63,8 @@ async def _confirm(session: Session, version: str | None) -> None:
             past = each.get("past_irreversible")
             if (is_meant if version else each.get("next")) and past:
                 question = (
-                    f"{each.get('version')} served before {', '.join(map(str, past))}, which is "
-                    "irreversible, and may not suit the data any more. Go back to it?"
+                    f"{each.get('version')} served before irreversible "
+                    f"{', '.join(map(str, past))}, and may not suit the data any more. Go back?"
                 )
                 click.confirm(safe(question).plain, abort=True, err=True)
                 return
@@ -100,7 +100,7 @@ def _but(each: Record) -> str:
     past = ", ".join(map(str, each.get("past_irreversible") or []))
     notes = (
         each.get("gone"),
-        f"it served before {past}, which is irreversible" if past else None,
+        f"it served before irreversible {past}" if past else None,
         None if each.get("warm") or each.get("gone") else each.get("why_not_fast"),
         "the previous one" if each.get("next") else None,
     )

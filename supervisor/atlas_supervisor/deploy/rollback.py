@@ -65,7 +65,7 @@ class Target:
 
 def past_irreversible(versions: Sequence[str]) -> str:
     """Return in words that a rollback goes back past irreversible versions."""
-    return f"past {', '.join(versions)}, which is irreversible" if versions else ""
+    return f"past irreversible {', '.join(versions)}"
 
 
 def targets(served: Sequence[Version]) -> list[Target]:

@@ -60,7 +60,7 @@ _SETTLED_OTHERWISE = frozenset({Result.SWITCHED, Result.ABORTED})
 async def launchable(
     database: Database, releases: Releases, version: str | None = None
 ) -> tuple[Target, Release]:
-    """Return the target of a rollback, and its release if it is there unchanged. Raises RefusedError."""
+    """Return a rollback's target, and its release if it is unchanged. Raises RefusedError."""
     await database.outbox.flush()  # a switch that is not written yet would be passed over
     target = chosen(await database.versions.served(), version)
     try:

@@ -248,7 +248,7 @@ class DeployQueries:
         return await self._events.subscribe(after=after, deploy_id=deploy_id)
 
     async def earlier(self, *, with_git: bool) -> EarlierVersions:
-        """Return the versions that can be gone back to. Without git only its folder is looked at."""
+        """Return the versions that can be gone back to; `with_git`: git may be run for it."""
         found = targets(await self._database.versions.served())
         views = [await self._earlier(target, with_git=with_git) for target in found]
         active = self._slots.active.instance

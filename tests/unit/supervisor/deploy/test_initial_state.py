@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -193,6 +194,16 @@ async def test_a_rollback_launches_exactly_what_was_deployed_or_says_why_not(
             "folder": f"its folder {before.path} was replaced by another one",
         }
         assert expected[change] in str(refused.value)
+
+
+async def test_a_start_does_not_go_back_past_an_irreversible_version(tmp_path: Path) -> None:
+    async with machine(tmp_path) as it:
+        await it.switched("r1")
+        (tmp_path / "releases" / "r2" / "release.toml").write_text("irreversible = true")
+        gone = await it.switched("r2")
+        shutil.rmtree(gone.path)
+        assert (await it.start()).label == "r2"
+        assert await it.recorded() == ["r2", "r1"]
 
 
 async def test_a_switch_that_was_not_noted_is_noted_with_its_folder(tmp_path: Path) -> None:

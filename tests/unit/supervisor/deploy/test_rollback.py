@@ -120,7 +120,7 @@ def test_irreversible_versions_since_are_named_and_do_not_forbid_it() -> None:
     ]
     target = chosen(record, "1")
     assert target.past == ("4", "2")
-    assert target.remark == "past 4, 2, which is irreversible"
+    assert target.remark == "past irreversible 4, 2"
     assert chosen(record, "2").past == ("4",)
 
 
