@@ -74,7 +74,9 @@ def _differences(seen: Seen) -> Iterator[str]:
             if kept[name] != seen.file[name]:
                 yield f"{name} is {kept[name]} in the database, {seen.file[name]} in the file"
     release = seen.file.get("active_release")
-    versions = seen.rows("SELECT directory, version FROM versions ORDER BY id DESC LIMIT 1")
+    versions = seen.rows(
+        "SELECT directory, version FROM versions WHERE NOT undone ORDER BY id DESC LIMIT 1"
+    )
     if release and versions and versions[0][1] != release["version"]:
         yield f"the newest version is {versions[0][1]}, and {release['version']} is in the file"
 

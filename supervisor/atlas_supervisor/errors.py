@@ -290,6 +290,27 @@ PREVIOUS_VERSION_GONE = ErrorSpec(
     "with RELEASES_DIR every release keeps its own folder, so that a rollback can launch it",
     {"version": "1.3.2", "problem": "its folder has another version now"},
 )
+UNKNOWN_VERSION = ErrorSpec(
+    "unknown_version",
+    404,
+    "version {version!r} is none of the last that served; there is: {known}",
+    "atlasctl rollback --list (GET /deploy/rollback) shows what can be gone back to",
+    {"version": "1.2", "known": "1.3.2, 1.3.1"},
+)
+VERSION_IS_ACTIVE = ErrorSpec(
+    "version_is_active",
+    409,
+    "version {version!r} is active",
+    UNKNOWN_VERSION.hint,
+    {"version": "1.4.0"},
+)
+FAST_NOT_ALLOWED = ErrorSpec(
+    "fast_not_allowed",
+    409,
+    "version {version} can't skip its gates: {why}",
+    "go back to it without `fast` (--fast): then it passes smoke tests and health gate",
+    {"version": "1.3.2", "why": "its worker was restarted 3 times after crashes"},
+)
 RELOAD_IN_PROGRESS = ErrorSpec(
     "reload_in_progress",
     409,

@@ -71,7 +71,10 @@ async def started_on(folder: Path, changes: str) -> AsyncIterator[DaemonProcess]
 
 
 def versions(daemon: DaemonProcess) -> list[str | None]:
-    return [name for (name,) in rows(daemon, "SELECT release FROM versions ORDER BY id")]
+    return [
+        name
+        for (name,) in rows(daemon, "SELECT release FROM versions WHERE NOT undone ORDER BY id")
+    ]
 
 
 async def verified(daemon: DaemonProcess) -> int:

@@ -57,7 +57,10 @@ async def brought_back(daemon: DaemonProcess) -> str:
 
 
 def versions(daemon: DaemonProcess) -> list[str | None]:
-    return [name for (name,) in rows(daemon, "SELECT release FROM versions ORDER BY id")]
+    return [
+        name
+        for (name,) in rows(daemon, "SELECT release FROM versions WHERE NOT undone ORDER BY id")
+    ]
 
 
 @pytest.mark.fault("Disk and files", "a state file at odds with the database", "the file counts")

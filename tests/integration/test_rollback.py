@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -236,3 +238,95 @@ async def test_a_foreign_version_is_drained_at_the_switch_unless_it_is_to_be_kep
         release(daemon, "v2")
         await daemon.ended((await daemon.deploy()).json["deploy_id"])
         assert slot(await daemon.status(), "staging")["state"] == "empty"
+
+
+async def rollback(daemon: DaemonProcess, **body: Any) -> Any:
+    return await daemon.request("POST", "/deploy/rollback", json=body)
+
+
+async def until_said(daemon: DaemonProcess, path: str, word: str) -> None:
+    async with asyncio.timeout(10):
+        while word not in json.dumps((await daemon.request("GET", path)).json):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def test_one_can_go_back_to_an_older_version_fast_or_through_its_gates(
+    tmp_path: Path,
+) -> None:
+    folder = releases(tmp_path, "r1", "r2", "r3", "r4")
+    async with scripted_daemon(tmp_path, {"RELEASES_DIR": folder}) as daemon:
+        for name in ("r1", "r2", "r3", "r4"):
+            await daemon.ended((await daemon.deploy(name)).json["deploy_id"])
+        refused = await rollback(daemon, version="r9")
+        assert (refused.status, refused.json["error"]["code"]) == (404, "unknown_version")
+        assert "there is: r3, r2, r1" in refused.json["error"]["message"]
+        assert (await rollback(daemon, version="r4")).json["error"]["code"] == "version_is_active"
+        shutil.rmtree(folder / "r2")
+        gone = await rollback(daemon, version="r2")
+        assert (gone.status, gone.json["error"]["code"]) == (409, "previous_version_gone")
+        listed = (await daemon.request("GET", "/deploy/rollback")).json["versions"]
+        assert [(v["version"], v["next"], v["fast"], bool(v["gone"])) for v in listed[:3]] == [
+            ("r3", True, True, False),
+            ("r2", False, True, True),
+            ("r1", False, True, False),
+        ]
+        one = await rollback(daemon, version="r1", fast=True)
+        assert (one.status, one.json["result"], one.json["version"]) == (200, "switched", "r1")
+        steps = {step["name"]: step for step in one.json["steps"]}
+        assert steps["smoke"]["detail"]["skipped"] is steps["health"]["detail"]["skipped"] is True
+        others = sum(step["duration_ms"] for step in one.json["steps"] if step["name"] != "launch")
+        assert others < 1000, one.json["steps"]  # a loaded machine; 100 ms are measured apart
+        assert await public_version(daemon) == "r1"
+        await daemon.ended(one.json["deploy_id"])
+        # What was gone back from has to pass its gates, and is put on top again.
+        refused = await rollback(daemon, version="r4", fast=True)
+        assert (refused.status, refused.json["error"]["code"]) == (409, "fast_not_allowed")
+        again = await rollback(daemon, version="r4")
+        assert (again.json["result"], again.json["version"]) == ("switched", "r4")
+        assert "probes" in again.json["steps"][3]["detail"]
+        await daemon.ended(again.json["deploy_id"])
+        last = await roll_back(daemon)
+        assert (last.json["result"], last.json["version"]) == ("switched", "r1")
+        await everything_agrees(daemon)
+        for body in ({"version": 1}, {"fast": "yes"}, {"version": ""}, {"to": "r1"}, ["r1"]):
+            assert (await daemon.request("POST", "/deploy/rollback", json=body)).status == 400
+
+
+@pytest.mark.fault(
+    "Workers",
+    "a release marked irreversible dies after its switch",
+    "it keeps the traffic and is restarted; alarm, and back by hand only",
+)
+async def test_an_irreversible_version_is_held_and_only_an_operator_goes_back(
+    tmp_path: Path,
+) -> None:
+    async with scripted_daemon(tmp_path, {**WARM, "GUARD_SECONDS": 30}) as daemon:
+        (daemon.worker_directory / "release.toml").write_text("irreversible = maybe")
+        release(daemon, "v2")
+        failed = await daemon.deploy()
+        assert (failed.status, failed.json["steps"][-1]["name"]) == (422, "preflight")
+        assert "release.toml" in failed.json["reason"]
+        (daemon.worker_directory / "release.toml").write_text("irreversible = true")
+        deploy_id = (await daemon.deploy()).json["deploy_id"]
+        (daemon.worker_directory / "release.toml").unlink()  # what was recorded holds
+        worker = slot(await daemon.status(), "active")["pid"]
+        os.kill(worker, signal.SIGKILL)
+        record = await until_phase(daemon, "warm")
+        assert (record["result"], record["steps"][-1]["name"]) == ("switched", "guard")
+        assert not record["steps"][-1]["ok"]
+        assert "irreversible" in record["reason"]
+        assert (await daemon.status())["mode"] == "bluegreen"
+        await until_said(daemon, "/deploy/status", "revert_held")
+        assert rows(daemon, "SELECT 1 FROM audit WHERE action = 'rollback' AND outcome = 'held'")
+        assert await public_version(daemon) == "v2"  # it waits for the restart
+        # The alarm outlives the daemon.
+        await daemon.kill()
+        await daemon.start()
+        await until_said(daemon, "/deploy/status", "revert_held")
+        await until_said(daemon, "/health", "irreversible")
+        answer = await rollback(daemon, version="v1", fast=True)
+        assert (answer.status, answer.json["result"]) == (200, "rolled_back")
+        assert answer.json["deploy_id"] == deploy_id
+        assert "past irreversible v2" in answer.json["reason"]
+        assert await public_version(daemon) == "v1"
+        assert (await daemon.status())["fallback_suggestions"] == []

@@ -112,6 +112,7 @@ def when_quiet(scenario: Scenario) -> None:
     assert control is not None
     _records_agree(scenario)
     _deploys_have_ended(scenario)
+    _held(scenario)
     _audited(scenario)
     _nothing_is_left(scenario)
     journal = {row["id"] for row in scenario.rows("SELECT id FROM transitions")}
@@ -141,7 +142,9 @@ def _records_agree(scenario: Scenario) -> None:
     if status.slots[list(SlotName).index(active)].role != "active":
         world.breach(f"the file says {active}, and the slots say the other one")
     worker = world.in_slot(active)
-    versions = scenario.rows("SELECT release, version FROM versions ORDER BY id DESC LIMIT 1")
+    versions = scenario.rows(
+        "SELECT release, version FROM versions WHERE NOT undone ORDER BY id DESC LIMIT 1"
+    )
     named = held["active_release"]
     if worker is not None and worker.release not in {named["name"], named["version"]}:
         world.breach(f"{worker} serves, and the file names {named['name'] or named['version']}")
@@ -172,6 +175,18 @@ def _deploys_have_ended(scenario: Scenario) -> None:
         order = [_ORDER.index(StepName(step["name"])) for step in steps]
         if order != sorted(order) and "launch" not in _repeated(steps):
             world.breach(f"deploy {name} has its steps out of order: {[s['name'] for s in steps]}")
+
+
+def _held(scenario: Scenario) -> None:
+    """Nothing but a request has reverted an irreversible version."""
+    reverts = scenario.rows(
+        "SELECT transitions.* FROM transitions JOIN deploys USING (deploy_id) "
+        "WHERE target = 'revert' AND irreversible AND event <> 'rollback_requested'"
+    )
+    for row in reverts:
+        scenario.world.breach(
+            f"{row['deploy_id']} is irreversible and was reverted: {row['cause']}"
+        )
 
 
 def _repeated(steps: list[Any]) -> set[str]:

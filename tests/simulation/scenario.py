@@ -36,6 +36,7 @@ _WEIGHTS = {
     "switch": 8,
     "abort": 5,
     "rollback": 9,
+    "rollback_to": 6,
     "bluegreen": 13,
     "single": 1,
     "canaries_fail": 2,
@@ -329,6 +330,10 @@ class Scenario:
         steer = {"switch": deploys.switch, "abort": deploys.abort, "rollback": deploys.rollback}
         if name in {"deploy", "dry_run"}:
             return self._deploy_and_wait(life, name, key)
+        if name == "rollback_to":
+            version, fast = self.draw.choice(GOOD), self.draw.random() < 0.5
+            self.world.tell(f"operator: back to {version}{', fast' if fast else ''}")
+            return deploys.rollback(_OPERATOR, key, version=version, fast=fast)
         if name == "canary_reset":
             return canary.reset(None, _OPERATOR)
         if name == "reload":

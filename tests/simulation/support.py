@@ -8,7 +8,7 @@ from pathlib import Path
 
 from atlas_supervisor.store.database import open_database
 from atlas_supervisor.store.state_folder import DATABASE_FILE
-from tests.simulation.world import BAD, GOOD
+from tests.simulation.world import BAD, GOOD, IRREVERSIBLE
 
 
 def prepare(folder: Path) -> None:
@@ -16,6 +16,7 @@ def prepare(folder: Path) -> None:
     for name in (*GOOD, *BAD):
         (folder / "releases" / name).mkdir(parents=True)
         (folder / "releases" / name / "VERSION").write_text(f"{name}\n")
+    (folder / "releases" / IRREVERSIBLE / "release.toml").write_text("irreversible = true\n")
     (folder / "smoke.toml").write_text('[[http]]\nname = "home"\npath = "/"\n')
 
     async def make() -> None:

@@ -19,6 +19,8 @@ from atlas_supervisor.model.slot import SlotName
 from tests.simulation.clock import Timeline
 
 GOOD = ("v1", "v2", "v3", "v4")
+IRREVERSIBLE = "v4"
+"""One of the good ones."""
 BAD = ("never-ready", "crashes-at-once", "fails-smoke", "fails-health")
 """Releases that never pass the gates; none of them may ever have traffic."""
 

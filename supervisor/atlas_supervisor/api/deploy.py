@@ -19,6 +19,7 @@ from atlas_supervisor.api.routes import (
 )
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.deploy import DeployRecord, Mode, Result
+from atlas_supervisor.model.release import EarlierVersions
 from atlas_supervisor.model.status import Status
 
 _PASSED = frozenset({Result.SWITCHED, Result.AWAITING_SWITCH, Result.DRY_RUN_PASSED})
@@ -55,6 +56,23 @@ class DeployBody(BaseModel, extra="forbid"):
     )
 
 
+class RollbackBody(BaseModel, extra="forbid"):
+    """What to go back to, and how."""
+
+    version: Annotated[str, Field(min_length=1, max_length=255)] | None = Field(
+        default=None,
+        description="One of the last five versions that served, or its release's name; without it "
+        "the version before.",
+        examples=[examples.EARLIER.versions[0].version],
+    )
+    fast: bool = Field(
+        default=False,
+        description="Skip smoke tests and health gate; possible if it ran without complaint within "
+        "24 h.",
+        examples=[True],
+    )
+
+
 class ModeBody(BaseModel, extra="forbid"):
     """The mode to set."""
 
@@ -86,11 +104,19 @@ async def _abort(call: Request[Nothing, Nothing]) -> Reply:
     return _answer(record, asked=frozenset({Result.ABORTED}))
 
 
-async def _rollback(call: Request[Nothing, Nothing]) -> Reply:
+async def _earlier(call: Request[Nothing, Nothing]) -> Reply:
+    is_known = call.actor.name != "anonymous"  # as for the list of releases
+    return Reply(await call.control.queries.earlier(with_git=is_known))
+
+
+async def _rollback(call: Request[Nothing, RollbackBody]) -> Reply:
     # To a warm version, the answer is the deploy that is undone; else the one that launches the
     # previous release again.
     asked = frozenset({Result.ROLLED_BACK, Result.SWITCHED})
-    return _answer(await call.control.deploys.rollback(call.actor, call.key), asked=asked)
+    record = await call.control.deploys.rollback(
+        call.actor, call.key, version=call.body.version, fast=call.body.fast
+    )
+    return _answer(record, asked=asked)
 
 
 async def _mode(call: Request[Nothing, ModeBody]) -> Reply:
@@ -225,27 +251,31 @@ ROUTES: tuple[AnyRoute, ...] = (
         method="POST",
         path="/deploy/rollback",
         handler=_rollback,
-        summary="Go back to the previous version",
-        description="Works in either mode. If the previous version is still warm, it gets the "
-        "traffic at once, and the answer is the record of the deploy that is undone "
-        "(`rolled_back`). Otherwise its release is launched and passes the gates, and the answer "
-        "is the record of that deploy (`switched`). docs/adr/0005-versions-stack.md defines "
-        "which version is the previous one.",
+        summary="Go back to an earlier version",
+        description="To the version before, or to one of the last five that served, in either "
+        "mode. If it is still warm, it gets the traffic at once, and the answer is the record of "
+        "the deploy that is undone (`rolled_back`). Otherwise its release is launched and passes "
+        "the gates, and the answer is the record of that deploy (`switched`). "
+        "docs/adr/0005-versions-stack.md defines which version is the one before. By hand one can "
+        "go back past an irreversible version, too; the record says so.",
         tag="Deploy",
         query=Nothing,
-        body=Nothing,
+        body=RollbackBody,
         access=Access.CHANGE,
         keyed=True,
         answers=(
             ResponseSpec(
                 200,
-                "The previous version has all the traffic.",
+                "The earlier version has all the traffic.",
                 DeployRecord,
                 examples.ROLLED_BACK,
             ),
         ),
         errors=(
             errors.NOTHING_TO_ROLL_BACK,
+            errors.UNKNOWN_VERSION,
+            errors.VERSION_IS_ACTIVE,
+            errors.FAST_NOT_ALLOWED,
             errors.PREVIOUS_VERSION_GONE,
             errors.DEPLOY_IN_PROGRESS,
             errors.DEPLOY_ABORTED,
@@ -254,6 +284,21 @@ ROUTES: tuple[AnyRoute, ...] = (
             errors.SWITCH_FAILED,
             errors.NOT_DURABLE,
             errors.STOPPING,
+        ),
+    ),
+    Route(
+        method="GET",
+        path="/deploy/rollback",
+        handler=_earlier,
+        summary="What can be gone back to",
+        description="The last five other versions that served: how fast each can take over, and "
+        "whether an irreversible version served since. Whether a version that git names is still "
+        "in its folder is looked up for callers who are known by token or uid.",
+        tag="Deploy",
+        query=Nothing,
+        body=Nothing,
+        answers=(
+            ResponseSpec(200, "The versions, the latest first.", EarlierVersions, examples.EARLIER),
         ),
     ),
     Route(

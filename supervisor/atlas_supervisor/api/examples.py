@@ -30,7 +30,13 @@ from atlas_supervisor.model.deploy import (
 )
 from atlas_supervisor.model.drain import DrainCounts, DrainingView
 from atlas_supervisor.model.health import Check, CheckStatus, Health, HealthStatus
-from atlas_supervisor.model.release import LastDeploy, ReleaseView, VersionSource
+from atlas_supervisor.model.release import (
+    EarlierVersion,
+    EarlierVersions,
+    LastDeploy,
+    ReleaseView,
+    VersionSource,
+)
 from atlas_supervisor.model.requests import RequestFigures
 from atlas_supervisor.model.slot import Role, SlotName, SlotState, SlotView
 from atlas_supervisor.model.status import (
@@ -134,6 +140,22 @@ RELEASE = ReleaseView(
     note=None,
     slots=[SlotName.GREEN],
     last_deploy=LastDeploy(deploy_id=SWITCHED.deploy_id, started_ts=_START, result=SWITCHED.result),
+)
+EARLIER = EarlierVersions(
+    active_version="1.4.0",
+    versions=[
+        EarlierVersion(
+            version="1.3.2",
+            release="1.3.2",
+            last_served_ts=_START,
+            next=True,
+            warm=True,
+            fast=True,
+            why_not_fast=None,
+            gone=None,
+            past_irreversible=[],
+        )
+    ],
 )
 
 # Canaries.

@@ -17,7 +17,7 @@ from atlas_supervisor.model.deploy import DeployRecord, EventFeed, Mode, Transit
 from atlas_supervisor.model.health import Health
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.log import LogFeed, LogSource, WantedLines
-from atlas_supervisor.model.release import ReleaseView
+from atlas_supervisor.model.release import EarlierVersions, ReleaseView
 from atlas_supervisor.model.status import ReloadView, SplitView, Status
 
 
@@ -38,8 +38,15 @@ class DeployPort(Protocol):
     async def abort(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
         """Abort the deploy in progress; return once staging is stopped."""
 
-    async def rollback(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
-        """Go back to the previous version; return once it has all the traffic."""
+    async def rollback(
+        self,
+        actor: Actor,
+        key: IdempotencyKey | None = None,
+        *,
+        version: str | None = None,
+        fast: bool = False,
+    ) -> DeployRecord:
+        """Go back to a version, or the previous one; return once it has all the traffic."""
 
     async def set_mode(self, mode: Mode, actor: Actor, key: IdempotencyKey | None = None) -> None:
         """Set the mode durably."""
@@ -69,6 +76,9 @@ class QueryPort(Protocol):
 
     async def releases(self, *, with_git: bool) -> list[ReleaseView]:
         """Return the named releases that exist, by name. Raises RefusedError."""
+
+    async def earlier(self, *, with_git: bool) -> EarlierVersions:
+        """Return the versions that can be gone back to."""
 
     async def find(self, deploy_id: str) -> DeployRecord | None:
         """Return one deploy, or None."""

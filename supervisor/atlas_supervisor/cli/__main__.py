@@ -15,10 +15,11 @@ from atlas_supervisor.cli.health import health
 from atlas_supervisor.cli.history import history, releases
 from atlas_supervisor.cli.logs import logs
 from atlas_supervisor.cli.reload import reload
+from atlas_supervisor.cli.rollback import rollback
 from atlas_supervisor.cli.session import Verbs
 from atlas_supervisor.cli.show import show
 from atlas_supervisor.cli.status import status
-from atlas_supervisor.cli.steer import abort, mode, rollback, switch
+from atlas_supervisor.cli.steer import abort, mode, switch
 from atlas_supervisor.cli.traffic import traffic
 from atlas_supervisor.output import unfailing_output
 

@@ -1,15 +1,12 @@
-"""`atlasctl switch`, `abort`, `rollback` and `mode`: steer the deploy in progress, set the mode."""
+"""`atlasctl switch`, `abort` and `mode`: steer the deploy in progress, set the mode."""
 
 from __future__ import annotations
-
-from contextlib import suppress
 
 import click
 from rich.console import RenderableType
 from rich.text import Text
 
 from atlas_supervisor.cli.client import Record
-from atlas_supervisor.cli.errors import FailedError
 from atlas_supervisor.cli.render_deploy import AFTERWARDS, findings, outcome, step_line
 from atlas_supervisor.cli.session import Session, refusal, verb
 from atlas_supervisor.cli.terminal import OK, safe
@@ -23,29 +20,13 @@ _MEANING = {
 @verb
 async def switch(session: Session) -> None:
     """Switch all traffic to the version that waits for it."""
-    await _steer(session, "switch", "switching")
+    await steer(session, "switch", "switching")
 
 
 @verb
 async def abort(session: Session) -> None:
     """Abort the deploy in progress, at any step before the switch."""
-    await _steer(session, "abort", "stopping the new version")
-
-
-@verb
-async def rollback(session: Session) -> None:
-    """Go back to the previous version.
-
-    It gets the traffic at once if it is still warm; otherwise its release is launched and has to
-    pass the gates again.
-    """
-    record = await _steer(session, "rollback", "going back to the previous version")
-    if session.json or record.get("result") != "rolled_back":
-        return  # the outcome of a launched release names version and port already
-    with suppress(FailedError):  # the rollback is done, even if the status can't be read
-        status = session.expect(await session.daemon.get("/deploy/status"), "active_port")
-        serving = f"  {status.get('version')} on port {status['active_port']} has all the traffic"
-        session.screen.print(safe(serving))
+    await steer(session, "abort", "stopping the new version")
 
 
 @verb
@@ -65,18 +46,18 @@ async def mode(session: Session, mode: str) -> None:
     session.report(answer, view, "mode")
 
 
-async def _steer(session: Session, action: str, doing: str) -> Record:
+async def steer(session: Session, action: str, doing: str, body: Record | None = None) -> Record:
     """Request `action` and show its outcome; return the deploy's record if it was done."""
     session.parting = (
         f"Interrupted. If the {action} has started, it continues: see `atlasctl status`."
     )
-    screen = session.screen
+    screen, path = session.screen, f"/deploy/{action}"
     if session.json:
-        answer = await session.daemon.post(f"/deploy/{action}", patience=None)
+        answer = await session.daemon.post(path, body=body, patience=None)
         session.report_json(answer, "deploy_id")
         return answer.data
     with screen.waiting(lambda: doing):
-        answer = await session.daemon.post(f"/deploy/{action}", patience=None)
+        answer = await session.daemon.post(path, body=body, patience=None)
     record = answer.data
     if answer.ok:
         session.expect(answer, "deploy_id")

@@ -68,3 +68,8 @@ def nothing_to(action: str, run: DeployRun | None) -> RefusedError:
 def previous_gone(release: Release, problem: str) -> RefusedError:
     """Return the error for a previous version that is neither warm nor can be launched."""
     return errors.PREVIOUS_VERSION_GONE.error(version=release.version, problem=problem)
+
+
+def fast_not_allowed(release: Release, why: str) -> RefusedError:
+    """Return the error for a rollback whose version can't skip its gates."""
+    return errors.FAST_NOT_ALLOWED.error(version=release.version, why=why)

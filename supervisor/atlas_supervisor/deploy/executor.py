@@ -13,7 +13,7 @@ import structlog
 from atlas_supervisor.config import Settings
 from atlas_supervisor.config.smoke_file import SmokePlan, load_smoke_file
 from atlas_supervisor.deploy.effects import ActiveDeploy
-from atlas_supervisor.deploy.machine import Event, StepOutcome, When
+from atlas_supervisor.deploy.machine import HELD_WHY, Event, StepOutcome, When
 from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.errors import SettingsError
 from atlas_supervisor.model.deploy import (
@@ -41,6 +41,7 @@ log = structlog.get_logger(__name__)
 
 _SMALLEST_GUARD_INTERVAL_SECONDS = 0.5
 _ALONE_POLL_SECONDS = 0.05
+_SKIPPED = "skipped: a fast rollback to a version that ran without complaint"
 _NAMED_BY: dict[VersionSource | None, str] = {
     VersionSource.GIT: "git's description",
     VersionSource.NAME: "its folder's name",
@@ -86,6 +87,8 @@ class Executor:
             return gone
         if release.problem is not None:  # a recycle must start what was deployed
             return StepOutcome.failed(release.problem)
+        if release.fault is not None:
+            return StepOutcome.failed(release.fault)
         try:
             await self._smoke_plan()
         except SettingsError as error:
@@ -101,6 +104,10 @@ class Executor:
         if release.note is not None:
             message += f"; {release.note}, so its version is {_NAMED_BY[release.source]}"
             facts["version_note"] = release.note
+        if deploy.plan.irreversible:
+            message += "; it is irreversible: nothing reverts it by itself after the switch"
+            facts["irreversible"] = True
+        message += f"; {deploy.plan.remark}" if deploy.plan.remark else ""
         return StepOutcome.passed(message, PreflightDetail(**facts, waited_ms=watch.milliseconds))
 
     async def _smoke_plan(self) -> SmokePlan | None:
@@ -122,6 +129,8 @@ class Executor:
 
     async def smoke(self, deploy: ActiveDeploy) -> StepOutcome:
         """Run every smoke test against staging's own port."""
+        if deploy.plan.fast:
+            return StepOutcome.passed(_SKIPPED, SmokeDetail(skipped=True))
         plan = await self._smoke_plan()
         slot, instance = self._slots.staging, self._slots.staging.instance
         if instance is None:
@@ -160,6 +169,8 @@ class Executor:
         """
         slot, settings = self._slots.staging, self._settings
         instance = slot.instance
+        if deploy.plan.fast:
+            return StepOutcome.passed(_SKIPPED, HealthDetail(skipped=True))
 
         def still_starting() -> bool:
             """Return whether its other processes may not be up yet, though it reported ready."""
@@ -224,14 +235,18 @@ class Executor:
         """Switch to staging; the deployed version has the traffic from now on."""
         if gone := await _gone(deploy.release):  # a deploy may have waited for days
             return gone
+        crashes, back = self._slots.active.restarts, deploy.plan.rollback
+        complaint = f"its worker was restarted {crashes} times after crashes" if crashes else None
+        if back:
+            complaint = f"deploy {deploy.record.deploy_id} went back from it"
         outcome = await self._switch.flip()
         if not outcome.has_passed:
             return outcome
         self._warm_since = Stopwatch()
-        added = None
-        if not deploy.plan.rollback:
-            added = Version(self._slots.active.name, deploy.release)
-        return replace(outcome, versions=VersionChange(added, moved=deploy.plan.recycle))
+        added = Version(self._slots.active.name, deploy.release)
+        if deploy.plan.recycle:
+            return replace(outcome, versions=VersionChange(added, moved=True))
+        return replace(outcome, versions=VersionChange(added, back, complaint))
 
     async def revert(self, deploy: ActiveDeploy) -> StepOutcome:
         """Switch back to the warm version, and pass on what a dead one had queued."""
@@ -240,10 +255,12 @@ class Executor:
             return StepOutcome.failed(outcome.message, outcome.detail)  # no staging has died
         if self._slots.staging.is_down:
             self._slots.vacate_staging()
-        slot, back = self._slots.active, None
-        if (deploy.plan.rollback or deploy.plan.recycle) and slot.instance:
-            back = Version(slot.name, slot.instance.release)  # it has the traffic again
-        return replace(outcome, versions=VersionChange(back, moved=deploy.plan.recycle))
+        slot, plan, complaint = self._slots.active, deploy.plan, deploy.record.reason
+        change = VersionChange(back=True, complaint=complaint)
+        if (plan.rollback or plan.recycle) and slot.instance:  # its version has the traffic again
+            again = Version(slot.name, slot.instance.release)
+            change = VersionChange(again, complaint=complaint, moved=plan.recycle)
+        return replace(outcome, versions=change)
 
     @property
     def _warm_seconds(self) -> float:
@@ -304,11 +321,13 @@ class Executor:
             GuardDetail(guarded_seconds=seconds, probes=probes),
         )
 
-    async def warm(self, _deploy: ActiveDeploy) -> StepOutcome:
+    async def warm(self, deploy: ActiveDeploy) -> StepOutcome:
         """Wait for the rest of the warm time, or for the end of the warm instance.
 
         It does not end by itself while the old version is the only one that lives.
         """
+        if (reason := deploy.record.reason or "").endswith(HELD_WHY):
+            self._slots.complaint = reason
         return await self._until_superseded(self._keep_warm)
 
     async def _keep_warm(self) -> StepOutcome:

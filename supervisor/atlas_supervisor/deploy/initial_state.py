@@ -109,6 +109,7 @@ async def active_release(
         recorded = [releases.active(named), *recorded]
     elif rows:
         recorded = [rows[0].release, *recorded]
+    recorded = _until_irreversible(recorded, rows)
     # Without deploys, a start is the only way to a new content of the worker directory.
     is_followed = settings.deploy_mode is Mode.SINGLE and recorded and recorded[0].name is None
     if is_followed or not recorded:
@@ -126,6 +127,12 @@ async def active_release(
     if start.position > 0:
         await _fall_back(start, database, state, slot)
     return start.release
+
+
+def _until_irreversible(recorded: list[Release], rows: list[Version]) -> list[Release]:
+    """Leave out what ran before an irreversible version: nothing goes back past that by itself."""
+    known = next((n for n, row in enumerate(rows, 1) if row.release.irreversible), len(rows))
+    return recorded[: known + 1]
 
 
 async def _fall_back(start: Start, database: Database, state: StateKeeper, slot: SlotName) -> None:

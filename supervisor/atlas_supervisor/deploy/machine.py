@@ -57,6 +57,7 @@ class Consequence(StrEnum):
     ROLLBACK_FAILURE_AUDITED = "a failed rollback is audited"
     SINGLE_MODE = "the mode falls back to single"
     SWITCH_FAILURE_AUDITED = "a failed switch is audited"
+    HELD = "it is audited that the version keeps the traffic, and noted with the version"
 
 
 class When(StrEnum):
@@ -69,6 +70,8 @@ class When(StrEnum):
     MANUAL = "waits for the operator"
     REQUESTED = "requested"
     RECYCLE = "recycle"
+    REVERSIBLE = "may be reverted"
+    IRREVERSIBLE = "irreversible"
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,13 @@ class Plan:
     recycle: bool = False
     """It launches the active version again, beside a worker that is beyond a limit. It ends by
     itself, never disables deploys, and keeps no old worker: that one is no other version."""
+    """It launches an earlier version again, because that is not warm."""
+    fast: bool = False
+    """It does so without smoke tests and health gate."""
+    irreversible: bool = False
+    """Once the version has all the traffic, only a request takes it away."""
+    remark: str = ""
+    """What the record is to say of it."""
 
     def meets(self, condition: When) -> bool:
         """Return whether a row with this condition applies."""
@@ -93,6 +103,8 @@ class Plan:
             When.MANUAL: not self.dry_run and not self.auto_switch,
             When.REQUESTED: not self.recycle,
             When.RECYCLE: self.recycle,
+            When.REVERSIBLE: not self.irreversible,
+            When.IRREVERSIBLE: self.irreversible,
         }[condition]
 
 
@@ -152,6 +164,9 @@ _REVERTED_BY_GUARD = (Consequence.SINGLE_MODE,)
 _ROLLED_BACK = (Consequence.ROLLBACK_AUDITED,)
 _NOT_ROLLED_BACK = (Consequence.ROLLBACK_FAILURE_AUDITED, Consequence.SWITCH_FAILURE_AUDITED)
 _NOT_SWITCHED = (Consequence.SWITCH_FAILURE_AUDITED,)
+_HELD = (Consequence.HELD,)
+HELD_WHY = "not reverted, since release.toml says that it is irreversible"
+"""Ends the reason of a deploy whose version would have been reverted and was not."""
 
 
 def _gate(phase: Phase) -> tuple[Row, ...]:
@@ -194,13 +209,19 @@ TABLE: tuple[Row, ...] = (
     Row(_P.SWITCH, _E.STAGING_DIED, _P.UNSTAGE, _R.FAILED, demands=_NOT_SWITCHED),
     Row(_P.SWITCH, _E.SUPERVISOR_STOPPED, _P.ENDED, _R.ABORTED),
     Row(_P.GUARD, _E.PASSED, _P.WARM),
-    Row(_P.GUARD, _E.FAILED, _P.REVERT, demands=_REVERTED_BY_GUARD),
-    Row(_P.GUARD, _E.ACTIVE_DIED, _P.REVERT, demands=_REVERTED_BY_GUARD),
+    # Only these rows revert without a request. An irreversible version keeps the traffic instead;
+    # if it died, it is started again like any active one. A share before the switch is no reason:
+    # the old version serves beside it all the while, so it can take that back.
+    Row(_P.GUARD, _E.FAILED, _P.REVERT, None, When.REVERSIBLE, _REVERTED_BY_GUARD),
+    Row(_P.GUARD, _E.FAILED, _P.WARM, None, When.IRREVERSIBLE, _HELD),
+    Row(_P.GUARD, _E.ACTIVE_DIED, _P.REVERT, None, When.REVERSIBLE, _REVERTED_BY_GUARD),
+    Row(_P.GUARD, _E.ACTIVE_DIED, _P.WARM, None, When.IRREVERSIBLE, _HELD),
     Row(_P.GUARD, _E.ROLLBACK_REQUESTED, _P.REVERT),
     Row(_P.GUARD, _E.SUPERSEDED, _P.DRAIN),
     Row(_P.GUARD, _E.SUPERVISOR_STOPPED, _P.ENDED),
     Row(_P.WARM, _E.PASSED, _P.DRAIN),
-    Row(_P.WARM, _E.ACTIVE_DIED, _P.REVERT),
+    Row(_P.WARM, _E.ACTIVE_DIED, _P.REVERT, when=When.REVERSIBLE),
+    Row(_P.WARM, _E.ACTIVE_DIED, _P.WARM, None, When.IRREVERSIBLE, _HELD),
     # The old worker of a recycle is no version to go back to.
     Row(_P.WARM, _E.ROLLBACK_REQUESTED, _P.REVERT, when=When.REQUESTED),
     Row(_P.WARM, _E.SUPERSEDED, _P.DRAIN),
@@ -208,7 +229,7 @@ TABLE: tuple[Row, ...] = (
     # Phases that only clean up can't change the result, and always lead to the end.
     Row(_P.WARM, _E.FAILED, _P.DRAIN),
     # Until the drain begins, the old version can take over (`UNTIL_BEGUN`).
-    Row(_P.DRAIN, _E.ACTIVE_DIED, _P.REVERT),
+    Row(_P.DRAIN, _E.ACTIVE_DIED, _P.REVERT, when=When.REVERSIBLE),
     Row(_P.DRAIN, _E.ROLLBACK_REQUESTED, _P.REVERT, when=When.REQUESTED),
     Row(_P.DRAIN, _E.PASSED, _P.ENDED),
     Row(_P.DRAIN, _E.FAILED, _P.ENDED),

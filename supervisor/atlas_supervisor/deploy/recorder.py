@@ -48,6 +48,7 @@ AUDITED = {
     Consequence.ROLLBACK_AUDITED: ("rollback", "done"),
     Consequence.ROLLBACK_FAILURE_AUDITED: ("rollback", "failed"),
     Consequence.SWITCH_FAILURE_AUDITED: ("switch", "failed"),
+    Consequence.HELD: ("rollback", "held"),
 }
 """Action and outcome of the entries that a row may demand."""
 
@@ -113,9 +114,12 @@ class Recorder:
         `why` is the reason of a recycle, in words.
         """
         action = "rollback" if plan.rollback else "dry_run" if plan.dry_run else "deploy"
-        cause, reason = f"{action.replace('_', ' ')} requested by {actor.name}", {}
+        cause, more = f"{action.replace('_', ' ')} requested by {actor.name}", {}
+        if plan.rollback:
+            more = {"fast": plan.fast, "remark": plan.remark}
+            cause += f", {plan.remark}" if plan.remark else ""
         if why is not None:
-            action, cause, reason = "recycle", f"recycled: {why}", {"reason": why}
+            action, cause, more = "recycle", f"recycled: {why}", {"reason": why}
         event = DeployEvent.of(record, ts=record.started_ts, source=None, event=BEGUN, cause=cause)
         is_written = False
         try:
@@ -131,7 +135,7 @@ class Recorder:
             self._events.publish(PublishedEvent(event, rollback=plan.rollback), journal_id)
             is_written = True
             await self._database.audit.write(
-                actor, action, "begun", subject=record.deploy_id, release=record.release, **reason
+                actor, action, "begun", subject=record.deploy_id, release=record.release, **more
             )
             await self._state.change(last_deploy_ts=record.started_ts, staging_weight=0.0)
         except (StoreError, OSError) as error:
@@ -176,6 +180,8 @@ class Recorder:
 
     def _demand(self, demand: Consequence, record: DeployRecord, reason: str) -> PendingWrite:
         """Put what a row demands into the outbox; return its last entry."""
+        if demand is Consequence.HELD:
+            log.error("revert_held", **record.facts, why=reason)
         if demand is not Consequence.SINGLE_MODE:
             return self._audit(*AUDITED[demand], record, reason)
         self._database.outbox.put(partial(self._fall_back_to_single, reason))

@@ -52,6 +52,19 @@ _AFTER_SWITCH = frozenset({Phase.GUARD, Phase.WARM, Phase.DRAIN})
 _GOING_ON = _AFTER_SWITCH | {Phase.AWAITING_SWITCH, Phase.DRAIN_REVERTED}
 
 
+def plan_of(unfinished: UnfinishedDeploy, *, auto_switch: bool | None = None) -> Plan:
+    """Return the deploy as it was begun by an earlier daemon, as far as it is recorded."""
+    record, release = unfinished.record, unfinished.release
+    recycle = record.cause is Cause.RECYCLED
+    return Plan(
+        record.dry_run,
+        unfinished.auto_switch if auto_switch is None else auto_switch,
+        unfinished.rollback,
+        recycle=recycle,
+        irreversible=release is not None and release.irreversible and not recycle,
+    )
+
+
 async def recover(
     settings: Settings, database: Database, written: Callable[[float, bool], None]
 ) -> tuple[StateKeeper, UnfinishedDeploy | None]:
@@ -164,22 +177,12 @@ async def _audit_once(database: Database, demand: Consequence, record: DeployRec
         )
 
 
-def plan_of(unfinished: UnfinishedDeploy, *, auto_switch: bool) -> Plan:
-    """Return the plan of a deploy that an earlier daemon has begun."""
-    record = unfinished.record
-    return Plan(
-        dry_run=record.dry_run,
-        auto_switch=auto_switch,
-        rollback=unfinished.rollback,
-        recycle=record.cause is Cause.RECYCLED,
-    )
-
-
 async def _last_demands(
     database: Database, unfinished: UnfinishedDeploy
 ) -> tuple[Consequence, ...]:
     """Return the demands of the last transition, in order."""
-    record, plan = unfinished.record, plan_of(unfinished, auto_switch=True)
+    record = unfinished.record
+    plan = plan_of(unfinished)
     last = await database.transitions.last(record.deploy_id)
     cause = await database.transitions.cause_of(record.deploy_id, Phase.REVERT)
     rows = (row for row in TABLE if (row.phase.value, row.event.value) == last)
@@ -191,7 +194,7 @@ def _outcome(
     unfinished: UnfinishedDeploy, phase: Phase, *, turned: bool
 ) -> tuple[Result | None, str]:
     """Return the result, and why; `turned`: the ports are now the other way round."""
-    plan = plan_of(unfinished, auto_switch=unfinished.auto_switch)
+    plan = plan_of(unfinished)
     cause = f"the supervisor ended during {phase.value}"
     if turned and phase in FLIPS:
         return step(plan, phase, Event.PASSED).result, f"{cause}, after the switch was durable"
@@ -273,11 +276,17 @@ async def _version_change(
     noted = bool(rows) and (serving is None or _is(rows[0].release, serving))
     if noted and (unfinished.rollback or rows[0].slot is slot):
         return None
-    if switched is unfinished.rollback:
-        return VersionChange(None) if len(rows) > 1 else None
+    if not (switched or unfinished.rollback):
+        back = VersionChange(back=True, complaint=record.reason or "it was reverted")
+        return back if len(rows) > 1 else None
     if serving is None:
         return None
-    return VersionChange(Version(slot, Releases.of(settings).active(serving)))
+    release = Releases.of(settings).active(serving)
+    if switched and unfinished.release is not None:
+        release = unfinished.release
+    complaint = f"deploy {record.deploy_id} went back from it" if unfinished.rollback else None
+    back_to = switched and unfinished.rollback
+    return VersionChange(Version(slot, release), back_to, complaint)
 
 
 def _is(release: Release, other: ActiveRelease) -> bool:
@@ -313,8 +322,7 @@ async def resumed(
             return ended, None
         return await _once_more(database, unfinished, releases)
     if phase in FLIPS and _turned(record, state):
-        plan = plan_of(unfinished, auto_switch=unfinished.auto_switch)
-        target = step(plan, phase, Event.PASSED).target
+        target = step(plan_of(unfinished), phase, Event.PASSED).target
         record = await _end(database, unfinished, state, settings, target)
     else:
         cause = "the supervisor was started again, and goes on with the workers that live"

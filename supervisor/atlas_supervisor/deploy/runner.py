@@ -45,10 +45,12 @@ from atlas_supervisor.deploy.machine import (
     ACTIVITIES,
     FIRST_PHASE,
     FLIPS,
+    HELD_WHY,
     IN_PROGRESS,
     KEPT_DURING_FLIP,
     STEP_OF,
     UNTIL_BEGUN,
+    Consequence,
     Event,
     Phase,
     Plan,
@@ -62,7 +64,7 @@ from atlas_supervisor.deploy.machine import (
 )
 from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.model.deploy import DeployEvent, DeployRecord, Result, Step, StepDetail
-from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.release import Release, VersionChange
 from atlas_supervisor.system.clock import Stopwatch, now
 from atlas_supervisor.system.failpoints import seam
 
@@ -309,6 +311,9 @@ class DeployRun:
         row = step(self.plan, self.phase, outcome.event)
         if row.target is Phase.REVERT:
             self._reverts_because = row.event
+        if Consequence.HELD in row.demands:
+            why = f"{outcome.message}; {HELD_WHY}"
+            outcome = replace(outcome, message=why, versions=VersionChange(complaint=why))
         ended_step = self._ended_step(outcome, duration_ms)
         before, self.record = self.record.result, self._updated(row, outcome.message, ended_step)
         self.phase, self._has_begun = row.target, False

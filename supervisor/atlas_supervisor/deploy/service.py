@@ -22,6 +22,13 @@ from atlas_supervisor.deploy.idempotency import IdempotentRequests
 from atlas_supervisor.deploy.machine import FLIPS, Event, Phase, Plan
 from atlas_supervisor.deploy.recorder import Recorder, Runs, new_record
 from atlas_supervisor.deploy.recovery import plan_of, resumed
+from atlas_supervisor.deploy.rollback import (
+    Target,
+    chosen,
+    is_named,
+    past_irreversible,
+    refuse_active,
+)
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.deploy.status import DeployQueries
 from atlas_supervisor.errors import RefusedError
@@ -34,6 +41,7 @@ from atlas_supervisor.store.deploys import UnfinishedDeploy
 from atlas_supervisor.store.keys import KeyRow
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.store.statements import StoreError
+from atlas_supervisor.system.clock import now
 from atlas_supervisor.workers.process import WorkerProcess
 from atlas_supervisor.workers.releases import Releases, UnknownReleaseError
 from atlas_supervisor.workers.slot import Slot
@@ -50,17 +58,16 @@ _SETTLED_OTHERWISE = frozenset({Result.SWITCHED, Result.ABORTED})
 """Results that a failed flip does not explain: another one succeeded, or none was wanted."""
 
 
-async def previous_release(database: Database, releases: Releases) -> Release:
-    """Return the release that ran before, if it can be launched again. Raises RefusedError."""
+async def launchable(
+    database: Database, releases: Releases, version: str | None = None
+) -> tuple[Target, Release]:
+    """Return a rollback's target, and its release if it is unchanged. Raises RefusedError."""
     await database.outbox.flush()  # a switch that is not written yet would be passed over
-    rows = await database.versions.all()
-    if len(rows) < 2:
-        raise errors.nothing_to_roll_back()
-    before = rows[1].release
+    target = chosen(await database.versions.served(), version)
     try:
-        return await anyio.to_thread.run_sync(releases.unchanged, before)
+        return target, await anyio.to_thread.run_sync(releases.unchanged, target.release)
     except UnknownReleaseError as error:
-        raise errors.previous_gone(before, str(error)) from error
+        raise errors.previous_gone(target.release, str(error)) from error
 
 
 class DeployService:
@@ -111,11 +118,12 @@ class DeployService:
             if self._state.state.mode is Mode.SINGLE:
                 raise errors.mode_is_single(self._settings.deploy_mode)
             self._refuse_if_busy()
-            plan = Plan(dry_run=dry_run, auto_switch=self._settings.auto_switch_on_health)
             try:
                 found = await anyio.to_thread.run_sync(self._releases.find, release)
             except UnknownReleaseError as error:
                 raise errors.unknown_release(str(error)) from error
+            auto_switch = self._settings.auto_switch_on_health
+            plan = Plan(dry_run, auto_switch, irreversible=found.irreversible)
             run = await self._begin(found, plan, actor, key)
         return run.record
 
@@ -183,6 +191,8 @@ class DeployService:
             record, release = await resumed(
                 self._database, unfinished, self._releases, state, self._settings, lives=lives
             )
+        for active in (await self._database.versions.all())[:1]:
+            self._slots.complaint = active.complaint
         if unfinished is not None and release is not None:
             self._executor.resume(state.last_switch_ts)
             run = DeployRun(
@@ -296,8 +306,18 @@ class DeployService:
                 return run
         return None
 
-    async def rollback(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
-        """Go back to the version before: at once if it is warm, else through the gates."""
+    async def rollback(
+        self,
+        actor: Actor,
+        key: IdempotencyKey | None = None,
+        *,
+        version: str | None = None,
+        fast: bool = False,
+    ) -> DeployRecord:
+        """Go back to a version, or to the one before: at once if it is warm, else it is launched.
+
+        `fast`: without smoke tests and health gate, if it ran without complaint not long ago.
+        """
         warm = cold = None
         async with self._starting:  # two requests at once must not go back twice
             before = await self._keys.find(key) if key else None
@@ -305,10 +325,10 @@ class DeployService:
                 self._refuse_if_busy()
                 if self._rolling_back is not None:  # done perhaps, but not answered yet
                     raise errors.in_progress(self._rolling_back)
-                warm = self._rolling_back = await self._warm_rollback(actor, key)
+                warm = self._rolling_back = await self._warm_rollback(actor, key, version)
             if before is None and warm is None:
-                release = await previous_release(self._database, self._releases)
-                cold = await self._begin(release, Plan(rollback=True), actor, key)
+                release, plan = await self._cold_rollback(version, fast=fast)
+                cold = await self._begin(release, plan, actor, key)
         if warm is None:
             return await (self.settled(cold.record.deploy_id) if cold else self._repeated(before))
         try:
@@ -319,14 +339,36 @@ class DeployService:
                 raise
         finally:
             self._rolling_back = None
-        return await self.rollback(actor, key)  # too late for the warm version: it has ended
+        # Too late for the warm version: it has ended.
+        return await self.rollback(actor, key, version=version, fast=fast)
 
-    async def _warm_rollback(self, actor: Actor, key: IdempotencyKey | None) -> DeployRun | None:
+    async def _warm_rollback(
+        self, actor: Actor, key: IdempotencyKey | None, version: str | None
+    ) -> DeployRun | None:
         """Return the deploy that goes back to its warm version; None if none can."""
-        if not self._slots.staging.can_serve:
+        staging = self._slots.staging
+        if version is not None:
+            active = self._slots.active.instance
+            refuse_active(active.release if active else None, version)
+            if staging.instance is None or not is_named(staging.instance.release, version):
+                return None
+        if not staging.can_serve:
             return None
-        cause = f"rollback requested by {actor.name}"
-        return await self._offered(Event.ROLLBACK_REQUESTED, cause, key)
+        for run in self._runs:
+            cause = f"rollback requested by {actor.name}"
+            if run.plan.irreversible:
+                cause += f", {past_irreversible([run.release.version])}"
+            if await self._requests.steer(run, Event.ROLLBACK_REQUESTED, cause, key):
+                return run
+        return None
+
+    async def _cold_rollback(self, version: str | None, *, fast: bool) -> tuple[Release, Plan]:
+        """Return the release to go back to, and how. Raises RefusedError."""
+        target, release = await launchable(self._database, self._releases, version)
+        if fast and (why := target.why_not_fast(now())):
+            raise errors.fast_not_allowed(release, why)
+        irreversible, remark = release.irreversible, target.remark
+        return release, Plan(rollback=True, fast=fast, irreversible=irreversible, remark=remark)
 
     async def set_mode(self, mode: Mode, actor: Actor, key: IdempotencyKey | None = None) -> None:
         """Set the mode durably."""

@@ -17,6 +17,7 @@ from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.machine import Phase
 from atlas_supervisor.deploy.recorder import Runs
 from atlas_supervisor.deploy.recycler import Recycler
+from atlas_supervisor.deploy.rollback import Target, targets
 from atlas_supervisor.model.canary import CanaryStats
 from atlas_supervisor.model.deploy import (
     AfterFailure,
@@ -28,13 +29,14 @@ from atlas_supervisor.model.deploy import (
     Transition,
     as_transition,
 )
-from atlas_supervisor.model.release import ReleaseView
+from atlas_supervisor.model.release import EarlierVersion, EarlierVersions, ReleaseView
 from atlas_supervisor.model.requests import RequestFigures
 from atlas_supervisor.model.slot import SlotState, SlotView
 from atlas_supervisor.model.state import DeployState
 from atlas_supervisor.model.status import DaemonView, Status, Suggestion, Traffic
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.state_keeper import StateKeeper
+from atlas_supervisor.system.clock import now
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.releases import Releases, UnknownReleaseError
 from atlas_supervisor.workers.slot import Slot
@@ -62,7 +64,11 @@ def failure(last: DeployRecord | None) -> str | None:
 
 
 def suggestions(
-    settings: Settings, state: DeployState, active: Slot, last: DeployRecord | None
+    settings: Settings,
+    state: DeployState,
+    active: Slot,
+    last: DeployRecord | None,
+    complaint: str | None = None,
 ) -> list[Suggestion]:
     """Return problems and their fixes; empty if there are none."""
     found = []
@@ -82,6 +88,15 @@ def suggestions(
                 code="last_deploy_failed",
                 message=f"AFTER_FAILURE=stay keeps deploys enabled, but {why}.",
                 action=f"See `atlasctl show {last.deploy_id}`.",
+            )
+        )
+    if complaint is not None:
+        found.append(
+            Suggestion(
+                code="revert_held",
+                message=f"The active version did not pass its watch: {complaint}.",
+                action="Deploy a version that mends it (`atlasctl deploy`). An earlier one, which "
+                "may not suit the data any more, takes over only by hand: `atlasctl rollback`.",
             )
         )
     if active.release_gone is not None and not active.serving:
@@ -175,7 +190,7 @@ class DeployQueries:
             last_deploy=latest,
             canary_stats=self._canaries.stats(),
             fallback_suggestions=[
-                *suggestions(settings, state, active, self._runs.requested),
+                *suggestions(settings, state, active, self._runs.requested, self._slots.complaint),
                 *self._recycler.suggestions(),
                 *self._canaries.suggestions(),
             ],
@@ -236,6 +251,35 @@ class DeployQueries:
         if deploy_id is not None and await self.find(deploy_id) is None:
             raise errors.deploy_not_found()
         return await self._events.subscribe(after=after, deploy_id=deploy_id)
+
+    async def earlier(self, *, with_git: bool) -> EarlierVersions:
+        """Return the versions that can be gone back to; `with_git`: git may be run for it."""
+        found = targets(await self._database.versions.served())
+        views = [await self._earlier(target, with_git=with_git) for target in found]
+        active = self._slots.active.instance
+        return EarlierVersions(
+            active_version=active.release.version if active else None, versions=views
+        )
+
+    async def _earlier(self, target: Target, *, with_git: bool) -> EarlierVersion:
+        release, staging = target.version.release, self._slots.staging
+        gone = await anyio.to_thread.run_sync(
+            partial(self._releases.why_gone, release, with_git=with_git)
+        )
+        warm = staging.instance.release if staging.instance and staging.can_serve else None
+        is_warm = warm is not None and warm.is_same(release)
+        why_not_fast = target.why_not_fast(now())
+        return EarlierVersion(
+            version=release.version,
+            release=release.name,
+            last_served_ts=target.version.until,
+            warm=is_warm,
+            next=target.is_next,
+            fast=why_not_fast is None,
+            why_not_fast=why_not_fast,
+            gone=None if is_warm else gone,
+            past_irreversible=list(target.past),
+        )
 
     async def releases(self, *, with_git: bool) -> list[ReleaseView]:
         """Return the named releases that exist, by name. Raises RefusedError."""

@@ -97,6 +97,9 @@ class PreflightDetail(StepDetail):
     strangers: list[str] | None = Field(
         None, description="Listeners of other programs that would receive public connections."
     )
+    irreversible: bool | None = Field(
+        None, description="True: its `release.toml` says so, and nothing reverts it by itself."
+    )
 
 
 class LaunchDetail(StepDetail):
@@ -111,12 +114,14 @@ class SmokeDetail(StepDetail):
     """What `smoke` records."""
 
     checks: list[CheckResult] | None = Field(None, description="Every test, in the file's order.")
+    skipped: bool | None = Field(None, description="True: of a fast rollback, not done.")
 
 
 class HealthDetail(StepDetail):
     """What `health` records."""
 
     probes: list[ProbeResult] | None = Field(None, description="Every probe, in order.")
+    skipped: bool | None = Field(None, description="True: of a fast rollback, not done.")
 
 
 class SwitchDetail(StepDetail):

@@ -41,6 +41,10 @@ class Release(BaseModel, frozen=True):
     """The version that was deployed, if the folder holds another one by now."""
     problem: str | None = None
     """Why it is not what was deployed, in words."""
+    irreversible: bool = False
+    """Its `release.toml` says so: once it has had all the traffic, nothing reverts it by itself."""
+    fault: str | None = None
+    """What is wrong with its `release.toml`: it can't be deployed."""
 
     @property
     def label(self) -> str:
@@ -66,16 +70,29 @@ class Version(NamedTuple):
 
     slot: SlotName
     release: Release
+    undone: bool = False
+    """A rollback or a revert has taken it away: it is not what the next rollback goes back to."""
+    until: datetime | None = None
+    """When it lost the traffic; None while it has it, and if that is not known."""
+    complaint: str | None = None
+    """What spoke against it while it served."""
 
 
 @dataclass(frozen=True)
 class VersionChange:
-    """How a flip changes the list of the versions that had the traffic."""
+    """How a transition changes the list of the versions that had the traffic.
 
-    added: Version | None
-    """None: the last one is taken away, since the one before it has the traffic again."""
+    With neither `added` nor `back` only the complaint is noted.
+    """
+
+    added: Version | None = None
+    """It has the traffic now."""
+    back: bool = False
+    """It is gone back to: those after it are taken away. Without `added` it is the one before."""
+    complaint: str | None = None
+    """What speaks against the version that had the traffic until now."""
     moved: bool = False
-    """Whether it is the last one again, and only its slot is another."""
+    """Whether `added` is the last one again, and only its slot is another."""
 
 
 class LastDeploy(BaseModel, frozen=True):
@@ -102,4 +119,36 @@ class ReleaseView(BaseModel, frozen=True):
     slots: list[SlotName] = Field(description="The slots it runs in; empty if none.")
     last_deploy: LastDeploy | None = Field(
         description="Its latest deploy; null if it was never deployed."
+    )
+
+
+class EarlierVersion(BaseModel, frozen=True):
+    """A version that served and can be gone back to, or why it can't."""
+
+    version: str = Field(description="Its version; what `POST /deploy/rollback` takes.")
+    release: str | None = Field(description="Its release's name; null for the worker directory.")
+    last_served_ts: datetime | None = Field(
+        description="When it lost the traffic; null if that is not known."
+    )
+    next: bool = Field(description="Whether a rollback without a version goes to it.")
+    warm: bool = Field(
+        description="Whether its worker still runs, so that it takes over at once; else it is "
+        "launched."
+    )
+    fast: bool = Field(
+        description="Whether `fast` may skip its gates: it ran without complaint within 24 h."
+    )
+    why_not_fast: str | None = Field(description="Why not; null if it may.")
+    gone: str | None = Field(description="Why it can't be launched; null if it can.")
+    past_irreversible: list[str] = Field(
+        description="Irreversible versions that served after it: it may not suit what they changed."
+    )
+
+
+class EarlierVersions(BaseModel, frozen=True):
+    """What can be gone back to."""
+
+    active_version: str | None = Field(description="The version that has the traffic.")
+    versions: list[EarlierVersion] = Field(
+        description="The last five other versions that served, the latest first."
     )

@@ -76,6 +76,7 @@ def recorded_releases(path: Path) -> list[Release]:
             return [
                 release_of(row)
                 for row in connection.execute("SELECT * FROM versions ORDER BY id DESC")
+                if "undone" not in set(row.keys()) or not row["undone"]
             ]
     except sqlite3.Error:
         return []

@@ -338,7 +338,10 @@ _VERSIONS_KEPT = 50
 
 
 class VersionStore:
-    """The versions that had the traffic, the active one last: a rollback takes the one before."""
+    """The versions that had the traffic, the active one last: a rollback takes the one before.
+
+    Those that were taken away are kept, since one can go back to them by name.
+    """
 
     def __init__(self, statements: Statements) -> None:
         self._statements = statements
@@ -348,37 +351,43 @@ class VersionStore:
         await self._statements.write(*versions_changed(VersionChange(Version(slot, release))))
 
     async def replace(self, count: int, slot: SlotName, release: Release) -> None:
-        """Take the last `count` away, and note that this one has the traffic instead."""
+        """Forget the last `count`, and note that this one has the traffic instead."""
         added = versions_changed(VersionChange(Version(slot, release)))
-        await self._statements.write(*([("pop_version", {})] * count), *added)
+        await self._statements.write(*([("forget_version", {})] * count), *added)
 
     async def all(self) -> list[Version]:
-        """Return the versions that had the traffic, the active one first."""
+        """Return the versions that had the traffic and were not undone, the active one first."""
+        return [version for version in await self.served() if not version.undone]
+
+    async def served(self) -> list[Version]:
+        """Return every version that had the traffic, the last one that got it first."""
         return [
-            Version(SlotName(row["slot"]), release_of(row))
+            Version(
+                slot=SlotName(row["slot"]),
+                release=release_of(row),
+                undone=bool(row["undone"]),
+                until=datetime.fromisoformat(row["until_ts"]) if row["until_ts"] else None,
+                complaint=row["complaint"],
+            )
             for row in await self._statements.read("versions")
         ]
 
 
-def _folder(release: Release | None) -> dict[str, str | None]:
-    """Return the columns that say which folder it is."""
-    if release is None:
-        return dict.fromkeys(("directory", "identity", "version_source"))
+def _folder(release: Release | None) -> dict[str, str | bool | None]:
+    """Return the columns that say which folder it is, and what it says of itself."""
     return {
-        "directory": str(release.path),
-        "identity": release.identity,
-        "version_source": release.source,
+        "directory": str(release.path) if release else None,
+        "identity": release.identity if release else None,
+        "version_source": release.source if release else None,
+        "irreversible": release is not None and release.irreversible,
     }
 
 
 def release_of(row: sqlite3.Row) -> Release:
     """Return the release of a row; a database of an earlier version has fewer columns."""
     columns = set(row.keys())
-    found = {
-        field: row[column]
-        for field, column in (("identity", "identity"), ("source", "version_source"))
-        if column in columns
-    }
+    optional = {"identity": "identity", "source": "version_source", "irreversible": "irreversible"}
+    found = {field: row[column] for field, column in optional.items() if column in columns}
     return Release(
         name=row["release"], path=Path(row["directory"]), version=row["version"] or "", **found
     )
@@ -386,13 +395,17 @@ def release_of(row: sqlite3.Row) -> Release:
 
 def versions_changed(change: VersionChange) -> list[Statement]:
     """Return the statements that change the versions."""
+    moment = now().isoformat() if change.added or change.back else None
+    last: Statement = ("replace_version", {"ts": moment, "complaint": change.complaint})
     if change.added is None:
-        return [] if change.moved else [("pop_version", {})]
-    slot, release = change.added
+        return [last, ("undo_version", {}), ("resume_version", {})] if change.back else [last]
+    release = change.added.release
     if change.moved:
-        return [("move_version", {"slot": slot})]
-    row = {"ts": now().isoformat(), "slot": slot, "release": release.name, **_folder(release)}
-    return [
-        ("push_version", {**row, "version": release.version}),
-        ("trim_versions", {"kept": _VERSIONS_KEPT}),
-    ]
+        return [("move_version", {"slot": change.added.slot})]
+    row = {"ts": moment, "slot": change.added.slot, "release": release.name, **_folder(release)}
+    row["version"] = release.version
+    trim: Statement = ("trim_versions", {"kept": _VERSIONS_KEPT})
+    if change.back:
+        again = ("push_version_again", row)
+        return [last, ("undo_versions_after", row), again, ("resume_version", {}), trim]
+    return [last, ("push_version", row), trim]

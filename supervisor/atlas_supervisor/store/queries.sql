@@ -2,9 +2,9 @@
 
 -- name: begin_deploy
 INSERT INTO deploys (deploy_id, release, version, dry_run, auto_switch, rollback, active_port, staging_port,
-                     phase, started_ts, directory, identity, version_source, deploy_cause)
+                     phase, started_ts, directory, identity, version_source, irreversible, deploy_cause)
 VALUES (:deploy_id, :release, :version, :dry_run, :auto_switch, :rollback, :active_port, :staging_port,
-        :phase, :started_ts, :directory, :identity, :version_source, :cause);
+        :phase, :started_ts, :directory, :identity, :version_source, :irreversible, :cause);
 
 -- name: trim_steps
 DELETE FROM steps
@@ -107,17 +107,48 @@ SELECT id, CAST(ts AS BLOB), CAST(actor AS BLOB), CAST(origin AS BLOB), CAST(act
 FROM audit WHERE id IN (SELECT value FROM json_each(:ids)) ORDER BY id;
 
 -- name: push_version
-INSERT INTO versions (ts, slot, release, directory, version, identity, version_source)
-VALUES (:ts, :slot, :release, :directory, :version, :identity, :version_source);
+INSERT INTO versions (ts, slot, release, directory, version, identity, version_source, irreversible)
+VALUES (:ts, :slot, :release, :directory, :version, :identity, :version_source, :irreversible);
 
 -- name: trim_versions
-DELETE FROM versions WHERE id <= (SELECT max(id) FROM versions) - :kept;
+DELETE FROM versions WHERE id IN (
+    SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY undone ORDER BY id DESC) AS place FROM versions)
+    WHERE place > :kept
+);
 
--- name: pop_version
-DELETE FROM versions WHERE id = (SELECT max(id) FROM versions);
+-- name: replace_version
+-- What follows is the end of the last version's time.
+UPDATE versions SET until_ts = coalesce(until_ts, :ts), complaint = coalesce(complaint, :complaint)
+WHERE id = (SELECT max(id) FROM versions WHERE NOT undone);
+
+-- name: forget_version
+DELETE FROM versions WHERE id = (SELECT max(id) FROM versions WHERE NOT undone);
+
+-- name: undo_version
+UPDATE versions SET undone = 1 WHERE id = (SELECT max(id) FROM versions WHERE NOT undone);
+
+-- name: undo_versions_after
+-- None, if the one that is gone back to is not among them: it was taken away before.
+UPDATE versions SET undone = 1 WHERE NOT undone AND id > (
+    SELECT max(id) FROM versions
+    WHERE NOT undone AND release IS :release AND version = :version AND (directory = :directory OR identity IS NULL)
+    AND id < (SELECT max(id) FROM versions WHERE NOT undone)
+);
+
+-- name: push_version_again
+INSERT INTO versions (ts, slot, release, directory, version, identity, version_source, irreversible)
+SELECT :ts, :slot, :release, :directory, :version, :identity, :version_source, :irreversible
+WHERE NOT EXISTS (
+    SELECT 1 FROM versions
+    WHERE release IS :release AND version = :version AND (directory = :directory OR identity IS NULL)
+    AND id = (SELECT max(id) FROM versions WHERE NOT undone)
+);
+
+-- name: resume_version
+UPDATE versions SET until_ts = NULL, complaint = NULL WHERE id = (SELECT max(id) FROM versions WHERE NOT undone);
 
 -- name: move_version
-UPDATE versions SET slot = :slot WHERE id = (SELECT max(id) FROM versions);
+UPDATE versions SET slot = :slot WHERE id = (SELECT max(id) FROM versions WHERE NOT undone);
 
 -- name: versions
 SELECT * FROM versions ORDER BY id DESC;

@@ -232,3 +232,14 @@ CREATE INDEX request_minutes_by_version ON request_minutes (version, minute);
 -- version: 11
 -- What a deploy was started for: `requested`, or `recycled`.
 ALTER TABLE deploys ADD COLUMN deploy_cause TEXT NOT NULL DEFAULT 'requested';
+-- `versions` keeps those that were taken away: they served, so one can go back to them by name. Those
+-- with `undone` 0 are the stack: its last one is active, the one before is a rollback's.
+ALTER TABLE versions ADD COLUMN undone INTEGER NOT NULL DEFAULT 0;
+
+ALTER TABLE versions ADD COLUMN until_ts TEXT;      -- when it lost the traffic; null while it has it, or unknown
+
+ALTER TABLE versions ADD COLUMN complaint TEXT;     -- what spoke against it while it served
+
+ALTER TABLE versions ADD COLUMN irreversible INTEGER NOT NULL DEFAULT 0;
+
+ALTER TABLE deploys ADD COLUMN irreversible INTEGER NOT NULL DEFAULT 0;

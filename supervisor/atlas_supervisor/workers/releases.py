@@ -18,10 +18,15 @@ from typing import NamedTuple
 import structlog
 
 from atlas_supervisor.config import Settings
-from atlas_supervisor.model.release import Release
+from atlas_supervisor.model.release import Release, VersionSource
 from atlas_supervisor.model.state import ActiveRelease
 from atlas_supervisor.system.account import Account
 from atlas_supervisor.system.clock import Stopwatch
+from atlas_supervisor.workers.release_file import (
+    RELEASE_FILE,
+    ReleaseFileError,
+    read_release_file,
+)
 from atlas_supervisor.workers.release_version import (
     Found,
     LookupFailedError,
@@ -87,6 +92,7 @@ class Releases:
         """Return the named release, or the worker directory. Raises UnknownReleaseError."""
         path = self._folder(name)
         found = self._version_of(path, name or self._name_of(path))
+        irreversible, fault = _said(path)
         return Release(
             name=name,
             path=path,
@@ -94,6 +100,8 @@ class Releases:
             source=found.source,
             identity=_identity(path),
             note=found.note,
+            irreversible=irreversible,
+            fault=fault,
         )
 
     def _version_of(self, path: Path, name: str | None) -> Found:
@@ -200,6 +208,16 @@ class Releases:
             raise UnknownReleaseError(f"{found.path} now holds version {found.version}")
         return found
 
+    def why_gone(self, release: Release, *, with_git: bool) -> str | None:
+        """Return why a recorded release can't be launched again; None if it can."""
+        if release.source is VersionSource.GIT and not with_git:
+            return missing(release)
+        try:
+            self.unchanged(release)
+        except UnknownReleaseError as error:
+            return str(error)
+        return None
+
     def start(self, recorded: list[Release]) -> Start:
         """Return the release to start, by the records: the active release, then those before it.
 
@@ -274,6 +292,16 @@ def missing(release: Release) -> str | None:
     if release.identity not in (None, identity):
         return f"{subject} is gone: its folder {release.path} was replaced by another one"
     return None
+
+
+def _said(path: Path) -> tuple[bool, str | None]:
+    """Return whether the release calls itself irreversible, and what is wrong with that file."""
+    if not os.path.lexists(path / RELEASE_FILE):
+        return False, None
+    try:
+        return read_release_file(path).irreversible, None
+    except ReleaseFileError as error:
+        return False, str(error)
 
 
 def _real(path: Path) -> Path:

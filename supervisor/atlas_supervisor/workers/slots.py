@@ -65,6 +65,8 @@ class Slots:
         self.drains = Drains()
         self.on_worker_down: Callable[[Slot, str], Awaitable[bool]] = _no_deploys
         """Called when a worker went down; returns whether a deploy dealt with it."""
+        self.complaint: str | None = None
+        """What speaks against the active version, which has the traffic all the same."""
         self._launch_settings = LaunchSettings(settings)
         context = SlotContext(
             settings=settings,
@@ -166,7 +168,7 @@ class Slots:
         slot, instance = self.active, self.active.instance
         version = instance.release.version if instance else None
         if instance is not None and slot.serving:
-            problem = instance.release.problem or instance.not_recycled
+            problem = instance.release.problem or instance.not_recycled or self.complaint
             return ActiveWorker(slot.name, slot.port, instance.name, version, problem=problem)
         why = f"{slot.name} is {slot.state}"
         if slot.last_exit:
@@ -180,7 +182,7 @@ class Slots:
     def exchange(self) -> None:
         """Exchange the roles, after a durable switch; the version before occupies staging."""
         source, target = self.active, self.staging
-        self._active = target.name
+        self._active, self.complaint = target.name, None
         target.activate()
         source.deactivate()
         self._note_service()

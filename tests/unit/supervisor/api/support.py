@@ -33,7 +33,7 @@ from atlas_supervisor.model.deploy import (
 )
 from atlas_supervisor.model.health import Health
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
-from atlas_supervisor.model.release import ReleaseView
+from atlas_supervisor.model.release import EarlierVersions, ReleaseView
 from atlas_supervisor.model.status import ReloadView, SplitView, Status
 from atlas_supervisor.system.passed_sockets import PassedSockets
 from tests.unit.supervisor.api.fakes import PlayedCanaries
@@ -128,9 +128,19 @@ class MemoryControl:
         self.asked.append(("abort", None, actor))
         return await self._come_out()
 
-    async def rollback(self, actor: Actor, key: IdempotencyKey | None = None) -> DeployRecord:
-        self.asked.append(("rollback", None, actor))
+    async def rollback(
+        self,
+        actor: Actor,
+        key: IdempotencyKey | None = None,
+        *,
+        version: str | None = None,
+        fast: bool = False,
+    ) -> DeployRecord:
+        self.asked.append(("rollback", (version, fast), actor))
         return await self._come_out()
+
+    async def earlier(self, *, with_git: bool) -> EarlierVersions:
+        return examples.EARLIER
 
     async def set_mode(self, mode: Mode, actor: Actor, key: IdempotencyKey | None = None) -> None:
         self.asked.append(("mode", mode, actor))

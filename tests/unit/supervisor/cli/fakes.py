@@ -18,6 +18,7 @@ from tests.harness import eventually
 
 FEATURE: dict[str, Any] = examples.FEATURE.model_dump(mode="json")
 VIEW: dict[str, Any] = examples.VIEW.model_dump(mode="json")
+EARLIER: dict[str, Any] = examples.EARLIER.model_dump(mode="json")
 REPORT: dict[str, Any] = examples.REPORT.model_dump(mode="json")
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 
+import click
 import pytest
 
-from tests.unit.supervisor.cli.fakes import Played, problem, record, status, step
+from tests.unit.supervisor.cli.fakes import EARLIER, Played, problem, record, status, step
 from tests.unit.supervisor.cli.support import Call
 
 
@@ -35,6 +36,66 @@ async def test_a_rollback_shows_the_version_that_has_the_traffic(
     daemon.play("GET", "/deploy/status", status(version="1.9.0", active_port=8791))
     outcome = await atlasctl("rollback")
     assert outcome.out.endswith("  1.9.0 on port 8791 has all the traffic\n")
+
+
+async def test_a_rollback_names_its_version_and_whether_it_skips_the_gates(
+    daemon: Played, atlasctl: Call
+) -> None:
+    daemon.play("POST", "/deploy/rollback", record(result="switched"))
+    for arguments, body in (
+        ((), ""),
+        (("1.2",), '{"version": "1.2"}'),
+        (("1.2", "--fast"), '{"version": "1.2", "fast": true}'),
+    ):
+        assert (await atlasctl("rollback", *arguments)).code == 0
+        assert daemon.asked[-1].body == body
+
+
+async def test_the_list_shows_how_each_version_would_take_over(
+    daemon: Played, atlasctl: Call
+) -> None:
+    first = EARLIER["versions"][0]
+    others = (
+        {"version": "1.2", "warm": False, "next": False},
+        {"version": "1.1", "warm": False, "fast": False, "why_not_fast": "a guard reverted it"},
+        {"version": "1.0", "warm": False, "gone": "its folder is gone", "past_irreversible": ["2"]},
+    )
+    daemon.play(
+        "GET", "/deploy/rollback", EARLIER | {"versions": [first, *(first | o for o in others)]}
+    )
+    outcome = await atlasctl("rollback", "--list")
+    for line in (
+        "at once                         the previous one",
+        "once launched (--fast)",
+        "once it has passed its gates    a guard reverted it",
+        "not at all                      its folder is gone; it served before irreversible 2",
+    ):
+        assert " ".join(line.split()) in " ".join(outcome.out.split())
+    assert [each.method for each in daemon.asked] == ["GET"]
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+async def test_a_person_is_asked_before_going_back_past_an_irreversible_version(
+    daemon: Played, atlasctl: Call, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    first = EARLIER["versions"][0] | {"past_irreversible": ["2.0"]}
+    daemon.play("GET", "/deploy/rollback", EARLIER | {"versions": [first]})
+    daemon.play("POST", "/deploy/rollback", record(result="switched"))
+    asked: list[str] = []
+
+    def confirm(question: str, **_: object) -> None:
+        asked.append(question)
+        if answer == "n":
+            raise click.Abort
+
+    monkeypatch.setattr("click.confirm", confirm)
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda _stream: True)
+    outcome = await atlasctl("rollback")
+    assert "1.3.2 served before irreversible 2.0" in asked[0]
+    posted = "POST" in [each.method for each in daemon.asked]
+    assert (posted, outcome.code == 0) == ((answer == "y"),) * 2
+    assert (await atlasctl("rollback", "--yes")).code == 0
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("verb", ["switch", "abort", "rollback"])

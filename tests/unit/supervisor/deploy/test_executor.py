@@ -66,9 +66,10 @@ async def test_a_switch_adds_its_version_and_a_rollback_takes_one_away(
     async with stage(tmp_path, monkeypatch) as on:
         blue, green = Version(BLUE, on.release(BLUE)), Version(GREEN, on.release(GREEN))
         switched = await on.activities.switch(on.deploy(rollback=rollback))
-        assert switched.versions == VersionChange(None if rollback else green)
+        went_back = "deploy d1 went back from it" if rollback else None
+        assert switched.versions == VersionChange(green, back=rollback, complaint=went_back)
         reverted = await on.activities.revert(on.deploy(rollback=rollback))
-        assert reverted.versions == VersionChange(blue if rollback else None)
+        assert reverted.versions == VersionChange(blue if rollback else None, back=not rollback)
 
 
 async def test_a_recycle_moves_its_version_to_the_other_slot_and_back(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import pytest
 from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy.initial_state import active_release
 from atlas_supervisor.deploy.recovery import finish_interrupted, resumed
-from atlas_supervisor.deploy.service import previous_release
+from atlas_supervisor.deploy.service import launchable
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.deploy import Mode
 from atlas_supervisor.model.release import Release
@@ -180,19 +181,29 @@ async def test_a_rollback_launches_exactly_what_was_deployed_or_says_why_not(
         before = await it.switched("r1")
         await it.switched("r2")
         if change == "nothing":
-            assert await previous_release(it.database, it.releases) == before
+            assert (await launchable(it.database, it.releases))[1] == before
             return
         if change == "version":
             (before.path / "VERSION").write_text("another")
         else:
             replace(before.path, "r1")
         with pytest.raises(RefusedError) as refused:
-            await previous_release(it.database, it.releases)
+            await launchable(it.database, it.releases)
         expected = {
             "version": f"{before.path} now holds version another",
             "folder": f"its folder {before.path} was replaced by another one",
         }
         assert expected[change] in str(refused.value)
+
+
+async def test_a_start_does_not_go_back_past_an_irreversible_version(tmp_path: Path) -> None:
+    async with machine(tmp_path) as it:
+        await it.switched("r1")
+        (tmp_path / "releases" / "r2" / "release.toml").write_text("irreversible = true")
+        gone = await it.switched("r2")
+        shutil.rmtree(gone.path)
+        assert (await it.start()).label == "r2"
+        assert await it.recorded() == ["r2", "r1"]
 
 
 async def test_a_switch_that_was_not_noted_is_noted_with_its_folder(tmp_path: Path) -> None:

@@ -23,7 +23,10 @@ from atlas_supervisor.model.deploy import Result
 
 RECYCLE = Plan(recycle=True)
 PLANS = [
-    *(Plan(dry_run=dry, auto_switch=auto) for dry, auto in product((False, True), repeat=2)),
+    *(
+        Plan(dry_run, auto_switch, irreversible=irreversible)
+        for dry_run, auto_switch, irreversible in product((False, True), repeat=3)
+    ),
     RECYCLE,
 ]
 BEFORE_SWITCH = {Phase.PREFLIGHT, Phase.LAUNCH, Phase.SMOKE, Phase.HEALTH, Phase.AWAITING_SWITCH}
@@ -192,6 +195,20 @@ def test_only_the_guard_falls_back_after_a_switch() -> None:
     assert falling == {Phase.GUARD}
     by_hand = step(Plan(), Phase.GUARD, Event.ROLLBACK_REQUESTED)
     assert Consequence.SINGLE_MODE not in by_hand.demands
+
+
+def test_only_a_request_reverts_an_irreversible_version_that_had_all_the_traffic() -> None:
+    plan, held = Plan(irreversible=True), 0
+    for phase, event in product(reachable(plan), Event):
+        if not possible(plan, phase, event):
+            continue
+        row = step(plan, phase, event)
+        assert row.target is not Phase.REVERT or event is Event.ROLLBACK_REQUESTED
+        if step(Plan(), phase, event).target is Phase.REVERT != row.target:
+            assert (row.target, row.demands) == (Phase.WARM, (Consequence.HELD,))
+            held += 1
+    assert held == 3
+    assert not possible(plan, Phase.DRAIN, Event.ACTIVE_DIED)
 
 
 def test_the_old_version_is_drained_only_after_the_switch() -> None:

@@ -65,7 +65,7 @@ class Scene:
         database: Any = SimpleNamespace(
             audit=SimpleNamespace(record=self._record_audit),
             outbox=world.outbox,
-            versions=SimpleNamespace(all=self._versions),
+            versions=SimpleNamespace(served=self._versions),
             keys=SimpleNamespace(find=_no_key),
         )
         anything: Any = SimpleNamespace

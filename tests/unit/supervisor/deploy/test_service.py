@@ -11,7 +11,7 @@ import pytest
 from atlas_supervisor.deploy import errors
 from atlas_supervisor.deploy.machine import Event, Phase, Plan
 from atlas_supervisor.deploy.recorder import Runs
-from atlas_supervisor.deploy.service import DeployService, previous_release
+from atlas_supervisor.deploy.service import DeployService, launchable
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import SlotName
@@ -184,4 +184,4 @@ async def test_a_rollback_is_refused_while_the_last_switch_is_not_written(tmp_pa
         database.outbox.put(broken)
         releases = Releases(directory=tmp_path, releases_dir=tmp_path)
         with pytest.raises(StoreError, match="disk is full"):
-            await previous_release(database, releases)
+            await launchable(database, releases)
