@@ -84,7 +84,8 @@ class Patience:
         """How long to wait after the last attempt."""
         if not self.attempts:
             return 0.0
-        return min(_FIRST_PAUSE_SECONDS * 2.0 ** (self.attempts - 1), _LONGEST_PAUSE_SECONDS)
+        doublings = min(self.attempts - 1, 20)  # many more are no number
+        return min(_FIRST_PAUSE_SECONDS * 2.0**doublings, _LONGEST_PAUSE_SECONDS)
 
 
 @dataclass
@@ -107,7 +108,10 @@ class _Subject:
         if (usage := self.worker.usage) is not self.usage:
             self.usage = usage
             self.patience.measured(usage.memory_mb)
-        return self.patience.due(self.worker.age.seconds)
+        due = self.patience.due(self.worker.age.seconds)
+        if due is None and self.patience.attempts:  # its memory has shrunk
+            self.patience.attempts, self.worker.not_recycled = 0, None
+        return due
 
     def rest(self) -> None:
         """Note an attempt in vain, so that the next one is later."""
@@ -161,7 +165,7 @@ class Recycler:
         log.info("recycle_due", **subject.worker.facts, pid=subject.worker.pid, why=why)
         try:
             record = await recycle(subject.worker, why)
-        except AtlasError as error:
+        except (AtlasError, OSError) as error:
             log.error("recycle_failed", why=str(error))
             subject.fail(str(error))
             return

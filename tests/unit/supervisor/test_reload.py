@@ -17,7 +17,7 @@ import pytest
 
 from atlas_supervisor import reload
 from atlas_supervisor.api import examples
-from atlas_supervisor.deploy.machine import Phase
+from atlas_supervisor.deploy.machine import Phase, Plan
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.reload import Reloads
@@ -57,7 +57,7 @@ class Stage:
         self.settings = make_settings(folder, **settings)
         self.audits: list[tuple[str, str]] = []
         self.disk_fails = False
-        self.runs = made(current=None, stopping=False)
+        self.runs = made(current=None, stopping=False, make_way=self._make_way)
         self.busy: list[bool] = []
         self.foreign: list[str] = []
         self.done: list[str] = []
@@ -85,6 +85,10 @@ class Stage:
             state=busy,
             manager=ServiceManager({}),
         )
+
+    async def _make_way(self, _cause: str) -> None:
+        if self.runs.current is not None and self.runs.current.plan.recycle:
+            self.runs.current = None
 
     def _plane(self) -> Any:
         return made(
@@ -145,8 +149,9 @@ def stage(tmp_path: Path) -> Stage:
     return stage
 
 
-def in_progress(phase: Phase, *, waits: bool = False) -> Any:
-    return made(record=made(deploy_id="d-1"), phase=phase, waits=waits)
+def in_progress(phase: Phase, *, waits: bool = False, recycle: bool = False) -> Any:
+    plan = Plan(recycle=recycle)
+    return made(record=made(deploy_id="d-1"), plan=plan, phase=phase, waits=waits)
 
 
 async def test_an_accepted_reload_names_the_new_version_and_what_changes(stage: Stage) -> None:
@@ -238,6 +243,13 @@ async def test_a_deploy_that_waits_for_its_switch_does_not(stage: Stage) -> None
     stage.runs.current = in_progress(Phase.AWAITING_SWITCH, waits=True)
     await stage.reloads.reload(OPERATOR)
     assert stage.reloads.accepted.is_set()
+
+
+async def test_a_recycle_gives_way_to_it(stage: Stage) -> None:
+    stage.runs.current = in_progress(Phase.HEALTH, recycle=True)
+    await stage.reloads.reload(OPERATOR)
+    assert stage.reloads.accepted.is_set()
+    assert stage.runs.current is None
 
 
 async def test_a_deploy_that_begins_during_the_check_refuses_it(stage: Stage) -> None:

@@ -154,3 +154,17 @@ async def test_status_shows_the_requests_of_workers_that_count_them(
     line = "blue: 41.5 requests/s  0.2 % failed  p50 8.2 ms, p95 31 ms, p99 77 ms"
     assert line in outcome.out
     assert "green: " not in outcome.out
+
+
+async def test_status_shows_the_limits_of_a_worker_and_that_the_last_deploy_was_a_recycle(
+    daemon: Played, atlasctl: Call
+) -> None:
+    recycle = {"max_rss_mb": 800, "max_age_seconds": 86400, "due": None, "waits": None}
+    last = record(result="switched", cause="recycled")
+    daemon.play("GET", "/deploy/status", status(last_deploy=last, recycle=recycle))
+    out = (await atlasctl("status")).out
+    assert "recycle      at 800 MB or 1 d of age\n" in out
+    assert "last deploy  switched  recycled  2.0.0" in out
+    waits = {**recycle, "due": "the worker has 900 MiB", "waits": "the worker before it drains"}
+    daemon.play("GET", "/deploy/status", status(recycle=waits))
+    assert "of age  due: the worker before it drains\n" in (await atlasctl("status")).out

@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 
+from atlas_supervisor.deploy import executor
 from atlas_supervisor.deploy.executor import Executor
 from atlas_supervisor.deploy.machine import Event, Plan
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.model.release import Release, Version, VersionChange
 from atlas_supervisor.model.slot import SlotName, SlotState
-from atlas_supervisor.probes.health_probe import HttpProber
+from atlas_supervisor.model.verdict import Verdict
+from atlas_supervisor.probes.health_probe import GateResult, HttpProber
 from tests.harness import eventually
 from tests.unit.supervisor.deploy.support import Ready, kill, ready
 from tests.unit.supervisor.store.support import a_deploy
@@ -91,6 +93,23 @@ async def test_a_recycle_starts_nothing_but_what_was_deployed(
         run.release = run.release.model_copy(update={"problem": "it holds version v9 by now"})
         outcome = await on.activities.preflight(run)
         assert (outcome.has_passed, outcome.message) == (False, "it holds version v9 by now")
+
+
+@pytest.mark.parametrize(("limit", "passes"), [(1, False), (10_000, True)])
+async def test_a_fresh_worker_that_is_over_the_limit_does_not_pass_the_gate_of_a_recycle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: float, passes: bool
+) -> None:
+    async def gate(*_: Any, **__: Any) -> GateResult:
+        return GateResult(verdict=Verdict.PASS, message="fine", probes=[])
+
+    async with stage(tmp_path, monkeypatch) as on:
+        monkeypatch.setattr(executor, "health_gate", gate)
+        settings = on.it.bench.settings.model_copy(update={"worker_max_rss_mb": limit})
+        monkeypatch.setattr(on.activities, "_settings", settings)
+        assert (await on.activities.health(on.deploy())).has_passed, "a deploy has no such gate"
+        outcome = await on.activities.health(on.deploy(recycle=True))
+        assert outcome.has_passed is passes
+        assert passes or outcome.message.endswith("so WORKER_MAX_RSS_MB=1 is too low")
 
 
 async def test_a_flip_that_failed_changes_no_version(
