@@ -136,7 +136,7 @@ class MemoryControl:
         version: str | None = None,
         fast: bool = False,
     ) -> DeployRecord:
-        self.asked.append(("rollback", (version, fast), actor))
+        self.asked.append(("rollback", (version, fast) if version or fast else None, actor))
         return await self._come_out()
 
     async def earlier(self, *, with_git: bool) -> EarlierVersions:
