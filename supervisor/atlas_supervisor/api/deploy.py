@@ -106,7 +106,7 @@ async def _abort(call: Request[Nothing, Nothing]) -> Reply:
 
 async def _earlier(call: Request[Nothing, Nothing]) -> Reply:
     is_known = call.actor.name != "anonymous"  # as for the list of releases
-    return Reply(await call.control.queries.earlier(with_git=is_known))
+    return Reply(await call.control.queries.earlier(thorough=is_known))
 
 
 async def _rollback(call: Request[Nothing, RollbackBody]) -> Reply:
@@ -291,9 +291,10 @@ ROUTES: tuple[AnyRoute, ...] = (
         path="/deploy/rollback",
         handler=_earlier,
         summary="What can be gone back to",
+        heavy=True,
         description="The last five other versions that served: how fast each can take over, and "
-        "whether an irreversible version served since. Whether a version that git names is still "
-        "in its folder is looked up for callers who are known by token or uid.",
+        "whether an irreversible version served since. Whether a folder still has the version "
+        "that git or a digest gave it is looked up for callers who are known by token or uid.",
         tag="Deploy",
         query=Nothing,
         body=Nothing,

@@ -77,7 +77,7 @@ class QueryPort(Protocol):
     async def releases(self, *, with_git: bool) -> list[ReleaseView]:
         """Return the named releases that exist, by name. Raises RefusedError."""
 
-    async def earlier(self, *, with_git: bool) -> EarlierVersions:
+    async def earlier(self, *, thorough: bool) -> EarlierVersions:
         """Return the versions that can be gone back to."""
 
     async def find(self, deploy_id: str) -> DeployRecord | None:

@@ -43,8 +43,9 @@ async def rollback(
         return
     if not (yes or session.json) and sys.stdin.isatty():
         await _confirm(session, version)
-    body: Record = {**({"version": version} if version else {}), **({"fast": True} if fast else {})}
-    goal = f"version {version}" if version else "the previous version"
+    body: Record = {} if version is None else {"version": version}
+    body |= {"fast": True} if fast else {}
+    goal = "the previous version" if version is None else f"version {version}"
     record = await steer(session, "rollback", f"going back to {goal}", body or None)
     if session.json or record.get("result") != "rolled_back":
         return  # the outcome of a launched release names version and port already
@@ -61,7 +62,7 @@ async def _confirm(session: Session, version: str | None) -> None:
         for each in objects(session.expect(answer, "versions")["versions"]):
             is_meant = version in (each.get("version"), each.get("release"))
             past = each.get("past_irreversible")
-            if (is_meant if version else each.get("next")) and past:
+            if (each.get("next") if version is None else is_meant) and past:
                 question = (
                     f"{each.get('version')} served before irreversible "
                     f"{', '.join(map(str, past))}, and may not suit the data any more. Go back?"

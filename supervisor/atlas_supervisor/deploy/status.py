@@ -252,19 +252,19 @@ class DeployQueries:
             raise errors.deploy_not_found()
         return await self._events.subscribe(after=after, deploy_id=deploy_id)
 
-    async def earlier(self, *, with_git: bool) -> EarlierVersions:
-        """Return the versions that can be gone back to; `with_git`: git may be run for it."""
+    async def earlier(self, *, thorough: bool) -> EarlierVersions:
+        """Return the versions that can be gone back to; `thorough`: git may be run for it."""
         found = targets(await self._database.versions.served())
-        views = [await self._earlier(target, with_git=with_git) for target in found]
+        views = [await self._earlier(target, thorough=thorough) for target in found]
         active = self._slots.active.instance
         return EarlierVersions(
             active_version=active.release.version if active else None, versions=views
         )
 
-    async def _earlier(self, target: Target, *, with_git: bool) -> EarlierVersion:
+    async def _earlier(self, target: Target, *, thorough: bool) -> EarlierVersion:
         release, staging = target.version.release, self._slots.staging
         gone = await anyio.to_thread.run_sync(
-            partial(self._releases.why_gone, release, with_git=with_git)
+            partial(self._releases.why_gone, release, thorough=thorough)
         )
         warm = staging.instance.release if staging.instance and staging.can_serve else None
         is_warm = warm is not None and warm.is_same(release)

@@ -208,9 +208,12 @@ class Releases:
             raise UnknownReleaseError(f"{found.path} now holds version {found.version}")
         return found
 
-    def why_gone(self, release: Release, *, with_git: bool) -> str | None:
-        """Return why a recorded release can't be launched again; None if it can."""
-        if release.source is VersionSource.GIT and not with_git:
+    def why_gone(self, release: Release, *, thorough: bool) -> str | None:
+        """Return why a recorded release can't be launched again; None if it can.
+
+        Unless it is to be thorough, versions that take time to find out are not looked up.
+        """
+        if not thorough and release.source in {VersionSource.GIT, VersionSource.DIGEST}:
             return missing(release)
         try:
             self.unchanged(release)

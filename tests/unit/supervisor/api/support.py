@@ -136,10 +136,10 @@ class MemoryControl:
         version: str | None = None,
         fast: bool = False,
     ) -> DeployRecord:
-        self.asked.append(("rollback", (version, fast), actor))
+        self.asked.append(("rollback", (version, fast) if version or fast else None, actor))
         return await self._come_out()
 
-    async def earlier(self, *, with_git: bool) -> EarlierVersions:
+    async def earlier(self, *, thorough: bool) -> EarlierVersions:
         return examples.EARLIER
 
     async def set_mode(self, mode: Mode, actor: Actor, key: IdempotencyKey | None = None) -> None:

@@ -130,6 +130,22 @@ async def test_steering_answers_200_for_the_requested_result_only(
     assert server.control.asked == [(verb, None, USER)]
 
 
+async def test_a_rollback_takes_a_version_and_whether_it_is_fast(tmp_path: Path) -> None:
+    async with running(tmp_path, MemoryControl(outcome=with_result(Result.SWITCHED))) as server:
+        for body, asked in (
+            ({"version": "1.1", "fast": True}, ("1.1", True)),
+            ({"fast": True}, (None, True)),
+            ({"version": None}, None),
+        ):
+            answer = await server.unix("POST", "/deploy/rollback", json=body)
+            assert answer.status == 200
+            assert server.control.asked[-1] == ("rollback", asked, USER)
+        for wrong in ({"version": 1}, {"version": ""}, {"fast": "yes"}, {"to": "1"}, ["1"]):
+            answer = await server.unix("POST", "/deploy/rollback", json=wrong)
+            assert (answer.status, answer.json["error"]["code"]) == (400, "invalid_body")
+        assert (await server.unix("GET", "/deploy/rollback")).json["active_version"] == "1.4.0"
+
+
 @pytest.mark.parametrize("path", ["/deploy/bluegreen", "/deploy/switch"])
 async def test_a_started_action_continues_when_the_client_leaves(tmp_path: Path, path: str) -> None:
     control = MemoryControl()

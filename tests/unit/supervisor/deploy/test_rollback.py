@@ -12,6 +12,7 @@ from atlas_supervisor.deploy.rollback import Target, chosen, targets
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.release import Release, Version, VersionChange
 from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.store import deploys
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.deploys import versions_changed
 
@@ -158,10 +159,13 @@ async def test_the_record_follows_deploys_reverts_and_rollbacks(tmp_path: Path) 
         assert (first.complaint, first.until) == ("held", None)
 
 
-async def test_versions_that_were_taken_away_never_push_the_stack_out(tmp_path: Path) -> None:
+async def test_versions_that_were_taken_away_never_push_the_stack_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deploys, "_VERSIONS_KEPT", 3)
     async with open_database(tmp_path / "atlas.db") as (database, _):
         await stacked(database, VersionChange(served("1")))
-        for _ in range(60):
+        for _ in range(5):
             await stacked(database, VersionChange(served("2")))
             assert await stacked(database, VersionChange(back=True)) == ["1"]
-        assert len(await database.versions.served()) <= 52
+        assert len(await database.versions.served()) <= 5
