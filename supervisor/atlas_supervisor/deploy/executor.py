@@ -14,6 +14,7 @@ from atlas_supervisor.config import Settings
 from atlas_supervisor.config.smoke_file import SmokePlan, load_smoke_file
 from atlas_supervisor.deploy.effects import ActiveDeploy
 from atlas_supervisor.deploy.machine import Event, StepOutcome, When
+from atlas_supervisor.deploy.ramping import RampControl
 from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.errors import SettingsError
 from atlas_supervisor.model.deploy import (
@@ -58,6 +59,7 @@ class Executor:
         switch: Switch,
         plane: Plane,
         prober: HttpProber,
+        ramps: RampControl | None = None,
         check_landing: Callable[[anyio.Event], None] | None = None,
     ) -> None:
         self._settings = settings
@@ -65,6 +67,7 @@ class Executor:
         self._switch = switch
         self._plane = plane
         self._prober = prober
+        self._ramps = ramps
         self._check_landing = check_landing
         """Asks for a check of where connections arrive; the event is set once it is over."""
         self._warm_since = Stopwatch()
@@ -77,6 +80,10 @@ class Executor:
     def ports(self) -> tuple[int, int]:
         """Return the active and the staging port as they are now."""
         return self._slots.ports()
+
+    def weight(self) -> float:
+        """Return the share of the traffic that staging has."""
+        return self._switch.weight
 
     async def preflight(self, deploy: ActiveDeploy) -> StepOutcome:
         """Check the release, the smoke file and the ports, and free the staging slot."""
@@ -201,6 +208,11 @@ class Executor:
         await self._switch.open_split(deploy.record.deploy_id)
         await anyio.sleep_forever()
         raise AssertionError  # pragma: no cover  # cancelled by the event that it waits for
+
+    async def ramp(self, deploy: ActiveDeploy) -> StepOutcome:
+        """Give staging its step's share of the traffic, and watch until something follows."""
+        assert self._ramps is not None  # noqa: S101  # only tests of other activities have none
+        return await self._ramps.step(deploy)
 
     async def switch(self, deploy: ActiveDeploy) -> StepOutcome:
         """Switch to staging; the deployed version has the traffic from now on."""

@@ -21,7 +21,7 @@ from atlas_supervisor.deploy.executor import Executor
 from atlas_supervisor.deploy.idempotency import IdempotentRequests
 from atlas_supervisor.deploy.machine import FLIPS, Event, Phase, Plan
 from atlas_supervisor.deploy.recorder import Recorder, Runs, new_record
-from atlas_supervisor.deploy.recovery import resumed
+from atlas_supervisor.deploy.recovery import lost_in_ramp, resumed
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.deploy.status import DeployQueries
 from atlas_supervisor.errors import RefusedError
@@ -39,11 +39,14 @@ from atlas_supervisor.workers.slot import Slot
 from atlas_supervisor.workers.slots import Slots
 
 _EFFECTS = {
-    Event.SWITCH_REQUESTED: frozenset({Result.SWITCHED, Result.ROLLED_BACK}),
+    Event.SWITCH_REQUESTED: frozenset({Result.SWITCHED, Result.ROLLED_BACK, Result.ABORTED}),
     Event.ABORT_REQUESTED: frozenset({Result.ABORTED}),
     Event.ROLLBACK_REQUESTED: frozenset({Result.ROLLED_BACK}),
 }
-"""The results of a deploy that has done what was requested; what switched may be reverted."""
+"""The results of a deploy that has done what was requested.
+
+What switched may be reverted, and a ramp that a switch has begun may be aborted.
+"""
 
 _SETTLED_OTHERWISE = frozenset({Result.SWITCHED, Result.ABORTED})
 """Results that a failed flip does not explain: another one succeeded, or none was wanted."""
@@ -110,7 +113,9 @@ class DeployService:
             if self._state.state.mode is Mode.SINGLE:
                 raise errors.mode_is_single(self._settings.deploy_mode)
             self._refuse_if_busy()
-            plan = Plan(dry_run=dry_run, auto_switch=self._settings.auto_switch_on_health)
+            settings = self._settings
+            auto, ramp = settings.auto_switch_on_health, () if dry_run else settings.ramp
+            plan = Plan(dry_run=dry_run, auto_switch=auto, ramp=ramp)
             try:
                 found = await anyio.to_thread.run_sync(self._releases.find, release)
             except UnknownReleaseError as error:
@@ -157,9 +162,11 @@ class DeployService:
             )
         if unfinished is not None and release is not None:
             self._executor.resume(state.last_switch_ts)
+            is_ahead = record.ramp is None and not unfinished.rollback
+            ramp = self._settings.ramp if is_ahead else ()
             run = DeployRun(
                 record,
-                Plan(auto_switch=False, rollback=unfinished.rollback),
+                Plan(auto_switch=False, rollback=unfinished.rollback, ramp=ramp),
                 release,
                 effects=self._executor,
                 transitions=self._recorder,
@@ -169,6 +176,10 @@ class DeployService:
             if run.waits:
                 self._slots.keep_staging()
             return
+        if unfinished is not None and record.phase == Phase.RAMP:
+            for transition in lost_in_ramp(record):
+                await self._recorder.write(transition)
+            await self._keys.forget_undone()
         if lives is not None:
             self._slots.abandon_staging()
         self._runs.show(next(iter(await self._database.deploys.latest(1)), None))

@@ -14,6 +14,7 @@ from pydantic_core import CoreSchema
 
 from atlas_supervisor.model.drain import DrainCounts
 from atlas_supervisor.model.probe import CheckResult, ProbeResult
+from atlas_supervisor.model.ramp import Ramp
 from atlas_supervisor.model.worker_text import disclosed, withheld
 
 BEGUN = "begun"
@@ -111,7 +112,9 @@ class HealthDetail(StepDetail):
 
 
 class SwitchDetail(StepDetail):
-    """What `switch` records."""
+    """What `switch` records; of a ramp that fails, the probe that did."""
+
+    failed_probe: ProbeResult | None = Field(None, description="The last one, if it reverted.")
 
     state_file_ms: float | None = Field(None, description="To write the state file durably.")
     landing: str | None = Field(
@@ -186,6 +189,9 @@ class DeployRecord(BaseModel, frozen=True):
     started_ts: datetime = Field(description="When it was requested.")
     ended_ts: datetime | None = Field(
         description="When guard, warm time and drain were over as well; null before that."
+    )
+    ramp: Ramp | None = Field(
+        default=None, description="Its ramp; null if there is none (yet): see TRAFFIC_RAMP."
     )
 
     @property

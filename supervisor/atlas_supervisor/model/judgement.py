@@ -20,8 +20,8 @@ class Judgement(BaseModel, frozen=True):
     """What the evidence says at one look."""
 
     verdict: Verdict = Field(
-        description="`fail`: the new version is worse, at the promised rate of error; `pass`: it is "
-        "not worse by the margin; `inconclusive`: neither is shown yet."
+        description="`fail`: the new version is worse, at the promised rate of error; `pass`: it "
+        "is not worse by the margin; `inconclusive`: neither is shown yet."
     )
     against: float | None = Field(
         default=None,

@@ -228,3 +228,7 @@ CREATE TABLE request_minutes (
 ) STRICT;
 
 CREATE INDEX request_minutes_by_version ON request_minutes (version, minute);
+
+-- version: 11
+-- The ramp so far (JSON), with what the next daemon needs to go on with it.
+ALTER TABLE deploys ADD COLUMN ramp TEXT;
