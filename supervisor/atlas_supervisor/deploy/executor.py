@@ -25,6 +25,7 @@ from atlas_supervisor.model.deploy import (
     PreflightDetail,
     SmokeDetail,
 )
+from atlas_supervisor.model.ramp import Ramp
 from atlas_supervisor.model.release import Release, Version, VersionChange, VersionSource
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.health_probe import HttpProber, health_gate
@@ -223,7 +224,18 @@ class Executor:
             return outcome
         self._warm_since = Stopwatch()
         added = Version(self._slots.active.name, deploy.release)
-        return replace(outcome, versions=VersionChange(None if deploy.plan.rollback else added))
+        versions = VersionChange(None if deploy.plan.rollback else added)
+        message = f"{outcome.message}{self._how(deploy.record.ramp)}"
+        return replace(outcome, message=message, versions=versions)
+
+    def _how(self, ramp: Ramp | None) -> str:
+        """Return what a switch says of the ramp before it, or why there was none."""
+        if ramp is not None:
+            failed = "" if ramp.failed_requests is None else f", {ramp.failed_requests:,} failed"
+            return f", after a ramp of {len(ramp.steps)} shares{failed}"
+        if len(self._settings.traffic_ramp) > 1 and not self._settings.ramp:
+            return ", without a ramp, because PUBLIC_PORT=0"
+        return ""
 
     async def revert(self, deploy: ActiveDeploy) -> StepOutcome:
         """Switch back to the warm version, and pass on what a dead one had queued."""

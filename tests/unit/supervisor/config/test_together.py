@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 import subprocess
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import pytest
 
 from atlas_supervisor.config import (
     Settings,
-    describe_settings,
     load_settings,
     load_worker_env,
     warnings,

@@ -13,7 +13,7 @@ import pytest
 import structlog
 
 from atlas_supervisor.deploy import runner
-from atlas_supervisor.deploy.machine import Event, Phase, Plan, StepOutcome
+from atlas_supervisor.deploy.machine import SHARES, Event, Phase, Plan, StepOutcome
 from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.model.deploy import DeployRecord, PublishedEvent, Result, StepDetail
 from atlas_supervisor.store import outbox
@@ -405,6 +405,7 @@ WITHOUT_ROW: dict[Phase, set[Event]] = {
     Phase.HEALTH: _BEFORE,
     # The daemon's stop leaves it waiting; the next daemon takes that row.
     Phase.AWAITING_SWITCH: _BEFORE - {Event.SWITCH_REQUESTED} | {Event.SUPERVISOR_STOPPED},
+    Phase.RAMP: {Event.ROLLBACK_REQUESTED, Event.SUPERSEDED},
     # The flip is short and runs to its end.
     Phase.SWITCH: _REQUESTS | {Event.SUPERSEDED},
     Phase.REVERT: _REQUESTS | {Event.SUPERSEDED},
@@ -429,6 +430,7 @@ HARMLESS: dict[Phase, dict[Event, str]] = {
     Phase.SMOKE: {Event.ACTIVE_DIED: _RESTARTED},
     Phase.HEALTH: {Event.ACTIVE_DIED: _RESTARTED},
     Phase.AWAITING_SWITCH: {Event.ACTIVE_DIED: _RESTARTED},
+    Phase.RAMP: {Event.ACTIVE_DIED: _RESTARTED},
     Phase.SWITCH: {Event.ACTIVE_DIED: "the version before: it is about to lose the traffic"},
     Phase.REVERT: {Event.STAGING_DIED: "the flip fails, or it is started again after the flip"},
     Phase.GUARD: {Event.STAGING_DIED: "the version before: a rollback launches it again"},
@@ -457,7 +459,7 @@ async def test_every_event_has_a_row_or_is_kept_or_is_harmless(phase: Phase) -> 
             accepted = run.accepts(event) and not run._does(event)
             means_nothing = event in WITHOUT_ROW[phase] | set(HARMLESS[phase])
             if event is Event.SPLIT_REQUESTED:
-                means_nothing = phase is not Phase.AWAITING_SWITCH
+                means_nothing = phase not in SHARES
             assert accepted != means_nothing, (plan, phase, event)
 
 
