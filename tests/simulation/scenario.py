@@ -18,6 +18,7 @@ from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.deploy import AfterFailure, Mode
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
+from atlas_supervisor.model.ramp import RampAction
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.store.state_folder import DATABASE_FILE
 from atlas_worker.contract import STATE_FILE
@@ -39,6 +40,11 @@ _WEIGHTS = {
     "bluegreen": 13,
     "single": 1,
     "canaries_fail": 2,
+    "share": 3,
+    "ramp_pause": 3,
+    "ramp_resume": 4,
+    "ramp_advance": 4,
+    "requests_fail": 2,
     "canary_reset": 3,
     "kill": 5,
     "ambush": 14,
@@ -70,6 +76,7 @@ class Scenario:
     @cached_property
     def settings(self) -> Settings:
         stay = self.draw.random() < 0.2
+        ramp = self.draw.choice(((1.0,), (0.1, 0.5, 1.0)))
         return Settings(
             base_dir=self._folder,
             deploy_mode=Mode.BLUEGREEN,
@@ -87,6 +94,9 @@ class Scenario:
             liveness_failures=2,
             keep_warm_seconds=self.draw.choice((0, 8, 20)),
             guard_seconds=self.draw.choice((0, 4, 10)),
+            traffic_ramp=ramp,
+            traffic_step_seconds=self.draw.choice((0, 2, 5)),
+            traffic_min_requests=self.draw.choice((0, 0, 1)),
             canary_enabled=True,
             canary_features=("web",),
         )
@@ -258,6 +268,15 @@ class Scenario:
             self.life().canaries_fail = True
             self.world.timeline.after(4.0, self._canaries_pass)
 
+    def _requests_fail(self) -> None:
+        if self._is_up:
+            self.life().requests_fail = True
+            self.world.timeline.after(4.0, self._requests_pass)
+
+    def _requests_pass(self) -> None:
+        if self._life is not None:
+            self._life.requests_fail = False
+
     def _canaries_pass(self) -> None:
         if self._life is not None:
             self._life.canaries_fail = False
@@ -273,7 +292,8 @@ class Scenario:
 
     def _key(self, name: str) -> IdempotencyKey | None:
         """Return a new key, one that was used before, or none."""
-        if name in {"canary_reset", "reload"} or self.draw.random() < 0.5:
+        unkeyed = name in {"canary_reset", "reload", "share"} or name.startswith("ramp_")
+        if unkeyed or self.draw.random() < 0.5:
             return None
         known = [value for value, (asked, _) in self._keys.items() if asked == name]
         if known and self.draw.random() < 0.4:
@@ -324,6 +344,11 @@ class Scenario:
             return self._deploy_and_wait(life, name, key)
         if name == "canary_reset":
             return canary.reset(None, _OPERATOR)
+        if name == "share":
+            return life.control.traffic.set_weight(self.draw.choice((0, 0.3, 1)), _OPERATOR)
+        if name.startswith("ramp_"):
+            action = RampAction(name.removeprefix("ramp_"))
+            return life.control.traffic.ramp(action, _OPERATOR)
         if name == "reload":
             return life.control.reloads.reload(_OPERATOR)
         if name in steer:
