@@ -13,6 +13,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from atlas_supervisor.api.ports import TrafficPort
 from atlas_supervisor.config import Settings
 from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.model.actor import Actor
@@ -344,16 +345,18 @@ class Scenario:
             return self._deploy_and_wait(life, name, key)
         if name == "canary_reset":
             return canary.reset(None, _OPERATOR)
-        if name == "share":
-            return life.control.traffic.set_weight(self.draw.choice((0, 0.3, 1)), _OPERATOR)
-        if name.startswith("ramp_"):
-            action = RampAction(name.removeprefix("ramp_"))
-            return life.control.traffic.ramp(action, _OPERATOR)
+        if name == "share" or name.startswith("ramp_"):
+            return self._give_share(life.control.traffic, name)
         if name == "reload":
             return life.control.reloads.reload(_OPERATOR)
         if name in steer:
             return steer[name](_OPERATOR, key)
         return deploys.set_mode(Mode(name), _OPERATOR, key)
+
+    def _give_share(self, traffic: TrafficPort, name: str) -> Awaitable[Any]:
+        if name == "share":
+            return traffic.set_weight(self.draw.choice((0, 0.3, 1)), _OPERATOR)
+        return traffic.ramp(RampAction(name.removeprefix("ramp_")), _OPERATOR)
 
     async def _deploy_and_wait(self, life: Life, name: str, key: IdempotencyKey | None) -> Any:
         assert life.control is not None

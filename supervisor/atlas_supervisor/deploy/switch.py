@@ -212,6 +212,7 @@ class Switch:
                         self._steer_split(before)
                     raise
                 self._split = after
+                await self._state.copy_to_database()
 
     @property
     def weight(self) -> float:
@@ -260,6 +261,7 @@ class Switch:
                 if self._state.state.staging_weight:
                     try:
                         await self._state.change(staging_weight=0.0)
+                        await self._state.copy_to_database()
                     except OSError as error:  # the next deploy begins with 0 all the same
                         log.error("staging_weight_not_saved", why=str(error))
         return had
