@@ -14,7 +14,7 @@ from atlas_supervisor.cli.units import MISSING, SECOND, amount, duration, latenc
 
 
 def ramp_now(ramp: Record) -> str:
-    """Return what the ramp does now, in one line."""
+    """Return the present state of the ramp in one line."""
     where = f"{percent(ramp.get('share'))} (step {ramp.get('step')} of {ramp.get('of')})"
     if ramp.get("paused"):
         return f"ramp: {where}, paused"

@@ -229,7 +229,7 @@ class Executor:
         return replace(outcome, message=message, versions=versions)
 
     def _how(self, ramp: Ramp | None) -> str:
-        """Return what a switch says of the ramp before it, or why there was none."""
+        """Return the words of a switch about the ramp before it, or why there was none."""
         if ramp is not None:
             failed = "" if ramp.failed_requests is None else f", {ramp.failed_requests:,} failed"
             return f", after a ramp of {len(ramp.steps)} shares{failed}"

@@ -29,7 +29,7 @@ class Next(NamedTuple):
 
 
 def after_look(ramp: Ramp, *, step_seconds: float, is_steered: bool) -> Next:
-    """Return what follows from the numbers that were just read.
+    """Return the event that follows from the numbers that were just read.
 
     `is_steered`: the share is in force, and both versions live.
     """
@@ -49,7 +49,7 @@ def after_look(ramp: Ramp, *, step_seconds: float, is_steered: bool) -> Next:
         wait = f"clearer evidence: {judgement.why}"
     if wait is not None:
         return Next(None, wait)
-    return Next(Event.STEP_PASSED if ramp.next_share < 1 else Event.PASSED, told(ramp))
+    return Next(Event.STEP_PASSED if ramp.next_share < 1 else Event.PASSED, described(ramp))
 
 
 def _speaks_against(judgement: Judgement) -> bool:
@@ -78,7 +78,7 @@ def after_row(
     return ramp.resumed(at)
 
 
-def told(ramp: Ramp) -> str:
+def described(ramp: Ramp) -> str:
     """Return the current step in words."""
     step = ramp.steps[-1]
     text = f"{share_text(step.share)} for {ramp.waited_seconds:.0f} s"

@@ -24,7 +24,7 @@ import structlog
 from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy.effects import ActiveDeploy
 from atlas_supervisor.deploy.machine import Event, StepOutcome
-from atlas_supervisor.deploy.ramp import after_look, share_text, told
+from atlas_supervisor.deploy.ramp import after_look, described, share_text
 from atlas_supervisor.deploy.switch import NoSplitError, Switch
 from atlas_supervisor.model.deploy import DeployRecord, SwitchDetail
 from atlas_supervisor.model.histogram import Histogram
@@ -75,7 +75,7 @@ class RampControl:
         self._comparison: Comparison
 
     async def step(self, deploy: ActiveDeploy) -> StepOutcome:
-        """Give staging the share of the record's step; return what ends that."""
+        """Give staging the share of the record's step; return the end of that."""
         outcome: StepOutcome | None = None
 
         async def first(activity: Callable[[], Awaitable[StepOutcome]]) -> None:
@@ -122,7 +122,7 @@ class RampControl:
             then = f"step {ramp.step + 1} of {ramp.of}, {name} gets {share_text(ramp.next_share)}"
             return StepOutcome(event, f"{then}, after {why}")
         if event is Event.FAILED:
-            why = f"{why} (at {told(ramp)})"
+            why = f"{why} (at {described(ramp)})"
             return StepOutcome.failed(
                 why, SwitchDetail(output=self._slots.staging.log.last_lines())
             )
@@ -205,7 +205,7 @@ class RampControl:
     def _begun(
         self, ramp: Ramp, new: WorkerProcess | None, old: WorkerProcess | None
     ) -> dict[str, Any]:
-        """Return what both versions had counted when the step began."""
+        """Return the counts of both versions when the step began."""
         begun = ramp.saved.get("begun", {})
         if begun.get("step") == len(ramp.steps):
             return dict(begun)
@@ -221,7 +221,7 @@ class RampControl:
     def _since(
         self, instance: WorkerProcess | None, noted: dict[str, Any] | None
     ) -> VersionFigures | None:
-        """Return what an instance has counted since then; None if it does not count."""
+        """Return the counts of an instance since then; None if it does not count."""
         totals = self._requests.totals(instance.name) if instance else None
         if instance is None or totals is None:
             return None

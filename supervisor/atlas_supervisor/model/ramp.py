@@ -65,7 +65,7 @@ class Ramp(BaseModel, frozen=True):
 
     @classmethod
     def begun(cls, shares: tuple[float, ...], weight: float, at: datetime) -> Self:
-        """Return a ramp at its first step; nobody loses a share that was set by hand before."""
+        """Return a ramp at its first step; a larger share that was set by hand is kept."""
         step = RampStep(share=max(shares[0], weight), since_ts=at)
         return cls(shares=shares, steps=(step,), looked_ts=at)
 

@@ -47,7 +47,7 @@ def test_a_step_takes_its_time_and_its_requests_and_goes_on_without_evidence() -
     assert follows(a_ramp(waited_seconds=60), is_steered=False) is None
 
 
-def test_what_speaks_against_the_version_holds_its_share_and_proof_reverts_it() -> None:
+def test_doubt_holds_the_share_and_proof_reverts_it() -> None:
     doubt = judged(Verdict.INCONCLUSIVE, HOLD_AGAINST)
     held = after_look(a_ramp(waited_seconds=900, judgement=doubt), step_seconds=60, is_steered=True)
     assert held.event is None
@@ -92,7 +92,7 @@ def test_a_ramp_begins_at_its_first_share_and_takes_none_away_that_was_set_by_ha
     assert (begun.share, begun.step, begun.next_share) == (0.4, 2, 1)
 
 
-def test_what_the_new_version_failed_adds_up_over_the_steps() -> None:
+def test_failed_requests_add_up_over_the_steps() -> None:
     ramp = a_ramp()
     assert ramp.failed_requests is None
     steps = tuple(
@@ -102,6 +102,6 @@ def test_what_the_new_version_failed_adds_up_over_the_steps() -> None:
     assert ramp.model_copy(update={"steps": steps}).failed_requests == 5
 
 
-def test_what_the_next_daemon_needs_is_not_shown() -> None:
+def test_evidence_is_kept_and_not_shown() -> None:
     assert "saved" not in a_ramp(saved={"comparison": {}}).model_dump_json()
     assert "saved" not in str(Ramp.model_json_schema(mode="serialization"))
