@@ -33,7 +33,7 @@ async def traffic(session: Session, weight: float | None) -> None:
     def view(data: Record) -> RenderableType:
         share = float(data["staging_weight"])
         lines = [
-            f"{share:8.4g}  {data.get('version')} on {data.get('staging_slot')}",
+            f"{share:8.4g}  {data.get('version')} on {data.get('staging_slot')} (new)",
             f"{1 - share:8.4g}  {data.get('active_version')} (active)",
         ]
         sticky = str(data.get("sticky"))
