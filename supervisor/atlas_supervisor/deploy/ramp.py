@@ -68,7 +68,7 @@ def after_row(
     if row.phase is not Phase.RAMP or ramp is None:
         return Ramp.begun(plan.ramp, weight, at)
     if row.target is not Phase.RAMP:
-        return ramp.ended(at)
+        return ramp.ended(at).model_copy(update={"saved": {}})
     if row.event in {Event.STEP_PASSED, Event.ADVANCE_REQUESTED}:
         return ramp.at_share(ramp.next_share, at)
     if row.event is Event.SPLIT_REQUESTED:
