@@ -502,3 +502,33 @@ async def test_a_split_is_journaled_and_gives_way_to_what_comes_meanwhile() -> N
         assert run.offer(Event.SPLIT_REQUESTED, "green gets 20 %")
         assert run.offer(Event.STAGING_DIED, "it exited")
         assert (await run.settled.wait()).result is Result.FAILED
+
+
+async def test_a_pause_that_is_accepted_counts_though_the_step_passes_in_the_same_moment() -> None:
+    world = World()
+    world.outcomes["ramp"] = [StepOutcome(Event.STEP_PASSED, "step 2"), FAIL]
+    async with driven(world, Plan(ramp=(0.1, 0.5, 1.0))) as run:
+        asked: list[bool] = []
+        world.when_ending["ramp"] = lambda: asked.append(
+            run.offer(Event.PAUSE_REQUESTED, "pause requested")
+        )
+        await run.ended.wait()
+    assert asked == [True]
+    ramps = [each for each in world.journaled if each.source == "ramp"]
+    assert [each.event for each in ramps] == ["pause_requested", "failed"]
+    assert run.record.ramp is not None
+    assert (run.record.ramp.share, run.record.ramp.paused) == (0.1, True)
+    assert (run.record.result, world.mode) == ("rolled_back", "single")
+    assert ("rollback", "done") in world.audits
+
+
+async def test_a_switch_that_failed_after_a_ramp_is_tried_again_without_another() -> None:
+    world = World()
+    world.outcomes["switch"] = [FAIL]
+    async with driven(world, Plan(ramp=(0.1, 1.0))) as run:
+        await until_phase(run, Phase.AWAITING_SWITCH)
+        await run.settled.wait()
+        assert run.offer(Event.SWITCH_REQUESTED, "once more")
+        await run.ended.wait()
+    assert world.done.count("ramp") == 1
+    assert run.record.result == "switched"
