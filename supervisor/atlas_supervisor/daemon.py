@@ -30,7 +30,8 @@ from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.executor import Executor
 from atlas_supervisor.deploy.initial_state import active_release
 from atlas_supervisor.deploy.landing_watch import LandingWatch
-from atlas_supervisor.deploy.machine import Phase
+from atlas_supervisor.deploy.machine import SHARES
+from atlas_supervisor.deploy.ramping import RampControl
 from atlas_supervisor.deploy.recorder import Recorder, Runs
 from atlas_supervisor.deploy.recovery import recover
 from atlas_supervisor.deploy.recycler import Recycler
@@ -190,8 +191,8 @@ class Daemon:
                 tasks.cancel_scope.cancel()
 
     def _split_of(self, unfinished: UnfinishedDeploy | None) -> Split | None:
-        """Return the part of the traffic that staging had, if its deploy waits for its switch."""
-        if unfinished is None or unfinished.record.phase != Phase.AWAITING_SWITCH:
+        """Return the part of the traffic that staging had, if its deploy goes on with it."""
+        if unfinished is None or unfinished.record.phase not in SHARES:
             return None
         weight = self._state.state.staging_weight
         return split_of(self._settings, unfinished.record.deploy_id, weight)
@@ -400,6 +401,15 @@ class Daemon:
             switch=switch,
             plane=self._plane,
             prober=prober,
+            ramps=RampControl(
+                settings=self._settings,
+                slots=slots,
+                switch=switch,
+                plane=self._plane,
+                prober=prober,
+                requests=self._requests,
+                save=self._database.deploys.save_ramp,
+            ),
             check_landing=watch.request,
         )
         queries = DeployQueries(

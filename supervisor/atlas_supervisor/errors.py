@@ -261,7 +261,15 @@ NOTHING_TO_SPLIT = ErrorSpec(
     "nothing_to_split",
     409,
     "no deploy may share the traffic now: {state}",
-    "with AUTO_SWITCH_ON_HEALTH=false a deploy waits for its switch once it has passed its gates",
+    "once it has passed its gates a deploy ramps (TRAFFIC_RAMP), or waits for its switch "
+    "(AUTO_SWITCH_ON_HEALTH=false)",
+    {"state": "no deploy is in progress"},
+)
+NOTHING_TO_RAMP = ErrorSpec(
+    "nothing_to_ramp",
+    409,
+    "no deploy ramps now: {state}",
+    "with shares in TRAFFIC_RAMP, as 0.05,0.25,1, a deploy ramps once it has passed its gates",
     {"state": "no deploy is in progress"},
 )
 NO_PUBLIC_PORT = ErrorSpec(

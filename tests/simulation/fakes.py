@@ -13,6 +13,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
+from atlas_supervisor.model.judgement import Judgement
 from atlas_supervisor.model.probe import ProbeResult
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.verdict import Verdict
@@ -256,6 +257,28 @@ class Fallback:
 
     def reason(self, _canary: object, _stable: object) -> str | None:
         return "31 % of 100 canary calls failed" if self._life.canaries_fail else None
+
+
+class Comparison:
+    """Says what the world has drawn about users' requests."""
+
+    def __init__(self, life: Life, *, saved: dict[str, int] | None = None, **_: str) -> None:
+        self._life = life
+        self._looks = (saved or {}).get("looks", 0)
+
+    def set_weight(self, _weight: float) -> None:
+        """Do nothing: nothing is counted."""
+
+    def look(self) -> Judgement:
+        self._looks += 1
+        if self._life.requests_fail:
+            return Judgement(verdict=Verdict.FAIL, against=100, why="31 % of requests failed")
+        draw = self._life.world.random
+        verdict = draw.choice((Verdict.INCONCLUSIVE, Verdict.INCONCLUSIVE, Verdict.PASS))
+        return Judgement(verdict=verdict, against=draw.choice((None, 1, 9)), why="few requests")
+
+    def saved(self) -> dict[str, int]:
+        return {"looks": self._looks}
 
 
 class Unmeasured:

@@ -90,7 +90,7 @@ class Life:
         self.control: Control | None = None
         self.on_control: Callable[[], object] = bool
         self.dead = self.up = self.stopping_began = False
-        self.canaries_fail = False
+        self.canaries_fail = self.requests_fail = False
         self.ambush: Ambush | None = None
         self.settings = settings
         self._program = _Program(self, reloaded=world.kernel.is_passed)

@@ -13,11 +13,13 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from atlas_supervisor.api.ports import DeployPort, TrafficPort
 from atlas_supervisor.config import Settings
 from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.deploy import AfterFailure, Mode
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
+from atlas_supervisor.model.ramp import RampAction
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.store.state_folder import DATABASE_FILE
 from atlas_worker.contract import STATE_FILE
@@ -40,6 +42,11 @@ _WEIGHTS = {
     "bluegreen": 13,
     "single": 1,
     "canaries_fail": 2,
+    "share": 3,
+    "ramp_pause": 3,
+    "ramp_resume": 4,
+    "ramp_advance": 4,
+    "requests_fail": 2,
     "canary_reset": 3,
     "kill": 5,
     "ambush": 14,
@@ -71,6 +78,7 @@ class Scenario:
     @cached_property
     def settings(self) -> Settings:
         stay = self.draw.random() < 0.2
+        ramp = self.draw.choice(((1.0,), (0.1, 0.5, 1.0)))
         return Settings(
             base_dir=self._folder,
             deploy_mode=Mode.BLUEGREEN,
@@ -89,6 +97,9 @@ class Scenario:
             keep_warm_seconds=self.draw.choice((0, 8, 20)),
             guard_seconds=self.draw.choice((0, 4, 10)),
             worker_max_age_seconds=self.draw.choice((0, 0, 7, 25)),
+            traffic_ramp=ramp,
+            traffic_step_seconds=self.draw.choice((0, 2, 5)),
+            traffic_min_requests=self.draw.choice((0, 0, 1)),
             canary_enabled=True,
             canary_features=("web",),
         )
@@ -266,6 +277,15 @@ class Scenario:
             self.life().canaries_fail = True
             self.world.timeline.after(4.0, self._canaries_pass)
 
+    def _requests_fail(self) -> None:
+        if self._is_up:
+            self.life().requests_fail = True
+            self.world.timeline.after(4.0, self._requests_pass)
+
+    def _requests_pass(self) -> None:
+        if self._life is not None:
+            self._life.requests_fail = False
+
     def _canaries_pass(self) -> None:
         if self._life is not None:
             self._life.canaries_fail = False
@@ -281,7 +301,8 @@ class Scenario:
 
     def _key(self, name: str) -> IdempotencyKey | None:
         """Return a new key, one that was used before, or none."""
-        if name in {"canary_reset", "reload"} or self.draw.random() < 0.5:
+        unkeyed = name in {"canary_reset", "reload", "share"} or name.startswith("ramp_")
+        if unkeyed or self.draw.random() < 0.5:
             return None
         known = [value for value, (asked, _) in self._keys.items() if asked == name]
         if known and self.draw.random() < 0.4:
@@ -327,20 +348,33 @@ class Scenario:
     def _request(self, life: Life, name: str, key: IdempotencyKey | None) -> Awaitable[Any]:
         assert life.control is not None
         deploys, canary = life.control.deploys, life.control.canary
-        steer = {"switch": deploys.switch, "abort": deploys.abort, "rollback": deploys.rollback}
+        steer = {
+            **{"switch": deploys.switch, "abort": deploys.abort, "rollback": deploys.rollback},
+            "rollback_to": partial(self._roll_back_to, deploys),
+        }
         if name in {"deploy", "dry_run"}:
             return self._deploy_and_wait(life, name, key)
-        if name == "rollback_to":
-            version, fast = self.draw.choice(GOOD), self.draw.random() < 0.5
-            self.world.tell(f"operator: back to {version}{', fast' if fast else ''}")
-            return deploys.rollback(_OPERATOR, key, version=version, fast=fast)
         if name == "canary_reset":
             return canary.reset(None, _OPERATOR)
+        if name == "share" or name.startswith("ramp_"):
+            return self._give_share(life.control.traffic, name)
         if name == "reload":
             return life.control.reloads.reload(_OPERATOR)
         if name in steer:
             return steer[name](_OPERATOR, key)
         return deploys.set_mode(Mode(name), _OPERATOR, key)
+
+    def _roll_back_to(
+        self, deploys: DeployPort, actor: Actor, key: IdempotencyKey | None
+    ) -> Awaitable[Any]:
+        version, fast = self.draw.choice(GOOD), self.draw.random() < 0.5
+        self.world.tell(f"operator: back to {version}{', fast' if fast else ''}")
+        return deploys.rollback(actor, key, version=version, fast=fast)
+
+    def _give_share(self, traffic: TrafficPort, name: str) -> Awaitable[Any]:
+        if name == "share":
+            return traffic.set_weight(self.draw.choice((0, 0.3, 1)), _OPERATOR)
+        return traffic.ramp(RampAction(name.removeprefix("ramp_")), _OPERATOR)
 
     async def _deploy_and_wait(self, life: Life, name: str, key: IdempotencyKey | None) -> Any:
         assert life.control is not None

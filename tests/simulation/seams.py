@@ -26,7 +26,7 @@ import anyio.to_thread
 
 from atlas_supervisor import daemon, reload
 from atlas_supervisor.canary import service as canary_service
-from atlas_supervisor.deploy import executor, landing_watch, switch
+from atlas_supervisor.deploy import executor, landing_watch, ramping, switch
 from atlas_supervisor.deploy.switch import Landing, LandingCheck
 from atlas_supervisor.model.probe import CheckResult
 from atlas_supervisor.model.slot import SlotName
@@ -39,6 +39,7 @@ from atlas_supervisor.workers.process import WorkerProcess
 from atlas_supervisor.workers.registry import Survivor
 from tests.simulation.fakes import (
     PORTS,
+    Comparison,
     Connected,
     Fallback,
     Health,
@@ -97,6 +98,7 @@ class Seams:
             },
             canary_service: {"Fallback": lambda *_: Fallback(life()), "POLL_SECONDS": 5.0},
             executor: {"run_smoke": self._smoke},
+            ramping: {"Comparison": lambda *_, **options: Comparison(life(), **options)},
             switch: {"check_landing": self._landing},
             landing_watch: {"check_landing": self._landing},
             state_keeper: {

@@ -117,12 +117,6 @@ def test_every_setting_that_is_named_exists(path: Path) -> None:
     assert not {name for name in named if name.startswith(families)} - known
 
 
-def test_the_settings_that_take_only_their_defaults_are_named_as_limits() -> None:
-    text = (ROOT / "docs/limits.md").read_text()
-
-    assert "`TRAFFIC_RAMP` accepts only its default" in text
-
-
 def command_lines(verbs: Iterable[click.Command], word: str = "atlasctl") -> Iterator[str]:
     """Yield how each verb is called; of a group, each of its own verbs."""
     for verb in verbs:

@@ -30,6 +30,8 @@ from atlas_supervisor.model.deploy import (
 )
 from atlas_supervisor.model.drain import DrainCounts, DrainingView
 from atlas_supervisor.model.health import Check, CheckStatus, Health, HealthStatus
+from atlas_supervisor.model.judgement import Judgement, VersionFigures
+from atlas_supervisor.model.ramp import RampStep, RampView
 from atlas_supervisor.model.release import (
     EarlierVersion,
     EarlierVersions,
@@ -48,6 +50,7 @@ from atlas_supervisor.model.status import (
     Status,
     Traffic,
 )
+from atlas_supervisor.model.verdict import Verdict
 
 _START = datetime(2026, 1, 5, 9, 30, tzinfo=UTC)
 
@@ -323,6 +326,40 @@ SPLIT = SplitView(
     weights={"blue": 0.9, "green": 0.1},
     sticky="connection",
     testers=["10.1.0.0/16", "192.0.2.7/32"],
+)
+
+RAMP = RampView(
+    deploy_id=SWITCHED.deploy_id,
+    version="1.4.0",
+    phase="ramp",
+    shares=(0.05, 0.25, 1),
+    steps=(
+        RampStep(
+            share=0.05,
+            since_ts=_START + timedelta(seconds=2),
+            until_ts=_START + timedelta(seconds=62),
+            new=VersionFigures(requests=150, failed=0, p50_ms=4.1, p95_ms=11.8),
+            old=VersionFigures(requests=2850, failed=3, p50_ms=4.2, p95_ms=12.1),
+        ),
+        RampStep(
+            share=0.25,
+            since_ts=_START + timedelta(seconds=62),
+            new=VersionFigures(requests=31, failed=0, p50_ms=4.0, p95_ms=11.5),
+            old=VersionFigures(requests=94, failed=0, p50_ms=4.2, p95_ms=12.0),
+        ),
+    ),
+    paused=True,
+    waited_seconds=2.5,
+    looked_ts=_START + timedelta(seconds=64.5),
+    requests_needed=19,
+    waits_for="an operator: it is paused",
+    judgement=Judgement(
+        verdict=Verdict.INCONCLUSIVE,
+        against=0.8,
+        why="0 of 181 requests failed, and 3 of 2,944 of the old version",
+        new=VersionFigures(requests=181, failed=0, p50_ms=4.1, p95_ms=11.8),
+        old=VersionFigures(requests=2944, failed=3, p50_ms=4.2, p95_ms=12.1),
+    ),
 )
 
 DAEMON = DaemonView(

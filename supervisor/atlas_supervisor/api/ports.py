@@ -17,6 +17,7 @@ from atlas_supervisor.model.deploy import DeployRecord, EventFeed, Mode, Transit
 from atlas_supervisor.model.health import Health
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.log import LogFeed, LogSource, WantedLines
+from atlas_supervisor.model.ramp import RampAction, RampView
 from atlas_supervisor.model.release import EarlierVersions, ReleaseView
 from atlas_supervisor.model.status import ReloadView, SplitView, Status
 
@@ -59,7 +60,10 @@ class TrafficPort(Protocol):
         """Return it as it is now."""
 
     async def set_weight(self, weight: float, actor: Actor) -> SplitView:
-        """Give the waiting version this share; return once that is durable."""
+        """Give the new version this share; return once that is durable. It pauses a ramp."""
+
+    async def ramp(self, action: RampAction, actor: Actor) -> RampView:
+        """Pause, resume or advance the ramp; return it as it is then."""
 
 
 class QueryPort(Protocol):

@@ -1,4 +1,4 @@
-"""The routes that show and set the split of the traffic between two versions."""
+"""The routes that show and set the split between two versions, and steer a deploy's ramp."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from atlas_supervisor.api.routes import (
     ResponseSpec,
     Route,
 )
+from atlas_supervisor.model.ramp import RampAction, RampView
 from atlas_supervisor.model.status import SplitView
 
 
@@ -31,6 +32,16 @@ class SplitBody(BaseModel, extra="forbid"):
     )
 
 
+class RampBody(BaseModel, extra="forbid"):
+    """What to do to the ramp."""
+
+    action: RampAction = Field(
+        description="`pause` stops its clock, `resume` goes on, `advance` takes the next step now; "
+        "after the last one that is the switch.",
+        examples=[RampAction.PAUSE.value],
+    )
+
+
 async def _view(call: Request[Nothing, Nothing]) -> Reply:
     return Reply(call.control.traffic.view())
 
@@ -39,13 +50,17 @@ async def _set(call: Request[Nothing, SplitBody]) -> Reply:
     return Reply(await call.control.traffic.set_weight(call.body.staging_weight, call.actor))
 
 
+async def _ramp(call: Request[Nothing, RampBody]) -> Reply:
+    return Reply(await call.control.traffic.ramp(call.body.action, call.actor))
+
+
 ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/deploy/traffic",
         handler=_view,
         summary="Split of the traffic",
-        description="While a deploy that has passed its gates waits for its switch.",
+        description="While a deploy that has passed its gates waits for its switch, or ramps.",
         tag="Deploy",
         query=Nothing,
         body=Nothing,
@@ -58,9 +73,10 @@ ROUTES: tuple[AnyRoute, ...] = (
         path="/deploy/traffic",
         handler=_set,
         summary="Split the traffic",
-        description="Gives the waiting version a share of new connections. Open connections stay "
-        "where they are. The share is durable: it survives a kill of the daemon and a reload. It "
-        "ends with the switch, an abort, or the end of the version's worker.",
+        description="Gives the new version a share of new connections, while its deploy waits for "
+        "its switch or ramps; a ramp is paused by that. Open connections stay where they are. The "
+        "share is durable: it survives a kill of the daemon and a reload. It ends with the switch, "
+        "an abort, or the end of the version's worker.",
         tag="Deploy",
         query=Nothing,
         body=SplitBody,
@@ -72,5 +88,20 @@ ROUTES: tuple[AnyRoute, ...] = (
             errors.NOT_DURABLE,
             errors.STOPPING,
         ),
+    ),
+    Route(
+        method="POST",
+        path="/deploy/ramp",
+        handler=_ramp,
+        summary="Steer the ramp",
+        description="For a deploy that ramps (TRAFFIC_RAMP). While it is paused, the new version "
+        "is watched and reverted as ever. `POST /deploy/switch` ends the ramp with all traffic, "
+        "`POST /deploy/abort` with none.",
+        tag="Deploy",
+        query=Nothing,
+        body=RampBody,
+        access=Access.CHANGE,
+        answers=(ResponseSpec(200, "The ramp from now on.", RampView, examples.RAMP),),
+        errors=(errors.NOTHING_TO_RAMP, errors.RAMP_NOT_POSSIBLE, errors.STOPPING),
     ),
 )

@@ -14,6 +14,7 @@ from atlas_supervisor.cli.deploy import deploy
 from atlas_supervisor.cli.health import health
 from atlas_supervisor.cli.history import history, releases
 from atlas_supervisor.cli.logs import logs
+from atlas_supervisor.cli.ramp import ramp
 from atlas_supervisor.cli.reload import reload
 from atlas_supervisor.cli.rollback import rollback
 from atlas_supervisor.cli.session import Verbs
@@ -34,6 +35,7 @@ VERBS = (
     history,
     show,
     traffic,
+    ramp,
     releases,
     logs,
     canary,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from contextlib import aclosing, suppress
 
 import click
 
-from atlas_supervisor.cli.client import Record
+from atlas_supervisor.cli.client import Record, mapping
 from atlas_supervisor.cli.errors import FailedError
 from atlas_supervisor.cli.follow import follow
 from atlas_supervisor.cli.render_deploy import (
@@ -19,6 +20,7 @@ from atlas_supervisor.cli.render_deploy import (
     suggestions,
     title,
 )
+from atlas_supervisor.cli.render_ramp import ended_steps, ramp_lines
 from atlas_supervisor.cli.session import Session, verb
 from atlas_supervisor.cli.terminal import safe
 
@@ -61,15 +63,34 @@ async def deploy(session: Session, release: str | None, dry_run: bool, no_wait: 
 async def _watch(session: Session, deploy_id: str) -> Record:
     """Print each step when it has ended; return the record once the deploy has its result."""
     record: Record = {}
-    shown = 0
-    with session.screen.waiting(lambda: doing(record)):
-        async with aclosing(follow(session, deploy_id)) as records:
-            async for record in records:
-                for step in record["steps"][shown:]:
-                    shown += 1
-                    session.screen.print(step_line(session.screen, step))
-                    if not step.get("ok"):
-                        session.screen.print(*findings(session.screen, step))
+    shown = ramped = 0
+
+    async def refresh() -> None:
+        """Read a ramp's numbers once a second; its events come at its steps alone."""
+        nonlocal record
+        while True:
+            await asyncio.sleep(1)
+            if record.get("phase") == "ramp" and session.screen.is_terminal:
+                with suppress(FailedError):
+                    answer = await session.daemon.get(f"/deploy/{deploy_id}")
+                    record = answer.data if answer.ok else record
+
+    refreshing = asyncio.create_task(refresh())
+    try:
+        with session.screen.waiting(lambda: doing(record)):
+            async with aclosing(follow(session, deploy_id)) as records:
+                async for record in records:
+                    ramp = mapping(record.get("ramp"))
+                    lines = ramp_lines(session.screen, ramp, ended=True, after=ramped)
+                    session.screen.print(*lines)
+                    ramped = ended_steps(ramp)
+                    for step in record["steps"][shown:]:
+                        shown += 1
+                        session.screen.print(step_line(session.screen, step))
+                        if not step.get("ok"):
+                            session.screen.print(*findings(session.screen, step))
+    finally:
+        refreshing.cancel()
     return record
 
 

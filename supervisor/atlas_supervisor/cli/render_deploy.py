@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from atlas_supervisor.cli.client import Record, objects
+from atlas_supervisor.cli.client import Record, mapping, objects
 from atlas_supervisor.cli.hints import hint
 from atlas_supervisor.cli.render_findings import (
     check_lines,
@@ -22,6 +22,7 @@ from atlas_supervisor.cli.render_findings import (
     probe_lines,
     quoted,
 )
+from atlas_supervisor.cli.render_ramp import ramp_milliseconds, ramp_now
 from atlas_supervisor.cli.terminal import (
     BAD,
     DURATION_WIDTH,
@@ -35,7 +36,7 @@ from atlas_supervisor.cli.terminal import (
 from atlas_supervisor.cli.units import duration
 
 SUCCESSES = frozenset({"switched", "awaiting_switch", "dry_run_passed"})
-BUSY = frozenset({"switch", "revert", "unstage"})  # another deploy would still be refused
+BUSY = frozenset({"ramp", "switch", "revert", "unstage"})  # another deploy would still be refused
 GO_AHEAD = "Switch to it with `atlasctl switch`, or abort with `atlasctl abort`."
 AFTERWARDS = frozenset({"guard", "drain"})  # they run after the deploy has its result
 
@@ -79,12 +80,15 @@ def awaits_switch(record: Record) -> bool:
 def took(record: Record) -> str:
     """Return how long the steps up to the deploy's result took."""
     steps = record.get("steps") or []
-    return duration(sum(s.get("duration_ms", 0) for s in steps if s.get("name") not in AFTERWARDS))
+    took = sum(s.get("duration_ms", 0) for s in steps if s.get("name") not in AFTERWARDS)
+    return duration(took + ramp_milliseconds(record.get("ramp")))
 
 
 def doing(record: Record) -> str:
     """Return the deploy's current phase in words."""
     phase = str(record.get("phase") or "starting")
+    if phase == "ramp" and (ramp := mapping(record.get("ramp"))):
+        return ramp_now(ramp)
     return {"unstage": "stopping staging", "revert": "reverting"}.get(
         phase, phase.replace("_", " ")
     )

@@ -25,6 +25,7 @@ ROOM = 60
 
 _STEPS = {"drain_reverted": "drain"}  # a phase whose step has another name
 _PASSED = {
+    "ramp": "ramp passed",
     "switch": "switched",
     "warm": "warm time over",
     "drain": "old version drained",
@@ -37,6 +38,11 @@ _BEGINNING = {"begun": "started"}
 _HAPPENINGS = {
     "staging_died": (BAD, "staging died"),
     "active_died": (BAD, "new version died"),
+    "step_passed": (OK, "ramp step passed"),
+    "split_requested": (EVENT, "split by hand"),
+    "pause_requested": (EVENT, "ramp paused"),
+    "resume_requested": (EVENT, "ramp resumed"),
+    "advance_requested": (EVENT, "ramp advanced"),
     "switch_requested": (EVENT, "switch requested"),
     "abort_requested": (EVENT, "abort requested"),
     "rollback_requested": (EVENT, "rollback requested"),
@@ -77,6 +83,9 @@ class _Line:
         source, event = transition.get("source"), transition.get("event")
         self.sign, what = _happening(source, event)
         self.step_name = _STEPS.get(str(source), source)
+        if source == "ramp":  # a step only if no switch follows
+            ends = transition.get("target") in {"unstage", "ended"}
+            self.step_name = "switch" if ends else None
         self.cause = str(transition.get("cause") or "")
         took = transition.get("duration_ms")
         self.cells = (

@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from atlas_supervisor.cli.client import Record
+from atlas_supervisor.cli.client import Record, mapping
 from atlas_supervisor.cli.errors import FailedError
 from atlas_supervisor.cli.follow import follow
 from atlas_supervisor.cli.render_deploy import (
@@ -24,6 +24,7 @@ from atlas_supervisor.cli.render_deploy import (
     switch_failed,
     title,
 )
+from atlas_supervisor.cli.render_ramp import ramp_lines
 from atlas_supervisor.cli.render_timeline import timeline
 from atlas_supervisor.cli.session import Session, verb
 from atlas_supervisor.cli.terminal import Screen, safe
@@ -93,7 +94,10 @@ async def _advise(session: Session, record: Record) -> None:
 
 def _deploy(screen: Screen, record: Record) -> RenderableType:
     parts: list[RenderableType] = [title(record), _facts(record), Text()]
-    parts += [*timeline(screen, record), Text(), outcome(screen, record, ok=succeeded(record))]
+    parts += timeline(screen, record)
+    if ramp := mapping(record.get("ramp")):
+        parts += [Text(), *ramp_lines(screen, ramp)]
+    parts += [Text(), outcome(screen, record, ok=succeeded(record))]
     return Group(*parts)
 
 

@@ -19,7 +19,10 @@ _MEANING = {
 
 @verb
 async def switch(session: Session) -> None:
-    """Switch all traffic to the version that waits for it."""
+    """Switch all traffic to the version that waits for it, or ramps.
+
+    With shares in TRAFFIC_RAMP, a version that waits is ramped first.
+    """
     await steer(session, "switch", "switching")
 
 

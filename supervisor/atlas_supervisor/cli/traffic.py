@@ -20,9 +20,10 @@ _KEEPS = {
 @verb
 @click.argument("weight", type=Share(), required=False)
 async def traffic(session: Session, weight: float | None) -> None:
-    """Show how the traffic is split, or give the waiting version the share WEIGHT: 0.1 or 10%.
+    """Show how the traffic is split, or give the new version the share WEIGHT: 0.1 or 10%.
 
-    Possible once a deploy has passed its gates and waits for its switch.
+    Possible while a deploy that has passed its gates waits for its switch or ramps; a ramp is
+    paused by that, and goes on from there with `atlasctl ramp resume`.
     """
     if weight is None:
         answer = await session.daemon.get("/deploy/traffic")
@@ -32,7 +33,7 @@ async def traffic(session: Session, weight: float | None) -> None:
     def view(data: Record) -> RenderableType:
         share = float(data["staging_weight"])
         lines = [
-            f"{share:8.4g}  {data.get('version')} on {data.get('staging_slot')} (waits)",
+            f"{share:8.4g}  {data.get('version')} on {data.get('staging_slot')} (new)",
             f"{1 - share:8.4g}  {data.get('active_version')} (active)",
         ]
         sticky = str(data.get("sticky"))

@@ -137,10 +137,16 @@ def _about_the_split(settings: Settings) -> Iterator[str]:
         )
     if settings.traffic_testers and not settings.public_port:
         yield "TRAFFIC_TESTERS has no effect, because PUBLIC_PORT=0: clients follow active_port"
-    elif settings.traffic_testers and settings.auto_switch_on_health:
+    elif settings.traffic_testers and settings.auto_switch_on_health and not settings.ramp:
         yield (
-            "TRAFFIC_TESTERS has no effect, because AUTO_SWITCH_ON_HEALTH=true: a release that has "
-            "passed its gates gets all the traffic at once"
+            "TRAFFIC_TESTERS has no effect, because AUTO_SWITCH_ON_HEALTH=true and TRAFFIC_RAMP=1: "
+            "a release that has passed its gates gets all the traffic at once"
+        )
+
+    if len(settings.traffic_ramp) > 1 and not settings.ramp:
+        yield (
+            "TRAFFIC_RAMP has no effect, because PUBLIC_PORT=0: clients follow active_port, and a "
+            "deploy switches them all at once"
         )
 
 

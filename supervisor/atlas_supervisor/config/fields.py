@@ -142,6 +142,12 @@ def _ascending(shares: tuple[float, ...]) -> tuple[float, ...]:
     return shares
 
 
+def _up_to_all(shares: tuple[float, ...]) -> tuple[float, ...]:
+    if not shares or shares[-1] != 1:
+        raise ValueError("the last one must be 1, all the traffic")
+    return shares
+
+
 def _network(text: object) -> IPv4Network | IPv6Network:
     given = ip_interface(str(text))
     if given.version == 6 and given.ip.ipv4_mapped is not None:
@@ -196,6 +202,7 @@ PortOrOff = Annotated[
     int, Field(ge=0, le=65535, description="a port from 1 to 65535, or 0 to turn it off")
 ]
 Count = Annotated[int, Field(ge=1, le=1000, description="a whole number from 1 to 1000")]
+CountOrZero = Annotated[int, Field(ge=0, le=10**9, description="a whole number from 0 on")]
 Calls = Annotated[int, Field(ge=1, le=10**9, description="a whole number from 1 on")]
 Days = Annotated[int, Field(ge=1, le=3650, description="a whole number of days from 1 to 3650")]
 Seconds = Annotated[
@@ -232,6 +239,13 @@ Ramp = Annotated[
     BeforeValidator(_split),
     AfterValidator(_ascending),
     Field(description="ascending shares above 0 and up to 1, as 0.05,0.25,1"),
+]
+WholeRamp = Annotated[
+    tuple[_Step, ...],
+    BeforeValidator(_split),
+    AfterValidator(_ascending),
+    AfterValidator(_up_to_all),
+    Field(description="ascending shares above 0, the last one 1, as 0.05,0.25,1"),
 ]
 Features = Annotated[
     tuple[str, ...],

@@ -16,19 +16,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from atlas_supervisor.config.checks import check_together
-from atlas_supervisor.config.describe import as_text, release_folders, shown
+from atlas_supervisor.config.describe import release_folders, shown
 from atlas_supervisor.config.envfile import Entry, EnvFile, read_env_file
 from atlas_supervisor.config.fields import existing_folder
 from atlas_supervisor.config.settings import FIELD_OF_KEY, Settings
 from atlas_supervisor.config.smoke_file import load_smoke_file
 from atlas_supervisor.errors import SettingsError
-
-NOT_BUILT_YET = frozenset(
-    {
-        "TRAFFIC_RAMP",
-    }
-)
-"""Keys without an implementation yet: another value than the default is refused, not ignored."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
@@ -69,7 +62,6 @@ def load_settings(
         # A consequence of a replaced value, or of defaults alone, is not reported.
         if not bad.keys() & keys and given.keys() & keys:
             faults.append(fault)
-    faults += _faults_of_unbuilt(settings, given, bad)
     if not faults and (account := settings.worker_account) and account.may(2, env_file):
         faults.append(
             f"{env_file.name}: WORKER_USER={account.name} may write it, and so choose the user of "
@@ -182,22 +174,6 @@ def _fault(key: str, given: _Given, details: Mapping[str, Any]) -> str:
     reason = f" ({details['ctx']['error']})" if details["type"] == "value_error" else ""
     value = shown(key, given.value)
     return f"{key}={value} ({given.where}): accepted: {accepted}{reason}"
-
-
-def _faults_of_unbuilt(
-    settings: Settings, given: Mapping[str, _Given], bad: Mapping[str, str]
-) -> list[str]:
-    faults = []
-    for key in FIELD_OF_KEY:
-        if key not in NOT_BUILT_YET or key not in given or key in bad:
-            continue
-        default = Settings.model_fields[FIELD_OF_KEY[key]].default
-        if getattr(settings, FIELD_OF_KEY[key]) != default:
-            faults.append(
-                f"{key}={shown(key, given[key].value)} ({given[key].where}): this version can't "
-                f"do that yet; accepted: the default, {as_text(default) or 'empty'}"
-            )
-    return faults
 
 
 def _with_smoke_file(settings: Settings, given: Mapping[str, _Given]) -> tuple[Settings, list[str]]:

@@ -16,6 +16,7 @@ from atlas_supervisor.config.fields import (
     Calls,
     Command,
     Count,
+    CountOrZero,
     Days,
     Features,
     FileOrNone,
@@ -41,6 +42,7 @@ from atlas_supervisor.config.fields import (
     StopSignal,
     Switch,
     Text,
+    WholeRamp,
 )
 from atlas_supervisor.config.http_fields import HttpHeaders, HttpHost, HttpPath, HttpPathOrNone
 from atlas_supervisor.model.deploy import AfterFailure, Mode
@@ -119,7 +121,9 @@ class Settings(BaseModel):
     keep_warm_seconds: SecondsOrZero = 300
     keep_warm_foreign: Switch = False
     guard_seconds: SecondsOrZero = 60
-    traffic_ramp: Annotated[Ramp, Field(min_length=1)] = (1.0,)
+    traffic_ramp: WholeRamp = (1.0,)
+    traffic_step_seconds: SecondsOrZero = 60
+    traffic_min_requests: CountOrZero = 50
     traffic_testers: Networks = ()
     traffic_sticky: Annotated[Sticky, Lower, Field(description="connection or address")] = (
         Sticky.CONNECTION
@@ -155,6 +159,11 @@ class Settings(BaseModel):
             return data
         state_dir = Path(data.get("state_dir", "state"))
         return {**data, "control_token_file": state_dir / DEFAULT_TOKEN_FILE}
+
+    @property
+    def ramp(self) -> tuple[float, ...]:
+        """The shares of a deploy's ramp; empty if it gets all the traffic at once."""
+        return self.traffic_ramp if self.public_port and len(self.traffic_ramp) > 1 else ()
 
     @property
     def slot_ports(self) -> dict[SlotName, int]:

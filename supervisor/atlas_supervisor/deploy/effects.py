@@ -1,4 +1,4 @@
-"""What a deploy needs of the world, and nothing about how it is done.
+"""What a deploy needs of the world, and its answer to it; nothing about how that is done.
 
 The runner knows the table and this; `executor` does the work on real slots and sockets.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
+
+import anyio
 
 from atlas_supervisor.deploy.machine import Consequence, Plan, StepOutcome
 from atlas_supervisor.model.deploy import DeployEvent, DeployRecord, StepDetail
@@ -54,6 +56,9 @@ class Effects(Protocol):
     async def await_switch(self, deploy: ActiveDeploy) -> StepOutcome:
         """Let staging have its part of the traffic, and wait for the operator."""
 
+    async def ramp(self, deploy: ActiveDeploy) -> StepOutcome:
+        """Give staging its step's share of the traffic, and watch until something follows."""
+
     async def switch(self, deploy: ActiveDeploy) -> StepOutcome:
         """Send all traffic to staging, durably; on failure everything is as it was."""
 
@@ -75,6 +80,9 @@ class Effects(Protocol):
     def ports(self) -> tuple[int, int]:
         """Return the active and the staging port as they are now."""
 
+    def weight(self) -> float:
+        """Return the share of the traffic that staging has."""
+
 
 class PendingWrite(Protocol):
     """A transition that is on its way to the disk, with what it demands."""
@@ -95,3 +103,28 @@ class TransitionLog(Protocol):
 
         Return at the first failure, too: it is then published all the same and tried again.
         """
+
+
+class Settled:
+    """The answer to the requests that a deploy has accepted; set once."""
+
+    def __init__(self) -> None:
+        self._answered = anyio.Event()
+        self._record: DeployRecord | None = None
+        self.switch_failure: str | None = None
+        """Why the last flip could not be done; None if it was, or there was none."""
+
+    def set(self, record: DeployRecord, switch_failure: str | None) -> None:
+        """Answer every caller that waits."""
+        self._record, self.switch_failure = record, switch_failure
+        self._answered.set()
+
+    def is_set(self) -> bool:
+        """Return whether there is an answer."""
+        return self._record is not None
+
+    async def wait(self) -> DeployRecord:
+        """Wait for the answer, and return the deploy as it was then."""
+        await self._answered.wait()
+        assert self._record is not None  # noqa: S101  # `set` sets both
+        return self._record

@@ -6,6 +6,7 @@ from atlas_supervisor import errors
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.deploy import DeployRecord, Mode
+from atlas_supervisor.model.ramp import Ramp
 from atlas_supervisor.model.release import Release
 
 single_by_settings = errors.SINGLE_BY_SETTINGS.error
@@ -18,6 +19,7 @@ _NOTHING_TO = {
     "switch": errors.NOTHING_TO_SWITCH,
     "abort": errors.NOTHING_TO_ABORT,
     "split": errors.NOTHING_TO_SPLIT,
+    "ramp": errors.NOTHING_TO_RAMP,
 }
 
 
@@ -60,9 +62,16 @@ def too_late(record: DeployRecord) -> RefusedError:
 
 
 def nothing_to(action: str, run: DeployRun | None) -> RefusedError:
-    """Return the error for `switch`, `abort` or `split` if no deploy is in a phase for it."""
+    """Return the error for what no deploy is in a phase for: `switch`, `abort`, `split`, `ramp`."""
     state = f"the deploy is in {run.whereabouts}" if run else "no deploy is in progress"
     return _NOTHING_TO[action].error(state=state)
+
+
+def ramp_not_possible(ramp: Ramp) -> RefusedError:
+    """Return the error for a ramp that is paused once more, or resumed though it is not paused."""
+    state = "paused already" if ramp.paused else "not paused"
+    hint = "atlasctl ramp resume goes on with it" if ramp.paused else "it goes on by itself"
+    return errors.RAMP_NOT_POSSIBLE.error(problem=f"the ramp is {state}", hint=hint)
 
 
 def previous_gone(release: Release, problem: str) -> RefusedError:

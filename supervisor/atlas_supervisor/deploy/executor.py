@@ -14,6 +14,7 @@ from atlas_supervisor.config import Settings
 from atlas_supervisor.config.smoke_file import SmokePlan, load_smoke_file
 from atlas_supervisor.deploy.effects import ActiveDeploy
 from atlas_supervisor.deploy.machine import HELD_WHY, Event, StepOutcome, When
+from atlas_supervisor.deploy.ramping import RampControl
 from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.errors import SettingsError
 from atlas_supervisor.model.deploy import (
@@ -24,6 +25,7 @@ from atlas_supervisor.model.deploy import (
     PreflightDetail,
     SmokeDetail,
 )
+from atlas_supervisor.model.ramp import Ramp
 from atlas_supervisor.model.release import Release, Version, VersionChange, VersionSource
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.health_probe import HttpProber, health_gate
@@ -60,6 +62,7 @@ class Executor:
         switch: Switch,
         plane: Plane,
         prober: HttpProber,
+        ramps: RampControl | None = None,
         check_landing: Callable[[anyio.Event], None] | None = None,
     ) -> None:
         self._settings = settings
@@ -67,6 +70,7 @@ class Executor:
         self._switch = switch
         self._plane = plane
         self._prober = prober
+        self._ramps = ramps
         self._check_landing = check_landing
         """Asks for a check of where connections arrive; the event is set once it is over."""
         self._warm_since = Stopwatch()
@@ -79,6 +83,10 @@ class Executor:
     def ports(self) -> tuple[int, int]:
         """Return the active and the staging port as they are now."""
         return self._slots.ports()
+
+    def weight(self) -> float:
+        """Return the share of the traffic that staging has."""
+        return self._switch.weight
 
     async def preflight(self, deploy: ActiveDeploy) -> StepOutcome:
         """Check the release, the smoke file and the ports, and free the staging slot."""
@@ -231,6 +239,11 @@ class Executor:
         await anyio.sleep_forever()
         raise AssertionError  # pragma: no cover  # cancelled by the event that it waits for
 
+    async def ramp(self, deploy: ActiveDeploy) -> StepOutcome:
+        """Give staging its step's share of the traffic, and watch until something follows."""
+        assert self._ramps is not None  # noqa: S101  # only tests of other activities have none
+        return await self._ramps.step(deploy)
+
     async def switch(self, deploy: ActiveDeploy) -> StepOutcome:
         """Switch to staging; the deployed version has the traffic from now on."""
         if gone := await _gone(deploy.release):  # a deploy may have waited for days
@@ -244,9 +257,20 @@ class Executor:
             return outcome
         self._warm_since = Stopwatch()
         added = Version(self._slots.active.name, deploy.release)
+        versions = VersionChange(added, back, complaint)
         if deploy.plan.recycle:
-            return replace(outcome, versions=VersionChange(added, moved=True))
-        return replace(outcome, versions=VersionChange(added, back, complaint))
+            versions = VersionChange(added, moved=True)
+        message = f"{outcome.message}{self._how(deploy.record.ramp)}"
+        return replace(outcome, message=message, versions=versions)
+
+    def _how(self, ramp: Ramp | None) -> str:
+        """Return the words of a switch about the ramp before it, or why there was none."""
+        if ramp is not None:
+            failed = "" if ramp.failed_requests is None else f", {ramp.failed_requests:,} failed"
+            return f", after a ramp of {len(ramp.steps)} shares{failed}"
+        if len(self._settings.traffic_ramp) > 1 and not self._settings.ramp:
+            return ", without a ramp, because PUBLIC_PORT=0"
+        return ""
 
     async def revert(self, deploy: ActiveDeploy) -> StepOutcome:
         """Switch back to the warm version, and pass on what a dead one had queued."""

@@ -24,6 +24,7 @@ class Phase(StrEnum):
     SMOKE = "smoke"
     HEALTH = "health"
     AWAITING_SWITCH = "awaiting_switch"
+    RAMP = "ramp"
     SWITCH = "switch"
     GUARD = "guard"
     WARM = "warm"
@@ -42,6 +43,10 @@ class Event(StrEnum):
     STAGING_DIED = "staging_died"
     ACTIVE_DIED = "active_died"
     SPLIT_REQUESTED = "split_requested"
+    STEP_PASSED = "step_passed"
+    PAUSE_REQUESTED = "pause_requested"
+    RESUME_REQUESTED = "resume_requested"
+    ADVANCE_REQUESTED = "advance_requested"
     SWITCH_REQUESTED = "switch_requested"
     ABORT_REQUESTED = "abort_requested"
     ROLLBACK_REQUESTED = "rollback_requested"
@@ -67,7 +72,10 @@ class When(StrEnum):
     DRY_RUN = "dry run"
     LIVE = "not a dry run"
     AUTO = "switches by itself"
+    AUTO_RAMP = "ramps by itself"
     MANUAL = "waits for the operator"
+    RAMP = "a ramp is ahead"
+    NO_RAMP = "no ramp is ahead"
     REQUESTED = "requested"
     RECYCLE = "recycle"
     REVERSIBLE = "may be reverted"
@@ -81,17 +89,18 @@ class Plan:
     dry_run: bool = False
     auto_switch: bool = True
     rollback: bool = False
-    """It launches the version before the active one again, because that is no longer warm."""
+    """It launches an earlier version again, because that is not warm."""
     recycle: bool = False
     """It launches the active version again, beside a worker that is beyond a limit. It ends by
     itself, never disables deploys, and keeps no old worker: that one is no other version."""
-    """It launches an earlier version again, because that is not warm."""
     fast: bool = False
     """It does so without smoke tests and health gate."""
     irreversible: bool = False
     """Once the version has all the traffic, only a request takes it away."""
     remark: str = ""
     """What the record is to say of it."""
+    ramp: tuple[float, ...] = ()
+    """The shares of the ramp that is ahead, the last one 1; empty if there is none (any more)."""
 
     def meets(self, condition: When) -> bool:
         """Return whether a row with this condition applies."""
@@ -99,12 +108,15 @@ class Plan:
             When.ALWAYS: True,
             When.DRY_RUN: self.dry_run,
             When.LIVE: not self.dry_run,
-            When.AUTO: not self.dry_run and self.auto_switch,
+            When.AUTO: not self.dry_run and self.auto_switch and not self.ramp,
+            When.AUTO_RAMP: not self.dry_run and self.auto_switch and bool(self.ramp),
             When.MANUAL: not self.dry_run and not self.auto_switch,
             When.REQUESTED: not self.recycle,
             When.RECYCLE: self.recycle,
             When.REVERSIBLE: not self.irreversible,
             When.IRREVERSIBLE: self.irreversible,
+            When.RAMP: bool(self.ramp),
+            When.NO_RAMP: not self.ramp,
         }[condition]
 
 
@@ -132,6 +144,8 @@ class StepOutcome:
     detail: StepDetail = _NO_DETAIL
     versions: VersionChange | None = None
     """How a flip changed the versions; to be written with the transition."""
+    share: float | None = None
+    """The share of the traffic that staging was given by hand."""
 
     @classmethod
     def passed(cls, message: str, detail: StepDetail = _NO_DETAIL) -> Self:
@@ -161,6 +175,7 @@ class NotPossibleError(Exception):
 _P, _E, _R = Phase, Event, Result
 _REJECTED = (Consequence.ROLLBACK_UNNEEDED_AUDITED, Consequence.SINGLE_MODE)
 _REVERTED_BY_GUARD = (Consequence.SINGLE_MODE,)
+_REVERTED_IN_RAMP = (Consequence.ROLLBACK_AUDITED, Consequence.SINGLE_MODE)
 _ROLLED_BACK = (Consequence.ROLLBACK_AUDITED,)
 _NOT_ROLLED_BACK = (Consequence.ROLLBACK_FAILURE_AUDITED, Consequence.SWITCH_FAILURE_AUDITED)
 _NOT_SWITCHED = (Consequence.SWITCH_FAILURE_AUDITED,)
@@ -191,15 +206,29 @@ TABLE: tuple[Row, ...] = (
     Row(_P.SMOKE, _E.PASSED, _P.HEALTH),
     *_gate(_P.SMOKE),
     Row(_P.HEALTH, _E.PASSED, _P.SWITCH, when=When.AUTO),
+    Row(_P.HEALTH, _E.PASSED, _P.RAMP, when=When.AUTO_RAMP),
     Row(_P.HEALTH, _E.PASSED, _P.AWAITING_SWITCH, _R.AWAITING_SWITCH, When.MANUAL),
     Row(_P.HEALTH, _E.PASSED, _P.UNSTAGE, _R.DRY_RUN_PASSED, When.DRY_RUN),
     *_gate(_P.HEALTH),
     Row(_P.AWAITING_SWITCH, _E.SPLIT_REQUESTED, _P.AWAITING_SWITCH),
-    Row(_P.AWAITING_SWITCH, _E.SWITCH_REQUESTED, _P.SWITCH),
+    Row(_P.AWAITING_SWITCH, _E.SWITCH_REQUESTED, _P.SWITCH, when=When.NO_RAMP),
+    Row(_P.AWAITING_SWITCH, _E.SWITCH_REQUESTED, _P.RAMP, when=When.RAMP),
     Row(_P.AWAITING_SWITCH, _E.ABORT_REQUESTED, _P.UNSTAGE, _R.ABORTED),
     Row(_P.AWAITING_SWITCH, _E.STAGING_DIED, _P.UNSTAGE, _R.FAILED, demands=_REJECTED),
     # It goes on waiting over a restart of the daemon: its release passes the gates once more.
     Row(_P.AWAITING_SWITCH, _E.SUPERVISOR_STOPPED, _P.LAUNCH),
+    # A change of the ramp leads into it again: so it is in the journal before it is carried out.
+    Row(_P.RAMP, _E.STEP_PASSED, _P.RAMP),
+    Row(_P.RAMP, _E.PAUSE_REQUESTED, _P.RAMP),
+    Row(_P.RAMP, _E.RESUME_REQUESTED, _P.RAMP),
+    Row(_P.RAMP, _E.ADVANCE_REQUESTED, _P.RAMP),
+    Row(_P.RAMP, _E.SPLIT_REQUESTED, _P.RAMP),
+    Row(_P.RAMP, _E.PASSED, _P.SWITCH),
+    Row(_P.RAMP, _E.SWITCH_REQUESTED, _P.SWITCH),
+    Row(_P.RAMP, _E.FAILED, _P.UNSTAGE, _R.ROLLED_BACK, demands=_REVERTED_IN_RAMP),
+    Row(_P.RAMP, _E.STAGING_DIED, _P.UNSTAGE, _R.ROLLED_BACK, demands=_REVERTED_IN_RAMP),
+    Row(_P.RAMP, _E.ABORT_REQUESTED, _P.UNSTAGE, _R.ABORTED),
+    Row(_P.RAMP, _E.SUPERVISOR_STOPPED, _P.ENDED, _R.ABORTED),
     Row(_P.SWITCH, _E.PASSED, _P.GUARD, _R.SWITCHED, When.REQUESTED),
     Row(_P.SWITCH, _E.PASSED, _P.DRAIN, _R.SWITCHED, When.RECYCLE),
     Row(
@@ -256,6 +285,7 @@ ACTIVITIES = {
     Phase.SMOKE: "run the smoke tests against staging",
     Phase.HEALTH: "run the health gate against staging",
     Phase.AWAITING_SWITCH: "give staging its part of the traffic, and wait for the operator",
+    Phase.RAMP: "give staging this step's share of the traffic, and watch it until the next step",
     Phase.SWITCH: "send all traffic to staging, durably",
     Phase.GUARD: "watch the new version for the guard time",
     Phase.WARM: "keep the old version alive for the rest of its warm time",
@@ -273,12 +303,16 @@ IN_PROGRESS = frozenset(
         Phase.SMOKE,
         Phase.HEALTH,
         Phase.AWAITING_SWITCH,
+        Phase.RAMP,
         Phase.SWITCH,
         Phase.UNSTAGE,
         Phase.REVERT,
     }
 )
 """Phases in which the deploy is in progress: a second one is refused."""
+
+SHARES = frozenset({Phase.AWAITING_SWITCH, Phase.RAMP})
+"""Phases in which staging may have a part of the traffic; they go on after a kill or a reload."""
 
 FLIPS = frozenset({Phase.SWITCH, Phase.REVERT})
 """Phases whose activity moves all traffic to the other slot: short, and never interrupted."""
@@ -301,12 +335,13 @@ STEP_OF = {
     Phase.LAUNCH: StepName.LAUNCH,
     Phase.SMOKE: StepName.SMOKE,
     Phase.HEALTH: StepName.HEALTH,
+    Phase.RAMP: StepName.SWITCH,
     Phase.SWITCH: StepName.SWITCH,
     Phase.GUARD: StepName.GUARD,
     Phase.DRAIN: StepName.DRAIN,
     Phase.DRAIN_REVERTED: StepName.DRAIN,
 }
-"""Phases whose activity is a step of the record."""
+"""Phases whose activity is a step of the record; of a ramp only if no switch follows."""
 
 
 def step(plan: Plan, phase: Phase, event: Event) -> Row:

@@ -19,9 +19,11 @@ import anyio
 import structlog
 
 from atlas_supervisor.config import Settings
+from atlas_supervisor.deploy.effects import Transition
 from atlas_supervisor.deploy.initial_state import read_state
 from atlas_supervisor.deploy.machine import (
     FLIPS,
+    SHARES,
     TABLE,
     Consequence,
     Event,
@@ -33,7 +35,16 @@ from atlas_supervisor.deploy.machine import (
 from atlas_supervisor.deploy.recorder import AUDITED, demanded
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.model.actor import SUPERVISOR
-from atlas_supervisor.model.deploy import Cause, DeployEvent, DeployRecord, Mode, Result
+from atlas_supervisor.model.deploy import (
+    Cause,
+    DeployEvent,
+    DeployRecord,
+    Mode,
+    Result,
+    Step,
+    StepName,
+)
+from atlas_supervisor.model.ramp import Ramp
 from atlas_supervisor.model.release import Release, Version, VersionChange
 from atlas_supervisor.model.state import ActiveRelease, DeployState
 from atlas_supervisor.store.database import Database
@@ -49,7 +60,7 @@ _LATEST = 2
 """So many deploys can end in the same moment: one drains while the next one is in progress."""
 
 _AFTER_SWITCH = frozenset({Phase.GUARD, Phase.WARM, Phase.DRAIN})
-_GOING_ON = _AFTER_SWITCH | {Phase.AWAITING_SWITCH, Phase.DRAIN_REVERTED}
+_GOING_ON = _AFTER_SWITCH | SHARES | {Phase.DRAIN_REVERTED}
 
 
 def plan_of(unfinished: UnfinishedDeploy, *, auto_switch: bool | None = None) -> Plan:
@@ -75,7 +86,7 @@ async def recover(
     file = StateFile(settings.state_dir / STATE_FILE)
     state = await read_state(settings, file, database)
     state, open_ended = await finish_interrupted(database, state, settings)
-    if open_ended is None or open_ended.record.phase != Phase.AWAITING_SWITCH:
+    if open_ended is None or open_ended.record.phase not in SHARES:
         state = state.model_copy(update={"staging_weight": 0.0})
     keeper = StateKeeper(file, database.state, state, written)
     try:
@@ -124,7 +135,7 @@ def _as_the_file_says(unfinished: UnfinishedDeploy, state: DeployState) -> Unfin
 
 def _may_go_on(unfinished: UnfinishedDeploy, state: DeployState, settings: Settings) -> bool:
     phase, turned = Phase(unfinished.record.phase), _turned(unfinished.record, state)
-    if phase is Phase.AWAITING_SWITCH and settings.deploy_mode is Mode.SINGLE:
+    if phase in SHARES and settings.deploy_mode is Mode.SINGLE:
         return False
     if phase in FLIPS:
         return turned or phase is Phase.REVERT
@@ -224,6 +235,7 @@ async def _end(
         "phase": target.value,
         "reason": record.reason or cause,
         "ended_ts": now() if target is Phase.ENDED else None,
+        "ramp": _ended_ramp(record),
     }
     versions = None
     if state is not None and turned and phase in FLIPS | _AFTER_SWITCH:
@@ -244,6 +256,40 @@ async def _end(
     subject = record.deploy_id
     await database.audit.write(SUPERVISOR, "deploy", outcome, subject=subject, reason=cause)
     return ended
+
+
+def _ended_ramp(record: DeployRecord) -> Ramp | None:
+    """Return the ramp of a deploy whose phase ends."""
+    in_it = record.ramp is not None and record.phase == Phase.RAMP
+    return record.ramp.ended(now()) if record.ramp and in_it else record.ramp
+
+
+def lost_in_ramp(record: DeployRecord) -> tuple[Transition, Transition]:
+    """Return the end of a ramp whose new version did not survive the last daemon.
+
+    It is reverted as at a crash; there is nothing left of it that would have to be ended.
+    """
+    row = step(Plan(), Phase.RAMP, Event.STAGING_DIED)
+    cause = "the new version's worker did not survive the end of the last supervisor"
+    failed = Step(name=StepName.SWITCH, ok=False, duration_ms=0, detail={"message": cause})
+    reverted = record.model_copy(
+        update={
+            "phase": row.target.value,
+            "result": row.result,
+            "reason": f"{Phase.RAMP.value}: {cause}",
+            "steps": [*record.steps, failed],
+            "ramp": _ended_ramp(record),
+        }
+    )
+    died = DeployEvent.of(
+        reverted, ts=now(), source=Phase.RAMP, event=row.event, cause=cause, step=failed
+    )
+    ended = reverted.model_copy(update={"phase": Phase.ENDED.value, "ended_ts": now()})
+    gone = DeployEvent.of(
+        ended, ts=now(), source=row.target, event=Event.PASSED, cause="nothing is left of it"
+    )
+    first = Transition(reverted, died, row.demands, has_new_result=True)
+    return first, Transition(ended, gone)
 
 
 def _stopped(record: DeployRecord, source: Phase, cause: str) -> DeployEvent:
@@ -316,6 +362,8 @@ async def resumed(
     """
     record, phase = unfinished.record, Phase(unfinished.record.phase)
     if lives is None:
+        if phase is Phase.RAMP:
+            return record, None
         if phase is not Phase.AWAITING_SWITCH:
             ended = await _end(database, unfinished, state, settings)
             await database.keys.forget_undone()

@@ -38,6 +38,7 @@ from atlas_supervisor.deploy.effects import (
     ActiveDeploy,
     Effects,
     PendingWrite,
+    Settled,
     Transition,
     TransitionLog,
 )
@@ -48,6 +49,7 @@ from atlas_supervisor.deploy.machine import (
     HELD_WHY,
     IN_PROGRESS,
     KEPT_DURING_FLIP,
+    SHARES,
     STEP_OF,
     UNTIL_BEGUN,
     Consequence,
@@ -62,6 +64,7 @@ from atlas_supervisor.deploy.machine import (
     step,
     succeeded,
 )
+from atlas_supervisor.deploy.ramp import after_row
 from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.model.deploy import DeployEvent, DeployRecord, Result, Step, StepDetail
 from atlas_supervisor.model.release import Release, VersionChange
@@ -70,36 +73,13 @@ from atlas_supervisor.system.failpoints import seam
 
 log = structlog.get_logger(__name__)
 
-_UNSETTLED = FLIPS | {Phase.UNSTAGE}
-"""Phases that end in an answer by themselves and soon."""
+_UNSETTLED = FLIPS | {Phase.RAMP, Phase.UNSTAGE}
+"""Phases that end in an answer by themselves."""
+
+_OF_RAMP = frozenset({Event.PAUSE_REQUESTED, Event.RESUME_REQUESTED, Event.ADVANCE_REQUESTED})
 
 _PORTS_CHANGE = FLIPS | {Phase.PREFLIGHT}
 """Phases after which the ports may be others; during preflight the deploy before may revert."""
-
-
-class Settled:
-    """The answer to the requests that a deploy has accepted; set once."""
-
-    def __init__(self) -> None:
-        self._answered = anyio.Event()
-        self._record: DeployRecord | None = None
-        self.switch_failure: str | None = None
-        """Why the last flip could not be done; None if it was, or there was none."""
-
-    def set(self, record: DeployRecord, switch_failure: str | None) -> None:
-        """Answer every caller that waits."""
-        self._record, self.switch_failure = record, switch_failure
-        self._answered.set()
-
-    def is_set(self) -> bool:
-        """Return whether there is an answer."""
-        return self._record is not None
-
-    async def wait(self) -> DeployRecord:
-        """Wait for the answer, and return the deploy as it was then."""
-        await self._answered.wait()
-        assert self._record is not None  # noqa: S101  # `set` sets both
-        return self._record
 
 
 class DeployRun:
@@ -157,8 +137,8 @@ class DeployRun:
 
     @property
     def waits(self) -> bool:
-        """Whether it waits for the operator, and no request is being handled."""
-        return self.phase is Phase.AWAITING_SWITCH and self._incoming is None
+        """Whether the next daemon can go on from here, and no request is being handled."""
+        return self.phase in SHARES and self._incoming is None
 
     def accepts(self, event: Event) -> bool:
         """Return whether the event means something in this phase, and no other is being handled.
@@ -174,6 +154,8 @@ class DeployRun:
             doing = self.phase is Phase.SWITCH
         elif event is Event.ABORT_REQUESTED:
             doing = self.phase is Phase.UNSTAGE and self.record.result is Result.ABORTED
+        elif event in _OF_RAMP:
+            doing = False
         else:
             return False
         return doing or (self._incoming is not None and self._incoming.event is event)
@@ -187,16 +169,23 @@ class DeployRun:
             return False  # it goes on waiting; the next daemon takes that row
         return possible(self.plan, self.phase, event)
 
-    def offer(self, event: Event, cause: str, detail: StepDetail | None = None) -> bool:
+    def offer(
+        self,
+        event: Event,
+        cause: str,
+        detail: StepDetail | None = None,
+        *,
+        share: float | None = None,
+    ) -> bool:
         """Let something happen to the deploy; return whether it was accepted.
 
-        `detail` goes into the step that ends by it, if one does.
+        `detail` goes into the step that ends by it, if one does; `share` is what was split by hand.
         """
         if self._does(event):
             return True
         if not self.accepts(event):
             return False
-        self._incoming = StepOutcome(event, cause, detail or StepDetail())
+        self._incoming = StepOutcome(event, cause, detail or StepDetail(), share=share)
         if self.settled.is_set():  # a caller from now on waits for what follows
             self.settled, self._switch_failure = Settled(), None
         self._arrived.set()
@@ -206,9 +195,17 @@ class DeployRun:
         """Note what the step is to record should its activity be interrupted."""
         self._noted = detail
 
+    async def handled(self, event: Event, cause: str, share: float | None = None) -> bool:
+        """Let something happen to it; return whether it was accepted, once it is published."""
+        changed = self._changed
+        if not self.offer(event, cause, share=share):
+            return False
+        await changed.wait()
+        return True
+
     async def finish(self, event: Event, cause: str) -> None:
         """Let the event end it as soon as it is accepted; return once it has ended, or waits."""
-        while not (self.ended.is_set() or self.waits):
+        while not (self.ended.is_set() or (self.waits and not self._possible(event))):
             changed = self._changed  # from here on: a change must not go unseen
             self.offer(event, cause)
             await changed.wait()
@@ -239,10 +236,11 @@ class DeployRun:
             return outcome
         incoming, interrupted = self._incoming, self._noted
         self._forget_incoming()
-        if outcome is not None and self._target(outcome) is self._target(incoming):
+        target = self._target(incoming)
+        if outcome is not None and self._target(outcome) is target is not self.phase:
             return outcome  # it says more
         detail = incoming.detail if incoming.detail.model_fields_set else interrupted
-        return StepOutcome(incoming.event, incoming.message, detail)
+        return replace(incoming, detail=detail)
 
     async def _run_activity(self) -> StepOutcome | None:
         """Return the outcome of the activity; None if an event from outside cut it short."""
@@ -297,6 +295,7 @@ class DeployRun:
             Phase.SMOKE: effects.smoke,
             Phase.HEALTH: effects.health,
             Phase.AWAITING_SWITCH: effects.await_switch,
+            Phase.RAMP: effects.ramp,
             Phase.SWITCH: effects.switch,
             Phase.GUARD: effects.guard,
             Phase.WARM: effects.warm,
@@ -314,8 +313,8 @@ class DeployRun:
         if Consequence.HELD in row.demands:
             why = f"{outcome.message}; {HELD_WHY}"
             outcome = replace(outcome, message=why, versions=VersionChange(complaint=why))
-        ended_step = self._ended_step(outcome, duration_ms)
-        before, self.record = self.record.result, self._updated(row, outcome.message, ended_step)
+        ended_step = self._ended_step(row, outcome, duration_ms)
+        before, self.record = self.record.result, self._updated(row, outcome, ended_step)
         self.phase, self._has_begun = row.target, False
         self._settle_incoming()
         if row.phase in FLIPS:
@@ -354,9 +353,11 @@ class DeployRun:
         self._changed.set()
         self._changed = anyio.Event()
 
-    def _ended_step(self, outcome: StepOutcome, duration_ms: float) -> Step | None:
+    def _ended_step(self, row: Row, outcome: StepOutcome, duration_ms: float) -> Step | None:
         name = STEP_OF.get(self.phase)
         if name is None or outcome.event in UNTIL_BEGUN.get(self.phase, ()):
+            return None
+        if row.phase is Phase.RAMP and row.target in {Phase.RAMP, Phase.SWITCH}:
             return None
         return Step(
             name=name,
@@ -365,12 +366,18 @@ class DeployRun:
             detail=outcome.detail.recorded(outcome.message),
         )
 
-    def _updated(self, row: Row, cause: str, ended_step: Step | None) -> DeployRecord:
+    def _updated(self, row: Row, outcome: StepOutcome, ended_step: Step | None) -> DeployRecord:
         """Return the record as it is after the transition."""
         record, changes = self.record, dict[str, object]()
         active_port, staging_port = self._effects.ports()
+        if Phase.RAMP in {row.phase, row.target}:
+            weight = self._effects.weight() if outcome.share is None else outcome.share
+            changes["ramp"] = after_row(self.plan, record.ramp, row, weight=weight, at=now())
+            changes["result"] = None
+        if row.target is Phase.SWITCH:  # a retry needs no second ramp
+            self.plan = replace(self.plan, ramp=())
         if explains(row.phase, row.event):
-            changes["reason"] = f"{row.phase.value}: {cause}"
+            changes["reason"] = f"{row.phase.value}: {outcome.message}"
         elif row.phase is Phase.SWITCH:
             changes["reason"] = None  # an earlier attempt may have failed
         if row.target is Phase.ENDED:

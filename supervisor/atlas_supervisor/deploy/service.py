@@ -10,6 +10,8 @@ two equal requests one has an effect and the other one gets its answer.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import anyio
 import structlog
 from anyio.abc import TaskGroup
@@ -21,7 +23,7 @@ from atlas_supervisor.deploy.executor import Executor
 from atlas_supervisor.deploy.idempotency import IdempotentRequests
 from atlas_supervisor.deploy.machine import FLIPS, Event, Phase, Plan
 from atlas_supervisor.deploy.recorder import Recorder, Runs, new_record
-from atlas_supervisor.deploy.recovery import plan_of, resumed
+from atlas_supervisor.deploy.recovery import lost_in_ramp, plan_of, resumed
 from atlas_supervisor.deploy.rollback import (
     Target,
     chosen,
@@ -48,11 +50,14 @@ from atlas_supervisor.workers.slot import Slot
 from atlas_supervisor.workers.slots import Slots
 
 _EFFECTS = {
-    Event.SWITCH_REQUESTED: frozenset({Result.SWITCHED, Result.ROLLED_BACK}),
+    Event.SWITCH_REQUESTED: frozenset({Result.SWITCHED, Result.ROLLED_BACK, Result.ABORTED}),
     Event.ABORT_REQUESTED: frozenset({Result.ABORTED}),
     Event.ROLLBACK_REQUESTED: frozenset({Result.ROLLED_BACK}),
 }
-"""The results of a deploy that has done what was requested; what switched may be reverted."""
+"""The results of a deploy that has done what was requested.
+
+What switched may be reverted, and a ramp that a switch has begun may be aborted.
+"""
 
 _SETTLED_OTHERWISE = frozenset({Result.SWITCHED, Result.ABORTED})
 """Results that a failed flip does not explain: another one succeeded, or none was wanted."""
@@ -122,8 +127,9 @@ class DeployService:
                 found = await anyio.to_thread.run_sync(self._releases.find, release)
             except UnknownReleaseError as error:
                 raise errors.unknown_release(str(error)) from error
-            auto_switch = self._settings.auto_switch_on_health
-            plan = Plan(dry_run, auto_switch, irreversible=found.irreversible)
+            settings = self._settings
+            auto, ramp = settings.auto_switch_on_health, () if dry_run else settings.ramp
+            plan = Plan(dry_run, auto, irreversible=found.irreversible, ramp=ramp)
             run = await self._begin(found, plan, actor, key)
         return run.record
 
@@ -195,9 +201,11 @@ class DeployService:
             self._slots.complaint = active.complaint
         if unfinished is not None and release is not None:
             self._executor.resume(state.last_switch_ts)
+            is_ahead = record.ramp is None and not unfinished.rollback
+            ramp = self._settings.ramp if is_ahead else ()
             run = DeployRun(
                 record,
-                plan_of(unfinished, auto_switch=False),
+                replace(plan_of(unfinished, auto_switch=False), ramp=ramp),
                 release,
                 effects=self._executor,
                 transitions=self._recorder,
@@ -207,6 +215,10 @@ class DeployService:
             if run.waits:
                 self._slots.keep_staging()
             return
+        if unfinished is not None and record.phase == Phase.RAMP:
+            for transition in lost_in_ramp(record):
+                await self._recorder.write(transition)
+            await self._keys.forget_undone()
         if lives is not None:
             self._slots.abandon_staging()
         deploys = self._database.deploys

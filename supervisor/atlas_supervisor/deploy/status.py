@@ -57,6 +57,8 @@ def failure(last: DeployRecord | None) -> str | None:
     if last and last.result is Result.FAILED:
         for gate in failed & _GATES:
             return f"deploy {last.deploy_id} failed at {gate}"
+    if last and last.result is Result.ROLLED_BACK and StepName.SWITCH in failed:
+        return f"deploy {last.deploy_id} was reverted in its ramp"
     requested = last is not None and (last.reason or "").startswith(_ROLLBACK_REQUESTED)
     if last and last.result is Result.ROLLED_BACK and StepName.GUARD in failed and not requested:
         return f"deploy {last.deploy_id} was reverted by its guard"

@@ -34,6 +34,7 @@ import structlog
 from atlas_supervisor.config import Settings, Sticky
 from atlas_supervisor.deploy.machine import StepOutcome
 from atlas_supervisor.model.deploy import SwitchDetail
+from atlas_supervisor.model.slot import SlotState
 from atlas_supervisor.model.state import ActiveRelease, DeployState
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.system import procfs, sockdiag
@@ -211,6 +212,35 @@ class Switch:
                         self._steer_split(before)
                     raise
                 self._split = after
+                await self._state.copy_to_database()
+
+    @property
+    def weight(self) -> float:
+        """The share that staging has, as the state file names it."""
+        return self._state.state.staging_weight
+
+    async def follow_active(self) -> float:
+        """Let staging have all new connections while the active worker is down.
+
+        So they don't wait for its restart; of what was queued for it, the same while it pauses
+        between two starts. Nothing of that is written. Return the share that is in force. Raises
+        NoSplitError.
+        """
+        with anyio.CancelScope(shield=True):
+            async with self._changing:
+                active, split = self._slots.active, self._split
+                if split is None or not self._slots.staging.can_serve:
+                    raise NoSplitError
+                covers = split.weight > 0 and not active.can_serve
+                wanted = replace(split, weight=1.0) if covers else split
+                try:
+                    if self._plane.policy.split != wanted:
+                        self._steer_split(wanted)
+                except OSError as error:  # tried again soon
+                    log.error("steering_uncertain", wanted=wanted.weight, why=str(error))
+                if covers and active.state is not SlotState.STARTING:
+                    self._plane.vacate(active.name, active.name.other)
+        return self._plane.policy.split.weight
 
     def _steer_split(self, split: Split) -> None:
         if not self._slots.staging.can_serve:
@@ -226,9 +256,12 @@ class Switch:
                 had, self._split, self.has_shared = self.has_shared, None, False
                 if self._plane.policy.split:
                     self._steer_back(self._slots.active)
+                if had and not self._slots.active.can_serve:
+                    self._plane.occupy(self._slots.active.name)  # no rescue to what ends now
                 if self._state.state.staging_weight:
                     try:
                         await self._state.change(staging_weight=0.0)
+                        await self._state.copy_to_database()
                     except OSError as error:  # the next deploy begins with 0 all the same
                         log.error("staging_weight_not_saved", why=str(error))
         return had

@@ -1,19 +1,26 @@
-"""The split as an operator sees and sets it, while a deploy that has passed its gates waits."""
+"""Split and ramp as an operator sees and steers them, once a deploy has passed its gates."""
 
 from __future__ import annotations
 
 from atlas_supervisor.config import Settings, Sticky
 from atlas_supervisor.deploy import errors
-from atlas_supervisor.deploy.machine import Event
+from atlas_supervisor.deploy.machine import Event, Phase
 from atlas_supervisor.deploy.recorder import Runs
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.deploy.switch import NoSplitError, Switch
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.actor import Actor
+from atlas_supervisor.model.ramp import RampAction, RampView
 from atlas_supervisor.model.status import SplitView
 from atlas_supervisor.store.audit import AuditStore
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.slots import Slots
+
+_EVENTS = {
+    RampAction.PAUSE: Event.PAUSE_REQUESTED,
+    RampAction.RESUME: Event.RESUME_REQUESTED,
+    RampAction.ADVANCE: Event.ADVANCE_REQUESTED,
+}
 
 
 class TrafficControl:
@@ -87,9 +94,33 @@ class TrafficControl:
             raise self._too_late(run) from error
         except OSError as error:
             raise errors.not_durable("the traffic is split as before", error) from error
-        if not run.offer(Event.SPLIT_REQUESTED, f"{what}, requested by {actor.name}"):
+        if run.phase is Phase.RAMP:
+            what = f"{what}, which pauses the ramp"
+        cause = f"{what}, requested by {actor.name}"
+        if not await run.handled(Event.SPLIT_REQUESTED, cause, weight):
             raise self._too_late(run)  # what came first takes the share away
-        await run.settled.wait()
+
+    async def ramp(self, action: RampAction, actor: Actor) -> RampView:
+        """Pause, resume or advance the ramp; return it once that is published."""
+        if self._runs.stopping:
+            raise errors.stopping()
+        event = _EVENTS[action]
+        run = next((run for run in self._runs if run.phase is Phase.RAMP), None)
+        if run is None or (ramp := run.record.ramp) is None or not run.accepts(event):
+            raise errors.nothing_to("ramp", self._runs.current)
+        if action is not RampAction.ADVANCE and ramp.paused == (action is RampAction.PAUSE):
+            raise errors.ramp_not_possible(ramp)
+        cause = f"{action} requested by {actor.name}"
+        if action is RampAction.ADVANCE and ramp.next_share == 1:
+            event = Event.SWITCH_REQUESTED
+        taken = await run.handled(event, cause)
+        outcome, subject = action.value if taken else "failed", run.record.deploy_id
+        await self._audit.record(actor, "ramp", outcome, subject=subject, share=ramp.share)
+        if not taken or run.record.ramp is None:
+            raise errors.nothing_to("ramp", run)
+        return RampView(
+            **dict(run.record.ramp), deploy_id=subject, version=run.record.version, phase=run.phase
+        )
 
     def _too_late(self, run: DeployRun) -> RefusedError:
         return errors.nothing_to("split", run)

@@ -14,6 +14,7 @@ from pydantic_core import CoreSchema
 
 from atlas_supervisor.model.drain import DrainCounts
 from atlas_supervisor.model.probe import CheckResult, ProbeResult
+from atlas_supervisor.model.ramp import Ramp
 from atlas_supervisor.model.worker_text import disclosed, withheld
 
 BEGUN = "begun"
@@ -125,7 +126,9 @@ class HealthDetail(StepDetail):
 
 
 class SwitchDetail(StepDetail):
-    """What `switch` records."""
+    """What `switch` records; of a ramp that fails, the probe that did."""
+
+    failed_probe: ProbeResult | None = Field(None, description="The last one, if it reverted.")
 
     state_file_ms: float | None = Field(None, description="To write the state file durably.")
     landing: str | None = Field(
@@ -205,6 +208,9 @@ class DeployRecord(BaseModel, frozen=True):
         default=Cause.REQUESTED,
         description="`requested`: someone asked for it; `recycled`: the daemon replaces a worker "
         "that is beyond WORKER_MAX_RSS_MB or WORKER_MAX_AGE_SECONDS.",
+    )
+    ramp: Ramp | None = Field(
+        default=None, description="Its ramp; null if there is none (yet): see TRAFFIC_RAMP."
     )
 
     @property

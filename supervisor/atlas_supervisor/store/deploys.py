@@ -29,6 +29,7 @@ from atlas_supervisor.model.deploy import (
     Transition,
 )
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
+from atlas_supervisor.model.ramp import Ramp
 from atlas_supervisor.model.release import LastDeploy, Release, Version, VersionChange
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.state import DeployState
@@ -259,6 +260,10 @@ class DeployStore:
         write = TransitionWrite(self, publish, record, event, versions, state)
         return self._outbox.put(write, on_delay=lambda: publish(event, None))
 
+    async def save_ramp(self, record: DeployRecord) -> None:
+        """Write a ramp's numbers as they are now, between two transitions. Raises StoreError."""
+        await self._statements.write(("save_ramp", _columns(record)))
+
     async def latest(self, limit: int) -> list[DeployRecord]:
         """Return the latest deploys with their steps, newest first."""
         return [
@@ -323,12 +328,16 @@ class DeployStore:
             started_ts=datetime.fromisoformat(row["started_ts"]),
             ended_ts=datetime.fromisoformat(row["ended_ts"]) if row["ended_ts"] else None,
             cause=row["deploy_cause"],
+            ramp=Ramp.model_validate_json(row["ramp"]) if row["ramp"] else None,
         )
 
 
 def _columns(record: DeployRecord) -> dict[str, Any]:
+    ramp = record.ramp
+    kept = {**ramp.model_dump(mode="json"), "saved": ramp.saved} if ramp else None
     return {
-        **record.model_dump(exclude={"steps", "started_ts", "ended_ts"}),
+        **record.model_dump(exclude={"steps", "started_ts", "ended_ts", "ramp"}),
+        "ramp": json.dumps(kept) if kept else None,
         "started_ts": record.started_ts.isoformat(),
         "ended_ts": record.ended_ts.isoformat() if record.ended_ts else None,
     }

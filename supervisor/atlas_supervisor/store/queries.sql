@@ -46,8 +46,11 @@ SELECT * FROM transitions WHERE deploy_id = :deploy_id ORDER BY id;
 -- name: update_deploy
 UPDATE deploys
 SET version = :version, phase = :phase, result = :result, reason = :reason, ended_ts = :ended_ts,
-    active_port = :active_port, staging_port = :staging_port
+    active_port = :active_port, staging_port = :staging_port, ramp = :ramp
 WHERE deploy_id = :deploy_id;
+
+-- name: save_ramp
+UPDATE deploys SET ramp = :ramp WHERE deploy_id = :deploy_id AND phase = 'ramp';
 
 -- name: add_step
 INSERT INTO steps (deploy_id, position, name, ok, duration_ms, detail)
@@ -201,7 +204,9 @@ DELETE FROM idempotency_keys WHERE key = :key;
 
 -- name: forget_undone_keys
 DELETE FROM idempotency_keys WHERE asked IS NOT NULL
-AND asked IS NOT (SELECT CASE WHEN phase IN ('switch', 'revert') THEN idempotency_keys.asked ELSE result END
+-- A ramp that goes on was begun by a switch, or goes on to it.
+AND asked IS NOT (SELECT CASE WHEN phase IN ('switch', 'revert') OR (phase = 'ramp' AND asked = 'switched')
+    THEN idempotency_keys.asked ELSE result END
     FROM deploys WHERE deploys.deploy_id = idempotency_keys.deploy_id);
 
 -- name: trim_keys

@@ -232,6 +232,8 @@ CREATE INDEX request_minutes_by_version ON request_minutes (version, minute);
 -- version: 11
 -- What a deploy was started for: `requested`, or `recycled`.
 ALTER TABLE deploys ADD COLUMN deploy_cause TEXT NOT NULL DEFAULT 'requested';
+
+-- version: 12
 -- `versions` keeps those that were taken away: they served, so one can go back to them by name. Those
 -- with `undone` 0 are the stack: its last one is active, the one before is a rollback's.
 ALTER TABLE versions ADD COLUMN undone INTEGER NOT NULL DEFAULT 0;
@@ -243,3 +245,7 @@ ALTER TABLE versions ADD COLUMN complaint TEXT;     -- what spoke against it whi
 ALTER TABLE versions ADD COLUMN irreversible INTEGER NOT NULL DEFAULT 0;
 
 ALTER TABLE deploys ADD COLUMN irreversible INTEGER NOT NULL DEFAULT 0;
+
+-- version: 13
+-- The ramp so far (JSON), with what the next daemon needs to go on with it.
+ALTER TABLE deploys ADD COLUMN ramp TEXT;

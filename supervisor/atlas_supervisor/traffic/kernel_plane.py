@@ -232,6 +232,7 @@ class KernelPlane:
         """Attach the program that sends new connections to the slot: the switch itself."""
         self._attach(SteeringPolicy(slot, self._by_descriptor))
 
+    @seam("split")
     def split(self, split: Split) -> None:
         """Attach the program that gives the staging slot its part."""
         self._attach(replace(self._policy, split=split))

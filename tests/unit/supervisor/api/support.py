@@ -33,6 +33,7 @@ from atlas_supervisor.model.deploy import (
 )
 from atlas_supervisor.model.health import Health
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
+from atlas_supervisor.model.ramp import RampAction, RampView
 from atlas_supervisor.model.release import EarlierVersions, ReleaseView
 from atlas_supervisor.model.status import ReloadView, SplitView, Status
 from atlas_supervisor.system.passed_sockets import PassedSockets
@@ -150,6 +151,12 @@ class MemoryControl:
         if self.refusal:
             raise self.refusal
         return examples.SPLIT
+
+    async def ramp(self, action: RampAction, actor: Actor) -> RampView:
+        self.asked.append(("ramp", action, actor))
+        if self.refusal:
+            raise self.refusal
+        return examples.RAMP
 
     async def set_weight(self, weight: float, actor: Actor) -> SplitView:
         self.asked.append(("traffic", weight, actor))

@@ -26,7 +26,7 @@ async def test_the_split_is_shown(daemon: Played, atlasctl: Call) -> None:
     daemon.play("GET", "/deploy/traffic", SPLIT)
     outcome = await atlasctl("traffic")
     assert outcome.code == 0
-    assert "0.1  2.0.0 on green (waits)" in outcome.out
+    assert "0.1  2.0.0 on green (new)" in outcome.out
     assert "0.9  1.9.0 (active)" in outcome.out
     assert "a client address keeps its version" in outcome.out
     assert "10.1.0.0/16 always get 2.0.0" in outcome.out

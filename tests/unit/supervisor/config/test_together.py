@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 import subprocess
 from pathlib import Path
 
@@ -8,12 +7,10 @@ import pytest
 
 from atlas_supervisor.config import (
     Settings,
-    describe_settings,
     load_settings,
     load_worker_env,
     warnings,
 )
-from atlas_supervisor.config.load import NOT_BUILT_YET
 from tests.unit.supervisor.config.support import TLS, Faults, Load, write
 
 
@@ -71,20 +68,6 @@ def test_a_key_with_a_password_is_refused_without_asking_for_it(
     subprocess.run([*command, "-out", str(pair[1])], check=True, capture_output=True)
     (fault,) = faults(TLS)
     assert "CONTROL_TLS_KEY" in fault
-
-
-@pytest.mark.parametrize("key", sorted(NOT_BUILT_YET))
-def test_a_key_whose_part_is_not_built_takes_its_default_only(
-    faults: Faults, load: Load, tmp_path: Path, key: str
-) -> None:
-    defaults = dict(
-        line.split("=", 1) for line in describe_settings(Settings(base_dir=tmp_path)).splitlines()
-    )
-    load(f"{key}={defaults[key]}")
-    others = {"CANARY_ENABLED": "true", "CANARY_FEATURES": "vision"}
-    other = others.get(key, "77" if re.search("CALLS|SECONDS|DAYS", key) else "0.5")
-    (fault,) = faults(f"{key}={other}")
-    assert fault.startswith(f"{key}={other} (line 1): this version can't do that yet")
 
 
 def test_smoke_tests_are_not_needed_unless_they_were_asked_for(

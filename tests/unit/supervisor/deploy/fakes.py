@@ -73,6 +73,7 @@ class World:
         self.audits: list[tuple[str, str]] = []
         self.mode = "bluegreen"
         self.active, self.staging = BLUE, GREEN
+        self.share = 0.0
         self.serving = {BLUE}
         """Ports whose worker can take all traffic."""
         self.disk_fails: Callable[[], bool] = lambda: False
@@ -110,6 +111,12 @@ class World:
     async def await_switch(self, deploy: ActiveDeploy) -> StepOutcome:
         await anyio.sleep_forever()
         raise AssertionError
+
+    def weight(self) -> float:
+        return self.share
+
+    async def ramp(self, deploy: ActiveDeploy) -> StepOutcome:
+        return await self._do("ramp")
 
     async def switch(self, deploy: ActiveDeploy) -> StepOutcome:
         assert self.journaled[-1].target == Phase.SWITCH, "the intent is not durable"

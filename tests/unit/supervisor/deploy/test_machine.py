@@ -14,6 +14,7 @@ from atlas_supervisor.deploy.machine import (
     NotPossibleError,
     Phase,
     Plan,
+    When,
     demands_of,
     diagram,
     possible,
@@ -24,12 +25,16 @@ from atlas_supervisor.model.deploy import Result
 RECYCLE = Plan(recycle=True)
 PLANS = [
     *(
-        Plan(dry_run, auto_switch, irreversible=irreversible)
+        Plan(dry_run, auto_switch, irreversible=irreversible, ramp=ramp)
         for dry_run, auto_switch, irreversible in product((False, True), repeat=3)
+        for ramp in ((), (0.1, 1.0))
     ),
     RECYCLE,
 ]
-BEFORE_SWITCH = {Phase.PREFLIGHT, Phase.LAUNCH, Phase.SMOKE, Phase.HEALTH, Phase.AWAITING_SWITCH}
+BEFORE_SWITCH = {
+    *(Phase.PREFLIGHT, Phase.LAUNCH, Phase.SMOKE, Phase.HEALTH),
+    *(Phase.AWAITING_SWITCH, Phase.RAMP),
+}
 LIVE_STAGING = {Phase.LAUNCH, Phase.SMOKE, Phase.HEALTH}
 
 
@@ -142,6 +147,14 @@ def test_only_a_release_that_passed_every_gate_is_switched_to() -> None:
             assert (row.phase, row.event) in {
                 (Phase.HEALTH, Event.PASSED),
                 (Phase.AWAITING_SWITCH, Event.SWITCH_REQUESTED),
+                (Phase.RAMP, Event.PASSED),
+                (Phase.RAMP, Event.SWITCH_REQUESTED),
+            }
+            assert row.phase is Phase.RAMP or row.when in {When.AUTO, When.NO_RAMP}
+        if row.target is Phase.RAMP and row.phase is not Phase.RAMP:
+            assert (row.phase, row.event, row.when) in {
+                (Phase.HEALTH, Event.PASSED, When.AUTO_RAMP),
+                (Phase.AWAITING_SWITCH, Event.SWITCH_REQUESTED, When.RAMP),
             }
     gates = [(Phase.PREFLIGHT, Phase.LAUNCH), (Phase.LAUNCH, Phase.SMOKE)]
     gates += [(Phase.SMOKE, Phase.HEALTH)]
@@ -242,6 +255,18 @@ def test_a_recycle_whose_switch_can_not_be_done_fails_and_ends_staging() -> None
 def test_a_deploy_is_in_progress_until_it_has_all_the_traffic_or_gave_up() -> None:
     assert {Phase.GUARD, Phase.WARM, Phase.DRAIN, Phase.ENDED}.isdisjoint(IN_PROGRESS)
     assert BEFORE_SWITCH | {Phase.SWITCH, Phase.UNSTAGE} <= IN_PROGRESS
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_ramp_is_reached_only_if_one_is_ahead_and_never_in_a_dry_run(plan: Plan) -> None:
+    assert (Phase.RAMP in reachable(plan)) == (bool(plan.ramp) and not plan.dry_run)
+
+
+def test_a_ramp_that_is_reverted_has_no_traffic_before_its_worker_ends() -> None:
+    for event in (Event.FAILED, Event.STAGING_DIED):
+        row = step(Plan(), Phase.RAMP, event)
+        assert (row.target, row.result) == (Phase.UNSTAGE, Result.ROLLED_BACK)
+        assert row.demands == (Consequence.ROLLBACK_AUDITED, Consequence.SINGLE_MODE)
 
 
 def test_an_event_without_a_row_is_refused() -> None:

@@ -13,7 +13,7 @@ import pytest
 import structlog
 
 from atlas_supervisor.deploy import runner
-from atlas_supervisor.deploy.machine import Event, Phase, Plan, StepOutcome
+from atlas_supervisor.deploy.machine import SHARES, Event, Phase, Plan, StepOutcome
 from atlas_supervisor.errors import AtlasError
 from atlas_supervisor.model.deploy import DeployRecord, PublishedEvent, Result, StepDetail
 from atlas_supervisor.store import outbox
@@ -405,6 +405,7 @@ WITHOUT_ROW: dict[Phase, set[Event]] = {
     Phase.HEALTH: _BEFORE,
     # The daemon's stop leaves it waiting; the next daemon takes that row.
     Phase.AWAITING_SWITCH: _BEFORE - {Event.SWITCH_REQUESTED} | {Event.SUPERVISOR_STOPPED},
+    Phase.RAMP: {Event.ROLLBACK_REQUESTED, Event.SUPERSEDED},
     # The flip is short and runs to its end.
     Phase.SWITCH: _REQUESTS | {Event.SUPERSEDED},
     Phase.REVERT: _REQUESTS | {Event.SUPERSEDED},
@@ -429,6 +430,7 @@ HARMLESS: dict[Phase, dict[Event, str]] = {
     Phase.SMOKE: {Event.ACTIVE_DIED: _RESTARTED},
     Phase.HEALTH: {Event.ACTIVE_DIED: _RESTARTED},
     Phase.AWAITING_SWITCH: {Event.ACTIVE_DIED: _RESTARTED},
+    Phase.RAMP: {Event.ACTIVE_DIED: _RESTARTED},
     Phase.SWITCH: {Event.ACTIVE_DIED: "the version before: it is about to lose the traffic"},
     Phase.REVERT: {Event.STAGING_DIED: "the flip fails, or it is started again after the flip"},
     Phase.GUARD: {Event.STAGING_DIED: "the version before: a rollback launches it again"},
@@ -457,7 +459,7 @@ async def test_every_event_has_a_row_or_is_kept_or_is_harmless(phase: Phase) -> 
             accepted = run.accepts(event) and not run._does(event)
             means_nothing = event in WITHOUT_ROW[phase] | set(HARMLESS[phase])
             if event is Event.SPLIT_REQUESTED:
-                means_nothing = phase is not Phase.AWAITING_SWITCH
+                means_nothing = phase not in SHARES
             assert accepted != means_nothing, (plan, phase, event)
 
 
@@ -500,3 +502,33 @@ async def test_a_split_is_journaled_and_gives_way_to_what_comes_meanwhile() -> N
         assert run.offer(Event.SPLIT_REQUESTED, "green gets 20 %")
         assert run.offer(Event.STAGING_DIED, "it exited")
         assert (await run.settled.wait()).result is Result.FAILED
+
+
+async def test_a_pause_that_is_accepted_counts_though_the_step_passes_in_the_same_moment() -> None:
+    world = World()
+    world.outcomes["ramp"] = [StepOutcome(Event.STEP_PASSED, "step 2"), FAIL]
+    async with driven(world, Plan(ramp=(0.1, 0.5, 1.0))) as run:
+        asked: list[bool] = []
+        world.when_ending["ramp"] = lambda: asked.append(
+            run.offer(Event.PAUSE_REQUESTED, "pause requested")
+        )
+        await run.ended.wait()
+    assert asked == [True]
+    ramps = [each for each in world.journaled if each.source == "ramp"]
+    assert [each.event for each in ramps] == ["pause_requested", "failed"]
+    assert run.record.ramp is not None
+    assert (run.record.ramp.share, run.record.ramp.paused) == (0.1, True)
+    assert (run.record.result, world.mode) == ("rolled_back", "single")
+    assert ("rollback", "done") in world.audits
+
+
+async def test_a_switch_that_failed_after_a_ramp_is_tried_again_without_another() -> None:
+    world = World()
+    world.outcomes["switch"] = [FAIL]
+    async with driven(world, Plan(ramp=(0.1, 1.0))) as run:
+        await until_phase(run, Phase.AWAITING_SWITCH)
+        await run.settled.wait()
+        assert run.offer(Event.SWITCH_REQUESTED, "once more")
+        await run.ended.wait()
+    assert world.done.count("ramp") == 1
+    assert run.record.result == "switched"
