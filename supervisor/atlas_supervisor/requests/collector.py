@@ -30,6 +30,7 @@ from typing import NamedTuple
 import anyio
 import structlog
 
+from atlas_supervisor.model.judgement import ComparisonRules
 from atlas_supervisor.model.requests import (
     SEALED_AFTER_SECONDS,
     RequestCounts,
@@ -41,6 +42,7 @@ from atlas_supervisor.model.requests import (
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.requests.count_file import NO_CELLS, CountFile
 from atlas_supervisor.requests.figures import KEPT_SECONDS, InstanceCounts
+from atlas_supervisor.requests.firsts import FirstRequestCounts
 from atlas_supervisor.requests.seconds import LATE_SECONDS, Cells, added, left_open, totals_of
 from atlas_supervisor.store.requests import InstanceRow, RequestCommit, RequestStore
 from atlas_supervisor.store.statements import StoreError
@@ -107,6 +109,17 @@ class _Tracked:
         self.file.close()
 
 
+class _Read(NamedTuple):
+    """What was read of a file."""
+
+    tracked: _Tracked
+    cells: Cells
+    firsts: bytes
+    """The cells of first requests; nothing if they are not compared, or not there."""
+    ended: bool
+    """Whether its process has ended."""
+
+
 class RequestCollector:
     """The request files in one folder; and what was counted, for the status and for evidence."""
 
@@ -115,6 +128,10 @@ class RequestCollector:
         """Returns the instances that are there; set by the daemon."""
         self.relayed: Callable[[], Mapping[SlotName, RequestTally]] = dict
         """Returns what the relay counts, by slot; set by the daemon."""
+        self.firsts = FirstRequestCounts()
+        """The first requests of connections, of instances that are compared."""
+        self.rules = ComparisonRules()
+        """How versions are compared; set by the daemon."""
         self._folder = state_dir / RINGS_DIRECTORY
         self._store = store
         self._instances: dict[str, InstanceCounts] = {}
@@ -216,10 +233,17 @@ class RequestCollector:
     async def _poll(self) -> None:
         present = {each.name: each for each in self.present()}
         with anyio.CancelScope(shield=True):  # what was read must be added
+            since = time.monotonic()
             read = await anyio.to_thread.run_sync(partial(self._read_all, present))
             now = time.monotonic()
-            for tracked, cells, ended in read:
+            living = [each.tracked.instance for each in read if not each.ended]
+            relayed = [each.name for each in present.values() if not each.kit]
+            self.firsts.begin(since, now, [*living, *relayed])
+            for tracked, cells, firsts, ended in read:
                 self._add(tracked, cells, now, ended=ended)
+                if firsts:
+                    path = tracked.file.path
+                    self.firsts.read(tracked.instance, path.name, firsts, ended=ended)
             self._add_relayed(present, now)
             self._polled = True
         reading = {each.instance for each in self._files.values()}
@@ -227,8 +251,7 @@ class RequestCollector:
             if self._instances[name].added_at < now - KEPT_SECONDS:
                 del self._instances[name]
 
-    def _read_all(self, present: Mapping[str, InstanceName]) -> list[tuple[_Tracked, Cells, bool]]:
-        """Return the files with their cells, and whether their process has ended."""
+    def _read_all(self, present: Mapping[str, InstanceName]) -> list[_Read]:
         self._open_new(present)
         read = []
         for tracked in self._files.values():
@@ -236,7 +259,10 @@ class RequestCollector:
                 continue
             ended = not tracked.file.alive()  # first: then everything it wrote is there
             try:
-                read.append((tracked, tracked.file.read(tracked.cells), ended))
+                cells = tracked.file.read(tracked.cells)
+                compared = self.firsts.wants(tracked.instance)
+                firsts = tracked.file.read_firsts() if compared else b""
+                read.append(_Read(tracked, cells, firsts, ended))
             except UnusableFileError as error:
                 self._refuse(tracked.file.path, str(error))
                 tracked.end()
@@ -334,6 +360,8 @@ class RequestCollector:
             instance = self._instance(known.name, known.slot, known.version)
             for second, counts in more.seconds.items():
                 instance.add_second(second, counts)
+            if self.firsts.wants(known.name):
+                self.firsts.add(known.name, more.firsts)
             instance.add(more.totals, now)
             if more.totals != RequestTotals():
                 self._note(known.name, instance, more.totals)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -20,6 +21,7 @@ from atlas_supervisor.system.worker_file import UnusableFileError, open_worker_f
 from atlas_worker.contract import request_file as layout
 from atlas_worker.contract.ring import Owner
 
+_FIRSTS_AT = layout.HEADER_BYTES + layout.FIRSTS * layout.WORD_BYTES
 _CELLS = struct.Struct(f"<{layout.CELLS}Q")
 _MOST = 2**53
 """A cell with more is not a count."""
@@ -30,9 +32,10 @@ NO_CELLS = (0,) * layout.CELLS
 class CountFile:
     """The counts of one process. Its methods read a file and may block briefly."""
 
-    def __init__(self, path: Path, descriptor: int, owner: Owner) -> None:
+    def __init__(self, path: Path, descriptor: int, owner: Owner, firsts_bytes: int) -> None:
         self.path = path
         self.owner = owner
+        self._firsts_bytes = firsts_bytes
         self._descriptor = descriptor
         self._same_boot = owner.boot_id == procfs.boot_id()
 
@@ -42,10 +45,13 @@ class CountFile:
 
         Raises OSError where that is no fault of the file: too few descriptors, too little memory.
         """
-        descriptor = open_worker_file(path, layout.FILE_BYTES, os.O_RDONLY)
+        descriptor = open_worker_file(path, layout.FILE_BYTES.values(), os.O_RDONLY)
         try:
-            owner = layout.unpack_header(os.pread(descriptor, layout.HEADER_BYTES, 0))
-            found = cls(path, descriptor, owner)
+            header = os.pread(descriptor, layout.HEADER_BYTES, 0)
+            owner, size = layout.unpack_header(header), os.fstat(descriptor).st_size
+            if size != layout.FILE_BYTES[layout.layout_of(header)]:
+                raise ValueError(f"{size} bytes are not those of its layout")
+            found = cls(path, descriptor, owner, size - _FIRSTS_AT)
             if found.alive():
                 refuse_forged(path, owner)
                 _refuse_other_instance(path, owner)
@@ -79,6 +85,13 @@ class CountFile:
         if max(cells) > _MOST or any(map(int.__lt__, cells, before)):
             raise UnusableFileError(f"{self.path.name} has cells that are no counts")
         return cells
+
+    def read_firsts(self) -> bytes:
+        """Return the cells of first requests; nothing of an earlier kit, or if they are cut off."""
+        data = b""
+        with suppress(OSError):
+            data = os.pread(self._descriptor, self._firsts_bytes, _FIRSTS_AT)
+        return data if len(data) == self._firsts_bytes else b""
 
 
 def _refuse_other_instance(path: Path, owner: Owner) -> None:

@@ -25,7 +25,7 @@ from tests.unit.worker.support import counted, make_counts_folder
 
 @pytest.fixture
 def cells() -> memoryview[int]:
-    return memoryview(bytearray(layout.CELLS * layout.WORD_BYTES)).cast("Q")
+    return memoryview(bytearray(layout.ALL_CELLS * layout.WORD_BYTES)).cast("Q")
 
 
 @pytest.fixture

@@ -228,7 +228,7 @@ async def test_counts_that_could_not_be_written_are_written_later(
         assert list((folder / RINGS_DIRECTORY).iterdir()) == []
 
 
-def forge(folder: Path, owner: Owner, *, size: int = layout.FILE_BYTES) -> Path:
+def forge(folder: Path, owner: Owner, *, size: int = layout.FILE_BYTES[2]) -> Path:
     path = folder / RINGS_DIRECTORY / f"{owner.pid}-{owner.start_ticks}-0badc0de{layout.SUFFIX}"
     content = layout.pack_header(owner).ljust(layout.HEADER_BYTES, b"\0")
     path.write_bytes((content + struct.pack("<Q", 7)).ljust(size, b"\0")[:size])
