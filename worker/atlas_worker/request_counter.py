@@ -72,9 +72,10 @@ _OUTCOMES = bytes(min(max(status // 100, 1), CLASSES) if status else LEFT for st
 
 
 class Begin(Protocol):
-    """Counts a request that begins, the first one of a connection if `since` is given."""
+    """What `RequestCounter.begin` is."""
 
-    def __call__(self, since: float = NOT_DRAWN) -> float: ...
+    def __call__(self, since: float = NOT_DRAWN, /) -> float:
+        """Count a request that begins, the first one of a connection if `since` is given."""
 
 
 class RequestCounter:
@@ -85,9 +86,6 @@ class RequestCounter:
     end(began, status): counts its end. One that was not counted at its beginning is not counted.
     """
 
-    begin: Begin
-    end: Callable[[float, int], None]
-
     def __init__(self) -> None:
         self.reset()
 
@@ -95,7 +93,8 @@ class RequestCounter:
         """Set the state of a process before its first request; a fork has its parent's."""
         self._lock = threading.Lock()
         self._opened = False
-        self.begin, self.end = self._open_and_begin, _ignore
+        self.begin: Begin = self._open_and_begin
+        self.end: Callable[[float, int], None] = _ignore
 
     def open(self) -> None:
         """Create the file, unless there is one. Without a supervisor nothing is counted."""

@@ -17,12 +17,9 @@ once its last counts are written.
 from __future__ import annotations
 
 import resource
-import struct
 import time
-import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +29,6 @@ import structlog
 
 from atlas_supervisor.model.judgement import ComparisonRules
 from atlas_supervisor.model.requests import (
-    SEALED_AFTER_SECONDS,
     RequestCounts,
     RequestFigures,
     RequestMinute,
@@ -40,7 +36,7 @@ from atlas_supervisor.model.requests import (
     RequestTotals,
 )
 from atlas_supervisor.model.slot import SlotName
-from atlas_supervisor.requests.count_file import NO_CELLS, CountFile
+from atlas_supervisor.requests.count_file import CountFile, Reading, TrackedFile, packed, unpacked
 from atlas_supervisor.requests.figures import KEPT_SECONDS, InstanceCounts
 from atlas_supervisor.requests.firsts import FirstRequestCounts
 from atlas_supervisor.requests.seconds import LATE_SECONDS, Cells, added, left_open, totals_of
@@ -51,7 +47,7 @@ from atlas_supervisor.system.clock import steady_time
 from atlas_supervisor.system.worker_file import UnusableFileError, worker_files
 from atlas_supervisor.traffic.request_tally import RequestTally
 from atlas_worker.contract import RINGS_DIRECTORY
-from atlas_worker.contract.request_file import CELLS, SUFFIX
+from atlas_worker.contract.request_file import SUFFIX
 
 log = structlog.get_logger(__name__)
 
@@ -64,7 +60,6 @@ MAX_PER_INSTANCE = 64
 """Processes of one instance whose requests are counted; there are up to six instances."""
 _SERIES = 8
 """Slots' versions whose counts are exposed as metrics, the latest ones."""
-_PACKED = struct.Struct(f"<{CELLS}Q")
 
 
 class InstanceName(NamedTuple):
@@ -75,49 +70,6 @@ class InstanceName(NamedTuple):
     version: str
     kit: bool = True
     """Whether it counts its requests itself; else the relay does, if it carries them."""
-
-
-@dataclass
-class _Tracked:
-    """A file that is read."""
-
-    file: CountFile
-    instance: str
-    cells: Cells
-    saved: Cells
-    read_at: float
-    """When it was read last, `time.monotonic()`."""
-    since: int
-    """The first second that all counts are known of."""
-    open: dict[int, int] = field(default_factory=dict)
-    """Requests without an outcome, by the second in which they began."""
-    ended: bool = False
-
-    def note(self, second: int, counts: RequestCounts) -> None:
-        """Note requests that began or ended."""
-        without = counts.begun - counts.ended - counts.left
-        self.open[second] = self.open.get(second, 0) + without
-
-    def forget_sealed(self, now: float) -> None:
-        """Forget seconds whose counts do not change any more."""
-        for second in [each for each in self.open if each + SEALED_AFTER_SECONDS < now]:
-            del self.open[second]
-
-    def end(self) -> None:
-        """Close the file, which is read to its end."""
-        self.ended = True
-        self.file.close()
-
-
-class _Read(NamedTuple):
-    """What was read of a file."""
-
-    tracked: _Tracked
-    cells: Cells
-    firsts: bytes
-    """The cells of first requests; nothing if they are not compared, or not there."""
-    ended: bool
-    """Whether its process has ended."""
 
 
 class RequestCollector:
@@ -137,7 +89,7 @@ class RequestCollector:
         self._instances: dict[str, InstanceCounts] = {}
         self._saved_rows: dict[str, InstanceRow] = {}
         self._saved_cells: dict[str, bytes] = {}
-        self._files: dict[str, _Tracked] = {}
+        self._files: dict[str, TrackedFile] = {}
         self._refused: set[str] = set()
         self._gone: set[str] = set()
         self._changed: set[str] = set()
@@ -251,7 +203,7 @@ class RequestCollector:
             if self._instances[name].added_at < now - KEPT_SECONDS:
                 del self._instances[name]
 
-    def _read_all(self, present: Mapping[str, InstanceName]) -> list[_Read]:
+    def _read_all(self, present: Mapping[str, InstanceName]) -> list[Reading]:
         self._open_new(present)
         read = []
         for tracked in self._files.values():
@@ -262,7 +214,7 @@ class RequestCollector:
                 cells = tracked.file.read(tracked.cells)
                 compared = self.firsts.wants(tracked.instance)
                 firsts = tracked.file.read_firsts() if compared else b""
-                read.append(_Read(tracked, cells, firsts, ended))
+                read.append(Reading(tracked, cells, firsts, ended))
             except UnusableFileError as error:
                 self._refuse(tracked.file.path, str(error))
                 tracked.end()
@@ -301,11 +253,11 @@ class RequestCollector:
         if sum(each.instance == name for each in self._files.values()) >= MAX_PER_INSTANCE:
             file.close()
             raise UnusableFileError(f"{name} has {MAX_PER_INSTANCE} request files already")
-        saved = _unpacked(self._saved_cells.pop(path.name, None))
+        saved = unpacked(self._saved_cells.pop(path.name, None))
         now = time.monotonic()
         # A file that is new since the last poll is of a process that began after that.
         since = 0 if self._polled else int(now) + 1
-        self._files[path.name] = _Tracked(file, name, saved, saved, now, since)
+        self._files[path.name] = TrackedFile(file, name, saved, saved, now, since)
 
     def _instance(self, name: str, slot: str, version: str) -> InstanceCounts:
         if name not in self._instances:
@@ -325,7 +277,7 @@ class RequestCollector:
         except OSError:
             self._refused.add(path.name)
 
-    def _add(self, tracked: _Tracked, cells: Cells, now: float, *, ended: bool) -> None:
+    def _add(self, tracked: TrackedFile, cells: Cells, now: float, *, ended: bool) -> None:
         """Add what is new in a file."""
         instance = self._instances[tracked.instance]
         if now - tracked.read_at > LATE_SECONDS:
@@ -406,7 +358,7 @@ class RequestCollector:
                         for name, each in self._instances.items()
                     ],
                     files=[
-                        (name, self._files[name].instance, _packed(each))
+                        (name, self._files[name].instance, packed(each))
                         for name, each in cells.items()
                     ],
                     gone=ended | gone,
@@ -432,16 +384,3 @@ class RequestCollector:
 
 def _next_minute() -> float:
     return (int(steady_time()) // WRITE_SECONDS + 1) * WRITE_SECONDS
-
-
-def _packed(cells: Cells) -> bytes:
-    return zlib.compress(_PACKED.pack(*cells), 1)
-
-
-def _unpacked(packed: bytes | None) -> Cells:
-    if packed is None:
-        return NO_CELLS
-    try:
-        return _PACKED.unpack(zlib.decompress(packed))
-    except (zlib.error, struct.error):
-        return NO_CELLS

@@ -115,7 +115,7 @@ class Comparison:
         """The first second that is no window yet."""
 
     def look(self) -> Judgement:
-        """Return what the requests say by now; to be called about once a second."""
+        """Return the verdict so far; to be called about once a second."""
         self._open_windows()
         now = time.monotonic()
         for window in self._open:
@@ -128,7 +128,7 @@ class Comparison:
         return self._judgement()
 
     def saved(self) -> dict[str, Any]:
-        """Return what the next daemon goes on with, as JSON's types."""
+        """Return the state for the next daemon, as JSON's types."""
         evidence = RampEvidence.from_dict(self._evidence.to_dict())
         for window in self._open:
             evidence.close(window)
@@ -191,11 +191,11 @@ class Comparison:
         return not found.fits and (found.observed or 0) > (found.expected or 0)
 
     def _judgement(self) -> Judgement:
-        totals, new, old = self._evidence.totals, self._figures(self._new), self._figures(self._old)
+        new, old = self._figures(self._new), self._figures(self._old)
         conclusion = self._evidence.conclusion()
         return Judgement(
             verdict=conclusion.verdict if conclusion else Verdict.INCONCLUSIVE,
-            against=exponential(self._evidence.largest) if totals.canary.calls else None,
+            against=exponential(self._evidence.largest) if self._number else None,
             why=self._why(conclusion, new, old),
             new=new,
             old=old,
@@ -231,25 +231,33 @@ class Comparison:
             )
         if conclusion:
             against = f"odds against chance are {odds(1 / evidence.alpha)}"
-            if conclusion.kind is EvidenceKind.LATENCY and new and old:
-                rates = f"the new version is slower: {_latency(new)}, the old one {_latency(old)}"
+            if conclusion.kind is EvidenceKind.LATENCY:
+                rates = f"the new version is slower: {self._latency(self._new)}; "
+                rates += f"the old one: {self._latency(self._old)}"
             return f"{rates}; {against}"
         return f"{rates}; {self._missing(new, old)}"
+
+    def _latency(self, name: str) -> str:
+        since = self._counted(name).since(self._before[name])
+        p50, p95 = since.latency.quantiles(0.5, 0.95)
+        took = f"{p50:.3g} ms in the median and {p95:.3g} ms at the 95th percentile" if p50 else ""
+        unanswered = f"{amount(since.counts.open)} requests without an answer"
+        return f"{took}, {unanswered}" if took else unanswered
 
     def _missing(self, new: VersionFigures | None, old: VersionFigures | None) -> str:
         """Return why there is no verdict yet."""
         if self._requests.rules.by_address:
             return "versions are not compared where addresses are drawn (TRAFFIC_STICKY=address)"
+        totals = self._evidence.totals
+        for which, figures, arm in (("new", new, totals.canary), ("old", old, totals.stable)):
+            if figures is None or figures.requests >= _UNCOUNTED_AFTER > arm.calls == 0:
+                return f"the {which} version does not count the first requests of connections"
         ratio = self._evidence.ratios().assigned
         if not ratio.fits:
             return (
                 f"the new version got {percent(ratio.observed or 0)} of the connections where "
                 f"{percent(ratio.expected or 0)} were to be drawn, so they can't be compared"
             )
-        totals = self._evidence.totals
-        for which, figures, arm in (("new", new, totals.canary), ("old", old, totals.stable)):
-            if figures is None or figures.requests > _UNCOUNTED_AFTER > arm.calls == 0:
-                return f"the {which} version does not count the first requests of connections"
         return "not enough for a verdict yet"
 
 
@@ -270,12 +278,6 @@ def _slowest(latency: int) -> int:
 def _failed(arm: Arm, rate: float | None = None) -> str:
     rate = arm.rate if rate is None else rate
     return f"{percent(rate or 0)} of {amount(arm.calls)} first requests"
-
-
-def _latency(figures: VersionFigures) -> str:
-    return (
-        f"{figures.p50_ms:.3g} ms in the median and {figures.p95_ms:.3g} ms at the 95th percentile"
-    )
 
 
 def _packed(totals: RequestTotals) -> list[Any]:

@@ -12,10 +12,14 @@ from __future__ import annotations
 
 import os
 import struct
+import zlib
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
+from atlas_supervisor.model.requests import SEALED_AFTER_SECONDS, RequestCounts
+from atlas_supervisor.requests.seconds import Cells
 from atlas_supervisor.system import procfs
 from atlas_supervisor.system.worker_file import UnusableFileError, open_worker_file, refuse_forged
 from atlas_worker.contract import request_file as layout
@@ -99,3 +103,61 @@ def _refuse_other_instance(path: Path, owner: Owner) -> None:
     if tag and tag != procfs.tag_for(str(path.parent.parent), owner.instance):
         text = f"{path.name} is refused: pid {owner.pid} is not of instance {owner.instance!r}"
         raise UnusableFileError(text)
+
+
+@dataclass
+class TrackedFile:
+    """A file that is read."""
+
+    file: CountFile
+    instance: str
+    cells: Cells
+    saved: Cells
+    read_at: float
+    """When it was read last, `time.monotonic()`."""
+    since: int
+    """The first second that all counts are known of."""
+    open: dict[int, int] = field(default_factory=dict)
+    """Requests without an outcome, by the second in which they began."""
+    ended: bool = False
+
+    def note(self, second: int, counts: RequestCounts) -> None:
+        """Note requests that began or ended."""
+        without = counts.begun - counts.ended - counts.left
+        self.open[second] = self.open.get(second, 0) + without
+
+    def forget_sealed(self, now: float) -> None:
+        """Forget seconds whose counts do not change any more."""
+        for second in [each for each in self.open if each + SEALED_AFTER_SECONDS < now]:
+            del self.open[second]
+
+    def end(self) -> None:
+        """Close the file, which is read to its end."""
+        self.ended = True
+        self.file.close()
+
+
+class Reading(NamedTuple):
+    """What was read of a file."""
+
+    tracked: TrackedFile
+    cells: Cells
+    firsts: bytes
+    """The cells of first requests; nothing if they are not compared, or not there."""
+    ended: bool
+    """Whether its process has ended."""
+
+
+def packed(cells: Cells) -> bytes:
+    """Return the cells of all requests for the database."""
+    return zlib.compress(_CELLS.pack(*cells), 1)
+
+
+def unpacked(packed: bytes | None) -> Cells:
+    """Return the cells that `packed` has packed; none if it is damaged."""
+    if packed is None:
+        return NO_CELLS
+    try:
+        return _CELLS.unpack(zlib.decompress(packed))
+    except (zlib.error, struct.error):
+        return NO_CELLS

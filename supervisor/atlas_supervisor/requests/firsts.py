@@ -66,7 +66,7 @@ class FirstRequestCounts:
         return self._whole_before
 
     def of(self, name: str, second: int) -> FirstRequests:
-        """Return what began in a second."""
+        """Return the requests that began in a second."""
         return self._seconds.get(name, {}).get(second) or FirstRequests()
 
     # Readings, by the collector: `begin`, then each file and each instance that the relay counts.

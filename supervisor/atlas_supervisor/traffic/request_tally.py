@@ -34,7 +34,7 @@ class RequestTally:
 
     def __init__(self) -> None:
         self.drawn = True
-        """Whether connections are drawn between two versions: where testers are not told apart."""
+        """False if some connections are not drawn between two versions, but a tester's."""
         self._new = _nothing()
 
     def begin(self, now: float, since: float = 0.0) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import heapq
 import json
+import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from statistics import NormalDist
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 from unittest.mock import patch
@@ -19,36 +21,45 @@ from atlas_supervisor.requests import comparison as module
 from atlas_supervisor.requests.collector import RequestCollector
 from atlas_supervisor.requests.comparison import Comparison
 from atlas_supervisor.requests.firsts import FirstRequestCounts
-from atlas_worker.contract import latency_bucket
+from atlas_worker.contract import SLOWEST_BUCKET, latency_bucket
 from atlas_worker.contract.request_file import latency_class
 
 NEW, OLD = "green-2", "blue-1"
+_RULES = ComparisonRules()
 
 
 class Version(NamedTuple):
     """What a version does with a connection's requests."""
 
     failing: float
-    """The share of connections all of whose requests fail, but for `burst`."""
+    """The share of connections whose requests fail."""
     median_ms: float = 20.0
     failed_ms: float | None = None
     """The latency of a failure; None for that of others."""
 
 
 class Outcome(NamedTuple):
-    """The end of a request."""
+    """The end of a connection's requests, of which the first may be evidence."""
 
     at: float
     name: str
     second: int
-    milliseconds: float
+    bucket: int
     failed: bool
-    first: bool
+    requests: int
+    evidence: int
+
+
+_SPREAD = [NormalDist(0, 0.6).inv_cdf((at + 0.5) / 997) for at in range(997)]
+"""Logarithms of latencies around the median."""
 
 
 @dataclass
 class World:
-    """Clients of both versions. `heavy` connections have a hundred requests, others one."""
+    """Clients of both versions.
+
+    `heavy` connections have a hundred requests, others one. All of a connection fail, or none.
+    """
 
     rng: random.Random
     new: Version
@@ -60,12 +71,14 @@ class World:
     """What the error rates of both are multiplied by, after so many seconds."""
     every_request: bool = False
     """Whether each request counts as evidence: wrong, to see what it costs."""
-    rules: ComparisonRules = ComparisonRules()
+    rules: ComparisonRules = _RULES
     now: float = 1000.6
     firsts: FirstRequestCounts = field(default_factory=FirstRequestCounts)
     weight: float = 0.0
     leak: float = 0.0
     """The share of connections that get the new version without a draw."""
+    uncounted: str = ""
+    """The version that counts no first requests."""
     failed: int = 0
     """Users' requests that the new version has failed."""
 
@@ -81,46 +94,42 @@ class World:
 
     def second(self) -> None:
         """Let clients connect for a second, and read what was counted."""
-        second, seconds = int(self.now), self.now - self._began
+        rng, second, seconds = self.rng, int(self.now), self.now - self._began
         firsts: dict[str, dict[int, FirstRequests]] = {NEW: {}, OLD: {}}
-        count = int(self.rng.gauss(self.rate, self.rate**0.5) + 0.5)
-        for _ in range(max(count, 0)):
-            drawn = self.rng.random() < self.weight or self.rng.random() < self.leak
+        begun = dict.fromkeys((NEW, OLD), 0)
+        for _ in range(max(int(rng.gauss(self.rate, self.rate**0.5) + 0.5), 0)):
+            drawn = rng.random() < self.weight or rng.random() < self.leak
             name, version = (NEW, self.new) if drawn else (OLD, self.old)
-            fails = self.rng.random() < version.failing * self.drift(seconds)
-            for number in range(100 if self.rng.random() < self.heavy else 1):
-                self._request(name, version, second, fails=fails, number=number)
-                if not number or self.every_request:
-                    firsts[name].setdefault(second, FirstRequests()).begun += 1
+            fails = rng.random() < version.failing * self.drift(seconds)
+            milliseconds = version.median_ms * math.exp(_SPREAD[int(rng.random() * 997)])
+            if fails and version.failed_ms is not None:
+                milliseconds = version.failed_ms
+            requests = 100 if rng.random() < self.heavy else 1
+            evidence = requests if self.every_request else 1
+            at = second + rng.random() + milliseconds / 1000
+            bucket = latency_bucket(milliseconds)
+            heappush(self._ends, Outcome(at, name, second, bucket, fails, requests, evidence))
+            begun[name] += requests
+            firsts[name].setdefault(second, FirstRequests()).begun += evidence
         self.now += 1
+        for name, count in begun.items():
+            self._totals[name].add(RequestTotals(RequestCounts(begun=count)))
         while self._ends and self._ends[0].at <= self.now:
-            self._end(heapq.heappop(self._ends), firsts)
+            self._end(heappop(self._ends), firsts)
         self.firsts.begin(self.now, self.now, self.living)
         for name, more in firsts.items():
-            if self.firsts.wants(name):
+            if self.firsts.wants(name) and name != self.uncounted:
                 self.firsts.add(name, more)
 
-    def _request(
-        self, name: str, version: Version, second: int, *, fails: bool, number: int
-    ) -> None:
-        milliseconds = version.median_ms * self.rng.lognormvariate(0, 0.6)
-        if fails and version.failed_ms is not None:
-            milliseconds = version.failed_ms
-        at = self.now + self.rng.random() + milliseconds / 1000 - 0.6
-        first = not number or self.every_request
-        heapq.heappush(self._ends, Outcome(at, name, second, milliseconds, fails, first))
-        self._totals[name].add(RequestTotals(RequestCounts(begun=1)))
-
     def _end(self, end: Outcome, firsts: dict[str, dict[int, FirstRequests]]) -> None:
-        bucket = latency_bucket(end.milliseconds)
-        classes = (0, int(not end.failed), 0, 0, int(end.failed))
-        totals = RequestTotals(RequestCounts(classes=classes))
-        totals.latency.add(bucket)
-        self._totals[end.name].add(totals)
-        self.failed += end.failed and end.name == NEW
-        if end.first and end.milliseconds < 60_000:
+        failed = end.requests * end.failed
+        totals = self._totals[end.name]
+        totals.counts += RequestCounts(classes=(0, end.requests - failed, 0, 0, failed))
+        totals.latency.add(end.bucket, end.requests)
+        self.failed += failed * (end.name == NEW)
+        if end.bucket < SLOWEST_BUCKET:
             of = firsts[end.name].setdefault(end.second, FirstRequests())
-            of.end(latency_class(bucket), failed=int(end.failed))
+            of.end(latency_class(end.bucket), end.evidence, failed=end.evidence * end.failed)
 
     # The daemon's side.
 
@@ -137,11 +146,12 @@ class World:
         self.firsts = FirstRequestCounts()
         return self.compare(saved)
 
-    def looks(self, comparison: Comparison, seconds: int) -> Iterator[Judgement]:
-        """Look after each second."""
-        for _ in range(seconds):
+    def looks(self, comparison: Comparison, seconds: int, every: int = 1) -> Iterator[Judgement]:
+        """Look after each second, or every so many."""
+        for number in range(seconds):
             self.second()
-            yield comparison.look()
+            if number % every == every - 1:
+                yield comparison.look()
 
 
 @contextmanager
@@ -152,7 +162,7 @@ def clock_of(world: World) -> Iterator[None]:
 
 
 def ramped(
-    world: World, shares: tuple[float, ...], seconds: int, restarts: int = 0
+    world: World, shares: tuple[float, ...], seconds: int, restarts: int = 0, every: int = 1
 ) -> tuple[Judgement, int]:
     """Ramp through the shares until there is a verdict; return the last look and its second.
 
@@ -169,7 +179,7 @@ def ramped(
             for part in range(restarts + 1):
                 if part:
                     comparison = world.restart(comparison)
-                for last in world.looks(comparison, seconds // (restarts + 1)):
+                for last in world.looks(comparison, seconds // (restarts + 1), every):
                     if last.verdict is Verdict.FAIL:
                         return last, int(world.now - began)
         return last, int(world.now - began)
