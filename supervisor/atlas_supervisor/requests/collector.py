@@ -185,15 +185,16 @@ class RequestCollector:
     async def _poll(self) -> None:
         present = {each.name: each for each in self.present()}
         with anyio.CancelScope(shield=True):  # what was read must be added
-            since = time.monotonic()
-            read = await anyio.to_thread.run_sync(partial(self._read_all, present))
+            since, compared = time.monotonic(), self.firsts.names
+            read = await anyio.to_thread.run_sync(partial(self._read_all, present, compared))
             now = time.monotonic()
             living = [each.tracked.instance for each in read if not each.ended]
             relayed = [each.name for each in present.values() if not each.kit]
-            self.firsts.begin(since, now, [*living, *relayed])
+            if compared is self.firsts.names:  # else others are compared since
+                self.firsts.begin(since, now, [*living, *relayed])
             for tracked, cells, firsts, ended in read:
                 self._add(tracked, cells, now, ended=ended)
-                if firsts:
+                if firsts and compared is self.firsts.names:
                     path = tracked.file.path
                     self.firsts.read(tracked.instance, path.name, firsts, ended=ended)
             self._add_relayed(present, now)
@@ -203,7 +204,9 @@ class RequestCollector:
             if self._instances[name].added_at < now - KEPT_SECONDS:
                 del self._instances[name]
 
-    def _read_all(self, present: Mapping[str, InstanceName]) -> list[Reading]:
+    def _read_all(
+        self, present: Mapping[str, InstanceName], compared: frozenset[str]
+    ) -> list[Reading]:
         self._open_new(present)
         read = []
         for tracked in self._files.values():
@@ -212,8 +215,8 @@ class RequestCollector:
             ended = not tracked.file.alive()  # first: then everything it wrote is there
             try:
                 cells = tracked.file.read(tracked.cells)
-                compared = self.firsts.wants(tracked.instance)
-                firsts = tracked.file.read_firsts() if compared else b""
+                wanted = tracked.instance in compared
+                firsts = tracked.file.read_firsts() if wanted else b""
                 read.append(Reading(tracked, cells, firsts, ended))
             except UnusableFileError as error:
                 self._refuse(tracked.file.path, str(error))
@@ -312,7 +315,7 @@ class RequestCollector:
             instance = self._instance(known.name, known.slot, known.version)
             for second, counts in more.seconds.items():
                 instance.add_second(second, counts)
-            if self.firsts.wants(known.name):
+            if known.name in self.firsts.names:
                 self.firsts.add(known.name, more.firsts)
             instance.add(more.totals, now)
             if more.totals != RequestTotals():

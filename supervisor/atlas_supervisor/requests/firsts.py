@@ -38,7 +38,8 @@ class FirstRequestCounts:
     """What was counted of two instances since they are compared."""
 
     def __init__(self) -> None:
-        self._names: frozenset[str] = frozenset()
+        self.names: frozenset[str] = frozenset()
+        """The instances that are compared."""
         self._seconds: dict[str, dict[int, FirstRequests]] = {}
         self._files: dict[str, bytes] = {}
         """The cells of each file that was read, by name."""
@@ -52,14 +53,10 @@ class FirstRequestCounts:
 
     def compare(self, *names: str) -> None:
         """Count these instances from the next reading on, and forget others."""
-        if self._names != set(names):
-            self._names, self._seconds = frozenset(names), {name: {} for name in names}
+        if self.names != set(names):
+            self.names, self._seconds = frozenset(names), {name: {} for name in names}
             self._files, self._open = {}, {}
             self._read_at, self._whole_before = 0.0, 0
-
-    def wants(self, name: str) -> bool:
-        """Return whether an instance is compared."""
-        return name in self._names
 
     def whole_before(self) -> int:
         """Return the first second of which more may be counted."""
@@ -76,7 +73,7 @@ class FirstRequestCounts:
         self._whole_before = int(since - _GRACE_SECONDS)
         if now - self._read_at > LATE_SECONDS:
             self._since = int(now) + 1
-        self._read_at, self.counting = now, self._names & frozenset(counting)
+        self._read_at, self.counting = now, self.names & frozenset(counting)
         sealed = int(now) - SEALED_AFTER_SECONDS - SECONDS
         for seconds in (*self._seconds.values(), *self._open.values()):
             for second in [each for each in seconds if each < sealed]:

@@ -118,7 +118,7 @@ class World:
             self._end(heappop(self._ends), firsts)
         self.firsts.begin(self.now, self.now, self.living)
         for name, more in firsts.items():
-            if self.firsts.wants(name) and name != self.uncounted:
+            if name in self.firsts.names and name != self.uncounted:
                 self.firsts.add(name, more)
 
     def _end(self, end: Outcome, firsts: dict[str, dict[int, FirstRequests]]) -> None:

@@ -141,4 +141,4 @@ def test_another_comparison_begins_with_nothing(counts: FirstRequestCounts) -> N
 
     assert counts.of(NAME, 1001).begun == 0
     assert counts.whole_before() == 0
-    assert not counts.wants(OTHER)
+    assert OTHER not in counts.names
