@@ -77,11 +77,12 @@ class Comparison:
         if saved and saved["instances"] == [new, old]:
             self._evidence = RampEvidence.from_dict(saved["evidence"])
             self._before = {name: _totals(*each) for name, each in saved["before"].items()}
-            self._number, weight = saved["number"], saved["weight"]
+            self._number, self._weight = saved["number"], saved["weight"]
         else:
-            self._evidence, self._number, weight = self._begin(), 0, 0.0
+            self._evidence, self._number, self._weight = self._begin(), 0, 0.0
             self._before = {name: self._counted(name) for name in (new, old)}
-        self.set_weight(weight)
+        self._next = _after_change()
+        """The first second that is no window yet."""
 
     def _begin(self) -> RampEvidence:
         """Return evidence that starts from what the old version has counted so far."""
@@ -107,12 +108,11 @@ class Comparison:
     def set_weight(self, weight: float) -> None:
         """Note the share of new connections that the new version gets from now on.
 
-        To be called within half a second of the change. Without a changed share, after a restart,
-        it need not be called.
+        To be called within half a second of the change; the same share again changes nothing. After
+        a restart it is the share that was saved.
         """
-        self._weight = weight
-        self._next = int(time.monotonic()) + CHANGE_SECONDS
-        """The first second that is no window yet."""
+        if weight != self._weight:
+            self._weight, self._next = weight, _after_change()
 
     def look(self) -> Judgement:
         """Return the verdict so far; to be called about once a second."""
@@ -259,6 +259,11 @@ class Comparison:
                 f"{percent(ratio.expected or 0)} were to be drawn, so they can't be compared"
             )
         return "not enough for a verdict yet"
+
+
+def _after_change() -> int:
+    """Return the first second in which all connections have the share that is set now."""
+    return int(time.monotonic()) + CHANGE_SECONDS
 
 
 def _slice(second: float) -> int:

@@ -147,6 +147,10 @@ def test_connections_that_may_be_of_another_share_do_not_count(world: World) -> 
         pass
 
     assert comparison.look().why == counted.why
+    world.weight = 0.4
+    for _ in world.looks(comparison, CHANGE_SECONDS):
+        comparison.set_weight(0.4)  # no change
+    assert comparison.look().why != counted.why
 
 
 def test_nothing_is_counted_twice_or_under_a_new_number_after_a_restart(world: World) -> None:
