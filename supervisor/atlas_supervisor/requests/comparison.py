@@ -108,8 +108,8 @@ class Comparison:
     def set_weight(self, weight: float) -> None:
         """Note the share of new connections that the new version gets from now on.
 
-        To be called within half a second of the change; the same share again changes nothing. After
-        a restart it is the share that was saved.
+        To be called before the next look after the change; the same share again changes nothing.
+        After a restart it is the share that was saved.
         """
         if weight != self._weight:
             self._weight, self._next = weight, _after_change()
