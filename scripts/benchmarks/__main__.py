@@ -35,6 +35,7 @@ from scripts.benchmarks import (
     split,
     start,
     switch,
+    versions,
 )
 from scripts.benchmarks.machine import machine
 from scripts.benchmarks.result import Benchmark, CannotRunError, Options
@@ -63,6 +64,10 @@ BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
     "split": (
         split.run,
         "shares and addresses of a split traffic, and its throughput beside without one",
+    ),
+    "versions": (
+        versions.run,
+        "how often two versions are judged wrongly by users' requests, how soon a bad one is found",
     ),
     "rescue": (
         rescue.run,

@@ -24,7 +24,7 @@ from atlas_supervisor.api.options import api_options
 from atlas_supervisor.api.ports import Control
 from atlas_supervisor.api.server import bind, serve
 from atlas_supervisor.canary.service import FeatureCanaries, open_canaries
-from atlas_supervisor.config import Settings
+from atlas_supervisor.config import Settings, Sticky
 from atlas_supervisor.deploy.collector import GaugeCollector
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.executor import Executor
@@ -43,6 +43,7 @@ from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.health.monitor import HealthMonitor
 from atlas_supervisor.logs.log_service import LogService
 from atlas_supervisor.model.actor import SUPERVISOR
+from atlas_supervisor.model.judgement import ComparisonRules
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.status import DaemonView, Start
 from atlas_supervisor.probes.health_probe import HttpProber
@@ -281,6 +282,11 @@ class Daemon:
             for each in slots.instances()
         ]
         self._requests.relayed = self._plane.tallies
+        self._requests.rules = ComparisonRules(
+            promote_alpha=self._settings.canary_promote_alpha,
+            latency_margin=self._settings.canary_latency_margin,
+            by_address=self._settings.traffic_sticky is Sticky.ADDRESS,
+        )
         for background in (
             self._database.outbox.run,
             self._registry.run,

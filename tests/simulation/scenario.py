@@ -349,7 +349,7 @@ class Scenario:
         assert life.control is not None
         deploys, canary = life.control.deploys, life.control.canary
         steer = {
-            **{"switch": deploys.switch, "abort": deploys.abort, "rollback": deploys.rollback},
+            "switch": deploys.switch, "abort": deploys.abort, "rollback": deploys.rollback,
             "rollback_to": partial(self._roll_back_to, deploys),
         }
         if name in {"deploy", "dry_run"}:

@@ -21,6 +21,7 @@ import os
 import socket
 import termios
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -42,10 +43,16 @@ from atlas_worker.drain import DrainController, Stream
 from atlas_worker.events import is_event_stream
 from atlas_worker.instance import Instance
 from atlas_worker.notify import Notifier
-from atlas_worker.request_counter import CLIENT_LEFT, NOT_COUNTED, UNFINISHED, counter
-from atlas_worker.serving import new_drain
+from atlas_worker.request_counter import (
+    CLIENT_LEFT,
+    NOT_COUNTED,
+    NOT_DRAWN,
+    UNFINISHED,
+    counter,
+)
+from atlas_worker.serving import new_drain, peer_of
 from atlas_worker.serving import serve as serve_until_drained
-from atlas_worker.sockets import BACKLOG, Listener, find_listeners
+from atlas_worker.sockets import BACKLOG, Listener, drawn_from, find_listeners
 
 DRAIN: web.AppKey[DrainController] = web.AppKey("atlas_drain", DrainController)
 """Handlers and background work find the drain at `app[DRAIN]`."""
@@ -63,15 +70,23 @@ _CANCEL_SECONDS = 0.2
 class _Connection(RequestHandler):
     """One connection; knows in addition what is in progress on it."""
 
-    __slots__ = ("_began", "_head_started", "stream")
+    __slots__ = ("_began", "_drawn", "_head_started", "_since", "stream")
 
     def __init__(
-        self, server: web.Server, *, loop: asyncio.AbstractEventLoop, **options: Any
+        self, server: web.Server, *, loop: asyncio.AbstractEventLoop, drawn: bool, **options: Any
     ) -> None:
         super().__init__(server, loop=loop, **options)
         self._began = NOT_COUNTED
+        self._drawn = drawn
+        self._since = NOT_DRAWN
         self._head_started = False
         self.stream: WebSocket | EventStream | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Note the beginning of the connection."""
+        super().connection_made(transport)
+        if self._drawn:
+            self._since = counter.connected(peer_of(transport))
 
     def notice(
         self, request: web.Request, response: web.StreamResponse, drain: DrainController
@@ -96,7 +111,8 @@ class _Connection(RequestHandler):
         """Count the request; let a stream's close end before the connection goes on or closes."""
         headers = request.headers
         supervisors = _PROBE in headers or _SMOKE in headers
-        self._began = NOT_COUNTED if supervisors else counter.begin()
+        self._began = NOT_COUNTED if supervisors else counter.begin(self._since)
+        self._since = NOT_DRAWN
         status = UNFINISHED
         try:
             response, reset = await super()._handle_request(request, start_time, request_handler)
@@ -182,11 +198,13 @@ class _Listening:
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
+        drawn = drawn_from(self._listeners)
         for listener in self._listeners:
             # asyncio closes its socket. A duplicate keeps the inherited one open until the process
             # exits, because the group that it belongs to must not shrink.
+            options = {**self._options, "drawn": listener in drawn}
             accepting = await loop.create_server(
-                lambda: _Connection(self._server, loop=loop, **self._options),
+                partial(_Connection, self._server, loop=loop, **options),
                 sock=listener.socket.dup(),
                 backlog=BACKLOG,
             )

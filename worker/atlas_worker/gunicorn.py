@@ -37,7 +37,13 @@ from atlas_worker.contract import PROBE_HEADER, SMOKE_HEADER
 from atlas_worker.drain import SETTLE_SECONDS
 from atlas_worker.instance import Instance
 from atlas_worker.notify import Notifier
-from atlas_worker.request_counter import CLIENT_LEFT, NOT_COUNTED, UNFINISHED, counter
+from atlas_worker.request_counter import (
+    CLIENT_LEFT,
+    NOT_COUNTED,
+    NOT_DRAWN,
+    UNFINISHED,
+    counter,
+)
 from atlas_worker.role import InstanceRole, RoleWatcher
 from atlas_worker.sockets import Listener
 
@@ -134,7 +140,29 @@ class _Drain:
             end_idle(force)
 
         self._worker.murder_keepalived = murder_keepalived
+        self._note_first_requests()
         gthread.TConn.close = self._closing_aside(gthread.TConn.close)
+
+    def _note_first_requests(self) -> None:
+        """Let `pre_request` know the beginning of a request's connection, if it is the first one.
+
+        Under other worker classes it does not, and no first requests are counted.
+        """
+        handle_request, connect = self._worker.handle_request, gthread.TConn.__init__
+        names = [socket.getsockname() for socket in self._worker.sockets]
+
+        def connected(conn: Any, cfg: Any, sock: Any, client: Any, server: Any) -> None:
+            connect(conn, cfg, sock, client, server)
+            # The first one is the public one, if there are several.
+            if server == names[0]:
+                conn.atlas_since = counter.connected(client[0] if client else None)
+
+        def handle(req: Any, conn: Any) -> Any:
+            req.atlas_since = vars(conn).pop("atlas_since", NOT_DRAWN)
+            return handle_request(req, conn)
+
+        gthread.TConn.__init__ = connected
+        self._worker.handle_request = handle
 
     def _closing_aside(self, close: Callable[..., None]) -> Callable[..., None]:
         """Return a `close` that does not make the main loop wait for the client.
@@ -203,7 +231,9 @@ def pre_request(worker: Any, req: Any) -> None:
     Decided once for each request: the header must announce what happens.
     """
     supervisors = any(name in _SUPERVISORS for name, _ in req.headers)
-    req.atlas_began = NOT_COUNTED if supervisors else counter.begin()
+    req.atlas_began = NOT_COUNTED
+    if not supervisors:
+        req.atlas_began = counter.begin(getattr(req, "atlas_since", NOT_DRAWN))
     worker.log.debug("%s %s", req.method, req.path)  # as gunicorn's own hook
     if _drain is not None and _drain.shedding:
         req.should_close = lambda: True

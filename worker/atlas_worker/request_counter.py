@@ -11,6 +11,11 @@ connection: its handshake is the request, and ended when it is answered. A respo
 application did not finish counts as 500, also if its first line had another status; a client that
 left before its end is no failure.
 
+Of each connection that was drawn between two versions, the first request counts once more, for the
+comparison of the versions: later requests of a connection are no draws of their own. It must begin
+within a second of the connection's beginning, so that a changed share is known to apply a second
+later. Testers' connections are not drawn, and those that do not come by the public socket.
+
 A forked child counts in a file of its own, from its first request on.
 """
 
@@ -19,24 +24,35 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from functools import cache
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from time import monotonic
+from typing import Protocol
 
 from atlas_worker.contract import (
     ENV_INSTANCE,
     ENV_STATE_DIR,
+    ENV_TESTERS,
     RINGS_DIRECTORY,
+    SLOWEST_BUCKET,
     latency_bucket,
 )
 from atlas_worker.contract import request_file as layout
 from atlas_worker.contract.request_file import (
     CLASSES,
+    FIRST_CELLS,
+    FIRST_FAILED,
+    FIRST_LATENCIES,
+    FIRST_WITHIN_SECONDS,
+    FIRSTS,
     LATENCIES,
     LEFT,
     RECORD_CELLS,
     SECONDS,
     SLOW_RECORD,
     SLOW_SECONDS,
+    latency_class,
 )
 from atlas_worker.contract.ring import Owner
 from atlas_worker.process_file import create
@@ -47,19 +63,28 @@ UNFINISHED = 500
 """The status of a response that the application did not finish."""
 NOT_COUNTED = 0.0
 """In place of a beginning."""
+NOT_DRAWN = 0.0
+"""In place of a connection's beginning: its next request is not its first, or it was not drawn."""
 
+_BYTES = layout.FILE_BYTES[layout.LAYOUT_VERSION]
+_LATENCY_CELLS = bytes(FIRST_LATENCIES + latency_class(each) for each in range(SLOWEST_BUCKET + 1))
 _OUTCOMES = bytes(min(max(status // 100, 1), CLASSES) if status else LEFT for status in range(1000))
+
+
+class Begin(Protocol):
+    """What `RequestCounter.begin` is."""
+
+    def __call__(self, since: float = NOT_DRAWN, /) -> float:
+        """Count a request that begins, the first one of a connection if `since` is given."""
 
 
 class RequestCounter:
     """The counts of one process. `begin` and `end` never raise.
 
-    begin() -> float: counts a request that begins, and returns what its end is to be called with.
+    begin(since) -> float: counts a request that begins, and returns what its end is to be called
+        with. `since` is what `connected` has returned for its connection, if it is the first one.
     end(began, status): counts its end. One that was not counted at its beginning is not counted.
     """
-
-    begin: Callable[[], float]
-    end: Callable[[float, int], None]
 
     def __init__(self) -> None:
         self.reset()
@@ -68,7 +93,8 @@ class RequestCounter:
         """Set the state of a process before its first request; a fork has its parent's."""
         self._lock = threading.Lock()
         self._opened = False
-        self.begin, self.end = self._open_and_begin, _ignore
+        self.begin: Begin = self._open_and_begin
+        self.end: Callable[[float, int], None] = _ignore
 
     def open(self) -> None:
         """Create the file, unless there is one. Without a supervisor nothing is counted."""
@@ -81,7 +107,7 @@ class RequestCounter:
                 return
             folder = Path(os.environ.get(ENV_STATE_DIR) or "state").absolute() / RINGS_DIRECTORY
             try:
-                file, _path = create(folder, layout.SUFFIX, layout.FILE_BYTES, _fill)
+                file, _path = create(folder, layout.SUFFIX, _BYTES, _fill)
             except FileNotFoundError:
                 return  # there is no supervisor
             except (OSError, ValueError) as error:
@@ -95,39 +121,83 @@ class RequestCounter:
             "requests of this process are not counted: %s", problem
         )
 
-    def _open_and_begin(self) -> float:
+    def connected(self, client: str | None) -> float:
+        """Return when a drawn connection has begun: now; `client` is its address, if it is known.
+
+        With testers, one from this machine counts for none: the relay may have carried it.
+        """
+        if testers := _testers():
+            try:
+                address = ip_address((client or "").partition("%")[0])
+            except ValueError:
+                return NOT_DRAWN
+            address = getattr(address, "ipv4_mapped", None) or address
+            if address.is_loopback or any(address in network for network in testers):
+                return NOT_DRAWN
+        return monotonic()
+
+    def _open_and_begin(self, since: float = NOT_DRAWN) -> float:
         self.open()
-        return self.begin()
+        return self.begin(since)
+
+
+@cache
+def _testers() -> tuple[IPv4Network | IPv6Network, ...]:
+    """Return the networks whose connections are not drawn: TRAFFIC_TESTERS of the supervisor."""
+    named = os.environ.get(ENV_TESTERS, "").split(",")
+    try:
+        return tuple(ip_network(each) for each in named if each)
+    except ValueError:  # the supervisor sends no such thing, so all may be testers
+        return ip_network("0.0.0.0/0"), ip_network("::/0")
 
 
 def counting(
     cells: memoryview[int],
-) -> tuple[Callable[[], float], Callable[[float, int], None]]:
-    """Return `begin` and `end` that count in these cells."""
+) -> tuple[Begin, Callable[[float, int], None]]:
+    """Return `begin` and `end` that count in these cells.
+
+    The beginning of a first request is negative.
+    """
     opened = monotonic()
 
-    def begin() -> float:
+    def begin(since: float = NOT_DRAWN) -> float:
         began = monotonic()
-        place = int(began) % SECONDS * RECORD_CELLS
+        second = int(began) % SECONDS
+        place = second * RECORD_CELLS
         cells[place] += 1
-        return began
+        if began - since > FIRST_WITHIN_SECONDS:
+            return began
+        place = FIRSTS + second * FIRST_CELLS
+        cells[place] += 1
+        return -began
 
     def end(began: float, status: int) -> None:
+        first = began < 0
+        if first:
+            began = -began
         if began < opened:  # not counted, or by the process before a fork
             return
         took = monotonic() - began
-        bucket = LATENCIES + latency_bucket(took * 1000)
-        place = SLOW_RECORD if took >= SLOW_SECONDS else int(began) % SECONDS * RECORD_CELLS
+        bucket = latency_bucket(took * 1000)
+        second = int(began) % SECONDS
         outcome = _OUTCOMES[status] if 0 <= status < 1000 else CLASSES
-        place += outcome
+        place = (SLOW_RECORD if took >= SLOW_SECONDS else second * RECORD_CELLS) + outcome
         cells[place] += 1
         if outcome != LEFT:
-            cells[bucket] += 1
+            place = LATENCIES + bucket
+            cells[place] += 1
+        if first and took < SLOW_SECONDS:
+            record = FIRSTS + second * FIRST_CELLS
+            if outcome == CLASSES:
+                place = record + FIRST_FAILED
+                cells[place] += 1
+            place = record + _LATENCY_CELLS[bucket]
+            cells[place] += 1
 
     return begin, end
 
 
-def _uncounted() -> float:
+def _uncounted(_since: float = NOT_DRAWN) -> float:
     return NOT_COUNTED
 
 
@@ -136,7 +206,7 @@ def _ignore(_began: float, _status: int) -> None:
 
 
 def _fill(descriptor: int, owner: Owner) -> None:
-    os.posix_fallocate(descriptor, 0, layout.FILE_BYTES)
+    os.posix_fallocate(descriptor, 0, _BYTES)
     os.pwrite(descriptor, layout.pack_header(owner), 0)
 
 

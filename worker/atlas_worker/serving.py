@@ -56,6 +56,12 @@ class AsyncServer(Server, Protocol):
         """Return its addresses, for people."""
 
 
+def peer_of(transport: asyncio.BaseTransport) -> str | None:
+    """Return the client's address; None over a Unix socket."""
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if isinstance(peer, tuple) else None
+
+
 Signals = Callable[[DrainController, Notifier, asyncio.Event], AbstractContextManager[None]]
 """Connects signals with the drain, and sets the event at each of them."""
 

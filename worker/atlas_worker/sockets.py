@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 
 from atlas_worker.contract import LISTEN_FDS_START
@@ -52,6 +52,14 @@ class Listener:
         except OSError:
             return 0
         return int(struct.unpack_from("=I", info, _TCPI_UNACKED_OFFSET)[0])
+
+
+def drawn_from(listeners: Sequence[Listener]) -> list[Listener]:
+    """Return those whose connections may be drawn between two versions.
+
+    Beside a public socket the others are for probes, and for what is relayed in an outage.
+    """
+    return [each for each in listeners if each.name == "public"] or list(listeners)
 
 
 def find_listeners(

@@ -109,7 +109,7 @@ class RingReader:
 
         Raises OSError where that is no fault of the file: too few descriptors, too little memory.
         """
-        descriptor = open_worker_file(path, layout.RING_BYTES, os.O_RDWR)
+        descriptor = open_worker_file(path, [layout.RING_BYTES], os.O_RDWR)
         try:
             owner, version = layout.unpack_header(os.pread(descriptor, layout.HEADER_BYTES, 0))
             return cls(path, descriptor, owner, version)

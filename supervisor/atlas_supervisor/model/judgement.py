@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from pydantic import BaseModel, Field
 
 from atlas_supervisor.model.verdict import Verdict
+
+
+class ComparisonRules(NamedTuple):
+    """How two versions are compared."""
+
+    alpha: float = 0.01
+    """The probability of a wrongful `fail`, in all of a comparison."""
+    promote_alpha: float = 0.05
+    """The probability of a `pass` although the error rate is higher by the margin or more."""
+    margin: float = 0.02
+    latency_margin: float = 0.1
+    by_address: bool = False
+    """Whether client addresses are drawn, and not connections."""
 
 
 class VersionFigures(BaseModel, frozen=True):

@@ -83,6 +83,39 @@ class RequestCounts:
         return total
 
 
+@dataclass(slots=True)
+class FirstRequests:
+    """The first requests of connections that began in one second: what evidence is made of."""
+
+    begun: int = 0
+    failed: int = 0
+    """Those that ended with 5xx or were cut."""
+    latency: dict[int, int] = field(default_factory=dict)
+    """Those with an outcome, by `latency_class`. A client that left is one, and no failure."""
+
+    @property
+    def ended(self) -> int:
+        """Those with an outcome."""
+        return sum(self.latency.values())
+
+    @property
+    def open(self) -> int:
+        """Those without an outcome."""
+        return max(self.begun - self.ended, 0)
+
+    def end(self, latency: int, count: int = 1, *, failed: int = 0) -> None:
+        """Add outcomes of one class of latency."""
+        self.latency[latency] = self.latency.get(latency, 0) + count
+        self.failed += failed
+
+    def add(self, other: FirstRequests) -> None:
+        """Add those of another process, or what was counted since."""
+        self.begun += other.begun
+        self.failed += other.failed
+        for latency, count in other.latency.items():
+            self.end(latency, count)
+
+
 @dataclass(frozen=True, slots=True)
 class RequestSecond:
     """The requests of one instance that began in one second."""
@@ -109,7 +142,8 @@ class RequestTotals:
     def since(self, earlier: RequestTotals) -> RequestTotals:
         """Return the totals of the interval since an earlier copy of the same instance's."""
         before = dict(earlier.latency)
-        rest = ((bucket, count - before.get(bucket, 0)) for bucket, count in self.latency)
+        # A killed daemon loses what its relay has counted of late.
+        rest = ((at, max(count - before.get(at, 0), 0)) for at, count in self.latency)
         return RequestTotals(self.counts - earlier.counts, Histogram(rest))
 
     def add(self, other: RequestTotals) -> None:

@@ -17,12 +17,9 @@ once its last counts are written.
 from __future__ import annotations
 
 import resource
-import struct
 import time
-import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -30,8 +27,8 @@ from typing import NamedTuple
 import anyio
 import structlog
 
+from atlas_supervisor.model.judgement import ComparisonRules
 from atlas_supervisor.model.requests import (
-    SEALED_AFTER_SECONDS,
     RequestCounts,
     RequestFigures,
     RequestMinute,
@@ -39,8 +36,9 @@ from atlas_supervisor.model.requests import (
     RequestTotals,
 )
 from atlas_supervisor.model.slot import SlotName
-from atlas_supervisor.requests.count_file import NO_CELLS, CountFile
+from atlas_supervisor.requests.count_file import CountFile, Reading, TrackedFile, packed, unpacked
 from atlas_supervisor.requests.figures import KEPT_SECONDS, InstanceCounts
+from atlas_supervisor.requests.firsts import FirstRequestCounts
 from atlas_supervisor.requests.seconds import LATE_SECONDS, Cells, added, left_open, totals_of
 from atlas_supervisor.store.requests import InstanceRow, RequestCommit, RequestStore
 from atlas_supervisor.store.statements import StoreError
@@ -49,7 +47,7 @@ from atlas_supervisor.system.clock import steady_time
 from atlas_supervisor.system.worker_file import UnusableFileError, worker_files
 from atlas_supervisor.traffic.request_tally import RequestTally
 from atlas_worker.contract import RINGS_DIRECTORY
-from atlas_worker.contract.request_file import CELLS, SUFFIX
+from atlas_worker.contract.request_file import SUFFIX
 
 log = structlog.get_logger(__name__)
 
@@ -62,7 +60,6 @@ MAX_PER_INSTANCE = 64
 """Processes of one instance whose requests are counted; there are up to six instances."""
 _SERIES = 8
 """Slots' versions whose counts are exposed as metrics, the latest ones."""
-_PACKED = struct.Struct(f"<{CELLS}Q")
 
 
 class InstanceName(NamedTuple):
@@ -75,38 +72,6 @@ class InstanceName(NamedTuple):
     """Whether it counts its requests itself; else the relay does, if it carries them."""
 
 
-@dataclass
-class _Tracked:
-    """A file that is read."""
-
-    file: CountFile
-    instance: str
-    cells: Cells
-    saved: Cells
-    read_at: float
-    """When it was read last, `time.monotonic()`."""
-    since: int
-    """The first second that all counts are known of."""
-    open: dict[int, int] = field(default_factory=dict)
-    """Requests without an outcome, by the second in which they began."""
-    ended: bool = False
-
-    def note(self, second: int, counts: RequestCounts) -> None:
-        """Note requests that began or ended."""
-        without = counts.begun - counts.ended - counts.left
-        self.open[second] = self.open.get(second, 0) + without
-
-    def forget_sealed(self, now: float) -> None:
-        """Forget seconds whose counts do not change any more."""
-        for second in [each for each in self.open if each + SEALED_AFTER_SECONDS < now]:
-            del self.open[second]
-
-    def end(self) -> None:
-        """Close the file, which is read to its end."""
-        self.ended = True
-        self.file.close()
-
-
 class RequestCollector:
     """The request files in one folder; and what was counted, for the status and for evidence."""
 
@@ -115,12 +80,16 @@ class RequestCollector:
         """Returns the instances that are there; set by the daemon."""
         self.relayed: Callable[[], Mapping[SlotName, RequestTally]] = dict
         """Returns what the relay counts, by slot; set by the daemon."""
+        self.firsts = FirstRequestCounts()
+        """The first requests of connections, of instances that are compared."""
+        self.rules = ComparisonRules()
+        """How versions are compared; set by the daemon."""
         self._folder = state_dir / RINGS_DIRECTORY
         self._store = store
         self._instances: dict[str, InstanceCounts] = {}
         self._saved_rows: dict[str, InstanceRow] = {}
         self._saved_cells: dict[str, bytes] = {}
-        self._files: dict[str, _Tracked] = {}
+        self._files: dict[str, TrackedFile] = {}
         self._refused: set[str] = set()
         self._gone: set[str] = set()
         self._changed: set[str] = set()
@@ -216,10 +185,18 @@ class RequestCollector:
     async def _poll(self) -> None:
         present = {each.name: each for each in self.present()}
         with anyio.CancelScope(shield=True):  # what was read must be added
-            read = await anyio.to_thread.run_sync(partial(self._read_all, present))
+            since, compared = time.monotonic(), self.firsts.names
+            read = await anyio.to_thread.run_sync(partial(self._read_all, present, compared))
             now = time.monotonic()
-            for tracked, cells, ended in read:
+            living = [each.tracked.instance for each in read if not each.ended]
+            relayed = [each.name for each in present.values() if not each.kit]
+            if compared is self.firsts.names:  # else others are compared since
+                self.firsts.begin(since, now, [*living, *relayed])
+            for tracked, cells, firsts, ended in read:
                 self._add(tracked, cells, now, ended=ended)
+                if firsts and compared is self.firsts.names:
+                    path = tracked.file.path
+                    self.firsts.read(tracked.instance, path.name, firsts, ended=ended)
             self._add_relayed(present, now)
             self._polled = True
         reading = {each.instance for each in self._files.values()}
@@ -227,8 +204,9 @@ class RequestCollector:
             if self._instances[name].added_at < now - KEPT_SECONDS:
                 del self._instances[name]
 
-    def _read_all(self, present: Mapping[str, InstanceName]) -> list[tuple[_Tracked, Cells, bool]]:
-        """Return the files with their cells, and whether their process has ended."""
+    def _read_all(
+        self, present: Mapping[str, InstanceName], compared: frozenset[str]
+    ) -> list[Reading]:
         self._open_new(present)
         read = []
         for tracked in self._files.values():
@@ -236,7 +214,10 @@ class RequestCollector:
                 continue
             ended = not tracked.file.alive()  # first: then everything it wrote is there
             try:
-                read.append((tracked, tracked.file.read(tracked.cells), ended))
+                cells = tracked.file.read(tracked.cells)
+                wanted = tracked.instance in compared
+                firsts = tracked.file.read_firsts() if wanted else b""
+                read.append(Reading(tracked, cells, firsts, ended))
             except UnusableFileError as error:
                 self._refuse(tracked.file.path, str(error))
                 tracked.end()
@@ -275,11 +256,11 @@ class RequestCollector:
         if sum(each.instance == name for each in self._files.values()) >= MAX_PER_INSTANCE:
             file.close()
             raise UnusableFileError(f"{name} has {MAX_PER_INSTANCE} request files already")
-        saved = _unpacked(self._saved_cells.pop(path.name, None))
+        saved = unpacked(self._saved_cells.pop(path.name, None))
         now = time.monotonic()
         # A file that is new since the last poll is of a process that began after that.
         since = 0 if self._polled else int(now) + 1
-        self._files[path.name] = _Tracked(file, name, saved, saved, now, since)
+        self._files[path.name] = TrackedFile(file, name, saved, saved, now, since)
 
     def _instance(self, name: str, slot: str, version: str) -> InstanceCounts:
         if name not in self._instances:
@@ -299,7 +280,7 @@ class RequestCollector:
         except OSError:
             self._refused.add(path.name)
 
-    def _add(self, tracked: _Tracked, cells: Cells, now: float, *, ended: bool) -> None:
+    def _add(self, tracked: TrackedFile, cells: Cells, now: float, *, ended: bool) -> None:
         """Add what is new in a file."""
         instance = self._instances[tracked.instance]
         if now - tracked.read_at > LATE_SECONDS:
@@ -334,6 +315,8 @@ class RequestCollector:
             instance = self._instance(known.name, known.slot, known.version)
             for second, counts in more.seconds.items():
                 instance.add_second(second, counts)
+            if known.name in self.firsts.names:
+                self.firsts.add(known.name, more.firsts)
             instance.add(more.totals, now)
             if more.totals != RequestTotals():
                 self._note(known.name, instance, more.totals)
@@ -378,7 +361,7 @@ class RequestCollector:
                         for name, each in self._instances.items()
                     ],
                     files=[
-                        (name, self._files[name].instance, _packed(each))
+                        (name, self._files[name].instance, packed(each))
                         for name, each in cells.items()
                     ],
                     gone=ended | gone,
@@ -404,16 +387,3 @@ class RequestCollector:
 
 def _next_minute() -> float:
     return (int(steady_time()) // WRITE_SECONDS + 1) * WRITE_SECONDS
-
-
-def _packed(cells: Cells) -> bytes:
-    return zlib.compress(_PACKED.pack(*cells), 1)
-
-
-def _unpacked(packed: bytes | None) -> Cells:
-    if packed is None:
-        return NO_CELLS
-    try:
-        return _PACKED.unpack(zlib.decompress(packed))
-    except (zlib.error, struct.error):
-        return NO_CELLS

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Collection
 from pathlib import Path
 
 from atlas_supervisor.errors import AtlasError
@@ -31,7 +32,7 @@ def worker_files(folder: Path, suffix: str) -> list[Path]:
     return [folder / name for name in sorted(names) if name.endswith(suffix)]
 
 
-def open_worker_file(path: Path, size: int, access: int) -> int:
+def open_worker_file(path: Path, sizes: Collection[int], access: int) -> int:
     """Open a complete file of a trusted uid. Raises UnusableFileError.
 
     That uid is ours, or the folder's: with WORKER_USER the folder is the workers' own.
@@ -45,7 +46,7 @@ def open_worker_file(path: Path, size: int, access: int) -> int:
             raise
         raise UnusableFileError(f"{path.name} can't be opened: {error.strerror}") from error
     try:
-        _check(os.fstat(descriptor), {os.getuid(), path.parent.stat().st_uid}, size)
+        _check(os.fstat(descriptor), {os.getuid(), path.parent.stat().st_uid}, sizes)
     except (OSError, ValueError) as error:
         os.close(descriptor)
         raise UnusableFileError(f"{path.name} is refused: {error}") from error
@@ -67,11 +68,12 @@ def refuse_forged(path: Path, owner: Owner) -> None:
         raise UnusableFileError(f"{path.name} is refused: pid {pid} does not write it")
 
 
-def _check(status: os.stat_result, owners: set[int], size: int) -> None:
-    """Raise ValueError for a file that is not one of these users', or not of this size."""
+def _check(status: os.stat_result, owners: set[int], sizes: Collection[int]) -> None:
+    """Raise ValueError for a file that is not one of these users', or not of these sizes."""
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("not a regular file")
     if status.st_uid not in owners:
         raise ValueError(f"owned by uid {status.st_uid}, not {' or '.join(map(str, owners))}")
-    if status.st_size != size:
-        raise ValueError(f"has {status.st_size} bytes instead of {size}")
+    if status.st_size not in sizes:
+        expected = " or ".join(map(str, sizes))
+        raise ValueError(f"has {status.st_size} bytes instead of {expected}")

@@ -105,11 +105,25 @@ class _Direction:
 class Exchanges:
     """The requests and answers of one connection, so far."""
 
-    __slots__ = ("_began", "_http", "_methods", "_requests", "_responses", "_status", "_tally")
+    __slots__ = (
+        "_began",
+        "_http",
+        "_methods",
+        "_requests",
+        "_responses",
+        "_status",
+        "_tally",
+        "since",
+    )
 
-    def __init__(self, tally: RequestTally | None = None) -> None:
-        """Count the requests, unless there is no tally."""
+    def __init__(self, tally: RequestTally | None = None, since: float = 0.0) -> None:
+        """Count the requests, unless there is no tally.
+
+        `since` is when the connection began, if it was drawn between two versions; else 0.
+        """
         self._tally = tally
+        self.since = since
+        """When the connection began, until its first request."""
         self._began: deque[float] = deque()
         """When the requests began whose answer has not ended; 0 for the supervisor's own."""
         self._status = 0
@@ -217,7 +231,10 @@ class Exchanges:
             raise _NotHttpError
         self._methods.append(found[1])
         if self._tally is not None:
-            self._began.append(0.0 if _OWN.search(head) else self._tally.begin(time.monotonic()))
+            counted = not _OWN.search(head)
+            began = self._tally.begin(time.monotonic(), self.since) if counted else 0.0
+            self._began.append(began)
+            self.since = 0.0
         self._requests.expect_body(head)
 
     def _begin_response(self, head: bytes) -> None:

@@ -210,9 +210,9 @@ class RelayConnection:
         self._on_close: Callable[[RelayConnection], None] | None = on_close
         self.carried = carried
         self._moves = 0
-        self._exchanges = Exchanges(tally)
         self._idle_timer: asyncio.TimerHandle | None = None
         self.born = self.last_move = self._loop.time()
+        self._exchanges = Exchanges(tally, self.born)
         self.asked = self.answered = False
         """Whether the client, and whether the server, has sent a byte yet."""
         self.client = _Side(self, client, self._loop)
@@ -240,6 +240,7 @@ class RelayConnection:
     def resume(self, state: RelayState) -> None:
         """Go on with a connection that another process has begun."""
         self.asked = self.answered = True
+        self._exchanges.since = 0.0
         if not state.between:
             self._exchanges.give_up()
         sides = self.client, self.server

@@ -150,7 +150,7 @@ class RelayPlane:
         taken, adopted = taken or TakenBack(), adopted or {}
         self._policy = SteeringPolicy(active)
         if split and len(adopted) == len(SlotName):
-            self._policy = replace(self._policy, split=split)
+            self.split(split)
         self._kept = (*taken.kept, *taken.inner.values())
         try:
             self._open_sockets(taken, adopted)
@@ -287,6 +287,8 @@ class RelayPlane:
     def split(self, split: Split) -> None:
         """Give the other slot its part of what is accepted from now on."""
         self._policy = replace(self._policy, split=split)
+        for tally in self._tallies.values():
+            tally.drawn = not split.testers
 
     def refresh(self, slot: SlotName) -> None:
         """Set the queues' sizes again: the worker shares the sockets."""

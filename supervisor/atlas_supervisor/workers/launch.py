@@ -116,6 +116,8 @@ def worker_environment(
         "SCHEDULER_ENABLED": str(settings.scheduler_enabled).lower(),
         "MEMORY_ENABLED": str(settings.memory_enabled).lower(),
     }
+    if settings.traffic_testers:
+        values[contract.ENV_TESTERS] = ",".join(map(str, settings.traffic_testers))
     return values
 
 

@@ -80,12 +80,26 @@ def counted(state_dir: Path) -> dict[str, int]:
     counts: dict[str, int] = {}
     names = ("begun", "1xx", "2xx", "3xx", "4xx", "5xx", "left")
     for path in (state_dir / RINGS_DIRECTORY).glob(f"*{layout.SUFFIX}"):
-        cells = struct.unpack(f"<{layout.CELLS}Q", path.read_bytes()[layout.HEADER_BYTES :])
+        cells = struct.unpack_from(f"<{layout.CELLS}Q", path.read_bytes(), layout.HEADER_BYTES)
         for place, name in enumerate(names):
             count = sum(cells[place : layout.LATENCIES : layout.RECORD_CELLS])
             counts[name] = counts.get(name, 0) + count
         counts["latencies"] = counts.get("latencies", 0) + sum(cells[layout.LATENCIES :])
     return {name: count for name, count in counts.items() if count}
+
+
+def first_counted(state_dir: Path) -> tuple[int, int, int]:
+    """Return how many first requests of connections have begun, have failed, and have ended."""
+    begun = failed = ended = 0
+    for path in (state_dir / RINGS_DIRECTORY).glob(f"*{layout.SUFFIX}"):
+        all_cells = struct.unpack_from(
+            f"<{layout.ALL_CELLS}Q", path.read_bytes(), layout.HEADER_BYTES
+        )
+        cells = all_cells[layout.FIRSTS :]
+        begun += sum(cells[layout.FIRST_BEGUN :: layout.FIRST_CELLS])
+        failed += sum(cells[layout.FIRST_FAILED :: layout.FIRST_CELLS])
+        ended += sum(cells)
+    return begun, failed, ended - begun - failed
 
 
 def make_counts_folder(tmp_path: Path) -> Path:

@@ -22,8 +22,10 @@ from tests.unit.worker.support import (
     Worker,
     backlog_of,
     end,
+    first_counted,
     launch,
     listening_socket,
+    make_counts_folder,
     port_of,
     running_worker,
     until,
@@ -35,6 +37,7 @@ BRIEF = {"ATLAS_IDLE_GRACE_SECONDS": GRACE}
 
 
 async def test_both_sockets_are_served_and_left_unchanged(tmp_path: Path) -> None:
+    state_dir = make_counts_folder(tmp_path)
     async with running_worker(tmp_path) as worker:
         assert worker.notifications == ["READY=1\nX_ATLAS_KIT=1"]
         for sock in (worker.public, worker.private):
@@ -45,6 +48,8 @@ async def test_both_sockets_are_served_and_left_unchanged(tmp_path: Path) -> Non
                     probed = await client.get(path, headers={"X-Atlas-Probe": "1"})
                     assert probed.headers["x-atlas-instance"] == "the-instance"
                 assert "x-atlas-instance" not in (await client.get("/health")).headers
+        # Of a connection by the public socket, the first request is evidence.
+        assert first_counted(state_dir) == (1, 0, 1)
         await _echoes_what_is_encoded(worker)
         await _answers_early(worker)
         await worker.kept()

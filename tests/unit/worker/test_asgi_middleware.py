@@ -15,7 +15,13 @@ from tests.unit.worker.asgi_support import (
     opened_websocket,
     running,
 )
-from tests.unit.worker.support import Client, counted, make_counts_folder, until
+from tests.unit.worker.support import (
+    Client,
+    counted,
+    first_counted,
+    make_counts_folder,
+    until,
+)
 
 UVICORN = ["-m", "uvicorn", "--fd", "3", "--no-access-log"]
 KINDS = {
@@ -180,6 +186,9 @@ async def test_requests_are_counted_by_what_became_of_them(
             await opened_websocket(client)
             expected |= {"begun": 5, "1xx": 1, "latencies": 4}
             await until(lambda: counted(state_dir) == expected)
+        # The runner knows connections, and a WebSocket's handshake is on one that was handed over.
+        firsts = (4, 2, 4) if server == SERVERS["the runner"] else (0, 0, 0)
+        assert first_counted(state_dir) == firsts
         # A stream counts when it has ended.
         async with Client.to(worker.port) as client, Client.to(worker.port) as other:
             client.send("/answer")

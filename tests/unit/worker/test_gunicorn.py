@@ -20,6 +20,7 @@ from tests.unit.worker.support import (
     Worker,
     counted,
     end,
+    first_counted,
     launch,
     listening_socket,
     make_counts_folder,
@@ -309,6 +310,7 @@ async def test_requests_are_counted_by_the_process_that_serves_them(
                 await client.reader.readuntil(b"\r\n\r\n")
         expected = {"begun": 3, "2xx": 1, "5xx": 2, "latencies": 3}
         await until(lambda: counted(state_dir) == expected)
+        assert first_counted(state_dir) == (3, 2, 3)
         async with Client.to(worker.port) as client:
             client.send("/slow")
             await until((tmp_path / "entered").exists)

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from atlas_worker import request_counter
-from atlas_worker.contract import ENV_INSTANCE, ENV_STATE_DIR, latency_bucket
+from atlas_worker.contract import ENV_INSTANCE, ENV_STATE_DIR, ENV_TESTERS, latency_bucket
 from atlas_worker.contract import request_file as layout
 from atlas_worker.request_counter import (
     CLIENT_LEFT,
     NOT_COUNTED,
+    NOT_DRAWN,
     RequestCounter,
     counting,
 )
@@ -25,7 +26,7 @@ from tests.unit.worker.support import counted, make_counts_folder
 
 @pytest.fixture
 def cells() -> memoryview[int]:
-    return memoryview(bytearray(layout.CELLS * layout.WORD_BYTES)).cast("Q")
+    return memoryview(bytearray(layout.ALL_CELLS * layout.WORD_BYTES)).cast("Q")
 
 
 @pytest.fixture
@@ -137,6 +138,70 @@ def test_a_forked_child_counts_in_a_file_of_its_own(
         for path in (state_dir / "canary").glob(f"*{layout.SUFFIX}")
     }
     assert owners == {os.getpid(), pid}
+
+
+def test_the_first_request_of_a_connection_counts_once_more(
+    cells: memoryview[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(request_counter, "monotonic", lambda: now)
+    begin, end = counting(cells)
+    record = layout.FIRSTS + int(now) % layout.SECONDS * layout.FIRST_CELLS
+    firsts = cells[record : record + layout.FIRST_CELLS]
+
+    began = [begin(now), begin(now - 0.9), begin(now - 0.9), begin(now - 1.1), begin()]
+    assert firsts[layout.FIRST_BEGUN] == sum(firsts) == 3
+    now += 0.25
+    for each, status in zip(began, (200, 503, CLIENT_LEFT, 500, 500), strict=True):
+        end(each, status)
+
+    assert firsts[layout.FIRST_FAILED] == 1
+    taken = layout.FIRST_LATENCIES + layout.latency_class(latency_bucket(250.0))
+    assert firsts[taken] == 3
+    assert sum(cells[layout.FIRSTS :]) == sum(firsts) == 7
+    assert sum(cells[layout.BEGUN : layout.LATENCIES : layout.RECORD_CELLS]) == 5
+    assert sum(cells[layout.CLASSES : layout.LATENCIES : layout.RECORD_CELLS]) == 3
+
+
+def test_a_slow_first_request_gets_no_outcome(
+    cells: memoryview[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(request_counter, "monotonic", lambda: now)
+    begin, end = counting(cells)
+    began = begin(now)
+    now += layout.SLOW_SECONDS
+
+    end(began, 500)
+
+    assert sum(cells[layout.FIRSTS :]) == 1
+    assert cells[layout.SLOW_RECORD + layout.CLASSES] == 1
+
+
+@pytest.mark.parametrize(
+    ("testers", "client", "drawn"),
+    [
+        ("", "10.1.2.3", True),
+        ("", None, True),
+        ("10.1.0.0/16,2001:db8::/32", "10.1.2.3", False),
+        ("10.1.0.0/16,2001:db8::/32", "::ffff:10.1.2.3", False),
+        ("10.1.0.0/16,2001:db8::/32", "2001:db8::1%eth0", False),
+        ("10.1.0.0/16,2001:db8::/32", "10.2.2.3", True),
+        ("10.1.0.0/16", "127.0.0.1", False),  # the relay may have carried it
+        ("10.1.0.0/16", None, False),
+        ("nonsense", "10.1.2.3", False),
+    ],
+)
+def test_connections_of_testers_are_not_drawn(
+    monkeypatch: pytest.MonkeyPatch, testers: str, client: str | None, drawn: bool
+) -> None:
+    request_counter._testers.cache_clear()
+    monkeypatch.setenv(ENV_TESTERS, testers)
+
+    since = RequestCounter().connected(client)
+
+    assert since == pytest.approx(time.monotonic() if drawn else NOT_DRAWN, abs=5)
+    request_counter._testers.cache_clear()
 
 
 @pytest.mark.parametrize("supervised", [False, True])

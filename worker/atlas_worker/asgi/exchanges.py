@@ -20,7 +20,13 @@ from atlas_worker.asgi.streams import (
 from atlas_worker.contract import INSTANCE_HEADER, PROBE_HEADER, SMOKE_HEADER
 from atlas_worker.drain import DrainController, Stream
 from atlas_worker.events import is_event_stream
-from atlas_worker.request_counter import CLIENT_LEFT, NOT_COUNTED, UNFINISHED, counter
+from atlas_worker.request_counter import (
+    CLIENT_LEFT,
+    NOT_COUNTED,
+    NOT_DRAWN,
+    UNFINISHED,
+    counter,
+)
 
 Scope = MutableMapping[str, Any]
 # Any: frameworks type the three in ways of their own.
@@ -39,6 +45,9 @@ _LEFT = frozenset({"http.disconnect", "websocket.disconnect"})
 class ExchangeConnection(Protocol):
     """The connection of an exchange, as its server's adapter shows it."""
 
+    first_since: float
+    """When it began, before its first request; else NOT_DRAWN."""
+
     def can_close(self) -> bool:
         """Return whether a close after this response loses nothing that the client has sent."""
 
@@ -48,6 +57,8 @@ class ExchangeConnection(Protocol):
 
 class _Plain:
     """A connection of which nothing is known."""
+
+    first_since = NOT_DRAWN
 
     def can_close(self) -> bool:
         return True
@@ -72,7 +83,8 @@ class Exchange:
                 self.probed = supervisors = True
             elif name == _SMOKE:
                 supervisors = True
-        self.began = NOT_COUNTED if supervisors else counter.begin()
+        self.began = NOT_COUNTED if supervisors else counter.begin(connection.first_since)
+        connection.first_since = NOT_DRAWN
         self.status = UNFINISHED
         self.left = False
 

@@ -25,6 +25,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from atlas_worker.asgi.exchanges import Exchanges
+from atlas_worker.request_counter import NOT_DRAWN, counter
+from atlas_worker.serving import peer_of
 
 
 class Watched(asyncio.Protocol):
@@ -34,12 +36,20 @@ class Watched(asyncio.Protocol):
     cycle: Any
     app: Any
     since: float
+    drawn = False
+    first_since = NOT_DRAWN
 
     def begin_watch(self) -> None:
         """Pass the exchanges of this connection through `Exchanges`; called at construction."""
         exchanges = cast("Exchanges", self.app)
         self.app = functools.partial(exchanges.serve, self)
         self.since = time.monotonic()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Note the beginning of the connection."""
+        super().connection_made(transport)
+        if self.drawn:
+            self.first_since = counter.connected(peer_of(transport))
 
     def reading(self) -> bool:
         """Return whether a request has arrived in part."""

@@ -12,6 +12,7 @@ import logging
 import traceback
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 
 import uvicorn
 
@@ -22,7 +23,7 @@ from atlas_worker.instance import Instance
 from atlas_worker.notify import Notifier
 from atlas_worker.request_counter import counter
 from atlas_worker.serving import new_drain, serve
-from atlas_worker.sockets import BACKLOG, Listener
+from atlas_worker.sockets import BACKLOG, Listener, drawn_from
 
 _log = logging.getLogger("atlas.worker")
 
@@ -57,20 +58,26 @@ class _Listening:
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
+        drawn = drawn_from(self._listeners)
         for listener in self._listeners:
             # The loop closes its socket. A duplicate keeps the inherited one open until the process
             # exits, because the group that it belongs to must not shrink.
             accepting = await loop.create_server(
-                self._protocol, sock=listener.socket.dup(), backlog=BACKLOG
+                partial(self._protocol, drawn=listener in drawn),
+                sock=listener.socket.dup(),
+                backlog=BACKLOG,
             )
             self._accepting.append(accepting)
 
-    def _protocol(self) -> asyncio.Protocol:
-        return self._server.config.http_protocol_class(
+    def _protocol(self, *, drawn: bool) -> asyncio.Protocol:
+        protocol: asyncio.Protocol = self._server.config.http_protocol_class(
             config=self._server.config,  # type: ignore[call-arg]  # typed as any asyncio.Protocol
             server_state=self._server.server_state,
             app_state=self._server.lifespan.state,
         )
+        if isinstance(protocol, Watched):
+            protocol.drawn = drawn
+        return protocol
 
     def addresses(self) -> Iterable[str]:
         return [f"{listener.url} ({listener.name})" for listener in self._listeners]

@@ -9,6 +9,10 @@ call between them. Cells of 64 bits only ever grow; each changes by one aligned 
 - Its end adds 1 to the cell of its outcome: of that same second if it took less than
   `SLOW_SECONDS`, else of the record behind the last second. And 1 to the bucket of its latency, if
   the outcome is a class of status.
+- A first request of a connection, which is the unit of evidence when versions are compared, adds 1
+  to `FIRST_BEGUN` of its second's cells from `FIRSTS` on as well. Its end adds 1 to `FIRST_FAILED`
+  if it is one of 5xx, and then to the class of its latency; of one that took `SLOW_SECONDS`,
+  nothing. Layout 1 ends before these cells.
 - So the difference of all that has begun and all that has an outcome is what is open; what is open
   when the process has died was cut. A SIGKILL loses no count.
 """
@@ -21,7 +25,7 @@ from atlas_worker.contract import SLOWEST_BUCKET
 from atlas_worker.contract.ring import Owner
 
 MAGIC = b"ATLASRQ1"
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 SUFFIX = ".requests"
 FILE_MODE = 0o600
 HEADER_BYTES = 4096
@@ -39,17 +43,35 @@ SLOW_RECORD = SECONDS * RECORD_CELLS
 LATENCIES = SLOW_RECORD + RECORD_CELLS
 """The cell of latency bucket 0."""
 CELLS = LATENCIES + SLOWEST_BUCKET + 1
-FILE_BYTES = HEADER_BYTES + CELLS * WORD_BYTES
+"""The cells of all requests, with which layout 1 ends."""
+FIRSTS = CELLS
+"""The cell at which the first requests of connections begin."""
+FIRST_CELLS = 128  # of a second
+FIRST_WITHIN_SECONDS = 1.0
+"""How long after its connection's beginning a first request may begin, to count as one."""
+FIRST_BEGUN, FIRST_FAILED, FIRST_LATENCIES = 0, 1, 2
+LATENCY_CLASSES = FIRST_CELLS - FIRST_LATENCIES
+BUCKETS_PER_CLASS = 5  # a class is as wide as 10 %
+CLASSES_BELOW = SLOWEST_BUCKET // BUCKETS_PER_CLASS - LATENCY_CLASSES + 1
+"""Latencies of so many classes, under half a millisecond, are in the first one as well."""
+ALL_CELLS = FIRSTS + SECONDS * FIRST_CELLS
+FILE_BYTES = {1: HEADER_BYTES + CELLS * WORD_BYTES, 2: HEADER_BYTES + ALL_CELLS * WORD_BYTES}
+"""Of each layout."""
 
 # Magic, layout version, seconds, cells, padding, pid, start ticks, boot id, instance, version.
 _HEADER = struct.Struct("<8sIIIIQQ36s4x80s96s")
 
 
-def pack_header(owner: Owner) -> bytes:
+def latency_class(bucket: int) -> int:
+    """Return the class of a latency bucket, as first requests are counted by."""
+    return max(bucket // BUCKETS_PER_CLASS - CLASSES_BELOW, 0)
+
+
+def pack_header(owner: Owner, layout: int = LAYOUT_VERSION) -> bytes:
     """Return the header of the file."""
     return _HEADER.pack(
         MAGIC,
-        LAYOUT_VERSION,
+        layout,
         SECONDS,
         CELLS,
         0,
@@ -63,12 +85,19 @@ def pack_header(owner: Owner) -> bytes:
 
 def unpack_header(header: bytes) -> Owner:
     """Return the owner of a file. Raises ValueError for an unknown layout."""
-    if len(header) < _HEADER.size or not header.startswith(MAGIC):
-        raise ValueError("not a request file")
-    _, layout, seconds, cells, _, pid, ticks, *texts = _HEADER.unpack_from(header)
-    if (layout, seconds, cells) != (LAYOUT_VERSION, SECONDS, CELLS):
-        raise ValueError(f"unknown layout {layout} ({seconds} seconds, {cells} cells)")
+    layout_of(header)
+    _, _, _, _, _, pid, ticks, *texts = _HEADER.unpack_from(header)
     if not 0 < pid < 2**31:
         raise ValueError(f"{pid} is not a pid")
     boot_id, instance, version = (text.rstrip(b"\0").decode(errors="replace") for text in texts)
     return Owner(pid, ticks, boot_id, instance, version)
+
+
+def layout_of(header: bytes) -> int:
+    """Return the layout of a file. Raises ValueError for an unknown one."""
+    if len(header) < _HEADER.size or not header.startswith(MAGIC):
+        raise ValueError("not a request file")
+    _, layout, seconds, cells, *_ = _HEADER.unpack_from(header)
+    if layout not in FILE_BYTES or (seconds, cells) != (SECONDS, CELLS):
+        raise ValueError(f"unknown layout {layout} ({seconds} seconds, {cells} cells)")
+    return int(layout)

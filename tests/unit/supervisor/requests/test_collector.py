@@ -35,8 +35,9 @@ began = []
 for line in sys.stdin:
     word, _, count = line.partition(" ")
     for _ in range(int(count)):
-        if word == "begin":
-            began.append(counter.begin())
+        if word in ("begin", "first"):
+            since = counter.connected(None) if word == "first" else 0.0
+            began.append(counter.begin(since))
         else:
             counter.end(began.pop(0), int(word))
     print("done", flush=True)
@@ -228,9 +229,9 @@ async def test_counts_that_could_not_be_written_are_written_later(
         assert list((folder / RINGS_DIRECTORY).iterdir()) == []
 
 
-def forge(folder: Path, owner: Owner, *, size: int = layout.FILE_BYTES) -> Path:
+def forge(folder: Path, owner: Owner, *, size: int = layout.FILE_BYTES[2], kit: int = 2) -> Path:
     path = folder / RINGS_DIRECTORY / f"{owner.pid}-{owner.start_ticks}-0badc0de{layout.SUFFIX}"
-    content = layout.pack_header(owner).ljust(layout.HEADER_BYTES, b"\0")
+    content = layout.pack_header(owner, kit).ljust(layout.HEADER_BYTES, b"\0")
     path.write_bytes((content + struct.pack("<Q", 7)).ljust(size, b"\0")[:size])
     return path
 
@@ -337,3 +338,40 @@ async def test_a_file_of_an_unknown_instance_waits_and_is_removed_with_its_proce
         async with collecting(folder) as later:
             await later.poll()
             assert not path.exists()
+
+
+async def test_first_requests_of_compared_instances_are_read_by_second(folder: Path) -> None:
+    async with collecting(folder) as collector:
+        with counting(folder) as process, counting(folder) as other:
+            process.serve(200)
+            await collector.poll()
+            collector.firsts.compare("green-2", "blue-1")
+            await collector.poll()  # where it begins
+            began = int(time.monotonic()) + 1
+            await anyio.sleep(began - time.monotonic())
+            process.count("first 3")
+            process.count("503 1")
+            other.serve(200)
+            other.count("first 1")
+            await collector.poll()
+
+            seconds = [collector.firsts.of("blue-1", began + each) for each in range(9)]
+            assert sum(each.begun for each in seconds) == 4
+            assert sum(each.failed for each in seconds) == 1
+            assert collector.firsts.counting == {"blue-1"}
+            process.kill()
+            await collector.poll()
+            assert sum(collector.firsts.of("blue-1", began + at).failed for at in range(9)) == 3
+
+
+async def test_a_file_of_an_earlier_kit_counts_without_first_requests(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forge(folder, own(), size=layout.FILE_BYTES[1], kit=1)
+    monkeypatch.setattr(procfs, "has_mapped", lambda *_: True)
+    async with collecting(folder) as collector:
+        collector.firsts.compare("green-2", "blue-1")
+        await collector.poll()
+
+        assert totals(collector).counts.begun == 7
+        assert all(collector.firsts.of("blue-1", s).begun == 0 for s in range(10))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from atlas_supervisor.model.requests import RequestCounts
@@ -51,7 +53,7 @@ def test_requests_are_counted_by_their_answers(
             follow(memoryview(data[start : start + step]))
     exchanges.closed(by_client=False)
 
-    totals, seconds = tally.take()
+    totals, seconds, _ = tally.take()
     assert totals.counts == expected
     assert RequestCounts.sum(seconds.values()) == expected
     assert totals.latency.count == sum(expected.classes)
@@ -67,12 +69,38 @@ def test_a_client_that_closes_first_has_left() -> None:
     assert tally.take().totals.counts == RequestCounts(begun=1, left=1)
 
 
+def test_the_first_request_of_a_drawn_connection_counts_once_more() -> None:
+    tally = RequestTally()
+    for connected, drawn in ((0.0, True), (time.monotonic(), True), (time.monotonic(), False)):
+        tally.drawn = drawn
+        exchanges = Exchanges(tally, connected)
+        exchanges.client_sent(memoryview(GET + GET + GET))
+        exchanges.server_sent(memoryview(CHUNKED + OK))
+        exchanges.closed(by_client=False)
+
+    totals, _, firsts = tally.take()
+    assert totals.counts == counts(0, 3, 0, 0, 3, begun=9, cut=3)
+    ((second, first),) = firsts.items()
+    assert second == pytest.approx(time.monotonic(), abs=5)
+    assert (first.begun, first.failed, first.ended, first.open) == (1, 1, 1, 0)
+
+
+def test_a_first_request_that_loses_its_connection_has_failed_unless_the_client_left() -> None:
+    tally = RequestTally()
+    for by_client in (True, False):
+        tally.lose(tally.begin(1000.5, 1000.1), 1001.5, by_client=by_client)
+    tally.end(tally.begin(1000.9, 1000.1), 1061.5, 500)
+
+    (first,) = tally.take().firsts.values()
+    assert (first.begun, first.failed, first.ended) == (3, 1, 2)
+
+
 def test_a_slow_request_is_in_no_second() -> None:
     tally = RequestTally()
     tally.begin(1000.5)
     tally.take()
     tally.end(1000.5, 1061.0, 200)
 
-    totals, seconds = tally.take()
+    totals, seconds, _ = tally.take()
     assert totals.counts.classes == (0, 1, 0, 0, 0)
     assert seconds == {}

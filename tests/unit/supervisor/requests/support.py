@@ -1,0 +1,185 @@
+"""Two simulated versions under load, whose requests the daemon's own classes count and compare."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from statistics import NormalDist
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
+from unittest.mock import patch
+
+from atlas_supervisor.model.judgement import ComparisonRules, Judgement
+from atlas_supervisor.model.requests import FirstRequests, RequestCounts, RequestTotals
+from atlas_supervisor.model.verdict import Verdict
+from atlas_supervisor.requests import comparison as module
+from atlas_supervisor.requests.collector import RequestCollector
+from atlas_supervisor.requests.comparison import Comparison
+from atlas_supervisor.requests.firsts import FirstRequestCounts
+from atlas_worker.contract import SLOWEST_BUCKET, latency_bucket
+from atlas_worker.contract.request_file import latency_class
+
+NEW, OLD = "green-2", "blue-1"
+_RULES = ComparisonRules()
+
+
+class Version(NamedTuple):
+    """What a version does with a connection's requests."""
+
+    failing: float
+    """The share of connections whose requests fail."""
+    median_ms: float = 20.0
+    failed_ms: float | None = None
+    """The latency of a failure; None for that of others."""
+
+
+class Outcome(NamedTuple):
+    """The end of a connection's requests, of which the first may be evidence."""
+
+    at: float
+    name: str
+    second: int
+    bucket: int
+    failed: bool
+    requests: int
+    evidence: int
+
+
+_SPREAD = [NormalDist(0, 0.6).inv_cdf((at + 0.5) / 997) for at in range(997)]
+"""Logarithms of latencies around the median."""
+
+
+@dataclass
+class World:
+    """Clients of both versions.
+
+    `heavy` connections have a hundred requests, others one. All of a connection fail, or none.
+    """
+
+    rng: random.Random
+    new: Version
+    old: Version
+    rate: float = 30.0
+    """Connections a second."""
+    heavy: float = 0.0
+    drift: Callable[[float], float] = lambda _seconds: 1.0
+    """What the error rates of both are multiplied by, after so many seconds."""
+    every_request: bool = False
+    """Whether each request counts as evidence: wrong, to see what it costs."""
+    rules: ComparisonRules = _RULES
+    now: float = 1000.6
+    firsts: FirstRequestCounts = field(default_factory=FirstRequestCounts)
+    weight: float = 0.0
+    leak: float = 0.0
+    """The share of connections that get the new version without a draw."""
+    uncounted: str = ""
+    """The version that counts no first requests."""
+    failed: int = 0
+    """Users' requests that the new version has failed."""
+
+    def __post_init__(self) -> None:
+        self._began = self.now
+        self._totals = {name: RequestTotals() for name in (NEW, OLD)}
+        self._ends: list[Outcome] = []
+        self.living = {NEW, OLD}
+
+    def totals(self, name: str) -> RequestTotals:
+        """Return everything that a version has counted, as the collector does."""
+        return self._totals[name].copy()
+
+    def second(self) -> None:
+        """Let clients connect for a second, and read what was counted."""
+        rng, second, seconds = self.rng, int(self.now), self.now - self._began
+        firsts: dict[str, dict[int, FirstRequests]] = {NEW: {}, OLD: {}}
+        begun = dict.fromkeys((NEW, OLD), 0)
+        for _ in range(max(int(rng.gauss(self.rate, self.rate**0.5) + 0.5), 0)):
+            drawn = rng.random() < self.weight or rng.random() < self.leak
+            name, version = (NEW, self.new) if drawn else (OLD, self.old)
+            fails = rng.random() < version.failing * self.drift(seconds)
+            milliseconds = version.median_ms * math.exp(_SPREAD[int(rng.random() * 997)])
+            if fails and version.failed_ms is not None:
+                milliseconds = version.failed_ms
+            requests = 100 if rng.random() < self.heavy else 1
+            evidence = requests if self.every_request else 1
+            at = second + rng.random() + milliseconds / 1000
+            bucket = latency_bucket(milliseconds)
+            heappush(self._ends, Outcome(at, name, second, bucket, fails, requests, evidence))
+            begun[name] += requests
+            firsts[name].setdefault(second, FirstRequests()).begun += evidence
+        self.now += 1
+        for name, count in begun.items():
+            self._totals[name].add(RequestTotals(RequestCounts(begun=count)))
+        while self._ends and self._ends[0].at <= self.now:
+            self._end(heappop(self._ends), firsts)
+        self.firsts.begin(self.now, self.now, self.living)
+        for name, more in firsts.items():
+            if name in self.firsts.names and name != self.uncounted:
+                self.firsts.add(name, more)
+
+    def _end(self, end: Outcome, firsts: dict[str, dict[int, FirstRequests]]) -> None:
+        failed = end.requests * end.failed
+        totals = self._totals[end.name]
+        totals.counts += RequestCounts(classes=(0, end.requests - failed, 0, 0, failed))
+        totals.latency.add(end.bucket, end.requests)
+        self.failed += failed * (end.name == NEW)
+        if end.bucket < SLOWEST_BUCKET:
+            of = firsts[end.name].setdefault(end.second, FirstRequests())
+            of.end(latency_class(end.bucket), end.evidence, failed=end.evidence * end.failed)
+
+    # The daemon's side.
+
+    def compare(self, saved: dict[str, Any] | None = None) -> Comparison:
+        """Return a comparison; what is saved goes through JSON."""
+        saved = json.loads(json.dumps(saved)) if saved else None
+        return Comparison(cast("RequestCollector", self), new=NEW, old=OLD, saved=saved)
+
+    def restart(self, comparison: Comparison, away: int = 3) -> Comparison:
+        """Let the daemon be away for some seconds; return the next one's comparison."""
+        saved = comparison.saved()
+        for _ in range(away):
+            self.second()
+        self.firsts = FirstRequestCounts()
+        return self.compare(saved)
+
+    def looks(self, comparison: Comparison, seconds: int, every: int = 1) -> Iterator[Judgement]:
+        """Look after each second, or every so many."""
+        for number in range(seconds):
+            self.second()
+            if number % every == every - 1:
+                yield comparison.look()
+
+
+@contextmanager
+def clock_of(world: World) -> Iterator[None]:
+    """Let comparisons read the world's clock."""
+    with patch.object(module, "time", SimpleNamespace(monotonic=lambda: world.now)):
+        yield
+
+
+def ramped(
+    world: World, shares: tuple[float, ...], seconds: int, restarts: int = 0, every: int = 1
+) -> tuple[Judgement, int]:
+    """Ramp through the shares until there is a verdict; return the last look and its second.
+
+    A `pass` does not end it, as the ramp has its steps. With `restarts`, that often on each step.
+    """
+    with clock_of(world):
+        for _ in range(60):  # a past
+            world.second()
+        comparison, began = world.compare(), world.now
+        last = comparison.look()
+        for share in shares:
+            world.weight = share
+            comparison.set_weight(share)
+            for part in range(restarts + 1):
+                if part:
+                    comparison = world.restart(comparison)
+                for last in world.looks(comparison, seconds // (restarts + 1), every):
+                    if last.verdict is Verdict.FAIL:
+                        return last, int(world.now - began)
+        return last, int(world.now - began)
