@@ -35,6 +35,7 @@ from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.requests.collector import RequestCollector
 from atlas_supervisor.requests.comparison import Comparison
+from atlas_supervisor.store.statements import StoreError
 from atlas_supervisor.system.clock import Stopwatch, now
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.process import WorkerProcess
@@ -113,7 +114,10 @@ class RampControl:
                 return self._ended(follows.event, follows.why, ramp)
             if unsaved.seconds >= SAVE_SECONDS:
                 unsaved = Stopwatch()
-                await self._save(deploy.record)
+                try:
+                    await self._save(deploy.record)
+                except StoreError as error:  # tried again soon; a transition waits in the outbox
+                    log.error("ramp_not_saved", why=str(error))
             await self._until_next_look()
 
     def _ended(self, event: Event, why: str, ramp: Ramp) -> StepOutcome:

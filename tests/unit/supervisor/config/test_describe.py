@@ -53,6 +53,7 @@ def test_no_secret_is_in_a_fault(faults: Faults) -> None:
         ("TRAFFIC_STICKY=address", "of no use behind a proxy"),
         ("TRAFFIC_TESTERS=10.0.0.0/8", "AUTO_SWITCH_ON_HEALTH=true"),
         ("TRAFFIC_TESTERS=10.0.0.0/8\nPUBLIC_PORT=0", "PUBLIC_PORT=0"),
+        ("TRAFFIC_RAMP=0.5,1\nPUBLIC_PORT=0", "TRAFFIC_RAMP has no effect"),
         ("STOP_SIGNAL=quit", "STOP_SIGNAL=QUIT has no effect"),
         ("DRAIN_QUIET_SECONDS=30", "takes all its time"),
         ("RELAY_PROXY_PROTOCOL=true\nWORKER_COMMAND=serve {fd}", "has no effect"),

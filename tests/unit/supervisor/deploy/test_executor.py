@@ -166,6 +166,17 @@ async def test_the_next_preflight_ends_a_worker_that_a_failed_step_left_on_stagi
         assert on.it.bench.green.instance is None
 
 
+async def test_a_switch_says_that_without_a_public_port_there_is_no_ramp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ramp = {"traffic_ramp": (0.5, 1.0), "public_port": 0}
+    async with stage(tmp_path, monkeypatch) as on:
+        on.activities._settings = on.activities._settings.model_copy(update=ramp)
+        assert on.activities._settings.ramp == ()
+        outcome = await on.activities.switch(on.deploy())
+        assert outcome.message.endswith(", without a ramp, because PUBLIC_PORT=0")
+
+
 @pytest.mark.parametrize("phase", ["guard", "warm"])
 async def test_guard_and_warm_time_end_when_the_next_deploy_needs_staging(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str

@@ -22,6 +22,7 @@ from atlas_supervisor.model.ramp import Ramp
 from atlas_supervisor.model.requests import RequestCounts, RequestTotals
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.verdict import Verdict
+from atlas_supervisor.store.statements import StoreError
 from atlas_supervisor.system.clock import now
 from tests.unit.supervisor.deploy.support import Ready, kill, ready
 from tests.unit.supervisor.store.support import a_deploy
@@ -101,6 +102,7 @@ async def stage(
 
         async def save(record: DeployRecord) -> None:
             saved.append(record)
+            raise StoreError("the disk is full")  # which ends no ramp
 
         changes = {"traffic_step_seconds": 0, "health_interval_seconds": 0.01, **settings}
         control = RampControl(
