@@ -348,8 +348,10 @@ class Scenario:
     def _request(self, life: Life, name: str, key: IdempotencyKey | None) -> Awaitable[Any]:
         assert life.control is not None
         deploys, canary = life.control.deploys, life.control.canary
-        steer = {
-            "switch": deploys.switch, "abort": deploys.abort, "rollback": deploys.rollback,
+        steer: dict[str, Callable[[Actor, IdempotencyKey | None], Awaitable[Any]]] = {
+            "switch": deploys.switch,
+            "abort": deploys.abort,
+            "rollback": deploys.rollback,
             "rollback_to": partial(self._roll_back_to, deploys),
         }
         if name in {"deploy", "dry_run"}:
