@@ -35,6 +35,7 @@ from atlas_supervisor.model.requests import RequestFigures
 from atlas_supervisor.model.slot import Role, SlotName, SlotState, SlotView
 from atlas_supervisor.model.status import (
     DaemonView,
+    HoldView,
     ReloadView,
     SplitView,
     Start,
@@ -300,6 +301,14 @@ SPLIT = SplitView(
     weights={"blue": 0.9, "green": 0.1},
     sticky="connection",
     testers=["10.1.0.0/16", "192.0.2.7/32"],
+)
+
+HOLD = HoldView(
+    hold_id="5f0c2d9a",
+    since=_START,
+    until=_START + timedelta(seconds=30),
+    by="uid:0",
+    waiting=12,
 )
 
 DAEMON = DaemonView(

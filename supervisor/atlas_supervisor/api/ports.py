@@ -18,7 +18,7 @@ from atlas_supervisor.model.health import Health
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.log import LogFeed, LogSource, WantedLines
 from atlas_supervisor.model.release import ReleaseView
-from atlas_supervisor.model.status import ReloadView, SplitView, Status
+from atlas_supervisor.model.status import HoldView, ReloadView, SplitView, Status
 
 
 class DeployPort(Protocol):
@@ -53,6 +53,16 @@ class TrafficPort(Protocol):
 
     async def set_weight(self, weight: float, actor: Actor) -> SplitView:
         """Give the waiting version this share; return once that is durable."""
+
+
+class HoldPort(Protocol):
+    """Holds new connections."""
+
+    async def hold(self, max_seconds: float, actor: Actor) -> HoldView:
+        """Let them wait, for so long at most."""
+
+    async def release(self, actor: Actor, hold_id: str | None = None) -> HoldView:
+        """End the hold, or the one of this id; return it as it ended."""
 
 
 class QueryPort(Protocol):
@@ -173,6 +183,7 @@ class Control:
     deploys: DeployPort
     queries: QueryPort
     traffic: TrafficPort
+    holds: HoldPort
     reloads: ReloadPort
     canary: CanaryPort
     health: HealthPort

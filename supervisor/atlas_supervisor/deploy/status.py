@@ -31,7 +31,7 @@ from atlas_supervisor.model.release import ReleaseView
 from atlas_supervisor.model.requests import RequestFigures
 from atlas_supervisor.model.slot import SlotState, SlotView
 from atlas_supervisor.model.state import DeployState
-from atlas_supervisor.model.status import DaemonView, Status, Suggestion, Traffic
+from atlas_supervisor.model.status import DaemonView, HoldView, Status, Suggestion, Traffic
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.traffic import Plane
@@ -177,10 +177,18 @@ class DeployQueries:
             ],
             slots=[self._with_requests(view) for view in self._slots.views()],
             draining=self._slots.drains.views(),
-            traffic=Traffic(plane=self._plane.name, weights=self._plane.policy.weights),
+            traffic=Traffic(
+                plane=self._plane.name, weights=self._plane.policy.weights, held=self._hold()
+            ),
             daemon=self._daemon(),
             deploy_in_progress=self._runs.current is not None,
         )
+
+    def _hold(self) -> HoldView | None:
+        hold = self._state.state.hold
+        if hold is None or not self._plane.held:
+            return None
+        return HoldView(**hold.model_dump(), waiting=self._plane.waiting)
 
     def _with_requests(self, view: SlotView) -> SlotView:
         instance = self._slots[view.slot].instance

@@ -88,6 +88,25 @@ class SlotPorts:
             await relay.close()
 
 
+class Parking:
+    """The listener whose queue a hold fills, and the relay that hands on what has waited."""
+
+    def __init__(self, listener: socket.socket, choose: Choose, patience_seconds: float) -> None:
+        self.listener = listener
+        self._carried = RelayCounters()
+        self._relay = Relay(listener, choose, self._carried, patience_seconds=patience_seconds)
+        self.hold, self.hand_on = self._relay.stop, self._relay.start
+        self.answers = self._relay.answers
+
+    def relayed(self) -> RelayTraffic:
+        """Return the traffic of what was handed on."""
+        return RelayTraffic.of(self._carried, self._relay.open_connections)
+
+    async def close(self) -> None:
+        """Hand on no more, and reset open connections. The listener stays open."""
+        await self._relay.close()
+
+
 class Rescues:
     """The rescues of both slots' public queues; at most one for each at a time.
 
