@@ -143,6 +143,7 @@ class Holds:
         with anyio.move_on_after(_EMPTY_SECONDS):
             while self._plane.waiting:  # noqa: ASYNC110  # no event
                 await anyio.sleep(_LOOK_SECONDS)
+        await self._settled()
 
     async def _expire(self, hold: Hold, seconds: float) -> None:
         await anyio.sleep(max(0.0, seconds))

@@ -80,8 +80,7 @@ class KernelPlane:
         self._own: dict[SlotName, socket.socket] = {}
         self._own_ports: SlotPorts
         self._rescues = Rescues(endpoints.patience_seconds)
-        self._parking: Parking | None = None
-        """From the first hold on."""
+        self._parking = Parking(self._released, endpoints.patience_seconds)
         self._kept: tuple[socket.socket, ...] = ()
 
     @property
@@ -134,7 +133,9 @@ class KernelPlane:
         try:
             self._open_sockets(active, taken, adopted, split or Split())
             if taken.parked:
-                self._park(taken.parked)
+                self._parking.open(taken.parked)
+            if self.active is active and not self.held:  # else once its fresh worker is ready
+                self._parking.hand_on()
         except BaseException:
             self._close_sockets()
             raise
@@ -142,11 +143,7 @@ class KernelPlane:
         self._own_ports = SlotPorts(self._own, targets)
 
     def _open_sockets(
-        self,
-        active: SlotName,
-        taken: TakenBack,
-        adopted: Mapping[SlotName, int],
-        split: Split,
+        self, active: SlotName, taken: TakenBack, adopted: Mapping[SlotName, int], split: Split
     ) -> None:
         host, port = self._endpoints.public_host, self._endpoints.public_port
         listeners.refuse_foreign_listeners("PUBLIC_PORT", host, port, taken.inodes)
@@ -184,18 +181,14 @@ class KernelPlane:
     @property
     def waiting(self) -> int:
         """The length of the parked queue."""
-        return queue_length(self._parking.listener) if self._parking else 0
+        return sum(map(queue_length, self._parking.listeners))
 
     @seam("park")
     def prepare_hold(self) -> None:
         """Open the parked listener behind the other two: their order stays."""
-        if self._parking is None:
+        if not self._parking.listeners:
             host, port = self._endpoints.public_host, self._endpoints.public_port
-            self._park(listeners.listen(host, port, reuse_port=True))
-
-    def _park(self, listener: socket.socket) -> None:
-        self._parking = Parking(listener, self._released, self._endpoints.patience_seconds)
-        if not self.held:
+            self._parking.open(listeners.listen(host, port, reuse_port=True))
             self._parking.hand_on()
 
     def _released(self, _client: socket.socket) -> Choice:
@@ -211,15 +204,14 @@ class KernelPlane:
         """Steer new connections to the parked queue, which nothing accepts from."""
         self.prepare_hold()
         self._attach(replace(self._policy, held=True))
-        if self._parking is not None:
-            self._parking.hold()
+        self._parking.hold()
 
     @seam("release")
     def release(self) -> None:
-        """Steer as before, and relay what waits."""
-        if self._parking is not None:
+        """Steer as before, and relay what waits, for which a daemon's start may wait longer."""
+        if self.held:
             self._parking.hand_on()
-        self._attach(replace(self._policy, held=False))
+            self._attach(replace(self._policy, held=False))
 
     @property
     def addresses(self) -> dict[str, tuple[str, int]]:
@@ -231,8 +223,8 @@ class KernelPlane:
     def sockets(self) -> dict[str, socket.socket]:
         """Return all public sockets and those of the slots' own ports."""
         public = {public_name(slot): sock for slot, sock in self._public.items()}
-        if self._parking is not None:
-            public[PARKED_NAME] = self._parking.listener
+        for sock in self._parking.listeners:
+            public[PARKED_NAME] = sock
         return public | {own_name(slot): sock for slot, sock in self._own.items()}
 
     def direct(
@@ -270,6 +262,8 @@ class KernelPlane:
     def steer(self, slot: SlotName) -> None:
         """Attach the program that sends new connections to the slot: the switch itself."""
         self._attach(replace(self._policy, active=slot, split=Split()))
+        if not self.held:
+            self._parking.hand_on()
 
     def split(self, split: Split) -> None:
         """Attach the program that gives the staging slot its part."""
@@ -295,8 +289,8 @@ class KernelPlane:
             self._public = dict(reversed(self._public.items()))
         for sock in (*self._public.values(), *self._own.values()):
             listeners.restore_backlog(sock)
-        if self._parking is not None:  # outside of a hold its queue is empty
-            listeners.listen_last(self._parking.listener)
+        for sock in self._parking.listeners:  # outside of a hold its queue is empty
+            listeners.listen_last(sock)
         self._attach(self._policy)
 
     def locked(self) -> bool:
@@ -336,13 +330,12 @@ class KernelPlane:
 
     def answers(self) -> Answers:
         """Return whether an answer is pending on each connection that the daemon relays."""
-        parked = self._parking.answers() if self._parking else {}
-        return parked | self._rescues.answers() | self._own_ports.answers()
+        return self._rescues.answers() | self._parking.answers() | self._own_ports.answers()
 
     def relayed(self) -> dict[str, RelayTraffic]:
         """Return the relayed traffic: rescues, own ports of `{fd}` workers, and after a hold."""
         found = {"own_port": self._own_ports.relayed(), "rescue": self._rescues.relayed()}
-        return found | ({"hold": self._parking.relayed()} if self._parking else {})
+        return {**found, "hold": self._parking.relayed()}
 
     def tallies(self) -> Mapping[SlotName, RequestTally]:
         """Return none: users' bytes pass by this process."""
@@ -394,8 +387,7 @@ class KernelPlane:
         """Close every socket; what is still queued is reset by the kernel."""
         await self._rescues.close()
         await self._own_ports.close()
-        if self._parking is not None:
-            await self._parking.close()
+        await self._parking.close()
         self._close_sockets()
 
     def _close_sockets(self) -> None:
@@ -404,5 +396,4 @@ class KernelPlane:
 
     def _opened(self) -> Iterator[socket.socket]:
         yield from (*self._public.values(), *self._own.values(), *self._kept)
-        if self._parking is not None:
-            yield self._parking.listener
+        yield from self._parking.listeners
