@@ -10,8 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
+from tests.failpoints import reload
 from tests.harness import DaemonProcess, bundled_worker, eventually
 from tests.integration.support import (
     everything_agrees,
@@ -48,19 +47,6 @@ async def hold(daemon: DaemonProcess, seconds: float = 60) -> Any:
     return answer.json
 
 
-async def reload(daemon: DaemonProcess) -> None:
-    before = (await daemon.status())["daemon"]
-    assert (await daemon.request("POST", "/supervisor/reload")).status == 202
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                if (await daemon.status())["daemon"] != before:
-                    return
-            except (aiohttp.ClientConnectionError, AssertionError):
-                pass
-            await asyncio.sleep(0.02)
-
-
 async def test_clients_that_wait_through_a_switch_and_a_reload_get_the_new_version(
     tmp_path: Path,
 ) -> None:
@@ -78,7 +64,7 @@ async def test_clients_that_wait_through_a_switch_and_a_reload_get_the_new_versi
             assert switched["result"] == "switched"
             (step,) = [each for each in switched["steps"] if each["name"] == "switch"]
             assert step["detail"]["landing"] == "right", step
-            await reload(daemon)
+            assert await reload(daemon) == 202
             after = await held(daemon)
             assert {**after, "waiting": 0} == begun
             assert after["waiting"] >= CLIENTS
