@@ -99,7 +99,11 @@ async def pass_every_failpoint(
     """Deploy, roll back, supersede, refuse, abort, latch: every phase and every effect."""
     await switch_to(daemon, release, "a")
     await until_phase(daemon, "warm")
+    held = await daemon.request("POST", "/traffic/hold", json={"max_seconds": 60})
+    assert held.status == 200, held
     await reload(daemon)
+    released = await daemon.request("POST", "/traffic/release")
+    assert released.status == 200, released
     rolled_back = await daemon.request("POST", "/deploy/rollback")
     assert rolled_back.json["result"] == "rolled_back", rolled_back
     await daemon.ended(rolled_back.json["deploy_id"])

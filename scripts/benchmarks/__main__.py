@@ -24,6 +24,7 @@ from scripts.benchmarks import (
     events,
     footprint,
     health,
+    hold,
     hop,
     logs,
     recycle,
@@ -50,6 +51,7 @@ BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
     ),
     "events": (events.run, "what 200 watchers cost a deploy and the daemon, 20 of them stuck"),
     "health": (health.run, "answers of health, status and metrics while deploys run under load"),
+    "hold": (hold.run, "clients that connect during a hold: refused, lost or overtaken"),
     "logs": (logs.run, "what a worker that floods its log costs in disk, memory and time"),
     "recycle": (recycle.run, "a leaking worker replaced again and again under wrk: what is lost"),
     "reload": (

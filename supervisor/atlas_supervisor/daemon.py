@@ -28,6 +28,7 @@ from atlas_supervisor.config import Settings, Sticky
 from atlas_supervisor.deploy.collector import GaugeCollector
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.executor import Executor
+from atlas_supervisor.deploy.hold import Holds
 from atlas_supervisor.deploy.initial_state import active_release
 from atlas_supervisor.deploy.landing_watch import LandingWatch
 from atlas_supervisor.deploy.machine import SHARES
@@ -155,12 +156,10 @@ class Daemon:
                     active,
                     self._passed,
                     split=self._split_of(unfinished),
+                    held=self._program.reloaded and self._state.state.hold is not None,
                 )
             stack.push_async_callback(self._plane.close)
-            # Where it relays, clients wait for the daemon, and a worker alone is of no use to them.
-            relays = self._plane.name == "relay"
-            tag = 0 if relays else tag_for(str(self._settings.state_dir), "")
-            await self._store.keep(self._plane.sockets(), tag)
+            await self._keep()
             self._passed.close()
             prober = await stack.enter_async_context(
                 HttpProber(
@@ -190,6 +189,13 @@ class Daemon:
                     requests=requests,
                 )
                 tasks.cancel_scope.cancel()
+
+    async def _keep(self) -> None:
+        """Have the plane's sockets kept for the next daemon."""
+        # Where it relays, clients wait for the daemon, and a worker alone is of no use to them.
+        relays = self._plane.name == "relay"
+        tag = 0 if relays else tag_for(str(self._settings.state_dir), "")
+        await self._store.keep(self._plane.sockets(), tag)
 
     def _split_of(self, unfinished: UnfinishedDeploy | None) -> Split | None:
         """Return the part of the traffic that staging had, if its deploy goes on with it."""
@@ -266,7 +272,7 @@ class Daemon:
         runs = Runs()
         recycler = Recycler(self._settings, slots, runs, self._metrics.deploys.recycled)
         monitor = self._monitor(slots, prober, watch)
-        service, queries, traffic = self._deploys(
+        service, queries, traffic, holds = self._deploys(
             slots,
             prober,
             monitor=monitor,
@@ -304,6 +310,7 @@ class Daemon:
         slots.take_in()
         if slots.adopted:
             await audit.record(SUPERVISOR, "daemon", "adopted", workers=slots.adopted)
+        await holds.take_in()
         with _refused_by_store():
             await service.resume(unfinished)  # before the API can ask for another deploy
             release = await self._active_release(slots.active)
@@ -321,7 +328,7 @@ class Daemon:
             manager=self._manager,
         )
         ports = self._control(
-            slots, service, queries, traffic, monitor=monitor, events=events, reloads=reloads
+            slots, service, queries, traffic, holds, monitor=monitor, events=events, reloads=reloads
         )
         tasks.start_soon(slots.start_active, release)
         tasks.start_soon(recycler.run, service.recycle)
@@ -331,13 +338,14 @@ class Daemon:
             async with api(ports):
                 await reloads.until_accepted(requests.stop)
                 if requests.stop.is_set():
-                    await self._stop(slots, service)
+                    await self._stop(slots, service, holds)
                     return
             await reloads.replace(requests.stop)
 
-    async def _stop(self, slots: Slots, service: DeployService) -> None:
+    async def _stop(self, slots: Slots, service: DeployService, holds: Holds) -> None:
         """End every deploy and every worker."""
         self._manager.stopping = True
+        await holds.stop()
         slots.begin_stop()
         await service.stop()
         await slots.stop()
@@ -393,7 +401,17 @@ class Daemon:
         runs: Runs,
         recycler: Recycler,
         tasks: TaskGroup,
-    ) -> tuple[DeployService, DeployQueries, TrafficControl]:
+    ) -> tuple[DeployService, DeployQueries, TrafficControl, Holds]:
+        audit = self._database.audit
+        holds = Holds(
+            settings=self._settings,
+            plane=self._plane,
+            state=self._state,
+            runs=runs,
+            audit=audit,
+            tasks=tasks,
+            keep=self._keep,
+        )
         switch = Switch(
             settings=self._settings,
             plane=self._plane,
@@ -452,9 +470,9 @@ class Daemon:
             slots=slots,
             switch=switch,
             runs=runs,
-            audit=self._database.audit,
+            audit=audit,
         )
-        return service, queries, traffic
+        return service, queries, traffic, holds
 
     def _control(
         self,
@@ -462,6 +480,7 @@ class Daemon:
         service: DeployService,
         queries: DeployQueries,
         traffic: TrafficControl,
+        holds: Holds,
         *,
         monitor: HealthMonitor,
         events: EventHub,
@@ -480,6 +499,7 @@ class Daemon:
             deploys=service,
             queries=queries,
             traffic=traffic,
+            holds=holds,
             reloads=reloads,
             canary=self._canaries,
             health=monitor,

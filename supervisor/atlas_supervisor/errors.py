@@ -278,6 +278,25 @@ NO_PUBLIC_PORT = ErrorSpec(
     "with PUBLIC_PORT=0 there is no traffic to split: clients follow active_port",
     "set PUBLIC_PORT in the env file and restart the daemon",
 )
+NOTHING_TO_HOLD = ErrorSpec(
+    "nothing_to_hold",
+    409,
+    "with PUBLIC_PORT=0 there is nothing to hold: clients connect to the workers' own ports",
+    "set PUBLIC_PORT in the env file and restart the daemon",
+)
+ALREADY_HELD = ErrorSpec(
+    "already_held",
+    409,
+    "new connections are held already, until {until} by {by}",
+    "wait for its end, or end it with atlasctl hold --release (POST /traffic/release)",
+    {"until": "2026-01-05T09:30:30+00:00", "by": "uid:0"},
+)
+NOTHING_TO_RELEASE = ErrorSpec(
+    "nothing_to_release",
+    409,
+    "no such hold is in progress; it may have ended by itself",
+    "atlasctl audit (GET /deploy/audit) shows when and why it ended",
+)
 NOTHING_TO_ABORT = ErrorSpec(
     "nothing_to_abort",
     409,
@@ -408,6 +427,9 @@ NOT_DURABLE = ErrorSpec(
     "{problem}: {error}",
     _DISK_HINT,
     {"problem": "the change could not be saved and was not made", "error": "disk is full"},
+)
+HOLD_FAILED = ErrorSpec(
+    "hold_failed", 503, "nothing is held: {error}", _DISK_HINT, {"error": "disk is full"}
 )
 STOPPING = ErrorSpec(
     "stopping", 503, "the daemon is stopping, or is being reloaded", "try again in a few seconds"

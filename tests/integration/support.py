@@ -128,6 +128,11 @@ async def everything_agrees(daemon: DaemonProcess) -> None:
     assert through_public["pid"] == through_own["pid"]
 
 
+async def held(daemon: DaemonProcess) -> Any:
+    """Return the hold of new connections as the status shows it; None without one."""
+    return (await daemon.status())["traffic"]["held"]
+
+
 async def roll_back(daemon: DaemonProcess) -> Any:
     return await daemon.request("POST", "/deploy/rollback")
 

@@ -119,6 +119,8 @@ def when_quiet(scenario: Scenario) -> None:
     if missed := scenario.subscriber.missed(journal):
         world.breach(f"events were not published: {sorted(missed)}")
     status = control.queries.status()
+    if status.traffic.held or life.plane.held or world.kernel.held:
+        world.breach(f"a hold has not ended: {status.traffic.held}")
     if not control.queries.ready():
         world.breach(f"no worker serves, although nothing goes wrong: {status.slots}")
     if not any(each.serves and each.socket == world.kernel.traffic for each in world.living):
@@ -137,6 +139,8 @@ def _records_agree(scenario: Scenario) -> None:
         world.breach("the database's copy of the state file differs")
     if status.mode != held["mode"] or status.active_port != held["active_port"]:
         world.breach("the state in memory is not that of the file")
+    if held["hold"] or held["announce_close"]:
+        world.breach(f"the file says that connections are held: {held['hold']}")
     if life.plane.active is not active:
         world.breach(f"the file says {active}, and the steering {life.plane.active}")
     if status.slots[list(SlotName).index(active)].role != "active":
@@ -154,7 +158,7 @@ def _records_agree(scenario: Scenario) -> None:
 
 def is_copy(copy: dict[str, Any], held: dict[str, Any]) -> bool:
     """Return whether the copy says the same; when a deploy began is not copied."""
-    passing = {"generation", "last_deploy_ts"}
+    passing = {"generation", "last_deploy_ts", "hold", "announce_close"}
     return all(copy.get(key) == value for key, value in held.items() if key not in passing)
 
 

@@ -139,6 +139,8 @@ class Life:
         self.loop.discard()
         kernel = self.world.kernel
         kernel.relayed.clear()
+        if not kernel.outlives:
+            kernel.held = kernel.has_parked = False
         if not self.world.living and not kernel.outlives:
             kernel.group = None
         self.world.look()

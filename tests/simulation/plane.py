@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from atlas_supervisor.model.slot import SlotName
@@ -68,6 +69,8 @@ class SimulatedPlane:
         taken: TakenBack | None = None,
         adopted: Mapping[SlotName, int] | None = None,
         split: Split | None = None,
+        *,
+        held: bool = False,
     ) -> None:
         kernel, taken, adopted = self._kernel, taken or TakenBack(), adopted or {}
         served = not adopted and taken.traffic in taken.accepts.values()
@@ -79,7 +82,10 @@ class SimulatedPlane:
         else:
             kernel.group = (kernel.made, kernel.made + 1)
             kernel.made += 2
+            kernel.has_parked = False
             self._public = dict(zip(SlotName, kernel.group, strict=True))
+        is_parked = held and bool(taken.group) and kernel.has_parked
+        self.policy = replace(self.policy, held=is_parked)
         kernel.is_passed = False
         self.steer(with_traffic)
         if split and len(adopted) == len(SlotName):
@@ -125,13 +131,44 @@ class SimulatedPlane:
             raise OSError(errno.ENOMEM, "the kernel refused the program")
         if self._life.loop.killed:
             return
-        self.policy, self._kernel.traffic = SteeringPolicy(name), self._public[name]
+        self.policy = replace(self.policy, active=name, split=Split())
+        self._kernel.traffic, self._kernel.held = self._public[name], self.policy.held
         self._world.tell(f"daemon: new connections go to {name}")
         self._world.look()
 
     def split(self, split: Split) -> None:
         """Take the policy: the world's clients are of no network, and all go to the active slot."""
-        self.policy = SteeringPolicy(self.policy.active, split=split)
+        self.policy = replace(self.policy, split=split)
+
+    @property
+    def held(self) -> bool:
+        return self.policy.held
+
+    @property
+    def waiting(self) -> int:
+        return int(self.policy.held)
+
+    def prepare_hold(self) -> None:
+        if not self._life.dead:
+            self._kernel.has_parked = True
+
+    def hold(self) -> None:
+        self._hold(True)
+
+    def release(self) -> None:
+        self._hold(False)
+
+    def _hold(self, held: bool) -> None:
+        if self._life.dead:
+            return
+        if self._life.effect("steer"):
+            raise OSError(errno.ENOMEM, "the kernel refused the program")
+        if self._life.loop.killed:
+            return
+        self.policy = replace(self.policy, held=held)
+        self._kernel.held = held
+        self._world.tell(f"daemon: new connections are {'held' if held else 'released'}")
+        self._world.look()
 
     def refresh(self, _slot: SlotName) -> None:
         """Do nothing: these workers change nothing."""

@@ -25,7 +25,7 @@ from atlas_supervisor.store.state_folder import DATABASE_FILE
 from atlas_worker.contract import STATE_FILE
 from tests.simulation import invariants
 from tests.simulation.life import Ambush, Life
-from tests.simulation.world import BAD, GOOD, DiskFault, Worker, World
+from tests.simulation.world import BAD, GOOD, HOLD_SECONDS, DiskFault, Worker, World
 
 ACTIONS = (3, 24)
 """How many things happen in a story, at least and at most."""
@@ -52,6 +52,8 @@ _WEIGHTS = {
     "ambush": 14,
     "restart": 3,
     "reload": 6,
+    "hold": 5,
+    "release": 3,
     "disk_fault": 6,
     "worker_killed": 5,
     "clock_set": 2,
@@ -299,9 +301,11 @@ class Scenario:
         key = None if late else self._key(name)
         life.loop.create_task(self._answered(life, name, key))
 
+    _KEYLESS = frozenset({"canary_reset", "reload", "hold", "release"})
+
     def _key(self, name: str) -> IdempotencyKey | None:
         """Return a new key, one that was used before, or none."""
-        unkeyed = name in {"canary_reset", "reload", "share"} or name.startswith("ramp_")
+        unkeyed = name in {*self._KEYLESS, "share"} or name.startswith("ramp_")
         if unkeyed or self.draw.random() < 0.5:
             return None
         known = [value for value, (asked, _) in self._keys.items() if asked == name]
@@ -356,12 +360,16 @@ class Scenario:
         }
         if name in {"deploy", "dry_run"}:
             return self._deploy_and_wait(life, name, key)
-        if name == "canary_reset":
-            return canary.reset(None, _OPERATOR)
         if name == "share" or name.startswith("ramp_"):
             return self._give_share(life.control.traffic, name)
-        if name == "reload":
-            return life.control.reloads.reload(_OPERATOR)
+        if name in self._KEYLESS:
+            keyless: dict[str, Callable[[Actor], Awaitable[Any]]] = {
+                "canary_reset": partial(canary.reset, None),
+                "reload": life.control.reloads.reload,
+                "hold": partial(life.control.holds.hold, HOLD_SECONDS),
+                "release": life.control.holds.release,
+            }
+            return keyless[name](_OPERATOR)
         if name in steer:
             return steer[name](_OPERATOR, key)
         return deploys.set_mode(Mode(name), _OPERATOR, key)

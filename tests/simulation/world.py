@@ -27,6 +27,8 @@ BAD = ("never-ready", "crashes-at-once", "fails-smoke", "fails-health")
 OUTAGE_SECONDS = 3.0
 HANG_SECONDS = 16.0
 """How long a version with traffic may be dead, or hung, while another one lives and is warm."""
+HOLD_SECONDS, RELEASE_SECONDS = 6.0, 8.0
+"""How long a hold lasts at most, and how long its end may take while the kernel refuses it."""
 SWITCH_SECONDS = 0.1
 """How long a switch may take until it is durable, or undone."""
 
@@ -118,6 +120,10 @@ class Kernel:
     relayed: dict[int, SlotName] = field(default_factory=dict)
     """Sockets whose connections the daemon passes on, and the slot that gets them."""
     made: int = 0
+    held: bool = False
+    """Whether new connections wait in the parked queue."""
+    has_parked: bool = False
+    """Whether there is such a queue, where the sockets are held besides by workers."""
     is_passed: bool = False
     """Whether the sockets are on their way to the next program of the daemon's process."""
     is_kept: bool = False
@@ -154,6 +160,7 @@ class World:
         self._kit = self.random.random() < 0.8
         self._unserved_since: float | None = None
         self._checked = -1.0
+        self._held_since: float | None = None
 
     def tell(self, text: str) -> None:
         """Note an event of the story."""
@@ -241,6 +248,7 @@ class World:
             self.daemon.ended(worker.pid)
         elif not self.living and not self.kernel.outlives:
             self.kernel.group = None  # its last holder is gone
+            self.kernel.held = False
         self.look()
 
     def signal(self, pid: int, number: int) -> None:
@@ -289,6 +297,7 @@ class World:
 
     def look(self) -> None:
         """See whether clients are served by a version that has passed its gates."""
+        self._watch_hold()
         takers = list(self._takers())
         for each in takers:
             if each.release in BAD:
@@ -307,6 +316,23 @@ class World:
             elif since is None:
                 each.traffic_since = self.timeline.now
 
+    def _watch_hold(self) -> None:
+        """See whether a hold ends in its time."""
+        excused = self.daemon is None or not self.daemon.up
+        if not self.kernel.held or excused:
+            self._held_since = None
+        elif self._held_since is None:
+            self._held_since = self.timeline.now
+            self.timeline.after(HOLD_SECONDS + RELEASE_SECONDS, self._overdue)
+
+    def _overdue(self) -> None:
+        since = self._held_since
+        if (
+            since is not None
+            and self.timeline.now - since >= HOLD_SECONDS + RELEASE_SECONDS - 0.001
+        ):
+            self.breach("a hold goes on beyond its time")
+
     def _watch_outage(self, takers: list[Worker]) -> None:
         """See whether a warm version would have to take over, and does not."""
         others = [
@@ -315,6 +341,7 @@ class World:
             if each.serves and each.had_traffic and not each.draining and not each.sick
         ]
         excused = self.daemon is None or not self.daemon.up or self.daemon.stopping_began
+        excused = excused or self.kernel.held
         served = any(each.serves for each in takers)
         if served or excused or self.fault or not others:
             self._unserved_since = None

@@ -16,6 +16,7 @@ The rules follow from them, in this order:
 - Streams (WebSockets, server-sent events) have no next response. They are closed by their own
   protocols, evenly spread over a share of the timeout: all clients reconnecting at once would
   overload the new version.
+- While new connections are held, the active instance sheds, too; its streams stay.
 - A retired instance continues to accept, because a rollback makes it active again. A stopping one
   accepts until its queue is empty and the settling time has passed, and then never again.
 - The process ends when it accepts nothing and has no connection and no stream, or at the hard
@@ -23,7 +24,7 @@ The rules follow from them, in this order:
 
 Invariants: `stopping` is never unset; `accepting` goes from true to false once, and from then on
 the role is ignored, because another instance may use the slot; `shedding` is true exactly while
-retired or stopping; each stream is asked to close at most once.
+retired, stopping or holding; each stream is asked to close at most once.
 """
 
 from __future__ import annotations
@@ -139,6 +140,7 @@ class DrainController:
         self._since = 0.0
         self._deadline = float("inf")
         self._close_now = False
+        self._held = False
         self._pace = _Pace(0.0)
         self._closing: set[Stream] = set()
 
@@ -157,23 +159,25 @@ class DrainController:
         """Seconds until the hard deadline; infinite before `stop`."""
         return max(0.0, self._deadline - self._clock())
 
-    def set_role(self, role: InstanceRole) -> None:
-        """Shed connections when retired, and stop when active again.
+    def set_role(self, role: InstanceRole, *, held: bool = False) -> None:
+        """Shed connections when retired or `held`, and stop when active again.
 
         Ignored once nothing is accepted: another instance may use the slot, and the role of the
         port is that instance's.
         """
         if not self.accepting:
             return
-        self.role = role
-        self._shed(self.stopping or role is InstanceRole.RETIRED)
+        leaves_anew = not self._leaving
+        self.role, self._held = role, held
+        self._shed(anew=leaves_anew and self._leaving)
 
     def stop(self) -> None:
         """Start the shutdown of this process. A second call has no effect."""
         if not self.stopping:
+            leaves_anew = not self._leaving
             self.stopping = True
             self._deadline = self._clock() + self._timeout
-            self._shed(True)
+            self._shed(anew=leaves_anew)
 
     def close_streams_now(self) -> None:
         """Close all streams at the next tick; the deadline stays."""
@@ -203,7 +207,8 @@ class DrainController:
         if now - self._since >= self._idle_grace:  # before, no grace has passed
             self._close_idle(connections, now)
         streams = set(server.streams())
-        self._close_streams(streams, now)
+        if self._leaving:
+            self._close_streams(streams, now)
         if not self.stopping:
             return False
         if self.accepting:
@@ -237,8 +242,14 @@ class DrainController:
     def _queue_is_empty(self, server: Server, now: float) -> bool:
         return now - self._since >= self._settle and server.queue_length() == 0
 
-    def _shed(self, shedding: bool) -> None:
-        if shedding and not self.shedding:
+    @property
+    def _leaving(self) -> bool:
+        return self.stopping or self.role is InstanceRole.RETIRED
+
+    def _shed(self, *, anew: bool) -> None:
+        """Set whether to shed; `anew`: from now on streams are closed, too."""
+        shedding = self._leaving or self._held
+        if anew or (shedding and not self.shedding):
             self._since = self._clock()
             self._pace = _Pace(self._since)
         self.shedding = shedding

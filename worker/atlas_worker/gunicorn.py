@@ -83,7 +83,7 @@ class _Drain:
 
     def __init__(self, worker: Any) -> None:
         self.stopping = False
-        self.retired = False
+        self.retired = self.held = False
         self._since = 0.0
         self._worker = worker
         self._passed_on = False
@@ -100,18 +100,18 @@ class _Drain:
     @property
     def shedding(self) -> bool:
         """Whether responses carry `Connection: close`."""
-        return self.stopping or self.retired
+        return self.stopping or self.retired or self.held
 
-    def _set_role(self, role: InstanceRole) -> None:
-        if role is InstanceRole.RETIRED and not self.shedding:
+    def _set_role(self, role: InstanceRole, held: bool) -> None:
+        before, self.retired, self.held = self.shedding, role is InstanceRole.RETIRED, held
+        if self.shedding and not before:
             self._since = time.monotonic()
-        self.retired = role is InstanceRole.RETIRED
 
     def _on_sigterm(self, sig: int, frame: FrameType | None) -> None:
         if self._passed_on:
             self._worker.handle_exit(sig, frame)
         elif not self.stopping:
-            if not self.retired:
+            if not self.shedding:
                 self._since = time.monotonic()
             self.stopping = True
             # gthread would close idle connections after two seconds, unread bytes or not.

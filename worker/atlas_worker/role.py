@@ -1,4 +1,4 @@
-"""The role of this instance, from the state file.
+"""The role of this instance, from the state file, and whether new connections are held.
 
 A thread checks the file every 50 ms, so that the server's own threads and event loop never touch
 the disk for it, under asyncio and under threads alike. The file is replaced atomically; one that
@@ -38,12 +38,16 @@ def next_role(role: InstanceRole, *, own_port: int, active_port: int) -> Instanc
 
 
 class RoleWatcher:
-    """Follows the state file, and calls `on_change` in its thread when the role changes."""
+    """Follows the state file, and calls `on_change` in its thread when something changes.
+
+    It gets the role, and whether connections are to be announced closed because new ones are held.
+    """
 
     def __init__(
-        self, state_file: Path, own_port: int, on_change: Callable[[InstanceRole], object]
+        self, state_file: Path, own_port: int, on_change: Callable[[InstanceRole, bool], object]
     ) -> None:
         self.role = InstanceRole.UNKNOWN
+        self.held = False
         self._state_file = state_file
         self._own_port = own_port
         self._on_change = on_change
@@ -69,16 +73,17 @@ class RoleWatcher:
             seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
             if seen == self._seen:
                 return
-            active_port = json.loads(self._state_file.read_bytes())["active_port"]
+            state = json.loads(self._state_file.read_bytes())
+            active_port, held = state["active_port"], state.get("announce_close") is True
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return
         if type(active_port) is not int:  # a bool is an int to isinstance
             return
         self._seen = seen
         role = next_role(self.role, own_port=self._own_port, active_port=active_port)
-        if role is not self.role:
-            self.role = role
-            self._on_change(role)
+        if (role, held) != (self.role, self.held):
+            self.role, self.held = role, held
+            self._on_change(role, held)
 
     def _follow(self) -> None:
         while not self._stopped.wait(POLL_SECONDS):

@@ -104,13 +104,13 @@ def _role(drain: DrainController, instance: Instance, changed: asyncio.Event) ->
         return
     loop = asyncio.get_running_loop()
 
-    def set_role(role: InstanceRole) -> None:
-        _log.info("role: %s", role)
-        drain.set_role(role)
+    def set_role(role: InstanceRole, held: bool) -> None:
+        _log.info("role: %s%s", role, ", new connections are held" if held else "")
+        drain.set_role(role, held=held)
         changed.set()
 
-    def report(role: InstanceRole) -> None:
-        loop.call_soon_threadsafe(set_role, role)
+    def report(role: InstanceRole, held: bool) -> None:
+        loop.call_soon_threadsafe(set_role, role, held)
 
     watch = RoleWatcher(instance.state_file, instance.port, report)
     watch.start()

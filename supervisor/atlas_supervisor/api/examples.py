@@ -43,6 +43,7 @@ from atlas_supervisor.model.requests import RequestFigures
 from atlas_supervisor.model.slot import Role, SlotName, SlotState, SlotView
 from atlas_supervisor.model.status import (
     DaemonView,
+    HoldView,
     RecycleView,
     ReloadView,
     SplitView,
@@ -360,6 +361,14 @@ RAMP = RampView(
         new=VersionFigures(requests=181, failed=0, p50_ms=4.1, p95_ms=11.8),
         old=VersionFigures(requests=2944, failed=3, p50_ms=4.2, p95_ms=12.1),
     ),
+)
+
+HOLD = HoldView(
+    hold_id="5f0c2d9a",
+    since=_START,
+    until=_START + timedelta(seconds=30),
+    by="uid:0",
+    waiting=12,
 )
 
 DAEMON = DaemonView(

@@ -19,7 +19,7 @@ from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.log import LogFeed, LogSource, WantedLines
 from atlas_supervisor.model.ramp import RampAction, RampView
 from atlas_supervisor.model.release import EarlierVersions, ReleaseView
-from atlas_supervisor.model.status import ReloadView, SplitView, Status
+from atlas_supervisor.model.status import HoldView, ReloadView, SplitView, Status
 
 
 class DeployPort(Protocol):
@@ -64,6 +64,16 @@ class TrafficPort(Protocol):
 
     async def ramp(self, action: RampAction, actor: Actor) -> RampView:
         """Pause, resume or advance the ramp; return it as it is then."""
+
+
+class HoldPort(Protocol):
+    """Holds new connections."""
+
+    async def hold(self, max_seconds: float, actor: Actor) -> HoldView:
+        """Let them wait, for so long at most."""
+
+    async def release(self, actor: Actor, hold_id: str | None = None) -> HoldView:
+        """End the hold, or the one of this id; return it as it ended."""
 
 
 class QueryPort(Protocol):
@@ -187,6 +197,7 @@ class Control:
     deploys: DeployPort
     queries: QueryPort
     traffic: TrafficPort
+    holds: HoldPort
     reloads: ReloadPort
     canary: CanaryPort
     health: HealthPort

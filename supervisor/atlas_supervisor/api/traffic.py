@@ -1,4 +1,4 @@
-"""The routes that show and set the split between two versions, and steer a deploy's ramp."""
+"""The routes that split the traffic between two versions, steer a ramp, and hold connections."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from atlas_supervisor.api.routes import (
     Route,
 )
 from atlas_supervisor.model.ramp import RampAction, RampView
-from atlas_supervisor.model.status import SplitView
+from atlas_supervisor.model.status import HoldView, SplitView
 
 
 class SplitBody(BaseModel, extra="forbid"):
@@ -40,6 +40,38 @@ class RampBody(BaseModel, extra="forbid"):
         "after the last one that is the switch.",
         examples=[RampAction.PAUSE.value],
     )
+
+
+class HoldBody(BaseModel, extra="forbid"):
+    """The hold to begin."""
+
+    max_seconds: float = Field(
+        default=30,
+        ge=1,
+        le=300,
+        allow_inf_nan=False,
+        description="When it ends by itself, if it is not released before.",
+        examples=[30],
+    )
+
+
+class ReleaseBody(BaseModel, extra="forbid"):
+    """The hold to end."""
+
+    hold_id: str | None = Field(
+        default=None,
+        max_length=64,
+        description="The `hold_id` of the hold to end; without it, whichever there is.",
+        examples=[examples.HOLD.hold_id],
+    )
+
+
+async def _hold(call: Request[Nothing, HoldBody]) -> Reply:
+    return Reply(await call.control.holds.hold(call.body.max_seconds, call.actor))
+
+
+async def _release(call: Request[Nothing, ReleaseBody]) -> Reply:
+    return Reply(await call.control.holds.release(call.actor, call.body.hold_id))
 
 
 async def _view(call: Request[Nothing, Nothing]) -> Reply:
@@ -103,5 +135,38 @@ ROUTES: tuple[AnyRoute, ...] = (
         access=Access.CHANGE,
         answers=(ResponseSpec(200, "The ramp from now on.", RampView, examples.RAMP),),
         errors=(errors.NOTHING_TO_RAMP, errors.RAMP_NOT_POSSIBLE, errors.STOPPING),
+    ),
+    Route(
+        method="POST",
+        path="/traffic/hold",
+        handler=_hold,
+        summary="Hold new connections",
+        description="New connections to the public port wait in the kernel until the release; none "
+        "is refused. Requests in progress end as ever, and workers with the kit announce that they "
+        "close their open connections. Deploys, switches and rollbacks go on meanwhile.",
+        tag="Deploy",
+        query=Nothing,
+        body=HoldBody,
+        access=Access.CHANGE,
+        answers=(ResponseSpec(200, "The hold.", HoldView, examples.HOLD),),
+        errors=(
+            errors.ALREADY_HELD,
+            errors.NOTHING_TO_HOLD,
+            errors.HOLD_FAILED,
+            errors.STOPPING,
+        ),
+    ),
+    Route(
+        method="POST",
+        path="/traffic/release",
+        handler=_release,
+        summary="Release what is held",
+        description="Connections that have waited are handed on to the active version, in order.",
+        tag="Deploy",
+        query=Nothing,
+        body=ReleaseBody,
+        access=Access.CHANGE,
+        answers=(ResponseSpec(200, "The hold as it ended.", HoldView, examples.HOLD),),
+        errors=(errors.NOTHING_TO_RELEASE,),
     ),
 )

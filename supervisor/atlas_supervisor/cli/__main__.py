@@ -13,6 +13,7 @@ from atlas_supervisor.cli.canary import canary
 from atlas_supervisor.cli.deploy import deploy
 from atlas_supervisor.cli.health import health
 from atlas_supervisor.cli.history import history, releases
+from atlas_supervisor.cli.hold import hold
 from atlas_supervisor.cli.logs import logs
 from atlas_supervisor.cli.ramp import ramp
 from atlas_supervisor.cli.reload import reload
@@ -36,6 +37,7 @@ VERBS = (
     show,
     traffic,
     ramp,
+    hold,
     releases,
     logs,
     canary,

@@ -98,7 +98,7 @@ def _facts(data: Record) -> RenderableType:
     grid.add_row("mode", safe(mode, "bold" if mode == "bluegreen" else "bold yellow"))
     grid.add_row("active", _line(f"port {data.get('active_port')}", data.get("version")))
     grid.add_row("public", _public(data))
-    grid.add_row("traffic", safe(_weights(data)))
+    grid.add_row("traffic", _traffic(data))
     grid.add_row("health", score_text(data.get("health_score")))
     grid.add_row("channel", safe(_or_missing(data.get("channel"))))
     if daemon := mapping(data.get("daemon")):
@@ -138,6 +138,16 @@ def _public(data: Record) -> Text:
         return safe("off; clients use the active port")
     plane = (data.get("traffic") or {}).get("plane")
     return _line(f"port {data['public_port']}", f"{plane} plane" if plane else None)
+
+
+def _traffic(data: Record) -> Text:
+    """Return the weights, and before them that new connections wait."""
+    held = mapping(mapping(data.get("traffic")).get("held"))
+    if not held:
+        return safe(_weights(data))
+    who = f"held for {age(held.get('since'))} by {held.get('by')}"
+    waiting = f"{amount(held.get('waiting'))} connections wait"
+    return spaced(safe(who, "bold yellow"), safe(waiting), safe(_weights(data), "dim"))
 
 
 def _weights(data: Record) -> str:

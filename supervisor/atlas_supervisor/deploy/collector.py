@@ -183,6 +183,13 @@ def _traffic(now: Snapshot) -> Iterator[Metric]:
         {(slot.value,): count for slot, count in now.queued.items()},
         "slot",
     )
+    held = traffic.held
+    yield _one("atlas_traffic_held", "1 while new connections are held.", held is not None)
+    yield _one(
+        "atlas_traffic_held_connections",
+        "Connections that wait for the end of a hold.",
+        held.waiting if held else 0,
+    )
     yield from _relay(now.relayed)
 
 
@@ -242,7 +249,8 @@ def _relay(relayed: Mapping[str, RelayTraffic]) -> Iterator[Metric]:
     )
     accepted = CounterMetricFamily(
         "atlas_relay_connections",
-        "Connections accepted by the daemon. Purpose rescue: in place of a dead worker.",
+        "Connections accepted by the daemon. Purpose rescue: in place of a dead worker; hold: "
+        "at the end of a hold.",
         labels=["purpose"],
     )
     moved = CounterMetricFamily(

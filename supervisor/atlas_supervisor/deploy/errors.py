@@ -13,6 +13,10 @@ single_by_settings = errors.SINGLE_BY_SETTINGS.error
 stopping = errors.STOPPING.error
 nothing_to_roll_back = errors.NOTHING_TO_ROLL_BACK.error
 no_public_port = errors.NO_PUBLIC_PORT.error
+nothing_to_hold = errors.NOTHING_TO_HOLD.error
+nothing_to_release = errors.NOTHING_TO_RELEASE.error
+already_held = errors.ALREADY_HELD.error
+hold_failed = errors.HOLD_FAILED.error
 deploy_not_found = errors.DEPLOY_NOT_FOUND.error
 
 _NOTHING_TO = {

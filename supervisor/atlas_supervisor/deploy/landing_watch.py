@@ -117,10 +117,13 @@ class LandingWatch:
         instance, expected = active.instance, active.name
         if instance is None or not active.can_serve or self._plane.active is not expected:
             return None  # a start, a switch or a takeover is going on
+        if self._plane.held:
+            return None  # connections wait
         if self._plane.policy.split and ":" in loopback_of(str(self._settings.public_host)):
             return None  # IPv6 has one loopback source, which the split may send to staging
         seen = await self._check_landing(instance, expected)
         switched = self._plane.active is not expected or active.instance is not instance
+        switched = switched or self._plane.held
         if seen.landing is not Landing.WRONG or switched or not active.can_serve:
             return None
         text, culprits = await self._blamed(seen, expected)
@@ -157,7 +160,7 @@ class LandingWatch:
                 return False
             if (await self._check_landing(instance, expected)).landing is not Landing.WRONG:
                 return True
-            if self._plane.active is not expected:
+            if self._plane.active is not expected or self._plane.held:
                 return True  # a switch has begun meanwhile, and attaches its own
         return False
 

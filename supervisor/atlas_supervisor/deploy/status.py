@@ -33,7 +33,7 @@ from atlas_supervisor.model.release import EarlierVersion, EarlierVersions, Rele
 from atlas_supervisor.model.requests import RequestFigures
 from atlas_supervisor.model.slot import SlotState, SlotView
 from atlas_supervisor.model.state import DeployState
-from atlas_supervisor.model.status import DaemonView, Status, Suggestion, Traffic
+from atlas_supervisor.model.status import DaemonView, HoldView, Status, Suggestion, Traffic
 from atlas_supervisor.store.database import Database
 from atlas_supervisor.store.state_keeper import StateKeeper
 from atlas_supervisor.system.clock import now
@@ -198,11 +198,19 @@ class DeployQueries:
             ],
             slots=[self._with_requests(view) for view in self._slots.views()],
             draining=self._slots.drains.views(),
-            traffic=Traffic(plane=self._plane.name, weights=self._plane.policy.weights),
+            traffic=Traffic(
+                plane=self._plane.name, weights=self._plane.policy.weights, held=self._hold()
+            ),
             daemon=self._daemon(),
             recycle=self._recycler.view(),
             deploy_in_progress=self._runs.current is not None,
         )
+
+    def _hold(self) -> HoldView | None:
+        hold = self._state.state.hold
+        if hold is None or not self._plane.held:
+            return None
+        return HoldView(**hold.model_dump(), waiting=self._plane.waiting)
 
     def _with_requests(self, view: SlotView) -> SlotView:
         instance = self._slots[view.slot].instance

@@ -41,6 +41,7 @@ from atlas_supervisor.system import procfs, sockdiag
 from atlas_supervisor.system.clock import Stopwatch, now
 from atlas_supervisor.traffic import Plane, Split
 from atlas_supervisor.traffic.listeners import loopback_of
+from atlas_supervisor.traffic.steering import DIRECT_SOURCE
 from atlas_supervisor.workers.process import WorkerProcess
 from atlas_supervisor.workers.slot import Slot
 from atlas_supervisor.workers.slots import Slots
@@ -325,9 +326,13 @@ class Switch:
     async def _landing(self, target: Slot) -> LandingCheck:
         if self._plane.name != "kernel" or target.instance is None:
             return LandingCheck(Landing.UNSEEN, "not checked: the daemon itself accepts")
-        return await check_landing(
-            str(self._settings.public_host), self._settings.public_port, target.instance
-        )
+        host, port = str(self._settings.public_host), self._settings.public_port
+        if not self._plane.held:
+            return await check_landing(host, port, target.instance)
+        if ":" in loopback_of(host):
+            return LandingCheck(Landing.UNSEEN, "not checked in a hold: IPv6 has one source")
+        source = str(DIRECT_SOURCE[target.name])
+        return await check_landing(host, port, target.instance, source=source)
 
     def _steer_back(self, source: Slot, split: Split = Split()) -> None:  # noqa: B008  # frozen
         try:

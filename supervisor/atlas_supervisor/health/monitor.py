@@ -108,6 +108,7 @@ class HealthMonitor:
         watched: Callable[[], Check | None] = lambda: None,
     ) -> None:
         self._subject = subject
+        self._plane = plane
         self._canaries = canaries
         self._uptime = Stopwatch()
         self._checks = WorkerChecks(settings, prober)
@@ -137,8 +138,11 @@ class HealthMonitor:
                 tasks.start_soon(poller.run)
 
     async def _check_worker(self) -> WorkerReading:
-        self._checking = self._subject()
-        return await self._checks.check(self._checking)
+        self._checking, held = self._subject(), self._plane.held
+        reading = await self._checks.check(self._checking, held=held)
+        if self._plane.held and not held:  # then the check's own connection may have waited
+            reading = await self._checks.check(self._checking, held=True)
+        return reading
 
     def _reading_of(self, subject: ActiveWorker) -> WorkerReading | None:
         """Return the last result, if it is about this very instance."""

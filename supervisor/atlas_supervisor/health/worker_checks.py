@@ -61,8 +61,11 @@ class WorkerChecks:
             settings.health_scheme, str(settings.public_host), settings.public_port
         )
 
-    async def check(self, subject: ActiveWorker) -> WorkerReading:
-        """Check once; never raises for what the instance does."""
+    async def check(self, subject: ActiveWorker, *, held: bool = False) -> WorkerReading:
+        """Check once; never raises for what the instance does.
+
+        While new connections are `held`, its own port shows all that can be seen.
+        """
         if subject.instance is None:
             return no_worker(subject)
         found: dict[str, ProbedResponse] = {}
@@ -78,14 +81,14 @@ class WorkerChecks:
 
         async with anyio.create_task_group() as both:
             both.start_soon(ask, "own", None)
-            if self._public is not None:
+            if self._public is not None and not held:
                 both.start_soon(ask, "public", self._public)
         own, public = found["own"], found.get("public")
         if own.response:
             reported = reported_checks(own.response)
         else:
             reported = skipped("the active instance did not answer")
-        checks = {**reported, "port_active": port_active(subject, own, public)}
+        checks = {**reported, "port_active": port_active(subject, own, public, held=held)}
         return WorkerReading(subject, checks, Stopwatch())
 
 
@@ -113,10 +116,16 @@ def not_checked_yet(subject: ActiveWorker, seconds: float, *, fresh: bool) -> Wo
     return WorkerReading(subject, {**checks, "port_active": _port(status, message)})
 
 
-def port_active(subject: ActiveWorker, own: ProbedResponse, public: ProbedResponse | None) -> Check:
+def port_active(
+    subject: ActiveWorker,
+    own: ProbedResponse,
+    public: ProbedResponse | None,
+    *,
+    held: bool = False,
+) -> Check:
     """Return whether the active worker answers on its own port and through the public port.
 
-    `public` is None where there is no public port.
+    `public` is None where there is no public port, or while new connections are held.
     """
     ways = [way for way in (own, public) if way is not None]
     slowest = max(way.result.duration_ms for way in ways)
@@ -132,6 +141,8 @@ def port_active(subject: ActiveWorker, own: ProbedResponse, public: ProbedRespon
     if subject.problem is not None:
         return _port(CheckStatus.WARN, subject.problem, slowest)
     where = "on its own port and the public one" if public else "on its own port; no other"
+    if held:
+        where = "on its own port; new connections are held"
     return _port(CheckStatus.PASS, f"{subject.slot} answers {where}", slowest)
 
 

@@ -26,6 +26,15 @@ class ActiveRelease(BaseModel, frozen=True, extra="ignore"):
     source: VersionSource | None = None
 
 
+class Hold(BaseModel, frozen=True, extra="ignore"):
+    """New connections to the public port wait."""
+
+    hold_id: str = Field(description="Identifies this hold; a release may name it.")
+    since: datetime = Field(description="When it began.")
+    until: datetime = Field(description="When it ends by itself; of an ended one, when it ended.")
+    by: str = Field(description="Who asked for it.")
+
+
 class DeployState(BaseModel, frozen=True, extra="ignore"):
     """The state file's content. `generation` grows with every write."""
 
@@ -41,6 +50,10 @@ class DeployState(BaseModel, frozen=True, extra="ignore"):
     last_switch_ts: datetime | None = None
     staging_weight: float = Field(default=0.0, ge=0, le=1)
     """Share of new connections that the staging slot has, while its deploy waits for the switch."""
+    hold: Hold | None = None
+    announce_close: bool = False
+    """Whether workers with the kit announce that they close connections: in a hold, and shortly
+    after it."""
     canary_disabled_fallback: bool = False
     canary: CanaryPolicy | None = None
     """None in files of versions without canaries."""

@@ -11,6 +11,7 @@ from atlas_supervisor.model.canary import CanaryStats
 from atlas_supervisor.model.deploy import DeployRecord, Mode
 from atlas_supervisor.model.drain import DrainingView
 from atlas_supervisor.model.slot import SlotView
+from atlas_supervisor.model.state import Hold
 
 
 class Suggestion(BaseModel, frozen=True):
@@ -21,6 +22,15 @@ class Suggestion(BaseModel, frozen=True):
     action: str = Field(description="What to do about it.")
 
 
+class HoldView(Hold):
+    """A hold, with what waits."""
+
+    waiting: int = Field(
+        description="Connections that wait; of a hold that has ended, those that were handed on "
+        "at once."
+    )
+
+
 class Traffic(BaseModel, frozen=True):
     """How connections to the public port reach the slots."""
 
@@ -28,7 +38,12 @@ class Traffic(BaseModel, frozen=True):
         description="`kernel`: workers accept connections themselves; `relay`: the daemon relays "
         "them; `none`: there is no public port."
     )
-    weights: dict[str, float] = Field(description="Share of new connections, by slot.")
+    weights: dict[str, float] = Field(
+        description="Share of new connections, by slot; in a hold, once it is over."
+    )
+    held: HoldView | None = Field(
+        default=None, description="Set while new connections wait (`POST /traffic/hold`)."
+    )
 
 
 class SplitView(BaseModel, frozen=True):

@@ -16,6 +16,9 @@ What always holds:
 - A slot's queue has one owner. With a worker, that is the worker (`occupy`). Without one, the
   daemon accepts the queue's connections and relays them to the other slot (`vacate`), so that no
   client waits in the queue of a dead worker.
+- While traffic is held, new connections wait in a third listener of the group, the parked one. It
+  is opened at the first hold, behind the other two. Outside of a hold the daemon accepts from it
+  and relays to the active slot: what has waited, and a handshake that began before the release.
 - A slot's own port leads to that slot's worker or to a closed connection, never to the other slot:
   probes and smoke tests rely on it.
 
@@ -29,7 +32,7 @@ accepts until its queue is empty (see `workers.drain`).
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
 import structlog
@@ -44,13 +47,15 @@ from atlas_supervisor.system.tcp_info import queue_length
 from atlas_supervisor.traffic import listeners
 from atlas_supervisor.traffic.plane import Endpoints, InheritedSockets, RelayTraffic, TakenBack
 from atlas_supervisor.traffic.refusal import Refusal
-from atlas_supervisor.traffic.relay import Target
+from atlas_supervisor.traffic.relay import Choice, Target
 from atlas_supervisor.traffic.relay_connection import Answers
 from atlas_supervisor.traffic.request_tally import RequestTally
-from atlas_supervisor.traffic.slot_ports import Rescues, SlotPorts
+from atlas_supervisor.traffic.slot_ports import Parking, Rescues, SlotPorts
 from atlas_supervisor.traffic.steering import DIRECT_SOURCE, Split, SteeringPolicy
 from atlas_supervisor.traffic.takeback import (
+    PARKED_NAME,
     PUBLIC_NAME,
+    continued_group,
     drop_passed,
     own_addresses,
     own_name,
@@ -75,6 +80,7 @@ class KernelPlane:
         self._own: dict[SlotName, socket.socket] = {}
         self._own_ports: SlotPorts
         self._rescues = Rescues(endpoints.patience_seconds)
+        self._parking = Parking(self._released, endpoints.patience_seconds)
         self._kept: tuple[socket.socket, ...] = ()
 
     @property
@@ -117,12 +123,19 @@ class KernelPlane:
         taken: TakenBack | None = None,
         adopted: Mapping[SlotName, int] | None = None,
         split: Split | None = None,
+        *,
+        held: bool = False,
     ) -> None:
         """Open the group and the slots' own ports, with what was taken back."""
         taken, adopted = taken or TakenBack(), adopted or {}
         self._kept = taken.kept
+        self._policy = replace(self._policy, held=held and taken.parked is not None)
         try:
             self._open_sockets(active, taken, adopted, split or Split())
+            if taken.parked:
+                self._parking.open(taken.parked)
+            if self.active is active and not self.held:  # else once its fresh worker is ready
+                self._parking.hand_on()
         except BaseException:
             self._close_sockets()
             raise
@@ -130,22 +143,18 @@ class KernelPlane:
         self._own_ports = SlotPorts(self._own, targets)
 
     def _open_sockets(
-        self,
-        active: SlotName,
-        taken: TakenBack,
-        adopted: Mapping[SlotName, int],
-        split: Split,
+        self, active: SlotName, taken: TakenBack, adopted: Mapping[SlotName, int], split: Split
     ) -> None:
         host, port = self._endpoints.public_host, self._endpoints.public_port
         listeners.refuse_foreign_listeners("PUBLIC_PORT", host, port, taken.inodes)
         served = not adopted and taken.traffic in taken.accepts.values()
         with_traffic = active.other if served else active
-        self._policy = SteeringPolicy(with_traffic, self._by_descriptor)
+        self._policy = replace(self._policy, active=with_traffic)
         if len(adopted) == len(SlotName):
             self._policy = replace(self._policy, split=split)
         try:
             if taken.group:
-                self._continue_group(taken, adopted)
+                self._public = continued_group(taken, adopted, with_traffic, host, port)
             else:
                 self._public = listeners.open_group(host, port, self._policy)
         except OSError as error:
@@ -164,43 +173,65 @@ class KernelPlane:
             taken.inodes,
         )
 
-    def _continue_group(self, taken: TakenBack, adopted: Mapping[SlotName, int]) -> None:
-        """Take the group as it is: its order can't be changed."""
-        host, port = self._endpoints.public_host, self._endpoints.public_port
-        group, order = list(taken.group), self._order(taken, adopted)
-        self._public = dict(zip(order, group, strict=False))  # closed after a failure
-        if len(group) == 1:
-            group.append(listeners.listen(host, port, reuse_port=True))
-        for sock in group:
-            listeners.restore_backlog(sock)
-        self._public = dict(zip(order, group, strict=True))
+    @property
+    def held(self) -> bool:
+        """Whether new connections wait."""
+        return self._policy.held
 
-    def _order(
-        self, taken: TakenBack, adopted: Mapping[SlotName, int]
-    ) -> tuple[SlotName, SlotName]:
-        """Return the slots in the order of the group: by an adopted worker, else by the traffic."""
-        known = [(slot, taken.accepts[pid]) for slot, pid in adopted.items()]
-        slot, index = known[0] if known else (self._policy.active, taken.traffic)
-        return (slot, slot.other) if index == 0 else (slot.other, slot)
+    @property
+    def waiting(self) -> int:
+        """The length of the parked queue."""
+        return sum(map(queue_length, self._parking.listeners))
+
+    @seam("park")
+    def prepare_hold(self) -> None:
+        """Open the parked listener behind the other two: their order stays."""
+        if not self._parking.listeners:
+            host, port = self._endpoints.public_host, self._endpoints.public_port
+            self._parking.open(listeners.listen(host, port, reuse_port=True))
+            self._parking.hand_on()
+
+    def _released(self, _client: socket.socket) -> Choice:
+        return self._rescues.refusal(self.active) or self._relayed_to(self.active)
+
+    def _relayed_to(self, slot: SlotName) -> Target:
+        if self._by_descriptor:
+            return self._target_of(slot)
+        return Target("127.0.0.1", self._endpoints.slot_ports[slot])
+
+    @seam("hold")
+    def hold(self) -> None:
+        """Steer new connections to the parked queue, which nothing accepts from."""
+        self.prepare_hold()
+        self._attach(replace(self._policy, held=True))
+        self._parking.hold()
+
+    @seam("release")
+    def release(self) -> None:
+        """Steer as before, and relay what waits, for which a daemon's start may wait longer."""
+        if self.held:
+            self._parking.hand_on()
+            self._attach(replace(self._policy, held=False))
 
     @property
     def addresses(self) -> dict[str, tuple[str, int]]:
-        """The public address for both slots, and the slots' own ports."""
+        """The public address, also of the parked listener, and the slots' own ports."""
         public = self._endpoints.public_host, self._endpoints.public_port
-        return {public_name(slot): public for slot in SlotName} | own_addresses(self._endpoints)
+        names = [*map(public_name, SlotName), PARKED_NAME]
+        return dict.fromkeys(names, public) | own_addresses(self._endpoints)
 
     def sockets(self) -> dict[str, socket.socket]:
-        """Return both public sockets and those of the slots' own ports."""
+        """Return all public sockets and those of the slots' own ports."""
         public = {public_name(slot): sock for slot, sock in self._public.items()}
+        for sock in self._parking.listeners:
+            public[PARKED_NAME] = sock
         return public | {own_name(slot): sock for slot, sock in self._own.items()}
 
     def direct(
         self, slot: SlotName, _pid: int | None, _taken: TakenBack
     ) -> tuple[str, int, str | None]:
         """Return the slot's own port; of a worker without it, the public one."""
-        if self._by_descriptor:
-            return self._target_of(slot)
-        return Target("127.0.0.1", self._endpoints.slot_ports[slot])
+        return self._relayed_to(slot)
 
     def _target_of(self, slot: SlotName) -> Target:
         """Return the address of a worker that inherited the public socket alone."""
@@ -230,7 +261,9 @@ class KernelPlane:
     @seam("steer")
     def steer(self, slot: SlotName) -> None:
         """Attach the program that sends new connections to the slot: the switch itself."""
-        self._attach(SteeringPolicy(slot, self._by_descriptor))
+        self._attach(replace(self._policy, active=slot, split=Split()))
+        if not self.held:
+            self._parking.hand_on()
 
     @seam("split")
     def split(self, split: Split) -> None:
@@ -257,6 +290,8 @@ class KernelPlane:
             self._public = dict(reversed(self._public.items()))
         for sock in (*self._public.values(), *self._own.values()):
             listeners.restore_backlog(sock)
+        for sock in self._parking.listeners:  # outside of a hold its queue is empty
+            listeners.listen_last(sock)
         self._attach(self._policy)
 
     def locked(self) -> bool:
@@ -296,11 +331,12 @@ class KernelPlane:
 
     def answers(self) -> Answers:
         """Return whether an answer is pending on each connection that the daemon relays."""
-        return self._rescues.answers() | self._own_ports.answers()
+        return self._rescues.answers() | self._parking.answers() | self._own_ports.answers()
 
     def relayed(self) -> dict[str, RelayTraffic]:
-        """Return the daemon's relayed traffic: rescues, and the own ports of `{fd}` workers."""
-        return {"own_port": self._own_ports.relayed(), "rescue": self._rescues.relayed()}
+        """Return the relayed traffic: rescues, own ports of `{fd}` workers, and after a hold."""
+        found = {"own_port": self._own_ports.relayed(), "rescue": self._rescues.relayed()}
+        return {**found, "hold": self._parking.relayed()}
 
     def tallies(self) -> Mapping[SlotName, RequestTally]:
         """Return none: users' bytes pass by this process."""
@@ -309,9 +345,7 @@ class KernelPlane:
     def foreign_listeners(self) -> list[str]:
         """Return foreign listeners on the public port and on the slots' own ports."""
         found: list[TcpSocket] = []
-        ours = {
-            inode_of(sock) for sock in (*self._public.values(), *self._own.values(), *self._kept)
-        }
+        ours = {inode_of(sock) for sock in self._opened()}
         found += listeners.foreign_listeners(
             self._endpoints.public_host, self._endpoints.public_port, ours
         )
@@ -354,8 +388,13 @@ class KernelPlane:
         """Close every socket; what is still queued is reset by the kernel."""
         await self._rescues.close()
         await self._own_ports.close()
+        await self._parking.close()
         self._close_sockets()
 
     def _close_sockets(self) -> None:
-        for sock in (*self._public.values(), *self._own.values(), *self._kept):
+        for sock in self._opened():
             sock.close()
+
+    def _opened(self) -> Iterator[socket.socket]:
+        yield from (*self._public.values(), *self._own.values(), *self._kept)
+        yield from self._parking.listeners

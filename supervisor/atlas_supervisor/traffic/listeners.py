@@ -159,6 +159,12 @@ def restore_backlog(sock: socket.socket) -> None:
     sock.listen(BACKLOG)
 
 
+def listen_last(sock: socket.socket) -> None:
+    """Make the socket the last one of its group; what waits in its queue is reset."""
+    sock.shutdown(socket.SHUT_RDWR)
+    restore_backlog(sock)
+
+
 def attach(sock: socket.socket, policy: SteeringPolicy) -> None:
     """Make the kernel steer the socket's whole group by the policy. Raises OSError."""
     _attach_program(sock, compile_policy(policy))

@@ -53,6 +53,8 @@ class TakenBack:
 
     group: tuple[socket.socket, ...] = ()
     """The public port's sockets, in the order of the group; one that was closed is missing."""
+    parked: socket.socket | None = None
+    """The listener behind them, whose queue a hold fills; it was passed to us."""
     traffic: int = 0
     """Which of them the kernel's program steers to."""
     accepts: Mapping[int, int] = field(default_factory=dict)
@@ -70,7 +72,8 @@ class TakenBack:
 
     def close(self) -> None:
         """Close the copies; the workers' own descriptors stay open."""
-        for sock in (*self.group, *self.inner.values(), *self.own.values(), *self.kept):
+        parked = (self.parked,) if self.parked else ()
+        for sock in (*self.group, *parked, *self.inner.values(), *self.own.values(), *self.kept):
             sock.close()
 
     def own_of(self, slot: SlotName, pid: int | None) -> socket.socket | None:
@@ -134,12 +137,38 @@ class Plane(Protocol):
         taken: TakenBack | None = None,
         adopted: Mapping[SlotName, int] | None = None,
         split: Split | None = None,
+        *,
+        held: bool = False,
     ) -> None:
         """Open every listening socket that was not taken back. Raises StartRefusedError.
 
         `adopted` has the processes of the slots' own workers; with both, the split is that of the
         daemon before. While another worker of an earlier daemon serves, it keeps the traffic, and
-        has the other slot.
+        has the other slot. `held`: connections wait on, if the queue was passed on; else those that
+        have waited are handed on.
+        """
+
+    @property
+    def held(self) -> bool:
+        """Whether new connections to the public port wait."""
+
+    @property
+    def waiting(self) -> int:
+        """How many wait, those included whose hold has just ended."""
+
+    def prepare_hold(self) -> None:
+        """Open what a hold needs; it is one of `sockets` from then on. Raises OSError."""
+
+    def hold(self) -> None:
+        """Let new connections wait from now on, in the order of their arrival.
+
+        Raises OSError, and then nothing changed.
+        """
+
+    def release(self) -> None:
+        """Hand waiting connections on to the active slot, and new ones as before the hold.
+
+        Raises OSError if new ones still go to where they waited; they are handed on, too.
         """
 
     @property

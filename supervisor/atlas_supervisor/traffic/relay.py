@@ -92,7 +92,7 @@ class Relay:
     ) -> None:
         """`tallies` count the requests to each port, where they are counted."""
         self._tallies = tallies or {}
-        self._listener = listener
+        self.listener = listener
         self._header = header
         self._patience_seconds = patience_seconds
         self._purpose = purpose
@@ -144,14 +144,14 @@ class Relay:
         self._end_pause()
         if not self._accepting:
             self._accepting = True
-            asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
+            asyncio.get_running_loop().add_reader(self.listener.fileno(), self._accept)
 
     def stop(self) -> None:
         """Accept no more; queued connections go on waiting, and open ones go on."""
         self._end_pause()
         if self._accepting:
             self._accepting = False
-            asyncio.get_running_loop().remove_reader(self._listener.fileno())
+            asyncio.get_running_loop().remove_reader(self.listener.fileno())
 
     def _end_pause(self) -> None:
         if self._pausing is not None:
@@ -175,8 +175,8 @@ class Relay:
                     self._pause()
                     return
                 # The flag is shared: a worker with this socket may have made it blocking.
-                self._listener.setblocking(False)
-                client, _address = self._listener.accept()
+                self.listener.setblocking(False)
+                client, _address = self.listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
@@ -196,8 +196,8 @@ class Relay:
         as long as idle clients like. One whose worker is not reached yet needs one more descriptor.
         """
         needed = 2 + len(self._waiting)
-        while not has_room(self._listener, self._purpose, needed):
-            if not queue_length(self._listener):
+        while not has_room(self.listener, self._purpose, needed):
+            if not queue_length(self.listener):
                 return True  # accepting will show that there is no connection
             self._report_shortage()
             idle = [pair for pair in self._pairs if pair.is_idle]
@@ -297,7 +297,7 @@ class Relay:
             if not isinstance(target, Target):
                 return target
             try:
-                if not has_room(self._listener, self._purpose):
+                if not has_room(self.listener, self._purpose):
                     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
                 return await _connect_in_time(target), target
             except OSError as error:

@@ -22,6 +22,7 @@ from random import getrandbits
 
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.model.socket_passing import SocketPassing
+from atlas_supervisor.system.failpoints import seam
 from atlas_supervisor.system.passed_sockets import PassedSockets
 from atlas_supervisor.system.procfs import describe_listeners, inode_of
 from atlas_supervisor.system.tcp_info import queue_length
@@ -35,9 +36,11 @@ from atlas_supervisor.traffic.request_tally import RequestTally
 from atlas_supervisor.traffic.slot_ports import Rescues, SlotPorts
 from atlas_supervisor.traffic.steering import DIRECT_SOURCE, Split, SteeringPolicy, choose
 from atlas_supervisor.traffic.takeback import (
+    PARKED_NAME,
     PUBLIC_NAME,
     drop_passed,
     holders,
+    looked_at,
     own_addresses,
     own_name,
     public_name,
@@ -55,6 +58,8 @@ class RelayPlane:
         self._socket_passing = socket_passing
         self._policy = SteeringPolicy(SlotName.BLUE)
         self._public: socket.socket | None = None
+        self.held = False
+        """Whether new connections wait: nothing is accepted."""
         self._relay: Relay | None = None
         self._own: dict[SlotName, socket.socket] = {}
         self._inner: dict[SlotName, socket.socket] = {}
@@ -94,9 +99,9 @@ class RelayPlane:
         then. Where its workers still listen in the way of this plane, the result is not complete.
         """
         host, port = self._endpoints.public_host, self._endpoints.public_port
-        drop_passed(passed, map(public_name, SlotName))
+        drop_passed(passed, [*map(public_name, SlotName), PARKED_NAME])
         if self._socket_passing is SocketPassing.PORT:
-            taken = self._looked_at(pids, passed)
+            taken = looked_at(self._endpoints, pids, passed)
         else:
             taken = take_back(self._endpoints, pids, passed)
             if port:
@@ -117,16 +122,6 @@ class RelayPlane:
             raise
         return replace(taken, accepts={}, complete=taken.complete and not taken.group)
 
-    def _looked_at(self, pids: Collection[int], passed: PassedSockets) -> TakenBack:
-        """Return the sockets of workers that bind their own ports: these are not to be copied."""
-        taken = take_back(replace(self._endpoints, slot_ports={}), pids, passed)
-        theirs, own = set[int](), {}
-        for slot, port in self._endpoints.slot_ports.items():
-            theirs |= {*holders(port, pids).values()}
-            if sock := take_passed(passed, own_name(slot), "127.0.0.1", port):
-                own[slot, 0] = sock
-        return replace(taken, own=own, inodes=taken.inodes | theirs)
-
     def adoptable(self, slot: SlotName, pids: Collection[int], taken: TakenBack) -> int | None:
         """Return the process that has what the relay connects to, and the slot's own port."""
         if self._socket_passing is SocketPassing.PORT:
@@ -145,10 +140,12 @@ class RelayPlane:
         taken: TakenBack | None = None,
         adopted: Mapping[SlotName, int] | None = None,
         split: Split | None = None,
+        *,
+        held: bool = False,
     ) -> None:
         """Open the public listener and the slots' own ports."""
         taken, adopted = taken or TakenBack(), adopted or {}
-        self._policy = SteeringPolicy(active)
+        self._policy, self.held = SteeringPolicy(active), held
         if split and len(adopted) == len(SlotName):
             self.split(split)
         self._kept = (*taken.kept, *taken.inner.values())
@@ -169,7 +166,7 @@ class RelayPlane:
                 patience_seconds=patience,
                 tallies=tallies,
             )
-            self._relay.start()
+            self.resume()
             for each in self._carried:
                 self._relay.resume(*each)
 
@@ -284,6 +281,26 @@ class RelayPlane:
         """Choose the slot for every connection that is accepted from now on."""
         self._policy = SteeringPolicy(slot)
 
+    @property
+    def waiting(self) -> int:
+        """The length of the public queue."""
+        return queue_length(self._public) if self._public is not None else 0
+
+    def prepare_hold(self) -> None:
+        """Do nothing: clients wait in the public queue."""
+
+    @seam("hold")
+    def hold(self) -> None:
+        """Accept no more; open connections go on."""
+        self.held = True
+        self.pause()
+
+    @seam("release")
+    def release(self) -> None:
+        """Accept again."""
+        self.held = False
+        self.resume()
+
     def split(self, split: Split) -> None:
         """Give the other slot its part of what is accepted from now on."""
         self._policy = replace(self._policy, split=split)
@@ -372,8 +389,7 @@ class RelayPlane:
 
     def stop_accepting(self) -> bool:
         """Accept no more clients; open connections go on."""
-        if self._relay is not None:
-            self._relay.stop()
+        self.pause()
         return self._relay is not None
 
     def pause(self) -> None:
@@ -397,7 +413,7 @@ class RelayPlane:
         if self._passed_on is not None:
             os.close(self._passed_on)
             self._passed_on = None
-        if self._relay is not None:
+        if self._relay is not None and not self.held:
             self._relay.start()
 
     async def close(self) -> None:

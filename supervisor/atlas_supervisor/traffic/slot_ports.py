@@ -88,6 +88,49 @@ class SlotPorts:
             await relay.close()
 
 
+class Parking:
+    """The listener whose queue a hold fills, if there is one, and the relay that hands on."""
+
+    def __init__(self, choose: Choose, patience_seconds: float) -> None:
+        self._choose = choose
+        self._patience_seconds = patience_seconds
+        self._carried = RelayCounters()
+        self._relay: Relay | None = None
+
+    def open(self, listener: socket.socket) -> None:
+        """Take the listener; connections wait in its queue."""
+        patience = self._patience_seconds
+        self._relay = Relay(listener, self._choose, self._carried, patience_seconds=patience)
+
+    @property
+    def listeners(self) -> list[socket.socket]:
+        """The listener; empty before the first hold."""
+        return [self._relay.listener] if self._relay else []
+
+    def hold(self) -> None:
+        """Let connections wait from now on."""
+        if self._relay:
+            self._relay.stop()
+
+    def hand_on(self) -> None:
+        """Relay what waits, in order, and what comes later."""
+        if self._relay:
+            self._relay.start()
+
+    def relayed(self) -> RelayTraffic:
+        """Return the traffic of what was handed on."""
+        return RelayTraffic.of(self._carried, self._relay.open_connections if self._relay else 0)
+
+    def answers(self) -> Answers:
+        """Return whether an answer is pending on each connection that was handed on."""
+        return self._relay.answers() if self._relay else {}
+
+    async def close(self) -> None:
+        """Hand on no more, and reset open connections. The listener stays open."""
+        if self._relay:
+            await self._relay.close()
+
+
 class Rescues:
     """The rescues of both slots' public queues; at most one for each at a time.
 

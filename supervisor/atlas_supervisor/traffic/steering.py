@@ -14,16 +14,16 @@ What always holds:
   two atomically: every connection is steered by the one or by the other, and none is refused.
 - A connection belongs to a queue from its first SYN on. A program has no effect on connections
   that are established, queued or in the middle of their handshake.
-- The result must be 0 or 1. For an index out of range the kernel silently hashes over all sockets
-  of the group.
+- The result must be 0 or 1; while traffic is held, 2 as well, the parked listener that a hold adds
+  to the group. For an index out of range the kernel silently hashes over all sockets of the group.
 - The program is attached to the group, through any of its sockets. A worker that inherited one
   could replace it, so it is attached again after every launch, every switch is checked with a
   real connection, and so is the steering in between (`deploy.landing_watch`).
 
 The order of a decision, by the source address, which the program reads with SKF_NET_OFF, relative
 to the IP header (a dual-stack socket sees both families, so it looks at the version first):
-1. With `direct`, and while there is a split, two reserved loopback sources reach the slots,
-   independent of the active slot.
+1. With `direct`, and while there is a split or a hold, two reserved loopback sources reach the
+   slots, independent of the active slot. In a hold the rest gets the parked listener.
 2. A tester's network gets the staging slot.
 3. A number of 32 bits below the weight, as a part of 2^32, gets the staging slot: a random one, or
    a hash of the masked address. That number does not depend on the weight, so an address that has
@@ -46,6 +46,9 @@ from atlas_supervisor.model.slot import SlotName
 
 GROUP_ORDER = (SlotName.BLUE, SlotName.GREEN)
 """Order of `listen()` in the group, which the kernel's index counts."""
+
+PARKED = 2
+"""Index of the parked listener, which is the last to listen."""
 
 DIRECT_SOURCE = {
     SlotName.BLUE: IPv4Address("127.83.0.1"),
@@ -103,6 +106,8 @@ class SteeringPolicy:
     order: tuple[SlotName, SlotName] = GROUP_ORDER
     """Whose socket is first in the group, and whose is second."""
     split: Split = Split()
+    held: bool = False
+    """Whether connections wait in the parked listener's queue."""
 
     @property
     def weights(self) -> dict[str, float]:
@@ -114,14 +119,14 @@ class SteeringPolicy:
     @property
     def has_direct_sources(self) -> bool:
         """Whether each slot can be reached from its `DIRECT_SOURCE`."""
-        return self.direct or bool(self.split)
+        return self.direct or self.held or bool(self.split)
 
 
 # The decision in Python.
 
 
 def choose(policy: SteeringPolicy, source: Address, draw: int) -> SlotName:
-    """Return the slot of a connection; `draw` is a random number of 32 bits."""
+    """Return the slot of a connection that is not held; `draw` is a random number of 32 bits."""
     source = getattr(source, "ipv4_mapped", None) or source
     if policy.has_direct_sources:
         for slot, address in DIRECT_SOURCE.items():
@@ -205,7 +210,8 @@ def _to(policy: SteeringPolicy, slot: SlotName) -> tuple[int, int, int, int]:
 
 def _branch(policy: SteeringPolicy, version: int) -> _Program:
     """Return the decision for one version of IP."""
-    testers = [each for each in policy.split.testers if each.version == version]
+    known = () if policy.held else policy.split.testers
+    testers = [each for each in known if each.version == version]
     program: _Program = []
     if testers or policy.split.by_address or version == _DIRECT_VERSION:
         for word in range(_WORDS[version]):
@@ -238,6 +244,8 @@ def _within(network: Network) -> _Program:
 
 def _drawn(policy: SteeringPolicy, version: int) -> _Program:
     """Return the decision by the weight."""
+    if policy.held:
+        return [(_RET_K, 0, 0, PARKED)]
     split, active, staging = policy.split, policy.active, policy.active.other
     if split.threshold in {0, _WORD}:
         return [_to(policy, staging if split.threshold else active)]

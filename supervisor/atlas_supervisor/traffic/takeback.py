@@ -12,18 +12,22 @@ that mean something for multicast and nothing for TCP.
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.system import pidfd, procfs, sockdiag
 from atlas_supervisor.system.passed_sockets import PassedSockets
 from atlas_supervisor.system.procfs import inode_of
+from atlas_supervisor.traffic import listeners
 from atlas_supervisor.traffic.listeners import SECOND_IN_GROUP, WITHOUT_TRAFFIC
 from atlas_supervisor.traffic.plane import Endpoints, TakenBack
 
 PUBLIC_NAME = "public"
 """The name under which the relay's public socket is passed on."""
+PARKED_NAME = "public-parked"
+"""The name under which the listener is passed on whose queue a hold fills."""
 
 
 def public_name(slot: SlotName) -> str:
@@ -63,9 +67,12 @@ def take_back(endpoints: Endpoints, pids: Collection[int], passed: PassedSockets
     Changes nothing for them. One on another address of the public port, as after a change of
     `PUBLIC_HOST`, is in the way.
     """
-    public = _inodes(endpoints.public_port, endpoints.public_host)
+    address = endpoints.public_host, endpoints.public_port
+    parked = take_passed(passed, PARKED_NAME, *address)
+    behind = {inode_of(parked)} if parked else set[int]()
+    public = _inodes(endpoints.public_port, endpoints.public_host) - behind
     ports = {slot: _inodes(port) for slot, port in endpoints.slot_ports.items()}
-    other = _inodes(endpoints.public_port) - public - set().union(*ports.values())
+    other = _inodes(endpoints.public_port) - behind - public - set().union(*ports.values())
     places: dict[int, list[tuple[int, int]]] = {}
     accepts: dict[int, int] = {}
     own: dict[tuple[SlotName, int], int] = {}
@@ -89,18 +96,53 @@ def take_back(endpoints: Endpoints, pids: Collection[int], passed: PassedSockets
         ((inode, copies[inode]) for inode in public & copies.keys()),
         key=lambda each: not each[1].getsockopt(*SECOND_IN_GROUP[each[1].family]),
     )
+    if parked and len(group) < len(SlotName):  # it would not be the last one of the next group
+        parked.close()
+        parked = None
     order = [inode for inode, _ in group]
     traffic = _traffic([sock for _, sock in group])
     return TakenBack(
         group=tuple(sock for _, sock in group),
+        parked=parked,
         traffic=traffic or 0,
         accepts={pid: order.index(inode) for pid, inode in accepts.items() if inode in order},
         own={place: copies[inode] for place, inode in own.items() if inode in copies}
         | {(slot, 0): copies[inode] for slot, inode in named.items()},
         kept=tuple(copies[inode] for inode in copies.keys() - public),
-        inodes=frozenset(in_the_way | held | given.keys()),
+        inodes=frozenset(in_the_way | held | given.keys() | behind),
         complete=held <= copies.keys() and traffic is not None and not in_the_way,
     )
+
+
+def continued_group(
+    taken: TakenBack, adopted: Mapping[SlotName, int], with_traffic: SlotName, host: str, port: int
+) -> dict[SlotName, socket.socket]:
+    """Return the group as it was taken back, in its order, which can't be changed.
+
+    Whose socket is whose is known by an adopted worker, else by the traffic. Raises OSError.
+    """
+    known = [(slot, taken.accepts[pid]) for slot, pid in adopted.items()]
+    slot, index = known[0] if known else (with_traffic, taken.traffic)
+    order = (slot, slot.other) if index == 0 else (slot.other, slot)
+    with ExitStack() as opened:  # after a failure, none is left open
+        group = [opened.enter_context(sock) for sock in taken.group]
+        if len(group) == 1:
+            group.append(opened.enter_context(listeners.listen(host, port, reuse_port=True)))
+        for sock in group:
+            listeners.restore_backlog(sock)
+        opened.pop_all()
+    return dict(zip(order, group, strict=True))
+
+
+def looked_at(endpoints: Endpoints, pids: Collection[int], passed: PassedSockets) -> TakenBack:
+    """Return the sockets of workers that bind their own ports: these are not to be copied."""
+    taken = take_back(replace(endpoints, slot_ports={}), pids, passed)
+    theirs, own = set[int](), {}
+    for slot, port in endpoints.slot_ports.items():
+        theirs |= {*holders(port, pids).values()}
+        if sock := take_passed(passed, own_name(slot), "127.0.0.1", port):
+            own[slot, 0] = sock
+    return replace(taken, own=own, inodes=taken.inodes | theirs)
 
 
 def _passed(

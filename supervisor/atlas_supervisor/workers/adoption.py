@@ -67,6 +67,7 @@ async def take_over(
     passed: PassedSockets,
     *,
     split: Split | None = None,
+    held: bool = False,
 ) -> Inherited:
     """Open the plane with the sockets that an earlier daemon's workers have; return the workers.
 
@@ -93,7 +94,7 @@ async def take_over(
     accepts = {pid: index for pid, index in taken.accepts.items() if pid not in drain}
     taken = replace(taken, accepts=accepts)
     processes = {each.slot: pid for each, pid in chosen.items() if pid is not None}
-    plane.open(active, taken, processes, split)
+    plane.open(active, taken, processes, split, held=held)
     registry.listening()
     adopted = {each.slot: process for each in chosen if (process := inherit(each, settings))}
     for instance in adopted.values():
@@ -106,9 +107,9 @@ async def take_over(
             places = {accepts[pid] for pid in each.pids if pid in accepts} - own
             serves = not adopted and taken.traffic in places
             found[serves if places and active.other not in adopted else None].append(left)
-    held = {each.name for each in chain(adopted.values(), *found.values())}
+    living = {each.name for each in chain(adopted.values(), *found.values())}
     for each in (*chosen, *rest):
-        if each.instance not in held:  # it has ended meanwhile
+        if each.instance not in living:  # it has ended meanwhile
             registry.forget(each.instance)
     return Inherited(adopted, found[True], found[False], found[None])
 

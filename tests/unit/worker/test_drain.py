@@ -46,6 +46,30 @@ def test_a_worker_that_is_active_again_keeps_its_connections_again(scene: Scene)
     assert len(scene.server.open) == 1
 
 
+def test_in_a_hold_connections_are_shed_and_streams_stay(scene: Scene) -> None:
+    scene.server.running.append(FakeStream())
+    scene.server.connect()
+    scene.drain.set_role(InstanceRole.ACTIVE, held=True)
+    assert scene.drain.shedding
+    assert scene.drain.leading
+    scene.after(GRACE + 1)
+    assert (scene.server.open, scene.server.closed()) == ([], 0)
+    scene.drain.set_role(InstanceRole.ACTIVE)
+    assert not scene.drain.shedding
+
+
+def test_a_switch_in_a_hold_closes_the_streams_from_then_on(scene: Scene) -> None:
+    scene.server.running.extend(FakeStream() for _ in range(10))
+    scene.drain.set_role(InstanceRole.ACTIVE, held=True)
+    scene.after(1000)
+    assert scene.server.closed() == 0
+    scene.drain.set_role(InstanceRole.RETIRED, held=True)
+    scene.after(0.1)
+    assert 0 < scene.server.closed() < 10
+    scene.after(TIMEOUT)
+    assert scene.server.closed() == 10
+
+
 def test_the_grace_restarts_with_each_retirement(scene: Scene) -> None:
     scene.server.connect()
     scene.drain.set_role(InstanceRole.RETIRED)

@@ -37,7 +37,8 @@ class Followed:
     def __init__(self, state_dir: Path) -> None:
         self.state_dir = state_dir
         self.roles: Queue[InstanceRole] = Queue()
-        self.watch = RoleWatcher(state_dir / "deploy_state.json", OWN, self.roles.put)
+        path = state_dir / "deploy_state.json"
+        self.watch = RoleWatcher(path, OWN, lambda role, _held: self.roles.put(role))
 
     def check(self) -> InstanceRole:
         self.watch.check()
@@ -95,6 +96,17 @@ def test_only_changes_are_reported(tmp_path: Path) -> None:
         InstanceRole.RETIRED,
         InstanceRole.ACTIVE,
     ]
+
+
+def test_a_hold_is_reported_besides_the_role(tmp_path: Path) -> None:
+    seen: list[tuple[InstanceRole, bool]] = []
+    watch = RoleWatcher(tmp_path / "deploy_state.json", OWN, lambda *each: seen.append(each))
+    for announces in (False, True, True, "yes", False):
+        state = {"active_port": OWN, "announce_close": announces}
+        (tmp_path / "deploy_state.json").write_text(json.dumps(state))
+        watch.check()
+    assert [held for _, held in seen] == [False, True, False]
+    assert {role for role, _ in seen} == {InstanceRole.ACTIVE}
 
 
 def test_other_fields_of_the_file_do_not_matter(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from atlas_supervisor.model.health import Health
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.ramp import RampAction, RampView
 from atlas_supervisor.model.release import EarlierVersions, ReleaseView
-from atlas_supervisor.model.status import ReloadView, SplitView, Status
+from atlas_supervisor.model.status import HoldView, ReloadView, SplitView, Status
 from atlas_supervisor.system.passed_sockets import PassedSockets
 from tests.unit.supervisor.api.fakes import PlayedCanaries
 
@@ -163,6 +163,18 @@ class MemoryControl:
         if self.refusal:
             raise self.refusal
         return examples.SPLIT.model_copy(update={"staging_weight": weight})
+
+    async def hold(self, max_seconds: float, actor: Actor) -> HoldView:
+        self.asked.append(("hold", max_seconds, actor))
+        if self.refusal:
+            raise self.refusal
+        return examples.HOLD
+
+    async def release(self, actor: Actor, hold_id: str | None = None) -> HoldView:
+        self.asked.append(("release", hold_id, actor))
+        if self.refusal:
+            raise self.refusal
+        return examples.HOLD
 
     async def reload(self, actor: Actor) -> ReloadView:
         self.asked.append(("reload", None, actor))
@@ -362,6 +374,7 @@ async def running(
         deploys=server.control,
         queries=server.control,
         traffic=server.control,
+        holds=server.control,
         reloads=server.control,
         canary=server.control.canaries,
         health=server.control,

@@ -1,4 +1,4 @@
-"""`GET` and `POST /deploy/traffic`."""
+"""`/deploy/traffic`, `/traffic/hold` and `/traffic/release`."""
 
 from __future__ import annotations
 
@@ -42,3 +42,34 @@ async def test_without_a_deploy_that_waits_there_is_nothing_to_split(tmp_path: P
         for method, body in (("GET", {}), ("POST", {"json": {"staging_weight": 0.1}})):
             answer = await server.unix(method, "/deploy/traffic", **body)
             assert (answer.status, answer.code) == (409, "nothing_to_split")
+
+
+async def test_a_hold_is_begun_and_ended_by_those_who_may(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        unknown = await server.tcp("POST", "/traffic/hold", json={"max_seconds": 5})
+        held = await server.unix("POST", "/traffic/hold", json={"max_seconds": 5})
+        by_default = await server.unix("POST", "/traffic/hold")
+        named = await server.unix("POST", "/traffic/release", json={"hold_id": "5f0c2d9a"})
+        any_hold = await server.unix("POST", "/traffic/release")
+
+    assert unknown.status == 401
+    assert held.json == by_default.json == examples.HOLD.model_dump(mode="json")
+    assert named.status == any_hold.status == 200
+    assert [each[:2] for each in server.control.asked] == [
+        ("hold", 5.0),
+        ("hold", 30.0),
+        ("release", "5f0c2d9a"),
+        ("release", None),
+    ]
+
+
+@pytest.mark.parametrize("seconds", [0, 0.99, 300.1, -1, "30", True, None])
+async def test_a_hold_too_short_too_long_or_no_number_is_refused(
+    tmp_path: Path, seconds: object
+) -> None:
+    async with running(tmp_path) as server:
+        answer = await server.unix("POST", "/traffic/hold", json={"max_seconds": seconds})
+
+    assert answer.status == 400
+    assert answer.json["error"]["field"] == "max_seconds"
+    assert not server.control.asked

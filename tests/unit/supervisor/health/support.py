@@ -30,6 +30,7 @@ class Steered:
     """The part of a plane that is checked."""
 
     active: SlotName = BLUE
+    held: bool = False
 
 
 @dataclass

@@ -68,6 +68,15 @@ async def test_the_worker_is_probed_on_its_own_port_and_through_the_public_one(
     assert f"Host: 127.0.0.1:{own.port}\r\n".encode() in own.requests[0]
 
 
+async def test_a_hold_is_no_fault_of_the_public_port(tmp_path: Path) -> None:
+    nowhere = unused_port()
+    async with serve(answer()) as own, watched(tmp_path, own.port, public_port=nowhere) as it:
+        it.plane.held = True
+        it.monitor.switched()
+        health = await it.until("port_active", "pass")
+    assert health.checks["port_active"].message.endswith("new connections are held")
+
+
 async def test_a_public_port_that_leads_nowhere_is_unhealthy(tmp_path: Path) -> None:
     nowhere = unused_port()
     async with serve(answer()) as own, watched(tmp_path, own.port, public_port=nowhere) as it:

@@ -292,7 +292,7 @@ async def test_a_stopped_relay_accepts_no_more_and_keeps_open_connections() -> N
             writer.write(b"two")
             assert await reader.readexactly(3) == b"two"
             assert running.accepted == 1
-            assert queue_length(running._listener) == 1
+            assert queue_length(running.listener) == 1
             running.start()
             await eventually(lambda: running.accepted == 2)
         writer.close()

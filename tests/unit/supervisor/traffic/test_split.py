@@ -7,6 +7,7 @@ import math
 import random
 import struct
 from collections import Counter
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from itertools import pairwise
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from atlas_supervisor.model.slot import SlotName
 from atlas_supervisor.traffic.steering import (
     DIRECT_SOURCE,
+    PARKED,
     Address,
     Network,
     Split,
@@ -122,6 +124,17 @@ def test_the_program_decides_as_the_reference_does(
 ) -> None:
     policy, source = case
     assert by_program(policy, source, draw) is choose(policy, source, draw)
+
+
+@given(cases(), words)
+@settings(max_examples=60, deadline=None)
+def test_in_a_hold_all_wait_but_the_direct_sources(
+    case: tuple[SteeringPolicy, Address], draw: int
+) -> None:
+    policy, source = replace(case[0], held=True), case[1]
+    found = interpret(compile_policy(policy), header(source), draw)
+    slots = [slot for slot, address in DIRECT_SOURCE.items() if address == source]
+    assert found == (policy.order.index(slots[0]) if slots else PARKED)
 
 
 @pytest.mark.parametrize("weight", [0.001, 0.01, 0.2, 0.5, 0.999])
