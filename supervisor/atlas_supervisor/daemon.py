@@ -270,7 +270,13 @@ class Daemon:
         watch = LandingWatch(settings=self._settings, slots=slots, plane=self._plane, audit=audit)
         events = EventHub(self._database.transitions, self._metrics.deploys.count)
         runs = Runs()
-        recycler = Recycler(self._settings, slots, runs, self._metrics.deploys.recycled)
+        recycler = Recycler(
+            self._settings,
+            slots,
+            runs,
+            held=lambda: self._plane.held,
+            counted=self._metrics.deploys.recycled,
+        )
         monitor = self._monitor(slots, prober, watch)
         service, queries, traffic, holds = self._deploys(
             slots,

@@ -128,11 +128,19 @@ class Recycler:
     """Looks at the active worker, and recycles it when it is due and nothing else is going on."""
 
     def __init__(
-        self, settings: Settings, slots: Slots, runs: Runs, counted: Callable[[Reason], None]
+        self,
+        settings: Settings,
+        slots: Slots,
+        runs: Runs,
+        *,
+        held: Callable[[], bool],
+        counted: Callable[[Reason], None],
     ) -> None:
         self._limits = settings.worker_max_rss_mb, settings.worker_max_age_seconds
         self._slots = slots
         self._runs = runs
+        self._held = held
+        """Returns whether traffic is held: someone is at work then."""
         self._counted = counted
         """Called once for each that has begun."""
         self._subject: _Subject | None = None
@@ -184,6 +192,8 @@ class Recycler:
         if busy := next((run for run in self._runs if run.phase not in _DRAINS), None):
             doing = "recycles it and" if busy.plan.recycle else "comes first and"
             return f"deploy {busy.record.deploy_id} {doing} is in {busy.phase}"
+        if self._held():
+            return "traffic is held"
         if not self._slots.staging_is_free:
             return "the worker before it drains"
         if left := subject.pause_left:
