@@ -110,6 +110,7 @@ async def test_a_version_that_proves_bad_in_its_ramp_is_reverted(tmp_path: Path)
         record = await daemon.ended(crashes["deploy_id"])
         assert record["result"] == "rolled_back"
         assert record["reason"].startswith("ramp: the staging instance went down")
+        assert "(at 20 % for" in record["reason"]
         assert [each["name"] for each in record["steps"]][-1] == "switch"
         assert (record["steps"][-1]["ok"], state_file(daemon)["mode"]) == (False, "single")
         (problem,) = (await daemon.status())["fallback_suggestions"]

@@ -87,7 +87,7 @@ class RampControl:
         await self._switch.open_split(deploy.record.deploy_id)
         async with anyio.create_task_group() as group:
             group.start_soon(first, partial(self._watch, deploy))
-            group.start_soon(first, self._probe)
+            group.start_soon(first, partial(self._probe, deploy))
         assert outcome is not None  # noqa: S101  # one of both has ended
         return outcome
 
@@ -240,7 +240,7 @@ class RampControl:
 
     # The probes.
 
-    async def _probe(self) -> StepOutcome:
+    async def _probe(self, deploy: ActiveDeploy) -> StepOutcome:
         """Probe the new version; return once too many in a row have failed."""
         settings, slot, failures = self._settings, self._slots.staging, 0
         while True:
@@ -256,7 +256,8 @@ class RampControl:
             failures = failures + 1 if result.verdict is Verdict.FAIL else 0
             if failures >= settings.liveness_failures:
                 return StepOutcome.failed(
-                    f"the new version failed {failures} probes in a row: {result.message}",
+                    f"the new version failed {failures} probes in a row: {result.message} "
+                    f"(at {described(_of(deploy))})",
                     SwitchDetail(failed_probe=result, output=slot.log.last_lines()),
                 )
 

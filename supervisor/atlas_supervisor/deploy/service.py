@@ -22,6 +22,7 @@ from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.executor import Executor
 from atlas_supervisor.deploy.idempotency import IdempotentRequests
 from atlas_supervisor.deploy.machine import FLIPS, Event, Phase, Plan
+from atlas_supervisor.deploy.ramp import described
 from atlas_supervisor.deploy.recorder import Recorder, Runs, new_record
 from atlas_supervisor.deploy.recovery import lost_in_ramp, plan_of, resumed
 from atlas_supervisor.deploy.rollback import (
@@ -415,6 +416,8 @@ class DeployService:
             event = Event.ACTIVE_DIED if active else Event.STAGING_DIED
             role = "active" if slot is self._slots.active else "staging"
             cause_in_words = f"the {role} instance went down: {cause}"
+            if run.phase is Phase.RAMP and run.record.ramp is not None:
+                cause_in_words += f" (at {described(run.record.ramp)})"
             if run.offer(event, cause_in_words, StepDetail(output=slot.log.last_lines())):
                 await run.settled.wait()
                 return True
