@@ -11,6 +11,7 @@ import click
 from atlas_supervisor.cli.audit import audit
 from atlas_supervisor.cli.canary import canary
 from atlas_supervisor.cli.deploy import deploy
+from atlas_supervisor.cli.doctor import doctor
 from atlas_supervisor.cli.health import health
 from atlas_supervisor.cli.history import history, releases
 from atlas_supervisor.cli.logs import logs
@@ -38,6 +39,7 @@ VERBS = (
     canary,
     audit,
     reload,
+    doctor,
 )
 
 
