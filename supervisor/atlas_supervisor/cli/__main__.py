@@ -14,6 +14,7 @@ from atlas_supervisor.cli.deploy import deploy
 from atlas_supervisor.cli.doctor import doctor
 from atlas_supervisor.cli.health import health
 from atlas_supervisor.cli.history import history, releases
+from atlas_supervisor.cli.init.verb import init
 from atlas_supervisor.cli.logs import logs
 from atlas_supervisor.cli.reload import reload
 from atlas_supervisor.cli.session import Verbs
@@ -40,6 +41,7 @@ VERBS = (
     audit,
     reload,
     doctor,
+    init,
 )
 
 

@@ -106,10 +106,10 @@ def find_env_file(given: ConnectionOptions) -> Path | None:
 
 
 def _folders() -> list[Path]:
-    return [Path.cwd(), *_checkout()]
+    return [Path.cwd(), *checkout()]
 
 
-def _checkout() -> list[Path]:
+def checkout() -> list[Path]:
     """Return the checkout that this code is run from; an installed package has none."""
     root = _IMPORT_ROOT.parent
     return [root] if (root / "pyproject.toml").is_file() else []

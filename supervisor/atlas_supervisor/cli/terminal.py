@@ -105,11 +105,16 @@ class Screen:
 
     def failure(self, message: str, hint: str | None) -> None:
         """Print what went wrong and, below it, what to do."""
-        grid = Table.grid(padding=(0, 1))
-        grid.add_row(self.sign(BAD), safe(message))
+        text = safe(message)
         if hint:
-            grid.add_row("", safe(hint, "dim"))
-        self.print(grid)
+            text = Text("\n").join((text, safe(hint, "dim")))
+        self.print(self.beside(self.sign(BAD), text))
+
+    def beside(self, sign: Text, text: Text) -> RenderableType:
+        """Return a text that wraps beside its sign."""
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row(sign, text)
+        return grid
 
     @contextmanager
     def waiting(

@@ -220,7 +220,10 @@ def worker(settings: Settings) -> Iterator[Finding]:
     except StartRefusedError as error:
         yield fail("worker", str(error), "atlasctl releases shows what can be deployed.")
         return
-    program = settings.worker_command[0]
+    words = [*settings.worker_command]
+    while words[1:] and (words[0] == "env" or "=" in words[0]):
+        words.pop(0)
+    program = words[0]
     path = worker_environment(
         settings,
         slot=SlotName.BLUE,
