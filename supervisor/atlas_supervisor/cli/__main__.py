@@ -10,12 +10,14 @@ import click
 
 from atlas_supervisor.cli.audit import audit
 from atlas_supervisor.cli.canary import canary
+from atlas_supervisor.cli.completion import completion
 from atlas_supervisor.cli.deploy import deploy
 from atlas_supervisor.cli.doctor import doctor
 from atlas_supervisor.cli.health import health
 from atlas_supervisor.cli.history import history, releases
 from atlas_supervisor.cli.init.verb import init
 from atlas_supervisor.cli.logs import logs
+from atlas_supervisor.cli.prune import prune
 from atlas_supervisor.cli.reload import reload
 from atlas_supervisor.cli.session import Verbs
 from atlas_supervisor.cli.show import show
@@ -36,12 +38,14 @@ VERBS = (
     show,
     traffic,
     releases,
+    prune,
     logs,
     canary,
     audit,
     reload,
     doctor,
     init,
+    completion,
 )
 
 

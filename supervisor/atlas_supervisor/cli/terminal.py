@@ -108,12 +108,15 @@ class Screen:
         text = safe(message)
         if hint:
             text = Text("\n").join((text, safe(hint, "dim")))
-        self.print(self.beside(self.sign(BAD), text))
+        self.print(self._beside(BAD, text))
 
-    def beside(self, sign: Text, text: Text) -> RenderableType:
-        """Return a text that wraps beside its sign."""
+    def line(self, kind: str, text: object) -> RenderableType:
+        """Return a line that begins with a sign; what does not fit wraps beside it."""
+        return self._beside(kind, safe(text))
+
+    def _beside(self, kind: str, text: Text) -> RenderableType:
         grid = Table.grid(padding=(0, 1))
-        grid.add_row(sign, text)
+        grid.add_row(self.sign(kind), text)
         return grid
 
     @contextmanager

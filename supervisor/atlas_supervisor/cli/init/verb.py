@@ -26,9 +26,9 @@ from atlas_supervisor.cli.init.files import (
     smoke_text,
     write_files,
 )
-from atlas_supervisor.cli.program import DAEMON, run_program
+from atlas_supervisor.cli.program import checked_settings
 from atlas_supervisor.cli.reload import reload
-from atlas_supervisor.cli.terminal import BAD, NOTE, OK, Screen, safe
+from atlas_supervisor.cli.terminal import NOTE, OK, Screen, safe
 from atlas_worker.contract import SUPERVISOR_SOCKET
 
 UNIT_FILE = "atlas-supervisor.service"
@@ -65,12 +65,13 @@ def init(folder: Path, *, yes: bool, unit: bool, force: bool) -> None:
     }
     write_files(folder, files, force=force)
     screen.print(*_written(screen, folder, application))
-    settings = _checked(screen, folder)
+    settings = checked_settings(folder / ENV_FILE)
+    screen.print(screen.line(OK, "the settings are valid"))
     if installer is not None:
         write_files(folder, {UNIT_FILE: _unit_text(installer, folder)}, force=force)
-        screen.print(_line(screen, OK, f"wrote {UNIT_FILE}"))
+        screen.print(screen.line(OK, f"wrote {UNIT_FILE}"))
     notes = [*missing(folder, application), *application.notes]
-    screen.print(*(_line(screen, NOTE, note) for note in notes))
+    screen.print(*(screen.line(NOTE, note) for note in notes))
     if _daemon_runs(folder, settings) and not notes:
         _try_out(folder, yes=yes)
     else:
@@ -100,30 +101,12 @@ def _chosen(screen: Screen, folder: Path, found: list[Application], *, yes: bool
 
 
 def _written(screen: Screen, folder: Path, application: Application) -> Iterator[RenderableType]:
-    yield _line(screen, OK, f"wrote {ENV_FILE}")
+    yield screen.line(OK, f"wrote {ENV_FILE}")
     text = (folder / ENV_FILE).read_text()
     for line in text.splitlines():
         if not line.startswith("#"):
             yield Padding(safe(line, "dim"), (0, 0, 0, 4), expand=False)
-    yield _line(screen, OK, f"wrote {SMOKE_FILE}: GET {application.path} answers 200")
-
-
-def _line(screen: Screen, sign: str, text: str) -> RenderableType:
-    return screen.beside(screen.sign(sign), safe(text))
-
-
-def _checked(screen: Screen, folder: Path) -> dict[str, str]:
-    """Check the settings as the daemon does, and return them. Raises FailedError with faults."""
-    done = run_program(DAEMON, "--check", "--env-file", folder / ENV_FILE)
-    if done.returncode:
-        faults = Screen(sys.stderr)
-        faults.print(*(_line(faults, BAD, fault) for fault in done.stderr.splitlines()))
-        raise FailedError(
-            f"{folder / ENV_FILE} was written, and is refused, see above.",
-            "Correct it, then: atlas-supervisor --check",
-        )
-    screen.print(_line(screen, OK, "the settings are valid"))
-    return dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+    yield screen.line(OK, f"wrote {SMOKE_FILE}: GET {application.path} answers 200")
 
 
 def _installer() -> Path:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from atlas_supervisor.cli import program
 from atlas_supervisor.cli.init import verb
 from atlas_supervisor.cli.init.detect import detect, missing
 from tests.unit.supervisor.cli.support import Call
@@ -211,6 +211,10 @@ FOLDERS: dict[str, tuple[dict[str, str], str, str]] = {
 }
 
 
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
 def make(folder: Path, files: dict[str, str]) -> Path:
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -266,7 +270,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         calls.append(arguments)
         return subprocess.CompletedProcess([], 0, "STATE_DIR=/no/such/folder\nOK\n", "")
 
-    monkeypatch.setattr(verb, "run_program", run)
+    monkeypatch.setattr(program, "run_program", run)
     monkeypatch.setattr(verb, "free_ports", dict)
     return calls
 
@@ -288,7 +292,7 @@ async def test_settings_and_a_smoke_test_are_written_and_checked(
     ]
     assert 'path = "/up"' in (tmp_path / "smoke.toml").read_text()
     assert f"atlas-supervisor --env-file {tmp_path}/atlas.env" in outcome.out
-    assert set(os.listdir(tmp_path)) == {"main.py", "atlas.env", "smoke.toml"}
+    assert names(tmp_path) == {"main.py", "atlas.env", "smoke.toml"}
 
 
 async def test_a_file_that_is_there_is_kept_unless_it_is_forced(
@@ -310,7 +314,7 @@ async def test_faults_of_the_written_settings_are_shown(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused = subprocess.CompletedProcess([], 2, "", "A=1: accepted: 2\nB=1: accepted: 2\n")
-    monkeypatch.setattr(verb, "run_program", lambda *_: refused)
+    monkeypatch.setattr(program, "run_program", lambda *_: refused)
 
     outcome = await call("init", make(tmp_path, {"main.py": FASTAPI}), "--yes")
 
