@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -24,8 +25,7 @@ def examine(env_file: Path | None) -> Report:
     try:
         settings = load_settings(env_file.absolute(), os.environ, nothing_recorded)
     except SettingsError as error:
-        mend = f"Correct it in {env_file}; atlas-supervisor --check checks it again."
-        faults = [fail("settings", fault, mend) for fault in error.faults]
+        faults = [fail("settings", fault, _mend(fault, env_file)) for fault in error.faults]
         return report([*faults, *machine(None)])
     try:
         daemon = running_daemon(settings.state_dir)
@@ -33,6 +33,12 @@ def examine(env_file: Path | None) -> Report:
         daemon = None
     found = [*overridden(), *installation(settings, env_file)]
     return report([*found, *machine(daemon.pid if daemon else None)])
+
+
+def _mend(fault: str, env_file: Path) -> str:
+    if os.strerror(errno.EACCES) in fault and os.geteuid() != 0:
+        return f"If the daemon is another user's: sudo atlasctl doctor --env-file {env_file}"
+    return f"Correct it in {env_file}; atlas-supervisor --check checks it again."
 
 
 def overridden() -> Iterator[Finding]:

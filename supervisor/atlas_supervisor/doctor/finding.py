@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 
 from pydantic import BaseModel
@@ -45,6 +46,15 @@ def warn(check: str, message: str, mend: str) -> Finding:
 def fail(check: str, message: str, mend: str) -> Finding:
     """Return a finding that a start or a deploy fails with."""
     return Finding(check=check, status=Level.FAIL, message=message, mend=mend)
+
+
+def looked(check: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+    """Yield what a look finds, and a warning if the kernel does not let us look."""
+    try:
+        yield from look()
+    except OSError as error:
+        message = f"can't be looked at: {error.strerror or error}"
+        yield warn(check, message, "Run it as root, or as the daemon's user.")
 
 
 def report(findings: list[Finding]) -> Report:

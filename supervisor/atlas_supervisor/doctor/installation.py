@@ -19,7 +19,7 @@ import anyio
 
 from atlas_supervisor.config import Settings, warnings
 from atlas_supervisor.config.smoke_file import load_smoke_file
-from atlas_supervisor.doctor.finding import Finding, fail, ok, warn
+from atlas_supervisor.doctor.finding import Finding, fail, looked, ok, warn
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.health.daemon_checks import disk_free
 from atlas_supervisor.model.health import CheckStatus
@@ -96,9 +96,8 @@ def installation(settings: Settings, env_file: Path) -> Iterator[Finding]:
     try:
         daemon = running_daemon(settings.state_dir)
     except HiddenError:
-        owner = settings.state_dir.parent.owner()
-        message = f"{settings.state_dir} is not open to this user"
-        yield warn("daemon", message, f"sudo atlasctl doctor --env-file {env_file}, or as {owner}")
+        message = f"STATE_DIR={settings.state_dir} is closed to this user"
+        yield warn("daemon", message, f"sudo atlasctl doctor --env-file {env_file}")
         return
     yield daemon_found(settings, daemon, env_file)
     with as_user_of(settings, daemon):
@@ -108,8 +107,8 @@ def installation(settings: Settings, env_file: Path) -> Iterator[Finding]:
             mend = "Let the daemon's user enter the folders above it (namei -l)."
             found = [fail("permissions", f"{error.filename}: {error.strerror}", mend)]
     yield from found
-    yield from ports(settings, daemon)
-    yield from worker(settings)
+    yield from looked("ports", lambda: ports(settings, daemon))
+    yield from looked("worker", lambda: worker(settings))
 
 
 def settings_checked(settings: Settings, env_file: Path) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from atlas_supervisor.doctor.finding import Finding, fail, ok, warn
+from atlas_supervisor.doctor.finding import Finding, fail, looked, ok, warn
 from atlas_supervisor.system import clock, descriptors
 from atlas_supervisor.traffic.listeners import BACKLOG, prove_steering
 
@@ -35,7 +35,7 @@ _TIMEX_BYTES = 512  # struct timex has 208
 def machine(pid: int | None) -> Iterator[Finding]:
     """Yield what the machine is like; `pid` is that of the running daemon."""
     yield steering()
-    yield somaxconn()
+    yield from looked("somaxconn", lambda: [somaxconn()])
     yield open_files(pid)
     yield ptrace_scope()
     yield clock_of_machine()

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from dotenv import dotenv_values
+
 from atlas_supervisor.cli.errors import FailedError
 from atlas_supervisor.cli.init.application import HEALTH_PATHS, Application
 
@@ -18,13 +20,12 @@ _PORTS, _BLOCK, _LAST = 8790, 10, 8990
 _MODE = 0o644
 
 
-def settings_text(application: Application, ports: Mapping[str, int]) -> str:
+def settings_text(application: Application, ports: Mapping[str, str]) -> str:
     """Return the content of `atlas.env`: what differs from the defaults."""
     values = {"DEPLOY_MODE": "bluegreen", "WORKER_COMMAND": application.command}
     if application.path != HEALTH_PATHS[0]:
         values["HEALTH_PATH"] = application.path
-    values |= application.settings
-    values |= {key: str(port) for key, port in ports.items()}
+    values |= {**application.settings, **ports}
     lines = [f"{key}={value}" for key, value in values.items()]
     return "\n".join(
         [
@@ -48,12 +49,18 @@ def smoke_text(application: Application) -> str:
     )
 
 
-def free_ports() -> dict[str, int]:
-    """Return the ports to set: none if the default ones are free, else the next four that are."""
+def ports_for(env_file: Path) -> dict[str, str]:
+    """Return the ports to set: those of a file that is replaced, since its daemon may have them.
+
+    Else none if the default ones are free, or the next four that are.
+    """
+    if env_file.is_file():
+        before = dotenv_values(env_file, interpolate=False)
+        return {key: port for key in _PORT_KEYS if (port := before.get(key))}
     for first in range(_PORTS, _LAST, _BLOCK):
         ports = range(first, first + len(_PORT_KEYS))
         if all(map(_is_free, ports)):
-            return {} if first == _PORTS else dict(zip(_PORT_KEYS, ports, strict=True))
+            return {} if first == _PORTS else dict(zip(_PORT_KEYS, map(str, ports), strict=True))
     return {}
 
 

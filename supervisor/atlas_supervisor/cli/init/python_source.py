@@ -129,7 +129,7 @@ def files_of(folder: Path, *suffixes: str, depth: int = _DEEPEST) -> Iterator[Pa
     for _ in range(depth):
         below: list[Path] = []
         for each in level:
-            for path in sorted(each.iterdir()) if each.is_dir() else ():
+            for path in _entries(each):
                 if path.name.startswith(".") or path.name in _SKIPPED or path.is_symlink():
                     continue
                 if path.is_dir() and not (path / "pyvenv.cfg").exists():
@@ -139,6 +139,13 @@ def files_of(folder: Path, *suffixes: str, depth: int = _DEEPEST) -> Iterator[Pa
                     if count <= _MOST_FILES and path.stat().st_size <= _MOST_BYTES:
                         yield path
         level = below
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:  # another user's data
+        return []
 
 
 def find_applications(sources: list[Source]) -> list[Found]:

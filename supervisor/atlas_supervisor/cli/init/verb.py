@@ -20,7 +20,7 @@ from atlas_supervisor.cli.init.application import Application
 from atlas_supervisor.cli.init.detect import LOOKED_FOR, detect, missing
 from atlas_supervisor.cli.init.files import (
     SMOKE_FILE,
-    free_ports,
+    ports_for,
     refuse_existing,
     settings_text,
     smoke_text,
@@ -60,7 +60,7 @@ def init(folder: Path, *, yes: bool, unit: bool, force: bool) -> None:
         raise FailedError(f"{error.filename} can't be read: {error.strerror}.") from error
     application = _chosen(screen, folder, found, yes=yes)
     files = {
-        ENV_FILE: settings_text(application, free_ports()),
+        ENV_FILE: settings_text(application, ports_for(folder / ENV_FILE)),
         SMOKE_FILE: smoke_text(application),
     }
     write_files(folder, files, force=force)
@@ -70,9 +70,9 @@ def init(folder: Path, *, yes: bool, unit: bool, force: bool) -> None:
     if installer is not None:
         write_files(folder, {UNIT_FILE: _unit_text(installer, folder)}, force=force)
         screen.print(screen.line(OK, f"wrote {UNIT_FILE}"))
-    notes = [*missing(folder, application), *application.notes]
-    screen.print(*(screen.line(NOTE, note) for note in notes))
-    if _daemon_runs(folder, settings) and not notes:
+    gaps = [*missing(folder, application)]
+    screen.print(*(screen.line(NOTE, note) for note in (*gaps, *application.notes)))
+    if not gaps and _daemon_runs(folder, settings):
         _try_out(folder, yes=yes)
     else:
         screen.print(Text(), *_next_steps(folder, unit=unit))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from atlas_supervisor.cli import program
-from atlas_supervisor.cli.init import verb
+from atlas_supervisor.cli.init import files
 from atlas_supervisor.cli.init.detect import detect, missing
 from tests.unit.supervisor.cli.support import Call
 
@@ -271,7 +271,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return subprocess.CompletedProcess([], 0, "STATE_DIR=/no/such/folder\nOK\n", "")
 
     monkeypatch.setattr(program, "run_program", run)
-    monkeypatch.setattr(verb, "free_ports", dict)
+    monkeypatch.setattr(files, "_is_free", lambda port: port >= 8800)
     return calls
 
 
@@ -285,10 +285,14 @@ async def test_settings_and_a_smoke_test_are_written_and_checked(
     assert outcome.code == 0, outcome.err
     assert checked[0][-1] == tmp_path / "atlas.env"
     settings = (tmp_path / "atlas.env").read_text().splitlines()
-    assert settings[-3:] == [
+    assert settings[2:] == [
         "DEPLOY_MODE=bluegreen",
         f"WORKER_COMMAND={RUNNER} main:app",
         "HEALTH_PATH=/up",
+        "PUBLIC_PORT=8800",
+        "ACTIVE_PORT=8801",
+        "STAGING_PORT=8802",
+        "CONTROL_PORT=8803",
     ]
     assert 'path = "/up"' in (tmp_path / "smoke.toml").read_text()
     assert f"atlas-supervisor --env-file {tmp_path}/atlas.env" in outcome.out
@@ -299,15 +303,21 @@ async def test_a_file_that_is_there_is_kept_unless_it_is_forced(
     call: Call, tmp_path: Path, checked: list[Any]
 ) -> None:
     make(tmp_path, {"main.py": FASTAPI, "smoke.toml": "# mine\n"})
+    make(tmp_path, {"atlas.env": "PUBLIC_PORT=9000\n"})
 
     refused = await call("init", tmp_path, "--yes")
     assert (refused.code, checked) == (1, [])
-    assert "smoke.toml is in " in refused.err
+    assert "atlas.env and smoke.toml are in " in refused.err
     assert (tmp_path / "smoke.toml").read_text() == "# mine\n"
-    assert not (tmp_path / "atlas.env").exists()
 
     assert (await call("init", tmp_path, "--yes", "--force")).code == 0
     assert "[[http]]" in (tmp_path / "smoke.toml").read_text()
+    # A daemon may run on them, and a reload can't change them.
+    assert (
+        (tmp_path / "atlas.env")
+        .read_text()
+        .endswith("main:app\nHEALTH_PATH=/openapi.json\nPUBLIC_PORT=9000\n")
+    )
 
 
 async def test_faults_of_the_written_settings_are_shown(

@@ -117,6 +117,25 @@ def test_root_looks_at_a_state_folder_as_its_owner_does(env_file: Path) -> None:
     assert not [each for each in opened if each.status is Level.FAIL], opened
 
 
+@pytest.mark.needs_root
+def test_a_state_folder_of_another_user_is_to_be_looked_at_by_root(
+    env_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (env_file.parent / "state").mkdir(mode=0o700)
+    for folder in (env_file.parent, *env_file.parent.parents):
+        if folder.name.startswith(("pytest-", "test_")):
+            folder.chmod(0o755)
+    monkeypatch.setattr("atlas_supervisor.doctor.__main__.machine", lambda _pid: [])
+    os.seteuid(65534)
+    try:
+        (closed,) = found(env_file, "settings")
+    finally:
+        os.seteuid(0)
+
+    assert closed.status is Level.FAIL
+    assert f"sudo atlasctl doctor --env-file {env_file}" in str(closed.mend)
+
+
 def test_a_worker_whose_program_is_missing_fails(env_file: Path) -> None:
     add(env_file, "WORKER_COMMAND=no-such-server --fd {fd}")
 
