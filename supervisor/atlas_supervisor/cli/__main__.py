@@ -1,7 +1,8 @@
 """The console program `atlasctl`, also `python -m atlas_supervisor.cli`: the table of verbs.
 
-The client uses the HTTP API only. So it works from anywhere and with a daemon of another version,
-and it proves that the API suffices for everything shown here.
+The client imports nothing of the daemon. It uses the HTTP API, so it works from anywhere and with
+a daemon of another version. Verbs about this machine (doctor, init, prune) run the daemon's program
+as well (`program`).
 """
 
 from __future__ import annotations

@@ -38,14 +38,17 @@ def checked_settings(env_file: Path) -> dict[str, str]:
 
 
 def run_program(module: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run a module of the daemon to its end. Raises `subprocess.TimeoutExpired` after a minute."""
+    """Run a module of the daemon to its end. Raises FailedError after a minute."""
     # -P: a file of the application in the current folder is not taken for a module.
     command: Sequence[str | Path] = (sys.executable, "-P", "-m", module, *arguments)
-    return subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=_SECONDS,
-        check=False,
-    )
+    try:
+        return subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise FailedError(f"{module} did not end within {_SECONDS:.0f} s.") from error

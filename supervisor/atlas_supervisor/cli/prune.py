@@ -211,21 +211,23 @@ def _confirmed(session: Session, count: int, *, yes: bool) -> bool:
 async def _removed(session: Session, releases: Releases, name: str) -> bool:
     """Remove a folder unless it is used by now; return whether it was."""
     see_through()
-    hidden = name if name.startswith(".") else f".{name}{_PRUNED}"
-    if hidden != name:
-        if name in await _used(session, releases):
-            session.screen.print(session.screen.line(NOTE, f"{name} is used by now: kept"))
-            return False
+    was_hidden = _was_interrupted(name)
+    hidden = name if was_hidden else f".{name}{_PRUNED}"
+    name = hidden[1 : -len(_PRUNED)]
+    is_used = bool({name, hidden} & await _used(session, releases))
+    if not (is_used or was_hidden):
         releases.rename(name, hidden)
         try:
-            used = await _used(session, releases)
+            is_used = bool({name, hidden} & await _used(session, releases))
         except FailedError:
-            releases.rename(hidden, name)
+            is_used = True
             raise
-        if {name, hidden} & used:
-            releases.rename(hidden, name)
-            session.screen.print(session.screen.line(NOTE, f"{name} is used by now: kept"))
-            return False
+        finally:
+            if is_used:
+                releases.rename(hidden, name)
+    if is_used:
+        session.screen.print(session.screen.line(NOTE, f"{name} is used by now: kept"))
+        return False
     releases.remove(hidden)
     return True
 
