@@ -17,12 +17,17 @@ async def test_ports_of_a_running_daemon_are_its_own_also_after_its_kill(tmp_pat
     async with DaemonProcess.running(tmp_path, settings) as daemon:
         pid = daemon.pid
         alive = await asyncio.to_thread(examine, daemon.env_file)
+        other = tmp_path / "other.env"
+        other.write_text(f"PUBLIC_PORT={daemon.public_port}\nSTATE_DIR=other\n")
+        beside = await asyncio.to_thread(examine, other)
         await daemon.kill()
         killed = await asyncio.to_thread(examine, daemon.env_file)
         await daemon.start()
 
     for report in (alive, killed):
         assert report.status is not Level.FAIL, report
+    taken = [each.message for each in beside.findings if each.status is Level.FAIL]
+    assert any(f"PUBLIC_PORT={daemon.public_port} is taken: pid " in each for each in taken)
     messages = [f"{each.check}: {each.message}" for each in alive.findings]
     assert any(each.startswith(f"daemon: pid {pid} ") for each in messages)
     assert any(each.startswith("ports: ACTIVE_PORT=") and "is ours" in each for each in messages)

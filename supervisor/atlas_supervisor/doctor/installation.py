@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import distributions, version
 from pathlib import Path
@@ -173,9 +173,11 @@ def ports(settings: Settings, daemon: Daemon | None) -> Iterator[Finding]:
         tag=procfs.tag_for(str(settings.state_dir), ""),
         tag_mask=procfs.TAG_OF_DAEMON,
     )
-    ours: set[int] = set()
-    for pid in (*family, *keepers(), *([daemon.pid] if daemon else ())):
-        ours |= procfs.sockets_of(pid)
+    roles = {pid: f"worker {pid}" for pid in family}
+    if daemon is not None:
+        roles[daemon.pid] = f"daemon {daemon.pid}"
+    roles |= {pid: f"keeper {pid}" for pid in keepers(roles)}
+    ours = _sockets_of(roles)
     addresses = {
         "PUBLIC_PORT": (str(settings.public_host), settings.public_port),
         "ACTIVE_PORT": ("127.0.0.1", settings.active_port),
@@ -183,16 +185,35 @@ def ports(settings: Settings, daemon: Daemon | None) -> Iterator[Finding]:
         "CONTROL_PORT": (str(settings.control_host), settings.control_port),
     }
     for label, (host, port) in addresses.items():
-        yield ok("ports", f"{label}=0 is off") if port == 0 else _port(label, host, port, ours)
+        if port == 0:
+            yield ok("ports", f"{label}=0 is off")
+            continue
+        found = _port(label, host, port, ours)
+        yield found or ok("ports", f"{label}={port} is ours: {_holders(host, port, roles)}")
 
 
-def keepers() -> list[int]:
-    """Return the processes that keep listening sockets for a daemon."""
-    program = Path(socket_keeper.__file__).stem
-    return [pid for pid in procfs.pids() if program in procfs.describe(pid)]
+def _holders(host: str, port: int, roles: dict[int, str]) -> str:
+    inodes = {each.inode for each in foreign_listeners(host, port)}
+    return ", ".join(roles.get(pid) or procfs.describe(pid) for pid in procfs.holders_of(inodes))
 
 
-def _port(label: str, host: str, port: int, ours: set[int]) -> Finding:
+def keepers(known: Iterable[int]) -> list[int]:
+    """Return the processes that keep our listening sockets: with these processes, or alone."""
+    program, ours = Path(socket_keeper.__file__).stem, _sockets_of(known)
+    every = {pid for pid in procfs.pids() if program in procfs.describe(pid)}
+    kept = {pid: procfs.sockets_of(pid) for pid in every}
+    # One whose sockets others have is that of another daemon.
+    return [
+        pid for pid, has in kept.items() if has & ours or every.issuperset(procfs.holders_of(has))
+    ]
+
+
+def _sockets_of(pids: Iterable[int]) -> set[int]:
+    return {inode for pid in pids for inode in procfs.sockets_of(pid)}
+
+
+def _port(label: str, host: str, port: int, ours: set[int]) -> Finding | None:
+    """Return why the port can't be had, or that it is free; None if it is ours alone."""
     held = [each for each in foreign_listeners(host, port) if each.inode in ours]
     mend = f"Stop that program, or set another {label}."
     try:
@@ -206,10 +227,7 @@ def _port(label: str, host: str, port: int, ours: set[int]) -> Finding:
         return fail(
             "ports", str(error).removesuffix(f". Stop it, or choose another {label}."), mend
         )
-    if not held:
-        return ok("ports", f"{label}={port} is free")
-    pids = sorted({pid for each in held for pid in procfs.holders(each.inode)})
-    return ok("ports", f"{label}={port} is ours (pid {', '.join(map(str, pids))})")
+    return None if held else ok("ports", f"{label}={port} is free")
 
 
 def worker(settings: Settings) -> Iterator[Finding]:
