@@ -55,7 +55,9 @@ def ports_for(env_file: Path) -> dict[str, str]:
     Else none if the default ones are free, or the next four that are.
     """
     if env_file.is_file():
-        before = dotenv_values(env_file, interpolate=False)
+        before: Mapping[str, str | None] = {}
+        with suppress(OSError, UnicodeDecodeError):
+            before = dotenv_values(env_file, interpolate=False)
         return {key: port for key in _PORT_KEYS if (port := before.get(key))}
     for first in range(_PORTS, _LAST, _BLOCK):
         ports = range(first, first + len(_PORT_KEYS))

@@ -320,6 +320,21 @@ async def test_a_file_that_is_there_is_kept_unless_it_is_forced(
     )
 
 
+async def test_a_file_that_is_no_settings_at_all_can_be_replaced(
+    call: Call, tmp_path: Path, checked: list[Any]
+) -> None:
+    make(tmp_path, {"main.py": FASTAPI})
+    (tmp_path / "atlas.env").write_bytes(b"\xff\xfe PUBLIC_PORT=1")
+    (tmp_path / "smoke.toml").symlink_to("/no/such/file")
+
+    outcome = await call("init", tmp_path, "--yes", "--force")
+
+    assert outcome.code == 0, outcome.err
+    assert "DEPLOY_MODE=bluegreen" in (tmp_path / "atlas.env").read_text()
+    assert not (tmp_path / "smoke.toml").is_symlink()
+    assert checked
+
+
 async def test_faults_of_the_written_settings_are_shown(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
