@@ -20,6 +20,7 @@ from atlas_supervisor.model import slot
 from atlas_supervisor.model.slot import SlotState
 from scripts.api_reference import api_reference
 from scripts.fault_table import reliability
+from scripts.man_page import man_page
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -135,6 +136,7 @@ def slot_document() -> str:
 GENERATED = {
     "docs/api.md": api_reference,
     "docs/deploy-machine.md": deploy_machine,
+    "docs/man/atlasctl.1": man_page,
     "docs/reliability.md": reliability,
     "docs/slot-machine.md": slot_document,
 }

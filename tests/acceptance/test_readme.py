@@ -201,7 +201,9 @@ async def test_the_commands_for_a_fastapi_application_work_as_they_stand(tmp_pat
 
     ran = await run_all(Shell(tmp_path, copy), home, section("Your own FastAPI application"))
 
-    assert {"atlas-supervisor --check", "atlas-supervisor", "atlasctl deploy"} <= {*ran}
+    assert {"atlasctl init --yes", "atlas-supervisor", "atlasctl deploy"} <= {*ran}
+    settled = (home / "shop/atlas.env").read_text()
+    assert "WORKER_COMMAND=python -m atlas_worker.asgi main:app\n" in settled
     assert not processes_with("ATLAS_STATE_DIR", str(home / "shop/state"))
 
 

@@ -1,1 +1,1 @@
-"""The command line client `atlasctl`; it uses the HTTP API alone."""
+"""The command line client `atlasctl`: the HTTP API, and for this machine the daemon's program."""

@@ -1,7 +1,8 @@
 """The console program `atlasctl`, also `python -m atlas_supervisor.cli`: the table of verbs.
 
-The client uses the HTTP API only. So it works from anywhere and with a daemon of another version,
-and it proves that the API suffices for everything shown here.
+The client imports nothing of the daemon. It uses the HTTP API, so it works from anywhere and with
+a daemon of another version. Verbs about this machine (doctor, init, prune) run the daemon's program
+as well (`program`).
 """
 
 from __future__ import annotations
@@ -10,11 +11,15 @@ import click
 
 from atlas_supervisor.cli.audit import audit
 from atlas_supervisor.cli.canary import canary
+from atlas_supervisor.cli.completion import completion
 from atlas_supervisor.cli.deploy import deploy
+from atlas_supervisor.cli.doctor import doctor
 from atlas_supervisor.cli.health import health
 from atlas_supervisor.cli.history import history, releases
 from atlas_supervisor.cli.hold import hold
+from atlas_supervisor.cli.init.verb import init
 from atlas_supervisor.cli.logs import logs
+from atlas_supervisor.cli.prune import prune
 from atlas_supervisor.cli.ramp import ramp
 from atlas_supervisor.cli.reload import reload
 from atlas_supervisor.cli.rollback import rollback
@@ -39,10 +44,14 @@ VERBS = (
     ramp,
     hold,
     releases,
+    prune,
     logs,
     canary,
     audit,
     reload,
+    doctor,
+    init,
+    completion,
 )
 
 

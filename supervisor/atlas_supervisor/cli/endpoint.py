@@ -70,7 +70,7 @@ def find_endpoint(given: ConnectionOptions) -> Endpoint:
 
 
 def _state_dir(given: ConnectionOptions) -> Path:
-    env_file = _env_file(given)
+    env_file = env_file_of(given)
     try:
         settings = dotenv_values(env_file, interpolate=False, encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -79,26 +79,37 @@ def _state_dir(given: ConnectionOptions) -> Path:
     return env_file.absolute().parent.resolve() / chosen
 
 
-def _env_file(given: ConnectionOptions) -> Path:
-    """Return --env-file, $ATLAS_ENV_FILE, ./atlas.env or that of the checkout, in this order."""
+def env_file_of(given: ConnectionOptions) -> Path:
+    """Return the daemon's env file. Raises `click.UsageError` if there is none."""
+    if (found := find_env_file(given)) is not None:
+        return found
+    where = " or in ".join(map(str, _folders()))
+    raise click.UsageError(
+        f"There is no {ENV_FILE} in {where}. Name the daemon's env file with --env-file or "
+        f"{ENV_ENV_FILE}, or its API with --url. `atlasctl init` writes one."
+    )
+
+
+def find_env_file(given: ConnectionOptions) -> Path | None:
+    """Return --env-file, $ATLAS_ENV_FILE, ./atlas.env or that of the checkout, in this order.
+
+    Raises `click.UsageError` if one is named that is not there.
+    """
     if given.env_file is not None:
         return given.env_file
     if named := os.environ.get(ENV_ENV_FILE):
         if not Path(named).is_file():
             raise click.UsageError(f"{ENV_ENV_FILE} names {named}, which is not a file.")
         return Path(named)
-    folders = [Path.cwd(), *_checkout()]
-    for folder in folders:
-        if (folder / ENV_FILE).is_file():
-            return folder / ENV_FILE
-    where = " or in ".join(map(str, folders))
-    raise click.UsageError(
-        f"There is no {ENV_FILE} in {where}. Name the daemon's env file with --env-file or "
-        f"{ENV_ENV_FILE}, or its API with --url."
-    )
+    files = (folder / ENV_FILE for folder in _folders())
+    return next((file for file in files if file.is_file()), None)
 
 
-def _checkout() -> list[Path]:
+def _folders() -> list[Path]:
+    return [Path.cwd(), *checkout()]
+
+
+def checkout() -> list[Path]:
     """Return the checkout that this code is run from; an installed package has none."""
     root = _IMPORT_ROOT.parent
     return [root] if (root / "pyproject.toml").is_file() else []

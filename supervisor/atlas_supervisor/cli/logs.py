@@ -71,7 +71,7 @@ async def logs(
     slot: str | None,
     contains: str | None,
 ) -> None:
-    """Show the daemon's own log, or what the workers in a slot print.
+    """Show the daemon's own log, or the output of a slot's workers.
 
     --level, --deploy and --slot are for the daemon's own log only.
     """

@@ -32,9 +32,10 @@ _LOOK_SECONDS = 0.1
 
 @verb
 async def reload(session: Session) -> None:
-    """Check the installed program and the env file, and replace the daemon in place.
+    """Replace the daemon in place, after a check.
 
-    Its workers and connections stay. With a fault nothing changes, and the exit status is 1.
+    The installed program and the env file are checked. Workers and connections stay. With a fault
+    nothing changes, and the exit status is 1.
     """
     session.parting = "Interrupted. If the reload has started, it continues: see `atlasctl status`."
     with session.screen.waiting(lambda: "checking program and settings"):

@@ -117,13 +117,20 @@ class Verbs(click.Group):
         return list(self.commands)
 
 
+_FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
+
+
+def local_options() -> list[click.Parameter]:
+    """Return the options of a verb that looks at this machine, and at no daemon elsewhere."""
+    return [each for each in common_options() if each.name in {"env_file", "json"}]
+
+
 def common_options() -> list[click.Parameter]:
     """Return the options that every verb and every group takes."""
-    file = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
     return [
         _option(
             "--env-file",
-            type=file,
+            type=_FILE,
             help="The daemon's env file; its STATE_DIR has the Unix socket. Default: "
             f"${ENV_ENV_FILE}, ./atlas.env, or that of the checkout.",
         ),
@@ -134,12 +141,12 @@ def common_options() -> list[click.Parameter]:
         ),
         _option(
             "--token-file",
-            type=file,
+            type=_FILE,
             help=f"File with the token that changes by --url need. Default: ${ENV_TOKEN}.",
         ),
         _option(
             "--cacert",
-            type=file,
+            type=_FILE,
             help="File with the certificate to trust at an https:// URL, for example a self-signed "
             f"one. Default: ${ENV_CACERT}, or the system's.",
         ),

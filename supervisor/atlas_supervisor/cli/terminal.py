@@ -105,11 +105,19 @@ class Screen:
 
     def failure(self, message: str, hint: str | None) -> None:
         """Print what went wrong and, below it, what to do."""
-        grid = Table.grid(padding=(0, 1))
-        grid.add_row(self.sign(BAD), safe(message))
+        text = safe(message)
         if hint:
-            grid.add_row("", safe(hint, "dim"))
-        self.print(grid)
+            text = Text("\n").join((text, safe(hint, "dim")))
+        self.print(self._beside(BAD, text))
+
+    def line(self, kind: str, text: object) -> RenderableType:
+        """Return a line that begins with a sign; what does not fit wraps beside it."""
+        return self._beside(kind, safe(text))
+
+    def _beside(self, kind: str, text: Text) -> RenderableType:
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row(self.sign(kind), text)
+        return grid
 
     @contextmanager
     def waiting(

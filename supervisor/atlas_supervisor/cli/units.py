@@ -81,6 +81,15 @@ def amount(count: object) -> str:
     return MISSING if number is None else f"{number:,.0f}"
 
 
+def size(count: float) -> str:
+    """Return a number of bytes: `12 kB`, `3.4 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            break
+        count /= 1000
+    return f"{count:.1f} {unit}" if count < 10 and unit != "B" else f"{count:,.0f} {unit}"
+
+
 def percent(rate: object) -> str:
     """Return a rate, 0 to 1, in percent: `12.3 %`; a small one with two digits: `0.052 %`.
 

@@ -167,7 +167,8 @@ class Executor:
                 f"{len(failed)} of {len(checks)} smoke tests failed: {names}",
                 SmokeDetail(checks=checks, output=slot.log.last_lines()),
             )
-        message = f"{len(checks)} smoke tests passed" if checks else "there are no smoke tests"
+        tests = f"{len(checks)} smoke test{'s' * (len(checks) != 1)}"
+        message = f"{tests} passed" if checks else "there are no smoke tests"
         return StepOutcome.passed(message, SmokeDetail(checks=checks))
 
     async def health(self, deploy: ActiveDeploy) -> StepOutcome:

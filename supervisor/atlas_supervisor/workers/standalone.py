@@ -39,12 +39,12 @@ def become_worker(settings: Settings, environ: Mapping[str, str]) -> NoReturn:
     refuse_planted(
         settings.state_dir, account=settings.worker_account
     )  # what is run is what these files name
-    state = _last_state(settings) if settings.deploy_mode is Mode.BLUEGREEN else None
+    state = last_state(settings) if settings.deploy_mode is Mode.BLUEGREEN else None
     port = settings.active_port
     if state and state.active_port == settings.staging_port:
         port = settings.staging_port
     slot = settings.slot_of_port(port)
-    release = _release(settings, state)
+    release = release_to_start(settings, state)
     refuse_foreign_listeners(_LABEL, "127.0.0.1", port)
     instance = new_instance_id(slot)
     environment = worker_environment(
@@ -86,7 +86,7 @@ def nothing_recorded(settings: Settings) -> bool:
     return not recorded or missing(releases.start(recorded).release) is not None
 
 
-def _release(settings: Settings, state: DeployState | None) -> Release:
+def release_to_start(settings: Settings, state: DeployState | None) -> Release:
     """Return the release that a daemon would start. Raises StartRefusedError."""
     releases = Releases.of(settings)
     has_deploys = settings.deploy_mode is Mode.BLUEGREEN
@@ -110,7 +110,8 @@ def _recorded(settings: Settings, state: DeployState | None, releases: Releases)
     return [releases.active(state.active_release), *rows]
 
 
-def _last_state(settings: Settings) -> DeployState | None:
+def last_state(settings: Settings) -> DeployState | None:
+    """Return the content of the state file; None, and a line on standard error, without one."""
     try:
         return StateFile(settings.state_dir / STATE_FILE).read()
     except (UnreadableStateError, OSError) as error:
