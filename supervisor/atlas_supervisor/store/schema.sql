@@ -228,3 +228,10 @@ CREATE TABLE request_minutes (
 ) STRICT;
 
 CREATE INDEX request_minutes_by_version ON request_minutes (version, minute);
+
+-- version: 11
+-- The evidence about a deploy's version, as JSON: what the next daemon goes on with.
+CREATE TABLE deploy_evidence (
+    deploy_id    TEXT PRIMARY KEY REFERENCES deploys (deploy_id) ON DELETE CASCADE,
+    saved        TEXT NOT NULL
+) STRICT;
