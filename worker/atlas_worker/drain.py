@@ -16,14 +16,16 @@ The rules follow from them, in this order:
 - Streams (WebSockets, server-sent events) have no next response. They are closed by their own
   protocols, evenly spread over a share of the timeout: all clients reconnecting at once would
   overload the new version.
-- A retired instance continues to accept, because a rollback makes it active again. A stopping one
+- A retired instance continues to accept, because a rollback makes it active again. One that is
+  held back has a share of the new connections, for a comparison: it sheds only until its clients
+  from before have had the time to leave, and then serves as an active one does. A stopping one
   accepts until its queue is empty and the settling time has passed, and then never again.
 - The process ends when it accepts nothing and has no connection and no stream, or at the hard
   deadline. Requests are cut at the deadline only.
 
 Invariants: `stopping` is never unset; `accepting` goes from true to false once, and from then on
 the role is ignored, because another instance may use the slot; `shedding` is true exactly while
-retired or stopping; each stream is asked to close at most once.
+retired, stopping, or held back since a moment ago; each stream is asked to close at most once.
 """
 
 from __future__ import annotations
@@ -42,6 +44,9 @@ _log = logging.getLogger("atlas.worker")
 
 # A handshake that began before the switch reaches the queue within this time.
 SETTLE_SECONDS = 0.25
+
+# One that is held back sheds for so much longer than the grace of its idle connections.
+HELD_BACK_SECONDS = 1.0
 
 # Streams are closed within this share of the timeout; the rest is for their clients' answers.
 CLOSING_SHARE = 0.5
@@ -150,7 +155,7 @@ class DrainController:
     @property
     def replaced(self) -> bool:
         """Whether another instance is active."""
-        return self.role in (InstanceRole.STAGING, InstanceRole.RETIRED)
+        return self.role not in (InstanceRole.ACTIVE, InstanceRole.UNKNOWN)
 
     @property
     def remaining(self) -> float:
@@ -165,8 +170,10 @@ class DrainController:
         """
         if not self.accepting:
             return
+        led, held_back = self.leading, role is InstanceRole.HELD_BACK
         self.role = role
-        self._shed(self.stopping or role is InstanceRole.RETIRED)
+        if led or not held_back:  # else it is shedding already, or has done so
+            self._shed(self.stopping or held_back or role is InstanceRole.RETIRED)
 
     def stop(self) -> None:
         """Start the shutdown of this process. A second call has no effect."""
@@ -199,6 +206,8 @@ class DrainController:
         if not self.shedding:
             return False
         now = self._clock()
+        if self.role is InstanceRole.HELD_BACK and not self.stopping:
+            self.shedding = now - self._since < self._idle_grace + HELD_BACK_SECONDS
         connections = list(server.connections())
         if now - self._since >= self._idle_grace:  # before, no grace has passed
             self._close_idle(connections, now)

@@ -34,7 +34,7 @@ except ImportError as error:
     ) from error
 
 from atlas_worker.contract import PROBE_HEADER, SMOKE_HEADER
-from atlas_worker.drain import SETTLE_SECONDS
+from atlas_worker.drain import HELD_BACK_SECONDS, SETTLE_SECONDS
 from atlas_worker.instance import Instance
 from atlas_worker.notify import Notifier
 from atlas_worker.request_counter import CLIENT_LEFT, NOT_COUNTED, UNFINISHED, counter
@@ -77,7 +77,7 @@ class _Drain:
 
     def __init__(self, worker: Any) -> None:
         self.stopping = False
-        self.retired = False
+        self.retired = self.held_back = False
         self._since = 0.0
         self._worker = worker
         self._passed_on = False
@@ -94,18 +94,21 @@ class _Drain:
     @property
     def shedding(self) -> bool:
         """Whether responses carry `Connection: close`."""
+        if self.held_back and not self.stopping:
+            return time.monotonic() - self._since < _instance.idle_grace + HELD_BACK_SECONDS
         return self.stopping or self.retired
 
     def _set_role(self, role: InstanceRole) -> None:
-        if role is InstanceRole.RETIRED and not self.shedding:
+        retired, held_back = role is InstanceRole.RETIRED, role is InstanceRole.HELD_BACK
+        if (retired and not self.shedding) or (held_back and not (self.retired or self.held_back)):
             self._since = time.monotonic()
-        self.retired = role is InstanceRole.RETIRED
+        self.retired, self.held_back = retired, held_back
 
     def _on_sigterm(self, sig: int, frame: FrameType | None) -> None:
         if self._passed_on:
             self._worker.handle_exit(sig, frame)
         elif not self.stopping:
-            if not self.retired:
+            if not self.shedding:
                 self._since = time.monotonic()
             self.stopping = True
             # gthread would close idle connections after two seconds, unread bytes or not.
