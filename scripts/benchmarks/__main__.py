@@ -23,6 +23,7 @@ from scripts.benchmarks import (
     canary_statistics,
     events,
     footprint,
+    guard,
     health,
     hop,
     logs,
@@ -47,6 +48,7 @@ BENCHMARKS: Mapping[str, tuple[Benchmark, str]] = {
         "the flip, a deploy's own overhead, the longest request with and without",
     ),
     "events": (events.run, "what 200 watchers cost a deploy and the daemon, 20 of them stuck"),
+    "guard": (guard.run, "how soon the guard reverts a bad version, and how often a good one"),
     "health": (health.run, "answers of health, status and metrics while deploys run under load"),
     "logs": (logs.run, "what a worker that floods its log costs in disk, memory and time"),
     "reload": (

@@ -32,7 +32,7 @@ from atlas_supervisor.deploy.initial_state import active_release
 from atlas_supervisor.deploy.landing_watch import LandingWatch
 from atlas_supervisor.deploy.machine import Phase
 from atlas_supervisor.deploy.recorder import Recorder, Runs
-from atlas_supervisor.deploy.recovery import recover
+from atlas_supervisor.deploy.recovery import SHARING, recover
 from atlas_supervisor.deploy.service import DeployService
 from atlas_supervisor.deploy.status import DeployQueries
 from atlas_supervisor.deploy.switch import Switch, split_of
@@ -189,11 +189,12 @@ class Daemon:
                 tasks.cancel_scope.cancel()
 
     def _split_of(self, unfinished: UnfinishedDeploy | None) -> Split | None:
-        """Return the part of the traffic that staging had, if its deploy waits for its switch."""
-        if unfinished is None or unfinished.record.phase != Phase.AWAITING_SWITCH:
+        """Return the part of the traffic that staging had when the last daemon ended."""
+        if unfinished is None or unfinished.record.phase not in SHARING:
             return None
-        weight = self._state.state.staging_weight
-        return split_of(self._settings, unfinished.record.deploy_id, weight)
+        weight, guarded = self._state.state.staging_weight, unfinished.record.phase == Phase.GUARD
+        deploy_id = unfinished.record.deploy_id
+        return split_of(self._settings, deploy_id, weight, holdback=guarded)
 
     async def _open_store(self, stack: AsyncExitStack) -> UnfinishedDeploy | None:
         """Open database and state file; without what the database holds if that is damaged."""
@@ -389,6 +390,7 @@ class Daemon:
             switch=switch,
             plane=self._plane,
             prober=prober,
+            requests=self._requests,
             check_landing=watch.request,
         )
         queries = DeployQueries(

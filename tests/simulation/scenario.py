@@ -87,6 +87,7 @@ class Scenario:
             liveness_failures=2,
             keep_warm_seconds=self.draw.choice((0, 8, 20)),
             guard_seconds=self.draw.choice((0, 4, 10)),
+            guard_holdback=self.draw.choice((0, 0.1)),
             canary_enabled=True,
             canary_features=("web",),
         )

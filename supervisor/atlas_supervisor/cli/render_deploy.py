@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from atlas_supervisor.cli.client import Record, objects
+from atlas_supervisor.cli.client import Record, mapping, objects
 from atlas_supervisor.cli.hints import hint
 from atlas_supervisor.cli.render_findings import (
     check_lines,
@@ -39,7 +39,7 @@ BUSY = frozenset({"switch", "revert", "unstage"})  # another deploy would still 
 GO_AHEAD = "Switch to it with `atlasctl switch`, or abort with `atlasctl abort`."
 AFTERWARDS = frozenset({"guard", "drain"})  # they run after the deploy has its result
 
-_SHOWN_APART = frozenset({"message", "checks", "output", "probes", "failed_probe"})
+_SHOWN_APART = frozenset({"message", "checks", "output", "probes", "failed_probe", "comparison"})
 _UNITS = {"_us": 0.001, "_ms": 1.0, "_seconds": 1000.0}
 _RESULT_STYLES = {"failed": "red", "rolled_back": "red", "aborted": "yellow"}
 
@@ -86,6 +86,11 @@ def doing(record: Record) -> str:
     return {"unstage": "stopping staging", "revert": "reverting"}.get(
         phase, phase.replace("_", " ")
     )
+
+
+def guarded(record: Record) -> str | None:
+    """Return the guard's figures so far, in words; None if it is not watching requests."""
+    return mapping(record.get("guard")).get("message") or None
 
 
 def title(record: Record) -> Text:

@@ -20,6 +20,7 @@ from atlas_supervisor.config.fields import (
     FileOrNone,
     FileToBe,
     FolderToBe,
+    Holdback,
     Host,
     LatencyMargin,
     Lower,
@@ -115,6 +116,9 @@ class Settings(BaseModel):
     keep_warm_seconds: SecondsOrZero = 300
     keep_warm_foreign: Switch = False
     guard_seconds: SecondsOrZero = 60
+    guard_alpha: Probability = 0.01
+    guard_margin: Probability = 0.02
+    guard_holdback: Holdback = 0
     traffic_ramp: Annotated[Ramp, Field(min_length=1)] = (1.0,)
     traffic_testers: Networks = ()
     traffic_sticky: Annotated[Sticky, Lower, Field(description="connection or address")] = (

@@ -232,7 +232,7 @@ class DeployRun:
         self._forget_incoming()
         if outcome is not None and self._target(outcome) is self._target(incoming):
             return outcome  # it says more
-        detail = incoming.detail if incoming.detail.model_fields_set else interrupted
+        detail = interrupted.model_copy(update=incoming.detail.model_dump(exclude_unset=True))
         return StepOutcome(incoming.event, incoming.message, detail)
 
     async def _run_activity(self) -> StepOutcome | None:
@@ -371,6 +371,7 @@ class DeployRun:
             update={
                 **changes,
                 "phase": row.target.value,
+                "guard": None,
                 "steps": [*record.steps, ended_step] if ended_step else record.steps,
             }
         )

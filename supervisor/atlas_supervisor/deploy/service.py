@@ -169,6 +169,8 @@ class DeployService:
             if run.waits:
                 self._slots.keep_staging()
             return
+        if unfinished is not None and state.staging_weight:  # a holdback without its old version
+            await self._executor.end_sharing()
         if lives is not None:
             self._slots.abandon_staging()
         self._runs.show(next(iter(await self._database.deploys.latest(1)), None))
