@@ -31,10 +31,10 @@ from atlas_supervisor.deploy.executor import Executor
 from atlas_supervisor.deploy.hold import Holds
 from atlas_supervisor.deploy.initial_state import active_release
 from atlas_supervisor.deploy.landing_watch import LandingWatch
-from atlas_supervisor.deploy.machine import SHARES
+from atlas_supervisor.deploy.machine import Phase
 from atlas_supervisor.deploy.ramping import RampControl
 from atlas_supervisor.deploy.recorder import Recorder, Runs
-from atlas_supervisor.deploy.recovery import recover
+from atlas_supervisor.deploy.recovery import SHARING, recover
 from atlas_supervisor.deploy.recycler import Recycler
 from atlas_supervisor.deploy.service import DeployService
 from atlas_supervisor.deploy.status import DeployQueries
@@ -198,11 +198,12 @@ class Daemon:
         await self._store.keep(self._plane.sockets(), tag)
 
     def _split_of(self, unfinished: UnfinishedDeploy | None) -> Split | None:
-        """Return the part of the traffic that staging had, if its deploy goes on with it."""
-        if unfinished is None or unfinished.record.phase not in SHARES:
+        """Return the part of the traffic that staging had when the last daemon ended."""
+        if unfinished is None or unfinished.record.phase not in SHARING:
             return None
-        weight = self._state.state.staging_weight
-        return split_of(self._settings, unfinished.record.deploy_id, weight)
+        weight, guarded = self._state.state.staging_weight, unfinished.record.phase == Phase.GUARD
+        deploy_id = unfinished.record.deploy_id
+        return split_of(self._settings, deploy_id, weight, holdback=guarded)
 
     async def _open_store(self, stack: AsyncExitStack) -> UnfinishedDeploy | None:
         """Open database and state file; without what the database holds if that is damaged."""
@@ -431,6 +432,7 @@ class Daemon:
             switch=switch,
             plane=self._plane,
             prober=prober,
+            requests=self._requests,
             ramps=RampControl(
                 settings=self._settings,
                 slots=slots,

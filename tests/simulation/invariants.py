@@ -143,6 +143,11 @@ def _records_agree(scenario: Scenario) -> None:
         world.breach(f"the file says that connections are held: {held['hold']}")
     if life.plane.active is not active:
         world.breach(f"the file says {active}, and the steering {life.plane.active}")
+    if (shared := life.plane.policy.split.weight) not in {0, held["staging_weight"]}:
+        world.breach(f"staging has {shared}, and the file says {held['staging_weight']}")
+    phase = status.last_deploy.phase if status.last_deploy else "none"
+    if shared and phase not in {"guard", "awaiting_switch"}:
+        world.breach(f"staging has {shared} of the traffic in {phase}")
     if status.slots[list(SlotName).index(active)].role != "active":
         world.breach(f"the file says {active}, and the slots say the other one")
     worker = world.in_slot(active)

@@ -102,6 +102,7 @@ class Scenario:
             traffic_ramp=ramp,
             traffic_step_seconds=self.draw.choice((0, 2, 5)),
             traffic_min_requests=self.draw.choice((0, 0, 1)),
+            guard_holdback=self.draw.choice((0, 0.1)),
             canary_enabled=True,
             canary_features=("web",),
         )

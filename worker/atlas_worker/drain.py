@@ -17,14 +17,17 @@ The rules follow from them, in this order:
   protocols, evenly spread over a share of the timeout: all clients reconnecting at once would
   overload the new version.
 - While new connections are held, the active instance sheds, too; its streams stay.
-- A retired instance continues to accept, because a rollback makes it active again. A stopping one
+- A retired instance continues to accept, because a rollback makes it active again. One that is
+  held back has a share of the new connections, for a comparison: it sheds only until its clients
+  from before have had the time to leave, and then serves as an active one does. A stopping one
   accepts until its queue is empty and the settling time has passed, and then never again.
 - The process ends when it accepts nothing and has no connection and no stream, or at the hard
   deadline. Requests are cut at the deadline only.
 
 Invariants: `stopping` is never unset; `accepting` goes from true to false once, and from then on
 the role is ignored, because another instance may use the slot; `shedding` is true exactly while
-retired, stopping or holding; each stream is asked to close at most once.
+retired, stopping, holding, or held back since a moment ago; each stream is asked to close at most
+once.
 """
 
 from __future__ import annotations
@@ -43,6 +46,9 @@ _log = logging.getLogger("atlas.worker")
 
 # A handshake that began before the switch reaches the queue within this time.
 SETTLE_SECONDS = 0.25
+
+# One that is held back sheds for so much longer than the grace of its idle connections.
+HELD_BACK_SECONDS = 1.0
 
 # Streams are closed within this share of the timeout; the rest is for their clients' answers.
 CLOSING_SHARE = 0.5
@@ -141,6 +147,8 @@ class DrainController:
         self._deadline = float("inf")
         self._close_now = False
         self._held = False
+        self._clearing = False
+        """Held back so lately that clients from before have not had the time to leave."""
         self._pace = _Pace(0.0)
         self._closing: set[Stream] = set()
 
@@ -152,7 +160,7 @@ class DrainController:
     @property
     def replaced(self) -> bool:
         """Whether another instance is active."""
-        return self.role in (InstanceRole.STAGING, InstanceRole.RETIRED)
+        return self.role not in (InstanceRole.ACTIVE, InstanceRole.UNKNOWN)
 
     @property
     def remaining(self) -> float:
@@ -167,9 +175,10 @@ class DrainController:
         """
         if not self.accepting:
             return
-        leaves_anew = not self._leaving
+        led, left = self.leading, self._leaving
         self.role, self._held = role, held
-        self._shed(anew=leaves_anew and self._leaving)
+        self._clearing = role is InstanceRole.HELD_BACK and (led or left)
+        self._shed(anew=self._leaving and not left)
 
     def stop(self) -> None:
         """Start the shutdown of this process. A second call has no effect."""
@@ -203,6 +212,9 @@ class DrainController:
         if not self.shedding:
             return False
         now = self._clock()
+        if self._clearing and now - self._since >= self._idle_grace + HELD_BACK_SECONDS:
+            self._clearing = False
+            self.shedding = self._leaving or self._held
         connections = list(server.connections())
         if now - self._since >= self._idle_grace:  # before, no grace has passed
             self._close_idle(connections, now)
@@ -244,7 +256,7 @@ class DrainController:
 
     @property
     def _leaving(self) -> bool:
-        return self.stopping or self.role is InstanceRole.RETIRED
+        return self.stopping or self._clearing or self.role is InstanceRole.RETIRED
 
     def _shed(self, *, anew: bool) -> None:
         """Set whether to shed; `anew`: from now on streams are closed, too."""

@@ -34,7 +34,7 @@ except ImportError as error:
     ) from error
 
 from atlas_worker.contract import PROBE_HEADER, SMOKE_HEADER
-from atlas_worker.drain import SETTLE_SECONDS
+from atlas_worker.drain import HELD_BACK_SECONDS, SETTLE_SECONDS
 from atlas_worker.instance import Instance
 from atlas_worker.notify import Notifier
 from atlas_worker.request_counter import (
@@ -83,7 +83,7 @@ class _Drain:
 
     def __init__(self, worker: Any) -> None:
         self.stopping = False
-        self.retired = self.held = False
+        self.retired = self.held_back = self.held = False
         self._since = 0.0
         self._worker = worker
         self._passed_on = False
@@ -100,12 +100,17 @@ class _Drain:
     @property
     def shedding(self) -> bool:
         """Whether responses carry `Connection: close`."""
-        return self.stopping or self.retired or self.held
+        if self.stopping or self.retired or self.held:
+            return True
+        lately = time.monotonic() - self._since < _instance.idle_grace + HELD_BACK_SECONDS
+        return self.held_back and lately
 
     def _set_role(self, role: InstanceRole, held: bool) -> None:
-        before, self.retired, self.held = self.shedding, role is InstanceRole.RETIRED, held
-        if self.shedding and not before:
+        retired, held_back = role is InstanceRole.RETIRED, role is InstanceRole.HELD_BACK
+        led = not (self.retired or self.held_back)
+        if (held_back and led) or ((retired or held) and not self.shedding):
             self._since = time.monotonic()
+        self.retired, self.held_back, self.held = retired, held_back, held
 
     def _on_sigterm(self, sig: int, frame: FrameType | None) -> None:
         if self._passed_on:

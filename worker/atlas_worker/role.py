@@ -24,17 +24,22 @@ class InstanceRole(StrEnum):
     STAGING = "staging"
     ACTIVE = "active"
     RETIRED = "retired"
+    HELD_BACK = "held_back"
+    """Not active any more, and still with a share of the new connections."""
 
 
-def next_role(role: InstanceRole, *, own_port: int, active_port: int) -> InstanceRole:
-    """Return the role for the active port in the state file."""
+_NEVER_ACTIVE = (InstanceRole.UNKNOWN, InstanceRole.STAGING)
+
+
+def next_role(
+    role: InstanceRole, *, own_port: int, active_port: int, shared: bool = False
+) -> InstanceRole:
+    """Return the role for the active port in the state file, and whether staging has a share."""
     if active_port == own_port:
         return InstanceRole.ACTIVE
-    return (
-        InstanceRole.RETIRED
-        if role in (InstanceRole.ACTIVE, InstanceRole.RETIRED)
-        else InstanceRole.STAGING
-    )
+    if role in _NEVER_ACTIVE:
+        return InstanceRole.STAGING
+    return InstanceRole.HELD_BACK if shared else InstanceRole.RETIRED
 
 
 class RoleWatcher:
@@ -74,13 +79,14 @@ class RoleWatcher:
             if seen == self._seen:
                 return
             state = json.loads(self._state_file.read_bytes())
-            active_port, held = state["active_port"], state.get("announce_close") is True
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            active_port, shared = state["active_port"], bool(state.get("staging_weight"))
+            held = state.get("announce_close") is True
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return
         if type(active_port) is not int:  # a bool is an int to isinstance
             return
         self._seen = seen
-        role = next_role(self.role, own_port=self._own_port, active_port=active_port)
+        role = next_role(self.role, own_port=self._own_port, active_port=active_port, shared=shared)
         if (role, held) != (self.role, self.held):
             self.role, self.held = role, held
             self._on_change(role, held)

@@ -42,7 +42,7 @@ AFTERWARDS = frozenset({"guard", "drain"})  # they run after the deploy has its 
 
 RECYCLED = "recycled"
 
-_SHOWN_APART = frozenset({"message", "checks", "output", "probes", "failed_probe"})
+_SHOWN_APART = frozenset({"message", "checks", "output", "probes", "failed_probe", "comparison"})
 _UNITS = {"_us": 0.001, "_ms": 1.0, "_seconds": 1000.0}
 _RESULT_STYLES = {"failed": "red", "rolled_back": "red", "aborted": "yellow"}
 
@@ -92,6 +92,11 @@ def doing(record: Record) -> str:
     return {"unstage": "stopping staging", "revert": "reverting"}.get(
         phase, phase.replace("_", " ")
     )
+
+
+def guarded(record: Record) -> str | None:
+    """Return the guard's figures so far, in words; None if it is not watching requests."""
+    return mapping(record.get("guard")).get("message") or None
 
 
 def title(record: Record) -> Text:

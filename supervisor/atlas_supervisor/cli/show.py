@@ -17,6 +17,7 @@ from atlas_supervisor.cli.errors import FailedError
 from atlas_supervisor.cli.follow import follow
 from atlas_supervisor.cli.render_deploy import (
     doing,
+    guarded,
     outcome,
     settled,
     succeeded,
@@ -110,6 +111,8 @@ def _facts(record: Record) -> RenderableType:
             grid.add_row(name, safe(f"{local_time(record[timestamp])}, {ago} ago"))
     if record.get("version"):
         grid.add_row("version", safe(record["version"]))
+    if seen := guarded(record):
+        grid.add_row("guard", safe(seen))
     return grid
 
 

@@ -19,6 +19,7 @@ from atlas_supervisor.cli.render_deploy import (
     GO_AHEAD,
     awaits_switch,
     doing,
+    guarded,
     note,
     result_text,
     suggestions,
@@ -110,6 +111,8 @@ def _facts(data: Record) -> RenderableType:
         grid.add_row("deploying", _line(str(last.get("deploy_id")), doing(last)))
     else:
         grid.add_row("last deploy", _last_deploy(last))
+    if isinstance(last, dict) and (seen := guarded(last)):
+        grid.add_row("guard", safe(seen))
     return grid
 
 

@@ -109,6 +109,7 @@ def _warnings(settings: Settings) -> Iterator[str]:
     if settings.socket_passing is SocketPassing.FD and settings.public_port == 0:
         yield "WORKER_COMMAND has {fd}, the public socket, and with PUBLIC_PORT=0 there is none"
     yield from _about_the_relay(settings)
+    yield from _about_the_holdback(settings)
     yield from _about_the_split(settings)
     yield from _about_the_stop(settings)
     if settings.llm_api_key_file and settings.llm_url.startswith("http://"):
@@ -127,6 +128,20 @@ def _about_the_relay(settings: Settings) -> Iterator[str]:
             "WORKER_COMMAND has {port}, so the relay hides the client's address: workers see "
             "127.0.0.1; with RELAY_PROXY_PROTOCOL=true they get it by PROXY protocol v2"
         )
+
+
+def _about_the_holdback(settings: Settings) -> Iterator[str]:
+    without_kit = settings.socket_passing is not SocketPassing.ACTIVATION
+    reasons = {
+        "PUBLIC_PORT=0: clients follow active_port": not settings.public_port,
+        "GUARD_SECONDS=0": not settings.guard_seconds,
+        "KEEP_WARM_SECONDS=0: no version is kept warm": not settings.keep_warm_seconds,
+        "KEEP_WARM_FOREIGN=false: a worker with {fd} or {port} is not kept warm": (
+            without_kit and not settings.keep_warm_foreign
+        ),
+    }
+    if settings.guard_holdback and (found := [why for why, applies in reasons.items() if applies]):
+        yield f"GUARD_HOLDBACK={as_text(settings.guard_holdback)} has no effect: {found[0]}"
 
 
 def _about_the_split(settings: Settings) -> Iterator[str]:

@@ -225,6 +225,9 @@ MebibytesOrZero = Annotated[
 Share = Annotated[
     float, Field(ge=0, le=1, allow_inf_nan=False, description="a share from 0 to 1 (0.2 is 20 %)")
 ]
+Holdback = Annotated[
+    float, Field(ge=0, le=0.5, allow_inf_nan=False, description="a share from 0 to 0.5 (0.02: 2 %)")
+]
 Probability = Annotated[
     float,
     Field(gt=0, lt=1, allow_inf_nan=False, description="a probability between 0 and 1"),

@@ -22,6 +22,7 @@ from atlas_supervisor.config.fields import (
     FileOrNone,
     FileToBe,
     FolderToBe,
+    Holdback,
     Host,
     LatencyMargin,
     Lower,
@@ -121,6 +122,9 @@ class Settings(BaseModel):
     keep_warm_seconds: SecondsOrZero = 300
     keep_warm_foreign: Switch = False
     guard_seconds: SecondsOrZero = 60
+    guard_alpha: Probability = 0.01
+    guard_margin: Probability = 0.02
+    guard_holdback: Holdback = 0
     traffic_ramp: WholeRamp = (1.0,)
     traffic_step_seconds: SecondsOrZero = 60
     traffic_min_requests: CountOrZero = 50

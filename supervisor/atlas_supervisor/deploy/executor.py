@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import anyio
@@ -13,6 +14,7 @@ import structlog
 from atlas_supervisor.config import Settings
 from atlas_supervisor.config.smoke_file import SmokePlan, load_smoke_file
 from atlas_supervisor.deploy.effects import ActiveDeploy
+from atlas_supervisor.deploy.guard import Guard
 from atlas_supervisor.deploy.machine import HELD_WHY, Event, StepOutcome, When
 from atlas_supervisor.deploy.ramping import RampControl
 from atlas_supervisor.deploy.switch import Switch
@@ -31,6 +33,7 @@ from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.health_probe import HttpProber, health_gate
 from atlas_supervisor.probes.http_client import RequestShape
 from atlas_supervisor.probes.smoke import run_smoke
+from atlas_supervisor.requests.collector import RequestCollector
 from atlas_supervisor.system.clock import Stopwatch
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.drain import counts
@@ -41,7 +44,6 @@ from atlas_supervisor.workers.slots import Slots
 
 log = structlog.get_logger(__name__)
 
-_SMALLEST_GUARD_INTERVAL_SECONDS = 0.5
 _ALONE_POLL_SECONDS = 0.05
 _SKIPPED = "skipped: a fast rollback to a version that ran without complaint"
 _NAMED_BY: dict[VersionSource | None, str] = {
@@ -62,6 +64,7 @@ class Executor:
         switch: Switch,
         plane: Plane,
         prober: HttpProber,
+        requests: RequestCollector,
         ramps: RampControl | None = None,
         check_landing: Callable[[anyio.Event], None] | None = None,
     ) -> None:
@@ -70,6 +73,7 @@ class Executor:
         self._switch = switch
         self._plane = plane
         self._prober = prober
+        self._requests = requests
         self._ramps = ramps
         self._check_landing = check_landing
         """Asks for a check of where connections arrive; the event is set once it is over."""
@@ -79,6 +83,10 @@ class Executor:
         """Count guard and warm time from the switch, which was before this daemon's start."""
         self._warm_since = Stopwatch.since(switched)
         self._switch.has_shared = True  # perhaps
+
+    async def end_sharing(self) -> None:
+        """Take staging's part of the traffic away, as of a deploy that can't go on."""
+        await self._switch.close_split()
 
     def ports(self) -> tuple[int, int]:
         """Return the active and the staging port as they are now."""
@@ -312,45 +320,31 @@ class Executor:
             group.cancel_scope.cancel()
         return outcome
 
-    async def guard(self, _deploy: ActiveDeploy) -> StepOutcome:
-        """Probe the new version for the guard time; too many failures in a row fail it."""
+    async def guard(self, deploy: ActiveDeploy) -> StepOutcome:
+        """Watch the new version for the guard time."""
         await self._slots.cancel_staging_restarts()
-        return await self._until_superseded(self._guard)
-
-    async def _guard(self) -> StepOutcome:
-        settings, slot = self._settings, self._slots.active
+        settings = self._settings
         seconds = min(settings.guard_seconds, self._warm_seconds)
         if seconds <= 0:
             why = "GUARD_SECONDS is 0" if not settings.guard_seconds else "no version is kept warm"
             return StepOutcome.passed(f"not guarded: {why}", GuardDetail(guarded_seconds=0))
-        interval = max(settings.health_interval_seconds, _SMALLEST_GUARD_INTERVAL_SECONDS)
-        failures = probes = 0
-        while (left := seconds - self._warm_since.seconds) > 0:
-            await anyio.sleep(min(interval, left))
-            result = await self._prober.probe(
-                slot.port,
-                settings.health_path,
-                timeout_seconds=settings.health_timeout_seconds,
-                expect_instance=slot.instance.name if slot.instance else None,
-            )
-            probes += 1
-            failures = failures + 1 if result.verdict is Verdict.FAIL else 0
-            if failures >= settings.liveness_failures:
-                output = slot.log.last_lines()
-                return StepOutcome.failed(
-                    f"the new version failed {failures} probes in a row: {result.message}",
-                    GuardDetail(probes=probes, failed_probe=result, output=output),
-                )
-        return StepOutcome.passed(
-            f"{probes} probes in {seconds:g} s, no reason to revert",
-            GuardDetail(guarded_seconds=seconds, probes=probes),
+        guard = Guard(
+            deploy,
+            self._warm_since,
+            settings=settings,
+            slots=self._slots,
+            switch=self._switch,
+            prober=self._prober,
+            requests=self._requests,
         )
+        return await self._until_superseded(partial(guard.watch, seconds))
 
     async def warm(self, deploy: ActiveDeploy) -> StepOutcome:
         """Wait for the rest of the warm time, or for the end of the warm instance.
 
         It does not end by itself while the old version is the only one that lives.
         """
+        await self._switch.close_split()
         if (reason := deploy.record.reason or "").endswith(HELD_WHY):
             self._slots.complaint = reason
         return await self._until_superseded(self._keep_warm)
@@ -367,6 +361,7 @@ class Executor:
 
     async def drain(self, deploy: ActiveDeploy) -> StepOutcome:
         """Drain the version without traffic."""
+        await self._switch.close_split()  # its holdback
         old = self._slots.staging.instance
         try:
             detail = DrainDetail.model_validate(await self._slots.drain_staging())

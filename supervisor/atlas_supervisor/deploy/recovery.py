@@ -60,6 +60,9 @@ _LATEST = 2
 """So many deploys can end in the same moment: one drains while the next one is in progress."""
 
 _AFTER_SWITCH = frozenset({Phase.GUARD, Phase.WARM, Phase.DRAIN})
+SHARING = SHARES | {Phase.GUARD}
+"""Phases in which both versions may have a part of the traffic."""
+
 _GOING_ON = _AFTER_SWITCH | SHARES | {Phase.DRAIN_REVERTED}
 
 
@@ -86,7 +89,7 @@ async def recover(
     file = StateFile(settings.state_dir / STATE_FILE)
     state = await read_state(settings, file, database)
     state, open_ended = await finish_interrupted(database, state, settings)
-    if open_ended is None or open_ended.record.phase not in SHARES:
+    if open_ended is None or open_ended.record.phase not in SHARING:
         state = state.model_copy(update={"staging_weight": 0.0})
     keeper = StateKeeper(file, database.state, state, written)
     try:

@@ -239,7 +239,7 @@ class DeployRun:
         target = self._target(incoming)
         if outcome is not None and self._target(outcome) is target is not self.phase:
             return outcome  # it says more
-        detail = incoming.detail if incoming.detail.model_fields_set else interrupted
+        detail = interrupted.model_copy(update=incoming.detail.model_dump(exclude_unset=True))
         return replace(incoming, detail=detail)
 
     async def _run_activity(self) -> StepOutcome | None:
@@ -390,6 +390,7 @@ class DeployRun:
             update={
                 **changes,
                 "phase": row.target.value,
+                "guard": None,
                 "steps": [*record.steps, ended_step] if ended_step else record.steps,
             }
         )

@@ -220,6 +220,8 @@ class DeployService:
             for transition in lost_in_ramp(record):
                 await self._recorder.write(transition)
             await self._keys.forget_undone()
+        if unfinished is not None and state.staging_weight:  # a holdback without its old version
+            await self._executor.end_sharing()
         if lives is not None:
             self._slots.abandon_staging()
         deploys = self._database.deploys

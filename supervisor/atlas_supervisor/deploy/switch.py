@@ -8,8 +8,9 @@ from then on the switch counts.
 Before it, a deploy that has passed its gates may have a part of the traffic (the split): testers'
 networks, and the share that the state file names, `staging_weight`. A share is steered first and
 then written, and both are undone if that fails; so the file is right after a kill, too. The share
-is 0 from the switch on, and when the deploy ends without one. One change follows another
-(`_changing`).
+is 0 from the switch on, and when the deploy ends without one. After the switch the version before
+may keep a share for the time of the guard (the holdback): it is the staging slot's then, in the
+same field of the file. One change follows another (`_changing`).
 
 The check (`landing`) connects to the public port and asks the kernel which process accepted. It
 finds what the kernel's return code can't show: a foreign listener on a more specific address, or
@@ -140,11 +141,11 @@ def _accepted(clients: list[socket.socket]) -> set[int]:
         pause *= 1.5
 
 
-def split_of(settings: Settings, deploy_id: str, weight: float) -> Split:
+def split_of(settings: Settings, deploy_id: str, weight: float, *, holdback: bool = False) -> Split:
     """Return a deploy's part of the traffic; its addresses are others than those of the last."""
     salt = int.from_bytes(blake2b(deploy_id.encode(), digest_size=4).digest())
     by_address = settings.traffic_sticky is Sticky.ADDRESS
-    return Split(weight, by_address, salt, settings.traffic_testers)
+    return Split(weight, by_address, salt, settings.traffic_testers, holdback)
 
 
 class NoSplitError(Exception):
@@ -242,6 +243,23 @@ class Switch:
                 if covers and active.state is not SlotState.STARTING:
                     self._plane.vacate(active.name, active.name.other)
         return self._plane.policy.split.weight
+
+    async def hold_back(self, deploy_id: str, weight: float) -> str | None:
+        """Leave a share of new connections with the version before; return why it can't be."""
+        with anyio.CancelScope(shield=True):
+            async with self._changing:
+                split = split_of(self._settings, deploy_id, weight, holdback=True)
+                try:
+                    self._steer_split(split)
+                    if self._state.state.staging_weight != weight:
+                        await self._state.change(staging_weight=weight)
+                except NoSplitError:
+                    return "the version before is not alive"
+                except OSError as error:
+                    self._steer_back(self._slots.active)
+                    return str(error)
+                await self._state.copy_to_database()
+        return None
 
     def _steer_split(self, split: Split) -> None:
         if not self._slots.staging.can_serve:

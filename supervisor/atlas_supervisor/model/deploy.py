@@ -13,6 +13,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from atlas_supervisor.model.drain import DrainCounts
+from atlas_supervisor.model.judgement import Judgement
 from atlas_supervisor.model.probe import CheckResult, ProbeResult
 from atlas_supervisor.model.ramp import Ramp
 from atlas_supervisor.model.worker_text import disclosed, withheld
@@ -144,6 +145,44 @@ class GuardDetail(StepDetail):
     guarded_seconds: float | None = Field(None, description="0 if there was no guard time.")
     probes: int | None = Field(None, description="How many probes were made.")
     failed_probe: ProbeResult | None = Field(None, description="The last one, if it reverted.")
+    seconds: float | None = Field(
+        None, description="Since the switch. This and what follows: if requests are counted."
+    )
+    requests: int | None = Field(
+        None, description="Users' requests that the new version has had since the switch."
+    )
+    failed: int | None = Field(
+        None, description="Of them, those that failed: 5xx, or cut by the end of a process."
+    )
+    error_rate: float | None = Field(None, description="Failed ones among them, 0 to 1.")
+    old_requests: int | None = Field(
+        None, description="Requests in the old version's record: of its worst hour."
+    )
+    old_failed: int | None = Field(None, description="Of them, those that failed.")
+    old_error_rate: float | None = Field(None, description="Failed ones among them; null: none.")
+    allowed_error_rate: float | None = Field(
+        None, description="Up to here, the new version counts as no worse."
+    )
+    odds: float | None = Field(
+        None, description="How strongly the failures speak against the new version, to 1."
+    )
+    odds_needed: float | None = Field(None, description="The odds at which it is reverted.")
+    slow: int | None = Field(
+        None, description="Requests that took longer than `slow_ms`, from 10 s after the switch on."
+    )
+    slow_ms: float | None = Field(
+        None, description="Where slow begins by the record; null if that is too small."
+    )
+    allowed_slow: float | None = Field(
+        None, description="Share of slow requests up to which it counts as no slower."
+    )
+    slow_odds: float | None = Field(None, description="How strongly those speak against it.")
+    holdback: float | None = Field(
+        None, description="Share of new connections that the old version still gets."
+    )
+    comparison: Judgement | None = Field(
+        None, description="What the requests of both say, in a holdback."
+    )
 
 
 class DrainDetail(StepDetail):
@@ -197,6 +236,9 @@ class DeployRecord(BaseModel, frozen=True):
     staging_port: int = Field(description="Port of the staging slot; changes with the switch.")
     steps: list[Step] = Field(description="The steps that have ended, in order.")
     reason: str | None = Field(description="Why it had this result, in words.")
+    guard: GuardDetail | None = Field(
+        None, description="What the guard has seen so far; null unless it watches."
+    )
     phase: str = Field(
         description="The current phase (docs/deploy-machine.md); `ended` once nothing more happens."
     )

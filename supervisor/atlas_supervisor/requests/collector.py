@@ -8,6 +8,7 @@ For the evidence of ramps and guards, with an instance by its name (`WorkerProce
   last ten minutes at most; the last ones are not sealed yet. What began before the daemon's start
   is in the totals alone.
 - `record(version, since, until)`: what a version has counted, whole minutes of Unix time.
+- `store`: keeps what evidence needs over a restart.
 
 Counts are written once a minute, with the cells they come from: a daemon that was killed goes on
 from there, and nothing is counted twice or lost. The file of a process that has ended is removed
@@ -85,7 +86,7 @@ class RequestCollector:
         self.rules = ComparisonRules()
         """How versions are compared; set by the daemon."""
         self._folder = state_dir / RINGS_DIRECTORY
-        self._store = store
+        self.store = store
         self._instances: dict[str, InstanceCounts] = {}
         self._saved_rows: dict[str, InstanceRow] = {}
         self._saved_cells: dict[str, bytes] = {}
@@ -105,8 +106,8 @@ class RequestCollector:
 
         A process that was killed has created the latter and never named them.
         """
-        self._saved_rows = {row.instance: row for row in await self._store.instances()}
-        self._saved_cells = await self._store.files()
+        self._saved_rows = {row.instance: row for row in await self.store.instances()}
+        self._saved_cells = await self.store.files()
         self._write_at = _next_minute()
         await anyio.to_thread.run_sync(self._remove_unfinished)
 
@@ -164,11 +165,15 @@ class RequestCollector:
     async def record(self, version: str, since: float, until: float) -> RequestTotals:
         """Return the totals of a version in the minutes that begin in `[since, until)`.
 
-        Times are Unix time. Raises StoreError.
+        Times are Unix time; up to the present one, with what is not written yet. Raises StoreError.
         """
         total = RequestTotals()
-        for row in await self._store.minutes(version, int(since), int(until)):
-            total.add(row.totals)
+        async with self._lock:  # not while a minute is on its way
+            for row in await self.store.minutes(version, int(since), int(until)):
+                total.add(row.totals)
+            for (_, of_version), totals in self._unwritten.items():
+                if of_version == version and until > steady_time() - WRITE_SECONDS:
+                    total.add(totals)
         return total
 
     def exposed(self) -> Mapping[tuple[str, str], RequestTotals]:
@@ -353,7 +358,7 @@ class RequestCollector:
         gone = set(self._gone)
         minute = int(steady_time() - WRITE_SECONDS / 2) // 60 * 60
         try:
-            await self._store.commit(
+            await self.store.commit(
                 RequestCommit(
                     minute=minute,
                     instances=[

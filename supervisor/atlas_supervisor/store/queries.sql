@@ -288,6 +288,12 @@ INSERT INTO request_minutes (minute, slot, version, counts, latency) VALUES (:mi
 SELECT minute, slot, version, counts, latency FROM request_minutes
 WHERE version = :version AND minute >= :since AND minute < :until ORDER BY minute;
 
+-- name: put_deploy_evidence
+INSERT OR REPLACE INTO deploy_evidence (deploy_id, saved) VALUES (:deploy_id, :saved);
+
+-- name: deploy_evidence
+SELECT saved FROM deploy_evidence WHERE deploy_id = :deploy_id;
+
 -- name: trim_request_minutes
 DELETE FROM request_minutes WHERE minute < :before;
 

@@ -6,7 +6,7 @@ import json
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from atlas_supervisor.model.histogram import Histogram
 from atlas_supervisor.model.requests import RequestCounts, RequestMinute, RequestTotals
@@ -100,6 +100,16 @@ class RequestStore:
             "request_minutes", version=version, since=since, until=until
         )
         return [RequestMinute(row["minute"], row["slot"], version, _totals(row)) for row in rows]
+
+    async def save_evidence(self, deploy_id: str, saved: dict[str, Any]) -> None:
+        """Save what the next daemon goes on with; in place of what was saved before."""
+        row = {"deploy_id": deploy_id, "saved": json.dumps(saved)}
+        await self._statements.write(("put_deploy_evidence", row))
+
+    async def evidence(self, deploy_id: str) -> dict[str, Any] | None:
+        """Return the evidence that was saved last; None if there is none."""
+        rows = await self._statements.read("deploy_evidence", deploy_id=deploy_id)
+        return json.loads(rows[0]["saved"]) if rows else None
 
 
 def _columns(totals: RequestTotals) -> dict[str, str | bytes]:

@@ -249,3 +249,10 @@ ALTER TABLE deploys ADD COLUMN irreversible INTEGER NOT NULL DEFAULT 0;
 -- version: 13
 -- The ramp so far (JSON), with what the next daemon needs to go on with it.
 ALTER TABLE deploys ADD COLUMN ramp TEXT;
+
+-- version: 14
+-- The evidence about a deploy's version, as JSON: what the next daemon goes on with.
+CREATE TABLE deploy_evidence (
+    deploy_id    TEXT PRIMARY KEY REFERENCES deploys (deploy_id) ON DELETE CASCADE,
+    saved        TEXT NOT NULL
+) STRICT;

@@ -30,6 +30,10 @@ to the IP header (a dual-stack socket sees both families, so it looks at the ver
    the staging slot keeps it while the weight grows.
 4. The rest gets the active slot.
 
+After a switch the staging slot has the version before. In a `holdback` it keeps a part, so 2 and 3
+are the other way round: testers get the active slot, and the staging slot has the numbers from the
+top. Those are the addresses that a growing weight would have taken to the new version last.
+
 The hash is MurmurHash3's finalizer over the words of the masked address, begun with a salt: only
 multiplication, shifts and exclusive or, which classic BPF has. A salt of its own makes each deploy
 begin with other addresses.
@@ -83,15 +87,21 @@ class Split:
     """32 bits that make the assignment of addresses another one."""
     testers: tuple[Network, ...] = ()
     """They get the staging slot, with a weight of 0, too."""
+    holdback: bool = False
+    """Whether the staging slot has the version before, and not the one to come."""
 
     @property
     def threshold(self) -> int:
         """The weight as a part of 2^32."""
         return round(self.weight * _WORD)
 
+    def takes(self, number: int) -> bool:
+        """Return whether a number of 32 bits is the staging slot's."""
+        return number >= _WORD - self.threshold if self.holdback else number < self.threshold
+
     def __bool__(self) -> bool:
         """Return whether any connection may go to the staging slot."""
-        return bool(self.threshold or self.testers)
+        return bool(self.threshold or (self.testers and not self.holdback))
 
 
 @dataclass(frozen=True)
@@ -121,6 +131,11 @@ class SteeringPolicy:
         """Whether each slot can be reached from its `DIRECT_SOURCE`."""
         return self.direct or self.held or bool(self.split)
 
+    @property
+    def tested(self) -> SlotName:
+        """The slot that testers get."""
+        return self.active if self.split.holdback else self.active.other
+
 
 # The decision in Python.
 
@@ -134,9 +149,9 @@ def choose(policy: SteeringPolicy, source: Address, draw: int) -> SlotName:
                 return slot
     split = policy.split
     if any(source in network for network in split.testers):
-        return policy.active.other
+        return policy.tested
     number = site_hash(source, split.salt) if split.by_address else draw
-    return policy.active.other if number < split.threshold else policy.active
+    return policy.active.other if split.takes(number) else policy.active
 
 
 def site_hash(source: Address, salt: int) -> int:
@@ -223,7 +238,7 @@ def _branch(policy: SteeringPolicy, version: int) -> _Program:
         for slot, source in DIRECT_SOURCE.items():
             program += [(_JEQ_K, 0, 1, int(source)), _to(policy, slot)]
     for network in testers:
-        program += [*_within(network), _to(policy, policy.active.other)]
+        program += [*_within(network), _to(policy, policy.tested)]
     return program + _drawn(policy, version)
 
 
@@ -252,12 +267,10 @@ def _drawn(policy: SteeringPolicy, version: int) -> _Program:
     number: _Program = [(_LD_W_ABS, 0, 0, _RANDOM)]
     if split.by_address:
         number = _hashed(split.salt, _SITE[version])
-    return [
-        *number,
-        (_JGE_K, 0, 1, split.threshold),
-        _to(policy, active),
-        _to(policy, staging),
-    ]
+    bound, above, below = split.threshold, active, staging
+    if split.holdback:
+        bound, above, below = _WORD - bound, staging, active
+    return [*number, (_JGE_K, 0, 1, bound), _to(policy, above), _to(policy, below)]
 
 
 def _hashed(salt: int, masks: Sequence[int]) -> _Program:

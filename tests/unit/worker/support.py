@@ -68,10 +68,10 @@ def port_of(sock: socket.socket) -> int:
     return port
 
 
-def write_state(state_dir: Path, active_port: int) -> None:
+def write_state(state_dir: Path, active_port: int, **more: float) -> None:
     state_dir.mkdir(parents=True, exist_ok=True)
     new = state_dir / "deploy_state.json.new"
-    new.write_text(json.dumps({"schema_version": 1, "active_port": active_port}))
+    new.write_text(json.dumps({"schema_version": 1, "active_port": active_port, **more}))
     new.replace(state_dir / "deploy_state.json")
 
 
@@ -191,8 +191,8 @@ class Worker:
     def activate(self) -> None:
         write_state(self.state_dir, self.own_port)
 
-    def retire(self) -> None:
-        write_state(self.state_dir, 1)
+    def retire(self, **more: float) -> None:
+        write_state(self.state_dir, 1, **more)
 
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)

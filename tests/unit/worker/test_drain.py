@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas_worker.drain import CLOSING_SHARE, RemainingWork, StreamKind
+from atlas_worker.drain import CLOSING_SHARE, HELD_BACK_SECONDS, RemainingWork, StreamKind
 from atlas_worker.role import InstanceRole
 from tests.unit.worker.fakes import GRACE, SETTLE, TIMEOUT, FakeStream, Scene
 
@@ -35,6 +35,36 @@ def test_a_retired_worker_sheds_its_connections_and_continues(scene: Scene) -> N
     assert scene.server.open == []
     assert not scene.after(1000)
     assert scene.server.accepting
+
+
+@pytest.mark.parametrize("noticed", [True, False])
+def test_a_version_that_is_held_back_lets_its_clients_go_and_keeps_those_that_come(
+    scene: Scene, noticed: bool
+) -> None:
+    scene.drain.set_role(InstanceRole.ACTIVE)
+    scene.server.connect()
+    if noticed:  # the moment between the switch and the holdback
+        scene.drain.set_role(InstanceRole.RETIRED)
+    scene.drain.set_role(InstanceRole.HELD_BACK)
+    assert scene.drain.shedding
+    assert not scene.drain.leading
+    scene.after(GRACE + HELD_BACK_SECONDS)
+    assert scene.server.open == []
+    assert not scene.drain.shedding
+    scene.server.connect(idle_at=scene.now)
+    assert not scene.after(1000)
+    assert len(scene.server.open) == 1
+    scene.drain.set_role(InstanceRole.RETIRED)  # the holdback ends
+    assert scene.drain.shedding
+    scene.after(GRACE)
+    assert scene.server.open == []
+
+
+def test_a_version_that_is_held_back_and_stops_sheds_to_its_end(scene: Scene) -> None:
+    scene.drain.set_role(InstanceRole.HELD_BACK)
+    scene.drain.stop()
+    scene.after(GRACE + 2 * HELD_BACK_SECONDS)
+    assert scene.drain.shedding
 
 
 def test_a_worker_that_is_active_again_keeps_its_connections_again(scene: Scene) -> None:

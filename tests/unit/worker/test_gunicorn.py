@@ -213,6 +213,19 @@ async def test_keep_alive_ends_on_retirement_and_returns_when_active(
         await worker.kept()
 
 
+async def test_an_instance_that_is_held_back_keeps_connections_once_earlier_clients_have_left(
+    tmp_path: Path,
+) -> None:
+    async with gunicorn(tmp_path, grace=0.2) as worker, Client.to(worker.port) as client:
+        assert not (await client.get()).closes
+        worker.retire(staging_weight=0.1)
+        await worker.shed()
+        assert await asyncio.wait_for(client.is_closed(), 10)
+        await worker.kept()
+        worker.retire()  # the holdback ends
+        await worker.shed()
+
+
 async def test_an_idle_connection_of_a_retired_instance_is_closed_after_the_grace(
     tmp_path: Path,
 ) -> None:

@@ -31,6 +31,22 @@ def test_the_role_follows_the_active_port(
     assert next_role(role, own_port=OWN, active_port=active_port) is expected
 
 
+@pytest.mark.parametrize(
+    ("role", "expected"),
+    [
+        (InstanceRole.STAGING, InstanceRole.STAGING),
+        (InstanceRole.ACTIVE, InstanceRole.HELD_BACK),
+        (InstanceRole.RETIRED, InstanceRole.HELD_BACK),
+        (InstanceRole.HELD_BACK, InstanceRole.HELD_BACK),
+    ],
+)
+def test_a_version_that_was_active_is_held_back_while_staging_has_a_share(
+    role: InstanceRole, expected: InstanceRole
+) -> None:
+    assert next_role(role, own_port=OWN, active_port=OTHER, shared=True) is expected
+    assert next_role(role, own_port=OWN, active_port=OWN, shared=True) is InstanceRole.ACTIVE
+
+
 class Followed:
     """A watch on a file, and the roles that it reported."""
 

@@ -139,6 +139,14 @@ async def test_status_shows_draining_workers_and_unexpected_exits(
     assert "nothing left" in outcome.out
 
 
+async def test_status_and_show_have_what_the_guard_has_seen(daemon: Played, atlasctl: Call) -> None:
+    guarded = record(phase="guard", guard={"message": "3 of 640 requests failed", "failed": 3})
+    daemon.play("GET", "/deploy/status", status(last_deploy=guarded))
+    daemon.play("GET", f"/deploy/{guarded['deploy_id']}", guarded)
+    assert "3 of 640 requests failed" in (await atlasctl("status")).out
+    assert "3 of 640 requests failed" in (await atlasctl("show", guarded["deploy_id"])).out
+
+
 async def test_status_shows_the_requests_of_workers_that_count_them(
     daemon: Played, atlasctl: Call
 ) -> None:

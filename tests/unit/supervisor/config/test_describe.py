@@ -44,6 +44,12 @@ def test_no_secret_is_in_a_fault(faults: Faults) -> None:
     ("text", "part"),
     [
         ("KEEP_WARM_SECONDS=10", "GUARD_SECONDS=60 is longer than KEEP_WARM_SECONDS=10"),
+        ("GUARD_HOLDBACK=0.02\nPUBLIC_PORT=0", "no effect: PUBLIC_PORT=0"),
+        (
+            "GUARD_HOLDBACK=0.02\nGUARD_SECONDS=0",
+            "GUARD_HOLDBACK=0.02 has no effect: GUARD_SECONDS",
+        ),
+        ("GUARD_HOLDBACK=0.02\nWORKER_COMMAND=serve {fd}", "no effect: KEEP_WARM_FOREIGN=false"),
         ("READY_TIMEOUT_SECONDS=2", "HEALTH_TIMEOUT_SECONDS=2 is not below"),
         ("SMOKE_FILE=", "SMOKE_FILE"),
         ("PUBLIC_PORT=0\nCONTROL_PORT=0", "PUBLIC_PORT=0 and CONTROL_PORT=0"),

@@ -42,6 +42,9 @@ BAD = {
     "LIVENESS_PATH": ["livez", "/a b"],
     "KEEP_WARM_SECONDS": ["-1", "nan", "inf", ""],
     "GUARD_SECONDS": ["-0.1", "nan"],
+    "GUARD_ALPHA": ["0", "1"],
+    "GUARD_MARGIN": ["-0.1", "1", "2 %"],
+    "GUARD_HOLDBACK": ["-0.1", "0.51", "nan"],
     "TRAFFIC_RAMP": [
         *("", "0,1", "0.5,0.5", "0.5,0.2", "0.5,2", "a", "0.5,,1", "nan"),
         *("0.5", "0.05,0.25", "1,1", "-0.1,1", "5,25,100", "5%,1"),

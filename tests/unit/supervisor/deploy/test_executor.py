@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -16,10 +17,14 @@ from atlas_supervisor.deploy.executor import Executor
 from atlas_supervisor.deploy.machine import Event, Plan
 from atlas_supervisor.deploy.runner import DeployRun
 from atlas_supervisor.deploy.switch import Switch
+from atlas_supervisor.model.deploy import GuardDetail
 from atlas_supervisor.model.release import Release, Version, VersionChange
+from atlas_supervisor.model.requests import RequestCounts, RequestTotals
 from atlas_supervisor.model.slot import SlotName, SlotState
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.probes.health_probe import GateResult, HttpProber
+from atlas_supervisor.requests.collector import RequestCollector
+from atlas_supervisor.store.statements import StoreError
 from tests.harness import eventually
 from tests.unit.supervisor.deploy.support import Ready, kill, ready
 from tests.unit.supervisor.store.support import a_deploy
@@ -57,6 +62,7 @@ async def stage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
             switch=it.switch,
             plane=it.bench.plane,
             prober=prober,
+            requests=RequestCollector(folder, it.database.requests),
         )
         yield Stage(it, activities)
 
@@ -175,6 +181,26 @@ async def test_a_switch_says_that_without_a_public_port_there_is_no_ramp(
         assert on.activities._settings.ramp == ()
         outcome = await on.activities.switch(on.deploy())
         assert outcome.message.endswith(", without a ramp, because PUBLIC_PORT=0")
+
+
+async def test_a_fault_of_the_evidence_reverts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = {"keep_warm_seconds": 600, "keep_warm_foreign": True, "guard_seconds": 0.1}
+    async with stage(tmp_path, monkeypatch) as on:
+        on.activities._settings = on.activities._settings.model_copy(update=short)
+        counted = RequestTotals(RequestCounts(begun=1_000, classes=(0, 0, 0, 0, 1_000)))
+        monkeypatch.setattr(on.activities._requests, "totals", lambda _name: counted)
+        for fault in (StoreError("locked"), ValueError("a bug")):
+            evidence = AsyncMock(side_effect=fault)
+            monkeypatch.setattr(on.activities._requests.store, "evidence", evidence)
+            assert (await on.activities.switch(on.deploy())).has_passed
+            outcome = await on.activities.guard(on.deploy())
+            evidence.assert_awaited()
+            assert (outcome.event, outcome.detail) == (
+                Event.PASSED,
+                GuardDetail(guarded_seconds=0.1, probes=1),
+            )
 
 
 @pytest.mark.parametrize("phase", ["guard", "warm"])

@@ -46,7 +46,7 @@ async def test_before_the_switch_it_is_aborted_and_the_version_stays(
 
 
 @pytest.mark.parametrize(
-    ("phase", "weight"), [(Phase.AWAITING_SWITCH, 0.5), (Phase.HEALTH, 0), (Phase.GUARD, 0)]
+    ("phase", "weight"), [(Phase.AWAITING_SWITCH, 0.5), (Phase.HEALTH, 0), (Phase.WARM, 0)]
 )
 async def test_a_share_of_the_traffic_goes_on_with_a_deploy_that_waits_alone(
     tmp_path: Path, phase: Phase, weight: float

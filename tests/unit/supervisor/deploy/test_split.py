@@ -61,6 +61,32 @@ async def test_a_share_that_can_not_be_written_is_not_steered(
         assert it.has(GREEN)
 
 
+async def test_the_version_before_is_held_back_and_a_way_back_ends_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ready(tmp_path, monkeypatch) as it:
+        assert (await it.switch.flip()).has_passed
+        assert await it.switch.hold_back("d1", 0.02) is None
+        assert has_share(it, 0.02)
+        assert it.bench.plane.policy.weights == {"blue": 0.02, "green": 0.98}
+        assert it.has(GREEN)
+        assert await it.switch.close_split()
+        assert has_share(it, 0)
+
+        in_the_way = tmp_path / ".deploy_state.json.new"
+        in_the_way.mkdir()
+        assert "directory" in (await it.switch.hold_back("d1", 0.02) or "")
+        assert has_share(it, 0)
+        in_the_way.rmdir()
+        assert await it.switch.hold_back("d1", 0.02) is None
+        assert (await it.switch.flip()).has_passed
+        assert has_share(it, 0)
+        assert it.has(BLUE)
+        await kill(it.bench.green)
+        assert await it.switch.hold_back("d1", 0.02) == "the version before is not alive"
+        assert has_share(it, 0)
+
+
 async def test_a_dead_worker_gets_no_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with ready(tmp_path, monkeypatch) as it:
         await it.switch.open_split("d1")

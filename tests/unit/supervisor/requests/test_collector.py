@@ -217,7 +217,7 @@ async def test_counts_that_could_not_be_written_are_written_later(
                 raise StoreError("disk full")
 
             with monkeypatch.context() as broken:
-                broken.setattr(collector._store, "commit", fail)
+                broken.setattr(collector.store, "commit", fail)
                 with pytest.raises(StoreError):
                     await collector.write()
             process.serve(200)

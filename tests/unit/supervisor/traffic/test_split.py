@@ -101,6 +101,7 @@ def cases(draw: st.DrawFn) -> tuple[SteeringPolicy, Address]:
         by_address=draw(st.booleans()),
         salt=draw(words),
         testers=testers,
+        holdback=draw(st.booleans()),
     )
     order = draw(st.sampled_from([(BLUE, GREEN), (GREEN, BLUE)]))
     policy = SteeringPolicy(
@@ -149,6 +150,22 @@ def test_the_weight_is_exact_to_a_part_in_two_to_the_thirtieth(
     address = IPv4Address("192.0.2.1")
     assert by_program(policy, address, split.threshold - 1) is GREEN
     assert by_program(policy, address, split.threshold) is BLUE
+
+
+def test_a_holdback_leaves_the_addresses_that_a_ramp_takes_last() -> None:
+    addresses = [IPv4Address(f"10.{number // 256}.{number % 256}.1") for number in range(5_000)]
+    ramp, after = Split(0.9, True, salt=7), Split(0.1, True, salt=7, holdback=True)
+    new = [choose(SteeringPolicy(BLUE, split=ramp), each, 0) is GREEN for each in addresses]
+    held = [choose(SteeringPolicy(GREEN, split=after), each, 0) is BLUE for each in addresses]
+    assert not any(map(bool.__and__, new, held))
+    assert 0.08 < sum(held) / len(held) < 0.12
+
+
+def test_testers_are_never_held_back() -> None:
+    testers = (ipaddress.ip_network("10.0.0.0/8"),)
+    policy = SteeringPolicy(GREEN, split=Split(0.5, testers=testers, holdback=True))
+    assert {by_program(policy, IPv4Address("10.1.1.1"), draw) for draw in (0, WORD - 1)} == {GREEN}
+    assert not Split(0, testers=testers, holdback=True)
 
 
 SITES: dict[str, list[Address]] = {
