@@ -69,18 +69,19 @@ class Comparison:
     ) -> None:
         """Compare the instances named `new` and `old`; `saved` is what `saved` has returned.
 
-        What began since it was saved is left out. Of other instances it is not used.
+        What began since it was saved is left out. An instance may be another one of its version.
         """
         self._requests, self._new, self._old = requests, new, old
         self._open: list[CallWindow] = []
         requests.firsts.compare(new, old)
-        if saved and saved["instances"] == [new, old]:
+        self._before = {name: self._counted(name) for name in (new, old)}
+        if saved:
             self._evidence = RampEvidence.from_dict(saved["evidence"])
-            self._before = {name: _totals(*each) for name, each in saved["before"].items()}
+            known = saved["before"].keys() & self._before
+            self._before |= {name: _totals(*saved["before"][name]) for name in known}
             self._number, self._weight = saved["number"], saved["weight"]
         else:
             self._evidence, self._number, self._weight = self._begin(), 0, 0.0
-            self._before = {name: self._counted(name) for name in (new, old)}
         self._next = _after_change()
         """The first second that is no window yet."""
 
@@ -134,7 +135,6 @@ class Comparison:
             evidence.close(window)
             window.changed = True  # what was computed here is of its lower bound
         return {
-            "instances": [self._new, self._old],
             "evidence": evidence.to_dict(),
             "before": {name: _packed(each) for name, each in self._before.items()},
             "number": self._number,

@@ -90,9 +90,9 @@ class World:
         self._ends: list[Outcome] = []
         self.living = {NEW, OLD}
 
-    def totals(self, name: str) -> RequestTotals:
+    def totals(self, name: str) -> RequestTotals | None:
         """Return everything that a version has counted, as the collector does."""
-        return self._totals[name].copy()
+        return self._totals[name].copy() if name in self._totals else None
 
     def second(self) -> None:
         """Let clients connect for a second, and read what was counted."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from atlas_supervisor.model.judgement import ComparisonRules
 from atlas_supervisor.model.verdict import Verdict
+from atlas_supervisor.requests.collector import RequestCollector
 from atlas_supervisor.requests.comparison import CHANGE_SECONDS, Comparison
 from tests.unit.supervisor.canary.stats.support import seeded
 from tests.unit.supervisor.requests.support import NEW, OLD, Version, World, clock_of, ramped
@@ -175,14 +176,16 @@ def test_nothing_is_counted_twice_or_under_a_new_number_after_a_restart(world: W
     assert end.why != before.why
 
 
-def test_evidence_of_other_instances_is_not_used(world: World) -> None:
+def test_evidence_goes_on_with_the_next_instance_of_the_old_version(world: World) -> None:
+    world.new = Version(0.03)
     comparison = share(world, 0.3)
-    for _ in world.looks(comparison, 10):
-        pass
+    *_, before = world.looks(comparison, 20)
 
-    other = world.compare({**comparison.saved(), "instances": [OLD, NEW]})
+    other = Comparison(cast("RequestCollector", world), new=NEW, old="x", saved=comparison.saved())
 
-    assert other.look().against is None
+    after = other.look()
+    assert (after.against, after.new) == (before.against, before.new)
+    assert after.why.partition(";")[0] == before.why.partition(";")[0]
 
 
 def test_seconds_in_which_one_version_does_not_count_are_left_out(world: World) -> None:
