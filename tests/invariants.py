@@ -94,6 +94,8 @@ def _strayed_connections(seen: Seen) -> Iterator[str]:
         ]
         for client in clients:
             inode = _accepted(client)
+            if inode in procfs.sockets_of(seen.active["pid"]):
+                continue  # all other processes need no look
             holders = [pid for pid in procfs.holders_of([inode]) if pid != os.getpid()]
             if inode and not any(procfs.session(pid) == seen.active["pid"] for pid in holders):
                 who = ", ".join(procfs.describe(pid) for pid in holders) or "a process that is gone"
@@ -128,13 +130,14 @@ def one_daemon_writes(seen: Seen) -> Iterator[str]:
 
 def _having_open(path: str) -> Iterator[int]:
     for pid in procfs.pids():
+        folder = f"/proc/{pid}/fd"
         try:
-            entries = list(Path(f"/proc/{pid}/fd").iterdir())
+            descriptors = os.listdir(folder)  # noqa: PTH208  # a Path for each is the cost here
         except OSError:
             continue  # it has ended, or belongs to another user
-        for entry in entries:
+        for descriptor in descriptors:
             try:
-                if os.readlink(entry) == path:  # noqa: PTH115  # no Path is needed
+                if os.readlink(f"{folder}/{descriptor}") == path:  # noqa: PTH115  # see above
                     yield pid
                     break
             except OSError:
