@@ -35,6 +35,16 @@ async def keeper_of(daemon: DaemonProcess) -> int:
     return keeper
 
 
+def queued(port: int) -> int:
+    """Return how many connections wait until somebody accepts them at a port."""
+    sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(
+        int(queues.rpartition(":")[2], 16)
+        for _, address, _, state, queues, *_ in sockets
+        if (address.rpartition(":")[2], state) == (f"{port:04X}", "0A")
+    )
+
+
 async def kill_all(daemon: DaemonProcess) -> None:
     """Kill the daemon and its workers at once."""
     for pid in (daemon.pid, *daemon.leftovers()):
@@ -56,7 +66,7 @@ async def test_all_processes_die_at_once_and_clients_wait_for_the_next_daemon(
     async with DaemonProcess.running(tmp_path, settings, files={"ok.json": "{}"}) as daemon:
         await kill_all(daemon)
         waiting = [asyncio.create_task(get(daemon.public_port, "/ok.json")) for _ in range(CLIENTS)]
-        await asyncio.sleep(0.1)  # they are in the queue
+        await eventually(lambda: queued(daemon.public_port) == CLIENTS)
         assert not any(each.done() for each in waiting)
         await daemon.start()
         assert {(await each)[0] for each in waiting} == {200}
@@ -71,7 +81,7 @@ async def test_where_the_daemon_relays_its_death_refuses_no_client(tmp_path: Pat
     async with DaemonProcess.running(tmp_path, BY_PORT, files={"ok.json": "{}"}) as daemon:
         await daemon.kill()
         waiting = asyncio.create_task(get(daemon.public_port, "/ok.json"))
-        await asyncio.sleep(0.1)
+        await eventually(lambda: queued(daemon.public_port) == 1)
         await daemon.start()
         assert (await waiting)[0] == 200
 
