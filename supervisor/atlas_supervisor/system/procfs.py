@@ -25,6 +25,7 @@ from atlas_supervisor.system.text import escaped
 
 _PROC = Path("/proc")
 _MOST_PROCESSES = 100
+_PIECE_BYTES = 1 << 15
 
 
 def inode_of(sock: socket.socket) -> int:
@@ -89,7 +90,7 @@ def own_listeners() -> set[int]:
 def describe(pid: int) -> str:
     """Return a process's pid and command: `pid 12 (python -m http.server)`."""
     try:
-        command = (_PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").strip()
+        command = _content(pid, "cmdline").replace(b"\0", b" ").strip()
     except OSError:
         command = b""
     text = escaped(command.decode(errors="replace"))
@@ -180,9 +181,10 @@ def ancestors(pid: int) -> Iterator[int]:
 def children(pid: int) -> list[int]:
     """Return a process's children; none if it is gone, or if the kernel does not list them."""
     found: list[int] = []
-    for tasks in _PROC.glob(f"{pid}/task/*/children"):
-        with suppress(OSError):
-            found += map(int, tasks.read_text().split())
+    with suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208  # see above
+            with suppress(OSError):
+                found += map(int, _content(pid, f"task/{task}/children").split())
     return found
 
 
@@ -214,17 +216,28 @@ def _stat(pid: int, *, strict: bool = False) -> list[str] | None:
 
     None if the process is gone. `strict`: raises OSError if there is no descriptor to look with.
     """
-    try:  # each ring's process is looked at in each poll, so without a text file's cost
-        descriptor = os.open(_PROC / str(pid) / "stat", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            text = os.read(descriptor, 4096)
-        finally:
-            os.close(descriptor)
+    try:
+        text = _content(pid, "stat")
     except OSError as error:
         if strict and is_shortage(error):
             raise
         return None
     return text.rpartition(b")")[2].decode(errors="replace").split()
+
+
+def _content(pid: int, name: str) -> bytes:
+    """Return one of the process's files. Raises OSError.
+
+    A look reads them for each process of the machine, so without what a `Path` and a file cost.
+    """
+    descriptor = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        content = os.read(descriptor, _PIECE_BYTES)
+        while piece := os.read(descriptor, _PIECE_BYTES):
+            content += piece
+    finally:
+        os.close(descriptor)
+    return content
 
 
 def boot_id() -> str:
@@ -272,7 +285,10 @@ def family_of(
 
 
 def _started_with(pid: int, environment: bytes, beside: bytes) -> bool:
-    variables = environment_of(pid)
+    content = _environment(pid)
+    if environment not in content:  # nearly all processes
+        return False
+    variables = content.split(b"\0")
     return environment in variables and any(each.startswith(beside) for each in variables)
 
 
@@ -311,12 +327,16 @@ def send_signal(pids: Collection[int], number: int) -> None:
 
 def environment_of(pid: int) -> list[bytes]:
     """Return the variables that the process was started with; none if it is gone or not ours."""
+    return _environment(pid).split(b"\0")
+
+
+def _environment(pid: int) -> bytes:
     try:
-        return (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
+        return _content(pid, "environ")
     except OSError as error:
         if is_shortage(error):
             raise
-        return []
+        return b""
 
 
 def variables(pid: int) -> dict[str, str]:
