@@ -1,6 +1,7 @@
 """A worker that behaves as `behaviour.json` in its folder says: the releases that go wrong.
 
-Standard library only and by socket activation, so it is also the smallest foreign worker. Keys:
+Standard library only and by socket activation (or with `--port N` on a port that it binds), so it
+is also the smallest foreign worker. Keys:
 `exit` (at start, with this status), `say` (a line to print first), `health` (status to answer),
 `health_delay` (seconds), `ignore_sigterm`, `die_on` (a path that ends the process without an
 answer), `die_after_health` (so many health answers, then the process ends itself),
@@ -172,6 +173,12 @@ def serve_alone(*, instead: bool) -> None:
     os.execve(sys.executable, ["nginx: master", "-S", __file__, "alone", *known], {})  # noqa: S606
 
 
+def listeners() -> list[socket.socket]:
+    if sys.argv[1:2] == ["--port"]:
+        return [socket.create_server(("127.0.0.1", int(sys.argv[2])))]
+    return [socket.socket(fileno=3 + each) for each in range(int(os.environ["LISTEN_FDS"]))]
+
+
 def main() -> None:
     if sys.argv[1:2] == ["alone"]:
         os.environ |= {"LISTEN_FDS": sys.argv[2], "ATLAS_VERSION": sys.argv[3]}
@@ -187,8 +194,7 @@ def main() -> None:
         serve_alone(instead=BEHAVIOUR["alone"] == "instead")
     if BEHAVIOUR.get("ignore_sigterm"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    for descriptor in range(3, 3 + int(os.environ["LISTEN_FDS"])):
-        listener = socket.socket(fileno=descriptor)
+    for listener in listeners():
         SERVING.append(threading.Thread(target=serve, args=(listener,)))
         SERVING[-1].start()
     watch_for_ends()

@@ -23,11 +23,11 @@ from tests.harness import DaemonProcess, Setting, write_release
 from tests.integration.support import SCRIPTED, slot, until_phase
 
 APP = Path(__file__).parent.parent / "acceptance" / "apps" / "asgi_app.py"
-UVICORN = "uvicorn asgi_app:app --log-level warning --timeout-graceful-shutdown 3"
 COMMANDS = {
     "activation": SCRIPTED,
-    "fd": f"{UVICORN} --fd {{fd}}",
-    "port": f"{UVICORN} --port {{port}}",
+    "fd": f"env LISTEN_FDS=1 {SCRIPTED} {{fd}}",
+    "port": f"{SCRIPTED} --port {{port}}",
+    "uvicorn": "uvicorn asgi_app:app --log-level warning --port {port}",
 }
 WARM: dict[str, Setting] = {"KEEP_WARM_FOREIGN": "true", "KEEP_WARM_SECONDS": 60}
 
@@ -159,7 +159,8 @@ async def kill(pid: int) -> None:
 async def test_on_the_relay_a_killed_worker_s_connections_are_cut_and_new_ones_reach_the_warm_one(
     tmp_path: Path,
 ) -> None:
-    async with daemon_with(tmp_path, "port", **WARM) as daemon:
+    # With a server that keeps a connection open.
+    async with daemon_with(tmp_path, "uvicorn", **WARM) as daemon:
         write_release(daemon.worker_directory, "v2")
         deploy_id = (await daemon.deploy()).json["deploy_id"]
         await until_phase(daemon, "warm")
