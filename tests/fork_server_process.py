@@ -44,6 +44,7 @@ def preload() -> None:
         importlib.import_module(f"{PACKAGE}.main")
         for name in LATER:
             importlib.import_module(name)
+        importlib.import_module(f"{PACKAGE}.system.program").own_version()  # which it keeps
     del sys.modules[start.__name__]  # each fork runs it as its own
 
 

@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from functools import partial
-from importlib.metadata import version
 from socket import socket
 
 import anyio
@@ -60,7 +59,7 @@ from atlas_supervisor.system.children import Reaper, become_subreaper
 from atlas_supervisor.system.clock import now
 from atlas_supervisor.system.passed_sockets import PassedSockets
 from atlas_supervisor.system.procfs import tag_for
-from atlas_supervisor.system.program import Program
+from atlas_supervisor.system.program import Program, own_version
 from atlas_supervisor.system.service_manager import ServiceManager
 from atlas_supervisor.system.socket_store import SocketStore
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG
@@ -99,11 +98,10 @@ class Daemon:
         self._passed = passed
         self._program = program
         self._lock = lock
-        self._version = version("atlas-supervisor")  # once: an upgrade replaces what is read here
         self._started_ts = now()
         self._manager = ServiceManager(reloaded=program.reloaded)
         self._metrics = Metrics(
-            version=self._version,
+            version=own_version(),
             features=settings.canary_features,
             slot_ports=settings.slot_ports,
             state_dir=settings.state_dir,
@@ -235,7 +233,7 @@ class Daemon:
             "daemon",
             "started",
             pid=os.getpid(),
-            version=self._version,
+            version=own_version(),
             reloaded=self._program.reloaded,
         )
         self._registry = WorkerRegistry(database.statements)
@@ -370,7 +368,7 @@ class Daemon:
     def _view(self, slots: Slots) -> DaemonView:
         start = Start.ADOPTED if slots.adopted else Start.FRESH
         return DaemonView(
-            version=self._version,
+            version=own_version(),
             pid=os.getpid(),
             started_ts=self._started_ts,
             start=Start.RELOAD if self._program.reloaded else start,

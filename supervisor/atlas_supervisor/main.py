@@ -16,7 +16,6 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
@@ -32,7 +31,7 @@ from atlas_supervisor.store import state_folder
 from atlas_supervisor.system import descriptors, failpoints, signals
 from atlas_supervisor.system.lock import LOCK_FILE, only_daemon
 from atlas_supervisor.system.passed_sockets import PassedSockets, receive
-from atlas_supervisor.system.program import Program
+from atlas_supervisor.system.program import Program, own_version
 from atlas_supervisor.system.service_manager import ServiceManager
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG, configure_logs
 from atlas_supervisor.workers.standalone import nothing_recorded
@@ -107,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="check what else a start would refuse, and print it as JSON: for a reload",
     )
-    parser.add_argument("--version", action="version", version=version("atlas-supervisor"))
+    parser.add_argument("--version", action="version", version=own_version())
     return parser
 
 

@@ -12,7 +12,6 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from importlib.metadata import version
 
 from pydantic import BaseModel
 
@@ -24,6 +23,7 @@ from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.store import state_folder
 from atlas_supervisor.store.migrations import refuse_newer
 from atlas_supervisor.system.files import open_regular
+from atlas_supervisor.system.program import own_version
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG
 
 FIXED = ("PUBLIC_HOST", "PUBLIC_PORT", "ACTIVE_PORT", "STAGING_PORT", "STATE_DIR")
@@ -48,15 +48,13 @@ def report(settings: Settings) -> CheckReport:
     """Return the report on these settings, which are valid."""
     if faults := list(_faults(settings)):
         return refused(faults)
-    return CheckReport(
-        version=version("atlas-supervisor"), shown=shown(settings), digests=digests(settings)
-    )
+    return CheckReport(version=own_version(), shown=shown(settings), digests=digests(settings))
 
 
 def refused(faults: Sequence[str]) -> CheckReport:
     """Return a report of these faults: the first of them, since its reader has a limit."""
     cut = [fault[:_LINE_LENGTH] for fault in faults[:_LINES]]
-    return CheckReport(version=version("atlas-supervisor"), faults=cut)
+    return CheckReport(version=own_version(), faults=cut)
 
 
 def shown(settings: Settings) -> dict[str, str]:

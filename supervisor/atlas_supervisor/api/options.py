@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import ssl
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 from atlas_supervisor.api.tls import server_context
 from atlas_supervisor.api.token import load_or_create_token
 from atlas_supervisor.config import Settings
 from atlas_supervisor.errors import StartRefusedError
+from atlas_supervisor.system.program import own_version
 from atlas_supervisor.system.text import keep_secret
 from atlas_worker.contract import SUPERVISOR_SOCKET
 
@@ -55,7 +55,7 @@ def api_options(settings: Settings) -> ApiOptions:
         socket_path=settings.state_dir / SUPERVISOR_SOCKET,
         token=token,
         token_file=settings.control_token_file,
-        version=version("atlas-supervisor"),
+        version=own_version(),
         host=str(settings.control_host),
         port=settings.control_port,
         tls=tls,

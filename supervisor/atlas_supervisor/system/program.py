@@ -12,6 +12,8 @@ import os
 import resource
 import sys
 from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import version
 from typing import NoReturn
 
 from atlas_supervisor.system.failpoints import remaining, seam
@@ -19,6 +21,12 @@ from atlas_supervisor.system.passed_sockets import passing
 
 _RELOADED = "ATLAS_RELOAD"
 """Our own pid, after a reload."""
+
+
+@cache
+def own_version() -> str:
+    """Return the version that this process runs; an upgrade replaces what is read for it."""
+    return version("atlas-supervisor")
 
 
 def is_reloaded() -> bool:
