@@ -20,7 +20,7 @@ from typing import Any
 import aiohttp
 
 from atlas_supervisor.system.failpoints import FAILPOINT, TRACE
-from tests.harness import PROGRAM, DaemonProcess, Setting, eventually
+from tests.harness import DaemonProcess, Setting, eventually
 from tests.integration.support import rows, slot, state_file, until_phase
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -169,13 +169,12 @@ async def until_recorded(daemon: DaemonProcess) -> None:
 
 @contextmanager
 def armed(daemon: DaemonProcess, failpoint: str) -> Iterator[None]:
-    """Let the next daemon be one with a failpoint: a Python of its own, which imports it armed."""
-    before = daemon.program
-    daemon.program, daemon.environment = PROGRAM, {FAILPOINT: failpoint}
+    """Let the next daemon be one with a failpoint."""
+    daemon.environment = {FAILPOINT: failpoint}
     try:
         yield
     finally:
-        daemon.program, daemon.environment = before, {}
+        daemon.environment = {}
 
 
 async def passings(

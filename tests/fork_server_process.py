@@ -25,6 +25,7 @@ LATER = (
     "encodings.idna",
     f"{PACKAGE}.api.openapi",
 )
+FAILPOINT = "ATLAS_FAILPOINT"
 LARGEST = 1 << 17
 FIRST_OWN = 3
 
@@ -104,6 +105,9 @@ def become(request: dict[str, Any]) -> None:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    if FAILPOINT in os.environ:  # which a module's import reads
+        for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
+            del sys.modules[name]
     sys.path[0] = request["folder"]
     sys.argv[1:] = request["arguments"]
     sys.orig_argv = [sys.executable, "-m", PACKAGE, *request["arguments"]]  # what a reload executes
