@@ -37,6 +37,7 @@ from atlas_supervisor.model.ramp import RampAction, RampView
 from atlas_supervisor.model.release import EarlierVersions, ReleaseView
 from atlas_supervisor.model.status import HoldView, ReloadView, SplitView, Status
 from atlas_supervisor.system.passed_sockets import PassedSockets
+from tests.harness import free_ports
 from tests.unit.supervisor.api.fakes import PlayedCanaries
 
 TOKEN = "a-token-hard-to-guess"
@@ -250,11 +251,9 @@ def with_result(result: Result | None) -> DeployRecord:
     return examples.SWITCHED.model_copy(update={"result": result, "reason": "so it is"})
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port() -> int:
+    (port,) = free_ports(1)
+    return port
 
 
 async def eventually(true: Callable[[], bool]) -> None:
