@@ -294,6 +294,8 @@ class Daemon:
         ]
         self._requests.relayed = self._plane.tallies
         self._requests.rules = ComparisonRules(
+            alpha=self._settings.guard_alpha,
+            margin=self._settings.guard_margin,
             promote_alpha=self._settings.canary_promote_alpha,
             latency_margin=self._settings.canary_latency_margin,
             by_address=self._settings.traffic_sticky is Sticky.ADDRESS,
