@@ -88,7 +88,7 @@ async def test_a_ramp_is_paused_steered_and_survives_a_kill_until_it_has_passed(
         resumed = await steer(daemon, "resume")
         assert (resumed.json["paused"], resumed.json["next_share"]) == (False, 1)
         assert (await steer(daemon, "fly")).json["error"]["field"] == "action"
-        record = await until_phase(daemon, "warm")
+        record = await until_phase(daemon, "ended")
         assert record["result"] == "switched"
         switch = next(each for each in record["steps"] if each["name"] == "switch")
         assert "after a ramp of 2 shares" in switch["detail"]["message"]

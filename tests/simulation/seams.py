@@ -82,7 +82,7 @@ class Seams:
             },
             daemon: {
                 "make_plane": lambda *_, **__: life().plane,
-                "version": lambda _name: "1",
+                "own_version": lambda: "1",
                 "Metrics": lambda **_: Unmeasured(),
                 "api_options": lambda _settings: None,
                 "GaugeCollector": lambda **_: Unmeasured(),
