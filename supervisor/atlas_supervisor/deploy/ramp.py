@@ -18,7 +18,8 @@ from atlas_supervisor.model.verdict import Verdict
 
 HOLD_AGAINST = 3.0
 """Odds against the new version from which on its share does not grow. Of versions that are as good
-as the old one, at most one in three ever comes to these odds, and it goes on when they fall."""
+as the old one, at most one in three ever comes to these odds, and it goes on once the requests
+show that it is no worse."""
 
 
 class Next(NamedTuple):
