@@ -10,7 +10,7 @@ milliseconds after the state file names its slot as the active one), `exit_with`
 there), `health_body` (what it tells there: text as it is, else JSON), `leak` (so many MiB are kept
 with each other answer). `/slow` takes its time, and every other answer tells how often its health
 was asked for. While a file `hang` is in its folder, its health is not answered. It knows nothing of
-SIGTERM, so that cuts off whatever it is doing.
+SIGTERM, so that cuts off what is in progress.
 
 With `alone` a second process serves beside it, or in place of it if that is `instead`: forked
 twice, in a session of its own, with another title and no environment. The file `alone` has its pid.
@@ -102,8 +102,8 @@ def reply_health(connection: socket.socket) -> None:
         time.sleep(3600)
     while os.path.exists("hang"):  # noqa: PTH110 # see above
         time.sleep(0.02)
-    told = BEHAVIOUR.get("health_body", {"status": "whatever"})
-    send(connection, BEHAVIOUR.get("health", 200), told)
+    shown = BEHAVIOUR.get("health_body", {"status": "whatever"})
+    send(connection, BEHAVIOUR.get("health", 200), shown)
     if SEEN["health"] >= BEHAVIOUR.get("die_after_health", 1 << 30):
         os._exit(7)
 

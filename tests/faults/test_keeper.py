@@ -36,7 +36,7 @@ async def keeper_of(daemon: DaemonProcess) -> int:
 
 
 def queued(port: int) -> int:
-    """Return how many connections wait until somebody accepts them at a port."""
+    """Return how many connections at a port are not accepted yet."""
     sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return sum(
         int(queues.rpartition(":")[2], 16)

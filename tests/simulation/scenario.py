@@ -165,7 +165,7 @@ class Scenario:
 
     @property
     def _is_recycling(self) -> bool:
-        """Whether a recycle, which nobody has asked for, is under way or not written yet."""
+        """Whether a recycle, which no operator has asked for, is under way or not written yet."""
         going = "SELECT 1 FROM deploys WHERE deploy_cause = 'recycled' AND ended_ts IS NULL"
         return bool(self.rows(going)) or len(self.rows("SELECT 1 FROM instances")) != 1
 

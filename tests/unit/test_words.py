@@ -27,7 +27,7 @@ WORDS = re.compile(
     r"|\bReturn what\b|\bTell whether\b",
     re.IGNORECASE,
 )
-MOST = {"supervisor": 0, "worker": 0, "scripts": 0, "docs": 0, "pages": 0, "tests": 171}
+MOST = {"supervisor": 0, "worker": 0, "scripts": 0, "docs": 0, "pages": 0, "tests": 167}
 """Lines with such a word. Lower these when they fall; none may rise."""
 
 EVENT = re.compile(r"[a-z]+(?:_[a-z0-9]+)*")

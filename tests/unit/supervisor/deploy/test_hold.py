@@ -1,4 +1,4 @@
-"""A hold begins as a whole or not at all, and ends whatever fails."""
+"""A hold begins as a whole or not at all, and ends in every failure."""
 
 from __future__ import annotations
 

@@ -195,7 +195,7 @@ PER_SECOND = 50
 
 
 def hour(requests: int, failed: int, latency_ms: float = 20.0) -> RequestTotals:
-    """Return what an hour of a version has counted."""
+    """Return the counts of an hour of a version."""
     counts = RequestCounts(begun=requests, classes=(0, requests - failed, 0, 0, failed))
     return RequestTotals(counts, Histogram([(latency_bucket(latency_ms), requests)]))
 

@@ -74,6 +74,8 @@ def test_the_file_holds_what_the_contract_names(file: StateFile) -> None:
         "last_deploy_ts": None,
         "last_switch_ts": "2026-01-02T03:04:05.678901Z",
         "canary_disabled_fallback": False,
+        "hold": None,
+        "announce_close": False,
         "canary": None,
     }
 

@@ -227,7 +227,7 @@ async def test_a_worker_that_ended_while_it_was_looked_at_is_forgotten(
         def take_back(self, *_: object) -> TakenBack:
             return TakenBack(accepts=scene.accepts)
 
-        def open(self, *_: object) -> None: ...
+        def open(self, *_: object, held: bool) -> None: ...
 
     monkeypatch.setattr(adoption, "inherit", lambda *_: None)
     plane: Any = Opened()
