@@ -1,4 +1,4 @@
-"""What a deploy needs of the world, and its answer to it; nothing about how that is done.
+"""What a deploy needs of the world, and nothing about how it is done.
 
 The runner knows the table and this; `executor` does the work on real slots and sockets.
 """
@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
-
-import anyio
 
 from atlas_supervisor.deploy.machine import Consequence, Plan, StepOutcome
 from atlas_supervisor.model.deploy import DeployEvent, DeployRecord, StepDetail
@@ -103,28 +101,3 @@ class TransitionLog(Protocol):
 
         Return at the first failure, too: it is then published all the same and tried again.
         """
-
-
-class Settled:
-    """The answer to the requests that a deploy has accepted; set once."""
-
-    def __init__(self) -> None:
-        self._answered = anyio.Event()
-        self._record: DeployRecord | None = None
-        self.switch_failure: str | None = None
-        """Why the last flip could not be done; None if it was, or there was none."""
-
-    def set(self, record: DeployRecord, switch_failure: str | None) -> None:
-        """Answer every caller that waits."""
-        self._record, self.switch_failure = record, switch_failure
-        self._answered.set()
-
-    def is_set(self) -> bool:
-        """Return whether there is an answer."""
-        return self._record is not None
-
-    async def wait(self) -> DeployRecord:
-        """Wait for the answer, and return the deploy as it was then."""
-        await self._answered.wait()
-        assert self._record is not None  # noqa: S101  # `set` sets both
-        return self._record

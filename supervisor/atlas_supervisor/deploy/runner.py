@@ -38,7 +38,6 @@ from atlas_supervisor.deploy.effects import (
     ActiveDeploy,
     Effects,
     PendingWrite,
-    Settled,
     Transition,
     TransitionLog,
 )
@@ -80,6 +79,31 @@ _OF_RAMP = frozenset({Event.PAUSE_REQUESTED, Event.RESUME_REQUESTED, Event.ADVAN
 
 _PORTS_CHANGE = FLIPS | {Phase.PREFLIGHT}
 """Phases after which the ports may be others; during preflight the deploy before may revert."""
+
+
+class Settled:
+    """The answer to the requests that a deploy has accepted; set once."""
+
+    def __init__(self) -> None:
+        self._answered = anyio.Event()
+        self._record: DeployRecord | None = None
+        self.switch_failure: str | None = None
+        """Why the last flip could not be done; None if it was, or there was none."""
+
+    def set(self, record: DeployRecord, switch_failure: str | None) -> None:
+        """Answer every caller that waits."""
+        self._record, self.switch_failure = record, switch_failure
+        self._answered.set()
+
+    def is_set(self) -> bool:
+        """Return whether there is an answer."""
+        return self._record is not None
+
+    async def wait(self) -> DeployRecord:
+        """Wait for the answer, and return the deploy as it was then."""
+        await self._answered.wait()
+        assert self._record is not None  # noqa: S101  # `set` sets both
+        return self._record
 
 
 class DeployRun:
