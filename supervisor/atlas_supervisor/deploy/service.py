@@ -95,7 +95,6 @@ class DeployService:
         tasks: TaskGroup,
     ) -> None:
         self._settings = settings
-        self._ramp = settings.ramp
         self._slots = slots
         self._executor = executor
         self._recorder = recorder
@@ -130,7 +129,7 @@ class DeployService:
             except UnknownReleaseError as error:
                 raise errors.unknown_release(str(error)) from error
             settings = self._settings
-            auto, ramp = settings.auto_switch_on_health, () if dry_run else self._ramp
+            auto, ramp = settings.auto_switch_on_health, () if dry_run else settings.ramp
             plan = Plan(dry_run, auto, irreversible=found.irreversible, ramp=ramp)
             run = await self._begin(found, plan, actor, key)
         return run.record
@@ -204,7 +203,7 @@ class DeployService:
         if unfinished is not None and release is not None:
             self._executor.resume(state.last_switch_ts)
             is_ahead = record.ramp is None and not unfinished.rollback
-            ramp = self._ramp if is_ahead else ()
+            ramp = self._settings.ramp if is_ahead else ()
             run = DeployRun(
                 record,
                 replace(plan_of(unfinished, auto_switch=False), ramp=ramp),
