@@ -52,7 +52,11 @@ async def test_a_worker_that_hangs_is_stopped_and_started_again(tmp_path: Path) 
         first = slot(await daemon.status(), "active")["pid"]
         log = daemon.state_dir / "logs" / "supervisor.jsonl"
         await eventually(
-            lambda: '"event": "worker_down"' in log.read_text(), what="the hung worker is noticed"
+            lambda: any(
+                '"event": "worker_exited"' in line and f'"pid": {first},' in line
+                for line in log.read_text().splitlines()
+            ),
+            what="the hung worker is stopped",
         )
         # Its place is taken by another: the public port just waits for it.
         assert (await get(daemon.public_port))[1]["pid"] != first

@@ -29,6 +29,7 @@ from atlas_supervisor.start_check import report as start_report
 from atlas_supervisor.store import state_folder
 from atlas_supervisor.system import procfs, socket_keeper
 from atlas_supervisor.system.files import short_name
+from atlas_supervisor.system.program import own_version
 from atlas_supervisor.traffic.listeners import foreign_listeners, refuse_unusable
 from atlas_supervisor.workers.launch import worker_environment
 from atlas_supervisor.workers.registry import find_survivors, pids_of
@@ -80,6 +81,7 @@ def as_user_of(settings: Settings, daemon: Daemon | None) -> Iterator[None]:
     if os.geteuid() != 0 or uid == 0:
         yield
         return
+    own_version()  # read now, as that user may not be able to enter our environment
     before = os.getegid()
     os.setegid(gid)
     os.seteuid(uid)
@@ -200,7 +202,7 @@ def _holders(host: str, port: int, roles: dict[int, str]) -> str:
 def keepers(known: Iterable[int]) -> list[int]:
     """Return the processes that keep our listening sockets: with these processes, or alone."""
     program, ours = Path(socket_keeper.__file__).stem, _sockets_of(known)
-    every = {pid for pid in procfs.pids() if program in procfs.describe(pid)}
+    every = {pid for pid in procfs.pids() if program in procfs.command_of(pid)}
     kept = {pid: procfs.sockets_of(pid) for pid in every}
     # One whose sockets others have is that of another daemon.
     return [

@@ -88,13 +88,17 @@ def own_listeners() -> set[int]:
 
 
 def describe(pid: int) -> str:
-    """Return a process's pid and command: `pid 12 (python -m http.server)`."""
-    try:
-        command = _content(pid, "cmdline").replace(b"\0", b" ").strip()
-    except OSError:
-        command = b""
-    text = escaped(command.decode(errors="replace"))
+    """Return a process's pid and command, cut: `pid 12 (python -m http.server)`."""
+    text = escaped(command_of(pid))
     return f"pid {pid} ({text[:120]})" if text else f"pid {pid}"
+
+
+def command_of(pid: int) -> str:
+    """Return a process's whole command line; empty if there is none."""
+    try:
+        return _content(pid, "cmdline").replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def describe_listeners(found: Collection[TcpSocket]) -> str:
