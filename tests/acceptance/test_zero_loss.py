@@ -14,9 +14,9 @@ from tests.acceptance.support import APPS, WORKERS, deploys_and_rollbacks
 from tests.harness import DaemonProcess, Setting, eventually, missing, write_release
 from tests.loadclient import Load, Report, Traffic, echo, echoes_token
 
-RELAY_DEPLOYS = 10
+RELAY_DEPLOYS = 6
 # `./scripts/bench acceptance` takes all of them through 50 and 20; the suite keeps to its time.
-DEPLOYS_AND_ROLLBACKS = {"bundled": (20, 8), "asgi": (10, 4), "aiohttp": (10, 4)}
+DEPLOYS_AND_ROLLBACKS = {"bundled": (14, 6), "asgi": (7, 3), "aiohttp": (7, 3)}
 
 ONE_SHOT = (
     Traffic("one GET per connection", 4, echoes_token, keep_alive=False, think=(0.0, 0.05)),
