@@ -39,5 +39,6 @@ def test_a_broken_promise_is_found_and_its_story_told(
         return []
 
     monkeypatch.setattr(Seams, "_smoke", careless)
-    stories = (player.play(seed).text for seed in range(43, 100))
+    # The first ones find it at present; what seeds draw changes with what can be drawn.
+    stories = (player.play(seed).text for seed in (61, 101, *range(102, 160)))
     assert any("has traffic, and never passed its gates" in story for story in stories)
