@@ -104,11 +104,12 @@ def installation(settings: Settings, env_file: Path) -> Iterator[Finding]:
     yield daemon_found(settings, daemon, env_file)
     with as_user_of(settings, daemon):
         try:
-            found = [*permissions(settings), disk(settings.state_dir)]
+            found = [*permissions(settings)]
         except OSError as error:  # a folder above is closed to that user
             mend = "Let the daemon's user enter the folders above it (namei -l)."
             found = [fail("permissions", f"{error.filename}: {error.strerror}", mend)]
     yield from found
+    yield from looked("disk", lambda: [disk(settings.state_dir)])
     yield from looked("ports", lambda: ports(settings, daemon))
     yield from looked("worker", lambda: worker(settings))
 
