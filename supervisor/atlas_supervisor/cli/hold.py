@@ -64,7 +64,8 @@ def _held(screen: Screen, seconds: float, data: Record) -> RenderableType:
 
 
 def _released(screen: Screen, data: Record) -> RenderableType:
-    text = f"released: {amount(data.get('waiting'))} connections waited and were handed on"
+    noun, verb = ("connection", "was") if data.get("waiting") == 1 else ("connections", "were")
+    text = f"released: {amount(data.get('waiting'))} {noun} waited and {verb} handed on"
     return Text(" ").join((screen.sign(OK), safe(text)))
 
 
