@@ -178,6 +178,7 @@ async def test_a_switch_away_from_a_slot_without_a_worker_ends_the_refusal(tmp_p
         assert is_refusal(await ask(made.settings.public_port))
         made.plane.steer(GREEN)
         made.slots.exchange()
+        await made.slots.cancel_staging_restarts()  # an attempt would take its queue back
         made.slots.vacate_staging()
         assert (await ask(made.settings.public_port)).startswith("HTTP/1.0 200")
         made.plane.steer(BLUE)  # as for a connection whose handshake began before the switch
