@@ -84,9 +84,11 @@ class Users:
         self.sent += 1
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
-            writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            answer = await reader.read()
-            writer.close()
+            try:
+                writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                answer = await reader.read()
+            finally:
+                writer.close()  # also if the test ends meanwhile
         except OSError:
             answer = b""
         self.failed += b" 500 " in answer[:15]
