@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import click
 
-from atlas_supervisor.cli.client import Record, mapping, objects
+from atlas_supervisor.cli.client import mapping, objects
 from atlas_supervisor.cli.endpoint import ConnectionOptions, env_file_of
 from atlas_supervisor.cli.errors import FailedError
 from atlas_supervisor.cli.listing import listing
@@ -31,9 +31,6 @@ from atlas_supervisor.cli.units import age, size
 from atlas_supervisor.output import see_through
 from atlas_worker.contract import STATE_FILE
 
-SERVED = 5
-"""So many of the versions that served last are kept: one may be gone back to."""
-_HISTORY = "1000"
 _PRUNED = ".pruned"
 """The end of the name that a folder gets before it is removed; it begins with a dot."""
 
@@ -186,18 +183,11 @@ async def _used(session: Session, releases: Releases) -> set[str]:
 
 
 async def _served(session: Session) -> set[str]:
-    """Return names, or versions, of the last releases that had the traffic."""
-    answer = await session.daemon.get("/deploy/history", query={"limit": _HISTORY})
-    served: dict[str, None] = {}
-    for record in objects(session.expect(answer, "deploys")["deploys"]):
-        if len(served) < SERVED and _has_served(record):
-            served.setdefault(str(record.get("release") or record.get("version")))
-    return set(served)
-
-
-def _has_served(record: Record) -> bool:
-    steps = objects(record.get("steps"))
-    return any(each.get("name") == "switch" and each.get("ok") for each in steps)
+    """Return names, or versions, of what can be gone back to."""
+    earlier = session.expect(await session.daemon.get("/deploy/rollback"), "versions")
+    return {
+        str(each.get("release") or each.get("version")) for each in objects(earlier["versions"])
+    }
 
 
 def _confirmed(session: Session, count: int, *, yes: bool) -> bool:

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 from atlas_supervisor.cli import prune
-from tests.unit.supervisor.cli.fakes import Played, record, slot, status, step
+from tests.unit.supervisor.cli.fakes import Played, record, slot, status
 from tests.unit.supervisor.cli.support import Call
 
-SWITCHED = step("switch")
 NAMES = [f"1.{number}" for number in range(9)]
 """Oldest first."""
 
@@ -57,12 +56,13 @@ def play(
         {"name": name, "version": f"v{name}", "slots": ["blue"] if name in runs else []}
         for name in [*NAMES, "elsewhere", "a-file"]
     ]
-    deploys = [record(SWITCHED, release=name, result="switched") for name in served]
-    deploys += [record(SWITCHED, release=None, version=version) for version in versions]
-    deploys.insert(0, record(step("switch", ok=False), release="1.1", result="failed"))
+    earlier: list[dict[str, str | None]] = [
+        {"release": name, "version": f"v{name}"} for name in served
+    ]
+    earlier += [{"release": None, "version": version} for version in versions]
     daemon.play("GET", "/deploy/releases", {"releases": releases})
     daemon.play("GET", "/deploy/status", status(**fields))
-    daemon.play("GET", "/deploy/history", {"deploys": deploys})
+    daemon.play("GET", "/deploy/rollback", {"versions": earlier})
 
 
 def left(folder: Path) -> list[str]:
@@ -79,7 +79,7 @@ OTHERS = {"elsewhere", ".half-copied", "a-file"}
 async def test_the_newest_those_that_run_and_those_that_served_are_kept(
     daemon: Played, atlasctl: Call, folder: Path
 ) -> None:
-    play(daemon, runs=["1.2"], served=["1.8", "1.7", "1.6", "1.5", "1.3", "1.1"])
+    play(daemon, runs=["1.2"], served=["1.7", "1.6", "1.5", "1.3"])
 
     outcome = await atlasctl("prune", "--keep", "1", "--yes")
 
