@@ -99,3 +99,13 @@ async def worker_pid(daemon: DaemonProcess) -> int:
     status, body = await get(daemon.public_port)
     assert status == 200
     return int(body["pid"])
+
+
+def queued(port: int) -> int:
+    """Return how many connections at a port are not accepted yet."""
+    sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(
+        int(queues.rpartition(":")[2], 16)
+        for _, address, _, state, queues, *_ in sockets
+        if (address.rpartition(":")[2], state) == (f"{port:04X}", "0A")
+    )

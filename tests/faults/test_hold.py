@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import DaemonProcess, Setting
+from tests.faults.support import queued
+from tests.harness import DaemonProcess, Setting, eventually
 from tests.integration.support import SCRIPTED, get, held, rows
 
 CLIENTS = 20
@@ -36,7 +37,7 @@ async def test_the_successor_of_a_daemon_that_is_killed_in_a_hold_hands_on_what_
                 await asyncio.sleep(0.01)
         await daemon.kill()
         asked += [asyncio.create_task(get(daemon.public_port, "/ok.json")) for _ in range(CLIENTS)]
-        await asyncio.sleep(0.1)
+        await eventually(lambda: queued(daemon.public_port) == 2 * CLIENTS)
         assert not any(each.done() for each in asked)
         await daemon.start()
         async with asyncio.timeout(20):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from atlas_supervisor.system import procfs, sockdiag
+from tests.faults.support import queued
 from tests.harness import DaemonProcess, Setting, eventually
 from tests.integration.support import SCRIPTED, everything_agrees, get, scripted_daemon
 
@@ -33,16 +34,6 @@ async def keeper_of(daemon: DaemonProcess) -> int:
     await eventually(lambda: len(keepers(daemon)) == 1, what="there is one keeper")
     (keeper,) = keepers(daemon)
     return keeper
-
-
-def queued(port: int) -> int:
-    """Return how many connections at a port are not accepted yet."""
-    sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return sum(
-        int(queues.rpartition(":")[2], 16)
-        for _, address, _, state, queues, *_ in sockets
-        if (address.rpartition(":")[2], state) == (f"{port:04X}", "0A")
-    )
 
 
 async def kill_all(daemon: DaemonProcess) -> None:

@@ -26,13 +26,18 @@ from tests.loadclient import Load, bundled_worker_mix
 CLIENTS = 30
 
 
+async def until_waiting(daemon: DaemonProcess, count: int) -> None:
+    """Return once so many connections wait."""
+    async with asyncio.timeout(10):
+        while (await held(daemon))["waiting"] < count:  # noqa: ASYNC110  # asks the daemon
+            await asyncio.sleep(0.01)
+
+
 @asynccontextmanager
 async def waiting(daemon: DaemonProcess) -> AsyncIterator[set[str]]:
     """Let clients connect, and yield once all wait; then gather the versions that they get."""
     asked = [asyncio.create_task(get(daemon.public_port)) for _ in range(CLIENTS)]
-    async with asyncio.timeout(10):
-        while (await held(daemon))["waiting"] < CLIENTS:  # noqa: ASYNC110  # asks the daemon
-            await asyncio.sleep(0.01)
+    await until_waiting(daemon, CLIENTS)
     versions: set[str] = set()
     yield versions
     async with asyncio.timeout(20):
@@ -133,10 +138,9 @@ async def test_under_load_a_hold_loses_nothing_and_its_clients_leave_the_daemon(
 ) -> None:
     async with DaemonProcess.running(tmp_path, bundled_worker(idle_grace=0.1)) as daemon:
         async with Load("127.0.0.1", daemon.public_port, bundled_worker_mix()) as load:
-            await asyncio.sleep(0.3)
+            await eventually(lambda: load.report.sent > 100)
             await hold(daemon)
-            await asyncio.sleep(0.7)
-            assert (await held(daemon))["waiting"] > 0
+            await until_waiting(daemon, 5)
             await daemon.request("POST", "/traffic/release")
             await eventually(lambda: not state_file(daemon)["announce_close"])
             metrics = (await daemon.request("GET", "/metrics")).json
