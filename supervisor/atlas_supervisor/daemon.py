@@ -31,7 +31,6 @@ from atlas_supervisor.deploy.hold import Holds
 from atlas_supervisor.deploy.initial_state import active_release
 from atlas_supervisor.deploy.landing_watch import LandingWatch
 from atlas_supervisor.deploy.machine import Phase
-from atlas_supervisor.deploy.ramping import RampControl
 from atlas_supervisor.deploy.recorder import Recorder, Runs
 from atlas_supervisor.deploy.recovery import SHARING, recover
 from atlas_supervisor.deploy.recycler import Recycler
@@ -433,15 +432,7 @@ class Daemon:
             plane=self._plane,
             prober=prober,
             requests=self._requests,
-            ramps=RampControl(
-                settings=self._settings,
-                slots=slots,
-                switch=switch,
-                plane=self._plane,
-                prober=prober,
-                requests=self._requests,
-                save=self._database.deploys.save_ramp,
-            ),
+            save_ramp=self._database.deploys.save_ramp,
             check_landing=watch.request,
         )
         queries = DeployQueries(

@@ -20,6 +20,7 @@ from atlas_supervisor.deploy.ramping import RampControl
 from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.errors import SettingsError
 from atlas_supervisor.model.deploy import (
+    DeployRecord,
     DrainDetail,
     GuardDetail,
     HealthDetail,
@@ -65,7 +66,7 @@ class Executor:
         plane: Plane,
         prober: HttpProber,
         requests: RequestCollector,
-        ramps: RampControl | None = None,
+        save_ramp: Callable[[DeployRecord], Awaitable[None]],
         check_landing: Callable[[anyio.Event], None] | None = None,
     ) -> None:
         self._settings = settings
@@ -74,7 +75,15 @@ class Executor:
         self._plane = plane
         self._prober = prober
         self._requests = requests
-        self._ramps = ramps
+        self._ramps = RampControl(
+            settings=settings,
+            slots=slots,
+            switch=switch,
+            plane=plane,
+            prober=prober,
+            requests=requests,
+            save=save_ramp,
+        )
         self._check_landing = check_landing
         """Asks for a check of where connections arrive; the event is set once it is over."""
         self._warm_since = Stopwatch()
@@ -101,10 +110,8 @@ class Executor:
         watch, release = Stopwatch(), deploy.release
         if gone := await _gone(release):
             return gone
-        if release.problem is not None:  # a recycle must start what was deployed
-            return StepOutcome.failed(release.problem)
-        if release.fault is not None:
-            return StepOutcome.failed(release.fault)
+        if (fault := release.problem or release.fault) is not None:
+            return StepOutcome.failed(fault)
         try:
             await self._smoke_plan()
         except SettingsError as error:
@@ -250,7 +257,6 @@ class Executor:
 
     async def ramp(self, deploy: ActiveDeploy) -> StepOutcome:
         """Give staging its step's share of the traffic, and watch until something follows."""
-        assert self._ramps is not None  # noqa: S101  # only tests of other activities have none
         return await self._ramps.step(deploy)
 
     async def switch(self, deploy: ActiveDeploy) -> StepOutcome:

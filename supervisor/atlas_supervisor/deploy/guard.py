@@ -19,6 +19,7 @@ import structlog
 from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy.effects import ActiveDeploy
 from atlas_supervisor.deploy.machine import StepOutcome
+from atlas_supervisor.deploy.probe_streak import ProbeStreak
 from atlas_supervisor.deploy.switch import Switch
 from atlas_supervisor.model.deploy import GuardDetail
 from atlas_supervisor.model.judgement import Judgement
@@ -34,7 +35,6 @@ from atlas_supervisor.workers.slots import Slots
 
 log = structlog.get_logger(__name__)
 
-_SMALLEST_INTERVAL_SECONDS = 0.5
 _HOUR_SECONDS, _DAY_SECONDS = 3600, 86400
 _COMPARED_AFTER_SECONDS = 10.0
 """By then the old version's clients from before the switch have left it."""
@@ -62,10 +62,9 @@ class Guard:
         self._settings = settings
         self._slots = slots
         self._switch = switch
-        self._prober = prober
         self._requests = requests
         self._new, self._old = slots.active.instance, slots.staging.instance
-        self._probes = self._failures = 0
+        self._streak = ProbeStreak(settings, prober, slots.active)
         self._holdback = 0.0
         self._evidence: RecordEvidence | None = None
         self._comparison: Comparison | None = None
@@ -75,20 +74,19 @@ class Guard:
 
     async def watch(self, seconds: float) -> StepOutcome:
         """Watch until so long after the switch, or until there is a reason to revert."""
-        interval = max(self._settings.health_interval_seconds, _SMALLEST_INTERVAL_SECONDS)
         if share := self._settings.guard_holdback:
             await self._hold_back(share)
         else:  # the last daemon may have had other settings
             await self._switch.close_split()
         while (left := seconds - self._since.seconds) > 0:
-            await anyio.sleep(min(interval, left))
+            await anyio.sleep(min(self._streak.interval_seconds, left))
             if self._holdback and not self._slots.staging.can_serve:
                 await self._end_holdback("the old version is not alive any more")
             failed = await self._probe() or await self._look()
             if failed is not None:
                 return self._failed(*failed)
-        message = f"{self._probes} probes in {seconds:g} s, no reason to revert"
-        seen = self._deploy.record.guard or GuardDetail(probes=self._probes)
+        message = f"{self._streak.probes} probes in {seconds:g} s, no reason to revert"
+        seen = self._deploy.record.guard or GuardDetail(probes=self._streak.probes)
         if seen.requests is not None:
             message = f"{message}; {seen.message}"
         return StepOutcome.passed(message, seen.model_copy(update={"guarded_seconds": seconds}))
@@ -100,20 +98,12 @@ class Guard:
 
     async def _probe(self) -> tuple[str, GuardDetail] | None:
         """Probe once; return the failure if there were too many in a row."""
-        settings, slot = self._settings, self._slots.active
-        result = await self._prober.probe(
-            slot.port,
-            settings.health_path,
-            timeout_seconds=settings.health_timeout_seconds,
-            expect_instance=slot.instance.name if slot.instance else None,
-        )
-        self._probes += 1
-        self._failures = self._failures + 1 if result.verdict is Verdict.FAIL else 0
-        if self._failures < settings.liveness_failures:
+        failed = await self._streak.probe()
+        if failed is None:
             return None
-        why = f"the new version failed {self._failures} probes in a row: {result.message}"
+        why, result = failed
         seen = self._deploy.record.guard or GuardDetail()
-        update = {"probes": self._probes, "failed_probe": result}
+        update = {"probes": self._streak.probes, "failed_probe": result}
         return why, seen.model_copy(update=update)
 
     # What requests say.
@@ -209,7 +199,7 @@ class Guard:
             message += f"; beside the old version: {compared.why}"
         return GuardDetail(
             message=message,
-            probes=self._probes,
+            probes=self._streak.probes,
             seconds=round(self._since.seconds, 1),
             requests=requests,
             failed=failed,

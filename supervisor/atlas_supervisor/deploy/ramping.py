@@ -11,9 +11,7 @@ While the old version's worker is down, new connections go to the new one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable
-from dataclasses import astuple
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -24,14 +22,13 @@ import structlog
 from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy.effects import ActiveDeploy
 from atlas_supervisor.deploy.machine import Event, StepOutcome
+from atlas_supervisor.deploy.probe_streak import ProbeStreak
 from atlas_supervisor.deploy.ramp import after_look, described, share_text
 from atlas_supervisor.deploy.switch import NoSplitError, Switch
 from atlas_supervisor.model.deploy import DeployRecord, SwitchDetail
-from atlas_supervisor.model.histogram import Histogram
 from atlas_supervisor.model.judgement import VersionFigures
 from atlas_supervisor.model.ramp import Ramp
-from atlas_supervisor.model.requests import RequestCounts, RequestTotals
-from atlas_supervisor.model.verdict import Verdict
+from atlas_supervisor.model.requests import RequestTotals
 from atlas_supervisor.probes.health_probe import HttpProber
 from atlas_supervisor.requests.collector import RequestCollector
 from atlas_supervisor.requests.comparison import Comparison
@@ -46,7 +43,6 @@ log = structlog.get_logger(__name__)
 LOOK_SECONDS = 1.0
 SAVE_SECONDS = 5.0
 _DOWN_SECONDS = 0.1
-_SMALLEST_PROBE_INTERVAL_SECONDS = 0.5
 
 
 class RampControl:
@@ -164,8 +160,11 @@ class RampControl:
         moment, settings = now(), self._settings
         judgement, comparison = ramp.judgement, ramp.saved.get("comparison")
         if new is not None and old is not None:
-            looked = self._compare(new, old, comparison, weight)
-            judgement, comparison = looked.look(), looked.saved()
+            try:
+                looked = self._compare(new, old, comparison, weight)
+                judgement, comparison = looked.look(), looked.saved()
+            except Exception:  # a bug of ours is no fault of the version
+                log.exception("ramp_evidence_failed")
         begun = self._begun(ramp, new, old)
         figures = {"new": self._since(new, begun["new"]), "old": self._since(old, begun["old"])}
         counted = figures["new"]
@@ -219,8 +218,7 @@ class RampControl:
         totals = self._requests.totals(instance.name) if instance else None
         if instance is None or totals is None:
             return None
-        counts, latency = json.dumps(astuple(totals.counts)), totals.latency.to_bytes().hex()
-        return {"instance": instance.name, "counts": counts, "latency": latency}
+        return {"instance": instance.name, "totals": totals.packed()}
 
     def _since(
         self, instance: WorkerProcess | None, noted: dict[str, Any] | None
@@ -230,34 +228,21 @@ class RampControl:
         if instance is None or totals is None:
             return None
         if noted is not None and noted["instance"] == instance.name:
-            begun, classes, left, cut = json.loads(noted["counts"])
-            latency = Histogram.from_bytes(bytes.fromhex(noted["latency"]))
-            counts = RequestCounts(begun, tuple(classes), left, cut)
-            totals = totals.since(RequestTotals(counts, latency))
-        p50, p95 = totals.latency.quantiles(0.5, 0.95)
-        counts = totals.counts
-        return VersionFigures(requests=counts.ended, failed=counts.failed, p50_ms=p50, p95_ms=p95)
+            totals = totals.since(RequestTotals.unpacked(noted["totals"]))
+        return VersionFigures.of(totals)
 
     # The probes.
 
     async def _probe(self, deploy: ActiveDeploy) -> StepOutcome:
         """Probe the new version; return once too many in a row have failed."""
-        settings, slot, failures = self._settings, self._slots.staging, 0
+        slot = self._slots.staging
+        streak = ProbeStreak(self._settings, self._prober, slot)
         while True:
-            await anyio.sleep(
-                max(settings.health_interval_seconds, _SMALLEST_PROBE_INTERVAL_SECONDS)
-            )
-            result = await self._prober.probe(
-                slot.port,
-                settings.health_path,
-                timeout_seconds=settings.health_timeout_seconds,
-                expect_instance=slot.instance.name if slot.instance else None,
-            )
-            failures = failures + 1 if result.verdict is Verdict.FAIL else 0
-            if failures >= settings.liveness_failures:
+            await anyio.sleep(streak.interval_seconds)
+            if (failed := await streak.probe()) is not None:
+                why, result = failed
                 return StepOutcome.failed(
-                    f"the new version failed {failures} probes in a row: {result.message} "
-                    f"(at {described(_of(deploy))})",
+                    f"{why} (at {described(_of(deploy))})",
                     SwitchDetail(failed_probe=result, output=slot.log.last_lines()),
                 )
 

@@ -63,6 +63,7 @@ async def stage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
             plane=it.bench.plane,
             prober=prober,
             requests=RequestCollector(folder, it.database.requests),
+            save_ramp=it.database.deploys.save_ramp,
         )
         yield Stage(it, activities)
 

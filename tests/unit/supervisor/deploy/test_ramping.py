@@ -36,7 +36,7 @@ class Played:
     """Plays the collector, the comparison and the prober."""
 
     def __init__(self) -> None:
-        self.judgements: list[Judgement] = []
+        self.judgements: list[Judgement | Exception] = []
         self.counts: dict[str, list[tuple[int, int]]] = {}
         """By instance, requests and failed ones at each look; the last ones stay."""
         self.weights: list[float] = []
@@ -51,7 +51,10 @@ class Played:
         self.weights.append(weight)
 
     def look(self) -> Judgement:
-        return self.judgements.pop(0) if len(self.judgements) > 1 else self.judgements[0]
+        found = self.judgements.pop(0) if len(self.judgements) > 1 else self.judgements[0]
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def saved(self) -> dict[str, int]:
         return {"looks": 1}
@@ -160,6 +163,15 @@ async def test_proof_and_failing_probes_revert_with_the_numbers(
         assert outcome.event is Event.FAILED
         failed = "the new version failed 3 probes in a row: answered 500 (at 5 % for"
         assert outcome.message.startswith(failed)
+
+
+async def test_a_fault_of_the_evidence_reverts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stage(tmp_path, monkeypatch) as on:
+        on.played.judgements = [ValueError("a bug")]
+        assert (await on.step()).event is Event.STEP_PASSED
+        assert on.ramp().judgement is None
 
 
 async def test_without_counts_time_decides_and_the_record_says_so(
