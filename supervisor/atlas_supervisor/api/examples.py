@@ -356,7 +356,7 @@ RAMP = RampView(
     waits_for="an operator: it is paused",
     judgement=Judgement(
         verdict=Verdict.INCONCLUSIVE,
-        against=0.8,
+        against=1.2,
         why="0 of 181 requests failed, and 3 of 2,944 of the old version",
         new=VersionFigures(requests=181, failed=0, p50_ms=4.1, p95_ms=11.8),
         old=VersionFigures(requests=2944, failed=3, p50_ms=4.2, p95_ms=12.1),

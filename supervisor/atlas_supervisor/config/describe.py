@@ -157,7 +157,6 @@ def _about_the_split(settings: Settings) -> Iterator[str]:
             "TRAFFIC_TESTERS has no effect, because AUTO_SWITCH_ON_HEALTH=true and TRAFFIC_RAMP=1: "
             "a release that has passed its gates gets all the traffic at once"
         )
-
     if len(settings.traffic_ramp) > 1 and not settings.ramp:
         yield (
             "TRAFFIC_RAMP has no effect, because PUBLIC_PORT=0: clients follow active_port, and a "

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from pydantic import BaseModel, Field
 
+from atlas_supervisor.model.requests import RequestTotals
 from atlas_supervisor.model.verdict import Verdict
 
 
@@ -23,12 +24,23 @@ class ComparisonRules(NamedTuple):
 
 
 class VersionFigures(BaseModel, frozen=True):
-    """What was counted of one version since the comparison began."""
+    """What was counted of one version in some time."""
 
     requests: int = Field(description="Requests with an outcome.")
     failed: int = Field(description="Of them, those with 5xx or cut by the end of a process.")
     p50_ms: float | None = Field(default=None, description="Median latency; null without any.")
     p95_ms: float | None = Field(default=None, description="95th percentile; null without any.")
+
+    @classmethod
+    def of(cls, totals: RequestTotals) -> Self:
+        """Return the figures of what was counted."""
+        p50, p95 = totals.latency.quantiles(0.5, 0.95)
+        return cls(
+            requests=max(totals.counts.ended, 0),
+            failed=max(totals.counts.failed, 0),
+            p50_ms=p50 and round(p50, 3),
+            p95_ms=p95 and round(p95, 3),
+        )
 
 
 class Judgement(BaseModel, frozen=True):
@@ -40,8 +52,8 @@ class Judgement(BaseModel, frozen=True):
     )
     against: float | None = Field(
         default=None,
-        description="How strongly the requests speak against the new version: odds to 1; null if "
-        "nothing is counted.",
+        description="How strongly the requests speak against the new version: the largest odds so "
+        "far, to 1, and 1 at least; null if nothing is counted.",
     )
     why: str = Field(description="The verdict in a sentence, with the numbers.")
     new: VersionFigures | None = Field(default=None, description="Null if it is not counted.")

@@ -13,9 +13,10 @@ seconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Self
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, field
+from typing import Any, Self
 
 from pydantic import BaseModel, Field
 
@@ -73,6 +74,12 @@ class RequestCounts:
             left=self.left + sign * other.left,
             cut=self.cut + sign * other.cut,
         )
+
+    @classmethod
+    def from_list(cls, values: Sequence[Any]) -> Self:
+        """Return the counts whose fields went through JSON as a list."""
+        begun, classes, left, cut = values
+        return cls(begun, tuple(classes), left, cut)
 
     @classmethod
     def sum(cls, counts: Iterable[RequestCounts]) -> RequestCounts:
@@ -138,6 +145,16 @@ class RequestTotals:
     def copy(self) -> Self:
         """Return these totals, which later requests do not change."""
         return type(self)(self.counts, Histogram(self.latency))
+
+    def packed(self) -> list[Any]:
+        """Return the totals as JSON's types."""
+        return [list(astuple(self.counts)), b64encode(self.latency.to_bytes()).decode()]
+
+    @classmethod
+    def unpacked(cls, packed: Sequence[Any]) -> Self:
+        """Return the totals that `packed` has returned. Raises ValueError for anything else."""
+        counts, latency = packed
+        return cls(RequestCounts.from_list(counts), Histogram.from_bytes(b64decode(latency)))
 
     def since(self, earlier: RequestTotals) -> RequestTotals:
         """Return the totals of the interval since an earlier copy of the same instance's."""

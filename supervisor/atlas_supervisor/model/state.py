@@ -49,8 +49,10 @@ class DeployState(BaseModel, frozen=True, extra="ignore"):
     last_deploy_ts: datetime | None = None
     last_switch_ts: datetime | None = None
     staging_weight: float = Field(default=0.0, ge=0, le=1)
-    """Share of new connections that the staging slot has, while its deploy waits for the switch."""
+    """Share of new connections that the staging slot has: the new version's while its deploy waits
+    for the switch or ramps, the old one's in a holdback."""
     hold: Hold | None = None
+    """The hold, for the next program of a reload."""
     announce_close: bool = False
     """Whether workers with the kit announce that they close connections: in a hold, and shortly
     after it."""

@@ -25,8 +25,6 @@ from __future__ import annotations
 
 import math
 import time
-from base64 import b64decode, b64encode
-from dataclasses import astuple
 from typing import Any
 
 from atlas_supervisor.canary.stats.bets import exponential
@@ -44,7 +42,7 @@ from atlas_supervisor.canary.stats.explain import amount, odds, percent, points
 from atlas_supervisor.canary.stats.windows import SLICES_PER_SECOND
 from atlas_supervisor.model.histogram import Histogram
 from atlas_supervisor.model.judgement import Judgement, VersionFigures
-from atlas_supervisor.model.requests import SEALED_AFTER_SECONDS, RequestCounts, RequestTotals
+from atlas_supervisor.model.requests import SEALED_AFTER_SECONDS, RequestTotals
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.requests.collector import RequestCollector
 from atlas_worker.contract import SLOWEST_BUCKET
@@ -78,7 +76,7 @@ class Comparison:
         if saved:
             self._evidence = RampEvidence.from_dict(saved["evidence"])
             known = saved["before"].keys() & self._before
-            self._before |= {name: _totals(*saved["before"][name]) for name in known}
+            self._before |= {name: RequestTotals.unpacked(saved["before"][name]) for name in known}
             self._number, self._weight = saved["number"], saved["weight"]
         else:
             self._evidence, self._number, self._weight = self._begin(), 0, 0.0
@@ -136,7 +134,7 @@ class Comparison:
             window.changed = True  # what was computed here is of its lower bound
         return {
             "evidence": evidence.to_dict(),
-            "before": {name: _packed(each) for name, each in self._before.items()},
+            "before": {name: each.packed() for name, each in self._before.items()},
             "number": self._number,
             "weight": self._weight,
         }
@@ -204,14 +202,7 @@ class Comparison:
     def _figures(self, name: str) -> VersionFigures | None:
         if (found := self._requests.totals(name)) is None:
             return None
-        since = found.since(self._before[name])
-        p50, p95 = since.latency.quantiles(0.5, 0.95)
-        return VersionFigures(
-            requests=max(since.counts.ended, 0),
-            failed=max(since.counts.failed, 0),
-            p50_ms=p50 and round(p50, 3),
-            p95_ms=p95 and round(p95, 3),
-        )
+        return VersionFigures.of(found.since(self._before[name]))
 
     def _why(
         self,
@@ -283,12 +274,3 @@ def _slowest(latency: int) -> int:
 def _failed(arm: Arm, rate: float | None = None) -> str:
     rate = arm.rate if rate is None else rate
     return f"{percent(rate or 0)} of {amount(arm.calls)} first requests"
-
-
-def _packed(totals: RequestTotals) -> list[Any]:
-    return [*astuple(totals.counts), b64encode(totals.latency.to_bytes()).decode()]
-
-
-def _totals(begun: int, classes: list[int], left: int, cut: int, latency: str) -> RequestTotals:
-    counts = RequestCounts(begun, tuple(classes), left, cut)
-    return RequestTotals(counts, Histogram.from_bytes(b64decode(latency)))

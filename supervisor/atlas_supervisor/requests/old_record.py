@@ -33,6 +33,7 @@ from typing import Any, NamedTuple, Self
 from pydantic import BaseModel
 
 from atlas_supervisor.canary.stats.bets import RISK_RATIOS, exponential, log_sum
+from atlas_supervisor.canary.stats.counts import MAX_RATE
 from atlas_supervisor.canary.stats.explain import amount, odds, percent
 from atlas_supervisor.model.requests import RequestTotals
 from atlas_worker.contract import bucket_milliseconds, latency_bucket
@@ -50,7 +51,6 @@ WARM_UP_SECONDS = 10.0
 _ERRORS_PART, _RECORD_PART = 0.8, 0.2
 _FIRST_START = 0.8
 _START_GROWTH = 1.5
-_MAX_RATE = 0.999
 
 
 class Tally(NamedTuple):
@@ -212,7 +212,7 @@ class RecordEvidence:
 
 def _odds(counts: Sequence[tuple[int, int]], allowed: float) -> float:
     """Return the money of all bets; `counts` has requests and bad ones since each start."""
-    if not 0 < allowed < _MAX_RATE or not counts:
+    if not 0 < allowed < MAX_RATE or not counts:
         return 1.0
     requests, bad = counts[0]
     if requests < MIN_REQUESTS or bad < MIN_BAD:
@@ -221,7 +221,7 @@ def _odds(counts: Sequence[tuple[int, int]], allowed: float) -> float:
     for number, (requests, bad) in enumerate(counts):
         later = (1 - _FIRST_START) / (number * (number + 1)) if number else _FIRST_START
         for ratio, weight in RISK_RATIOS.items():
-            rate = min(ratio * allowed, _MAX_RATE)
+            rate = min(ratio * allowed, MAX_RATE)
             logs.append(
                 math.log(later * weight)
                 + bad * math.log(rate / allowed)

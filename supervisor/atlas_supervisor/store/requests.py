@@ -120,6 +120,5 @@ def _columns(totals: RequestTotals) -> dict[str, str | bytes]:
 
 
 def _totals(row: sqlite3.Row) -> RequestTotals:
-    begun, classes, left, cut = json.loads(row["counts"])
-    latency = Histogram.from_bytes(row["latency"])
-    return RequestTotals(RequestCounts(begun, tuple(classes), left, cut), latency)
+    counts = RequestCounts.from_list(json.loads(row["counts"]))
+    return RequestTotals(counts, Histogram.from_bytes(row["latency"]))
