@@ -74,7 +74,7 @@ def paragraphs(command: click.Command) -> Iterator[str]:
 def options(command: click.Command, *, shared: bool) -> Iterator[str]:
     """Yield the options of a command; `shared` are those that every verb takes."""
     common = {option for each in common_options() for option in each.opts} | {"--help"}
-    # With its settings, -h is an option, too; click keeps what it was first asked for.
+    # With these settings, -h is an option, too; click caches the options that were asked for first.
     context = click.Context(command, info_name=PROGRAM, **command.context_settings)
     records = [
         record
