@@ -205,21 +205,21 @@ async def test_new_code_is_refused_if_it_is_broken_and_else_runs_in_the_same_pro
     run = f"""import runpy, sys
 sys.path.insert(0, {str(installed)!r})
 runpy.run_module("atlas_supervisor", run_name="__main__", alter_sys=True)"""
-    daemon_source, program_source = (
-        installed / "atlas_supervisor" / name for name in ("daemon.py", "system/program.py")
+    opening_source, program_source = (
+        installed / "atlas_supervisor" / name for name in ("opening.py", "system/program.py")
     )
     async with scripted_daemon(tmp_path, program=("-c", run)) as daemon:
         before = await daemon.status()
-        released = daemon_source.read_text()
+        released = opening_source.read_text()
 
-        daemon_source.write_text(f"{released}\ndef broken(:\n")
+        opening_source.write_text(f"{released}\ndef broken(:\n")
         answer = await daemon.request("POST", "/supervisor/reload")
         assert answer.status == 422
         assert "SyntaxError: invalid syntax" in answer.json["error"]["lines"]
         assert (await daemon.status())["daemon"] == before["daemon"]
 
         # The new code audits its start in another word, and can't be replaced itself.
-        daemon_source.write_text(released.replace('"started",', '"started_anew",'))
+        opening_source.write_text(released.replace('"started",', '"started_anew",'))
         failing = program_source.read_text().replace("os.execve(", "_fail(")
         program_source.write_text(f"{failing}\ndef _fail(*_):\n    raise OSError(12, 'full')\n")
         after = await reload(daemon)

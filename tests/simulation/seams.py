@@ -24,7 +24,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-from atlas_supervisor import daemon, reload
+from atlas_supervisor import assembly, daemon, opening, reload
 from atlas_supervisor.canary import service as canary_service
 from atlas_supervisor.deploy import executor, landing_watch, ramping, switch
 from atlas_supervisor.deploy.switch import Landing, LandingCheck
@@ -85,15 +85,18 @@ class Seams:
                 "own_version": lambda: "1",
                 "Metrics": lambda **_: Unmeasured(),
                 "api_options": lambda _settings: None,
-                "GaugeCollector": lambda **_: Unmeasured(),
                 "SocketStore": lambda *_, **__: Store(life()),
                 "bind": self._bound,
                 "serve": self._served,
                 "HttpProber": lambda *_, **__: Prober(life()),
-                "HealthMonitor": Health,
-                "Reaper": Health,
                 "become_subreaper": lambda: None,
                 "end_strays": self._end_strays,
+            },
+            opening: {"own_version": lambda: "1"},
+            assembly: {
+                "GaugeCollector": lambda **_: Unmeasured(),
+                "HealthMonitor": Health,
+                "Reaper": Health,
                 "keep_bounded": forever,
             },
             canary_service: {"Fallback": lambda *_: Fallback(life()), "POLL_SECONDS": 5.0},

@@ -1,0 +1,218 @@
+"""Builds the parts that run on open sockets and files, and joins them.
+
+This is wiring alone, in the order in which the parts need each other: what watches the active
+worker, what deploys, what the API calls. `daemon` starts and stops them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from functools import partial
+from typing import Any
+
+from anyio.abc import TaskGroup
+
+from atlas_supervisor.api.ports import Control
+from atlas_supervisor.config import Settings, Sticky
+from atlas_supervisor.deploy.collector import GaugeCollector
+from atlas_supervisor.deploy.event_hub import EventHub
+from atlas_supervisor.deploy.executor import Executor
+from atlas_supervisor.deploy.hold import Holds
+from atlas_supervisor.deploy.landing_watch import LandingWatch
+from atlas_supervisor.deploy.recorder import Recorder, Runs
+from atlas_supervisor.deploy.recycler import Recycler
+from atlas_supervisor.deploy.service import DeployService
+from atlas_supervisor.deploy.status import DeployQueries
+from atlas_supervisor.deploy.switch import Switch
+from atlas_supervisor.deploy.traffic import TrafficControl
+from atlas_supervisor.health.monitor import HealthMonitor
+from atlas_supervisor.logs.log_service import LogService
+from atlas_supervisor.model.actor import SUPERVISOR
+from atlas_supervisor.model.judgement import ComparisonRules
+from atlas_supervisor.model.status import DaemonView
+from atlas_supervisor.opening import Opened
+from atlas_supervisor.probes.health_probe import HttpProber
+from atlas_supervisor.reload import Reloads
+from atlas_supervisor.requests.collector import InstanceName
+from atlas_supervisor.store.state_folder import LOGS_DIRECTORY
+from atlas_supervisor.system.children import Reaper
+from atlas_supervisor.telemetry.logging_setup import OWN_LOG
+from atlas_supervisor.telemetry.metrics import Metrics
+from atlas_supervisor.traffic import Plane
+from atlas_supervisor.workers.output import keep_bounded
+from atlas_supervisor.workers.releases import Releases
+from atlas_supervisor.workers.slots import Slots
+
+
+class Assembly:
+    """The parts of one daemon that has its sockets, files and slots."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        opened: Opened,
+        plane: Plane,
+        slots: Slots,
+        prober: HttpProber,
+        releases: Releases,
+        metrics: Metrics,
+        tasks: TaskGroup,
+        view: Callable[[], DaemonView],
+        keep: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`view` gives the daemon's part of the status, `keep` has the plane's sockets kept."""
+        self._settings = settings
+        self._opened = opened
+        self._plane = plane
+        self._slots = slots
+        self._metrics = metrics
+        audit, database = opened.database.audit, opened.database
+        self._watch = LandingWatch(settings=settings, slots=slots, plane=plane, audit=audit)
+        self._events = EventHub(database.transitions, metrics.deploys.count)
+        self.runs = Runs()
+        self.recycler = Recycler(
+            settings,
+            slots,
+            self.runs,
+            held=lambda: plane.held,
+            counted=metrics.deploys.recycled,
+        )
+        self._monitor = HealthMonitor(
+            settings=settings,
+            prober=prober,
+            plane=plane,
+            database=database,
+            state=opened.state,
+            subject=slots.active_worker,
+            watched=self._watch.health,
+            canaries=opened.canaries.check,
+        )
+        self.holds = Holds(
+            settings=settings,
+            plane=plane,
+            state=opened.state,
+            runs=self.runs,
+            audit=audit,
+            tasks=tasks,
+            keep=keep,
+        )
+        switch = Switch(
+            settings=settings,
+            plane=plane,
+            slots=slots,
+            state=opened.state,
+            changed=self._monitor.switched,
+        )
+        self.queries = DeployQueries(
+            settings=settings,
+            slots=slots,
+            plane=plane,
+            releases=releases,
+            database=database,
+            events=self._events,
+            state=opened.state,
+            runs=self.runs,
+            canaries=opened.canaries,
+            request_figures=opened.requests.figures,
+            health_score=lambda: self._monitor.health().score,
+            recycler=self.recycler,
+            daemon=view,
+        )
+        self.service = self._deploys(switch, prober, releases, tasks)
+        self._traffic = TrafficControl(
+            settings=settings, plane=plane, slots=slots, switch=switch, runs=self.runs, audit=audit
+        )
+        slots.on_worker_down = self.service.worker_down
+        self._count_requests()
+
+    def _deploys(
+        self, switch: Switch, prober: HttpProber, releases: Releases, tasks: TaskGroup
+    ) -> DeployService:
+        opened = self._opened
+        executor = Executor(
+            settings=self._settings,
+            slots=self._slots,
+            switch=switch,
+            plane=self._plane,
+            prober=prober,
+            requests=opened.requests,
+            save_ramp=opened.database.deploys.save_ramp,
+            check_landing=self._watch.request,
+        )
+        recorder = Recorder(
+            opened.database, opened.state, self._events, self._settings.after_failure
+        )
+        return DeployService(
+            settings=self._settings,
+            slots=self._slots,
+            executor=executor,
+            recorder=recorder,
+            releases=releases,
+            database=opened.database,
+            events=self._events,
+            state=opened.state,
+            runs=self.runs,
+            queries=self.queries,
+            tasks=tasks,
+        )
+
+    def _count_requests(self) -> None:
+        """Say whose requests are collected, and how versions are compared."""
+        requests, settings, slots = self._opened.requests, self._settings, self._slots
+        requests.present = lambda: [
+            InstanceName(each.name, each.slot, each.release.version, each.kit)
+            for each in slots.instances()
+        ]
+        requests.relayed = self._plane.tallies
+        requests.rules = ComparisonRules(
+            alpha=settings.guard_alpha,
+            margin=settings.guard_margin,
+            promote_alpha=settings.canary_promote_alpha,
+            latency_margin=settings.canary_latency_margin,
+            by_address=settings.traffic_sticky is Sticky.ADDRESS,
+        )
+
+    def background(self) -> Iterator[Callable[[], Coroutine[Any, Any, None]]]:
+        """Yield what runs beside deploys, from before the first worker is taken in."""
+        opened, audit = self._opened, self._opened.database.audit
+        put_back = partial(audit.record, SUPERVISOR, "state_file", "put_back")
+        yield from (
+            opened.database.outbox.run,
+            opened.registry.run,
+            Reaper().run,
+            opened.canaries.run,
+            opened.requests.run,
+            self._monitor.run,
+            self._watch.run,
+            partial(opened.state.watch, put_back),
+            self._metrics.loop.sample,
+            self._slots.measure,
+            partial(keep_bounded, [slot.log for slot in self._slots]),
+        )
+
+    def control(self, reloads: Reloads) -> Control:
+        """Return what the API calls."""
+        settings, opened = self._settings, self._opened
+        collector = GaugeCollector(
+            queries=self.queries,
+            slots=self._slots,
+            plane=self._plane,
+            events=self._events,
+            state=opened.state,
+            requests=opened.requests.exposed,
+        )
+        own_log = settings.state_dir / LOGS_DIRECTORY / OWN_LOG
+        return Control(
+            deploys=self.service,
+            queries=self.queries,
+            traffic=self._traffic,
+            holds=self.holds,
+            reloads=reloads,
+            canary=opened.canaries,
+            health=self._monitor,
+            audit=opened.database.audit,
+            trail=opened.database.trail,
+            logs=LogService(own_log, {slot.name: slot.log for slot in self._slots}),
+            metrics=collector.exposition(self._metrics),
+        )
