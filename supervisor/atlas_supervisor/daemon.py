@@ -24,7 +24,7 @@ from atlas_supervisor.assembly import Assembly
 from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy.initial_state import active_release
 from atlas_supervisor.deploy.machine import Phase
-from atlas_supervisor.deploy.recovery import SHARING
+from atlas_supervisor.deploy.recovery import SPLIT_PHASES
 from atlas_supervisor.deploy.switch import split_of
 from atlas_supervisor.model.actor import SUPERVISOR
 from atlas_supervisor.model.release import Release
@@ -165,7 +165,7 @@ class Daemon:
     def _split(self) -> Split | None:
         """Return the part of the traffic that staging had when the last daemon ended."""
         unfinished = self._opened.unfinished
-        if unfinished is None or unfinished.record.phase not in SHARING:
+        if unfinished is None or unfinished.record.phase not in SPLIT_PHASES:
             return None
         guarded = unfinished.record.phase == Phase.GUARD
         weight, deploy_id = self._opened.state.state.staging_weight, unfinished.record.deploy_id

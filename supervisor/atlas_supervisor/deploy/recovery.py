@@ -60,7 +60,7 @@ _LATEST = 2
 """So many deploys can end in the same moment: one drains while the next one is in progress."""
 
 _AFTER_SWITCH = frozenset({Phase.GUARD, Phase.WARM, Phase.DRAIN})
-SHARING = SHARES | {Phase.GUARD}
+SPLIT_PHASES = SHARES | {Phase.GUARD}
 """Phases in which both versions may have a part of the traffic."""
 
 _GOING_ON = _AFTER_SWITCH | SHARES | {Phase.DRAIN_REVERTED}
@@ -89,7 +89,7 @@ async def recover(
     file = StateFile(settings.state_dir / STATE_FILE)
     state = await read_state(settings, file, database)
     state, open_ended = await finish_interrupted(database, state, settings)
-    if open_ended is None or open_ended.record.phase not in SHARING:
+    if open_ended is None or open_ended.record.phase not in SPLIT_PHASES:
         state = state.model_copy(update={"staging_weight": 0.0})
     keeper = StateKeeper(file, database.state, state, written)
     try:
