@@ -108,10 +108,10 @@ def uvicorn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def extra() -> set[str]:
-    """Return the distributions that the extra `daemon` names."""
+def extra(name: str = "daemon") -> set[str]:
+    """Return the distributions that an extra names."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return {distribution_in(one) for one in project["optional-dependencies"]["daemon"]}
+    return {distribution_in(one) for one in project["optional-dependencies"][name]}
 
 
 @pytest.fixture(scope="module")
@@ -340,9 +340,10 @@ def test_the_daemons_extra_brings_what_the_daemon_and_the_bundled_worker_import(
     )
     ours = {"atlas_supervisor", "atlas_worker.app"}
     modules = ours.union(*(graph.find_descendants(package) for package in ours))
+    screen = {"atlas_supervisor.cli.top.app", "atlas_supervisor.cli.top.dialogs"}
     imported = {
         name.partition(".")[0]
-        for module in modules
+        for module in modules - screen
         for name in graph.find_modules_directly_imported_by(module)
     }
     distributions = packages_distributions()
@@ -360,3 +361,7 @@ def test_the_daemons_extra_brings_what_the_daemon_and_the_bundled_worker_import(
 
     assert len(needed & extra()) > 8
     assert needed - extra() <= brought
+    assert extra("tui") == {"textual"}
+    assert screen == {
+        module for module in modules if "textual" in graph.find_modules_directly_imported_by(module)
+    }

@@ -21,6 +21,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LOCKS = ("requirements.lock", "requirements-dev.lock")
 
+SCREEN = ("atlas_supervisor.cli.top.app", "atlas_supervisor.cli.top.dialogs")
+"""What alone imports Textual, which is an extra."""
 COMMANDS = ("atlas_worker.app.server", "scripts.demonstration", "scripts.documentation")
 IMPORTED = f"""
 import sys
@@ -30,7 +32,8 @@ for name in {COMMANDS}:
     importlib.import_module(name)
 for package in (atlas_supervisor, atlas_worker.app):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        importlib.import_module(module.name)
+        if module.name not in {SCREEN}:
+            importlib.import_module(module.name)
 print(json.dumps(sorted({{name.partition(".")[0] for name in {{*sys.modules}} - before}})))
 """
 

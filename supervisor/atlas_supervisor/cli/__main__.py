@@ -27,11 +27,13 @@ from atlas_supervisor.cli.session import Verbs
 from atlas_supervisor.cli.show import show
 from atlas_supervisor.cli.status import status
 from atlas_supervisor.cli.steer import abort, mode, switch
+from atlas_supervisor.cli.top.verb import top
 from atlas_supervisor.cli.traffic import traffic
 from atlas_supervisor.output import unfailing_output
 
 VERBS = (
     status,
+    top,
     health,
     deploy,
     switch,

@@ -52,7 +52,7 @@ async def audit(
     asked = {"limit": limit, "before": before, "action": action, "subject": subject}
     query = {name: str(value) for name, value in asked.items() if value is not None}
     answer = await session.daemon.get("/deploy/audit", query=query)
-    session.report(answer, lambda data: _table(session.screen, data), "entries")
+    session.report(answer, lambda data: audit_table(session.screen, data), "entries")
 
 
 async def _verify(session: Session) -> None:
@@ -75,7 +75,8 @@ def _verdict(screen: Screen, found: Record) -> RenderableType:
     return Group(Text.assemble(screen.sign(sign), " ", safe(message)), *lines)
 
 
-def _table(screen: Screen, data: Record) -> RenderableType:
+def audit_table(screen: Screen, data: Record) -> RenderableType:
+    """Return the entries, one a line where they fit."""
     entries = data.get("entries") or []
     if not entries:
         return safe("no matching entries", "dim")

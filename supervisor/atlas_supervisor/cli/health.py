@@ -44,12 +44,12 @@ async def health(session: Session) -> None:
     """Show the health score, 0 to 100, and every check."""
     answer = await session.daemon.get("/health")
     if not _is_unhealthy(answer):
-        session.report(answer, lambda data: _view(session.screen, data), "score", "checks")
+        session.report(answer, lambda data: health_view(session.screen, data), "score", "checks")
         return
     # Unhealthy is answered with 503, and the caller wants to see the checks.
     if session.json:
         session.report_json(answer)
-    session.screen.print(_view(session.screen, answer.data))
+    session.screen.print(health_view(session.screen, answer.data))
     raise click.exceptions.Exit(FailedError.exit_code)
 
 
@@ -66,7 +66,8 @@ def score_text(score: Any) -> Text:
     )
 
 
-def _view(screen: Screen, data: Record) -> RenderableType:
+def health_view(screen: Screen, data: Record) -> RenderableType:
+    """Return the score and each check."""
     return Group(_headline(screen, data), Text(), _checks(screen, data))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 from rich.console import RenderableType
+from rich.text import Text
 
 from atlas_supervisor.cli.client import Record
 from atlas_supervisor.cli.listing import listing
@@ -11,6 +12,8 @@ from atlas_supervisor.cli.render_deploy import result_text, took
 from atlas_supervisor.cli.session import Session, verb
 from atlas_supervisor.cli.terminal import Screen, safe
 from atlas_supervisor.cli.units import MISSING, local_time
+
+HISTORY_NAMES = ("deploy", "started", "result", "version", "took", "reason")
 
 
 @verb
@@ -38,19 +41,19 @@ def _history_table(screen: Screen, data: Record) -> RenderableType:
     deploys = data.get("deploys") or []
     if not deploys:
         return safe("no deploys yet", "dim")
-    rows = [
-        [
-            safe(record.get("deploy_id")),
-            safe(local_time(record.get("started_ts")), "dim"),
-            result_text(record),
-            safe(record.get("version") or MISSING),
-            safe(took(record), "dim"),
-            safe(record.get("reason") or "", "dim"),
-        ]
-        for record in deploys
+    return listing(screen, HISTORY_NAMES, [history_row(record) for record in deploys])
+
+
+def history_row(record: Record) -> list[Text]:
+    """Return the cells of a past deploy, below `HISTORY_NAMES`."""
+    return [
+        safe(record.get("deploy_id")),
+        safe(local_time(record.get("started_ts")), "dim"),
+        result_text(record),
+        safe(record.get("version") or MISSING),
+        safe(took(record), "dim"),
+        safe(record.get("reason") or "", "dim"),
     ]
-    names = ("deploy", "started", "result", "version", "took", "reason")
-    return listing(screen, names, rows)
 
 
 def _release_table(screen: Screen, data: Record) -> RenderableType:

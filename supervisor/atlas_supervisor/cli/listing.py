@@ -58,6 +58,12 @@ def fits(
     return room is None or _total(widths_of(names, rows)) <= room
 
 
+def aligned(names: Sequence[str], rows: Sequence[Sequence[Text]]) -> list[Text]:
+    """Return each row on a line of its own, however long, its cells in columns."""
+    widths = widths_of(names, rows) if rows else []
+    return [_line(row, widths) for row in rows]
+
+
 def _total(widths: Sequence[int]) -> int:
     return sum(widths) + _GAP * (len(widths) - 1)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -100,7 +100,7 @@ async def _events(
     reader, answered, pause = EventReader(), False, FIRST_PAUSE_SECONDS
     while True:
         try:
-            async for event in _once(session, path, query, reader):
+            async for event in once(session, path, query, reader):
                 if event is None:
                     answered, pause = True, FIRST_PAUSE_SECONDS
                 else:
@@ -119,7 +119,7 @@ async def _events(
         pause = min(2 * pause, PAUSE_SECONDS)
 
 
-async def _once(
+async def once(
     session: Session, path: str, query: dict[str, str], reader: EventReader
 ) -> AsyncGenerator[ServerEvent | None, None]:
     """Yield None once the stream is open, then its events up to its end."""
@@ -153,16 +153,21 @@ def _show_worker(screen: Screen, line: str) -> None:
 
 
 def _show_own(screen: Screen, line: str) -> None:
+    screen.print(*own_line(line))
+
+
+def own_line(line: str) -> Iterator[Text]:
+    """Yield a line of the daemon's log as on its console, and below it the exception."""
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
-        screen.print(safe(line))
+        yield safe(line)
         return
-    screen.print(_in_columns(fields))
+    yield _in_columns(fields)
     for part in str(fields.get("exception") or "").splitlines():
-        screen.print(safe(f"    {part}", "dim"))
+        yield safe(f"    {part}", "dim")
 
 
 def _in_columns(fields: dict[str, Any]) -> Text:

@@ -80,15 +80,16 @@ def _table(screen: Screen, data: Record) -> RenderableType:
             safe(each.get("version")),
             safe(each.get("release") or MISSING),
             safe(local_time(each.get("last_served_ts")), "dim"),
-            safe(_how(each)),
-            safe(_but(each), "dim"),
+            safe(takes_over(each)),
+            safe(objections(each), "dim"),
         ]
         for each in found
     ]
     return listing(screen, ("version", "release", "served until", "takes over", "note"), rows)
 
 
-def _how(each: Record) -> str:
+def takes_over(each: Record) -> str:
+    """Return how soon an earlier version takes over, in words."""
     if each.get("gone"):
         return "not at all"
     if each.get("warm"):
@@ -96,7 +97,7 @@ def _how(each: Record) -> str:
     return "once launched (--fast)" if each.get("fast") else "once it has passed its gates"
 
 
-def _but(each: Record) -> str:
+def objections(each: Record) -> str:
     """Return the objections to it, the worst first."""
     past = ", ".join(map(str, each.get("past_irreversible") or []))
     notes = (

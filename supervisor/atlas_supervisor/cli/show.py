@@ -67,7 +67,7 @@ async def show(session: Session, deploy_id: str | None, follow: bool) -> None:
         answer = await session.daemon.get(f"/deploy/{deploy_id}")
     if follow and not session.json:
         record = session.expect(answer, "deploy_id")
-        session.screen.print(title(record), _facts(record), Text())
+        session.screen.print(title(record), facts(record), Text())
         await _follow(session, deploy_id)
     else:
         session.report(answer, lambda record: _deploy(session.screen, record), "deploy_id")
@@ -94,7 +94,7 @@ async def _advise(session: Session, record: Record) -> None:
 
 
 def _deploy(screen: Screen, record: Record) -> RenderableType:
-    parts: list[RenderableType] = [title(record), _facts(record), Text()]
+    parts: list[RenderableType] = [title(record), facts(record), Text()]
     parts += timeline(screen, record)
     if ramp := mapping(record.get("ramp")):
         parts += [Text(), *ramp_lines(screen, ramp)]
@@ -102,7 +102,8 @@ def _deploy(screen: Screen, record: Record) -> RenderableType:
     return Group(*parts)
 
 
-def _facts(record: Record) -> RenderableType:
+def facts(record: Record) -> RenderableType:
+    """Return when a deploy began and ended, its version, and what the guard has seen."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     for name, timestamp in (("started", "started_ts"), ("ended", "ended_ts")):

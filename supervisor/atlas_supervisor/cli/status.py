@@ -36,7 +36,7 @@ from atlas_supervisor.cli.units import (
     percent,
 )
 
-_STATE_STYLES = {
+STATE_STYLES = {
     "running": "green",
     "warm": "cyan",
     "starting": "yellow",
@@ -61,7 +61,7 @@ async def status(session: Session) -> None:
 def overview(screen: Screen, data: Record) -> RenderableType:
     """Return the status: framed on a terminal, as plain lines in a pipe."""
     parts: list[RenderableType] = [_facts(data), Text(), _slots(screen, data)]
-    parts += [*_requests(data), *_exits(data), *_draining(data)]
+    parts += [*_requests(data), *_exits(data), *draining(data)]
     notes = [*_waiting(screen, data), *_pending(screen, data), *suggestions(screen, data)]
     if notes:
         parts += [Text(), *notes]
@@ -176,9 +176,9 @@ def _slots(screen: Screen, data: Record) -> RenderableType:
     """Return the slots; memory and CPU where there is room for them."""
     slots = objects(data.get("slots"))
     names, rows = _SLOT_NAMES, [_slot(slot) for slot in slots]
-    if any(_usage(slot) != [MISSING, MISSING] for slot in slots):
+    if any(usage(slot) != [MISSING, MISSING] for slot in slots):
         wider = (*names, "memory", "cpu")
-        used = [[*row, *map(safe, _usage(slot))] for row, slot in zip(rows, slots, strict=True)]
+        used = [[*row, *map(safe, usage(slot))] for row, slot in zip(rows, slots, strict=True)]
         crowded = not fits(screen, names, rows, frame=_FRAME)  # even so; then a line more
         if crowded or fits(screen, wider, used, frame=_FRAME):
             names, rows = wider, used
@@ -191,14 +191,14 @@ def _slot(slot: Record) -> list[Text]:
     return [
         safe(slot.get("slot"), "bold" if active else ""),
         safe(slot.get("role"), "" if active else "dim"),
-        safe(state, _STATE_STYLES.get(state, "")),
+        safe(state, STATE_STYLES.get(state, "")),
         *(safe(_or_missing(slot.get(name))) for name in ("port", "pid", "version")),
         safe(age(slot.get("started_ts"))),
         safe(slot.get("restarts"), "yellow" if slot.get("restarts") else ""),
     ]
 
 
-def _usage(instance: Record) -> list[str]:
+def usage(instance: Record) -> list[str]:
     """Return the memory and the CPU of an instance."""
     memory, cpu = instance.get("memory_mb"), instance.get("cpu_percent")
     return [
@@ -230,7 +230,7 @@ def _exits(data: Record) -> Iterator[RenderableType]:
             yield safe(f"{slot.get('slot')}: last unexpected exit: {slot['last_exit']}", "yellow")
 
 
-def _draining(data: Record) -> Iterator[RenderableType]:
+def draining(data: Record) -> Iterator[RenderableType]:
     """Yield a line for each draining worker."""
     for each in data.get("draining") or []:
         kinds = each.get("left") or {"connections": each.get("connections")}
@@ -239,7 +239,7 @@ def _draining(data: Record) -> Iterator[RenderableType]:
         text = f"{each.get('slot')} drains {each.get('version')}, pid {each.get('pid')}"
         since = f"for {age(each.get('since_ts'))}"
         left = ", ".join(counts) or nothing
-        used = ", ".join(part for part in _usage(each) if part != MISSING)
+        used = ", ".join(part for part in usage(each) if part != MISSING)
         yield spaced(safe(text, "yellow"), safe(since, "dim"), safe(left), safe(used, "dim"))
 
 

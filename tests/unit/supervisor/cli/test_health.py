@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from atlas_supervisor.cli.health import _view
+from atlas_supervisor.cli.health import health_view
 from atlas_supervisor.cli.terminal import Screen
 from tests.unit.supervisor.cli.fakes import Played, status
 from tests.unit.supervisor.cli.support import Call
@@ -138,7 +138,7 @@ def test_on_a_terminal_the_score_is_big_and_in_its_colour(
 
     stream = Terminal()
     screen = Screen(stream)
-    screen.print(_view(screen, health(71, "degraded")))
+    screen.print(health_view(screen, health(71, "degraded")))
     shown = stream.getvalue()
     assert "  |   |" in shown  # the middle of 7 and 1
     assert "\x1b[1;33m" in shown
