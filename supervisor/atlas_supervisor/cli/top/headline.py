@@ -9,7 +9,7 @@ from rich.text import Text
 
 from atlas_supervisor.cli.client import Record, mapping, objects
 from atlas_supervisor.cli.listing import widths_of
-from atlas_supervisor.cli.render_deploy import doing, is_recycle
+from atlas_supervisor.cli.render_deploy import is_recycle
 from atlas_supervisor.cli.status import STATE_STYLES, usage
 from atlas_supervisor.cli.terminal import BAD, EVENT, NOTE, OK, safe, spaced
 from atlas_supervisor.cli.units import MISSING, SECOND, age, amount, duration, latency, percent
@@ -107,7 +107,7 @@ def last_change(status: Record, deploy: Record, entries: list[Record]) -> str:
         return f"{what}, {age(entry.get('ts'))} ago{_by(entry, entries)}"
     if not last:
         return "no deploy yet"
-    what = str(last.get("result") or doing(last)).replace("_", " ")
+    what = str(last.get("result") or last.get("phase")).replace("_", " ")
     when = age(last.get("ended_ts") or last.get("started_ts"))
     # Its first transition says by whom it was requested.
     cause = "" if is_recycle(last) else mapping(next(iter(_transitions(deploy)), None)).get("cause")
