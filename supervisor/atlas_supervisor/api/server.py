@@ -16,6 +16,7 @@ from yarl import URL
 from atlas_supervisor.api import (
     audit,
     canary,
+    dashboard,
     deploy,
     docs,
     events,
@@ -64,6 +65,7 @@ def table(version: str) -> tuple[AnyRoute, ...]:
 
         return build_document(rows, version=version)
 
+    rows += dashboard.routes(rows)
     rows += docs.routes(document)
     return tuple(rows)
 

@@ -1,0 +1,105 @@
+"""The page: its sections in order, and how they are rendered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from atlas_supervisor.cli import units
+from atlas_supervisor.dashboard.answers import Answers
+from atlas_supervisor.dashboard.sections import headline
+
+FORM_TOKEN = "@form-token@"  # noqa: S105 # a place for one
+"""Stands in forms for the token of the session, which sections do not know: they are shared."""
+STATIC = Path(__file__).parent / "static"
+
+
+class Section(Protocol):
+    """A module of `sections`."""
+
+    NEEDS: Mapping[str, float]
+    """The requests whose answers it uses, with how old they may be, in seconds."""
+
+    def view(self, answers: Answers) -> Mapping[str, Any]:
+        """Return what its template shows. Pure."""
+
+
+SECTIONS: dict[str, Section] = {
+    "headline": headline,
+}
+"""In the order of the page; a section's template is `NAME.html`."""
+
+
+def needs() -> dict[str, float]:
+    """Return every request that the page needs, with how old its answer may be, in seconds."""
+    found: dict[str, float] = {}
+    for section in SECTIONS.values():
+        for request, seconds in section.NEEDS.items():
+            found[request] = min(seconds, found.get(request, seconds))
+    return found
+
+
+def render_section(name: str, view: Mapping[str, Any], answers: Answers) -> str:
+    """Return the HTML inside of a section."""
+    template = _environment().get_template(f"{name}.html")
+    return template.render(view, audience=answers.audience, form_token=FORM_TOKEN)
+
+
+def render_page(sections: Mapping[str, str], **values: Any) -> str:
+    """Return the page around its sections, which are HTML."""
+    marked = {name: Markup(html) for name, html in sections.items()}  # noqa: S704 # just rendered
+    return _environment().get_template("page.html").render(sections=marked, **values)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("atlas_supervisor.dashboard"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    environment.filters.update(
+        ago=_ago,
+        until=_until,
+        at=_at,
+        took=units.duration,
+        amount=units.amount,
+        percent=units.percent,
+        latency=units.latency,
+        size=units.size,
+        change=units.change,
+    )
+    return environment
+
+
+def _ago(timestamp: str | None) -> str:
+    """Return how long ago it was, as an element whose text the script keeps right."""
+    return _time(timestamp, "age", units.age(timestamp))
+
+
+def _until(timestamp: str | None) -> str:
+    """Return how long it is until then, as such an element."""
+    then = units.moment(timestamp)
+    left = (then - datetime.now(then.tzinfo)).total_seconds() if then else 0
+    return _time(timestamp, "left", units.duration(max(round(left), 0) * units.SECOND))
+
+
+def _at(timestamp: str | None) -> str:
+    """Return the moment in the daemon's time zone; the script shows it in the reader's."""
+    return _time(timestamp, "at", units.local_time(timestamp))
+
+
+def _time(timestamp: str | None, kind: str, text: str) -> str:
+    if units.moment(timestamp) is None:
+        return units.MISSING
+    element = Markup('<time datetime="{0}" data-{1} title="{0}">{2}</time>')
+    return element.format(timestamp, kind, text)
