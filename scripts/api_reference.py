@@ -31,9 +31,11 @@ _WORTH_NAMING = 1_000_000
 _PARAMETERS = "| field | in | type | |\n| --- | --- | --- | --- |"
 _FIELDS = "| field | type | |\n| --- | --- | --- |"
 _ACCESS = {
+    Access.PUBLIC: "Permission: none.",
     Access.READ: "Permission: read.",
-    Access.SENSITIVE: "Permission: the same as for a change (audit trail and logs).",
+    Access.SENSITIVE: "Permission: read everything (audit trail and logs).",
     Access.CHANGE: "Permission: change.",
+    Access.FORM: "Permission: change, or a session of the dashboard and its form's token.",
 }
 
 

@@ -164,6 +164,18 @@ NOT_PERMITTED = ErrorSpec(
     "run it as root or as the daemon's own user",
     {"uid": 1000},
 )
+VIEW_ONLY = ErrorSpec(
+    "not_permitted",
+    403,
+    "the view token reads everything and changes nothing",
+    "use the token of CONTROL_TOKEN_FILE, or atlasctl on this machine",
+)
+FORM_EXPIRED = ErrorSpec(
+    "form_expired",
+    403,
+    "this form is of another session, or of a page of another site; nothing was done",
+    "open the page again, and repeat it there",
+)
 FOREIGN_ORIGIN = ErrorSpec(
     "foreign_origin",
     403,
@@ -222,6 +234,10 @@ LOG_NOT_FOUND = ErrorSpec(
     404,
     "there is no log of this name",
     "the logs are supervisor, blue and green",
+)
+
+NO_SUCH_ACTION = ErrorSpec(
+    "not_found", 404, "the dashboard has no such action", "its forms name those that there are"
 )
 
 # Deploys that can't be done now.

@@ -16,6 +16,7 @@ from contextlib import closing
 from pydantic import BaseModel
 
 from atlas_supervisor.api.options import api_options
+from atlas_supervisor.api.token import load_or_create_token
 from atlas_supervisor.config import Settings
 from atlas_supervisor.config.describe import as_text
 from atlas_supervisor.config.settings import FIELD_OF_KEY
@@ -108,12 +109,20 @@ def _state_folder(settings: Settings) -> None:
 
 
 def _api(settings: Settings) -> None:
-    """Look at the token and the certificate; a start would make a token that is not there."""
-    path = settings.control_token_file
-    if path.exists():
+    """Look at the tokens and the certificate; a start would make a token that is not there."""
+    missing = False
+    for key in ("CONTROL_TOKEN_FILE", "CONTROL_VIEW_TOKEN_FILE"):
+        path = getattr(settings, FIELD_OF_KEY[key])
+        if path is None:
+            continue
+        if path.exists():
+            load_or_create_token(path, key)
+            continue
+        missing = True
+        if path.parent.is_dir() and not os.access(path.parent, os.W_OK | os.X_OK):
+            raise StartRefusedError(f"{key}: {path} can't be made in its folder")
+    if not missing:
         api_options(settings)
-    elif path.parent.is_dir() and not os.access(path.parent, os.W_OK | os.X_OK):
-        raise StartRefusedError(f"CONTROL_TOKEN_FILE: {path} can't be made in its folder")
 
 
 def _log(settings: Settings) -> None:

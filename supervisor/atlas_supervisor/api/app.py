@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import nullcontext
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 
 import structlog
@@ -23,15 +24,16 @@ from atlas_supervisor.api.denied_audit import DeniedRequests
 from atlas_supervisor.api.messages import (
     MAX_BODY_BYTES,
     read_body,
+    read_form,
     read_headers,
     read_key,
     read_query,
 )
 from atlas_supervisor.api.ports import Control, MetricsPort
 from atlas_supervisor.api.routes import Access, AnyRoute, Request, StreamReply
-from atlas_supervisor.api.security import Gate, Turnstile
+from atlas_supervisor.api.security import Caller, Gate, Turnstile
+from atlas_supervisor.api.sessions import LASTS_SECONDS, Rank
 from atlas_supervisor.errors import AtlasError, RefusedError
-from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.deploy import DeployRecord
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.system.clock import Stopwatch
@@ -41,11 +43,12 @@ from atlas_supervisor.telemetry.log_summary import LogSummary
 log = structlog.get_logger()
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_SESSIONS_READ = 1000
 _CLIENT_LEFT = 499
 """Counted, as nginx does, for a request whose client left before the answer."""
-_ACTOR = web.RequestKey("actor", Actor)
+_CALLER = web.RequestKey("caller", Caller)
 _KEY = web.RequestKey("key", IdempotencyKey)
-_TRUSTED = web.RequestKey("trusted", bool)
+_CHANGES = {Access.CHANGE, Access.FORM}
 _STARTED = web.RequestKey("started", float)
 
 
@@ -55,8 +58,8 @@ def build_app(
     """Return the application that serves `table`; its connections must be `TimedConnection`s."""
     table = tuple(table)
     known = {route.method for route in table} | {"HEAD"}
-    changes: dict[_Handler, str] = {}
-    admission = _admission(gate, DeniedRequests(control.audit), changes, summary)
+    routes: dict[_Handler, AnyRoute] = {}
+    admission = _admission(control, gate, routes, summary)
     app = web.Application(
         middlewares=[_counting(control.metrics, known), admission],
         client_max_size=MAX_BODY_BYTES,
@@ -71,8 +74,7 @@ def build_app(
             handler = _endpoint(route, control, gate)
             resource.add_route(route.method, handler)
             methods.append(route.method)
-            if route.access is Access.CHANGE:
-                changes[handler] = path
+            routes[handler] = route
             if route.method == "GET":
                 resource.add_route("HEAD", handler)
                 methods.append("HEAD")
@@ -103,38 +105,38 @@ def _counting(metrics: MetricsPort, methods: Collection[str]) -> Middleware:
 
 
 def _admission(
-    gate: Gate, denied: DeniedRequests, changes: Mapping[_Handler, str], summary: LogSummary
+    control: Control, gate: Gate, routes: Mapping[_Handler, AnyRoute], summary: LogSummary
 ) -> Middleware:
-    """Return the outermost middleware: it admits a request and turns every failure into an answer.
-
-    `changes` has the handlers of routes that change something, with their paths.
-    """
-    turnstile = Turnstile()
+    """Return the middleware that admits a request and turns every failure into an answer."""
+    turnstile, denied = Turnstile(), DeniedRequests(control.audit)
 
     @web.middleware
     async def admit(request: web.Request, handler: _Handler) -> web.StreamResponse:
         connection = _connection(request)
         connection.begin(whole=request.content.is_eof())
-        request[_TRUSTED] = gate.trusts(request, connection.peer)
-        if request[_TRUSTED]:
+        caller = request[_CALLER] = gate.caller(request, connection.peer)
+        if caller.rank is Rank.OPERATOR:
             connection.become_trusted()
         else:
             await turnstile.enter()
         if connection.transport is None:  # else the missing body would be taken for a failure
             raise ConnectionResetError("the connection has ended")
         request[_STARTED] = asyncio.get_running_loop().time()
+        route = routes.get(request.match_info.handler)
         try:
             gate.check_sender(request, connection.peer)
-            request[_ACTOR] = gate.identify(request, connection.peer, Access.READ)
+            if caller.session is not None and not gate.sessions.is_restored:
+                await _restore_sessions(control, gate)
+                caller = request[_CALLER] = gate.caller(request, connection.peer)
+            gate.admit(caller, _least(route))
             response = await handler(request)
         except (RefusedError, web.HTTPException) as error:
             refused = (
                 messages.of_http_exception(error) if isinstance(error, web.HTTPException) else error
             )
             _log_refused(request, connection, refused, summary)
-            path = changes.get(request.match_info.handler)
-            if path is not None and refused.status in denied.STATUSES:
-                denied.record(_caller(request, connection), request.method, path, refused)
+            if route and route.access in _CHANGES and refused.status in denied.STATUSES:
+                denied.record(caller.actor, request.method, route.path, refused)
             response = _refusal(request, error, refused)
         except (asyncio.CancelledError, ConnectionError):
             raise  # the client has left, or the daemon stops
@@ -150,17 +152,45 @@ def _admission(
     return admit
 
 
+def _least(route: AnyRoute | None) -> Access:
+    """Return what any request for this path needs; where there is none, the same as to read."""
+    return route.access if route and route.access is Access.PUBLIC else Access.READ
+
+
+async def _restore_sessions(control: Control, gate: Gate) -> None:
+    """Read the sessions that were ended before this start, in the time that one lasts."""
+    ended: set[str] = set()
+    before: int | None = None
+    limit = (datetime.now(UTC) - timedelta(seconds=LASTS_SECONDS)).isoformat()
+    while page := await control.trail.entries(
+        limit=_SESSIONS_READ, before=before, action="session", subject=None
+    ):
+        ended.update(each.subject or "" for each in page if each.outcome == "ended")
+        before = page[-1].id
+        if page[-1].ts < limit or len(page) < _SESSIONS_READ:
+            break
+    gate.sessions.restore(ended)
+
+
 def _refusal(
     request: web.Request, error: RefusedError | web.HTTPException, refused: RefusedError
 ) -> web.Response:
     headers = _repeated(request)
+    if (request.path == "/" or request.path.startswith("/dashboard/")) and (
+        "text/html" in request.headers.get("Accept", "")
+    ):
+        back = "./" + "../" * (request.path.count("/") - 1)
+        return messages.refusal_page(refused, back=back, headers=headers)
     if refused.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="atlas-supervisor"'
     if isinstance(error, web.HTTPMethodNotAllowed):
         headers["Allow"] = error.headers["Allow"]
     # An unread body is not worth waiting for: the connection is closed instead.
     return messages.refusal(
-        refused, headers=headers, close=not request.content.at_eof(), trusted=request[_TRUSTED]
+        refused,
+        headers=headers,
+        close=not request.content.at_eof(),
+        trusted=request[_CALLER].rank is not Rank.STRANGER,
     )
 
 
@@ -171,25 +201,29 @@ def _endpoint(route: AnyRoute, control: Control, gate: Gate) -> _Handler:
 
     async def endpoint(request: web.Request) -> web.StreamResponse:
         connection = _connection(request)
-        actor = gate.identify(request, connection.peer, route.access)
-        request[_ACTOR] = actor
+        caller = request[_CALLER]
+        gate.admit(caller, route.access)
         if may_stream:
             connection.check_streams()  # before anything is read for it
         query = read_query(request, route.query)
         headers = read_headers(request, route.headers)
-        body = await read_body(request, route.body, connection.deadline)
+        read = read_form if route.form else read_body
+        body = await read(request, route.body, connection.deadline)
         connection.received()
         request[_STARTED] = asyncio.get_running_loop().time()
-        key = read_key(request, actor, query, body) if route.keyed else None
+        key = read_key(request, caller.actor, query, body) if route.keyed else None
         if key is not None:
             request[_KEY] = key
         call = Request(
             control=control,
-            actor=actor,
+            actor=caller.actor,
             query=query,
             body=body,
             path=request.match_info,
-            trusted=request[_TRUSTED],
+            trusted=caller.rank is not Rank.STRANGER,
+            rank=caller.rank,
+            session=caller.session,
+            reads=gate.reads(caller),
             key=key,
             headers=headers,
         )
@@ -197,7 +231,7 @@ def _endpoint(route: AnyRoute, control: Control, gate: Gate) -> _Handler:
             reply = await route.handler(call)
             if isinstance(reply, StreamReply):
                 return await _stream(request, connection, reply)
-            if route.access is Access.CHANGE:
+            if route.access in _CHANGES:
                 record = reply.payload if isinstance(reply.payload, DeployRecord) else None
                 _log_changed(request, connection, reply.status, record)
             return await messages.success(reply, headers=_repeated(request), trusted=call.trusted)
@@ -254,13 +288,6 @@ def _connection(request: web.Request) -> TimedConnection:
     return connection
 
 
-def _caller(request: web.Request, connection: TimedConnection) -> Actor:
-    """Return the caller, admitted or not."""
-    peer = connection.peer
-    name = "anonymous" if peer.uid is None else f"uid:{peer.uid}"
-    return request.get(_ACTOR) or Actor(name=name, origin=peer.address)
-
-
 # The log.
 
 
@@ -278,7 +305,7 @@ def _log_refused(
     harmless = request.method in {"GET", "HEAD"} and refused.status in {404, 405, 503}
     write = log.debug if harmless else log.warning
     facts = {**_timed_facts(request, connection), **_deploy_facts(refused)}
-    if request[_TRUSTED]:
+    if request[_CALLER].rank is Rank.OPERATOR:
         write("api_refused", status=refused.status, code=refused.code, **facts)
     else:
         kind = refused.code
@@ -291,11 +318,11 @@ def _timed_facts(request: web.Request, connection: TimedConnection) -> dict[str,
 
 
 def _facts(request: web.Request, connection: TimedConnection) -> dict[str, str]:
-    actor = request.get(_ACTOR)
+    caller = request.get(_CALLER)
     return {
         "method": escaped(request.method),
         "path": escaped(request.rel_url.raw_path)[:200],
-        "actor": actor.name if actor else "unknown",
+        "actor": caller.actor.name if caller else "unknown",
         "origin": connection.peer.address,
     }
 

@@ -1,21 +1,22 @@
-"""The routes of the dashboard: the page and its files.
+"""The routes of the dashboard: its page, its changes as they happen, its forms and its sessions.
 
-The page is made of what the API's own handlers answer, asked in this process.
+Jinja2 and the sections are imported when somebody opens the page, not at the daemon's start.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
-from urllib.parse import parse_qsl
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel
-from pydantic_core import from_json
+from pydantic import BaseModel, Field
 
 from atlas_supervisor import errors
+from atlas_supervisor.api.asking import Asker
 from atlas_supervisor.api.ports import Control
 from atlas_supervisor.api.routes import (
     Access,
@@ -25,121 +26,349 @@ from atlas_supervisor.api.routes import (
     Request,
     ResponseSpec,
     Route,
+    StreamReply,
 )
-from atlas_supervisor.errors import RefusedError
+from atlas_supervisor.api.sessions import LASTS_SECONDS, Rank, Sessions
+from atlas_supervisor.errors import AtlasError, RefusedError
 from atlas_supervisor.model.actor import Actor
-from atlas_supervisor.model.worker_text import disclosed, withheld
+from atlas_supervisor.model.audit import AuditEntry
 
-_POLICY = {
+if TYPE_CHECKING:
+    from atlas_supervisor.dashboard.answers import Audience
+    from atlas_supervisor.dashboard.live import Board
+
+HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
         "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-    )
+    ),
+    # A form of a page without a referrer has no origin either, and would be refused.
+    "Referrer-Policy": "same-origin",
 }
 _ASSETS = {"atlas.js": "text/javascript", "atlas.css": "text/css"}
 
+_PATIENCE_SECONDS = 8.0
+"""So long a browser without the script waits for an action, until the page is shown again."""
+_MOST_NOTICES = 50
+_AUDIT_SECONDS = 1.0
 
-class Asker:
-    """Asks the API's own handlers, as a request would."""
-
-    def __init__(self, rows: Iterable[AnyRoute], control: Control) -> None:
-        self._rows = tuple(row for row in rows if row.method == "GET")
-        self._control = control
-
-    async def ask(self, target: str, *, sees_all: bool) -> dict[str, Any]:
-        """Return the JSON answer of a GET, an error included."""
-        path, _, query = target.partition("?")
-        row, found = self._row(path)
-        try:
-            if row.access is not Access.READ and not sees_all:
-                raise errors.TOKEN_REQUIRED.error(file="CONTROL_TOKEN_FILE")
-            call = Request(
-                control=self._control,
-                actor=Actor(name="anonymous", origin="internal"),
-                query=row.query.model_validate(dict(parse_qsl(query))),
-                body=Nothing(),
-                path=found,
-                trusted=sees_all,
-            )
-            reply = await row.handler(call)
-        except RefusedError as error:
-            return {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
-        payload = getattr(reply, "payload", None)
-        if not isinstance(payload, BaseModel):
-            raise TypeError(f"{target} is not answered with JSON")
-        data = payload.model_dump_json().encode()
-        answer: dict[str, Any] = from_json(disclosed(data) if sees_all else withheld(data))
-        return answer
-
-    def _row(self, path: str) -> tuple[AnyRoute, dict[str, str]]:
-        for row in self._rows:
-            if row.path == path:
-                return row, {}
-        for row in self._rows:
-            head, brace, name = row.path.partition("{")
-            if brace and path.startswith(head) and "/" not in path[len(head) :]:
-                return row, {name.rstrip("}"): path[len(head) :]}
-        raise LookupError(path)
+Text = Annotated[str, Field(max_length=255)]
 
 
-def routes(rows: Iterable[AnyRoute]) -> tuple[AnyRoute, ...]:
-    """Return the dashboard's routes; `rows` are those that it asks."""
-    rows = tuple(rows)
+class PageQuery(BaseModel, extra="forbid"):
+    """What the page shows besides the present."""
 
-    async def page(call: Request[Nothing, Nothing]) -> Reply:
-        # Jinja2 takes a sixth of the daemon's start, and most daemons are never looked at.
-        from atlas_supervisor.dashboard import page  # noqa: PLC0415  # see above
-        from atlas_supervisor.dashboard.answers import Answers, Audience  # noqa: PLC0415
+    notice: Text | None = Field(default=None, description="The outcome of an action, by its id.")
 
-        audience = Audience.OPERATOR if call.trusted else Audience.READER
-        asker = Asker(rows, call.control)
-        found = {each: await asker.ask(each, sees_all=audience.sees_all) for each in page.needs()}
-        answers = Answers(found, at=datetime.now(UTC), audience=audience)
-        html = {
-            name: page.render_section(name, section.view(answers), answers)
-            for name, section in page.SECTIONS.items()
-        }
-        return Reply(page.render_page(html).encode(), headers=_POLICY, content_type="text/html")
 
+class SignInForm(BaseModel, extra="forbid"):
+    """A token, pasted once."""
+
+    token: str = Field(default="", max_length=4096, description="The token, or the view token.")
+
+
+class ActionForm(BaseModel, extra="forbid"):
+    """An action's fields; each action takes some of them."""
+
+    form_token: Text = Field(default="", description="The token that the page has in its forms.")
+    release: Text | None = Field(default=None, description="Of `deploy` and `dry-run`.")
+    version: Text | None = Field(default=None, description="Of `rollback`.")
+    max_seconds: float | None = Field(
+        default=None, allow_inf_nan=False, description="Of `hold`: its longest time."
+    )
+
+
+class Outcome(BaseModel, frozen=True):
+    """What has become of an action."""
+
+    ok: bool = Field(description="Whether it was done, or is under way.")
+    message: str = Field(description="The outcome in words.")
+    hint: str = Field(description="What to do next; empty if nothing.")
+    command: str = Field(description="The `atlasctl` command that does the same.")
+    audit: list[str] = Field(description="Its entries in the audit trail, in words.")
+
+
+@dataclass
+class _Desk:
+    """What the routes share: made at the first request."""
+
+    rows: tuple[AnyRoute, ...]
+    sessions: Sessions
+
+    def __post_init__(self) -> None:
+        self.notices: dict[str, Outcome] = {}
+        self._board: Board | None = None
+        self._tasks: set[asyncio.Task[Outcome]] = set()
+
+    def board(self, control: Control) -> Board:
+        if self._board is None:
+            # It takes as long as a sixth of the daemon's start, and most are never looked at.
+            from atlas_supervisor.dashboard.live import Board  # noqa: PLC0415  # see above
+
+            asker = Asker(self.rows, control)
+            self._board = Board(lambda each, who: asker.ask(each, sees_all=who.sees_all))
+        return self._board
+
+    def start(self, outcome: Awaitable[Outcome]) -> asyncio.Task[Outcome]:
+        """Run an action to its end, also if its client leaves."""
+        task = asyncio.ensure_future(outcome)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def note(self, outcome: Outcome) -> str:
+        """Keep an outcome for the page that is shown next; return its id."""
+        name = secrets.token_hex(8)
+        self.notices[name] = outcome
+        while len(self.notices) > _MOST_NOTICES:
+            del self.notices[next(iter(self.notices))]
+        return name
+
+
+def routes(rows: Iterable[AnyRoute], sessions: Sessions) -> tuple[AnyRoute, ...]:
+    """Return the dashboard's routes; `rows` are those of the API that it uses."""
+    desk = _Desk(tuple(rows), sessions)
+
+    def bound(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def with_desk(call: Request[Any, Any]) -> Any:
+            return await handler(desk, call)
+
+        return with_desk
+
+    page = ResponseSpec(200, "A page.", None, content_type="text/html")
+    back = ResponseSpec(303, "Back to the page.", None, content_type="text/html")
     return (
-        _route(
-            "/", page, "The dashboard", ResponseSpec(200, "A page.", None, content_type="text/html")
+        Route(
+            method="GET",
+            path="/",
+            handler=bound(_page),
+            summary="The dashboard",
+            description="docs/dashboard.md. For a caller who may read nothing, the form to sign "
+            "in.",
+            tag=None,
+            query=PageQuery,
+            body=Nothing,
+            access=Access.PUBLIC,
+            answers=(page,),
         ),
         Route(
             method="GET",
-            path="/dashboard/{asset}",
+            path="/dashboard/events",
+            handler=bound(_events),
+            summary="Stream the changes of the dashboard",
+            description="Server-sent events for the page's own script: `sections` has the HTML of "
+            "the sections that have changed, `ended` that the session has.",
+            tag=None,
+            query=Nothing,
+            body=Nothing,
+            answers=(ResponseSpec(200, "A stream.", None, content_type="text/event-stream"),),
+            errors=(errors.TOO_MANY_STREAMS, errors.STOPPING),
+        ),
+        Route(
+            method="GET",
+            path="/dashboard/{file}",
             handler=_asset,
             summary="A file of the dashboard",
             description="Script or style of the page. Nothing comes from another host.",
             tag=None,
             query=Nothing,
             body=Nothing,
-            parameters={"asset": "The file's name."},
+            access=Access.PUBLIC,
+            parameters={"file": "The file's name."},
             answers=tuple(
                 ResponseSpec(200, f"`{name}`.", None, content_type=content_type)
                 for name, content_type in _ASSETS.items()
             ),
             errors=(errors.ASSET_NOT_FOUND,),
         ),
+        Route(
+            method="POST",
+            path="/dashboard/session",
+            handler=bound(_sign_in),
+            summary="Sign in to the dashboard",
+            description="With the token, or the view token. The answer sets a cookie, HttpOnly and "
+            "SameSite=Strict, that is a session of twelve hours.",
+            tag=None,
+            query=Nothing,
+            body=SignInForm,
+            access=Access.PUBLIC,
+            form=True,
+            answers=(back,),
+            errors=(errors.TOKEN_WRONG,),
+        ),
+        Route(
+            method="POST",
+            path="/dashboard/session/end",
+            handler=bound(_sign_out),
+            summary="Sign out of the dashboard",
+            description="Ends the session, in every browser that has its cookie.",
+            tag=None,
+            query=Nothing,
+            body=ActionForm,
+            access=Access.PUBLIC,
+            form=True,
+            answers=(back,),
+            errors=(errors.FORM_EXPIRED,),
+        ),
+        Route(
+            method="POST",
+            path="/dashboard/actions/{action}",
+            handler=bound(_act),
+            summary="Do an action of the dashboard",
+            description="What the API's own request does, by a form: `deploy`, `dry-run`, "
+            "`switch`, `abort`, `rollback`, `hold`, `release`, `ramp-pause`, `ramp-resume`, "
+            "`ramp-advance`, `reset`, `reload`.",
+            tag=None,
+            query=Nothing,
+            body=ActionForm,
+            access=Access.FORM,
+            form=True,
+            parameters={"action": "The action's name."},
+            headers={
+                "Accept": {
+                    "type": "string",
+                    "description": "With `text/html` the answer is a redirect, else the outcome.",
+                }
+            },
+            answers=(ResponseSpec(200, "The outcome.", Outcome), back),
+            errors=(errors.NO_SUCH_ACTION,),
+        ),
     )
 
 
-def _route(path: str, handler: Callable[..., Any], summary: str, answer: ResponseSpec) -> AnyRoute:
-    return Route(
-        method="GET",
-        path=path,
-        handler=handler,
-        summary=summary,
-        description="For people: docs/dashboard.md.",
-        tag=None,
-        query=Nothing,
-        body=Nothing,
-        answers=(answer,),
+def _audience(rank: Rank) -> Audience:
+    from atlas_supervisor.dashboard.answers import Audience  # noqa: PLC0415  # late, as above
+
+    return (Audience.READER, Audience.VIEWER, Audience.OPERATOR)[rank]
+
+
+async def _page(desk: _Desk, call: Request[PageQuery, Nothing]) -> Reply:
+    from atlas_supervisor.dashboard import page  # noqa: PLC0415  # late, as above
+
+    board, audience = desk.board(call.control), _audience(call.rank)
+    sections = await board.snapshot(audience) if call.reads else None
+    notice = desk.notices.get(call.query.notice or "") if call.rank is Rank.OPERATOR else None
+    html = page.render_page(
+        sections,
+        audience=audience,
+        notice=notice and notice.model_dump(),
+        session=call.session is not None,
+        form_token=desk.sessions.form_token(call.actor.name),
+        over_tcp=call.actor.origin != "unix",
     )
+    return Reply(html.encode(), headers=HEADERS, content_type="text/html")
+
+
+async def _events(desk: _Desk, call: Request[Nothing, Nothing]) -> StreamReply:
+    def alive() -> bool:
+        return call.session is None or desk.sessions.holds(call.session)
+
+    feed = await desk.board(call.control).watch(_audience(call.rank), alive)
+    return StreamReply(feed, "text/event-stream", {"X-Accel-Buffering": "no"})
+
+
+async def _sign_in(desk: _Desk, call: Request[Nothing, SignInForm]) -> Reply:
+    rank = desk.sessions.rank_of(call.body.token)
+    if rank is None:
+        raise errors.TOKEN_WRONG.error(file="control.token")
+    session = desk.sessions.begin(rank)
+    actor = Actor(name=session.actor, origin=call.actor.origin)
+    hours = LASTS_SECONDS / 3600
+    call.control.audit.enqueue(actor, "session", "begun", subject=session.id, hours=hours)
+    return _back("../", {"Set-Cookie": desk.sessions.set_cookie(session)})
+
+
+async def _sign_out(desk: _Desk, call: Request[Nothing, ActionForm]) -> Reply:
+    if session := call.session:
+        _check(desk, call)
+        desk.sessions.end(session.id)
+        call.control.audit.enqueue(call.actor, "session", "ended", subject=session.id)
+    return _back("../../", {"Set-Cookie": desk.sessions.clear_cookie()})
+
+
+async def _act(desk: _Desk, call: Request[Nothing, ActionForm]) -> Reply:
+    from atlas_supervisor.dashboard.actions import ACTIONS  # noqa: PLC0415  # late, as above
+
+    _check(desk, call)
+    action = ACTIONS.get(call.path["action"])
+    if action is None:
+        raise errors.NO_SUCH_ACTION.error()
+    fields = call.body.model_dump(exclude={"form_token"}, exclude_none=True)
+    target = action.path + (f"?{action.query}" if action.query else "")
+    command = action.command_line({name: _as_text(value) for name, value in fields.items()})
+    task = desk.start(_outcome(desk, call, target, {**action.body, **fields}, command))
+    if "text/html" not in call.headers.get("Accept", ""):
+        return Reply(await asyncio.shield(task))
+    await asyncio.wait([task], timeout=_PATIENCE_SECONDS)
+    under_way = Outcome(ok=True, message="It is under way.", hint="", command=command, audit=[])
+    return _back(f"../../?notice={desk.note(task.result() if task.done() else under_way)}")
+
+
+def _as_text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+async def _outcome(
+    desk: _Desk, call: Request[Nothing, ActionForm], target: str, body: dict[str, Any], command: str
+) -> Outcome:
+    """Do it, and return what has become of it, with its audit entries."""
+    trail = call.control.trail
+    newest = await trail.entries(limit=1, before=None, action=None, subject=None)
+    before = newest[0].id if newest else 0
+    ok, hint = True, ""
+    try:
+        answer = await Asker(desk.rows, call.control).do(target, body, call.actor)
+        message = _in_words(answer)
+    except RefusedError as refused:
+        ok, message, hint = False, refused.message, refused.hint
+    except AtlasError as error:
+        ok, message = False, str(error)
+    entries = await _entries_since(call, before)
+    return Outcome(ok=ok, message=message, hint=hint, command=command, audit=entries)
+
+
+def _in_words(answer: dict[str, Any]) -> str:
+    from atlas_supervisor.cli.words import headline, ramp_now  # noqa: PLC0415  # late, as above
+
+    if "deploy_id" in answer and "result" in answer:
+        return f"Deploy {answer['deploy_id']}: {headline(answer)}"
+    if "before" in answer:
+        return "The checks passed; the daemon is being replaced."
+    if "waits_for" in answer:
+        return f"Now: {ramp_now(answer)}."
+    if "hold_id" in answer:
+        return "Done"
+    return f"The mode is {answer['mode']}" if "mode" in answer else "Done"
+
+
+async def _entries_since(call: Request[Nothing, ActionForm], before: int) -> list[str]:
+    """Return the caller's entries after this id; they are written a moment later."""
+    deadline = time.monotonic() + _AUDIT_SECONDS
+    while True:
+        found = await call.control.trail.entries(limit=20, before=None, action=None, subject=None)
+        own = [each for each in found if each.id > before and each.actor == call.actor.name]
+        if own or time.monotonic() > deadline:
+            return [_entry(each) for each in reversed(own)]
+        await asyncio.sleep(0.05)
+
+
+def _entry(entry: AuditEntry) -> str:
+    words = (f"#{entry.id}", entry.ts[:19] + "Z", entry.actor, entry.action, entry.outcome)
+    return " ".join([*words, entry.subject or ""]).rstrip()
+
+
+def _check(desk: _Desk, call: Request[Nothing, ActionForm]) -> None:
+    if not desk.sessions.is_form_token(call.body.form_token, call.actor.name):
+        raise errors.FORM_EXPIRED.error()
+
+
+def _back(where: str, more: dict[str, str] | None = None) -> Reply:
+    headers = {"Location": where, **(more or {})}
+    return Reply(b"", status=303, headers=headers, content_type="text/html")
 
 
 async def _asset(call: Request[Nothing, Nothing]) -> Reply:
-    name = call.path["asset"]
+    name = call.path["file"]
     if name not in _ASSETS:  # a name is looked up, never joined to a path unchecked
         raise errors.ASSET_NOT_FOUND.error()
     data = await asyncio.to_thread(_read_asset, name)
@@ -148,6 +377,6 @@ async def _asset(call: Request[Nothing, Nothing]) -> Reply:
 
 @cache
 def _read_asset(name: str) -> bytes:
-    from atlas_supervisor.dashboard import page  # noqa: PLC0415  # as above
+    from atlas_supervisor.dashboard import page  # noqa: PLC0415  # late, as above
 
     return (page.STATIC / name).read_bytes()

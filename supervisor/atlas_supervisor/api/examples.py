@@ -56,9 +56,11 @@ from atlas_supervisor.model.verdict import Verdict
 _START = datetime(2026, 1, 5, 9, 30, tzinfo=UTC)
 
 PARAMETERS = {
+    "action": "dry-run",
     "asset": "swagger-ui.css",
     "deploy_id": "20260105-093000-4f2a11",
     "feature": "vision",
+    "file": "atlas.css",
     "source": "supervisor",
 }
 """Values of path parameters."""

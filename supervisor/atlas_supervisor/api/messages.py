@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import html
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -30,6 +31,7 @@ from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.worker_text import disclosed, withheld
 from atlas_supervisor.system.text import escaped
 
+FORM = "application/x-www-form-urlencoded"
 MAX_BODY_BYTES = 64 * 1024
 _MAX_QUERY_FIELDS = 32
 _TWICE = "given twice"
@@ -165,6 +167,29 @@ def refusal(
     return response
 
 
+_REFUSAL = """<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Refused: ATLAS Supervisor</title>
+<h1>{message}</h1>
+<p>{hint}.</p>
+<p><a href="{back}">Open the dashboard</a></p>
+</html>
+"""
+
+
+def refusal_page(error: RefusedError, *, back: str, headers: Mapping[str, str]) -> web.Response:
+    """Return an error as a page, for a browser that was led to the dashboard."""
+    text = {"message": error.message, "hint": error.hint, "back": back}
+    page = _REFUSAL.format(**{name: html.escape(each) for name, each in text.items()})
+    response = web.Response(
+        body=page.encode(), status=error.status, headers=_headers("text/html", headers)
+    )
+    response.force_close()
+    return response
+
+
 def raw_timeout() -> bytes:
     """Return the whole answer to headers that did not arrive in time, for a bare transport."""
     body = _encode(errors.TOO_SLOW.error(), trusted=False)
@@ -259,6 +284,26 @@ async def read_body(request: web.Request, model: type[M], deadline: float) -> M:
     _check_json(text)
     try:
         return model.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        raise invalid(errors.INVALID_BODY, error) from error
+
+
+async def read_form(request: web.Request, model: type[M], deadline: float) -> M:
+    """Return a form's fields as `model`; empty ones are left out. Raises RefusedError as above."""
+    data = await _read(request, deadline)
+    if request.content_type != FORM or not data.isascii():
+        raise errors.INVALID_BODY.error(problem="the body must be a form's fields, URL-encoded")
+    fields: dict[str, str] = {}
+    try:
+        pairs = parse_qsl(data.decode(), errors="strict", max_num_fields=_MAX_QUERY_FIELDS)
+    except ValueError as error:
+        raise errors.INVALID_BODY.error(problem="the fields are not UTF-8, or too many") from error
+    for name, value in pairs:
+        if name in fields:
+            raise bad_field(errors.INVALID_BODY, name, _TWICE)
+        fields[name] = value
+    try:
+        return model.model_validate(fields)
     except ValidationError as error:
         raise invalid(errors.INVALID_BODY, error) from error
 

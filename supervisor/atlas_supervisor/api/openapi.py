@@ -28,7 +28,13 @@ from openapi_pydantic.util import PydanticSchema, construct_open_api_with_schema
 from pydantic import BaseModel, Field
 
 from atlas_supervisor.api import examples
-from atlas_supervisor.api.messages import IDEMPOTENCY_KEY, KEY_PATTERN, ErrorAnswer, ErrorDetail
+from atlas_supervisor.api.messages import (
+    FORM,
+    IDEMPOTENCY_KEY,
+    KEY_PATTERN,
+    ErrorAnswer,
+    ErrorDetail,
+)
 from atlas_supervisor.api.routes import Access, AnyRoute, Nothing, ResponseSpec, errors_of
 from atlas_supervisor.errors import ErrorSpec
 from atlas_supervisor.model.deploy import DeployRecord
@@ -43,7 +49,8 @@ _DESCRIPTION = """Blue-green deploys on one machine.
 
 Over the Unix socket, root and the daemon's own user may do everything; other users may read the
 status. Over TCP, changes, the audit trail and the logs need `Authorization: Bearer TOKEN`. Other
-reads are open on loopback and need the token elsewhere. Every error has the shape of
+reads are open on loopback and need the token elsewhere. With the view token everything can be
+read, and nothing changed. Every error has the shape of
 `ErrorAnswer`."""
 
 _KEY = (
@@ -96,9 +103,9 @@ def _operation(route: AnyRoute) -> Operation:
         description=route.description,
         tags=[route.tag] if route.tag else None,
         parameters=_parameters(route) or None,
-        requestBody=_request_body(route.body),
+        requestBody=_request_body(route),
         responses=_responses((*route.answers, *map(_error_response, errors_of(route)))),
-        security=[] if route.access is Access.READ else _SECURITY,
+        security=[] if route.access in {Access.PUBLIC, Access.READ} else _SECURITY,
     )
 
 
@@ -139,7 +146,8 @@ def _parameter(place: str, name: str, schema: dict[str, Any], *, required: bool)
     return Parameter.model_validate(fields)
 
 
-def _request_body(model: type[BaseModel]) -> RequestBody | None:
+def _request_body(route: AnyRoute) -> RequestBody | None:
+    model: type[BaseModel] = route.body
     if model is Nothing:
         return None
     required = any(field.is_required() for field in model.model_fields.values())
@@ -147,7 +155,9 @@ def _request_body(model: type[BaseModel]) -> RequestBody | None:
         name: field.examples[0] for name, field in model.model_fields.items() if field.examples
     }
     media = MediaType(media_type_schema=PydanticSchema(schema_class=model), example=example)
-    return RequestBody(required=required, content={"application/json": media})
+    return RequestBody(
+        required=required, content={FORM if route.form else "application/json": media}
+    )
 
 
 def _responses(answers: Sequence[ResponseSpec]) -> dict[str, Response | Reference]:

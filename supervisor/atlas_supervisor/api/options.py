@@ -30,6 +30,8 @@ class ApiOptions:
     host: str = "127.0.0.1"
     port: int = 0
     """0 turns TCP off."""
+    view_token: str | None = None
+    """A token that may read everything; None: there is none."""
     allowed_hosts: tuple[str, ...] = ()
     """Further host names that clients may use."""
     tls: ssl.SSLContext | None = None
@@ -49,8 +51,16 @@ def api_options(settings: Settings) -> ApiOptions:
     if settings.control_tls_cert and settings.control_tls_key:
         tls = server_context(settings.control_tls_cert, settings.control_tls_key)
     token = load_or_create_token(settings.control_token_file)
+    view_token = None
+    if view_file := settings.control_view_token_file:
+        view_token = load_or_create_token(view_file, "CONTROL_VIEW_TOKEN_FILE")
+        if view_token == token:
+            raise StartRefusedError(
+                f"CONTROL_VIEW_TOKEN_FILE: {view_file} has the token of CONTROL_TOKEN_FILE, which "
+                "may change everything; remove it, and a new one is created"
+            )
     _refuse_readable(settings)
-    keep_secret([token])
+    keep_secret([token, *filter(None, [view_token])])
     return ApiOptions(
         socket_path=settings.state_dir / SUPERVISOR_SOCKET,
         token=token,
@@ -58,16 +68,18 @@ def api_options(settings: Settings) -> ApiOptions:
         version=own_version(),
         host=str(settings.control_host),
         port=settings.control_port,
+        view_token=view_token,
         tls=tls,
     )
 
 
 def _refuse_readable(settings: Settings) -> None:
-    """Raise StartRefusedError if workers could command the daemon, or pass for it."""
+    """Raise StartRefusedError if workers could command the daemon, read its log, or pass for it."""
     account, files = (
         settings.worker_account,
         (
             ("CONTROL_TOKEN_FILE", settings.control_token_file),
+            ("CONTROL_VIEW_TOKEN_FILE", settings.control_view_token_file),
             ("CONTROL_TLS_KEY", settings.control_tls_key),
         ),
     )

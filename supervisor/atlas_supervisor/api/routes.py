@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from atlas_supervisor import errors
 from atlas_supervisor.api.ports import Control
+from atlas_supervisor.api.sessions import Rank, Session
 from atlas_supervisor.errors import ErrorSpec
 from atlas_supervisor.model.actor import Actor
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
@@ -22,9 +23,13 @@ from atlas_supervisor.model.idempotency_key import IdempotencyKey
 class Access(Enum):
     """What a request needs permission for; `security` decides who has it."""
 
+    PUBLIC = "public"
+    """Nothing of the daemon: the page to sign in on."""
     READ = "read"
     SENSITIVE = "sensitive"
     CHANGE = "change"
+    FORM = "form"
+    """A change by a form of the dashboard: a session is enough, with the form's token."""
 
 
 class Nothing(BaseModel, extra="forbid"):
@@ -46,6 +51,11 @@ class Request(Generic[Q, B]):
     path: Mapping[str, str]
     trusted: bool = False
     """Whether the caller may read the logs, and with them what workers print."""
+    rank: Rank = Rank.STRANGER
+    session: Session | None = None
+    """The session of the dashboard that the caller has shown."""
+    reads: bool = True
+    """Whether the caller may have what `Access.READ` is for; of a public route, it may not."""
     key: IdempotencyKey | None = None
     """The request's `Idempotency-Key`; None without one."""
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -120,6 +130,8 @@ class Route(Generic[Q, B]):
     access: Access = Access.READ
     parameters: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    form: bool = False
+    """Its body is what a form of the dashboard sends, not JSON."""
     heavy: bool = False
     """Takes the daemon a while: untrusted callers are answered one at a time."""
     keyed: bool = False
@@ -149,6 +161,10 @@ def errors_of(route: AnyRoute) -> tuple[ErrorSpec, ...]:
         found.append(errors.INVALID_HEADER)
     if route.keyed:
         found += [errors.INVALID_IDEMPOTENCY_KEY, errors.IDEMPOTENCY_KEY_REUSED]
-    if route.access is not Access.READ:
+    if route.access in {Access.SENSITIVE, Access.CHANGE, Access.FORM}:
         found.append(errors.NOT_PERMITTED)
+    if route.access in {Access.CHANGE, Access.FORM}:
+        found.append(errors.VIEW_ONLY)
+    if route.access is Access.FORM:
+        found.append(errors.FORM_EXPIRED)
     return tuple(found)

@@ -4,15 +4,15 @@ Over the Unix socket the kernel supplies the caller's uid, and nothing else coun
 nothing about the caller is known, so a change always needs the token. Any web page can make a
 browser on this machine send requests, so `Host`, `Origin` and `Sec-Fetch-Site` are checked first.
 
-A caller is trusted if it has the token, or connects to the Unix socket as root or the daemon's own
-user. Its requests begin at once, those of all others at a bounded rate. Answers that are made and
-not sent yet are bounded over all connections.
+A caller has a rank. An operator has the token, or a session of the dashboard that was begun with
+it, or connects to the Unix socket as root or the daemon's own user; a viewer has the view token. An
+operator is trusted: its requests begin at once, those of all others at a bounded rate. Answers that
+are made and not sent yet are bounded over all connections.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import ipaddress
 import re
 import socket
@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from aiohttp import web
 from yarl import URL
@@ -28,6 +29,7 @@ from yarl import URL
 from atlas_supervisor import errors
 from atlas_supervisor.api.options import ApiOptions
 from atlas_supervisor.api.routes import Access
+from atlas_supervisor.api.sessions import Rank, Session, Sessions
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.actor import Actor
 
@@ -57,6 +59,20 @@ class Peer:
     """The local address that it connected to; empty on the Unix socket."""
 
 
+class Caller(NamedTuple):
+    """Who has sent a request, and what it may do."""
+
+    actor: Actor
+    rank: Rank
+    refusal: RefusedError
+    """What it is answered where it may not."""
+    session: Session | None = None
+    """The session of the dashboard that it comes by, and by nothing else."""
+
+
+_NEEDED = {Access.READ: Rank.STRANGER, Access.SENSITIVE: Rank.VIEWER}
+
+
 class Gate:
     """Decides for each request whether its caller is let in.
 
@@ -64,7 +80,11 @@ class Gate:
     """
 
     def __init__(self, options: ApiOptions, *, loopback: bool) -> None:
-        self._token = options.token.encode()
+        tokens = {Rank.OPERATOR: options.token}
+        if options.view_token is not None:
+            tokens[Rank.VIEWER] = options.view_token
+        secure = options.tls is not None
+        self.sessions = Sessions(tokens, port=options.port, secure=secure)
         self._token_name = options.token_file.name
         self._own_uid = options.own_uid
         self._loopback = loopback
@@ -84,20 +104,39 @@ class Gate:
     def has_token(self, head: bytes) -> bool:
         """Return whether a request that begins so seems to have the token, to serve it first.
 
-        This permits nothing: the complete request is checked by `identify`.
+        This permits nothing: the complete request is checked by `admit`.
         """
         given = [found[1] for found in _AUTHORIZATION.finditer(head)]
-        return len(given) == 1 and hmac.compare_digest(given[0], self._token)
+        if given:
+            rank = self.sessions.rank_of(given[0].decode()) if len(given) == 1 else None
+        else:
+            session = self.sessions.read_head(head)
+            rank = session and session.rank
+        return rank is Rank.OPERATOR
 
-    def trusts(self, request: web.BaseRequest, peer: Peer) -> bool:
-        """Return whether the caller may do everything."""
+    def caller(self, request: web.BaseRequest, peer: Peer) -> Caller:
+        """Return who has sent a request; `admit` says whether it is let in."""
         if peer.uid is not None:
-            return self.trusts_uid(peer.uid)
-        try:
-            self._check_token(request.headers.getall("Authorization", []))
-        except RefusedError:
-            return False
-        return True
+            rank = Rank.OPERATOR if self.trusts_uid(peer.uid) else Rank.STRANGER
+            actor = Actor(name=f"uid:{peer.uid}", origin="unix")
+            return Caller(actor, rank, errors.NOT_PERMITTED.error(uid=peer.uid))
+        given = request.headers.getall("Authorization", [])
+        if not given and (session := self.sessions.read(request.headers.getall("Cookie", []))):
+            actor = Actor(name=session.actor, origin=peer.address)
+            refusal = errors.VIEW_ONLY if session.rank is Rank.VIEWER else errors.TOKEN_REQUIRED
+            return Caller(actor, session.rank, refusal.error(file=self._token_name), session)
+        scheme, _, token = given[0].strip().partition(" ") if len(given) == 1 else ("", "", "")
+        if scheme.lower() != "bearer":
+            refusal = errors.TOKEN_REQUIRED
+        # Bytes that are not UTF-8 arrive as surrogates.
+        elif known := self.sessions.rank_of(token):
+            name = "token" if known is Rank.OPERATOR else "view"
+            actor = Actor(name=name, origin=peer.address)
+            return Caller(actor, known, errors.VIEW_ONLY.error())
+        else:
+            refusal = errors.TOKEN_WRONG
+        actor = Actor(name="anonymous", origin=peer.address)
+        return Caller(actor, Rank.STRANGER, refusal.error(file=self._token_name))
 
     def check_sender(self, request: web.BaseRequest, peer: Peer) -> None:
         """Refuse requests that are meant for another host, or that a foreign page has sent.
@@ -110,25 +149,27 @@ class Gate:
         if peer.uid is None:
             self._check_host(request, peer)
         for origin in request.headers.getall("Origin", []):
-            if not self._is_own_origin(origin, peer):
+            if not self._is_own_origin(origin, request, peer):
                 raise errors.FOREIGN_ORIGIN.error(header="Origin")
         for site in request.headers.getall("Sec-Fetch-Site", []):
             if site.strip().lower() not in ("same-origin", "none"):
                 raise errors.FOREIGN_ORIGIN.error(header="Sec-Fetch-Site")
 
-    def identify(self, request: web.BaseRequest, peer: Peer, access: Access) -> Actor:
-        """Return who the caller is, if it may have `access`.
+    def admit(self, caller: Caller, access: Access) -> None:
+        """Let the caller have `access`.
 
         Raises RefusedError: 401 `token_required` or `token_wrong`, 403 `not_permitted`.
         """
-        if peer.uid is not None:
-            if access is not Access.READ and not self.trusts_uid(peer.uid):
-                raise errors.NOT_PERMITTED.error(uid=peer.uid)
-            return Actor(name=f"uid:{peer.uid}", origin="unix")
-        if access is Access.READ and self._loopback and not self.trusts(request, peer):
-            return Actor(name="anonymous", origin=peer.address)
-        self._check_token(request.headers.getall("Authorization", []))
-        return Actor(name="token", origin=peer.address)
+        if access is Access.PUBLIC:
+            return
+        needed = _NEEDED.get(access, Rank.OPERATOR)
+        by_cookie_alone = caller.session is not None and access is Access.CHANGE
+        if caller.rank < needed or by_cookie_alone or not self.reads(caller):
+            raise caller.refusal
+
+    def reads(self, caller: Caller) -> bool:
+        """Return whether the caller may read what is open to read."""
+        return caller.rank is not Rank.STRANGER or self._loopback or caller.actor.origin == "unix"
 
     def _check_host(self, request: web.BaseRequest, peer: Peer) -> None:
         hosts = request.headers.getall("Host", [])
@@ -143,9 +184,11 @@ class Gate:
             if port not in (None, self._port) or name not in self._names(peer):
                 raise errors.WRONG_HOST.error()
 
-    def _is_own_origin(self, origin: str, peer: Peer) -> bool:
+    def _is_own_origin(self, origin: str, request: web.BaseRequest, peer: Peer) -> bool:
         scheme, _, authority = origin.partition("://")
         name, port = _split(authority)
+        if peer.uid is not None:  # through `ssh -L PORT:SOCKET`: the port is the operator's choice
+            return name in _LOOPBACK_NAMES and request.headers.get("Host", "").lower() == authority
         # Unlike in Host, no port means the scheme's default: another application of this machine.
         port = self._default_port if port is None else port
         return scheme == self._scheme and name in self._names(peer) and port == self._port != 0
@@ -153,14 +196,6 @@ class Gate:
     def _names(self, peer: Peer) -> frozenset[str]:
         # DNS rebinding can't change an address, so the local one is as good as a configured name.
         return self._hosts | {_bracketed(peer.local)} if self._wildcard else self._hosts
-
-    def _check_token(self, headers: list[str]) -> None:
-        scheme, _, given = headers[0].strip().partition(" ") if len(headers) == 1 else ("", "", "")
-        if scheme.lower() != "bearer":
-            raise errors.TOKEN_REQUIRED.error(file=self._token_name)
-        # Bytes that are not UTF-8 arrive as surrogates.
-        if not hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), self._token):
-            raise errors.TOKEN_WRONG.error(file=self._token_name)
 
 
 class Turnstile:

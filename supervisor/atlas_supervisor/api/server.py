@@ -34,6 +34,7 @@ from atlas_supervisor.api.options import ApiOptions
 from atlas_supervisor.api.ports import Control
 from atlas_supervisor.api.routes import AnyRoute
 from atlas_supervisor.api.security import Gate, Unsent, is_loopback
+from atlas_supervisor.api.sessions import Sessions
 from atlas_supervisor.errors import StartRefusedError
 from atlas_supervisor.system.descriptors import Purpose
 from atlas_supervisor.system.passed_sockets import PassedSockets
@@ -44,8 +45,11 @@ log = structlog.get_logger()
 CONTROL_UNIX, CONTROL_TCP = "control-unix", "control-tcp"
 
 
-def table(version: str) -> tuple[AnyRoute, ...]:
-    """Return every route; a new noun is a module and its name here."""
+def table(version: str, sessions: Sessions | None = None) -> tuple[AnyRoute, ...]:
+    """Return every route; a new noun is a module and its name here.
+
+    Without `sessions` the table is to be read alone: the dashboard has none.
+    """
     rows = [
         *deploy.ROUTES,
         *traffic.ROUTES,
@@ -65,7 +69,7 @@ def table(version: str) -> tuple[AnyRoute, ...]:
 
         return build_document(rows, version=version)
 
-    rows += dashboard.routes(rows)
+    rows += dashboard.routes(rows, sessions or Sessions({}))
     rows += docs.routes(document)
     return tuple(rows)
 
@@ -131,7 +135,7 @@ async def serve(control: Control, options: ApiOptions, bound: Bound) -> AsyncIte
         gate = Gate(options, loopback=bound.loopback)
         unsent, summary = Unsent(), LogSummary()
         stack.callback(summary.flush)
-        app = build_app(control, gate, table(options.version), summary)
+        app = build_app(control, gate, table(options.version, gate.sessions), summary)
         runner = web.AppRunner(
             app, shutdown_timeout=options.shutdown_seconds, handler_cancellation=False
         )

@@ -1,4 +1,4 @@
-"""The bearer token: created once, readable by the daemon's user and the file's group only.
+"""A bearer token: created once, readable by the daemon's user and the file's group only.
 
 The group is for operators: its members may do everything over TCP (docs/security.md). A file that
 other users may read or write, or have put there, is refused.
@@ -19,9 +19,10 @@ MAX_LENGTH = 4096
 _MODE = 0o640
 
 
-def load_or_create_token(path: Path) -> str:
+def load_or_create_token(path: Path, key: str = "CONTROL_TOKEN_FILE") -> str:
     """Return the token in `path`, creating the file (mode 0640, 32 random bytes) if it is missing.
 
+    `key` is the setting that names the file.
     Raises StartRefusedError if the file can't be read or created, or has no usable token.
     """
     try:
@@ -33,22 +34,22 @@ def load_or_create_token(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise StartRefusedError(
-            f"CONTROL_TOKEN_FILE: {path} can't be used: {reason}; "
+            f"{key}: {path} can't be used: {reason}; "
             "remove it, and a new one is created, or correct its owner and mode"
         ) from error
     token = text.strip()
     if len(token) < MIN_LENGTH:
         raise StartRefusedError(
-            f"CONTROL_TOKEN_FILE: {path} has {len(token)} characters, a token at least "
+            f"{key}: {path} has {len(token)} characters, a token at least "
             f"{MIN_LENGTH}; remove the file, and a new one is created"
         )
     if not (token.isascii() and token.isprintable() and " " not in token):
         raise StartRefusedError(
-            f"CONTROL_TOKEN_FILE: {path} has more than one word of printable ASCII; "
+            f"{key}: {path} has more than one word of printable ASCII; "
             "remove the file, and a new one is created"
         )
     if fault is not None:
-        raise StartRefusedError(f"CONTROL_TOKEN_FILE: {path} {fault}")
+        raise StartRefusedError(f"{key}: {path} {fault}")
     return token
 
 

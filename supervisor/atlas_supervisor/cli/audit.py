@@ -8,12 +8,12 @@ import click
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from atlas_supervisor.cli.client import Record
 from atlas_supervisor.cli.errors import FailedError
 from atlas_supervisor.cli.listing import listing
 from atlas_supervisor.cli.session import Session, verb
 from atlas_supervisor.cli.terminal import BAD, OK, Screen, safe
 from atlas_supervisor.cli.units import MISSING, amount, local_time
+from atlas_supervisor.cli.words import Record
 
 _BAD_OUTCOMES = frozenset({"failed", "refused", "rolled_back", "aborted"})
 

@@ -12,9 +12,10 @@ import click
 
 from atlas_supervisor.cli.canary_report import report_view
 from atlas_supervisor.cli.canary_status import canaries, changed, restored
-from atlas_supervisor.cli.client import ApiResponse, Record, mapping, objects
+from atlas_supervisor.cli.client import ApiResponse
 from atlas_supervisor.cli.errors import FailedError
 from atlas_supervisor.cli.session import Session, Verbs, View, verb
+from atlas_supervisor.cli.words import Record, mapping, objects
 
 ACTIONS = ("start", "pause", "resume", "advance", "promote", "rollback")
 

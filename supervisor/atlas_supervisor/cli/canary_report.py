@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from atlas_supervisor.cli.canary_status import NO_FEATURES, VERDICTS, facts, own_words, warnings
-from atlas_supervisor.cli.client import Record, mapping, objects
 from atlas_supervisor.cli.render_findings import indented
 from atlas_supervisor.cli.terminal import Screen, safe, spaced
 from atlas_supervisor.cli.units import MISSING, amount, change, latency, local_time, percent
+from atlas_supervisor.cli.words import Record, mapping, objects
 
 FEW = 5
 """Up to so many epochs are shown without --strata."""

@@ -8,11 +8,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from atlas_supervisor.cli.client import Record, mapping, objects
 from atlas_supervisor.cli.render_deploy import note
 from atlas_supervisor.cli.render_findings import indented
 from atlas_supervisor.cli.terminal import BAD, OK, Screen, safe, spaced
 from atlas_supervisor.cli.units import MISSING, age, amount, percent
+from atlas_supervisor.cli.words import Record, mapping, objects
 
 NO_FEATURES = "no features; CANARY_FEATURES in the env file lists them"
 VERDICTS = {

@@ -12,16 +12,14 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import aiohttp
 
 from atlas_supervisor.cli.endpoint import Endpoint
 from atlas_supervisor.cli.errors import BrokenError, FailedError, NoDaemonError, NoStreamError
+from atlas_supervisor.cli.words import Record
 from atlas_supervisor.output import see_through
-
-Record = dict[str, Any]
-"""A JSON object of the API. Fields are read with `.get`, as an older daemon may lack some."""
 
 SERVER_ERROR = 500
 """From this status on the daemon itself fails, at least for now."""
@@ -49,16 +47,6 @@ CERTIFICATE_HINT = (
     "ATLAS_CACERT."
 )
 NAMES_HINT = "Use a name in --url that the certificate is made for."
-
-
-def mapping(value: object) -> Record:
-    """Return a value of the API as an object; an empty one if it is something else."""
-    return value if isinstance(value, dict) else {}
-
-
-def objects(value: object) -> list[Record]:
-    """Return the objects of a list of the API; none if it is not a list."""
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 @dataclass(frozen=True)

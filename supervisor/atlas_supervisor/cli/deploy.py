@@ -8,21 +8,13 @@ from contextlib import aclosing, suppress
 
 import click
 
-from atlas_supervisor.cli.client import Record, mapping
 from atlas_supervisor.cli.errors import FailedError
 from atlas_supervisor.cli.follow import follow
-from atlas_supervisor.cli.render_deploy import (
-    doing,
-    findings,
-    outcome,
-    step_line,
-    succeeded,
-    suggestions,
-    title,
-)
+from atlas_supervisor.cli.render_deploy import findings, outcome, step_line, suggestions, title
 from atlas_supervisor.cli.render_ramp import ended_steps, ramp_lines
 from atlas_supervisor.cli.session import Session, verb
 from atlas_supervisor.cli.terminal import safe
+from atlas_supervisor.cli.words import Record, doing, mapping, succeeded
 
 
 @verb

@@ -10,12 +10,12 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from atlas_supervisor.cli.client import Record, objects
 from atlas_supervisor.cli.endpoint import ConnectionOptions, find_env_file
 from atlas_supervisor.cli.errors import FailedError
 from atlas_supervisor.cli.program import DOCTOR, run_program
 from atlas_supervisor.cli.session import local_options
 from atlas_supervisor.cli.terminal import BAD, EVENT, NOTE, OK, Screen, safe, write_json
+from atlas_supervisor.cli.words import Record, objects
 
 _SIGNS = {"ok": OK, "warn": NOTE, "fail": BAD}
 _STYLES = {"warn": "yellow", "fail": "red"}

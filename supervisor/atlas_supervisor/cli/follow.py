@@ -12,11 +12,11 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from atlas_supervisor.cli import client
-from atlas_supervisor.cli.client import SERVER_ERROR, DaemonClient, Record
+from atlas_supervisor.cli.client import SERVER_ERROR, DaemonClient
 from atlas_supervisor.cli.errors import FailedError, NoDaemonError, NoStreamError
-from atlas_supervisor.cli.render_deploy import settled
 from atlas_supervisor.cli.session import Session, refusal
 from atlas_supervisor.cli.sse import MAX_BYTES, EventReader, OverlongError, ServerEvent
+from atlas_supervisor.cli.words import Record, settled
 
 POLL_SECONDS = 0.1
 """For a daemon without an event stream."""

@@ -9,11 +9,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from atlas_supervisor.cli.client import ApiResponse, Record, mapping
+from atlas_supervisor.cli.client import ApiResponse
 from atlas_supervisor.cli.errors import FailedError
 from atlas_supervisor.cli.session import Session, verb
 from atlas_supervisor.cli.terminal import BAD, EVENT, NOTE, OK, Screen, safe, spaced
 from atlas_supervisor.cli.units import MISSING
+from atlas_supervisor.cli.words import Record, mapping
 
 _SIGNS = {"pass": OK, "warn": NOTE, "fail": BAD, "skipped": EVENT}
 _STYLES = {"pass": "green", "warn": "yellow", "fail": "red", "skipped": "dim"}

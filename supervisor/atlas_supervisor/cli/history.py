@@ -6,12 +6,12 @@ import click
 from rich.console import RenderableType
 from rich.text import Text
 
-from atlas_supervisor.cli.client import Record
 from atlas_supervisor.cli.listing import listing
-from atlas_supervisor.cli.render_deploy import result_text, took
+from atlas_supervisor.cli.render_deploy import result_text
 from atlas_supervisor.cli.session import Session, verb
 from atlas_supervisor.cli.terminal import Screen, safe
 from atlas_supervisor.cli.units import MISSING, local_time
+from atlas_supervisor.cli.words import Record, took
 
 HISTORY_NAMES = ("deploy", "started", "result", "version", "took", "reason")
 

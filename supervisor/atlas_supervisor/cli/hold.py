@@ -12,12 +12,12 @@ import click
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from atlas_supervisor.cli.client import Record
 from atlas_supervisor.cli.errors import FailedError
 from atlas_supervisor.cli.render_deploy import note
 from atlas_supervisor.cli.session import Session, verb
 from atlas_supervisor.cli.terminal import OK, Screen, safe
 from atlas_supervisor.cli.units import amount
+from atlas_supervisor.cli.words import Record
 
 _NOT_FOUND, _NOT_EXECUTABLE, _BY_SIGNAL = 127, 126, 128
 """Exit statuses of a shell, for a command that has none of its own."""

@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import click
 
-from atlas_supervisor.cli.client import mapping, objects
 from atlas_supervisor.cli.endpoint import ConnectionOptions, env_file_of
 from atlas_supervisor.cli.errors import FailedError
 from atlas_supervisor.cli.listing import listing
@@ -28,6 +27,7 @@ from atlas_supervisor.cli.program import checked_settings
 from atlas_supervisor.cli.session import Session, verb
 from atlas_supervisor.cli.terminal import BAD, NOTE, OK, safe, write_json
 from atlas_supervisor.cli.units import age, size
+from atlas_supervisor.cli.words import mapping, objects
 from atlas_supervisor.output import see_through
 from atlas_worker.contract import STATE_FILE
 

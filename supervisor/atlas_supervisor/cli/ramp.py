@@ -5,11 +5,11 @@ from __future__ import annotations
 import click
 from rich.console import Group, RenderableType
 
-from atlas_supervisor.cli.client import Record, mapping
 from atlas_supervisor.cli.errors import FailedError
-from atlas_supervisor.cli.render_ramp import ramp_lines, ramp_now
+from atlas_supervisor.cli.render_ramp import ramp_lines
 from atlas_supervisor.cli.session import Session, verb
 from atlas_supervisor.cli.terminal import safe
+from atlas_supervisor.cli.words import Record, mapping, ramp_now
 
 _ACTIONS = ("pause", "resume", "advance")
 

@@ -11,14 +11,12 @@ import click
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from atlas_supervisor.cli.client import ApiResponse, Record, mapping
+from atlas_supervisor.cli.client import ApiResponse
 from atlas_supervisor.cli.errors import FailedError, NoDaemonError
 from atlas_supervisor.cli.render_deploy import note
 from atlas_supervisor.cli.session import Session, refusal, verb
 from atlas_supervisor.cli.terminal import BAD, OK, Screen, safe
-
-PENDING = "Worker settings have changed; they are applied at the next deploy."
-DEPLOY = "Apply them now with `atlasctl deploy`."
+from atlas_supervisor.cli.words import PENDING, PENDING_HINT, Record, mapping
 
 _MOVING = ("CONTROL_HOST", "CONTROL_PORT", "CONTROL_TLS_CERT", "CONTROL_TLS_KEY")
 """What leads to the API over TCP."""
@@ -122,4 +120,4 @@ def _outcome(
     yield Text(" ").join((screen.sign(OK), safe(text)))
     yield safe(f"  settings changed: {', '.join(_changed(reload)) or 'none'}", "dim")
     if daemon.get("settings_pending"):
-        yield note(screen, PENDING, DEPLOY)
+        yield note(screen, PENDING, PENDING_HINT)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,10 +10,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from atlas_supervisor.cli.client import Record
 from atlas_supervisor.cli.hints import hint
 from atlas_supervisor.cli.terminal import BAD, OK, Screen, safe
 from atlas_supervisor.cli.units import duration
+from atlas_supervisor.cli.words import Record, failed_check
 
 _MOST_LINES = 40  # of quoted output; the last ones, where programs usually report the error
 _MOST_CHARACTERS = 500  # of one such line
@@ -37,32 +36,24 @@ def check_lines(screen: Screen, check: Record) -> RenderableType:
 
 def _of_failed_check(check: Record) -> Iterator[RenderableType]:
     """Yield what was wrong, what was expected, and what came."""
+    found = failed_check(check)
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
-    problems = check.get("problems") or [check["message"]] if check.get("message") else []
-    for index, problem in enumerate(problems):
+    for index, problem in enumerate(found.problems):
         grid.add_row("" if index else "wrong", safe(problem, "red"))
         if words := hint(problem):
             grid.add_row("", safe(words, "yellow"))
-    if check.get("expected") not in (None, ""):
-        grid.add_row("expected", safe(in_words(check["expected"])))
-    got = in_words(check.get("got") or "")
-    if check.get("kind") == "command" and got != "not started":
-        got, body = "", got
-    elif got.startswith("status "):
-        got, _, body = got.partition(": ")
-    else:
-        body = ""
-    if got:
-        grid.add_row("got", safe(got))
-    headers = check.get("headers")
-    for name, value in headers.items() if isinstance(headers, dict) else ():
+    if found.expected:
+        grid.add_row("expected", safe(found.expected))
+    if found.got:
+        grid.add_row("got", safe(found.got))
+    for name, value in found.headers.items():
         grid.add_row("", safe(f"{name}: {value}", "dim"))
     yield grid
-    if body.strip():
-        what = "its last output" if check.get("kind") == "command" else "body starts with"
-        yield quoted(what, body)
+    if found.excerpt.strip():
+        what = "its last output" if found.is_command else "body starts with"
+        yield quoted(what, found.excerpt)
 
 
 def _asked(check: Record) -> str | None:
@@ -100,11 +91,6 @@ def quoted(what: str, text: Any) -> RenderableType:
         bar.add_row(Text("|", style="dim"), safe(short[:_MOST_CHARACTERS] + "…" * cut))
     heading = f"{what} ({_MOST_LINES} of {len(lines)} lines)" if lines[_MOST_LINES:] else what
     return Group(Text(heading, style="dim"), bar)
-
-
-def in_words(value: Any) -> str:
-    """Return a value of the API for display: text unchanged, anything else as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def indented(renderable: RenderableType, by: int = 4) -> Padding:

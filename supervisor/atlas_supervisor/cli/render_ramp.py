@@ -8,23 +8,9 @@ from datetime import UTC, datetime
 from rich.console import RenderableType
 from rich.table import Table
 
-from atlas_supervisor.cli.client import Record, mapping, objects
 from atlas_supervisor.cli.terminal import EVENT, OK, Screen, safe
 from atlas_supervisor.cli.units import MISSING, SECOND, amount, duration, latency, moment, percent
-
-
-def ramp_now(ramp: Record) -> str:
-    """Return the present state of the ramp in one line."""
-    where = f"{percent(ramp.get('share'))} (step {ramp.get('step')} of {ramp.get('of')})"
-    if ramp.get("paused"):
-        return f"ramp: {where}, paused"
-    due = moment(ramp.get("next_ts"))
-    left = (due - datetime.now(UTC)).total_seconds() if due else 0.0
-    if left > 0:
-        following = percent(ramp.get("next_share"))
-        return f"ramp: {where}, {following} in {duration(left * SECOND)} at the earliest"
-    waits_for = ramp.get("waits_for")
-    return f"ramp: {where}, waits for {waits_for}" if waits_for else f"ramp: {where}"
+from atlas_supervisor.cli.words import Record, mapping, objects
 
 
 def ramp_lines(
@@ -45,14 +31,6 @@ def ramp_lines(
             safe(f"old: {_figures(step.get('old'))}", "dim"),
         )
         yield line
-
-
-def ramp_milliseconds(ramp: object) -> float:
-    """Return how long a ramp took, as far as its steps have ended."""
-    steps = objects(mapping(ramp).get("steps"))
-    times = [(moment(step.get("since_ts")), moment(step.get("until_ts"))) for step in steps]
-    seconds = ((until - since).total_seconds() for since, until in times if since and until)
-    return sum(seconds) * SECOND
 
 
 def ended_steps(ramp: object) -> int:

@@ -13,12 +13,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from atlas_supervisor.cli.client import Record, objects
 from atlas_supervisor.cli.hints import hint
-from atlas_supervisor.cli.render_deploy import brief, findings, step_line
+from atlas_supervisor.cli.render_deploy import findings, step_line
 from atlas_supervisor.cli.render_findings import hint_line
 from atlas_supervisor.cli.terminal import BAD, EVENT, NOTE, OK, Screen, printable, safe
 from atlas_supervisor.cli.units import SECOND, duration, moment
+from atlas_supervisor.cli.words import Record, brief, objects
 
 ROOM = 60
 """Minimum columns for a long reason on the same line; with less room it goes below."""

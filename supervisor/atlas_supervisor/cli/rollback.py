@@ -8,13 +8,13 @@ from contextlib import suppress
 import click
 from rich.console import RenderableType
 
-from atlas_supervisor.cli.client import Record, objects
 from atlas_supervisor.cli.errors import FailedError
 from atlas_supervisor.cli.listing import listing
 from atlas_supervisor.cli.session import Session, verb
 from atlas_supervisor.cli.steer import steer
 from atlas_supervisor.cli.terminal import Screen, safe
 from atlas_supervisor.cli.units import MISSING, local_time
+from atlas_supervisor.cli.words import Record, objects
 
 
 @verb

@@ -16,7 +16,7 @@ import click
 from click.core import ParameterSource
 from rich.console import RenderableType
 
-from atlas_supervisor.cli.client import ApiResponse, DaemonClient, Record
+from atlas_supervisor.cli.client import ApiResponse, DaemonClient
 from atlas_supervisor.cli.endpoint import (
     ENV_CACERT,
     ENV_ENV_FILE,
@@ -26,6 +26,7 @@ from atlas_supervisor.cli.endpoint import (
 )
 from atlas_supervisor.cli.errors import FailedError, InterruptedByUserError, NoDaemonError
 from atlas_supervisor.cli.terminal import Screen, write_json
+from atlas_supervisor.cli.words import Record
 
 P = ParamSpec("P")
 

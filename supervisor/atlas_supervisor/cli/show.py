@@ -12,24 +12,23 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from atlas_supervisor.cli.client import Record, mapping
 from atlas_supervisor.cli.errors import FailedError
 from atlas_supervisor.cli.follow import follow
-from atlas_supervisor.cli.render_deploy import (
-    doing,
-    guarded,
-    outcome,
-    settled,
-    succeeded,
-    suggestions,
-    switch_failed,
-    title,
-)
+from atlas_supervisor.cli.render_deploy import outcome, suggestions, title
 from atlas_supervisor.cli.render_ramp import ramp_lines
 from atlas_supervisor.cli.render_timeline import timeline
 from atlas_supervisor.cli.session import Session, verb
 from atlas_supervisor.cli.terminal import Screen, safe
 from atlas_supervisor.cli.units import age, local_time, moment
+from atlas_supervisor.cli.words import (
+    Record,
+    doing,
+    guarded,
+    mapping,
+    settled,
+    succeeded,
+    switch_failed,
+)
 
 WIDTHS = (8, len("old version drained"), 8)
 """Column widths with --follow, where lines are printed before the longest one is known."""

@@ -11,19 +11,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from atlas_supervisor.cli.client import Record, mapping, objects
 from atlas_supervisor.cli.health import score_text
 from atlas_supervisor.cli.listing import fits, listing
-from atlas_supervisor.cli.reload import DEPLOY, PENDING
-from atlas_supervisor.cli.render_deploy import (
-    GO_AHEAD,
-    awaits_switch,
-    doing,
-    guarded,
-    note,
-    result_text,
-    suggestions,
-)
+from atlas_supervisor.cli.render_deploy import note, result_text, suggestions
 from atlas_supervisor.cli.session import Session, verb
 from atlas_supervisor.cli.terminal import Screen, safe, spaced
 from atlas_supervisor.cli.units import (
@@ -34,6 +24,17 @@ from atlas_supervisor.cli.units import (
     duration,
     latency,
     percent,
+)
+from atlas_supervisor.cli.words import (
+    GO_AHEAD,
+    PENDING,
+    PENDING_HINT,
+    Record,
+    awaits_switch,
+    doing,
+    guarded,
+    mapping,
+    objects,
 )
 
 STATE_STYLES = {
@@ -88,7 +89,7 @@ def _waiting(screen: Screen, data: Record) -> Iterator[RenderableType]:
 def _pending(screen: Screen, data: Record) -> Iterator[RenderableType]:
     """Yield what to do if worker settings have changed since the active worker's launch."""
     if mapping(data.get("daemon")).get("settings_pending"):
-        yield note(screen, PENDING, DEPLOY)
+        yield note(screen, PENDING, PENDING_HINT)
 
 
 def _facts(data: Record) -> RenderableType:

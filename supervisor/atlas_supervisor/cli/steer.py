@@ -6,10 +6,10 @@ import click
 from rich.console import RenderableType
 from rich.text import Text
 
-from atlas_supervisor.cli.client import Record
-from atlas_supervisor.cli.render_deploy import AFTERWARDS, findings, outcome, step_line
+from atlas_supervisor.cli.render_deploy import findings, outcome, step_line
 from atlas_supervisor.cli.session import Session, refusal, verb
 from atlas_supervisor.cli.terminal import OK, safe
+from atlas_supervisor.cli.words import AFTERWARDS, Record
 
 _MEANING = {
     "single": "deploys are disabled",

@@ -6,10 +6,10 @@ import click
 from rich.console import Group, RenderableType
 
 from atlas_supervisor.cli.canary import Share
-from atlas_supervisor.cli.client import Record
-from atlas_supervisor.cli.render_deploy import GO_AHEAD, note
+from atlas_supervisor.cli.render_deploy import note
 from atlas_supervisor.cli.session import Session, verb
 from atlas_supervisor.cli.terminal import safe
+from atlas_supervisor.cli.words import GO_AHEAD, Record
 
 _KEEPS = {
     "connection": "each connection is drawn",

@@ -40,6 +40,12 @@ def _ports(settings: Settings) -> Iterator[Fault]:
 
 
 def _control(settings: Settings) -> Iterator[Fault]:
+    token, view = settings.control_token_file, settings.control_view_token_file
+    if view is not None and view.resolve() == token.resolve():
+        yield (
+            {"CONTROL_TOKEN_FILE", "CONTROL_VIEW_TOKEN_FILE"},
+            f"CONTROL_VIEW_TOKEN_FILE={view}: accepted: another file than CONTROL_TOKEN_FILE",
+        )
     cert, key = settings.control_tls_cert, settings.control_tls_key
     names = {"CONTROL_TLS_CERT", "CONTROL_TLS_KEY"}
     if cert and key:

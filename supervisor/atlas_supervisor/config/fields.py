@@ -103,8 +103,8 @@ def existing_folder(path: Path | None) -> Path | None:
     return path
 
 
-def _no_folder(path: Path) -> Path:
-    if _is_folder(path):
+def _no_folder(path: Path | None) -> Path | None:
+    if path is not None and _is_folder(path):
         raise ValueError(f"{path} is a folder")
     return path
 
@@ -302,6 +302,12 @@ FileToBe = Annotated[
     BeforeValidator(_place),
     AfterValidator(_no_folder),
     Field(description="a file, created if missing, or empty for control.token in STATE_DIR"),
+]
+FileToBeOrNone = Annotated[
+    Path | None,
+    BeforeValidator(_place_or_none),
+    AfterValidator(_no_folder),
+    Field(description="a file, created if missing, or empty for none"),
 ]
 FileOrNone = Annotated[
     Path | None,

@@ -21,6 +21,7 @@ from atlas_supervisor.config.fields import (
     Features,
     FileOrNone,
     FileToBe,
+    FileToBeOrNone,
     FolderToBe,
     Holdback,
     Host,
@@ -84,6 +85,7 @@ class Settings(BaseModel):
     control_host: Host = IPv4Address("127.0.0.1")
     control_port: PortOrOff = 8793
     control_token_file: FileToBe = Path(DEFAULT_TOKEN_FILE)
+    control_view_token_file: FileToBeOrNone = None
     control_tls_cert: FileOrNone = None
     control_tls_key: FileOrNone = None
     state_dir: FolderToBe = Path("state")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup, escape
 
 from atlas_supervisor.cli import units
+from atlas_supervisor.dashboard.actions import ACTIONS
 from atlas_supervisor.dashboard.answers import Answers
-from atlas_supervisor.dashboard.sections import headline
+from atlas_supervisor.dashboard.sections import actions, change, deploy, headline, slots
 
 FORM_TOKEN = "@form-token@"  # noqa: S105 # a place for one
 """Stands in forms for the token of the session, which sections do not know: they are shared."""
@@ -32,6 +33,10 @@ class Section(Protocol):
 
 SECTIONS: dict[str, Section] = {
     "headline": headline,
+    "actions": actions,
+    "change": change,
+    "deploy": deploy,
+    "slots": slots,
 }
 """In the order of the page; a section's template is `NAME.html`."""
 
@@ -51,10 +56,14 @@ def render_section(name: str, view: Mapping[str, Any], answers: Answers) -> str:
     return template.render(view, audience=answers.audience, form_token=FORM_TOKEN)
 
 
-def render_page(sections: Mapping[str, str], **values: Any) -> str:
-    """Return the page around its sections, which are HTML."""
-    marked = {name: Markup(html) for name, html in sections.items()}  # noqa: S704 # just rendered
-    return _environment().get_template("page.html").render(sections=marked, **values)
+def render_page(sections: Mapping[str, str] | None, *, form_token: str, **values: Any) -> str:
+    """Return the page around its sections, which are HTML; None: its reader must sign in first."""
+    marked = {name: Markup(html) for name, html in (sections or {}).items()}  # noqa: S704 # ours
+    template = _environment().get_template("page.html")
+    labels = {name: name.capitalize() for name in SECTIONS}
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    html = template.render(sections=marked, labels=labels, at=at, form_token=FORM_TOKEN, **values)
+    return html.replace(FORM_TOKEN, form_token)
 
 
 @cache
@@ -62,7 +71,6 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("atlas_supervisor.dashboard"),
         autoescape=True,
-        undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         auto_reload=False,
@@ -77,8 +85,25 @@ def _environment() -> Environment:
         latency=units.latency,
         size=units.size,
         change=units.change,
+        boots_in=change.boots_in,
+        commands=_commands,
+        rate=_rate,
     )
+    environment.globals["command_line"] = lambda name, given: ACTIONS[name].command_line(given)
     return environment
+
+
+def _commands(text: object) -> Markup:
+    """Return text with what stands in backticks as code, as `atlasctl` writes it."""
+    parts = (escape(part) for part in str(text or "").split("`"))
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if index % 2 else part
+        for index, part in enumerate(parts)
+    )
+
+
+def _rate(per_second: float | None) -> str:
+    return "–" if per_second is None else f"{per_second:.3g}"
 
 
 def _ago(timestamp: str | None) -> str:

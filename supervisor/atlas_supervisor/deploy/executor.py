@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -35,7 +35,7 @@ from atlas_supervisor.probes.health_probe import HttpProber, health_gate
 from atlas_supervisor.probes.http_client import RequestShape
 from atlas_supervisor.probes.smoke import run_smoke
 from atlas_supervisor.requests.collector import RequestCollector
-from atlas_supervisor.system.clock import Stopwatch
+from atlas_supervisor.system.clock import Stopwatch, now
 from atlas_supervisor.traffic import Plane
 from atlas_supervisor.workers.drain import counts
 from atlas_supervisor.workers.launch import LaunchError, worker_environment
@@ -343,7 +343,13 @@ class Executor:
             prober=self._prober,
             requests=self._requests,
         )
+        self._limit(deploy, seconds)
         return await self._until_superseded(partial(guard.watch, seconds))
+
+    def _limit(self, deploy: ActiveDeploy, seconds: float) -> None:
+        """Note when a phase ends that lasts until so long after the switch."""
+        until = now() + timedelta(seconds=max(seconds - self._warm_since.seconds, 0))
+        deploy.record = deploy.record.model_copy(update={"until_ts": until})
 
     async def warm(self, deploy: ActiveDeploy) -> StepOutcome:
         """Wait for the rest of the warm time, or for the end of the warm instance.
@@ -353,6 +359,7 @@ class Executor:
         await self._switch.close_split()
         if (reason := deploy.record.reason or "").endswith(HELD_WHY):
             self._slots.complaint = reason
+        self._limit(deploy, self._warm_seconds)
         return await self._until_superseded(self._keep_warm)
 
     async def _keep_warm(self) -> StepOutcome:

@@ -415,6 +415,7 @@ class DeployRun:
                 **changes,
                 "phase": row.target.value,
                 "guard": None,
+                "until_ts": None,
                 "steps": [*record.steps, ended_step] if ended_step else record.steps,
             }
         )

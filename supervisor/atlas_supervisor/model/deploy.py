@@ -242,6 +242,11 @@ class DeployRecord(BaseModel, frozen=True):
     phase: str = Field(
         description="The current phase (docs/deploy-machine.md); `ended` once nothing more happens."
     )
+    until_ts: datetime | None = Field(
+        default=None,
+        description="When the phase ends by itself, if nothing happens: `guard` and `warm`; else "
+        "null.",
+    )
     started_ts: datetime = Field(description="When it was requested.")
     ended_ts: datetime | None = Field(
         description="When guard, warm time and drain were over as well; null before that."

@@ -336,7 +336,7 @@ def _columns(record: DeployRecord) -> dict[str, Any]:
     ramp = record.ramp
     kept = {**ramp.model_dump(mode="json"), "saved": ramp.saved} if ramp else None
     return {
-        **record.model_dump(exclude={"steps", "started_ts", "ended_ts", "ramp"}),
+        **record.model_dump(exclude={"steps", "until_ts", "started_ts", "ended_ts", "ramp"}),
         "ramp": json.dumps(kept) if kept else None,
         "started_ts": record.started_ts.isoformat(),
         "ended_ts": record.ended_ts.isoformat() if record.ended_ts else None,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from atlas_supervisor.cli.render_ramp import ramp_milliseconds, ramp_now
+from atlas_supervisor.cli.words import ramp_milliseconds, ramp_now
 from tests.unit.supervisor.cli.fakes import Played, problem
 from tests.unit.supervisor.cli.support import Call
 

@@ -20,6 +20,7 @@ BAD = {
     "CONTROL_HOST": ["*", ""],
     "STATE_DIR": ["", "a\tb", "/dev/null", "atlas.env", "x" * 300],
     "CONTROL_TOKEN_FILE": ["/tmp"],
+    "CONTROL_VIEW_TOKEN_FILE": ["/tmp", "state/control.token", "state/../state/control.token"],
     "WORKER_COMMAND": ["", "'open", "serve {fd} {port}", "serve {prot}", "serve {FD}"],
     "WORKER_DIRECTORY": ["gone", "atlas.env", ""],
     "WORKER_ENV_FILE": ["gone", "/tmp"],

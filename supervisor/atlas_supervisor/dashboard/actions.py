@@ -1,0 +1,54 @@
+"""What the dashboard can do: each action is one request of the API and one `atlasctl` command."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Action:
+    """One action, as the API takes it and as `atlasctl` does it."""
+
+    path: str
+    command: str
+    """Without `atlasctl`; `{name}` stands for a field; one in `[]` may be left out."""
+    query: str = ""
+    body: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the body that are always the same."""
+    fields: tuple[str, ...] = ()
+    """Fields of the body that its form has; an empty one is left out."""
+
+    def command_line(self, given: Mapping[str, str]) -> str:
+        """Return the command that does the same."""
+        words = ["atlasctl"]
+        for word in self.command.split():
+            name = word.strip("[{}]")
+            if word == name:
+                words.append(word)
+            elif given.get(name):
+                words.append(shlex.quote(given[name]))
+        return " ".join(words)
+
+
+ACTIONS = {
+    "deploy": Action("/deploy/bluegreen", "deploy [{release}]", "wait=false", fields=("release",)),
+    "dry-run": Action(
+        "/deploy/bluegreen",
+        "deploy --dry-run [{release}]",
+        "wait=false&dry_run=true",
+        fields=("release",),
+    ),
+    "switch": Action("/deploy/switch", "switch"),
+    "abort": Action("/deploy/abort", "abort"),
+    "rollback": Action("/deploy/rollback", "rollback [{version}]", fields=("version",)),
+    "hold": Action("/traffic/hold", "hold --max {max_seconds}", fields=("max_seconds",)),
+    "release": Action("/traffic/release", "hold --release"),
+    "ramp-pause": Action("/deploy/ramp", "ramp pause", body={"action": "pause"}),
+    "ramp-resume": Action("/deploy/ramp", "ramp resume", body={"action": "resume"}),
+    "ramp-advance": Action("/deploy/ramp", "ramp advance", body={"action": "advance"}),
+    "reset": Action("/deploy/mode", "mode bluegreen", body={"mode": "bluegreen"}),
+    "reload": Action("/supervisor/reload", "reload"),
+}

@@ -1,0 +1,195 @@
+"""Renders the page for whoever watches it: at most once a second, and once for all of one audience.
+
+Each request of the API has an age up to which its answer is used again. A section whose view has
+not changed is neither rendered nor sent. Every open page of an audience gets the same bytes; one
+that reads too slowly loses the changes in between, and gets all sections at once instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+from atlas_supervisor.dashboard import page
+from atlas_supervisor.dashboard.answers import Answers, Audience, Record
+
+log = structlog.get_logger(__name__)
+
+Ask = Callable[[str, Audience], Awaitable[Record]]
+"""Answers a request of the API, as this audience may have it."""
+
+PERIOD_SECONDS = 1.0
+QUIET_TICKS = 2
+"""After so many periods without a change an open page is sent the time: it is not stale."""
+_MOST_WAITING = 8
+_FRESH_SECONDS = 0.25
+"""Pages that are opened within this time share their answers."""
+
+
+class Feed:
+    """The changes for one open page; a source for a stream of the API."""
+
+    def __init__(self, board: Board, audience: Audience, alive: Callable[[], bool]) -> None:
+        self._board = board
+        self.audience = audience
+        self.alive = alive
+        """Whether the session that it was opened with still holds."""
+        self._waiting: deque[bytes] = deque()
+        self._ready = asyncio.Event()
+        self._closed = False
+
+    def put(self, block: bytes, everything: Callable[[], bytes]) -> None:
+        """Add an event; `everything` stands for all that a slow reader has missed."""
+        if len(self._waiting) >= _MOST_WAITING:
+            self._waiting.clear()
+            block = everything()
+        self._waiting.append(block)
+        self._ready.set()
+
+    async def next(self) -> bytes | None:
+        """Wait for the next event; None at the end."""
+        while not self._waiting and not self._closed:
+            self._ready.clear()
+            await self._ready.wait()
+        return self._waiting.popleft() if self._waiting else None
+
+    def close(self) -> None:
+        """End it, from anywhere and at any time."""
+        self._closed = True
+        self._ready.set()
+        self._board.leave(self)
+
+
+class Board:
+    """Every rendering that is watched."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self._renderings = {audience: _Rendering(audience) for audience in Audience}
+        self._feeds: list[Feed] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def snapshot(self, audience: Audience) -> dict[str, str]:
+        """Return the HTML of each section as it is now."""
+        rendering = self._renderings[audience]
+        await rendering.look(self._ask)
+        return rendering.afresh()
+
+    async def watch(self, audience: Audience, alive: Callable[[], bool]) -> Feed:
+        """Return the changes from now on; the first event has every section."""
+        rendering = self._renderings[audience]
+        await rendering.look(self._ask)
+        feed = Feed(self, audience, alive)
+        feed.put(b"retry: 1000\n\n" + rendering.everything(), rendering.everything)
+        self._feeds.append(feed)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run())
+        return feed
+
+    def leave(self, feed: Feed) -> None:
+        """Forget a page that was closed."""
+        if feed in self._feeds:
+            self._feeds.remove(feed)
+
+    async def _run(self) -> None:
+        """Render for all that watch, until there is none."""
+        try:
+            while self._feeds:
+                await asyncio.sleep(PERIOD_SECONDS)
+                await self._turn()
+        except Exception as error:  # a bug: pages connect again, and get it as their answer
+            log.error("dashboard_failed", exc_info=error)
+        finally:
+            for feed in list(self._feeds):
+                feed.close()
+
+    async def _turn(self) -> None:
+        for feed in [each for each in self._feeds if not each.alive()]:
+            feed.put(_ENDED, lambda: _ENDED)
+            feed.close()
+        for audience in {each.audience for each in self._feeds}:
+            rendering = self._renderings[audience]
+            await rendering.look(self._ask)
+            if block := rendering.changes():
+                for feed in self._feeds:
+                    if feed.audience is audience:
+                        feed.put(block, rendering.everything)
+
+
+class _Rendering:
+    """The page as one audience sees it."""
+
+    def __init__(self, audience: Audience) -> None:
+        self._audience = audience
+        self._needs = page.needs()
+        self._found: dict[str, Record] = {}
+        self._due: dict[str, float] = {}
+        self._answers = Answers({}, at=datetime.now(UTC), audience=audience)
+        self._looked = float("-inf")
+        self._views: dict[str, Mapping[str, Any]] = {}
+        self._html: dict[str, str] = {}
+        self._unsent: set[str] = set()
+        self._quiet = 0
+        self._one_at_a_time = asyncio.Lock()
+
+    async def look(self, ask: Ask) -> None:
+        """Ask again for what has become too old."""
+        async with self._one_at_a_time:
+            now = asyncio.get_running_loop().time()
+            if now - self._looked < _FRESH_SECONDS:
+                return
+            for request, seconds in self._needs.items():
+                if now >= self._due.get(request, now):
+                    self._found[request] = await ask(request, self._audience)
+                    self._due[request] = now + seconds - PERIOD_SECONDS / 2
+            self._looked = now
+            self._answers = Answers(self._found, at=datetime.now(UTC), audience=self._audience)
+
+    def afresh(self) -> dict[str, str]:
+        """Return the HTML of each section, with the ages of this moment."""
+        return {name: self._rendered(name) for name in page.SECTIONS}
+
+    def changes(self) -> bytes | None:
+        """Return the event with what has changed; None if there is nothing to send."""
+        self._render()
+        changed, self._unsent = self._unsent, set()
+        self._quiet = 0 if changed else self._quiet + 1
+        if not changed and self._quiet < QUIET_TICKS:
+            return None
+        self._quiet = 0
+        return self._event(changed)
+
+    def everything(self) -> bytes:
+        """Return the event with every section."""
+        self._render()
+        return self._event(self._html)
+
+    def _event(self, names: Iterable[str]) -> bytes:
+        sections = {name: self._html[name] for name in names}
+        return _event("sections", {"at": self._answers.at.isoformat(), "sections": sections})
+
+    def _render(self) -> None:
+        """Render the sections whose view is another one than what was rendered."""
+        for name, section in page.SECTIONS.items():
+            view = section.view(self._answers)
+            if view != self._views.get(name):
+                self._views[name] = view
+                self._html[name] = page.render_section(name, view, self._answers)
+                self._unsent.add(name)
+
+    def _rendered(self, name: str) -> str:
+        view = page.SECTIONS[name].view(self._answers)
+        return page.render_section(name, view, self._answers)
+
+
+def _event(kind: str, data: Mapping[str, Any]) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+
+
+_ENDED = _event("ended", {})
