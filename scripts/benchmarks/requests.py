@@ -22,8 +22,9 @@ from rich.table import Table
 
 from atlas_supervisor.system import procfs
 from atlas_worker.contract import ENV_INSTANCE, ENV_STATE_DIR, RINGS_DIRECTORY
+from atlas_worker.contract.addresses import Drawn, address_key
 from atlas_worker.contract.request_file import ALL_CELLS, WORD_BYTES
-from atlas_worker.request_counter import NOT_DRAWN, counter, counting
+from atlas_worker.request_counter import NOT_DRAWN, counter, counting, counting_addresses
 from scripts.benchmarks.result import CannotRunError, Options, Result, summary, summary_table
 from scripts.benchmarks.wrk import wrk
 from tests.harness import free_ports, missing
@@ -46,6 +47,7 @@ async def run(options: Options) -> Result:
     alone = {
         "a request": summary([counter_us(first=False) for _ in range(50)]),
         "the first one of a connection": summary([counter_us(first=True) for _ in range(50)]),
+        "the first one of an address in a second": summary([address_us() for _ in range(50)]),
     }
     costs: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="atlas-bench-") as name:
@@ -72,6 +74,17 @@ def counter_us(*, first: bool) -> float:
         end(begin(counter.connected(None) if first else NOT_DRAWN), 200)
     took = time.process_time() - started
     return took / CALLS * 1e6
+
+
+def address_us() -> float:
+    """Return the CPU time of one counted request from an address that was not seen before."""
+    cells = memoryview(mmap.mmap(-1, ALL_CELLS * WORD_BYTES)).cast("Q")
+    begin, end = counting_addresses(cells)
+    started = time.process_time()
+    for number in range(CALLS):
+        client = f"10.{number >> 8 & 255}.{number & 255}.1"
+        end(begin(Drawn(time.monotonic(), address_key(client, b"secret"))), 200)
+    return (time.process_time() - started) / CALLS * 1e6
 
 
 async def cost(folder: Path, command: list[str], rounds: int, seconds: float) -> dict[str, float]:

@@ -15,11 +15,13 @@ from rich.table import Table
 from atlas_supervisor.model.verdict import Verdict
 from scripts.benchmarks.result import Options, Result
 from tests.unit.supervisor.canary.stats.support import most_by_chance, seeded
-from tests.unit.supervisor.requests.support import Version, World, ramped
+from tests.unit.supervisor.requests.support import AddressWorld, Version, World, ramped
 
 RUNS = 100
 SHARES, SECONDS = (0.05, 0.25, 0.5), 60
 GOOD = Version(0.01)
+ADDRESSES: Mapping[str, Any] = {"world": AddressWorld}
+MANY: Mapping[str, Any] = {**ADDRESSES, "addresses": 6000, "pause": 200.0}
 ALIKE: Mapping[str, dict[str, Any]] = {
     "alike": {},
     "one connection in 20 has 100 requests": {"heavy": 0.05},
@@ -31,12 +33,34 @@ ALIKE: Mapping[str, dict[str, Any]] = {
     },
     "new is slower by 9 %": {"new": Version(0.01, 21.8)},
     "the daemon restarts 4 times on each step": {"restarts": 4},
+    "600 addresses": ADDRESSES,
+    "600 addresses, one has half of all requests": {**ADDRESSES, "heavy": 0.5},
+    "200 addresses every 2 s": {**ADDRESSES, "addresses": 200, "pause": 2.0},
+    "the same addresses fail, old 5 s, new 1 ms": {
+        **ADDRESSES,
+        "persistent": True,
+        "pause": 5.0,
+        "new": Version(0.05, 20.0, 1.0),
+        "old": Version(0.05, 20.0, 5000.0),
+    },
+    "6,000 addresses, 4 restarts on each step": {
+        **MANY,
+        "restarts": 4,
+    },
 }
-WORSE: Mapping[str, tuple[Version, Version]] = {
-    "5 % beside 0.5 %": (Version(0.05), Version(0.005)),
-    "20 % beside 0.5 %": (Version(0.2), Version(0.005)),
-    "2 % beside 0.5 %": (Version(0.02), Version(0.005)),
-    "latency times 1.5": (Version(0.01, 30.0), GOOD),
+WORSE: Mapping[str, tuple[Version, Version, Mapping[str, Any]]] = {
+    "5 % beside 0.5 %": (Version(0.05), Version(0.005), {}),
+    "20 % beside 0.5 %": (Version(0.2), Version(0.005), {}),
+    "2 % beside 0.5 %": (Version(0.02), Version(0.005), {}),
+    "latency times 1.5": (Version(0.01, 30.0), GOOD, {}),
+    "5 % beside 0.5 %, 6,000 addresses": (Version(0.05), Version(0.005), MANY),
+    "the same, one has half of all": (Version(0.05), Version(0.005), {**MANY, "heavy": 0.5}),
+    "5 % beside 0.5 %, 600 addresses": (Version(0.05), Version(0.005), ADDRESSES),
+    "50 % beside 0.5 %, 200 addresses": (
+        Version(0.5),
+        Version(0.005),
+        {**ADDRESSES, "addresses": 200, "pause": 2.0},
+    ),
 }
 
 
@@ -59,18 +83,19 @@ def alike(story: Mapping[str, Any], runs: int) -> dict[str, int]:
     counts = dict.fromkeys(("reverted", "no worse"), 0)
     for seed in range(runs):
         options = {"new": GOOD, "old": GOOD, **story}
-        restarts = options.pop("restarts", 0)
-        last, _ = ramped(World(seeded(seed), **options), SHARES, SECONDS, restarts, every=2)
+        restarts, world = options.pop("restarts", 0), options.pop("world", World)
+        last, _ = ramped(world(seeded(seed), **options), SHARES, SECONDS, restarts, every=2)
         counts["reverted"] += last.verdict is Verdict.FAIL
         counts["no worse"] += last.verdict is Verdict.PASS
     return counts
 
 
-def worse(new: Version, old: Version, runs: int) -> dict[str, float]:
+def worse(new: Version, old: Version, more: Mapping[str, Any], runs: int) -> dict[str, float]:
     """Return how many worse versions are found, and medians of what it took."""
     seconds, requests, failed = [], [], []
     for seed in range(runs):
-        world = World(seeded(seed), new, old)
+        options = dict(more)
+        world = options.pop("world", World)(seeded(seed), new, old, **options)
         last, took = ramped(world, SHARES, SECONDS)
         if last.verdict is Verdict.FAIL and last.new is not None:
             seconds.append(took)

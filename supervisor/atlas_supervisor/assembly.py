@@ -13,7 +13,7 @@ from typing import Any
 from anyio.abc import TaskGroup
 
 from atlas_supervisor.api.ports import Control
-from atlas_supervisor.config import Settings, Sticky
+from atlas_supervisor.config import Settings
 from atlas_supervisor.deploy.collector import GaugeCollector
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.executor import Executor
@@ -39,9 +39,11 @@ from atlas_supervisor.system.children import Reaper
 from atlas_supervisor.telemetry.logging_setup import OWN_LOG
 from atlas_supervisor.telemetry.metrics import Metrics
 from atlas_supervisor.traffic import Plane
+from atlas_supervisor.workers.launch import address_secret
 from atlas_supervisor.workers.output import keep_bounded
 from atlas_supervisor.workers.releases import Releases
 from atlas_supervisor.workers.slots import Slots
+from atlas_worker.contract.addresses import key_id
 
 
 class Assembly:
@@ -165,12 +167,17 @@ class Assembly:
             for each in slots.instances()
         ]
         requests.relayed = self._plane.tallies
-        requests.rules = ComparisonRules(
-            alpha=settings.guard_alpha,
-            margin=settings.guard_margin,
-            promote_alpha=settings.canary_promote_alpha,
-            latency_margin=settings.canary_latency_margin,
-            by_address=settings.traffic_sticky is Sticky.ADDRESS,
+        secret = address_secret(settings)
+        for tally in self._plane.tallies().values():
+            tally.secret = secret
+        requests.compare_by(
+            ComparisonRules(
+                alpha=settings.guard_alpha,
+                margin=settings.guard_margin,
+                promote_alpha=settings.canary_promote_alpha,
+                latency_margin=settings.canary_latency_margin,
+                key_id=key_id(secret),
+            )
         )
 
     def background(self) -> Iterator[Callable[[], Coroutine[Any, Any, None]]]:

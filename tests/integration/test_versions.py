@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from itertools import count
 from pathlib import Path
 
-from tests.harness import DaemonProcess, Setting
+from tests.harness import DaemonProcess, Setting, eventually
 
 # Its release says how often it fails, out of a thousand requests.
 APP = """
@@ -31,11 +32,20 @@ SETTINGS: dict[str, Setting] = {
 CONNECTIONS_PER_SECOND = 250
 
 
-async def _load(port: int, seen: Counter[tuple[bytes, bytes]], enough: asyncio.Event) -> None:
-    """Ask by a connection each, at an even pace, until it is enough; note versions and statuses."""
+async def _load(
+    port: int, seen: Counter[tuple[bytes, bytes]], enough: asyncio.Event, addresses: int = 0
+) -> None:
+    """Ask by a connection each, at an even pace, until it is enough; note versions and statuses.
+
+    With `addresses`, from so many by turns; and every second request from one and the same.
+    """
+    asked = count()
 
     async def ask() -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        number = next(asked)
+        site = number // 2 % addresses if addresses and number % 2 else 0
+        source = (f"127.{1 + site // 256}.{site % 256}.1", 0) if addresses else None
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=source)
         writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         answer = await reader.read()
         writer.close()
@@ -76,3 +86,29 @@ async def test_5_percent_of_errors_beside_half_a_percent_are_reverted_in_the_ram
         assert 0 < judgement["new"]["failed"] <= failed <= judgement["new"]["failed"] + 10
         assert judgement["new"]["requests"] > 20
         assert (await daemon.status())["version"] == "old-5"
+
+
+async def test_where_addresses_are_drawn_they_are_compared_also_over_a_kill(
+    tmp_path: Path,
+) -> None:
+    seen: Counter[tuple[bytes, bytes]] = Counter()
+    settings = {**SETTINGS, "TRAFFIC_STICKY": "address", "TRAFFIC_STEP_SECONDS": 300}
+    files = {"failing.py": APP}
+    async with DaemonProcess.running(tmp_path, settings, version="old-5", files=files) as daemon:
+        enough = asyncio.Event()
+        load = asyncio.create_task(_load(daemon.public_port, seen, enough, addresses=3000))
+        try:
+            (daemon.worker_directory / "VERSION").write_text("new-300")
+            deploy = await daemon.request("POST", "/deploy/bluegreen?wait=false")
+            await eventually(lambda: seen[b"0.3", b"500"], within=30)
+            await daemon.kill()
+            await daemon.start()
+            record = await daemon.ended(deploy.json["deploy_id"])
+        finally:
+            enough.set()
+            await load
+
+        judgement = record["ramp"]["judgement"]
+        assert (record["result"], judgement["verdict"]) == ("rolled_back", "fail")
+        assert "addresses of the new version failed" in record["reason"]
+        assert judgement["new"]["requests"] > 20

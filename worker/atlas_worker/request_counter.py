@@ -14,7 +14,9 @@ left before its end is no failure.
 Of each connection that was drawn between two versions, the first request counts once more, for the
 comparison of the versions: later requests of a connection are no draws of their own. It must begin
 within a second of the connection's beginning, so that a changed share is known to apply a second
-later. Testers' connections are not drawn, and those that do not come by the public socket.
+later. Testers' connections are not drawn, and those that do not come by the public socket. Where
+addresses are drawn, the unit is an address: the first of these requests that one makes in a second
+is listed, and the supervisor finds the first of all seconds and processes.
 
 A forked child counts in a file of its own, from its first request on.
 """
@@ -24,13 +26,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from time import monotonic
 from typing import Protocol
 
 from atlas_worker.contract import (
+    ENV_ADDRESS_KEY,
     ENV_INSTANCE,
     ENV_STATE_DIR,
     ENV_TESTERS,
@@ -39,16 +42,20 @@ from atlas_worker.contract import (
     latency_bucket,
 )
 from atlas_worker.contract import request_file as layout
+from atlas_worker.contract.addresses import Drawn, address_key, key_id
 from atlas_worker.contract.request_file import (
+    ADDRESS_FAILED,
     CLASSES,
     FIRST_CELLS,
     FIRST_FAILED,
     FIRST_LATENCIES,
     FIRST_WITHIN_SECONDS,
     FIRSTS,
+    KEY_SHIFT,
     LATENCIES,
     LEFT,
     RECORD_CELLS,
+    SECOND_SHIFT,
     SECONDS,
     SLOW_RECORD,
     SLOW_SECONDS,
@@ -106,6 +113,7 @@ class RequestCounter:
             if not os.environ.get(ENV_INSTANCE):
                 return
             folder = Path(os.environ.get(ENV_STATE_DIR) or "state").absolute() / RINGS_DIRECTORY
+            count = counting_addresses if _secret() else counting
             try:
                 file, _path = create(folder, layout.SUFFIX, _BYTES, _fill)
             except FileNotFoundError:
@@ -113,7 +121,7 @@ class RequestCounter:
             except (OSError, ValueError) as error:
                 problem = str(error)
             else:
-                self.begin, self.end = counting(memoryview(file)[layout.HEADER_BYTES :].cast("Q"))
+                self.begin, self.end = count(memoryview(file)[layout.HEADER_BYTES :].cast("Q"))
                 return
         import logging  # noqa: PLC0415 - most processes log nothing here
 
@@ -134,6 +142,9 @@ class RequestCounter:
             address = getattr(address, "ipv4_mapped", None) or address
             if address.is_loopback or any(address in network for network in testers):
                 return NOT_DRAWN
+        if secret := _secret():
+            key = _key_of(client or "", secret)
+            return Drawn(monotonic(), key) if key else NOT_DRAWN
         return monotonic()
 
     def _open_and_begin(self, since: float = NOT_DRAWN) -> float:
@@ -151,9 +162,22 @@ def _testers() -> tuple[IPv4Network | IPv6Network, ...]:
         return ip_network("0.0.0.0/0"), ip_network("::/0")
 
 
-def counting(
-    cells: memoryview[int],
-) -> tuple[Begin, Callable[[float, int], None]]:
+@cache
+def _secret() -> bytes:
+    """Return the secret for hashing addresses; empty if connections are drawn."""
+    try:
+        return bytes.fromhex(os.environ.get(ENV_ADDRESS_KEY, ""))
+    except ValueError:  # the supervisor sends no such thing
+        return b""
+
+
+_key_of = lru_cache(4096)(address_key)
+
+Counting = tuple[Begin, Callable[[float, int], None]]
+"""`begin` and `end`."""
+
+
+def counting(cells: memoryview[int]) -> Counting:
     """Return `begin` and `end` that count in these cells.
 
     The beginning of a first request is negative.
@@ -197,6 +221,68 @@ def counting(
     return begin, end
 
 
+class _First(float):
+    """What `begin` returns for the first request of an address in a second; it is negative."""
+
+    __slots__ = ("place",)
+    place: int
+    """Its cell."""
+
+
+def counting_addresses(cells: memoryview[int]) -> Counting:
+    """Return `begin` and `end` that count in these cells, and list addresses by the second."""
+    count_begin, count_end = counting(cells)
+    opened = monotonic()
+    listed: set[int] = set()
+    """The addresses of the second."""
+    listed_second = -1
+
+    def begin(since: float = NOT_DRAWN) -> float:
+        nonlocal listed_second
+        began = count_begin()
+        if not isinstance(since, Drawn) or began - since > FIRST_WITHIN_SECONDS:
+            return began
+        second, key = int(began), since.key
+        if second != listed_second:
+            listed.clear()
+            listed_second = second
+        if key in listed:
+            return began
+        listed.add(key)  # two threads may list one twice
+        first = _First(-began)
+        record = FIRSTS + second % SECONDS * FIRST_CELLS
+        head = cells[record]
+        if head >> SECOND_SHIFT != second:
+            head = second << SECOND_SHIFT
+        head += 1
+        place = record + (head & 0xFFFFFFFF)
+        if place < record + FIRST_CELLS:
+            cells[place] = key << KEY_SHIFT
+            cells[record] = head
+            first.place = place
+            return first
+        cells[record] = head
+        return began
+
+    def end(began: float, status: int) -> None:
+        if not isinstance(began, _First):
+            count_end(began, status)
+            return
+        place, began = began.place, -began
+        count_end(began, status)
+        took = monotonic() - began
+        if began >= opened and took < SLOW_SECONDS:  # else of the process before a fork, or slow
+            outcome = latency_class(latency_bucket(took * 1000)) + 1
+            cells[place] |= outcome | _failed(status)
+
+    return begin, end
+
+
+def _failed(status: int) -> int:
+    outcome = _OUTCOMES[status] if 0 <= status < 1000 else CLASSES
+    return ADDRESS_FAILED if outcome == CLASSES else 0
+
+
 def _uncounted(_since: float = NOT_DRAWN) -> float:
     return NOT_COUNTED
 
@@ -207,7 +293,8 @@ def _ignore(_began: float, _status: int) -> None:
 
 def _fill(descriptor: int, owner: Owner) -> None:
     os.posix_fallocate(descriptor, 0, _BYTES)
-    os.pwrite(descriptor, layout.pack_header(owner), 0)
+    own = (layout.ADDRESS_LAYOUT, key_id(_secret())) if _secret() else ()
+    os.pwrite(descriptor, layout.pack_header(owner, *own), 0)
 
 
 counter = RequestCounter()

@@ -19,8 +19,13 @@ class ComparisonRules(NamedTuple):
     """The probability of a `pass` although the error rate is higher by the margin or more."""
     margin: float = 0.02
     latency_margin: float = 0.1
-    by_address: bool = False
-    """Whether client addresses are drawn, and not connections."""
+    key_id: int = 0
+    """Of the secret that addresses are hashed with, where they are drawn, and not connections."""
+
+    @property
+    def by_address(self) -> bool:
+        """Whether addresses are drawn."""
+        return self.key_id != 0
 
 
 class VersionFigures(BaseModel, frozen=True):

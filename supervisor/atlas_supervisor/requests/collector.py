@@ -37,6 +37,7 @@ from atlas_supervisor.model.requests import (
     RequestTotals,
 )
 from atlas_supervisor.model.slot import SlotName
+from atlas_supervisor.requests.addresses import AddressCounts
 from atlas_supervisor.requests.count_file import CountFile, Reading, TrackedFile, packed, unpacked
 from atlas_supervisor.requests.figures import KEPT_SECONDS, InstanceCounts
 from atlas_supervisor.requests.firsts import FirstRequestCounts
@@ -84,7 +85,7 @@ class RequestCollector:
         self.firsts = FirstRequestCounts()
         """The first requests of connections, of instances that are compared."""
         self.rules = ComparisonRules()
-        """How versions are compared; set by the daemon."""
+        """How versions are compared; set by `compare_by`."""
         self._folder = state_dir / RINGS_DIRECTORY
         self.store = store
         self._instances: dict[str, InstanceCounts] = {}
@@ -100,6 +101,12 @@ class RequestCollector:
         self._write_at = 0.0
         self._lock = anyio.Lock()
         """Held while files are read or written: the daemon's stop does both beside `run`."""
+
+    def compare_by(self, rules: ComparisonRules) -> None:
+        """Compare versions by these rules; to be called before the first reading."""
+        self.rules = rules
+        if rules.by_address:
+            self.firsts = AddressCounts(rules.key_id)
 
     async def restore(self) -> None:
         """Read what the last daemon has written, and remove unfinished files. Raises StoreError.
@@ -193,7 +200,11 @@ class RequestCollector:
             since, compared = time.monotonic(), self.firsts.names
             read = await anyio.to_thread.run_sync(partial(self._read_all, present, compared))
             now = time.monotonic()
-            living = [each.tracked.instance for each in read if not each.ended]
+            living = [
+                each.tracked.instance
+                for each in read
+                if not each.ended and each.tracked.file.key_id == self.firsts.key_id
+            ]
             relayed = [each.name for each in present.values() if not each.kit]
             if compared is self.firsts.names:  # else others are compared since
                 self.firsts.begin(since, now, [*living, *relayed])
@@ -217,14 +228,15 @@ class RequestCollector:
         for tracked in self._files.values():
             if tracked.ended:
                 continue
-            ended = not tracked.file.alive()  # first: then everything it wrote is there
+            file = tracked.file
+            ended = not file.alive()  # first: then everything it wrote is there
             try:
-                cells = tracked.file.read(tracked.cells)
-                wanted = tracked.instance in compared
-                firsts = tracked.file.read_firsts() if wanted else b""
+                cells = file.read(tracked.cells)
+                wanted = tracked.instance in compared and file.key_id == self.firsts.key_id
+                firsts = file.read_firsts() if wanted else b""
                 read.append(Reading(tracked, cells, firsts, ended))
             except UnusableFileError as error:
-                self._refuse(tracked.file.path, str(error))
+                self._refuse(file.path, str(error))
                 tracked.end()
         return read
 
@@ -322,6 +334,7 @@ class RequestCollector:
                 instance.add_second(second, counts)
             if known.name in self.firsts.names:
                 self.firsts.add(known.name, more.firsts)
+                self.firsts.add_addresses(known.name, more.addresses)
             instance.add(more.totals, now)
             if more.totals != RequestTotals():
                 self._note(known.name, instance, more.totals)

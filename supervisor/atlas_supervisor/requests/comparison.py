@@ -10,6 +10,10 @@ what a call is differs.
   it can be missing, and its terms follow from earlier windows. It has the requests that *began* in
   it; those without an outcome count as they are worst. After a minute they stay without one: no
   failures, but the slowest of all. They may be streams.
+- Where addresses are drawn, the unit is an address, and its first request at a share is evidence:
+  it is drawn anew when the share has changed, as a key of a feature canary is. A window has the
+  addresses of a second that had the same chance. After an hour, and if what was read of addresses
+  is lost (a restart), all count anew in a round with its own part of alpha.
 - Windows are opened for seconds with one known share in which both versions count. A request begins
   within a second of its connection's beginning, so seconds that may have connections drawn with
   another share are left out: that of a change and the next two. Which seconds these are depends on
@@ -45,12 +49,15 @@ from atlas_supervisor.model.judgement import Judgement, VersionFigures
 from atlas_supervisor.model.requests import SEALED_AFTER_SECONDS, RequestTotals
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.requests.collector import RequestCollector
+from atlas_supervisor.requests.firsts import Assigned
 from atlas_worker.contract import SLOWEST_BUCKET
 from atlas_worker.contract.request_file import BUCKETS_PER_CLASS, CLASSES_BELOW, latency_class
 
 CHANGE_SECONDS = 3
 """Seconds without evidence from the one of a changed share on."""
 
+ROUND_SECONDS = 3600
+"""After so long all addresses count anew."""
 _MOST_PRIOR = 1_000
 _UNCOUNTED_AFTER = 20
 """So many requests of a version without a first one among them, and it counts none."""
@@ -70,14 +77,16 @@ class Comparison:
         What began since it was saved is left out. An instance may be another one of its version.
         """
         self._requests, self._new, self._old = requests, new, old
-        self._open: list[CallWindow] = []
+        self._open: list[tuple[CallWindow, Assigned]] = []
         requests.firsts.compare(new, old)
+        self._since, self._round_at = requests.firsts.since, time.monotonic()
         self._before = {name: self._counted(name) for name in (new, old)}
         if saved:
             self._evidence = RampEvidence.from_dict(saved["evidence"])
             known = saved["before"].keys() & self._before
             self._before |= {name: RequestTotals.unpacked(saved["before"][name]) for name in known}
             self._number, self._weight = saved["number"], saved["weight"]
+            self._since = saved.get("since", -1)
         else:
             self._evidence, self._number, self._weight = self._begin(), 0, 0.0
         self._next = _after_change()
@@ -115,13 +124,15 @@ class Comparison:
 
     def look(self) -> Judgement:
         """Return the verdict so far; to be called about once a second."""
-        self._open_windows()
         now = time.monotonic()
-        for window in self._open:
-            self._count(window, now)
-        while self._open and not self._open[0].open:
-            self._evidence.close(self._open.pop(0))
-        self._evidence.judge(self._open, _slice(now))
+        if self._requests.rules.by_address:
+            self._start_round_if_due(now)
+        self._open_windows()
+        for opened in self._open:
+            self._count(*opened, now)
+        while self._open and not self._open[0][0].open:
+            self._evidence.close(self._open.pop(0)[0])
+        self._evidence.judge([window for window, _ in self._open], _slice(now))
         if self._evidence.largest >= -math.log(self._evidence.alpha) and not self._is_favoured:
             self._evidence.fail()
         return self._judgement()
@@ -129,7 +140,7 @@ class Comparison:
     def saved(self) -> dict[str, Any]:
         """Return the state for the next daemon, as JSON's types."""
         evidence = RampEvidence.from_dict(self._evidence.to_dict())
-        for window in self._open:
+        for window, _ in self._open:
             evidence.close(window)
             window.changed = True  # what was computed here is of its lower bound
         return {
@@ -137,35 +148,55 @@ class Comparison:
             "before": {name: each.packed() for name, each in self._before.items()},
             "number": self._number,
             "weight": self._weight,
+            "since": self._since,
         }
 
     # Windows.
+
+    @property
+    def _round(self) -> int:
+        return self._evidence.later[0] if self._evidence.later else 1
+
+    def _start_round_if_due(self, now: float) -> None:
+        """Let addresses count anew, if those that have counted are not known, or after an hour."""
+        since = self._requests.firsts.since
+        if since != self._since or now - self._round_at > ROUND_SECONDS:
+            if self._number:
+                self._evidence.start_round(self._round + 1)
+            self._requests.firsts.start_round()
+            self._since, self._round_at = since, now
 
     def _open_windows(self) -> None:
         """Open a window for each second that is over, if it is evidence."""
         firsts = self._requests.firsts
         before = firsts.whole_before()
         counted = {self._new, self._old} <= firsts.counting
-        if is_drawn(self._weight) and counted and not self._requests.rules.by_address:
+        if is_drawn(self._weight) and counted:
             for second in range(self._next, before):
-                new, old = (firsts.of(name, second).begun for name in (self._new, self._old))
-                if new or old:
-                    self._open_window(_slice(second), new, old)
+                for each in firsts.assigned(second, self._weight, self._new, self._old):
+                    self._open_window(second, each)
         self._next = max(self._next, before)
 
-    def _open_window(self, at: int, new: int, old: int) -> None:
-        window = CallWindow(self._number, Stratum(0, self._weight), at, at, assigned=new + old)
-        self._open.append(window)
+    def _open_window(self, second: int, assigned: Assigned) -> None:
+        chance, *keys = assigned
+        names = zip((self._new, self._old), keys, strict=True)
+        new, old = (self._requests.firsts.of(name, second, of).begun for name, of in names)
+        at, stratum = _slice(second), Stratum(0, chance, self._round)
+        self._open.append((CallWindow(self._number, stratum, at, at, new + old), assigned))
         self._number += 1
-        for count, canary in ((new, True), (old, False)):
-            self._evidence.windows.assigned.add(self._weight, count, canary=canary)
+        if stratum.round == 1:
+            for count, canary in ((new, True), (old, False)):
+                self._evidence.windows.assigned.add(chance, count, canary=canary)
 
-    def _count(self, window: CallWindow, now: float) -> None:
+    def _count(self, window: CallWindow, assigned: Assigned, now: float) -> None:
         """Take what is known by now of the requests of a window."""
         second = window.since // SLICES_PER_SECOND
         sealed = second + SEALED_AFTER_SECONDS <= now
-        for name, side in ((self._new, window.canary), (self._old, window.stable)):
-            canary, found = side is window.canary, self._requests.firsts.of(name, second)
+        for name, side, keys in (
+            (self._new, window.canary, assigned.new),
+            (self._old, window.stable, assigned.old),
+        ):
+            canary, found = side is window.canary, self._requests.firsts.of(name, second, keys)
             ended, calls = found.ended, OpenCalls(window.since + 1, canary, asked=False)
             if ended == side.calls and window.open.get(calls, 0) == found.open and not sealed:
                 continue
@@ -211,10 +242,13 @@ class Comparison:
         old: VersionFigures | None,
     ) -> str:
         evidence, totals = self._evidence, self._evidence.totals
+        unit = "addresses" if self._requests.rules.by_address else "first requests"
         rates = (
-            f"{_failed(totals.canary)} of the new version failed, "
-            f"{_failed(totals.stable, totals.stable_rate)} of the old one"
+            f"{_failed(totals.canary, unit)} of the new version failed, "
+            f"{_failed(totals.stable, unit, totals.stable_rate)} of the old one"
         )
+        if beyond := self._requests.firsts.overflow:
+            rates += f" ({amount(beyond)} addresses too many to count)"
         if conclusion and conclusion.verdict is Verdict.PASS:
             return (
                 f"{rates}; a rate higher by {points(evidence.first.margin)} or more is ruled out "
@@ -237,9 +271,9 @@ class Comparison:
 
     def _missing(self, new: VersionFigures | None, old: VersionFigures | None) -> str:
         """Return why there is no verdict yet."""
-        if self._requests.rules.by_address:
-            return "versions are not compared where addresses are drawn (TRAFFIC_STICKY=address)"
-        totals = self._evidence.totals
+        totals, firsts = self._evidence.totals, self._requests.firsts
+        if self._requests.rules.by_address and firsts.counting != firsts.names:
+            return "they are not compared: one of them, or its relay, lists no addresses of clients"
         for which, figures, arm in (("new", new, totals.canary), ("old", old, totals.stable)):
             if figures is None or figures.requests >= _UNCOUNTED_AFTER > arm.calls == 0:
                 return f"the {which} version does not count the first requests of connections"
@@ -271,6 +305,6 @@ def _slowest(latency: int) -> int:
     return min((latency + CLASSES_BELOW + 1) * BUCKETS_PER_CLASS - 1, SLOWEST_BUCKET)
 
 
-def _failed(arm: Arm, rate: float | None = None) -> str:
+def _failed(arm: Arm, unit: str, rate: float | None = None) -> str:
     rate = arm.rate if rate is None else rate
-    return f"{percent(rate or 0)} of {amount(arm.calls)} first requests"
+    return f"{percent(rate or 0)} of {amount(arm.calls)} {unit}"

@@ -36,9 +36,13 @@ NO_CELLS = (0,) * layout.CELLS
 class CountFile:
     """The counts of one process. Its methods read a file and may block briefly."""
 
-    def __init__(self, path: Path, descriptor: int, owner: Owner, firsts_bytes: int) -> None:
+    def __init__(
+        self, path: Path, descriptor: int, owner: Owner, firsts_bytes: int, key_id: int
+    ) -> None:
         self.path = path
         self.owner = owner
+        self.key_id = key_id
+        """Of the secret that it hashes addresses with; 0 if it counts connections."""
         self._firsts_bytes = firsts_bytes
         self._descriptor = descriptor
         self._same_boot = owner.boot_id == procfs.boot_id()
@@ -55,7 +59,8 @@ class CountFile:
             owner, size = layout.unpack_header(header), os.fstat(descriptor).st_size
             if size != layout.FILE_BYTES[layout.layout_of(header)]:
                 raise ValueError(f"{size} bytes are not those of its layout")
-            found = cls(path, descriptor, owner, size - _FIRSTS_AT)
+            key_id = layout.key_id_of(header)
+            found = cls(path, descriptor, owner, size - _FIRSTS_AT, key_id)
             if found.alive():
                 refuse_forged(path, owner)
                 _refuse_other_instance(path, owner)

@@ -12,7 +12,8 @@ Invariants
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from atlas_supervisor.model.requests import SEALED_AFTER_SECONDS, FirstRequests
 from atlas_supervisor.requests.seconds import LATE_SECONDS
@@ -34,10 +35,21 @@ _GRACE_SECONDS = 0.5
 """A request that has read its clock may be counted this much later."""
 
 
+class Assigned(NamedTuple):
+    """First requests of a second that had the same chance of the new version."""
+
+    chance: float
+    new: list[int]
+    """Keys of addresses, where addresses are drawn; else nothing, here and for the old version."""
+    old: list[int]
+
+
 class FirstRequestCounts:
     """What was counted of two instances since they are compared."""
 
-    def __init__(self) -> None:
+    def __init__(self, key_id: int = 0) -> None:
+        self.key_id = key_id
+        """What files must name to be read: 0 where connections are drawn."""
         self.names: frozenset[str] = frozenset()
         """The instances that are compared."""
         self._seconds: dict[str, dict[int, FirstRequests]] = {}
@@ -45,7 +57,8 @@ class FirstRequestCounts:
         """The cells of each file that was read, by name."""
         self._open: dict[str, dict[int, FirstRequests]] = {}
         """What each file has had of late, for the end of its process."""
-        self._since = 0
+        self.since = 0
+        """The first second that was read."""
         self._read_at = 0.0
         self._whole_before = 0
         self.counting: frozenset[str] = frozenset()
@@ -62,7 +75,21 @@ class FirstRequestCounts:
         """Return the first second of which more may be counted."""
         return self._whole_before
 
-    def of(self, name: str, second: int) -> FirstRequests:
+    def assigned(self, second: int, weight: float, new: str, old: str) -> list[Assigned]:
+        """Return the requests of a second that are evidence; it must be a whole one."""
+        if self.of(new, second).begun or self.of(old, second).begun:
+            return [Assigned(weight, [], [])]
+        return []
+
+    def start_round(self) -> None:
+        """Let all that is drawn count anew: of connections, each counts in any case."""
+
+    @property
+    def overflow(self) -> int:
+        """Addresses that did not count, as too many came in a second or in a round."""
+        return 0
+
+    def of(self, name: str, second: int, _keys: Collection[int] = ()) -> FirstRequests:
         """Return the requests that began in a second."""
         return self._seconds.get(name, {}).get(second) or FirstRequests()
 
@@ -72,7 +99,7 @@ class FirstRequestCounts:
         """Begin with what was read in this time; `counting` are instances with living processes."""
         self._whole_before = int(since - _GRACE_SECONDS)
         if now - self._read_at > LATE_SECONDS:
-            self._since = int(now) + 1
+            self.since = int(now) + 1
         self._read_at, self.counting = now, self.names & frozenset(counting)
         sealed = int(now) - SEALED_AFTER_SECONDS - SECONDS
         for seconds in (*self._seconds.values(), *self._open.values()):
@@ -83,7 +110,7 @@ class FirstRequestCounts:
         """Add what is new in a file of an instance; `ended` if its process has."""
         before = self._files.get(file)
         if before is None:  # of a process that is new, or everything is
-            before = _NONE if int(self._read_at) >= self._since else cells
+            before = _NONE if int(self._read_at) >= self.since else cells
         own = self._open.setdefault(file, {})
         for second, more in added(before, cells, int(self._read_at)):
             self._add(name, second, more)
@@ -98,8 +125,11 @@ class FirstRequestCounts:
         for second, more in seconds.items():
             self._add(name, second, more)
 
+    def add_addresses(self, name: str, seconds: Mapping[int, Mapping[int, int]]) -> None:
+        """Add what the relay has listed of addresses: nothing where connections are drawn."""
+
     def _add(self, name: str, second: int, more: FirstRequests) -> None:
-        if second >= self._since:
+        if second >= self.since:
             self._seconds[name].setdefault(second, FirstRequests()).add(more)
 
     def _cut(self, name: str, seconds: Mapping[int, FirstRequests]) -> None:

@@ -212,7 +212,10 @@ class RelayConnection:
         self._moves = 0
         self._idle_timer: asyncio.TimerHandle | None = None
         self.born = self.last_move = self._loop.time()
-        self._exchanges = Exchanges(tally, self.born)
+        since = self.born
+        if tally is not None and tally.secret:
+            since = tally.connected(since, _address(client))
+        self._exchanges = Exchanges(tally, since)
         self.asked = self.answered = False
         """Whether the client, and whether the server, has sent a byte yet."""
         self.client = _Side(self, client, self._loop)
@@ -328,3 +331,10 @@ class RelayConnection:
 
 def _as_text(data: bytes) -> str:
     return b64encode(data).decode()
+
+
+def _address(client: socket.socket) -> str:
+    try:
+        return str(client.getpeername()[0])
+    except OSError:  # it has gone already
+        return ""

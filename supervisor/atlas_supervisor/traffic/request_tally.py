@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 from atlas_supervisor.model.requests import FirstRequests, RequestCounts, RequestTotals
 from atlas_worker.contract import latency_bucket
+from atlas_worker.contract.addresses import Drawn, address_key
 from atlas_worker.contract.request_file import (
+    ADDRESS_FAILED,
     CLASSES,
     FIRST_WITHIN_SECONDS,
     SLOW_SECONDS,
@@ -23,19 +25,29 @@ class Tallied(NamedTuple):
     totals: RequestTotals
     seconds: dict[int, RequestCounts]
     firsts: dict[int, FirstRequests]
+    addresses: dict[int, dict[int, int]]
+    """Where addresses are drawn: the outcome of the first request of each, as a file lists them."""
 
 
 def _nothing() -> Tallied:
-    return Tallied(RequestTotals(), {}, {})
+    return Tallied(RequestTotals(), {}, {}, {})
 
 
 class RequestTally:
     """The requests of one slot. Times are `time.monotonic()`."""
 
     def __init__(self) -> None:
+        self.secret = b""
+        """What addresses are hashed with, if they are drawn, and not connections."""
+        self._listed: tuple[int, set[int]] = (0, set())
         self.drawn = True
         """False if some connections are not drawn between two versions, but a tester's."""
         self._new = _nothing()
+
+    def connected(self, since: float, client: str) -> float:
+        """Return the beginning of a connection with its address, for `begin`."""
+        key = address_key(client, self.secret)
+        return Drawn(since, key) if key else 0.0
 
     def begin(self, now: float, since: float = 0.0) -> float:
         """Count a request that begins; return the time to end it with. 0 stands for uncounted.
@@ -46,8 +58,20 @@ class RequestTally:
         self._add(now, RequestCounts(begun=1))
         if not self.drawn or now - since > FIRST_WITHIN_SECONDS:
             return now
+        if isinstance(since, Drawn):
+            return self._begin_address(now, since.key)
         self._first(now).begun += 1
         return -now
+
+    def _begin_address(self, now: float, key: int) -> float:
+        second = int(now)
+        if self._listed[0] != second:
+            self._listed = (second, set())
+        if key in self._listed[1]:
+            return now
+        self._listed[1].add(key)
+        self._new.addresses.setdefault(second, {})[key] = 0
+        return Drawn(-now, key)
 
     def end(self, began: float, now: float, status: int) -> None:
         """Count a response that has ended."""
@@ -78,8 +102,12 @@ class RequestTally:
     def _end_first(self, began: float, now: float, *, failed: bool) -> float:
         """Count the end of a request if it was a first one; return when it began."""
         if began < 0 and now + began < SLOW_SECONDS:
-            bucket = latency_bucket((now + began) * 1000)
-            self._first(-began).end(latency_class(bucket), failed=int(failed))
+            latency = latency_class(latency_bucket((now + began) * 1000))
+            if isinstance(began, Drawn):
+                outcome = latency + 1 + ADDRESS_FAILED * failed
+                self._new.addresses.setdefault(int(-began), {})[began.key] = outcome
+            else:
+                self._first(-began).end(latency, failed=int(failed))
         return abs(began)
 
     def _add(self, began: float, counts: RequestCounts, *, slow: bool = False) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 
 import anyio
 
-from atlas_supervisor.config import Settings, load_worker_env
+from atlas_supervisor.config import Settings, Sticky, load_worker_env
 from atlas_supervisor.errors import SettingsError
 from atlas_supervisor.model.release import Release
 from atlas_supervisor.model.slot import SlotName
@@ -118,7 +118,23 @@ def worker_environment(
     }
     if settings.traffic_testers:
         values[contract.ENV_TESTERS] = ",".join(map(str, settings.traffic_testers))
+    if settings.socket_passing is not SocketPassing.PORT:  # those see the relay's address
+        secret = address_secret(settings).hex()
+        keep_secret([secret])
+        values |= {contract.ENV_ADDRESS_KEY: secret} if secret else {}
     return values
+
+
+def address_secret(settings: Settings) -> bytes:
+    """Return the secret for hashing clients' addresses; empty if they are not drawn.
+
+    It is the same for all workers, over restarts, and does not tell the token that it is made of.
+    """
+    if settings.traffic_sticky is not Sticky.ADDRESS:
+        return b""
+    token = _beginning(settings.control_token_file)
+    digest = hashlib.blake2b(token.encode(), digest_size=16, person=b"atlas addresses")
+    return digest.digest() if token else b""
 
 
 class LaunchSettings:

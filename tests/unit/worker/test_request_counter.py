@@ -12,8 +12,15 @@ from pathlib import Path
 import pytest
 
 from atlas_worker import request_counter
-from atlas_worker.contract import ENV_INSTANCE, ENV_STATE_DIR, ENV_TESTERS, latency_bucket
+from atlas_worker.contract import (
+    ENV_ADDRESS_KEY,
+    ENV_INSTANCE,
+    ENV_STATE_DIR,
+    ENV_TESTERS,
+    latency_bucket,
+)
 from atlas_worker.contract import request_file as layout
+from atlas_worker.contract.addresses import address_key, key_id
 from atlas_worker.request_counter import (
     CLIENT_LEFT,
     NOT_COUNTED,
@@ -237,3 +244,60 @@ def test_a_file_that_can_not_be_created_is_logged_once(
     (record,) = caplog.records
     assert "are not counted: no space left on device" in record.getMessage()
     assert counted(state_dir) == {}
+
+
+# Where addresses are drawn.
+
+SECRET = b"0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("192.0.2.7", "192.0.2.200", True),
+        ("192.0.2.7", "192.0.3.7", False),
+        ("192.0.2.7", "::ffff:192.0.2.9", True),
+        ("2001:db8:1:2::7", "2001:db8:1:2ff::9", False),
+        ("2001:db8:1:200::7", "2001:db8:1:2ff::9", True),
+        ("fe80::1%eth0", "fe80::2", True),
+    ],
+)
+def test_an_address_is_its_site(one: str, other: str, same: bool) -> None:
+    key = address_key(one, SECRET)
+
+    assert key
+    assert (key == address_key(other, SECRET)) is same
+    assert key != address_key(one, b"another secret")
+    assert key < 2 ** (64 - layout.KEY_SHIFT)
+
+
+@pytest.mark.parametrize("client", ["", "/run/app.sock", "a:b", "1.2.3.4.5", "127.0.0.1\0"])
+def test_a_client_without_an_address_is_not_drawn(client: str) -> None:
+    assert address_key(client, SECRET) == 0
+
+
+def test_a_process_lists_addresses_if_they_are_drawn(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ENV_ADDRESS_KEY, SECRET.hex())
+    request_counter._secret.cache_clear()
+    try:
+        counter = RequestCounter()
+        since = counter.connected("192.0.2.7")
+        counter.end(counter.begin(since), 200)
+        counter.end(counter.begin(since), 500)  # no address twice in a second
+        counter.end(counter.begin(counter.connected(None)), 200)
+        counter.end(counter.begin(), 200)
+        (path,) = state_dir.glob("*/*.requests")
+        data = path.read_bytes()
+    finally:
+        request_counter._secret.cache_clear()
+    assert layout.layout_of(data) == layout.ADDRESS_LAYOUT
+    assert layout.key_id_of(data) == key_id(SECRET)
+    cells = memoryview(data)[layout.HEADER_BYTES :].cast("Q")[layout.FIRSTS :]
+    entries = [each for each in cells if each]
+    key = address_key("192.0.2.7", SECRET)
+    assert {each >> layout.KEY_SHIFT for each in entries[1::2]} == {key}
+    assert len(entries) in {2, 4}  # 4 if a second has begun meanwhile
+    assert SECRET not in data
+    assert counted(state_dir)["begun"] == 4

@@ -19,6 +19,7 @@ ENV_SUPERVISOR_SOCKET = "ATLAS_SUPERVISOR_SOCKET"
 ENV_DRAIN_TIMEOUT = "ATLAS_DRAIN_TIMEOUT_SECONDS"
 ENV_IDLE_GRACE = "ATLAS_IDLE_GRACE_SECONDS"  # how long a drain leaves idle connections open
 ENV_TESTERS = "ATLAS_TRAFFIC_TESTERS"  # networks, separated by commas
+ENV_ADDRESS_KEY = "ATLAS_ADDRESS_KEY"  # where addresses are drawn: what they are hashed with, hex
 ENV_STAGING_URL = "ATLAS_STAGING_URL"  # smoke commands only
 ENV_NOTIFY_SOCKET = "NOTIFY_SOCKET"
 

@@ -13,6 +13,11 @@ call between them. Cells of 64 bits only ever grow; each changes by one aligned 
   to `FIRST_BEGUN` of its second's cells from `FIRSTS` on as well. Its end adds 1 to `FIRST_FAILED`
   if it is one of 5xx, and then to the class of its latency; of one that took `SLOW_SECONDS`,
   nothing. Layout 1 ends before these cells.
+- Where client addresses are drawn (layout 3) these cells are a list of addresses: the first one of
+  a second has that second and how many addresses there were, each other one the key of an address
+  (`addresses`) with the outcome of its first request in that second. The entry is written first,
+  then the number. What comes when the list is full is only in the number. A reader leaves out lists
+  that are older than a minute: their cells are used again.
 - So the difference of all that has begun and all that has an outcome is what is open; what is open
   when the process has died was cut. A SIGKILL loses no count.
 """
@@ -55,10 +60,20 @@ BUCKETS_PER_CLASS = 5  # a class is as wide as 10 %
 CLASSES_BELOW = SLOWEST_BUCKET // BUCKETS_PER_CLASS - LATENCY_CLASSES + 1
 """Latencies of so many classes, under half a millisecond, are in the first one as well."""
 ALL_CELLS = FIRSTS + SECONDS * FIRST_CELLS
-FILE_BYTES = {1: HEADER_BYTES + CELLS * WORD_BYTES, 2: HEADER_BYTES + ALL_CELLS * WORD_BYTES}
+ADDRESS_LAYOUT = 3
+FILE_BYTES = {
+    1: HEADER_BYTES + CELLS * WORD_BYTES,
+    2: HEADER_BYTES + ALL_CELLS * WORD_BYTES,
+    ADDRESS_LAYOUT: HEADER_BYTES + ALL_CELLS * WORD_BYTES,
+}
 """Of each layout."""
+ADDRESSES = FIRST_CELLS - 1
+"""Addresses of a second, with those that are only counted beyond."""
+SECOND_SHIFT = 32  # in the first cell of a list of addresses; how many there were is below
+KEY_SHIFT = 8  # in an entry; below is 0 without an outcome, else the class of its latency and 1
+ADDRESS_FAILED = 0x80
 
-# Magic, layout version, seconds, cells, padding, pid, start ticks, boot id, instance, version.
+# Magic, layout version, seconds, cells, `key_id`, pid, start ticks, boot id, instance, version.
 _HEADER = struct.Struct("<8sIIIIQQ36s4x80s96s")
 
 
@@ -67,14 +82,14 @@ def latency_class(bucket: int) -> int:
     return max(bucket // BUCKETS_PER_CLASS - CLASSES_BELOW, 0)
 
 
-def pack_header(owner: Owner, layout: int = LAYOUT_VERSION) -> bytes:
-    """Return the header of the file."""
+def pack_header(owner: Owner, layout: int = LAYOUT_VERSION, key_id: int = 0) -> bytes:
+    """Return the header of the file; `key_id` is that of the secret of layout 3."""
     return _HEADER.pack(
         MAGIC,
         layout,
         SECONDS,
         CELLS,
-        0,
+        key_id,
         owner.pid,
         owner.start_ticks,
         owner.boot_id.encode(),
@@ -91,6 +106,11 @@ def unpack_header(header: bytes) -> Owner:
         raise ValueError(f"{pid} is not a pid")
     boot_id, instance, version = (text.rstrip(b"\0").decode(errors="replace") for text in texts)
     return Owner(pid, ticks, boot_id, instance, version)
+
+
+def key_id_of(header: bytes) -> int:
+    """Return the `key_id` of a header that was unpacked; 0 if connections are counted."""
+    return int(_HEADER.unpack_from(header)[4])
 
 
 def layout_of(header: bytes) -> int:

@@ -67,6 +67,28 @@ a minute of hanging calls leaves some thirty open, so it is not shorter."""
 _PART = 0.04  # of the ramp's calls in a window, if that is less: rates are learned fast at first
 
 
+class KeyDraws:
+    """What is known of the hashes of keys, in one round."""
+
+    def __init__(self) -> None:
+        self.intervals: dict[int, tuple[float, float]] = {}
+        """In which interval each key's hash is."""
+        self.overflown = 0
+        """Calls of keys beyond MAX_KEYS."""
+
+    def draw(self, share: float, key: int, *, canary: bool) -> float | None:
+        """Return the chance that this key had of the canary, given its past; None if no draw."""
+        known = self.intervals.get(key)
+        if known is None and len(self.intervals) >= MAX_KEYS:
+            self.overflown += 1
+            return None
+        low, high = known or (0.0, 1.0)
+        if not low < share < high:
+            return None
+        self.intervals[key] = (low, share) if canary else (share, high)
+        return (share - low) / (high - low)
+
+
 class Windows:
     """The open windows of one ramp, and the keys that its calls have had."""
 
@@ -83,16 +105,13 @@ class Windows:
         """Assignments of the first round, and those that stay without an outcome."""
         self.late = 0
         """Recorded calls that took longer than their window waited."""
-        self.overflown = 0
-        """Calls of keys beyond MAX_KEYS."""
         self._by_stratum: dict[Stratum, list[CallWindow]] = {}
         self._found: dict[tuple[Group, bool], tuple[CallWindow, OpenCalls]] = {}
         """The window of each group without keys, as it is found for its first call."""
         self._calls = 0
         """All calls that were evidence or will be."""
         self._next_number = 0
-        self._keys: dict[int, tuple[float, float]] = {}
-        """The interval of each key's hash, in this round."""
+        self._draws = KeyDraws()
         self._new_keys: dict[int, KeyRow] = {}
         self._units: dict[tuple[CallKey, Group], tuple[CallWindow, OpenCalls]] = {}
         """The open calls with a key that are evidence. A serial is unique within its group."""
@@ -139,17 +158,11 @@ class Windows:
 
     def _draw(self, share: float, key: int, *, canary: bool) -> float | None:
         """Return the chance that this key had of the canary, given its past; None if no draw."""
-        known = self._keys.get(key)
-        if known is None and len(self._keys) >= MAX_KEYS:
-            self.overflown += 1
-            return None
-        low, high = known or (0.0, 1.0)
-        if not low < share < high:
-            return None
-        interval = (low, share) if canary else (share, high)
-        self._keys[key] = interval
-        self._new_keys[key] = KeyRow(self.ramp, key, self.round, *interval)
-        return (share - low) / (high - low)
+        chance = self._draws.draw(share, key, canary=canary)
+        if chance is not None:
+            interval = self._draws.intervals[key]
+            self._new_keys[key] = KeyRow(self.ramp, key, self.round, *interval)
+        return chance
 
     def _add(self, window: CallWindow, calls: OpenCalls, count: int) -> None:
         window.assigned += count
@@ -216,7 +229,9 @@ class Windows:
 
     def start_round(self, number: int) -> None:
         """Forget the keys: from now on all count anew, in this round."""
-        self.round, self._keys, self.repeats = number, {}, 0
+        self.round, self.repeats, overflown = number, 0, self.overflown
+        self._draws = KeyDraws()
+        self._draws.overflown = overflown
 
     # Windows.
 
@@ -284,9 +299,14 @@ class Windows:
     # Keys.
 
     @property
+    def overflown(self) -> int:
+        """Calls of keys beyond MAX_KEYS."""
+        return self._draws.overflown
+
+    @property
     def has_keys(self) -> bool:
         """Whether calls have had keys, in this round."""
-        return bool(self._keys)
+        return bool(self._draws.intervals)
 
     def pop_new_keys(self) -> list[KeyRow]:
         """Return the intervals of keys that have changed since the last call."""
@@ -296,7 +316,7 @@ class Windows:
     def restore_key(self, row: KeyRow) -> None:
         """Add the interval of a key from before a restart, if it is of this round."""
         if row.round == self.round:
-            self._keys[row.key] = (row.low, row.high)
+            self._draws.intervals[row.key] = (row.low, row.high)
 
     # Saved state.
 
@@ -324,7 +344,7 @@ class Windows:
         if not same_boot:
             return windows
         windows._calls, windows._recorded_before, *lost = saved["counts"]
-        windows.repeats, windows.late, windows.overflown = lost
+        windows.repeats, windows.late, windows._draws.overflown = lost
         for each in saved["open"]:
             windows._open_window(CallWindow.from_list(each))
         for slice_number, epoch, *sides in saved["recorded"]:

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from statistics import NormalDist
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
@@ -19,12 +19,13 @@ from atlas_supervisor.model.judgement import ComparisonRules, Judgement
 from atlas_supervisor.model.requests import FirstRequests, RequestCounts, RequestTotals
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.requests import comparison as module
+from atlas_supervisor.requests.addresses import AddressCounts
 from atlas_supervisor.requests.collector import RequestCollector
 from atlas_supervisor.requests.comparison import Comparison
 from atlas_supervisor.requests.firsts import FirstRequestCounts
 from atlas_supervisor.requests.old_record import OldRecord, RecordEvidence, Tally
 from atlas_worker.contract import SLOWEST_BUCKET, latency_bucket
-from atlas_worker.contract.request_file import latency_class
+from atlas_worker.contract.request_file import ADDRESS_FAILED, latency_class
 
 NEW, OLD = "green-2", "blue-1"
 _RULES = ComparisonRules()
@@ -145,7 +146,7 @@ class World:
         saved = comparison.saved()
         for _ in range(away):
             self.second()
-        self.firsts = FirstRequestCounts()
+        self.firsts = type(self.firsts)(self.rules.key_id)
         return self.compare(saved)
 
     def looks(self, comparison: Comparison, seconds: int, every: int = 1) -> Iterator[Judgement]:
@@ -154,6 +155,80 @@ class World:
             self.second()
             if number % every == every - 1:
                 yield comparison.look()
+
+
+@dataclass
+class AddressWorld(World):
+    """Clients whose addresses are drawn. Each connects again some time after its last answer."""
+
+    addresses: int = 600
+    pause: float = 20.0
+    """Seconds between an answer and the next connection, in the mean."""
+    heavy: float = 0.0
+    """The part of all requests that one address makes."""
+    persistent: bool = False
+    """Whether the same addresses fail always, with either version."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.rules = self.rules._replace(key_id=1)
+        self.firsts = AddressCounts(1)
+        self._hashes = [self.rng.random() for _ in range(self.addresses)]
+        self._luck = [self.rng.random() for _ in range(self.addresses)]
+        self._due = [(self.now + self._pause(), key) for key in range(self.addresses)]
+        self._open: list[tuple[float, str, int, int, int, int]] = []
+        heapify(self._due)
+
+    def _pause(self) -> float:
+        return self.rng.expovariate(1 / self.pause)
+
+    def second(self) -> None:
+        """Let clients connect for a second, and read what was listed."""
+        second, seconds = int(self.now), self.now - self._began
+        listed: dict[str, dict[int, dict[int, int]]] = {NEW: {}, OLD: {}}
+        made = 0
+        self.now += 1
+        while self._due[0][0] < self.now:
+            key = heappop(self._due)[1]
+            took = self._connect(key, 1, second, seconds, listed)
+            heappush(self._due, (self.now + took + self._pause(), key))
+            made += 1
+        if self.heavy and made:
+            count = max(round(made * self.heavy / (1 - self.heavy)), 1)
+            self._connect(-1, count, second, seconds, listed)
+        while self._open and self._open[0][0] <= self.now:
+            _, name, began, key, outcome, bucket = heappop(self._open)
+            if bucket < SLOWEST_BUCKET:
+                listed[name].setdefault(began, {})[key] = outcome
+        self.firsts.begin(self.now, self.now, self.living)
+        for name, more in listed.items():
+            if name in self.firsts.names and name != self.uncounted:
+                self.firsts.add_addresses(name, more)
+
+    def _connect(
+        self, key: int, count: int, second: int, seconds: float, listed: dict[str, Any]
+    ) -> float:
+        rng, drawn = self.rng, self._hashes[key] < self.weight
+        name, version = (NEW, self.new) if drawn else (OLD, self.old)
+        luck = self._luck[key] if self.persistent else rng.random()
+        fails = luck < version.failing * self.drift(seconds)
+        milliseconds = version.median_ms * math.exp(_SPREAD[int(rng.random() * 997)])
+        if fails and version.failed_ms is not None:
+            milliseconds = version.failed_ms
+        bucket = latency_bucket(milliseconds)
+        totals = self._totals[name]
+        totals.counts += RequestCounts(
+            begun=count, classes=(0, count * (not fails), 0, 0, count * fails)
+        )
+        totals.latency.add(bucket, count)
+        self.failed += count * fails * drawn
+        key += 2
+        if key not in listed[name].setdefault(second, {}):
+            listed[name][second][key] = 0
+            outcome = latency_class(bucket) + 1 + ADDRESS_FAILED * fails
+            at = second + rng.random() + milliseconds / 1000
+            heappush(self._open, (at, name, second, key, outcome, bucket))
+        return milliseconds / 1000
 
 
 @contextmanager

@@ -8,12 +8,19 @@ from typing import Any, cast
 
 import pytest
 
-from atlas_supervisor.model.judgement import ComparisonRules
 from atlas_supervisor.model.verdict import Verdict
 from atlas_supervisor.requests.collector import RequestCollector
 from atlas_supervisor.requests.comparison import CHANGE_SECONDS, Comparison
 from tests.unit.supervisor.canary.stats.support import seeded
-from tests.unit.supervisor.requests.support import NEW, OLD, Version, World, clock_of, ramped
+from tests.unit.supervisor.requests.support import (
+    NEW,
+    OLD,
+    AddressWorld,
+    Version,
+    World,
+    clock_of,
+    ramped,
+)
 
 GOOD = Version(0.01)
 RAMP = (0.05, 0.25, 0.5)
@@ -222,14 +229,72 @@ def test_a_version_without_first_requests_is_named(world: World) -> None:
     assert "the old version does not count the first requests of connections" in last.why
 
 
-def test_without_traffic_or_with_drawn_addresses_there_is_no_verdict(world: World) -> None:
+def test_without_traffic_there_is_no_verdict(world: World) -> None:
     world.rate = 0.0
     quiet = share(world, 0.3)
+
     *_, last = world.looks(quiet, 5)
+
     assert (last.verdict, last.against) == (Verdict.INCONCLUSIVE, None)
 
-    world.rules, world.rate = ComparisonRules(by_address=True), 30.0
-    by_address = share(world, 0.3)
-    *_, last = world.looks(by_address, 5)
+
+# Where addresses are drawn.
+
+
+@pytest.mark.parametrize(
+    "story",
+    [{"heavy": 0.5}, {"addresses": 200, "pause": 2.0, "persistent": True}],
+    ids=["one address has half of all requests", "the same addresses fail always"],
+)
+def test_by_address_a_version_that_is_no_worse_is_not_found(story: dict[str, Any]) -> None:
+    for seed in (2, 3):
+        world = AddressWorld(seeded(seed), Version(0.05), Version(0.05), **story)
+        last, _ = ramped(world, RAMP, SECONDS, restarts=seed - 2, every=3)
+        assert last.verdict is not Verdict.FAIL
+        assert "addresses of the new version failed" in last.why
+
+
+def test_by_address_a_version_that_fails_is_found_although_one_address_has_half_of_all() -> None:
+    world = AddressWorld(seeded(4), Version(0.3), Version(0.005), heavy=0.5)
+
+    last, _ = ramped(world, RAMP, SECONDS, every=2)
+
+    assert last.verdict is Verdict.FAIL
+    assert "addresses of the new version failed" in last.why
+
+
+def test_by_address_a_good_version_is_found_to_be_no_worse() -> None:
+    world = AddressWorld(seeded(1), Version(0.0), Version(0.0), addresses=4000)
+
+    last, _ = ramped(world, (0.25, 0.5), SECONDS, every=5)
+
+    assert last.verdict is Verdict.PASS
+
+
+def test_addresses_count_anew_after_a_restart_with_their_own_part_of_alpha() -> None:
+    world = AddressWorld(seeded(1), GOOD, GOOD, addresses=50, pause=1.0)
+    with clock_of(world):
+        comparison = share(world, 0.5)
+        for _ in world.looks(comparison, 10):
+            pass
+        saved = comparison.saved()
+        assert (saved["evidence"]["later"], len(saved["evidence"]["totals"])) == (None, 1)
+        comparison = world.restart(comparison)
+        for _ in world.looks(comparison, 10):
+            pass
+
+    number, _evidence = comparison.saved()["evidence"]["later"]
+    assert number == 2
+    (row,) = comparison.saved()["evidence"]["totals"]
+    assert row[1] + row[3] == 100
+
+
+def test_versions_of_which_one_lists_no_addresses_are_not_compared() -> None:
+    world = AddressWorld(seeded(1), Version(0.5), GOOD)
+    world.living = {NEW}
+    with clock_of(world):
+        comparison = share(world, 0.5)
+        *_, last = world.looks(comparison, 10)
+
     assert last.against is None
-    assert "TRAFFIC_STICKY=address" in last.why
+    assert "lists no addresses of clients" in last.why
