@@ -172,7 +172,7 @@ class Assembly:
             tally.secret = secret
         requests.compare_by(
             ComparisonRules(
-                alpha=settings.guard_alpha,
+                alpha=settings.alpha_of_a_test,
                 margin=settings.guard_margin,
                 promote_alpha=settings.canary_promote_alpha,
                 latency_margin=settings.canary_latency_margin,

@@ -172,6 +172,11 @@ class Settings(BaseModel):
         return self.traffic_ramp if self.public_port and len(self.traffic_ramp) > 1 else ()
 
     @property
+    def alpha_of_a_test(self) -> float:
+        """GUARD_ALPHA's part for the guard's record, and for a comparison of both versions."""
+        return self.guard_alpha / 2 if self.ramp or self.guard_holdback else self.guard_alpha
+
+    @property
     def slot_ports(self) -> dict[SlotName, int]:
         """Each slot's own port."""
         return {SlotName.BLUE: self.active_port, SlotName.GREEN: self.staging_port}

@@ -69,7 +69,7 @@ class Guard:
         self._evidence: RecordEvidence | None = None
         self._comparison: Comparison | None = None
         self._compared: dict[str, Any] | None = None
-        """What the last daemon's comparison goes on with."""
+        """What the comparison goes on with: that of the ramp, or of the last daemon."""
         self._saved = Stopwatch()
 
     async def watch(self, seconds: float) -> StepOutcome:
@@ -142,12 +142,14 @@ class Guard:
 
     async def _begin(self, totals: RequestTotals) -> RecordEvidence:
         """Return the evidence of the last daemon, or begin: with the switch, and the old record."""
-        alpha, margin = self._settings.guard_alpha, self._settings.guard_margin
+        alpha, margin = self._settings.alpha_of_a_test, self._settings.guard_margin
         saved = await self._requests.store.evidence(self._deploy_id)
         if saved is not None:
             self._compared = saved.pop("compared")
             self._evidence = RecordEvidence.restored(saved)
             return self._evidence
+        if ramp := self._deploy.record.ramp:
+            self._compared = ramp.saved.get("comparison")
         switched = steady_time() - self._since.seconds
         version = self._old.release.version if self._old else ""
         hours = [
@@ -233,7 +235,7 @@ class Guard:
         if not self._holdback or self._new is None or self._old is None:
             return None
         if self._comparison is None:
-            if self._compared is None and self._since.seconds < _COMPARED_AFTER_SECONDS:
+            if self._since.seconds < _COMPARED_AFTER_SECONDS:
                 return None
             self._comparison = Comparison(
                 self._requests, new=self._new.name, old=self._old.name, saved=self._compared

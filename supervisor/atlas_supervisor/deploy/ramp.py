@@ -69,7 +69,9 @@ def after_row(
     if row.phase is not Phase.RAMP or ramp is None:
         return Ramp.begun(plan.ramp, weight, at)
     if row.target is not Phase.RAMP:
-        return ramp.ended(at).model_copy(update={"saved": {}})
+        kept = {"comparison": ramp.saved.get("comparison")}  # a holdback goes on with it
+        goes_on = row.target is Phase.SWITCH and kept["comparison"] is not None
+        return ramp.ended(at).model_copy(update={"saved": kept if goes_on else {}})
     if row.event in {Event.STEP_PASSED, Event.ADVANCE_REQUESTED}:
         return ramp.at_share(ramp.next_share, at)
     if row.event is Event.SPLIT_REQUESTED:
