@@ -21,8 +21,8 @@ RUNS = 100
 SHARES, SECONDS = (0.05, 0.25, 0.5), 60
 GOOD = Version(0.01)
 ADDRESSES: Mapping[str, Any] = {"world": AddressWorld}
-MANY: Mapping[str, Any] = {**ADDRESSES, "addresses": 6000, "pause": 200.0}
-ALIKE: Mapping[str, dict[str, Any]] = {
+MANY: Mapping[str, Any] = {**ADDRESSES, "addresses": 6000, "pause": 100.0}
+ALIKE: Mapping[str, Mapping[str, Any]] = {
     "alike": {},
     "one connection in 20 has 100 requests": {"heavy": 0.05},
     "(the same, each request as evidence)": {"heavy": 0.05, "every_request": True},
@@ -35,18 +35,21 @@ ALIKE: Mapping[str, dict[str, Any]] = {
     "the daemon restarts 4 times on each step": {"restarts": 4},
     "600 addresses": ADDRESSES,
     "600 addresses, one has half of all requests": {**ADDRESSES, "heavy": 0.5},
+    "600 addresses, one has 95 % of all requests": {**ADDRESSES, "heavy": 0.95},
     "200 addresses every 2 s": {**ADDRESSES, "addresses": 200, "pause": 2.0},
+    "6,000 addresses": MANY,
+    "600 addresses, times 1 to 7": {**ADDRESSES, "drift": lambda seconds: 1 + seconds % 60 / 10},
+    "the same addresses fail always": {**ADDRESSES, "persistent": True},
     "the same addresses fail, old 5 s, new 1 ms": {
         **ADDRESSES,
         "persistent": True,
-        "pause": 5.0,
-        "new": Version(0.05, 20.0, 1.0),
-        "old": Version(0.05, 20.0, 5000.0),
+        "addresses": 300,
+        "pause": 1.0,
+        "new": Version(0.1, 20.0, 1.0),
+        "old": Version(0.1, 20.0, 5000.0),
     },
-    "6,000 addresses, 4 restarts on each step": {
-        **MANY,
-        "restarts": 4,
-    },
+    "600 addresses, slower by 9 %": {**ADDRESSES, "new": Version(0.01, 21.8)},
+    "600 addresses, 3 restarts on each step": {**ADDRESSES, "restarts": 3},
 }
 WORSE: Mapping[str, tuple[Version, Version, Mapping[str, Any]]] = {
     "5 % beside 0.5 %": (Version(0.05), Version(0.005), {}),

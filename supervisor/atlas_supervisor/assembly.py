@@ -18,6 +18,7 @@ from atlas_supervisor.deploy.collector import GaugeCollector
 from atlas_supervisor.deploy.event_hub import EventHub
 from atlas_supervisor.deploy.executor import Executor
 from atlas_supervisor.deploy.hold import Holds
+from atlas_supervisor.deploy.idempotency import IdempotentRequests
 from atlas_supervisor.deploy.landing_watch import LandingWatch
 from atlas_supervisor.deploy.recorder import Recorder, Runs
 from atlas_supervisor.deploy.recycler import Recycler
@@ -123,7 +124,14 @@ class Assembly:
         )
         self.service = self._deploys(switch, prober, releases, tasks)
         self._traffic = TrafficControl(
-            settings=settings, plane=plane, slots=slots, switch=switch, runs=self.runs, audit=audit
+            settings=settings,
+            plane=plane,
+            slots=slots,
+            switch=switch,
+            runs=self.runs,
+            audit=audit,
+            queries=self.queries,
+            requests=IdempotentRequests(database.keys),
         )
         slots.on_worker_down = self.service.worker_down
         self._count_requests()

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from tests.harness import DaemonProcess, Setting, eventually
+from tests.harness import Answer, DaemonProcess, Setting, eventually
 from tests.integration.support import (
     ask_to_die,
     everything_agrees,
@@ -35,6 +35,12 @@ RAMPS: dict[str, Setting] = {
 
 async def steer(daemon: DaemonProcess, action: str) -> Any:
     return await daemon.request("POST", "/deploy/ramp", json={"action": action})
+
+
+async def advance(daemon: DaemonProcess, key: str) -> Answer:
+    headers = {"Idempotency-Key": key}
+    body = {"action": "advance"}
+    return await daemon.request("POST", "/deploy/ramp", json=body, headers=headers)
 
 
 async def start(daemon: DaemonProcess, version: str, **behaviour: Any) -> dict[str, Any]:
@@ -72,6 +78,10 @@ async def test_a_ramp_is_paused_steered_and_survives_a_kill_until_it_has_passed(
         assert state_file(daemon)["staging_weight"] == 0.2
         again = await steer(daemon, "pause")
         assert (again.status, again.json["error"]["code"]) == (409, "ramp_not_possible")
+        for replayed in (None, "true"):  # the client tries again
+            step = await advance(daemon, "k1")
+            assert (step.status, step.json["share"]) == (200, 0.6)
+            assert step.headers.get("Idempotency-Replayed") == replayed
         split = await daemon.request("POST", "/deploy/traffic", json={"staging_weight": 1})
         assert split.json["staging_weight"] == 1
         assert await public_version(daemon) == "v2"
@@ -85,21 +95,30 @@ async def test_a_ramp_is_paused_steered_and_survives_a_kill_until_it_has_passed(
         assert (ramp["share"], ramp["paused"], daemon.leftovers()) == (1, True, workers)
         assert await public_version(daemon) == "v2"
 
+        step = await advance(daemon, "k1")
+        assert (step.json["share"], step.headers["Idempotency-Replayed"]) == (1, "true")
+
         resumed = await steer(daemon, "resume")
         assert (resumed.json["paused"], resumed.json["next_share"]) == (False, 1)
         assert (await steer(daemon, "fly")).json["error"]["field"] == "action"
         record = await until_phase(daemon, "ended")
         assert record["result"] == "switched"
         switch = next(each for each in record["steps"] if each["name"] == "switch")
-        assert "after a ramp of 2 shares" in switch["detail"]["message"]
-        assert [each["share"] for each in record["ramp"]["steps"]] == [0.2, 1]
+        assert "after a ramp of 3 shares" in switch["detail"]["message"]
+        assert [each["share"] for each in record["ramp"]["steps"]] == [0.2, 0.6, 1]
         assert all(each["until_ts"] for each in record["ramp"]["steps"])
         await everything_agrees(daemon)
         audited = rows(daemon, "SELECT outcome FROM audit WHERE action = 'ramp'")
-        assert audited == [("pause",), ("resume",)]
+        assert audited == [("pause",), ("advance",), ("resume",)]
         causes = rows(daemon, "SELECT event FROM transitions WHERE phase = 'ramp'")
         assert [event for (event,) in causes] == [
-            *("pause_requested", "split_requested", "resume_requested", "passed")
+            *(
+                "pause_requested",
+                "advance_requested",
+                "split_requested",
+                "resume_requested",
+                "passed",
+            )
         ]
 
 

@@ -62,7 +62,9 @@ class TrafficPort(Protocol):
     async def set_weight(self, weight: float, actor: Actor) -> SplitView:
         """Give the new version this share; return once that is durable. It pauses a ramp."""
 
-    async def ramp(self, action: RampAction, actor: Actor) -> RampView:
+    async def ramp(
+        self, action: RampAction, actor: Actor, key: IdempotencyKey | None = None
+    ) -> RampView:
         """Pause, resume or advance the ramp; return it as it is then."""
 
 

@@ -83,7 +83,7 @@ async def _set(call: Request[Nothing, SplitBody]) -> Reply:
 
 
 async def _ramp(call: Request[Nothing, RampBody]) -> Reply:
-    return Reply(await call.control.traffic.ramp(call.body.action, call.actor))
+    return Reply(await call.control.traffic.ramp(call.body.action, call.actor, call.key))
 
 
 ROUTES: tuple[AnyRoute, ...] = (
@@ -128,13 +128,20 @@ ROUTES: tuple[AnyRoute, ...] = (
         summary="Steer the ramp",
         description="For a deploy that ramps (TRAFFIC_RAMP). While it is paused, the new version "
         "is watched and reverted as ever. `POST /deploy/switch` ends the ramp with all traffic, "
-        "`POST /deploy/abort` with none.",
+        "`POST /deploy/abort` with none. Repeated under its `Idempotency-Key`, a request takes no "
+        "second step.",
         tag="Deploy",
         query=Nothing,
         body=RampBody,
         access=Access.CHANGE,
         answers=(ResponseSpec(200, "The ramp from now on.", RampView, examples.RAMP),),
-        errors=(errors.NOTHING_TO_RAMP, errors.RAMP_NOT_POSSIBLE, errors.STOPPING),
+        errors=(
+            errors.NOTHING_TO_RAMP,
+            errors.RAMP_NOT_POSSIBLE,
+            errors.NOT_DURABLE,
+            errors.STOPPING,
+        ),
+        keyed=True,
     ),
     Route(
         method="POST",

@@ -23,7 +23,7 @@ from atlas_supervisor.store.statements import StoreError
 
 log = structlog.get_logger(__name__)
 
-_ASKED = {
+_ASKED: dict[Event, str] = {
     Event.SWITCH_REQUESTED: Result.SWITCHED,
     Event.ABORT_REQUESTED: Result.ABORTED,
     Event.ROLLBACK_REQUESTED: Result.ROLLED_BACK,
@@ -44,15 +44,35 @@ class IdempotentRequests:
             return run.offer(event, cause)
         if not run.accepts(event):
             return False
-        try:
-            await self._keys.add(key, deploy_id=run.record.deploy_id, asked=_ASKED[event])
-        except StoreError as error:
-            what = "the request could not be saved, so it had no effect"
-            raise errors.not_durable(what, error) from error
+        await self._add(key, run, _ASKED[event])
         if run.offer(event, cause):
             return True
         await self._forget(key)
         return False
+
+    async def ramp(
+        self, run: DeployRun, event: Event, cause: str, key: IdempotencyKey | None
+    ) -> bool:
+        """Let the event happen to a ramp, under the key; return whether it did, once published."""
+        if key is not None:
+            await self._add(key, run, event.value)
+        taken = await run.handled(event, cause)
+        if not taken and key is not None:
+            await self._forget(key)
+        return taken
+
+    async def before(self, key: IdempotencyKey | None) -> str | None:
+        """Return the deploy of the request that was made before under this key, if any."""
+        row = await self._keys.find(key) if key else None
+        return row.deploy_id if row else None
+
+    async def _add(self, key: IdempotencyKey, run: DeployRun, asked: str) -> None:
+        """Write a key before its effect. What comes of it shows whether that was missed."""
+        try:
+            await self._keys.add(key, deploy_id=run.record.deploy_id, asked=asked)
+        except StoreError as error:
+            what = "the request could not be saved, so it had no effect"
+            raise errors.not_durable(what, error) from error
 
     @asynccontextmanager
     async def forgotten_if_refused(self, key: IdempotencyKey | None) -> AsyncIterator[None]:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
+import anyio
+
 from atlas_supervisor.config import Settings, Sticky
 from atlas_supervisor.deploy import errors
+from atlas_supervisor.deploy.idempotency import IdempotentRequests
 from atlas_supervisor.deploy.machine import Event, Phase
 from atlas_supervisor.deploy.recorder import Runs
 from atlas_supervisor.deploy.runner import DeployRun
+from atlas_supervisor.deploy.status import DeployQueries
 from atlas_supervisor.deploy.switch import NoSplitError, Switch
 from atlas_supervisor.errors import RefusedError
 from atlas_supervisor.model.actor import Actor
+from atlas_supervisor.model.deploy import DeployRecord
+from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.model.ramp import RampAction, RampView
 from atlas_supervisor.model.status import SplitView
 from atlas_supervisor.store.audit import AuditStore
@@ -35,6 +43,8 @@ class TrafficControl:
         switch: Switch,
         runs: Runs,
         audit: AuditStore,
+        queries: DeployQueries,
+        requests: IdempotentRequests,
     ) -> None:
         self._settings = settings
         self._plane = plane
@@ -42,6 +52,10 @@ class TrafficControl:
         self._switch = switch
         self._runs = runs
         self._audit = audit
+        self._queries = queries
+        self._requests = requests
+        self._steering = anyio.Lock()
+        """Held while a request under a key is looked up and carried out."""
 
     def view(self) -> SplitView:
         """Return the split as it is now. Raises RefusedError if there can be none."""
@@ -100,8 +114,21 @@ class TrafficControl:
         if not await run.handled(Event.SPLIT_REQUESTED, cause, weight):
             raise self._too_late(run)  # what came first takes the share away
 
-    async def ramp(self, action: RampAction, actor: Actor) -> RampView:
+    async def ramp(
+        self, action: RampAction, actor: Actor, key: IdempotencyKey | None = None
+    ) -> RampView:
         """Pause, resume or advance the ramp; return it once that is published."""
+        async with self._steering if key else nullcontext():
+            if (deploy_id := await self._requests.before(key)) is None:
+                return await self._steer(action, actor, key)
+        record = await self._queries.find(deploy_id)
+        if record is None or record.ramp is None:
+            raise errors.nothing_to("ramp", self._runs.current)
+        return _ramp_view(record)
+
+    async def _steer(
+        self, action: RampAction, actor: Actor, key: IdempotencyKey | None
+    ) -> RampView:
         if self._runs.stopping:
             raise errors.stopping()
         event = _EVENTS[action]
@@ -113,14 +140,22 @@ class TrafficControl:
         cause = f"{action} requested by {actor.name}"
         if action is RampAction.ADVANCE and ramp.next_share == 1:
             event = Event.SWITCH_REQUESTED
-        taken = await run.handled(event, cause)
+        taken = await self._requests.ramp(run, event, cause, key)
         outcome, subject = action.value if taken else "failed", run.record.deploy_id
         await self._audit.record(actor, "ramp", outcome, subject=subject, share=ramp.share)
         if not taken or run.record.ramp is None:
             raise errors.nothing_to("ramp", run)
-        return RampView(
-            **dict(run.record.ramp), deploy_id=subject, version=run.record.version, phase=run.phase
-        )
+        return _ramp_view(run.record)
 
     def _too_late(self, run: DeployRun) -> RefusedError:
         return errors.nothing_to("split", run)
+
+
+def _ramp_view(record: DeployRecord) -> RampView:
+    assert record.ramp is not None  # noqa: S101  # the callers have looked
+    return RampView(
+        **dict(record.ramp),
+        deploy_id=record.deploy_id,
+        version=record.version,
+        phase=record.phase,
+    )

@@ -6,7 +6,6 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from atlas_supervisor.errors import IDEMPOTENCY_KEY_REUSED, RefusedError
-from atlas_supervisor.model.deploy import Result
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.store.statements import Statement, Statements
 from atlas_supervisor.system.clock import now
@@ -51,9 +50,9 @@ class KeyStore:
         return row
 
     async def add(
-        self, key: IdempotencyKey, *, deploy_id: str | None = None, asked: Result | None = None
+        self, key: IdempotencyKey, *, deploy_id: str | None = None, asked: str | None = None
     ) -> None:
-        """Remember a key; `asked` is the result that a request steered its deploy to."""
+        """Remember a key; `asked` is the result that it steers its deploy to, or its event."""
         old = {"since": (now() - KEYS_KEPT).isoformat(), "kept": NEWEST_KEPT}
         await self._statements.write(
             key_added(key, deploy_id=deploy_id, asked=asked), ("trim_keys", old)
@@ -69,7 +68,7 @@ class KeyStore:
 
 
 def key_added(
-    key: IdempotencyKey, *, deploy_id: str | None = None, asked: Result | None = None
+    key: IdempotencyKey, *, deploy_id: str | None = None, asked: str | None = None
 ) -> Statement:
     """Return the statement that remembers a key."""
     row = {"key": key.value, "fingerprint": key.fingerprint, "ts": now().isoformat()}

@@ -207,7 +207,10 @@ DELETE FROM idempotency_keys WHERE asked IS NOT NULL
 -- A ramp that goes on was begun by a switch, or goes on to it.
 AND asked IS NOT (SELECT CASE WHEN phase IN ('switch', 'revert') OR (phase = 'ramp' AND asked = 'switched')
     THEN idempotency_keys.asked ELSE result END
-    FROM deploys WHERE deploys.deploy_id = idempotency_keys.deploy_id);
+    FROM deploys WHERE deploys.deploy_id = idempotency_keys.deploy_id)
+-- A step of a ramp is done if its event is in the journal.
+AND NOT EXISTS (SELECT 1 FROM transitions WHERE transitions.deploy_id = idempotency_keys.deploy_id
+    AND transitions.event = idempotency_keys.asked AND transitions.ts >= idempotency_keys.ts);
 
 -- name: trim_keys
 -- The newest stay however old they look: a wall clock may have been set a day forth.

@@ -153,7 +153,9 @@ class MemoryControl:
             raise self.refusal
         return examples.SPLIT
 
-    async def ramp(self, action: RampAction, actor: Actor) -> RampView:
+    async def ramp(
+        self, action: RampAction, actor: Actor, _key: IdempotencyKey | None = None
+    ) -> RampView:
         self.asked.append(("ramp", action, actor))
         if self.refusal:
             raise self.refusal

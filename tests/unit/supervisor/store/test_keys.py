@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from atlas_supervisor.model.deploy import Result
+from atlas_supervisor.model.deploy import DeployEvent, Result
 from atlas_supervisor.model.idempotency_key import IdempotencyKey
 from atlas_supervisor.store import deploys, keys
 from atlas_supervisor.store.database import Database, open_database
 from atlas_supervisor.store.keys import KEYS_KEPT, KeyRow
 from atlas_supervisor.store.statements import StoreError
+from atlas_supervisor.system.clock import now
 from tests.unit.supervisor.store.support import WHEN, a_deploy, a_step, moved
 
 
@@ -132,3 +133,18 @@ async def test_a_request_that_the_last_daemon_did_not_carry_out_can_be_made_agai
     assert left == {"abort-d2"}
     for name in ("begun-d1", "begun-d2", "begun-d3", "mode"):
         assert await database.keys.get(name) is not None
+
+
+async def test_a_step_of_a_ramp_is_done_if_it_is_in_the_journal(database: Database) -> None:
+    asked = "advance_requested"
+    await begin(database, "d1")
+    await database.keys.add(a_key("done"), deploy_id="d1", asked=asked)
+    record = a_deploy("d1", result=None)
+    stepped = DeployEvent.of(record, ts=now(), source="ramp", event=asked, cause="")
+    await database.deploys.write_transition(record, stepped)
+    await database.keys.add(a_key("lost"), deploy_id="d1", asked=asked)
+
+    await database.keys.forget_undone()
+
+    assert await database.keys.get("done") is not None
+    assert await database.keys.get("lost") is None

@@ -9,6 +9,8 @@ import pytest
 from atlas_supervisor.model.requests import RequestCounts
 from atlas_supervisor.traffic.http_framing import Exchanges
 from atlas_supervisor.traffic.request_tally import RequestTally
+from atlas_worker.contract.addresses import address_key
+from atlas_worker.contract.request_file import ADDRESS_FAILED
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 PROBE = b"GET / HTTP/1.1\r\nHost: x\r\nx-atlas-probe: 1\r\n\r\n"
@@ -53,7 +55,7 @@ def test_requests_are_counted_by_their_answers(
             follow(memoryview(data[start : start + step]))
     exchanges.closed(by_client=False)
 
-    totals, seconds, _ = tally.take()
+    totals, seconds, _, _ = tally.take()
     assert totals.counts == expected
     assert RequestCounts.sum(seconds.values()) == expected
     assert totals.latency.count == sum(expected.classes)
@@ -78,7 +80,7 @@ def test_the_first_request_of_a_drawn_connection_counts_once_more() -> None:
         exchanges.server_sent(memoryview(CHUNKED + OK))
         exchanges.closed(by_client=False)
 
-    totals, _, firsts = tally.take()
+    totals, _, firsts, _ = tally.take()
     assert totals.counts == counts(0, 3, 0, 0, 3, begun=9, cut=3)
     ((second, first),) = firsts.items()
     assert second == pytest.approx(time.monotonic(), abs=5)
@@ -101,6 +103,25 @@ def test_a_slow_request_is_in_no_second() -> None:
     tally.take()
     tally.end(1000.5, 1061.0, 200)
 
-    totals, seconds, _ = tally.take()
+    totals, seconds, _, _ = tally.take()
     assert totals.counts.classes == (0, 1, 0, 0, 0)
     assert seconds == {}
+
+
+def test_addresses_are_listed_where_they_are_drawn() -> None:
+    tally = RequestTally()
+    tally.secret = b"secret"
+    one, same, other = (tally.connected(1000.1, f"192.0.{net}.7") for net in (2, 2, 3))
+    began = tally.begin(1000.5, one)
+    tally.end(tally.begin(1000.6, same), 1000.7, 500)
+    tally.end(tally.begin(1000.6, other), 1000.7, 500)
+    tally.end(tally.begin(1000.6, tally.connected(1000.1, "")), 1000.7, 200)
+    first = tally.take()
+    tally.end(began, 1001.0, 200)
+
+    assert first.firsts == {}
+    keys = address_key("192.0.2.1", b"secret"), address_key("192.0.3.1", b"secret")
+    listed = first.addresses[1000]
+    assert (set(listed), listed[keys[0]]) == (set(keys), 0)
+    assert listed[keys[1]] & ADDRESS_FAILED
+    assert list(tally.take().addresses[1000]) == [keys[0]]
