@@ -27,7 +27,9 @@ CONNECTIONS = 4
 DESCRIPTORS_MOST = 150
 RSS_MOST_BYTES = 300 << 20
 LOG_MOST_BYTES = 17 << 20
-WAITING = {"awaiting_switch", "guard", "warm"}
+SHARING = {"awaiting_switch", "ramp", "guard"}
+"""Phases of a deploy in which both versions may have a part of the traffic."""
+WAITING = {*SHARING, "warm"}
 """Phases in which the newest deploy may stay."""
 DRAINING = {"drain", "drain_reverted"}
 """Phases in which a deploy may stay as long as one of its clients does."""
@@ -49,6 +51,11 @@ class Seen:
         """The active slot as the status shows it."""
         return next(each for each in self.status["slots"] if each["role"] == "active")
 
+    @property
+    def is_split(self) -> bool:
+        """Whether the active slot has not all of the traffic."""
+        return bool(self.status["traffic"]["weights"].get(self.active["slot"], 1.0) != 1.0)
+
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         return self.database.execute(query).fetchall()
 
@@ -66,7 +73,7 @@ def _differences(seen: Seen) -> Iterator[str]:
             yield f"{name} is {seen.status[name]} in the status, {seen.file[name]} in the file"
     if seen.active["port"] != seen.file["active_port"]:
         yield f"{seen.active['slot']} is active, and its port is not in the file"
-    if seen.status["traffic"]["weights"].get(seen.active["slot"], 1.0) != 1.0:
+    if seen.is_split and (seen.status["last_deploy"] or {}).get("phase") not in SHARING:
         yield f"the traffic is split: {seen.status['traffic']['weights']}"
     for (copy,) in seen.rows("SELECT state FROM last_state"):
         kept = json.loads(copy)
@@ -83,7 +90,7 @@ def _differences(seen: Seen) -> Iterator[str]:
 
 def _strayed_connections(seen: Seen) -> Iterator[str]:
     """Make connections to the public port, and yield those that another process accepts."""
-    if seen.status["traffic"]["plane"] != "kernel" or seen.active["pid"] is None:
+    if seen.status["traffic"]["plane"] != "kernel" or seen.active["pid"] is None or seen.is_split:
         return
     host = str(seen.daemon.settings.get("PUBLIC_HOST", "127.0.0.1"))
     loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

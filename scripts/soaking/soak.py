@@ -36,6 +36,10 @@ SETTINGS: dict[str, Setting] = {
     "GUARD_SECONDS": 0.5,
     "HEALTH_PROBES": 1,
     "KEEP_WARM_SECONDS": 10,
+    "TRAFFIC_RAMP": "0.2,0.6,1",
+    "TRAFFIC_STEP_SECONDS": 0.5,
+    "TRAFFIC_MIN_REQUESTS": 5,
+    "GUARD_HOLDBACK": 0.1,
 }
 ACTION_SECONDS = 90.0
 """No action takes longer, a drain included."""
@@ -157,6 +161,39 @@ class Soak:
     async def deploy_and_abort(self) -> None:
         await self.deploy(wait=False)
         await asyncio.sleep(self._random.uniform(0, 1.2))
+        await self._ask("POST", "/deploy/abort")
+
+    async def ramp(self) -> None:
+        """Steer the ramp of a deploy, until it has all of the traffic or none."""
+        await self.deploy(wait=False)
+        for _ in range(self._random.randrange(1, 6)):
+            await asyncio.sleep(self._random.uniform(0, 1.2))
+            if (weight := self._random.choice((None, None, 0, 0.4))) is not None:
+                await self._ask("POST", "/deploy/traffic", json={"staging_weight": weight})
+                continue
+            body = {"action": self._random.choice(("pause", "resume", "advance"))}
+            await self._ask("POST", "/deploy/ramp", json=body)
+        await self._ask("POST", f"/deploy/{self._random.choice(('switch', 'abort'))}")
+
+    async def kill_in_a_ramp(self) -> None:
+        """Kill the daemon, one version's worker, or both, and let the next daemon go on."""
+        await self.deploy(wait=False)
+        await asyncio.sleep(self._random.uniform(1, 3))
+        if self._random.random() < 0.5:
+            await self._kill_worker(self._random.choice(("active", "staging")))
+        await self.kill()
+        await self._ask("POST", f"/deploy/{self._random.choice(('switch', 'abort'))}")
+
+    async def hold(self) -> None:
+        """Hold new connections for some seconds; the daemon may be killed meanwhile."""
+        if self._random.random() < 0.5:
+            await self.deploy(wait=False)
+        answer = await self._ask("POST", "/traffic/hold", json={"max_seconds": 3})
+        await asyncio.sleep(self._random.uniform(0, 1.5))
+        if self._random.random() < 0.3:
+            await self.kill()
+        elif answer.status == 200:
+            await self._ask("POST", "/traffic/release")
         await self._ask("POST", "/deploy/abort")
 
     async def roll_back(self) -> None:
@@ -299,6 +336,9 @@ ACTIONS: Mapping[str, tuple[float, Action]] = {
     "deploys": (6, Soak.deploy),
     "broken releases": (2, Soak.deploy_broken),
     "deploys and aborts": (2, Soak.deploy_and_abort),
+    "ramps": (3, Soak.ramp),
+    "kills in a ramp": (3, Soak.kill_in_a_ramp),
+    "holds": (2, Soak.hold),
     "rollbacks": (3, Soak.roll_back),
     "resets of the mode": (3, Soak.enable_deploys),
     "reloads": (3, Soak.reload),

@@ -306,8 +306,7 @@ class Scenario:
 
     def _key(self, name: str) -> IdempotencyKey | None:
         """Return a new key, one that was used before, or none."""
-        unkeyed = name in {*self._KEYLESS, "share"} or name.startswith("ramp_")
-        if unkeyed or self.draw.random() < 0.5:
+        if name in {*self._KEYLESS, "share"} or self.draw.random() < 0.5:
             return None
         known = [value for value, (asked, _) in self._keys.items() if asked == name]
         if known and self.draw.random() < 0.4:
@@ -362,7 +361,7 @@ class Scenario:
         if name in {"deploy", "dry_run"}:
             return self._deploy_and_wait(life, name, key)
         if name == "share" or name.startswith("ramp_"):
-            return self._give_share(life.control.traffic, name)
+            return self._give_share(life.control.traffic, name, key)
         if name in self._KEYLESS:
             keyless: dict[str, Callable[[Actor], Awaitable[Any]]] = {
                 "canary_reset": partial(canary.reset, None),
@@ -382,10 +381,12 @@ class Scenario:
         self.world.tell(f"operator: back to {version}{', fast' if fast else ''}")
         return deploys.rollback(actor, key, version=version, fast=fast)
 
-    def _give_share(self, traffic: TrafficPort, name: str) -> Awaitable[Any]:
+    def _give_share(
+        self, traffic: TrafficPort, name: str, key: IdempotencyKey | None
+    ) -> Awaitable[Any]:
         if name == "share":
             return traffic.set_weight(self.draw.choice((0, 0.3, 1)), _OPERATOR)
-        return traffic.ramp(RampAction(name.removeprefix("ramp_")), _OPERATOR)
+        return traffic.ramp(RampAction(name.removeprefix("ramp_")), _OPERATOR, key)
 
     async def _deploy_and_wait(self, life: Life, name: str, key: IdempotencyKey | None) -> Any:
         assert life.control is not None
