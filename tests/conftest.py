@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Generator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -15,6 +18,13 @@ os.environ["SSL_CERT_DIR"] = os.devnull
 # How long an example takes is the machine's affair; every test has a time limit as a whole.
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
+
+FOLDER = Path(__file__).parent
+PARTED = (FOLDER, FOLDER / "unit", FOLDER / "unit/supervisor")
+"""Folders whose parts are collected one by one."""
+LONG = ("acceptance", "faults", "integration", "simulation", "systemd")
+LONGEST = ("test_openapi_fuzzing", "test_zero_loss", "test_readme", "test_reload", "test_guard")
+"""Folders with tests that take their time, and modules with those that take the most."""
 
 
 def pytest_configure() -> None:
@@ -40,14 +50,61 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs root")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Spread the long tests over the list.
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Collect without the garbage collector: what is imported and collected stays.
 
-    Each of the processes that run side by side begins with a stretch of it, and all that stand
-    together would fall to one of them.
+    All processes that run side by side collect all tests. Each begins with other files, so that
+    in a fresh clone none writes the byte code that another one has written.
     """
-    long = [item for item in items if "zero_loss" in item.nodeid]
-    rest = [item for item in items if item not in long]
-    for number, item in enumerate(long):
-        rest.insert(number * len(items) // max(len(long), 5), item)
-    items[:] = rest
+    number, count = place(session.config)
+    if count > 1 and [Path(each).resolve() for each in session.config.args] == [FOLDER]:
+        pieces = sorted(str(each) for folder in PARTED for each in folder.glob("[!_]*"))
+        pieces = [each for each in pieces if Path(each) not in PARTED]
+        first = number * len(pieces) // count
+        session.config.args = [*pieces[first:], *pieces[:first]]
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def place(config: pytest.Config) -> tuple[int, int]:
+    """Return which of how many processes this is that run side by side."""
+    given = getattr(config, "workerinput", {"workerid": "gw0", "workercount": 1})
+    count = given["workercount"]
+    return int(given["workerid"].removeprefix("gw")) % count, count
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let each process begin with tests that take their time, and end with short ones.
+
+    Each begins with a stretch of the list, and when it is through takes from the end of another's:
+    one process would be left with what is long and stands there.
+    """
+    _, count = place(config)
+    if count == 1:
+        return
+    items.sort(key=lambda item: item.path)
+    longest: list[pytest.Item] = []
+    long: list[pytest.Item] = []
+    short: list[pytest.Item] = []
+    for item in items:
+        folder = item.path.relative_to(FOLDER).parts[0]
+        kind = longest if item.path.stem in LONGEST else long if folder in LONG else short
+        kind.append(item)
+    first = len(items)
+    items.clear()
+    for left in range(count, 0, -1):
+        stretch = [*longest[::left], *taken(long, len(long) // left)]
+        del longest[::left]
+        items += [*stretch, *taken(short, (first - len(items)) // left - len(stretch))]
+
+
+def taken(items: list[pytest.Item], number: int) -> list[pytest.Item]:
+    """Take so many from the front."""
+    front = items[: max(0, number)]
+    del items[: len(front)]
+    return front
