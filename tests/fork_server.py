@@ -69,15 +69,24 @@ class ForkServer:
         self,
         arguments: Sequence[str],
         *,
+        code: str | None,
         folder: Path,
         environment: Mapping[str, str],
         output: IO[bytes],
     ) -> ForkedProcess:
-        """Start a daemon in `folder` with these arguments; `output` gets all that it writes."""
+        """Start a daemon in `folder` with these arguments; `output` gets all that it writes.
+
+        With `code` that is run in place of the daemon's program, as by `python -c`.
+        """
         control = self._started(environment)
         ours, theirs = pair()
         ours.setblocking(False)
-        request = {"arguments": arguments, "folder": str(folder), "environment": dict(environment)}
+        request = {
+            "arguments": arguments,
+            "code": code,
+            "folder": str(folder),
+            "environment": dict(environment),
+        }
         files = [theirs.fileno(), output.fileno()]
         with theirs:
             socket.send_fds(control, [json.dumps(request).encode()], files)

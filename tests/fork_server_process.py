@@ -112,9 +112,14 @@ def become(request: dict[str, Any]) -> None:
             del sys.modules[name]
     sys.path[0] = request["folder"]
     sys.argv[1:] = request["arguments"]
-    sys.orig_argv = [sys.executable, "-m", PACKAGE, *request["arguments"]]  # what a reload executes
+    code = request["code"]
+    program = ("-m", PACKAGE) if code is None else ("-c", code)
+    sys.orig_argv = [sys.executable, *program, *request["arguments"]]  # what a reload executes
     try:
-        runpy.run_module(PACKAGE, run_name="__main__", alter_sys=True)
+        if code is None:
+            runpy.run_module(PACKAGE, run_name="__main__", alter_sys=True)
+        else:
+            exec(code, {"__name__": "__main__"})  # noqa: S102  # a test's own
     except SystemExit as end:
         if isinstance(end.code, int):
             end_quickly(end.code)

@@ -148,8 +148,9 @@ class DaemonProcess:
     """`python -m atlas_supervisor` with settings of its own below `folder`.
 
     `settings` are keys of atlas.env over the quick defaults, `worker_env` is what the workers get
-    besides, `version` and `files` what is in their directory. `program` are arguments that make
-    Python run the daemon: with them it is always a Python of its own, started anew.
+    besides, `version` and `files` what is in their directory. `code` runs in place of the program,
+    which it changes and runs. `program` are arguments that make Python run the daemon: with them
+    it is always a Python of its own, started anew.
     Use `running()`; `start` and `stop` are for tests that restart it.
     """
 
@@ -167,8 +168,10 @@ class DaemonProcess:
         version: str = "v1",
         files: Mapping[str, str] | None = None,
         program: Sequence[str] | None = None,
+        code: str | None = None,
     ) -> None:
         self.program = program
+        self.code = code
         self.folder = folder.resolve()
         self.state_dir = self.folder / "state"
         self.worker_directory = write_release(self.folder / "work", version, files)
@@ -245,11 +248,16 @@ class DaemonProcess:
 
     async def start(self) -> None:
         """Start the daemon and wait until an active worker takes traffic."""
+        await self.launch()
+        await self.until_ready()
+
+    async def launch(self) -> asyncio.subprocess.Process | ForkedProcess:
+        """Start the daemon, and return its process at once."""
         await self.stop_clients()  # of the daemon before
         self.write_settings()
         with (self.folder / "daemon.out").open("ab") as output:
             self.process = await self._launch(output)
-        await self.until_ready()
+        return self.process
 
     async def _launch(self, output: IO[bytes]) -> asyncio.subprocess.Process | ForkedProcess:
         inherited = {key: os.environ[key] for key in INHERITED if key in os.environ}
@@ -257,10 +265,15 @@ class DaemonProcess:
         arguments = ("--env-file", str(self.env_file))
         if self.program is None and self.fork_server is not None:
             return await self.fork_server.fork(
-                arguments, folder=self.folder, environment=environment, output=output
+                arguments,
+                code=self.code,
+                folder=self.folder,
+                environment=environment,
+                output=output,
             )
+        code = None if self.code is None else ("-c", self.code)
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, *(self.program or PROGRAM), *arguments),
+            *(sys.executable, *(self.program or code or PROGRAM), *arguments),
             cwd=self.folder,
             env=environment,
             stdin=asyncio.subprocess.DEVNULL,
@@ -419,7 +432,7 @@ class DaemonProcess:
                 return record
             if asyncio.get_running_loop().time() > deadline:
                 raise AssertionError(f"not ended within {within} s: {record}")
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
 
 
 async def answered(session: aiohttp.ClientSession, method: str, path: str, **more: Any) -> Answer:

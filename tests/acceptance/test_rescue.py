@@ -10,7 +10,7 @@ from tests.acceptance.support import IDLE_GRACE_SECONDS, kill_under_load
 from tests.harness import bundled_worker
 from tests.loadclient import Reason, Traffic, bundled_worker_mix
 
-KILLS = 6
+KILLS = 4
 
 
 @pytest.mark.fault(

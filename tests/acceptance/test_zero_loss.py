@@ -14,9 +14,9 @@ from tests.acceptance.support import APPS, WORKERS, deploys_and_rollbacks
 from tests.harness import DaemonProcess, Setting, eventually, missing, write_release
 from tests.loadclient import Load, Report, Traffic, echo, echoes_token
 
-RELAY_DEPLOYS = 6
+FOREIGN_DEPLOYS = 4
 # `./scripts/bench acceptance` takes all of them through 50 and 20; the suite keeps to its time.
-DEPLOYS_AND_ROLLBACKS = {"bundled": (14, 6), "asgi": (7, 3), "aiohttp": (7, 3)}
+DEPLOYS_AND_ROLLBACKS = {"bundled": (8, 4), "asgi": (5, 2), "aiohttp": (5, 2)}
 
 ONE_SHOT = (
     Traffic("one GET per connection", 4, echoes_token, keep_alive=False, think=(0.0, 0.05)),
@@ -47,14 +47,12 @@ async def deploy_under_load(daemon: DaemonProcess, mix: Sequence[Traffic], deplo
     return report
 
 
-async def deploy_foreign(
-    folder: Path, command: str, app: str, mix: Sequence[Traffic], deploys: int
-) -> Report:
+async def deploy_foreign(folder: Path, command: str, app: str, mix: Sequence[Traffic]) -> Report:
     """Run a worker that knows nothing of the supervisor through some deploys under load."""
     settings: dict[str, Setting] = {"WORKER_COMMAND": command, "HEALTH_PROBES": 1}
     files = {app: (APPS / app).read_text()}
     async with DaemonProcess.running(folder, settings, files=files) as daemon:
-        return await deploy_under_load(daemon, mix, deploys)
+        return await deploy_under_load(daemon, mix, FOREIGN_DEPLOYS)
 
 
 def lost(report: Report, kinds: Sequence[Traffic]) -> list[str]:
@@ -78,7 +76,7 @@ async def test_deploys_and_rollbacks_lose_nothing_and_cut_no_stream(
 @pytest.mark.timeout(90)
 async def test_uvicorn_on_one_descriptor_loses_no_request(tmp_path: Path) -> None:
     command = "uvicorn --fd {fd} --no-access-log --lifespan off asgi_app:app"
-    report = await deploy_foreign(tmp_path, command, "asgi_app.py", [*ONE_SHOT, *KEEP_ALIVE], 6)
+    report = await deploy_foreign(tmp_path, command, "asgi_app.py", [*ONE_SHOT, *KEEP_ALIVE])
     # What becomes of keep-alive clients is uvicorn's own way of closing idle connections: the
     # report above shows it, docs/worker-contract.md tells it, and nothing is promised.
     assert lost(report, ONE_SHOT) == []
@@ -87,13 +85,13 @@ async def test_uvicorn_on_one_descriptor_loses_no_request(tmp_path: Path) -> Non
 
 async def test_gunicorn_by_socket_activation_loses_no_request(tmp_path: Path) -> None:
     command = "gunicorn --workers 2 --log-level warning wsgi_app:app"
-    report = await deploy_foreign(tmp_path, command, "wsgi_app.py", ONE_SHOT, 5)
+    report = await deploy_foreign(tmp_path, command, "wsgi_app.py", ONE_SHOT)
     assert lost(report, ONE_SHOT) == []
 
 
 @pytest.mark.skipif(bool(missing("node")), reason="Node.js is not installed")
 async def test_node_by_socket_activation_loses_no_request(tmp_path: Path) -> None:
-    report = await deploy_foreign(tmp_path, "node server.js", "server.js", ONE_SHOT, 5)
+    report = await deploy_foreign(tmp_path, "node server.js", "server.js", ONE_SHOT)
     assert lost(report, ONE_SHOT) == []
 
 
@@ -101,5 +99,5 @@ async def test_a_worker_that_binds_its_own_port_loses_no_request_on_the_relay(
     tmp_path: Path,
 ) -> None:
     command = "uvicorn --port {port} --no-access-log --lifespan off asgi_app:app"
-    report = await deploy_foreign(tmp_path, command, "asgi_app.py", ONE_SHOT, RELAY_DEPLOYS)
+    report = await deploy_foreign(tmp_path, command, "asgi_app.py", ONE_SHOT)
     assert lost(report, ONE_SHOT) == []

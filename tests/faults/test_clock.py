@@ -40,7 +40,7 @@ async def test_a_clock_that_is_set_a_day_forth_and_back_changes_no_order_and_end
     (tmp_path / "clock").write_text("0")
     settings = {**WARM, "CANARY_ENABLED": "true", "GUARD_SECONDS": 0.1}
     async with (
-        scripted_daemon(tmp_path, settings, program=("-c", SETTABLE)) as daemon,
+        scripted_daemon(tmp_path, settings, code=SETTABLE) as daemon,
         under_load(daemon) as load,
     ):
         for number, ahead in enumerate((DAY_SECONDS, 0, -DAY_SECONDS), 2):

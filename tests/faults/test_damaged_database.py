@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -17,11 +18,13 @@ from tests.integration.support import (
     scripted_daemon,
     state_file,
 )
+from tests.invariants import invariants_hold
 
 DAMAGES = {
     "text that is no Unicode": "UPDATE deploys SET reason = CAST(x'c328' AS TEXT)",
     "a detail that is no JSON": """UPDATE steps SET detail = '{"message": '""",
-    "an instance of another kind": "UPDATE instances SET slot = CAST(x'c328' AS TEXT)",
+    "an instance of another kind": "INSERT INTO instances VALUES"
+    " ('blue-1', 'blue', 1, 1, '', '', 0, NULL);UPDATE instances SET slot = CAST(x'c328' AS TEXT)",
     "a column with another name": "ALTER TABLE deploys RENAME COLUMN active_port TO active_pora",
     "a table that is gone": "DROP TABLE versions",
     "a schema that is no Unicode": "PRAGMA writable_schema = 1; UPDATE sqlite_schema SET sql = "
@@ -55,20 +58,21 @@ async def started(daemon: DaemonProcess) -> None:
     await everything_agrees(daemon)
 
 
-@pytest.mark.parametrize("script", DAMAGES.values(), ids=DAMAGES)
-async def test_a_database_with_content_that_cannot_be_read_is_set_aside(
-    tmp_path: Path, script: str
-) -> None:
+async def test_a_database_with_content_that_cannot_be_read_is_set_aside(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         release(daemon, "v2")
         assert (await daemon.deploy()).status == 200
         await daemon.stop()
-        if "instances" in script:
-            row = "INSERT INTO instances VALUES ('blue-1', 'blue', 1, 1, '', '', 0, NULL)"
-            script = f"{row};{script}"
-        damage(daemon, script)
-        await started(daemon)
-        assert len(set_aside(daemon)) == 1
+        whole = tmp_path / "whole"
+        daemon.state_dir.rename(whole)
+        for name, script in DAMAGES.items():
+            shutil.copytree(whole, daemon.state_dir)
+            damage(daemon, script)
+            await started(daemon)
+            assert len(set_aside(daemon)) == 1, name
+            await invariants_hold(daemon)
+            await daemon.stop()
+            shutil.rmtree(daemon.state_dir)
 
 
 @pytest.mark.fault("Database", "eight random bytes in it", "they end no start")

@@ -131,12 +131,12 @@ async def test_too_few_descriptors_are_refused_in_words_and_the_worker_goes_on(
             "import resource, runpy; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64));"
             "runpy.run_module('atlas_supervisor', run_name='__main__', alter_sys=True)"
         )
-        daemon.program = ("-c", limited)
+        daemon.code = limited
         printed = await refused(daemon)
         assert "the limit of open files is 64" in printed
         assert "Traceback" not in printed
         assert await worker_pid(daemon) == before
-        daemon.program = None
+        daemon.code = None
         await daemon.start()
 
 

@@ -30,6 +30,7 @@ from tests.integration.support import (
     until_phase,
     write,
 )
+from tests.invariants import invariants_hold
 
 SLOW_SMOKE = '[[command]]\nname = "long"\nrun = ["sleep", "30"]\n'
 
@@ -222,13 +223,10 @@ async def test_workers_live_on_when_the_supervisor_is_killed(tmp_path: Path) -> 
 )
 async def test_a_second_daemon_refuses_names_the_first_and_touches_nothing(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "atlas_supervisor", "--env-file", str(daemon.env_file)),
-            stderr=asyncio.subprocess.PIPE,
-        )
-        _, said = await process.communicate()
-        assert process.returncode == 1
-        assert f"pid {daemon.pid}" in said.decode()
+        second = DaemonProcess(tmp_path / "second", daemon.settings)
+        process = await second.launch()
+        assert await process.wait() == 1
+        assert f"pid {daemon.pid}" in (second.folder / "daemon.out").read_text()
         assert await public_version(daemon) == "v1"
         await everything_agrees(daemon)
 
@@ -282,35 +280,36 @@ async def test_a_stray_listener_on_the_public_port_stops_a_deploy_and_is_named(
             await stray.communicate()
 
 
-@pytest.mark.parametrize(
-    "content",
-    [None, b"", b"{", b"\xff\xfe garbage", b'{"schema_version": 99}', b'{"mode": "purple"}'],
-)
+UNUSABLE = (b"", b"{", b"\xff\xfe garbage", b'{"schema_version": 99}', b'{"mode": "purple"}')
+
+
 @pytest.mark.fault(
     "Disk and files",
     "a state file that is empty, cut short, garbage, from the future or missing",
     "it is rebuilt from its copy, latches included",
 )
-async def test_an_unusable_or_missing_state_file_is_rebuilt(
-    tmp_path: Path, content: bytes | None
-) -> None:
+async def test_an_unusable_or_missing_state_file_is_rebuilt(tmp_path: Path) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         release(daemon, "v2")
         assert (await daemon.deploy()).status == 200
         before = state_file(daemon)
-        await daemon.stop()
-        (daemon.state_dir / "deploy_state.json").unlink()
-        if content is not None:
-            (daemon.state_dir / "deploy_state.json").write_bytes(content)
-        await daemon.start()
-        after = state_file(daemon)
-        assert after["active_port"] == before["active_port"]
-        assert after["last_switch_ts"] == before["last_switch_ts"]
-        aside = list(daemon.state_dir.glob("deploy_state.json.unreadable-*"))
-        assert [path.read_bytes() for path in aside] == ([] if content is None else [content])
-        audited = rows(daemon, "SELECT outcome FROM audit WHERE action = 'state_file'")
-        assert audited == [("rebuilt",)]
-        await everything_agrees(daemon)
+        for times, content in enumerate((None, *UNUSABLE), 1):
+            await daemon.stop()
+            (daemon.state_dir / "deploy_state.json").unlink()
+            if content is not None:
+                (daemon.state_dir / "deploy_state.json").write_bytes(content)
+            await daemon.start()
+            after = state_file(daemon)
+            assert after["active_port"] == before["active_port"]
+            assert after["last_switch_ts"] == before["last_switch_ts"]
+            aside = list(daemon.state_dir.glob("deploy_state.json.unreadable-*"))
+            assert [path.read_bytes() for path in aside] == ([] if content is None else [content])
+            for path in aside:
+                path.unlink()
+            audited = rows(daemon, "SELECT outcome FROM audit WHERE action = 'state_file'")
+            assert audited == [("rebuilt",)] * times
+            await everything_agrees(daemon)
+            await invariants_hold(daemon)
 
 
 @pytest.mark.fault("Database", "corrupt", "it is set aside, and the state file counts")

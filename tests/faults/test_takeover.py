@@ -431,7 +431,7 @@ async def test_where_tracing_is_refused_the_keeper_has_the_sockets(tmp_path: Pat
         await until_phase(daemon, "warm")
         before = await lasting(daemon)
         await daemon.kill()
-        daemon.program = ("-c", WITHOUT_PIDFD_GETFD)
+        daemon.code = WITHOUT_PIDFD_GETFD
         await daemon.start()
         assert await lasting(daemon) == before
         await everything_agrees(daemon)
@@ -447,7 +447,7 @@ async def test_sockets_that_cannot_be_taken_back_end_the_old_worker_first(tmp_pa
         old = daemon.leftovers()
         await daemon.kill()
         daemon.end_keeper()
-        daemon.program = ("-c", WITHOUT_PIDFD_GETFD)
+        daemon.code = WITHOUT_PIDFD_GETFD
         await daemon.start()
         assert await public_version(daemon) == "v1"
         assert not set(old) & set(daemon.leftovers())

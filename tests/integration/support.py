@@ -26,8 +26,12 @@ async def scripted_daemon(
     folder: Path, settings: Mapping[str, Setting] | None = None, **more: Any
 ) -> AsyncIterator[DaemonProcess]:
     """A daemon that runs the scripted worker, version v1, behaving well."""
-    command: dict[str, Setting] = {"WORKER_COMMAND": SCRIPTED, "STOP_TIMEOUT_SECONDS": 2}
-    async with DaemonProcess.running(folder, {**command, **(settings or {})}, **more) as daemon:
+    quick: dict[str, Setting] = {
+        "WORKER_COMMAND": SCRIPTED,
+        "STOP_TIMEOUT_SECONDS": 2,
+        "DRAIN_QUIET_SECONDS": 0.2,
+    }
+    async with DaemonProcess.running(folder, {**quick, **(settings or {})}, **more) as daemon:
         yield daemon
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -52,7 +51,7 @@ def slowed(quick):
     async def slow(*arguments):
         outcome = await quick(*arguments)
         if quick is flip:
-            os.close(os.open(os.environ["FLIPPED"], os.O_CREAT | os.O_WRONLY))
+            os.close(os.open(FLIPPED, os.O_CREAT | os.O_WRONLY))
         await anyio.sleep(0.15)
         return outcome
     return slow
@@ -67,21 +66,10 @@ sys.exit(main(sys.argv[1:]))
 async def slow_daemon(
     folder: Path, settings: Mapping[str, Setting]
 ) -> AsyncIterator[DaemonProcess]:
-    daemon = DaemonProcess(folder, {"WORKER_COMMAND": SCRIPTED, "HEALTH_PROBES": 1, **settings})
-    daemon.write_settings()
-    try:
-        process = daemon.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", SLOW, "--env-file", str(daemon.env_file)),
-            env={**os.environ, "FLIPPED": str(folder / "flipped")},
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        await daemon.until_ready()
+    slow = SLOW.replace("FLIPPED", repr(str(folder / "flipped")))
+    async with scripted_daemon(folder, {"HEALTH_PROBES": 1, **settings}, code=slow) as daemon:
         assert await public_version(daemon) == "v1"
         yield daemon
-        process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 20) == 0
-    finally:
-        await daemon.clean_up()
 
 
 @pytest.mark.fault(
@@ -90,18 +78,15 @@ async def slow_daemon(
 async def test_a_daemon_that_fails_by_itself_says_so_and_leaves_its_workers_serving(
     tmp_path: Path,
 ) -> None:
-    daemon = DaemonProcess(tmp_path, {"WORKER_COMMAND": SCRIPTED})
-    daemon.write_settings()
+    daemon = DaemonProcess(tmp_path, {"WORKER_COMMAND": SCRIPTED}, code=BROKEN)
     try:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", BROKEN, "--env-file", str(daemon.env_file)),
-            stderr=asyncio.subprocess.DEVNULL,
-        )
+        process = await daemon.launch()
         assert await asyncio.wait_for(process.wait(), 20) == 70
         assert await public_version(daemon) == "v1"
         log = (daemon.state_dir / "logs" / "supervisor.jsonl").read_text()
         assert '"daemon_failed"' in log
         assert "ZeroDivisionError" in log
+        daemon.code = None
         await daemon.start()  # and the next one is well
         await everything_agrees(daemon)
         await daemon.stop()
@@ -114,13 +99,9 @@ async def test_stopped_right_after_its_start_it_leaves_nothing(tmp_path: Path, m
     daemon = DaemonProcess(tmp_path, {"WORKER_COMMAND": SCRIPTED})
     behaviour = {"exit": 1} if moment == "worker_failed" else {"health_delay": 20}
     release(daemon, "v1", **behaviour)
-    daemon.write_settings()
     log = daemon.state_dir / "logs" / "supervisor.jsonl"
     try:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "atlas_supervisor", "--env-file", str(daemon.env_file)),
-            stderr=asyncio.subprocess.DEVNULL,
-        )
+        process = await daemon.launch()
         await eventually(lambda: log.exists() and f'"{moment}"' in log.read_text())
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGTERM)
