@@ -79,7 +79,7 @@ async def until_phase(daemon: DaemonProcess, phase: str, *, within: float = 10.0
             record: dict[str, Any] = last
             return record
         assert asyncio.get_running_loop().time() < deadline, f"not in {phase}: {last}"
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.02)
 
 
 def slot(status: dict[str, Any], role: str) -> dict[str, Any]:

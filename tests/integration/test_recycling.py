@@ -58,7 +58,7 @@ def in_its_gates(record: dict[str, Any]) -> bool:
 
 @asynccontextmanager
 async def load(daemon: DaemonProcess) -> AsyncIterator[list[int]]:
-    """Ask the public port without a pause; every answer must be whole. Yields the pids."""
+    """Ask the public port again and again; every answer must be whole. Yields the pids."""
     pids: list[int] = []
 
     async def ask() -> None:
@@ -66,6 +66,7 @@ async def load(daemon: DaemonProcess) -> AsyncIterator[list[int]]:
             status, body = await get(daemon.public_port)
             assert status == 200
             pids.append(body["pid"])
+            await asyncio.sleep(0.01)
 
     async with asyncio.TaskGroup() as clients:
         tasks = [clients.create_task(ask()) for _ in range(3)]
@@ -77,7 +78,7 @@ async def load(daemon: DaemonProcess) -> AsyncIterator[list[int]]:
 async def test_a_leak_under_load_costs_no_request(tmp_path: Path) -> None:
     settings: dict[str, Setting] = {**QUICK, "WORKER_MAX_RSS_MB": 200}
     async with scripted_daemon(tmp_path, settings) as daemon:
-        release(daemon, "v1", leak=1)
+        release(daemon, "v1", leak=4)
         await daemon.ended((await daemon.deploy()).json["deploy_id"])  # now it leaks
         before = slot(await daemon.status(), "active")
         async with load(daemon) as pids:

@@ -21,7 +21,7 @@ from tests.integration.support import rows, scripted_daemon, slot, until_phase
 from tests.loadclient import Load, bundled_worker_mix
 
 REPOSITORY = Path(__file__).parents[2]
-RELOADS = 3
+RELOADS = 2
 WITHIN_SECONDS = 30.0
 
 
