@@ -107,13 +107,6 @@ async def test_the_integrity_check_is_skipped_when_the_scheduler_is_off(tmp_path
         assert told["score"] == 100
 
 
-async def test_a_foreign_server_is_scored_on_what_is_seen_from_outside(tmp_path: Path) -> None:
-    async with scripted_daemon(tmp_path) as daemon:
-        told = await until(daemon, "port_active", "pass")
-        assert {statuses(told)[name] for name in TOLD} == {"skipped"}
-        assert told["score"] == 100
-
-
 async def test_a_worker_that_binds_its_port_is_looked_at_through_the_relay(tmp_path: Path) -> None:
     command = "python -m http.server --bind 127.0.0.1 {port}"
     settings: dict[str, Setting] = {"WORKER_COMMAND": command, "HEALTH_PATH": "/VERSION"}
@@ -129,13 +122,18 @@ async def test_without_a_public_port_the_own_one_is_enough(tmp_path: Path) -> No
         assert "no other" in told["checks"]["port_active"]["message"]
 
 
-async def test_lies_and_nonsense_of_a_worker_do_no_harm(tmp_path: Path) -> None:
+async def test_a_foreign_server_is_scored_on_what_is_seen_whatever_it_tells_and_when_it_is_dead(
+    tmp_path: Path,
+) -> None:
     body = (
         '{"checks": {"scheduler": {"status": "pass", "value": NaN, "message": 7, "unit": []},'
         ' "memory": {"status": "fine", "message": "\\u001b[2J\\ud800"},'
         ' "port_active": {"status": "fail"}, "db_integrity": ' + "[" * 20_000
     )
     async with scripted_daemon(tmp_path) as daemon:
+        told = await until(daemon, "port_active", "pass")
+        assert {statuses(told)[name] for name in TOLD} == {"skipped"}
+        assert told["score"] == 100
         for version, text in (("v2", body), ("v3", body[: body.index(', "db')] + "}}")):
             release(daemon, version, health_body=text)
             assert (await daemon.deploy()).status == 200
@@ -143,6 +141,18 @@ async def test_lies_and_nonsense_of_a_worker_do_no_harm(tmp_path: Path) -> None:
             assert (told["version"], told["score"]) == (version, 100)
         assert statuses(told)["scheduler"] == "pass"
         assert statuses(told)["memory"] == "skipped"
+
+        # Dead, it is unhealthy at once, and says why.
+        await until(daemon, "port_active", "pass")
+        release(daemon, "v3", exit=3)
+        os.kill(slot(await daemon.status(), "active")["pid"], signal.SIGKILL)
+        told = await until(daemon, "port_active", "fail")
+        assert (told["score"], told["status"]) == (0, "unhealthy")
+        assert "blue is " in told["checks"]["port_active"]["message"]
+        assert "the last time" in told["checks"]["port_active"]["message"]
+        assert (await daemon.status())["health_score"] == 0
+        release(daemon, "v3")
+        assert (await until(daemon, "port_active", "pass"))["score"] == 100
 
 
 async def test_a_worker_that_hangs_in_its_health_costs_the_supervisor_nothing(
@@ -194,20 +204,6 @@ async def test_a_hang_is_found_out_and_its_end_too(tmp_path: Path) -> None:
         await until(daemon, "port_active", "pass")
 
 
-async def test_a_dead_active_worker_is_unhealthy_at_once_and_says_why(tmp_path: Path) -> None:
-    async with scripted_daemon(tmp_path) as daemon:
-        await until(daemon, "port_active", "pass")
-        release(daemon, "v1", exit=3)
-        os.kill(slot(await daemon.status(), "active")["pid"], signal.SIGKILL)
-        told = await until(daemon, "port_active", "fail")
-        assert (told["score"], told["status"]) == (0, "unhealthy")
-        assert "blue is " in told["checks"]["port_active"]["message"]
-        assert "the last time" in told["checks"]["port_active"]["message"]
-        assert (await daemon.status())["health_score"] == 0
-        release(daemon, "v1")
-        assert (await until(daemon, "port_active", "pass"))["score"] == 100
-
-
 async def test_each_answer_after_a_switch_is_about_the_version_that_has_the_traffic(
     tmp_path: Path,
 ) -> None:
@@ -226,7 +222,7 @@ async def test_each_answer_after_a_switch_is_about_the_version_that_has_the_traf
         await until(daemon, "memory", "pass")
 
 
-async def test_a_release_that_says_itself_that_it_is_broken_fails_the_gate_by_name(
+async def test_a_release_that_says_it_is_broken_fails_the_gate_by_name_but_not_by_a_warning(
     tmp_path: Path,
 ) -> None:
     async with scripted_daemon(tmp_path) as daemon:
@@ -246,9 +242,7 @@ async def test_a_release_that_says_itself_that_it_is_broken_fails_the_gate_by_na
         assert await public_version(daemon) == "v1"
         await everything_agrees(daemon)
 
-
-async def test_a_warning_and_a_language_model_that_is_down_pass_the_gate(tmp_path: Path) -> None:
-    async with scripted_daemon(tmp_path) as daemon:
+        # Nor by a language model that is down.
         body = telling(memory="warn", scheduler="skipped", llm_latency="fail")
         release(daemon, "v2", health_body=body)
         answer = await daemon.deploy()

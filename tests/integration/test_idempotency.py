@@ -41,7 +41,7 @@ def deploys(daemon: DaemonProcess) -> int:
     return int(count)
 
 
-async def test_a_deploy_asked_for_again_is_the_same_deploy_also_for_the_next_daemon(
+async def test_a_key_stands_for_one_request_also_for_the_next_daemon(
     tmp_path: Path,
 ) -> None:
     async with scripted_daemon(tmp_path) as daemon:
@@ -56,17 +56,6 @@ async def test_a_deploy_asked_for_again_is_the_same_deploy_also_for_the_next_dae
         unwaited = await post(daemon, "bluegreen", '"k1"', params={"wait": "false"})
         assert (unwaited.status, repeated(unwaited)) == (202, True)
         assert unwaited.headers["Location"] == record["deploy_id"]
-        await daemon.stop()
-        await daemon.start()
-        again = await post(daemon, "bluegreen", "k1")
-        assert (again.json["deploy_id"], repeated(again)) == (record["deploy_id"], True)
-        assert deploys(daemon) == 1
-        assert await public_version(daemon) == "v2"
-
-
-async def test_a_key_stands_for_one_request(tmp_path: Path) -> None:
-    async with scripted_daemon(tmp_path) as daemon:
-        assert (await post(daemon, "bluegreen", "k1")).status == 200
         others = [
             await post(daemon, "bluegreen", "k1", params={"dry_run": "true"}),
             await post(daemon, "bluegreen", "k1", json={"release": "r1"}),
@@ -82,6 +71,13 @@ async def test_a_key_stands_for_one_request(tmp_path: Path) -> None:
             assert code(await post(daemon, "bluegreen", bad)) == (400, "invalid_header")
         assert deploys(daemon) == 1
         assert (await daemon.status())["mode"] == "bluegreen"
+
+        await daemon.stop()
+        await daemon.start()
+        again = await post(daemon, "bluegreen", "k1")
+        assert (again.json["deploy_id"], repeated(again)) == (record["deploy_id"], True)
+        assert deploys(daemon) == 1
+        assert await public_version(daemon) == "v2"
 
 
 async def test_a_request_that_was_refused_can_be_made_again_under_its_key(tmp_path: Path) -> None:
@@ -104,7 +100,14 @@ async def test_a_request_that_was_refused_can_be_made_again_under_its_key(tmp_pa
         assert code(await post(daemon, "bluegreen", "k2")) == (409, "deploy_aborted")
 
 
-async def test_two_at_once_under_one_key_are_one_deploy_and_get_its_answer(tmp_path: Path) -> None:
+@pytest.mark.fault(
+    "Requests",
+    "a client that leaves in mid-deploy",
+    "the deploy goes on, and the client can ask for its answer",
+)
+async def test_two_clients_at_once_and_one_that_left_get_the_answer_of_their_deploy(
+    tmp_path: Path,
+) -> None:
     async with scripted_daemon(tmp_path) as daemon:
         release(daemon, "v2", health_delay=0.2)
         answers = await asyncio.gather(*(post(daemon, "bluegreen", "k1") for _ in range(5)))
@@ -114,20 +117,12 @@ async def test_two_at_once_under_one_key_are_one_deploy_and_get_its_answer(tmp_p
         assert deploys(daemon) == 1
         await everything_agrees(daemon)
 
-
-@pytest.mark.fault(
-    "Requests",
-    "a client that leaves in mid-deploy",
-    "the deploy goes on, and the client can ask for its answer",
-)
-async def test_a_client_that_left_gets_the_answer_when_it_comes_back(tmp_path: Path) -> None:
-    async with scripted_daemon(tmp_path) as daemon:
-        release(daemon, "v2", health_delay=0.5)
-        leaving = asyncio.create_task(post(daemon, "bluegreen", "k1"))
+        release(daemon, "v3", health_delay=0.5)
+        leaving = asyncio.create_task(post(daemon, "bluegreen", "k2"))
         begun = await until_phase(daemon, "launch")
         leaving.cancel()
         await asyncio.wait([leaving])
-        again = await post(daemon, "bluegreen", "k1")
+        again = await post(daemon, "bluegreen", "k2")
         assert (again.status, again.json["result"], repeated(again)) == (200, "switched", True)
         assert again.json["deploy_id"] == begun["deploy_id"]
 
