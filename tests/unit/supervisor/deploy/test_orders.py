@@ -42,8 +42,8 @@ from tests.unit.supervisor.store.support import a_deploy
 
 MANUAL = Plan(auto_switch=False)
 PLANS = (Plan(), MANUAL, Plan(rollback=True))
-MOMENTS = 60
-"""More than a deploy in memory has turns."""
+TURNS_AFTER = 6
+"""Turns that are tried besides, after a deploy has ended or waits: by then all is written."""
 OPERATOR = Actor(name="uid:1", origin="unix")
 BEFORE = Release(name="v1", path=Path("releases/v1"), version="1")
 
@@ -144,6 +144,16 @@ async def turns(count: int) -> None:
         await anyio.lowlevel.checkpoint()
 
 
+async def moments(faults: dict[str, Any], plan: Plan) -> range:
+    """Return the turns at which something can happen to a deploy in such a world."""
+    count = TURNS_AFTER
+    async with scene(worlds(faults), plan) as deploying:
+        while not (deploying.run.ended.is_set() or deploying.run.waits):
+            await turns(1)
+            count += 1
+    return range(count)
+
+
 Order = Callable[[Scene], Coroutine[Any, Any, DeployRecord]]
 
 ORDERS: dict[str, Order] = {
@@ -187,18 +197,15 @@ async def test_an_order_at_any_moment_is_done_or_refused(
     order: str, faults: dict[str, Any]
 ) -> None:
     for plan in PLANS:
-        done = moment = 0
-        has_ended = False
-        while not has_ended:
+        done = 0
+        for moment in await moments(faults, plan):
             async with scene(worlds(faults), plan) as deploying:
                 await turns(moment)
                 run = deploying.run
-                has_ended = run.ended.is_set() or (run.waits and moment > 100)
                 switched = run.record.result == "switched" and not run.in_progress
                 done += await obeyed(deploying, order)
                 if order == "rollback" and switched and not {"guard", "revert"} & set(faults):
                     assert deploying.world.active == BLUE, (plan, moment)
-            moment += 1
         switches = plan != MANUAL and not {"health", "switch"} & set(faults)
         if order == "abort" or (order == "rollback" and switches and "revert" not in faults):
             assert done, "it was never possible"
@@ -220,20 +227,24 @@ async def test_an_order_is_done_or_refused_though_something_else_happens_beside_
     order: str, other: str
 ) -> None:
     faults: list[dict[str, Any]] = [{}, {"revert": FAIL}] if order == "rollback" else [{}]
-    for fault, first in product(faults, range(MOMENTS)):
-        async with scene(worlds(fault), MANUAL if order == "switch" else Plan()) as deploying:
-            await turns(first)
-            async with anyio.create_task_group() as both:
-                both.start_soon(obeyed, deploying, order)
-                await turns(first % 4)
-                both.start_soon(OTHERS[other], deploying)
+    plan = MANUAL if order == "switch" else Plan()
+    for fault in faults:
+        for first in await moments(fault, plan):
+            async with scene(worlds(fault), plan) as deploying:
+                await turns(first)
+                async with anyio.create_task_group() as both:
+                    both.start_soon(obeyed, deploying, order)
+                    await turns(first % 4)
+                    both.start_soon(OTHERS[other], deploying)
 
 
 @pytest.mark.parametrize("fault", [{}, {"switch": FAIL}, {"guard": FAIL}, {"revert": FAIL}])
 async def test_a_death_at_any_moment_is_dealt_with_by_the_deploy_or_left_to_the_slot(
     fault: dict[str, Any],
 ) -> None:
-    for plan, dies, moment in product(PLANS, (BLUE, GREEN), range(MOMENTS)):
+    cases = [(plan, await moments(fault, plan)) for plan in PLANS]
+    every = ((plan, moment) for plan, tried in cases for moment in tried)
+    for (plan, moment), dies in product(every, (BLUE, GREEN)):
         async with scene(worlds(fault), plan) as deploying:
             await turns(moment)
             world, run = deploying.world, deploying.run

@@ -157,7 +157,7 @@ def test_a_reader_never_sees_half_of_it(file: StateFile) -> None:
 
     reader = threading.Thread(target=read)
     reader.start()
-    for generation in range(1, 301):
+    for generation in range(1, 101):
         file.write(a_state(generation=generation))
     done.set()
     reader.join()
