@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.unit.supervisor.telemetry.support import everything, exposed_name
+from tests.unit.support import log_calls
 
-SOURCE = Path(__file__).parents[2] / "supervisor/atlas_supervisor"
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 
 EVENT = re.compile(r"[a-z0-9]+(_[a-z0-9]+)+|st(opping|opped)")
@@ -43,14 +43,9 @@ NOT_IN_HELPS = {
 
 def events() -> Iterator[tuple[str, str]]:
     """Yield each call of a module's `log`, as its place and its event."""
-    for path in sorted(SOURCE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            match node:
-                case ast.Call(
-                    func=ast.Attribute(value=ast.Name(id="log"), attr=level), args=[event, *_]
-                ) if level in LEVELS:
-                    place = f"{path.relative_to(SOURCE.parent)}:{node.lineno}"
-                    yield place, str(event.value) if isinstance(event, ast.Constant) else ""
+    for place, level, event in log_calls():
+        if place.startswith("supervisor/") and level in LEVELS:
+            yield place, str(event.value) if isinstance(event, ast.Constant) else ""
 
 
 def problem_of_event(event: str) -> str | None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.unit.support import ROOT, log_calls
+
 PLACES = {
     "supervisor": "supervisor/**/*.py",
     "worker": "worker/**/*.py",
@@ -47,13 +48,9 @@ def lines_with_words(place: str) -> Iterator[str]:
 
 def log_events() -> Iterator[tuple[str, str]]:
     """Yield the events that the daemon and the worker log, with where that is."""
-    for path in sorted([*ROOT.glob(PLACES["supervisor"]), *ROOT.glob(PLACES["worker"])]):
-        for node in ast.walk(ast.parse(path.read_text())):
-            match node:
-                case ast.Call(
-                    func=ast.Attribute(value=ast.Name("log")), args=[ast.Constant(value=event), *_]
-                ):
-                    yield f"{path.relative_to(ROOT)}:{node.lineno}", str(event)
+    for call in log_calls():
+        if isinstance(call.event, ast.Constant):
+            yield call.place, str(call.event.value)
 
 
 def riddles() -> list[str]:
